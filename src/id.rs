@@ -1,0 +1,45 @@
+//! Names for things that are numbers: which worker, which slot, which listener.
+//!
+//! Owns the newtypes; knows nothing of what they name.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A worker process, counted from 1 and never used twice in one run (Node's `worker.id`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerId(pub u32);
+
+/// A place for a worker, from 0. A worker that dies leaves its slot to its successor,
+/// so that the rotation keeps its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Slot(pub u16);
+
+/// A listener of this run, from 0 in the order of `--listen`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ListenerId(pub u16);
+
+impl Slot {
+    /// The slot as a position in a table.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl ListenerId {
+    /// The listener as a position in a table.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

@@ -1,0 +1,2 @@
+//! The `clusterlb` command.
+fn main() {}
