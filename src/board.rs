@@ -1,0 +1,293 @@
+//! The load board: what the words of a worker's shared page mean, and who may write which.
+//!
+//! Every word has one writer, and each writer has lines of its own, so that no counter needs a
+//! read-modify-write and no line is written from two cores. Owns the meaning and the clamping of
+//! what the other side claims; decides nothing.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::error::{Error, Result};
+use crate::sys::shared::SharedPage;
+
+/// What the first word of a page says, so that a stranger's page is noticed ("CLBBOARD").
+const MAGIC: u64 = u64::from_le_bytes(*b"CLBBOARD");
+/// Version of the layout below.
+const VERSION: u64 = 1;
+
+const HEADER: usize = 0;
+const PRIMARY: usize = 1;
+const BELL: usize = 2;
+const WORKER: usize = 3;
+const STATISTICS: usize = 4;
+
+const MAGIC_WORD: usize = 0;
+const VERSION_WORD: usize = 1;
+
+const ASSIGNED: usize = 0;
+const RETURNED: usize = 1;
+
+const CLAIMED: usize = 0;
+const FINISHED: usize = 1;
+const LOOP_STAMP: usize = 2;
+
+/// What a worker counts beside its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Statistic {
+    /// Requests answered.
+    Requests = 0,
+    /// Connections that the client reset.
+    Resets = 1,
+    /// Sockets lost on the way in because no descriptor was free (MSG_CTRUNC).
+    Truncated = 2,
+    /// Pauses for want of descriptors.
+    DescriptorPauses = 3,
+    /// Completion queue overflows.
+    Overflows = 4,
+    /// Multishot operations that ended and were armed again.
+    Rearms = 5,
+    /// Connections ended because the client was too slow.
+    Timeouts = 6,
+}
+
+/// Counters of a worker as the primary sees them at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Sockets given to the worker; under `none`, sockets that it accepted itself.
+    pub assigned: u64,
+    /// Sockets taken back from it before it had claimed them.
+    pub returned: u64,
+    /// Sockets that the worker has received.
+    pub claimed: u64,
+    /// Connections that the worker has done with.
+    pub finished: u64,
+}
+
+impl Tally {
+    /// Sockets given and neither finished nor taken back.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.assigned.saturating_sub(self.returned).saturating_sub(self.finished)
+    }
+
+    /// Sockets given and neither claimed nor taken back.
+    #[must_use]
+    pub fn unclaimed(&self) -> u64 {
+        self.assigned.saturating_sub(self.returned).saturating_sub(self.claimed)
+    }
+}
+
+/// The primary's side of a worker's page.
+#[derive(Debug)]
+pub struct PrimaryBoard {
+    page: SharedPage,
+    assigned: u64,
+    returned: u64,
+}
+
+/// The worker's side of its page.
+#[derive(Debug)]
+pub struct WorkerBoard {
+    page: SharedPage,
+    claimed: u64,
+    finished: u64,
+    statistics: [u64; 8],
+}
+
+/// A third party's view of a page: everything can be read, nothing written.
+#[derive(Debug)]
+pub struct BoardView {
+    page: SharedPage,
+}
+
+impl PrimaryBoard {
+    /// A new page for a new worker.
+    ///
+    /// # Errors
+    /// Too little memory or too few descriptors.
+    pub fn create() -> Result<Self> {
+        let page = SharedPage::create()?;
+        page.word(HEADER, VERSION_WORD).store(VERSION, Ordering::Relaxed);
+        page.word(HEADER, MAGIC_WORD).store(MAGIC, Ordering::Release);
+        Ok(Self { page, assigned: 0, returned: 0 })
+    }
+
+    /// Another mapping of the page, to be read from another thread.
+    ///
+    /// # Errors
+    /// Too little memory or too few descriptors.
+    pub fn view(&self) -> Result<BoardView> {
+        let memory = self.page.as_fd().try_clone_to_owned();
+        let memory = memory.map_err(|error| {
+            Error::system("duplicate a page of counters", crate::error::errno_of(&error))
+        })?;
+        Ok(BoardView { page: SharedPage::open(memory)? })
+    }
+
+    /// Counts sockets given to the worker. Called when the choice is made, not when the message
+    /// has gone, so that the next choice already sees it.
+    pub fn add_assigned(&mut self, count: u64) {
+        self.assigned += count;
+        self.page.word(PRIMARY, ASSIGNED).store(self.assigned, Ordering::Release);
+    }
+
+    /// Counts sockets taken back from the worker.
+    pub fn add_returned(&mut self, count: u64) {
+        self.returned += count;
+        self.page.word(PRIMARY, RETURNED).store(self.returned, Ordering::Release);
+    }
+
+    /// Asks the worker to ring the primary's bell when it next finishes or claims something.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.page.word(BELL, 0).store(u64::from(waiting), Ordering::Relaxed);
+        // Pairs with the fence in `WorkerBoard::publish`: either the worker sees the request, or
+        // the counters that the primary reads next include what the worker has just published.
+        fence(Ordering::SeqCst);
+    }
+
+    /// The counters now, with the worker's claims cut to what is possible.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let given = self.assigned - self.returned;
+        let claimed = read(self.page.word(WORKER, CLAIMED)).min(given);
+        let finished = read(self.page.word(WORKER, FINISHED)).min(given);
+        Tally { assigned: self.assigned, returned: self.returned, claimed, finished }
+    }
+}
+
+impl AsFd for PrimaryBoard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.page.as_fd()
+    }
+}
+
+impl WorkerBoard {
+    /// Maps the page that the primary passed.
+    ///
+    /// # Errors
+    /// It is not a page of a primary of this version.
+    pub fn open(memory: OwnedFd) -> Result<Self> {
+        let page = SharedPage::open(memory)?;
+        let magic = page.word(HEADER, MAGIC_WORD).load(Ordering::Acquire);
+        let version = page.word(HEADER, VERSION_WORD).load(Ordering::Relaxed);
+        if magic != MAGIC || version != VERSION {
+            return Err(Error::usage(
+                format!("the load board has version {version}, this worker knows {VERSION}"),
+                "let the primary and its workers be of one version",
+            ));
+        }
+        Ok(Self { page, claimed: 0, finished: 0, statistics: [0; 8] })
+    }
+
+    /// Counts sockets received.
+    pub fn add_claimed(&mut self, count: u64) {
+        self.claimed += count;
+    }
+
+    /// Counts connections done with.
+    pub fn add_finished(&mut self, count: u64) {
+        self.finished += count;
+    }
+
+    /// Connections received and not done with.
+    #[must_use]
+    pub fn open_connections(&self) -> u64 {
+        self.claimed - self.finished
+    }
+
+    /// Counts something else.
+    pub fn add(&mut self, statistic: Statistic, count: u64) {
+        let word = statistic as usize;
+        self.statistics[word] += count;
+        self.page.word(STATISTICS, word).store(self.statistics[word], Ordering::Relaxed);
+    }
+
+    /// Makes the counters visible and stamps the turn of the loop. Tells whether the primary
+    /// asked for its bell to be rung.
+    #[must_use]
+    pub fn publish(&mut self, now_ns: u64) -> bool {
+        self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
+        self.page.word(WORKER, FINISHED).store(self.finished, Ordering::Release);
+        self.page.word(WORKER, LOOP_STAMP).store(now_ns, Ordering::Release);
+        // Pairs with the fence in `PrimaryBoard::set_waiting`.
+        fence(Ordering::SeqCst);
+        self.page.word(BELL, 0).load(Ordering::Relaxed) != 0
+    }
+}
+
+impl BoardView {
+    /// The counters now. For a worker that accepts by itself, what it claimed was assigned.
+    #[must_use]
+    pub fn tally(&self, accepts_itself: bool) -> Tally {
+        let claimed = read(self.page.word(WORKER, CLAIMED));
+        let finished = read(self.page.word(WORKER, FINISHED));
+        if accepts_itself {
+            return Tally { assigned: claimed, returned: 0, claimed, finished };
+        }
+        let assigned = read(self.page.word(PRIMARY, ASSIGNED));
+        let returned = read(self.page.word(PRIMARY, RETURNED)).min(assigned);
+        let given = assigned - returned;
+        Tally { assigned, returned, claimed: claimed.min(given), finished: finished.min(given) }
+    }
+
+    /// One of the other counts.
+    #[must_use]
+    pub fn statistic(&self, statistic: Statistic) -> u64 {
+        read(self.page.word(STATISTICS, statistic as usize))
+    }
+}
+
+fn read(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Acquire)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (PrimaryBoard, WorkerBoard) {
+        let primary = PrimaryBoard::create().expect("a page");
+        let memory = primary.as_fd().try_clone_to_owned().expect("a duplicate");
+        (primary, WorkerBoard::open(memory).expect("the same version"))
+    }
+
+    #[test]
+    fn in_flight_is_the_difference_of_two_writers() {
+        let (mut primary, mut worker) = pair();
+        primary.add_assigned(5);
+        primary.add_returned(1);
+        worker.add_claimed(3);
+        worker.add_finished(1);
+        assert!(!worker.publish(7));
+        let tally = primary.tally();
+        assert_eq!((tally.in_flight(), tally.unclaimed()), (3, 1));
+        assert_eq!(primary.view().expect("a view").tally(false), tally);
+    }
+
+    #[test]
+    fn a_lying_worker_is_cut_to_what_is_possible() {
+        let (mut primary, mut worker) = pair();
+        primary.add_assigned(2);
+        worker.add_claimed(1_000);
+        worker.add_finished(1_000);
+        let _ = worker.publish(0);
+        assert_eq!(primary.tally().in_flight(), 0);
+    }
+
+    #[test]
+    fn the_bell_is_asked_for_and_heard() {
+        let (primary, mut worker) = pair();
+        primary.set_waiting(true);
+        assert!(worker.publish(0));
+        primary.set_waiting(false);
+        assert!(!worker.publish(0));
+    }
+
+    #[test]
+    fn a_stranger_s_page_is_refused() {
+        let page = SharedPage::create().expect("a page");
+        let memory = page.as_fd().try_clone_to_owned().expect("a duplicate");
+        assert!(WorkerBoard::open(memory).is_err());
+    }
+}

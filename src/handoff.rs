@@ -1,0 +1,89 @@
+//! What a message with sockets says: which listener each came from and when it was accepted.
+//!
+//! Owns the layout, writes and reads it. The sockets themselves travel beside the bytes, in the
+//! same order (`docs/PROTOCOL.md` will hold this layout for other languages).
+
+use crate::id::ListenerId;
+
+/// Bytes before the first record: magic, version and number of sockets.
+const HEADER_BYTES: usize = 8;
+/// Bytes of a record.
+const RECORD_BYTES: usize = 16;
+/// First bytes of every message.
+const MAGIC: [u8; 4] = *b"CLBH";
+/// Version of this layout.
+const VERSION: u16 = 1;
+
+/// What is known of a socket when it is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The listener that it came from.
+    pub listener: ListenerId,
+    /// When it was accepted, in nanoseconds of CLOCK_MONOTONIC.
+    pub accepted_ns: u64,
+}
+
+/// Appends a record to a message, beginning the message if it is empty.
+pub fn append(payload: &mut Vec<u8>, record: Record) {
+    if payload.is_empty() {
+        payload.extend_from_slice(&MAGIC);
+        payload.extend_from_slice(&VERSION.to_le_bytes());
+        payload.extend_from_slice(&0u16.to_le_bytes());
+    }
+    payload.extend_from_slice(&record.accepted_ns.to_le_bytes());
+    payload.extend_from_slice(&record.listener.0.to_le_bytes());
+    payload.extend_from_slice(&[0; 6]);
+    let count = (payload.len() - HEADER_BYTES) / RECORD_BYTES;
+    let count = u16::try_from(count).expect("a message has few sockets");
+    payload[6..8].copy_from_slice(&count.to_le_bytes());
+}
+
+/// The records of a message, or nothing if it is not one.
+#[must_use]
+pub fn records(payload: &[u8]) -> Option<impl ExactSizeIterator<Item = Record> + '_> {
+    let (header, rest) = payload.split_at_checked(HEADER_BYTES)?;
+    let version = u16::from_le_bytes([header[4], header[5]]);
+    let count = usize::from(u16::from_le_bytes([header[6], header[7]]));
+    if header[..4] != MAGIC || version != VERSION || rest.len() != count * RECORD_BYTES {
+        return None;
+    }
+    Some(rest.chunks_exact(RECORD_BYTES).map(|record| Record {
+        accepted_ns: u64::from_le_bytes(record[..8].try_into().expect("eight bytes")),
+        listener: ListenerId(u16::from_le_bytes([record[8], record[9]])),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sys::fdpass::DESCRIPTORS_PER_MESSAGE_MAX;
+    use crate::sys::ring::PAYLOAD_BYTES_MAX;
+
+    #[test]
+    fn a_full_message_fits() {
+        const { assert!(HEADER_BYTES + DESCRIPTORS_PER_MESSAGE_MAX * RECORD_BYTES <= PAYLOAD_BYTES_MAX) }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            entries in prop::collection::vec((any::<u64>(), any::<u16>()), 1..=32),
+        ) {
+            let entries: Vec<Record> = entries
+                .into_iter()
+                .map(|(accepted_ns, id)| Record { accepted_ns, listener: ListenerId(id) })
+                .collect();
+            let mut payload = Vec::new();
+            entries.iter().for_each(|record| append(&mut payload, *record));
+            let read: Vec<Record> = records(&payload).expect("a message").collect();
+            prop_assert_eq!(read, entries);
+        }
+
+        #[test]
+        fn garbage_is_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            prop_assert!(bytes.starts_with(&MAGIC) || records(&bytes).is_none());
+        }
+    }
+}

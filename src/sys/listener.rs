@@ -1,0 +1,342 @@
+//! Listening sockets: opened, adopted from a parent, accepted from by hand, unlinked at the end.
+//!
+//! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
+
+use std::fs;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getsockname,
+    getsockopt, setsockopt, socket, sockopt,
+};
+
+use crate::address::ListenAddress;
+use crate::error::{Error, Result};
+
+/// How long a busy port is tried again. A process with an armed io_uring accept leaves its port
+/// busy for some milliseconds after its death, while the kernel takes the ring down.
+const BUSY_RETRY: Duration = Duration::from_millis(200);
+
+/// A listening stream socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    address: String,
+    family: Family,
+    file: Option<SocketFile>,
+}
+
+/// What kind of address a listener has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 or IPv6, with this port.
+    Tcp(u16),
+    /// A unix socket.
+    Unix,
+}
+
+/// How a listener is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct ListenOptions {
+    /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+    pub backlog: u32,
+    /// Several sockets share the address and the kernel spreads connections (SO_REUSEPORT).
+    pub share_port: bool,
+}
+
+/// A unix socket's file; removed with its listener unless somebody else has replaced it.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Opens `address`.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] naming the call that failed; [`Error::Usage`] for what cannot be.
+    pub fn open(address: &ListenAddress, options: ListenOptions) -> Result<Self> {
+        match address {
+            ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
+            ListenAddress::Name(host, port) => open_tcp(address, resolve(host, *port)?, options),
+            ListenAddress::Unix(path) => open_unix(address, Some(path), options),
+            ListenAddress::Abstract(_) => open_unix(address, None, options),
+            ListenAddress::Inherited(number) => adopt(address, *number),
+        }
+    }
+
+    /// The address that was bound, with the port that was chosen.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// TCP or unix.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The descriptor and address alone, for a process that does not own a socket's file.
+    #[must_use]
+    pub fn from_parts(socket: OwnedFd, address: String, family: Family) -> Self {
+        Self { socket, address, family, file: None }
+    }
+
+    /// Accepts one connection if one is waiting, non-blocking and close-on-exec.
+    ///
+    /// # Errors
+    /// What `accept4(2)` says, except that nothing waits.
+    pub fn accept_now(&self) -> std::result::Result<Option<OwnedFd>, Errno> {
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let none = std::ptr::null_mut();
+        // SAFETY: null pointers ask for no peer address.
+        let raw = unsafe { libc::accept4(self.socket.as_raw_fd(), none, none.cast(), flags) };
+        match Errno::result(raw) {
+            // SAFETY: accept4 has just installed this descriptor for us.
+            Ok(raw) => Ok(Some(unsafe { OwnedFd::from_raw_fd(raw) })),
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity_of(&self.path) == Some(self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|data| (data.st_dev(), data.st_ino()))
+}
+
+fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
+    let unknown = || {
+        Error::usage(
+            format!("--listen {host}:{port}: the host name cannot be resolved"),
+            "use an address, or add the name to /etc/hosts",
+        )
+    };
+    let mut found = (host, port).to_socket_addrs().map_err(|_| unknown())?;
+    found.next().ok_or_else(unknown)
+}
+
+fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Error {
+    let address = address.to_string();
+    move |source| Error::Listen { address: address.clone(), step, source }
+}
+
+fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: ListenOptions) -> Result<Listener> {
+    if options.share_port && tcp.port() != 0 {
+        // Sockets that share a port also share it with strangers of the same user. A socket that
+        // does not share finds out whether somebody is there.
+        let alone = ListenOptions { share_port: false, ..options };
+        drop(bind_tcp(address, tcp, alone)?);
+    }
+    let socket = bind_tcp(address, tcp, options)?;
+    listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
+    finish(address, socket, None)
+}
+
+/// Opens one more socket of a shared port.
+///
+/// # Errors
+/// [`Error::Listen`] naming the call that failed.
+pub fn open_shared(bound: &str, options: ListenOptions) -> Result<Listener> {
+    let address: ListenAddress = bound.parse()?;
+    let ListenAddress::Tcp(tcp) = &address else {
+        return Err(failure(&address, "share")(Errno::EOPNOTSUPP));
+    };
+    let socket = bind_tcp(&address, *tcp, options)?;
+    listen(&socket, options.backlog).map_err(failure(&address, "listen on"))?;
+    finish(&address, socket, None)
+}
+
+fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: ListenOptions) -> Result<OwnedFd> {
+    let family = if tcp.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let socket = stream(family).map_err(failure(address, "open a socket for"))?;
+    let set = failure(address, "set the options of");
+    setsockopt(&socket, sockopt::ReuseAddr, &true).map_err(&set)?;
+    if tcp.is_ipv6() {
+        // As Node does: [::] takes IPv4 as well.
+        setsockopt(&socket, sockopt::Ipv6V6Only, &false).map_err(&set)?;
+    }
+    if options.share_port {
+        setsockopt(&socket, sockopt::ReusePort, &true).map_err(&set)?;
+    }
+    // Accepted sockets inherit it, which saves a system call for each.
+    setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(&set)?;
+    bind_patiently(&socket, &SockaddrStorage::from(tcp)).map_err(failure(address, "bind"))?;
+    Ok(socket)
+}
+
+fn bind_patiently(socket: &OwnedFd, address: &dyn SockaddrLike) -> nix::Result<()> {
+    let deadline = Instant::now() + BUSY_RETRY;
+    loop {
+        match bind(socket.as_raw_fd(), address) {
+            Err(Errno::EADDRINUSE) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn open_unix(
+    address: &ListenAddress,
+    path: Option<&Path>,
+    options: ListenOptions,
+) -> Result<Listener> {
+    let bind_failed = failure(address, "bind");
+    if let Some(path) = path {
+        remove_stale(path).map_err(&bind_failed)?;
+    }
+    let name = match address {
+        ListenAddress::Abstract(name) => UnixAddr::new_abstract(name.as_bytes()),
+        _ => UnixAddr::new(path.unwrap_or_else(|| Path::new(""))),
+    };
+    let name = name.map_err(&bind_failed)?;
+    let socket =
+        stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
+    bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
+    let file = path.and_then(|path| {
+        let identity = identity_of(path)?;
+        Some(SocketFile { path: path.to_owned(), identity })
+    });
+    listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
+    finish(address, socket, file)
+}
+
+/// Removes a socket file that nobody listens on, as an end by SIGKILL leaves it behind.
+fn remove_stale(path: &Path) -> std::result::Result<(), Errno> {
+    use std::os::unix::fs::FileTypeExt;
+
+    let Ok(data) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !data.file_type().is_socket() {
+        return Err(Errno::EADDRINUSE);
+    }
+    let address = UnixAddress::from_pathname(path).map_err(|_| Errno::ENAMETOOLONG)?;
+    match UnixStream::connect_addr(&address) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| crate::error::errno_of(&error))
+        }
+        _ => Err(Errno::EADDRINUSE),
+    }
+}
+
+fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
+    let failed = failure(address, "listen on inherited");
+    // SAFETY: the descriptor is only asked about, and only while this function runs.
+    let candidate = unsafe { BorrowedFd::borrow_raw(number.max(0)) };
+    let flags = fcntl(candidate, FcntlArg::F_GETFD).map_err(&failed)?;
+    if !getsockopt(&candidate, sockopt::AcceptConn).map_err(&failed)? {
+        return Err(failed(Errno::EINVAL));
+    }
+    if getsockopt(&candidate, sockopt::SockType).map_err(&failed)? != SockType::Stream {
+        return Err(failed(Errno::EINVAL));
+    }
+    if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
+        // What this process has opened itself is close-on-exec; what it inherited cannot be.
+        return Err(failed(Errno::EBADF));
+    }
+    fcntl(candidate, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(&failed)?;
+    let status = fcntl(candidate, FcntlArg::F_GETFL).map_err(&failed)?;
+    let status = OFlag::from_bits_truncate(status) | OFlag::O_NONBLOCK;
+    fcntl(candidate, FcntlArg::F_SETFL(status)).map_err(&failed)?;
+    // SAFETY: an open, inherited descriptor that nothing in this process owns: what this process
+    // opens is close-on-exec, which was ruled out above, and so is this one from now on.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    finish(address, socket, None)
+}
+
+fn stream(family: AddressFamily) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(family, SockType::Stream, flags, None)
+}
+
+fn listen(socket: &OwnedFd, backlog: u32) -> std::result::Result<(), Errno> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    // SAFETY: listen takes two numbers.
+    let result = unsafe { libc::listen(socket.as_raw_fd(), backlog) };
+    Errno::result(result).map(drop)
+}
+
+fn finish(
+    address: &ListenAddress,
+    socket: OwnedFd,
+    file: Option<SocketFile>,
+) -> Result<Listener> {
+    let bound: SockaddrStorage =
+        getsockname(socket.as_raw_fd()).map_err(failure(address, "name the socket of"))?;
+    let (address, family) = match (bound.as_sockaddr_in(), bound.as_sockaddr_in6()) {
+        (Some(v4), _) => (v4.to_string(), Family::Tcp(v4.port())),
+        (_, Some(v6)) => (SocketAddr::from(*v6).to_string(), Family::Tcp(v6.port())),
+        _ => (unix_name(&bound, address), Family::Unix),
+    };
+    Ok(Listener { socket, address, family, file })
+}
+
+fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
+    let path = bound.as_unix_addr().and_then(UnixAddr::path);
+    path.map_or_else(|| address.to_string(), |path| format!("unix:{}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: ListenOptions = ListenOptions { backlog: 16, share_port: false };
+
+    #[test]
+    fn port_zero_is_replaced_by_the_chosen_one() {
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let listener = Listener::open(&address, OPTIONS).expect("a free port");
+        assert!(matches!(listener.family(), Family::Tcp(port) if port != 0));
+        let again = listener.address().parse().expect("an address");
+        let error = Listener::open(&again, OPTIONS).expect_err("the port is taken");
+        assert!(matches!(error, Error::Listen { source: Errno::EADDRINUSE, .. }));
+    }
+
+    #[test]
+    fn a_shared_port_still_notices_a_stranger() {
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let shared = ListenOptions { share_port: true, ..OPTIONS };
+        let first = Listener::open(&address, shared).expect("a free port");
+        let second = open_shared(first.address(), shared).expect("a second socket");
+        assert_eq!(first.address(), second.address());
+        let again = first.address().parse().expect("an address");
+        assert!(Listener::open(&again, shared).is_err());
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
+        let folder = std::env::temp_dir().join(format!("clusterlb-unix-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket file"));
+        let address = ListenAddress::Unix(path.clone());
+        let listener = Listener::open(&address, OPTIONS).expect("the stale file is replaced");
+        assert!(Listener::open(&address, OPTIONS).is_err());
+        drop(listener);
+        assert!(!path.exists());
+        fs::remove_dir(&folder).expect("the folder is empty");
+    }
+}

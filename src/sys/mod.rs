@@ -1,0 +1,27 @@
+//! The kernel, one facility a file, behind safe functions. The only place with `unsafe`.
+//!
+//! The contract, for everything above:
+//!
+//! * [`ring`]: an io_uring whose operations own their buffers until the kernel is done with them.
+//! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
+//! * [`shared`]: a sealed page of counters that two processes map.
+//! * [`listener`]: listening sockets of every kind, opened, adopted, drained and unlinked.
+//! * [`process`]: starting, watching and ending worker processes.
+//! * [`signal`]: signals as a readable descriptor.
+//! * [`limits`]: descriptor limits and what is left of them.
+//! * [`cpu`]: which CPUs there are and running on one of them.
+//! * [`probe`]: what this kernel's io_uring can do.
+//! * [`clock`]: monotonic time as a number that two processes can compare.
+//!
+//! Nothing here decides anything: policies, limits and retries live above.
+
+#![allow(unsafe_code, reason = "system calls and memory shared with the kernel end here")]
+
+pub mod clock;
+pub mod fdpass;
+pub mod limits;
+pub mod listener;
+pub mod process;
+pub mod ring;
+pub mod shared;
+pub mod signal;

@@ -1,0 +1,285 @@
+//! An io_uring that owns what the kernel is using: buffers and messages are lent to it and come
+//! back with the completion, so that no caller can free them too early.
+//!
+//! One ring belongs to one thread (SINGLE_ISSUER, DEFER_TASKRUN; Linux 6.1). Completions are
+//! collected first and handled afterwards, so handlers never recurse into the ring.
+
+mod buffers;
+mod event;
+mod message;
+mod operations;
+
+use std::io;
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, squeue};
+use nix::errno::Errno;
+use nix::libc;
+use slab::Slab;
+
+pub use event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
+pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
+
+use crate::error::{Error, Result, errno_of};
+use buffers::{BufferGroup, GroupShape};
+use operations::Token;
+
+/// Receive buffers for connections: 4 KiB holds nearly every request head.
+const DATA_GROUP: GroupShape = GroupShape { group: 1, count: 512, buffer_bytes: 4096 };
+/// Receive buffers for messages with descriptors.
+const MESSAGE_GROUP: GroupShape = GroupShape { group: 2, count: 64, buffer_bytes: 1024 };
+
+/// Sizes of a ring's queues.
+#[derive(Clone, Copy, Debug)]
+pub struct RingShape {
+    /// Submissions that can wait for the next entry into the kernel.
+    pub submissions: u32,
+    /// Completions that can wait to be handled. Past that the kernel keeps them in its own
+    /// memory, ends multishot operations, and `overflows` counts it.
+    pub completions: u32,
+}
+
+/// A ring and everything lent to it.
+#[derive(Debug)]
+pub struct Ring {
+    // Declared first, so that it is dropped before the memory it may still write to.
+    uring: Uring,
+    data: Option<BufferGroup>,
+    messages_in: Option<BufferGroup>,
+    inbox_header: Box<libc::msghdr>,
+    sends: Slab<(Key, Vec<u8>)>,
+    messages_out: Slab<(Key, Box<OutgoingMessage>)>,
+    deferred: Vec<squeue::Entry>,
+    in_kernel: u64,
+    overflows: u64,
+}
+
+/// The ring proper; a wrapper only because `IoUring` does not implement `Debug`.
+struct Uring(IoUring);
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoUring").finish_non_exhaustive()
+    }
+}
+
+impl Ring {
+    /// Creates a ring for the calling thread.
+    ///
+    /// # Errors
+    /// io_uring is refused (seccomp, `kernel.io_uring_disabled`) or too old (before 6.1).
+    pub fn new(shape: RingShape) -> Result<Self> {
+        let uring = build(shape).map_err(|error| refusal(&error))?;
+        let mut inbox_header = Box::new(crate::sys::fdpass::empty_header());
+        inbox_header.msg_controllen = crate::sys::fdpass::CONTROL_BYTES;
+        Ok(Self {
+            uring: Uring(uring),
+            data: None,
+            messages_in: None,
+            inbox_header,
+            sends: Slab::new(),
+            messages_out: Slab::new(),
+            deferred: Vec::new(),
+            in_kernel: 0,
+            overflows: 0,
+        })
+    }
+
+    /// Makes the ring able to receive bytes into its own buffers.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn with_data_buffers(mut self) -> Result<Self> {
+        let mut group = BufferGroup::register(&self.uring.0, DATA_GROUP)?;
+        group.offer_up_to(DATA_GROUP.count);
+        self.data = Some(group);
+        Ok(self)
+    }
+
+    /// Makes the ring able to receive messages with descriptors. No message is received before
+    /// [`Ring::offer_messages`] allows it.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn with_message_buffers(mut self) -> Result<Self> {
+        self.messages_in = Some(BufferGroup::register(&self.uring.0, MESSAGE_GROUP)?);
+        Ok(self)
+    }
+
+    /// How often the completion queue was too small.
+    #[must_use]
+    pub fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    /// Hands everything prepared to the kernel, waits until something has completed or `timeout`
+    /// has passed, and appends all completions to `events`.
+    ///
+    /// # Errors
+    /// The ring is unusable, which nothing short of a kernel defect causes.
+    pub fn wait(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<()> {
+        self.flush_deferred();
+        let entered = match timeout {
+            Some(Duration::ZERO) => self.uring.0.submit(),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                let arguments = SubmitArgs::new().timespec(&timespec);
+                self.uring.0.submitter().submit_with_args(1, &arguments)
+            }
+            None => self.uring.0.submit_and_wait(1),
+        };
+        self.note_overflow();
+        match entered.map_err(|error| errno_of(&error)) {
+            // ETIME: the timeout passed. EINTR: a signal came. EBUSY: completions must be
+            // collected before more can be submitted. EAGAIN: short of memory for a moment.
+            Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
+            Err(errno) => return Err(Error::system("enter the io_uring", errno)),
+        }
+        self.collect(events);
+        Ok(())
+    }
+
+    /// Hands everything prepared to the kernel without waiting.
+    pub fn submit(&mut self) {
+        self.flush_deferred();
+        // A failure leaves the entries queued; the next wait reports what is wrong with the ring.
+        let _ = self.uring.0.submit();
+    }
+
+    /// The bytes of a chunk.
+    #[must_use]
+    pub fn bytes(&self, chunk: &Chunk) -> &[u8] {
+        self.data.as_ref().map_or(&[], |group| group.bytes(&chunk.buffer, chunk.length as usize))
+    }
+
+    /// Gives a chunk's buffer back to the kernel.
+    pub fn recycle(&mut self, chunk: Chunk) {
+        if let Some(group) = &mut self.data {
+            group.recycle(chunk.buffer);
+        }
+    }
+
+    /// Lets the kernel receive messages until `target` of them are unopened.
+    pub fn offer_messages(&mut self, target: u16) {
+        if let Some(group) = &mut self.messages_in {
+            group.offer_up_to(target);
+        }
+    }
+
+    /// How many messages the kernel may receive now.
+    #[must_use]
+    pub fn messages_offered(&self) -> u16 {
+        self.messages_in.as_ref().map_or(0, BufferGroup::offered)
+    }
+
+    fn note_overflow(&mut self) {
+        if self.uring.0.submission().cq_overflow() {
+            self.overflows += 1;
+        }
+    }
+
+    /// Moves entries that found the submission queue full into it.
+    fn flush_deferred(&mut self) {
+        while !self.deferred.is_empty() {
+            let room = {
+                let queue = self.uring.0.submission();
+                queue.capacity() - queue.len()
+            };
+            let count = room.min(self.deferred.len());
+            for entry in self.deferred.drain(..count) {
+                // SAFETY: as in `push`, where this entry was first accepted.
+                unsafe { self.uring.0.submission().push(&entry) }
+                    .expect("there is room for `count` entries");
+            }
+            if self.deferred.is_empty() || self.uring.0.submit().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn collect(&mut self, events: &mut Vec<Event>) {
+        loop {
+            let before = events.len();
+            // Taken one at a time because turning an entry into an event needs the whole ring.
+            while let Some(entry) = self.next_entry() {
+                if let Some(event) = self.restore(&entry) {
+                    events.push(event);
+                }
+            }
+            // Completions that overflowed reach the queue only by entering the kernel again.
+            let overflowed = self.uring.0.submission().cq_overflow();
+            if !overflowed || events.len() == before || self.uring.0.submit().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn next_entry(&mut self) -> Option<cqueue::Entry> {
+        self.uring.0.completion().next()
+    }
+
+    fn restore(&mut self, entry: &cqueue::Entry) -> Option<Event> {
+        let token = Token(entry.user_data());
+        let flags = entry.flags();
+        let armed = cqueue::more(flags);
+        if !armed {
+            self.in_kernel = self.in_kernel.saturating_sub(1);
+        }
+        operations::restore(self, token, entry.result(), flags, armed)
+    }
+}
+
+impl Drop for Ring {
+    /// Ends every operation before the memory it uses goes away. The kernel tears a ring down in
+    /// the background; an armed accept would keep the port busy until then.
+    fn drop(&mut self) {
+        self.deferred.clear();
+        let _ = self.uring.0.submit();
+        let everything = CancelBuilder::any();
+        let timeout = Some(Timespec::from(Duration::from_millis(100)));
+        let cancelled = self.uring.0.submitter().register_sync_cancel(timeout, everything);
+        let mut last = Vec::new();
+        for _ in 0..16 {
+            if self.in_kernel == 0 || self.wait(&mut last, Some(Duration::from_millis(5))).is_err()
+            {
+                break;
+            }
+        }
+        let nothing_left = matches!(&cancelled, Err(error) if errno_of(error) == Errno::ENOENT);
+        if self.in_kernel > 0 && !nothing_left {
+            // Memory that the kernel may still write to is given up rather than freed.
+            std::mem::forget(std::mem::take(&mut self.sends));
+            std::mem::forget(std::mem::take(&mut self.messages_out));
+            std::mem::forget(self.data.take());
+            std::mem::forget(self.messages_in.take());
+        }
+    }
+}
+
+/// Tries the best flags first and goes without the optional one where the kernel is older.
+fn build(shape: RingShape) -> io::Result<IoUring> {
+    let attempt = |without_array: bool| {
+        let mut builder = IoUring::builder();
+        builder
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(shape.completions);
+        if without_array {
+            builder.setup_no_sqarray();
+        }
+        builder.build(shape.submissions)
+    };
+    attempt(true).or_else(|error| match errno_of(&error) {
+        Errno::EINVAL => attempt(false),
+        _ => Err(error),
+    })
+}
+
+fn refusal(error: &io::Error) -> Error {
+    let source = errno_of(error);
+    Error::Environment { step: "cannot create an io_uring".into(), source, hint: String::new() }
+}

@@ -1,0 +1,328 @@
+//! The operations of a ring: how each is asked for, and what its completion means.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use io_uring::types::{Fd, RecvMsgOut};
+use io_uring::{cqueue, opcode, squeue};
+use nix::errno::Errno;
+use nix::libc;
+
+use super::event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
+use super::message::OutgoingMessage;
+use super::{DATA_GROUP, Ring};
+use crate::sys::fdpass::{ControlSpace, adopt_descriptors};
+
+/// What a completion completes. Zero is kept free so that a forgotten token is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Operation {
+    Accept = 1,
+    Receive = 2,
+    Send = 3,
+    SendMessage = 4,
+    ReceiveMessage = 5,
+    Poll = 6,
+    ShutDown = 7,
+    Cancel = 8,
+    Close = 9,
+}
+
+/// The `user_data` of an operation: kind (8 bits), generation (24), index (32).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Token(pub(super) u64);
+
+impl Token {
+    fn new(operation: Operation, key: Key) -> Self {
+        let generation = u64::from(key.generation & 0x00ff_ffff);
+        Self((operation as u64) << 56 | generation << 32 | u64::from(key.index))
+    }
+
+    fn key(self) -> Key {
+        let index = u32::try_from(self.0 & 0xffff_ffff).expect("32 bits were kept");
+        let generation = u32::try_from(self.0 >> 32 & 0x00ff_ffff).expect("24 bits were kept");
+        Key { index, generation }
+    }
+
+    fn operation(self) -> Option<Operation> {
+        Some(match self.0 >> 56 {
+            1 => Operation::Accept,
+            2 => Operation::Receive,
+            3 => Operation::Send,
+            4 => Operation::SendMessage,
+            5 => Operation::ReceiveMessage,
+            6 => Operation::Poll,
+            7 => Operation::ShutDown,
+            8 => Operation::Cancel,
+            9 => Operation::Close,
+            _ => return None,
+        })
+    }
+}
+
+const ACCEPT_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+
+impl Ring {
+    /// Accepts from `listener` until cancelled or failed (multishot, 5.19).
+    pub fn accept_many(&mut self, key: Key, listener: BorrowedFd<'_>) {
+        let entry = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(ACCEPT_FLAGS).build();
+        self.push(Operation::Accept, key, entry);
+    }
+
+    /// Accepts one connection from `listener`.
+    pub fn accept_one(&mut self, key: Key, listener: BorrowedFd<'_>) {
+        let none = std::ptr::null_mut();
+        let entry = opcode::Accept::new(Fd(listener.as_raw_fd()), none, none.cast())
+            .flags(ACCEPT_FLAGS)
+            .build();
+        self.push(Operation::Accept, key, entry);
+    }
+
+    /// Receives once.
+    pub fn receive_once(&mut self, key: Key, socket: BorrowedFd<'_>) {
+        let length = DATA_GROUP.buffer_bytes;
+        let entry = opcode::Recv::new(Fd(socket.as_raw_fd()), std::ptr::null_mut(), length)
+            .buf_group(DATA_GROUP.group)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        self.push(Operation::Receive, key, entry);
+    }
+
+    /// Receives until cancelled, failed, or out of buffers (multishot, 6.0).
+    pub fn receive_many(&mut self, key: Key, socket: BorrowedFd<'_>) {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), DATA_GROUP.group).build();
+        self.push(Operation::Receive, key, entry);
+    }
+
+    /// Sends the bytes of `buffer` from `from` on; the buffer comes back with the completion.
+    ///
+    /// # Panics
+    /// When `from` lies past the end of the buffer.
+    pub fn send(&mut self, key: Key, socket: BorrowedFd<'_>, buffer: Vec<u8>, from: usize) {
+        let bytes = &buffer[from..];
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let address = bytes.as_ptr();
+        let place = self.sends.insert((key, buffer));
+        // MSG_WAITALL makes the ring itself go on after a partial send.
+        let entry = opcode::Send::new(Fd(socket.as_raw_fd()), address, length)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build();
+        self.push(Operation::Send, place_key(place), entry);
+    }
+
+    /// Sends `message` without waiting for room; it comes back with the completion.
+    pub fn send_message(
+        &mut self,
+        key: Key,
+        socket: BorrowedFd<'_>,
+        mut message: Box<OutgoingMessage>,
+    ) {
+        let header = message.seal();
+        let place = self.messages_out.insert((key, message));
+        let flags = u32::try_from(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+            .expect("message flags are small and positive");
+        let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).flags(flags).build();
+        self.push(Operation::SendMessage, place_key(place), entry);
+    }
+
+    /// Receives messages with descriptors until cancelled, failed, or none may be received.
+    ///
+    /// # Panics
+    /// When the ring was not made `with_message_buffers`.
+    pub fn receive_messages(&mut self, key: Key, socket: BorrowedFd<'_>) {
+        let group = self.messages_in.as_ref().expect("the ring has message buffers").group();
+        let flags = u32::try_from(libc::MSG_CMSG_CLOEXEC).expect("message flags are positive");
+        let header: *const libc::msghdr = &raw const *self.inbox_header;
+        let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), header, group)
+            .flags(flags)
+            .build();
+        self.push(Operation::ReceiveMessage, key, entry);
+    }
+
+    /// Tells once when `descriptor` has something to read.
+    pub fn poll_readable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
+        self.poll(key, descriptor, libc::POLLIN);
+    }
+
+    /// Tells once when `descriptor` has room to write.
+    pub fn poll_writable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
+        self.poll(key, descriptor, libc::POLLOUT);
+    }
+
+    fn poll(&mut self, key: Key, descriptor: BorrowedFd<'_>, events: libc::c_short) {
+        let events = u32::try_from(events).expect("poll events are positive");
+        let entry = opcode::PollAdd::new(Fd(descriptor.as_raw_fd()), events).build();
+        self.push(Operation::Poll, key, entry);
+    }
+
+    /// Shuts down writing; the peer sees the end of the stream.
+    pub fn shut_down_writing(&mut self, key: Key, socket: BorrowedFd<'_>) {
+        let entry = opcode::Shutdown::new(Fd(socket.as_raw_fd()), libc::SHUT_WR).build();
+        self.push(Operation::ShutDown, key, entry);
+    }
+
+    /// Cancels the accept armed under `key`.
+    pub fn cancel_accept(&mut self, key: Key) {
+        self.cancel(Operation::Accept, key);
+    }
+
+    /// Cancels the receive armed under `key`.
+    pub fn cancel_receive(&mut self, key: Key) {
+        self.cancel(Operation::Receive, key);
+    }
+
+    /// Cancels the receiving of messages armed under `key`.
+    pub fn cancel_receive_messages(&mut self, key: Key) {
+        self.cancel(Operation::ReceiveMessage, key);
+    }
+
+    fn cancel(&mut self, operation: Operation, key: Key) {
+        let target = Token::new(operation, key);
+        let entry = opcode::AsyncCancel::new(target.0).build();
+        self.push(Operation::Cancel, key, entry);
+    }
+
+    /// Closes a descriptor in the next entry into the kernel, saving a system call.
+    pub fn close(&mut self, descriptor: OwnedFd) {
+        let entry = opcode::Close::new(Fd(descriptor.into_raw_fd()))
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(Operation::Close, Key::default(), entry);
+        // No completion comes for a close that succeeds.
+        self.in_kernel -= 1;
+    }
+
+    /// Takes a message's payload and descriptors out and keeps its buffer back until the next
+    /// [`Ring::offer_messages`].
+    pub fn open_message(
+        &mut self,
+        sealed: SealedMessage,
+        payload: &mut Vec<u8>,
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Opened {
+        let Some(group) = &mut self.messages_in else { return Opened { truncated: true } };
+        let buffer = group.bytes(&sealed.buffer, sealed.length as usize);
+        let mut truncated = true;
+        if let Ok(message) = RecvMsgOut::parse(buffer, &self.inbox_header) {
+            payload.extend_from_slice(message.payload_data());
+            truncated = message.is_control_data_truncated() || message.is_payload_truncated();
+            let mut control = ControlSpace::default();
+            let length = message.control_data().len().min(control.0.len());
+            control.0[..length].copy_from_slice(&message.control_data()[..length]);
+            // SAFETY: the kernel wrote this for a message of a receive-message operation, and a
+            // `SealedMessage` is consumed by being opened.
+            unsafe { adopt_descriptors(&control.0[..length], descriptors) };
+        }
+        group.hold_back(sealed.buffer);
+        Opened { truncated }
+    }
+
+    fn push(&mut self, operation: Operation, key: Key, entry: squeue::Entry) {
+        let entry = entry.user_data(Token::new(operation, key).0);
+        self.in_kernel += 1;
+        if self.deferred.is_empty() {
+            // SAFETY: whatever the entry points to is owned by this ring until its completion,
+            // and the ring ends all operations before it frees anything.
+            if unsafe { self.uring.0.submission().push(&entry) }.is_ok() {
+                return;
+            }
+        }
+        self.deferred.push(entry);
+        self.flush_deferred();
+    }
+}
+
+/// Turns a completion into an event; closes and stale tokens turn into nothing.
+pub(super) fn restore(
+    ring: &mut Ring,
+    token: Token,
+    result: i32,
+    flags: u32,
+    armed: bool,
+) -> Option<Event> {
+    let key = token.key();
+    let outcome = u32::try_from(result).map_err(|_| Errno::from_raw(-result));
+    Some(match token.operation()? {
+        Operation::Accept => {
+            Event::Accepted { key, outcome: outcome.map(|_| adopt(result)), armed }
+        }
+        Operation::Receive => {
+            let outcome = received(ring, outcome, flags);
+            Event::Received { key, outcome, armed }
+        }
+        Operation::Send => {
+            let (key, buffer) = ring.sends.try_remove(key.index as usize)?;
+            Event::Sent { key, buffer, outcome: outcome.map(|sent| sent as usize) }
+        }
+        Operation::SendMessage => {
+            let (key, message) = ring.messages_out.try_remove(key.index as usize)?;
+            Event::MessageSent { key, message, outcome: outcome.map(drop) }
+        }
+        Operation::ReceiveMessage => {
+            let outcome = message_received(ring, outcome, flags);
+            Event::MessageReceived { key, outcome, armed }
+        }
+        Operation::Poll => Event::Ready { key, outcome: outcome.map(drop) },
+        Operation::ShutDown => Event::ShutDown { key },
+        Operation::Cancel => Event::Cancelled { key },
+        Operation::Close => {
+            // Only a close that failed reports, and then `push` has counted it already.
+            ring.in_kernel += 1;
+            return None;
+        }
+    })
+}
+
+fn received(ring: &mut Ring, outcome: Outcome<u32>, flags: u32) -> Outcome<Option<Chunk>> {
+    let buffer = cqueue::buffer_select(flags)
+        .and_then(|number| ring.data.as_mut().map(|group| group.take(number)));
+    match (outcome, buffer) {
+        (Ok(length @ 1..), Some(buffer)) => Ok(Some(Chunk { buffer, length })),
+        (outcome, Some(buffer)) => {
+            if let Some(group) = &mut ring.data {
+                group.recycle(buffer);
+            }
+            outcome.map(|_| None)
+        }
+        (outcome, None) => outcome.map(|_| None),
+    }
+}
+
+fn message_received(
+    ring: &mut Ring,
+    outcome: Outcome<u32>,
+    flags: u32,
+) -> Outcome<Option<SealedMessage>> {
+    let group = ring.messages_in.as_mut();
+    let (group, number) = match (group, cqueue::buffer_select(flags)) {
+        (Some(group), Some(number)) => (group, number),
+        _ => return outcome.map(|_| None),
+    };
+    let buffer = group.take(number);
+    match outcome {
+        Ok(length) if !is_end_of_messages(group.bytes(&buffer, length as usize)) => {
+            Ok(Some(SealedMessage { buffer, length }))
+        }
+        outcome => {
+            group.hold_back(buffer);
+            outcome.map(|_| None)
+        }
+    }
+}
+
+/// A closed peer is reported by a header that says: no payload, no control data. Its four words
+/// are the lengths of name, control data and payload, and the flags (`struct io_uring_recvmsg_out`).
+fn is_end_of_messages(buffer: &[u8]) -> bool {
+    buffer.len() < 16 || buffer[4..12].iter().all(|byte| *byte == 0)
+}
+
+/// A key that names a place in one of the ring's own tables.
+fn place_key(place: usize) -> Key {
+    let index = u32::try_from(place).expect("operations under way are bounded far below 2^32");
+    Key { index, generation: 0 }
+}
+
+fn adopt(raw: i32) -> OwnedFd {
+    // SAFETY: the accept has just installed this descriptor for us, and its completion is turned
+    // into an event once.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}

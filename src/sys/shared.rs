@@ -1,0 +1,136 @@
+//! One page of atomic words, mapped by two processes and sealed against truncation.
+//!
+//! Owns the mapping. Refuses to know what the words mean: `board` does.
+//! The other process is not trusted: it may write anything, and every word is only ever read as
+//! a number. It cannot shrink the memory under us, since the seals forbid it.
+
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::stat::fstat;
+use nix::unistd::ftruncate;
+
+use crate::error::{Error, Result};
+
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
+/// Bytes of a line: two cache lines, since the hardware fetches lines in pairs.
+pub const LINE_BYTES: usize = 128;
+/// Words of a line.
+pub const LINE_WORDS: usize = LINE_BYTES / size_of::<u64>();
+/// Lines of a page.
+pub const PAGE_LINES: usize = PAGE_BYTES / LINE_BYTES;
+
+/// The seals: nobody can change the size any more, nor remove these seals.
+const SEALS: SealFlag =
+    SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+
+type Words = [[AtomicU64; LINE_WORDS]; PAGE_LINES];
+
+/// A mapped page.
+#[derive(Debug)]
+pub struct SharedPage {
+    words: NonNull<Words>,
+    memory: OwnedFd,
+}
+
+// SAFETY: the mapping is process-wide and holds nothing but atomics, so any thread may own it.
+unsafe impl Send for SharedPage {}
+// SAFETY: every access through a shared reference is an atomic operation.
+unsafe impl Sync for SharedPage {}
+
+impl SharedPage {
+    /// A new page of zeros.
+    ///
+    /// # Errors
+    /// Too little memory or too few descriptors.
+    pub fn create() -> Result<Self> {
+        let failed = |errno| Error::system("create a page of shared counters", errno);
+        let memory = memfd_create(
+            c"clusterlb-board",
+            MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+        )
+        .map_err(failed)?;
+        ftruncate(&memory, 4096).map_err(failed)?;
+        fcntl(&memory, FcntlArg::F_ADD_SEALS(SEALS)).map_err(failed)?;
+        Self::map(memory)
+    }
+
+    /// Maps a page that another process created.
+    ///
+    /// # Errors
+    /// `memory` is not a sealed page, so that reading it could fault.
+    pub fn open(memory: OwnedFd) -> Result<Self> {
+        let failed = |errno| Error::system("open the page of shared counters", errno);
+        let seals = fcntl(&memory, FcntlArg::F_GET_SEALS).map_err(failed)?;
+        let size = fstat(&memory).map_err(failed)?.st_size;
+        if !SealFlag::from_bits_truncate(seals).contains(SEALS) || size != 4096 {
+            return Err(failed(nix::errno::Errno::EINVAL));
+        }
+        Self::map(memory)
+    }
+
+    fn map(memory: OwnedFd) -> Result<Self> {
+        let length = NonZeroUsize::new(PAGE_BYTES).expect("a page is not empty");
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
+        let address = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &memory, 0) }
+            .map_err(|errno| Error::system("map a page of shared counters", errno))?;
+        Ok(Self { words: address.cast(), memory })
+    }
+
+    /// The word at `word` of `line`.
+    ///
+    /// # Panics
+    /// When `line` or `word` lies outside the page.
+    #[must_use]
+    pub fn word(&self, line: usize, word: usize) -> &AtomicU64 {
+        // SAFETY: the page is mapped, aligned and sealed at this size as long as `self` lives,
+        // any bit pattern is an AtomicU64, and all access is atomic.
+        let words = unsafe { self.words.as_ref() };
+        &words[line][word]
+    }
+}
+
+impl AsFd for SharedPage {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        let address: NonNull<c_void> = self.words.cast();
+        // SAFETY: `address` came from mmap with this length and no reference outlives `self`.
+        let _ = unsafe { munmap(address, PAGE_BYTES) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn two_mappings_see_the_same_words() {
+        let first = SharedPage::create().expect("a page can be created");
+        let memory = first.as_fd().try_clone_to_owned().expect("the page can be duplicated");
+        let second = SharedPage::open(memory).expect("the page can be mapped again");
+        first.word(3, 1).store(42, Ordering::Release);
+        assert_eq!(second.word(3, 1).load(Ordering::Acquire), 42);
+    }
+
+    #[test]
+    fn an_unsealed_file_is_refused() {
+        let memory = memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).expect("memfd");
+        ftruncate(&memory, 4096).expect("a size");
+        assert!(SharedPage::open(memory).is_err());
+    }
+}
