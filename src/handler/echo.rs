@@ -7,25 +7,13 @@ pub(super) fn on_bytes(input: &[u8], output: &mut Vec<u8>, context: &Context<'_>
     let room = context.output_max.saturating_sub(output.len());
     let consumed = room.min(input.len());
     output.extend_from_slice(&input[..consumed]);
-    let next = if consumed < input.len() {
-        Next::Resume
-    } else {
-        Next::Read
-    };
-    Progress {
-        consumed,
-        answered: 0,
-        next,
-    }
+    let next = if consumed < input.len() { Next::Resume } else { Next::Read };
+    Progress { consumed, answered: 0, next }
 }
 
 /// Throws everything away.
 pub(super) fn discard(input: &[u8]) -> Progress {
-    Progress {
-        consumed: input.len(),
-        answered: 0,
-        next: Next::Read,
-    }
+    Progress { consumed: input.len(), answered: 0, next: Next::Read }
 }
 
 #[cfg(test)]
@@ -36,22 +24,10 @@ mod tests {
     #[test]
     fn echo_stops_at_the_output_bound_and_asks_to_resume() {
         let limits = HttpLimits::default();
-        let context = Context {
-            date: "",
-            draining: false,
-            limits: &limits,
-            output_max: 4,
-        };
+        let context = Context { date: "", draining: false, limits: &limits, output_max: 4 };
         let mut output = Vec::new();
         let progress = on_bytes(b"abcdef", &mut output, &context);
         assert_eq!(output, b"abcd");
-        assert_eq!(
-            progress,
-            Progress {
-                consumed: 4,
-                answered: 0,
-                next: Next::Resume
-            }
-        );
+        assert_eq!(progress, Progress { consumed: 4, answered: 0, next: Next::Resume });
     }
 }

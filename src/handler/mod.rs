@@ -6,7 +6,7 @@
 mod echo;
 mod http;
 
-pub use http::HttpLimits;
+pub use http::{HEADER_COUNT_MAX, HttpLimits, HttpSession};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ pub struct Context<'a> {
 pub struct Progress {
     /// Bytes of the input that are done with. The rest is offered again, with more behind it.
     pub consumed: usize,
-    /// Requests answered in this step.
+    /// Requests answered in this step, those refused with an error not counted.
     pub answered: u32,
     /// What shall happen once the output is sent.
     pub next: Next,
@@ -52,7 +52,9 @@ pub struct Progress {
 pub enum Next {
     /// Read more.
     Read,
-    /// Offer the rest of the input again: the step stopped because the output was full.
+    /// Offer the rest of the input again: the step stopped because the output was full. Until
+    /// that is done, [`Session::waiting`] says nothing yet about the rest, and an end of the
+    /// input must be held back.
     Resume,
     /// Close. The client has nothing more to say that would matter.
     Close,
@@ -81,7 +83,7 @@ pub enum Waiting {
 #[derive(Debug)]
 pub enum Session {
     /// HTTP/1.1.
-    Http(http::HttpSession),
+    Http(HttpSession),
     /// Bytes back.
     Echo,
     /// Bytes away.
@@ -93,13 +95,15 @@ impl Session {
     #[must_use]
     pub fn new(serve: Serve) -> Self {
         match serve {
-            Serve::Hello => Self::Http(http::HttpSession::new()),
+            Serve::Hello => Self::Http(HttpSession::new()),
             Serve::Echo => Self::Echo,
             Serve::Discard => Self::Discard,
         }
     }
 
-    /// Offers received bytes, appends what shall be sent to `output`.
+    /// Offers received bytes, appends what shall be sent to `output`. What is not consumed must
+    /// be offered again at the front of the next input, unchanged. After a verdict to close, only
+    /// bytes to be thrown away may still be offered.
     pub fn on_bytes(
         &mut self,
         input: &[u8],
@@ -113,7 +117,7 @@ impl Session {
         }
     }
 
-    /// The client has half-closed; `rest` is the input that was never consumed.
+    /// The client has half-closed; `rest` is the input that was offered but never consumed.
     pub fn on_end(&mut self, rest: &[u8], output: &mut Vec<u8>, context: &Context<'_>) -> Next {
         match self {
             Self::Http(session) => session.on_end(rest, output, context),

@@ -1,0 +1,149 @@
+//! Request bodies: where one ends. Their bytes are passed over, never kept.
+//!
+//! Owns the framing of RFC 9112, sections 6 and 7. Refuses to buffer: what a line needs to be
+//! understood stays in the caller's input, within a bound.
+
+use httparse::{EMPTY_HEADER, Status};
+
+use super::head::{Framing, block_end, refusal_of};
+use super::response::Refusal;
+use super::{HEADER_COUNT_MAX, HttpLimits};
+
+/// Longest chunk size line with its extensions and newline, in bytes; a longer one is refused.
+const CHUNK_LINE_BYTES_MAX: usize = 256;
+
+/// Where in a body the next byte lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// In a body of known length.
+    Length { left: u64 },
+    /// In a chunk's size line.
+    ChunkSize,
+    /// In a chunk.
+    Chunk { left: u64 },
+    /// In the line end behind a chunk.
+    ChunkEnd,
+    /// In the trailer section, whose first `scanned` bytes hold no end of it.
+    Trailers { scanned: usize },
+}
+
+/// How far an input led through a body.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Advance {
+    /// So many bytes are done with; the body goes on behind the input.
+    Starved(usize),
+    /// So many bytes were the last of the body.
+    Ended(usize),
+    /// The framing is broken.
+    Refused(Refusal),
+}
+
+/// One step of an [`Advance`].
+enum Step {
+    Starved,
+    Onward(usize, Body),
+    Ended(usize),
+    Refused(Refusal),
+}
+
+impl Body {
+    /// The body behind a head, if there is one.
+    pub(super) fn of(framing: Framing) -> Option<Self> {
+        match framing {
+            Framing::Length(0) => None,
+            Framing::Length(left) => Some(Self::Length { left }),
+            Framing::Chunked => Some(Self::ChunkSize),
+        }
+    }
+
+    /// Passes over as much of `input` as belongs to the body and is complete enough.
+    pub(super) fn advance(&mut self, input: &[u8], limits: &HttpLimits) -> Advance {
+        let mut done = 0;
+        loop {
+            match self.step(&input[done..], limits) {
+                Step::Starved => return Advance::Starved(done),
+                Step::Onward(length, next) => {
+                    done += length;
+                    *self = next;
+                }
+                Step::Ended(length) => return Advance::Ended(done + length),
+                Step::Refused(refusal) => return Advance::Refused(refusal),
+            }
+        }
+    }
+
+    fn step(&mut self, rest: &[u8], limits: &HttpLimits) -> Step {
+        if rest.is_empty() {
+            return Step::Starved;
+        }
+        match self {
+            Self::Length { left } => match pass_over(rest, *left) {
+                (length, 0) => Step::Ended(length),
+                (length, left) => Step::Onward(length, Self::Length { left }),
+            },
+            Self::ChunkSize => chunk_size(rest),
+            Self::Chunk { left } => match pass_over(rest, *left) {
+                (length, 0) => Step::Onward(length, Self::ChunkEnd),
+                (length, left) => Step::Onward(length, Self::Chunk { left }),
+            },
+            Self::ChunkEnd => match rest {
+                [b'\r', b'\n', ..] => Step::Onward(2, Self::ChunkSize),
+                [b'\r'] => Step::Starved,
+                _ => Step::Refused(Refusal::BadRequest),
+            },
+            Self::Trailers { scanned } => trailers(rest, scanned, limits),
+        }
+    }
+}
+
+/// How many of `left` bytes `rest` holds, and how many stay to come.
+fn pass_over(rest: &[u8], left: u64) -> (usize, u64) {
+    let length = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+    (length, left - length as u64)
+}
+
+/// Stricter than httparse, which takes a missing size for 0 and lets a lone newline or any
+/// control byte pass in an extension, where two readers could disagree about the line's end.
+fn chunk_size(rest: &[u8]) -> Step {
+    let window = &rest[..rest.len().min(CHUNK_LINE_BYTES_MAX)];
+    let newline = window.iter().position(|byte| *byte == b'\n');
+    let line = &window[..newline.map_or(window.len(), |newline| newline + 1)];
+    let text = match newline {
+        Some(_) => line.strip_suffix(b"\r\n").unwrap_or(line),
+        None => line.strip_suffix(b"\r").unwrap_or(line),
+    };
+    let sized = text.first().is_some_and(u8::is_ascii_hexdigit);
+    let clean = text.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
+    let waits = newline.is_none() && window.len() < CHUNK_LINE_BYTES_MAX;
+    if !sized || !clean {
+        return Step::Refused(Refusal::BadRequest);
+    }
+    match httparse::parse_chunk_size(line) {
+        Ok(Status::Complete((length, 0))) => Step::Onward(length, Body::Trailers { scanned: 0 }),
+        Ok(Status::Complete((length, left))) => Step::Onward(length, Body::Chunk { left }),
+        Ok(Status::Partial) if waits => Step::Starved,
+        Ok(Status::Partial) | Err(_) => Step::Refused(Refusal::BadRequest),
+    }
+}
+
+/// Trailers obey the bounds of a head, and like one are looked at only when they can be whole.
+fn trailers(rest: &[u8], scanned: &mut usize, limits: &HttpLimits) -> Step {
+    let window = &rest[..rest.len().min(limits.head_bytes_max)];
+    let full = window.len() == limits.head_bytes_max;
+    let empty = matches!(window[0], b'\r' | b'\n');
+    if *scanned > 0 && !full && !empty && block_end(window, *scanned).is_none() {
+        *scanned = window.len();
+        return Step::Starved;
+    }
+    let mut headers = [EMPTY_HEADER; HEADER_COUNT_MAX];
+    let header_count_max = limits.header_count_max.min(HEADER_COUNT_MAX);
+    match httparse::parse_headers(window, &mut headers[..header_count_max]) {
+        Ok(Status::Complete((length, _))) => Step::Ended(length),
+        Ok(Status::Partial) if full => Step::Refused(Refusal::HeadTooLarge),
+        Ok(Status::Partial) => {
+            *scanned = window.len();
+            Step::Starved
+        }
+        Err(error) => Step::Refused(refusal_of(error)),
+    }
+}

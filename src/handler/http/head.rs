@@ -1,0 +1,256 @@
+//! Request heads: where one ends, what it says about framing and the connection.
+//!
+//! Owns the rules of RFC 9112, sections 2 to 6. Refuses to keep bytes: a head is read from the
+//! caller's input or not at all.
+
+use std::mem::MaybeUninit;
+
+use httparse::{EMPTY_HEADER, Error, Header, Status};
+
+use super::response::{Connection, Refusal, Reply};
+use super::{HEADER_COUNT_MAX, HttpLimits};
+
+/// What the first bytes of an input turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// Not yet a whole head.
+    Partial,
+    /// A head of so many bytes.
+    Whole(usize, Head),
+    /// Nothing that could become an acceptable head.
+    Refused(Refusal),
+}
+
+/// What a head says that matters to a server with one answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) framing: Framing,
+    pub(super) reply: Reply,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub(super) expects_continue: bool,
+}
+
+/// How the end of the body is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// After so many bytes; 0 where there is no body.
+    Length(u64),
+    /// After the chunk of size 0 and the trailers.
+    Chunked,
+}
+
+/// Parses a head at the start of `rest`, of which the first `scanned` bytes are known to hold no
+/// end of a head. A head that comes byte by byte is parsed twice at most, not once a byte.
+pub(super) fn parse(rest: &[u8], scanned: usize, limits: &HttpLimits) -> Parsed {
+    let window = &rest[..rest.len().min(limits.head_bytes_max)];
+    // The input may have room for no more than the longest head: a full window is the bound.
+    let full = window.len() == limits.head_bytes_max;
+    let ended = scanned > 0 && block_end(window, scanned).is_some();
+    if scanned > 0 && !ended && !full {
+        return Parsed::Partial;
+    }
+    match parse_window(window, limits.header_count_max.min(HEADER_COUNT_MAX)) {
+        Parsed::Partial if ended => Parsed::Refused(Refusal::BadRequest),
+        Parsed::Partial if full => Parsed::Refused(Refusal::HeadTooLarge),
+        parsed => parsed,
+    }
+}
+
+/// Where a block of lines ends with an empty one, if it does so behind the first `scanned` bytes.
+pub(super) fn block_end(block: &[u8], scanned: usize) -> Option<usize> {
+    // The two newlines may lie on both sides of the border, with a carriage return between.
+    let mut at = scanned.saturating_sub(2);
+    while let Some(distance) = block.get(at..)?.iter().position(|byte| *byte == b'\n') {
+        at += distance + 1;
+        match block[at..] {
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => {}
+        }
+    }
+    None
+}
+
+#[inline]
+fn parse_window(window: &[u8], header_count_max: usize) -> Parsed {
+    let mut headers = [MaybeUninit::<Header<'_>>::uninit(); HEADER_COUNT_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(window, &mut headers[..header_count_max]) {
+        Ok(Status::Complete(length)) => {
+            let method = request.method.unwrap_or_default();
+            examine(length, method, request.version == Some(1), request.headers)
+        }
+        Ok(Status::Partial) => Parsed::Partial,
+        Err(Error::Version) => parse_other_version(window, header_count_max),
+        Err(error) => Parsed::Refused(refusal_of(error)),
+    }
+}
+
+/// A head whose version is neither 1.0 nor 1.1: 1.2 and up speak 1.1 with us (RFC 9110, 2.5).
+#[cold]
+fn parse_other_version(window: &[u8], header_count_max: usize) -> Parsed {
+    let Some(newline) = window.iter().position(|byte| *byte == b'\n') else {
+        return Parsed::Partial;
+    };
+    let line = &window[..newline];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    // Method and target were found sound before the version was looked at.
+    let mut words = line.split(|byte| *byte == b' ');
+    let (method, _target, version) = (words.next(), words.next(), words.next());
+    let major = match (version, words.next()) {
+        (Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            *major
+        }
+        _ => return Parsed::Refused(Refusal::BadRequest),
+    };
+    if major != b'1' {
+        return Parsed::Refused(Refusal::VersionNotSupported);
+    }
+    let method = std::str::from_utf8(method.unwrap_or_default()).unwrap_or_default();
+    let mut headers = [EMPTY_HEADER; HEADER_COUNT_MAX];
+    let start = newline + 1;
+    match httparse::parse_headers(&window[start..], &mut headers[..header_count_max]) {
+        Ok(Status::Complete((length, fields))) => examine(start + length, method, true, fields),
+        Ok(Status::Partial) => Parsed::Partial,
+        Err(error) => Parsed::Refused(refusal_of(error)),
+    }
+}
+
+/// What a syntax error in a head or a trailer section is answered with.
+pub(super) fn refusal_of(error: Error) -> Refusal {
+    match error {
+        Error::TooManyHeaders => Refusal::HeadTooLarge,
+        _ => Refusal::BadRequest,
+    }
+}
+
+#[inline]
+fn examine(length: usize, method: &str, speaks_1_1: bool, fields: &[Header<'_>]) -> Parsed {
+    let mut said = Said::default();
+    for field in fields {
+        said.hear(field.name, field.value);
+    }
+    let framing = match said.framing(speaks_1_1) {
+        Ok(framing) => framing,
+        Err(refusal) => return Parsed::Refused(refusal),
+    };
+    // Expectations of HTTP/1.0 clients are to be ignored (RFC 9110, 10.1.1).
+    if speaks_1_1 && said.other_expectation {
+        return Parsed::Refused(Refusal::ExpectationFailed);
+    }
+    let connection = if said.close {
+        Connection::Close
+    } else if method == "CONNECT" {
+        // To the client everything behind this answer is a tunnel's, so it must not be read
+        // as requests.
+        Connection::CloseUnasked
+    } else {
+        match (speaks_1_1, said.keep_alive) {
+            (true, _) => Connection::Keep,
+            (false, true) => Connection::KeepAloud,
+            (false, false) => Connection::Close,
+        }
+    };
+    let reply = Reply { connection, without_body: method == "HEAD" };
+    let expects_continue = speaks_1_1 && said.expects_continue && framing != Framing::Length(0);
+    Parsed::Whole(length, Head { framing, reply, expects_continue })
+}
+
+/// What the fields of one head say, gathered in one pass.
+#[derive(Default)]
+struct Said {
+    host_count: usize,
+    length: Option<u64>,
+    encoding_count: usize,
+    chunked: bool,
+    malformed: bool,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+    other_expectation: bool,
+}
+
+impl Said {
+    #[inline]
+    fn hear(&mut self, name: &str, value: &[u8]) {
+        // The length tells most fields apart without looking at a letter.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case("host") => {
+                self.host_count += 1;
+                self.malformed |= !is_host(value);
+            }
+            6 if name.eq_ignore_ascii_case("expect") => self.hear_expectations(value),
+            10 if name.eq_ignore_ascii_case("connection") => self.hear_connection(value),
+            14 if name.eq_ignore_ascii_case("content-length") => self.hear_length(value),
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => {
+                self.encoding_count += 1;
+                self.chunked = value.eq_ignore_ascii_case(b"chunked");
+            }
+            _ => {}
+        }
+    }
+
+    fn hear_expectations(&mut self, value: &[u8]) {
+        for expectation in elements(value) {
+            if expectation.eq_ignore_ascii_case(b"100-continue") {
+                self.expects_continue = true;
+            } else {
+                self.other_expectation = true;
+            }
+        }
+    }
+
+    fn hear_connection(&mut self, value: &[u8]) {
+        for option in elements(value) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    /// Repetitions of one length are harmless, in one field or in several (RFC 9110, 8.6).
+    fn hear_length(&mut self, value: &[u8]) {
+        for digits in value.split(|byte| *byte == b',') {
+            let length = decimal(digits.trim_ascii());
+            self.malformed |= length.is_none() || self.length.is_some_and(|l| Some(l) != length);
+            self.length = length;
+        }
+    }
+
+    fn framing(&self, speaks_1_1: bool) -> Result<Framing, Refusal> {
+        let host_missing = speaks_1_1 && self.host_count == 0;
+        if self.malformed || host_missing || self.host_count > 1 {
+            return Err(Refusal::BadRequest);
+        }
+        match (self.encoding_count, self.length) {
+            (0, length) => Ok(Framing::Length(length.unwrap_or(0))),
+            // Two answers to where the body ends, or an encoding that HTTP/1.0 does not know:
+            // what one reader takes for a body is another one's request (RFC 9112, 6.1).
+            (_, Some(_)) => Err(Refusal::BadRequest),
+            _ if !speaks_1_1 => Err(Refusal::BadRequest),
+            (1, None) if self.chunked => Ok(Framing::Chunked),
+            (_, None) => Err(Refusal::NotImplemented),
+        }
+    }
+}
+
+/// The elements of a comma-separated list, without the empty ones.
+fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |sum, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// Whether every byte may stand in a host and port; an empty host is allowed.
+fn is_host(value: &[u8]) -> bool {
+    value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(byte))
+}
