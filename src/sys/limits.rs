@@ -24,8 +24,7 @@ pub fn raise_descriptor_limit() -> Result<u64> {
 /// # Errors
 /// `getrlimit` refused.
 pub fn descriptor_limits() -> Result<(u64, u64)> {
-    getrlimit(Resource::RLIMIT_NOFILE)
-        .map_err(|errno| Error::system("read RLIMIT_NOFILE", errno))
+    getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::system("read RLIMIT_NOFILE", errno))
 }
 
 /// Runs `step` with the soft descriptor limit lowered by `held_back`.
@@ -34,7 +33,9 @@ pub fn descriptor_limits() -> Result<(u64, u64)> {
 /// leaves `held_back` descriptors that accepted connections can never take, so that the process
 /// can still start a worker when connections have used up all others.
 pub fn with_descriptors_held_back<T>(held_back: u64, step: impl FnOnce() -> T) -> T {
-    let Ok((soft, hard)) = descriptor_limits() else { return step() };
+    let Ok((soft, hard)) = descriptor_limits() else {
+        return step();
+    };
     let lowered = soft.saturating_sub(held_back).max(soft / 2);
     if setrlimit(Resource::RLIMIT_NOFILE, lowered, hard).is_err() {
         return step();

@@ -31,7 +31,8 @@ pub struct Listener {
     socket: OwnedFd,
     address: String,
     family: Family,
-    file: Option<SocketFile>,
+    /// Held only to be dropped with the listener.
+    _file: Option<SocketFile>,
 }
 
 /// What kind of address a listener has.
@@ -86,10 +87,12 @@ impl Listener {
         self.family
     }
 
-    /// The descriptor and address alone, for a process that does not own a socket's file.
+    /// A worker's copy of a listener: it owns no socket file, whatever its address.
     #[must_use]
-    pub fn from_parts(socket: OwnedFd, address: String, family: Family) -> Self {
-        Self { socket, address, family, file: None }
+    pub fn adopt_copy(socket: OwnedFd, address: String) -> Self {
+        let port = address.parse().map_or(None, |address: SocketAddr| Some(address.port()));
+        let family = port.map_or(Family::Unix, Family::Tcp);
+        Self { socket, address, family, _file: None }
     }
 
     /// Accepts one connection if one is waiting, non-blocking and close-on-exec.
@@ -214,8 +217,7 @@ fn open_unix(
         _ => UnixAddr::new(path.unwrap_or_else(|| Path::new(""))),
     };
     let name = name.map_err(&bind_failed)?;
-    let socket =
-        stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
+    let socket = stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
     bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
     let file = path.and_then(|path| {
         let identity = identity_of(path)?;
@@ -229,7 +231,9 @@ fn open_unix(
 fn remove_stale(path: &Path) -> std::result::Result<(), Errno> {
     use std::os::unix::fs::FileTypeExt;
 
-    let Ok(data) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(data) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !data.file_type().is_socket() {
         return Err(Errno::EADDRINUSE);
     }
@@ -279,11 +283,7 @@ fn listen(socket: &OwnedFd, backlog: u32) -> std::result::Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-fn finish(
-    address: &ListenAddress,
-    socket: OwnedFd,
-    file: Option<SocketFile>,
-) -> Result<Listener> {
+fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) -> Result<Listener> {
     let bound: SockaddrStorage =
         getsockname(socket.as_raw_fd()).map_err(failure(address, "name the socket of"))?;
     let (address, family) = match (bound.as_sockaddr_in(), bound.as_sockaddr_in6()) {
@@ -291,7 +291,7 @@ fn finish(
         (_, Some(v6)) => (SocketAddr::from(*v6).to_string(), Family::Tcp(v6.port())),
         _ => (unix_name(&bound, address), Family::Unix),
     };
-    Ok(Listener { socket, address, family, file })
+    Ok(Listener { socket, address, family, _file: file })
 }
 
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {

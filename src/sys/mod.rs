@@ -9,19 +9,24 @@
 //! * [`process`]: starting, watching and ending worker processes.
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
-//! * [`cpu`]: which CPUs there are and running on one of them.
+//! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
 //! * [`probe`]: what this kernel's io_uring can do.
+//! * [`readiness`]: waiting for a descriptor inside a tokio runtime.
 //! * [`clock`]: monotonic time as a number that two processes can compare.
 //!
 //! Nothing here decides anything: policies, limits and retries live above.
 
 #![allow(unsafe_code, reason = "system calls and memory shared with the kernel end here")]
 
+mod cgroup;
 pub mod clock;
+pub mod cpu;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
+pub mod probe;
 pub mod process;
+pub mod readiness;
 pub mod ring;
 pub mod shared;
 pub mod signal;

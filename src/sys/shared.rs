@@ -52,11 +52,9 @@ impl SharedPage {
     /// Too little memory or too few descriptors.
     pub fn create() -> Result<Self> {
         let failed = |errno| Error::system("create a page of shared counters", errno);
-        let memory = memfd_create(
-            c"clusterlb-board",
-            MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-        )
-        .map_err(failed)?;
+        let memory =
+            memfd_create(c"clusterlb-board", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+                .map_err(failed)?;
         ftruncate(&memory, 4096).map_err(failed)?;
         fcntl(&memory, FcntlArg::F_ADD_SEALS(SEALS)).map_err(failed)?;
         Self::map(memory)

@@ -30,11 +30,9 @@ impl Signals {
     ///
     /// # Errors
     /// The descriptor cannot be read, which a healthy kernel never says.
-    pub fn next(&mut self) -> Result<Option<Signal>> {
-        let information = self
-            .descriptor
-            .read_signal()
-            .map_err(|errno| Error::system("read a signal", errno))?;
+    pub fn next_signal(&mut self) -> Result<Option<Signal>> {
+        let information =
+            self.descriptor.read_signal().map_err(|errno| Error::system("read a signal", errno))?;
         Ok(information.and_then(|information| {
             let number = i32::try_from(information.ssi_signo).ok()?;
             Signal::try_from(number).ok()

@@ -63,9 +63,8 @@ impl BufferGroup {
         let submitter: Submitter<'_> = ring.submitter();
         // SAFETY: the entries are mapped, page-aligned and outlive the ring, since the ring that
         // holds this group is torn down first.
-        let registered = unsafe {
-            submitter.register_buf_ring_with_flags(address, shape.count, shape.group, 0)
-        };
+        let registered =
+            unsafe { submitter.register_buf_ring_with_flags(address, shape.count, shape.group, 0) };
         registered.map_err(|error| {
             Error::system("register receive buffers with the io_uring", errno_of(&error))
         })?;
@@ -87,7 +86,9 @@ impl BufferGroup {
     pub(super) fn offer_up_to(&mut self, target: u16) {
         let before = self.offered;
         while self.offered < target {
-            let Some(number) = self.held_back.pop() else { break };
+            let Some(number) = self.held_back.pop() else {
+                break;
+            };
             self.write_entry(number);
         }
         if self.offered != before {

@@ -5,9 +5,7 @@ use std::ptr;
 
 use nix::libc;
 
-use crate::sys::fdpass::{
-    ControlSpace, DESCRIPTORS_PER_MESSAGE_MAX, empty_header, write_rights,
-};
+use crate::sys::fdpass::{ControlSpace, DESCRIPTORS_PER_MESSAGE_MAX, empty_header, write_rights};
 
 /// Most bytes of payload in one message.
 pub const PAYLOAD_BYTES_MAX: usize = 768;

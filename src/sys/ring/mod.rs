@@ -10,18 +10,21 @@ mod message;
 mod operations;
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, squeue};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use slab::Slab;
 
 pub use event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
 pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
 
 use crate::error::{Error, Result, errno_of};
+use crate::sys::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
 use operations::Token;
 
@@ -70,7 +73,7 @@ impl Ring {
     /// # Errors
     /// io_uring is refused (seccomp, `kernel.io_uring_disabled`) or too old (before 6.1).
     pub fn new(shape: RingShape) -> Result<Self> {
-        let uring = build(shape).map_err(|error| refusal(&error))?;
+        let uring = build(shape).map_err(|error| refusal_error(errno_of(&error)))?;
         let mut inbox_header = Box::new(crate::sys::fdpass::empty_header());
         inbox_header.msg_controllen = crate::sys::fdpass::CONTROL_BYTES;
         Ok(Self {
@@ -105,6 +108,21 @@ impl Ring {
     pub fn with_message_buffers(mut self) -> Result<Self> {
         self.messages_in = Some(BufferGroup::register(&self.uring.0, MESSAGE_GROUP)?);
         Ok(self)
+    }
+
+    /// Makes a descriptor that becomes readable when something has completed, for an epoll set
+    /// that is to watch the ring among others. The ring's own descriptor does not serve: deferred
+    /// task work does not wake those who poll it.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn notifier(&self) -> Result<EventFd> {
+        let failed = |errno| Error::system("create a notifier for the io_uring", errno);
+        let notifier = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let notifier = notifier.map_err(failed)?;
+        let registered = self.uring.0.submitter().register_eventfd(notifier.as_fd().as_raw_fd());
+        registered.map_err(|error| failed(errno_of(&error)))?;
+        Ok(notifier)
     }
 
     /// How often the completion queue was too small.
@@ -277,9 +295,4 @@ fn build(shape: RingShape) -> io::Result<IoUring> {
         Errno::EINVAL => attempt(false),
         _ => Err(error),
     })
-}
-
-fn refusal(error: &io::Error) -> Error {
-    let source = errno_of(error);
-    Error::Environment { step: "cannot create an io_uring".into(), source, hint: String::new() }
 }

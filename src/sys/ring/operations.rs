@@ -132,9 +132,8 @@ impl Ring {
         let group = self.messages_in.as_ref().expect("the ring has message buffers").group();
         let flags = u32::try_from(libc::MSG_CMSG_CLOEXEC).expect("message flags are positive");
         let header: *const libc::msghdr = &raw const *self.inbox_header;
-        let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), header, group)
-            .flags(flags)
-            .build();
+        let entry =
+            opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), header, group).flags(flags).build();
         self.push(Operation::ReceiveMessage, key, entry);
     }
 
@@ -199,7 +198,9 @@ impl Ring {
         payload: &mut Vec<u8>,
         descriptors: &mut Vec<OwnedFd>,
     ) -> Opened {
-        let Some(group) = &mut self.messages_in else { return Opened { truncated: true } };
+        let Some(group) = &mut self.messages_in else {
+            return Opened { truncated: true };
+        };
         let buffer = group.bytes(&sealed.buffer, sealed.length as usize);
         let mut truncated = true;
         if let Ok(message) = RecvMsgOut::parse(buffer, &self.inbox_header) {
@@ -292,10 +293,9 @@ fn message_received(
     outcome: Outcome<u32>,
     flags: u32,
 ) -> Outcome<Option<SealedMessage>> {
-    let group = ring.messages_in.as_mut();
-    let (group, number) = match (group, cqueue::buffer_select(flags)) {
-        (Some(group), Some(number)) => (group, number),
-        _ => return outcome.map(|_| None),
+    let number = cqueue::buffer_select(flags);
+    let (Some(group), Some(number)) = (ring.messages_in.as_mut(), number) else {
+        return outcome.map(|_| None);
     };
     let buffer = group.take(number);
     match outcome {
