@@ -1,0 +1,167 @@
+//! What a run shall be, validated. Plain data: the command line and the library both fill it in.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::ListenAddress;
+use crate::error::{Error, Result};
+use crate::handler::Serve;
+use crate::topology::{Pin, Workers};
+
+/// Most workers of one primary.
+pub const WORKERS_MAX: usize = 1024;
+/// Most listeners of one primary.
+pub const LISTENERS_MAX: usize = 64;
+
+/// Who chooses the worker for a connection (Node's `schedulingPolicy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// The primary accepts and hands over, round robin (SCHED_RR).
+    #[default]
+    Rr,
+    /// The workers accept from the shared listener, the kernel chooses (SCHED_NONE).
+    None,
+}
+
+/// How workers accept under [`Policy::None`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum AcceptMechanism {
+    /// epoll, level-triggered: every idle worker is woken, one wins; what Node does.
+    #[default]
+    Epoll,
+    /// epoll with EPOLLEXCLUSIVE: one worker is woken, mostly the same one.
+    EpollExclusive,
+    /// One io_uring accept at a time: idle workers take turns.
+    Uring,
+    /// A multishot io_uring accept: the first worker to arm it gets everything.
+    UringMultishot,
+    /// A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash.
+    Reuseport,
+}
+
+/// Which ended workers are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// All of them.
+    #[default]
+    Always,
+    /// Those that ended by a signal or with a code other than 0.
+    OnFailure,
+    /// None.
+    Never,
+}
+
+/// What drives the built-in worker's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runtime {
+    /// The worker's own io_uring loop.
+    #[default]
+    Ring,
+    /// The tokio-uring runtime, one task a connection.
+    TokioUring,
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many workers.
+    pub workers: Workers,
+    /// Who runs on which CPU.
+    pub pin: Pin,
+    /// Who chooses.
+    pub policy: Policy,
+    /// How workers accept when they do.
+    pub accept: AcceptMechanism,
+    /// Where to listen.
+    pub listen: Vec<ListenAddress>,
+    /// Connections that may wait in the kernel for each listener.
+    pub backlog: u32,
+    /// Most connections in flight at one worker; beyond it the worker is passed over.
+    pub inflight_max: Option<u32>,
+    /// What the built-in worker does.
+    pub serve: ServeSettings,
+    /// Which ended workers are replaced.
+    pub restart: Restart,
+    /// How long a drain may take before open connections are cut.
+    pub grace: Duration,
+}
+
+/// The built-in worker.
+#[derive(Clone, Debug)]
+pub struct ServeSettings {
+    /// The protocol.
+    pub serve: Serve,
+    /// What drives the connections.
+    pub runtime: Runtime,
+    /// How long a request's head may take.
+    pub header_timeout: Duration,
+    /// How long a kept connection may be idle.
+    pub idle_timeout: Duration,
+}
+
+impl Settings {
+    /// Checks what no single setting can check alone.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for settings that contradict each other.
+    pub fn validate(&self) -> Result<()> {
+        let count = self.listen.len();
+        if count == 0 || count > LISTENERS_MAX {
+            return Err(Error::usage(
+                format!("{count} listeners"),
+                format!("give --listen between once and {LISTENERS_MAX} times"),
+            ));
+        }
+        let doubled = self.listen.iter().enumerate().find(|(place, address)| {
+            !is_port_zero(address) && self.listen[..*place].contains(address)
+        });
+        if let Some((_, address)) = doubled {
+            return Err(Error::usage(
+                format!("--listen {address} is given twice"),
+                "give every address once",
+            ));
+        }
+        if self.policy == Policy::None {
+            self.validate_accepting_workers()?;
+        }
+        Ok(())
+    }
+
+    fn validate_accepting_workers(&self) -> Result<()> {
+        if self.inflight_max.is_some() {
+            return Err(Error::usage(
+                "--max-inflight has no meaning with --policy none, where the kernel chooses",
+                "use --policy rr, or leave --max-inflight out",
+            ));
+        }
+        if self.serve.runtime == Runtime::TokioUring {
+            return Err(Error::usage(
+                "--runtime tokio-uring takes its connections from the primary",
+                "use --policy rr, or --runtime ring",
+            ));
+        }
+        let lone = self
+            .listen
+            .iter()
+            .find(|address| !matches!(address, ListenAddress::Tcp(_) | ListenAddress::Name(..)));
+        match lone {
+            Some(address) if self.accept == AcceptMechanism::Reuseport => Err(Error::usage(
+                format!(
+                    "--accept reuseport needs one socket a worker, and {address} is one socket"
+                ),
+                "listen on HOST:PORT, or choose another --accept",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_port_zero(address: &ListenAddress) -> bool {
+    matches!(address, ListenAddress::Tcp(address) if address.port() == 0)
+        || matches!(address, ListenAddress::Name(_, 0))
+}
