@@ -190,10 +190,10 @@ impl WorkerBoard {
         self.finished += count;
     }
 
-    /// Connections received and not done with.
+    /// Connections done with so far.
     #[must_use]
-    pub fn open_connections(&self) -> u64 {
-        self.claimed - self.finished
+    pub fn finished(&self) -> u64 {
+        self.finished
     }
 
     /// Counts something else.

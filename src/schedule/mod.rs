@@ -49,4 +49,7 @@ pub struct Skips {
 pub trait Scheduler: Send {
     /// The slot that shall have the next connection, or nobody.
     fn pick(&mut self, loads: &[WorkerLoad]) -> Option<Slot>;
+
+    /// Whether [`Scheduler::pick`] would name somebody.
+    fn has_room(&self, loads: &[WorkerLoad]) -> bool;
 }

@@ -26,13 +26,16 @@ impl RoundRobin {
         self.skips
     }
 
+    fn overloaded(&self, load: WorkerLoad) -> bool {
+        self.inflight_max.is_some_and(|limit| load.in_flight >= limit)
+    }
+
     fn takes(&mut self, load: WorkerLoad) -> bool {
-        let overloaded = self.inflight_max.is_some_and(|limit| load.in_flight >= limit);
         match load.standing {
             Standing::Dead => self.skips.dead += 1,
             Standing::Draining => self.skips.draining += 1,
             Standing::Full => self.skips.full += 1,
-            Standing::Ready if overloaded => self.skips.overloaded += 1,
+            Standing::Ready if self.overloaded(load) => self.skips.overloaded += 1,
             Standing::Ready => return true,
         }
         false
@@ -51,6 +54,10 @@ impl Scheduler for RoundRobin {
             }
         }
         None
+    }
+
+    fn has_room(&self, loads: &[WorkerLoad]) -> bool {
+        loads.iter().any(|load| load.standing == Standing::Ready && !self.overloaded(*load))
     }
 }
 
@@ -113,6 +120,7 @@ mod tests {
             let eligible = |load: &WorkerLoad| {
                 load.standing == Standing::Ready && limit.is_none_or(|limit| load.in_flight < limit)
             };
+            prop_assert_eq!(rotation.has_room(&loads), loads.iter().any(eligible));
             for _ in 0..picks {
                 match rotation.pick(&loads) {
                     Some(slot) => prop_assert!(eligible(&loads[slot.index()])),

@@ -1,0 +1,167 @@
+//! The primary's side of one worker: its channel, its page of the load board, and the message
+//! that is being filled for it.
+//!
+//! Owns the rule that a socket is in exactly one place: waiting here, in a message under way, or
+//! in the channel, from which either the worker or the primary takes it, once.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::board::{PrimaryBoard, Tally};
+use crate::handoff::{self, Record};
+use crate::id::ListenerId;
+use crate::sys::fdpass;
+use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
+
+/// Bytes of kernel memory for unread messages in a channel, some eighty of them. A worker that
+/// lets them pile up is full, and others get its share.
+pub const CHANNEL_BYTES: usize = 64 * 1024;
+
+/// Messages to be used again. Boxed, because the kernel works on them where they lie.
+pub(super) type SpareMessages = Vec<Box<OutgoingMessage>>;
+
+/// A socket between accept and handoff.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) socket: OwnedFd,
+    pub(super) record: Record,
+}
+
+/// What the supervisor provides for a new worker.
+#[derive(Debug)]
+pub struct NewLink {
+    /// The sending end of the worker's inbox.
+    pub sender: OwnedFd,
+    /// A copy of the receiving end, so that unclaimed sockets can be taken back.
+    pub receiver: OwnedFd,
+    /// The worker's page.
+    pub board: PrimaryBoard,
+}
+
+/// A worker as the data path sees it.
+#[derive(Debug)]
+pub(super) struct Link {
+    key: Key,
+    sender: Option<OwnedFd>,
+    receiver: OwnedFd,
+    pub(super) board: PrimaryBoard,
+    /// Listeners that the worker serves, a bit each.
+    joined: u64,
+    outbox: Option<Box<OutgoingMessage>>,
+    /// Messages that the kernel has and has not answered for.
+    under_way: u32,
+    /// Nothing more will be sent.
+    retired: bool,
+}
+
+impl Link {
+    pub(super) fn new(key: Key, new: NewLink) -> Self {
+        Self {
+            key,
+            sender: Some(new.sender),
+            receiver: new.receiver,
+            board: new.board,
+            joined: 0,
+            outbox: None,
+            under_way: 0,
+            retired: false,
+        }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
+    pub(super) fn join(&mut self, listener: ListenerId) {
+        self.joined |= 1 << (listener.0 & 63);
+    }
+
+    pub(super) fn has_joined(&self, listener: ListenerId) -> bool {
+        self.joined & (1 << (listener.0 & 63)) != 0
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.board.tally()
+    }
+
+    /// Puts a socket into the message that is being filled.
+    pub(super) fn add(&mut self, ring: &mut Ring, spare: &mut SpareMessages, accepted: Accepted) {
+        self.board.add_assigned(1);
+        let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        handoff::append(message.payload_mut(), accepted.record);
+        message.push(accepted.socket).expect("a full message has been sent before");
+        if message.is_full() {
+            self.flush(ring);
+        }
+    }
+
+    /// Sends the message that is being filled.
+    pub(super) fn flush(&mut self, ring: &mut Ring) {
+        let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
+            return;
+        };
+        self.under_way += 1;
+        ring.send_message(self.key, sender.as_fd(), message);
+    }
+
+    /// A message has been answered for.
+    pub(super) fn answered(&mut self) {
+        self.under_way -= 1;
+    }
+
+    /// Nothing is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.under_way == 0 && self.outbox.is_none()
+    }
+
+    /// Asks to be told when the channel has room.
+    pub(super) fn await_room(&self, ring: &mut Ring) {
+        if let Some(sender) = &self.sender {
+            ring.poll_writable(self.key, sender.as_fd());
+        }
+    }
+
+    /// Lets the worker see the end of its inbox once it has taken what is in it.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+    }
+
+    /// Closes the sending end of a retired link as soon as nothing is under way.
+    pub(super) fn close_if_retired(&mut self) {
+        if self.retired && self.is_quiet() {
+            self.sender = None;
+        }
+    }
+
+    /// Takes back every socket that the worker has not claimed, oldest first. A message is
+    /// received once, by the worker or here, so nothing can be served twice.
+    pub(super) fn take_back(&mut self) -> Vec<Accepted> {
+        let mut taken = Vec::new();
+        let mut payload = [0; PAYLOAD_BYTES_MAX];
+        let mut descriptors = Vec::new();
+        loop {
+            match fdpass::receive(self.receiver.as_fd(), &mut payload, &mut descriptors) {
+                Ok(arrival) if arrival.bytes > 0 => {
+                    let Some(records) = handoff::records(&payload[..arrival.bytes]) else {
+                        descriptors.clear();
+                        continue;
+                    };
+                    let sockets = descriptors.drain(..);
+                    taken.extend(
+                        sockets.zip(records).map(|(socket, record)| Accepted { socket, record }),
+                    );
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.board.add_returned(taken.len() as u64);
+        taken
+    }
+}
+
+/// Turns a message that was not delivered back into its sockets.
+pub(super) fn unpack(message: &mut OutgoingMessage) -> Vec<Accepted> {
+    let records: Vec<Record> =
+        handoff::records(message.payload()).map(Iterator::collect).unwrap_or_default();
+    let sockets = message.drain();
+    sockets.zip(records).map(|(socket, record)| Accepted { socket, record }).collect()
+}

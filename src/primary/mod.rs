@@ -1,0 +1,217 @@
+//! The primary's data path: accept, choose, hand over. One thread, one ring, nothing else.
+//!
+//! Owns accepted sockets until a worker's channel has them. Never reads a client's bytes, never
+//! logs and never allocates for a connection once its tables have grown. The supervisor talks to
+//! it in [`Command`]s and hears [`Report`]s; both are rare.
+
+mod acceptor;
+mod dispatch;
+mod link;
+mod protocol;
+mod settle;
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::handoff::Record;
+use crate::id::{ListenerId, Slot};
+use crate::schedule::{RoundRobin, Standing, WorkerLoad};
+use crate::sys::clock::monotonic_ns;
+use crate::sys::listener::Listener;
+use crate::sys::ring::{Event, Key, Ring, RingShape};
+use acceptor::Acceptor;
+use link::SpareMessages;
+use link::{Accepted, Link};
+pub use link::{CHANNEL_BYTES, NewLink};
+pub use protocol::{Command, Lines, Report, Totals};
+
+/// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
+const CROWDED_NS: u64 = 5_000_000;
+/// Messages kept for reuse.
+const SPARE_MESSAGES_MAX: usize = 256;
+/// The key of the bell; links have their slots, whose generations begin at 1.
+const BELL: Key = Key { index: u32::MAX, generation: 0 };
+
+/// The data path.
+#[derive(Debug)]
+pub struct Primary {
+    ring: Ring,
+    lines: Lines,
+    acceptors: Vec<Acceptor>,
+    links: Vec<Option<Link>>,
+    loads: Vec<WorkerLoad>,
+    /// The loads as one listener sees them, when not every worker serves every listener.
+    masked: Vec<WorkerLoad>,
+    uniform: bool,
+    /// Accepted and not yet given to anybody. Bounded: accepting stops while anything is here,
+    /// so at most one burst of the completion queue can be.
+    waiting: VecDeque<Accepted>,
+    spare: SpareMessages,
+    buried: Vec<Slot>,
+    crowded: Vec<(Slot, u64)>,
+    totals: Totals,
+    generation: u32,
+    now_ns: u64,
+    stage: Stage,
+    bell_asked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not accepting yet.
+    Starting,
+    Open,
+    Quiescing,
+    Quiet,
+    Ended,
+}
+
+impl Primary {
+    /// Prepares the data path for the calling thread, which must be the one that runs it.
+    ///
+    /// # Errors
+    /// The machine refuses a ring.
+    pub fn new(
+        listeners: &[Arc<Listener>],
+        inflight_max: Option<u32>,
+        backlog: u32,
+        lines: Lines,
+    ) -> Result<Self> {
+        // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
+        let completions = backlog.clamp(4096, 65_536).next_power_of_two();
+        let ring = Ring::new(RingShape { submissions: 256, completions })?;
+        let acceptors = listeners.iter().zip(0..).map(|(listener, id)| {
+            Acceptor::new(ListenerId(id), Arc::clone(listener), RoundRobin::new(inflight_max))
+        });
+        Ok(Self {
+            ring,
+            lines,
+            acceptors: acceptors.collect(),
+            links: Vec::new(),
+            loads: Vec::new(),
+            masked: Vec::new(),
+            uniform: true,
+            waiting: VecDeque::with_capacity(completions as usize),
+            spare: Vec::new(),
+            buried: Vec::new(),
+            crowded: Vec::new(),
+            totals: Totals::default(),
+            generation: 0,
+            now_ns: monotonic_ns(),
+            stage: Stage::Starting,
+            bell_asked: false,
+        })
+    }
+
+    /// Runs until told to end.
+    ///
+    /// # Errors
+    /// The ring failed.
+    pub fn run(mut self) -> Result<()> {
+        let mut events = Vec::with_capacity(4096);
+        self.ring.poll_readable(BELL, self.lines.bell.as_fd());
+        while self.stage != Stage::Ended {
+            let timeout = self.until_next_deadline();
+            self.ring.wait(&mut events, timeout)?;
+            self.now_ns = monotonic_ns();
+            for event in events.drain(..) {
+                self.handle(event);
+            }
+            self.bury();
+            self.relieve_crowded();
+            self.dispatch();
+            self.control_intake();
+            self.finish_quiescing();
+        }
+        self.totals.dropped += self.waiting.len() as u64;
+        self.totals.overflows = self.ring.overflows();
+        let totals = self.totals;
+        self.waiting.clear();
+        self.report(Report::Ended(totals));
+        Ok(())
+    }
+
+    fn until_next_deadline(&self) -> Option<Duration> {
+        let starved = self.acceptors.iter().filter_map(Acceptor::next_deadline_ns);
+        let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
+        let next_ns = starved.chain(crowded).min()?;
+        Some(Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())))
+    }
+
+    fn report(&self, report: Report) {
+        // A supervisor that is gone needs no reports: the process is ending.
+        let _ = self.lines.reports.send(report);
+        let _ = self.lines.report_bell.write(1);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Accepted { key, outcome, armed } => {
+                let acceptor = &mut self.acceptors[key.index as usize];
+                let listener = acceptor.id;
+                if let Some(socket) = acceptor.accepted(outcome, armed, self.now_ns) {
+                    self.accept(listener, socket);
+                }
+            }
+            Event::MessageSent { key, message, outcome } => self.settle(key, message, outcome),
+            Event::Ready { key, .. } if key == BELL => {
+                let _ = self.lines.bell.read();
+                self.ring.poll_readable(BELL, self.lines.bell.as_fd());
+                while let Ok(command) = self.lines.commands.try_recv() {
+                    self.obey(command);
+                }
+            }
+            Event::Ready { key, .. } => self.revive(key),
+            // Nothing else is ever asked of this ring, or its answer does not matter.
+            _ => {}
+        }
+    }
+
+    fn accept(&mut self, listener: ListenerId, socket: std::os::fd::OwnedFd) {
+        self.totals.accepted += 1;
+        let record = Record { listener, accepted_ns: self.now_ns };
+        self.waiting.push_back(Accepted { socket, record });
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach { slot, link } => self.attach(slot, link),
+            Command::Join { slot, listener } => {
+                if let Some(Some(link)) = self.links.get_mut(slot.index()) {
+                    link.join(listener);
+                }
+                self.note_uniformity();
+            }
+            Command::Open if self.stage == Stage::Starting => self.stage = Stage::Open,
+            Command::Open => {}
+            Command::Retire { slot } => {
+                if let Some(Some(link)) = self.links.get_mut(slot.index()) {
+                    link.retire();
+                    link.close_if_retired();
+                    self.loads[slot.index()].standing = Standing::Draining;
+                }
+            }
+            Command::Bury { slot } => self.buried.push(slot),
+            Command::Quiesce => self.stage = Stage::Quiescing,
+            Command::End => self.stage = Stage::Ended,
+        }
+    }
+
+    fn attach(&mut self, slot: Slot, new: NewLink) {
+        let place = slot.index();
+        if place >= self.links.len() {
+            self.links.resize_with(place + 1, || None);
+            self.loads.resize(place + 1, WorkerLoad::default());
+        }
+        self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
+        let key = Key { index: u32::from(slot.0), generation: self.generation };
+        let link = Link::new(key, new);
+        link.board.set_waiting(self.bell_asked);
+        self.links[place] = Some(link);
+        self.loads[place] = WorkerLoad { standing: Standing::Ready, in_flight: 0 };
+        self.note_uniformity();
+    }
+}

@@ -1,0 +1,91 @@
+//! What the supervisor and the data path tell each other. Rare, and never about one connection.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use nix::sys::eventfd::EventFd;
+
+use super::NewLink;
+use crate::board::Tally;
+use crate::id::{ListenerId, Slot};
+
+/// What the supervisor asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// A worker has come to this slot.
+    Attach {
+        /// Where.
+        slot: Slot,
+        /// With what.
+        link: NewLink,
+    },
+    /// The worker serves this listener from now on.
+    Join {
+        /// Which worker.
+        slot: Slot,
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// Accept.
+    Open,
+    /// The worker gets nothing more and sees the end of its inbox.
+    Retire {
+        /// Which worker.
+        slot: Slot,
+    },
+    /// The worker's process has ended: give what it had not claimed to others.
+    Bury {
+        /// Which worker.
+        slot: Slot,
+    },
+    /// Stop accepting, close the listeners, hand over what has been accepted, say when done.
+    Quiesce,
+    /// Drop what could not be handed over and end.
+    End,
+}
+
+/// What the data path tells the supervisor.
+#[derive(Debug)]
+pub enum Report {
+    /// A buried worker's last numbers.
+    Buried {
+        /// Which worker.
+        slot: Slot,
+        /// Its counters, with everything unclaimed taken back.
+        tally: Tally,
+    },
+    /// Nothing is accepted any more and everything accepted has been handed over.
+    Quiesced,
+    /// The data path has ended.
+    Ended(Totals),
+}
+
+/// Sums over all workers and listeners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Handoffs that a worker's full or closed channel refused; each is redispatched too.
+    pub refused: u64,
+    /// Sockets taken back from a worker, to be given to another or again.
+    pub redispatched: u64,
+    /// Sockets closed because no worker could take them before the end.
+    pub dropped: u64,
+    /// Times that accepting stopped because no worker had room.
+    pub pauses: u64,
+    /// Completion queue overflows.
+    pub overflows: u64,
+}
+
+/// How the supervisor and the data path reach each other.
+#[derive(Debug)]
+pub struct Lines {
+    /// Commands to the data path; ring the bell after sending.
+    pub commands: Receiver<Command>,
+    /// Reports to the supervisor.
+    pub reports: Sender<Report>,
+    /// Rung by the supervisor after a command, and by workers that were asked to.
+    pub bell: Arc<EventFd>,
+    /// Rung by the data path after a report.
+    pub report_bell: Arc<EventFd>,
+}
