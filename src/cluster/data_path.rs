@@ -1,0 +1,124 @@
+//! The thread of the primary's data path, as the supervisor holds it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Error, Result, errno_of};
+use crate::primary::{Command, Lines, Primary, Report};
+use crate::sys::listener::Listener;
+
+/// The running data path.
+#[derive(Debug)]
+pub(super) struct DataPath {
+    commands: Sender<Command>,
+    reports: Receiver<Report>,
+    bell: Arc<EventFd>,
+    report_bell: Arc<EventFd>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// A descriptor that wakes a waiting thread.
+pub(super) fn new_bell() -> Result<Arc<EventFd>> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map(Arc::new)
+        .map_err(|errno| Error::system("create an eventfd", errno))
+}
+
+impl DataPath {
+    /// Starts the thread and waits until it has its ring.
+    ///
+    /// # Errors
+    /// The machine refuses a ring, or the CPU.
+    pub(super) fn start(
+        listeners: Vec<Arc<Listener>>,
+        inflight_max: Option<u32>,
+        backlog: u32,
+        cpu: Option<usize>,
+        bell: Arc<EventFd>,
+    ) -> Result<Self> {
+        let report_bell = new_bell()?;
+        let (commands, commands_out) = channel();
+        let (reports_in, reports) = channel();
+        let lines = Lines {
+            commands: commands_out,
+            reports: reports_in,
+            bell: Arc::clone(&bell),
+            report_bell: Arc::clone(&report_bell),
+        };
+        let (started, has_started) = mpsc::sync_channel(1);
+        let body = move || {
+            let prepared = cpu
+                .map_or(Ok(()), crate::sys::cpu::pin_to)
+                .and_then(|()| Primary::new(&listeners, inflight_max, backlog, lines));
+            // The acceptors hold the listeners from here on; closing them must free the port.
+            drop(listeners);
+            match prepared {
+                Ok(primary) => {
+                    let _ = started.send(Ok(()));
+                    primary.run()
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    Ok(())
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("data-path".into()).spawn(body);
+        let thread = thread
+            .map_err(|error| Error::system("start the data path's thread", errno_of(&error)))?;
+        has_started.recv().unwrap_or_else(|_| Err(died()))?;
+        Ok(Self { commands, reports, bell, report_bell, thread: Some(thread) })
+    }
+
+    /// Asks for something.
+    pub(super) fn command(&self, command: Command) {
+        // A data path that has ended has told so; there is nothing more to ask of it.
+        let _ = self.commands.send(command);
+        let _ = self.bell.write(1);
+    }
+
+    /// What it has reported since the last call.
+    ///
+    /// # Errors
+    /// It has ended without being asked to.
+    pub(super) fn reports(&mut self) -> Result<Vec<Report>> {
+        let _ = self.report_bell.read();
+        let reports: Vec<Report> = self.reports.try_iter().collect();
+        let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        if ended && !reports.iter().any(|report| matches!(report, Report::Ended(_))) {
+            self.join()?;
+            return Err(died());
+        }
+        Ok(reports)
+    }
+
+    /// Waits for the thread's end.
+    ///
+    /// # Errors
+    /// What the data path failed with.
+    pub(super) fn join(&mut self) -> Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(died()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl AsFd for DataPath {
+    /// Readable when there are reports.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.report_bell.as_fd()
+    }
+}
+
+fn died() -> Error {
+    Error::Workers {
+        what: "the primary's data path ended unexpectedly".into(),
+        hint: "this is a defect of clusterlb; the messages above it say where".into(),
+    }
+}

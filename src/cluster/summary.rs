@@ -1,0 +1,188 @@
+//! The books of a run: who got how many connections and what became of them. Pure.
+
+use serde::Serialize;
+
+use crate::board::Tally;
+use crate::control::LatencySummary;
+use crate::id::WorkerId;
+
+/// Ended workers that are listed one by one; the oldest beyond it are summed up.
+const ENDED_LISTED_MAX: usize = 256;
+
+/// One worker's books.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WorkerSummary {
+    /// The worker, or 0 for the sum over workers too many to list.
+    pub id: u32,
+    /// Its process id.
+    pub pid: u32,
+    /// Its CPU, if it was pinned.
+    pub cpu: Option<usize>,
+    /// Connections given to it, or accepted by itself under `none`.
+    pub assigned: u64,
+    /// Connections that it received.
+    pub claimed: u64,
+    /// Connections that it has done with.
+    pub finished: u64,
+    /// Connections taken back from it before it had received them.
+    pub returned: u64,
+    /// Connections that were open when it ended.
+    pub aborted: u64,
+    /// Requests that it answered.
+    pub requests: u64,
+    /// From accept to claim; only for workers that left in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handoff: Option<LatencySummary>,
+}
+
+/// The whole run's books.
+///
+/// `accepted = Σ assigned − redispatched + dropped`, and for each worker
+/// `assigned = returned + finished + aborted`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Handoffs that a worker's channel refused, because it was full or closed.
+    pub refused: u64,
+    /// Connections taken back from a worker: refused, or left unclaimed by one that died.
+    pub redispatched: u64,
+    /// Connections closed because nobody could take them before the end.
+    pub dropped: u64,
+    /// Connections that were open when their worker ended.
+    pub aborted: u64,
+    /// Times that accepting stopped because no worker had room.
+    pub pauses: u64,
+    /// Share of the two busiest workers, in percent; an even spread over n gives 200/n.
+    pub top_two_percent: f64,
+    /// The busiest worker against the average; 1 is even.
+    pub max_over_mean: f64,
+    /// The workers, in the order of their ids.
+    pub workers: Vec<WorkerSummary>,
+}
+
+impl WorkerSummary {
+    /// Enters a worker's last counters.
+    #[must_use]
+    pub fn new(id: WorkerId, pid: u32, cpu: Option<usize>, tally: Tally) -> Self {
+        Self {
+            id: id.0,
+            pid,
+            cpu,
+            assigned: tally.assigned,
+            claimed: tally.claimed,
+            finished: tally.finished,
+            returned: tally.returned,
+            aborted: tally.in_flight(),
+            requests: 0,
+            handoff: None,
+        }
+    }
+
+    fn absorb(&mut self, other: &Self) {
+        self.assigned += other.assigned;
+        self.claimed += other.claimed;
+        self.finished += other.finished;
+        self.returned += other.returned;
+        self.aborted += other.aborted;
+        self.requests += other.requests;
+    }
+}
+
+impl Summary {
+    /// Lists an ended worker, summing up the oldest when there are too many.
+    pub fn enter(&mut self, worker: WorkerSummary) {
+        self.aborted += worker.aborted;
+        self.workers.push(worker);
+        self.workers.sort_by_key(|worker| worker.id);
+        if self.workers.len() > ENDED_LISTED_MAX {
+            let mut oldest = self.workers.remove(0);
+            if oldest.id == 0 {
+                let second = self.workers.remove(0);
+                oldest.absorb(&second);
+            }
+            oldest.id = 0;
+            oldest.pid = 0;
+            oldest.cpu = None;
+            oldest.handoff = None;
+            self.workers.insert(0, oldest);
+        }
+    }
+
+    /// Works out the shares.
+    pub fn close(&mut self) {
+        let counts: Vec<u64> =
+            self.workers.iter().map(|worker| worker.assigned - worker.returned).collect();
+        (self.top_two_percent, self.max_over_mean) = shares(&counts);
+    }
+
+    /// Whether every connection is accounted for.
+    #[must_use]
+    pub fn balances(&self) -> bool {
+        let assigned: u64 = self.workers.iter().map(|worker| worker.assigned).sum();
+        let each = self
+            .workers
+            .iter()
+            .all(|one| one.assigned == one.returned + one.finished + one.aborted);
+        each && self.accepted + self.redispatched == assigned + self.dropped
+    }
+}
+
+/// Share of the two largest in percent, and the largest over the average; 0 for nothing.
+fn shares(counts: &[u64]) -> (f64, f64) {
+    let total: u64 = counts.iter().sum();
+    if total == 0 {
+        return (0.0, 0.0);
+    }
+    let mut sorted = counts.to_vec();
+    sorted.sort_unstable_by(|left, right| right.cmp(left));
+    let top: u64 = sorted.iter().take(2).sum();
+    let mean = to_f64(total) / to_f64(counts.len() as u64);
+    (100.0 * to_f64(top) / to_f64(total), to_f64(sorted[0]) / mean)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn to_f64(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(id: u32, assigned: u64) -> WorkerSummary {
+        let tally = Tally { assigned, returned: 0, claimed: assigned, finished: assigned };
+        WorkerSummary::new(WorkerId(id), 100 + id, None, tally)
+    }
+
+    #[test]
+    fn shares_of_an_even_and_a_lopsided_run() {
+        assert_eq!(shares(&[5; 8]), (25.0, 1.0));
+        assert_eq!(shares(&[8, 0, 0, 0]), (100.0, 4.0));
+        assert_eq!(shares(&[]), (0.0, 0.0));
+        assert_eq!(shares(&[7]), (100.0, 1.0));
+    }
+
+    #[test]
+    fn the_books_balance_with_a_killed_worker() {
+        let tally = Tally { assigned: 10, returned: 3, claimed: 7, finished: 5 };
+        let mut summary = Summary { accepted: 17, redispatched: 3, ..Summary::default() };
+        summary.enter(WorkerSummary::new(WorkerId(1), 7, Some(1), tally));
+        summary.enter(worker(2, 10));
+        assert_eq!(summary.aborted, 2);
+        assert!(summary.balances());
+        summary.dropped = 1;
+        assert!(!summary.balances());
+    }
+
+    #[test]
+    fn a_long_list_is_summed_up_without_losing_a_connection() {
+        let mut summary = Summary { accepted: 3000, ..Summary::default() };
+        for id in 1..=1000 {
+            summary.enter(worker(id, 3));
+        }
+        assert_eq!(summary.workers.len(), ENDED_LISTED_MAX);
+        assert_eq!((summary.workers[0].id, summary.workers[1].id), (0, 746));
+        assert!(summary.balances());
+    }
+}
