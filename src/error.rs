@@ -60,18 +60,12 @@ pub enum Error {
 impl Error {
     /// A failed system call; `step` says what was being done.
     pub fn system(step: impl Into<String>, source: impl Into<Errno>) -> Self {
-        Self::System {
-            step: step.into(),
-            source: source.into(),
-        }
+        Self::System { step: step.into(), source: source.into() }
     }
 
     /// A request that cannot be met; `hint` says what would work.
     pub fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Usage {
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Self::Usage { what: what.into(), hint: hint.into() }
     }
 
     /// The process's exit code: 2 usage, 3 the environment cannot, 1 otherwise.
@@ -91,9 +85,7 @@ impl Error {
             Self::Environment { hint, .. }
             | Self::Usage { hint, .. }
             | Self::Workers { hint, .. } => hint.clone(),
-            Self::Listen {
-                address, source, ..
-            } => listen_hint(address, *source),
+            Self::Listen { address, source, .. } => listen_hint(address, *source),
             Self::System { source, .. } => system_hint(*source),
         }
     }
@@ -166,10 +158,7 @@ mod tests {
             step: "listen on",
             source: Errno::EADDRINUSE,
         };
-        assert_eq!(
-            error.to_string(),
-            "cannot listen on 127.0.0.1:80: Address already in use"
-        );
+        assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:80: Address already in use");
         assert!(error.hint().contains("ss -ltnp"));
     }
 }

@@ -2,9 +2,18 @@
 
 pub mod address;
 pub mod board;
+pub mod check;
+pub mod cli;
+pub mod cluster;
+pub mod control;
 pub mod error;
 pub mod handler;
 pub mod handoff;
 pub mod id;
+pub mod primary;
+pub mod runtime;
 pub mod schedule;
+pub mod settings;
 pub mod sys;
+pub mod topology;
+pub mod worker;

@@ -1,2 +1,7 @@
-//! The `clusterlb` command.
-fn main() {}
+//! The `clusterlb` command. Everything is in the library; this ends the process.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(clusterlb::cli::main())
+}

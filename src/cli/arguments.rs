@@ -1,0 +1,256 @@
+//! The command line, as clap reads it, and its translation into settings.
+//!
+//! Owns names, help and defaults. Refuses to act.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::address::ListenAddress;
+use crate::error::{Error, Result};
+use crate::handler::Serve;
+use crate::settings::{AcceptMechanism, Policy, Restart, Runtime, ServeSettings, Settings};
+use crate::topology::{Pin, Workers};
+
+/// Sets the default of `--policy` (Node's `NODE_CLUSTER_SCHED_POLICY`).
+pub(super) const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
+
+const EXAMPLES: &str = "\
+Examples:
+  clusterlb --workers auto
+      hello world on 127.0.0.1:8000, a worker for each CPU
+  clusterlb --workers 4 --listen 0.0.0.0:80 --listen '[::1]:8080' --listen unix:/run/hello.sock
+      several listeners, each with a rotation of its own
+  clusterlb --policy none --accept uring-multishot --workers 8
+      let the kernel choose the worker, and see who gets the load
+  clusterlb --json --listen 127.0.0.1:0
+      a free port, told as JSON on standard output
+
+Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot,
+130/143 cut short by a second SIGINT/SIGTERM.";
+
+/// Load balancing over worker processes: a primary accepts with io_uring and hands sockets over
+#[derive(Debug, Parser)]
+#[command(
+    name = "clusterlb",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_long_help = EXAMPLES,
+    after_help = "--help shows more, with examples"
+)]
+pub(super) struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub(super) run: RunArguments,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show what this machine allows: kernel, io_uring, limits, CPUs
+    Check {
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve; the same as giving no subcommand
+    Run(RunArguments),
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RunArguments {
+    /// How many worker processes: auto (allowed CPUs and cgroup quota, less one for the primary
+    /// from three on) or a number
+    #[arg(short, long, value_name = "auto|N", default_value = "auto", value_parser = parse::<Workers>)]
+    pub(super) workers: Workers,
+
+    /// Where to listen; can be repeated: HOST:PORT, PORT, unix:/path, unix:@name, fd:N
+    ///
+    /// Port 0 takes a free port, the same for all workers. [::]:PORT takes IPv4 as well. fd:N is
+    /// a listening socket inherited from the parent process.
+    #[arg(
+        short,
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8000",
+        value_parser = parse::<ListenAddress>
+    )]
+    pub(super) listen: Vec<ListenAddress>,
+
+    /// Who chooses the worker: rr, the primary, round robin, or none, the kernel
+    /// [default: rr, or CLUSTERLB_SCHED_POLICY]
+    #[arg(short, long, value_enum)]
+    pub(super) policy: Option<Policy>,
+
+    /// How workers accept with --policy none
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) accept: AcceptMechanism,
+
+    /// Connections that may wait in the kernel for each listener (capped by net.core.somaxconn)
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    pub(super) backlog: u32,
+
+    /// Who runs on which CPU: auto, none, or a list such as 0-3,6
+    ///
+    /// With a list, workers take its CPUs in order, round and round, and the primary the last one
+    /// that no worker uses.
+    #[arg(long, value_name = "auto|none|LIST", default_value = "auto", value_parser = parse::<Pin>)]
+    pub(super) pin: Pin,
+
+    /// Most connections in flight at one worker; beyond it the worker is passed over, and when
+    /// all are, connections wait in the kernel [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) max_inflight: Option<u32>,
+
+    /// What the built-in worker does with connections
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) serve: Serve,
+
+    /// What drives the built-in worker's connections
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) runtime: Runtime,
+
+    /// How long a request's head may take before it is answered with 408
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = positive_time)]
+    pub(super) header_timeout: Duration,
+
+    /// How long a kept-alive connection may be idle
+    #[arg(long, value_name = "TIME", default_value = "75s", value_parser = positive_time)]
+    pub(super) idle_timeout: Duration,
+
+    /// Which ended workers are replaced
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) restart: Restart,
+
+    /// How long open requests may take after SIGINT or SIGTERM before they are cut
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    pub(super) grace: Duration,
+
+    /// Tell events and the summary as JSON lines on standard output
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Tell nothing but errors
+    #[arg(short, long, conflicts_with = "json")]
+    pub(super) quiet: bool,
+}
+
+impl RunArguments {
+    /// The settings that these arguments mean.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for arguments that contradict each other.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        let settings = Settings {
+            workers: self.workers,
+            pin: self.pin.clone(),
+            policy: self.policy.map_or_else(policy_from_environment, Ok)?,
+            accept: self.accept,
+            listen: self.listen.clone(),
+            backlog: self.backlog,
+            inflight_max: self.max_inflight,
+            serve: ServeSettings {
+                serve: self.serve,
+                runtime: self.runtime,
+                header_timeout: self.header_timeout,
+                idle_timeout: self.idle_timeout,
+            },
+            restart: self.restart,
+            grace: self.grace,
+        };
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+fn policy_from_environment() -> Result<Policy> {
+    match std::env::var(POLICY_VARIABLE) {
+        Err(_) => Ok(Policy::default()),
+        Ok(text) => clap::ValueEnum::from_str(&text, false).map_err(|_| {
+            Error::usage(
+                format!("{POLICY_VARIABLE}={text} is not a policy"),
+                "set it to rr or none, or unset it",
+            )
+        }),
+    }
+}
+
+/// Parses a type of ours, keeping the remedy in the message.
+fn parse<T: std::str::FromStr<Err = Error>>(text: &str) -> std::result::Result<T, String> {
+    text.parse().map_err(|error: Error| format!("{error}; {}", error.hint()))
+}
+
+fn time(text: &str) -> std::result::Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number and a unit, such as 10s or 500ms"))
+}
+
+fn positive_time(text: &str) -> std::result::Result<Duration, String> {
+    time(text).and_then(|duration| match duration {
+        Duration::ZERO => Err("must be longer than nothing".into()),
+        duration => Ok(duration),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn settings(line: &str) -> Result<Settings> {
+        let words = std::iter::once("clusterlb").chain(line.split_whitespace());
+        Cli::try_parse_from(words).expect("clap accepts the line").run.settings()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_arguments_mean_hello_on_port_8000() {
+        let settings = settings("").expect("the defaults are valid");
+        assert_eq!(settings.listen, ["127.0.0.1:8000".parse().expect("an address")]);
+        assert_eq!((settings.workers, settings.grace), (Workers::Auto, Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "--policy none --max-inflight 3",
+            "--policy none --accept reuseport --listen unix:/tmp/x",
+            "--policy none --runtime tokio-uring",
+            "--listen 127.0.0.1:80 --listen 127.0.0.1:80",
+        ] {
+            assert_eq!(settings(line).expect_err(line).exit_code(), 2);
+        }
+        assert!(settings("--listen 127.0.0.1:0 --listen 127.0.0.1:0").is_ok());
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        for line in [
+            "--workers 0",
+            "--workers many",
+            "--policy fair",
+            "--pin 3-1",
+            "--grace soon",
+            "--header-timeout 0s",
+            "--listen nowhere",
+            "--max-inflight 0",
+            "--backlog 0",
+            "--serve pie",
+            "--wrokers 3",
+            "--workers 2 check",
+        ] {
+            let words = std::iter::once("clusterlb").chain(line.split_whitespace());
+            let error = Cli::try_parse_from(words).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The `clusterlb` command: arguments in, exit code out.
+//!
+//! Owns dispatch. Everything it starts lives in the modules below it.
+
+mod arguments;
+mod console;
+
+use std::io::Write as _;
+
+use clap::{Parser as _, ValueEnum};
+use nix::sys::signal::Signal;
+
+use crate::check;
+use crate::cluster::{Event, Outcome, Supervisor};
+use crate::error::{Error, Result};
+use crate::settings::{Policy, Runtime, Settings};
+use crate::sys::cpu::CpuFacts;
+use crate::sys::limits;
+use crate::sys::probe::{self, FeatureLevel};
+use crate::topology::{self, CpuPlan};
+use crate::worker::{self, environment};
+use arguments::{Cli, Command, RunArguments};
+use console::{Console, Style};
+
+/// Descriptors that the primary needs besides connections: its own, and some for each worker.
+const DESCRIPTORS_BASE: u64 = 64;
+const DESCRIPTORS_PER_WORKER: u64 = 6;
+
+/// Runs the command and gives the process's exit code.
+#[must_use]
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Some(Command::Check { json }) => show_check(json),
+        Some(Command::Run(arguments)) => run(&arguments),
+        None => run(&cli.run),
+    };
+    result.unwrap_or_else(|error| {
+        complain(&error);
+        error.exit_code()
+    })
+}
+
+/// One line: what failed, why, and what to do.
+fn complain(error: &Error) {
+    let _ = writeln!(std::io::stderr().lock(), "clusterlb: {error}; {}", error.hint());
+}
+
+fn show_check(json: bool) -> Result<u8> {
+    let report = check::run();
+    let text = if json {
+        serde_json::to_string(&report).expect("a report is plain data")
+    } else {
+        check::render(&report)
+    };
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    Ok(check::exit_code(&report))
+}
+
+fn run(arguments: &RunArguments) -> Result<u8> {
+    let settings = arguments.settings()?;
+    if environment::is_worker() {
+        return be_worker(&settings).map(|()| 0);
+    }
+    let plan = topology::plan(&CpuFacts::gather()?, settings.workers, &settings.pin)?;
+    ensure_descriptors(&plan)?;
+    let style = match (arguments.json, arguments.quiet) {
+        (true, _) => Style::Json,
+        (_, true) => Style::Quiet,
+        _ => Style::Text,
+    };
+    let support = probe::probe();
+    if let Some(errno) = support.refusal {
+        return Err(probe::refusal_error(errno));
+    }
+    let level = support.level();
+    let mut console = Console::new(style, settings.listen.len());
+    console.introduce(&introduction(&settings, &plan, level));
+    let outcome = {
+        let mut tell = |event: Event| console.tell(event);
+        Supervisor::start(&settings, &plan, level, &mut tell)?.run()?
+    };
+    conclude(&mut console, outcome)
+}
+
+fn be_worker(settings: &Settings) -> Result<()> {
+    let inheritance = environment::Inheritance::take()?;
+    match settings.serve.runtime {
+        Runtime::Ring => worker::run(settings, inheritance),
+        Runtime::TokioUring => crate::runtime::run(settings, inheritance),
+    }
+}
+
+fn conclude(console: &mut Console, outcome: Outcome) -> Result<u8> {
+    console.tell(Event::Summary(outcome.summary));
+    match (outcome.failure, outcome.forced_by) {
+        (Some(error), _) => Err(error),
+        (None, Some(signal)) => Ok(forced_code(signal)),
+        (None, None) => Ok(0),
+    }
+}
+
+/// A shell's code for a process that a signal ended.
+fn forced_code(signal: Signal) -> u8 {
+    u8::try_from(128 + signal as i32).unwrap_or(1)
+}
+
+fn ensure_descriptors(plan: &CpuPlan) -> Result<()> {
+    let limit = limits::raise_descriptor_limit()?;
+    let workers = plan.workers.len() as u64;
+    let needed = DESCRIPTORS_BASE + workers * DESCRIPTORS_PER_WORKER;
+    if limit >= needed {
+        return Ok(());
+    }
+    Err(Error::Environment {
+        step: format!("the hard limit of {limit} descriptors is too low for {workers} workers"),
+        source: nix::errno::Errno::EMFILE,
+        hint: format!("raise it to {needed} or more (`ulimit -Hn`), or start fewer workers"),
+    })
+}
+
+/// What is printed before the listeners are ready.
+fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec<String> {
+    let policy = match settings.policy {
+        Policy::Rr => "rr (the primary accepts and hands over)".to_owned(),
+        Policy::None => format!("none (workers accept, by {})", name(&settings.accept)),
+    };
+    let place = plan.primary.map_or_else(|| "not pinned".to_owned(), |cpu| format!("on CPU {cpu}"));
+    let mut lines = vec![
+        format!(
+            "clusterlb {}: serving {}, policy {policy}, engine io_uring {level}",
+            env!("CARGO_PKG_VERSION"),
+            name(&settings.serve.serve)
+        ),
+        format!("primary: pid {}, {place}; {}", std::process::id(), plan.reason),
+    ];
+    lines.extend(plan.notes.iter().map(|text| format!("note: {text}")));
+    lines
+}
+
+/// A value as the command line spells it.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
