@@ -1,1 +1,43 @@
-//! The load generator.
+//! A load generator on io_uring that knows nothing of the server it loads.
+//!
+//! * **Open loop**: requests start at planned instants and latency counts from the *planned*
+//!   start, so that neither a stalled server nor a late generator can hide its delay.
+//! * **Closed loop**: a number of connections kept busy, for finding what a server can do at
+//!   most; its percentiles are labelled as uncorrected.
+//!
+//! [`run`] is the command, [`measure`] the library: it takes [`Settings`] and returns a
+//! [`Report`], the object that `--json` prints. Levels, each using only those above it:
+//!
+//! | level | modules | own |
+//! | --- | --- | --- |
+//! | words | `error`, `target`, `settings`, `random` | what can be asked for, and refused |
+//! | pure | `plan`, `http`, `protocol`, `latency`, `tally`, `collect`, `preflight`, `verdict` | decisions and sums: no clock, no socket |
+//! | system | `sys`, `environment` | the kernel's facilities; the only `unsafe` |
+//! | engine | `engine`, `report` | threads, connections, what a run came to |
+//! | shell | `cli`, `command`, `output` | words in, tables out |
+
+pub mod cli;
+pub mod collect;
+mod command;
+mod engine;
+pub mod environment;
+mod error;
+mod http;
+pub mod latency;
+mod output;
+pub mod plan;
+mod preflight;
+mod protocol;
+mod random;
+pub mod report;
+pub mod settings;
+mod sys;
+pub mod tally;
+pub mod target;
+pub mod verdict;
+
+pub use command::run;
+pub use engine::{Observer, Progress, StopFlag, measure};
+pub use error::Error;
+pub use report::Report;
+pub use settings::Settings;

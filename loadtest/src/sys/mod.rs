@@ -1,0 +1,14 @@
+//! The kernel's facilities, one file each, and the only place where `unsafe` is allowed.
+//!
+//! What the rest may rely on: no function here can be used to break memory safety; a slot's
+//! socket, buffer and operations under way are kept together by [`ring::Ring`], which refuses to
+//! reuse or close what the kernel still works on. Nothing here decides anything about a run.
+
+#![allow(unsafe_code, reason = "the ring shares memory with the kernel")]
+
+mod arena;
+pub(crate) mod process;
+pub(crate) mod ring;
+pub(crate) mod signals;
+pub(crate) mod socket;
+pub(crate) mod tag;

@@ -1,0 +1,73 @@
+//! What a process may use and has used: descriptors, CPUs, CPU time, timer precision.
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::time::TimeValLike;
+use nix::unistd::Pid;
+
+use crate::error::Error;
+
+/// Raises the number of open files to its hard limit and says what it is now.
+pub(crate) fn raise_descriptor_limit() -> Result<u64, Error> {
+    let failed = |errno| Error::system("read the limit of open files", errno);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    // A refusal leaves the soft limit in force, which the checks before a run then use.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((soft, hard));
+    Ok(soft)
+}
+
+/// The CPUs this process may run on.
+pub(crate) fn allowed_cpus() -> Result<Vec<u32>, Error> {
+    let set = sched_getaffinity(Pid::from_raw(0))
+        .map_err(|errno| Error::system("read the allowed CPUs", errno))?;
+    let all = 0..CpuSet::count();
+    let allowed = all.filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+    Ok(allowed.filter_map(|cpu| u32::try_from(cpu).ok()).collect())
+}
+
+/// Keeps the calling thread on one CPU.
+pub(crate) fn pin_thread(cpu: u32) -> Result<(), Errno> {
+    let mut set = CpuSet::new();
+    set.set(cpu as usize)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+}
+
+/// Asks for timers that are not rounded up: the default slack of 50 µs would make every start of
+/// an open loop late.
+pub(crate) fn ask_for_precise_timers() {
+    let _ = nix::sys::prctl::set_timerslack(1);
+}
+
+/// CPU time in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CpuTime {
+    pub(crate) user_us: u64,
+    pub(crate) system_us: u64,
+}
+
+impl CpuTime {
+    /// What the calling thread has used so far.
+    pub(crate) fn of_thread() -> Self {
+        let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else {
+            return Self::default();
+        };
+        let microseconds = |time: i64| u64::try_from(time).unwrap_or(0);
+        Self {
+            user_us: microseconds(usage.user_time().num_microseconds()),
+            system_us: microseconds(usage.system_time().num_microseconds()),
+        }
+    }
+
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            user_us: self.user_us.saturating_sub(earlier.user_us),
+            system_us: self.system_us.saturating_sub(earlier.system_us),
+        }
+    }
+
+    pub(crate) fn total_us(self) -> u64 {
+        self.user_us + self.system_us
+    }
+}

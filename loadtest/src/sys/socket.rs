@@ -1,0 +1,97 @@
+//! Sockets to connect with: made, bound to a source, told how to end.
+//!
+//! Owns socket calls and their options. Connecting and everything after is the ring's.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrLike, SockaddrStorage, UnixAddr, bind,
+    setsockopt, socket, sockopt,
+};
+
+use crate::error::Error;
+use crate::target::Address;
+
+/// An address in the kernel's form.
+#[derive(Debug)]
+pub(crate) enum SocketAddress {
+    Internet(SockaddrStorage),
+    Unix(UnixAddr),
+}
+
+impl SocketAddress {
+    pub(crate) fn new(address: &Address) -> Result<Self, Error> {
+        match address {
+            Address::Tcp(address) => Ok(Self::Internet(SockaddrStorage::from(*address))),
+            Address::Unix(path) => {
+                let abstract_name = path.to_str().and_then(|text| text.strip_prefix('@'));
+                let address = match abstract_name {
+                    Some(name) => UnixAddr::new_abstract(name.as_bytes()),
+                    None => UnixAddr::new(path),
+                };
+                address.map(Self::Unix).map_err(|errno| {
+                    let what = format!("unix:{}: {}", path.display(), errno.desc());
+                    Error::usage(what, "give a path of at most 107 bytes")
+                })
+            }
+        }
+    }
+
+    /// What a system call takes; valid as long as `self`.
+    pub(super) fn raw(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        match self {
+            Self::Internet(address) => (address.as_ptr(), address.len()),
+            Self::Unix(address) => (SockaddrLike::as_ptr(address), address.len()),
+        }
+    }
+
+    fn family(&self) -> AddressFamily {
+        match self {
+            Self::Unix(_) => AddressFamily::Unix,
+            Self::Internet(address) => address.family().unwrap_or(AddressFamily::Inet),
+        }
+    }
+}
+
+/// A socket that has not connected yet, bound to `source` if there is one. The port is left to
+/// connect, where the kernel knows all four parts and so finds many times as many free ones.
+pub(crate) fn open(address: &SocketAddress, source: Option<Ipv4Addr>) -> Result<OwnedFd, Errno> {
+    let fd = socket(
+        address.family(),
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    if let Some(source) = source {
+        setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
+        bind(
+            fd.as_raw_fd(),
+            &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)),
+        )?;
+    }
+    Ok(fd)
+}
+
+/// Sends small pieces at once: later requests must not wait for earlier acknowledgements.
+pub(crate) fn send_at_once(fd: &OwnedFd) {
+    // A unix socket has no such option and no need of it.
+    let _ = setsockopt(fd, sockopt::TcpNoDelay, &true);
+}
+
+/// Makes closing this socket a reset.
+pub(crate) fn reset_on_close(fd: &OwnedFd) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // It can fail only for a socket that is already gone.
+    let _ = setsockopt(fd, sockopt::Linger, &linger);
+}
+
+/// True if both ends are on this machine's loopback, where 127/8 gives any number of sources.
+pub(crate) fn is_loopback_v4(address: &Address) -> bool {
+    matches!(address, Address::Tcp(SocketAddr::V4(v4)) if v4.ip().is_loopback())
+}
