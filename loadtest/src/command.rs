@@ -60,7 +60,10 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     if let Some(error) = watcher.hdr_error.take() {
         return Err(error);
     }
-    print(&report, arguments.json)?;
+    // A table without a single value would only bury the reason.
+    if arguments.json || report.failure.is_none() || report.totals.completed > 0 {
+        print(&report, arguments.json)?;
+    }
     if let Some(failure) = &report.failure {
         output::complain(
             &format!("{}: {}", failure.step, failure.cause),

@@ -12,7 +12,7 @@ use crate::latency::{Latency, quantile_us};
 use crate::settings::{Load, Settings};
 use crate::sys::process::CpuTime;
 use crate::tally::{ErrorKind, Tally};
-use crate::verdict::{Evidence, Failure, Validity, hint};
+use crate::verdict::{Evidence, Failure, GiveUp, Validity, hint};
 
 /// The name and version of this layout.
 pub const SCHEMA: &str = "clusterlb-load/1";
@@ -106,7 +106,7 @@ pub struct Rates {
 pub struct Starts {
     /// More than a millisecond after the plan. The delay is part of their latency.
     pub late: u64,
-    /// Never made: no connection was to be had within the timeout.
+    /// Never made: no connection was to be had within half of the timeout.
     pub dropped: u64,
     /// Median delay after the plan.
     pub start_lateness_p50_us: Option<f64>,
@@ -149,7 +149,7 @@ pub(crate) struct Parts {
     pub(crate) environment: Environment,
     pub(crate) started_unix_ms: u64,
     pub(crate) interrupted: bool,
-    pub(crate) gone: bool,
+    pub(crate) given_up: Option<GiveUp>,
     pub(crate) measured_ns: u64,
     pub(crate) cpu: Vec<CpuTime>,
     pub(crate) total: Interval,
@@ -292,28 +292,35 @@ fn cpu(threads: &[CpuTime], measured_s: f64, completed: u64) -> Cpu {
 fn failure(parts: &Parts) -> Option<Failure> {
     let tally = &parts.total.tally;
     let step = format!("load {}", parts.settings.target);
+    let given_up = parts.given_up.is_some();
     let most = ErrorKind::ALL
         .into_iter()
         .filter(|kind| tally.examples.contains_key(kind))
         .max_by_key(|kind| tally.errors[*kind as usize]);
-    let example = |kind: ErrorKind| {
-        let words = tally.examples.get(&kind).map_or("", String::as_str);
-        format!("{}, {words}", kind.words())
+    let why = |kind: ErrorKind| match (kind, tally.examples.get(&kind)) {
+        // The other kinds say all there is to say.
+        (ErrorKind::ConnectFailed | ErrorKind::Local | ErrorKind::BadResponse, Some(example)) => {
+            format!("{}: {example}", kind.words())
+        }
+        _ => kind.words().to_owned(),
     };
     match most {
-        Some(kind) if parts.gone => Some(Failure {
+        Some(kind) if parts.given_up == Some(GiveUp::Gone) => Some(Failure {
             step,
             cause: format!(
-                "it was answered at first, then not any more ({})",
-                example(kind)
+                "it went away after {} answers ({})",
+                tally.completed,
+                why(kind)
             ),
             hint: "look at the server's log: it has stopped listening".into(),
         }),
-        Some(kind) if tally.completed == 0 && tally.unfinished == 0 => Some(Failure {
-            step,
-            cause: format!("no request was answered ({})", example(kind)),
-            hint: hint(kind).into(),
-        }),
+        Some(kind) if tally.completed == 0 && (given_up || tally.unfinished == 0) => {
+            Some(Failure {
+                step,
+                cause: format!("no request was answered ({})", why(kind)),
+                hint: hint(kind).into(),
+            })
+        }
         None if tally.started == 0 && !parts.interrupted => Some(Failure {
             step,
             cause: "no request was planned within the measured time".into(),

@@ -148,7 +148,7 @@ pub fn measure(
             collector: Collector::new(handles.len()),
             done: Vec::new(),
             error: None,
-            gone: false,
+            given_up: None,
             next_spare: 0,
         };
         let outcome = run.carry_out(environment);
@@ -211,7 +211,7 @@ struct Run<'a> {
     collector: Collector,
     done: Vec<Done>,
     error: Option<Error>,
-    gone: bool,
+    given_up: Option<GiveUp>,
     next_spare: usize,
 }
 
@@ -246,7 +246,7 @@ impl Run<'_> {
             environment,
             started_unix_ms,
             interrupted,
-            gone: self.gone,
+            given_up: self.given_up,
             measured_ns: end_ns.saturating_sub(self.job.bounds.warmup_ns),
             cpu: self.done.iter().map(|done| done.cpu).collect(),
             total,
@@ -303,7 +303,7 @@ impl Run<'_> {
                 self.halt.set();
             }
             if let Some(reason) = watch.look(standing).filter(|_| !self.halt.is_set()) {
-                self.gone = reason == GiveUp::Gone;
+                self.given_up = Some(reason);
                 self.halt.set();
             }
         }

@@ -266,7 +266,7 @@ impl Thread {
             return now_ns.min(planned_ns);
         }
         match self.job.settings.load {
-            Load::Open { .. } => planned_ns.min(now_ns.max(self.recorder.last_completion_ns())),
+            Load::Open { .. } => planned_ns,
             // Ended by the number of requests, a closed loop ends with its last answer.
             Load::Closed { .. } => planned_ns.min(self.recorder.last_completion_ns()),
         }

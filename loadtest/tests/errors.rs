@@ -1,0 +1,239 @@
+//! Targets that fail, and what cannot be asked for: one clear line each, and the right exit code.
+
+mod common;
+
+use std::io::BufReader;
+use std::net::TcpListener;
+
+use common::{
+    Directory, Server, command, complaints, hello, http, read_request, report, run, sleep_ms, write,
+};
+use loadtest::tally::ErrorKind;
+
+/// A port that nobody listens on: taken once and given back.
+fn closed_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").to_string()
+}
+
+#[test]
+fn a_refusing_target_ends_in_one_line() {
+    for load in ["--rate 500", "--connections 4"] {
+        let output = run(&format!("{load} --duration 30s {}", closed_port()));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty(), "no table without values");
+        let lines = complaints(&output);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("refused") && lines[0].contains("start the server"));
+    }
+}
+
+#[test]
+fn a_refusal_is_told_in_json_too() {
+    let (report, output) = report(&format!("--rate 500 --duration 30s {}", closed_port()));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(report.totals.errors[&ErrorKind::ConnectRefused] > 0);
+    assert!(report.failure.expect("a failure").cause.contains("refused"));
+}
+
+#[test]
+fn a_missing_unix_socket_is_a_refusal() {
+    let directory = Directory::new();
+    let output = run(&format!("--duration 30s unix:{}", directory.file("nobody")));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaints(&output)[0].contains("connect refused"));
+}
+
+#[test]
+fn a_target_that_goes_away_ends_the_run_with_its_results() {
+    let mut server = Server::start(http(|stream, _| hello(stream)));
+    let child = command(&format!(
+        "--rate 50 --duration 60s --json {}",
+        server.address
+    ))
+    .spawn()
+    .expect("the command starts");
+    while server.seen.requests() < 10 {
+        sleep_ms(10);
+    }
+    server.stop();
+    let output = child.wait_with_output().expect("it ends by itself");
+    assert_eq!(output.status.code(), Some(1));
+    let report: loadtest::Report = serde_json::from_slice(&output.stdout).expect("its results");
+    assert!(report.totals.completed >= 9);
+    assert!(
+        report
+            .failure
+            .expect("a failure")
+            .cause
+            .contains("went away")
+    );
+    assert_eq!(complaints(&output).len(), 1);
+}
+
+#[test]
+fn garbage_is_a_bad_response() {
+    let server = Server::start(|mut stream, seen| {
+        let mut reader = BufReader::new(stream.twin());
+        if read_request(&mut reader, seen).is_some() {
+            write(&mut *stream, "SSH-2.0-OpenSSH_9.9\r\n");
+        }
+    });
+    let (report, output) = report(&format!("-c 2 --duration 30s {}", server.address));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(report.totals.errors[&ErrorKind::BadResponse] > 0);
+    let line = &complaints(&output)[0];
+    assert!(
+        line.contains("does not begin as an HTTP/1 response"),
+        "{line}"
+    );
+    assert!(line.contains("--mode"), "{line}");
+}
+
+#[test]
+fn an_endless_header_is_a_bad_response() {
+    let server = Server::start(http(|stream, _| {
+        write(stream, "HTTP/1.1 200 OK\r\n");
+        for _ in 0..40 {
+            write(stream, &format!("a: {}\r\n", "x".repeat(1000)));
+        }
+    }));
+    let (report, _) = report(&format!("-n 3 -c 1 {}", server.address));
+    assert_eq!(report.totals.errors[&ErrorKind::BadResponse], 3);
+    assert!(report.totals.error_examples[&ErrorKind::BadResponse].contains("16 KiB"));
+}
+
+#[test]
+fn a_server_that_speaks_first_is_a_bad_response() {
+    let server = Server::start(|mut stream, seen| {
+        write(&mut *stream, "220 mail\r\n");
+        read_request(&mut BufReader::new(stream), seen);
+    });
+    let (report, _) = report(&format!("-n 2 -c 1 {}", server.address));
+    assert_eq!(report.totals.errors[&ErrorKind::BadResponse], 2);
+}
+
+#[test]
+fn a_close_without_an_answer_is_counted_as_such() {
+    let server = Server::start(|stream, seen| {
+        read_request(&mut BufReader::new(stream), seen);
+    });
+    let (report, output) = report(&format!("-n 5 -c 1 {}", server.address));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(report.totals.errors[&ErrorKind::ClosedEarly], 5);
+}
+
+#[test]
+fn a_close_within_an_answer_is_counted_as_such() {
+    let server = Server::start(|mut stream, seen| {
+        read_request(&mut BufReader::new(stream.twin()), seen);
+        write(
+            &mut *stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhal",
+        );
+    });
+    let (report, _) = report(&format!("-n 5 -c 1 {}", server.address));
+    assert_eq!(report.totals.errors[&ErrorKind::ClosedEarly], 5);
+    assert!(report.totals.error_examples[&ErrorKind::ClosedEarly].contains("within"));
+}
+
+#[test]
+fn resets_are_counted_as_such() {
+    // Closing with unread bytes is a reset; waiting for the first byte makes sure there are any.
+    let server = Server::start(|mut stream, _| {
+        let _ = stream.read(&mut [0]);
+    });
+    let (report, _) = report(&format!("-n 5 -c 1 {}", server.address));
+    assert_eq!(report.totals.errors[&ErrorKind::Reset], 5);
+}
+
+#[test]
+fn a_silent_server_times_out() {
+    let server = Server::start(|stream, seen| {
+        let mut reader = BufReader::new(stream);
+        while read_request(&mut reader, seen).is_some() {}
+    });
+    let (report, output) = report(&format!(
+        "-n 8 -c 4 --pipeline 2 --requests-per-connection 2 --timeout 200ms {}",
+        server.address
+    ));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(report.totals.errors[&ErrorKind::Timeout], 8);
+}
+
+#[test]
+fn statuses_are_counted_by_class_and_some_failures_are_no_failed_run() {
+    let server = Server::start(http(|stream, number| match number {
+        0 => hello(stream),
+        1 => write(
+            stream,
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        ),
+        _ => write(
+            stream,
+            "HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        ),
+    }));
+    let words = "-n 6 -c 1 --requests-per-connection unlimited";
+    let (report, output) = report(&format!("{words} {}", server.address));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(report.totals.completed, 6);
+    for (class, count) in [("2xx", 2), ("4xx", 2), ("5xx", 2)] {
+        assert_eq!(report.totals.status[class], count, "{class}");
+    }
+    assert_eq!(
+        server.seen.connections(),
+        2,
+        "a server's wish to close is granted"
+    );
+}
+
+#[test]
+fn what_cannot_be_asked_for_is_usage() {
+    for words in [
+        "--rate 0 h:1",
+        "--duration 0s h:1",
+        "--requests 0 h:1",
+        "--connections 0 h:1",
+        "--rat 5 h:1",
+        "--rate 5",
+        "https://h:1",
+        "--mode echo http://h:1",
+        "--pipeline 4 h:1",
+        "--threads 5000 -c 5000 127.0.0.1:1",
+        "--pin 4095 127.0.0.1:1",
+        "--sources 4 8.8.8.8:1",
+    ] {
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(2), "{words}");
+        assert!(output.stdout.is_empty(), "{words}");
+        assert!(!output.stderr.is_empty(), "{words}");
+    }
+}
+
+#[test]
+fn too_few_descriptors_or_ports_are_the_environments_fault() {
+    for words in ["-c 3999999 127.0.0.1:1", "-c 1 --hold 3000000 127.0.0.1:1"] {
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(3), "{words}");
+        assert_eq!(complaints(&output).len(), 1);
+    }
+}
+
+#[test]
+fn held_connections_that_are_refused_end_the_run_before_it_begins() {
+    let output = run(&format!("--hold 10 --duration 30s {}", closed_port()));
+    assert_eq!(output.status.code(), Some(1));
+    let lines = complaints(&output);
+    assert!(
+        lines.len() == 1 && lines[0].contains("open 10 idle connections"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn files_that_cannot_be_written_are_noticed_before_the_run() {
+    let output = run("--duration 30s --csv /nowhere/at/all.csv 127.0.0.1:1");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaints(&output)[0].contains("/nowhere/at/all.csv"));
+}
