@@ -25,14 +25,8 @@ use nix::time::{ClockId, clock_gettime};
 /// that their sockets fit into an ordinary descriptor limit.
 const MESSAGES_PER_ROUND: usize = 16;
 
-const SHAPE: RingShape = RingShape {
-    submissions: 1024,
-    completions: 4096,
-};
-const KEY: Key = Key {
-    index: 0,
-    generation: 0,
-};
+const SHAPE: RingShape = RingShape { submissions: 1024, completions: 4096 };
+const KEY: Key = Key { index: 0, generation: 0 };
 
 /// CPU time of this thread, system calls included.
 fn thread_cpu_time() -> Duration {
@@ -57,10 +51,7 @@ struct Bench {
     socket: OwnedFd,
     /// Keeps the connection open.
     _client: TcpStream,
-    #[expect(
-        clippy::vec_box,
-        reason = "the ring lends and returns messages in their boxes"
-    )]
+    #[expect(clippy::vec_box, reason = "the ring lends and returns messages in their boxes")]
     spare: Vec<Box<OutgoingMessage>>,
     events: Vec<Event>,
     payload: Vec<u8>,
@@ -100,10 +91,7 @@ impl Bench {
         while sockets.peek().is_some() {
             let mut message = self.spare.pop().unwrap_or_default();
             for socket in sockets.by_ref().take(batch) {
-                let record = Record {
-                    listener: ListenerId(0),
-                    accepted_ns: 1,
-                };
+                let record = Record { listener: ListenerId(0), accepted_ns: 1 };
                 handoff::append(message.payload_mut(), record);
                 message.push(socket).expect("a batch fits into a message");
             }
@@ -113,12 +101,7 @@ impl Bench {
         while messages > 0 {
             wait(&mut self.sending, &mut self.events);
             for event in self.events.drain(..) {
-                if let Event::MessageSent {
-                    mut message,
-                    outcome,
-                    ..
-                } = event
-                {
+                if let Event::MessageSent { mut message, outcome, .. } = event {
                     outcome.expect("the channel has room for a round");
                     message.drain().for_each(|copy| self.sending.close(copy));
                     self.spare.push(message);
@@ -147,8 +130,7 @@ impl Bench {
                 let sealed = outcome.expect("nothing fails").expect("the sender lives");
                 self.payload.clear();
                 let opened =
-                    self.receiving
-                        .open_message(sealed, &mut self.payload, &mut self.descriptors);
+                    self.receiving.open_message(sealed, &mut self.payload, &mut self.descriptors);
                 assert!(!opened.truncated, "descriptors are left");
                 let records = handoff::records(&self.payload).expect("a message of ours");
                 assert_eq!(records.len(), self.descriptors.len());
@@ -172,9 +154,7 @@ fn wait(ring: &mut Ring, events: &mut Vec<Event>) {
 fn pass(bench: &mut Bench, sockets: u64, batch: usize) -> (Duration, Duration) {
     let (mut sent_in, mut received_in) = (Duration::ZERO, Duration::ZERO);
     let round = MESSAGES_PER_ROUND * batch;
-    let rounds = usize::try_from(sockets)
-        .unwrap_or(usize::MAX)
-        .div_ceil(round);
+    let rounds = usize::try_from(sockets).unwrap_or(usize::MAX).div_ceil(round);
     for _ in 0..rounds {
         let duplicates = bench.duplicates(round);
         let start = thread_cpu_time();
@@ -184,10 +164,7 @@ fn pass(bench: &mut Bench, sockets: u64, batch: usize) -> (Duration, Duration) {
         received_in += thread_cpu_time() - between;
         sent_in += between - start;
     }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "counts of sockets are far below 2^53"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "counts of sockets are far below 2^53")]
     let scale = sockets as f64 / (rounds * round) as f64;
     (sent_in.mul_f64(scale), received_in.mul_f64(scale))
 }

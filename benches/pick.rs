@@ -12,10 +12,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 const INFLIGHT_MAX: u32 = 100;
 
 fn ready(in_flight: u32) -> WorkerLoad {
-    WorkerLoad {
-        standing: Standing::Ready,
-        in_flight,
-    }
+    WorkerLoad { standing: Standing::Ready, in_flight }
 }
 
 /// Everybody takes connections: the first look succeeds.

@@ -156,9 +156,7 @@ impl LoadArgs {
             (None, None) => Some(Duration::from_secs(10)),
             (given, _) => given,
         };
-        let body_bytes = self
-            .body_bytes
-            .unwrap_or(if mode == Mode::Echo { 64 } else { 0 });
+        let body_bytes = self.body_bytes.unwrap_or(if mode == Mode::Echo { 64 } else { 0 });
         let settings = Settings {
             target: self.target.clone(),
             mode,
@@ -250,13 +248,7 @@ mod tests {
         let counted = settings("-n 5k --rate 1.5M tcp://h:1").expect("an open loop");
         assert_eq!((counted.duration_ms, counted.requests), (None, Some(5000)));
         assert_eq!((counted.mode, counted.body_bytes), (Mode::Echo, 64));
-        assert!(matches!(
-            counted.load,
-            Load::Open {
-                rate_per_s: 1.5e6,
-                ..
-            }
-        ));
+        assert!(matches!(counted.load, Load::Open { rate_per_s: 1.5e6, .. }));
     }
 
     #[test]
@@ -302,10 +294,7 @@ mod tests {
             "load --pin 3-1 h:1",
             "load --sources some h:1",
         ] {
-            assert!(
-                Command::try_parse_from(words.split(' ')).is_err(),
-                "{words}"
-            );
+            assert!(Command::try_parse_from(words.split(' ')).is_err(), "{words}");
         }
     }
 }

@@ -145,11 +145,7 @@ impl Collector {
                 spare = Some(interval);
             }
         }
-        while self
-            .pending
-            .front()
-            .is_some_and(|(_, threads)| *threads >= self.threads)
-        {
+        while self.pending.front().is_some_and(|(_, threads)| *threads >= self.threads) {
             spare = self.finish_first(complete).or(spare);
         }
         spare

@@ -36,11 +36,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     let settings = arguments.settings()?;
     // Files are opened first: finding out after the run that they cannot be written is too late.
     let mut csv_file = arguments.csv.as_deref().map(output::create).transpose()?;
-    let hdr_log = arguments
-        .hdr_log
-        .as_deref()
-        .map(HdrLog::create)
-        .transpose()?;
+    let hdr_log = arguments.hdr_log.as_deref().map(HdrLog::create).transpose()?;
     let signals = Signals::new()?;
     let stop = StopFlag::default();
     let mut watcher = Watcher {
@@ -65,10 +61,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
         print(&report, arguments.json)?;
     }
     if let Some(failure) = &report.failure {
-        output::complain(
-            &format!("{}: {}", failure.step, failure.cause),
-            &failure.hint,
-        );
+        output::complain(&format!("{}: {}", failure.step, failure.cause), &failure.hint);
     }
     Ok(report.exit_code())
 }
@@ -84,14 +77,11 @@ fn print(report: &Report, json: bool) -> Result<(), Error> {
         text::write(&mut bytes, report)
     };
     let mut stdout = io::stdout().lock();
-    let shown = written
-        .and_then(|()| stdout.write_all(&bytes))
-        .and_then(|()| stdout.flush());
+    let shown = written.and_then(|()| stdout.write_all(&bytes)).and_then(|()| stdout.flush());
     match shown {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output {
-            path: "the standard output".into(),
-            source: error,
-        }),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Output { path: "the standard output".into(), source: error })
+        }
         _ => Ok(()),
     }
 }

@@ -46,17 +46,13 @@ pub struct Environment {
 
 /// Reads a file of /proc, without the line end.
 pub(crate) fn read(path: &str) -> Option<String> {
-    fs::read_to_string(path)
-        .ok()
-        .map(|text| text.trim_end().to_owned())
+    fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned())
 }
 
 /// The range of local ports; the kernel's default if it cannot be read.
 pub(crate) fn port_range() -> (u16, u16) {
     let text = read("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut numbers = text
-        .split_ascii_whitespace()
-        .map_while(|word| word.parse().ok());
+    let mut numbers = text.split_ascii_whitespace().map_while(|word| word.parse().ok());
     match (numbers.next(), numbers.next()) {
         (Some(first), Some(last)) if first <= last => (first, last),
         _ => (32_768, 60_999),
@@ -65,17 +61,13 @@ pub(crate) fn port_range() -> (u16, u16) {
 
 /// A sysctl that is one number; 0 if it cannot be read.
 pub(crate) fn sysctl<N: std::str::FromStr + Default>(path: &str) -> N {
-    read(path)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_default()
+    read(path).and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// The CPU's name.
 pub(crate) fn cpu_model() -> String {
     let text = read("/proc/cpuinfo").unwrap_or_default();
-    let model = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
+    let model = text.lines().find_map(|line| line.strip_prefix("model name"));
     let name = model.map(|rest| rest.trim_start_matches([' ', '\t', ':']));
     name.unwrap_or("unknown").to_owned()
 }
@@ -94,9 +86,7 @@ impl ListenLosses {
 
     /// Finds the counters by name: their places differ between kernels.
     fn of(netstat: &str) -> Self {
-        let mut lines = netstat
-            .lines()
-            .filter_map(|line| line.strip_prefix("TcpExt:"));
+        let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
         let names = lines.next().unwrap_or_default().split_ascii_whitespace();
         let values = lines.next().unwrap_or_default().split_ascii_whitespace();
         let mut losses = Self::default();

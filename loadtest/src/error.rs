@@ -57,10 +57,7 @@ pub enum Error {
 impl Error {
     /// A request that cannot be met; `hint` says what would work.
     pub fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Usage {
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Self::Usage { what: what.into(), hint: hint.into() }
     }
 
     /// A machine that does not allow what is needed.
@@ -69,19 +66,12 @@ impl Error {
         cause: impl Into<String>,
         hint: impl Into<String>,
     ) -> Self {
-        Self::Environment {
-            step: step.into(),
-            cause: cause.into(),
-            hint: hint.into(),
-        }
+        Self::Environment { step: step.into(), cause: cause.into(), hint: hint.into() }
     }
 
     /// A failed system call; `step` says what was being done.
     pub fn system(step: impl Into<String>, source: Errno) -> Self {
-        Self::System {
-            step: step.into(),
-            source,
-        }
+        Self::System { step: step.into(), source }
     }
 
     /// The process's exit code: 2 usage, 3 the environment cannot, 1 otherwise.

@@ -10,16 +10,11 @@ const HEADERS_MAX: usize = 64;
 
 /// The bytes of one request. With a body it is a POST.
 pub(crate) fn request(settings: &Settings) -> Vec<u8> {
-    let method = if settings.body_bytes > 0 {
-        "POST"
-    } else {
-        "GET"
-    };
+    let method = if settings.body_bytes > 0 { "POST" } else { "GET" };
     let mut head = format!("{method} {} HTTP/1.1\r\n", settings.target.path);
     let named = |name: &str| {
         let given = |line: &String| {
-            line.split_once(':')
-                .is_some_and(|(word, _)| word.eq_ignore_ascii_case(name))
+            line.split_once(':').is_some_and(|(word, _)| word.eq_ignore_ascii_case(name))
         };
         settings.headers.iter().any(given)
     };
@@ -115,10 +110,7 @@ impl ResponseReader {
     }
 
     fn complete(&mut self) -> Outcome {
-        let outcome = Outcome::Complete {
-            status: self.status,
-            close: self.close,
-        };
+        let outcome = Outcome::Complete { status: self.status, close: self.close };
         *self = Self::default();
         outcome
     }
@@ -175,11 +167,7 @@ impl ResponseReader {
     fn chunk_size(&mut self, bytes: &[u8]) -> Progress {
         match httparse::parse_chunk_size(bytes) {
             Ok(httparse::Status::Complete((used, size))) => {
-                self.part = if size == 0 {
-                    Part::Trailers
-                } else {
-                    Part::Chunk(size)
-                };
+                self.part = if size == 0 { Part::Trailers } else { Part::Chunk(size) };
                 Progress::On(used)
             }
             Ok(httparse::Status::Partial) => Progress::Wait(0),
@@ -234,11 +222,7 @@ enum Body {
 }
 
 fn framing(headers: &[httparse::Header<'_>]) -> Result<Framing, &'static str> {
-    let mut framing = Framing {
-        body: Body::UntilEnd,
-        close: false,
-        keep_alive: false,
-    };
+    let mut framing = Framing { body: Body::UntilEnd, close: false, keep_alive: false };
     for header in headers {
         if header.name.eq_ignore_ascii_case("content-length") {
             let length = Body::Length(length(header.value)?);
@@ -341,11 +325,7 @@ mod tests {
     }
 
     fn write(bytes: &mut Vec<u8>, (status, close, sent): &(u16, bool, Sent)) -> Outcome {
-        let status = if matches!(sent, Sent::Empty) {
-            204
-        } else {
-            *status
-        };
+        let status = if matches!(sent, Sent::Empty) { 204 } else { *status };
         bytes.extend_from_slice(format!("HTTP/1.1 {status} X\r\n").as_bytes());
         if *close {
             bytes.extend_from_slice(b"connection: foo, Close\r\n");
@@ -416,10 +396,7 @@ mod tests {
     #[test]
     fn the_old_version_closes_unless_it_says_otherwise() {
         let head = "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n";
-        assert_eq!(
-            feed(format!("{head}\r\n").as_bytes(), &[99]),
-            [complete(200, true)]
-        );
+        assert_eq!(feed(format!("{head}\r\n").as_bytes(), &[99]), [complete(200, true)]);
         let kept = format!("{head}Connection: Keep-Alive\r\n\r\n");
         assert_eq!(feed(kept.as_bytes(), &[99]), [complete(200, false)]);
     }
@@ -438,10 +415,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n",
         ] {
             let outcomes = feed(head.as_bytes(), &[200]);
-            assert!(
-                matches!(outcomes[..], [Outcome::Bad(_)]),
-                "{head:?}: {outcomes:?}"
-            );
+            assert!(matches!(outcomes[..], [Outcome::Bad(_)]), "{head:?}: {outcomes:?}");
         }
     }
 }

@@ -63,12 +63,7 @@ impl Latencies {
     /// Forgets everything, keeps the memory. Empty histograms, as most are in some modes, are
     /// left alone: clearing one means writing all of its counters.
     pub(crate) fn clear(&mut self) {
-        let all = [
-            &mut self.connect,
-            &mut self.first_byte,
-            &mut self.response,
-            &mut self.lateness,
-        ];
+        let all = [&mut self.connect, &mut self.first_byte, &mut self.response, &mut self.lateness];
         for histogram in all {
             if !histogram.is_empty() {
                 histogram.reset();
@@ -119,10 +114,7 @@ impl Latency {
     pub fn of(histogram: &Histogram<u64>, corrected: bool) -> Self {
         let count = histogram.len();
         if count == 0 {
-            return Self {
-                corrected,
-                ..Self::default()
-            };
+            return Self { corrected, ..Self::default() };
         }
         let at = |quantile| Some(quantile_us(histogram, quantile));
         Self {
@@ -166,10 +158,7 @@ fn curve(histogram: &Histogram<u64>) -> Vec<CurvePoint> {
             value_us: quantile_us(histogram, quantile),
         });
     }
-    points.push(CurvePoint {
-        percentile: 100.0,
-        value_us: microseconds(histogram.max()),
-    });
+    points.push(CurvePoint { percentile: 100.0, value_us: microseconds(histogram.max()) });
     points
 }
 
@@ -229,10 +218,7 @@ mod tests {
     #[test]
     fn nothing_recorded_is_said_as_such() {
         let latency = Latency::of(&histogram(), true);
-        assert_eq!(
-            (latency.count, latency.p99_us, latency.max_us),
-            (0, None, None)
-        );
+        assert_eq!((latency.count, latency.p99_us, latency.max_us), (0, None, None));
         assert!(latency.curve.is_empty());
     }
 }

@@ -58,12 +58,7 @@ impl Plan {
     /// Walks the plan: nanoseconds since the run's beginning, never decreasing.
     #[must_use]
     pub fn starts(&self) -> Starts {
-        Starts {
-            plan: *self,
-            index: 0,
-            random: Random::new(self.seed),
-            elapsed_s: 0.0,
-        }
+        Starts { plan: *self, index: 0, random: Random::new(self.seed), elapsed_s: 0.0 }
     }
 
     /// What thread number `thread` of `threads` has to start within `bounds`.
@@ -145,10 +140,7 @@ impl Iterator for Share {
             let start_ns = self.starts.next()?;
             let measured = start_ns >= self.bounds.warmup_ns;
             let too_late = self.bounds.end_ns.is_some_and(|end_ns| start_ns >= end_ns);
-            let enough = self
-                .bounds
-                .measured_max
-                .is_some_and(|max| self.measured >= max);
+            let enough = self.bounds.measured_max.is_some_and(|max| self.measured >= max);
             if too_late || (measured && enough) {
                 self.end_ns = Some(start_ns.min(self.bounds.end_ns.unwrap_or(u64::MAX)));
                 break;
@@ -171,11 +163,7 @@ mod tests {
     use super::*;
 
     fn plan(rate_per_s: f64, arrivals: Arrivals, seed: u64) -> Plan {
-        Plan {
-            rate_per_s,
-            arrivals,
-            seed,
-        }
+        Plan { rate_per_s, arrivals, seed }
     }
 
     fn arrivals() -> impl Strategy<Value = Arrivals> {
@@ -220,32 +208,18 @@ mod tests {
 
     #[test]
     fn poisson_gaps_have_the_asked_mean_and_their_own_spread() {
-        let starts: Vec<u64> = plan(1000.0, Arrivals::Poisson, 7)
-            .starts()
-            .take(100_001)
-            .collect();
-        let gaps: Vec<f64> = starts
-            .windows(2)
-            .map(|pair| (pair[1] - pair[0]) as f64)
-            .collect();
+        let starts: Vec<u64> = plan(1000.0, Arrivals::Poisson, 7).starts().take(100_001).collect();
+        let gaps: Vec<f64> = starts.windows(2).map(|pair| (pair[1] - pair[0]) as f64).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         // An exponential's deviation equals its mean; 1e5 samples pin both to about a percent.
         assert!((mean / 1e6 - 1.0).abs() < 0.02, "mean {mean}");
-        assert!(
-            (variance.sqrt() / mean - 1.0).abs() < 0.03,
-            "deviation {}",
-            variance.sqrt()
-        );
+        assert!((variance.sqrt() / mean - 1.0).abs() < 0.03, "deviation {}", variance.sqrt());
     }
 
     #[test]
     fn the_end_is_the_first_instant_left_out() {
-        let bounds = Bounds {
-            warmup_ns: 0,
-            end_ns: None,
-            measured_max: Some(10),
-        };
+        let bounds = Bounds { warmup_ns: 0, end_ns: None, measured_max: Some(10) };
         let mut share = plan(10.0, Arrivals::Constant, 0).share(bounds, 0, 1);
         assert_eq!(share.by_ref().count(), 10);
         assert_eq!(share.end_ns(), Some(SECOND_NS));

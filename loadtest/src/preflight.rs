@@ -59,10 +59,7 @@ pub(crate) fn grant(settings: &Settings, resources: Resources) -> Result<Granted
         0 | 1 => Vec::new(),
         count => (1..=count).map(source).collect(),
     };
-    Ok(Granted {
-        connections,
-        sources,
-    })
+    Ok(Granted { connections, sources })
 }
 
 /// Rests of a run that a connection leaves behind: how long its port is not to be had again.
@@ -81,13 +78,8 @@ fn connections(settings: &Settings, descriptors: u64) -> Result<u32, Error> {
     let left = descriptors.saturating_sub(beside + hold);
     let wanted = match settings.load {
         Load::Closed { connections } => u64::from(connections),
-        Load::Open {
-            connections_max: Some(most),
-            ..
-        } => u64::from(most),
-        Load::Open { .. } => CONNECTIONS_DEFAULT
-            .min(left)
-            .max(u64::from(settings.threads)),
+        Load::Open { connections_max: Some(most), .. } => u64::from(most),
+        Load::Open { .. } => CONNECTIONS_DEFAULT.min(left).max(u64::from(settings.threads)),
     };
     if wanted > left {
         let needed = wanted + hold + beside;
@@ -123,10 +115,7 @@ fn source_count(settings: &Settings, resources: Resources, connections: u32) -> 
         _ if resources.unix => Ok(0),
         Sources::Count(1) => Ok(1),
         Sources::Count(_) if !resources.loopback_v4 => Err(Error::usage(
-            format!(
-                "{} is not in 127/8, where any source address works",
-                settings.target
-            ),
+            format!("{} is not in 127/8, where any source address works", settings.target),
             "leave out --sources",
         )),
         Sources::Count(count) if count > SOURCES_LIMIT => Err(Error::usage(
@@ -158,13 +147,7 @@ fn check_ports(
     if resources.unix {
         return Ok(());
     }
-    let explicit = !matches!(
-        settings.load,
-        Load::Open {
-            connections_max: None,
-            ..
-        }
-    );
+    let explicit = !matches!(settings.load, Load::Open { connections_max: None, .. });
     let wanted = u64::from(settings.hold) + if explicit { connections.into() } else { 1 };
     let there = u64::from(port_count(resources.ports)) * u64::from(sources.max(1));
     if wanted > there {
@@ -228,11 +211,7 @@ mod tests {
     };
 
     fn open(rate_per_s: f64) -> Settings {
-        let load = Load::Open {
-            rate_per_s,
-            arrivals: Arrivals::Constant,
-            connections_max: None,
-        };
+        let load = Load::Open { rate_per_s, arrivals: Arrivals::Constant, connections_max: None };
         Settings::new("127.0.0.1:80".parse().expect("a target"), load)
     }
 
@@ -249,20 +228,14 @@ mod tests {
         let fast = grant(&open(20_000.0), LINUX).expect("a fast run");
         assert_eq!(fast.sources.len(), 5);
         assert!(fast.sources.iter().all(Ipv4Addr::is_loopback));
-        let without_reuse = Resources {
-            tcp_tw_reuse: 0,
-            ..LINUX
-        };
+        let without_reuse = Resources { tcp_tw_reuse: 0, ..LINUX };
         let resting = grant(&open(20_000.0), without_reuse).expect("a run");
         assert_eq!(resting.sources.len(), 172);
     }
 
     #[test]
     fn other_machines_give_one_source_and_a_warning() {
-        let far = Resources {
-            loopback_v4: false,
-            ..LINUX
-        };
+        let far = Resources { loopback_v4: false, ..LINUX };
         let mut settings = open(1000.0);
         assert!(grant(&settings, far).expect("a run").sources.is_empty());
         let warning = port_warning(&settings, far, 1).expect("470 a second are possible");
@@ -270,12 +243,7 @@ mod tests {
         settings.close = CloseBy::Rst;
         assert_eq!(port_warning(&settings, far, 1), None);
         settings.sources = Sources::Count(4);
-        assert_eq!(
-            grant(&settings, far)
-                .expect_err("no such addresses")
-                .exit_code(),
-            2
-        );
+        assert_eq!(grant(&settings, far).expect_err("no such addresses").exit_code(), 2);
     }
 
     #[test]
@@ -283,10 +251,7 @@ mod tests {
         let error = grant(&closed(30_000), LINUX).expect_err("20 000 descriptors");
         assert_eq!(error.exit_code(), 3);
         assert!(error.to_string().contains("20000"), "{error}");
-        let plenty = Resources {
-            descriptors: 1 << 20,
-            ..LINUX
-        };
+        let plenty = Resources { descriptors: 1 << 20, ..LINUX };
         let mut settings = closed(30_000);
         settings.sources = Sources::Count(1);
         let error = grant(&settings, plenty).expect_err("28 232 ports");

@@ -32,10 +32,7 @@ impl Reader {
     pub(crate) fn new(settings: &Settings) -> Self {
         match settings.mode {
             Mode::Http => Self::Http(ResponseReader::default()),
-            Mode::Echo => Self::Echo {
-                received: 0,
-                expected: settings.body_bytes,
-            },
+            Mode::Echo => Self::Echo { received: 0, expected: settings.body_bytes },
             Mode::Connect => Self::Nothing,
         }
     }
@@ -74,19 +71,10 @@ fn echo(received: &mut u32, expected: u32, bytes: &[u8]) -> Step {
         consumed += 1;
     }
     if *received < expected {
-        return Step {
-            consumed,
-            outcome: Outcome::More,
-        };
+        return Step { consumed, outcome: Outcome::More };
     }
     *received = 0;
-    Step {
-        consumed,
-        outcome: Outcome::Complete {
-            status: 0,
-            close: false,
-        },
-    }
+    Step { consumed, outcome: Outcome::Complete { status: 0, close: false } }
 }
 
 #[cfg(test)]
@@ -98,11 +86,7 @@ mod tests {
 
     fn settings(mode: Mode, body_bytes: u32) -> Settings {
         let target = "127.0.0.1:1/p".parse().expect("a target");
-        Settings {
-            mode,
-            body_bytes,
-            ..Settings::new(target, Load::Closed { connections: 1 })
-        }
+        Settings { mode, body_bytes, ..Settings::new(target, Load::Closed { connections: 1 }) }
     }
 
     #[test]

@@ -181,9 +181,7 @@ impl Report {
             completed: tally.completed,
             completed_in_time: tally.completed_in_time,
             dropped: tally.dropped,
-            lateness_p99_us: starts
-                .and_then(|starts| starts.start_lateness_p99_us)
-                .unwrap_or(0.0),
+            lateness_p99_us: starts.and_then(|starts| starts.start_lateness_p99_us).unwrap_or(0.0),
             busiest_cpu_percent: cpu.busiest_thread_percent,
             listen_overflows: parts.environment.listen_overflows,
             saturated: tally.saturated,
@@ -232,10 +230,7 @@ fn totals(tally: &Tally) -> Totals {
         held_lost: tally.held_lost,
         errors: ErrorKind::ALL.into_iter().zip(tally.errors).collect(),
         error_examples: tally.examples.clone(),
-        status: statuses
-            .filter(|_| http)
-            .map(|(class, count)| (class.to_owned(), count))
-            .collect(),
+        status: statuses.filter(|_| http).map(|(class, count)| (class.to_owned(), count)).collect(),
         sent_bytes: tally.bytes_sent,
         received_bytes: tally.bytes_received,
         saturated_values: tally.saturated,
@@ -272,11 +267,7 @@ fn starts(total: &Interval) -> Starts {
 fn cpu(threads: &[CpuTime], measured_s: f64, completed: u64) -> Cpu {
     let user_us: u64 = threads.iter().map(|time| time.user_us).sum();
     let system_us: u64 = threads.iter().map(|time| time.system_us).sum();
-    let busiest_us = threads
-        .iter()
-        .map(|time| time.total_us())
-        .max()
-        .unwrap_or(0);
+    let busiest_us = threads.iter().map(|time| time.total_us()).max().unwrap_or(0);
     let total_us = (user_us + system_us) as f64;
     let percent = |us: f64| (us / measured_s / 1e3).round() / 10.0;
     Cpu {
@@ -307,11 +298,7 @@ fn failure(parts: &Parts) -> Option<Failure> {
     match most {
         Some(kind) if parts.given_up == Some(GiveUp::Gone) => Some(Failure {
             step,
-            cause: format!(
-                "it went away after {} answers ({})",
-                tally.completed,
-                why(kind)
-            ),
+            cause: format!("it went away after {} answers ({})", tally.completed, why(kind)),
             hint: "look at the server's log: it has stopped listening".into(),
         }),
         Some(kind) if tally.completed == 0 && (given_up || tally.unfinished == 0) => {

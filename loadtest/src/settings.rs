@@ -178,17 +178,9 @@ impl Settings {
     }
 
     fn check_load(&self) -> Result<(), Error> {
-        refuse(
-            self.threads == 0,
-            "0 threads make no load",
-            "give --threads 1 or more",
-        )?;
+        refuse(self.threads == 0, "0 threads make no load", "give --threads 1 or more")?;
         let connections = match self.load {
-            Load::Open {
-                rate_per_s,
-                connections_max,
-                ..
-            } => {
+            Load::Open { rate_per_s, connections_max, .. } => {
                 refuse(
                     !(rate_per_s > 0.0 && rate_per_s <= RATE_MAX),
                     format!("a rate of {rate_per_s}/s cannot be kept"),
@@ -201,10 +193,7 @@ impl Settings {
         if let Some(connections) = connections {
             refuse(
                 connections < self.threads,
-                format!(
-                    "{connections} connections cannot busy {} threads",
-                    self.threads
-                ),
+                format!("{connections} connections cannot busy {} threads", self.threads),
                 "every thread needs a connection: give more connections or fewer threads",
             )?;
         }
@@ -216,11 +205,7 @@ impl Settings {
         if let Pin::List(cpus) = &self.pin {
             refuse(
                 cpus.len() != self.threads as usize,
-                format!(
-                    "--pin names {} CPUs for {} threads",
-                    cpus.len(),
-                    self.threads
-                ),
+                format!("--pin names {} CPUs for {} threads", cpus.len(), self.threads),
                 "name one CPU for each thread",
             )?;
         }
@@ -243,17 +228,10 @@ impl Settings {
             "nothing ends this run",
             "give --duration or --requests",
         )?;
-        refuse(
-            self.timeout_ms == 0,
-            "a timeout of 0 s fails every request",
-            "give --timeout 10s",
-        )?;
+        refuse(self.timeout_ms == 0, "a timeout of 0 s fails every request", "give --timeout 10s")?;
         refuse(
             self.spin_us > SPIN_US_MAX,
-            format!(
-                "spinning {} µs before each start is a busy loop",
-                self.spin_us
-            ),
+            format!("spinning {} µs before each start is a busy loop", self.spin_us),
             format!("give --spin-us 50, or at most {SPIN_US_MAX}"),
         )
     }
@@ -306,18 +284,12 @@ impl Settings {
         )?;
         refuse(
             self.pipeline == 0 || self.pipeline > PIPELINE_MAX,
-            format!(
-                "{} requests at once on a connection cannot be",
-                self.pipeline
-            ),
+            format!("{} requests at once on a connection cannot be", self.pipeline),
             format!("give --pipeline 1 to {PIPELINE_MAX}"),
         )?;
         refuse(
             self.pipeline > most,
-            format!(
-                "a pipeline of {} needs as many requests per connection",
-                self.pipeline
-            ),
+            format!("a pipeline of {} needs as many requests per connection", self.pipeline),
             "add --requests-per-connection unlimited",
         )?;
         refuse(
@@ -358,23 +330,15 @@ fn check_header(line: &str) -> Result<(), Error> {
     let shown = line.escape_debug();
     let hint = "give --header 'Name: value'";
     let Some((name, value)) = line.split_once(':') else {
-        return Err(Error::usage(
-            format!("--header {shown}: there is no colon in it"),
-            hint,
-        ));
+        return Err(Error::usage(format!("--header {shown}: there is no colon in it"), hint));
     };
     refuse(
-        name.is_empty()
-            || !name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)),
+        name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)),
         format!("--header {shown}: that is no header name"),
         hint,
     )?;
     refuse(
-        value
-            .bytes()
-            .any(|byte| byte.is_ascii_control() && byte != b'\t'),
+        value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t'),
         format!("--header {shown}: a control character would break the request"),
         hint,
     )?;
@@ -473,9 +437,7 @@ impl FromStr for Sources {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        text.parse()
-            .map(Self::Count)
-            .map_err(|_| "give auto or a number".into())
+        text.parse().map(Self::Count).map_err(|_| "give auto or a number".into())
     }
 }
 

@@ -147,9 +147,7 @@ impl Tally {
             *sum += part;
         }
         for (kind, example) in examples {
-            self.examples
-                .entry(*kind)
-                .or_insert_with(|| example.clone());
+            self.examples.entry(*kind).or_insert_with(|| example.clone());
         }
     }
 }

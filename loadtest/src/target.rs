@@ -68,9 +68,8 @@ impl Target {
                     cause,
                     hint: "check the name, or give a numeric address".into(),
                 };
-                let mut found = authority
-                    .to_socket_addrs()
-                    .map_err(|error| failed(error.to_string()))?;
+                let mut found =
+                    authority.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
                 let first = found.next().ok_or_else(|| failed("no address".into()))?;
                 Ok(Address::Tcp(first))
             }
@@ -172,10 +171,7 @@ fn with_port(text: &str, authority: &str, scheme: Scheme) -> Result<String, Erro
     };
     let after_host = authority.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match authority[after_host..].rfind(':') {
-        Some(at) => (
-            &authority[..after_host + at],
-            Some(&authority[after_host + at + 1..]),
-        ),
+        Some(at) => (&authority[..after_host + at], Some(&authority[after_host + at + 1..])),
         None => (authority, None),
     };
     if host.is_empty() || !host.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -237,11 +233,7 @@ mod tests {
         ] {
             let target: Target = text.parse().expect(text);
             assert_eq!(target.endpoint, Endpoint::Tcp(authority.into()), "{text}");
-            assert_eq!(
-                (target.path.as_str(), target.scheme),
-                (path, scheme),
-                "{text}"
-            );
+            assert_eq!((target.path.as_str(), target.scheme), (path, scheme), "{text}");
         }
         let target: Target = "unix:/run/a:b.sock:/x".parse().expect("a unix target");
         assert_eq!(target.endpoint, Endpoint::Unix("/run/a:b.sock".into()));

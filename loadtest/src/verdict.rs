@@ -152,39 +152,22 @@ impl Evidence {
         let missing = self.possible() - self.completed_in_time as f64;
         let missed = self.open_loop && self.achieved() < ACHIEVED_MIN && missing > MISSING_MAX;
         let checks = [
-            (
-                self.interrupted,
-                "interrupted",
-                "the run was ended before its time".to_owned(),
-            ),
-            (
-                self.completed == 0,
-                "nothing_measured",
-                "no request was answered".to_owned(),
-            ),
+            (self.interrupted, "interrupted", "the run was ended before its time".to_owned()),
+            (self.completed == 0, "nothing_measured", "no request was answered".to_owned()),
             (
                 missed,
                 "rate_missed",
-                format!(
-                    "{:.1} % of the asked rate were answered in time",
-                    self.achieved() * 100.0
-                ),
+                format!("{:.1} % of the asked rate were answered in time", self.achieved() * 100.0),
             ),
             (
                 self.dropped > 0,
                 "starts_dropped",
-                format!(
-                    "{} planned starts found no connection in time",
-                    self.dropped
-                ),
+                format!("{} planned starts found no connection in time", self.dropped),
             ),
             (
                 self.lateness_p99_us > LATENESS_P99_US_MAX,
                 "starts_late",
-                format!(
-                    "the 99th percentile of starts is {:.0} µs late",
-                    self.lateness_p99_us
-                ),
+                format!("the 99th percentile of starts is {:.0} µs late", self.lateness_p99_us),
             ),
             (
                 self.busiest_cpu_percent > CPU_PERCENT_MAX,
@@ -197,10 +180,7 @@ impl Evidence {
             (
                 self.listen_overflows > 0,
                 "listen_overflows",
-                format!(
-                    "a listener's queue overflowed {} times",
-                    self.listen_overflows
-                ),
+                format!("a listener's queue overflowed {} times", self.listen_overflows),
             ),
             (
                 self.saturated > 0,
@@ -211,15 +191,9 @@ impl Evidence {
         let reasons: Vec<Reason> = checks
             .into_iter()
             .filter(|(holds, ..)| *holds)
-            .map(|(_, code, text)| Reason {
-                code: code.to_owned(),
-                text,
-            })
+            .map(|(_, code, text)| Reason { code: code.to_owned(), text })
             .collect();
-        Validity {
-            valid: reasons.is_empty(),
-            reasons,
-        }
+        Validity { valid: reasons.is_empty(), reasons }
     }
 }
 
@@ -241,14 +215,8 @@ mod tests {
     fn a_target_that_is_not_there_is_given_up_soon() {
         let mut watch = Watch::default();
         assert_eq!(watch.look(standing(0.1, 0, 50, 0)), None);
-        assert_eq!(
-            watch.look(standing(0.2, 0, 100, 0)),
-            Some(GiveUp::NeverAnswered)
-        );
-        assert_eq!(
-            watch.look(standing(1.0, 0, 1, 0)),
-            Some(GiveUp::NeverAnswered)
-        );
+        assert_eq!(watch.look(standing(0.2, 0, 100, 0)), Some(GiveUp::NeverAnswered));
+        assert_eq!(watch.look(standing(1.0, 0, 1, 0)), Some(GiveUp::NeverAnswered));
     }
 
     #[test]
@@ -287,55 +255,13 @@ mod tests {
     fn a_clean_run_is_valid_and_each_flaw_is_named() {
         assert!(good().judge().valid);
         let flaws = [
-            (
-                "rate_missed",
-                Evidence {
-                    completed_in_time: 900,
-                    ..good()
-                },
-            ),
-            (
-                "starts_dropped",
-                Evidence {
-                    dropped: 1,
-                    ..good()
-                },
-            ),
-            (
-                "starts_late",
-                Evidence {
-                    lateness_p99_us: 1500.0,
-                    ..good()
-                },
-            ),
-            (
-                "generator_busy",
-                Evidence {
-                    busiest_cpu_percent: 99.0,
-                    ..good()
-                },
-            ),
-            (
-                "listen_overflows",
-                Evidence {
-                    listen_overflows: 1,
-                    ..good()
-                },
-            ),
-            (
-                "values_saturated",
-                Evidence {
-                    saturated: 1,
-                    ..good()
-                },
-            ),
-            (
-                "interrupted",
-                Evidence {
-                    interrupted: true,
-                    ..good()
-                },
-            ),
+            ("rate_missed", Evidence { completed_in_time: 900, ..good() }),
+            ("starts_dropped", Evidence { dropped: 1, ..good() }),
+            ("starts_late", Evidence { lateness_p99_us: 1500.0, ..good() }),
+            ("generator_busy", Evidence { busiest_cpu_percent: 99.0, ..good() }),
+            ("listen_overflows", Evidence { listen_overflows: 1, ..good() }),
+            ("values_saturated", Evidence { saturated: 1, ..good() }),
+            ("interrupted", Evidence { interrupted: true, ..good() }),
         ];
         for (code, evidence) in flaws {
             let validity = evidence.judge();

@@ -47,12 +47,9 @@ fn a_missing_unix_socket_is_a_refusal() {
 #[test]
 fn a_target_that_goes_away_ends_the_run_with_its_results() {
     let mut server = Server::start(http(|stream, _| hello(stream)));
-    let child = command(&format!(
-        "--rate 50 --duration 60s --json {}",
-        server.address
-    ))
-    .spawn()
-    .expect("the command starts");
+    let child = command(&format!("--rate 50 --duration 60s --json {}", server.address))
+        .spawn()
+        .expect("the command starts");
     while server.seen.requests() < 10 {
         sleep_ms(10);
     }
@@ -61,13 +58,7 @@ fn a_target_that_goes_away_ends_the_run_with_its_results() {
     assert_eq!(output.status.code(), Some(1));
     let report: loadtest::Report = serde_json::from_slice(&output.stdout).expect("its results");
     assert!(report.totals.completed >= 9);
-    assert!(
-        report
-            .failure
-            .expect("a failure")
-            .cause
-            .contains("went away")
-    );
+    assert!(report.failure.expect("a failure").cause.contains("went away"));
     assert_eq!(complaints(&output).len(), 1);
 }
 
@@ -83,10 +74,7 @@ fn garbage_is_a_bad_response() {
     assert_eq!(output.status.code(), Some(1));
     assert!(report.totals.errors[&ErrorKind::BadResponse] > 0);
     let line = &complaints(&output)[0];
-    assert!(
-        line.contains("does not begin as an HTTP/1 response"),
-        "{line}"
-    );
+    assert!(line.contains("does not begin as an HTTP/1 response"), "{line}");
     assert!(line.contains("--mode"), "{line}");
 }
 
@@ -127,10 +115,7 @@ fn a_close_without_an_answer_is_counted_as_such() {
 fn a_close_within_an_answer_is_counted_as_such() {
     let server = Server::start(|mut stream, seen| {
         read_request(&mut BufReader::new(stream.twin()), seen);
-        write(
-            &mut *stream,
-            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhal",
-        );
+        write(&mut *stream, "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhal");
     });
     let (report, _) = report(&format!("-n 5 -c 1 {}", server.address));
     assert_eq!(report.totals.errors[&ErrorKind::ClosedEarly], 5);
@@ -165,14 +150,8 @@ fn a_silent_server_times_out() {
 fn statuses_are_counted_by_class_and_some_failures_are_no_failed_run() {
     let server = Server::start(http(|stream, number| match number {
         0 => hello(stream),
-        1 => write(
-            stream,
-            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
-        ),
-        _ => write(
-            stream,
-            "HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-        ),
+        1 => write(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+        _ => write(stream, "HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"),
     }));
     let words = "-n 6 -c 1 --requests-per-connection unlimited";
     let (report, output) = report(&format!("{words} {}", server.address));
@@ -181,11 +160,7 @@ fn statuses_are_counted_by_class_and_some_failures_are_no_failed_run() {
     for (class, count) in [("2xx", 2), ("4xx", 2), ("5xx", 2)] {
         assert_eq!(report.totals.status[class], count, "{class}");
     }
-    assert_eq!(
-        server.seen.connections(),
-        2,
-        "a server's wish to close is granted"
-    );
+    assert_eq!(server.seen.connections(), 2, "a server's wish to close is granted");
 }
 
 #[test]
@@ -225,10 +200,7 @@ fn held_connections_that_are_refused_end_the_run_before_it_begins() {
     let output = run(&format!("--hold 10 --duration 30s {}", closed_port()));
     assert_eq!(output.status.code(), Some(1));
     let lines = complaints(&output);
-    assert!(
-        lines.len() == 1 && lines[0].contains("open 10 idle connections"),
-        "{lines:?}"
-    );
+    assert!(lines.len() == 1 && lines[0].contains("open 10 idle connections"), "{lines:?}");
 }
 
 #[test]

@@ -24,18 +24,9 @@ fn a_known_delay_is_reported_as_that_delay() {
         let first_us = report.latency.first_byte.min_us.expect("30 first bytes");
         let response_us = report.latency.response.min_us.expect("30 responses");
         // Three significant digits may round down by a thousandth.
-        assert!(
-            first_us >= 29_900.0,
-            "{load}: first byte after {first_us} µs"
-        );
-        assert!(
-            response_us >= 69_900.0,
-            "{load}: response after {response_us} µs"
-        );
-        assert_eq!(
-            report.latency.response.corrected,
-            load.starts_with("--rate")
-        );
+        assert!(first_us >= 29_900.0, "{load}: first byte after {first_us} µs");
+        assert!(response_us >= 69_900.0, "{load}: response after {response_us} µs");
+        assert_eq!(report.latency.response.corrected, load.starts_with("--rate"));
         assert_eq!(report.latency.connect.count, 30);
     }
 }
@@ -53,27 +44,14 @@ fn a_stall_of_a_second_shows_in_the_percentiles_as_arithmetic_says() {
         }
         hello(stream);
     }));
-    let report = good(&format!(
-        "--rate {RATE} --duration {SECONDS}s {}",
-        server.address
-    ));
-    assert_eq!(
-        report.totals.completed, 800,
-        "every planned request was made and answered"
-    );
+    let report = good(&format!("--rate {RATE} --duration {SECONDS}s {}", server.address));
+    assert_eq!(report.totals.completed, 800, "every planned request was made and answered");
     // Starts are spaced evenly, so those of the stall's first half wait more than 500 ms:
     // 0.5 · 200 of 4 · 200 requests, an eighth. Asserted is a tenth; the rest is for a server
     // whose clock starts a little after the plan.
     let curve = &report.latency.response.curve;
-    let slow = curve
-        .iter()
-        .find(|point| point.value_us >= 500_000.0)
-        .expect("slow responses");
-    assert!(
-        slow.percentile <= 90.0,
-        "only {} % were faster",
-        slow.percentile
-    );
+    let slow = curve.iter().find(|point| point.value_us >= 500_000.0).expect("slow responses");
+    assert!(slow.percentile <= 90.0, "only {} % were faster", slow.percentile);
     let p90_us = report.latency.response.p90_us.expect("800 responses");
     assert!(p90_us >= 500_000.0, "p90 is {p90_us} µs");
     let max_us = report.latency.response.max_us.expect("800 responses");
@@ -95,18 +73,10 @@ fn waiting_for_a_connection_is_part_of_the_latency() {
     assert!(max_us >= 1_000_000.0, "the last waited {max_us} µs");
     let p50_us = report.latency.response.p50_us.expect("100 responses");
     assert!(p50_us >= 490_000.0, "the fiftieth waited {p50_us} µs");
-    let lateness_us = report
-        .starts
-        .and_then(|starts| starts.start_lateness_max_us);
+    let lateness_us = report.starts.and_then(|starts| starts.start_lateness_max_us);
     assert!(lateness_us.expect("100 starts") >= 980_000.0);
     assert!(!report.validity.valid);
-    assert!(
-        report
-            .validity
-            .reasons
-            .iter()
-            .any(|reason| reason.code == "rate_missed")
-    );
+    assert!(report.validity.reasons.iter().any(|reason| reason.code == "rate_missed"));
 }
 
 #[test]
@@ -123,22 +93,13 @@ fn starts_that_find_no_connection_are_counted_as_dropped() {
     assert!(starts.dropped > 0);
     let accounted = report.totals.completed + report.totals.failed + starts.dropped;
     assert_eq!(accounted, 100, "each planned start is accounted for");
-    assert!(
-        report
-            .validity
-            .reasons
-            .iter()
-            .any(|reason| reason.code == "starts_dropped")
-    );
+    assert!(report.validity.reasons.iter().any(|reason| reason.code == "starts_dropped"));
 }
 
 #[test]
 fn a_warm_up_is_carried_out_but_not_counted() {
     let server = Server::start(http(|stream, _| hello(stream)));
-    let report = good(&format!(
-        "--rate 100 --warmup 500ms --requests 20 {}",
-        server.address
-    ));
+    let report = good(&format!("--rate 100 --warmup 500ms --requests 20 {}", server.address));
     assert_eq!(report.totals.completed, 20);
     assert_eq!(report.latency.response.count, 20);
     assert_eq!(server.seen.requests(), 70);

@@ -11,10 +11,7 @@ fn a_connection_per_request_is_the_default() {
     let server = Server::start(http(|stream, _| hello(stream)));
     let report = good(&format!("-n 50 -c 3 {}/some/path", server.address));
     assert_eq!((report.totals.completed, report.totals.connected), (50, 50));
-    assert_eq!(
-        (server.seen.connections(), server.seen.requests()),
-        (50, 50)
-    );
+    assert_eq!((server.seen.connections(), server.seen.requests()), (50, 50));
     assert_eq!(report.totals.status["2xx"], 50);
     assert!(report.totals.sent_bytes > 0 && report.totals.received_bytes > 0);
 }
@@ -115,10 +112,7 @@ fn connect_mode_connects_and_closes() {
     });
     let report = good(&format!("--mode connect -n 60 -c 3 {}", server.address));
     assert_eq!((report.totals.completed, report.totals.connected), (60, 60));
-    assert_eq!(
-        (report.latency.connect.count, report.latency.response.count),
-        (60, 0)
-    );
+    assert_eq!((report.latency.connect.count, report.latency.response.count), (60, 0));
     await_that(|| server.seen.connections() == 60 && server.seen.open.load(Ordering::SeqCst) == 0);
     assert_eq!(server.seen.requests(), 0);
 }

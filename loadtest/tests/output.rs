@@ -19,10 +19,7 @@ fn server() -> Server {
 #[test]
 fn json_is_one_object_of_the_promised_shape() {
     let server = server();
-    let output = run(&format!(
-        "--rate 200 --duration 2s --json {}",
-        server.address
-    ));
+    let output = run(&format!("--rate 200 --duration 2s --json {}", server.address));
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
     assert_eq!(value["schema"], "clusterlb-load/1");
     for path in [
@@ -68,13 +65,7 @@ fn json_is_one_object_of_the_promised_shape() {
         "/series/1/completed",
         "/series/1/response_p99_us",
     ] {
-        assert!(
-            !value
-                .pointer(path)
-                .unwrap_or_else(|| panic!("no {path}"))
-                .is_null(),
-            "{path}"
-        );
+        assert!(!value.pointer(path).unwrap_or_else(|| panic!("no {path}")).is_null(), "{path}");
     }
     assert_eq!(value["failure"], serde_json::Value::Null);
     let read: loadtest::Report = serde_json::from_value(value.clone()).expect("the struct");
@@ -98,10 +89,7 @@ fn seconds_add_up_to_the_totals_everywhere() {
     let rows = std::fs::read_to_string(&csv).expect("the rows");
     let mut lines = rows.lines();
     let columns: Vec<&str> = lines.next().expect("a head").split(',').collect();
-    let place = columns
-        .iter()
-        .position(|name| *name == "completed")
-        .expect("a column");
+    let place = columns.iter().position(|name| *name == "completed").expect("a column");
     let completed: u64 = lines
         .map(|line| {
             let cells: Vec<&str> = line.split(',').collect();
@@ -119,9 +107,8 @@ fn seconds_add_up_to_the_totals_everywhere() {
         };
         if interval.tag().map(|tag| tag.as_str()) == Some("response") {
             let bytes = base64_decoded(interval.encoded_histogram());
-            let part: Histogram<u64> = Deserializer::new()
-                .deserialize(&mut bytes.as_slice())
-                .expect("a histogram");
+            let part: Histogram<u64> =
+                Deserializer::new().deserialize(&mut bytes.as_slice()).expect("a histogram");
             total.add(&part).expect("it grows");
         }
     }
@@ -136,10 +123,7 @@ fn base64_decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let (mut bits, mut held) = (0_u32, 0);
     for byte in text.bytes().filter(|byte| *byte != b'=') {
-        let value = ALPHABET
-            .iter()
-            .position(|letter| *letter == byte)
-            .expect("a letter");
+        let value = ALPHABET.iter().position(|letter| *letter == byte).expect("a letter");
         bits = bits << 6 | u32::try_from(value).expect("below 64");
         held += 6;
         if held >= 8 {
@@ -155,21 +139,11 @@ fn the_table_says_what_a_person_wants_to_know() {
     let server = server();
     let output = run(&format!("-n 50 -c 2 {}", server.address));
     let text = String::from_utf8_lossy(&output.stdout);
-    for word in [
-        "closed loop",
-        "uncorrected",
-        "connect",
-        "first byte",
-        "response",
-        "p99.99",
-    ] {
+    for word in ["closed loop", "uncorrected", "connect", "first byte", "response", "p99.99"] {
         assert!(text.contains(word), "{word} is missing in {text}");
     }
     assert!(complaints(&output).is_empty());
-    assert!(
-        !text.contains('\x1b'),
-        "no colors where there is no terminal"
-    );
+    assert!(!text.contains('\x1b'), "no colors where there is no terminal");
     let output = run(&format!("--rate 100 -n 50 --quiet {}", server.address));
     let text = String::from_utf8(output.stdout).expect("text");
     for word in ["open loop", "planned start", "late", "dropped", "asked"] {
@@ -182,12 +156,9 @@ fn the_table_says_what_a_person_wants_to_know() {
 fn an_interruption_loses_no_results() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let server = server();
-        let child = command(&format!(
-            "--rate 100 --duration 60s --json {}",
-            server.address
-        ))
-        .spawn()
-        .expect("the command starts");
+        let child = command(&format!("--rate 100 --duration 60s --json {}", server.address))
+            .spawn()
+            .expect("the command starts");
         while server.seen.requests() < 20 {
             sleep_ms(10);
         }
@@ -199,13 +170,7 @@ fn an_interruption_loses_no_results() {
         assert!(report.interrupted);
         assert!(report.totals.completed >= 15);
         assert!(report.measured_ms < 59_000.0);
-        assert!(
-            report
-                .validity
-                .reasons
-                .iter()
-                .any(|reason| reason.code == "interrupted")
-        );
+        assert!(report.validity.reasons.iter().any(|reason| reason.code == "interrupted"));
     }
 }
 
@@ -218,12 +183,7 @@ fn a_reader_that_goes_away_is_no_failure() {
         .expect("the command starts");
     drop(child.stdout.take());
     let mut errors = String::new();
-    child
-        .stderr
-        .take()
-        .expect("a pipe")
-        .read_to_string(&mut errors)
-        .expect("text");
+    child.stderr.take().expect("a pipe").read_to_string(&mut errors).expect("text");
     assert!(child.wait().expect("it ends").success(), "{errors}");
 }
 

@@ -21,10 +21,7 @@ const ELSEWHERE: [(&str, &str); 5] = [
     (concat!("/ho", "me/"), "somebody's home"),
     (concat!("/wo", "rk/"), "somebody's working copy"),
     (concat!("/tmp", "/h-"), "somebody's working copy"),
-    (
-        concat!("..", "/shared/"),
-        "a page that is not part of the project",
-    ),
+    (concat!("..", "/shared/"), "a page that is not part of the project"),
 ];
 
 /// The dependencies of a manifest with the lines that name them, of whatever kind they are.
@@ -39,11 +36,7 @@ fn dependencies(manifest: &str) -> Vec<(usize, String)> {
             let own = !section.starts_with("workspace.");
             inside = own && section.ends_with("dependencies");
             let table = section.rsplit_once("dependencies.");
-            found.extend(
-                table
-                    .filter(|_| own)
-                    .map(|(_, name)| (number + 1, name.to_owned())),
-            );
+            found.extend(table.filter(|_| own).map(|(_, name)| (number + 1, name.to_owned())));
         } else if let (true, 0, Some((name, _))) = (inside, depth, line.split_once('=')) {
             let name = name.split('.').next().unwrap_or(name).trim();
             found.push((number + 1, name.trim_matches('"').to_owned()));
@@ -58,21 +51,15 @@ fn dependencies(manifest: &str) -> Vec<(usize, String)> {
 
 /// Whatever stands in backticks in the first column of a document's tables.
 fn accounted_for(book: &str) -> BTreeSet<&str> {
-    let rows = book
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix('|'));
+    let rows = book.lines().filter_map(|line| line.trim().strip_prefix('|'));
     let cells = rows.map(|row| row.split('|').next().unwrap_or(""));
-    cells
-        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
-        .collect()
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
 }
 
 /// The dependencies of a manifest that a document does not account for.
 fn unaccounted(path: &str, manifest: &str, book: &str) -> Vec<Finding> {
     let known = accounted_for(book);
-    let unknown = dependencies(manifest)
-        .into_iter()
-        .filter(|(_, name)| !known.contains(&**name));
+    let unknown = dependencies(manifest).into_iter().filter(|(_, name)| !known.contains(&**name));
     let finding = |(line, name)| Finding {
         path: path.to_owned(),
         line,
@@ -110,29 +97,14 @@ fn other_registries(lock: &Source) -> Vec<Finding> {
 
 /// Every text file that is kept or about to be: what git lists, or else all that is there.
 fn kept_files() -> Vec<Source> {
-    let arguments = [
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ];
-    let listed = Command::new("git")
-        .args(arguments)
-        .current_dir(top())
-        .output();
+    let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let listed = Command::new("git").args(arguments).current_dir(top()).output();
     let Some(listed) = listed.ok().filter(|output| output.status.success()) else {
         let endings = ["rs", "md", "toml", "sh", "js", "yml", "service", "json"];
-        return endings
-            .iter()
-            .flat_map(|ending| sources_in(&["."], ending))
-            .collect();
+        return endings.iter().flat_map(|ending| sources_in(&["."], ending)).collect();
     };
     let names = String::from_utf8_lossy(&listed.stdout).into_owned();
-    let paths = names
-        .split('\0')
-        .filter(|name| !name.is_empty())
-        .map(|name| top().join(name));
+    let paths = names.split('\0').filter(|name| !name.is_empty()).map(|name| top().join(name));
     let texts = paths.filter(|path| fs::read_to_string(path).is_ok());
     texts.map(|path| read(&path)).collect()
 }
@@ -157,40 +129,26 @@ fn an_unaccounted_dependency_is_found() {
                     [target.'cfg(unix)'.dev-dependencies]\ng-h = \"1\"\n\
                     [dependencies.i]\nversion = \"1\"\n[workspace.dependencies]\nj = \"1\"\n\
                     [lints]\nworkspace = true\n";
-    let names: Vec<String> = dependencies(manifest)
-        .into_iter()
-        .map(|(_, name)| name)
-        .collect();
+    let names: Vec<String> = dependencies(manifest).into_iter().map(|(_, name)| name).collect();
     assert_eq!(names, ["b", "c", "d", "g-h", "i"]);
     let book = "| crate | saves |\n| --- | --- |\n| `b`, `c` | `d` |\n| `g-h` | x |\n`i`\n";
-    let lines: Vec<usize> = unaccounted("Cargo.toml", manifest, book)
-        .iter()
-        .map(|finding| finding.line)
-        .collect();
+    let lines: Vec<usize> =
+        unaccounted("Cargo.toml", manifest, book).iter().map(|finding| finding.line).collect();
     assert_eq!(lines, [6, 11]);
 }
 
 /// The lines of a manifest that make a crate depend on the server, under its name or another.
 fn server_dependencies(manifest: &str) -> Vec<usize> {
-    let named = dependencies(manifest)
-        .into_iter()
-        .filter(|(_, name)| name == "clusterlb");
+    let named = dependencies(manifest).into_iter().filter(|(_, name)| name == "clusterlb");
     let renamed = manifest.lines().enumerate();
     let renamed = renamed.filter(|(_, line)| line.contains("package = \"clusterlb\""));
-    named
-        .map(|(line, _)| line)
-        .chain(renamed.map(|(number, _)| number + 1))
-        .collect()
+    named.map(|(line, _)| line).chain(renamed.map(|(number, _)| number + 1)).collect()
 }
 
 #[test]
 fn the_generator_is_built_without_the_server() {
     let manifest = fs::read_to_string(top().join("loadtest/Cargo.toml")).expect("it is there");
-    assert_eq!(
-        server_dependencies(&manifest),
-        [],
-        "the generator must not share its code"
-    );
+    assert_eq!(server_dependencies(&manifest), [], "the generator must not share its code");
     let made_up = "[dependencies]\na = { package = \"clusterlb\" }\nclusterlb.path = \"..\"\n";
     assert_eq!(server_dependencies(made_up), [3, 2]);
 }
@@ -199,10 +157,7 @@ fn the_generator_is_built_without_the_server() {
 fn the_project_speaks_of_itself_alone() {
     let reason = "a place that exists on one machine tells a reader nothing and may tell too much";
     let sources = kept_files();
-    assert!(
-        sources.len() > 20,
-        "the rule found hardly anything to look at"
-    );
+    assert!(sources.len() > 20, "the rule found hardly anything to look at");
     hold(&sources, reason, elsewhere);
     let [(home, _), _, (copy, _), ..] = ELSEWHERE;
     let text = format!("cd {home}a\ncd /srv/a{copy}b\n\"{copy}c\"\n");
@@ -212,11 +167,7 @@ fn the_project_speaks_of_itself_alone() {
 #[test]
 fn dependencies_come_from_one_place() {
     let lock = read(&top().join("Cargo.lock"));
-    hold(
-        &[lock],
-        "a lock file that names another registry builds nowhere else",
-        other_registries,
-    );
+    hold(&[lock], "a lock file that names another registry builds nowhere else", other_registries);
     let text = format!("source = \"{CRATES_IO}\"\nsource = \"git+https://example.org/a\"\n");
     assert_eq!(lines_found(other_registries, "Cargo.lock", &text), [2]);
 }

@@ -29,12 +29,7 @@ const fn module(
     kernel: Kernel,
     beside: &'static [(&'static str, &'static str)],
 ) -> Module {
-    Module {
-        name,
-        level,
-        kernel,
-        beside,
-    }
+    Module { name, level, kernel, beside }
 }
 
 use Kernel::{Any, Only};
@@ -46,12 +41,7 @@ const MODULES: [Module; 23] = [
     // Words that everything else uses.
     module(0, "id", Only(&[]), &[]),
     module(0, "error", Only(&[]), &[]),
-    module(
-        0,
-        "address",
-        Only(&[]),
-        &[("error", "an address that does not parse says why")],
-    ),
+    module(0, "address", Only(&[]), &[("error", "an address that does not parse says why")]),
     // The kernel.
     module(1, "sys", Any, &[]),
     // Decisions: values in, values out.
@@ -65,10 +55,7 @@ const MODULES: [Module; 23] = [
         "settings",
         Only(&[]),
         &[
-            (
-                "handler",
-                "what is served is a setting, defined where it is served",
-            ),
+            ("handler", "what is served is a setting, defined where it is served"),
             ("topology", "so are the number of workers and their CPUs"),
             ("work", "and so is the work that a request costs"),
         ],
@@ -77,12 +64,7 @@ const MODULES: [Module; 23] = [
     module(3, "board", Any, &[]),
     module(3, "control", Any, &[]),
     module(3, "check", Any, &[]),
-    module(
-        3,
-        "primary",
-        Any,
-        &[("board", "it counts what it hands over")],
-    ),
+    module(3, "primary", Any, &[("board", "it counts what it hands over")]),
     module(
         3,
         "worker",
@@ -95,29 +77,14 @@ const MODULES: [Module; 23] = [
     module(3, "runtime", Any, &[]),
     // The cluster.
     module(4, "cluster", Any, &[]),
-    module(
-        4,
-        "metrics",
-        Any,
-        &[("cluster", "it shows the cluster's events and counts")],
-    ),
+    module(4, "metrics", Any, &[("cluster", "it shows the cluster's events and counts")]),
     // Measuring.
     module(5, "harness", Any, &[]),
     // The shell.
     module(6, "cli", Any, &[]),
-    module(
-        6,
-        "main",
-        Any,
-        &[("cli", "it runs what the command line asks for")],
-    ),
+    module(6, "main", Any, &[("cli", "it runs what the command line asks for")]),
     module(6, "lib", Any, &[]),
-    module(
-        6,
-        "bin",
-        Any,
-        &[("cli", "a further command shares the types of the first")],
-    ),
+    module(6, "bin", Any, &[("cli", "a further command shares the types of the first")]),
 ];
 
 fn row(name: &str) -> Option<&'static Module> {
@@ -126,10 +93,7 @@ fn row(name: &str) -> Option<&'static Module> {
 
 /// The parts of a file's module path: `src/a/b/mod.rs` and `src/a/b.rs` are `a`, `b`.
 fn module_path(source: &Source) -> Vec<&str> {
-    let inside = source
-        .path
-        .trim_start_matches("src/")
-        .trim_end_matches(".rs");
+    let inside = source.path.trim_start_matches("src/").trim_end_matches(".rs");
     inside.split('/').filter(|part| *part != "mod").collect()
 }
 
@@ -164,10 +128,7 @@ fn objection(own: &Module, path: &str, in_test: bool) -> Option<String> {
     let beside = own.beside.iter().any(|(name, _)| *name == other);
     if target.level > own.level || target.level == own.level && !beside {
         let (mine, theirs) = (own.level, target.level);
-        return Some(format!(
-            "`{}` (level {mine}) names `{path}` (level {theirs})",
-            own.name
-        ));
+        return Some(format!("`{}` (level {mine}) names `{path}` (level {theirs})", own.name));
     }
     match own.kernel {
         Only(allowed) if other == "sys" && !in_test => {
@@ -209,35 +170,11 @@ fn modules_name_lower_levels_only() {
     let reason = "a lower level can be understood, tested and kept without the higher ones";
     hold(&rust_sources(), reason, wrong_way);
     let found = |path: &str, text: &str| lines_found(wrong_way, path, text);
-    assert_eq!(
-        found(
-            "src/board.rs",
-            "use crate::error::Error;\nuse crate::cluster;\n"
-        ),
-        [2]
-    );
-    assert_eq!(
-        found("src/board.rs", "//!\nuse crate::{id, worker::{a, b}};\n"),
-        [2, 2]
-    );
-    assert_eq!(
-        found(
-            "src/primary/a.rs",
-            "use crate::board;\nuse crate::worker;\n"
-        ),
-        [2]
-    );
-    assert_eq!(
-        found("src/primary/a.rs", "fn a() { crate::primary::b() }\n"),
-        []
-    );
-    assert_eq!(
-        found(
-            "src/main.rs",
-            "use clusterlb::cli;\nuse clusterlb::nowhere;\n"
-        ),
-        [2]
-    );
+    assert_eq!(found("src/board.rs", "use crate::error::Error;\nuse crate::cluster;\n"), [2]);
+    assert_eq!(found("src/board.rs", "//!\nuse crate::{id, worker::{a, b}};\n"), [2, 2]);
+    assert_eq!(found("src/primary/a.rs", "use crate::board;\nuse crate::worker;\n"), [2]);
+    assert_eq!(found("src/primary/a.rs", "fn a() { crate::primary::b() }\n"), []);
+    assert_eq!(found("src/main.rs", "use clusterlb::cli;\nuse clusterlb::nowhere;\n"), [2]);
     assert_eq!(found("src/made_up/mod.rs", "//!\n"), [1]);
 }
 
@@ -264,19 +201,9 @@ fn the_table_is_in_order() {
 
 #[test]
 fn nobody_climbs_around_the_table() {
-    hold(
-        &rust_sources(),
-        "the table of levels sees paths that begin with `crate`",
-        climbing,
-    );
+    hold(&rust_sources(), "the table of levels sees paths that begin with `crate`", climbing);
     let text = "use super::super::board;\nuse super::a;\nmod b { use super::super::c; }\n";
     assert_eq!(lines_found(climbing, "src/worker/inbox.rs", text), [1]);
-    assert_eq!(
-        lines_found(climbing, "src/board.rs", "use super::error;\n"),
-        [1]
-    );
-    assert_eq!(
-        lines_found(climbing, "src/board.rs", "mod tests { use super::*; }\n"),
-        []
-    );
+    assert_eq!(lines_found(climbing, "src/board.rs", "use super::error;\n"), [1]);
+    assert_eq!(lines_found(climbing, "src/board.rs", "mod tests { use super::*; }\n"), []);
 }

@@ -72,10 +72,7 @@ fn sources_in(folders: &[&str], extension: &str) -> Vec<Source> {
 /// Every Rust file of the project.
 fn rust_sources() -> Vec<Source> {
     let sources = sources_in(&ROOTS, "rs");
-    assert!(
-        sources.len() > 20,
-        "the rules found hardly anything to look at"
-    );
+    assert!(sources.len() > 20, "the rules found hardly anything to look at");
     sources
 }
 
@@ -93,19 +90,12 @@ fn hold(sources: &[Source], reason: &str, rule: fn(&Source) -> Vec<Finding>) {
 /// Fails with every finding and the reason of the rule, if there are findings.
 fn report(findings: Vec<Finding>, reason: &str) {
     let lines: Vec<String> = findings.iter().map(Finding::to_string).collect();
-    assert!(
-        lines.is_empty(),
-        "\n{}\nthe reason: {reason}\n",
-        lines.join("\n")
-    );
+    assert!(lines.is_empty(), "\n{}\nthe reason: {reason}\n", lines.join("\n"));
 }
 
 /// The lines that a rule finds in a made-up file.
 fn lines_found(rule: fn(&Source) -> Vec<Finding>, path: &str, text: &str) -> Vec<usize> {
-    rule(&Source::new(path, text))
-        .iter()
-        .map(|finding| finding.line)
-        .collect()
+    rule(&Source::new(path, text)).iter().map(|finding| finding.line).collect()
 }
 
 #[test]
@@ -115,9 +105,7 @@ fn findings_are_told_with_place_and_reason() {
     assert_eq!(finding.to_string(), "src/made_up.rs:2: is bad");
     let failure = std::panic::catch_unwind(|| report(vec![finding], "so be it"));
     let message = failure.expect_err("a finding fails the test");
-    let message = message
-        .downcast_ref::<String>()
-        .expect("panics carry their text");
+    let message = message.downcast_ref::<String>().expect("panics carry their text");
     assert!(message.contains("src/made_up.rs:2: is bad"));
     assert!(message.contains("so be it"));
 }

@@ -56,17 +56,6 @@ fn paths_are_written_out() {
     let text =
         "use crate::{a, b::{self as z, c::d}, e::*};\nlet f = ::crate::g::<h>();\ni::crate_x::j";
     let source = Source::new("src/x.rs", text);
-    let found: Vec<String> = paths(&source, "crate")
-        .into_iter()
-        .map(|(_, path)| path)
-        .collect();
-    assert_eq!(
-        found,
-        [
-            "crate::a",
-            "crate::b::self",
-            "crate::b::c::d",
-            "crate::e::*"
-        ]
-    );
+    let found: Vec<String> = paths(&source, "crate").into_iter().map(|(_, path)| path).collect();
+    assert_eq!(found, ["crate::a", "crate::b::self", "crate::b::c::d", "crate::e::*"]);
 }

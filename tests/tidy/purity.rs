@@ -52,15 +52,9 @@ const IMPURE_PATHS: [&str; 10] = [
 ];
 
 fn impure(source: &Source) -> Vec<Finding> {
-    let tests_of = |place: &str| {
-        source
-            .path
-            .starts_with(&format!("{}/", place.trim_end_matches(".rs")))
-    };
-    if !PURE
-        .iter()
-        .any(|place| source.path.starts_with(place) || tests_of(place))
-    {
+    let tests_of =
+        |place: &str| source.path.starts_with(&format!("{}/", place.trim_end_matches(".rs")));
+    if !PURE.iter().any(|place| source.path.starts_with(place) || tests_of(place)) {
         return Vec::new();
     }
     let mut found = Vec::new();
@@ -85,9 +79,7 @@ fn stray_runtime(source: &Source) -> Vec<Finding> {
         return Vec::new();
     }
     let words = source.words().filter(|(_, word)| *word == "tokio_uring");
-    words
-        .map(|(offset, _)| source.finding(offset, "names `tokio_uring`"))
-        .collect()
+    words.map(|(offset, _)| source.finding(offset, "names `tokio_uring`")).collect()
 }
 
 fn generator_names_server(source: &Source) -> Vec<Finding> {
@@ -95,9 +87,7 @@ fn generator_names_server(source: &Source) -> Vec<Finding> {
         return Vec::new();
     }
     let words = source.words().filter(|(_, word)| *word == "clusterlb");
-    words
-        .map(|(offset, _)| source.finding(offset, "names `clusterlb`"))
-        .collect()
+    words.map(|(offset, _)| source.finding(offset, "names `clusterlb`")).collect()
 }
 
 #[test]
@@ -106,10 +96,7 @@ fn decisions_are_pure() {
     hold(&rust_sources(), reason, impure);
     let text = "fn a(b: OwnedFd) {}\nuse std::time::{Duration, Instant};\nuse std::{fmt, fs};\n";
     assert_eq!(lines_found(impure, "src/schedule/x.rs", text), [1, 2, 3]);
-    assert_eq!(
-        lines_found(impure, "src/topology/tests.rs", "use std::fs::File;\n"),
-        [1]
-    );
+    assert_eq!(lines_found(impure, "src/topology/tests.rs", "use std::fs::File;\n"), [1]);
     assert_eq!(lines_found(impure, "src/primary/x.rs", text), []);
 }
 
@@ -130,8 +117,5 @@ fn the_generator_does_not_know_the_server() {
     let reason = "a generator that reaches into the server measures itself";
     hold(&rust_sources(), reason, generator_names_server);
     let text = "//! clusterlb\nlet name = \"clusterlb\";\nuse clusterlb::id;\n";
-    assert_eq!(
-        lines_found(generator_names_server, "loadtest/src/x.rs", text),
-        [3]
-    );
+    assert_eq!(lines_found(generator_names_server, "loadtest/src/x.rs", text), [3]);
 }

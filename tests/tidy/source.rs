@@ -23,28 +23,16 @@ impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
         let code = blank(text);
         let tests = test_parts(&code);
-        Self {
-            path: path.to_owned(),
-            text: text.to_owned(),
-            code,
-            tests,
-        }
+        Self { path: path.to_owned(), text: text.to_owned(), code, tests }
     }
 
     pub(crate) fn finding(&self, offset: usize, what: impl Into<String>) -> Finding {
-        Finding {
-            path: self.path.clone(),
-            line: self.line_at(offset),
-            what: what.into(),
-        }
+        Finding { path: self.path.clone(), line: self.line_at(offset), what: what.into() }
     }
 
     /// The number of the line at a byte offset, counted from one.
     pub(crate) fn line_at(&self, offset: usize) -> usize {
-        1 + self.text.as_bytes()[..offset]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count()
+        1 + self.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count()
     }
 
     /// The whole file is compiled for tests, benchmarks or examples only.
@@ -84,9 +72,7 @@ impl Source {
 
     /// How many modules written out in this file enclose an offset.
     pub(crate) fn modules_around(&self, offset: usize) -> usize {
-        let starts = self
-            .words()
-            .filter(|(start, word)| *word == "mod" && *start < offset);
+        let starts = self.words().filter(|(start, word)| *word == "mod" && *start < offset);
         starts
             .filter(|(start, _)| item_end(&self.code, *start).is_some_and(|(end, _)| offset < end))
             .count()
@@ -155,11 +141,7 @@ fn blank(text: &str) -> String {
     while place < bytes.len() {
         let end = skipped_until(bytes, place);
         if end == place {
-            code.push(if bytes[place].is_ascii() {
-                bytes[place] as char
-            } else {
-                '_'
-            });
+            code.push(if bytes[place].is_ascii() { bytes[place] as char } else { '_' });
             place += 1;
             continue;
         }
@@ -174,10 +156,7 @@ fn blank(text: &str) -> String {
 fn skipped_until(bytes: &[u8], place: usize) -> usize {
     let rest = &bytes[place..];
     let length = match rest {
-        [b'/', b'/', ..] => rest
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .unwrap_or(rest.len()),
+        [b'/', b'/', ..] => rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len()),
         [b'/', b'*', ..] => comment_length(rest),
         [b'"', ..] => quoted_length(rest, b'"'),
         [b'\'', ..] => character_length(rest),
@@ -227,29 +206,20 @@ fn character_length(rest: &[u8]) -> usize {
         Some(0xe0..=0xef) => 3,
         Some(0xf0..) => 4,
     };
-    if rest.get(1 + bytes) == Some(&b'\'') {
-        bytes + 2
-    } else {
-        0
-    }
+    if rest.get(1 + bytes) == Some(&b'\'') { bytes + 2 } else { 0 }
 }
 
 /// The length of a raw string, or 0 for a word that only begins like one.
 fn raw_length(rest: &[u8]) -> usize {
     let prefix = rest.iter().take_while(|byte| b"bcr".contains(byte)).count();
-    let hashes = rest[prefix..]
-        .iter()
-        .take_while(|byte| **byte == b'#')
-        .count();
+    let hashes = rest[prefix..].iter().take_while(|byte| **byte == b'#').count();
     let open = prefix + hashes;
     if prefix > 2 || rest.get(open) != Some(&b'"') {
         return 0;
     }
     let mut end = vec![b'"'];
     end.extend(std::iter::repeat_n(b'#', hashes));
-    let found = rest[open + 1..]
-        .windows(end.len())
-        .position(|window| window == end);
+    let found = rest[open + 1..].windows(end.len()).position(|window| window == end);
     found.map_or(rest.len(), |at| open + 1 + at + end.len())
 }
 
@@ -294,12 +264,7 @@ fn test_parts_are_known() {
     );
     assert_eq!(source.modules_around(at("b()")), 1);
     assert_eq!(source.modules_around(at("c()")), 0);
-    for path in [
-        "src/x/tests.rs",
-        "src/x/tests/cases.rs",
-        "tests/a.rs",
-        "benches/b.rs",
-    ] {
+    for path in ["src/x/tests.rs", "src/x/tests/cases.rs", "tests/a.rs", "benches/b.rs"] {
         assert!(Source::new(path, "").is_test_file(), "{path}");
     }
     assert!(!Source::new("src/x/contests.rs", "").is_test_file());

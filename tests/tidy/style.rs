@@ -13,11 +13,7 @@ const FILE_LINES_MAX: usize = 600;
 const FILE_LINES_WANTED: usize = 400;
 
 /// Words that mark unfinished work, put together here so that this file does not hold them.
-const UNFINISHED: [&str; 3] = [
-    concat!("TO", "DO"),
-    concat!("FIX", "ME"),
-    concat!("X", "XX"),
-];
+const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
 
 /// Where system calls are made.
 const SYSTEM_LAYERS: [&str; 2] = ["src/sys/", "loadtest/src/sys/"];
@@ -62,32 +58,21 @@ fn long_files(source: &Source) -> Vec<Finding> {
         return vec![source.finding(0, what)];
     }
     if lines > FILE_LINES_WANTED {
-        println!(
-            "{}: has {lines} lines; {FILE_LINES_WANTED} are better",
-            source.path
-        );
+        println!("{}: has {lines} lines; {FILE_LINES_WANTED} are better", source.path);
     }
     Vec::new()
 }
 
 fn stray_unsafe(source: &Source) -> Vec<Finding> {
-    if SYSTEM_LAYERS
-        .iter()
-        .any(|layer| source.path.starts_with(layer))
-    {
+    if SYSTEM_LAYERS.iter().any(|layer| source.path.starts_with(layer)) {
         return Vec::new();
     }
     let words = source.words().filter(|(_, word)| *word == "unsafe");
-    words
-        .map(|(offset, _)| source.finding(offset, "`unsafe` outside the system layer"))
-        .collect()
+    words.map(|(offset, _)| source.finding(offset, "`unsafe` outside the system layer")).collect()
 }
 
 fn stray_permission(source: &Source) -> Vec<Finding> {
-    if SYSTEM_LAYERS
-        .iter()
-        .any(|layer| source.path == format!("{layer}mod.rs"))
-    {
+    if SYSTEM_LAYERS.iter().any(|layer| source.path == format!("{layer}mod.rs")) {
         return Vec::new();
     }
     let mut found = Vec::new();
@@ -105,10 +90,7 @@ fn stray_permission(source: &Source) -> Vec<Finding> {
 
 fn unfinished(source: &Source) -> Vec<Finding> {
     let mut found = Vec::new();
-    for word in source
-        .text
-        .split(|letter: char| !letter.is_alphanumeric() && letter != '_')
-    {
+    for word in source.text.split(|letter: char| !letter.is_alphanumeric() && letter != '_') {
         if UNFINISHED.contains(&word) {
             let offset = word.as_ptr() as usize - source.text.as_ptr() as usize;
             found.push(source.finding(offset, format!("`{word}` is left over")));
@@ -126,9 +108,7 @@ fn unfinished(source: &Source) -> Vec<Finding> {
 fn unwraps(source: &Source) -> Vec<Finding> {
     let calls = source.code.match_indices(".unwrap()");
     let calls = calls.filter(|(offset, _)| !source.is_test(*offset));
-    calls
-        .map(|(offset, _)| source.finding(offset, "`.unwrap()` names no invariant"))
-        .collect()
+    calls.map(|(offset, _)| source.finding(offset, "`.unwrap()` names no invariant")).collect()
 }
 
 fn early_exits(source: &Source) -> Vec<Finding> {
@@ -136,39 +116,26 @@ fn early_exits(source: &Source) -> Vec<Finding> {
         return Vec::new();
     }
     let calls = source.code.match_indices("process::exit");
-    calls
-        .map(|(offset, _)| source.finding(offset, "ends the process"))
-        .collect()
+    calls.map(|(offset, _)| source.finding(offset, "ends the process")).collect()
 }
 
 #[test]
 fn every_file_says_what_it_owns() {
     let reason = "a reader learns from the first lines what a file owns and refuses to do";
     hold(&rust_sources(), reason, without_header);
-    assert_eq!(
-        lines_found(without_header, "src/x.rs", "// a\n//! b\n"),
-        [1]
-    );
+    assert_eq!(lines_found(without_header, "src/x.rs", "// a\n//! b\n"), [1]);
 }
 
 #[test]
 fn lines_fit_beside_each_other() {
-    hold(
-        &rust_sources(),
-        "two files fit side by side on a screen",
-        long_lines,
-    );
+    hold(&rust_sources(), "two files fit side by side on a screen", long_lines);
     let text = format!("{}\n{}\n", "ß".repeat(100), "ß".repeat(101));
     assert_eq!(lines_found(long_lines, "src/x.rs", &text), [2]);
 }
 
 #[test]
 fn functions_fit_on_a_screen() {
-    hold(
-        &rust_sources(),
-        "what fits on a screen can be checked by eye",
-        long_functions,
-    );
+    hold(&rust_sources(), "what fits on a screen can be checked by eye", long_functions);
     let body = "    call();\n".repeat(68);
     let text = format!("\nfn fits() {{\n{body}}}\nfn spills() {{\n{body}    call();\n}}\n");
     assert_eq!(lines_found(long_functions, "src/x.rs", &text), [72]);
@@ -176,11 +143,7 @@ fn functions_fit_on_a_screen() {
 
 #[test]
 fn files_have_one_subject() {
-    hold(
-        &rust_sources(),
-        "a file this long has more than one subject",
-        long_files,
-    );
+    hold(&rust_sources(), "a file this long has more than one subject", long_files);
     assert_eq!(lines_found(long_files, "src/x.rs", &"a\n".repeat(600)), []);
     assert_eq!(lines_found(long_files, "src/x.rs", &"a\n".repeat(601)), [1]);
 }
@@ -208,10 +171,7 @@ fn nothing_is_left_over() {
     let reason = "unfinished work belongs in the issues, where it is seen";
     hold(&rust_sources(), reason, unfinished);
     hold(&sources_in(&["docs"], "md"), reason, unfinished);
-    let text = format!(
-        "// {}: later\ndbg!(a);\n// dbg!(b)\nlet todo = 1;\n",
-        UNFINISHED[0]
-    );
+    let text = format!("// {}: later\ndbg!(a);\n// dbg!(b)\nlet todo = 1;\n", UNFINISHED[0]);
     assert_eq!(lines_found(unfinished, "src/x.rs", &text), [1, 2]);
 }
 

@@ -138,10 +138,7 @@ mod tests {
     use crate::http::ResponseReader;
 
     fn start(start_ns: u64) -> Start {
-        Start {
-            start_ns,
-            measured: true,
-        }
+        Start { start_ns, measured: true }
     }
 
     #[test]
@@ -160,10 +157,7 @@ mod tests {
         assert!(connection.expects_answer() && connection.has_room(3) && !connection.has_room(2));
         let tenancy = connection.tenancy;
         assert!(connection.awaits(tenancy, 0) && connection.awaits(tenancy, 1));
-        assert_eq!(
-            connection.answer().map(|request| request.start.start_ns),
-            Some(1)
-        );
+        assert_eq!(connection.answer().map(|request| request.start.start_ns), Some(1));
         assert!(!connection.awaits(tenancy, 0) && connection.awaits(tenancy, 1));
         assert_eq!(connection.give(start(3)), 2);
         assert!(!connection.has_room(9), "the budget is used up");

@@ -50,12 +50,7 @@ impl Demand {
     ) -> Self {
         let mut share = plan.share(bounds, thread, threads);
         let next = share.next();
-        Self::Open(OpenLoop {
-            share,
-            next,
-            waiting: VecDeque::new(),
-            patience_ns: timeout_ns / 2,
-        })
+        Self::Open(OpenLoop { share, next, waiting: VecDeque::new(), patience_ns: timeout_ns / 2 })
     }
 
     /// Requests one after another.
@@ -77,11 +72,7 @@ impl Demand {
             Self::Open(open) => open.admit(now_ns),
             Self::Closed(closed) => {
                 closed.over |= closed.bounds.end_ns.is_some_and(|end_ns| now_ns >= end_ns);
-                while closed
-                    .paused
-                    .front()
-                    .is_some_and(|resume_ns| *resume_ns <= now_ns)
-                {
+                while closed.paused.front().is_some_and(|resume_ns| *resume_ns <= now_ns) {
                     closed.paused.pop_front();
                 }
                 0
@@ -183,10 +174,7 @@ impl ClosedLoop {
             *left -= 1;
             self.over = *left == 0;
         }
-        Some(Start {
-            start_ns: now_ns,
-            measured,
-        })
+        Some(Start { start_ns: now_ns, measured })
     }
 }
 
@@ -200,19 +188,11 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn bounds(measured_max: Option<u64>) -> Bounds {
-        Bounds {
-            warmup_ns: 10 * MS,
-            end_ns: Some(100 * MS),
-            measured_max,
-        }
+        Bounds { warmup_ns: 10 * MS, end_ns: Some(100 * MS), measured_max }
     }
 
     fn plan(rate_per_s: f64) -> Plan {
-        Plan {
-            rate_per_s,
-            arrivals: Arrivals::Constant,
-            seed: 0,
-        }
+        Plan { rate_per_s, arrivals: Arrivals::Constant, seed: 0 }
     }
 
     proptest! {

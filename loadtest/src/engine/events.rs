@@ -188,11 +188,7 @@ impl Thread {
 
     /// Hands a completion to its handler.
     pub(super) fn handle(&mut self, completion: Completion, now_ns: u64) {
-        let Completion {
-            operation,
-            slot,
-            result,
-        } = completion;
+        let Completion { operation, slot, result } = completion;
         if self.connections[slot as usize].phase == Phase::Ending {
             self.end_if_quiet(slot);
             return;
@@ -238,9 +234,7 @@ impl Thread {
             return;
         }
         if connection.budget > 0 || connection.requests.len() > 1 {
-            self.ring
-                .socket(slot)
-                .inspect(|fd| socket::send_at_once(fd));
+            self.ring.socket(slot).inspect(|fd| socket::send_at_once(fd));
         }
         self.send_unsent(slot);
         self.ring.receive(slot, 0);
@@ -296,9 +290,7 @@ impl Thread {
                 request.begun = true;
                 self.recorder.first_byte(request.start, now_ns);
             }
-            let step = connection
-                .reader
-                .advance(&self.ring.received(slot, filled)[taken..]);
+            let step = connection.reader.advance(&self.ring.received(slot, filled)[taken..]);
             taken += step.consumed;
             match step.outcome {
                 Outcome::More => break,
@@ -306,8 +298,7 @@ impl Thread {
                 Outcome::Complete { status, close } => {
                     if let Some(request) = connection.answer() {
                         self.recorder.response(request.start, now_ns);
-                        self.recorder
-                            .completed(request, has_status.then_some(status), now_ns);
+                        self.recorder.completed(request, has_status.then_some(status), now_ns);
                     }
                     if close {
                         return Received::Last;
@@ -353,20 +344,14 @@ impl Thread {
 
     fn closed_by_peer(&mut self, slot: u32, now_ns: u64) {
         let connection = &mut self.connections[slot as usize];
-        let ended = connection
-            .expects_answer()
-            .then(|| connection.reader.end())
-            .flatten();
+        let ended = connection.expects_answer().then(|| connection.reader.end()).flatten();
         if let Some(Outcome::Complete { status, .. }) = ended
             && let Some(request) = connection.answer()
         {
             self.recorder.response(request.start, now_ns);
             self.recorder.completed(request, Some(status), now_ns);
         }
-        let begun = self.connections[slot as usize]
-            .requests
-            .front()
-            .is_some_and(|r| r.begun);
+        let begun = self.connections[slot as usize].requests.front().is_some_and(|r| r.begun);
         let example = match begun {
             true => "the server closed within an answer",
             false => "the server closed without an answer",
@@ -385,12 +370,7 @@ impl Thread {
     /// Ends the connections whose oldest request has run out of time.
     pub(super) fn expire(&mut self, now_ns: u64) {
         while let Some(deadline) = self.deadlines.front().copied() {
-            let Deadline {
-                at_ns,
-                slot,
-                tenancy,
-                number,
-            } = deadline;
+            let Deadline { at_ns, slot, tenancy, number } = deadline;
             let connection = &self.connections[slot as usize];
             if connection.awaits(tenancy, number) {
                 if at_ns > now_ns {
@@ -420,9 +400,7 @@ impl Thread {
             return;
         }
         if self.job.settings.close == CloseBy::Rst {
-            self.ring
-                .socket(slot)
-                .inspect(|fd| socket::reset_on_close(fd));
+            self.ring.socket(slot).inspect(|fd| socket::reset_on_close(fd));
         }
         self.ring.close(slot);
         let connection = &mut self.connections[slot as usize];

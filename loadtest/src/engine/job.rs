@@ -76,9 +76,7 @@ impl Job {
             cpus,
             bounds: Bounds {
                 warmup_ns,
-                end_ns: settings
-                    .duration_ms
-                    .map(|ms| warmup_ns.saturating_add(nanoseconds(ms))),
+                end_ns: settings.duration_ms.map(|ms| warmup_ns.saturating_add(nanoseconds(ms))),
                 measured_max: settings.requests,
             },
             timeout_ns: nanoseconds(settings.timeout_ms),
@@ -102,16 +100,8 @@ impl Job {
         let share = (thread, self.settings.threads);
         match self.settings.load {
             Load::Closed { .. } => Demand::closed(self.bounds, share),
-            Load::Open {
-                rate_per_s,
-                arrivals,
-                ..
-            } => {
-                let plan = Plan {
-                    rate_per_s,
-                    arrivals,
-                    seed: self.settings.seed,
-                };
+            Load::Open { rate_per_s, arrivals, .. } => {
+                let plan = Plan { rate_per_s, arrivals, seed: self.settings.seed };
                 Demand::open(&plan, self.bounds, share, self.timeout_ns)
             }
         }
@@ -140,10 +130,7 @@ fn choose_cpus(pin: &Pin, threads: u32, allowed: &[u32]) -> Result<Vec<u32>, Err
     let threads = threads as usize;
     if threads > allowed.len() {
         return Err(Error::usage(
-            format!(
-                "{threads} threads do not have a CPU each: {} are allowed",
-                allowed.len()
-            ),
+            format!("{threads} threads do not have a CPU each: {} are allowed", allowed.len()),
             format!("give --threads {} or fewer", allowed.len()),
         ));
     }
@@ -177,14 +164,8 @@ mod tests {
     #[test]
     fn threads_take_the_last_cpus_unless_told_otherwise() {
         let allowed = [0, 2, 5];
-        assert_eq!(
-            choose_cpus(&Pin::Auto, 2, &allowed).expect("two CPUs"),
-            [5, 2]
-        );
-        assert_eq!(
-            choose_cpus(&Pin::List(vec![2]), 1, &allowed).expect("allowed"),
-            [2]
-        );
+        assert_eq!(choose_cpus(&Pin::Auto, 2, &allowed).expect("two CPUs"), [5, 2]);
+        assert_eq!(choose_cpus(&Pin::List(vec![2]), 1, &allowed).expect("allowed"), [2]);
         assert!(choose_cpus(&Pin::List(vec![1]), 1, &allowed).is_err());
         assert!(choose_cpus(&Pin::Auto, 4, &allowed).is_err());
     }

@@ -221,8 +221,7 @@ impl Run<'_> {
         let losses = ListenLosses::now();
         let epoch = Instant::now() + Duration::from_millis(BEGIN_MS);
         let started_unix_ms = unix_ms() + BEGIN_MS;
-        self.observer
-            .began(started_unix_ms + self.job.settings.warmup_ms);
+        self.observer.began(started_unix_ms + self.job.settings.warmup_ms);
         for generator in &self.generators {
             // A thread that is gone has told why, or will when it is joined.
             let _ = generator.begin.send(epoch);
@@ -232,8 +231,7 @@ impl Run<'_> {
             return Err(error);
         }
         let observer = &mut *self.observer;
-        self.collector
-            .finish(&mut |interval, row| observer.second(interval, row));
+        self.collector.finish(&mut |interval, row| observer.second(interval, row));
         let losses = ListenLosses::now().since(losses);
         environment.listen_overflows = losses.overflows;
         environment.listen_drops = losses.drops;
@@ -334,10 +332,7 @@ impl Run<'_> {
 
     fn standing(&self, epoch: Instant) -> (Progress, Standing) {
         let sum = |counter: fn(&Live) -> &AtomicU64| -> u64 {
-            let each = self
-                .generators
-                .iter()
-                .map(|generator| counter(&generator.live));
+            let each = self.generators.iter().map(|generator| counter(&generator.live));
             each.map(|value| value.load(Ordering::Relaxed)).sum()
         };
         let elapsed = Instant::now().saturating_duration_since(epoch);
@@ -361,8 +356,6 @@ impl Run<'_> {
 }
 
 fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -120,10 +120,7 @@ impl Recorder {
         if self.window.planned {
             let lateness_ns = now_ns.saturating_sub(start.start_ns);
             // Zero cannot be recorded as such; the histogram's first bucket is for it.
-            self.interval
-                .latencies
-                .lateness
-                .saturating_record(lateness_ns.max(1));
+            self.interval.latencies.lateness.saturating_record(lateness_ns.max(1));
             if lateness_ns > LATE_NS {
                 self.interval.tally.late += 1;
                 bump(&self.live.late);
@@ -146,10 +143,7 @@ impl Recorder {
     pub(super) fn first_byte(&mut self, start: Start, now_ns: u64) {
         if start.measured {
             let waited_ns = self.latency(start, now_ns);
-            self.interval
-                .latencies
-                .first_byte
-                .saturating_record(waited_ns);
+            self.interval.latencies.first_byte.saturating_record(waited_ns);
         }
     }
 
@@ -174,10 +168,7 @@ impl Recorder {
     pub(super) fn response(&mut self, start: Start, now_ns: u64) {
         if start.measured {
             let waited_ns = self.latency(start, now_ns);
-            self.interval
-                .latencies
-                .response
-                .saturating_record(waited_ns);
+            self.interval.latencies.response.saturating_record(waited_ns);
         }
     }
 
@@ -186,9 +177,7 @@ impl Recorder {
         if kind == ErrorKind::ConnectRefused {
             bump(&self.live.refused);
         }
-        self.live
-            .last_failure
-            .store(kind as u64 + 1, Ordering::Relaxed);
+        self.live.last_failure.store(kind as u64 + 1, Ordering::Relaxed);
         self.ended();
         if start.measured {
             self.interval.tally.fail(kind);

@@ -85,21 +85,11 @@ pub(super) fn run(job: Arc<Job>, number: u32, ends: Ends) -> Result<Done, Error>
     if let Some(cpu) = job.cpus.get(number as usize) {
         pin_thread(*cpu).map_err(|errno| {
             let step = format!("pin a thread to CPU {cpu}");
-            Error::environment(
-                step,
-                errno.desc(),
-                "give --pin none or CPUs that are allowed",
-            )
+            Error::environment(step, errno.desc(), "give --pin none or CPUs that are allowed")
         })?;
     }
     ask_for_precise_timers();
-    let Ends {
-        sender,
-        spare,
-        begin,
-        live,
-        stop,
-    } = ends;
+    let Ends { sender, spare, begin, live, stop } = ends;
     let recorder = Recorder::new(job.window(), sender.clone(), spare, live);
     let mut thread = Thread::new(job, number, recorder)?;
     thread.open_held(number, &stop)?;
@@ -199,10 +189,7 @@ impl Thread {
             if let Some(cause) = self.held.failure.take() {
                 let open = self.held.open;
                 return Err(Error::Target {
-                    step: format!(
-                        "open {wanted} idle connections to {}",
-                        self.job.settings.target
-                    ),
+                    step: format!("open {wanted} idle connections to {}", self.job.settings.target),
                     cause: format!("{cause} after {open} of them"),
                     hint: "start the server, raise its connection limit, or give a smaller --hold"
                         .into(),
@@ -216,10 +203,7 @@ impl Thread {
     fn wait(&self) -> Option<Duration> {
         let now_ns = self.now_ns();
         let spin_ns = self.job.settings.spin_us * 1000;
-        let start_ns = self
-            .demand
-            .wake_ns()
-            .map(|at_ns| at_ns.saturating_sub(spin_ns));
+        let start_ns = self.demand.wake_ns().map(|at_ns| at_ns.saturating_sub(spin_ns));
         let deadline_ns = self.deadlines.front().map(|deadline| deadline.at_ns);
         let wait_ns = [start_ns, deadline_ns]
             .into_iter()
@@ -242,11 +226,7 @@ impl Thread {
     fn finish(mut self, stopped: bool) -> Done {
         let now_ns = self.now_ns();
         let unfinished = |connection: &Connection| {
-            connection
-                .requests
-                .iter()
-                .filter(|request| request.start.measured)
-                .count() as u64
+            connection.requests.iter().filter(|request| request.start.measured).count() as u64
         };
         let cut_off: u64 = self.connections.iter().map(unfinished).sum();
         self.recorder.unfinished(cut_off + self.demand.waiting());

@@ -34,11 +34,7 @@ pub(crate) fn write(writer: &mut impl Write, report: &Report) -> io::Result<()> 
         let cells: Vec<String> = counts
             .iter()
             .map(u64::to_string)
-            .chain(
-                values
-                    .iter()
-                    .map(|value| value.map_or_else(String::new, |us| us.to_string())),
-            )
+            .chain(values.iter().map(|value| value.map_or_else(String::new, |us| us.to_string())))
             .collect();
         writeln!(writer, "{}", cells.join(","))?;
     }

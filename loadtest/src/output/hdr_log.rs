@@ -24,10 +24,7 @@ pub(crate) struct HdrLog {
 impl HdrLog {
     /// Creates the file.
     pub(crate) fn create(path: &Path) -> Result<Self, Error> {
-        Ok(Self {
-            file: super::create(path)?,
-            serializer: V2DeflateSerializer::new(),
-        })
+        Ok(Self { file: super::create(path)?, serializer: V2DeflateSerializer::new() })
     }
 
     /// Writes the head: seconds count from `measured_from_unix_ms`.

@@ -22,10 +22,7 @@ pub(crate) struct OutputFile {
 pub(crate) fn create(path: &Path) -> Result<OutputFile, Error> {
     let name = path.display().to_string();
     match File::create(path) {
-        Ok(file) => Ok(OutputFile {
-            path: name,
-            writer: BufWriter::new(file),
-        }),
+        Ok(file) => Ok(OutputFile { path: name, writer: BufWriter::new(file) }),
         Err(source) => Err(Error::Output { path: name, source }),
     }
 }
@@ -37,10 +34,7 @@ impl OutputFile {
         write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
     ) -> Result<(), Error> {
         let written = write(&mut self.writer).and_then(|()| self.writer.flush());
-        written.map_err(|source| Error::Output {
-            path: self.path.clone(),
-            source,
-        })
+        written.map_err(|source| Error::Output { path: self.path.clone(), source })
     }
 }
 

@@ -81,9 +81,9 @@ impl ProgressLine {
         let by_time = self.measured_ms.map_or(0.0, |measured_ms| {
             progress.elapsed.as_secs_f64() * 1e6 / (self.warmup_ms + measured_ms).max(1) as f64
         });
-        let by_count = self.requests.map_or(0.0, |requests| {
-            progress.completed as f64 * 1e3 / requests.max(1) as f64
-        });
+        let by_count = self
+            .requests
+            .map_or(0.0, |requests| progress.completed as f64 * 1e3 / requests.max(1) as f64);
         rounded(by_time.max(by_count).min(1000.0))
     }
 

@@ -20,11 +20,9 @@ pub(crate) fn write(writer: &mut impl Write, report: &Report) -> io::Result<()> 
 
 fn headline(settings: &Settings) -> String {
     let load = match settings.load {
-        Load::Open {
-            rate_per_s,
-            arrivals,
-            ..
-        } => format!("open loop, {rate_per_s}/s {arrivals:?}").to_lowercase(),
+        Load::Open { rate_per_s, arrivals, .. } => {
+            format!("open loop, {rate_per_s}/s {arrivals:?}").to_lowercase()
+        }
         Load::Closed { connections } => format!("closed loop, {connections} connections"),
     };
     let reuse = match (settings.mode, settings.requests_per_connection) {
@@ -48,10 +46,7 @@ fn surroundings(report: &Report) -> String {
     let environment = &report.environment;
     let mut line = format!("{:.1} s measured", report.measured_ms / 1e3);
     if settings.warmup_ms > 0 {
-        line.push_str(&format!(
-            " after {:.1} s warm-up",
-            settings.warmup_ms as f64 / 1e3
-        ));
+        line.push_str(&format!(" after {:.1} s warm-up", settings.warmup_ms as f64 / 1e3));
     }
     line.push_str(&format!(" · {} thread(s)", settings.threads));
     match environment.pinned_cpus.as_slice() {
@@ -67,9 +62,7 @@ fn surroundings(report: &Report) -> String {
 }
 
 fn latencies(writer: &mut impl Write, report: &Report) -> io::Result<()> {
-    let names = [
-        "count", "min", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max",
-    ];
+    let names = ["count", "min", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max"];
     write!(writer, "{:<11}", "")?;
     for name in names {
         write!(writer, "{name:>9}")?;
@@ -118,9 +111,7 @@ fn rates(writer: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     writeln!(writer, ", {:.1} connects/s", rates.connected_per_s)?;
     if let Some(starts) = &report.starts {
-        let lateness = starts
-            .start_lateness_p99_us
-            .map_or_else(|| "-".to_owned(), micros);
+        let lateness = starts.start_lateness_p99_us.map_or_else(|| "-".to_owned(), micros);
         writeln!(
             writer,
             "starts     {} made, {} late (> 1 ms), {} dropped, lateness p99 {lateness}",
@@ -129,9 +120,7 @@ fn rates(writer: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     if !totals.status.is_empty() {
         let seen = totals.status.iter().filter(|(_, count)| **count > 0);
-        let words: Vec<String> = seen
-            .map(|(class, count)| format!("{class} {count}"))
-            .collect();
+        let words: Vec<String> = seen.map(|(class, count)| format!("{class} {count}")).collect();
         writeln!(writer, "status     {}", words.join(", "))?;
     }
     let (sent, received) = (bytes(totals.sent_bytes), bytes(totals.received_bytes));
@@ -151,28 +140,18 @@ fn errors(writer: &mut impl Write, report: &Report) -> io::Result<()> {
         }
     }
     if totals.unfinished > 0 {
-        writeln!(
-            writer,
-            "cut off    {} requests by the end of the run",
-            totals.unfinished
-        )?;
+        writeln!(writer, "cut off    {} requests by the end of the run", totals.unfinished)?;
     }
     if totals.held_lost > 0 {
         let held = report.settings.hold;
-        writeln!(
-            writer,
-            "held       {} of {held} ended by the server",
-            totals.held_lost
-        )?;
+        writeln!(writer, "held       {} of {held} ended by the server", totals.held_lost)?;
     }
     Ok(())
 }
 
 fn cpu(writer: &mut impl Write, report: &Report) -> io::Result<()> {
     let cpu = &report.cpu;
-    let each = cpu
-        .per_request_us
-        .map_or_else(String::new, |us| format!(", {us:.1} µs/request"));
+    let each = cpu.per_request_us.map_or_else(String::new, |us| format!(", {us:.1} µs/request"));
     writeln!(
         writer,
         "generator  {:.1} % of a CPU (user {:.2} s, system {:.2} s{each})",
@@ -187,11 +166,7 @@ fn verdict(writer: &mut impl Write, report: &Report) -> io::Result<()> {
         return writeln!(writer, "valid      yes");
     }
     for (place, reason) in report.validity.reasons.iter().enumerate() {
-        let head = if place == 0 {
-            "valid      no:"
-        } else {
-            "              "
-        };
+        let head = if place == 0 { "valid      no:" } else { "              " };
         writeln!(writer, "{head} {}", reason.text)?;
     }
     Ok(())

@@ -34,10 +34,7 @@ impl Arena {
         // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
         let base = unsafe { mmap_anonymous(None, bytes, access, flags) }
             .map_err(|errno| Error::system("map the receive buffers", errno))?;
-        Ok(Self {
-            base: base.cast(),
-            bytes,
-        })
+        Ok(Self { base: base.cast(), bytes })
     }
 
     /// Where slot `slot`'s buffer continues after `offset` bytes, and how much room is left.
@@ -45,10 +42,7 @@ impl Arena {
     /// Panics if the slot or the offset lie outside of the mapping.
     pub(super) fn room(&self, slot: u32, offset: usize) -> (NonNull<u8>, u32) {
         let start = slot as usize * BUFFER_BYTES;
-        assert!(
-            start < self.bytes.get() && offset <= BUFFER_BYTES,
-            "a slot of this arena"
-        );
+        assert!(start < self.bytes.get() && offset <= BUFFER_BYTES, "a slot of this arena");
         // SAFETY: start + offset is at most the mapping's length, asserted above.
         let pointer = unsafe { self.base.add(start + offset) };
         let room = u32::try_from(BUFFER_BYTES - offset).expect("a buffer's size fits 32 bits");
@@ -72,10 +66,7 @@ impl Arena {
     /// # Safety
     /// Nothing may be received into the slot, and no reference to its bytes may live.
     pub(super) unsafe fn keep(&mut self, slot: u32, from: usize, to: usize) {
-        assert!(
-            from <= to && to <= BUFFER_BYTES,
-            "a range within the buffer"
-        );
+        assert!(from <= to && to <= BUFFER_BYTES, "a range within the buffer");
         let (front, _) = self.room(slot, 0);
         let (source, _) = self.room(slot, from);
         // SAFETY: both ranges lie in one slot's mapped bytes; `copy_to` allows them to overlap.
@@ -101,10 +92,7 @@ mod tests {
         let (first, room) = arena.room(1, 0);
         assert_eq!(room as usize, BUFFER_BYTES);
         let (second, _) = arena.room(2, 0);
-        assert_eq!(
-            second.as_ptr() as usize - first.as_ptr() as usize,
-            BUFFER_BYTES
-        );
+        assert_eq!(second.as_ptr() as usize - first.as_ptr() as usize, BUFFER_BYTES);
         for (place, byte) in (0..=9_u8).enumerate() {
             let (pointer, _) = arena.room(1, place);
             // SAFETY: the place is within the slot, and no reference to it exists.

@@ -95,11 +95,7 @@ impl Ring {
         address: Arc<SocketAddress>,
     ) -> Result<Self, Error> {
         let (ring, flags) = open(slots)?;
-        let memory = Memory {
-            arena: Arena::new(slots)?,
-            payload,
-            address,
-        };
+        let memory = Memory { arena: Arena::new(slots)?, payload, address };
         let mut table = Vec::new();
         table.resize_with(slots, Slot::default);
         Ok(Self {
@@ -120,10 +116,7 @@ impl Ring {
     /// Gives a free slot its socket.
     pub(crate) fn adopt(&mut self, slot: u32, socket: OwnedFd) {
         let entry = &mut self.slots[slot as usize];
-        assert!(
-            entry.socket.is_none() && !entry.busy(),
-            "a slot is given to one socket at a time"
-        );
+        assert!(entry.socket.is_none() && !entry.busy(), "a slot is given to one socket at a time");
         entry.socket = Some(socket);
         entry.generation = following(entry.generation);
     }
@@ -157,10 +150,7 @@ impl Ring {
         let length = u32::try_from(bytes.len()).expect("payloads are bounded far below 4 GiB");
         let (fd, tag) = self.begin(slot, Operation::Send);
         let send = opcode::Send::new(fd, pointer, length);
-        self.push(
-            send.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(),
-            tag,
-        );
+        self.push(send.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(), tag);
     }
 
     /// Receives into the slot's buffer, after its first `offset` bytes.
@@ -174,10 +164,7 @@ impl Ring {
 
     /// The first `length` bytes of the slot's buffer.
     pub(crate) fn received(&self, slot: u32, length: usize) -> &[u8] {
-        assert!(
-            !self.slots[slot as usize].receiving,
-            "the kernel may be writing there"
-        );
+        assert!(!self.slots[slot as usize].receiving, "the kernel may be writing there");
         // SAFETY: nothing is received into the slot, as asserted, and to begin receiving takes
         // `&mut self`, which cannot be had while this reference lives.
         unsafe { self.memory().arena.bytes(slot, length) }
@@ -185,14 +172,8 @@ impl Ring {
 
     /// Moves the buffer's bytes `from..to` to its front.
     pub(crate) fn keep(&mut self, slot: u32, from: usize, to: usize) {
-        assert!(
-            !self.slots[slot as usize].receiving,
-            "the kernel may be writing there"
-        );
-        let memory = self
-            .memory
-            .as_mut()
-            .expect("memory is given up only in drop");
+        assert!(!self.slots[slot as usize].receiving, "the kernel may be writing there");
+        let memory = self.memory.as_mut().expect("memory is given up only in drop");
         // SAFETY: nothing is received into the slot, as asserted, and `&mut self` excludes
         // references to its bytes.
         unsafe { memory.arena.keep(slot, from, to) };
@@ -206,11 +187,7 @@ impl Ring {
                 continue;
             }
             let generation = entry.generation;
-            let tag = |operation| Tag {
-                operation,
-                generation,
-                slot,
-            };
+            let tag = |operation| Tag { operation, generation, slot };
             let cancel = opcode::AsyncCancel::new(tag(operation).pack()).build();
             self.push(cancel, tag(Operation::Cancel));
         }
@@ -219,15 +196,8 @@ impl Ring {
     /// Closes a slot's socket and frees the slot, which must not be busy.
     pub(crate) fn close(&mut self, slot: u32) {
         let entry = &mut self.slots[slot as usize];
-        assert!(
-            !entry.busy(),
-            "a socket is closed after its last completion"
-        );
-        let tag = Tag {
-            operation: Operation::Close,
-            generation: entry.generation,
-            slot,
-        };
+        assert!(!entry.busy(), "a socket is closed after its last completion");
+        let tag = Tag { operation: Operation::Close, generation: entry.generation, slot };
         if let Some(socket) = entry.socket.take() {
             let close = opcode::Close::new(Fd(socket.into_raw_fd())).build();
             self.push(close.flags(squeue::Flags::SKIP_SUCCESS), tag);
@@ -246,9 +216,7 @@ impl Ring {
         let entered = match waiting {
             Some(duration) => {
                 let limit = Timespec::from(duration);
-                self.ring
-                    .submitter()
-                    .submit_with_args(1, &SubmitArgs::new().timespec(&limit))
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit))
             }
             None if self.idle() => Ok(0),
             None => self.ring.submit(),
@@ -289,19 +257,9 @@ impl Ring {
     /// Marks an operation as under way.
     fn begin(&mut self, slot: u32, operation: Operation) -> (Fd, Tag) {
         let entry = &mut self.slots[slot as usize];
-        let fd: RawFd = entry
-            .socket
-            .as_ref()
-            .expect("the slot has a socket")
-            .as_raw_fd();
-        let tag = Tag {
-            operation,
-            generation: entry.generation,
-            slot,
-        };
-        let under_way = entry
-            .flag(operation)
-            .expect("an operation that is waited for");
+        let fd: RawFd = entry.socket.as_ref().expect("the slot has a socket").as_raw_fd();
+        let tag = Tag { operation, generation: entry.generation, slot };
+        let under_way = entry.flag(operation).expect("an operation that is waited for");
         assert!(!*under_way, "one operation of a kind at a time");
         *under_way = true;
         self.under_way += 1;
@@ -309,9 +267,7 @@ impl Ring {
     }
 
     fn memory(&self) -> &Memory {
-        self.memory
-            .as_ref()
-            .expect("memory is given up only in drop")
+        self.memory.as_ref().expect("memory is given up only in drop")
     }
 
     fn push(&mut self, entry: squeue::Entry, tag: Tag) {
@@ -357,10 +313,7 @@ impl Drop for Ring {
         let mut rest = Vec::new();
         let _ = self.turn(None, &mut rest);
         let limit = Timespec::from(Duration::from_millis(DRAIN_MS_MAX));
-        let _ = self
-            .ring
-            .submitter()
-            .register_sync_cancel(Some(limit), CancelBuilder::any());
+        let _ = self.ring.submitter().register_sync_cancel(Some(limit), CancelBuilder::any());
         for _ in 0..DRAIN_MS_MAX / 10 {
             if self.under_way == 0 {
                 return;
@@ -385,13 +338,10 @@ fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
     let entries = slots.saturating_mul(4).clamp(256, 65_536);
     let entries = u32::try_from(entries.next_power_of_two()).expect("clamped to 65536");
     let mut errno = Errno::EINVAL;
-    for (level, flags) in [
-        "single_issuer,defer_taskrun,submit_all",
-        "coop_taskrun,submit_all",
-        "none",
-    ]
-    .into_iter()
-    .enumerate()
+    for (level, flags) in
+        ["single_issuer,defer_taskrun,submit_all", "coop_taskrun,submit_all", "none"]
+            .into_iter()
+            .enumerate()
     {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(entries).setup_clamp();
@@ -401,10 +351,7 @@ fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
                 builder.setup_taskrun_flag().setup_submit_all();
             }
             1 => {
-                builder
-                    .setup_coop_taskrun()
-                    .setup_taskrun_flag()
-                    .setup_submit_all();
+                builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
             }
             _ => {}
         }

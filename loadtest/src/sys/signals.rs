@@ -21,9 +21,7 @@ impl Signals {
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
         set.add(Signal::SIGTERM);
-        let before = set
-            .thread_swap_mask(SigmaskHow::SIG_BLOCK)
-            .map_err(failed)?;
+        let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(failed)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let file = SignalFd::with_flags(&set, flags).map_err(failed)?;
         Ok(Self { file, before })

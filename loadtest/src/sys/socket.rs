@@ -59,18 +59,10 @@ impl SocketAddress {
 /// A socket that has not connected yet, bound to `source` if there is one. The port is left to
 /// connect, where the kernel knows all four parts and so finds many times as many free ones.
 pub(crate) fn open(address: &SocketAddress, source: Option<Ipv4Addr>) -> Result<OwnedFd, Errno> {
-    let fd = socket(
-        address.family(),
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket(address.family(), SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     if let Some(source) = source {
         setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
-        bind(
-            fd.as_raw_fd(),
-            &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)),
-        )?;
+        bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)))?;
     }
     Ok(fd)
 }
@@ -83,10 +75,7 @@ pub(crate) fn send_at_once(fd: &OwnedFd) {
 
 /// Makes closing this socket a reset.
 pub(crate) fn reset_on_close(fd: &OwnedFd) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // It can fail only for a socket that is already gone.
     let _ = setsockopt(fd, sockopt::Linger, &linger);
 }

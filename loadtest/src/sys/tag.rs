@@ -42,11 +42,7 @@ impl Tag {
             _ => return None,
         };
         let low = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
-        Some(Self {
-            operation,
-            generation: low(data >> 32) & GENERATION_MASK,
-            slot: low(data),
-        })
+        Some(Self { operation, generation: low(data >> 32) & GENERATION_MASK, slot: low(data) })
     }
 }
 

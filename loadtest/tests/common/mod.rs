@@ -82,23 +82,12 @@ impl Server {
                 if stop_there.load(Ordering::SeqCst) {
                     break;
                 }
-                seen_there
-                    .peers
-                    .lock()
-                    .expect("no panic holds it")
-                    .insert(peer.ip());
-                stream
-                    .set_nodelay(true)
-                    .expect("an option every TCP socket has");
+                seen_there.peers.lock().expect("no panic holds it").insert(peer.ip());
+                stream.set_nodelay(true).expect("an option every TCP socket has");
                 serve(Box::new(stream), &handler, &seen_there);
             }
         });
-        Self {
-            address,
-            seen,
-            stop,
-            acceptor: Some(acceptor),
-        }
+        Self { address, seen, stop, acceptor: Some(acceptor) }
     }
 
     /// Stops listening: from now on connects are refused.
@@ -144,13 +133,7 @@ impl UnixServer {
                 serve(Box::new(stream), &handler, &seen_there);
             }
         });
-        Self {
-            path,
-            seen,
-            stop,
-            acceptor: Some(acceptor),
-            _directory: directory,
-        }
+        Self { path, seen, stop, acceptor: Some(acceptor), _directory: directory }
     }
 }
 
@@ -251,10 +234,7 @@ pub(crate) fn write(stream: &mut dyn Stream, text: &str) {
 
 /// An ordinary answer.
 pub(crate) fn hello(stream: &mut dyn Stream) {
-    write(
-        stream,
-        "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n",
-    );
+    write(stream, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
 }
 
 /// Sends everything back.
@@ -274,10 +254,7 @@ pub(crate) fn command(words: &str) -> Command {
     if !words.contains("--pin") {
         command.args(["--pin", "none"]);
     }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -299,11 +276,7 @@ pub(crate) fn report(words: &str) -> (Report, Output) {
 /// Runs it and expects it to succeed.
 pub(crate) fn good(words: &str) -> Report {
     let (report, output) = report(words);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(report.failure, None);
     report
 }
@@ -311,10 +284,7 @@ pub(crate) fn good(words: &str) -> Report {
 /// The lines of stderr that are not notes.
 pub(crate) fn complaints(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    text.lines()
-        .filter(|line| !line.starts_with("note:"))
-        .map(str::to_owned)
-        .collect()
+    text.lines().filter(|line| !line.starts_with("note:")).map(str::to_owned).collect()
 }
 
 /// Waits until `condition` holds: a server sees a client's last deeds after it has ended.
