@@ -65,7 +65,13 @@ pub(super) enum Command {
 pub(super) struct RunArguments {
     /// How many worker processes: auto (allowed CPUs and cgroup quota, less one for the primary
     /// from three on) or a number
-    #[arg(short, long, value_name = "auto|N", default_value = "auto", value_parser = parse::<Workers>)]
+    #[arg(
+        short,
+        long,
+        value_name = "auto|N",
+        default_value = "auto",
+        value_parser = parse::<Workers>
+    )]
     pub(super) workers: Workers,
 
     /// Where to listen; can be repeated: HOST:PORT, PORT, unix:/path, unix:@name, fd:N
@@ -91,7 +97,12 @@ pub(super) struct RunArguments {
     pub(super) accept: AcceptMechanism,
 
     /// Connections that may wait in the kernel for each listener (capped by net.core.somaxconn)
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..=65_535)
+    )]
     pub(super) backlog: u32,
 
     /// Who runs on which CPU: auto, none, or a list such as 0-3,6

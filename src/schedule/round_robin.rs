@@ -141,8 +141,9 @@ mod tests {
                     counts[slot.index()] += 1;
                 }
             }
-            let shares = loads.iter().zip(&counts).filter(|(load, _)| load.standing == Standing::Ready);
-            let shares: Vec<u32> = shares.map(|(_, count)| *count).collect();
+            let pairs = loads.iter().zip(&counts);
+            let ready = pairs.filter(|(load, _)| load.standing == Standing::Ready);
+            let shares: Vec<u32> = ready.map(|(_, count)| *count).collect();
             let spread = shares.iter().max().copied().unwrap_or(0)
                 - shares.iter().min().copied().unwrap_or(0);
             prop_assert!(spread <= 1);

@@ -74,7 +74,15 @@ const MODULES: [Module; 23] = [
             ("control", "the supervisor talks to it"),
         ],
     ),
-    module(3, "runtime", Any, &[]),
+    module(
+        3,
+        "runtime",
+        Any,
+        &[
+            ("board", "it counts what it claims and finishes"),
+            ("worker", "it is a worker: same inheritance, same conversation with the primary"),
+        ],
+    ),
     // The cluster.
     module(4, "cluster", Any, &[]),
     module(4, "metrics", Any, &[("cluster", "it shows the cluster's events and counts")]),

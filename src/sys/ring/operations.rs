@@ -310,7 +310,8 @@ fn message_received(
 }
 
 /// A closed peer is reported by a header that says: no payload, no control data. Its four words
-/// are the lengths of name, control data and payload, and the flags (`struct io_uring_recvmsg_out`).
+/// are the lengths of name, control data and payload, and the
+/// flags (`struct io_uring_recvmsg_out`).
 fn is_end_of_messages(buffer: &[u8]) -> bool {
     buffer.len() < 16 || buffer[4..12].iter().all(|byte| *byte == 0)
 }

@@ -4,11 +4,17 @@
 //! that shows it finding something. Rules read text with comments and literals blanked out; they
 //! do not parse Rust, and they leave to the compiler and to clippy what those can do.
 
+#[path = "tidy/books.rs"]
 mod books;
+#[path = "tidy/levels.rs"]
 mod levels;
+#[path = "tidy/paths.rs"]
 mod paths;
+#[path = "tidy/purity.rs"]
 mod purity;
+#[path = "tidy/source.rs"]
 mod source;
+#[path = "tidy/style.rs"]
 mod style;
 
 use std::fmt;
