@@ -181,6 +181,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case writes megabytes of counters: few are enough where sums are compared.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn adding_up_loses_nothing_and_order_does_not_matter(a in values(), b in values()) {
             let all: Vec<u64> = a.iter().chain(&b).copied().collect();

@@ -8,13 +8,12 @@
 //! [`run`] is the command, [`measure`] the library: it takes [`Settings`] and returns a
 //! [`Report`], the object that `--json` prints. Levels, each using only those above it:
 //!
-//! | level | modules | own |
-//! | --- | --- | --- |
-//! | words | `error`, `target`, `settings`, `random` | what can be asked for, and refused |
-//! | pure | `plan`, `http`, `protocol`, `latency`, `tally`, `collect`, `preflight`, `verdict` | decisions and sums: no clock, no socket |
-//! | system | `sys`, `environment` | the kernel's facilities; the only `unsafe` |
-//! | engine | `engine`, `report` | threads, connections, what a run came to |
-//! | shell | `cli`, `command`, `output` | words in, tables out |
+//! * words: `error`, `target`, `settings`, `random`: what can be asked for, and what is refused;
+//! * pure: `plan`, `http`, `protocol`, `latency`, `tally`, `collect`, `preflight`, `verdict`:
+//!   decisions and sums, without a clock or a socket;
+//! * system: `sys`, `environment`: the kernel's facilities, and the only `unsafe`;
+//! * engine: `engine`, `report`: threads, connections, what a run came to;
+//! * shell: `cli`, `command`, `output`: words in, tables out.
 
 pub mod cli;
 pub mod collect;

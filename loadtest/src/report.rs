@@ -96,8 +96,9 @@ pub struct Rates {
     pub completed_per_s: f64,
     /// Connections established.
     pub connected_per_s: f64,
-    /// The share of the asked rate that was answered in time, from 0 to 1; `null` in a closed
-    /// loop. Requests planned too shortly before the end to be answered are left out.
+    /// The share of the planned requests that was answered in time, from 0 to 1; `null` in a
+    /// closed loop. Those planned too shortly before the end to be answered are left out, and
+    /// random arrivals are measured by what was drawn, not by the rate asked for.
     pub achieved_ratio: Option<f64>,
 }
 
@@ -180,6 +181,8 @@ impl Report {
             planned: tally.started + tally.dropped,
             completed: tally.completed,
             completed_in_time: tally.completed_in_time,
+            failed: tally.failed(),
+            server_errors: tally.statuses[5],
             dropped: tally.dropped,
             lateness_p99_us: starts.and_then(|starts| starts.start_lateness_p99_us).unwrap_or(0.0),
             busiest_cpu_percent: cpu.busiest_thread_percent,

@@ -3,25 +3,15 @@
 //! `Settings` is also what the report repeats under `settings`, so its field names carry units.
 //! It refuses nothing while being filled in; [`Settings::check`] refuses everything that cannot be.
 
+mod check;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
 use crate::plan::Arrivals;
-use crate::target::{Endpoint, Scheme, Target};
-
-/// The fastest open loop that may be asked for, per second.
-const RATE_MAX: f64 = 10e6;
-/// The most connections, held ones included, that may be asked for.
-const CONNECTIONS_MAX: u32 = 4_000_000;
-/// The most requests under way on one connection.
-const PIPELINE_MAX: u32 = 1024;
-/// The most bytes of all messages of a full pipeline: one copy is kept for every thread.
-const PAYLOAD_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Longer spinning than this would be a busy loop, not a last-moment correction.
-const SPIN_US_MAX: u64 = 1000;
+use crate::target::Target;
 
 /// What travels over a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -167,187 +157,6 @@ impl Settings {
             seed: 1,
         }
     }
-
-    /// Refuses what cannot be, with one line that says why and what would work.
-    pub fn check(&self) -> Result<(), Error> {
-        self.check_load()?;
-        self.check_time()?;
-        self.check_protocol()?;
-        self.check_requests()?;
-        self.check_sockets()
-    }
-
-    fn check_load(&self) -> Result<(), Error> {
-        refuse(self.threads == 0, "0 threads make no load", "give --threads 1 or more")?;
-        let connections = match self.load {
-            Load::Open { rate_per_s, connections_max, .. } => {
-                refuse(
-                    !(rate_per_s > 0.0 && rate_per_s <= RATE_MAX),
-                    format!("a rate of {rate_per_s}/s cannot be kept"),
-                    format!("give --rate above 0 and up to {RATE_MAX}, as in --rate 20k"),
-                )?;
-                connections_max
-            }
-            Load::Closed { connections } => Some(connections),
-        };
-        if let Some(connections) = connections {
-            refuse(
-                connections < self.threads,
-                format!("{connections} connections cannot busy {} threads", self.threads),
-                "every thread needs a connection: give more connections or fewer threads",
-            )?;
-        }
-        refuse(
-            u64::from(connections.unwrap_or(0)) + u64::from(self.hold) > u64::from(CONNECTIONS_MAX),
-            format!("more than {CONNECTIONS_MAX} connections do not fit one process"),
-            "give fewer --connections, --connections-max or --hold",
-        )?;
-        if let Pin::List(cpus) = &self.pin {
-            refuse(
-                cpus.len() != self.threads as usize,
-                format!("--pin names {} CPUs for {} threads", cpus.len(), self.threads),
-                "name one CPU for each thread",
-            )?;
-        }
-        Ok(())
-    }
-
-    fn check_time(&self) -> Result<(), Error> {
-        refuse(
-            self.duration_ms == Some(0),
-            "a run of 0 s measures nothing",
-            "give --duration 10s",
-        )?;
-        refuse(
-            self.requests == Some(0),
-            "a run of 0 requests measures nothing",
-            "give --requests 1 or more",
-        )?;
-        refuse(
-            self.duration_ms.is_none() && self.requests.is_none(),
-            "nothing ends this run",
-            "give --duration or --requests",
-        )?;
-        refuse(self.timeout_ms == 0, "a timeout of 0 s fails every request", "give --timeout 10s")?;
-        refuse(
-            self.spin_us > SPIN_US_MAX,
-            format!("spinning {} µs before each start is a busy loop", self.spin_us),
-            format!("give --spin-us 50, or at most {SPIN_US_MAX}"),
-        )
-    }
-
-    fn check_protocol(&self) -> Result<(), Error> {
-        refuse(
-            self.target.scheme == Scheme::Http && self.mode != Mode::Http,
-            format!("{} names HTTP, the mode does not", self.target),
-            "leave out --mode, or give tcp://host:port",
-        )?;
-        refuse(
-            self.target.scheme == Scheme::Tcp && self.mode == Mode::Http,
-            format!("{} names plain bytes, the mode names HTTP", self.target),
-            "give --mode echo, --mode connect, or http://host:port",
-        )?;
-        refuse(
-            self.mode == Mode::Echo && self.body_bytes == 0,
-            "an echo of 0 bytes never comes back",
-            "give --body-bytes 64",
-        )?;
-        refuse(
-            self.mode != Mode::Http && !self.headers.is_empty(),
-            "only HTTP has headers",
-            "leave out --header",
-        )?;
-        refuse(
-            self.mode == Mode::Connect && self.body_bytes > 0,
-            "connect mode sends nothing",
-            "leave out --body-bytes, or give --mode echo",
-        )?;
-        self.headers.iter().try_for_each(|line| check_header(line))
-    }
-
-    fn check_requests(&self) -> Result<(), Error> {
-        let most = match self.requests_per_connection {
-            RequestsPerConnection::Unlimited => u32::MAX,
-            RequestsPerConnection::Between(least, most) => {
-                refuse(
-                    least == 0 || least > most,
-                    format!("{least} to {most} requests per connection is no range"),
-                    "give 1, a larger number, a range as 2-10, or unlimited",
-                )?;
-                most
-            }
-        };
-        refuse(
-            self.mode == Mode::Connect && most > 1,
-            "connect mode has no requests to repeat",
-            "leave out --requests-per-connection",
-        )?;
-        refuse(
-            self.pipeline == 0 || self.pipeline > PIPELINE_MAX,
-            format!("{} requests at once on a connection cannot be", self.pipeline),
-            format!("give --pipeline 1 to {PIPELINE_MAX}"),
-        )?;
-        refuse(
-            self.pipeline > most,
-            format!("a pipeline of {} needs as many requests per connection", self.pipeline),
-            "add --requests-per-connection unlimited",
-        )?;
-        refuse(
-            u64::from(self.body_bytes) * u64::from(self.pipeline) > PAYLOAD_BYTES_MAX,
-            "a full pipeline of such bodies does not fit the send buffer",
-            format!("keep --body-bytes times --pipeline within {PAYLOAD_BYTES_MAX}"),
-        )
-    }
-
-    fn check_sockets(&self) -> Result<(), Error> {
-        let unix = matches!(self.target.endpoint, Endpoint::Unix(_));
-        refuse(
-            unix && self.close == CloseBy::Rst,
-            "a unix socket knows no reset",
-            "leave out --close",
-        )?;
-        refuse(
-            unix && matches!(self.sources, Sources::Count(_)),
-            "a unix socket has no source address",
-            "leave out --sources",
-        )?;
-        refuse(
-            self.sources == Sources::Count(0),
-            "0 source addresses reach nothing",
-            "give --sources auto, or 1 or more",
-        )
-    }
-}
-
-fn refuse(wrong: bool, what: impl Into<String>, hint: impl Into<String>) -> Result<(), Error> {
-    if wrong {
-        return Err(Error::usage(what, hint));
-    }
-    Ok(())
-}
-
-fn check_header(line: &str) -> Result<(), Error> {
-    let shown = line.escape_debug();
-    let hint = "give --header 'Name: value'";
-    let Some((name, value)) = line.split_once(':') else {
-        return Err(Error::usage(format!("--header {shown}: there is no colon in it"), hint));
-    };
-    refuse(
-        name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)),
-        format!("--header {shown}: that is no header name"),
-        hint,
-    )?;
-    refuse(
-        value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t'),
-        format!("--header {shown}: a control character would break the request"),
-        hint,
-    )?;
-    let framing = ["content-length", "transfer-encoding"];
-    refuse(
-        framing.iter().any(|word| name.eq_ignore_ascii_case(word)),
-        format!("--header {shown}: the body's length is set by --body-bytes"),
-        "leave this header out",
-    )
 }
 
 impl fmt::Display for RequestsPerConnection {

@@ -269,14 +269,18 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused_and_reads_back(text in "\\PC{0,40}") {
             if let Ok(target) = text.parse::<Target>() {
-                prop_assert_eq!(&target.to_string().parse::<Target>().expect("its own text"), &target);
+                let again = target.to_string().parse::<Target>();
+                prop_assert_eq!(again.expect("its own text"), target);
             }
         }
 
         #[test]
-        fn targets_read_back(text in "(http://|tcp://|)[a-z]{1,9}:[1-9][0-9]{0,3}(/[a-z:/]{0,9})?") {
+        fn targets_read_back(
+            text in "(http://|tcp://|)[a-z]{1,9}:[1-9][0-9]{0,3}(/[a-z:/]{0,9})?",
+        ) {
             if let Ok(target) = text.parse::<Target>() {
-                prop_assert_eq!(&target.to_string().parse::<Target>().expect("its own text"), &target);
+                let again = target.to_string().parse::<Target>();
+                prop_assert_eq!(again.expect("its own text"), target);
             }
         }
     }

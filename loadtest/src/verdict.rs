@@ -13,6 +13,8 @@ const GONE_NS: u64 = 3 * SECOND_NS;
 const ACHIEVED_MIN: f64 = 0.99;
 /// Answers that may be missing whatever the share: a short run is not judged by its last two.
 const MISSING_MAX: f64 = 2.0;
+/// A larger share of failures, or of answers with a 5xx status, is not a measurement of service.
+const FAILED_MAX: f64 = 0.01;
 /// A thread busier than this is the bottleneck itself.
 const CPU_PERCENT_MAX: f64 = 90.0;
 /// Starts later than this at the 99th percentile mean that the plan was not kept.
@@ -106,8 +108,9 @@ pub struct Validity {
 /// One reason against a run's figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// For programs: `rate_missed`, `starts_dropped`, `starts_late`, `generator_busy`,
-    /// `listen_overflows`, `values_saturated`, `nothing_measured` or `interrupted`.
+    /// For programs: `interrupted`, `nothing_measured`, `requests_failed`, `server_errors`,
+    /// `rate_missed`, `starts_dropped`, `starts_late`, `generator_busy`, `listen_overflows` or
+    /// `values_saturated`.
     pub code: String,
     /// For people.
     pub text: String,
@@ -120,6 +123,8 @@ pub(crate) struct Evidence {
     pub(crate) planned: u64,
     pub(crate) completed: u64,
     pub(crate) completed_in_time: u64,
+    pub(crate) failed: u64,
+    pub(crate) server_errors: u64,
     pub(crate) dropped: u64,
     pub(crate) lateness_p99_us: f64,
     pub(crate) busiest_cpu_percent: f64,
@@ -149,52 +154,60 @@ impl Evidence {
 
     /// Weighs everything.
     pub(crate) fn judge(&self) -> Validity {
-        let missing = self.possible() - self.completed_in_time as f64;
-        let missed = self.open_loop && self.achieved() < ACHIEVED_MIN && missing > MISSING_MAX;
-        let checks = [
-            (self.interrupted, "interrupted", "the run was ended before its time".to_owned()),
-            (self.completed == 0, "nothing_measured", "no request was answered".to_owned()),
-            (
-                missed,
-                "rate_missed",
-                format!("{:.1} % of the asked rate were answered in time", self.achieved() * 100.0),
-            ),
-            (
-                self.dropped > 0,
-                "starts_dropped",
-                format!("{} planned starts found no connection in time", self.dropped),
-            ),
-            (
-                self.lateness_p99_us > LATENESS_P99_US_MAX,
-                "starts_late",
-                format!("the 99th percentile of starts is {:.0} µs late", self.lateness_p99_us),
-            ),
-            (
-                self.busiest_cpu_percent > CPU_PERCENT_MAX,
-                "generator_busy",
-                format!(
-                    "a generator thread was {:.0} % busy: it may be the bottleneck",
-                    self.busiest_cpu_percent
-                ),
-            ),
-            (
-                self.listen_overflows > 0,
-                "listen_overflows",
-                format!("a listener's queue overflowed {} times", self.listen_overflows),
-            ),
-            (
-                self.saturated > 0,
-                "values_saturated",
-                format!("{} latencies exceed the histogram's 60 s", self.saturated),
-            ),
-        ];
-        let reasons: Vec<Reason> = checks
-            .into_iter()
-            .filter(|(holds, ..)| *holds)
-            .map(|(_, code, text)| Reason { code: code.to_owned(), text })
-            .collect();
+        let reasons: Vec<Reason> =
+            self.against_answers().into_iter().chain(self.against_generator()).flatten().collect();
         Validity { valid: reasons.is_empty(), reasons }
     }
+
+    /// What the target did or did not do.
+    fn against_answers(&self) -> [Option<Reason>; 5] {
+        let missing = self.possible() - self.completed_in_time as f64;
+        let percent = self.achieved() * 100.0;
+        let missed = self.open_loop && self.achieved() < ACHIEVED_MIN && missing > MISSING_MAX;
+        let failing = self.failed as f64 > FAILED_MAX * self.planned as f64;
+        let refusing = self.server_errors as f64 > FAILED_MAX * self.completed as f64;
+        [
+            reason(self.completed == 0, "nothing_measured", || "no request was answered".into()),
+            reason(failing, "requests_failed", || {
+                format!("{} of {} requests failed", self.failed, self.planned)
+            }),
+            reason(refusing, "server_errors", || {
+                format!("{} answers have a 5xx status", self.server_errors)
+            }),
+            reason(missed, "rate_missed", || {
+                format!("{percent:.1} % of the asked rate were answered in time")
+            }),
+            reason(self.listen_overflows > 0, "listen_overflows", || {
+                format!("listen queues overflowed {} times on this machine", self.listen_overflows)
+            }),
+        ]
+    }
+
+    /// What the generator did or did not do.
+    fn against_generator(&self) -> [Option<Reason>; 5] {
+        let busy = self.busiest_cpu_percent > CPU_PERCENT_MAX;
+        let late = self.lateness_p99_us > LATENESS_P99_US_MAX;
+        [
+            reason(self.interrupted, "interrupted", || "the run was ended before its time".into()),
+            reason(self.dropped > 0, "starts_dropped", || {
+                format!("{} planned starts found no connection in time", self.dropped)
+            }),
+            reason(late, "starts_late", || {
+                format!("the 99th percentile of starts is {:.0} µs late", self.lateness_p99_us)
+            }),
+            reason(busy, "generator_busy", || {
+                let percent = self.busiest_cpu_percent;
+                format!("a generator thread was {percent:.0} % busy: it may be the bottleneck")
+            }),
+            reason(self.saturated > 0, "values_saturated", || {
+                format!("{} latencies exceed the histogram's 60 s", self.saturated)
+            }),
+        ]
+    }
+}
+
+fn reason(holds: bool, code: &str, text: impl FnOnce() -> String) -> Option<Reason> {
+    holds.then(|| Reason { code: code.to_owned(), text: text() })
 }
 
 #[cfg(test)]
@@ -254,16 +267,21 @@ mod tests {
     #[test]
     fn a_clean_run_is_valid_and_each_flaw_is_named() {
         assert!(good().judge().valid);
-        let flaws = [
-            ("rate_missed", Evidence { completed_in_time: 900, ..good() }),
-            ("starts_dropped", Evidence { dropped: 1, ..good() }),
-            ("starts_late", Evidence { lateness_p99_us: 1500.0, ..good() }),
-            ("generator_busy", Evidence { busiest_cpu_percent: 99.0, ..good() }),
-            ("listen_overflows", Evidence { listen_overflows: 1, ..good() }),
-            ("values_saturated", Evidence { saturated: 1, ..good() }),
-            ("interrupted", Evidence { interrupted: true, ..good() }),
+        type Flaw = fn(&mut Evidence);
+        let flaws: [(&str, Flaw); 9] = [
+            ("requests_failed", |evidence| evidence.failed = 11),
+            ("server_errors", |evidence| evidence.server_errors = 11),
+            ("rate_missed", |evidence| evidence.completed_in_time = 900),
+            ("listen_overflows", |evidence| evidence.listen_overflows = 1),
+            ("interrupted", |evidence| evidence.interrupted = true),
+            ("starts_dropped", |evidence| evidence.dropped = 1),
+            ("starts_late", |evidence| evidence.lateness_p99_us = 1500.0),
+            ("generator_busy", |evidence| evidence.busiest_cpu_percent = 99.0),
+            ("values_saturated", |evidence| evidence.saturated = 1),
         ];
-        for (code, evidence) in flaws {
+        for (code, spoil) in flaws {
+            let mut evidence = good();
+            spoil(&mut evidence);
             let validity = evidence.judge();
             assert!(!validity.valid);
             assert_eq!(validity.reasons[0].code, code);

@@ -2,24 +2,19 @@
 
 mod common;
 
-use std::io::BufReader;
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
 
 use common::{
-    Directory, Server, command, complaints, hello, http, read_request, report, run, sleep_ms, write,
+    Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request, report,
+    run, sleep_ms, write,
 };
 use loadtest::tally::ErrorKind;
 
-/// A port that nobody listens on: taken once and given back.
-fn closed_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").to_string()
-}
-
 #[test]
 fn a_refusing_target_ends_in_one_line() {
+    let port = Port::new();
     for load in ["--rate 500", "--connections 4"] {
-        let output = run(&format!("{load} --duration 30s {}", closed_port()));
+        let output = run(&format!("{load} --duration 30s {}", port.address));
         assert_eq!(output.status.code(), Some(1));
         assert!(output.stdout.is_empty(), "no table without values");
         let lines = complaints(&output);
@@ -30,7 +25,8 @@ fn a_refusing_target_ends_in_one_line() {
 
 #[test]
 fn a_refusal_is_told_in_json_too() {
-    let (report, output) = report(&format!("--rate 500 --duration 30s {}", closed_port()));
+    let port = Port::new();
+    let (report, output) = report(&format!("--rate 500 --duration 30s {}", port.address));
     assert_eq!(output.status.code(), Some(1));
     assert!(report.totals.errors[&ErrorKind::ConnectRefused] > 0);
     assert!(report.failure.expect("a failure").cause.contains("refused"));
@@ -147,6 +143,59 @@ fn a_silent_server_times_out() {
 }
 
 #[test]
+fn a_full_queue_is_a_connect_timeout() {
+    // Two connections fit a queue of length 1 that nobody takes from, further ones do not.
+    let port = Port::new();
+    let _listener = port.listen(1);
+    let words = "--mode connect -n 6 -c 6 --timeout 400ms";
+    let (report, output) = report(&format!("{words} {}", port.address));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(report.totals.completed, 2);
+    assert_eq!(report.totals.errors[&ErrorKind::ConnectTimeout], 4);
+    assert!(report.validity.reasons.iter().any(|reason| reason.code == "requests_failed"));
+}
+
+/// Answers well, badly, early, late, partly or not at all, turn by turn.
+fn misbehave(mut stream: Box<dyn Stream>, seen: &Seen) {
+    let mut reader = BufReader::new(stream.twin());
+    let turn = seen.connections();
+    for request in 0..turn % 4 {
+        if turn.is_multiple_of(5) {
+            // An answer before the request's body has been read, or even sent.
+            let _ = reader.fill_buf();
+            hello(&mut *stream);
+        }
+        if read_request(&mut reader, seen).is_none() {
+            return;
+        }
+        match (turn + request) % 7 {
+            0 => write(&mut *stream, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
+            1 => write(&mut *stream, "nonsense\r\n\r\n"),
+            2 => write(&mut *stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"),
+            3 => sleep_ms(30),
+            _ => hello(&mut *stream),
+        }
+    }
+}
+
+#[test]
+fn whatever_a_server_does_every_request_is_accounted_for() {
+    for load in ["-c 5", "--rate 400 --connections-max 5", "-c 5 --close rst"] {
+        let server = Server::start(misbehave);
+        let words = "--duration 500ms --pipeline 3 --requests-per-connection 2-6 --timeout 100ms";
+        for body_bytes in [0, 100_000] {
+            let words = format!("{load} {words} --body-bytes {body_bytes} --hold 3");
+            let (report, _) = report(&format!("{words} {}", server.address));
+            let totals = &report.totals;
+            assert!(totals.started > 0 && totals.failed > 0, "{words}");
+            let ended = totals.completed + totals.failed + totals.unfinished;
+            assert_eq!(totals.started, ended, "{words}");
+            assert_eq!(report.latency.response.count, totals.completed, "{words}");
+        }
+    }
+}
+
+#[test]
 fn statuses_are_counted_by_class_and_some_failures_are_no_failed_run() {
     let server = Server::start(http(|stream, number| match number {
         0 => hello(stream),
@@ -197,7 +246,8 @@ fn too_few_descriptors_or_ports_are_the_environments_fault() {
 
 #[test]
 fn held_connections_that_are_refused_end_the_run_before_it_begins() {
-    let output = run(&format!("--hold 10 --duration 30s {}", closed_port()));
+    let port = Port::new();
+    let output = run(&format!("--hold 10 --duration 30s {}", port.address));
     assert_eq!(output.status.code(), Some(1));
     let lines = complaints(&output);
     assert!(lines.len() == 1 && lines[0].contains("open 10 idle connections"), "{lines:?}");

@@ -9,6 +9,7 @@ mod demand;
 mod events;
 mod job;
 mod recorder;
+mod starting;
 mod thread;
 
 use std::sync::Arc;
@@ -296,7 +297,7 @@ impl Run<'_> {
             next_tick = Instant::now() + Duration::from_millis(TICK_MS);
             let (progress, standing) = self.standing(epoch);
             self.observer.tick(&progress);
-            if self.stop.is_set() && !self.halt.is_set() {
+            if self.stop.is_set() {
                 interrupted = true;
                 self.halt.set();
             }
@@ -316,7 +317,8 @@ impl Run<'_> {
                 let spare = self.collector.absorb(interval, &mut show);
                 // In turn, so that each gets back as many as it hands over.
                 self.next_spare = (self.next_spare + 1) % self.generators.len();
-                if let Some(spare) = spare {
+                if let Some(mut spare) = spare {
+                    spare.clear();
                     // A thread that is done needs none.
                     let _ = self.generators[self.next_spare].spare.send(spare);
                 }

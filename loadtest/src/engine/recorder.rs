@@ -55,7 +55,7 @@ pub(super) struct Recorder {
     spare: Receiver<Box<Interval>>,
     live: Arc<Live>,
     in_flight: u64,
-    last_completion_ns: u64,
+    last_end_ns: u64,
 }
 
 impl Recorder {
@@ -65,15 +65,7 @@ impl Recorder {
         spare: Receiver<Box<Interval>>,
         live: Arc<Live>,
     ) -> Self {
-        Self {
-            window,
-            interval: Box::default(),
-            sender,
-            spare,
-            live,
-            in_flight: 0,
-            last_completion_ns: 0,
-        }
+        Self { window, interval: Box::default(), sender, spare, live, in_flight: 0, last_end_ns: 0 }
     }
 
     /// Hands over every second that is past at `now_ns`.
@@ -92,8 +84,9 @@ impl Recorder {
     }
 
     fn hand_over(&mut self, next: u64) {
+        // What comes back has been emptied: that takes long enough to delay a start.
         let mut fresh = self.spare.try_recv().unwrap_or_default();
-        fresh.restart(next);
+        fresh.second = next;
         let full = std::mem::replace(&mut self.interval, fresh);
         // The collector is gone only if the run has failed elsewhere.
         let _ = self.sender.send(Message::Interval(full));
@@ -104,9 +97,9 @@ impl Recorder {
         self.in_flight
     }
 
-    /// When the last measured request was answered.
-    pub(super) fn last_completion_ns(&self) -> u64 {
-        self.last_completion_ns
+    /// When the last measured request was answered or failed.
+    pub(super) fn last_end_ns(&self) -> u64 {
+        self.last_end_ns
     }
 
     pub(super) fn started(&mut self, start: Start, now_ns: u64) {
@@ -150,11 +143,10 @@ impl Recorder {
     /// An answer is complete; without a status in connect and echo mode.
     pub(super) fn completed(&mut self, request: Request, status: Option<u16>, now_ns: u64) {
         bump(&self.live.completed);
-        self.ended();
+        self.ended(request.start, now_ns);
         if !request.start.measured {
             return;
         }
-        self.last_completion_ns = now_ns;
         self.interval.tally.completed += 1;
         if self.window.end_ns.is_none_or(|end_ns| now_ns < end_ns) {
             self.interval.tally.completed_in_time += 1;
@@ -172,13 +164,13 @@ impl Recorder {
         }
     }
 
-    pub(super) fn failed(&mut self, start: Start, kind: ErrorKind, example: &str) {
+    pub(super) fn failed(&mut self, start: Start, kind: ErrorKind, example: &str, now_ns: u64) {
         bump(&self.live.failed);
         if kind == ErrorKind::ConnectRefused {
             bump(&self.live.refused);
         }
         self.live.last_failure.store(kind as u64 + 1, Ordering::Relaxed);
-        self.ended();
+        self.ended(start, now_ns);
         if start.measured {
             self.interval.tally.fail(kind);
         }
@@ -207,7 +199,10 @@ impl Recorder {
         }
     }
 
-    fn ended(&mut self) {
+    fn ended(&mut self, start: Start, now_ns: u64) {
+        if start.measured {
+            self.last_end_ns = now_ns;
+        }
         self.in_flight -= 1;
         self.live.in_flight.store(self.in_flight, Ordering::Relaxed);
     }

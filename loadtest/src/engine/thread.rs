@@ -247,8 +247,8 @@ impl Thread {
         }
         match self.job.settings.load {
             Load::Open { .. } => planned_ns,
-            // Ended by the number of requests, a closed loop ends with its last answer.
-            Load::Closed { .. } => planned_ns.min(self.recorder.last_completion_ns()),
+            // Ended by the number of requests, a closed loop ends with the last of them.
+            Load::Closed { .. } => planned_ns.min(self.recorder.last_end_ns()),
         }
     }
 }

@@ -26,7 +26,7 @@ impl ProgressLine {
         let shown = !quiet && std::io::stderr().is_terminal();
         let bar = shown.then(|| {
             let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{bar:24} {msg}")
+            let style = ProgressStyle::with_template("{bar:16} {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style);
             bar

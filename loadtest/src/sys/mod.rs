@@ -9,6 +9,7 @@
 mod arena;
 pub(crate) mod process;
 pub(crate) mod ring;
+mod setup;
 pub(crate) mod signals;
 pub(crate) mod socket;
 pub(crate) mod tag;

@@ -18,16 +18,13 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::arena::Arena;
+use super::setup;
 use super::socket::SocketAddress;
 use super::tag::{Operation, Tag, following};
 use crate::error::{Error, errno_of};
 
 pub(crate) use super::arena::BUFFER_BYTES;
 
-/// Room for operations not yet handed over. Small on purpose: completions are read once all of
-/// them are carried out, and on loopback a connect carries out the whole handshake, so a long
-/// queue would be a long time without looking.
-const SUBMISSION_ENTRIES: u32 = 32;
 /// IORING_RECVSEND_POLL_FIRST: wait for data before the first attempt, which here always fails.
 const POLL_FIRST: u16 = 1;
 /// How long dropping a ring waits for the kernel to end what is under way.
@@ -94,7 +91,7 @@ impl Ring {
         payload: Arc<[u8]>,
         address: Arc<SocketAddress>,
     ) -> Result<Self, Error> {
-        let (ring, flags) = open(slots)?;
+        let (ring, flags) = setup::open(slots)?;
         let memory = Memory { arena: Arena::new(slots)?, payload, address };
         let mut table = Vec::new();
         table.resize_with(slots, Slot::default);
@@ -330,52 +327,4 @@ fn tolerate(entered: io::Result<usize>) -> Result<(), Error> {
         Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => Ok(()),
         Err(errno) => Err(Error::system("io_uring_enter", errno)),
     }
-}
-
-/// Opens a ring with the best flags this kernel grants.
-fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
-    // Three operations of a slot may complete before any is read, and cancels beside them.
-    let entries = slots.saturating_mul(4).clamp(256, 65_536);
-    let entries = u32::try_from(entries.next_power_of_two()).expect("clamped to 65536");
-    let mut errno = Errno::EINVAL;
-    for (level, flags) in
-        ["single_issuer,defer_taskrun,submit_all", "coop_taskrun,submit_all", "none"]
-            .into_iter()
-            .enumerate()
-    {
-        let mut builder = IoUring::builder();
-        builder.setup_cqsize(entries).setup_clamp();
-        match level {
-            0 => {
-                builder.setup_single_issuer().setup_defer_taskrun();
-                builder.setup_taskrun_flag().setup_submit_all();
-            }
-            1 => {
-                builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
-            }
-            _ => {}
-        }
-        match builder.build(SUBMISSION_ENTRIES) {
-            Ok(ring) if ring.params().is_feature_ext_arg() => return Ok((ring, flags)),
-            Ok(_) => break,
-            Err(error) => errno = errno_of(&error),
-        }
-        if errno != Errno::EINVAL {
-            break;
-        }
-    }
-    Err(unavailable(errno))
-}
-
-fn unavailable(errno: Errno) -> Error {
-    let hint = match errno {
-        Errno::EPERM | Errno::EACCES => {
-            "a container's seccomp profile or kernel.io_uring_disabled forbids it: allow \
-             io_uring_setup, io_uring_enter and io_uring_register, or set the sysctl to 0"
-        }
-        Errno::ENOMEM => "raise `ulimit -l` (locked memory) or the cgroup's memory limit",
-        Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n` (hard limit) or fs.file-max",
-        _ => "Linux 5.19 or newer with io_uring is needed",
-    };
-    Error::environment("create an io_uring", errno.desc(), hint)
 }

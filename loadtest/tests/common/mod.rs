@@ -7,7 +7,8 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -17,6 +18,10 @@ use std::thread;
 use std::time::Duration;
 
 use loadtest::Report;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt,
+    socket, sockopt,
+};
 
 /// What a server has seen.
 #[derive(Default)]
@@ -61,18 +66,50 @@ impl Stream for UnixStream {
 /// What is done to each connection.
 type Handler = dyn Fn(Box<dyn Stream>, &Seen) + Send + Sync;
 
+/// A port of this test's own, reserved as long as it lives: connects to it are refused, and no
+/// other test's server can be given it meanwhile.
+pub(crate) struct Port {
+    pub(crate) address: SocketAddrV4,
+    _reserved: OwnedFd,
+}
+
+impl Port {
+    pub(crate) fn new() -> Self {
+        let (reserved, address) = bound(0);
+        Self { address, _reserved: reserved }
+    }
+
+    /// Listens on it.
+    pub(crate) fn listen(&self, queue: i32) -> TcpListener {
+        let (socket, _) = bound(self.address.port());
+        listen(&socket, Backlog::new(queue).expect("a length")).expect("it listens");
+        TcpListener::from(socket)
+    }
+}
+
+/// A socket bound to a port of 127.0.0.1, which it may share with others of the same test.
+fn bound(port: u16) -> (OwnedFd, SocketAddrV4) {
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .expect("a socket");
+    setsockopt(&socket, sockopt::ReusePort, &true).expect("an option every TCP socket has");
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).expect("a free port");
+    let address: SockaddrIn = getsockname(socket.as_raw_fd()).expect("its address");
+    (socket, SocketAddrV4::new(address.ip(), address.port()))
+}
+
 /// A TCP server with a thread for each connection. Dropping it stops it.
 pub(crate) struct Server {
-    pub(crate) address: SocketAddr,
+    pub(crate) address: SocketAddrV4,
     pub(crate) seen: Arc<Seen>,
     stop: Arc<AtomicBool>,
     acceptor: Option<thread::JoinHandle<()>>,
+    _port: Port,
 }
 
 impl Server {
     pub(crate) fn start(handler: impl Fn(Box<dyn Stream>, &Seen) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("its address");
+        let port = Port::new();
+        let (listener, address) = (port.listen(1024), port.address);
         let seen = Arc::new(Seen::default());
         let stop = Arc::new(AtomicBool::new(false));
         let handler: Arc<Handler> = Arc::new(handler);
@@ -87,7 +124,7 @@ impl Server {
                 serve(Box::new(stream), &handler, &seen_there);
             }
         });
-        Self { address, seen, stop, acceptor: Some(acceptor) }
+        Self { address, seen, stop, acceptor: Some(acceptor), _port: port }
     }
 
     /// Stops listening: from now on connects are refused.

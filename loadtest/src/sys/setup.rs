@@ -1,0 +1,67 @@
+//! Opening an io_uring: the best flags that this kernel grants, or why there is none.
+//!
+//! Whether a kernel knows a flag is found out by asking, never by its version.
+
+use io_uring::IoUring;
+use nix::errno::Errno;
+
+use crate::error::{Error, errno_of};
+
+/// Room for operations not yet handed over. Small on purpose: completions are read once all of
+/// them are carried out, and on loopback a connect carries out the whole handshake, so a long
+/// queue would be a long time without looking.
+const SUBMISSION_ENTRIES: u32 = 32;
+/// Kernel threads that may wait for blocking operations; further ones wait for a thread.
+const WAITERS_MAX: u32 = 64;
+/// Opens a ring with the best flags this kernel grants.
+pub(super) fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
+    // Three operations of a slot may complete before any is read, and cancels beside them.
+    let entries = slots.saturating_mul(4).clamp(256, 65_536);
+    let entries = u32::try_from(entries.next_power_of_two()).expect("clamped to 65536");
+    let mut errno = Errno::EINVAL;
+    for (level, flags) in
+        ["single_issuer,defer_taskrun,submit_all", "coop_taskrun,submit_all", "none"]
+            .into_iter()
+            .enumerate()
+    {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(entries).setup_clamp();
+        match level {
+            0 => {
+                builder.setup_single_issuer().setup_defer_taskrun();
+                builder.setup_taskrun_flag().setup_submit_all();
+            }
+            1 => {
+                builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+            }
+            _ => {}
+        }
+        match builder.build(SUBMISSION_ENTRIES) {
+            Ok(ring) if ring.params().is_feature_ext_arg() => {
+                // Only a connect to a unix socket whose queue is full needs a kernel thread to
+                // wait in. Kernels before 5.15 know no bound.
+                let _ = ring.submitter().register_iowq_max_workers(&mut [1, WAITERS_MAX]);
+                return Ok((ring, flags));
+            }
+            Ok(_) => break,
+            Err(error) => errno = errno_of(&error),
+        }
+        if errno != Errno::EINVAL {
+            break;
+        }
+    }
+    Err(unavailable(errno))
+}
+
+fn unavailable(errno: Errno) -> Error {
+    let hint = match errno {
+        Errno::EPERM | Errno::EACCES => {
+            "a container's seccomp profile or kernel.io_uring_disabled forbids it: allow \
+             io_uring_setup, io_uring_enter and io_uring_register, or set the sysctl to 0"
+        }
+        Errno::ENOMEM => "raise `ulimit -l` (locked memory) or the cgroup's memory limit",
+        Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n` (hard limit) or fs.file-max",
+        _ => "Linux 5.19 or newer with io_uring is needed",
+    };
+    Error::environment("create an io_uring", errno.desc(), hint)
+}
