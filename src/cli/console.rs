@@ -33,6 +33,9 @@ pub(super) struct Console {
     /// for.
     held: Option<Vec<(u128, Event)>>,
     listeners_left: usize,
+    /// What the run is, told to people with the first event: a run that cannot begin has only its
+    /// error to tell.
+    introduction: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -45,18 +48,9 @@ struct Line<'a> {
 impl Console {
     /// A console that has told nothing yet.
     #[must_use]
-    pub(super) fn new(style: Style, listeners: usize) -> Self {
+    pub(super) fn new(style: Style, listeners: usize, introduction: Vec<String>) -> Self {
         let held = Some(Vec::new());
-        Self { style, begun: Instant::now(), held, listeners_left: listeners }
-    }
-
-    /// Tells what a run will be, before it begins.
-    pub(super) fn introduce(&self, lines: &[String]) {
-        if self.style == Style::Text {
-            for line in lines {
-                note(line);
-            }
-        }
+        Self { style, begun: Instant::now(), held, listeners_left: listeners, introduction }
     }
 
     /// Tells an event, or keeps it until every listener has been told.
@@ -84,7 +78,7 @@ impl Console {
         }
     }
 
-    fn write(&self, at_ms: u128, event: &Event) {
+    fn write(&mut self, at_ms: u128, event: &Event) {
         match self.style {
             Style::Json => {
                 let line = serde_json::to_string(&Line { event, at_ms })
@@ -93,6 +87,7 @@ impl Console {
                 let _ = writeln!(output, "{line}").and_then(|()| output.flush());
             }
             Style::Text => {
+                self.introduction.drain(..).for_each(|line| note(&line));
                 if let Some(text) = in_words(event) {
                     note(&text);
                 }

@@ -74,8 +74,8 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         return Err(probe::refusal_error(errno));
     }
     let level = support.level();
-    let mut console = Console::new(style, settings.listen.len());
-    console.introduce(&introduction(&settings, &plan, level));
+    let introduction = introduction(&settings, &plan, level);
+    let mut console = Console::new(style, settings.listen.len(), introduction);
     let outcome = {
         let mut tell = |event: Event| console.tell(event);
         Supervisor::start(&settings, &plan, level, &mut tell)?.run()?
