@@ -1,0 +1,251 @@
+//! A client over TCP or a unix socket: bytes out, HTTP answers in. Every wait is bounded.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::PATIENCE;
+
+/// A request whose connection stays open.
+pub(crate) const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+/// A request whose connection closes.
+pub(crate) const GET_CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+/// What every request is answered with.
+pub(crate) const HELLO: &str = "hello world\n";
+
+/// A connection to the server under test.
+#[derive(Debug)]
+pub(crate) struct Client {
+    reader: BufReader<Stream>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    /// The status line and the header fields.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Response {
+    /// Whether the server says that it will close.
+    pub(crate) fn closes(&self) -> bool {
+        self.head.contains("\r\nConnection: close\r\n")
+    }
+
+    /// Fails unless this is the greeting.
+    pub(crate) fn assert_hello(&self) {
+        assert_eq!((self.status, self.body.as_str()), (200, HELLO), "{self:?}");
+    }
+}
+
+impl Client {
+    /// Connects to an address as the server has printed it.
+    pub(crate) fn connect(address: &str) -> io::Result<Self> {
+        let stream = match address.strip_prefix("unix:") {
+            None => Stream::Tcp(TcpStream::connect(address)?),
+            Some(path) => Stream::Unix(match path.strip_prefix('@') {
+                None => UnixStream::connect(path)?,
+                Some(name) => UnixStream::connect_addr(&UnixAddress::from_abstract_name(name)?)?,
+            }),
+        };
+        match &stream {
+            Stream::Tcp(tcp) => {
+                tcp.set_nodelay(true)?;
+                tcp.set_read_timeout(Some(PATIENCE))?;
+                tcp.set_write_timeout(Some(PATIENCE))?;
+            }
+            Stream::Unix(unix) => {
+                unix.set_read_timeout(Some(PATIENCE))?;
+                unix.set_write_timeout(Some(PATIENCE))?;
+            }
+        }
+        let reader = BufReader::new(stream);
+        Ok(Self { reader })
+    }
+
+    /// Connects, or fails the test.
+    pub(crate) fn to(address: &str) -> Self {
+        Self::connect(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"))
+    }
+
+    /// Connects and has one request answered, so that some worker holds the connection.
+    pub(crate) fn held(address: &str) -> Self {
+        let mut client = Self::to(address);
+        client.ask(GET).assert_hello();
+        client
+    }
+
+    /// Sends bytes, or fails the test.
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.try_send(bytes).expect("the server takes bytes");
+    }
+
+    /// Sends bytes.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.reader.get_mut().write_all(bytes)
+    }
+
+    /// Reads an answer, or fails the test.
+    pub(crate) fn receive(&mut self) -> Response {
+        self.try_receive(true).expect("an answer")
+    }
+
+    /// Reads an answer that consists of a head alone, or fails the test.
+    pub(crate) fn receive_head(&mut self) -> Response {
+        self.try_receive(false).expect("an answer's head")
+    }
+
+    /// Sends bytes and reads an answer, or fails the test.
+    pub(crate) fn ask(&mut self, bytes: &[u8]) -> Response {
+        self.send(bytes);
+        self.receive()
+    }
+
+    /// Reads an answer; its body too, unless there is none whatever the head says.
+    pub(crate) fn try_receive(&mut self, has_body: bool) -> io::Result<Response> {
+        let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if self.reader.read_line(&mut head)? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, head));
+            }
+        }
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "));
+        let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+        let mut body = vec![0; if has_body { length } else { 0 }];
+        self.reader.read_exact(&mut body)?;
+        Ok(Response {
+            status: status.ok_or_else(|| broken(&head))?,
+            body: String::from_utf8(body).map_err(|_| broken("the body is not text"))?,
+            head,
+        })
+    }
+
+    /// Reads exactly so many bytes.
+    pub(crate) fn try_receive_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads until the server closes.
+    pub(crate) fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.reader.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fails unless the server closes in order, without another byte.
+    pub(crate) fn assert_closed(&mut self) {
+        let rest = self.rest().expect("an orderly end");
+        assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    }
+
+    /// Another handle on the same connection, to write while somebody else reads.
+    pub(crate) fn writer(&self) -> Box<dyn Write + Send> {
+        match self.reader.get_ref() {
+            Stream::Tcp(tcp) => Box::new(tcp.try_clone().expect("a descriptor to spare")),
+            Stream::Unix(unix) => Box::new(unix.try_clone().expect("a descriptor to spare")),
+        }
+    }
+
+    /// Sends nothing more, but goes on reading.
+    pub(crate) fn half_close(&self) {
+        let done = match self.reader.get_ref() {
+            Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
+            Stream::Unix(unix) => unix.shutdown(Shutdown::Write),
+        };
+        done.expect("the connection stands");
+    }
+
+    /// Tears the connection down with a reset.
+    pub(crate) fn reset(self) {
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&self, sockopt::Linger, &linger).expect("TCP sockets linger");
+    }
+
+    /// Its own port.
+    pub(crate) fn port(&self) -> u16 {
+        match self.reader.get_ref() {
+            Stream::Tcp(tcp) => tcp.local_addr().expect("a connected socket").port(),
+            Stream::Unix(_) => 0,
+        }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self.reader.get_ref() {
+            Stream::Tcp(tcp) => tcp.as_fd(),
+            Stream::Unix(unix) => unix.as_fd(),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.read(buffer),
+            Self::Unix(unix) => unix.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.write(buffer),
+            Self::Unix(unix) => unix.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One request on a connection of its own: connected, answered, closed by the server.
+pub(crate) fn get(address: &str) -> io::Result<Response> {
+    let mut client = Client::connect(address)?;
+    client.try_send(GET_CLOSE)?;
+    let response = client.try_receive(true)?;
+    match client.rest()? {
+        rest if rest.is_empty() => Ok(response),
+        rest => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{} bytes behind the answer", rest.len()),
+        )),
+    }
+}
+
+/// Has `clients` threads ask `each` times, each time on a new connection, and fails the test
+/// unless every one is answered.
+pub(crate) fn get_from(address: &str, clients: usize, each: usize) {
+    std::thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                for _ in 0..each {
+                    get(address).expect("an answer").assert_hello();
+                }
+            });
+        }
+    });
+}

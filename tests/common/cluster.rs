@@ -1,0 +1,502 @@
+//! The cluster under test: started, heard, signalled, ended, and looked at for what it left.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{PATIENCE, eventually, machine};
+
+/// The command under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
+
+/// Names the run that a process belongs to, in the environment that workers inherit.
+const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
+
+static RUNS: AtomicU32 = AtomicU32::new(0);
+
+/// How the command shall be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    program: Vec<String>,
+    listen: Vec<String>,
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    json: bool,
+}
+
+impl Launch {
+    /// Arguments besides `--json` and `--listen`, separated by spaces.
+    pub(crate) fn new(arguments: &str) -> Self {
+        Self {
+            program: vec![BINARY.to_owned()],
+            listen: vec![],
+            arguments: arguments.split_whitespace().map(str::to_owned).collect(),
+            variables: vec![],
+            json: true,
+        }
+    }
+
+    /// One more listener; without any it is a free port on the loopback.
+    pub(crate) fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen.push(address.into());
+        self
+    }
+
+    /// Started by a program that replaces itself with the command given behind these words.
+    pub(crate) fn under(mut self, words: &[&str]) -> Self {
+        let words = words.iter().map(|word| (*word).to_owned());
+        self.program.splice(0..0, words);
+        self
+    }
+
+    /// Another copy of the command.
+    pub(crate) fn program(mut self, path: &str) -> Self {
+        *self.program.last_mut().expect("there is a program") = path.to_owned();
+        self
+    }
+
+    /// A variable in its environment.
+    pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Told for people, on standard error.
+    pub(crate) fn in_words(mut self) -> Self {
+        self.json = false;
+        self
+    }
+
+    fn spawn(&self) -> Cluster {
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let run = format!("{}-{number}", std::process::id());
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).args(&self.arguments);
+        if self.json {
+            command.arg("--json");
+        }
+        for address in &self.listen {
+            command.args(["--listen", address]);
+        }
+        let child = command
+            .env_remove("CLUSTERLB_SCHED_POLICY")
+            .env(RUN_VARIABLE, &run)
+            .envs(self.variables.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let child = child.unwrap_or_else(|error| panic!("start {:?}: {error}", self.program));
+        Cluster::attend(child, format!("{RUN_VARIABLE}={run}"), self.listen.len())
+    }
+
+    /// Starts it and waits until it serves.
+    pub(crate) fn start(mut self) -> Cluster {
+        if self.listen.is_empty() {
+            self.listen.push("127.0.0.1:0".into());
+        }
+        let cluster = self.spawn();
+        let (listeners, json) = (self.listen.len(), self.json);
+        cluster.until("the cluster to serve", |heard| {
+            if !json {
+                let told = heard.errors.lines();
+                let told = told.filter(|line| line.starts_with("listening on "));
+                return (told.count() == listeners).then_some(());
+            }
+            let first = heard.named("listening").next()?;
+            let workers = first["workers"].as_u64()?;
+            let told = heard.named("listening").count() == listeners;
+            (told && heard.named("online").count() as u64 >= workers).then_some(())
+        });
+        cluster
+    }
+
+    /// Runs it to its end, which comes without having served.
+    pub(crate) fn refused(self) -> Ended {
+        let ended = self.spawn().wait();
+        assert!(
+            !ended
+                .events
+                .iter()
+                .any(|event| event["event"] == "listening"),
+            "{ended:?}"
+        );
+        ended
+    }
+}
+
+/// What has been heard so far.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) events: Vec<Value>,
+    /// Standard output other than events.
+    pub(crate) output: String,
+    /// Standard error.
+    pub(crate) errors: String,
+    ends: u32,
+}
+
+impl Heard {
+    /// Events of one name, in order.
+    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &Value> {
+        self.events
+            .iter()
+            .filter(move |event| event["event"] == name)
+    }
+}
+
+type Shared = Arc<(Mutex<Heard>, Condvar)>;
+
+/// A running cluster. Dropped before it was ended, it is killed.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    child: Child,
+    mark: String,
+    listeners: usize,
+    heard: Shared,
+}
+
+/// A worker process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Worker {
+    pub(crate) id: u64,
+    pub(crate) pid: u32,
+}
+
+impl Cluster {
+    fn attend(mut child: Child, mark: String, listeners: usize) -> Self {
+        let heard = Shared::default();
+        let output = child.stdout.take().expect("standard output is a pipe");
+        let errors = child.stderr.take().expect("standard error is a pipe");
+        listen_to(
+            output,
+            Arc::clone(&heard),
+            |heard, line| match serde_json::from_str(line) {
+                Ok(event @ Value::Object(_)) => heard.events.push(event),
+                _ => heard.output += &format!("{line}\n"),
+            },
+        );
+        listen_to(errors, Arc::clone(&heard), |heard, line| {
+            heard.errors += &format!("{line}\n");
+        });
+        Self {
+            child,
+            mark,
+            listeners,
+            heard,
+        }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.0.lock().expect("no reader has panicked")
+    }
+
+    /// Waits until `look` finds something in what was heard.
+    pub(crate) fn until<T>(&self, what: &str, mut look: impl FnMut(&Heard) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut heard = self.heard();
+        loop {
+            if let Some(found) = look(&heard) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let over = left.is_zero() || heard.ends == 2;
+            assert!(!over, "in vain: waited for {what}; heard {heard:#?}");
+            heard = self
+                .heard
+                .1
+                .wait_timeout(heard, left)
+                .expect("no reader has panicked")
+                .0;
+        }
+    }
+
+    /// Waits for the event of this name that comes after `before` others of it.
+    pub(crate) fn event(&self, name: &str, before: usize) -> Value {
+        self.until(&format!("event {name} number {before}"), |heard| {
+            heard.named(name).nth(before).cloned()
+        })
+    }
+
+    /// How many events of this name there were.
+    pub(crate) fn count(&self, name: &str) -> usize {
+        self.heard().named(name).count()
+    }
+
+    /// The bound addresses, in the order of the listeners.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let heard = self.heard();
+        let told = heard
+            .named("listening")
+            .map(|event| event["address"].as_str());
+        let addresses: Vec<String> = told.flatten().map(str::to_owned).collect();
+        if !addresses.is_empty() {
+            return addresses;
+        }
+        let told = heard
+            .errors
+            .lines()
+            .filter_map(|line| line.strip_prefix("listening on "));
+        told.map(str::to_owned).collect()
+    }
+
+    /// The first bound address.
+    pub(crate) fn address(&self) -> String {
+        self.addresses().swap_remove(0)
+    }
+
+    /// The port of the first address.
+    pub(crate) fn port(&self) -> u16 {
+        let address = self.address();
+        let port = address
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok());
+        port.expect("a TCP address")
+    }
+
+    /// The primary's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The workers that are running as far as has been told, oldest first.
+    pub(crate) fn workers(&self) -> Vec<Worker> {
+        let heard = self.heard();
+        let number = |event: &Value, key: &str| event[key].as_u64().unwrap_or(0);
+        let ended: Vec<u64> = heard
+            .named("exit")
+            .map(|event| number(event, "id"))
+            .collect();
+        heard
+            .named("online")
+            .map(|event| Worker {
+                id: number(event, "id"),
+                pid: u32::try_from(number(event, "pid")).expect("process ids are small"),
+            })
+            .filter(|worker| !ended.contains(&worker.id))
+            .collect()
+    }
+
+    /// Their process ids.
+    pub(crate) fn worker_pids(&self) -> Vec<u32> {
+        self.workers().iter().map(|worker| worker.pid).collect()
+    }
+
+    /// Signals the primary.
+    pub(crate) fn signal(&self, signal: Signal) {
+        machine::signal(self.pid(), signal);
+    }
+
+    /// Stops listening to its standard output, as a reader does that goes away, and waits for
+    /// the end of everything else.
+    pub(crate) fn try_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is our child")
+    }
+
+    /// Asks it to end and waits until it has.
+    pub(crate) fn stop(self, signal: Signal) -> Ended {
+        self.signal(signal);
+        self.wait()
+    }
+
+    /// Asks it to end, and fails the test unless that goes in order.
+    pub(crate) fn end(self) -> Summary {
+        let ended = self.stop(Signal::SIGTERM);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.summary()
+    }
+
+    /// Waits until it has ended by itself, and fails the test if it has left a process, a socket
+    /// file or an unbalanced summary.
+    pub(crate) fn wait(mut self) -> Ended {
+        let status = eventually("the primary to end", || self.try_ended());
+        if status.signal().is_none() {
+            let left = machine::processes_with(&self.mark);
+            assert!(
+                left.is_empty(),
+                "left running: {left:?}; heard {:#?}",
+                self.heard()
+            );
+        } else {
+            // Nobody is left to end the workers; they have to notice.
+            eventually("the workers to notice", || {
+                machine::processes_with(&self.mark).is_empty().then_some(())
+            });
+        }
+        self.until("the end of its output", |heard| {
+            (heard.ends == 2).then_some(())
+        });
+        for address in self.addresses() {
+            let path = address
+                .strip_prefix("unix:/")
+                .map(|path| format!("/{path}"));
+            let left = path.filter(|path| std::path::Path::new(path).exists());
+            assert!(
+                left.is_none() || status.signal().is_some(),
+                "left behind: {left:?}"
+            );
+        }
+        let mut heard = self.heard();
+        let ended = Ended {
+            code: status.code(),
+            signal: status.signal(),
+            events: std::mem::take(&mut heard.events),
+            output: std::mem::take(&mut heard.output),
+            errors: std::mem::take(&mut heard.errors),
+        };
+        drop(heard);
+        if ended.events.iter().any(|event| event["event"] == "summary") {
+            ended.summary();
+        }
+        ended
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.try_ended().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        // After a failed test the workers may be stopped, or busy; in a good one none is left.
+        for pid in machine::processes_with(&self.mark) {
+            machine::signal(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+fn listen_to(
+    pipe: impl Read + Send + 'static,
+    shared: Shared,
+    mut take: impl FnMut(&mut Heard, &str) + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines() {
+            let Ok(line) = line else { break };
+            take(&mut shared.0.lock().expect("nobody has panicked"), &line);
+            shared.1.notify_all();
+        }
+        shared.0.lock().expect("nobody has panicked").ends += 1;
+        shared.1.notify_all();
+    });
+}
+
+/// How a run ended and what it told.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) events: Vec<Value>,
+    pub(crate) output: String,
+    pub(crate) errors: String,
+}
+
+impl Ended {
+    /// The books, which balance.
+    pub(crate) fn summary(&self) -> Summary {
+        let event = self
+            .events
+            .last()
+            .filter(|event| event["event"] == "summary");
+        let event = event.unwrap_or_else(|| panic!("the last event is no summary: {self:#?}"));
+        let summary: Summary = serde_json::from_value(event.clone()).expect("all fields");
+        summary.assert_balanced();
+        summary
+    }
+
+    /// Fails unless it ended with this code, after one line that holds all of these words.
+    pub(crate) fn assert_refusal(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let lines: Vec<&str> = self.errors.lines().collect();
+        assert_eq!(lines.len(), 1, "one line: {self:?}");
+        for word in words {
+            assert!(lines[0].contains(word), "no {word:?} in {:?}", lines[0]);
+        }
+    }
+}
+
+/// The books of a run.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) redispatched: u64,
+    pub(crate) dropped: u64,
+    pub(crate) aborted: u64,
+    pub(crate) pauses: u64,
+    pub(crate) top_two_percent: f64,
+    pub(crate) max_over_mean: f64,
+    pub(crate) workers: Vec<Books>,
+}
+
+/// The books of one worker.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Books {
+    pub(crate) id: u64,
+    pub(crate) pid: u32,
+    pub(crate) assigned: u64,
+    pub(crate) claimed: u64,
+    pub(crate) finished: u64,
+    pub(crate) returned: u64,
+    pub(crate) aborted: u64,
+    pub(crate) requests: u64,
+}
+
+impl Summary {
+    fn assert_balanced(&self) {
+        let sum = |field: fn(&Books) -> u64| self.workers.iter().map(field).sum::<u64>();
+        assert_eq!(
+            self.accepted + self.redispatched,
+            sum(|one| one.assigned) + self.dropped,
+            "{self:#?}"
+        );
+        for one in &self.workers {
+            assert_eq!(
+                one.assigned,
+                one.returned + one.finished + one.aborted,
+                "{self:#?}"
+            );
+            assert!(one.claimed <= one.assigned - one.returned, "{self:#?}");
+        }
+        assert_eq!(self.aborted, sum(|one| one.aborted), "{self:#?}");
+        assert!(self.refused <= self.redispatched, "{self:#?}");
+    }
+
+    /// What each worker got in the end, in the order of their ids.
+    pub(crate) fn shares(&self) -> Vec<u64> {
+        self.workers
+            .iter()
+            .map(|one| one.assigned - one.returned)
+            .collect()
+    }
+
+    /// Fails unless nothing went wrong: every connection was accepted once, given once, finished.
+    pub(crate) fn assert_clean(&self, accepted: u64) {
+        let wrong = (self.refused, self.redispatched, self.dropped, self.aborted);
+        assert_eq!(
+            (self.accepted, wrong),
+            (accepted, (0, 0, 0, 0)),
+            "{self:#?}"
+        );
+    }
+
+    /// Fails unless the shares differ by one at most.
+    pub(crate) fn assert_even(&self) {
+        assert_even(&self.shares());
+    }
+}
+
+/// Fails unless the counts differ by one at most.
+pub(crate) fn assert_even(counts: &[u64]) {
+    let least = counts.iter().min().copied().unwrap_or(0);
+    let most = counts.iter().max().copied().unwrap_or(0);
+    assert!(most - least <= 1, "{counts:?}");
+}

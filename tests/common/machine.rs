@@ -1,0 +1,127 @@
+//! What `/proc` tells about processes and sockets. Reads only.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::eventually;
+
+/// Clock ticks a second in `/proc/<pid>/stat`, the same on every Linux that Rust runs on.
+const TICKS_PER_S: u64 = 100;
+
+/// Sends a signal to a process that a test has started, directly or through the primary.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
+    // One that has just ended by itself is as good as signalled.
+    let _ = kill(pid, signal);
+}
+
+/// Stops a process and waits until the kernel has stopped all of its threads.
+pub(crate) fn suspend(pid: u32) {
+    signal(pid, Signal::SIGSTOP);
+    eventually("a process to stop", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let mut states = tasks
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        states
+            .all(|stat| state_of(&stat) == Some('T'))
+            .then_some(())
+    });
+}
+
+fn state_of(stat: &str) -> Option<char> {
+    after_name(stat)?.chars().next()
+}
+
+/// What follows the name, which may hold anything, in a line of `/proc/<pid>/stat`.
+fn after_name(stat: &str) -> Option<&str> {
+    stat.rsplit_once(") ").map(|(_, rest)| rest)
+}
+
+/// Whether the process is there and not merely waiting to be reaped.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !matches!(state_of(&stat), Some('Z' | 'X') | None))
+}
+
+/// Processes whose environment holds this assignment.
+pub(crate) fn processes_with(assignment: &str) -> Vec<u32> {
+    let needle = format!("{assignment}\0").into_bytes();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+                environment
+                    .windows(needle.len())
+                    .any(|window| window == needle)
+            })
+        })
+        .collect()
+}
+
+/// The processor time that a process has used, in milliseconds.
+pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = after_name(&stat)
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    // utime and stime are the fields 14 and 15 of the line, of which two lie before here.
+    let ticks: u64 = fields
+        .get(11..13)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    ticks * 1000 / TICKS_PER_S
+}
+
+/// How many descriptors a process has open.
+pub(crate) fn descriptor_count(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Resident memory of a process in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Which of these processes holds the server's end of the connection from `client_port` to
+/// `server_port`, both on this machine. Polls, since a socket may be on its way.
+pub(crate) fn holder(pids: &[u32], client_port: u16, server_port: u16) -> u32 {
+    eventually("the process that holds a connection", || {
+        let link = format!("socket:[{}]", inode_of(client_port, server_port)?);
+        let mut holders = pids.iter().filter(|pid| holds(**pid, &link));
+        holders.next().copied()
+    })
+}
+
+fn holds(pid: u32, link: &str) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| target.to_str() == Some(link))
+}
+
+fn inode_of(client_port: u16, server_port: u16) -> Option<String> {
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .find_map(|table| {
+            fs::read_to_string(table).ok()?.lines().find_map(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let (local, remote) = (port(fields.get(1)?), port(fields.get(2)?));
+                let ours = local == Some(server_port) && remote == Some(client_port);
+                ours.then(|| (*fields.get(9)?).to_owned().into())?
+            })
+        })
+}
