@@ -108,10 +108,7 @@ fn clients_wait_in_the_backlog_while_all_workers_are_at_the_limit() {
         if round % 2 == 0 {
             held.pop_front();
         } else {
-            held.pop_front()
-                .expect("somebody is held")
-                .ask(GET_CLOSE)
-                .assert_hello();
+            held.pop_front().expect("somebody is held").ask(GET_CLOSE).assert_hello();
         }
         let mut next = waiting.pop_front().expect("somebody waits");
         next.receive().assert_hello();
@@ -140,10 +137,7 @@ fn kernel_chooses(mechanism: &str) -> Vec<u64> {
     let arguments = format!("--workers 4 --policy none --accept {mechanism}");
     let cluster = Launch::new(&arguments).start();
     let listening = cluster.event("listening", 0);
-    assert_eq!(
-        (&listening["policy"], &listening["accept"]),
-        (&"none".into(), &mechanism.into())
-    );
+    assert_eq!((&listening["policy"], &listening["accept"]), (&"none".into(), &mechanism.into()));
     get_from(&cluster.address(), 16, 20);
     let summary = cluster.end();
     summary.assert_clean(320);
@@ -180,18 +174,9 @@ fn reuseport_gives_something_to_every_worker() {
 
 #[test]
 fn several_listeners_are_accepted_from_by_every_mechanism() {
-    for mechanism in [
-        "epoll",
-        "epoll-exclusive",
-        "uring",
-        "uring-multishot",
-        "reuseport",
-    ] {
+    for mechanism in ["epoll", "epoll-exclusive", "uring", "uring-multishot", "reuseport"] {
         let arguments = format!("--workers 3 --policy none --accept {mechanism}");
-        let cluster = Launch::new(&arguments)
-            .listen("127.0.0.1:0")
-            .listen("127.0.0.1:0")
-            .start();
+        let cluster = Launch::new(&arguments).listen("127.0.0.1:0").listen("127.0.0.1:0").start();
         for address in cluster.addresses() {
             get_from(&address, 2, 10);
         }

@@ -48,9 +48,14 @@ impl Listeners {
         Ok(Self { entries })
     }
 
-    /// What a worker gets that asks for `address`: the listener's number and bound address.
-    pub(super) fn find(&self, address: &str) -> Option<(ListenerId, String)> {
-        let place = self.entries.iter().position(|entry| entry.asked == address)?;
+    /// What a worker gets that asks for `address`, as its `sequence`th one: the listener's number
+    /// and bound address. Port 0 may be asked for several times, and means another port each time.
+    pub(super) fn find(&self, sequence: u32, address: &str) -> Option<(ListenerId, String)> {
+        let same = |entry: &Entry| entry.asked == address;
+        let place = usize::try_from(sequence)
+            .ok()
+            .filter(|place| self.entries.get(*place).is_some_and(same))
+            .or_else(|| self.entries.iter().position(same))?;
         let id = ListenerId(u16::try_from(place).expect("listeners are bounded"));
         Some((id, self.entries[place].listener.address().to_owned()))
     }

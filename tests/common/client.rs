@@ -123,9 +123,7 @@ impl Client {
             }
         }
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("Content-Length: "));
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
         let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
         let mut body = vec![0; if has_body { length } else { 0 }];
         self.reader.read_exact(&mut body)?;
@@ -175,10 +173,7 @@ impl Client {
 
     /// Tears the connection down with a reset.
     pub(crate) fn reset(self) {
-        let linger = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
+        let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&self, sockopt::Linger, &linger).expect("TCP sockets linger");
     }
 

@@ -121,13 +121,7 @@ impl Launch {
     /// Runs it to its end, which comes without having served.
     pub(crate) fn refused(self) -> Ended {
         let ended = self.spawn().wait();
-        assert!(
-            !ended
-                .events
-                .iter()
-                .any(|event| event["event"] == "listening"),
-            "{ended:?}"
-        );
+        assert!(!ended.events.iter().any(|event| event["event"] == "listening"), "{ended:?}");
         ended
     }
 }
@@ -146,9 +140,7 @@ pub(crate) struct Heard {
 impl Heard {
     /// Events of one name, in order.
     pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &Value> {
-        self.events
-            .iter()
-            .filter(move |event| event["event"] == name)
+        self.events.iter().filter(move |event| event["event"] == name)
     }
 }
 
@@ -175,23 +167,14 @@ impl Cluster {
         let heard = Shared::default();
         let output = child.stdout.take().expect("standard output is a pipe");
         let errors = child.stderr.take().expect("standard error is a pipe");
-        listen_to(
-            output,
-            Arc::clone(&heard),
-            |heard, line| match serde_json::from_str(line) {
-                Ok(event @ Value::Object(_)) => heard.events.push(event),
-                _ => heard.output += &format!("{line}\n"),
-            },
-        );
+        listen_to(output, Arc::clone(&heard), |heard, line| match serde_json::from_str(line) {
+            Ok(event @ Value::Object(_)) => heard.events.push(event),
+            _ => heard.output += &format!("{line}\n"),
+        });
         listen_to(errors, Arc::clone(&heard), |heard, line| {
             heard.errors += &format!("{line}\n");
         });
-        Self {
-            child,
-            mark,
-            listeners,
-            heard,
-        }
+        Self { child, mark, listeners, heard }
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -209,12 +192,7 @@ impl Cluster {
             let left = deadline.saturating_duration_since(Instant::now());
             let over = left.is_zero() || heard.ends == 2;
             assert!(!over, "in vain: waited for {what}; heard {heard:#?}");
-            heard = self
-                .heard
-                .1
-                .wait_timeout(heard, left)
-                .expect("no reader has panicked")
-                .0;
+            heard = self.heard.1.wait_timeout(heard, left).expect("no reader has panicked").0;
         }
     }
 
@@ -233,17 +211,12 @@ impl Cluster {
     /// The bound addresses, in the order of the listeners.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let heard = self.heard();
-        let told = heard
-            .named("listening")
-            .map(|event| event["address"].as_str());
+        let told = heard.named("listening").map(|event| event["address"].as_str());
         let addresses: Vec<String> = told.flatten().map(str::to_owned).collect();
         if !addresses.is_empty() {
             return addresses;
         }
-        let told = heard
-            .errors
-            .lines()
-            .filter_map(|line| line.strip_prefix("listening on "));
+        let told = heard.errors.lines().filter_map(|line| line.strip_prefix("listening on "));
         told.map(str::to_owned).collect()
     }
 
@@ -255,10 +228,7 @@ impl Cluster {
     /// The port of the first address.
     pub(crate) fn port(&self) -> u16 {
         let address = self.address();
-        let port = address
-            .rsplit(':')
-            .next()
-            .and_then(|port| port.parse().ok());
+        let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
         port.expect("a TCP address")
     }
 
@@ -271,10 +241,7 @@ impl Cluster {
     pub(crate) fn workers(&self) -> Vec<Worker> {
         let heard = self.heard();
         let number = |event: &Value, key: &str| event[key].as_u64().unwrap_or(0);
-        let ended: Vec<u64> = heard
-            .named("exit")
-            .map(|event| number(event, "id"))
-            .collect();
+        let ended: Vec<u64> = heard.named("exit").map(|event| number(event, "id")).collect();
         heard
             .named("online")
             .map(|event| Worker {
@@ -320,29 +287,18 @@ impl Cluster {
         let status = eventually("the primary to end", || self.try_ended());
         if status.signal().is_none() {
             let left = machine::processes_with(&self.mark);
-            assert!(
-                left.is_empty(),
-                "left running: {left:?}; heard {:#?}",
-                self.heard()
-            );
+            assert!(left.is_empty(), "left running: {left:?}; heard {:#?}", self.heard());
         } else {
             // Nobody is left to end the workers; they have to notice.
             eventually("the workers to notice", || {
                 machine::processes_with(&self.mark).is_empty().then_some(())
             });
         }
-        self.until("the end of its output", |heard| {
-            (heard.ends == 2).then_some(())
-        });
+        self.until("the end of its output", |heard| (heard.ends == 2).then_some(()));
         for address in self.addresses() {
-            let path = address
-                .strip_prefix("unix:/")
-                .map(|path| format!("/{path}"));
+            let path = address.strip_prefix("unix:/").map(|path| format!("/{path}"));
             let left = path.filter(|path| std::path::Path::new(path).exists());
-            assert!(
-                left.is_none() || status.signal().is_some(),
-                "left behind: {left:?}"
-            );
+            assert!(left.is_none() || status.signal().is_some(), "left behind: {left:?}");
         }
         let mut heard = self.heard();
         let ended = Ended {
@@ -402,10 +358,7 @@ pub(crate) struct Ended {
 impl Ended {
     /// The books, which balance.
     pub(crate) fn summary(&self) -> Summary {
-        let event = self
-            .events
-            .last()
-            .filter(|event| event["event"] == "summary");
+        let event = self.events.last().filter(|event| event["event"] == "summary");
         let event = event.unwrap_or_else(|| panic!("the last event is no summary: {self:#?}"));
         let summary: Summary = serde_json::from_value(event.clone()).expect("all fields");
         summary.assert_balanced();
@@ -459,11 +412,7 @@ impl Summary {
             "{self:#?}"
         );
         for one in &self.workers {
-            assert_eq!(
-                one.assigned,
-                one.returned + one.finished + one.aborted,
-                "{self:#?}"
-            );
+            assert_eq!(one.assigned, one.returned + one.finished + one.aborted, "{self:#?}");
             assert!(one.claimed <= one.assigned - one.returned, "{self:#?}");
         }
         assert_eq!(self.aborted, sum(|one| one.aborted), "{self:#?}");
@@ -472,20 +421,13 @@ impl Summary {
 
     /// What each worker got in the end, in the order of their ids.
     pub(crate) fn shares(&self) -> Vec<u64> {
-        self.workers
-            .iter()
-            .map(|one| one.assigned - one.returned)
-            .collect()
+        self.workers.iter().map(|one| one.assigned - one.returned).collect()
     }
 
     /// Fails unless nothing went wrong: every connection was accepted once, given once, finished.
     pub(crate) fn assert_clean(&self, accepted: u64) {
         let wrong = (self.refused, self.redispatched, self.dropped, self.aborted);
-        assert_eq!(
-            (self.accepted, wrong),
-            (accepted, (0, 0, 0, 0)),
-            "{self:#?}"
-        );
+        assert_eq!((self.accepted, wrong), (accepted, (0, 0, 0, 0)), "{self:#?}");
     }
 
     /// Fails unless the shares differ by one at most.

@@ -22,12 +22,9 @@ pub(crate) fn suspend(pid: u32) {
     signal(pid, Signal::SIGSTOP);
     eventually("a process to stop", || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-        let mut states = tasks
-            .flatten()
-            .filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-        states
-            .all(|stat| state_of(&stat) == Some('T'))
-            .then_some(())
+        let mut states =
+            tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        states.all(|stat| state_of(&stat) == Some('T')).then_some(())
     });
 }
 
@@ -54,9 +51,7 @@ pub(crate) fn processes_with(assignment: &str) -> Vec<u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid: &u32| {
             fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-                environment
-                    .windows(needle.len())
-                    .any(|window| window == needle)
+                environment.windows(needle.len()).any(|window| window == needle)
             })
         })
         .collect()
@@ -65,10 +60,7 @@ pub(crate) fn processes_with(assignment: &str) -> Vec<u32> {
 /// The processor time that a process has used, in milliseconds.
 pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = after_name(&stat)
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
+    let fields: Vec<&str> = after_name(&stat).unwrap_or_default().split_whitespace().collect();
     // utime and stime are the fields 14 and 15 of the line, of which two lie before here.
     let ticks: u64 = fields
         .get(11..13)
@@ -88,8 +80,7 @@ pub(crate) fn descriptor_count(pid: u32) -> usize {
 pub(crate) fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-        .unwrap_or(0)
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
 /// Which of these processes holds the server's end of the connection from `client_port` to
@@ -114,14 +105,12 @@ fn holds(pid: u32, link: &str) -> bool {
 
 fn inode_of(client_port: u16, server_port: u16) -> Option<String> {
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .find_map(|table| {
-            fs::read_to_string(table).ok()?.lines().find_map(|line| {
-                let fields: Vec<&str> = line.split_whitespace().collect();
-                let (local, remote) = (port(fields.get(1)?), port(fields.get(2)?));
-                let ours = local == Some(server_port) && remote == Some(client_port);
-                ours.then(|| (*fields.get(9)?).to_owned().into())?
-            })
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        fs::read_to_string(table).ok()?.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (local, remote) = (port(fields.get(1)?), port(fields.get(2)?));
+            let ours = local == Some(server_port) && remote == Some(client_port);
+            ours.then(|| (*fields.get(9)?).to_owned().into())?
         })
+    })
 }

@@ -3,10 +3,7 @@
 //! Owns no assertion about behaviour except two that hold for every run: the books balance, and
 //! nothing is left behind. Waiting is always polling with one generous bound, never a sleep.
 
-#![allow(
-    dead_code,
-    reason = "every file of tests is a program of its own and uses a part of this"
-)]
+#![allow(dead_code, reason = "every file of tests is a program of its own and uses a part of this")]
 
 pub(crate) mod client;
 pub(crate) mod cluster;

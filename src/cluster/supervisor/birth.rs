@@ -85,7 +85,7 @@ impl Supervisor<'_> {
             return Ok(());
         };
         let mut descriptors = Vec::new();
-        let reply = match self.listeners.find(address) {
+        let reply = match self.listeners.find(sequence, address) {
             Some((listener, address)) => {
                 if self.data.is_none() {
                     descriptors.push(self.listeners.copy_for(listener, member.slot)?);
