@@ -81,6 +81,7 @@ impl Supervisor<'_> {
     }
 
     pub(super) fn answer(&mut self, slot: usize, sequence: u32, address: &str) -> Result<()> {
+        let is_ending = self.is_ending();
         let Occupant::Alive(member) = &mut self.places[slot].occupant else {
             return Ok(());
         };
@@ -92,6 +93,8 @@ impl Supervisor<'_> {
                 }
                 ToWorker::Listening { sequence, listener, address }
             }
+            // The listeners are closed because the run is ending, which the worker has been told.
+            None if is_ending => return Ok(()),
             None => ToWorker::ListenFailed {
                 sequence,
                 errno: Errno::EADDRNOTAVAIL as i32,
@@ -121,8 +124,8 @@ impl Supervisor<'_> {
             .all(|place| matches!(&place.occupant, Occupant::Alive(member) if member.ready));
         match self.stage {
             Stage::Starting { .. } if everybody => self.announce(),
-            // The run is ending: nobody else would tell this worker.
-            Stage::Draining => self.send_drain(slot),
+            // The run is ending: nobody else would give this worker the end of its inbox.
+            Stage::Draining => self.retire(slot),
             _ => {}
         }
     }

@@ -42,19 +42,36 @@ impl Supervisor<'_> {
         }
         // The data path closes its own references; with these gone the ports are free.
         self.listeners.close();
+        // Told before everything has been handed over: workers at their limit make room for it
+        // only if they no longer keep connections.
+        for slot in 0..self.places.len() {
+            self.send_drain(slot);
+        }
         match &self.data {
             Some(data) => {
                 self.stage = Stage::Quiescing;
                 data.command(Command::Quiesce);
             }
-            None => self.drain(),
+            None => self.stage = Stage::Draining,
         }
     }
 
+    /// Everything has been handed over: the workers see the end of their inboxes.
     pub(super) fn drain(&mut self) {
         self.stage = Stage::Draining;
         for slot in 0..self.places.len() {
-            self.send_drain(slot);
+            self.retire(slot);
+        }
+    }
+
+    pub(super) fn retire(&mut self, slot: usize) {
+        let Occupant::Alive(member) = &mut self.places[slot].occupant else {
+            return;
+        };
+        // One that never became ready holds its own link; dropping it ends its inbox.
+        member.link = None;
+        if let Some(data) = &self.data {
+            data.command(Command::Retire { slot: member.slot });
         }
     }
 
@@ -64,11 +81,6 @@ impl Supervisor<'_> {
             return;
         };
         member.leaving = true;
-        // One that never became ready holds its own link; dropping it ends its inbox.
-        member.link = None;
-        if let Some(data) = &self.data {
-            data.command(Command::Retire { slot: member.slot });
-        }
         // A failure means that the worker is going; its end is noticed by itself.
         let _ = member.channel.send(&ToWorker::Drain { grace_ms: left_ns / 1_000_000 }, vec![]);
     }
@@ -105,8 +117,12 @@ impl Supervisor<'_> {
         }
     }
 
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.stage, Stage::Quiescing | Stage::Draining | Stage::Killing)
+    }
+
     pub(super) fn is_over(&self) -> bool {
-        let ending = matches!(self.stage, Stage::Quiescing | Stage::Draining | Stage::Killing);
-        ending && self.places.iter().all(|place| matches!(place.occupant, Occupant::Nobody))
+        self.is_ending()
+            && self.places.iter().all(|place| matches!(place.occupant, Occupant::Nobody))
     }
 }
