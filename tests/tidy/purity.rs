@@ -6,7 +6,7 @@ use super::source::Source;
 use super::{Finding, hold, lines_found, rust_sources};
 
 /// Files and folders that hold decisions only: no descriptor, no clock, no input or output.
-const PURE: [&str; 16] = [
+const PURE: [&str; 15] = [
     "src/id.rs",
     "src/schedule/",
     "src/handler/",
@@ -19,7 +19,6 @@ const PURE: [&str; 16] = [
     "src/cluster/summary.rs",
     "src/harness/balance.rs",
     "src/harness/chart",
-    "src/harness/distribution.rs",
     "src/harness/interval.rs",
     "src/harness/plan.rs",
     "src/harness/queueing.rs",

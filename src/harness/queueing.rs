@@ -1,0 +1,244 @@
+//! How long requests would take in an ideal machine: the bound that is printed beside what was
+//! measured.
+//!
+//! Owns a simulation of Poisson arrivals at servers that take one request at a time, first come
+//! first served, without any cost of accepting or switching. What a discipline loses here it
+//! loses by its decisions alone. Everything follows from the seed.
+
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use fastrand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::work::{Sampler, ServiceTime, exponential};
+
+/// Most servers.
+pub const SERVERS_MAX: usize = 1_024;
+/// Most requests of one simulation; each takes 8 bytes while it runs.
+pub const REQUESTS_MAX: usize = 20_000_000;
+/// The first of so many requests are not counted: they find the machine emptier than it will be.
+const WARM_UP_ONE_IN: usize = 10;
+
+/// Who gets a request.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Discipline {
+    /// All wait in one queue and whoever is free takes the first: nothing that assigns requests
+    /// on arrival can do better without knowing service times.
+    CentralQueue,
+    /// A server by chance, each with a queue of its own.
+    Random,
+    /// The servers in turn, each with a queue of its own.
+    RoundRobin,
+    /// The servers in turn, passing over those with more in flight than `factor` times the
+    /// average, and more than one; where nobody is left, the one with the least.
+    RoundRobinRelative {
+        /// The factor.
+        factor: f64,
+    },
+}
+
+/// What is simulated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    servers: usize,
+    service: ServiceTime,
+    utilisation: f64,
+    requests: usize,
+}
+
+/// Latencies, from arrival to end of service, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Latencies {
+    /// The mean time before service began.
+    pub mean_wait_ns: f64,
+    /// The mean.
+    pub mean_ns: f64,
+    /// The median.
+    pub p50_ns: f64,
+    /// Nine of ten are faster.
+    pub p90_ns: f64,
+    /// 99 of 100 are faster.
+    pub p99_ns: f64,
+    /// 999 of 1000 are faster.
+    pub p999_ns: f64,
+    /// The slowest.
+    pub max_ns: f64,
+}
+
+impl Queue {
+    /// Something that can be simulated.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for no or too many servers or requests, and for a utilisation at which a
+    /// queue never settles.
+    pub fn new(
+        servers: usize,
+        service: ServiceTime,
+        utilisation: f64,
+        requests: usize,
+    ) -> Result<Self> {
+        let refuse = |what: String, hint: String| Err(Error::usage(what, hint));
+        if servers == 0 || servers > SERVERS_MAX {
+            return refuse(format!("{servers} servers"), format!("ask for 1 to {SERVERS_MAX}"));
+        }
+        if !(utilisation > 0.0 && utilisation < 1.0) {
+            let hint = "above 0 and below 1: at 1 the queue grows without end";
+            return refuse(format!("a utilisation of {utilisation}"), hint.into());
+        }
+        if requests == 0 || requests > REQUESTS_MAX {
+            return refuse(format!("{requests} requests"), format!("ask for 1 to {REQUESTS_MAX}"));
+        }
+        Ok(Self { servers, service, utilisation, requests })
+    }
+
+    /// Simulates it. All disciplines see the same arrivals and service times for a seed.
+    #[must_use]
+    pub fn simulate(&self, discipline: Discipline, seed: u64) -> Latencies {
+        let mut arrivals = Rng::with_seed(seed);
+        let mut service = Sampler::new(self.service.clone(), arrivals.u64(..));
+        let mut chooser = Chooser::new(discipline, self.servers, arrivals.u64(..));
+        let between_ns = self.service.mean_ns() / (self.utilisation * to_f64(self.servers));
+        let uncounted = self.requests / WARM_UP_ONE_IN;
+        let mut latencies = Vec::with_capacity(self.requests - uncounted);
+        let (mut now_ns, mut waited_ns) = (0.0, 0.0);
+        for request in 0..self.requests {
+            now_ns += between_ns * exponential(&mut arrivals);
+            let needs_ns = whole(service.draw_ns());
+            let begins_ns = chooser.begin(now_ns, needs_ns);
+            if request >= uncounted {
+                waited_ns += begins_ns - now_ns;
+                latencies.push(begins_ns - now_ns + needs_ns);
+            }
+        }
+        summarize(latencies, waited_ns)
+    }
+}
+
+fn summarize(mut latencies: Vec<f64>, waited_ns: f64) -> Latencies {
+    latencies.sort_unstable_by(f64::total_cmp);
+    let count = to_f64(latencies.len());
+    Latencies {
+        mean_wait_ns: waited_ns / count,
+        mean_ns: latencies.iter().sum::<f64>() / count,
+        p50_ns: per_mille(&latencies, 500),
+        p90_ns: per_mille(&latencies, 900),
+        p99_ns: per_mille(&latencies, 990),
+        p999_ns: per_mille(&latencies, 999),
+        max_ns: per_mille(&latencies, 1_000),
+    }
+}
+
+/// The smallest value that so many of a thousand do not exceed.
+fn per_mille(sorted: &[f64], rank: usize) -> f64 {
+    sorted[(sorted.len() * rank).div_ceil(1_000).max(1) - 1]
+}
+
+/// The servers with what they are busy with.
+enum Chooser {
+    /// When each server becomes free, the earliest first, as bits: times are not negative, so
+    /// their bits are in the same order.
+    Central(BinaryHeap<Reverse<u64>>),
+    /// When each server will have done what it has.
+    Random(Vec<f64>, Rng),
+    InTurn(Vec<f64>, usize),
+    Relative(Relative),
+}
+
+impl Chooser {
+    fn new(discipline: Discipline, servers: usize, seed: u64) -> Self {
+        match discipline {
+            Discipline::CentralQueue => {
+                Self::Central((0..servers).map(|_| Reverse(0.0_f64.to_bits())).collect())
+            }
+            Discipline::Random => Self::Random(vec![0.0; servers], Rng::with_seed(seed)),
+            Discipline::RoundRobin => Self::InTurn(vec![0.0; servers], 0),
+            Discipline::RoundRobinRelative { factor } => Self::Relative(Relative {
+                ends_ns: vec![VecDeque::new(); servers],
+                cursor: 0,
+                in_flight: 0,
+                factor,
+            }),
+        }
+    }
+
+    /// Gives a request that arrives now to a server and tells when its service begins.
+    fn begin(&mut self, now_ns: f64, needs_ns: f64) -> f64 {
+        let free_ns = match self {
+            Self::Central(servers) => {
+                let mut first = servers.peek_mut().expect("there is a server");
+                let begins_ns = f64::from_bits(first.0).max(now_ns);
+                *first = Reverse((begins_ns + needs_ns).to_bits());
+                return begins_ns;
+            }
+            Self::Random(servers, random) => {
+                let place = random.usize(0..servers.len());
+                &mut servers[place]
+            }
+            Self::InTurn(servers, cursor) => {
+                *cursor = (*cursor + 1) % servers.len();
+                &mut servers[*cursor]
+            }
+            Self::Relative(servers) => return servers.begin(now_ns, needs_ns),
+        };
+        let begins_ns = free_ns.max(now_ns);
+        *free_ns = begins_ns + needs_ns;
+        begins_ns
+    }
+}
+
+/// Servers in turn, less the busy ones.
+struct Relative {
+    /// When each request of each server will be done, the next one first.
+    ends_ns: Vec<VecDeque<f64>>,
+    cursor: usize,
+    in_flight: usize,
+    factor: f64,
+}
+
+impl Relative {
+    fn begin(&mut self, now_ns: f64, needs_ns: f64) -> f64 {
+        for server in &mut self.ends_ns {
+            while server.front().is_some_and(|end_ns| *end_ns <= now_ns) {
+                server.pop_front();
+                self.in_flight -= 1;
+            }
+        }
+        let place = self.choose();
+        self.cursor = (place + 1) % self.ends_ns.len();
+        let server = &mut self.ends_ns[place];
+        let begins_ns = server.back().map_or(now_ns, |end_ns| end_ns.max(now_ns));
+        server.push_back(begins_ns + needs_ns);
+        self.in_flight += 1;
+        begins_ns
+    }
+
+    /// The next server that is not above the limit, or else the one with the least; among equals
+    /// the next.
+    fn choose(&self) -> usize {
+        let count = self.ends_ns.len();
+        let average = to_f64(self.in_flight) / to_f64(count);
+        let limit = (self.factor * average).max(1.0);
+        let mut turn = (0..count).map(|step| (self.cursor + step) % count);
+        let accepts = |place: &usize| to_f64(self.ends_ns[*place].len()) <= limit;
+        turn.clone()
+            .find(accepts)
+            .or_else(|| turn.by_ref().min_by_key(|place| self.ends_ns[*place].len()))
+            .expect("there is a server")
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are bounded by REQUESTS_MAX")]
+fn to_f64(count: usize) -> f64 {
+    count as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "service times stay far below 2^53 ns")]
+fn whole(ns: u64) -> f64 {
+    ns as f64
+}

@@ -1,0 +1,134 @@
+//! The simulation against closed forms, and what it must keep for any input.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MS: f64 = 1e6;
+const REQUESTS: usize = 1_000_000;
+
+fn simulate(servers: usize, service: &str, utilisation: f64, discipline: Discipline) -> Latencies {
+    let service = service.parse().expect("a distribution");
+    let queue = Queue::new(servers, service, utilisation, REQUESTS).expect("a queue");
+    queue.simulate(discipline, 11)
+}
+
+fn close(found: f64, expected: f64, tolerance: f64) -> bool {
+    (found / expected - 1.0).abs() < tolerance
+}
+
+/// The mean wait in M/M/k by Erlang's C formula, in units of the mean service time.
+fn erlang_c_wait(servers: u32, utilisation: f64) -> f64 {
+    let count = f64::from(servers);
+    let offered = count * utilisation;
+    // Erlang's B by recursion, then C from B.
+    let blocked = (1..=servers)
+        .fold(1.0, |blocked, server| offered * blocked / (f64::from(server) + offered * blocked));
+    let waits = blocked / (1.0 - utilisation * (1.0 - blocked));
+    waits / (count * (1.0 - utilisation))
+}
+
+#[test]
+fn exponential_service_waits_as_erlang_says() {
+    assert!(close(erlang_c_wait(1, 0.5), 1.0, 1e-12));
+    assert!(close(erlang_c_wait(2, 0.5), 1.0 / 3.0, 1e-12));
+    for (servers, utilisation) in [(1, 0.5), (2, 0.7), (8, 0.7), (8, 0.85), (64, 0.9)] {
+        let found = simulate(servers, "exp:1ms", utilisation, Discipline::CentralQueue);
+        let servers = u32::try_from(servers).expect("few");
+        let expected = erlang_c_wait(servers, utilisation) * MS;
+        assert!(close(found.mean_wait_ns, expected, 0.08), "{servers}: {found:?} {expected}");
+    }
+}
+
+#[test]
+fn one_server_waits_as_pollaczek_and_khinchine_say() {
+    for text in ["1ms", "exp:1ms", "lognormal:1ms,cv=1.5", "heavy"] {
+        for utilisation in [0.5, 0.7] {
+            let service: ServiceTime = text.parse().expect("a distribution");
+            let factor = (1.0 + service.squared_variation()) / 2.0;
+            let expected = utilisation / (1.0 - utilisation) * factor * service.mean_ns();
+            let found = simulate(1, text, utilisation, Discipline::CentralQueue);
+            assert!(close(found.mean_wait_ns, expected, 0.06), "{text}: {found:?} {expected}");
+            let total = expected + service.mean_ns();
+            assert!(close(found.mean_ns, total, 0.06), "{text}: {found:?} {total}");
+        }
+    }
+}
+
+#[test]
+fn chance_makes_of_many_servers_as_many_single_ones() {
+    let alone = simulate(1, "exp:1ms", 0.7, Discipline::CentralQueue);
+    let chance = simulate(8, "exp:1ms", 0.7, Discipline::Random);
+    assert!(close(chance.mean_ns, alone.mean_ns, 0.05));
+    // The latency of M/M/1 is exponential itself.
+    assert!(close(alone.p99_ns, 100.0_f64.ln() * alone.mean_ns, 0.05));
+    assert!(close(alone.p50_ns, 2.0_f64.ln() * alone.mean_ns, 0.05));
+}
+
+#[test]
+fn a_heavy_tail_shows_what_a_discipline_is_worth() {
+    let relative = Discipline::RoundRobinRelative { factor: 1.0 };
+    for (discipline, p90_ms, mean_ms) in [
+        (Discipline::Random, 66.0, 22.0),
+        (Discipline::RoundRobin, 60.0, 19.7),
+        (relative, 1.9, 2.7),
+        (Discipline::CentralQueue, 2.3, 2.1),
+    ] {
+        let found = simulate(8, "heavy", 0.7, discipline);
+        let (p90, mean) = (found.p90_ns / MS, found.mean_ns / MS);
+        assert!(close(p90, p90_ms, 0.08), "{discipline:?}: p90 {p90} ms");
+        assert!(close(mean, mean_ms, 0.08), "{discipline:?}: mean {mean} ms");
+    }
+}
+
+#[test]
+fn what_cannot_be_simulated_is_refused() {
+    let refused = |servers, utilisation, requests| {
+        let queue = Queue::new(servers, ServiceTime::heavy(), utilisation, requests);
+        queue.expect_err("no queue").to_string()
+    };
+    assert_eq!(refused(0, 0.5, 10), "0 servers");
+    assert_eq!(refused(8, 1.0, 10), "a utilisation of 1");
+    assert_eq!(refused(8, f64::NAN, 10), "a utilisation of NaN");
+    assert_eq!(refused(8, 0.5, 0), "0 requests");
+}
+
+fn any_discipline() -> impl Strategy<Value = Discipline> {
+    prop_oneof![
+        Just(Discipline::CentralQueue),
+        Just(Discipline::Random),
+        Just(Discipline::RoundRobin),
+        (0.5..3.0).prop_map(|factor| Discipline::RoundRobinRelative { factor }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn latencies_are_in_order_and_repeat(
+        servers in 1usize..20,
+        utilisation in 0.05..0.95,
+        requests in 1usize..500,
+        discipline in any_discipline(),
+        seed in any::<u64>(),
+    ) {
+        let service = ServiceTime::heavy();
+        let queue = Queue::new(servers, service, utilisation, requests).expect("a queue");
+        let found = queue.simulate(discipline, seed);
+        prop_assert!(found.p50_ns <= found.p90_ns && found.p90_ns <= found.p99_ns);
+        prop_assert!(found.p99_ns <= found.p999_ns && found.p999_ns <= found.max_ns);
+        prop_assert!(found.p50_ns >= MS - 1.0 && found.mean_wait_ns >= 0.0);
+        prop_assert!(found.mean_ns >= found.mean_wait_ns);
+        prop_assert_eq!(queue.simulate(discipline, seed), found);
+    }
+
+    #[test]
+    fn one_server_knows_no_disciplines(
+        utilisation in 0.05..0.95,
+        discipline in any_discipline(),
+        seed in any::<u64>(),
+    ) {
+        let queue = Queue::new(1, ServiceTime::heavy(), utilisation, 300).expect("a queue");
+        let central = queue.simulate(Discipline::CentralQueue, seed);
+        prop_assert_eq!(queue.simulate(discipline, seed), central);
+    }
+}
