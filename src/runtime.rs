@@ -29,7 +29,7 @@ use crate::sys::readiness::Readiness;
 use crate::sys::ring::PAYLOAD_BYTES_MAX;
 use crate::sys::signal::{self, Signals};
 use crate::worker::environment::Inheritance;
-use crate::worker::{HandoffLatency, Liaison, Order};
+use crate::worker::{HandoffLatency, Labour, Liaison, Order};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 4096;
@@ -66,6 +66,7 @@ pub fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
         open: Cell::new(0),
         finished: Notify::new(),
         draining: watch::Sender::new(false),
+        labour: RefCell::new(Labour::new(&settings.serve, inheritance.id.0)),
     });
     let grace = settings.grace;
     tokio_uring::start(async move {
@@ -95,6 +96,7 @@ struct Worker {
     open: Cell<usize>,
     finished: Notify,
     draining: watch::Sender<bool>,
+    labour: RefCell<Option<Labour>>,
 }
 
 /// Does what the primary says until it is time to leave; tells when connections are cut.
@@ -238,6 +240,9 @@ impl Worker {
             let progress = session.on_bytes(input, output, context);
             let answered = u64::from(progress.answered);
             self.board.borrow_mut().add(Statistic::Requests, answered);
+            if let Some(labour) = self.labour.borrow_mut().as_mut() {
+                (0..answered).for_each(|_| labour.perform());
+            }
             (progress.consumed, progress.next)
         })
     }

@@ -8,6 +8,7 @@ use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::handler::Serve;
 use crate::topology::{Pin, Workers};
+use crate::work::Work;
 
 /// Most workers of one primary.
 pub const WORKERS_MAX: usize = 1024;
@@ -32,6 +33,8 @@ pub enum AcceptMechanism {
     /// epoll, level-triggered: every idle worker is woken, one wins; what Node does.
     #[default]
     Epoll,
+    /// As epoll, but accepting until nothing waits; what libuv did before 1.45.
+    EpollDrain,
     /// epoll with EPOLLEXCLUSIVE: one worker is woken, mostly the same one.
     EpollExclusive,
     /// One io_uring accept at a time: idle workers take turns.
@@ -98,6 +101,10 @@ pub struct ServeSettings {
     pub serve: Serve,
     /// What drives the connections.
     pub runtime: Runtime,
+    /// What a request costs besides being answered.
+    pub work: Option<Work>,
+    /// What the work's times are drawn from.
+    pub work_seed: u64,
     /// How long a request's head may take.
     pub header_timeout: Duration,
     /// How long a kept connection may be idle.
@@ -124,6 +131,12 @@ impl Settings {
             return Err(Error::usage(
                 format!("--listen {address} is given twice"),
                 "give every address once",
+            ));
+        }
+        if self.serve.work.is_some() && self.serve.serve != Serve::Hello {
+            return Err(Error::usage(
+                "--work is done for each request, and only --serve hello has requests",
+                "use --serve hello, or leave --work out",
             ));
         }
         if self.policy == Policy::None {

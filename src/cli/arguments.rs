@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::handler::Serve;
 use crate::settings::{AcceptMechanism, Policy, Restart, Runtime, ServeSettings, Settings};
 use crate::topology::{Pin, Workers};
+use crate::work::Work;
 
 /// Sets the default of `--policy` (Node's `NODE_CLUSTER_SCHED_POLICY`).
 pub(super) const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
@@ -56,6 +57,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put load on a server and measure its latency; knows nothing of clusterlb
+    Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
     Run(RunArguments),
 }
@@ -121,6 +124,18 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t)]
     pub(super) serve: Serve,
 
+    /// What a request costs besides being answered, to stand in for a real service: cpu:TIME
+    /// computes, block:TIME waits
+    ///
+    /// TIME is 200us, exp:1ms, lognormal:1ms,cv=2, mix:99x1ms+1x50ms or heavy (the last two are
+    /// the same).
+    #[arg(long, value_name = "WORK", value_parser = parse::<Work>)]
+    pub(super) work: Option<Work>,
+
+    /// What the times of --work are drawn from; the same seed gives the same times
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) work_seed: u64,
+
     /// What drives the built-in worker's connections
     #[arg(long, value_enum, default_value_t)]
     pub(super) runtime: Runtime,
@@ -167,6 +182,8 @@ impl RunArguments {
             serve: ServeSettings {
                 serve: self.serve,
                 runtime: self.runtime,
+                work: self.work.clone(),
+                work_seed: self.work_seed,
                 header_timeout: self.header_timeout,
                 idle_timeout: self.idle_timeout,
             },
@@ -236,6 +253,7 @@ mod tests {
             "--policy none --max-inflight 3",
             "--policy none --accept reuseport --listen unix:/tmp/x",
             "--policy none --runtime tokio-uring",
+            "--serve echo --work cpu:1ms",
             "--listen 127.0.0.1:80 --listen 127.0.0.1:80",
         ] {
             assert_eq!(settings(line).expect_err(line).exit_code(), 2);

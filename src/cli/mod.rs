@@ -6,6 +6,7 @@ mod arguments;
 mod console;
 
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use clap::{Parser as _, ValueEnum};
 use nix::sys::signal::Signal;
@@ -28,17 +29,19 @@ const DESCRIPTORS_PER_WORKER: u64 = 6;
 
 /// Runs the command and gives the process's exit code.
 #[must_use]
-pub fn main() -> u8 {
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Check { json }) => show_check(json),
+        Some(Command::Load(arguments)) => return loadtest::run(&arguments),
         Some(Command::Run(arguments)) => run(&arguments),
         None => run(&cli.run),
     };
-    result.unwrap_or_else(|error| {
+    let code = result.unwrap_or_else(|error| {
         complain(&error);
         error.exit_code()
-    })
+    });
+    ExitCode::from(code)
 }
 
 /// One line: what failed, why, and what to do.

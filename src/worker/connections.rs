@@ -10,10 +10,12 @@ use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use slab::Slab;
 
+use super::Labour;
 use super::connection::{Connection, Receive, Stage};
 use super::deadlines::{Class, Deadlines, Durations};
 use crate::board::{Statistic, WorkerBoard};
 use crate::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
+use crate::sys::clock::monotonic_ns;
 use crate::sys::ring::{Chunk, Key, Outcome, Ring};
 
 /// Output of one step; at the bound the session waits until it is sent.
@@ -34,6 +36,32 @@ pub(super) struct Surroundings {
     pub(super) now_ns: u64,
     pub(super) date: String,
     pub(super) draining: bool,
+    /// What wakes the primary.
+    pub(super) bell: OwnedFd,
+    /// What a request costs besides being answered.
+    pub(super) labour: Option<Labour>,
+    /// Work has been done since this was last cleared.
+    pub(super) worked: bool,
+}
+
+impl Surroundings {
+    /// Makes the counters visible, and rings if the primary has asked for it.
+    pub(super) fn publish(&mut self) {
+        if self.board.publish(self.now_ns) {
+            // A bell that is full is ringing already.
+            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Does the work of answered requests, during which this worker does nothing else.
+    fn work(&mut self, requests: u32) {
+        let Some(mut labour) = self.labour.take() else { return };
+        self.publish();
+        (0..requests).for_each(|_| labour.perform());
+        self.labour = Some(labour);
+        self.now_ns = monotonic_ns();
+        self.worked = true;
+    }
 }
 
 /// All connections.
@@ -203,11 +231,13 @@ impl Connections {
             Source::Kept(bytes) => bytes,
         };
         let progress = connection.session.on_bytes(input, &mut connection.output, &context);
+        let consumed = progress.consumed.min(input.len());
         connection.next = progress.next;
         if progress.answered > 0 {
             around.board.add(Statistic::Requests, u64::from(progress.answered));
+            around.work(progress.answered);
         }
-        progress.consumed.min(input.len())
+        consumed
     }
 
     /// A send has ended; `buffer` comes back.

@@ -10,11 +10,13 @@ mod date;
 mod deadlines;
 pub mod environment;
 mod inbox;
+mod labour;
 mod latency;
 mod liaison;
 mod sources;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -31,6 +33,7 @@ use date::Date;
 use deadlines::Durations;
 use environment::Inheritance;
 use inbox::Inbox;
+pub(crate) use labour::Labour;
 pub(crate) use latency::HandoffLatency;
 pub(crate) use liaison::{Liaison, Order};
 use sources::Sources;
@@ -63,7 +66,6 @@ struct Worker {
     connections: Connections,
     liaison: Liaison,
     signals: Signals,
-    bell: OwnedFd,
     inbox: Option<Inbox>,
     sources: Sources,
     date: Date,
@@ -95,11 +97,13 @@ impl Worker {
                 now_ns: monotonic_ns(),
                 date: String::new(),
                 draining: false,
+                bell: inheritance.bell,
+                labour: Labour::new(&settings.serve, inheritance.id.0),
+                worked: false,
             },
             connections: Connections::new(settings.serve.serve, durations(&settings.serve)),
             liaison: Liaison::open(inheritance.control, &settings.listen)?,
             signals,
-            bell: inheritance.bell,
             inbox: inheritance.inbox.map(Inbox::new).transpose()?,
             sources,
             date: Date::default(),
@@ -118,9 +122,7 @@ impl Worker {
             self.wait(&mut events)?;
             self.around.now_ns = monotonic_ns();
             self.date.refresh(self.around.now_ns, &mut self.around.date);
-            for event in events.drain(..) {
-                self.handle(event)?;
-            }
+            self.handle_all(&mut events)?;
             self.connections.expire(&mut self.around);
             let finished = self.around.board.finished();
             self.sources.recover(&mut self.around, finished != finished_before);
@@ -129,8 +131,35 @@ impl Worker {
                 inbox.top_up(&mut self.around, &self.connections);
             }
             // At the end of the turn the counters are true.
-            if self.around.board.publish(self.around.now_ns) {
-                let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+            self.around.publish();
+        }
+        Ok(())
+    }
+
+    /// Handles what has happened. After a request that cost work its answer goes out and is done
+    /// with before the next one is looked at, as in a server that works on one at a time.
+    fn handle_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let mut left: VecDeque<Event> = VecDeque::new();
+        for event in events.drain(..) {
+            if left.is_empty() && !self.around.worked {
+                self.handle(event)?;
+            } else {
+                left.push_back(event);
+            }
+        }
+        while self.around.worked || !left.is_empty() {
+            if std::mem::take(&mut self.around.worked) {
+                self.around.ring.wait(events, Some(Duration::ZERO))?;
+                for event in events.drain(..) {
+                    match event {
+                        Event::Sent { .. } | Event::ShutDown { .. } => self.handle(event)?,
+                        event => left.push_back(event),
+                    }
+                }
+                self.around.publish();
+            }
+            if let Some(event) = left.pop_front() {
+                self.handle(event)?;
             }
         }
         Ok(())
@@ -237,7 +266,8 @@ impl Worker {
 
     fn farewell(&mut self) -> Result<()> {
         let handoff = self.inbox.as_ref().and_then(Inbox::latency);
-        let _ = self.around.board.publish(monotonic_ns());
+        self.around.now_ns = monotonic_ns();
+        self.around.publish();
         self.liaison.say_farewell(handoff);
         Ok(())
     }

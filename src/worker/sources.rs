@@ -20,6 +20,8 @@ use crate::sys::ring::{Key, Outcome, Ring};
 /// How long a listener is left alone after accepting failed for want of descriptors or memory,
 /// unless a connection ends before.
 const STARVED_NS: u64 = 50_000_000;
+/// Connections accepted for one readiness when draining; a backlog is not longer.
+const DRAIN_MAX: usize = 65_536;
 /// Connections taken from the backlog when the worker leaves; others are left to their fate.
 const LAST_ACCEPTS_MAX: usize = 65_536;
 /// The epoll token of the ring; listeners have their positions.
@@ -55,7 +57,10 @@ impl Sources {
     /// Prepares accepting by `mechanism`.
     pub(super) fn new(mechanism: AcceptMechanism, ring: &Ring) -> Result<Self> {
         let mut sources = Self::none(mechanism);
-        if matches!(mechanism, AcceptMechanism::Epoll | AcceptMechanism::EpollExclusive) {
+        if matches!(
+            mechanism,
+            AcceptMechanism::Epoll | AcceptMechanism::EpollDrain | AcceptMechanism::EpollExclusive
+        ) {
             let failed = |errno| Error::system("create an epoll set", errno);
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
             let notifier = ring.notifier()?;
@@ -113,17 +118,15 @@ impl Sources {
         self.epoll.is_some()
     }
 
-    /// Waits until the ring or a listener has something, then accepts one connection from each
-    /// listener that has, as libuv does since 1.45.
+    /// Waits until the ring or a listener has something, then accepts from each listener that has:
+    /// one connection, as libuv does since 1.45, or as many as there are.
     pub(super) fn wait(
         &mut self,
         around: &mut Surroundings,
         connections: &mut Connections,
         timeout: Option<Duration>,
     ) -> Result<()> {
-        let Some(epoll) = &self.epoll else {
-            return Ok(());
-        };
+        let Some(epoll) = &self.epoll else { return Ok(()) };
         let mut ready = [EpollEvent::empty(); 64];
         let timeout = match timeout {
             None => EpollTimeout::NONE,
@@ -138,20 +141,31 @@ impl Sources {
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(Error::system("wait for connections (epoll)", errno)),
         };
-        for event in &ready[..count] {
-            if event.data() == RING_TOKEN {
-                continue;
-            }
+        for event in ready[..count].iter().filter(|event| event.data() != RING_TOKEN) {
             let place = usize::try_from(event.data()).expect("positions are small");
-            let accepted = self.sources[place].listener.as_ref().map(Listener::accept_now);
-            match accepted {
-                Some(Ok(Some(socket))) => claim(around, connections, socket),
-                Some(Err(errno)) => self.failed(around, place, errno),
-                // Another worker was faster.
-                Some(Ok(None)) | None => {}
-            }
+            self.take_ready(around, connections, place);
         }
         Ok(())
+    }
+
+    fn take_ready(
+        &mut self,
+        around: &mut Surroundings,
+        connections: &mut Connections,
+        place: usize,
+    ) {
+        let most = match self.mechanism {
+            AcceptMechanism::EpollDrain => DRAIN_MAX,
+            _ => 1,
+        };
+        for _ in 0..most {
+            match self.sources[place].listener.as_ref().map(Listener::accept_now) {
+                Some(Ok(Some(socket))) => claim(around, connections, socket),
+                Some(Err(errno)) => return self.failed(around, place, errno),
+                // Another worker was faster, or nothing is left.
+                Some(Ok(None)) | None => return,
+            }
+        }
     }
 
     /// The ring has accepted a connection, or accepting has ended.
