@@ -75,6 +75,14 @@ pub(super) struct Connections {
     generation: u32,
 }
 
+impl Connection {
+    /// Between two requests, with nothing under way.
+    fn is_idle(&self) -> bool {
+        let busy = self.sending || self.stage != Stage::Open || !self.input.is_empty();
+        !busy && self.session.waiting() == Waiting::NextRequest
+    }
+}
+
 impl Connections {
     pub(super) fn new(serve: Serve, durations: Durations) -> Self {
         Self {
@@ -309,6 +317,10 @@ impl Connections {
             (_, Next::Close) => self.close(around, key),
             (_, Next::CloseLingering) => self.linger(around, key),
             (_, Next::Read | Next::Resume) if connection.ended => self.end(around, key),
+            // Its answer was under way when the others like it were closed.
+            (_, Next::Read | Next::Resume) if around.draining && connection.is_idle() => {
+                self.close(around, key);
+            }
             (_, Next::Read | Next::Resume) => {
                 self.keep_receiving(around, key);
                 self.watch(around, key);
