@@ -111,6 +111,11 @@ impl Supervisor<'_> {
         let Occupant::Alive(member) = &mut self.places[slot].occupant else {
             return;
         };
+        if member.leaving {
+            // Nothing will be handed to it: it sees the end of its inbox at once.
+            member.link = None;
+            return;
+        }
         member.ready = true;
         if let (Some(data), Some(link)) = (&self.data, member.link.take()) {
             data.command(Command::Attach { slot: member.slot, link });
@@ -122,11 +127,8 @@ impl Supervisor<'_> {
             .places
             .iter()
             .all(|place| matches!(&place.occupant, Occupant::Alive(member) if member.ready));
-        match self.stage {
-            Stage::Starting { .. } if everybody => self.announce(),
-            // The run is ending: nobody else would give this worker the end of its inbox.
-            Stage::Draining => self.retire(slot),
-            _ => {}
+        if everybody && matches!(self.stage, Stage::Starting { .. }) {
+            self.announce();
         }
     }
 
