@@ -118,6 +118,11 @@ impl Launch {
         cluster
     }
 
+    /// Starts it without waiting for anything.
+    pub(crate) fn start_unready(self) -> Cluster {
+        self.listen("127.0.0.1:0").spawn()
+    }
+
     /// Runs it to its end, which comes without having served.
     pub(crate) fn refused(self) -> Ended {
         let ended = self.spawn().wait();
@@ -257,13 +262,19 @@ impl Cluster {
         self.workers().iter().map(|worker| worker.pid).collect()
     }
 
+    /// Every process of the run besides the primary, told or not.
+    pub(crate) fn family(&self) -> Vec<u32> {
+        let mut pids = machine::processes_with(&self.mark);
+        pids.retain(|pid| *pid != self.pid());
+        pids
+    }
+
     /// Signals the primary.
     pub(crate) fn signal(&self, signal: Signal) {
         machine::signal(self.pid(), signal);
     }
 
-    /// Stops listening to its standard output, as a reader does that goes away, and waits for
-    /// the end of everything else.
+    /// How the primary has ended, if it has.
     pub(crate) fn try_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("it is our child")
     }
