@@ -5,14 +5,14 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use clusterlb::schedule::{RoundRobin, Scheduler, Standing, WorkerLoad};
+use clusterlb::schedule::{Client, Limits, Order, Picker, Scheduler, WorkerLoad};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 /// A worker with this many connections in flight is overloaded.
 const INFLIGHT_MAX: u32 = 100;
 
 fn ready(in_flight: u32) -> WorkerLoad {
-    WorkerLoad { standing: Standing::Ready, in_flight }
+    WorkerLoad::ready(in_flight)
 }
 
 /// Everybody takes connections: the first look succeeds.
@@ -46,9 +46,10 @@ fn pick(criterion: &mut Criterion) {
     for (name, make, sizes) in cases {
         for workers in sizes {
             let loads = make(*workers);
-            let mut rotation = RoundRobin::new(Some(INFLIGHT_MAX));
+            let limits = Limits { inflight_max: Some(INFLIGHT_MAX), ..Limits::default() };
+            let mut picker = Picker::new(Order::Rotation, limits);
             group.bench_function(BenchmarkId::new(name, workers), |bencher| {
-                bencher.iter(|| rotation.pick(black_box(&loads)));
+                bencher.iter(|| picker.pick(black_box(&loads), Client::default()));
             });
         }
     }

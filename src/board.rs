@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
+use crate::schedule::Sample;
 use crate::sys::shared::SharedPage;
 
 /// What the first word of a page says, so that a stranger's page is noticed ("CLBBOARD").
@@ -29,7 +30,9 @@ const RETURNED: usize = 1;
 
 const CLAIMED: usize = 0;
 const FINISHED: usize = 1;
-const LOOP_STAMP: usize = 2;
+const CLAIMED_AT: usize = 2;
+const TURN_BEGUN: usize = 3;
+const PROBES: usize = 4;
 
 /// What a worker counts beside its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +87,20 @@ pub struct PrimaryBoard {
     page: SharedPage,
     assigned: u64,
     returned: u64,
+    wake: Wake,
+}
+
+/// When a worker rings the primary's bell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Wake {
+    /// Never: the primary looks when it has something to give.
+    #[default]
+    Never = 0,
+    /// Whenever it publishes: the primary holds connections that nobody had room for.
+    Always = 1,
+    /// When it has answered a probe.
+    Probe = 2,
 }
 
 /// The worker's side of its page.
@@ -92,6 +109,9 @@ pub struct WorkerBoard {
     page: SharedPage,
     claimed: u64,
     finished: u64,
+    probes: u64,
+    /// A probe has been answered since that was last published.
+    probed: bool,
     statistics: [u64; 8],
 }
 
@@ -110,7 +130,7 @@ impl PrimaryBoard {
         let page = SharedPage::create()?;
         page.word(HEADER, VERSION_WORD).store(VERSION, Ordering::Relaxed);
         page.word(HEADER, MAGIC_WORD).store(MAGIC, Ordering::Release);
-        Ok(Self { page, assigned: 0, returned: 0 })
+        Ok(Self { page, assigned: 0, returned: 0, wake: Wake::Never })
     }
 
     /// Another mapping of the page, to be read from another thread.
@@ -138,12 +158,28 @@ impl PrimaryBoard {
         self.page.word(PRIMARY, RETURNED).store(self.returned, Ordering::Release);
     }
 
-    /// Asks the worker to ring the primary's bell when it next finishes or claims something.
-    pub fn set_waiting(&self, waiting: bool) {
-        self.page.word(BELL, 0).store(u64::from(waiting), Ordering::Relaxed);
+    /// Says when the worker shall ring the primary's bell.
+    pub fn set_wake(&mut self, wake: Wake) {
+        if self.wake == wake {
+            return;
+        }
+        self.wake = wake;
+        self.page.word(BELL, 0).store(wake as u64, Ordering::Relaxed);
         // Pairs with the fence in `WorkerBoard::publish`: either the worker sees the request, or
         // the counters that the primary reads next include what the worker has just published.
         fence(Ordering::SeqCst);
+    }
+
+    /// What the worker says of itself now, as it says it.
+    #[must_use]
+    pub fn sample(&self) -> Sample {
+        Sample {
+            claimed: read(self.page.word(WORKER, CLAIMED)),
+            finished: read(self.page.word(WORKER, FINISHED)),
+            claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT)),
+            turn_begun_ns: read(self.page.word(WORKER, TURN_BEGUN)),
+            answered_probes: read(self.page.word(WORKER, PROBES)),
+        }
     }
 
     /// The counters now, with the worker's claims cut to what is possible.
@@ -177,17 +213,25 @@ impl WorkerBoard {
                 "let the primary and its workers be of one version",
             ));
         }
-        Ok(Self { page, claimed: 0, finished: 0, statistics: [0; 8] })
+        Ok(Self { page, claimed: 0, finished: 0, probes: 0, probed: false, statistics: [0; 8] })
     }
 
-    /// Counts sockets received.
-    pub fn add_claimed(&mut self, count: u64) {
+    /// Counts sockets received at this moment.
+    pub fn add_claimed(&mut self, count: u64, now_ns: u64) {
         self.claimed += count;
+        self.page.word(WORKER, CLAIMED_AT).store(now_ns, Ordering::Relaxed);
     }
 
     /// Counts connections done with.
     pub fn add_finished(&mut self, count: u64) {
         self.finished += count;
+    }
+
+    /// Answers a probe: a message without sockets, by which the primary asks whether the worker
+    /// takes messages.
+    pub fn answer_probe(&mut self) {
+        self.probes += 1;
+        self.probed = true;
     }
 
     /// Connections done with so far.
@@ -203,16 +247,27 @@ impl WorkerBoard {
         self.page.word(STATISTICS, word).store(self.statistics[word], Ordering::Relaxed);
     }
 
-    /// Makes the counters visible and stamps the turn of the loop. Tells whether the primary
-    /// asked for its bell to be rung.
+    /// A turn of the worker's loop begins; a turn that takes too long means a stuck worker.
+    pub fn begin_turn(&mut self, now_ns: u64) {
+        self.page.word(WORKER, TURN_BEGUN).store(now_ns, Ordering::Relaxed);
+    }
+
+    /// The turn is over: the worker is about to wait.
+    pub fn end_turn(&mut self) {
+        self.page.word(WORKER, TURN_BEGUN).store(0, Ordering::Relaxed);
+    }
+
+    /// Makes the counters visible. Tells whether the primary has asked to be rung for this.
     #[must_use]
-    pub fn publish(&mut self, now_ns: u64) -> bool {
+    pub fn publish(&mut self) -> bool {
         self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
         self.page.word(WORKER, FINISHED).store(self.finished, Ordering::Release);
-        self.page.word(WORKER, LOOP_STAMP).store(now_ns, Ordering::Release);
-        // Pairs with the fence in `PrimaryBoard::set_waiting`.
+        self.page.word(WORKER, PROBES).store(self.probes, Ordering::Release);
+        // Pairs with the fence in `PrimaryBoard::set_wake`.
         fence(Ordering::SeqCst);
-        self.page.word(BELL, 0).load(Ordering::Relaxed) != 0
+        let asked = self.page.word(BELL, 0).load(Ordering::Relaxed);
+        let probed = std::mem::take(&mut self.probed);
+        asked == Wake::Always as u64 || (asked == Wake::Probe as u64 && probed)
     }
 }
 
@@ -257,9 +312,9 @@ mod tests {
         let (mut primary, mut worker) = pair();
         primary.add_assigned(5);
         primary.add_returned(1);
-        worker.add_claimed(3);
+        worker.add_claimed(3, 7);
         worker.add_finished(1);
-        assert!(!worker.publish(7));
+        assert!(!worker.publish());
         let tally = primary.tally();
         assert_eq!((tally.in_flight(), tally.unclaimed()), (3, 1));
         assert_eq!(primary.view().expect("a view").tally(false), tally);
@@ -269,19 +324,26 @@ mod tests {
     fn a_lying_worker_is_cut_to_what_is_possible() {
         let (mut primary, mut worker) = pair();
         primary.add_assigned(2);
-        worker.add_claimed(1_000);
+        worker.add_claimed(1_000, 7);
         worker.add_finished(1_000);
-        let _ = worker.publish(0);
+        let _ = worker.publish();
         assert_eq!(primary.tally().in_flight(), 0);
     }
 
     #[test]
     fn the_bell_is_asked_for_and_heard() {
-        let (primary, mut worker) = pair();
-        primary.set_waiting(true);
-        assert!(worker.publish(0));
-        primary.set_waiting(false);
-        assert!(!worker.publish(0));
+        let (mut primary, mut worker) = pair();
+        primary.set_wake(Wake::Always);
+        assert!(worker.publish());
+        primary.set_wake(Wake::Probe);
+        assert!(!worker.publish());
+        worker.answer_probe();
+        assert!(worker.publish());
+        assert!(!worker.publish());
+        primary.set_wake(Wake::Never);
+        worker.answer_probe();
+        assert!(!worker.publish());
+        assert_eq!(primary.sample().answered_probes, 2);
     }
 
     #[test]

@@ -23,12 +23,18 @@ pub struct Record {
     pub accepted_ns: u64,
 }
 
+/// Begins a message. As it is, without a record, it is a probe: a worker that receives it counts
+/// it, which shows that it takes messages.
+pub fn begin(payload: &mut Vec<u8>) {
+    payload.extend_from_slice(&MAGIC);
+    payload.extend_from_slice(&VERSION.to_le_bytes());
+    payload.extend_from_slice(&0u16.to_le_bytes());
+}
+
 /// Appends a record to a message, beginning the message if it is empty.
 pub fn append(payload: &mut Vec<u8>, record: Record) {
     if payload.is_empty() {
-        payload.extend_from_slice(&MAGIC);
-        payload.extend_from_slice(&VERSION.to_le_bytes());
-        payload.extend_from_slice(&0u16.to_le_bytes());
+        begin(payload);
     }
     payload.extend_from_slice(&record.accepted_ns.to_le_bytes());
     payload.extend_from_slice(&record.listener.0.to_le_bytes());

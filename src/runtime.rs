@@ -187,7 +187,7 @@ async fn receive(worker: Rc<Worker>, inbox: OwnedFd) -> HandoffLatency {
                     records.for_each(|record| latency.record(record.accepted_ns, now_ns));
                     count
                 });
-                worker.claimed(sockets.len(), promised.saturating_sub(sockets.len()));
+                worker.claimed(sockets.len(), promised.saturating_sub(sockets.len()), now_ns);
                 for socket in sockets.drain(..) {
                     tokio_uring::spawn(serve(Rc::clone(&worker), socket));
                 }
@@ -209,9 +209,12 @@ fn connections_max() -> usize {
 }
 
 impl Worker {
-    fn claimed(&self, arrived: usize, lost: usize) {
+    fn claimed(&self, arrived: usize, lost: usize, now_ns: u64) {
         let mut board = self.board.borrow_mut();
-        board.add_claimed((arrived + lost) as u64);
+        match arrived + lost {
+            0 => board.answer_probe(),
+            count => board.add_claimed(count as u64, now_ns),
+        }
         if lost > 0 {
             board.add(Statistic::Truncated, lost as u64);
             board.add_finished(lost as u64);
@@ -229,7 +232,7 @@ impl Worker {
     }
 
     fn publish(&self, board: &mut WorkerBoard) {
-        if board.publish(monotonic_ns()) {
+        if board.publish() {
             // A bell that is full is ringing already.
             let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
         }

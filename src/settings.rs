@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::handler::Serve;
+use crate::schedule::Rules;
 use crate::topology::{Pin, Workers};
 use crate::work::Work;
 
@@ -22,6 +23,11 @@ pub enum Policy {
     /// The primary accepts and hands over, round robin (SCHED_RR).
     #[default]
     Rr,
+    /// The primary hands over to the worker with the fewest connections in flight.
+    Least,
+    /// The primary hands over to the worker that the client's address maps to, unless that one is
+    /// overloaded: for sessions that live in one worker's memory.
+    Sticky,
     /// The workers accept from the shared listener, the kernel chooses (SCHED_NONE).
     None,
 }
@@ -84,8 +90,10 @@ pub struct Settings {
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.
     pub backlog: u32,
-    /// Most connections in flight at one worker; beyond it the worker is passed over.
-    pub inflight_max: Option<u32>,
+    /// How workers are chosen and judged when the primary hands over.
+    pub rules: Rules,
+    /// A worker that hangs for this long is killed and replaced; never, if none.
+    pub hang_kill: Option<Duration>,
     /// What the built-in worker does.
     pub serve: ServeSettings,
     /// Which ended workers are replaced.
@@ -146,7 +154,7 @@ impl Settings {
     }
 
     fn validate_accepting_workers(&self) -> Result<()> {
-        if self.inflight_max.is_some() {
+        if self.rules.limits.inflight_max.is_some() {
             return Err(Error::usage(
                 "--max-inflight has no meaning with --policy none, where the kernel chooses",
                 "use --policy rr, or leave --max-inflight out",

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::handler::Serve;
+use crate::schedule::{CREDITS_MAX, CreditRule, Limits, Order, Rules};
 use crate::settings::{AcceptMechanism, Policy, Restart, Runtime, ServeSettings, Settings};
 use crate::topology::{Pin, Workers};
 use crate::work::Work;
@@ -90,8 +91,7 @@ pub(super) struct RunArguments {
     )]
     pub(super) listen: Vec<ListenAddress>,
 
-    /// Who chooses the worker: rr, the primary, round robin, or none, the kernel
-    /// [default: rr, or CLUSTERLB_SCHED_POLICY]
+    /// Who chooses the worker [default: rr, or CLUSTERLB_SCHED_POLICY]
     #[arg(short, long, value_enum)]
     pub(super) policy: Option<Policy>,
 
@@ -119,6 +119,29 @@ pub(super) struct RunArguments {
     /// all are, connections wait in the kernel [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) max_inflight: Option<u32>,
+
+    /// Pass over a worker with more connections in flight than the average times this; off for a
+    /// strict rotation
+    #[arg(long, value_name = "off|FACTOR", default_value = "1.0", value_parser = factor)]
+    pub(super) overload_factor: Switch<f32>,
+
+    /// How many connections a worker may be given before it claims one: auto (grows with fast
+    /// claims, collapses with a slow one) or a number
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = credits)]
+    pub(super) credits: CreditRule,
+
+    /// Pass over a worker that has not claimed a connection, or finished a turn of its loop, for
+    /// this long, and give what it has not claimed to others
+    #[arg(long, value_name = "off|TIME", default_value = "100ms", value_parser = switched_time)]
+    pub(super) hang_after: Switch<Duration>,
+
+    /// Kill and replace a worker that has hung for this long
+    #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
+    pub(super) hang_kill: Switch<Duration>,
+
+    /// How long a new worker takes to get its full share
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
+    pub(super) slow_start: Duration,
 
     /// What the built-in worker does with connections
     #[arg(long, value_enum, default_value_t)]
@@ -171,14 +194,16 @@ impl RunArguments {
     /// # Errors
     /// [`Error::Usage`] for arguments that contradict each other.
     pub(super) fn settings(&self) -> Result<Settings> {
+        let policy = self.policy.map_or_else(policy_from_environment, Ok)?;
         let settings = Settings {
             workers: self.workers,
             pin: self.pin.clone(),
-            policy: self.policy.map_or_else(policy_from_environment, Ok)?,
+            policy,
             accept: self.accept,
             listen: self.listen.clone(),
             backlog: self.backlog,
-            inflight_max: self.max_inflight,
+            rules: self.rules(policy),
+            hang_kill: self.hang_kill.0,
             serve: ServeSettings {
                 serve: self.serve,
                 runtime: self.runtime,
@@ -192,6 +217,61 @@ impl RunArguments {
         };
         settings.validate()?;
         Ok(settings)
+    }
+
+    fn rules(&self, policy: Policy) -> Rules {
+        let order = match policy {
+            Policy::Rr | Policy::None => Order::Rotation,
+            Policy::Least => Order::Least,
+            Policy::Sticky => Order::Sticky,
+        };
+        Rules {
+            order,
+            limits: Limits {
+                inflight_max: self.max_inflight,
+                overload_factor: self.overload_factor.0,
+            },
+            credits: self.credits,
+            hang_after_ns: self.hang_after.0.map(nanoseconds),
+            slow_start_ns: nanoseconds(self.slow_start),
+        }
+    }
+}
+
+/// A value that can be switched off.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Switch<T>(pub(super) Option<T>);
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn switch<T>(
+    text: &str,
+    parse: impl Fn(&str) -> std::result::Result<T, String>,
+) -> std::result::Result<Switch<T>, String> {
+    match text {
+        "off" => Ok(Switch(None)),
+        text => parse(text).map(|value| Switch(Some(value))),
+    }
+}
+
+fn switched_time(text: &str) -> std::result::Result<Switch<Duration>, String> {
+    switch(text, positive_time)
+}
+
+fn factor(text: &str) -> std::result::Result<Switch<f32>, String> {
+    switch(text, |text| match text.parse::<f32>() {
+        Ok(factor) if (1.0..=1000.0).contains(&factor) => Ok(factor),
+        _ => Err("write off or a number from 1 to 1000; 1 is the average itself".into()),
+    })
+}
+
+fn credits(text: &str) -> std::result::Result<CreditRule, String> {
+    match (text, text.parse()) {
+        ("auto", _) => Ok(CreditRule::Adaptive),
+        (_, Ok(count @ 1..=CREDITS_MAX)) => Ok(CreditRule::Fixed(count)),
+        _ => Err(format!("write auto or a number from 1 to {CREDITS_MAX}")),
     }
 }
 
@@ -272,6 +352,9 @@ mod tests {
             "--header-timeout 0s",
             "--listen nowhere",
             "--max-inflight 0",
+            "--overload-factor 0.5",
+            "--credits 0",
+            "--hang-after 0ms",
             "--backlog 0",
             "--serve pie",
             "--wrokers 3",

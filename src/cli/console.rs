@@ -116,6 +116,10 @@ fn in_words(event: &Event) -> Option<String> {
             };
             format!("worker {id}: pid {pid} {how}{}", cut(*aborted))
         }
+        Event::Hung { id, pid, taken_back } => format!(
+            "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
+        ),
+        Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
         Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
         Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
         Event::GiveUp { id, reason } => format!("worker {id}: not replaced any more: {reason}"),

@@ -125,8 +125,8 @@ fn ensure_descriptors(plan: &CpuPlan) -> Result<()> {
 /// What is printed before the listeners are ready.
 fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec<String> {
     let policy = match settings.policy {
-        Policy::Rr => "rr (the primary accepts and hands over)".to_owned(),
         Policy::None => format!("none (workers accept, by {})", name(&settings.accept)),
+        policy => format!("{} (the primary accepts and hands over)", name(&policy)),
     };
     let place = plan.primary.map_or_else(|| "not pinned".to_owned(), |cpu| format!("on CPU {cpu}"));
     let mut lines = vec![

@@ -9,6 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result, errno_of};
 use crate::primary::{Command, Lines, Primary, Report};
+use crate::schedule::Rules;
 use crate::sys::listener::Listener;
 
 /// The running data path.
@@ -35,7 +36,7 @@ impl DataPath {
     /// The machine refuses a ring, or the CPU.
     pub(super) fn start(
         listeners: Vec<Arc<Listener>>,
-        inflight_max: Option<u32>,
+        rules: Rules,
         backlog: u32,
         cpu: Option<usize>,
         bell: Arc<EventFd>,
@@ -53,7 +54,7 @@ impl DataPath {
         let body = move || {
             let prepared = cpu
                 .map_or(Ok(()), crate::sys::cpu::pin_to)
-                .and_then(|()| Primary::new(&listeners, inflight_max, backlog, lines));
+                .and_then(|()| Primary::new(&listeners, rules, backlog, lines));
             // The acceptors hold the listeners from here on; closing them must free the port.
             drop(listeners);
             match prepared {

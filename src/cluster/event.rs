@@ -64,6 +64,23 @@ pub enum Event {
         /// Connections that it had claimed and that ended with it.
         aborted: u64,
     },
+    /// A worker left connections unclaimed for too long: they went to others, and it gets nothing
+    /// until it answers.
+    Hung {
+        /// The worker.
+        id: WorkerId,
+        /// Its process id.
+        pid: u32,
+        /// Connections taken back from it.
+        taken_back: u32,
+    },
+    /// A hung worker has answered and gets connections again.
+    Recovered {
+        /// The worker.
+        id: WorkerId,
+        /// Its process id.
+        pid: u32,
+    },
     /// An ended worker will be replaced.
     Respawn {
         /// Who ended.

@@ -39,6 +39,8 @@ pub(super) struct Member {
     pub(super) leaving: bool,
     /// It has been killed by us.
     pub(super) killed: bool,
+    /// Since when it has hung.
+    pub(super) hung_since_ns: Option<u64>,
     /// From its last words.
     pub(super) handoff: Option<LatencySummary>,
     /// What the data path will get once the worker is ready.
@@ -107,6 +109,7 @@ impl Member {
             ready: false,
             leaving: false,
             killed: false,
+            hung_since_ns: None,
             handoff: None,
             link,
         })

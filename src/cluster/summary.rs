@@ -5,9 +5,11 @@ use serde::Serialize;
 use crate::board::Tally;
 use crate::control::LatencySummary;
 use crate::id::WorkerId;
+use crate::schedule::Skips;
 
-/// Ended workers that are listed one by one; the oldest beyond it are summed up.
-const ENDED_LISTED_MAX: usize = 256;
+/// Ended workers that are listed one by one; the oldest beyond it are summed up. Twice the most
+/// workers that can run at once.
+const ENDED_LISTED_MAX: usize = 2048;
 
 /// One worker's books.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -53,6 +55,10 @@ pub struct Summary {
     pub aborted: u64,
     /// Times that accepting stopped because no worker had room.
     pub pauses: u64,
+    /// How long it was stopped for that, in milliseconds.
+    pub paused_ms: u64,
+    /// How often each stage of the choice passed over a worker.
+    pub skips: Skips,
     /// Share of the two busiest workers, in percent; an even spread over n gives 200/n.
     pub top_two_percent: f64,
     /// The busiest worker against the average; 1 is even.
@@ -97,14 +103,8 @@ impl Summary {
         self.workers.sort_by_key(|worker| worker.id);
         if self.workers.len() > ENDED_LISTED_MAX {
             let mut oldest = self.workers.remove(0);
-            if oldest.id == 0 {
-                let second = self.workers.remove(0);
-                oldest.absorb(&second);
-            }
-            oldest.id = 0;
-            oldest.pid = 0;
-            oldest.cpu = None;
-            oldest.handoff = None;
+            oldest.absorb(&self.workers.remove(0));
+            (oldest.id, oldest.pid, oldest.cpu, oldest.handoff) = (0, 0, None, None);
             self.workers.insert(0, oldest);
         }
     }
@@ -177,12 +177,12 @@ mod tests {
 
     #[test]
     fn a_long_list_is_summed_up_without_losing_a_connection() {
-        let mut summary = Summary { accepted: 3000, ..Summary::default() };
-        for id in 1..=1000 {
+        let mut summary = Summary { accepted: 9000, ..Summary::default() };
+        for id in 1..=3000 {
             summary.enter(worker(id, 3));
         }
         assert_eq!(summary.workers.len(), ENDED_LISTED_MAX);
-        assert_eq!((summary.workers[0].id, summary.workers[1].id), (0, 746));
+        assert_eq!((summary.workers[0].id, summary.workers[1].id), (0, 954));
         assert!(summary.balances());
     }
 }

@@ -178,7 +178,7 @@ impl<'a> Supervisor<'a> {
         }
         let data = DataPath::start(
             self.listeners.shared(),
-            self.settings.inflight_max,
+            self.settings.rules,
             self.settings.backlog,
             self.plan.primary,
             Arc::clone(&self.bell),
@@ -260,7 +260,8 @@ impl<'a> Supervisor<'a> {
         };
         let cut = self.cut_ns.filter(|_| self.stage != Stage::Killing);
         let cut = cut.map(|cut_ns| cut_ns.saturating_add(KILL_SLACK_NS));
-        let next_ns = awaited.chain(start).chain(cut).min();
+        let hung = (0..self.places.len()).filter_map(|slot| self.hang_deadline_ns(slot));
+        let next_ns = awaited.chain(start).chain(cut).chain(hung).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -271,6 +272,7 @@ impl<'a> Supervisor<'a> {
 
     fn attend_to_time(&mut self) -> Result<()> {
         let now_ns = monotonic_ns();
+        self.kill_hung(now_ns);
         for slot in 0..self.places.len() {
             if matches!(self.places[slot].occupant, Occupant::Awaited { at_ns } if at_ns <= now_ns)
             {

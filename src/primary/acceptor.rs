@@ -1,6 +1,6 @@
 //! One listener's multishot accept: armed, ended, starved, stopped.
 //!
-//! Owns the state of the accept and the listener's own rotation. Refuses to look at sockets.
+//! Owns the state of the accept. Refuses to look at sockets.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use crate::id::ListenerId;
-use crate::schedule::RoundRobin;
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 use crate::sys::ring::{Key, Outcome, Ring};
@@ -39,15 +38,13 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Acceptor {
     pub(super) id: ListenerId,
-    /// Chooses this listener's workers.
-    pub(super) rotation: RoundRobin,
     listener: Option<Arc<Listener>>,
     state: State,
 }
 
 impl Acceptor {
-    pub(super) fn new(id: ListenerId, listener: Arc<Listener>, rotation: RoundRobin) -> Self {
-        Self { id, rotation, listener: Some(listener), state: State::Off }
+    pub(super) fn new(id: ListenerId, listener: Arc<Listener>) -> Self {
+        Self { id, listener: Some(listener), state: State::Off }
     }
 
     fn key(&self) -> Key {

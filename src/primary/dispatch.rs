@@ -3,8 +3,8 @@
 use super::acceptor::Acceptor;
 use super::link::{Accepted, Link};
 use super::{Primary, Report, Stage};
-use crate::id::{ListenerId, Slot};
-use crate::schedule::{Scheduler, WorkerLoad};
+use crate::board::Wake;
+use crate::id::Slot;
 
 impl Primary {
     /// Gives away what waits, as far as there are takers, and sends one message a worker.
@@ -12,12 +12,12 @@ impl Primary {
         if self.waiting.is_empty() {
             return;
         }
-        self.refresh_loads();
+        self.observe();
         // Sockets whose listener has no taker stay in order for the next turn.
         let mut left = 0;
         while left < self.waiting.len() {
-            let listener = self.waiting[left].record.listener;
-            match self.pick(listener) {
+            let Accepted { record, client, .. } = &self.waiting[left];
+            match self.roster.pick(record.listener, *client) {
                 Some(slot) => {
                     let accepted = self.waiting.remove(left).expect("the position was checked");
                     self.assign(slot, accepted);
@@ -31,57 +31,31 @@ impl Primary {
         }
     }
 
-    pub(super) fn assign(&mut self, slot: Slot, accepted: Accepted) {
-        self.loads[slot.index()].in_flight += 1;
+    fn assign(&mut self, slot: Slot, accepted: Accepted) {
         let link = self.links[slot.index()].as_mut().expect("only attached workers are ready");
         link.add(&mut self.ring, &mut self.spare, accepted);
     }
 
-    pub(super) fn refresh_loads(&mut self) {
-        for (link, load) in self.links.iter().zip(&mut self.loads) {
+    /// Reads what the workers say of themselves.
+    pub(super) fn observe(&mut self) {
+        for (link, slot) in self.links.iter().zip((0..).map(Slot)) {
             if let Some(link) = link {
-                load.in_flight = u32::try_from(link.tally().in_flight()).unwrap_or(u32::MAX);
+                self.roster.observe(slot, link.board.sample(), self.now_ns);
             }
         }
-    }
-
-    pub(super) fn pick(&mut self, listener: ListenerId) -> Option<Slot> {
-        self.mask(listener);
-        let rotation = &mut self.acceptors[listener.index()].rotation;
-        let loads = if self.masked.is_empty() { &self.loads } else { &self.masked };
-        rotation.pick(loads)
-    }
-
-    /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
-    pub(super) fn mask(&mut self, listener: ListenerId) {
-        self.masked.clear();
-        if self.uniform {
-            return;
-        }
-        let pairs = self.links.iter().zip(&self.loads);
-        self.masked.extend(pairs.map(|(link, load)| match link {
-            Some(link) if link.has_joined(listener) => *load,
-            _ => WorkerLoad::default(),
-        }));
-    }
-
-    pub(super) fn has_room(&mut self, listener: ListenerId) -> bool {
-        self.mask(listener);
-        let loads = if self.masked.is_empty() { &self.loads } else { &self.masked };
-        self.acceptors[listener.index()].rotation.has_room(loads)
     }
 
     /// Accepts while there are takers; otherwise lets the kernel's backlog be the queue and asks
     /// the workers to ring when they have done something.
     pub(super) fn control_intake(&mut self) {
-        if self.stage != Stage::Open && self.stage != Stage::Quiescing {
+        if self.stage == Stage::Starting || self.stage == Stage::Ended {
             return;
         }
         for attempt in 0..2 {
             let held_up = !self.waiting.is_empty();
             let mut crowded = held_up;
             for place in 0..self.acceptors.len() {
-                let takes = self.has_room(self.acceptors[place].id);
+                let takes = self.roster.has_room(self.acceptors[place].id);
                 crowded |= !takes;
                 if self.stage == Stage::Open && takes && !held_up {
                     self.acceptors[place].arm(&mut self.ring, self.now_ns);
@@ -89,24 +63,41 @@ impl Primary {
                     self.acceptors[place].pause(&mut self.ring);
                 }
             }
+            self.note_pause(crowded);
             self.ask_for_bell(crowded);
             if !crowded {
                 return;
             }
             // A worker may have finished something between the choice and the request for the
             // bell; whoever finishes after it will ring.
-            self.refresh_loads();
+            self.observe();
             self.dispatch();
         }
     }
 
-    pub(super) fn ask_for_bell(&mut self, asked: bool) {
-        if self.bell_asked != asked {
-            self.bell_asked = asked;
-            if asked {
+    fn note_pause(&mut self, crowded: bool) {
+        match (crowded, self.paused_since_ns) {
+            (true, None) => {
                 self.totals.pauses += 1;
+                self.paused_since_ns = Some(self.now_ns);
             }
-            self.links.iter().flatten().for_each(|link| link.board.set_waiting(asked));
+            (false, Some(since_ns)) => {
+                self.totals.paused_ns += self.now_ns.saturating_sub(since_ns);
+                self.paused_since_ns = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn ask_for_bell(&mut self, crowded: bool) {
+        for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
+            let Some(link) = link else { continue };
+            let wake = match (crowded, self.roster.is_suspected(slot)) {
+                (true, _) => Wake::Always,
+                (false, true) => Wake::Probe,
+                (false, false) => Wake::Never,
+            };
+            link.board.set_wake(wake);
         }
     }
 

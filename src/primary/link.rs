@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::board::{PrimaryBoard, Tally};
 use crate::handoff::{self, Record};
-use crate::id::ListenerId;
+use crate::schedule::Client;
 use crate::sys::fdpass;
 use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
 
@@ -24,6 +24,14 @@ pub(super) type SpareMessages = Vec<Box<OutgoingMessage>>;
 pub(super) struct Accepted {
     pub(super) socket: OwnedFd,
     pub(super) record: Record,
+    pub(super) client: Client,
+}
+
+impl Accepted {
+    /// A socket that comes back; where it went does not bind it any more.
+    fn again(socket: OwnedFd, record: Record) -> Self {
+        Self { socket, record, client: Client::default() }
+    }
 }
 
 /// What the supervisor provides for a new worker.
@@ -44,8 +52,6 @@ pub(super) struct Link {
     sender: Option<OwnedFd>,
     receiver: OwnedFd,
     pub(super) board: PrimaryBoard,
-    /// Listeners that the worker serves, a bit each.
-    joined: u64,
     outbox: Option<Box<OutgoingMessage>>,
     /// Messages that the kernel has and has not answered for.
     under_way: u32,
@@ -60,7 +66,6 @@ impl Link {
             sender: Some(new.sender),
             receiver: new.receiver,
             board: new.board,
-            joined: 0,
             outbox: None,
             under_way: 0,
             retired: false,
@@ -69,14 +74,6 @@ impl Link {
 
     pub(super) fn key(&self) -> Key {
         self.key
-    }
-
-    pub(super) fn join(&mut self, listener: ListenerId) {
-        self.joined |= 1 << (listener.0 & 63);
-    }
-
-    pub(super) fn has_joined(&self, listener: ListenerId) -> bool {
-        self.joined & (1 << (listener.0 & 63)) != 0
     }
 
     pub(super) fn tally(&self) -> Tally {
@@ -101,6 +98,15 @@ impl Link {
         };
         self.under_way += 1;
         ring.send_message(self.key, sender.as_fd(), message);
+    }
+
+    /// Sends a message without sockets, which the worker counts when it takes it.
+    pub(super) fn probe(&mut self, ring: &mut Ring, spare: &mut SpareMessages) {
+        let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        if message.payload().is_empty() {
+            handoff::begin(message.payload_mut());
+        }
+        self.flush(ring);
     }
 
     /// A message has been answered for.
@@ -147,7 +153,9 @@ impl Link {
                     };
                     let sockets = descriptors.drain(..);
                     taken.extend(
-                        sockets.zip(records).map(|(socket, record)| Accepted { socket, record }),
+                        sockets
+                            .zip(records)
+                            .map(|(socket, record)| Accepted::again(socket, record)),
                     );
                 }
                 Ok(_) | Err(_) => break,
@@ -163,5 +171,5 @@ pub(super) fn unpack(message: &mut OutgoingMessage) -> Vec<Accepted> {
     let records: Vec<Record> =
         handoff::records(message.payload()).map(Iterator::collect).unwrap_or_default();
     let sockets = message.drain();
-    sockets.zip(records).map(|(socket, record)| Accepted { socket, record }).collect()
+    sockets.zip(records).map(|(socket, record)| Accepted::again(socket, record)).collect()
 }

@@ -11,16 +11,17 @@ mod protocol;
 mod settle;
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
 use crate::handoff::Record;
 use crate::id::{ListenerId, Slot};
-use crate::schedule::{RoundRobin, Standing, WorkerLoad};
+use crate::schedule::{Client, Roster, Rules};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::listener::Listener;
+use crate::sys::peer;
 use crate::sys::ring::{Event, Key, Ring, RingShape};
 use acceptor::Acceptor;
 use link::SpareMessages;
@@ -42,10 +43,7 @@ pub struct Primary {
     lines: Lines,
     acceptors: Vec<Acceptor>,
     links: Vec<Option<Link>>,
-    loads: Vec<WorkerLoad>,
-    /// The loads as one listener sees them, when not every worker serves every listener.
-    masked: Vec<WorkerLoad>,
-    uniform: bool,
+    roster: Roster,
     /// Accepted and not yet given to anybody. Bounded: accepting stops while anything is here,
     /// so at most one burst of the completion queue can be.
     waiting: VecDeque<Accepted>,
@@ -56,7 +54,10 @@ pub struct Primary {
     generation: u32,
     now_ns: u64,
     stage: Stage,
-    bell_asked: bool,
+    /// Workers that have not answered a probe, as far as that has been reported.
+    suspected: Vec<Slot>,
+    /// Nobody has had room since this moment.
+    paused_since_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,24 +77,23 @@ impl Primary {
     /// The machine refuses a ring.
     pub fn new(
         listeners: &[Arc<Listener>],
-        inflight_max: Option<u32>,
+        rules: Rules,
         backlog: u32,
         lines: Lines,
     ) -> Result<Self> {
         // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
         let completions = backlog.clamp(4096, 65_536).next_power_of_two();
         let ring = Ring::new(RingShape { submissions: 256, completions })?;
-        let acceptors = listeners.iter().zip(0..).map(|(listener, id)| {
-            Acceptor::new(ListenerId(id), Arc::clone(listener), RoundRobin::new(inflight_max))
-        });
+        let acceptors = listeners
+            .iter()
+            .zip(0..)
+            .map(|(listener, id)| Acceptor::new(ListenerId(id), Arc::clone(listener)));
         Ok(Self {
             ring,
             lines,
             acceptors: acceptors.collect(),
             links: Vec::new(),
-            loads: Vec::new(),
-            masked: Vec::new(),
-            uniform: true,
+            roster: Roster::new(rules, u16::try_from(listeners.len()).unwrap_or(u16::MAX)),
             waiting: VecDeque::with_capacity(completions as usize),
             spare: Vec::new(),
             buried: Vec::new(),
@@ -102,7 +102,8 @@ impl Primary {
             generation: 0,
             now_ns: monotonic_ns(),
             stage: Stage::Starting,
-            bell_asked: false,
+            suspected: Vec::new(),
+            paused_since_ns: None,
         })
     }
 
@@ -122,12 +123,17 @@ impl Primary {
             }
             self.bury();
             self.relieve_crowded();
+            self.rescue();
             self.dispatch();
             self.control_intake();
+            self.pardon();
             self.finish_quiescing();
         }
         self.totals.dropped += self.waiting.len() as u64;
         self.totals.overflows = self.ring.overflows();
+        self.totals.skips = self.roster.skips();
+        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
+        self.totals.paused_ns += paused_ns;
         let totals = self.totals;
         self.waiting.clear();
         self.report(Report::Ended(totals));
@@ -137,7 +143,7 @@ impl Primary {
     fn until_next_deadline(&self) -> Option<Duration> {
         let starved = self.acceptors.iter().filter_map(Acceptor::next_deadline_ns);
         let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
-        let next_ns = starved.chain(crowded).min()?;
+        let next_ns = starved.chain(crowded).chain(self.roster.next_deadline_ns()).min()?;
         Some(Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())))
     }
 
@@ -170,20 +176,26 @@ impl Primary {
         }
     }
 
-    fn accept(&mut self, listener: ListenerId, socket: std::os::fd::OwnedFd) {
+    fn accept(&mut self, listener: ListenerId, socket: OwnedFd) {
         self.totals.accepted += 1;
         let record = Record { listener, accepted_ns: self.now_ns };
-        self.waiting.push_back(Accepted { socket, record });
+        let client = self.client_of(&socket);
+        self.waiting.push_back(Accepted { socket, record, client });
+    }
+
+    /// The client, if the policy wants to know it. Those without an address take turns.
+    fn client_of(&self, socket: &OwnedFd) -> Client {
+        match self.roster.wants_client() {
+            true => Client(peer::client_of(socket).unwrap_or(self.totals.accepted)),
+            false => Client::default(),
+        }
     }
 
     fn obey(&mut self, command: Command) {
         match command {
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {
-                if let Some(Some(link)) = self.links.get_mut(slot.index()) {
-                    link.join(listener);
-                }
-                self.note_uniformity();
+                self.roster.join(slot, listener);
             }
             Command::Open if self.stage == Stage::Starting => self.stage = Stage::Open,
             Command::Open => {}
@@ -191,7 +203,7 @@ impl Primary {
                 if let Some(Some(link)) = self.links.get_mut(slot.index()) {
                     link.retire();
                     link.close_if_retired();
-                    self.loads[slot.index()].standing = Standing::Draining;
+                    self.roster.retire(slot);
                 }
             }
             Command::Bury { slot } => self.buried.push(slot),
@@ -204,14 +216,10 @@ impl Primary {
         let place = slot.index();
         if place >= self.links.len() {
             self.links.resize_with(place + 1, || None);
-            self.loads.resize(place + 1, WorkerLoad::default());
         }
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
         let key = Key { index: u32::from(slot.0), generation: self.generation };
-        let link = Link::new(key, new);
-        link.board.set_waiting(self.bell_asked);
-        self.links[place] = Some(link);
-        self.loads[place] = WorkerLoad { standing: Standing::Ready, in_flight: 0 };
-        self.note_uniformity();
+        self.links[place] = Some(Link::new(key, new));
+        self.roster.attach(slot, self.now_ns);
     }
 }

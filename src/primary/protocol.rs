@@ -8,6 +8,7 @@ use nix::sys::eventfd::EventFd;
 use super::NewLink;
 use crate::board::Tally;
 use crate::id::{ListenerId, Slot};
+use crate::schedule::Skips;
 
 /// What the supervisor asks for.
 #[derive(Debug)]
@@ -54,6 +55,19 @@ pub enum Report {
         /// Its counters, with everything unclaimed taken back.
         tally: Tally,
     },
+    /// A worker has left connections unclaimed for too long; they went to others, and it gets
+    /// nothing until it answers a probe.
+    Hung {
+        /// Which worker.
+        slot: Slot,
+        /// Connections taken back from it.
+        taken_back: u32,
+    },
+    /// A hung worker has answered.
+    Recovered {
+        /// Which worker.
+        slot: Slot,
+    },
     /// Nothing is accepted any more and everything accepted has been handed over.
     Quiesced,
     /// The data path has ended.
@@ -73,6 +87,10 @@ pub struct Totals {
     pub dropped: u64,
     /// Times that accepting stopped because no worker had room.
     pub pauses: u64,
+    /// How long accepting was stopped for that, in nanoseconds.
+    pub paused_ns: u64,
+    /// How often each stage passed over a worker.
+    pub skips: Skips,
     /// Completion queue overflows.
     pub overflows: u64,
 }

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::link::{self, Accepted};
 use super::{CROWDED_NS, Primary, Report, SPARE_MESSAGES_MAX};
 use crate::id::Slot;
-use crate::schedule::{Standing, WorkerLoad};
+use crate::schedule::Refusal;
 use crate::sys::ring::{Key, Outcome, OutgoingMessage};
 
 impl Primary {
@@ -19,18 +19,21 @@ impl Primary {
         outcome: Outcome<()>,
     ) {
         let place = key.index as usize;
+        let slot = slot_of(key);
         if let Some(link) = &mut self.links[place] {
             link.answered();
         }
         match outcome {
             Ok(()) => {
+                let count = u32::try_from(message.descriptors()).expect("bounded by a message");
+                self.roster.delivered(slot, count, self.now_ns);
                 // The channel holds its own references now; ours would keep a connection from
                 // ending when the worker closes it.
                 for socket in message.drain() {
                     self.ring.close(socket);
                 }
             }
-            Err(errno) => self.refused(key, &mut message, errno),
+            Err(errno) => self.refused(slot, &mut message, errno),
         }
         if let Some(link) = &mut self.links[place] {
             link.close_if_retired();
@@ -41,80 +44,95 @@ impl Primary {
         }
     }
 
-    pub(super) fn refused(&mut self, key: Key, message: &mut OutgoingMessage, errno: Errno) {
-        let place = key.index as usize;
+    fn refused(&mut self, slot: Slot, message: &mut OutgoingMessage, errno: Errno) {
         let returned = link::unpack(message);
-        self.totals.refused += returned.len() as u64;
-        if let Some(link) = &mut self.links[place] {
-            link.board.add_returned(returned.len() as u64);
-            let load = &mut self.loads[place];
-            let slot = Slot(u16::try_from(key.index).expect("keys of links are slots"));
-            load.standing = match (load.standing, errno) {
-                (Standing::Ready, Errno::EAGAIN) => {
-                    link.await_room(&mut self.ring);
-                    Standing::Full
+        if returned.is_empty() {
+            self.roster.probe_failed(slot);
+        }
+        let count = u32::try_from(returned.len()).expect("bounded by a message");
+        self.totals.refused += u64::from(count);
+        if let Some(link) = &mut self.links[slot.index()] {
+            link.board.add_returned(u64::from(count));
+            let refusal = match errno {
+                Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS => {
+                    Refusal::Full
                 }
-                (Standing::Ready, Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS) => {
-                    self.crowded.push((slot, self.now_ns + CROWDED_NS));
-                    Standing::Full
-                }
-                // Already known to be full: one waiter is enough.
-                (standing, Errno::EAGAIN | Errno::ETOOMANYREFS) => standing,
                 // The worker has closed its inbox; the supervisor will hear of its end.
-                _ => Standing::Draining,
+                _ => Refusal::Closed,
             };
+            let first = self.roster.refused(slot, count, refusal);
+            match errno {
+                Errno::EAGAIN if first => link.await_room(&mut self.ring),
+                // The kernel does not say when there is room for this.
+                _ if first => self.crowded.push((slot, self.now_ns + CROWDED_NS)),
+                _ => {}
+            }
         }
         self.put_back(returned);
     }
 
     /// Puts sockets back to the front of the queue, oldest first.
-    pub(super) fn put_back(&mut self, sockets: Vec<Accepted>) {
+    fn put_back(&mut self, sockets: Vec<Accepted>) {
         self.totals.redispatched += sockets.len() as u64;
-        for accepted in sockets.into_iter().rev() {
+        for mut accepted in sockets.into_iter().rev() {
+            accepted.client = self.client_of(&accepted.socket);
             self.waiting.push_front(accepted);
         }
     }
 
-    /// Notes whether every worker serves every listener, which spares the masking.
-    pub(super) fn note_uniformity(&mut self) {
-        let links = self.links.iter().flatten();
-        self.uniform = links
-            .into_iter()
-            .all(|link| self.acceptors.iter().all(|acceptor| link.has_joined(acceptor.id)));
-    }
-
     /// A full channel has room again.
     pub(super) fn revive(&mut self, key: Key) {
-        let place = key.index as usize;
-        let Some(Some(link)) = self.links.get(place) else {
-            return;
-        };
-        if link.key() == key && self.loads[place].standing == Standing::Full {
-            self.loads[place].standing = Standing::Ready;
+        let current = matches!(&self.links[key.index as usize], Some(link) if link.key() == key);
+        if current {
+            self.roster.has_room_again(slot_of(key));
         }
     }
 
     pub(super) fn relieve_crowded(&mut self) {
         let now_ns = self.now_ns;
-        let loads = &mut self.loads;
+        let roster = &mut self.roster;
         self.crowded.retain(|(slot, until_ns)| {
-            let over = *until_ns <= now_ns;
-            if over && loads[slot.index()].standing == Standing::Full {
-                loads[slot.index()].standing = Standing::Ready;
+            if *until_ns <= now_ns {
+                roster.has_room_again(*slot);
             }
-            !over
+            *until_ns > now_ns
         });
+    }
+
+    /// Looks for workers that have left something unclaimed for too long, and gives it to others.
+    pub(super) fn rescue(&mut self) {
+        if self.roster.next_deadline_ns().is_none_or(|deadline_ns| deadline_ns > self.now_ns) {
+            return;
+        }
+        self.observe();
+        while let Some(slot) = self.roster.suspect(self.now_ns) {
+            let Some(link) = &mut self.links[slot.index()] else { continue };
+            let taken = link.take_back();
+            let count = u32::try_from(taken.len()).expect("bounded by a channel");
+            self.roster.taken_back(slot, count);
+            link.probe(&mut self.ring, &mut self.spare);
+            self.suspected.push(slot);
+            self.put_back(taken);
+            self.report(Report::Hung { slot, taken_back: count });
+        }
+    }
+
+    /// Tells of workers that have answered their probes.
+    pub(super) fn pardon(&mut self) {
+        let roster = &self.roster;
+        let (still, free): (Vec<Slot>, Vec<Slot>) =
+            self.suspected.iter().partition(|slot| roster.is_suspected(**slot));
+        self.suspected = still;
+        free.into_iter().for_each(|slot| self.report(Report::Recovered { slot }));
     }
 
     /// Takes back what ended workers left, once nothing is under way to them.
     pub(super) fn bury(&mut self) {
         let mut unfinished = Vec::new();
         for slot in std::mem::take(&mut self.buried) {
-            let Some(place) = self.links.get_mut(slot.index()) else {
-                continue;
-            };
+            self.roster.bury(slot);
+            let Some(place) = self.links.get_mut(slot.index()) else { continue };
             let Some(link) = place else { continue };
-            self.loads[slot.index()].standing = Standing::Dead;
             if !link.is_quiet() {
                 unfinished.push(slot);
                 continue;
@@ -122,11 +140,14 @@ impl Primary {
             let taken = link.take_back();
             let tally = link.tally();
             *place = None;
-            self.note_uniformity();
-            self.loads[slot.index()] = WorkerLoad::default();
+            self.roster.vacate(slot);
             self.put_back(taken);
             self.report(Report::Buried { slot, tally });
         }
         self.buried = unfinished;
     }
+}
+
+fn slot_of(key: Key) -> Slot {
+    Slot(u16::try_from(key.index).expect("keys of links are slots"))
 }

@@ -1,11 +1,19 @@
 //! Who gets the next connection. Pure: no descriptor, no clock, no I/O.
 //!
-//! A scheduler sees a row of [`WorkerLoad`]s, one a slot, and names a slot or nobody. It never
-//! sees a socket, and it is told of its own choices by the caller, who counts them in the row.
+//! A [`Scheduler`] sees a row of [`WorkerLoad`]s, one a slot, and names a slot or nobody. It never
+//! sees a socket. The [`Roster`] keeps the row true from what is assigned, delivered, claimed and
+//! finished; it is driven by the primary's data path and, with the same code, by the simulation in
+//! `tests/simulation.rs`.
 
-mod round_robin;
+mod cascade;
+mod credits;
+mod picker;
+mod roster;
 
-pub use round_robin::RoundRobin;
+pub use cascade::{Limits, Skips};
+pub use credits::{CREDITS_MAX, CreditRule};
+pub use picker::{Order, Picker};
+pub use roster::{Refusal, Roster, Rules, Sample};
 
 use crate::id::Slot;
 
@@ -28,28 +36,48 @@ pub enum Standing {
 pub struct WorkerLoad {
     /// Whether it takes connections.
     pub standing: Standing,
+    /// It has not moved for longer than is normal.
+    pub hung: bool,
     /// Connections given to it and neither finished nor taken back.
     pub in_flight: u32,
+    /// Connections that it may be given before it claims one.
+    pub credits: u32,
+    /// How far it has come in its slow start, in thousandths; 1000 is all the way.
+    pub warmth_permille: u16,
 }
 
-/// How often a worker was passed over, by reason.
+impl WorkerLoad {
+    /// A worker that takes connections and has so many in flight.
+    #[must_use]
+    pub fn ready(in_flight: u32) -> Self {
+        Self {
+            standing: Standing::Ready,
+            hung: false,
+            in_flight,
+            credits: CREDITS_MAX,
+            warmth_permille: 1000,
+        }
+    }
+}
+
+/// What a scheduler may know of a connection: a number that is the same for the same client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Skips {
-    /// It was dead.
-    pub dead: u64,
-    /// It was draining.
-    pub draining: u64,
-    /// Its channel was full.
-    pub full: u64,
-    /// It had as many connections in flight as it may.
-    pub overloaded: u64,
-}
+pub struct Client(pub u64);
 
-/// Chooses workers.
+/// Chooses workers. Bring your own by implementing it.
 pub trait Scheduler: Send {
-    /// The slot that shall have the next connection, or nobody.
-    fn pick(&mut self, loads: &[WorkerLoad]) -> Option<Slot>;
+    /// The slot that shall have the next connection, or nobody. The caller then counts the
+    /// connection in the row before it asks again.
+    fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot>;
 
     /// Whether [`Scheduler::pick`] would name somebody.
     fn has_room(&self, loads: &[WorkerLoad]) -> bool;
+
+    /// Whether the client matters; finding it out costs a system call a connection.
+    fn wants_client(&self) -> bool {
+        false
+    }
+
+    /// How often each stage passed over a worker.
+    fn skips(&self) -> Skips;
 }

@@ -6,6 +6,7 @@
 //! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
 //! * [`listener`]: listening sockets of every kind, opened, adopted, drained and unlinked.
+//! * [`peer`]: who is at the other end of a socket.
 //! * [`process`]: starting, watching and ending worker processes.
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
@@ -24,6 +25,7 @@ pub mod cpu;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
+pub mod peer;
 pub mod probe;
 pub mod process;
 pub mod readiness;

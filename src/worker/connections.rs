@@ -47,7 +47,7 @@ pub(super) struct Surroundings {
 impl Surroundings {
     /// Makes the counters visible, and rings if the primary has asked for it.
     pub(super) fn publish(&mut self) {
-        if self.board.publish(self.now_ns) {
+        if self.board.publish() {
             // A bell that is full is ringing already.
             let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
         }

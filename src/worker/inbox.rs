@@ -99,11 +99,14 @@ impl Inbox {
                 self.latency.record(record.accepted_ns, around.now_ns);
             }
         }
+        if promised == 0 {
+            return around.board.answer_probe();
+        }
         let lost = promised.saturating_sub(arrived);
         if opened.truncated || lost > 0 {
             around.board.add(Statistic::Truncated, lost as u64);
         }
-        around.board.add_claimed((arrived + lost) as u64);
+        around.board.add_claimed((arrived + lost) as u64, around.now_ns);
         around.board.add_finished(lost as u64);
         for socket in self.descriptors.drain(..) {
             connections.open(around, socket);

@@ -121,6 +121,7 @@ impl Worker {
         while !self.is_done() {
             self.wait(&mut events)?;
             self.around.now_ns = monotonic_ns();
+            self.around.board.begin_turn(self.around.now_ns);
             self.date.refresh(self.around.now_ns, &mut self.around.date);
             self.handle_all(&mut events)?;
             self.connections.expire(&mut self.around);
@@ -131,6 +132,7 @@ impl Worker {
                 inbox.top_up(&mut self.around, &self.connections);
             }
             // At the end of the turn the counters are true.
+            self.around.board.end_turn();
             self.around.publish();
         }
         Ok(())

@@ -275,7 +275,7 @@ impl Sources {
 }
 
 fn claim(around: &mut Surroundings, connections: &mut Connections, socket: OwnedFd) {
-    around.board.add_claimed(1);
+    around.board.add_claimed(1, around.now_ns);
     connections.open(around, socket);
 }
 

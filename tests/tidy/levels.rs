@@ -56,6 +56,7 @@ const MODULES: [Module; 23] = [
         Only(&[]),
         &[
             ("handler", "what is served is a setting, defined where it is served"),
+            ("schedule", "so are the rules of choosing"),
             ("topology", "so are the number of workers and their CPUs"),
             ("work", "and so is the work that a request costs"),
         ],

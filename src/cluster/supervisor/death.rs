@@ -52,6 +52,8 @@ impl Supervisor<'_> {
                     other => self.places[slot].occupant = other,
                 }
             }
+            Report::Hung { slot, taken_back } => self.note_hang(slot.index(), taken_back),
+            Report::Recovered { slot } => self.note_recovery(slot.index()),
             Report::Quiesced if self.stage == Stage::Quiescing => self.drain(),
             Report::Quiesced => {}
             Report::Ended(totals) => {
@@ -60,7 +62,43 @@ impl Supervisor<'_> {
                 self.summary.redispatched = totals.redispatched;
                 self.summary.dropped = totals.dropped;
                 self.summary.pauses = totals.pauses;
+                self.summary.paused_ms = totals.paused_ns / 1_000_000;
+                self.summary.skips = totals.skips;
             }
+        }
+    }
+
+    fn note_hang(&mut self, slot: usize, taken_back: u32) {
+        let Occupant::Alive(member) = &mut self.places[slot].occupant else { return };
+        member.hung_since_ns = Some(monotonic_ns());
+        let event = Event::Hung { id: member.id, pid: member.process.pid(), taken_back };
+        self.tell(event);
+    }
+
+    fn note_recovery(&mut self, slot: usize) {
+        let Occupant::Alive(member) = &mut self.places[slot].occupant else { return };
+        if member.hung_since_ns.take().is_some() {
+            let event = Event::Recovered { id: member.id, pid: member.process.pid() };
+            self.tell(event);
+        }
+    }
+
+    /// Ends workers that have hung for too long; they are replaced like others that end.
+    pub(super) fn kill_hung(&mut self, now_ns: u64) {
+        for slot in 0..self.places.len() {
+            if self.hang_deadline_ns(slot).is_some_and(|deadline_ns| deadline_ns <= now_ns) {
+                self.kill(slot, "it has hung for too long".into());
+            }
+        }
+    }
+
+    pub(super) fn hang_deadline_ns(&self, slot: usize) -> Option<u64> {
+        let limit = u64::try_from(self.settings.hang_kill?.as_nanos()).unwrap_or(u64::MAX);
+        match &self.places[slot].occupant {
+            Occupant::Alive(member) if !member.killed => {
+                member.hung_since_ns.map(|since_ns| since_ns.saturating_add(limit))
+            }
+            _ => None,
         }
     }
 

@@ -1,0 +1,181 @@
+//! How many connections a worker may be given before it claims one. Pure: time is an argument.
+//!
+//! A worker that claims at once gets many, which makes full messages and few wake-ups. One that is
+//! slow gets few, so that what it cannot take yet stays where somebody else can have it. In flow,
+//! many credits make the system a pipeline and few make it one central queue.
+
+use std::collections::VecDeque;
+
+/// Most credits of a worker: eight full messages.
+pub const CREDITS_MAX: u32 = 256;
+/// Fewest; with none a worker could never show that it is fast again.
+const CREDITS_MIN: u32 = 1;
+/// What a new worker begins with: a full message.
+const CREDITS_FIRST: u32 = 32;
+/// A claim within this time is fast.
+const FAST_NS: u64 = 1_000_000;
+/// A claim that takes longer than this is slow.
+const SLOW_NS: u64 = 5_000_000;
+
+/// How the number of credits is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CreditRule {
+    /// Grows by what is claimed fast, collapses when something is not.
+    #[default]
+    Adaptive,
+    /// Always the same.
+    Fixed(u32),
+}
+
+/// One worker's credits and what has been delivered to it and not claimed.
+#[derive(Clone, Debug)]
+pub(super) struct Credits {
+    rule: CreditRule,
+    allowed: u32,
+    /// Connections put into its channel so far, less those taken out again.
+    delivered: u64,
+    /// Deliveries that have not been claimed entirely, oldest first. Bounded by the messages that
+    /// a channel holds.
+    unclaimed: VecDeque<Delivery>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Delivery {
+    /// `delivered` after it.
+    until: u64,
+    count: u32,
+    at_ns: u64,
+}
+
+impl Credits {
+    pub(super) fn new(rule: CreditRule) -> Self {
+        let allowed = match rule {
+            CreditRule::Adaptive => CREDITS_FIRST,
+            CreditRule::Fixed(count) => count.max(CREDITS_MIN),
+        };
+        Self { rule, allowed, delivered: 0, unclaimed: VecDeque::new() }
+    }
+
+    /// Credits left for a worker with so many unclaimed.
+    pub(super) fn left(&self, unclaimed: u32) -> u32 {
+        self.allowed.saturating_sub(unclaimed)
+    }
+
+    /// A message has gone into the channel.
+    pub(super) fn deliver(&mut self, count: u32, now_ns: u64) {
+        self.delivered += u64::from(count);
+        if count > 0 {
+            self.unclaimed.push_back(Delivery { until: self.delivered, count, at_ns: now_ns });
+        }
+    }
+
+    /// The newest so many connections have been taken out of the channel again.
+    pub(super) fn withdraw(&mut self, count: u32) {
+        self.delivered = self.delivered.saturating_sub(u64::from(count));
+        while let Some(last) = self.unclaimed.back_mut() {
+            let excess = last.until.saturating_sub(self.delivered);
+            match u32::try_from(excess) {
+                Ok(excess) if excess < last.count => {
+                    last.until -= u64::from(excess);
+                    last.count -= excess;
+                    break;
+                }
+                _ => self.unclaimed.pop_back(),
+            };
+        }
+    }
+
+    /// Learns from what the worker has claimed so far and when it last did.
+    pub(super) fn observe(&mut self, claimed: u64, claimed_at_ns: u64, now_ns: u64) {
+        while self.unclaimed.front().is_some_and(|delivery| delivery.until <= claimed) {
+            let Some(delivery) = self.unclaimed.pop_front() else { break };
+            self.learn(claimed_at_ns.saturating_sub(delivery.at_ns), delivery.count);
+        }
+        if let Some(oldest) = self.oldest_ns()
+            && now_ns.saturating_sub(oldest) > SLOW_NS
+        {
+            self.collapse();
+        }
+    }
+
+    fn learn(&mut self, took_ns: u64, count: u32) {
+        if self.rule != CreditRule::Adaptive {
+            return;
+        }
+        if took_ns <= FAST_NS {
+            self.allowed = self.allowed.saturating_add(count).min(CREDITS_MAX);
+        } else if took_ns > SLOW_NS {
+            self.collapse();
+        }
+    }
+
+    fn collapse(&mut self) {
+        if self.rule == CreditRule::Adaptive {
+            self.allowed = CREDITS_MIN;
+        }
+    }
+
+    /// When the oldest delivery that is not entirely claimed was made.
+    pub(super) fn oldest_ns(&self) -> Option<u64> {
+        self.unclaimed.front().map(|delivery| delivery.at_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn fast_claims_grow_and_a_slow_one_collapses() {
+        let mut credits = Credits::new(CreditRule::Adaptive);
+        assert_eq!(credits.left(0), CREDITS_FIRST);
+        credits.deliver(20, 0);
+        credits.observe(20, 100_000, 200_000);
+        assert_eq!(credits.left(0), CREDITS_FIRST + 20);
+        credits.deliver(5, 1_000_000);
+        credits.observe(20, 100_000, 1_000_000 + SLOW_NS + 1);
+        assert_eq!(credits.left(0), CREDITS_MIN);
+        credits.observe(25, 1_000_000 + SLOW_NS + 2, 1_000_000 + SLOW_NS + 2);
+        assert_eq!(credits.left(0), CREDITS_MIN);
+        credits.deliver(1, 20_000_000);
+        credits.observe(26, 20_100_000, 30_000_000);
+        assert_eq!(credits.left(0), CREDITS_MIN + 1);
+    }
+
+    #[test]
+    fn what_is_withdrawn_was_never_slow() {
+        let mut credits = Credits::new(CreditRule::Adaptive);
+        credits.deliver(3, 10);
+        credits.deliver(3, 20);
+        credits.observe(2, 15, 30);
+        credits.withdraw(4);
+        credits.observe(2, 15, 40);
+        assert_eq!((credits.delivered, credits.oldest_ns()), (2, None));
+        assert_eq!(credits.left(0), CREDITS_FIRST + 2);
+    }
+
+    proptest! {
+        #[test]
+        fn credits_stay_within_their_bounds_whatever_is_claimed(
+            steps in prop::collection::vec(
+                (0u32..40, 0u64..400, 0u32..40, 0u64..9_000_000),
+                1..200,
+            ),
+        ) {
+            let mut credits = Credits::new(CreditRule::Adaptive);
+            let mut now_ns = 0;
+            for (delivered, claimed, withdrawn, passed_ns) in steps {
+                now_ns += passed_ns;
+                credits.deliver(delivered, now_ns);
+                credits.observe(claimed, now_ns, now_ns);
+                credits.withdraw(withdrawn);
+                prop_assert!((CREDITS_MIN..=CREDITS_MAX).contains(&credits.left(0)));
+                prop_assert!(credits.oldest_ns().is_none_or(|oldest| oldest <= now_ns));
+                let sorted = credits.unclaimed.iter().is_sorted_by_key(|one| one.until);
+                prop_assert!(sorted);
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Everything the primary knows of its workers, and what follows from it. Pure: time and the
+//! workers' counters are arguments.
+//!
+//! Owns standing, credits, suspicion and the row of loads. The data path tells it what happened to
+//! sockets and does what it says; a simulation can do the same.
+
+use super::cascade::{Limits, Skips};
+use super::credits::{CreditRule, Credits};
+use super::picker::{Order, Picker};
+use super::{Client, Scheduler, Standing, WorkerLoad};
+use crate::id::{ListenerId, Slot};
+
+/// How workers are chosen and judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// The policy.
+    pub order: Order,
+    /// The stages' limits.
+    pub limits: Limits,
+    /// How credits are found.
+    pub credits: CreditRule,
+    /// A worker that has not claimed, or not finished a turn of its loop, for this long is passed
+    /// over, and what it has not claimed goes to others; never, if none.
+    pub hang_after_ns: Option<u64>,
+    /// How long a new worker takes to get its full share.
+    pub slow_start_ns: u64,
+}
+
+/// What a worker's page says at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Connections that it has received.
+    pub claimed: u64,
+    /// Connections that it has done with.
+    pub finished: u64,
+    /// When it last received one.
+    pub claimed_at_ns: u64,
+    /// Since when its loop has been in its present turn; 0 while it waits.
+    pub turn_begun_ns: u64,
+    /// Probes that it has answered.
+    pub answered_probes: u64,
+}
+
+/// Why a message came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The channel has no room; it will say when it has.
+    Full,
+    /// The worker takes nothing any more.
+    Closed,
+}
+
+/// A worker in its slot.
+#[derive(Clone, Debug)]
+struct Seat {
+    joined: u64,
+    assigned: u64,
+    returned: u64,
+    credits: Credits,
+    came_ns: u64,
+    /// Probes sent; it is suspected until it has answered them all.
+    probes: u64,
+    suspected: bool,
+    sample: Sample,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Roster {
+    rules: Rules,
+    seats: Vec<Option<Seat>>,
+    loads: Vec<WorkerLoad>,
+    /// The loads as one listener sees them, when not every worker serves every listener.
+    masked: Vec<WorkerLoad>,
+    uniform: bool,
+    listeners: u16,
+    pickers: Vec<Picker>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            order: Order::Rotation,
+            limits: Limits::default(),
+            credits: CreditRule::Adaptive,
+            hang_after_ns: Some(100_000_000),
+            slow_start_ns: 1_000_000_000,
+        }
+    }
+}
+
+impl Roster {
+    /// A roster without workers, for so many listeners, each with a rotation of its own.
+    #[must_use]
+    pub fn new(rules: Rules, listeners: u16) -> Self {
+        let picker = || Picker::new(rules.order, rules.limits);
+        Self {
+            rules,
+            seats: Vec::new(),
+            loads: Vec::new(),
+            masked: Vec::new(),
+            uniform: true,
+            listeners,
+            pickers: (0..listeners).map(|_| picker()).collect(),
+        }
+    }
+
+    /// A worker has come.
+    pub fn attach(&mut self, slot: Slot, now_ns: u64) {
+        let place = slot.index();
+        if place >= self.seats.len() {
+            self.seats.resize_with(place + 1, || None);
+            self.loads.resize(place + 1, WorkerLoad::default());
+        }
+        self.seats[place] = Some(Seat {
+            joined: 0,
+            assigned: 0,
+            returned: 0,
+            credits: Credits::new(self.rules.credits),
+            came_ns: now_ns,
+            probes: 0,
+            suspected: false,
+            sample: Sample::default(),
+        });
+        self.loads[place] = WorkerLoad { standing: Standing::Ready, ..WorkerLoad::default() };
+        self.note_uniformity();
+        self.observe(slot, Sample::default(), now_ns);
+    }
+
+    /// The worker serves a listener from now on.
+    pub fn join(&mut self, slot: Slot, listener: ListenerId) {
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.joined |= 1 << (listener.0 & 63);
+        }
+        self.note_uniformity();
+    }
+
+    /// The worker leaves: nothing more for it.
+    pub fn retire(&mut self, slot: Slot) {
+        if let Some(load) = self.loads.get_mut(slot.index()) {
+            load.standing = Standing::Draining;
+        }
+    }
+
+    /// The worker is gone.
+    pub fn vacate(&mut self, slot: Slot) {
+        self.seats[slot.index()] = None;
+        self.loads[slot.index()] = WorkerLoad::default();
+        self.note_uniformity();
+    }
+
+    /// The worker's process has ended, but its seat is still being cleared.
+    pub fn bury(&mut self, slot: Slot) {
+        if let Some(load) = self.loads.get_mut(slot.index()) {
+            load.standing = Standing::Dead;
+        }
+    }
+
+    /// Takes note of a worker's counters.
+    pub fn observe(&mut self, slot: Slot, sample: Sample, now_ns: u64) {
+        let Some(Some(seat)) = self.seats.get_mut(slot.index()) else { return };
+        let load = &mut self.loads[slot.index()];
+        // Counts of another process: cut to what is possible.
+        let given = seat.assigned - seat.returned;
+        seat.sample = sample;
+        let claimed = sample.claimed.min(given);
+        let finished = sample.finished.min(given);
+        seat.credits.observe(claimed, sample.claimed_at_ns, now_ns);
+        if seat.suspected && sample.answered_probes >= seat.probes {
+            seat.suspected = false;
+        }
+        let stuck = match (self.rules.hang_after_ns, sample.turn_begun_ns) {
+            (Some(hang_after_ns), begun_ns @ 1..) => {
+                now_ns.saturating_sub(begun_ns) > hang_after_ns
+            }
+            _ => false,
+        };
+        load.hung = seat.suspected || stuck;
+        load.in_flight = narrow(given - finished);
+        load.credits = seat.credits.left(narrow(given - claimed));
+        load.warmth_permille = warmth(now_ns.saturating_sub(seat.came_ns), &self.rules);
+    }
+
+    /// Who shall have the next connection of a listener. The choice is counted at once.
+    pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
+        self.mask(listener);
+        let loads = if self.uniform { &self.loads } else { &self.masked };
+        let slot = self.pickers[listener.index()].pick(loads, client)?;
+        let seat = self.seats[slot.index()].as_mut()?;
+        seat.assigned += 1;
+        let load = &mut self.loads[slot.index()];
+        load.in_flight += 1;
+        load.credits = load.credits.saturating_sub(1);
+        Some(slot)
+    }
+
+    /// Whether somebody could have a connection of a listener.
+    pub fn has_room(&mut self, listener: ListenerId) -> bool {
+        self.mask(listener);
+        let loads = if self.uniform { &self.loads } else { &self.masked };
+        self.pickers[listener.index()].has_room(loads)
+    }
+
+    /// Whether the policy wants to know the client.
+    #[must_use]
+    pub fn wants_client(&self) -> bool {
+        self.pickers.first().is_some_and(Picker::wants_client)
+    }
+
+    /// Connections have gone into the worker's channel.
+    pub fn delivered(&mut self, slot: Slot, count: u32, now_ns: u64) {
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.credits.deliver(count, now_ns);
+        }
+    }
+
+    /// Connections came back without having been in the channel. Tells whether the caller should
+    /// wait for room, which is so only for the first refusal.
+    pub fn refused(&mut self, slot: Slot, count: u32, refusal: Refusal) -> bool {
+        self.give_back(slot, count);
+        let Some(load) = self.loads.get_mut(slot.index()) else { return false };
+        let was_ready = load.standing == Standing::Ready;
+        match refusal {
+            Refusal::Full if was_ready => load.standing = Standing::Full,
+            Refusal::Closed if load.standing != Standing::Dead => {
+                load.standing = Standing::Draining;
+            }
+            _ => {}
+        }
+        was_ready && refusal == Refusal::Full
+    }
+
+    /// The channel has room again.
+    pub fn has_room_again(&mut self, slot: Slot) {
+        if let Some(load) = self.loads.get_mut(slot.index())
+            && load.standing == Standing::Full
+        {
+            load.standing = Standing::Ready;
+        }
+    }
+
+    /// Connections were taken out of the worker's channel again.
+    pub fn taken_back(&mut self, slot: Slot, count: u32) {
+        self.give_back(slot, count);
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.credits.withdraw(count);
+        }
+    }
+
+    fn give_back(&mut self, slot: Slot, count: u32) {
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.returned += u64::from(count);
+            let load = &mut self.loads[slot.index()];
+            load.in_flight = load.in_flight.saturating_sub(count);
+        }
+    }
+
+    /// A worker that has left a connection unclaimed for too long. From now on it is passed over
+    /// until it answers a probe; the caller takes its channel back and sends the probe.
+    pub fn suspect(&mut self, now_ns: u64) -> Option<Slot> {
+        let hang_after_ns = self.rules.hang_after_ns?;
+        for (place, seat) in self.seats.iter_mut().enumerate() {
+            let Some(seat) = seat else { continue };
+            let load = &mut self.loads[place];
+            let late = seat
+                .credits
+                .oldest_ns()
+                .is_some_and(|oldest| now_ns.saturating_sub(oldest) > hang_after_ns);
+            // One that leaves will not answer and gets nothing more anyway, but what it does not
+            // take belongs to others just the same.
+            let alive = !matches!(load.standing, Standing::Dead);
+            if late && alive && !seat.suspected {
+                seat.suspected = true;
+                seat.probes += 1;
+                load.hung = true;
+                return u16::try_from(place).ok().map(Slot);
+            }
+        }
+        None
+    }
+
+    /// The probe could not be sent: the worker is no longer suspected, and judged again.
+    pub fn probe_failed(&mut self, slot: Slot) {
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.suspected = false;
+            seat.probes -= 1;
+            self.loads[slot.index()].hung = false;
+        }
+    }
+
+    /// Whether the worker is under suspicion.
+    #[must_use]
+    pub fn is_suspected(&self, slot: Slot) -> bool {
+        matches!(self.seats.get(slot.index()), Some(Some(seat)) if seat.suspected)
+    }
+
+    /// When somebody may have to be suspected, if nothing is claimed until then.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let hang_after_ns = self.rules.hang_after_ns?;
+        let pairs = self.seats.iter().zip(&self.loads);
+        let watched = pairs.filter_map(|(seat, load)| {
+            let seat = seat.as_ref().filter(|seat| !seat.suspected)?;
+            (load.standing != Standing::Dead).then(|| seat.credits.oldest_ns()).flatten()
+        });
+        // One past the limit, so that the check at that moment finds it exceeded.
+        watched.min().map(|oldest| oldest.saturating_add(hang_after_ns).saturating_add(1))
+    }
+
+    /// The row of loads, one a slot.
+    #[must_use]
+    pub fn loads(&self) -> &[WorkerLoad] {
+        &self.loads
+    }
+
+    /// How often each stage passed over a worker, over all listeners.
+    #[must_use]
+    pub fn skips(&self) -> Skips {
+        let mut sum = Skips::default();
+        self.pickers.iter().for_each(|picker| sum.add(&picker.skips()));
+        sum
+    }
+
+    fn note_uniformity(&mut self) {
+        let everything = match self.listeners {
+            64.. => u64::MAX,
+            count => (1 << count) - 1,
+        };
+        self.uniform = self.seats.iter().flatten().all(|seat| seat.joined == everything);
+    }
+
+    /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
+    fn mask(&mut self, listener: ListenerId) {
+        if self.uniform {
+            return;
+        }
+        self.masked.clear();
+        let bit = 1 << (listener.0 & 63);
+        let pairs = self.seats.iter().zip(&self.loads);
+        self.masked.extend(pairs.map(|(seat, load)| match seat {
+            Some(seat) if seat.joined & bit != 0 => *load,
+            _ => WorkerLoad::default(),
+        }));
+    }
+}
+
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// How far a worker of this age has come in its slow start.
+fn warmth(age_ns: u64, rules: &Rules) -> u16 {
+    let permille = age_ns.saturating_mul(1000).checked_div(rules.slow_start_ns).unwrap_or(1000);
+    u16::try_from(permille).unwrap_or(1000).min(1000)
+}
+
+#[cfg(test)]
+mod tests;

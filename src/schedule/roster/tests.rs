@@ -1,0 +1,106 @@
+//! How suspicion, credits and slow start work together over simulated time.
+
+use super::*;
+
+const MS: u64 = 1_000_000;
+const FIRST: ListenerId = ListenerId(0);
+
+fn roster(workers: u16) -> Roster {
+    let rules = Rules {
+        order: Order::Rotation,
+        limits: Limits::default(),
+        credits: CreditRule::Adaptive,
+        hang_after_ns: Some(100 * MS),
+        slow_start_ns: 0,
+    };
+    let mut roster = Roster::new(rules, 1);
+    for slot in (0..workers).map(Slot) {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    }
+    roster
+}
+
+fn give(roster: &mut Roster, now_ns: u64) -> Option<Slot> {
+    let slot = roster.pick(FIRST, Client::default())?;
+    roster.delivered(slot, 1, now_ns);
+    Some(slot)
+}
+
+#[test]
+fn a_worker_that_does_not_claim_is_suspected_once_and_trusted_when_it_answers() {
+    let mut roster = roster(2);
+    assert_eq!(give(&mut roster, 0), Some(Slot(0)));
+    assert_eq!(roster.next_deadline_ns(), Some(100 * MS + 1));
+    assert_eq!(roster.suspect(100 * MS), None);
+    assert_eq!(roster.suspect(100 * MS + 1), Some(Slot(0)));
+    assert_eq!(roster.suspect(100 * MS + 1), None);
+    roster.taken_back(Slot(0), 1);
+    // Nothing is unclaimed any more, and still it gets nothing: it has not answered.
+    roster.observe(Slot(0), Sample::default(), 200 * MS);
+    assert_eq!(give(&mut roster, 200 * MS), Some(Slot(1)));
+    assert_eq!(roster.loads()[0].in_flight, 0);
+    let answered = Sample { answered_probes: 1, ..Sample::default() };
+    roster.observe(Slot(0), answered, 300 * MS);
+    assert!(!roster.is_suspected(Slot(0)));
+    assert_eq!(give(&mut roster, 300 * MS), Some(Slot(0)));
+}
+
+#[test]
+fn a_worker_stuck_in_a_turn_is_passed_over_while_it_is() {
+    let mut roster = roster(2);
+    let stuck = Sample { turn_begun_ns: 1, ..Sample::default() };
+    roster.observe(Slot(0), stuck, 100 * MS + 2);
+    assert_eq!(give(&mut roster, 100 * MS + 2), Some(Slot(1)));
+    roster.observe(Slot(0), Sample::default(), 101 * MS);
+    assert_eq!(give(&mut roster, 101 * MS), Some(Slot(0)));
+}
+
+#[test]
+fn out_of_credits_means_somebody_else_or_nobody() {
+    let mut roster = roster(1);
+    let given = (0..1000).map_while(|_| give(&mut roster, 0)).count();
+    assert_eq!(given, 32);
+    assert!(!roster.has_room(FIRST));
+    let claimed = Sample { claimed: 32, claimed_at_ns: 1000, ..Sample::default() };
+    roster.observe(Slot(0), claimed, 2000);
+    assert!(roster.has_room(FIRST));
+    assert_eq!(roster.loads()[0].credits, 64);
+}
+
+#[test]
+fn a_lying_worker_gains_nothing_and_breaks_nothing() {
+    let mut roster = roster(1);
+    give(&mut roster, 0);
+    let lies = Sample { claimed: u64::MAX, finished: u64::MAX, ..Sample::default() };
+    roster.observe(Slot(0), lies, 0);
+    assert_eq!(roster.loads()[0].in_flight, 0);
+}
+
+#[test]
+fn a_full_channel_is_waited_for_once() {
+    let mut roster = roster(1);
+    for _ in 0..3 {
+        assert!(roster.pick(FIRST, Client::default()).is_some());
+    }
+    assert!(roster.refused(Slot(0), 2, Refusal::Full));
+    assert!(!roster.refused(Slot(0), 1, Refusal::Full));
+    assert_eq!((roster.loads()[0].in_flight, roster.has_room(FIRST)), (0, false));
+    roster.has_room_again(Slot(0));
+    assert!(roster.has_room(FIRST));
+}
+
+#[test]
+fn a_listener_only_sees_those_who_serve_it() {
+    let mut roster = Roster::new(roster(0).rules, 2);
+    for slot in [Slot(0), Slot(1)] {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    }
+    roster.join(Slot(1), ListenerId(1));
+    assert_eq!(roster.pick(ListenerId(1), Client::default()), Some(Slot(1)));
+    assert_eq!(roster.pick(ListenerId(1), Client::default()), Some(Slot(1)));
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(0)));
+    roster.vacate(Slot(1));
+    assert!(!roster.has_room(ListenerId(1)));
+}
