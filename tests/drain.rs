@@ -56,12 +56,12 @@ fn drain_with_open_requests(policy: &str, signal: Signal) {
     let mut idle: Vec<Client> = (0..3).map(|_| Client::held(&address)).collect();
     let mut in_head = Client::held(&address);
     in_head.send(b"GET / HTTP/1.1\r\nHo");
-    let mut in_body = open_request(&address);
+    let in_body = open_request(&address);
     cluster.signal(signal);
     assert_eq!(cluster.event("draining", 0)["reason"], signal.as_str());
     idle.iter_mut().for_each(Client::assert_closed);
     until_refused(&address);
-    for (client, rest) in [(&mut in_body, "12345"), (&mut in_head, "st: x\r\n\r\n")] {
+    for (mut client, rest) in [(in_body, "12345"), (in_head, "st: x\r\n\r\n")] {
         let answer = client.ask(rest.as_bytes());
         answer.assert_hello();
         assert!(answer.closes(), "{answer:?}");
@@ -95,6 +95,7 @@ fn a_signal_to_the_whole_group_is_one_signal() {
     cluster.signal(Signal::SIGINT);
     cluster.event("draining", 0);
     open.ask(b"12345").assert_hello();
+    drop(open);
     assert_in_order(&cluster.wait());
 }
 
@@ -160,7 +161,7 @@ fn connections_in_the_backlog_at_the_signal_are_still_answered() {
         clients.iter_mut().for_each(|client| client.send(GET));
         cluster.signal(Signal::SIGTERM);
         everybody.iter().for_each(|pid| machine::signal(*pid, Signal::SIGCONT));
-        for client in &mut clients {
+        for mut client in clients {
             client.receive().assert_hello();
             client.assert_closed();
         }
@@ -231,6 +232,7 @@ fn a_unix_path_is_gone_after_the_end() {
         cluster.signal(Signal::SIGTERM);
         eventually("the path to be gone", || (!path.exists()).then_some(()));
         open.ask(b"12345").assert_hello();
+        drop(open);
         assert_in_order(&cluster.wait());
         assert!(!path.exists());
     }

@@ -247,14 +247,16 @@ impl Cluster {
         let heard = self.heard();
         let number = |event: &Value, key: &str| event[key].as_u64().unwrap_or(0);
         let ended: Vec<u64> = heard.named("exit").map(|event| number(event, "id")).collect();
-        heard
+        let mut workers: Vec<Worker> = heard
             .named("online")
             .map(|event| Worker {
                 id: number(event, "id"),
                 pid: u32::try_from(number(event, "pid")).expect("process ids are small"),
             })
             .filter(|worker| !ended.contains(&worker.id))
-            .collect()
+            .collect();
+        workers.sort_unstable_by_key(|worker| worker.id);
+        workers
     }
 
     /// Their process ids.
