@@ -164,11 +164,15 @@ impl Client {
 
     /// Sends nothing more, but goes on reading.
     pub(crate) fn half_close(&self) {
-        let done = match self.reader.get_ref() {
-            Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
-            Stream::Unix(unix) => unix.shutdown(Shutdown::Write),
-        };
-        done.expect("the connection stands");
+        assert!(self.try_half_close(), "the connection stands");
+    }
+
+    /// Sends nothing more, unless the server has ended the connection already.
+    pub(crate) fn try_half_close(&self) -> bool {
+        match self.reader.get_ref() {
+            Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write).is_ok(),
+            Stream::Unix(unix) => unix.shutdown(Shutdown::Write).is_ok(),
+        }
     }
 
     /// Tears the connection down with a reset.
