@@ -39,6 +39,8 @@ const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 const STALL: Duration = Duration::from_secs(60);
 /// How long the rest of a refused request is read away.
 const LINGER: Duration = Duration::from_secs(2);
+/// Bytes read away after an error answer before the connection is closed anyway.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// How long a leaving worker waits for the first request of a connection.
 const LEAVE: Duration = Duration::from_secs(1);
 /// Descriptors that are never given to connections.
@@ -388,13 +390,16 @@ async fn linger(stream: &TcpStream) -> std::io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let rest = async {
         let mut buffer = vec![0; READ_BYTES];
-        loop {
+        let mut left = LINGER_BYTES_MAX;
+        while left > 0 {
             let (count, returned) = stream.read(buffer).await;
-            if count? == 0 {
-                return std::io::Result::Ok(());
+            match count? {
+                0 => break,
+                count => left = left.saturating_sub(count),
             }
             buffer = returned;
         }
+        std::io::Result::Ok(())
     };
     timeout(LINGER, rest).await.unwrap_or(Ok(()))
 }
