@@ -102,8 +102,8 @@ fn killed_under_load(policy: &str, seed: u64) -> (Summary, u64) {
 
 #[test]
 fn killing_workers_under_load_costs_only_what_they_had_claimed() {
-    for seed in [11, 12, 13] {
-        let (summary, failed) = killed_under_load("--policy rr", seed);
+    for (seed, runtime) in [(11, "ring"), (12, "ring"), (13, "tokio-uring")] {
+        let (summary, failed) = killed_under_load(&format!("--runtime {runtime}"), seed);
         // One that the killed worker had answered and not yet counted is aborted too.
         assert!(failed <= summary.aborted, "{failed} failed, {summary:#?}");
     }
@@ -216,7 +216,7 @@ fn what_a_stopped_worker_has_not_claimed_is_served_by_others_when_it_dies() {
 
 #[test]
 fn a_worker_that_is_stopped_and_continued_loses_nothing_and_answers_once() {
-    for policy in ["--policy rr", "--policy none --accept epoll"] {
+    for policy in ["--policy rr", "--runtime tokio-uring", "--policy none --accept epoll"] {
         let cluster = Launch::new(&format!("--workers 2 {policy}")).start();
         let pids = cluster.worker_pids();
         for round in 0..10 {
@@ -238,7 +238,7 @@ fn a_worker_that_is_stopped_and_continued_loses_nothing_and_answers_once() {
 
 #[test]
 fn a_worker_that_is_asked_to_leave_drains_and_is_replaced_without_a_failure() {
-    for policy in ["--policy rr", "--policy none --accept epoll"] {
+    for policy in ["--policy rr", "--runtime tokio-uring", "--policy none --accept epoll"] {
         let cluster = Launch::new(&format!("--workers 3 {policy}")).start();
         let (_, failed) = Load::during(&cluster, |load| {
             for round in 0..5 {
@@ -258,7 +258,7 @@ fn a_worker_that_is_asked_to_leave_drains_and_is_replaced_without_a_failure() {
 
 #[test]
 fn workers_end_by_themselves_when_the_primary_is_killed() {
-    for policy in ["--policy rr", "--policy none", "--policy none --accept uring-multishot"] {
+    for policy in ["", "--runtime tokio-uring", "--policy none --accept uring-multishot"] {
         let cluster = Launch::new(&format!("--workers 3 {policy}")).start();
         let address = cluster.address();
         let kept = Client::held(&address);

@@ -9,8 +9,9 @@ use std::time::Duration;
 use common::{Client, Cluster, Ended, GET, Launch, eventually, get, machine};
 use nix::sys::signal::Signal;
 
-const POLICIES: [&str; 6] = [
+const POLICIES: [&str; 7] = [
     "--policy rr",
+    "--policy rr --runtime tokio-uring",
     "--policy none --accept epoll",
     "--policy none --accept epoll-exclusive",
     "--policy none --accept uring",
