@@ -107,18 +107,26 @@ impl Acceptor {
         self.state == State::Closed
     }
 
-    /// Takes what waits in the backlog and closes the listener.
-    pub(super) fn close(&mut self, mut take: impl FnMut(OwnedFd)) {
-        let Some(listener) = self.listener.take() else {
+    /// Takes what waits in the backlog and closes the listener. While descriptors are short it
+    /// takes what it can, and is to be called again.
+    pub(super) fn close(&mut self, now_ns: u64, mut take: impl FnMut(OwnedFd)) {
+        let Some(listener) = &self.listener else {
             return;
         };
-        self.state = State::Closed;
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => take(socket),
+                // The client gave up while it was queued.
+                Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                    self.state = State::Starved { until_ns: now_ns + STARVED_NS };
+                    return;
+                }
                 Ok(None) | Err(_) => break,
             }
         }
+        self.listener = None;
+        self.state = State::Closed;
     }
 
     /// When a starved accept may be tried again.

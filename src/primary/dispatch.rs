@@ -109,7 +109,7 @@ impl Primary {
             self.acceptors[place].pause(&mut self.ring);
             if self.acceptors[place].is_quiet() {
                 let (id, mut last) = (self.acceptors[place].id, Vec::new());
-                self.acceptors[place].close(|socket| last.push(socket));
+                self.acceptors[place].close(self.now_ns, |socket| last.push(socket));
                 last.into_iter().for_each(|socket| self.accept(id, socket));
             }
         }

@@ -126,7 +126,8 @@ impl Worker {
             self.handle_all(&mut events)?;
             self.connections.expire(&mut self.around);
             let finished = self.around.board.finished();
-            self.sources.recover(&mut self.around, finished != finished_before);
+            let relieved = finished != finished_before;
+            self.sources.recover(&mut self.around, &mut self.connections, relieved);
             finished_before = finished;
             if let Some(inbox) = &mut self.inbox {
                 inbox.top_up(&mut self.around, &self.connections);

@@ -36,6 +36,8 @@ pub(super) struct Sources {
     _notifier: Option<EventFd>,
     sources: Vec<Source>,
     starved_until_ns: Option<u64>,
+    /// What waits is still taken, then the listeners are closed.
+    stopping: bool,
 }
 
 #[derive(Debug)]
@@ -75,7 +77,14 @@ impl Sources {
 
     /// No listeners: connections come from the primary.
     pub(super) fn none(mechanism: AcceptMechanism) -> Self {
-        Self { mechanism, epoll: None, _notifier: None, sources: vec![], starved_until_ns: None }
+        Self {
+            mechanism,
+            epoll: None,
+            _notifier: None,
+            sources: vec![],
+            starved_until_ns: None,
+            stopping: false,
+        }
     }
 
     /// Adds a listener; accepting begins with `start`.
@@ -94,7 +103,7 @@ impl Sources {
 
     fn begin(&mut self, around: &mut Surroundings, place: usize) {
         let source = &mut self.sources[place];
-        let Some(listener) = &source.listener else {
+        let Some(listener) = source.listener.as_ref().filter(|_| !self.stopping) else {
             return;
         };
         source.state = State::Accepting;
@@ -228,15 +237,25 @@ impl Sources {
     }
 
     /// Tries starved listeners again if it is time or `relieved` tells that connections ended.
-    pub(super) fn recover(&mut self, around: &mut Surroundings, relieved: bool) {
+    pub(super) fn recover(
+        &mut self,
+        around: &mut Surroundings,
+        connections: &mut Connections,
+        relieved: bool,
+    ) {
         if self.starved_until_ns.is_some_and(|until| relieved || until <= around.now_ns) {
             self.starved_until_ns = None;
-            self.start(around);
+            if self.stopping {
+                self.stop(around, connections);
+            } else {
+                self.start(around);
+            }
         }
     }
 
     /// Stops accepting, after taking what waits in the backlog.
     pub(super) fn stop(&mut self, around: &mut Surroundings, connections: &mut Connections) {
+        self.stopping = true;
         self.starved_until_ns = None;
         for place in 0..self.sources.len() {
             let by_ring = self.epoll.is_none();
@@ -257,6 +276,8 @@ impl Sources {
         self.sources.iter().all(|source| source.listener.is_none())
     }
 
+    /// Takes what waits in the backlog and closes the listener. While descriptors are short it
+    /// takes what it can, and is tried again.
     fn finish(&mut self, around: &mut Surroundings, connections: &mut Connections, place: usize) {
         let Some(listener) = self.sources[place].listener.take() else {
             return;
@@ -268,6 +289,14 @@ impl Sources {
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => claim(around, connections, socket),
+                // The client gave up while it was queued.
+                Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                    around.board.add(Statistic::DescriptorPauses, 1);
+                    self.starved_until_ns = Some(around.now_ns + STARVED_NS);
+                    self.sources[place].listener = Some(listener);
+                    return;
+                }
                 Ok(None) | Err(_) => break,
             }
         }
