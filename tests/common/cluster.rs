@@ -1,6 +1,7 @@
 //! The cluster under test: started, heard, signalled, ended, and looked at for what it left.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -310,7 +311,7 @@ impl Cluster {
         self.until("the end of its output", |heard| (heard.ends == 2).then_some(()));
         for address in self.addresses() {
             let path = address.strip_prefix("unix:/").map(|path| format!("/{path}"));
-            let left = path.filter(|path| std::path::Path::new(path).exists());
+            let left = path.filter(|path| is_socket(path));
             assert!(left.is_none() || status.signal().is_some(), "left behind: {left:?}");
         }
         let mut heard = self.heard();
@@ -340,6 +341,10 @@ impl Drop for Cluster {
             machine::signal(pid, Signal::SIGKILL);
         }
     }
+}
+
+fn is_socket(path: &str) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket())
 }
 
 fn listen_to(
