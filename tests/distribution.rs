@@ -21,13 +21,24 @@ fn round_robin_is_exact_for_one_client_after_another() {
 
 #[test]
 fn round_robin_is_exact_for_many_clients_at_once() {
-    let cluster = Launch::new("--workers 8").start();
+    let cluster = Launch::new("--workers 8 --overload-factor off").start();
     get_from(&cluster.address(), 64, 13);
     let summary = cluster.end();
     summary.assert_clean(832);
     assert_eq!(summary.shares(), [104; 8]);
     assert!((summary.top_two_percent - 25.0).abs() < 1e-9, "{summary:?}");
     assert!((summary.max_over_mean - 1.0).abs() < 1e-9, "{summary:?}");
+}
+
+#[test]
+fn passing_over_the_busy_keeps_many_clients_nearly_even() {
+    let cluster = Launch::new("--workers 8").start();
+    get_from(&cluster.address(), 64, 13);
+    let summary = cluster.end();
+    summary.assert_clean(832);
+    // A worker is only passed over while it has more open than the average, and gets it back.
+    assert!(summary.max_over_mean < 1.5, "{summary:?}");
+    assert!(summary.shares().iter().all(|share| *share > 50), "{summary:?}");
 }
 
 /// How many of these clients' connections each worker holds.
