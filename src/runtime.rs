@@ -119,8 +119,11 @@ async fn be_told(
                 // Cleared before reading: what arrives meanwhile makes it ready again.
                 orders_ready.exhausted().await;
                 for order in liaison.hear()? {
-                    if let Order::Leave { grace: given } = order {
-                        leave = Some(given.unwrap_or(grace));
+                    match order {
+                        Order::Leave { grace: given } => leave = Some(given.unwrap_or(grace)),
+                        Order::Begin => liaison.announce_ready()?,
+                        // Connections come through the inbox; validation has seen to that.
+                        Order::Accept { .. } => {}
                     }
                 }
             }

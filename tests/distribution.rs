@@ -21,7 +21,8 @@ fn round_robin_is_exact_for_one_client_after_another() {
 
 #[test]
 fn round_robin_is_exact_for_many_clients_at_once() {
-    let cluster = Launch::new("--workers 8 --overload-factor off").start();
+    let cluster =
+        Launch::new("--workers 8 --overload-factor off --credits 256 --hang-after off").start();
     get_from(&cluster.address(), 64, 13);
     let summary = cluster.end();
     summary.assert_clean(832);

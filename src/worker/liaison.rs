@@ -21,7 +21,7 @@ pub(crate) enum Order {
         /// Its address.
         address: String,
     },
-    /// Every address is served: begin.
+    /// Every address is known: begin, and then say that you are ready.
     Begin,
     /// Take nothing new, finish what is open.
     Leave {
@@ -70,7 +70,6 @@ impl Liaison {
                     );
                     self.unanswered = self.unanswered.saturating_sub(1);
                     if self.unanswered == 0 {
-                        self.channel.send(&ToPrimary::Ready, vec![])?;
                         orders.push(Order::Begin);
                     }
                 }
@@ -91,6 +90,14 @@ impl Liaison {
             self.channel.flush()?;
         }
         Ok(orders)
+    }
+
+    /// Tells the primary that this worker serves every address it wants to.
+    ///
+    /// # Errors
+    /// The primary is gone.
+    pub(crate) fn announce_ready(&mut self) -> Result<()> {
+        self.channel.send(&ToPrimary::Ready, vec![])
     }
 
     /// Tells the primary that this worker was asked by somebody else to leave.

@@ -233,7 +233,13 @@ impl Worker {
                 Order::Accept { socket, address } => {
                     self.sources.add(Listener::adopt_copy(socket, address));
                 }
-                Order::Begin => self.sources.start(&mut self.around),
+                Order::Begin => {
+                    self.sources.start(&mut self.around);
+                    // Accepting must have begun before anybody is told so: whoever arms late
+                    // takes what is waiting at that moment, whatever the mechanism.
+                    self.around.ring.submit();
+                    self.liaison.announce_ready()?;
+                }
                 Order::Leave { grace } => self.leave(grace.unwrap_or(self.grace)),
             }
         }
