@@ -43,6 +43,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// How long a leaving worker waits for the first request of a connection.
 const LEAVE: Duration = Duration::from_secs(1);
+/// How soon a worker short of descriptors looks again.
+const ROOM_RETRY: Duration = Duration::from_millis(10);
 /// Descriptors that are never given to connections.
 const DESCRIPTORS_RESERVED: usize = 16;
 
@@ -176,8 +178,9 @@ async fn receive(worker: Rc<Worker>, inbox: OwnedFd) -> HandoffLatency {
     loop {
         // The kernel drops descriptors that find no room, so a message is only taken when all of
         // it is sure to fit.
-        while worker.open.get() + DESCRIPTORS_PER_MESSAGE_MAX > room {
-            worker.finished.notified().await;
+        while !worker.has_room(room) {
+            // The runtime closes descriptors a little after a connection has ended.
+            let _ = timeout(ROOM_RETRY, worker.finished.notified()).await;
         }
         if ready.readable().await.is_err() {
             return latency;
@@ -205,15 +208,25 @@ async fn receive(worker: Rc<Worker>, inbox: OwnedFd) -> HandoffLatency {
 }
 
 fn connections_max() -> usize {
-    let (limit, _) = limits::descriptor_limits().unwrap_or((1024, 1024));
     let used = limits::descriptors_open() + DESCRIPTORS_RESERVED;
-    usize::try_from(limit)
-        .unwrap_or(usize::MAX)
-        .saturating_sub(used)
-        .max(DESCRIPTORS_PER_MESSAGE_MAX)
+    descriptor_limit().saturating_sub(used).max(DESCRIPTORS_PER_MESSAGE_MAX)
+}
+
+fn descriptor_limit() -> usize {
+    let (limit, _) = limits::descriptor_limits().unwrap_or((1024, 1024));
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 impl Worker {
+    /// Whether a full message's descriptors are sure to fit. Counting is only worth it when it may
+    /// be tight.
+    fn has_room(&self, room: usize) -> bool {
+        let open = self.open.get();
+        open + 2 * DESCRIPTORS_PER_MESSAGE_MAX <= room
+            || (open + DESCRIPTORS_PER_MESSAGE_MAX <= room
+                && limits::descriptors_open() + DESCRIPTORS_PER_MESSAGE_MAX <= descriptor_limit())
+    }
+
     fn claimed(&self, arrived: usize, lost: usize, now_ns: u64) {
         let mut board = self.board.borrow_mut();
         match arrived + lost {

@@ -234,6 +234,7 @@ impl RunArguments {
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
+            ..Rules::default()
         }
     }
 }

@@ -37,6 +37,7 @@ impl DataPath {
     pub(super) fn start(
         listeners: Vec<Arc<Listener>>,
         rules: Rules,
+        workers: usize,
         backlog: u32,
         cpu: Option<usize>,
         bell: Arc<EventFd>,
@@ -54,7 +55,7 @@ impl DataPath {
         let body = move || {
             let prepared = cpu
                 .map_or(Ok(()), crate::sys::cpu::pin_to)
-                .and_then(|()| Primary::new(&listeners, rules, backlog, lines));
+                .and_then(|()| Primary::new(&listeners, rules, workers, backlog, lines));
             // The acceptors hold the listeners from here on; closing them must free the port.
             drop(listeners);
             match prepared {

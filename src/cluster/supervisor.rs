@@ -179,6 +179,7 @@ impl<'a> Supervisor<'a> {
         let data = DataPath::start(
             self.listeners.shared(),
             self.settings.rules,
+            self.plan.workers.len(),
             self.settings.backlog,
             self.plan.primary,
             Arc::clone(&self.bell),

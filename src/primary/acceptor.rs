@@ -14,8 +14,6 @@ use crate::sys::ring::{Key, Outcome, Ring};
 
 /// How long accepting rests after it failed for want of descriptors or memory.
 const STARVED_NS: u64 = 10_000_000;
-/// Descriptors that accepted connections can never take, so that a worker can still be started.
-const DESCRIPTORS_HELD_BACK: u64 = 32;
 /// Connections taken from the backlog when accepting stops for good; the kernel's own bound on a
 /// backlog is far below.
 const LAST_ACCEPTS_MAX: usize = 65_536;
@@ -40,11 +38,13 @@ pub(super) struct Acceptor {
     pub(super) id: ListenerId,
     listener: Option<Arc<Listener>>,
     state: State,
+    /// Descriptors that accepted connections can never take.
+    held_back: u64,
 }
 
 impl Acceptor {
-    pub(super) fn new(id: ListenerId, listener: Arc<Listener>) -> Self {
-        Self { id, listener: Some(listener), state: State::Off }
+    pub(super) fn new(id: ListenerId, listener: Arc<Listener>, held_back: u64) -> Self {
+        Self { id, listener: Some(listener), state: State::Off, held_back }
     }
 
     fn key(&self) -> Key {
@@ -63,15 +63,20 @@ impl Acceptor {
         };
         ring.accept_many(self.key(), listener.as_fd());
         // The kernel keeps the descriptor limit that is in force when it sees the accept.
-        limits::with_descriptors_held_back(DESCRIPTORS_HELD_BACK, || ring.submit());
+        limits::with_descriptors_held_back(self.held_back, || ring.submit());
         self.state = State::Armed;
     }
 
     /// Stops accepting for now: the kernel's backlog is the queue.
     pub(super) fn pause(&mut self, ring: &mut Ring) {
-        if self.state == State::Armed {
-            self.state = State::Stopping;
-            ring.cancel_accept(self.key());
+        match self.state {
+            State::Armed => {
+                self.state = State::Stopping;
+                ring.cancel_accept(self.key());
+            }
+            // Nothing is to be tried again by itself while accepting is stopped.
+            State::Starved { .. } => self.state = State::Off,
+            State::Off | State::Stopping | State::Closed => {}
         }
     }
 

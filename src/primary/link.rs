@@ -138,31 +138,28 @@ impl Link {
         }
     }
 
-    /// Takes back every socket that the worker has not claimed, oldest first. A message is
-    /// received once, by the worker or here, so nothing can be served twice.
-    pub(super) fn take_back(&mut self) -> Vec<Accepted> {
-        let mut taken = Vec::new();
+    /// Takes back every socket that the worker has not claimed, oldest first, and tells how many
+    /// there should have been. A message is received once, by the worker or here, so nothing can
+    /// be served twice. The descriptors for it are kept free (see `Primary::new`).
+    pub(super) fn take_back(&mut self) -> (Vec<Accepted>, u32) {
+        let (mut taken, mut promised) = (Vec::new(), 0);
         let mut payload = [0; PAYLOAD_BYTES_MAX];
         let mut descriptors = Vec::new();
         loop {
             match fdpass::receive(self.receiver.as_fd(), &mut payload, &mut descriptors) {
                 Ok(arrival) if arrival.bytes > 0 => {
-                    let Some(records) = handoff::records(&payload[..arrival.bytes]) else {
-                        descriptors.clear();
-                        continue;
-                    };
-                    let sockets = descriptors.drain(..);
-                    taken.extend(
-                        sockets
-                            .zip(records)
-                            .map(|(socket, record)| Accepted::again(socket, record)),
-                    );
+                    if let Some(records) = handoff::records(&payload[..arrival.bytes]) {
+                        promised += records.len();
+                        let pairs = descriptors.drain(..).zip(records);
+                        taken.extend(pairs.map(|(socket, record)| Accepted::again(socket, record)));
+                    }
+                    descriptors.clear();
                 }
                 Ok(_) | Err(_) => break,
             }
         }
-        self.board.add_returned(taken.len() as u64);
-        taken
+        self.board.add_returned(promised as u64);
+        (taken, u32::try_from(promised).expect("bounded by a channel"))
     }
 }
 

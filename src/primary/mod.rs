@@ -20,6 +20,7 @@ use crate::handoff::Record;
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{Client, Roster, Rules};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::limits;
 use crate::sys::listener::Listener;
 use crate::sys::peer;
 use crate::sys::ring::{Event, Key, Ring, RingShape};
@@ -31,6 +32,8 @@ pub use protocol::{Command, Lines, Report, Totals};
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
 const CROWDED_NS: u64 = 5_000_000;
+/// Descriptors of the primary that are neither for accepted nor for taken back connections.
+const DESCRIPTORS_RESERVED: u64 = 32;
 /// Messages kept for reuse.
 const SPARE_MESSAGES_MAX: usize = 256;
 /// The key of the bell; links have their slots, whose generations begin at 1.
@@ -78,16 +81,22 @@ impl Primary {
     pub fn new(
         listeners: &[Arc<Listener>],
         rules: Rules,
+        workers: usize,
         backlog: u32,
         lines: Lines,
     ) -> Result<Self> {
         // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
         let completions = backlog.clamp(4096, 65_536).next_power_of_two();
         let ring = Ring::new(RingShape { submissions: 256, completions })?;
+        // Half of the descriptors are for what may have to be taken back from workers, so that it
+        // always finds room; the rest are for what is accepted and waits.
+        let (limit, _) = limits::descriptor_limits()?;
+        let held_back = limit / 2;
+        let rules = rules.with_credits_up_to(credits_each(held_back, workers));
         let acceptors = listeners
             .iter()
             .zip(0..)
-            .map(|(listener, id)| Acceptor::new(ListenerId(id), Arc::clone(listener)));
+            .map(|(listener, id)| Acceptor::new(ListenerId(id), Arc::clone(listener), held_back));
         Ok(Self {
             ring,
             lines,
@@ -222,4 +231,12 @@ impl Primary {
         self.links[place] = Some(Link::new(key, new));
         self.roster.attach(slot, self.now_ns);
     }
+}
+
+/// Credits that each worker may have so that all unclaimed connections together find descriptors
+/// when they are taken back.
+fn credits_each(descriptors: u64, workers: usize) -> u32 {
+    let for_connections = descriptors.saturating_sub(DESCRIPTORS_RESERVED);
+    let each = for_connections / (workers as u64).max(1);
+    u32::try_from(each).unwrap_or(u32::MAX)
 }

@@ -80,6 +80,15 @@ impl Primary {
         }
     }
 
+    /// Puts sockets taken out of a channel back into the queue; those that the kernel dropped on
+    /// the way are counted.
+    fn rejoin(&mut self, taken: Vec<Accepted>, promised: u32) {
+        let lost = u64::from(promised) - taken.len() as u64;
+        self.totals.redispatched += lost;
+        self.totals.dropped += lost;
+        self.put_back(taken);
+    }
+
     /// A full channel has room again.
     pub(super) fn revive(&mut self, key: Key) {
         let current = matches!(&self.links[key.index as usize], Some(link) if link.key() == key);
@@ -107,13 +116,12 @@ impl Primary {
         self.observe();
         while let Some(slot) = self.roster.suspect(self.now_ns) {
             let Some(link) = &mut self.links[slot.index()] else { continue };
-            let taken = link.take_back();
-            let count = u32::try_from(taken.len()).expect("bounded by a channel");
-            self.roster.taken_back(slot, count);
+            let (taken, promised) = link.take_back();
+            self.roster.taken_back(slot, promised);
             link.probe(&mut self.ring, &mut self.spare);
             self.suspected.push(slot);
-            self.put_back(taken);
-            self.report(Report::Hung { slot, taken_back: count });
+            self.rejoin(taken, promised);
+            self.report(Report::Hung { slot, taken_back: promised });
         }
     }
 
@@ -137,11 +145,11 @@ impl Primary {
                 unfinished.push(slot);
                 continue;
             }
-            let taken = link.take_back();
+            let (taken, promised) = link.take_back();
             let tally = link.tally();
             *place = None;
             self.roster.vacate(slot);
-            self.put_back(taken);
+            self.rejoin(taken, promised);
             self.report(Report::Buried { slot, tally });
         }
         self.buried = unfinished;

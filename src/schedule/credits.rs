@@ -32,6 +32,7 @@ pub enum CreditRule {
 pub(super) struct Credits {
     rule: CreditRule,
     allowed: u32,
+    most: u32,
     /// Connections put into its channel so far, less those taken out again.
     delivered: u64,
     /// Deliveries that have not been claimed entirely, oldest first. Bounded by the messages that
@@ -48,12 +49,12 @@ struct Delivery {
 }
 
 impl Credits {
-    pub(super) fn new(rule: CreditRule) -> Self {
+    pub(super) fn new(rule: CreditRule, most: u32) -> Self {
         let allowed = match rule {
-            CreditRule::Adaptive => CREDITS_FIRST,
-            CreditRule::Fixed(count) => count.max(CREDITS_MIN),
+            CreditRule::Adaptive => CREDITS_FIRST.min(most),
+            CreditRule::Fixed(count) => count.min(most).max(CREDITS_MIN),
         };
-        Self { rule, allowed, delivered: 0, unclaimed: VecDeque::new() }
+        Self { rule, allowed, most, delivered: 0, unclaimed: VecDeque::new() }
     }
 
     /// Credits left for a worker with so many unclaimed.
@@ -69,20 +70,11 @@ impl Credits {
         }
     }
 
-    /// The newest so many connections have been taken out of the channel again.
+    /// Everything that was in the channel has been taken out of it, so many connections. What was
+    /// delivered and not claimed before is in the worker's hands, not in the channel.
     pub(super) fn withdraw(&mut self, count: u32) {
         self.delivered = self.delivered.saturating_sub(u64::from(count));
-        while let Some(last) = self.unclaimed.back_mut() {
-            let excess = last.until.saturating_sub(self.delivered);
-            match u32::try_from(excess) {
-                Ok(excess) if excess < last.count => {
-                    last.until -= u64::from(excess);
-                    last.count -= excess;
-                    break;
-                }
-                _ => self.unclaimed.pop_back(),
-            };
-        }
+        self.unclaimed.clear();
     }
 
     /// Learns from what the worker has claimed so far and when it last did.
@@ -103,7 +95,7 @@ impl Credits {
             return;
         }
         if took_ns <= FAST_NS {
-            self.allowed = self.allowed.saturating_add(count).min(CREDITS_MAX);
+            self.allowed = self.allowed.saturating_add(count).min(self.most);
         } else if took_ns > SLOW_NS {
             self.collapse();
         }
@@ -129,7 +121,7 @@ mod tests {
 
     #[test]
     fn fast_claims_grow_and_a_slow_one_collapses() {
-        let mut credits = Credits::new(CreditRule::Adaptive);
+        let mut credits = Credits::new(CreditRule::Adaptive, CREDITS_MAX);
         assert_eq!(credits.left(0), CREDITS_FIRST);
         credits.deliver(20, 0);
         credits.observe(20, 100_000, 200_000);
@@ -146,14 +138,13 @@ mod tests {
 
     #[test]
     fn what_is_withdrawn_was_never_slow() {
-        let mut credits = Credits::new(CreditRule::Adaptive);
+        let mut credits = Credits::new(CreditRule::Adaptive, CREDITS_MAX);
         credits.deliver(3, 10);
         credits.deliver(3, 20);
         credits.observe(2, 15, 30);
         credits.withdraw(4);
-        credits.observe(2, 15, 40);
         assert_eq!((credits.delivered, credits.oldest_ns()), (2, None));
-        assert_eq!(credits.left(0), CREDITS_FIRST + 2);
+        assert_eq!(credits.left(0), CREDITS_FIRST);
     }
 
     proptest! {
@@ -164,7 +155,7 @@ mod tests {
                 1..200,
             ),
         ) {
-            let mut credits = Credits::new(CreditRule::Adaptive);
+            let mut credits = Credits::new(CreditRule::Adaptive, CREDITS_MAX);
             let mut now_ns = 0;
             for (delivered, claimed, withdrawn, passed_ns) in steps {
                 now_ns += passed_ns;

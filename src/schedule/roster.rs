@@ -5,7 +5,7 @@
 //! sockets and does what it says; a simulation can do the same.
 
 use super::cascade::{Limits, Skips};
-use super::credits::{CreditRule, Credits};
+use super::credits::{CREDITS_MAX, CreditRule, Credits};
 use super::picker::{Order, Picker};
 use super::{Client, Scheduler, Standing, WorkerLoad};
 use crate::id::{ListenerId, Slot};
@@ -19,6 +19,8 @@ pub struct Rules {
     pub limits: Limits,
     /// How credits are found.
     pub credits: CreditRule,
+    /// Most credits of a worker.
+    pub credits_max: u32,
     /// A worker that has not claimed, or not finished a turn of its loop, for this long is passed
     /// over, and what it has not claimed goes to others; never, if none.
     pub hang_after_ns: Option<u64>,
@@ -83,9 +85,18 @@ impl Default for Rules {
             order: Order::Rotation,
             limits: Limits::default(),
             credits: CreditRule::Adaptive,
+            credits_max: CREDITS_MAX,
             hang_after_ns: Some(100_000_000),
             slow_start_ns: 1_000_000_000,
         }
+    }
+}
+
+impl Rules {
+    /// The same rules with at most so many credits for a worker, and at least one.
+    #[must_use]
+    pub fn with_credits_up_to(self, credits_max: u32) -> Self {
+        Self { credits_max: self.credits_max.min(credits_max).max(1), ..self }
     }
 }
 
@@ -116,7 +127,7 @@ impl Roster {
             joined: 0,
             assigned: 0,
             returned: 0,
-            credits: Credits::new(self.rules.credits),
+            credits: Credits::new(self.rules.credits, self.rules.credits_max),
             came_ns: now_ns,
             probes: 0,
             suspected: false,

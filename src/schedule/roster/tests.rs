@@ -10,6 +10,7 @@ fn roster(workers: u16) -> Roster {
         order: Order::Rotation,
         limits: Limits::default(),
         credits: CreditRule::Adaptive,
+        credits_max: CREDITS_MAX,
         hang_after_ns: Some(100 * MS),
         slow_start_ns: 0,
     };
