@@ -25,6 +25,7 @@ use crate::settings::{ServeSettings, Settings};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::limits;
+use crate::sys::peer::reset_on_close;
 use crate::sys::readiness::Readiness;
 use crate::sys::ring::PAYLOAD_BYTES_MAX;
 use crate::sys::signal::{self, Signals};
@@ -415,7 +416,11 @@ async fn linger(stream: &TcpStream) -> std::io::Result<()> {
             }
             buffer = returned;
         }
-        std::io::Result::Ok(())
+        std::io::Result::Ok(left > 0)
     };
-    timeout(LINGER, rest).await.unwrap_or(Ok(()))
+    // A client that has not stopped by now is not going to.
+    if !matches!(timeout(LINGER, rest).await, Ok(Ok(true))) {
+        reset_on_close(stream);
+    }
+    Ok(())
 }

@@ -19,7 +19,6 @@ pub(super) struct Connection {
     pub(super) stage: Stage,
     pub(super) receive: Receive,
     pub(super) sending: bool,
-    pub(super) shutting_down: bool,
     /// The client has half-closed.
     pub(super) ended: bool,
     pub(super) lingered: u32,

@@ -4,7 +4,7 @@
 //! another one only after the last completion that names it. Bounded by the descriptors of the
 //! process; what a single connection may hold is bounded by the constants below.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -16,6 +16,7 @@ use super::deadlines::{Class, Deadlines, Durations};
 use crate::board::{Statistic, WorkerBoard};
 use crate::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::peer::reset_on_close;
 use crate::sys::ring::{Chunk, Key, Outcome, Ring};
 
 /// Output of one step; at the bound the session waits until it is sent.
@@ -118,7 +119,6 @@ impl Connections {
             stage: Stage::Open,
             receive: Receive::Once,
             sending: false,
-            shutting_down: false,
             ended: false,
             lingered: 0,
         });
@@ -181,6 +181,7 @@ impl Connections {
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
                 connection.lingered = connection.lingered.saturating_add(length);
                 if connection.lingered > LINGER_BYTES_MAX {
+                    reset_on_close(&connection.socket);
                     return self.close(around, key);
                 }
             }
@@ -287,14 +288,6 @@ impl Connections {
         }
     }
 
-    /// A shutdown has been carried out.
-    pub(super) fn shut_down(&mut self, around: &mut Surroundings, key: Key) {
-        if let Some(connection) = current(&mut self.table, key) {
-            connection.shutting_down = false;
-            self.advance(around, key);
-        }
-    }
-
     /// Does whatever is due next: send, receive, linger, close, or free the place.
     fn advance(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
@@ -355,9 +348,10 @@ impl Connections {
     fn linger(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
         connection.stage = Stage::Lingering;
-        connection.shutting_down = true;
         connection.input = Vec::new();
-        around.ring.shut_down_writing(key, connection.socket.as_fd());
+        // A call of its own: as an operation of the ring it would start a kernel thread. It fails
+        // harmlessly if the client is gone.
+        let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
         self.deadlines.arm(key.index, Class::Linger, around.now_ns);
         if connection.ended {
             return self.close(around, key);
@@ -392,6 +386,9 @@ impl Connections {
             let key = Key { index, generation: connection.generation };
             if matches!(class, Class::Head | Class::Body | Class::Send) {
                 around.board.add(Statistic::Timeouts, 1);
+            }
+            if matches!(class, Class::Send | Class::Linger) {
+                reset_on_close(&connection.socket);
             }
             if matches!(class, Class::Send | Class::Linger | Class::Leave) {
                 self.close(around, key);
@@ -437,8 +434,7 @@ impl Connections {
             self.deadlines.disarm(key.index);
             if connection.receive != Receive::Off || connection.sending {
                 // Ends whatever is armed on the socket; fails harmlessly if the client was faster.
-                let _ =
-                    shutdown(std::os::fd::AsRawFd::as_raw_fd(&connection.socket), Shutdown::Both);
+                let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
             }
         }
         self.free_when_quiet(around, key);
@@ -446,7 +442,7 @@ impl Connections {
 
     fn free_when_quiet(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &self.table[key.index as usize];
-        if connection.receive != Receive::Off || connection.sending || connection.shutting_down {
+        if connection.receive != Receive::Off || connection.sending {
             return;
         }
         let connection = self.table.remove(key.index as usize);

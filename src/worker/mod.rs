@@ -155,7 +155,7 @@ impl Worker {
                 self.around.ring.wait(events, Some(Duration::ZERO))?;
                 for event in events.drain(..) {
                     match event {
-                        Event::Sent { .. } | Event::ShutDown { .. } => self.handle(event)?,
+                        Event::Sent { .. } => self.handle(event)?,
                         event => left.push_back(event),
                     }
                 }
@@ -202,7 +202,6 @@ impl Worker {
                 connections.received(around, key, outcome, armed);
             }
             Event::Sent { key, buffer, outcome } => connections.sent(around, key, buffer, outcome),
-            Event::ShutDown { key } => connections.shut_down(around, key),
             Event::MessageReceived { outcome, armed, .. } => {
                 if let Some(inbox) = &mut self.inbox {
                     inbox.received(around, connections, outcome, armed);

@@ -74,11 +74,6 @@ pub enum Event {
         /// Whether the poll ended well; poll is always armed once.
         outcome: Outcome<()>,
     },
-    /// One direction or both were shut down, or that failed; only failures matter to nobody.
-    ShutDown {
-        /// Whose connection.
-        key: Key,
-    },
     /// A cancellation has been carried out; the cancelled operation reports for itself.
     Cancelled {
         /// Whose operation was to be cancelled.

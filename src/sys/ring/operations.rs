@@ -22,9 +22,8 @@ pub(super) enum Operation {
     SendMessage = 4,
     ReceiveMessage = 5,
     Poll = 6,
-    ShutDown = 7,
-    Cancel = 8,
-    Close = 9,
+    Cancel = 7,
+    Close = 8,
 }
 
 /// The `user_data` of an operation: kind (8 bits), generation (24), index (32).
@@ -51,9 +50,8 @@ impl Token {
             4 => Operation::SendMessage,
             5 => Operation::ReceiveMessage,
             6 => Operation::Poll,
-            7 => Operation::ShutDown,
-            8 => Operation::Cancel,
-            9 => Operation::Close,
+            7 => Operation::Cancel,
+            8 => Operation::Close,
             _ => return None,
         })
     }
@@ -151,12 +149,6 @@ impl Ring {
         let events = u32::try_from(events).expect("poll events are positive");
         let entry = opcode::PollAdd::new(Fd(descriptor.as_raw_fd()), events).build();
         self.push(Operation::Poll, key, entry);
-    }
-
-    /// Shuts down writing; the peer sees the end of the stream.
-    pub fn shut_down_writing(&mut self, key: Key, socket: BorrowedFd<'_>) {
-        let entry = opcode::Shutdown::new(Fd(socket.as_raw_fd()), libc::SHUT_WR).build();
-        self.push(Operation::ShutDown, key, entry);
     }
 
     /// Cancels the accept armed under `key`.
@@ -263,7 +255,6 @@ pub(super) fn restore(
             Event::MessageReceived { key, outcome, armed }
         }
         Operation::Poll => Event::Ready { key, outcome: outcome.map(drop) },
-        Operation::ShutDown => Event::ShutDown { key },
         Operation::Cancel => Event::Cancelled { key },
         Operation::Close => {
             // Only a close that failed reports, and then `push` has counted it already.
