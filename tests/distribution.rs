@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::cluster::assert_even;
+use common::books::assert_even;
 use common::{Client, Cluster, GET, GET_CLOSE, Launch, get, get_from, machine};
 
 #[test]

@@ -3,16 +3,22 @@
 //! Owns no assertion about behaviour except two that hold for every run: the books balance, and
 //! nothing is left behind. Waiting is always polling with one generous bound, never a sleep.
 
-#![allow(dead_code, reason = "every file of tests is a program of its own and uses a part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "every file of tests is a program of its own and uses a part of this"
+)]
 
+pub(crate) mod books;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod machine;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use books::{Ended, Summary};
 pub(crate) use client::{Client, GET, GET_CLOSE, HELLO, Response, get, get_from};
-pub(crate) use cluster::{BINARY, Cluster, Ended, Launch, Summary};
+pub(crate) use cluster::{BINARY, Cluster, Launch};
 
 /// How long anything may take. Far beyond what it takes, so that only a defect exceeds it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
