@@ -58,6 +58,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show which accept mechanism gives how much of the load to whom
+    Imbalance(super::imbalance::ImbalanceArguments),
     /// Put load on a server and measure its latency; knows nothing of clusterlb
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
@@ -289,7 +291,9 @@ fn policy_from_environment() -> Result<Policy> {
 }
 
 /// Parses a type of ours, keeping the remedy in the message.
-fn parse<T: std::str::FromStr<Err = Error>>(text: &str) -> std::result::Result<T, String> {
+pub(super) fn parse<T: std::str::FromStr<Err = Error>>(
+    text: &str,
+) -> std::result::Result<T, String> {
     text.parse().map_err(|error: Error| format!("{error}; {}", error.hint()))
 }
 

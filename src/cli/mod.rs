@@ -4,6 +4,8 @@
 
 mod arguments;
 mod console;
+mod imbalance;
+mod measuring;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Check { json }) => show_check(json),
+        Some(Command::Imbalance(arguments)) => arguments.run(),
         Some(Command::Load(arguments)) => return loadtest::run(&arguments),
         Some(Command::Run(arguments)) => run(&arguments),
         None => run(&cli.run),

@@ -1,11 +1,27 @@
 //! Measuring who takes the load, and saying so honestly.
 //!
-//! [`balance`], [`interval`], [`plan`], [`queueing`] and [`chart`] are pure: numbers in, numbers,
-//! words or pictures out, every random choice from a seed that is passed in. Nothing in them runs
-//! a server or reads a clock.
+//! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
+//! passed in: [`balance`], [`interval`], [`plan`], [`queueing`], [`target`], [`placement`],
+//! [`peer`], [`matrix`], [`words`], [`chart`] and [`report`].
+//!
+//! Running servers and the load generator, all of them processes of their own: [`attention`],
+//! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`].
 
+pub mod attention;
 pub mod balance;
 pub mod chart;
+pub mod child;
+pub mod generator;
+pub mod imbalance;
 pub mod interval;
+pub mod matrix;
+pub mod peer;
+pub mod placement;
 pub mod plan;
 pub mod queueing;
+pub mod report;
+pub mod server;
+pub mod surroundings;
+pub mod target;
+pub mod usage;
+pub mod words;

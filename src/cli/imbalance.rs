@@ -1,0 +1,148 @@
+//! `clusterlb imbalance`: which mechanism gives the load to whom, as a matrix.
+
+use clap::Args;
+
+use super::measuring::{MeasuringArguments, Progress, available, signal_code};
+use crate::error::{Error, Result};
+use crate::harness::attention::Attention;
+use crate::harness::imbalance::{self, Plan};
+use crate::harness::matrix::{Extent, cases};
+use crate::harness::placement::Sharing;
+use crate::harness::report;
+use crate::harness::surroundings::Surroundings;
+use crate::harness::target::{Peer, Target, mechanisms};
+
+const EXAMPLES: &str = "\
+Examples:
+  clusterlb imbalance
+      every mechanism and Node, if it is installed, under ten loads; some two minutes
+  clusterlb imbalance --quick --report matrix.html
+      the loads that differ most, as a page for a browser as well
+  clusterlb imbalance --full --csv runs.csv
+      six runs of every cell with 10 000 connections each; an hour
+  clusterlb imbalance --target rr --target none:epoll-exclusive --workers 4
+
+Exit codes: 0 done, 1 a mechanism could not be run, 2 wrong usage, 3 this machine cannot,
+130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+
+/// What the matrix shall hold.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(super) struct ImbalanceArguments {
+    /// Worker processes of each server
+    #[arg(short, long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: u16,
+
+    /// Fewer loads and connections: done in half a minute
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+
+    /// Six runs of every cell and many connections, for figures to publish
+    #[arg(long)]
+    full: bool,
+
+    /// Connections of a cell [default: 2000; 800 with --quick, 10000 with --full]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    connections: Option<u32>,
+
+    /// Runs of each cell [default: 1; 6 with --full]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    repeats: Option<u16>,
+
+    /// Only these mechanisms; can be repeated: rr, none:epoll, node:rr, … [default: all]
+    #[arg(long, value_name = "TARGET", value_parser = super::arguments::parse::<Target>)]
+    target: Vec<Target>,
+
+    /// Another server as two more rows, one for each policy [default: node, where it is
+    /// installed]
+    #[arg(long, value_name = "node|none", value_parser = ["node", "none"])]
+    peer: Option<String>,
+
+    #[command(flatten)]
+    measuring: MeasuringArguments,
+}
+
+/// Node in both of its policies.
+const NODE: [Target; 2] = [
+    Target::Peer(Peer::Node { primary_accepts: false }),
+    Target::Peer(Peer::Node { primary_accepts: true }),
+];
+
+impl ImbalanceArguments {
+    /// The rows, and what was asked for and is not there.
+    fn targets(&self) -> Result<(Vec<Target>, Vec<String>)> {
+        let mut wanted = if self.target.is_empty() { mechanisms() } else { self.target.clone() };
+        let node = match self.peer.as_deref() {
+            Some("none") => false,
+            Some(_) => true,
+            None => self.target.is_empty(),
+        };
+        if node {
+            wanted.extend(NODE.iter().filter(|node| !self.target.contains(node)));
+        }
+        let uncounted =
+            |target: &&Target| matches!(target, Target::Peer(Peer::Nginx { .. } | Peer::Haproxy));
+        if let Some(target) = wanted.iter().find(uncounted) {
+            return Err(Error::usage(
+                format!("{target} does not tell how many connections each worker got"),
+                "compare it with `clusterlb bench --against` instead",
+            ));
+        }
+        let asked = self.peer.is_some() || !self.target.is_empty();
+        let (targets, missing) = available(wanted);
+        match missing.first() {
+            Some(why) if targets.is_empty() || (asked && self.peer.is_some()) => {
+                Err(Error::Environment {
+                    step: why.clone(),
+                    source: nix::errno::Errno::ENOENT,
+                    hint: "or leave it out with --peer none".into(),
+                })
+            }
+            _ => Ok((targets, missing)),
+        }
+    }
+
+    /// Measures and shows.
+    ///
+    /// # Errors
+    /// What was asked for cannot be, or nothing at all could be run.
+    pub(super) fn run(&self) -> Result<u8> {
+        let extent = match (self.quick, self.full) {
+            (true, _) => Extent::Quick,
+            (_, true) => Extent::Full,
+            _ => Extent::Default,
+        };
+        let (targets, missing) = self.targets()?;
+        let workers = usize::from(self.workers);
+        let (facts, placement) = self.measuring.place(workers + 1, Sharing::TogetherIfFew)?;
+        let outputs = self.measuring.open()?;
+        let environment = Surroundings::look(&facts, &placement, &targets);
+        let connections = self.connections.map_or_else(|| extent.connections(), u64::from);
+        let plan = Plan {
+            targets,
+            cases: cases(extent, connections),
+            repeats: self.repeats.map_or_else(|| extent.repeats(), usize::from),
+            workers,
+            seed: self.measuring.seed,
+            extent,
+        };
+        let mut attention = Attention::new()?;
+        let mut progress = Progress::new(self.measuring.quiet);
+        let measured =
+            imbalance::run(&plan, environment, &mut attention, &mut |done, all, what| {
+                progress.tell(done, all, what);
+            });
+        progress.clear();
+        let (mut found, signal) = measured?;
+        found.missing = missing;
+        outputs.write(
+            &found,
+            report::text::imbalance,
+            report::csv::imbalance,
+            report::page::imbalance,
+        )?;
+        let failed = found.cells.iter().any(|cell| !cell.failures.is_empty());
+        Ok(signal.map_or_else(|| u8::from(failed), signal_code))
+    }
+}

@@ -1,0 +1,224 @@
+//! What the measuring commands have in common: options on output and place, and the progress line.
+//!
+//! Owns where results go. Refuses to measure.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use crate::error::{Error, Result, errno_of};
+use crate::harness::placement::{Placement, Sharing, Wish, place};
+use crate::harness::server::find_program;
+use crate::harness::target::{Peer, Target};
+use crate::sys::cpu::{CpuFacts, parse_cpu_list};
+use crate::sys::limits;
+
+/// Where results go, and who runs where.
+#[derive(Clone, Debug, Args)]
+pub(super) struct MeasuringArguments {
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Write a table with a row for each worker of each run to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) csv: Option<PathBuf>,
+
+    /// Write a page for a browser, complete in itself, to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Option<PathBuf>,
+
+    /// Tell no progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+
+    /// CPUs of the server, as 0-3,6 [default: those that the generator leaves]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub(super) server_cpus: Option<CpuList>,
+
+    /// CPUs of the load generator, one for each of its threads [default: the last ones]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub(super) load_cpus: Option<CpuList>,
+
+    /// Threads of the load generator
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) load_threads: u16,
+
+    /// Decides every random choice that takes a seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) seed: u64,
+}
+
+/// CPUs in the order in which they were named.
+#[derive(Clone, Debug)]
+pub(super) struct CpuList(Vec<usize>);
+
+fn cpu_list(text: &str) -> std::result::Result<CpuList, String> {
+    parse_cpu_list(text).map(CpuList)
+}
+
+impl MeasuringArguments {
+    /// Who runs where, with the facts that decided it. `processes` of the server want to run at
+    /// once.
+    ///
+    /// # Errors
+    /// CPUs that may not be used.
+    pub(super) fn place(
+        &self,
+        processes: usize,
+        sharing: Sharing,
+    ) -> Result<(CpuFacts, Placement)> {
+        let facts = CpuFacts::gather()?;
+        let wish = Wish {
+            threads: usize::from(self.load_threads),
+            processes,
+            sharing,
+            server: self.server_cpus.clone().map(|list| list.0),
+            load: self.load_cpus.clone().map(|list| list.0),
+        };
+        let placement = place(&facts.cpus, &wish)?;
+        // What is started inherits the limit, and peers do not raise it by themselves.
+        limits::raise_descriptor_limit()?;
+        Ok((facts, placement))
+    }
+
+    /// Opens the files that results go to: finding out after minutes that they cannot be written
+    /// is too late.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(super) fn open(&self) -> Result<Outputs> {
+        let create = |path: &PathBuf| {
+            let refused = |error: &io::Error| {
+                Error::system(format!("write {}", path.display()), errno_of(error))
+            };
+            File::create(path).map(|file| (path.clone(), file)).map_err(|error| refused(&error))
+        };
+        Ok(Outputs {
+            json: self.json,
+            csv: self.csv.as_ref().map(create).transpose()?,
+            page: self.report.as_ref().map(create).transpose()?,
+        })
+    }
+}
+
+/// Where results go.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    json: bool,
+    csv: Option<(PathBuf, File)>,
+    page: Option<(PathBuf, File)>,
+}
+
+impl Outputs {
+    /// Writes everything that was asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be written. A reader of standard output that has gone away is none.
+    pub(super) fn write<R: Serialize>(
+        self,
+        report: &R,
+        text: fn(&R) -> String,
+        csv: fn(&R) -> String,
+        page: fn(&R) -> String,
+    ) -> Result<()> {
+        let shown = if self.json {
+            serde_json::to_string_pretty(report).expect("a report is plain data") + "\n"
+        } else {
+            text(report)
+        };
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            return Err(Error::system("write to standard output", errno_of(&error)));
+        }
+        for (file, render) in [(self.csv, csv), (self.page, page)] {
+            if let Some((path, file)) = file {
+                save(&path, file, &render(report))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn save(path: &Path, mut file: File, text: &str) -> Result<()> {
+    file.write_all(text.as_bytes())
+        .map_err(|error| Error::system(format!("write {}", path.display()), errno_of(&error)))
+}
+
+/// Tells on standard error how far a measurement has come: a line that is rewritten on a
+/// terminal, now and then a line elsewhere.
+#[derive(Debug)]
+pub(super) struct Progress {
+    quiet: bool,
+    terminal: bool,
+    begun: Instant,
+    told_percent: usize,
+}
+
+impl Progress {
+    pub(super) fn new(quiet: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        Self { quiet, terminal, begun: Instant::now(), told_percent: 0 }
+    }
+
+    /// So many of all steps are done, and this one begins.
+    pub(super) fn tell(&mut self, done: usize, all: usize, what: &str) {
+        let percent = 100 * done / all.max(1);
+        if self.quiet || (!self.terminal && done > 0 && percent < self.told_percent + 10) {
+            return;
+        }
+        self.told_percent = percent;
+        let took_s = self.begun.elapsed().as_secs();
+        let mut stderr = io::stderr().lock();
+        // Nobody to tell is no reason to stop.
+        let _ = if self.terminal {
+            write!(stderr, "\r\x1b[2K{}/{all}  {took_s} s  {what}", done + 1)
+        } else {
+            writeln!(stderr, "{}/{all}  {took_s} s  {what}", done + 1)
+        };
+        let _ = stderr.flush();
+    }
+
+    /// Makes room for what comes after it.
+    pub(super) fn clear(&self) {
+        if self.terminal && !self.quiet {
+            let _ = write!(io::stderr().lock(), "\r\x1b[2K");
+        }
+    }
+}
+
+/// A shell's code for what a signal has ended.
+pub(super) fn signal_code(signal: Signal) -> u8 {
+    u8::try_from(128 + signal as i32).unwrap_or(1)
+}
+
+/// The targets whose programs are there, and a sentence for each that is not.
+pub(super) fn available(targets: Vec<Target>) -> (Vec<Target>, Vec<String>) {
+    let mut missing = Vec::new();
+    let there = targets.into_iter().filter(|target| {
+        let Target::Peer(peer) = target else {
+            return true;
+        };
+        let why = absence(*peer);
+        missing.extend(why.iter().map(|why| format!("{target} is left out: {why}")));
+        why.is_none()
+    });
+    (there.collect(), missing)
+}
+
+/// Why a peer cannot be started here, if so.
+fn absence(peer: Peer) -> Option<String> {
+    let program = peer.program();
+    find_program(program)
+        .is_none()
+        .then(|| format!("there is no `{program}` on the PATH; to install it: {}", peer.remedy()))
+}

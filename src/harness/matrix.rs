@@ -1,0 +1,293 @@
+//! Who gets the load, for every mechanism under every load: the cells, and what they come to.
+//!
+//! Owns the loads, their sizes, and the sums over repeats. Pure: running them is not done here.
+
+use serde::Serialize;
+
+use super::balance::{Balance, Yardstick};
+use super::generator::Load;
+use super::interval::median;
+use super::target::Target;
+use crate::work::Work;
+
+/// The share of two workers beyond which a cell is called out; the figure that Node's
+/// documentation made known.
+pub const SHARE_CALLED_OUT: f64 = 0.70;
+/// Clients of the loads with a few and with many of them.
+const FEW: u32 = 8;
+const MANY: u32 = 64;
+
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Extent {
+    /// The loads that differ most, few connections.
+    Quick,
+    /// Every load once.
+    Default,
+    /// Every load several times, many connections.
+    Full,
+}
+
+impl Extent {
+    /// Connections of a cell, unless they are asked for.
+    #[must_use]
+    pub fn connections(self) -> u64 {
+        match self {
+            Self::Quick => 800,
+            Self::Default => 2_000,
+            Self::Full => 10_000,
+        }
+    }
+
+    /// How often each cell is run, unless that is asked for.
+    #[must_use]
+    pub fn repeats(self) -> usize {
+        match self {
+            Self::Quick | Self::Default => 1,
+            Self::Full => 6,
+        }
+    }
+}
+
+/// A column.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Case {
+    /// Its heading.
+    pub name: String,
+    /// Clients at once; each opens its next connection when the last is answered.
+    pub clients: u32,
+    /// What a request costs.
+    pub work: Option<Work>,
+    /// Connections that are opened.
+    pub connections: u64,
+    /// They stay open, all of them at once.
+    pub held: bool,
+}
+
+impl Case {
+    /// The load that the generator puts on a server for it.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        if self.held {
+            // The generator wants at least one request to measure: the last of the connections.
+            let hold = u32::try_from(self.connections.saturating_sub(1)).unwrap_or(u32::MAX);
+            return Load { requests: Some(1), hold, ..Load::clients(1) };
+        }
+        Load { requests: Some(self.connections), ..Load::clients(self.clients) }
+    }
+}
+
+/// The columns.
+#[must_use]
+pub fn cases(extent: Extent, connections: u64) -> Vec<Case> {
+    let work = |text: &str| Some(text.parse().expect("work that this program writes itself"));
+    let works: [(&str, Option<Work>); 3] = [
+        ("", None),
+        (", computing 200 µs", work("cpu:200us")),
+        (", blocking 1 ms", work("block:1ms")),
+    ];
+    let clients = [("one client", 1), ("8 clients", FEW), ("64 clients", MANY)];
+    let mut all = Vec::new();
+    for (cost, work) in works {
+        for (who, clients) in clients {
+            let work = work.clone();
+            let name = format!("{who}{cost}");
+            all.push(Case { name, clients, work, connections, held: false });
+        }
+    }
+    // Held ones cost descriptors, and nothing happens on them.
+    let connections = connections.min(400);
+    let name = "held open".to_owned();
+    all.push(Case { name, clients: 1, work: None, connections, held: true });
+    let quick = [0, 2, 8, 9];
+    let wanted = |place: &usize| extent != Extent::Quick || quick.contains(place);
+    all.into_iter().enumerate().filter(|(place, _)| wanted(place)).map(|(_, case)| case).collect()
+}
+
+/// One run of one cell.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Run {
+    /// Which repeat, counted from zero.
+    pub repeat: usize,
+    /// Connections of each worker.
+    pub connections: Vec<u64>,
+    /// How evenly they were spread.
+    pub balance: Balance,
+    /// Requests answered a second; like latency, nothing where connections are only held.
+    pub rate_per_s: Option<f64>,
+    /// Latency of a request, connection included. Closed loop: it flatters a slow server.
+    pub p50_us: Option<f64>,
+    /// 99 of 100 were as fast.
+    pub p99_us: Option<f64>,
+    /// The slowest.
+    pub max_us: Option<f64>,
+    /// What was not as it should be.
+    pub problems: Vec<String>,
+}
+
+/// A cell: a mechanism under a load.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cell {
+    /// The mechanism.
+    pub target: Target,
+    /// The heading of its column.
+    pub load: String,
+    /// What it comes to: medians over the runs. Nothing if no run succeeded.
+    pub summary: Option<CellSummary>,
+    /// What assignment by chance would give for as many connections.
+    pub yardstick: Option<Yardstick>,
+    /// The runs.
+    pub runs: Vec<Run>,
+    /// Why runs are missing, a sentence each.
+    pub failures: Vec<String>,
+}
+
+/// Medians over the runs of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CellSummary {
+    /// Runs.
+    pub runs: usize,
+    /// The share of the two busiest workers.
+    pub top_two_share: f64,
+    /// The smallest share in any run.
+    pub top_two_share_min: f64,
+    /// The largest.
+    pub top_two_share_max: f64,
+    /// The busiest worker over the mean.
+    pub max_over_mean: f64,
+    /// Standard deviation over mean.
+    pub variation: f64,
+    /// Jain's index.
+    pub jain: f64,
+    /// Workers that got nothing.
+    pub idle_workers: f64,
+    /// Requests answered a second.
+    pub rate_per_s: Option<f64>,
+    /// Latency.
+    pub p50_us: Option<f64>,
+    /// 99 of 100 were as fast.
+    pub p99_us: Option<f64>,
+}
+
+impl Cell {
+    /// A cell that has not been run.
+    #[must_use]
+    pub fn new(target: Target, case: &Case, workers: usize, seed: u64) -> Self {
+        Self {
+            target,
+            load: case.name.clone(),
+            summary: None,
+            yardstick: Yardstick::random(workers, case.connections, seed),
+            runs: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Enters a run.
+    pub fn enter(&mut self, run: Run) {
+        self.runs.push(run);
+        self.summary = CellSummary::of(&self.runs);
+    }
+
+    /// Whether two workers got more than [`SHARE_CALLED_OUT`].
+    #[must_use]
+    pub fn is_called_out(&self) -> bool {
+        self.summary.is_some_and(|summary| summary.top_two_share > SHARE_CALLED_OUT)
+    }
+}
+
+impl CellSummary {
+    fn of(runs: &[Run]) -> Option<Self> {
+        let of = |value: fn(&Run) -> f64| median(&runs.iter().map(value).collect::<Vec<f64>>());
+        let known = |value: fn(&Run) -> Option<f64>| {
+            median(&runs.iter().filter_map(value).collect::<Vec<f64>>())
+        };
+        let shares = runs.iter().map(|run| run.balance.top_two_share);
+        Some(Self {
+            runs: runs.len(),
+            top_two_share: of(|run| run.balance.top_two_share)?,
+            top_two_share_min: shares.clone().fold(f64::INFINITY, f64::min),
+            top_two_share_max: shares.fold(0.0, f64::max),
+            max_over_mean: of(|run| run.balance.max_over_mean)?,
+            variation: of(|run| run.balance.variation)?,
+            jain: of(|run| run.balance.jain)?,
+            idle_workers: of(|run| idle(&run.balance))?,
+            rate_per_s: known(|run| run.rate_per_s),
+            p50_us: known(|run| run.p50_us),
+            p99_us: known(|run| run.p99_us),
+        })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "workers are few")]
+fn idle(balance: &Balance) -> f64 {
+    balance.idle as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(repeat: usize, counts: &[u64], p99_us: Option<f64>) -> Run {
+        Run {
+            repeat,
+            connections: counts.to_vec(),
+            balance: Balance::of(counts).expect("counts"),
+            rate_per_s: Some(100.0),
+            p50_us: None,
+            p99_us,
+            max_us: None,
+            problems: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_load_is_there() {
+        let all = cases(Extent::Default, 2_000);
+        assert_eq!(all.len(), 10);
+        assert_eq!(all[0].name, "one client");
+        assert_eq!(all[8].name, "64 clients, blocking 1 ms");
+        assert_eq!(all[8].load().requests, Some(2_000));
+        let held = all[9].load();
+        assert_eq!((held.hold, held.requests), (399, Some(1)));
+        assert_eq!(cases(Extent::Full, 5).len(), 10);
+        let quick: Vec<String> =
+            cases(Extent::Quick, 100).into_iter().map(|case| case.name).collect();
+        let wanted = ["one client", "64 clients", "64 clients, blocking 1 ms", "held open"];
+        assert_eq!(quick, wanted);
+    }
+
+    #[test]
+    fn a_cell_is_the_median_of_its_runs() {
+        let case = &cases(Extent::Quick, 100)[0];
+        let mut cell = Cell::new(Target::RR, case, 4, 1);
+        assert_eq!(cell.summary, None);
+        assert!(!cell.is_called_out());
+        cell.enter(run(0, &[97, 1, 1, 1], Some(5.0)));
+        assert!(cell.is_called_out());
+        cell.enter(run(1, &[25, 25, 25, 25], None));
+        cell.enter(run(2, &[60, 0, 20, 20], Some(7.0)));
+        let summary = cell.summary.expect("runs");
+        assert_eq!((summary.runs, summary.top_two_share), (3, 0.8));
+        assert_eq!((summary.top_two_share_min, summary.top_two_share_max), (0.5, 0.98));
+        assert_eq!(summary.p99_us, Some(6.0));
+        assert_eq!(summary.idle_workers, 0.0);
+        assert!(cell.yardstick.expect("chance").top_two_share > 0.5);
+    }
+
+    proptest! {
+        #[test]
+        fn the_median_lies_between_the_ends(
+            counts in prop::collection::vec(prop::collection::vec(1_u64..1000, 8), 1..9),
+        ) {
+            let runs: Vec<Run> =
+                counts.iter().enumerate().map(|(place, counts)| run(place, counts, None)).collect();
+            let summary = CellSummary::of(&runs).expect("runs");
+            prop_assert!(summary.top_two_share_min <= summary.top_two_share);
+            prop_assert!(summary.top_two_share <= summary.top_two_share_max);
+        }
+    }
+}

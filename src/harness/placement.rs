@@ -1,0 +1,193 @@
+//! Which CPUs the server gets and which the load generator. Pure.
+//!
+//! A generator that shares a CPU with what it measures delays both, so they are kept apart where
+//! there are CPUs for it; where there are too few the report says so.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::sys::cpu::{Cpu, format_cpu_list};
+
+/// From so many CPUs on, giving the generator some of its own does not change what the workers
+/// of a server do to each other.
+const APART_FROM: usize = 4;
+
+/// How much it matters that nobody disturbs anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Latency and cost are measured: with two CPUs already each side gets its own.
+    Apart,
+    /// Who gets the load is measured: it takes two CPUs for workers to race at all, so with few
+    /// CPUs the server gets all of them.
+    TogetherIfFew,
+}
+
+/// Who runs where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Placement {
+    /// The CPUs of the server's processes.
+    pub server_cpus: Vec<usize>,
+    /// The CPUs of the generator, one a thread.
+    pub load_cpus: Vec<usize>,
+    /// What the reader of a report should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Threads of the generator.
+    pub threads: usize,
+    /// Processes or threads of the server that want to run at once.
+    pub processes: usize,
+    /// How much sharing matters.
+    pub sharing: Sharing,
+    /// CPUs for the server, if they were named.
+    pub server: Option<Vec<usize>>,
+    /// CPUs for the generator, if they were named.
+    pub load: Option<Vec<usize>>,
+}
+
+/// Decides who runs where.
+///
+/// # Errors
+/// [`Error::Usage`] for CPUs that may not be used, and for fewer than the generator's threads.
+pub fn place(cpus: &[Cpu], wish: &Wish) -> Result<Placement> {
+    let allowed: Vec<usize> = cpus.iter().map(|cpu| cpu.id).collect();
+    for named in [&wish.server, &wish.load].into_iter().flatten() {
+        check(&allowed, named)?;
+    }
+    let threads = wish.threads.max(1);
+    if threads > allowed.len() {
+        let what = format!("{threads} generator threads for {} CPUs", allowed.len());
+        return Err(Error::usage(what, "give --load-threads at most one for each CPU"));
+    }
+    let load = wish.load.clone().unwrap_or_else(|| {
+        let free =
+            allowed.iter().filter(|cpu| !wish.server.iter().flatten().any(|own| own == *cpu));
+        let free: Vec<usize> = free.copied().collect();
+        let from = if free.len() >= threads { free } else { allowed.clone() };
+        from[from.len() - threads..].to_vec()
+    });
+    if load.len() < threads {
+        let what = format!("{threads} generator threads on CPUs {}", format_cpu_list(&load));
+        return Err(Error::usage(what, "name a CPU for each thread with --load-cpus"));
+    }
+    let load_cpus = load[..threads].to_vec();
+    let server_cpus = wish.server.clone().unwrap_or_else(|| {
+        let rest: Vec<usize> =
+            allowed.iter().filter(|cpu| !load_cpus.contains(cpu)).copied().collect();
+        let few = wish.sharing == Sharing::TogetherIfFew && allowed.len() < APART_FROM;
+        if rest.is_empty() || few { allowed.clone() } else { rest }
+    });
+    let notes = notes(cpus, &server_cpus, &load_cpus, wish.processes);
+    Ok(Placement { server_cpus, load_cpus, notes })
+}
+
+fn check(allowed: &[usize], named: &[usize]) -> Result<()> {
+    let unknown: Vec<usize> = named.iter().filter(|cpu| !allowed.contains(cpu)).copied().collect();
+    if unknown.is_empty() && !named.is_empty() {
+        return Ok(());
+    }
+    let what = format!("CPUs {} may not be used here", format_cpu_list(&unknown));
+    let hint = format!("name some of {}", format_cpu_list(allowed));
+    Err(Error::usage(what, hint))
+}
+
+fn notes(cpus: &[Cpu], server: &[usize], load: &[usize], processes: usize) -> Vec<String> {
+    let mut notes = Vec::new();
+    if processes > server.len() {
+        let plural = if server.len() == 1 { "" } else { "s" };
+        notes.push(format!(
+            "Too few CPUs: {processes} processes of the server share {} CPU{plural}, so they take \
+             turns. Ratios between targets mean something, absolute figures do not.",
+            server.len()
+        ));
+    }
+    let shared: Vec<usize> = load.iter().filter(|cpu| server.contains(cpu)).copied().collect();
+    if !shared.is_empty() {
+        notes.push(format!(
+            "The generator shares CPU {} with the server and delays it.",
+            format_cpu_list(&shared)
+        ));
+    }
+    let core_of = |id: &usize| cpus.iter().find(|cpu| cpu.id == *id).map(Cpu::core);
+    let twins = load
+        .iter()
+        .any(|own| server.iter().any(|other| own != other && core_of(own) == core_of(other)));
+    if twins {
+        notes.push(
+            "Generator and server use two threads of one physical core, which slow each other \
+             down."
+                .into(),
+        );
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wish(sharing: Sharing) -> Wish {
+        Wish { threads: 1, processes: 9, sharing, server: None, load: None }
+    }
+
+    fn placed(count: usize, wish: &Wish) -> Placement {
+        let cpus: Vec<Cpu> = (0..count).map(Cpu::alone).collect();
+        place(&cpus, wish).expect("there is a way")
+    }
+
+    #[test]
+    fn generator_and_server_are_kept_apart_where_it_can_be() {
+        let two = placed(2, &wish(Sharing::Apart));
+        assert_eq!((two.server_cpus, two.load_cpus), (vec![0], vec![1]));
+        assert!(two.notes[0].contains("9 processes of the server share 1 CPU,"));
+        let one = placed(1, &wish(Sharing::Apart));
+        assert_eq!((one.server_cpus, one.load_cpus), (vec![0], vec![0]));
+        assert!(one.notes[1].contains("shares CPU 0"));
+        let race = placed(2, &wish(Sharing::TogetherIfFew));
+        assert_eq!((race.server_cpus, race.load_cpus), (vec![0, 1], vec![1]));
+        let many = placed(16, &wish(Sharing::TogetherIfFew));
+        assert_eq!((many.server_cpus.len(), many.load_cpus), (15, vec![15]));
+        assert_eq!(many.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn threads_of_one_core_are_told() {
+        let twin = |id| Cpu { siblings: vec![0, 1], ..Cpu::alone(id) };
+        let placement = place(&[twin(0), twin(1)], &wish(Sharing::Apart)).expect("there is a way");
+        assert!(placement.notes[1].contains("one physical core"));
+    }
+
+    #[test]
+    fn named_cpus_are_taken_and_checked() {
+        let named = Wish { server: Some(vec![3]), threads: 2, ..wish(Sharing::Apart) };
+        let placement = placed(4, &named);
+        assert_eq!((placement.server_cpus, placement.load_cpus), (vec![3], vec![1, 2]));
+        for wrong in [
+            Wish { server: Some(vec![7]), ..wish(Sharing::Apart) },
+            Wish { load: Some(vec![]), ..wish(Sharing::Apart) },
+            Wish { load: Some(vec![1]), threads: 2, ..wish(Sharing::Apart) },
+            Wish { threads: 5, ..wish(Sharing::Apart) },
+        ] {
+            let cpus: Vec<Cpu> = (0..4).map(Cpu::alone).collect();
+            assert_eq!(place(&cpus, &wrong).expect_err("impossible").exit_code(), 2);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn everybody_gets_a_cpu(count in 1_usize..64, threads in 1_usize..8, few in any::<bool>()) {
+            prop_assume!(threads <= count);
+            let sharing = if few { Sharing::TogetherIfFew } else { Sharing::Apart };
+            let placement = placed(count, &Wish { threads, ..wish(sharing) });
+            prop_assert_eq!(placement.load_cpus.len(), threads);
+            prop_assert!(!placement.server_cpus.is_empty());
+            let shared = placement.load_cpus.iter().any(|cpu| placement.server_cpus.contains(cpu));
+            prop_assert!(!shared || count == threads || few && count < APART_FROM);
+        }
+    }
+}

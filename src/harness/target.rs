@@ -1,0 +1,195 @@
+//! What is measured: this program's own policies, and other servers under the same load.
+//!
+//! Owns the names. Pure: whether a program is there is not known here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+
+use crate::error::Error;
+use crate::settings::{AcceptMechanism, Policy};
+use crate::work::{ServiceTime, Work, WorkKind};
+
+/// A server to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// This program.
+    Own {
+        /// Who chooses the worker.
+        policy: Policy,
+        /// How workers accept, where they do.
+        accept: Option<AcceptMechanism>,
+    },
+    /// Another one.
+    Peer(Peer),
+}
+
+/// A server that others made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Node.js with its cluster module.
+    Node {
+        /// Whether Node's primary accepts (SCHED_RR) or its workers do (SCHED_NONE).
+        primary_accepts: bool,
+    },
+    /// nginx: processes that accept by themselves.
+    Nginx {
+        /// With a listening socket for each worker.
+        reuseport: bool,
+    },
+    /// HAProxy: threads that hand connections to each other.
+    Haproxy,
+}
+
+/// Every way to accept, each a target of its own: what `imbalance` shows.
+#[must_use]
+pub fn mechanisms() -> Vec<Target> {
+    let none = AcceptMechanism::value_variants().iter();
+    let none = none.map(|accept| Target::Own { policy: Policy::None, accept: Some(*accept) });
+    none.chain([Target::RR]).collect()
+}
+
+const FORMS: &str = "name rr, none:MECHANISM (epoll, epoll-drain, epoll-exclusive, uring, \
+     uring-multishot or reuseport), node, node:none, nginx, nginx:reuseport or haproxy";
+
+impl Target {
+    /// The primary accepts and hands over.
+    pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None };
+
+    /// Why a request cannot be made to cost this with that target, if so.
+    #[must_use]
+    pub fn objection(&self, work: &Work) -> Option<&'static str> {
+        let constants = matches!(work.time, ServiceTime::Constant { .. } | ServiceTime::Mix { .. });
+        match (self, work.kind) {
+            (Self::Own { .. }, _) => None,
+            (Self::Peer(Peer::Haproxy), _) => {
+                Some("HAProxy answers by itself and has no way to make a request cost something")
+            }
+            (Self::Peer(Peer::Nginx { .. }), WorkKind::Cpu) => {
+                Some("nginx has no module that makes a request compute")
+            }
+            _ if !constants => Some("only constants and mixes of them are translated for peers"),
+            _ => None,
+        }
+    }
+}
+
+impl Peer {
+    /// The program that has to be on the PATH.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Node { .. } => "node",
+            Self::Nginx { .. } => "nginx",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// How to install it.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Node { .. } => "install Node.js 16 or newer (`apt install nodejs`)",
+            Self::Nginx { .. } => "`apt install nginx libnginx-mod-http-echo`",
+            Self::Haproxy => "`apt install haproxy`",
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+            value().map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        match self {
+            Self::Own { policy, accept } => {
+                f.write_str(&word(&|| policy.to_possible_value()))?;
+                match accept {
+                    Some(accept) => write!(f, ":{}", word(&|| accept.to_possible_value())),
+                    None => Ok(()),
+                }
+            }
+            Self::Peer(Peer::Node { primary_accepts: true }) => f.write_str("node:rr"),
+            Self::Peer(Peer::Node { primary_accepts: false }) => f.write_str("node:none"),
+            Self::Peer(Peer::Nginx { reuseport: false }) => f.write_str("nginx"),
+            Self::Peer(Peer::Nginx { reuseport: true }) => f.write_str("nginx:reuseport"),
+            Self::Peer(Peer::Haproxy) => f.write_str("haproxy"),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let unknown = || Error::usage(format!("`{text}` is no target"), FORMS);
+        let peer = match text {
+            "node" | "node:rr" => Some(Peer::Node { primary_accepts: true }),
+            "node:none" => Some(Peer::Node { primary_accepts: false }),
+            "nginx" => Some(Peer::Nginx { reuseport: false }),
+            "nginx:reuseport" => Some(Peer::Nginx { reuseport: true }),
+            "haproxy" => Some(Peer::Haproxy),
+            _ => None,
+        };
+        if let Some(peer) = peer {
+            return Ok(Self::Peer(peer));
+        }
+        let (policy, accept) = match text.split_once(':') {
+            None => (text, None),
+            Some((policy, accept)) => (policy, Some(accept)),
+        };
+        let policy = Policy::from_str(policy, false).map_err(|_| unknown())?;
+        let accept = accept.map(|accept| AcceptMechanism::from_str(accept, false)).transpose();
+        let accept = accept.map_err(|_| unknown())?;
+        match (policy, accept) {
+            (Policy::None, None) => {
+                Ok(Self::Own { policy, accept: Some(AcceptMechanism::default()) })
+            }
+            (Policy::None, _) | (_, None) => Ok(Self::Own { policy, accept }),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        let peers = ["node:rr", "node:none", "nginx", "nginx:reuseport", "haproxy"];
+        let names = mechanisms().into_iter().map(|target| target.to_string());
+        let names: Vec<String> = names.chain(peers.map(str::to_owned)).collect();
+        assert_eq!(names.len(), 12);
+        for name in names {
+            let target: Target = name.parse().expect(&name);
+            assert_eq!(target.to_string(), name);
+        }
+        let target = |text: &str| text.parse::<Target>().map(|target| target.to_string());
+        assert_eq!(target("none").expect("a default"), "none:epoll");
+        assert_eq!(target("node").expect("a default"), "node:rr");
+        for nonsense in ["", "rr:epoll", "none:", "none:kqueue", "apache", "nginx:epoll"] {
+            assert_eq!(target(nonsense).expect_err(nonsense).exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn what_a_peer_cannot_do_is_said() {
+        let objects = |target: &str, work: &str| {
+            let target: Target = target.parse().expect("a target");
+            target.objection(&work.parse().expect("work")).is_some()
+        };
+        assert!(!objects("rr", "cpu:exp:1ms") && !objects("none:uring", "block:heavy"));
+        assert!(!objects("node", "cpu:1ms") && !objects("nginx", "block:heavy"));
+        assert!(objects("nginx", "cpu:1ms") && objects("node", "block:exp:1ms"));
+        assert!(objects("haproxy", "block:1ms"));
+    }
+}
