@@ -52,6 +52,8 @@ pub(super) struct Cli {
 /// What to do instead of serving.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Compare policies, and other servers, under the same loads
+    Bench(super::bench::BenchArguments),
     /// Show what this machine allows: kernel, io_uring, limits, CPUs
     Check {
         /// Print one JSON object instead of a table
@@ -297,12 +299,12 @@ pub(super) fn parse<T: std::str::FromStr<Err = Error>>(
     text.parse().map_err(|error: Error| format!("{error}; {}", error.hint()))
 }
 
-fn time(text: &str) -> std::result::Result<Duration, String> {
+pub(super) fn time(text: &str) -> std::result::Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and a unit, such as 10s or 500ms"))
 }
 
-fn positive_time(text: &str) -> std::result::Result<Duration, String> {
+pub(super) fn positive_time(text: &str) -> std::result::Result<Duration, String> {
     time(text).and_then(|duration| match duration {
         Duration::ZERO => Err("must be longer than nothing".into()),
         duration => Ok(duration),

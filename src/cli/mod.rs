@@ -3,6 +3,7 @@
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
 mod arguments;
+mod bench;
 mod console;
 mod imbalance;
 mod measuring;
@@ -35,6 +36,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Check { json }) => show_check(json),
+        Some(Command::Bench(arguments)) => arguments.run(),
         Some(Command::Imbalance(arguments)) => arguments.run(),
         Some(Command::Load(arguments)) => return loadtest::run(&arguments),
         Some(Command::Run(arguments)) => run(&arguments),

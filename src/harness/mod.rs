@@ -2,13 +2,14 @@
 //!
 //! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
 //! passed in: [`balance`], [`interval`], [`plan`], [`queueing`], [`target`], [`placement`],
-//! [`peer`], [`matrix`], [`words`], [`chart`] and [`report`].
+//! [`peer`], [`matrix`], [`words`], [`scenario`], [`summary`], [`chart`] and [`report`].
 //!
 //! Running servers and the load generator, all of them processes of their own: [`attention`],
-//! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`].
+//! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`], [`trial`], [`bench`].
 
 pub mod attention;
 pub mod balance;
+pub mod bench;
 pub mod chart;
 pub mod child;
 pub mod generator;
@@ -20,8 +21,11 @@ pub mod placement;
 pub mod plan;
 pub mod queueing;
 pub mod report;
+pub mod scenario;
 pub mod server;
+pub mod summary;
 pub mod surroundings;
 pub mod target;
+pub mod trial;
 pub mod usage;
 pub mod words;

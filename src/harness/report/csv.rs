@@ -1,6 +1,7 @@
 //! Reports as tables for other programs: one row for each worker of each run. Pure.
 
-use super::super::imbalance::Report;
+use super::super::trial::{Outcome, Share};
+use super::super::{bench, imbalance};
 
 /// A value as it may stand between commas.
 fn field(text: &str) -> String {
@@ -23,7 +24,7 @@ pub fn number(value: Option<f64>) -> String {
 
 /// The matrix.
 #[must_use]
-pub fn imbalance(report: &Report) -> String {
+pub fn imbalance(report: &imbalance::Report) -> String {
     let mut text = "target,load,repeat,worker,connections,top_two_share,max_over_mean,variation,\
                     jain,idle_workers,rate_per_s,p50_us,p99_us,problems\n"
         .to_owned();
@@ -48,6 +49,58 @@ pub fn imbalance(report: &Report) -> String {
                 ]);
             }
         }
+    }
+    text
+}
+
+/// The trials of a comparison.
+#[must_use]
+pub fn bench(report: &bench::Report) -> String {
+    let mut text = "scenario,target,repeat,valid,worker,connections,worker_cpu_ms,rate_per_s,\
+                    completed,failed_share,p50_us,p90_us,p99_us,p999_us,max_us,server_cpu_ms,\
+                    server_cpu_us_per_request,machine_cpu_us_per_request,memory_peak_mib,\
+                    objections\n"
+        .to_owned();
+    for trial in &report.trials {
+        text += &trial_rows(trial);
+    }
+    text
+}
+
+fn trial_rows(trial: &Outcome) -> String {
+    let Outcome { scenario, target, repeat, valid, failure, record, .. } = trial;
+    let mut head = vec![scenario.to_string(), target.to_string(), repeat.to_string()];
+    head.push(valid.to_string());
+    let Some(record) = record else {
+        let rest = std::iter::repeat_n(String::new(), 15).chain(failure.clone());
+        return row(&head.into_iter().chain(rest).collect::<Vec<_>>());
+    };
+    let tail = [
+        record.rate_per_s.to_string(),
+        record.completed.to_string(),
+        record.failed_share.to_string(),
+        number(record.response.p50_us),
+        number(record.response.p90_us),
+        number(record.response.p99_us),
+        number(record.response.p999_us),
+        number(record.response.max_us),
+        record.server_cpu_ms.to_string(),
+        record.server_cpu_us_per_request.to_string(),
+        record.machine_cpu_us_per_request.to_string(),
+        record.memory_peak_mib.to_string(),
+        record.objections.join("; "),
+    ];
+    // A server whose workers cannot be told apart still gets its row.
+    let unknown = [Share::default()];
+    let workers = if record.workers.is_empty() { &unknown[..] } else { &record.workers };
+    let mut text = String::new();
+    for share in workers {
+        let own = [
+            share.worker.to_string(),
+            share.connections.map_or_else(String::new, |count| count.to_string()),
+            number(share.cpu_ms),
+        ];
+        text += &row(&[&head[..], &own, &tail].concat());
     }
     text
 }

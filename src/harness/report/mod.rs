@@ -3,6 +3,7 @@
 //! Every function takes the data that `--json` prints and gives text. Refuses to measure, to
 //! write files, and to know anything that the data does not hold.
 
+pub mod bench_text;
 pub mod csv;
 pub mod page;
 pub mod table;

@@ -1,9 +1,15 @@
 //! Pages for a browser.
 
-use super::super::imbalance::Report;
+use super::super::{bench, imbalance};
 
 /// The matrix.
 #[must_use]
-pub fn imbalance(report: &Report) -> String {
+pub fn imbalance(report: &imbalance::Report) -> String {
     format!("{}", report.workers)
+}
+
+/// The comparison.
+#[must_use]
+pub fn bench(report: &bench::Report) -> String {
+    format!("{}", report.repeats)
 }

@@ -1,0 +1,324 @@
+//! The loads that servers are compared under, and what goes wrong in some of them. Pure.
+//!
+//! Owns their names, their sizes, and which findings are a scenario's results rather than flaws
+//! of a trial.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::generator::{Load, Pace};
+use super::target::{Peer, Target};
+use crate::error::Error;
+use crate::work::{ServiceTime, Work, WorkKind};
+
+/// How long a stalled worker is stopped.
+pub const STALL: Duration = Duration::from_millis(400);
+/// How long a request may take where a worker never comes back.
+const TIMEOUT_WITHOUT_WORKER: Duration = Duration::from_secs(1);
+/// Idle connections beside short ones.
+const HELD: u32 = 400;
+/// A burst is so many times the usual number of clients.
+const BURST_FACTOR: u32 = 16;
+
+/// A load to compare under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scenario {
+    /// A connection for each request, at a rate.
+    Short,
+    /// A connection for each request, as many as go.
+    Capacity,
+    /// Requests on kept connections, as many as go.
+    KeepAlive,
+    /// Blocking requests, one in a hundred of them fifty times as long, at so many percent of
+    /// what the workers can do.
+    Heavy(u8),
+    /// Short connections beside idle ones.
+    Mixed,
+    /// Short connections, and one worker is stopped for a while.
+    Stall,
+    /// Short connections, and one worker is stopped for good.
+    Stopped,
+    /// Many connections in the same instant.
+    Burst,
+}
+
+/// Every scenario.
+pub const ALL: [Scenario; 10] = [
+    Scenario::Short,
+    Scenario::Capacity,
+    Scenario::KeepAlive,
+    Scenario::Heavy(50),
+    Scenario::Heavy(70),
+    Scenario::Heavy(85),
+    Scenario::Mixed,
+    Scenario::Stall,
+    Scenario::Stopped,
+    Scenario::Burst,
+];
+
+/// What is run if nothing is said.
+pub const DEFAULT: [Scenario; 4] =
+    [Scenario::Short, Scenario::Capacity, Scenario::KeepAlive, Scenario::Heavy(70)];
+
+/// What is turned to make a comparison larger or smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Knobs {
+    /// Workers of each server.
+    pub workers: usize,
+    /// Connections a second, in scenarios at a rate.
+    pub rate_per_s: f64,
+    /// Clients at once, in scenarios without.
+    pub connections: u32,
+    /// What is measured of each trial.
+    #[serde(serialize_with = "as_seconds", rename = "duration_s")]
+    pub duration: Duration,
+    /// What is thrown away before it.
+    #[serde(serialize_with = "as_seconds", rename = "warm_up_s")]
+    pub warm_up: Duration,
+    /// Seed of arrivals and service times.
+    pub seed: u64,
+}
+
+fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+/// What happens to the busiest worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When it is stopped, from the start of the load.
+    pub stop_at: Duration,
+    /// When it goes on, if ever.
+    pub resume_at: Option<Duration>,
+}
+
+impl Scenario {
+    /// What happens in it.
+    #[must_use]
+    pub fn description(self) -> String {
+        match self {
+            Self::Short => "short connections, one request each, at a constant rate".into(),
+            Self::Capacity => {
+                "short connections, one request each, as many as the server takes (closed loop: \
+                 latencies flatter a slow server)"
+                    .into()
+            }
+            Self::KeepAlive => {
+                "requests on connections that are kept open, as many as the server takes (closed \
+                 loop: latencies flatter a slow server)"
+                    .into()
+            }
+            Self::Heavy(percent) => format!(
+                "requests that block their worker, 99 % of them 1 ms and 1 % 50 ms, a connection \
+                 each, random arrivals at {percent} % of what the workers can do"
+            ),
+            Self::Mixed => {
+                format!("short connections at a constant rate, beside {HELD} idle ones held open")
+            }
+            Self::Stall => format!(
+                "short connections at a constant rate; the busiest worker is stopped for {STALL:?}"
+            ),
+            Self::Stopped => format!(
+                "short connections at a constant rate; the busiest worker is stopped and never \
+                 goes on; a request may take {TIMEOUT_WITHOUT_WORKER:?}"
+            ),
+            Self::Burst => "as many connections as shown, all in the same instant".into(),
+        }
+    }
+
+    /// What a request costs.
+    #[must_use]
+    pub fn work(self) -> Option<Work> {
+        let heavy = matches!(self, Self::Heavy(_));
+        heavy.then(|| Work { kind: WorkKind::Block, time: ServiceTime::heavy() })
+    }
+
+    /// The share of its time that a worker would be busy if it did nothing but serve.
+    #[must_use]
+    pub fn utilisation(self) -> Option<f64> {
+        match self {
+            Self::Heavy(percent) => Some(f64::from(percent) / 100.0),
+            _ => None,
+        }
+    }
+
+    /// Why a target cannot be in it, if so.
+    #[must_use]
+    pub fn objection(self, target: Target) -> Option<&'static str> {
+        let fault = matches!(self, Self::Stall | Self::Stopped);
+        if fault && target == Target::Peer(Peer::Haproxy) {
+            return Some(
+                "HAProxy's workers are threads of one process, none of which can be stopped",
+            );
+        }
+        self.work().and_then(|work| target.objection(&work))
+    }
+
+    /// The load that is measured.
+    #[must_use]
+    pub fn load(self, knobs: &Knobs, repeat: usize) -> Load {
+        let seed = knobs.seed.wrapping_add(repeat as u64);
+        let timed = |load: Load| Load { duration: Some(knobs.duration), seed, ..load };
+        let at_rate = |per_s: f64, random: bool| {
+            timed(Load { pace: Pace::Rate { per_s, random }, ..Load::clients(1) })
+        };
+        match self {
+            Self::Short | Self::Stall => at_rate(knobs.rate_per_s, false),
+            Self::Capacity => timed(Load::clients(knobs.connections)),
+            Self::KeepAlive => timed(Load { keep_alive: true, ..Load::clients(knobs.connections) }),
+            Self::Heavy(_) => at_rate(self.heavy_rate_per_s(knobs), true),
+            Self::Mixed => Load { hold: HELD, ..at_rate(knobs.rate_per_s, false) },
+            Self::Stopped => {
+                Load { timeout: TIMEOUT_WITHOUT_WORKER, ..at_rate(knobs.rate_per_s, false) }
+            }
+            Self::Burst => {
+                let clients = knobs.connections.saturating_mul(BURST_FACTOR);
+                Load { requests: Some(u64::from(clients)), seed, ..Load::clients(clients) }
+            }
+        }
+    }
+
+    /// What comes before it and is thrown away; nothing for no time.
+    #[must_use]
+    pub fn warm_up(self, knobs: &Knobs, repeat: usize) -> Option<Load> {
+        let load = self.load(knobs, repeat.wrapping_add(1_000_000));
+        let timed = load.duration.is_some();
+        let duration = Some(knobs.warm_up).filter(|_| timed);
+        (!knobs.warm_up.is_zero()).then_some(Load { duration, ..load })
+    }
+
+    /// Requests a second that keep the workers busy for the wanted share of their time.
+    fn heavy_rate_per_s(self, knobs: &Knobs) -> f64 {
+        let workers = u32::try_from(knobs.workers).map_or(f64::MAX, f64::from);
+        let mean_s = ServiceTime::heavy().mean_ns() / 1e9;
+        self.utilisation().unwrap_or(0.0) * workers / mean_s
+    }
+
+    /// What goes wrong on the way.
+    #[must_use]
+    pub fn fault(self, knobs: &Knobs) -> Option<Fault> {
+        let stop_at = knobs.duration.mul_f64(0.25);
+        match self {
+            Self::Stall => Some(Fault { stop_at, resume_at: Some(stop_at + STALL) }),
+            Self::Stopped => Some(Fault { stop_at, resume_at: None }),
+            _ => None,
+        }
+    }
+
+    /// Findings of the generator (by their codes) that are this scenario's results, not flaws of
+    /// a trial: who loses a worker answers less than was asked.
+    #[must_use]
+    pub fn tolerates(self, code: &str) -> bool {
+        let of_a_fault = ["requests_failed", "rate_missed", "starts_dropped"].contains(&code);
+        matches!(self, Self::Stall | Self::Stopped) && of_a_fault
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short => f.write_str("short"),
+            Self::Capacity => f.write_str("capacity"),
+            Self::KeepAlive => f.write_str("keep-alive"),
+            Self::Heavy(percent) => write!(f, "heavy-{percent}"),
+            Self::Mixed => f.write_str("mixed"),
+            Self::Stall => f.write_str("stall"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Burst => f.write_str("burst"),
+        }
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        ALL.into_iter().find(|scenario| scenario.to_string() == text).ok_or_else(|| {
+            let names: Vec<String> = ALL.iter().map(Self::to_string).collect();
+            Error::usage(
+                format!("`{text}` is no scenario"),
+                format!("name one of {}, or all", names.join(", ")),
+            )
+        })
+    }
+}
+
+impl Serialize for Scenario {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn knobs() -> Knobs {
+        Knobs {
+            workers: 8,
+            rate_per_s: 3_000.0,
+            connections: 64,
+            duration: Duration::from_secs(4),
+            warm_up: Duration::from_secs(1),
+            seed: 5,
+        }
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for scenario in ALL {
+            assert_eq!(scenario.to_string().parse::<Scenario>().expect("its name"), scenario);
+        }
+        assert_eq!("heavy-60".parse::<Scenario>().expect_err("unknown").exit_code(), 2);
+    }
+
+    #[test]
+    fn utilisation_is_rate_times_service_over_workers() {
+        // 99 × 1 ms and 1 × 50 ms are 1.49 ms in the mean.
+        let load = Scenario::Heavy(70).load(&knobs(), 0);
+        let Pace::Rate { per_s, random: true } = load.pace else { panic!("{load:?}") };
+        assert!((per_s * 0.00149 / 8.0 - 0.70).abs() < 1e-9);
+        assert_eq!(
+            Scenario::Heavy(70).work().expect("work").to_string(),
+            "block:mix:99x1ms+1x50ms"
+        );
+    }
+
+    #[test]
+    fn repeats_differ_and_a_warm_up_is_another_run_of_the_same() {
+        let (first, second) =
+            (Scenario::Short.load(&knobs(), 0), Scenario::Short.load(&knobs(), 1));
+        assert_ne!(first.seed, second.seed);
+        let warm_up = Scenario::Short.warm_up(&knobs(), 0).expect("a second");
+        assert_eq!(warm_up.duration, Some(Duration::from_secs(1)));
+        assert_eq!(warm_up.pace, first.pace);
+        let none = Knobs { warm_up: Duration::ZERO, ..knobs() };
+        assert_eq!(Scenario::Short.warm_up(&none, 0), None);
+        let burst = Scenario::Burst.warm_up(&knobs(), 0).expect("a burst");
+        assert_eq!((burst.duration, burst.requests), (None, Some(1_024)));
+    }
+
+    #[test]
+    fn faults_come_within_the_measured_time() {
+        let stall = Scenario::Stall.fault(&knobs()).expect("a fault");
+        assert_eq!(stall.stop_at, Duration::from_secs(1));
+        assert_eq!(stall.resume_at, Some(Duration::from_millis(1_400)));
+        assert_eq!(Scenario::Stopped.fault(&knobs()).map(|fault| fault.resume_at), Some(None));
+        assert_eq!(Scenario::Short.fault(&knobs()), None);
+        assert!(Scenario::Stopped.tolerates("requests_failed"));
+        assert!(!Scenario::Stopped.tolerates("generator_busy"));
+        assert!(!Scenario::Short.tolerates("requests_failed"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_left_out() {
+        let haproxy = Target::Peer(Peer::Haproxy);
+        assert!(Scenario::Stall.objection(haproxy).is_some());
+        assert!(Scenario::Heavy(50).objection(haproxy).is_some());
+        assert_eq!(Scenario::Short.objection(haproxy), None);
+        assert_eq!(Scenario::Heavy(50).objection(Target::RR), None);
+    }
+}

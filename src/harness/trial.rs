@@ -1,0 +1,357 @@
+//! One trial: a fresh server, a warm-up, a measured load, and everything that was seen of it.
+//!
+//! The warm-up is a run of the generator of its own, so that the server's CPU time can be read
+//! exactly before and after what is measured. Owns what a trial's record holds. Refuses to
+//! compare trials.
+
+use std::time::Duration;
+
+use loadtest::Report;
+use loadtest::latency::{CurvePoint, Latency};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use super::attention::{Attention, Halt};
+use super::balance::Balance;
+use super::generator;
+use super::imbalance::unix_ms;
+use super::placement::Placement;
+use super::plan::{Facts, Reason, objections};
+use super::scenario::{Fault, Knobs, Scenario};
+use super::server::{Books, Server, Setup};
+use super::target::Target;
+use super::usage::{Memory, Usage};
+use crate::error::{Error, Result};
+
+/// Rest between warm-up and measurement, for connections to be closed on both sides.
+const SETTLE: Duration = Duration::from_millis(50);
+/// What the generator finds beyond the facts that are judged here, by its codes.
+const FURTHER: [&str; 4] =
+    ["requests_failed", "server_errors", "starts_dropped", "values_saturated"];
+
+/// Percentiles of a latency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// The median.
+    pub p50_us: Option<f64>,
+    /// 90 of 100 were as fast.
+    pub p90_us: Option<f64>,
+    /// 99 of 100 were as fast.
+    pub p99_us: Option<f64>,
+    /// 999 of 1000 were as fast.
+    pub p999_us: Option<f64>,
+    /// The slowest.
+    pub max_us: Option<f64>,
+}
+
+/// What one worker did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Share {
+    /// Its number, from one.
+    pub worker: usize,
+    /// Connections, the warm-up's among them; nothing if the server does not count.
+    pub connections: Option<u64>,
+    /// CPU time in the measured time; nothing if it is not a process of its own.
+    pub cpu_ms: Option<f64>,
+}
+
+/// A trial's record.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Record {
+    /// Requests answered a second.
+    pub rate_per_s: f64,
+    /// Requests answered.
+    pub completed: u64,
+    /// Requests that failed, over all that were begun.
+    pub failed_share: f64,
+    /// Until the connection was established.
+    pub connect: Percentiles,
+    /// Until the answer's first byte.
+    pub first_byte: Percentiles,
+    /// Until the answer's last byte.
+    pub response: Percentiles,
+    /// Latencies count from planned starts.
+    pub corrected: bool,
+    /// The response latency, for plotting.
+    pub curve: Vec<CurvePoint>,
+    /// CPU time of all of the server's processes.
+    pub server_cpu_ms: f64,
+    /// The same for each answered request.
+    pub server_cpu_us_per_request: f64,
+    /// CPU time of the whole machine, generator and everybody else included.
+    pub machine_cpu_us_per_request: f64,
+    /// Time that the hypervisor gave to others.
+    pub stolen_ms: f64,
+    /// The busiest thread of the generator.
+    pub generator_cpu_percent: f64,
+    /// The server's processes' peaks, added up.
+    pub memory_peak_mib: f64,
+    /// What they hold at the end, shared pages divided.
+    pub memory_proportional_mib: Option<f64>,
+    /// The workers.
+    pub workers: Vec<Share>,
+    /// How evenly connections were spread, where they were counted.
+    pub balance: Option<Balance>,
+    /// How evenly CPU time was.
+    pub cpu_balance: Option<Balance>,
+    /// Why the trial does not count.
+    pub objections: Vec<String>,
+    /// What the scenario brought about, and does not speak against the trial.
+    pub consequences: Vec<String>,
+}
+
+/// What is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial<'a> {
+    /// The server.
+    pub target: Target,
+    /// The load.
+    pub scenario: Scenario,
+    /// Which repeat, counted from zero.
+    pub repeat: usize,
+    /// The sizes.
+    pub knobs: &'a Knobs,
+    /// Who runs where.
+    pub placement: &'a Placement,
+}
+
+impl Trial<'_> {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// A signal; a server or generator that does not run at all.
+    pub fn run(&self, attention: &mut Attention) -> std::result::Result<Record, Halt> {
+        let Self { target, scenario, repeat, knobs, placement } = *self;
+        let setup = Setup {
+            workers: knobs.workers,
+            cpus: placement.server_cpus.clone(),
+            work: scenario.work(),
+            seed: knobs.seed.wrapping_add(repeat as u64),
+        };
+        let server = Server::start(target, &setup, attention)?;
+        if let Some(load) = scenario.warm_up(knobs, repeat) {
+            let cpus = &placement.load_cpus;
+            generator::run(&load, server.address, cpus, attention, &mut |_| ())?;
+            attention.sleep(SETTLE)?;
+        }
+        let mut saboteur = Saboteur::new(scenario.fault(knobs), &server);
+        let before = Usage::of_tree(server.root());
+        let load = scenario.load(knobs, repeat);
+        let cpus = &placement.load_cpus;
+        let loaded =
+            generator::run(&load, server.address, cpus, attention, &mut |now| saboteur.act(now))?;
+        let used = Usage::of_tree(server.root()).since(&before);
+        let memory = Memory::of_tree(server.root());
+        saboteur.make_good();
+        let workers = server.workers.clone();
+        let books = server.end()?;
+        if loaded.totals.completed == 0 {
+            let why = loaded.failure.map_or_else(String::new, |failure| failure.cause);
+            return Err(Halt::Failed(unanswered(target, &why)));
+        }
+        Ok(record(self, &loaded, &used, memory, &workers, &books))
+    }
+}
+
+fn unanswered(target: Target, why: &str) -> Error {
+    Error::Workers {
+        what: format!("{target} answered nothing ({why})"),
+        hint: "start it by hand and look at what it says".into(),
+    }
+}
+
+/// Stops the busiest worker, and lets it go on.
+struct Saboteur {
+    fault: Option<Fault>,
+    workers: Vec<u32>,
+    root: u32,
+    stopped: Option<Pid>,
+}
+
+impl Saboteur {
+    fn new(fault: Option<Fault>, server: &Server) -> Self {
+        Self { fault, workers: server.workers.clone(), root: server.root(), stopped: None }
+    }
+
+    /// Does what is due after so much time.
+    fn act(&mut self, now: Duration) {
+        let Some(fault) = self.fault else { return };
+        if now >= fault.stop_at && self.stopped.is_none() {
+            let usage = Usage::of_tree(self.root);
+            let used = |pid: &&u32| usage.processes_ns.get(*pid).copied().unwrap_or(0);
+            let busiest = self.workers.iter().max_by_key(used);
+            self.stopped = busiest.and_then(|pid| i32::try_from(*pid).ok()).map(Pid::from_raw);
+            self.signal(Signal::SIGSTOP);
+        }
+        if fault.resume_at.is_some_and(|resume_at| now >= resume_at) {
+            self.signal(Signal::SIGCONT);
+            self.fault = None;
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.stopped {
+            // A worker that has gone meanwhile was replaced, which its server's books say.
+            let _ = kill(pid, signal);
+        }
+    }
+
+    /// Lets the worker go on, so that the server can end in order.
+    fn make_good(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+}
+
+fn record(
+    trial: &Trial<'_>,
+    loaded: &Report,
+    used: &Usage,
+    memory: Memory,
+    workers: &[u32],
+    books: &Books,
+) -> Record {
+    let completed = to_f64(loaded.totals.completed);
+    let begun = loaded.totals.started.max(1);
+    let (balance, cpu_balance, shares) = shares(used, workers, books);
+    let (objections, consequences) = judged(trial.scenario, loaded, books);
+    let latency = &loaded.latency;
+    Record {
+        rate_per_s: loaded.rates.completed_per_s,
+        completed: loaded.totals.completed,
+        failed_share: to_f64(loaded.totals.failed) / to_f64(begun),
+        connect: percentiles(&latency.connect),
+        first_byte: percentiles(&latency.first_byte),
+        response: percentiles(&latency.response),
+        corrected: latency.response.corrected,
+        curve: latency.response.curve.clone(),
+        server_cpu_ms: to_f64(used.server_ns()) / 1e6,
+        server_cpu_us_per_request: to_f64(used.server_ns()) / 1e3 / completed,
+        machine_cpu_us_per_request: to_f64(used.machine_ns) / 1e3 / completed,
+        stolen_ms: to_f64(used.stolen_ns) / 1e6,
+        generator_cpu_percent: loaded.cpu.busiest_thread_percent,
+        memory_peak_mib: mebibytes(memory.peak_bytes),
+        memory_proportional_mib: memory.proportional_bytes.map(mebibytes),
+        workers: shares,
+        balance,
+        cpu_balance,
+        objections,
+        consequences,
+    }
+}
+
+/// What speaks against a trial, and what is a result of its scenario.
+fn judged(scenario: Scenario, loaded: &Report, books: &Books) -> (Vec<String>, Vec<String>) {
+    let target_rate_per_s = loaded.rates.asked_per_s;
+    let lateness_us = loaded.starts.and_then(|starts| starts.start_lateness_p99_us);
+    let facts = Facts {
+        target_rate_per_s,
+        // Random arrivals are measured by what was drawn.
+        achieved_rate_per_s: match (target_rate_per_s, loaded.rates.achieved_ratio) {
+            (Some(asked), Some(ratio)) => asked * ratio,
+            _ => loaded.rates.completed_per_s,
+        },
+        generator_cpu_share: loaded.cpu.busiest_thread_percent / 100.0,
+        start_lateness_p99_ns: lateness_us.map(nanoseconds),
+        listen_overflows: loaded.environment.listen_overflows,
+        workers_restarted: books.restarted,
+    };
+    let own = objections(&facts).into_iter().map(|reason| {
+        let missed = matches!(reason, Reason::RateMissed { .. });
+        (reason.to_string(), missed && scenario.tolerates("rate_missed"))
+    });
+    let further = loaded.validity.reasons.iter();
+    let further = further.filter(|reason| FURTHER.contains(&&*reason.code));
+    let further = further.map(|reason| (reason.text.clone(), scenario.tolerates(&reason.code)));
+    let (mut against, mut consequences) = (Vec::new(), Vec::new());
+    for (text, tolerated) in own.chain(further) {
+        if tolerated { consequences.push(text) } else { against.push(text) }
+    }
+    (against, consequences)
+}
+
+/// Who did how much, by connections and by CPU time.
+fn shares(
+    used: &Usage,
+    workers: &[u32],
+    books: &Books,
+) -> (Option<Balance>, Option<Balance>, Vec<Share>) {
+    let connections = books.connections.clone().unwrap_or_default();
+    let cpu_ns: Vec<u64> =
+        workers.iter().map(|pid| used.processes_ns.get(pid).copied().unwrap_or(0)).collect();
+    let shares = (0..connections.len().max(cpu_ns.len())).map(|place| Share {
+        worker: place + 1,
+        connections: connections.get(place).copied(),
+        cpu_ms: cpu_ns.get(place).map(|ns| to_f64(*ns) / 1e6),
+    });
+    (Balance::of(&connections), Balance::of(&cpu_ns), shares.collect())
+}
+
+fn percentiles(latency: &Latency) -> Percentiles {
+    Percentiles {
+        p50_us: latency.p50_us,
+        p90_us: latency.p90_us,
+        p99_us: latency.p99_us,
+        p999_us: latency.p999_us,
+        max_us: latency.max_us,
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "histograms end at a minute"
+)]
+fn nanoseconds(us: f64) -> u64 {
+    (us * 1e3).max(0.0) as u64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn to_f64(count: u64) -> f64 {
+    count as f64
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    to_f64(bytes) / f64::from(1 << 20)
+}
+
+/// A trial that was run, or the reason why it was not.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The load.
+    pub scenario: Scenario,
+    /// The server.
+    pub target: Target,
+    /// Which repeat, counted from zero.
+    pub repeat: usize,
+    /// When it began, in milliseconds of Unix time.
+    pub started_unix_ms: u64,
+    /// Whether it counts.
+    pub valid: bool,
+    /// Why there is no record.
+    pub failure: Option<String>,
+    /// What was seen.
+    pub record: Option<Record>,
+}
+
+impl Outcome {
+    /// Runs a trial and keeps what came of it, unless a signal has ended it.
+    ///
+    /// # Errors
+    /// [`Halt::Interrupted`] only.
+    pub fn of(trial: &Trial<'_>, attention: &mut Attention) -> std::result::Result<Self, Halt> {
+        let started_unix_ms = unix_ms();
+        let result: Result<Record> = match trial.run(attention) {
+            Ok(record) => Ok(record),
+            Err(Halt::Failed(error)) => Err(error),
+            Err(halt) => return Err(halt),
+        };
+        let Trial { scenario, target, repeat, .. } = *trial;
+        let (record, failure) = match result {
+            Ok(record) => (Some(record), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let valid = record.as_ref().is_some_and(|record| record.objections.is_empty());
+        Ok(Self { scenario, target, repeat, started_unix_ms, valid, failure, record })
+    }
+}
