@@ -63,7 +63,7 @@ impl Primary {
                     self.acceptors[place].pause(&mut self.ring);
                 }
             }
-            self.note_pause(crowded);
+            self.note_pause(crowded && self.stage == Stage::Open);
             self.ask_for_bell(crowded);
             if !crowded {
                 return;
