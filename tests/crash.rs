@@ -81,7 +81,7 @@ fn kill_one(cluster: &Cluster, choices: &mut Choices) {
 }
 
 fn killed_under_load(policy: &str, seed: u64) -> (Summary, u64) {
-    let cluster = Launch::new(&format!("--workers 4 {policy}")).start();
+    let cluster = Launch::new(&format!("--workers 4 {policy}")).as_delivered().start();
     let mut choices = Choices(seed);
     let (answered, failed) = Load::during(&cluster, |load| {
         for _ in 0..6 {
@@ -215,6 +215,32 @@ fn what_a_stopped_worker_has_not_claimed_is_served_by_others_when_it_dies() {
 }
 
 #[test]
+fn what_a_stopped_worker_has_not_claimed_is_served_by_others_while_it_hangs() {
+    let cluster = Launch::new("--workers 2").as_delivered().start();
+    let workers = cluster.workers();
+    machine::suspend(workers[0].pid);
+    for _ in 0..40 {
+        get(&cluster.address()).expect("an answer").assert_hello();
+    }
+    let hung = cluster.event("hung", 0);
+    assert_eq!(hung["id"], workers[0].id);
+    machine::signal(workers[0].pid, Signal::SIGCONT);
+    assert_eq!(cluster.event("recovered", 0)["id"], workers[0].id);
+    // It gets connections again.
+    let pids = cluster.worker_pids();
+    eventually("the worker to get a connection", || {
+        let client = Client::held(&cluster.address());
+        let holder = machine::holder(&pids, client.port(), cluster.port());
+        (holder == workers[0].pid).then_some(())
+    });
+    let summary = cluster.end();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
+    assert!(summary.redispatched > 0, "{summary:?}");
+    let requests: u64 = summary.workers.iter().map(|one| one.requests).sum();
+    assert_eq!(requests, summary.accepted, "each was answered once: {summary:?}");
+}
+
+#[test]
 fn a_worker_that_is_stopped_and_continued_loses_nothing_and_answers_once() {
     for policy in ["--policy rr", "--runtime tokio-uring", "--policy none --accept epoll"] {
         let cluster = Launch::new(&format!("--workers 2 {policy}")).start();
@@ -239,7 +265,7 @@ fn a_worker_that_is_stopped_and_continued_loses_nothing_and_answers_once() {
 #[test]
 fn a_worker_that_is_asked_to_leave_drains_and_is_replaced_without_a_failure() {
     for policy in ["--policy rr", "--runtime tokio-uring", "--policy none --accept epoll"] {
-        let cluster = Launch::new(&format!("--workers 3 {policy}")).start();
+        let cluster = Launch::new(&format!("--workers 3 {policy}")).as_delivered().start();
         let (_, failed) = Load::during(&cluster, |load| {
             for round in 0..5 {
                 load.go_on(30);

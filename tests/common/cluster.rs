@@ -20,6 +20,9 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
 /// Names the run that a process belongs to, in the environment that workers inherit.
 const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
+/// Switches off what passes over a worker that is merely slow.
+const STEADY: [&str; 4] = ["--hang-after", "off", "--overload-factor", "off"];
+
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
 /// How the command shall be started.
@@ -30,6 +33,7 @@ pub(crate) struct Launch {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     json: bool,
+    steady: bool,
 }
 
 impl Launch {
@@ -41,7 +45,15 @@ impl Launch {
             arguments: arguments.split_whitespace().map(str::to_owned).collect(),
             variables: vec![],
             json: true,
+            steady: true,
         }
+    }
+
+    /// With everything that depends on time switched on, as people get it. Otherwise nobody is
+    /// passed over because this machine is busy, and the rotation is strict.
+    pub(crate) fn as_delivered(mut self) -> Self {
+        self.steady = false;
+        self
     }
 
     /// One more listener; without any it is a free port on the loopback.
@@ -82,6 +94,9 @@ impl Launch {
         command.args(&self.program[1..]).args(&self.arguments);
         if self.json {
             command.arg("--json");
+        }
+        if self.steady {
+            command.args(STEADY);
         }
         for address in &self.listen {
             command.args(["--listen", address]);
