@@ -21,6 +21,7 @@ use crate::settings::{Policy, Runtime, Settings};
 use crate::sys::cpu::CpuFacts;
 use crate::sys::limits;
 use crate::sys::probe::{self, FeatureLevel};
+use crate::sys::process;
 use crate::topology::{self, CpuPlan};
 use crate::worker::{self, environment};
 use arguments::{Cli, Command, RunArguments};
@@ -93,6 +94,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
 
 fn be_worker(settings: &Settings) -> Result<()> {
     let inheritance = environment::Inheritance::take()?;
+    process::set_name(&format!("clusterlb:{}", inheritance.id));
     match settings.serve.runtime {
         Runtime::Ring => worker::run(settings, inheritance),
         Runtime::TokioUring => crate::runtime::run(settings, inheritance),

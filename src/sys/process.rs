@@ -2,7 +2,7 @@
 //!
 //! Owns one child. Refuses to restart anything: the supervisor decides that.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -146,6 +146,15 @@ fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
     let raw = RawFd::try_from(raw).expect("descriptors are small numbers");
     // SAFETY: the kernel has just installed this descriptor for us; it is close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Names this process for `ps` and `top`; the kernel keeps 15 bytes. A program started through
+/// `/proc/self/exe` would be called `exe`.
+pub fn set_name(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        // A process without a name of its own works just as well.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
 }
 
 /// Takes over a descriptor that the parent process passed under `number`, once.
