@@ -26,7 +26,7 @@ const DURATION_MAX: Duration = Duration::from_secs(3600);
 const EXAMPLES: &str = "\
 Examples:
   clusterlb bench
-      rr, none:epoll and none:reuseport in four scenarios; some ten minutes
+      rr, none:epoll and none:reuseport in four scenarios; some twelve minutes
   clusterlb bench --scenario heavy-70 --scenario stall --repeats 10 --report tail.html
       who keeps the tail short, as a page for a browser as well
   clusterlb bench --target rr --against nginx,haproxy,node --scenario short
@@ -67,11 +67,11 @@ pub(super) struct BenchArguments {
     repeats: usize,
 
     /// What is measured of each trial
-    #[arg(short, long, value_name = "TIME", default_value = "4s", value_parser = positive_time)]
+    #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = positive_time)]
     duration: Duration,
 
     /// What is thrown away before it
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
     warmup: Duration,
 
     /// Connections a second in scenarios at a constant rate

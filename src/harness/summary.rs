@@ -80,6 +80,8 @@ pub struct Summary {
     pub trials: usize,
     /// Trials that count.
     pub valid_trials: usize,
+    /// No trial counts: the values are medians of trials that do not, for orientation only.
+    pub invalid_only: bool,
     /// The measures.
     pub values: Vec<Value>,
 }
@@ -95,19 +97,27 @@ impl Summary {
     fn of(target: Target, trials: &[&Outcome], first: &[&Outcome]) -> Self {
         let own = trials.iter().filter(|outcome| outcome.target == target);
         let own: Vec<&Outcome> = own.copied().collect();
-        let values = MEASURES.iter().filter_map(|measure| value(measure, &own, first));
-        Self {
-            target,
-            trials: own.len(),
-            valid_trials: own.iter().filter(|outcome| outcome.valid).count(),
-            values: values.collect(),
-        }
+        let valid_trials = own.iter().filter(|outcome| outcome.valid).count();
+        let values = MEASURES.iter().filter_map(|measure| match valid_trials {
+            0 => orientation(measure, &own),
+            _ => value(measure, &own, first),
+        });
+        let values = values.collect();
+        Self { target, trials: own.len(), valid_trials, invalid_only: valid_trials == 0, values }
     }
 }
 
 /// What a valid trial measured.
 fn read(measure: &Measure, outcome: &Outcome) -> Option<f64> {
     outcome.record.as_ref().filter(|_| outcome.valid).and_then(measure.of)
+}
+
+/// What trials say that do not count.
+fn orientation(measure: &Measure, own: &[&Outcome]) -> Option<Value> {
+    let records = own.iter().filter_map(|outcome| outcome.record.as_ref());
+    let values: Vec<f64> = records.filter_map(measure.of).collect();
+    let median = median(&values)?;
+    Some(Value { measure: measure.key, median, interval: None, ratio_to_first: None })
 }
 
 fn value(measure: &Measure, own: &[&Outcome], first: &[&Outcome]) -> Option<Value> {
@@ -316,6 +326,12 @@ mod tests {
         assert_eq!((found.summaries[0].trials, found.summaries[0].valid_trials), (6, 5));
         assert_eq!(found.summaries[0].value("p99_us").and_then(|value| value.interval), None);
         assert!(found.words[0].contains("too few rounds"));
+        assert!(!found.summaries[0].invalid_only);
+        let none: Vec<Outcome> = (0..6).map(|repeat| outcome("rr", repeat, 7.0, false)).collect();
+        let found_none = compared(&none);
+        assert!(found_none.summaries[0].invalid_only);
+        let value = found_none.summaries[0].value("p99_us").expect("for orientation");
+        assert_eq!((value.median, value.interval), (7.0, None));
         // What was never measured has no median.
         assert!(found.summaries[0].value("p50_us").is_none());
     }

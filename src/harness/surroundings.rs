@@ -29,6 +29,8 @@ const SYSCTLS: [&str; 7] = [
 /// The block that every report carries.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Surroundings {
+    /// The command that measured, as it was typed.
+    pub command: String,
     /// This program's version.
     pub version: String,
     /// The commit it was built from, as far as is known.
@@ -89,6 +91,7 @@ impl Surroundings {
             ));
         }
         Self {
+            command: command(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: commit(),
             build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
@@ -109,6 +112,12 @@ impl Surroundings {
             warnings,
         }
     }
+}
+
+/// The words of the command, the program's own by its name alone.
+fn command() -> String {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    ["clusterlb".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
 fn text(path: impl AsRef<Path>) -> String {

@@ -103,8 +103,15 @@ fn called_out(report: &Report) -> String {
             let share = 100.0 * cell.summary?.top_two_share;
             Some(format!("{} {share:.1} %", cell.load))
         });
-        if !cells.is_empty() {
-            lines.push(format!("{target} ({})", shares.collect::<Vec<_>>().join("; ")));
+        let shares = shares.collect::<Vec<_>>().join("; ");
+        let shown = report.cells.iter().filter(|cell| cell.target == *target);
+        let shown = shown.filter(|cell| cell.summary.is_some()).count();
+        if cells.len() == shown && shown > 1 {
+            let shares = cells.iter().filter_map(|cell| cell.summary);
+            let least = shares.fold(1.0, |least: f64, cell| least.min(cell.top_two_share));
+            lines.push(format!("{target} (each of its {shown}, {:.1} % or more)", 100.0 * least));
+        } else if !cells.is_empty() {
+            lines.push(format!("{target} ({shares})"));
         }
     }
     let count = report.cells.iter().filter(|cell| cell.is_called_out()).count();

@@ -51,9 +51,9 @@ pub fn legend() -> String {
     "cpu/req is the CPU time of all processes of the server for each answered request, machine \
      that of the whole machine with the generator and everybody else on it: on loopback whoever \
      sends does protocol work of the receiver. top 2 is the share of the two busiest workers, by \
-     connections where the server counts them, by CPU time (~) elsewhere. × is the median of the \
+     connections where the server counts them, by CPU time for nginx. × is the median of the \
      ratios round by round, with the interval that holds the true one with 95 % or more; where \
-     the interval holds 1, no difference is shown."
+     the interval holds 1, no difference is shown. In parentheses: no trial counts."
         .to_owned()
 }
 
@@ -95,12 +95,14 @@ pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 3] {
 #[must_use]
 pub fn row(summary: &Summary) -> Vec<String> {
     let mut cells = vec![summary.target.to_string()];
-    for (_, key, write) in COLUMNS_SHOWN {
+    let failed: fn(f64) -> String = |share| format!("{:.1} %", 100.0 * share);
+    let shown = COLUMNS_SHOWN.iter().map(|(_, key, write)| (*key, *write));
+    for (key, write) in shown.chain([("failed_share", failed)]) {
         let value = summary.value(key).map(|value| write(value.median));
-        cells.push(value.unwrap_or_else(|| "–".to_owned()));
+        let value = value.unwrap_or_else(|| "–".to_owned());
+        // What does not count must not look as if it did.
+        cells.push(if summary.invalid_only { format!("({value})") } else { value });
     }
-    let failed = summary.value("failed_share").map(|value| value.median);
-    cells.push(failed.map_or_else(|| "–".into(), |share| format!("{:.1} %", 100.0 * share)));
     cells.push(format!("{}/{}", summary.valid_trials, summary.trials));
     cells
 }

@@ -5,6 +5,7 @@
 
 pub mod bench_text;
 pub mod csv;
+pub mod html;
 pub mod page;
 pub mod table;
 pub mod text;
