@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use nix::errno::Errno;
 
 use super::arguments::{parse, positive_time, time};
-use super::measuring::{MeasuringArguments, Progress, available, signal_code};
+use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
 use crate::error::{Error, Result};
 use crate::harness::attention::Attention;
 use crate::harness::bench::Comparison;
@@ -107,7 +106,7 @@ impl BenchArguments {
     }
 
     /// The targets that are there, and what was asked for and is not.
-    fn targets(&self) -> Result<(Vec<Target>, Vec<String>)> {
+    fn targets(&self, scenarios: &[Scenario]) -> Result<(Vec<Target>, Vec<Missing>)> {
         let defaults = ["rr", "none:epoll", "none:reuseport"];
         let few = if self.against.is_empty() { defaults.len() } else { 1 };
         let mut wanted = self.target.clone();
@@ -121,17 +120,14 @@ impl BenchArguments {
                 once.push(target);
             }
         }
-        let (targets, missing) = available(once);
+        let blocking = scenarios.iter().any(|scenario| scenario.work().is_some());
+        let (targets, missing) = available(once, blocking);
         let nobody =
             !self.against.is_empty() && !targets.iter().any(|target| self.against.contains(target));
-        match missing.first() {
-            Some(_) if nobody || targets.is_empty() => Err(Error::Environment {
-                step: missing.join(". "),
-                source: Errno::ENOENT,
-                hint: "nothing is left to compare with".into(),
-            }),
-            _ => Ok((targets, missing)),
+        if !missing.is_empty() && (nobody || targets.is_empty()) {
+            return Err(Missing::error(&missing));
         }
+        Ok((targets, missing))
     }
 
     /// Measures and shows.
@@ -145,9 +141,10 @@ impl BenchArguments {
                 format!("give --duration from {DURATION_MIN:?} to an hour"),
             ));
         }
-        let (targets, missing) = self.targets()?;
+        let scenarios = self.scenarios()?;
+        let (targets, missing) = self.targets(&scenarios)?;
         let comparison = Comparison {
-            scenarios: self.scenarios()?,
+            scenarios,
             targets,
             repeats: self.repeats,
             knobs: Knobs {
@@ -171,7 +168,7 @@ impl BenchArguments {
         });
         progress.clear();
         let (mut found, signal) = measured?;
-        found.missing = missing;
+        found.missing = missing.iter().map(Missing::sentence).collect();
         outputs.write(
             &found,
             report::bench_text::bench,

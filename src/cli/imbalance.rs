@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::measuring::{MeasuringArguments, Progress, available, signal_code};
+use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
 use crate::error::{Error, Result};
 use crate::harness::attention::Attention;
 use crate::harness::imbalance::{self, Plan};
@@ -71,7 +71,7 @@ const NODE: [Target; 2] = [
 
 impl ImbalanceArguments {
     /// The rows, and what was asked for and is not there.
-    fn targets(&self) -> Result<(Vec<Target>, Vec<String>)> {
+    fn targets(&self) -> Result<(Vec<Target>, Vec<Missing>)> {
         let mut wanted = if self.target.is_empty() { mechanisms() } else { self.target.clone() };
         let node = match self.peer.as_deref() {
             Some("none") => false,
@@ -89,18 +89,13 @@ impl ImbalanceArguments {
                 "compare it with `clusterlb bench --against` instead",
             ));
         }
+        let (targets, missing) = available(wanted, false);
+        // Node that was not asked for is a row the less, and said to be.
         let asked = self.peer.is_some() || !self.target.is_empty();
-        let (targets, missing) = available(wanted);
-        match missing.first() {
-            Some(why) if targets.is_empty() || (asked && self.peer.is_some()) => {
-                Err(Error::Environment {
-                    step: why.clone(),
-                    source: nix::errno::Errno::ENOENT,
-                    hint: "or leave it out with --peer none".into(),
-                })
-            }
-            _ => Ok((targets, missing)),
+        if !missing.is_empty() && asked {
+            return Err(Missing::error(&missing));
         }
+        Ok((targets, missing))
     }
 
     /// Measures and shows.
@@ -135,7 +130,7 @@ impl ImbalanceArguments {
             });
         progress.clear();
         let (mut found, signal) = measured?;
-        found.missing = missing;
+        found.missing = missing.iter().map(Missing::sentence).collect();
         outputs.write(
             &found,
             report::text::imbalance,

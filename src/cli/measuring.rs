@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::error::{Error, Result, errno_of};
+use crate::harness::peer::NGINX_ECHO_MODULE;
 use crate::harness::placement::{Placement, Sharing, Wish, place};
 use crate::harness::server::find_program;
 use crate::harness::target::{Peer, Target};
@@ -95,10 +97,11 @@ impl MeasuringArguments {
     /// A file that cannot be written.
     pub(super) fn open(&self) -> Result<Outputs> {
         let create = |path: &PathBuf| {
-            let refused = |error: &io::Error| {
-                Error::system(format!("write {}", path.display()), errno_of(error))
-            };
-            File::create(path).map(|file| (path.clone(), file)).map_err(|error| refused(&error))
+            File::create(path).map(|file| (path.clone(), file)).map_err(|error| {
+                let why = errno_of(&error).desc();
+                let hint = "name a file in a folder that exists and that you may write to";
+                Error::usage(format!("cannot write {}: {why}", path.display()), hint)
+            })
         };
         Ok(Outputs {
             json: self.json,
@@ -201,24 +204,55 @@ pub(super) fn signal_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal as i32).unwrap_or(1)
 }
 
-/// The targets whose programs are there, and a sentence for each that is not.
-pub(super) fn available(targets: Vec<Target>) -> (Vec<Target>, Vec<String>) {
+/// A target that cannot be started here.
+#[derive(Clone, Debug)]
+pub(super) struct Missing {
+    target: Target,
+    what: String,
+    remedy: &'static str,
+}
+
+impl Missing {
+    /// What is not there and how to get it, in a sentence.
+    pub(super) fn sentence(&self) -> String {
+        format!("{} is left out: {}; to install it: {}.", self.target, self.what, self.remedy)
+    }
+
+    /// The failure of a command that has nothing left to do without these.
+    pub(super) fn error(all: &[Self]) -> Error {
+        let whats: Vec<&str> = all.iter().map(|missing| &*missing.what).collect();
+        let remedies: Vec<&str> = all.iter().map(|missing| missing.remedy).collect();
+        Error::Environment {
+            step: whats.join(", "),
+            source: Errno::ENOENT,
+            hint: remedies.join("; "),
+        }
+    }
+}
+
+/// The targets whose programs are there, and those whose are not. Where requests shall block,
+/// nginx needs a module besides.
+pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, Vec<Missing>) {
     let mut missing = Vec::new();
     let there = targets.into_iter().filter(|target| {
         let Target::Peer(peer) = target else {
             return true;
         };
-        let why = absence(*peer);
-        missing.extend(why.iter().map(|why| format!("{target} is left out: {why}")));
-        why.is_none()
+        let what = absence(*peer, blocking);
+        let remedy = peer.remedy();
+        missing.extend(what.map(|what| Missing { target: *target, what, remedy }));
+        missing.last().is_none_or(|missing| missing.target != *target)
     });
     (there.collect(), missing)
 }
 
-/// Why a peer cannot be started here, if so.
-fn absence(peer: Peer) -> Option<String> {
+/// What a peer lacks here, if anything.
+fn absence(peer: Peer, blocking: bool) -> Option<String> {
     let program = peer.program();
-    find_program(program)
-        .is_none()
-        .then(|| format!("there is no `{program}` on the PATH; to install it: {}", peer.remedy()))
+    if find_program(program).is_none() {
+        return Some(format!("no `{program}` on the PATH"));
+    }
+    let module = blocking && matches!(peer, Peer::Nginx { .. });
+    let lacking = module && !Path::new(NGINX_ECHO_MODULE).exists();
+    lacking.then(|| format!("no echo module of nginx at {NGINX_ECHO_MODULE}"))
 }

@@ -6,8 +6,10 @@ use super::super::trial::Outcome;
 use super::table::{Table, digits, time, wrapped};
 use super::text::{COLUMNS, heading};
 
-/// The columns of a scenario's table: heading, key of the measure, how it is written.
-const COLUMNS_SHOWN: [(&str, &str, fn(f64) -> String); 9] = [
+/// A column of a scenario's table: heading, key of the measure, how it is written.
+type Column = (&'static str, &'static str, fn(f64) -> String);
+
+const COLUMNS_SHOWN: [Column; 9] = [
     ("rate/s", "rate_per_s", |value| format!("{value:.0}")),
     ("p50", "p50_us", |value| time(Some(value))),
     ("p90", "p90_us", |value| time(Some(value))),

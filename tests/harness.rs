@@ -1,0 +1,275 @@
+//! The measuring commands, run for real and small: what they say of who got the load, the layout
+//! of their data, and that nothing is left behind. Never a speed: the machine decides that.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use common::{BINARY, eventually, has_program, machine};
+
+/// Names the run that a process belongs to, in the environment that everything inherits.
+const RUN_VARIABLE: &str = "HARNESS_TEST_RUN";
+
+fn mark(name: &str) -> String {
+    format!("{name}-{}", std::process::id())
+}
+
+fn start(name: &str, words: &str) -> Child {
+    Command::new(BINARY)
+        .args(words.split_whitespace())
+        .env(RUN_VARIABLE, mark(name))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts")
+}
+
+/// Runs a command to its end and looks for processes that it has left.
+fn run(name: &str, words: &str) -> Output {
+    let output = start(name, words).wait_with_output().expect("it can be waited for");
+    nothing_is_left(name);
+    output
+}
+
+fn nothing_is_left(name: &str) {
+    let left = machine::processes_with(&format!("{RUN_VARIABLE}={}", mark(name)));
+    assert!(left.is_empty(), "{name} has left {left:?}");
+}
+
+fn report(output: &Output) -> Value {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
+}
+
+/// A file for results, in a folder of this test alone.
+fn file(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("clusterlb-harness-{}", mark(name)));
+    fs::create_dir_all(&folder).expect("a folder can be made");
+    folder.join(name)
+}
+
+fn cell<'a>(report: &'a Value, target: &str, load: &str) -> &'a Value {
+    let cells = report["cells"].as_array().expect("a list");
+    let cell = cells.iter().find(|cell| cell["target"] == target && cell["load"] == load);
+    cell.unwrap_or_else(|| panic!("no cell of {target} under {load}"))
+}
+
+#[test]
+fn the_matrix_shows_who_gets_the_load() {
+    let (csv, page) = (file("matrix.csv"), file("matrix.html"));
+    let words = format!(
+        "imbalance --quick --workers 4 --connections 200 --peer none --quiet --json --csv {} \
+         --report {}",
+        csv.display(),
+        page.display()
+    );
+    let output = run("matrix", &words);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = report(&output);
+    assert_eq!(report["schema"], "clusterlb-imbalance/1");
+    assert_eq!(report["workers"], 4);
+    assert_eq!(report["interrupted"], false);
+    assert_eq!(report["cells"].as_array().map(Vec::len), Some(7 * 4));
+    for load in ["one client", "64 clients", "64 clients, blocking 1 ms", "held open"] {
+        let multishot = cell(&report, "none:uring-multishot", load);
+        assert_eq!(multishot["summary"]["top_two_share"], 1.0, "{load}");
+        assert_eq!(multishot["summary"]["idle_workers"], 3.0, "{load}");
+        for cell in report["cells"].as_array().expect("a list") {
+            let counts = cell["runs"][0]["connections"].as_array().expect("counts");
+            let total: u64 = counts.iter().filter_map(Value::as_u64).sum();
+            assert_eq!((counts.len(), total), (4, 200), "{cell}");
+        }
+    }
+    // One after the other, nobody is ever behind: the turns are exact.
+    let turns = &cell(&report, "rr", "one client")["runs"][0]["connections"];
+    assert_eq!(*turns, serde_json::json!([50, 50, 50, 50]));
+    let held = cell(&report, "rr", "held open")["summary"]["top_two_share"].as_f64();
+    assert!(held.is_some_and(|share| share < 0.56), "{held:?}");
+    let words = report["words"].as_array().expect("a list");
+    let said = |text: &str| words.iter().any(|words| words.as_str().unwrap_or("").contains(text));
+    assert!(said("none:uring-multishot (each of its 4, 100.0 % or more)"), "{words:#?}");
+    assert!(said("published without conditions"));
+    surroundings_are_told(&report);
+    let table = fs::read_to_string(csv).expect("the table was written");
+    assert_eq!(table.lines().count(), 1 + 7 * 4 * 4);
+    page_is_complete(&fs::read_to_string(page).expect("the page was written"));
+}
+
+fn surroundings_are_told(report: &Value) {
+    let environment = &report["environment"];
+    for key in ["kernel", "cpu_model", "commit", "build_profile", "io_uring", "command"] {
+        assert!(environment[key].as_str().is_some_and(|text| !text.is_empty()), "{key}");
+    }
+    let warned = environment["warnings"].as_array().expect("a list").iter();
+    let debug = warned.filter(|text| text.as_str().is_some_and(|text| text.contains("debug")));
+    assert_eq!(debug.count(), usize::from(cfg!(debug_assertions)));
+    assert!(!environment["placement"]["server_cpus"].as_array().expect("a list").is_empty());
+}
+
+fn page_is_complete(page: &str) {
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    assert!(page.contains("<svg") && !page.contains("NaN"));
+    for foreign in ["<script", "<link", "@import", "url(", "src="] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    let linked = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!linked.contains("http://") && !linked.contains("https://"));
+}
+
+#[test]
+fn real_node_is_counted_in_both_policies() {
+    if !has_program("node") {
+        return;
+    }
+    let words = "imbalance --quick --workers 2 --connections 60 --quiet --json \
+                 --target node:none --target node:rr";
+    let output = run("node", words);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = report(&output);
+    for cell in report["cells"].as_array().expect("a list") {
+        let counts = cell["runs"][0]["connections"].as_array().expect("counts");
+        assert_eq!(counts.iter().filter_map(Value::as_u64).sum::<u64>(), 60, "{cell}");
+    }
+}
+
+#[test]
+fn a_comparison_is_paired_and_complete() {
+    let (csv, page) = (file("bench.csv"), file("bench.html"));
+    let words = format!(
+        "bench --workers 2 --duration 150ms --warmup 50ms --repeats 6 --rate 200 --connections 4 \
+         --scenario heavy-50 --target rr --target none:reuseport --quiet --json --csv {} \
+         --report {}",
+        csv.display(),
+        page.display()
+    );
+    let output = run("bench", &words);
+    // On a busy machine trials do not count, which is said by the exit code.
+    assert!(matches!(output.status.code(), Some(0 | 4)), "{output:?}");
+    let report = report(&output);
+    assert_eq!(report["schema"], "clusterlb-bench/1");
+    let trials = report["trials"].as_array().expect("a list");
+    let order: Vec<&str> = trials.iter().filter_map(|trial| trial["target"].as_str()).collect();
+    assert_eq!(order[..4], ["rr", "none:reuseport", "none:reuseport", "rr"]);
+    assert_eq!(order.len(), 12);
+    let invalid = trials.iter().filter(|trial| trial["valid"] == false).count();
+    assert_eq!(report["invalid_trials"], invalid);
+    assert_eq!(output.status.code(), Some(if invalid > 0 { 4 } else { 0 }));
+    for trial in trials {
+        let record = &trial["record"];
+        assert!(record["completed"].as_u64().is_some_and(|count| count > 0), "{trial}");
+        for key in ["server_cpu_us_per_request", "memory_peak_mib"] {
+            assert!(record[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {trial}");
+        }
+        assert_eq!(record["workers"].as_array().map(Vec::len), Some(2));
+        let objections = record["objections"].as_array().expect("a list");
+        assert_eq!(trial["valid"], objections.is_empty());
+    }
+    let scenario = &report["scenarios"][0];
+    assert_eq!(scenario["scenario"], "heavy-50");
+    assert_eq!(scenario["summaries"][0]["trials"], 6);
+    assert!(scenario["ideal"]["central_queue"]["p99_ns"].as_f64().is_some_and(|ns| ns > 1e6));
+    surroundings_are_told(&report);
+    let table = fs::read_to_string(csv).expect("the table was written");
+    assert_eq!(table.lines().count(), 1 + 12 * 2);
+    page_is_complete(&fs::read_to_string(page).expect("the page was written"));
+}
+
+#[test]
+fn a_stopped_worker_is_a_result_and_no_flaw() {
+    let words = "bench --workers 2 --duration 400ms --warmup 0s --repeats 6 --rate 50 \
+                 --scenario stopped --target none:reuseport --quiet --json";
+    let output = run("stopped", words);
+    let report = report(&output);
+    let trials = report["trials"].as_array().expect("a list");
+    let failed = |trial: &&Value| trial["record"]["failed_share"].as_f64() > Some(0.0);
+    assert!(trials.iter().any(|trial| failed(&trial)), "{trials:#?}");
+    for trial in trials {
+        let objections = trial["record"]["objections"].as_array().expect("a list");
+        let text = serde_json::to_string(objections).expect("plain data");
+        assert!(!text.contains("requests failed"), "{text}");
+    }
+}
+
+#[test]
+fn peers_are_started_loaded_and_ended() {
+    let peers = ["nginx", "haproxy", "node"].into_iter().filter(|name| has_program(name));
+    let peers: Vec<&str> = peers.collect();
+    if peers.is_empty() {
+        return;
+    }
+    let words = format!(
+        "bench --workers 2 --duration 150ms --warmup 0s --repeats 6 --rate 100 --scenario short \
+         --quiet --json --against {}",
+        peers.join(",")
+    );
+    let report = report(&run("peers", &words));
+    let trials = report["trials"].as_array().expect("a list");
+    assert_eq!(trials.len(), 6 * (1 + peers.len()));
+    for trial in trials {
+        assert_eq!(trial["failure"], Value::Null, "{trial}");
+        assert!(trial["record"]["completed"].as_u64().is_some_and(|count| count > 0), "{trial}");
+    }
+    let versions = report["environment"]["peers"].as_object().expect("an object");
+    assert_eq!(versions.len(), peers.len());
+}
+
+#[test]
+fn an_interrupted_measurement_shows_what_it_has() {
+    let child = start("interrupted", "imbalance --workers 2 --connections 5000 --json --quiet");
+    let pid = child.id();
+    let own = format!("{RUN_VARIABLE}={}", mark("interrupted"));
+    // The measuring process, a server of three processes, and a generator.
+    eventually("a cell to be under way", || {
+        (machine::processes_with(&own).len() >= 5).then_some(())
+    });
+    machine::signal(pid, Signal::SIGINT);
+    let output = child.wait_with_output().expect("it can be waited for");
+    nothing_is_left("interrupted");
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let report = report(&output);
+    assert_eq!(report["interrupted"], true);
+    assert_eq!(report["schema"], "clusterlb-imbalance/1");
+}
+
+#[test]
+fn nonsense_is_refused_in_one_line() {
+    for (words, code, says) in [
+        ("imbalance --workers 0", 2, "--workers"),
+        ("imbalance --target apache", 2, "no target"),
+        ("imbalance --target nginx", 2, "does not tell"),
+        ("imbalance --server-cpus 1023", 2, "1023"),
+        ("bench --repeats 5", 2, "5 repeats"),
+        ("bench --duration 0s", 2, "longer than nothing"),
+        ("bench --duration 1ms", 2, "measurement of 1ms"),
+        ("bench --rate 0", 2, "--rate"),
+        ("bench --scenario lunch", 2, "no scenario"),
+        ("bench --scenario heavy-50 --target haproxy", 2, "none of the targets"),
+        ("bench --report /nowhere/at/all.html", 2, "cannot write"),
+    ] {
+        let output = run("nonsense", words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words}: {errors}");
+        assert!(errors.contains(says), "{words}: {errors}");
+        assert!(output.stdout.is_empty(), "{words}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_installed_is_named_with_its_remedy() {
+    let empty = file("nothing");
+    let output = Command::new(BINARY)
+        .args(["bench", "--against", "nginx,node"])
+        .env("PATH", empty.parent().expect("a folder"))
+        .output()
+        .expect("the command starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    assert!(errors.contains("`nginx`") && errors.contains("apt install nginx"), "{errors}");
+    assert!(errors.contains("`node`"), "{errors}");
+}
