@@ -5,7 +5,8 @@
 //! [`peer`], [`matrix`], [`words`], [`scenario`], [`summary`], [`chart`] and [`report`].
 //!
 //! Running servers and the load generator, all of them processes of their own: [`attention`],
-//! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`], [`trial`], [`bench`].
+//! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`], [`trial`],
+//! [`bench`].
 
 pub mod attention;
 pub mod balance;

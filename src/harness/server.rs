@@ -147,12 +147,14 @@ fn own_arguments(target: Target, setup: &Setup) -> Vec<String> {
     words.push(&backlog);
     let (workers, name) = (setup.workers.to_string(), target.to_string());
     words.extend(["--workers", &workers]);
-    let (policy, accept) = name.split_once(':').map_or((&*name, None), |(a, b)| (a, Some(b)));
+    let (name, options) = name.split_once(' ').unwrap_or((&name, ""));
+    let (policy, accept) = name.split_once(':').map_or((name, None), |(a, b)| (a, Some(b)));
     words.extend(["--policy", policy]);
     words.extend(accept.into_iter().flat_map(|accept| ["--accept", accept]));
     let seed = setup.seed.to_string();
     let work = setup.work.as_ref().map(Work::to_string);
     words.extend(work.iter().flat_map(|work| ["--work", &**work, "--work-seed", &*seed]));
+    words.extend(options.split_whitespace());
     words.into_iter().map(str::to_owned).collect()
 }
 
@@ -397,6 +399,8 @@ mod tests {
         assert!(text.contains("--workers 8 --policy none --accept epoll-drain"), "{text}");
         assert!(text.ends_with("--work block:1ms --work-seed 7"));
         assert!(!words("rr").contains("--accept"));
+        let text = words("rr --credits 8");
+        assert!(text.contains("--policy rr ") && text.ends_with(" --credits 8"), "{text}");
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub enum Target {
         policy: Policy,
         /// How workers accept, where they do.
         accept: Option<AcceptMechanism>,
+        /// Further words of its command line, such as `--credits 8`; mostly none. They live as
+        /// long as the process: targets are named once, on its own command line.
+        options: &'static str,
     },
     /// Another one.
     Peer(Peer),
@@ -47,16 +50,18 @@ pub enum Peer {
 #[must_use]
 pub fn mechanisms() -> Vec<Target> {
     let none = AcceptMechanism::value_variants().iter();
-    let none = none.map(|accept| Target::Own { policy: Policy::None, accept: Some(*accept) });
+    let none =
+        none.map(|accept| Target::Own { policy: Policy::None, accept: Some(*accept), options: "" });
     none.chain([Target::RR]).collect()
 }
 
-const FORMS: &str = "name rr, none:MECHANISM (epoll, epoll-drain, epoll-exclusive, uring, \
-     uring-multishot or reuseport), node, node:none, nginx, nginx:reuseport or haproxy";
+const FORMS: &str = "name rr, least, sticky, none:MECHANISM (epoll, epoll-drain, epoll-exclusive, \
+     uring, uring-multishot or reuseport), node, node:none, nginx, nginx:reuseport or haproxy; own ones \
+     may be followed by options, as in `rr --credits 8`";
 
 impl Target {
     /// The primary accepts and hands over.
-    pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None };
+    pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None, options: "" };
 
     /// Why a request cannot be made to cost this with that target, if so.
     #[must_use]
@@ -104,12 +109,12 @@ impl fmt::Display for Target {
             value().map_or_else(String::new, |value| value.get_name().to_owned())
         };
         match self {
-            Self::Own { policy, accept } => {
+            Self::Own { policy, accept, options } => {
                 f.write_str(&word(&|| policy.to_possible_value()))?;
-                match accept {
-                    Some(accept) => write!(f, ":{}", word(&|| accept.to_possible_value())),
-                    None => Ok(()),
+                if let Some(accept) = accept {
+                    write!(f, ":{}", word(&|| accept.to_possible_value()))?;
                 }
+                if options.is_empty() { Ok(()) } else { write!(f, " {options}") }
             }
             Self::Peer(Peer::Node { primary_accepts: true }) => f.write_str("node:rr"),
             Self::Peer(Peer::Node { primary_accepts: false }) => f.write_str("node:none"),
@@ -136,8 +141,13 @@ impl FromStr for Target {
         if let Some(peer) = peer {
             return Ok(Self::Peer(peer));
         }
-        let (policy, accept) = match text.split_once(':') {
-            None => (text, None),
+        let (text, options) = text.split_once(" --").unwrap_or((text, ""));
+        let options: &'static str = match options.trim() {
+            "" => "",
+            options => format!("--{options}").leak(),
+        };
+        let (policy, accept) = match text.trim().split_once(':') {
+            None => (text.trim(), None),
             Some((policy, accept)) => (policy, Some(accept)),
         };
         let policy = Policy::from_str(policy, false).map_err(|_| unknown())?;
@@ -145,9 +155,9 @@ impl FromStr for Target {
         let accept = accept.map_err(|_| unknown())?;
         match (policy, accept) {
             (Policy::None, None) => {
-                Ok(Self::Own { policy, accept: Some(AcceptMechanism::default()) })
+                Ok(Self::Own { policy, accept: Some(AcceptMechanism::default()), options })
             }
-            (Policy::None, _) | (_, None) => Ok(Self::Own { policy, accept }),
+            (Policy::None, _) | (_, None) => Ok(Self::Own { policy, accept, options }),
             _ => Err(unknown()),
         }
     }
@@ -176,7 +186,12 @@ mod tests {
         let target = |text: &str| text.parse::<Target>().map(|target| target.to_string());
         assert_eq!(target("none").expect("a default"), "none:epoll");
         assert_eq!(target("node").expect("a default"), "node:rr");
-        for nonsense in ["", "rr:epoll", "none:", "none:kqueue", "apache", "nginx:epoll"] {
+        assert_eq!(target("least").expect("a policy"), "least");
+        let turned = target(" rr  --credits 8 --overload-factor off ").expect("options");
+        assert_eq!(turned, "rr --credits 8 --overload-factor off");
+        for nonsense in
+            ["", "rr:epoll", "none:", "none:kqueue", "apache", "nginx:epoll", "nginx --fast"]
+        {
             assert_eq!(target(nonsense).expect_err(nonsense).exit_code(), 2);
         }
     }

@@ -28,7 +28,16 @@ pub fn mechanism(target: Target) -> &'static str {
              passing over those that are behind. Nobody races, so the counts differ by what was \
              passed over and by the last round."
         }
-        Target::Own { .. } => "Workers accept by themselves.",
+        Target::Own { policy: Policy::Least, .. } => {
+            "The primary alone accepts, and gives each connection to the worker with the fewest in \
+             flight; among equals in turn. Under short connections that is near even, and under \
+             long ones what is open stays even."
+        }
+        Target::Own { policy: Policy::Sticky, .. } => {
+            "The primary alone accepts, and the client's address decides the worker unless that \
+             one is overloaded. Few clients therefore mean few workers, by intention."
+        }
+        Target::Own { policy: Policy::None, .. } => accepting(AcceptMechanism::Epoll),
         Target::Peer(Peer::Node { primary_accepts: true }) => {
             "Node's primary accepts and keeps a list of idle workers; the first of the list gets \
              the next connection and returns to its end once it has answered the message. Workers \
