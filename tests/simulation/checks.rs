@@ -1,0 +1,108 @@
+//! What must hold after every step of a simulated run, and at its end.
+
+use super::front::Notice;
+use super::world::{Connection, Place, World};
+
+impl World {
+    /// Every accepted connection is in exactly one place, and the books say so.
+    pub(crate) fn check(&mut self) {
+        let mut met = self.finished + self.aborted;
+        for number in 0..self.front.queue.len() {
+            met += self.meet(self.front.queue[number], Place::Queue);
+        }
+        for number in 0..self.front.notices.len() {
+            met += match &self.front.notices[number] {
+                Notice::Accepted(connection) => self.meet(*connection, Place::Queue),
+                Notice::Sent { message, outcome: Err(_), .. } => {
+                    let connections = message.connections.clone();
+                    self.meet_all(connections.into_iter(), Place::UnderWay)
+                }
+                _ => 0,
+            };
+        }
+        for slot in 0..self.links.len() {
+            if let Some(link) = self.links[slot].take() {
+                for message in &link.channel {
+                    met += self.meet_all(message.connections.iter().copied(), Place::Channel);
+                }
+                self.links[slot] = Some(link);
+            }
+            let worker = std::mem::take(&mut self.workers[slot]);
+            met += self.meet_all(worker.hands(), Place::Hands);
+            self.workers[slot] = worker;
+        }
+        assert_eq!(met as u64, self.front.accepted, "a connection is nowhere");
+        let coming = self.front.notices.iter();
+        let coming = coming.filter(|notice| matches!(notice, Notice::Accepted(_))).count();
+        assert_eq!(
+            self.front.accepted + self.front.redispatched,
+            self.front.assigned + (self.front.queue.len() + coming) as u64,
+            "accepted and redispatched, against assigned and waiting"
+        );
+    }
+
+    fn meet_all(&mut self, them: impl Iterator<Item = Connection>, place: Place) -> usize {
+        them.map(|connection| self.meet(connection, place)).sum()
+    }
+
+    fn meet(&mut self, connection: Connection, place: Place) -> usize {
+        let story = &mut self.stories[connection];
+        assert_ne!(story.met, self.step, "{connection} is in two places");
+        assert_eq!(story.place, place, "{connection} is in the wrong place");
+        story.met = self.step;
+        1
+    }
+
+    /// What the roster believes of an honest worker is so.
+    pub(crate) fn check_load(&self, slot: usize) {
+        let (worker, link) = (&self.workers[slot], self.links[slot].as_ref());
+        // A page is the worker's own until its successor has one.
+        let Some(link) = link.filter(|link| link.generation == worker.life) else { return };
+        if worker.lies {
+            return;
+        }
+        let refused: usize = self.refused_of(slot);
+        let open = link.unclaimed() + refused + worker.hands().count();
+        let unpublished = worker.finished - worker.page.finished;
+        let truth = open as u64 + unpublished + worker.aborted;
+        let load = self.front.roster.loads()[slot];
+        assert_eq!(u64::from(load.in_flight), truth, "worker {slot}: in flight");
+        let given = link.assigned - link.returned;
+        assert_eq!(given, truth + worker.page.finished, "worker {slot}: given");
+    }
+
+    fn refused_of(&self, place: usize) -> usize {
+        let refused = self.front.notices.iter().map(|notice| match notice {
+            Notice::Sent { slot, message, outcome: Err(_) } if *slot == place => {
+                message.connections.len()
+            }
+            _ => 0,
+        });
+        refused.sum()
+    }
+
+    /// A worker's books when it is buried.
+    pub(crate) fn check_books(&self, slot: usize) {
+        let worker = &self.workers[slot];
+        let link = self.links[slot].as_ref().expect("it is being buried");
+        assert!(!worker.alive, "worker {slot} is buried alive");
+        assert_eq!(
+            link.assigned,
+            link.returned + worker.finished + worker.aborted,
+            "worker {slot}: assigned, against returned, finished and aborted"
+        );
+    }
+
+    /// Faults have ended and time has passed: nobody is left.
+    pub(crate) fn check_end(&self) {
+        let stopped = self.workers.iter().filter(|worker| worker.stopped);
+        let frozen: usize = stopped.map(|worker| worker.hands().count()).sum();
+        for (connection, story) in self.stories.iter().enumerate() {
+            let over = matches!(story.place, Place::Finished | Place::Aborted);
+            let held = story.place == Place::Hands && frozen > 0;
+            assert!(over || held, "{connection} is left: {story:?}");
+        }
+        assert_eq!(self.finished + self.aborted + frozen, self.stories.len());
+        assert!(self.front.queue.is_empty());
+    }
+}

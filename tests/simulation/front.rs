@@ -1,0 +1,414 @@
+//! The primary as the model sees it: it drives the real [`Roster`] step by step as `src/primary`
+//! does, with numbers for sockets. Changes there belong here too.
+
+use std::collections::VecDeque;
+
+use clusterlb::board::Wake;
+use clusterlb::id::{ListenerId, Slot};
+use clusterlb::schedule::{Client, Refusal, Roster};
+
+use super::plan::MILLISECOND;
+use super::world::{Connection, Event, Message, Place, World};
+
+/// Sockets in a message.
+const MESSAGE_MAX: usize = 32;
+/// How long a worker rests after the kernel had too many descriptors under way.
+const CROWDED_NS: u64 = 5 * MILLISECOND;
+
+/// What the primary's ring or its supervisor tells it.
+#[derive(Clone, Debug)]
+pub(crate) enum Notice {
+    Accepted(Connection),
+    Sent { slot: usize, message: Message, outcome: Result<(), Trouble> },
+    Room(usize, u32),
+    Bell,
+    Attach(usize),
+    Retire(usize, u32),
+    Bury(usize),
+}
+
+/// Why the kernel did not take a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// EAGAIN.
+    Full,
+    /// ETOOMANYREFS.
+    Crowded,
+}
+
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) roster: Roster,
+    pub(crate) queue: VecDeque<Connection>,
+    pub(crate) notices: Vec<Notice>,
+    pub(crate) accepting: Vec<bool>,
+    buried: Vec<usize>,
+    crowded: Vec<(usize, u64)>,
+    /// When its loop turns next, if that is known.
+    due_ns: Option<u64>,
+    pub(crate) accepted: u64,
+    pub(crate) redispatched: u64,
+    pub(crate) assigned: u64,
+}
+
+/// The primary's side of a worker, with the channel between them.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    pub(crate) generation: u32,
+    pub(crate) channel: VecDeque<Message>,
+    outbox: Vec<Message>,
+    pub(crate) under_way: u32,
+    retired: bool,
+    pub(crate) closed: bool,
+    pub(crate) awaits_room: bool,
+    pub(crate) wake: Wake,
+    pub(crate) assigned: u64,
+    pub(crate) returned: u64,
+    /// Picks that the last look at the worker's credits still allows.
+    quota: u32,
+    probes: u64,
+}
+
+impl Link {
+    /// Given and in nobody's hands.
+    pub(crate) fn unclaimed(&self) -> usize {
+        self.channel.iter().chain(&self.outbox).map(|message| message.connections.len()).sum()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.under_way == 0 && self.outbox.is_empty()
+    }
+
+    fn close_if_retired(&mut self) {
+        self.closed |= self.retired && self.is_quiet();
+    }
+}
+
+impl Front {
+    pub(crate) fn new(roster: Roster, listeners: u16) -> Self {
+        Self {
+            roster,
+            queue: VecDeque::new(),
+            notices: Vec::new(),
+            accepting: vec![false; usize::from(listeners)],
+            buried: Vec::new(),
+            crowded: Vec::new(),
+            due_ns: None,
+            accepted: 0,
+            redispatched: 0,
+            assigned: 0,
+        }
+    }
+}
+
+fn narrow(count: usize) -> u32 {
+    u32::try_from(count).expect("bounded by a channel")
+}
+
+fn slot_of(place: usize) -> Slot {
+    Slot(u16::try_from(place).expect("few workers"))
+}
+
+impl World {
+    /// The primary hears of something at its next turn.
+    pub(crate) fn tell(&mut self, notice: Notice) {
+        if let Notice::Accepted(connection) = &notice {
+            self.front.accepted += 1;
+            self.stories[*connection].place = Place::Queue;
+        }
+        self.front.notices.push(notice);
+        let at_ns = self.soon();
+        self.turn_at(at_ns);
+    }
+
+    fn turn_at(&mut self, at_ns: u64) {
+        if self.front.due_ns.is_none_or(|due_ns| at_ns < due_ns) {
+            self.front.due_ns = Some(at_ns);
+            self.enter(at_ns, Event::Primary);
+        }
+    }
+
+    pub(crate) fn primary_turn(&mut self) {
+        // Turns that an earlier one has made superfluous.
+        if self.front.due_ns != Some(self.now_ns) {
+            return;
+        }
+        self.front.due_ns = None;
+        for notice in std::mem::take(&mut self.front.notices) {
+            self.hear(notice);
+        }
+        self.bury();
+        self.relieve_crowded();
+        self.rescue();
+        self.dispatch();
+        self.control_intake();
+        self.submit();
+        let crowded = self.front.crowded.iter().map(|(_, until_ns)| *until_ns).min();
+        let deadline = self.front.roster.next_deadline_ns().into_iter().chain(crowded).min();
+        if let Some(at_ns) = deadline {
+            self.turn_at(at_ns.max(self.now_ns + 1));
+        }
+    }
+
+    fn hear(&mut self, notice: Notice) {
+        let now_ns = self.now_ns;
+        match notice {
+            Notice::Accepted(connection) => self.front.queue.push_back(connection),
+            Notice::Sent { slot, message, outcome } => self.settle(slot, message, outcome),
+            Notice::Room(slot, generation) => {
+                let current =
+                    self.links[slot].as_ref().is_some_and(|link| link.generation == generation);
+                if current {
+                    self.front.roster.has_room_again(slot_of(slot));
+                }
+            }
+            Notice::Bell => {}
+            Notice::Attach(slot) => {
+                let generation = self.workers[slot].life;
+                self.links[slot] = Some(Link { generation, ..Link::default() });
+                self.front.roster.attach(slot_of(slot), now_ns);
+                // With two listeners, every other worker serves the first one only.
+                let last = if slot.is_multiple_of(2) { self.plan.listeners } else { 1 };
+                for listener in 0..last {
+                    self.front.roster.join(slot_of(slot), ListenerId(listener));
+                }
+            }
+            Notice::Retire(slot, life) => {
+                let link = self.links[slot].as_mut().filter(|link| link.generation == life);
+                if let Some(link) = link {
+                    link.retired = true;
+                    link.close_if_retired();
+                    self.front.roster.retire(slot_of(slot));
+                    self.wake(slot);
+                }
+            }
+            Notice::Bury(slot) => self.front.buried.push(slot),
+        }
+    }
+
+    fn settle(&mut self, slot: usize, message: Message, outcome: Result<(), Trouble>) {
+        let link = self.links[slot].as_mut().expect("buried only when quiet");
+        link.under_way -= 1;
+        let count = narrow(message.connections.len());
+        let roster = &mut self.front.roster;
+        match outcome {
+            Ok(()) => roster.delivered(slot_of(slot), count, self.now_ns),
+            Err(trouble) => {
+                if count == 0 {
+                    roster.probe_failed(slot_of(slot));
+                    link.probes -= 1;
+                }
+                link.returned += u64::from(count);
+                let first = roster.refused(slot_of(slot), count, Refusal::Full);
+                if first && trouble == Trouble::Full {
+                    link.awaits_room = true;
+                } else if first {
+                    self.front.crowded.push((slot, self.now_ns + CROWDED_NS));
+                }
+                self.put_back(message.connections);
+                self.channel_drained(slot);
+            }
+        }
+        if let Some(link) = &mut self.links[slot] {
+            link.close_if_retired();
+        }
+        self.wake(slot);
+    }
+
+    /// To the front of the queue, oldest first.
+    fn put_back(&mut self, connections: Vec<Connection>) {
+        let count = connections.len();
+        self.front.redispatched += count as u64;
+        for connection in connections.into_iter().rev() {
+            self.stories[connection].place = Place::Queue;
+            self.stories[connection].returns += 1;
+            self.front.queue.push_front(connection);
+        }
+        let given = |connection: &Connection| self.stories[*connection].given;
+        let sorted = self.front.queue.iter().take(count).is_sorted_by_key(given);
+        assert!(sorted, "connections came back in another order than they were given");
+    }
+
+    fn take_back(&mut self, slot: usize) -> Vec<Connection> {
+        let Some(link) = &mut self.links[slot] else { return Vec::new() };
+        let messages = std::mem::take(&mut link.channel);
+        let taken: Vec<Connection> =
+            messages.into_iter().flat_map(|message| message.connections).collect();
+        link.returned += taken.len() as u64;
+        self.channel_drained(slot);
+        taken
+    }
+
+    fn bury(&mut self) {
+        for slot in std::mem::take(&mut self.front.buried) {
+            self.front.roster.bury(slot_of(slot));
+            let Some(link) = &self.links[slot] else { continue };
+            if !link.is_quiet() {
+                self.front.buried.push(slot);
+                continue;
+            }
+            let taken = self.take_back(slot);
+            self.check_books(slot);
+            self.links[slot] = None;
+            self.front.roster.vacate(slot_of(slot));
+            self.put_back(taken);
+            let at_ns = self.now_ns + self.random.u64(1..50) * MILLISECOND;
+            self.enter(at_ns, Event::Respawn { slot });
+        }
+    }
+
+    fn relieve_crowded(&mut self) {
+        let (now_ns, roster) = (self.now_ns, &mut self.front.roster);
+        self.front.crowded.retain(|(slot, until_ns)| {
+            if *until_ns <= now_ns {
+                roster.has_room_again(slot_of(*slot));
+            }
+            *until_ns > now_ns
+        });
+    }
+
+    fn rescue(&mut self) {
+        let deadline = self.front.roster.next_deadline_ns();
+        if deadline.is_none_or(|deadline_ns| deadline_ns > self.now_ns) {
+            return;
+        }
+        self.observe();
+        while let Some(slot) = self.front.roster.suspect(self.now_ns) {
+            let slot = slot.index();
+            let taken = self.take_back(slot);
+            self.front.roster.taken_back(slot_of(slot), narrow(taken.len()));
+            let link = self.links[slot].as_mut().expect("only attached workers are suspected");
+            if !link.closed {
+                link.outbox.push(Message::default());
+                link.under_way += 1;
+            }
+            link.probes += 1;
+            self.put_back(taken);
+            let noted = self.stopped.as_mut().filter(|stopped| stopped.slot == slot);
+            if let Some(stopped) = noted {
+                stopped.suspected_ns.get_or_insert(self.now_ns);
+            }
+        }
+    }
+
+    fn dispatch(&mut self) {
+        if self.front.queue.is_empty() {
+            return;
+        }
+        self.observe();
+        let mut left = 0;
+        while left < self.front.queue.len() {
+            let connection = self.front.queue[left];
+            let listener = ListenerId(self.stories[connection].listener);
+            // Eleven clients, so that some come again.
+            let client = Client(connection as u64 % 11);
+            match self.front.roster.pick(listener, client) {
+                Some(slot) => {
+                    self.front.queue.remove(left);
+                    self.assign(slot.index(), connection);
+                }
+                None if self.plan.listeners == 1 => break,
+                None => left += 1,
+            }
+        }
+    }
+
+    fn assign(&mut self, slot: usize, connection: Connection) {
+        self.check_choice(slot);
+        self.front.assigned += 1;
+        self.stories[connection].place = Place::UnderWay;
+        self.stories[connection].given = self.front.assigned;
+        let link = self.links[slot].as_mut().expect("only attached workers are ready");
+        link.assigned += 1;
+        let full = |message: &Message| {
+            message.connections.is_empty() || message.connections.len() >= MESSAGE_MAX
+        };
+        // A probe is a message of its own.
+        if link.outbox.last().is_none_or(full) {
+            link.outbox.push(Message::default());
+            link.under_way += 1;
+        }
+        let message = link.outbox.last_mut().expect("there is one now");
+        message.connections.push(connection);
+    }
+
+    /// A choice is right if the worker owes no answer and has a credit left.
+    fn check_choice(&mut self, slot: usize) {
+        let (worker, most) = (&self.workers[slot], self.plan.rules.credits_max as usize);
+        let link = self.links[slot].as_mut().expect("only attached workers are ready");
+        assert!(!link.retired, "worker {slot} leaves and was given something");
+        assert!(link.quota > 0, "worker {slot} has no credit left and was given something");
+        link.quota -= 1;
+        if !worker.lies {
+            let answered = worker.page.answered_probes;
+            assert!(answered >= link.probes, "worker {slot} is suspected and was given something");
+            let unclaimed = link.unclaimed();
+            assert!(unclaimed < most, "worker {slot} has {unclaimed} unclaimed, {most} at most");
+        }
+        if let Some(stopped) = self.stopped.as_mut().filter(|stopped| stopped.slot == slot) {
+            assert_eq!(stopped.suspected_ns, None, "a stopped worker was given something");
+            stopped.later += 1;
+        }
+    }
+
+    fn observe(&mut self) {
+        for slot in 0..self.links.len() {
+            let Some(link) = &mut self.links[slot] else { continue };
+            let sample = self.workers[slot].page;
+            self.front.roster.observe(slot_of(slot), sample, self.now_ns);
+            link.quota = self.front.roster.loads()[slot].credits;
+            self.check_load(slot);
+        }
+    }
+
+    fn control_intake(&mut self) {
+        for _ in 0..2 {
+            let held_up = !self.front.queue.is_empty();
+            let mut crowded = held_up;
+            for listener in 0..self.plan.listeners {
+                let takes = self.front.roster.has_room(ListenerId(listener));
+                crowded |= !takes;
+                self.front.accepting[usize::from(listener)] = takes && !held_up;
+                self.drain_backlog(usize::from(listener));
+            }
+            for slot in 0..self.links.len() {
+                let suspected = self.front.roster.is_suspected(slot_of(slot));
+                let Some(link) = &mut self.links[slot] else { continue };
+                link.wake = match (crowded, suspected) {
+                    (true, _) => Wake::Always,
+                    (false, true) => Wake::Probe,
+                    (false, false) => Wake::Never,
+                };
+            }
+            if !crowded {
+                return;
+            }
+            self.observe();
+            self.dispatch();
+        }
+    }
+
+    /// The kernel takes the messages into the channels, or does not.
+    fn submit(&mut self) {
+        for slot in 0..self.links.len() {
+            let Some(link) = &mut self.links[slot] else { continue };
+            for message in std::mem::take(&mut link.outbox) {
+                let link = self.links[slot].as_mut().expect("it was there");
+                let full = link.channel.len() >= self.plan.channel_messages;
+                let crowded = self.now_ns < self.workers[slot].crowded_until_ns;
+                let outcome = match (full, crowded && !message.connections.is_empty()) {
+                    (_, true) => Err(Trouble::Crowded),
+                    (true, false) => Err(Trouble::Full),
+                    (false, false) => Ok(()),
+                };
+                if outcome.is_ok() {
+                    let sent = &message.connections;
+                    sent.iter().for_each(|one| self.stories[*one].place = Place::Channel);
+                    link.channel.push_back(message.clone());
+                    self.wake(slot);
+                }
+                self.tell(Notice::Sent { slot, message, outcome });
+            }
+        }
+    }
+}

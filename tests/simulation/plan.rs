@@ -1,0 +1,190 @@
+//! What happens in a simulated run: who arrives when, which faults strike, under which rules.
+//! Everything is drawn from the seed; nothing here moves time.
+
+use clusterlb::schedule::{CREDITS_MAX, CreditRule, Limits, Order, Rules};
+use clusterlb::work::ServiceTime;
+use fastrand::Rng;
+
+pub(crate) const MICROSECOND: u64 = 1_000;
+pub(crate) const MILLISECOND: u64 = 1_000_000;
+/// The first moment. Not 0, which stands for "never" on a page of counters.
+pub(crate) const START_NS: u64 = 1_000_000_000;
+/// A stop that no continuation follows.
+pub(crate) const FOR_GOOD: u64 = u64::MAX;
+
+/// Something that goes wrong with the worker in a slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP, and SIGCONT after so long.
+    Stop(u64),
+    /// No descriptors: it claims nothing for so long.
+    Shut(u64),
+    /// The kernel has too many descriptors under way for so long (ETOOMANYREFS).
+    Crowd(u64),
+    /// From now on its counters are absurd.
+    Lie,
+    /// It leaves in order and is replaced.
+    Retire,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strike {
+    pub(crate) at_ns: u64,
+    pub(crate) slot: usize,
+    pub(crate) fault: Fault,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) workers: usize,
+    pub(crate) listeners: u16,
+    pub(crate) rules: Rules,
+    /// Messages that a channel holds.
+    pub(crate) channel_messages: usize,
+    pub(crate) service: ServiceTime,
+    pub(crate) service_seed: u64,
+    /// Of so many connections, in a hundred, the service keeps no loop busy.
+    pub(crate) held_percent: u8,
+    /// So many, in a hundred, are reset by their clients before anybody looks at them.
+    pub(crate) reset_percent: u8,
+    /// Whether a worker takes messages between two requests of a turn.
+    pub(crate) receives_midway: bool,
+    /// Longest time from a wake-up to its turn.
+    pub(crate) latency_ns: u64,
+    pub(crate) arrivals: Vec<u64>,
+    pub(crate) strikes: Vec<Strike>,
+}
+
+impl Plan {
+    /// A run with everything that can go wrong.
+    pub(crate) fn storm(seed: u64) -> Self {
+        let mut random = Rng::with_seed(seed);
+        let workers = random.usize(1..=8);
+        let listeners = if random.u8(0..4) == 0 { 2 } else { 1 };
+        let (service, mean_ns) = service(&mut random);
+        let count = random.usize(20..300);
+        let between_ns = mean_ns / workers as u64 * random.u64(6..=20) / 10;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53 ns")]
+        let arrivals = arrivals(&mut random, count, between_ns.max(1) as f64);
+        let last_ns = arrivals.last().copied().unwrap_or(START_NS) + 20 * MILLISECOND;
+        let strikes = (0..random.usize(0..8))
+            .map(|_| Strike {
+                at_ns: random.u64(START_NS..=last_ns),
+                slot: random.usize(0..workers),
+                fault: fault(&mut random, workers),
+            })
+            .filter(|strike| !matches!(strike.fault, Fault::Lie) || strike.slot > 0)
+            .collect();
+        Self {
+            seed,
+            workers,
+            listeners,
+            rules: rules(&mut random),
+            channel_messages: if random.bool() { 80 } else { random.usize(1..6) },
+            service,
+            service_seed: random.u64(..),
+            held_percent: if random.bool() { 0 } else { random.u8(0..=100) },
+            reset_percent: random.u8(0..20),
+            receives_midway: random.bool(),
+            latency_ns: random.u64(2..200) * MICROSECOND,
+            arrivals,
+            strikes,
+        }
+    }
+
+    /// A run without faults, with Poisson arrivals at this utilisation: the same arrivals and
+    /// service times as those of `clusterlb::harness::queueing` for this seed.
+    pub(crate) fn calm(
+        seed: u64,
+        workers: usize,
+        service: ServiceTime,
+        utilisation: f64,
+        count: usize,
+    ) -> Self {
+        let mut random = Rng::with_seed(seed);
+        let service_seed = random.u64(..);
+        // There the chooser has a seed of its own.
+        let _ = random.u64(..);
+        #[expect(clippy::cast_precision_loss, reason = "a handful of workers")]
+        let between_ns = service.mean_ns() / (utilisation * workers as f64);
+        let arrivals = arrivals(&mut random, count, between_ns);
+        Self {
+            seed,
+            workers,
+            listeners: 1,
+            rules: Rules::default(),
+            channel_messages: 80,
+            service,
+            service_seed,
+            held_percent: 0,
+            reset_percent: 0,
+            receives_midway: true,
+            latency_ns: 20 * MICROSECOND,
+            arrivals,
+            strikes: Vec::new(),
+        }
+    }
+}
+
+/// Times of a Poisson process.
+fn arrivals(random: &mut Rng, count: usize, between_ns: f64) -> Vec<u64> {
+    let mut at_ns = START_NS;
+    let mut draw = || {
+        at_ns += whole(-(-random.f64()).ln_1p() * between_ns);
+        at_ns
+    };
+    (0..count).map(|_| draw()).collect()
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times are positive and far below 2^53 ns"
+)]
+fn whole(ns: f64) -> u64 {
+    ns.round() as u64
+}
+
+fn service(random: &mut Rng) -> (ServiceTime, u64) {
+    match random.u8(0..4) {
+        0 => (ServiceTime::Constant { ns: 20 * MICROSECOND }, 20 * MICROSECOND),
+        1 => (ServiceTime::Exponential { mean_ns: MILLISECOND }, MILLISECOND),
+        2 => (ServiceTime::LogNormal { mean_ns: MILLISECOND, variation: 2.0 }, MILLISECOND),
+        _ => (ServiceTime::heavy(), 1_490 * MICROSECOND),
+    }
+}
+
+fn rules(random: &mut Rng) -> Rules {
+    let orders = [Order::Rotation, Order::Rotation, Order::Least, Order::Sticky];
+    let hang_after_ns = [None, Some(5), Some(100), Some(100)][random.usize(0..4)];
+    Rules {
+        order: orders[random.usize(0..4)],
+        limits: Limits {
+            inflight_max: random.bool().then(|| random.u32(1..40)),
+            overload_factor: [None, Some(1.0), Some(1.5)][random.usize(0..3)],
+        },
+        credits: match random.bool() {
+            true => CreditRule::Adaptive,
+            false => CreditRule::Fixed(random.u32(1..60)),
+        },
+        credits_max: if random.bool() { CREDITS_MAX } else { random.u32(1..40) },
+        hang_after_ns: hang_after_ns.map(|milliseconds| milliseconds * MILLISECOND),
+        slow_start_ns: [0, 50, 1_000][random.usize(0..3)] * MILLISECOND,
+    }
+}
+
+fn fault(random: &mut Rng, workers: usize) -> Fault {
+    let for_ns = random.u64(1..400) * MILLISECOND;
+    match random.u8(0..12) {
+        0..3 => Fault::Kill,
+        3..6 => Fault::Stop(for_ns),
+        6..8 => Fault::Shut(for_ns),
+        8 => Fault::Crowd(for_ns / 8),
+        // With a liar alone nobody could be served.
+        9 if workers > 1 => Fault::Lie,
+        _ => Fault::Retire,
+    }
+}

@@ -1,0 +1,200 @@
+//! A worker as the model sees it: a loop that claims, serves and publishes, as `src/worker` does.
+
+use clusterlb::schedule::Sample;
+
+use super::world::{Connection, Event, Place, World};
+
+#[derive(Debug, Default)]
+pub(crate) struct Worker {
+    /// Which worker of this slot it is, from 1.
+    pub(crate) life: u32,
+    pub(crate) alive: bool,
+    pub(crate) stopped: bool,
+    pub(crate) leaving: bool,
+    pub(crate) lies: bool,
+    pub(crate) shut_until_ns: u64,
+    pub(crate) crowded_until_ns: u64,
+    /// What would have happened had it not been stopped.
+    pub(crate) deferred: Vec<Event>,
+    /// In a turn, or about to begin one.
+    busy: bool,
+    /// The moment that it takes for now during a turn.
+    turn_ns: u64,
+    /// Requests that it works on one after the other, the first at this moment.
+    work: Vec<Connection>,
+    held: Vec<Connection>,
+    ripe: Vec<Connection>,
+    claimed: u64,
+    pub(crate) finished: u64,
+    probes: u64,
+    probed: bool,
+    pub(crate) aborted: u64,
+    /// What its page says.
+    pub(crate) page: Sample,
+}
+
+impl Worker {
+    pub(crate) fn born(life: u32) -> Self {
+        Self { life, alive: true, ..Self::default() }
+    }
+
+    pub(crate) fn lives(&self, life: u32) -> bool {
+        self.alive && self.life == life
+    }
+
+    /// Everything that it has claimed and not finished.
+    pub(crate) fn hands(&self) -> impl Iterator<Item = Connection> {
+        self.work.iter().chain(&self.held).chain(&self.ripe).copied()
+    }
+
+    pub(crate) fn ripen(&mut self, connection: Connection) {
+        let place = self.held.iter().position(|one| *one == connection).expect("it was held");
+        self.held.remove(place);
+        self.ripe.push(connection);
+    }
+
+    pub(crate) fn die(&mut self) -> Vec<Connection> {
+        self.alive = false;
+        let hands = self.hands().collect();
+        self.work.clear();
+        self.held.clear();
+        self.ripe.clear();
+        hands
+    }
+}
+
+impl World {
+    /// Lets the worker begin a turn if it waits and there is something for it.
+    pub(crate) fn wake(&mut self, slot: usize) {
+        let worker = &self.workers[slot];
+        let arrived = self.links[slot].as_ref().is_some_and(|link| !link.channel.is_empty());
+        let takes = self.now_ns >= worker.shut_until_ns;
+        let reason = (arrived && takes) || !worker.ripe.is_empty() || self.is_done(slot);
+        if worker.alive && !worker.stopped && !worker.busy && reason {
+            let (life, at_ns) = (worker.life, self.soon());
+            self.workers[slot].busy = true;
+            self.enter(at_ns, Event::Begin { slot, life });
+        }
+    }
+
+    pub(crate) fn begin(&mut self, slot: usize) {
+        self.workers[slot].turn_ns = self.now_ns;
+        self.workers[slot].page.turn_begun_ns = self.now_ns;
+        for connection in std::mem::take(&mut self.workers[slot].ripe) {
+            self.finish(slot, connection);
+        }
+        self.claim(slot);
+        self.go_on(slot);
+    }
+
+    /// Takes every message in the channel.
+    fn claim(&mut self, slot: usize) {
+        if self.now_ns < self.workers[slot].shut_until_ns {
+            return;
+        }
+        let Some(link) = &mut self.links[slot] else { return };
+        for message in std::mem::take(&mut link.channel) {
+            let worker = &mut self.workers[slot];
+            if message.connections.is_empty() {
+                worker.probes += 1;
+                worker.probed = true;
+                continue;
+            }
+            worker.claimed += message.connections.len() as u64;
+            worker.page.claimed_at_ns = worker.turn_ns;
+            for connection in message.connections {
+                self.take(slot, connection);
+            }
+        }
+        self.channel_drained(slot);
+    }
+
+    fn take(&mut self, slot: usize, connection: Connection) {
+        let story = &mut self.stories[connection];
+        assert_eq!(story.place, Place::Channel, "{connection} was claimed from nowhere");
+        story.place = Place::Hands;
+        let (held, needs_ns) = (story.held, story.needs_ns);
+        let worker = &mut self.workers[slot];
+        let life = worker.life;
+        if needs_ns == 0 {
+            self.finish(slot, connection);
+        } else if held {
+            worker.held.push(connection);
+            self.enter(self.now_ns + needs_ns, Event::Ripe { slot, life, connection });
+        } else {
+            worker.work.push(connection);
+        }
+    }
+
+    /// The next request of this turn, or its end.
+    fn go_on(&mut self, slot: usize) {
+        let life = self.workers[slot].life;
+        match self.workers[slot].work.first() {
+            Some(connection) => {
+                let at_ns = self.now_ns + self.stories[*connection].needs_ns;
+                self.enter(at_ns, Event::Served { slot, life });
+            }
+            None => self.enter(self.now_ns + 2_000, Event::End { slot, life }),
+        }
+    }
+
+    pub(crate) fn served(&mut self, slot: usize) {
+        let connection = self.workers[slot].work.remove(0);
+        self.finish(slot, connection);
+        self.publish(slot);
+        if self.plan.receives_midway {
+            self.claim(slot);
+        }
+        self.go_on(slot);
+    }
+
+    fn finish(&mut self, slot: usize, connection: Connection) {
+        let story = &mut self.stories[connection];
+        assert_eq!(story.place, Place::Hands, "{connection} is served twice, or by nobody");
+        story.place = Place::Finished;
+        story.finished_ns = self.now_ns;
+        self.workers[slot].finished += 1;
+        self.finished += 1;
+    }
+
+    pub(crate) fn end(&mut self, slot: usize) {
+        let worker = &mut self.workers[slot];
+        worker.page.turn_begun_ns = 0;
+        worker.busy = false;
+        self.publish(slot);
+        if self.is_done(slot) {
+            self.workers[slot].alive = false;
+            self.bury_soon(slot);
+        } else {
+            self.wake(slot);
+        }
+    }
+
+    /// A worker that leaves has seen the end of its inbox and has nothing left to do.
+    fn is_done(&self, slot: usize) -> bool {
+        let (worker, link) = (&self.workers[slot], self.links[slot].as_ref());
+        let ended = link.is_some_and(|link| link.closed && link.channel.is_empty());
+        worker.leaving && ended && worker.hands().next().is_none()
+    }
+
+    fn publish(&mut self, slot: usize) {
+        let worker = &mut self.workers[slot];
+        let probed = std::mem::take(&mut worker.probed);
+        if worker.lies {
+            let random = &mut self.random;
+            let mut absurd = || if random.bool() { random.u64(..) } else { random.u64(0..9) };
+            worker.page = Sample {
+                claimed: absurd(),
+                finished: absurd(),
+                claimed_at_ns: absurd(),
+                turn_begun_ns: absurd(),
+                answered_probes: absurd(),
+            };
+        } else {
+            worker.page.claimed = worker.claimed;
+            worker.page.finished = worker.finished;
+            worker.page.answered_probes = worker.probes;
+        }
+        self.ring(slot, probed);
+    }
+}
