@@ -167,6 +167,7 @@ impl PrimaryBoard {
         self.page.word(BELL, 0).store(wake as u64, Ordering::Relaxed);
         // Pairs with the fence in `WorkerBoard::publish`: either the worker sees the request, or
         // the counters that the primary reads next include what the worker has just published.
+        // `tests/wake_up.rs` mirrors both halves and explores every interleaving of them.
         fence(Ordering::SeqCst);
     }
 
