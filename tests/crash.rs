@@ -124,10 +124,8 @@ fn connections_of_other_workers_are_undisturbed() {
     let mut clients: Vec<Client> = (0..12).map(|_| Client::held(&cluster.address())).collect();
     let pids = cluster.worker_pids();
     let victim = pids[1];
-    let holders: Vec<u32> = clients
-        .iter()
-        .map(|client| machine::holder(&pids, client.port(), cluster.port()))
-        .collect();
+    let ports: Vec<u16> = clients.iter().map(Client::port).collect();
+    let holders = machine::holders(&pids, &ports, cluster.port());
     machine::signal(victim, Signal::SIGKILL);
     assert_eq!(cluster.event("exit", 0)["aborted"], 3);
     for (client, holder) in clients.iter_mut().zip(holders) {

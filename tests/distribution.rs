@@ -40,16 +40,10 @@ fn passing_over_the_busy_leaves_nobody_out() {
     assert!(summary.shares().iter().all(|share| *share > 0), "{summary:?}");
 }
 
-/// How many of these clients' connections each worker holds.
-fn held_by(cluster: &Cluster, clients: &[Client], port: u16) -> Vec<u64> {
-    let pids = cluster.worker_pids();
-    let mut counts = vec![0; pids.len()];
-    for client in clients {
-        let pid = machine::holder(&pids, client.port(), port);
-        let place = pids.iter().position(|one| *one == pid);
-        counts[place.expect("one of the workers")] += 1;
-    }
-    counts
+/// The workers that hold these clients' connections.
+fn holders(cluster: &Cluster, clients: &[Client], port: u16) -> Vec<u32> {
+    let ports: Vec<u16> = clients.iter().map(Client::port).collect();
+    machine::holders(&cluster.worker_pids(), &ports, port)
 }
 
 #[test]
@@ -70,8 +64,10 @@ fn every_listener_has_a_rotation_of_its_own() {
         }
     }
     for (address, clients) in addresses.iter().zip(&clients) {
-        let port = address.rsplit(':').next().expect("a port");
-        let counts = held_by(&cluster, clients, port.parse().expect("a port"));
+        let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+        let holders = holders(&cluster, clients, port.expect("a TCP address"));
+        let count = |pid| holders.iter().filter(|holder| **holder == pid).count() as u64;
+        let counts: Vec<u64> = cluster.worker_pids().into_iter().map(count).collect();
         assert_even(&counts);
         assert_eq!(counts.iter().sum::<u64>(), clients.len() as u64);
     }
@@ -84,10 +80,12 @@ fn every_listener_has_a_rotation_of_its_own() {
 fn workers_at_the_limit_are_passed_over() {
     let cluster = Launch::new("--workers 2 --max-inflight 3").start();
     let clients: Vec<Client> = (0..6).map(|_| Client::held(&cluster.address())).collect();
-    let pids = cluster.worker_pids();
-    let (busy, idle): (Vec<Client>, Vec<Client>) = clients
-        .into_iter()
-        .partition(|client| machine::holder(&pids, client.port(), cluster.port()) == pids[0]);
+    let first = cluster.worker_pids()[0];
+    let holders = holders(&cluster, &clients, cluster.port());
+    let (mut busy, mut idle) = (vec![], vec![]);
+    for (client, holder) in clients.into_iter().zip(holders) {
+        if holder == first { &mut busy } else { &mut idle }.push(client);
+    }
     assert_eq!((busy.len(), idle.len()), (3, 3));
     drop(idle);
     for _ in 0..12 {

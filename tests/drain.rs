@@ -55,8 +55,9 @@ fn drain_with_open_requests(policy: &str, signal: Signal) {
     let cluster = start(policy);
     let address = cluster.address();
     let mut idle: Vec<Client> = (0..3).map(|_| Client::held(&address)).collect();
-    let mut in_head = Client::held(&address);
-    in_head.send(b"GET / HTTP/1.1\r\nHo");
+    let mut in_head = Client::to(&address);
+    // In one piece with a whole request, whose answer shows that the half one has been read.
+    in_head.ask(&[GET, b"GET / HTTP/1.1\r\nHo"].concat()).assert_hello();
     let in_body = open_request(&address);
     cluster.signal(signal);
     assert_eq!(cluster.event("draining", 0)["reason"], signal.as_str());

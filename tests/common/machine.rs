@@ -1,5 +1,6 @@
 //! What `/proc` tells about processes and sockets. Reads only.
 
+use std::collections::HashMap;
 use std::fs;
 
 use nix::sys::signal::{Signal, kill};
@@ -83,34 +84,46 @@ pub(crate) fn resident_kib(pid: u32) -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-/// Which of these processes holds the server's end of the connection from `client_port` to
-/// `server_port`, both on this machine. Polls, since a socket may be on its way.
+/// Which of these processes holds the server's end of each connection from a client's port to
+/// `server_port`, all on this machine. Polls, since a socket may be on its way.
+pub(crate) fn holders(pids: &[u32], client_ports: &[u16], server_port: u16) -> Vec<u32> {
+    eventually("the processes that hold the connections", || {
+        let links = links_by_client(server_port);
+        let holders = sockets_of(pids);
+        let holder = |port| holders.get(links.get(port)?).copied();
+        client_ports.iter().map(holder).collect()
+    })
+}
+
+/// The same for one connection.
 pub(crate) fn holder(pids: &[u32], client_port: u16, server_port: u16) -> u32 {
-    eventually("the process that holds a connection", || {
-        let link = format!("socket:[{}]", inode_of(client_port, server_port)?);
-        let mut holders = pids.iter().filter(|pid| holds(**pid, &link));
-        holders.next().copied()
-    })
+    holders(pids, &[client_port], server_port)[0]
 }
 
-fn holds(pid: u32, link: &str) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return false;
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| fs::read_link(entry.path()).ok())
-        .any(|target| target.to_str() == Some(link))
+/// The processes by the sockets that they have open.
+fn sockets_of(pids: &[u32]) -> HashMap<String, u32> {
+    let mut holders = HashMap::new();
+    for pid in pids {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        holders.extend(links.map(|link| (link.to_string_lossy().into_owned(), *pid)));
+    }
+    holders
 }
 
-fn inode_of(client_port: u16, server_port: u16) -> Option<String> {
+/// The connections to a port, as descriptors link to them, by the client's port. The table can be
+/// long, because the kernel remembers past connections for a minute, so it is read only once.
+fn links_by_client(server_port: u16) -> HashMap<u16, String> {
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
-    ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
-        fs::read_to_string(table).ok()?.lines().find_map(|line| {
+    let mut links = HashMap::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table).unwrap_or_default().lines() {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let (local, remote) = (port(fields.get(1)?), port(fields.get(2)?));
-            let ours = local == Some(server_port) && remote == Some(client_port);
-            ours.then(|| (*fields.get(9)?).to_owned().into())?
-        })
-    })
+            let [_, local, remote, _, _, _, _, _, _, inode, ..] = fields[..] else { continue };
+            if port(local) == Some(server_port) && inode != "0" {
+                links.extend(port(remote).map(|remote| (remote, format!("socket:[{inode}]"))));
+            }
+        }
+    }
+    links
 }
