@@ -81,7 +81,7 @@ fn kill_one(cluster: &Cluster, choices: &mut Choices) {
 }
 
 fn killed_under_load(policy: &str, seed: u64) -> (Summary, u64) {
-    let cluster = Launch::new(&format!("--workers 4 {policy}")).as_delivered().start();
+    let cluster = Launch::new(&format!("--workers 4 {policy}")).with_defaults().start();
     let mut choices = Choices(seed);
     let (answered, failed) = Load::during(&cluster, |load| {
         for _ in 0..6 {
@@ -214,7 +214,7 @@ fn what_a_stopped_worker_has_not_claimed_is_served_by_others_when_it_dies() {
 
 #[test]
 fn what_a_stopped_worker_has_not_claimed_is_served_by_others_while_it_hangs() {
-    let cluster = Launch::new("--workers 2").as_delivered().start();
+    let cluster = Launch::new("--workers 2").with_defaults().start();
     let workers = cluster.workers();
     machine::suspend(workers[0].pid);
     for _ in 0..40 {
@@ -263,7 +263,7 @@ fn a_worker_that_is_stopped_and_continued_loses_nothing_and_answers_once() {
 #[test]
 fn a_worker_that_is_asked_to_leave_drains_and_is_replaced_without_a_failure() {
     for policy in ["--policy rr", "--runtime tokio-uring", "--policy none --accept epoll"] {
-        let cluster = Launch::new(&format!("--workers 3 {policy}")).as_delivered().start();
+        let cluster = Launch::new(&format!("--workers 3 {policy}")).with_defaults().start();
         let (_, failed) = Load::during(&cluster, |load| {
             for round in 0..5 {
                 load.go_on(30);

@@ -32,7 +32,7 @@ fn round_robin_is_exact_for_many_clients_at_once() {
 
 #[test]
 fn passing_over_the_busy_leaves_nobody_out() {
-    let cluster = Launch::new("--workers 8").as_delivered().start();
+    let cluster = Launch::new("--workers 8").with_defaults().start();
     get_from(&cluster.address(), 64, 13);
     let summary = cluster.end();
     // How even it is depends on how busy each worker's CPU is with other things.
@@ -138,7 +138,7 @@ fn clients_wait_in_the_backlog_while_all_workers_are_at_the_limit() {
 fn a_limit_of_one_serves_a_crowd() {
     for launch in [
         Launch::new("--workers 3 --max-inflight 1"),
-        Launch::new("--workers 3 --max-inflight 1").as_delivered(),
+        Launch::new("--workers 3 --max-inflight 1").with_defaults(),
     ] {
         let cluster = launch.start();
         get_from(&cluster.address(), 24, 20);

@@ -6,7 +6,7 @@
 //!
 //! Running servers and the load generator, all of them processes of their own: [`attention`],
 //! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`], [`trial`],
-//! [`bench`].
+//! [`mod@bench`].
 
 pub mod attention;
 pub mod balance;

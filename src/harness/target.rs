@@ -56,8 +56,8 @@ pub fn mechanisms() -> Vec<Target> {
 }
 
 const FORMS: &str = "name rr, least, sticky, none:MECHANISM (epoll, epoll-drain, epoll-exclusive, \
-     uring, uring-multishot or reuseport), node, node:none, nginx, nginx:reuseport or haproxy; own ones \
-     may be followed by options, as in `rr --credits 8`";
+     uring, uring-multishot or reuseport), node, node:none, nginx, nginx:reuseport or haproxy; \
+     own ones may be followed by options, as in `rr --credits 8`";
 
 impl Target {
     /// The primary accepts and hands over.

@@ -51,7 +51,7 @@ impl Launch {
 
     /// With everything that depends on time switched on, as people get it. Otherwise nobody is
     /// passed over because this machine is busy, and the rotation is strict.
-    pub(crate) fn as_delivered(mut self) -> Self {
+    pub(crate) fn with_defaults(mut self) -> Self {
         self.steady = false;
         self
     }
