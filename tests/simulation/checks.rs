@@ -1,5 +1,7 @@
 //! What must hold after every step of a simulated run, and at its end.
 
+use clusterlb::id::Slot;
+
 use super::front::Notice;
 use super::world::{Connection, Place, World};
 
@@ -71,6 +73,16 @@ impl World {
         assert_eq!(given, truth + worker.page.finished, "worker {slot}: given");
     }
 
+    /// Between two looks at the workers the roster counts by itself what it gives and gets back.
+    pub(crate) fn check_belief(&self) {
+        for (slot, link) in self.links.iter().enumerate() {
+            let Some(link) = link.as_ref().filter(|_| !self.workers[slot].lies) else { continue };
+            let believed = u64::from(self.front.roster.loads()[slot].in_flight);
+            let given = link.assigned - link.returned;
+            assert_eq!(believed + link.seen, given, "worker {slot}: believed in flight");
+        }
+    }
+
     fn refused_of(&self, place: usize) -> usize {
         let refused = self.front.notices.iter().map(|notice| match notice {
             Notice::Sent { slot, message, outcome: Err(_) } if *slot == place => {
@@ -94,7 +106,8 @@ impl World {
     }
 
     /// Faults have ended and time has passed: nobody is left.
-    pub(crate) fn check_end(&self) {
+    pub(crate) fn check_end(&mut self) {
+        self.observe();
         let stopped = self.workers.iter().filter(|worker| worker.stopped);
         let frozen: usize = stopped.map(|worker| worker.hands().count()).sum();
         for (connection, story) in self.stories.iter().enumerate() {
@@ -104,5 +117,11 @@ impl World {
         }
         assert_eq!(self.finished + self.aborted + frozen, self.stories.len());
         assert!(self.front.queue.is_empty());
+        for (slot, worker) in self.workers.iter().enumerate() {
+            let sound = worker.alive && !worker.stopped && !worker.lies && !worker.leaving;
+            let id = u16::try_from(slot).expect("few workers");
+            let suspected = self.front.roster.is_suspected(Slot(id));
+            assert!(!(sound && suspected), "worker {slot} stays suspected");
+        }
     }
 }

@@ -67,6 +67,8 @@ pub(crate) struct Link {
     /// Picks that the last look at the worker's credits still allows.
     quota: u32,
     probes: u64,
+    /// What the worker had finished at the last look.
+    pub(crate) seen: u64,
 }
 
 impl Link {
@@ -143,6 +145,7 @@ impl World {
         self.dispatch();
         self.control_intake();
         self.submit();
+        self.check_belief();
         let crowded = self.front.crowded.iter().map(|(_, until_ns)| *until_ns).min();
         let deadline = self.front.roster.next_deadline_ns().into_iter().chain(crowded).min();
         if let Some(at_ns) = deadline {
@@ -351,12 +354,13 @@ impl World {
         }
     }
 
-    fn observe(&mut self) {
+    pub(crate) fn observe(&mut self) {
         for slot in 0..self.links.len() {
             let Some(link) = &mut self.links[slot] else { continue };
             let sample = self.workers[slot].page;
             self.front.roster.observe(slot_of(slot), sample, self.now_ns);
             link.quota = self.front.roster.loads()[slot].credits;
+            link.seen = sample.finished;
             self.check_load(slot);
         }
     }
@@ -396,7 +400,10 @@ impl World {
                 let link = self.links[slot].as_mut().expect("it was there");
                 let full = link.channel.len() >= self.plan.channel_messages;
                 let crowded = self.now_ns < self.workers[slot].crowded_until_ns;
-                let outcome = match (full, crowded && !message.connections.is_empty()) {
+                let probe = message.connections.is_empty();
+                // A probe holds no descriptors, but there can be too little memory for it.
+                let starved = probe && self.random.u8(0..100) < self.plan.probe_loss_percent;
+                let outcome = match (full, (crowded && !probe) || starved) {
                     (_, true) => Err(Trouble::Crowded),
                     (true, false) => Err(Trouble::Full),
                     (false, false) => Ok(()),

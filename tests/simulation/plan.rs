@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) held_percent: u8,
     /// So many, in a hundred, are reset by their clients before anybody looks at them.
     pub(crate) reset_percent: u8,
+    /// So many probes, in a hundred, the kernel does not take.
+    pub(crate) probe_loss_percent: u8,
     /// Whether a worker takes messages between two requests of a turn.
     pub(crate) receives_midway: bool,
     /// Longest time from a wake-up to its turn.
@@ -88,6 +90,7 @@ impl Plan {
             service_seed: random.u64(..),
             held_percent: if random.bool() { 0 } else { random.u8(0..=100) },
             reset_percent: random.u8(0..20),
+            probe_loss_percent: random.u8(0..30),
             receives_midway: random.bool(),
             latency_ns: random.u64(2..200) * MICROSECOND,
             arrivals,
@@ -121,6 +124,7 @@ impl Plan {
             service_seed,
             held_percent: 0,
             reset_percent: 0,
+            probe_loss_percent: 0,
             receives_midway: true,
             latency_ns: 20 * MICROSECOND,
             arrivals,
