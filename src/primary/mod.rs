@@ -51,6 +51,8 @@ pub struct Primary {
     /// so at most one burst of the completion queue can be.
     waiting: VecDeque<Accepted>,
     spare: SpareMessages,
+    /// Refused in this turn and not yet back in the queue.
+    refused: Vec<Accepted>,
     buried: Vec<Slot>,
     crowded: Vec<(Slot, u64)>,
     totals: Totals,
@@ -105,6 +107,7 @@ impl Primary {
             roster: Roster::new(rules, u16::try_from(listeners.len()).unwrap_or(u16::MAX)),
             waiting: VecDeque::with_capacity(completions as usize),
             spare: Vec::new(),
+            refused: Vec::new(),
             buried: Vec::new(),
             crowded: Vec::new(),
             totals: Totals::default(),
@@ -130,6 +133,7 @@ impl Primary {
             for event in events.drain(..) {
                 self.handle(event);
             }
+            self.put_back_refused();
             self.bury();
             self.relieve_crowded();
             self.rescue();

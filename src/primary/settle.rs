@@ -68,7 +68,15 @@ impl Primary {
                 _ => {}
             }
         }
-        self.put_back(returned);
+        self.refused.extend(returned);
+    }
+
+    /// Puts back what was refused in this turn, all of it at once so that its order stays.
+    pub(super) fn put_back_refused(&mut self) {
+        if !self.refused.is_empty() {
+            let refused = std::mem::take(&mut self.refused);
+            self.put_back(refused);
+        }
     }
 
     /// Puts sockets back to the front of the queue, oldest first.

@@ -61,6 +61,8 @@ impl Surroundings {
         (0..requests).for_each(|_| labour.perform());
         self.labour = Some(labour);
         self.now_ns = monotonic_ns();
+        // Each piece of work is progress: a busy worker is not a stuck one.
+        self.board.begin_turn(self.now_ns);
         self.worked = true;
     }
 }

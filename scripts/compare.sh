@@ -1,0 +1,76 @@
+#!/bin/sh
+# The full comparison: who takes the load, and what it costs, against nginx, HAProxy and Node.
+#
+# Installs what is missing from Debian's packages (as root; otherwise it says what to install and
+# goes on with what there is), builds, measures, and leaves pages and tables in a folder:
+#
+#     scripts/compare.sh [FOLDER]        the folder is `measurements` if none is given
+#
+# Further words for `clusterlb bench` come from BENCH_OPTIONS, for `clusterlb imbalance` from
+# IMBALANCE_OPTIONS: BENCH_OPTIONS='--duration 10s --repeats 12' scripts/compare.sh
+#
+# Takes about an hour with the defaults. Everything runs on the loopback.
+set -eu
+
+cd "$(dirname "$0")/.."
+folder=${1:-measurements}
+
+# A program and the Debian packages that bring it.
+need() {
+    program=$1
+    shift
+    if command -v "$program" >/dev/null 2>&1; then
+        return
+    fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        # Only installed, not started as services: the comparison starts its own.
+        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    else
+        echo "$program is missing and will be left out; to install it: apt-get install $*" >&2
+    fi
+}
+
+need nginx nginx libnginx-mod-http-echo
+need haproxy haproxy
+need node nodejs
+
+peers=
+for program in nginx haproxy node; do
+    if command -v "$program" >/dev/null 2>&1; then
+        peers="${peers:+$peers,}$program"
+    fi
+done
+
+CLUSTERLB_COMMIT=$(git describe --always --dirty=+changes --abbrev=12 --exclude='*' 2>/dev/null ||
+    echo unknown)
+export CLUSTERLB_COMMIT
+cargo build --release --bin clusterlb
+unset CLUSTERLB_COMMIT
+program=${CARGO_TARGET_DIR:-target}/release/clusterlb
+mkdir -p "$folder"
+
+# A measurement whose trials do not all count ends with 4, which is a result.
+measure() {
+    name=$1
+    shift
+    code=0
+    "$program" "$@" --report "$folder/$name.html" --csv "$folder/$name.csv" \
+        >"$folder/$name.txt" || code=$?
+    case $code in
+    0) ;;
+    4) echo "$name: some trials do not count; $folder/$name.txt says which and why" >&2 ;;
+    *) exit "$code" ;;
+    esac
+    cat "$folder/$name.txt"
+}
+
+# shellcheck disable=SC2086 # options are words
+measure imbalance imbalance ${IMBALANCE_OPTIONS:-}
+# shellcheck disable=SC2086
+measure policies bench --scenario all ${BENCH_OPTIONS:-}
+if [ -n "$peers" ]; then
+    # shellcheck disable=SC2086
+    measure peers bench --scenario all --against "$peers" ${BENCH_OPTIONS:-}
+fi
+
+echo "pages and tables are in $folder" >&2
