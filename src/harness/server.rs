@@ -27,7 +27,7 @@ use crate::error::{Error, Result, errno_of};
 use crate::work::Work;
 
 /// How long a server may take until it serves, and until it has ended.
-const START_WITHIN: Duration = Duration::from_secs(20);
+const START_WITHIN: Duration = Duration::from_secs(60);
 const END_WITHIN: Duration = Duration::from_secs(8);
 /// What open connections are given at the end of a run. Measured requests are done by then.
 const GRACE: &str = "1s";
