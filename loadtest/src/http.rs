@@ -12,7 +12,7 @@ use framing::{Body, framing, reason};
 const HEADERS_MAX: usize = 64;
 
 /// The bytes of one request. With a body it is a POST.
-pub(crate) fn request(settings: &Settings) -> Vec<u8> {
+pub(crate) fn request(settings: &Settings, says_last: bool) -> Vec<u8> {
     let method = if settings.body_bytes > 0 { "POST" } else { "GET" };
     let mut head = format!("{method} {} HTTP/1.1\r\n", settings.target.path);
     let named = |name: &str| {
@@ -27,6 +27,9 @@ pub(crate) fn request(settings: &Settings) -> Vec<u8> {
     for line in &settings.headers {
         head.push_str(line);
         head.push_str("\r\n");
+    }
+    if says_last && !named("connection") {
+        head.push_str("Connection: close\r\n");
     }
     if settings.body_bytes > 0 {
         head.push_str(&format!("Content-Length: {}\r\n", settings.body_bytes));

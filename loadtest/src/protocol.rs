@@ -3,12 +3,22 @@
 //! Owns the message and the reader of answers. Knows no socket: bytes in, verdicts out.
 
 use crate::http::{self, Outcome, ResponseReader, Step};
-use crate::settings::{Mode, Settings};
+use crate::settings::{CloseBy, Mode, Settings};
 
 /// The bytes of one request. Empty in connect mode.
 pub(crate) fn message(settings: &Settings) -> Vec<u8> {
+    message_that(settings, false)
+}
+
+/// The bytes of the request that a connection ends with: in HTTP it says so, as RFC 9112 (9.6)
+/// asks of clients, unless the close is to be a surprise.
+pub(crate) fn last_message(settings: &Settings) -> Vec<u8> {
+    message_that(settings, settings.close == CloseBy::Fin)
+}
+
+fn message_that(settings: &Settings, says_last: bool) -> Vec<u8> {
     match settings.mode {
-        Mode::Http => http::request(settings),
+        Mode::Http => http::request(settings, says_last),
         Mode::Echo => (0..settings.body_bytes).map(pattern).collect(),
         Mode::Connect => Vec::new(),
     }
@@ -98,6 +108,17 @@ mod tests {
         plain.headers = vec!["host: other".into()];
         let expected = b"POST /p HTTP/1.1\r\nhost: other\r\nContent-Length: 3\r\n\r\nxxx";
         assert_eq!(message(&plain), expected);
+    }
+
+    #[test]
+    fn the_last_request_says_so_unless_it_must_not() {
+        let mut plain = settings(Mode::Http, 0);
+        let expected = b"GET /p HTTP/1.1\r\nHost: 127.0.0.1:1\r\nConnection: close\r\n\r\n";
+        assert_eq!(last_message(&plain), expected);
+        plain.headers = vec!["connection: keep-alive".into()];
+        assert_eq!(last_message(&plain), message(&plain), "the user knows better");
+        plain = Settings { close: CloseBy::Rst, ..settings(Mode::Http, 0) };
+        assert_eq!(last_message(&plain), message(&plain), "a reset comes unannounced");
     }
 
     proptest! {

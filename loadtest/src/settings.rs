@@ -30,7 +30,8 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum CloseBy {
-    /// An orderly close; the port then rests in TIME_WAIT on this side.
+    /// An orderly close. In HTTP the last request asks for it (`Connection: close`); whoever
+    /// closes first then keeps the port in TIME_WAIT.
     #[default]
     Fin,
     /// A reset, after the full response: no TIME_WAIT, but the server sees ECONNRESET.

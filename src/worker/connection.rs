@@ -1,12 +1,16 @@
 //! One connection of a worker: its socket, its session, and what is under way for it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::handler::{Next, Session};
+use nix::sys::socket::{Shutdown, shutdown};
+
+use crate::handler::{Next, Session, Waiting};
+use crate::sys::peer;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) socket: OwnedFd,
+    /// The ring has it once it was told to close it behind the last answer.
+    pub(super) socket: Option<OwnedFd>,
     pub(super) generation: u32,
     pub(super) session: Session,
     /// Received and not yet consumed.
@@ -40,4 +44,27 @@ pub(super) enum Receive {
     Many,
     /// Armed, but told to stop because too much input waits.
     Stopping,
+}
+
+impl Connection {
+    /// Between two requests, with nothing under way.
+    pub(super) fn is_idle(&self) -> bool {
+        let busy = self.sending || self.stage != Stage::Open || !self.input.is_empty();
+        !busy && self.session.waiting() == Waiting::NextRequest
+    }
+
+    /// Half or whole. A call of its own: as an operation of the ring it would start a kernel
+    /// thread. It fails harmlessly if the client is gone.
+    pub(super) fn shut_down(&self, how: Shutdown) {
+        if let Some(socket) = &self.socket {
+            let _ = shutdown(socket.as_raw_fd(), how);
+        }
+    }
+
+    /// Makes the coming close a reset.
+    pub(super) fn reset_on_close(&self) {
+        if let Some(socket) = &self.socket {
+            peer::reset_on_close(socket);
+        }
+    }
 }

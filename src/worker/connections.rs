@@ -4,10 +4,10 @@
 //! another one only after the last completion that names it. Bounded by the descriptors of the
 //! process; what a single connection may hold is bounded by the constants below.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::Shutdown;
 use slab::Slab;
 
 use super::Labour;
@@ -16,7 +16,6 @@ use super::deadlines::{Class, Deadlines, Durations};
 use crate::board::{Statistic, WorkerBoard};
 use crate::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::peer::reset_on_close;
 use crate::sys::ring::{Chunk, Key, Outcome, Ring};
 
 /// Output of one step; at the bound the session waits until it is sent.
@@ -78,14 +77,6 @@ pub(super) struct Connections {
     generation: u32,
 }
 
-impl Connection {
-    /// Between two requests, with nothing under way.
-    fn is_idle(&self) -> bool {
-        let busy = self.sending || self.stage != Stage::Open || !self.input.is_empty();
-        !busy && self.session.waiting() == Waiting::NextRequest
-    }
-}
-
 impl Connections {
     pub(super) fn new(serve: Serve, durations: Durations) -> Self {
         Self {
@@ -110,8 +101,14 @@ impl Connections {
     /// Takes a socket that has been counted as claimed.
     pub(super) fn open(&mut self, around: &mut Surroundings, socket: OwnedFd) {
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
-        let place = self.table.insert(Connection {
-            socket,
+        let place = self.table.vacant_key();
+        let index = u32::try_from(place).expect("connections are bounded by descriptors");
+        let key = Key { index, generation: self.generation };
+        // One receive first: most short connections bring their request with them and end with
+        // the answer, and an armed multishot receive would have to be cancelled then.
+        around.ring.receive_once(key, socket.as_fd());
+        self.table.insert(Connection {
+            socket: Some(socket),
             generation: self.generation,
             session: Session::new(self.serve),
             input: Vec::new(),
@@ -124,11 +121,6 @@ impl Connections {
             ended: false,
             lingered: 0,
         });
-        let index = u32::try_from(place).expect("connections are bounded by descriptors");
-        let key = Key { index, generation: self.generation };
-        // One receive first: most short connections bring their request with them and end with
-        // the answer, and an armed multishot receive would have to be cancelled then.
-        around.ring.receive_once(key, self.table[place].socket.as_fd());
         if self.serve == Serve::Hello {
             let class = if around.draining { Class::Leave } else { Class::Head };
             self.deadlines.arm(index, class, around.now_ns);
@@ -183,7 +175,7 @@ impl Connections {
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
                 connection.lingered = connection.lingered.saturating_add(length);
                 if connection.lingered > LINGER_BYTES_MAX {
-                    reset_on_close(&connection.socket);
+                    connection.reset_on_close();
                     return self.close(around, key);
                 }
             }
@@ -263,14 +255,20 @@ impl Connections {
             return;
         };
         connection.sending = false;
+        // Closed with its last answer: there is no way to send the rest of it, or to see a reset
+        // but by this.
+        let parted = connection.socket.is_none();
         match outcome {
-            Ok(count) if connection.sent + count < buffer.len() && count > 0 => {
+            Ok(count) if connection.sent + count < buffer.len() && count > 0 && !parted => {
                 connection.sent += count;
-                connection.sending = true;
-                let socket = connection.socket.as_fd();
-                around.ring.send(key, socket, buffer, connection.sent);
+                connection.output = buffer;
+                self.send(around, key);
             }
-            Ok(_) if connection.stage == Stage::Closing => self.advance(around, key),
+            Ok(_) if connection.stage == Stage::Closing => {
+                self.deadlines.disarm(key.index);
+                self.spare_buffer(buffer);
+                self.advance(around, key);
+            }
             Ok(_) => {
                 self.spare_buffer(buffer);
                 self.deadlines.disarm(key.index);
@@ -282,9 +280,10 @@ impl Connections {
                 self.advance(around, key);
             }
             Err(_) => {
-                if connection.stage != Stage::Closing {
+                if connection.stage != Stage::Closing || parted {
                     around.board.add(Statistic::Resets, 1);
                 }
+                self.deadlines.disarm(key.index);
                 self.close(around, key);
             }
         }
@@ -300,11 +299,8 @@ impl Connections {
             return;
         }
         if !connection.output.is_empty() {
-            let output = std::mem::take(&mut connection.output);
             connection.sent = 0;
-            connection.sending = true;
-            around.ring.send(key, connection.socket.as_fd(), output, 0);
-            return self.deadlines.arm(key.index, Class::Send, around.now_ns);
+            return self.send(around, key);
         }
         match (connection.stage, connection.next) {
             (Stage::Lingering, _) if connection.ended => self.close(around, key),
@@ -320,6 +316,23 @@ impl Connections {
                 self.keep_receiving(around, key);
                 self.watch(around, key);
             }
+        }
+    }
+
+    /// Sends what there is, and closes with it if that was the last.
+    fn send(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        let output = std::mem::take(&mut connection.output);
+        connection.sending = true;
+        self.deadlines.arm(key.index, Class::Send, around.now_ns);
+        let last = connection.next == Next::Close && connection.receive == Receive::Off;
+        if last && connection.stage == Stage::Open && connection.sent == 0 {
+            connection.stage = Stage::Closing;
+            if let Some(socket) = connection.socket.take() {
+                around.ring.send_last(key, socket, output);
+            }
+        } else if let Some(socket) = &connection.socket {
+            around.ring.send(key, socket.as_fd(), output, connection.sent);
         }
     }
 
@@ -343,7 +356,9 @@ impl Connections {
         let connection = &mut self.table[key.index as usize];
         if connection.receive == Receive::Off && !connection.ended {
             connection.receive = Receive::Many;
-            around.ring.receive_many(key, connection.socket.as_fd());
+            if let Some(socket) = &connection.socket {
+                around.ring.receive_many(key, socket.as_fd());
+            }
         }
     }
 
@@ -353,7 +368,7 @@ impl Connections {
         connection.input = Vec::new();
         // A call of its own: as an operation of the ring it would start a kernel thread. It fails
         // harmlessly if the client is gone.
-        let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
+        connection.shut_down(Shutdown::Write);
         self.deadlines.arm(key.index, Class::Linger, around.now_ns);
         if connection.ended {
             return self.close(around, key);
@@ -390,7 +405,7 @@ impl Connections {
                 around.board.add(Statistic::Timeouts, 1);
             }
             if matches!(class, Class::Send | Class::Linger) {
-                reset_on_close(&connection.socket);
+                connection.reset_on_close();
             }
             if matches!(class, Class::Send | Class::Linger | Class::Leave) {
                 self.close(around, key);
@@ -436,8 +451,10 @@ impl Connections {
             self.deadlines.disarm(key.index);
             if connection.receive != Receive::Off || connection.sending {
                 // Ends whatever is armed on the socket; fails harmlessly if the client was faster.
-                let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+                connection.shut_down(Shutdown::Both);
             }
+        } else if connection.socket.is_none() && connection.sending {
+            around.ring.cancel_send(key);
         }
         self.free_when_quiet(around, key);
     }
@@ -448,7 +465,9 @@ impl Connections {
             return;
         }
         let connection = self.table.remove(key.index as usize);
-        around.ring.close(connection.socket);
+        if let Some(socket) = connection.socket {
+            around.ring.close(socket);
+        }
         around.board.add_finished(1);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use super::payload::Payload;
 use crate::plan::Start;
 use crate::protocol::Reader;
 
@@ -93,11 +94,11 @@ impl Connection {
     }
 
     /// The payload range that sends all unsent requests, now taken as being sent.
-    pub(super) fn next_send(&mut self, message_bytes: usize) -> Option<(usize, usize)> {
+    pub(super) fn next_send(&mut self, payload: &Payload) -> Option<(usize, usize)> {
         if self.unsent == 0 || self.phase != Phase::Open {
             return None;
         }
-        self.sending = (0, self.unsent * message_bytes);
+        self.sending = payload.range(self.unsent, self.budget == 0);
         self.unsent = 0;
         Some(self.sending)
     }
@@ -136,6 +137,7 @@ impl Connection {
 mod tests {
     use super::*;
     use crate::http::ResponseReader;
+    use crate::settings::{Load, Settings};
 
     fn start(start_ns: u64) -> Start {
         Start { start_ns, measured: true }
@@ -144,16 +146,20 @@ mod tests {
     #[test]
     fn requests_are_sent_together_and_answered_in_order() {
         let reader = Reader::Http(ResponseReader::default());
+        let target = "127.0.0.1:1/".parse().expect("a target");
+        let load = Load::Closed { connections: 1 };
+        let payload = Payload::new(&Settings { pipeline: 3, ..Settings::new(target, load) });
+        let bytes = payload.range(1, false).1;
         let mut connection = Connection::free(reader);
         connection.restart(reader, 3, false);
         assert_eq!(connection.give(start(1)), 0);
         assert_eq!(connection.give(start(2)), 1);
-        assert_eq!(connection.next_send(10), None, "not connected yet");
+        assert_eq!(connection.next_send(&payload), None, "not connected yet");
         connection.phase = Phase::Open;
         assert!(!connection.expects_answer());
-        assert_eq!(connection.next_send(10), Some((0, 20)));
-        assert_eq!(connection.rest_of_send(15), Some((15, 20)));
-        assert_eq!(connection.rest_of_send(5), None);
+        assert_eq!(connection.next_send(&payload), Some((0, 2 * bytes)));
+        assert_eq!(connection.rest_of_send(bytes + 5), Some((bytes + 5, 2 * bytes)));
+        assert_eq!(connection.rest_of_send(bytes - 5), None);
         assert!(connection.expects_answer() && connection.has_room(3) && !connection.has_room(2));
         let tenancy = connection.tenancy;
         assert!(connection.awaits(tenancy, 0) && connection.awaits(tenancy, 1));

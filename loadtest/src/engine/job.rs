@@ -4,12 +4,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::demand::Demand;
+use super::payload::Payload;
 use super::recorder::Window;
 use crate::environment::{self, Environment};
 use crate::error::Error;
 use crate::plan::{Bounds, Plan};
 use crate::preflight::{self, Resources};
-use crate::protocol;
 use crate::settings::{Load, Pin, Settings};
 use crate::sys::process;
 use crate::sys::socket::{self, SocketAddress};
@@ -20,9 +20,7 @@ use crate::target::Address;
 pub(super) struct Job {
     pub(super) settings: Settings,
     pub(super) address: Arc<SocketAddress>,
-    /// A full pipeline of requests, one behind the other.
-    pub(super) payload: Arc<[u8]>,
-    pub(super) message_bytes: usize,
+    pub(super) payload: Payload,
     pub(super) pipeline: usize,
     pub(super) sources: Vec<Ipv4Addr>,
     /// The CPU of each thread; empty if they are not pinned.
@@ -47,8 +45,6 @@ impl Job {
             unix: matches!(address, Address::Unix(_)),
         };
         let granted = preflight::grant(settings, resources)?;
-        let message = protocol::message(settings);
-        let pipeline = settings.pipeline as usize;
         let environment = Environment {
             kernel: environment::read("/proc/sys/kernel/osrelease").unwrap_or_default(),
             cpu_model: environment::cpu_model(),
@@ -69,9 +65,8 @@ impl Job {
         let job = Self {
             settings: settings.clone(),
             address: Arc::new(SocketAddress::new(&address)?),
-            payload: message.repeat(pipeline).into(),
-            message_bytes: message.len(),
-            pipeline,
+            payload: Payload::new(settings),
+            pipeline: settings.pipeline as usize,
             sources: granted.sources,
             cpus,
             bounds: Bounds {

@@ -8,6 +8,7 @@ mod connection;
 mod demand;
 mod events;
 mod job;
+mod payload;
 mod recorder;
 mod starting;
 mod thread;

@@ -146,7 +146,7 @@ impl Thread {
             return;
         }
         let connection = &mut self.connections[slot as usize];
-        if let Some((from, to)) = connection.next_send(self.job.message_bytes) {
+        if let Some((from, to)) = connection.next_send(&self.job.payload) {
             self.ring.send(slot, from, to);
         }
     }

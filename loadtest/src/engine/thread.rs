@@ -113,7 +113,7 @@ impl Thread {
         let last = u32::try_from(slots).map_err(|_| Error::usage("too many slots", "fewer"))?;
         let seed = job.settings.seed.wrapping_add(u64::from(number) << 32);
         Ok(Self {
-            ring: Ring::new(slots, job.payload.clone(), job.address.clone())?,
+            ring: Ring::new(slots, job.payload.bytes.clone(), job.address.clone())?,
             connections,
             free: (0..last).rev().collect(),
             demand: job.demand(number),

@@ -1,6 +1,6 @@
 //! The operations of a ring: how each is asked for, and what its completion means.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use io_uring::types::{Fd, RecvMsgOut};
 use io_uring::{cqueue, opcode, squeue};
@@ -96,14 +96,34 @@ impl Ring {
     /// # Panics
     /// When `from` lies past the end of the buffer.
     pub fn send(&mut self, key: Key, socket: BorrowedFd<'_>, buffer: Vec<u8>, from: usize) {
+        // MSG_WAITALL makes the ring itself go on after a partial send.
+        self.push_send(key, socket, buffer, from, libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
+    }
+
+    /// Sends the bytes of `buffer` and closes `socket`, in the same entry into the kernel. The
+    /// last bytes wait for the close and leave in one segment with its FIN: one packet less to
+    /// send, and one less for the client to handle. A send that has to wait for room keeps the
+    /// socket alive until it is done.
+    pub fn send_last(&mut self, key: Key, socket: OwnedFd, buffer: Vec<u8>) {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | libc::MSG_MORE;
+        self.push_send(key, socket.as_fd(), buffer, 0, flags);
+        self.close(socket);
+    }
+
+    fn push_send(
+        &mut self,
+        key: Key,
+        socket: BorrowedFd<'_>,
+        buffer: Vec<u8>,
+        from: usize,
+        flags: i32,
+    ) {
         let bytes = &buffer[from..];
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let address = bytes.as_ptr();
         let place = self.sends.insert((key, buffer));
-        // MSG_WAITALL makes the ring itself go on after a partial send.
-        let entry = opcode::Send::new(Fd(socket.as_raw_fd()), address, length)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-            .build();
+        let entry =
+            opcode::Send::new(Fd(socket.as_raw_fd()), address, length).flags(flags).build();
         self.push(Operation::Send, place_key(place), entry);
     }
 
@@ -164,6 +184,15 @@ impl Ring {
     /// Cancels the receiving of messages armed under `key`.
     pub fn cancel_receive_messages(&mut self, key: Key) {
         self.cancel(Operation::ReceiveMessage, key);
+    }
+
+    /// Cancels the send under way under `key`; its buffer comes back with what had gone.
+    pub fn cancel_send(&mut self, key: Key) {
+        // A walk over all sends, which only a client that takes nothing of its answer causes.
+        let found = self.sends.iter().find(|(_, (owner, _))| *owner == key);
+        if let Some((place, _)) = found {
+            self.cancel(Operation::Send, place_key(place));
+        }
     }
 
     fn cancel(&mut self, operation: Operation, key: Key) {
