@@ -26,14 +26,17 @@ impl Primary {
                 None => left += 1,
             }
         }
-        for link in self.links.iter_mut().flatten() {
-            link.flush(&mut self.ring);
+        for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
+            let Some(link) = link else { continue };
+            let count = link.flush(&mut self.ring);
+            self.roster.deliver(slot, count, self.now_ns);
         }
     }
 
     fn assign(&mut self, slot: Slot, accepted: Accepted) {
         let link = self.links[slot.index()].as_mut().expect("only attached workers are ready");
-        link.add(&mut self.ring, &mut self.spare, accepted);
+        let count = link.add(&mut self.ring, &mut self.spare, accepted);
+        self.roster.deliver(slot, count, self.now_ns);
     }
 
     /// Reads what the workers say of themselves.

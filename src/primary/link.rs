@@ -80,24 +80,29 @@ impl Link {
         self.board.tally()
     }
 
-    /// Puts a socket into the message that is being filled.
-    pub(super) fn add(&mut self, ring: &mut Ring, spare: &mut SpareMessages, accepted: Accepted) {
+    /// Puts a socket into the message that is being filled, and tells how many it sent thereby.
+    pub(super) fn add(
+        &mut self,
+        ring: &mut Ring,
+        spare: &mut SpareMessages,
+        accepted: Accepted,
+    ) -> u32 {
         self.board.add_assigned(1);
         let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
         handoff::append(message.payload_mut(), accepted.record);
         message.push(accepted.socket).expect("a full message has been sent before");
-        if message.is_full() {
-            self.flush(ring);
-        }
+        if message.is_full() { self.flush(ring) } else { 0 }
     }
 
-    /// Sends the message that is being filled.
-    pub(super) fn flush(&mut self, ring: &mut Ring) {
+    /// Sends the message that is being filled, and tells how many sockets are in it.
+    pub(super) fn flush(&mut self, ring: &mut Ring) -> u32 {
         let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
-            return;
+            return 0;
         };
         self.under_way += 1;
+        let count = u32::try_from(message.descriptors()).expect("bounded by a message");
         ring.send_message(self.key, sender.as_fd(), message);
+        count
     }
 
     /// Sends a message without sockets, which the worker counts when it takes it.
@@ -112,6 +117,10 @@ impl Link {
     /// A message has been answered for.
     pub(super) fn answered(&mut self) {
         self.under_way -= 1;
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired
     }
 
     /// Nothing is under way.

@@ -154,10 +154,20 @@ impl Primary {
     }
 
     fn until_next_deadline(&self) -> Option<Duration> {
+        if self.awaits_answers() {
+            return Some(Duration::ZERO);
+        }
         let starved = self.acceptors.iter().filter_map(Acceptor::next_deadline_ns);
         let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
         let next_ns = starved.chain(crowded).chain(self.roster.next_deadline_ns()).min()?;
         Some(Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())))
+    }
+
+    /// Whether something waits for messages to have gone, which by themselves end no wait.
+    fn awaits_answers(&self) -> bool {
+        let ending = self.stage == Stage::Quiescing || !self.buried.is_empty();
+        let mut links = self.links.iter().flatten();
+        links.any(|link| !link.is_quiet() && (ending || link.is_retired()))
     }
 
     fn report(&self, report: Report) {

@@ -24,15 +24,9 @@ impl Primary {
             link.answered();
         }
         match outcome {
-            Ok(()) => {
-                let count = u32::try_from(message.descriptors()).expect("bounded by a message");
-                self.roster.delivered(slot, count, self.now_ns);
-                // The channel holds its own references now; ours would keep a connection from
-                // ending when the worker closes it.
-                for socket in message.drain() {
-                    self.ring.close(socket);
-                }
-            }
+            // The channel holds its own references, and the ring has closed ours, which would
+            // keep a connection from ending when the worker closes it.
+            Ok(()) => {}
             Err(errno) => self.refused(slot, &mut message, errno),
         }
         if let Some(link) = &mut self.links[place] {

@@ -70,6 +70,17 @@ impl Credits {
         }
     }
 
+    /// A message with so many has not gone after all. It is one of the last.
+    pub(super) fn undo(&mut self, count: u32) {
+        self.delivered = self.delivered.saturating_sub(u64::from(count));
+        let found = self.unclaimed.iter().rposition(|delivery| delivery.count == count);
+        let Some(place) = found.filter(|_| count > 0) else { return };
+        self.unclaimed.remove(place);
+        for later in self.unclaimed.iter_mut().skip(place) {
+            later.until -= u64::from(count);
+        }
+    }
+
     /// Everything that was in the channel has been taken out of it, so many connections. What was
     /// delivered and not claimed before is in the worker's hands, not in the channel.
     pub(super) fn withdraw(&mut self, count: u32) {
@@ -134,6 +145,22 @@ mod tests {
         credits.deliver(1, 20_000_000);
         credits.observe(26, 20_100_000, 30_000_000);
         assert_eq!(credits.left(0), CREDITS_MIN + 1);
+    }
+
+    #[test]
+    fn what_did_not_go_leaves_no_trace() {
+        let mut credits = Credits::new(CreditRule::Adaptive, CREDITS_MAX);
+        for (count, at_ns) in [(3, 10), (2, 20), (4, 30)] {
+            credits.deliver(count, at_ns);
+        }
+        credits.undo(2);
+        let left: Vec<_> = credits.unclaimed.iter().map(|one| (one.until, one.at_ns)).collect();
+        assert_eq!((credits.delivered, left), (7, vec![(3, 10), (7, 30)]));
+        credits.undo(0);
+        credits.undo(3);
+        credits.undo(4);
+        assert_eq!((credits.delivered, credits.oldest_ns()), (0, None));
+        assert_eq!(credits.left(0), CREDITS_FIRST);
     }
 
     #[test]

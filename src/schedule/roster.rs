@@ -218,8 +218,8 @@ impl Roster {
         self.pickers.first().is_some_and(Picker::wants_client)
     }
 
-    /// Connections have gone into the worker's channel.
-    pub fn delivered(&mut self, slot: Slot, count: u32, now_ns: u64) {
+    /// Connections go into the worker's channel, unless they are [`Roster::refused`] there.
+    pub fn deliver(&mut self, slot: Slot, count: u32, now_ns: u64) {
         if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
             seat.credits.deliver(count, now_ns);
         }
@@ -229,6 +229,9 @@ impl Roster {
     /// wait for room, which is so only for the first refusal.
     pub fn refused(&mut self, slot: Slot, count: u32, refusal: Refusal) -> bool {
         self.give_back(slot, count);
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.credits.undo(count);
+        }
         let Some(load) = self.loads.get_mut(slot.index()) else { return false };
         let was_ready = load.standing == Standing::Ready;
         match refusal {

@@ -330,6 +330,8 @@ impl Connections {
             connection.stage = Stage::Closing;
             if let Some(socket) = connection.socket.take() {
                 around.ring.send_last(key, socket, output);
+                // Counted now, before the client can have seen the end.
+                around.board.add_finished(1);
             }
         } else if let Some(socket) = &connection.socket {
             around.ring.send(key, socket.as_fd(), output, connection.sent);
@@ -467,8 +469,8 @@ impl Connections {
         let connection = self.table.remove(key.index as usize);
         if let Some(socket) = connection.socket {
             around.ring.close(socket);
+            around.board.add_finished(1);
         }
-        around.board.add_finished(1);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }

@@ -151,6 +151,17 @@ impl World {
         if let Some(at_ns) = deadline {
             self.turn_at(at_ns.max(self.now_ns + 1));
         }
+        if self.awaits_answers() {
+            let at_ns = self.soon();
+            self.turn_at(at_ns);
+        }
+    }
+
+    /// Whether something waits for messages to have gone.
+    fn awaits_answers(&self) -> bool {
+        let ending = !self.front.buried.is_empty();
+        let mut links = self.links.iter().flatten();
+        links.any(|link| !link.is_quiet() && (ending || link.retired))
     }
 
     fn hear(&mut self, notice: Notice) {
@@ -195,7 +206,7 @@ impl World {
         let count = narrow(message.connections.len());
         let roster = &mut self.front.roster;
         match outcome {
-            Ok(()) => roster.delivered(slot_of(slot), count, self.now_ns),
+            Ok(()) => {}
             Err(trouble) => {
                 if count == 0 {
                     roster.probe_failed(slot_of(slot));
@@ -414,7 +425,14 @@ impl World {
                     link.channel.push_back(message.clone());
                     self.wake(slot);
                 }
-                self.tell(Notice::Sent { slot, message, outcome });
+                let count = narrow(message.connections.len());
+                self.front.roster.deliver(slot_of(slot), count, self.now_ns);
+                let notice = Notice::Sent { slot, message, outcome };
+                // Of a message that has gone the primary hears at its next turn, whenever that is.
+                match outcome {
+                    Ok(()) => self.front.notices.push(notice),
+                    Err(_) => self.tell(notice),
+                }
             }
         }
     }

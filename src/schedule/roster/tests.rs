@@ -24,7 +24,7 @@ fn roster(workers: u16) -> Roster {
 
 fn give(roster: &mut Roster, now_ns: u64) -> Option<Slot> {
     let slot = roster.pick(FIRST, Client::default())?;
-    roster.delivered(slot, 1, now_ns);
+    roster.deliver(slot, 1, now_ns);
     Some(slot)
 }
 

@@ -53,7 +53,7 @@ pub enum Event {
     MessageSent {
         /// Whose message.
         key: Key,
-        /// The message that was lent, its descriptors still in it.
+        /// The message that was lent; its descriptors are still in it if it has not gone.
         message: Box<OutgoingMessage>,
         /// Whether it has gone.
         outcome: Outcome<()>,

@@ -1,6 +1,6 @@
 //! A message with descriptors on its way out, in memory that stays put until it is sent.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use nix::libc;
@@ -10,8 +10,8 @@ use crate::sys::fdpass::{ControlSpace, DESCRIPTORS_PER_MESSAGE_MAX, empty_header
 /// Most bytes of payload in one message.
 pub const PAYLOAD_BYTES_MAX: usize = 768;
 
-/// Payload and descriptors of one message. The descriptors are this process's copies: they stay
-/// open until the owner takes them out, whatever became of the message.
+/// Payload and descriptors of one message. The descriptors are this process's copies: the ring
+/// closes them when the message has gone; otherwise the owner takes them out again.
 #[derive(Debug)]
 pub struct OutgoingMessage {
     /// The payload, at most [`PAYLOAD_BYTES_MAX`] bytes.
@@ -73,10 +73,23 @@ impl OutgoingMessage {
         Ok(())
     }
 
-    /// Takes the descriptors out, in order, and empties the message for its next use.
+    /// Takes the descriptors of a message that has not gone out, in order, and empties it for its
+    /// next use.
     pub fn drain(&mut self) -> std::vec::Drain<'_, OwnedFd> {
         self.payload.clear();
         self.descriptors.drain(..)
+    }
+
+    /// The descriptors as the kernel knows them.
+    pub(super) fn raw_descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.descriptors.iter().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Empties the message of descriptors that the ring has closed.
+    pub(super) fn forget_descriptors(&mut self) {
+        self.descriptors.drain(..).for_each(|descriptor| {
+            let _ = descriptor.into_raw_fd();
+        });
     }
 
     /// Points the header at the parts, which must not move from here to the completion.

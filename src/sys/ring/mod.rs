@@ -9,6 +9,7 @@ mod event;
 mod message;
 mod operations;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -53,7 +54,12 @@ pub struct Ring {
     inbox_header: Box<libc::msghdr>,
     sends: Slab<(Key, Vec<u8>)>,
     messages_out: Slab<(Key, Box<OutgoingMessage>)>,
-    deferred: Vec<squeue::Entry>,
+    /// Entries that found the queue full, in the pieces that must stay together.
+    deferred: VecDeque<Box<[squeue::Entry]>>,
+    /// Places of messages whose fate is not known.
+    unanswered: Vec<usize>,
+    /// Kept for its memory.
+    chain: Vec<squeue::Entry>,
     in_kernel: u64,
     overflows: u64,
 }
@@ -83,7 +89,9 @@ impl Ring {
             inbox_header,
             sends: Slab::new(),
             messages_out: Slab::new(),
-            deferred: Vec::new(),
+            deferred: VecDeque::new(),
+            unanswered: Vec::new(),
+            chain: Vec::new(),
             in_kernel: 0,
             overflows: 0,
         })
@@ -197,21 +205,19 @@ impl Ring {
         }
     }
 
-    /// Moves entries that found the submission queue full into it.
+    /// Moves entries that found the submission queue full into it, as far as the kernel makes
+    /// room.
     fn flush_deferred(&mut self) {
-        while !self.deferred.is_empty() {
-            let room = {
-                let queue = self.uring.0.submission();
-                queue.capacity() - queue.len()
-            };
-            let count = room.min(self.deferred.len());
-            for entry in self.deferred.drain(..count) {
-                // SAFETY: as in `push`, where this entry was first accepted.
-                unsafe { self.uring.0.submission().push(&entry) }
-                    .expect("there is room for `count` entries");
-            }
-            if self.deferred.is_empty() || self.uring.0.submit().is_err() {
+        let mut tried = false;
+        while let Some(chain) = self.deferred.front() {
+            // SAFETY: as in `push_chain`, where these entries were first accepted.
+            if unsafe { self.uring.0.submission().push_multiple(chain) }.is_ok() {
+                self.deferred.pop_front();
+                tried = false;
+            } else if tried || self.uring.0.submit().is_err() {
                 return;
+            } else {
+                tried = true;
             }
         }
     }
@@ -228,7 +234,7 @@ impl Ring {
             // Completions that overflowed reach the queue only by entering the kernel again.
             let overflowed = self.uring.0.submission().cq_overflow();
             if !overflowed || events.len() == before || self.uring.0.submit().is_err() {
-                return;
+                return self.collect_gone(events);
             }
         }
     }

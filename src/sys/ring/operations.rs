@@ -127,7 +127,10 @@ impl Ring {
         self.push(Operation::Send, place_key(place), entry);
     }
 
-    /// Sends `message` without waiting for room; it comes back with the completion.
+    /// Sends `message` without waiting for room and closes its descriptors if it has gone, all in
+    /// one entry into the kernel. The message comes back with the next completions that are
+    /// collected; one that has gone does not end a wait, one that has not does, and brings its
+    /// descriptors back.
     pub fn send_message(
         &mut self,
         key: Key,
@@ -135,11 +138,52 @@ impl Ring {
         mut message: Box<OutgoingMessage>,
     ) {
         let header = message.seal();
-        let place = self.messages_out.insert((key, message));
         let flags = u32::try_from(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
             .expect("message flags are small and positive");
-        let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).flags(flags).build();
-        self.push(Operation::SendMessage, place_key(place), entry);
+        let send = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).flags(flags).build();
+        let quiet = squeue::Flags::SKIP_SUCCESS;
+        let closes = message.raw_descriptors().map(|raw| {
+            let entry = opcode::Close::new(Fd(raw)).build().flags(quiet);
+            entry.user_data(Token::new(Operation::Close, Key::default()).0)
+        });
+        let mut chain = std::mem::take(&mut self.chain);
+        chain.push(send.flags(quiet));
+        chain.extend(closes);
+        let place = self.messages_out.insert((key, message));
+        chain[0].set_user_data(Token::new(Operation::SendMessage, place_key(place)).0);
+        // A link that breaks cancels what comes after it: nothing is closed that did not go.
+        let last = chain.len() - 1;
+        for entry in &mut chain[..last] {
+            *entry = entry.clone().flags(squeue::Flags::IO_LINK);
+        }
+        self.in_kernel += 1;
+        self.unanswered.push(place);
+        self.push_chain(&chain);
+        chain.clear();
+        self.chain = chain;
+    }
+
+    /// Messages that were handed to the kernel and have not come back with an error have gone:
+    /// they are sent without waiting, so the kernel has tried them when it has taken their
+    /// entries.
+    pub(super) fn collect_gone(&mut self, events: &mut Vec<Event>) {
+        if self.unanswered.is_empty() || !self.deferred.is_empty() {
+            return;
+        }
+        {
+            let mut queue = self.uring.0.submission();
+            queue.sync();
+            if !queue.is_empty() || queue.cq_overflow() {
+                return;
+            }
+        }
+        for place in std::mem::take(&mut self.unanswered) {
+            if let Some((key, mut message)) = self.messages_out.try_remove(place) {
+                self.in_kernel -= 1;
+                message.forget_descriptors();
+                events.push(Event::MessageSent { key, message, outcome: Ok(()) });
+            }
+        }
     }
 
     /// Receives messages with descriptors until cancelled, failed, or none may be received.
@@ -239,16 +283,21 @@ impl Ring {
     }
 
     fn push(&mut self, operation: Operation, key: Key, entry: squeue::Entry) {
-        let entry = entry.user_data(Token::new(operation, key).0);
         self.in_kernel += 1;
+        self.push_chain(&[entry.user_data(Token::new(operation, key).0)]);
+    }
+
+    /// Queues entries that belong together: a chain of links ends where an entry into the kernel
+    /// does, so it must not be cut.
+    fn push_chain(&mut self, chain: &[squeue::Entry]) {
         if self.deferred.is_empty() {
-            // SAFETY: whatever the entry points to is owned by this ring until its completion,
+            // SAFETY: whatever the entries point to is owned by this ring until their completion,
             // and the ring ends all operations before it frees anything.
-            if unsafe { self.uring.0.submission().push(&entry) }.is_ok() {
+            if unsafe { self.uring.0.submission().push_multiple(chain) }.is_ok() {
                 return;
             }
         }
-        self.deferred.push(entry);
+        self.deferred.push_back(chain.into());
         self.flush_deferred();
     }
 }
@@ -276,7 +325,9 @@ pub(super) fn restore(
             Event::Sent { key, buffer, outcome: outcome.map(|sent| sent as usize) }
         }
         Operation::SendMessage => {
-            let (key, message) = ring.messages_out.try_remove(key.index as usize)?;
+            let place = key.index as usize;
+            ring.unanswered.retain(|other| *other != place);
+            let (key, message) = ring.messages_out.try_remove(place)?;
             Event::MessageSent { key, message, outcome: outcome.map(drop) }
         }
         Operation::ReceiveMessage => {
