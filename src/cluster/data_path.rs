@@ -10,7 +10,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::error::{Error, Result, errno_of};
 use crate::primary::{Command, Lines, Primary, Report};
 use crate::schedule::Rules;
-use crate::sys::listener::Listener;
 
 /// The running data path.
 #[derive(Debug)]
@@ -35,7 +34,6 @@ impl DataPath {
     /// # Errors
     /// The machine refuses a ring, or the CPU.
     pub(super) fn start(
-        listeners: Vec<Arc<Listener>>,
         rules: Rules,
         workers: usize,
         backlog: u32,
@@ -55,9 +53,7 @@ impl DataPath {
         let body = move || {
             let prepared = cpu
                 .map_or(Ok(()), crate::sys::cpu::pin_to)
-                .and_then(|()| Primary::new(&listeners, rules, workers, backlog, lines));
-            // The acceptors hold the listeners from here on; closing them must free the port.
-            drop(listeners);
+                .and_then(|()| Primary::new(rules, workers, backlog, lines));
             match prepared {
                 Ok(primary) => {
                     let _ = started.send(Ok(()));

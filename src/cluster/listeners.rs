@@ -70,9 +70,12 @@ impl Listeners {
         })
     }
 
-    /// The sockets for the data path, in the order of their numbers.
-    pub(super) fn shared(&self) -> Vec<Arc<Listener>> {
-        self.entries.iter().map(|entry| Arc::clone(&entry.listener)).collect()
+    /// The sockets for the data path.
+    pub(super) fn shared(&self) -> impl Iterator<Item = (ListenerId, Arc<Listener>)> {
+        self.entries
+            .iter()
+            .zip(0..)
+            .map(|(entry, id)| (ListenerId(id), Arc::clone(&entry.listener)))
     }
 
     /// Numbers and bound addresses.

@@ -74,8 +74,10 @@ enum Stage {
         until_ns: u64,
     },
     Serving,
-    /// The data path hands over what it has.
-    Quiescing,
+    /// The data path hands over what it has and closes so many listeners.
+    Quiescing {
+        left: usize,
+    },
     /// The workers finish what they have.
     Draining,
     /// Everybody has been killed, or told to end at once.
@@ -177,7 +179,6 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         let data = DataPath::start(
-            self.listeners.shared(),
             self.settings.rules,
             self.plan.workers.len(),
             self.settings.backlog,
@@ -185,6 +186,9 @@ impl<'a> Supervisor<'a> {
             Arc::clone(&self.bell),
         )?;
         self.watch(&data, REPORTS)?;
+        for (id, listener) in self.listeners.shared() {
+            data.command(Command::AddListener { id, listener });
+        }
         self.data = Some(data);
         Ok(())
     }
@@ -285,7 +289,7 @@ impl<'a> Supervisor<'a> {
                 what: format!("the workers were not ready after {} s", START_NS / 1_000_000_000),
                 hint: "a machine this busy cannot run them; try fewer with --workers".into(),
             }),
-            Stage::Quiescing | Stage::Draining => {
+            Stage::Quiescing { .. } | Stage::Draining => {
                 let cut_ns = self.cut_ns.unwrap_or(u64::MAX).saturating_add(KILL_SLACK_NS);
                 if cut_ns <= now_ns {
                     self.kill_all("the grace period is over".into());

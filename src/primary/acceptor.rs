@@ -1,6 +1,6 @@
 //! One listener's multishot accept: armed, ended, starved, stopped.
 //!
-//! Owns the state of the accept. Refuses to look at sockets.
+//! Owns the state of the accept and of a listener that goes. Refuses to look at sockets.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use crate::id::ListenerId;
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 use crate::sys::ring::{Key, Outcome, Ring};
+
+use super::link::Mark;
 
 /// How long accepting rests after it failed for want of descriptors or memory.
 const STARVED_NS: u64 = 10_000_000;
@@ -40,15 +42,28 @@ pub(super) struct Acceptor {
     state: State,
     /// Descriptors that accepted connections can never take.
     held_back: u64,
+    /// Its position in the table, by which completions find it.
+    place: u32,
+    /// The listener shall go.
+    pub(super) leaving: bool,
+    /// What must have arrived before everything of this closed listener has been handed over.
+    pub(super) marks: Option<Vec<Mark>>,
 }
 
 impl Acceptor {
-    pub(super) fn new(id: ListenerId, listener: Arc<Listener>, held_back: u64) -> Self {
-        Self { id, listener: Some(listener), state: State::Off, held_back }
+    pub(super) fn new(
+        id: ListenerId,
+        listener: Arc<Listener>,
+        place: usize,
+        held_back: u64,
+    ) -> Self {
+        let place = u32::try_from(place).expect("listeners are bounded");
+        let (listener, state) = (Some(listener), State::Off);
+        Self { id, listener, state, held_back, place, leaving: false, marks: None }
     }
 
     fn key(&self) -> Key {
-        Key { index: u32::from(self.id.0), generation: 0 }
+        Key { index: self.place, generation: u32::from(self.id.0) }
     }
 
     /// Begins accepting, unless it goes on already or must rest.

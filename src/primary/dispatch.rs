@@ -1,8 +1,7 @@
 //! Giving accepted sockets away, and accepting only as fast as they are taken.
 
-use super::acceptor::Acceptor;
-use super::link::{Accepted, Link};
-use super::{Primary, Report, Stage};
+use super::link::Accepted;
+use super::{Primary, Stage};
 use crate::board::Wake;
 use crate::id::Slot;
 
@@ -22,7 +21,7 @@ impl Primary {
                     let accepted = self.waiting.remove(left).expect("the position was checked");
                     self.assign(slot, accepted);
                 }
-                None if self.acceptors.len() == 1 => break,
+                None if self.listeners == 1 => break,
                 None => left += 1,
             }
         }
@@ -51,22 +50,26 @@ impl Primary {
     /// Accepts while there are takers; otherwise lets the kernel's backlog be the queue and asks
     /// the workers to ring when they have done something.
     pub(super) fn control_intake(&mut self) {
-        if self.stage == Stage::Starting || self.stage == Stage::Ended {
+        let open = self.stage == Stage::Open;
+        if !open && self.removals == 0 {
             return;
         }
         for attempt in 0..2 {
             let held_up = !self.waiting.is_empty();
             let mut crowded = held_up;
-            for place in 0..self.acceptors.len() {
-                let takes = self.roster.has_room(self.acceptors[place].id);
+            for acceptor in self.acceptors.iter_mut().flatten() {
+                let takes = self.roster.has_room(acceptor.id);
                 crowded |= !takes;
-                if self.stage == Stage::Open && takes && !held_up {
-                    self.acceptors[place].arm(&mut self.ring, self.now_ns);
+                if acceptor.leaving {
+                    continue;
+                }
+                if open && takes && !held_up {
+                    acceptor.arm(&mut self.ring, self.now_ns);
                 } else if attempt == 1 {
-                    self.acceptors[place].pause(&mut self.ring);
+                    acceptor.pause(&mut self.ring);
                 }
             }
-            self.note_pause(crowded && self.stage == Stage::Open);
+            self.note_pause(crowded && open);
             self.ask_for_bell(crowded);
             if !crowded {
                 return;
@@ -101,27 +104,6 @@ impl Primary {
                 (false, false) => Wake::Never,
             };
             link.board.set_wake(wake);
-        }
-    }
-
-    pub(super) fn finish_quiescing(&mut self) {
-        if self.stage != Stage::Quiescing {
-            return;
-        }
-        for place in 0..self.acceptors.len() {
-            self.acceptors[place].pause(&mut self.ring);
-            if self.acceptors[place].is_quiet() {
-                let (id, mut last) = (self.acceptors[place].id, Vec::new());
-                self.acceptors[place].close(self.now_ns, |socket| last.push(socket));
-                last.into_iter().for_each(|socket| self.accept(id, socket));
-            }
-        }
-        self.dispatch();
-        let closed = self.acceptors.iter().all(Acceptor::is_closed);
-        let quiet = self.links.iter().flatten().all(Link::is_quiet);
-        if closed && quiet && self.waiting.is_empty() {
-            self.stage = Stage::Quiet;
-            self.report(Report::Quiesced);
         }
     }
 }

@@ -29,12 +29,12 @@ pub(super) struct Accepted {
 
 impl Accepted {
     /// A socket that comes back; where it went does not bind it any more.
-    fn again(socket: OwnedFd, record: Record) -> Self {
+    pub(super) fn again(socket: OwnedFd, record: Record) -> Self {
         Self { socket, record, client: Client::default() }
     }
 }
 
-/// What the supervisor provides for a new worker.
+/// What the control plane provides for a new worker.
 #[derive(Debug)]
 pub struct NewLink {
     /// The sending end of the worker's inbox.
@@ -45,6 +45,15 @@ pub struct NewLink {
     pub board: PrimaryBoard,
 }
 
+/// A moment in what a worker has been sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    /// Which worker.
+    pub(super) key: Key,
+    /// Messages that the kernel had been given.
+    sent: u64,
+}
+
 /// A worker as the data path sees it.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -53,8 +62,9 @@ pub(super) struct Link {
     receiver: OwnedFd,
     pub(super) board: PrimaryBoard,
     outbox: Option<Box<OutgoingMessage>>,
-    /// Messages that the kernel has and has not answered for.
-    under_way: u32,
+    /// Messages that the kernel has been given, and those that it has answered for.
+    sent: u64,
+    answered: u64,
     /// Nothing more will be sent.
     retired: bool,
 }
@@ -67,9 +77,20 @@ impl Link {
             receiver: new.receiver,
             board: new.board,
             outbox: None,
-            under_way: 0,
+            sent: 0,
+            answered: 0,
             retired: false,
         }
+    }
+
+    /// Everything that has been sent so far. The message that is being filled is no part of it.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { key: self.key, sent: self.sent }
+    }
+
+    /// Everything up to a mark has been answered for.
+    pub(super) fn has_passed(&self, mark: Mark) -> bool {
+        self.answered >= mark.sent
     }
 
     pub(super) fn key(&self) -> Key {
@@ -99,7 +120,7 @@ impl Link {
         let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
             return 0;
         };
-        self.under_way += 1;
+        self.sent += 1;
         let count = u32::try_from(message.descriptors()).expect("bounded by a message");
         ring.send_message(self.key, sender.as_fd(), message);
         count
@@ -116,7 +137,7 @@ impl Link {
 
     /// A message has been answered for.
     pub(super) fn answered(&mut self) {
-        self.under_way -= 1;
+        self.answered += 1;
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -125,7 +146,7 @@ impl Link {
 
     /// Nothing is under way.
     pub(super) fn is_quiet(&self) -> bool {
-        self.under_way == 0 && self.outbox.is_none()
+        self.sent == self.answered && self.outbox.is_none()
     }
 
     /// Asks to be told when the channel has room.

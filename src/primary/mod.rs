@@ -1,18 +1,18 @@
 //! The primary's data path: accept, choose, hand over. One thread, one ring, nothing else.
 //!
 //! Owns accepted sockets until a worker's channel has them. Never reads a client's bytes, never
-//! logs and never allocates for a connection once its tables have grown. The supervisor talks to
-//! it in [`Command`]s and hears [`Report`]s; both are rare.
+//! logs and never allocates for a connection once its tables have grown. The control plane talks
+//! to it in [`Command`]s and hears [`Report`]s; both are rare.
 
 mod acceptor;
 mod dispatch;
 mod link;
+mod listeners;
 mod protocol;
 mod settle;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
@@ -21,14 +21,14 @@ use crate::id::{ListenerId, Slot};
 use crate::schedule::{Client, Roster, Rules};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::limits;
-use crate::sys::listener::Listener;
 use crate::sys::peer;
 use crate::sys::ring::{Event, Key, Ring, RingShape};
 use acceptor::Acceptor;
 use link::SpareMessages;
 use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
-pub use protocol::{Command, Lines, Report, Totals};
+use listeners::Departure;
+pub use protocol::{Command, Lines, Report, Returned, Totals};
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
 const CROWDED_NS: u64 = 5_000_000;
@@ -44,7 +44,14 @@ const BELL: Key = Key { index: u32::MAX, generation: 0 };
 pub struct Primary {
     ring: Ring,
     lines: Lines,
-    acceptors: Vec<Acceptor>,
+    acceptors: Vec<Option<Acceptor>>,
+    /// How many acceptors there are, and how many of them shall go.
+    listeners: usize,
+    removals: usize,
+    /// Workers that the credits are bounded for.
+    workers_planned: usize,
+    /// Descriptors that accepted connections can never take.
+    held_back: u64,
     links: Vec<Option<Link>>,
     roster: Roster,
     /// Accepted and not yet given to anybody. Bounded: accepting stops while anything is here,
@@ -54,6 +61,7 @@ pub struct Primary {
     /// Refused in this turn and not yet back in the queue.
     refused: Vec<Accepted>,
     buried: Vec<Slot>,
+    departures: Vec<Departure>,
     crowded: Vec<(Slot, u64)>,
     totals: Totals,
     generation: u32,
@@ -70,23 +78,16 @@ enum Stage {
     /// Not accepting yet.
     Starting,
     Open,
-    Quiescing,
-    Quiet,
     Ended,
 }
 
 impl Primary {
-    /// Prepares the data path for the calling thread, which must be the one that runs it.
+    /// Prepares the data path for the calling thread, which must be the one that runs it. There
+    /// may be more than `workers`, and longer backlogs; then it works with less ahead.
     ///
     /// # Errors
     /// The machine refuses a ring.
-    pub fn new(
-        listeners: &[Arc<Listener>],
-        rules: Rules,
-        workers: usize,
-        backlog: u32,
-        lines: Lines,
-    ) -> Result<Self> {
+    pub fn new(rules: Rules, workers: usize, backlog: u32, lines: Lines) -> Result<Self> {
         // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
         let completions = backlog.clamp(4096, 65_536).next_power_of_two();
         let ring = Ring::new(RingShape { submissions: 256, completions })?;
@@ -95,20 +96,21 @@ impl Primary {
         let (limit, _) = limits::descriptor_limits()?;
         let held_back = limit / 2;
         let rules = rules.with_credits_up_to(credits_each(held_back, workers));
-        let acceptors = listeners
-            .iter()
-            .zip(0..)
-            .map(|(listener, id)| Acceptor::new(ListenerId(id), Arc::clone(listener), held_back));
         Ok(Self {
             ring,
             lines,
-            acceptors: acceptors.collect(),
+            acceptors: Vec::new(),
+            listeners: 0,
+            removals: 0,
+            workers_planned: workers,
+            held_back,
             links: Vec::new(),
-            roster: Roster::new(rules, u16::try_from(listeners.len()).unwrap_or(u16::MAX)),
+            roster: Roster::new(rules, 0),
             waiting: VecDeque::with_capacity(completions as usize),
             spare: Vec::new(),
             refused: Vec::new(),
             buried: Vec::new(),
+            departures: Vec::new(),
             crowded: Vec::new(),
             totals: Totals::default(),
             generation: 0,
@@ -140,7 +142,8 @@ impl Primary {
             self.dispatch();
             self.control_intake();
             self.pardon();
-            self.finish_quiescing();
+            self.finish_removals();
+            self.finish_departures();
         }
         self.totals.dropped += self.waiting.len() as u64;
         self.totals.overflows = self.ring.overflows();
@@ -157,7 +160,8 @@ impl Primary {
         if self.awaits_answers() {
             return Some(Duration::ZERO);
         }
-        let starved = self.acceptors.iter().filter_map(Acceptor::next_deadline_ns);
+        let acceptors = self.acceptors.iter().flatten();
+        let starved = acceptors.filter_map(Acceptor::next_deadline_ns);
         let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
         let next_ns = starved.chain(crowded).chain(self.roster.next_deadline_ns()).min()?;
         Some(Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())))
@@ -165,13 +169,14 @@ impl Primary {
 
     /// Whether something waits for messages to have gone, which by themselves end no wait.
     fn awaits_answers(&self) -> bool {
-        let ending = self.stage == Stage::Quiescing || !self.buried.is_empty();
+        let leaving = self.removals > 0 || !self.departures.is_empty();
+        let ending = leaving || !self.buried.is_empty();
         let mut links = self.links.iter().flatten();
         links.any(|link| !link.is_quiet() && (ending || link.is_retired()))
     }
 
     fn report(&self, report: Report) {
-        // A supervisor that is gone needs no reports: the process is ending.
+        // A control plane that is gone needs no reports: the process is ending.
         let _ = self.lines.reports.send(report);
         let _ = self.lines.report_bell.write(1);
     }
@@ -179,7 +184,8 @@ impl Primary {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Accepted { key, outcome, armed } => {
-                let acceptor = &mut self.acceptors[key.index as usize];
+                let acceptor = self.acceptors[key.index as usize].as_mut();
+                let acceptor = acceptor.expect("an acceptor stays until its last completion");
                 let listener = acceptor.id;
                 if let Some(socket) = acceptor.accepted(outcome, armed, self.now_ns) {
                     self.accept(listener, socket);
@@ -216,10 +222,14 @@ impl Primary {
 
     fn obey(&mut self, command: Command) {
         match command {
+            Command::AddListener { id, listener } => self.add_listener(id, listener),
+            Command::RemoveListener { listener } => self.remove_listener(listener),
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {
                 self.roster.join(slot, listener);
             }
+            Command::Leave { slot, listener } => self.part(slot, listener),
+            Command::Return { slot, sockets, rest_ns } => self.take_in(slot, sockets, rest_ns),
             Command::Open if self.stage == Stage::Starting => self.stage = Stage::Open,
             Command::Open => {}
             Command::Retire { slot } => {
@@ -230,7 +240,6 @@ impl Primary {
                 }
             }
             Command::Bury { slot } => self.buried.push(slot),
-            Command::Quiesce => self.stage = Stage::Quiescing,
             Command::End => self.stage = Stage::Ended,
         }
     }
@@ -244,6 +253,11 @@ impl Primary {
         let key = Key { index: u32::from(slot.0), generation: self.generation };
         self.links[place] = Some(Link::new(key, new));
         self.roster.attach(slot, self.now_ns);
+        let workers = self.links.iter().flatten().count();
+        if workers > self.workers_planned {
+            self.workers_planned = workers;
+            self.roster.bound_credits(credits_each(self.held_back, workers));
+        }
     }
 }
 

@@ -1,5 +1,7 @@
-//! What the supervisor and the data path tell each other. Rare, and never about one connection.
+//! What the control plane and the data path tell each other. Rare, and about one connection only
+//! when a worker sends it back.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -7,12 +9,30 @@ use nix::sys::eventfd::EventFd;
 
 use super::NewLink;
 use crate::board::Tally;
+use crate::handoff::Record;
 use crate::id::{ListenerId, Slot};
 use crate::schedule::Skips;
+use crate::sys::listener::Listener;
 
-/// What the supervisor asks for.
+/// Sockets that come back, with what was known of each.
+pub type Returned = Vec<(OwnedFd, Record)>;
+
+/// What the control plane asks for.
 #[derive(Debug)]
 pub enum Command {
+    /// A listener has been opened. At most 64 at a time.
+    AddListener {
+        /// Its number, which no other listener of this run has.
+        id: ListenerId,
+        /// Its socket.
+        listener: Arc<Listener>,
+    },
+    /// Close a listener: take what waits in its backlog, hand that over, say when done. What
+    /// nobody serves any more is dropped.
+    RemoveListener {
+        /// Which one.
+        listener: ListenerId,
+    },
     /// A worker has come to this slot.
     Attach {
         /// Where.
@@ -27,6 +47,25 @@ pub enum Command {
         /// Which listener.
         listener: ListenerId,
     },
+    /// The worker does not serve this listener any more. Answered when everything that was under
+    /// way to it is in its channel.
+    Leave {
+        /// Which worker.
+        slot: Slot,
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// Sockets that the worker, or who speaks for it, had taken and not claimed: give them to
+    /// others.
+    Return {
+        /// Whose they were.
+        slot: Slot,
+        /// The sockets, oldest first, as they were handed over.
+        sockets: Returned,
+        /// The worker refuses connections and gets none for so long, in nanoseconds; 0 if it may
+        /// have others at once.
+        rest_ns: u64,
+    },
     /// Accept.
     Open,
     /// The worker gets nothing more and sees the end of its inbox.
@@ -39,13 +78,11 @@ pub enum Command {
         /// Which worker.
         slot: Slot,
     },
-    /// Stop accepting, close the listeners, hand over what has been accepted, say when done.
-    Quiesce,
     /// Drop what could not be handed over and end.
     End,
 }
 
-/// What the data path tells the supervisor.
+/// What the data path tells the control plane.
 #[derive(Debug)]
 pub enum Report {
     /// A buried worker's last numbers.
@@ -68,8 +105,18 @@ pub enum Report {
         /// Which worker.
         slot: Slot,
     },
-    /// Nothing is accepted any more and everything accepted has been handed over.
-    Quiesced,
+    /// A listener is closed, and everything accepted from it has been handed over.
+    ListenerRemoved {
+        /// Which one.
+        listener: ListenerId,
+    },
+    /// Nothing more of this listener will come into the worker's channel.
+    Left {
+        /// Which worker.
+        slot: Slot,
+        /// Which listener.
+        listener: ListenerId,
+    },
     /// The data path has ended.
     Ended(Totals),
 }
@@ -95,14 +142,14 @@ pub struct Totals {
     pub overflows: u64,
 }
 
-/// How the supervisor and the data path reach each other.
+/// How the control plane and the data path reach each other.
 #[derive(Debug)]
 pub struct Lines {
     /// Commands to the data path; ring the bell after sending.
     pub commands: Receiver<Command>,
-    /// Reports to the supervisor.
+    /// Reports to the control plane.
     pub reports: Sender<Report>,
-    /// Rung by the supervisor after a command, and by workers that were asked to.
+    /// Rung by the control plane after a command, and by workers that were asked to.
     pub bell: Arc<EventFd>,
     /// Rung by the data path after a report.
     pub report_bell: Arc<EventFd>,

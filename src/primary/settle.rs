@@ -5,6 +5,7 @@
 use nix::errno::Errno;
 
 use super::link::{self, Accepted};
+use super::protocol::Returned;
 use super::{CROWDED_NS, Primary, Report, SPARE_MESSAGES_MAX};
 use crate::id::Slot;
 use crate::schedule::Refusal;
@@ -51,7 +52,7 @@ impl Primary {
                 Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS => {
                     Refusal::Full
                 }
-                // The worker has closed its inbox; the supervisor will hear of its end.
+                // The worker has closed its inbox; the control plane will hear of its end.
                 _ => Refusal::Closed,
             };
             let first = self.roster.refused(slot, count, refusal);
@@ -77,6 +78,11 @@ impl Primary {
     fn put_back(&mut self, sockets: Vec<Accepted>) {
         self.totals.redispatched += sockets.len() as u64;
         for mut accepted in sockets.into_iter().rev() {
+            if self.acceptor_of(accepted.record.listener).is_none() {
+                // Its listener has gone, and everybody who served it.
+                self.totals.dropped += 1;
+                continue;
+            }
             accepted.client = self.client_of(&accepted.socket);
             self.waiting.push_front(accepted);
         }
@@ -89,6 +95,23 @@ impl Primary {
         self.totals.redispatched += lost;
         self.totals.dropped += lost;
         self.put_back(taken);
+    }
+
+    /// Takes in what a worker had taken and sends back unclaimed, and lets the worker rest. A
+    /// worker has no more to send back than it has not claimed: the rest did not come from here.
+    pub(super) fn take_in(&mut self, slot: Slot, mut sockets: Returned, rest_ns: u64) {
+        let Some(Some(link)) = self.links.get_mut(slot.index()) else { return };
+        let unclaimed = usize::try_from(link.tally().unclaimed()).unwrap_or(usize::MAX);
+        sockets.truncate(unclaimed);
+        link.board.add_returned(sockets.len() as u64);
+        let count = u32::try_from(sockets.len()).expect("bounded by the worker's credits");
+        self.roster.sent_back(slot, count);
+        // A worker that rests is full until its time is over.
+        if rest_ns > 0 && self.roster.refused(slot, 0, Refusal::Full) {
+            self.crowded.push((slot, self.now_ns.saturating_add(rest_ns)));
+        }
+        let again = |(socket, record)| Accepted::again(socket, record);
+        self.put_back(sockets.into_iter().map(again).collect());
     }
 
     /// A full channel has room again.

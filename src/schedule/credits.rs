@@ -88,6 +88,21 @@ impl Credits {
         self.unclaimed.clear();
     }
 
+    /// The worker has sent so many back that it had taken out of the channel and not claimed.
+    pub(super) fn send_back(&mut self, count: u32) {
+        let count = u64::from(count);
+        self.delivered = self.delivered.saturating_sub(count);
+        for delivery in &mut self.unclaimed {
+            delivery.until = delivery.until.saturating_sub(count);
+        }
+    }
+
+    /// Lowers or raises the most that there can be.
+    pub(super) fn bound(&mut self, most: u32) {
+        self.most = most.max(CREDITS_MIN);
+        self.allowed = self.allowed.min(self.most);
+    }
+
     /// Learns from what the worker has claimed so far and when it last did.
     pub(super) fn observe(&mut self, claimed: u64, claimed_at_ns: u64, now_ns: u64) {
         while self.unclaimed.front().is_some_and(|delivery| delivery.until <= claimed) {
@@ -172,6 +187,27 @@ mod tests {
         credits.withdraw(4);
         assert_eq!((credits.delivered, credits.oldest_ns()), (2, None));
         assert_eq!(credits.left(0), CREDITS_FIRST);
+    }
+
+    #[test]
+    fn what_is_sent_back_is_not_waited_for() {
+        let mut credits = Credits::new(CreditRule::Adaptive, CREDITS_MAX);
+        credits.deliver(3, 10);
+        credits.observe(2, 15, 30);
+        assert_eq!(credits.oldest_ns(), Some(10));
+        credits.send_back(1);
+        credits.observe(2, 15, 40);
+        assert_eq!((credits.delivered, credits.oldest_ns()), (2, None));
+    }
+
+    #[test]
+    fn a_bound_holds_from_then_on() {
+        let mut credits = Credits::new(CreditRule::Adaptive, CREDITS_MAX);
+        credits.bound(4);
+        assert_eq!(credits.left(0), 4);
+        credits.deliver(4, 0);
+        credits.observe(4, 1, 2);
+        assert_eq!(credits.left(0), 4);
     }
 
     proptest! {

@@ -75,9 +75,20 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Vec<WorkerLoad>,
     uniform: bool,
-    listeners: u16,
-    pickers: Vec<Picker>,
+    lanes: Vec<Option<Lane>>,
+    /// Of listeners that are gone.
+    skips_before: Skips,
 }
+
+/// A listener with its own rotation. Its position is its bit in `Seat::joined`.
+#[derive(Debug)]
+struct Lane {
+    listener: ListenerId,
+    picker: Picker,
+}
+
+/// Most listeners at a time: the bits of `Seat::joined`.
+const LANES_MAX: usize = 64;
 
 impl Default for Rules {
     fn default() -> Self {
@@ -101,19 +112,63 @@ impl Rules {
 }
 
 impl Roster {
-    /// A roster without workers, for so many listeners, each with a rotation of its own.
+    /// A roster without workers, for the listeners from 0 to so many.
+    ///
+    /// # Panics
+    /// When that is more than 64.
     #[must_use]
     pub fn new(rules: Rules, listeners: u16) -> Self {
-        let picker = || Picker::new(rules.order, rules.limits);
-        Self {
+        let mut roster = Self {
             rules,
             seats: Vec::new(),
             loads: Vec::new(),
             masked: Vec::new(),
             uniform: true,
-            listeners,
-            pickers: (0..listeners).map(|_| picker()).collect(),
+            lanes: Vec::new(),
+            skips_before: Skips::default(),
+        };
+        (0..listeners).map(ListenerId).for_each(|listener| roster.add_listener(listener));
+        roster
+    }
+
+    /// A listener has come, with a rotation of its own; nobody serves it yet.
+    ///
+    /// # Panics
+    /// When there are 64 already.
+    pub fn add_listener(&mut self, listener: ListenerId) {
+        let picker = Picker::new(self.rules.order, self.rules.limits);
+        let lane = Some(Lane { listener, picker });
+        match self.lanes.iter_mut().find(|lane| lane.is_none()) {
+            Some(place) => *place = lane,
+            None => self.lanes.push(lane),
         }
+        assert!(self.lanes.len() <= LANES_MAX, "listeners are bounded");
+        self.note_uniformity();
+    }
+
+    /// A listener has gone.
+    pub fn remove_listener(&mut self, listener: ListenerId) {
+        let Some(place) = self.lane_of(listener) else { return };
+        if let Some(lane) = self.lanes[place].take() {
+            self.skips_before.add(&lane.picker.skips());
+        }
+        self.seats.iter_mut().flatten().for_each(|seat| seat.joined &= !(1 << place));
+        self.note_uniformity();
+    }
+
+    fn lane_of(&self, listener: ListenerId) -> Option<usize> {
+        let has = |lane: &Option<Lane>| matches!(lane, Some(lane) if lane.listener == listener);
+        self.lanes.iter().position(has)
+    }
+
+    /// Whether somebody takes connections of a listener, now or as soon as there is room.
+    #[must_use]
+    pub fn is_served(&self, listener: ListenerId) -> bool {
+        let Some(place) = self.lane_of(listener) else { return false };
+        self.seats.iter().zip(&self.loads).any(|(seat, load)| {
+            let joined = matches!(seat, Some(seat) if seat.joined & (1 << place) != 0);
+            joined && matches!(load.standing, Standing::Ready | Standing::Full)
+        })
     }
 
     /// A worker has come.
@@ -140,10 +195,27 @@ impl Roster {
 
     /// The worker serves a listener from now on.
     pub fn join(&mut self, slot: Slot, listener: ListenerId) {
-        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
-            seat.joined |= 1 << (listener.0 & 63);
+        let lane = self.lane_of(listener);
+        if let (Some(Some(seat)), Some(place)) = (self.seats.get_mut(slot.index()), lane) {
+            seat.joined |= 1 << place;
         }
         self.note_uniformity();
+    }
+
+    /// The worker does not serve a listener any more.
+    pub fn leave(&mut self, slot: Slot, listener: ListenerId) {
+        let lane = self.lane_of(listener);
+        if let (Some(Some(seat)), Some(place)) = (self.seats.get_mut(slot.index()), lane) {
+            seat.joined &= !(1 << place);
+        }
+        self.note_uniformity();
+    }
+
+    /// Bounds the credits of every worker that is there or comes.
+    pub fn bound_credits(&mut self, credits_max: u32) {
+        self.rules = self.rules.with_credits_up_to(credits_max);
+        let most = self.rules.credits_max;
+        self.seats.iter_mut().flatten().for_each(|seat| seat.credits.bound(most));
     }
 
     /// The worker leaves: nothing more for it.
@@ -194,9 +266,9 @@ impl Roster {
 
     /// Who shall have the next connection of a listener. The choice is counted at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
-        self.mask(listener);
+        let lane = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        let slot = self.pickers[listener.index()].pick(loads, client)?;
+        let slot = self.lanes[lane].as_mut()?.picker.pick(loads, client)?;
         let seat = self.seats[slot.index()].as_mut()?;
         seat.assigned += 1;
         let load = &mut self.loads[slot.index()];
@@ -207,15 +279,15 @@ impl Roster {
 
     /// Whether somebody could have a connection of a listener.
     pub fn has_room(&mut self, listener: ListenerId) -> bool {
-        self.mask(listener);
+        let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        self.pickers[listener.index()].has_room(loads)
+        self.lanes[place].as_ref().is_some_and(|lane| lane.picker.has_room(loads))
     }
 
     /// Whether the policy wants to know the client.
     #[must_use]
     pub fn wants_client(&self) -> bool {
-        self.pickers.first().is_some_and(Picker::wants_client)
+        self.rules.order == Order::Sticky
     }
 
     /// Connections go into the worker's channel, unless they are [`Roster::refused`] there.
@@ -258,6 +330,14 @@ impl Roster {
         self.give_back(slot, count);
         if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
             seat.credits.withdraw(count);
+        }
+    }
+
+    /// The worker has sent connections back that it had taken and not claimed.
+    pub fn sent_back(&mut self, slot: Slot, count: u32) {
+        self.give_back(slot, count);
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.credits.send_back(count);
         }
     }
 
@@ -330,31 +410,32 @@ impl Roster {
     /// How often each stage passed over a worker, over all listeners.
     #[must_use]
     pub fn skips(&self) -> Skips {
-        let mut sum = Skips::default();
-        self.pickers.iter().for_each(|picker| sum.add(&picker.skips()));
+        let mut sum = self.skips_before;
+        self.lanes.iter().flatten().for_each(|lane| sum.add(&lane.picker.skips()));
         sum
     }
 
     fn note_uniformity(&mut self) {
-        let everything = match self.listeners {
-            64.. => u64::MAX,
-            count => (1 << count) - 1,
-        };
+        let lanes = self.lanes.iter().enumerate().filter(|(_, lane)| lane.is_some());
+        let everything = lanes.fold(0, |sum, (place, _)| sum | 1 << place);
         self.uniform = self.seats.iter().flatten().all(|seat| seat.joined == everything);
     }
 
     /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
-    fn mask(&mut self, listener: ListenerId) {
+    /// Tells the listener's lane.
+    fn mask(&mut self, listener: ListenerId) -> Option<usize> {
+        let place = self.lane_of(listener)?;
         if self.uniform {
-            return;
+            return Some(place);
         }
         self.masked.clear();
-        let bit = 1 << (listener.0 & 63);
+        let bit = 1 << place;
         let pairs = self.seats.iter().zip(&self.loads);
         self.masked.extend(pairs.map(|(seat, load)| match seat {
             Some(seat) if seat.joined & bit != 0 => *load,
             _ => WorkerLoad::default(),
         }));
+        Some(place)
     }
 }
 

@@ -54,8 +54,12 @@ impl Supervisor<'_> {
             }
             Report::Hung { slot, taken_back } => self.note_hang(slot.index(), taken_back),
             Report::Recovered { slot } => self.note_recovery(slot.index()),
-            Report::Quiesced if self.stage == Stage::Quiescing => self.drain(),
-            Report::Quiesced => {}
+            Report::ListenerRemoved { .. } => match &mut self.stage {
+                Stage::Quiescing { left: 1 } => self.drain(),
+                Stage::Quiescing { left } => *left -= 1,
+                _ => {}
+            },
+            Report::Left { .. } => {}
             Report::Ended(totals) => {
                 self.summary.accepted = totals.accepted;
                 self.summary.refused = totals.refused;
@@ -123,7 +127,7 @@ impl Supervisor<'_> {
                 });
             }
             Stage::Starting { .. } | Stage::Serving => self.replace(slot, &member, ending),
-            Stage::Quiescing | Stage::Draining | Stage::Killing => {}
+            Stage::Quiescing { .. } | Stage::Draining | Stage::Killing => {}
         }
     }
 

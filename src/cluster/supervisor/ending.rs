@@ -15,7 +15,7 @@ impl Supervisor<'_> {
             Stage::Starting { .. } | Stage::Serving => self.begin_stop(signal.as_str().to_owned()),
             // `timeout` and some service managers signal the process and its group at once.
             _ if monotonic_ns() < self.stopped_ns + ECHO_NS => {}
-            Stage::Quiescing | Stage::Draining => {
+            Stage::Quiescing { .. } | Stage::Draining => {
                 self.forced_by = Some(signal);
                 self.kill_all(format!("a second signal, {}", signal.as_str()));
             }
@@ -41,6 +41,7 @@ impl Supervisor<'_> {
             }
         }
         // The data path closes its own references; with these gone the ports are free.
+        let listeners: Vec<_> = self.listeners.addresses().map(|(listener, _)| listener).collect();
         self.listeners.close();
         // Told before everything has been handed over: workers at their limit make room for it
         // only if they no longer keep connections.
@@ -49,8 +50,10 @@ impl Supervisor<'_> {
         }
         match &self.data {
             Some(data) => {
-                self.stage = Stage::Quiescing;
-                data.command(Command::Quiesce);
+                self.stage = Stage::Quiescing { left: listeners.len() };
+                for listener in listeners {
+                    data.command(Command::RemoveListener { listener });
+                }
             }
             None => self.stage = Stage::Draining,
         }
@@ -118,7 +121,7 @@ impl Supervisor<'_> {
     }
 
     pub(super) fn is_ending(&self) -> bool {
-        matches!(self.stage, Stage::Quiescing | Stage::Draining | Stage::Killing)
+        matches!(self.stage, Stage::Quiescing { .. } | Stage::Draining | Stage::Killing)
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -105,3 +105,42 @@ fn a_listener_only_sees_those_who_serve_it() {
     roster.vacate(Slot(1));
     assert!(!roster.has_room(ListenerId(1)));
 }
+
+#[test]
+fn listeners_come_and_go_while_others_are_served() {
+    let mut roster = roster(2);
+    let second = ListenerId(700);
+    roster.add_listener(second);
+    assert!(!roster.is_served(second) && !roster.has_room(second));
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(0)));
+    roster.join(Slot(1), second);
+    assert!(roster.is_served(second));
+    assert_eq!(roster.pick(second, Client::default()), Some(Slot(1)));
+    roster.leave(Slot(1), second);
+    assert_eq!(roster.pick(second, Client::default()), None);
+    let passed_over = roster.skips().dead;
+    assert!(passed_over > 0);
+    roster.remove_listener(second);
+    assert_eq!(roster.skips().dead, passed_over, "what was counted stays counted");
+    assert!(!roster.has_room(second));
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(1)));
+    // A listener in the same lane begins with nobody, whoever served the one before it.
+    roster.join(Slot(1), FIRST);
+    roster.remove_listener(FIRST);
+    roster.add_listener(ListenerId(701));
+    assert!(!roster.is_served(ListenerId(701)));
+}
+
+#[test]
+fn what_a_worker_sends_back_is_not_in_flight() {
+    let mut roster = roster(1);
+    for _ in 0..3 {
+        give(&mut roster, 0);
+    }
+    roster.sent_back(Slot(0), 1);
+    assert_eq!(roster.loads()[0].in_flight, 2);
+    let sample = Sample { claimed: 2, finished: 2, claimed_at_ns: MS, ..Sample::default() };
+    roster.observe(Slot(0), sample, 2 * MS);
+    assert_eq!(roster.loads()[0].in_flight, 0);
+    assert_eq!(roster.next_deadline_ns(), None, "nothing is waited for");
+}

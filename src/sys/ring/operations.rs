@@ -122,8 +122,7 @@ impl Ring {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let address = bytes.as_ptr();
         let place = self.sends.insert((key, buffer));
-        let entry =
-            opcode::Send::new(Fd(socket.as_raw_fd()), address, length).flags(flags).build();
+        let entry = opcode::Send::new(Fd(socket.as_raw_fd()), address, length).flags(flags).build();
         self.push(Operation::Send, place_key(place), entry);
     }
 
