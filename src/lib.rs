@@ -6,6 +6,7 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod control;
+pub mod dialect;
 pub mod error;
 pub mod handler;
 pub mod handoff;

@@ -11,7 +11,7 @@ use super::{Finding, hold, lines_found, read, report, sources_in, top};
 /// The document with a table that names every dependency in backticks in its first column.
 const BOOK: &str = "docs/ARCHITECTURE.md";
 /// Whose dependencies it accounts for.
-const MANIFESTS: [&str; 2] = ["Cargo.toml", "loadtest/Cargo.toml"];
+const MANIFESTS: [&str; 3] = ["Cargo.toml", "loadtest/Cargo.toml", "fuzz/Cargo.toml"];
 /// Where every dependency comes from.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 

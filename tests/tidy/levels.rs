@@ -37,7 +37,7 @@ use Kernel::{Any, Only};
 /// Every module, lowest level first. A module names lower levels, and beside it only what its row
 /// says. A new file or folder in `src` needs a row here, which is the moment to ask where it
 /// belongs.
-const MODULES: [Module; 23] = [
+const MODULES: [Module; 24] = [
     // Words that everything else uses.
     module(0, "id", Only(&[]), &[]),
     module(0, "error", Only(&[]), &[]),
@@ -82,6 +82,15 @@ const MODULES: [Module; 23] = [
         &[
             ("board", "it counts what it claims and finishes"),
             ("worker", "it is a worker: same inheritance, same conversation with the primary"),
+        ],
+    ),
+    module(
+        3,
+        "dialect",
+        Any,
+        &[
+            ("board", "it counts for workers that cannot"),
+            ("primary", "what a worker does not take goes back to the data path"),
         ],
     ),
     // The cluster.

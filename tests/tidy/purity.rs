@@ -6,7 +6,7 @@ use super::source::Source;
 use super::{Finding, hold, lines_found, rust_sources};
 
 /// Files and folders that hold decisions only: no descriptor, no clock, no input or output.
-const PURE: [&str; 15] = [
+const PURE: [&str; 17] = [
     "src/id.rs",
     "src/schedule/",
     "src/handler/",
@@ -15,6 +15,8 @@ const PURE: [&str; 15] = [
     "src/topology.rs",
     "src/work.rs",
     "src/worker/deadlines.rs",
+    "src/dialect/node/codec/",
+    "src/dialect/node/session/",
     "src/cluster/restart.rs",
     "src/cluster/summary.rs",
     "src/harness/balance.rs",

@@ -1,0 +1,75 @@
+//! What must hold for any bytes. Shared by the fuzz targets and `tests/fuzz.rs`.
+
+use clusterlb::dialect::node::Serialization;
+use clusterlb::dialect::node::codec::{Decoder, FromWorker};
+use clusterlb::dialect::node::session::{Action, Answer, ConnectionId, Event, Session, WindowRule};
+use clusterlb::id::ListenerId;
+
+const LISTENER: ListenerId = ListenerId(0);
+
+/// A worker's bytes are read the same however they are split, and whatever they say, every
+/// connection that the worker is given ends exactly once.
+pub(crate) fn node(serialization: Serialization, bytes: &[u8]) {
+    let at_once = decode(serialization, bytes, bytes.len().max(1));
+    let in_pieces = decode(serialization, bytes, 7);
+    assert_eq!(at_once, in_pieces);
+    converse(serialization, at_once.0);
+}
+
+/// The messages up to the first thing that is wrong, and whether there was one.
+fn decode(
+    serialization: Serialization,
+    bytes: &[u8],
+    piece_bytes: usize,
+) -> (Vec<FromWorker>, bool) {
+    let mut decoder = Decoder::new(serialization);
+    let mut messages = Vec::new();
+    for piece in bytes.chunks(piece_bytes) {
+        decoder.feed(piece);
+        loop {
+            match decoder.next_message() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(_) => return (messages, true),
+            }
+        }
+    }
+    (messages, false)
+}
+
+fn converse(serialization: Serialization, messages: Vec<FromWorker>) {
+    let mut session = Session::new(serialization, WindowRule::Fixed(4));
+    let (mut given, mut ended) = (0, Vec::new());
+    for (message, now_ns) in messages.into_iter().zip((0..).step_by(1_000_000)) {
+        let fine = session.receive(message, now_ns % 2 == 0, now_ns).is_ok();
+        settle(&mut session, &mut ended);
+        if !fine {
+            break;
+        }
+        if session.room(now_ns) > 0 && session.hand_over(ConnectionId(given), LISTENER, now_ns) {
+            given += 1;
+        }
+        assert!(session.unanswered() <= 4);
+    }
+    session.end();
+    settle(&mut session, &mut ended);
+    ended.sort_unstable();
+    assert!(ended.into_iter().eq(0..given));
+}
+
+/// Does what the session says and answers what it is asked.
+fn settle(session: &mut Session, ended: &mut Vec<usize>) {
+    while let Some(action) = session.next_action() {
+        match action {
+            Action::Accepted(connection) | Action::Returned(connection) => ended.push(connection.0),
+            Action::Tell(Event::Query(query, request)) => {
+                let answer = Answer::HandOver { listener: LISTENER, name: None };
+                session.answer(query, &answer, &request.data);
+            }
+            Action::Tell(Event::Message(message) | Event::Handle(message)) => {
+                let _ = message.value();
+            }
+            Action::Send { .. } | Action::Tell(_) => {}
+        }
+    }
+}

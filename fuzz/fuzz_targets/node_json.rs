@@ -1,0 +1,10 @@
+//! Whatever a Node worker with JSON lines may send.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+use clusterlb::dialect::node::Serialization;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::node(Serialization::Json, bytes));

@@ -1,0 +1,89 @@
+//! Bytes of a channel to messages, however the bytes were split on their way.
+//!
+//! Owns what has arrived of a frame that is not whole yet.
+
+use super::{FRAME_BYTES_MAX, FromWorker, Garbage, Serialization};
+
+/// Bytes before the payload of an advanced frame: its length.
+const LENGTH_BYTES: usize = 4;
+/// Memory that is kept for the next frame; more is given up as soon as it is not needed.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// Takes a channel's bytes apart.
+#[derive(Debug)]
+pub struct Decoder {
+    serialization: Serialization,
+    bytes: Vec<u8>,
+    /// Where the first frame that has not been taken begins.
+    begin: usize,
+    /// Up to here, counted from `begin`, there is no end of a line.
+    searched: usize,
+}
+
+impl Decoder {
+    /// For a channel that has said nothing yet.
+    #[must_use]
+    pub fn new(serialization: Serialization) -> Self {
+        Self { serialization, bytes: Vec::new(), begin: 0, searched: 0 }
+    }
+
+    /// Takes in what has been received. To be called with little at a time, and followed by
+    /// [`Decoder::next_message`] until there is no more.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.begin > 0 {
+            self.bytes.drain(..self.begin);
+            self.begin = 0;
+        }
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(KEPT_BYTES_MAX);
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next message, if one is whole.
+    ///
+    /// # Errors
+    /// The worker does not keep to the protocol, or a frame exceeds [`FRAME_BYTES_MAX`].
+    pub fn next_message(&mut self) -> Result<Option<FromWorker>, Garbage> {
+        match self.serialization {
+            Serialization::Json => self.next_line(),
+            Serialization::Advanced => self.next_block(),
+        }
+    }
+
+    fn next_line(&mut self) -> Result<Option<FromWorker>, Garbage> {
+        let rest = &self.bytes[self.begin..];
+        let end = rest[self.searched..].iter().position(|byte| *byte == b'\n');
+        let Some(end) = end.map(|end| end + self.searched) else {
+            self.searched = rest.len();
+            return within_bound(rest.len()).map(|()| None);
+        };
+        within_bound(end)?;
+        let message = FromWorker::from_json(&rest[..end])?;
+        self.begin += end + 1;
+        self.searched = 0;
+        Ok(Some(message))
+    }
+
+    fn next_block(&mut self) -> Result<Option<FromWorker>, Garbage> {
+        let rest = &self.bytes[self.begin..];
+        let Some((length, rest)) = rest.split_first_chunk::<LENGTH_BYTES>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*length) as usize;
+        within_bound(length)?;
+        let Some(payload) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let message = FromWorker::from_v8(payload)?;
+        self.begin += LENGTH_BYTES + length;
+        Ok(Some(message))
+    }
+}
+
+fn within_bound(length: usize) -> Result<(), Garbage> {
+    if length <= FRAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Garbage::new(format!("a message is longer than {FRAME_BYTES_MAX} bytes")))
+}

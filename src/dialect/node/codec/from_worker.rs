@@ -1,0 +1,314 @@
+//! What a Node worker says, parsed: whatever gets through is meaningful.
+//!
+//! Owns the names of the fields (`lib/internal/cluster/child.js`, `lib/internal/child_process.js`).
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use super::{Garbage, PARSED_BYTES_MAX, UserMessage, v8};
+
+/// What begins the `cmd` of a message that is Node's own.
+const OWN_PREFIX: &str = "NODE_";
+/// How a worker's JSON lines of that kind begin, when Node wrote them.
+const OWN_LINE: &[u8] = b"{\"cmd\":\"NODE_";
+
+/// A message from a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromWorker {
+    /// The worker's Node runs; its program does not yet.
+    Online,
+    /// `server.listen()` or `socket.bind()`: where shall connections come from?
+    Query(Box<Query>),
+    /// A server listens.
+    Listening(Listening),
+    /// A server does not listen any more.
+    Close {
+        /// The key that the answer to its query gave it.
+        key: String,
+    },
+    /// The worker leaves by itself and waits for an answer.
+    Leaving {
+        /// What the answer names.
+        sequence: Option<i64>,
+    },
+    /// The answer to a message of ours.
+    Answer {
+        /// The number of that message.
+        to: i64,
+        /// Whether it took the connection; absent in answers to other messages.
+        accepted: Option<bool>,
+    },
+    /// The descriptor of the oldest message with one arrived.
+    HandleArrived,
+    /// It did not, for want of descriptors.
+    HandleLost,
+    /// A message with a descriptor, sent by the program.
+    Handle(UserMessage),
+    /// The worker waits until we have closed all sockets that it sent under this key.
+    SocketsClose {
+        /// The key.
+        key: String,
+    },
+    /// The worker asks how many sockets that it sent under this key we still have.
+    SocketsCount {
+        /// The key.
+        key: String,
+    },
+    /// One of Node's own messages that asks for nothing.
+    Other,
+    /// A message of the program.
+    User(UserMessage),
+}
+
+/// A request to listen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Query {
+    /// What the answer names.
+    pub sequence: i64,
+    /// Where.
+    pub place: Place,
+    /// Which one of several requests of this worker for the same place, from 0.
+    pub index: u32,
+    /// Flags of libuv: for TCP 1 is IPv6 only, for UDP 1 is IPv6 only and 4 SO_REUSEADDR.
+    pub flags: u32,
+    /// Connections that may wait; none for Node's default, 511.
+    pub backlog: Option<u32>,
+    /// A unix socket shall be readable by everybody.
+    pub readable_by_all: bool,
+    /// A unix socket shall be writable by everybody.
+    pub writable_by_all: bool,
+    /// What the servers of all workers on one listener shall share: TLS ticket keys, or null.
+    pub data: Value,
+}
+
+/// Where a worker wants to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// TCP; without a host on every address, IPv6 and IPv4 if there is IPv6.
+    Tcp {
+        /// An address, never a name: the worker has resolved it.
+        host: Option<String>,
+        /// 0 for a free one.
+        port: u16,
+    },
+    /// UDP.
+    Udp {
+        /// An address; without one, every address of the family.
+        host: Option<String>,
+        /// 0 for a free one.
+        port: u16,
+        /// IPv6.
+        v6: bool,
+    },
+    /// A unix socket with a path, absolute in the worker's working directory.
+    Unix(String),
+    /// A unix socket with a name of its own and no file.
+    Abstract(String),
+    /// A descriptor of the primary, by its number.
+    Inherited(i32),
+    /// What Node 18 asks for when a program listens on an open handle, which needs no primary. To
+    /// be answered with EINVAL.
+    Nowhere,
+}
+
+/// A server listens, as the primary's `listening` event tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// As it was asked for; none for every address.
+    pub address: Option<String>,
+    /// The real port; -1 for unix sockets, none for descriptors.
+    pub port: Option<i32>,
+    /// `4`, `6`, `-1`, `udp4` or `udp6`; none for descriptors.
+    pub address_type: Option<String>,
+    /// The descriptor that was asked for.
+    pub descriptor: Option<i32>,
+}
+
+impl FromWorker {
+    /// Parses a line.
+    pub(super) fn from_json(line: &[u8]) -> Result<Self, Garbage> {
+        let from_node = line.strip_prefix(OWN_LINE).is_some_and(|rest| !rest.starts_with(b"\""));
+        if from_node || begins_as_own(line) {
+            if line.len() > PARSED_BYTES_MAX {
+                return Err(Garbage::new(format!(
+                    "a message of Node's own is longer than {PARSED_BYTES_MAX} bytes"
+                )));
+            }
+            let wire: Wire<'_> = serde_json::from_slice(line).map_err(|error| unlike(&error))?;
+            return wire.understood();
+        }
+        match serde_json::from_slice::<IgnoredAny>(line) {
+            Ok(IgnoredAny) => Ok(Self::User(UserMessage::from_json(line))),
+            Err(error) => Err(Garbage::new(format!("a line is not JSON: {error}"))),
+        }
+    }
+
+    /// Parses a payload of V8's serializer.
+    pub(super) fn from_v8(payload: &[u8]) -> Result<Self, Garbage> {
+        if !v8::is_payload(payload) {
+            return Err(Garbage::new("a block is not of V8's serializer"));
+        }
+        let parsed = (payload.len() <= PARSED_BYTES_MAX).then(|| v8::read(payload)).flatten();
+        let Some(value) = parsed else {
+            return match v8::command(payload).as_deref() {
+                // What came with the descriptor has no counterpart in JSON; it counts all the same.
+                Some("NODE_HANDLE") => Ok(Self::Handle(UserMessage::opaque(payload))),
+                Some(command) if is_own(command) => {
+                    Err(Garbage::new(format!("a message {command} cannot be read")))
+                }
+                _ => Ok(Self::User(UserMessage::opaque(payload))),
+            };
+        };
+        if value.get("cmd").and_then(Value::as_str).is_some_and(is_own) {
+            return Wire::deserialize(&value).map_err(|error| unlike(&error))?.understood();
+        }
+        Ok(Self::User(UserMessage::from_value(value)))
+    }
+}
+
+fn is_own(command: &str) -> bool {
+    command.len() > OWN_PREFIX.len() && command.starts_with(OWN_PREFIX)
+}
+
+/// Whether a line is an object with a `cmd` of Node's, wherever in the object it stands.
+fn begins_as_own(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow)]
+        cmd: Cow<'a, str>,
+    }
+    serde_json::from_slice::<Head<'_>>(line).is_ok_and(|head| is_own(&head.cmd))
+}
+
+fn saturated(length: u64) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+fn unlike(error: &serde_json::Error) -> Garbage {
+    Garbage::new(format!("a message of Node's own is not as it should be: {error}"))
+}
+
+/// Every field of every message of Node's own.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire<'a> {
+    #[serde(borrow)]
+    cmd: Cow<'a, str>,
+    #[serde(borrow, default)]
+    act: Option<Cow<'a, str>>,
+    seq: Option<i64>,
+    ack: Option<i64>,
+    accepted: Option<bool>,
+    #[serde(borrow, default)]
+    key: Option<Cow<'a, str>>,
+    index: Option<u32>,
+    #[serde(borrow, default)]
+    address: Option<Cow<'a, str>>,
+    port: Option<i32>,
+    address_type: Option<AddressType>,
+    fd: Option<i32>,
+    flags: Option<u32>,
+    /// A number or `false`.
+    backlog: Option<Value>,
+    readable_all: Option<bool>,
+    writable_all: Option<bool>,
+    data: Option<Value>,
+    msg: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AddressType {
+    Number(i32),
+    Name(String),
+}
+
+impl Wire<'_> {
+    fn understood(self) -> Result<FromWorker, Garbage> {
+        Ok(match &*self.cmd {
+            "NODE_CLUSTER" => return self.of_cluster(),
+            "NODE_HANDLE_ACK" => FromWorker::HandleArrived,
+            "NODE_HANDLE_NACK" => FromWorker::HandleLost,
+            "NODE_HANDLE" => {
+                FromWorker::Handle(UserMessage::from_value(self.msg.unwrap_or_default()))
+            }
+            "NODE_SOCKET_NOTIFY_CLOSE" => FromWorker::SocketsClose { key: self.key()? },
+            "NODE_SOCKET_GET_COUNT" => FromWorker::SocketsCount { key: self.key()? },
+            _ => FromWorker::Other,
+        })
+    }
+
+    fn of_cluster(self) -> Result<FromWorker, Garbage> {
+        if let (Some(to), None) = (self.ack, &self.act) {
+            return Ok(FromWorker::Answer { to, accepted: self.accepted });
+        }
+        Ok(match self.act.as_deref() {
+            Some("online") => FromWorker::Online,
+            Some("queryServer") => FromWorker::Query(Box::new(self.query()?)),
+            Some("listening") => FromWorker::Listening(self.listening()),
+            Some("close") => FromWorker::Close { key: self.key()? },
+            Some("exitedAfterDisconnect") => FromWorker::Leaving { sequence: self.seq },
+            _ => FromWorker::Other,
+        })
+    }
+
+    fn key(&self) -> Result<String, Garbage> {
+        let key = self.key.as_deref().map(str::to_owned);
+        key.ok_or_else(|| Garbage::new("a message that names a key has none"))
+    }
+
+    fn query(self) -> Result<Query, Garbage> {
+        let sequence = self.seq.ok_or_else(|| Garbage::new("a request to listen has no number"))?;
+        let backlog = self.backlog.as_ref().and_then(Value::as_u64);
+        let backlog = backlog.filter(|length| *length > 0).map(saturated);
+        Ok(Query {
+            sequence,
+            place: self.place()?,
+            index: self.index.unwrap_or(0),
+            flags: self.flags.unwrap_or(0),
+            backlog,
+            readable_by_all: self.readable_all.unwrap_or(false),
+            writable_by_all: self.writable_all.unwrap_or(false),
+            data: self.data.unwrap_or_default(),
+        })
+    }
+
+    fn place(&self) -> Result<Place, Garbage> {
+        let host = self.address.as_deref().filter(|host| !host.is_empty()).map(str::to_owned);
+        let port = || {
+            u16::try_from(self.port.unwrap_or(0))
+                .map_err(|_| Garbage::new("a request to listen has an impossible port"))
+        };
+        if let Some(number @ 0..) = self.fd {
+            return Ok(Place::Inherited(number));
+        }
+        match (&self.address_type, host) {
+            (Some(AddressType::Number(4 | 6)), host) => Ok(Place::Tcp { host, port: port()? }),
+            (Some(AddressType::Number(-1)), Some(path)) => Ok(match path.split_once('\0') {
+                // Node puts the working directory before every path; an abstract name begins
+                // with a null byte and has none.
+                Some((_, name)) => Place::Abstract(name.to_owned()),
+                None => Place::Unix(path),
+            }),
+            (Some(AddressType::Name(kind)), host) if kind == "udp4" || kind == "udp6" => {
+                Ok(Place::Udp { host, port: port()?, v6: kind == "udp6" })
+            }
+            _ => Ok(Place::Nowhere),
+        }
+    }
+
+    fn listening(self) -> Listening {
+        Listening {
+            address: self.address.map(Cow::into_owned),
+            port: self.port,
+            address_type: self.address_type.map(|kind| match kind {
+                AddressType::Number(number) => number.to_string(),
+                AddressType::Name(name) => name,
+            }),
+            descriptor: self.fd,
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What is said to a Node worker, and how it is written.
+//!
+//! Owns the names of the fields (`lib/internal/cluster/primary.js` and
+//! `lib/internal/child_process.js`).
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Serialization, v8};
+
+/// The only type of descriptor that the worker wraps by itself, for TCP and unix sockets.
+const STREAM: &str = "net.Native";
+/// The same for UDP.
+const DATAGRAM: &str = "dgram.Native";
+
+/// A message to a worker.
+#[derive(Clone, Copy, Debug)]
+pub enum ToWorker<'a> {
+    /// A connection; its descriptor travels with it.
+    Connection {
+        /// The server's key.
+        key: &'a str,
+        /// Names this message in the answer.
+        sequence: i64,
+    },
+    /// The answer to a request to listen: connections will come from us.
+    Listen {
+        /// What the server is called from now on.
+        key: &'a str,
+        /// The request's number.
+        to: i64,
+        /// What the servers of all workers on this listener share.
+        data: &'a Value,
+        /// The bound address; none for unix sockets.
+        name: Option<&'a SocketName>,
+        /// This message's number.
+        sequence: i64,
+    },
+    /// The answer to a request to listen: accept from the socket that travels with it.
+    ListenYourself {
+        /// What the server is called from now on.
+        key: &'a str,
+        /// The request's number.
+        to: i64,
+        /// What the servers of all workers on this listener share.
+        data: &'a Value,
+        /// A socket for datagrams.
+        datagram: bool,
+        /// This message's number.
+        sequence: i64,
+    },
+    /// The answer to a request to listen: it failed.
+    ListenFailed {
+        /// What the server would have been called.
+        key: &'a str,
+        /// The request's number.
+        to: i64,
+        /// As in the other answers: a TLS server reads it before it looks at the error.
+        data: &'a Value,
+        /// The kernel's error number, positive.
+        errno: i32,
+        /// This message's number.
+        sequence: i64,
+    },
+    /// The answer to a worker that leaves by itself.
+    Farewell {
+        /// Its message's number.
+        to: Option<i64>,
+        /// This message's number.
+        sequence: i64,
+    },
+    /// Close your servers, then the channel.
+    Disconnect {
+        /// This message's number.
+        sequence: i64,
+    },
+    /// The descriptor that you sent arrived.
+    HandleArrived,
+    /// It did not.
+    HandleLost,
+    /// We have closed every socket that you sent under this key.
+    SocketsClosed {
+        /// The key.
+        key: &'a str,
+    },
+    /// How many sockets that you sent under this key we still have: none is ever kept.
+    SocketsCount {
+        /// The key.
+        key: &'a str,
+    },
+    /// A message for the program.
+    User(&'a Value),
+}
+
+/// A bound address as Node tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SocketName {
+    address: String,
+    family: &'static str,
+    port: u16,
+}
+
+impl SocketName {
+    /// A bound address of IPv4 or IPv6.
+    #[must_use]
+    pub fn new(address: String, v6: bool, port: u16) -> Self {
+        Self { address, family: if v6 { "IPv6" } else { "IPv4" }, port }
+    }
+}
+
+/// A message of cluster's. A field without a value is left out, except those that Node reads
+/// without asking.
+#[derive(Serialize)]
+struct Cluster<'a> {
+    cmd: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    act: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(flatten)]
+    outcome: Option<Outcome<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack: Option<i64>,
+    seq: i64,
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    /// Negative, as libuv counts.
+    errno: Option<i32>,
+    data: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sockname: Option<&'a SocketName>,
+}
+
+/// The cover of a message that a descriptor travels with.
+#[derive(Serialize)]
+struct Handle<'a> {
+    cmd: &'static str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    msg: Cluster<'a>,
+}
+
+/// A message about descriptors.
+#[derive(Serialize)]
+struct Sockets<'a> {
+    cmd: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u32>,
+}
+
+impl<'a> Cluster<'a> {
+    fn new(sequence: i64) -> Self {
+        Self { cmd: "NODE_CLUSTER", act: None, key: None, outcome: None, ack: None, seq: sequence }
+    }
+
+    fn with_descriptor(self, kind: &'static str) -> Handle<'a> {
+        Handle { cmd: "NODE_HANDLE", kind, msg: self }
+    }
+}
+
+impl ToWorker<'_> {
+    /// The message as one frame, to be sent with one write: Node 18 loses its place when the
+    /// length of an advanced frame is split.
+    #[must_use]
+    pub fn frame(&self, serialization: Serialization) -> Vec<u8> {
+        match *self {
+            Self::Connection { key, sequence } => {
+                let act = Some("newconn");
+                let message = Cluster { act, key: Some(key), ..Cluster::new(sequence) };
+                frame(&message.with_descriptor(STREAM), serialization)
+            }
+            Self::Listen { key, to, data, name, sequence } => {
+                let outcome = Outcome { errno: None, data: Some(data), sockname: name };
+                frame(&answer(key, to, outcome, sequence), serialization)
+            }
+            Self::ListenYourself { key, to, data, datagram, sequence } => {
+                let outcome = Outcome { errno: Some(0), data: Some(data), sockname: None };
+                let kind = if datagram { DATAGRAM } else { STREAM };
+                let message = answer(key, to, outcome, sequence);
+                frame(&message.with_descriptor(kind), serialization)
+            }
+            Self::ListenFailed { key, to, data, errno, sequence } => {
+                let outcome = Outcome { errno: Some(-errno), data: Some(data), sockname: None };
+                frame(&answer(key, to, outcome, sequence), serialization)
+            }
+            Self::Farewell { to, sequence } => {
+                frame(&Cluster { ack: to, ..Cluster::new(sequence) }, serialization)
+            }
+            Self::Disconnect { sequence } => {
+                let act = Some("disconnect");
+                frame(&Cluster { act, ..Cluster::new(sequence) }, serialization)
+            }
+            Self::HandleArrived => frame(&sockets("NODE_HANDLE_ACK"), serialization),
+            Self::HandleLost => frame(&sockets("NODE_HANDLE_NACK"), serialization),
+            Self::SocketsClosed { key } => {
+                let key = Some(key);
+                frame(&Sockets { key, ..sockets("NODE_SOCKET_ALL_CLOSED") }, serialization)
+            }
+            Self::SocketsCount { key } => {
+                let (key, count) = (Some(key), Some(0));
+                frame(&Sockets { key, count, ..sockets("NODE_SOCKET_COUNT") }, serialization)
+            }
+            Self::User(value) => frame(value, serialization),
+        }
+    }
+}
+
+fn answer<'a>(key: &'a str, to: i64, outcome: Outcome<'a>, sequence: i64) -> Cluster<'a> {
+    let (key, outcome, ack) = (Some(key), Some(outcome), Some(to));
+    Cluster { key, outcome, ack, ..Cluster::new(sequence) }
+}
+
+fn sockets(cmd: &'static str) -> Sockets<'static> {
+    Sockets { cmd, key: None, count: None }
+}
+
+fn frame(message: &impl Serialize, serialization: Serialization) -> Vec<u8> {
+    const INVARIANT: &str = "strings, numbers and maps with strings as keys are always JSON";
+    let mut bytes = Vec::with_capacity(192);
+    match serialization {
+        Serialization::Json => {
+            serde_json::to_writer(&mut bytes, message).expect(INVARIANT);
+            bytes.push(b'\n');
+        }
+        Serialization::Advanced => {
+            bytes.extend_from_slice(&[0; 4]);
+            v8::write(&serde_json::to_value(message).expect(INVARIANT), &mut bytes);
+            let length = u32::try_from(bytes.len() - 4).expect("what is sent is bounded");
+            bytes[..4].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+    bytes
+}

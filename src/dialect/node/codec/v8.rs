@@ -1,0 +1,251 @@
+//! The part of V8's serialization format (version 13 to 15) that has a counterpart in JSON.
+//!
+//! Owns the tags. Refuses what JSON does not have (dates, maps, big integers, references to
+//! objects seen before, …): such a payload is not wrong, it just stays what it is.
+
+use serde_json::{Map, Number, Value};
+
+use super::DEPTH_MAX;
+
+/// What a payload of the format begins with, before the version.
+const VERSION_TAG: u8 = 0xff;
+/// The version that Node 18 to 25 write.
+const VERSION: u8 = 15;
+
+const PADDING: u8 = 0;
+const UNDEFINED: u8 = b'_';
+const NULL: u8 = b'0';
+const TRUE: u8 = b'T';
+const FALSE: u8 = b'F';
+const INT32: u8 = b'I';
+const UINT32: u8 = b'U';
+const DOUBLE: u8 = b'N';
+const UTF8: u8 = b'S';
+const ONE_BYTE: u8 = b'"';
+const TWO_BYTE: u8 = b'c';
+const OBJECT: u8 = b'o';
+const OBJECT_END: u8 = b'{';
+const ARRAY: u8 = b'A';
+const ARRAY_END: u8 = b'$';
+
+/// Whether a payload begins as one of V8's.
+pub(super) fn is_payload(payload: &[u8]) -> bool {
+    matches!(payload, [VERSION_TAG, 13..=15, ..])
+}
+
+/// The value of a payload; nothing, when it has no counterpart in JSON or is cut off. What is
+/// `undefined` is missing, as in JSON.
+pub(super) fn read(payload: &[u8]) -> Option<Value> {
+    let mut reader = Reader { rest: payload.get(2..)? };
+    let value = reader.value(0)?;
+    reader.rest.is_empty().then(|| value.unwrap_or(Value::Null))
+}
+
+/// The first property of a payload that is an object, if it is called `cmd` and a string. Node
+/// writes it first in every message of its own.
+pub(super) fn command(payload: &[u8]) -> Option<String> {
+    let mut reader = Reader { rest: payload.get(2..)? };
+    (reader.tag()? == OBJECT).then_some(())?;
+    match (reader.value(1)??, reader.value(1)??) {
+        (Value::String(name), Value::String(command)) if name == "cmd" => Some(command),
+        _ => None,
+    }
+}
+
+/// Reads values. Every step takes at least one byte, so the work and the memory are bounded by
+/// the length of the payload.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(*first)
+    }
+
+    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.rest.split_at_checked(count)?;
+        self.rest = rest;
+        Some(bytes)
+    }
+
+    fn tag(&mut self) -> Option<u8> {
+        loop {
+            match self.byte()? {
+                PADDING => {}
+                tag => return Some(tag),
+            }
+        }
+    }
+
+    /// A number in groups of seven bits, the lowest first.
+    fn varint(&mut self) -> Option<u32> {
+        let mut number = 0;
+        for shift in (0..35).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return u32::try_from(number).ok();
+            }
+        }
+        None
+    }
+
+    fn block(&mut self) -> Option<&'a [u8]> {
+        let length = self.varint()?;
+        self.bytes(usize::try_from(length).ok()?)
+    }
+
+    /// A value, or within it nothing for `undefined`.
+    fn value(&mut self, depth: usize) -> Option<Option<Value>> {
+        if depth > DEPTH_MAX {
+            return None;
+        }
+        Some(Some(match self.tag()? {
+            UNDEFINED => return Some(None),
+            NULL => Value::Null,
+            TRUE => Value::Bool(true),
+            FALSE => Value::Bool(false),
+            INT32 => {
+                let folded = self.varint()?;
+                let magnitude = i64::from(folded >> 1);
+                Value::from(if folded & 1 == 0 { magnitude } else { -magnitude - 1 })
+            }
+            UINT32 => Value::from(self.varint()?),
+            DOUBLE => number(f64::from_le_bytes(self.bytes(8)?.try_into().ok()?)),
+            UTF8 => Value::String(std::str::from_utf8(self.block()?).ok()?.to_owned()),
+            ONE_BYTE => Value::String(self.block()?.iter().map(|byte| char::from(*byte)).collect()),
+            TWO_BYTE => Value::String(two_byte(self.block()?)?),
+            OBJECT => self.object(depth)?,
+            ARRAY => self.array(depth)?,
+            _ => return None,
+        }))
+    }
+
+    fn object(&mut self, depth: usize) -> Option<Value> {
+        let mut object = Map::new();
+        let mut properties = 0;
+        loop {
+            while self.rest.first() == Some(&PADDING) {
+                self.byte();
+            }
+            if self.rest.first() == Some(&OBJECT_END) {
+                self.byte();
+                return (self.varint()? == properties).then_some(Value::Object(object));
+            }
+            let key = match self.value(depth + 1)?? {
+                Value::String(key) => key,
+                Value::Number(key) => key.to_string(),
+                _ => return None,
+            };
+            if let Some(value) = self.value(depth + 1)? {
+                object.insert(key, value);
+            }
+            properties += 1;
+        }
+    }
+
+    /// An array without holes and without properties of its own.
+    fn array(&mut self, depth: usize) -> Option<Value> {
+        let length = self.varint()?;
+        // The length is a claim; memory is only taken for what really follows.
+        let mut items = Vec::new();
+        for _ in 0..length {
+            items.push(self.value(depth + 1)?.unwrap_or(Value::Null));
+        }
+        let ends = self.tag()? == ARRAY_END && self.varint()? == 0 && self.varint()? == length;
+        ends.then_some(Value::Array(items))
+    }
+}
+
+fn two_byte(bytes: &[u8]) -> Option<String> {
+    let units = bytes.chunks_exact(2);
+    units.remainder().is_empty().then_some(())?;
+    let units: Vec<u16> = units.map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect();
+    String::from_utf16(&units).ok()
+}
+
+/// A number as JSON has it: integers without a fraction, and null for what is no number.
+fn number(double: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if double.fract() == 0.0 && double.abs() <= EXACT {
+        #[allow(clippy::cast_possible_truncation, reason = "checked to be whole and in range")]
+        return Value::from(double as i64);
+    }
+    Number::from_f64(double).map_or(Value::Null, Value::Number)
+}
+
+/// Appends a payload with this value.
+pub(super) fn write(value: &Value, payload: &mut Vec<u8>) {
+    let begin = payload.len();
+    payload.extend_from_slice(&[VERSION_TAG, VERSION]);
+    write_value(value, payload, begin);
+}
+
+fn write_value(value: &Value, payload: &mut Vec<u8>, begin: usize) {
+    match value {
+        Value::Null => payload.push(NULL),
+        Value::Bool(true) => payload.push(TRUE),
+        Value::Bool(false) => payload.push(FALSE),
+        Value::Number(number) => write_number(number, payload),
+        Value::String(text) => write_text(text, payload, begin),
+        Value::Array(items) => {
+            payload.push(ARRAY);
+            write_varint(items.len(), payload);
+            items.iter().for_each(|item| write_value(item, payload, begin));
+            payload.extend_from_slice(&[ARRAY_END, 0]);
+            write_varint(items.len(), payload);
+        }
+        Value::Object(object) => {
+            payload.push(OBJECT);
+            for (key, value) in object {
+                write_text(key, payload, begin);
+                write_value(value, payload, begin);
+            }
+            payload.push(OBJECT_END);
+            write_varint(object.len(), payload);
+        }
+    }
+}
+
+fn write_number(number: &Number, payload: &mut Vec<u8>) {
+    if let Some(small) = number.as_i64().and_then(|number| i32::try_from(number).ok()) {
+        payload.push(INT32);
+        let folded = (small << 1) ^ (small >> 31);
+        return write_varint(folded.cast_unsigned() as usize, payload);
+    }
+    payload.push(DOUBLE);
+    // Every number that JSON has without `arbitrary_precision` can be had as a double.
+    payload.extend_from_slice(&number.as_f64().unwrap_or(f64::NAN).to_le_bytes());
+}
+
+fn write_text(text: &str, payload: &mut Vec<u8>, begin: usize) {
+    if text.chars().all(|letter| u32::from(letter) < 256) {
+        payload.push(ONE_BYTE);
+        write_varint(text.chars().count(), payload);
+        return payload.extend(text.chars().filter_map(|letter| u8::try_from(letter).ok()));
+    }
+    let length = text.encode_utf16().count() * 2;
+    let mut head = Vec::with_capacity(6);
+    head.push(TWO_BYTE);
+    write_varint(length, &mut head);
+    // The units of two bytes lie at an even place, as V8 writes them.
+    if (payload.len() - begin + head.len()) % 2 == 1 {
+        payload.push(PADDING);
+    }
+    payload.extend_from_slice(&head);
+    payload.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
+}
+
+fn write_varint(mut number: usize, payload: &mut Vec<u8>) {
+    loop {
+        let group = u8::try_from(number & 0x7f).expect("seven bits fit");
+        number >>= 7;
+        if number == 0 {
+            return payload.push(group);
+        }
+        payload.push(group | 0x80);
+    }
+}

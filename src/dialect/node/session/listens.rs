@@ -1,0 +1,82 @@
+//! The servers of one worker: asked for, answered, closed. Pure.
+//!
+//! Owns the keys, which mean something to this worker's channel only.
+
+use serde_json::Value;
+
+use super::QueryId;
+use crate::id::ListenerId;
+
+/// Most servers of a worker, asked for or open. At the bound a request is answered with ENOBUFS.
+pub(super) const SERVERS_MAX: usize = 256;
+
+/// A request that waits for its answer.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) query: QueryId,
+    /// What the answer names.
+    pub(super) to: i64,
+    pub(super) data: Value,
+}
+
+/// An open server.
+#[derive(Clone, Debug)]
+struct Server {
+    key: String,
+    listener: ListenerId,
+}
+
+/// All servers of a worker.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Listens {
+    asked: Vec<Asked>,
+    servers: Vec<Server>,
+    keys: u64,
+}
+
+impl Listens {
+    pub(super) fn is_full(&self) -> bool {
+        self.asked.len() + self.servers.len() >= SERVERS_MAX
+    }
+
+    pub(super) fn ask(&mut self, asked: Asked) {
+        self.asked.push(asked);
+    }
+
+    pub(super) fn asked(&self, query: QueryId) -> Option<&Asked> {
+        self.asked.iter().find(|asked| asked.query == query)
+    }
+
+    pub(super) fn take_asked(&mut self, query: QueryId) -> Option<Asked> {
+        let place = self.asked.iter().position(|asked| asked.query == query)?;
+        Some(self.asked.remove(place))
+    }
+
+    /// A key that this worker has never had.
+    pub(super) fn new_key(&mut self) -> String {
+        self.keys += 1;
+        self.keys.to_string()
+    }
+
+    pub(super) fn open(&mut self, key: String, listener: ListenerId) {
+        self.servers.push(Server { key, listener });
+    }
+
+    /// Forgets a server. Tells its listener, if the worker does not serve that one any more. A key
+    /// that is unknown or was closed before is nothing.
+    pub(super) fn close(&mut self, key: &str) -> Option<ListenerId> {
+        let place = self.servers.iter().position(|server| server.key == key)?;
+        let listener = self.servers.remove(place).listener;
+        self.key_of(listener).is_none().then_some(listener)
+    }
+
+    /// The key of the newest server on a listener.
+    pub(super) fn key_of(&self, listener: ListenerId) -> Option<&str> {
+        let mut newest_first = self.servers.iter().rev();
+        newest_first.find(|server| server.listener == listener).map(|server| &*server.key)
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.servers.iter().any(|server| server.key == key)
+    }
+}

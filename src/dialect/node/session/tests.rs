@@ -1,0 +1,524 @@
+//! A worker's life message by message, and every run of it that a seed can think of.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::super::codec::Decoder;
+use super::*;
+
+const MILLISECOND: u64 = 1_000_000;
+const LISTENER: ListenerId = ListenerId(3);
+
+fn session(window: WindowRule) -> Session {
+    Session::new(Serialization::Json, window)
+}
+
+/// Lets a line come in, with or without a descriptor.
+fn hear(session: &mut Session, line: &Value, arrived: bool, now_ns: u64) -> Result<(), Garbage> {
+    let mut decoder = Decoder::new(Serialization::Json);
+    decoder.feed(&ToWorker::User(line).frame(Serialization::Json));
+    let message = decoder.next_message()?.expect("a whole line");
+    session.receive(message, arrived, now_ns)
+}
+
+fn say(session: &mut Session, line: &Value, now_ns: u64) {
+    hear(session, line, false, now_ns).expect("the worker keeps to the protocol");
+}
+
+/// What the session wants done, messages taken apart.
+#[derive(Clone, Debug, PartialEq)]
+enum Done {
+    Sent(Value, Option<Passenger>),
+    Accepted(usize),
+    Returned(usize),
+    Told(Event),
+}
+
+fn done(session: &mut Session) -> Vec<Done> {
+    let actions = std::iter::from_fn(|| session.next_action());
+    actions
+        .map(|action| match action {
+            Action::Send { frame, passenger } => {
+                Done::Sent(serde_json::from_slice(&frame).expect("one line of JSON"), passenger)
+            }
+            Action::Accepted(connection) => Done::Accepted(connection.0),
+            Action::Returned(connection) => Done::Returned(connection.0),
+            Action::Tell(event) => Done::Told(event),
+        })
+        .collect()
+}
+
+fn query(sequence: i64, address_type: i64) -> Value {
+    json!({ "cmd": "NODE_CLUSTER", "act": "queryServer", "seq": sequence, "port": 80,
+        "addressType": address_type })
+}
+
+fn hand_over(listener: ListenerId) -> Answer {
+    Answer::HandOver { listener, name: None }
+}
+
+/// Asks and answers, and tells the key.
+fn listen(session: &mut Session, listener: ListenerId) -> String {
+    say(session, &query(1, 4), 0);
+    let query = QueryId(session.queries);
+    assert!(session.answer(query, &hand_over(listener), &Value::Null));
+    match done(session).last() {
+        Some(Done::Sent(reply, None)) => reply["key"].as_str().expect("a key").to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A worker that listens, and its key.
+fn listening(window: WindowRule) -> (Session, String) {
+    let mut session = session(window);
+    let key = listen(&mut session, LISTENER);
+    (session, key)
+}
+
+/// Hands a connection over and tells the number of its message.
+fn give(session: &mut Session, connection: usize, now_ns: u64) -> i64 {
+    assert!(session.hand_over(ConnectionId(connection), LISTENER, now_ns));
+    match &done(session)[..] {
+        [Done::Sent(message, Some(Passenger::Connection(passenger)))] => {
+            assert_eq!((passenger.0, &message["cmd"]), (connection, &json!("NODE_HANDLE")));
+            message["msg"]["seq"].as_i64().expect("a number")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn arrived() -> Value {
+    json!({ "cmd": "NODE_HANDLE_ACK" })
+}
+
+fn lost() -> Value {
+    json!({ "cmd": "NODE_HANDLE_NACK" })
+}
+
+fn answered(to: i64, accepted: bool) -> Value {
+    json!({ "cmd": "NODE_CLUSTER", "ack": to, "accepted": accepted, "seq": 1 })
+}
+
+#[test]
+fn a_connection_is_kept_until_the_worker_has_it() {
+    let (mut session, _) = listening(WindowRule::Fixed(1));
+    let sequence = give(&mut session, 7, 0);
+    assert_eq!(session.room(0), 0, "one at a time, as Node does it");
+    say(&mut session, &arrived(), 0);
+    assert_eq!((session.room(0), done(&mut session)), (0, vec![]), "it has only been received");
+    say(&mut session, &answered(sequence, true), 0);
+    assert_eq!(done(&mut session), [Done::Accepted(7)]);
+    assert_eq!(session.room(0), 1);
+    say(&mut session, &answered(sequence, true), 0);
+    assert_eq!(done(&mut session), [], "an answer to nothing is nothing");
+}
+
+#[test]
+fn a_worker_that_refuses_rests_longer_each_time() {
+    let (mut session, _) = listening(WindowRule::UpTo(16));
+    let mut now_ns = 0;
+    let mut rests = Vec::new();
+    for _ in 0..3 {
+        let sequence = give(&mut session, 0, now_ns);
+        say(&mut session, &arrived(), now_ns);
+        say(&mut session, &answered(sequence, false), now_ns);
+        assert_eq!(done(&mut session), [Done::Returned(0)]);
+        let until_ns = session.resting_until_ns(now_ns).expect("it rests");
+        assert_eq!(session.room(until_ns - 1), 0);
+        rests.push((until_ns - now_ns) / MILLISECOND);
+        now_ns = until_ns;
+    }
+    assert_eq!(rests, [5, 10, 20]);
+    let sequence = give(&mut session, 1, now_ns);
+    say(&mut session, &answered(sequence, true), now_ns);
+    assert_eq!((done(&mut session), session.room(now_ns)), (vec![Done::Accepted(1)], 2));
+}
+
+#[test]
+fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
+    let (mut session, first) = listening(WindowRule::Fixed(4));
+    let second = listen(&mut session, ListenerId(4));
+    assert_ne!(first, second);
+    let sequence = give(&mut session, 0, 0);
+    let close = json!({ "cmd": "NODE_CLUSTER", "act": "close", "key": first, "seq": 5 });
+    say(&mut session, &close, 0);
+    say(&mut session, &close, 0);
+    say(&mut session, &answered(sequence, false), 0);
+    assert_eq!(done(&mut session), [Done::Told(Event::Left(LISTENER)), Done::Returned(0)]);
+    assert_eq!(session.resting_until_ns(0), None);
+    assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
+    assert!(session.hand_over(ConnectionId(1), ListenerId(4), 0));
+    // The same listener again is another server.
+    assert!(![first, second].contains(&listen(&mut session, LISTENER)));
+    assert!(session.serves(LISTENER));
+}
+
+#[test]
+fn a_descriptor_that_does_not_arrive_is_given_to_somebody_else() {
+    let (mut session, _) = listening(WindowRule::Fixed(2));
+    give(&mut session, 0, 0);
+    let second = give(&mut session, 1, 0);
+    say(&mut session, &lost(), 0);
+    assert_eq!(done(&mut session), [Done::Returned(0)], "they are told in order");
+    assert!(session.resting_until_ns(0).is_some());
+    say(&mut session, &arrived(), 0);
+    say(&mut session, &answered(second, true), 0);
+    assert_eq!(done(&mut session), [Done::Accepted(1)]);
+    assert!(hear(&mut session, &lost(), false, 0).is_err(), "nothing is under way");
+}
+
+#[test]
+fn an_end_returns_everything_in_order() {
+    let (mut session, _) = listening(WindowRule::Fixed(4));
+    let numbers: Vec<i64> = (0..4).map(|connection| give(&mut session, connection, 0)).collect();
+    say(&mut session, &answered(numbers[1], true), 0);
+    session.end();
+    let expected = [1, 0, 2, 3].map(|connection| match connection {
+        1 => Done::Accepted(1),
+        other => Done::Returned(other),
+    });
+    assert_eq!(done(&mut session), expected);
+    assert_eq!((session.room(0), session.unanswered()), (0, 0));
+}
+
+#[test]
+fn a_worker_that_leaves_is_answered_and_gets_nothing_more() {
+    let (mut session, _) = listening(WindowRule::Fixed(2));
+    let sequence = give(&mut session, 0, 0);
+    say(
+        &mut session,
+        &json!({ "cmd": "NODE_CLUSTER", "act": "exitedAfterDisconnect", "seq": 9 }),
+        0,
+    );
+    match &done(&mut session)[..] {
+        [Done::Sent(reply, None), Done::Told(Event::Leaving)] => assert_eq!(reply["ack"], 9),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(session.room(0), 0);
+    say(&mut session, &query(10, 4), 0);
+    assert_eq!(done(&mut session), [], "as in Node, it asks in vain");
+    say(&mut session, &answered(sequence, true), 0);
+    assert_eq!(done(&mut session), [Done::Accepted(0)]);
+}
+
+#[test]
+fn a_disconnected_worker_may_still_take_what_is_under_way() {
+    let (mut session, _) = listening(WindowRule::Fixed(2));
+    let sequence = give(&mut session, 0, 0);
+    session.disconnect();
+    session.disconnect();
+    match &done(&mut session)[..] {
+        [Done::Sent(message, None)] => assert_eq!(message["act"], "disconnect"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
+    say(&mut session, &answered(sequence, true), 0);
+    assert_eq!(done(&mut session), [Done::Accepted(0)]);
+}
+
+#[test]
+fn requests_that_cannot_be_are_declined_at_once() {
+    let mut session = session(WindowRule::default());
+    let nowhere = json!({ "cmd": "NODE_CLUSTER", "act": "queryServer", "seq": 4, "address": null,
+        "port": -1, "addressType": -1, "data": { "ticketKeys": "00" } });
+    say(&mut session, &nowhere, 0);
+    match &done(&mut session)[..] {
+        [Done::Sent(reply, None)] => {
+            assert_eq!((&reply["ack"], &reply["errno"]), (&json!(4), &json!(-22)));
+            // A TLS server reads its keys out of every answer.
+            assert_eq!(reply["data"], json!({ "ticketKeys": "00" }));
+        }
+        other => panic!("{other:?}"),
+    }
+    for sequence in 0..listens::SERVERS_MAX {
+        say(&mut session, &query(i64::try_from(sequence).expect("it is small"), 4), 0);
+    }
+    done(&mut session);
+    say(&mut session, &query(1_000, 4), 0);
+    match &done(&mut session)[..] {
+        [Done::Sent(reply, None)] => assert_eq!(reply["errno"], -(Errno::ENOBUFS as i32)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn data_of_the_first_is_told_to_everybody() {
+    let mut session = session(WindowRule::default());
+    let mut request = query(1, 4);
+    request["data"] = json!({ "ticketKeys": "ab" });
+    say(&mut session, &request, 0);
+    assert_eq!(session.data_of(QueryId(1)), Some(&json!({ "ticketKeys": "ab" })));
+    assert!(session.answer(QueryId(1), &hand_over(LISTENER), &json!({ "ticketKeys": "cd" })));
+    match done(&mut session).last() {
+        Some(Done::Sent(reply, None)) => assert_eq!(reply["data"]["ticketKeys"], "cd"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!session.answer(QueryId(1), &hand_over(LISTENER), &Value::Null), "once is enough");
+}
+
+#[test]
+fn a_shared_socket_that_does_not_arrive_is_an_error_of_listen() {
+    let mut session = session(WindowRule::default());
+    say(&mut session, &query(1, 4), 0);
+    let share = Answer::Share { listener: LISTENER, datagram: false };
+    assert!(session.answer(QueryId(1), &share, &Value::Null));
+    match done(&mut session).last() {
+        Some(Done::Sent(cover, Some(Passenger::Socket(QueryId(1))))) => {
+            assert_eq!((&cover["type"], &cover["msg"]["errno"]), (&json!("net.Native"), &json!(0)));
+        }
+        other => panic!("{other:?}"),
+    }
+    say(&mut session, &lost(), 0);
+    match &done(&mut session)[..] {
+        [Done::Sent(reply, None), Done::Told(Event::Left(LISTENER))] => {
+            assert_eq!((&reply["ack"], &reply["errno"]), (&json!(1), &json!(-24)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn handles_of_the_program_are_acknowledged_and_never_kept() {
+    let mut session = session(WindowRule::default());
+    let handle =
+        json!({ "cmd": "NODE_HANDLE", "type": "net.Socket", "msg": { "a": 1 }, "key": "4:null:0" });
+    hear(&mut session, &handle, true, 0).expect("it is fine");
+    match &done(&mut session)[..] {
+        [Done::Sent(reply, None), Done::Told(Event::Handle(message))] => {
+            assert_eq!((reply, message.value()), (&arrived(), Some(json!({ "a": 1 }))));
+        }
+        other => panic!("{other:?}"),
+    }
+    hear(&mut session, &handle, false, 0).expect("it is fine");
+    assert_eq!(done(&mut session), [Done::Sent(lost(), None)]);
+    say(&mut session, &json!({ "cmd": "NODE_SOCKET_GET_COUNT", "key": "k" }), 0);
+    say(&mut session, &json!({ "cmd": "NODE_SOCKET_NOTIFY_CLOSE", "key": "k" }), 0);
+    let expected = [
+        json!({ "cmd": "NODE_SOCKET_COUNT", "key": "k", "count": 0 }),
+        json!({ "cmd": "NODE_SOCKET_ALL_CLOSED", "key": "k" }),
+    ];
+    assert_eq!(done(&mut session), expected.map(|reply| Done::Sent(reply, None)));
+}
+
+#[test]
+fn nothing_follows_a_descriptor_that_may_lie_across_the_end_of_a_read() {
+    let (mut session, _) = listening(WindowRule::Fixed(8));
+    let long = json!("x".repeat(40_000));
+    give(&mut session, 0, 0);
+    session.send_message(&long);
+    done(&mut session);
+    give(&mut session, 1, 0);
+    session.send_message(&long);
+    session.send_message(&long);
+    done(&mut session);
+    assert_eq!(session.room(0), 0, "the third would have to wait for the first two");
+    say(&mut session, &arrived(), 0);
+    assert_eq!(session.room(0), 0);
+    say(&mut session, &arrived(), 0);
+    done(&mut session);
+    assert_eq!(session.room(0), 1, "alone it may lie anywhere");
+    give(&mut session, 2, 0);
+    assert_eq!(session.room(0), 0, "but nothing may follow it");
+    say(&mut session, &query(1, 4), 0);
+    let share = Answer::Share { listener: ListenerId(9), datagram: false };
+    assert!(session.answer(QueryId(2), &share, &Value::Null));
+    assert!(!done(&mut session).iter().any(|one| matches!(one, Done::Sent(..))), "nor an answer");
+    say(&mut session, &arrived(), 0);
+    let passenger = Some(Passenger::Socket(QueryId(2)));
+    assert!(matches!(&done(&mut session)[..], [Done::Sent(_, carried)] if *carried == passenger));
+    assert!(session.room(0) > 1);
+}
+
+/// What a made-up worker does next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// So many connections are offered.
+    Offer(u8),
+    /// The worker reads everything that has been sent to it.
+    Read,
+    /// It answers the oldest that it has read: takes it or not.
+    Answer(bool),
+    /// It has no descriptor left for the next one that it reads.
+    Starve,
+    /// The primary's program and the worker's talk.
+    Chat(u16),
+    /// Time passes, in microseconds.
+    Pass(u32),
+    /// The server is closed, or opened again.
+    Toggle,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (1_u8..20).prop_map(Step::Offer),
+        4 => Just(Step::Read),
+        6 => any::<bool>().prop_map(Step::Answer),
+        6 => Just(Step::Answer(true)),
+        1 => Just(Step::Starve),
+        // Often just so long that what follows lies across the end of a read.
+        2 => (65_000_u16..65_535).prop_map(Step::Chat),
+        1 => (0_u16..65_535).prop_map(Step::Chat),
+        3 => (0_u32..20_000).prop_map(Step::Pass),
+        1 => Just(Step::Toggle),
+    ];
+    prop::collection::vec(step, 1..100)
+}
+
+/// A worker and the channel to it, as a model.
+#[derive(Debug, Default)]
+struct World {
+    now_ns: u64,
+    key: Option<String>,
+    /// Sent and not read: the bytes of each message, and what travels with it.
+    channel: VecDeque<(usize, Value, Option<usize>)>,
+    /// Read and not answered.
+    read: VecDeque<i64>,
+    starved: bool,
+    /// A descriptor that has been read before its message.
+    pending: Option<usize>,
+    /// Which connection travels with which message.
+    carried: BTreeMap<i64, usize>,
+    /// What became of each connection.
+    fates: BTreeMap<usize, &'static str>,
+    given: usize,
+}
+
+impl World {
+    fn settle(&mut self, session: &mut Session) {
+        while let Some(action) = session.next_action() {
+            match action {
+                Action::Send { frame, passenger } => {
+                    let chat = frame.starts_with(b"\"");
+                    let message =
+                        if chat { Ok(Value::Null) } else { serde_json::from_slice(&frame) };
+                    let message = message.expect("one line of JSON");
+                    let passenger = passenger.map(|passenger| match passenger {
+                        Passenger::Connection(connection) => connection.0,
+                        Passenger::Socket(_) => panic!("nothing is shared here"),
+                    });
+                    let sequence = message["msg"]["seq"].as_i64();
+                    self.carried.extend(sequence.zip(passenger));
+                    self.channel.push_back((frame.len(), message, passenger));
+                }
+                Action::Accepted(connection) => self.note(connection.0, "accepted"),
+                Action::Returned(connection) => self.note(connection.0, "returned"),
+                Action::Tell(_) => {}
+            }
+        }
+    }
+
+    fn note(&mut self, connection: usize, fate: &'static str) {
+        assert_eq!(self.fates.insert(connection, fate), None, "{connection} ends twice");
+        assert!(connection < self.given, "{connection} was never given");
+    }
+
+    /// Reads as libuv does: up to 64 KiB, and never beyond the segment that a descriptor came
+    /// with. Tells the messages that are whole.
+    fn read_once(&mut self) -> Vec<Value> {
+        let (mut room, mut whole) = (READ_BYTES, Vec::new());
+        while let Some((bytes, message, passenger)) = self.channel.pop_front() {
+            let head = bytes.min(room);
+            room -= head;
+            self.pending = passenger.or(self.pending);
+            if head < bytes {
+                self.channel.push_front((bytes - head, message, None));
+                break;
+            }
+            whole.push(message);
+            if passenger.is_some() {
+                break;
+            }
+        }
+        whole
+    }
+
+    /// Reads everything. As in Node, the descriptor that came last is taken for the first message
+    /// that wants one.
+    fn read(&mut self, session: &mut Session) {
+        while !self.channel.is_empty() {
+            for message in self.read_once() {
+                if message["cmd"] != "NODE_HANDLE" {
+                    continue;
+                }
+                let sequence = message["msg"]["seq"].as_i64().expect("a number");
+                let expected = self.carried.remove(&sequence);
+                assert_eq!(self.pending.take(), expected, "a descriptor met another message");
+                if std::mem::take(&mut self.starved) {
+                    say(session, &lost(), self.now_ns);
+                } else {
+                    self.read.push_back(sequence);
+                    say(session, &arrived(), self.now_ns);
+                }
+                self.settle(session);
+            }
+        }
+    }
+
+    fn toggle(&mut self, session: &mut Session) {
+        match self.key.take() {
+            Some(key) => {
+                let close = json!({ "cmd": "NODE_CLUSTER", "act": "close", "key": key, "seq": 1 });
+                say(session, &close, self.now_ns);
+            }
+            None => {
+                say(session, &query(1, 4), self.now_ns);
+                assert!(session.answer(
+                    QueryId(session.queries),
+                    &hand_over(LISTENER),
+                    &Value::Null
+                ));
+                self.key = session.listens.key_of(LISTENER).map(str::to_owned);
+            }
+        }
+    }
+
+    fn step(&mut self, session: &mut Session, step: Step) {
+        match step {
+            Step::Offer(count) => {
+                for _ in 0..count {
+                    let room = session.room(self.now_ns);
+                    let given = session.hand_over(ConnectionId(self.given), LISTENER, self.now_ns);
+                    assert_eq!(given, room > 0 && session.serves(LISTENER));
+                    self.given += usize::from(given);
+                    self.settle(session);
+                }
+            }
+            Step::Read => self.read(session),
+            Step::Answer(accepts) => {
+                if let Some(sequence) = self.read.pop_front() {
+                    say(session, &answered(sequence, accepts), self.now_ns);
+                }
+            }
+            Step::Starve => self.starved = true,
+            Step::Chat(bytes) => session.send_message(&json!("x".repeat(bytes.into()))),
+            Step::Pass(microseconds) => self.now_ns += u64::from(microseconds) * 1_000,
+            Step::Toggle => self.toggle(session),
+        }
+        self.settle(session);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn every_connection_ends_once_and_every_descriptor_meets_its_message(
+        most in 1_u16..20,
+        fixed in any::<bool>(),
+        steps in steps(),
+    ) {
+        let rule = if fixed { WindowRule::Fixed(most) } else { WindowRule::UpTo(most) };
+        let mut session = session(rule);
+        let mut world = World::default();
+        world.toggle(&mut session);
+        world.settle(&mut session);
+        for step in steps {
+            world.step(&mut session, step);
+            prop_assert!(session.unanswered() <= usize::from(most), "the window is exceeded");
+        }
+        session.end();
+        world.settle(&mut session);
+        prop_assert_eq!(world.fates.len(), world.given, "every one has ended");
+    }
+}

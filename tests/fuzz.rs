@@ -1,0 +1,79 @@
+//! The checks of the fuzz targets, on any compiler: over the committed corpus, and over mutations
+//! of it from a seed. `CLUSTERLB_SEED` runs one seed alone.
+
+#[path = "../fuzz/checks.rs"]
+mod checks;
+
+use std::fs;
+use std::path::Path;
+
+use clusterlb::dialect::node::Serialization;
+use fastrand::Rng;
+
+/// Mutations of each entry.
+const SEEDS: u64 = 400;
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let files = fs::read_dir(&folder).expect("the corpus is a part of the project");
+    let mut paths: Vec<_> = files.flatten().map(|file| file.path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{} is empty", folder.display());
+    paths.iter().map(|path| fs::read(path).expect("a corpus is readable")).collect()
+}
+
+/// Changes, removes, repeats or inserts something in a few places, or glues another entry to it.
+fn mutate(bytes: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut Rng) {
+    for _ in 0..rng.usize(1..6) {
+        let place = rng.usize(0..=bytes.len());
+        let end = rng.usize(place..=bytes.len()).min(place + 16);
+        match rng.u8(0..6) {
+            0 if place < bytes.len() => bytes[place] = rng.u8(..),
+            1 if place < bytes.len() => bytes[place] ^= 1 << rng.u8(0..8),
+            2 => drop(bytes.drain(place..end)),
+            3 => {
+                let again = bytes[place..end].to_vec();
+                bytes.splice(place..place, again.repeat(rng.usize(1..40)));
+            }
+            4 => {
+                const TELLING: &[u8] = b"\n{}[]\",:\\0\xff\x7f\x80\x00oA{$I\"c_";
+                bytes.insert(place, TELLING[rng.usize(0..TELLING.len())]);
+            }
+            _ => bytes.extend_from_slice(&others[rng.usize(0..others.len())]),
+        }
+    }
+}
+
+fn run(name: &str, serialization: Serialization) {
+    let corpus = corpus(name);
+    corpus.iter().for_each(|entry| checks::node(serialization, entry));
+    let seeds = match std::env::var("CLUSTERLB_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().expect("CLUSTERLB_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => 0..SEEDS,
+    };
+    for seed in seeds {
+        let mut rng = Rng::with_seed(seed);
+        for entry in &corpus {
+            let mut bytes = entry.clone();
+            mutate(&mut bytes, &corpus, &mut rng);
+            let checked = std::panic::catch_unwind(|| checks::node(serialization, &bytes));
+            if let Err(panic) = checked {
+                eprintln!("seed {seed} failed with {:?}", String::from_utf8_lossy(&bytes));
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+#[test]
+fn lines_of_json_are_read_or_refused() {
+    run("node_json", Serialization::Json);
+}
+
+#[test]
+fn blocks_of_v8_are_read_or_refused() {
+    run("node_advanced", Serialization::Advanced);
+}
