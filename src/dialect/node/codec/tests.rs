@@ -160,6 +160,22 @@ fn what_json_does_not_have_is_passed_on_unread() {
 }
 
 #[test]
+fn arrays_that_lack_elements_are_read_and_their_claims_are_not_believed() {
+    let array = |payload: &[u8]| match FromWorker::from_v8(payload) {
+        Ok(FromWorker::User(message)) => message.value(),
+        other => panic!("{other:?}"),
+    };
+    // `[1, 2.5, null, -7]`, after it has come out of V8's own reader, as Node 20 writes it.
+    let once_sparse = b"\xff\x0fa\x04I\x00I\x02I\x02N\0\0\0\0\0\0\x04@I\x040I\x06I\x0d@\x04\x04";
+    assert_eq!(array(once_sparse), Some(json!([1, 2.5, null, -7])));
+    assert_eq!(array(b"\xff\x0fa\x03I\x02T@\x01\x03"), Some(json!([null, true, null])));
+    assert_eq!(array(b"\xff\x0fA\x02-T$\x00\x02"), Some(json!([null, true])));
+    assert_eq!(array(b"\xff\x0fa\xff\xff\xff\x07@\x00\xff\xff\xff\x07"), None);
+    assert_eq!(array(b"\xff\x0fa\xff\xff\xff\x07I\xfe\xff\xff\x07T@\x01\xff\xff\xff\x07"), None);
+    assert_eq!(array(b"\xff\x0fA\xff\xff\xff\x07T$\x00\xff\xff\xff\x07"), None);
+}
+
+#[test]
 fn garbage_is_named() {
     for text in ["", "{", "nonsense", r#"{"cmd":"NODE_CLUSTER""#] {
         assert!(line(text).is_err(), "{text}");

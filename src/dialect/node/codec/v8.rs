@@ -27,6 +27,11 @@ const OBJECT: u8 = b'o';
 const OBJECT_END: u8 = b'{';
 const ARRAY: u8 = b'A';
 const ARRAY_END: u8 = b'$';
+const HOLE: u8 = b'-';
+const SPARSE_ARRAY: u8 = b'a';
+const SPARSE_ARRAY_END: u8 = b'@';
+/// Elements that a sparse array may lack. Its length is a claim that costs nothing to make.
+const LACKING_MAX: usize = 1024;
 
 /// Whether a payload begins as one of V8's.
 pub(super) fn is_payload(payload: &[u8]) -> bool {
@@ -104,7 +109,7 @@ impl<'a> Reader<'a> {
             return None;
         }
         Some(Some(match self.tag()? {
-            UNDEFINED => return Some(None),
+            UNDEFINED | HOLE => return Some(None),
             NULL => Value::Null,
             TRUE => Value::Bool(true),
             FALSE => Value::Bool(false),
@@ -120,34 +125,73 @@ impl<'a> Reader<'a> {
             TWO_BYTE => Value::String(two_byte(self.block()?)?),
             OBJECT => self.object(depth)?,
             ARRAY => self.array(depth)?,
+            SPARSE_ARRAY => self.sparse_array(depth)?,
             _ => return None,
         }))
     }
 
     fn object(&mut self, depth: usize) -> Option<Value> {
         let mut object = Map::new();
-        let mut properties = 0;
+        self.properties(depth, OBJECT_END, |key, value| {
+            let key = match key {
+                Value::String(key) => key,
+                Value::Number(key) => key.to_string(),
+                _ => return false,
+            };
+            object.insert(key, value);
+            true
+        })?;
+        Some(Value::Object(object))
+    }
+
+    /// Keys and values up to an end, and their number. What is `undefined` is left out.
+    fn properties(
+        &mut self,
+        depth: usize,
+        end: u8,
+        mut take: impl FnMut(Value, Value) -> bool,
+    ) -> Option<()> {
+        let mut count = 0;
         loop {
             while self.rest.first() == Some(&PADDING) {
                 self.byte();
             }
-            if self.rest.first() == Some(&OBJECT_END) {
+            if self.rest.first() == Some(&end) {
                 self.byte();
-                return (self.varint()? == properties).then_some(Value::Object(object));
+                return (self.varint()? == count).then_some(());
             }
-            let key = match self.value(depth + 1)?? {
-                Value::String(key) => key,
-                Value::Number(key) => key.to_string(),
-                _ => return None,
-            };
+            let key = self.value(depth + 1)??;
             if let Some(value) = self.value(depth + 1)? {
-                object.insert(key, value);
+                take(key, value).then_some(())?;
             }
-            properties += 1;
+            count += 1;
         }
     }
 
-    /// An array without holes and without properties of its own.
+    /// An array that lacks elements or once did: V8 writes all of the second kind so.
+    fn sparse_array(&mut self, depth: usize) -> Option<Value> {
+        let length = usize::try_from(self.varint()?).ok()?;
+        let mut items = Vec::new();
+        let mut present = 0;
+        self.properties(depth, SPARSE_ARRAY_END, |key, value| {
+            let place = key.as_u64().and_then(|place| usize::try_from(place).ok());
+            present += 1;
+            let Some(place) = place.filter(|place| *place < length.min(present + LACKING_MAX))
+            else {
+                return false;
+            };
+            if place >= items.len() {
+                items.resize(place + 1, Value::Null);
+            }
+            items[place] = value;
+            true
+        })?;
+        let ends = self.varint()? as usize == length && length <= present + LACKING_MAX;
+        items.resize(if ends { length } else { 0 }, Value::Null);
+        ends.then_some(Value::Array(items))
+    }
+
+    /// An array without properties of its own.
     fn array(&mut self, depth: usize) -> Option<Value> {
         let length = self.varint()?;
         // The length is a claim; memory is only taken for what really follows.
