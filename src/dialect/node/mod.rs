@@ -1,12 +1,17 @@
 //! Unmodified Node.js programs as workers: the channel of `node:cluster`, seen from the primary.
 //!
-//! Layers, each knowing only the one before it:
+//! Three layers, each knowing only the one before it:
 //!
 //! * [`codec`]: bytes to messages and back, for both of Node's serializations. Pure.
 //! * [`session`]: what one worker's messages mean, and what is sent to it when. Pure.
+//! * [`bridge`]: sockets, inboxes and counters of all Node workers, on one thread.
 //!
+//! To the data path a Node worker is a worker like any other: it has an inbox and a page of the
+//! load board. The bridge holds the receiving end of the inbox and writes the page in the worker's
+//! name, so choosing, credits, suspicion, taking back and the books stay one mechanism.
 //! The protocol is byte for byte the same from Node 18 to 25.
 
+pub mod bridge;
 pub mod codec;
 pub mod session;
 

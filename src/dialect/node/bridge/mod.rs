@@ -1,0 +1,256 @@
+//! All Node workers of a run, behind the data path as if they were workers of its own.
+//!
+//! One thread with one epoll set. Owns, for each worker, the primary's end of its channel, the
+//! receiving end of its inbox and its page of the load board. Takes connections from an inbox only
+//! as fast as the worker's window allows, so that what the worker cannot take yet stays where the
+//! data path can have it back. Counts a connection as claimed and finished at once when the worker
+//! says that it has it: in flight, for a Node worker, is what it has not answered for.
+//!
+//! What comes back, because a worker refused it, died, or was too slow, goes to the data path with
+//! [`Command::Return`](crate::primary::Command::Return), in order and with the time of its accept.
+
+mod outbox;
+mod protocol;
+mod station;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use serde_json::Value;
+
+use super::session::{Answer, QueryId};
+use crate::error::{Error, Result};
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::sys::clock::monotonic_ns;
+pub use protocol::{Lines, Newcomer, Notice, Order};
+use station::{READ_BYTES, Ready, Station};
+
+/// How long a connection may wait here for its worker's window before somebody else gets it.
+const HOLD_NS: u64 = 20_000_000;
+/// Most bytes that wait for a worker which does not read. Messages for the program are refused
+/// from half of it on ([`Notice::Unsent`]); beyond it the channel is closed.
+pub const UNSENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+const BELL: u64 = u64::MAX;
+const CHANNEL: u64 = 0;
+const INBOX: u64 = 1;
+const KIND_BITS: u32 = 1;
+
+/// A worker and what of it is watched.
+#[derive(Debug)]
+struct Place {
+    station: Station,
+    writable_watched: bool,
+}
+
+/// All Node workers.
+#[derive(Debug)]
+pub struct Bridge {
+    epoll: Epoll,
+    lines: Lines,
+    places: BTreeMap<WorkerId, Place>,
+    /// What the first worker on a listener brought for all: TLS ticket keys, so that a session
+    /// begun with one worker can be resumed with another.
+    data: BTreeMap<ListenerId, Value>,
+    buffer: Vec<u8>,
+    ending: bool,
+}
+
+impl Bridge {
+    /// Prepares a bridge without workers.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn new(lines: Lines) -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|errno| Error::system("create an epoll set for Node workers", errno))?;
+        epoll
+            .add(&lines.order_bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))
+            .map_err(unwatched)?;
+        Ok(Self {
+            epoll,
+            lines,
+            places: BTreeMap::new(),
+            data: BTreeMap::new(),
+            buffer: vec![0; READ_BYTES],
+            ending: false,
+        })
+    }
+
+    /// Runs until told to end.
+    ///
+    /// # Errors
+    /// The epoll set failed.
+    pub fn run(mut self) -> Result<()> {
+        let mut ready = [EpollEvent::empty(); 64];
+        while !self.ending {
+            let count = match self.epoll.wait(&mut ready, self.until_next_deadline()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(Error::system("wait for Node workers (epoll)", errno)),
+            };
+            let now_ns = monotonic_ns();
+            for event in &ready[..count] {
+                if event.data() == BELL {
+                    self.obey(now_ns);
+                } else {
+                    self.serve(*event, now_ns);
+                }
+            }
+            self.meet_deadlines(now_ns);
+            self.settle(now_ns);
+        }
+        let now_ns = monotonic_ns();
+        for place in std::mem::take(&mut self.places).into_values() {
+            place.station.close(&self.lines, now_ns);
+        }
+        Ok(())
+    }
+
+    fn until_next_deadline(&self) -> EpollTimeout {
+        let deadlines = self.places.values().filter_map(|place| place.station.deadline_ns());
+        let Some(next_ns) = deadlines.min() else {
+            return EpollTimeout::NONE;
+        };
+        let left_ms = next_ns.saturating_sub(monotonic_ns()).div_ceil(1_000_000);
+        // Deadlines are a few milliseconds away; should one not be, it is looked at again.
+        EpollTimeout::from(u8::try_from(left_ms).unwrap_or(u8::MAX))
+    }
+
+    fn obey(&mut self, now_ns: u64) {
+        let _ = self.lines.order_bell.read();
+        while let Ok(order) = self.lines.orders.try_recv() {
+            match order {
+                Order::Admit { worker, slot, newcomer } => {
+                    if let Err(error) = self.admit(worker, slot, *newcomer) {
+                        let failure = Some(error.to_string());
+                        self.lines.notify(Notice::Gone { worker, failure });
+                    }
+                }
+                Order::Answer { worker, query, answer, socket } => {
+                    self.answer(worker, query, &answer, socket);
+                    self.turn(worker, Ready::default(), now_ns);
+                }
+                Order::Send { worker, message } => {
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.station.send(&self.lines, &message);
+                    }
+                    self.turn(worker, Ready::default(), now_ns);
+                }
+                Order::Disconnect { worker } => {
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.station.disconnect();
+                    }
+                    self.turn(worker, Ready::default(), now_ns);
+                }
+                Order::Cut { worker } => {
+                    // What it has said before its end counts.
+                    self.turn(worker, Ready { channel: true, inbox: true }, now_ns);
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.station.cut();
+                    }
+                }
+                Order::End => self.ending = true,
+            }
+        }
+    }
+
+    fn admit(&mut self, worker: WorkerId, slot: Slot, newcomer: Newcomer) -> Result<()> {
+        let station = Station::new(worker, slot, newcomer)?;
+        let channel = EpollEvent::new(EpollFlags::EPOLLIN, token(worker, CHANNEL));
+        self.epoll.add(station.channel(), channel).map_err(unwatched)?;
+        // Only what comes anew is told: most of the time something lies in the inbox that has to
+        // wait for the worker.
+        let news = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        let inbox = EpollEvent::new(news, token(worker, INBOX));
+        self.epoll.add(station.inbox(), inbox).map_err(unwatched)?;
+        self.places.insert(worker, Place { station, writable_watched: false });
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        worker: WorkerId,
+        query: QueryId,
+        answer: &Answer,
+        socket: Option<OwnedFd>,
+    ) {
+        let Some(place) = self.places.get_mut(&worker) else { return };
+        let station = &mut place.station;
+        let own = station.data_of(query).cloned().unwrap_or_default();
+        let data = match answer {
+            Answer::HandOver { listener, .. } | Answer::Share { listener, .. } => {
+                let data = self.data.entry(*listener).or_default();
+                if data.is_null() {
+                    *data = own;
+                }
+                &*data
+            }
+            Answer::Fail(_) => &own,
+        };
+        station.answer(&self.lines, query, answer, socket, data);
+    }
+
+    fn serve(&mut self, event: EpollEvent, now_ns: u64) {
+        let Ok(id) = u32::try_from(event.data() >> KIND_BITS) else { return };
+        let inbox = event.data() & ((1 << KIND_BITS) - 1) == INBOX;
+        let channel = !inbox && event.events() != EpollFlags::EPOLLOUT;
+        self.turn(WorkerId(id), Ready { channel, inbox }, now_ns);
+    }
+
+    fn turn(&mut self, worker: WorkerId, ready: Ready, now_ns: u64) {
+        if let Some(place) = self.places.get_mut(&worker) {
+            place.station.turn(&self.lines, &mut self.buffer, ready, now_ns);
+        }
+    }
+
+    fn meet_deadlines(&mut self, now_ns: u64) {
+        let late = |place: &Place| place.station.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns);
+        let late = self.places.iter().filter(|(_, place)| late(place)).map(|(worker, _)| *worker);
+        for worker in late.collect::<Vec<_>>() {
+            self.turn(worker, Ready::default(), now_ns);
+        }
+    }
+
+    /// Watches what is wanted, and closes what is over.
+    fn settle(&mut self, now_ns: u64) {
+        for (worker, place) in &mut self.places {
+            if let Err(error) = place.watch(&self.epoll, *worker) {
+                // Without being watched it would be served by nobody.
+                place.station.fail(error.to_string());
+            }
+        }
+        let over = self.places.iter().filter(|(_, place)| place.station.is_over());
+        for worker in over.map(|(worker, _)| *worker).collect::<Vec<_>>() {
+            let Some(Place { station, .. }) = self.places.remove(&worker) else { continue };
+            // A duplicate of the inbox lives on in the data path, so closing is not enough.
+            let _ = self.epoll.delete(station.inbox());
+            station.close(&self.lines, now_ns);
+        }
+    }
+}
+
+impl Place {
+    fn watch(&mut self, epoll: &Epoll, worker: WorkerId) -> Result<()> {
+        let writable = self.station.wants_to_write();
+        if writable == self.writable_watched {
+            return Ok(());
+        }
+        let mut flags = EpollFlags::EPOLLIN;
+        flags.set(EpollFlags::EPOLLOUT, writable);
+        let mut event = EpollEvent::new(flags, token(worker, CHANNEL));
+        epoll.modify(self.station.channel(), &mut event).map_err(unwatched)?;
+        self.writable_watched = writable;
+        Ok(())
+    }
+}
+
+fn token(worker: WorkerId, kind: u64) -> u64 {
+    u64::from(worker.0) << KIND_BITS | kind
+}
+
+fn unwatched(errno: Errno) -> Error {
+    Error::system("watch a Node worker (epoll_ctl)", errno)
+}

@@ -1,0 +1,300 @@
+//! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and what
+//! a worker may do wrong. With every Node that there is.
+
+mod common;
+#[path = "node/front.rs"]
+mod front;
+#[path = "node/nodes.rs"]
+mod nodes;
+
+use std::collections::BTreeSet;
+
+use clusterlb::dialect::node::Serialization;
+use clusterlb::dialect::node::bridge::Order;
+use clusterlb::dialect::node::session::WindowRule;
+use common::{Client, GET, GET_CLOSE, machine};
+use front::{Front, Setup};
+use nix::sys::signal::Signal;
+use nodes::{Node, nodes};
+use serde_json::json;
+
+/// A program that never heard of workers: it answers with its process id.
+const SERVER: &str = "
+    require('http').createServer((request, response) => response.end(String(process.pid)))
+        .listen(0, '127.0.0.1');";
+
+/// Runs a test with each Node and says which one failed.
+fn with_each_node(test: impl Fn(&Node)) {
+    for node in nodes() {
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&node)));
+        if let Err(panic) = ran {
+            eprintln!("failed with Node {}", node.version);
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+fn ask(address: &str) -> String {
+    Client::to(address).ask(GET_CLOSE).body
+}
+
+#[test]
+fn requests_are_answered_in_turns_and_workers_leave_in_order() {
+    with_each_node(|node| {
+        for serialization in [Serialization::Json, Serialization::Advanced] {
+            for window in [WindowRule::Fixed(1), WindowRule::default()] {
+                let mut front = Front::start();
+                let setup = Setup { serialization, window, ..Setup::new(node, SERVER) };
+                let workers = [front.fork(&setup, 1), front.fork(&setup, 1)];
+                let address = front.address(0).to_owned();
+                let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+                assert_eq!(front.workers[0].listening[0].port, port, "the real port is told");
+                let pids: Vec<String> = (0..20).map(|_| ask(&address)).collect();
+                let distinct: BTreeSet<&String> = pids.iter().collect();
+                assert_eq!(distinct.len(), 2, "{pids:?}");
+                for worker in workers {
+                    assert!(front.workers[worker].online);
+                    front.disconnect(worker);
+                    front.ended(worker, 0);
+                    assert_eq!(front.workers[worker].gone, Some(None));
+                }
+                assert_eq!(front.finish().accepted, 20);
+            }
+        }
+    });
+}
+
+#[test]
+fn every_kind_of_listen_gets_its_own_connections() {
+    let script = "
+        const net = require('net');
+        const serve = (letter, ...where) =>
+            net.createServer((socket) => socket.end(letter)).listen(...where);
+        serve('a', 0); serve('b', 0); serve('c', 0, '127.0.0.1');
+        serve('d', { fd: 3 }); serve('e', process.env.TEST_SOCKET);";
+    with_each_node(|node| {
+        let mut front = Front::start();
+        for _ in 0..2 {
+            front.fork(&Setup::new(node, script), 5);
+        }
+        for (listener, letter) in ["a", "b", "c", "d", "e"].iter().enumerate() {
+            for _ in 0..4 {
+                let mut client = Client::to(front.address(listener));
+                assert_eq!(client.rest().expect("an answer"), letter.as_bytes());
+            }
+        }
+        front.finish();
+    });
+}
+
+#[test]
+fn a_server_that_is_closed_and_opened_again_goes_on() {
+    let script = "
+        const http = require('http');
+        const open = () => {
+            const server = http.createServer((request, response) => {
+                if (request.url === '/again') {
+                    response.setHeader('connection', 'close');
+                    response.end('again', () => server.close(open));
+                } else response.end(String(process.pid));
+            }).listen(0);
+        };
+        open();";
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let worker = front.fork(&Setup::new(node, script), 1);
+        let other = front.fork(&Setup::new(node, SERVER), 1);
+        // The second one serves another address, so its connections are its own.
+        let address = front.address(0).to_owned();
+        let again = b"GET /again HTTP/1.1\r\nHost: test\r\n\r\n";
+        assert_eq!(Client::to(&address).ask(again).body, "again");
+        front.until("the server to listen again", |front| {
+            front.workers[worker].left.len() == 1 && front.workers[worker].listening.len() == 2
+        });
+        let pid = front.workers[worker].pid().to_string();
+        assert!((0..4).all(|_| ask(&address) == pid));
+        let pid = front.workers[other].pid().to_string();
+        assert!((0..4).all(|_| ask(front.address(1)) == pid));
+        front.finish();
+    });
+}
+
+#[test]
+fn a_worker_at_its_limit_is_not_asked_again_and_again() {
+    let script = "
+        const server = require('http').createServer((request, response) =>
+            response.end(String(process.pid)));
+        server.keepAliveTimeout = 0; server.maxConnections = 1; server.listen(0);";
+    with_each_node(|node| {
+        let mut front = Front::start();
+        for _ in 0..2 {
+            front.fork(&Setup::new(node, script), 1);
+        }
+        let begun = std::time::Instant::now();
+        let address = front.address(0).to_owned();
+        let mut first = Client::to(&address);
+        let mut second = Client::to(&address);
+        let pids = [first.ask(GET).body, second.ask(GET).body];
+        assert_ne!(pids[0], pids[1], "the second was refused by the first's worker");
+        let mut third = Client::to(&address);
+        third.send(GET);
+        // It is refused by both, until one of them has room.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        drop(first);
+        assert_eq!(third.receive().body, pids[0]);
+        drop((second, third));
+        let passed_ms = begun.elapsed().as_millis();
+        let redispatched = u128::from(front.finish().redispatched);
+        // Rests of 5, 10, 20, … and at last 250 ms, for each of two workers.
+        assert!(redispatched >= 2, "{redispatched}");
+        assert!(redispatched <= 2 * (8 + passed_ms / 250), "{redispatched} in {passed_ms} ms");
+    });
+}
+
+#[test]
+fn what_a_killed_worker_had_not_taken_is_served_by_another() {
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let setup = Setup { window: WindowRule::Fixed(16), ..Setup::new(node, SERVER) };
+        let victim = front.fork(&setup, 1);
+        let survivor = front.fork(&setup, 1);
+        let address = front.address(0).to_owned();
+        let pid = front.workers[victim].pid();
+        machine::suspend(pid);
+        let mut clients: Vec<Client> = (0..30).map(|_| Client::to(&address)).collect();
+        clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+        // Some of them are in the victim's channel by now, where nobody can take them back.
+        front.until("the victim to be found out", |front| front.hangs > 0);
+        machine::signal(pid, Signal::SIGKILL);
+        front.until("the victim's channel to close", |front| front.workers[victim].gone.is_some());
+        let survivor = front.workers[survivor].pid().to_string();
+        for client in &mut clients {
+            assert_eq!(client.receive().body, survivor);
+        }
+        let totals = front.finish();
+        assert!(totals.redispatched > 0);
+    });
+}
+
+#[test]
+fn garbage_ends_the_worker_that_sends_it_and_nobody_else() {
+    let garbage = format!(
+        "{SERVER} setTimeout(() =>
+            require('fs').writeSync(+process.env.TEST_CHANNEL, 'not json\\n'), 1);"
+    );
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let fine = front.fork(&Setup::new(node, SERVER), 1);
+        let bad = front.fork(&Setup::new(node, &garbage), 0);
+        // Without a channel a worker leaves by itself, whatever it was doing.
+        front.until("the worker to leave", |front| {
+            front.workers[bad].gone.is_some() && front.workers[bad].ending.is_some()
+        });
+        let failure = front.workers[bad].gone.clone().flatten().expect("a reason");
+        assert!(failure.contains("garbage"), "{failure}");
+        let pid = front.workers[fine].pid().to_string();
+        assert!((0..5).all(|_| ask(front.address(0)) == pid));
+        front.finish();
+    });
+}
+
+#[test]
+fn a_worker_without_descriptors_is_passed_over_and_loses_nothing() {
+    with_each_node(|node| {
+        let mut front = Front::start();
+        // Enough for Node itself and a few connections.
+        let poor = Setup { descriptors: Some(40), ..Setup::new(node, SERVER) };
+        front.fork(&poor, 1);
+        let rich = front.fork(&Setup::new(node, SERVER), 1);
+        let address = front.address(0).to_owned();
+        let rich = front.workers[rich].pid().to_string();
+        let mut clients: Vec<Client> = (0..100).map(|_| Client::to(&address)).collect();
+        let answers: Vec<String> = clients.iter_mut().map(|client| client.ask(GET).body).collect();
+        let by_rich = answers.iter().filter(|pid| **pid == rich).count();
+        assert!(by_rich > 50, "{by_rich} of {}", answers.len());
+        drop(clients);
+        assert!(front.finish().redispatched > 0);
+    });
+}
+
+#[test]
+fn programs_talk_to_their_primary_and_leave_when_they_want() {
+    let script = "
+        const cluster = require('cluster'), net = require('net');
+        process.on('message', (message) => {
+            if (message === 'leave') cluster.worker.disconnect();
+            else process.send({ echo: message });
+        });
+        net.createServer((socket) => process.send('here', socket)).listen(0);";
+    with_each_node(|node| {
+        for serialization in [Serialization::Json, Serialization::Advanced] {
+            let mut front = Front::start();
+            let setup = Setup { serialization, ..Setup::new(node, script) };
+            let place = front.fork(&setup, 1);
+            let worker = front.workers[place].id;
+            let message = json!({ "text": "wörld ☃", "list": [1, 2.5, null, -7] });
+            front.order(Order::Send { worker, message: message.clone() });
+            front.until("an echo", |front| !front.workers[place].messages.is_empty());
+            assert_eq!(front.workers[place].messages[0], json!({ "echo": message }));
+            let mut client = Client::to(front.address(0));
+            front.until("a socket", |front| front.workers[place].descriptors == 1);
+            assert_eq!(front.workers[place].messages[1], "here");
+            // The test has closed it.
+            client.assert_closed();
+            front.order(Order::Send { worker, message: json!("leave") });
+            front.ended(place, 0);
+            assert!(front.workers[place].leaving);
+            front.finish();
+        }
+    });
+}
+
+#[test]
+fn long_messages_and_connections_do_not_get_mixed_up() {
+    let script = "
+        const net = require('net');
+        process.on('message', () => {});
+        const serve = (letter) => net.createServer((socket) => socket.end(letter)).listen(0);
+        serve('a'); serve('b');";
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let setup = Setup { window: WindowRule::Fixed(16), ..Setup::new(node, script) };
+        let place = front.fork(&setup, 2);
+        let (worker, pid) = (front.workers[place].id, front.workers[place].pid());
+        let addresses = [front.address(0).to_owned(), front.address(1).to_owned()];
+        for round in 0..10_usize {
+            machine::suspend(pid);
+            let mut clients = Vec::new();
+            for turn in 0..8_usize {
+                // Just around the length of what Node reads at once.
+                let length = 65_300 + 40 * (8 * round + turn) % 400;
+                let message = json!("x".repeat(if turn % 3 == 0 { length } else { 100 }));
+                front.order(Order::Send { worker, message });
+                let side = (turn + round) % 2;
+                clients.push((side, Client::to(&addresses[side])));
+            }
+            machine::signal(pid, Signal::SIGCONT);
+            for (side, client) in &mut clients {
+                let letter = ["a", "b"][*side];
+                assert_eq!(client.rest().expect("an answer"), letter.as_bytes());
+            }
+        }
+        assert_eq!(front.workers[place].gone, None);
+        front.finish();
+    });
+}
+
+#[test]
+fn a_request_that_cannot_be_met_is_an_error_of_the_program() {
+    let script = "
+        const server = require('net').createServer();
+        server.on('error', (error) => process.send(error.code));
+        server.listen('/nowhere/at/all');";
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let place = front.fork(&Setup::new(node, script), 0);
+        front.until("an error", |front| !front.workers[place].messages.is_empty());
+        assert_eq!(front.workers[place].messages, ["EADDRNOTAVAIL"]);
+        front.finish();
+    });
+}

@@ -1,0 +1,369 @@
+//! A primary for Node workers made of the data path and the bridge, with as little control plane
+//! as a test needs: it starts workers, answers their requests to listen with listeners that were
+//! opened before, and buries them.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clusterlb::board::PrimaryBoard;
+use clusterlb::dialect::node::bridge::{Bridge, Lines, Newcomer, Notice, Order};
+use clusterlb::dialect::node::codec::{Listening, Place, Query, SocketName};
+use clusterlb::dialect::node::session::{Answer, WindowRule};
+use clusterlb::dialect::node::{Serialization, environment};
+use clusterlb::error::Result;
+use clusterlb::id::{ListenerId, Slot, WorkerId};
+use clusterlb::primary::{self, Command, NewLink, Primary, Report, Totals};
+use clusterlb::schedule::Rules;
+use clusterlb::sys::fdpass;
+use clusterlb::sys::listener::{ListenOptions, Listener};
+use clusterlb::sys::process::{Ending, Launch, WorkerProcess};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::nodes::Node;
+use crate::common::PATIENCE;
+
+/// TCP listeners that requests for ports are answered with, one after the other.
+const TCP_LISTENERS: usize = 4;
+
+/// How workers are started.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) node: Node,
+    pub(crate) script: String,
+    pub(crate) serialization: Serialization,
+    pub(crate) window: WindowRule,
+    /// Descriptors that a worker may have.
+    pub(crate) descriptors: Option<u32>,
+}
+
+impl Setup {
+    pub(crate) fn new(node: &Node, script: &str) -> Self {
+        Self {
+            node: node.clone(),
+            script: script.to_owned(),
+            serialization: Serialization::Json,
+            window: WindowRule::default(),
+            descriptors: None,
+        }
+    }
+}
+
+/// A worker as the notices tell of it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) slot: Slot,
+    process: WorkerProcess,
+    pub(crate) online: bool,
+    pub(crate) listening: Vec<Listening>,
+    pub(crate) left: Vec<ListenerId>,
+    pub(crate) leaving: bool,
+    pub(crate) messages: Vec<Value>,
+    pub(crate) descriptors: usize,
+    /// Its channel is closed, and why if that was our doing.
+    pub(crate) gone: Option<Option<String>>,
+    pub(crate) ending: Option<Ending>,
+    buried: bool,
+}
+
+impl Worker {
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+/// Two threads and what they have said.
+pub(crate) struct Front {
+    threads: Vec<JoinHandle<Result<()>>>,
+    commands: Sender<Command>,
+    command_bell: Arc<EventFd>,
+    orders: Sender<Order>,
+    order_bell: Arc<EventFd>,
+    notices: Receiver<Notice>,
+    reports: Receiver<Report>,
+    addresses: Vec<String>,
+    /// What has been asked for, in the order of the listeners that it was answered with.
+    asked: Vec<String>,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) totals: Totals,
+    pub(crate) hangs: usize,
+    folder: TempDir,
+}
+
+fn bell() -> Arc<EventFd> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    Arc::new(EventFd::from_flags(flags).expect("an eventfd"))
+}
+
+impl Front {
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = format!("unix:{}", folder.path().join("socket").display());
+        let mut addresses = vec!["127.0.0.1:0".to_owned(); TCP_LISTENERS];
+        addresses.push(socket);
+        let options = ListenOptions { backlog: 511, share_port: false };
+        let open = |address: &String| {
+            let address = address.parse().expect("an address");
+            Arc::new(Listener::open(&address, options).expect("a free address"))
+        };
+        let listeners: Vec<Arc<Listener>> = addresses.iter().map(open).collect();
+        let addresses = listeners.iter().map(|one| one.address().to_owned()).collect();
+        let (commands, commands_out) = channel();
+        let (reports_in, reports) = channel();
+        let (orders, orders_out) = channel();
+        let (notices_in, notices) = channel();
+        let (command_bell, order_bell) = (bell(), bell());
+        let to_data = primary::Lines {
+            commands: commands_out,
+            reports: reports_in,
+            bell: Arc::clone(&command_bell),
+            report_bell: bell(),
+        };
+        let to_bridge = Lines {
+            orders: orders_out,
+            order_bell: Arc::clone(&order_bell),
+            notices: notices_in,
+            notice_bell: bell(),
+            commands: commands.clone(),
+            command_bell: Arc::clone(&command_bell),
+        };
+        let rules = Rules { slow_start_ns: 0, ..Rules::default() };
+        let data = move || {
+            let primary = Primary::new(&listeners, rules, 4, 511, to_data)?;
+            drop(listeners);
+            primary.run()
+        };
+        let bridge = move || Bridge::new(to_bridge)?.run();
+        let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
+        let front = Self {
+            threads,
+            commands,
+            command_bell,
+            orders,
+            order_bell,
+            notices,
+            reports,
+            addresses,
+            asked: Vec::new(),
+            workers: Vec::new(),
+            totals: Totals::default(),
+            hangs: 0,
+            folder,
+        };
+        front.command(Command::Open);
+        front
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        self.commands.send(command).expect("the data path runs");
+        self.command_bell.write(1).expect("a bell can be rung");
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        self.orders.send(order).expect("the bridge runs");
+        self.order_bell.write(1).expect("a bell can be rung");
+    }
+
+    /// Where the listener is that a request was answered with, as many requests for other places
+    /// before it.
+    pub(crate) fn address(&self, listener: usize) -> &str {
+        &self.addresses[listener]
+    }
+
+    pub(crate) fn unix_address(&self) -> &str {
+        &self.addresses[TCP_LISTENERS]
+    }
+
+    /// Starts a worker, and waits until it listens on as many servers as its program opens.
+    pub(crate) fn fork(&mut self, setup: &Setup, servers: usize) -> usize {
+        let place = self.workers.len();
+        let id = WorkerId(u32::try_from(place).expect("few workers") + 1);
+        let slot = Slot(u16::try_from(place).expect("few workers"));
+        let (channel, theirs) = fdpass::stream_pair().expect("a pair");
+        let (sender, receiver) = fdpass::packet_pair().expect("a pair");
+        fdpass::bound_send_buffer(sender.as_fd(), primary::CHANNEL_BYTES).expect("a bound");
+        let inbox = receiver.try_clone().expect("a duplicate");
+        let board = PrimaryBoard::create().expect("a page");
+        let page = board.as_fd().try_clone_to_owned().expect("a duplicate");
+        let process = self.launch(setup, id, &theirs);
+        drop(theirs);
+        self.command(Command::Attach { slot, link: NewLink { sender, receiver, board } });
+        let newcomer = Box::new(Newcomer {
+            channel,
+            serialization: setup.serialization,
+            window: setup.window,
+            inbox,
+            board: page,
+        });
+        self.order(Order::Admit { worker: id, slot, newcomer });
+        self.workers.push(Worker {
+            id,
+            slot,
+            process,
+            online: false,
+            listening: Vec::new(),
+            left: Vec::new(),
+            leaving: false,
+            messages: Vec::new(),
+            descriptors: 0,
+            gone: None,
+            ending: None,
+            buried: false,
+        });
+        self.until("a worker to listen", |front| front.workers[place].listening.len() >= servers);
+        place
+    }
+
+    fn launch(&self, setup: &Setup, id: WorkerId, channel: &std::os::fd::OwnedFd) -> WorkerProcess {
+        let script = self.folder.path().join(format!("worker-{id}.js"));
+        fs::write(&script, &setup.script).expect("the folder is writable");
+        let mut variables = environment(id, channel.as_raw_fd(), setup.serialization).to_vec();
+        variables.push(("TEST_CHANNEL".into(), channel.as_raw_fd().to_string()));
+        let socket = self.unix_address().trim_start_matches("unix:");
+        variables.push(("TEST_SOCKET".into(), socket.into()));
+        let (program, arguments) = match setup.descriptors {
+            None => (setup.node.program.clone(), vec![script.into()]),
+            Some(most) => {
+                let limited = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+                let program = setup.node.program.clone().into();
+                ("/bin/sh".into(), vec!["-c".into(), limited.into(), program, script.into()])
+            }
+        };
+        let launch = Launch {
+            name: program.clone().into(),
+            program,
+            arguments,
+            environment: variables,
+            inherited: vec![channel.as_fd()],
+        };
+        launch.start().expect("Node starts")
+    }
+
+    /// Goes on until something has come about.
+    pub(crate) fn until(&mut self, what: &str, come: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(notice) = self.notices.recv_timeout(Duration::from_millis(5)) {
+                self.hear(notice);
+            }
+            while let Ok(notice) = self.notices.try_recv() {
+                self.hear(notice);
+            }
+            self.bury();
+            self.hear_reports();
+            if come(self) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "in vain: waited for {what}: {:?}", self.workers);
+        }
+    }
+
+    fn hear(&mut self, notice: Notice) {
+        match notice {
+            Notice::Online { worker } => self.worker(worker).online = true,
+            Notice::Query { worker, query, request } => {
+                let answer = self.find(&request);
+                self.order(Order::Answer { worker, query, answer, socket: None });
+            }
+            Notice::Listening { worker, listening } => {
+                self.worker(worker).listening.push(listening);
+            }
+            Notice::Left { worker, listener } => self.worker(worker).left.push(listener),
+            Notice::Leaving { worker } => self.worker(worker).leaving = true,
+            Notice::Message { worker, message, descriptor } => {
+                let worker = self.worker(worker);
+                worker.messages.push(message.value().unwrap_or_default());
+                worker.descriptors += usize::from(descriptor.is_some());
+            }
+            Notice::Unsent { worker } => panic!("a message for worker {worker} was not sent"),
+            Notice::Gone { worker, failure } => self.worker(worker).gone = Some(failure),
+        }
+    }
+
+    fn worker(&mut self, id: WorkerId) -> &mut Worker {
+        self.workers.iter_mut().find(|worker| worker.id == id).expect("a worker of this run")
+    }
+
+    fn find(&mut self, request: &Query) -> Answer {
+        let place = match &request.place {
+            Place::Tcp { host, port } => {
+                let asked = format!("{host:?} {port} {}", request.index);
+                let known = self.asked.iter().position(|other| *other == asked);
+                known.unwrap_or_else(|| {
+                    self.asked.push(asked);
+                    self.asked.len() - 1
+                })
+            }
+            Place::Unix(path) if self.unix_address() == format!("unix:{path}") => TCP_LISTENERS,
+            Place::Inherited(number) => usize::try_from(*number).expect("not negative"),
+            _ => return Answer::Fail(Errno::EADDRNOTAVAIL),
+        };
+        let name = self.addresses[place].parse::<std::net::SocketAddr>().ok();
+        let listener = ListenerId(u16::try_from(place).expect("few listeners"));
+        Answer::HandOver { listener, name: name.map(SocketName::from) }
+    }
+
+    /// Buries workers whose processes have ended and whose channels are closed.
+    fn bury(&mut self) {
+        for place in 0..self.workers.len() {
+            let worker = &mut self.workers[place];
+            if worker.ending.is_none() {
+                worker.ending = worker.process.try_wait().expect("nobody else waits for it");
+            }
+            if worker.ending.is_some() && worker.gone.is_some() && !worker.buried {
+                worker.buried = true;
+                let slot = worker.slot;
+                self.command(Command::Bury { slot });
+            }
+        }
+    }
+
+    fn hear_reports(&mut self) {
+        while let Ok(report) = self.reports.try_recv() {
+            match report {
+                Report::Buried { slot, tally } => {
+                    assert_eq!((tally.unclaimed(), tally.in_flight()), (0, 0), "{slot:?}");
+                }
+                Report::Hung { .. } => self.hangs += 1,
+                Report::Ended(totals) => self.totals = totals,
+                Report::Recovered { .. } | Report::Quiesced => {}
+            }
+        }
+    }
+
+    /// Lets a worker take what is on its way, and then leave.
+    pub(crate) fn disconnect(&mut self, place: usize) {
+        let (worker, slot) = (self.workers[place].id, self.workers[place].slot);
+        self.command(Command::Retire { slot });
+        self.order(Order::Disconnect { worker });
+    }
+
+    /// Waits until a worker has ended by itself, with this code.
+    pub(crate) fn ended(&mut self, place: usize, code: i32) {
+        self.until("a worker to leave", |front| {
+            front.workers[place].ending.is_some() && front.workers[place].gone.is_some()
+        });
+        assert_eq!(self.workers[place].ending, Some(Ending::Code(code)));
+    }
+
+    /// Ends everything; no connection may have been dropped.
+    pub(crate) fn finish(mut self) -> Totals {
+        self.order(Order::End);
+        let bridge = self.threads.pop().expect("two threads were started");
+        bridge.join().expect("no panic").expect("the bridge ends in order");
+        // Workers without a channel leave by themselves; those that cannot are killed on drop.
+        self.command(Command::End);
+        let data = self.threads.pop().expect("two threads were started");
+        data.join().expect("no panic").expect("the data path ends in order");
+        self.hear_reports();
+        assert_eq!(self.totals.dropped, 0);
+        self.totals
+    }
+}
