@@ -135,11 +135,7 @@ impl Front {
             command_bell: Arc::clone(&command_bell),
         };
         let rules = Rules { slow_start_ns: 0, ..Rules::default() };
-        let data = move || {
-            let primary = Primary::new(&listeners, rules, 4, 511, to_data)?;
-            drop(listeners);
-            primary.run()
-        };
+        let data = move || Primary::new(rules, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
         let front = Self {
@@ -157,6 +153,9 @@ impl Front {
             hangs: 0,
             folder,
         };
+        for (id, listener) in (0..).map(ListenerId).zip(listeners) {
+            front.command(Command::AddListener { id, listener });
+        }
         front.command(Command::Open);
         front
     }
@@ -333,7 +332,7 @@ impl Front {
                 }
                 Report::Hung { .. } => self.hangs += 1,
                 Report::Ended(totals) => self.totals = totals,
-                Report::Recovered { .. } | Report::Quiesced => {}
+                _ => {}
             }
         }
     }
