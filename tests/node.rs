@@ -8,11 +8,12 @@ mod front;
 mod nodes;
 
 use std::collections::BTreeSet;
+use std::net::UdpSocket;
 
 use clusterlb::dialect::node::Serialization;
 use clusterlb::dialect::node::bridge::Order;
 use clusterlb::dialect::node::session::WindowRule;
-use common::{Client, GET, GET_CLOSE, machine};
+use common::{Client, GET, GET_CLOSE, PATIENCE, machine};
 use front::{Front, Setup};
 use nix::sys::signal::Signal;
 use nodes::{Node, nodes};
@@ -83,6 +84,57 @@ fn every_kind_of_listen_gets_its_own_connections() {
                 assert_eq!(client.rest().expect("an answer"), letter.as_bytes());
             }
         }
+        front.finish();
+    });
+}
+
+#[test]
+fn workers_accept_by_themselves_from_sockets_that_they_are_given() {
+    let script = "
+        const answer = (request, response) => response.end(String(process.pid));
+        require('http').createServer(answer).listen(0);
+        require('http').createServer(answer).listen(process.env.TEST_SOCKET);
+        const socket = require('dgram').createSocket('udp4');
+        socket.on('message', (message, from) => socket.send('pong', from.port, from.address));
+        socket.bind(0);";
+    with_each_node(|node| {
+        for serialization in [Serialization::Json, Serialization::Advanced] {
+            let mut front = Front::start();
+            front.shares = true;
+            let setup = Setup { serialization, ..Setup::new(node, script) };
+            let worker = front.fork(&setup, 3);
+            let pid = front.workers[worker].pid().to_string();
+            assert!((0..5).all(|_| ask(front.address(0)) == pid));
+            assert!((0..5).all(|_| ask(front.unix_address()) == pid));
+            let client = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+            client.set_read_timeout(Some(PATIENCE)).expect("a wait can be bounded");
+            let server = front.udp.local_addr().expect("it is bound");
+            client.send_to(b"ping", server).expect("the loopback takes it");
+            let mut answer = [0; 16];
+            let count = client.recv(&mut answer).expect("an answer");
+            assert_eq!(&answer[..count], b"pong");
+            let worker_id = front.workers[worker].id;
+            front.order(Order::Cut { worker: worker_id });
+            front.ended(worker, 0);
+            assert_eq!(front.finish().accepted, 0, "the primary has accepted nothing");
+        }
+    });
+}
+
+#[test]
+fn servers_of_all_workers_share_their_ticket_keys() {
+    let script = "
+        const server = require('tls').createServer();
+        server.listen(0, () => process.send(server.getTicketKeys().toString('hex')));";
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let workers = [0, 1].map(|_| front.fork(&Setup::new(node, script), 1));
+        front.until("keys", |front| {
+            workers.iter().all(|worker| !front.workers[*worker].messages.is_empty())
+        });
+        let keys = workers.map(|worker| front.workers[worker].messages[0].clone());
+        assert_eq!(keys[0], keys[1]);
+        assert_eq!(keys[0].as_str().map(str::len), Some(96));
         front.finish();
     });
 }
@@ -179,7 +231,8 @@ fn what_a_killed_worker_had_not_taken_is_served_by_another() {
 #[test]
 fn garbage_ends_the_worker_that_sends_it_and_nobody_else() {
     let garbage = format!(
-        "{SERVER} setTimeout(() =>
+        "{SERVER} require('cluster').worker.on('error', () => {{}});
+        setTimeout(() =>
             require('fs').writeSync(+process.env.TEST_CHANNEL, 'not json\\n'), 1);"
     );
     with_each_node(|node| {

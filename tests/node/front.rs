@@ -3,7 +3,8 @@
 //! opened before, and buries them.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -89,6 +90,12 @@ pub(crate) struct Front {
     notices: Receiver<Notice>,
     reports: Receiver<Report>,
     addresses: Vec<String>,
+    /// Duplicates of the listeners, for workers that accept by themselves.
+    sockets: Vec<OwnedFd>,
+    /// Workers accept by themselves.
+    pub(crate) shares: bool,
+    /// What datagrams are asked for with.
+    pub(crate) udp: UdpSocket,
     /// What has been asked for, in the order of the listeners that it was answered with.
     asked: Vec<String>,
     pub(crate) workers: Vec<Worker>,
@@ -115,6 +122,10 @@ impl Front {
         };
         let listeners: Vec<Arc<Listener>> = addresses.iter().map(open).collect();
         let addresses = listeners.iter().map(|one| one.address().to_owned()).collect();
+        let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
+        let sockets = listeners.iter().map(copy).collect();
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        udp.set_nonblocking(true).expect("sockets can be non-blocking");
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (orders, orders_out) = channel();
@@ -147,6 +158,9 @@ impl Front {
             notices,
             reports,
             addresses,
+            sockets,
+            shares: false,
+            udp,
             asked: Vec::new(),
             workers: Vec::new(),
             totals: Totals::default(),
@@ -220,7 +234,7 @@ impl Front {
         place
     }
 
-    fn launch(&self, setup: &Setup, id: WorkerId, channel: &std::os::fd::OwnedFd) -> WorkerProcess {
+    fn launch(&self, setup: &Setup, id: WorkerId, channel: &OwnedFd) -> WorkerProcess {
         let script = self.folder.path().join(format!("worker-{id}.js"));
         fs::write(&script, &setup.script).expect("the folder is writable");
         let mut variables = environment(id, channel.as_raw_fd(), setup.serialization).to_vec();
@@ -268,8 +282,8 @@ impl Front {
         match notice {
             Notice::Online { worker } => self.worker(worker).online = true,
             Notice::Query { worker, query, request } => {
-                let answer = self.find(&request);
-                self.order(Order::Answer { worker, query, answer, socket: None });
+                let (answer, socket) = self.find(&request);
+                self.order(Order::Answer { worker, query, answer, socket });
             }
             Notice::Listening { worker, listening } => {
                 self.worker(worker).listening.push(listening);
@@ -290,7 +304,7 @@ impl Front {
         self.workers.iter_mut().find(|worker| worker.id == id).expect("a worker of this run")
     }
 
-    fn find(&mut self, request: &Query) -> Answer {
+    fn find(&mut self, request: &Query) -> (Answer, Option<OwnedFd>) {
         let place = match &request.place {
             Place::Tcp { host, port } => {
                 let asked = format!("{host:?} {port} {}", request.index);
@@ -302,11 +316,20 @@ impl Front {
             }
             Place::Unix(path) if self.unix_address() == format!("unix:{path}") => TCP_LISTENERS,
             Place::Inherited(number) => usize::try_from(*number).expect("not negative"),
-            _ => return Answer::Fail(Errno::EADDRNOTAVAIL),
+            Place::Udp { .. } => {
+                let listener = ListenerId(u16::MAX);
+                let socket = self.udp.try_clone().expect("a duplicate");
+                return (Answer::Share { listener, datagram: true }, Some(socket.into()));
+            }
+            _ => return (Answer::Fail(Errno::EADDRNOTAVAIL), None),
         };
-        let name = self.addresses[place].parse::<std::net::SocketAddr>().ok();
+        let name = self.addresses[place].parse::<SocketAddr>().ok();
         let listener = ListenerId(u16::try_from(place).expect("few listeners"));
-        Answer::HandOver { listener, name: name.map(SocketName::from) }
+        if self.shares {
+            let socket = self.sockets[place].try_clone().expect("a duplicate");
+            return (Answer::Share { listener, datagram: false }, Some(socket));
+        }
+        (Answer::HandOver { listener, name: name.map(SocketName::from) }, None)
     }
 
     /// Buries workers whose processes have ended and whose channels are closed.
