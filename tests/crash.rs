@@ -145,14 +145,17 @@ fn workers_are_never_replaced_if_so_wished() {
     let cluster = Launch::new("--workers 2 --restart never").start();
     let address = cluster.address();
     for (place, pid) in cluster.worker_pids().into_iter().enumerate() {
-        get(&address).expect("an answer").assert_hello();
+        // Kept, because one that is answered and closed may be counted only after the kill.
+        let kept = Client::held(&address);
         machine::signal(pid, Signal::SIGKILL);
-        cluster.event("exit", place);
+        assert_eq!(cluster.event("exit", place)["aborted"], 1);
+        drop(kept);
     }
     let ended = cluster.wait();
     ended.assert_refusal(1, &["no worker is left", "--restart"]);
     assert!(!ended.events.iter().any(|event| event["event"] == "respawn"), "{ended:?}");
-    ended.summary().assert_clean(2);
+    let summary = ended.summary();
+    assert_eq!((summary.accepted, summary.redispatched, summary.aborted), (2, 0, 2));
 }
 
 #[test]
@@ -197,15 +200,18 @@ fn a_worker_that_always_dies_is_given_up() {
 
 #[test]
 fn what_a_stopped_worker_has_not_claimed_is_served_by_others_when_it_dies() {
-    let cluster = Launch::new("--workers 2").start();
+    // With credits of their own accord the stopped one would get less than its turn.
+    let cluster = Launch::new("--workers 2 --credits 256").start();
     let victim = cluster.worker_pids()[0];
     machine::suspend(victim);
     let mut clients: Vec<Client> = (0..40).map(|_| Client::to(&cluster.address())).collect();
     clients.iter_mut().for_each(|client| client.send(GET));
-    // The second of each pair went to the other worker.
-    clients.iter_mut().skip(1).step_by(2).for_each(|client| client.receive().assert_hello());
+    // The rotation begins with the stopped one: when the other one has its twenty, so has it.
+    eventually("half of the clients to be answered", || {
+        (clients.iter().filter(|client| client.has_heard()).count() == 20).then_some(())
+    });
     machine::signal(victim, Signal::SIGKILL);
-    clients.iter_mut().step_by(2).for_each(|client| client.receive().assert_hello());
+    clients.iter_mut().for_each(|client| client.receive().assert_hello());
     drop(clients);
     cluster.event("online", 2);
     let summary = cluster.end();
@@ -220,10 +226,15 @@ fn what_a_stopped_worker_has_not_claimed_is_served_by_others_while_it_hangs() {
     for _ in 0..40 {
         get(&cluster.address()).expect("an answer").assert_hello();
     }
-    let hung = cluster.event("hung", 0);
-    assert_eq!(hung["id"], workers[0].id);
+    // On a busy machine the other one may be late for a moment, too.
+    let told = |name: &str| {
+        cluster.until(&format!("event {name} of the stopped worker"), |heard| {
+            heard.named(name).any(|event| event["id"] == workers[0].id).then_some(())
+        });
+    };
+    told("hung");
     machine::signal(workers[0].pid, Signal::SIGCONT);
-    assert_eq!(cluster.event("recovered", 0)["id"], workers[0].id);
+    told("recovered");
     // It gets connections again.
     let pids = cluster.worker_pids();
     eventually("the worker to get a connection", || {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::books::assert_even;
-use common::{Client, Cluster, GET, GET_CLOSE, Launch, get, get_from, machine};
+use common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, machine};
 
 #[test]
 fn round_robin_is_exact_for_one_client_after_another() {
@@ -34,9 +34,21 @@ fn round_robin_is_exact_for_many_clients_at_once() {
 fn passing_over_the_busy_leaves_nobody_out() {
     let cluster = Launch::new("--workers 8").with_defaults().start();
     get_from(&cluster.address(), 64, 13);
+    // How even it was depends on how busy each worker's CPU is with other things; one that was late
+    // may have lost its whole share to the others. But it does not stay out: of clients that come
+    // and stay, every worker gets some.
+    let (mut clients, mut left) = (Vec::new(), cluster.worker_pids());
+    eventually("every worker to hold a client", || {
+        clients.push(Client::held(&cluster.address()));
+        let found = holders(&cluster, &clients[clients.len() - 1..], cluster.port());
+        left.retain(|pid| !found.contains(pid));
+        left.is_empty().then_some(())
+    });
+    let accepted = 832 + clients.len() as u64;
+    drop(clients);
     let summary = cluster.end();
-    // How even it is depends on how busy each worker's CPU is with other things.
-    assert_eq!((summary.accepted, summary.dropped, summary.aborted), (832, 0, 0), "{summary:?}");
+    let expected = (accepted, 0, 0);
+    assert_eq!((summary.accepted, summary.dropped, summary.aborted), expected, "{summary:?}");
     assert!(summary.shares().iter().all(|share| *share > 0), "{summary:?}");
 }
 

@@ -84,8 +84,10 @@ fn surplus_waits(policy: &str) {
         client.receive().assert_hello();
     }
     get(&cluster.address()).expect("an answer").assert_hello();
-    let summary = cluster.end();
-    assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""), "{ended:?}");
+    let summary = ended.summary();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0), "{ended:?}");
     assert_eq!(summary.accepted, CLIENTS as u64 + 1);
     let requests: u64 = summary.workers.iter().map(|one| one.requests).sum();
     assert_eq!(requests, CLIENTS as u64 + 3);

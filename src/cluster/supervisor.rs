@@ -33,8 +33,9 @@ use crate::sys::process::Ending;
 use crate::sys::signal::Signals;
 use crate::topology::CpuPlan;
 
-/// How long the first workers may take to serve; a machine that is slower than this is stuck.
-const START_NS: u64 = 15_000_000_000;
+/// How long the first workers may take to serve. Far more than a busy machine needs for a thousand
+/// of them: one that is slower than this is stuck.
+const START_NS: u64 = 60_000_000_000;
 /// How long after the grace period a worker that does not end by itself is left alone.
 const KILL_SLACK_NS: u64 = 250_000_000;
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::PATIENCE;
@@ -132,6 +133,13 @@ impl Client {
             body: String::from_utf8(body).map_err(|_| broken("the body is not text"))?,
             head,
         })
+    }
+
+    /// Whether something has arrived that has not been read, be it the end.
+    pub(crate) fn has_heard(&self) -> bool {
+        let mut waiting = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        let heard = poll(&mut waiting, PollTimeout::ZERO).expect("a descriptor to look at");
+        heard > 0 || !self.reader.buffer().is_empty()
     }
 
     /// Reads exactly so many bytes.

@@ -20,8 +20,15 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
 /// Names the run that a process belongs to, in the environment that workers inherit.
 const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
-/// Switches off what passes over a worker that is merely slow.
-const STEADY: [&str; 4] = ["--hang-after", "off", "--overload-factor", "off"];
+/// Switches off what passes over a worker that is merely slow, and gives what has a time limit so
+/// much of it that a busy machine does not exceed it. An option that a test gives itself stays.
+const STEADY: [(&str, &str); 5] = [
+    ("--hang-after", "off"),
+    ("--overload-factor", "off"),
+    ("--grace", "60s"),
+    ("--header-timeout", "60s"),
+    ("--idle-timeout", "10m"),
+];
 
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
@@ -50,7 +57,8 @@ impl Launch {
     }
 
     /// With everything that depends on time switched on, as people get it. Otherwise nobody is
-    /// passed over because this machine is busy, and the rotation is strict.
+    /// passed over or cut off because this machine is busy, and the rotation is strict as long as
+    /// nobody runs out of credits (`--credits` fixes them).
     pub(crate) fn with_defaults(mut self) -> Self {
         self.steady = false;
         self
@@ -95,8 +103,11 @@ impl Launch {
         if self.json {
             command.arg("--json");
         }
-        if self.steady {
-            command.args(STEADY);
+        let given = |option| self.arguments.iter().any(|argument| argument == option);
+        for (option, value) in STEADY {
+            if self.steady && !given(option) {
+                command.args([option, value]);
+            }
         }
         for address in &self.listen {
             command.args(["--listen", address]);
