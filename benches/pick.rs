@@ -1,55 +1,114 @@
-//! What it costs to choose a worker: the rotation alone, without a socket.
+//! What it costs to choose a worker, without a socket: the search alone, and with the roster's
+//! bookkeeping around it.
 //!
-//! The loads do not change while it runs, so this is the cost of the search, not of bookkeeping.
+//! Every stage is on, the relative one too. In the first group the loads do not change while it
+//! runs, so that it shows the cost of the search; the cases go from the best to the worst.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use clusterlb::schedule::{Client, Limits, Order, Picker, Scheduler, WorkerLoad};
+use clusterlb::id::{ListenerId, Slot};
+use clusterlb::schedule::{
+    Client, CreditRule, Limits, Order, Picker, Roster, Rules, Scheduler, SchedulerFactory,
+    Standing, WorkerLoad,
+};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-/// A worker with this many connections in flight is overloaded.
+/// A worker with this many connections in flight is at its limit.
 const INFLIGHT_MAX: u32 = 100;
+const SIZES: [usize; 3] = [2, 8, 64];
 
 fn ready(in_flight: u32) -> WorkerLoad {
     WorkerLoad::ready(in_flight)
 }
 
-/// Everybody takes connections: the first look succeeds.
-fn all_ready(workers: usize) -> Vec<WorkerLoad> {
-    vec![ready(0); workers]
+/// Everybody takes connections, as evenly as a rotation makes them: the first look succeeds.
+fn even(workers: usize) -> Vec<WorkerLoad> {
+    vec![ready(5); workers]
 }
 
-/// Every other worker is overloaded: every pick passes over one.
-fn half_overloaded(workers: usize) -> Vec<WorkerLoad> {
-    let full = |place| if place % 2 == 0 { INFLIGHT_MAX } else { 0 };
-    (0..workers).map(|place| ready(full(place))).collect()
+/// Every other worker is above the average: every pick passes over one.
+fn uneven(workers: usize) -> Vec<WorkerLoad> {
+    (0..workers).map(|place| ready(if place % 2 == 0 { 9 } else { 5 })).collect()
+}
+
+/// Every stage holds somebody back: of eight, one is left.
+fn every_stage(workers: usize) -> Vec<WorkerLoad> {
+    let load = |place| match place % 8 {
+        0 => ready(5),
+        1 => ready(9),
+        2 => WorkerLoad { credits: 0, ..ready(5) },
+        3 => ready(INFLIGHT_MAX),
+        4 => WorkerLoad { standing: Standing::Full, ..ready(5) },
+        5 => WorkerLoad { hung: true, ..ready(5) },
+        6 => WorkerLoad { standing: Standing::Draining, ..ready(5) },
+        _ => WorkerLoad::default(),
+    };
+    (0..workers).map(load).collect()
 }
 
 /// One worker is left: every pick goes all the way round, the worst that can happen.
-fn one_ready(workers: usize) -> Vec<WorkerLoad> {
-    let mut loads = vec![ready(INFLIGHT_MAX); workers];
-    loads[workers / 2] = ready(0);
+fn one_left(workers: usize) -> Vec<WorkerLoad> {
+    let mut loads = vec![ready(9); workers];
+    loads[workers / 2] = ready(5);
     loads
 }
 
-/// A case: its name, how its loads are made, and for how many workers.
-type Case = (&'static str, fn(usize) -> Vec<WorkerLoad>, &'static [usize]);
+/// A case: its name and how its loads are made.
+type Case = (&'static str, fn(usize) -> Vec<WorkerLoad>);
 
 fn pick(criterion: &mut Criterion) {
-    let cases: [Case; 3] = [
-        ("all ready", all_ready, &[2, 8, 64]),
-        ("half overloaded", half_overloaded, &[2, 8, 64]),
-        ("one ready", one_ready, &[64]),
-    ];
+    let cases: [Case; 4] =
+        [("even", even), ("uneven", uneven), ("every stage", every_stage), ("one left", one_left)];
     let mut group = criterion.benchmark_group("pick");
-    for (name, make, sizes) in cases {
-        for workers in sizes {
-            let loads = make(*workers);
+    for (name, make) in cases {
+        for workers in SIZES {
+            let loads = make(workers);
             let limits = Limits { inflight_max: Some(INFLIGHT_MAX), ..Limits::default() };
             let mut picker = Picker::new(Order::Rotation, limits);
             group.bench_function(BenchmarkId::new(name, workers), |bencher| {
                 bencher.iter(|| picker.pick(black_box(&loads), Client::default()));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// A scheduler of the library's user that does the same as the built-in one.
+struct Foreign(Picker);
+
+impl Scheduler for Foreign {
+    fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot> {
+        self.0.pick(loads, client)
+    }
+}
+
+/// A roster whose workers never run out of credits while this runs.
+fn roster(scheduler: Option<SchedulerFactory>, workers: usize) -> Roster {
+    let rules = Rules {
+        scheduler,
+        credits: CreditRule::Fixed(u32::MAX),
+        credits_max: u32::MAX,
+        slow_start_ns: 0,
+        ..Rules::default()
+    };
+    let mut roster = Roster::new(rules, 1);
+    for slot in (0..).map(Slot).take(workers) {
+        roster.attach(slot, 0);
+        roster.join(slot, ListenerId(0));
+    }
+    roster
+}
+
+fn pick_by_roster(criterion: &mut Criterion) {
+    let picker = || Picker::new(Order::Rotation, Limits::default());
+    let foreign = SchedulerFactory::new(move |_| Box::new(Foreign(picker())));
+    let mut group = criterion.benchmark_group("roster");
+    for workers in SIZES {
+        for (name, factory) in [("built in", None), ("foreign", Some(foreign.clone()))] {
+            let mut roster = roster(factory, workers);
+            group.bench_function(BenchmarkId::new(name, workers), |bencher| {
+                bencher.iter(|| roster.pick(black_box(ListenerId(0)), Client::default()));
             });
         }
     }
@@ -62,6 +121,6 @@ criterion_group! {
         .sample_size(50)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = pick
+    targets = pick, pick_by_roster
 }
 criterion_main!(benches);

@@ -160,6 +160,13 @@ impl Settings {
                 "use --policy rr, or leave --max-inflight out",
             ));
         }
+        if self.rules.scheduler.is_some() {
+            return Err(Error::usage(
+                "a scheduler of one's own has no meaning with --policy none, where the kernel \
+                 chooses",
+                "use another policy, or leave the scheduler out of the rules",
+            ));
+        }
         if self.serve.runtime == Runtime::TokioUring {
             return Err(Error::usage(
                 "--runtime tokio-uring takes its connections from the primary",

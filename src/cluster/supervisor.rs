@@ -180,7 +180,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         let data = DataPath::start(
-            self.settings.rules,
+            self.settings.rules.clone(),
             self.plan.workers.len(),
             self.settings.backlog,
             self.plan.primary,

@@ -6,11 +6,13 @@
 //! `tests/simulation.rs`.
 
 mod cascade;
+mod chooser;
 mod credits;
 mod picker;
 mod roster;
 
 pub use cascade::{Limits, Skips};
+pub use chooser::SchedulerFactory;
 pub use credits::{CREDITS_MAX, CreditRule};
 pub use picker::{Order, Picker};
 pub use roster::{Refusal, Roster, Rules, Sample};
@@ -58,26 +60,43 @@ impl WorkerLoad {
             warmth_permille: 1000,
         }
     }
+
+    /// Whether it can take a connection at all: it is ready, has not hung and has a credit left.
+    /// To name one that cannot is to name nobody.
+    #[must_use]
+    pub fn can_take(&self) -> bool {
+        self.standing == Standing::Ready && !self.hung && self.credits > 0
+    }
 }
 
 /// What a scheduler may know of a connection: a number that is the same for the same client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client(pub u64);
 
-/// Chooses workers. Bring your own by implementing it.
+/// Chooses workers. Bring your own by implementing it and giving a [`SchedulerFactory`] to
+/// [`Rules::scheduler`]. It is asked on the thread that accepts, for each connection: what it takes
+/// to answer, all clients wait.
 pub trait Scheduler: Send {
     /// The slot that shall have the next connection, or nobody. The caller then counts the
     /// connection in the row before it asks again.
+    ///
+    /// Whoever is named and cannot take a connection ([`WorkerLoad::can_take`]) counts as nobody:
+    /// the connection waits, and the question comes again when a worker has done something.
     fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot>;
 
-    /// Whether [`Scheduler::pick`] would name somebody.
-    fn has_room(&self, loads: &[WorkerLoad]) -> bool;
+    /// Whether [`Scheduler::pick`] would name somebody. While it would not, nothing is accepted
+    /// and clients wait in the kernel's backlog.
+    fn has_room(&self, loads: &[WorkerLoad]) -> bool {
+        loads.iter().any(WorkerLoad::can_take)
+    }
 
     /// Whether the client matters; finding it out costs a system call a connection.
     fn wants_client(&self) -> bool {
         false
     }
 
-    /// How often each stage passed over a worker.
-    fn skips(&self) -> Skips;
+    /// How often each stage passed over a worker, for the run's summary.
+    fn skips(&self) -> Skips {
+        Skips::default()
+    }
 }

@@ -5,18 +5,21 @@
 //! sockets and does what it says; a simulation can do the same.
 
 use super::cascade::{Limits, Skips};
+use super::chooser::{Chooser, SchedulerFactory};
 use super::credits::{CREDITS_MAX, CreditRule, Credits};
 use super::picker::{Order, Picker};
 use super::{Client, Scheduler, Standing, WorkerLoad};
 use crate::id::{ListenerId, Slot};
 
 /// How workers are chosen and judged.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rules {
-    /// The policy.
+    /// The built-in policy.
     pub order: Order,
-    /// The stages' limits.
+    /// The limits of its stages.
     pub limits: Limits,
+    /// Makes schedulers that choose instead of the built-in policy; the policy does, if none.
+    pub scheduler: Option<SchedulerFactory>,
     /// How credits are found.
     pub credits: CreditRule,
     /// Most credits of a worker.
@@ -84,7 +87,7 @@ pub struct Roster {
 #[derive(Debug)]
 struct Lane {
     listener: ListenerId,
-    picker: Picker,
+    chooser: Chooser,
 }
 
 /// Most listeners at a time: the bits of `Seat::joined`.
@@ -95,6 +98,7 @@ impl Default for Rules {
         Self {
             order: Order::Rotation,
             limits: Limits::default(),
+            scheduler: None,
             credits: CreditRule::Adaptive,
             credits_max: CREDITS_MAX,
             hang_after_ns: Some(100_000_000),
@@ -136,8 +140,11 @@ impl Roster {
     /// # Panics
     /// When there are 64 already.
     pub fn add_listener(&mut self, listener: ListenerId) {
-        let picker = Picker::new(self.rules.order, self.rules.limits);
-        let lane = Some(Lane { listener, picker });
+        let chooser = match &self.rules.scheduler {
+            None => Chooser::BuiltIn(Picker::new(self.rules.order, self.rules.limits)),
+            Some(factory) => Chooser::Foreign(factory.make(listener)),
+        };
+        let lane = Some(Lane { listener, chooser });
         match self.lanes.iter_mut().find(|lane| lane.is_none()) {
             Some(place) => *place = lane,
             None => self.lanes.push(lane),
@@ -150,7 +157,7 @@ impl Roster {
     pub fn remove_listener(&mut self, listener: ListenerId) {
         let Some(place) = self.lane_of(listener) else { return };
         if let Some(lane) = self.lanes[place].take() {
-            self.skips_before.add(&lane.picker.skips());
+            self.skips_before.add(&lane.chooser.skips());
         }
         self.seats.iter_mut().flatten().for_each(|seat| seat.joined &= !(1 << place));
         self.note_uniformity();
@@ -213,7 +220,7 @@ impl Roster {
 
     /// Bounds the credits of every worker that is there or comes.
     pub fn bound_credits(&mut self, credits_max: u32) {
-        self.rules = self.rules.with_credits_up_to(credits_max);
+        self.rules.credits_max = self.rules.credits_max.min(credits_max).max(1);
         let most = self.rules.credits_max;
         self.seats.iter_mut().flatten().for_each(|seat| seat.credits.bound(most));
     }
@@ -268,7 +275,7 @@ impl Roster {
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
         let lane = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        let slot = self.lanes[lane].as_mut()?.picker.pick(loads, client)?;
+        let slot = self.lanes[lane].as_mut()?.chooser.pick(loads, client)?;
         let seat = self.seats[slot.index()].as_mut()?;
         seat.assigned += 1;
         let load = &mut self.loads[slot.index()];
@@ -281,13 +288,13 @@ impl Roster {
     pub fn has_room(&mut self, listener: ListenerId) -> bool {
         let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        self.lanes[place].as_ref().is_some_and(|lane| lane.picker.has_room(loads))
+        self.lanes[place].as_ref().is_some_and(|lane| lane.chooser.has_room(loads))
     }
 
     /// Whether the policy wants to know the client.
     #[must_use]
     pub fn wants_client(&self) -> bool {
-        self.rules.order == Order::Sticky
+        self.lanes.iter().flatten().any(|lane| lane.chooser.wants_client())
     }
 
     /// Connections go into the worker's channel, unless they are [`Roster::refused`] there.
@@ -411,7 +418,7 @@ impl Roster {
     #[must_use]
     pub fn skips(&self) -> Skips {
         let mut sum = self.skips_before;
-        self.lanes.iter().flatten().for_each(|lane| sum.add(&lane.picker.skips()));
+        self.lanes.iter().flatten().for_each(|lane| sum.add(&lane.chooser.skips()));
         sum
     }
 

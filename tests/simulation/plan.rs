@@ -170,6 +170,7 @@ fn rules(random: &mut Rng) -> Rules {
             inflight_max: random.bool().then(|| random.u32(1..40)),
             overload_factor: [None, Some(1.0), Some(1.5)][random.usize(0..3)],
         },
+        scheduler: None,
         credits: match random.bool() {
             true => CreditRule::Adaptive,
             false => CreditRule::Fixed(random.u32(1..60)),

@@ -149,7 +149,7 @@ impl World {
         });
         let stories = stories.collect();
         let mut world = Self {
-            front: Front::new(Roster::new(plan.rules, plan.listeners), plan.listeners),
+            front: Front::new(Roster::new(plan.rules.clone(), plan.listeners), plan.listeners),
             links: (0..plan.workers).map(|_| None).collect(),
             workers: (0..plan.workers).map(|_| Worker::default()).collect(),
             backlog: (0..plan.listeners).map(|_| VecDeque::new()).collect(),

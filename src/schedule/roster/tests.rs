@@ -9,6 +9,7 @@ fn roster(workers: u16) -> Roster {
     let rules = Rules {
         order: Order::Rotation,
         limits: Limits::default(),
+        scheduler: None,
         credits: CreditRule::Adaptive,
         credits_max: CREDITS_MAX,
         hang_after_ns: Some(100 * MS),

@@ -1,0 +1,241 @@
+//! A scheduler that a user of the library brings, on the real data path: a real listener, a real
+//! ring, and inboxes that this test reads itself, so that it decides when something is claimed.
+
+mod common;
+
+use std::net::TcpStream;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use clusterlb::board::{PrimaryBoard, WorkerBoard};
+use clusterlb::id::{ListenerId, Slot};
+use clusterlb::primary::{Command, Lines, NewLink, Primary, Report, Totals};
+use clusterlb::schedule::{Client, CreditRule, Rules, Scheduler, SchedulerFactory, WorkerLoad};
+use clusterlb::sys::clock::monotonic_ns;
+use clusterlb::sys::fdpass;
+use clusterlb::sys::listener::{ListenOptions, Listener};
+use common::{PATIENCE, eventually};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+const BACKLOG: u32 = 64;
+/// Connections that each worker may be given before it claims one.
+const CREDITS: usize = 3;
+
+/// Everything to the first worker that takes it.
+#[derive(Debug)]
+struct FirstOfAll;
+
+impl Scheduler for FirstOfAll {
+    fn pick(&mut self, loads: &[WorkerLoad], _: Client) -> Option<Slot> {
+        let place = loads.iter().position(WorkerLoad::can_take)?;
+        u16::try_from(place).ok().map(Slot)
+    }
+}
+
+/// A worker as far as the primary can see it.
+#[derive(Debug)]
+struct Inbox {
+    receiver: OwnedFd,
+    board: WorkerBoard,
+    sockets: Vec<OwnedFd>,
+}
+
+impl Inbox {
+    /// Takes what has arrived out of the channel. The primary hears of it with `claim` only.
+    fn look(&mut self) -> usize {
+        let mut payload = [0; 4096];
+        loop {
+            let taken = fdpass::receive(self.receiver.as_fd(), &mut payload, &mut self.sockets);
+            match taken {
+                Ok(arrival) => assert!(arrival.bytes > 0 && !arrival.truncated, "{arrival:?}"),
+                Err(errno) => {
+                    assert_eq!(errno, Errno::EAGAIN);
+                    return self.sockets.len();
+                }
+            }
+        }
+    }
+
+    /// Claims what has arrived, and rings if the primary wants to know.
+    fn claim(&mut self, bell: &EventFd) {
+        let count = self.sockets.drain(..).count() as u64;
+        self.board.add_claimed(count, monotonic_ns());
+        self.board.add_finished(count);
+        if self.board.publish() {
+            bell.write(1).expect("the bell has room");
+        }
+    }
+}
+
+/// The running data path with its inboxes.
+#[derive(Debug)]
+struct Bench {
+    address: String,
+    inboxes: Vec<Inbox>,
+    commands: Sender<Command>,
+    reports: Receiver<Report>,
+    bell: Arc<EventFd>,
+    thread: JoinHandle<()>,
+}
+
+fn bell() -> Arc<EventFd> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    Arc::new(EventFd::from_flags(flags).expect("a descriptor to spare"))
+}
+
+impl Bench {
+    fn start(rules: Rules, workers: u16) -> Self {
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let options = ListenOptions { backlog: BACKLOG, share_port: false };
+        let listener = Arc::new(Listener::open(&address, options).expect("a free port"));
+        let address = listener.address().to_owned();
+        let (commands, commands_out) = channel();
+        let (reports_in, reports) = channel();
+        let (bell, report_bell) = (bell(), bell());
+        let lines = Lines {
+            commands: commands_out,
+            reports: reports_in,
+            bell: Arc::clone(&bell),
+            report_bell,
+        };
+        // A ring belongs to the thread that made it.
+        let thread = std::thread::spawn(move || {
+            let workers = usize::from(workers);
+            let primary = Primary::new(rules, workers, BACKLOG, lines);
+            primary.and_then(Primary::run).expect("a data path that works");
+        });
+        let mut bench = Self { address, inboxes: vec![], commands, reports, bell, thread };
+        bench.command(Command::AddListener { id: ListenerId(0), listener });
+        for slot in (0..workers).map(Slot) {
+            bench.attach(slot);
+        }
+        bench.command(Command::Open);
+        bench
+    }
+
+    fn command(&self, command: Command) {
+        self.commands.send(command).expect("the data path runs");
+        self.bell.write(1).expect("the bell has room");
+    }
+
+    fn attach(&mut self, slot: Slot) {
+        let board = PrimaryBoard::create().expect("a page");
+        let memory = board.as_fd().try_clone_to_owned().expect("a descriptor to spare");
+        let (sender, receiver) = fdpass::packet_pair().expect("descriptors to spare");
+        self.inboxes.push(Inbox {
+            receiver: receiver.try_clone().expect("a descriptor to spare"),
+            board: WorkerBoard::open(memory).expect("our own page"),
+            sockets: Vec::new(),
+        });
+        self.command(Command::Attach { slot, link: NewLink { sender, receiver, board } });
+        self.command(Command::Join { slot, listener: ListenerId(0) });
+    }
+
+    fn connect(&self, count: usize) -> Vec<TcpStream> {
+        (0..count).map(|_| TcpStream::connect(&self.address).expect("a backlog")).collect()
+    }
+
+    /// Waits until each inbox has received so many and not claimed them.
+    fn expect(&mut self, counts: &[usize]) {
+        let mut seen = Vec::new();
+        eventually("the connections to arrive", || {
+            seen = self.inboxes.iter_mut().map(Inbox::look).collect();
+            (seen.iter().sum::<usize>() >= counts.iter().sum()).then_some(())
+        });
+        assert_eq!(seen, counts);
+    }
+
+    /// Claims what one inbox has received.
+    fn claim(&mut self, slot: usize) {
+        self.inboxes[slot].claim(&self.bell);
+    }
+
+    /// Stops accepting, hands over what waits, ends.
+    fn end(self) -> Totals {
+        self.command(Command::RemoveListener { listener: ListenerId(0) });
+        let report = || self.reports.recv_timeout(PATIENCE).expect("a report");
+        assert!(matches!(report(), Report::ListenerRemoved { .. }));
+        self.command(Command::End);
+        let Report::Ended(totals) = report() else { panic!("nothing else was to come") };
+        self.thread.join().expect("the data path has not panicked");
+        totals
+    }
+}
+
+/// Rules with this scheduler, by which nothing depends on time.
+fn rules<S: Scheduler + 'static>(make: impl Fn() -> S + Send + Sync + 'static) -> Rules {
+    Rules {
+        scheduler: Some(SchedulerFactory::new(move |_| Box::new(make()))),
+        credits: CreditRule::Fixed(u32::try_from(CREDITS).expect("a few")),
+        hang_after_ns: None,
+        ..Rules::default()
+    }
+}
+
+#[test]
+fn a_scheduler_of_ones_own_decides_who_gets_a_connection() {
+    let mut bench = Bench::start(rules(|| FirstOfAll), 3);
+    let mut clients = bench.connect(2 * CREDITS + 1);
+    bench.expect(&[CREDITS, CREDITS, 1]);
+    // A rotation would go on with the third, and the least loaded is the third, too.
+    bench.claim(0);
+    clients.extend(bench.connect(1));
+    bench.expect(&[1, CREDITS, 1]);
+    (0..3).for_each(|slot| bench.claim(slot));
+    let totals = bench.end();
+    assert_eq!((totals.accepted, totals.refused, totals.dropped), (clients.len() as u64, 0, 0));
+}
+
+#[test]
+fn what_nobody_can_take_waits_until_somebody_can() {
+    let mut bench = Bench::start(rules(|| FirstOfAll), 2);
+    let clients = bench.connect(3 * CREDITS);
+    bench.expect(&[CREDITS, CREDITS]);
+    bench.claim(1);
+    bench.expect(&[CREDITS, CREDITS]);
+    (0..2).for_each(|slot| bench.claim(slot));
+    let totals = bench.end();
+    assert_eq!((totals.accepted, totals.dropped), (clients.len() as u64, 0));
+    assert!(totals.pauses > 0, "{totals:?}");
+}
+
+/// Names whoever comes next, whether that one can take anything, and even whether it is there.
+#[derive(Debug)]
+struct Careless {
+    asked: Sender<Slot>,
+    next: u16,
+}
+
+impl Scheduler for Careless {
+    fn pick(&mut self, _: &[WorkerLoad], _: Client) -> Option<Slot> {
+        let slot = Slot(self.next);
+        self.next = (self.next + 1) % 5;
+        self.asked.send(slot).expect("the test listens");
+        Some(slot)
+    }
+}
+
+#[test]
+fn a_careless_scheduler_cannot_harm_the_data_path() {
+    let (asked, answers) = channel();
+    let asked = Mutex::new(asked);
+    let make = move || Careless { asked: asked.lock().expect("no panic").clone(), next: 3 };
+    let mut bench = Bench::start(rules(make), 2);
+    // Slots 3 and 4 do not exist: the connection waits until the scheduler is asked again, which
+    // is at once for the second question, and then when a worker has done something.
+    let client = bench.connect(1);
+    let mut named = Vec::new();
+    eventually("the scheduler to name somebody who is there", || {
+        bench.claim(1);
+        named.extend(answers.try_iter());
+        named.contains(&Slot(0)).then_some(())
+    });
+    bench.expect(&[1, 0]);
+    assert_eq!(named[..3], [Slot(3), Slot(4), Slot(0)]);
+    bench.claim(0);
+    let totals = bench.end();
+    assert_eq!((totals.accepted, totals.dropped), (client.len() as u64, 0));
+}
