@@ -1,4 +1,5 @@
-//! What `--listen` names. Parses and prints; opens nothing, resolves nothing.
+//! What `--listen` names, and the ends of connections. Parses and prints; opens nothing, resolves
+//! nothing.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,6 +25,36 @@ pub enum ListenAddress {
     Abstract(String),
     /// A listening socket that this process inherited under this number.
     Inherited(RawFd),
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// An IPv4 or IPv6 address and port.
+    Inet(SocketAddr),
+    /// A unix socket, with its path if it has one; a client's usually has none.
+    Unix(Option<PathBuf>),
+}
+
+impl Endpoint {
+    /// The address and port, unless it is a unix socket.
+    #[must_use]
+    pub fn inet(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Inet(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => write!(f, "{address}"),
+            Self::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
+            Self::Unix(None) => write!(f, "unix:"),
+        }
+    }
 }
 
 const FORMS: &str = "write HOST:PORT (127.0.0.1:8000, [::1]:8000, port 0 for a free one), PORT, \
@@ -70,6 +101,18 @@ fn unix(path: &str) -> Option<ListenAddress> {
             Some(ListenAddress::Unix(PathBuf::from(path)))
         }
         _ => None,
+    }
+}
+
+impl ListenAddress {
+    /// Whether a free port is to be chosen for it.
+    #[must_use]
+    pub fn is_port_zero(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.port() == 0,
+            Self::Name(_, port) => *port == 0,
+            Self::Unix(_) | Self::Abstract(_) | Self::Inherited(_) => false,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failed step, its cause and what to do about it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The machine, the container or the account does not allow what is needed.
@@ -27,7 +27,7 @@ pub enum Error {
         /// The address as it was given.
         address: String,
         /// The call that failed: `bind`, `listen on`, `open`, …
-        step: &'static str,
+        step: String,
         /// What the kernel answered.
         source: Errno,
     },
@@ -155,7 +155,7 @@ mod tests {
     fn a_busy_port_says_how_to_find_the_other_server() {
         let error = Error::Listen {
             address: "127.0.0.1:80".into(),
-            step: "listen on",
+            step: "listen on".into(),
             source: Errno::EADDRINUSE,
         };
         assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:80: Address already in use");

@@ -12,6 +12,7 @@ pub mod handler;
 pub mod handoff;
 pub mod harness;
 pub mod id;
+pub mod keeper;
 pub mod primary;
 pub mod runtime;
 pub mod schedule;

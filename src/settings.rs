@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::handler::Serve;
-use crate::schedule::Rules;
+use crate::schedule::{Order, Rules};
 use crate::topology::{Pin, Workers};
 use crate::work::Work;
 
@@ -30,6 +30,18 @@ pub enum Policy {
     Sticky,
     /// The workers accept from the shared listener, the kernel chooses (SCHED_NONE).
     None,
+}
+
+impl Policy {
+    /// In which order the scheduler prefers workers under this policy.
+    #[must_use]
+    pub fn order(self) -> Order {
+        match self {
+            Self::Rr | Self::None => Order::Rotation,
+            Self::Least => Order::Least,
+            Self::Sticky => Order::Sticky,
+        }
+    }
 }
 
 /// How workers accept under [`Policy::None`].
@@ -133,7 +145,7 @@ impl Settings {
             ));
         }
         let doubled = self.listen.iter().enumerate().find(|(place, address)| {
-            !is_port_zero(address) && self.listen[..*place].contains(address)
+            !address.is_port_zero() && self.listen[..*place].contains(address)
         });
         if let Some((_, address)) = doubled {
             return Err(Error::usage(
@@ -187,9 +199,4 @@ impl Settings {
             _ => Ok(()),
         }
     }
-}
-
-fn is_port_zero(address: &ListenAddress) -> bool {
-    matches!(address, ListenAddress::Tcp(address) if address.port() == 0)
-        || matches!(address, ListenAddress::Name(_, 0))
 }

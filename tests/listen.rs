@@ -139,7 +139,7 @@ fn an_inherited_descriptor_that_does_not_listen_is_refused() {
     for (kind, number, reason) in [
         ("bound", 7, "Invalid argument"),
         ("datagram", 7, "Invalid argument"),
-        ("listening", 8, "Bad file number"),
+        ("listening", 200, "Bad file number"),
         ("listening", 0, "Socket operation on non-socket"),
         ("listening", 1, "Socket operation on non-socket"),
     ] {

@@ -15,7 +15,7 @@ use clusterlb::primary::{Command, Lines, NewLink, Primary, Report, Totals};
 use clusterlb::schedule::{Client, CreditRule, Rules, Scheduler, SchedulerFactory, WorkerLoad};
 use clusterlb::sys::clock::monotonic_ns;
 use clusterlb::sys::fdpass;
-use clusterlb::sys::listener::{ListenOptions, Listener};
+use clusterlb::sys::listener::{Listener, OpenOptions};
 use common::{PATIENCE, eventually};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -89,7 +89,8 @@ fn bell() -> Arc<EventFd> {
 impl Bench {
     fn start(rules: Rules, workers: u16) -> Self {
         let address = "127.0.0.1:0".parse().expect("an address");
-        let options = ListenOptions { backlog: BACKLOG, share_port: false };
+        let options =
+            OpenOptions { backlog: BACKLOG, share_port: false, ipv6_only: false, mode: None };
         let listener = Arc::new(Listener::open(&address, options).expect("a free port"));
         let address = listener.address().to_owned();
         let (commands, commands_out) = channel();

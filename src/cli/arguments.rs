@@ -7,15 +7,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::address::ListenAddress;
+use crate::cluster::policy_from_environment;
 use crate::error::{Error, Result};
 use crate::handler::Serve;
-use crate::schedule::{CREDITS_MAX, CreditRule, Limits, Order, Rules};
+use crate::schedule::{CREDITS_MAX, CreditRule, Limits, Rules};
 use crate::settings::{AcceptMechanism, Policy, Restart, Runtime, ServeSettings, Settings};
 use crate::topology::{Pin, Workers};
 use crate::work::Work;
-
-/// Sets the default of `--policy` (Node's `NODE_CLUSTER_SCHED_POLICY`).
-pub(super) const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -224,13 +222,8 @@ impl RunArguments {
     }
 
     fn rules(&self, policy: Policy) -> Rules {
-        let order = match policy {
-            Policy::Rr | Policy::None => Order::Rotation,
-            Policy::Least => Order::Least,
-            Policy::Sticky => Order::Sticky,
-        };
         Rules {
-            order,
+            order: policy.order(),
             limits: Limits {
                 inflight_max: self.max_inflight,
                 overload_factor: self.overload_factor.0,
@@ -277,18 +270,6 @@ fn credits(text: &str) -> std::result::Result<CreditRule, String> {
         ("auto", _) => Ok(CreditRule::Adaptive),
         (_, Ok(count @ 1..=CREDITS_MAX)) => Ok(CreditRule::Fixed(count)),
         _ => Err(format!("write auto or a number from 1 to {CREDITS_MAX}")),
-    }
-}
-
-fn policy_from_environment() -> Result<Policy> {
-    match std::env::var(POLICY_VARIABLE) {
-        Err(_) => Ok(Policy::default()),
-        Ok(text) => clap::ValueEnum::from_str(&text, false).map_err(|_| {
-            Error::usage(
-                format!("{POLICY_VARIABLE}={text} is not a policy"),
-                "set it to rr or none, or unset it",
-            )
-        }),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::cluster::{Event, Summary, WorkerSummary};
+use crate::keeper::{Event, Summary, WorkerSummary};
 
 /// Longest bar of the summary, in characters.
 const BAR_WIDTH: u64 = 24;
@@ -201,15 +201,16 @@ fn length(part: u64, most: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::Tally;
+    use crate::cluster::WorkerCounts;
     use crate::id::WorkerId;
 
     #[test]
     fn the_table_shows_shares_and_sums() {
         let mut summary = Summary { accepted: 40, ..Summary::default() };
         for (id, count) in [(1, 30), (2, 10)] {
-            let tally = Tally { assigned: count, returned: 0, claimed: count, finished: count };
-            summary.enter(WorkerSummary::new(WorkerId(id), 100, Some(0), tally));
+            let mut counts = WorkerCounts::default();
+            (counts.assigned, counts.claimed, counts.finished) = (count, count, count);
+            summary.enter(WorkerSummary::new(WorkerId(id), 100, Some(0), counts));
         }
         summary.close();
         let text = table(&summary);

@@ -15,8 +15,8 @@ use clap::{Parser as _, ValueEnum};
 use nix::sys::signal::Signal;
 
 use crate::check;
-use crate::cluster::{Event, Outcome, Supervisor};
 use crate::error::{Error, Result};
+use crate::keeper::{Event, Keeper, Outcome};
 use crate::settings::{Policy, Runtime, Settings};
 use crate::sys::cpu::CpuFacts;
 use crate::sys::limits;
@@ -87,7 +87,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let mut console = Console::new(style, settings.listen.len(), introduction);
     let outcome = {
         let mut tell = |event: Event| console.tell(event);
-        Supervisor::start(&settings, &plan, level, &mut tell)?.run()?
+        Keeper::start(&settings, &plan, level, &mut tell)?.run()?
     };
     conclude(&mut console, outcome)
 }

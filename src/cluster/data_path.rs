@@ -1,15 +1,16 @@
-//! The thread of the primary's data path, as the supervisor holds it.
+//! The thread of the primary's data path, as the control plane holds it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
+use super::ClusterSettings;
+use super::mailbox::{new_bell, ring};
 use crate::error::{Error, Result, errno_of};
-use crate::primary::{Command, Lines, Primary, Report};
-use crate::schedule::Rules;
+use crate::primary::{Command, Lines, Primary, Report, Totals};
 
 /// The running data path.
 #[derive(Debug)]
@@ -21,25 +22,12 @@ pub(super) struct DataPath {
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// A descriptor that wakes a waiting thread.
-pub(super) fn new_bell() -> Result<Arc<EventFd>> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map(Arc::new)
-        .map_err(|errno| Error::system("create an eventfd", errno))
-}
-
 impl DataPath {
-    /// Starts the thread and waits until it has its ring.
+    /// Starts the thread and waits until it has its ring. `bell` is what workers ring.
     ///
     /// # Errors
     /// The machine refuses a ring, or the CPU.
-    pub(super) fn start(
-        rules: Rules,
-        workers: usize,
-        backlog: u32,
-        cpu: Option<usize>,
-        bell: Arc<EventFd>,
-    ) -> Result<Self> {
+    pub(super) fn start(settings: &ClusterSettings, bell: Arc<EventFd>) -> Result<Self> {
         let report_bell = new_bell()?;
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
@@ -50,6 +38,8 @@ impl DataPath {
             report_bell: Arc::clone(&report_bell),
         };
         let (started, has_started) = mpsc::sync_channel(1);
+        let (rules, backlog) = (settings.rules.clone(), settings.backlog);
+        let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
         let body = move || {
             let prepared = cpu
                 .map_or(Ok(()), crate::sys::cpu::pin_to)
@@ -76,7 +66,7 @@ impl DataPath {
     pub(super) fn command(&self, command: Command) {
         // A data path that has ended has told so; there is nothing more to ask of it.
         let _ = self.commands.send(command);
-        let _ = self.bell.write(1);
+        ring(&self.bell);
     }
 
     /// What it has reported since the last call.
@@ -94,11 +84,22 @@ impl DataPath {
         Ok(reports)
     }
 
-    /// Waits for the thread's end.
+    /// Drops what could not be handed over, ends the thread and tells the sums.
     ///
     /// # Errors
     /// What the data path failed with.
-    pub(super) fn join(&mut self) -> Result<()> {
+    pub(super) fn end(mut self) -> Result<Totals> {
+        self.command(Command::End);
+        self.join()?;
+        let totals = self.reports.try_iter().find_map(|report| match report {
+            Report::Ended(totals) => Some(totals),
+            _ => None,
+        });
+        totals.ok_or_else(died)
+    }
+
+    /// Waits for the thread's end.
+    fn join(&mut self) -> Result<()> {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(_)) => Err(died()),

@@ -1,132 +1,227 @@
-//! What happens in a run, as it is told to the outside. Plain data; one JSON object a line.
+//! What happens in a cluster, as the program is told.
 
-use serde::Serialize;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::cluster::summary::Summary;
-use crate::id::{ListenerId, WorkerId};
-use crate::settings::{AcceptMechanism, Policy};
-use crate::sys::probe::FeatureLevel;
+use super::mailbox::Item;
+use super::{ClusterSettings, Message, WorkerHandle};
+use crate::address::ListenAddress;
+use crate::control::{LatencySummary, Transport};
+use crate::error::Error;
+use crate::id::ListenerId;
 use crate::sys::process::Ending;
 
-/// Something happened.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
+/// Something happened. Names and order are Node's.
+///
+/// For each worker: `Fork`, `Online`, any number of `Listening`, `Message`, `Hung`, `Recovered` and
+/// `Error`, then `Disconnect` and `Exit`, each once and in this order. A worker that could not be
+/// started tells of itself in the error of the fork only.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A listener is served by every worker (Node's `listening`, once for the whole cluster).
-    Listening {
-        /// The bound address, with the port that was chosen.
-        address: String,
-        /// Its number in this run.
-        listener: ListenerId,
-        /// Who chooses the worker.
-        policy: Policy,
-        /// How workers accept; only with the policy `none`.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        accept: Option<AcceptMechanism>,
-        /// What moves the bytes.
-        engine: &'static str,
-        /// How much of io_uring this kernel has.
-        feature_level: FeatureLevel,
-        /// Workers that serve it.
-        workers: usize,
-        /// The primary's process id.
-        pid: u32,
-        /// The CPU of the primary's data path, if it is pinned.
-        cpu: Option<usize>,
+    /// The settings were changed (Node: `setup`).
+    Setup {
+        /// As they are from now on.
+        settings: Arc<ClusterSettings>,
     },
-    /// A worker process was started (Node's `fork`).
+    /// A worker process was started (Node: `fork`).
     Fork {
-        /// The worker.
-        id: WorkerId,
-        /// Its process id.
-        pid: u32,
-        /// Its CPU, if it is pinned.
-        cpu: Option<usize>,
+        /// Which one.
+        worker: WorkerHandle,
     },
-    /// A worker runs (Node's `online`).
+    /// A worker runs and has said so (Node: `online`).
     Online {
-        /// The worker.
-        id: WorkerId,
-        /// Its process id.
-        pid: u32,
+        /// Which one.
+        worker: WorkerHandle,
     },
-    /// A worker's process has ended (Node's `exit`).
+    /// A worker serves an address (Node: `listening`).
+    Listening {
+        /// Which worker.
+        worker: WorkerHandle,
+        /// Which address.
+        address: ListeningAddress,
+    },
+    /// A worker has sent a message (Node: `message`).
+    Message {
+        /// Which worker.
+        worker: WorkerHandle,
+        /// What it says.
+        message: Message,
+    },
+    /// A worker's channel has ended (Node: `disconnect`). Its process may live on for a while.
+    Disconnect {
+        /// Which worker.
+        worker: WorkerHandle,
+    },
+    /// A worker's process has ended, and it is no longer among the cluster's workers (Node:
+    /// `exit`).
     Exit {
-        /// The worker.
-        id: WorkerId,
-        /// Its process id.
-        pid: u32,
-        /// Its exit code, unless a signal ended it.
-        code: Option<i32>,
-        /// The signal that ended it.
-        signal: Option<String>,
-        /// Connections that it had claimed and that ended with it.
-        aborted: u64,
+        /// Which worker.
+        worker: WorkerHandle,
+        /// With which code, or by which signal.
+        ending: Ending,
+        /// What became of its connections.
+        counts: WorkerCounts,
+    },
+    /// Something failed (Node: `error`). Nothing more needs to be done about it: a worker whose
+    /// channel carried garbage is disconnected.
+    Error {
+        /// Whose failure it was; without a worker, the cluster's own.
+        worker: Option<WorkerHandle>,
+        /// What failed.
+        error: Arc<Error>,
     },
     /// A worker left connections unclaimed for too long: they went to others, and it gets nothing
     /// until it answers.
     Hung {
-        /// The worker.
-        id: WorkerId,
-        /// Its process id.
-        pid: u32,
+        /// Which worker.
+        worker: WorkerHandle,
         /// Connections taken back from it.
         taken_back: u32,
     },
     /// A hung worker has answered and gets connections again.
     Recovered {
-        /// The worker.
-        id: WorkerId,
-        /// Its process id.
-        pid: u32,
+        /// Which worker.
+        worker: WorkerHandle,
     },
-    /// An ended worker will be replaced.
-    Respawn {
-        /// Who ended.
-        id: WorkerId,
-        /// How long that waits.
-        delay_ms: u64,
-    },
-    /// A worker will not be replaced any more.
-    GiveUp {
-        /// Who ended last.
-        id: WorkerId,
-        /// Why.
-        reason: String,
-    },
-    /// The run is ending: nothing new is accepted.
-    Draining {
-        /// Why.
-        reason: String,
-        /// How long open connections may take.
-        grace_ms: u64,
-    },
-    /// Workers were ended by force.
-    Kill {
-        /// Who.
-        ids: Vec<WorkerId>,
-        /// Why.
-        reason: String,
-    },
-    /// Something worth knowing that changes nothing.
-    Note {
-        /// What.
-        text: String,
-    },
-    /// The run has ended.
-    Summary(Summary),
 }
 
-/// The two ways to end, apart.
-#[must_use]
-pub(super) fn code_and_signal(ending: Ending) -> (Option<i32>, Option<String>) {
-    match ending {
-        Ending::Code(code) => (Some(code), None),
-        Ending::Signal(number) => {
-            let name = nix::sys::signal::Signal::try_from(number)
-                .map_or_else(|_| format!("SIG{number}"), |signal| signal.as_str().to_owned());
-            (None, Some(name))
+/// What a worker serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListeningAddress {
+    /// The host's address, or the path of a unix socket (`@name` in the abstract namespace).
+    pub address: String,
+    /// The port; none for unix sockets.
+    pub port: Option<u16>,
+    /// What kind of address it is (Node: `addressType`).
+    pub kind: AddressKind,
+    /// The listener's number in this cluster, as connections name it.
+    pub listener: ListenerId,
+}
+
+/// What kind of address it is (Node: 4, 6, -1, `'udp4'`, `'udp6'`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AddressKind {
+    /// TCP over IPv4.
+    V4,
+    /// TCP over IPv6.
+    V6,
+    /// A unix stream socket.
+    Unix,
+    /// UDP over IPv4.
+    Udp4,
+    /// UDP over IPv6.
+    Udp6,
+}
+
+/// What became of a worker's connections, when it has ended.
+///
+/// `assigned = returned + finished + aborted`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerCounts {
+    /// Connections given to it, or accepted by itself under the policy `none`.
+    pub assigned: u64,
+    /// Connections taken back from it, or sent back by it, before it had claimed them.
+    pub returned: u64,
+    /// Connections that it received.
+    pub claimed: u64,
+    /// Connections that it had done with.
+    pub finished: u64,
+    /// Connections that were open when it ended.
+    pub aborted: u64,
+    /// Requests that it answered, if it counts them.
+    pub requests: u64,
+    /// From accept to claim; only for workers that left in order and measure it.
+    pub handoff: Option<LatencySummary>,
+}
+
+impl Event {
+    /// The worker that it concerns, if it concerns one.
+    #[must_use]
+    pub fn worker(&self) -> Option<&WorkerHandle> {
+        match self {
+            Self::Setup { .. } => None,
+            Self::Error { worker, .. } => worker.as_ref(),
+            Self::Fork { worker }
+            | Self::Online { worker }
+            | Self::Listening { worker, .. }
+            | Self::Message { worker, .. }
+            | Self::Disconnect { worker }
+            | Self::Exit { worker, .. }
+            | Self::Hung { worker, .. }
+            | Self::Recovered { worker } => Some(worker),
         }
+    }
+}
+
+impl Item for Event {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.bytes().len(),
+            _ => 0,
+        }
+    }
+}
+
+impl ListeningAddress {
+    /// From an address as listeners write it.
+    pub(super) fn new(bound: &str, transport: Transport, listener: ListenerId) -> Self {
+        let datagrams = transport != Transport::Stream;
+        if let Ok(inet) = bound.parse::<SocketAddr>() {
+            let kind = match (inet.is_ipv6(), datagrams) {
+                (false, false) => AddressKind::V4,
+                (true, false) => AddressKind::V6,
+                (false, true) => AddressKind::Udp4,
+                (true, true) => AddressKind::Udp6,
+            };
+            let (address, port) = (inet.ip().to_string(), Some(inet.port()));
+            return Self { address, port, kind, listener };
+        }
+        let address = bound.strip_prefix("unix:").unwrap_or(bound).to_owned();
+        Self { address, port: None, kind: AddressKind::Unix, listener }
+    }
+
+    /// The same as one would give it to [`Worker::listen`](super::Worker::listen).
+    #[must_use]
+    pub fn to_listen_address(&self) -> ListenAddress {
+        let inet =
+            self.port.and_then(|port| Some(SocketAddr::new(self.address.parse().ok()?, port)));
+        match (inet, self.address.strip_prefix('@')) {
+            (Some(address), _) => ListenAddress::Tcp(address),
+            (None, Some(name)) => ListenAddress::Abstract(name.to_owned()),
+            (None, None) => ListenAddress::Unix(PathBuf::from(&self.address)),
+        }
+    }
+}
+
+impl fmt::Display for ListeningAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_listen_address().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_told_as_node_does() {
+        let told = |bound: &str, transport| {
+            let address = ListeningAddress::new(bound, transport, ListenerId(0));
+            assert_eq!(address.to_string(), bound);
+            (address.address, address.port, address.kind)
+        };
+        let (stream, datagram) = (Transport::Stream, Transport::Datagram);
+        assert_eq!(told("1.2.3.4:80", stream), ("1.2.3.4".into(), Some(80), AddressKind::V4));
+        assert_eq!(told("[::1]:80", stream), ("::1".into(), Some(80), AddressKind::V6));
+        assert_eq!(told("unix:/run/a", stream), ("/run/a".into(), None, AddressKind::Unix));
+        assert_eq!(told("unix:@a", stream), ("@a".into(), None, AddressKind::Unix));
+        assert_eq!(told("1.2.3.4:80", datagram), ("1.2.3.4".into(), Some(80), AddressKind::Udp4));
+        assert_eq!(told("[::1]:80", datagram), ("::1".into(), Some(80), AddressKind::Udp6));
     }
 }

@@ -1,90 +1,364 @@
-//! The listeners of a run and who shares them.
+//! The listeners of a cluster and who shares them.
 //!
-//! Owns every listening socket of the primary. A worker asks by address; the first to ask would
-//! open it, and the command opens its own before there are workers, so that a busy port is told
-//! at once.
+//! Owns every socket that the primary has opened for workers. The first worker to ask for an
+//! address opens it, others that ask for the same share it, and it is closed when the last of them
+//! has gone, unless it is held.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+
 use crate::address::ListenAddress;
+use crate::control::{ListenOptions, Transport};
 use crate::error::{Error, Result, errno_of};
-use crate::id::{ListenerId, Slot};
-use crate::sys::listener::{ListenOptions, Listener, open_shared};
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::settings::LISTENERS_MAX;
+use crate::sys::datagram::{self, DatagramOptions};
+use crate::sys::listener::{Listener, OpenOptions, open_shared};
+
+/// Chosen ports that are remembered for the next worker that asks for the same. Beyond it a new
+/// port is chosen again.
+const PORTS_REMEMBERED_MAX: usize = 1024;
+
+/// What a worker asks for: workers that ask for the same share a socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// The address as it was asked for.
+    pub(super) address: ListenAddress,
+    /// How it shall be opened.
+    pub(super) options: ListenOptions,
+    /// For port 0: the how-manieth request of a worker it is, from 0.
+    index: u32,
+}
+
+/// How a socket is opened, as far as that is the cluster's choice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    /// Connections that may wait.
+    pub(super) backlog: u32,
+    /// Every worker gets a socket of its own (SO_REUSEPORT).
+    pub(super) socket_for_each: bool,
+}
+
+/// A worker that waits until an address is free again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) worker: WorkerId,
+    pub(super) sequence: u32,
+}
 
 /// An address and its sockets.
 #[derive(Debug)]
-struct Entry {
-    /// The address as it was asked for.
-    asked: String,
-    /// The socket that the primary accepts from or that all workers share.
-    listener: Arc<Listener>,
-    /// A further socket for each slot, with SO_REUSEPORT. Slot 0 has the first one. They stay
-    /// with their slot when a worker is replaced, so that what waits in them is not lost.
-    by_slot: Vec<Listener>,
+pub(super) struct Entry {
+    pub(super) id: ListenerId,
+    pub(super) key: Key,
+    /// The address that was bound.
+    pub(super) address: String,
+    /// Who uses it, or has been told that it may.
+    pub(super) users: BTreeSet<WorkerId>,
+    /// It stays open, whoever uses it.
+    pub(super) held: bool,
+    /// It goes: the data path gives away what is left in it.
+    pub(super) closing: bool,
+    /// Who asked for the address meanwhile.
+    pub(super) askers: Vec<Asker>,
+    socket: Socket,
+    opening: Opening,
+}
+
+#[derive(Debug)]
+enum Socket {
+    /// One for the primary to accept from, or for all workers.
+    Stream(Arc<Listener>),
+    /// One for each place. They stay with their places while they are held, so that what waits in
+    /// them is not lost when a worker is replaced.
+    StreamEach { first: Option<Arc<Listener>>, by_slot: BTreeMap<Slot, Arc<Listener>> },
+    /// One for all workers.
+    Datagram(UdpSocket),
+    /// One for each worker, which nobody else keeps: the kernel would go on giving it datagrams.
+    DatagramEach(Option<UdpSocket>),
+    /// None any more.
+    Closed,
 }
 
 /// All listeners.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    entries: Vec<Entry>,
+    entries: BTreeMap<ListenerId, Entry>,
+    last: u16,
+    /// The ports that were chosen, so that they stay the same after all workers were replaced.
+    ports: HashMap<Key, SocketAddr>,
+    /// Inherited sockets. Their numbers mean them as long as the cluster lives.
+    inherited: HashMap<ListenAddress, Arc<Listener>>,
+}
+
+impl Key {
+    pub(super) fn new(address: &ListenAddress, options: ListenOptions, index: u32) -> Self {
+        Self { address: address.clone(), options, index }
+    }
 }
 
 impl Listeners {
-    /// Opens every address; with `slots`, one socket for each slot.
-    pub(super) fn open(
-        addresses: &[ListenAddress],
-        options: ListenOptions,
-        slots: usize,
-    ) -> Result<Self> {
-        let mut entries = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            let listener = Arc::new(Listener::open(address, options)?);
-            let further = if options.share_port { slots.saturating_sub(1) } else { 0 };
-            let by_slot = (0..further).map(|_| open_shared(listener.address(), options));
-            let by_slot = by_slot.collect::<Result<_>>()?;
-            entries.push(Entry { asked: address.to_string(), listener, by_slot });
-        }
-        Ok(Self { entries })
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
-    /// What a worker gets that asks for `address`, as its `sequence`th one: the listener's number
-    /// and bound address. Port 0 may be asked for several times, and means another port each time.
-    pub(super) fn find(&self, sequence: u32, address: &str) -> Option<(ListenerId, String)> {
-        let same = |entry: &Entry| entry.asked == address;
-        let place = usize::try_from(sequence)
-            .ok()
-            .filter(|place| self.entries.get(*place).is_some_and(same))
-            .or_else(|| self.entries.iter().position(same))?;
-        let id = ListenerId(u16::try_from(place).expect("listeners are bounded"));
-        Some((id, self.entries[place].listener.address().to_owned()))
-    }
-
-    /// A copy of the socket that the worker in `slot` accepts from.
-    pub(super) fn copy_for(&self, id: ListenerId, slot: Slot) -> Result<OwnedFd> {
-        let entry = &self.entries[id.index()];
-        let own = slot.index().checked_sub(1).and_then(|place| entry.by_slot.get(place));
-        let listener = own.unwrap_or(&entry.listener);
-        listener.as_fd().try_clone_to_owned().map_err(|error| {
-            Error::system("duplicate a listening socket for a worker", errno_of(&error))
-        })
-    }
-
-    /// The sockets for the data path.
-    pub(super) fn shared(&self) -> impl Iterator<Item = (ListenerId, Arc<Listener>)> {
-        self.entries
-            .iter()
-            .zip(0..)
-            .map(|(entry, id)| (ListenerId(id), Arc::clone(&entry.listener)))
-    }
-
-    /// Numbers and bound addresses.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = (ListenerId, &str)> {
-        self.entries.iter().zip(0..).map(|(entry, id)| (ListenerId(id), entry.listener.address()))
-    }
-
-    /// Closes the primary's own sockets.
-    pub(super) fn close(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.entries.clear();
+    }
+
+    pub(super) fn find(&self, key: &Key) -> Option<&Entry> {
+        self.entries.values().find(|entry| entry.key == *key)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ListenerId) -> Option<&mut Entry> {
+        self.entries.get_mut(&id)
+    }
+
+    pub(super) fn take(&mut self, id: ListenerId) -> Option<Entry> {
+        self.entries.remove(&id)
+    }
+
+    /// Every listener, in the order in which they were opened.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// The index of the next socket of an address that is opened for nobody yet.
+    pub(super) fn next_index(&self, address: &ListenAddress) -> u32 {
+        if !address.is_port_zero() {
+            return 0;
+        }
+        let same = self.entries.values().filter(|entry| entry.key.address == *address);
+        u32::try_from(same.count()).expect("listeners are bounded")
+    }
+
+    /// Opens what a key names.
+    ///
+    /// # Errors
+    /// [`Error::Listen`]: the address is not to be had, or there are 64 listeners.
+    pub(super) fn open(&mut self, key: Key, opening: Opening) -> Result<ListenerId> {
+        if self.entries.len() >= LISTENERS_MAX {
+            return Err(Error::Listen {
+                address: key.address.to_string(),
+                step: format!("open more than {LISTENERS_MAX} listeners, the last at"),
+                source: Errno::EMFILE,
+            });
+        }
+        let remembered = self.ports.get(&key).map(|port| ListenAddress::Tcp(*port));
+        let again = remembered.and_then(|address| self.socket(&key, &address, opening).ok());
+        let (socket, address) = match again {
+            Some(opened) => opened,
+            None => self.socket(&key, &key.address, opening)?,
+        };
+        if key.address.is_port_zero()
+            && self.ports.len() < PORTS_REMEMBERED_MAX
+            && let Ok(bound) = address.parse()
+        {
+            self.ports.insert(key.clone(), bound);
+        }
+        let id = self.next_id();
+        let entry = Entry {
+            id,
+            key,
+            address,
+            users: BTreeSet::new(),
+            held: false,
+            closing: false,
+            askers: Vec::new(),
+            socket,
+            opening,
+        };
+        self.entries.insert(id, entry);
+        Ok(id)
+    }
+
+    /// A number that no listener has, and had not for a long time.
+    fn next_id(&mut self) -> ListenerId {
+        loop {
+            let id = ListenerId(self.last);
+            self.last = self.last.wrapping_add(1);
+            if !self.entries.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn socket(
+        &mut self,
+        key: &Key,
+        address: &ListenAddress,
+        opening: Opening,
+    ) -> Result<(Socket, String)> {
+        if key.options.transport != Transport::Stream {
+            let (socket, bound) = datagram::open(address, datagram_options(key.options))?;
+            let socket = match key.options.transport {
+                Transport::DatagramEach => Socket::DatagramEach(Some(socket)),
+                _ => Socket::Datagram(socket),
+            };
+            return Ok((socket, bound.to_string()));
+        }
+        if let Some(inherited) = self.inherited.get(address) {
+            let bound = inherited.address().to_owned();
+            return Ok((Socket::Stream(Arc::clone(inherited)), bound));
+        }
+        let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
+        let bound = listener.address().to_owned();
+        if matches!(address, ListenAddress::Inherited(_)) {
+            self.inherited.insert(address.clone(), Arc::clone(&listener));
+        }
+        let socket = match opening.socket_for_each {
+            true => Socket::StreamEach { first: Some(listener), by_slot: BTreeMap::new() },
+            false => Socket::Stream(listener),
+        };
+        Ok((socket, bound))
+    }
+
+    /// Gives inherited sockets up, so that their ports are free.
+    pub(super) fn forget_inherited(&mut self) {
+        self.inherited.clear();
+    }
+}
+
+impl Entry {
+    /// The socket that the data path accepts from.
+    pub(super) fn stream(&self) -> Option<&Arc<Listener>> {
+        match &self.socket {
+            Socket::Stream(listener) => Some(listener),
+            _ => None,
+        }
+    }
+
+    /// Whether it is one for connections, open or not.
+    pub(super) fn is_stream(&self) -> bool {
+        self.key.options.transport == Transport::Stream
+    }
+
+    /// Nobody uses it, and nothing keeps it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.users.is_empty() && !self.held && !self.closing
+    }
+
+    /// What the worker in `slot` gets to accept from or to receive from by itself; nothing, if the
+    /// primary accepts.
+    pub(super) fn copy_for(
+        &mut self,
+        slot: Slot,
+        primary_accepts: bool,
+    ) -> Result<Option<OwnedFd>> {
+        let (address, opening, options) = (&self.address, self.opening, self.key.options);
+        match &mut self.socket {
+            Socket::Stream(_) if primary_accepts => Ok(None),
+            Socket::Stream(listener) => listener.copy().map(Some),
+            Socket::StreamEach { first, by_slot } => {
+                if let Some(own) = by_slot.get(&slot) {
+                    return own.copy().map(Some);
+                }
+                let own = match first.take() {
+                    Some(first) => first,
+                    None => Arc::new(open_shared(address, open_options(options, opening))?),
+                };
+                let copy = own.copy()?;
+                by_slot.insert(slot, own);
+                Ok(Some(copy))
+            }
+            Socket::Datagram(socket) => {
+                let copy = socket.try_clone();
+                copy.map(|copy| Some(copy.into()))
+                    .map_err(|error| Error::system("duplicate a datagram socket", errno_of(&error)))
+            }
+            Socket::DatagramEach(first) => {
+                let own = match first.take() {
+                    Some(first) => first,
+                    None => datagram::open(&address.parse()?, datagram_options(options))?.0,
+                };
+                Ok(Some(own.into()))
+            }
+            Socket::Closed => Err(Error::system("share a closed listener", Errno::EBADF)),
+        }
+    }
+
+    /// The worker in `slot` has gone. Its own socket would get connections that nobody accepts.
+    pub(super) fn forget(&mut self, slot: Slot) {
+        if let Socket::StreamEach { by_slot, .. } = &mut self.socket
+            && !self.held
+        {
+            by_slot.remove(&slot);
+        }
+    }
+
+    /// Lets go of the sockets. Tells whether the data path still has one.
+    pub(super) fn close(&mut self) -> bool {
+        self.closing = true;
+        let socket = std::mem::replace(&mut self.socket, Socket::Closed);
+        matches!(socket, Socket::Stream(_))
+    }
+}
+
+fn open_options(options: ListenOptions, opening: Opening) -> OpenOptions {
+    OpenOptions {
+        backlog: opening.backlog,
+        share_port: opening.socket_for_each,
+        ipv6_only: options.ipv6_only,
+        mode: options.mode,
+    }
+}
+
+fn datagram_options(options: ListenOptions) -> DatagramOptions {
+    DatagramOptions {
+        share_port: options.transport == Transport::DatagramEach,
+        ipv6_only: options.ipv6_only,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPENING: Opening = Opening { backlog: 16, socket_for_each: false };
+
+    fn key(address: &str, index: u32) -> Key {
+        let address = address.parse().expect("an address");
+        Key::new(&address, ListenOptions::default(), index)
+    }
+
+    #[test]
+    fn a_port_that_was_chosen_once_is_chosen_again() {
+        let mut listeners = Listeners::default();
+        let first = listeners.open(key("127.0.0.1:0", 0), OPENING).expect("a free port");
+        let second = listeners.open(key("127.0.0.1:0", 1), OPENING).expect("another free port");
+        let ports: Vec<String> = [first, second]
+            .iter()
+            .map(|id| listeners.take(*id).expect("it is open").address)
+            .collect();
+        assert_ne!(ports[0], ports[1]);
+        for (index, port) in (0..).zip(&ports) {
+            let again = listeners.open(key("127.0.0.1:0", index), OPENING).expect("the same port");
+            assert_eq!(listeners.get_mut(again).expect("it is open").address, *port);
+            assert!(![first, second].contains(&again), "the number is a new one");
+        }
+    }
+
+    #[test]
+    fn a_port_that_somebody_else_has_meanwhile_is_replaced() {
+        let mut listeners = Listeners::default();
+        let first = listeners.open(key("127.0.0.1:0", 0), OPENING).expect("a free port");
+        let port = listeners.take(first).expect("it is open").address;
+        let _other = std::net::TcpListener::bind(&port).expect("it is free again");
+        let again = listeners.open(key("127.0.0.1:0", 0), OPENING).expect("some port");
+        assert_ne!(listeners.get_mut(again).expect("it is open").address, port);
+    }
+
+    #[test]
+    fn listeners_are_bounded() {
+        let mut listeners = Listeners::default();
+        for index in 0..64 {
+            listeners.open(key("127.0.0.1:0", index), OPENING).expect("a free port");
+        }
+        let error = listeners.open(key("127.0.0.1:0", 64), OPENING).expect_err("one too many");
+        assert!(error.to_string().contains("more than 64"), "{error}");
     }
 }

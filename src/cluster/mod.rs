@@ -1,15 +1,25 @@
-//! A run of one primary and its workers, as the command starts it.
-//!
-//! Owns the control plane. The data path is `primary`, what a worker does is `worker`.
+//! Clusters of worker processes that share listeners: `node:cluster` for Rust programs.
 
+mod bus;
+mod completion;
 mod data_path;
 mod event;
 mod listeners;
-mod member;
-mod restart;
-mod summary;
-mod supervisor;
+mod mailbox;
+mod message;
+mod plane;
+mod primary;
+mod role;
+mod settings;
+mod worker_handle;
 
-pub use event::Event;
-pub use summary::{Summary, WorkerSummary};
-pub use supervisor::{Outcome, Supervisor};
+pub use bus::Events;
+pub use completion::Completion;
+pub use event::{AddressKind, Event, ListeningAddress, WorkerCounts};
+pub use message::{Handle, Message};
+pub use primary::{Cluster, ForkOptions};
+pub use role::{is_primary, is_worker};
+pub use settings::{
+    ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
+};
+pub use worker_handle::WorkerHandle;

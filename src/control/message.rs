@@ -20,16 +20,66 @@ pub enum ToPrimary {
         sequence: u32,
         /// The address as `--listen` would have it.
         address: String,
+        /// How it shall be opened. Workers share a socket when they ask for the same in the same
+        /// way.
+        #[serde(default)]
+        options: ListenOptions,
     },
-    /// Every address that the worker asked for is served (the last `listening` of Node).
-    Ready,
-    /// The worker leaves: nothing more for it, please. What it has it will finish.
+    /// The worker serves a listener from now on (Node's `listening`).
+    Serving {
+        /// Which one.
+        listener: ListenerId,
+    },
+    /// The worker does not serve a listener any more (Node's `close`).
+    Close {
+        /// Which one.
+        listener: ListenerId,
+    },
+    /// The worker had taken the socket beside this out of its inbox, and will not serve it.
+    Return {
+        /// The listener that it came from.
+        listener: ListenerId,
+        /// When it was accepted, in nanoseconds of CLOCK_MONOTONIC.
+        accepted_ns: u64,
+    },
+    /// The worker leaves: nothing more for it, please. What it has it will finish (Node's
+    /// `exitedAfterDisconnect`).
     Leaving,
     /// The worker's last words.
     Farewell {
         /// From accept to claim.
         handoff: Option<LatencySummary>,
     },
+}
+
+/// What an address carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Connections.
+    #[default]
+    Stream,
+    /// Datagrams (UDP): all workers share one socket, and the kernel gives a datagram to whoever
+    /// reads first.
+    Datagram,
+    /// Datagrams, with a socket for each worker (SO_REUSEPORT): the kernel spreads by hash of the
+    /// sender's address.
+    DatagramEach,
+}
+
+/// How an address is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ListenOptions {
+    /// What it carries.
+    pub transport: Transport,
+    /// Connections that may wait in the kernel; without one, what the primary's settings say.
+    pub backlog: Option<u32>,
+    /// `[::]` takes no IPv4.
+    pub ipv6_only: bool,
+    /// The permissions of a unix socket's file, as in `chmod(2)`; otherwise what the primary's
+    /// umask leaves.
+    pub mode: Option<u32>,
 }
 
 /// From a primary to a worker.
@@ -51,15 +101,21 @@ pub enum ToWorker {
     ListenFailed {
         /// The request that is answered.
         sequence: u32,
+        /// The call that failed: `bind`, `listen on`, …
+        step: String,
         /// The kernel's error number.
         errno: i32,
-        /// What failed, in words.
-        reason: String,
+    },
+    /// The answer to `Close`: everything of this listener that was under way to the worker is in
+    /// its inbox.
+    Closed {
+        /// Which one.
+        listener: ListenerId,
     },
     /// Take nothing new, finish what is open, then leave.
     Drain {
-        /// After this time open connections are cut, in milliseconds.
-        grace_ms: u64,
+        /// After this time open connections are cut, in milliseconds; never, if none.
+        grace_ms: Option<u64>,
     },
 }
 

@@ -43,13 +43,20 @@ use crate::id::{ListenerId, Slot};
 pub struct SchedulerFactory(Arc<dyn Fn(ListenerId) -> Box<dyn Scheduler> + Send + Sync>);
 
 impl SchedulerFactory {
-    /// `make` is called once for each listener, before anything is accepted.
+    /// `make` is called once for each listener, before anything is accepted from it.
     pub fn new(make: impl Fn(ListenerId) -> Box<dyn Scheduler> + Send + Sync + 'static) -> Self {
         Self(Arc::new(make))
     }
 
     pub(super) fn make(&self, listener: ListenerId) -> Box<dyn Scheduler> {
         (self.0)(listener)
+    }
+}
+
+/// The same factory, not one that makes the same.
+impl PartialEq for SchedulerFactory {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

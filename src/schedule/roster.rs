@@ -12,7 +12,7 @@ use super::{Client, Scheduler, Standing, WorkerLoad};
 use crate::id::{ListenerId, Slot};
 
 /// How workers are chosen and judged.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     /// The built-in policy.
     pub order: Order,

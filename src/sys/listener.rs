@@ -2,10 +2,11 @@
 //!
 //! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use nix::sys::socket::{
 };
 
 use crate::address::ListenAddress;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 
 /// How long a busy port is tried again. A process with an armed io_uring accept leaves its port
 /// busy for some milliseconds after its death, while the kernel takes the ring down.
@@ -46,11 +47,15 @@ pub enum Family {
 
 /// How a listener is opened.
 #[derive(Clone, Copy, Debug)]
-pub struct ListenOptions {
+pub struct OpenOptions {
     /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
     pub backlog: u32,
     /// Several sockets share the address and the kernel spreads connections (SO_REUSEPORT).
     pub share_port: bool,
+    /// `[::]` takes no IPv4.
+    pub ipv6_only: bool,
+    /// The permissions of a unix socket's file; otherwise what the umask leaves.
+    pub mode: Option<u32>,
 }
 
 /// A unix socket's file; removed with its listener unless somebody else has replaced it.
@@ -65,7 +70,7 @@ impl Listener {
     ///
     /// # Errors
     /// [`Error::Listen`] naming the call that failed; [`Error::Usage`] for what cannot be.
-    pub fn open(address: &ListenAddress, options: ListenOptions) -> Result<Self> {
+    pub fn open(address: &ListenAddress, options: OpenOptions) -> Result<Self> {
         match address {
             ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
             ListenAddress::Name(host, port) => open_tcp(address, resolve(host, *port)?, options),
@@ -79,6 +84,16 @@ impl Listener {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// A further descriptor of the same socket, for somebody who accepts from it as well.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn copy(&self) -> Result<OwnedFd> {
+        self.socket.try_clone().map_err(|error| {
+            Error::system("duplicate a listening socket for a worker", errno_of(&error))
+        })
     }
 
     /// TCP or unix.
@@ -144,14 +159,14 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
 
 fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Error {
     let address = address.to_string();
-    move |source| Error::Listen { address: address.clone(), step, source }
+    move |source| Error::Listen { address: address.clone(), step: step.to_owned(), source }
 }
 
-fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: ListenOptions) -> Result<Listener> {
+fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> Result<Listener> {
     if options.share_port && tcp.port() != 0 {
         // Sockets that share a port also share it with strangers of the same user. A socket that
         // does not share finds out whether somebody is there.
-        let alone = ListenOptions { share_port: false, ..options };
+        let alone = OpenOptions { share_port: false, ..options };
         drop(bind_tcp(address, tcp, alone)?);
     }
     let socket = bind_tcp(address, tcp, options)?;
@@ -163,7 +178,7 @@ fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: ListenOptions) ->
 ///
 /// # Errors
 /// [`Error::Listen`] naming the call that failed.
-pub fn open_shared(bound: &str, options: ListenOptions) -> Result<Listener> {
+pub fn open_shared(bound: &str, options: OpenOptions) -> Result<Listener> {
     let address: ListenAddress = bound.parse()?;
     let ListenAddress::Tcp(tcp) = &address else {
         return Err(failure(&address, "share")(Errno::EOPNOTSUPP));
@@ -173,14 +188,14 @@ pub fn open_shared(bound: &str, options: ListenOptions) -> Result<Listener> {
     finish(&address, socket, None)
 }
 
-fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: ListenOptions) -> Result<OwnedFd> {
+fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> Result<OwnedFd> {
     let family = if tcp.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let socket = stream(family).map_err(failure(address, "open a socket for"))?;
     let set = failure(address, "set the options of");
     setsockopt(&socket, sockopt::ReuseAddr, &true).map_err(&set)?;
     if tcp.is_ipv6() {
-        // As Node does: [::] takes IPv4 as well.
-        setsockopt(&socket, sockopt::Ipv6V6Only, &false).map_err(&set)?;
+        // As Node does: [::] takes IPv4 as well, unless it shall not.
+        setsockopt(&socket, sockopt::Ipv6V6Only, &options.ipv6_only).map_err(&set)?;
     }
     if options.share_port {
         setsockopt(&socket, sockopt::ReusePort, &true).map_err(&set)?;
@@ -206,7 +221,7 @@ fn bind_patiently(socket: &OwnedFd, address: &dyn SockaddrLike) -> nix::Result<(
 fn open_unix(
     address: &ListenAddress,
     path: Option<&Path>,
-    options: ListenOptions,
+    options: OpenOptions,
 ) -> Result<Listener> {
     let bind_failed = failure(address, "bind");
     if let Some(path) = path {
@@ -223,6 +238,11 @@ fn open_unix(
         let identity = identity_of(path)?;
         Some(SocketFile { path: path.to_owned(), identity })
     });
+    if let (Some(mode), Some(path)) = (options.mode, path) {
+        // Nobody can connect before it listens, so nobody gets in with other permissions.
+        let set = fs::set_permissions(path, Permissions::from_mode(mode));
+        set.map_err(|error| failure(address, "set the mode of")(errno_of(&error)))?;
+    }
     listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
     finish(address, socket, file)
 }
@@ -240,7 +260,7 @@ fn remove_stale(path: &Path) -> std::result::Result<(), Errno> {
     let address = UnixAddress::from_pathname(path).map_err(|_| Errno::ENAMETOOLONG)?;
     match UnixStream::connect_addr(&address) {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| crate::error::errno_of(&error))
+            fs::remove_file(path).map_err(|error| errno_of(&error))
         }
         _ => Err(Errno::EADDRINUSE),
     }
@@ -257,14 +277,15 @@ fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
     if getsockopt(&candidate, sockopt::SockType).map_err(&failed)? != SockType::Stream {
         return Err(failed(Errno::EINVAL));
     }
-    if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
-        // What this process has opened itself is close-on-exec; what it inherited cannot be.
-        return Err(failed(Errno::EBADF));
-    }
-    fcntl(candidate, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(&failed)?;
     let status = fcntl(candidate, FcntlArg::F_GETFL).map_err(&failed)?;
     let status = OFlag::from_bits_truncate(status) | OFlag::O_NONBLOCK;
     fcntl(candidate, FcntlArg::F_SETFL(status)).map_err(&failed)?;
+    if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
+        // What this process has opened itself is close-on-exec, and somebody here owns it.
+        let copy = candidate.try_clone_to_owned().map_err(|error| failed(errno_of(&error)))?;
+        return finish(address, copy, None);
+    }
+    fcntl(candidate, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(&failed)?;
     // SAFETY: an open, inherited descriptor that nothing in this process owns: what this process
     // opens is close-on-exec, which was ruled out above, and so is this one from now on.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
@@ -303,7 +324,8 @@ fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
 mod tests {
     use super::*;
 
-    const OPTIONS: ListenOptions = ListenOptions { backlog: 16, share_port: false };
+    const OPTIONS: OpenOptions =
+        OpenOptions { backlog: 16, share_port: false, ipv6_only: false, mode: None };
 
     #[test]
     fn port_zero_is_replaced_by_the_chosen_one() {
@@ -318,12 +340,38 @@ mod tests {
     #[test]
     fn a_shared_port_still_notices_a_stranger() {
         let address = "127.0.0.1:0".parse().expect("an address");
-        let shared = ListenOptions { share_port: true, ..OPTIONS };
+        let shared = OpenOptions { share_port: true, ..OPTIONS };
         let first = Listener::open(&address, shared).expect("a free port");
         let second = open_shared(first.address(), shared).expect("a second socket");
         assert_eq!(first.address(), second.address());
         let again = first.address().parse().expect("an address");
         assert!(Listener::open(&again, shared).is_err());
+    }
+
+    #[test]
+    fn ipv6_alone_leaves_the_port_of_ipv4_free() {
+        let alone = OpenOptions { ipv6_only: true, ..OPTIONS };
+        let Ok(first) = Listener::open(&"[::]:0".parse().expect("an address"), alone) else {
+            eprintln!("not tested: no IPv6 here");
+            return;
+        };
+        let Family::Tcp(port) = first.family() else { panic!("a TCP address") };
+        let other = format!("0.0.0.0:{port}").parse().expect("an address");
+        let second = Listener::open(&other, OPTIONS).expect("IPv4 is free");
+        drop((first, second));
+        let both = format!("[::]:{port}").parse().expect("an address");
+        let _both = Listener::open(&both, OPTIONS).expect("the port is free again");
+        assert!(Listener::open(&other, OPTIONS).is_err(), "[::] takes IPv4 as well");
+    }
+
+    #[test]
+    fn a_listener_of_this_process_is_shared_and_stays_its_own() {
+        let own = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let number = own.as_raw_fd();
+        let copy = Listener::open(&ListenAddress::Inherited(number), OPTIONS).expect("it listens");
+        assert_eq!(copy.address(), own.local_addr().expect("it is bound").to_string());
+        drop(copy);
+        assert!(own.local_addr().is_ok(), "the descriptor is still open");
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
 //! * [`listener`]: listening sockets of every kind, opened, adopted, drained and unlinked.
-//! * [`peer`]: who is at the other end of a socket.
+//! * [`datagram`]: datagram sockets that processes share.
+//! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
 //! * [`process`]: starting, watching and ending worker processes.
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
@@ -22,6 +23,7 @@
 mod cgroup;
 pub mod clock;
 pub mod cpu;
+pub mod datagram;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;

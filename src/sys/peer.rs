@@ -1,11 +1,86 @@
-//! The other end of a socket: who it is, as a number, and parting from it for good.
+//! The ends of a socket: who they are, what kind of socket it is, and parting from it for good.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{SockaddrStorage, getpeername, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname,
+    getsockopt, setsockopt, sockopt,
+};
+
+use crate::address::Endpoint;
+
+/// What a descriptor that somebody sent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TCP connection.
+    Tcp,
+    /// A TCP socket that listens.
+    TcpListener,
+    /// A UDP socket.
+    Udp,
+    /// A unix stream socket.
+    Unix,
+    /// A unix stream socket that listens.
+    UnixListener,
+    /// A unix datagram socket.
+    UnixDatagram,
+    /// Something else.
+    Other,
+}
+
+/// What a descriptor is.
+#[must_use]
+pub fn kind_of(descriptor: &OwnedFd) -> Kind {
+    let Ok(own) = getsockname::<SockaddrStorage>(descriptor.as_raw_fd()) else {
+        return Kind::Other;
+    };
+    let listens = getsockopt(descriptor, sockopt::AcceptConn).unwrap_or(false);
+    let kind = getsockopt(descriptor, sockopt::SockType);
+    match (own.family(), kind) {
+        (Some(AddressFamily::Inet | AddressFamily::Inet6), Ok(SockType::Stream)) => match listens {
+            true => Kind::TcpListener,
+            false => Kind::Tcp,
+        },
+        (Some(AddressFamily::Inet | AddressFamily::Inet6), Ok(SockType::Datagram)) => Kind::Udp,
+        (Some(AddressFamily::Unix), Ok(SockType::Stream)) => match listens {
+            true => Kind::UnixListener,
+            false => Kind::Unix,
+        },
+        (Some(AddressFamily::Unix), Ok(SockType::Datagram)) => Kind::UnixDatagram,
+        _ => Kind::Other,
+    }
+}
+
+/// Who is at the other end of a connection.
+///
+/// # Errors
+/// ENOTCONN when the other end has gone already.
+pub fn peer_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
+    getpeername(socket.as_raw_fd()).map(endpoint)
+}
+
+/// The own end of a connection.
+///
+/// # Errors
+/// ENOTSOCK when it is none.
+pub fn local_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
+    getsockname(socket.as_raw_fd()).map(endpoint)
+}
+
+fn endpoint(address: SockaddrStorage) -> Endpoint {
+    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Endpoint::Inet((*v4).into()),
+        (_, Some(v6)) => Endpoint::Inet((*v6).into()),
+        _ => {
+            let path = address.as_unix_addr().and_then(UnixAddr::path);
+            Endpoint::Unix(path.map(std::path::Path::to_owned))
+        }
+    }
+}
 
 /// A number for the client's address, without its port: the same for all its connections. None
 /// for sockets without an address, such as unix sockets, and for clients that have gone.
@@ -31,4 +106,46 @@ pub fn reset_on_close(socket: &impl AsRawFd) {
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
     // A failure only means that the client waits.
     let _ = setsockopt(&socket, sockopt::Linger, &at_once);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn sockets_are_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("room");
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let (unix, _far) = UnixStream::pair().expect("a pair");
+        let datagram = UnixDatagram::unbound().expect("a socket");
+        let (pipe, _end) = std::io::pipe().expect("a pipe");
+        let all: [(OwnedFd, Kind); 6] = [
+            (listener.into(), Kind::TcpListener),
+            (client.into(), Kind::Tcp),
+            (udp.into(), Kind::Udp),
+            (unix.into(), Kind::Unix),
+            (datagram.into(), Kind::UnixDatagram),
+            (pipe.into(), Kind::Other),
+        ];
+        for (descriptor, kind) in all {
+            assert_eq!(kind_of(&descriptor), kind);
+        }
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_are_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let bound = listener.local_addr().expect("bound");
+        let client = TcpStream::connect(bound).expect("room");
+        let own = client.local_addr().expect("connected");
+        let client = OwnedFd::from(client);
+        assert_eq!(peer_of(&client), Ok(Endpoint::Inet(bound)));
+        assert_eq!(local_of(&client), Ok(Endpoint::Inet(own)));
+        let (unix, _far) = UnixStream::pair().expect("a pair");
+        assert_eq!(peer_of(&unix.into()), Ok(Endpoint::Unix(None)));
+    }
 }

@@ -1,17 +1,20 @@
 //! Worker processes: started by exec, watched by pidfd, ended by signal.
 //!
-//! Owns one child. Refuses to restart anything: the supervisor decides that.
+//! Owns one child. Refuses to restart anything: that is decided above.
 
 use std::ffi::{CString, OsString};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::unistd::{geteuid, setgroups};
 
 use crate::error::{Error, Result, errno_of};
 
@@ -25,16 +28,59 @@ pub struct Launch<'a> {
     /// Its arguments.
     pub arguments: Vec<OsString>,
     /// Variables added to this process's environment.
-    pub environment: Vec<(String, String)>,
+    pub environment: Vec<(OsString, OsString)>,
+    /// Where it runs; without one, where this process does.
+    pub directory: Option<PathBuf>,
+    /// Who it runs as (`setuid(2)`, `setgid(2)`); with either, supplementary groups are dropped.
+    pub user: Option<u32>,
+    /// The group that it runs as.
+    pub group: Option<u32>,
+    /// Its standard input, output and error.
+    pub streams: [Stream; 3],
     /// Descriptors that it inherits under their present numbers; all others are close-on-exec.
     pub inherited: Vec<BorrowedFd<'a>>,
+    /// Descriptors that it gets under these numbers, each 3 or more.
+    pub placed: Vec<(RawFd, OwnedFd)>,
+}
+
+/// A standard stream of a new process.
+#[derive(Debug, Default)]
+pub enum Stream {
+    /// As in this process.
+    Inherit,
+    /// Empty, or swallowing everything.
+    #[default]
+    Nothing,
+    /// A pipe, whose other end is in [`Started`].
+    Pipe,
+    /// This descriptor.
+    Descriptor(OwnedFd),
+}
+
+/// A process that has been started.
+#[derive(Debug)]
+pub struct Started {
+    /// The process.
+    pub process: WorkerProcess,
+    /// The other end of its standard input, if that is a pipe.
+    pub input: Option<ChildStdin>,
+    /// The other end of its standard output, if that is a pipe.
+    pub output: Option<ChildStdout>,
+    /// The other end of its standard error, if that is a pipe.
+    pub errors: Option<ChildStderr>,
 }
 
 /// A running worker process.
 #[derive(Debug)]
 pub struct WorkerProcess {
     child: Child,
-    watch: OwnedFd,
+    watch: Arc<OwnedFd>,
+}
+
+/// What can be done to a process from afar. It outlives the process, and then does nothing.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    watch: Arc<OwnedFd>,
 }
 
 /// How a process ended.
@@ -46,33 +92,117 @@ pub enum Ending {
     Signal(i32),
 }
 
+impl From<Stream> for Stdio {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Inherit => Self::inherit(),
+            Stream::Nothing => Self::null(),
+            Stream::Pipe => Self::piped(),
+            Stream::Descriptor(descriptor) => Self::from(descriptor),
+        }
+    }
+}
+
 impl Launch<'_> {
     /// Starts the process. Signals are unblocked and handled as by default in it
-    /// (`std::process::Command` does both), its standard input is empty.
+    /// (`std::process::Command` does both).
     ///
     /// # Errors
-    /// Too many processes, too little memory, or the program cannot be executed.
-    pub fn start(self) -> Result<WorkerProcess> {
-        let inherited: Vec<RawFd> = self.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    /// Too many processes, too little memory, no right to become somebody else, or the program
+    /// cannot be executed.
+    pub fn start(self) -> Result<Started> {
+        let step = format!("start a worker ({})", self.program.display());
+        let failed = |errno| Error::system(step.clone(), errno);
+        let numbers = self.placed.iter().map(|(number, _)| *number).max().unwrap_or(0);
+        let aside = Aside::above(numbers, &self.inherited, self.placed).map_err(failed)?;
         let mut command = Command::new(&self.program);
-        command.arg0(&self.name).args(self.arguments).envs(self.environment).stdin(Stdio::null());
-        let unprotect = move || {
-            for number in &inherited {
-                // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
-                let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
-                fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec the closure only calls fcntl, which is async-signal-safe,
-        // and allocates nothing.
-        let command = unsafe { command.pre_exec(unprotect) };
-        let step = || format!("start a worker ({})", self.program.display());
-        let child = command.spawn().map_err(|error| Error::system(step(), errno_of(&error)))?;
+        command.arg0(&self.name).args(self.arguments).envs(self.environment);
+        if let Some(directory) = self.directory {
+            command.current_dir(directory);
+        }
+        if let Some(group) = self.group {
+            command.gid(group);
+        }
+        if let Some(user) = self.user {
+            // This drops the supplementary groups as well, after the group has been set.
+            command.uid(user);
+        }
+        let drop_groups = self.group.is_some() && self.user.is_none() && geteuid().is_root();
+        let [input, output, errors] = self.streams;
+        command.stdin(input).stdout(output).stderr(errors);
+        let (inherited, placed) = aside.numbers();
+        let prepare = move || prepare(&inherited, &placed, drop_groups);
+        // SAFETY: between fork and exec `prepare` makes system calls only, which are
+        // async-signal-safe, and allocates nothing.
+        let command = unsafe { command.pre_exec(prepare) };
+        let mut child = command.spawn().map_err(|error| failed(errno_of(&error)))?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let errors = child.stderr.take();
         match open_watch(child.id()) {
-            Ok(watch) => Ok(WorkerProcess { child, watch }),
+            Ok(watch) => {
+                let process = WorkerProcess { child, watch: Arc::new(watch) };
+                Ok(Started { process, input, output, errors })
+            }
             Err(errno) => Err(abandon(child, errno)),
         }
+    }
+}
+
+/// What runs in the new process before the program does.
+fn prepare(inherited: &[RawFd], placed: &[(RawFd, RawFd)], drop_groups: bool) -> io::Result<()> {
+    for number in inherited {
+        // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    for (number, descriptor) in placed {
+        // SAFETY: two numbers; this process owns nothing yet that could be replaced.
+        let result = unsafe { libc::dup2(*descriptor, *number) };
+        Errno::result(result)?;
+    }
+    if drop_groups {
+        setgroups(&[])?;
+    }
+    Ok(())
+}
+
+/// Descriptors for a new process, out of the way of the numbers that some of them shall have.
+#[derive(Debug)]
+struct Aside {
+    inherited: Vec<RawFd>,
+    placed: Vec<(RawFd, OwnedFd)>,
+    /// Keep free numbers from being used by what the standard library opens for itself.
+    _fillers: Vec<OwnedFd>,
+}
+
+impl Aside {
+    fn above(
+        numbers: RawFd,
+        inherited: &[BorrowedFd<'_>],
+        placed: Vec<(RawFd, OwnedFd)>,
+    ) -> std::result::Result<Self, Errno> {
+        let raw: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        if placed.iter().any(|(number, _)| *number < 3 || raw.contains(number)) {
+            return Err(Errno::EBUSY);
+        }
+        let mut fillers = Vec::new();
+        let mut aside = Vec::new();
+        for (number, descriptor) in placed {
+            // The kernel takes the lowest free number from there on.
+            let copy = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(numbers + 1))?;
+            // SAFETY: the kernel has just installed this descriptor for us.
+            aside.push((number, unsafe { OwnedFd::from_raw_fd(copy) }));
+            drop(descriptor);
+            let filler = fcntl(&aside[0].1, FcntlArg::F_DUPFD_CLOEXEC(number))?;
+            // SAFETY: the kernel has just installed this descriptor for us.
+            fillers.push(unsafe { OwnedFd::from_raw_fd(filler) });
+        }
+        Ok(Self { inherited: raw, placed: aside, _fillers: fillers })
+    }
+
+    fn numbers(&self) -> (Vec<RawFd>, Vec<(RawFd, RawFd)>) {
+        let placed = self.placed.iter().map(|(number, one)| (*number, one.as_raw_fd()));
+        (self.inherited.clone(), placed.collect())
     }
 }
 
@@ -90,14 +220,10 @@ impl WorkerProcess {
         self.child.id()
     }
 
-    /// Sends a signal; a process that has already ended is left alone.
-    pub fn signal(&self, signal: Signal) {
-        let none = std::ptr::null::<libc::siginfo_t>();
-        let descriptor = self.watch.as_raw_fd();
-        // SAFETY: numbers and a null pointer, which stands for the usual signal information.
-        let _ = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as i32, none, 0)
-        };
+    /// What others may hold to signal it.
+    #[must_use]
+    pub fn remote(&self) -> Remote {
+        Remote { watch: Arc::clone(&self.watch) }
     }
 
     /// How it ended, if it has; the process is reaped by this.
@@ -109,6 +235,25 @@ impl WorkerProcess {
         let status =
             status.map_err(|error| Error::system("wait for a worker", errno_of(&error)))?;
         Ok(status.map(Ending::from))
+    }
+}
+
+impl Remote {
+    /// Sends a signal; a process that has already ended is left alone.
+    ///
+    /// # Errors
+    /// The process has become somebody else's, whom this one must not signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let none = std::ptr::null::<libc::siginfo_t>();
+        let descriptor = self.watch.as_raw_fd();
+        // SAFETY: numbers and a null pointer, which stands for the usual signal information.
+        let result = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as i32, none, 0)
+        };
+        match Errno::result(result) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(Error::system("signal a worker", errno)),
+        }
     }
 }
 
@@ -157,6 +302,37 @@ pub fn set_name(name: &str) {
     }
 }
 
+/// A copy of whatever is open under `number` in this process.
+///
+/// # Errors
+/// Nothing is, or there are too few descriptors.
+pub fn copy_of(number: RawFd) -> Result<OwnedFd> {
+    let failed = |errno| Error::system(format!("duplicate descriptor {number}"), errno);
+    if number < 0 {
+        return Err(failed(Errno::EBADF));
+    }
+    // SAFETY: the descriptor is only duplicated, and only while this function runs.
+    let original = unsafe { BorrowedFd::borrow_raw(number) };
+    original.try_clone_to_owned().map_err(|error| failed(errno_of(&error)))
+}
+
+/// A copy of a descriptor under a number above this one.
+///
+/// # Errors
+/// Too few descriptors.
+pub fn copy_above(number: RawFd, descriptor: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let copy = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(number + 1))
+        .map_err(|errno| Error::system("duplicate a descriptor for a worker", errno))?;
+    // SAFETY: the kernel has just installed this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Ends this process, as a worker does that has lost its primary. No destructor runs.
+pub fn end(code: i32) -> ! {
+    #[expect(clippy::exit, reason = "a library has no other way to end a program, as Node's does")]
+    std::process::exit(code)
+}
+
 /// Takes over a descriptor that the parent process passed under `number`, once.
 ///
 /// # Errors
@@ -177,3 +353,6 @@ pub fn inherited(number: RawFd, what: &str) -> Result<OwnedFd> {
     // close-on-exec, and so is this one from now on, so that it cannot be taken twice.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
+use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::WorkerId;
 use crate::sys::process;
@@ -22,6 +23,11 @@ pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 /// The CPU that the worker shall run on; absent when it is not pinned.
 pub const CPU: &str = "CLUSTERLB_CPU";
 
+/// How messages of the program are written down: `json` or `advanced`.
+pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
+/// The port for a debugger; absent unless the settings have one.
+pub const INSPECT_PORT: &str = "CLUSTERLB_INSPECT_PORT";
+
 /// Everything a worker is born with.
 #[derive(Debug)]
 pub struct Inheritance {
@@ -37,6 +43,8 @@ pub struct Inheritance {
     pub inbox: Option<OwnedFd>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
+    /// How messages are written down.
+    pub serialization: Serialization,
 }
 
 /// Whether this process was started as a worker.
@@ -59,6 +67,10 @@ impl Inheritance {
             bell: descriptor(BELL)?.ok_or_else(|| missing(BELL))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
+            serialization: std::env::var(SERIALIZATION)
+                .ok()
+                .and_then(|name| Serialization::from_name(&name))
+                .unwrap_or_default(),
         })
     }
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::address::ListenAddress;
-use crate::control::{Channel, LatencySummary, ToPrimary, ToWorker};
+use crate::control::{Channel, LatencySummary, ListenOptions, ToPrimary, ToWorker};
 use crate::error::{Error, Result};
+use crate::id::ListenerId;
 
 /// What the primary wants, or its end means.
 #[derive(Debug)]
@@ -36,6 +37,10 @@ pub(crate) struct Liaison {
     channel: Channel,
     /// Answers to `Listen` still to come.
     unanswered: usize,
+    /// What it asked for, in the order of the requests.
+    addresses: Vec<String>,
+    /// What the answers were.
+    listeners: Vec<ListenerId>,
 }
 
 impl Liaison {
@@ -43,11 +48,12 @@ impl Liaison {
     pub(crate) fn open(socket: OwnedFd, addresses: &[ListenAddress]) -> Result<Self> {
         let mut channel = Channel::new(socket);
         channel.send(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
-        for (sequence, address) in (0..).zip(addresses) {
-            let address = address.to_string();
-            channel.send(&ToPrimary::Listen { sequence, address }, vec![])?;
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        for (sequence, address) in (0..).zip(addresses.clone()) {
+            let options = ListenOptions::default();
+            channel.send(&ToPrimary::Listen { sequence, address, options }, vec![])?;
         }
-        Ok(Self { channel, unanswered: addresses.len() })
+        Ok(Self { channel, unanswered: addresses.len(), addresses, listeners: Vec::new() })
     }
 
     /// The primary is gone.
@@ -61,10 +67,11 @@ impl Liaison {
     /// An address cannot be served, or the primary does not keep to the format.
     pub(crate) fn hear(&mut self) -> Result<Vec<Order>> {
         let mut orders = Vec::new();
-        for received in self.channel.receive::<ToWorker>()? {
-            match received.message {
-                ToWorker::Listening { address, .. } => {
-                    let sockets = received.descriptors.into_iter();
+        for (word, descriptors) in self.channel.receive::<ToWorker>()? {
+            match word {
+                ToWorker::Listening { address, listener, .. } => {
+                    self.listeners.push(listener);
+                    let sockets = descriptors.into_iter();
                     orders.extend(
                         sockets.map(|socket| Order::Accept { socket, address: address.clone() }),
                     );
@@ -73,11 +80,18 @@ impl Liaison {
                         orders.push(Order::Begin);
                     }
                 }
-                ToWorker::ListenFailed { errno, reason, .. } => {
-                    return Err(Error::system(reason, Errno::from_raw(errno)));
+                ToWorker::ListenFailed { sequence, step, errno } => {
+                    let address = self.addresses.get(sequence as usize).cloned();
+                    return Err(Error::Listen {
+                        address: address.unwrap_or_default(),
+                        step,
+                        source: Errno::from_raw(errno),
+                    });
                 }
+                // This worker closes no listener before it leaves.
+                ToWorker::Closed { .. } => {}
                 ToWorker::Drain { grace_ms } => {
-                    let grace = Some(Duration::from_millis(grace_ms));
+                    let grace = grace_ms.map(Duration::from_millis);
                     orders.push(Order::Leave { grace });
                 }
             }
@@ -97,7 +111,10 @@ impl Liaison {
     /// # Errors
     /// The primary is gone.
     pub(crate) fn announce_ready(&mut self) -> Result<()> {
-        self.channel.send(&ToPrimary::Ready, vec![])
+        for listener in std::mem::take(&mut self.listeners) {
+            self.channel.send(&ToPrimary::Serving { listener }, vec![])?;
+        }
+        Ok(())
     }
 
     /// Tells the primary that this worker was asked by somebody else to leave.
@@ -105,7 +122,7 @@ impl Liaison {
     /// # Errors
     /// The primary is gone.
     pub(crate) fn announce_leaving(&mut self) -> Result<()> {
-        self.channel.send(&ToPrimary::Leaving, vec![])
+        self.channel.send(&ToPrimary::Leaving, vec![]).map(drop)
     }
 
     /// Says goodbye; a primary that is gone does not miss it.

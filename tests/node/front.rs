@@ -20,8 +20,8 @@ use clusterlb::id::{ListenerId, Slot, WorkerId};
 use clusterlb::primary::{self, Command, NewLink, Primary, Report, Totals};
 use clusterlb::schedule::Rules;
 use clusterlb::sys::fdpass;
-use clusterlb::sys::listener::{ListenOptions, Listener};
-use clusterlb::sys::process::{Ending, Launch, WorkerProcess};
+use clusterlb::sys::listener::{Listener, OpenOptions};
+use clusterlb::sys::process::{self, Ending, Launch, WorkerProcess};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::Value;
@@ -115,7 +115,7 @@ impl Front {
         let socket = format!("unix:{}", folder.path().join("socket").display());
         let mut addresses = vec!["127.0.0.1:0".to_owned(); TCP_LISTENERS];
         addresses.push(socket);
-        let options = ListenOptions { backlog: 511, share_port: false };
+        let options = OpenOptions { backlog: 511, share_port: false, ipv6_only: false, mode: None };
         let open = |address: &String| {
             let address = address.parse().expect("an address");
             Arc::new(Listener::open(&address, options).expect("a free address"))
@@ -253,10 +253,18 @@ impl Front {
             name: program.clone().into(),
             program,
             arguments,
-            environment: variables,
+            environment: variables
+                .into_iter()
+                .map(|(name, value)| (name.to_owned().into(), value.into()))
+                .collect(),
+            directory: None,
+            user: None,
+            group: None,
+            streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             inherited: vec![channel.as_fd()],
+            placed: vec![],
         };
-        launch.start().expect("Node starts")
+        launch.start().expect("Node starts").process
     }
 
     /// Goes on until something has come about.

@@ -37,7 +37,7 @@ use Kernel::{Any, Only};
 /// Every module, lowest level first. A module names lower levels, and beside it only what its row
 /// says. A new file or folder in `src` needs a row here, which is the moment to ask where it
 /// belongs.
-const MODULES: [Module; 24] = [
+const MODULES: [Module; 25] = [
     // Words that everything else uses.
     module(0, "id", Only(&[]), &[]),
     module(0, "error", Only(&[]), &[]),
@@ -96,7 +96,8 @@ const MODULES: [Module; 24] = [
     // The cluster.
     module(4, "cluster", Any, &[]),
     module(4, "metrics", Any, &[("cluster", "it shows the cluster's events and counts")]),
-    // Measuring.
+    // What the command does with a cluster, and measuring.
+    module(5, "keeper", Any, &[]),
     module(5, "harness", Any, &[]),
     // The shell.
     module(6, "cli", Any, &[]),

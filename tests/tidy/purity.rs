@@ -6,19 +6,20 @@ use super::source::Source;
 use super::{Finding, hold, lines_found, rust_sources};
 
 /// Files and folders that hold decisions only: no descriptor, no clock, no input or output.
-const PURE: [&str; 17] = [
+const PURE: [&str; 18] = [
     "src/id.rs",
     "src/schedule/",
     "src/handler/",
     "src/handoff.rs",
+    "src/control/frame.rs",
     "src/settings.rs",
     "src/topology.rs",
     "src/work.rs",
     "src/worker/deadlines.rs",
     "src/dialect/node/codec/",
     "src/dialect/node/session/",
-    "src/cluster/restart.rs",
-    "src/cluster/summary.rs",
+    "src/keeper/restart.rs",
+    "src/keeper/summary.rs",
     "src/harness/balance.rs",
     "src/harness/chart",
     "src/harness/interval.rs",

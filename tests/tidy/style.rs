@@ -111,8 +111,11 @@ fn unwraps(source: &Source) -> Vec<Finding> {
     calls.map(|(offset, _)| source.finding(offset, "`.unwrap()` names no invariant")).collect()
 }
 
+/// Where a worker of a program ends that has lost its primary: as a library has no `main`.
+const LAST_RESORT: &str = "src/sys/process.rs";
+
 fn early_exits(source: &Source) -> Vec<Finding> {
-    if source.path.ends_with("src/main.rs") {
+    if source.path.ends_with("src/main.rs") || source.path == LAST_RESORT {
         return Vec::new();
     }
     let calls = source.code.match_indices("process::exit");
@@ -185,7 +188,7 @@ fn expectations_are_named() {
 }
 
 #[test]
-fn only_main_ends_the_process() {
+fn only_main_and_lost_workers_end_the_process() {
     let reason = "an exit in the middle skips every destructor, sockets and children included";
     hold(&rust_sources(), reason, early_exits);
     let text = "use std::process;\nfn a() { process::exit(1) }\n";

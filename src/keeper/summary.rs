@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::board::Tally;
+use crate::cluster::WorkerCounts;
 use crate::control::LatencySummary;
 use crate::id::WorkerId;
 use crate::schedule::Skips;
@@ -70,19 +70,11 @@ pub struct Summary {
 impl WorkerSummary {
     /// Enters a worker's last counters.
     #[must_use]
-    pub fn new(id: WorkerId, pid: u32, cpu: Option<usize>, tally: Tally) -> Self {
-        Self {
-            id: id.0,
-            pid,
-            cpu,
-            assigned: tally.assigned,
-            claimed: tally.claimed,
-            finished: tally.finished,
-            returned: tally.returned,
-            aborted: tally.in_flight(),
-            requests: 0,
-            handoff: None,
-        }
+    pub fn new(id: WorkerId, pid: u32, cpu: Option<usize>, counts: WorkerCounts) -> Self {
+        let WorkerCounts { assigned, returned, claimed, finished, aborted, requests, handoff } =
+            counts;
+        let id = id.0;
+        Self { id, pid, cpu, assigned, claimed, finished, returned, aborted, requests, handoff }
     }
 
     fn absorb(&mut self, other: &Self) {
@@ -151,8 +143,9 @@ mod tests {
     use super::*;
 
     fn worker(id: u32, assigned: u64) -> WorkerSummary {
-        let tally = Tally { assigned, returned: 0, claimed: assigned, finished: assigned };
-        WorkerSummary::new(WorkerId(id), 100 + id, None, tally)
+        let (claimed, finished) = (assigned, assigned);
+        let counts = WorkerCounts { assigned, claimed, finished, ..WorkerCounts::default() };
+        WorkerSummary::new(WorkerId(id), 100 + id, None, counts)
     }
 
     #[test]
@@ -165,9 +158,16 @@ mod tests {
 
     #[test]
     fn the_books_balance_with_a_killed_worker() {
-        let tally = Tally { assigned: 10, returned: 3, claimed: 7, finished: 5 };
+        let counts = WorkerCounts {
+            assigned: 10,
+            returned: 3,
+            claimed: 7,
+            finished: 5,
+            aborted: 2,
+            ..WorkerCounts::default()
+        };
         let mut summary = Summary { accepted: 17, redispatched: 3, ..Summary::default() };
-        summary.enter(WorkerSummary::new(WorkerId(1), 7, Some(1), tally));
+        summary.enter(WorkerSummary::new(WorkerId(1), 7, Some(1), counts));
         summary.enter(worker(2, 10));
         assert_eq!(summary.aborted, 2);
         assert!(summary.balances());

@@ -1,0 +1,155 @@
+//! Events on their way to whoever wants them.
+//!
+//! Owns the list of subscribers. Everybody gets every event since the subscription, in order; none
+//! is lost. At the bound (16,384 unread events, or messages of 64 MiB) the cluster stops reading
+//! what workers say until that subscriber has read half of it: so drop what you do not read.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+use nix::sys::eventfd::EventFd;
+
+use super::mailbox::{Found, Mailbox, ring};
+use super::{Event, WorkerHandle};
+use crate::error::Result;
+use crate::id::WorkerId;
+
+/// The subscribers.
+#[derive(Debug)]
+pub(super) struct Bus {
+    state: Mutex<State>,
+    /// Rung when a subscriber has room again.
+    room: Arc<EventFd>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    subscribers: Vec<Subscriber>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    /// Whose events are wanted; without one, everybody's.
+    worker: Option<WorkerId>,
+    mailbox: Weak<Mailbox<Event>>,
+}
+
+/// Events as they come: a blocking iterator, and a stream for any async runtime.
+///
+/// It begins with what happens after the subscription and ends when the cluster has ended. What is
+/// not read is kept, and at the bound (16,384 events, or messages of 64 MiB) holds up the reading
+/// of what workers say. Drop it when you do not want it any more.
+#[derive(Debug)]
+pub struct Events {
+    mailbox: Arc<Mailbox<Event>>,
+    room: Arc<EventFd>,
+}
+
+impl Bus {
+    pub(super) fn new(room: Arc<EventFd>) -> Self {
+        Self { state: Mutex::default(), room }
+    }
+
+    /// Tells everybody.
+    pub(super) fn publish(&self, event: &Event) {
+        let mut state = self.state.lock().expect("nothing panics while it holds the bus");
+        let about = event.worker().map(WorkerHandle::id);
+        state.subscribers.retain(|subscriber| {
+            let Some(mailbox) = subscriber.mailbox.upgrade() else { return false };
+            if subscriber.worker.is_none() || subscriber.worker == about {
+                mailbox.push(event.clone());
+            }
+            true
+        });
+    }
+
+    /// Whether a subscriber is so far behind that nothing more should be read.
+    pub(super) fn is_held_up(&self) -> bool {
+        let state = self.state.lock().expect("nothing panics while it holds the bus");
+        let mut mailboxes = state.subscribers.iter().filter_map(|one| one.mailbox.upgrade());
+        mailboxes.any(|mailbox| mailbox.is_full())
+    }
+
+    /// One more subscriber.
+    pub(super) fn subscribe(&self, worker: Option<WorkerId>) -> Result<Events> {
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(&self.room))?);
+        let mut state = self.state.lock().expect("nothing panics while it holds the bus");
+        match state.closed {
+            true => mailbox.close(),
+            false => {
+                let mailbox = Arc::downgrade(&mailbox);
+                state.subscribers.push(Subscriber { worker, mailbox });
+            }
+        }
+        Ok(Events { mailbox, room: Arc::clone(&self.room) })
+    }
+
+    /// There will be no more events.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock().expect("nothing panics while it holds the bus");
+        state.closed = true;
+        for subscriber in state.subscribers.drain(..) {
+            if let Some(mailbox) = subscriber.mailbox.upgrade() {
+                mailbox.close();
+            }
+        }
+    }
+}
+
+impl Events {
+    /// The next event, if it comes within this time. Nothing also means that the cluster has ended.
+    pub fn next_within(&mut self, time: Duration) -> Option<Event> {
+        match self.mailbox.wait(Some(Instant::now() + time)) {
+            Found::Item(event) => Some(event),
+            Found::Nothing | Found::End => None,
+        }
+    }
+
+    /// The next event, if there is one already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        match self.mailbox.try_take() {
+            Found::Item(event) => Some(event),
+            Found::Nothing | Found::End => None,
+        }
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    /// Waits for the next event; none comes after the cluster has ended.
+    fn next(&mut self) -> Option<Event> {
+        match self.mailbox.wait(None) {
+            Found::Item(event) => Some(event),
+            Found::Nothing | Found::End => None,
+        }
+    }
+}
+
+impl Stream for Events {
+    type Item = Event;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.mailbox.poll_take(context)
+    }
+}
+
+impl AsFd for Events {
+    /// Readable while there are events, or after the end. For those who wait for several things;
+    /// it is not to be read from.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mailbox.as_fd()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // Whoever was held up by it looks again.
+        ring(&self.room);
+    }
+}

@@ -1,0 +1,121 @@
+//! Something that will have happened: waited for by threads and by tasks alike.
+
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// Something under way. Wait for it with [`Completion::wait`], or `await` it on any runtime.
+/// Dropping it changes nothing: what is under way goes on.
+#[derive(Clone, Debug, Default)]
+#[must_use = "what is under way goes on; wait for it, or say that you do not"]
+pub struct Completion {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    complete: bool,
+    wakers: Vec<Waker>,
+}
+
+impl Completion {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().expect("nothing panics while it holds a completion")
+    }
+
+    /// Blocks the thread until it has happened.
+    pub fn wait(&self) {
+        let mut state = self.state();
+        while !state.complete {
+            let changed = self.shared.changed.wait(state);
+            state = changed.expect("nothing panics while it holds a completion");
+        }
+    }
+
+    /// Blocks the thread until it has happened, or this time is over. Tells whether it has.
+    pub fn wait_for(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut state = self.state();
+        while !state.complete {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let changed = self.shared.changed.wait_timeout(state, left);
+            state = changed.expect("nothing panics while it holds a completion").0;
+        }
+        true
+    }
+
+    /// Whether it has happened.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.state().complete
+    }
+
+    pub(super) fn complete(&self) {
+        let mut state = self.state();
+        state.complete = true;
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.shared.changed.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Future for Completion {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        if state.complete {
+            return Poll::Ready(());
+        }
+        if !state.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            state.wakers.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_wait_until_it_has_happened() {
+        let completion = Completion::default();
+        assert!(!completion.wait_for(Duration::ZERO));
+        let other = completion.clone();
+        let thread = std::thread::spawn(move || other.wait());
+        completion.complete();
+        thread.join().expect("it does not panic");
+        assert!(completion.is_complete() && completion.wait_for(Duration::ZERO));
+    }
+
+    /// A task that nobody runs.
+    struct Nobody;
+
+    impl std::task::Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn tasks_are_woken() {
+        let mut completion = Completion::default();
+        let waker = Waker::from(Arc::new(Nobody));
+        let mut context = Context::from_waker(&waker);
+        assert!(Pin::new(&mut completion).poll(&mut context).is_pending());
+        assert!(Pin::new(&mut completion).poll(&mut context).is_pending());
+        assert_eq!(completion.state().wakers.len(), 1, "a task is noted once");
+        completion.complete();
+        assert!(Pin::new(&mut completion).poll(&mut context).is_ready());
+    }
+}

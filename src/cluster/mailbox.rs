@@ -1,0 +1,253 @@
+//! A queue that one thread fills and others wait at: blocking, as a future, or by a descriptor.
+//!
+//! Owns the bound: a full mailbox still takes everything, since what is in it must not be lost, but
+//! says that it is full, so that whoever fills it stops reading what would fill it further.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Error, Result};
+
+/// From so many items on a mailbox is full, until it is half empty.
+pub(super) const ITEMS_MAX: usize = 16 * 1024;
+/// From so many bytes on.
+pub(super) const BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What can lie in a mailbox.
+pub(super) trait Item {
+    /// Bytes of memory that it holds on to, beyond what every item does.
+    fn bytes(&self) -> usize;
+}
+
+/// The queue.
+#[derive(Debug)]
+pub(super) struct Mailbox<T> {
+    state: Mutex<State<T>>,
+    arrived: Condvar,
+    /// Readable while there is something, or the end.
+    ready: EventFd,
+    /// Rung when a full mailbox has room again.
+    room: Arc<EventFd>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<T>,
+    bytes: usize,
+    full: bool,
+    closed: bool,
+    wakers: Vec<Waker>,
+}
+
+/// What a look into a mailbox finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<T> {
+    /// The oldest item.
+    Item(T),
+    /// Nothing, yet.
+    Nothing,
+    /// Nothing, and nothing will come.
+    End,
+}
+
+/// A descriptor that wakes a waiting thread.
+pub(super) fn new_bell() -> Result<Arc<EventFd>> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map(Arc::new)
+        .map_err(|errno| Error::system("create an eventfd", errno))
+}
+
+/// Rings a bell. One that is full is ringing already.
+pub(super) fn ring(bell: &EventFd) {
+    let _ = bell.write(1);
+}
+
+/// Silences a bell.
+pub(super) fn silence(bell: &EventFd) {
+    let _ = bell.read();
+}
+
+impl<T: Item> Mailbox<T> {
+    /// An empty mailbox, which rings `room` when it is no longer full.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub(super) fn new(room: Arc<EventFd>) -> Result<Self> {
+        let ready = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| Error::system("create an eventfd", errno))?;
+        let state = State {
+            items: VecDeque::new(),
+            bytes: 0,
+            full: false,
+            closed: false,
+            wakers: Vec::new(),
+        };
+        Ok(Self { state: Mutex::new(state), arrived: Condvar::new(), ready, room })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().expect("nothing panics while it holds a mailbox")
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.arrived.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Puts something in. After the end it is dropped.
+    pub(super) fn push(&self, item: T) {
+        let mut state = self.state();
+        if state.closed {
+            return;
+        }
+        state.bytes += item.bytes();
+        state.items.push_back(item);
+        state.full |= state.items.len() >= ITEMS_MAX || state.bytes >= BYTES_MAX;
+        if state.items.len() == 1 {
+            ring(&self.ready);
+        }
+        self.wake(state);
+    }
+
+    /// Nothing more will come. What is there can still be taken.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        ring(&self.ready);
+        self.wake(state);
+    }
+
+    /// Whether it holds so much that whoever fills it should stop.
+    pub(super) fn is_full(&self) -> bool {
+        self.state().full
+    }
+
+    fn take(&self, state: &mut State<T>) -> Found<T> {
+        let Some(item) = state.items.pop_front() else {
+            return if state.closed { Found::End } else { Found::Nothing };
+        };
+        state.bytes -= item.bytes();
+        if state.items.is_empty() && !state.closed {
+            silence(&self.ready);
+        }
+        if state.full && state.items.len() <= ITEMS_MAX / 2 && state.bytes <= BYTES_MAX / 2 {
+            state.full = false;
+            ring(&self.room);
+        }
+        Found::Item(item)
+    }
+
+    /// Takes the oldest item if there is one.
+    pub(super) fn try_take(&self) -> Found<T> {
+        self.take(&mut self.state())
+    }
+
+    /// Waits for an item, until `deadline` if there is one.
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> Found<T> {
+        let mut state = self.state();
+        loop {
+            match self.take(&mut state) {
+                Found::Nothing => {}
+                found => return found,
+            }
+            state = match deadline {
+                None => self.arrived.wait(state).expect("nothing panics while it holds a mailbox"),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left == Duration::ZERO {
+                        return Found::Nothing;
+                    }
+                    let waited = self.arrived.wait_timeout(state, left);
+                    waited.expect("nothing panics while it holds a mailbox").0
+                }
+            };
+        }
+    }
+
+    /// Takes the oldest item, or has the task woken when there is one.
+    pub(super) fn poll_take(&self, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut state = self.state();
+        match self.take(&mut state) {
+            Found::Item(item) => Poll::Ready(Some(item)),
+            Found::End => Poll::Ready(None),
+            Found::Nothing => {
+                if !state.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                    state.wakers.push(context.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T> AsFd for Mailbox<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    impl Item for usize {
+        fn bytes(&self) -> usize {
+            *self
+        }
+    }
+
+    fn is_readable(descriptor: &impl AsFd) -> bool {
+        let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+        poll(&mut one, PollTimeout::ZERO).expect("a descriptor can be polled") > 0
+    }
+
+    #[test]
+    fn items_come_in_order_and_then_the_end() {
+        let mailbox = Mailbox::new(new_bell().expect("a bell")).expect("a mailbox");
+        assert_eq!((mailbox.try_take(), is_readable(&mailbox)), (Found::Nothing, false));
+        mailbox.push(1);
+        mailbox.push(2);
+        assert!(is_readable(&mailbox));
+        assert_eq!(mailbox.try_take(), Found::Item(1));
+        mailbox.close();
+        mailbox.push(3);
+        assert_eq!(mailbox.wait(None), Found::Item(2));
+        assert_eq!((mailbox.wait(None), is_readable(&mailbox)), (Found::End, true));
+    }
+
+    #[test]
+    fn a_full_mailbox_says_so_and_rings_when_it_has_room() {
+        let room = new_bell().expect("a bell");
+        let mailbox = Mailbox::new(Arc::clone(&room)).expect("a mailbox");
+        for _ in 0..4 {
+            assert!(!mailbox.is_full());
+            mailbox.push(BYTES_MAX / 4);
+        }
+        assert!(mailbox.is_full() && !is_readable(&*room));
+        mailbox.try_take();
+        assert!(mailbox.is_full(), "it is not half empty yet");
+        mailbox.try_take();
+        assert!(!mailbox.is_full() && is_readable(&*room));
+    }
+
+    #[test]
+    fn whoever_waits_is_woken() {
+        let mailbox = Mailbox::new(new_bell().expect("a bell")).expect("a mailbox");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| mailbox.wait(None));
+            mailbox.push(7);
+            assert_eq!(waiting.join().expect("it does not panic"), Found::Item(7));
+        });
+        let past = Instant::now();
+        assert_eq!(mailbox.wait(Some(past)), Found::Nothing);
+    }
+}

@@ -1,0 +1,74 @@
+//! Workers coming to life.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use super::super::{ClusterSettings, Event, WorkerHandle};
+use super::member::{Birth, Member};
+use super::{CHANNEL, PROCESS, Plane};
+use crate::error::{Error, Result};
+use crate::id::{Slot, WorkerId};
+use crate::settings::WORKERS_MAX;
+
+impl Plane {
+    pub(super) fn fork(
+        &mut self,
+        settings: Arc<ClusterSettings>,
+        environment: Vec<(OsString, OsString)>,
+        inspect_port: Option<u16>,
+        wanted: Option<Slot>,
+    ) -> Result<WorkerHandle> {
+        self.ground(&settings)?;
+        let slot = self.place(wanted)?;
+        let id = WorkerId(self.next_id);
+        let member = Member::start(Birth {
+            id,
+            slot,
+            settings: &settings,
+            environment,
+            inspect_port,
+            has_inbox: self.data.is_some(),
+            bell: &self.data_bell,
+            line: self.line.clone(),
+            bus: Arc::clone(&self.bus),
+        })?;
+        self.watch(&member.process, PROCESS | u64::from(id.0))?;
+        self.watch(&member.incoming, CHANNEL | u64::from(id.0))?;
+        self.next_id += 1;
+        if slot.index() >= self.places.len() {
+            self.places.resize(slot.index() + 1, None);
+        }
+        self.places[slot.index()] = Some(id);
+        let worker = member.handle();
+        let mut roll = self.roll.lock().expect("nothing panics while it holds the workers");
+        roll.insert(id, worker.clone());
+        drop(roll);
+        self.members.insert(id, member);
+        self.tell(Event::Fork { worker: worker.clone() });
+        Ok(worker)
+    }
+
+    /// The place of a new worker.
+    fn place(&self, wanted: Option<Slot>) -> Result<Slot> {
+        let free = |place: usize| self.places.get(place).is_none_or(Option::is_none);
+        let refused = |what: String, hint: &str| Err(Error::Workers { what, hint: hint.into() });
+        match wanted {
+            Some(slot) if slot.index() >= WORKERS_MAX => refused(
+                format!("place {} is beyond the last one", slot.0),
+                "there is room for 1024 workers, in the places 0 to 1023",
+            ),
+            Some(slot) if !free(slot.index()) => refused(
+                format!("place {} is taken", slot.0),
+                "wait for the exit event of the worker there",
+            ),
+            Some(slot) => Ok(slot),
+            None => match (0..WORKERS_MAX).find(|place| free(*place)) {
+                Some(place) => Ok(Slot(u16::try_from(place).expect("workers are bounded"))),
+                None => refused(
+                    format!("there are {WORKERS_MAX} workers already"),
+                    "more processes than CPUs gain nothing; start a second cluster if you must",
+                ),
+            },
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Channels that end and processes that do.
+//!
+//! Owns the order of the last two events: the channel's end is told first, and before the second
+//! one the worker is taken off the list.
+
+use super::super::event::WorkerCounts;
+use super::super::{Event, WorkerHandle};
+use super::{Plane, Report};
+use crate::board::{Statistic, Tally};
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::primary::Command;
+
+impl Plane {
+    /// A worker's channel has ended, or is of no use any more.
+    pub(super) fn part_with(&mut self, id: WorkerId) {
+        let Some(member) = self.members.get_mut(&id).filter(|member| member.connected) else {
+            return;
+        };
+        member.connected = false;
+        let _ = self.epoll.delete(&member.incoming);
+        member.shared.outgoing().close();
+        let mut state = member.shared.state();
+        state.connected = false;
+        state.voluntary = Some(state.voluntary == Some(true));
+        drop(state);
+        member.leaving = true;
+        let (worker, uses) = (member.handle(), member.uses.clone());
+        self.tell(Event::Disconnect { worker });
+        uses.into_iter().for_each(|listener: ListenerId| self.release(id, listener));
+        self.retire(id);
+    }
+
+    /// A worker's process has ended.
+    pub(super) fn reap(&mut self, id: WorkerId) {
+        // What it said last may still be in the channel.
+        while self.members.get(&id).is_some_and(|member| member.connected) && self.read(id) {}
+        let Some(member) = self.members.get_mut(&id).filter(|one| one.ending.is_none()) else {
+            return;
+        };
+        let ending = match member.process.try_wait() {
+            Ok(Some(ending)) => ending,
+            Ok(None) => return,
+            Err(error) => {
+                // Somebody else in this program has reaped it, and with it the way it ended.
+                self.fail(error);
+                crate::sys::process::Ending::Code(-1)
+            }
+        };
+        self.part_with(id);
+        let Some(member) = self.members.get_mut(&id) else { return };
+        member.ending = Some(ending);
+        let _ = self.epoll.delete(&member.process);
+        member.shared.state().ending = Some(ending);
+        match (&self.data, member.attached) {
+            (Some(data), true) => data.command(Command::Bury { slot: member.slot }),
+            _ => {
+                let tally = member.view.tally(self.data.is_none());
+                let slot = member.slot;
+                self.heed(Report::Buried { slot, tally });
+            }
+        }
+    }
+
+    /// Everything that an ended worker left behind has been taken care of.
+    pub(super) fn bury(&mut self, slot: Slot, tally: Tally) {
+        let Some(id) = self.member_at(slot).map(|member| member.id()) else { return };
+        let Some(ending) = self.members.get(&id).and_then(|member| member.ending) else { return };
+        let Some(member) = self.members.remove(&id) else { return };
+        self.places[slot.index()] = None;
+        let mut roll = self.roll.lock().expect("nothing panics while it holds the workers");
+        roll.remove(&id);
+        drop(roll);
+        let finished = tally.finished;
+        let truncated = member.view.statistic(Statistic::Truncated).min(finished);
+        let counts = WorkerCounts {
+            assigned: tally.assigned,
+            returned: tally.returned,
+            claimed: tally.claimed,
+            finished: finished - truncated,
+            aborted: tally.in_flight() + truncated,
+            requests: member.view.statistic(Statistic::Requests),
+            handoff: member.handoff,
+        };
+        let worker: WorkerHandle = member.handle();
+        self.tell(Event::Exit { worker, ending, counts });
+    }
+}

@@ -1,0 +1,258 @@
+//! Workers that want to serve an address, and those that do.
+
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::super::event::ListeningAddress;
+use super::super::listeners::{Asker, Key, Opening};
+use super::super::{ClusterSettings, Event};
+use super::{Member, Plane};
+use crate::address::ListenAddress;
+use crate::control::{ListenOptions, ToWorker};
+use crate::error::{Error, Result};
+use crate::id::{ListenerId, WorkerId};
+use crate::primary::Command;
+use crate::settings::Policy;
+
+impl Plane {
+    /// Opens an address for nobody yet.
+    pub(super) fn hold(
+        &mut self,
+        settings: Arc<ClusterSettings>,
+        address: &ListenAddress,
+    ) -> Result<(ListenerId, String)> {
+        let ground = self.ground(&settings)?;
+        let index = self.listeners.next_index(address);
+        let key = Key::new(address, ListenOptions::default(), index);
+        if let Some(entry) = self.listeners.find(&key) {
+            return Err(Error::Listen {
+                address: entry.address.clone(),
+                step: "hold".into(),
+                source: Errno::EADDRINUSE,
+            });
+        }
+        let listener = self.open(key, &ground)?;
+        let entry = self.listeners.get_mut(listener).expect("it has just been opened");
+        entry.held = true;
+        Ok((listener, entry.address.clone()))
+    }
+
+    /// Opens a socket, and lets the data path have it.
+    fn open(&mut self, key: Key, ground: &ClusterSettings) -> Result<ListenerId> {
+        let opening = Opening {
+            backlog: key.options.backlog.unwrap_or(ground.backlog),
+            socket_for_each: ground.has_socket_for_each(),
+        };
+        let listener = self.listeners.open(key, opening)?;
+        let entry = self.listeners.get_mut(listener).expect("it has just been opened");
+        entry.held = ground.hold;
+        if let (Some(data), Some(socket)) = (&self.data, entry.stream()) {
+            data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
+        }
+        Ok(listener)
+    }
+
+    /// A worker wants to serve an address.
+    pub(super) fn listen(
+        &mut self,
+        id: WorkerId,
+        sequence: u32,
+        address: &str,
+        options: ListenOptions,
+    ) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if member.leaving {
+            // It has been told so, or has said so, and does not wait for an answer.
+            return;
+        }
+        match address.parse() {
+            Ok(address) => {
+                let index = member.count_in(&address);
+                let asker = Asker { worker: id, sequence };
+                self.answer(asker, Key::new(&address, options, index));
+            }
+            Err(error) => self.refuse(Asker { worker: id, sequence }, &error),
+        }
+    }
+
+    fn answer(&mut self, asker: Asker, key: Key) {
+        if let Err(error) = self.share(asker, key.clone()) {
+            if let Some(member) = self.members.get_mut(&asker.worker) {
+                member.count_out(&key);
+            }
+            self.refuse(asker, &error);
+        }
+    }
+
+    fn refuse(&mut self, asker: Asker, error: &Error) {
+        let (step, errno) = step_and_errno(error);
+        let word = ToWorker::ListenFailed { sequence: asker.sequence, step, errno };
+        self.say(asker.worker, &word, vec![]);
+    }
+
+    /// Finds or opens what a worker asks for, and answers, unless that has to wait.
+    fn share(&mut self, asker: Asker, key: Key) -> Result<()> {
+        let ground = self.ground.clone().expect("there is a worker, so it is fixed");
+        let worker = asker.worker;
+        if ground.policy != Policy::None && self.data.is_none() {
+            return Err(Error::system("accept, since the data path has failed", Errno::EIO));
+        }
+        let found = self.listeners.find(&key).map(|entry| entry.id);
+        let listener = match found {
+            Some(listener) => listener,
+            None => self.open(key, &ground)?,
+        };
+        let entry = self.listeners.get_mut(listener).expect("it was found or opened");
+        if entry.users.contains(&worker) || entry.askers.iter().any(|one| one.worker == worker) {
+            return Err(Error::Listen {
+                address: entry.address.clone(),
+                step: "listen twice on".into(),
+                source: Errno::EADDRINUSE,
+            });
+        }
+        if entry.closing {
+            // Its address is free only when it has gone.
+            entry.askers.push(asker);
+            return Ok(());
+        }
+        let Some(member) = self.members.get_mut(&worker) else { return Ok(()) };
+        let descriptor = match entry.copy_for(member.slot, self.data.is_some()) {
+            Ok(descriptor) => descriptor,
+            Err(error) => {
+                if entry.is_abandoned() {
+                    self.remove(listener);
+                }
+                return Err(error);
+            }
+        };
+        entry.users.insert(worker);
+        member.uses.insert(listener);
+        let word = ToWorker::Listening {
+            sequence: asker.sequence,
+            listener,
+            address: entry.address.clone(),
+        };
+        self.say(worker, &word, descriptor.into_iter().collect());
+        Ok(())
+    }
+
+    /// A worker has got its answer and serves.
+    pub(super) fn serve(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if member.leaving || !member.uses.contains(&listener) {
+            return;
+        }
+        let (slot, worker) = (member.slot, member.handle());
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        let transport = entry.key.options.transport;
+        let address = ListeningAddress::new(&entry.address, transport, listener);
+        if entry.is_stream() {
+            let link = member.link.take();
+            member.attached |= link.is_some();
+            if let Some(link) = link {
+                self.command(Command::Attach { slot, link });
+            }
+            self.command(Command::Join { slot, listener });
+        }
+        self.tell(Event::Listening { worker, address });
+    }
+
+    /// A worker does not serve an address any more.
+    pub(super) fn close(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if !member.uses.contains(&listener) {
+            return;
+        }
+        let (slot, attached) = (member.slot, member.attached);
+        if attached {
+            // The worker is told when nothing more of it will come.
+            self.command(Command::Leave { slot, listener });
+        } else {
+            self.say(id, &ToWorker::Closed { listener }, vec![]);
+        }
+        self.release(id, listener);
+    }
+
+    /// Takes a worker off the list of those who use a listener; the last one lets it go.
+    pub(super) fn release(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        if !entry.users.remove(&id) {
+            return;
+        }
+        let (key, abandoned) = (entry.key.clone(), entry.is_abandoned());
+        if let Some(member) = self.members.get_mut(&id) {
+            entry.forget(member.slot);
+            member.uses.remove(&listener);
+            member.count_out(&key);
+        }
+        if abandoned {
+            self.remove(listener);
+        }
+    }
+
+    /// Closes a listener. With a data path it has gone when that says so.
+    pub(super) fn remove(&mut self, listener: ListenerId) {
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        if entry.closing {
+            return;
+        }
+        match (&self.data, entry.close()) {
+            (Some(data), true) => data.command(Command::RemoveListener { listener }),
+            _ => self.listener_removed(listener),
+        }
+    }
+
+    /// A listener has gone: whoever waited for its address is answered now.
+    pub(super) fn listener_removed(&mut self, listener: ListenerId) {
+        let Some(entry) = self.listeners.take(listener) else { return };
+        for id in &entry.users {
+            if let Some(member) = self.members.get_mut(id) {
+                member.uses.remove(&listener);
+                member.count_out(&entry.key);
+            }
+        }
+        let leaving: Vec<WorkerId> =
+            self.members.values().filter(|one| one.leaving).map(Member::id).collect();
+        leaving.into_iter().for_each(|id| self.retire(id));
+        for asker in entry.askers {
+            if self.members.get(&asker.worker).is_some_and(|member| !member.leaving) {
+                self.answer(asker, entry.key.clone());
+            }
+        }
+    }
+}
+
+impl Member {
+    /// Which of the sockets of an address with port 0 this request is for: the first of every
+    /// worker is the same, so is the second, and so on.
+    fn count_in(&mut self, address: &ListenAddress) -> u32 {
+        if !address.is_port_zero() {
+            return 0;
+        }
+        let repeats = self.repeats.entry(address.clone()).or_default();
+        let index = repeats.asked;
+        repeats.asked += 1;
+        repeats.open += 1;
+        index
+    }
+
+    fn count_out(&mut self, key: &Key) {
+        if let Some(repeats) = self.repeats.get_mut(&key.address) {
+            repeats.open = repeats.open.saturating_sub(1);
+            if repeats.open == 0 {
+                self.repeats.remove(&key.address);
+            }
+        }
+    }
+}
+
+/// What a worker is told of a failure.
+fn step_and_errno(error: &Error) -> (String, i32) {
+    match error {
+        Error::Listen { step, source, .. } => (step.clone(), *source as i32),
+        Error::System { step, source } => (format!("{step}, for"), *source as i32),
+        // A name that cannot be resolved, or an address that cannot be.
+        _ => ("find".into(), Errno::EADDRNOTAVAIL as i32),
+    }
+}

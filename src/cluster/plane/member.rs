@@ -1,0 +1,254 @@
+//! One worker as the control plane holds it: process, channel, counters, what it serves.
+//!
+//! Owns starting it with everything it inherits. Refuses to decide when to start or end one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::eventfd::EventFd;
+
+use super::super::bus::Bus;
+use super::super::settings::OWN_PROGRAM;
+use super::super::worker_handle::{Shared, State, Streams};
+use super::super::{ClusterSettings, StreamSetting, WorkerHandle};
+use super::{CHANNEL, Line};
+use crate::address::ListenAddress;
+use crate::board::{BoardView, PrimaryBoard};
+use crate::control::{Incoming, LatencySummary, halves};
+use crate::error::{Error, Result, errno_of};
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::primary::{CHANNEL_BYTES, NewLink};
+use crate::sys::fdpass;
+use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
+use crate::worker::environment;
+
+/// A worker.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) shared: Arc<Shared>,
+    pub(super) slot: Slot,
+    pub(super) process: WorkerProcess,
+    pub(super) incoming: Incoming,
+    pub(super) view: BoardView,
+    /// The channel is open.
+    pub(super) connected: bool,
+    /// It is read; not while somebody who wants events is behind.
+    pub(super) reads: bool,
+    /// Something waits until the channel has room.
+    pub(super) wants_room: bool,
+    /// It has been told to leave, or has said that it does.
+    pub(super) leaving: bool,
+    /// The data path has been told that it gets nothing more.
+    pub(super) retired: bool,
+    /// The data path knows it.
+    pub(super) attached: bool,
+    /// How its process has ended; the data path still has to say what it left behind.
+    pub(super) ending: Option<Ending>,
+    /// What it has been given and has not closed.
+    pub(super) uses: BTreeSet<ListenerId>,
+    /// How often it has asked for port 0 of an address, as long as it has one of these open.
+    pub(super) repeats: HashMap<ListenAddress, Repeats>,
+    /// From its last words.
+    pub(super) handoff: Option<LatencySummary>,
+    /// What the data path will get once the worker serves something.
+    pub(super) link: Option<NewLink>,
+}
+
+/// A worker's requests for port 0 of one address.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Repeats {
+    pub(super) asked: u32,
+    pub(super) open: u32,
+}
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub(super) struct Birth<'a> {
+    pub(super) id: WorkerId,
+    pub(super) slot: Slot,
+    pub(super) settings: &'a ClusterSettings,
+    pub(super) environment: Vec<(OsString, OsString)>,
+    pub(super) inspect_port: Option<u16>,
+    /// The primary hands connections over.
+    pub(super) has_inbox: bool,
+    /// What the worker rings.
+    pub(super) bell: &'a EventFd,
+    pub(super) line: Line,
+    pub(super) bus: Arc<Bus>,
+}
+
+impl Member {
+    /// Starts a worker.
+    ///
+    /// # Errors
+    /// Too few descriptors, processes or memory, or the program cannot be executed.
+    pub(super) fn start(birth: Birth<'_>) -> Result<Self> {
+        let settings = birth.settings;
+        let cpu = birth.cpu();
+        let board = PrimaryBoard::create()?;
+        let view = board.view()?;
+        let (control, worker_control) = fdpass::stream_pair()?;
+        let inbox = if birth.has_inbox { Some(fdpass::packet_pair()?) } else { None };
+        let (streams, placed, further) = streams(settings)?;
+        // Numbers that the streams shall have are left to them.
+        let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
+        let passed = |descriptor: &dyn AsFd| process::copy_above(highest, descriptor.as_fd());
+        let mut inherited = vec![
+            (environment::CONTROL, passed(&worker_control)?),
+            (environment::BOARD, passed(&board)?),
+            (environment::BELL, passed(birth.bell)?),
+        ];
+        if let Some((sender, receiver)) = &inbox {
+            fdpass::bound_send_buffer(sender.as_fd(), CHANNEL_BYTES)?;
+            inherited.push((environment::INBOX, passed(receiver)?));
+        }
+        let launch = Launch {
+            program: settings.exec.clone(),
+            name: name_of(settings),
+            arguments: settings.exec_argv.iter().chain(&settings.args).cloned().collect(),
+            environment: birth.variables(cpu, &inherited),
+            directory: settings.cwd.clone(),
+            user: settings.uid,
+            group: settings.gid,
+            streams,
+            inherited: inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect(),
+            placed,
+        };
+        let started = launch.start()?;
+        let (incoming, outgoing) = halves(control);
+        let shared = Shared {
+            id: birth.id,
+            pid: started.process.pid(),
+            cpu,
+            serialization: settings.serialization,
+            remote: started.process.remote(),
+            outgoing: Mutex::new(outgoing),
+            state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
+            streams: Mutex::new(Streams {
+                input: started.input,
+                output: started.output,
+                errors: started.errors,
+                further,
+            }),
+            line: birth.line,
+            bus: birth.bus,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            slot: birth.slot,
+            process: started.process,
+            incoming,
+            view,
+            connected: true,
+            reads: true,
+            wants_room: false,
+            leaving: false,
+            retired: false,
+            attached: false,
+            ending: None,
+            uses: BTreeSet::new(),
+            repeats: HashMap::new(),
+            handoff: None,
+            link: inbox.map(|(sender, receiver)| NewLink { sender, receiver, board }),
+        })
+    }
+
+    pub(super) fn id(&self) -> WorkerId {
+        self.shared.id
+    }
+
+    pub(super) fn handle(&self) -> WorkerHandle {
+        WorkerHandle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Waits for what is wanted of the channel, and for nothing else.
+    pub(super) fn adjust(&self, epoll: &Epoll) {
+        let mut flags = EpollFlags::empty();
+        flags.set(EpollFlags::EPOLLIN, self.reads);
+        flags.set(EpollFlags::EPOLLOUT, self.wants_room);
+        let mut event = EpollEvent::new(flags, CHANNEL | u64::from(self.shared.id.0));
+        // It was added when the worker was born, and is deleted when the channel ends.
+        let _ = epoll.modify(&self.incoming, &mut event);
+    }
+}
+
+impl Birth<'_> {
+    fn cpu(&self) -> Option<usize> {
+        let cpus = &self.settings.cpus;
+        let place = self.slot.index().checked_rem(cpus.len())?;
+        cpus[place]
+    }
+
+    fn variables(
+        &self,
+        cpu: Option<usize>,
+        inherited: &[(&str, OwnedFd)],
+    ) -> Vec<(OsString, OsString)> {
+        let mut variables = self.environment.clone();
+        let mut add = |name: &str, value: &dyn ToString| {
+            variables.push((name.into(), value.to_string().into()));
+        };
+        add(environment::ID, &self.id);
+        add(environment::SERIALIZATION, &self.settings.serialization.name());
+        for (name, descriptor) in inherited {
+            add(name, &descriptor.as_raw_fd());
+        }
+        if let Some(cpu) = cpu {
+            add(environment::CPU, &cpu);
+        }
+        if let Some(port) = self.inspect_port {
+            add(environment::INSPECT_PORT, &port);
+        }
+        variables
+    }
+}
+
+/// What the program sees as its own name.
+fn name_of(settings: &ClusterSettings) -> OsString {
+    match settings.exec.as_os_str() == OsStr::new(OWN_PROGRAM) {
+        true => std::env::args_os().next().unwrap_or_else(|| OsString::from("clusterlb")),
+        false => settings.exec.clone().into_os_string(),
+    }
+}
+
+type Placed = (RawFd, OwnedFd);
+type Further = BTreeMap<RawFd, UnixStream>;
+
+/// The streams of a new worker: the standard ones, the descriptors of further ones, and the
+/// primary's ends of those.
+fn streams(settings: &ClusterSettings) -> Result<([Stream; 3], Vec<Placed>, Further)> {
+    let mut standard = match settings.silent && settings.stdio.is_none() {
+        true => [Stream::Nothing, Stream::Pipe, Stream::Pipe],
+        false => [Stream::Nothing, Stream::Inherit, Stream::Inherit],
+    };
+    let (mut placed, mut further) = (Vec::new(), Further::new());
+    let wanted = settings.stdio.iter().flatten();
+    for (number, setting) in (0..).zip(wanted) {
+        match (standard.get_mut(usize::try_from(number).unwrap_or(usize::MAX)), setting) {
+            (Some(place), StreamSetting::Inherit) => *place = Stream::Inherit,
+            (Some(place), StreamSetting::Ignore) => *place = Stream::Nothing,
+            (Some(place), StreamSetting::Pipe) => *place = Stream::Pipe,
+            (Some(place), StreamSetting::Descriptor(descriptor)) => {
+                *place = Stream::Descriptor(process::copy_above(2, descriptor.as_fd())?);
+            }
+            (None, StreamSetting::Inherit) => placed.push((number, process::copy_of(number)?)),
+            (None, StreamSetting::Ignore) => {}
+            (None, StreamSetting::Descriptor(descriptor)) => {
+                placed.push((number, process::copy_above(2, descriptor.as_fd())?));
+            }
+            (None, StreamSetting::Pipe) => {
+                let pair = UnixStream::pair();
+                let (ours, theirs) = pair.map_err(|error| {
+                    Error::system("create a pair of sockets for a worker", errno_of(&error))
+                })?;
+                further.insert(number, ours);
+                placed.push((number, theirs.into()));
+            }
+        }
+    }
+    Ok((standard, placed, further))
+}

@@ -1,0 +1,277 @@
+//! The cluster as the program in the primary sees it (Node's `cluster` in the primary).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::bus::{Bus, Events};
+use super::completion::Completion;
+use super::mailbox::new_bell;
+use super::plane::{Line, Plane, Request};
+use super::role::is_worker;
+use super::settings::{ClusterSettings, policy_from_environment};
+use super::{Event, WorkerHandle};
+use crate::address::ListenAddress;
+use crate::error::{Error, Result, errno_of};
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::primary::Totals;
+use crate::settings::Policy;
+use crate::sys::limits;
+
+/// A primary's workers and everything they share. Clones are the same cluster.
+///
+/// The work is done by two threads: one starts workers, listens to them and tells of events, the
+/// other accepts connections and hands them over. When the last clone is dropped, workers that are
+/// left are killed and every listener is closed; to end in order, wait for
+/// [`disconnect`](Self::disconnect) first.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    line: Line,
+    bus: Arc<Bus>,
+    roll: Roll,
+    setup: Mutex<Setup>,
+}
+
+/// The workers that are among the cluster's.
+pub(super) type Roll = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
+
+#[derive(Debug)]
+struct Setup {
+    settings: Arc<ClusterSettings>,
+    /// What concerns the whole cluster is fixed.
+    fixed: bool,
+    /// Forks with the present way to find debuggers' ports.
+    inspected: u32,
+}
+
+/// What a worker is started with besides the settings.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ForkOptions {
+    environment: Vec<(OsString, OsString)>,
+    place: Option<Slot>,
+}
+
+impl ForkOptions {
+    /// A variable in the environment of this worker alone.
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Its place, from 0: a worker that takes the place of another one has its turn in the
+    /// rotation and its CPU. Otherwise it gets the first free one.
+    pub fn place(mut self, place: u16) -> Self {
+        self.place = Some(Slot(place));
+        self
+    }
+}
+
+impl Cluster {
+    /// Makes this process a primary. Raises its limit of descriptors to the hard one, as Node
+    /// does. A process can have several clusters.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy in the
+    /// environment that there is not; [`Error::System`] when threads or descriptors are short.
+    pub fn primary() -> Result<Self> {
+        if is_worker() {
+            return Err(Error::usage(
+                "a worker cannot be a primary",
+                "ask `clusterlb::role` which of the two this process is",
+            ));
+        }
+        Self::with_policy(policy_from_environment()?)
+    }
+
+    /// The same, whatever the environment says of the policy.
+    pub(crate) fn with_policy(policy: Policy) -> Result<Self> {
+        limits::raise_descriptor_limit()?;
+        let settings = Arc::new(ClusterSettings::with_policy(policy));
+        let bell = new_bell()?;
+        let (line, requests) = Line::new(Arc::clone(&bell));
+        let bus = Arc::new(Bus::new(Arc::clone(&bell)));
+        let roll = Roll::default();
+        Plane::start(line.clone(), requests, bell, Arc::clone(&bus), Arc::clone(&roll))?;
+        let setup = Mutex::new(Setup { settings, fixed: false, inspected: 0 });
+        Ok(Self { shared: Arc::new(Shared { line, bus, roll, setup }) })
+    }
+
+    fn setup(&self) -> MutexGuard<'_, Setup> {
+        self.shared.setup.lock().expect("nothing panics while it holds the settings")
+    }
+
+    /// Changes the settings (Node: `cluster.setupPrimary()`). Can be called any number of times;
+    /// what is not changed stays. Concerns workers forked afterwards. Tells [`Event::Setup`].
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what concerns the whole cluster, such as the policy, and is fixed by
+    /// the first setup or fork. Nothing is changed then.
+    ///
+    /// # Panics
+    /// Not by itself; if `change` does, the cluster is of no use any more.
+    pub fn setup_primary(&self, change: impl FnOnce(&mut ClusterSettings)) -> Result<()> {
+        let mut setup = self.setup();
+        let mut settings = (*setup.settings).clone();
+        change(&mut settings);
+        settings.rules.order = settings.policy.order();
+        if setup.fixed && !settings.has_same_ground(&setup.settings) {
+            return Err(Error::usage(
+                "the policy, and what else concerns the whole cluster, cannot change any more",
+                "set it in the first setup, before any worker is forked",
+            ));
+        }
+        settings.validate()?;
+        setup.fixed = true;
+        setup.inspected = 0;
+        setup.settings = Arc::new(settings);
+        let settings = Arc::clone(&setup.settings);
+        // Still under the lock, so that setups are told in their order.
+        self.shared.bus.publish(&Event::Setup { settings });
+        Ok(())
+    }
+
+    /// The settings as they are (Node: `cluster.settings`).
+    #[must_use]
+    pub fn settings(&self) -> Arc<ClusterSettings> {
+        Arc::clone(&self.setup().settings)
+    }
+
+    /// Who chooses the worker for a connection (Node: `cluster.schedulingPolicy`).
+    #[must_use]
+    pub fn scheduling_policy(&self) -> Policy {
+        self.setup().settings.policy
+    }
+
+    /// Starts a worker (Node: `cluster.fork()`).
+    ///
+    /// # Errors
+    /// [`Error::System`] when processes, descriptors or memory are short, or the program cannot be
+    /// executed; [`Error::Workers`] beyond 1024 workers.
+    pub fn fork(&self) -> Result<WorkerHandle> {
+        self.fork_with(ForkOptions::default())
+    }
+
+    /// Starts a worker with variables of its own (Node: `cluster.fork(env)`).
+    ///
+    /// # Errors
+    /// As [`fork`](Self::fork); also when the place is taken.
+    pub fn fork_with(&self, options: ForkOptions) -> Result<WorkerHandle> {
+        let mut setup = self.setup();
+        setup.fixed = true;
+        setup.inspected += 1;
+        let settings = Arc::clone(&setup.settings);
+        let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(setup.inspected));
+        drop(setup);
+        let ForkOptions { environment, place: slot } = options;
+        self.shared.line.ask(|answer| Request::Fork {
+            settings,
+            environment,
+            inspect_port,
+            slot,
+            answer,
+        })
+    }
+
+    /// The workers that have not both disconnected and exited, by their numbers (Node:
+    /// `cluster.workers`). One is removed before the last of these two events is told.
+    #[must_use]
+    pub fn workers(&self) -> BTreeMap<WorkerId, WorkerHandle> {
+        self.shared.roll.lock().expect("nothing panics while it holds the workers").clone()
+    }
+
+    /// Opens an address before any worker asks for it, and keeps it open until
+    /// [`disconnect`](Self::disconnect), whoever serves it: connections wait in the kernel while
+    /// nobody does. Tells the address that was bound. Port 0 can be opened several times, for the
+    /// first, second and further `listen` of each worker.
+    ///
+    /// # Errors
+    /// [`Error::Listen`], as for any server that cannot have its address; [`Error::Workers`] beyond
+    /// 64 listeners.
+    pub fn hold(&self, address: &ListenAddress) -> Result<(ListenerId, String)> {
+        let mut setup = self.setup();
+        setup.fixed = true;
+        let settings = Arc::clone(&setup.settings);
+        drop(setup);
+        let address = address.clone();
+        self.shared.line.ask(|answer| Request::Hold { settings, address, answer })
+    }
+
+    /// Begins to accept, when the settings say `start_closed`.
+    ///
+    /// # Errors
+    /// The cluster has failed before.
+    pub fn open(&self) -> Result<()> {
+        self.shared.line.send(Request::Open)
+    }
+
+    /// Lets every worker leave (Node: `cluster.disconnect()`): listeners are closed after what
+    /// waits in their backlogs has been handed over, workers finish what they have. Complete when
+    /// the **last** worker has gone and every listener is closed, also if there were none.
+    pub fn disconnect(&self) -> Completion {
+        self.part(None)
+    }
+
+    /// As [`disconnect`](Self::disconnect), and tells the workers after which time connections
+    /// shall be cut.
+    pub fn disconnect_within(&self, grace: Duration) -> Completion {
+        self.part(Some(grace))
+    }
+
+    fn part(&self, grace: Option<Duration>) -> Completion {
+        for worker in self.workers().values() {
+            let mut state = worker.shared.state();
+            if state.connected {
+                state.voluntary = Some(true);
+            }
+        }
+        let completion = Completion::default();
+        let request = Request::DisconnectAll { grace, completion: completion.clone() };
+        if self.shared.line.send(request).is_err() {
+            // With the control plane everything else has ended, too.
+            completion.complete();
+        }
+        completion
+    }
+
+    /// What happens from now on, as a blocking iterator and as a stream.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn events(&self) -> Result<Events> {
+        self.shared.bus.subscribe(None)
+    }
+
+    /// Calls back for every event from now on, until the cluster ends. Each callback has a thread
+    /// of its own, on which it may do anything, forking included; a slow one delays nobody else.
+    ///
+    /// # Errors
+    /// Too few descriptors or threads.
+    pub fn on(&self, mut callback: impl FnMut(Event) + Send + 'static) -> Result<()> {
+        let events = self.events()?;
+        let thread = std::thread::Builder::new().name("cluster-events".into());
+        let body = move || events.for_each(&mut callback);
+        thread
+            .spawn(body)
+            .map(drop)
+            .map_err(|error| Error::system("start a thread for events", errno_of(&error)))
+    }
+
+    /// Ends what is left by force and tells the sums of the data path.
+    pub(crate) fn finish(&self) -> Result<Totals> {
+        self.shared.line.ask(|answer| Request::End { answer })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A control plane that has ended already has left nothing.
+        let _: Result<Totals> = self.line.ask(|answer| Request::End { answer });
+    }
+}

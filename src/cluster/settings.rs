@@ -1,0 +1,242 @@
+//! How workers are started and connections are shared out (Node's `cluster.settings`).
+//!
+//! Owns the defaults and what an environment variable changes. Plain data; acts on nothing.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::ValueEnum as _;
+
+use crate::control::Serialization;
+use crate::error::{Error, Result};
+use crate::schedule::Rules;
+use crate::settings::{AcceptMechanism, Policy};
+
+/// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
+/// `rr`, `least`, `sticky` or `none`.
+pub const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
+
+/// The running program itself, even when its file has been replaced or removed meanwhile.
+pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+/// Most streams of a worker.
+const STREAMS_MAX: usize = 64;
+/// Ports for debuggers begin here again after the last one, as in Node.
+const INSPECT_PORT_FIRST: u16 = 1024;
+
+/// How workers are started, and how connections are shared out among them.
+///
+/// Changed with [`Cluster::setup_primary`](super::Cluster::setup_primary). What concerns workers
+/// is valid for those forked afterwards; what concerns the whole cluster (from
+/// [`policy`](Self::policy) on) is fixed by the first setup or fork.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ClusterSettings {
+    /// The program of the workers (Node: `exec`). By default this very program, even if its file
+    /// has been replaced; what it is then decides [`role`](super::role).
+    pub exec: PathBuf,
+    /// Arguments before those of the program (Node: `execArgv`): for an interpreter, or options
+    /// that only workers get.
+    pub exec_argv: Vec<OsString>,
+    /// The arguments of the program (Node: `args`). By default those of this process.
+    pub args: Vec<OsString>,
+    /// Where workers run (Node: `cwd`); by default where this process does.
+    pub cwd: Option<PathBuf>,
+    /// How messages are written down (Node: `serialization`).
+    pub serialization: Serialization,
+    /// Standard output and error of the workers are pipes, which the
+    /// [`WorkerHandle`](super::WorkerHandle) has, instead of this process's own (Node: `silent`).
+    pub silent: bool,
+    /// The streams of the workers by their numbers: 0 standard input, 1 output, 2 error, further
+    /// ones from 3 on (Node: `stdio`). Overrides `silent`. What is not named is as by default:
+    /// input empty, output and error as in this process. There is no entry for the channel, which
+    /// finds its own number.
+    pub stdio: Option<Vec<StreamSetting>>,
+    /// The user that workers run as (`setuid(2)`; Node: `uid`). Supplementary groups are dropped.
+    pub uid: Option<u32>,
+    /// The group that workers run as (`setgid(2)`, before the user; Node: `gid`). Supplementary
+    /// groups are dropped.
+    pub gid: Option<u32>,
+    /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
+    /// `inspectPort`).
+    pub inspect_port: Option<InspectPort>,
+    /// The CPUs of the workers by their places, round and round; none are pinned if it is empty.
+    pub cpus: Vec<Option<usize>>,
+
+    /// Who chooses the worker for a connection (Node: `schedulingPolicy`).
+    pub policy: Policy,
+    /// How the built-in worker accepts under [`Policy::None`]. With
+    /// [`AcceptMechanism::Reuseport`] every worker gets a socket of its own.
+    pub accept: AcceptMechanism,
+    /// How workers are chosen and judged when the primary hands over. The order follows the policy.
+    pub rules: Rules,
+    /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
+    /// `net.core.somaxconn`. A worker can ask for another number.
+    pub backlog: u32,
+    /// Listeners stay open when the last worker that serves them has gone: connections wait in the
+    /// kernel for the next one. Without it they are refused, as by Node.
+    pub hold: bool,
+    /// How many workers there are going to be. More are possible; the number only divides what
+    /// can be under way to workers among them. By default the CPUs.
+    pub workers_expected: NonZeroUsize,
+    /// The CPU of the data path's thread, if it shall be pinned.
+    pub primary_cpu: Option<usize>,
+    /// Nothing is accepted before [`Cluster::open`](super::Cluster::open): so all workers begin
+    /// with an equal share.
+    pub start_closed: bool,
+}
+
+/// A standard or further stream of a worker.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum StreamSetting {
+    /// The one of this process with the same number (Node: `'inherit'`).
+    Inherit,
+    /// Empty, and swallowing everything (Node: `'ignore'`); from 3 on it is closed.
+    Ignore,
+    /// A pipe, whose other end the [`WorkerHandle`](super::WorkerHandle) has; from 3 on a pair of
+    /// connected unix sockets (Node: `'pipe'`).
+    Pipe,
+    /// This descriptor.
+    Descriptor(Arc<OwnedFd>),
+}
+
+/// How the ports of debuggers are found.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum InspectPort {
+    /// Every worker gets the next one: this and 1, this and 2, and so on; after 65,535 comes 1024.
+    From(u16),
+    /// Every worker gets the same (Node: a number).
+    Same(u16),
+    /// What the function says, asked at each fork (Node: a function).
+    Function(Arc<dyn Fn() -> u16 + Send + Sync>),
+}
+
+impl fmt::Debug for InspectPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::From(port) => f.debug_tuple("From").field(port).finish(),
+            Self::Same(port) => f.debug_tuple("Same").field(port).finish(),
+            Self::Function(_) => f.write_str("Function(..)"),
+        }
+    }
+}
+
+impl InspectPort {
+    /// The port of a worker, the `nth` to be forked with this, from 1.
+    pub(super) fn nth(&self, nth: u32) -> u16 {
+        match self {
+            Self::From(first) => {
+                let beyond = u32::from(*first) + nth;
+                let span = u32::from(u16::MAX - INSPECT_PORT_FIRST) + 1;
+                u16::try_from(beyond).unwrap_or_else(|_| {
+                    let round = (beyond - u32::from(u16::MAX) - 1) % span;
+                    INSPECT_PORT_FIRST + u16::try_from(round).expect("less than the span")
+                })
+            }
+            Self::Same(port) => *port,
+            Self::Function(function) => function(),
+        }
+    }
+}
+
+impl ClusterSettings {
+    /// The defaults, with a policy.
+    pub(super) fn with_policy(policy: Policy) -> Self {
+        let cpus = std::thread::available_parallelism();
+        Self {
+            exec: PathBuf::from(OWN_PROGRAM),
+            exec_argv: Vec::new(),
+            args: std::env::args_os().skip(1).collect(),
+            cwd: None,
+            serialization: Serialization::default(),
+            silent: false,
+            stdio: None,
+            uid: None,
+            gid: None,
+            inspect_port: None,
+            cpus: Vec::new(),
+            policy,
+            accept: AcceptMechanism::default(),
+            rules: Rules { order: policy.order(), ..Rules::default() },
+            backlog: 4096,
+            hold: false,
+            workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
+            primary_cpu: None,
+            start_closed: false,
+        }
+    }
+
+    /// Checks what the types allow and the system does not.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what cannot be.
+    pub(super) fn validate(&self) -> Result<()> {
+        if self.backlog == 0 || self.backlog > u32::from(u16::MAX) {
+            return Err(Error::usage(
+                format!("a backlog of {}", self.backlog),
+                "choose one from 1 to 65535; the kernel caps it at net.core.somaxconn",
+            ));
+        }
+        let streams = self.stdio.as_ref().map_or(0, Vec::len);
+        if streams > STREAMS_MAX {
+            return Err(Error::usage(
+                format!("{streams} streams for a worker"),
+                format!("name at most {STREAMS_MAX}, the standard ones included"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether what concerns the whole cluster is the same.
+    pub(super) fn has_same_ground(&self, other: &Self) -> bool {
+        self.policy == other.policy
+            && self.accept == other.accept
+            && self.rules == other.rules
+            && self.hold == other.hold
+            && self.backlog == other.backlog
+            && self.workers_expected == other.workers_expected
+            && self.primary_cpu == other.primary_cpu
+            && self.start_closed == other.start_closed
+    }
+
+    /// Workers accept from sockets of their own instead of sharing one.
+    pub(super) fn has_socket_for_each(&self) -> bool {
+        self.policy == Policy::None && self.accept == AcceptMechanism::Reuseport
+    }
+}
+
+/// The policy that the environment sets, or the default.
+///
+/// # Errors
+/// [`Error::Usage`] when [`POLICY_VARIABLE`] names no policy.
+pub fn policy_from_environment() -> Result<Policy> {
+    match std::env::var(POLICY_VARIABLE) {
+        Err(_) => Ok(Policy::default()),
+        Ok(text) => Policy::from_str(&text, false).map_err(|_| {
+            Error::usage(
+                format!("{POLICY_VARIABLE}={text} is not a policy"),
+                "set it to rr or none, or unset it",
+            )
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_for_debuggers_are_counted_up_and_round() {
+        let ports = InspectPort::From(65_533);
+        let found: Vec<u16> = (1..=4).map(|nth| ports.nth(nth)).collect();
+        assert_eq!(found, [65_534, 65_535, 1024, 1025]);
+        assert_eq!(InspectPort::Same(9229).nth(7), 9229);
+        assert_eq!(InspectPort::Function(Arc::new(|| 5000)).nth(7), 5000);
+        assert_eq!(InspectPort::From(u16::MAX).nth(64_512 + 1), 1024, "all the way round");
+    }
+}

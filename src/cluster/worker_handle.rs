@@ -1,0 +1,261 @@
+//! A worker as the program in the primary sees it (Node's `Worker` in the primary).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::{ChildStderr, ChildStdin, ChildStdout};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use super::bus::{Bus, Events};
+use super::plane::{Line, Request};
+use crate::control::{Flushed, Outgoing, Serialization};
+use crate::error::{Error, Result, errno_of};
+use crate::id::WorkerId;
+use crate::sys::process::{Ending, Remote};
+
+/// A worker, seen from the primary. Clones name the same worker, and go on naming it after its end.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the control plane and all handles of a worker share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) id: WorkerId,
+    pub(super) pid: u32,
+    pub(super) cpu: Option<usize>,
+    pub(super) serialization: Serialization,
+    pub(super) remote: Remote,
+    pub(super) outgoing: Mutex<Outgoing>,
+    pub(super) state: Mutex<State>,
+    pub(super) streams: Mutex<Streams>,
+    pub(super) line: Line,
+    pub(super) bus: Arc<Bus>,
+}
+
+/// How far a worker's life has come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    pub(super) connected: bool,
+    pub(super) ending: Option<Ending>,
+    /// It leaves because it was asked to, or wants to; known at the latest when it has left.
+    pub(super) voluntary: Option<bool>,
+}
+
+/// The primary's ends of a worker's pipes.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    pub(super) input: Option<ChildStdin>,
+    pub(super) output: Option<ChildStdout>,
+    pub(super) errors: Option<ChildStderr>,
+    pub(super) further: BTreeMap<RawFd, UnixStream>,
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds a worker's state")
+    }
+
+    pub(super) fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().expect("nothing panics while it holds a worker's channel")
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().expect("nothing panics while it holds a worker's streams")
+    }
+}
+
+impl WorkerHandle {
+    /// Its number, counted from 1 and never used twice in one cluster (Node: `worker.id`).
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        self.shared.id
+    }
+
+    /// Its process id (Node: `worker.process.pid`). After its end the system may give the number
+    /// to somebody else.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.shared.pid
+    }
+
+    /// The CPU that it is pinned to.
+    #[must_use]
+    pub fn cpu(&self) -> Option<usize> {
+        self.shared.cpu
+    }
+
+    /// Whether its channel is open: from its birth to [`Event::Disconnect`](super::Event).
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.shared.state().connected
+    }
+
+    /// Whether its process has ended.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.shared.state().ending.is_some()
+    }
+
+    /// How its process has ended, if it has.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.shared.state().ending
+    }
+
+    /// Whether it left because it was asked to, or asked to itself: nothing while it runs and has
+    /// not been asked, then true or false. So a primary knows whom to replace.
+    #[must_use]
+    pub fn exited_after_disconnect(&self) -> Option<bool> {
+        self.shared.state().voluntary
+    }
+
+    /// Sends a signal to its process, at once (Node's `kill` without a signal sends SIGTERM).
+    /// A process that has ended is left alone. It counts as an end that was not asked for.
+    ///
+    /// # Errors
+    /// The process has become another user's whom this one must not signal (EPERM).
+    pub fn kill(&self, signal: Signal) -> Result<()> {
+        self.shared.remote.signal(signal)
+    }
+
+    /// Asks it to leave: it gets nothing new, finishes what it has, closes its channel and can end
+    /// (Node: `worker.disconnect()`). If nobody else serves one of its listeners, that is closed
+    /// once the worker has got everything that waits there. There is no time limit; the program
+    /// may set one and [`kill`](Self::kill).
+    pub fn disconnect(&self) {
+        self.part(None);
+    }
+
+    /// As [`disconnect`](Self::disconnect), and tells the worker after which time its connections
+    /// shall be cut. The built-in worker does that; a program's worker may ask for it.
+    pub fn disconnect_within(&self, grace: Duration) {
+        self.part(Some(grace));
+    }
+
+    fn part(&self, grace: Option<Duration>) {
+        let mut state = self.shared.state();
+        if state.connected {
+            state.voluntary = Some(true);
+        }
+        drop(state);
+        // A cluster that has ended has no worker to leave.
+        let _ = self.shared.line.send(Request::Disconnect { id: self.shared.id, grace });
+    }
+
+    /// Sends a message (Node: `worker.send(message)`). Returns at once: what the worker has not
+    /// read yet waits.
+    ///
+    /// # Errors
+    /// EPIPE when the worker is disconnected; EMSGSIZE beyond 16 MiB; EAGAIN when messages of
+    /// 32 MiB or 16,384 of them wait, because the worker does not read; [`Error::Usage`] for what
+    /// cannot be written down.
+    pub fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.dispatch(message, vec![])
+    }
+
+    /// Sends a message with a socket, which is closed here once it has gone (Node:
+    /// `worker.send(message, handle)`).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. The socket is closed then, too.
+    pub fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<OwnedFd>,
+    ) -> Result<()> {
+        self.dispatch(message, vec![handle.into()])
+    }
+
+    /// Sends a message with a duplicate of a socket, which stays open here (Node:
+    /// `worker.send(message, handle, { keepOpen: true })`).
+    ///
+    /// # Errors
+    /// As [`send_handle`](Self::send_handle); EMFILE when there are too few descriptors.
+    pub fn send_shared<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: &impl AsFd,
+    ) -> Result<()> {
+        self.dispatch(message, vec![duplicate(handle)?])
+    }
+
+    fn dispatch<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let serialization = self.shared.serialization;
+        let bytes = serialization.encode(message)?;
+        let mut outgoing = self.shared.outgoing();
+        let had_waiting = outgoing.has_waiting();
+        let flushed = outgoing.send_message(serialization, &bytes, descriptors)?;
+        drop(outgoing);
+        if flushed != Flushed::Everything && !had_waiting {
+            self.shared.line.send(Request::Flush { id: self.shared.id })?;
+        }
+        Ok(())
+    }
+
+    /// What happens to this worker from now on. To miss nothing, subscribe to the cluster's events
+    /// before the fork.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn events(&self) -> Result<Events> {
+        self.shared.bus.subscribe(Some(self.shared.id))
+    }
+
+    /// Takes the primary's end of the worker's standard input, if that is a pipe.
+    #[must_use]
+    pub fn take_stdin(&self) -> Option<ChildStdin> {
+        self.shared.streams().input.take()
+    }
+
+    /// Takes the primary's end of the worker's standard output, if that is a pipe.
+    #[must_use]
+    pub fn take_stdout(&self) -> Option<ChildStdout> {
+        self.shared.streams().output.take()
+    }
+
+    /// Takes the primary's end of the worker's standard error, if that is a pipe.
+    #[must_use]
+    pub fn take_stderr(&self) -> Option<ChildStderr> {
+        self.shared.streams().errors.take()
+    }
+
+    /// Takes the primary's end of a further stream, from 3 on, if that is a pipe.
+    #[must_use]
+    pub fn take_stream(&self, number: RawFd) -> Option<UnixStream> {
+        self.shared.streams().further.remove(&number)
+    }
+}
+
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { id, pid, .. } = &*self.shared;
+        f.debug_struct("WorkerHandle").field("id", &id.0).field("pid", pid).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for WorkerHandle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl Eq for WorkerHandle {}
+
+/// A duplicate of a descriptor, to be sent.
+pub(super) fn duplicate(handle: &impl AsFd) -> Result<OwnedFd> {
+    handle
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Error::system("duplicate a socket to send it", errno_of(&error)))
+}

@@ -1,0 +1,154 @@
+//! Two ends of a channel: what one says the other hears, whatever the socket does in between.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::{MESSAGE_BYTES_MAX, Serialization, ToPrimary, ToWorker};
+use crate::error::Error;
+use crate::sys::fdpass;
+
+fn pair() -> (Channel, Channel) {
+    let (left, right) = fdpass::stream_pair().expect("a pair");
+    (Channel::new(left), Channel::new(right))
+}
+
+fn drain(grace_ms: u64) -> ToWorker {
+    ToWorker::Drain { grace_ms: Some(grace_ms) }
+}
+
+fn frames(channel: &mut Channel) -> Vec<Received<ToWorker>> {
+    let mut frames = Vec::new();
+    channel.incoming.receive(&mut frames).expect("frames");
+    frames
+}
+
+fn leaving(channel: &mut Channel, count: u32) {
+    for _ in 0..count {
+        channel.send(&ToPrimary::Leaving, vec![]).expect("below the bound");
+    }
+}
+
+#[test]
+fn words_and_their_descriptors_stay_together() {
+    let (mut left, mut right) = pair();
+    let (passenger, _far) = fdpass::stream_pair().expect("a pair");
+    left.send(&drain(1), vec![]).expect("room");
+    left.send(&drain(2), vec![passenger]).expect("room");
+    left.send(&drain(3), vec![]).expect("room");
+    let received: Vec<(ToWorker, Vec<OwnedFd>)> = right.receive().expect("frames");
+    let counts: Vec<usize> = received.iter().map(|(_, descriptors)| descriptors.len()).collect();
+    assert_eq!(counts, [0, 1, 0]);
+    assert_eq!(received[2].0, drain(3));
+}
+
+#[test]
+fn many_frames_with_descriptors_keep_their_own() {
+    let (mut left, mut right) = pair();
+    for count in [1, 3, 0, 8, 1] {
+        let passengers = (0..count).map(|_| fdpass::stream_pair().expect("a pair").0).collect();
+        left.send(&drain(count), passengers).expect("room");
+    }
+    let mut counts = Vec::new();
+    while counts.len() < 5 {
+        let arrived = frames(&mut right).into_iter();
+        counts.extend(arrived.map(|frame| (frame.descriptors.len(), frame.lost)));
+    }
+    assert_eq!(counts, [(1, 0), (3, 0), (0, 0), (8, 0), (1, 0)]);
+}
+
+#[test]
+fn a_full_socket_delays_but_loses_nothing() {
+    let (mut left, mut right) = pair();
+    fdpass::bound_send_buffer(left.as_fd(), 4096).expect("a bound");
+    leaving(&mut left, 3000);
+    assert_eq!(left.flush().expect("the other end lives"), Flushed::Full);
+    let mut seen = 0;
+    while seen < 3000 {
+        seen += right.receive::<ToPrimary>().expect("frames").len();
+        left.flush().expect("the other end lives");
+    }
+    assert!(!left.outgoing.has_waiting());
+}
+
+#[test]
+fn large_messages_pass_each_other() {
+    let (mut left, mut right) = pair();
+    let body = Serialization::Json.encode(&"x".repeat(3_000_000)).expect("a string");
+    for end in [&mut left, &mut right] {
+        end.outgoing.send_message(Serialization::Json, &body, vec![]).expect("below the bound");
+    }
+    let mut arrived = [false, false];
+    while arrived != [true, true] {
+        for (end, arrived) in [&mut left, &mut right].into_iter().zip(&mut arrived) {
+            end.flush().expect("the other end lives");
+            for frame in frames(end) {
+                let Body::Message { bytes, .. } = frame.body else { panic!("no word was sent") };
+                *arrived = bytes == body;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_never_reads_is_noticed() {
+    let (mut left, _right) = pair();
+    let body = Serialization::Json.encode(&"x".repeat(1_000_000)).expect("a string");
+    let failed =
+        (0..100).find_map(|_| left.outgoing.send_message(Serialization::Json, &body, vec![]).err());
+    assert!(matches!(failed, Some(Error::System { source: Errno::EAGAIN, .. })), "{failed:?}");
+}
+
+#[test]
+fn a_message_that_is_too_long_is_refused_before_it_is_sent() {
+    let (mut left, mut right) = pair();
+    let body = vec![b' '; MESSAGE_BYTES_MAX + 1];
+    let failed = left.outgoing.send_message(Serialization::Json, &body, vec![]);
+    assert!(matches!(failed, Err(Error::System { source: Errno::EMSGSIZE, .. })));
+    left.send(&drain(1), vec![]).expect("the channel is as it was");
+    assert_eq!(frames(&mut right).len(), 1);
+}
+
+#[test]
+fn an_end_that_closes_is_seen_by_both() {
+    let (mut left, mut right) = pair();
+    left.send(&drain(1), vec![]).expect("room");
+    left.outgoing.close();
+    assert_eq!(frames(&mut right).len(), 1, "what was sent arrives");
+    assert!(right.is_closed());
+    let failed = left.send(&drain(2), vec![]);
+    assert!(matches!(failed, Err(Error::System { source: Errno::EPIPE, .. })));
+}
+
+#[test]
+fn what_came_before_garbage_is_heard() {
+    let (mut left, mut right) = pair();
+    left.send(&drain(1), vec![]).expect("room");
+    fdpass::send(left.as_fd(), b"nonsense", &[]).expect("room");
+    let mut heard: Vec<Received<ToWorker>> = Vec::new();
+    let error = right.incoming.receive(&mut heard).expect_err("garbage");
+    assert!(error.to_string().contains("garbage"), "{error}");
+    assert_eq!(heard.len(), 1);
+}
+
+#[test]
+fn a_message_that_is_none_is_garbage() {
+    let (mut left, mut right) = pair();
+    left.outgoing.send_message(Serialization::Json, b"{\"a\":", vec![]).expect("room");
+    let mut heard: Vec<Received<ToWorker>> = Vec::new();
+    assert!(right.incoming.receive(&mut heard).is_err() && heard.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn garbage_ends_the_channel_without_panic(
+        bytes in prop::collection::vec(any::<u8>(), 1..400),
+    ) {
+        let (left, mut right) = pair();
+        fdpass::send(left.as_fd(), &bytes, &[]).expect("room");
+        drop(left);
+        let _ = right.receive::<ToPrimary>();
+    }
+}

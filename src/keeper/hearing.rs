@@ -1,0 +1,188 @@
+//! What the keeper is told of its workers, and what it does about it.
+
+use nix::sys::signal::Signal;
+
+use super::event::code_and_signal;
+use super::restart::{Decision, budget_in_words};
+use super::{Event, Keeper, Occupant, Stage, Ward, WorkerSummary};
+use crate::cluster::{self, WorkerCounts, WorkerHandle};
+use crate::error::Error;
+use crate::settings::Policy;
+use crate::sys::clock::monotonic_ns;
+use crate::sys::process::Ending;
+
+impl Keeper<'_> {
+    pub(super) fn hear(&mut self, event: cluster::Event) {
+        match event {
+            cluster::Event::Fork { worker } => {
+                let (id, pid, cpu) = (worker.id(), worker.pid(), worker.cpu());
+                self.tell(Event::Fork { id, pid, cpu });
+            }
+            cluster::Event::Online { worker } => {
+                self.tell(Event::Online { id: worker.id(), pid: worker.pid() });
+            }
+            cluster::Event::Listening { worker, .. } => self.note_listening(&worker),
+            cluster::Event::Exit { worker, ending, counts } => self.bury(&worker, ending, counts),
+            cluster::Event::Error { worker: Some(worker), error } => {
+                if let Some(place) = self.place_of(&worker) {
+                    self.kill(place, format!("worker {}: {error}", worker.id()));
+                }
+            }
+            cluster::Event::Error { worker: None, error } => self.fail((*error).clone()),
+            cluster::Event::Hung { worker, taken_back } => {
+                if let Some(ward) = self.ward(&worker) {
+                    ward.hung_since_ns = Some(monotonic_ns());
+                    self.tell(Event::Hung { id: worker.id(), pid: worker.pid(), taken_back });
+                }
+            }
+            cluster::Event::Recovered { worker } => {
+                let hung = self.ward(&worker).and_then(|ward| ward.hung_since_ns.take());
+                if hung.is_some() {
+                    self.tell(Event::Recovered { id: worker.id(), pid: worker.pid() });
+                }
+            }
+            // The built-in workers send no messages, and their exits say the rest.
+            cluster::Event::Setup { .. }
+            | cluster::Event::Message { .. }
+            | cluster::Event::Disconnect { .. } => {}
+        }
+    }
+
+    fn place_of(&self, worker: &WorkerHandle) -> Option<usize> {
+        self.places.iter().position(
+            |place| matches!(&place.occupant, Occupant::Alive(ward) if ward.worker == *worker),
+        )
+    }
+
+    fn ward(&mut self, worker: &WorkerHandle) -> Option<&mut Ward> {
+        let place = self.place_of(worker)?;
+        match &mut self.places[place].occupant {
+            Occupant::Alive(ward) => Some(ward),
+            _ => None,
+        }
+    }
+
+    fn is_ready(&self, ward: &Ward) -> bool {
+        ward.listening >= self.settings.listen.len()
+    }
+
+    fn note_listening(&mut self, worker: &WorkerHandle) {
+        let Some(ward) = self.ward(worker) else { return };
+        ward.listening += 1;
+        let mut places = self.places.iter();
+        let everybody = places
+            .all(|place| matches!(&place.occupant, Occupant::Alive(ward) if self.is_ready(ward)));
+        if everybody && matches!(self.stage, Stage::Starting { .. }) {
+            self.announce();
+        }
+    }
+
+    /// Everybody serves everything: from now on there are connections.
+    fn announce(&mut self) {
+        self.stage = Stage::Serving;
+        if let Err(error) = self.cluster.open() {
+            return self.fail(error);
+        }
+        let none = self.settings.policy == Policy::None;
+        let addresses = std::mem::take(&mut self.addresses);
+        for (listener, address) in addresses {
+            self.tell(Event::Listening {
+                address,
+                listener,
+                policy: self.settings.policy,
+                accept: none.then_some(self.settings.accept),
+                engine: "io_uring",
+                feature_level: self.level,
+                workers: self.places.len(),
+                pid: std::process::id(),
+                cpu: self.plan.primary,
+            });
+        }
+    }
+
+    /// Ends workers that have hung for too long; they are replaced like others that end.
+    pub(super) fn kill_hung(&mut self, now_ns: u64) {
+        for place in 0..self.places.len() {
+            if self.hang_deadline_ns(place).is_some_and(|deadline_ns| deadline_ns <= now_ns) {
+                self.kill(place, "it has hung for too long".into());
+            }
+        }
+    }
+
+    pub(super) fn hang_deadline_ns(&self, place: usize) -> Option<u64> {
+        let limit = u64::try_from(self.settings.hang_kill?.as_nanos()).unwrap_or(u64::MAX);
+        match &self.places[place].occupant {
+            Occupant::Alive(ward) if !ward.killed => {
+                ward.hung_since_ns.map(|since_ns| since_ns.saturating_add(limit))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn kill(&mut self, place: usize, reason: String) {
+        let Occupant::Alive(ward) = &mut self.places[place].occupant else {
+            return;
+        };
+        if !ward.killed {
+            ward.killed = true;
+            // It runs as we do, so this can only fail if it has ended by itself.
+            let _ = ward.worker.kill(Signal::SIGKILL);
+            let ids = vec![ward.worker.id()];
+            self.tell(Event::Kill { ids, reason });
+        }
+    }
+
+    /// Enters an ended worker into the books and decides about a successor.
+    fn bury(&mut self, worker: &WorkerHandle, ending: Ending, counts: WorkerCounts) {
+        let Some(place) = self.place_of(worker) else { return };
+        let occupant = std::mem::take(&mut self.places[place].occupant);
+        let Occupant::Alive(ward) = occupant else { return };
+        let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
+        self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), counts));
+        let (code, signal) = code_and_signal(ending);
+        self.tell(Event::Exit { id, pid, code, signal, aborted });
+        match self.stage {
+            Stage::Starting { .. }
+                if matches!(ending, Ending::Code(2 | 3)) && !self.is_ready(&ward) =>
+            {
+                // It has said why; the next one would say the same.
+                self.fail(Error::Workers {
+                    what: format!("worker {id} could not start"),
+                    hint: "its own message says why".into(),
+                });
+            }
+            Stage::Starting { .. } | Stage::Serving => self.replace(place, &ward, ending),
+            Stage::Draining | Stage::Killing => {}
+        }
+    }
+
+    fn replace(&mut self, place: usize, ward: &Ward, ending: Ending) {
+        let now_ns = monotonic_ns();
+        let restart = self.settings.restart;
+        let id = ward.worker.id();
+        let room = &mut self.places[place];
+        match room.budget.after_end(restart, ending, ward.born_ns, now_ns) {
+            Decision::After { delay_ns } => {
+                room.occupant = Occupant::Awaited { at_ns: now_ns + delay_ns };
+                self.tell(Event::Respawn { id, delay_ms: delay_ns / 1_000_000 });
+            }
+            Decision::Leave => self.lost_worker |= ending != Ending::Code(0),
+            Decision::GiveUp => {
+                self.lost_worker = true;
+                self.tell(Event::GiveUp { id, reason: budget_in_words() });
+            }
+        }
+        let deserted = self.places.iter().all(|place| matches!(place.occupant, Occupant::Nobody));
+        if deserted {
+            if self.lost_worker {
+                self.failure = Some(Error::Workers {
+                    what: "no worker is left, and none will be started".into(),
+                    hint: "the exit events above say how they ended; --restart always replaces \
+                           them, within a budget"
+                        .into(),
+                });
+            }
+            self.begin_stop("no worker is left".into());
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! A run of the command: so many workers, kept alive, until a signal ends them in order.
+//!
+//! Owns the policy of keeping: who is replaced and when, how long a start, a hang and the end may
+//! take, and the books. It does nothing to workers by itself but what any program can do with a
+//! [`Cluster`](crate::cluster::Cluster).
+
+mod ending;
+mod event;
+mod hearing;
+mod restart;
+mod summary;
+
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+pub use event::Event;
+pub use summary::{Summary, WorkerSummary};
+
+use crate::cluster::{Cluster, Events, ForkOptions, WorkerHandle};
+use crate::error::{Error, Result};
+use crate::id::ListenerId;
+use crate::settings::Settings;
+use crate::sys::clock::monotonic_ns;
+use crate::sys::probe::FeatureLevel;
+use crate::sys::signal::Signals;
+use crate::topology::CpuPlan;
+use restart::Budget;
+
+/// How long the first workers may take to serve; a machine that is slower than this is stuck.
+const START_NS: u64 = 15_000_000_000;
+/// How long after the grace period a worker that does not end by itself is left alone.
+const KILL_SLACK_NS: u64 = 250_000_000;
+/// A signal that follows the first this closely is its echo, not a second one.
+const ECHO_NS: u64 = 50_000_000;
+/// How soon a worker that could not be started is tried again.
+const RETRY_NS: u64 = 1_000_000_000;
+
+/// A place for a worker.
+#[derive(Debug, Default)]
+struct Place {
+    occupant: Occupant,
+    budget: Budget,
+}
+
+#[derive(Debug, Default)]
+enum Occupant {
+    /// Nobody, and nobody will come.
+    #[default]
+    Nobody,
+    /// Nobody, until this moment.
+    Awaited { at_ns: u64 },
+    /// A worker.
+    Alive(Ward),
+}
+
+/// A worker as the keeper sees it.
+#[derive(Debug)]
+struct Ward {
+    worker: WorkerHandle,
+    born_ns: u64,
+    /// Addresses that it serves.
+    listening: usize,
+    /// It has been killed by us.
+    killed: bool,
+    /// Since when it has hung.
+    hung_since_ns: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The first workers are on their way.
+    Starting {
+        until_ns: u64,
+    },
+    Serving,
+    /// The workers get what has been accepted and finish what they have.
+    Draining,
+    /// Everybody has been killed.
+    Killing,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The books.
+    pub summary: Summary,
+    /// The signal that cut the end short.
+    pub forced_by: Option<Signal>,
+    /// Why the run could not go on.
+    pub failure: Option<Error>,
+}
+
+/// A run.
+pub struct Keeper<'a> {
+    settings: &'a Settings,
+    plan: &'a CpuPlan,
+    level: FeatureLevel,
+    on_event: &'a mut dyn FnMut(Event),
+    signals: Signals,
+    cluster: Cluster,
+    events: Events,
+    /// What was opened, in the order of `--listen`.
+    addresses: Vec<(ListenerId, String)>,
+    places: Vec<Place>,
+    stage: Stage,
+    stopped_ns: u64,
+    cut_ns: Option<u64>,
+    summary: Summary,
+    forced_by: Option<Signal>,
+    failure: Option<Error>,
+    /// A worker has ended with an error and stayed dead.
+    lost_worker: bool,
+}
+
+impl std::fmt::Debug for Keeper<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Keeper<'a> {
+    /// Opens the listeners and starts the workers.
+    ///
+    /// # Errors
+    /// An address is not to be had, or the machine refuses what is needed. Nothing is left behind.
+    pub fn start(
+        settings: &'a Settings,
+        plan: &'a CpuPlan,
+        level: FeatureLevel,
+        on_event: &'a mut dyn FnMut(Event),
+    ) -> Result<Self> {
+        // Blocked before there are threads, so that nobody else receives them.
+        let signals =
+            Signals::receive(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT])?;
+        let cluster = cluster(settings, plan)?;
+        let events = cluster.events()?;
+        // Before there are workers, so that a busy port is told at once.
+        let addresses = settings.listen.iter().map(|address| cluster.hold(address));
+        let addresses = addresses.collect::<Result<_>>()?;
+        let mut keeper = Self {
+            settings,
+            plan,
+            level,
+            on_event,
+            signals,
+            cluster,
+            events,
+            addresses,
+            places: plan.workers.iter().map(|_| Place::default()).collect(),
+            stage: Stage::Starting { until_ns: monotonic_ns() + START_NS },
+            stopped_ns: 0,
+            cut_ns: None,
+            summary: Summary::default(),
+            forced_by: None,
+            failure: None,
+            lost_worker: false,
+        };
+        for place in 0..keeper.places.len() {
+            keeper.fork(place)?;
+        }
+        Ok(keeper)
+    }
+
+    fn tell(&mut self, event: Event) {
+        (self.on_event)(event);
+    }
+
+    fn fork(&mut self, place: usize) -> Result<()> {
+        let number = u16::try_from(place).expect("workers are bounded");
+        let worker = self.cluster.fork_with(ForkOptions::default().place(number))?;
+        self.places[place].occupant = Occupant::Alive(Ward {
+            worker,
+            born_ns: monotonic_ns(),
+            listening: 0,
+            killed: false,
+            hung_since_ns: None,
+        });
+        Ok(())
+    }
+
+    /// Starts a successor; if that fails for want of something, tries again later.
+    fn fork_again(&mut self, place: usize) -> Result<()> {
+        match self.fork(place) {
+            Err(Error::System { step, source: Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE }) => {
+                let at_ns = monotonic_ns() + RETRY_NS;
+                self.places[place].occupant = Occupant::Awaited { at_ns };
+                self.tell(Event::Note { text: format!("{step} failed; trying again in 1 s") });
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Runs until the end and gives the books.
+    ///
+    /// # Errors
+    /// The cluster itself failed. Workers are ended all the same.
+    pub fn run(mut self) -> Result<Outcome> {
+        while !self.is_over() {
+            self.wait()?;
+            while let Some(signal) = self.signals.next_signal()? {
+                self.stop(signal);
+            }
+            while let Some(event) = self.events.try_next() {
+                self.hear(event);
+            }
+            self.attend_to_time()?;
+        }
+        self.close_books()
+    }
+
+    fn wait(&self) -> Result<()> {
+        let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut watched = [readable(self.signals.as_fd()), readable(self.events.as_fd())];
+        match poll(&mut watched, self.until_next_deadline()) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Error::system("wait for events (poll)", errno)),
+        }
+    }
+
+    fn until_next_deadline(&self) -> PollTimeout {
+        let awaited = self.places.iter().filter_map(|place| match place.occupant {
+            Occupant::Awaited { at_ns } => Some(at_ns),
+            _ => None,
+        });
+        let start = match self.stage {
+            Stage::Starting { until_ns } => Some(until_ns),
+            _ => None,
+        };
+        let cut = self.cut_ns.filter(|_| self.stage != Stage::Killing);
+        let cut = cut.map(|cut_ns| cut_ns.saturating_add(KILL_SLACK_NS));
+        let hung = (0..self.places.len()).filter_map(|place| self.hang_deadline_ns(place));
+        let next_ns = awaited.chain(start).chain(cut).chain(hung).min();
+        next_ns.map_or(PollTimeout::NONE, |next_ns| {
+            let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
+            // Rounded up: waking a moment too early would make the loop spin until the time.
+            let left_ms = u16::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u16::MAX);
+            PollTimeout::from(left_ms)
+        })
+    }
+
+    fn attend_to_time(&mut self) -> Result<()> {
+        let now_ns = monotonic_ns();
+        self.kill_hung(now_ns);
+        for place in 0..self.places.len() {
+            let occupant = &self.places[place].occupant;
+            if matches!(occupant, Occupant::Awaited { at_ns } if *at_ns <= now_ns) {
+                self.fork_again(place)?;
+            }
+        }
+        match self.stage {
+            Stage::Starting { until_ns } if until_ns <= now_ns => self.fail(Error::Workers {
+                what: format!("the workers were not ready after {} s", START_NS / 1_000_000_000),
+                hint: "a machine this busy cannot run them; try fewer with --workers".into(),
+            }),
+            Stage::Draining => {
+                let cut_ns = self.cut_ns.unwrap_or(u64::MAX).saturating_add(KILL_SLACK_NS);
+                if cut_ns <= now_ns {
+                    self.kill_all("the grace period is over".into());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn close_books(mut self) -> Result<Outcome> {
+        let totals = self.cluster.finish()?;
+        self.summary.accepted = totals.accepted;
+        self.summary.refused = totals.refused;
+        self.summary.redispatched = totals.redispatched;
+        self.summary.dropped = totals.dropped;
+        self.summary.pauses = totals.pauses;
+        self.summary.paused_ms = totals.paused_ns / 1_000_000;
+        self.summary.skips = totals.skips;
+        if self.settings.policy == crate::settings::Policy::None {
+            self.summary.accepted = self.summary.workers.iter().map(|one| one.assigned).sum();
+        }
+        self.summary.close();
+        Ok(Outcome { summary: self.summary, forced_by: self.forced_by, failure: self.failure })
+    }
+}
+
+/// A cluster as the settings want it, without workers.
+fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
+    let cluster = Cluster::with_policy(settings.policy)?;
+    cluster.setup_primary(|cluster| {
+        cluster.accept = settings.accept;
+        cluster.rules = settings.rules.clone();
+        cluster.backlog = settings.backlog;
+        cluster.cpus.clone_from(&plan.workers);
+        cluster.primary_cpu = plan.primary;
+        let workers = NonZeroUsize::new(plan.workers.len());
+        cluster.workers_expected = workers.unwrap_or(NonZeroUsize::MIN);
+        // Nobody gets anything before everybody is there, so that all begin with an equal share.
+        cluster.start_closed = true;
+    })?;
+    Ok(cluster)
+}
