@@ -176,7 +176,7 @@ impl BenchArguments {
             &found,
             report::bench_text::bench,
             report::csv::bench,
-            report::page::bench,
+            report::bench_page::bench,
         )?;
         let code = if found.invalid_trials > 0 { INVALID_TRIALS } else { 0 };
         Ok(signal.map_or(code, signal_code))

@@ -135,7 +135,7 @@ impl ImbalanceArguments {
             &found,
             report::text::imbalance,
             report::csv::imbalance,
-            report::page::imbalance,
+            report::matrix_page::imbalance,
         )?;
         let failed = found.cells.iter().any(|cell| !cell.failures.is_empty());
         Ok(signal.map_or_else(|| u8::from(failed), signal_code))

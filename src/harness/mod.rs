@@ -5,8 +5,8 @@
 //! [`peer`], [`matrix`], [`words`], [`scenario`], [`summary`], [`chart`] and [`report`].
 //!
 //! Running servers and the load generator, all of them processes of their own: [`attention`],
-//! [`child`], [`server`], [`generator`], [`usage`], [`surroundings`], [`imbalance`], [`trial`],
-//! [`mod@bench`].
+//! [`child`], [`server`], [`generator`], [`usage`], [`in_flight`], [`surroundings`], [`imbalance`],
+//! [`trial`], [`mod@bench`].
 
 pub mod attention;
 pub mod balance;
@@ -15,6 +15,7 @@ pub mod chart;
 pub mod child;
 pub mod generator;
 pub mod imbalance;
+pub mod in_flight;
 pub mod interval;
 pub mod matrix;
 pub mod peer;

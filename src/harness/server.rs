@@ -167,17 +167,21 @@ fn own(
     command.args(own_arguments(target, setup));
     let child = start_on(&setup.cpus, &format!("clusterlb {target}"), &mut command)?;
     let mut server = until_told(target, child, attention)?;
-    while server.workers.len() < setup.workers {
+    let mut online = Vec::new();
+    while online.len() < setup.workers {
         let line = server.child.next_line(START_WITHIN, attention)?;
         let Some(line) = line else {
             return Err(server.child.failure("ended before its workers ran").into());
         };
-        if let Ok(Told { event, pid: Some(pid), .. }) = serde_json::from_str(&line)
+        if let Ok(Told { event, id, pid: Some(pid), .. }) = serde_json::from_str(&line)
             && event == "online"
         {
-            server.workers.push(pid);
+            online.push((id, pid));
         }
     }
+    // In the order of the books, which is not that in which they happen to be ready.
+    online.sort_unstable();
+    server.workers = online.into_iter().map(|(_, pid)| pid).collect();
     Ok(server)
 }
 
@@ -204,6 +208,7 @@ pub fn own_command() -> Result<Command> {
 struct Told {
     event: String,
     address: Option<SocketAddr>,
+    id: Option<u32>,
     pid: Option<u32>,
     workers: Option<Value>,
     restarted: Option<u64>,

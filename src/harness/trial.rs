@@ -16,6 +16,7 @@ use super::attention::{Attention, Halt};
 use super::balance::Balance;
 use super::generator::{self, Load};
 use super::imbalance::unix_ms;
+use super::in_flight::{InFlight, Watch};
 use super::placement::Placement;
 use super::plan::{Facts, Reason, objections};
 use super::scenario::{Fault, Knobs, Scenario};
@@ -59,6 +60,10 @@ pub struct Share {
     pub connections: Option<u64>,
     /// CPU time in the measured time; nothing if it is not a process of its own.
     pub cpu_ms: Option<f64>,
+    /// Connections at once, the mean over the measured time; nothing if its workers share them.
+    pub in_flight_mean: Option<f64>,
+    /// The most of them at any look.
+    pub in_flight_max: Option<u64>,
 }
 
 /// A trial's record.
@@ -96,6 +101,8 @@ pub struct Record {
     pub memory_proportional_mib: Option<f64>,
     /// The workers.
     pub workers: Vec<Share>,
+    /// Connections that each of them held over time.
+    pub in_flight: InFlight,
     /// How evenly connections were spread, where they were counted.
     pub balance: Option<Balance>,
     /// How evenly CPU time was.
@@ -146,18 +153,23 @@ impl Trial<'_> {
         let before = Usage::of_tree(server.root());
         let load = scenario.load(knobs, repeat);
         let cpus = &placement.load_cpus;
-        let loaded =
-            generator::run(&load, server.address, cpus, attention, &mut |now| saboteur.act(now))?;
+        let mut watch = Watch::new(&server.workers, server.root());
+        let loaded = generator::run(&load, server.address, cpus, attention, &mut |now| {
+            saboteur.act(now);
+            watch.look(now);
+        })?;
         let used = Usage::of_tree(server.root()).since(&before);
         let memory = Memory::of_tree(server.root());
         saboteur.make_good();
         let workers = server.workers.clone();
+        let in_flight = watch.finish();
         let books = server.end()?;
         if loaded.totals.completed == 0 {
             let why = loaded.failure.map_or_else(String::new, |failure| failure.cause);
             return Err(Halt::Failed(unanswered(target, &why)));
         }
-        Ok(record(self, &loaded, &used, memory, &workers, &books))
+        let seen = Seen { used, memory, workers, in_flight, books };
+        Ok(record(self, &loaded, seen))
     }
 }
 
@@ -219,18 +231,21 @@ impl Saboteur {
     }
 }
 
-fn record(
-    trial: &Trial<'_>,
-    loaded: &Report,
-    used: &Usage,
+/// What was seen of a server.
+struct Seen {
+    used: Usage,
     memory: Memory,
-    workers: &[u32],
-    books: &Books,
-) -> Record {
+    workers: Vec<u32>,
+    in_flight: InFlight,
+    books: Books,
+}
+
+fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
     let completed = to_f64(loaded.totals.completed);
     let begun = loaded.totals.started.max(1);
-    let (balance, cpu_balance, shares) = shares(used, workers, books);
-    let (objections, consequences) = judged(trial.scenario, loaded, books);
+    let (balance, cpu_balance, shares) = shares(&seen);
+    let (objections, consequences) = judged(trial.scenario, loaded, &seen.books);
+    let Seen { used, memory, in_flight, .. } = seen;
     let latency = &loaded.latency;
     Record {
         rate_per_s: loaded.rates.completed_per_s,
@@ -249,6 +264,7 @@ fn record(
         memory_peak_mib: mebibytes(memory.peak_bytes),
         memory_proportional_mib: memory.proportional_bytes.map(mebibytes),
         workers: shares,
+        in_flight,
         balance,
         cpu_balance,
         objections,
@@ -314,11 +330,8 @@ fn achieved(kept: &Kept) -> f64 {
 }
 
 /// Who did how much, by connections and by CPU time.
-fn shares(
-    used: &Usage,
-    workers: &[u32],
-    books: &Books,
-) -> (Option<Balance>, Option<Balance>, Vec<Share>) {
+fn shares(seen: &Seen) -> (Option<Balance>, Option<Balance>, Vec<Share>) {
+    let Seen { used, workers, in_flight, books, .. } = seen;
     let connections = books.connections.clone().unwrap_or_default();
     let cpu_ns: Vec<u64> =
         workers.iter().map(|pid| used.processes_ns.get(pid).copied().unwrap_or(0)).collect();
@@ -326,6 +339,8 @@ fn shares(
         worker: place + 1,
         connections: connections.get(place).copied(),
         cpu_ms: cpu_ns.get(place).map(|ns| to_f64(*ns) / 1e6),
+        in_flight_mean: workers.get(place).and_then(|_| in_flight.mean.get(place).copied()),
+        in_flight_max: workers.get(place).and_then(|_| in_flight.max.get(place).copied()),
     });
     (Balance::of(&connections), Balance::of(&cpu_ns), shares.collect())
 }

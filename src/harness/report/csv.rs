@@ -56,8 +56,8 @@ pub fn imbalance(report: &imbalance::Report) -> String {
 /// The trials of a comparison.
 #[must_use]
 pub fn bench(report: &bench::Report) -> String {
-    let mut text = "scenario,target,repeat,valid,worker,connections,worker_cpu_ms,rate_per_s,\
-                    completed,failed_share,p50_us,p90_us,p99_us,p999_us,max_us,server_cpu_ms,\
+    let mut text = "scenario,target,repeat,valid,worker,connections,worker_cpu_ms,\
+                    in_flight_mean,in_flight_max,rate_per_s,completed,failed_share,p50_us,p90_us,p99_us,p999_us,max_us,server_cpu_ms,\
                     server_cpu_us_per_request,machine_cpu_us_per_request,memory_peak_mib,\
                     objections\n"
         .to_owned();
@@ -72,7 +72,7 @@ fn trial_rows(trial: &Outcome) -> String {
     let mut head = vec![scenario.to_string(), target.to_string(), repeat.to_string()];
     head.push(valid.to_string());
     let Some(record) = record else {
-        let rest = std::iter::repeat_n(String::new(), 15).chain(failure.clone());
+        let rest = std::iter::repeat_n(String::new(), 17).chain(failure.clone());
         return row(&head.into_iter().chain(rest).collect::<Vec<_>>());
     };
     let tail = [
@@ -99,6 +99,8 @@ fn trial_rows(trial: &Outcome) -> String {
             share.worker.to_string(),
             share.connections.map_or_else(String::new, |count| count.to_string()),
             number(share.cpu_ms),
+            number(share.in_flight_mean),
+            share.in_flight_max.map_or_else(String::new, |count| count.to_string()),
         ];
         text += &row(&[&head[..], &own, &tail].concat());
     }
