@@ -31,8 +31,9 @@ use crate::sys::signal::Signals;
 use crate::topology::CpuPlan;
 use restart::Budget;
 
-/// How long the first workers may take to serve; a machine that is slower than this is stuck.
-const START_NS: u64 = 15_000_000_000;
+/// How long the first workers may take to serve. Generous, because a machine can be busy; one that
+/// is slower than this is stuck.
+const START_NS: u64 = 60_000_000_000;
 /// How long after the grace period a worker that does not end by itself is left alone.
 const KILL_SLACK_NS: u64 = 250_000_000;
 /// A signal that follows the first this closely is its echo, not a second one.
