@@ -15,8 +15,8 @@ use crate::harness::scenario::{ALL, DEFAULT, Knobs, Scenario};
 use crate::harness::surroundings::Surroundings;
 use crate::harness::target::Target;
 
-/// Trials that do not count were among those that were run.
-const INVALID_TRIALS: u8 = 4;
+/// Too few trials count for what some scenario is about.
+const TOO_FEW_COUNT: u8 = 4;
 /// Below this a server has hardly started to be loaded.
 const DURATION_MIN: Duration = Duration::from_millis(100);
 /// Most of a trial.
@@ -37,8 +37,8 @@ Examples:
 Scenarios: short, capacity, keep-alive, heavy-50, heavy-70, heavy-85, mixed, stall, stopped, burst.
 
 Exit codes: 0 done, 1 nothing could be run, 2 wrong usage, 3 this machine cannot (a server that is
-not installed), 4 done, but some trials do not count (they are shown),
-130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+not installed), 4 done, but for some of what is compared too few trials count (which and why is
+shown), 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
 
 /// What shall be compared.
 #[derive(Clone, Debug, Args)]
@@ -178,7 +178,7 @@ impl BenchArguments {
             report::csv::bench,
             report::bench_page::bench,
         )?;
-        let code = if found.invalid_trials > 0 { INVALID_TRIALS } else { 0 };
+        let code = if found.is_lacking() { TOO_FEW_COUNT } else { 0 };
         Ok(signal.map_or(code, signal_code))
     }
 }

@@ -57,10 +57,18 @@ pub struct Report {
     pub scenarios: Vec<Comparisons>,
     /// Every trial, in the order in which they ran.
     pub trials: Vec<Outcome>,
-    /// Trials that do not count.
+    /// Trials that do not count, or of which some measures do not.
     pub invalid_trials: usize,
     /// Targets that were asked for and are not there.
     pub missing: Vec<String>,
+}
+
+impl Report {
+    /// Some scenario does not show what it is about, since too few trials count for that.
+    #[must_use]
+    pub fn is_lacking(&self) -> bool {
+        self.scenarios.iter().any(|scenario| !scenario.too_few.is_empty())
+    }
 }
 
 impl Comparison {
@@ -136,7 +144,7 @@ impl Comparison {
             environment,
             targets: self.targets.clone(),
             scenarios: scenarios.collect(),
-            invalid_trials: trials.iter().filter(|outcome| !outcome.valid).count(),
+            invalid_trials: trials.iter().filter(|outcome| !outcome.is_sound()).count(),
             trials,
             missing: Vec::new(),
         };

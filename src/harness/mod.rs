@@ -1,8 +1,9 @@
 //! Measuring who takes the load, and saying so honestly.
 //!
 //! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
-//! passed in: [`balance`], [`interval`], [`plan`], [`queueing`], [`target`], [`placement`],
-//! [`peer`], [`matrix`], [`words`], [`scenario`], [`summary`], [`chart`] and [`report`].
+//! passed in: [`balance`], [`interval`], [`plan`], [`queueing`], [`target`],
+//! [`placement`], [`peer`], [`matrix`], [`words`], [`scenario`], [`validity`], [`summary`],
+//! [`chart`] and [`report`].
 //!
 //! Running servers and the load generator, all of them processes of their own: [`attention`],
 //! [`child`], [`server`], [`generator`], [`usage`], [`in_flight`], [`surroundings`], [`imbalance`],
@@ -30,4 +31,5 @@ pub mod surroundings;
 pub mod target;
 pub mod trial;
 pub mod usage;
+pub mod validity;
 pub mod words;

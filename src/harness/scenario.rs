@@ -1,7 +1,7 @@
 //! The loads that servers are compared under, and what goes wrong in some of them. Pure.
 //!
-//! Owns their names, their sizes, and which findings are a scenario's results rather than flaws
-//! of a trial.
+//! Owns their names, their sizes, what each is about, and which findings are a scenario's results
+//! rather than flaws of a trial.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 
 use super::generator::{Load, Pace};
 use super::target::{Peer, Target};
+use super::validity::Aspect;
 use crate::error::Error;
 use crate::work::{ServiceTime, Work, WorkKind};
 
@@ -208,6 +209,22 @@ impl Scenario {
         }
     }
 
+    /// The kinds of measures that it is made for: a comparison without them has failed.
+    ///
+    /// A closed loop is there for what a request takes of the server. Its rate and latencies count
+    /// as long as the generator is not the bottleneck, and are the generator's own limit where it
+    /// is, which with a CPU for each side is the rule: asking takes as much as answering.
+    #[must_use]
+    pub fn is_about(self) -> &'static [Aspect] {
+        if self.is_closed_loop() { &[Aspect::Cost] } else { &Aspect::ALL }
+    }
+
+    /// The next request waits for an answer, so that a slow server is asked for less.
+    #[must_use]
+    pub fn is_closed_loop(self) -> bool {
+        matches!(self, Self::Capacity | Self::KeepAlive | Self::Burst)
+    }
+
     /// Findings of the generator (by their codes) that are this scenario's results, not flaws of
     /// a trial: who loses a worker answers less than was asked.
     #[must_use]
@@ -311,6 +328,16 @@ mod tests {
         assert!(Scenario::Stopped.tolerates("requests_failed"));
         assert!(!Scenario::Stopped.tolerates("generator_busy"));
         assert!(!Scenario::Short.tolerates("requests_failed"));
+    }
+
+    #[test]
+    fn closed_loops_are_those_without_a_rate() {
+        for scenario in ALL {
+            let pace = scenario.load(&knobs(), 0).pace;
+            assert_eq!(scenario.is_closed_loop(), matches!(pace, Pace::Clients(_)), "{scenario}");
+        }
+        assert_eq!(Scenario::Capacity.is_about(), [Aspect::Cost]);
+        assert_eq!(Scenario::Heavy(70).is_about(), Aspect::ALL);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 
 use serde::Serialize;
 
-use super::interval::{Comparison, Interval, Verdict, median};
+use super::interval::{Comparison, Interval, SAMPLES_MIN, Verdict, median};
 use super::queueing::{Discipline, Latencies, Queue};
 use super::scenario::{Knobs, Scenario};
 use super::target::Target;
 use super::trial::{Outcome, Record};
+use super::validity::Aspect;
 
 /// Requests of a simulated queue: enough for a steady 99.9th percentile.
 const SIMULATED_REQUESTS: usize = 400_000;
@@ -19,55 +20,79 @@ pub struct Measure {
     pub key: &'static str,
     /// Its name in sentences.
     pub name: &'static str,
+    /// What it says something about, and so which objections spoil it.
+    pub aspect: Aspect,
     of: fn(&Record) -> Option<f64>,
     /// A count that may be zero is not compared by ratios.
     compared: bool,
 }
 
 /// All of them, in the order in which they are told.
-pub const MEASURES: [Measure; 11] = [
-    measure("rate_per_s", "rate", |record| Some(record.rate_per_s)),
-    measure("p50_us", "median latency", |record| record.response.p50_us),
-    measure("p90_us", "90th percentile", |record| record.response.p90_us),
-    measure("p99_us", "99th percentile", |record| record.response.p99_us),
-    measure("p999_us", "99.9th percentile", |record| record.response.p999_us),
-    measure("max_us", "longest", |record| record.response.max_us),
-    measure("server_cpu_us_per_request", "CPU of the server per request", |record| {
+pub const MEASURES: [Measure; 12] = [
+    speed("rate_per_s", "rate", |record| Some(record.rate_per_s)),
+    speed("p50_us", "median latency", |record| record.response.p50_us),
+    speed("p90_us", "90th percentile", |record| record.response.p90_us),
+    speed("p99_us", "99th percentile", |record| record.response.p99_us),
+    speed("p999_us", "99.9th percentile", |record| record.response.p999_us),
+    speed("max_us", "longest", |record| record.response.max_us),
+    cost("server_cpu_us_per_request", "CPU of the server per request", |record| {
         Some(record.server_cpu_us_per_request)
     }),
-    measure("machine_cpu_us_per_request", "CPU of the machine per request", |record| {
+    cost("machine_cpu_us_per_request", "CPU of the machine per request", |record| {
         Some(record.machine_cpu_us_per_request)
     }),
-    measure("memory_peak_mib", "peak memory", |record| Some(record.memory_peak_mib)),
+    cost("memory_peak_mib", "peak memory", |record| Some(record.memory_peak_mib)),
     uncompared("top_two_share", "share of the two busiest workers", |record| {
         record.balance.or(record.cpu_balance).map(|balance| balance.top_two_share)
+    }),
+    uncompared("in_flight_spread", "connections of the fullest worker beyond the emptiest's", {
+        |record| record.in_flight.spread_mean
     }),
     uncompared("failed_share", "failed requests", |record| Some(record.failed_share)),
 ];
 
-const fn measure(key: &'static str, name: &'static str, of: fn(&Record) -> Option<f64>) -> Measure {
-    Measure { key, name, of, compared: true }
+type Of = fn(&Record) -> Option<f64>;
+
+const fn speed(key: &'static str, name: &'static str, of: Of) -> Measure {
+    Measure { key, name, aspect: Aspect::Speed, of, compared: true }
 }
 
-const fn uncompared(
-    key: &'static str,
-    name: &'static str,
-    of: fn(&Record) -> Option<f64>,
-) -> Measure {
-    Measure { key, name, of, compared: false }
+const fn cost(key: &'static str, name: &'static str, of: Of) -> Measure {
+    Measure { key, name, aspect: Aspect::Cost, of, compared: true }
 }
 
-/// A measure of a target: its median over valid trials, and what can be said beyond.
+const fn uncompared(key: &'static str, name: &'static str, of: Of) -> Measure {
+    Measure { key, name, aspect: Aspect::Cost, of, compared: false }
+}
+
+/// What a median is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// It is made of trials that count.
+    Counts,
+    /// None counts, and yet so much was reached: the rate of a closed loop.
+    AtLeast,
+    /// None counts: for orientation only.
+    Orientation,
+}
+
+/// A measure of a target: its median over the trials that count for it, and what can be said
+/// beyond.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Value {
     /// What is measured, with its unit.
     pub measure: &'static str,
     /// The median.
     pub median: f64,
+    /// What it is worth.
+    pub standing: Standing,
+    /// Trials that count for it.
+    pub trials: usize,
     /// Where the true median lies; nothing for fewer than six trials.
     pub interval: Option<Interval>,
     /// The ratio to the first target, round by round; nothing for the first target, and for fewer
-    /// than six rounds in which both are valid.
+    /// than six rounds in which both count.
     pub ratio_to_first: Option<Comparison>,
 }
 
@@ -78,10 +103,10 @@ pub struct Summary {
     pub target: Target,
     /// Trials that were run.
     pub trials: usize,
-    /// Trials that count.
-    pub valid_trials: usize,
-    /// No trial counts: the values are medians of trials that do not, for orientation only.
-    pub invalid_only: bool,
+    /// Those that count for rate and latencies.
+    pub speed_trials: usize,
+    /// Those that count for everything else.
+    pub cost_trials: usize,
     /// The measures.
     pub values: Vec<Value>,
 }
@@ -93,31 +118,66 @@ impl Summary {
         self.values.iter().find(|value| value.measure == key)
     }
 
+    /// Trials that count for measures of a kind.
+    #[must_use]
+    pub fn trials_for(&self, aspect: Aspect) -> usize {
+        match aspect {
+            Aspect::Speed => self.speed_trials,
+            Aspect::Cost => self.cost_trials,
+        }
+    }
+
     /// Sums up the trials of a target, against those of the first.
-    fn of(target: Target, trials: &[&Outcome], first: &[&Outcome]) -> Self {
+    fn of(scenario: Scenario, target: Target, trials: &[&Outcome], first: &[&Outcome]) -> Self {
         let own = trials.iter().filter(|outcome| outcome.target == target);
         let own: Vec<&Outcome> = own.copied().collect();
-        let valid_trials = own.iter().filter(|outcome| outcome.valid).count();
-        let values = MEASURES.iter().filter_map(|measure| match valid_trials {
-            0 => orientation(measure, &own),
+        let count = |aspect| own.iter().filter(|outcome| outcome.counts_for(aspect)).count();
+        let values = MEASURES.iter().filter_map(|measure| match count(measure.aspect) {
+            0 => orientation(scenario, measure, &own),
             _ => value(measure, &own, first),
         });
-        let values = values.collect();
-        Self { target, trials: own.len(), valid_trials, invalid_only: valid_trials == 0, values }
+        Self {
+            target,
+            trials: own.len(),
+            speed_trials: count(Aspect::Speed),
+            cost_trials: count(Aspect::Cost),
+            values: values.collect(),
+        }
+    }
+
+    /// The kinds of measures that the scenario is about and that too few trials count for.
+    fn too_few(&self, scenario: Scenario) -> impl Iterator<Item = String> {
+        let Self { target, trials, .. } = self;
+        let counts = scenario.is_about().iter().map(|aspect| (*aspect, self.trials_for(*aspect)));
+        let lacking = counts.filter(|(_, count)| *trials > 0 && *count < SAMPLES_MIN);
+        lacking.map(move |(aspect, count)| {
+            format!(
+                "{target}: {count} of {trials} trials count for {aspect}; it takes {SAMPLES_MIN} \
+                 to show anything."
+            )
+        })
     }
 }
 
-/// What a valid trial measured.
+/// What a trial measured, if that counts.
 fn read(measure: &Measure, outcome: &Outcome) -> Option<f64> {
-    outcome.record.as_ref().filter(|_| outcome.valid).and_then(measure.of)
+    let record = outcome.record.as_ref().filter(|_| outcome.counts_for(measure.aspect));
+    record.and_then(measure.of)
 }
 
 /// What trials say that do not count.
-fn orientation(measure: &Measure, own: &[&Outcome]) -> Option<Value> {
+fn orientation(scenario: Scenario, measure: &Measure, own: &[&Outcome]) -> Option<Value> {
     let records = own.iter().filter_map(|outcome| outcome.record.as_ref());
     let values: Vec<f64> = records.filter_map(measure.of).collect();
-    let median = median(&values)?;
-    Some(Value { measure: measure.key, median, interval: None, ratio_to_first: None })
+    let reached = scenario.is_closed_loop() && measure.key == "rate_per_s";
+    Some(Value {
+        measure: measure.key,
+        median: median(&values)?,
+        standing: if reached { Standing::AtLeast } else { Standing::Orientation },
+        trials: 0,
+        interval: None,
+        ratio_to_first: None,
+    })
 }
 
 fn value(measure: &Measure, own: &[&Outcome], first: &[&Outcome]) -> Option<Value> {
@@ -133,6 +193,8 @@ fn value(measure: &Measure, own: &[&Outcome], first: &[&Outcome]) -> Option<Valu
     Some(Value {
         measure: measure.key,
         median: median(&values)?,
+        standing: Standing::Counts,
+        trials: values.len(),
         interval: Interval::of(&values),
         ratio_to_first: compared.then(|| Comparison::of_ratios(&mine, &theirs)).flatten(),
     })
@@ -166,6 +228,8 @@ pub struct Comparisons {
     pub ideal: Option<Ideal>,
     /// What it means, in sentences.
     pub words: Vec<String>,
+    /// Measures that the scenario is about and that too few trials count for, in sentences.
+    pub too_few: Vec<String>,
 }
 
 impl Comparisons {
@@ -186,8 +250,9 @@ impl Comparisons {
             .copied()
             .collect();
         let summaries: Vec<Summary> =
-            targets.iter().map(|target| Summary::of(*target, &own, &first)).collect();
+            targets.iter().map(|target| Summary::of(scenario, *target, &own, &first)).collect();
         let words = sentences(&summaries);
+        let too_few = summaries.iter().flat_map(|summary| summary.too_few(scenario)).collect();
         Self {
             scenario,
             description: scenario.description(),
@@ -195,6 +260,7 @@ impl Comparisons {
             left_out,
             ideal: ideal(scenario, knobs),
             words,
+            too_few,
         }
     }
 }
@@ -234,7 +300,7 @@ fn sentences(summaries: &[Summary]) -> Vec<String> {
             .collect();
         words.push(if parts.is_empty() {
             format!(
-                "{} against {}: too few rounds in which both trials are valid to compare them.",
+                "{} against {}: too few rounds in which both trials count to compare them.",
                 other.target, first.target
             )
         } else {
@@ -262,15 +328,17 @@ mod tests {
     use super::super::trial::Percentiles;
     use super::*;
 
-    fn outcome(target: &str, repeat: usize, p99_us: f64, valid: bool) -> Outcome {
+    fn outcome(target: &str, repeat: usize, p99_us: f64, counts_for: &[Aspect]) -> Outcome {
         let response = Percentiles { p99_us: Some(p99_us), ..Percentiles::default() };
-        let record = Record { response, rate_per_s: 100.0, ..Record::default() };
+        let (rate_per_s, server_cpu_us_per_request) = (100.0, 3.0);
+        let record =
+            Record { response, rate_per_s, server_cpu_us_per_request, ..Record::default() };
         Outcome {
             scenario: Scenario::Short,
             target: target.parse().expect("a target"),
             repeat,
             started_unix_ms: 0,
-            valid,
+            counts_for: counts_for.to_vec(),
             failure: None,
             record: Some(record),
         }
@@ -300,8 +368,8 @@ mod tests {
             .enumerate()
             .flat_map(|(repeat, p99_us)| {
                 [
-                    outcome("rr", repeat, *p99_us, true),
-                    outcome("none:uring", repeat, 2.0 * p99_us, true),
+                    outcome("rr", repeat, *p99_us, &Aspect::ALL),
+                    outcome("none:uring", repeat, 2.0 * p99_us, &Aspect::ALL),
                 ]
             })
             .collect();
@@ -316,24 +384,60 @@ mod tests {
     }
 
     #[test]
-    fn invalid_trials_do_not_count_and_leave_too_few() {
+    fn what_does_not_count_leaves_too_few() {
         let trials: Vec<Outcome> = (0..6)
             .flat_map(|repeat| {
-                [outcome("rr", repeat, 5.0, repeat != 3), outcome("none:uring", repeat, 5.0, true)]
+                let all_but_one: &[Aspect] = if repeat == 3 { &[] } else { &Aspect::ALL };
+                [
+                    outcome("rr", repeat, 5.0, all_but_one),
+                    outcome("none:uring", repeat, 5.0, &Aspect::ALL),
+                ]
             })
             .collect();
         let found = compared(&trials);
-        assert_eq!((found.summaries[0].trials, found.summaries[0].valid_trials), (6, 5));
-        assert_eq!(found.summaries[0].value("p99_us").and_then(|value| value.interval), None);
+        let first = &found.summaries[0];
+        assert_eq!((first.trials, first.speed_trials, first.cost_trials), (6, 5, 5));
+        let value = first.value("p99_us").expect("measured");
+        assert_eq!((value.standing, value.trials, value.interval), (Standing::Counts, 5, None));
         assert!(found.words[0].contains("too few rounds"));
-        assert!(!found.summaries[0].invalid_only);
-        let none: Vec<Outcome> = (0..6).map(|repeat| outcome("rr", repeat, 7.0, false)).collect();
+        assert_eq!(found.too_few.len(), 2, "{:?}", found.too_few);
+        assert!(found.too_few[0].starts_with("rr: 5 of 6 trials count for rate and latencies"));
+        let none: Vec<Outcome> = (0..6).map(|repeat| outcome("rr", repeat, 7.0, &[])).collect();
         let found_none = compared(&none);
-        assert!(found_none.summaries[0].invalid_only);
         let value = found_none.summaries[0].value("p99_us").expect("for orientation");
-        assert_eq!((value.median, value.interval), (7.0, None));
+        let told = (value.median, value.standing, value.trials, value.interval);
+        assert_eq!(told, (7.0, Standing::Orientation, 0, None));
         // What was never measured has no median.
         assert!(found.summaries[0].value("p50_us").is_none());
+    }
+
+    #[test]
+    fn a_busy_generator_leaves_a_closed_loop_what_it_is_about() {
+        let in_scenario = |scenario: Scenario| {
+            let trials: Vec<Outcome> = (0..12)
+                .map(|place| {
+                    let target = ["rr", "none:uring"][place % 2];
+                    Outcome { scenario, ..outcome(target, place / 2, 5.0, &[Aspect::Cost]) }
+                })
+                .collect();
+            let targets = [Target::RR, "none:uring".parse().expect("a target")];
+            Comparisons::of(scenario, &targets, Vec::new(), &trials, &knobs())
+        };
+        let capacity = in_scenario(Scenario::Capacity);
+        assert_eq!(capacity.too_few, Vec::<String>::new());
+        let other = &capacity.summaries[1];
+        assert_eq!((other.trials, other.speed_trials, other.cost_trials), (6, 0, 6));
+        let cost = other.value("server_cpu_us_per_request").expect("measured");
+        assert_eq!((cost.standing, cost.trials), (Standing::Counts, 6));
+        assert!(cost.ratio_to_first.is_some());
+        let standing = |key| other.value(key).map(|value| (value.standing, value.ratio_to_first));
+        assert_eq!(standing("rate_per_s"), Some((Standing::AtLeast, None)));
+        assert_eq!(standing("p99_us"), Some((Standing::Orientation, None)));
+        // A rate was asked for and latencies count from the plan: there they are the point.
+        let short = in_scenario(Scenario::Short);
+        assert_eq!(short.too_few.len(), 2);
+        let rate = short.summaries[1].value("rate_per_s").map(|value| value.standing);
+        assert_eq!(rate, Some(Standing::Orientation));
     }
 
     #[test]

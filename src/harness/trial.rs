@@ -18,11 +18,11 @@ use super::generator::{self, Load};
 use super::imbalance::unix_ms;
 use super::in_flight::{InFlight, Watch};
 use super::placement::Placement;
-use super::plan::{Facts, Reason, objections};
 use super::scenario::{Fault, Knobs, Scenario};
 use super::server::{Books, Server, Setup};
 use super::target::{Peer, Target};
 use super::usage::{Memory, Usage};
+use super::validity::{Aspect, Objection, counting, judged};
 use crate::error::{Error, Result};
 
 /// Rest between warm-up and measurement, for connections to be closed on both sides.
@@ -32,9 +32,6 @@ const SETTLE: Duration = Duration::from_millis(50);
 const NODE_REQUESTS_TO_COMPILE: u64 = 4_000;
 /// Who has not compiled by then is measured as it is.
 const COMPILE_WITHIN: Duration = Duration::from_secs(40);
-/// What the generator finds beyond the facts that are judged here, by its codes.
-const FURTHER: [&str; 4] =
-    ["requests_failed", "server_errors", "starts_dropped", "values_saturated"];
 
 /// Percentiles of a latency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -107,8 +104,8 @@ pub struct Record {
     pub balance: Option<Balance>,
     /// How evenly CPU time was.
     pub cpu_balance: Option<Balance>,
-    /// Why the trial does not count.
-    pub objections: Vec<String>,
+    /// What speaks against the trial, and against which of its measures.
+    pub objections: Vec<Objection>,
     /// What the scenario brought about, and does not speak against the trial.
     pub consequences: Vec<String>,
 }
@@ -244,7 +241,7 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
     let completed = to_f64(loaded.totals.completed);
     let begun = loaded.totals.started.max(1);
     let (balance, cpu_balance, shares) = shares(&seen);
-    let (objections, consequences) = judged(trial.scenario, loaded, &seen.books);
+    let (objections, consequences) = judged(trial.scenario, loaded, seen.books.restarted);
     let Seen { used, memory, in_flight, .. } = seen;
     let latency = &loaded.latency;
     Record {
@@ -270,63 +267,6 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
         objections,
         consequences,
     }
-}
-
-/// What speaks against a trial, and what is a result of its scenario.
-fn judged(scenario: Scenario, loaded: &Report, books: &Books) -> (Vec<String>, Vec<String>) {
-    let target_rate_per_s = loaded.rates.asked_per_s;
-    let lateness_us = loaded.starts.and_then(|starts| starts.start_lateness_p99_us);
-    let planned = loaded.totals.started + loaded.starts.map_or(0, |starts| starts.dropped);
-    let facts = Facts {
-        target_rate_per_s,
-        achieved_rate_per_s: target_rate_per_s.map_or(loaded.rates.completed_per_s, |asked| {
-            asked
-                * achieved(&Kept {
-                    planned,
-                    in_time: loaded.totals.completed_in_time,
-                    mean_s: loaded.latency.response.mean_us.unwrap_or(0.0) / 1e6,
-                    measured_s: loaded.measured_ms / 1e3,
-                })
-        }),
-        generator_cpu_share: loaded.cpu.busiest_thread_percent / 100.0,
-        start_lateness_p99_ns: lateness_us.map(nanoseconds),
-        listen_overflows: loaded.environment.listen_overflows,
-        workers_restarted: books.restarted,
-    };
-    let own = objections(&facts).into_iter().map(|reason| {
-        let missed = matches!(reason, Reason::RateMissed { .. });
-        (reason.to_string(), missed && scenario.tolerates("rate_missed"))
-    });
-    let further = loaded.validity.reasons.iter();
-    let further = further.filter(|reason| FURTHER.contains(&&*reason.code));
-    let further = further.map(|reason| (reason.text.clone(), scenario.tolerates(&reason.code)));
-    let (mut against, mut consequences) = (Vec::new(), Vec::new());
-    for (text, tolerated) in own.chain(further) {
-        if tolerated { consequences.push(text) } else { against.push(text) }
-    }
-    (against, consequences)
-}
-
-/// What an open loop's rate is judged by.
-struct Kept {
-    planned: u64,
-    in_time: u64,
-    mean_s: f64,
-    measured_s: f64,
-}
-
-/// The share of the planned requests that were answered, from 0 to 1.
-///
-/// Requests take time, so some are under way when the measured time ends: the rate times the mean
-/// latency, says Little's law, and random arrivals make it more or less. Half as many again are
-/// allowed. A server that does not keep up has twice as many, since its latency grows all the
-/// way, and is found out.
-fn achieved(kept: &Kept) -> f64 {
-    if kept.planned == 0 {
-        return 0.0;
-    }
-    let under_way = to_f64(kept.planned) * (kept.mean_s / kept.measured_s).min(1.0);
-    ((to_f64(kept.in_time) + 1.5 * under_way) / to_f64(kept.planned)).min(1.0)
 }
 
 /// Who did how much, by connections and by CPU time.
@@ -355,15 +295,6 @@ fn percentiles(latency: &Latency) -> Percentiles {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "histograms end at a minute"
-)]
-fn nanoseconds(us: f64) -> u64 {
-    (us * 1e3).max(0.0) as u64
-}
-
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 fn to_f64(count: u64) -> f64 {
     count as f64
@@ -384,8 +315,8 @@ pub struct Outcome {
     pub repeat: usize,
     /// When it began, in milliseconds of Unix time.
     pub started_unix_ms: u64,
-    /// Whether it counts.
-    pub valid: bool,
+    /// The kinds of measures that it counts for.
+    pub counts_for: Vec<Aspect>,
     /// Why there is no record.
     pub failure: Option<String>,
     /// What was seen.
@@ -409,8 +340,21 @@ impl Outcome {
             Ok(record) => (Some(record), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let valid = record.as_ref().is_some_and(|record| record.objections.is_empty());
-        Ok(Self { scenario, target, repeat, started_unix_ms, valid, failure, record })
+        let objections = record.as_ref().map(|record| &*record.objections);
+        let counts_for = objections.map_or_else(Vec::new, counting);
+        Ok(Self { scenario, target, repeat, started_unix_ms, counts_for, failure, record })
+    }
+
+    /// Whether all of its measures count.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        Aspect::ALL.iter().all(|aspect| self.counts_for(*aspect))
+    }
+
+    /// Whether measures of a kind count.
+    #[must_use]
+    pub fn counts_for(&self, aspect: Aspect) -> bool {
+        self.counts_for.contains(&aspect)
     }
 }
 
@@ -431,17 +375,5 @@ mod tests {
         let node = "node".parse().expect("a target");
         assert_eq!(compile(node, &knobs).and_then(|load| load.requests), Some(32_000));
         assert_eq!(compile(Target::RR, &knobs), None);
-    }
-
-    #[test]
-    fn what_is_under_way_at_the_end_is_no_missed_rate() {
-        let kept =
-            |in_time, mean_s| achieved(&Kept { planned: 10_000, in_time, mean_s, measured_s: 4.0 });
-        // All answered but what Little's law has under way.
-        assert_eq!(kept(9_900, 0.040), 1.0);
-        // A tenth more than can be done: in the end 400 ms behind, 200 ms in the mean.
-        assert!(kept(9_000, 0.200) < 0.99);
-        assert!(kept(9_800, 0.001) < 0.99);
-        assert_eq!(achieved(&Kept { planned: 0, in_time: 0, mean_s: 0.0, measured_s: 1.0 }), 0.0);
     }
 }

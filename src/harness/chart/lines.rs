@@ -60,13 +60,15 @@ pub fn percentile_curves(title: &str, series: &[Series]) -> String {
     finish(picture, title, &drawn)
 }
 
-/// Draws values (second number) over seconds (first number), such as connections in flight.
+/// Draws values (second number) over seconds (first number), such as connections in flight. The
+/// axis reaches `up_to` at least, so that pictures side by side can share one.
 #[must_use]
-pub fn over_time(title: &str, what: &str, series: &[Series]) -> String {
+pub fn over_time(title: &str, what: &str, series: &[Series], up_to: f64) -> String {
     let drawn = drawable(series, |time_s, value| time_s >= 0.0 && value >= 0.0);
     let (x_range, y_range) = ranges(&drawn);
     let bottom = HEIGHT - AXIS;
-    let y = Scale::linear(y_range.map_or(1.0, |range| range.1), bottom, TOP + LETTER + 4.0);
+    let highest = y_range.map_or(1.0, |range| range.1).max(up_to);
+    let y = Scale::linear(highest, bottom, TOP + LETTER + 4.0);
     let labels: Vec<(f64, String)> =
         y.ticks().into_iter().map(|tick| (tick, number_words(tick))).collect();
     let left = axis_width(&labels);

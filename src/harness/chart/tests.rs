@@ -88,7 +88,8 @@ fn curves_have_axes_in_words_and_a_legend() {
         assert!(svg.contains(text), "{text}");
     }
     assert!(!svg.contains(">99.99<"), "nothing was measured there");
-    let svg = over_time("in flight", "connections", &[series("a", &[(0.0, 3.0), (10.0, 8.0)])]);
+    let svg =
+        over_time("in flight", "connections", &[series("a", &[(0.0, 3.0), (10.0, 8.0)])], 0.0);
     assert_eq!(check(&svg), Ok(()));
     assert!(svg.contains("seconds") && svg.contains("connections"));
 }
@@ -110,7 +111,7 @@ fn nothing_to_draw_is_drawn_as_nothing() {
         heat_map(&empty),
         percentile_curves("", &[]),
         percentile_curves("", &none),
-        over_time("", "", &none),
+        over_time("", "", &none, 0.0),
     ] {
         assert_eq!(check(&svg), Ok(()));
     }
@@ -147,6 +148,6 @@ proptest! {
         prop_assert_eq!(check(&heat_map(&map)), Ok(()));
         let curves = vec![Series { name: name.clone(), points }; columns];
         prop_assert_eq!(check(&percentile_curves(&name, &curves)), Ok(()));
-        prop_assert_eq!(check(&over_time(&name, &name, &curves)), Ok(()));
+        prop_assert_eq!(check(&over_time(&name, &name, &curves, 5.0)), Ok(()));
     }
 }

@@ -2,9 +2,11 @@
 
 use super::super::bench::Report;
 use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
-use super::super::summary::{Comparisons, ratio_words};
+use super::super::interval::{Comparison, Interval, Verdict};
+use super::super::summary::Comparisons;
 use super::super::trial::{Outcome, Record};
-use super::bench_text::{headings, ideal_rows, invalid_lines, legend, row};
+use super::super::validity::Aspect;
+use super::bench_text::{headings, ideal_rows, legend, objection_lines, row};
 use super::html::{figure, page, paragraph, surroundings, table, warnings};
 use super::matrix_page::{connection_bars, to_f64};
 use super::table::{digits, time};
@@ -31,7 +33,7 @@ pub fn bench(report: &Report) -> String {
     body += &warnings(report.environment.warnings.iter().chain(&report.missing));
     if report.invalid_trials > 0 {
         body += &warnings(&[format!(
-            "{} of {} trials do not count; they are listed below with the reasons.",
+            "{} of {} trials do not count, or not in everything; the reasons are listed below.",
             report.invalid_trials,
             report.trials.len()
         )]);
@@ -42,10 +44,10 @@ pub fn bench(report: &Report) -> String {
     }
     body += "<h2>Every trial</h2>\n";
     body += &trials_table(&report.trials);
-    let invalid = invalid_lines(&report.trials);
-    if !invalid.is_empty() {
-        body += "<h2>Trials that do not count</h2>\n";
-        body.extend(invalid.iter().map(|line| format!("<p>{}</p>\n", super::html::escaped(line))));
+    let against = objection_lines(&report.trials);
+    if !against.is_empty() {
+        body += "<h2>What speaks against trials</h2>\n";
+        body.extend(against.iter().map(|line| format!("<p>{}</p>\n", super::html::escaped(line))));
     }
     body += &surroundings(&report.environment);
     page("clusterlb: servers compared", &body)
@@ -67,6 +69,7 @@ fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
     text += &table(headings(), rows);
     text += &ratios(scenario);
     text.extend(scenario.left_out.iter().map(|line| paragraph(line)));
+    text += &warnings(&scenario.too_few);
     let shown: Vec<(&Outcome, &Record)> = scenario
         .summaries
         .iter()
@@ -81,12 +84,12 @@ fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
     text
 }
 
-/// A valid trial in the middle by its 99th percentile, or an invalid one if there is no other.
+/// The trial in the middle by its 99th percentile, of those whose latencies count if there are any.
 fn typical<'a>(trials: impl Iterator<Item = &'a Outcome>) -> Option<(&'a Outcome, &'a Record)> {
     let mut all: Vec<(&Outcome, &Record)> =
         trials.filter_map(|trial| Some((trial, trial.record.as_ref()?))).collect();
-    if all.iter().any(|(trial, _)| trial.valid) {
-        all.retain(|(trial, _)| trial.valid);
+    if all.iter().any(|(trial, _)| trial.counts_for(Aspect::Speed)) {
+        all.retain(|(trial, _)| trial.counts_for(Aspect::Speed));
     }
     all.sort_by(|(_, left), (_, right)| {
         let tail = |record: &Record| record.response.p99_us.unwrap_or(f64::INFINITY);
@@ -117,11 +120,23 @@ fn ratios(scenario: &Comparisons) -> String {
         let ratio = |key: &str| other.value(key).and_then(|value| value.ratio_to_first);
         let cells = KEYS
             .iter()
-            .map(|(_, key)| ratio(key).map_or_else(|| "–".to_owned(), |ratio| ratio_words(&ratio)));
+            .map(|(_, key)| ratio(key).map_or_else(|| "–".to_owned(), |ratio| ratio_sign(&ratio)));
         std::iter::once(other.target.to_string()).chain(cells).collect()
     });
     let headings = std::iter::once("").chain(KEYS.iter().map(|key| key.0));
-    format!("<h3>Against {}</h3>\n{}", first.target, table(headings, rows))
+    format!(
+        "<h3>Against {}</h3>\n<p class=\"faint\">× times as much, as the median of the rounds; \
+         ≈ no difference shown, since the interval holds 1.</p>\n{}",
+        first.target,
+        table(headings, rows)
+    )
+}
+
+/// A ratio with its interval, short enough for a table.
+fn ratio_sign(comparison: &Comparison) -> String {
+    let Interval { low, median, high, .. } = comparison.interval;
+    let same = comparison.verdict == Verdict::NoDifferenceShown;
+    format!("{} {median:.2} [{low:.2}, {high:.2}]", if same { "≈" } else { "×" })
 }
 
 fn pictures(shown: &[(&Outcome, &Record)]) -> String {
@@ -133,7 +148,7 @@ fn pictures(shown: &[(&Outcome, &Record)]) -> String {
         .map(|(trial, record)| {
             let points = record.curve.iter().filter(|point| point.percentile < 100.0);
             let points = points.map(|point| (point.percentile / 100.0, 1e3 * point.value_us));
-            Series { name: name_of(trial), points: points.collect() }
+            Series { name: name_of(trial, Aspect::Speed), points: points.collect() }
         })
         .collect();
     let corrected = shown.iter().all(|(_, record)| record.corrected);
@@ -146,17 +161,24 @@ fn pictures(shown: &[(&Outcome, &Record)]) -> String {
     for (trial, record) in shown {
         text += &shares(trial, record);
     }
-    text += "</div>\n<h3>Connections in flight</h3>\n<p class=\"faint\">What each worker has open, \
-             from the start of the load. Connections that no worker has taken yet are not seen.\
-             </p>\n<div class=\"grid\">\n";
+    text += "</div>\n<h3>Connections in flight</h3>\n<p class=\"faint\">What each worker has \
+             open, from the start of the load. Connections that no worker has taken yet are not \
+             seen.</p>\n<div class=\"grid\">\n";
+    let most = |record: &Record| match &record.in_flight.max[..] {
+        // What all workers have together is on another scale than what one of them has.
+        [_] => 0,
+        workers => workers.iter().copied().max().unwrap_or(0),
+    };
+    let up_to = shown.iter().map(|(_, record)| most(record)).max().unwrap_or(0);
     for (trial, record) in shown {
-        text += &in_flight(trial, record);
+        text += &in_flight(trial, record, if most(record) == 0 { 0.0 } else { to_f64(up_to) });
     }
     text + "</div>\n"
 }
 
-fn name_of(trial: &Outcome) -> String {
-    let mark = if trial.valid { "" } else { " (does not count)" };
+/// A trial's target, marked where measures of a kind do not count.
+fn name_of(trial: &Outcome, aspect: Aspect) -> String {
+    let mark = if trial.counts_for(aspect) { "" } else { " (does not count)" };
     format!("{}{mark}", trial.target)
 }
 
@@ -164,7 +186,7 @@ fn name_of(trial: &Outcome) -> String {
 fn shares(trial: &Outcome, record: &Record) -> String {
     let counts: Vec<u64> = record.workers.iter().filter_map(|share| share.connections).collect();
     if counts.iter().any(|count| *count > 0) {
-        let heading = format!("{}: connections of each worker", name_of(trial));
+        let heading = format!("{}: connections of each worker", name_of(trial, Aspect::Cost));
         return figure(&heading, &connection_bars(&heading, &counts));
     }
     let times: Vec<f64> = record.workers.iter().filter_map(|share| share.cpu_ms).collect();
@@ -181,7 +203,7 @@ fn shares(trial: &Outcome, record: &Record) -> String {
             note: format!("{} ms", digits(*ms)),
         })
         .collect();
-    let heading = format!("{}: CPU time of each worker", name_of(trial));
+    let heading = format!("{}: CPU time of each worker", name_of(trial, Aspect::Cost));
     let even = 100.0 / to_f64(times.len().max(1) as u64);
     figure(&heading, &bars(&heading, &all, Some(even)))
 }
@@ -190,14 +212,14 @@ fn shares(trial: &Outcome, record: &Record) -> String {
 const CURVES_MAX: usize = 8;
 
 /// What each worker had open over time.
-fn in_flight(trial: &Outcome, record: &Record) -> String {
+fn in_flight(trial: &Outcome, record: &Record, up_to: f64) -> String {
     let at_s: Vec<f64> = record.in_flight.at_ms.iter().map(|ms| ms / 1e3).collect();
     let series = curves(&record.in_flight.connections)
         .into_iter()
         .map(|(name, counts)| Series { name, points: at_s.iter().copied().zip(counts).collect() });
-    let heading = format!("{}: connections of each worker over time", name_of(trial));
+    let heading = format!("{}: connections of each worker over time", name_of(trial, Aspect::Cost));
     let series: Vec<Series> = series.collect();
-    figure(&name_of(trial), &over_time(&heading, "connections", &series))
+    figure(&name_of(trial, Aspect::Cost), &over_time(&heading, "connections", &series, up_to))
 }
 
 /// A curve for each worker or, where these are too many, the fullest, the mean and the emptiest of
@@ -230,7 +252,7 @@ const TRIAL_HEADINGS: [&str; 12] = [
 
 fn trials_table(trials: &[Outcome]) -> String {
     let rows = trials.iter().map(|trial| {
-        let Outcome { scenario, target, repeat, valid, record, .. } = trial;
+        let Outcome { scenario, target, repeat, counts_for, record, .. } = trial;
         let mut cells = vec![scenario.to_string(), target.to_string(), (repeat + 1).to_string()];
         if let Some(record) = record {
             let response = &record.response;
@@ -243,7 +265,13 @@ fn trials_table(trials: &[Outcome]) -> String {
         } else {
             cells.extend(std::iter::repeat_n("–".to_owned(), 8));
         }
-        cells.push(if *valid { "yes" } else { "no" }.to_owned());
+        let counts = match &counts_for[..] {
+            [] => "no",
+            [Aspect::Speed] => "speed only",
+            [Aspect::Cost] => "cost only",
+            _ => "yes",
+        };
+        cells.push(counts.to_owned());
         cells
     });
     table(TRIAL_HEADINGS, rows)

@@ -1,8 +1,9 @@
 //! A comparison for people at a terminal. Pure.
 
 use super::super::bench::Report;
-use super::super::summary::{Comparisons, Ideal, Summary};
+use super::super::summary::{Comparisons, Ideal, Standing, Summary, Value};
 use super::super::trial::Outcome;
+use super::super::validity::{Aspect, Objection};
 use super::table::{Table, digits, time, wrapped};
 use super::text::{COLUMNS, heading};
 
@@ -27,8 +28,8 @@ pub fn bench(report: &Report) -> String {
     let mut text = heading(&report.environment);
     let settings = &report.settings;
     text += &format!(
-        "{} workers, {} rounds of {:?} after {:?} of warm-up, targets taking turns; medians over \
-         valid trials\n",
+        "{} workers, {} rounds of {:?} after {:?} of warm-up, targets taking turns; medians of \
+         what counts\n",
         settings.workers, report.repeats, settings.duration, settings.warm_up
     );
     if report.interrupted {
@@ -55,14 +56,17 @@ pub fn legend() -> String {
      sends does protocol work of the receiver. top 2 is the share of the two busiest workers, by \
      connections where the server counts them, by CPU time for nginx. × is the median of the \
      ratios round by round, with the interval that holds the true one with 95 % or more; where \
-     the interval holds 1, no difference is shown. In parentheses: no trial counts."
+     the interval holds 1, no difference is shown. speed ok and cost ok are the trials that count \
+     for rate and latencies and for everything else. In parentheses: no trial counts; ≥ before the \
+     rate of a closed loop: none counts because the generator could not ask for more, and so much \
+     was reached."
         .to_owned()
 }
 
 fn scenario_text(scenario: &Comparisons) -> String {
     let mut text = wrapped(&format!("{}: {}", scenario.scenario, scenario.description), COLUMNS, 0);
     let headings = COLUMNS_SHOWN.iter().map(|column| column.0);
-    let mut table = Table::new(std::iter::once("").chain(headings).chain(["failed", "valid"]));
+    let mut table = Table::new(std::iter::once("").chain(headings).chain(LAST_HEADINGS));
     for summary in &scenario.summaries {
         table.row(row(summary));
     }
@@ -74,7 +78,7 @@ fn scenario_text(scenario: &Comparisons) -> String {
         }
     }
     text += &table.render();
-    for line in scenario.left_out.iter().chain(&scenario.words) {
+    for line in scenario.left_out.iter().chain(&scenario.too_few).chain(&scenario.words) {
         text += &wrapped(line, COLUMNS, 0);
     }
     text
@@ -93,6 +97,9 @@ pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 3] {
     ]
 }
 
+/// Headings of the columns behind [`COLUMNS_SHOWN`].
+const LAST_HEADINGS: [&str; 3] = ["failed", "speed ok", "cost ok"];
+
 /// Cells of a target's row, its name first.
 #[must_use]
 pub fn row(summary: &Summary) -> Vec<String> {
@@ -100,43 +107,124 @@ pub fn row(summary: &Summary) -> Vec<String> {
     let failed: fn(f64) -> String = |share| format!("{:.1} %", 100.0 * share);
     let shown = COLUMNS_SHOWN.iter().map(|(_, key, write)| (*key, *write));
     for (key, write) in shown.chain([("failed_share", failed)]) {
-        let value = summary.value(key).map(|value| write(value.median));
-        let value = value.unwrap_or_else(|| "–".to_owned());
-        // What does not count must not look as if it did.
-        cells.push(if summary.invalid_only { format!("({value})") } else { value });
+        let value = summary.value(key).map(|value| cell(value, write));
+        cells.push(value.unwrap_or_else(|| "–".to_owned()));
     }
-    cells.push(format!("{}/{}", summary.valid_trials, summary.trials));
+    let counts = Aspect::ALL.map(|aspect| summary.trials_for(aspect));
+    cells.extend(counts.map(|count| format!("{count}/{}", summary.trials)));
     cells
+}
+
+/// A median. What does not count must not look as if it did.
+fn cell(value: &Value, write: fn(f64) -> String) -> String {
+    let median = write(value.median);
+    match value.standing {
+        Standing::Counts => median,
+        Standing::AtLeast => format!("≥ {median}"),
+        Standing::Orientation => format!("({median})"),
+    }
 }
 
 /// Headings of the columns of [`row`].
 pub fn headings() -> impl Iterator<Item = &'static str> {
     std::iter::once("target")
         .chain(COLUMNS_SHOWN.iter().map(|column| column.0))
-        .chain(["failed", "valid"])
+        .chain(LAST_HEADINGS)
 }
 
-/// Trials that do not count, with the reasons, a line each.
+/// What speaks against trials and against what, a line for each kind of reason, scenario and
+/// target: in a closed loop it is often the same for all rounds.
 #[must_use]
-pub fn invalid_lines(trials: &[Outcome]) -> Vec<String> {
-    let bad = trials.iter().filter(|outcome| !outcome.valid);
-    bad.map(|outcome| {
-        let Outcome { scenario, target, repeat, failure, record, .. } = outcome;
-        let against = record.iter().flat_map(|record| record.objections.clone());
-        let why: Vec<String> = failure.iter().cloned().chain(against).collect();
-        format!("{scenario}, {target}, round {}: {}", repeat + 1, why.join("; "))
-    })
-    .collect()
+pub fn objection_lines(trials: &[Outcome]) -> Vec<String> {
+    let mut groups: Vec<(String, Vec<usize>, String)> = Vec::new();
+    let mut enter = |trial: &Outcome, code: &str, text: String| {
+        let name = format!("{}, {}", trial.scenario, trial.target);
+        let key = format!("{name}, {code}");
+        match groups.iter_mut().find(|(known, ..)| *known == key) {
+            Some((_, rounds, _)) => rounds.push(trial.repeat + 1),
+            None => groups.push((key, vec![trial.repeat + 1], format!("{name}, {{}}: {text}"))),
+        }
+    };
+    for trial in trials {
+        if let Some(why) = &trial.failure {
+            enter(trial, "failed", format!("not run: {why}"));
+        }
+        for objection in trial.record.iter().flat_map(|record| &record.objections) {
+            enter(trial, objection.code, objection_words(objection));
+        }
+    }
+    groups
+        .into_iter()
+        .map(|(_, rounds, text)| match &rounds[..] {
+            [round] => text.replacen("{}", &format!("round {round}"), 1),
+            [first, ..] => {
+                let all: Vec<String> = rounds.iter().map(ToString::to_string).collect();
+                let text = text.replacen("{}", &format!("rounds {}", all.join(", ")), 1);
+                format!("{text} (in round {first})")
+            }
+            [] => text,
+        })
+        .collect()
+}
+
+fn objection_words(objection: &Objection) -> String {
+    let Objection { text, against, .. } = objection;
+    match against {
+        [aspect] => format!("{text}; {aspect} do not count"),
+        _ => text.clone(),
+    }
 }
 
 fn invalid(trials: &[Outcome]) -> String {
-    let lines = invalid_lines(trials);
-    if lines.is_empty() {
+    let unsound = trials.iter().filter(|trial| !trial.is_sound()).count();
+    if unsound == 0 {
         return format!("All {} trials count.\n", trials.len());
     }
-    let mut text = format!("\n{} of {} trials do not count:\n", lines.len(), trials.len());
-    for line in lines {
+    let all = trials.len();
+    let mut text = format!("\n{unsound} of {all} trials do not count, or not in everything:\n");
+    for line in objection_lines(trials) {
         text += &wrapped(&line, COLUMNS, 2);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::scenario::Scenario;
+    use super::super::super::target::Target;
+    use super::super::super::trial::Record;
+    use super::*;
+
+    fn trial(repeat: usize, objections: Vec<Objection>, failure: Option<&str>) -> Outcome {
+        Outcome {
+            scenario: Scenario::Capacity,
+            target: Target::RR,
+            repeat,
+            started_unix_ms: 0,
+            counts_for: Vec::new(),
+            failure: failure.map(str::to_owned),
+            record: failure.is_none().then(|| Record { objections, ..Record::default() }),
+        }
+    }
+
+    #[test]
+    fn the_same_reason_is_told_once_for_all_rounds() {
+        let busy = |percent: u32| Objection {
+            code: "generator_busy",
+            text: format!("busy {percent} %"),
+            against: &[Aspect::Speed],
+        };
+        let trials = [
+            trial(0, vec![busy(95)], None),
+            trial(1, vec![], None),
+            trial(2, vec![busy(97)], None),
+            trial(3, vec![], Some("no {} port")),
+        ];
+        let lines = objection_lines(&trials);
+        assert_eq!(lines.len(), 2, "{lines:#?}");
+        let told = "capacity, rr, rounds 1, 3: busy 95 %; rate and latencies do not count \
+                    (in round 1)";
+        assert_eq!(lines[0], told);
+        assert_eq!(lines[1], "capacity, rr, round 4: not run: no {} port");
+    }
 }

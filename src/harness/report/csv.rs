@@ -1,6 +1,7 @@
 //! Reports as tables for other programs: one row for each worker of each run. Pure.
 
 use super::super::trial::{Outcome, Share};
+use super::super::validity::Aspect;
 use super::super::{bench, imbalance};
 
 /// A value as it may stand between commas.
@@ -56,8 +57,9 @@ pub fn imbalance(report: &imbalance::Report) -> String {
 /// The trials of a comparison.
 #[must_use]
 pub fn bench(report: &bench::Report) -> String {
-    let mut text = "scenario,target,repeat,valid,worker,connections,worker_cpu_ms,\
-                    in_flight_mean,in_flight_max,rate_per_s,completed,failed_share,p50_us,p90_us,p99_us,p999_us,max_us,server_cpu_ms,\
+    let mut text = "scenario,target,repeat,speed_counts,cost_counts,worker,connections,\
+                    worker_cpu_ms,in_flight_mean,in_flight_max,rate_per_s,completed,\
+                    failed_share,p50_us,p90_us,p99_us,p999_us,max_us,server_cpu_ms,\
                     server_cpu_us_per_request,machine_cpu_us_per_request,memory_peak_mib,\
                     objections\n"
         .to_owned();
@@ -68,13 +70,14 @@ pub fn bench(report: &bench::Report) -> String {
 }
 
 fn trial_rows(trial: &Outcome) -> String {
-    let Outcome { scenario, target, repeat, valid, failure, record, .. } = trial;
+    let Outcome { scenario, target, repeat, failure, record, .. } = trial;
     let mut head = vec![scenario.to_string(), target.to_string(), repeat.to_string()];
-    head.push(valid.to_string());
+    head.extend(Aspect::ALL.map(|aspect| trial.counts_for(aspect).to_string()));
     let Some(record) = record else {
         let rest = std::iter::repeat_n(String::new(), 17).chain(failure.clone());
         return row(&head.into_iter().chain(rest).collect::<Vec<_>>());
     };
+    let objections: Vec<&str> = record.objections.iter().map(|one| &*one.text).collect();
     let tail = [
         record.rate_per_s.to_string(),
         record.completed.to_string(),
@@ -88,7 +91,7 @@ fn trial_rows(trial: &Outcome) -> String {
         record.server_cpu_us_per_request.to_string(),
         record.machine_cpu_us_per_request.to_string(),
         record.memory_peak_mib.to_string(),
-        record.objections.join("; "),
+        objections.join("; "),
     ];
     // A server whose workers cannot be told apart still gets its row.
     let unknown = [Share::default()];
