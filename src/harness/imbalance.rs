@@ -151,7 +151,7 @@ fn fill(
         progress(number, all, &format!("{target}, {}", case.name));
         let cell = &mut cells[row * columns + column];
         match one(plan, placement, target, case, repeat, attention) {
-            Ok(run) => cell.enter(run),
+            Ok(run) => cell.enter(run, plan.seed),
             Err(Halt::Interrupted(signal)) => return Ok(Some(signal)),
             Err(Halt::Failed(error)) => {
                 cell.failures.push(error.to_string());

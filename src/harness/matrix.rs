@@ -2,7 +2,9 @@
 //!
 //! Owns the loads, their sizes, and the sums over repeats. Pure: running them is not done here.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
 
 use super::balance::{Balance, Yardstick};
 use super::generator::Load;
@@ -40,6 +42,17 @@ impl Extent {
         }
     }
 
+    /// How long a load lasts at most, unless a number of connections is asked for. So that the
+    /// whole takes the time that is promised, however slow the machine or a mechanism is.
+    #[must_use]
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Self::Quick => Some(Duration::from_millis(350)),
+            Self::Default => Some(Duration::from_millis(1_400)),
+            Self::Full => None,
+        }
+    }
+
     /// How often each cell is run, unless that is asked for.
     #[must_use]
     pub fn repeats(self) -> usize {
@@ -63,6 +76,16 @@ pub struct Case {
     pub connections: u64,
     /// They stay open, all of them at once.
     pub held: bool,
+    /// No more of them are opened after so long. Held ones are opened at once.
+    #[serde(rename = "limit_s", serialize_with = "as_seconds")]
+    pub limit: Option<Duration>,
+}
+
+fn as_seconds<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_secs_f64()).serialize(serializer)
 }
 
 impl Case {
@@ -74,13 +97,14 @@ impl Case {
             let hold = u32::try_from(self.connections.saturating_sub(1)).unwrap_or(u32::MAX);
             return Load { requests: Some(1), hold, ..Load::clients(1) };
         }
-        Load { requests: Some(self.connections), ..Load::clients(self.clients) }
+        let requests = Some(self.connections);
+        Load { requests, duration: self.limit, ..Load::clients(self.clients) }
     }
 }
 
 /// The columns.
 #[must_use]
-pub fn cases(extent: Extent, connections: u64) -> Vec<Case> {
+pub fn cases(extent: Extent, connections: u64, limit: Option<Duration>) -> Vec<Case> {
     let work = |text: &str| Some(text.parse().expect("work that this program writes itself"));
     let works: [(&str, Option<Work>); 3] = [
         ("", None),
@@ -93,13 +117,13 @@ pub fn cases(extent: Extent, connections: u64) -> Vec<Case> {
         for (who, clients) in clients {
             let work = work.clone();
             let name = format!("{who}{cost}");
-            all.push(Case { name, clients, work, connections, held: false });
+            all.push(Case { name, clients, work, connections, held: false, limit });
         }
     }
     // Held ones cost descriptors, and nothing happens on them.
     let connections = connections.min(400);
     let name = "held open".to_owned();
-    all.push(Case { name, clients: 1, work: None, connections, held: true });
+    all.push(Case { name, clients: 1, work: None, connections, held: true, limit });
     let quick = [0, 2, 8, 9];
     let wanted = |place: &usize| extent != Extent::Quick || quick.contains(place);
     all.into_iter().enumerate().filter(|(place, _)| wanted(place)).map(|(_, case)| case).collect()
@@ -184,8 +208,11 @@ impl Cell {
         }
     }
 
-    /// Enters a run.
-    pub fn enter(&mut self, run: Run) {
+    /// Enters a run. Where time has ended it before all connections were made, chance is given no
+    /// more of them either.
+    pub fn enter(&mut self, run: Run, seed: u64) {
+        let least = self.runs.iter().map(|run| run.balance.total).fold(run.balance.total, u64::min);
+        self.yardstick = Yardstick::random(run.connections.len(), least, seed);
         self.runs.push(run);
         self.summary = CellSummary::of(&self.runs);
     }
@@ -246,36 +273,41 @@ mod tests {
 
     #[test]
     fn every_kind_of_load_is_there() {
-        let all = cases(Extent::Default, 2_000);
+        let limit = Some(Duration::from_secs(1));
+        let all = cases(Extent::Default, 2_000, limit);
         assert_eq!(all.len(), 10);
         assert_eq!(all[0].name, "one client");
         assert_eq!(all[8].name, "64 clients, blocking 1 ms");
-        assert_eq!(all[8].load().requests, Some(2_000));
+        let load = all[8].load();
+        assert_eq!((load.requests, load.duration), (Some(2_000), limit));
         let held = all[9].load();
-        assert_eq!((held.hold, held.requests), (399, Some(1)));
-        assert_eq!(cases(Extent::Full, 5).len(), 10);
+        assert_eq!((held.hold, held.requests, held.duration), (399, Some(1), None));
+        assert_eq!(cases(Extent::Full, 5, None).len(), 10);
         let quick: Vec<String> =
-            cases(Extent::Quick, 100).into_iter().map(|case| case.name).collect();
+            cases(Extent::Quick, 100, None).into_iter().map(|case| case.name).collect();
         let wanted = ["one client", "64 clients", "64 clients, blocking 1 ms", "held open"];
         assert_eq!(quick, wanted);
     }
 
     #[test]
     fn a_cell_is_the_median_of_its_runs() {
-        let case = &cases(Extent::Quick, 100)[0];
+        let case = &cases(Extent::Quick, 100, None)[0];
         let mut cell = Cell::new(Target::RR, case, 4, 1);
         assert_eq!(cell.summary, None);
         assert!(!cell.is_called_out());
-        cell.enter(run(0, &[97, 1, 1, 1], Some(5.0)));
+        cell.enter(run(0, &[97, 1, 1, 1], Some(5.0)), 1);
         assert!(cell.is_called_out());
-        cell.enter(run(1, &[25, 25, 25, 25], None));
-        cell.enter(run(2, &[60, 0, 20, 20], Some(7.0)));
+        cell.enter(run(1, &[25, 25, 25, 25], None), 1);
+        let chance = cell.yardstick;
+        cell.enter(run(2, &[6, 0, 2, 2], Some(7.0)), 1);
         let summary = cell.summary.expect("runs");
         assert_eq!((summary.runs, summary.top_two_share), (3, 0.8));
         assert_eq!((summary.top_two_share_min, summary.top_two_share_max), (0.5, 0.98));
         assert_eq!(summary.p99_us, Some(6.0));
         assert_eq!(summary.idle_workers, 0.0);
-        assert!(cell.yardstick.expect("chance").top_two_share > 0.5);
+        // By chance ten connections are spread less evenly than a hundred.
+        let share = |chance: Option<Yardstick>| chance.expect("chance").top_two_share;
+        assert!(share(cell.yardstick) > share(chance) && share(chance) > 0.5);
     }
 
     proptest! {

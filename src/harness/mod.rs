@@ -1,7 +1,7 @@
 //! Measuring who takes the load, and saying so honestly.
 //!
 //! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
-//! passed in: [`balance`], [`interval`], [`plan`], [`queueing`], [`target`],
+//! passed in: [`balance`], [`budget`], [`interval`], [`plan`], [`queueing`], [`target`],
 //! [`placement`], [`peer`], [`matrix`], [`words`], [`scenario`], [`validity`], [`summary`],
 //! [`chart`] and [`report`].
 //!
@@ -12,6 +12,7 @@
 pub mod attention;
 pub mod balance;
 pub mod bench;
+pub mod budget;
 pub mod chart;
 pub mod child;
 pub mod generator;

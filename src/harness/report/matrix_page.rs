@@ -5,7 +5,7 @@ use super::super::imbalance;
 use super::super::matrix::{Case, Cell, SHARE_CALLED_OUT};
 use super::html::{figure, page, paragraph, surroundings, table, warnings};
 use super::table::time;
-use super::text::{column_headings, problems};
+use super::text::{amount, column_headings, problems};
 
 /// The matrix.
 #[must_use]
@@ -13,10 +13,10 @@ pub fn imbalance(report: &imbalance::Report) -> String {
     let mut body = "<h1>Who takes the load</h1>\n".to_owned();
     let plural = if report.repeats == 1 { "" } else { "s" };
     body += &format!(
-        "<p class=\"faint\">{} workers, up to {} connections a cell, {} run{plural} of each, \
+        "<p class=\"faint\">{} workers, {} a cell, {} run{plural} of each, \
          fresh processes every time; {:.0} s in all</p>\n",
         report.workers,
-        report.loads.iter().map(|case| case.connections).max().unwrap_or(0),
+        amount(&report.loads),
         report.repeats,
         report.took_s
     );
@@ -150,14 +150,16 @@ fn case_table(report: &imbalance::Report, column: usize) -> String {
     let mut rows: Vec<Vec<String>> = cells.filter_map(case_row).collect();
     let chance = report.cell(0, column).and_then(|cell| cell.yardstick);
     if let Some(chance) = chance {
-        rows.push(vec![
+        let mut cells = vec![
             "by chance".into(),
             format!("{:.1} %", 100.0 * chance.top_two_share),
             String::new(),
             String::new(),
             format!("{:.2}", chance.max_over_mean),
             format!("{:.3}", chance.variation),
-        ]);
+        ];
+        cells.resize(CASE_HEADINGS.len(), String::new());
+        rows.push(cells);
     }
     // Of a single run there is neither a lowest nor a highest.
     let once = report.repeats == 1;

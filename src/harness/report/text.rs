@@ -57,9 +57,9 @@ const MEASURES: [Measure; 6] = [
 pub fn imbalance(report: &Report) -> String {
     let mut text = heading(&report.environment);
     text += &format!(
-        "{} workers, {} connections a cell, {} run{} of each; even is {:.1} %\n",
+        "{} workers, {} a cell, {} run{} of each; even is {:.1} %\n",
         report.workers,
-        report.loads.iter().map(|case| case.connections).max().unwrap_or(0),
+        amount(&report.loads),
         report.repeats,
         if report.repeats == 1 { "" } else { "s" },
         100.0 * (2.0 / workers(report)).min(1.0),
@@ -79,6 +79,16 @@ pub fn imbalance(report: &Report) -> String {
         text += &wrapped(words, COLUMNS, 0);
     }
     text
+}
+
+/// How many connections a cell has.
+#[must_use]
+pub fn amount(loads: &[Case]) -> String {
+    let most = loads.iter().map(|case| case.connections).max().unwrap_or(0);
+    match loads.iter().filter_map(|case| case.limit).max() {
+        Some(limit) => format!("up to {most} connections or {limit:?}"),
+        None => format!("up to {most} connections"),
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "workers are few")]
