@@ -37,14 +37,14 @@ dl{display:grid;grid-template-columns:minmax(7rem,auto) 1fr;gap:.15rem 1rem;font
 max-width:46rem}dt{color:var(--faint)}dd{margin:0;overflow-wrap:anywhere}\
 @media(max-width:30rem){body{padding:.8rem;font-size:15px}th,td{padding:.15rem .4rem}}\
 @media print{:root{--ink:#000;--faint:#444;--paper:#fff;--line:#bbb;--warn:#fff}\
-body{max-width:none;padding:0;font-size:10pt}table{font-size:7.5pt}h2{break-after:avoid}\
-.scroll{overflow:visible}}";
+body{max-width:none;padding:0;font-size:10pt}table{font-size:7.5pt}\
+h2,h3,h2+p,h3+p{break-after:avoid}.scroll{overflow:visible}}";
 
-/// Text as it may stand in an element or an attribute.
+/// Text as it may stand in an element or an attribute. A percent sign stays with its number.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
-    for letter in text.chars() {
+    for letter in text.replace(" %", "\u{a0}%").chars() {
         match letter {
             '<' => safe.push_str("&lt;"),
             '>' => safe.push_str("&gt;"),
@@ -155,6 +155,7 @@ mod tests {
         let text = page("<b>", &paragraph("a <script>"));
         assert!(text.contains("<title>&lt;b&gt;</title>") && text.contains("a &lt;script&gt;"));
         assert!(table(["a"], [vec!["\"<".to_owned()]]).contains("&quot;&lt;"));
+        assert_eq!(escaped("70 % of\tit"), "70\u{a0}% of it");
         assert!(figure("<i>", "<svg/>").contains("&lt;i&gt;"));
         assert_eq!(warnings(&[]), "");
         assert!(warnings(&["a & b".to_owned()]).contains("a &amp; b"));
