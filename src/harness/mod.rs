@@ -15,6 +15,7 @@ pub mod bench;
 pub mod budget;
 pub mod chart;
 pub mod child;
+mod folder;
 pub mod generator;
 pub mod imbalance;
 pub mod in_flight;

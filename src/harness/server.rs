@@ -3,12 +3,9 @@
 //! Own policies and peers look alike from here on: an address, processes, and at the end the
 //! books, as far as the server keeps any. Refuses to load it.
 
-use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -20,6 +17,7 @@ use serde_json::Value;
 
 use super::attention::{Attention, Halt};
 use super::child::{Child, failure};
+use super::folder::Folder;
 use super::peer::{self, PeerPlan};
 use super::target::{Peer, Target};
 use super::usage;
@@ -28,7 +26,10 @@ use crate::work::Work;
 
 /// How long a server may take until it serves, and until it has ended.
 const START_WITHIN: Duration = Duration::from_secs(60);
-const END_WITHIN: Duration = Duration::from_secs(8);
+const END_WITHIN: Duration = Duration::from_secs(30);
+/// Ports that are tried for a server that cannot choose one itself. A port that was free a moment
+/// ago may be some client's by now: each has one, and they are taken from the same range.
+const PORTS_TRIED_MAX: u32 = 5;
 /// What open connections are given at the end of a run. Measured requests are done by then.
 const GRACE: &str = "1s";
 
@@ -93,7 +94,17 @@ impl Server {
                 server.pin_workers(&setup.cpus);
                 Ok(server)
             }
-            Target::Peer(peer) => silent(peer, setup, attention),
+            Target::Peer(peer) => {
+                let deadline = Instant::now() + START_WITHIN;
+                let mut tried = 1;
+                loop {
+                    let again = tried < PORTS_TRIED_MAX && Instant::now() < deadline;
+                    match silent(peer, setup, deadline, attention) {
+                        Err(Halt::Failed(_)) if again => tried += 1,
+                        result => return result,
+                    }
+                }
+            }
         }
     }
 
@@ -237,10 +248,12 @@ fn until_told(
     }
 }
 
-/// Starts a server that tells nothing, and waits until it accepts.
+/// Starts a server that tells nothing, and waits until it accepts. It fails at once if its port is
+/// somebody else's by now.
 fn silent(
     peer: Peer,
     setup: &Setup,
+    deadline: Instant,
     attention: &mut Attention,
 ) -> std::result::Result<Server, Halt> {
     let folder = Folder::new()?;
@@ -261,17 +274,17 @@ fn silent(
     }
     let target = Target::Peer(peer);
     let mut child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
-    let deadline = Instant::now() + START_WITHIN;
     // HAProxy's workers are threads of one process.
     let workers_wanted = if peer == Peer::Haproxy { 0 } else { setup.workers };
     let workers = loop {
         let workers = usage::tree(child.id()).split_off(1);
         let serves = TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
-        if serves && workers.len() >= workers_wanted {
-            break workers;
-        }
+        // Whoever answers, it is not this server if that has ended.
         if child.has_ended() || Instant::now() > deadline {
             return Err(child.failure("does not serve").into());
+        }
+        if serves && workers.len() >= workers_wanted {
+            break workers;
         }
         attention.sleep(Duration::from_millis(10))?;
     };
@@ -336,42 +349,6 @@ fn connections(worker: &Value) -> u64 {
     let assigned = number("assigned").unwrap_or(0);
     let own = assigned.saturating_sub(number("returned").unwrap_or(0));
     number("connections").unwrap_or(own)
-}
-
-/// A private folder, removed when it is dropped.
-#[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-}
-
-static FOLDERS: AtomicU32 = AtomicU32::new(0);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
-        let name = format!("clusterlb-bench-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        // One that somebody else has made is refused.
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
-            Error::system(format!("make the folder {}", path.display()), errno_of(&error))
-        })?;
-        Ok(Self { path })
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
-        let path = self.path.join(name);
-        fs::write(&path, text).map_err(|error| {
-            Error::system(format!("write {}", path.display()), errno_of(&error))
-        })?;
-        Ok(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What cannot be removed is a few small files in a temporary folder.
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }
 
 /// Where a program is on the PATH.
