@@ -1,5 +1,5 @@
-//! A scheduler that a user of the library brings, on the real data path: a real listener, a real
-//! ring, and inboxes that this test reads itself, so that it decides when something is claimed.
+//! The data path alone: a real listener, a real ring, and inboxes that this test reads itself, so
+//! that it decides when something is claimed. With schedulers that a user of the library brings.
 
 mod common;
 
@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use clusterlb::board::{PrimaryBoard, WorkerBoard};
 use clusterlb::id::{ListenerId, Slot};
@@ -239,4 +240,26 @@ fn a_careless_scheduler_cannot_harm_the_data_path() {
     bench.claim(0);
     let totals = bench.end();
     assert_eq!((totals.accepted, totals.dropped), (client.len() as u64, 0));
+}
+
+#[test]
+fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
+    let hang_after = Duration::from_millis(20);
+    let rules = Rules { hang_after_ns: Some(20_000_000), ..rules(|| FirstOfAll) };
+    let mut bench = Bench::start(rules, 2);
+    // The second one claims what it is still to get, so that it is not late on a busy machine.
+    bench.inboxes[1].board.add_claimed(1, monotonic_ns());
+    let _ = bench.inboxes[1].board.publish();
+    let client = bench.connect(1);
+    let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
+    assert!(matches!(report, Report::Hung { slot: Slot(0), .. }), "{report:?}");
+    bench.expect(&[0, 1]);
+    // The second one's claim is looked at when it could be late. After that nothing but the bell
+    // makes the primary look again.
+    std::thread::sleep(3 * hang_after);
+    bench.inboxes[0].board.answer_probe();
+    bench.claim(0);
+    let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
+    assert!(matches!(report, Report::Recovered { slot: Slot(0) }), "{report:?}");
+    assert_eq!(bench.end().redispatched, client.len() as u64);
 }
