@@ -198,6 +198,11 @@ impl Primary {
                 while let Ok(command) = self.lines.commands.try_recv() {
                     self.obey(command);
                 }
+                // A worker that answers its probe rings, and perhaps no connection comes that
+                // would make somebody look.
+                if !self.suspected.is_empty() {
+                    self.observe();
+                }
             }
             Event::Ready { key, .. } => self.revive(key),
             // Nothing else is ever asked of this ring, or its answer does not matter.

@@ -90,7 +90,13 @@ impl Skips {
 
 /// The first absolute stage that a worker does not pass. `resting`: it was at its limit and has
 /// not come down far enough since.
+#[inline]
 pub(super) fn absolute(load: &WorkerLoad, limits: &Limits, resting: bool) -> Option<Stage> {
+    let limit = limits.inflight_max.unwrap_or(u32::MAX);
+    // Most can, and need not be asked one by one what is wrong with them.
+    if load.can_take() && load.in_flight < limit && !resting {
+        return None;
+    }
     match load.standing {
         Standing::Dead => return Some(Stage::Dead),
         _ if load.hung => return Some(Stage::Hung),
@@ -98,7 +104,6 @@ pub(super) fn absolute(load: &WorkerLoad, limits: &Limits, resting: bool) -> Opt
         Standing::Full => return Some(Stage::Full),
         Standing::Ready => {}
     }
-    let limit = limits.inflight_max.unwrap_or(u32::MAX);
     if load.in_flight >= limit || (resting && load.in_flight > reentry(limit)) {
         return Some(Stage::AtLimit);
     }
@@ -112,31 +117,49 @@ fn reentry(limit: u32) -> u32 {
     u32::try_from(share).unwrap_or(u32::MAX).max(1).min(limit - 1)
 }
 
-/// The most that a fully warm worker may have in flight to pass the relative stage; none while
-/// there is nobody to compare with.
-pub(super) fn relative_limit(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
+/// The most that a worker may have in flight to pass the relative stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Share {
+    exact: f32,
+    /// The whole part of it, which is all that matters for a worker that is fully warm.
+    whole: u32,
+}
+
+/// What the relative stage allows; none while there is nobody to compare with.
+pub(super) fn relative_limit(loads: &[WorkerLoad], factor: f32) -> Option<Share> {
     let mut total: u64 = 0;
     let mut count: u32 = 0;
+    // This is the part of a choice that looks at everybody, so it has no branch.
     for load in loads {
         // Whoever is stuck or new would only distort what is normal.
-        let normal = load.standing == Standing::Ready || load.standing == Standing::Full;
-        if normal && !load.hung && load.warmth_permille >= 1000 {
-            total += u64::from(load.in_flight);
-            count += 1;
-        }
+        let there = matches!(load.standing, Standing::Ready | Standing::Full);
+        let normal = u32::from(there & !load.hung & (load.warmth_permille >= 1000));
+        total += u64::from(load.in_flight & normal.wrapping_neg());
+        count += normal;
     }
     if count == 0 {
         return None;
     }
     #[expect(clippy::cast_precision_loss, reason = "a ratio of counts needs no more")]
     let average = total as f32 / count as f32;
-    Some((average * factor.max(1.0)).max(1.0))
+    let exact = (average * factor.max(1.0)).max(1.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is at least 1, and the conversion saturates"
+    )]
+    let whole = exact as u32;
+    Some(Share { exact, whole })
 }
 
 /// Whether a worker is above what the average allows, less while it is new.
-pub(super) fn above(load: &WorkerLoad, limit: f32) -> bool {
-    let warmth = f32::from(load.warmth_permille.min(1000)) / 1000.0;
+#[inline]
+pub(super) fn above(load: &WorkerLoad, share: Share) -> bool {
+    if load.warmth_permille >= 1000 {
+        return load.in_flight > share.whole;
+    }
+    let warmth = f32::from(load.warmth_permille) / 1000.0;
     #[expect(clippy::cast_precision_loss, reason = "a comparison of counts needs no more")]
     let in_flight = load.in_flight as f32;
-    in_flight > (limit * warmth).max(1.0)
+    in_flight > (share.exact * warmth).max(1.0)
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cascade::{Limits, Skips, Stage, above, absolute, relative_limit};
+use super::cascade::{Limits, Share, Skips, Stage, above, absolute, relative_limit};
 use super::{Client, Scheduler, WorkerLoad};
 use crate::id::Slot;
 
@@ -46,10 +46,11 @@ impl Picker {
         (start..count).chain(0..start)
     }
 
-    fn passes(&mut self, loads: &[WorkerLoad], place: usize) -> bool {
-        let stage = absolute(&loads[place], &self.limits, self.resting[place]);
-        if self.limits.inflight_max.is_some() {
-            self.resting[place] = stage == Some(Stage::AtLimit);
+    fn passes(&mut self, load: &WorkerLoad, place: usize) -> bool {
+        let stage = absolute(load, &self.limits, self.resting[place]);
+        let rests = stage == Some(Stage::AtLimit);
+        if self.resting[place] != rests {
+            self.resting[place] = rests;
         }
         match stage {
             Some(stage) => self.skips.count(stage),
@@ -58,8 +59,8 @@ impl Picker {
         false
     }
 
-    fn is_above(&mut self, load: &WorkerLoad, limit: Option<f32>) -> bool {
-        let above = limit.is_some_and(|limit| above(load, limit));
+    fn is_above(&mut self, load: &WorkerLoad, share: Option<Share>) -> bool {
+        let above = share.is_some_and(|share| above(load, share));
         if above {
             self.skips.count(Stage::AboveAverage);
         }
@@ -67,37 +68,41 @@ impl Picker {
     }
 
     /// The first in the rotation who passes every stage.
-    fn first(&mut self, loads: &[WorkerLoad], limit: Option<f32>) -> Option<usize> {
-        let mut fallback: Option<usize> = None;
-        for place in self.places(loads.len()) {
-            if !self.passes(loads, place) {
-                continue;
+    fn first(&mut self, loads: &[WorkerLoad], share: Option<Share>) -> Option<usize> {
+        let (mut above_average, mut fallback, mut least) = (0, None, u32::MAX);
+        let found = self.places(loads.len()).find(|place| {
+            let load = &loads[*place];
+            if !self.passes(load, *place) {
+                return false;
             }
-            if !self.is_above(&loads[place], limit) {
-                return Some(place);
+            if !share.is_some_and(|share| above(load, share)) {
+                return true;
             }
+            above_average += 1;
             // Ties follow the cursor: only somebody with less takes the place of an earlier one.
-            if fallback.is_none_or(|best| loads[place].in_flight < loads[best].in_flight) {
-                fallback = Some(place);
+            if fallback.is_none() || load.in_flight < least {
+                (fallback, least) = (Some(*place), load.in_flight);
             }
-        }
-        self.skips.fallbacks += u64::from(fallback.is_some());
-        fallback
+            false
+        });
+        self.skips.above_average += above_average;
+        self.skips.fallbacks += u64::from(found.is_none() && fallback.is_some());
+        found.or(fallback)
     }
 
     /// The best by `rank` who passes every stage; among the overloaded, the least in flight.
     fn best<R: Ord>(
         &mut self,
         loads: &[WorkerLoad],
-        limit: Option<f32>,
+        share: Option<Share>,
         rank: impl Fn(usize) -> R,
     ) -> Option<usize> {
         let mut best: Option<(bool, R, usize)> = None;
         for place in self.places(loads.len()) {
-            if !self.passes(loads, place) {
+            if !self.passes(&loads[place], place) {
                 continue;
             }
-            let candidate = (self.is_above(&loads[place], limit), rank(place), place);
+            let candidate = (self.is_above(&loads[place], share), rank(place), place);
             let better = best.as_ref().is_none_or(|(above, rank, place)| match *above {
                 true if candidate.0 => loads[candidate.2].in_flight < loads[*place].in_flight,
                 above => (candidate.0, &candidate.1) < (above, rank),
@@ -115,11 +120,11 @@ impl Picker {
 impl Scheduler for Picker {
     fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot> {
         self.resting.resize(loads.len(), false);
-        let limit = self.limits.overload_factor.and_then(|factor| relative_limit(loads, factor));
+        let share = self.limits.overload_factor.and_then(|factor| relative_limit(loads, factor));
         let place = match self.order {
-            Order::Rotation => self.first(loads, limit),
+            Order::Rotation => self.first(loads, share),
             Order::Least => self.best(loads, None, |place| loads[place].in_flight),
-            Order::Sticky => self.best(loads, limit, |place| weight(client, place)),
+            Order::Sticky => self.best(loads, share, |place| weight(client, place)),
         }?;
         self.cursor = (place + 1) % loads.len();
         u16::try_from(place).ok().map(Slot)
