@@ -49,7 +49,7 @@ unset CLUSTERLB_COMMIT
 program=${CARGO_TARGET_DIR:-target}/release/clusterlb
 mkdir -p "$folder"
 
-# A measurement whose trials do not all count ends with 4, which is a result.
+# A measurement of which too few trials count for something ends with 4, which is a result.
 measure() {
     name=$1
     shift
@@ -58,7 +58,7 @@ measure() {
         >"$folder/$name.txt" || code=$?
     case $code in
     0) ;;
-    4) echo "$name: some trials do not count; $folder/$name.txt says which and why" >&2 ;;
+    4) echo "$name: too few trials count; $folder/$name.txt says of what and why" >&2 ;;
     *) exit "$code" ;;
     esac
     cat "$folder/$name.txt"
