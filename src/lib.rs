@@ -21,3 +21,13 @@ pub mod sys;
 pub mod topology;
 pub mod work;
 pub mod worker;
+
+pub use cluster::{
+    AddressKind, Cluster, ClusterSettings, Completion, Connection, Datagrams, Event, Events,
+    ForkOptions, Guard, Handle, InspectPort, Listener, ListeningAddress, Message, Messages, Role,
+    StreamSetting, Tracked, Worker, WorkerCounts, WorkerHandle, is_primary, is_worker, role,
+};
+pub use control::{ListenOptions, Serialization, Transport};
+pub use error::{Error, Result};
+pub use settings::Policy;
+pub use sys::process::Ending;

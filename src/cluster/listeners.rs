@@ -28,7 +28,7 @@ const PORTS_REMEMBERED_MAX: usize = 1024;
 pub(super) struct Key {
     /// The address as it was asked for.
     pub(super) address: ListenAddress,
-    /// How it shall be opened.
+    /// How it shall be opened, but for the backlog: that is the one of whoever asks first.
     pub(super) options: ListenOptions,
     /// For port 0: the how-manieth request of a worker it is, from 0.
     index: u32,
@@ -48,6 +48,7 @@ pub(super) struct Opening {
 pub(super) struct Asker {
     pub(super) worker: WorkerId,
     pub(super) sequence: u32,
+    pub(super) backlog: Option<u32>,
 }
 
 /// An address and its sockets.
@@ -97,6 +98,7 @@ pub(super) struct Listeners {
 
 impl Key {
     pub(super) fn new(address: &ListenAddress, options: ListenOptions, index: u32) -> Self {
+        let options = ListenOptions { backlog: None, ..options };
         Self { address: address.clone(), options, index }
     }
 }

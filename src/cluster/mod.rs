@@ -11,6 +11,7 @@ mod plane;
 mod primary;
 mod role;
 mod settings;
+mod worker;
 mod worker_handle;
 
 pub use bus::Events;
@@ -18,8 +19,9 @@ pub use completion::Completion;
 pub use event::{AddressKind, Event, ListeningAddress, WorkerCounts};
 pub use message::{Handle, Message};
 pub use primary::{Cluster, ForkOptions};
-pub use role::{is_primary, is_worker};
+pub use role::{Role, is_primary, is_worker, role};
 pub use settings::{
     ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
 };
+pub use worker::{Connection, Datagrams, Guard, Listener, Messages, Tracked, Worker};
 pub use worker_handle::WorkerHandle;

@@ -32,16 +32,21 @@ impl Plane {
                 source: Errno::EADDRINUSE,
             });
         }
-        let listener = self.open(key, &ground)?;
+        let listener = self.open(key, None, &ground)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         entry.held = true;
         Ok((listener, entry.address.clone()))
     }
 
     /// Opens a socket, and lets the data path have it.
-    fn open(&mut self, key: Key, ground: &ClusterSettings) -> Result<ListenerId> {
+    fn open(
+        &mut self,
+        key: Key,
+        backlog: Option<u32>,
+        ground: &ClusterSettings,
+    ) -> Result<ListenerId> {
         let opening = Opening {
-            backlog: key.options.backlog.unwrap_or(ground.backlog),
+            backlog: backlog.unwrap_or(ground.backlog),
             socket_for_each: ground.has_socket_for_each(),
         };
         let listener = self.listeners.open(key, opening)?;
@@ -66,13 +71,13 @@ impl Plane {
             // It has been told so, or has said so, and does not wait for an answer.
             return;
         }
+        let asker = Asker { worker: id, sequence, backlog: options.backlog };
         match address.parse() {
             Ok(address) => {
                 let index = member.count_in(&address);
-                let asker = Asker { worker: id, sequence };
                 self.answer(asker, Key::new(&address, options, index));
             }
-            Err(error) => self.refuse(Asker { worker: id, sequence }, &error),
+            Err(error) => self.refuse(asker, &error),
         }
     }
 
@@ -101,7 +106,7 @@ impl Plane {
         let found = self.listeners.find(&key).map(|entry| entry.id);
         let listener = match found {
             Some(listener) => listener,
-            None => self.open(key, &ground)?,
+            None => self.open(key, asker.backlog, &ground)?,
         };
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");
         if entry.users.contains(&worker) || entry.askers.iter().any(|one| one.worker == worker) {

@@ -1,0 +1,278 @@
+//! What everything in a worker process shares: channel, counters, listeners, state.
+//!
+//! Owns the locks. Nothing is called while one of them is held but what is below it in this list:
+//! inbox, state, a gate's queue, channel, counters.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
+use serde::Serialize;
+
+use super::super::completion::Completion;
+use super::super::mailbox::{Mailbox, ring};
+use super::super::message::Message;
+use super::gate::Gate;
+use super::inbox::Inbox;
+use crate::board::{Statistic, WorkerBoard};
+use crate::control::{Flushed, ListenOptions, Outgoing, Serialization, ToPrimary};
+use crate::error::{Error, Result};
+use crate::id::{ListenerId, WorkerId};
+use crate::sys::clock::monotonic_ns;
+use crate::worker::HandoffLatency;
+
+/// Shared by a worker's handles, its listeners and connections, and its attendant.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) id: WorkerId,
+    pub(super) serialization: Serialization,
+    pub(super) outgoing: Mutex<Outgoing>,
+    /// Wakes the attendant.
+    pub(super) bell: Arc<EventFd>,
+    pub(super) books: Mutex<Books>,
+    /// Where the primary's sockets arrive; without one, workers accept by themselves.
+    pub(super) inbox: Option<Inbox>,
+    pub(super) state: Mutex<State>,
+    pub(super) changed: Condvar,
+    pub(super) messages: Arc<Mailbox<Message>>,
+    /// Connections in the hands of the program.
+    pub(super) open: AtomicU64,
+    pub(super) leaving: AtomicBool,
+    /// Somebody found no descriptor free.
+    pub(super) starved: AtomicBool,
+    /// The worker has left.
+    pub(super) left: Completion,
+}
+
+/// The counters that the primary sees.
+#[derive(Debug)]
+pub(super) struct Books {
+    pub(super) board: WorkerBoard,
+    /// What wakes the primary's data path.
+    pub(super) bell: OwnedFd,
+    pub(super) latency: HandoffLatency,
+}
+
+/// What a request to listen has come to.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Awaited,
+    Given { listener: ListenerId, address: String, descriptor: Option<OwnedFd> },
+    Refused(Error),
+}
+
+pub(super) struct State {
+    pub(super) connected: bool,
+    pub(super) sequence: u32,
+    pub(super) answers: BTreeMap<u32, Answer>,
+    pub(super) gates: BTreeMap<ListenerId, Arc<Gate>>,
+    /// Gates that the primary knows nothing of.
+    pub(super) exclusive: Vec<Arc<Gate>>,
+    pub(super) grace: Option<Duration>,
+    pub(super) on_disconnect: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("connected", &self.connected)
+            .field("gates", &self.gates.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Every gate that is open.
+    pub(super) fn open_gates(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        self.gates.values().chain(&self.exclusive).filter(|gate| !gate.is_closed())
+    }
+}
+
+impl Core {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the worker's state")
+    }
+
+    pub(super) fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().expect("nothing panics while it holds the channel")
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().expect("nothing panics while it holds the counters")
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Nobody takes anything out of the inbox.
+    pub(super) fn is_unattended(&self) -> bool {
+        self.state().gates.values().all(|gate| gate.is_closed())
+    }
+
+    /// Says something to the primary.
+    pub(super) fn say(&self, word: &ToPrimary, descriptors: Vec<OwnedFd>) -> Result<()> {
+        let flushed = self.outgoing().send(word, descriptors)?;
+        self.sent(flushed);
+        Ok(())
+    }
+
+    /// Sends a message of the program.
+    pub(super) fn send<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let bytes = self.serialization.encode(message)?;
+        let flushed = self.outgoing().send_message(self.serialization, &bytes, descriptors)?;
+        self.sent(flushed);
+        Ok(())
+    }
+
+    fn sent(&self, flushed: Flushed) {
+        if flushed != Flushed::Everything {
+            ring(&self.bell);
+        }
+    }
+
+    /// Counts a connection that the program gets.
+    pub(super) fn claim(&self, accepted_ns: u64) {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        let now_ns = monotonic_ns();
+        let mut books = self.books();
+        books.latency.record(accepted_ns, now_ns);
+        books.board.add_claimed(1, now_ns);
+        books.publish();
+    }
+
+    /// Counts a connection that the program has done with.
+    pub(super) fn finish(&self) {
+        let mut books = self.books();
+        books.board.add_finished(1);
+        books.publish();
+        drop(books);
+        // Ordered with `begin_to_leave`: one of the two sees what the other has done.
+        self.open.fetch_sub(1, Ordering::SeqCst);
+        if self.leaving.load(Ordering::SeqCst) {
+            ring(&self.bell);
+        }
+    }
+
+    /// Counts connections that were lost on the way in, for want of descriptors.
+    pub(super) fn lose(&self, count: usize) {
+        let count = count as u64;
+        let mut books = self.books();
+        books.board.add(Statistic::Truncated, count);
+        books.board.add_claimed(count, monotonic_ns());
+        books.board.add_finished(count);
+        books.publish();
+    }
+
+    /// Answers a probe of the primary.
+    pub(super) fn answer_probe(&self) {
+        let mut books = self.books();
+        books.board.answer_probe();
+        books.publish();
+    }
+
+    /// From accept to claim, over all connections.
+    pub(super) fn latency(&self) -> Option<crate::control::LatencySummary> {
+        self.books().latency.summary()
+    }
+
+    /// Sends a socket back that nobody here will accept.
+    pub(super) fn give_back(&self, listener: ListenerId, accepted_ns: u64, socket: OwnedFd) {
+        if self.say(&ToPrimary::Return { listener, accepted_ns }, vec![socket]).is_err() {
+            // Nobody can have it any more: it ends here, counted as one that was lost.
+            self.lose(1);
+        }
+    }
+
+    /// Asks the primary for an address and waits for the answer.
+    pub(super) fn ask(
+        &self,
+        address: &str,
+        options: ListenOptions,
+    ) -> Result<(ListenerId, String, Option<OwnedFd>)> {
+        let mut state = self.state();
+        self.ensure_staying(&state)?;
+        let sequence = state.sequence;
+        state.sequence += 1;
+        state.answers.insert(sequence, Answer::Awaited);
+        drop(state);
+        let word = ToPrimary::Listen { sequence, address: address.to_owned(), options };
+        let said = self.say(&word, vec![]);
+        let mut state = self.state();
+        if let Err(error) = said {
+            state.answers.remove(&sequence);
+            return Err(error);
+        }
+        loop {
+            match state.answers.remove(&sequence) {
+                Some(Answer::Given { listener, address, descriptor }) => {
+                    return Ok((listener, address, descriptor));
+                }
+                Some(Answer::Refused(error)) => {
+                    return Err(match error {
+                        Error::Listen { step, source, .. } => {
+                            Error::Listen { address: address.to_owned(), step, source }
+                        }
+                        error => error,
+                    });
+                }
+                Some(Answer::Awaited) => {
+                    state.answers.insert(sequence, Answer::Awaited);
+                }
+                None => return Err(leaving()),
+            }
+            if let Err(error) = self.ensure_staying(&state) {
+                state.answers.remove(&sequence);
+                return Err(error);
+            }
+            let changed = self.changed.wait(state);
+            state = changed.expect("nothing panics while it holds the worker's state");
+        }
+    }
+
+    fn ensure_staying(&self, state: &State) -> Result<()> {
+        match state.connected && !self.is_leaving() {
+            true => Ok(()),
+            false => Err(leaving()),
+        }
+    }
+
+    /// Begins to leave: nothing new, and what is handed over already is still served. Tells
+    /// whether this was the beginning.
+    pub(super) fn begin_to_leave(&self, grace: Option<Duration>) -> bool {
+        let mut state = self.state();
+        if self.leaving.swap(true, Ordering::SeqCst) {
+            return false;
+        }
+        state.grace = grace;
+        // Whoever accepts by itself takes what waits, and then sees the end.
+        state.open_gates().for_each(|gate| gate.kick());
+        drop(state);
+        self.changed.notify_all();
+        ring(&self.bell);
+        true
+    }
+}
+
+impl Books {
+    /// Makes the counters visible, and rings if the primary has asked for it.
+    fn publish(&mut self) {
+        if self.board.publish() {
+            // A bell that is full is ringing already.
+            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The worker is leaving, or has lost its primary.
+pub(super) fn leaving() -> Error {
+    Error::system("listen in a worker that is leaving", Errno::ECANCELED)
+}

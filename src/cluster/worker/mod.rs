@@ -1,0 +1,375 @@
+//! The worker as its program sees it (Node's `cluster.worker`).
+
+mod attendant;
+mod connection;
+mod core;
+mod datagrams;
+mod gate;
+mod inbox;
+mod listener;
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+
+pub use connection::{Connection, Guard, Tracked};
+pub use datagrams::Datagrams;
+pub use listener::Listener;
+
+use super::completion::Completion;
+use super::mailbox::{Found, Mailbox, new_bell, ring};
+use super::message::Message;
+use super::worker_handle::duplicate;
+use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
+use crate::board::WorkerBoard;
+use crate::control::{ListenOptions, ToPrimary, Transport, halves};
+use crate::error::{Error, Result};
+use crate::id::WorkerId;
+use crate::sys::listener::{Listener as Socket, OpenOptions};
+use crate::sys::{cpu, process};
+use crate::worker::HandoffLatency;
+use crate::worker::environment::{self, Inheritance};
+use core::{Books, Core, State};
+use gate::Gate;
+use inbox::Inbox;
+
+/// How long the last word of a worker that ends itself may take.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Connections that may wait for an exclusive listener.
+const EXCLUSIVE_BACKLOG: u32 = 4096;
+
+/// This process, as a worker. Clones are the same; every part of the program can ask for it.
+///
+/// A thread of its own hears the primary. When the primary is lost, the process exits with code 0,
+/// unless the program has said what to do then ([`on_disconnect`](Self::on_disconnect)).
+#[derive(Clone, Debug)]
+pub struct Worker {
+    core: Arc<Core>,
+}
+
+/// Messages from the primary: a blocking iterator, and a stream for any async runtime.
+///
+/// What arrived before anybody asked for messages is there, too. Several of these share them: each
+/// message goes to one of them. At the bound (16,384 messages, or 64 MiB) the worker stops hearing
+/// its primary until half of it has been read.
+#[derive(Debug)]
+pub struct Messages {
+    mailbox: Arc<Mailbox<Message>>,
+}
+
+static CURRENT: OnceLock<Result<Worker>> = OnceLock::new();
+
+impl Worker {
+    /// The worker that this process is. The first call says hello to the primary and pins the
+    /// calling thread, and those it starts later, if the settings say so.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] in a process that was not started as a worker; [`Error::System`] when
+    /// descriptors or threads are short. The same at every call.
+    pub fn current() -> Result<Self> {
+        CURRENT.get_or_init(|| Inheritance::take().and_then(Self::start)).clone()
+    }
+
+    fn start(inheritance: Inheritance) -> Result<Self> {
+        if let Some(number) = inheritance.cpu {
+            cpu::pin_to(number)?;
+        }
+        let (incoming, outgoing) = halves(inheritance.control);
+        let bell = new_bell()?;
+        let core = Arc::new(Core {
+            id: inheritance.id,
+            serialization: inheritance.serialization,
+            outgoing: Mutex::new(outgoing),
+            bell: Arc::clone(&bell),
+            books: Mutex::new(Books {
+                board: WorkerBoard::open(inheritance.board)?,
+                bell: inheritance.bell,
+                latency: HandoffLatency::new(),
+            }),
+            inbox: inheritance.inbox.map(Inbox::new).transpose()?,
+            state: Mutex::new(State {
+                connected: true,
+                sequence: 0,
+                answers: BTreeMap::new(),
+                gates: BTreeMap::new(),
+                exclusive: Vec::new(),
+                grace: None,
+                on_disconnect: None,
+            }),
+            changed: Condvar::new(),
+            messages: Arc::new(Mailbox::new(bell)?),
+            open: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
+            left: Completion::default(),
+        });
+        core.say(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
+        attendant::start(Arc::clone(&core), incoming)?;
+        Ok(Self { core })
+    }
+
+    /// Its number, counted from 1 and never used twice in one cluster (Node: `worker.id`).
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        self.core.id
+    }
+
+    /// Whether the channel to the primary is open.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.core.state().connected
+    }
+
+    /// Whether it leaves, because it was asked to or wants to.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.core.is_leaving()
+    }
+
+    /// After which time the primary would like open connections to be cut, once it has asked this
+    /// worker to leave and set a limit.
+    #[must_use]
+    pub fn grace(&self) -> Option<Duration> {
+        self.core.state().grace
+    }
+
+    /// The port for a debugger, if the settings have one (`CLUSTERLB_INSPECT_PORT`).
+    #[must_use]
+    pub fn inspect_port(&self) -> Option<u16> {
+        std::env::var(environment::INSPECT_PORT).ok()?.parse().ok()
+    }
+
+    /// Serves an address together with the other workers that ask for it (Node: `server.listen`):
+    /// `127.0.0.1:8000`, `[::]:8000` (IPv4 as well), `8000` (127.0.0.1), `localhost:8000`,
+    /// `unix:/path`, `unix:@name`, `fd:7` (the **primary's** descriptor). With port 0 the nth call
+    /// of every worker gets the same port. Waits for the primary's answer.
+    ///
+    /// # Errors
+    /// [`Error::Listen`] with what the primary was told: EADDRINUSE, EACCES, ... ; EADDRINUSE also
+    /// when this worker serves the address already; [`Error::Usage`] for what is no address;
+    /// ECANCELED when the worker is leaving.
+    pub fn listen(&self, address: &str) -> Result<Listener> {
+        self.listen_with(address, ListenOptions::default())
+    }
+
+    /// As [`listen`](Self::listen), with a backlog, IPv6 only, or the mode of a unix socket.
+    /// Workers share what they ask for in the same way; the backlog is that of the first.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen); [`Error::Usage`] for another transport than streams.
+    pub fn listen_with(&self, address: &str, options: ListenOptions) -> Result<Listener> {
+        if options.transport != Transport::Stream {
+            return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
+        }
+        let (id, address, descriptor) = self.core.ask(&absolute(address)?, options)?;
+        let gate = match (descriptor, &self.core.inbox) {
+            (Some(socket), _) => Gate::of_own(Socket::adopt_copy(socket, address.clone())),
+            (None, Some(inbox)) => Gate::at_inbox(inbox.as_fd()),
+            (None, None) => Err(core::leaving()),
+        };
+        let gate = Arc::new(gate?);
+        self.core.state().gates.insert(id, Arc::clone(&gate));
+        // The attendant leaves the inbox alone from now on; then there can be connections.
+        ring(&self.core.bell);
+        let listener = Listener::new(Arc::clone(&self.core), gate, Some(id), address);
+        self.core.say(&ToPrimary::Serving { listener: id }, vec![])?;
+        Ok(listener)
+    }
+
+    /// Serves an address alone, without asking the primary (Node: `exclusive: true`). It knows
+    /// nothing of it and tells no event.
+    ///
+    /// # Errors
+    /// [`Error::Listen`], as for any server.
+    pub fn listen_exclusive(&self, address: &str) -> Result<Listener> {
+        let options = OpenOptions {
+            backlog: EXCLUSIVE_BACKLOG,
+            share_port: false,
+            ipv6_only: false,
+            mode: None,
+        };
+        let socket = Socket::open(&address.parse()?, options)?;
+        let address = socket.address().to_owned();
+        let gate = Arc::new(Gate::of_own(socket)?);
+        self.core.state().exclusive.push(Arc::clone(&gate));
+        Ok(Listener::new(Arc::clone(&self.core), gate, None, address))
+    }
+
+    /// Receives datagrams at an address, from a socket that all workers share, as in Node. The
+    /// kernel gives each datagram to whoever reads first, which under little load is mostly the
+    /// same one.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen); EOPNOTSUPP for what is no IP address.
+    pub fn bind_udp(&self, address: &str) -> Result<Datagrams> {
+        let transport = Transport::Datagram;
+        self.bind_udp_with(address, ListenOptions { transport, ..ListenOptions::default() })
+    }
+
+    /// As [`bind_udp`](Self::bind_udp), IPv6 only, or with [`Transport::DatagramEach`]: a socket
+    /// for each worker, among which the kernel spreads by the sender's address.
+    ///
+    /// # Errors
+    /// As [`bind_udp`](Self::bind_udp); [`Error::Usage`] for streams.
+    pub fn bind_udp_with(&self, address: &str, options: ListenOptions) -> Result<Datagrams> {
+        if options.transport == Transport::Stream {
+            return Err(Error::usage("streams are not bound", "use `listen_with`"));
+        }
+        let address: ListenAddress = address.parse()?;
+        let (id, _, descriptor) = self.core.ask(&address.to_string(), options)?;
+        let socket = UdpSocket::from(descriptor.ok_or_else(core::leaving)?);
+        self.core.say(&ToPrimary::Serving { listener: id }, vec![])?;
+        Ok(Datagrams::new(Arc::clone(&self.core), socket, id))
+    }
+
+    /// Sends a message to the primary (Node: `process.send`). Returns at once: what the primary has
+    /// not read yet waits.
+    ///
+    /// # Errors
+    /// EPIPE when the channel is closed; EMSGSIZE beyond 16 MiB; EAGAIN when messages of 32 MiB or
+    /// 16,384 of them wait; [`Error::Usage`] for what cannot be written down.
+    pub fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.core.send(message, vec![])
+    }
+
+    /// Sends a message with a socket, which is closed here once it has gone.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. The socket is closed then, too.
+    pub fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<OwnedFd>,
+    ) -> Result<()> {
+        self.core.send(message, vec![handle.into()])
+    }
+
+    /// Sends a message with a duplicate of a socket, which stays open here (Node: `keepOpen`).
+    ///
+    /// # Errors
+    /// As [`send_handle`](Self::send_handle); EMFILE when there are too few descriptors.
+    pub fn send_shared<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: &impl AsFd,
+    ) -> Result<()> {
+        self.core.send(message, vec![duplicate(handle)?])
+    }
+
+    /// Messages from the primary, those included that came before this call (Node loses them).
+    #[must_use]
+    pub fn messages(&self) -> Messages {
+        Messages { mailbox: Arc::clone(&self.core.messages) }
+    }
+
+    /// Says what to do when the channel ends though neither side wanted to leave: the primary has
+    /// ended, or has had enough of this worker. Without this the process exits with code 0. With
+    /// it, the worker then leaves: it finishes what it has. The last call counts. The function runs
+    /// on the thread that hears the primary; let it be short.
+    pub fn on_disconnect(&self, handler: impl FnOnce() + Send + 'static) {
+        self.core.state().on_disconnect = Some(Box::new(handler));
+    }
+
+    /// Leaves (Node: `worker.disconnect()`): takes nothing new, serves what has been handed over,
+    /// waits until every connection is finished, and closes the channel. What listeners still
+    /// give must be accepted: until [`Listener::accept`] tells the end, or the listener is dropped.
+    /// The process goes on; it should end when this is complete. Do not wait for it on a thread
+    /// that has connections to finish.
+    pub fn disconnect(&self) -> Completion {
+        if self.core.begin_to_leave(None) {
+            // A primary that is gone needs no telling.
+            let _ = self.core.say(&ToPrimary::Leaving, vec![]);
+        }
+        self.core.left.clone()
+    }
+
+    /// Complete when this worker has left, whoever wanted it to. To be waited for at the end of
+    /// the program, so that connections in other threads are finished.
+    pub fn disconnected(&self) -> Completion {
+        self.core.left.clone()
+    }
+
+    /// Ends this process at once with code 0, as one that wanted to leave (Node: `worker.kill()` in
+    /// the worker). Connections are cut.
+    pub fn kill(&self) -> ! {
+        let deadline = Instant::now() + LAST_WORD;
+        let _ = self.core.say(&ToPrimary::Leaving, vec![]);
+        let mut outgoing = self.core.outgoing();
+        while outgoing.has_waiting() && Instant::now() < deadline {
+            let mut one = [PollFd::new(outgoing.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut one, PollTimeout::from(100_u8));
+            if outgoing.flush().is_err() {
+                break;
+            }
+        }
+        process::end(0)
+    }
+}
+
+/// The address as the primary shall see it: paths are meant as this process sees them. One that
+/// would be too long that way is left as it is, relative to the primary's folder.
+fn absolute(address: &str) -> Result<String> {
+    let parsed: ListenAddress = address.parse()?;
+    let ListenAddress::Unix(path) = &parsed else { return Ok(parsed.to_string()) };
+    let full = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let fits = |path: &Path| path.as_os_str().len() <= UNIX_PATH_BYTES_MAX;
+    Ok(match fits(&full) {
+        true => ListenAddress::Unix(full).to_string(),
+        false => parsed.to_string(),
+    })
+}
+
+impl Messages {
+    /// The next message, if it comes within this time. Nothing also means that the channel has
+    /// ended.
+    pub fn next_within(&mut self, time: Duration) -> Option<Message> {
+        item(self.mailbox.wait(Some(Instant::now() + time)))
+    }
+
+    /// The next message, if there is one already.
+    pub fn try_next(&mut self) -> Option<Message> {
+        item(self.mailbox.try_take())
+    }
+}
+
+fn item(found: Found<Message>) -> Option<Message> {
+    match found {
+        Found::Item(message) => Some(message),
+        Found::Nothing | Found::End => None,
+    }
+}
+
+impl Iterator for Messages {
+    type Item = Message;
+
+    /// Waits for the next message; none comes after the channel has ended.
+    fn next(&mut self) -> Option<Message> {
+        item(self.mailbox.wait(None))
+    }
+}
+
+impl Stream for Messages {
+    type Item = Message;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.mailbox.poll_take(context)
+    }
+}
+
+impl AsFd for Messages {
+    /// Readable while there are messages, or after the end. For those who wait for several things;
+    /// it is not to be read from.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mailbox.as_fd()
+    }
+}

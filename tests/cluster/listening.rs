@@ -1,0 +1,533 @@
+//! Listening: shared, exclusive, closed and opened again, refused, held.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use clusterlb::{AddressKind, ListenOptions, Policy, WorkerHandle};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use crate::puppet::{Order, Reply, Service};
+use crate::stage::{
+    PATIENCE, Stage, ask, eventually, greeter, kept, signal, until_free, until_refused,
+};
+use crate::trials;
+
+trials!(
+    connections_go_round,
+    a_worker_shares_its_address_whatever_the_policy,
+    the_backlog_is_that_of_the_first,
+    the_nth_port_zero_of_every_worker_is_the_same,
+    a_chosen_port_stays_after_all_workers_were_replaced,
+    unix_sockets_have_a_mode_and_are_unlinked,
+    a_relative_path_is_meant_as_the_worker_sees_it,
+    ipv6_alone_leaves_ipv4_free,
+    both_families_are_served_by_the_wildcard,
+    a_descriptor_is_the_primarys,
+    an_exclusive_listener_bypasses_the_primary,
+    an_address_in_use_is_told_to_the_worker_and_can_be_tried_again,
+    what_cannot_be_bound_is_told_to_the_worker,
+    several_listeners_are_served_by_one_worker,
+    a_listener_is_closed_and_opened_again,
+    what_a_closing_listener_has_not_accepted_goes_to_others,
+    what_a_worker_does_not_accept_goes_to_others,
+    as_long_as_one_worker_lives_connections_are_accepted,
+    without_workers_connections_are_refused,
+    held_listeners_keep_connections_for_the_next_worker,
+    an_address_can_be_opened_before_there_are_workers,
+    many_connections_are_served_and_counted,
+    an_address_that_is_going_is_given_to_who_asks_for_it,
+);
+
+fn shared(stage: &mut Stage, count: usize) -> (Vec<WorkerHandle>, String) {
+    let workers: Vec<WorkerHandle> = (0..count).map(|_| stage.puppet()).collect();
+    let mut address = String::new();
+    for worker in &workers {
+        address = stage.listen(worker, "127.0.0.1:0");
+    }
+    (workers, address)
+}
+
+fn connections_go_round() {
+    let mut stage = Stage::new();
+    let (workers, address) = shared(&mut stage, 3);
+    let greeted: Vec<u32> = (0..9).map(|_| greeter(&address)).collect();
+    assert!(greeted.windows(4).all(|turn| turn[0] == turn[3] && turn[0] != turn[1]), "{greeted:?}");
+    stage.cluster.disconnect().wait();
+    for worker in &workers {
+        let counts = stage.exit(worker).1;
+        assert_eq!((counts.assigned, counts.claimed, counts.finished), (3, 3, 3));
+    }
+}
+
+fn a_worker_shares_its_address_whatever_the_policy() {
+    for policy in [Policy::Rr, Policy::Least, Policy::Sticky, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let (_, address) = shared(&mut stage, 2);
+        for _ in 0..20 {
+            assert!([1, 2].contains(&greeter(&address)), "{policy:?}");
+        }
+        stage.end();
+        until_free(&address);
+    }
+}
+
+fn the_backlog_is_that_of_the_first() {
+    let mut stage = Stage::with(|settings| settings.start_closed = true);
+    let workers = [stage.puppet(), stage.puppet()];
+    let mut bound = Vec::new();
+    for (worker, backlog) in workers.iter().zip([7, 300]) {
+        let options = ListenOptions { backlog: Some(backlog), ..ListenOptions::default() };
+        let one = stage.try_listen(worker, "127.0.0.1:0", options, Service::Greet);
+        bound.push(one.expect("a free port"));
+    }
+    assert_eq!(bound[0], bound[1], "they share it all the same");
+    // One more than the backlog is let in (`listen(2)` on Linux); the next one is left waiting.
+    let address = bound[0].parse().expect("an address");
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
+    let let_in = (0..20).map_while(|_| connect().ok()).collect::<Vec<_>>();
+    assert_eq!(let_in.len(), 8);
+    stage.end();
+}
+
+fn the_nth_port_zero_of_every_worker_is_the_same() {
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let workers = [stage.puppet(), stage.puppet()];
+        let ports: Vec<Vec<String>> = workers
+            .iter()
+            .map(|worker| (0..3).map(|_| stage.listen(worker, "127.0.0.1:0")).collect())
+            .collect();
+        assert_eq!(ports[0], ports[1]);
+        assert!(ports[0][0] != ports[0][1] && ports[0][1] != ports[0][2]);
+        stage.end();
+    }
+}
+
+fn a_chosen_port_stays_after_all_workers_were_replaced() {
+    let mut stage = Stage::new();
+    let mut last = None;
+    for generation in 1..=3 {
+        let worker = stage.puppet();
+        let ports = [stage.listen(&worker, "127.0.0.1:0"), stage.listen(&worker, "127.0.0.1:0")];
+        assert!(last.is_none_or(|last| last == ports), "generation {generation}");
+        assert_eq!(greeter(&ports[1]), generation);
+        worker.disconnect();
+        stage.exit(&worker);
+        until_refused(&ports[0]);
+        last = Some(ports);
+    }
+    stage.end();
+}
+
+fn unix_sockets_have_a_mode_and_are_unlinked() {
+    for policy in [Policy::Rr, Policy::None] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let address = format!("unix:{}", path.display());
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let workers = [stage.puppet(), stage.puppet()];
+        let options = ListenOptions { mode: Some(0o666), ..ListenOptions::default() };
+        for worker in &workers {
+            let bound = stage.try_listen(worker, &address, options, Service::Greet);
+            assert_eq!(bound.expect("the folder is empty"), address);
+            let told = stage.listening(worker);
+            assert_eq!((told.kind, told.port), (AddressKind::Unix, None));
+            assert_eq!(told.address, path.display().to_string());
+        }
+        let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o666);
+        assert!((0..4).all(|_| [1, 2].contains(&greeter(&address))));
+        stage.end();
+        assert!(!path.exists());
+    }
+}
+
+fn a_relative_path_is_meant_as_the_worker_sees_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cwd = folder.path().to_owned();
+    let mut stage = Stage::with(|settings| settings.cwd = Some(cwd));
+    let worker = stage.puppet();
+    let bound = stage.listen(&worker, "unix:socket");
+    assert_eq!(bound, format!("unix:{}", folder.path().join("socket").display()));
+    assert_eq!(greeter(&bound), 1);
+    stage.end();
+}
+
+fn has_ipv6() -> bool {
+    let has = TcpListener::bind("[::1]:0").is_ok();
+    if !has {
+        eprintln!("not tested: no IPv6 here");
+    }
+    has
+}
+
+fn port_of(address: &str) -> &str {
+    address.rsplit_once(':').expect("a port").1
+}
+
+/// A port of IPv4 that is free at this moment.
+fn free_port() -> u16 {
+    let probe = TcpListener::bind("0.0.0.0:0").expect("a free port");
+    probe.local_addr().expect("it is bound").port()
+}
+
+fn ipv6_alone_leaves_ipv4_free() {
+    if !has_ipv6() {
+        return;
+    }
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let (first, second) = (stage.puppet(), stage.puppet());
+        let alone = ListenOptions { ipv6_only: true, ..ListenOptions::default() };
+        let port = eventually("a port that is free for both", || {
+            let port = free_port();
+            let [v4, v6] = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
+            stage.try_listen(&first, &v6, alone, Service::Greet).ok()?;
+            assert_eq!(stage.listening(&first).kind, AddressKind::V6);
+            let bound = stage.try_listen(&second, &v4, Default::default(), Service::Greet);
+            if bound.is_err() {
+                close(&mut stage, &first, &v6);
+            }
+            bound.ok().map(|_| port)
+        });
+        assert_eq!(greeter(&format!("[::1]:{port}")), 1);
+        assert_eq!(greeter(&format!("127.0.0.1:{port}")), 2);
+        stage.end();
+    }
+}
+
+fn both_families_are_served_by_the_wildcard() {
+    if !has_ipv6() {
+        return;
+    }
+    let mut stage = Stage::new();
+    let worker = stage.puppet();
+    let bound = stage.listen(&worker, "[::]:0");
+    let port = port_of(&bound);
+    assert_eq!(greeter(&format!("[::1]:{port}")), 1);
+    assert_eq!(greeter(&format!("127.0.0.1:{port}")), 1);
+    stage.end();
+}
+
+fn a_descriptor_is_the_primarys() {
+    for policy in [Policy::Rr, Policy::None] {
+        let own = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = own.local_addr().expect("it is bound").to_string();
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let workers = [stage.puppet(), stage.puppet()];
+        for worker in &workers {
+            let bound = stage.listen(worker, &format!("fd:{}", own.as_raw_fd()));
+            assert_eq!(bound, address);
+        }
+        assert!((0..6).all(|_| [1, 2].contains(&greeter(&address))));
+        let refused = stage.try_listen(&workers[0], "fd:1000", Default::default(), Service::Greet);
+        assert_eq!(refused.expect_err("nothing is open there").0, Errno::EBADF as i32);
+        stage.end();
+        assert!(own.local_addr().is_ok(), "the primary's own is still open");
+    }
+}
+
+fn an_exclusive_listener_bypasses_the_primary() {
+    let mut stage = Stage::new();
+    let workers = [stage.puppet(), stage.puppet()];
+    let order = Order::ListenAlone { address: "127.0.0.1:0".into() };
+    let mut bound = Vec::new();
+    for worker in &workers {
+        match stage.ask(worker, &order) {
+            Reply::Serving { address } => bound.push(address),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_ne!(bound[0], bound[1], "each has a port of its own");
+    assert_eq!((greeter(&bound[0]), greeter(&bound[1])), (1, 2));
+    let told = |event: &clusterlb::Event| matches!(event, clusterlb::Event::Listening { .. });
+    assert!(!stage.has_heard(told));
+    stage.end();
+    // A worker that leaves closes it as well.
+    until_refused(&bound[0]);
+}
+
+fn refused(stage: &mut Stage, worker: &WorkerHandle, address: &str) -> (Errno, String) {
+    let answer = stage.try_listen(worker, address, ListenOptions::default(), Service::Greet);
+    let (errno, text) = answer.expect_err("it is not to be had");
+    (Errno::from_raw(errno), text)
+}
+
+fn an_address_in_use_is_told_to_the_worker_and_can_be_tried_again() {
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let worker = stage.puppet();
+        let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = other.local_addr().expect("it is bound").to_string();
+        for _ in 0..2 {
+            let (errno, text) = refused(&mut stage, &worker, &address);
+            assert_eq!(errno, Errno::EADDRINUSE);
+            assert!(text.contains(&address) && text.contains("Address already in use"), "{text}");
+        }
+        drop(other);
+        // Nothing is left of the failures.
+        eventually("the port to be free", || {
+            stage.try_listen(&worker, &address, Default::default(), Service::Greet).ok()
+        });
+        assert_eq!(greeter(&address), 1);
+        // The same worker has it already.
+        assert_eq!(refused(&mut stage, &worker, &address).0, Errno::EADDRINUSE);
+        // So have those of another cluster.
+        let mut second = Stage::new();
+        let stranger = second.puppet();
+        assert_eq!(refused(&mut second, &stranger, &address).0, Errno::EADDRINUSE);
+        second.end();
+        stage.end();
+    }
+}
+
+fn what_cannot_be_bound_is_told_to_the_worker() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "not a socket").expect("the folder is ours");
+    let mut stage = Stage::new();
+    let worker = stage.puppet();
+    for (address, errno) in [
+        ("unix:/nowhere/at/all".to_owned(), Errno::ENOENT),
+        (format!("unix:{}", file.display()), Errno::EADDRINUSE),
+        ("192.0.2.1:0".to_owned(), Errno::EADDRNOTAVAIL),
+        ("no-such-name.invalid:80".to_owned(), Errno::EADDRNOTAVAIL),
+    ] {
+        assert_eq!(refused(&mut stage, &worker, &address).0, errno, "{address}");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        assert_eq!(refused(&mut stage, &worker, "127.0.0.1:80").0, Errno::EACCES);
+    }
+    assert_eq!(stage.ask(&worker, &Order::Echo(1.into())), Reply::Echo(1.into()));
+    stage.end();
+}
+
+fn several_listeners_are_served_by_one_worker() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.puppet(), stage.puppet());
+    let both = stage.listen(&first, "127.0.0.1:0");
+    assert_eq!(stage.listen(&second, "127.0.0.1:0"), both);
+    // Only the second one serves these.
+    let further = stage.listen(&second, "127.0.0.1:0");
+    let path = tempfile::tempdir().expect("a folder");
+    let unix = stage.listen(&second, &format!("unix:{}", path.path().join("socket").display()));
+    for _ in 0..4 {
+        assert_eq!((greeter(&further), greeter(&unix)), (2, 2));
+    }
+    let mut turns: Vec<u32> = (0..4).map(|_| greeter(&both)).collect();
+    turns.sort_unstable();
+    assert_eq!(turns, [1, 1, 2, 2]);
+    stage.end();
+}
+
+fn close(stage: &mut Stage, worker: &WorkerHandle, address: &str) {
+    assert_eq!(stage.ask(worker, &Order::Close { address: address.into() }), Reply::Done);
+}
+
+fn a_listener_is_closed_and_opened_again() {
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let (workers, address) = shared(&mut stage, 2);
+        for _ in 0..3 {
+            close(&mut stage, &workers[0], "127.0.0.1:0");
+            eventually("the other one to get everything", || {
+                (0..4).all(|_| greeter(&address) == 2).then_some(())
+            });
+            assert_eq!(stage.listen(&workers[0], "127.0.0.1:0"), address);
+            eventually("both to get something", || {
+                let greeted: Vec<u32> = (0..20).map(|_| greeter(&address)).collect();
+                greeted.contains(&1).then_some(())
+            });
+        }
+        for worker in &workers {
+            close(&mut stage, worker, "127.0.0.1:0");
+        }
+        until_refused(&address);
+        assert_eq!(stage.listen(&workers[1], "127.0.0.1:0"), address, "the port is remembered");
+        assert_eq!(greeter(&address), 2);
+        stage.end();
+    }
+}
+
+fn what_a_closing_listener_has_not_accepted_goes_to_others() {
+    let mut stage = Stage::new();
+    let (idle, other) = (stage.puppet(), stage.puppet());
+    let address = stage.serve(&idle, "127.0.0.1:0", Service::Ignore);
+    stage.listen(&other, "127.0.0.1:0");
+    // Every second one is for somebody who does not accept.
+    let mut clients: Vec<TcpStream> =
+        (0..10).map(|_| TcpStream::connect(&address).expect("somebody listens")).collect();
+    for client in clients.iter_mut().skip(1).step_by(2) {
+        client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+        client.peek(&mut [0]).expect("an answer");
+    }
+    close(&mut stage, &idle, "127.0.0.1:0");
+    for mut client in clients {
+        client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("an answer");
+        assert_eq!(text, "worker 2\n");
+    }
+    idle.disconnect();
+    let counts = stage.exit(&idle).1;
+    assert_eq!((counts.claimed, counts.aborted, counts.returned), (0, 0, counts.assigned));
+    assert_eq!(counts.assigned, 5);
+    stage.end();
+}
+
+fn what_a_worker_does_not_accept_goes_to_others() {
+    let mut stage = Stage::with(|settings| {
+        settings.rules.hang_after_ns = Some(100_000_000);
+    });
+    let (idle, other) = (stage.puppet(), stage.puppet());
+    let address = stage.serve(&idle, "127.0.0.1:0", Service::Ignore);
+    stage.listen(&other, "127.0.0.1:0");
+    let greeted: Vec<u32> = (0..10).map(|_| greeter(&address)).collect();
+    assert_eq!(greeted, [2; 10]);
+    stage.until("the idle worker to be noticed", |event| match event {
+        clusterlb::Event::Hung { worker, taken_back } => {
+            (*worker == idle && *taken_back > 0).then_some(())
+        }
+        _ => None,
+    });
+    stage.end_by_force();
+}
+
+fn as_long_as_one_worker_lives_connections_are_accepted() {
+    let mut stage = Stage::new();
+    let (workers, address) = shared(&mut stage, 3);
+    for (place, worker) in workers.iter().enumerate().take(2) {
+        worker.kill(Signal::SIGKILL).expect("it is ours");
+        // Also before anybody has noticed.
+        assert!(greeter(&address) > 1);
+        stage.exit(worker);
+        let left = 3 - u32::try_from(place + 1).expect("small");
+        let greeted: std::collections::BTreeSet<u32> = (0..6).map(|_| greeter(&address)).collect();
+        assert_eq!(greeted.len(), left as usize, "{greeted:?}");
+    }
+    stage.end();
+}
+
+fn without_workers_connections_are_refused() {
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let worker = stage.puppet();
+        let address = stage.serve(&worker, "127.0.0.1:0", Service::Keep);
+        let (mut open, _) = kept(&address);
+        worker.kill(Signal::SIGKILL).expect("it is ours");
+        let counts = stage.exit(&worker).1;
+        assert_eq!(counts.aborted, 1);
+        let mut rest = Vec::new();
+        let _ = open.read_to_end(&mut rest);
+        until_refused(&address);
+        stage.end();
+    }
+}
+
+fn held_listeners_keep_connections_for_the_next_worker() {
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| {
+            settings.policy = policy;
+            settings.hold = true;
+        });
+        let first = stage.puppet();
+        let address = stage.listen(&first, "127.0.0.1:0");
+        assert_eq!(greeter(&address), 1);
+        first.disconnect();
+        stage.exit(&first);
+        let mut waiting: Vec<TcpStream> =
+            (0..5).map(|_| TcpStream::connect(&address).expect("the backlog has room")).collect();
+        let second = stage.puppet();
+        assert_eq!(stage.listen(&second, "127.0.0.1:0"), address);
+        for client in &mut waiting {
+            client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+            let mut text = String::new();
+            client.read_to_string(&mut text).expect("an answer");
+            assert_eq!(text, "worker 2\n");
+        }
+        stage.end();
+        until_refused(&address);
+    }
+}
+
+fn an_address_can_be_opened_before_there_are_workers() {
+    let mut stage = Stage::with(|settings| settings.start_closed = true);
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let (_, address) = stage.cluster.hold(&any).expect("a free port");
+    let (_, further) = stage.cluster.hold(&any).expect("another free port");
+    let taken = stage.cluster.hold(&address.parse().expect("an address"));
+    assert!(taken.is_err(), "somebody has it, and that is us");
+    let client = TcpStream::connect(&address).expect("the backlog has room");
+    let worker = stage.puppet();
+    assert_eq!(stage.listen(&worker, "127.0.0.1:0"), address);
+    assert_eq!(stage.listen(&worker, "127.0.0.1:0"), further);
+    client.set_nonblocking(true).expect("it is a socket");
+    let early = client.peek(&mut [0]).expect_err("nothing is accepted yet");
+    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+    client.set_nonblocking(false).expect("it is a socket");
+    stage.cluster.open().expect("the cluster lives");
+    let mut text = String::new();
+    let mut client = client;
+    client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    client.read_to_string(&mut text).expect("an answer");
+    assert_eq!(text, "worker 1\n");
+    stage.end();
+}
+
+fn many_connections_are_served_and_counted() {
+    const CLIENTS: usize = 400;
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let (workers, address) = shared(&mut stage, 3);
+        let mut clients: Vec<TcpStream> =
+            (0..CLIENTS).map(|_| TcpStream::connect(&address).expect("somebody listens")).collect();
+        let mut greeted: BTreeMap<String, usize> = BTreeMap::new();
+        for client in &mut clients {
+            client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+            let mut text = String::new();
+            client.read_to_string(&mut text).expect("an answer");
+            *greeted.entry(text).or_default() += 1;
+        }
+        stage.cluster.disconnect().wait();
+        let mut finished = 0;
+        for worker in &workers {
+            let counts = stage.exit(worker).1;
+            let told = greeted.get(&format!("worker {}\n", worker.id())).copied().unwrap_or(0);
+            assert_eq!((counts.finished, counts.aborted), (told as u64, 0), "{policy:?}");
+            finished += counts.finished;
+        }
+        assert_eq!(finished, CLIENTS as u64);
+    }
+}
+
+fn an_address_that_is_going_is_given_to_who_asks_for_it() {
+    let mut stage = Stage::with(|settings| settings.rules.limits.inflight_max = Some(1));
+    let first = stage.puppet();
+    let address = stage.serve(&first, "127.0.0.1:0", Service::Keep);
+    let (_open, _) = kept(&address);
+    // Somebody waits for the only worker, so its listener cannot go yet.
+    let mut waiting = TcpStream::connect(&address).expect("the backlog has room");
+    first.disconnect();
+    let second = stage.puppet();
+    let order = Order::Listen {
+        address: "127.0.0.1:0".into(),
+        options: ListenOptions::default(),
+        service: Service::Greet,
+    };
+    second.send(&order).expect("the puppet reads");
+    first.send(&Order::Release).expect("it still reads");
+    waiting.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    let mut greeting = [0; 9];
+    waiting.read_exact(&mut greeting).expect("an answer");
+    assert_eq!(&greeting, b"worker 1\n");
+    assert_eq!(stage.reply(&second), Reply::Serving { address: address.clone() });
+    assert_eq!(ask(&address).expect("it serves"), "worker 2\n");
+    signal(first.pid(), Signal::SIGTERM);
+    stage.exit(&first);
+    stage.end();
+}

@@ -1,0 +1,51 @@
+//! The cluster library, by what its documentation and Node's promise. This program is the primary
+//! of every test and, started by one, a worker: a puppet that does what the test tells it to.
+
+mod ending;
+mod events;
+mod handles;
+mod listening;
+mod messages;
+mod puppet;
+mod settings;
+mod stage;
+mod udp;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+/// Names tests by their functions.
+macro_rules! trials {
+    ($($test:ident),* $(,)?) => {
+        /// Every test of this file.
+        pub(crate) fn trials() -> Vec<libtest_mimic::Trial> {
+            vec![$(libtest_mimic::Trial::test(stringify!($test), || {
+                $test();
+                Ok(())
+            })),*]
+        }
+    };
+}
+
+pub(crate) use trials;
+
+fn main() -> ExitCode {
+    if clusterlb::is_worker() {
+        return puppet::main();
+    }
+    if let Some(code) = stage::primary_of_its_own() {
+        return code;
+    }
+    let arguments = Arguments::from_args();
+    let trials = [
+        ending::trials(),
+        events::trials(),
+        handles::trials(),
+        listening::trials(),
+        messages::trials(),
+        settings::trials(),
+        udp::trials(),
+    ];
+    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
+}

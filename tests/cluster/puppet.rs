@@ -1,0 +1,358 @@
+//! The worker of the tests: it does what the primary's messages say, and tells what came of it.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use clusterlb::control::{ListenOptions, Transport};
+use clusterlb::error::Error;
+use clusterlb::{Cluster, Connection, Datagrams, Handle, Listener, Message, Tracked, Worker};
+use nix::errno::Errno;
+use nix::unistd::{getegid, geteuid, getgroups};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Has the puppet not read its messages before this much time has passed, in milliseconds.
+pub(crate) const SLEEPY: &str = "CLUSTERLB_TEST_SLEEPY_MS";
+/// Has the puppet end as soon as it runs, with this code.
+pub(crate) const BRIEF: &str = "CLUSTERLB_TEST_BRIEF";
+/// A variable that the puppet tells.
+pub(crate) const COLOUR: &str = "CLUSTERLB_TEST_COLOUR";
+
+/// What to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Serve an address.
+    Listen { address: String, options: ListenOptions, service: Service },
+    /// Serve an address alone.
+    ListenAlone { address: String },
+    /// Receive datagrams and answer them.
+    Udp { address: String, options: ListenOptions },
+    /// Close what is served at this address.
+    Close { address: String },
+    /// Finish the connections that are kept open.
+    Release,
+    /// Leave.
+    Disconnect,
+    /// Leave and end, at once.
+    Kill,
+    /// End without a word.
+    Exit { code: u8 },
+    /// Say what you are.
+    Tell,
+    /// Send this back, with the socket that came with it.
+    Echo(Value),
+    /// Connect to an address and send the socket.
+    Connect { address: String },
+    /// Serve the connection that came with this.
+    Serve,
+    /// Accept from the listening socket that came with this.
+    Accept,
+    /// Send so many numbers, counted up from 0.
+    Count { to: u64 },
+    /// Stop reading messages for ever.
+    Deafen,
+    /// Go on when the primary is lost, and write to this socket when that is so.
+    Outlive { address: String },
+    /// Write to standard output and error, and have a word on stream 4 if there is one.
+    Print { stream: bool },
+}
+
+/// What is done with connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Service {
+    /// Each is told the worker's number, and closed.
+    Greet,
+    /// Each is told the worker's number, and kept open until `Release`.
+    Keep,
+    /// Nobody accepts.
+    Ignore,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Serving { address: String },
+    Refused { errno: i32, text: String },
+    Facts(Facts),
+    Echo(Value),
+    Connected,
+    Number(u64),
+    Got(String),
+    Done,
+}
+
+/// What a worker is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    pub(crate) id: u32,
+    pub(crate) pid: u32,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) folder: String,
+    pub(crate) colour: Option<String>,
+    pub(crate) user: u32,
+    pub(crate) group: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) inspect_port: Option<u16>,
+    pub(crate) is_worker: bool,
+    pub(crate) cannot_be_primary: bool,
+}
+
+struct Puppet {
+    worker: Worker,
+    listeners: HashMap<String, Arc<Mutex<Option<Listener>>>>,
+    datagrams: HashMap<String, Arc<Datagrams>>,
+    kept: Arc<Mutex<Vec<Tracked<TcpStream>>>>,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let brief: Option<u8> = std::env::var(BRIEF).ok().and_then(|code| code.parse().ok());
+    if let Some(code) = brief {
+        return ExitCode::from(code);
+    }
+    let worker = Worker::current().expect("it was started by a primary");
+    if let Ok(sleep_ms) = std::env::var(SLEEPY) {
+        std::thread::sleep(Duration::from_millis(sleep_ms.parse().expect("a number")));
+    }
+    let mut puppet = Puppet {
+        worker: worker.clone(),
+        listeners: HashMap::new(),
+        datagrams: HashMap::new(),
+        kept: Arc::default(),
+    };
+    for message in worker.messages() {
+        let order: Order = message.parse().expect("tests send orders");
+        if let Some(code) = puppet.obey(order, &message) {
+            return ExitCode::from(code);
+        }
+    }
+    // Whoever serves something goes on until that is done.
+    worker.disconnected().wait();
+    ExitCode::SUCCESS
+}
+
+impl Puppet {
+    fn reply(&self, reply: &Reply) {
+        self.worker.send(reply).expect("the primary reads");
+    }
+
+    /// Sends until there is room.
+    fn insist(&self, reply: &Reply) {
+        while let Err(error) = self.worker.send(reply) {
+            assert!(matches!(error, Error::System { source: Errno::EAGAIN, .. }), "{error}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn refuse(&self, error: &Error) {
+        let errno = match error {
+            Error::Listen { source, .. } | Error::System { source, .. } => *source as i32,
+            _ => 0,
+        };
+        self.reply(&Reply::Refused { errno, text: error.to_string() });
+    }
+
+    fn obey(&mut self, order: Order, message: &Message) -> Option<u8> {
+        match order {
+            Order::Listen { address, options, service } => {
+                match self.worker.listen_with(&address, options) {
+                    Ok(listener) => self.serve(address, listener, service),
+                    Err(error) => self.refuse(&error),
+                }
+            }
+            Order::ListenAlone { address } => match self.worker.listen_exclusive(&address) {
+                Ok(listener) => self.serve(address, listener, Service::Greet),
+                Err(error) => self.refuse(&error),
+            },
+            Order::Udp { address, options } => self.bind_udp(&address, options),
+            Order::Close { address } => {
+                if let Some(listener) = self.listeners.remove(&address) {
+                    drop(listener.lock().expect("nobody panics").take());
+                }
+                self.datagrams.remove(&address);
+                self.reply(&Reply::Done);
+            }
+            Order::Release => self.kept.lock().expect("nobody panics").clear(),
+            Order::Disconnect => drop(self.worker.disconnect()),
+            Order::Kill => self.worker.kill(),
+            Order::Exit { code } => return Some(code),
+            Order::Tell => self.reply(&Reply::Facts(self.facts())),
+            Order::Echo(value) => match message.take_handle() {
+                Some(handle) => {
+                    let sent = self.worker.send_handle(&Reply::Echo(value), handle);
+                    sent.expect("the primary reads");
+                }
+                None => self.reply(&Reply::Echo(value)),
+            },
+            Order::Connect { address } => {
+                let socket = TcpStream::connect(address).expect("somebody listens");
+                let sent = self.worker.send_handle(&Reply::Connected, socket);
+                sent.expect("the primary reads");
+            }
+            Order::Serve => self.serve_handle(message.take_handle().expect("a connection")),
+            Order::Accept => accept_from(message.take_handle().expect("a listening socket")),
+            Order::Count { to } => (0..to).for_each(|number| self.insist(&Reply::Number(number))),
+            Order::Deafen => loop {
+                std::thread::park();
+            },
+            Order::Outlive { address } => {
+                let mut stream = TcpStream::connect(address).expect("somebody listens");
+                self.worker.on_disconnect(move || {
+                    stream.write_all(b"alone").expect("somebody reads");
+                });
+                self.reply(&Reply::Done);
+            }
+            Order::Print { stream } => print(stream),
+        }
+        None
+    }
+
+    fn facts(&self) -> Facts {
+        let groups = getgroups().expect("every process has some");
+        Facts {
+            id: self.worker.id().0,
+            pid: std::process::id(),
+            arguments: std::env::args().skip(1).collect(),
+            folder: std::env::current_dir().expect("it is there").display().to_string(),
+            colour: std::env::var(COLOUR).ok(),
+            user: geteuid().as_raw(),
+            group: getegid().as_raw(),
+            groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
+            inspect_port: self.worker.inspect_port(),
+            is_worker: clusterlb::is_worker() && !clusterlb::is_primary(),
+            cannot_be_primary: Cluster::primary().is_err(),
+        }
+    }
+
+    fn serve(&mut self, asked: String, listener: Listener, service: Service) {
+        let address = listener.address().to_owned();
+        let shared = Arc::new(Mutex::new(Some(listener)));
+        // A second listener at the same address has a port of its own.
+        let name = match self.listeners.contains_key(&asked) {
+            true => address.clone(),
+            false => asked,
+        };
+        self.listeners.insert(name, Arc::clone(&shared));
+        self.reply(&Reply::Serving { address });
+        if service == Service::Ignore {
+            return;
+        }
+        let (id, kept) = (self.worker.id().0, Arc::clone(&self.kept));
+        std::thread::spawn(move || attend(&shared, id, service, &kept));
+    }
+
+    fn serve_handle(&self, handle: Handle) {
+        let greeting = format!("worker {}\n", self.worker.id().0);
+        let served = match handle {
+            Handle::Tcp(mut stream) => stream.write_all(greeting.as_bytes()),
+            Handle::Unix(mut stream) => stream.write_all(greeting.as_bytes()),
+            Handle::Udp(socket) => {
+                let mut datagram = [0; 64];
+                socket.set_nonblocking(false).expect("it is a socket");
+                let (length, sender) = socket.recv_from(&mut datagram).expect("a datagram");
+                socket.send_to(&datagram[..length], sender).map(drop)
+            }
+            other => panic!("not to be served: {other:?}"),
+        };
+        served.expect("somebody reads");
+        self.reply(&Reply::Done);
+    }
+
+    fn bind_udp(&mut self, address: &str, options: ListenOptions) {
+        assert_ne!(options.transport, Transport::Stream);
+        match self.worker.bind_udp_with(address, options) {
+            Ok(datagrams) => {
+                let datagrams = Arc::new(datagrams);
+                let bound = datagrams.local_addr().expect("it is bound").to_string();
+                self.datagrams.insert(address.to_owned(), Arc::clone(&datagrams));
+                self.reply(&Reply::Serving { address: bound });
+                let id = self.worker.id().0;
+                let datagrams = Arc::downgrade(&datagrams);
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 2048];
+                    // It ends with the process, or when nobody holds the socket any more.
+                    while let Some(socket) = datagrams.upgrade() {
+                        let Ok((length, sender)) = socket.receive_from(&mut buffer) else { return };
+                        let text = String::from_utf8_lossy(&buffer[..length]);
+                        let answer = format!("{id} {text}");
+                        socket.send_to(answer.as_bytes(), sender).expect("a loopback has room");
+                    }
+                });
+            }
+            Err(error) => self.refuse(&error),
+        }
+    }
+}
+
+/// Serves connections until the listener is closed or the worker leaves.
+fn attend(
+    shared: &Mutex<Option<Listener>>,
+    id: u32,
+    service: Service,
+    kept: &Mutex<Vec<Tracked<TcpStream>>>,
+) {
+    loop {
+        // Without waiting inside, so that another thread can close it.
+        let found = match &*shared.lock().expect("nobody panics") {
+            Some(listener) => listener.try_accept().expect("the listener is open"),
+            None => return,
+        };
+        match found {
+            std::task::Poll::Ready(Some(connection)) => greet(connection, id, service, kept),
+            std::task::Poll::Ready(None) => return,
+            std::task::Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+fn greet(connection: Connection, id: u32, service: Service, kept: &Mutex<Vec<Tracked<TcpStream>>>) {
+    let local = connection.local().expect("it has an own end");
+    let greeting = format!("worker {id}\n");
+    if local.inet().is_none() {
+        let mut stream: Tracked<UnixStream> = connection.into_unix().expect("a unix socket");
+        stream.write_all(greeting.as_bytes()).expect("somebody reads");
+        return;
+    }
+    assert!(connection.peer().is_ok() && connection.accepted_ns() > 0);
+    let mut stream = connection.into_tcp().expect("a TCP socket");
+    // Whoever has been greeted is among the kept.
+    let mut kept = kept.lock().expect("nobody panics");
+    // A client may have gone meanwhile, as tests let it.
+    let _ = stream.write_all(greeting.as_bytes());
+    if service == Service::Keep {
+        kept.push(stream);
+    }
+}
+
+fn accept_from(handle: Handle) {
+    let mut stream: Box<dyn Write> = match handle {
+        Handle::TcpListener(listener) => {
+            listener.set_nonblocking(false).expect("it is a socket");
+            Box::new(listener.accept().expect("somebody connects").0)
+        }
+        Handle::UnixListener(listener) => {
+            listener.set_nonblocking(false).expect("it is a socket");
+            Box::new(listener.accept().expect("somebody connects").0)
+        }
+        other => panic!("not a listening socket: {other:?}"),
+    };
+    stream.write_all(b"accepted\n").expect("somebody reads");
+}
+
+fn print(has_stream: bool) {
+    println!("to standard output");
+    eprintln!("to standard error");
+    if has_stream {
+        let stream = clusterlb::sys::process::copy_of(4).expect("the primary has placed it");
+        let mut stream = UnixStream::from(stream);
+        stream.write_all(b"to stream 4").expect("somebody reads");
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer).expect("it goes both ways");
+        assert_eq!(&answer, b"ok");
+    }
+    std::io::stdout().flush().expect("somebody reads");
+}

@@ -1,0 +1,312 @@
+//! What every test of the cluster begins with: a cluster, its puppets, and patience.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clusterlb::control::ListenOptions;
+use clusterlb::{
+    Cluster, ClusterSettings, Event, Events, ForkOptions, ListeningAddress, Message, WorkerHandle,
+};
+use nix::sys::signal::Signal;
+
+use crate::puppet::{Facts, Order, Reply, Service};
+
+/// How long anything may take. Far beyond what it takes, so that only a defect exceeds it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes this program a primary that is no test: it does what the variable says.
+const ROLE: &str = "CLUSTERLB_TEST_PRIMARY";
+
+/// A cluster under test. Dropping it ends everything.
+pub(crate) struct Stage {
+    pub(crate) cluster: Cluster,
+    events: Events,
+    heard: Vec<Event>,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub(crate) fn with(change: impl FnOnce(&mut ClusterSettings)) -> Self {
+        let cluster = Cluster::primary().expect("a primary");
+        cluster
+            .setup_primary(|settings| {
+                settings.args.clear();
+                // Otherwise a busy machine passes over workers, and no turn is certain.
+                settings.rules.hang_after_ns = None;
+                settings.rules.limits.overload_factor = None;
+                change(settings);
+            })
+            .expect("valid settings");
+        let events = cluster.events().expect("descriptors");
+        Self { cluster, events, heard: Vec::new() }
+    }
+
+    /// A puppet that runs.
+    pub(crate) fn puppet(&mut self) -> WorkerHandle {
+        self.puppet_with(ForkOptions::default())
+    }
+
+    pub(crate) fn puppet_with(&mut self, options: ForkOptions) -> WorkerHandle {
+        let worker = self.cluster.fork_with(options).expect("a worker");
+        self.online(&worker);
+        worker
+    }
+
+    pub(crate) fn online(&mut self, worker: &WorkerHandle) {
+        self.until("a worker to be online", |event| match event {
+            Event::Online { worker: one } => (one == worker).then_some(()),
+            _ => None,
+        });
+    }
+
+    /// The first event that `look` finds something in, among those that no other look has found
+    /// something in.
+    pub(crate) fn until<T>(&mut self, what: &str, mut look: impl FnMut(&Event) -> Option<T>) -> T {
+        for place in 0..self.heard.len() {
+            if let Some(found) = look(&self.heard[place]) {
+                self.heard.remove(place);
+                return found;
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.events.next_within(left);
+            let Some(event) = event else {
+                panic!("in vain: waited for {what}; heard {:#?}", self.heard);
+            };
+            match look(&event) {
+                Some(found) => return found,
+                None => self.heard.push(event),
+            }
+        }
+    }
+
+    /// Whether an event of this kind has been told and not been waited for.
+    pub(crate) fn has_heard(&mut self, look: impl Fn(&Event) -> bool) -> bool {
+        while let Some(event) = self.events.try_next() {
+            self.heard.push(event);
+        }
+        self.heard.iter().any(look)
+    }
+
+    /// The next message of a worker.
+    pub(crate) fn message(&mut self, worker: &WorkerHandle) -> Message {
+        self.until(&format!("a message of {worker:?}"), |event| match event {
+            Event::Message { worker: one, message } if one == worker => Some(message.clone()),
+            _ => None,
+        })
+    }
+
+    /// The next reply of a puppet.
+    pub(crate) fn reply(&mut self, worker: &WorkerHandle) -> Reply {
+        self.message(worker).parse().expect("puppets send replies")
+    }
+
+    /// Orders something and waits for the reply.
+    pub(crate) fn ask(&mut self, worker: &WorkerHandle, order: &Order) -> Reply {
+        worker.send(order).expect("the puppet reads");
+        self.reply(worker)
+    }
+
+    pub(crate) fn facts(&mut self, worker: &WorkerHandle) -> Facts {
+        match self.ask(worker, &Order::Tell) {
+            Reply::Facts(facts) => facts,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Has a puppet serve an address; tells what was bound, or the error.
+    pub(crate) fn try_listen(
+        &mut self,
+        worker: &WorkerHandle,
+        address: &str,
+        options: ListenOptions,
+        service: Service,
+    ) -> Result<String, (i32, String)> {
+        let order = Order::Listen { address: address.to_owned(), options, service };
+        match self.ask(worker, &order) {
+            Reply::Serving { address } => Ok(address),
+            Reply::Refused { errno, text } => Err((errno, text)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn listen(&mut self, worker: &WorkerHandle, address: &str) -> String {
+        self.serve(worker, address, Service::Greet)
+    }
+
+    pub(crate) fn serve(
+        &mut self,
+        worker: &WorkerHandle,
+        address: &str,
+        service: Service,
+    ) -> String {
+        let bound = self.try_listen(worker, address, ListenOptions::default(), service);
+        let bound = bound.expect("the address is to be had");
+        self.listening(worker);
+        bound
+    }
+
+    /// The event of a worker that serves.
+    pub(crate) fn listening(&mut self, worker: &WorkerHandle) -> ListeningAddress {
+        self.until("a worker to serve", |event| match event {
+            Event::Listening { worker: one, address } if one == worker => Some(address.clone()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn disconnected(&mut self, worker: &WorkerHandle) {
+        self.until("a worker to disconnect", |event| match event {
+            Event::Disconnect { worker: one } => (one == worker).then_some(()),
+            _ => None,
+        });
+    }
+
+    /// How a worker ended: its code or its signal, and what became of its connections.
+    pub(crate) fn exit(
+        &mut self,
+        worker: &WorkerHandle,
+    ) -> (clusterlb::Ending, clusterlb::WorkerCounts) {
+        self.until(&format!("{worker:?} to exit"), |event| match event {
+            Event::Exit { worker: one, ending, counts } => {
+                (one == worker).then_some((*ending, *counts))
+            }
+            _ => None,
+        })
+    }
+
+    /// Ends a cluster with a worker that would not leave by itself.
+    pub(crate) fn end_by_force(self) {
+        drop(self.cluster);
+    }
+
+    /// Ends in order, and fails if anything is left.
+    pub(crate) fn end(self) {
+        let completion = self.cluster.disconnect();
+        assert!(completion.wait_for(PATIENCE), "workers are left: {:?}", self.cluster.workers());
+        assert!(self.cluster.workers().is_empty());
+    }
+}
+
+/// Polls until `look` finds something.
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "in vain: waited for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a connection is told until it is closed.
+pub(crate) fn ask(address: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    match address.strip_prefix("unix:") {
+        Some(path) => {
+            let mut stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.read_to_string(&mut text)?;
+        }
+        None => {
+            let mut stream = TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.read_to_string(&mut text)?;
+        }
+    }
+    Ok(text)
+}
+
+/// Which worker greets a new connection.
+pub(crate) fn greeter(address: &str) -> u32 {
+    let text = ask(address).expect("somebody listens");
+    number_in(&text)
+}
+
+pub(crate) fn number_in(greeting: &str) -> u32 {
+    let number = greeting.strip_prefix("worker ").and_then(|rest| rest.trim_end().parse().ok());
+    number.unwrap_or_else(|| panic!("not a greeting: {greeting:?}"))
+}
+
+/// A connection that a puppet keeps, and its number.
+pub(crate) fn kept(address: &str) -> (TcpStream, u32) {
+    let mut stream = TcpStream::connect(address).expect("somebody listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    let (mut text, mut byte) = (String::new(), [0]);
+    while !text.ends_with('\n') {
+        stream.read_exact(&mut byte).expect("a greeting");
+        text.push(char::from(byte[0]));
+    }
+    (stream, number_in(&text))
+}
+
+/// Whether nobody listens at a TCP address.
+fn is_refused(address: &str) -> bool {
+    let refused = std::io::ErrorKind::ConnectionRefused;
+    TcpStream::connect(address).is_err_and(|error| error.kind() == refused)
+}
+
+/// Waits until an address is free. A worker that is just being started elsewhere in this program
+/// has a copy of every descriptor until it runs.
+pub(crate) fn until_free(address: &str) {
+    eventually("the address to be free", || std::net::TcpListener::bind(address).ok());
+}
+
+/// Waits until nobody listens at an address.
+pub(crate) fn until_refused(address: &str) {
+    eventually("connections to be refused", || is_refused(address).then_some(()));
+}
+
+/// Runs this program as a primary that is no test.
+pub(crate) fn another_primary(role: &str) -> std::process::Command {
+    let own = std::env::current_exe().expect("this program has a file");
+    let mut command = std::process::Command::new(own);
+    command.env(ROLE, role);
+    command
+}
+
+/// What such a primary does: tells its policy, or serves until it is killed.
+pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
+    let role = std::env::var(ROLE).ok()?;
+    match role.as_str() {
+        "policy" => match Cluster::primary() {
+            Ok(cluster) => println!("{:?}", cluster.scheduling_policy()),
+            Err(error) => println!("{error}"),
+        },
+        "lost" => {
+            let mut stage = Stage::new();
+            let worker = stage.puppet();
+            let address = stage.serve(&worker, "127.0.0.1:0", Service::Keep);
+            let other = stage.puppet();
+            let outlived = std::env::args().nth(1).expect("where to tell it");
+            stage.ask(&other, &Order::Outlive { address: outlived });
+            println!("{} {} {address}", worker.pid(), other.pid());
+            // The test kills it.
+            std::thread::park();
+        }
+        _ => panic!("no such role: {role}"),
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+/// Sends a signal to a process.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
+    let _ = nix::sys::signal::kill(pid, signal);
+}
+
+/// Whether a process is there and not merely waiting to be reaped.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, Some('Z' | 'X') | None)
+    })
+}
