@@ -1,5 +1,7 @@
 //! What a run shall be, validated. Plain data: the command line and the library both fill it in.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,17 @@ pub enum AcceptMechanism {
     Reuseport,
 }
 
+/// The language in which workers and their primary talk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dialect {
+    /// This project's own.
+    #[default]
+    Native,
+    /// The channel of `node:cluster`: workers are unmodified Node.js programs.
+    Node,
+}
+
 /// Which ended workers are replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -87,9 +100,24 @@ pub enum Runtime {
     TokioUring,
 }
 
+/// A program to be run as workers, instead of the built-in one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its file, or a name to be looked up in `PATH`.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// What it speaks.
+    pub dialect: Dialect,
+}
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What the workers are; without it the built-in ones.
+    pub program: Option<Program>,
+    /// How long workers may take until they serve, at the start and when they replace others.
+    pub start_limit: Duration,
     /// How many workers.
     pub workers: Workers,
     /// Who runs on which CPU.
@@ -98,7 +126,7 @@ pub struct Settings {
     pub policy: Policy,
     /// How workers accept when they do.
     pub accept: AcceptMechanism,
-    /// Where to listen.
+    /// Where to listen. Programs listen by themselves.
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.
     pub backlog: u32,
@@ -137,6 +165,9 @@ impl Settings {
     /// # Errors
     /// [`Error::Usage`] for settings that contradict each other.
     pub fn validate(&self) -> Result<()> {
+        if let Some(program) = &self.program {
+            return self.validate_program(program);
+        }
         let count = self.listen.len();
         if count == 0 || count > LISTENERS_MAX {
             return Err(Error::usage(
@@ -161,6 +192,27 @@ impl Settings {
         }
         if self.policy == Policy::None {
             self.validate_accepting_workers()?;
+        }
+        Ok(())
+    }
+
+    fn validate_program(&self, program: &Program) -> Result<()> {
+        if let Some(address) = self.listen.first() {
+            return Err(Error::usage(
+                format!("--listen {address} has no meaning with a program: it listens by itself"),
+                "leave --listen out, and let the program listen there",
+            ));
+        }
+        let gets_one_of_both =
+            matches!(self.accept, AcceptMechanism::Epoll | AcceptMechanism::Reuseport);
+        if program.dialect == Dialect::Node && self.policy == Policy::None && !gets_one_of_both {
+            return Err(Error::usage(
+                "Node accepts in its own way; --accept only says from which socket",
+                "use --accept reuseport for one each, or leave --accept out for one shared by all",
+            ));
+        }
+        if self.policy == Policy::None && self.rules.limits.inflight_max.is_some() {
+            return self.validate_accepting_workers();
         }
         Ok(())
     }

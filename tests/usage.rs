@@ -69,7 +69,7 @@ fn values_that_mean_nothing_are_named_with_what_would() {
         ("--serve pie", &["--serve", "pie", "echo"]),
         ("--wrokers 3", &["--wrokers", "--workers"]),
         ("--json --quiet", &["--json", "--quiet"]),
-        ("--workers 2 check", &["--workers", "check"]),
+        ("--workers 2 check", &["check", "<COMMAND>"]),
         ("surprise", &["surprise"]),
     ] {
         let words_given: Vec<&str> = arguments.split(' ').collect();

@@ -2,23 +2,33 @@
 //!
 //! Owns names, help and defaults. Refuses to act.
 
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::program::{self, DialectChoice};
 use crate::address::ListenAddress;
 use crate::cluster::policy_from_environment;
 use crate::error::{Error, Result};
 use crate::handler::Serve;
 use crate::schedule::{CREDITS_MAX, CreditRule, Limits, Rules};
-use crate::settings::{AcceptMechanism, Policy, Restart, Runtime, ServeSettings, Settings};
+use crate::settings::{
+    AcceptMechanism, Dialect, Policy, Program, Restart, Runtime, ServeSettings, Settings,
+};
 use crate::topology::{Pin, Workers};
 use crate::work::Work;
+
+/// Where the built-in worker listens unless it is told.
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
 const EXAMPLES: &str = "\
 Examples:
   clusterlb --workers auto
       hello world on 127.0.0.1:8000, a worker for each CPU
+  clusterlb --workers 4 -- node server.js
+      an unmodified Node server in four processes; kill -HUP replaces them one by one
   clusterlb --workers 4 --listen 0.0.0.0:80 --listen '[::1]:8080' --listen unix:/run/hello.sock
       several listeners, each with a rotation of its own
   clusterlb --policy none --accept uring-multishot --workers 8
@@ -80,7 +90,8 @@ pub(super) struct RunArguments {
     )]
     pub(super) workers: Workers,
 
-    /// Where to listen; can be repeated: HOST:PORT, PORT, unix:/path, unix:@name, fd:N
+    /// Where the built-in worker listens; can be repeated: HOST:PORT, PORT, unix:/path, unix:@name,
+    /// fd:N [default: 127.0.0.1:8000]
     ///
     /// Port 0 takes a free port, the same for all workers. [::]:PORT takes IPv4 as well. fd:N is
     /// a listening socket inherited from the parent process.
@@ -88,7 +99,6 @@ pub(super) struct RunArguments {
         short,
         long,
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:8000",
         value_parser = parse::<ListenAddress>
     )]
     pub(super) listen: Vec<ListenAddress>,
@@ -181,6 +191,14 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     pub(super) grace: Duration,
 
+    /// How long workers may take until they serve, at the start and when they replace others
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_time)]
+    pub(super) start_limit: Duration,
+
+    /// What the workers of PROGRAM speak
+    #[arg(long, value_enum, default_value_t, requires = "program")]
+    pub(super) dialect: DialectChoice,
+
     /// Tell events and the summary as JSON lines on standard output
     #[arg(long)]
     pub(super) json: bool,
@@ -188,6 +206,19 @@ pub(super) struct RunArguments {
     /// Tell nothing but errors
     #[arg(short, long, conflicts_with = "json")]
     pub(super) quiet: bool,
+
+    /// A program to run as workers instead of the built-in one, and its arguments
+    ///
+    /// Node programs need no change: what they listen on is opened once, and connections are
+    /// handed to them in turns. SIGHUP replaces the workers one after the other.
+    #[arg(
+        last = true,
+        value_name = "PROGRAM",
+        conflicts_with_all = [
+            "serve", "work", "work_seed", "runtime", "header_timeout", "idle_timeout"
+        ]
+    )]
+    pub(super) program: Vec<OsString>,
 }
 
 impl RunArguments {
@@ -197,12 +228,15 @@ impl RunArguments {
     /// [`Error::Usage`] for arguments that contradict each other.
     pub(super) fn settings(&self) -> Result<Settings> {
         let policy = self.policy.map_or_else(policy_from_environment, Ok)?;
+        let program = program::resolve(&self.program, self.dialect)?;
         let settings = Settings {
             workers: self.workers,
-            pin: self.pin.clone(),
+            pin: self.pin(program.as_ref()),
+            start_limit: self.start_limit,
             policy,
             accept: self.accept,
-            listen: self.listen.clone(),
+            listen: self.listen(program.is_some()),
+            program,
             backlog: self.backlog,
             rules: self.rules(policy),
             hang_kill: self.hang_kill.0,
@@ -219,6 +253,22 @@ impl RunArguments {
         };
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// Programs listen by themselves.
+    fn listen(&self, by_itself: bool) -> Vec<ListenAddress> {
+        match self.listen.is_empty() && !by_itself {
+            true => vec![ListenAddress::Tcp(LISTEN_DEFAULT)],
+            false => self.listen.clone(),
+        }
+    }
+
+    /// Node workers are not pinned, so the primary is not either, unless that is asked for.
+    fn pin(&self, program: Option<&Program>) -> Pin {
+        match (program, &self.pin) {
+            (Some(Program { dialect: Dialect::Node, .. }), Pin::Auto) => Pin::None,
+            (_, pin) => pin.clone(),
+        }
     }
 
     fn rules(&self, policy: Policy) -> Rules {
@@ -323,6 +373,9 @@ mod tests {
             "--policy none --runtime tokio-uring",
             "--serve echo --work cpu:1ms",
             "--listen 127.0.0.1:80 --listen 127.0.0.1:80",
+            "--listen 127.0.0.1:80 --dialect node -- /bin/true",
+            "--policy none --accept uring --dialect node -- /bin/true",
+            "-- /nowhere/at/all",
         ] {
             assert_eq!(settings(line).expect_err(line).exit_code(), 2);
         }
@@ -346,6 +399,8 @@ mod tests {
             "--backlog 0",
             "--serve pie",
             "--wrokers 3",
+            "--dialect node",
+            "--serve echo -- node server.js",
             "--workers 2 check",
         ] {
             let words = std::iter::once("clusterlb").chain(line.split_whitespace());

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::id::WorkerId;
 use crate::keeper::{Event, Summary, WorkerSummary};
 
 /// Longest bar of the summary, in characters.
@@ -128,17 +129,25 @@ fn in_words(event: &Event) -> Option<String> {
             grace_ms.div_ceil(1000)
         ),
         Event::Kill { ids, reason } => {
-            let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
-            format!("killed worker {}: {reason}", names.join(", "))
+            format!("killed worker {}: {reason}", in_a_row(ids))
         }
+        Event::Reloading { ids } => {
+            format!("replacing worker {}, one after the other", in_a_row(ids))
+        }
+        Event::Reloaded => "all of them are replaced".into(),
         Event::Note { text } => text.clone(),
         Event::Summary(summary) => table(summary),
         _ => return None,
     })
 }
 
-fn aborted_only(id: crate::id::WorkerId, pid: u32, aborted: u64) -> Option<String> {
+fn aborted_only(id: WorkerId, pid: u32, aborted: u64) -> Option<String> {
     (aborted > 0).then(|| format!("worker {id}: pid {pid} left{}", cut(aborted)))
+}
+
+fn in_a_row(ids: &[WorkerId]) -> String {
+    let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 fn cut(aborted: u64) -> String {
@@ -202,7 +211,6 @@ fn length(part: u64, most: u64) -> usize {
 mod tests {
     use super::*;
     use crate::cluster::WorkerCounts;
-    use crate::id::WorkerId;
 
     #[test]
     fn the_table_shows_shares_and_sums() {

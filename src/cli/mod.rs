@@ -7,6 +7,7 @@ mod bench;
 mod console;
 mod imbalance;
 mod measuring;
+mod program;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -136,11 +137,14 @@ fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec
         policy => format!("{} (the primary accepts and hands over)", name(&policy)),
     };
     let place = plan.primary.map_or_else(|| "not pinned".to_owned(), |cpu| format!("on CPU {cpu}"));
+    let served = match &settings.program {
+        Some(program) => program.path.display().to_string(),
+        None => name(&settings.serve.serve),
+    };
     let mut lines = vec![
         format!(
-            "clusterlb {}: serving {}, policy {policy}, engine io_uring {level}",
-            env!("CARGO_PKG_VERSION"),
-            name(&settings.serve.serve)
+            "clusterlb {}: serving {served}, policy {policy}, engine io_uring {level}",
+            env!("CARGO_PKG_VERSION")
         ),
         format!("primary: pid {}, {place}; {}", std::process::id(), plan.reason),
     ];

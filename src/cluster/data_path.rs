@@ -69,6 +69,11 @@ impl DataPath {
         ring(&self.bell);
     }
 
+    /// The sending end, for somebody else who commands.
+    pub(super) fn commands(&self) -> Sender<Command> {
+        self.commands.clone()
+    }
+
     /// What it has reported since the last call.
     ///
     /// # Errors

@@ -15,9 +15,9 @@ use crate::sys::process::Ending;
 
 /// Something happened. Names and order are Node's.
 ///
-/// For each worker: `Fork`, `Online`, any number of `Listening`, `Message`, `Hung`, `Recovered` and
-/// `Error`, then `Disconnect` and `Exit`, each once and in this order. A worker that could not be
-/// started tells of itself in the error of the fork only.
+/// For each worker: `Fork`, `Online`, any number of `Listening`, `Refused`, `Message`, `Hung`,
+/// `Recovered` and `Error`, then `Disconnect` and `Exit`, each once and in this order. A worker
+/// that could not be started tells of itself in the error of the fork only.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -42,6 +42,14 @@ pub enum Event {
         worker: WorkerHandle,
         /// Which address.
         address: ListeningAddress,
+    },
+    /// A worker asked for an address that it cannot have. It has been told, too (Node: only the
+    /// worker is told).
+    Refused {
+        /// Which worker.
+        worker: WorkerHandle,
+        /// Why not.
+        error: Arc<Error>,
     },
     /// A worker has sent a message (Node: `message`).
     Message {
@@ -151,6 +159,7 @@ impl Event {
             | Self::Online { worker }
             | Self::Listening { worker, .. }
             | Self::Message { worker, .. }
+            | Self::Refused { worker, .. }
             | Self::Disconnect { worker }
             | Self::Exit { worker, .. }
             | Self::Hung { worker, .. }

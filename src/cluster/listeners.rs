@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use crate::address::ListenAddress;
 use crate::control::{ListenOptions, Transport};
+use crate::dialect::node::session::QueryId;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::LISTENERS_MAX;
@@ -47,8 +48,15 @@ pub(super) struct Opening {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) worker: WorkerId,
-    pub(super) sequence: u32,
+    pub(super) request: RequestName,
     pub(super) backlog: Option<u32>,
+}
+
+/// What the answer has to name.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum RequestName {
+    Native { sequence: u32 },
+    Node(QueryId),
 }
 
 /// An address and its sockets.

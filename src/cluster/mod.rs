@@ -1,5 +1,6 @@
 //! Clusters of worker processes that share listeners: `node:cluster` for Rust programs.
 
+mod bridge_thread;
 mod bus;
 mod completion;
 mod data_path;

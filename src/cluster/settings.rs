@@ -14,7 +14,7 @@ use clap::ValueEnum as _;
 use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::schedule::Rules;
-use crate::settings::{AcceptMechanism, Policy};
+use crate::settings::{AcceptMechanism, Dialect, Policy};
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `sticky` or `none`.
@@ -41,6 +41,15 @@ pub struct ClusterSettings {
     /// Arguments before those of the program (Node: `execArgv`): for an interpreter, or options
     /// that only workers get.
     pub exec_argv: Vec<OsString>,
+    /// What the workers speak. Unmodified Node.js programs are started with
+    /// [`Dialect::Node`]: what they `listen` on is opened here, and connections are handed to them
+    /// as Node's own primary would. Such a worker is not pinned, counts a connection as finished
+    /// as soon as it has it, and takes messages without handles only. A message of its program
+    /// that JSON cannot hold, possible with [`Serialization::Advanced`], arrives as null.
+    pub dialect: Dialect,
+    /// The workers get process groups of their own, so that what a terminal sends to this
+    /// process's group (Ctrl-C) is for this process alone.
+    pub own_groups: bool,
     /// The arguments of the program (Node: `args`). By default those of this process.
     pub args: Vec<OsString>,
     /// Where workers run (Node: `cwd`); by default where this process does.
@@ -151,6 +160,8 @@ impl ClusterSettings {
         Self {
             exec: PathBuf::from(OWN_PROGRAM),
             exec_argv: Vec::new(),
+            dialect: Dialect::default(),
+            own_groups: false,
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
             serialization: Serialization::default(),

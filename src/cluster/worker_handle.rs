@@ -8,6 +8,7 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
@@ -32,7 +33,8 @@ pub(super) struct Shared {
     pub(super) cpu: Option<usize>,
     pub(super) serialization: Serialization,
     pub(super) remote: Remote,
-    pub(super) outgoing: Mutex<Outgoing>,
+    /// None for a Node worker, which the bridge speaks to.
+    pub(super) outgoing: Option<Mutex<Outgoing>>,
     pub(super) state: Mutex<State>,
     pub(super) streams: Mutex<Streams>,
     pub(super) line: Line,
@@ -62,8 +64,9 @@ impl Shared {
         self.state.lock().expect("nothing panics while it holds a worker's state")
     }
 
-    pub(super) fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
-        self.outgoing.lock().expect("nothing panics while it holds a worker's channel")
+    pub(super) fn outgoing(&self) -> Option<MutexGuard<'_, Outgoing>> {
+        let outgoing = self.outgoing.as_ref()?;
+        Some(outgoing.lock().expect("nothing panics while it holds a worker's channel"))
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -164,7 +167,8 @@ impl WorkerHandle {
     /// `worker.send(message, handle)`).
     ///
     /// # Errors
-    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. The socket is closed then, too.
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait; EOPNOTSUPP for a Node worker.
+    /// The socket is closed then, too.
     pub fn send_handle<T: Serialize + ?Sized>(
         &self,
         message: &T,
@@ -192,8 +196,10 @@ impl WorkerHandle {
         descriptors: Vec<OwnedFd>,
     ) -> Result<()> {
         let serialization = self.shared.serialization;
+        let Some(mut outgoing) = self.shared.outgoing() else {
+            return self.post(message, &descriptors);
+        };
         let bytes = serialization.encode(message)?;
-        let mut outgoing = self.shared.outgoing();
         let had_waiting = outgoing.has_waiting();
         let flushed = outgoing.send_message(serialization, &bytes, descriptors)?;
         drop(outgoing);
@@ -201,6 +207,24 @@ impl WorkerHandle {
             self.shared.line.send(Request::Flush { id: self.shared.id })?;
         }
         Ok(())
+    }
+
+    /// Sends a message to a Node worker, by way of the bridge.
+    fn post<T: Serialize + ?Sized>(&self, message: &T, descriptors: &[OwnedFd]) -> Result<()> {
+        if !descriptors.is_empty() {
+            let step = "send a socket with a message to a Node worker";
+            return Err(Error::system(step, Errno::EOPNOTSUPP));
+        }
+        if !self.is_connected() {
+            return Err(Error::system("send to a worker", Errno::EPIPE));
+        }
+        let message = serde_json::to_value(message).map_err(|error| {
+            Error::usage(
+                format!("the message cannot be written as JSON: {error}"),
+                "send what JSON can hold",
+            )
+        })?;
+        self.shared.line.send(Request::Post { id: self.shared.id, message })
     }
 
     /// What happens to this worker from now on. To miss nothing, subscribe to the cluster's events

@@ -35,6 +35,7 @@ impl Keeper<'_> {
         self.stopped_ns = monotonic_ns();
         self.cut_ns = Some(self.stopped_ns.saturating_add(grace_ms.saturating_mul(1_000_000)));
         self.stage = Stage::Draining;
+        self.rolling = None;
         self.await_nobody();
         // Its end is known by the exits of the workers.
         drop(self.cluster.disconnect_within(Duration::from_millis(grace_ms)));

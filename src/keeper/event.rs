@@ -51,6 +51,22 @@ pub enum Event {
         /// Its process id.
         pid: u32,
     },
+    /// A worker's program has sent a message (Node's `message`).
+    Message {
+        /// The worker.
+        id: WorkerId,
+        /// Its process id.
+        pid: u32,
+        /// What it says; null, if JSON cannot say it.
+        message: serde_json::Value,
+    },
+    /// Workers are being replaced, one after the other, without a request being lost.
+    Reloading {
+        /// Who is going to be replaced.
+        ids: Vec<WorkerId>,
+    },
+    /// All of them have been replaced.
+    Reloaded,
     /// A worker's process has ended (Node's `exit`).
     Exit {
         /// The worker.

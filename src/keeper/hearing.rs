@@ -5,11 +5,22 @@ use nix::sys::signal::Signal;
 use super::event::code_and_signal;
 use super::restart::{Decision, budget_in_words};
 use super::{Event, Keeper, Occupant, Stage, Ward, WorkerSummary};
-use crate::cluster::{self, WorkerCounts, WorkerHandle};
+use crate::cluster::{self, ListeningAddress, WorkerCounts, WorkerHandle};
 use crate::error::Error;
+use crate::id::WorkerId;
 use crate::settings::Policy;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::process::Ending;
+
+/// So many workers of a place that end before the run has begun are enough.
+const EARLY_ENDS_MAX: u32 = 3;
+
+impl Ward {
+    /// It serves what it should.
+    pub(super) fn is_ready(&self) -> bool {
+        self.served.len() >= self.wanted
+    }
+}
 
 impl Keeper<'_> {
     pub(super) fn hear(&mut self, event: cluster::Event) {
@@ -19,9 +30,21 @@ impl Keeper<'_> {
                 self.tell(Event::Fork { id, pid, cpu });
             }
             cluster::Event::Online { worker } => {
+                self.online = true;
                 self.tell(Event::Online { id: worker.id(), pid: worker.pid() });
             }
-            cluster::Event::Listening { worker, .. } => self.note_listening(&worker),
+            cluster::Event::Listening { worker, address } => {
+                self.note_listening(&worker, &address);
+            }
+            cluster::Event::Refused { worker, error } => {
+                let text = format!("worker {}: {error}", worker.id());
+                self.refusal = Some(error);
+                self.tell(Event::Note { text });
+            }
+            cluster::Event::Message { worker, message } => {
+                let message = message.value().unwrap_or_default();
+                self.tell(Event::Message { id: worker.id(), pid: worker.pid(), message });
+            }
             cluster::Event::Exit { worker, ending, counts } => self.bury(&worker, ending, counts),
             cluster::Event::Error { worker: Some(worker), error } => {
                 if let Some(place) = self.place_of(&worker) {
@@ -41,14 +64,12 @@ impl Keeper<'_> {
                     self.tell(Event::Recovered { id: worker.id(), pid: worker.pid() });
                 }
             }
-            // The built-in workers send no messages, and their exits say the rest.
-            cluster::Event::Setup { .. }
-            | cluster::Event::Message { .. }
-            | cluster::Event::Disconnect { .. } => {}
+            // The exits of the workers say the rest.
+            cluster::Event::Setup { .. } | cluster::Event::Disconnect { .. } => {}
         }
     }
 
-    fn place_of(&self, worker: &WorkerHandle) -> Option<usize> {
+    pub(super) fn place_of(&self, worker: &WorkerHandle) -> Option<usize> {
         self.places.iter().position(
             |place| matches!(&place.occupant, Occupant::Alive(ward) if ward.worker == *worker),
         )
@@ -62,18 +83,27 @@ impl Keeper<'_> {
         }
     }
 
-    fn is_ready(&self, ward: &Ward) -> bool {
-        ward.listening >= self.settings.listen.len()
-    }
-
-    fn note_listening(&mut self, worker: &WorkerHandle) {
+    fn note_listening(&mut self, worker: &WorkerHandle, address: &ListeningAddress) {
         let Some(ward) = self.ward(worker) else { return };
-        ward.listening += 1;
-        let mut places = self.places.iter();
-        let everybody = places
-            .all(|place| matches!(&place.occupant, Occupant::Alive(ward) if self.is_ready(ward)));
-        if everybody && matches!(self.stage, Stage::Starting { .. }) {
-            self.announce();
+        ward.served.insert(format!("{:?} {address}", address.kind));
+        if self.known.insert(address.listener) {
+            self.addresses.push((address.listener, address.to_string()));
+        }
+        match self.stage {
+            Stage::Starting { .. } => {
+                let mut places = self.places.iter();
+                let everybody = places.all(
+                    |place| matches!(&place.occupant, Occupant::Alive(ward) if ward.is_ready()),
+                );
+                if everybody {
+                    self.announce();
+                }
+            }
+            Stage::Serving => {
+                self.tell_addresses();
+                self.attend_to_successor();
+            }
+            Stage::Draining | Stage::Killing => {}
         }
     }
 
@@ -83,6 +113,10 @@ impl Keeper<'_> {
         if let Err(error) = self.cluster.open() {
             return self.fail(error);
         }
+        self.tell_addresses();
+    }
+
+    fn tell_addresses(&mut self) {
         let none = self.settings.policy == Policy::None;
         let addresses = std::mem::take(&mut self.addresses);
         for (listener, address) in addresses {
@@ -141,22 +175,46 @@ impl Keeper<'_> {
         self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), counts));
         let (code, signal) = code_and_signal(ending);
         self.tell(Event::Exit { id, pid, code, signal, aborted });
-        match self.stage {
-            Stage::Starting { .. }
-                if matches!(ending, Ending::Code(2 | 3)) && !self.is_ready(&ward) =>
-            {
+        let stage = self.stage;
+        match stage {
+            Stage::Starting { .. } if matches!(ending, Ending::Code(2 | 3)) && !ward.is_ready() => {
                 // It has said why; the next one would say the same.
                 self.fail(Error::Workers {
                     what: format!("worker {id} could not start"),
                     hint: "its own message says why".into(),
                 });
             }
+            Stage::Starting { .. } if !ward.is_ready() && self.is_hopeless(place) => {
+                self.fail(self.early_end(id, ending));
+            }
+            Stage::Serving if self.is_rolled(&ward) => {}
             Stage::Starting { .. } | Stage::Serving => self.replace(place, &ward, ending),
             Stage::Draining | Stage::Killing => {}
         }
     }
 
-    fn replace(&mut self, place: usize, ward: &Ward, ending: Ending) {
+    /// Counts an end before the run has begun. Tells whether there were so many in this place that
+    /// the next worker would not do better.
+    fn is_hopeless(&mut self, place: usize) -> bool {
+        self.places[place].early_ends += 1;
+        self.places[place].early_ends >= EARLY_ENDS_MAX
+    }
+
+    fn early_end(&self, id: WorkerId, ending: Ending) -> Error {
+        let how = match code_and_signal(ending) {
+            (Some(code), _) => format!("with exit code {code}"),
+            (None, signal) => format!("by {}", signal.unwrap_or_default()),
+        };
+        let what =
+            format!("worker {id} ended {how} before it served anything, as did those before it");
+        let hint = match &self.refusal {
+            Some(error) => format!("the last address that was refused: {error}"),
+            None => "what it has printed says why".to_owned(),
+        };
+        Error::Workers { what, hint }
+    }
+
+    pub(super) fn replace(&mut self, place: usize, ward: &Ward, ending: Ending) {
         let now_ns = monotonic_ns();
         let restart = self.settings.restart;
         let id = ward.worker.id();

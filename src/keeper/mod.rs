@@ -8,10 +8,13 @@ mod ending;
 mod event;
 mod hearing;
 mod restart;
+mod rolling;
 mod summary;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -24,16 +27,14 @@ pub use summary::{Summary, WorkerSummary};
 use crate::cluster::{Cluster, Events, ForkOptions, WorkerHandle};
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
-use crate::settings::Settings;
+use crate::settings::{Dialect, Program, Settings};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::probe::FeatureLevel;
 use crate::sys::signal::Signals;
 use crate::topology::CpuPlan;
 use restart::Budget;
+use rolling::Rolling;
 
-/// How long the first workers may take to serve. Generous, because a machine can be busy; one that
-/// is slower than this is stuck.
-const START_NS: u64 = 60_000_000_000;
 /// How long after the grace period a worker that does not end by itself is left alone.
 const KILL_SLACK_NS: u64 = 250_000_000;
 /// A signal that follows the first this closely is its echo, not a second one.
@@ -46,6 +47,8 @@ const RETRY_NS: u64 = 1_000_000_000;
 struct Place {
     occupant: Occupant,
     budget: Budget,
+    /// Workers that ended here before the run had begun to serve.
+    early_ends: u32,
 }
 
 #[derive(Debug, Default)]
@@ -64,8 +67,12 @@ enum Occupant {
 struct Ward {
     worker: WorkerHandle,
     born_ns: u64,
-    /// Addresses that it serves.
-    listening: usize,
+    /// What it serves, or has served.
+    served: BTreeSet<String>,
+    /// At how many of them it is ready.
+    wanted: usize,
+    /// It has been told to leave, and is killed at this moment.
+    cut_ns: Option<u64>,
     /// It has been killed by us.
     killed: bool,
     /// Since when it has hung.
@@ -105,8 +112,14 @@ pub struct Keeper<'a> {
     signals: Signals,
     cluster: Cluster,
     events: Events,
-    /// What was opened, in the order of `--listen`.
+    /// What was opened and has not been told: first in the order of `--listen`.
     addresses: Vec<(ListenerId, String)>,
+    /// What is or has been among these.
+    known: BTreeSet<ListenerId>,
+    /// Workers are being replaced.
+    rolling: Option<Rolling>,
+    /// Why a worker could not have an address.
+    refusal: Option<Arc<Error>>,
     places: Vec<Place>,
     stage: Stage,
     stopped_ns: u64,
@@ -116,6 +129,8 @@ pub struct Keeper<'a> {
     failure: Option<Error>,
     /// A worker has ended with an error and stayed dead.
     lost_worker: bool,
+    /// A worker has called home.
+    online: bool,
 }
 
 impl std::fmt::Debug for Keeper<'_> {
@@ -143,6 +158,8 @@ impl<'a> Keeper<'a> {
         // Before there are workers, so that a busy port is told at once.
         let addresses = settings.listen.iter().map(|address| cluster.hold(address));
         let addresses = addresses.collect::<Result<_>>()?;
+        let addresses: Vec<(ListenerId, String)> = addresses;
+        let until_ns = monotonic_ns().saturating_add(nanoseconds(settings.start_limit));
         let mut keeper = Self {
             settings,
             plan,
@@ -151,15 +168,19 @@ impl<'a> Keeper<'a> {
             signals,
             cluster,
             events,
+            known: addresses.iter().map(|(listener, _)| *listener).collect(),
             addresses,
+            rolling: None,
+            refusal: None,
             places: plan.workers.iter().map(|_| Place::default()).collect(),
-            stage: Stage::Starting { until_ns: monotonic_ns() + START_NS },
+            stage: Stage::Starting { until_ns },
             stopped_ns: 0,
             cut_ns: None,
             summary: Summary::default(),
             forced_by: None,
             failure: None,
             lost_worker: false,
+            online: false,
         };
         for place in 0..keeper.places.len() {
             keeper.fork(place)?;
@@ -177,7 +198,9 @@ impl<'a> Keeper<'a> {
         self.places[place].occupant = Occupant::Alive(Ward {
             worker,
             born_ns: monotonic_ns(),
-            listening: 0,
+            served: BTreeSet::new(),
+            wanted: self.settings.listen.len().max(1),
+            cut_ns: None,
             killed: false,
             hung_since_ns: None,
         });
@@ -205,7 +228,10 @@ impl<'a> Keeper<'a> {
         while !self.is_over() {
             self.wait()?;
             while let Some(signal) = self.signals.next_signal()? {
-                self.stop(signal);
+                match signal {
+                    Signal::SIGHUP => self.reload(),
+                    signal => self.stop(signal),
+                }
             }
             while let Some(event) = self.events.try_next() {
                 self.hear(event);
@@ -236,7 +262,8 @@ impl<'a> Keeper<'a> {
         let cut = self.cut_ns.filter(|_| self.stage != Stage::Killing);
         let cut = cut.map(|cut_ns| cut_ns.saturating_add(KILL_SLACK_NS));
         let hung = (0..self.places.len()).filter_map(|place| self.hang_deadline_ns(place));
-        let next_ns = awaited.chain(start).chain(cut).chain(hung).min();
+        let next_ns =
+            awaited.chain(start).chain(cut).chain(hung).chain(self.roll_deadlines_ns()).min();
         next_ns.map_or(PollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -248,6 +275,7 @@ impl<'a> Keeper<'a> {
     fn attend_to_time(&mut self) -> Result<()> {
         let now_ns = monotonic_ns();
         self.kill_hung(now_ns);
+        self.attend_to_rolling(now_ns);
         for place in 0..self.places.len() {
             let occupant = &self.places[place].occupant;
             if matches!(occupant, Occupant::Awaited { at_ns } if *at_ns <= now_ns) {
@@ -255,10 +283,7 @@ impl<'a> Keeper<'a> {
             }
         }
         match self.stage {
-            Stage::Starting { until_ns } if until_ns <= now_ns => self.fail(Error::Workers {
-                what: format!("the workers were not ready after {} s", START_NS / 1_000_000_000),
-                hint: "a machine this busy cannot run them; try fewer with --workers".into(),
-            }),
+            Stage::Starting { until_ns } if until_ns <= now_ns => self.fail(self.unready()),
             Stage::Draining => {
                 let cut_ns = self.cut_ns.unwrap_or(u64::MAX).saturating_add(KILL_SLACK_NS);
                 if cut_ns <= now_ns {
@@ -268,6 +293,42 @@ impl<'a> Keeper<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Why the workers do not serve.
+    fn unready(&self) -> Error {
+        let limit = humantime::format_duration(self.settings.start_limit);
+        let online = self.online;
+        let (what, hint) = match &self.settings.program {
+            None => (
+                format!("the workers were not ready after {limit}"),
+                "a machine this busy cannot run them; try fewer with --workers".to_owned(),
+            ),
+            Some(Program { path, .. }) if online => (
+                format!("not every worker listens on something after {limit}"),
+                format!(
+                    "{} has to listen in every worker; if it needs more time, see --start-limit",
+                    path.display()
+                ),
+            ),
+            Some(Program { path, dialect: Dialect::Native, .. }) => (
+                format!("no worker has called home after {limit}"),
+                format!(
+                    "{} does not seem to be built for clusterlb; if it is a Node program, say \
+                     --dialect node",
+                    path.display()
+                ),
+            ),
+            Some(Program { path, dialect: Dialect::Node, .. }) => (
+                format!("no worker has called home after {limit}"),
+                format!(
+                    "{} does not seem to run Node; --dialect native is for programs built for \
+                     clusterlb",
+                    path.display()
+                ),
+            ),
+        };
+        Error::Workers { what, hint }
     }
 
     fn close_books(mut self) -> Result<Outcome> {
@@ -287,6 +348,10 @@ impl<'a> Keeper<'a> {
     }
 }
 
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A cluster as the settings want it, without workers.
 fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
@@ -300,6 +365,14 @@ fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
         cluster.workers_expected = workers.unwrap_or(NonZeroUsize::MIN);
         // Nobody gets anything before everybody is there, so that all begin with an equal share.
         cluster.start_closed = true;
+        if let Some(program) = &settings.program {
+            cluster.exec.clone_from(&program.path);
+            cluster.args.clone_from(&program.arguments);
+            cluster.dialect = program.dialect;
+            cluster.own_groups = true;
+            // Connections wait for the next worker when the last one has crashed.
+            cluster.hold = true;
+        }
     })?;
     Ok(cluster)
 }

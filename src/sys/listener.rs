@@ -128,6 +128,12 @@ impl Listener {
     }
 }
 
+/// Whether this kernel has IPv6 at all.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    stream(AddressFamily::Inet6).is_ok()
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -37,6 +37,9 @@ pub struct Launch<'a> {
     pub group: Option<u32>,
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
+    /// It gets a process group of its own, so that what a terminal sends to the primary's group
+    /// (Ctrl-C, hanging up) is for the primary alone.
+    pub own_group: bool,
     /// Descriptors that it inherits under their present numbers; all others are close-on-exec.
     pub inherited: Vec<BorrowedFd<'a>>,
     /// Descriptors that it gets under these numbers, each 3 or more.
@@ -128,6 +131,9 @@ impl Launch<'_> {
             command.uid(user);
         }
         let drop_groups = self.group.is_some() && self.user.is_none() && geteuid().is_root();
+        if self.own_group {
+            command.process_group(0);
+        }
         let [input, output, errors] = self.streams;
         command.stdin(input).stdout(output).stderr(errors);
         let (inherited, placed) = aside.numbers();

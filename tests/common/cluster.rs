@@ -39,6 +39,10 @@ pub(crate) struct Launch {
     listen: Vec<String>,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
+    /// The program that the workers run, and its arguments.
+    workers: Vec<String>,
+    /// How many addresses that program listens on.
+    servers: usize,
     json: bool,
     steady: bool,
 }
@@ -51,6 +55,8 @@ impl Launch {
             listen: vec![],
             arguments: arguments.split_whitespace().map(str::to_owned).collect(),
             variables: vec![],
+            workers: vec![],
+            servers: 1,
             json: true,
             steady: true,
         }
@@ -67,6 +73,18 @@ impl Launch {
     /// One more listener; without any it is a free port on the loopback.
     pub(crate) fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen.push(address.into());
+        self
+    }
+
+    /// The workers run this program, which listens on one address.
+    pub(crate) fn running(mut self, words: &[&str]) -> Self {
+        self.workers = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// That program listens on so many.
+    pub(crate) fn servers(mut self, servers: usize) -> Self {
+        self.servers = servers;
         self
     }
 
@@ -105,12 +123,16 @@ impl Launch {
         }
         let given = |option| self.arguments.iter().any(|argument| argument == option);
         for (option, value) in STEADY {
-            if self.steady && !given(option) {
+            let of_built_in_worker = option.ends_with("-timeout");
+            if self.steady && !given(option) && !(of_built_in_worker && self.is_program()) {
                 command.args([option, value]);
             }
         }
         for address in &self.listen {
             command.args(["--listen", address]);
+        }
+        if self.is_program() {
+            command.arg("--").args(&self.workers);
         }
         let child = command
             .env_remove("CLUSTERLB_SCHED_POLICY")
@@ -121,16 +143,24 @@ impl Launch {
             .stderr(Stdio::piped())
             .spawn();
         let child = child.unwrap_or_else(|error| panic!("start {:?}: {error}", self.program));
-        Cluster::attend(child, format!("{RUN_VARIABLE}={run}"), self.listen.len())
+        Cluster::attend(child, format!("{RUN_VARIABLE}={run}"), self.listeners())
+    }
+
+    fn is_program(&self) -> bool {
+        !self.workers.is_empty()
+    }
+
+    fn listeners(&self) -> usize {
+        if self.is_program() { self.servers } else { self.listen.len() }
     }
 
     /// Starts it and waits until it serves.
     pub(crate) fn start(mut self) -> Cluster {
-        if self.listen.is_empty() {
+        if self.listen.is_empty() && !self.is_program() {
             self.listen.push("127.0.0.1:0".into());
         }
         let cluster = self.spawn();
-        let (listeners, json) = (self.listen.len(), self.json);
+        let (listeners, json) = (self.listeners(), self.json);
         cluster.until("the cluster to serve", |heard| {
             if !json {
                 let told = heard.errors.lines();

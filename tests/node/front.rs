@@ -261,6 +261,7 @@ impl Front {
             user: None,
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
+            own_group: false,
             inherited: vec![channel.as_fd()],
             placed: vec![],
         };

@@ -8,7 +8,7 @@ use super::member::{Birth, Member};
 use super::{CHANNEL, PROCESS, Plane};
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
-use crate::settings::WORKERS_MAX;
+use crate::settings::{Dialect, WORKERS_MAX};
 
 impl Plane {
     pub(super) fn fork(
@@ -19,6 +19,9 @@ impl Plane {
         wanted: Option<Slot>,
     ) -> Result<WorkerHandle> {
         self.ground(&settings)?;
+        if settings.dialect == Dialect::Node {
+            self.build_bridge()?;
+        }
         let slot = self.place(wanted)?;
         let id = WorkerId(self.next_id);
         let member = Member::start(Birth {
@@ -33,7 +36,9 @@ impl Plane {
             bus: Arc::clone(&self.bus),
         })?;
         self.watch(&member.process, PROCESS | u64::from(id.0))?;
-        self.watch(&member.incoming, CHANNEL | u64::from(id.0))?;
+        if let Some(incoming) = &member.incoming {
+            self.watch(incoming, CHANNEL | u64::from(id.0))?;
+        }
         self.next_id += 1;
         if slot.index() >= self.places.len() {
             self.places.resize(slot.index() + 1, None);
@@ -44,6 +49,7 @@ impl Plane {
         roll.insert(id, worker.clone());
         drop(roll);
         self.members.insert(id, member);
+        self.admit(id);
         self.tell(Event::Fork { worker: worker.clone() });
         Ok(worker)
     }

@@ -7,6 +7,7 @@ use super::super::event::WorkerCounts;
 use super::super::{Event, WorkerHandle};
 use super::{Plane, Report};
 use crate::board::{Statistic, Tally};
+use crate::dialect::node::bridge::Order;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::Command;
 
@@ -17,8 +18,12 @@ impl Plane {
             return;
         };
         member.connected = false;
-        let _ = self.epoll.delete(&member.incoming);
-        member.shared.outgoing().close();
+        if let Some(incoming) = &member.incoming {
+            let _ = self.epoll.delete(incoming);
+        }
+        if let Some(mut outgoing) = member.shared.outgoing() {
+            outgoing.close();
+        }
         let mut state = member.shared.state();
         state.connected = false;
         state.voluntary = Some(state.voluntary == Some(true));
@@ -46,11 +51,26 @@ impl Plane {
                 crate::sys::process::Ending::Code(-1)
             }
         };
-        self.part_with(id);
+        if self.is_bridged(id) {
+            // What it had not taken is still with the bridge, which says when it has let go.
+            self.order(Order::Cut { worker: id });
+        } else {
+            self.part_with(id);
+        }
         let Some(member) = self.members.get_mut(&id) else { return };
         member.ending = Some(ending);
         let _ = self.epoll.delete(&member.process);
         member.shared.state().ending = Some(ending);
+        if !self.is_bridged(id) {
+            self.lay_to_rest(id);
+        }
+    }
+
+    /// Neither process nor channel of a worker is left.
+    pub(super) fn lay_to_rest(&mut self, id: WorkerId) {
+        let Some(member) = self.members.get(&id).filter(|one| one.ending.is_some()) else {
+            return;
+        };
         match (&self.data, member.attached) {
             (Some(data), true) => data.command(Command::Bury { slot: member.slot }),
             _ => {

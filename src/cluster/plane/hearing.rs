@@ -42,8 +42,9 @@ impl Plane {
     pub(super) fn read(&mut self, id: WorkerId) -> bool {
         let Some(member) = self.members.get_mut(&id) else { return false };
         let mut frames: Vec<Received<ToPrimary>> = Vec::new();
-        let outcome = member.incoming.receive(&mut frames);
-        let closed = member.incoming.is_closed();
+        let Some(incoming) = &mut member.incoming else { return false };
+        let outcome = incoming.receive(&mut frames);
+        let closed = incoming.is_closed();
         let heard = !frames.is_empty();
         for frame in frames {
             self.note(id, frame);
@@ -96,7 +97,10 @@ impl Plane {
         let Some(member) = self.members.get_mut(&id).filter(|member| member.connected) else {
             return;
         };
-        let sent = member.shared.outgoing().send(word, descriptors);
+        // The bridge speaks to Node workers.
+        let Some(mut outgoing) = member.shared.outgoing() else { return };
+        let sent = outgoing.send(word, descriptors);
+        drop(outgoing);
         if sent.is_ok() {
             self.flush(id);
         }

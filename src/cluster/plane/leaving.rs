@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Plane;
 use crate::control::ToWorker;
+use crate::dialect::node::bridge::Order;
 use crate::id::{ListenerId, WorkerId};
 use crate::primary::Command;
 
@@ -79,8 +80,13 @@ impl Plane {
         // One that never served anything holds its own link; dropping it ends its inbox.
         member.link = None;
         let slot = member.slot;
+        let tells = member.is_node && member.connected;
         if member.attached {
             self.command(Command::Retire { slot });
+        }
+        if tells {
+            // The bridge passes it on once the inbox has ended.
+            self.order(Order::Disconnect { worker: id });
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
+use serde_json::Value;
 
 use super::super::completion::Completion;
 use super::super::mailbox::ring;
@@ -42,6 +43,13 @@ pub(in crate::cluster) enum Request {
     },
     /// Accept.
     Open,
+    /// A message for the program of a Node worker.
+    Post {
+        /// Whose.
+        id: WorkerId,
+        /// What.
+        message: Value,
+    },
     /// Something waits for room in a worker's channel.
     Flush {
         /// Whose.

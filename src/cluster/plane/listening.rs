@@ -5,11 +5,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::super::event::ListeningAddress;
-use super::super::listeners::{Asker, Key, Opening};
+use super::super::listeners::{Asker, Key, Opening, RequestName};
 use super::super::{ClusterSettings, Event};
-use super::{Member, Plane};
+use super::{Member, Plane, node};
 use crate::address::ListenAddress;
 use crate::control::{ListenOptions, ToWorker};
+use crate::dialect::node::session::Answer;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::primary::Command;
@@ -71,7 +72,8 @@ impl Plane {
             // It has been told so, or has said so, and does not wait for an answer.
             return;
         }
-        let asker = Asker { worker: id, sequence, backlog: options.backlog };
+        let request = RequestName::Native { sequence };
+        let asker = Asker { worker: id, request, backlog: options.backlog };
         match address.parse() {
             Ok(address) => {
                 let index = member.count_in(&address);
@@ -81,7 +83,7 @@ impl Plane {
         }
     }
 
-    fn answer(&mut self, asker: Asker, key: Key) {
+    pub(super) fn answer(&mut self, asker: Asker, key: Key) {
         if let Err(error) = self.share(asker, key.clone()) {
             if let Some(member) = self.members.get_mut(&asker.worker) {
                 member.count_out(&key);
@@ -90,10 +92,21 @@ impl Plane {
         }
     }
 
-    fn refuse(&mut self, asker: Asker, error: &Error) {
+    pub(super) fn refuse(&mut self, asker: Asker, error: &Error) {
         let (step, errno) = step_and_errno(error);
-        let word = ToWorker::ListenFailed { sequence: asker.sequence, step, errno };
-        self.say(asker.worker, &word, vec![]);
+        match asker.request {
+            RequestName::Native { sequence } => {
+                let word = ToWorker::ListenFailed { sequence, step, errno };
+                self.say(asker.worker, &word, vec![]);
+            }
+            RequestName::Node(query) => {
+                self.answer_node(asker.worker, query, Answer::Fail(Errno::from_raw(errno)), None);
+            }
+        }
+        if let Some(member) = self.members.get(&asker.worker) {
+            let worker = member.handle();
+            self.tell(Event::Refused { worker, error: Arc::new(error.clone()) });
+        }
     }
 
     /// Finds or opens what a worker asks for, and answers, unless that has to wait.
@@ -133,12 +146,22 @@ impl Plane {
         };
         entry.users.insert(worker);
         member.uses.insert(listener);
-        let word = ToWorker::Listening {
-            sequence: asker.sequence,
-            listener,
-            address: entry.address.clone(),
-        };
-        self.say(worker, &word, descriptor.into_iter().collect());
+        let address = entry.address.clone();
+        match asker.request {
+            RequestName::Native { sequence } => {
+                let word = ToWorker::Listening { sequence, listener, address };
+                self.say(worker, &word, descriptor.into_iter().collect());
+            }
+            RequestName::Node(query) => {
+                member.untold.push(listener);
+                let datagram = !entry.is_stream();
+                let answer = match descriptor {
+                    Some(_) => Answer::Share { listener, datagram },
+                    None => Answer::HandOver { listener, name: node::name_of(&address) },
+                };
+                self.answer_node(worker, query, answer, descriptor);
+            }
+        }
         Ok(())
     }
 

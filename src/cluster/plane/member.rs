@@ -13,15 +13,19 @@ use nix::sys::eventfd::EventFd;
 
 use super::super::bus::Bus;
 use super::super::settings::OWN_PROGRAM;
-use super::super::worker_handle::{Shared, State, Streams};
+use super::super::worker_handle::{Shared, State, Streams, duplicate};
 use super::super::{ClusterSettings, StreamSetting, WorkerHandle};
 use super::{CHANNEL, Line};
 use crate::address::ListenAddress;
 use crate::board::{BoardView, PrimaryBoard};
-use crate::control::{Incoming, LatencySummary, halves};
+use crate::control::{Incoming, LatencySummary, Outgoing, Serialization, halves};
+use crate::dialect::node;
+use crate::dialect::node::bridge::Newcomer;
+use crate::dialect::node::session::WindowRule;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::{CHANNEL_BYTES, NewLink};
+use crate::settings::Dialect;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
 use crate::worker::environment;
@@ -31,8 +35,11 @@ use crate::worker::environment;
 pub(super) struct Member {
     pub(super) shared: Arc<Shared>,
     pub(super) slot: Slot,
+    /// The bridge hears it and speaks to it.
+    pub(super) is_node: bool,
     pub(super) process: WorkerProcess,
-    pub(super) incoming: Incoming,
+    /// What it says; the bridge hears Node workers.
+    pub(super) incoming: Option<Incoming>,
     pub(super) view: BoardView,
     /// The channel is open.
     pub(super) connected: bool,
@@ -56,6 +63,10 @@ pub(super) struct Member {
     pub(super) handoff: Option<LatencySummary>,
     /// What the data path will get once the worker serves something.
     pub(super) link: Option<NewLink>,
+    /// What the bridge gets, for a Node worker.
+    pub(super) newcomer: Option<Box<Newcomer>>,
+    /// What a Node worker has been given and has not told to listen on yet, oldest first.
+    pub(super) untold: Vec<ListenerId>,
 }
 
 /// A worker's requests for port 0 of one address.
@@ -92,20 +103,13 @@ impl Member {
         let board = PrimaryBoard::create()?;
         let view = board.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
-        let inbox = if birth.has_inbox { Some(fdpass::packet_pair()?) } else { None };
+        let is_node = settings.dialect == Dialect::Node;
+        // For a Node worker it is the bridge's, and its end says that nothing more will come.
+        let inbox = if birth.has_inbox || is_node { Some(new_inbox()?) } else { None };
         let (streams, placed, further) = streams(settings)?;
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let passed = |descriptor: &dyn AsFd| process::copy_above(highest, descriptor.as_fd());
-        let mut inherited = vec![
-            (environment::CONTROL, passed(&worker_control)?),
-            (environment::BOARD, passed(&board)?),
-            (environment::BELL, passed(birth.bell)?),
-        ];
-        if let Some((sender, receiver)) = &inbox {
-            fdpass::bound_send_buffer(sender.as_fd(), CHANNEL_BYTES)?;
-            inherited.push((environment::INBOX, passed(receiver)?));
-        }
+        let inherited = birth.inherited(highest, &worker_control, &board, inbox.as_ref())?;
         let launch = Launch {
             program: settings.exec.clone(),
             name: name_of(settings),
@@ -115,18 +119,20 @@ impl Member {
             user: settings.uid,
             group: settings.gid,
             streams,
+            own_group: settings.own_groups,
             inherited: inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect(),
             placed,
         };
         let started = launch.start()?;
-        let (incoming, outgoing) = halves(control);
+        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, board });
+        let voice = Voice::new(settings, control, link.as_ref())?;
         let shared = Shared {
             id: birth.id,
             pid: started.process.pid(),
             cpu,
             serialization: settings.serialization,
             remote: started.process.remote(),
-            outgoing: Mutex::new(outgoing),
+            outgoing: voice.outgoing,
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
             streams: Mutex::new(Streams {
                 input: started.input,
@@ -140,8 +146,9 @@ impl Member {
         Ok(Self {
             shared: Arc::new(shared),
             slot: birth.slot,
+            is_node,
             process: started.process,
-            incoming,
+            incoming: voice.incoming,
             view,
             connected: true,
             reads: true,
@@ -153,7 +160,9 @@ impl Member {
             uses: BTreeSet::new(),
             repeats: HashMap::new(),
             handoff: None,
-            link: inbox.map(|(sender, receiver)| NewLink { sender, receiver, board }),
+            link,
+            newcomer: voice.newcomer,
+            untold: Vec::new(),
         })
     }
 
@@ -172,12 +181,57 @@ impl Member {
         flags.set(EpollFlags::EPOLLOUT, self.wants_room);
         let mut event = EpollEvent::new(flags, CHANNEL | u64::from(self.shared.id.0));
         // It was added when the worker was born, and is deleted when the channel ends.
-        let _ = epoll.modify(&self.incoming, &mut event);
+        if let Some(incoming) = &self.incoming {
+            let _ = epoll.modify(incoming, &mut event);
+        }
+    }
+}
+
+/// How a worker is heard and spoken to: directly, or by the bridge.
+struct Voice {
+    incoming: Option<Incoming>,
+    outgoing: Option<Mutex<Outgoing>>,
+    newcomer: Option<Box<Newcomer>>,
+}
+
+impl Voice {
+    fn new(settings: &ClusterSettings, channel: OwnedFd, link: Option<&NewLink>) -> Result<Self> {
+        if let (Dialect::Node, Some(link)) = (settings.dialect, link) {
+            let newcomer = newcomer(settings.serialization, channel, link)?;
+            return Ok(Self { incoming: None, outgoing: None, newcomer: Some(newcomer) });
+        }
+        let (incoming, outgoing) = halves(channel);
+        let outgoing = Some(Mutex::new(outgoing));
+        Ok(Self { incoming: Some(incoming), outgoing, newcomer: None })
     }
 }
 
 impl Birth<'_> {
+    /// What the worker inherits, and which variable tells the number. The channel comes first.
+    fn inherited(
+        &self,
+        highest: RawFd,
+        control: &OwnedFd,
+        board: &PrimaryBoard,
+        inbox: Option<&(OwnedFd, OwnedFd)>,
+    ) -> Result<Vec<(&'static str, OwnedFd)>> {
+        let passed = |descriptor: &dyn AsFd| process::copy_above(highest, descriptor.as_fd());
+        let mut inherited = vec![(environment::CONTROL, passed(control)?)];
+        if self.settings.dialect == Dialect::Native {
+            inherited.push((environment::BOARD, passed(board)?));
+            inherited.push((environment::BELL, passed(self.bell)?));
+            if let Some((_, receiver)) = inbox {
+                inherited.push((environment::INBOX, passed(receiver)?));
+            }
+        }
+        Ok(inherited)
+    }
+
     fn cpu(&self) -> Option<usize> {
+        if self.settings.dialect == Dialect::Node {
+            // Workers pin themselves, and Node does not.
+            return None;
+        }
         let cpus = &self.settings.cpus;
         let place = self.slot.index().checked_rem(cpus.len())?;
         cpus[place]
@@ -189,6 +243,13 @@ impl Birth<'_> {
         inherited: &[(&str, OwnedFd)],
     ) -> Vec<(OsString, OsString)> {
         let mut variables = self.environment.clone();
+        if self.settings.dialect == Dialect::Node {
+            let channel = inherited.first().map_or(-1, |(_, channel)| channel.as_raw_fd());
+            let serialization = node_serialization(self.settings.serialization);
+            let own = node::environment(self.id, channel, serialization);
+            variables.extend(own.map(|(name, value)| (name.into(), value.into())));
+            return variables;
+        }
         let mut add = |name: &str, value: &dyn ToString| {
             variables.push((name.into(), value.to_string().into()));
         };
@@ -204,6 +265,35 @@ impl Birth<'_> {
             add(environment::INSPECT_PORT, &port);
         }
         variables
+    }
+}
+
+/// Both ends of an inbox.
+fn new_inbox() -> Result<(OwnedFd, OwnedFd)> {
+    let (sender, receiver) = fdpass::packet_pair()?;
+    fdpass::bound_send_buffer(sender.as_fd(), CHANNEL_BYTES)?;
+    Ok((sender, receiver))
+}
+
+/// What the bridge needs for a Node worker.
+fn newcomer(
+    serialization: Serialization,
+    channel: OwnedFd,
+    link: &NewLink,
+) -> Result<Box<Newcomer>> {
+    Ok(Box::new(Newcomer {
+        channel,
+        serialization: node_serialization(serialization),
+        window: WindowRule::default(),
+        inbox: duplicate(&link.receiver)?,
+        board: duplicate(&link.board)?,
+    }))
+}
+
+fn node_serialization(serialization: Serialization) -> node::Serialization {
+    match serialization {
+        Serialization::Json => node::Serialization::Json,
+        Serialization::Advanced => node::Serialization::Advanced,
     }
 }
 

@@ -11,6 +11,7 @@ mod leaving;
 mod line;
 mod listening;
 mod member;
+mod node;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -25,6 +26,7 @@ use nix::sys::eventfd::EventFd;
 
 pub(super) use line::{Line, Request};
 
+use super::bridge_thread::BridgeThread;
 use super::bus::Bus;
 use super::completion::Completion;
 use super::data_path::DataPath;
@@ -33,6 +35,7 @@ use super::mailbox::{new_bell, silence};
 use super::primary::Roll;
 use super::{ClusterSettings, Event, WorkerHandle};
 use crate::control::Flushed;
+use crate::dialect::node::bridge::Order;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{Slot, WorkerId};
 use crate::primary::{Command, Report, Totals};
@@ -46,6 +49,7 @@ const CROWDED_NS: u64 = 5_000_000;
 /// Tokens of what is waited for. Those of workers are their ids and a bit for which descriptor.
 const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
+const NOTICES: u64 = 2;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -63,6 +67,8 @@ pub(super) struct Plane {
     places: Vec<Option<WorkerId>>,
     listeners: Listeners,
     data: Option<DataPath>,
+    /// What Node workers are connected to, once there has been one.
+    bridge: Option<BridgeThread>,
     /// What workers ring to wake the data path.
     data_bell: Arc<EventFd>,
     /// What concerns the whole cluster, once that is fixed.
@@ -99,6 +105,7 @@ impl Plane {
             places: Vec::new(),
             listeners: Listeners::default(),
             data: None,
+            bridge: None,
             data_bell: new_bell()?,
             ground: None,
             next_id: 1,
@@ -170,6 +177,7 @@ impl Plane {
                 Ok(reports) => reports.into_iter().for_each(|report| self.heed(report)),
                 Err(error) => self.lose_data_path(error),
             },
+            NOTICES => self.heed_bridge(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
                 if token & PROCESS != 0 {
@@ -196,6 +204,7 @@ impl Plane {
                 let _ = answer.send(self.hold(settings, &address));
             }
             Request::Open => self.command(Command::Open),
+            Request::Post { id, message } => self.order(Order::Send { worker: id, message }),
             Request::Flush { id } => self.flush(id),
             Request::Disconnect { id, grace } => self.disconnect(id, grace),
             Request::DisconnectAll { grace, completion } => {
@@ -264,7 +273,9 @@ impl Plane {
             return;
         };
         // One whose other end has gone is noticed when it is read.
-        let flushed = member.shared.outgoing().flush().unwrap_or(Flushed::Everything);
+        let Some(mut outgoing) = member.shared.outgoing() else { return };
+        let flushed = outgoing.flush().unwrap_or(Flushed::Everything);
+        drop(outgoing);
         if flushed == Flushed::Crowded {
             self.retry_ns.get_or_insert_with(|| monotonic_ns() + CROWDED_NS);
         }
@@ -304,6 +315,8 @@ impl Plane {
 
     /// Ends what is left: processes by force, then the data path.
     fn end(mut self) {
+        // Before the data path ends, which takes back what Node workers had not taken.
+        drop(self.bridge.take());
         self.members.clear();
         self.roll.lock().expect("nothing panics while it holds the workers").clear();
         self.listeners.clear();

@@ -15,6 +15,7 @@ fn shell<'a>(script: &str) -> Launch<'a> {
         user: None,
         group: None,
         streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
+        own_group: false,
         inherited: vec![],
         placed: vec![],
     }

@@ -1,0 +1,99 @@
+//! The thread of the bridge to Node workers, as the control plane holds it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use nix::sys::eventfd::EventFd;
+
+use super::mailbox::{new_bell, ring, silence};
+use crate::dialect::node::bridge::{Bridge, Lines, Notice, Order};
+use crate::error::{Error, Result, errno_of};
+use crate::primary::Command;
+
+/// The running bridge. Dropping it closes every Node worker's channel.
+#[derive(Debug)]
+pub(super) struct BridgeThread {
+    orders: Sender<Order>,
+    order_bell: Arc<EventFd>,
+    notices: Receiver<Notice>,
+    notice_bell: Arc<EventFd>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl BridgeThread {
+    /// Starts the thread. `commands` and `command_bell` lead to the data path; without one, what
+    /// the bridge asks of it goes nowhere, since nothing was accepted.
+    ///
+    /// # Errors
+    /// Too few descriptors or threads.
+    pub(super) fn start(
+        commands: Option<Sender<Command>>,
+        command_bell: Arc<EventFd>,
+    ) -> Result<Self> {
+        let (order_bell, notice_bell) = (new_bell()?, new_bell()?);
+        let (orders, orders_out) = channel();
+        let (notices_in, notices) = channel();
+        let bridge = Bridge::new(Lines {
+            orders: orders_out,
+            order_bell: Arc::clone(&order_bell),
+            notices: notices_in,
+            notice_bell: Arc::clone(&notice_bell),
+            commands: commands.unwrap_or_else(|| channel().0),
+            command_bell,
+        })?;
+        let thread = thread::Builder::new().name("node-bridge".into());
+        let thread = thread.spawn(move || bridge.run()).map_err(|error| {
+            Error::system("start the thread for Node workers", errno_of(&error))
+        })?;
+        Ok(Self { orders, order_bell, notices, notice_bell, thread: Some(thread) })
+    }
+
+    /// Asks for something.
+    pub(super) fn order(&self, order: Order) {
+        // A bridge that has ended is found out by its notices.
+        let _ = self.orders.send(order);
+        ring(&self.order_bell);
+    }
+
+    /// What it has told since the last call.
+    ///
+    /// # Errors
+    /// It has ended without being asked to.
+    pub(super) fn notices(&mut self) -> Result<Vec<Notice>> {
+        silence(&self.notice_bell);
+        let notices: Vec<Notice> = self.notices.try_iter().collect();
+        if notices.is_empty() && self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.join()?;
+            return Err(Error::Workers {
+                what: "the bridge to Node workers ended unexpectedly".into(),
+                hint: "this is a defect of clusterlb; the messages above it say where".into(),
+            });
+        }
+        Ok(notices)
+    }
+
+    fn join(&mut self) -> Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            // It has said why on standard error.
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+}
+
+impl AsFd for BridgeThread {
+    /// Readable when there are notices.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.notice_bell.as_fd()
+    }
+}
+
+impl Drop for BridgeThread {
+    fn drop(&mut self) {
+        self.order(Order::End);
+        // Whatever it failed with, it has ended now, which is what was wanted.
+        let _ = self.join();
+    }
+}

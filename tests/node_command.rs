@@ -1,0 +1,334 @@
+//! The command with programs of others as its workers: Node servers that know nothing of it.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{
+    BINARY, Client, Cluster, Ended, GET, GET_CLOSE, Launch, eventually, get, has_program, machine,
+};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+/// A server that never heard of workers. It tells its process id, after the request's body.
+const SERVER: &str = "
+    require('http').createServer((request, response) => {
+        request.resume().on('end', () => response.end(String(process.pid)));
+    }).listen(0, '127.0.0.1');";
+
+/// A script in a folder of its own.
+struct Script {
+    folder: TempDir,
+}
+
+impl Script {
+    /// None, if this machine has no Node.
+    fn new(text: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("server.js"), text).expect("the folder is writable");
+        has_program("node").then_some(Self { folder })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn launch(&self, arguments: &str) -> Launch {
+        let launch = Launch::new(arguments).running(&["node", &self.path("server.js")]);
+        launch.variable("TEST_SOCKET", &self.path("socket"))
+    }
+}
+
+fn ask(address: &str) -> String {
+    get(address).expect("an answer").body
+}
+
+fn assert_in_order(ended: &Ended) {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for event in &ended.events {
+        assert!(event["event"] != "kill", "{ended:?}");
+        assert!(event["event"] != "exit" || event["code"] == 0, "{ended:?}");
+    }
+}
+
+#[test]
+fn scripts_of_either_kind_get_their_requests_in_turns() {
+    let with_primary = format!(
+        "const cluster = require('cluster');
+        if (cluster.isPrimary) {{ cluster.fork(); cluster.fork(); }} else {{ {SERVER} }}"
+    );
+    for text in [SERVER, &with_primary] {
+        let Some(script) = Script::new(text) else { return };
+        let cluster = script.launch("--workers 2 --credits 64").start();
+        let address = cluster.address();
+        let pids: Vec<String> = (0..20).map(|_| ask(&address)).collect();
+        let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
+        assert_eq!(pids.iter().cloned().collect::<BTreeSet<_>>(), told);
+        assert_eq!(cluster.family().len(), 2, "nobody but the workers was started");
+        let ended = cluster.stop(Signal::SIGTERM);
+        assert_in_order(&ended);
+        ended.summary().assert_clean(20);
+        ended.summary().assert_even();
+    }
+}
+
+#[test]
+fn sigterm_lets_open_requests_be_answered() {
+    for policy in ["--policy rr", "--policy none"] {
+        let Some(script) = Script::new(SERVER) else { return };
+        let cluster = script.launch(&format!("--workers 2 {policy}")).start();
+        let address = cluster.address();
+        let head = b"POST / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
+                     Expect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+        let mut open: Vec<Client> = (0..4).map(|_| Client::to(&address)).collect();
+        for client in &mut open {
+            client.send(head);
+            // So a worker has it.
+            assert_eq!(client.receive_head().status, 100);
+        }
+        cluster.signal(Signal::SIGTERM);
+        cluster.event("draining", 0);
+        for client in &mut open {
+            assert_eq!(client.ask(b"12345").status, 200);
+        }
+        drop(open);
+        assert_in_order(&cluster.wait());
+        assert!(TcpListener::bind(&address).is_ok(), "the port is free again");
+    }
+}
+
+#[test]
+fn what_a_killed_worker_had_not_taken_is_served_by_others() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let cluster = script.launch("--workers 2 --hang-after 100ms").start();
+    let address = cluster.address();
+    let [victim, survivor] = cluster.worker_pids()[..] else { panic!("two workers") };
+    machine::suspend(victim);
+    let mut clients: Vec<Client> = (0..30).map(|_| Client::to(&address)).collect();
+    clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+    cluster.event("hung", 0);
+    machine::signal(victim, Signal::SIGKILL);
+    let answers: Vec<String> = clients.iter_mut().map(|client| client.receive().body).collect();
+    assert!(answers.contains(&survivor.to_string()));
+    assert!(!answers.contains(&victim.to_string()), "{answers:?}");
+    cluster.event("online", 2);
+    eventually("the successor to serve", || {
+        let answer = ask(&address);
+        (answer != survivor.to_string()).then_some(())
+    });
+    let summary = cluster.end();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0));
+    assert!(summary.redispatched > 0);
+}
+
+#[test]
+fn connections_wait_while_the_only_worker_is_replaced() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let cluster = script.launch("--workers 1").start();
+    let address = cluster.address();
+    machine::signal(cluster.worker_pids()[0], Signal::SIGKILL);
+    cluster.event("exit", 0);
+    assert_eq!(get(&address).expect("the next worker answers").status, 200);
+    cluster.end().assert_clean(1);
+}
+
+/// Asks on new connections while something is done, and tells how many requests failed.
+fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> u64 {
+    let (answered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let over = AtomicBool::new(false);
+    let address = cluster.address();
+    let go_on = |count: u64| {
+        let before = answered.load(Ordering::Relaxed);
+        eventually("requests to be answered", || {
+            (answered.load(Ordering::Relaxed) >= before + count).then_some(())
+        });
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let good = get(&address).is_ok_and(|response| response.status == 200);
+                    let counter = if good { &answered } else { &failed };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        harm(&go_on);
+        over.store(true, Ordering::Relaxed);
+    });
+    failed.into_inner()
+}
+
+#[test]
+fn sighup_replaces_everybody_and_no_request_fails() {
+    for policy in ["--policy rr", "--policy none"] {
+        let Some(script) = Script::new(SERVER) else { return };
+        let cluster = script.launch(&format!("--workers 2 {policy}")).start();
+        let before = cluster.worker_pids();
+        let failed = failures_during(&cluster, |go_on| {
+            go_on(50);
+            cluster.signal(Signal::SIGHUP);
+            cluster.event("reloaded", 0);
+            go_on(50);
+        });
+        assert_eq!(failed, 0);
+        let after = cluster.worker_pids();
+        assert_eq!(after.len(), 2);
+        assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+        assert_in_order(&cluster.stop(Signal::SIGTERM));
+    }
+}
+
+#[test]
+fn built_in_workers_are_replaced_in_the_same_way() {
+    let cluster = Launch::new("--workers 3").start();
+    let failed = failures_during(&cluster, |go_on| {
+        for round in 0..2 {
+            go_on(50);
+            cluster.signal(Signal::SIGHUP);
+            cluster.event("reloaded", round);
+        }
+        go_on(50);
+    });
+    assert_eq!(failed, 0);
+    assert_eq!(cluster.worker_pids().len(), 3);
+    assert_eq!(cluster.count("fork"), 9);
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_in_order(&ended);
+    let summary = ended.summary();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0));
+}
+
+#[test]
+fn a_successor_that_fails_ends_the_replacing_and_harms_nobody() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let cluster = script.launch("--workers 2").start();
+    let before = cluster.worker_pids();
+    fs::write(script.path("server.js"), "this is no JavaScript").expect("a file");
+    let failed = failures_during(&cluster, |go_on| {
+        cluster.signal(Signal::SIGHUP);
+        let note = cluster.event("note", 0);
+        assert!(note["text"].as_str().is_some_and(|text| text.contains("replacing stopped")));
+        go_on(20);
+    });
+    assert_eq!(failed, 0);
+    assert_eq!(cluster.worker_pids(), before);
+    // Mended, it works.
+    fs::write(script.path("server.js"), SERVER).expect("a file");
+    cluster.signal(Signal::SIGHUP);
+    cluster.event("reloaded", 0);
+    assert_eq!(cluster.worker_pids().len(), 2);
+    cluster.end();
+}
+
+#[test]
+fn several_servers_and_unix_sockets_are_served_by_all() {
+    let text = format!("{SERVER} {}", SERVER.replace("0, '127.0.0.1'", "process.env.TEST_SOCKET"));
+    for policy in ["--policy rr", "--policy none"] {
+        let Some(script) = Script::new(&text) else { return };
+        let cluster = script.launch(&format!("--workers 2 {policy}")).servers(2).start();
+        let addresses = cluster.addresses();
+        assert!(addresses.contains(&format!("unix:{}", script.path("socket"))), "{addresses:?}");
+        for address in &addresses {
+            let answers: BTreeSet<String> = (0..10).map(|_| ask(address)).collect();
+            let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
+            assert!(answers.is_subset(&told), "{answers:?} {told:?}");
+            assert!(policy.ends_with("none") || answers == told, "{answers:?} {told:?}");
+        }
+        assert_in_order(&cluster.stop(Signal::SIGINT));
+    }
+}
+
+#[test]
+fn every_worker_can_have_a_socket_of_its_own() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let cluster = script.launch("--workers 2 --policy none --accept reuseport").start();
+    let address = cluster.address();
+    let both = eventually("both workers to answer", || {
+        let answers: BTreeSet<String> = (0..32).map(|_| ask(&address)).collect();
+        (answers.len() == 2).then_some(answers)
+    });
+    let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
+    assert_eq!(both, told);
+    assert_in_order(&cluster.stop(Signal::SIGTERM));
+}
+
+#[test]
+fn a_worker_at_its_limit_is_passed_over() {
+    let text = SERVER.replace("require('http')", "const server = require('http')")
+        + "server.maxConnections = 1; server.keepAliveTimeout = 0;";
+    let text = text.replace(".listen(0, '127.0.0.1');", "; server.listen(0, '127.0.0.1');");
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 2").start();
+    let address = cluster.address();
+    let (mut first, mut second) = (Client::to(&address), Client::to(&address));
+    let answers = [first.ask(GET).body, second.ask(GET).body];
+    assert_ne!(answers[0], answers[1]);
+    let mut third = Client::to(&address);
+    third.send(GET);
+    // Nobody has room before this one goes.
+    drop(first);
+    assert_eq!(third.receive().body, answers[0]);
+    drop((second, third));
+    let summary = cluster.end();
+    assert_eq!((summary.accepted, summary.dropped, summary.aborted), (3, 0, 0));
+}
+
+#[test]
+fn messages_and_output_of_the_workers_are_passed_on() {
+    let text = format!("{SERVER} process.send({{ hello: [1, 'ö'] }}); console.log('printed');");
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 1").start();
+    let event = cluster.event("message", 0);
+    assert_eq!(event["message"], serde_json::json!({ "hello": [1, "ö"] }));
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_in_order(&ended);
+    assert_eq!(ended.output, "printed\n");
+}
+
+#[test]
+fn a_busy_port_is_told_by_name() {
+    let busy = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = busy.local_addr().expect("it is bound").port();
+    let text = SERVER.replace("listen(0", &format!("listen({port}"));
+    let Some(script) = Script::new(&text) else { return };
+    let ended = script.launch("--workers 1").refused();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let last = ended.errors.lines().last().expect("a reason");
+    let reason = format!("cannot bind 127.0.0.1:{port}: Address already in use");
+    assert!(last.contains(&reason), "{last}");
+}
+
+#[test]
+fn a_script_that_cannot_run_is_given_up() {
+    let Some(script) = Script::new("this is no JavaScript") else { return };
+    let ended = script.launch("--workers 2").refused();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.errors.contains("SyntaxError"), "{ended:?}");
+    let last = ended.errors.lines().last().expect("a reason");
+    assert!(last.contains("exit code 1 before it served anything"), "{last}");
+}
+
+#[test]
+fn a_program_that_is_no_worker_is_told_apart() {
+    let sleeper = Launch::new("--workers 1 --start-limit 100ms").running(&["sleep", "1000"]);
+    sleeper.refused().assert_refusal(1, &["called home", "--dialect node"]);
+    let Some(script) = Script::new("setInterval(() => {}, 1000)") else { return };
+    // Long enough for Node to come up on a busy machine, or the other reason would be told.
+    let idle = script.launch("--workers 1 --start-limit 10s").refused();
+    idle.assert_refusal(1, &["listens", "--start-limit"]);
+}
+
+#[test]
+fn programs_built_for_it_are_workers_too() {
+    let program = [BINARY, "--listen", "127.0.0.1:0"];
+    let cluster = Launch::new("--workers 2 --credits 64").running(&program).start();
+    let address = cluster.address();
+    (0..10).for_each(|_| get(&address).expect("an answer").assert_hello());
+    let summary = cluster.end();
+    summary.assert_clean(10);
+    summary.assert_even();
+}
