@@ -4,11 +4,13 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{
-    BINARY, Client, Cluster, Ended, GET, GET_CLOSE, Launch, eventually, get, has_program, machine,
+    BINARY, Client, Cluster, Ended, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program,
+    lacking, machine,
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -254,6 +256,57 @@ fn every_worker_can_have_a_socket_of_its_own() {
     let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
     assert_eq!(both, told);
     assert_in_order(&cluster.stop(Signal::SIGTERM));
+}
+
+#[test]
+fn datagrams_are_received_by_the_workers() {
+    let text = "
+        const socket = require('dgram').createSocket('udp4');
+        socket.on('message', (message, from) => socket.send('pong', from.port, from.address));
+        socket.bind(0, '127.0.0.1');";
+    let Some(script) = Script::new(text) else { return };
+    let cluster = script.launch("--workers 2").start();
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    client.set_read_timeout(Some(PATIENCE)).expect("a wait can be bounded");
+    client.send_to(b"ping", cluster.address()).expect("the loopback takes it");
+    let mut answer = [0; 16];
+    let count = client.recv(&mut answer).expect("an answer");
+    assert_eq!(&answer[..count], b"pong");
+    assert_in_order(&cluster.stop(Signal::SIGTERM));
+}
+
+#[test]
+fn encrypted_connections_are_handed_over_like_others() {
+    let text = SERVER.replace(
+        "require('http').createServer(",
+        "
+        const read = (name) => require('fs').readFileSync(`${__dirname}/${name}`);
+        require('https').createServer({ key: read('key.pem'), cert: read('cert.pem') }, ",
+    );
+    let Some(script) = Script::new(&text) else { return };
+    let (key, certificate) = (script.path("key.pem"), script.path("cert.pem"));
+    let words =
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"];
+    let made =
+        Command::new("openssl").args(words).args(["-keyout", &key, "-out", &certificate]).output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        return lacking("openssl");
+    }
+    let cluster = script.launch("--workers 2 --credits 64").start();
+    let client = "
+        const [host, port] = process.argv[1].split(':');
+        const ask = (left) => left && require('https').get(
+            { host, port, rejectUnauthorized: false, agent: false },
+            (response) => response.on('data', (data) => console.log(String(data)))
+                .on('end', () => ask(left - 1)));
+        ask(4);";
+    let output = Command::new("node").args(["-e", client, &cluster.address()]).output();
+    let output = output.expect("Node starts");
+    let answers = String::from_utf8_lossy(&output.stdout);
+    let answers: BTreeSet<&str> = answers.lines().collect();
+    let told: Vec<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
+    assert_eq!(answers, told.iter().map(String::as_str).collect(), "{output:?}");
+    cluster.end().assert_clean(4);
 }
 
 #[test]
