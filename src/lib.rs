@@ -29,5 +29,6 @@ pub use cluster::{
 };
 pub use control::{ListenOptions, Serialization, Transport};
 pub use error::{Error, Result};
+pub use nix::sys::signal::Signal;
 pub use settings::Policy;
 pub use sys::process::Ending;

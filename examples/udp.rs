@@ -1,0 +1,65 @@
+//! Datagrams: every worker answers at the same address.
+//!
+//! ```sh
+//! cargo run --example udp              # or: -- ADDRESS [each]
+//! echo hello | nc -u -w1 127.0.0.1 8000
+//! ```
+//!
+//! As in Node the workers share one socket, and the kernel gives each datagram to whoever reads
+//! first, which is mostly the same one. With `each` every worker has a socket of its own, and the
+//! kernel spreads by the sender's address.
+
+use std::thread;
+
+use clusterlb::{Cluster, Event, ListenOptions, Result, Role, Transport, Worker};
+
+/// More than a UDP datagram can have.
+const DATAGRAM_BYTES_MAX: usize = 65_536;
+
+fn main() -> Result<()> {
+    match clusterlb::role()? {
+        Role::Primary(cluster) => primary(&cluster),
+        Role::Worker(worker) => serve(&worker),
+    }
+}
+
+fn primary(cluster: &Cluster) -> Result<()> {
+    let events = cluster.events()?;
+    for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+        cluster.fork()?;
+    }
+    for event in events {
+        match event {
+            Event::Listening { worker, address } => {
+                println!("worker {} answers at {address}", worker.id());
+            }
+            Event::Exit { worker, ending, .. } => {
+                println!("worker {} died: {ending:?}", worker.id());
+                if cluster.workers().is_empty() {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn serve(worker: &Worker) -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:8000".into());
+    let transport = match arguments.next().as_deref() {
+        Some("each") => Transport::DatagramEach,
+        _ => Transport::Datagram,
+    };
+    let options = ListenOptions { transport, ..ListenOptions::default() };
+    let socket = worker.bind_udp_with(&address, options)?;
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    loop {
+        let (length, sender) = socket.receive_from(&mut buffer)?;
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        let answer = format!("worker {} has got {text}", worker.id());
+        // Nobody is told whether a datagram arrives; one that cannot be sent is one that is lost.
+        let _ = socket.send_to(answer.as_bytes(), sender);
+    }
+}
