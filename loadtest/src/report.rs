@@ -129,6 +129,8 @@ pub struct Cpu {
     pub cpu_percent: f64,
     /// The busiest thread's.
     pub busiest_thread_percent: f64,
+    /// What that thread waited for a CPU which others had; 0 where the kernel does not tell.
+    pub busiest_thread_waiting_percent: f64,
     /// For each answered request.
     pub per_request_us: Option<f64>,
 }
@@ -186,6 +188,7 @@ impl Report {
             dropped: tally.dropped,
             lateness_p99_us: starts.and_then(|starts| starts.start_lateness_p99_us).unwrap_or(0.0),
             busiest_cpu_percent: cpu.busiest_thread_percent,
+            busiest_waiting_percent: cpu.busiest_thread_waiting_percent,
             listen_overflows: parts.environment.listen_overflows,
             saturated: tally.saturated,
             interrupted: parts.interrupted,
@@ -270,14 +273,15 @@ fn starts(total: &Interval) -> Starts {
 fn cpu(threads: &[CpuTime], measured_s: f64, completed: u64) -> Cpu {
     let user_us: u64 = threads.iter().map(|time| time.user_us).sum();
     let system_us: u64 = threads.iter().map(|time| time.system_us).sum();
-    let busiest_us = threads.iter().map(|time| time.total_us()).max().unwrap_or(0);
+    let busiest = threads.iter().copied().max_by_key(|time| time.wanted_us()).unwrap_or_default();
     let total_us = (user_us + system_us) as f64;
     let percent = |us: f64| (us / measured_s / 1e3).round() / 10.0;
     Cpu {
         user_ms: user_us as f64 / 1e3,
         system_ms: system_us as f64 / 1e3,
         cpu_percent: percent(total_us),
-        busiest_thread_percent: percent(busiest_us as f64),
+        busiest_thread_percent: percent(busiest.total_us() as f64),
+        busiest_thread_waiting_percent: percent(busiest.waiting_us as f64),
         per_request_us: (completed > 0).then(|| (total_us / completed as f64 * 1e2).round() / 1e2),
     }
 }

@@ -15,7 +15,7 @@ const ACHIEVED_MIN: f64 = 0.99;
 const MISSING_MAX: f64 = 2.0;
 /// A larger share of failures, or of answers with a 5xx status, is not a measurement of service.
 const FAILED_MAX: f64 = 0.01;
-/// A thread busier than this is the bottleneck itself.
+/// A thread that wants more than this of a CPU, whether it gets it or not, is the bottleneck.
 const CPU_PERCENT_MAX: f64 = 90.0;
 /// Starts later than this at the 99th percentile mean that the plan was not kept.
 const LATENESS_P99_US_MAX: f64 = 1000.0;
@@ -128,6 +128,7 @@ pub(crate) struct Evidence {
     pub(crate) dropped: u64,
     pub(crate) lateness_p99_us: f64,
     pub(crate) busiest_cpu_percent: f64,
+    pub(crate) busiest_waiting_percent: f64,
     pub(crate) listen_overflows: u64,
     pub(crate) saturated: u64,
     pub(crate) interrupted: bool,
@@ -185,7 +186,8 @@ impl Evidence {
 
     /// What the generator did or did not do.
     fn against_generator(&self) -> [Option<Reason>; 5] {
-        let busy = self.busiest_cpu_percent > CPU_PERCENT_MAX;
+        let (used, waited) = (self.busiest_cpu_percent, self.busiest_waiting_percent);
+        let busy = used + waited > CPU_PERCENT_MAX;
         let late = self.lateness_p99_us > LATENESS_P99_US_MAX;
         [
             reason(self.interrupted, "interrupted", || "the run was ended before its time".into()),
@@ -196,8 +198,11 @@ impl Evidence {
                 format!("the 99th percentile of starts is {:.0} µs late", self.lateness_p99_us)
             }),
             reason(busy, "generator_busy", || {
-                let percent = self.busiest_cpu_percent;
-                format!("a generator thread was {percent:.0} % busy: it may be the bottleneck")
+                let wait = match waited {
+                    ..1.0 => String::new(),
+                    _ => format!(" and waited for a CPU {waited:.0} % of the time"),
+                };
+                format!("a generator thread was {used:.0} % busy{wait}: it may be the bottleneck")
             }),
             reason(self.saturated > 0, "values_saturated", || {
                 format!("{} latencies exceed the histogram's 60 s", self.saturated)
@@ -268,7 +273,7 @@ mod tests {
     fn a_clean_run_is_valid_and_each_flaw_is_named() {
         assert!(good().judge().valid);
         type Flaw = fn(&mut Evidence);
-        let flaws: [(&str, Flaw); 9] = [
+        let flaws: [(&str, Flaw); 10] = [
             ("requests_failed", |evidence| evidence.failed = 11),
             ("server_errors", |evidence| evidence.server_errors = 11),
             ("rate_missed", |evidence| evidence.completed_in_time = 900),
@@ -277,6 +282,10 @@ mod tests {
             ("starts_dropped", |evidence| evidence.dropped = 1),
             ("starts_late", |evidence| evidence.lateness_p99_us = 1500.0),
             ("generator_busy", |evidence| evidence.busiest_cpu_percent = 99.0),
+            ("generator_busy", |evidence| {
+                evidence.busiest_cpu_percent = 50.0;
+                evidence.busiest_waiting_percent = 45.0;
+            }),
             ("values_saturated", |evidence| evidence.saturated = 1),
         ];
         for (code, spoil) in flaws {

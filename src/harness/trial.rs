@@ -92,6 +92,8 @@ pub struct Record {
     pub stolen_ms: f64,
     /// The busiest thread of the generator.
     pub generator_cpu_percent: f64,
+    /// What that thread waited for a CPU.
+    pub generator_waiting_percent: f64,
     /// The server's processes' peaks, added up.
     pub memory_peak_mib: f64,
     /// What they hold at the end, shared pages divided.
@@ -258,6 +260,7 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
         machine_cpu_us_per_request: to_f64(used.machine_ns) / 1e3 / completed,
         stolen_ms: to_f64(used.stolen_ns) / 1e6,
         generator_cpu_percent: loaded.cpu.busiest_thread_percent,
+        generator_waiting_percent: loaded.cpu.busiest_thread_waiting_percent,
         memory_peak_mib: mebibytes(memory.peak_bytes),
         memory_proportional_mib: memory.proportional_bytes.map(mebibytes),
         workers: shares,

@@ -15,7 +15,8 @@ use super::scenario::Scenario;
 
 /// The least share of the wanted rate that has to be reached.
 const ACHIEVED_SHARE_MIN: f64 = 0.99;
-/// Beyond this share of its CPUs the generator measures itself.
+/// A generator that wants more than this share of its CPU measures itself, whether it gets it or
+/// has to wait while others have it.
 const GENERATOR_CPU_SHARE_MAX: f64 = 0.90;
 /// How late the 99th percentile of starts may be.
 const START_LATENESS_NS_MAX: u64 = 1_000_000;
@@ -73,6 +74,8 @@ pub struct Facts {
     pub achieved_rate_per_s: f64,
     /// The share of its time that the busiest thread of the generator spent computing.
     pub generator_cpu_share: f64,
+    /// The share that it waited for a CPU.
+    pub generator_waiting_share: f64,
     /// How late starts were, in an open-loop trial.
     pub start_lateness_p99_ns: Option<u64>,
     /// Connections that found the listen queue full.
@@ -97,6 +100,8 @@ pub enum Reason {
     GeneratorBusy {
         /// Share of its time that its busiest thread computed.
         cpu_share: f64,
+        /// Share that it waited for a CPU.
+        waiting_share: f64,
     },
     /// Requests started too late for their latency to mean what it should.
     StartsLate {
@@ -151,9 +156,15 @@ impl fmt::Display for Reason {
                 "reached {achieved_rate_per_s:.0} of {target_rate_per_s:.0} a second, \
                  less than 99 %"
             ),
-            Self::GeneratorBusy { cpu_share } => {
-                let percent = 100.0 * cpu_share;
-                write!(f, "the generator computed {percent:.0} % of the time, more than 90 %")
+            Self::GeneratorBusy { cpu_share, waiting_share } => {
+                let (computed, waited) = (100.0 * cpu_share, 100.0 * waiting_share);
+                write!(f, "the generator computed {computed:.0} % of the time")?;
+                if waited >= 1.0 {
+                    write!(f, " and waited for its CPU {waited:.0} %, together")?;
+                } else {
+                    write!(f, ",")?;
+                }
+                write!(f, " more than 90 %")
             }
             Self::StartsLate { p99_ns } => {
                 let late = Duration::from_nanos(*p99_ns);
@@ -185,10 +196,10 @@ pub fn objections(facts: &Facts) -> Vec<Reason> {
             reasons.push(Reason::RateMissed { achieved_rate_per_s, target_rate_per_s });
         }
     }
-    let cpu_share = facts.generator_cpu_share;
-    let idle_enough = cpu_share <= GENERATOR_CPU_SHARE_MAX;
+    let (cpu_share, waiting_share) = (facts.generator_cpu_share, facts.generator_waiting_share);
+    let idle_enough = cpu_share + waiting_share <= GENERATOR_CPU_SHARE_MAX;
     if !idle_enough {
-        reasons.push(Reason::GeneratorBusy { cpu_share });
+        reasons.push(Reason::GeneratorBusy { cpu_share, waiting_share });
     }
     if let Some(p99_ns) = facts.start_lateness_p99_ns.filter(|ns| *ns > START_LATENESS_NS_MAX) {
         reasons.push(Reason::StartsLate { p99_ns });
@@ -248,6 +259,7 @@ fn facts(loaded: &Report, workers_restarted: u64) -> Facts {
         achieved_rate_per_s: target_rate_per_s
             .map_or(loaded.rates.completed_per_s, |asked| asked * achieved(&kept)),
         generator_cpu_share: loaded.cpu.busiest_thread_percent / 100.0,
+        generator_waiting_share: loaded.cpu.busiest_thread_waiting_percent / 100.0,
         start_lateness_p99_ns: lateness_us.map(nanoseconds),
         listen_overflows: loaded.environment.listen_overflows,
         workers_restarted,
@@ -299,6 +311,7 @@ mod tests {
             target_rate_per_s: Some(20_000.0),
             achieved_rate_per_s: 19_801.0,
             generator_cpu_share: 0.9,
+            generator_waiting_share: 0.0,
             start_lateness_p99_ns: Some(1_000_000),
             listen_overflows: 0,
             workers_restarted: 0,
@@ -323,6 +336,12 @@ mod tests {
         assert_eq!(said, "reached 19799 of 20000 a second, less than 99 %");
         let said = objection(|facts| facts.generator_cpu_share = 0.93);
         assert_eq!(said, "the generator computed 93 % of the time, more than 90 %");
+        let said = objection(|facts| {
+            (facts.generator_cpu_share, facts.generator_waiting_share) = (0.5, 0.45);
+        });
+        let told = "the generator computed 50 % of the time and waited for its CPU 45 %, together \
+                    more than 90 %";
+        assert_eq!(said, told);
         let said = objection(|facts| facts.start_lateness_p99_ns = Some(2_500_000));
         assert_eq!(said, "one start in a hundred was 2.5ms late or more, the limit is 1 ms");
         let said = objection(|facts| facts.listen_overflows = 3);
@@ -343,7 +362,7 @@ mod tests {
             text: reason.to_string(),
             against: reason.against(),
         };
-        let busy = one(Reason::GeneratorBusy { cpu_share: 0.96 });
+        let busy = one(Reason::GeneratorBusy { cpu_share: 0.96, waiting_share: 0.0 });
         let late = one(Reason::StartsLate { p99_ns: 5_000_000 });
         assert_eq!(counting(&[]), Aspect::ALL);
         assert_eq!(counting(std::slice::from_ref(&busy)), [Aspect::Cost]);

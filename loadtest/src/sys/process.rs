@@ -45,6 +45,8 @@ pub(crate) fn ask_for_precise_timers() {
 pub(crate) struct CpuTime {
     pub(crate) user_us: u64,
     pub(crate) system_us: u64,
+    /// Able to run, and not let: others had the CPU. 0 where the kernel does not tell.
+    pub(crate) waiting_us: u64,
 }
 
 impl CpuTime {
@@ -57,6 +59,7 @@ impl CpuTime {
         Self {
             user_us: microseconds(usage.user_time().num_microseconds()),
             system_us: microseconds(usage.system_time().num_microseconds()),
+            waiting_us: waiting_us().unwrap_or(0),
         }
     }
 
@@ -64,10 +67,64 @@ impl CpuTime {
         Self {
             user_us: self.user_us.saturating_sub(earlier.user_us),
             system_us: self.system_us.saturating_sub(earlier.system_us),
+            waiting_us: self.waiting_us.saturating_sub(earlier.waiting_us),
         }
     }
 
     pub(crate) fn total_us(self) -> u64 {
         self.user_us + self.system_us
+    }
+
+    /// What it would have used if it had been let.
+    pub(crate) fn wanted_us(self) -> u64 {
+        self.total_us() + self.waiting_us
+    }
+}
+
+/// The second number of a thread's `schedstat` (proc_pid_schedstat in the kernel's documentation
+/// of scheduler statistics): nanoseconds on a run queue.
+fn waiting_us() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let waiting_ns: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(waiting_ns / 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_computes_is_charged_for_it() {
+        let before = CpuTime::of_thread();
+        let mut sum = 0_u64;
+        let mut used = CpuTime::default();
+        while used.total_us() < 5_000 {
+            sum = (0..10_000_u64).fold(sum, |sum, next| sum.wrapping_mul(31) ^ next);
+            used = CpuTime::of_thread().since(before);
+        }
+        assert!(std::hint::black_box(sum) != 1);
+        assert!(used.wanted_us() >= used.total_us());
+    }
+
+    #[test]
+    fn two_threads_on_one_cpu_wait_for_each_other() {
+        let cpu = allowed_cpus().expect("some")[0];
+        let begin = std::sync::Arc::new(std::sync::Barrier::new(2));
+        let compute = move || {
+            pin_thread(cpu).expect("it is allowed");
+            begin.wait();
+            let before = CpuTime::of_thread();
+            let mut sum = 0_u64;
+            // However long it takes: each is let run for a few milliseconds at a time.
+            while CpuTime::of_thread().since(before).total_us() < 60_000 {
+                sum = (0..10_000_u64).fold(sum, |sum, next| sum.wrapping_mul(31) ^ next);
+            }
+            assert!(std::hint::black_box(sum) != 1);
+            CpuTime::of_thread().since(before).waiting_us
+        };
+        let other = std::thread::spawn(compute.clone());
+        let own = std::thread::spawn(compute).join().expect("it computes");
+        let waited_us = own + other.join().expect("it computes");
+        assert!(waiting_us().is_none() || waited_us > 0);
     }
 }
