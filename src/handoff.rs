@@ -1,7 +1,7 @@
 //! What a message with sockets says: which listener each came from and when it was accepted.
 //!
 //! Owns the layout, writes and reads it. The sockets themselves travel beside the bytes, in the
-//! same order (`docs/PROTOCOL.md` will hold this layout for other languages).
+//! same order (`docs/PROTOCOL.md` has this layout for other languages).
 
 use crate::id::ListenerId;
 

@@ -1,4 +1,5 @@
-//! The command with programs of others as its workers: Node servers that know nothing of it.
+//! The command with programs of others as its workers: Node servers that know nothing of it, and
+//! programs that speak its own protocol.
 
 mod common;
 
@@ -384,4 +385,32 @@ fn programs_built_for_it_are_workers_too() {
     let summary = cluster.end();
     summary.assert_clean(10);
     summary.assert_even();
+}
+
+#[test]
+fn a_worker_in_another_language_needs_no_library() {
+    if !has_program("python3") {
+        return;
+    }
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python_worker.py");
+    let program = ["python3", example, "127.0.0.1:0"];
+    let launch = Launch::new("--workers 2 --credits 64 --hang-after 100ms").running(&program);
+    let cluster = launch.start();
+    let address = cluster.address();
+    (0..20).for_each(|_| assert!(!ask(&address).is_empty()));
+    // One that hangs is passed over, answers its probe, and gets connections again.
+    let [first, second] = cluster.worker_pids()[..] else { panic!("two workers") };
+    machine::suspend(first);
+    let hung = |cluster: &Cluster| cluster.count("hung") > 0;
+    while !hung(&cluster) {
+        assert_eq!(ask(&address), second.to_string());
+    }
+    machine::signal(first, Signal::SIGCONT);
+    cluster.event("recovered", 0);
+    eventually("the first to serve again", || (ask(&address) == first.to_string()).then_some(()));
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_in_order(&ended);
+    let summary = ended.summary();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0));
+    assert!(summary.redispatched > 0);
 }
