@@ -1,9 +1,9 @@
-//! Graceful shutdown with a timeout: press Enter, and the workers have that long to finish what they
-//! have; who has not is killed.
+//! Graceful shutdown with a timeout: press Enter, and the workers have that long to finish what
+//! they have; who has not is killed.
 //!
 //! ```sh
 //! cargo run --example graceful         # or: -- ADDRESS SECONDS
-//! nc 127.0.0.1 8000                    # an echo, which says goodbye to the next line after the shutdown
+//! nc 127.0.0.1 8000                    # an echo; after the shutdown it says goodbye
 //! ```
 
 use std::io::{self, BufRead as _, BufReader, Write as _};

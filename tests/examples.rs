@@ -1,6 +1,6 @@
 //! Runs every example as its head says, talks to it, and ends it.
 //!
-//! An example's workers write to the same pipe as their primary: when the pipe ends, nobody is left.
+//! An example's workers write to the same pipe as their primary: when it ends, nobody is left.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

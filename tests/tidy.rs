@@ -10,6 +10,8 @@ mod books;
 mod levels;
 #[path = "tidy/paths.rs"]
 mod paths;
+#[path = "tidy/promises.rs"]
+mod promises;
 #[path = "tidy/purity.rs"]
 mod purity;
 #[path = "tidy/source.rs"]
