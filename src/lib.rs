@@ -1,4 +1,7 @@
 //! A Linux load-balancing front end on io_uring: one primary process accepts, workers serve.
+//!
+//! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
+//! lines; everything else begins at [`Cluster`] and [`Worker`].
 
 pub mod address;
 pub mod board;
@@ -8,6 +11,8 @@ pub mod cluster;
 pub mod control;
 pub mod dialect;
 pub mod error;
+#[doc = include_str!("guide.md")]
+pub mod guide {}
 pub mod handler;
 pub mod handoff;
 pub mod harness;
@@ -32,3 +37,8 @@ pub use error::{Error, Result};
 pub use nix::sys::signal::Signal;
 pub use settings::Policy;
 pub use sys::process::Ending;
+
+/// Compiles the code in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
