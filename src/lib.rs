@@ -3,6 +3,7 @@
 //! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
 //! lines; everything else begins at [`Cluster`] and [`Worker`].
 
+pub mod adapter;
 pub mod address;
 pub mod board;
 pub mod check;
@@ -19,6 +20,7 @@ pub mod harness;
 pub mod id;
 pub mod keeper;
 pub mod primary;
+#[cfg(feature = "tokio-uring")]
 pub mod runtime;
 pub mod schedule;
 pub mod settings;

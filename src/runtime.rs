@@ -1,9 +1,9 @@
 //! The built-in worker on the tokio-uring runtime: one task a connection, the same protocols.
 //!
-//! The only place that names tokio-uring. It exists for people who write handlers as async
-//! functions and for comparing that with the worker's own loop (`--runtime`). Its runtime is
-//! driven by epoll, needs two system calls a turn, and cannot accept; connections come from the
-//! primary's inbox.
+//! With `adapter/uring`, the only file that names tokio-uring. It exists for people who write
+//! handlers as async functions and for comparing that with the worker's own loop (`--runtime`). Its
+//! runtime is driven by epoll, needs two system calls a turn, and cannot accept; connections come
+//! from the primary's inbox.
 
 use std::cell::{Cell, RefCell};
 use std::net::Shutdown;

@@ -96,7 +96,9 @@ pub enum Runtime {
     /// The worker's own io_uring loop.
     #[default]
     Ring,
-    /// The tokio-uring runtime, one task a connection.
+    /// The tokio-uring runtime, one task a connection. Only in builds with the feature
+    /// `tokio-uring`, which is on by default.
+    #[cfg(feature = "tokio-uring")]
     TokioUring,
 }
 
@@ -231,7 +233,7 @@ impl Settings {
                 "use another policy, or leave the scheduler out of the rules",
             ));
         }
-        if self.serve.runtime == Runtime::TokioUring {
+        if self.serve.runtime != Runtime::Ring {
             return Err(Error::usage(
                 "--runtime tokio-uring takes its connections from the primary",
                 "use --policy rr, or --runtime ring",

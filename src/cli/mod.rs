@@ -98,6 +98,7 @@ fn be_worker(settings: &Settings) -> Result<()> {
     process::set_name(&format!("clusterlb:{}", inheritance.id));
     match settings.serve.runtime {
         Runtime::Ring => worker::run(settings, inheritance),
+        #[cfg(feature = "tokio-uring")]
         Runtime::TokioUring => crate::runtime::run(settings, inheritance),
     }
 }

@@ -13,7 +13,7 @@
 //! * [`limits`]: descriptor limits and what is left of them.
 //! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
 //! * [`probe`]: what this kernel's io_uring can do.
-//! * [`readiness`]: waiting for a descriptor inside a tokio runtime.
+//! * `readiness`: waiting for a descriptor inside a tokio runtime.
 //! * [`clock`]: monotonic time as a number that two processes can compare.
 //!
 //! Nothing here decides anything: policies, limits and retries live above.
@@ -30,6 +30,7 @@ pub mod listener;
 pub mod peer;
 pub mod probe;
 pub mod process;
+#[cfg(any(feature = "tokio", feature = "tokio-uring"))]
 pub mod readiness;
 pub mod ring;
 pub mod shared;

@@ -4,6 +4,7 @@
 //! long as it is registered, whatever becomes of the original.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::task::Poll;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -40,6 +41,24 @@ impl Readiness {
     pub async fn readable(&self) -> Result<()> {
         let guard = self.descriptor.readable().await;
         guard.map(drop).map_err(|error| Error::system("wait for a descriptor", errno_of(&error)))
+    }
+
+    /// Makes an attempt whenever there may be something to read, until one comes to something.
+    /// Several tasks may do so at once, on any thread. Nothing is lost when it is dropped.
+    ///
+    /// # Errors
+    /// What the attempt says; the runtime is shutting down.
+    pub async fn until<T>(&self, mut attempt: impl FnMut() -> Result<Poll<T>>) -> Result<T> {
+        loop {
+            let ready = self.descriptor.readable().await;
+            let mut ready =
+                ready.map_err(|error| Error::system("wait for a descriptor", errno_of(&error)))?;
+            if let Poll::Ready(found) = attempt()? {
+                return Ok(found);
+            }
+            // Only forgets what was known before the attempt; what came during it stays.
+            ready.clear_ready();
+        }
     }
 
     /// Nothing was left to read.

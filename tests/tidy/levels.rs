@@ -37,7 +37,7 @@ use Kernel::{Any, Only};
 /// Every module, lowest level first. A module names lower levels, and beside it only what its row
 /// says. A new file or folder in `src` needs a row here, which is the moment to ask where it
 /// belongs.
-const MODULES: [Module; 25] = [
+const MODULES: [Module; 26] = [
     // Words that everything else uses.
     module(0, "id", Only(&[]), &[]),
     module(0, "error", Only(&[]), &[]),
@@ -99,6 +99,8 @@ const MODULES: [Module; 25] = [
     // What the command does with a cluster, and measuring.
     module(5, "keeper", Any, &[]),
     module(5, "harness", Any, &[]),
+    // What other programs do with it.
+    module(5, "adapter", Any, &[]),
     // The shell.
     module(6, "cli", Any, &[]),
     module(6, "main", Any, &[("cli", "it runs what the command line asks for")]),

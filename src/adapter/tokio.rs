@@ -1,0 +1,269 @@
+//! Connections for tokio: any of its runtimes, [`AsyncRead`] and [`AsyncWrite`].
+//!
+//! Owns the count of clients that have not been heard yet, because a server that shuts down when
+//! its listener has ended would otherwise cut those that it has just got.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::entrance::Entrance;
+use crate::address::Endpoint;
+use crate::cluster::{Connection, Guard};
+use crate::error::{Error, Result, errno_of};
+use crate::id::ListenerId;
+
+/// How long a listener's [`ended`](Listener::ended) waits for the first bytes of the last clients.
+const FIRST_BYTES: Duration = Duration::from_secs(1);
+
+/// A worker's listener inside a tokio runtime. It can be shared among tasks, each of which may
+/// accept.
+///
+/// With the feature `axum` it is an `axum::serve::Listener`:
+///
+/// ```no_run
+/// # #[cfg(feature = "axum")]
+/// # async fn serve(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
+/// use clusterlb::adapter::tokio::Listener;
+///
+/// let worker = clusterlb::Worker::current()?;
+/// let listener = Listener::new(worker.listen("127.0.0.1:8000")?)?;
+/// let ended = listener.ended();
+/// axum::serve(listener, app).with_graceful_shutdown(ended).await?;
+/// worker.disconnected().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Listener {
+    entrance: Entrance,
+    progress: Arc<watch::Sender<Progress>>,
+}
+
+/// A connection, of TCP or of a unix socket. Dropping it closes the socket, and then counts the
+/// connection as finished.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Socket,
+    peer: Option<Endpoint>,
+    listener: Option<ListenerId>,
+    accepted_ns: u64,
+    /// Until the first bytes, or the end.
+    unheard: Option<Unheard>,
+    // Dropped after the socket.
+    _guard: Guard,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// How far a listener is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// It has given everything, or has been closed.
+    ended: bool,
+    /// Connections from which nothing has been read.
+    unheard: u64,
+}
+
+/// Counts a connection from which nothing has been read.
+#[derive(Debug)]
+struct Unheard {
+    progress: Arc<watch::Sender<Progress>>,
+}
+
+impl Listener {
+    /// Takes a listener. Must be called inside a runtime with I/O.
+    ///
+    /// # Errors
+    /// There are too few descriptors; the listener is closed then.
+    pub fn new(listener: crate::cluster::Listener) -> Result<Self> {
+        Ok(Self { entrance: Entrance::of(listener)?, progress: Arc::default() })
+    }
+
+    /// Waits for a connection. Nothing means that this worker is leaving, and has got everything
+    /// that it gets. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// The socket is of no use, which cannot be while it is open; the runtime is shutting down;
+    /// too few resources to watch the connection, which is dropped then and counted as finished.
+    pub async fn accept(&self) -> Result<Option<Stream>> {
+        let Some(connection) = self.entrance.accept().await? else {
+            self.progress.send_modify(|progress| progress.ended = true);
+            return Ok(None);
+        };
+        Stream::new(connection, Some(Unheard::of(&self.progress))).map(Some)
+    }
+
+    /// Complete when it is time for a graceful shutdown: this worker leaves, everything that it
+    /// gets has been accepted, and something has been read from each of those connections, for
+    /// which it waits a second at most. Complete also when the listener is dropped. Needs a runtime
+    /// with time.
+    ///
+    /// Shutting down as soon as the worker is asked to leave would lose those who have connected
+    /// and are not accepted yet.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut progress = self.progress.subscribe();
+        async move {
+            // Without a listener, and without streams, nobody is left to wait for.
+            let _ = progress.wait_for(|progress| progress.ended).await;
+            let all_heard = progress.wait_for(|progress| progress.unheard == 0);
+            let _ = timeout(FIRST_BYTES, all_heard).await;
+        }
+    }
+
+    /// The address that was bound, with the port that was chosen.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.entrance.listener().address()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.progress.send_modify(|progress| progress.ended = true);
+    }
+}
+
+impl Unheard {
+    fn of(progress: &Arc<watch::Sender<Progress>>) -> Self {
+        progress.send_modify(|progress| progress.unheard += 1);
+        Self { progress: Arc::clone(progress) }
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        self.progress.send_modify(|progress| progress.unheard -= 1);
+    }
+}
+
+impl Stream {
+    /// Takes a connection, such as one that was accepted outside the runtime. Must be called inside
+    /// a runtime with I/O.
+    ///
+    /// # Errors
+    /// Too few resources to watch the connection, which is dropped then and counted as finished.
+    pub fn of(connection: Connection) -> Result<Self> {
+        Self::new(connection, None)
+    }
+
+    fn new(connection: Connection, unheard: Option<Unheard>) -> Result<Self> {
+        let (listener, accepted_ns) = (connection.listener(), connection.accepted_ns());
+        let peer = connection.peer().ok();
+        // A client that has gone already has left the own end.
+        let is_unix = match &peer {
+            Some(peer) => peer.inet().is_none(),
+            None => connection.local()?.inet().is_none(),
+        };
+        let (socket, guard) = connection.into_parts();
+        let socket = match is_unix {
+            true => UnixStream::from_std(socket.into()).map(Socket::Unix),
+            false => TcpStream::from_std(socket.into()).map(Socket::Tcp),
+        };
+        let failed = |error| Error::system("watch a connection", errno_of(&error));
+        let socket = socket.map_err(failed)?;
+        Ok(Self { socket, peer, listener, accepted_ns, unheard, _guard: guard })
+    }
+
+    /// The client's end; none if the client had gone before the connection was accepted.
+    #[must_use]
+    pub fn peer(&self) -> Option<&Endpoint> {
+        self.peer.as_ref()
+    }
+
+    /// As [`Connection::listener`].
+    #[must_use]
+    pub fn listener(&self) -> Option<ListenerId> {
+        self.listener
+    }
+
+    /// As [`Connection::accepted_ns`].
+    #[must_use]
+    pub fn accepted_ns(&self) -> u64 {
+        self.accepted_ns
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
+        let polled = match &mut stream.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_read(context, buffer),
+            Socket::Unix(socket) => Pin::new(socket).poll_read(context, buffer),
+        };
+        if polled.is_ready() {
+            stream.unheard = None;
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_write(context, bytes),
+            Socket::Unix(socket) => Pin::new(socket).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(context, slices),
+            Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.is_write_vectored(),
+            Socket::Unix(socket) => socket.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_flush(context),
+            Socket::Unix(socket) => Pin::new(socket).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(context),
+            Socket::Unix(socket) => Pin::new(socket).poll_shutdown(context),
+        }
+    }
+}

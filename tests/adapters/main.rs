@@ -1,0 +1,173 @@
+//! The adapters, each with real clients. This program is the primary of every test and, started by
+//! one, a worker that echoes by the adapter that its environment names.
+
+mod client;
+mod promises;
+mod server;
+mod stage;
+
+use std::process::ExitCode;
+
+use clusterlb::{Policy, WorkerCounts};
+use libtest_mimic::{Arguments, Trial};
+
+use client::Client;
+use server::Adapter;
+use stage::{Stage, eventually, is_refused};
+
+/// Clients that are there at the same time in the largest test.
+const CLIENTS: usize = 1000;
+/// And in those that are about something else.
+const SOME_CLIENTS: usize = 120;
+
+/// A test of any adapter, and its name.
+type Test = (&'static str, fn(Adapter));
+
+/// What every adapter must do.
+const TESTS: [Test; 6] = [
+    ("a_thousand_connections_are_served_at_once", a_thousand_connections_are_served_at_once),
+    ("open_requests_are_answered_when_the_worker_leaves", open_requests_are_answered_under_rr),
+    ("the_same_when_workers_accept_by_themselves", open_requests_are_answered_under_none),
+    ("whoever_has_connected_is_answered", whoever_has_connected_is_answered),
+    ("every_way_to_end_is_counted", every_way_to_end_is_counted),
+    ("unix_sockets_are_served", unix_sockets_are_served),
+];
+
+fn main() -> ExitCode {
+    if clusterlb::is_worker() {
+        server::main();
+        return ExitCode::SUCCESS;
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    for adapter in Adapter::ALL {
+        for (name, test) in TESTS {
+            let run = move || {
+                test(adapter);
+                Ok(())
+            };
+            trials.push(Trial::test(format!("{adapter}::{name}"), run));
+        }
+    }
+    trials.push(Trial::test("axum::handlers_know_the_client", || {
+        handlers_know_the_client();
+        Ok(())
+    }));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Every one of so many connections was claimed and finished.
+fn assert_books(counts: &[WorkerCounts], connections: usize) {
+    assert_eq!(claimed_and_finished(counts), connections, "{counts:?}");
+}
+
+fn claimed_and_finished(counts: &[WorkerCounts]) -> usize {
+    for one in counts {
+        assert_eq!((one.finished, one.aborted), (one.claimed, 0), "{counts:?}");
+    }
+    counts.iter().map(|one| usize::try_from(one.claimed).expect("few")).sum()
+}
+
+fn a_thousand_connections_are_served_at_once(adapter: Adapter) {
+    let mut stage = Stage::new(adapter, Policy::Rr, 2);
+    let address = stage.serve("127.0.0.1:0");
+    let mut clients: Vec<Client> =
+        (0..CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
+    for round in 0..2 {
+        clients.iter_mut().for_each(|client| client.send(&format!("round {round}")));
+        for client in &mut clients {
+            assert_eq!(client.receive(), format!("round {round}"));
+        }
+    }
+    drop(clients);
+    let counts = stage.end();
+    assert_books(&counts, CLIENTS);
+    assert!(counts.iter().all(|one| one.claimed > 0), "{counts:?}");
+}
+
+fn open_requests_are_answered_under_rr(adapter: Adapter) {
+    open_requests_are_answered(adapter, Policy::Rr);
+}
+
+fn open_requests_are_answered_under_none(adapter: Adapter) {
+    open_requests_are_answered(adapter, Policy::None);
+}
+
+fn open_requests_are_answered(adapter: Adapter, policy: Policy) {
+    let mut stage = Stage::new(adapter, policy, 2);
+    let address = stage.serve("127.0.0.1:0");
+    let mut clients: Vec<Client> =
+        (0..SOME_CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
+    clients.iter_mut().for_each(|client| client.begin("answered"));
+    stage.leave();
+    let mut looks = 0;
+    eventually("the address to be closed", || {
+        looks += 1;
+        is_refused(&address).then_some(())
+    });
+    assert!(!stage.has_left(), "workers wait for their connections");
+    for client in &mut clients {
+        assert_eq!(client.complete("answered"), "answered");
+    }
+    drop(clients);
+    // Those who looked may have been connections as well, or come too late.
+    let counted = claimed_and_finished(&stage.end());
+    assert!((SOME_CLIENTS..SOME_CLIENTS + looks).contains(&counted), "{counted}, {looks} looks");
+}
+
+/// Nothing has been accepted for sure, and nothing read, when the workers are told to leave.
+fn whoever_has_connected_is_answered(adapter: Adapter) {
+    let mut stage = Stage::new(adapter, Policy::Rr, 2);
+    let address = stage.serve("127.0.0.1:0");
+    let mut clients: Vec<Client> =
+        (0..SOME_CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
+    clients.iter_mut().for_each(|client| client.send("early"));
+    stage.leave();
+    for mut client in clients {
+        assert_eq!(client.receive(), "early");
+    }
+    assert_books(&stage.end(), SOME_CLIENTS);
+}
+
+fn every_way_to_end_is_counted(adapter: Adapter) {
+    let mut stage = Stage::new(adapter, Policy::Rr, 2);
+    let address = stage.serve("127.0.0.1:0");
+    for _ in 0..SOME_CLIENTS / 4 {
+        // Gone without a word.
+        drop(Client::connect(adapter, &address));
+        // Gone without waiting for the answer.
+        Client::connect(adapter, &address).send("nobody waits");
+        // Gone in the middle of a request.
+        Client::connect(adapter, &address).begin("half of it");
+        // The server fails.
+        let mut client = Client::connect(adapter, &address);
+        client.send(server::PANIC);
+        client.expect_end();
+    }
+    let mut client = Client::connect(adapter, &address);
+    client.send("still there");
+    assert_eq!(client.receive(), "still there");
+    drop(client);
+    assert_books(&stage.end(), SOME_CLIENTS + 1);
+}
+
+fn unix_sockets_are_served(adapter: Adapter) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut stage = Stage::new(adapter, Policy::Rr, 1);
+    let address = stage.serve(&format!("unix:{}", folder.path().join("socket").display()));
+    let mut client = Client::connect(adapter, &address);
+    client.send("by path");
+    assert_eq!(client.receive(), "by path");
+    drop(client);
+    assert_books(&stage.end(), 1);
+}
+
+fn handlers_know_the_client() {
+    let mut stage = Stage::new(Adapter::Axum, Policy::Rr, 1);
+    let address = stage.serve("127.0.0.1:0");
+    let mut client = Client::connect(Adapter::Axum, &address);
+    let own = client.own_address();
+    client.send(server::WHO);
+    assert_eq!(client.receive(), own);
+    drop(client);
+    assert_books(&stage.end(), 1);
+}

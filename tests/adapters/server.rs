@@ -1,0 +1,174 @@
+//! The workers: echo servers, one for each adapter.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::thread;
+
+use axum::extract::ConnectInfo;
+use clusterlb::adapter::{tokio as on_tokio, uring};
+use clusterlb::address::Endpoint;
+use clusterlb::{Connection, Listener, Worker};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_uring::buf::BoundedBuf;
+
+/// Names a worker's adapter.
+pub(crate) const ADAPTER: &str = "CLUSTERLB_TEST_ADAPTER";
+/// Names what it serves.
+pub(crate) const ADDRESS: &str = "CLUSTERLB_TEST_ADDRESS";
+/// A request at which the server fails.
+pub(crate) const PANIC: &str = "panic";
+/// A request that is answered with the client's address, by axum.
+pub(crate) const WHO: &str = "who";
+
+const READ_BYTES: usize = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adapter {
+    /// A thread a connection.
+    Std,
+    /// A runtime with two threads.
+    Tokio,
+    Axum,
+    Uring,
+}
+
+impl Adapter {
+    pub(crate) const ALL: [Self; 4] = [Self::Std, Self::Tokio, Self::Axum, Self::Uring];
+}
+
+impl fmt::Display for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Std => "std",
+            Self::Tokio => "tokio",
+            Self::Axum => "axum",
+            Self::Uring => "uring",
+        })
+    }
+}
+
+pub(crate) fn main() {
+    // Tests have it fail on purpose; what it says then is no news.
+    std::panic::set_hook(Box::new(|panic| {
+        if panic.payload().downcast_ref::<String>().is_none_or(|text| text != PANIC) {
+            eprintln!("{panic}");
+        }
+    }));
+    let name = std::env::var(ADAPTER).expect("the test names one");
+    let adapter = Adapter::ALL.into_iter().find(|adapter| adapter.to_string() == name);
+    let worker = Worker::current().expect("it was started by a primary");
+    let address = std::env::var(ADDRESS).expect("the test names one");
+    let listener = worker.listen(&address).expect("the address is to be had");
+    match adapter.expect("the test knows it") {
+        Adapter::Std => serve_std(&worker, &listener),
+        Adapter::Tokio => serve_tokio(&worker, listener),
+        Adapter::Axum => serve_axum(&worker, listener),
+        Adapter::Uring => serve_uring(&worker, listener),
+    }
+}
+
+fn fail_if_asked(request: &[u8]) {
+    if request.starts_with(PANIC.as_bytes()) {
+        panic!("{PANIC}");
+    }
+}
+
+fn serve_std(worker: &Worker, listener: &Listener) {
+    for connection in listener.incoming() {
+        let connection = connection.expect("the listener is open");
+        thread::spawn(move || echo_std(connection));
+    }
+    worker.disconnected().wait();
+}
+
+fn echo_std(connection: Connection) {
+    let local = connection.local().expect("it has an own end");
+    // A client that has gone is no error here.
+    let _ = match local.inet() {
+        Some(_) => echo_blocking(connection.into_tcp().expect("a TCP socket")),
+        None => echo_blocking(connection.into_unix().expect("a unix socket")),
+    };
+}
+
+fn echo_blocking(mut stream: impl Read + Write) -> std::io::Result<()> {
+    let mut buffer = [0; READ_BYTES];
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        fail_if_asked(&buffer[..length]);
+        stream.write_all(&buffer[..length])?;
+    }
+}
+
+fn serve_tokio(worker: &Worker, listener: Listener) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let listener = on_tokio::Listener::new(listener).expect("descriptors");
+        while let Some(stream) = listener.accept().await.expect("the listener is open") {
+            assert!(stream.accepted_ns() > 0 && stream.listener().is_some());
+            tokio::spawn(echo_tokio(stream));
+        }
+        worker.disconnected().await;
+    });
+}
+
+async fn echo_tokio(mut stream: on_tokio::Stream) -> std::io::Result<()> {
+    let mut buffer = [0; READ_BYTES];
+    loop {
+        let length = stream.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        fail_if_asked(&buffer[..length]);
+        stream.write_all(&buffer[..length]).await?;
+    }
+}
+
+fn serve_axum(worker: &Worker, listener: Listener) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let listener = on_tokio::Listener::new(listener).expect("descriptors");
+        let ended = listener.ended();
+        let app = axum::Router::new().route("/", axum::routing::post(echo_axum));
+        let app = app.into_make_service_with_connect_info::<Endpoint>();
+        let served = axum::serve(listener, app).with_graceful_shutdown(ended).await;
+        served.expect("it never fails");
+        worker.disconnected().await;
+    });
+}
+
+async fn echo_axum(ConnectInfo(client): ConnectInfo<Endpoint>, request: String) -> String {
+    fail_if_asked(request.as_bytes());
+    match request == WHO {
+        true => client.to_string(),
+        false => request,
+    }
+}
+
+fn serve_uring(worker: &Worker, listener: Listener) {
+    tokio_uring::start(async {
+        let listener = uring::Listener::new(listener).expect("descriptors");
+        while let Some(stream) = listener.accept().await.expect("the listener is open") {
+            tokio_uring::spawn(echo_uring(stream));
+        }
+        worker.disconnected().await;
+    });
+}
+
+async fn echo_uring(stream: uring::Stream) -> std::io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let (length, filled) = stream.read(buffer).await;
+        let length = length?;
+        if length == 0 {
+            return Ok(());
+        }
+        fail_if_asked(&filled[..length]);
+        let (written, sent) = stream.write_all(filled.slice(..length)).await;
+        written?;
+        buffer = sent.into_inner();
+    }
+}

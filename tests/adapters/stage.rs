@@ -1,0 +1,116 @@
+//! What every test begins with: a cluster of echo servers, and patience.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use clusterlb::{
+    Cluster, Completion, Event, Events, ForkOptions, Policy, WorkerCounts, WorkerHandle,
+};
+
+use crate::server::{ADAPTER, ADDRESS, Adapter};
+
+/// How long anything may take. Far beyond what it takes, so that only a defect exceeds it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster under test. Dropping it ends everything.
+pub(crate) struct Stage {
+    cluster: Cluster,
+    events: Events,
+    adapter: Adapter,
+    workers: usize,
+    leaving: Option<Completion>,
+}
+
+impl Stage {
+    pub(crate) fn new(adapter: Adapter, policy: Policy, workers: usize) -> Self {
+        let cluster = Cluster::primary().expect("a primary");
+        cluster
+            .setup_primary(|settings| {
+                settings.args.clear();
+                settings.policy = policy;
+                // Otherwise a busy machine passes over workers, and no turn is certain.
+                settings.rules.hang_after_ns = None;
+                settings.rules.limits.overload_factor = None;
+            })
+            .expect("valid settings");
+        let events = cluster.events().expect("descriptors");
+        Self { cluster, events, adapter, workers, leaving: None }
+    }
+
+    /// Starts the workers, and tells what they serve.
+    pub(crate) fn serve(&mut self, address: &str) -> String {
+        for _ in 0..self.workers {
+            let options = ForkOptions::default()
+                .variable(ADAPTER, self.adapter.to_string())
+                .variable(ADDRESS, address);
+            self.cluster.fork_with(options).expect("a worker");
+        }
+        let mut served = String::new();
+        for _ in 0..self.workers {
+            served = self.until("a worker to serve", |event| match event {
+                Event::Listening { address, .. } => Some(match address.port {
+                    Some(port) => format!("{}:{port}", address.address),
+                    None => format!("unix:{}", address.address),
+                }),
+                _ => None,
+            });
+        }
+        served
+    }
+
+    /// The first of the coming events that `look` finds something in.
+    fn until<T>(&mut self, what: &str, mut look: impl FnMut(Event) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.events.next_within(left);
+            let event = event.unwrap_or_else(|| panic!("in vain: waited for {what}"));
+            if let Some(found) = look(event) {
+                return found;
+            }
+        }
+    }
+
+    /// Asks all workers to leave.
+    pub(crate) fn leave(&mut self) {
+        self.leaving = Some(self.cluster.disconnect());
+    }
+
+    pub(crate) fn has_left(&self) -> bool {
+        self.leaving.as_ref().is_some_and(Completion::is_complete)
+    }
+
+    /// Ends in order, which means that no connection is open any more; tells the workers' counts.
+    pub(crate) fn end(mut self) -> Vec<WorkerCounts> {
+        let completion = self.leaving.take().unwrap_or_else(|| self.cluster.disconnect());
+        assert!(completion.wait_for(PATIENCE), "workers are left: {:?}", self.cluster.workers());
+        let exits = (0..self.workers).map(|_| {
+            self.until("a worker to exit", |event| match event {
+                Event::Exit { worker, counts, .. } => Some((worker, counts)),
+                _ => None,
+            })
+        });
+        let exits: Vec<(WorkerHandle, WorkerCounts)> = exits.collect();
+        let ordered = |worker: &WorkerHandle| worker.exited_after_disconnect() == Some(true);
+        assert!(exits.iter().all(|(worker, _)| ordered(worker)));
+        exits.into_iter().map(|(_, counts)| counts).collect()
+    }
+}
+
+/// Polls until `look` finds something.
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "in vain: waited for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether nobody listens at a TCP address.
+pub(crate) fn is_refused(address: &str) -> bool {
+    let refused = std::io::ErrorKind::ConnectionRefused;
+    TcpStream::connect(address).is_err_and(|error| error.kind() == refused)
+}
