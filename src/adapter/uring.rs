@@ -25,7 +25,7 @@ use crate::error::Result;
 ///     while let Some(stream) = listener.accept().await? {
 ///         tokio_uring::spawn(async move {
 ///             // The client's end is noticed at the next read.
-///             let _ = stream.write_all(b"hello\n").await;
+///             let _ = stream.write_all(b"hello\n".to_vec()).await;
 ///         });
 ///     }
 ///     // Everything has been accepted; the tasks still work on it.
