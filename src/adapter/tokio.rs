@@ -114,12 +114,22 @@ impl Listener {
     /// Shutting down as soon as the worker is asked to leave would lose those who have connected
     /// and are not accepted yet.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.ended_within(FIRST_BYTES)
+    }
+
+    /// As [`ended`](Self::ended), with another limit for the first bytes of the last connections:
+    /// a client that connects and says nothing holds up the shutdown for so long. With zero,
+    /// clients are cut that had connected and not been read from.
+    pub fn ended_within(
+        &self,
+        first_bytes: Duration,
+    ) -> impl Future<Output = ()> + Send + 'static + use<> {
         let mut progress = self.progress.subscribe();
         async move {
             // Without a listener, and without streams, nobody is left to wait for.
             let _ = progress.wait_for(|progress| progress.ended).await;
             let all_heard = progress.wait_for(|progress| progress.unheard == 0);
-            let _ = timeout(FIRST_BYTES, all_heard).await;
+            let _ = timeout(first_bytes, all_heard).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Connections for tokio-uring: one thread, buffers that are lent to the kernel.
 //!
-//! With `runtime`, the only file that names tokio-uring. Accepting waits for the listener's
-//! descriptor, since the primary accepts; reading and writing go through the ring.
+//! With `runtime`, the only file of the library that names tokio-uring. Accepting waits for the
+//! listener's descriptor, since the primary accepts; reading and writing go through the ring.
 
 use std::net::Shutdown;
 use std::ops::Deref;
@@ -25,7 +25,7 @@ use crate::error::Result;
 ///     while let Some(stream) = listener.accept().await? {
 ///         tokio_uring::spawn(async move {
 ///             // The client's end is noticed at the next read.
-///             let _ = stream.write_all(b"hello\n".to_vec()).await;
+///             let _ = stream.write_all(Vec::from("hello\n")).await;
 ///         });
 ///     }
 ///     // Everything has been accepted; the tasks still work on it.

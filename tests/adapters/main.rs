@@ -7,6 +7,7 @@ mod server;
 mod stage;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clusterlb::{Policy, WorkerCounts};
 use libtest_mimic::{Arguments, Trial};
@@ -24,11 +25,12 @@ const SOME_CLIENTS: usize = 120;
 type Test = (&'static str, fn(Adapter));
 
 /// What every adapter must do.
-const TESTS: [Test; 6] = [
+const TESTS: [Test; 7] = [
     ("a_thousand_connections_are_served_at_once", a_thousand_connections_are_served_at_once),
     ("open_requests_are_answered_when_the_worker_leaves", open_requests_are_answered_under_rr),
     ("the_same_when_workers_accept_by_themselves", open_requests_are_answered_under_none),
     ("whoever_has_connected_is_answered", whoever_has_connected_is_answered),
+    ("whoever_has_connected_may_be_silent_so_far", whoever_has_connected_may_be_silent_so_far),
     ("every_way_to_end_is_counted", every_way_to_end_is_counted),
     ("unix_sockets_are_served", unix_sockets_are_served),
 ];
@@ -50,6 +52,10 @@ fn main() -> ExitCode {
     }
     trials.push(Trial::test("axum::handlers_know_the_client", || {
         handlers_know_the_client();
+        Ok(())
+    }));
+    trials.push(Trial::test("axum::silent_clients_do_not_keep_a_worker_from_leaving", || {
+        silent_clients_do_not_keep_a_worker_from_leaving();
         Ok(())
     }));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -98,13 +104,7 @@ fn open_requests_are_answered(adapter: Adapter, policy: Policy) {
     let mut clients: Vec<Client> =
         (0..SOME_CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
     clients.iter_mut().for_each(|client| client.begin("answered"));
-    stage.leave();
-    let mut looks = 0;
-    eventually("the address to be closed", || {
-        looks += 1;
-        is_refused(&address).then_some(())
-    });
-    assert!(!stage.has_left(), "workers wait for their connections");
+    let looks = leave_and_look(&mut stage, &address);
     for client in &mut clients {
         assert_eq!(client.complete("answered"), "answered");
     }
@@ -112,6 +112,18 @@ fn open_requests_are_answered(adapter: Adapter, policy: Policy) {
     // Those who looked may have been connections as well, or come too late.
     let counted = claimed_and_finished(&stage.end());
     assert!((SOME_CLIENTS..SOME_CLIENTS + looks).contains(&counted), "{counted}, {looks} looks");
+}
+
+/// Asks all workers to leave, and looks at the address until it is closed. Tells how often.
+fn leave_and_look(stage: &mut Stage, address: &str) -> usize {
+    stage.leave();
+    let mut looks = 0;
+    eventually("the address to be closed", || {
+        looks += 1;
+        is_refused(address).then_some(())
+    });
+    assert!(!stage.has_left(), "workers wait for their connections");
+    looks
 }
 
 /// Nothing has been accepted for sure, and nothing read, when the workers are told to leave.
@@ -126,6 +138,31 @@ fn whoever_has_connected_is_answered(adapter: Adapter) {
         assert_eq!(client.receive(), "early");
     }
     assert_books(&stage.end(), SOME_CLIENTS);
+}
+
+/// Their requests come when the worker has accepted everything that it gets.
+fn whoever_has_connected_may_be_silent_so_far(adapter: Adapter) {
+    let mut stage = Stage::new(adapter, Policy::Rr, 2);
+    let address = stage.serve("127.0.0.1:0");
+    let clients: Vec<Client> =
+        (0..SOME_CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
+    let looks = leave_and_look(&mut stage, &address);
+    for mut client in clients {
+        client.send("late");
+        assert_eq!(client.receive(), "late");
+    }
+    let counted = claimed_and_finished(&stage.end());
+    assert!((SOME_CLIENTS..SOME_CLIENTS + looks).contains(&counted), "{counted}, {looks} looks");
+}
+
+fn silent_clients_do_not_keep_a_worker_from_leaving() {
+    let mut stage = Stage::new(Adapter::Axum, Policy::Rr, 1);
+    stage.first_bytes = Duration::from_millis(1);
+    let address = stage.serve("127.0.0.1:0");
+    let mut client = Client::connect(Adapter::Axum, &address);
+    stage.leave();
+    client.expect_end();
+    assert_books(&stage.end(), 1);
 }
 
 fn every_way_to_end_is_counted(adapter: Adapter) {

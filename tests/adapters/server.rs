@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{Read, Write};
 use std::thread;
+use std::time::Duration;
 
 use axum::extract::ConnectInfo;
 use clusterlb::adapter::{tokio as on_tokio, uring};
@@ -15,6 +16,8 @@ use tokio_uring::buf::BoundedBuf;
 pub(crate) const ADAPTER: &str = "CLUSTERLB_TEST_ADAPTER";
 /// Names what it serves.
 pub(crate) const ADDRESS: &str = "CLUSTERLB_TEST_ADDRESS";
+/// How long axum waits for the first bytes of its last clients, in milliseconds.
+pub(crate) const FIRST_BYTES: &str = "CLUSTERLB_TEST_FIRST_BYTES_MS";
 /// A request at which the server fails.
 pub(crate) const PANIC: &str = "panic";
 /// A request that is answered with the client's address, by axum.
@@ -131,7 +134,9 @@ fn serve_axum(worker: &Worker, listener: Listener) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let listener = on_tokio::Listener::new(listener).expect("descriptors");
-        let ended = listener.ended();
+        let first_bytes_ms = std::env::var(FIRST_BYTES).expect("the test sets it");
+        let first_bytes_ms = first_bytes_ms.parse().expect("a number");
+        let ended = listener.ended_within(Duration::from_millis(first_bytes_ms));
         let app = axum::Router::new().route("/", axum::routing::post(echo_axum));
         let app = app.into_make_service_with_connect_info::<Endpoint>();
         let served = axum::serve(listener, app).with_graceful_shutdown(ended).await;

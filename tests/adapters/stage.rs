@@ -7,7 +7,7 @@ use clusterlb::{
     Cluster, Completion, Event, Events, ForkOptions, Policy, WorkerCounts, WorkerHandle,
 };
 
-use crate::server::{ADAPTER, ADDRESS, Adapter};
+use crate::server::{ADAPTER, ADDRESS, Adapter, FIRST_BYTES};
 
 /// How long anything may take. Far beyond what it takes, so that only a defect exceeds it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +18,8 @@ pub(crate) struct Stage {
     events: Events,
     adapter: Adapter,
     workers: usize,
+    /// How long axum waits for the first bytes of its last clients.
+    pub(crate) first_bytes: Duration,
     leaving: Option<Completion>,
 }
 
@@ -34,7 +36,7 @@ impl Stage {
             })
             .expect("valid settings");
         let events = cluster.events().expect("descriptors");
-        Self { cluster, events, adapter, workers, leaving: None }
+        Self { cluster, events, adapter, workers, first_bytes: PATIENCE, leaving: None }
     }
 
     /// Starts the workers, and tells what they serve.
@@ -42,6 +44,7 @@ impl Stage {
         for _ in 0..self.workers {
             let options = ForkOptions::default()
                 .variable(ADAPTER, self.adapter.to_string())
+                .variable(FIRST_BYTES, self.first_bytes.as_millis().to_string())
                 .variable(ADDRESS, address);
             self.cluster.fork_with(options).expect("a worker");
         }
