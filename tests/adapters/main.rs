@@ -2,6 +2,7 @@
 //! one, a worker that echoes by the adapter that its environment names.
 
 mod client;
+mod examples;
 mod promises;
 mod server;
 mod stage;
@@ -35,6 +36,18 @@ const TESTS: [Test; 7] = [
     ("unix_sockets_are_served", unix_sockets_are_served),
 ];
 
+/// What only some have.
+const MORE_TESTS: [(&str, fn()); 5] = [
+    ("axum::handlers_know_the_client", handlers_know_the_client),
+    (
+        "axum::silent_clients_do_not_keep_a_worker_from_leaving",
+        silent_clients_do_not_keep_a_worker_from_leaving,
+    ),
+    ("uring::reads_that_were_given_up_keep_nothing_open", reads_that_were_given_up),
+    ("examples::axum_says_hello", examples::axum_says_hello),
+    ("examples::echo_echoes", examples::echo_echoes),
+];
+
 fn main() -> ExitCode {
     if clusterlb::is_worker() {
         server::main();
@@ -50,14 +63,13 @@ fn main() -> ExitCode {
             trials.push(Trial::test(format!("{adapter}::{name}"), run));
         }
     }
-    trials.push(Trial::test("axum::handlers_know_the_client", || {
-        handlers_know_the_client();
-        Ok(())
-    }));
-    trials.push(Trial::test("axum::silent_clients_do_not_keep_a_worker_from_leaving", || {
-        silent_clients_do_not_keep_a_worker_from_leaving();
-        Ok(())
-    }));
+    for (name, test) in MORE_TESTS {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        trials.push(Trial::test(name, run));
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -206,5 +218,15 @@ fn handlers_know_the_client() {
     client.send(server::WHO);
     assert_eq!(client.receive(), own);
     drop(client);
+    assert_books(&stage.end(), 1);
+}
+
+/// The kernel still has a buffer to fill when the server drops the connection.
+fn reads_that_were_given_up() {
+    let mut stage = Stage::new(Adapter::Uring, Policy::Rr, 1);
+    let address = stage.serve("127.0.0.1:0");
+    let mut client = Client::connect(Adapter::Uring, &address);
+    client.send(server::GIVE_UP);
+    client.expect_end();
     assert_books(&stage.end(), 1);
 }

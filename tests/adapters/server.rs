@@ -22,6 +22,8 @@ pub(crate) const FIRST_BYTES: &str = "CLUSTERLB_TEST_FIRST_BYTES_MS";
 pub(crate) const PANIC: &str = "panic";
 /// A request that is answered with the client's address, by axum.
 pub(crate) const WHO: &str = "who";
+/// A request after which the server reads again and soon gives up, on tokio-uring.
+pub(crate) const GIVE_UP: &str = "give up";
 
 const READ_BYTES: usize = 4096;
 
@@ -172,6 +174,12 @@ async fn echo_uring(stream: uring::Stream) -> std::io::Result<()> {
             return Ok(());
         }
         fail_if_asked(&filled[..length]);
+        if filled.starts_with(GIVE_UP.as_bytes()) {
+            let reading = stream.read(filled);
+            let given_up = tokio::time::timeout(Duration::from_millis(1), reading).await.is_err();
+            assert!(given_up, "the client says nothing more");
+            return Ok(());
+        }
         let (written, sent) = stream.write_all(filled.slice(..length)).await;
         written?;
         buffer = sent.into_inner();

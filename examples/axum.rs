@@ -1,0 +1,67 @@
+//! An axum application on every core: `cargo run --example axum [ADDRESS]`, then
+//! `curl http://127.0.0.1:8000/`.
+//!
+//! The primary starts a worker a core and hands each connection to one of them; each worker is the
+//! same application on a runtime of its own, with one thread. When a worker is asked to leave, axum
+//! answers what is under way and ends.
+
+use std::error::Error;
+use std::thread::available_parallelism;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, State};
+use axum::routing::get;
+use clusterlb::adapter::tokio::Listener;
+use clusterlb::address::Endpoint;
+use clusterlb::{Cluster, Event, Role, Worker};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match clusterlb::role()? {
+        Role::Primary(cluster) => lead(&cluster),
+        Role::Worker(worker) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(serve(worker))
+        }
+    }
+}
+
+/// The primary: starts the workers, and ends when the last has gone.
+fn lead(cluster: &Cluster) -> Result<(), Box<dyn Error>> {
+    let events = cluster.events()?;
+    for _ in 0..available_parallelism()?.get() {
+        cluster.fork()?;
+    }
+    for event in events {
+        match event {
+            Event::Listening { worker, address } => {
+                let port = address.port.map(|port| format!(":{port}")).unwrap_or_default();
+                println!("worker {} serves {}{port}", worker.id(), address.address);
+            }
+            Event::Exit { worker, ending, .. } => {
+                println!("worker {} has ended: {ending:?}", worker.id());
+                if cluster.workers().is_empty() {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A worker: the application.
+async fn serve(worker: Worker) -> Result<(), Box<dyn Error>> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_owned());
+    let listener = Listener::new(worker.listen(&address)?)?;
+    let ended = listener.ended();
+    let app = Router::new().route("/", get(hello)).with_state(worker.clone());
+    let app = app.into_make_service_with_connect_info::<Endpoint>();
+    axum::serve(listener, app).with_graceful_shutdown(ended).await?;
+    // Every connection is finished; the primary is told.
+    worker.disconnected().await;
+    Ok(())
+}
+
+async fn hello(State(worker): State<Worker>, ConnectInfo(client): ConnectInfo<Endpoint>) -> String {
+    format!("hello {client}, from worker {}\n", worker.id())
+}

@@ -1,0 +1,69 @@
+//! An echo server on tokio-uring, on every core: `cargo run --example echo [ADDRESS]`, then
+//! `nc 127.0.0.1 8000`.
+
+use std::error::Error;
+use std::io;
+use std::thread::available_parallelism;
+
+use clusterlb::adapter::uring::{Listener, Stream};
+use clusterlb::{Cluster, Event, Role, Worker};
+use tokio_uring::buf::BoundedBuf;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 16 * 1024;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match clusterlb::role()? {
+        Role::Primary(cluster) => lead(&cluster),
+        Role::Worker(worker) => serve(&worker),
+    }
+}
+
+/// The primary: starts the workers, and ends when the last has gone.
+fn lead(cluster: &Cluster) -> Result<(), Box<dyn Error>> {
+    let events = cluster.events()?;
+    for _ in 0..available_parallelism()?.get() {
+        cluster.fork()?;
+    }
+    for event in events {
+        match event {
+            Event::Listening { worker, address } => {
+                let port = address.port.map(|port| format!(":{port}")).unwrap_or_default();
+                println!("worker {} serves {}{port}", worker.id(), address.address);
+            }
+            Event::Exit { .. } if cluster.workers().is_empty() => break,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A worker: a task for each connection, until the primary wants it to leave.
+fn serve(worker: &Worker) -> Result<(), Box<dyn Error>> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_owned());
+    // This waits for the primary, so it comes before there is anything else to do.
+    let listener = worker.listen(&address)?;
+    tokio_uring::start(async {
+        let listener = Listener::new(listener)?;
+        while let Some(stream) = listener.accept().await? {
+            tokio_uring::spawn(echo(stream));
+        }
+        worker.disconnected().await;
+        Ok(())
+    })
+}
+
+/// Buffers are lent to the kernel and come back with the result.
+async fn echo(stream: Stream) -> io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let (length, filled) = stream.read(buffer).await;
+        let length = length?;
+        if length == 0 {
+            return Ok(());
+        }
+        let (written, sent) = stream.write_all(filled.slice(..length)).await;
+        written?;
+        buffer = sent.into_inner();
+    }
+}
