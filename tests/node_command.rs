@@ -128,6 +128,27 @@ fn what_a_killed_worker_had_not_taken_is_served_by_others() {
 }
 
 #[test]
+fn a_worker_that_leaves_and_does_not_end_is_replaced_after_the_grace_period() {
+    let text = SERVER.replace(
+        "request.resume()",
+        "if (request.url === '/leave') {
+            require('cluster').worker.disconnect();
+            setInterval(() => {}, 1000);
+        }
+        request.resume()",
+    );
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 1 --grace 100ms").start();
+    let address = cluster.address();
+    let leave = b"GET /leave HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    let before = Client::to(&address).ask(leave).body;
+    // Nobody else serves meanwhile, so this one waits for the successor.
+    assert_ne!(ask(&address), before);
+    assert_eq!(cluster.event("exit", 0)["signal"], "SIGKILL");
+    cluster.end().assert_clean(2);
+}
+
+#[test]
 fn connections_wait_while_the_only_worker_is_replaced() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 1").start();

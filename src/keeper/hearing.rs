@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use super::event::code_and_signal;
 use super::restart::{Decision, budget_in_words};
-use super::{Event, Keeper, Occupant, Stage, Ward, WorkerSummary};
+use super::{Event, KILL_SLACK_NS, Keeper, Occupant, Stage, Ward, WorkerSummary, nanoseconds};
 use crate::cluster::{self, ListeningAddress, WorkerCounts, WorkerHandle};
 use crate::error::Error;
 use crate::id::WorkerId;
@@ -64,8 +64,8 @@ impl Keeper<'_> {
                     self.tell(Event::Recovered { id: worker.id(), pid: worker.pid() });
                 }
             }
-            // The exits of the workers say the rest.
-            cluster::Event::Setup { .. } | cluster::Event::Disconnect { .. } => {}
+            cluster::Event::Disconnect { worker } => self.note_disconnect(&worker),
+            cluster::Event::Setup { .. } => {}
         }
     }
 
@@ -80,6 +80,16 @@ impl Keeper<'_> {
         match &mut self.places[place].occupant {
             Occupant::Alive(ward) => Some(ward),
             _ => None,
+        }
+    }
+
+    /// A worker without a channel gets nothing more, so it has as long to end as one that was told
+    /// to leave; then it is killed, and replaced.
+    fn note_disconnect(&mut self, worker: &WorkerHandle) {
+        let grace_ns = nanoseconds(self.settings.grace);
+        let cut_ns = monotonic_ns().saturating_add(grace_ns).saturating_add(KILL_SLACK_NS);
+        if let Some(ward) = self.ward(worker) {
+            ward.cut_ns.get_or_insert(cut_ns);
         }
     }
 

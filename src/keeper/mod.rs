@@ -71,7 +71,7 @@ struct Ward {
     served: BTreeSet<String>,
     /// At how many of them it is ready.
     wanted: usize,
-    /// It has been told to leave, and is killed at this moment.
+    /// It has been told to leave, or has left, and is killed at this moment.
     cut_ns: Option<u64>,
     /// It has been killed by us.
     killed: bool,

@@ -153,7 +153,7 @@ impl Keeper<'_> {
     /// Whether the end of a worker, which has left its place already, is part of the replacing, so
     /// that nobody is to be started for it.
     pub(super) fn is_rolled(&mut self, ward: &Ward) -> bool {
-        let Some(rolling) = &self.rolling else { return ward.cut_ns.is_some() };
+        let Some(rolling) = &self.rolling else { return false };
         match &rolling.step {
             Step::Leaving { old } if *old == ward.worker => {
                 self.set_step(Step::Nothing);
@@ -169,7 +169,7 @@ impl Keeper<'_> {
                 // Without a predecessor it is like any other that ends.
                 self.place_of(&old).is_some()
             }
-            _ => ward.cut_ns.is_some(),
+            _ => false,
         }
     }
 

@@ -84,7 +84,7 @@ impl Plane {
             }
             Notice::Query { worker, query, request } => self.meet(worker, query, &request),
             Notice::Listening { worker, listening } => self.tell_listening(worker, &listening),
-            Notice::Left { worker, listener } => self.left_by_itself(worker, listener),
+            Notice::Left { worker, listener } => self.leave_listener(worker, listener),
             Notice::Leaving { worker } => {
                 if let Some(member) = self.members.get(&worker) {
                     member.shared.state().voluntary = Some(true);
@@ -167,17 +167,11 @@ impl Plane {
         self.tell(Event::Listening { worker, address });
     }
 
-    /// A worker has closed its last server on a listener. What its program closes by its own will,
-    /// and nobody else serves, is not kept open for a successor.
-    fn left_by_itself(&mut self, id: WorkerId, listener: ListenerId) {
+    /// A worker has closed its last server on a listener. That may be because it leaves: Node says
+    /// so only afterwards.
+    fn leave_listener(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(member) = self.members.get_mut(&id) else { return };
         member.untold.retain(|other| *other != listener);
-        let leaving = member.leaving;
-        if let Some(entry) = self.listeners.get_mut(listener)
-            && !leaving
-        {
-            entry.held = false;
-        }
         self.release(id, listener);
     }
 }
