@@ -145,7 +145,9 @@ fn a_worker_that_leaves_and_does_not_end_is_replaced_after_the_grace_period() {
     // Nobody else serves meanwhile, so this one waits for the successor.
     assert_ne!(ask(&address), before);
     assert_eq!(cluster.event("exit", 0)["signal"], "SIGKILL");
-    cluster.end().assert_clean(2);
+    let summary = cluster.end();
+    // The second may have been on its way to the first worker when that left.
+    assert_eq!((summary.accepted, summary.dropped, summary.aborted), (2, 0, 0));
 }
 
 #[test]
