@@ -2,7 +2,7 @@
 //!
 //! Owns the policy of keeping: who is replaced and when, how long a start, a hang and the end may
 //! take, and the books. It does nothing to workers by itself but what any program can do with a
-//! [`Cluster`](crate::cluster::Cluster).
+//! [`Cluster`].
 
 mod ending;
 mod event;
