@@ -246,3 +246,26 @@ fn udp_is_answered_by_workers() {
         example.kill();
     }
 }
+
+#[test]
+fn axum_greets_clients_on_every_core() {
+    let example = Example::start("axum", &["127.0.0.1:0"]);
+    let address = example.addresses(" serves ", cores());
+    let answer = exchange(&address, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer:?}");
+    assert!(answer.contains("hello 127.0.0.1:") && answer.contains("from worker "), "{answer:?}");
+    example.kill();
+}
+
+#[test]
+fn echo_echoes_on_every_core() {
+    let example = Example::start("echo", &["127.0.0.1:0"]);
+    let address = example.addresses(" serves ", cores());
+    let mut stream = connect(&address);
+    let (sent, mut received) = (b"there and back", [0; 14]);
+    stream.write_all(sent).expect("the connection is open");
+    stream.read_exact(&mut received).expect("all of it");
+    assert_eq!(&received, sent);
+    drop(stream);
+    example.kill();
+}

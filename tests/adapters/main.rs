@@ -2,7 +2,6 @@
 //! one, a worker that echoes by the adapter that its environment names.
 
 mod client;
-mod examples;
 mod promises;
 mod server;
 mod stage;
@@ -37,15 +36,13 @@ const TESTS: [Test; 7] = [
 ];
 
 /// What only some have.
-const MORE_TESTS: [(&str, fn()); 5] = [
+const MORE_TESTS: [(&str, fn()); 3] = [
     ("axum::handlers_know_the_client", handlers_know_the_client),
     (
         "axum::silent_clients_do_not_keep_a_worker_from_leaving",
         silent_clients_do_not_keep_a_worker_from_leaving,
     ),
     ("uring::reads_that_were_given_up_keep_nothing_open", reads_that_were_given_up),
-    ("examples::axum_says_hello", examples::axum_says_hello),
-    ("examples::echo_echoes", examples::echo_echoes),
 ];
 
 fn main() -> ExitCode {
