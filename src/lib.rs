@@ -36,6 +36,7 @@ pub use cluster::{
 };
 pub use control::{ListenOptions, Serialization, Transport};
 pub use error::{Error, Result};
+pub use id::{ListenerId, WorkerId};
 pub use nix::sys::signal::Signal;
 pub use settings::Policy;
 pub use sys::process::Ending;

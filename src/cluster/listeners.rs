@@ -133,6 +133,11 @@ impl Listeners {
     }
 
     /// Every listener, in the order in which they were opened.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.values_mut()
+    }
+
+    /// The same, to be looked at.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
     }
@@ -291,7 +296,8 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` has gone. Its own socket would get connections that nobody accepts.
+    /// The worker in `slot` goes. Its own socket, kept open here, would get connections that nobody
+    /// accepts.
     pub(super) fn forget(&mut self, slot: Slot) {
         if let Socket::StreamEach { by_slot, .. } = &mut self.socket
             && !self.held

@@ -6,6 +6,15 @@ use crate::worker::environment;
 
 /// What this process is. A worker has no way to fork: only a [`Cluster`] does, and only a primary
 /// has one.
+///
+/// ```compile_fail,E0599
+/// # fn main() -> clusterlb::Result<()> {
+/// if let clusterlb::Role::Worker(worker) = clusterlb::role()? {
+///     worker.fork()?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Role {
     /// It starts workers.

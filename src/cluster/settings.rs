@@ -58,6 +58,7 @@ pub struct ClusterSettings {
     pub serialization: Serialization,
     /// Standard output and error of the workers are pipes, which the
     /// [`WorkerHandle`](super::WorkerHandle) has, instead of this process's own (Node: `silent`).
+    /// They must be read: a worker waits when it writes to a full pipe.
     pub silent: bool,
     /// The streams of the workers by their numbers: 0 standard input, 1 output, 2 error, further
     /// ones from 3 on (Node: `stdio`). Overrides `silent`. What is not named is as by default:

@@ -19,6 +19,10 @@ use crate::sys::fdpass;
 pub const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most frames waiting.
 pub const WAITING_FRAMES_MAX: usize = 16 * 1024;
+/// Bytes and frames beyond these bounds that are kept free for words of ours: one must be able to
+/// tell a worker to leave, however much it has not read.
+const RESERVED_BYTES: usize = 1024 * 1024;
+const RESERVED_FRAMES: usize = 1024;
 /// Most descriptors waiting.
 pub const WAITING_DESCRIPTORS_MAX: usize = 256;
 
@@ -94,8 +98,14 @@ impl Outgoing {
         if body.len() > kind.bytes_max() || descriptors.len() > FRAME_DESCRIPTORS_MAX {
             return Err(failed(Errno::EMSGSIZE));
         }
-        if self.waiting_bytes + body.len() > WAITING_BYTES_MAX
-            || self.waiting.len() >= WAITING_FRAMES_MAX
+        let (bytes_max, frames_max) = match kind {
+            Kind::Control => {
+                (WAITING_BYTES_MAX + RESERVED_BYTES, WAITING_FRAMES_MAX + RESERVED_FRAMES)
+            }
+            Kind::Message(_) => (WAITING_BYTES_MAX, WAITING_FRAMES_MAX),
+        };
+        if self.waiting_bytes + body.len() > bytes_max
+            || self.waiting.len() >= frames_max
             || self.waiting_descriptors + descriptors.len() > WAITING_DESCRIPTORS_MAX
         {
             return Err(failed(Errno::EAGAIN));

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -264,7 +265,7 @@ fn a_dropped_cluster_leaves_nobody_behind() {
 fn workers_end_when_their_primary_is_lost_unless_they_know_better() {
     let tell = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let told_at = tell.local_addr().expect("it is bound").to_string();
-    let mut primary = another_primary("lost")
+    let mut primary = another_primary("lost", Path::new("/proc/self/exe"))
         .arg(&told_at)
         .stdout(Stdio::piped())
         .spawn()

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
-use clusterlb::{Handle, Message, WorkerHandle};
+use clusterlb::{ForkOptions, Handle, Message, WorkerHandle};
 use serde_json::Value;
 
-use crate::puppet::{Order, Reply};
+use crate::puppet::{DESCRIPTORS, Order, Reply};
 use crate::stage::{PATIENCE, Stage};
 use crate::trials;
 
@@ -18,6 +18,7 @@ trials!(
     a_worker_sends_a_connection_to_its_primary,
     every_kind_of_socket_comes_back_as_what_it_was,
     a_socket_that_is_sent_is_closed_here_unless_it_is_shared,
+    a_socket_that_finds_no_descriptor_free_is_told_as_lost,
     large_messages_with_sockets_pass_each_other_without_deadlock,
 );
 
@@ -149,6 +150,21 @@ fn a_socket_that_is_sent_is_closed_here_unless_it_is_shared() {
     drop(back);
     given.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     assert_eq!(read_all(given), "", "nobody has the other end any more");
+    stage.end();
+}
+
+fn a_socket_that_finds_no_descriptor_free_is_told_as_lost() {
+    let mut stage = Stage::new();
+    let worker = stage.puppet_with(ForkOptions::default().variable(DESCRIPTORS, "64"));
+    assert_eq!(stage.ask(&worker, &Order::Exhaust), Reply::Done);
+    let (given, there) = UnixStream::pair().expect("a pair");
+    worker.send_handle(&Order::Echo(Value::Null), there).expect("the puppet reads");
+    assert_eq!(stage.reply(&worker), Reply::Lost, "the message comes all the same");
+    given.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    assert_eq!(read_all(given), "", "nobody has the other end any more");
+    assert_eq!(stage.ask(&worker, &Order::Relent), Reply::Done);
+    let (pair, _far) = UnixStream::pair().expect("a pair");
+    assert!(matches!(echoed(&mut stage, &worker, pair), Handle::Unix(_)));
     stage.end();
 }
 

@@ -8,6 +8,7 @@ mod listening;
 mod messages;
 mod puppet;
 mod settings;
+mod sharing;
 mod stage;
 mod udp;
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         listening::trials(),
         messages::trials(),
         settings::trials(),
+        sharing::trials(),
         udp::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -12,6 +12,8 @@ use clusterlb::control::{ListenOptions, Transport};
 use clusterlb::error::Error;
 use clusterlb::{Cluster, Connection, Datagrams, Handle, Listener, Message, Tracked, Worker};
 use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{getegid, geteuid, getgroups};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,6 +22,8 @@ use serde_json::Value;
 pub(crate) const SLEEPY: &str = "CLUSTERLB_TEST_SLEEPY_MS";
 /// Has the puppet end as soon as it runs, with this code.
 pub(crate) const BRIEF: &str = "CLUSTERLB_TEST_BRIEF";
+/// How many descriptors the puppet may have.
+pub(crate) const DESCRIPTORS: &str = "CLUSTERLB_TEST_DESCRIPTORS";
 /// A variable that the puppet tells.
 pub(crate) const COLOUR: &str = "CLUSTERLB_TEST_COLOUR";
 
@@ -54,6 +58,10 @@ pub(crate) enum Order {
     Accept,
     /// Send so many numbers, counted up from 0.
     Count { to: u64 },
+    /// Use up every descriptor.
+    Exhaust,
+    /// Give these descriptors back.
+    Relent,
     /// Stop reading messages for ever.
     Deafen,
     /// Go on when the primary is lost, and write to this socket when that is so.
@@ -69,6 +77,11 @@ pub(crate) enum Service {
     Greet,
     /// Each is told the worker's number, and kept open until `Release`.
     Keep,
+    /// As `Keep`, by a thread that only looks when an edge-triggered epoll set says so, as async
+    /// runtimes do.
+    KeepByEdges,
+    /// As `Greet`, by three threads that wait inside.
+    GreetByThree,
     /// Nobody accepts.
     Ignore,
 }
@@ -82,7 +95,7 @@ pub(crate) enum Reply {
     Echo(Value),
     Connected,
     Number(u64),
-    Got(String),
+    Lost,
     Done,
 }
 
@@ -107,12 +120,17 @@ struct Puppet {
     listeners: HashMap<String, Arc<Mutex<Option<Listener>>>>,
     datagrams: HashMap<String, Arc<Datagrams>>,
     kept: Arc<Mutex<Vec<Tracked<TcpStream>>>>,
+    wasted: Vec<std::fs::File>,
 }
 
 pub(crate) fn main() -> ExitCode {
     let brief: Option<u8> = std::env::var(BRIEF).ok().and_then(|code| code.parse().ok());
     if let Some(code) = brief {
         return ExitCode::from(code);
+    }
+    if let Ok(limit) = std::env::var(DESCRIPTORS) {
+        let limit = limit.parse().expect("a number");
+        setrlimit(Resource::RLIMIT_NOFILE, limit, limit).expect("lowering is always allowed");
     }
     let worker = Worker::current().expect("it was started by a primary");
     if let Ok(sleep_ms) = std::env::var(SLEEPY) {
@@ -123,6 +141,7 @@ pub(crate) fn main() -> ExitCode {
         listeners: HashMap::new(),
         datagrams: HashMap::new(),
         kept: Arc::default(),
+        wasted: Vec::new(),
     };
     for message in worker.messages() {
         let order: Order = message.parse().expect("tests send orders");
@@ -186,6 +205,7 @@ impl Puppet {
                     let sent = self.worker.send_handle(&Reply::Echo(value), handle);
                     sent.expect("the primary reads");
                 }
+                None if message.has_lost_handle() => self.reply(&Reply::Lost),
                 None => self.reply(&Reply::Echo(value)),
             },
             Order::Connect { address } => {
@@ -196,6 +216,15 @@ impl Puppet {
             Order::Serve => self.serve_handle(message.take_handle().expect("a connection")),
             Order::Accept => accept_from(message.take_handle().expect("a listening socket")),
             Order::Count { to } => (0..to).for_each(|number| self.insist(&Reply::Number(number))),
+            Order::Exhaust => {
+                let null = || std::fs::File::open("/dev/null");
+                self.wasted.extend(std::iter::repeat_with(null).map_while(Result::ok));
+                self.reply(&Reply::Done);
+            }
+            Order::Relent => {
+                self.wasted.clear();
+                self.reply(&Reply::Done);
+            }
             Order::Deafen => loop {
                 std::thread::park();
             },
@@ -242,6 +271,19 @@ impl Puppet {
             return;
         }
         let (id, kept) = (self.worker.id().0, Arc::clone(&self.kept));
+        if service == Service::GreetByThree {
+            let listener = shared.lock().expect("nobody panics").take().expect("it is open");
+            let listener = Arc::new(listener);
+            for _ in 0..3 {
+                let (listener, kept) = (Arc::clone(&listener), Arc::clone(&kept));
+                std::thread::spawn(move || {
+                    for connection in listener.incoming() {
+                        greet(connection.expect("it is open"), id, service, &kept);
+                    }
+                });
+            }
+            return;
+        }
         std::thread::spawn(move || attend(&shared, id, service, &kept));
     }
 
@@ -295,6 +337,13 @@ fn attend(
     service: Service,
     kept: &Mutex<Vec<Tracked<TcpStream>>>,
 ) {
+    let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("descriptors");
+    if let (Service::KeepByEdges, Some(listener)) =
+        (service, &*shared.lock().expect("nobody panics"))
+    {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        edges.add(listener, EpollEvent::new(flags, 0)).expect("it can be waited at");
+    }
     loop {
         // Without waiting inside, so that another thread can close it.
         let found = match &*shared.lock().expect("nobody panics") {
@@ -304,6 +353,10 @@ fn attend(
         match found {
             std::task::Poll::Ready(Some(connection)) => greet(connection, id, service, kept),
             std::task::Poll::Ready(None) => return,
+            std::task::Poll::Pending if service == Service::KeepByEdges => {
+                let mut ready = [EpollEvent::empty()];
+                while edges.wait(&mut ready, EpollTimeout::NONE).is_err() {}
+            }
             std::task::Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -323,7 +376,7 @@ fn greet(connection: Connection, id: u32, service: Service, kept: &Mutex<Vec<Tra
     let mut kept = kept.lock().expect("nobody panics");
     // A client may have gone meanwhile, as tests let it.
     let _ = stream.write_all(greeting.as_bytes());
-    if service == Service::Keep {
+    if matches!(service, Service::Keep | Service::KeepByEdges) {
         kept.push(stream);
     }
 }

@@ -1,6 +1,7 @@
 //! Roles and settings: what workers are started with.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -106,7 +107,7 @@ fn the_policy_is_frozen_by_the_first_setup_or_fork() {
 
 fn the_environment_sets_the_policy() {
     for (value, told) in [(Some("none"), "None"), (Some("least"), "Least"), (None, "Rr")] {
-        let mut primary = another_primary("policy");
+        let mut primary = another_primary("policy", Path::new("/proc/self/exe"));
         primary.env_remove("CLUSTERLB_SCHED_POLICY");
         if let Some(value) = value {
             primary.env("CLUSTERLB_SCHED_POLICY", value);
@@ -114,7 +115,7 @@ fn the_environment_sets_the_policy() {
         let output = primary.output().expect("this program runs");
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), told);
     }
-    let mut primary = another_primary("policy");
+    let mut primary = another_primary("policy", Path::new("/proc/self/exe"));
     let output = primary.env("CLUSTERLB_SCHED_POLICY", "fair").output().expect("this program runs");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(told.contains("CLUSTERLB_SCHED_POLICY=fair is not a policy"), "{told}");

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -154,6 +155,21 @@ impl Stage {
         bound
     }
 
+    /// So many puppets that share an address.
+    pub(crate) fn shared(&mut self, count: usize) -> (Vec<WorkerHandle>, String) {
+        let workers: Vec<WorkerHandle> = (0..count).map(|_| self.puppet()).collect();
+        let mut address = String::new();
+        for worker in &workers {
+            address = self.listen(worker, "127.0.0.1:0");
+        }
+        (workers, address)
+    }
+
+    /// Has a puppet close what it serves at an address.
+    pub(crate) fn close(&mut self, worker: &WorkerHandle, address: &str) {
+        assert_eq!(self.ask(worker, &Order::Close { address: address.into() }), Reply::Done);
+    }
+
     /// The event of a worker that serves.
     pub(crate) fn listening(&mut self, worker: &WorkerHandle) -> ListeningAddress {
         self.until("a worker to serve", |event| match event {
@@ -266,9 +282,8 @@ pub(crate) fn until_refused(address: &str) {
 }
 
 /// Runs this program as a primary that is no test.
-pub(crate) fn another_primary(role: &str) -> std::process::Command {
-    let own = std::env::current_exe().expect("this program has a file");
-    let mut command = std::process::Command::new(own);
+pub(crate) fn another_primary(role: &str, program: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new(program);
     command.env(ROLE, role);
     command
 }
@@ -291,6 +306,12 @@ pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
             println!("{} {} {address}", worker.pid(), other.pid());
             // The test kills it.
             std::thread::park();
+        }
+        "unprivileged" => {
+            let mut stage = Stage::new();
+            let worker = stage.puppet();
+            let low = stage.try_listen(&worker, "127.0.0.1:1", Default::default(), Service::Greet);
+            println!("{:?}", low.expect_err("it is privileged"));
         }
         _ => panic!("no such role: {role}"),
     }

@@ -15,7 +15,7 @@ const MESSAGE_MAX: usize = 32;
 /// How long a worker rests after the kernel had too many descriptors under way.
 const CROWDED_NS: u64 = 5 * MILLISECOND;
 
-/// What the primary's ring or its supervisor tells it.
+/// What the primary's ring or its control plane tells it.
 #[derive(Clone, Debug)]
 pub(crate) enum Notice {
     Accepted(Connection),

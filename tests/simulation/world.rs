@@ -1,4 +1,4 @@
-//! The modelled world: time, the kernel's backlog and channels, and the supervisor.
+//! The modelled world: time, the kernel's backlog and channels, and the control plane.
 //!
 //! Owns the agenda. Time jumps from event to event, and ties are in the order in which they were
 //! entered, so that a seed gives the same run every time. What primary and workers do at an event
@@ -86,7 +86,7 @@ pub(crate) enum Event {
         slot: usize,
         life: u32,
     },
-    /// The supervisor hears of the end of a worker.
+    /// The control plane hears of the end of a worker.
     Noticed {
         slot: usize,
     },

@@ -72,7 +72,7 @@ const MODULES: [Module; 26] = [
         Any,
         &[
             ("board", "it counts what it claims and finishes"),
-            ("control", "the supervisor talks to it"),
+            ("control", "its primary talks to it there"),
         ],
     ),
     module(

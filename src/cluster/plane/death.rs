@@ -10,6 +10,7 @@ use crate::board::{Statistic, Tally};
 use crate::dialect::node::bridge::Order;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::Command;
+use crate::sys::process::Ending;
 
 impl Plane {
     /// A worker's channel has ended, or is of no use any more.
@@ -48,7 +49,7 @@ impl Plane {
             Err(error) => {
                 // Somebody else in this program has reaped it, and with it the way it ended.
                 self.fail(error);
-                crate::sys::process::Ending::Code(-1)
+                Ending::Code(-1)
             }
         };
         if self.is_bridged(id) {

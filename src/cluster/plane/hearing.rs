@@ -7,7 +7,7 @@ use super::super::{Event, Message};
 use super::Plane;
 use crate::control::{Body, Received, ToPrimary, ToWorker};
 use crate::handoff::Record;
-use crate::id::{ListenerId, WorkerId};
+use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::Command;
 
 impl Plane {
@@ -107,7 +107,7 @@ impl Plane {
     }
 
     /// Everything of a listener that was under way to a worker has arrived.
-    pub(super) fn listener_left(&mut self, slot: crate::id::Slot, listener: ListenerId) {
+    pub(super) fn listener_left(&mut self, slot: Slot, listener: ListenerId) {
         let Some(id) = self.member_at(slot).map(|member| member.id()) else { return };
         self.say(id, &ToWorker::Closed { listener }, vec![]);
     }

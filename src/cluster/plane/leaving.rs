@@ -55,6 +55,10 @@ impl Plane {
             return;
         }
         member.leaving = true;
+        let slot = member.slot;
+        for entry in self.listeners.iter_mut().filter(|entry| entry.users.contains(&id)) {
+            entry.forget(slot);
+        }
         let members = &self.members;
         let stays = |user: &WorkerId| members.get(user).is_some_and(|member| !member.leaving);
         let deserted: Vec<ListenerId> = self

@@ -321,10 +321,18 @@ impl Plane {
         self.roll.lock().expect("nothing panics while it holds the workers").clear();
         self.listeners.clear();
         let totals = self.data.take().map_or_else(|| Ok(Totals::default()), DataPath::end);
-        self.disconnecting.drain(..).for_each(|completion| completion.complete());
-        self.bus.close();
-        if let Some(answer) = self.ending.take() {
+        let answer = self.ending.take();
+        drop(self);
+        if let Some(answer) = answer {
             let _ = answer.send(totals);
         }
+    }
+}
+
+impl Drop for Plane {
+    /// Nobody waits for a thread that is no more, whatever has ended it.
+    fn drop(&mut self) {
+        self.disconnecting.drain(..).for_each(|completion| completion.complete());
+        self.bus.close();
     }
 }

@@ -99,6 +99,9 @@ fn a_reader_that_never_reads_is_noticed() {
     let failed =
         (0..100).find_map(|_| left.outgoing.send_message(Serialization::Json, &body, vec![]).err());
     assert!(matches!(failed, Some(Error::System { source: Errno::EAGAIN, .. })), "{failed:?}");
+    left.send(&drain(1), vec![]).expect("there is room for words of ours");
+    let failed = (0..20_000).find_map(|_| left.send(&drain(1), vec![]).err());
+    assert!(failed.is_some(), "which is bounded, too");
 }
 
 #[test]
