@@ -8,7 +8,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,8 +49,9 @@ impl Example {
     /// Waits for a line in which `look` finds something.
     fn until<T>(&self, what: &str, look: impl Fn(&str) -> Option<T>) -> T {
         let mut seen = Vec::new();
+        let until = Instant::now() + PATIENCE;
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => match look(&line) {
                     Some(found) => return found,
                     None => seen.push(line),
