@@ -330,8 +330,6 @@ impl Connections {
             connection.stage = Stage::Closing;
             if let Some(socket) = connection.socket.take() {
                 around.ring.send_last(key, socket, output);
-                // Counted now, before the client can have seen the end.
-                around.board.add_finished(1);
             }
         } else if let Some(socket) = &connection.socket {
             around.ring.send(key, socket.as_fd(), output, connection.sent);
@@ -469,8 +467,9 @@ impl Connections {
         let connection = self.table.remove(key.index as usize);
         if let Some(socket) = connection.socket {
             around.ring.close(socket);
-            around.board.add_finished(1);
         }
+        // Not before the kernel has the last answer: whoever is killed in between has lost it.
+        around.board.add_finished(1);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }
