@@ -261,8 +261,14 @@ fn a_worker_without_descriptors_is_passed_over_and_loses_nothing() {
         let rich = front.fork(&Setup::new(node, SERVER), 1);
         let address = front.address(0).to_owned();
         let rich = front.workers[rich].pid().to_string();
-        let mut clients: Vec<Client> = (0..100).map(|_| Client::to(&address)).collect();
-        let answers: Vec<String> = clients.iter_mut().map(|client| client.ask(GET).body).collect();
+        // One after the other, so that both get their turns until one has no room.
+        let mut clients: Vec<Client> = Vec::new();
+        let answers: Vec<String> = (0..100)
+            .map(|_| {
+                clients.push(Client::to(&address));
+                clients.last_mut().expect("it was just pushed").ask(GET).body
+            })
+            .collect();
         let by_rich = answers.iter().filter(|pid| **pid == rich).count();
         assert!(by_rich > 50, "{by_rich} of {}", answers.len());
         drop(clients);
