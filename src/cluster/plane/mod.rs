@@ -333,6 +333,13 @@ impl Drop for Plane {
     /// Nobody waits for a thread that is no more, whatever has ended it.
     fn drop(&mut self) {
         self.disconnecting.drain(..).for_each(|completion| completion.complete());
+        // Before the events end: who has seen that cannot send any more.
+        for member in self.members.values() {
+            if let Some(mut outgoing) = member.shared.outgoing() {
+                outgoing.close();
+            }
+            member.shared.state().connected = false;
+        }
         self.bus.close();
     }
 }
