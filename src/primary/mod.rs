@@ -13,7 +13,6 @@ mod settle;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 use crate::error::Result;
 use crate::handoff::Record;
@@ -129,8 +128,11 @@ impl Primary {
         let mut events = Vec::with_capacity(4096);
         self.ring.poll_readable(BELL, self.lines.bell.as_fd());
         while self.stage != Stage::Ended {
-            let timeout = self.until_next_deadline();
-            self.ring.wait(&mut events, timeout)?;
+            if self.awaits_answers() {
+                self.ring.turn(&mut events)?;
+            } else {
+                self.ring.wait(&mut events, self.next_deadline_ns())?;
+            }
             self.now_ns = monotonic_ns();
             for event in events.drain(..) {
                 self.handle(event);
@@ -156,15 +158,11 @@ impl Primary {
         Ok(())
     }
 
-    fn until_next_deadline(&self) -> Option<Duration> {
-        if self.awaits_answers() {
-            return Some(Duration::ZERO);
-        }
+    fn next_deadline_ns(&self) -> Option<u64> {
         let acceptors = self.acceptors.iter().flatten();
         let starved = acceptors.filter_map(Acceptor::next_deadline_ns);
         let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
-        let next_ns = starved.chain(crowded).chain(self.roster.next_deadline_ns()).min()?;
-        Some(Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())))
+        starved.chain(crowded).chain(self.roster.next_deadline_ns()).min()
     }
 
     /// Whether something waits for messages to have gone, which by themselves end no wait.

@@ -152,7 +152,7 @@ impl Worker {
         }
         while self.around.worked || !left.is_empty() {
             if std::mem::take(&mut self.around.worked) {
-                self.around.ring.wait(events, Some(Duration::ZERO))?;
+                self.around.ring.turn(events)?;
                 for event in events.drain(..) {
                     match event {
                         Event::Sent { .. } => self.handle(event)?,
@@ -169,16 +169,16 @@ impl Worker {
     }
 
     fn wait(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let timeout = self.until_next_deadline();
         let overflows = self.around.ring.overflows();
         if self.sources.wait_by_epoll() {
-            self.around.ring.wait(events, Some(Duration::ZERO))?;
+            self.around.ring.turn(events)?;
             if events.is_empty() {
+                let timeout = self.until_next_deadline();
                 self.sources.wait(&mut self.around, &mut self.connections, timeout)?;
-                self.around.ring.wait(events, Some(Duration::ZERO))?;
+                self.around.ring.turn(events)?;
             }
         } else {
-            self.around.ring.wait(events, timeout)?;
+            self.around.ring.wait(events, self.next_deadline_ns())?;
         }
         if self.around.ring.overflows() > overflows {
             self.around.board.add(Statistic::Overflows, 1);
@@ -186,11 +186,14 @@ impl Worker {
         Ok(())
     }
 
-    fn until_next_deadline(&self) -> Option<Duration> {
+    fn next_deadline_ns(&self) -> Option<u64> {
         let deadlines =
             [self.connections.next_deadline_ns(), self.sources.next_deadline_ns(), self.cut_ns];
-        let next_ns = deadlines.into_iter().flatten().min()?;
-        let left_ns = next_ns.saturating_sub(monotonic_ns());
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn until_next_deadline(&self) -> Option<Duration> {
+        let left_ns = self.next_deadline_ns()?.saturating_sub(monotonic_ns());
         // Zero would mean "do not wait", which is right, but never less than that.
         Some(Duration::from_nanos(left_ns))
     }

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Timespec};
 use io_uring::{IoUring, cqueue, squeue};
 use nix::errno::Errno;
 use nix::libc;
@@ -25,14 +25,18 @@ pub use event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
 pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
 
 use crate::error::{Error, Result, errno_of};
+use crate::sys::clock::monotonic_ns;
 use crate::sys::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
-use operations::Token;
+use operations::{Operation, Token};
 
 /// Receive buffers for connections: 4 KiB holds nearly every request head.
 const DATA_GROUP: GroupShape = GroupShape { group: 1, count: 512, buffer_bytes: 4096 };
 /// Receive buffers for messages with descriptors.
 const MESSAGE_GROUP: GroupShape = GroupShape { group: 2, count: 64, buffer_bytes: 1024 };
+
+/// How long a ring that is dropped waits for its last operations, each time it looks.
+const LAST_WAIT_NS: u64 = 5_000_000;
 
 /// Sizes of a ring's queues.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,10 @@ pub struct Ring {
     /// Kept for its memory.
     chain: Vec<squeue::Entry>,
     in_kernel: u64,
+    /// When the armed alarm ends a wait, if one is armed.
+    alarm_ns: Option<u64>,
+    /// What the kernel reads when it takes the entry of an alarm.
+    alarm_time: Box<Timespec>,
     overflows: u64,
 }
 
@@ -93,6 +101,8 @@ impl Ring {
             unanswered: Vec::new(),
             chain: Vec::new(),
             in_kernel: 0,
+            alarm_ns: None,
+            alarm_time: Box::default(),
             overflows: 0,
         })
     }
@@ -139,27 +149,41 @@ impl Ring {
         self.overflows
     }
 
-    /// Hands everything prepared to the kernel, waits until something has completed or `timeout`
-    /// has passed, and appends all completions to `events`.
+    /// Hands everything prepared to the kernel, waits until something has completed or the clock
+    /// (CLOCK_MONOTONIC) shows `deadline_ns`, and appends all completions to `events`. It may also
+    /// end without one before its time.
+    ///
+    /// The deadline is an operation of its own that outlives the wait: as long as deadlines only
+    /// move away, which is so while there is work, no timer is set or cleared.
     ///
     /// # Errors
     /// The ring is unusable, which nothing short of a kernel defect causes.
-    pub fn wait(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<()> {
+    pub fn wait(&mut self, events: &mut Vec<Event>, deadline_ns: Option<u64>) -> Result<()> {
+        if let Some(deadline_ns) = deadline_ns {
+            self.set_alarm(deadline_ns);
+        }
         self.flush_deferred();
-        let entered = match timeout {
-            Some(Duration::ZERO) => self.uring.0.submit(),
-            Some(timeout) => {
-                let timespec = Timespec::from(timeout);
-                let arguments = SubmitArgs::new().timespec(&timespec);
-                self.uring.0.submitter().submit_with_args(1, &arguments)
-            }
-            None => self.uring.0.submit_and_wait(1),
-        };
+        let entered = self.uring.0.submit_and_wait(1);
+        self.entered(events, entered)
+    }
+
+    /// Hands everything prepared to the kernel and appends all completions to `events`, without
+    /// waiting for any.
+    ///
+    /// # Errors
+    /// As [`Ring::wait`].
+    pub fn turn(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        self.flush_deferred();
+        let entered = self.uring.0.submit();
+        self.entered(events, entered)
+    }
+
+    fn entered(&mut self, events: &mut Vec<Event>, entered: io::Result<usize>) -> Result<()> {
         self.note_overflow();
         match entered.map_err(|error| errno_of(&error)) {
-            // ETIME: the timeout passed. EINTR: a signal came. EBUSY: completions must be
-            // collected before more can be submitted. EAGAIN: short of memory for a moment.
-            Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
+            // EINTR: a signal came. EBUSY: completions must be collected before more can be
+            // submitted. EAGAIN: short of memory for a moment.
+            Ok(_) | Err(Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
             Err(errno) => return Err(Error::system("enter the io_uring", errno)),
         }
         self.collect(events);
@@ -247,7 +271,7 @@ impl Ring {
         let token = Token(entry.user_data());
         let flags = entry.flags();
         let armed = cqueue::more(flags);
-        if !armed {
+        if !armed && token.operation().is_some_and(Operation::is_awaited) {
             self.in_kernel = self.in_kernel.saturating_sub(1);
         }
         operations::restore(self, token, entry.result(), flags, armed)
@@ -265,8 +289,8 @@ impl Drop for Ring {
         let cancelled = self.uring.0.submitter().register_sync_cancel(timeout, everything);
         let mut last = Vec::new();
         for _ in 0..16 {
-            if self.in_kernel == 0 || self.wait(&mut last, Some(Duration::from_millis(5))).is_err()
-            {
+            let soon_ns = monotonic_ns() + LAST_WAIT_NS;
+            if self.in_kernel == 0 || self.wait(&mut last, Some(soon_ns)).is_err() {
                 break;
             }
         }

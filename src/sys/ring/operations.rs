@@ -1,8 +1,9 @@
 //! The operations of a ring: how each is asked for, and what its completion means.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
 
-use io_uring::types::{Fd, RecvMsgOut};
+use io_uring::types::{Fd, RecvMsgOut, TimeoutFlags, Timespec};
 use io_uring::{cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
@@ -24,6 +25,16 @@ pub(super) enum Operation {
     Poll = 6,
     Cancel = 7,
     Close = 8,
+    Alarm = 9,
+    MoveAlarm = 10,
+}
+
+impl Operation {
+    /// Whether its completion has to come before the ring's memory can go. A close that succeeds
+    /// has none, and of an alarm the kernel has copied the time.
+    pub(super) fn is_awaited(self) -> bool {
+        !matches!(self, Self::Close | Self::Alarm | Self::MoveAlarm)
+    }
 }
 
 /// The `user_data` of an operation: kind (8 bits), generation (24), index (32).
@@ -42,7 +53,7 @@ impl Token {
         Key { index, generation }
     }
 
-    fn operation(self) -> Option<Operation> {
+    pub(super) fn operation(self) -> Option<Operation> {
         Some(match self.0 >> 56 {
             1 => Operation::Accept,
             2 => Operation::Receive,
@@ -52,6 +63,8 @@ impl Token {
             6 => Operation::Poll,
             7 => Operation::Cancel,
             8 => Operation::Close,
+            9 => Operation::Alarm,
+            10 => Operation::MoveAlarm,
             _ => return None,
         })
     }
@@ -250,8 +263,25 @@ impl Ring {
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS);
         self.push(Operation::Close, Key::default(), entry);
-        // No completion comes for a close that succeeds.
-        self.in_kernel -= 1;
+    }
+
+    /// Sees to it that waits end at `deadline_ns`, or before. An alarm that goes off earlier stays
+    /// as it is: whoever waits looks at the clock and waits again.
+    pub(super) fn set_alarm(&mut self, deadline_ns: u64) {
+        if self.alarm_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
+            return;
+        }
+        *self.alarm_time = Timespec::from(Duration::from_nanos(deadline_ns));
+        let time: *const Timespec = &raw const *self.alarm_time;
+        if self.alarm_ns.replace(deadline_ns).is_none() {
+            let set = opcode::Timeout::new(time).flags(TimeoutFlags::ABS).build();
+            return self.push(Operation::Alarm, Key::default(), set);
+        }
+        // One that has just gone off cannot be moved; its own completion ends the next wait, and
+        // the one after that sets another.
+        let update = opcode::TimeoutUpdate::new(Token::new(Operation::Alarm, Key::default()).0, time);
+        let update = update.flags(TimeoutFlags::ABS).build().flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(Operation::MoveAlarm, Key::default(), update);
     }
 
     /// Takes a message's payload and descriptors out and keeps its buffer back until the next
@@ -282,7 +312,7 @@ impl Ring {
     }
 
     fn push(&mut self, operation: Operation, key: Key, entry: squeue::Entry) {
-        self.in_kernel += 1;
+        self.in_kernel += u64::from(operation.is_awaited());
         self.push_chain(&[entry.user_data(Token::new(operation, key).0)]);
     }
 
@@ -335,11 +365,12 @@ pub(super) fn restore(
         }
         Operation::Poll => Event::Ready { key, outcome: outcome.map(drop) },
         Operation::Cancel => Event::Cancelled { key },
-        Operation::Close => {
-            // Only a close that failed reports, and then `push` has counted it already.
-            ring.in_kernel += 1;
+        Operation::Alarm => {
+            ring.alarm_ns = None;
             return None;
         }
+        // Only those that failed report: the descriptor or the alarm was gone already.
+        Operation::Close | Operation::MoveAlarm => return None,
     })
 }
 
