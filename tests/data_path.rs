@@ -263,3 +263,29 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
     assert!(matches!(report, Report::Recovered { slot: Slot(0) }), "{report:?}");
     assert_eq!(bench.end().redispatched, client.len() as u64);
 }
+
+#[test]
+fn a_busy_data_path_waits_for_several_and_loses_nobody() {
+    let wait = Duration::from_micros(200);
+    // A machine that is busy with other things may never let the data path be busy.
+    for _ in 0..20 {
+        let coalesce_ns = Some(u64::try_from(wait.as_nanos()).expect("a short time"));
+        let rules = Rules { coalesce_ns, credits: CreditRule::Fixed(64), ..Rules::default() };
+        let mut bench = Bench::start(rules, 2);
+        let mut connected = 0;
+        // Load and rate are measured over two hundred such times.
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < 800 * wait {
+            let clients = bench.connect(32);
+            bench.expect(&[16, 16]);
+            (0..2).for_each(|slot| bench.claim(slot));
+            connected += clients.len() as u64;
+        }
+        let totals = bench.end();
+        assert_eq!((totals.accepted, totals.dropped), (connected, 0));
+        if totals.coalesced > 0 {
+            return;
+        }
+    }
+    panic!("it has never waited");
+}

@@ -155,6 +155,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
     pub(super) slow_start: Duration,
 
+    /// How long a busy primary waits for more connections to hand over at once, while they arrive
+    /// faster than one in this time: less CPU for each, for so much latency; up to 1ms
+    #[arg(long, value_name = "off|TIME", default_value = "50us", value_parser = coalescing)]
+    pub(super) coalesce: Switch<Duration>,
+
     /// What the built-in worker does with connections
     #[arg(long, value_enum, default_value_t)]
     pub(super) serve: Serve,
@@ -281,6 +286,7 @@ impl RunArguments {
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
+            coalesce_ns: self.coalesce.0.map(nanoseconds),
             ..Rules::default()
         }
     }
@@ -301,6 +307,16 @@ fn switch<T>(
     match text {
         "off" => Ok(Switch(None)),
         text => parse(text).map(|value| Switch(Some(value))),
+    }
+}
+
+/// Longer waits would be felt, and be more than a wake-up can ever cost.
+const COALESCE_MAX: Duration = Duration::from_millis(1);
+
+fn coalescing(text: &str) -> std::result::Result<Switch<Duration>, String> {
+    match switch(text, positive_time)? {
+        Switch(Some(time)) if time > COALESCE_MAX => Err("it must be at most 1ms".into()),
+        switch => Ok(switch),
     }
 }
 
@@ -396,6 +412,8 @@ mod tests {
             "--overload-factor 0.5",
             "--credits 0",
             "--hang-after 0ms",
+            "--coalesce 0us",
+            "--coalesce 2ms",
             "--backlog 0",
             "--serve pie",
             "--wrokers 3",

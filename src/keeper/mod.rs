@@ -339,6 +339,7 @@ impl<'a> Keeper<'a> {
         self.summary.dropped = totals.dropped;
         self.summary.pauses = totals.pauses;
         self.summary.paused_ms = totals.paused_ns / 1_000_000;
+        self.summary.coalesced = totals.coalesced;
         self.summary.skips = totals.skips;
         if self.settings.policy == crate::settings::Policy::None {
             self.summary.accepted = self.summary.workers.iter().map(|one| one.assigned).sum();

@@ -57,6 +57,8 @@ pub struct Summary {
     pub pauses: u64,
     /// How long it was stopped for that, in milliseconds.
     pub paused_ms: u64,
+    /// Times that handing over waited so that several connections could go at once.
+    pub coalesced: u64,
     /// How often each stage of the choice passed over a worker.
     pub skips: Skips,
     /// Share of the two busiest workers, in percent; an even spread over n gives 200/n.

@@ -17,8 +17,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::error::Result;
 use crate::handoff::Record;
 use crate::id::{ListenerId, Slot};
-use crate::schedule::{Client, Roster, Rules};
-use crate::sys::clock::monotonic_ns;
+use crate::schedule::{Client, Coalescing, Roster, Rules};
+use crate::sys::clock::{self, monotonic_ns};
 use crate::sys::limits;
 use crate::sys::peer;
 use crate::sys::ring::{Event, Key, Ring, RingShape};
@@ -53,6 +53,7 @@ pub struct Primary {
     held_back: u64,
     links: Vec<Option<Link>>,
     roster: Roster,
+    coalescing: Coalescing,
     /// Accepted and not yet given to anybody. Bounded: accepting stops while anything is here,
     /// so at most one burst of the completion queue can be.
     waiting: VecDeque<Accepted>,
@@ -94,6 +95,7 @@ impl Primary {
         // always finds room; the rest are for what is accepted and waits.
         let (limit, _) = limits::descriptor_limits()?;
         let held_back = limit / 2;
+        let coalescing = Coalescing::new(rules.coalesce_ns);
         let rules = rules.with_credits_up_to(credits_each(held_back, workers));
         Ok(Self {
             ring,
@@ -105,6 +107,7 @@ impl Primary {
             held_back,
             links: Vec::new(),
             roster: Roster::new(rules, 0),
+            coalescing,
             waiting: VecDeque::with_capacity(completions as usize),
             spare: Vec::new(),
             refused: Vec::new(),
@@ -126,13 +129,13 @@ impl Primary {
     /// The ring failed.
     pub fn run(mut self) -> Result<()> {
         let mut events = Vec::with_capacity(4096);
+        let mut accepted_before = 0;
+        clock::sleep_precisely();
         self.ring.poll_readable(BELL, self.lines.bell.as_fd());
         while self.stage != Stage::Ended {
-            if self.awaits_answers() {
-                self.ring.turn(&mut events)?;
-            } else {
-                self.ring.wait(&mut events, self.next_deadline_ns())?;
-            }
+            let accepted = self.totals.accepted - accepted_before;
+            accepted_before = self.totals.accepted;
+            self.wait(&mut events, accepted)?;
             self.now_ns = monotonic_ns();
             for event in events.drain(..) {
                 self.handle(event);
@@ -156,6 +159,23 @@ impl Primary {
         self.waiting.clear();
         self.report(Report::Ended(totals));
         Ok(())
+    }
+
+    /// Hands over what the last turn prepared, and collects what has happened since.
+    fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
+        let wait_ns = self.coalescing.wait_ns(accepted, self.now_ns, clock::thread_cpu_ns);
+        if let Some(wait_ns) = wait_ns {
+            self.totals.coalesced += 1;
+            self.ring.submit();
+            // Not a wait of the ring: every connection would end that, and the point is to be
+            // woken once for several of them.
+            clock::sleep(wait_ns);
+            return self.ring.turn(events);
+        }
+        if self.awaits_answers() {
+            return self.ring.turn(events);
+        }
+        self.ring.wait(events, self.next_deadline_ns())
     }
 
     fn next_deadline_ns(&self) -> Option<u64> {

@@ -136,6 +136,8 @@ pub struct Totals {
     pub pauses: u64,
     /// How long accepting was stopped for that, in nanoseconds.
     pub paused_ns: u64,
+    /// Times that the loop waited so that several connections could be handed over at once.
+    pub coalesced: u64,
     /// How often each stage passed over a worker.
     pub skips: Skips,
     /// Completion queue overflows.

@@ -7,12 +7,14 @@
 
 mod cascade;
 mod chooser;
+mod coalescing;
 mod credits;
 mod picker;
 mod roster;
 
 pub use cascade::{Limits, Skips};
 pub use chooser::SchedulerFactory;
+pub use coalescing::Coalescing;
 pub use credits::{CREDITS_MAX, CreditRule};
 pub use picker::{Order, Picker};
 pub use roster::{Refusal, Roster, Rules, Sample};

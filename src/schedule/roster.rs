@@ -29,6 +29,9 @@ pub struct Rules {
     pub hang_after_ns: Option<u64>,
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,
+    /// How long a busy primary waits for more connections before it looks again, while they arrive
+    /// faster than one in that time; never, if none. See [`Coalescing`](super::Coalescing).
+    pub coalesce_ns: Option<u64>,
 }
 
 /// What a worker's page says at one moment.
@@ -103,6 +106,7 @@ impl Default for Rules {
             credits_max: CREDITS_MAX,
             hang_after_ns: Some(100_000_000),
             slow_start_ns: 1_000_000_000,
+            coalesce_ns: Some(50_000),
         }
     }
 }

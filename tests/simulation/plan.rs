@@ -178,6 +178,7 @@ fn rules(random: &mut Rng) -> Rules {
         credits_max: if random.bool() { CREDITS_MAX } else { random.u32(1..40) },
         hang_after_ns: hang_after_ns.map(|milliseconds| milliseconds * MILLISECOND),
         slow_start_ns: [0, 50, 1_000][random.usize(0..3)] * MILLISECOND,
+        coalesce_ns: None,
     }
 }
 

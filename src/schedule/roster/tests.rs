@@ -14,6 +14,7 @@ fn roster(workers: u16) -> Roster {
         credits_max: CREDITS_MAX,
         hang_after_ns: Some(100 * MS),
         slow_start_ns: 0,
+        coalesce_ns: None,
     };
     let mut roster = Roster::new(rules, 1);
     for slot in (0..workers).map(Slot) {

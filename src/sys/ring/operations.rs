@@ -279,7 +279,8 @@ impl Ring {
         }
         // One that has just gone off cannot be moved; its own completion ends the next wait, and
         // the one after that sets another.
-        let update = opcode::TimeoutUpdate::new(Token::new(Operation::Alarm, Key::default()).0, time);
+        let update =
+            opcode::TimeoutUpdate::new(Token::new(Operation::Alarm, Key::default()).0, time);
         let update = update.flags(TimeoutFlags::ABS).build().flags(squeue::Flags::SKIP_SUCCESS);
         self.push(Operation::MoveAlarm, Key::default(), update);
     }
