@@ -295,7 +295,8 @@ impl Drop for Ring {
             }
         }
         let nothing_left = matches!(&cancelled, Err(error) if errno_of(error) == Errno::ENOENT);
-        if self.in_kernel > 0 && !nothing_left {
+        // Nobody knows whether the descriptors of an unanswered message are closed already.
+        if self.in_kernel > 0 && (!nothing_left || !self.unanswered.is_empty()) {
             // Memory that the kernel may still write to is given up rather than freed.
             std::mem::forget(std::mem::take(&mut self.sends));
             std::mem::forget(std::mem::take(&mut self.messages_out));
