@@ -220,6 +220,9 @@ impl Listeners {
             let bound = inherited.address().to_owned();
             return Ok((Socket::Stream(Arc::clone(inherited)), bound));
         }
+        // Only TCP knows ports that several sockets share.
+        let is_tcp = matches!(address, ListenAddress::Tcp(_) | ListenAddress::Name(..));
+        let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
         let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
         let bound = listener.address().to_owned();
         if matches!(address, ListenAddress::Inherited(_)) {
