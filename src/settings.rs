@@ -89,6 +89,17 @@ pub enum Restart {
     Never,
 }
 
+/// How messages between the primary and programs are written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum MessageFormat {
+    /// JSON.
+    #[default]
+    Json,
+    /// V8's structured clone for Node, which keeps dates, maps and byte arrays apart; CBOR for
+    /// the native channel.
+    Advanced,
+}
+
 /// What drives the built-in worker's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -124,6 +135,8 @@ pub struct Settings {
     pub workers: Workers,
     /// Who runs on which CPU.
     pub pin: Pin,
+    /// How messages to and from the program are written down.
+    pub message_format: MessageFormat,
     /// Who chooses.
     pub policy: Policy,
     /// How workers accept when they do.

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::handler::Serve;
 use crate::schedule::{CREDITS_MAX, CreditRule, Limits, Rules};
 use crate::settings::{
-    AcceptMechanism, Dialect, Policy, Program, Restart, Runtime, ServeSettings, Settings,
+    AcceptMechanism, Dialect, MessageFormat, Policy, Program, Restart, Runtime, ServeSettings,
+    Settings,
 };
 use crate::topology::{Pin, Workers};
 use crate::work::Work;
@@ -188,6 +189,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "75s", value_parser = positive_time)]
     pub(super) idle_timeout: Duration,
 
+    /// How messages between the primary and PROGRAM are written down
+    #[arg(long, value_enum, default_value_t, requires = "program")]
+    pub(super) serialization: MessageFormat,
+
     /// Which ended workers are replaced
     #[arg(long, value_enum, default_value_t)]
     pub(super) restart: Restart,
@@ -253,6 +258,7 @@ impl RunArguments {
                 header_timeout: self.header_timeout,
                 idle_timeout: self.idle_timeout,
             },
+            message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
         };
@@ -416,6 +422,7 @@ mod tests {
             "--coalesce 2ms",
             "--backlog 0",
             "--serve pie",
+            "--serialization advanced",
             "--wrokers 3",
             "--dialect node",
             "--serve echo -- node server.js",

@@ -25,9 +25,10 @@ pub use event::Event;
 pub use summary::{Summary, WorkerSummary};
 
 use crate::cluster::{Cluster, Events, ForkOptions, WorkerHandle};
+use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
-use crate::settings::{Dialect, Program, Settings};
+use crate::settings::{Dialect, MessageFormat, Program, Settings};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::probe::FeatureLevel;
 use crate::sys::signal::Signals;
@@ -360,6 +361,10 @@ fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
         cluster.accept = settings.accept;
         cluster.rules = settings.rules.clone();
         cluster.backlog = settings.backlog;
+        cluster.serialization = match settings.message_format {
+            MessageFormat::Json => Serialization::Json,
+            MessageFormat::Advanced => Serialization::Advanced,
+        };
         cluster.cpus.clone_from(&plan.workers);
         cluster.primary_cpu = plan.primary;
         let workers = NonZeroUsize::new(plan.workers.len());
