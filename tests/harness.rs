@@ -141,15 +141,17 @@ fn page_is_complete(page: &str) {
 }
 
 #[test]
-fn real_node_is_counted_in_both_policies() {
+fn real_node_is_counted_under_either_primary() {
     if !has_program("node") {
         return;
     }
     let words = "imbalance --quick --workers 2 --connections 60 --quiet --json \
-                 --target node:none --target node:rr";
+                 --target node:none --target node:rr --target rr+node --target none+node \
+                 --target none:reuseport+node";
     let output = run("node", words);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let report = report(&output);
+    assert_eq!(report["cells"].as_array().map(Vec::len), Some(5 * 4));
     for cell in report["cells"].as_array().expect("a list") {
         let counts = cell["runs"][0]["connections"].as_array().expect("counts");
         assert_eq!(counts.iter().filter_map(Value::as_u64).sum::<u64>(), 60, "{cell}");
@@ -282,17 +284,27 @@ fn peers_are_started_loaded_and_ended() {
     if peers.is_empty() {
         return;
     }
+    let own = if peers.contains(&"node") { "--target rr --target rr+node" } else { "--target rr" };
     let words = format!(
         "bench --workers 2 --duration 150ms --warmup 0s --repeats 6 --rate 100 --scenario short \
-         --quiet --json --against {}",
+         --quiet --json {own} --against {}",
         peers.join(",")
     );
     let report = report(&run("peers", &words));
     let trials = report["trials"].as_array().expect("a list");
-    assert_eq!(trials.len(), 6 * (1 + peers.len()));
+    assert_eq!(trials.len(), 6 * (own.matches("--target").count() + peers.len()));
     for trial in trials {
         assert_eq!(trial["failure"], Value::Null, "{trial}");
-        assert!(trial["record"]["completed"].as_u64().is_some_and(|count| count > 0), "{trial}");
+        let record = &trial["record"];
+        assert!(record["completed"].as_u64().is_some_and(|count| count > 0), "{trial}");
+        let number = |key: &str| record[key].as_f64();
+        let parts = number("primary_cpu_us_per_request").zip(number("workers_cpu_us_per_request"));
+        // HAProxy's workers are threads of the only process.
+        assert_eq!(parts.is_none(), trial["target"] == "haproxy", "{trial}");
+        if let Some((primary, workers)) = parts {
+            let whole = number("server_cpu_us_per_request").expect("the whole");
+            assert!((primary + workers - whole).abs() < 1e-6 * whole, "{trial}");
+        }
     }
     let versions = report["environment"]["peers"].as_object().expect("an object");
     assert_eq!(versions.len(), peers.len());

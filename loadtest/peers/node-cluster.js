@@ -3,7 +3,8 @@
 // Started as `node node-cluster.js '{"workers":8,"policy":"rr","port":0,"backlog":4096,
 // "work":null}'`. Tells JSON lines on standard output: `listening` with the address and the
 // workers' process ids once all of them listen, and after SIGTERM or SIGINT `summary` with the
-// connections that each worker has accepted. `work` makes every request cost something:
+// connections that each worker has accepted. Under a primary that is not Node's the same script is
+// a worker, which sends its count when it leaves. `work` makes every request cost something:
 // {"kind":"cpu"|"block","parts":[[weight, nanoseconds], …]}.
 'use strict';
 
@@ -119,9 +120,12 @@ function worker() {
     connections += 1;
   });
   server.listen({ host: '127.0.0.1', port: options.port || 0, backlog: options.backlog || 4096 });
+  const report = () => process.send({ connections, requests });
   process.on('message', (message) => {
-    if (message === 'report') process.send({ connections, requests });
+    if (message === 'report') report();
   });
+  // Another primary than the one above does not ask, but lets its workers end in order.
+  server.on('close', report);
   // The primary ends its workers; a terminal's Ctrl-C must not take their counts along.
   process.on('SIGINT', () => undefined);
 }

@@ -32,6 +32,8 @@ Examples:
       the same load on other servers, which are started and stopped by this command
   clusterlb bench --scenario heavy-70 --target rr --target 'rr --overload-factor off'
       what an option of this program is worth
+  clusterlb bench --scenario capacity -w 2 -t node:rr -t rr+node -t none:reuseport+node
+      Node's workers under its own primary, and the same under this one
   clusterlb bench --scenario all --target rr --target none:uring --duration 10s --json
 
 Scenarios: short, capacity, keep-alive, heavy-50, heavy-70, heavy-85, mixed, stall, stopped, burst.
@@ -49,8 +51,8 @@ pub(super) struct BenchArguments {
     #[arg(short, long, value_name = "NAME")]
     scenario: Vec<String>,
 
-    /// A policy of this program, with options of its own if need be; can be repeated. The others
-    /// are compared with the first
+    /// A policy of this program, with options of its own if need be, as rr+node if the workers
+    /// shall be Node's; can be repeated. The others are compared with the first
     /// [default: rr, none:epoll, none:reuseport; only rr with --against]
     #[arg(short, long, value_name = "TARGET", value_parser = parse::<Target>)]
     target: Vec<Target>,

@@ -235,10 +235,10 @@ impl Missing {
 pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, Vec<Missing>) {
     let mut missing = Vec::new();
     let there = targets.into_iter().filter(|target| {
-        let Target::Peer(peer) = target else {
+        let Some(peer) = target.requires() else {
             return true;
         };
-        let what = absence(*peer, blocking);
+        let what = absence(peer, blocking);
         let remedy = peer.remedy();
         missing.extend(what.map(|what| Missing { target: *target, what, remedy }));
         missing.last().is_none_or(|missing| missing.target != *target)

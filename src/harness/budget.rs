@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::matrix::Case;
-use super::target::{Peer, Target};
+use super::target::Target;
 
 /// Starting and ending a server of this program and a generator. On two busy CPUs it took a
 /// quarter of that with eight workers.
@@ -26,10 +26,7 @@ pub fn at_most(targets: &[Target], cases: &[Case], repeats: usize) -> Option<Dur
 }
 
 fn around(target: Target) -> Duration {
-    match target {
-        Target::Peer(Peer::Node { .. }) => AROUND_NODE,
-        Target::Own { .. } | Target::Peer(Peer::Nginx { .. } | Peer::Haproxy) => AROUND_OWN,
-    }
+    if target.runs_node() { AROUND_NODE } else { AROUND_OWN }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Own policies and peers look alike from here on: an address, processes, and at the end the
 //! books, as far as the server keeps any. Refuses to load it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +21,7 @@ use super::attention::{Attention, Halt};
 use super::child::{Child, failure};
 use super::folder::Folder;
 use super::peer::{self, PeerPlan};
-use super::target::{Peer, Target};
+use super::target::{NODE_MARK, Peer, Target};
 use super::usage;
 use crate::error::{Error, Result, errno_of};
 use crate::work::Work;
@@ -82,12 +84,9 @@ impl Server {
         match target {
             Target::Own { .. } => own(target, setup, attention),
             Target::Peer(peer @ Peer::Node { primary_accepts }) => {
-                let plan = PeerPlan { port: 0, ..plan(setup, "") };
-                let options = peer::node_options(&plan, primary_accepts).to_string();
                 let folder = Folder::new()?;
-                let script = folder.write("node-cluster.js", peer::NODE_SCRIPT)?;
                 let mut command = Command::new(peer.program());
-                command.arg(script).arg(options);
+                command.args(node_arguments(&folder, setup, primary_accepts)?);
                 let child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
                 let mut server = until_told(target, child, attention)?;
                 server.folder = Some(folder);
@@ -151,19 +150,30 @@ fn plan<'a>(setup: &'a Setup, folder: &'a str) -> PeerPlan<'a> {
     PeerPlan { workers: *workers, cpus, port: 0, work: work.as_ref(), folder }
 }
 
-/// The arguments of this very program for a target of its own.
+/// The script for Node, written into a folder, and its options.
+fn node_arguments(folder: &Folder, setup: &Setup, primary_accepts: bool) -> Result<[OsString; 2]> {
+    let options = peer::node_options(&plan(setup, ""), primary_accepts).to_string();
+    let script = folder.write("node-cluster.js", peer::NODE_SCRIPT)?;
+    Ok([script.into(), options.into()])
+}
+
+/// The arguments of this very program for a target of its own, up to the program that it runs, if
+/// it runs one.
 fn own_arguments(target: Target, setup: &Setup) -> Vec<String> {
-    let mut words = vec!["--json", "--listen", "127.0.0.1:0", "--grace", GRACE, "--backlog"];
+    let mut words = vec!["--json", "--grace", GRACE];
     let backlog = peer::BACKLOG.to_string();
-    words.push(&backlog);
+    if !target.runs_node() {
+        words.extend(["--listen", "127.0.0.1:0", "--backlog", &backlog]);
+    }
     let (workers, name) = (setup.workers.to_string(), target.to_string());
     words.extend(["--workers", &workers]);
     let (name, options) = name.split_once(' ').unwrap_or((&name, ""));
+    let name = name.trim_end_matches(NODE_MARK);
     let (policy, accept) = name.split_once(':').map_or((name, None), |(a, b)| (a, Some(b)));
     words.extend(["--policy", policy]);
     words.extend(accept.into_iter().flat_map(|accept| ["--accept", accept]));
     let seed = setup.seed.to_string();
-    let work = setup.work.as_ref().map(Work::to_string);
+    let work = setup.work.as_ref().filter(|_| !target.runs_node()).map(Work::to_string);
     words.extend(work.iter().flat_map(|work| ["--work", &**work, "--work-seed", &*seed]));
     words.extend(options.split_whitespace());
     words.into_iter().map(str::to_owned).collect()
@@ -176,8 +186,17 @@ fn own(
 ) -> std::result::Result<Server, Halt> {
     let mut command = own_command()?;
     command.args(own_arguments(target, setup));
+    let folder = if let Some(peer) = target.requires() {
+        let folder = Folder::new()?;
+        let script = node_arguments(&folder, setup, true)?;
+        command.arg("--").arg(peer.program()).args(script);
+        Some(folder)
+    } else {
+        None
+    };
     let child = start_on(&setup.cpus, &format!("clusterlb {target}"), &mut command)?;
     let mut server = until_told(target, child, attention)?;
+    server.folder = folder;
     let mut online = Vec::new();
     while online.len() < setup.workers {
         let line = server.child.next_line(START_WITHIN, attention)?;
@@ -193,6 +212,9 @@ fn own(
     // In the order of the books, which is not that in which they happen to be ready.
     online.sort_unstable();
     server.workers = online.into_iter().map(|(_, pid)| pid).collect();
+    if target.runs_node() {
+        server.pin_workers(&setup.cpus);
+    }
     Ok(server)
 }
 
@@ -223,6 +245,7 @@ struct Told {
     pid: Option<u32>,
     workers: Option<Value>,
     restarted: Option<u64>,
+    message: Option<Value>,
 }
 
 /// Waits until a server tells that it listens.
@@ -324,13 +347,21 @@ fn cpu_set(cpus: &[usize]) -> CpuSet {
 fn books(lines: &[String], workers: usize) -> Books {
     let told = lines.iter().filter_map(|line| serde_json::from_str::<Told>(line).ok());
     let mut books = Books::default();
+    // Node's workers count for themselves, so that both primaries are measured alike.
+    let mut reports = BTreeMap::new();
     for told in told {
         match &*told.event {
             "respawn" => books.restarted += 1,
+            "message" => {
+                let count = told.message.and_then(|message| message["connections"].as_u64());
+                reports.extend(told.id.map(u64::from).zip(count));
+            }
             "summary" => {
                 books.restarted += told.restarted.unwrap_or(0);
                 books.connections = told.workers.as_ref().and_then(Value::as_array).map(|list| {
-                    let mut counts: Vec<u64> = list.iter().map(connections).collect();
+                    let of =
+                        |worker| reported(&reports, worker).unwrap_or_else(|| connections(worker));
+                    let mut counts: Vec<u64> = list.iter().map(of).collect();
                     // One that was replaced has a row of its own.
                     counts.resize(counts.len().max(workers), 0);
                     counts
@@ -340,6 +371,11 @@ fn books(lines: &[String], workers: usize) -> Books {
         }
     }
     books
+}
+
+/// What a worker of ours that is Node has told itself.
+fn reported(reports: &BTreeMap<u64, u64>, worker: &Value) -> Option<u64> {
+    reports.get(&worker["id"].as_u64()?).copied()
 }
 
 /// The connections of a worker: Node's are counted by the script, ours by the primary, which may
@@ -383,6 +419,11 @@ mod tests {
         assert!(!words("rr").contains("--accept"));
         let text = words("rr --credits 8");
         assert!(text.contains("--policy rr ") && text.ends_with(" --credits 8"), "{text}");
+        // What listens and what works is the script.
+        let text = words("none:reuseport+node --grace 3s");
+        let expected = "--workers 8 --policy none --accept reuseport --grace 3s";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(!text.contains("--listen") && !text.contains("--work "), "{text}");
     }
 
     #[test]
@@ -398,6 +439,18 @@ mod tests {
         let read = books(&[node.replace('\n', "")], 2);
         assert_eq!(read, Books { connections: Some(vec![4, 0]), restarted: 2 });
         assert_eq!(books(&[], 2), Books::default());
+        let message = |id: u32, count: u32| {
+            format!(
+                r#"{{"event":"message","id":{id},"pid":5,"message":{{"connections":{count}}}}}"#
+            )
+        };
+        let mut lines = vec![message(2, 11), message(1, 8)];
+        lines.push(
+            r#"{"event":"summary","workers":[{"id":1,"assigned":0},{"id":2,"assigned":0},
+            {"id":3,"assigned":4,"returned":1}]}"#
+                .replace('\n', ""),
+        );
+        assert_eq!(books(&lines, 3).connections, Some(vec![8, 11, 3]));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Measure {
 }
 
 /// All of them, in the order in which they are told.
-pub const MEASURES: [Measure; 12] = [
+pub const MEASURES: [Measure; 15] = [
     speed("rate_per_s", "rate", |record| Some(record.rate_per_s)),
     speed("p50_us", "median latency", |record| record.response.p50_us),
     speed("p90_us", "90th percentile", |record| record.response.p90_us),
@@ -38,12 +38,19 @@ pub const MEASURES: [Measure; 12] = [
     cost("server_cpu_us_per_request", "CPU of the server per request", |record| {
         Some(record.server_cpu_us_per_request)
     }),
+    cost("primary_cpu_us_per_request", "of it the primary's", |record| {
+        record.primary_cpu_us_per_request
+    }),
+    cost("workers_cpu_us_per_request", "the workers'", |record| record.workers_cpu_us_per_request),
     cost("machine_cpu_us_per_request", "CPU of the machine per request", |record| {
         Some(record.machine_cpu_us_per_request)
     }),
     cost("memory_peak_mib", "peak memory", |record| Some(record.memory_peak_mib)),
     uncompared("top_two_share", "share of the two busiest workers", |record| {
         record.balance.or(record.cpu_balance).map(|balance| balance.top_two_share)
+    }),
+    uncompared("max_over_mean", "load of the busiest worker over the mean", |record| {
+        record.balance.or(record.cpu_balance).map(|balance| balance.max_over_mean)
     }),
     uncompared("in_flight_spread", "connections of the fullest worker beyond the emptiest's", {
         |record| record.in_flight.spread_mean
@@ -286,6 +293,8 @@ fn sentences(summaries: &[Summary]) -> Vec<String> {
         "p50_us",
         "p99_us",
         "server_cpu_us_per_request",
+        "primary_cpu_us_per_request",
+        "workers_cpu_us_per_request",
         "machine_cpu_us_per_request",
     ];
     let mut words = Vec::new();

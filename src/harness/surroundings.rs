@@ -70,8 +70,8 @@ impl Surroundings {
         let support = probe::probe();
         let mut peers = BTreeMap::new();
         for target in targets {
-            if let Target::Peer(peer) = target {
-                peers.entry(peer.program().to_owned()).or_insert_with(|| version_of(*peer));
+            if let Some(peer) = target.requires() {
+                peers.entry(peer.program().to_owned()).or_insert_with(|| version_of(peer));
             }
         }
         let mut warnings = Vec::new();

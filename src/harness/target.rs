@@ -24,6 +24,8 @@ pub enum Target {
         /// Further words of its command line, such as `--credits 8`; mostly none. They live as
         /// long as the process: targets are named once, on its own command line.
         options: &'static str,
+        /// Its workers are Node's: those of the very script that [`Peer::Node`] runs.
+        node: bool,
     },
     /// Another one.
     Peer(Peer),
@@ -50,32 +52,55 @@ pub enum Peer {
 #[must_use]
 pub fn mechanisms() -> Vec<Target> {
     let none = AcceptMechanism::value_variants().iter();
-    let none =
-        none.map(|accept| Target::Own { policy: Policy::None, accept: Some(*accept), options: "" });
+    let none = none.map(|accept| Target::Own {
+        policy: Policy::None,
+        accept: Some(*accept),
+        options: "",
+        node: false,
+    });
     none.chain([Target::RR]).collect()
 }
 
 const FORMS: &str = "name rr, least, sticky, none:MECHANISM (epoll, epoll-drain, epoll-exclusive, \
-     uring, uring-multishot or reuseport), node, node:none, nginx, nginx:reuseport or haproxy; \
-     own ones may be followed by options, as in `rr --credits 8`";
+     uring, uring-multishot or reuseport), the same with Node's workers (rr+node, least+node, \
+     sticky+node, none+node, none:reuseport+node), node, node:none, nginx, nginx:reuseport or \
+     haproxy; own ones may be followed by options, as in `rr --credits 8`";
+/// What is behind the name of an own policy if its workers are Node's.
+pub(super) const NODE_MARK: &str = "+node";
 
 impl Target {
     /// The primary accepts and hands over.
-    pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None, options: "" };
+    pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None, options: "", node: false };
+
+    /// Whether Node serves, whoever accepts.
+    #[must_use]
+    pub fn runs_node(self) -> bool {
+        matches!(self, Self::Own { node: true, .. } | Self::Peer(Peer::Node { .. }))
+    }
+
+    /// The program of others that it takes, if it takes one: what it is, and how to install it.
+    #[must_use]
+    pub fn requires(self) -> Option<Peer> {
+        match self {
+            Self::Own { node: false, .. } => None,
+            Self::Own { node: true, .. } => Some(Peer::Node { primary_accepts: true }),
+            Self::Peer(peer) => Some(peer),
+        }
+    }
 
     /// Why a request cannot be made to cost this with that target, if so.
     #[must_use]
     pub fn objection(&self, work: &Work) -> Option<&'static str> {
         let constants = matches!(work.time, ServiceTime::Constant { .. } | ServiceTime::Mix { .. });
         match (self, work.kind) {
-            (Self::Own { .. }, _) => None,
+            (Self::Own { node: false, .. }, _) => None,
             (Self::Peer(Peer::Haproxy), _) => {
                 Some("HAProxy answers by itself and has no way to make a request cost something")
             }
             (Self::Peer(Peer::Nginx { .. }), WorkKind::Cpu) => {
                 Some("nginx has no module that makes a request compute")
             }
-            _ if !constants => Some("only constants and mixes of them are translated for peers"),
+            _ if !constants => Some("only constants and mixes of them are translated for others"),
             _ => None,
         }
     }
@@ -109,10 +134,13 @@ impl fmt::Display for Target {
             value().map_or_else(String::new, |value| value.get_name().to_owned())
         };
         match self {
-            Self::Own { policy, accept, options } => {
+            Self::Own { policy, accept, options, node } => {
                 f.write_str(&word(&|| policy.to_possible_value()))?;
                 if let Some(accept) = accept {
                     write!(f, ":{}", word(&|| accept.to_possible_value()))?;
+                }
+                if *node {
+                    f.write_str(NODE_MARK)?;
                 }
                 if options.is_empty() { Ok(()) } else { write!(f, " {options}") }
             }
@@ -146,20 +174,22 @@ impl FromStr for Target {
             "" => "",
             options => format!("--{options}").leak(),
         };
-        let (policy, accept) = match text.trim().split_once(':') {
-            None => (text.trim(), None),
-            Some((policy, accept)) => (policy, Some(accept)),
-        };
+        let text = text.trim();
+        let (text, node) = text.strip_suffix(NODE_MARK).map_or((text, false), |text| (text, true));
+        let (policy, accept) =
+            text.split_once(':').map_or((text, None), |(policy, accept)| (policy, Some(accept)));
         let policy = Policy::from_str(policy, false).map_err(|_| unknown())?;
         let accept = accept.map(|accept| AcceptMechanism::from_str(accept, false)).transpose();
         let accept = accept.map_err(|_| unknown())?;
-        match (policy, accept) {
-            (Policy::None, None) => {
-                Ok(Self::Own { policy, accept: Some(AcceptMechanism::default()), options })
-            }
-            (Policy::None, _) | (_, None) => Ok(Self::Own { policy, accept, options }),
-            _ => Err(unknown()),
-        }
+        let accept = match (policy, accept) {
+            // How Node accepts is its own affair; only whose socket it is can be chosen.
+            (Policy::None, None | Some(AcceptMechanism::Reuseport)) if node => accept,
+            (Policy::None, Some(_)) if node => return Err(unknown()),
+            (Policy::None, None) => Some(AcceptMechanism::default()),
+            (Policy::None, _) | (_, None) => accept,
+            _ => return Err(unknown()),
+        };
+        Ok(Self::Own { policy, accept, options, node })
     }
 }
 
@@ -176,9 +206,11 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         let peers = ["node:rr", "node:none", "nginx", "nginx:reuseport", "haproxy"];
+        let under = ["rr+node", "least+node", "sticky+node", "none+node", "none:reuseport+node"];
         let names = mechanisms().into_iter().map(|target| target.to_string());
-        let names: Vec<String> = names.chain(peers.map(str::to_owned)).collect();
-        assert_eq!(names.len(), 12);
+        let others = peers.into_iter().chain(under).map(str::to_owned);
+        let names: Vec<String> = names.chain(others).collect();
+        assert_eq!(names.len(), 17);
         for name in names {
             let target: Target = name.parse().expect(&name);
             assert_eq!(target.to_string(), name);
@@ -189,9 +221,11 @@ mod tests {
         assert_eq!(target("least").expect("a policy"), "least");
         let turned = target(" rr  --credits 8 --overload-factor off ").expect("options");
         assert_eq!(turned, "rr --credits 8 --overload-factor off");
-        for nonsense in
-            ["", "rr:epoll", "none:", "none:kqueue", "apache", "nginx:epoll", "nginx --fast"]
-        {
+        let turned = target("rr+node --credits 8").expect("options");
+        assert_eq!(turned, "rr+node --credits 8");
+        let nonsense = ["", "rr:epoll", "none:", "none:kqueue", "apache", "nginx:epoll"];
+        let mixed = ["nginx --fast", "nginx+node", "node+node", "none:epoll+node", "+node"];
+        for nonsense in nonsense.into_iter().chain(mixed) {
             assert_eq!(target(nonsense).expect_err(nonsense).exit_code(), 2);
         }
     }
@@ -206,5 +240,18 @@ mod tests {
         assert!(!objects("node", "cpu:1ms") && !objects("nginx", "block:heavy"));
         assert!(objects("nginx", "cpu:1ms") && objects("node", "block:exp:1ms"));
         assert!(objects("haproxy", "block:1ms"));
+        assert!(!objects("rr+node", "cpu:1ms") && objects("rr+node", "cpu:exp:1ms"));
+    }
+
+    #[test]
+    fn what_has_to_be_installed_is_known() {
+        let program = |target: &str| {
+            let target: Target = target.parse().expect("a target");
+            (target.requires().map(Peer::program), target.runs_node())
+        };
+        assert_eq!(program("rr"), (None, false));
+        assert_eq!(program("none:reuseport+node"), (Some("node"), true));
+        assert_eq!(program("node:none"), (Some("node"), true));
+        assert_eq!(program("nginx"), (Some("nginx"), false));
     }
 }

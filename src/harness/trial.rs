@@ -20,7 +20,7 @@ use super::in_flight::{InFlight, Watch};
 use super::placement::Placement;
 use super::scenario::{Fault, Knobs, Scenario};
 use super::server::{Books, Server, Setup};
-use super::target::{Peer, Target};
+use super::target::Target;
 use super::usage::{Memory, Usage};
 use super::validity::{Aspect, Objection, counting, judged};
 use crate::error::{Error, Result};
@@ -86,6 +86,10 @@ pub struct Record {
     pub server_cpu_ms: f64,
     /// The same for each answered request.
     pub server_cpu_us_per_request: f64,
+    /// What of it the process used that has started the others; nothing if there are no others.
+    pub primary_cpu_us_per_request: Option<f64>,
+    /// What of it these others used.
+    pub workers_cpu_us_per_request: Option<f64>,
     /// CPU time of the whole machine, generator and everybody else included.
     pub machine_cpu_us_per_request: f64,
     /// Time that the hypervisor gave to others.
@@ -160,25 +164,24 @@ impl Trial<'_> {
         let used = Usage::of_tree(server.root()).since(&before);
         let memory = Memory::of_tree(server.root());
         saboteur.make_good();
-        let workers = server.workers.clone();
+        let (root, workers) = (server.root(), server.workers.clone());
         let in_flight = watch.finish();
         let books = server.end()?;
         if loaded.totals.completed == 0 {
             let why = loaded.failure.map_or_else(String::new, |failure| failure.cause);
             return Err(Halt::Failed(unanswered(target, &why)));
         }
-        let seen = Seen { used, memory, workers, in_flight, books };
+        let seen = Seen { used, memory, root, workers, in_flight, books };
         Ok(record(self, &loaded, seen))
     }
 }
 
 /// What a target is loaded with before its warm-up, if it compiles while it runs.
 fn compile(target: Target, knobs: &Knobs) -> Option<Load> {
-    let compiles = matches!(target, Target::Peer(Peer::Node { .. }));
     let requests = NODE_REQUESTS_TO_COMPILE * knobs.workers as u64;
     let clients = Load::clients(knobs.connections);
     let load = Load { requests: Some(requests), duration: Some(COMPILE_WITHIN), ..clients };
-    compiles.then_some(load)
+    target.runs_node().then_some(load)
 }
 
 fn unanswered(target: Target, why: &str) -> Error {
@@ -234,9 +237,18 @@ impl Saboteur {
 struct Seen {
     used: Usage,
     memory: Memory,
+    root: u32,
     workers: Vec<u32>,
     in_flight: InFlight,
     books: Books,
+}
+
+impl Seen {
+    /// CPU time of the process that has started the others, and of these others.
+    fn split_ns(&self) -> Option<(u64, u64)> {
+        let primary = self.used.processes_ns.get(&self.root).copied().unwrap_or(0);
+        (!self.workers.is_empty()).then(|| (primary, self.used.server_ns().saturating_sub(primary)))
+    }
 }
 
 fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
@@ -244,6 +256,8 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
     let begun = loaded.totals.started.max(1);
     let (balance, cpu_balance, shares) = shares(&seen);
     let (objections, consequences) = judged(trial.scenario, loaded, seen.books.restarted);
+    let per_request = |ns: u64| to_f64(ns) / 1e3 / completed;
+    let split = seen.split_ns();
     let Seen { used, memory, in_flight, .. } = seen;
     let latency = &loaded.latency;
     Record {
@@ -256,8 +270,10 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
         corrected: latency.response.corrected,
         curve: latency.response.curve.clone(),
         server_cpu_ms: to_f64(used.server_ns()) / 1e6,
-        server_cpu_us_per_request: to_f64(used.server_ns()) / 1e3 / completed,
-        machine_cpu_us_per_request: to_f64(used.machine_ns) / 1e3 / completed,
+        server_cpu_us_per_request: per_request(used.server_ns()),
+        primary_cpu_us_per_request: split.map(|(primary, _)| per_request(primary)),
+        workers_cpu_us_per_request: split.map(|(_, workers)| per_request(workers)),
+        machine_cpu_us_per_request: per_request(used.machine_ns),
         stolen_ms: to_f64(used.stolen_ns) / 1e6,
         generator_cpu_percent: loaded.cpu.busiest_thread_percent,
         generator_waiting_percent: loaded.cpu.busiest_thread_waiting_percent,
@@ -375,8 +391,10 @@ mod tests {
             warm_up: Duration::from_secs(1),
             seed: 1,
         };
-        let node = "node".parse().expect("a target");
-        assert_eq!(compile(node, &knobs).and_then(|load| load.requests), Some(32_000));
+        for node in ["node", "rr+node"] {
+            let node = node.parse().expect("a target");
+            assert_eq!(compile(node, &knobs).and_then(|load| load.requests), Some(32_000));
+        }
         assert_eq!(compile(Target::RR, &knobs), None);
     }
 }

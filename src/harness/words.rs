@@ -37,13 +37,13 @@ pub fn mechanism(target: Target) -> &'static str {
             "The primary alone accepts, and the client's address decides the worker unless that \
              one is overloaded. Few clients therefore mean few workers, by intention."
         }
-        Target::Own { policy: Policy::None, .. } => accepting(AcceptMechanism::Epoll),
         Target::Peer(Peer::Node { primary_accepts: true }) => {
             "Node's primary accepts and keeps a list of idle workers; the first of the list gets \
              the next connection and returns to its end once it has answered the message. Workers \
              that answer late get less, so the counts are near even and not exactly so."
         }
-        Target::Peer(Peer::Node { primary_accepts: false }) => {
+        Target::Own { policy: Policy::None, .. }
+        | Target::Peer(Peer::Node { primary_accepts: false }) => {
             "Node's workers wait in epoll_wait on one shared socket and race for each connection, \
              one for each wake-up (libuv 1.45 and later) or until nothing is left (before)."
         }

@@ -103,12 +103,14 @@ fn ratios(scenario: &Comparisons) -> String {
     let Some((first, others)) = scenario.summaries.split_first() else {
         return String::new();
     };
-    const KEYS: [(&str, &str); 6] = [
+    const KEYS: [(&str, &str); 8] = [
         ("rate", "rate_per_s"),
         ("p50", "p50_us"),
         ("p99", "p99_us"),
         ("p99.9", "p999_us"),
         ("cpu/req", "server_cpu_us_per_request"),
+        ("primary", "primary_cpu_us_per_request"),
+        ("workers", "workers_cpu_us_per_request"),
         ("machine", "machine_cpu_us_per_request"),
     ];
     let compared =
@@ -245,9 +247,9 @@ fn curves(workers: &[Vec<u64>]) -> Vec<(String, Vec<f64>)> {
     ]
 }
 
-const TRIAL_HEADINGS: [&str; 12] = [
-    "scenario", "target", "round", "rate/s", "p50", "p99", "p99.9", "max", "cpu/req", "machine",
-    "failed", "counts",
+const TRIAL_HEADINGS: [&str; 14] = [
+    "scenario", "target", "round", "rate/s", "p50", "p99", "p99.9", "max", "cpu/req", "primary",
+    "workers", "machine", "failed", "counts",
 ];
 
 fn trials_table(trials: &[Outcome]) -> String {
@@ -259,11 +261,13 @@ fn trials_table(trials: &[Outcome]) -> String {
             cells.push(format!("{:.0}", record.rate_per_s));
             let latencies = [response.p50_us, response.p99_us, response.p999_us, response.max_us];
             cells.extend(latencies.map(time));
-            let costs = [record.server_cpu_us_per_request, record.machine_cpu_us_per_request];
-            cells.extend(costs.map(|us| time(Some(us))));
+            cells.push(time(Some(record.server_cpu_us_per_request)));
+            let parts = [record.primary_cpu_us_per_request, record.workers_cpu_us_per_request];
+            cells.extend(parts.map(time));
+            cells.push(time(Some(record.machine_cpu_us_per_request)));
             cells.push(format!("{:.1} %", 100.0 * record.failed_share));
         } else {
-            cells.extend(std::iter::repeat_n("–".to_owned(), 8));
+            cells.extend(std::iter::repeat_n("–".to_owned(), 10));
         }
         let counts = match &counts_for[..] {
             [] => "no",

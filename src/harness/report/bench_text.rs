@@ -10,14 +10,17 @@ use super::text::{COLUMNS, heading};
 /// A column of a scenario's table: heading, key of the measure, how it is written.
 type Column = (&'static str, &'static str, fn(f64) -> String);
 
-const COLUMNS_SHOWN: [Column; 9] = [
+const COLUMNS_SHOWN: [Column; 12] = [
     ("rate/s", "rate_per_s", |value| format!("{value:.0}")),
     ("p50", "p50_us", |value| time(Some(value))),
     ("p90", "p90_us", |value| time(Some(value))),
     ("p99", "p99_us", |value| time(Some(value))),
     ("p99.9", "p999_us", |value| time(Some(value))),
     ("top 2", "top_two_share", |value| format!("{:.1} %", 100.0 * value)),
+    ("max/mean", "max_over_mean", |value| format!("{value:.2}")),
     ("cpu/req", "server_cpu_us_per_request", |value| time(Some(value))),
+    ("primary", "primary_cpu_us_per_request", |value| time(Some(value))),
+    ("workers", "workers_cpu_us_per_request", |value| time(Some(value))),
     ("machine", "machine_cpu_us_per_request", |value| time(Some(value))),
     ("memory", "memory_peak_mib", |value| format!("{} MiB", digits(value))),
 ];
@@ -51,10 +54,12 @@ pub fn bench(report: &Report) -> String {
 /// What the columns hold.
 #[must_use]
 pub fn legend() -> String {
-    "cpu/req is the CPU time of all processes of the server for each answered request, machine \
+    "cpu/req is the CPU time of all processes of the server for each answered request, primary \
+     what of it the process took that has started the others, workers what these took, machine \
      that of the whole machine with the generator and everybody else on it: on loopback whoever \
-     sends does protocol work of the receiver. top 2 is the share of the two busiest workers, by \
-     connections where the server counts them, by CPU time for nginx. × is the median of the \
+     sends does protocol work of the receiver. top 2 is the share of the two busiest workers, \
+     max/mean the busiest one's load over the mean, by connections where the server counts them, \
+     by CPU time for nginx. × is the median of the \
      ratios round by round, with the interval that holds the true one with 95 % or more; where \
      the interval holds 1, no difference is shown. speed ok and cost ok are the trials that count \
      for rate and latencies and for everything else. In parentheses: no trial counts; ≥ before the \
