@@ -2,48 +2,22 @@
 //! programs that speak its own protocol.
 
 mod common;
+#[path = "node/load.rs"]
+mod load;
+#[path = "node/script.rs"]
+mod script;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{
     BINARY, Client, Cluster, Ended, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program,
-    lacking, machine,
+    machine,
 };
 use nix::sys::signal::Signal;
-use tempfile::TempDir;
-
-/// A server that never heard of workers. It tells its process id, after the request's body.
-const SERVER: &str = "
-    require('http').createServer((request, response) => {
-        request.resume().on('end', () => response.end(String(process.pid)));
-    }).listen(0, '127.0.0.1');";
-
-/// A script in a folder of its own.
-struct Script {
-    folder: TempDir,
-}
-
-impl Script {
-    /// None, if this machine has no Node.
-    fn new(text: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("server.js"), text).expect("the folder is writable");
-        has_program("node").then_some(Self { folder })
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
-    }
-
-    fn launch(&self, arguments: &str) -> Launch {
-        let launch = Launch::new(arguments).running(&["node", &self.path("server.js")]);
-        launch.variable("TEST_SOCKET", &self.path("socket"))
-    }
-}
+use script::{SERVER, Script};
 
 fn ask(address: &str) -> String {
     get(address).expect("an answer").body
@@ -161,46 +135,19 @@ fn connections_wait_while_the_only_worker_is_replaced() {
     cluster.end().assert_clean(1);
 }
 
-/// Asks on new connections while something is done, and tells how many requests failed.
-fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> u64 {
-    let (answered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
-    let over = AtomicBool::new(false);
-    let address = cluster.address();
-    let go_on = |count: u64| {
-        let before = answered.load(Ordering::Relaxed);
-        eventually("requests to be answered", || {
-            (answered.load(Ordering::Relaxed) >= before + count).then_some(())
-        });
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let good = get(&address).is_ok_and(|response| response.status == 200);
-                    let counter = if good { &answered } else { &failed };
-                    counter.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        harm(&go_on);
-        over.store(true, Ordering::Relaxed);
-    });
-    failed.into_inner()
-}
-
 #[test]
 fn sighup_replaces_everybody_and_no_request_fails() {
     for policy in ["--policy rr", "--policy none"] {
         let Some(script) = Script::new(SERVER) else { return };
         let cluster = script.launch(&format!("--workers 2 {policy}")).start();
         let before = cluster.worker_pids();
-        let failed = failures_during(&cluster, |go_on| {
+        let load = load::during(&cluster.address(), |go_on| {
             go_on(50);
             cluster.signal(Signal::SIGHUP);
             cluster.event("reloaded", 0);
             go_on(50);
         });
-        assert_eq!(failed, 0);
+        assert_eq!(load.failed, [0_u16; 0]);
         let after = cluster.worker_pids();
         assert_eq!(after.len(), 2);
         assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
@@ -211,7 +158,7 @@ fn sighup_replaces_everybody_and_no_request_fails() {
 #[test]
 fn built_in_workers_are_replaced_in_the_same_way() {
     let cluster = Launch::new("--workers 3").start();
-    let failed = failures_during(&cluster, |go_on| {
+    let load = load::during(&cluster.address(), |go_on| {
         for round in 0..2 {
             go_on(50);
             cluster.signal(Signal::SIGHUP);
@@ -219,7 +166,7 @@ fn built_in_workers_are_replaced_in_the_same_way() {
         }
         go_on(50);
     });
-    assert_eq!(failed, 0);
+    assert_eq!(load.failed, [0_u16; 0]);
     assert_eq!(cluster.worker_pids().len(), 3);
     assert_eq!(cluster.count("fork"), 9);
     let ended = cluster.stop(Signal::SIGTERM);
@@ -234,13 +181,13 @@ fn a_successor_that_fails_ends_the_replacing_and_harms_nobody() {
     let cluster = script.launch("--workers 2").start();
     let before = cluster.worker_pids();
     fs::write(script.path("server.js"), "this is no JavaScript").expect("a file");
-    let failed = failures_during(&cluster, |go_on| {
+    let load = load::during(&cluster.address(), |go_on| {
         cluster.signal(Signal::SIGHUP);
         let note = cluster.event("note", 0);
         assert!(note["text"].as_str().is_some_and(|text| text.contains("replacing stopped")));
         go_on(20);
     });
-    assert_eq!(failed, 0);
+    assert_eq!(load.failed, [0_u16; 0]);
     assert_eq!(cluster.worker_pids(), before);
     // Mended, it works.
     fs::write(script.path("server.js"), SERVER).expect("a file");
@@ -304,17 +251,13 @@ fn encrypted_connections_are_handed_over_like_others() {
     let text = SERVER.replace(
         "require('http').createServer(",
         "
-        const read = (name) => require('fs').readFileSync(`${__dirname}/${name}`);
-        require('https').createServer({ key: read('key.pem'), cert: read('cert.pem') }, ",
+        const read = (name) => require('fs').readFileSync(process.env[name]);
+        require('https').createServer(
+            { key: read('TEST_KEY'), cert: read('TEST_CERTIFICATE') }, ",
     );
     let Some(script) = Script::new(&text) else { return };
-    let (key, certificate) = (script.path("key.pem"), script.path("cert.pem"));
-    let words =
-        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"];
-    let made =
-        Command::new("openssl").args(words).args(["-keyout", &key, "-out", &certificate]).output();
-    if !made.is_ok_and(|made| made.status.success()) {
-        return lacking("openssl");
+    if !script.certify() {
+        return;
     }
     let cluster = script.launch("--workers 2 --credits 64").start();
     let client = "
