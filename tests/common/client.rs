@@ -124,8 +124,11 @@ impl Client {
             }
         }
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-        let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.parse().ok())?
+        });
+        let length = length.unwrap_or(0);
         let mut body = vec![0; if has_body { length } else { 0 }];
         self.reader.read_exact(&mut body)?;
         Ok(Response {
