@@ -52,7 +52,7 @@ fn lead(cluster: &Cluster) -> Result<(), Box<dyn Error>> {
 /// A worker: the application.
 async fn serve(worker: Worker) -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_owned());
-    let listener = Listener::new(worker.listen(&address)?)?;
+    let listener = Listener::bind(&worker, &address).await?;
     let ended = listener.ended();
     let app = Router::new().route("/", get(hello)).with_state(worker.clone());
     let app = app.into_make_service_with_connect_info::<Endpoint>();

@@ -41,10 +41,8 @@ fn lead(cluster: &Cluster) -> Result<(), Box<dyn Error>> {
 /// A worker: a task for each connection, until the primary wants it to leave.
 fn serve(worker: &Worker) -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_owned());
-    // This waits for the primary, so it comes before there is anything else to do.
-    let listener = worker.listen(&address)?;
     tokio_uring::start(async {
-        let listener = Listener::new(listener)?;
+        let listener = Listener::bind(worker, &address).await?;
         while let Some(stream) = listener.accept().await? {
             tokio_uring::spawn(echo(stream));
         }

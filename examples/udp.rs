@@ -52,7 +52,7 @@ fn serve(worker: &Worker) -> Result<()> {
         Some("each") => Transport::DatagramEach,
         _ => Transport::Datagram,
     };
-    let options = ListenOptions { transport, ..ListenOptions::default() };
+    let options = ListenOptions::default().transport(transport);
     let socket = worker.bind_udp_with(&address, options)?;
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {

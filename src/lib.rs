@@ -31,8 +31,9 @@ pub mod worker;
 
 pub use cluster::{
     AddressKind, Cluster, ClusterSettings, Completion, Connection, Datagrams, Event, Events,
-    ForkOptions, Guard, Handle, InspectPort, Listener, ListeningAddress, Message, Messages, Role,
-    StreamSetting, Tracked, Worker, WorkerCounts, WorkerHandle, is_primary, is_worker, role,
+    ForkOptions, Guard, Handle, InspectPort, Listener, ListeningAddress, Message, Messages,
+    Opening, Role, StreamSetting, Tracked, Worker, WorkerCounts, WorkerHandle, is_primary,
+    is_worker, role,
 };
 pub use control::{ListenOptions, Serialization, Transport};
 pub use error::{Error, Result};

@@ -4,16 +4,20 @@
 //! its connection's [`Guard`](crate::Guard): however it ends, dropped, failed, cancelled or in a
 //! task that panics, it is counted as finished. Adapters decide nothing and own no thread.
 //!
-//! | for | feature | accept with |
-//! | --- | --- | --- |
-//! | `std`, blocking | – | [`Listener::accept`], [`Connection::into_tcp`] |
-//! | tokio-uring | `tokio-uring`, a default one | `adapter::uring` |
-//! | tokio | `tokio` | `adapter::tokio` |
-//! | axum | `axum` | `adapter::tokio`, given to `axum::serve` |
+//! | for | feature | listen with | accept with |
+//! | --- | --- | --- | --- |
+//! | `std`, blocking | – | [`Worker::listen`] | [`Listener::accept`], [`Connection::into_tcp`] |
+//! | tokio-uring | `tokio-uring`, a default one | `adapter::uring::Listener::bind` | its `accept` |
+//! | tokio | `tokio` | `adapter::tokio::Listener::bind` | its `accept` |
+//! | axum | `axum` | `adapter::tokio::Listener::bind` | `axum::serve`, which takes it |
 //!
-//! For anything else: [`Listener::try_accept`] with the listener's
-//! descriptor to wait for, and [`Connection::into_parts`].
+//! For anything else: [`Worker::open`], [`Listener::try_accept`] with the listener's
+//! descriptor to wait for, and [`Connection::into_parts`]. A UDP socket of [`Worker::open_udp`]
+//! is non-blocking and has a descriptor, too.
 //!
+//! [`Worker::listen`]: crate::Worker::listen
+//! [`Worker::open`]: crate::Worker::open
+//! [`Worker::open_udp`]: crate::Worker::open_udp
 //! [`Listener::accept`]: crate::Listener::accept
 //! [`Listener::try_accept`]: crate::Listener::try_accept
 //! [`Connection::into_tcp`]: crate::Connection::into_tcp

@@ -17,7 +17,8 @@ use tokio::time::timeout;
 
 use super::entrance::Entrance;
 use crate::address::Endpoint;
-use crate::cluster::{Connection, Guard};
+use crate::cluster::{Connection, Guard, Worker};
+use crate::control::ListenOptions;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
 
@@ -35,7 +36,7 @@ const FIRST_BYTES: Duration = Duration::from_secs(1);
 /// use clusterlb::adapter::tokio::Listener;
 ///
 /// let worker = clusterlb::Worker::current()?;
-/// let listener = Listener::new(worker.listen("127.0.0.1:8000")?)?;
+/// let listener = Listener::bind(&worker, "127.0.0.1:8000").await?;
 /// let ended = listener.ended();
 /// axum::serve(listener, app).with_graceful_shutdown(ended).await?;
 /// worker.disconnected().await;
@@ -84,7 +85,25 @@ struct Unheard {
 }
 
 impl Listener {
-    /// Takes a listener. Must be called inside a runtime with I/O.
+    /// Asks for an address, as [`Worker::listen`] does, and waits without keeping the runtime's
+    /// thread from other work. Nothing is left behind when the future is dropped.
+    ///
+    /// # Errors
+    /// As [`Worker::listen`] and [`new`](Self::new).
+    pub async fn bind(worker: &Worker, address: &str) -> Result<Self> {
+        Self::bind_with(worker, address, ListenOptions::default()).await
+    }
+
+    /// As [`bind`](Self::bind), with options.
+    ///
+    /// # Errors
+    /// As [`Worker::listen_with`] and [`new`](Self::new).
+    pub async fn bind_with(worker: &Worker, address: &str, options: ListenOptions) -> Result<Self> {
+        Self::new(worker.open(address, options).await?)
+    }
+
+    /// Takes a listener that is there already, such as one of
+    /// [`Worker::listen_exclusive`]. Must be called inside a runtime with I/O.
     ///
     /// # Errors
     /// There are too few descriptors; the listener is closed then.

@@ -9,7 +9,8 @@ use std::ops::Deref;
 use tokio_uring::net::TcpStream;
 
 use super::entrance::Entrance;
-use crate::cluster::{Connection, Guard};
+use crate::cluster::{Connection, Guard, Worker};
+use crate::control::ListenOptions;
 use crate::error::Result;
 
 /// A worker's listener inside a tokio-uring runtime.
@@ -19,9 +20,8 @@ use crate::error::Result;
 ///
 /// # fn main() -> clusterlb::Result<()> {
 /// let worker = clusterlb::Worker::current()?;
-/// let listener = worker.listen("127.0.0.1:8000")?;
 /// tokio_uring::start(async {
-///     let listener = Listener::new(listener)?;
+///     let listener = Listener::bind(&worker, "127.0.0.1:8000").await?;
 ///     while let Some(stream) = listener.accept().await? {
 ///         tokio_uring::spawn(async move {
 ///             // The client's end is noticed at the next read.
@@ -51,7 +51,25 @@ pub struct Stream {
 }
 
 impl Listener {
-    /// Takes a listener. Must be called inside the runtime.
+    /// Asks for an address, as [`Worker::listen`] does, and waits without keeping the runtime's
+    /// thread from other work. Nothing is left behind when the future is dropped.
+    ///
+    /// # Errors
+    /// As [`Worker::listen`] and [`new`](Self::new).
+    pub async fn bind(worker: &Worker, address: &str) -> Result<Self> {
+        Self::bind_with(worker, address, ListenOptions::default()).await
+    }
+
+    /// As [`bind`](Self::bind), with options.
+    ///
+    /// # Errors
+    /// As [`Worker::listen_with`] and [`new`](Self::new).
+    pub async fn bind_with(worker: &Worker, address: &str, options: ListenOptions) -> Result<Self> {
+        Self::new(worker.open(address, options).await?)
+    }
+
+    /// Takes a listener that is there already, such as one of
+    /// [`Worker::listen_exclusive`]. Must be called inside the runtime.
     ///
     /// # Errors
     /// There are too few descriptors; the listener is closed then.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures_core::Stream;
 use nix::sys::eventfd::EventFd;
 
-use super::mailbox::{Found, Mailbox, ring};
+use super::mailbox::{Found, Mailbox, Wakers, ring};
 use super::{Event, WorkerHandle};
 use crate::error::Result;
 use crate::id::WorkerId;
@@ -59,13 +59,16 @@ impl Bus {
     pub(super) fn publish(&self, event: &Event) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         let about = event.worker().map(WorkerHandle::id);
+        let mut wakers = Wakers::default();
         state.subscribers.retain(|subscriber| {
             let Some(mailbox) = subscriber.mailbox.upgrade() else { return false };
             if subscriber.worker.is_none() || subscriber.worker == about {
-                mailbox.push(event.clone());
+                wakers.add(mailbox.push(event.clone()));
             }
             true
         });
+        drop(state);
+        wakers.wake();
     }
 
     /// Whether a subscriber is so far behind that nothing more should be read.
@@ -80,7 +83,8 @@ impl Bus {
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&self.room))?);
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         match state.closed {
-            true => mailbox.close(),
+            // Nobody can be waiting at it yet.
+            true => mailbox.close().wake(),
             false => {
                 let mailbox = Arc::downgrade(&mailbox);
                 state.subscribers.push(Subscriber { worker, mailbox });
@@ -93,11 +97,14 @@ impl Bus {
     pub(super) fn close(&self) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         state.closed = true;
+        let mut wakers = Wakers::default();
         for subscriber in state.subscribers.drain(..) {
             if let Some(mailbox) = subscriber.mailbox.upgrade() {
-                mailbox.close();
+                wakers.add(mailbox.close());
             }
         }
+        drop(state);
+        wakers.wake();
     }
 }
 

@@ -5,8 +5,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::error::Error;
+
 /// Something under way. Wait for it with [`Completion::wait`], or `await` it on any runtime.
-/// Dropping it changes nothing: what is under way goes on.
+/// Dropping it changes nothing: what is under way goes on. It always comes to an end, if need be by
+/// a [`failure`](Self::failure).
 #[derive(Clone, Debug, Default)]
 #[must_use = "what is under way goes on; wait for it, or say that you do not"]
 pub struct Completion {
@@ -22,6 +25,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     complete: bool,
+    failure: Option<Error>,
     wakers: Vec<Waker>,
 }
 
@@ -60,9 +64,25 @@ impl Completion {
         self.state().complete
     }
 
+    /// What failed, if it has happened only because of that. After a failure of the cluster
+    /// itself its workers have gone, and its listeners are closed, but not in order.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        self.state().failure.clone()
+    }
+
     pub(super) fn complete(&self) {
+        self.settle(None);
+    }
+
+    /// It has happened, by a failure if there is one. What has happened is not changed any more.
+    pub(super) fn settle(&self, failure: Option<Error>) {
         let mut state = self.state();
+        if state.complete {
+            return;
+        }
         state.complete = true;
+        state.failure = failure;
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.shared.changed.notify_all();
@@ -98,6 +118,17 @@ mod tests {
         completion.complete();
         thread.join().expect("it does not panic");
         assert!(completion.is_complete() && completion.wait_for(Duration::ZERO));
+        completion.settle(Some(Error::usage("too late", "")));
+        assert!(completion.failure().is_none(), "what has happened has happened");
+    }
+
+    #[test]
+    fn failures_are_told_to_everybody() {
+        let completion = Completion::default();
+        let other = completion.clone();
+        completion.settle(Some(Error::usage("it broke", "")));
+        other.wait();
+        assert_eq!(other.failure().map(|error| error.to_string()).as_deref(), Some("it broke"));
     }
 
     /// A task that nobody runs.

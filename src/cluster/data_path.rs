@@ -1,6 +1,7 @@
 //! The thread of the primary's data path, as the control plane holds it.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -8,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use nix::sys::eventfd::EventFd;
 
 use super::ClusterSettings;
-use super::mailbox::{new_bell, ring};
+use super::mailbox::{new_bell, ring, silence};
 use crate::error::{Error, Result, errno_of};
 use crate::primary::{Command, Lines, Primary, Report, Totals};
 
@@ -19,7 +20,22 @@ pub(super) struct DataPath {
     reports: Receiver<Report>,
     bell: Arc<EventFd>,
     report_bell: Arc<EventFd>,
+    /// The thread ends, for whatever reason.
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// Rings when the thread ends, even if it panics: somebody must come and see.
+struct EndBell {
+    ended: Arc<AtomicBool>,
+    bell: Arc<EventFd>,
+}
+
+impl Drop for EndBell {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        ring(&self.bell);
+    }
 }
 
 impl DataPath {
@@ -40,7 +56,10 @@ impl DataPath {
         let (started, has_started) = mpsc::sync_channel(1);
         let (rules, backlog) = (settings.rules.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
+        let ended = Arc::new(AtomicBool::new(false));
+        let end_bell = EndBell { ended: Arc::clone(&ended), bell: Arc::clone(&report_bell) };
         let body = move || {
+            let _end_bell = end_bell;
             let prepared = cpu
                 .map_or(Ok(()), crate::sys::cpu::pin_to)
                 .and_then(|()| Primary::new(rules, workers, backlog, lines));
@@ -59,7 +78,7 @@ impl DataPath {
         let thread = thread
             .map_err(|error| Error::system("start the data path's thread", errno_of(&error)))?;
         has_started.recv().unwrap_or_else(|_| Err(died()))?;
-        Ok(Self { commands, reports, bell, report_bell, thread: Some(thread) })
+        Ok(Self { commands, reports, bell, report_bell, ended, thread: Some(thread) })
     }
 
     /// Asks for something.
@@ -79,9 +98,10 @@ impl DataPath {
     /// # Errors
     /// It has ended without being asked to.
     pub(super) fn reports(&mut self) -> Result<Vec<Report>> {
-        let _ = self.report_bell.read();
+        silence(&self.report_bell);
+        // Looked at first: what was reported before the end is there, then.
+        let ended = self.ended.load(Ordering::Acquire);
         let reports: Vec<Report> = self.reports.try_iter().collect();
-        let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
         if ended && !reports.iter().any(|report| matches!(report, Report::Ended(_))) {
             self.join()?;
             return Err(died());
@@ -110,6 +130,15 @@ impl DataPath {
             Some(Err(_)) => Err(died()),
             None => Ok(()),
         }
+    }
+}
+
+impl Drop for DataPath {
+    /// No thread goes on accepting that nobody commands.
+    fn drop(&mut self) {
+        self.command(Command::End);
+        // Whatever it failed with, it has ended now, which is what was wanted.
+        let _ = self.join();
     }
 }
 

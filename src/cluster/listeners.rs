@@ -330,6 +330,7 @@ fn datagram_options(options: ListenOptions) -> DatagramOptions {
     DatagramOptions {
         share_port: options.transport == Transport::DatagramEach,
         ipv6_only: options.ipv6_only,
+        reuse_address: options.reuse_address,
     }
 }
 

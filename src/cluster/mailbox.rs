@@ -55,6 +55,21 @@ pub(super) enum Found<T> {
     End,
 }
 
+/// Tasks that wait. Waking them runs code of the program's, so no lock is held meanwhile.
+#[derive(Debug, Default)]
+#[must_use = "somebody waits"]
+pub(super) struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    pub(super) fn wake(self) {
+        self.0.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn add(&mut self, mut others: Self) {
+        self.0.append(&mut others.0);
+    }
+}
+
 /// A descriptor that wakes a waiting thread.
 pub(super) fn new_bell() -> Result<Arc<EventFd>> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -94,18 +109,18 @@ impl<T: Item> Mailbox<T> {
         self.state.lock().expect("nothing panics while it holds a mailbox")
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
+    fn wakers(&self, mut state: MutexGuard<'_, State<T>>) -> Wakers {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.arrived.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        Wakers(wakers)
     }
 
     /// Puts something in. After the end it is dropped.
-    pub(super) fn push(&self, item: T) {
+    pub(super) fn push(&self, item: T) -> Wakers {
         let mut state = self.state();
         if state.closed {
-            return;
+            return Wakers::default();
         }
         state.bytes += item.bytes();
         state.items.push_back(item);
@@ -113,15 +128,15 @@ impl<T: Item> Mailbox<T> {
         if state.items.len() == 1 {
             ring(&self.ready);
         }
-        self.wake(state);
+        self.wakers(state)
     }
 
     /// Nothing more will come. What is there can still be taken.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self) -> Wakers {
         let mut state = self.state();
         state.closed = true;
         ring(&self.ready);
-        self.wake(state);
+        self.wakers(state)
     }
 
     /// Whether it holds so much that whoever fills it should stop.
@@ -214,12 +229,12 @@ mod tests {
     fn items_come_in_order_and_then_the_end() {
         let mailbox = Mailbox::new(new_bell().expect("a bell")).expect("a mailbox");
         assert_eq!((mailbox.try_take(), is_readable(&mailbox)), (Found::Nothing, false));
-        mailbox.push(1);
-        mailbox.push(2);
+        mailbox.push(1).wake();
+        mailbox.push(2).wake();
         assert!(is_readable(&mailbox));
         assert_eq!(mailbox.try_take(), Found::Item(1));
-        mailbox.close();
-        mailbox.push(3);
+        mailbox.close().wake();
+        mailbox.push(3).wake();
         assert_eq!(mailbox.wait(None), Found::Item(2));
         assert_eq!((mailbox.wait(None), is_readable(&mailbox)), (Found::End, true));
     }
@@ -230,7 +245,7 @@ mod tests {
         let mailbox = Mailbox::new(Arc::clone(&room)).expect("a mailbox");
         for _ in 0..4 {
             assert!(!mailbox.is_full());
-            mailbox.push(BYTES_MAX / 4);
+            mailbox.push(BYTES_MAX / 4).wake();
         }
         assert!(mailbox.is_full() && !is_readable(&*room));
         mailbox.try_take();
@@ -244,7 +259,7 @@ mod tests {
         let mailbox = Mailbox::new(new_bell().expect("a bell")).expect("a mailbox");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| mailbox.wait(None));
-            mailbox.push(7);
+            mailbox.push(7).wake();
             assert_eq!(waiting.join().expect("it does not panic"), Found::Item(7));
         });
         let past = Instant::now();

@@ -24,5 +24,5 @@ pub use role::{Role, is_primary, is_worker, role};
 pub use settings::{
     ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
 };
-pub use worker::{Connection, Datagrams, Guard, Listener, Messages, Tracked, Worker};
+pub use worker::{Connection, Datagrams, Guard, Listener, Messages, Opening, Tracked, Worker};
 pub use worker_handle::WorkerHandle;

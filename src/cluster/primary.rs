@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::bus::{Bus, Events};
@@ -25,6 +25,10 @@ use crate::sys::limits;
 /// other accepts connections and hands them over. When the last clone is dropped, workers that are
 /// left are killed and every listener is closed; to end in order, wait for
 /// [`disconnect`](Self::disconnect) first.
+///
+/// If the first of the two threads ever fails, everything ends as if the cluster had been dropped,
+/// and nobody is left waiting: there is an [`Event::Error`] without a worker, then the events end;
+/// completions are complete and have a [`failure`](Completion::failure); calls fail, and say so.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     shared: Arc<Shared>,
@@ -104,7 +108,8 @@ impl Cluster {
     }
 
     fn setup(&self) -> MutexGuard<'_, Setup> {
-        self.shared.setup.lock().expect("nothing panics while it holds the settings")
+        // A change that panics has changed nothing: it works on a copy.
+        self.shared.setup.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the settings (Node: `cluster.setupPrimary()`). Can be called any number of times;
@@ -115,7 +120,7 @@ impl Cluster {
     /// the first setup or fork. Nothing is changed then.
     ///
     /// # Panics
-    /// Not by itself; if `change` does, the cluster is of no use any more.
+    /// Not by itself; if `change` does, nothing is changed. It must not call this cluster.
     pub fn setup_primary(&self, change: impl FnOnce(&mut ClusterSettings)) -> Result<()> {
         let mut setup = self.setup();
         let mut settings = (*setup.settings).clone();
@@ -166,9 +171,10 @@ impl Cluster {
         let mut setup = self.setup();
         setup.fixed = true;
         setup.inspected += 1;
-        let settings = Arc::clone(&setup.settings);
-        let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(setup.inspected));
+        let (settings, nth) = (Arc::clone(&setup.settings), setup.inspected);
         drop(setup);
+        // It may be the program's function, which may ask this cluster something.
+        let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(nth));
         let ForkOptions { environment, place: slot } = options;
         self.shared.line.ask(|answer| Request::Fork {
             settings,
@@ -232,20 +238,21 @@ impl Cluster {
             }
         }
         let completion = Completion::default();
-        let request = Request::DisconnectAll { grace, completion: completion.clone() };
-        if self.shared.line.send(request).is_err() {
-            // With the control plane everything else has ended, too.
-            completion.complete();
-        }
+        let promise = self.shared.line.promise(completion.clone());
+        // With the control plane everything else has ended, too, and the promise is kept.
+        let _ = self.shared.line.send(Request::DisconnectAll { grace, promise });
         completion
     }
 
-    /// What happens from now on, as a blocking iterator and as a stream.
+    /// What happens from now on, as a blocking iterator and as a stream (Node: `cluster.on`).
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Too few descriptors; the cluster has failed.
     pub fn events(&self) -> Result<Events> {
-        self.shared.bus.subscribe(None)
+        match self.shared.line.failure() {
+            Some(failure) => Err(failure),
+            None => self.shared.bus.subscribe(None),
+        }
     }
 
     /// Calls back for every event from now on, until the cluster ends. Each callback has a thread

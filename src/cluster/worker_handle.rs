@@ -231,9 +231,12 @@ impl WorkerHandle {
     /// before the fork.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Too few descriptors; the cluster has failed.
     pub fn events(&self) -> Result<Events> {
-        self.shared.bus.subscribe(Some(self.shared.id))
+        match self.shared.line.failure() {
+            Some(failure) => Err(failure),
+            None => self.shared.bus.subscribe(Some(self.shared.id)),
+        }
     }
 
     /// Takes the primary's end of the worker's standard input, if that is a pipe.

@@ -67,19 +67,63 @@ pub enum Transport {
     DatagramEach,
 }
 
-/// How an address is opened.
+/// How an address is opened. Begins with the default, and is changed by its methods:
+///
+/// ```
+/// use clusterlb::ListenOptions;
+///
+/// let options = ListenOptions::default().backlog(128).ipv6_only();
+/// assert_eq!((options.backlog, options.ipv6_only, options.mode), (Some(128), true, None));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct ListenOptions {
     /// What it carries.
     pub transport: Transport,
     /// Connections that may wait in the kernel; without one, what the primary's settings say.
     pub backlog: Option<u32>,
-    /// `[::]` takes no IPv4.
+    /// `[::]` takes no IPv4 (Node: `ipv6Only`).
     pub ipv6_only: bool,
     /// The permissions of a unix socket's file, as in `chmod(2)`; otherwise what the primary's
-    /// umask leaves.
+    /// umask leaves (Node: `readableAll`, `writableAll`).
     pub mode: Option<u32>,
+    /// Of datagrams: other sockets that say the same may have the address, too (SO_REUSEADDR;
+    /// Node: `reuseAddr`). Then a worker can have it several times, and shares its nth socket with
+    /// the nth ones of others.
+    pub reuse_address: bool,
+}
+
+impl ListenOptions {
+    /// The same with this transport.
+    #[must_use]
+    pub fn transport(self, transport: Transport) -> Self {
+        Self { transport, ..self }
+    }
+
+    /// The same with room for so many connections that wait, at most `net.core.somaxconn`.
+    #[must_use]
+    pub fn backlog(self, connections: u32) -> Self {
+        Self { backlog: Some(connections), ..self }
+    }
+
+    /// The same without IPv4 at `[::]`.
+    #[must_use]
+    pub fn ipv6_only(self) -> Self {
+        Self { ipv6_only: true, ..self }
+    }
+
+    /// The same with these permissions of a unix socket's file, such as `0o660`.
+    #[must_use]
+    pub fn mode(self, mode: u32) -> Self {
+        Self { mode: Some(mode), ..self }
+    }
+
+    /// The same for an address that other sockets may have, too.
+    #[must_use]
+    pub fn reuse_address(self) -> Self {
+        Self { reuse_address: true, ..self }
+    }
 }
 
 /// From a primary to a worker.

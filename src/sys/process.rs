@@ -242,6 +242,16 @@ impl WorkerProcess {
             status.map_err(|error| Error::system("wait for a worker", errno_of(&error)))?;
         Ok(status.map(Ending::from))
     }
+
+    /// Ends it by force, unless it has ended, and reaps it. Tells how it ended; nothing, if
+    /// somebody else has reaped it.
+    pub fn end(&mut self) -> Option<Ending> {
+        if let Ok(None) = self.child.try_wait() {
+            // It can only fail if the process has been faster.
+            let _ = self.child.kill();
+        }
+        self.child.wait().ok().map(Ending::from)
+    }
 }
 
 impl Remote {
@@ -273,10 +283,7 @@ impl AsFd for WorkerProcess {
 impl Drop for WorkerProcess {
     /// No worker outlives its handle.
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        self.end();
     }
 }
 

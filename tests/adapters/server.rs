@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::extract::ConnectInfo;
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::address::Endpoint;
-use clusterlb::{Connection, Listener, Worker};
+use clusterlb::{Connection, Worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_uring::buf::BoundedBuf;
 
@@ -63,12 +63,11 @@ pub(crate) fn main() {
     let adapter = Adapter::ALL.into_iter().find(|adapter| adapter.to_string() == name);
     let worker = Worker::current().expect("it was started by a primary");
     let address = std::env::var(ADDRESS).expect("the test names one");
-    let listener = worker.listen(&address).expect("the address is to be had");
     match adapter.expect("the test knows it") {
-        Adapter::Std => serve_std(&worker, &listener),
-        Adapter::Tokio => serve_tokio(&worker, listener),
-        Adapter::Axum => serve_axum(&worker, listener),
-        Adapter::Uring => serve_uring(&worker, listener),
+        Adapter::Std => serve_std(&worker, &address),
+        Adapter::Tokio => serve_tokio(&worker, &address),
+        Adapter::Axum => serve_axum(&worker, &address),
+        Adapter::Uring => serve_uring(&worker, &address),
     }
 }
 
@@ -78,7 +77,8 @@ fn fail_if_asked(request: &[u8]) {
     }
 }
 
-fn serve_std(worker: &Worker, listener: &Listener) {
+fn serve_std(worker: &Worker, address: &str) {
+    let listener = worker.listen(address).expect("the address is to be had");
     for connection in listener.incoming() {
         let connection = connection.expect("the listener is open");
         thread::spawn(move || echo_std(connection));
@@ -107,11 +107,12 @@ fn echo_blocking(mut stream: impl Read + Write) -> std::io::Result<()> {
     }
 }
 
-fn serve_tokio(worker: &Worker, listener: Listener) {
+fn serve_tokio(worker: &Worker, address: &str) {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build();
     runtime.expect("a runtime").block_on(async {
-        let listener = on_tokio::Listener::new(listener).expect("descriptors");
+        let listener = on_tokio::Listener::bind(worker, address).await;
+        let listener = listener.expect("the address is to be had");
         while let Some(stream) = listener.accept().await.expect("the listener is open") {
             assert!(stream.accepted_ns() > 0 && stream.listener().is_some());
             tokio::spawn(echo_tokio(stream));
@@ -132,10 +133,11 @@ async fn echo_tokio(mut stream: on_tokio::Stream) -> std::io::Result<()> {
     }
 }
 
-fn serve_axum(worker: &Worker, listener: Listener) {
+fn serve_axum(worker: &Worker, address: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
-        let listener = on_tokio::Listener::new(listener).expect("descriptors");
+        let listener = on_tokio::Listener::bind(worker, address).await;
+        let listener = listener.expect("the address is to be had");
         let first_bytes_ms = std::env::var(FIRST_BYTES).expect("the test sets it");
         let first_bytes_ms = first_bytes_ms.parse().expect("a number");
         let ended = listener.ended_within(Duration::from_millis(first_bytes_ms));
@@ -155,9 +157,10 @@ async fn echo_axum(ConnectInfo(client): ConnectInfo<Endpoint>, request: String) 
     }
 }
 
-fn serve_uring(worker: &Worker, listener: Listener) {
+fn serve_uring(worker: &Worker, address: &str) {
     tokio_uring::start(async {
-        let listener = uring::Listener::new(listener).expect("descriptors");
+        let listener = uring::Listener::bind(worker, address).await;
+        let listener = listener.expect("the address is to be had");
         while let Some(stream) = listener.accept().await.expect("the listener is open") {
             tokio_uring::spawn(echo_uring(stream));
         }

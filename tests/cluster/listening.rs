@@ -60,7 +60,7 @@ fn the_backlog_is_that_of_the_first() {
     let workers = [stage.puppet(), stage.puppet()];
     let mut bound = Vec::new();
     for (worker, backlog) in workers.iter().zip([7, 300]) {
-        let options = ListenOptions { backlog: Some(backlog), ..ListenOptions::default() };
+        let options = ListenOptions::default().backlog(backlog);
         let one = stage.try_listen(worker, "127.0.0.1:0", options, Service::Greet);
         bound.push(one.expect("a free port"));
     }
@@ -110,7 +110,7 @@ fn unix_sockets_have_a_mode_and_are_unlinked() {
         let address = format!("unix:{}", path.display());
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let workers = [stage.puppet(), stage.puppet()];
-        let options = ListenOptions { mode: Some(0o666), ..ListenOptions::default() };
+        let options = ListenOptions::default().mode(0o666);
         for worker in &workers {
             let bound = stage.try_listen(worker, &address, options, Service::Greet);
             assert_eq!(bound.expect("the folder is empty"), address);
@@ -162,7 +162,7 @@ fn ipv6_alone_leaves_ipv4_free() {
     for policy in [Policy::Rr, Policy::None] {
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let (first, second) = (stage.puppet(), stage.puppet());
-        let alone = ListenOptions { ipv6_only: true, ..ListenOptions::default() };
+        let alone = ListenOptions::default().ipv6_only();
         let port = eventually("a port that is free for both", || {
             let port = free_port();
             let [v4, v6] = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];

@@ -3,13 +3,17 @@
 
 mod ending;
 mod events;
+mod failing;
 mod handles;
+mod leaving;
 mod listening;
 mod messages;
+mod opening;
 mod puppet;
 mod settings;
 mod sharing;
 mod stage;
+mod tricks;
 mod udp;
 
 use std::process::ExitCode;
@@ -38,13 +42,17 @@ fn main() -> ExitCode {
     if let Some(code) = stage::primary_of_its_own() {
         return code;
     }
+    stage::hide_panics_on_purpose();
     let arguments = Arguments::from_args();
     let trials = [
         ending::trials(),
         events::trials(),
+        failing::trials(),
         handles::trials(),
+        leaving::trials(),
         listening::trials(),
         messages::trials(),
+        opening::trials(),
         settings::trials(),
         sharing::trials(),
         udp::trials(),

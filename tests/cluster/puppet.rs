@@ -8,15 +8,20 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use clusterlb::control::{ListenOptions, Transport};
-use clusterlb::error::Error;
-use clusterlb::{Cluster, Connection, Datagrams, Handle, Listener, Message, Tracked, Worker};
+use clusterlb::address::Endpoint;
+use clusterlb::{
+    Cluster, Connection, Datagrams, Error, Handle, ListenOptions, Listener, Message, Tracked,
+    Transport, Worker,
+};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{getegid, geteuid, getgroups};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::stage::hide_panics_on_purpose;
+use crate::tricks::{Exotic, Last, Trick, perform};
 
 /// Has the puppet not read its messages before this much time has passed, in milliseconds.
 pub(crate) const SLEEPY: &str = "CLUSTERLB_TEST_SLEEPY_MS";
@@ -68,6 +73,8 @@ pub(crate) enum Order {
     Outlive { address: String },
     /// Write to standard output and error, and have a word on stream 4 if there is one.
     Print { stream: bool },
+    /// Something that few tests need.
+    Trick(Trick),
 }
 
 /// What is done with connections.
@@ -82,6 +89,8 @@ pub(crate) enum Service {
     KeepByEdges,
     /// As `Greet`, by three threads that wait inside.
     GreetByThree,
+    /// Each is closed without a word.
+    Drop,
     /// Nobody accepts.
     Ignore,
 }
@@ -95,8 +104,19 @@ pub(crate) enum Reply {
     Echo(Value),
     Connected,
     Number(u64),
+    Exotic(Exotic),
     Lost,
     Done,
+}
+
+impl Reply {
+    pub(crate) fn refused(error: &Error) -> Self {
+        let errno = match error {
+            Error::Listen { source, .. } | Error::System { source, .. } => *source as i32,
+            _ => 0,
+        };
+        Self::Refused { errno, text: error.to_string() }
+    }
 }
 
 /// What a worker is.
@@ -121,6 +141,7 @@ struct Puppet {
     datagrams: HashMap<String, Arc<Datagrams>>,
     kept: Arc<Mutex<Vec<Tracked<TcpStream>>>>,
     wasted: Vec<std::fs::File>,
+    last: Vec<Last>,
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -132,6 +153,7 @@ pub(crate) fn main() -> ExitCode {
         let limit = limit.parse().expect("a number");
         setrlimit(Resource::RLIMIT_NOFILE, limit, limit).expect("lowering is always allowed");
     }
+    hide_panics_on_purpose();
     let worker = Worker::current().expect("it was started by a primary");
     if let Ok(sleep_ms) = std::env::var(SLEEPY) {
         std::thread::sleep(Duration::from_millis(sleep_ms.parse().expect("a number")));
@@ -142,6 +164,7 @@ pub(crate) fn main() -> ExitCode {
         datagrams: HashMap::new(),
         kept: Arc::default(),
         wasted: Vec::new(),
+        last: Vec::new(),
     };
     for message in worker.messages() {
         let order: Order = message.parse().expect("tests send orders");
@@ -151,12 +174,14 @@ pub(crate) fn main() -> ExitCode {
     }
     // Whoever serves something goes on until that is done.
     worker.disconnected().wait();
+    puppet.last.into_iter().for_each(|last| last());
     ExitCode::SUCCESS
 }
 
 impl Puppet {
     fn reply(&self, reply: &Reply) {
-        self.worker.send(reply).expect("the primary reads");
+        let sent = self.worker.send(reply);
+        assert!(sent.is_ok() || self.worker.is_leaving(), "the primary reads: {sent:?}");
     }
 
     /// Sends until there is room.
@@ -168,11 +193,7 @@ impl Puppet {
     }
 
     fn refuse(&self, error: &Error) {
-        let errno = match error {
-            Error::Listen { source, .. } | Error::System { source, .. } => *source as i32,
-            _ => 0,
-        };
-        self.reply(&Reply::Refused { errno, text: error.to_string() });
+        self.reply(&Reply::refused(error));
     }
 
     fn obey(&mut self, order: Order, message: &Message) -> Option<u8> {
@@ -236,6 +257,11 @@ impl Puppet {
                 self.reply(&Reply::Done);
             }
             Order::Print { stream } => print(stream),
+            Order::Trick(trick) => {
+                if let Some(reply) = perform(&self.worker, trick, &mut self.last) {
+                    self.reply(&reply);
+                }
+            }
         }
         None
     }
@@ -363,9 +389,14 @@ fn attend(
 }
 
 fn greet(connection: Connection, id: u32, service: Service, kept: &Mutex<Vec<Tracked<TcpStream>>>) {
+    if service == Service::Drop {
+        return;
+    }
     let local = connection.local().expect("it has an own end");
     let greeting = format!("worker {id}\n");
     if local.inet().is_none() {
+        let peer = connection.peer().expect("somebody is there");
+        assert_eq!(peer, Endpoint::Unix(None), "clients of unix sockets have no address");
         let mut stream: Tracked<UnixStream> = connection.into_unix().expect("a unix socket");
         stream.write_all(greeting.as_bytes()).expect("somebody reads");
         return;

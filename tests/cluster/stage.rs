@@ -89,6 +89,15 @@ impl Stage {
         }
     }
 
+    /// The same, as far as it has been told already.
+    pub(crate) fn already<T>(&mut self, mut look: impl FnMut(&Event) -> Option<T>) -> Option<T> {
+        while let Some(event) = self.events.try_next() {
+            self.heard.push(event);
+        }
+        let place = self.heard.iter().position(|event| look(event).is_some())?;
+        look(&self.heard.remove(place))
+    }
+
     /// Whether an event of this kind has been told and not been waited for.
     pub(crate) fn has_heard(&mut self, look: impl Fn(&Event) -> bool) -> bool {
         while let Some(event) = self.events.try_next() {
@@ -279,6 +288,19 @@ pub(crate) fn until_free(address: &str) {
 /// Waits until nobody listens at an address.
 pub(crate) fn until_refused(address: &str) {
     eventually("connections to be refused", || is_refused(address).then_some(()));
+}
+
+/// What is said by panics that a test is about.
+pub(crate) const ON_PURPOSE: &str = "on purpose";
+
+/// Panics that a test is about are no news, in whatever thread.
+pub(crate) fn hide_panics_on_purpose() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !panic.payload_as_str().is_some_and(|text| text.contains(ON_PURPOSE)) {
+            usual(panic);
+        }
+    }));
 }
 
 /// Runs this program as a primary that is no test.

@@ -32,7 +32,7 @@ fn bind(
 }
 
 fn options(transport: Transport) -> ListenOptions {
-    ListenOptions { transport, ..ListenOptions::default() }
+    ListenOptions::default().transport(transport)
 }
 
 /// Which worker answers a datagram from a new port.
@@ -117,7 +117,7 @@ fn addresses_in_use_are_told_to_the_worker() {
 fn ipv4_and_ipv6_share_a_port_if_ipv6_is_alone() {
     let mut stage = Stage::new();
     let worker = stage.puppet();
-    let alone = ListenOptions { ipv6_only: true, ..options(Transport::Datagram) };
+    let alone = options(Transport::Datagram).ipv6_only();
     if bind(&mut stage, &worker, "[::]:0", alone).is_err() {
         eprintln!("not tested: no IPv6 here");
         return;

@@ -1,8 +1,8 @@
 //! How handles reach the control plane: requests and a bell.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
@@ -66,8 +66,8 @@ pub(in crate::cluster) enum Request {
     DisconnectAll {
         /// After which time connections shall be cut.
         grace: Option<Duration>,
-        /// Told when nothing is left.
-        completion: Completion,
+        /// Kept when nothing is left.
+        promise: Promise,
     },
     /// End whatever is left by force, and the control plane.
     End {
@@ -81,20 +81,71 @@ pub(in crate::cluster) enum Request {
 pub(in crate::cluster) struct Line {
     requests: Sender<Request>,
     bell: Arc<EventFd>,
+    fate: Arc<Fate>,
+}
+
+/// What becomes of the control plane.
+#[derive(Debug, Default)]
+struct Fate {
+    /// Why it could not go on.
+    failure: OnceLock<Error>,
+    /// Its thread has left nothing behind.
+    ended: Completion,
+}
+
+/// Completes what is waited for when it is dropped, wherever that happens: even in a request that
+/// nobody reads any more.
+#[derive(Debug)]
+pub(in crate::cluster) struct Promise {
+    completion: Completion,
+    fate: Arc<Fate>,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.completion.settle(self.fate.failure.get().cloned());
+    }
 }
 
 impl Line {
     pub(in crate::cluster) fn new(bell: Arc<EventFd>) -> (Self, Receiver<Request>) {
         let (requests, received) = channel();
-        (Self { requests, bell }, received)
+        (Self { requests, bell, fate: Arc::default() }, received)
+    }
+
+    /// What completes `completion` when it is dropped.
+    pub(in crate::cluster) fn promise(&self, completion: Completion) -> Promise {
+        Promise { completion, fate: Arc::clone(&self.fate) }
+    }
+
+    /// Says that the control plane cannot go on. Before anything of it is dropped, so that whoever
+    /// waits for that learns why.
+    pub(in crate::cluster) fn fail(&self, error: &Error) {
+        let _ = self.fate.failure.set(error.clone());
+    }
+
+    /// Why the control plane could not go on, if it could not.
+    pub(in crate::cluster) fn failure(&self) -> Option<Error> {
+        self.fate.failure.get().cloned()
+    }
+
+    /// Says that nothing of the control plane is left.
+    pub(in crate::cluster) fn end(&self) {
+        self.fate.ended.complete();
+    }
+
+    /// Why nobody answers. Whoever has just lost an answer may be earlier than the reason.
+    fn ended(&self) -> Error {
+        self.fate.ended.wait();
+        self.failure().unwrap_or_else(ended)
     }
 
     /// Asks for something.
     ///
     /// # Errors
-    /// The cluster has ended.
+    /// The cluster has ended, or failed.
     pub(in crate::cluster) fn send(&self, request: Request) -> Result<()> {
-        self.requests.send(request).map_err(|_| ended())?;
+        self.requests.send(request).map_err(|_| self.ended())?;
         ring(&self.bell);
         Ok(())
     }
@@ -102,21 +153,20 @@ impl Line {
     /// Asks for something and waits for the answer.
     ///
     /// # Errors
-    /// What the answer is, or the cluster has ended.
+    /// What the answer is, or the cluster has ended, or failed.
     pub(in crate::cluster) fn ask<T>(
         &self,
         request: impl FnOnce(SyncSender<Result<T>>) -> Request,
     ) -> Result<T> {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         self.send(request(answer))?;
-        answered.recv().unwrap_or_else(|_| Err(ended()))
+        answered.recv().unwrap_or_else(|_| Err(self.ended()))
     }
 }
 
 fn ended() -> Error {
     Error::Workers {
         what: "the cluster has ended".into(),
-        hint: "keep a `Cluster` as long as there are workers; the error event says if it failed"
-            .into(),
+        hint: "keep a `Cluster` as long as there are workers".into(),
     }
 }

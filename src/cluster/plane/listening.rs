@@ -1,5 +1,6 @@
 //! Workers that want to serve an address, and those that do.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -8,7 +9,7 @@ use super::super::event::ListeningAddress;
 use super::super::listeners::{Asker, Key, Opening, RequestName};
 use super::super::{ClusterSettings, Event};
 use super::{Member, Plane, node};
-use crate::address::ListenAddress;
+use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
 use crate::control::{ListenOptions, ToWorker};
 use crate::dialect::node::session::Answer;
 use crate::error::{Error, Result};
@@ -74,9 +75,9 @@ impl Plane {
         }
         let request = RequestName::Native { sequence };
         let asker = Asker { worker: id, request, backlog: options.backlog };
-        match address.parse() {
+        match resolvable(address) {
             Ok(address) => {
-                let index = member.count_in(&address);
+                let index = member.count_in(Key::new(&address, options, 0));
                 self.answer(asker, Key::new(&address, options, index));
             }
             Err(error) => self.refuse(asker, &error),
@@ -252,13 +253,13 @@ impl Plane {
 }
 
 impl Member {
-    /// Which of the sockets of an address with port 0 this request is for: the first of every
-    /// worker is the same, so is the second, and so on.
-    fn count_in(&mut self, address: &ListenAddress) -> u32 {
-        if !address.is_port_zero() {
+    /// Which of the sockets of an address with port 0, or of one that can be had several times,
+    /// this request is for: the first of every worker is the same, so is the second, and so on.
+    fn count_in(&mut self, first: Key) -> u32 {
+        if !first.address.is_port_zero() && !first.options.reuse_address {
             return 0;
         }
-        let repeats = self.repeats.entry(address.clone()).or_default();
+        let repeats = self.repeats.entry(first).or_default();
         let index = repeats.asked;
         repeats.asked += 1;
         repeats.open += 1;
@@ -266,12 +267,33 @@ impl Member {
     }
 
     fn count_out(&mut self, key: &Key) {
-        if let Some(repeats) = self.repeats.get_mut(&key.address) {
+        let first = Key::new(&key.address, key.options, 0);
+        if let Some(repeats) = self.repeats.get_mut(&first) {
             repeats.open = repeats.open.saturating_sub(1);
             if repeats.open == 0 {
-                self.repeats.remove(&key.address);
+                self.repeats.remove(&first);
             }
         }
+    }
+}
+
+/// The address that a worker asks for. A path that is too long for the kernel may have a short name
+/// as seen from the primary's folder; Node does the same.
+fn resolvable(address: &str) -> Result<ListenAddress> {
+    let below = |path: &str| {
+        let folder = std::env::current_dir().ok()?;
+        Path::new(path).strip_prefix(folder).ok().map(|rest| format!("unix:{}", rest.display()))
+    };
+    match address.strip_prefix("unix:") {
+        Some(path) if path.len() > UNIX_PATH_BYTES_MAX => {
+            let too_long = || Error::Listen {
+                address: address.to_owned(),
+                step: "bind".into(),
+                source: Errno::ENAMETOOLONG,
+            };
+            below(path).and_then(|short| short.parse().ok()).ok_or_else(too_long)
+        }
+        _ => address.parse(),
     }
 }
 

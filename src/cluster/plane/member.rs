@@ -12,11 +12,11 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 
 use super::super::bus::Bus;
+use super::super::listeners::Key;
 use super::super::settings::OWN_PROGRAM;
 use super::super::worker_handle::{Shared, State, Streams, duplicate};
 use super::super::{ClusterSettings, StreamSetting, WorkerHandle};
 use super::{CHANNEL, Line};
-use crate::address::ListenAddress;
 use crate::board::{BoardView, PrimaryBoard};
 use crate::control::{Incoming, LatencySummary, Outgoing, Serialization, halves};
 use crate::dialect::node;
@@ -57,8 +57,9 @@ pub(super) struct Member {
     pub(super) ending: Option<Ending>,
     /// What it has been given and has not closed.
     pub(super) uses: BTreeSet<ListenerId>,
-    /// How often it has asked for port 0 of an address, as long as it has one of these open.
-    pub(super) repeats: HashMap<ListenAddress, Repeats>,
+    /// How often it has asked for an address of which there can be several sockets, as long as it
+    /// has one of these open. By the key of the first.
+    pub(super) repeats: HashMap<Key, Repeats>,
     /// From its last words.
     pub(super) handoff: Option<LatencySummary>,
     /// What the data path will get once the worker serves something.
@@ -69,7 +70,7 @@ pub(super) struct Member {
     pub(super) untold: Vec<ListenerId>,
 }
 
-/// A worker's requests for port 0 of one address.
+/// A worker's requests for one such address.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Repeats {
     pub(super) asked: u32,

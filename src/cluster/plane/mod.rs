@@ -12,31 +12,30 @@ mod line;
 mod listening;
 mod member;
 mod node;
+mod thread;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
-use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
-pub(super) use line::{Line, Request};
+pub(super) use line::{Line, Promise, Request};
 
 use super::bridge_thread::BridgeThread;
 use super::bus::Bus;
-use super::completion::Completion;
 use super::data_path::DataPath;
 use super::listeners::Listeners;
-use super::mailbox::{new_bell, silence};
+use super::mailbox::silence;
 use super::primary::Roll;
 use super::{ClusterSettings, Event, WorkerHandle};
 use crate::control::Flushed;
 use crate::dialect::node::bridge::Order;
-use crate::error::{Error, Result, errno_of};
+use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::primary::{Command, Report, Totals};
 use crate::settings::Policy;
@@ -76,51 +75,12 @@ pub(super) struct Plane {
     next_id: u32,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
-    disconnecting: Vec<Completion>,
+    /// Kept when nobody is left.
+    disconnecting: Vec<Promise>,
     ending: Option<SyncSender<Result<Totals>>>,
 }
 
 impl Plane {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// Too few descriptors or threads.
-    pub(super) fn start(
-        line: Line,
-        requests: Receiver<Request>,
-        bell: Arc<EventFd>,
-        bus: Arc<Bus>,
-        roll: Roll,
-    ) -> Result<()> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|errno| Error::system("create an epoll set", errno))?;
-        let plane = Self {
-            epoll,
-            line,
-            requests,
-            bell,
-            bus,
-            roll,
-            members: BTreeMap::new(),
-            places: Vec::new(),
-            listeners: Listeners::default(),
-            data: None,
-            bridge: None,
-            data_bell: new_bell()?,
-            ground: None,
-            next_id: 1,
-            retry_ns: None,
-            disconnecting: Vec::new(),
-            ending: None,
-        };
-        plane.watch(&plane.bell, REQUESTS)?;
-        let thread = thread::Builder::new().name("control-plane".into());
-        thread
-            .spawn(move || plane.run())
-            .map(drop)
-            .map_err(|error| Error::system("start the control plane's thread", errno_of(&error)))
-    }
-
     fn watch(&self, descriptor: &impl AsFd, token: u64) -> Result<()> {
         self.epoll
             .add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, token))
@@ -131,16 +91,17 @@ impl Plane {
         self.bus.publish(&event);
     }
 
-    fn run(mut self) {
+    /// Does what is to be done until it is told to end.
+    ///
+    /// # Errors
+    /// It cannot wait any more.
+    fn run(&mut self) -> Result<()> {
         let mut ready = [EpollEvent::empty(); 64];
         while self.ending.is_none() {
             let count = match self.epoll.wait(&mut ready, self.until_retry()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
-                Err(errno) => {
-                    self.fail(Error::system("wait for workers (epoll)", errno));
-                    break;
-                }
+                Err(errno) => return Err(Error::system("wait for workers (epoll)", errno)),
             };
             for event in &ready[..count] {
                 self.attend(event.data(), event.events());
@@ -151,7 +112,7 @@ impl Plane {
             }
             self.complete_disconnects();
         }
-        self.end();
+        Ok(())
     }
 
     fn until_retry(&self) -> EpollTimeout {
@@ -207,8 +168,8 @@ impl Plane {
             Request::Post { id, message } => self.order(Order::Send { worker: id, message }),
             Request::Flush { id } => self.flush(id),
             Request::Disconnect { id, grace } => self.disconnect(id, grace),
-            Request::DisconnectAll { grace, completion } => {
-                self.disconnecting.push(completion);
+            Request::DisconnectAll { grace, promise } => {
+                self.disconnecting.push(promise);
                 self.disconnect_all(grace);
             }
             Request::End { answer } => self.ending = Some(answer),
@@ -309,37 +270,7 @@ impl Plane {
 
     fn complete_disconnects(&mut self) {
         if !self.disconnecting.is_empty() && self.members.is_empty() && self.listeners.is_empty() {
-            self.disconnecting.drain(..).for_each(|completion| completion.complete());
+            self.disconnecting.clear();
         }
-    }
-
-    /// Ends what is left: processes by force, then the data path.
-    fn end(mut self) {
-        // Before the data path ends, which takes back what Node workers had not taken.
-        drop(self.bridge.take());
-        self.members.clear();
-        self.roll.lock().expect("nothing panics while it holds the workers").clear();
-        self.listeners.clear();
-        let totals = self.data.take().map_or_else(|| Ok(Totals::default()), DataPath::end);
-        let answer = self.ending.take();
-        drop(self);
-        if let Some(answer) = answer {
-            let _ = answer.send(totals);
-        }
-    }
-}
-
-impl Drop for Plane {
-    /// Nobody waits for a thread that is no more, whatever has ended it.
-    fn drop(&mut self) {
-        self.disconnecting.drain(..).for_each(|completion| completion.complete());
-        // Before the events end: who has seen that cannot send any more.
-        for member in self.members.values() {
-            if let Some(mut outgoing) = member.shared.outgoing() {
-                outgoing.close();
-            }
-            member.shared.state().connected = false;
-        }
-        self.bus.close();
     }
 }

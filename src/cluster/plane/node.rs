@@ -26,6 +26,8 @@ use crate::primary::Command;
 
 /// A flag of libuv, for TCP and UDP alike: `[::]` takes no IPv4.
 const IPV6_ONLY: u32 = 1;
+/// A flag of libuv, for UDP: other sockets that say the same may have the address, too.
+const UDP_REUSE_ADDRESS: u32 = 4;
 
 impl Plane {
     /// Starts the bridge with the first Node worker.
@@ -188,6 +190,7 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
         backlog: request.backlog,
         ipv6_only: request.flags & IPV6_ONLY != 0,
         mode: mode_of(request),
+        reuse_address: false,
     };
     let address = match &request.place {
         Place::Tcp { host: Some(host), port } => ListenAddress::Tcp(inet(host, *port)?),
@@ -195,6 +198,7 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
         Place::Udp { host, port, v6 } => {
             options.transport = Transport::Datagram;
             options.backlog = None;
+            options.reuse_address = request.flags & UDP_REUSE_ADDRESS != 0;
             let unspecified = match v6 {
                 true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
                 false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

@@ -3,6 +3,7 @@
 //! Owns the receiving half of the channel. So a program that computes, or has no listener yet, is
 //! still told what it is told.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -13,7 +14,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::super::mailbox::silence;
 use super::super::message::Message;
-use super::core::{Answer, Core};
+use super::core::{Answer, Core, Grant};
 use super::inbox::Pulled;
 use crate::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
 use crate::error::{Error, Result, errno_of};
@@ -156,16 +157,16 @@ impl Attendant {
         match frame.body {
             Body::Message { serialization, bytes } => {
                 let message = Message::new(serialization, bytes, descriptors, frame.lost);
-                core.messages.push(message);
+                core.messages.push(message).wake();
             }
             Body::Word(ToWorker::Listening { sequence, listener, address }) => {
                 let descriptor = descriptors.pop();
-                self.answer(sequence, Answer::Given { listener, address, descriptor });
+                self.answer(sequence, Ok(Grant { listener, address, descriptor }));
             }
             Body::Word(ToWorker::ListenFailed { sequence, step, errno }) => {
                 let source = Errno::from_raw(errno);
                 let error = Error::Listen { address: String::new(), step, source };
-                self.answer(sequence, Answer::Refused(error));
+                self.answer(sequence, Err(error));
             }
             Body::Word(ToWorker::Closed { listener }) => {
                 core.state().gates.remove(&listener);
@@ -176,14 +177,24 @@ impl Attendant {
         }
     }
 
-    fn answer(&self, sequence: u32, answer: Answer) {
+    fn answer(&self, sequence: u32, grant: Result<Grant>) {
         let mut state = self.core.state();
-        // One that is no longer waited for is given up by the primary when this worker leaves.
-        if let Some(place) = state.answers.get_mut(&sequence) {
-            *place = answer;
+        match (state.answers.get_mut(&sequence), grant) {
+            (Some(place), grant) => {
+                let before = std::mem::replace(place, Answer::Given(grant));
+                drop(state);
+                self.core.changed.notify_all();
+                if let Answer::Awaited(Some(waker)) = before {
+                    waker.wake();
+                }
+            }
+            // Nobody waits for it any more.
+            (None, Ok(grant)) => {
+                drop(state);
+                self.core.give_up(grant.listener);
+            }
+            (None, Err(_)) => {}
         }
-        drop(state);
-        self.core.changed.notify_all();
     }
 
     /// The channel has ended. If that was not agreed upon, so does the process, unless the program
@@ -195,15 +206,15 @@ impl Attendant {
         let mut state = self.core.state();
         state.connected = false;
         let handler = state.on_disconnect.take();
-        drop(state);
-        self.core.changed.notify_all();
+        self.core.announce(state);
         if self.core.is_leaving() {
             return;
         }
         match handler {
             Some(handler) => {
-                self.core.messages.close();
-                handler();
+                self.core.messages.close().wake();
+                // One that panics has said why; the worker must leave all the same.
+                let _ = catch_unwind(AssertUnwindSafe(handler));
                 self.core.begin_to_leave(None);
             }
             None => process::end(0),
@@ -249,7 +260,25 @@ impl Attendant {
         self.open = false;
         core.outgoing().close();
         core.state().connected = false;
-        core.messages.close();
+        core.messages.close().wake();
         core.left.complete();
+    }
+}
+
+impl Drop for Attendant {
+    /// Nobody waits for a thread that is no more, whatever has ended it: the primary sees the end
+    /// of the channel, and the program that of everything.
+    fn drop(&mut self) {
+        if self.core.left.is_complete() {
+            return;
+        }
+        self.core.outgoing().close();
+        self.core.messages.close().wake();
+        let mut state = self.core.state();
+        state.connected = false;
+        self.core.leaving.store(true, Ordering::SeqCst);
+        state.open_gates().for_each(|gate| gate.end());
+        self.core.announce(state);
+        self.core.left.complete();
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -60,9 +61,20 @@ pub(super) struct Books {
 /// What a request to listen has come to.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Awaited,
-    Given { listener: ListenerId, address: String, descriptor: Option<OwnedFd> },
-    Refused(Error),
+    /// Nothing so far. The waker is that of the task that waits, if one does.
+    Awaited(Option<Waker>),
+    /// This.
+    Given(Result<Grant>),
+}
+
+/// An address that the primary gives.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) listener: ListenerId,
+    /// The address that was bound.
+    pub(super) address: String,
+    /// What this worker accepts or receives from by itself.
+    pub(super) descriptor: Option<OwnedFd>,
 }
 
 pub(super) struct State {
@@ -192,50 +204,89 @@ impl Core {
         }
     }
 
-    /// Asks the primary for an address and waits for the answer.
-    pub(super) fn ask(
-        &self,
-        address: &str,
-        options: ListenOptions,
-    ) -> Result<(ListenerId, String, Option<OwnedFd>)> {
+    /// Asks the primary for an address. Tells the number of the request.
+    pub(super) fn ask(&self, address: &str, options: ListenOptions) -> Result<u32> {
         let mut state = self.state();
         self.ensure_staying(&state)?;
         let sequence = state.sequence;
-        state.sequence += 1;
-        state.answers.insert(sequence, Answer::Awaited);
+        state.sequence = state.sequence.wrapping_add(1);
+        state.answers.insert(sequence, Answer::Awaited(None));
         drop(state);
         let word = ToPrimary::Listen { sequence, address: address.to_owned(), options };
         let said = self.say(&word, vec![]);
-        let mut state = self.state();
-        if let Err(error) = said {
-            state.answers.remove(&sequence);
-            return Err(error);
+        if said.is_err() {
+            self.state().answers.remove(&sequence);
         }
-        loop {
-            match state.answers.remove(&sequence) {
-                Some(Answer::Given { listener, address, descriptor }) => {
-                    return Ok((listener, address, descriptor));
-                }
-                Some(Answer::Refused(error)) => {
-                    return Err(match error {
-                        Error::Listen { step, source, .. } => {
-                            Error::Listen { address: address.to_owned(), step, source }
-                        }
-                        error => error,
-                    });
-                }
-                Some(Answer::Awaited) => {
-                    state.answers.insert(sequence, Answer::Awaited);
-                }
-                None => return Err(leaving()),
+        said.map(|()| sequence)
+    }
+
+    /// The answer to a request, if there is one, or none is to be expected any more.
+    fn take_answer(&self, state: &mut State, sequence: u32) -> Option<Result<Grant>> {
+        match state.answers.remove(&sequence) {
+            Some(Answer::Given(grant)) => Some(grant),
+            Some(awaited) if self.ensure_staying(state).is_ok() => {
+                state.answers.insert(sequence, awaited);
+                None
             }
-            if let Err(error) = self.ensure_staying(&state) {
-                state.answers.remove(&sequence);
-                return Err(error);
+            Some(Answer::Awaited(_)) | None => Some(Err(leaving())),
+        }
+    }
+
+    /// Blocks the thread until a request is answered.
+    pub(super) fn await_answer(&self, sequence: u32) -> Result<Grant> {
+        let mut state = self.state();
+        loop {
+            if let Some(grant) = self.take_answer(&mut state, sequence) {
+                return grant;
             }
             let changed = self.changed.wait(state);
             state = changed.expect("nothing panics while it holds the worker's state");
         }
+    }
+
+    /// The same for a task, which is woken when it is time to ask again.
+    pub(super) fn poll_answer(
+        &self,
+        sequence: u32,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Grant>> {
+        let mut state = self.state();
+        if let Some(grant) = self.take_answer(&mut state, sequence) {
+            return Poll::Ready(grant);
+        }
+        state.answers.insert(sequence, Answer::Awaited(Some(context.waker().clone())));
+        Poll::Pending
+    }
+
+    /// Nobody waits for this request any more.
+    pub(super) fn forget_request(&self, sequence: u32) {
+        let forgotten = self.state().answers.remove(&sequence);
+        if let Some(Answer::Given(Ok(grant))) = forgotten {
+            self.give_up(grant.listener);
+        }
+    }
+
+    /// Tells the primary that this worker does not serve an address, or does not any more.
+    pub(super) fn give_up(&self, listener: ListenerId) {
+        if !self.is_leaving() {
+            // A primary that is gone has closed it already.
+            let _ = self.say(&ToPrimary::Close { listener }, vec![]);
+        }
+    }
+
+    /// Has everybody look again who waits for something of the primary's.
+    pub(super) fn announce(&self, mut state: MutexGuard<'_, State>) {
+        let wakers: Vec<Waker> = state
+            .answers
+            .values_mut()
+            .filter_map(|answer| match answer {
+                Answer::Awaited(waker) => waker.take(),
+                Answer::Given(_) => None,
+            })
+            .collect();
+        drop(state);
+        self.changed.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     fn ensure_staying(&self, state: &State) -> Result<()> {
@@ -255,9 +306,8 @@ impl Core {
         state.grace = grace;
         // Whoever accepts by itself takes what waits, and then sees the end.
         state.open_gates().for_each(|gate| gate.kick());
-        drop(state);
-        self.changed.notify_all();
         ring(&self.bell);
+        self.announce(state);
         true
     }
 }

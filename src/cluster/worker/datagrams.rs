@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::core::Core;
-use crate::control::ToPrimary;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
 
@@ -78,9 +77,6 @@ impl AsFd for Datagrams {
 
 impl Drop for Datagrams {
     fn drop(&mut self) {
-        if !self.core.is_leaving() {
-            // A primary that is gone has closed it already.
-            let _ = self.core.say(&ToPrimary::Close { listener: self.id }, vec![]);
-        }
+        self.core.give_up(self.id);
     }
 }

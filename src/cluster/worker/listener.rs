@@ -13,7 +13,6 @@ use super::connection::Connection;
 use super::core::Core;
 use super::gate::{Gate, Handed, Look};
 use super::inbox::Pulled;
-use crate::control::ToPrimary;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
 use crate::sys::clock::monotonic_ns;
@@ -169,10 +168,7 @@ impl Drop for Listener {
         if self.core.inbox.is_none() {
             self.core.state().gates.remove(&id);
         }
-        if !self.core.is_leaving() {
-            // A primary that is gone has closed it already.
-            let _ = self.core.say(&ToPrimary::Close { listener: id }, vec![]);
-        }
+        self.core.give_up(id);
         for Handed { socket, accepted_ns } in left {
             self.core.give_back(id, accepted_ns, socket);
         }

@@ -7,11 +7,11 @@ mod datagrams;
 mod gate;
 mod inbox;
 mod listener;
+mod opening;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -25,12 +25,13 @@ use serde::Serialize;
 pub use connection::{Connection, Guard, Tracked};
 pub use datagrams::Datagrams;
 pub use listener::Listener;
+pub use opening::Opening;
 
 use super::completion::Completion;
 use super::mailbox::{Found, Mailbox, new_bell, ring};
 use super::message::Message;
 use super::worker_handle::duplicate;
-use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
+use crate::address::ListenAddress;
 use crate::board::WorkerBoard;
 use crate::control::{ListenOptions, ToPrimary, Transport, halves};
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ use crate::sys::listener::{Listener as Socket, OpenOptions};
 use crate::sys::{cpu, process};
 use crate::worker::HandoffLatency;
 use crate::worker::environment::{self, Inheritance};
-use core::{Books, Core, State};
+use core::{Books, Core, Grant, State};
 use gate::Gate;
 use inbox::Inbox;
 
@@ -152,7 +153,8 @@ impl Worker {
     /// Serves an address together with the other workers that ask for it (Node: `server.listen`):
     /// `127.0.0.1:8000`, `[::]:8000` (IPv4 as well), `8000` (127.0.0.1), `localhost:8000`,
     /// `unix:/path`, `unix:@name`, `fd:7` (the **primary's** descriptor). With port 0 the nth call
-    /// of every worker gets the same port. Waits for the primary's answer.
+    /// of every worker gets the same port. Waits for the primary's answer: inside an async runtime
+    /// use [`open`](Self::open), or the `bind` of an [adapter](crate::adapter).
     ///
     /// # Errors
     /// [`Error::Listen`] with what the primary was told: EADDRINUSE, EACCES, ... ; EADDRINUSE also
@@ -166,24 +168,32 @@ impl Worker {
     /// Workers share what they ask for in the same way; the backlog is that of the first.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen); [`Error::Usage`] for another transport than streams.
+    /// As [`listen`](Self::listen); [`Error::Usage`] for what only datagrams have.
     pub fn listen_with(&self, address: &str, options: ListenOptions) -> Result<Listener> {
-        if options.transport != Transport::Stream {
-            return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
-        }
-        let (id, address, descriptor) = self.core.ask(&absolute(address)?, options)?;
-        let gate = match (descriptor, &self.core.inbox) {
-            (Some(socket), _) => Gate::of_own(Socket::adopt_copy(socket, address.clone())),
-            (None, Some(inbox)) => Gate::at_inbox(inbox.as_fd()),
-            (None, None) => Err(core::leaving()),
-        };
-        let gate = Arc::new(gate?);
-        self.core.state().gates.insert(id, Arc::clone(&gate));
-        // The attendant leaves the inbox alone from now on; then there can be connections.
-        ring(&self.core.bell);
-        let listener = Listener::new(Arc::clone(&self.core), gate, Some(id), address);
-        self.core.say(&ToPrimary::Serving { listener: id }, vec![])?;
-        Ok(listener)
+        self.open(address, options).wait()
+    }
+
+    /// As [`listen_with`](Self::listen_with), without waiting: what it returns can be awaited. This
+    /// is Node's `server.listen`, which does not wait either.
+    ///
+    /// ```no_run
+    /// # async fn serve() -> clusterlb::Result<()> {
+    /// use clusterlb::{ListenOptions, Worker};
+    ///
+    /// let worker = Worker::current()?;
+    /// let listener = worker.open("127.0.0.1:8000", ListenOptions::default()).await?;
+    /// # drop(listener);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(&self, address: &str, options: ListenOptions) -> Opening<Listener> {
+        let asked = absolute(address).and_then(|address| {
+            if options.transport != Transport::Stream || options.reuse_address {
+                return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
+            }
+            Ok((self.core.ask(&address, options)?, address))
+        });
+        Opening::new(&self.core, asked, serve)
     }
 
     /// Serves an address alone, without asking the primary (Node: `exclusive: true`). It knows
@@ -207,29 +217,34 @@ impl Worker {
 
     /// Receives datagrams at an address, from a socket that all workers share, as in Node. The
     /// kernel gives each datagram to whoever reads first, which under little load is mostly the
-    /// same one.
+    /// same one. `fd:7` is a bound socket of the **primary's**. Waits for the primary's answer.
     ///
     /// # Errors
     /// As [`listen`](Self::listen); EOPNOTSUPP for what is no IP address.
     pub fn bind_udp(&self, address: &str) -> Result<Datagrams> {
-        let transport = Transport::Datagram;
-        self.bind_udp_with(address, ListenOptions { transport, ..ListenOptions::default() })
+        self.bind_udp_with(address, ListenOptions::default().transport(Transport::Datagram))
     }
 
-    /// As [`bind_udp`](Self::bind_udp), IPv6 only, or with [`Transport::DatagramEach`]: a socket
-    /// for each worker, among which the kernel spreads by the sender's address.
+    /// As [`bind_udp`](Self::bind_udp), IPv6 only, for an address that other sockets may have as
+    /// well, or with [`Transport::DatagramEach`]: a socket for each worker, among which the kernel
+    /// spreads by the sender's address.
     ///
     /// # Errors
     /// As [`bind_udp`](Self::bind_udp); [`Error::Usage`] for streams.
     pub fn bind_udp_with(&self, address: &str, options: ListenOptions) -> Result<Datagrams> {
-        if options.transport == Transport::Stream {
-            return Err(Error::usage("streams are not bound", "use `listen_with`"));
-        }
-        let address: ListenAddress = address.parse()?;
-        let (id, _, descriptor) = self.core.ask(&address.to_string(), options)?;
-        let socket = UdpSocket::from(descriptor.ok_or_else(core::leaving)?);
-        self.core.say(&ToPrimary::Serving { listener: id }, vec![])?;
-        Ok(Datagrams::new(Arc::clone(&self.core), socket, id))
+        self.open_udp(address, options).wait()
+    }
+
+    /// As [`bind_udp_with`](Self::bind_udp_with), without waiting: what it returns can be awaited.
+    pub fn open_udp(&self, address: &str, options: ListenOptions) -> Opening<Datagrams> {
+        let asked = address.parse().and_then(|address: ListenAddress| {
+            if options.transport == Transport::Stream {
+                return Err(Error::usage("streams are not bound", "use `listen_with`"));
+            }
+            let address = address.to_string();
+            Ok((self.core.ask(&address, options)?, address))
+        });
+        Opening::new(&self.core, asked, receive)
     }
 
     /// Sends a message to the primary (Node: `process.send`). Returns at once: what the primary has
@@ -316,17 +331,37 @@ impl Worker {
     }
 }
 
-/// The address as the primary shall see it: paths are meant as this process sees them. One that
-/// would be too long that way is left as it is, relative to the primary's folder.
+/// Makes a listener of what the primary has given, and tells it that this worker serves.
+fn serve(core: &Arc<Core>, grant: Grant) -> Result<Listener> {
+    let Grant { listener: id, address, descriptor } = grant;
+    let gate = match (descriptor, &core.inbox) {
+        (Some(socket), _) => Gate::of_own(Socket::adopt_copy(socket, address.clone())),
+        (None, Some(inbox)) => Gate::at_inbox(inbox.as_fd()),
+        (None, None) => Err(core::leaving()),
+    };
+    let gate = Arc::new(gate.inspect_err(|_| core.give_up(id))?);
+    core.state().gates.insert(id, Arc::clone(&gate));
+    // The attendant leaves the inbox alone from now on; then there can be connections.
+    ring(&core.bell);
+    let listener = Listener::new(Arc::clone(core), gate, Some(id), address);
+    core.say(&ToPrimary::Serving { listener: id }, vec![])?;
+    Ok(listener)
+}
+
+/// The same for datagrams.
+fn receive(core: &Arc<Core>, grant: Grant) -> Result<Datagrams> {
+    let socket = UdpSocket::from(grant.descriptor.ok_or_else(core::leaving)?);
+    let datagrams = Datagrams::new(Arc::clone(core), socket, grant.listener);
+    core.say(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
+    Ok(datagrams)
+}
+
+/// The address as the primary shall see it: paths are meant as this process sees them.
 fn absolute(address: &str) -> Result<String> {
     let parsed: ListenAddress = address.parse()?;
     let ListenAddress::Unix(path) = &parsed else { return Ok(parsed.to_string()) };
     let full = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let fits = |path: &Path| path.as_os_str().len() <= UNIX_PATH_BYTES_MAX;
-    Ok(match fits(&full) {
-        true => ListenAddress::Unix(full).to_string(),
-        false => parsed.to_string(),
-    })
+    Ok(ListenAddress::Unix(full).to_string())
 }
 
 impl Messages {

@@ -1,0 +1,162 @@
+//! What the puppet can do that most tests do not need.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::net::TcpStream;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use clusterlb::{ListenOptions, Listener, Opening, Transport, Worker};
+use futures_core::Stream as _;
+use serde::{Deserialize, Serialize};
+
+use crate::puppet::Reply;
+use crate::stage::ON_PURPOSE;
+
+/// One of these.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Trick {
+    /// Ask for an address on a runtime with one thread, and tell of five ticks of its clock before
+    /// the answer, if it takes that long.
+    Await { address: String },
+    /// Ask for an address, and for nothing but that: do not wait for it, or not for all of it.
+    AskInVain { address: String, options: ListenOptions, patience_ms: u64 },
+    /// Ask for an address in a thread that panics when it is refused.
+    Panic { address: String },
+    /// Ask for an address, and leave if it is refused.
+    LeaveIfRefused { address: String },
+    /// Connect to this address, and end only when that connection does.
+    StayFor { address: String },
+    /// Send one connection to this address twice.
+    SendTwice { address: String },
+    /// Send this back.
+    Echo(Exotic),
+    /// Compute for ever.
+    Spin,
+    /// Write garbage to the channel.
+    Garble,
+    /// Have the thread that hears the primary panic at the next message.
+    LoseHearing,
+    /// Panic when the primary is lost, and write to this socket when leaving all the same.
+    PanicWhenLost { address: String },
+}
+
+/// What JSON cannot hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Exotic {
+    pub(crate) infinite: f64,
+    pub(crate) by_place: BTreeMap<(i8, i8), String>,
+}
+
+/// What a puppet does when it has left, before it ends.
+pub(crate) type Last = Box<dyn FnOnce()>;
+
+/// Does it. Tells what to reply, if anything.
+pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Option<Reply> {
+    match trick {
+        Trick::Await { address } => return Some(await_address(worker, &address)),
+        Trick::AskInVain { address, options, patience_ms } => {
+            ask_in_vain(worker, &address, options, Duration::from_millis(patience_ms));
+        }
+        Trick::Panic { address } => {
+            let worker = worker.clone();
+            let thread = std::thread::spawn(move || {
+                worker.listen(&address).expect(ON_PURPOSE);
+            });
+            thread.join().expect_err("it is refused");
+        }
+        Trick::LeaveIfRefused { address } => {
+            worker.listen(&address).expect_err("somebody has it");
+            drop(worker.disconnect());
+            return None;
+        }
+        Trick::StayFor { address } => {
+            let mut stream = TcpStream::connect(address).expect("somebody listens");
+            last.push(Box::new(move || {
+                std::io::copy(&mut stream, &mut std::io::sink()).expect("an orderly end");
+            }));
+        }
+        Trick::SendTwice { address } => {
+            let stream = TcpStream::connect(address).expect("somebody listens");
+            for _ in 0..2 {
+                worker.send_shared(&Reply::Connected, &stream).expect("the primary reads");
+            }
+            return None;
+        }
+        Trick::Echo(exotic) => return Some(Reply::Exotic(exotic)),
+        Trick::Spin => loop {
+            std::hint::spin_loop();
+        },
+        Trick::Garble => {
+            let number = std::env::var("CLUSTERLB_CONTROL_FD").expect("every worker has one");
+            let number = number.parse().expect("a number");
+            let channel = clusterlb::sys::process::copy_of(number).expect("it is open");
+            let garbage = b"\x03\0\0\0\0\0\0\0{]}";
+            File::from(channel).write_all(garbage).expect("the primary reads");
+            return None;
+        }
+        Trick::LoseHearing => {
+            let mut messages = worker.messages();
+            let polled = Pin::new(&mut messages).poll_next(&mut Context::from_waker(&bomb()));
+            assert!(polled.is_pending(), "nothing has come meanwhile");
+        }
+        Trick::PanicWhenLost { address } => {
+            worker.on_disconnect(|| panic!("{ON_PURPOSE}"));
+            let mut stream = TcpStream::connect(address).expect("somebody listens");
+            last.push(Box::new(move || stream.write_all(b"alone").expect("somebody reads")));
+        }
+    }
+    Some(Reply::Done)
+}
+
+fn await_address(worker: &Worker, address: &str) -> Reply {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let opened: clusterlb::Result<Listener> = runtime.expect("a runtime").block_on(async {
+        let mut opening = worker.open(address, ListenOptions::default());
+        let mut ticks = 0;
+        loop {
+            tokio::select! {
+                opened = &mut opening => return opened,
+                () = tokio::time::sleep(Duration::from_millis(1)) => ticks += 1,
+            }
+            if ticks == 5 {
+                worker.send(&Reply::Number(ticks)).expect("the primary reads");
+            }
+        }
+    });
+    match opened {
+        Ok(listener) => Reply::Serving { address: listener.address().to_owned() },
+        Err(error) => Reply::refused(&error),
+    }
+}
+
+fn ask_in_vain(worker: &Worker, address: &str, options: ListenOptions, patience: Duration) {
+    fn begin<T>(mut opening: Opening<T>, patience: Duration) {
+        if !patience.is_zero() {
+            // Somebody is to be woken when it is there, and does not come.
+            let mut context = Context::from_waker(Waker::noop());
+            let _ = Pin::new(&mut opening).poll(&mut context);
+            std::thread::sleep(patience);
+        }
+    }
+    match options.transport {
+        Transport::Stream => begin(worker.open(address, options), patience),
+        _ => begin(worker.open_udp(address, options), patience),
+    }
+}
+
+/// What panics when it is woken.
+pub(crate) fn bomb() -> Waker {
+    struct Bomb;
+
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker panics {ON_PURPOSE}");
+        }
+    }
+
+    Waker::from(Arc::new(Bomb))
+}
