@@ -36,13 +36,14 @@ const TESTS: [Test; 7] = [
 ];
 
 /// What only some have.
-const MORE_TESTS: [(&str, fn()); 3] = [
+const MORE_TESTS: [(&str, fn()); 4] = [
     ("axum::handlers_know_the_client", handlers_know_the_client),
     (
         "axum::silent_clients_do_not_keep_a_worker_from_leaving",
         silent_clients_do_not_keep_a_worker_from_leaving,
     ),
     ("uring::reads_that_were_given_up_keep_nothing_open", reads_that_were_given_up),
+    ("every_type_has_its_promise", promises::every_type_has_its_promise),
 ];
 
 fn main() -> ExitCode {
@@ -111,7 +112,7 @@ fn open_requests_are_answered(adapter: Adapter, policy: Policy) {
     let mut stage = Stage::new(adapter, policy, 2);
     let address = stage.serve("127.0.0.1:0");
     let mut clients: Vec<Client> =
-        (0..SOME_CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
+        (0..CLIENTS).map(|_| Client::connect(adapter, &address)).collect();
     clients.iter_mut().for_each(|client| client.begin("answered"));
     let looks = leave_and_look(&mut stage, &address);
     for client in &mut clients {
@@ -120,7 +121,7 @@ fn open_requests_are_answered(adapter: Adapter, policy: Policy) {
     drop(clients);
     // Those who looked may have been connections as well, or come too late.
     let counted = claimed_and_finished(&stage.end());
-    assert!((SOME_CLIENTS..SOME_CLIENTS + looks).contains(&counted), "{counted}, {looks} looks");
+    assert!((CLIENTS..CLIENTS + looks).contains(&counted), "{counted}, {looks} looks");
 }
 
 /// Asks all workers to leave, and looks at the address until it is closed. Tells how often.

@@ -1,39 +1,63 @@
 //! What may go to another thread, held by the compiler: a promise that is broken does not build.
 
 use std::future::Future;
+use std::net::TcpStream;
 
-use clusterlb::adapter::tokio::{Listener, Stream};
+use clusterlb::adapter::{tokio as on_tokio, uring};
+use clusterlb::{
+    AddressKind, Cluster, ClusterSettings, Completion, Connection, Datagrams, Ending, Error, Event,
+    Events, ForkOptions, Guard, Handle, InspectPort, ListenOptions, Listener, ListenerId,
+    ListeningAddress, Message, Messages, Opening, Policy, Result, Role, Serialization, Signal,
+    StreamSetting, Tracked, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-const fn goes_to_threads<T: Send + 'static>() {}
-const fn is_shared_by_threads<T: Send + Sync + 'static>() {}
+const fn is_shared_by_threads<T: Send + Sync + Unpin + 'static>() {}
 const fn is_a_stream<T: AsyncRead + AsyncWrite + Unpin>() {}
 const fn needs_no_order<T: Future + Send>(_: &T) {}
 
-const _: () = {
-    is_shared_by_threads::<clusterlb::Cluster>();
-    is_shared_by_threads::<clusterlb::WorkerHandle>();
-    is_shared_by_threads::<clusterlb::Worker>();
-    is_shared_by_threads::<clusterlb::Listener>();
-    is_shared_by_threads::<clusterlb::Datagrams>();
-    is_shared_by_threads::<clusterlb::Connection>();
-    is_shared_by_threads::<clusterlb::Guard>();
-    is_shared_by_threads::<clusterlb::Completion>();
-    is_shared_by_threads::<clusterlb::Message>();
-    is_shared_by_threads::<clusterlb::Event>();
-    is_shared_by_threads::<clusterlb::Tracked<std::net::TcpStream>>();
-    is_shared_by_threads::<clusterlb::Error>();
-    goes_to_threads::<clusterlb::Events>();
-    goes_to_threads::<clusterlb::Messages>();
-    is_shared_by_threads::<Listener>();
-    is_shared_by_threads::<Stream>();
-    is_a_stream::<Stream>();
-};
+/// Applies a promise to several types.
+macro_rules! hold {
+    ($promise:ident: $($type:ty),* $(,)?) => {
+        const _: () = { $($promise::<$type>();)* };
+    };
+}
+
+hold!(is_shared_by_threads:
+    AddressKind, Cluster, ClusterSettings, Completion, Connection, Datagrams, Ending, Error, Event,
+    Events, ForkOptions, Guard, Handle, InspectPort, ListenOptions, Listener, ListenerId,
+    ListeningAddress, Message, Messages, Opening<Listener>, Opening<Datagrams>, Policy, Result<()>,
+    Role, Serialization, Signal, StreamSetting, Tracked<TcpStream>, Transport, Worker, WorkerCounts,
+    WorkerHandle, WorkerId,
+);
+hold!(is_shared_by_threads: on_tokio::Listener, on_tokio::Stream);
+hold!(is_a_stream: on_tokio::Stream);
 
 /// Futures as well: a task may move between threads while it waits.
 #[expect(dead_code, reason = "it is only compiled")]
-fn what_is_awaited(listener: &Listener, worker: &clusterlb::Worker) {
+fn what_is_awaited(listener: &on_tokio::Listener, worker: &Worker) {
+    needs_no_order(&on_tokio::Listener::bind(worker, ""));
     needs_no_order(&listener.accept());
     needs_no_order(&listener.ended());
+    needs_no_order(&worker.open("", ListenOptions::default()));
     needs_no_order(&worker.disconnected());
+    // Of tokio-uring's runtime, which has one thread, nothing is asked but that asking is.
+    let _ = uring::Listener::bind(worker, "");
+}
+
+/// Nothing that the crate offers at its top is forgotten above.
+pub(crate) fn every_type_has_its_promise() {
+    let (offers, promises) = (include_str!("../../src/lib.rs"), include_str!("promises.rs"));
+    let (_, held) = promises.split_once("hold!(is_shared_by_threads:").expect("see above");
+    let held: Vec<&str> = held.split(|letter: char| !letter.is_alphanumeric()).collect();
+    let offers = offers.split("pub use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    let mut found = 0;
+    for name in offers.flat_map(|(offer, _)| offer.split(|letter: char| !letter.is_alphanumeric()))
+    {
+        if name.starts_with(char::is_uppercase) {
+            assert!(held.contains(&name), "{name} may be shared by threads, or may not");
+            found += 1;
+        }
+    }
+    assert!(found > 30, "{found} types");
 }

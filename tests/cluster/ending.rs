@@ -6,12 +6,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use clusterlb::{Ending, Event, ForkOptions};
+use clusterlb::{Ending, Event, ForkOptions, Policy};
 use nix::sys::signal::Signal;
 
 use crate::puppet::{BRIEF, Order, SLEEPY, Service};
 use crate::stage::{
-    PATIENCE, Stage, another_primary, ask, eventually, is_alive, kept, until_free, until_refused,
+    PATIENCE, Stage, another_primary, eventually, greeter, is_alive, kept, until_free,
+    until_refused,
 };
 use crate::trials;
 
@@ -87,8 +88,8 @@ fn exited_after_disconnect_tells_who_was_asked() {
 }
 
 /// A worker with two connections that leaves as `leave` has it, while another one serves on.
-fn finishes_first(leave: impl FnOnce(&clusterlb::WorkerHandle)) {
-    let mut stage = Stage::new();
+fn finishes_first(policy: Policy, leave: impl FnOnce(&clusterlb::WorkerHandle)) {
+    let mut stage = Stage::with(|settings| settings.policy = policy);
     let worker = stage.puppet();
     let address = stage.serve(&worker, "127.0.0.1:0", Service::Keep);
     let mut open = [kept(&address).0, kept(&address).0];
@@ -122,11 +123,16 @@ fn ask_briefly(address: &str) -> String {
 }
 
 fn a_worker_that_disconnects_finishes_its_connections_first() {
-    finishes_first(|worker| worker.disconnect());
+    for policy in [Policy::Rr, Policy::None] {
+        finishes_first(policy, |worker| worker.disconnect());
+    }
 }
 
 fn a_worker_that_leaves_by_itself_finishes_its_connections_first() {
-    finishes_first(|worker| worker.send(&Order::Disconnect).expect("the puppet reads"));
+    for policy in [Policy::Rr, Policy::None] {
+        let leave = |worker: &clusterlb::WorkerHandle| worker.send(&Order::Disconnect);
+        finishes_first(policy, |worker| leave(worker).expect("the puppet reads"));
+    }
 }
 
 fn what_waits_goes_to_the_last_worker_that_leaves() {
@@ -155,7 +161,7 @@ fn what_waits_goes_to_the_last_worker_that_leaves() {
 }
 
 fn an_idle_worker_can_be_disconnected_right_after_its_fork() {
-    for policy in [clusterlb::Policy::Rr, clusterlb::Policy::None] {
+    for policy in [Policy::Rr, Policy::None] {
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let worker = stage.cluster.fork().expect("a worker");
         worker.disconnect();
@@ -242,14 +248,29 @@ fn a_cluster_without_workers_is_disconnected_at_once() {
 }
 
 fn a_cluster_can_go_on_after_a_disconnect() {
-    let mut stage = Stage::new();
-    let first = stage.puppet();
-    let address = stage.listen(&first, "127.0.0.1:0");
-    assert!(stage.cluster.disconnect().wait_for(PATIENCE));
-    let second = stage.puppet();
-    assert_eq!((second.id().0, stage.listen(&second, "127.0.0.1:0")), (2, address.clone()));
-    assert_eq!(ask(&address).expect("it serves"), "worker 2\n");
-    stage.end();
+    const WORKERS: u32 = 4;
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let mut before: Option<[String; 2]> = None;
+        for round in 0..2 {
+            let workers: Vec<_> = (0..WORKERS).map(|_| stage.puppet()).collect();
+            let mut served = Vec::new();
+            for worker in &workers {
+                let any = "127.0.0.1:0";
+                served.push([stage.listen(worker, any), stage.listen(worker, any)]);
+            }
+            let last = served.pop().expect("there are some");
+            assert!(served.iter().all(|one| *one == last), "{served:?}");
+            assert!(before.is_none_or(|before| before == last), "the ports stay");
+            let numbers = round * WORKERS + 1..=(round + 1) * WORKERS;
+            assert!(last.iter().all(|address| numbers.contains(&greeter(address))));
+            assert!(stage.cluster.disconnect().wait_for(PATIENCE));
+            assert!(workers.iter().all(|worker| worker.is_dead()));
+            last.iter().for_each(|address| until_free(address));
+            before = Some(last);
+        }
+        stage.end();
+    }
 }
 
 fn a_dropped_cluster_leaves_nobody_behind() {
@@ -259,6 +280,9 @@ fn a_dropped_cluster_leaves_nobody_behind() {
     workers[1].send(&Order::Deafen).expect("the puppet reads");
     drop(stage);
     assert!(workers.iter().all(|worker| !is_alive(worker.pid())));
+    // Those who still hold their handles see it.
+    assert!(workers.iter().all(|worker| worker.is_dead() && !worker.is_connected()));
+    assert!(workers.iter().all(|worker| worker.ending() == Some(Ending::Signal(9))));
     until_free(&address);
 }
 

@@ -4,9 +4,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::mpsc::channel;
 
-use clusterlb::{
-    AddressKind, Cluster, Ending, Event, ForkOptions, Listener, Message, Worker, WorkerHandle,
-};
+use clusterlb::{AddressKind, Ending, Event, ForkOptions};
 use futures_core::Stream as _;
 
 use crate::puppet::{BRIEF, Order, Reply, Service};
@@ -21,7 +19,6 @@ trials!(
     events_end_with_the_cluster,
     a_worker_is_off_the_list_before_its_last_event,
     nothing_is_lost_for_somebody_who_is_behind,
-    what_is_shared_among_threads_can_be,
 );
 
 fn name(event: &Event) -> &'static str {
@@ -181,20 +178,4 @@ fn nothing_is_lost_for_somebody_who_is_behind() {
     // A subscriber that is not read any more must not hold up others: it was dropped.
     stage.ask(&worker, &Order::Echo(1.into()));
     stage.end();
-}
-
-fn what_is_shared_among_threads_can_be() {
-    fn is_shared<T: Send + Sync + 'static>() {}
-    fn is_sent<T: Send + 'static>() {}
-    is_shared::<Cluster>();
-    is_shared::<WorkerHandle>();
-    is_shared::<Worker>();
-    is_shared::<Listener>();
-    is_shared::<Message>();
-    is_shared::<clusterlb::Completion>();
-    is_shared::<clusterlb::Guard>();
-    is_sent::<clusterlb::Connection>();
-    is_sent::<clusterlb::Events>();
-    is_sent::<clusterlb::Messages>();
-    is_sent::<Event>();
 }

@@ -10,12 +10,14 @@ use serde_json::Value;
 use crate::puppet::{DESCRIPTORS, Order, Reply};
 use crate::stage::{PATIENCE, Stage};
 use crate::trials;
+use crate::tricks::Trick;
 
 trials!(
     a_worker_serves_a_connection_that_the_primary_accepted,
     a_worker_accepts_from_a_listener_of_the_primary,
     a_worker_answers_datagrams_at_a_socket_of_the_primary,
     a_worker_sends_a_connection_to_its_primary,
+    a_worker_sends_one_connection_twice,
     every_kind_of_socket_comes_back_as_what_it_was,
     a_socket_that_is_sent_is_closed_here_unless_it_is_shared,
     a_socket_that_finds_no_descriptor_free_is_told_as_lost,
@@ -98,6 +100,29 @@ fn a_worker_sends_a_connection_to_its_primary() {
     let mut text = String::new();
     far.read_to_string(&mut text).expect("nobody else has it any more");
     assert_eq!(text, "from the primary");
+    stage.end();
+}
+
+fn a_worker_sends_one_connection_twice() {
+    let mut stage = Stage::new();
+    let worker = stage.puppet();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    worker.send(&Order::Trick(Trick::SendTwice { address })).expect("the puppet reads");
+    let (mut far, _) = listener.accept().expect("the worker connects");
+    for word in ["once ", "and again"] {
+        let Some(Handle::Tcp(mut stream)) = stage.message(&worker).take_handle() else {
+            panic!("a connection")
+        };
+        stream.write_all(word.as_bytes()).expect("somebody reads");
+    }
+    far.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    let mut text = String::new();
+    far.read_to_string(&mut text).expect("the worker has closed it as well");
+    assert_eq!(text, "once and again");
+    // What it has sent does not keep it from leaving.
+    worker.disconnect();
+    assert_eq!(stage.exit(&worker).0, clusterlb::Ending::Code(0));
     stage.end();
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use clusterlb::{AddressKind, ListenOptions, Policy, WorkerHandle};
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 
 use crate::puppet::{Order, Reply, Service};
-use crate::stage::{Stage, another_primary, eventually, greeter, until_free, until_refused};
+use crate::stage::{Stage, another_primary, ask, eventually, greeter, until_free, until_refused};
 use crate::trials;
 
 trials!(
@@ -19,8 +20,8 @@ trials!(
     the_backlog_is_that_of_the_first,
     the_nth_port_zero_of_every_worker_is_the_same,
     a_chosen_port_stays_after_all_workers_were_replaced,
-    unix_sockets_have_a_mode_and_are_unlinked,
-    a_relative_path_is_meant_as_the_worker_sees_it,
+    a_fixed_port_is_shared_however_often_it_was_opened,
+    a_connection_that_a_worker_drops_is_finished,
     ipv6_alone_leaves_ipv4_free,
     both_families_are_served_by_the_wildcard,
     a_descriptor_is_the_primarys,
@@ -88,53 +89,69 @@ fn the_nth_port_zero_of_every_worker_is_the_same() {
 }
 
 fn a_chosen_port_stays_after_all_workers_were_replaced() {
-    let mut stage = Stage::new();
-    let mut last = None;
-    for generation in 1..=3 {
-        let worker = stage.puppet();
-        let ports = [stage.listen(&worker, "127.0.0.1:0"), stage.listen(&worker, "127.0.0.1:0")];
-        assert!(last.is_none_or(|last| last == ports), "generation {generation}");
-        assert_eq!(greeter(&ports[1]), generation);
-        worker.disconnect();
-        stage.exit(&worker);
-        until_refused(&ports[0]);
-        last = Some(ports);
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let mut last = None;
+        for generation in 1..=3 {
+            let worker = stage.puppet();
+            let any = "127.0.0.1:0";
+            let ports = [stage.listen(&worker, any), stage.listen(&worker, any)];
+            assert!(last.is_none_or(|last| last == ports), "generation {generation}");
+            assert_eq!(greeter(&ports[1]), generation);
+            // In order or not.
+            match generation {
+                1 => worker.disconnect(),
+                _ => worker.kill(Signal::SIGKILL).expect("it is ours"),
+            }
+            stage.exit(&worker);
+            until_refused(&ports[0]);
+            last = Some(ports);
+        }
+        stage.end();
     }
-    stage.end();
 }
 
-fn unix_sockets_have_a_mode_and_are_unlinked() {
+/// How often a worker has had it before does not matter for a port that was not chosen.
+fn a_fixed_port_is_shared_however_often_it_was_opened() {
     for policy in [Policy::Rr, Policy::None] {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("socket");
-        let address = format!("unix:{}", path.display());
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let workers = [stage.puppet(), stage.puppet()];
-        let options = ListenOptions::default().mode(0o666);
-        for worker in &workers {
-            let bound = stage.try_listen(worker, &address, options, Service::Greet);
-            assert_eq!(bound.expect("the folder is empty"), address);
-            let told = stage.listening(worker);
-            assert_eq!((told.kind, told.port), (AddressKind::Unix, None));
-            assert_eq!(told.address, path.display().to_string());
+        // Held by the second one, so that nobody else gets it.
+        let address = stage.listen(&workers[1], "127.0.0.1:0");
+        let fixed = eventually("a fixed port", || {
+            let fixed = format!("127.0.0.1:{}", free_port());
+            let bound =
+                stage.try_listen(&workers[1], &fixed, Default::default(), Service::Greet).ok();
+            bound.inspect(|_| drop(stage.listening(&workers[1])))
+        });
+        assert_ne!(fixed, address);
+        for _ in 0..3 {
+            assert_eq!(stage.listen(&workers[0], &fixed), fixed);
+            eventually("both to serve it", || {
+                let greeted: Vec<u32> = (0..20).map(|_| greeter(&fixed)).collect();
+                (greeted.contains(&1) && greeted.contains(&2)).then_some(())
+            });
+            stage.close(&workers[0], &fixed);
         }
-        let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o666);
-        assert!((0..4).all(|_| [1, 2].contains(&greeter(&address))));
         stage.end();
-        assert!(!path.exists());
     }
 }
 
-fn a_relative_path_is_meant_as_the_worker_sees_it() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let cwd = folder.path().to_owned();
-    let mut stage = Stage::with(|settings| settings.cwd = Some(cwd));
-    let worker = stage.puppet();
-    let bound = stage.listen(&worker, "unix:socket");
-    assert_eq!(bound, format!("unix:{}", folder.path().join("socket").display()));
-    assert_eq!(greeter(&bound), 1);
-    stage.end();
+/// A worker that does not want a connection may drop it (Node's `dropMaxConnection`): it is no
+/// reason to give it to somebody else.
+fn a_connection_that_a_worker_drops_is_finished() {
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let worker = stage.puppet();
+        let address = stage.serve(&worker, "127.0.0.1:0", Service::Drop);
+        for _ in 0..10 {
+            assert_eq!(ask(&address).expect("it is accepted"), "");
+        }
+        worker.disconnect();
+        let counts = stage.exit(&worker).1;
+        assert_eq!((counts.assigned, counts.finished, counts.returned), (10, 10, 0), "{policy:?}");
+        stage.end();
+    }
 }
 
 fn has_ipv6() -> bool {
@@ -184,13 +201,18 @@ fn both_families_are_served_by_the_wildcard() {
     if !has_ipv6() {
         return;
     }
-    let mut stage = Stage::new();
-    let worker = stage.puppet();
-    let bound = stage.listen(&worker, "[::]:0");
-    let port = port_of(&bound);
-    assert_eq!(greeter(&format!("[::1]:{port}")), 1);
-    assert_eq!(greeter(&format!("127.0.0.1:{port}")), 1);
-    stage.end();
+    for policy in [Policy::Rr, Policy::None] {
+        let mut stage = Stage::with(|settings| settings.policy = policy);
+        let workers = [stage.puppet(), stage.puppet(), stage.puppet()];
+        let bound = workers.each_ref().map(|worker| stage.listen(worker, "[::]:0"));
+        assert!(bound.iter().all(|one| *one == bound[0]), "{bound:?}");
+        let port = port_of(&bound[0]);
+        for _ in 0..3 {
+            assert!((1..=3).contains(&greeter(&format!("[::1]:{port}"))));
+            assert!((1..=3).contains(&greeter(&format!("127.0.0.1:{port}"))));
+        }
+        stage.end();
+    }
 }
 
 fn a_descriptor_is_the_primarys() {
@@ -304,7 +326,15 @@ fn a_privileged_port_is_refused_in_the_worker() {
     }
     let output = primary.output().expect("this program runs");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("(13, \"cannot bind 127.0.0.1:1: Permission denied\")"), "{output:?}");
+    // Whoever would accept, the worker is told; and so is who wants to be somebody else.
+    for policy in ["Rr", "None"] {
+        let refusal = "(13, \"cannot bind 127.0.0.1:1: Permission denied\")";
+        assert!(told.contains(&format!("{policy}: {refusal}")), "{output:?}");
+        let forbidden = told.lines().any(|line| {
+            line.starts_with(&format!("{policy}: start")) && line.ends_with("not permitted")
+        });
+        assert!(forbidden, "{output:?}");
+    }
 }
 
 fn several_listeners_are_served_by_one_worker() {

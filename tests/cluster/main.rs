@@ -9,6 +9,7 @@ mod leaving;
 mod listening;
 mod messages;
 mod opening;
+mod paths;
 mod puppet;
 mod settings;
 mod sharing;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         listening::trials(),
         messages::trials(),
         opening::trials(),
+        paths::trials(),
         settings::trials(),
         sharing::trials(),
         udp::trials(),

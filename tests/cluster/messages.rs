@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::puppet::{Order, Reply, SLEEPY};
 use crate::stage::{Stage, ask};
 use crate::trials;
+use crate::tricks::{Exotic, Trick};
 
 trials!(
     messages_are_echoed,
@@ -15,6 +16,7 @@ trials!(
     large_messages_pass_each_other_without_deadlock,
     a_worker_that_does_not_read_is_noticed,
     a_message_that_is_too_long_is_refused,
+    words_about_nothing_are_ignored,
     garbage_ends_one_channel_and_nothing_else,
     a_header_of_garbage_is_no_reason_to_wait,
 );
@@ -51,6 +53,16 @@ fn advanced_messages_hold_what_json_does_not() {
     let message = stage.message(&worker);
     assert_eq!(message.serialization(), Serialization::Advanced);
     assert!(serde_json::from_slice::<Value>(message.bytes()).is_err(), "it is no JSON");
+    let by_place = [((1, -2), "here".to_owned()), ((-1, 0), "there".to_owned())].into();
+    let exotic = Exotic { infinite: f64::NEG_INFINITY, by_place };
+    let order = Order::Trick(Trick::Echo(exotic.clone()));
+    assert_eq!(stage.ask(&worker, &order), Reply::Exotic(exotic));
+    stage.end();
+    let mut stage = Stage::new();
+    let worker = stage.puppet();
+    let refused = worker.send(&order).expect_err("JSON has no such keys");
+    assert!(matches!(refused, Error::Usage { .. }), "{refused}");
+    assert_eq!(stage.ask(&worker, &Order::Echo(1.into())), Reply::Echo(1.into()));
     stage.end();
 }
 
@@ -140,6 +152,42 @@ fn ends_alone(bytes: &str) {
     // Everybody else goes on.
     assert_eq!(ask(&address).expect("it serves"), "worker 1\n");
     assert_eq!(stage.ask(&good, &Order::Echo(1.into())), Reply::Echo(1.into()));
+    stage.end();
+}
+
+/// A frame with a word for the primary, as `printf` writes it.
+fn word(json: &str) -> String {
+    let length = u32::try_from(json.len()).expect("it is short").to_le_bytes();
+    let head: String = length.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    format!("{head}\\x00\\x00\\x00\\x00{}", json.replace('"', "\\x22"))
+}
+
+/// Words in order about what is not there: served, closed, sent back.
+fn words_about_nothing_are_ignored() {
+    let mut stage = Stage::new();
+    let good = stage.puppet();
+    let address = stage.listen(&good, "127.0.0.1:0");
+    let words = [
+        r#"{"act":"online","pid":1}"#,
+        r#"{"act":"serving","listener":0}"#,
+        r#"{"act":"close","listener":0}"#,
+        r#"{"act":"close","listener":77}"#,
+        r#"{"act":"return","listener":0,"accepted_ns":1}"#,
+        r#"{"act":"online","pid":1}"#,
+    ];
+    let bytes: String = words.into_iter().map(word).collect();
+    let odd = says(&mut stage, &bytes);
+    stage.online(&odd);
+    stage.online(&odd);
+    // All of it has been read, and did not touch the one who does serve it.
+    let of_interest = |event: &Event| {
+        matches!(event, Event::Error { .. } | Event::Disconnect { .. } | Event::Listening { .. })
+    };
+    assert!(!stage.has_heard(of_interest));
+    assert!(odd.is_connected());
+    assert!((0..4).all(|_| ask(&address).expect("it serves") == "worker 1\n"));
+    odd.kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    stage.exit(&odd);
     stage.end();
 }
 

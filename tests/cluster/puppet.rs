@@ -138,7 +138,8 @@ pub(crate) struct Facts {
 struct Puppet {
     worker: Worker,
     listeners: HashMap<String, Arc<Mutex<Option<Listener>>>>,
-    datagrams: HashMap<String, Arc<Datagrams>>,
+    /// With the addresses that were asked for.
+    datagrams: Vec<(String, Arc<Datagrams>)>,
     kept: Arc<Mutex<Vec<Tracked<TcpStream>>>>,
     wasted: Vec<std::fs::File>,
     last: Vec<Last>,
@@ -161,7 +162,7 @@ pub(crate) fn main() -> ExitCode {
     let mut puppet = Puppet {
         worker: worker.clone(),
         listeners: HashMap::new(),
-        datagrams: HashMap::new(),
+        datagrams: Vec::new(),
         kept: Arc::default(),
         wasted: Vec::new(),
         last: Vec::new(),
@@ -213,7 +214,7 @@ impl Puppet {
                 if let Some(listener) = self.listeners.remove(&address) {
                     drop(listener.lock().expect("nobody panics").take());
                 }
-                self.datagrams.remove(&address);
+                self.datagrams.retain(|(asked, _)| *asked != address);
                 self.reply(&Reply::Done);
             }
             Order::Release => self.kept.lock().expect("nobody panics").clear(),
@@ -336,15 +337,20 @@ impl Puppet {
             Ok(datagrams) => {
                 let datagrams = Arc::new(datagrams);
                 let bound = datagrams.local_addr().expect("it is bound").to_string();
-                self.datagrams.insert(address.to_owned(), Arc::clone(&datagrams));
+                self.datagrams.push((address.to_owned(), Arc::clone(&datagrams)));
                 self.reply(&Reply::Serving { address: bound });
                 let id = self.worker.id().0;
                 let datagrams = Arc::downgrade(&datagrams);
                 std::thread::spawn(move || {
                     let mut buffer = [0; 2048];
-                    // It ends with the process, or when nobody holds the socket any more.
+                    // It ends with the process, or when it is closed.
                     while let Some(socket) = datagrams.upgrade() {
-                        let Ok((length, sender)) = socket.receive_from(&mut buffer) else { return };
+                        let Ok((length, sender)) = socket.recv_from(&mut buffer) else {
+                            // Nothing is there, or another worker was faster.
+                            drop(socket);
+                            std::thread::sleep(Duration::from_millis(1));
+                            continue;
+                        };
                         let text = String::from_utf8_lossy(&buffer[..length]);
                         let answer = format!("{id} {text}");
                         socket.send_to(answer.as_bytes(), sender).expect("a loopback has room");

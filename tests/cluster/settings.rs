@@ -1,6 +1,7 @@
 //! Roles and settings: what workers are started with.
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -22,6 +23,7 @@ trials!(
     workers_run_in_their_own_folder,
     the_output_of_silent_workers_is_read_from_pipes,
     streams_are_placed_under_their_numbers,
+    streams_are_written_to_and_inherited,
     workers_are_somebody_else_without_groups,
     debuggers_get_ports_of_their_own,
     a_program_that_is_not_there_is_told,
@@ -186,6 +188,33 @@ fn streams_are_placed_under_their_numbers() {
     stage.end();
 }
 
+/// What is written to a worker's input comes out of it; what is inherited is this process's own.
+fn streams_are_written_to_and_inherited() {
+    let (mut inherited, theirs) = std::io::pipe().expect("a pipe");
+    let number = theirs.as_raw_fd();
+    let mut stage = Stage::with(|settings| {
+        settings.exec = "/bin/bash".into();
+        settings.args = vec!["-c".into(), format!("cat; echo inherited >&{number}").into()];
+        let mut streams = vec![StreamSetting::Ignore; usize::try_from(number).expect("small")];
+        streams[..3].fill(StreamSetting::Pipe);
+        streams.push(StreamSetting::Inherit);
+        settings.stdio = Some(streams);
+    });
+    let worker = stage.cluster.fork().expect("there is a shell");
+    drop(theirs);
+    let mut input = worker.take_stdin().expect("a pipe");
+    input.write_all(b"there and back").expect("it reads");
+    drop(input);
+    let mut output = String::new();
+    worker.take_stdout().expect("a pipe").read_to_string(&mut output).expect("text");
+    assert_eq!(output, "there and back");
+    assert_eq!(stage.exit(&worker).0, Ending::Code(0));
+    let mut said = String::new();
+    inherited.read_to_string(&mut said).expect("text");
+    assert_eq!(said, "inherited\n");
+    stage.end();
+}
+
 fn workers_are_somebody_else_without_groups() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not tested: only root can become somebody else");
@@ -211,8 +240,19 @@ fn debuggers_get_ports_of_their_own() {
         let worker = stage.puppet();
         assert_eq!(stage.facts(&worker).inspect_port, Some(port));
     }
+    let same = Some(InspectPort::Same(6000));
+    stage.cluster.setup_primary(|settings| settings.inspect_port = same).expect("valid");
+    for _ in 0..2 {
+        let worker = stage.puppet();
+        assert_eq!(stage.facts(&worker).inspect_port, Some(6000));
+    }
     let asked = AtomicU16::new(5000);
-    let function = move || asked.fetch_add(10, Ordering::Relaxed);
+    let cluster = stage.cluster.clone();
+    let function = move || {
+        // It may ask the cluster something.
+        assert!(!cluster.workers().is_empty() && cluster.settings().inspect_port.is_some());
+        asked.fetch_add(10, Ordering::Relaxed)
+    };
     let ports = InspectPort::Function(Arc::new(function));
     stage.cluster.setup_primary(|settings| settings.inspect_port = Some(ports)).expect("valid");
     for port in [5000, 5010] {

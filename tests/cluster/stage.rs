@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clusterlb::control::ListenOptions;
 use clusterlb::{
-    Cluster, ClusterSettings, Event, Events, ForkOptions, ListeningAddress, Message, WorkerHandle,
+    Cluster, ClusterSettings, Event, Events, ForkOptions, ListenOptions, ListeningAddress, Message,
+    Policy, WorkerHandle,
 };
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::puppet::{Facts, Order, Reply, Service};
@@ -297,7 +298,8 @@ pub(crate) const ON_PURPOSE: &str = "on purpose";
 pub(crate) fn hide_panics_on_purpose() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !panic.payload_as_str().is_some_and(|text| text.contains(ON_PURPOSE)) {
+        // Its message, wherever that came from.
+        if !panic.to_string().contains(ON_PURPOSE) {
             usual(panic);
         }
     }));
@@ -330,10 +332,31 @@ pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
             std::thread::park();
         }
         "unprivileged" => {
+            for policy in [Policy::Rr, Policy::None] {
+                let mut stage = Stage::with(|settings| settings.policy = policy);
+                let worker = stage.puppet();
+                let low = "127.0.0.1:1";
+                let told = stage.try_listen(&worker, low, Default::default(), Service::Greet);
+                println!("{policy:?}: {:?}", told.expect_err("it is privileged"));
+                let change = |settings: &mut ClusterSettings| settings.uid = Some(0);
+                stage.cluster.setup_primary(change).expect("it can be asked for");
+                println!("{policy:?}: {}", stage.cluster.fork().expect_err("it is forbidden"));
+            }
+        }
+        "deep" => {
             let mut stage = Stage::new();
             let worker = stage.puppet();
-            let low = stage.try_listen(&worker, "127.0.0.1:1", Default::default(), Service::Greet);
-            println!("{:?}", low.expect_err("it is privileged"));
+            let bound = stage.listen(&worker, "unix:socket");
+            let elsewhere = std::env::args_os().nth(1).expect("another folder").into();
+            let change = |settings: &mut ClusterSettings| settings.cwd = Some(elsewhere);
+            stage.cluster.setup_primary(change).expect("valid settings");
+            let other = stage.puppet();
+            let told = stage.try_listen(&other, "unix:socket", Default::default(), Service::Greet);
+            let errno = Errno::from_raw(told.expect_err("it is too long").0);
+            println!("{bound}, and elsewhere {errno:?}");
+            // The test closes it.
+            let _ = std::io::stdin().read_line(&mut String::new());
+            stage.end();
         }
         _ => panic!("no such role: {role}"),
     }

@@ -1,7 +1,8 @@
 //! Datagrams: one socket for all workers, or one each.
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
 
 use clusterlb::{AddressKind, ListenOptions, Transport, WorkerHandle};
 use nix::errno::Errno;
@@ -14,6 +15,8 @@ trials!(
     a_shared_socket_answers_whoever_reads_it,
     each_worker_with_a_socket_of_its_own_gets_something,
     port_zero_is_one_port_for_all_workers,
+    a_descriptor_is_the_primarys,
+    an_address_is_used_again_if_all_allow_it,
     addresses_in_use_are_told_to_the_worker,
     ipv4_and_ipv6_share_a_port_if_ipv6_is_alone,
 );
@@ -39,7 +42,9 @@ fn options(transport: Transport) -> ListenOptions {
 fn answerer(address: &str) -> u32 {
     let client = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
-    client.send_to(b"ping", address).expect("a loopback has room");
+    // So nothing is heard but what comes from there.
+    client.connect(address).expect("a loopback has routes");
+    client.send(b"ping").expect("a loopback has room");
     let mut buffer = [0; 64];
     let length = client.recv(&mut buffer).expect("an answer");
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
@@ -60,6 +65,17 @@ fn a_shared_socket_answers_whoever_reads_it() {
     let address = addresses.pop_first().expect("an address");
     assert!(addresses.is_empty(), "they share it");
     assert!((0..30).all(|_| (1..=3).contains(&answerer(&address))));
+    // Whoever is fastest closes it, and the others go on, until each has had its turn.
+    let mut answered = BTreeSet::new();
+    while answered.len() < workers.len() {
+        // A thread that is just closing it may be faster once more.
+        let fastest = eventually("an answer of another one", || {
+            Some(answerer(&address)).filter(|number| !answered.contains(number))
+        });
+        answered.insert(fastest);
+        let worker = workers.iter().find(|worker| worker.id().0 == fastest);
+        stage.close(worker.expect("one of them"), "127.0.0.1:0");
+    }
     stage.end();
     eventually("the port to be free", || UdpSocket::bind(&address).ok());
 }
@@ -84,17 +100,80 @@ fn each_worker_with_a_socket_of_its_own_gets_something() {
 
 fn port_zero_is_one_port_for_all_workers() {
     let mut stage = Stage::new();
-    let workers = [stage.puppet(), stage.puppet()];
-    let mut bound = Vec::new();
-    for worker in &workers {
-        for _ in 0..2 {
-            let one = bind(&mut stage, worker, "127.0.0.1:0", options(Transport::Datagram));
-            bound.push(one.expect("a free port"));
+    let mut last = Vec::new();
+    for generation in 0..2 {
+        let workers = [stage.puppet(), stage.puppet()];
+        // What one of them has of connections does not count.
+        stage.listen(&workers[1], "127.0.0.1:0");
+        let mut bound = Vec::new();
+        for worker in &workers {
+            for _ in 0..2 {
+                let one = bind(&mut stage, worker, "127.0.0.1:0", options(Transport::Datagram));
+                bound.push(one.expect("a free port"));
+            }
+        }
+        assert_eq!(bound[..2], bound[2..]);
+        assert_ne!(bound[0], bound[1]);
+        assert!(generation == 0 || bound == last, "it stays after all were replaced");
+        last = bound;
+        for worker in &workers {
+            worker.disconnect();
+            stage.exit(worker);
         }
     }
-    assert_eq!(bound[..2], bound[2..]);
-    assert_ne!(bound[0], bound[1]);
     stage.end();
+}
+
+fn a_descriptor_is_the_primarys() {
+    let own = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let address = own.local_addr().expect("it is bound").to_string();
+    let mut stage = Stage::new();
+    let workers = [stage.puppet(), stage.puppet()];
+    let fd = format!("fd:{}", own.as_raw_fd());
+    for worker in &workers {
+        let bound = bind(&mut stage, worker, &fd, options(Transport::Datagram));
+        assert_eq!(bound.as_ref(), Ok(&address));
+        let told = stage.listening(worker);
+        assert_eq!((told.kind, told.to_string()), (AddressKind::Udp4, address.clone()));
+    }
+    assert!((0..6).all(|_| [1, 2].contains(&answerer(&address))));
+    let stream = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    for (address, transport, errno) in [
+        ("fd:1000".to_owned(), Transport::Datagram, Errno::EBADF),
+        (format!("fd:{}", stream.as_raw_fd()), Transport::Datagram, Errno::EINVAL),
+        (fd, Transport::DatagramEach, Errno::EINVAL),
+    ] {
+        let refused = bind(&mut stage, &workers[0], &address, options(transport));
+        assert_eq!(refused, Err(errno as i32), "{address}");
+    }
+    stage.end();
+    assert!(own.local_addr().is_ok(), "the primary's own is still open");
+}
+
+fn an_address_is_used_again_if_all_allow_it() {
+    let mut stage = Stage::new();
+    let workers = [stage.puppet(), stage.puppet()];
+    let again = options(Transport::Datagram).reuse_address();
+    let probe = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let address = probe.local_addr().expect("it is bound").to_string();
+    drop(probe);
+    let mut told = Vec::new();
+    for worker in &workers {
+        for _ in 0..2 {
+            let bound = bind(&mut stage, worker, &address, again);
+            assert_eq!(bound.as_ref(), Ok(&address));
+            told.push(stage.listening(worker).listener);
+        }
+    }
+    // Each worker has it twice, and shares the first with the first of the other.
+    assert_ne!(told[0], told[1]);
+    assert_eq!(told[..2], told[2..]);
+    assert!([1, 2].contains(&answerer(&address)));
+    // Whoever does not say so is refused.
+    let refused = bind(&mut stage, &workers[0], &address, options(Transport::Datagram));
+    assert_eq!(refused, Err(Errno::EADDRINUSE as i32));
+    stage.end();
+    eventually("the port to be free", || UdpSocket::bind(&address).ok());
 }
 
 fn addresses_in_use_are_told_to_the_worker() {
