@@ -39,9 +39,11 @@ struct Subscriber {
     mailbox: Weak<Mailbox<Event>>,
 }
 
-/// Events as they come: a blocking iterator, and a stream for any async runtime.
+/// Events as they come (Node: listeners of `cluster`): a blocking iterator, and a stream for any
+/// async runtime.
 ///
-/// It begins with what happens after the subscription and ends when the cluster has ended. What is
+/// It begins with what happens after the subscription and ends when the cluster has ended. If that
+/// was a failure, the last event is an [`Event::Error`] without a worker that says so. What is
 /// not read is kept, and at the bound (16,384 events, or messages of 64 MiB) holds up the reading
 /// of what workers say. Drop it when you do not want it any more.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// Something under way. Wait for it with [`Completion::wait`], or `await` it on any runtime.
-/// Dropping it changes nothing: what is under way goes on. It always comes to an end, if need be by
-/// a [`failure`](Self::failure).
+/// Something under way (Node: a callback). Wait for it with [`Completion::wait`], or `await` it on
+/// any runtime. Dropping it changes nothing: what is under way goes on. It always comes to an end,
+/// if need be by a [`failure`](Self::failure).
 #[derive(Clone, Debug, Default)]
 #[must_use = "what is under way goes on; wait for it, or say that you do not"]
 pub struct Completion {

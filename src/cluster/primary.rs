@@ -115,9 +115,19 @@ impl Cluster {
     /// Changes the settings (Node: `cluster.setupPrimary()`). Can be called any number of times;
     /// what is not changed stays. Concerns workers forked afterwards. Tells [`Event::Setup`].
     ///
+    /// ```
+    /// use clusterlb::{Cluster, InspectPort};
+    ///
+    /// let cluster = Cluster::primary()?;
+    /// cluster.setup_primary(|settings| settings.args = vec!["--verbose".into()])?;
+    /// cluster.setup_primary(|settings| settings.inspect_port = Some(InspectPort::From(9229)))?;
+    /// assert_eq!(cluster.settings().args, ["--verbose"]);
+    /// # Ok::<(), clusterlb::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::Usage`] for what concerns the whole cluster, such as the policy, and is fixed by
-    /// the first setup or fork. Nothing is changed then.
+    /// [`Error::Usage`] for settings that cannot be, and for what concerns the whole cluster, such
+    /// as the policy, and is fixed by the first setup or fork. Nothing is changed then.
     ///
     /// # Panics
     /// Not by itself; if `change` does, nothing is changed. It must not call this cluster.
@@ -209,7 +219,8 @@ impl Cluster {
         self.shared.line.ask(|answer| Request::Hold { settings, address, answer })
     }
 
-    /// Begins to accept, when the settings say `start_closed`.
+    /// Begins to accept, when the settings say
+    /// [`start_closed`](ClusterSettings::start_closed).
     ///
     /// # Errors
     /// The cluster has failed before.
@@ -225,7 +236,8 @@ impl Cluster {
     }
 
     /// As [`disconnect`](Self::disconnect), and tells the workers after which time connections
-    /// shall be cut.
+    /// shall be cut, as [`Worker::grace`](super::Worker::grace). The built-in worker does that; a
+    /// program's worker may ask for it.
     pub fn disconnect_within(&self, grace: Duration) -> Completion {
         self.part(Some(grace))
     }
@@ -255,11 +267,24 @@ impl Cluster {
         }
     }
 
-    /// Calls back for every event from now on, until the cluster ends. Each callback has a thread
-    /// of its own, on which it may do anything, forking included; a slow one delays nobody else.
+    /// Calls back for every event from now on, until the cluster ends (Node: `cluster.on`). Each
+    /// callback has a thread of its own, on which it may do anything, forking included; a slow one
+    /// delays nobody else.
+    ///
+    /// ```
+    /// use clusterlb::{Cluster, Event};
+    ///
+    /// let cluster = Cluster::primary()?;
+    /// cluster.on(|event| {
+    ///     if let Event::Exit { worker, ending, .. } = event {
+    ///         println!("worker {} has ended: {ending:?}", worker.id());
+    ///     }
+    /// })?;
+    /// # Ok::<(), clusterlb::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// Too few descriptors or threads.
+    /// Too few descriptors or threads; the cluster has failed.
     pub fn on(&self, mut callback: impl FnMut(Event) + Send + 'static) -> Result<()> {
         let events = self.events()?;
         let thread = std::thread::Builder::new().name("cluster-events".into());

@@ -19,7 +19,25 @@ use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
 use crate::sys::process::{Ending, Remote};
 
-/// A worker, seen from the primary. Clones name the same worker, and go on naming it after its end.
+/// A worker, seen from the primary (Node: `Worker`). Clones name the same worker, and go on naming
+/// it after its end.
+///
+/// ```
+/// use clusterlb::{Cluster, Ending, Event, Signal};
+///
+/// let cluster = Cluster::primary()?;
+/// cluster.setup_primary(|settings| {
+///     settings.exec = "/bin/sleep".into();
+///     settings.args = vec!["60".into()];
+/// })?;
+/// let mut events = cluster.events()?;
+/// let worker = cluster.fork()?;
+/// assert_eq!((worker.id().0, worker.is_dead()), (1, false));
+/// worker.kill(Signal::SIGTERM)?;
+/// while !matches!(events.next(), Some(Event::Exit { .. }) | None) {}
+/// assert_eq!(worker.ending(), Some(Ending::Signal(15)));
+/// # Ok::<(), clusterlb::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct WorkerHandle {
     pub(super) shared: Arc<Shared>,
@@ -88,32 +106,34 @@ impl WorkerHandle {
         self.shared.pid
     }
 
-    /// The CPU that it is pinned to.
+    /// The CPU that it is pinned to, if the settings name one for its place.
     #[must_use]
     pub fn cpu(&self) -> Option<usize> {
         self.shared.cpu
     }
 
-    /// Whether its channel is open: from its birth to [`Event::Disconnect`](super::Event).
+    /// Whether its channel is open: from its birth to [`Event::Disconnect`](super::Event) (Node:
+    /// `worker.isConnected()`).
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.shared.state().connected
     }
 
-    /// Whether its process has ended.
+    /// Whether its process has ended (Node: `worker.isDead()`).
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.shared.state().ending.is_some()
     }
 
-    /// How its process has ended, if it has.
+    /// How its process has ended, if it has (Node: `worker.process.exitCode` and `signalCode`).
     #[must_use]
     pub fn ending(&self) -> Option<Ending> {
         self.shared.state().ending
     }
 
     /// Whether it left because it was asked to, or asked to itself: nothing while it runs and has
-    /// not been asked, then true or false. So a primary knows whom to replace.
+    /// not been asked, then true or false. So a primary knows whom to replace (Node:
+    /// `worker.exitedAfterDisconnect`).
     #[must_use]
     pub fn exited_after_disconnect(&self) -> Option<bool> {
         self.shared.state().voluntary
@@ -177,7 +197,7 @@ impl WorkerHandle {
         self.dispatch(message, vec![handle.into()])
     }
 
-    /// Sends a message with a duplicate of a socket, which stays open here (Node:
+    /// Sends a message with a duplicate of a socket, while the socket stays open here (Node:
     /// `worker.send(message, handle, { keepOpen: true })`).
     ///
     /// # Errors
@@ -227,8 +247,8 @@ impl WorkerHandle {
         self.shared.line.send(Request::Post { id: self.shared.id, message })
     }
 
-    /// What happens to this worker from now on. To miss nothing, subscribe to the cluster's events
-    /// before the fork.
+    /// What happens to this worker from now on (Node: `worker.on`). To miss nothing, subscribe to
+    /// the cluster's events before the fork.
     ///
     /// # Errors
     /// Too few descriptors; the cluster has failed.
@@ -239,25 +259,29 @@ impl WorkerHandle {
         }
     }
 
-    /// Takes the primary's end of the worker's standard input, if that is a pipe.
+    /// Takes the primary's end of the worker's standard input, if that is a pipe (Node:
+    /// `worker.process.stdin`).
     #[must_use]
     pub fn take_stdin(&self) -> Option<ChildStdin> {
         self.shared.streams().input.take()
     }
 
-    /// Takes the primary's end of the worker's standard output, if that is a pipe.
+    /// Takes the primary's end of the worker's standard output, if that is a pipe (Node:
+    /// `worker.process.stdout`).
     #[must_use]
     pub fn take_stdout(&self) -> Option<ChildStdout> {
         self.shared.streams().output.take()
     }
 
-    /// Takes the primary's end of the worker's standard error, if that is a pipe.
+    /// Takes the primary's end of the worker's standard error, if that is a pipe (Node:
+    /// `worker.process.stderr`).
     #[must_use]
     pub fn take_stderr(&self) -> Option<ChildStderr> {
         self.shared.streams().errors.take()
     }
 
-    /// Takes the primary's end of a further stream, from 3 on, if that is a pipe.
+    /// Takes the primary's end of a further stream, from 3 on, if that is a pipe (Node:
+    /// `worker.process.stdio[number]`).
     #[must_use]
     pub fn take_stream(&self, number: RawFd) -> Option<UnixStream> {
         self.shared.streams().further.remove(&number)

@@ -41,8 +41,7 @@ fn what_is_awaited(listener: &on_tokio::Listener, worker: &Worker) {
     needs_no_order(&listener.ended());
     needs_no_order(&worker.open("", ListenOptions::default()));
     needs_no_order(&worker.disconnected());
-    // Of tokio-uring's runtime, which has one thread, nothing is asked but that asking is.
-    let _ = uring::Listener::bind(worker, "");
+    needs_no_order(&uring::Listener::bind(worker, ""));
 }
 
 /// Nothing that the crate offers at its top is forgotten above.

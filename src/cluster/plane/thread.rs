@@ -1,4 +1,4 @@
-//! The control plane's thread: how it begins, and what its end means to whoever waits for something.
+//! The control plane's thread: how it begins, and what its end means to whoever waits.
 //!
 //! Owns the promise that nobody waits for a thread that is no more. Whatever ends it, workers go
 //! first, then listeners; then completions are complete, events end, and calls fail. If that was a

@@ -12,7 +12,10 @@ use super::core::Core;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
 
-/// A bound UDP socket, non-blocking. Dropping it closes it.
+/// A bound UDP socket (Node: a socket of `dgram`), non-blocking. Dropping it closes it.
+///
+/// Inside an async runtime wait for its descriptor, and use the methods of the `UdpSocket` that it
+/// is: with tokio, `UdpSocket::from_std(datagrams.try_clone()?)` does both.
 ///
 /// Shared among workers, it is one socket: leave its options alone, and expect that somebody else
 /// has been faster.
@@ -34,8 +37,8 @@ impl Datagrams {
         self.id
     }
 
-    /// Waits for a datagram, and tells its length and who sent it. What is longer than `buffer` is
-    /// cut.
+    /// Waits for a datagram (Node: `'message'` of `dgram`), and tells its length in bytes and who
+    /// sent it. What is longer than `buffer` is cut.
     ///
     /// # Errors
     /// What `recvfrom(2)` says.

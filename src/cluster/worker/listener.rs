@@ -58,8 +58,8 @@ impl Listener {
         self.id
     }
 
-    /// Waits for a connection. Nothing means that this worker is leaving, and has got everything
-    /// that it gets.
+    /// Waits for a connection (Node: `'connection'`). Nothing means that this worker is leaving,
+    /// and has got everything that it gets.
     ///
     /// # Errors
     /// The socket is of no use, which cannot be while it is open. A want of descriptors is no

@@ -49,7 +49,8 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 /// Connections that may wait for an exclusive listener.
 const EXCLUSIVE_BACKLOG: u32 = 4096;
 
-/// This process, as a worker. Clones are the same; every part of the program can ask for it.
+/// This process, as a worker (Node: `cluster.worker`). Clones are the same; every part of the
+/// program can ask for it.
 ///
 /// A thread of its own hears the primary. When the primary is lost, the process exits with code 0,
 /// unless the program has said what to do then ([`on_disconnect`](Self::on_disconnect)).
@@ -58,7 +59,8 @@ pub struct Worker {
     core: Arc<Core>,
 }
 
-/// Messages from the primary: a blocking iterator, and a stream for any async runtime.
+/// Messages from the primary (Node: `process.on('message')`): a blocking iterator, and a stream for
+/// any async runtime.
 ///
 /// What arrived before anybody asked for messages is there, too. Several of these share them: each
 /// message goes to one of them. At the bound (16,384 messages, or 64 MiB) the worker stops hearing
@@ -125,7 +127,7 @@ impl Worker {
         self.core.id
     }
 
-    /// Whether the channel to the primary is open.
+    /// Whether the channel to the primary is open (Node: `worker.isConnected()`).
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.core.state().connected
@@ -215,7 +217,8 @@ impl Worker {
         Ok(Listener::new(Arc::clone(&self.core), gate, None, address))
     }
 
-    /// Receives datagrams at an address, from a socket that all workers share, as in Node. The
+    /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
+    /// workers share, as in Node. The
     /// kernel gives each datagram to whoever reads first, which under little load is mostly the
     /// same one. `fd:7` is a bound socket of the **primary's**. Waits for the primary's answer.
     ///
@@ -257,7 +260,8 @@ impl Worker {
         self.core.send(message, vec![])
     }
 
-    /// Sends a message with a socket, which is closed here once it has gone.
+    /// Sends a message with a socket, which is closed here once it has gone (Node:
+    /// `process.send(message, handle)`).
     ///
     /// # Errors
     /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. The socket is closed then, too.
@@ -269,7 +273,8 @@ impl Worker {
         self.core.send(message, vec![handle.into()])
     }
 
-    /// Sends a message with a duplicate of a socket, which stays open here (Node: `keepOpen`).
+    /// Sends a message with a duplicate of a socket, while the socket stays open here (Node:
+    /// `keepOpen`).
     ///
     /// # Errors
     /// As [`send_handle`](Self::send_handle); EMFILE when there are too few descriptors.
@@ -287,10 +292,11 @@ impl Worker {
         Messages { mailbox: Arc::clone(&self.core.messages) }
     }
 
-    /// Says what to do when the channel ends though neither side wanted to leave: the primary has
-    /// ended, or has had enough of this worker. Without this the process exits with code 0. With
-    /// it, the worker then leaves: it finishes what it has. The last call counts. The function runs
-    /// on the thread that hears the primary; let it be short.
+    /// Says what to do when the channel ends though neither side wanted to leave (Node:
+    /// `process.on('disconnect')`): the primary has ended, or has had enough of this worker. Without
+    /// this the process exits with code 0. With it, the worker then leaves: it finishes what it has.
+    /// The last call counts. The function runs on the thread that hears the primary; let it be
+    /// short.
     pub fn on_disconnect(&self, handler: impl FnOnce() + Send + 'static) {
         self.core.state().on_disconnect = Some(Box::new(handler));
     }
