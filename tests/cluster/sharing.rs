@@ -40,6 +40,15 @@ fn a_listener_is_closed_and_opened_again() {
                 greeted.contains(&1).then_some(())
             });
         }
+        for _ in 0..20 {
+            // At once, while the primary has not yet said that everything of the first has arrived.
+            stage.close(&workers[0], "127.0.0.1:0");
+            assert_eq!(stage.listen(&workers[0], "127.0.0.1:0"), address);
+        }
+        eventually("both to get something", || {
+            let greeted: Vec<u32> = (0..20).map(|_| greeter(&address)).collect();
+            (greeted.contains(&1) && greeted.contains(&2)).then_some(())
+        });
         for worker in &workers {
             stage.close(worker, "127.0.0.1:0");
         }

@@ -103,10 +103,11 @@ impl Plane {
         // Before the data path ends, which takes back what Node workers had not taken.
         drop(self.bridge.take());
         for mut member in std::mem::take(&mut self.members).into_values() {
+            // Before its channel ends, which would be the worker's own reason to go.
+            let ending = member.process.end();
             if let Some(mut outgoing) = member.shared.outgoing() {
                 outgoing.close();
             }
-            let ending = member.process.end();
             let mut state = member.shared.state();
             state.connected = false;
             state.voluntary = Some(state.voluntary == Some(true));

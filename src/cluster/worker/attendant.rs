@@ -169,7 +169,11 @@ impl Attendant {
                 self.answer(sequence, Err(error));
             }
             Body::Word(ToWorker::Closed { listener }) => {
-                core.state().gates.remove(&listener);
+                let mut state = core.state();
+                // It may have been opened again meanwhile, which this is not about.
+                if state.gates.get(&listener).is_some_and(|gate| gate.is_closed()) {
+                    state.gates.remove(&listener);
+                }
             }
             Body::Word(ToWorker::Drain { grace_ms }) => {
                 core.begin_to_leave(grace_ms.map(Duration::from_millis));

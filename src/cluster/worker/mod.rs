@@ -293,10 +293,10 @@ impl Worker {
     }
 
     /// Says what to do when the channel ends though neither side wanted to leave (Node:
-    /// `process.on('disconnect')`): the primary has ended, or has had enough of this worker. Without
-    /// this the process exits with code 0. With it, the worker then leaves: it finishes what it has.
-    /// The last call counts. The function runs on the thread that hears the primary; let it be
-    /// short.
+    /// `process.on('disconnect')`): the primary has ended, or has had enough of this worker.
+    /// Without this the process exits with code 0. With it, the worker then leaves: it finishes
+    /// what it has. The last call counts. The function runs on the thread that hears the primary;
+    /// let it be short.
     pub fn on_disconnect(&self, handler: impl FnOnce() + Send + 'static) {
         self.core.state().on_disconnect = Some(Box::new(handler));
     }
