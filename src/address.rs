@@ -14,6 +14,7 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 
 /// A place to listen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ListenAddress {
     /// An IPv4 or IPv6 address and port; port 0 takes a free one.
     Tcp(SocketAddr),
@@ -29,6 +30,7 @@ pub enum ListenAddress {
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Endpoint {
     /// An IPv4 or IPv6 address and port.
     Inet(SocketAddr),

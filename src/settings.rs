@@ -21,6 +21,7 @@ pub const LISTENERS_MAX: usize = 64;
 /// Who chooses the worker for a connection (Node's `schedulingPolicy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Policy {
     /// The primary accepts and hands over, round robin (SCHED_RR).
     #[default]

@@ -55,6 +55,7 @@ pub enum ToPrimary {
 /// What an address carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Transport {
     /// Connections.
     #[default]

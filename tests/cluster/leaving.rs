@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
 
-use clusterlb::{Ending, Event, ListenOptions, Policy, Transport};
+use clusterlb::{Ending, Event, ListenOptions, Policy, Transport, WorkerHandle};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
@@ -111,15 +111,20 @@ fn a_request_to_listen_may_cross_the_word_to_leave() {
 fn a_worker_that_leaves_as_soon_as_it_serves_ends_with_0() {
     for policy in POLICIES {
         let mut stage = Stage::with(|settings| settings.policy = policy);
-        let worker = stage.puppet();
-        worker.send(&listen_order("127.0.0.1:0")).expect("the puppet reads");
-        worker.send(&Order::Disconnect).expect("the puppet reads");
-        let Reply::Serving { address } = stage.reply(&worker) else { panic!("a free port") };
-        stage.listening(&worker);
-        stage.disconnected(&worker);
-        assert_eq!(worker.exited_after_disconnect(), Some(true), "known before it has ended");
-        assert_eq!(stage.exit(&worker).0, Ending::Code(0));
-        until_free(&address);
+        // Several at once, so that somebody is interrupted between two steps.
+        let workers: Vec<WorkerHandle> = (0..6).map(|_| stage.puppet()).collect();
+        for worker in &workers {
+            worker.send(&listen_order("127.0.0.1:0")).expect("the puppet reads");
+            worker.send(&Order::Disconnect).expect("the puppet reads");
+        }
+        for worker in &workers {
+            let Reply::Serving { address } = stage.reply(worker) else { panic!("a free port") };
+            stage.listening(worker);
+            stage.disconnected(worker);
+            assert_eq!(worker.exited_after_disconnect(), Some(true), "known before it has ended");
+            assert_eq!(stage.exit(worker).0, Ending::Code(0));
+            until_free(&address);
+        }
         stage.end();
     }
 }

@@ -296,19 +296,17 @@ impl Core {
         }
     }
 
-    /// Begins to leave: nothing new, and what is handed over already is still served. Tells
-    /// whether this was the beginning.
-    pub(super) fn begin_to_leave(&self, grace: Option<Duration>) -> bool {
+    /// Begins to leave: nothing new, and what is handed over already is still served.
+    pub(super) fn begin_to_leave(&self, grace: Option<Duration>) {
         let mut state = self.state();
         if self.leaving.swap(true, Ordering::SeqCst) {
-            return false;
+            return;
         }
         state.grace = grace;
         // Whoever accepts by itself takes what waits, and then sees the end.
         state.open_gates().for_each(|gate| gate.kick());
         ring(&self.bell);
         self.announce(state);
-        true
     }
 }
 

@@ -307,9 +307,11 @@ impl Worker {
     /// The process goes on; it should end when this is complete. Do not wait for it on a thread
     /// that has connections to finish.
     pub fn disconnect(&self) -> Completion {
-        if self.core.begin_to_leave(None) {
-            // A primary that is gone needs no telling.
+        if !self.core.is_leaving() {
+            // Said first, since one with nothing to finish closes its channel at once. Saying it
+            // twice does no harm, and a primary that is gone needs no telling.
             let _ = self.core.say(&ToPrimary::Leaving, vec![]);
+            self.core.begin_to_leave(None);
         }
         self.core.left.clone()
     }
