@@ -61,7 +61,9 @@ fn converse(serialization: Serialization, messages: Vec<FromWorker>) {
 fn settle(session: &mut Session, ended: &mut Vec<usize>) {
     while let Some(action) = session.next_action() {
         match action {
-            Action::Accepted(connection) | Action::Returned(connection) => ended.push(connection.0),
+            Action::Accepted(connection)
+            | Action::Returned(connection)
+            | Action::Refused(connection) => ended.push(connection.0),
             Action::Tell(Event::Query(query, request)) => {
                 let answer = Answer::HandOver { listener: LISTENER, name: None };
                 session.answer(query, &answer, &request.data);
@@ -69,7 +71,7 @@ fn settle(session: &mut Session, ended: &mut Vec<usize>) {
             Action::Tell(Event::Message(message) | Event::Handle(message)) => {
                 let _ = message.value();
             }
-            Action::Send { .. } | Action::Tell(_) => {}
+            Action::Send { .. } | Action::Deliver { .. } | Action::Tell(_) => {}
         }
     }
 }

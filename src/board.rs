@@ -21,6 +21,7 @@ const PRIMARY: usize = 1;
 const BELL: usize = 2;
 const WORKER: usize = 3;
 const STATISTICS: usize = 4;
+const PROGRAM: usize = 5;
 
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
@@ -33,6 +34,10 @@ const FINISHED: usize = 1;
 const CLAIMED_AT: usize = 2;
 const TURN_BEGUN: usize = 3;
 const PROBES: usize = 4;
+
+const REPORTS: usize = 0;
+const ENDED: usize = 1;
+const MOVED: usize = 2;
 
 /// What a worker counts beside its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,9 +181,10 @@ impl PrimaryBoard {
     pub fn sample(&self) -> Sample {
         Sample {
             claimed: read(self.page.word(WORKER, CLAIMED)),
-            finished: read(self.page.word(WORKER, FINISHED)),
+            finished: finished(&self.page),
             claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT)),
-            turn_begun_ns: read(self.page.word(WORKER, TURN_BEGUN)),
+            turn_begun_ns: read(self.page.word(WORKER, TURN_BEGUN))
+                .max(read(self.page.word(PROGRAM, MOVED))),
             answered_probes: read(self.page.word(WORKER, PROBES)),
         }
     }
@@ -188,7 +194,7 @@ impl PrimaryBoard {
     pub fn tally(&self) -> Tally {
         let given = self.assigned - self.returned;
         let claimed = read(self.page.word(WORKER, CLAIMED)).min(given);
-        let finished = read(self.page.word(WORKER, FINISHED)).min(given);
+        let finished = finished(&self.page).min(given);
         Tally { assigned: self.assigned, returned: self.returned, claimed, finished }
     }
 }
@@ -235,7 +241,19 @@ impl WorkerBoard {
         self.probed = true;
     }
 
-    /// Connections done with so far.
+    /// Whether the program behind this page tells itself which connections have ended. It counts
+    /// every one that it has been sent, also what it has refused.
+    #[must_use]
+    pub fn program_reports(&self) -> bool {
+        read(self.page.word(PROGRAM, REPORTS)) == 1
+    }
+
+    /// Takes off what the program counts although it has refused it.
+    pub fn take_off_refused(&mut self, count: u64) {
+        self.finished = self.finished.wrapping_sub(count);
+    }
+
+    /// Connections done with so far, apart from what a program reports.
     #[must_use]
     pub fn finished(&self) -> u64 {
         self.finished
@@ -277,7 +295,7 @@ impl BoardView {
     #[must_use]
     pub fn tally(&self, accepts_itself: bool) -> Tally {
         let claimed = read(self.page.word(WORKER, CLAIMED));
-        let finished = read(self.page.word(WORKER, FINISHED));
+        let finished = finished(&self.page);
         if accepts_itself {
             return Tally { assigned: claimed, returned: 0, claimed, finished };
         }
@@ -292,6 +310,13 @@ impl BoardView {
     pub fn statistic(&self, statistic: Statistic) -> u64 {
         read(self.page.word(STATISTICS, statistic as usize))
     }
+}
+
+/// What the worker has done with: as it says, or the bridge for it, and as the program reports.
+/// What was refused is taken off as soon as it is known, which may be before the report.
+fn finished(page: &SharedPage) -> u64 {
+    let sum = read(page.word(WORKER, FINISHED)).wrapping_add(read(page.word(PROGRAM, ENDED)));
+    u64::try_from(sum.cast_signed()).unwrap_or(0)
 }
 
 fn read(word: &AtomicU64) -> u64 {
@@ -345,6 +370,27 @@ mod tests {
         worker.answer_probe();
         assert!(!worker.publish());
         assert_eq!(primary.sample().answered_probes, 2);
+    }
+
+    #[test]
+    fn what_a_program_reports_is_added_and_what_it_refused_is_not() {
+        let (mut primary, mut worker) = pair();
+        assert!(!worker.program_reports());
+        let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+        let program = program.expect("a page");
+        program.word(PROGRAM, REPORTS).store(1, Ordering::Relaxed);
+        assert!(worker.program_reports());
+        primary.add_assigned(3);
+        worker.add_claimed(2, 7);
+        worker.take_off_refused(1);
+        let _ = worker.publish();
+        primary.add_returned(1);
+        assert_eq!(primary.tally().finished, 0, "the report of the refused one is still to come");
+        program.word(PROGRAM, ENDED).store(2, Ordering::Relaxed);
+        program.word(PROGRAM, MOVED).store(9, Ordering::Relaxed);
+        assert_eq!((primary.tally().finished, primary.tally().in_flight()), (1, 1));
+        assert_eq!((primary.sample().finished, primary.sample().turn_begun_ns), (1, 9));
+        assert_eq!(primary.view().expect("a view").tally(false), primary.tally());
     }
 
     #[test]

@@ -130,6 +130,8 @@ pub struct Program {
 pub struct Settings {
     /// What the workers are; without it the built-in ones.
     pub program: Option<Program>,
+    /// Node workers load a script of ours that reports connections, unless they must not.
+    pub preload: bool,
     /// How long workers may take until they serve, at the start and when they replace others.
     pub start_limit: Duration,
     /// How many workers.

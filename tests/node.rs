@@ -1,9 +1,13 @@
 //! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and what
 //! a worker may do wrong. With every Node that there is.
 
+#[path = "node/bounds.rs"]
+mod bounds;
 mod common;
 #[path = "node/front.rs"]
 mod front;
+#[path = "node/handles.rs"]
+mod handles;
 #[path = "node/nodes.rs"]
 mod nodes;
 
@@ -290,9 +294,8 @@ fn programs_talk_to_their_primary_and_leave_when_they_want() {
             let mut front = Front::start();
             let setup = Setup { serialization, ..Setup::new(node, script) };
             let place = front.fork(&setup, 1);
-            let worker = front.workers[place].id;
             let message = json!({ "text": "wörld ☃", "list": [1, 2.5, null, -7] });
-            front.order(Order::Send { worker, message: message.clone() });
+            assert!(front.send(place, &message));
             front.until("an echo", |front| !front.workers[place].messages.is_empty());
             assert_eq!(front.workers[place].messages[0], json!({ "echo": message }));
             let mut client = Client::to(front.address(0));
@@ -300,7 +303,7 @@ fn programs_talk_to_their_primary_and_leave_when_they_want() {
             assert_eq!(front.workers[place].messages[1], "here");
             // The test has closed it.
             client.assert_closed();
-            front.order(Order::Send { worker, message: json!("leave") });
+            assert!(front.send(place, &json!("leave")));
             front.ended(place, 0);
             assert!(front.workers[place].leaving);
             front.finish();
@@ -319,7 +322,7 @@ fn long_messages_and_connections_do_not_get_mixed_up() {
         let mut front = Front::start();
         let setup = Setup { window: WindowRule::Fixed(16), ..Setup::new(node, script) };
         let place = front.fork(&setup, 2);
-        let (worker, pid) = (front.workers[place].id, front.workers[place].pid());
+        let pid = front.workers[place].pid();
         let addresses = [front.address(0).to_owned(), front.address(1).to_owned()];
         for round in 0..10_usize {
             machine::suspend(pid);
@@ -328,7 +331,7 @@ fn long_messages_and_connections_do_not_get_mixed_up() {
                 // Just around the length of what Node reads at once.
                 let length = 65_300 + 40 * (8 * round + turn) % 400;
                 let message = json!("x".repeat(if turn % 3 == 0 { length } else { 100 }));
-                front.order(Order::Send { worker, message });
+                assert!(front.send(place, &message));
                 let side = (turn + round) % 2;
                 clients.push((side, Client::to(&addresses[side])));
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::program::{self, DialectChoice};
+use super::program::{self, DialectChoice, PreloadChoice};
 use crate::address::ListenAddress;
 use crate::cluster::policy_from_environment;
 use crate::error::{Error, Result};
@@ -209,6 +209,12 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) dialect: DialectChoice,
 
+    /// Whether Node workers load a small script before PROGRAM that tells when connections end,
+    /// and lets clients of kept connections go when a worker leaves: auto (unless their options
+    /// forbid it) or off
+    #[arg(long, value_enum, default_value_t, requires = "program")]
+    pub(super) preload: PreloadChoice,
+
     /// Tell events and the summary as JSON lines on standard output
     #[arg(long)]
     pub(super) json: bool,
@@ -242,6 +248,7 @@ impl RunArguments {
         let settings = Settings {
             workers: self.workers,
             pin: self.pin(program.as_ref()),
+            preload: self.preload == PreloadChoice::Auto,
             start_limit: self.start_limit,
             policy,
             accept: self.accept,

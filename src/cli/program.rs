@@ -28,6 +28,16 @@ pub(super) enum DialectChoice {
     Native,
 }
 
+/// Whether Node workers load something before their program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum PreloadChoice {
+    /// Unless their options forbid it.
+    #[default]
+    Auto,
+    /// Nothing is loaded.
+    Off,
+}
+
 /// What is known by a program's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {

@@ -2,14 +2,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use nix::sys::eventfd::EventFd;
 
 use super::mailbox::{new_bell, ring, silence};
-use crate::dialect::node::bridge::{Bridge, Lines, Notice, Order};
+use crate::dialect::node::bridge::{Bridge, Lines, Notice, Notices, Order};
 use crate::error::{Error, Result, errno_of};
+use crate::id::WorkerId;
 use crate::primary::Command;
 
 /// The running bridge. Dropping it closes every Node worker's channel.
@@ -17,7 +18,7 @@ use crate::primary::Command;
 pub(super) struct BridgeThread {
     orders: Sender<Order>,
     order_bell: Arc<EventFd>,
-    notices: Receiver<Notice>,
+    notices: Arc<Notices>,
     notice_bell: Arc<EventFd>,
     thread: Option<JoinHandle<Result<()>>>,
 }
@@ -34,12 +35,12 @@ impl BridgeThread {
     ) -> Result<Self> {
         let (order_bell, notice_bell) = (new_bell()?, new_bell()?);
         let (orders, orders_out) = channel();
-        let (notices_in, notices) = channel();
+        let notices = Notices::new(Arc::clone(&notice_bell), Arc::clone(&order_bell));
+        let notices = Arc::new(notices);
         let bridge = Bridge::new(Lines {
             orders: orders_out,
             order_bell: Arc::clone(&order_bell),
-            notices: notices_in,
-            notice_bell: Arc::clone(&notice_bell),
+            notices: Arc::clone(&notices),
             commands: commands.unwrap_or_else(|| channel().0),
             command_bell,
         })?;
@@ -57,21 +58,25 @@ impl BridgeThread {
         ring(&self.order_bell);
     }
 
-    /// What it has told since the last call.
+    /// The oldest notice, or the oldest one of a worker.
+    pub(super) fn notice(&self, of: Option<WorkerId>) -> Option<Notice> {
+        of.map_or_else(|| self.notices.take(), |worker| self.notices.take_of(worker))
+    }
+
+    /// To be called before the notices are taken of which the descriptor has told.
     ///
     /// # Errors
     /// It has ended without being asked to.
-    pub(super) fn notices(&mut self) -> Result<Vec<Notice>> {
+    pub(super) fn check(&mut self) -> Result<()> {
         silence(&self.notice_bell);
-        let notices: Vec<Notice> = self.notices.try_iter().collect();
-        if notices.is_empty() && self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
             self.join()?;
             return Err(Error::Workers {
                 what: "the bridge to Node workers ended unexpectedly".into(),
                 hint: "this is a defect of clusterlb; the messages above it say where".into(),
             });
         }
-        Ok(notices)
+        Ok(())
     }
 
     fn join(&mut self) -> Result<()> {

@@ -43,10 +43,15 @@ pub struct ClusterSettings {
     pub exec_argv: Vec<OsString>,
     /// What the workers speak. Unmodified Node.js programs are started with
     /// [`Dialect::Node`]: what they `listen` on is opened here, and connections are handed to them
-    /// as Node's own primary would. Such a worker is not pinned, counts a connection as finished
-    /// as soon as it has it, and takes messages without handles only. A message of its program
-    /// that JSON cannot hold, possible with [`Serialization::Advanced`], arrives as null.
+    /// as Node's own primary would. Such a worker is not pinned, and takes messages that JSON can
+    /// hold only. A message of its program that JSON cannot hold, possible with
+    /// [`Serialization::Advanced`], arrives as null.
     pub dialect: Dialect,
+    /// Node workers load a script of ours before their program (by `NODE_OPTIONS`). With it they
+    /// tell when connections end, so that those in flight are the open ones; without it a
+    /// connection counts as finished as soon as a Node worker has it. And with it clients of kept
+    /// connections are told to go when their worker leaves.
+    pub preload: bool,
     /// The workers get process groups of their own, so that what a terminal sends to this
     /// process's group (Ctrl-C) is for this process alone.
     pub own_groups: bool,
@@ -162,6 +167,7 @@ impl ClusterSettings {
             exec: PathBuf::from(OWN_PROGRAM),
             exec_argv: Vec::new(),
             dialect: Dialect::default(),
+            preload: true,
             own_groups: false,
             args: std::env::args_os().skip(1).collect(),
             cwd: None,

@@ -14,9 +14,15 @@ use serde::Serialize;
 
 use super::bus::{Bus, Events};
 use super::plane::{Line, Request};
-use crate::control::{Flushed, Outgoing, Serialization};
+use crate::address::Endpoint;
+use crate::control::{Flushed, MESSAGE_BYTES_MAX, Outgoing, Serialization};
+use crate::dialect::node;
+use crate::dialect::node::bridge::Postage;
+use crate::dialect::node::codec::SocketKind;
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
+use crate::sys::fdpass;
+use crate::sys::peer::{self, Kind};
 use crate::sys::process::{Ending, Remote};
 
 /// A worker, seen from the primary (Node: `Worker`). Clones name the same worker, and go on naming
@@ -53,6 +59,8 @@ pub(super) struct Shared {
     pub(super) remote: Remote,
     /// None for a Node worker, which the bridge speaks to.
     pub(super) outgoing: Option<Mutex<Outgoing>>,
+    /// What is on its way to a Node worker.
+    pub(super) postage: Postage,
     pub(super) state: Mutex<State>,
     pub(super) streams: Mutex<Streams>,
     pub(super) line: Line,
@@ -187,8 +195,9 @@ impl WorkerHandle {
     /// `worker.send(message, handle)`).
     ///
     /// # Errors
-    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait; EOPNOTSUPP for a Node worker.
-    /// The socket is closed then, too.
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. EOPNOTSUPP for what a Node worker
+    /// cannot take: it takes TCP, UDP and unix stream sockets, and they become non-blocking, for
+    /// whoever else has a duplicate too. The socket is closed then, too.
     pub fn send_handle<T: Serialize + ?Sized>(
         &self,
         message: &T,
@@ -217,7 +226,7 @@ impl WorkerHandle {
     ) -> Result<()> {
         let serialization = self.shared.serialization;
         let Some(mut outgoing) = self.shared.outgoing() else {
-            return self.post(message, &descriptors);
+            return self.post(message, descriptors.into_iter().next());
         };
         let bytes = serialization.encode(message)?;
         let had_waiting = outgoing.has_waiting();
@@ -230,21 +239,31 @@ impl WorkerHandle {
     }
 
     /// Sends a message to a Node worker, by way of the bridge.
-    fn post<T: Serialize + ?Sized>(&self, message: &T, descriptors: &[OwnedFd]) -> Result<()> {
-        if !descriptors.is_empty() {
-            let step = "send a socket with a message to a Node worker";
-            return Err(Error::system(step, Errno::EOPNOTSUPP));
-        }
+    fn post<T: Serialize + ?Sized>(&self, message: &T, socket: Option<OwnedFd>) -> Result<()> {
+        const STEP: &str = "send to a worker";
         if !self.is_connected() {
-            return Err(Error::system("send to a worker", Errno::EPIPE));
+            return Err(Error::system(STEP, Errno::EPIPE));
         }
-        let message = serde_json::to_value(message).map_err(|error| {
+        let message = &serde_json::to_value(message).map_err(|error| {
             Error::usage(
                 format!("the message cannot be written as JSON: {error}"),
                 "send what JSON can hold",
             )
         })?;
-        self.shared.line.send(Request::Post { id: self.shared.id, message })
+        let frame = match &socket {
+            None => node::codec::ToWorker::User(message),
+            Some(socket) => {
+                let kind = node_kind(socket)?;
+                node::codec::ToWorker::UserSocket { kind, message }
+            }
+        };
+        let frame = frame.frame(node_serialization(self.shared.serialization));
+        if frame.len() > MESSAGE_BYTES_MAX {
+            return Err(Error::system(STEP, Errno::EMSGSIZE));
+        }
+        let parcel = self.shared.postage.parcel(frame, socket);
+        let parcel = parcel.ok_or_else(|| Error::system(STEP, Errno::EAGAIN))?;
+        self.shared.line.send(Request::Post { id: self.shared.id, parcel })
     }
 
     /// What happens to this worker from now on (Node: `worker.on`). To miss nothing, subscribe to
@@ -309,4 +328,29 @@ pub(super) fn duplicate(handle: &impl AsFd) -> Result<OwnedFd> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(|error| Error::system("duplicate a socket to send it", errno_of(&error)))
+}
+
+/// How a Node worker gets a socket. Node expects that it does not block.
+fn node_kind(socket: &OwnedFd) -> Result<SocketKind> {
+    let step = "send a socket to a Node worker";
+    let kind = match peer::kind_of(socket) {
+        Kind::Tcp | Kind::Unix => SocketKind::Stream,
+        Kind::TcpListener | Kind::UnixListener => SocketKind::Server,
+        Kind::Udp => {
+            let own = peer::local_of(socket).map_err(|errno| Error::system(step, errno))?;
+            let v6 = matches!(own, Endpoint::Inet(address) if address.is_ipv6());
+            SocketKind::Datagram { v6 }
+        }
+        Kind::UnixDatagram | Kind::Other => return Err(Error::system(step, Errno::EOPNOTSUPP)),
+    };
+    fdpass::set_nonblocking(socket.as_fd()).map_err(|errno| Error::system(step, errno))?;
+    Ok(kind)
+}
+
+/// The format of a Node worker's channel.
+pub(super) fn node_serialization(serialization: Serialization) -> node::Serialization {
+    match serialization {
+        Serialization::Json => node::Serialization::Json,
+        Serialization::Advanced => node::Serialization::Advanced,
+    }
 }

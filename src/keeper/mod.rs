@@ -375,6 +375,7 @@ fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
             cluster.exec.clone_from(&program.path);
             cluster.args.clone_from(&program.arguments);
             cluster.dialect = program.dialect;
+            cluster.preload = settings.preload;
             cluster.own_groups = true;
             // Connections wait for the next worker when the last one has crashed.
             cluster.hold = true;

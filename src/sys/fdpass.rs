@@ -7,6 +7,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
@@ -25,6 +26,15 @@ pub struct Arrival {
     pub bytes: usize,
     /// Descriptors were lost because this process had no room for them (MSG_CTRUNC).
     pub truncated: bool,
+}
+
+/// Makes a descriptor non-blocking, here and wherever else it is open.
+///
+/// # Errors
+/// None that an open socket knows.
+pub fn set_nonblocking(descriptor: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    let flags = OFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFL)?);
+    fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
 /// A connected pair that keeps message boundaries (SOCK_SEQPACKET), non-blocking, close-on-exec.

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clusterlb::board::PrimaryBoard;
-use clusterlb::dialect::node::bridge::{Bridge, Lines, Newcomer, Notice, Order};
-use clusterlb::dialect::node::codec::{Listening, Place, Query, SocketName};
+use clusterlb::dialect::node::bridge::{Bridge, Lines, Newcomer, Notice, Notices, Order, Postage};
+use clusterlb::dialect::node::codec::{Listening, Place, Query, SocketKind, SocketName, ToWorker};
 use clusterlb::dialect::node::session::{Answer, WindowRule};
 use clusterlb::dialect::node::{Serialization, environment};
 use clusterlb::error::Result;
@@ -62,6 +62,8 @@ pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) slot: Slot,
     process: WorkerProcess,
+    serialization: Serialization,
+    pub(crate) postage: Postage,
     pub(crate) online: bool,
     pub(crate) listening: Vec<Listening>,
     pub(crate) left: Vec<ListenerId>,
@@ -78,6 +80,14 @@ impl Worker {
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
+
+    /// Whether its process has ended.
+    pub(crate) fn try_ended(&mut self) -> bool {
+        if self.ending.is_none() {
+            self.ending = self.process.try_wait().expect("nobody else waits for it");
+        }
+        self.ending.is_some()
+    }
 }
 
 /// Two threads and what they have said.
@@ -87,7 +97,9 @@ pub(crate) struct Front {
     command_bell: Arc<EventFd>,
     orders: Sender<Order>,
     order_bell: Arc<EventFd>,
-    notices: Receiver<Notice>,
+    notices: Arc<Notices>,
+    /// What the bridge tells is left where it is.
+    pub(crate) deaf: bool,
     reports: Receiver<Report>,
     addresses: Vec<String>,
     /// Duplicates of the listeners, for workers that accept by themselves.
@@ -129,8 +141,8 @@ impl Front {
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (orders, orders_out) = channel();
-        let (notices_in, notices) = channel();
         let (command_bell, order_bell) = (bell(), bell());
+        let notices = Arc::new(Notices::new(bell(), Arc::clone(&order_bell)));
         let to_data = primary::Lines {
             commands: commands_out,
             reports: reports_in,
@@ -140,8 +152,7 @@ impl Front {
         let to_bridge = Lines {
             orders: orders_out,
             order_bell: Arc::clone(&order_bell),
-            notices: notices_in,
-            notice_bell: bell(),
+            notices: Arc::clone(&notices),
             commands: commands.clone(),
             command_bell: Arc::clone(&command_bell),
         };
@@ -156,6 +167,7 @@ impl Front {
             orders,
             order_bell,
             notices,
+            deaf: false,
             reports,
             addresses,
             sockets,
@@ -182,6 +194,33 @@ impl Front {
     pub(crate) fn order(&self, order: Order) {
         self.orders.send(order).expect("the bridge runs");
         self.order_bell.write(1).expect("a bell can be rung");
+    }
+
+    /// Sends a message to a worker's program. Tells whether there was room for it.
+    pub(crate) fn send(&self, place: usize, message: &Value) -> bool {
+        self.post(place, ToWorker::User(message), None)
+    }
+
+    /// Sends a message with a socket.
+    pub(crate) fn send_socket(
+        &self,
+        place: usize,
+        message: &Value,
+        kind: SocketKind,
+        socket: impl Into<OwnedFd>,
+    ) -> bool {
+        let socket = socket.into();
+        fdpass::set_nonblocking(socket.as_fd()).expect("sockets can be non-blocking");
+        self.post(place, ToWorker::UserSocket { kind, message }, Some(socket))
+    }
+
+    fn post(&self, place: usize, message: ToWorker<'_>, socket: Option<OwnedFd>) -> bool {
+        let Worker { id, serialization, postage, .. } = &self.workers[place];
+        let Some(parcel) = postage.parcel(message.frame(*serialization), socket) else {
+            return false;
+        };
+        self.order(Order::Send { worker: *id, parcel });
+        true
     }
 
     /// Where the listener is that a request was answered with, as many requests for other places
@@ -220,6 +259,8 @@ impl Front {
             id,
             slot,
             process,
+            serialization: setup.serialization,
+            postage: Postage::default(),
             online: false,
             listening: Vec::new(),
             left: Vec::new(),
@@ -272,10 +313,7 @@ impl Front {
     pub(crate) fn until(&mut self, what: &str, come: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(notice) = self.notices.recv_timeout(Duration::from_millis(5)) {
-                self.hear(notice);
-            }
-            while let Ok(notice) = self.notices.try_recv() {
+            while let Some(notice) = (!self.deaf).then(|| self.notices.take()).flatten() {
                 self.hear(notice);
             }
             self.bury();
@@ -283,6 +321,7 @@ impl Front {
             if come(self) {
                 return;
             }
+            std::thread::sleep(Duration::from_millis(1));
             assert!(Instant::now() < deadline, "in vain: waited for {what}: {:?}", self.workers);
         }
     }
@@ -304,7 +343,7 @@ impl Front {
                 worker.messages.push(message.value().unwrap_or_default());
                 worker.descriptors += usize::from(descriptor.is_some());
             }
-            Notice::Unsent { worker } => panic!("a message for worker {worker} was not sent"),
+            Notice::SocketLost { worker } => panic!("worker {worker} lost a socket"),
             Notice::Gone { worker, failure } => self.worker(worker).gone = Some(failure),
         }
     }
@@ -345,10 +384,7 @@ impl Front {
     fn bury(&mut self) {
         for place in 0..self.workers.len() {
             let worker = &mut self.workers[place];
-            if worker.ending.is_none() {
-                worker.ending = worker.process.try_wait().expect("nobody else waits for it");
-            }
-            if worker.ending.is_some() && worker.gone.is_some() && !worker.buried {
+            if worker.try_ended() && worker.gone.is_some() && !worker.buried {
                 worker.buried = true;
                 let slot = worker.slot;
                 self.command(Command::Bury { slot });

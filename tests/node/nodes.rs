@@ -14,8 +14,6 @@ pub(crate) struct Node {
     pub(crate) version: String,
 }
 
-impl Node {}
-
 fn ask(program: &Path) -> Option<Node> {
     let output = Command::new(program).arg("--version").output().ok()?;
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::{ClusterSettings, Event, WorkerHandle};
 use super::member::{Birth, Member};
+use super::node::is_preloading;
 use super::{CHANNEL, PROCESS, Plane};
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
@@ -21,7 +22,9 @@ impl Plane {
         self.ground(&settings)?;
         if settings.dialect == Dialect::Node {
             self.build_bridge()?;
+            self.write_preload(&settings)?;
         }
+        let preload = self.preload.as_ref().filter(|_| is_preloading(&settings, &environment));
         let slot = self.place(wanted)?;
         let id = WorkerId(self.next_id);
         let member = Member::start(Birth {
@@ -32,6 +35,7 @@ impl Plane {
             inspect_port,
             has_inbox: self.data.is_some(),
             bell: &self.data_bell,
+            preload,
             line: self.line.clone(),
             bus: Arc::clone(&self.bus),
         })?;

@@ -62,8 +62,10 @@ impl Plane {
         member.ending = Some(ending);
         let _ = self.epoll.delete(&member.process);
         member.shared.state().ending = Some(ending);
-        if !self.is_bridged(id) {
-            self.lay_to_rest(id);
+        match self.is_bridged(id) {
+            // It may have told of the channel's end already, and nobody has listened.
+            true => self.heed_bridge(),
+            false => self.lay_to_rest(id),
         }
     }
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
-use serde_json::Value;
 
 use super::super::completion::Completion;
 use super::super::mailbox::ring;
 use super::super::{ClusterSettings, WorkerHandle};
 use crate::address::ListenAddress;
+use crate::dialect::node::bridge::Parcel;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::Totals;
@@ -48,7 +48,7 @@ pub(in crate::cluster) enum Request {
         /// Whose.
         id: WorkerId,
         /// What.
-        message: Value,
+        parcel: Parcel,
     },
     /// Something waits for room in a worker's channel.
     Flush {

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
@@ -14,13 +15,14 @@ use nix::sys::eventfd::EventFd;
 use super::super::bus::Bus;
 use super::super::listeners::Key;
 use super::super::settings::OWN_PROGRAM;
-use super::super::worker_handle::{Shared, State, Streams, duplicate};
+use super::super::worker_handle::{Shared, State, Streams, duplicate, node_serialization};
 use super::super::{ClusterSettings, StreamSetting, WorkerHandle};
 use super::{CHANNEL, Line};
 use crate::board::{BoardView, PrimaryBoard};
 use crate::control::{Incoming, LatencySummary, Outgoing, Serialization, halves};
 use crate::dialect::node;
-use crate::dialect::node::bridge::Newcomer;
+use crate::dialect::node::bridge::{Newcomer, Postage};
+use crate::dialect::node::preload::{self, Preload, Reporting};
 use crate::dialect::node::session::WindowRule;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
@@ -89,6 +91,8 @@ pub(super) struct Birth<'a> {
     pub(super) has_inbox: bool,
     /// What the worker rings.
     pub(super) bell: &'a EventFd,
+    /// What a Node worker loads before its program.
+    pub(super) preload: Option<&'a Preload>,
     pub(super) line: Line,
     pub(super) bus: Arc<Bus>,
 }
@@ -134,6 +138,7 @@ impl Member {
             serialization: settings.serialization,
             remote: started.process.remote(),
             outgoing: voice.outgoing,
+            postage: Postage::default(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
             streams: Mutex::new(Streams {
                 input: started.input,
@@ -218,12 +223,13 @@ impl Birth<'_> {
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
         let passed = |descriptor: &dyn AsFd| process::copy_above(highest, descriptor.as_fd());
         let mut inherited = vec![(environment::CONTROL, passed(control)?)];
-        if self.settings.dialect == Dialect::Native {
+        let is_native = self.settings.dialect == Dialect::Native;
+        if is_native || self.preload.is_some() {
             inherited.push((environment::BOARD, passed(board)?));
             inherited.push((environment::BELL, passed(self.bell)?));
-            if let Some((_, receiver)) = inbox {
-                inherited.push((environment::INBOX, passed(receiver)?));
-            }
+        }
+        if let Some((_, receiver)) = inbox.filter(|_| is_native) {
+            inherited.push((environment::INBOX, passed(receiver)?));
         }
         Ok(inherited)
     }
@@ -245,9 +251,16 @@ impl Birth<'_> {
     ) -> Vec<(OsString, OsString)> {
         let mut variables = self.environment.clone();
         if self.settings.dialect == Dialect::Node {
-            let channel = inherited.first().map_or(-1, |(_, channel)| channel.as_raw_fd());
+            let number = |place: usize| inherited.get(place).map_or(-1, |(_, one)| one.as_raw_fd());
             let serialization = node_serialization(self.settings.serialization);
-            let own = node::environment(self.id, channel, serialization);
+            let own = node::environment(self.id, number(0), serialization);
+            if let Some(preload) = self.preload {
+                let options = preload::options_of(&variables);
+                let hang_after = self.settings.rules.hang_after_ns.map(Duration::from_nanos);
+                let reporting = Reporting { board: number(1), bell: number(2), hang_after };
+                let own = preload.variables(reporting, options.as_deref());
+                variables.extend(own);
+            }
             variables.extend(own.map(|(name, value)| (name.into(), value.into())));
             return variables;
         }
@@ -289,13 +302,6 @@ fn newcomer(
         inbox: duplicate(&link.receiver)?,
         board: duplicate(&link.board)?,
     }))
-}
-
-fn node_serialization(serialization: Serialization) -> node::Serialization {
-    match serialization {
-        Serialization::Json => node::Serialization::Json,
-        Serialization::Advanced => node::Serialization::Advanced,
-    }
 }
 
 /// What the program sees as its own name.

@@ -35,6 +35,7 @@ use super::primary::Roll;
 use super::{ClusterSettings, Event, WorkerHandle};
 use crate::control::Flushed;
 use crate::dialect::node::bridge::Order;
+use crate::dialect::node::preload::Preload;
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::primary::{Command, Report, Totals};
@@ -68,6 +69,8 @@ pub(super) struct Plane {
     data: Option<DataPath>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
+    /// What they load, once there has been one that does.
+    preload: Option<Preload>,
     /// What workers ring to wake the data path.
     data_bell: Arc<EventFd>,
     /// What concerns the whole cluster, once that is fixed.
@@ -133,6 +136,7 @@ impl Plane {
                 }
                 // It also rings when somebody who was behind has read.
                 self.read_again();
+                self.heed_bridge();
             }
             REPORTS => match self.data.as_mut().map_or(Ok(vec![]), DataPath::reports) {
                 Ok(reports) => reports.into_iter().for_each(|report| self.heed(report)),
@@ -165,7 +169,7 @@ impl Plane {
                 let _ = answer.send(self.hold(settings, &address));
             }
             Request::Open => self.command(Command::Open),
-            Request::Post { id, message } => self.order(Order::Send { worker: id, message }),
+            Request::Post { id, parcel } => self.order(Order::Send { worker: id, parcel }),
             Request::Flush { id } => self.flush(id),
             Request::Disconnect { id, grace } => self.disconnect(id, grace),
             Request::DisconnectAll { grace, promise } => {

@@ -3,6 +3,7 @@
 //! Owns the translation of Node's requests to listen into this project's addresses. The channels
 //! are the bridge's; the order of events is that of all workers.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -13,16 +14,18 @@ use nix::errno::Errno;
 use super::super::bridge_thread::BridgeThread;
 use super::super::event::ListeningAddress;
 use super::super::listeners::{Asker, Key, RequestName};
-use super::super::{Event, Message};
-use super::{NOTICES, Plane};
+use super::super::{ClusterSettings, Event, Message};
+use super::{Member, NOTICES, Plane};
 use crate::address::ListenAddress;
 use crate::control::{ListenOptions, Serialization, Transport};
 use crate::dialect::node::bridge::{Notice, Order};
 use crate::dialect::node::codec::{Listening, Place, Query, SocketName, UserMessage};
+use crate::dialect::node::preload::{self, Preload};
 use crate::dialect::node::session::{Answer, QueryId};
 use crate::error::Error;
 use crate::id::{ListenerId, WorkerId};
 use crate::primary::Command;
+use crate::settings::Dialect;
 
 /// A flag of libuv, for TCP and UDP alike: `[::]` takes no IPv4.
 const IPV6_ONLY: u32 = 1;
@@ -37,6 +40,14 @@ impl Plane {
             let bridge = BridgeThread::start(commands, Arc::clone(&self.data_bell))?;
             self.watch(&bridge, NOTICES)?;
             self.bridge = Some(bridge);
+        }
+        Ok(())
+    }
+
+    /// Writes down what Node workers load, for the first of them.
+    pub(super) fn write_preload(&mut self, settings: &ClusterSettings) -> crate::error::Result<()> {
+        if self.preload.is_none() && settings.preload {
+            self.preload = Some(Preload::write()?);
         }
         Ok(())
     }
@@ -67,14 +78,27 @@ impl Plane {
         self.order(Order::Admit { worker: id, slot, newcomer });
     }
 
+    /// Takes in what the bridge has told, unless somebody who wants events is too far behind. What
+    /// an ended worker has said last is told all the same, as its end is.
     pub(super) fn heed_bridge(&mut self) {
-        match self.bridge.as_mut().map_or(Ok(vec![]), BridgeThread::notices) {
-            Ok(notices) => notices.into_iter().for_each(|notice| self.heed_notice(notice)),
-            Err(error) => {
-                self.bridge = None;
-                self.fail(error);
+        if let Some(Err(error)) = self.bridge.as_mut().map(BridgeThread::check) {
+            self.bridge = None;
+            return self.fail(error);
+        }
+        while !self.bus.is_held_up() {
+            let Some(notice) = self.notice(None) else { return };
+            self.heed_notice(notice);
+        }
+        let ended = self.members.values().filter(|one| one.is_node && one.ending.is_some());
+        for id in ended.map(Member::id).collect::<Vec<_>>() {
+            while let Some(notice) = self.notice(Some(id)) {
+                self.heed_notice(notice);
             }
         }
+    }
+
+    fn notice(&self, of: Option<WorkerId>) -> Option<Notice> {
+        self.bridge.as_ref().and_then(|bridge| bridge.notice(of))
     }
 
     fn heed_notice(&mut self, notice: Notice) {
@@ -96,9 +120,9 @@ impl Plane {
             Notice::Message { worker, message, descriptor } => {
                 self.tell_message(worker, &message, descriptor);
             }
-            Notice::Unsent { worker } => {
-                let step = "send a message to a worker that does not read";
-                self.tell_error(worker, Error::system(step, Errno::EAGAIN));
+            Notice::SocketLost { worker } => {
+                let step = "send a socket to a worker, which has no descriptor for it";
+                self.tell_error(worker, Error::system(step, Errno::EMFILE));
             }
             Notice::Gone { worker, failure } => {
                 if let Some(what) = failure {
@@ -176,6 +200,18 @@ impl Plane {
         member.untold.retain(|other| *other != listener);
         self.release(id, listener);
     }
+}
+
+/// Whether a worker loads something before its program.
+pub(super) fn is_preloading(
+    settings: &ClusterSettings,
+    environment: &[(OsString, OsString)],
+) -> bool {
+    let arguments: Vec<OsString> =
+        settings.exec_argv.iter().chain(&settings.args).cloned().collect();
+    let options = preload::options_of(environment);
+    let is_node = settings.dialect == Dialect::Node;
+    is_node && settings.preload && preload::is_allowed(&arguments, options.as_deref())
 }
 
 /// The address as Node workers are told it; none for unix sockets.

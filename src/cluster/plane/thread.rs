@@ -59,6 +59,7 @@ impl Plane {
             listeners: Listeners::default(),
             data: None,
             bridge: None,
+            preload: None,
             data_bell: new_bell()?,
             ground: None,
             next_id: 1,

@@ -6,6 +6,8 @@
 //! * [`session`]: what one worker's messages mean, and what is sent to it when. Pure.
 //! * [`bridge`]: sockets, inboxes and counters of all Node workers, on one thread.
 //!
+//! And [`preload`], a script within the workers, which tells what the channel does not.
+//!
 //! To the data path a Node worker is a worker like any other: it has an inbox and a page of the
 //! load board. The bridge holds the receiving end of the inbox and writes the page in the worker's
 //! name, so choosing, credits, suspicion, taking back and the books stay one mechanism.
@@ -13,6 +15,7 @@
 
 pub mod bridge;
 pub mod codec;
+pub mod preload;
 pub mod session;
 
 use std::os::fd::RawFd;

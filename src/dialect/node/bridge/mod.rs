@@ -9,7 +9,10 @@
 //! What comes back, because a worker refused it, died, or was too slow, goes to the data path with
 //! [`Command::Return`](crate::primary::Command::Return), in order and with the time of its accept.
 
+mod hearing;
+mod notices;
 mod outbox;
+mod parcel;
 mod protocol;
 mod station;
 
@@ -24,14 +27,16 @@ use super::session::{Answer, QueryId};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::sys::clock::monotonic_ns;
+pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX, Notices};
+pub use parcel::{PARCEL_BYTES_MAX, PARCEL_SOCKETS_MAX, PARCELS_MAX, Parcel, Postage};
 pub use protocol::{Lines, Newcomer, Notice, Order};
 use station::{READ_BYTES, Ready, Station};
 
 /// How long a connection may wait here for its worker's window before somebody else gets it.
 const HOLD_NS: u64 = 20_000_000;
-/// Most bytes that wait for a worker which does not read. Messages for the program are refused
-/// from half of it on ([`Notice::Unsent`]); beyond it the channel is closed.
-pub const UNSENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most bytes of answers that wait for a worker which asks and does not read; beyond it the channel
+/// is closed. Messages for the program are counted by [`Postage`].
+const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
 const BELL: u64 = u64::MAX;
 const CHANNEL: u64 = 0;
@@ -42,7 +47,9 @@ const KIND_BITS: u32 = 1;
 #[derive(Debug)]
 struct Place {
     station: Station,
-    writable_watched: bool,
+    /// What its channel is watched for; it is not in the epoll set while that is nothing, since
+    /// epoll would tell of its end again and again.
+    watched: Option<EpollFlags>,
 }
 
 /// All Node workers.
@@ -133,9 +140,9 @@ impl Bridge {
                     self.answer(worker, query, &answer, socket);
                     self.turn(worker, Ready::default(), now_ns);
                 }
-                Order::Send { worker, message } => {
+                Order::Send { worker, parcel } => {
                     if let Some(place) = self.places.get_mut(&worker) {
-                        place.station.send(&self.lines, &message);
+                        place.station.send(parcel);
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
@@ -146,14 +153,23 @@ impl Bridge {
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 Order::Cut { worker } => {
-                    // What it has said before its end counts.
-                    self.turn(worker, Ready { channel: true, inbox: true }, now_ns);
                     if let Some(place) = self.places.get_mut(&worker) {
-                        place.station.cut();
+                        place.station.cut(&self.lines, &mut self.buffer, now_ns);
                     }
                 }
                 Order::End => self.ending = true,
             }
+        }
+        self.read_on(now_ns);
+    }
+
+    /// Reads on where that was stopped because the control plane was behind, and is not any more.
+    fn read_on(&mut self, now_ns: u64) {
+        let notices = &self.lines.notices;
+        let stopped = self.places.iter().filter(|(_, place)| place.station.is_held_up());
+        let has_room = stopped.map(|(worker, _)| *worker).filter(|one| !notices.is_full(*one));
+        for worker in has_room.collect::<Vec<_>>() {
+            self.turn(worker, Ready { channel: true, inbox: false }, now_ns);
         }
     }
 
@@ -166,7 +182,7 @@ impl Bridge {
         let news = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         let inbox = EpollEvent::new(news, token(worker, INBOX));
         self.epoll.add(station.inbox(), inbox).map_err(unwatched)?;
-        self.places.insert(worker, Place { station, writable_watched: false });
+        self.places.insert(worker, Place { station, watched: Some(EpollFlags::EPOLLIN) });
         Ok(())
     }
 
@@ -234,15 +250,22 @@ impl Bridge {
 
 impl Place {
     fn watch(&mut self, epoll: &Epoll, worker: WorkerId) -> Result<()> {
-        let writable = self.station.wants_to_write();
-        if writable == self.writable_watched {
+        let mut flags = EpollFlags::empty();
+        flags.set(EpollFlags::EPOLLIN, !self.station.is_held_up());
+        flags.set(EpollFlags::EPOLLOUT, self.station.wants_to_write());
+        let wanted = (!flags.is_empty()).then_some(flags);
+        if wanted == self.watched {
             return Ok(());
         }
-        let mut flags = EpollFlags::EPOLLIN;
-        flags.set(EpollFlags::EPOLLOUT, writable);
+        let channel = self.station.channel();
         let mut event = EpollEvent::new(flags, token(worker, CHANNEL));
-        epoll.modify(self.station.channel(), &mut event).map_err(unwatched)?;
-        self.writable_watched = writable;
+        let changed = match (self.watched, wanted) {
+            (None, _) => epoll.add(channel, event),
+            (Some(_), Some(_)) => epoll.modify(channel, &mut event),
+            (Some(_), None) => epoll.delete(channel),
+        };
+        changed.map_err(unwatched)?;
+        self.watched = wanted;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::super::session::ConnectionId;
+use super::parcel::Toll;
 use crate::sys::fdpass;
 
 /// What travels with a frame.
@@ -26,6 +27,8 @@ struct Frame {
     bytes: Vec<u8>,
     sent: usize,
     cargo: Cargo,
+    /// For a message of the program's, which is counted until it has gone.
+    toll: Option<Toll>,
 }
 
 /// Why frames are left.
@@ -45,6 +48,7 @@ pub(super) enum Left {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     frames: VecDeque<Frame>,
+    /// Of frames that are not counted elsewhere.
     bytes: usize,
 }
 
@@ -53,14 +57,16 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, without messages of the program's.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn push(&mut self, bytes: Vec<u8>, cargo: Cargo) {
-        self.bytes += bytes.len();
-        self.frames.push_back(Frame { bytes, sent: 0, cargo });
+    pub(super) fn push(&mut self, bytes: Vec<u8>, cargo: Cargo, toll: Option<Toll>) {
+        if toll.is_none() {
+            self.bytes += bytes.len();
+        }
+        self.frames.push_back(Frame { bytes, sent: 0, cargo, toll });
     }
 
     /// Sends what there is room for. `lookup` finds the sockets of connections.
@@ -80,7 +86,9 @@ impl Outbox {
                     // A descriptor travels with the first byte.
                     frame.cargo = Cargo::Nothing;
                     frame.sent += sent;
-                    self.bytes -= sent;
+                    if frame.toll.is_none() {
+                        self.bytes -= sent;
+                    }
                     if frame.sent == frame.bytes.len() {
                         self.frames.pop_front();
                     }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use nix::sys::eventfd::EventFd;
-use serde_json::Value;
 
 use super::super::codec::{Listening, Query, Serialization, SocketName, UserMessage};
 use super::super::session::{Answer, QueryId, WindowRule};
+use super::notices::Notices;
+use super::parcel::Parcel;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::Command;
 
@@ -42,7 +43,7 @@ pub enum Order {
         /// Which worker.
         worker: WorkerId,
         /// What.
-        message: Value,
+        parcel: Parcel,
     },
     /// The worker shall close its servers and leave, after everything in its inbox has been handed
     /// over. The end of the inbox is the data path's to make: [`Command::Retire`].
@@ -119,9 +120,9 @@ pub enum Notice {
         /// The descriptor that came with it.
         descriptor: Option<OwnedFd>,
     },
-    /// A message for the worker's program was not sent: the worker does not read, and
-    /// [`super::UNSENT_BYTES_MAX`] wait already.
-    Unsent {
+    /// A socket that was sent to the worker's program did not arrive: the worker had no descriptor
+    /// for it. What was sent with it is lost, too.
+    SocketLost {
         /// Which worker.
         worker: WorkerId,
     },
@@ -140,23 +141,46 @@ pub enum Notice {
 pub struct Lines {
     /// Orders to the bridge; ring the bell after sending.
     pub orders: Receiver<Order>,
-    /// Rung after an order.
+    /// Rung after an order, and when notices have room again.
     pub order_bell: Arc<EventFd>,
-    /// Notices to the control plane.
-    pub notices: Sender<Notice>,
-    /// Rung by the bridge after a notice.
-    pub notice_bell: Arc<EventFd>,
+    /// Notices to the control plane; they ring its bell, and the bell of the orders when there is
+    /// room again.
+    pub notices: Arc<Notices>,
     /// Commands to the data path.
     pub commands: Sender<Command>,
     /// Rung by the bridge after a command, and in the name of workers that were asked to.
     pub command_bell: Arc<EventFd>,
 }
 
+impl Notice {
+    /// Whose it is.
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        match self {
+            Self::Online { worker }
+            | Self::Query { worker, .. }
+            | Self::Listening { worker, .. }
+            | Self::Left { worker, .. }
+            | Self::Leaving { worker }
+            | Self::Message { worker, .. }
+            | Self::SocketLost { worker }
+            | Self::Gone { worker, .. } => *worker,
+        }
+    }
+
+    /// Bytes that a worker can make as many as it likes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Query { request, .. } => request.bytes,
+            Self::Message { message, .. } => message.bytes().len(),
+            _ => 0,
+        }
+    }
+}
+
 impl Lines {
     pub(super) fn notify(&self, notice: Notice) {
-        // A control plane that is gone needs no notices: the process is ending.
-        let _ = self.notices.send(notice);
-        let _ = self.notice_bell.write(1);
+        self.notices.push(notice);
     }
 
     pub(super) fn command(&self, command: Command) {

@@ -13,9 +13,11 @@ use slab::Slab;
 
 use super::super::codec::Decoder;
 use super::super::session::{Action, Answer, ConnectionId, Event, Passenger, QueryId, Session};
+use super::hearing::Extent;
 use super::outbox::{Cargo, Left, Outbox};
+use super::parcel::{Parcel, Toll};
 use super::protocol::{Lines, Newcomer, Notice};
-use super::{HOLD_NS, UNSENT_BYTES_MAX};
+use super::{HOLD_NS, UNREAD_BYTES_MAX};
 use crate::board::{Statistic, WorkerBoard};
 use crate::error::Result;
 use crate::handoff::{self, Record};
@@ -26,13 +28,8 @@ use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
 /// What a worker's channel is read with.
 pub(super) const READ_BYTES: usize = 64 * 1024;
-/// Reads in one turn; then the other workers have theirs.
-const READS_A_TURN_MAX: usize = 16;
 /// Messages taken from an inbox in one turn.
 const MESSAGES_A_TURN_MAX: usize = 64;
-/// Descriptors that a worker has sent ahead of the messages that name them. Node sends one at a
-/// time.
-const STRANGERS_MAX: usize = 16;
 /// How long sending rests when the kernel has too many descriptors under way.
 const CROWDED_NS: u64 = 5_000_000;
 
@@ -62,9 +59,9 @@ pub(super) enum End {
 /// A worker.
 #[derive(Debug)]
 pub(super) struct Station {
-    worker: WorkerId,
+    pub(super) worker: WorkerId,
     slot: Slot,
-    channel: OwnedFd,
+    pub(super) channel: OwnedFd,
     inbox: OwnedFd,
     /// Something may be in the inbox.
     inbox_ready: bool,
@@ -73,8 +70,8 @@ pub(super) struct Station {
     board: WorkerBoard,
     /// The page has news that have not been published.
     touched: bool,
-    decoder: Decoder,
-    session: Session,
+    pub(super) decoder: Decoder,
+    pub(super) session: Session,
     outbox: Outbox,
     crowded_until_ns: Option<u64>,
     held: Slab<Held>,
@@ -85,12 +82,17 @@ pub(super) struct Station {
     /// To go back to the data path at the end of the turn.
     returning: Vec<ConnectionId>,
     /// Descriptors that came from the worker and whose messages have not.
-    strangers: VecDeque<OwnedFd>,
+    pub(super) strangers: VecDeque<OwnedFd>,
     /// Sockets for answers that are not sent yet.
     sockets: Vec<(QueryId, OwnedFd)>,
+    /// Of the program's messages that are still with the session, oldest first.
+    parcels: VecDeque<(Option<OwnedFd>, Toll)>,
+    /// The control plane is behind with what this worker has said: it is not read. What it has
+    /// taken and not told is then in the air, so it gets little; its own clients are served.
+    pub(super) held_up: bool,
     /// The worker is to be disconnected once nothing more can come for it.
     disconnecting: bool,
-    end: Option<End>,
+    pub(super) end: Option<End>,
 }
 
 impl Station {
@@ -114,6 +116,8 @@ impl Station {
             returning: Vec::new(),
             strangers: VecDeque::new(),
             sockets: Vec::new(),
+            parcels: VecDeque::new(),
+            held_up: false,
             disconnecting: false,
             end: None,
         })
@@ -135,6 +139,11 @@ impl Station {
     /// Frames wait until the channel is writable.
     pub(super) fn wants_to_write(&self) -> bool {
         !self.outbox.is_empty() && self.crowded_until_ns.is_none()
+    }
+
+    /// It is not read because the control plane is behind.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.held_up
     }
 
     /// Something is to be taken from the inbox. What a worker that rests or leaves has in it is
@@ -176,19 +185,23 @@ impl Station {
         }
     }
 
-    /// Sends a message to the worker's program, unless too much waits already.
-    pub(super) fn send(&mut self, lines: &Lines, message: &Value) {
-        if self.outbox.bytes() > UNSENT_BYTES_MAX / 2 {
-            return lines.notify(Notice::Unsent { worker: self.worker });
+    /// Sends a message to the worker's program.
+    pub(super) fn send(&mut self, parcel: Parcel) {
+        let Parcel { frame, socket, toll } = parcel;
+        if self.session.send_message(frame, socket.is_some()) {
+            self.parcels.push_back((socket, toll));
         }
-        self.session.send_message(message);
     }
 
     pub(super) fn disconnect(&mut self) {
         self.disconnecting = true;
     }
 
-    pub(super) fn cut(&mut self) {
+    /// The worker's process has ended. What it has said before counts, however far behind the
+    /// control plane is: no more can come than its socket holds.
+    pub(super) fn cut(&mut self, lines: &Lines, buffer: &mut [u8], now_ns: u64) {
+        while self.end.is_none() && self.hear(lines, buffer, Extent::Everything, now_ns) {}
+        self.turn(lines, buffer, Ready { channel: false, inbox: true }, now_ns);
         self.end.get_or_insert(End::Closed);
     }
 
@@ -204,7 +217,7 @@ impl Station {
         }
         self.act(lines, now_ns);
         if ready.channel {
-            self.hear(lines, buffer, now_ns);
+            self.hear(lines, buffer, Extent::UntilHeldUp, now_ns);
         }
         for _ in 0..MESSAGES_A_TURN_MAX {
             self.serve_queue(lines, now_ns);
@@ -225,71 +238,35 @@ impl Station {
         self.send_back(lines, now_ns);
     }
 
-    /// Reads the channel.
-    fn hear(&mut self, lines: &Lines, buffer: &mut [u8], now_ns: u64) {
-        for _ in 0..READS_A_TURN_MAX {
-            if self.end.is_some() {
-                return;
-            }
-            let mut descriptors = Vec::new();
-            match fdpass::receive(self.channel.as_fd(), buffer, &mut descriptors) {
-                Ok(arrival) if arrival.bytes == 0 => self.end = Some(End::Closed),
-                Ok(arrival) => {
-                    // A descriptor ends a read early; nothing else does.
-                    let emptied = arrival.bytes < buffer.len() && descriptors.is_empty();
-                    self.strangers.extend(descriptors);
-                    self.decoder.feed(&buffer[..arrival.bytes]);
-                    self.understand(lines, now_ns);
-                    if emptied {
-                        return;
-                    }
-                }
-                Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
-                // It was closed with something unread in it, or is broken.
-                Err(_) => self.end = Some(End::Closed),
-            }
-        }
-    }
-
-    fn understand(&mut self, lines: &Lines, now_ns: u64) {
-        loop {
-            let arrived = !self.strangers.is_empty();
-            let taken = self.decoder.next_message().and_then(|message| match message {
-                Some(message) => self.session.receive(message, arrived, now_ns).map(|()| true),
-                None => Ok(false),
-            });
-            self.act(lines, now_ns);
-            match taken {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(garbage) => {
-                    self.end = Some(End::Failed(garbage.to_string()));
-                    return;
-                }
-            }
-        }
-        if self.strangers.len() > STRANGERS_MAX {
-            let what = "the worker sends descriptors that no message names".to_owned();
-            self.end = Some(End::Failed(what));
-        }
-    }
-
     /// Does what the session says.
-    fn act(&mut self, lines: &Lines, now_ns: u64) {
+    pub(super) fn act(&mut self, lines: &Lines, now_ns: u64) {
         while let Some(action) = self.session.next_action() {
             match action {
                 Action::Send { frame, passenger } => {
                     let cargo = self.cargo(passenger);
-                    self.outbox.push(frame, cargo);
+                    self.outbox.push(frame, cargo, None);
+                }
+                Action::Deliver { frame, .. } => {
+                    let (socket, toll) = self.parcels.pop_front().unzip();
+                    let cargo = socket.flatten().map_or(Cargo::Nothing, Cargo::Socket);
+                    self.outbox.push(frame, cargo, toll);
                 }
                 Action::Accepted(connection) => {
                     self.held.try_remove(connection.0);
                     self.board.add_claimed(1, now_ns);
-                    self.board.add_finished(1);
+                    if !self.board.program_reports() {
+                        self.board.add_finished(1);
+                    }
                     self.touched = true;
                 }
                 Action::Returned(connection) => self.returning.push(connection),
+                Action::Refused(connection) => {
+                    self.returning.push(connection);
+                    if self.board.program_reports() {
+                        self.board.take_off_refused(1);
+                        self.touched = true;
+                    }
+                }
                 Action::Tell(event) => self.tell(lines, event),
             }
         }
@@ -317,7 +294,7 @@ impl Station {
             // What the worker said before it left is still to be read.
             Left::Closed => self.outbox = Outbox::default(),
         }
-        if self.outbox.bytes() > UNSENT_BYTES_MAX {
+        if self.outbox.bytes() > UNREAD_BYTES_MAX {
             let what = "the worker sends requests and does not read the answers".to_owned();
             self.end.get_or_insert(End::Failed(what));
         }
@@ -337,6 +314,7 @@ impl Station {
                 lines.command(Command::Retire { slot });
                 Notice::Leaving { worker }
             }
+            Event::SocketLost => Notice::SocketLost { worker },
             Event::Message(message) => Notice::Message { worker, message, descriptor: None },
             Event::Handle(message) => {
                 let descriptor = self.strangers.pop_front();

@@ -82,6 +82,8 @@ pub struct Query {
     pub writable_by_all: bool,
     /// What the servers of all workers on one listener shall share: TLS ticket keys, or null.
     pub data: Value,
+    /// How long the request was, as it came.
+    pub bytes: usize,
 }
 
 /// Where a worker wants to listen.
@@ -138,7 +140,7 @@ impl FromWorker {
                 )));
             }
             let wire: Wire<'_> = serde_json::from_slice(line).map_err(|error| unlike(&error))?;
-            return wire.understood();
+            return wire.understood(line.len());
         }
         match serde_json::from_slice::<IgnoredAny>(line) {
             Ok(IgnoredAny) => Ok(Self::User(UserMessage::from_json(line))),
@@ -155,17 +157,19 @@ impl FromWorker {
         let Some(value) = parsed else {
             return match v8::command(payload).as_deref() {
                 // What came with the descriptor has no counterpart in JSON; it counts all the same.
-                Some("NODE_HANDLE") => Ok(Self::Handle(UserMessage::opaque(payload))),
+                Some("NODE_HANDLE") => Ok(Self::Handle(UserMessage::from_v8(payload))),
                 Some(command) if is_own(command) => {
                     Err(Garbage::new(format!("a message {command} cannot be read")))
                 }
-                _ => Ok(Self::User(UserMessage::opaque(payload))),
+                _ => Ok(Self::User(UserMessage::from_v8(payload))),
             };
         };
         if value.get("cmd").and_then(Value::as_str).is_some_and(is_own) {
-            return Wire::deserialize(&value).map_err(|error| unlike(&error))?.understood();
+            return Wire::deserialize(&value)
+                .map_err(|error| unlike(&error))?
+                .understood(payload.len());
         }
-        Ok(Self::User(UserMessage::from_value(value)))
+        Ok(Self::User(UserMessage::from_v8(payload)))
     }
 }
 
@@ -227,13 +231,13 @@ enum AddressType {
 }
 
 impl Wire<'_> {
-    fn understood(self) -> Result<FromWorker, Garbage> {
+    fn understood(self, bytes: usize) -> Result<FromWorker, Garbage> {
         Ok(match &*self.cmd {
-            "NODE_CLUSTER" => return self.of_cluster(),
+            "NODE_CLUSTER" => return self.of_cluster(bytes),
             "NODE_HANDLE_ACK" => FromWorker::HandleArrived,
             "NODE_HANDLE_NACK" => FromWorker::HandleLost,
             "NODE_HANDLE" => {
-                FromWorker::Handle(UserMessage::from_value(self.msg.unwrap_or_default()))
+                FromWorker::Handle(UserMessage::from_value(&self.msg.unwrap_or_default()))
             }
             "NODE_SOCKET_NOTIFY_CLOSE" => FromWorker::SocketsClose { key: self.key()? },
             "NODE_SOCKET_GET_COUNT" => FromWorker::SocketsCount { key: self.key()? },
@@ -241,13 +245,13 @@ impl Wire<'_> {
         })
     }
 
-    fn of_cluster(self) -> Result<FromWorker, Garbage> {
+    fn of_cluster(self, bytes: usize) -> Result<FromWorker, Garbage> {
         if let (Some(to), None) = (self.ack, &self.act) {
             return Ok(FromWorker::Answer { to, accepted: self.accepted });
         }
         Ok(match self.act.as_deref() {
             Some("online") => FromWorker::Online,
-            Some("queryServer") => FromWorker::Query(Box::new(self.query()?)),
+            Some("queryServer") => FromWorker::Query(Box::new(self.query(bytes)?)),
             Some("listening") => FromWorker::Listening(self.listening()),
             Some("close") => FromWorker::Close { key: self.key()? },
             Some("exitedAfterDisconnect") => FromWorker::Leaving { sequence: self.seq },
@@ -260,7 +264,7 @@ impl Wire<'_> {
         key.ok_or_else(|| Garbage::new("a message that names a key has none"))
     }
 
-    fn query(self) -> Result<Query, Garbage> {
+    fn query(self, bytes: usize) -> Result<Query, Garbage> {
         let sequence = self.seq.ok_or_else(|| Garbage::new("a request to listen has no number"))?;
         let backlog = self.backlog.as_ref().and_then(Value::as_u64);
         let backlog = backlog.filter(|length| *length > 0).map(saturated);
@@ -273,6 +277,7 @@ impl Wire<'_> {
             readable_by_all: self.readable_all.unwrap_or(false),
             writable_by_all: self.writable_all.unwrap_or(false),
             data: self.data.unwrap_or_default(),
+            bytes,
         })
     }
 

@@ -11,7 +11,7 @@ mod v8;
 
 pub use decoder::Decoder;
 pub use from_worker::{FromWorker, Listening, Place, Query};
-pub use to_worker::{SocketName, ToWorker};
+pub use to_worker::{SocketKind, SocketName, ToWorker};
 pub use user::UserMessage;
 
 /// Longest frame from a worker, in bytes. Node knows no bound; a worker that goes beyond this one

@@ -90,6 +90,27 @@ pub enum ToWorker<'a> {
     },
     /// A message for the program.
     User(&'a Value),
+    /// A message for the program with a socket that travels with it.
+    UserSocket {
+        /// What the program gets it as.
+        kind: SocketKind,
+        /// The message.
+        message: &'a Value,
+    },
+}
+
+/// What a program gets a socket as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// A connection, `net.Socket`.
+    Stream,
+    /// One that listens, `net.Server`.
+    Server,
+    /// One for datagrams, `dgram.Socket`.
+    Datagram {
+        /// Of IPv6.
+        v6: bool,
+    },
 }
 
 /// A bound address as Node tells it.
@@ -135,11 +156,19 @@ struct Outcome<'a> {
 
 /// The cover of a message that a descriptor travels with.
 #[derive(Serialize)]
-struct Handle<'a> {
+struct Handle<T> {
     cmd: &'static str,
     #[serde(rename = "type")]
     kind: &'static str,
-    msg: Cluster<'a>,
+    #[serde(rename = "dgramType", skip_serializing_if = "Option::is_none")]
+    family: Option<&'static str>,
+    msg: T,
+}
+
+impl<T> Handle<T> {
+    fn new(kind: &'static str, msg: T) -> Self {
+        Self { cmd: "NODE_HANDLE", kind, family: None, msg }
+    }
 }
 
 /// A message about descriptors.
@@ -156,10 +185,6 @@ impl<'a> Cluster<'a> {
     fn new(sequence: i64) -> Self {
         Self { cmd: "NODE_CLUSTER", act: None, key: None, outcome: None, ack: None, seq: sequence }
     }
-
-    fn with_descriptor(self, kind: &'static str) -> Handle<'a> {
-        Handle { cmd: "NODE_HANDLE", kind, msg: self }
-    }
 }
 
 impl ToWorker<'_> {
@@ -171,7 +196,7 @@ impl ToWorker<'_> {
             Self::Connection { key, sequence } => {
                 let act = Some("newconn");
                 let message = Cluster { act, key: Some(key), ..Cluster::new(sequence) };
-                frame(&message.with_descriptor(STREAM), serialization)
+                frame(&Handle::new(STREAM, message), serialization)
             }
             Self::Listen { key, to, data, name, sequence } => {
                 let outcome = Outcome { errno: None, data: Some(data), sockname: name };
@@ -181,7 +206,7 @@ impl ToWorker<'_> {
                 let outcome = Outcome { errno: Some(0), data: Some(data), sockname: None };
                 let kind = if datagram { DATAGRAM } else { STREAM };
                 let message = answer(key, to, outcome, sequence);
-                frame(&message.with_descriptor(kind), serialization)
+                frame(&Handle::new(kind, message), serialization)
             }
             Self::ListenFailed { key, to, data, errno, sequence } => {
                 let outcome = Outcome { errno: Some(-errno), data: Some(data), sockname: None };
@@ -205,6 +230,15 @@ impl ToWorker<'_> {
                 frame(&Sockets { key, count, ..sockets("NODE_SOCKET_COUNT") }, serialization)
             }
             Self::User(value) => frame(value, serialization),
+            Self::UserSocket { kind, message } => {
+                let (kind, family) = match kind {
+                    SocketKind::Stream => ("net.Socket", None),
+                    SocketKind::Server => ("net.Server", None),
+                    SocketKind::Datagram { v6: false } => ("dgram.Socket", Some("udp4")),
+                    SocketKind::Datagram { v6: true } => ("dgram.Socket", Some("udp6")),
+                };
+                frame(&Handle { family, ..Handle::new(kind, message) }, serialization)
+            }
         }
     }
 }

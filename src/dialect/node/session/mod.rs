@@ -9,6 +9,7 @@
 //! A worker that dies between taking a connection and saying so is the one case in which a
 //! connection is returned although somebody has had it. Nothing outside the worker can tell.
 
+mod covers;
 mod listens;
 mod rest;
 mod window;
@@ -22,21 +23,14 @@ use super::codec::{
     FromWorker, Garbage, Listening, Place, Query, Serialization, SocketName, ToWorker, UserMessage,
 };
 use crate::id::ListenerId;
+use covers::{Cover, Delayed};
 use listens::{Asked, Listens};
 use rest::Rest;
 use window::Window;
 pub use window::WindowRule;
 
-/// What a worker reads at once (libuv's buffer). Of two descriptors, the second must not be sent
-/// while the first one's message may lie across the end of such a read: the rest of that message
-/// would be read together with the second descriptor, and Node would take it for the first.
-const READ_BYTES: usize = 64 * 1024;
 /// More than any message with a connection takes.
 const CONNECTION_BYTES_MAX: usize = 512;
-/// Longest message with a descriptor. Shorter ones are never split by the kernel, which has the
-/// same effect as the end of a read.
-const COVER_BYTES_MAX: usize = 16 * 1024;
-
 /// A connection, as the caller names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub usize);
@@ -86,10 +80,19 @@ pub enum Action {
         /// A descriptor to be sent with them.
         passenger: Option<Passenger>,
     },
+    /// Send this message of the program's, the oldest that has not been sent, in the same way.
+    Deliver {
+        /// The bytes.
+        frame: Vec<u8>,
+        /// Its socket is to be sent with them.
+        with_socket: bool,
+    },
     /// The worker has the connection: close the own copy.
     Accepted(ConnectionId),
     /// The worker does not have the connection: give it to somebody else.
     Returned(ConnectionId),
+    /// The worker has had the connection and did not want it: give it to somebody else.
+    Refused(ConnectionId),
     /// Tell whoever watches over the worker.
     Tell(Event),
 }
@@ -111,6 +114,8 @@ pub enum Event {
     Message(UserMessage),
     /// A message of its program with the descriptor that came with it.
     Handle(UserMessage),
+    /// A socket that was sent to its program did not arrive, nor did the message with it.
+    SocketLost,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,21 +133,6 @@ struct Flight {
     sequence: i64,
     key: String,
     sent_ns: u64,
-}
-
-/// A message with a descriptor whose arrival has not been told.
-#[derive(Clone, Debug)]
-enum Cover {
-    Connection { sequence: i64 },
-    Answer { key: String, to: i64, data: Value },
-}
-
-/// An answer with a socket that must not be sent yet.
-#[derive(Clone, Debug)]
-struct Delayed {
-    query: QueryId,
-    frame: Vec<u8>,
-    cover: Cover,
 }
 
 /// A worker's channel.
@@ -203,7 +193,7 @@ impl Session {
         if !self.may_send_cover(CONNECTION_BYTES_MAX) {
             return 0;
         }
-        if self.reaches_beyond_a_read(CONNECTION_BYTES_MAX) { room.min(1) } else { room }
+        if self.may_be_read_in_parts(CONNECTION_BYTES_MAX) { room.min(1) } else { room }
     }
 
     /// Until when the worker gets nothing because it refused something.
@@ -241,7 +231,9 @@ impl Session {
         let sequence = self.next_sequence();
         let frame = ToWorker::Connection { key: &key, sequence }.frame(self.serialization);
         self.flights.push_back(Flight { connection, sequence, key, sent_ns: now_ns });
-        self.send_cover(frame, Passenger::Connection(connection), Cover::Connection { sequence });
+        self.note_cover(frame.len(), Cover::Connection { sequence });
+        let passenger = Some(Passenger::Connection(connection));
+        self.actions.push_back(Action::Send { frame, passenger });
         true
     }
 
@@ -278,24 +270,24 @@ impl Session {
                 let datagram = *datagram;
                 let reply = ToWorker::ListenYourself { key: &key, to, data, datagram, sequence };
                 let frame = reply.frame(self.serialization);
-                if frame.len() > COVER_BYTES_MAX {
-                    self.decline(&key, to, data, Errno::EMSGSIZE);
-                    return false;
-                }
                 self.listens.open(key.clone(), *listener);
                 let cover = Cover::Answer { key, to, data: data.clone() };
-                self.delayed.push_back(Delayed { query, frame, cover });
+                self.delayed.push_back(Delayed::Answer { query, frame, cover });
                 self.send_delayed();
             }
         }
         true
     }
 
-    /// Sends a message to the worker's program.
-    pub fn send_message(&mut self, message: &Value) {
-        if self.stage != Stage::Ended {
-            self.send(&ToWorker::User(message));
+    /// Sends a message to the worker's program, whole as it shall be written. Tells whether it will
+    /// go, in the order of these calls; after the end nothing does.
+    pub fn send_message(&mut self, frame: Vec<u8>, with_socket: bool) -> bool {
+        if self.stage == Stage::Ended {
+            return false;
         }
+        self.delayed.push_back(Delayed::Message { frame, with_socket });
+        self.send_delayed();
+        true
     }
 
     /// Tells the worker to close its servers and then the channel. What it has not answered for
@@ -406,7 +398,7 @@ impl Session {
         if self.listens.has(&flight.key) {
             self.note_refusal(now_ns);
         }
-        self.actions.push_back(Action::Returned(flight.connection));
+        self.actions.push_back(Action::Refused(flight.connection));
     }
 
     fn note_refusal(&mut self, now_ns: u64) {
@@ -417,67 +409,6 @@ impl Session {
     fn take_flight(&mut self, sequence: i64) -> Option<Flight> {
         let place = self.flights.iter().position(|flight| flight.sequence == sequence)?;
         self.flights.remove(place)
-    }
-
-    fn cover_arrived(&mut self) -> Result<(), Garbage> {
-        self.next_cover()?;
-        self.send_delayed();
-        Ok(())
-    }
-
-    fn cover_lost(&mut self, now_ns: u64) -> Result<(), Garbage> {
-        match self.next_cover()? {
-            Cover::Connection { sequence } => {
-                if let Some(flight) = self.take_flight(sequence) {
-                    self.note_refusal(now_ns);
-                    self.actions.push_back(Action::Returned(flight.connection));
-                }
-            }
-            // The server would wait for ever otherwise.
-            Cover::Answer { key, to, data } => {
-                self.decline(&key, to, &data, Errno::EMFILE);
-                self.close(&key);
-            }
-        }
-        self.send_delayed();
-        Ok(())
-    }
-
-    /// The oldest message with a descriptor whose arrival has not been told: they are told in
-    /// order.
-    fn next_cover(&mut self) -> Result<Cover, Garbage> {
-        let cover = self.covers.pop_front();
-        let cover = cover.ok_or_else(|| {
-            Garbage::new("the arrival of a descriptor is acknowledged that was never sent")
-        })?;
-        self.solitary &= !self.covers.is_empty();
-        Ok(cover)
-    }
-
-    fn send_delayed(&mut self) {
-        while let Some(next) = self.delayed.front() {
-            if !self.may_send_cover(next.frame.len()) {
-                return;
-            }
-            let Some(Delayed { query, frame, cover }) = self.delayed.pop_front() else { return };
-            self.send_cover(frame, Passenger::Socket(query), cover);
-        }
-    }
-
-    /// Whether a message of this length with a descriptor may follow those that are under way.
-    fn may_send_cover(&self, length: usize) -> bool {
-        self.covers.is_empty() || !self.solitary && !self.reaches_beyond_a_read(length)
-    }
-
-    fn reaches_beyond_a_read(&self, length: usize) -> bool {
-        self.plain_bytes.saturating_add(length) > READ_BYTES
-    }
-
-    fn send_cover(&mut self, frame: Vec<u8>, passenger: Passenger, cover: Cover) {
-        self.solitary = self.reaches_beyond_a_read(frame.len());
-        self.plain_bytes = 0;
-        self.covers.push_back(cover);
-        self.actions.push_back(Action::Send { frame, passenger: Some(passenger) });
     }
 
     fn send(&mut self, message: &ToWorker<'_>) {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::super::codec::Decoder;
+use super::super::codec::{Decoder, SocketKind};
+use super::covers::READ_BYTES;
 use super::*;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -23,6 +24,11 @@ fn hear(session: &mut Session, line: &Value, arrived: bool, now_ns: u64) -> Resu
     session.receive(message, arrived, now_ns)
 }
 
+/// A message of the program's without a socket.
+fn chat(session: &mut Session, message: &Value) {
+    assert!(session.send_message(ToWorker::User(message).frame(Serialization::Json), false));
+}
+
 fn say(session: &mut Session, line: &Value, now_ns: u64) {
     hear(session, line, false, now_ns).expect("the worker keeps to the protocol");
 }
@@ -31,8 +37,10 @@ fn say(session: &mut Session, line: &Value, now_ns: u64) {
 #[derive(Clone, Debug, PartialEq)]
 enum Done {
     Sent(Value, Option<Passenger>),
+    Delivered(Value, bool),
     Accepted(usize),
     Returned(usize),
+    Refused(usize),
     Told(Event),
 }
 
@@ -43,8 +51,13 @@ fn done(session: &mut Session) -> Vec<Done> {
             Action::Send { frame, passenger } => {
                 Done::Sent(serde_json::from_slice(&frame).expect("one line of JSON"), passenger)
             }
+            Action::Deliver { frame, with_socket } => {
+                let message = serde_json::from_slice(&frame).expect("one line of JSON");
+                Done::Delivered(message, with_socket)
+            }
             Action::Accepted(connection) => Done::Accepted(connection.0),
             Action::Returned(connection) => Done::Returned(connection.0),
+            Action::Refused(connection) => Done::Refused(connection.0),
             Action::Tell(event) => Done::Told(event),
         })
         .collect()
@@ -124,7 +137,7 @@ fn a_worker_that_refuses_rests_longer_each_time() {
         let sequence = give(&mut session, 0, now_ns);
         say(&mut session, &arrived(), now_ns);
         say(&mut session, &answered(sequence, false), now_ns);
-        assert_eq!(done(&mut session), [Done::Returned(0)]);
+        assert_eq!(done(&mut session), [Done::Refused(0)]);
         let until_ns = session.resting_until_ns(now_ns).expect("it rests");
         assert_eq!(session.room(until_ns - 1), 0);
         rests.push((until_ns - now_ns) / MILLISECOND);
@@ -146,7 +159,7 @@ fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
     say(&mut session, &close, 0);
     say(&mut session, &close, 0);
     say(&mut session, &answered(sequence, false), 0);
-    assert_eq!(done(&mut session), [Done::Told(Event::Left(LISTENER)), Done::Returned(0)]);
+    assert_eq!(done(&mut session), [Done::Told(Event::Left(LISTENER)), Done::Refused(0)]);
     assert_eq!(session.resting_until_ns(0), None);
     assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
     assert!(session.hand_over(ConnectionId(1), ListenerId(4), 0));
@@ -303,15 +316,47 @@ fn handles_of_the_program_are_acknowledged_and_never_kept() {
 }
 
 #[test]
+fn messages_of_the_program_keep_their_order_when_sockets_travel_with_them() {
+    let (mut session, _) = listening(WindowRule::Fixed(8));
+    let mut send = |number: i64, bytes: usize, session: &mut Session| {
+        let message = json!([number, "x".repeat(bytes)]);
+        let cover = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };
+        assert!(session.send_message(cover.frame(Serialization::Json), true));
+    };
+    let numbers = |session: &mut Session| -> Vec<i64> {
+        let delivered = done(session).into_iter().map(|one| match one {
+            Done::Delivered(Value::Array(list), false) => list[0].as_i64(),
+            Done::Delivered(cover, true) => cover["msg"][0].as_i64(),
+            other => panic!("{other:?}"),
+        });
+        delivered.map(|number| number.expect("a number")).collect()
+    };
+    send(0, 10, &mut session);
+    send(1, 10, &mut session);
+    assert_eq!(numbers(&mut session), [0, 1], "short ones need not wait");
+    // This one may be read in parts, and what comes after it must not overtake it.
+    send(2, 800_000, &mut session);
+    chat(&mut session, &json!([3]));
+    assert_eq!((numbers(&mut session), session.room(0)), (vec![], 0));
+    say(&mut session, &arrived(), 0);
+    say(&mut session, &arrived(), 0);
+    assert_eq!(numbers(&mut session), [2, 3]);
+    say(&mut session, &lost(), 0);
+    assert_eq!(done(&mut session), [Done::Told(Event::SocketLost)]);
+    session.end();
+    assert!(!session.send_message(vec![], false), "nothing goes after the end");
+}
+
+#[test]
 fn nothing_follows_a_descriptor_that_may_lie_across_the_end_of_a_read() {
     let (mut session, _) = listening(WindowRule::Fixed(8));
     let long = json!("x".repeat(40_000));
     give(&mut session, 0, 0);
-    session.send_message(&long);
+    chat(&mut session, &long);
     done(&mut session);
     give(&mut session, 1, 0);
-    session.send_message(&long);
-    session.send_message(&long);
+    chat(&mut session, &long);
+    chat(&mut session, &long);
     done(&mut session);
     assert_eq!(session.room(0), 0, "the third would have to wait for the first two");
     say(&mut session, &arrived(), 0);
@@ -344,6 +389,8 @@ enum Step {
     Starve,
     /// The primary's program and the worker's talk.
     Chat(u16),
+    /// The primary's program sends a socket along.
+    Parcel(u16),
     /// Time passes, in microseconds.
     Pass(u32),
     /// The server is closed, or opened again.
@@ -360,10 +407,17 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         // Often just so long that what follows lies across the end of a read.
         2 => (65_000_u16..65_535).prop_map(Step::Chat),
         1 => (0_u16..65_535).prop_map(Step::Chat),
+        1 => (0_u16..65_535).prop_map(Step::Parcel),
+        1 => (0_u16..100).prop_map(Step::Parcel),
         3 => (0_u32..20_000).prop_map(Step::Pass),
         1 => Just(Step::Toggle),
     ];
     prop::collection::vec(step, 1..100)
+}
+
+/// The number of a program's socket among all that travel.
+fn beyond(sequence: i64) -> usize {
+    usize::MAX - usize::try_from(-sequence).expect("they are counted down from zero")
 }
 
 /// A worker and the channel to it, as a model.
@@ -380,6 +434,10 @@ struct World {
     pending: Option<usize>,
     /// Which connection travels with which message.
     carried: BTreeMap<i64, usize>,
+    /// Sockets of the program that were sent, by numbers below zero; they travel as what they are
+    /// beyond all connections.
+    parcels: i64,
+    parcels_met: i64,
     /// What became of each connection.
     fates: BTreeMap<usize, &'static str>,
     given: usize,
@@ -390,10 +448,7 @@ impl World {
         while let Some(action) = session.next_action() {
             match action {
                 Action::Send { frame, passenger } => {
-                    let chat = frame.starts_with(b"\"");
-                    let message =
-                        if chat { Ok(Value::Null) } else { serde_json::from_slice(&frame) };
-                    let message = message.expect("one line of JSON");
+                    let message: Value = serde_json::from_slice(&frame).expect("a line of JSON");
                     let passenger = passenger.map(|passenger| match passenger {
                         Passenger::Connection(connection) => connection.0,
                         Passenger::Socket(_) => panic!("nothing is shared here"),
@@ -402,8 +457,19 @@ impl World {
                     self.carried.extend(sequence.zip(passenger));
                     self.channel.push_back((frame.len(), message, passenger));
                 }
+                Action::Deliver { frame, with_socket: false } => {
+                    self.channel.push_back((frame.len(), Value::Null, None));
+                }
+                Action::Deliver { frame, with_socket: true } => {
+                    let message: Value = serde_json::from_slice(&frame).expect("a line of JSON");
+                    let sequence = message["msg"]["seq"].as_i64().expect("a number");
+                    let passenger = beyond(sequence);
+                    self.carried.insert(sequence, passenger);
+                    self.channel.push_back((frame.len(), message, Some(passenger)));
+                }
                 Action::Accepted(connection) => self.note(connection.0, "accepted"),
                 Action::Returned(connection) => self.note(connection.0, "returned"),
+                Action::Refused(connection) => self.note(connection.0, "refused"),
                 Action::Tell(_) => {}
             }
         }
@@ -445,10 +511,16 @@ impl World {
                 let sequence = message["msg"]["seq"].as_i64().expect("a number");
                 let expected = self.carried.remove(&sequence);
                 assert_eq!(self.pending.take(), expected, "a descriptor met another message");
+                if sequence < 0 {
+                    self.parcels_met -= 1;
+                    assert_eq!(sequence, self.parcels_met, "messages keep their order");
+                }
                 if std::mem::take(&mut self.starved) {
                     say(session, &lost(), self.now_ns);
                 } else {
-                    self.read.push_back(sequence);
+                    if sequence >= 0 {
+                        self.read.push_back(sequence);
+                    }
                     say(session, &arrived(), self.now_ns);
                 }
                 self.settle(session);
@@ -492,7 +564,13 @@ impl World {
                 }
             }
             Step::Starve => self.starved = true,
-            Step::Chat(bytes) => session.send_message(&json!("x".repeat(bytes.into()))),
+            Step::Chat(bytes) => chat(session, &json!("x".repeat(bytes.into()))),
+            Step::Parcel(bytes) => {
+                self.parcels -= 1;
+                let message = json!({ "seq": self.parcels, "text": "x".repeat(bytes.into()) });
+                let cover = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };
+                assert!(session.send_message(cover.frame(Serialization::Json), true));
+            }
             Step::Pass(microseconds) => self.now_ns += u64::from(microseconds) * 1_000,
             Step::Toggle => self.toggle(session),
         }
@@ -516,6 +594,11 @@ proptest! {
         for step in steps {
             world.step(&mut session, step);
             prop_assert!(session.unanswered() <= usize::from(most), "the window is exceeded");
+        }
+        while world.parcels_met > world.parcels {
+            let before = world.parcels_met;
+            world.step(&mut session, Step::Read);
+            prop_assert!(world.parcels_met < before, "a message waits for ever");
         }
         session.end();
         world.settle(&mut session);

@@ -1,0 +1,150 @@
+//! Notices on their way to the control plane, in order, and each worker's share of them bounded.
+//!
+//! Owns the bound: a full share still takes everything, since what is in it must not be lost, but
+//! says that it is full, so that the bridge stops reading the worker that fills it. Others go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use nix::sys::eventfd::EventFd;
+
+use super::protocol::Notice;
+use crate::id::WorkerId;
+
+/// From so many notices of one worker on, its share is full, until it is half empty.
+pub const NOTICES_MAX: usize = 256;
+/// From so many bytes of messages on.
+pub const NOTICE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The queue, filled by the bridge and emptied by the control plane.
+#[derive(Debug)]
+pub struct Notices {
+    state: Mutex<State>,
+    /// Rung when there is something.
+    arrived: Arc<EventFd>,
+    /// Rung when a full share has room again.
+    room: Arc<EventFd>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<(Notice, usize)>,
+    shares: BTreeMap<WorkerId, Share>,
+}
+
+/// What of the queue is one worker's.
+#[derive(Debug, Default)]
+struct Share {
+    notices: usize,
+    bytes: usize,
+    full: bool,
+}
+
+impl Notices {
+    /// An empty queue. `arrived` wakes the control plane, `room` the bridge.
+    #[must_use]
+    pub fn new(arrived: Arc<EventFd>, room: Arc<EventFd>) -> Self {
+        Self { state: Mutex::default(), arrived, room }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the notices")
+    }
+
+    /// Puts something in.
+    pub(super) fn push(&self, notice: Notice) {
+        let bytes = notice.bytes();
+        let mut state = self.state();
+        let share = state.shares.entry(notice.worker()).or_default();
+        share.notices += 1;
+        share.bytes += bytes;
+        share.full |= share.notices >= NOTICES_MAX || share.bytes >= NOTICE_BYTES_MAX;
+        state.queue.push_back((notice, bytes));
+        let _ = self.arrived.write(1);
+    }
+
+    /// Whether a worker should not be read for now.
+    pub(super) fn is_full(&self, worker: WorkerId) -> bool {
+        self.state().shares.get(&worker).is_some_and(|share| share.full)
+    }
+
+    /// Takes the oldest notice.
+    #[must_use]
+    pub fn take(&self) -> Option<Notice> {
+        self.take_at(self.state(), 0)
+    }
+
+    /// Takes the oldest notice of one worker, whatever waits before it.
+    #[must_use]
+    pub fn take_of(&self, worker: WorkerId) -> Option<Notice> {
+        let state = self.state();
+        let place = state.queue.iter().position(|(notice, _)| notice.worker() == worker)?;
+        self.take_at(state, place)
+    }
+
+    fn take_at(&self, mut state: MutexGuard<'_, State>, place: usize) -> Option<Notice> {
+        let (notice, bytes) = state.queue.remove(place)?;
+        let worker = notice.worker();
+        let share = state.shares.get_mut(&worker).expect("whoever has a notice has a share");
+        share.notices -= 1;
+        share.bytes -= bytes;
+        let half_empty = share.notices <= NOTICES_MAX / 2 && share.bytes <= NOTICE_BYTES_MAX / 2;
+        if share.full && half_empty {
+            share.full = false;
+            let _ = self.room.write(1);
+        }
+        if share.notices == 0 {
+            state.shares.remove(&worker);
+        }
+        Some(notice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::eventfd::EfdFlags;
+
+    use super::*;
+
+    const ONE: WorkerId = WorkerId(1);
+    const OTHER: WorkerId = WorkerId(2);
+
+    fn bell() -> Arc<EventFd> {
+        Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd"))
+    }
+
+    fn heard(bell: &EventFd) -> bool {
+        bell.read().is_ok()
+    }
+
+    #[test]
+    fn a_worker_that_fills_its_share_leaves_the_others_theirs() {
+        let (arrived, room) = (bell(), bell());
+        let notices = Notices::new(Arc::clone(&arrived), Arc::clone(&room));
+        assert!(notices.take().is_none() && !heard(&arrived));
+        for _ in 0..NOTICES_MAX {
+            assert!(!notices.is_full(ONE));
+            notices.push(Notice::Leaving { worker: ONE });
+        }
+        notices.push(Notice::Online { worker: OTHER });
+        assert!(notices.is_full(ONE) && !notices.is_full(OTHER) && heard(&arrived));
+        for _ in 0..NOTICES_MAX / 2 - 1 {
+            assert!(matches!(notices.take(), Some(Notice::Leaving { worker: ONE })));
+        }
+        assert!(notices.is_full(ONE) && !heard(&room), "it is not half empty yet");
+        assert!(notices.take().is_some());
+        assert!(!notices.is_full(ONE) && heard(&room));
+    }
+
+    #[test]
+    fn one_worker_s_notices_can_be_taken_before_those_of_others() {
+        let notices = Notices::new(bell(), bell());
+        notices.push(Notice::Online { worker: OTHER });
+        notices.push(Notice::Online { worker: ONE });
+        notices.push(Notice::Gone { worker: ONE, failure: None });
+        assert!(matches!(notices.take_of(ONE), Some(Notice::Online { worker: ONE })));
+        assert!(matches!(notices.take_of(ONE), Some(Notice::Gone { .. })));
+        assert!(notices.take_of(ONE).is_none());
+        assert!(matches!(notices.take(), Some(Notice::Online { worker: OTHER })));
+    }
+}
