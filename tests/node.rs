@@ -1,5 +1,10 @@
 //! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and what
 //! a worker may do wrong. With every Node that there is.
+//!
+//! Of what can go wrong with descriptors on Node's channel, only what a worker can do is seen here:
+//! two in one message, a message split from its descriptor, or a connection that is not wrapped are
+//! things which a primary does, and `bridge/outbox.rs`, `codec/tests.rs` and `session/tests.rs`
+//! show that this one does not.
 
 #[path = "node/bounds.rs"]
 mod bounds;
@@ -208,6 +213,29 @@ fn a_worker_at_its_limit_is_not_asked_again_and_again() {
 }
 
 #[test]
+fn one_at_a_time_means_that_a_stopped_worker_holds_one() {
+    with_each_node(|node| {
+        let mut front = Front::start();
+        let setup = Setup { window: WindowRule::Fixed(1), ..Setup::new(node, SERVER) };
+        let stopped = front.fork(&setup, 1);
+        let other = front.fork(&setup, 1);
+        let address = front.address(0).to_owned();
+        let [pid, other] = [stopped, other].map(|place| front.workers[place].pid());
+        machine::suspend(pid);
+        let mut clients: Vec<Client> = (0..20).map(|_| Client::to(&address)).collect();
+        clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+        front.until("everybody but one to be answered", |_| {
+            clients.iter().filter(|client| client.has_heard()).count() >= 19
+        });
+        machine::signal(pid, Signal::SIGCONT);
+        let answers = clients.iter_mut().map(|client| client.receive().body);
+        let by_other = answers.filter(|answer| *answer == other.to_string()).count();
+        assert!(by_other >= 19, "{by_other}");
+        front.finish();
+    });
+}
+
+#[test]
 fn what_a_killed_worker_had_not_taken_is_served_by_another() {
     with_each_node(|node| {
         let mut front = Front::start();
@@ -325,13 +353,17 @@ fn long_messages_and_connections_do_not_get_mixed_up() {
         let pid = front.workers[place].pid();
         let addresses = [front.address(0).to_owned(), front.address(1).to_owned()];
         for round in 0..10_usize {
+            let mut rng = fastrand::Rng::with_seed(round as u64);
             machine::suspend(pid);
             let mut clients = Vec::new();
             for turn in 0..8_usize {
-                // Just around the length of what Node reads at once.
-                let length = 65_300 + 40 * (8 * round + turn) % 400;
-                let message = json!("x".repeat(if turn % 3 == 0 { length } else { 100 }));
-                assert!(front.send(place, &message));
+                // Just around the length of what Node reads at once, or anything.
+                let length = match round % 2 {
+                    0 if turn % 3 == 0 => 65_300 + 40 * (8 * round + turn) % 400,
+                    0 => 100,
+                    _ => rng.usize(0..=70_000),
+                };
+                assert!(front.send(place, &json!("x".repeat(length))));
                 let side = (turn + round) % 2;
                 clients.push((side, Client::to(&addresses[side])));
             }

@@ -139,7 +139,7 @@ pub(super) struct RunArguments {
     pub(super) overload_factor: Switch<f32>,
 
     /// How many connections a worker may be given before it claims one: auto (grows with fast
-    /// claims, collapses with a slow one) or a number
+    /// claims, collapses with a slow one) or a number; 1 is what Node's own primary does
     #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = credits)]
     pub(super) credits: CreditRule,
 

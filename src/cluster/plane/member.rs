@@ -27,6 +27,7 @@ use crate::dialect::node::session::WindowRule;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::primary::{CHANNEL_BYTES, NewLink};
+use crate::schedule::CreditRule;
 use crate::settings::Dialect;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
@@ -203,7 +204,7 @@ struct Voice {
 impl Voice {
     fn new(settings: &ClusterSettings, channel: OwnedFd, link: Option<&NewLink>) -> Result<Self> {
         if let (Dialect::Node, Some(link)) = (settings.dialect, link) {
-            let newcomer = newcomer(settings.serialization, channel, link)?;
+            let newcomer = newcomer(settings, channel, link)?;
             return Ok(Self { incoming: None, outgoing: None, newcomer: Some(newcomer) });
         }
         let (incoming, outgoing) = halves(channel);
@@ -290,15 +291,14 @@ fn new_inbox() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// What the bridge needs for a Node worker.
-fn newcomer(
-    serialization: Serialization,
-    channel: OwnedFd,
-    link: &NewLink,
-) -> Result<Box<Newcomer>> {
+fn newcomer(settings: &ClusterSettings, channel: OwnedFd, link: &NewLink) -> Result<Box<Newcomer>> {
     Ok(Box::new(Newcomer {
         channel,
-        serialization: node_serialization(serialization),
-        window: WindowRule::default(),
+        serialization: node_serialization(settings.serialization),
+        window: match settings.rules.credits {
+            CreditRule::Adaptive => WindowRule::default(),
+            CreditRule::Fixed(count) => WindowRule::fixed(count),
+        },
         inbox: duplicate(&link.receiver)?,
         board: duplicate(&link.board)?,
     }))

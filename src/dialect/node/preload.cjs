@@ -101,6 +101,9 @@
   const close = ending('close');
   const reset = ending('reset');
 
+  // A request on a kept connection moves nothing but the loop.
+  require('diagnostics_channel').channel('http.server.request.start').subscribe(() => move());
+
   // Before Node itself hears it: a connection that it refuses is closed at once, too.
   process.prependListener('internalMessage', (message, handle) => {
     if (message.cmd !== 'NODE_CLUSTER') return;

@@ -18,10 +18,20 @@ pub enum WindowRule {
     Fixed(u16),
 }
 
+/// Wider windows were not measurably faster, and descriptors under way are bounded by the kernel.
+const WIDTH_MAX: u16 = 16;
+
 impl Default for WindowRule {
-    /// 16: wider ones were not measurably faster.
     fn default() -> Self {
-        Self::UpTo(16)
+        Self::UpTo(WIDTH_MAX)
+    }
+}
+
+impl WindowRule {
+    /// Always so many, as far as that is sensible.
+    #[must_use]
+    pub fn fixed(count: u32) -> Self {
+        Self::Fixed(u16::try_from(count).unwrap_or(WIDTH_MAX).min(WIDTH_MAX))
     }
 }
 
@@ -89,6 +99,7 @@ mod tests {
         window.acknowledged(SLOW_NS + 1);
         window.refused();
         assert_eq!(window.width(SLOW_NS + 1), 3);
+        assert_eq!([1, 7, 256].map(WindowRule::fixed), [1, 7, 16].map(WindowRule::Fixed));
         assert_eq!(Window::new(WindowRule::Fixed(0)).width(0), 1, "none would be for ever");
     }
 }
