@@ -195,9 +195,9 @@ impl WorkerHandle {
     /// `worker.send(message, handle)`).
     ///
     /// # Errors
-    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. EOPNOTSUPP for what a Node worker
-    /// cannot take: it takes TCP, UDP and unix stream sockets, and they become non-blocking, for
-    /// whoever else has a duplicate too. The socket is closed then, too.
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. EOPNOTSUPP for what a Node
+    /// worker cannot take: it takes TCP, UDP and unix stream sockets, and they become non-blocking,
+    /// for whoever else has a duplicate too. The socket is closed then, too.
     pub fn send_handle<T: Serialize + ?Sized>(
         &self,
         message: &T,

@@ -19,7 +19,7 @@ use super::super::worker_handle::{Shared, State, Streams, duplicate, node_serial
 use super::super::{ClusterSettings, StreamSetting, WorkerHandle};
 use super::{CHANNEL, Line};
 use crate::board::{BoardView, PrimaryBoard};
-use crate::control::{Incoming, LatencySummary, Outgoing, Serialization, halves};
+use crate::control::{Incoming, LatencySummary, Outgoing, halves};
 use crate::dialect::node;
 use crate::dialect::node::bridge::{Newcomer, Postage};
 use crate::dialect::node::preload::{self, Preload, Reporting};

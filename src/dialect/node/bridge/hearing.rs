@@ -1,16 +1,17 @@
 //! What a worker says, taken off its channel.
 //!
 //! Owns how much is read at once, and when reading stops: while the control plane is behind with
-//! what this very worker has said. Then its answers stay unread with the rest, so its window stays
-//! as full as it is. What it has been sent it has, and serves; nothing more is sent to it, what lies
-//! in its inbox goes to others, and should it end, its socket still holds all it has said.
+//! what this very worker has said. Then its answers stay unread with the rest, so its window fills
+//! and stays full. What it has been sent it has, and serves; what lies in its inbox goes to others
+//! as from one that hangs; and should it end, its socket still holds all that it has said.
+
+use std::os::fd::AsFd as _;
 
 use nix::errno::Errno;
 
 use super::protocol::Lines;
 use super::station::{End, Station};
 use crate::sys::fdpass;
-use std::os::fd::AsFd as _;
 
 /// Reads in one turn; then the other workers have theirs.
 const READS_A_TURN_MAX: usize = 16;
