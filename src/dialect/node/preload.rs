@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::error::{Error, Result, errno_of};
+use crate::error::{Error, Result};
 
 const SCRIPT: &str = include_str!("preload.cjs");
 /// Not `.js`, which means something else where a `package.json` in a folder above says so.
@@ -59,7 +59,8 @@ impl Preload {
     /// There is no room for it.
     pub fn write() -> Result<Self> {
         let failed = |error: std::io::Error| Error::Workers {
-            what: format!("cannot write down what Node workers load: {}", errno_of(&error).desc()),
+            // It says where, too.
+            what: format!("cannot write down what Node workers load: {error}"),
             hint: "let TMPDIR name a folder that can be written, or say --preload off".into(),
         };
         let folder = tempfile::Builder::new()
