@@ -75,6 +75,25 @@ pub enum Dialect {
     Native,
     /// The channel of `node:cluster`: workers are unmodified Node.js programs.
     Node,
+    /// None at all: workers are programs that take their listening sockets over from whoever has
+    /// started them, as from systemd (`sd_listen_fds(3)`), and accept by themselves. Only under
+    /// [`Policy::None`].
+    ListenFds,
+}
+
+/// When a worker counts as serving that has no channel to say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// When it has run for so long.
+    After(Duration),
+    /// When it has said `READY=1` (`sd_notify(3)`).
+    Notified,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::After(Duration::from_secs(1))
+    }
 }
 
 /// Which ended workers are replaced.
@@ -119,10 +138,33 @@ pub enum Runtime {
 pub struct Program {
     /// Its file, or a name to be looked up in `PATH`.
     pub path: PathBuf,
-    /// Its arguments.
+    /// Its arguments that come before those of what it runs.
+    pub options: Vec<OsString>,
+    /// Its further arguments.
     pub arguments: Vec<OsString>,
     /// What it speaks.
     pub dialect: Dialect,
+    /// When its workers serve, with [`Dialect::ListenFds`].
+    pub readiness: Readiness,
+    /// What they are told their sockets are called, with [`Dialect::ListenFds`].
+    pub socket_names: Vec<String>,
+    /// The first worker's port for a debugger, with [`Dialect::Node`]; the next one gets the next.
+    pub inspect_port: Option<u16>,
+}
+
+/// What surrounds a worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Variables added to the environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Where it runs; without one, where the primary does.
+    pub directory: Option<PathBuf>,
+    /// Who it runs as; supplementary groups are dropped.
+    pub user: Option<u32>,
+    /// The group that it runs as.
+    pub group: Option<u32>,
+    /// What it prints comes by way of the primary, which names it on each line.
+    pub prefix: bool,
 }
 
 /// A run.
@@ -132,6 +174,8 @@ pub struct Settings {
     pub program: Option<Program>,
     /// Node workers load a script of ours that reports connections, unless they must not.
     pub preload: bool,
+    /// What surrounds them.
+    pub surroundings: Surroundings,
     /// How long workers may take until they serve, at the start and when they replace others.
     pub start_limit: Duration,
     /// How many workers.
@@ -144,7 +188,7 @@ pub struct Settings {
     pub policy: Policy,
     /// How workers accept when they do.
     pub accept: AcceptMechanism,
-    /// Where to listen. Programs listen by themselves.
+    /// Where to listen. Programs listen by themselves, but for those that take sockets over.
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.
     pub backlog: u32,
@@ -184,7 +228,10 @@ impl Settings {
     /// [`Error::Usage`] for settings that contradict each other.
     pub fn validate(&self) -> Result<()> {
         if let Some(program) = &self.program {
-            return self.validate_program(program);
+            self.validate_program(program)?;
+            if program.dialect != Dialect::ListenFds {
+                return Ok(());
+            }
         }
         let count = self.listen.len();
         if count == 0 || count > LISTENERS_MAX {
@@ -215,17 +262,34 @@ impl Settings {
     }
 
     fn validate_program(&self, program: &Program) -> Result<()> {
-        if let Some(address) = self.listen.first() {
+        let takes_sockets = program.dialect == Dialect::ListenFds;
+        if let Some(address) = self.listen.first().filter(|_| !takes_sockets) {
             return Err(Error::usage(
                 format!("--listen {address} has no meaning with a program: it listens by itself"),
-                "leave --listen out, and let the program listen there",
+                "leave --listen out, and let the program listen there; or say --dialect \
+                 listen-fds, if it takes its listening sockets from whoever starts it",
+            ));
+        }
+        if takes_sockets && self.policy != Policy::None {
+            return Err(Error::usage(
+                "programs with --dialect listen-fds accept by themselves: no policy but none can \
+                 choose among them",
+                "leave --policy out; with --accept reuseport the kernel spreads them by hash",
+            ));
+        }
+        let (names, sockets) = (program.socket_names.len(), self.listen.len());
+        if names > 0 && names != sockets {
+            return Err(Error::usage(
+                format!("--fdname has {names} names, and --listen is given {sockets} times"),
+                "name each socket, with a colon between two names, or none",
             ));
         }
         let gets_one_of_both =
             matches!(self.accept, AcceptMechanism::Epoll | AcceptMechanism::Reuseport);
-        if program.dialect == Dialect::Node && self.policy == Policy::None && !gets_one_of_both {
+        let has_own_way = takes_sockets || program.dialect == Dialect::Node;
+        if has_own_way && self.policy == Policy::None && !gets_one_of_both {
             return Err(Error::usage(
-                "Node accepts in its own way; --accept only says from which socket",
+                "the program accepts in its own way; --accept only says from which socket",
                 "use --accept reuseport for one each, or leave --accept out for one shared by all",
             ));
         }

@@ -90,8 +90,13 @@ fn bell() -> Arc<EventFd> {
 impl Bench {
     fn start(rules: Rules, workers: u16) -> Self {
         let address = "127.0.0.1:0".parse().expect("an address");
-        let options =
-            OpenOptions { backlog: BACKLOG, share_port: false, ipv6_only: false, mode: None };
+        let options = OpenOptions {
+            backlog: BACKLOG,
+            share_port: false,
+            ipv6_only: false,
+            mode: None,
+            blocking: false,
+        };
         let listener = Arc::new(Listener::open(&address, options).expect("a free port"));
         let address = listener.address().to_owned();
         let (commands, commands_out) = channel();

@@ -2,13 +2,13 @@
 //!
 //! Owns names, help and defaults. Refuses to act.
 
-use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::program::{self, DialectChoice, PreloadChoice};
+use super::program::{PreloadChoice, ProgramArguments};
+use super::surroundings::SurroundingsArguments;
 use crate::address::ListenAddress;
 use crate::cluster::policy_from_environment;
 use crate::error::{Error, Result};
@@ -30,6 +30,8 @@ Examples:
       hello world on 127.0.0.1:8000, a worker for each CPU
   clusterlb --workers 4 -- node server.js
       an unmodified Node server in four processes; kill -HUP replaces them one by one
+  clusterlb --dialect listen-fds --listen 0.0.0.0:8000 -- gunicorn MODULE:APP
+      any program that takes its listening sockets over as from systemd
   clusterlb --workers 4 --listen 0.0.0.0:80 --listen '[::1]:8080' --listen unix:/run/hello.sock
       several listeners, each with a rotation of its own
   clusterlb --policy none --accept uring-multishot --workers 8
@@ -91,8 +93,8 @@ pub(super) struct RunArguments {
     )]
     pub(super) workers: Workers,
 
-    /// Where the built-in worker listens; can be repeated: HOST:PORT, PORT, unix:/path, unix:@name,
-    /// fd:N [default: 127.0.0.1:8000]
+    /// Where to listen, unless PROGRAM says that; can be repeated: HOST:PORT, PORT, unix:/path,
+    /// unix:@name, fd:N [default: 127.0.0.1:8000]
     ///
     /// Port 0 takes a free port, the same for all workers. [::]:PORT takes IPv4 as well. fd:N is
     /// a listening socket inherited from the parent process.
@@ -205,9 +207,9 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_time)]
     pub(super) start_limit: Duration,
 
-    /// What the workers of PROGRAM speak
-    #[arg(long, value_enum, default_value_t, requires = "program")]
-    pub(super) dialect: DialectChoice,
+    /// What surrounds the workers.
+    #[command(flatten)]
+    pub(super) surroundings: SurroundingsArguments,
 
     /// Whether Node workers load a small script before PROGRAM that tells when connections end,
     /// and lets clients of kept connections go when a worker leaves: auto (unless their options
@@ -223,18 +225,9 @@ pub(super) struct RunArguments {
     #[arg(short, long, conflicts_with = "json")]
     pub(super) quiet: bool,
 
-    /// A program to run as workers instead of the built-in one, and its arguments
-    ///
-    /// Node programs need no change: what they listen on is opened once, and connections are
-    /// handed to them in turns. SIGHUP replaces the workers one after the other.
-    #[arg(
-        last = true,
-        value_name = "PROGRAM",
-        conflicts_with_all = [
-            "serve", "work", "work_seed", "runtime", "header_timeout", "idle_timeout"
-        ]
-    )]
-    pub(super) program: Vec<OsString>,
+    /// What is run.
+    #[command(flatten)]
+    pub(super) program: ProgramArguments,
 }
 
 impl RunArguments {
@@ -243,16 +236,20 @@ impl RunArguments {
     /// # Errors
     /// [`Error::Usage`] for arguments that contradict each other.
     pub(super) fn settings(&self) -> Result<Settings> {
-        let policy = self.policy.map_or_else(policy_from_environment, Ok)?;
-        let program = program::resolve(&self.program, self.dialect)?;
+        let surroundings = self.surroundings.resolve()?;
+        let node_options = self.surroundings.variable("NODE_OPTIONS").unwrap_or_default();
+        let directory = surroundings.directory.as_deref();
+        let program = self.program.resolve(directory, &node_options.to_string_lossy())?;
+        let policy = self.policy()?;
         let settings = Settings {
             workers: self.workers,
             pin: self.pin(program.as_ref()),
             preload: self.preload == PreloadChoice::Auto,
+            surroundings,
             start_limit: self.start_limit,
             policy,
             accept: self.accept,
-            listen: self.listen(program.is_some()),
+            listen: self.listen(program.as_ref()),
             program,
             backlog: self.backlog,
             rules: self.rules(policy),
@@ -273,18 +270,30 @@ impl RunArguments {
         Ok(settings)
     }
 
-    /// Programs listen by themselves.
-    fn listen(&self, by_itself: bool) -> Vec<ListenAddress> {
-        match self.listen.is_empty() && !by_itself {
+    /// Who takes sockets over accepts from them.
+    fn policy(&self) -> Result<Policy> {
+        match self.policy {
+            Some(policy) => Ok(policy),
+            None if self.program.takes_sockets() => Ok(Policy::None),
+            None => policy_from_environment(),
+        }
+    }
+
+    /// Programs listen by themselves, but for those that take sockets over.
+    fn listen(&self, program: Option<&Program>) -> Vec<ListenAddress> {
+        let gets_some = program.is_none_or(|program| program.dialect == Dialect::ListenFds);
+        match self.listen.is_empty() && gets_some {
             true => vec![ListenAddress::Tcp(LISTEN_DEFAULT)],
             false => self.listen.clone(),
         }
     }
 
-    /// Node workers are not pinned, so the primary is not either, unless that is asked for.
+    /// Programs of others are not pinned, so the primary is not either, unless that is asked for.
     fn pin(&self, program: Option<&Program>) -> Pin {
         match (program, &self.pin) {
-            (Some(Program { dialect: Dialect::Node, .. }), Pin::Auto) => Pin::None,
+            (Some(Program { dialect: Dialect::Node | Dialect::ListenFds, .. }), Pin::Auto) => {
+                Pin::None
+            }
             (_, pin) => pin.clone(),
         }
     }
@@ -376,6 +385,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::settings::Readiness;
 
     fn settings(line: &str) -> Result<Settings> {
         let words = std::iter::once("clusterlb").chain(line.split_whitespace());
@@ -404,11 +414,33 @@ mod tests {
             "--listen 127.0.0.1:80 --listen 127.0.0.1:80",
             "--listen 127.0.0.1:80 --dialect node -- /bin/true",
             "--policy none --accept uring --dialect node -- /bin/true",
+            "--policy rr --dialect listen-fds -- /bin/true",
+            "--policy none --accept uring --dialect listen-fds -- /bin/true",
+            "--accept reuseport --listen unix:/tmp/x --dialect listen-fds -- /bin/true",
+            "--max-inflight 3 --dialect listen-fds -- /bin/true",
+            "--fdname a:b --dialect listen-fds -- /bin/true",
+            "--fdname a --dialect node -- /bin/true",
+            "--ready-after 1s -- /bin/true",
+            "--user no-such-user",
+            "--chdir /nowhere/at/all",
             "-- /nowhere/at/all",
         ] {
             assert_eq!(settings(line).expect_err(line).exit_code(), 2);
         }
         assert!(settings("--listen 127.0.0.1:0 --listen 127.0.0.1:0").is_ok());
+    }
+
+    #[test]
+    fn programs_that_take_sockets_over_accept_by_themselves() {
+        let plain = settings("--dialect listen-fds -- /bin/true").expect("the defaults are valid");
+        assert_eq!(plain.listen, ["127.0.0.1:8000".parse().expect("an address")]);
+        assert_eq!((plain.policy, &plain.pin), (Policy::None, &Pin::None));
+        let line = "--policy none --accept reuseport --listen 0.0.0.0:80 --fdname web:a \
+                    --listen [::1]:81 --ready-after notify --dialect listen-fds -- /bin/true";
+        let program = settings(line).expect("all of this fits together").program;
+        let program = program.expect("there is one");
+        assert_eq!(program.readiness, Readiness::Notified);
+        assert_eq!(program.socket_names, ["web", "a"]);
     }
 
     #[test]
@@ -432,6 +464,9 @@ mod tests {
             "--serialization advanced",
             "--wrokers 3",
             "--dialect node",
+            "--dialect listen-fds",
+            "--ready-after soon --dialect listen-fds -- /bin/true",
+            "--env NAME",
             "--serve echo -- node server.js",
             "--workers 2 check",
         ] {

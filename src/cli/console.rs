@@ -3,13 +3,12 @@
 //! Owns wording and layout. A reader that has gone away ends the telling, never the run.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::id::WorkerId;
-use crate::keeper::{Event, Summary, WorkerSummary};
+use crate::keeper::{Event, Printer, Summary, Target, WorkerSummary};
 
 /// Longest bar of the summary, in characters.
 const BAR_WIDTH: u64 = 24;
@@ -37,6 +36,8 @@ pub(super) struct Console {
     /// What the run is, told to people with the first event: a run that cannot begin has only its
     /// error to tell.
     introduction: Vec<String>,
+    /// Who writes it down, so that a reader who is behind holds nobody up.
+    printer: Printer,
 }
 
 #[derive(Serialize)]
@@ -49,9 +50,14 @@ struct Line<'a> {
 impl Console {
     /// A console that has told nothing yet.
     #[must_use]
-    pub(super) fn new(style: Style, listeners: usize, introduction: Vec<String>) -> Self {
-        let held = Some(Vec::new());
-        Self { style, begun: Instant::now(), held, listeners_left: listeners, introduction }
+    pub(super) fn new(
+        style: Style,
+        listeners: usize,
+        introduction: Vec<String>,
+        printer: Printer,
+    ) -> Self {
+        let (begun, held) = (Instant::now(), Some(Vec::new()));
+        Self { style, begun, held, listeners_left: listeners, introduction, printer }
     }
 
     /// Tells an event, or keeps it until every listener has been told.
@@ -84,22 +90,17 @@ impl Console {
             Style::Json => {
                 let line = serde_json::to_string(&Line { event, at_ms })
                     .expect("events are plain data with string keys");
-                let mut output = std::io::stdout().lock();
-                let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+                self.printer.line(Target::Output, &line);
             }
             Style::Text => {
-                self.introduction.drain(..).for_each(|line| note(&line));
-                if let Some(text) = in_words(event) {
-                    note(&text);
+                let words = in_words(event);
+                for text in self.introduction.drain(..).chain(words) {
+                    self.printer.line(Target::Errors, &text);
                 }
             }
             Style::Quiet => {}
         }
     }
-}
-
-fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 fn in_words(event: &Event) -> Option<String> {
@@ -136,6 +137,9 @@ fn in_words(event: &Event) -> Option<String> {
         }
         Event::Reloaded => "all of them are replaced".into(),
         Event::Note { text } => text.clone(),
+        Event::Summary(Summary { uncounted: true, .. }) => {
+            "\nnothing was counted: the workers accepted by themselves, and do not tell".into()
+        }
         Event::Summary(summary) => table(summary),
         _ => return None,
     })

@@ -6,8 +6,10 @@ mod arguments;
 mod bench;
 mod console;
 mod imbalance;
+mod inspect;
 mod measuring;
 mod program;
+mod surroundings;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -17,8 +19,8 @@ use nix::sys::signal::Signal;
 
 use crate::check;
 use crate::error::{Error, Result};
-use crate::keeper::{Event, Keeper, Outcome};
-use crate::settings::{Policy, Runtime, Settings};
+use crate::keeper::{Event, Keeper, Outcome, Printer};
+use crate::settings::{AcceptMechanism, Policy, Runtime, Settings};
 use crate::sys::cpu::CpuFacts;
 use crate::sys::limits;
 use crate::sys::probe::{self, FeatureLevel};
@@ -85,12 +87,17 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     }
     let level = support.level();
     let introduction = introduction(&settings, &plan, level);
-    let mut console = Console::new(style, settings.listen.len(), introduction);
-    let outcome = {
+    let printer = Printer::start()?;
+    let mut console = Console::new(style, settings.listen.len(), introduction, printer.clone());
+    let result = {
         let mut tell = |event: Event| console.tell(event);
-        Keeper::start(&settings, &plan, level, &mut tell)?.run()?
+        let keeper = Keeper::start(&settings, &plan, level, &mut tell, &printer);
+        keeper.and_then(Keeper::run)
     };
-    conclude(&mut console, outcome)
+    let result = result.and_then(|outcome| conclude(&mut console, outcome));
+    // What has failed is told behind everything else.
+    printer.finish();
+    result
 }
 
 fn be_worker(settings: &Settings) -> Result<()> {
@@ -134,7 +141,7 @@ fn ensure_descriptors(plan: &CpuPlan) -> Result<()> {
 /// What is printed before the listeners are ready.
 fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec<String> {
     let policy = match settings.policy {
-        Policy::None => format!("none (workers accept, by {})", name(&settings.accept)),
+        Policy::None => format!("none (workers accept, {})", source(settings)),
         policy => format!("{} (the primary accepts and hands over)", name(&policy)),
     };
     let place = plan.primary.map_or_else(|| "not pinned".to_owned(), |cpu| format!("on CPU {cpu}"));
@@ -151,6 +158,15 @@ fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec
     ];
     lines.extend(plan.notes.iter().map(|text| format!("note: {text}")));
     lines
+}
+
+/// From what workers accept by themselves.
+fn source(settings: &Settings) -> String {
+    match (&settings.program, settings.accept) {
+        (Some(_), AcceptMechanism::Reuseport) => "each from a socket of its own".into(),
+        (Some(_), _) => "from one socket".into(),
+        (None, accept) => format!("by {}", name(&accept)),
+    }
 }
 
 /// A value as the command line spells it.

@@ -42,6 +42,8 @@ pub(super) struct Opening {
     pub(super) backlog: u32,
     /// Every worker gets a socket of its own (SO_REUSEPORT).
     pub(super) socket_for_each: bool,
+    /// Whoever accepts from it may wait in the call.
+    pub(super) blocking: bool,
 }
 
 /// A worker that waits until an address is free again.
@@ -255,6 +257,11 @@ impl Entry {
         self.key.options.transport == Transport::Stream
     }
 
+    /// Workers without a channel get it at their birth.
+    pub(super) fn is_handed_down(&self) -> bool {
+        self.held && !self.closing && self.is_stream()
+    }
+
     /// Nobody uses it, and nothing keeps it.
     pub(super) fn is_abandoned(&self) -> bool {
         self.users.is_empty() && !self.held && !self.closing
@@ -309,6 +316,17 @@ impl Entry {
         }
     }
 
+    /// The worker in `to` is going to replace the one in `from`: both accept from the same socket,
+    /// if each has one, so that what waits in it finds somebody, whoever goes.
+    pub(super) fn share_out(&mut self, from: Slot, to: Slot) {
+        if let Socket::StreamEach { by_slot, .. } = &mut self.socket
+            && let Some(own) = by_slot.get(&from)
+        {
+            let own = Arc::clone(own);
+            by_slot.insert(to, own);
+        }
+    }
+
     /// Lets go of the sockets. Tells whether the data path still has one.
     pub(super) fn close(&mut self) -> bool {
         self.closing = true;
@@ -323,6 +341,7 @@ fn open_options(options: ListenOptions, opening: Opening) -> OpenOptions {
         share_port: opening.socket_for_each,
         ipv6_only: options.ipv6_only,
         mode: options.mode,
+        blocking: opening.blocking,
     }
 }
 
@@ -338,7 +357,7 @@ fn datagram_options(options: ListenOptions) -> DatagramOptions {
 mod tests {
     use super::*;
 
-    const OPENING: Opening = Opening { backlog: 16, socket_for_each: false };
+    const OPENING: Opening = Opening { backlog: 16, socket_for_each: false, blocking: false };
 
     fn key(address: &str, index: u32) -> Key {
         let address = address.parse().expect("an address");

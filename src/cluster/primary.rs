@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::bus::{Bus, Events};
 use super::completion::Completion;
 use super::mailbox::new_bell;
-use super::plane::{Line, Plane, Request};
+use super::plane::{Line, Plane, Request, Wishes};
 use super::role::is_worker;
 use super::settings::{ClusterSettings, policy_from_environment};
 use super::{Event, WorkerHandle};
@@ -60,6 +60,7 @@ struct Setup {
 pub struct ForkOptions {
     environment: Vec<(OsString, OsString)>,
     place: Option<Slot>,
+    predecessor: Option<WorkerId>,
 }
 
 impl ForkOptions {
@@ -73,6 +74,14 @@ impl ForkOptions {
     /// rotation and its CPU. Otherwise it gets the first free one.
     pub fn place(mut self, place: u16) -> Self {
         self.place = Some(Slot(place));
+        self
+    }
+
+    /// Whom it is going to replace. Where workers have listening sockets of their own
+    /// ([`AcceptMechanism::Reuseport`](crate::settings::AcceptMechanism)), both accept from the
+    /// same until the other one leaves, so that nobody waits where nobody accepts.
+    pub fn successor_of(mut self, predecessor: &WorkerHandle) -> Self {
+        self.predecessor = Some(predecessor.id());
         self
     }
 }
@@ -185,14 +194,9 @@ impl Cluster {
         drop(setup);
         // It may be the program's function, which may ask this cluster something.
         let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(nth));
-        let ForkOptions { environment, place: slot } = options;
-        self.shared.line.ask(|answer| Request::Fork {
-            settings,
-            environment,
-            inspect_port,
-            slot,
-            answer,
-        })
+        let ForkOptions { environment, place: slot, predecessor } = options;
+        let wishes = Wishes { environment, inspect_port, slot, predecessor };
+        self.shared.line.ask(|answer| Request::Fork { settings, wishes, answer })
     }
 
     /// The workers that have not both disconnected and exited, by their numbers (Node:

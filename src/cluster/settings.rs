@@ -14,7 +14,7 @@ use clap::ValueEnum as _;
 use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::schedule::Rules;
-use crate::settings::{AcceptMechanism, Dialect, Policy};
+use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `sticky` or `none`.
@@ -46,12 +46,22 @@ pub struct ClusterSettings {
     /// as Node's own primary would. Such a worker is not pinned, and takes messages that JSON can
     /// hold only. A message of its program that JSON cannot hold, possible with
     /// [`Serialization::Advanced`], arrives as null.
+    ///
+    /// With [`Dialect::ListenFds`] any program can be a worker that takes listening sockets over
+    /// by the convention of systemd: it gets all that are [held](super::Cluster::hold) at that
+    /// moment, in their order, from descriptor 3 on, not close-on-exec and blocking. It has no
+    /// channel: it is told to leave by SIGTERM, nothing is counted, and it gets no messages.
     pub dialect: Dialect,
     /// Node workers load a script of ours before their program (by `NODE_OPTIONS`). With it they
     /// tell when connections end, so that those in flight are the open ones; without it a
     /// connection counts as finished as soon as a Node worker has it. And with it clients of kept
     /// connections are told to go when their worker leaves.
     pub preload: bool,
+    /// When a worker without a channel is online and listening.
+    pub readiness: Readiness,
+    /// What a worker without a channel is told its listening sockets are called, in the order in
+    /// which they were held (`LISTEN_FDNAMES`); by default `listener-1` and so on.
+    pub socket_names: Vec<String>,
     /// The workers get process groups of their own, so that what a terminal sends to this
     /// process's group (Ctrl-C) is for this process alone.
     pub own_groups: bool,
@@ -76,7 +86,8 @@ pub struct ClusterSettings {
     /// groups are dropped.
     pub gid: Option<u32>,
     /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
-    /// `inspectPort`).
+    /// `inspectPort`); to one of [`Dialect::Node`] by `--inspect-port` behind
+    /// [`exec_argv`](Self::exec_argv), as by Node.
     pub inspect_port: Option<InspectPort>,
     /// The CPUs of the workers by their places, round and round; none are pinned if it is empty.
     pub cpus: Vec<Option<usize>>,
@@ -168,6 +179,8 @@ impl ClusterSettings {
             exec_argv: Vec::new(),
             dialect: Dialect::default(),
             preload: true,
+            readiness: Readiness::default(),
+            socket_names: Vec::new(),
             own_groups: false,
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
@@ -205,6 +218,25 @@ impl ClusterSettings {
             return Err(Error::usage(
                 format!("{streams} streams for a worker"),
                 format!("name at most {STREAMS_MAX}, the standard ones included"),
+            ));
+        }
+        if self.dialect == Dialect::ListenFds {
+            self.validate_taking_over(streams)?;
+        }
+        Ok(())
+    }
+
+    fn validate_taking_over(&self, streams: usize) -> Result<()> {
+        if self.policy != Policy::None {
+            return Err(Error::usage(
+                "workers that take sockets over accept by themselves",
+                "set the policy to none, under which the kernel chooses among them",
+            ));
+        }
+        if streams > 3 {
+            return Err(Error::usage(
+                "workers that take sockets over have these from descriptor 3 on",
+                "name the three standard streams only",
             ));
         }
         Ok(())

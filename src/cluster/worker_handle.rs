@@ -57,7 +57,9 @@ pub(super) struct Shared {
     pub(super) cpu: Option<usize>,
     pub(super) serialization: Serialization,
     pub(super) remote: Remote,
-    /// None for a Node worker, which the bridge speaks to.
+    /// It has no channel.
+    pub(super) is_mute: bool,
+    /// None for a Node worker, which the bridge speaks to, and for one without a channel.
     pub(super) outgoing: Option<Mutex<Outgoing>>,
     /// What is on its way to a Node worker.
     pub(super) postage: Postage,
@@ -225,6 +227,10 @@ impl WorkerHandle {
         descriptors: Vec<OwnedFd>,
     ) -> Result<()> {
         let serialization = self.shared.serialization;
+        if self.shared.is_mute {
+            let step = "send a message to a worker that has no channel";
+            return Err(Error::system(step, Errno::EOPNOTSUPP));
+        }
         let Some(mut outgoing) = self.shared.outgoing() else {
             return self.post(message, descriptors.into_iter().next());
         };

@@ -4,11 +4,12 @@ use nix::sys::signal::Signal;
 
 use super::event::code_and_signal;
 use super::restart::{Decision, budget_in_words};
+use super::unready::other_dialects;
 use super::{Event, KILL_SLACK_NS, Keeper, Occupant, Stage, Ward, WorkerSummary, nanoseconds};
 use crate::cluster::{self, ListeningAddress, WorkerCounts, WorkerHandle};
 use crate::error::Error;
 use crate::id::WorkerId;
-use crate::settings::Policy;
+use crate::settings::{Dialect, Policy};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::process::Ending;
 
@@ -219,7 +220,12 @@ impl Keeper<'_> {
             format!("worker {id} ended {how} before it served anything, as did those before it");
         let hint = match &self.refusal {
             Some(error) => format!("the last address that was refused: {error}"),
-            None => "what it has printed says why".to_owned(),
+            None => match &self.settings.program {
+                Some(program) if !self.online && program.dialect == Dialect::Native => {
+                    format!("what it has printed says why; {}", other_dialects(program))
+                }
+                _ => "what it has printed says why".to_owned(),
+            },
         };
         Error::Workers { what, hint }
     }

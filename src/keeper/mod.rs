@@ -7,9 +7,12 @@
 mod ending;
 mod event;
 mod hearing;
+mod lines;
+mod printer;
 mod restart;
 mod rolling;
 mod summary;
+mod unready;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -22,13 +25,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 pub use event::Event;
+pub use printer::{Printer, Target};
 pub use summary::{Summary, WorkerSummary};
 
-use crate::cluster::{Cluster, Events, ForkOptions, WorkerHandle};
+use crate::cluster::{Cluster, Events, ForkOptions, InspectPort, WorkerHandle};
 use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
-use crate::settings::{Dialect, MessageFormat, Program, Settings};
+use crate::settings::{Dialect, MessageFormat, Policy, Program, Settings, Surroundings};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::probe::FeatureLevel;
 use crate::sys::signal::Signals;
@@ -110,6 +114,7 @@ pub struct Keeper<'a> {
     plan: &'a CpuPlan,
     level: FeatureLevel,
     on_event: &'a mut dyn FnMut(Event),
+    printer: &'a Printer,
     signals: Signals,
     cluster: Cluster,
     events: Events,
@@ -141,7 +146,8 @@ impl std::fmt::Debug for Keeper<'_> {
 }
 
 impl<'a> Keeper<'a> {
-    /// Opens the listeners and starts the workers.
+    /// Opens the listeners and starts the workers. What these print goes by way of the printer, if
+    /// it shall be prefixed.
     ///
     /// # Errors
     /// An address is not to be had, or the machine refuses what is needed. Nothing is left behind.
@@ -150,6 +156,7 @@ impl<'a> Keeper<'a> {
         plan: &'a CpuPlan,
         level: FeatureLevel,
         on_event: &'a mut dyn FnMut(Event),
+        printer: &'a Printer,
     ) -> Result<Self> {
         // Blocked before there are threads, so that nobody else receives them.
         let signals =
@@ -166,6 +173,7 @@ impl<'a> Keeper<'a> {
             plan,
             level,
             on_event,
+            printer,
             signals,
             cluster,
             events,
@@ -184,7 +192,7 @@ impl<'a> Keeper<'a> {
             online: false,
         };
         for place in 0..keeper.places.len() {
-            keeper.fork(place)?;
+            keeper.fork(place, None)?;
         }
         Ok(keeper)
     }
@@ -193,9 +201,22 @@ impl<'a> Keeper<'a> {
         (self.on_event)(event);
     }
 
-    fn fork(&mut self, place: usize) -> Result<()> {
+    fn fork(&mut self, place: usize, predecessor: Option<&WorkerHandle>) -> Result<()> {
         let number = u16::try_from(place).expect("workers are bounded");
-        let worker = self.cluster.fork_with(ForkOptions::default().place(number))?;
+        let mut options = ForkOptions::default().place(number);
+        for (name, value) in &self.settings.surroundings.environment {
+            options = options.variable(name, value);
+        }
+        if let Some(predecessor) = predecessor {
+            options = options.successor_of(predecessor);
+        }
+        let worker = self.cluster.fork_with(options)?;
+        if let Some(pipe) = worker.take_stdout() {
+            self.printer.attend(worker.id(), Target::Output, pipe);
+        }
+        if let Some(pipe) = worker.take_stderr() {
+            self.printer.attend(worker.id(), Target::Errors, pipe);
+        }
         self.places[place].occupant = Occupant::Alive(Ward {
             worker,
             born_ns: monotonic_ns(),
@@ -210,7 +231,7 @@ impl<'a> Keeper<'a> {
 
     /// Starts a successor; if that fails for want of something, tries again later.
     fn fork_again(&mut self, place: usize) -> Result<()> {
-        match self.fork(place) {
+        match self.fork(place, None) {
             Err(Error::System { step, source: Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE }) => {
                 let at_ns = monotonic_ns() + RETRY_NS;
                 self.places[place].occupant = Occupant::Awaited { at_ns };
@@ -296,42 +317,6 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    /// Why the workers do not serve.
-    fn unready(&self) -> Error {
-        let limit = humantime::format_duration(self.settings.start_limit);
-        let online = self.online;
-        let (what, hint) = match &self.settings.program {
-            None => (
-                format!("the workers were not ready after {limit}"),
-                "a machine this busy cannot run them; try fewer with --workers".to_owned(),
-            ),
-            Some(Program { path, .. }) if online => (
-                format!("not every worker listens on something after {limit}"),
-                format!(
-                    "{} has to listen in every worker; if it needs more time, see --start-limit",
-                    path.display()
-                ),
-            ),
-            Some(Program { path, dialect: Dialect::Native, .. }) => (
-                format!("no worker has called home after {limit}"),
-                format!(
-                    "{} does not seem to be built for clusterlb; if it is a Node program, say \
-                     --dialect node",
-                    path.display()
-                ),
-            ),
-            Some(Program { path, dialect: Dialect::Node, .. }) => (
-                format!("no worker has called home after {limit}"),
-                format!(
-                    "{} does not seem to run Node; --dialect native is for programs built for \
-                     clusterlb",
-                    path.display()
-                ),
-            ),
-        };
-        Error::Workers { what, hint }
-    }
-
     fn close_books(mut self) -> Result<Outcome> {
         let totals = self.cluster.finish()?;
         self.summary.accepted = totals.accepted;
@@ -342,9 +327,12 @@ impl<'a> Keeper<'a> {
         self.summary.paused_ms = totals.paused_ns / 1_000_000;
         self.summary.coalesced = totals.coalesced;
         self.summary.skips = totals.skips;
-        if self.settings.policy == crate::settings::Policy::None {
+        if self.settings.policy == Policy::None {
             self.summary.accepted = self.summary.workers.iter().map(|one| one.assigned).sum();
         }
+        let foreign = |program: &Program| program.dialect != Dialect::Native;
+        self.summary.uncounted = self.settings.policy == Policy::None
+            && self.settings.program.as_ref().is_some_and(foreign);
         self.summary.close();
         Ok(Outcome { summary: self.summary, forced_by: self.forced_by, failure: self.failure })
     }
@@ -371,11 +359,21 @@ fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
         cluster.workers_expected = workers.unwrap_or(NonZeroUsize::MIN);
         // Nobody gets anything before everybody is there, so that all begin with an equal share.
         cluster.start_closed = true;
+        let Surroundings { directory, user, group, .. } = &settings.surroundings;
+        cluster.cwd.clone_from(directory);
+        cluster.silent = settings.surroundings.prefix;
+        (cluster.uid, cluster.gid) = (*user, *group);
         if let Some(program) = &settings.program {
             cluster.exec.clone_from(&program.path);
+            cluster.exec_argv.clone_from(&program.options);
             cluster.args.clone_from(&program.arguments);
             cluster.dialect = program.dialect;
             cluster.preload = settings.preload;
+            cluster.readiness = program.readiness;
+            cluster.socket_names.clone_from(&program.socket_names);
+            // Node's primary has the first port itself; here the first worker does.
+            let before = program.inspect_port.map(|port| port.saturating_sub(1));
+            cluster.inspect_port = before.map(InspectPort::From);
             cluster.own_groups = true;
             // Connections wait for the next worker when the last one has crashed.
             cluster.hold = true;

@@ -73,7 +73,7 @@ impl Keeper<'_> {
             Occupant::Alive(ward) => ward.served.len().max(ward.wanted),
             Occupant::Nobody | Occupant::Awaited { .. } => 1,
         };
-        match self.fork_beside(wanted) {
+        match self.fork_beside(&old, wanted) {
             Ok(successor) => {
                 let until_ns =
                     monotonic_ns().saturating_add(nanoseconds(self.settings.start_limit));
@@ -84,7 +84,7 @@ impl Keeper<'_> {
     }
 
     /// Starts a worker in a place that nobody has.
-    fn fork_beside(&mut self, wanted: usize) -> Result<WorkerHandle, String> {
+    fn fork_beside(&mut self, old: &WorkerHandle, wanted: usize) -> Result<WorkerHandle, String> {
         let free = |place: &super::Place| matches!(place.occupant, Occupant::Nobody);
         let place = match self.places.iter().position(free) {
             Some(place) => place,
@@ -94,7 +94,7 @@ impl Keeper<'_> {
             }
             None => return Err(format!("there is no room beside {WORKERS_MAX} workers")),
         };
-        self.fork(place).map_err(|error| error.to_string())?;
+        self.fork(place, Some(old)).map_err(|error| error.to_string())?;
         match &mut self.places[place].occupant {
             Occupant::Alive(ward) => {
                 ward.wanted = wanted;

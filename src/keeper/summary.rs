@@ -65,6 +65,9 @@ pub struct Summary {
     pub top_two_percent: f64,
     /// The busiest worker against the average; 1 is even.
     pub max_over_mean: f64,
+    /// The workers accepted by themselves and did not tell what: every count is zero.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub uncounted: bool,
     /// The workers, in the order of their ids.
     pub workers: Vec<WorkerSummary>,
 }

@@ -56,6 +56,8 @@ pub struct OpenOptions {
     pub ipv6_only: bool,
     /// The permissions of a unix socket's file; otherwise what the umask leaves.
     pub mode: Option<u32>,
+    /// Accepting waits until there is a connection. Whoever shares the socket shares this.
+    pub blocking: bool,
 }
 
 /// A unix socket's file; removed with its listener unless somebody else has replaced it.
@@ -71,13 +73,22 @@ impl Listener {
     /// # Errors
     /// [`Error::Listen`] naming the call that failed; [`Error::Usage`] for what cannot be.
     pub fn open(address: &ListenAddress, options: OpenOptions) -> Result<Self> {
-        match address {
+        let listener = match address {
             ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
             ListenAddress::Name(host, port) => open_tcp(address, resolve(host, *port)?, options),
             ListenAddress::Unix(path) => open_unix(address, Some(path), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
             ListenAddress::Inherited(number) => adopt(address, *number),
+        };
+        listener?.finished(options)
+    }
+
+    fn finished(self, options: OpenOptions) -> Result<Self> {
+        if options.blocking {
+            set_blocking(&self.socket)
+                .map_err(|errno| Error::system("let a listening socket block", errno))?;
         }
+        Ok(self)
     }
 
     /// The address that was bound, with the port that was chosen.
@@ -191,7 +202,12 @@ pub fn open_shared(bound: &str, options: OpenOptions) -> Result<Listener> {
     };
     let socket = bind_tcp(&address, *tcp, options)?;
     listen(&socket, options.backlog).map_err(failure(&address, "listen on"))?;
-    finish(&address, socket, None)
+    finish(&address, socket, None)?.finished(options)
+}
+
+fn set_blocking(socket: &OwnedFd) -> std::result::Result<(), Errno> {
+    let flags = OFlag::from_bits_truncate(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).map(drop)
 }
 
 fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> Result<OwnedFd> {
@@ -330,8 +346,13 @@ fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
 mod tests {
     use super::*;
 
-    const OPTIONS: OpenOptions =
-        OpenOptions { backlog: 16, share_port: false, ipv6_only: false, mode: None };
+    const OPTIONS: OpenOptions = OpenOptions {
+        backlog: 16,
+        share_port: false,
+        ipv6_only: false,
+        mode: None,
+        blocking: false,
+    };
 
     #[test]
     fn port_zero_is_replaced_by_the_chosen_one() {
@@ -341,6 +362,21 @@ mod tests {
         let again = listener.address().parse().expect("an address");
         let error = Listener::open(&again, OPTIONS).expect_err("the port is taken");
         assert!(matches!(error, Error::Listen { source: Errno::EADDRINUSE, .. }));
+    }
+
+    #[test]
+    fn sockets_block_only_where_that_is_wished() {
+        let address = "127.0.0.1:0".parse().expect("an address");
+        for blocking in [false, true] {
+            let options = OpenOptions { share_port: true, blocking, ..OPTIONS };
+            let first = Listener::open(&address, options).expect("a free port");
+            let second = open_shared(first.address(), options).expect("a second socket");
+            for one in [first, second] {
+                let flags = fcntl(&one, FcntlArg::F_GETFL).expect("it is open");
+                let flags = OFlag::from_bits_truncate(flags);
+                assert_eq!(!flags.contains(OFlag::O_NONBLOCK), blocking);
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! * [`datagram`]: datagram sockets that processes share.
 //! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
 //! * [`process`]: starting, watching and ending worker processes.
+//! * [`notify`]: words of programs that say in systemd's way that they are ready.
+//! * [`account`]: users and groups by name.
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
 //! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
@@ -20,6 +22,7 @@
 
 #![allow(unsafe_code, reason = "system calls and memory shared with the kernel end here")]
 
+pub mod account;
 mod cgroup;
 pub mod clock;
 pub mod cpu;
@@ -27,6 +30,7 @@ pub mod datagram;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
+pub mod notify;
 pub mod peer;
 pub mod probe;
 pub mod process;

@@ -2,6 +2,8 @@
 //!
 //! Owns one child. Refuses to restart anything: that is decided above.
 
+mod environment;
+
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -13,10 +15,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
-use nix::sys::signal::Signal;
-use nix::unistd::{geteuid, setgroups};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups};
 
 use crate::error::{Error, Result, errno_of};
+use environment::Block;
 
 /// How a worker is started.
 #[derive(Debug)]
@@ -29,6 +33,10 @@ pub struct Launch<'a> {
     pub arguments: Vec<OsString>,
     /// Variables added to this process's environment.
     pub environment: Vec<(OsString, OsString)>,
+    /// Variables of this process that the new one does not get.
+    pub removed: &'static [&'static str],
+    /// One more variable, whose value is the id of the new process.
+    pub id_variable: Option<&'static str>,
     /// Where it runs; without one, where this process does.
     pub directory: Option<PathBuf>,
     /// Who it runs as (`setuid(2)`, `setgid(2)`); with either, supplementary groups are dropped.
@@ -38,8 +46,12 @@ pub struct Launch<'a> {
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
     /// It gets a process group of its own, so that what a terminal sends to the primary's group
-    /// (Ctrl-C, hanging up) is for the primary alone.
+    /// (Ctrl-C, hanging up) is for the primary alone. No signal is blocked in it then; without a
+    /// group of its own it begins with those that are blocked here, so that nothing from a terminal
+    /// ends it before it has said what it wants.
     pub own_group: bool,
+    /// It gets SIGTERM when the thread that starts it ends, with its process or before.
+    pub ends_with_parent: bool,
     /// Descriptors that it inherits under their present numbers; all others are close-on-exec.
     pub inherited: Vec<BorrowedFd<'a>>,
     /// Descriptors that it gets under these numbers, each 3 or more.
@@ -107,8 +119,7 @@ impl From<Stream> for Stdio {
 }
 
 impl Launch<'_> {
-    /// Starts the process. Signals are unblocked and handled as by default in it
-    /// (`std::process::Command` does both).
+    /// Starts the process.
     ///
     /// # Errors
     /// Too many processes, too little memory, no right to become somebody else, or the program
@@ -118,8 +129,11 @@ impl Launch<'_> {
         let failed = |errno| Error::system(step.clone(), errno);
         let numbers = self.placed.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let aside = Aside::above(numbers, &self.inherited, self.placed).map_err(failed)?;
+        let environment = Block::new(self.removed, self.environment, self.id_variable);
+        let environment = environment.map_err(failed)?;
+        // Its environment is left alone: `prepare` puts another one in its place.
         let mut command = Command::new(&self.program);
-        command.arg0(&self.name).args(self.arguments).envs(self.environment);
+        command.arg0(&self.name).args(self.arguments);
         if let Some(directory) = self.directory {
             command.current_dir(directory);
         }
@@ -137,9 +151,13 @@ impl Launch<'_> {
         let [input, output, errors] = self.streams;
         command.stdin(input).stdout(output).stderr(errors);
         let (inherited, placed) = aside.numbers();
-        let prepare = move || prepare(&inherited, &placed, drop_groups);
-        // SAFETY: between fork and exec `prepare` makes system calls only, which are
-        // async-signal-safe, and allocates nothing.
+        let parent = self.ends_with_parent.then(getpid);
+        let unblocks = self.own_group;
+        let mut preparation =
+            Preparation { inherited, placed, drop_groups, unblocks, environment, parent };
+        let prepare = move || preparation.run();
+        // SAFETY: between fork and exec `run` makes system calls only, which are
+        // async-signal-safe, writes to memory of its own, and allocates nothing.
         let command = unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().map_err(|error| failed(errno_of(&error)))?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
@@ -154,22 +172,48 @@ impl Launch<'_> {
     }
 }
 
-/// What runs in the new process before the program does.
-fn prepare(inherited: &[RawFd], placed: &[(RawFd, RawFd)], drop_groups: bool) -> io::Result<()> {
-    for number in inherited {
-        // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
-        let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
-        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+/// What is done in the new process before the program runs.
+#[derive(Debug)]
+struct Preparation {
+    inherited: Vec<RawFd>,
+    placed: Vec<(RawFd, RawFd)>,
+    drop_groups: bool,
+    /// No signal is blocked.
+    unblocks: bool,
+    environment: Block,
+    /// Whom it shall not survive.
+    parent: Option<Pid>,
+}
+
+impl Preparation {
+    fn run(&mut self) -> io::Result<()> {
+        for number in &self.inherited {
+            // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
+            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        for (number, descriptor) in &self.placed {
+            // SAFETY: two numbers; this process owns nothing yet that could be replaced.
+            let result = unsafe { libc::dup2(*descriptor, *number) };
+            Errno::result(result)?;
+        }
+        if self.drop_groups {
+            setgroups(&[])?;
+        }
+        if let Some(parent) = self.parent {
+            // Behind the change of user, which would undo it.
+            prctl::set_pdeathsig(Signal::SIGTERM)?;
+            if getppid() != parent {
+                return Err(Errno::ESRCH.into());
+            }
+        }
+        if self.unblocks {
+            // The standard library leaves the mask as it is here.
+            SigSet::empty().thread_set_mask()?;
+        }
+        self.environment.install(std::process::id());
+        Ok(())
     }
-    for (number, descriptor) in placed {
-        // SAFETY: two numbers; this process owns nothing yet that could be replaced.
-        let result = unsafe { libc::dup2(*descriptor, *number) };
-        Errno::result(result)?;
-    }
-    if drop_groups {
-        setgroups(&[])?;
-    }
-    Ok(())
 }
 
 /// Descriptors for a new process, out of the way of the numbers that some of them shall have.
@@ -311,7 +355,7 @@ fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
 pub fn set_name(name: &str) {
     if let Ok(name) = CString::new(name) {
         // A process without a name of its own works just as well.
-        let _ = nix::sys::prctl::set_name(&name);
+        let _ = prctl::set_name(&name);
     }
 }
 

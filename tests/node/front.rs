@@ -127,7 +127,13 @@ impl Front {
         let socket = format!("unix:{}", folder.path().join("socket").display());
         let mut addresses = vec!["127.0.0.1:0".to_owned(); TCP_LISTENERS];
         addresses.push(socket);
-        let options = OpenOptions { backlog: 511, share_port: false, ipv6_only: false, mode: None };
+        let options = OpenOptions {
+            backlog: 511,
+            share_port: false,
+            ipv6_only: false,
+            mode: None,
+            blocking: false,
+        };
         let open = |address: &String| {
             let address = address.parse().expect("an address");
             Arc::new(Listener::open(&address, options).expect("a free address"))
@@ -298,11 +304,14 @@ impl Front {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned().into(), value.into()))
                 .collect(),
+            removed: &[],
+            id_variable: None,
             directory: None,
             user: None,
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             own_group: false,
+            ends_with_parent: false,
             inherited: vec![channel.as_fd()],
             placed: vec![],
         };

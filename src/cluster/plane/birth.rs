@@ -1,12 +1,11 @@
 //! Workers coming to life.
 
-use std::ffi::OsString;
 use std::sync::Arc;
 
 use super::super::{ClusterSettings, Event, WorkerHandle};
 use super::member::{Birth, Member};
 use super::node::is_preloading;
-use super::{CHANNEL, PROCESS, Plane};
+use super::{CHANNEL, PROCESS, Plane, Wishes};
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::settings::{Dialect, WORKERS_MAX};
@@ -15,24 +14,29 @@ impl Plane {
     pub(super) fn fork(
         &mut self,
         settings: Arc<ClusterSettings>,
-        environment: Vec<(OsString, OsString)>,
-        inspect_port: Option<u16>,
-        wanted: Option<Slot>,
+        wishes: Wishes,
     ) -> Result<WorkerHandle> {
         self.ground(&settings)?;
         if settings.dialect == Dialect::Node {
             self.build_bridge()?;
             self.write_preload(&settings)?;
         }
-        let preload = self.preload.as_ref().filter(|_| is_preloading(&settings, &environment));
-        let slot = self.place(wanted)?;
+        let slot = self.place(wishes.slot)?;
         let id = WorkerId(self.next_id);
+        if let Some(predecessor) = wishes.predecessor.and_then(|old| self.members.get(&old)) {
+            let from = predecessor.slot;
+            self.listeners.iter_mut().for_each(|entry| entry.share_out(from, slot));
+        }
+        let legacy = self.legacy(&settings, slot)?;
+        let preload =
+            self.preload.as_ref().filter(|_| is_preloading(&settings, &wishes.environment));
         let member = Member::start(Birth {
             id,
             slot,
             settings: &settings,
-            environment,
-            inspect_port,
+            environment: wishes.environment,
+            inspect_port: wishes.inspect_port,
+            legacy,
             has_inbox: self.data.is_some(),
             bell: &self.data_bell,
             preload,
@@ -53,7 +57,11 @@ impl Plane {
         roll.insert(id, worker.clone());
         drop(roll);
         self.members.insert(id, member);
-        self.admit(id);
+        match settings.dialect {
+            Dialect::Node => self.admit(id),
+            Dialect::ListenFds => self.hand_down(id, settings.readiness),
+            Dialect::Native => {}
+        }
         self.tell(Event::Fork { worker: worker.clone() });
         Ok(worker)
     }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::Plane;
 use crate::control::ToWorker;
 use crate::dialect::node::bridge::Order;
@@ -42,6 +44,11 @@ impl Plane {
             return false;
         };
         member.shared.state().voluntary = Some(true);
+        if member.is_mute {
+            // All that it understands. It can only fail if it has ended already.
+            let _ = member.shared.remote.signal(Signal::SIGTERM);
+            return true;
+        }
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
         self.say(id, &ToWorker::Drain { grace_ms }, vec![]);
         true

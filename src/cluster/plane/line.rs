@@ -23,12 +23,8 @@ pub(in crate::cluster) enum Request {
     Fork {
         /// How.
         settings: Arc<ClusterSettings>,
-        /// Variables of its own.
-        environment: Vec<(OsString, OsString)>,
-        /// Its debugger's port.
-        inspect_port: Option<u16>,
-        /// Its place; the first free one, if none is wanted.
-        slot: Option<Slot>,
+        /// What is for this one alone.
+        wishes: Wishes,
         /// Where the answer goes.
         answer: SyncSender<Result<WorkerHandle>>,
     },
@@ -74,6 +70,19 @@ pub(in crate::cluster) enum Request {
         /// Where the sums go.
         answer: SyncSender<Result<Totals>>,
     },
+}
+
+/// What is wished of one worker alone.
+#[derive(Debug)]
+pub(in crate::cluster) struct Wishes {
+    /// Variables of its own.
+    pub(in crate::cluster) environment: Vec<(OsString, OsString)>,
+    /// Its debugger's port.
+    pub(in crate::cluster) inspect_port: Option<u16>,
+    /// Its place; the first free one, if none is wanted.
+    pub(in crate::cluster) slot: Option<Slot>,
+    /// Whom it is going to replace.
+    pub(in crate::cluster) predecessor: Option<WorkerId>,
 }
 
 /// The asking end.

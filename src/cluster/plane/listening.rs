@@ -15,7 +15,7 @@ use crate::dialect::node::session::Answer;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::primary::Command;
-use crate::settings::Policy;
+use crate::settings::{Dialect, Policy};
 
 impl Plane {
     /// Opens an address for nobody yet.
@@ -34,26 +34,22 @@ impl Plane {
                 source: Errno::EADDRINUSE,
             });
         }
-        let listener = self.open(key, None, &ground)?;
+        let opening = Opening {
+            // Programs take them over that know nothing of us, as from systemd.
+            blocking: settings.dialect == Dialect::ListenFds,
+            ..opening(&ground)
+        };
+        let listener = self.open(key, opening, ground.hold)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         entry.held = true;
         Ok((listener, entry.address.clone()))
     }
 
     /// Opens a socket, and lets the data path have it.
-    fn open(
-        &mut self,
-        key: Key,
-        backlog: Option<u32>,
-        ground: &ClusterSettings,
-    ) -> Result<ListenerId> {
-        let opening = Opening {
-            backlog: backlog.unwrap_or(ground.backlog),
-            socket_for_each: ground.has_socket_for_each(),
-        };
+    fn open(&mut self, key: Key, opening: Opening, held: bool) -> Result<ListenerId> {
         let listener = self.listeners.open(key, opening)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-        entry.held = ground.hold;
+        entry.held = held;
         if let (Some(data), Some(socket)) = (&self.data, entry.stream()) {
             data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
         }
@@ -120,7 +116,11 @@ impl Plane {
         let found = self.listeners.find(&key).map(|entry| entry.id);
         let listener = match found {
             Some(listener) => listener,
-            None => self.open(key, asker.backlog, &ground)?,
+            None => {
+                let opening = opening(&ground);
+                let backlog = asker.backlog.unwrap_or(opening.backlog);
+                self.open(key, Opening { backlog, ..opening }, ground.hold)?
+            }
         };
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");
         if entry.users.contains(&worker) || entry.askers.iter().any(|one| one.worker == worker) {
@@ -295,6 +295,12 @@ fn resolvable(address: &str) -> Result<ListenAddress> {
         }
         _ => address.parse(),
     }
+}
+
+/// How sockets are opened, unless somebody asks for something else.
+fn opening(ground: &ClusterSettings) -> Opening {
+    let socket_for_each = ground.has_socket_for_each();
+    Opening { backlog: ground.backlog, socket_for_each, blocking: false }
 }
 
 /// What a worker is told of a failure.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::super::listeners::Key;
 use super::super::settings::OWN_PROGRAM;
 use super::super::worker_handle::{Shared, State, Streams, duplicate, node_serialization};
 use super::super::{ClusterSettings, StreamSetting, WorkerHandle};
+use super::activation::{self, Legacy};
 use super::{CHANNEL, Line};
 use crate::board::{BoardView, PrimaryBoard};
 use crate::control::{Incoming, LatencySummary, Outgoing, halves};
@@ -40,6 +41,12 @@ pub(super) struct Member {
     pub(super) slot: Slot,
     /// The bridge hears it and speaks to it.
     pub(super) is_node: bool,
+    /// It has no channel.
+    pub(super) is_mute: bool,
+    /// When one without a channel has run for long enough to count as serving.
+    pub(super) settled_ns: Option<u64>,
+    /// One without a channel has said that it serves.
+    pub(super) notified: bool,
     pub(super) process: WorkerProcess,
     /// What it says; the bridge hears Node workers.
     pub(super) incoming: Option<Incoming>,
@@ -88,6 +95,8 @@ pub(super) struct Birth<'a> {
     pub(super) settings: &'a ClusterSettings,
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) inspect_port: Option<u16>,
+    /// What it takes over, if it has no channel.
+    pub(super) legacy: Legacy,
     /// The primary hands connections over.
     pub(super) has_inbox: bool,
     /// What the worker rings.
@@ -103,32 +112,24 @@ impl Member {
     ///
     /// # Errors
     /// Too few descriptors, processes or memory, or the program cannot be executed.
-    pub(super) fn start(birth: Birth<'_>) -> Result<Self> {
+    pub(super) fn start(mut birth: Birth<'_>) -> Result<Self> {
         let settings = birth.settings;
         let cpu = birth.cpu();
         let board = PrimaryBoard::create()?;
         let view = board.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
         let is_node = settings.dialect == Dialect::Node;
+        let is_mute = settings.dialect == Dialect::ListenFds;
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
         let inbox = if birth.has_inbox || is_node { Some(new_inbox()?) } else { None };
-        let (streams, placed, further) = streams(settings)?;
+        let (streams, mut placed, further) = streams(settings)?;
+        placed.extend(birth.legacy.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
         let inherited = birth.inherited(highest, &worker_control, &board, inbox.as_ref())?;
-        let launch = Launch {
-            program: settings.exec.clone(),
-            name: name_of(settings),
-            arguments: settings.exec_argv.iter().chain(&settings.args).cloned().collect(),
-            environment: birth.variables(cpu, &inherited),
-            directory: settings.cwd.clone(),
-            user: settings.uid,
-            group: settings.gid,
-            streams,
-            own_group: settings.own_groups,
-            inherited: inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect(),
-            placed,
-        };
+        let variables = birth.variables(cpu, &inherited);
+        let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
+        let launch = birth.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, board });
         let voice = Voice::new(settings, control, link.as_ref())?;
@@ -138,6 +139,7 @@ impl Member {
             cpu,
             serialization: settings.serialization,
             remote: started.process.remote(),
+            is_mute,
             outgoing: voice.outgoing,
             postage: Postage::default(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
@@ -154,6 +156,9 @@ impl Member {
             shared: Arc::new(shared),
             slot: birth.slot,
             is_node,
+            is_mute,
+            settled_ns: None,
+            notified: false,
             process: started.process,
             incoming: voice.incoming,
             view,
@@ -207,6 +212,9 @@ impl Voice {
             let newcomer = newcomer(settings, channel, link)?;
             return Ok(Self { incoming: None, outgoing: None, newcomer: Some(newcomer) });
         }
+        if settings.dialect == Dialect::ListenFds {
+            return Ok(Self { incoming: None, outgoing: None, newcomer: None });
+        }
         let (incoming, outgoing) = halves(channel);
         let outgoing = Some(Mutex::new(outgoing));
         Ok(Self { incoming: Some(incoming), outgoing, newcomer: None })
@@ -222,6 +230,9 @@ impl Birth<'_> {
         board: &PrimaryBoard,
         inbox: Option<&(OwnedFd, OwnedFd)>,
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
+        if self.settings.dialect == Dialect::ListenFds {
+            return Ok(Vec::new());
+        }
         let passed = |descriptor: &dyn AsFd| process::copy_above(highest, descriptor.as_fd());
         let mut inherited = vec![(environment::CONTROL, passed(control)?)];
         let is_native = self.settings.dialect == Dialect::Native;
@@ -235,9 +246,47 @@ impl Birth<'_> {
         Ok(inherited)
     }
 
+    fn launch<'a>(
+        &self,
+        environment: Vec<(OsString, OsString)>,
+        inherited: Vec<BorrowedFd<'a>>,
+        streams: [Stream; 3],
+        placed: Vec<Placed>,
+    ) -> Launch<'a> {
+        let settings = self.settings;
+        let is_mute = settings.dialect == Dialect::ListenFds;
+        Launch {
+            program: settings.exec.clone(),
+            name: name_of(settings),
+            arguments: self.arguments(),
+            environment,
+            removed: if is_mute { &activation::NOT_FOR_WORKERS } else { &[] },
+            id_variable: is_mute.then_some(activation::ID_VARIABLE),
+            directory: settings.cwd.clone(),
+            user: settings.uid,
+            group: settings.gid,
+            streams,
+            own_group: settings.own_groups,
+            // Others notice the end of their channel.
+            ends_with_parent: is_mute,
+            inherited,
+            placed,
+        }
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = self.settings.exec_argv.clone();
+        if let (Dialect::Node, Some(port)) = (self.settings.dialect, self.inspect_port) {
+            // Behind what it replaces, as by Node's primary.
+            arguments.push(format!("--inspect-port={port}").into());
+        }
+        arguments.extend(self.settings.args.iter().cloned());
+        arguments
+    }
+
     fn cpu(&self) -> Option<usize> {
-        if self.settings.dialect == Dialect::Node {
-            // Workers pin themselves, and Node does not.
+        if self.settings.dialect != Dialect::Native {
+            // Workers pin themselves, and programs of others do not.
             return None;
         }
         let cpus = &self.settings.cpus;
@@ -251,6 +300,11 @@ impl Birth<'_> {
         inherited: &[(&str, OwnedFd)],
     ) -> Vec<(OsString, OsString)> {
         let mut variables = self.environment.clone();
+        if self.settings.dialect == Dialect::ListenFds {
+            let own = self.legacy.variables();
+            variables.extend(own.into_iter().map(|(name, value)| (name.into(), value.into())));
+            return variables;
+        }
         if self.settings.dialect == Dialect::Node {
             let number = |place: usize| inherited.get(place).map_or(-1, |(_, one)| one.as_raw_fd());
             let serialization = node_serialization(self.settings.serialization);

@@ -4,6 +4,7 @@
 //! tells of events. It knows nothing of replacing workers or of signals, and nothing of it is on a
 //! connection's way.
 
+mod activation;
 mod birth;
 mod death;
 mod hearing;
@@ -24,7 +25,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
-pub(super) use line::{Line, Promise, Request};
+pub(super) use line::{Line, Promise, Request, Wishes};
 
 use super::bridge_thread::BridgeThread;
 use super::bus::Bus;
@@ -41,6 +42,7 @@ use crate::id::{Slot, WorkerId};
 use crate::primary::{Command, Report, Totals};
 use crate::settings::Policy;
 use crate::sys::clock::monotonic_ns;
+use crate::sys::notify::NotifySocket;
 use member::Member;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -50,6 +52,7 @@ const CROWDED_NS: u64 = 5_000_000;
 const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
+const NOTIFICATIONS: u64 = 3;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -71,6 +74,8 @@ pub(super) struct Plane {
     bridge: Option<BridgeThread>,
     /// What they load, once there has been one that does.
     preload: Option<Preload>,
+    /// Where workers without a channel say that they serve, once there has been one.
+    notify: Option<NotifySocket>,
     /// What workers ring to wake the data path.
     data_bell: Arc<EventFd>,
     /// What concerns the whole cluster, once that is fixed.
@@ -101,7 +106,7 @@ impl Plane {
     fn run(&mut self) -> Result<()> {
         let mut ready = [EpollEvent::empty(); 64];
         while self.ending.is_none() {
-            let count = match self.epoll.wait(&mut ready, self.until_retry()) {
+            let count = match self.epoll.wait(&mut ready, self.until_next_deadline()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(Error::system("wait for workers (epoll)", errno)),
@@ -113,14 +118,16 @@ impl Plane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.settle();
             self.complete_disconnects();
         }
         Ok(())
     }
 
-    fn until_retry(&self) -> EpollTimeout {
-        self.retry_ns.map_or(EpollTimeout::NONE, |retry_ns| {
-            let left = Duration::from_nanos(retry_ns.saturating_sub(monotonic_ns()));
+    fn until_next_deadline(&self) -> EpollTimeout {
+        let next_ns = self.retry_ns.into_iter().chain(self.next_settled_ns()).min();
+        next_ns.map_or(EpollTimeout::NONE, |next_ns| {
+            let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
             let left_ms = u16::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u16::MAX);
             EpollTimeout::from(left_ms)
@@ -143,6 +150,7 @@ impl Plane {
                 Err(error) => self.lose_data_path(error),
             },
             NOTICES => self.heed_bridge(),
+            NOTIFICATIONS => self.heed_notifications(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
                 if token & PROCESS != 0 {
@@ -162,8 +170,8 @@ impl Plane {
 
     fn obey(&mut self, request: Request) {
         match request {
-            Request::Fork { settings, environment, inspect_port, slot, answer } => {
-                let _ = answer.send(self.fork(settings, environment, inspect_port, slot));
+            Request::Fork { settings, wishes, answer } => {
+                let _ = answer.send(self.fork(settings, wishes));
             }
             Request::Hold { settings, address, answer } => {
                 let _ = answer.send(self.hold(settings, &address));

@@ -60,6 +60,7 @@ impl Plane {
             data: None,
             bridge: None,
             preload: None,
+            notify: None,
             data_bell: new_bell()?,
             ground: None,
             next_id: 1,

@@ -209,6 +209,7 @@ impl Worker {
             share_port: false,
             ipv6_only: false,
             mode: None,
+            blocking: false,
         };
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();

@@ -11,11 +11,14 @@ fn shell<'a>(script: &str) -> Launch<'a> {
         name: "a shell".into(),
         arguments: vec!["-c".into(), script.into()],
         environment: vec![("COLOUR".into(), "blue".into())],
+        removed: &[],
+        id_variable: None,
         directory: None,
         user: None,
         group: None,
         streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
         own_group: false,
+        ends_with_parent: false,
         inherited: vec![],
         placed: vec![],
     }
@@ -35,6 +38,39 @@ fn run(launch: Launch<'_>) -> (String, Ending) {
 fn a_process_gets_its_variables_folder_and_name() {
     let launch = Launch { directory: Some("/".into()), ..shell("echo $COLOUR; pwd; echo $0") };
     assert_eq!(run(launch), ("blue\n/\na shell\n".into(), Ending::Code(0)));
+}
+
+#[test]
+fn a_process_is_told_its_own_id_before_it_runs() {
+    let launch = Launch { id_variable: Some("OWN_ID"), ..shell("echo $OWN_ID; echo $$") };
+    let (text, _) = run(launch);
+    let (told, real) = text.trim_end().split_once('\n').expect("two lines");
+    assert_eq!(told, real);
+}
+
+#[test]
+fn a_process_in_a_group_of_its_own_has_no_signals_blocked() {
+    let blocked = |own_group| {
+        // Not by way of a shell, which might change it.
+        let program = "/bin/grep".into();
+        let arguments = vec!["SigBlk".into(), "/proc/self/status".into()];
+        let (text, _) = run(Launch { own_group, program, arguments, ..shell("") });
+        let mask = text.trim_start_matches("SigBlk:").trim();
+        u64::from_str_radix(mask, 16).expect("a mask")
+    };
+    crate::sys::signal::block(&[Signal::SIGTERM]).expect("a valid signal");
+    let bit = 1 << (Signal::SIGTERM as u64 - 1);
+    assert_eq!(blocked(false) & bit, bit);
+    assert_eq!(blocked(true), 0);
+}
+
+#[test]
+fn a_process_ends_with_the_thread_that_started_it_if_that_is_wished() {
+    let launch = Launch { ends_with_parent: true, ..shell("exec sleep 100") };
+    let thread = std::thread::spawn(move || launch.start().expect("there is a shell"));
+    let mut started = thread.join().expect("it has started a shell");
+    let status = started.process.child.wait().expect("it is our child");
+    assert_eq!(Ending::from(status), Ending::Signal(15));
 }
 
 #[test]

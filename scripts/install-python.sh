@@ -1,0 +1,13 @@
+#!/bin/sh
+# Installs Python servers below target/python, for the tests that run them as workers.
+#
+#     scripts/install-python.sh
+#
+# They come from PyPI, into an environment of their own. Nothing outside target/ is touched.
+set -eu
+
+cd "$(dirname "$0")/.."
+folder=target/python
+[ -x "$folder/bin/pip" ] || python3 -m venv "$folder"
+"$folder/bin/pip" install --quiet --disable-pip-version-check gunicorn uvicorn
+for name in gunicorn uvicorn; do "$folder/bin/$name" --version; done

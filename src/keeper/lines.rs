@@ -1,0 +1,127 @@
+//! Lines of a worker, each with its worker's name in front. Pure: bytes in, bytes out.
+
+/// Longest line; a longer one is told in pieces.
+const LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// What a worker has printed, and has not ended with a line's end.
+#[derive(Debug)]
+pub(super) struct Lines {
+    /// In front of a line, and of the further pieces of a long one.
+    marks: [Vec<u8>; 2],
+    rest: Vec<u8>,
+    /// The rest goes on with a line of which a piece has been told.
+    continues: bool,
+}
+
+impl Lines {
+    /// Nothing yet, from the worker with this number.
+    pub(super) fn new(worker: u32, coloured: bool) -> Self {
+        let mark = |sign: char| match coloured {
+            // Six colours that are told apart on light and dark ground.
+            true => format!("\x1b[3{}mworker {worker} {sign}\x1b[0m ", 1 + worker % 6),
+            false => format!("worker {worker} {sign} "),
+        };
+        let marks = [mark('|').into_bytes(), mark('+').into_bytes()];
+        Self { marks, rest: Vec::new(), continues: false }
+    }
+
+    /// Takes more, and tells what is complete.
+    pub(super) fn take(&mut self, bytes: &[u8], told: &mut Vec<u8>) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.rest.extend_from_slice(part);
+            while self.rest.len() > LINE_BYTES_MAX {
+                let length = whole_characters(&self.rest[..LINE_BYTES_MAX]);
+                self.tell(length, told);
+                told.push(b'\n');
+                self.continues = true;
+            }
+            if self.rest.ends_with(b"\n") {
+                self.tell(self.rest.len(), told);
+                self.continues = false;
+            }
+        }
+    }
+
+    /// Tells a last line that has no end.
+    pub(super) fn end(&mut self, told: &mut Vec<u8>) {
+        if !self.rest.is_empty() {
+            self.tell(self.rest.len(), told);
+            told.push(b'\n');
+        }
+    }
+
+    fn tell(&mut self, length: usize, told: &mut Vec<u8>) {
+        told.extend_from_slice(&self.marks[usize::from(self.continues)]);
+        told.extend(self.rest.drain(..length));
+    }
+}
+
+/// How much of some bytes ends with a whole character of UTF-8; all of it, if it is no UTF-8.
+fn whole_characters(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),
+        _ => bytes.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn told(parts: &[&[u8]]) -> String {
+        let (mut lines, mut told) = (Lines::new(3, false), Vec::new());
+        parts.iter().for_each(|part| lines.take(part, &mut told));
+        lines.end(&mut told);
+        String::from_utf8(told).expect("text")
+    }
+
+    #[test]
+    fn lines_are_told_whole() {
+        assert_eq!(
+            told(&[b"one\ntw", b"o\n\nthree"]),
+            concat!("worker 3 | one\n", "worker 3 | two\n", "worker 3 | \n", "worker 3 | three\n")
+        );
+        assert_eq!(told(&[b""]), "");
+    }
+
+    #[test]
+    fn long_lines_are_told_in_pieces_of_whole_characters() {
+        let long = "ö".repeat(LINE_BYTES_MAX);
+        let text = told(&[b"x", long.as_bytes(), b"\nshort\n"]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines[0].starts_with("worker 3 | x") && lines[1].starts_with("worker 3 + "));
+        assert!(lines.iter().all(|line| line.len() <= LINE_BYTES_MAX + "worker 3 | ".len()));
+        assert_eq!(lines[3], "worker 3 | short");
+    }
+
+    #[test]
+    fn colours_end_before_the_line_begins() {
+        let (mut lines, mut told) = (Lines::new(1, true), Vec::new());
+        lines.take(b"a\n", &mut told);
+        assert_eq!(told, b"\x1b[32mworker 1 |\x1b[0m a\n");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_or_kept_however_it_arrives(
+            bytes in prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..200),
+            cut in 0usize..200,
+        ) {
+            let cut = cut.min(bytes.len());
+            let (mut lines, mut told) = (Lines::new(3, false), Vec::new());
+            lines.take(&bytes[..cut], &mut told);
+            lines.take(&bytes[cut..], &mut told);
+            lines.end(&mut told);
+            let mut expected = Vec::new();
+            for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+                expected.extend_from_slice(b"worker 3 | ");
+                expected.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+                expected.push(b'\n');
+            }
+            prop_assert_eq!(told, expected);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Users and groups by name or number, and whether this process may become somebody else.
+//!
+//! Owns the questions to the system's databases. Refuses to change anything.
+
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+
+use crate::error::{Error, Result};
+
+/// A user as the system knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The number.
+    pub user: u32,
+    /// The user's own group; unknown for a number without an entry.
+    pub group: Option<u32>,
+}
+
+/// Finds a user; a number needs no entry.
+///
+/// # Errors
+/// The database cannot be read.
+pub fn find_user(text: &str) -> Result<Option<Account>> {
+    let failed = |errno| Error::system("look a user up (getpwnam)", errno);
+    let number = text.parse().ok();
+    let found = match number {
+        Some(number) => User::from_uid(Uid::from_raw(number)),
+        None => User::from_name(text),
+    };
+    let entry = found.map_err(failed)?;
+    Ok(match entry {
+        Some(user) => Some(Account { user: user.uid.as_raw(), group: Some(user.gid.as_raw()) }),
+        None => number.map(|user| Account { user, group: None }),
+    })
+}
+
+/// Finds a group; a number needs no entry.
+///
+/// # Errors
+/// The database cannot be read.
+pub fn find_group(text: &str) -> Result<Option<u32>> {
+    if let Ok(number) = text.parse() {
+        return Ok(Some(Gid::from_raw(number).as_raw()));
+    }
+    let found = Group::from_name(text);
+    let found = found.map_err(|errno| Error::system("look a group up (getgrnam)", errno))?;
+    Ok(found.map(|group| group.gid.as_raw()))
+}
+
+/// Whether this process may start others as this user and group.
+#[must_use]
+pub fn may_become(user: Option<u32>, group: Option<u32>) -> bool {
+    let own = user.is_none_or(|user| user == geteuid().as_raw())
+        && group.is_none_or(|group| group == getegid().as_raw());
+    own || geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_groups_are_found_by_name_and_number() {
+        let root = Some(Account { user: 0, group: Some(0) });
+        assert_eq!(find_user("root").expect("there are users"), root);
+        assert_eq!(find_user("0").expect("there are users"), root);
+        let nobody_knows = Some(Account { user: 4_000_000_000, group: None });
+        assert_eq!(find_user("4000000000").expect("there are users"), nobody_knows);
+        assert_eq!(find_user("no such user").expect("there are users"), None);
+        assert_eq!(find_group("root").expect("there are groups"), Some(0));
+        assert_eq!(find_group("4000000000").expect("there are groups"), Some(4_000_000_000));
+        assert_eq!(find_group("no such group").expect("there are groups"), None);
+    }
+
+    #[test]
+    fn anybody_may_stay_what_they_are() {
+        let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+        assert!(may_become(None, None) && may_become(Some(user), Some(group)));
+        assert_eq!(may_become(Some(user.wrapping_add(1)), None), geteuid().is_root());
+    }
+}

@@ -1,0 +1,128 @@
+//! What programs say of themselves in systemd's way (`sd_notify(3)`).
+//!
+//! Owns a datagram socket that any program can find by its name. Says who sent a word; whether
+//! that is to be believed is decided above.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
+    bind, getsockname, recvmsg, setsockopt, socket, sockopt,
+};
+
+use crate::error::{Error, Result};
+
+/// Longest word that is read; what is beyond is cut off.
+const WORD_BYTES_MAX: usize = 4096;
+
+/// The receiving end.
+#[derive(Debug)]
+pub struct NotifySocket {
+    socket: OwnedFd,
+    name: String,
+}
+
+/// A word.
+#[derive(Debug)]
+pub struct Notification {
+    /// The process that has said it, as the kernel knows it.
+    pub pid: u32,
+    /// Assignments, one a line.
+    pub text: Vec<u8>,
+}
+
+impl NotifySocket {
+    /// Opens one in the abstract namespace, so that workers of any user can reach it.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn open() -> Result<Self> {
+        let failed = |errno| Error::system("open a socket for sd_notify", errno);
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket =
+            socket(AddressFamily::Unix, SockType::Datagram, flags, None).map_err(failed)?;
+        setsockopt(&socket, sockopt::PassCred, &true).map_err(failed)?;
+        // Without a name the kernel chooses one.
+        bind(socket.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(failed)?;
+        let bound: UnixAddr = getsockname(socket.as_raw_fd()).map_err(failed)?;
+        let name = bound.as_abstract().ok_or_else(|| failed(Errno::EADDRNOTAVAIL))?;
+        let name = format!("@{}", String::from_utf8_lossy(name));
+        Ok(Self { socket, name })
+    }
+
+    /// Its name as `NOTIFY_SOCKET` has it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The next word, if there is one. Descriptors that come with it are closed, which is what
+    /// `sd_notify_barrier(3)` waits for.
+    ///
+    /// # Errors
+    /// The socket cannot be read.
+    pub fn receive(&self) -> Result<Option<Notification>> {
+        let mut text = vec![0; WORD_BYTES_MAX];
+        // Room for credentials alone: the kernel closes descriptors that find none.
+        let mut room = cmsg_space!(UnixCredentials);
+        let mut slices = [IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let received =
+            recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut slices, Some(&mut room), flags);
+        let message = match received {
+            Ok(message) => message,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(errno) => return Err(Error::system("receive a word by sd_notify", errno)),
+        };
+        let length = message.bytes;
+        let pid = message.cmsgs().into_iter().flatten().find_map(|one| match one {
+            ControlMessageOwned::ScmCredentials(who) => u32::try_from(who.pid()).ok(),
+            _ => None,
+        });
+        text.truncate(length);
+        Ok(Some(Notification { pid: pid.unwrap_or(0), text }))
+    }
+}
+
+impl AsFd for NotifySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::pipe;
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    use super::*;
+
+    #[test]
+    fn words_are_received_with_their_sender_and_nothing_is_kept_open() {
+        let notify = NotifySocket::open().expect("a socket");
+        assert!(notify.receive().expect("it can be read").is_none());
+        let name = notify.name().strip_prefix('@').expect("an abstract name");
+        let address = SocketAddr::from_abstract_name(name).expect("an address");
+        let client = UnixDatagram::unbound().expect("a socket");
+        client.connect_addr(&address).expect("it is there");
+        client.send(b"READY=1\nSTATUS=up").expect("room");
+        let word = notify.receive().expect("it can be read").expect("a word");
+        assert_eq!((word.pid, &*word.text), (std::process::id(), &b"READY=1\nSTATUS=up"[..]));
+        let (mut reader, writer) = pipe().expect("a pipe");
+        let descriptors = [writer.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let slices = [std::io::IoSlice::new(b"BARRIER=1")];
+        let none = MsgFlags::empty();
+        sendmsg::<UnixAddr>(client.as_raw_fd(), &slices, &rights, none, None).expect("room");
+        drop(writer);
+        assert_eq!(notify.receive().expect("it can be read").expect("a word").text, b"BARRIER=1");
+        let mut rest = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut rest).expect("nobody holds the other end");
+    }
+}
