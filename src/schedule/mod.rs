@@ -11,6 +11,7 @@ mod coalescing;
 mod credits;
 mod picker;
 mod roster;
+mod vigil;
 
 pub use cascade::{Limits, Skips};
 pub use chooser::SchedulerFactory;
@@ -18,6 +19,7 @@ pub use coalescing::Coalescing;
 pub use credits::{CREDITS_MAX, CreditRule};
 pub use picker::{Order, Picker};
 pub use roster::{Refusal, Roster, Rules, Sample};
+pub use vigil::{Finding, Vigil};
 
 use crate::id::Slot;
 

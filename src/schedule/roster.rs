@@ -69,6 +69,8 @@ struct Seat {
     /// Probes sent; it is suspected until it has answered them all.
     probes: u64,
     suspected: bool,
+    /// It leaves connections in its own socket, or may be about to.
+    stalled: bool,
     sample: Sample,
 }
 
@@ -197,6 +199,7 @@ impl Roster {
             came_ns: now_ns,
             probes: 0,
             suspected: false,
+            stalled: false,
             sample: Sample::default(),
         });
         self.loads[place] = WorkerLoad { standing: Standing::Ready, ..WorkerLoad::default() };
@@ -269,7 +272,7 @@ impl Roster {
             }
             _ => false,
         };
-        load.hung = seat.suspected || stuck;
+        load.hung = seat.suspected || seat.stalled || stuck;
         load.in_flight = narrow(given - finished);
         load.credits = seat.credits.left(narrow(given - claimed));
         load.warmth_permille = warmth(now_ns.saturating_sub(seat.came_ns), &self.rules);
@@ -396,7 +399,17 @@ impl Roster {
     /// Whether the worker is under suspicion.
     #[must_use]
     pub fn is_suspected(&self, slot: Slot) -> bool {
-        matches!(self.seats.get(slot.index()), Some(Some(seat)) if seat.suspected)
+        let seat = self.seats.get(slot.index());
+        matches!(seat, Some(Some(seat)) if seat.suspected || seat.stalled)
+    }
+
+    /// The worker does not accept from its own socket as far as can be seen, or does so again:
+    /// while it does not, it gets nothing of others either.
+    pub fn set_stalled(&mut self, slot: Slot, stalled: bool) {
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.stalled = stalled;
+            self.loads[slot.index()].hung = seat.suspected || stalled;
+        }
     }
 
     /// When somebody may have to be suspected, if nothing is claimed until then.

@@ -6,6 +6,7 @@
 //! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
 //! * [`listener`]: listening sockets of every kind, opened, adopted, drained and unlinked.
+//! * [`backlog`]: what waits in a listening socket, and for how long.
 //! * [`datagram`]: datagram sockets that processes share.
 //! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
 //! * [`process`]: starting, watching and ending worker processes.
@@ -23,6 +24,7 @@
 #![allow(unsafe_code, reason = "system calls and memory shared with the kernel end here")]
 
 pub mod account;
+pub mod backlog;
 mod cgroup;
 pub mod clock;
 pub mod cpu;

@@ -1,0 +1,78 @@
+//! What waits in a listening TCP socket: how many connections, and how long one has waited.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// How many connections wait in a listening socket to be accepted (`tcp_info` of `tcp(7)`: there
+/// `tcpi_unacked` is the length of the queue).
+///
+/// # Errors
+/// It is no TCP socket.
+pub fn length(listener: &impl AsFd) -> Result<u32, Errno> {
+    information(listener).map(|information| information.tcpi_unacked)
+}
+
+/// How long a connection that has just been accepted has waited for that: the kernel sets the time
+/// of the last data sent when the connection is established, and nobody can have sent any since.
+///
+/// # Errors
+/// It is no TCP socket.
+pub fn waited(accepted: &impl AsFd) -> Result<Duration, Errno> {
+    let information = information(accepted)?;
+    Ok(Duration::from_millis(u64::from(information.tcpi_last_data_sent)))
+}
+
+fn information(socket: &impl AsFd) -> Result<libc::tcp_info, Errno> {
+    // SAFETY: a structure of plain numbers, for which all bits zero are zeros.
+    let mut information: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let room = size_of::<libc::tcp_info>();
+    let mut length = libc::socklen_t::try_from(room).expect("a structure is small");
+    let descriptor = socket.as_fd().as_raw_fd();
+    let place = (&raw mut information).cast();
+    // SAFETY: the kernel writes at most `length` bytes to the structure, which lives on.
+    let result = unsafe {
+        libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length)
+    };
+    Errno::result(result).map(|_| information)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_queue_has_a_length_and_its_connections_an_age() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        assert_eq!(length(&listener), Ok(0));
+        let before = Instant::now();
+        let mut silent: Vec<TcpStream> =
+            (0..3).map(|_| TcpStream::connect(address).expect("there is room")).collect();
+        assert_eq!(length(&listener), Ok(3));
+        std::thread::sleep(Duration::from_millis(60));
+        // Neither what a client sends nor its end makes it any younger.
+        silent[0].write_all(b"late").expect("the loopback takes it");
+        silent.clear();
+        let (first, _) = listener.accept().expect("it waits");
+        let waited = waited(&first).expect("it is TCP");
+        // The kernel counts in ticks of up to 10 ms.
+        assert!(waited >= Duration::from_millis(40), "{waited:?}");
+        assert!(waited <= before.elapsed() + Duration::from_millis(20), "{waited:?}");
+        assert_eq!(length(&listener), Ok(2));
+    }
+
+    #[test]
+    fn other_sockets_have_neither() {
+        let (unix, _far) = UnixStream::pair().expect("a pair");
+        assert!(length(&unix).is_err());
+        assert!(waited(&unix).is_err());
+    }
+}
