@@ -16,12 +16,20 @@ use clusterlb::primary::{Command, Lines, NewLink, Primary, Report, Totals};
 use clusterlb::schedule::{Client, CreditRule, Rules, Scheduler, SchedulerFactory, WorkerLoad};
 use clusterlb::sys::clock::monotonic_ns;
 use clusterlb::sys::fdpass;
-use clusterlb::sys::listener::{Listener, OpenOptions};
+use clusterlb::sys::listener::{Listener, OpenOptions, open_shared};
 use common::{PATIENCE, eventually};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 const BACKLOG: u32 = 64;
+const OPTIONS: OpenOptions = OpenOptions {
+    backlog: BACKLOG,
+    share_port: false,
+    ipv6_only: false,
+    mode: None,
+    blocking: false,
+};
+const FIRST: ListenerId = ListenerId(0);
 /// Connections that each worker may be given before it claims one.
 const CREDITS: usize = 3;
 
@@ -90,15 +98,12 @@ fn bell() -> Arc<EventFd> {
 impl Bench {
     fn start(rules: Rules, workers: u16) -> Self {
         let address = "127.0.0.1:0".parse().expect("an address");
-        let options = OpenOptions {
-            backlog: BACKLOG,
-            share_port: false,
-            ipv6_only: false,
-            mode: None,
-            blocking: false,
-        };
-        let listener = Arc::new(Listener::open(&address, options).expect("a free port"));
+        let listener = Arc::new(Listener::open(&address, OPTIONS).expect("a free port"));
         let address = listener.address().to_owned();
+        Self::open(rules, workers, address, vec![Command::AddListener { id: FIRST, listener }])
+    }
+
+    fn open(rules: Rules, workers: u16, address: String, first: Vec<Command>) -> Self {
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (bell, report_bell) = (bell(), bell());
@@ -115,7 +120,7 @@ impl Bench {
             primary.and_then(Primary::run).expect("a data path that works");
         });
         let mut bench = Self { address, inboxes: vec![], commands, reports, bell, thread };
-        bench.command(Command::AddListener { id: ListenerId(0), listener });
+        first.into_iter().for_each(|command| bench.command(command));
         for slot in (0..workers).map(Slot) {
             bench.attach(slot);
         }
@@ -138,7 +143,7 @@ impl Bench {
             sockets: Vec::new(),
         });
         self.command(Command::Attach { slot, link: NewLink { sender, receiver, board } });
-        self.command(Command::Join { slot, listener: ListenerId(0) });
+        self.command(Command::Join { slot, listener: FIRST });
     }
 
     fn connect(&self, count: usize) -> Vec<TcpStream> {
@@ -160,13 +165,22 @@ impl Bench {
         self.inboxes[slot].claim(&self.bell);
     }
 
+    /// The next report that is not about a worker.
+    fn report(&self) -> Report {
+        loop {
+            match self.reports.recv_timeout(PATIENCE).expect("a report") {
+                Report::Hung { .. } | Report::Recovered { .. } => {}
+                report => return report,
+            }
+        }
+    }
+
     /// Stops accepting, hands over what waits, ends.
     fn end(self) -> Totals {
-        self.command(Command::RemoveListener { listener: ListenerId(0) });
-        let report = || self.reports.recv_timeout(PATIENCE).expect("a report");
-        assert!(matches!(report(), Report::ListenerRemoved { .. }));
+        self.command(Command::RemoveListener { listener: FIRST });
+        assert!(matches!(self.report(), Report::ListenerRemoved { .. }));
         self.command(Command::End);
-        let Report::Ended(totals) = report() else { panic!("nothing else was to come") };
+        let Report::Ended(totals) = self.report() else { panic!("nothing else was to come") };
         self.thread.join().expect("the data path has not panicked");
         totals
     }
@@ -293,4 +307,117 @@ fn a_busy_data_path_waits_for_several_and_loses_nobody() {
         }
     }
     panic!("it has never waited");
+}
+
+/// Two workers with a socket each, from which this test accepts in their names, or does not.
+struct Sharers {
+    bench: Bench,
+    sockets: [Arc<Listener>; 2],
+    /// Accepted from the sockets.
+    own: Vec<OwnedFd>,
+}
+
+impl Sharers {
+    fn start(hang_after_ns: u64) -> Self {
+        let options = OpenOptions { share_port: true, ..OPTIONS };
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let first = Listener::open(&address, options).expect("a free port");
+        let address = first.address().to_owned();
+        let second = open_shared(&address, options).expect("the same port");
+        let sockets = [first, second].map(Arc::new);
+        let rules = Rules {
+            credits: CreditRule::Fixed(256),
+            hang_after_ns: Some(hang_after_ns),
+            ..rules(|| FirstOfAll)
+        };
+        let added = (0..).zip(&sockets).map(|(number, socket)| Command::AddSocket {
+            id: FIRST,
+            number,
+            socket: Arc::clone(socket),
+        });
+        let bench = Bench::open(rules, 2, address, added.collect());
+        let sharers = Self { bench, sockets, own: Vec::new() };
+        (0..2).for_each(|number| sharers.staff(number, vec![Slot(number)]));
+        sharers
+    }
+
+    fn staff(&self, number: u16, owners: Vec<Slot>) {
+        self.bench.command(Command::Staff { listener: FIRST, number, owners });
+    }
+
+    /// A worker accepts what waits for it.
+    fn accept(&mut self, worker: usize) -> usize {
+        let before = self.own.len();
+        while let Ok(Some(socket)) = self.sockets[worker].accept_now() {
+            self.own.push(socket);
+        }
+        self.own.len() - before
+    }
+
+    /// How many have been given to each worker.
+    fn given(&mut self) -> [usize; 2] {
+        let looks: Vec<usize> = self.bench.inboxes.iter_mut().map(Inbox::look).collect();
+        [looks[0], looks[1]]
+    }
+
+    /// Waits for the report that a worker hangs, or that it does so no more, while the other one
+    /// goes on.
+    fn told(&mut self, hangs: bool) {
+        eventually("a report of the first worker", || {
+            self.accept(1);
+            let mut reports = self.bench.reports.try_iter();
+            reports.find(|report| match report {
+                Report::Hung { slot, .. } => hangs && *slot == Slot(0),
+                Report::Recovered { slot } => !hangs && *slot == Slot(0),
+                _ => false,
+            })
+        });
+    }
+}
+
+#[test]
+fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others() {
+    let mut sharers = Sharers::start(100_000_000);
+    let clients = sharers.bench.connect(40);
+    sharers.told(true);
+    eventually("all of them to be somewhere", || {
+        sharers.accept(1);
+        (sharers.given()[1] + sharers.own.len() == clients.len()).then_some(())
+    });
+    assert_eq!(sharers.given()[0], 0, "it does not accept, so it gets nothing of others either");
+    assert_eq!(sharers.accept(0), 0, "nothing is there twice");
+    // It wakes up, and what comes is its own again.
+    let mut later = Vec::new();
+    eventually("a connection for the first", || {
+        later.extend(sharers.bench.connect(1));
+        (sharers.accept(0) > 0).then_some(())
+    });
+    sharers.told(false);
+    let given = sharers.given();
+    let totals = sharers.bench.end();
+    assert_eq!(totals.accepted, totals.stolen);
+    assert!(totals.accepted >= (given[0] + given[1]) as u64);
+    assert_eq!(totals.dropped, 0);
+}
+
+#[test]
+fn the_primary_accepts_from_a_socket_while_nobody_else_does() {
+    let mut sharers = Sharers::start(10_000_000_000);
+    sharers.staff(0, vec![]);
+    let clients = sharers.bench.connect(40);
+    eventually("all of them to be somewhere", || {
+        sharers.accept(1);
+        (sharers.given().iter().sum::<usize>() + sharers.own.len() == clients.len()).then_some(())
+    });
+    assert!(!sharers.own.is_empty() && sharers.own.len() < clients.len());
+    // A successor takes the socket over.
+    sharers.staff(0, vec![Slot(0), Slot(1)]);
+    let mut later = 0;
+    eventually("a connection to be left to the successor", || {
+        later += sharers.bench.connect(1).len();
+        (sharers.accept(0) > 0).then_some(())
+    });
+    let totals = sharers.bench.end();
+    assert_eq!((totals.accepted, totals.dropped), (totals.stolen, 0));
+    assert!(totals.accepted < (clients.len() + later) as u64);
 }

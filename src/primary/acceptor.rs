@@ -1,18 +1,21 @@
-//! One listener's multishot accept: armed, ended, starved, stopped.
+//! One listening socket: its multishot accept, armed, ended, starved, stopped; or who else accepts
+//! from it.
 //!
-//! Owns the state of the accept and of a listener that goes. Refuses to look at sockets.
+//! Owns the state of the accept and of a listener that goes. Refuses to look at connections.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::id::ListenerId;
-use crate::sys::limits;
+use crate::id::{ListenerId, Slot};
+use crate::schedule::{Finding, Vigil};
 use crate::sys::listener::Listener;
 use crate::sys::ring::{Key, Outcome, Ring};
+use crate::sys::{backlog, limits};
 
 use super::link::Mark;
+use super::watch::ROBBED_MAX;
 
 /// How long accepting rests after it failed for want of descriptors or memory.
 const STARVED_NS: u64 = 10_000_000;
@@ -44,6 +47,12 @@ pub(super) struct Acceptor {
     held_back: u64,
     /// Its position in the table, by which completions find it.
     place: u32,
+    /// Which of the sockets of its listener it is, if workers have sockets of their own.
+    pub(super) number: Option<u16>,
+    /// Workers that accept from it by themselves. As long as there are any, the primary does not.
+    pub(super) owners: Vec<Slot>,
+    /// The watch over what waits for them.
+    pub(super) vigil: Option<Vigil>,
     /// The listener shall go.
     pub(super) leaving: bool,
     /// What must have arrived before everything of this closed listener has been handed over.
@@ -54,12 +63,85 @@ impl Acceptor {
     pub(super) fn new(
         id: ListenerId,
         listener: Arc<Listener>,
+        number: Option<u16>,
         place: usize,
         held_back: u64,
     ) -> Self {
-        let place = u32::try_from(place).expect("listeners are bounded");
-        let (listener, state) = (Some(listener), State::Off);
-        Self { id, listener, state, held_back, place, leaving: false, marks: None }
+        Self {
+            id,
+            listener: Some(listener),
+            state: State::Off,
+            held_back,
+            place: u32::try_from(place).expect("listeners are bounded"),
+            number,
+            owners: Vec::new(),
+            vigil: None,
+            leaving: false,
+            marks: None,
+        }
+    }
+
+    /// The socket, until it is closed.
+    pub(super) fn listener(&self) -> Option<&Listener> {
+        self.listener.as_deref()
+    }
+
+    /// Workers accept from it by themselves.
+    pub(super) fn is_owned(&self) -> bool {
+        !self.owners.is_empty()
+    }
+
+    /// Those workers do not accept.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_owned() && self.vigil.as_ref().is_some_and(Vigil::is_stalled)
+    }
+
+    /// Those workers had better get nothing of others.
+    pub(super) fn may_be_stalled(&self) -> bool {
+        self.is_owned() && self.vigil.as_ref().is_some_and(Vigil::may_be_stalled)
+    }
+
+    /// Those workers did not accept, and nothing has come that shows whether they do.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.is_owned() && self.vigil.as_ref().is_some_and(Vigil::is_doubtful)
+    }
+
+    /// When to look at what waits for the workers.
+    pub(super) fn next_look_ns(&self) -> Option<u64> {
+        self.vigil.as_ref().filter(|_| self.is_owned()).and_then(Vigil::next_look_ns)
+    }
+
+    /// Looks at what waits for the workers, if it is time.
+    pub(super) fn look(&mut self, now_ns: u64) -> Option<Finding> {
+        self.next_look_ns().filter(|look_ns| *look_ns <= now_ns)?;
+        let length = backlog::length(self.listener.as_deref()?).unwrap_or(0);
+        self.vigil.as_mut().map(|vigil| vigil.look(length, now_ns))
+    }
+
+    /// Takes what waits for the workers, oldest first; only one connection, if that says that they
+    /// do accept.
+    pub(super) fn rob(&mut self, now_ns: u64) -> Vec<OwnedFd> {
+        let mut taken = Vec::new();
+        let (Some(listener), Some(vigil)) = (&self.listener, &mut self.vigil) else {
+            return taken;
+        };
+        while taken.len() < ROBBED_MAX {
+            match listener.accept_now() {
+                Ok(Some(socket)) => {
+                    let is_oldest = taken.is_empty();
+                    let waited = backlog::waited(&socket).unwrap_or_default();
+                    taken.push(socket);
+                    let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+                    if is_oldest && !vigil.judge(waited_ns, now_ns) {
+                        break;
+                    }
+                }
+                // The client gave up while it was queued.
+                Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        taken
     }
 
     fn key(&self) -> Key {
@@ -133,6 +215,11 @@ impl Acceptor {
         let Some(listener) = &self.listener else {
             return;
         };
+        if self.number.is_some() {
+            // Workers keep it open until they hear that they shall close it, and what came
+            // meanwhile would be reset then.
+            listener.turn_away();
+        }
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => take(socket),

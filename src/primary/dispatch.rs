@@ -58,6 +58,10 @@ impl Primary {
             let held_up = !self.waiting.is_empty();
             let mut crowded = held_up;
             for acceptor in self.acceptors.iter_mut().flatten() {
+                if acceptor.is_owned() {
+                    acceptor.pause(&mut self.ring);
+                    continue;
+                }
                 let takes = self.roster.has_room(acceptor.id);
                 crowded |= !takes;
                 if acceptor.leaving {

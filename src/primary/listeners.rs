@@ -21,24 +21,43 @@ pub(super) struct Departure {
 
 impl Primary {
     pub(super) fn add_listener(&mut self, id: ListenerId, listener: Arc<Listener>) {
+        self.add_acceptor(id, listener, None);
+    }
+
+    pub(super) fn add_socket(&mut self, id: ListenerId, number: u16, socket: Arc<Listener>) {
+        self.add_acceptor(id, socket, Some(number));
+    }
+
+    fn add_acceptor(&mut self, id: ListenerId, listener: Arc<Listener>, number: Option<u16>) {
+        let is_new = self.acceptor_of(id).is_none();
         let free = self.acceptors.iter().position(Option::is_none);
         let place = free.unwrap_or(self.acceptors.len());
-        let acceptor = Some(Acceptor::new(id, listener, place, self.held_back));
+        let acceptor = Some(Acceptor::new(id, listener, number, place, self.held_back));
         match free {
             Some(place) => self.acceptors[place] = acceptor,
             None => self.acceptors.push(acceptor),
         }
-        self.listeners += 1;
-        self.roster.add_listener(id);
+        if is_new {
+            self.listeners += 1;
+            self.roster.add_listener(id);
+        }
     }
 
     pub(super) fn remove_listener(&mut self, listener: ListenerId) {
-        match self.acceptors.iter_mut().flatten().find(|acceptor| acceptor.id == listener) {
-            Some(acceptor) => {
+        let mut found = 0;
+        for place in 0..self.acceptors.len() {
+            let Some(acceptor) = &mut self.acceptors[place] else { continue };
+            if acceptor.id == listener {
                 acceptor.leaving = true;
-                self.removals += 1;
+                // What is left is taken, whoever accepted from there.
+                acceptor.owners.clear();
+                found += 1;
+                self.unwatch(place);
             }
-            None => self.report(Report::ListenerRemoved { listener }),
+        }
+        match found {
+            0 => self.report(Report::ListenerRemoved { listener }),
+            found => self.removals += found,
         }
     }
 
@@ -59,9 +78,9 @@ impl Primary {
             }
             acceptor.pause(&mut self.ring);
             if acceptor.is_quiet() && !acceptor.is_closed() {
-                let (id, mut last) = (acceptor.id, Vec::new());
+                let mut last = Vec::new();
                 acceptor.close(self.now_ns, |socket| last.push(socket));
-                last.into_iter().for_each(|socket| self.accept(id, socket));
+                last.into_iter().for_each(|socket| self.accept(place, socket));
             }
         }
         self.dispatch();
@@ -69,10 +88,12 @@ impl Primary {
         for place in 0..self.acceptors.len() {
             if self.is_gone(place) {
                 let Some(acceptor) = self.acceptors[place].take() else { continue };
-                self.listeners -= 1;
                 self.removals -= 1;
-                self.roster.remove_listener(acceptor.id);
-                self.report(Report::ListenerRemoved { listener: acceptor.id });
+                if self.acceptor_of(acceptor.id).is_none() {
+                    self.listeners -= 1;
+                    self.roster.remove_listener(acceptor.id);
+                    self.report(Report::ListenerRemoved { listener: acceptor.id });
+                }
             }
         }
     }

@@ -10,13 +10,14 @@ mod link;
 mod listeners;
 mod protocol;
 mod settle;
+mod watch;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::error::Result;
 use crate::handoff::Record;
-use crate::id::{ListenerId, Slot};
+use crate::id::Slot;
 use crate::schedule::{Client, Coalescing, Roster, Rules};
 use crate::sys::clock::{self, monotonic_ns};
 use crate::sys::limits;
@@ -28,6 +29,7 @@ use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
 use listeners::Departure;
 pub use protocol::{Command, Lines, Report, Returned, Totals};
+use watch::Watch;
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
 const CROWDED_NS: u64 = 5_000_000;
@@ -37,6 +39,8 @@ const DESCRIPTORS_RESERVED: u64 = 32;
 const SPARE_MESSAGES_MAX: usize = 256;
 /// The key of the bell; links have their slots, whose generations begin at 1.
 const BELL: Key = Key { index: u32::MAX, generation: 0 };
+/// The key of the watch over workers' own sockets.
+const WATCH: Key = Key { index: u32::MAX - 1, generation: 0 };
 
 /// The data path.
 #[derive(Debug)]
@@ -44,9 +48,12 @@ pub struct Primary {
     ring: Ring,
     lines: Lines,
     acceptors: Vec<Option<Acceptor>>,
-    /// How many acceptors there are, and how many of them shall go.
+    /// How many listeners there are, and how many of the acceptors shall go.
     listeners: usize,
     removals: usize,
+    /// Over sockets that workers accept from by themselves.
+    watch: Watch,
+    hang_after_ns: Option<u64>,
     /// Workers that the credits are bounded for.
     workers_planned: usize,
     /// Descriptors that accepted connections can never take.
@@ -97,12 +104,15 @@ impl Primary {
         let held_back = limit / 2;
         let coalescing = Coalescing::new(rules.coalesce_ns);
         let rules = rules.with_credits_up_to(credits_each(held_back, workers));
+        let hang_after_ns = rules.hang_after_ns;
         Ok(Self {
             ring,
             lines,
             acceptors: Vec::new(),
             listeners: 0,
             removals: 0,
+            watch: Watch::new()?,
+            hang_after_ns,
             workers_planned: workers,
             held_back,
             links: Vec::new(),
@@ -132,6 +142,7 @@ impl Primary {
         let mut accepted_before = 0;
         clock::sleep_precisely();
         self.ring.poll_readable(BELL, self.lines.bell.as_fd());
+        self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
         while self.stage != Stage::Ended {
             let accepted = self.totals.accepted - accepted_before;
             accepted_before = self.totals.accepted;
@@ -144,6 +155,7 @@ impl Primary {
             self.bury();
             self.relieve_crowded();
             self.rescue();
+            self.look_after();
             self.dispatch();
             self.control_intake();
             self.pardon();
@@ -182,7 +194,9 @@ impl Primary {
         let acceptors = self.acceptors.iter().flatten();
         let starved = acceptors.filter_map(Acceptor::next_deadline_ns);
         let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
-        starved.chain(crowded).chain(self.roster.next_deadline_ns()).min()
+        let looks = self.acceptors.iter().flatten().filter_map(Acceptor::next_look_ns);
+        let hangs = self.roster.next_deadline_ns();
+        starved.chain(crowded).chain(looks).chain(hangs).min()
     }
 
     /// Whether something waits for messages to have gone, which by themselves end no wait.
@@ -204,9 +218,8 @@ impl Primary {
             Event::Accepted { key, outcome, armed } => {
                 let acceptor = self.acceptors[key.index as usize].as_mut();
                 let acceptor = acceptor.expect("an acceptor stays until its last completion");
-                let listener = acceptor.id;
                 if let Some(socket) = acceptor.accepted(outcome, armed, self.now_ns) {
-                    self.accept(listener, socket);
+                    self.accept(key.index as usize, socket);
                 }
             }
             Event::MessageSent { key, message, outcome } => self.settle(key, message, outcome),
@@ -222,14 +235,23 @@ impl Primary {
                     self.observe();
                 }
             }
+            Event::Ready { key, .. } if key == WATCH => {
+                self.heed_watch();
+                self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
+            }
             Event::Ready { key, .. } => self.revive(key),
             // Nothing else is ever asked of this ring, or its answer does not matter.
             _ => {}
         }
     }
 
-    fn accept(&mut self, listener: ListenerId, socket: OwnedFd) {
+    /// Takes in a connection that was accepted at one of the places.
+    fn accept(&mut self, place: usize, socket: OwnedFd) {
+        let acceptor = self.acceptors[place].as_ref();
+        let acceptor = acceptor.expect("an acceptor stays until its last completion");
+        let listener = acceptor.id;
         self.totals.accepted += 1;
+        self.totals.stolen += u64::from(acceptor.number.is_some());
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
         self.waiting.push_back(Accepted { socket, record, client });
@@ -246,6 +268,8 @@ impl Primary {
     fn obey(&mut self, command: Command) {
         match command {
             Command::AddListener { id, listener } => self.add_listener(id, listener),
+            Command::AddSocket { id, number, socket } => self.add_socket(id, number, socket),
+            Command::Staff { listener, number, owners } => self.staff(listener, number, owners),
             Command::RemoveListener { listener } => self.remove_listener(listener),
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {

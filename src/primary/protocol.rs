@@ -27,6 +27,27 @@ pub enum Command {
         /// Its socket.
         listener: Arc<Listener>,
     },
+    /// A socket of a listener has been opened that a worker shall accept from by itself: one of
+    /// several that share an address. Until somebody does, and whenever nobody does, the primary
+    /// accepts from it.
+    AddSocket {
+        /// The number of the listener, the same for all its sockets.
+        id: ListenerId,
+        /// Which of them it is.
+        number: u16,
+        /// The socket.
+        socket: Arc<Listener>,
+    },
+    /// These workers accept from such a socket by themselves from now on. What they leave in it
+    /// for too long is given to others.
+    Staff {
+        /// Which listener.
+        listener: ListenerId,
+        /// Which of its sockets.
+        number: u16,
+        /// Who.
+        owners: Vec<Slot>,
+    },
     /// Close a listener: take what waits in its backlog, hand that over, say when done. What
     /// nobody serves any more is dropped.
     RemoveListener {
@@ -126,6 +147,9 @@ pub enum Report {
 pub struct Totals {
     /// Connections accepted.
     pub accepted: u64,
+    /// Of these, from sockets that are for workers to accept from: the worker did not do so in
+    /// time, or there was none.
+    pub stolen: u64,
     /// Handoffs that a worker's full or closed channel refused; each is redispatched too.
     pub refused: u64,
     /// Sockets taken back from a worker, to be given to another or again.

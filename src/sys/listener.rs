@@ -137,6 +137,43 @@ impl Listener {
             Err(errno) => Err(errno),
         }
     }
+
+    /// Turns away whoever begins to connect from now on, through this descriptor and every copy of
+    /// it; who has begun already still gets into the queue. The kernel drops their first packet
+    /// (SO_ATTACH_FILTER). A second later they try again, and are refused if the socket has been
+    /// closed by then. For TCP only; elsewhere, or if the kernel refuses, nothing changes.
+    pub fn turn_away(&self) {
+        // A filter sees a segment from its header on: byte 13 are the flags, and this one is SYN.
+        let statement = |code: u32, k: u32| libc::sock_filter {
+            code: u16::try_from(code).expect("codes are small"),
+            jt: 0,
+            jf: 0,
+            k,
+        };
+        let mut program = [
+            statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 13),
+            libc::sock_filter {
+                jf: 1,
+                ..statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0x02)
+            },
+            statement(libc::BPF_RET | libc::BPF_K, 0),
+            statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+        let length = libc::socklen_t::try_from(size_of::<libc::sock_fprog>());
+        let length = length.expect("a structure is small");
+        // SAFETY: the kernel copies the structure and the four statements that it points to, both
+        // of which live until the call returns.
+        let _ = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                length,
+            )
+        };
+    }
 }
 
 /// Whether this kernel has IPv6 at all.
@@ -388,6 +425,25 @@ mod tests {
         assert_eq!(first.address(), second.address());
         let again = first.address().parse().expect("an address");
         assert!(Listener::open(&again, shared).is_err());
+    }
+
+    #[test]
+    fn who_is_turned_away_does_not_get_in_and_who_had_connected_is_accepted() {
+        let shared = OpenOptions { share_port: true, ..OPTIONS };
+        let patience = Duration::from_millis(20);
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let address = address.parse().expect("an address");
+            let Ok(listener) = Listener::open(&address, shared) else {
+                eprintln!("not tested: no {address} here");
+                continue;
+            };
+            let bound = listener.address().parse().expect("an address");
+            let before = std::net::TcpStream::connect(bound).expect("it listens");
+            listener.turn_away();
+            std::net::TcpStream::connect_timeout(&bound, patience).expect_err("nobody answers");
+            assert!(listener.accept_now().expect("it listens").is_some(), "{before:?}");
+            assert!(listener.accept_now().expect("it listens").is_none());
+        }
     }
 
     #[test]
