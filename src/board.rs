@@ -64,6 +64,8 @@ pub enum Statistic {
 pub struct Tally {
     /// Sockets given to the worker; under `none`, sockets that it accepted itself.
     pub assigned: u64,
+    /// Of these, the ones that it accepted itself.
+    pub own: u64,
     /// Sockets taken back from it before it had claimed them.
     pub returned: u64,
     /// Sockets that the worker has received.
@@ -195,7 +197,7 @@ impl PrimaryBoard {
         let given = self.assigned - self.returned;
         let claimed = read(self.page.word(WORKER, CLAIMED)).min(given);
         let finished = finished(&self.page).min(given);
-        Tally { assigned: self.assigned, returned: self.returned, claimed, finished }
+        Tally { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
     }
 }
 
@@ -297,12 +299,13 @@ impl BoardView {
         let claimed = read(self.page.word(WORKER, CLAIMED));
         let finished = finished(&self.page);
         if accepts_itself {
-            return Tally { assigned: claimed, returned: 0, claimed, finished };
+            return Tally { assigned: claimed, own: claimed, returned: 0, claimed, finished };
         }
         let assigned = read(self.page.word(PRIMARY, ASSIGNED));
         let returned = read(self.page.word(PRIMARY, RETURNED)).min(assigned);
         let given = assigned - returned;
-        Tally { assigned, returned, claimed: claimed.min(given), finished: finished.min(given) }
+        let (claimed, finished) = (claimed.min(given), finished.min(given));
+        Tally { assigned, own: 0, returned, claimed, finished }
     }
 
     /// One of the other counts.

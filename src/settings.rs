@@ -62,7 +62,8 @@ pub enum AcceptMechanism {
     Uring,
     /// A multishot io_uring accept: the first worker to arm it gets everything.
     UringMultishot,
-    /// A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash.
+    /// A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash. What a Node
+    /// worker does not accept in time is given to others.
     Reuseport,
 }
 

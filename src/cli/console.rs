@@ -182,11 +182,15 @@ fn table(summary: &Summary) -> String {
             worker.pid, worker.assigned, worker.claimed, worker.finished
         );
     }
-    let Summary { accepted, refused, redispatched, dropped, aborted, .. } = summary;
+    let Summary { accepted, stolen, refused, redispatched, dropped, aborted, .. } = summary;
+    let stolen = match stolen {
+        0 => String::new(),
+        stolen => format!(" ({stolen} stolen from workers that did not)"),
+    };
     let _ = write!(
         text,
-        "accepted {accepted}, refused {refused}, redispatched {redispatched}, dropped {dropped}, \
-         cut {aborted}; top two {:.1} %, max/mean {:.2}",
+        "accepted {accepted}{stolen}, refused {refused}, redispatched {redispatched}, dropped \
+         {dropped}, cut {aborted}; top two {:.1} %, max/mean {:.2}",
         summary.top_two_percent, summary.max_over_mean
     );
     if let Some(slowest) =

@@ -134,6 +134,8 @@ pub enum AddressKind {
 pub struct WorkerCounts {
     /// Connections given to it, or accepted by itself under the policy `none`.
     pub assigned: u64,
+    /// Of these, the ones that it accepted by itself.
+    pub own: u64,
     /// Connections taken back from it, or sent back by it, before it had claimed them.
     pub returned: u64,
     /// Connections that it received.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::own_sockets::{Opened, OwnSockets, Staffing};
 use crate::address::ListenAddress;
 use crate::control::{ListenOptions, Transport};
 use crate::dialect::node::session::QueryId;
@@ -84,9 +85,8 @@ pub(super) struct Entry {
 enum Socket {
     /// One for the primary to accept from, or for all workers.
     Stream(Arc<Listener>),
-    /// One for each place. They stay with their places while they are held, so that what waits in
-    /// them is not lost when a worker is replaced.
-    StreamEach { first: Option<Arc<Listener>>, by_slot: BTreeMap<Slot, Arc<Listener>> },
+    /// One for each worker.
+    StreamEach(OwnSockets),
     /// One for all workers.
     Datagram(UdpSocket),
     /// One for each worker, which nobody else keeps: the kernel would go on giving it datagrams.
@@ -231,7 +231,7 @@ impl Listeners {
             self.inherited.insert(address.clone(), Arc::clone(&listener));
         }
         let socket = match opening.socket_for_each {
-            true => Socket::StreamEach { first: Some(listener), by_slot: BTreeMap::new() },
+            true => Socket::StreamEach(OwnSockets::new(listener)),
             false => Socket::Stream(listener),
         };
         Ok((socket, bound))
@@ -267,29 +267,41 @@ impl Entry {
         self.users.is_empty() && !self.held && !self.closing
     }
 
+    /// The sockets that there are, if workers have sockets of their own.
+    pub(super) fn own_sockets(&self) -> Vec<Opened> {
+        match &self.socket {
+            Socket::StreamEach(sockets) => sockets.all().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether workers have sockets of their own.
+    pub(super) fn has_own_sockets(&self) -> bool {
+        matches!(self.socket, Socket::StreamEach(_))
+    }
+
     /// What the worker in `slot` gets to accept from or to receive from by itself; nothing, if the
-    /// primary accepts.
+    /// primary accepts. Tells too which socket was opened for it.
     pub(super) fn copy_for(
         &mut self,
         slot: Slot,
+        predecessor: Option<Slot>,
         primary_accepts: bool,
-    ) -> Result<Option<OwnedFd>> {
-        let (address, opening, options) = (&self.address, self.opening, self.key.options);
+    ) -> Result<(Option<OwnedFd>, Option<Opened>)> {
+        if let Socket::StreamEach(sockets) = &mut self.socket {
+            let options = open_options(self.key.options, self.opening);
+            let open = || open_shared(&self.address, options);
+            let (copy, opened) = sockets.copy_for(slot, predecessor, open)?;
+            return Ok((Some(copy), opened));
+        }
+        self.copy_of_shared(primary_accepts).map(|copy| (copy, None))
+    }
+
+    fn copy_of_shared(&mut self, primary_accepts: bool) -> Result<Option<OwnedFd>> {
+        let (address, options) = (&self.address, self.key.options);
         match &mut self.socket {
             Socket::Stream(_) if primary_accepts => Ok(None),
             Socket::Stream(listener) => listener.copy().map(Some),
-            Socket::StreamEach { first, by_slot } => {
-                if let Some(own) = by_slot.get(&slot) {
-                    return own.copy().map(Some);
-                }
-                let own = match first.take() {
-                    Some(first) => first,
-                    None => Arc::new(open_shared(address, open_options(options, opening))?),
-                };
-                let copy = own.copy()?;
-                by_slot.insert(slot, own);
-                Ok(Some(copy))
-            }
             Socket::Datagram(socket) => {
                 let copy = socket.try_clone();
                 copy.map(|copy| Some(copy.into()))
@@ -302,36 +314,38 @@ impl Entry {
                 };
                 Ok(Some(own.into()))
             }
-            Socket::Closed => Err(Error::system("share a closed listener", Errno::EBADF)),
+            // Where each worker has its own, nothing is shared.
+            Socket::StreamEach(_) | Socket::Closed => {
+                Err(Error::system("share a closed listener", Errno::EBADF))
+            }
         }
     }
 
-    /// The worker in `slot` goes. Its own socket, kept open here, would get connections that nobody
-    /// accepts.
-    pub(super) fn forget(&mut self, slot: Slot) {
-        if let Socket::StreamEach { by_slot, .. } = &mut self.socket
-            && !self.held
-        {
-            by_slot.remove(&slot);
+    /// The worker in `slot` accepts from now on. Tells of its own socket, if it has one.
+    pub(super) fn begin(&mut self, slot: Slot) -> Option<Staffing> {
+        match &mut self.socket {
+            Socket::StreamEach(sockets) => sockets.begin(slot),
+            _ => None,
         }
     }
 
-    /// The worker in `to` is going to replace the one in `from`: both accept from the same socket,
-    /// if each has one, so that what waits in it finds somebody, whoever goes.
-    pub(super) fn share_out(&mut self, from: Slot, to: Slot) {
-        if let Socket::StreamEach { by_slot, .. } = &mut self.socket
-            && let Some(own) = by_slot.get(&from)
-        {
-            let own = Arc::clone(own);
-            by_slot.insert(to, own);
+    /// The worker in `slot` goes. Tells of its own socket, if it had one. Who is there to empty
+    /// what it leaves behind, the primary or a successor, keeps the socket.
+    pub(super) fn forget(&mut self, slot: Slot, primary_accepts: bool) -> Option<Staffing> {
+        let kept = self.held || primary_accepts;
+        let Socket::StreamEach(sockets) = &mut self.socket else { return None };
+        let staffing = sockets.forget(slot);
+        if !kept {
+            sockets.shed();
         }
+        staffing
     }
 
-    /// Lets go of the sockets. Tells whether the data path still has one.
+    /// Lets go of the sockets. Tells whether the data path may still have some.
     pub(super) fn close(&mut self) -> bool {
         self.closing = true;
         let socket = std::mem::replace(&mut self.socket, Socket::Closed);
-        matches!(socket, Socket::Stream(_))
+        matches!(socket, Socket::Stream(_) | Socket::StreamEach(_))
     }
 }
 

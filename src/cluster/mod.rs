@@ -8,6 +8,7 @@ mod event;
 mod listeners;
 mod mailbox;
 mod message;
+mod own_sockets;
 mod plane;
 mod primary;
 mod role;

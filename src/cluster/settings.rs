@@ -95,7 +95,8 @@ pub struct ClusterSettings {
     /// Who chooses the worker for a connection (Node: `schedulingPolicy`).
     pub policy: Policy,
     /// How the built-in worker accepts under [`Policy::None`]. With
-    /// [`AcceptMechanism::Reuseport`] every worker gets a socket of its own.
+    /// [`AcceptMechanism::Reuseport`] every worker gets a socket of its own for each TCP address;
+    /// if Node workers are forked first, what one of them leaves in it is given to others.
     pub accept: AcceptMechanism,
     /// How workers are chosen and judged when the primary hands over. The order follows the policy.
     pub rules: Rules,
@@ -257,6 +258,16 @@ impl ClusterSettings {
     /// Workers accept from sockets of their own instead of sharing one.
     pub(super) fn has_socket_for_each(&self) -> bool {
         self.policy == Policy::None && self.accept == AcceptMechanism::Reuseport
+    }
+
+    /// The primary accepts and hands over.
+    pub(super) fn hands_over(&self) -> bool {
+        self.policy != Policy::None
+    }
+
+    /// The primary takes what waits in workers' own sockets for too long.
+    pub(super) fn steals(&self) -> bool {
+        self.has_socket_for_each() && self.dialect == Dialect::Node
     }
 }
 

@@ -319,7 +319,10 @@ impl<'a> Keeper<'a> {
 
     fn close_books(mut self) -> Result<Outcome> {
         let totals = self.cluster.finish()?;
-        self.summary.accepted = totals.accepted;
+        // What workers have accepted by themselves they have told.
+        let own: u64 = self.summary.workers.iter().map(|one| one.own).sum();
+        self.summary.accepted = totals.accepted + own;
+        self.summary.stolen = totals.stolen;
         self.summary.refused = totals.refused;
         self.summary.redispatched = totals.redispatched;
         self.summary.dropped = totals.dropped;
@@ -327,9 +330,6 @@ impl<'a> Keeper<'a> {
         self.summary.paused_ms = totals.paused_ns / 1_000_000;
         self.summary.coalesced = totals.coalesced;
         self.summary.skips = totals.skips;
-        if self.settings.policy == Policy::None {
-            self.summary.accepted = self.summary.workers.iter().map(|one| one.assigned).sum();
-        }
         let foreign = |program: &Program| program.dialect != Dialect::Native;
         self.summary.uncounted = self.settings.policy == Policy::None
             && self.settings.program.as_ref().is_some_and(foreign);

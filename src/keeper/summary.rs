@@ -22,6 +22,8 @@ pub struct WorkerSummary {
     pub cpu: Option<usize>,
     /// Connections given to it, or accepted by itself under `none`.
     pub assigned: u64,
+    /// Of these, the ones that it accepted by itself.
+    pub own: u64,
     /// Connections that it received.
     pub claimed: u64,
     /// Connections that it has done with.
@@ -45,6 +47,9 @@ pub struct WorkerSummary {
 pub struct Summary {
     /// Connections accepted.
     pub accepted: u64,
+    /// Of these, the ones that the primary took out of a worker's own socket, because the worker
+    /// did not accept them in time or was gone.
+    pub stolen: u64,
     /// Handoffs that a worker's channel refused, because it was full or closed.
     pub refused: u64,
     /// Connections taken back from a worker: refused, or left unclaimed by one that died.
@@ -76,14 +81,27 @@ impl WorkerSummary {
     /// Enters a worker's last counters.
     #[must_use]
     pub fn new(id: WorkerId, pid: u32, cpu: Option<usize>, counts: WorkerCounts) -> Self {
-        let WorkerCounts { assigned, returned, claimed, finished, aborted, requests, handoff } =
-            counts;
+        let WorkerCounts { assigned, own, returned, claimed, finished, .. } = counts;
+        let WorkerCounts { aborted, requests, handoff, .. } = counts;
         let id = id.0;
-        Self { id, pid, cpu, assigned, claimed, finished, returned, aborted, requests, handoff }
+        Self {
+            id,
+            pid,
+            cpu,
+            assigned,
+            own,
+            claimed,
+            finished,
+            returned,
+            aborted,
+            requests,
+            handoff,
+        }
     }
 
     fn absorb(&mut self, other: &Self) {
         self.assigned += other.assigned;
+        self.own += other.own;
         self.claimed += other.claimed;
         self.finished += other.finished;
         self.returned += other.returned;

@@ -38,6 +38,7 @@ impl Ended {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) accepted: u64,
+    pub(crate) stolen: u64,
     pub(crate) refused: u64,
     pub(crate) redispatched: u64,
     pub(crate) dropped: u64,
@@ -54,6 +55,7 @@ pub(crate) struct Books {
     pub(crate) id: u64,
     pub(crate) pid: u32,
     pub(crate) assigned: u64,
+    pub(crate) own: u64,
     pub(crate) claimed: u64,
     pub(crate) finished: u64,
     pub(crate) returned: u64,
@@ -74,6 +76,8 @@ impl Summary {
             assert!(one.claimed <= one.assigned - one.returned, "{self:#?}");
         }
         assert_eq!(self.aborted, sum(|one| one.aborted), "{self:#?}");
+        let own = sum(|one| one.own);
+        assert!(self.stolen <= self.accepted && own <= self.accepted, "{self:#?}");
         assert!(self.refused <= self.redispatched, "{self:#?}");
     }
 

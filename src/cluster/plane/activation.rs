@@ -56,11 +56,16 @@ impl Legacy {
 }
 
 impl Plane {
-    /// Everything that is held, for a worker in `slot`.
+    /// Everything that is held, for a worker in `slot`, which may replace the one in another.
     ///
     /// # Errors
     /// Nothing is held, or there are too few descriptors.
-    pub(super) fn legacy(&mut self, settings: &ClusterSettings, slot: Slot) -> Result<Legacy> {
+    pub(super) fn legacy(
+        &mut self,
+        settings: &ClusterSettings,
+        slot: Slot,
+        predecessor: Option<Slot>,
+    ) -> Result<Legacy> {
         if settings.dialect != Dialect::ListenFds {
             return Ok(Legacy::default());
         }
@@ -74,7 +79,9 @@ impl Plane {
             Legacy { notify: notify.map(|one| one.name().into()), ..Legacy::default() };
         let held = self.listeners.iter_mut().filter(|entry| entry.is_handed_down());
         for (place, entry) in held.enumerate() {
-            legacy.sockets.extend(entry.copy_for(slot, false)?);
+            // Nobody takes what waits in them, so whether one had to be opened concerns nobody.
+            let (copy, _) = entry.copy_for(slot, predecessor, false)?;
+            legacy.sockets.extend(copy);
             let name = settings.socket_names.get(place).cloned();
             legacy.names.push(name.unwrap_or_else(|| format!("listener-{}", place + 1)));
         }

@@ -23,11 +23,9 @@ impl Plane {
         }
         let slot = self.place(wishes.slot)?;
         let id = WorkerId(self.next_id);
-        if let Some(predecessor) = wishes.predecessor.and_then(|old| self.members.get(&old)) {
-            let from = predecessor.slot;
-            self.listeners.iter_mut().for_each(|entry| entry.share_out(from, slot));
-        }
-        let legacy = self.legacy(&settings, slot)?;
+        let predecessor = wishes.predecessor.and_then(|old| self.members.get(&old));
+        let predecessor = predecessor.map(|member| member.slot);
+        let legacy = self.legacy(&settings, slot, predecessor)?;
         let preload =
             self.preload.as_ref().filter(|_| is_preloading(&settings, &wishes.environment));
         let member = Member::start(Birth {
@@ -37,7 +35,8 @@ impl Plane {
             environment: wishes.environment,
             inspect_port: wishes.inspect_port,
             legacy,
-            has_inbox: self.data.is_some(),
+            has_inbox: self.data.is_some() && self.hands_over(),
+            predecessor: wishes.predecessor,
             bell: &self.data_bell,
             preload,
             line: self.line.clone(),

@@ -77,7 +77,7 @@ impl Plane {
         match (&self.data, member.attached) {
             (Some(data), true) => data.command(Command::Bury { slot: member.slot }),
             _ => {
-                let tally = member.view.tally(self.data.is_none());
+                let tally = member.view.tally(!self.hands_over());
                 let slot = member.slot;
                 self.heed(Report::Buried { slot, tally });
             }
@@ -97,6 +97,7 @@ impl Plane {
         let truncated = member.view.statistic(Statistic::Truncated).min(finished);
         let counts = WorkerCounts {
             assigned: tally.assigned,
+            own: tally.own,
             returned: tally.returned,
             claimed: tally.claimed,
             finished: finished - truncated,

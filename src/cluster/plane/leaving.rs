@@ -63,9 +63,12 @@ impl Plane {
         }
         member.leaving = true;
         let slot = member.slot;
-        for entry in self.listeners.iter_mut().filter(|entry| entry.users.contains(&id)) {
-            entry.forget(slot);
-        }
+        let steals = self.data.is_some();
+        let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
+        let left: Vec<_> = used
+            .filter_map(|entry| entry.forget(slot, steals).map(|staffing| (entry.id, staffing)))
+            .collect();
+        left.into_iter().for_each(|(listener, staffing)| self.staff(listener, staffing));
         let members = &self.members;
         let stays = |user: &WorkerId| members.get(user).is_some_and(|member| !member.leaving);
         let deserted: Vec<ListenerId> = self

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::super::event::ListeningAddress;
 use super::super::listeners::{Asker, Key, Opening, RequestName};
+use super::super::own_sockets::{Opened, Staffing};
 use super::super::{ClusterSettings, Event};
 use super::{Member, Plane, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
@@ -15,7 +16,7 @@ use crate::dialect::node::session::Answer;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::primary::Command;
-use crate::settings::{Dialect, Policy};
+use crate::settings::Dialect;
 
 impl Plane {
     /// Opens an address for nobody yet.
@@ -47,13 +48,27 @@ impl Plane {
 
     /// Opens a socket, and lets the data path have it.
     fn open(&mut self, key: Key, opening: Opening, held: bool) -> Result<ListenerId> {
+        let hands_over = self.hands_over();
         let listener = self.listeners.open(key, opening)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         entry.held = held;
-        if let (Some(data), Some(socket)) = (&self.data, entry.stream()) {
+        if let (Some(data), Some(socket), true) = (&self.data, entry.stream(), hands_over) {
             data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
         }
+        let own = entry.own_sockets();
+        own.into_iter().for_each(|opened| self.add_socket(listener, opened));
         Ok(listener)
+    }
+
+    fn add_socket(&self, id: ListenerId, opened: Opened) {
+        let Opened { number, listener } = opened;
+        self.command(Command::AddSocket { id, number, socket: listener });
+    }
+
+    /// Lets the data path know who accepts from a socket that is for workers.
+    pub(super) fn staff(&self, listener: ListenerId, staffing: Staffing) {
+        let Staffing { number, owners } = staffing;
+        self.command(Command::Staff { listener, number, owners });
     }
 
     /// A worker wants to serve an address.
@@ -110,7 +125,7 @@ impl Plane {
     fn share(&mut self, asker: Asker, key: Key) -> Result<()> {
         let ground = self.ground.clone().expect("there is a worker, so it is fixed");
         let worker = asker.worker;
-        if ground.policy != Policy::None && self.data.is_none() {
+        if ground.hands_over() && self.data.is_none() {
             return Err(Error::system("accept, since the data path has failed", Errno::EIO));
         }
         let found = self.listeners.find(&key).map(|entry| entry.id);
@@ -135,9 +150,13 @@ impl Plane {
             entry.askers.push(asker);
             return Ok(());
         }
-        let Some(member) = self.members.get_mut(&worker) else { return Ok(()) };
-        let descriptor = match entry.copy_for(member.slot, self.data.is_some()) {
-            Ok(descriptor) => descriptor,
+        let members = &self.members;
+        let Some(member) = members.get(&worker) else { return Ok(()) };
+        let predecessor = member.predecessor.and_then(|one| members.get(&one));
+        let predecessor = predecessor.map(|member| member.slot);
+        let copied = entry.copy_for(member.slot, predecessor, ground.hands_over());
+        let (descriptor, opened) = match copied {
+            Ok(copied) => copied,
             Err(error) => {
                 if entry.is_abandoned() {
                     self.remove(listener);
@@ -146,8 +165,12 @@ impl Plane {
             }
         };
         entry.users.insert(worker);
+        let (address, datagram) = (entry.address.clone(), !entry.is_stream());
+        if let Some(opened) = opened {
+            self.add_socket(listener, opened);
+        }
+        let Some(member) = self.members.get_mut(&worker) else { return Ok(()) };
         member.uses.insert(listener);
-        let address = entry.address.clone();
         match asker.request {
             RequestName::Native { sequence } => {
                 let word = ToWorker::Listening { sequence, listener, address };
@@ -155,7 +178,6 @@ impl Plane {
             }
             RequestName::Node(query) => {
                 member.untold.push(listener);
-                let datagram = !entry.is_stream();
                 let answer = match descriptor {
                     Some(_) => Answer::Share { listener, datagram },
                     None => Answer::HandOver { listener, name: node::name_of(&address) },
@@ -176,13 +198,17 @@ impl Plane {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let transport = entry.key.options.transport;
         let address = ListeningAddress::new(&entry.address, transport, listener);
-        if entry.is_stream() {
+        let (is_stream, staffing) = (entry.is_stream(), entry.begin(slot));
+        if is_stream {
             let link = member.link.take();
             member.attached |= link.is_some();
             if let Some(link) = link {
                 self.command(Command::Attach { slot, link });
             }
             self.command(Command::Join { slot, listener });
+        }
+        if let Some(staffing) = staffing {
+            self.staff(listener, staffing);
         }
         self.tell(Event::Listening { worker, address });
     }
@@ -211,9 +237,12 @@ impl Plane {
         }
         let (key, abandoned) = (entry.key.clone(), entry.is_abandoned());
         if let Some(member) = self.members.get_mut(&id) {
-            entry.forget(member.slot);
+            let left = entry.forget(member.slot, self.data.is_some());
             member.uses.remove(&listener);
             member.count_out(&key);
+            if let Some(staffing) = left {
+                self.staff(listener, staffing);
+            }
         }
         if abandoned {
             self.remove(listener);

@@ -39,6 +39,8 @@ use crate::worker::environment;
 pub(super) struct Member {
     pub(super) shared: Arc<Shared>,
     pub(super) slot: Slot,
+    /// Whom it replaces, beside whom it has been started.
+    pub(super) predecessor: Option<WorkerId>,
     /// The bridge hears it and speaks to it.
     pub(super) is_node: bool,
     /// It has no channel.
@@ -99,6 +101,7 @@ pub(super) struct Birth<'a> {
     pub(super) legacy: Legacy,
     /// The primary hands connections over.
     pub(super) has_inbox: bool,
+    pub(super) predecessor: Option<WorkerId>,
     /// What the worker rings.
     pub(super) bell: &'a EventFd,
     /// What a Node worker loads before its program.
@@ -155,6 +158,7 @@ impl Member {
         Ok(Self {
             shared: Arc::new(shared),
             slot: birth.slot,
+            predecessor: birth.predecessor,
             is_node,
             is_mute,
             settled_ns: None,

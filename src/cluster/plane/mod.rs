@@ -40,7 +40,6 @@ use crate::dialect::node::preload::Preload;
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::primary::{Command, Report, Totals};
-use crate::settings::Policy;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::NotifySocket;
 use member::Member;
@@ -217,6 +216,11 @@ impl Plane {
         self.member_at(slot).map(|member| member.handle())
     }
 
+    /// The primary accepts, and workers get what it hands over.
+    fn hands_over(&self) -> bool {
+        self.ground.as_ref().is_some_and(|ground| ground.hands_over())
+    }
+
     fn command(&self, command: Command) {
         if let Some(data) = &self.data {
             data.command(command);
@@ -228,7 +232,7 @@ impl Plane {
         if let Some(ground) = &self.ground {
             return Ok(Arc::clone(ground));
         }
-        if settings.policy != Policy::None {
+        if settings.hands_over() || settings.steals() {
             let data = DataPath::start(settings, Arc::clone(&self.data_bell))?;
             self.watch(&data, REPORTS)?;
             if !settings.start_closed {

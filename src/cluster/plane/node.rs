@@ -186,10 +186,15 @@ impl Plane {
         let untold = !member.untold.is_empty();
         let Some(place) = fits.or_else(|| untold.then_some(0)) else { return };
         let listener = member.untold.remove(place);
-        let worker = member.handle();
+        let (slot, worker) = (member.slot, member.handle());
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let transport = entry.key.options.transport;
         let address = ListeningAddress::new(&entry.address, transport, listener);
+        if let Some(staffing) = entry.begin(slot) {
+            // It can be given what waits in the sockets of others as well.
+            self.command(Command::Join { slot, listener });
+            self.staff(listener, staffing);
+        }
         self.tell(Event::Listening { worker, address });
     }
 
@@ -198,6 +203,11 @@ impl Plane {
     fn leave_listener(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(member) = self.members.get_mut(&id) else { return };
         member.untold.retain(|other| *other != listener);
+        let slot = member.slot;
+        if self.listeners.get_mut(listener).is_some_and(|entry| entry.has_own_sockets()) {
+            // The bridge has said so already, and perhaps before it joined.
+            self.command(Command::Leave { slot, listener });
+        }
         self.release(id, listener);
     }
 }

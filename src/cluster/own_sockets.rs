@@ -1,0 +1,173 @@
+//! The sockets of one address when each worker has one of its own (SO_REUSEPORT).
+//!
+//! Owns who accepts from which. Closing a socket resets what the kernel has put into its queue, and
+//! there is no moment at which nothing can be on its way there. So none is closed as long as the
+//! address is served and somebody can empty it: a worker that comes gets the one of its
+//! predecessor, beside it, or one that nobody has, and only then a further one is opened.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::id::Slot;
+use crate::sys::listener::Listener;
+
+/// All sockets of an address.
+#[derive(Debug)]
+pub(super) struct OwnSockets {
+    sockets: Vec<OwnSocket>,
+    opened: u16,
+}
+
+#[derive(Debug)]
+struct OwnSocket {
+    number: u16,
+    listener: Arc<Listener>,
+    /// Who has been given it, and whether it accepts.
+    users: BTreeMap<Slot, bool>,
+}
+
+/// A socket that has just been opened.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub(super) number: u16,
+    pub(super) listener: Arc<Listener>,
+}
+
+/// Who accepts from a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Staffing {
+    pub(super) number: u16,
+    pub(super) owners: Vec<Slot>,
+}
+
+impl OwnSockets {
+    /// With the first one, which nobody has yet.
+    pub(super) fn new(first: Arc<Listener>) -> Self {
+        let mut sockets = Self { sockets: Vec::new(), opened: 0 };
+        sockets.add(first);
+        sockets
+    }
+
+    fn add(&mut self, listener: Arc<Listener>) -> Opened {
+        // Every one was opened for a worker, and those are bounded.
+        let number = self.opened;
+        self.opened = self.opened.wrapping_add(1);
+        let opened = Opened { number, listener: Arc::clone(&listener) };
+        self.sockets.push(OwnSocket { number, listener, users: BTreeMap::new() });
+        opened
+    }
+
+    /// Every socket.
+    pub(super) fn all(&self) -> impl Iterator<Item = Opened> {
+        self.sockets
+            .iter()
+            .map(|one| Opened { number: one.number, listener: Arc::clone(&one.listener) })
+    }
+
+    /// A copy for the worker in `slot`, and the socket itself if it had to be opened.
+    pub(super) fn copy_for(
+        &mut self,
+        slot: Slot,
+        predecessor: Option<Slot>,
+        open: impl FnOnce() -> Result<Listener>,
+    ) -> Result<(OwnedFd, Option<Opened>)> {
+        let has = |slot: Slot| move |one: &OwnSocket| one.users.contains_key(&slot);
+        let place = self.sockets.iter().position(has(slot));
+        let place = place.or_else(|| self.sockets.iter().position(has(predecessor?)));
+        let place = place.or_else(|| self.sockets.iter().position(|one| one.users.is_empty()));
+        let (place, opened) = match place {
+            Some(place) => (place, None),
+            None => {
+                let opened = self.add(Arc::new(open()?));
+                (self.sockets.len() - 1, Some(opened))
+            }
+        };
+        let copy = self.sockets[place].listener.copy()?;
+        self.sockets[place].users.entry(slot).or_insert(false);
+        Ok((copy, opened))
+    }
+
+    /// The worker in `slot` accepts from now on.
+    pub(super) fn begin(&mut self, slot: Slot) -> Option<Staffing> {
+        let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
+        socket.users.insert(slot, true);
+        Some(socket.staffing())
+    }
+
+    /// The worker in `slot` goes.
+    pub(super) fn forget(&mut self, slot: Slot) -> Option<Staffing> {
+        let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
+        socket.users.remove(&slot);
+        Some(socket.staffing())
+    }
+
+    /// Lets go of those that nobody has: without anybody to empty them they would get connections
+    /// that nobody accepts.
+    pub(super) fn shed(&mut self) {
+        self.sockets.retain(|one| !one.users.is_empty());
+    }
+}
+
+impl OwnSocket {
+    fn staffing(&self) -> Staffing {
+        let owners = self.users.iter().filter(|(_, accepts)| **accepts);
+        Staffing { number: self.number, owners: owners.map(|(slot, _)| *slot).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::listener::OpenOptions;
+
+    fn socket() -> Result<Listener> {
+        let options = OpenOptions {
+            backlog: 16,
+            share_port: true,
+            ipv6_only: false,
+            mode: None,
+            blocking: false,
+        };
+        Listener::open(&"127.0.0.1:0".parse().expect("an address"), options)
+    }
+
+    fn comes(sockets: &mut OwnSockets, slot: u16, predecessor: Option<u16>) -> (u16, bool) {
+        let copied = sockets.copy_for(Slot(slot), predecessor.map(Slot), socket);
+        let (_, opened) = copied.expect("a free port");
+        let staffing = sockets.begin(Slot(slot)).expect("it has one");
+        assert!(staffing.owners.contains(&Slot(slot)));
+        (staffing.number, opened.is_some())
+    }
+
+    #[test]
+    fn a_socket_stays_when_its_worker_is_replaced_and_when_it_is_gone() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        assert_eq!(comes(&mut sockets, 0, None), (0, false));
+        assert_eq!(comes(&mut sockets, 1, None), (1, true));
+        // A successor shares with its predecessor, which leaves.
+        assert_eq!(comes(&mut sockets, 2, Some(1)), (1, false));
+        let left = Staffing { number: 1, owners: vec![Slot(2)] };
+        assert_eq!(sockets.forget(Slot(1)), Some(left));
+        // One that dies leaves its socket to the next one.
+        let left = Staffing { number: 0, owners: vec![] };
+        assert_eq!(sockets.forget(Slot(0)), Some(left));
+        assert_eq!(sockets.forget(Slot(0)), None);
+        assert_eq!(comes(&mut sockets, 5, Some(9)), (0, false));
+        assert_eq!(sockets.all().count(), 2);
+    }
+
+    #[test]
+    fn who_has_been_given_a_socket_does_not_accept_before_it_says_so() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        sockets.copy_for(Slot(0), None, socket).expect("it is there");
+        // And nobody else gets it meanwhile.
+        assert_eq!(comes(&mut sockets, 1, None), (1, true));
+        assert_eq!(sockets.sockets[0].staffing().owners, []);
+        assert!(sockets.begin(Slot(7)).is_none());
+        sockets.forget(Slot(0));
+        sockets.shed();
+        assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [1]);
+    }
+}
