@@ -146,7 +146,8 @@ pub(super) struct RunArguments {
     pub(super) credits: CreditRule,
 
     /// Pass over a worker that has not claimed a connection, or finished a turn of its loop, for
-    /// this long, and give what it has not claimed to others
+    /// this long, and give what it has not claimed to others; with --accept reuseport and Node
+    /// workers, also what it has not accepted from its own socket
     #[arg(long, value_name = "off|TIME", default_value = "100ms", value_parser = switched_time)]
     pub(super) hang_after: Switch<Duration>,
 

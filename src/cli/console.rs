@@ -137,9 +137,14 @@ fn in_words(event: &Event) -> Option<String> {
         }
         Event::Reloaded => "all of them are replaced".into(),
         Event::Note { text } => text.clone(),
-        Event::Summary(Summary { uncounted: true, .. }) => {
+        Event::Summary(Summary { uncounted: true, stolen: 0, .. }) => {
             "\nnothing was counted: the workers accepted by themselves, and do not tell".into()
         }
+        Event::Summary(summary) if summary.uncounted => format!(
+            "\nonly what others got instead is counted: what workers accept by themselves they do \
+             not tell\n{}",
+            table(summary)
+        ),
         Event::Summary(summary) => table(summary),
         _ => return None,
     })
