@@ -89,7 +89,10 @@ fn what_killed_workers_had_not_acknowledged_is_served_by_others() {
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!(ended.code, Some(0), "{ended:?}");
         let summary = ended.summary();
-        assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
+        assert_eq!(summary.dropped, 0, "{summary:?}");
+        // What the killed ones had acknowledged and not closed is told as cut.
+        let acknowledged = (lost.len() - unacknowledged) as u64;
+        assert!(summary.aborted >= acknowledged, "{acknowledged} of {lost:?}: {summary:?}");
         let asked = load.answered + u64::try_from(lost.len()).expect("a few");
         assert_eq!(summary.accepted, asked, "every client is in the books: {summary:?}");
     }
