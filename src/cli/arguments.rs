@@ -159,8 +159,8 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
     pub(super) slow_start: Duration,
 
-    /// How long a busy primary waits for more connections to hand over at once, while they arrive
-    /// faster than one in this time: less CPU for each, for so much latency; up to 1ms
+    /// While at least three connections arrive in two such times, wait so long for more and hand
+    /// over several at once: less CPU for each, for so much latency; up to 1ms
     #[arg(long, value_name = "off|TIME", default_value = "50us", value_parser = coalescing)]
     pub(super) coalesce: Switch<Duration>,
 

@@ -175,8 +175,7 @@ impl Primary {
 
     /// Hands over what the last turn prepared, and collects what has happened since.
     fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
-        let wait_ns = self.coalescing.wait_ns(accepted, self.now_ns, clock::thread_cpu_ns);
-        if let Some(wait_ns) = wait_ns {
+        if let Some(wait_ns) = self.coalescing.wait_ns(accepted, self.now_ns) {
             self.totals.coalesced += 1;
             self.ring.submit();
             // Not a wait of the ring: every connection would end that, and the point is to be

@@ -29,8 +29,8 @@ pub struct Rules {
     pub hang_after_ns: Option<u64>,
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,
-    /// How long a busy primary waits for more connections before it looks again, while they arrive
-    /// faster than one in that time; never, if none. See [`Coalescing`](super::Coalescing).
+    /// How long handing over waits for more connections while at least three arrive in two such
+    /// times; never, if none. See [`Coalescing`](super::Coalescing).
     pub coalesce_ns: Option<u64>,
 }
 
