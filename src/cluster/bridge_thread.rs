@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use nix::sys::eventfd::EventFd;
 
-use super::mailbox::{new_bell, ring, silence};
+use super::mailbox::{EndBell, Ended, new_bell, ring, silence};
 use crate::dialect::node::bridge::{Bridge, Lines, Notice, Notices, Order};
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
@@ -20,6 +20,8 @@ pub(super) struct BridgeThread {
     order_bell: Arc<EventFd>,
     notices: Arc<Notices>,
     notice_bell: Arc<EventFd>,
+    /// The thread ends, for whatever reason.
+    ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -45,10 +47,15 @@ impl BridgeThread {
             command_bell,
         })?;
         let thread = thread::Builder::new().name("node-bridge".into());
-        let thread = thread.spawn(move || bridge.run()).map_err(|error| {
+        let (end_bell, ended) = EndBell::new(Arc::clone(&notice_bell));
+        let body = move || {
+            let _end_bell = end_bell;
+            bridge.run()
+        };
+        let thread = thread.spawn(body).map_err(|error| {
             Error::system("start the thread for Node workers", errno_of(&error))
         })?;
-        Ok(Self { orders, order_bell, notices, notice_bell, thread: Some(thread) })
+        Ok(Self { orders, order_bell, notices, notice_bell, ended, thread: Some(thread) })
     }
 
     /// Asks for something.
@@ -69,7 +76,7 @@ impl BridgeThread {
     /// It has ended without being asked to.
     pub(super) fn check(&mut self) -> Result<()> {
         silence(&self.notice_bell);
-        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+        if self.ended.is_so() {
             self.join()?;
             return Err(Error::Workers {
                 what: "the bridge to Node workers ended unexpectedly".into(),

@@ -1,7 +1,6 @@
 //! The thread of the primary's data path, as the control plane holds it.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -9,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use nix::sys::eventfd::EventFd;
 
 use super::ClusterSettings;
-use super::mailbox::{new_bell, ring, silence};
+use super::mailbox::{EndBell, Ended, new_bell, ring, silence};
 use crate::error::{Error, Result, errno_of};
 use crate::primary::{Command, Lines, Primary, Report, Totals};
 
@@ -21,21 +20,8 @@ pub(super) struct DataPath {
     bell: Arc<EventFd>,
     report_bell: Arc<EventFd>,
     /// The thread ends, for whatever reason.
-    ended: Arc<AtomicBool>,
+    ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
-}
-
-/// Rings when the thread ends, even if it panics: somebody must come and see.
-struct EndBell {
-    ended: Arc<AtomicBool>,
-    bell: Arc<EventFd>,
-}
-
-impl Drop for EndBell {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Release);
-        ring(&self.bell);
-    }
 }
 
 impl DataPath {
@@ -56,8 +42,7 @@ impl DataPath {
         let (started, has_started) = mpsc::sync_channel(1);
         let (rules, backlog) = (settings.rules.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
-        let ended = Arc::new(AtomicBool::new(false));
-        let end_bell = EndBell { ended: Arc::clone(&ended), bell: Arc::clone(&report_bell) };
+        let (end_bell, ended) = EndBell::new(Arc::clone(&report_bell));
         let body = move || {
             let _end_bell = end_bell;
             let prepared = cpu
@@ -100,7 +85,7 @@ impl DataPath {
     pub(super) fn reports(&mut self) -> Result<Vec<Report>> {
         silence(&self.report_bell);
         // Looked at first: what was reported before the end is there, then.
-        let ended = self.ended.load(Ordering::Acquire);
+        let ended = self.ended.is_so();
         let reports: Vec<Report> = self.reports.try_iter().collect();
         if ended && !reports.iter().any(|report| matches!(report, Report::Ended(_))) {
             self.join()?;

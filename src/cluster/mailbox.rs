@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -85,6 +86,38 @@ pub(super) fn ring(bell: &EventFd) {
 /// Silences a bell.
 pub(super) fn silence(bell: &EventFd) {
     let _ = bell.read();
+}
+
+/// Rings when the thread that holds it ends, even if it panics: somebody must come and see.
+#[derive(Debug)]
+pub(super) struct EndBell {
+    ended: Ended,
+    bell: Arc<EventFd>,
+}
+
+/// Whether an [`EndBell`] has rung: the thread has ended, or ends now.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ended(Arc<AtomicBool>);
+
+impl EndBell {
+    pub(super) fn new(bell: Arc<EventFd>) -> (Self, Ended) {
+        let ended = Ended::default();
+        (Self { ended: ended.clone(), bell }, ended)
+    }
+}
+
+impl Ended {
+    /// What the thread did before its end is seen by whoever has seen the end.
+    pub(super) fn is_so(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EndBell {
+    fn drop(&mut self) {
+        self.ended.0.store(true, Ordering::Release);
+        ring(&self.bell);
+    }
 }
 
 impl<T: Item> Mailbox<T> {
@@ -252,6 +285,23 @@ mod tests {
         assert!(mailbox.is_full(), "it is not half empty yet");
         mailbox.try_take();
         assert!(!mailbox.is_full() && is_readable(&*room));
+    }
+
+    #[test]
+    fn the_end_of_a_thread_is_heard_whatever_ends_it() {
+        let bell = new_bell().expect("a bell");
+        let (end_bell, ended) = EndBell::new(Arc::clone(&bell));
+        assert!(!ended.is_so() && !is_readable(&*bell));
+        std::thread::scope(|scope| {
+            let panics = scope.spawn(move || {
+                let _end_bell = end_bell;
+                std::panic::resume_unwind(Box::new("as a defect would"));
+            });
+            let mut one = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+            poll(&mut one, PollTimeout::NONE).expect("a descriptor can be polled");
+            assert!(ended.is_so());
+            assert!(panics.join().is_err());
+        });
     }
 
     #[test]
