@@ -14,6 +14,10 @@ use super::{Garbage, PARSED_BYTES_MAX, UserMessage, v8};
 const OWN_PREFIX: &str = "NODE_";
 /// How a worker's JSON lines of that kind begin, when Node wrote them.
 const OWN_LINE: &[u8] = b"{\"cmd\":\"NODE_";
+/// The first of the two lines that Node writes for every connection.
+const ARRIVED_LINE: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}";
+/// How the second one begins.
+const ANSWER_BEGIN: &[u8] = b"{\"cmd\":\"NODE_CLUSTER\",\"ack\":";
 
 /// A message from a worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,6 +136,12 @@ pub struct Listening {
 impl FromWorker {
     /// Parses a line.
     pub(super) fn from_json(line: &[u8]) -> Result<Self, Garbage> {
+        if line == ARRIVED_LINE {
+            return Ok(Self::HandleArrived);
+        }
+        if let Some(answer) = answer_line(line) {
+            return Ok(answer);
+        }
         let from_node = line.strip_prefix(OWN_LINE).is_some_and(|rest| !rest.starts_with(b"\""));
         if from_node || begins_as_own(line) {
             if line.len() > PARSED_BYTES_MAX {
@@ -171,6 +181,33 @@ impl FromWorker {
         }
         Ok(Self::User(UserMessage::from_v8(payload)))
     }
+}
+
+/// The answer to a connection, if it is written as Node writes it. Everything else that means the
+/// same is left to the parser.
+fn answer_line(line: &[u8]) -> Option<FromWorker> {
+    let (to, rest) = plain_number(line.strip_prefix(ANSWER_BEGIN)?)?;
+    let rest = rest.strip_prefix(b",\"accepted\":")?;
+    let (accepted, rest) = match rest.strip_prefix(b"true") {
+        Some(rest) => (true, rest),
+        None => (false, rest.strip_prefix(b"false")?),
+    };
+    let (_, rest) = plain_number(rest.strip_prefix(b",\"seq\":")?)?;
+    (rest == b"}").then_some(FromWorker::Answer { to, accepted: Some(accepted) })
+}
+
+/// A number without sign, fraction and exponent, and what follows it.
+fn plain_number(text: &[u8]) -> Option<(i64, &[u8])> {
+    /// So many never overflow.
+    const DIGITS_MAX: usize = 18;
+    let length = text.iter().position(|byte| !byte.is_ascii_digit())?;
+    let (digits, rest) = text.split_at(length);
+    let led_by_zero = length > 1 && digits[0] == b'0';
+    if length == 0 || length > DIGITS_MAX || led_by_zero {
+        return None;
+    }
+    let number = digits.iter().fold(0, |sum, digit| sum * 10 + i64::from(digit - b'0'));
+    Some((number, rest))
 }
 
 fn is_own(command: &str) -> bool {

@@ -332,4 +332,21 @@ proptest! {
         payload.extend(bytes);
         let _ = FromWorker::from_v8(&payload);
     }
+
+    #[test]
+    fn short_ways_lead_where_the_parser_leads(
+        to in "-?[0-9]{1,20}(\\.0|e1)?",
+        accepted in "true|false|null|1",
+        sequence in "-?[0-9]{1,3}",
+        end in "(,\"act\":\"close\",\"key\":\"k\")?[ }]{0,2}",
+    ) {
+        let answer = format!(
+            r#"{{"cmd":"NODE_CLUSTER","ack":{to},"accepted":{accepted},"seq":{sequence}{end}"#
+        );
+        let arrived = format!(r#"{{"cmd":"NODE_HANDLE_ACK"{end}"#);
+        for text in [answer, arrived] {
+            // A blank before it means nothing, and only the parser reads it.
+            prop_assert_eq!(line(&text).ok(), line(&format!(" {text}")).ok(), "{}", text);
+        }
+    }
 }

@@ -12,6 +12,7 @@ use super::{Serialization, v8};
 const STREAM: &str = "net.Native";
 /// The same for UDP.
 const DATAGRAM: &str = "dgram.Native";
+const INVARIANT: &str = "strings, numbers and maps with strings as keys are always JSON";
 
 /// A message to a worker.
 #[derive(Clone, Copy, Debug)]
@@ -193,11 +194,10 @@ impl ToWorker<'_> {
     #[must_use]
     pub fn frame(&self, serialization: Serialization) -> Vec<u8> {
         match *self {
-            Self::Connection { key, sequence } => {
-                let act = Some("newconn");
-                let message = Cluster { act, key: Some(key), ..Cluster::new(sequence) };
-                frame(&Handle::new(STREAM, message), serialization)
+            Self::Connection { key, sequence } if serialization == Serialization::Json => {
+                connection_line(key, sequence)
             }
+            Self::Connection { key, sequence } => frame(&connection(key, sequence), serialization),
             Self::Listen { key, to, data, name, sequence } => {
                 let outcome = Outcome { errno: None, data: Some(data), sockname: name };
                 frame(&answer(key, to, outcome, sequence), serialization)
@@ -243,6 +243,24 @@ impl ToWorker<'_> {
     }
 }
 
+fn connection(key: &str, sequence: i64) -> Handle<Cluster<'_>> {
+    let (act, key) = (Some("newconn"), Some(key));
+    Handle::new(STREAM, Cluster { act, key, ..Cluster::new(sequence) })
+}
+
+/// The line of a connection. It is written for every one of them, so it does not go through the
+/// structures.
+fn connection_line(key: &str, sequence: i64) -> Vec<u8> {
+    let mut line = Vec::with_capacity(128 + key.len());
+    line.extend_from_slice(b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":");
+    line.extend_from_slice(b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"newconn\",\"key\":");
+    serde_json::to_writer(&mut line, key).expect(INVARIANT);
+    line.extend_from_slice(b",\"seq\":");
+    serde_json::to_writer(&mut line, &sequence).expect(INVARIANT);
+    line.extend_from_slice(b"}}\n");
+    line
+}
+
 fn answer<'a>(key: &'a str, to: i64, outcome: Outcome<'a>, sequence: i64) -> Cluster<'a> {
     let (key, outcome, ack) = (Some(key), Some(outcome), Some(to));
     Cluster { key, outcome, ack, ..Cluster::new(sequence) }
@@ -253,7 +271,6 @@ fn sockets(cmd: &'static str) -> Sockets<'static> {
 }
 
 fn frame(message: &impl Serialize, serialization: Serialization) -> Vec<u8> {
-    const INVARIANT: &str = "strings, numbers and maps with strings as keys are always JSON";
     let mut bytes = Vec::with_capacity(192);
     match serialization {
         Serialization::Json => {
@@ -268,4 +285,22 @@ fn frame(message: &impl Serialize, serialization: Serialization) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_line_of_a_connection_is_what_the_structures_say(
+            key in any::<String>(),
+            sequence in any::<i64>(),
+        ) {
+            let expected = frame(&connection(&key, sequence), Serialization::Json);
+            prop_assert_eq!(connection_line(&key, sequence), expected);
+        }
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! Owns the keys, which mean something to this worker's channel only.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::QueryId;
@@ -22,7 +24,7 @@ pub(super) struct Asked {
 /// An open server.
 #[derive(Clone, Debug)]
 struct Server {
-    key: String,
+    key: Arc<str>,
     listener: ListenerId,
 }
 
@@ -59,24 +61,24 @@ impl Listens {
     }
 
     pub(super) fn open(&mut self, key: String, listener: ListenerId) {
-        self.servers.push(Server { key, listener });
+        self.servers.push(Server { key: key.into(), listener });
     }
 
     /// Forgets a server. Tells its listener, if the worker does not serve that one any more. A key
     /// that is unknown or was closed before is nothing.
     pub(super) fn close(&mut self, key: &str) -> Option<ListenerId> {
-        let place = self.servers.iter().position(|server| server.key == key)?;
+        let place = self.servers.iter().position(|server| *server.key == *key)?;
         let listener = self.servers.remove(place).listener;
         self.key_of(listener).is_none().then_some(listener)
     }
 
     /// The key of the newest server on a listener.
-    pub(super) fn key_of(&self, listener: ListenerId) -> Option<&str> {
+    pub(super) fn key_of(&self, listener: ListenerId) -> Option<&Arc<str>> {
         let mut newest_first = self.servers.iter().rev();
-        newest_first.find(|server| server.listener == listener).map(|server| &*server.key)
+        newest_first.find(|server| server.listener == listener).map(|server| &server.key)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
-        self.servers.iter().any(|server| server.key == key)
+        self.servers.iter().any(|server| *server.key == *key)
     }
 }

@@ -15,6 +15,7 @@ mod rest;
 mod window;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use serde_json::Value;
@@ -131,7 +132,7 @@ enum Stage {
 struct Flight {
     connection: ConnectionId,
     sequence: i64,
-    key: String,
+    key: Arc<str>,
     sent_ns: u64,
 }
 
@@ -225,7 +226,7 @@ impl Session {
         if self.room(now_ns) == 0 {
             return false;
         }
-        let Some(key) = self.listens.key_of(listener).map(str::to_owned) else {
+        let Some(key) = self.listens.key_of(listener).cloned() else {
             return false;
         };
         let sequence = self.next_sequence();

@@ -175,7 +175,7 @@ impl World {
                     &hand_over(LISTENER),
                     &Value::Null
                 ));
-                self.key = session.listens.key_of(LISTENER).map(str::to_owned);
+                self.key = session.listens.key_of(LISTENER).map(ToString::to_string);
             }
         }
     }
