@@ -278,6 +278,12 @@ impl WorkerBoard {
         self.page.word(WORKER, TURN_BEGUN).store(0, Ordering::Relaxed);
     }
 
+    /// Whether the primary waits for the counters: it holds connections that nobody had room for.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.page.word(BELL, 0).load(Ordering::Relaxed) == Wake::Always as u64
+    }
+
     /// Makes the counters visible. Tells whether the primary has asked to be rung for this.
     #[must_use]
     pub fn publish(&mut self) -> bool {
@@ -363,8 +369,9 @@ mod tests {
     fn the_bell_is_asked_for_and_heard() {
         let (mut primary, mut worker) = pair();
         primary.set_wake(Wake::Always);
-        assert!(worker.publish());
+        assert!(worker.publish() && worker.is_awaited());
         primary.set_wake(Wake::Probe);
+        assert!(!worker.is_awaited());
         assert!(!worker.publish());
         worker.answer_probe();
         assert!(worker.publish());

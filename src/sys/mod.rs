@@ -17,6 +17,7 @@
 //! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
 //! * [`probe`]: what this kernel's io_uring can do.
 //! * `readiness`: waiting for a descriptor inside a tokio runtime.
+//! * [`watch`]: waiting at an epoll set for less than a millisecond.
 //! * [`clock`]: monotonic time as a number that two processes can compare.
 //!
 //! Nothing here decides anything: policies, limits and retries live above.
@@ -41,3 +42,4 @@ pub mod readiness;
 pub mod ring;
 pub mod shared;
 pub mod signal;
+pub mod watch;

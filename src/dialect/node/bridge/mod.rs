@@ -1,10 +1,12 @@
 //! All Node workers of a run, behind the data path as if they were workers of its own.
 //!
-//! One thread with one epoll set. Owns, for each worker, the primary's end of its channel, the
-//! receiving end of its inbox and its page of the load board. Takes connections from an inbox only
-//! as fast as the worker's window allows, so that what the worker cannot take yet stays where the
-//! data path can have it back. Counts a connection as claimed and finished at once when the worker
-//! says that it has it: in flight, for a Node worker, is what it has not answered for.
+//! One thread with two epoll sets: the channels of the workers, and beside that set everything
+//! else, so that channels can be left alone for a moment. Owns, for each worker, the primary's end
+//! of its channel, the receiving end of its inbox and its page of the load board. Takes connections
+//! from an inbox only as fast as the worker's window allows, so that what the worker cannot take
+//! yet stays where the data path can have it back. Counts a connection as claimed and finished at
+//! once when the worker says that it has it: in flight, for a Node worker, is what it has not
+//! answered for.
 //!
 //! What comes back, because a worker refused it, died, or was too slow, goes to the data path with
 //! [`Command::Return`](crate::primary::Command::Return), in order and with the time of its accept.
@@ -13,6 +15,7 @@ mod hearing;
 mod notices;
 mod outbox;
 mod parcel;
+mod patience;
 mod protocol;
 mod station;
 
@@ -27,8 +30,11 @@ use super::session::{Answer, QueryId};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::watch;
+use hearing::Extent;
 pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX, Notices};
 pub use parcel::{PARCEL_BYTES_MAX, PARCEL_SOCKETS_MAX, PARCELS_MAX, Parcel, Postage};
+use patience::{Need, Patience};
 pub use protocol::{Lines, Newcomer, Notice, Order};
 use station::{READ_BYTES, Ready, Station};
 
@@ -38,10 +44,11 @@ const HOLD_NS: u64 = 20_000_000;
 /// is closed. Messages for the program are counted by [`Postage`].
 const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// What an event is of; else it is of a worker's inbox or channel, and says whose.
 const BELL: u64 = u64::MAX;
-const CHANNEL: u64 = 0;
-const INBOX: u64 = 1;
-const KIND_BITS: u32 = 1;
+const CHANNELS: u64 = BELL - 1;
+/// Events taken at once.
+const EVENTS_MAX: usize = 64;
 
 /// A worker and what of it is watched.
 #[derive(Debug)]
@@ -55,7 +62,12 @@ struct Place {
 /// All Node workers.
 #[derive(Debug)]
 pub struct Bridge {
+    /// The bell, the inboxes, and the other set as far as channels are listened to.
     epoll: Epoll,
+    /// The channels.
+    channels: Epoll,
+    listening: bool,
+    patience: Patience,
     lines: Lines,
     places: BTreeMap<WorkerId, Place>,
     /// What the first worker on a listener brought for all: TLS ticket keys, so that a session
@@ -71,13 +83,16 @@ impl Bridge {
     /// # Errors
     /// Too few descriptors.
     pub fn new(lines: Lines) -> Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|errno| Error::system("create an epoll set for Node workers", errno))?;
+        let (epoll, channels) = (new_set()?, new_set()?);
         epoll
             .add(&lines.order_bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))
+            .and_then(|()| epoll.add(&channels.0, channels_event(true)))
             .map_err(unwatched)?;
         Ok(Self {
             epoll,
+            channels,
+            listening: true,
+            patience: Patience::default(),
             lines,
             places: BTreeMap::new(),
             data: BTreeMap::new(),
@@ -91,39 +106,69 @@ impl Bridge {
     /// # Errors
     /// The epoll set failed.
     pub fn run(mut self) -> Result<()> {
-        let mut ready = [EpollEvent::empty(); 64];
+        let mut ready = [EpollEvent::empty(); EVENTS_MAX];
         while !self.ending {
-            let count = match self.epoll.wait(&mut ready, self.until_next_deadline()) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
-                Err(errno) => return Err(Error::system("wait for Node workers (epoll)", errno)),
-            };
+            let count = self.wait(&mut ready)?;
             let now_ns = monotonic_ns();
-            for event in &ready[..count] {
-                if event.data() == BELL {
-                    self.obey(now_ns);
-                } else {
-                    self.serve(*event, now_ns);
+            let ready = &ready[..count];
+            // First, since what the workers have taken makes room for more.
+            if ready.iter().any(|event| event.data() == CHANNELS) || self.patience.is_over(now_ns) {
+                self.hear(now_ns)?;
+            }
+            for event in ready {
+                match event.data() {
+                    BELL => self.obey(now_ns),
+                    CHANNELS => {}
+                    _ => self.serve(*event, Ready { channel: false, inbox: true }, now_ns),
                 }
             }
             self.meet_deadlines(now_ns);
             self.settle(now_ns);
         }
         let now_ns = monotonic_ns();
-        for place in std::mem::take(&mut self.places).into_values() {
+        for mut place in std::mem::take(&mut self.places).into_values() {
+            // What it has taken and said so must not be given to anybody else.
+            place.station.hear(&self.lines, &mut self.buffer, Extent::Everything, now_ns);
             place.station.close(&self.lines, now_ns);
         }
         Ok(())
     }
 
-    fn until_next_deadline(&self) -> EpollTimeout {
+    /// Waits until something is to be done.
+    fn wait(&mut self, ready: &mut [EpollEvent]) -> Result<usize> {
+        let now_ns = monotonic_ns();
+        let needs = self.places.values().map(|place| place.station.need(now_ns));
+        let need = needs.max().unwrap_or(Need::Nothing);
+        let until_ns = self.patience.until_ns(need, now_ns);
+        self.listen(until_ns.is_none())?;
         let deadlines = self.places.values().filter_map(|place| place.station.deadline_ns());
-        let Some(next_ns) = deadlines.min() else {
-            return EpollTimeout::NONE;
-        };
-        let left_ms = next_ns.saturating_sub(monotonic_ns()).div_ceil(1_000_000);
-        // Deadlines are a few milliseconds away; should one not be, it is looked at again.
-        EpollTimeout::from(u8::try_from(left_ms).unwrap_or(u8::MAX))
+        let next_ns = deadlines.chain(until_ns).min();
+        let left_ns = next_ns.map(|next_ns| next_ns.saturating_sub(now_ns));
+        ended(watch::wait(&self.epoll, ready, left_ns))
+    }
+
+    /// Begins or ends to be woken by channels.
+    fn listen(&mut self, listening: bool) -> Result<()> {
+        if self.listening != listening {
+            let changed = self.epoll.modify(&self.channels.0, &mut channels_event(listening));
+            changed.map_err(unwatched)?;
+            self.listening = listening;
+        }
+        Ok(())
+    }
+
+    /// Serves the channels in which there is something.
+    fn hear(&mut self, now_ns: u64) -> Result<()> {
+        let mut ready = [EpollEvent::empty(); EVENTS_MAX];
+        let count = ended(self.channels.wait(&mut ready, EpollTimeout::ZERO))?;
+        for event in &ready[..count] {
+            let channel = event.events() != EpollFlags::EPOLLOUT;
+            self.serve(*event, Ready { channel, inbox: false }, now_ns);
+        }
+        if count < ready.len() {
+            self.patience.begin_anew();
+        }
+        Ok(())
     }
 
     fn obey(&mut self, now_ns: u64) {
@@ -175,12 +220,12 @@ impl Bridge {
 
     fn admit(&mut self, worker: WorkerId, slot: Slot, newcomer: Newcomer) -> Result<()> {
         let station = Station::new(worker, slot, newcomer)?;
-        let channel = EpollEvent::new(EpollFlags::EPOLLIN, token(worker, CHANNEL));
-        self.epoll.add(station.channel(), channel).map_err(unwatched)?;
+        let channel = EpollEvent::new(EpollFlags::EPOLLIN, token(worker));
+        self.channels.add(station.channel(), channel).map_err(unwatched)?;
         // Only what comes anew is told: most of the time something lies in the inbox that has to
         // wait for the worker.
         let news = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        let inbox = EpollEvent::new(news, token(worker, INBOX));
+        let inbox = EpollEvent::new(news, token(worker));
         self.epoll.add(station.inbox(), inbox).map_err(unwatched)?;
         self.places.insert(worker, Place { station, watched: Some(EpollFlags::EPOLLIN) });
         Ok(())
@@ -209,11 +254,10 @@ impl Bridge {
         station.answer(&self.lines, query, answer, socket, data);
     }
 
-    fn serve(&mut self, event: EpollEvent, now_ns: u64) {
-        let Ok(id) = u32::try_from(event.data() >> KIND_BITS) else { return };
-        let inbox = event.data() & ((1 << KIND_BITS) - 1) == INBOX;
-        let channel = !inbox && event.events() != EpollFlags::EPOLLOUT;
-        self.turn(WorkerId(id), Ready { channel, inbox }, now_ns);
+    fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {
+        if let Ok(id) = u32::try_from(event.data()) {
+            self.turn(WorkerId(id), ready, now_ns);
+        }
     }
 
     fn turn(&mut self, worker: WorkerId, ready: Ready, now_ns: u64) {
@@ -233,7 +277,7 @@ impl Bridge {
     /// Watches what is wanted, and closes what is over.
     fn settle(&mut self, now_ns: u64) {
         for (worker, place) in &mut self.places {
-            if let Err(error) = place.watch(&self.epoll, *worker) {
+            if let Err(error) = place.watch(&self.channels, *worker) {
                 // Without being watched it would be served by nobody.
                 place.station.fail(error.to_string());
             }
@@ -249,7 +293,7 @@ impl Bridge {
 }
 
 impl Place {
-    fn watch(&mut self, epoll: &Epoll, worker: WorkerId) -> Result<()> {
+    fn watch(&mut self, channels: &Epoll, worker: WorkerId) -> Result<()> {
         let mut flags = EpollFlags::empty();
         flags.set(EpollFlags::EPOLLIN, !self.station.is_held_up());
         flags.set(EpollFlags::EPOLLOUT, self.station.wants_to_write());
@@ -258,11 +302,11 @@ impl Place {
             return Ok(());
         }
         let channel = self.station.channel();
-        let mut event = EpollEvent::new(flags, token(worker, CHANNEL));
+        let mut event = EpollEvent::new(flags, token(worker));
         let changed = match (self.watched, wanted) {
-            (None, _) => epoll.add(channel, event),
-            (Some(_), Some(_)) => epoll.modify(channel, &mut event),
-            (Some(_), None) => epoll.delete(channel),
+            (None, _) => channels.add(channel, event),
+            (Some(_), Some(_)) => channels.modify(channel, &mut event),
+            (Some(_), None) => channels.delete(channel),
         };
         changed.map_err(unwatched)?;
         self.watched = wanted;
@@ -270,8 +314,27 @@ impl Place {
     }
 }
 
-fn token(worker: WorkerId, kind: u64) -> u64 {
-    u64::from(worker.0) << KIND_BITS | kind
+fn token(worker: WorkerId) -> u64 {
+    u64::from(worker.0)
+}
+
+fn new_set() -> Result<Epoll> {
+    Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+        .map_err(|errno| Error::system("create an epoll set for Node workers", errno))
+}
+
+fn channels_event(listening: bool) -> EpollEvent {
+    let flags = if listening { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+    EpollEvent::new(flags, CHANNELS)
+}
+
+/// How many events a wait has brought.
+fn ended(wait: nix::Result<usize>) -> Result<usize> {
+    match wait {
+        Ok(count) => Ok(count),
+        Err(Errno::EINTR) => Ok(0),
+        Err(errno) => Err(Error::system("wait for Node workers (epoll)", errno)),
+    }
 }
 
 fn unwatched(errno: Errno) -> Error {

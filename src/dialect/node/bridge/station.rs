@@ -16,6 +16,7 @@ use super::super::session::{Action, Answer, ConnectionId, Event, Passenger, Quer
 use super::hearing::Extent;
 use super::outbox::{Cargo, Left, Outbox};
 use super::parcel::{Parcel, Toll};
+use super::patience::Need;
 use super::protocol::{Lines, Newcomer, Notice};
 use super::{HOLD_NS, UNREAD_BYTES_MAX};
 use crate::board::{Statistic, WorkerBoard};
@@ -152,6 +153,21 @@ impl Station {
         let returns = !self.session.is_open() || self.session.resting_until_ns(now_ns).is_some();
         let gives = self.outbox.is_empty() && self.session.room(now_ns) > 0;
         self.inbox_ready && self.queue.is_empty() && (returns || gives)
+    }
+
+    /// What depends on what the worker writes.
+    pub(super) fn need(&self, now_ns: u64) -> Need {
+        let leaving = self.disconnecting || !self.session.is_open();
+        let waits = !self.queue.is_empty() || !self.outbox.is_empty() || self.session.is_delaying();
+        // For a place in the window, or for a credit of the data path's.
+        let none_left = self.inbox_ready && self.session.room(now_ns) == 0;
+        if self.held_up {
+            Need::Nothing
+        } else if leaving || waits || none_left || self.board.is_awaited() {
+            Need::Now
+        } else {
+            Need::of_unanswered(self.session.oldest_age_ns(now_ns))
+        }
     }
 
     /// When something is to be done even if nothing happens.
@@ -364,15 +380,15 @@ impl Station {
                 return false;
             }
         };
-        let records: Vec<Record> =
-            handoff::records(&payload[..bytes]).map(Iterator::collect).unwrap_or_default();
-        if records.is_empty() {
+        let records = handoff::records(&payload[..bytes]);
+        let count = records.as_ref().map_or(0, ExactSizeIterator::len);
+        if count == 0 {
             self.board.answer_probe();
             self.touched = true;
         }
         // The data path keeps descriptors free for what it may have to take back, which includes
         // all of this; if they were lost all the same, it is counted.
-        let lost = (records.len() - sockets.len().min(records.len())) as u64;
+        let lost = count.saturating_sub(sockets.len()) as u64;
         if lost > 0 {
             self.board.add(Statistic::Truncated, lost);
             self.board.add_claimed(lost, now_ns);
@@ -380,7 +396,7 @@ impl Station {
             self.touched = true;
         }
         self.queued_since_ns = now_ns;
-        for (socket, record) in sockets.into_iter().zip(records) {
+        for (socket, record) in sockets.into_iter().zip(records.into_iter().flatten()) {
             let connection = ConnectionId(self.held.insert(Held { socket, record }));
             self.queue.push_back(connection);
         }

@@ -189,7 +189,7 @@ impl Session {
         if busy || self.resting_until_ns(now_ns).is_some() {
             return 0;
         }
-        let age_ns = self.flights.front().map_or(0, |oldest| now_ns.saturating_sub(oldest.sent_ns));
+        let age_ns = self.oldest_age_ns(now_ns).unwrap_or(0);
         let room = self.window.width(age_ns).saturating_sub(self.flights.len());
         if !self.may_send_cover(CONNECTION_BYTES_MAX) {
             return 0;
@@ -207,6 +207,18 @@ impl Session {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.stage == Stage::Open
+    }
+
+    /// Something cannot be sent before the worker has said that it has received something else.
+    #[must_use]
+    pub fn is_delaying(&self) -> bool {
+        !self.delayed.is_empty()
+    }
+
+    /// How long ago the oldest connection was sent that the worker has not answered for.
+    #[must_use]
+    pub fn oldest_age_ns(&self, now_ns: u64) -> Option<u64> {
+        self.flights.front().map(|oldest| now_ns.saturating_sub(oldest.sent_ns))
     }
 
     /// Connections that the worker has not answered for.

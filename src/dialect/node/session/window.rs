@@ -4,11 +4,6 @@
 //! connections as its window is wide. One is what Node's own primary does; more saves the worker
 //! wake-ups. So the window grows while acknowledgements are fast, and one slow one closes it to 1.
 
-/// An acknowledgement within this time is fast.
-const FAST_NS: u64 = 1_000_000;
-/// One that takes longer than this is slow.
-const SLOW_NS: u64 = 5_000_000;
-
 /// How the window is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowRule {
@@ -28,6 +23,12 @@ impl Default for WindowRule {
 }
 
 impl WindowRule {
+    /// An acknowledgement within this time is fast. Whoever reads acknowledgements late makes
+    /// them slower by as much.
+    pub const FAST_NS: u64 = 1_000_000;
+    /// One that takes longer than this is slow.
+    pub const SLOW_NS: u64 = 5_000_000;
+
     /// Always so many, as far as that is sensible.
     #[must_use]
     pub fn fixed(count: u32) -> Self {
@@ -53,16 +54,17 @@ impl Window {
 
     /// How many may be unacknowledged, when the oldest of them was sent so long ago.
     pub(super) fn width(&self, oldest_age_ns: u64) -> usize {
-        let closed = matches!(self.rule, WindowRule::UpTo(_)) && oldest_age_ns > SLOW_NS;
+        let closed =
+            matches!(self.rule, WindowRule::UpTo(_)) && oldest_age_ns > WindowRule::SLOW_NS;
         usize::from(if closed { 1 } else { self.width })
     }
 
     /// A connection was taken after so long.
     pub(super) fn acknowledged(&mut self, took_ns: u64) {
         if let WindowRule::UpTo(most) = self.rule {
-            if took_ns <= FAST_NS {
+            if took_ns <= WindowRule::FAST_NS {
                 self.width = self.width.saturating_add(1).min(most.max(1));
-            } else if took_ns > SLOW_NS {
+            } else if took_ns > WindowRule::SLOW_NS {
                 self.width = 1;
             }
         }
@@ -79,6 +81,9 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const FAST_NS: u64 = WindowRule::FAST_NS;
+    const SLOW_NS: u64 = WindowRule::SLOW_NS;
 
     #[test]
     fn fast_answers_open_the_window_and_a_slow_one_closes_it() {

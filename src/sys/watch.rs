@@ -1,0 +1,60 @@
+//! Waiting at an epoll set for less than a millisecond, which `epoll_wait(2)` cannot.
+
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollEvent};
+
+/// Waits until something is ready, for at most so long if that is said, and tells how many events
+/// have been written.
+///
+/// # Errors
+/// EINTR when a signal came.
+pub fn wait(
+    set: &Epoll,
+    ready: &mut [EpollEvent],
+    at_most_ns: Option<u64>,
+) -> Result<usize, Errno> {
+    let most = libc::c_int::try_from(ready.len()).unwrap_or(libc::c_int::MAX);
+    let at_most = at_most_ns.map(|at_most_ns| libc::timespec {
+        tv_sec: (at_most_ns / 1_000_000_000).cast_signed(),
+        tv_nsec: (at_most_ns % 1_000_000_000).cast_signed(),
+    });
+    let at_most = at_most.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let no_signals = std::ptr::null::<libc::sigset_t>();
+    // SAFETY: `ready` has room for `most` events, of which it is a transparent wrapper, and the
+    // time, if there is one, lives during the call.
+    let count = unsafe {
+        libc::syscall(
+            libc::SYS_epoll_pwait2,
+            set.0.as_raw_fd(),
+            ready.as_mut_ptr().cast::<libc::epoll_event>(),
+            most,
+            at_most,
+            no_signals,
+            0_usize,
+        )
+    };
+    Ok(usize::try_from(Errno::result(count)?).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::epoll::{EpollCreateFlags, EpollFlags};
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+
+    #[test]
+    fn it_ends_with_an_event_or_with_the_time() {
+        let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("a set");
+        let bell = EventFd::new().expect("an eventfd");
+        set.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, 7)).expect("room for one");
+        let mut ready = [EpollEvent::empty(); 2];
+        assert_eq!(wait(&set, &mut ready, Some(1_000)), Ok(0));
+        bell.write(1).expect("room for one");
+        assert_eq!(wait(&set, &mut ready, None), Ok(1));
+        assert_eq!(ready[0].data(), 7);
+    }
+}
