@@ -161,7 +161,7 @@ pub(super) struct RunArguments {
 
     /// While at least three connections arrive in two such times, wait so long for more and hand
     /// over several at once: less CPU for each, for so much latency; up to 1ms
-    #[arg(long, value_name = "off|TIME", default_value = "50us", value_parser = coalescing)]
+    #[arg(long, value_name = "off|TIME", default_value = "75us", value_parser = coalescing)]
     pub(super) coalesce: Switch<Duration>,
 
     /// What the built-in worker does with connections

@@ -108,7 +108,7 @@ impl Default for Rules {
             credits_max: CREDITS_MAX,
             hang_after_ns: Some(100_000_000),
             slow_start_ns: 1_000_000_000,
-            coalesce_ns: Some(50_000),
+            coalesce_ns: Some(75_000),
         }
     }
 }
