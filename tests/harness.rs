@@ -4,11 +4,11 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use common::{BINARY, eventually, has_program, machine};
 
@@ -54,11 +54,9 @@ fn report(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
 }
 
-/// A file for results, in a folder of this test alone.
-fn file(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("clusterlb-harness-{}", mark(name)));
-    fs::create_dir_all(&folder).expect("a folder can be made");
-    folder.join(name)
+/// A folder of this test alone, which goes with it.
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder can be made")
 }
 
 fn cell<'a>(report: &'a Value, target: &str, load: &str) -> &'a Value {
@@ -69,7 +67,8 @@ fn cell<'a>(report: &'a Value, target: &str, load: &str) -> &'a Value {
 
 #[test]
 fn the_matrix_shows_who_gets_the_load() {
-    let (csv, page) = (file("matrix.csv"), file("matrix.html"));
+    let folder = folder();
+    let (csv, page) = (folder.path().join("table.csv"), folder.path().join("page.html"));
     let words = format!(
         "imbalance --quick --workers 4 --connections 200 --peer none --quiet --json --csv {} \
          --report {}",
@@ -160,7 +159,8 @@ fn real_node_is_counted_under_either_primary() {
 
 #[test]
 fn a_comparison_is_paired_and_complete() {
-    let (csv, page) = (file("bench.csv"), file("bench.html"));
+    let folder = folder();
+    let (csv, page) = (folder.path().join("table.csv"), folder.path().join("page.html"));
     let words = format!(
         "bench --workers 2 --duration 150ms --warmup 50ms --repeats 6 --rate 200 --connections 4 \
          --scenario heavy-50 --target none:reuseport --quiet --json --csv {} --report {}",
@@ -353,10 +353,10 @@ fn nonsense_is_refused_in_one_line() {
 
 #[test]
 fn a_server_that_is_not_installed_is_named_with_its_remedy() {
-    let empty = file("nothing");
+    let empty = folder();
     let output = Command::new(BINARY)
         .args(["bench", "--against", "nginx,node"])
-        .env("PATH", empty.parent().expect("a folder"))
+        .env("PATH", empty.path())
         .output()
         .expect("the command starts");
     let errors = String::from_utf8_lossy(&output.stderr);
