@@ -283,6 +283,8 @@ impl Drop for Ring {
     /// the background; an armed accept would keep the port busy until then.
     fn drop(&mut self) {
         self.deferred.clear();
+        // It may have been among them, and without one the waits below might not end.
+        self.alarm_ns = None;
         let _ = self.uring.0.submit();
         let everything = CancelBuilder::any();
         let timeout = Some(Timespec::from(Duration::from_millis(100)));
