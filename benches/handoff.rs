@@ -99,7 +99,8 @@ impl Bench {
             messages += 1;
         }
         while messages > 0 {
-            // Messages that have gone do not end a wait.
+            // Messages that have gone do not end a wait; a turn is over when they have, and their
+            // copies are closed.
             self.sending.turn(&mut self.events).expect("a ring");
             for event in self.events.drain(..) {
                 if let Event::MessageSent { mut message, outcome, .. } = event {

@@ -60,8 +60,10 @@ pub struct Ring {
     messages_out: Slab<(Key, Box<OutgoingMessage>)>,
     /// Entries that found the queue full, in the pieces that must stay together.
     deferred: VecDeque<Box<[squeue::Entry]>>,
-    /// Places of messages whose fate is not known.
-    unanswered: Vec<usize>,
+    /// Completions still to come until all messages have gone and their descriptors are closed.
+    steps: usize,
+    /// What completed while nobody wanted events.
+    early: Vec<Event>,
     /// Kept for its memory.
     chain: Vec<squeue::Entry>,
     in_kernel: u64,
@@ -98,7 +100,8 @@ impl Ring {
             sends: Slab::new(),
             messages_out: Slab::new(),
             deferred: VecDeque::new(),
-            unanswered: Vec::new(),
+            steps: 0,
+            early: Vec::new(),
             chain: Vec::new(),
             in_kernel: 0,
             alarm_ns: None,
@@ -162,9 +165,7 @@ impl Ring {
         if let Some(deadline_ns) = deadline_ns {
             self.set_alarm(deadline_ns);
         }
-        self.flush_deferred();
-        let entered = self.uring.0.submit_and_wait(1);
-        self.entered(events, entered)
+        self.enter(events, 1)
     }
 
     /// Hands everything prepared to the kernel and appends all completions to `events`, without
@@ -173,9 +174,27 @@ impl Ring {
     /// # Errors
     /// As [`Ring::wait`].
     pub fn turn(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        self.flush_deferred();
-        let entered = self.uring.0.submit();
-        self.entered(events, entered)
+        self.enter(events, 0)
+    }
+
+    /// Enters the kernel until all messages have gone with their descriptors closed, or have not
+    /// gone, and so many other things have completed. The kernel runs a step of a chain each time
+    /// that it looks for completions, so without being asked to wait for them it would leave most
+    /// closes to later entries; and a connection cannot end while a copy of it is open here.
+    fn enter(&mut self, events: &mut Vec<Event>, others: usize) -> Result<()> {
+        let mut others = if self.early.is_empty() { others } else { 0 };
+        events.append(&mut self.early);
+        loop {
+            self.flush_deferred();
+            // What the kernel has not been given cannot complete.
+            let steps = if self.deferred.is_empty() { self.steps } else { 0 };
+            let entered = self.uring.0.submit_and_wait(steps + others);
+            self.entered(events, entered)?;
+            others = 0;
+            if self.steps == 0 || !self.deferred.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     fn entered(&mut self, events: &mut Vec<Event>, entered: io::Result<usize>) -> Result<()> {
@@ -190,9 +209,16 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands everything prepared to the kernel without waiting.
+    /// Hands everything prepared to the kernel without waiting. Messages that it sends thereby have
+    /// gone when it returns, their descriptors are closed.
     pub fn submit(&mut self) {
         self.flush_deferred();
+        if self.steps > 0 {
+            let mut early = std::mem::take(&mut self.early);
+            let _ = self.enter(&mut early, 0);
+            self.early = early;
+            return;
+        }
         // A failure leaves the entries queued; the next wait reports what is wrong with the ring.
         let _ = self.uring.0.submit();
     }
@@ -258,7 +284,7 @@ impl Ring {
             // Completions that overflowed reach the queue only by entering the kernel again.
             let overflowed = self.uring.0.submission().cq_overflow();
             if !overflowed || events.len() == before || self.uring.0.submit().is_err() {
-                return self.collect_gone(events);
+                return;
             }
         }
     }
@@ -283,6 +309,8 @@ impl Drop for Ring {
     /// the background; an armed accept would keep the port busy until then.
     fn drop(&mut self) {
         self.deferred.clear();
+        // Those that were deferred will not come, and nobody waits for the others one by one.
+        self.steps = 0;
         // It may have been among them, and without one the waits below might not end.
         self.alarm_ns = None;
         let _ = self.uring.0.submit();
@@ -297,8 +325,8 @@ impl Drop for Ring {
             }
         }
         let nothing_left = matches!(&cancelled, Err(error) if errno_of(error) == Errno::ENOENT);
-        // Nobody knows whether the descriptors of an unanswered message are closed already.
-        if self.in_kernel > 0 && (!nothing_left || !self.unanswered.is_empty()) {
+        // Nobody knows whether the descriptors of a message without an answer are closed already.
+        if self.in_kernel > 0 && (!nothing_left || !self.messages_out.is_empty()) {
             // Memory that the kernel may still write to is given up rather than freed.
             std::mem::forget(std::mem::take(&mut self.sends));
             std::mem::forget(std::mem::take(&mut self.messages_out));
@@ -329,3 +357,6 @@ fn build(shape: RingShape) -> io::Result<IoUring> {
         _ => Err(error),
     })
 }
+
+#[cfg(test)]
+mod tests;

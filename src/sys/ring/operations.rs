@@ -27,13 +27,14 @@ pub(super) enum Operation {
     Close = 8,
     Alarm = 9,
     MoveAlarm = 10,
+    LastClose = 11,
 }
 
 impl Operation {
     /// Whether its completion has to come before the ring's memory can go. A close that succeeds
     /// has none, and of an alarm the kernel has copied the time.
     pub(super) fn is_awaited(self) -> bool {
-        !matches!(self, Self::Close | Self::Alarm | Self::MoveAlarm)
+        !matches!(self, Self::Close | Self::LastClose | Self::Alarm | Self::MoveAlarm)
     }
 }
 
@@ -65,6 +66,7 @@ impl Token {
             8 => Operation::Close,
             9 => Operation::Alarm,
             10 => Operation::MoveAlarm,
+            11 => Operation::LastClose,
             _ => return None,
         })
     }
@@ -140,9 +142,8 @@ impl Ring {
     }
 
     /// Sends `message` without waiting for room and closes its descriptors if it has gone, all in
-    /// one entry into the kernel. The message comes back with the next completions that are
-    /// collected; one that has gone does not end a wait, one that has not does, and brings its
-    /// descriptors back.
+    /// one entry into the kernel. The message comes back with the completions of that entry; one
+    /// that has gone does not end a wait, one that has not does, and brings its descriptors back.
     pub fn send_message(
         &mut self,
         key: Key,
@@ -153,49 +154,20 @@ impl Ring {
         let flags = u32::try_from(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
             .expect("message flags are small and positive");
         let send = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header).flags(flags).build();
-        let quiet = squeue::Flags::SKIP_SUCCESS;
-        let closes = message.raw_descriptors().map(|raw| {
-            let entry = opcode::Close::new(Fd(raw)).build().flags(quiet);
-            entry.user_data(Token::new(Operation::Close, Key::default()).0)
-        });
         let mut chain = std::mem::take(&mut self.chain);
-        chain.push(send.flags(quiet));
-        chain.extend(closes);
+        chain.push(send);
+        chain.extend(message.raw_descriptors().map(|raw| {
+            let close = opcode::Close::new(Fd(raw)).build().flags(squeue::Flags::SKIP_SUCCESS);
+            close.user_data(Token::new(Operation::Close, Key::default()).0)
+        }));
+        self.steps += steps_of(&message);
         let place = self.messages_out.insert((key, message));
         chain[0].set_user_data(Token::new(Operation::SendMessage, place_key(place)).0);
-        // A link that breaks cancels what comes after it: nothing is closed that did not go.
-        let last = chain.len() - 1;
-        for entry in &mut chain[..last] {
-            *entry = entry.clone().flags(squeue::Flags::IO_LINK);
-        }
+        link(&mut chain);
         self.in_kernel += 1;
-        self.unanswered.push(place);
         self.push_chain(&chain);
         chain.clear();
         self.chain = chain;
-    }
-
-    /// Messages that were handed to the kernel and have not come back with an error have gone:
-    /// they are sent without waiting, so the kernel has tried them when it has taken their
-    /// entries.
-    pub(super) fn collect_gone(&mut self, events: &mut Vec<Event>) {
-        if self.unanswered.is_empty() || !self.deferred.is_empty() {
-            return;
-        }
-        {
-            let mut queue = self.uring.0.submission();
-            queue.sync();
-            if !queue.is_empty() || queue.cq_overflow() {
-                return;
-            }
-        }
-        for place in std::mem::take(&mut self.unanswered) {
-            if let Some((key, mut message)) = self.messages_out.try_remove(place) {
-                self.in_kernel -= 1;
-                message.forget_descriptors();
-                events.push(Event::MessageSent { key, message, outcome: Ok(()) });
-            }
-        }
     }
 
     /// Receives messages with descriptors until cancelled, failed, or none may be received.
@@ -332,6 +304,30 @@ impl Ring {
     }
 }
 
+/// Links the send of a message and the closes of its descriptors. If the send fails, nothing is
+/// closed; a close that fails keeps no other from being done. The last of several closes reports.
+fn link(chain: &mut [squeue::Entry]) {
+    if let [_, _, .., last] = chain {
+        let token = Token::new(Operation::LastClose, Key::default()).0;
+        *last = last.clone().clear_flags().user_data(token);
+    }
+    let links = chain.len() - 1;
+    for (place, entry) in chain[..links].iter_mut().enumerate() {
+        let kind = match place {
+            0 => squeue::Flags::IO_LINK,
+            _ => squeue::Flags::IO_HARDLINK,
+        };
+        *entry = entry.clone().flags(kind);
+    }
+}
+
+/// Completions that say of a message that it has gone and its descriptors are closed. One with a
+/// single descriptor needs but one: when its send reports, the close is as good as done. One
+/// without any is waited for by nobody.
+fn steps_of(message: &OutgoingMessage) -> usize {
+    message.descriptors().min(2)
+}
+
 /// Turns a completion into an event; closes and stale tokens turn into nothing.
 pub(super) fn restore(
     ring: &mut Ring,
@@ -356,8 +352,16 @@ pub(super) fn restore(
         }
         Operation::SendMessage => {
             let place = key.index as usize;
-            ring.unanswered.retain(|other| *other != place);
-            let (key, message) = ring.messages_out.try_remove(place)?;
+            let (key, mut message) = ring.messages_out.try_remove(place)?;
+            match outcome {
+                Ok(_) => {
+                    ring.steps = ring.steps.saturating_sub(steps_of(&message).min(1));
+                    message.forget_descriptors();
+                }
+                // Its closes report that they were cancelled. That is one completion more than if
+                // it had gone, which is what ends a wait.
+                Err(_) => ring.steps = ring.steps.saturating_sub(steps_of(&message)),
+            }
             Event::MessageSent { key, message, outcome: outcome.map(drop) }
         }
         Operation::ReceiveMessage => {
@@ -368,6 +372,10 @@ pub(super) fn restore(
         Operation::Cancel => Event::Cancelled { key },
         Operation::Alarm => {
             ring.alarm_ns = None;
+            return None;
+        }
+        Operation::LastClose => {
+            ring.steps = ring.steps.saturating_sub((result != -libc::ECANCELED).into());
             return None;
         }
         // Only those that failed report: the descriptor or the alarm was gone already.
