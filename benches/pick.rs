@@ -2,15 +2,19 @@
 //! bookkeeping around it.
 //!
 //! Every stage is on, the relative one too. In the first group the loads do not change while it
-//! runs, so that it shows the cost of the search; the cases go from the best to the worst.
+//! runs, so that it shows the cost of the search; the cases go from the best to the worst. In the
+//! second the roster counts every choice; with `observed`, workers have five connections each and
+//! finish the oldest after every choice, which the roster is told: the loads change as in a run.
+//! With `one serves less`, not every worker serves every listener.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Duration;
 
 use clusterlb::id::{ListenerId, Slot};
 use clusterlb::schedule::{
-    Client, CreditRule, Limits, Order, Picker, Roster, Rules, Scheduler, SchedulerFactory,
-    Standing, WorkerLoad,
+    Client, CreditRule, Limits, Loads, Order, Picker, Roster, Rules, Sample, Scheduler,
+    SchedulerFactory, Standing, WorkerLoad,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -54,16 +58,29 @@ fn one_left(workers: usize) -> Vec<WorkerLoad> {
     loads
 }
 
+/// Nobody is at or below the average but one who may have nothing more: every pick goes all the way
+/// round, and then looks for the least loaded.
+fn fallback(workers: usize) -> Vec<WorkerLoad> {
+    let mut loads = vec![ready(9); workers];
+    loads[workers / 2] = WorkerLoad { credits: 0, ..ready(5) };
+    loads
+}
+
 /// A case: its name and how its loads are made.
 type Case = (&'static str, fn(usize) -> Vec<WorkerLoad>);
 
 fn pick(criterion: &mut Criterion) {
-    let cases: [Case; 4] =
-        [("even", even), ("uneven", uneven), ("every stage", every_stage), ("one left", one_left)];
+    let cases: [Case; 5] = [
+        ("even", even),
+        ("uneven", uneven),
+        ("every stage", every_stage),
+        ("one left", one_left),
+        ("fallback", fallback),
+    ];
     let mut group = criterion.benchmark_group("pick");
     for (name, make) in cases {
         for workers in SIZES {
-            let loads = make(workers);
+            let loads: Loads = make(workers).into_iter().collect();
             let limits = Limits { inflight_max: Some(INFLIGHT_MAX), ..Limits::default() };
             let mut picker = Picker::new(Order::Rotation, limits);
             group.bench_function(BenchmarkId::new(name, workers), |bencher| {
@@ -78,7 +95,7 @@ fn pick(criterion: &mut Criterion) {
 struct Foreign(Picker);
 
 impl Scheduler for Foreign {
-    fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot> {
+    fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot> {
         self.0.pick(loads, client)
     }
 }
@@ -92,12 +109,41 @@ fn roster(scheduler: Option<SchedulerFactory>, workers: usize) -> Roster {
         slow_start_ns: 0,
         ..Rules::default()
     };
-    let mut roster = Roster::new(rules, 1);
+    let mut roster = Roster::new(rules, 2);
     for slot in (0..).map(Slot).take(workers) {
         roster.attach(slot, 0);
         roster.join(slot, ListenerId(0));
+        roster.join(slot, ListenerId(1));
     }
     roster
+}
+
+/// A roster and what its workers say: after each choice the oldest connection is finished.
+struct Observed {
+    roster: Roster,
+    claimed: Vec<u64>,
+    /// Chosen and not looked at since.
+    chosen: VecDeque<Slot>,
+}
+
+impl Observed {
+    fn new(mut roster: Roster, workers: usize) -> Self {
+        let chosen: VecDeque<_> = (0..workers * 5)
+            .filter_map(|_| roster.pick(ListenerId(0), Client::default()))
+            .collect();
+        assert_eq!(chosen.len(), workers * 5, "nobody is ever out of credits");
+        Self { roster, claimed: vec![0; workers], chosen }
+    }
+
+    fn pick(&mut self) {
+        let chosen = self.roster.pick(black_box(ListenerId(0)), Client::default());
+        self.chosen.extend(chosen);
+        let Some(slot) = self.chosen.pop_front() else { return };
+        let claimed = &mut self.claimed[slot.index()];
+        *claimed += 1;
+        let sample = Sample { claimed: *claimed, finished: *claimed, ..Sample::default() };
+        self.roster.observe(slot, sample, 1);
+    }
 }
 
 fn pick_by_roster(criterion: &mut Criterion) {
@@ -111,6 +157,18 @@ fn pick_by_roster(criterion: &mut Criterion) {
                 bencher.iter(|| roster.pick(black_box(ListenerId(0)), Client::default()));
             });
         }
+    }
+    for workers in SIZES {
+        let mut observed = Observed::new(roster(None, workers), workers);
+        group.bench_function(BenchmarkId::new("observed", workers), |bencher| {
+            bencher.iter(|| observed.pick());
+        });
+        // One worker does not serve the other listener, so each listener sees a row of its own.
+        let mut apart = roster(None, workers);
+        apart.leave(Slot(0), ListenerId(1));
+        group.bench_function(BenchmarkId::new("one serves less", workers), |bencher| {
+            bencher.iter(|| apart.pick(black_box(ListenerId(0)), Client::default()));
+        });
     }
     group.finish();
 }

@@ -13,7 +13,9 @@ use std::time::Duration;
 use clusterlb::board::{PrimaryBoard, WorkerBoard};
 use clusterlb::id::{ListenerId, Slot};
 use clusterlb::primary::{Command, Lines, NewLink, Primary, Report, Totals};
-use clusterlb::schedule::{Client, CreditRule, Rules, Scheduler, SchedulerFactory, WorkerLoad};
+use clusterlb::schedule::{
+    Client, CreditRule, Loads, Rules, Scheduler, SchedulerFactory, WorkerLoad,
+};
 use clusterlb::sys::clock::monotonic_ns;
 use clusterlb::sys::fdpass;
 use clusterlb::sys::listener::{Listener, OpenOptions, open_shared};
@@ -38,7 +40,7 @@ const CREDITS: usize = 3;
 struct FirstOfAll;
 
 impl Scheduler for FirstOfAll {
-    fn pick(&mut self, loads: &[WorkerLoad], _: Client) -> Option<Slot> {
+    fn pick(&mut self, loads: &Loads, _: Client) -> Option<Slot> {
         let place = loads.iter().position(WorkerLoad::can_take)?;
         u16::try_from(place).ok().map(Slot)
     }
@@ -231,7 +233,7 @@ struct Careless {
 }
 
 impl Scheduler for Careless {
-    fn pick(&mut self, _: &[WorkerLoad], _: Client) -> Option<Slot> {
+    fn pick(&mut self, _: &Loads, _: Client) -> Option<Slot> {
         let slot = Slot(self.next);
         self.next = (self.next + 1) % 5;
         self.asked.send(slot).expect("the test listens");

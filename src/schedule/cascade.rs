@@ -6,7 +6,8 @@
 
 use serde::Serialize;
 
-use super::{Standing, WorkerLoad};
+use super::WorkerLoad;
+use super::loads::{Block, Loads, Normal};
 
 /// A worker that was at its hard limit is considered again at this share of it, in percent, so
 /// that it does not flap around the limit.
@@ -49,30 +50,17 @@ pub struct Skips {
     pub fallbacks: u64,
 }
 
-/// A stage that a worker did not pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    Dead,
-    Hung,
-    Draining,
-    Full,
-    AtLimit,
-    OutOfCredits,
-    AboveAverage,
-}
-
 impl Skips {
-    pub(super) fn count(&mut self, stage: Stage) {
-        let counter = match stage {
-            Stage::Dead => &mut self.dead,
-            Stage::Hung => &mut self.hung,
-            Stage::Draining => &mut self.draining,
-            Stage::Full => &mut self.full,
-            Stage::AtLimit => &mut self.at_limit,
-            Stage::OutOfCredits => &mut self.out_of_credits,
-            Stage::AboveAverage => &mut self.above_average,
-        };
-        *counter += 1;
+    /// Counts those of `seen` who were passed over, each at the stage that was the first to do it.
+    pub(super) fn count(&mut self, verdict: &Verdict, seen: u64) {
+        let ones = |stage: u64| u64::from((stage & seen).count_ones());
+        self.dead += ones(verdict.dead);
+        self.hung += ones(verdict.hung);
+        self.draining += ones(verdict.draining);
+        self.full += ones(verdict.full);
+        self.at_limit += ones(verdict.at_limit);
+        self.out_of_credits += ones(verdict.out_of_credits);
+        self.above_average += ones(verdict.above_average);
     }
 
     /// Adds another's counts.
@@ -88,33 +76,65 @@ impl Skips {
     }
 }
 
-/// The first absolute stage that a worker does not pass. `resting`: it was at its limit and has
-/// not come down far enough since.
+/// What became of the workers of a block: each is in exactly one of the sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    dead: u64,
+    hung: u64,
+    draining: u64,
+    full: u64,
+    pub(super) at_limit: u64,
+    out_of_credits: u64,
+    pub(super) above_average: u64,
+    pub(super) passing: u64,
+}
+
+/// Judges all workers of a block at once. `resting` were at their limit and have not come down far
+/// enough since; `share` is what the relative stage allows, none if there is no such stage.
 #[inline]
-pub(super) fn absolute(load: &WorkerLoad, limits: &Limits, resting: bool) -> Option<Stage> {
-    let limit = limits.inflight_max.unwrap_or(u32::MAX);
-    // Most can, and need not be asked one by one what is wrong with them.
-    if load.can_take() && load.in_flight < limit && !resting {
-        return None;
+pub(super) fn judge(
+    loads: &Loads,
+    block: usize,
+    limits: &Limits,
+    resting: u64,
+    share: Option<Share>,
+) -> Verdict {
+    let sets = &loads.blocks()[block];
+    let ready = sets.present & !(sets.dead | sets.hung | sets.draining | sets.full);
+    let at_limit = limits.inflight_max.map_or(0, |limit| at_limit(sets, limit, resting)) & ready;
+    let able = ready & !at_limit;
+    let out_of_credits = able & sets.spent;
+    let able = able & !out_of_credits;
+    let above_average = share.map_or(0, |share| {
+        let newcomers = able & sets.new;
+        let settled = able & !newcomers & sets.in_flight.above(share.whole);
+        settled | above_as_newcomers(loads.row_of(block), share, newcomers)
+    });
+    Verdict {
+        dead: sets.dead,
+        hung: sets.hung,
+        draining: sets.draining,
+        full: sets.full,
+        at_limit,
+        out_of_credits,
+        above_average,
+        passing: able & !above_average,
     }
-    match load.standing {
-        Standing::Dead => return Some(Stage::Dead),
-        _ if load.hung => return Some(Stage::Hung),
-        Standing::Draining => return Some(Stage::Draining),
-        Standing::Full => return Some(Stage::Full),
-        Standing::Ready => {}
+}
+
+fn at_limit(sets: &Block, limit: u32, resting: u64) -> u64 {
+    let reached = limit.checked_sub(1).map_or(u64::MAX, |most| sets.in_flight.above(most));
+    if resting & !reached == 0 {
+        return reached;
     }
-    if load.in_flight >= limit || (resting && load.in_flight > reentry(limit)) {
-        return Some(Stage::AtLimit);
-    }
-    (load.credits == 0).then_some(Stage::OutOfCredits)
+    reached | resting & sets.in_flight.above(reentry(limit))
 }
 
 /// At or below this many in flight, a worker that was at its limit is considered again. One
 /// finished connection is always enough.
 fn reentry(limit: u32) -> u32 {
     let share = u64::from(limit) * u64::from(REENTRY_PERCENT) / 100;
-    u32::try_from(share).unwrap_or(u32::MAX).max(1).min(limit - 1)
+    u32::try_from(share).unwrap_or(u32::MAX).max(1).min(limit.saturating_sub(1))
 }
 
 /// The most that a worker may have in flight to pass the relative stage.
@@ -126,22 +146,12 @@ pub(super) struct Share {
 }
 
 /// What the relative stage allows; none while there is nobody to compare with.
-pub(super) fn relative_limit(loads: &[WorkerLoad], factor: f32) -> Option<Share> {
-    let mut total: u64 = 0;
-    let mut count: u32 = 0;
-    // This is the part of a choice that looks at everybody, so it has no branch.
-    for load in loads {
-        // Whoever is stuck or new would only distort what is normal.
-        let there = matches!(load.standing, Standing::Ready | Standing::Full);
-        let normal = u32::from(there & !load.hung & (load.warmth_permille >= 1000));
-        total += u64::from(load.in_flight & normal.wrapping_neg());
-        count += normal;
-    }
-    if count == 0 {
+pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
+    if normal.workers == 0 {
         return None;
     }
     #[expect(clippy::cast_precision_loss, reason = "a ratio of counts needs no more")]
-    let average = total as f32 / count as f32;
+    let average = normal.in_flight as f32 / normal.workers as f32;
     let exact = (average * factor.max(1.0)).max(1.0);
     #[expect(
         clippy::cast_possible_truncation,
@@ -152,14 +162,17 @@ pub(super) fn relative_limit(loads: &[WorkerLoad], factor: f32) -> Option<Share>
     Some(Share { exact, whole })
 }
 
-/// Whether a worker is above what the average allows, less while it is new.
-#[inline]
-pub(super) fn above(load: &WorkerLoad, share: Share) -> bool {
-    if load.warmth_permille >= 1000 {
-        return load.in_flight > share.whole;
+/// Who of `newcomers` is above what the average allows somebody who has come so far.
+fn above_as_newcomers(row: &[WorkerLoad], share: Share, mut newcomers: u64) -> u64 {
+    let mut above = 0;
+    while newcomers != 0 {
+        let bit = newcomers.trailing_zeros();
+        let load = &row[bit as usize];
+        let warmth = f32::from(load.warmth_permille) / 1000.0;
+        #[expect(clippy::cast_precision_loss, reason = "a comparison of counts needs no more")]
+        let in_flight = load.in_flight as f32;
+        above |= u64::from(in_flight > (share.exact * warmth).max(1.0)) << bit;
+        newcomers &= newcomers - 1;
     }
-    let warmth = f32::from(load.warmth_permille) / 1000.0;
-    #[expect(clippy::cast_precision_loss, reason = "a comparison of counts needs no more")]
-    let in_flight = load.in_flight as f32;
-    in_flight > (share.exact * warmth).max(1.0)
+    above
 }

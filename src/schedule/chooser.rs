@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::cascade::Skips;
 use super::picker::Picker;
-use super::{Client, Scheduler, WorkerLoad};
+use super::{Client, Loads, Scheduler, WorkerLoad};
 use crate::id::{ListenerId, Slot};
 
 /// Makes a scheduler for each listener of a run, so that each listener can spread its connections
@@ -17,13 +17,15 @@ use crate::id::{ListenerId, Slot};
 ///
 /// ```
 /// use clusterlb::id::{ListenerId, Slot};
-/// use clusterlb::schedule::{Client, Roster, Rules, Scheduler, SchedulerFactory, WorkerLoad};
+/// use clusterlb::schedule::{
+///     Client, Loads, Roster, Rules, Scheduler, SchedulerFactory, WorkerLoad,
+/// };
 ///
 /// /// Everything to the first worker that takes it; the others are there for the rest.
 /// struct FirstOfAll;
 ///
 /// impl Scheduler for FirstOfAll {
-///     fn pick(&mut self, loads: &[WorkerLoad], _: Client) -> Option<Slot> {
+///     fn pick(&mut self, loads: &Loads, _: Client) -> Option<Slot> {
 ///         let place = loads.iter().position(WorkerLoad::can_take)?;
 ///         u16::try_from(place).ok().map(Slot)
 ///     }
@@ -83,7 +85,7 @@ impl fmt::Debug for Chooser {
 }
 
 impl Scheduler for Chooser {
-    fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot> {
+    fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot> {
         match self {
             Self::BuiltIn(picker) => picker.pick(loads, client),
             Self::Foreign(scheduler) => {
@@ -93,7 +95,7 @@ impl Scheduler for Chooser {
         }
     }
 
-    fn has_room(&self, loads: &[WorkerLoad]) -> bool {
+    fn has_room(&self, loads: &Loads) -> bool {
         match self {
             Self::BuiltIn(picker) => picker.has_room(loads),
             Self::Foreign(scheduler) => {

@@ -1,14 +1,15 @@
 //! Who gets the next connection. Pure: no descriptor, no clock, no I/O.
 //!
 //! A [`Scheduler`] sees a row of [`WorkerLoad`]s, one a slot, and names a slot or nobody. It never
-//! sees a socket. The [`Roster`] keeps the row true from what is assigned, delivered, claimed and
-//! finished; it is driven by the primary's data path and, with the same code, by the simulation in
-//! `tests/simulation.rs`.
+//! sees a socket. The [`Roster`] keeps the row ([`Loads`]) true from what is assigned, delivered,
+//! claimed and finished; it is driven by the primary's data path and, with the same code, by the
+//! simulation in `tests/simulation.rs`.
 
 mod cascade;
 mod chooser;
 mod coalescing;
 mod credits;
+mod loads;
 mod picker;
 mod roster;
 mod vigil;
@@ -17,6 +18,7 @@ pub use cascade::{Limits, Skips};
 pub use chooser::SchedulerFactory;
 pub use coalescing::Coalescing;
 pub use credits::{CREDITS_MAX, CreditRule};
+pub use loads::Loads;
 pub use picker::{Order, Picker};
 pub use roster::{Refusal, Roster, Rules, Sample};
 pub use vigil::{Finding, Vigil};
@@ -86,11 +88,11 @@ pub trait Scheduler: Send {
     ///
     /// Whoever is named and cannot take a connection ([`WorkerLoad::can_take`]) counts as nobody:
     /// the connection waits, and the question comes again when a worker has done something.
-    fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot>;
+    fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot>;
 
     /// Whether [`Scheduler::pick`] would name somebody. While it would not, nothing is accepted
     /// and clients wait in the kernel's backlog.
-    fn has_room(&self, loads: &[WorkerLoad]) -> bool {
+    fn has_room(&self, loads: &Loads) -> bool {
         loads.iter().any(WorkerLoad::can_take)
     }
 

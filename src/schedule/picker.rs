@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cascade::{Limits, Share, Skips, Stage, above, absolute, relative_limit};
-use super::{Client, Scheduler, WorkerLoad};
+use super::cascade::{Limits, Skips, judge, relative_limit};
+use super::loads::{BLOCK, Loads};
+use super::{Client, Scheduler};
 use crate::id::Slot;
 
 /// In which order those who pass the stages are preferred.
@@ -27,115 +28,132 @@ pub struct Picker {
     limits: Limits,
     /// Where the search for the next worker begins.
     cursor: usize,
-    /// Who was at the hard limit and has not come down far enough since.
-    resting: Vec<bool>,
+    /// What it knows of the workers besides their loads, sixty-four in one of them.
+    memory: Vec<Memory>,
     skips: Skips,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    /// Who was at the hard limit and has not come down far enough since.
+    resting: u64,
+    /// Who was above the average when last looked at and passes all other stages.
+    above_average: u64,
+}
+
+/// The first of all that were offered with the lowest rank.
+#[derive(Debug, Default)]
+struct Lowest(Option<(u64, usize)>);
+
+impl Lowest {
+    fn offer(&mut self, rank: u64, place: usize) {
+        if self.0.is_none_or(|(lowest, _)| rank < lowest) {
+            self.0 = Some((rank, place));
+        }
+    }
+
+    /// Offers these workers of a block by what they have in flight.
+    fn offer_loads(&mut self, loads: &Loads, block: usize, workers: u64) {
+        if let Some(place) = first_of(block, loads.blocks()[block].in_flight.lowest(workers)) {
+            self.offer(loads[place].in_flight.into(), place);
+        }
+    }
+
+    /// Offers these workers of a block by how much a client prefers them.
+    fn offer_homes(&mut self, client: Client, block: usize, mut workers: u64) {
+        while let Some(place) = first_of(block, workers) {
+            self.offer(weight(client, place), place);
+            workers &= workers - 1;
+        }
+    }
+
+    fn place(&self) -> Option<usize> {
+        self.0.map(|(_, place)| place)
+    }
+}
+
+/// The place of the first of these workers of a block.
+fn first_of(block: usize, workers: u64) -> Option<usize> {
+    (workers != 0).then(|| block * BLOCK + workers.trailing_zeros() as usize)
 }
 
 impl Picker {
     /// A policy that begins at slot 0.
     #[must_use]
     pub fn new(order: Order, limits: Limits) -> Self {
-        Self { order, limits, cursor: 0, resting: Vec::new(), skips: Skips::default() }
+        Self { order, limits, cursor: 0, memory: Vec::new(), skips: Skips::default() }
     }
 
-    /// Places from the cursor on, all the way round.
-    fn places(&self, count: usize) -> impl Iterator<Item = usize> + use<> {
-        // The cursor may lie past the end after the row has shrunk.
-        let start = self.cursor.min(count);
-        (start..count).chain(0..start)
-    }
-
-    fn passes(&mut self, load: &WorkerLoad, place: usize) -> bool {
-        let stage = absolute(load, &self.limits, self.resting[place]);
-        let rests = stage == Some(Stage::AtLimit);
-        if self.resting[place] != rests {
-            self.resting[place] = rests;
-        }
-        match stage {
-            Some(stage) => self.skips.count(stage),
-            None => return true,
-        }
-        false
-    }
-
-    fn is_above(&mut self, load: &WorkerLoad, share: Option<Share>) -> bool {
-        let above = share.is_some_and(|share| above(load, share));
-        if above {
-            self.skips.count(Stage::AboveAverage);
-        }
-        above
-    }
-
-    /// The first in the rotation who passes every stage.
-    fn first(&mut self, loads: &[WorkerLoad], share: Option<Share>) -> Option<usize> {
-        let (mut above_average, mut fallback, mut least) = (0, None, u32::MAX);
-        let found = self.places(loads.len()).find(|place| {
-            let load = &loads[*place];
-            if !self.passes(load, *place) {
-                return false;
+    /// The best of those who pass every stage.
+    fn best(&mut self, loads: &Loads, client: Client) -> Option<usize> {
+        let share = match self.order {
+            Order::Least => None,
+            _ => self.limits.overload_factor.and_then(|one| relative_limit(loads.normal(), one)),
+        };
+        let mut best = Lowest::default();
+        // The first block comes again when everybody else has been looked at.
+        let mut first = None;
+        for (block, span) in loads.spans(self.cursor) {
+            let memory = &mut self.memory[block];
+            let verdict = match first {
+                Some((place, verdict)) if place == block => verdict,
+                _ => judge(loads, block, &self.limits, memory.resting, share),
+            };
+            first.get_or_insert((block, verdict));
+            let passing = verdict.passing & span;
+            let seen = match self.order {
+                // A rotation looks at nobody behind the one that it takes.
+                Order::Rotation => span & (passing ^ passing.wrapping_sub(1)),
+                _ => span,
+            };
+            memory.resting = memory.resting & !seen | verdict.at_limit & seen;
+            memory.above_average = verdict.above_average;
+            if seen & !passing != 0 {
+                self.skips.count(&verdict, seen);
             }
-            if !share.is_some_and(|share| above(load, share)) {
-                return true;
-            }
-            above_average += 1;
-            // Ties follow the cursor: only somebody with less takes the place of an earlier one.
-            if fallback.is_none() || load.in_flight < least {
-                (fallback, least) = (Some(*place), load.in_flight);
-            }
-            false
-        });
-        self.skips.above_average += above_average;
-        self.skips.fallbacks += u64::from(found.is_none() && fallback.is_some());
-        found.or(fallback)
-    }
-
-    /// The best by `rank` who passes every stage; among the overloaded, the least in flight.
-    fn best<R: Ord>(
-        &mut self,
-        loads: &[WorkerLoad],
-        share: Option<Share>,
-        rank: impl Fn(usize) -> R,
-    ) -> Option<usize> {
-        let mut best: Option<(bool, R, usize)> = None;
-        for place in self.places(loads.len()) {
-            if !self.passes(&loads[place], place) {
-                continue;
-            }
-            let candidate = (self.is_above(&loads[place], share), rank(place), place);
-            let better = best.as_ref().is_none_or(|(above, rank, place)| match *above {
-                true if candidate.0 => loads[candidate.2].in_flight < loads[*place].in_flight,
-                above => (candidate.0, &candidate.1) < (above, rank),
-            });
-            if better {
-                best = Some(candidate);
+            match self.order {
+                Order::Rotation if passing != 0 => return first_of(block, passing),
+                Order::Rotation => {}
+                Order::Least => best.offer_loads(loads, block, passing),
+                Order::Sticky => best.offer_homes(client, block, passing),
             }
         }
-        let (above, _, place) = best?;
-        self.skips.fallbacks += u64::from(above);
-        Some(place)
+        best.place()
+    }
+
+    /// The least in flight of those who would have passed but for the average. Ties follow the
+    /// cursor.
+    fn least_above(&mut self, loads: &Loads) -> Option<usize> {
+        let mut least = Lowest::default();
+        for (block, span) in loads.spans(self.cursor) {
+            least.offer_loads(loads, block, self.memory[block].above_average & span);
+        }
+        self.skips.fallbacks += u64::from(least.place().is_some());
+        least.place()
+    }
+
+    /// Fits what is remembered to the row, which may have become shorter, too.
+    fn fit(&mut self, workers: usize) {
+        self.memory.resize(workers.div_ceil(BLOCK), Memory::default());
+        if let (Some(last), left @ 1..) = (self.memory.last_mut(), workers % BLOCK) {
+            last.resting &= !(u64::MAX << left);
+        }
     }
 }
 
 impl Scheduler for Picker {
-    fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<Slot> {
-        self.resting.resize(loads.len(), false);
-        let share = self.limits.overload_factor.and_then(|factor| relative_limit(loads, factor));
-        let place = match self.order {
-            Order::Rotation => self.first(loads, share),
-            Order::Least => self.best(loads, None, |place| loads[place].in_flight),
-            Order::Sticky => self.best(loads, share, |place| weight(client, place)),
-        }?;
-        self.cursor = (place + 1) % loads.len();
+    fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot> {
+        self.fit(loads.len());
+        let place = self.best(loads, client).or_else(|| self.least_above(loads))?;
+        self.cursor = if place + 1 < loads.len() { place + 1 } else { 0 };
         u16::try_from(place).ok().map(Slot)
     }
 
-    fn has_room(&self, loads: &[WorkerLoad]) -> bool {
-        let resting = |place| self.resting.get(place).copied().unwrap_or(false);
-        loads
-            .iter()
-            .enumerate()
-            .any(|(place, load)| absolute(load, &self.limits, resting(place)).is_none())
+    fn has_room(&self, loads: &Loads) -> bool {
+        loads.spans(0).any(|(block, places)| {
+            let resting = self.memory.get(block).map_or(0, |memory| memory.resting);
+            judge(loads, block, &self.limits, resting, None).passing & places != 0
+        })
     }
 
     fn wants_client(&self) -> bool {

@@ -7,6 +7,7 @@
 use super::cascade::{Limits, Skips};
 use super::chooser::{Chooser, SchedulerFactory};
 use super::credits::{CREDITS_MAX, CreditRule, Credits};
+use super::loads::Loads;
 use super::picker::{Order, Picker};
 use super::{Client, Scheduler, Standing, WorkerLoad};
 use crate::id::{ListenerId, Slot};
@@ -79,9 +80,9 @@ struct Seat {
 pub struct Roster {
     rules: Rules,
     seats: Vec<Option<Seat>>,
-    loads: Vec<WorkerLoad>,
+    loads: Loads,
     /// The loads as one listener sees them, when not every worker serves every listener.
-    masked: Vec<WorkerLoad>,
+    masked: Loads,
     uniform: bool,
     lanes: Vec<Option<Lane>>,
     /// Of listeners that are gone.
@@ -131,8 +132,8 @@ impl Roster {
         let mut roster = Self {
             rules,
             seats: Vec::new(),
-            loads: Vec::new(),
-            masked: Vec::new(),
+            loads: Loads::default(),
+            masked: Loads::default(),
             uniform: true,
             lanes: Vec::new(),
             skips_before: Skips::default(),
@@ -178,7 +179,7 @@ impl Roster {
     #[must_use]
     pub fn is_served(&self, listener: ListenerId) -> bool {
         let Some(place) = self.lane_of(listener) else { return false };
-        self.seats.iter().zip(&self.loads).any(|(seat, load)| {
+        self.seats.iter().zip(&*self.loads).any(|(seat, load)| {
             let joined = matches!(seat, Some(seat) if seat.joined & (1 << place) != 0);
             joined && matches!(load.standing, Standing::Ready | Standing::Full)
         })
@@ -189,7 +190,7 @@ impl Roster {
         let place = slot.index();
         if place >= self.seats.len() {
             self.seats.resize_with(place + 1, || None);
-            self.loads.resize(place + 1, WorkerLoad::default());
+            self.loads.extend_to(place + 1);
         }
         self.seats[place] = Some(Seat {
             joined: 0,
@@ -202,7 +203,8 @@ impl Roster {
             stalled: false,
             sample: Sample::default(),
         });
-        self.loads[place] = WorkerLoad { standing: Standing::Ready, ..WorkerLoad::default() };
+        let came = WorkerLoad { standing: Standing::Ready, ..WorkerLoad::default() };
+        self.loads.set(place, came);
         self.note_uniformity();
         self.observe(slot, Sample::default(), now_ns);
     }
@@ -234,29 +236,24 @@ impl Roster {
 
     /// The worker leaves: nothing more for it.
     pub fn retire(&mut self, slot: Slot) {
-        if let Some(load) = self.loads.get_mut(slot.index()) {
-            load.standing = Standing::Draining;
-        }
+        self.loads.change(slot.index(), |load| load.standing = Standing::Draining);
     }
 
     /// The worker is gone.
     pub fn vacate(&mut self, slot: Slot) {
         self.seats[slot.index()] = None;
-        self.loads[slot.index()] = WorkerLoad::default();
+        self.loads.set(slot.index(), WorkerLoad::default());
         self.note_uniformity();
     }
 
     /// The worker's process has ended, but its seat is still being cleared.
     pub fn bury(&mut self, slot: Slot) {
-        if let Some(load) = self.loads.get_mut(slot.index()) {
-            load.standing = Standing::Dead;
-        }
+        self.loads.change(slot.index(), |load| load.standing = Standing::Dead);
     }
 
     /// Takes note of a worker's counters.
     pub fn observe(&mut self, slot: Slot, sample: Sample, now_ns: u64) {
         let Some(Some(seat)) = self.seats.get_mut(slot.index()) else { return };
-        let load = &mut self.loads[slot.index()];
         // Counts of another process: cut to what is possible.
         let given = seat.assigned - seat.returned;
         seat.sample = sample;
@@ -272,10 +269,13 @@ impl Roster {
             }
             _ => false,
         };
-        load.hung = seat.suspected || seat.stalled || stuck;
-        load.in_flight = narrow(given - finished);
-        load.credits = seat.credits.left(narrow(given - claimed));
-        load.warmth_permille = warmth(now_ns.saturating_sub(seat.came_ns), &self.rules);
+        let warmth_permille = warmth(now_ns.saturating_sub(seat.came_ns), &self.rules);
+        self.loads.change(slot.index(), |load| {
+            load.hung = seat.suspected || seat.stalled || stuck;
+            load.in_flight = narrow(given - finished);
+            load.credits = seat.credits.left(narrow(given - claimed));
+            load.warmth_permille = warmth_permille;
+        });
     }
 
     /// Who shall have the next connection of a listener. The choice is counted at once.
@@ -285,9 +285,10 @@ impl Roster {
         let slot = self.lanes[lane].as_mut()?.chooser.pick(loads, client)?;
         let seat = self.seats[slot.index()].as_mut()?;
         seat.assigned += 1;
-        let load = &mut self.loads[slot.index()];
-        load.in_flight += 1;
-        load.credits = load.credits.saturating_sub(1);
+        self.loads.change(slot.index(), |load| {
+            load.in_flight += 1;
+            load.credits = load.credits.saturating_sub(1);
+        });
         Some(slot)
     }
 
@@ -318,25 +319,25 @@ impl Roster {
         if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
             seat.credits.undo(count);
         }
-        let Some(load) = self.loads.get_mut(slot.index()) else { return false };
-        let was_ready = load.standing == Standing::Ready;
-        match refusal {
+        let Some(standing) = self.loads.get(slot.index()).map(|load| load.standing) else {
+            return false;
+        };
+        let was_ready = standing == Standing::Ready;
+        self.loads.change(slot.index(), |load| match refusal {
             Refusal::Full if was_ready => load.standing = Standing::Full,
-            Refusal::Closed if load.standing != Standing::Dead => {
-                load.standing = Standing::Draining;
-            }
+            Refusal::Closed if standing != Standing::Dead => load.standing = Standing::Draining,
             _ => {}
-        }
+        });
         was_ready && refusal == Refusal::Full
     }
 
     /// The channel has room again.
     pub fn has_room_again(&mut self, slot: Slot) {
-        if let Some(load) = self.loads.get_mut(slot.index())
-            && load.standing == Standing::Full
-        {
-            load.standing = Standing::Ready;
-        }
+        self.loads.change(slot.index(), |load| {
+            if load.standing == Standing::Full {
+                load.standing = Standing::Ready;
+            }
+        });
     }
 
     /// Connections were taken out of the worker's channel again.
@@ -358,8 +359,10 @@ impl Roster {
     fn give_back(&mut self, slot: Slot, count: u32) {
         if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
             seat.returned += u64::from(count);
-            let load = &mut self.loads[slot.index()];
-            load.in_flight = load.in_flight.saturating_sub(count);
+            let give_back = |load: &mut WorkerLoad| {
+                load.in_flight = load.in_flight.saturating_sub(count);
+            };
+            self.loads.change(slot.index(), give_back);
         }
     }
 
@@ -369,18 +372,17 @@ impl Roster {
         let hang_after_ns = self.rules.hang_after_ns?;
         for (place, seat) in self.seats.iter_mut().enumerate() {
             let Some(seat) = seat else { continue };
-            let load = &mut self.loads[place];
             let late = seat
                 .credits
                 .oldest_ns()
                 .is_some_and(|oldest| now_ns.saturating_sub(oldest) > hang_after_ns);
             // One that leaves will not answer and gets nothing more anyway, but what it does not
             // take belongs to others just the same.
-            let alive = !matches!(load.standing, Standing::Dead);
+            let alive = self.loads[place].standing != Standing::Dead;
             if late && alive && !seat.suspected {
                 seat.suspected = true;
                 seat.probes += 1;
-                load.hung = true;
+                self.loads.change(place, |load| load.hung = true);
                 return u16::try_from(place).ok().map(Slot);
             }
         }
@@ -392,7 +394,7 @@ impl Roster {
         if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
             seat.suspected = false;
             seat.probes -= 1;
-            self.loads[slot.index()].hung = false;
+            self.loads.change(slot.index(), |load| load.hung = false);
         }
     }
 
@@ -408,7 +410,8 @@ impl Roster {
     pub fn set_stalled(&mut self, slot: Slot, stalled: bool) {
         if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
             seat.stalled = stalled;
-            self.loads[slot.index()].hung = seat.suspected || stalled;
+            let hung = seat.suspected || stalled;
+            self.loads.change(slot.index(), |load| load.hung = hung);
         }
     }
 
@@ -416,7 +419,7 @@ impl Roster {
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let hang_after_ns = self.rules.hang_after_ns?;
-        let pairs = self.seats.iter().zip(&self.loads);
+        let pairs = self.seats.iter().zip(&*self.loads);
         let watched = pairs.filter_map(|(seat, load)| {
             let seat = seat.as_ref().filter(|seat| !seat.suspected)?;
             (load.standing != Standing::Dead).then(|| seat.credits.oldest_ns()).flatten()
@@ -427,7 +430,7 @@ impl Roster {
 
     /// The row of loads, one a slot.
     #[must_use]
-    pub fn loads(&self) -> &[WorkerLoad] {
+    pub fn loads(&self) -> &Loads {
         &self.loads
     }
 
@@ -452,13 +455,12 @@ impl Roster {
         if self.uniform {
             return Some(place);
         }
-        self.masked.clear();
-        let bit = 1 << place;
-        let pairs = self.seats.iter().zip(&self.loads);
-        self.masked.extend(pairs.map(|(seat, load)| match seat {
-            Some(seat) if seat.joined & bit != 0 => *load,
-            _ => WorkerLoad::default(),
-        }));
+        self.masked.clone_from(&self.loads);
+        for (slot, seat) in self.seats.iter().enumerate() {
+            if !matches!(seat, Some(seat) if seat.joined & 1 << place != 0) {
+                self.masked.set(slot, WorkerLoad::default());
+            }
+        }
         Some(place)
     }
 }

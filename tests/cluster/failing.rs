@@ -8,7 +8,7 @@ use std::task::Context;
 use std::thread;
 use std::time::Duration;
 
-use clusterlb::schedule::{Client, Scheduler, SchedulerFactory, WorkerLoad};
+use clusterlb::schedule::{Client, Loads, Scheduler, SchedulerFactory};
 use clusterlb::{Cluster, Completion, Ending, Event, Events};
 use futures_core::Stream as _;
 
@@ -103,7 +103,7 @@ fn a_fork_that_is_under_way_hears_of_the_panic() {
 struct Panicking;
 
 impl Scheduler for Panicking {
-    fn pick(&mut self, _: &[WorkerLoad], _: Client) -> Option<clusterlb::id::Slot> {
+    fn pick(&mut self, _: &Loads, _: Client) -> Option<clusterlb::id::Slot> {
         panic!("a scheduler panics {ON_PURPOSE}");
     }
 }

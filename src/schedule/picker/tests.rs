@@ -2,8 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::super::{CREDITS_MAX, Standing};
+use super::super::{CREDITS_MAX, Standing, WorkerLoad};
 use super::*;
+
+mod model;
+
+use model::Model;
 
 const EVERYBODY: Client = Client(0);
 
@@ -45,15 +49,24 @@ fn can(load: &WorkerLoad, limits: &Limits) -> bool {
         && limits.inflight_max.is_none_or(|limit| load.in_flight < limit)
 }
 
+fn row(loads: &[WorkerLoad]) -> Loads {
+    loads.iter().copied().collect()
+}
+
+fn pick(picker: &mut Picker, loads: &[WorkerLoad], client: Client) -> Option<Slot> {
+    picker.pick(&row(loads), client)
+}
+
 fn picks(picker: &mut Picker, loads: &[WorkerLoad], count: usize) -> Vec<u16> {
-    (0..count).filter_map(|_| picker.pick(loads, EVERYBODY)).map(|slot| slot.0).collect()
+    let loads = row(loads);
+    (0..count).filter_map(|_| picker.pick(&loads, EVERYBODY)).map(|slot| slot.0).collect()
 }
 
 #[test]
 fn nobody_means_none() {
     let mut picker = Picker::new(Order::Rotation, Limits::default());
-    assert_eq!(picker.pick(&[], EVERYBODY), None);
-    assert_eq!(picker.pick(&[WorkerLoad::default(); 3], EVERYBODY), None);
+    assert_eq!(pick(&mut picker, &[], EVERYBODY), None);
+    assert_eq!(pick(&mut picker, &[WorkerLoad::default(); 3], EVERYBODY), None);
 }
 
 #[test]
@@ -77,7 +90,7 @@ fn each_stage_counts_whom_it_passed_over() {
         WorkerLoad::ready(4),
         ready,
     ];
-    assert_eq!(picker.pick(&loads, EVERYBODY), Some(Slot(7)));
+    assert_eq!(pick(&mut picker, &loads, EVERYBODY), Some(Slot(7)));
     let expected = Skips {
         dead: 1,
         hung: 1,
@@ -102,11 +115,11 @@ fn one_connection_is_never_above_the_average() {
 fn a_worker_at_its_limit_comes_back_a_little_below_it() {
     let limits = Limits { inflight_max: Some(100), overload_factor: None };
     let mut picker = Picker::new(Order::Rotation, limits);
-    assert_eq!(picker.pick(&[WorkerLoad::ready(100)], EVERYBODY), None);
-    assert_eq!(picker.pick(&[WorkerLoad::ready(95)], EVERYBODY), None);
-    assert!(!picker.has_room(&[WorkerLoad::ready(95)]));
-    assert_eq!(picker.pick(&[WorkerLoad::ready(90)], EVERYBODY), Some(Slot(0)));
-    assert_eq!(picker.pick(&[WorkerLoad::ready(95)], EVERYBODY), Some(Slot(0)));
+    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(100)], EVERYBODY), None);
+    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(95)], EVERYBODY), None);
+    assert!(!picker.has_room(&row(&[WorkerLoad::ready(95)])));
+    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(90)], EVERYBODY), Some(Slot(0)));
+    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(95)], EVERYBODY), Some(Slot(0)));
 }
 
 #[test]
@@ -114,8 +127,8 @@ fn a_small_limit_is_left_with_the_first_connection_that_ends() {
     for limit in 1..10 {
         let limits = Limits { inflight_max: Some(limit), overload_factor: None };
         let mut picker = Picker::new(Order::Rotation, limits);
-        assert_eq!(picker.pick(&[WorkerLoad::ready(limit)], EVERYBODY), None);
-        assert_eq!(picker.pick(&[WorkerLoad::ready(limit - 1)], EVERYBODY), Some(Slot(0)));
+        assert_eq!(pick(&mut picker, &[WorkerLoad::ready(limit)], EVERYBODY), None);
+        assert_eq!(pick(&mut picker, &[WorkerLoad::ready(limit - 1)], EVERYBODY), Some(Slot(0)));
     }
 }
 
@@ -135,10 +148,10 @@ fn a_client_stays_with_its_worker_and_only_the_clients_of_a_lost_one_move() {
     without_three[3] = WorkerLoad::default();
     let mut homes = [0; 8];
     for client in (0..1000).map(Client) {
-        let home = picker.pick(&loads, client).expect("everybody is ready");
-        assert_eq!(picker.pick(&loads, client), Some(home));
+        let home = pick(&mut picker, &loads, client).expect("everybody is ready");
+        assert_eq!(pick(&mut picker, &loads, client), Some(home));
         homes[home.index()] += 1;
-        let other = picker.pick(&without_three, client).expect("seven are ready");
+        let other = pick(&mut picker, &without_three, client).expect("seven are ready");
         assert!(home == other || home == Slot(3));
     }
     assert!(homes.iter().all(|count| (80..180).contains(count)), "{homes:?}");
@@ -149,10 +162,82 @@ fn an_overloaded_home_sends_its_client_to_the_next() {
     let mut picker = Picker::new(Order::Sticky, Limits::default());
     let mut loads = [WorkerLoad::ready(1); 4];
     let client = Client(7);
-    let home = picker.pick(&loads, client).expect("everybody is ready");
+    let home = pick(&mut picker, &loads, client).expect("everybody is ready");
     loads[home.index()].in_flight = 50;
-    let next = picker.pick(&loads, client).expect("three are not overloaded");
+    let next = pick(&mut picker, &loads, client).expect("three are not overloaded");
     assert_ne!(next, home);
+}
+
+/// What happens to a row between two choices.
+#[derive(Clone, Debug)]
+enum Change {
+    /// Somebody's load becomes another.
+    Load(prop::sample::Index, WorkerLoad),
+    /// Whoever was chosen last has done with so many.
+    Finish(u32),
+    /// The row becomes shorter or longer.
+    Length(usize),
+    Nothing,
+}
+
+fn any_changed_load() -> impl Strategy<Value = Change> {
+    let pair = (any::<prop::sample::Index>(), any_load());
+    pair.prop_map(|(place, load)| Change::Load(place, load))
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => any_changed_load(),
+        4 => (0u32..4).prop_map(Change::Finish),
+        1 => (0usize..200).prop_map(Change::Length),
+        8 => Just(Change::Nothing),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn sets_of_workers_come_to_the_same_as_one_after_the_other(
+        mut loads in prop::collection::vec(any_load(), 0..200),
+        limits in any_limits(),
+        order in any_order(),
+        steps in prop::collection::vec((any::<u64>(), any_change()), 1..60),
+    ) {
+        let (mut picker, mut model) = (Picker::new(order, limits), Model::new(order, limits));
+        let mut sets = row(&loads);
+        let mut last = None;
+        for (client, change) in steps {
+            match change {
+                Change::Load(place, load) if !loads.is_empty() => {
+                    let place = place.index(loads.len());
+                    loads[place] = load;
+                }
+                Change::Finish(count) => {
+                    let busy = last.and_then(|place: usize| loads.get_mut(place));
+                    if let Some(load) = busy {
+                        load.in_flight = load.in_flight.saturating_sub(count);
+                    }
+                }
+                Change::Length(count) => {
+                    loads.resize(count, WorkerLoad::ready(1));
+                    sets = row(&loads);
+                }
+                _ => {}
+            }
+            loads.iter().enumerate().for_each(|(place, load)| sets.set(place, *load));
+            prop_assert_eq!(&*sets, &*loads);
+            prop_assert_eq!(picker.has_room(&sets), model.has_room(&loads));
+            last = model.pick(&loads, Client(client));
+            let slot = picker.pick(&sets, Client(client));
+            prop_assert_eq!(slot.map(Slot::index), last);
+            prop_assert_eq!(picker.skips(), model.skips);
+            if let Some(load) = last.map(|place| &mut loads[place]) {
+                load.in_flight += 1;
+                load.credits -= 1;
+            }
+        }
+    }
 }
 
 proptest! {
@@ -166,8 +251,9 @@ proptest! {
         let mut picker = Picker::new(order, limits);
         for client in clients {
             // Nobody rests in a fresh picker, and these loads do not change.
-            prop_assert_eq!(picker.has_room(&loads), loads.iter().any(|load| can(load, &limits)));
-            match picker.pick(&loads, Client(client)) {
+            let somebody = loads.iter().any(|load| can(load, &limits));
+            prop_assert_eq!(picker.has_room(&row(&loads)), somebody);
+            match pick(&mut picker, &loads, Client(client)) {
                 Some(slot) => prop_assert!(can(&loads[slot.index()], &limits)),
                 None => prop_assert!(!loads.iter().any(|load| can(load, &limits))),
             }
@@ -182,11 +268,12 @@ proptest! {
     ) {
         let loads: Vec<_> = in_flight.iter().map(|count| WorkerLoad::ready(*count)).collect();
         let limits = Limits { inflight_max: None, overload_factor: Some(factor) };
-        let limit = relative_limit(&loads, factor).expect("everybody is ready");
+        let share = model::share(&loads, factor).expect("everybody is ready");
         for order in [Order::Rotation, Order::Sticky] {
-            let slot = Picker::new(order, limits).pick(&loads, Client(client)).expect("all ready");
-            let exists = loads.iter().any(|load| !above(load, limit));
-            prop_assert!(!exists || !above(&loads[slot.index()], limit));
+            let mut picker = Picker::new(order, limits);
+            let slot = pick(&mut picker, &loads, Client(client)).expect("all ready");
+            let exists = loads.iter().any(|load| !model::above(load, share));
+            prop_assert!(!exists || !model::above(&loads[slot.index()], share));
         }
     }
 
@@ -216,7 +303,7 @@ proptest! {
         let mut loads: Vec<_> = in_flight.iter().map(|one| WorkerLoad::ready(*one)).collect();
         let mut picker = Picker::new(Order::Least, Limits::default());
         for _ in 0..count {
-            let slot = picker.pick(&loads, EVERYBODY).expect("all ready");
+            let slot = pick(&mut picker, &loads, EVERYBODY).expect("all ready");
             let least = loads.iter().map(|load| load.in_flight).min();
             prop_assert_eq!(Some(loads[slot.index()].in_flight), least);
             loads[slot.index()].in_flight += 1;
