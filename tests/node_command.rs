@@ -353,30 +353,70 @@ fn programs_built_for_it_are_workers_too() {
     summary.assert_even();
 }
 
+const PYTHON_WORKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python_worker.py");
+
 #[test]
 fn a_worker_in_another_language_needs_no_library() {
     if !has_program("python3") {
         return;
     }
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/python_worker.py");
-    let program = ["python3", example, "127.0.0.1:0"];
+    let program = ["python3", PYTHON_WORKER, "127.0.0.1:0"];
     let launch = Launch::new("--workers 2 --credits 64 --hang-after 100ms").running(&program);
     let cluster = launch.start();
     let address = cluster.address();
-    (0..20).for_each(|_| assert!(!ask(&address).is_empty()));
+    // The end of its answer is the end of the connection.
+    let ask = || {
+        let mut client = Client::to(&address);
+        client.send(GET_CLOSE);
+        let answer = String::from_utf8(client.rest().expect("an answer")).expect("text");
+        answer.strip_prefix("HTTP/1.0 200 OK\r\n\r\n").expect("a head").to_owned()
+    };
+    let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
+    assert_eq!((0..20).map(|_| ask()).collect::<BTreeSet<_>>(), told);
     // One that hangs is passed over, answers its probe, and gets connections again.
     let [first, second] = cluster.worker_pids()[..] else { panic!("two workers") };
     machine::suspend(first);
     let hung = |cluster: &Cluster| cluster.count("hung") > 0;
     while !hung(&cluster) {
-        assert_eq!(ask(&address), second.to_string());
+        assert_eq!(ask(), second.to_string());
     }
     machine::signal(first, Signal::SIGCONT);
     cluster.event("recovered", 0);
-    eventually("the first to serve again", || (ask(&address) == first.to_string()).then_some(()));
+    eventually("the first to serve again", || (ask() == first.to_string()).then_some(()));
     let ended = cluster.stop(Signal::SIGTERM);
     assert_in_order(&ended);
     let summary = ended.summary();
     assert_eq!((summary.dropped, summary.aborted), (0, 0));
     assert!(summary.redispatched > 0);
+}
+
+#[test]
+fn thirty_lines_are_enough_for_it() {
+    let text = fs::read_to_string(PYTHON_WORKER).expect("the example is there");
+    assert!(text.lines().all(|line| line.len() <= 100), "no line is long");
+    let [_, head, body] = text.splitn(3, "\"\"\"").collect::<Vec<_>>()[..] else {
+        panic!("it says what it is")
+    };
+    assert!(head.contains("PROTOCOL.md"), "{head}");
+    let is_code = |line: &&str| !line.is_empty() && !line.starts_with("import ");
+    assert_eq!(body.lines().filter(is_code).count(), 30);
+}
+
+#[test]
+fn it_says_what_it_is_not_made_for() {
+    if !has_program("python3") {
+        return;
+    }
+    let program = ["python3", PYTHON_WORKER, "127.0.0.1:0"];
+    let ended = Launch::new("--workers 1 --policy none").running(&program).refused();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let told = ended.errors.lines().filter(|line| line.contains("without --policy none"));
+    assert_eq!(told.count(), 3, "each of its tries says so: {ended:?}");
+    assert!(!ended.errors.contains("Traceback"), "{ended:?}");
+    let busy = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let busy = busy.local_addr().expect("it is bound").to_string();
+    let program = ["python3", PYTHON_WORKER, &busy];
+    let ended = Launch::new("--workers 1").running(&program).refused();
+    assert!(ended.errors.contains(&format!("not serving {busy}: ")), "{ended:?}");
+    assert!(!ended.errors.contains("Traceback"), "{ended:?}");
 }
