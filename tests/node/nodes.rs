@@ -1,10 +1,17 @@
-//! Which Nodes there are on this machine.
+//! Which Nodes there are on this machine, and tests that run with each of them.
+
+#![allow(dead_code, reason = "every file of tests is a program of its own and uses a part of this")]
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::common::lacking;
+
+/// Nodes that a test runs with at once: most of what it does is waiting.
+const AT_ONCE: usize = 3;
 
 /// A Node.
 #[derive(Clone, Debug)]
@@ -38,4 +45,24 @@ pub(crate) fn nodes() -> Vec<Node> {
     let versions: Vec<&str> = found.iter().map(|node| &*node.version).collect();
     println!("run with Node {}", versions.join(", "));
     found
+}
+
+/// Runs a test with each Node, and says which ones it failed with.
+pub(crate) fn with_each(test: impl Fn(&Node) + Sync) {
+    let nodes = nodes();
+    let (queue, failed) = (Mutex::new(nodes.iter()), Mutex::new(Vec::new()));
+    let next = || queue.lock().expect("not held in a panic").next();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(nodes.len()) {
+            scope.spawn(|| {
+                while let Some(node) = next() {
+                    if catch_unwind(AssertUnwindSafe(|| test(node))).is_err() {
+                        failed.lock().expect("not held in a panic").push(&*node.version);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("not held in a panic");
+    assert!(failed.is_empty(), "failed with Node {}; why is said above", failed.join(", "));
 }
