@@ -130,6 +130,7 @@
       this._header = header;
     };
     letGo(http);
+    letSessionsGo();
   }
 
   // Node is about to close every server, and with it the connections that wait for a next request,
@@ -155,6 +156,38 @@
     });
     const closeIdle = () => servers.forEach((server) => server.closeIdleConnections());
     setInterval(closeIdle, LINGER_MS).unref();
+  }
+
+  // The open sessions of HTTP/2 servers. Node itself ends them at once (from 24 on), even if a
+  // request is on its way, or never.
+  const sessions = new Set();
+  const { _getServer: getServer } = cluster;
+
+  // Every server that listens comes by here, and only those of HTTP/2 have settings.
+  cluster._getServer = function (server, ...words) {
+    if (typeof server.updateSettings === 'function') server.off('session', follow).on('session', follow);
+    return Reflect.apply(getServer, this, [server, ...words]);
+  };
+
+  function follow(session) {
+    sessions.add(session);
+    session.once('close', () => sessions.delete(session));
+    if (leaving) sayWhenAsked(session);
+  }
+
+  // Before the answer comes the word that it is the last one, so that whoever asks for one thing
+  // after the other asks for nothing in vain. What crosses that word is refused, which means that
+  // it can be asked for again. Node 18 spoils an answer that is written behind that word.
+  const last = process.version.startsWith('v18.') ? setImmediate : (act) => act();
+  const sayWhenAsked = (session) => session.once('stream', () => last(() => session.goaway()));
+
+  function letSessionsGo() {
+    for (const session of sessions) {
+      sayWhenAsked(session);
+      session.close = () => {};
+    }
+    nextTick(() => sessions.forEach((session) => delete session.close));
+    setInterval(() => sessions.forEach((session) => session.close()), LINGER_MS).unref();
   }
 
   publish();
