@@ -1,10 +1,7 @@
 //! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and what
 //! a worker may do wrong. With every Node that there is.
 //!
-//! Of what can go wrong with descriptors on Node's channel, only what a worker can do is seen here:
-//! two in one message, a message split from its descriptor, or a connection that is not wrapped are
-//! things which a primary does, and `bridge/outbox.rs`, `codec/tests.rs` and `session/tests.rs`
-//! show that this one does not.
+//! What can go wrong with descriptors on Node's channel is seen by `tests/node_edges.rs`.
 
 #[path = "node/bounds.rs"]
 mod bounds;

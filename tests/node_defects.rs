@@ -39,6 +39,13 @@ fn with_each_node(defect: &str, has: impl Fn(&Node) -> bool + Sync) {
     }
 }
 
+/// Looks at ours with every Node, with the preload and with Node's channel alone.
+fn ours(look: impl Fn(&Node, &str) + Sync) {
+    nodes::with_each(|node| {
+        ["--preload auto", "--preload off"].iter().for_each(|preload| look(node, preload));
+    });
+}
+
 fn pid_of(client: &mut Client, request: &[u8]) -> u32 {
     client.ask(request).body.parse().expect("a process id")
 }
@@ -81,10 +88,10 @@ fn a_connection_on_its_way_to_a_worker_that_dies() {
         }
         hang
     });
-    for node in nodes() {
+    ours(|node, preload| {
         // Replaced, it would serve, too.
-        let arguments = "--workers 2 --hang-after 100ms --restart never";
-        let cluster = script.launch_with(&node.program, arguments).start();
+        let arguments = format!("--workers 2 --hang-after 100ms --restart never {preload}");
+        let cluster = script.launch_with(&node.program, &arguments).start();
         let address = cluster.address();
         let [victim, survivor] = cluster.worker_pids()[..] else { panic!("two workers") };
         let before = machine::descriptor_count(cluster.pid());
@@ -101,7 +108,7 @@ fn a_connection_on_its_way_to_a_worker_that_dies() {
         let ended = cluster.stop(Signal::SIGTERM);
         let summary = ended.summary();
         assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
-    }
+    });
 }
 
 /// Leaves a process no descriptors, or gives it some.
@@ -128,8 +135,9 @@ fn a_worker_that_once_had_no_descriptor_left() {
         limit_descriptors(victim, 1024);
         (0..MANY).all(|_| ask(&address) == survivor)
     });
-    for node in nodes() {
-        let cluster = script.launch_with(&node.program, "--workers 2 --credits 64").start();
+    ours(|node, preload| {
+        let arguments = format!("--workers 2 --credits 64 {preload}");
+        let cluster = script.launch_with(&node.program, &arguments).start();
         let address = cluster.address();
         let [victim, survivor] = cluster.worker_pids()[..] else { panic!("two workers") };
         limit_descriptors(victim, 4);
@@ -143,7 +151,7 @@ fn a_worker_that_once_had_no_descriptor_left() {
         let summary = cluster.end();
         assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
         assert!(summary.redispatched > 0);
-    }
+    });
 }
 
 #[test]
@@ -180,8 +188,9 @@ fn a_connection_that_no_worker_has_room_for() {
             each_s > 100
         },
     );
-    for node in nodes() {
-        let cluster = script.launch_with(&node.program, "--workers 2").start();
+    ours(|node, preload| {
+        let arguments = format!("--workers 2 {preload}");
+        let cluster = script.launch_with(&node.program, &arguments).start();
         let begun = Instant::now();
         let mut clients = fill(&cluster.address());
         std::thread::sleep(look);
@@ -194,7 +203,7 @@ fn a_connection_that_no_worker_has_room_for() {
         // Rests of 5, 10, 20, … and at last 250 ms, for each of two workers.
         let most = 2 * (8 + passed_ms / 250);
         assert!((1..=most).contains(&summary.redispatched), "{most} at most: {summary:?}");
-    }
+    });
 }
 
 /// Of two workers, one that finishes what it has only when its client goes.

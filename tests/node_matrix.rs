@@ -100,8 +100,10 @@ impl Cell<'_> {
             return;
         }
         let Self { node, serialization, policy, .. } = self;
+        // As many on their way at once as there may be, unless the cell says how many.
+        let credits = if policy.contains("--credits") { "" } else { "--credits 64" };
         let arguments =
-            format!("--workers 2 --credits 64 --serialization {serialization} --policy {policy}");
+            format!("--workers 2 {credits} --serialization {serialization} --policy {policy}");
         let launch = script.launch_with(&node.program, &arguments);
         let cluster = launch.servers(self.kind.servers()).start();
         let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
@@ -179,6 +181,10 @@ fn every_request_is_answered_and_everybody_leaves_in_order() {
     }
     let mut cells = Vec::new();
     for node in &nodes {
+        // One at a time, as Node does it itself.
+        for (serialization, kind) in [("json", Kind::Branches), ("advanced", Kind::Plain)] {
+            cells.push(Cell { node, serialization, policy: "rr --credits 1", kind });
+        }
         for policy in POLICIES {
             for kind in [Kind::Plain, Kind::Branches, Kind::Module] {
                 cells.push(Cell { node, serialization: "json", policy, kind });
