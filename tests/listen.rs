@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use common::{BINARY, Client, Launch, get, get_from, has_program, lacking};
 use nix::unistd::Uid;
@@ -40,6 +41,24 @@ fn has_ipv6() -> bool {
         eprintln!("not tested: this machine has no ::1");
     }
     found
+}
+
+#[test]
+fn a_port_that_becomes_free_in_a_moment_is_waited_for() {
+    // On a busy machine the moment may be over before the other one has let go.
+    let waited = (0..20).any(|_| {
+        let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = other.local_addr().expect("it is bound").to_string();
+        let cluster = clusterlb::Cluster::primary().expect("a primary");
+        let wanted = address.parse().expect("an address");
+        std::thread::scope(|scope| {
+            let holding = scope.spawn(|| cluster.hold(&wanted));
+            std::thread::sleep(Duration::from_millis(20));
+            drop(other);
+            holding.join().expect("no panic").is_ok_and(|(_, bound)| bound == address)
+        })
+    });
+    assert!(waited);
 }
 
 #[test]

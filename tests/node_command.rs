@@ -323,6 +323,35 @@ fn a_busy_port_is_told_by_name() {
 }
 
 #[test]
+fn who_waits_for_a_busy_port_keeps_nobody_waiting() {
+    let busy = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = busy.local_addr().expect("it is bound").port();
+    let text = format!(
+        "
+        const net = require('net');
+        const ask = (port) => net.createServer()
+            .on('error', (error) => process.send(error.code))
+            .listen(port, '127.0.0.1', () => process.send('listens'));
+        ask({port});
+        ask(0);"
+    );
+    for policy in ["--policy rr", "--policy none", "--policy none --accept reuseport"] {
+        let Some(script) = Script::new(&text) else { return };
+        let cluster = script.launch(&format!("--workers 2 {policy}")).start();
+        cluster.event("message", 3);
+        for pid in cluster.worker_pids() {
+            // The busy one may become free, so that is the last to be answered.
+            let told = cluster.until("what a worker was told", |heard| {
+                let of_it = heard.named("message").filter(|event| event["pid"] == pid);
+                Some(of_it.map(|event| event["message"].clone()).collect::<Vec<_>>())
+            });
+            assert_eq!(told, ["listens", "EADDRINUSE"], "{policy}");
+        }
+        assert_in_order(&cluster.stop(Signal::SIGTERM));
+    }
+}
+
+#[test]
 fn a_script_that_cannot_run_is_given_up() {
     let Some(script) = Script::new("this is no JavaScript") else { return };
     let ended = script.launch("--workers 2").refused();

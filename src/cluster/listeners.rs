@@ -153,11 +153,12 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Opens what a key names.
+    /// Opens what a key names. A port that was chosen before is chosen anew if somebody else has
+    /// it, unless it is insisted upon.
     ///
     /// # Errors
     /// [`Error::Listen`]: the address is not to be had, or there are 64 listeners.
-    pub(super) fn open(&mut self, key: Key, opening: Opening) -> Result<ListenerId> {
+    pub(super) fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
         if self.entries.len() >= LISTENERS_MAX {
             return Err(Error::Listen {
                 address: key.address.to_string(),
@@ -166,10 +167,11 @@ impl Listeners {
             });
         }
         let remembered = self.ports.get(&key).map(|port| ListenAddress::Tcp(*port));
-        let again = remembered.and_then(|address| self.socket(&key, &address, opening).ok());
+        let again = remembered.map(|address| self.socket(&key, &address, opening));
         let (socket, address) = match again {
-            Some(opened) => opened,
-            None => self.socket(&key, &key.address, opening)?,
+            Some(Ok(opened)) => opened,
+            Some(Err(error)) if insists && is_busy(&error) => return Err(error),
+            Some(Err(_)) | None => self.socket(&key, &key.address, opening)?,
         };
         if key.address.is_port_zero()
             && self.ports.len() < PORTS_REMEMBERED_MAX
@@ -349,6 +351,11 @@ impl Entry {
     }
 }
 
+/// Whether somebody outside has the address, perhaps for a moment only.
+pub(super) fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Listen { step, source: Errno::EADDRINUSE, .. } if step == "bind")
+}
+
 fn open_options(options: ListenOptions, opening: Opening) -> OpenOptions {
     OpenOptions {
         backlog: opening.backlog,
@@ -381,15 +388,17 @@ mod tests {
     #[test]
     fn a_port_that_was_chosen_once_is_chosen_again() {
         let mut listeners = Listeners::default();
-        let first = listeners.open(key("127.0.0.1:0", 0), OPENING).expect("a free port");
-        let second = listeners.open(key("127.0.0.1:0", 1), OPENING).expect("another free port");
+        let first = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("a free port");
+        let second =
+            listeners.open(key("127.0.0.1:0", 1), OPENING, false).expect("another free port");
         let ports: Vec<String> = [first, second]
             .iter()
             .map(|id| listeners.take(*id).expect("it is open").address)
             .collect();
         assert_ne!(ports[0], ports[1]);
         for (index, port) in (0..).zip(&ports) {
-            let again = listeners.open(key("127.0.0.1:0", index), OPENING).expect("the same port");
+            let again =
+                listeners.open(key("127.0.0.1:0", index), OPENING, false).expect("the same port");
             assert_eq!(listeners.get_mut(again).expect("it is open").address, *port);
             assert!(![first, second].contains(&again), "the number is a new one");
         }
@@ -398,10 +407,12 @@ mod tests {
     #[test]
     fn a_port_that_somebody_else_has_meanwhile_is_replaced() {
         let mut listeners = Listeners::default();
-        let first = listeners.open(key("127.0.0.1:0", 0), OPENING).expect("a free port");
+        let first = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("a free port");
         let port = listeners.take(first).expect("it is open").address;
         let _other = std::net::TcpListener::bind(&port).expect("it is free again");
-        let again = listeners.open(key("127.0.0.1:0", 0), OPENING).expect("some port");
+        let insisted = listeners.open(key("127.0.0.1:0", 0), OPENING, true);
+        assert!(is_busy(&insisted.expect_err("somebody has it")));
+        let again = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("some port");
         assert_ne!(listeners.get_mut(again).expect("it is open").address, port);
     }
 
@@ -409,9 +420,10 @@ mod tests {
     fn listeners_are_bounded() {
         let mut listeners = Listeners::default();
         for index in 0..64 {
-            listeners.open(key("127.0.0.1:0", index), OPENING).expect("a free port");
+            listeners.open(key("127.0.0.1:0", index), OPENING, false).expect("a free port");
         }
-        let error = listeners.open(key("127.0.0.1:0", 64), OPENING).expect_err("one too many");
+        let error =
+            listeners.open(key("127.0.0.1:0", 64), OPENING, false).expect_err("one too many");
         assert!(error.to_string().contains("more than 64"), "{error}");
     }
 }

@@ -9,22 +9,17 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getsockname,
-    getsockopt, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt,
+    setsockopt, socket, sockopt,
 };
 
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
-
-/// How long a busy port is tried again. A process with an armed io_uring accept leaves its port
-/// busy for some milliseconds after its death, while the kernel takes the ring down.
-const BUSY_RETRY: Duration = Duration::from_millis(200);
 
 /// A listening stream socket.
 #[derive(Debug)]
@@ -261,20 +256,9 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
     }
     // Accepted sockets inherit it, which saves a system call for each.
     setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(&set)?;
-    bind_patiently(&socket, &SockaddrStorage::from(tcp)).map_err(failure(address, "bind"))?;
+    let name = SockaddrStorage::from(tcp);
+    bind(socket.as_raw_fd(), &name).map_err(failure(address, "bind"))?;
     Ok(socket)
-}
-
-fn bind_patiently(socket: &OwnedFd, address: &dyn SockaddrLike) -> nix::Result<()> {
-    let deadline = Instant::now() + BUSY_RETRY;
-    loop {
-        match bind(socket.as_raw_fd(), address) {
-            Err(Errno::EADDRINUSE) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
 }
 
 fn open_unix(
@@ -381,6 +365,8 @@ fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const OPTIONS: OpenOptions = OpenOptions {

@@ -33,6 +33,7 @@ impl Plane {
                 member.leaving = true;
             }
         }
+        self.dismiss_petitions();
         self.listeners.forget_inherited();
         let listeners: Vec<ListenerId> = self.listeners.iter().map(|entry| entry.id).collect();
         listeners.into_iter().for_each(|listener| self.remove(listener));

@@ -9,6 +9,7 @@ use super::super::event::ListeningAddress;
 use super::super::listeners::{Asker, Key, Opening, RequestName};
 use super::super::own_sockets::{Opened, Staffing};
 use super::super::{ClusterSettings, Event};
+use super::busy::Petition;
 use super::{Member, Plane, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
 use crate::control::{ListenOptions, ToWorker};
@@ -22,10 +23,11 @@ impl Plane {
     /// Opens an address for nobody yet.
     pub(super) fn hold(
         &mut self,
-        settings: Arc<ClusterSettings>,
+        settings: &Arc<ClusterSettings>,
         address: &ListenAddress,
+        insists: bool,
     ) -> Result<(ListenerId, String)> {
-        let ground = self.ground(&settings)?;
+        let ground = self.ground(settings)?;
         let index = self.listeners.next_index(address);
         let key = Key::new(address, ListenOptions::default(), index);
         if let Some(entry) = self.listeners.find(&key) {
@@ -40,18 +42,17 @@ impl Plane {
             blocking: settings.dialect == Dialect::ListenFds,
             ..opening(&ground)
         };
-        let listener = self.open(key, opening, ground.hold)?;
+        let listener = self.open(key, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         entry.held = true;
         Ok((listener, entry.address.clone()))
     }
 
     /// Opens a socket, and lets the data path have it.
-    fn open(&mut self, key: Key, opening: Opening, held: bool) -> Result<ListenerId> {
+    fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
         let hands_over = self.hands_over();
-        let listener = self.listeners.open(key, opening)?;
+        let listener = self.listeners.open(key, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-        entry.held = held;
         if let (Some(data), Some(socket), true) = (&self.data, entry.stream(), hands_over) {
             data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
         }
@@ -96,12 +97,15 @@ impl Plane {
     }
 
     pub(super) fn answer(&mut self, asker: Asker, key: Key) {
-        if let Err(error) = self.share(asker, key.clone()) {
-            if let Some(member) = self.members.get_mut(&asker.worker) {
-                member.count_out(&key);
-            }
-            self.refuse(asker, &error);
+        self.petition(Petition::Listen { asker, key });
+    }
+
+    /// A worker cannot have what it asked for.
+    pub(super) fn decline(&mut self, asker: Asker, key: &Key, error: &Error) {
+        if let Some(member) = self.members.get_mut(&asker.worker) {
+            member.count_out(key);
         }
+        self.refuse(asker, error);
     }
 
     pub(super) fn refuse(&mut self, asker: Asker, error: &Error) {
@@ -122,7 +126,7 @@ impl Plane {
     }
 
     /// Finds or opens what a worker asks for, and answers, unless that has to wait.
-    fn share(&mut self, asker: Asker, key: Key) -> Result<()> {
+    pub(super) fn share(&mut self, asker: Asker, key: Key, insists: bool) -> Result<()> {
         let ground = self.ground.clone().expect("there is a worker, so it is fixed");
         let worker = asker.worker;
         if ground.hands_over() && self.data.is_none() {
@@ -134,7 +138,10 @@ impl Plane {
             None => {
                 let opening = opening(&ground);
                 let backlog = asker.backlog.unwrap_or(opening.backlog);
-                self.open(key, Opening { backlog, ..opening }, ground.hold)?
+                let listener = self.open(key, Opening { backlog, ..opening }, insists)?;
+                let entry = self.listeners.get_mut(listener).expect("it has just been opened");
+                entry.held = ground.hold;
+                listener
             }
         };
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");

@@ -6,6 +6,7 @@
 
 mod activation;
 mod birth;
+mod busy;
 mod death;
 mod hearing;
 mod leaving;
@@ -42,6 +43,7 @@ use crate::id::{Slot, WorkerId};
 use crate::primary::{Command, Report, Totals};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::NotifySocket;
+use busy::{Busy, Petition};
 use member::Member;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -68,6 +70,8 @@ pub(super) struct Plane {
     /// Who is where.
     places: Vec<Option<WorkerId>>,
     listeners: Listeners,
+    /// Who waits for an address.
+    busy: Busy,
     data: Option<DataPath>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -117,6 +121,7 @@ impl Plane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.petition_again();
             self.settle();
             self.complete_disconnects();
         }
@@ -124,7 +129,8 @@ impl Plane {
     }
 
     fn until_next_deadline(&self) -> EpollTimeout {
-        let next_ns = self.retry_ns.into_iter().chain(self.next_settled_ns()).min();
+        let next_ns = self.retry_ns.into_iter().chain(self.busy.again_ns());
+        let next_ns = next_ns.chain(self.next_settled_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -173,7 +179,7 @@ impl Plane {
                 let _ = answer.send(self.fork(settings, wishes));
             }
             Request::Hold { settings, address, answer } => {
-                let _ = answer.send(self.hold(settings, &address));
+                self.petition(Petition::Hold { settings, address, answer });
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, parcel } => self.order(Order::Send { worker: id, parcel }),

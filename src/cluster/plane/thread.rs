@@ -19,7 +19,7 @@ use super::super::data_path::DataPath;
 use super::super::listeners::Listeners;
 use super::super::mailbox::new_bell;
 use super::super::primary::Roll;
-use super::{Line, Plane, REQUESTS, Request};
+use super::{Busy, Line, Plane, REQUESTS, Request};
 use crate::error::{Error, Result, errno_of};
 use crate::primary::Totals;
 
@@ -57,6 +57,7 @@ impl Plane {
             members: BTreeMap::new(),
             places: Vec::new(),
             listeners: Listeners::default(),
+            busy: Busy::default(),
             data: None,
             bridge: None,
             preload: None,
