@@ -171,6 +171,33 @@ fn what_waits_for_a_killed_worker_is_served_by_its_successor() {
 }
 
 #[test]
+fn the_socket_of_a_place_that_stays_empty_is_taken_out_of_service() {
+    let arguments = "--workers 3 --accept reuseport --restart never";
+    let launches = [example(arguments), Some(Launch::new(&format!("--policy none {arguments}")))];
+    for launch in launches.into_iter().flatten() {
+        let cluster = launch.start();
+        let address = cluster.address();
+        let victim = cluster.worker_pids()[0];
+        machine::suspend(victim);
+        let mut clients: Vec<Client> = (0..60).map(|_| Client::to(&address)).collect();
+        clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+        machine::signal(victim, Signal::SIGKILL);
+        let answers = clients.iter_mut().map(|client| client.try_receive(true));
+        let lost = answers.filter(|answer| answer.is_err()).count();
+        if lost > 0 {
+            // Otherwise the others have got what waited for the dead one.
+            let note = cluster.event("note", 0)["text"].to_string();
+            assert!(note.contains(&format!("\"{lost} connections were reset")), "{note}");
+            eprintln!("not tested: only who has CAP_BPF can have others given such connections");
+        }
+        // Of so many some would be for the dead one.
+        (0..60).for_each(|_| assert_eq!(get(&address).expect("an answer").status, 200));
+        let ended = cluster.stop(Signal::SIGTERM);
+        assert_eq!(ended.events.iter().filter(|event| event["event"] == "kill").count(), 0);
+    }
+}
+
+#[test]
 fn a_successor_that_fails_harms_nobody() {
     if !has_program("python3") {
         return;

@@ -338,9 +338,19 @@ impl Entry {
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
         let staffing = sockets.forget(slot);
         if !kept {
-            sockets.shed();
+            sockets.shed(0);
         }
         staffing
+    }
+
+    /// So many workers are still to come, so what is left of further ones that are gone is of no
+    /// use. Tells how many connections were lost with it.
+    pub(super) fn shed(&mut self, coming: usize) -> usize {
+        match &mut self.socket {
+            // Where nobody accepts, they can as well wait.
+            Socket::StreamEach(sockets) if sockets.are_used() => sockets.shed(coming),
+            _ => 0,
+        }
     }
 
     /// Lets go of the sockets. Tells whether the data path may still have some.

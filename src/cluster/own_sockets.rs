@@ -6,12 +6,13 @@
 //! predecessor, beside it, or one that nobody has, and only then a further one is opened.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::id::Slot;
 use crate::sys::listener::Listener;
+use crate::sys::{fdpass, migration};
 
 /// All sockets of an address.
 #[derive(Debug)]
@@ -103,11 +104,35 @@ impl OwnSockets {
         Some(socket.staffing())
     }
 
-    /// Lets go of those that nobody has: without anybody to empty them they would get connections
-    /// that nobody accepts.
-    pub(super) fn shed(&mut self) {
-        self.sockets.retain(|one| !one.users.is_empty());
+    /// Lets go of those that nobody has, but for a few that somebody will come for: without anybody
+    /// to empty them they would get connections that nobody accepts. What waits in them goes to the
+    /// others, if there are any and the kernel lets us. Tells how many connections were lost.
+    pub(super) fn shed(&mut self, spare: usize) -> usize {
+        let mut spare = spare;
+        let (kept, shed) = std::mem::take(&mut self.sockets).into_iter().partition(|one| {
+            let idle = one.users.is_empty();
+            let spared = idle && spare > 0;
+            spare -= usize::from(spared);
+            !idle || spared
+        });
+        self.sockets = kept;
+        let shed: Vec<OwnSocket> = shed;
+        shed.into_iter().map(|one| lose(&one.listener)).sum()
     }
+
+    /// Whether somebody has one.
+    pub(super) fn are_used(&self) -> bool {
+        self.sockets.iter().any(|one| !one.users.is_empty())
+    }
+}
+
+/// Gives what waits in a socket that is about to be closed to others of its port. Where this
+/// process may not do that, tells how many connections the end of the socket is going to reset.
+fn lose(listener: &Listener) -> usize {
+    if migration::arrange(listener).is_ok() || fdpass::set_nonblocking(listener.as_fd()).is_err() {
+        return 0;
+    }
+    std::iter::from_fn(|| listener.accept_now().ok().flatten()).count()
 }
 
 impl OwnSocket {
@@ -167,7 +192,11 @@ mod tests {
         assert_eq!(sockets.sockets[0].staffing().owners, []);
         assert!(sockets.begin(Slot(7)).is_none());
         sockets.forget(Slot(0));
-        sockets.shed();
+        assert_eq!(sockets.shed(1), 0);
+        assert_eq!(sockets.all().count(), 2, "one is kept for somebody who comes");
+        assert_eq!(sockets.shed(0), 0, "nothing waits in it");
         assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [1]);
+        sockets.forget(Slot(1));
+        assert!(!sockets.are_used());
     }
 }

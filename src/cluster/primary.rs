@@ -299,6 +299,13 @@ impl Cluster {
             .map_err(|error| Error::system("start a thread for events", errno_of(&error)))
     }
 
+    /// Closes the sockets of places that stay empty, where every worker has one of its own: but for
+    /// `coming` of them, nobody is going to accept from those. What waits there goes to the others,
+    /// if the kernel lets this process arrange that. Tells how many connections were lost.
+    pub(crate) fn shed(&self, coming: usize) -> Result<usize> {
+        self.shared.line.ask(|answer| Request::Shed { coming, answer })
+    }
+
     /// Ends what is left by force and tells the sums of the data path.
     pub(crate) fn finish(&self) -> Result<Totals> {
         self.shared.line.ask(|answer| Request::End { answer })

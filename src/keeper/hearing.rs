@@ -113,6 +113,9 @@ impl Keeper<'_> {
             Stage::Serving => {
                 self.tell_addresses();
                 self.attend_to_successor();
+                if self.shrunk {
+                    self.shed();
+                }
             }
             Stage::Draining | Stage::Killing => {}
         }
@@ -230,6 +233,29 @@ impl Keeper<'_> {
         Error::Workers { what, hint }
     }
 
+    /// A worker's place stays empty.
+    fn shrink(&mut self) {
+        self.shrunk = true;
+        self.shed();
+    }
+
+    /// Closes sockets that were for those whose places stay empty. As long as nobody at all
+    /// accepts, they are kept; so this is done again when somebody begins to.
+    fn shed(&mut self) {
+        let awaited = |place: &&super::Place| matches!(place.occupant, Occupant::Awaited { .. });
+        let coming = self.places.iter().filter(awaited).count();
+        // A cluster that has failed says so by an event.
+        let lost = self.cluster.shed(coming).unwrap_or(0);
+        if lost > 0 {
+            let text = format!(
+                "{lost} connections were reset that waited for a worker whose place stays empty; \
+                 with CAP_BPF and CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, others would have \
+                 got them"
+            );
+            self.tell(Event::Note { text });
+        }
+    }
+
     pub(super) fn replace(&mut self, place: usize, ward: &Ward, ending: Ending) {
         let now_ns = monotonic_ns();
         let restart = self.settings.restart;
@@ -240,10 +266,14 @@ impl Keeper<'_> {
                 room.occupant = Occupant::Awaited { at_ns: now_ns + delay_ns };
                 self.tell(Event::Respawn { id, delay_ms: delay_ns / 1_000_000 });
             }
-            Decision::Leave => self.lost_worker |= ending != Ending::Code(0),
+            Decision::Leave => {
+                self.lost_worker |= ending != Ending::Code(0);
+                self.shrink();
+            }
             Decision::GiveUp => {
                 self.lost_worker = true;
                 self.tell(Event::GiveUp { id, reason: budget_in_words() });
+                self.shrink();
             }
         }
         let deserted = self.places.iter().all(|place| matches!(place.occupant, Occupant::Nobody));

@@ -135,6 +135,8 @@ pub struct Keeper<'a> {
     failure: Option<Error>,
     /// A worker has ended with an error and stayed dead.
     lost_worker: bool,
+    /// A worker has stayed dead, so there are fewer than there are sockets for.
+    shrunk: bool,
     /// A worker has called home.
     online: bool,
 }
@@ -189,6 +191,7 @@ impl<'a> Keeper<'a> {
             forced_by: None,
             failure: None,
             lost_worker: false,
+            shrunk: false,
             online: false,
         };
         for place in 0..keeper.places.len() {

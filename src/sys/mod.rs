@@ -33,6 +33,7 @@ pub mod datagram;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
+pub mod migration;
 pub mod notify;
 pub mod peer;
 pub mod probe;

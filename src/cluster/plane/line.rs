@@ -65,6 +65,13 @@ pub(in crate::cluster) enum Request {
         /// Kept when nothing is left.
         promise: Promise,
     },
+    /// Close the sockets of places that stay empty.
+    Shed {
+        /// So many workers are still to come into empty places.
+        coming: usize,
+        /// Where the number of connections goes that were lost by that.
+        answer: SyncSender<Result<usize>>,
+    },
     /// End whatever is left by force, and the control plane.
     End {
         /// Where the sums go.

@@ -189,6 +189,14 @@ impl Plane {
                 self.disconnecting.push(promise);
                 self.disconnect_all(grace);
             }
+            Request::Shed { coming, answer } => {
+                // With a data path the primary accepts from them.
+                let lost = match self.data {
+                    None => self.listeners.iter_mut().map(|entry| entry.shed(coming)).sum(),
+                    Some(_) => 0,
+                };
+                let _ = answer.send(Ok(lost));
+            }
             Request::End { answer } => self.ending = Some(answer),
         }
     }
