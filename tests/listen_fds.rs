@@ -225,6 +225,32 @@ fn workers_do_not_survive_their_primary() {
 }
 
 #[test]
+fn what_a_worker_has_started_is_killed_with_it() {
+    if kernel_before(6, 9) {
+        eprintln!("not tested: only from Linux 6.9 on a group can be found safely");
+        return;
+    }
+    // Neither hears the signal that asks them to leave.
+    let script = "trap '' TERM; sleep 1000 & echo started $!; wait; wait";
+    let arguments = "--workers 2 --ready-after 0s --grace 100ms";
+    let cluster = launch(arguments, &["sh", "-c", script]).start();
+    cluster.until("both to have started something", |heard| {
+        (heard.output.matches("started").count() == 2).then_some(())
+    });
+    assert_eq!(cluster.family().len(), 4);
+    // It looks whether anybody of the run is left.
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.events.iter().filter(|event| event["event"] == "kill").count(), 1);
+}
+
+fn kernel_before(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (major, minor)
+}
+
+#[test]
 fn what_does_not_come_to_serve_is_told_why() {
     let mute = launch("--workers 1 --start-limit 100ms --ready-after notify", &["sleep", "1000"]);
     mute.refused().assert_refusal(1, &["READY=1", "--ready-after notify", "sleep"]);

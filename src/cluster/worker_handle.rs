@@ -158,6 +158,11 @@ impl WorkerHandle {
         self.shared.remote.signal(signal)
     }
 
+    /// Ends it by force, with what it has started, if it has a group of its own.
+    pub(crate) fn kill_group(&self) -> Result<()> {
+        self.shared.remote.kill_group()
+    }
+
     /// Asks it to leave: it gets nothing new, finishes what it has, closes its channel and can end
     /// (Node: `worker.disconnect()`). If nobody else serves one of its listeners, that is closed
     /// once the worker has got everything that waits there. There is no time limit; the program

@@ -59,7 +59,7 @@ impl Keeper<'_> {
             {
                 ward.killed = true;
                 // It runs as we do, so this can only fail if it has ended by itself.
-                let _ = ward.worker.kill(Signal::SIGKILL);
+                let _ = ward.worker.kill_group();
                 ids.push(ward.worker.id());
             }
         }

@@ -1,6 +1,5 @@
 //! What the keeper is told of its workers, and what it does about it.
 
-use nix::sys::signal::Signal;
 
 use super::event::code_and_signal;
 use super::restart::{Decision, budget_in_words};
@@ -174,7 +173,7 @@ impl Keeper<'_> {
         if !ward.killed {
             ward.killed = true;
             // It runs as we do, so this can only fail if it has ended by itself.
-            let _ = ward.worker.kill(Signal::SIGKILL);
+            let _ = ward.worker.kill_group();
             let ids = vec![ward.worker.id()];
             self.tell(Event::Kill { ids, reason });
         }

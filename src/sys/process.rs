@@ -22,6 +22,9 @@ use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups};
 use crate::error::{Error, Result, errno_of};
 use environment::Block;
 
+/// `PIDFD_SIGNAL_PROCESS_GROUP`: to everybody in the group that the process leads.
+const WHOLE_GROUP: libc::c_uint = 1 << 2;
+
 /// How a worker is started.
 #[derive(Debug)]
 pub struct Launch<'a> {
@@ -292,7 +295,7 @@ impl WorkerProcess {
     pub fn end(&mut self) -> Option<Ending> {
         if let Ok(None) = self.child.try_wait() {
             // It can only fail if the process has been faster.
-            let _ = self.child.kill();
+            let _ = self.remote().kill_group();
         }
         self.child.wait().ok().map(Ending::from)
     }
@@ -304,16 +307,32 @@ impl Remote {
     /// # Errors
     /// The process has become somebody else's, whom this one must not signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
+        match self.send(signal, 0) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(Error::system("signal a worker", errno)),
+        }
+    }
+
+    /// Ends the process by force, and with it what it has started, if it leads a group and the
+    /// kernel can find that by the process (Linux 6.9). By a number it would not be safe: that may
+    /// be somebody else's by now.
+    ///
+    /// # Errors
+    /// The process has become somebody else's, whom this one must not signal.
+    pub fn kill_group(&self) -> Result<()> {
+        // An older kernel does not know how, and whoever leads no group has nobody to be found.
+        let _ = self.send(Signal::SIGKILL, WHOLE_GROUP);
+        self.signal(Signal::SIGKILL)
+    }
+
+    fn send(&self, signal: Signal, flags: libc::c_uint) -> std::result::Result<(), Errno> {
         let none = std::ptr::null::<libc::siginfo_t>();
         let descriptor = self.watch.as_raw_fd();
         // SAFETY: numbers and a null pointer, which stands for the usual signal information.
         let result = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as i32, none, 0)
+            libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as i32, none, flags)
         };
-        match Errno::result(result) {
-            Ok(_) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => Err(Error::system("signal a worker", errno)),
-        }
+        Errno::result(result).map(drop)
     }
 }
 
