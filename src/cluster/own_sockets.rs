@@ -132,6 +132,8 @@ fn lose(listener: &Listener) -> usize {
     if migration::arrange(listener).is_ok() || fdpass::set_nonblocking(listener.as_fd()).is_err() {
         return 0;
     }
+    // Who begins to connect in this moment tries again, and gets to somebody else.
+    listener.turn_away();
     std::iter::from_fn(|| listener.accept_now().ok().flatten()).count()
 }
 

@@ -1,6 +1,5 @@
 //! What the keeper is told of its workers, and what it does about it.
 
-
 use super::event::code_and_signal;
 use super::restart::{Decision, budget_in_words};
 use super::unready::other_dialects;
