@@ -55,7 +55,8 @@ fn assert_in_order(ended: &Ended) {
 const LETTERS: &str = "
     const net = require('net');
     process.on('message', (text) => process.send(text.length));
-    const serve = (letter) => net.createServer((socket) => socket.end(letter)).listen(0, '127.0.0.1');
+    const serve = (letter) =>
+        net.createServer((socket) => socket.end(letter)).listen(0, '127.0.0.1');
     serve('a'); serve('b');";
 
 /// Of what lies in a stopped worker's channel, Node reads 64 KiB at once.
@@ -326,7 +327,8 @@ fn workers_end_with_a_primary_that_is_killed_whatever_they_are_doing() {
 fn connections_of_a_unix_socket_are_served_and_counted_like_others() {
     let text = "
         require('http').createServer((request, response) => response.end(JSON.stringify(
-            [process.pid, request.socket.remoteAddress || null]))).listen(process.env.TEST_SOCKET);";
+            [process.pid, request.socket.remoteAddress || null])))
+            .listen(process.env.TEST_SOCKET);";
     with_each_node(text, |node, script, preload| {
         let arguments = format!("--workers 2 --max-inflight 1 {preload}");
         let cluster = script.launch_with(&node.program, &arguments).start();

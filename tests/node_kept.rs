@@ -54,7 +54,7 @@ struct Kept {
 }
 
 impl Kept {
-    fn start(node: &Node, cluster: &Cluster) -> Self {
+    fn start(cluster: &Cluster) -> Self {
         let hosts = ["127.0.0.1:", "127.0.0.2:", "127.0.0.3:"];
         let mut child = Command::new(&nodes::nodes()[0].program)
             .arg(CLIENT)
@@ -127,7 +127,7 @@ fn no_request_fails_over_tls_or_by_http_2_while_workers_are_replaced() {
             // The grace period is a minute: nobody waits for it, or is ended after it.
             let arguments = format!("--workers 2 --policy {policy}");
             let cluster = script.launch_with(&node.program, &arguments).servers(3).start();
-            let kept = Kept::start(node, &cluster);
+            let kept = Kept::start(&cluster);
             kept.go_on(20);
             cluster.signal(Signal::SIGHUP);
             cluster.event("reloaded", 0);

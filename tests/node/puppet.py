@@ -101,7 +101,8 @@ def send_handles():
             socket.send_fds(channel, [half], ours[place : place + 1] if number == place else [])
     write(message("first of two"), message("second of two"), descriptors=ours[3:5])
     write(message("without any"))
-    write({"cmd": "NODE_SOCKET_GET_COUNT", "key": "k"}, {"cmd": "NODE_SOCKET_NOTIFY_CLOSE", "key": "k"})
+    write({"cmd": "NODE_SOCKET_GET_COUNT", "key": "k"})
+    write({"cmd": "NODE_SOCKET_NOTIFY_CLOSE", "key": "k"})
 
 
 def hear(message, arrived):

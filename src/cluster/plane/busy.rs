@@ -1,4 +1,4 @@
-//! Addresses that somebody else still has: whoever asks for one waits a moment, and nobody with them.
+//! Addresses that somebody else still has: whoever asks for one waits a moment, and nobody else.
 //!
 //! Owns how long that is. A process with an armed io_uring accept leaves its port busy for some
 //! milliseconds after its death, while the kernel takes the ring down; a run that follows upon

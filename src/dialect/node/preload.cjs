@@ -165,7 +165,8 @@
 
   // Every server that listens comes by here, and only those of HTTP/2 have settings.
   cluster._getServer = function (server, ...words) {
-    if (typeof server.updateSettings === 'function') server.off('session', follow).on('session', follow);
+    const isHttp2 = typeof server.updateSettings === 'function';
+    if (isHttp2) server.off('session', follow).on('session', follow);
     return Reflect.apply(getServer, this, [server, ...words]);
   };
 
