@@ -361,9 +361,15 @@ impl Entry {
     }
 }
 
-/// Whether somebody outside has the address, perhaps for a moment only.
+/// Whether somebody outside has the address, perhaps for a moment only. Who listens on a unix socket
+/// is there: it has been asked.
 pub(super) fn is_busy(error: &Error) -> bool {
-    matches!(error, Error::Listen { step, source: Errno::EADDRINUSE, .. } if step == "bind")
+    match error {
+        Error::Listen { address, step, source: Errno::EADDRINUSE } => {
+            step == "bind" && !address.starts_with("unix:")
+        }
+        _ => false,
+    }
 }
 
 fn open_options(options: ListenOptions, opening: Opening) -> OpenOptions {
