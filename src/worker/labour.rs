@@ -2,10 +2,8 @@
 //!
 //! Owns the spending of time. What is spent is drawn by `work`, from a seed.
 
-use std::time::Duration;
-
 use crate::settings::ServeSettings;
-use crate::sys::clock::thread_cpu_ns;
+use crate::sys::clock::{self, thread_cpu_ns};
 use crate::work::{Sampler, WorkKind};
 
 /// A worker's stand-in for a real service.
@@ -16,9 +14,12 @@ pub(crate) struct Labour {
 }
 
 impl Labour {
-    /// The work of the settings, drawn differently in each worker.
+    /// The work of the settings, drawn differently in each worker. To be made on the thread that
+    /// shall do it.
     pub(crate) fn new(settings: &ServeSettings, worker: u32) -> Option<Self> {
         let work = settings.work.clone()?;
+        // A millisecond shall be one, and not 6 % more.
+        clock::sleep_precisely();
         let seed = settings.work_seed.wrapping_add(u64::from(worker).wrapping_mul(0x9e37_79b9));
         Some(Self { kind: work.kind, sampler: Sampler::new(work.time, seed) })
     }
@@ -27,7 +28,7 @@ impl Labour {
     pub(crate) fn perform(&mut self) {
         let time_ns = self.sampler.draw_ns();
         match self.kind {
-            WorkKind::Block => std::thread::sleep(Duration::from_nanos(time_ns)),
+            WorkKind::Block => clock::sleep(time_ns),
             // CPU time, so that a busy neighbour on the core does not make the work smaller.
             WorkKind::Cpu => {
                 let until_ns = thread_cpu_ns() + time_ns;
