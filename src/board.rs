@@ -35,9 +35,16 @@ const CLAIMED_AT: usize = 2;
 const TURN_BEGUN: usize = 3;
 const PROBES: usize = 4;
 
-const REPORTS: usize = 0;
+const DOES: usize = 0;
 const ENDED: usize = 1;
 const MOVED: usize = 2;
+const RECEIVED: usize = 3;
+const RECEIVED_AT: usize = 4;
+const ANSWERED: usize = 5;
+
+/// Bits of what a program does by itself: it reports ends; it receives from its inbox.
+const REPORTS: u64 = 1;
+const RECEIVES: u64 = 2;
 
 /// What a worker counts beside its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,12 +189,14 @@ impl PrimaryBoard {
     #[must_use]
     pub fn sample(&self) -> Sample {
         Sample {
-            claimed: read(self.page.word(WORKER, CLAIMED)),
+            claimed: claimed(&self.page),
             finished: finished(&self.page),
-            claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT)),
+            claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT))
+                .max(read(self.page.word(PROGRAM, RECEIVED_AT))),
             turn_begun_ns: read(self.page.word(WORKER, TURN_BEGUN))
                 .max(read(self.page.word(PROGRAM, MOVED))),
-            answered_probes: read(self.page.word(WORKER, PROBES)),
+            answered_probes: read(self.page.word(WORKER, PROBES))
+                .wrapping_add(read(self.page.word(PROGRAM, ANSWERED))),
         }
     }
 
@@ -195,9 +204,16 @@ impl PrimaryBoard {
     #[must_use]
     pub fn tally(&self) -> Tally {
         let given = self.assigned - self.returned;
-        let claimed = read(self.page.word(WORKER, CLAIMED)).min(given);
+        let claimed = claimed(&self.page).min(given);
         let finished = finished(&self.page).min(given);
         Tally { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
+    }
+
+    /// Whether the program behind this page receives from its inbox by itself, and so one
+    /// connection a message.
+    #[must_use]
+    pub fn program_receives(&self) -> bool {
+        does(&self.page, RECEIVES)
     }
 }
 
@@ -247,7 +263,13 @@ impl WorkerBoard {
     /// every one that it has been sent, also what it has refused.
     #[must_use]
     pub fn program_reports(&self) -> bool {
-        read(self.page.word(PROGRAM, REPORTS)) == 1
+        does(&self.page, REPORTS)
+    }
+
+    /// Whether that program receives from its inbox by itself, and counts what it receives.
+    #[must_use]
+    pub fn program_receives(&self) -> bool {
+        does(&self.page, RECEIVES)
     }
 
     /// Takes off what the program counts although it has refused it.
@@ -302,7 +324,7 @@ impl BoardView {
     /// The counters now. For a worker that accepts by itself, what it claimed was assigned.
     #[must_use]
     pub fn tally(&self, accepts_itself: bool) -> Tally {
-        let claimed = read(self.page.word(WORKER, CLAIMED));
+        let claimed = claimed(&self.page);
         let finished = finished(&self.page);
         if accepts_itself {
             return Tally { assigned: claimed, own: claimed, returned: 0, claimed, finished };
@@ -326,6 +348,15 @@ impl BoardView {
 fn finished(page: &SharedPage) -> u64 {
     let sum = read(page.word(WORKER, FINISHED)).wrapping_add(read(page.word(PROGRAM, ENDED)));
     u64::try_from(sum.cast_signed()).unwrap_or(0)
+}
+
+/// What the worker has received, or who speaks for it, and what its program has by itself.
+fn claimed(page: &SharedPage) -> u64 {
+    read(page.word(WORKER, CLAIMED)).wrapping_add(read(page.word(PROGRAM, RECEIVED)))
+}
+
+fn does(page: &SharedPage, what: u64) -> bool {
+    read(page.word(PROGRAM, DOES)) & what != 0
 }
 
 fn read(word: &AtomicU64) -> u64 {
@@ -388,8 +419,8 @@ mod tests {
         assert!(!worker.program_reports());
         let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
         let program = program.expect("a page");
-        program.word(PROGRAM, REPORTS).store(1, Ordering::Relaxed);
-        assert!(worker.program_reports());
+        program.word(PROGRAM, DOES).store(REPORTS, Ordering::Relaxed);
+        assert!(worker.program_reports() && !worker.program_receives());
         primary.add_assigned(3);
         worker.add_claimed(2, 7);
         worker.take_off_refused(1);
@@ -401,6 +432,27 @@ mod tests {
         assert_eq!((primary.tally().finished, primary.tally().in_flight()), (1, 1));
         assert_eq!((primary.sample().finished, primary.sample().turn_begun_ns), (1, 9));
         assert_eq!(primary.view().expect("a view").tally(false), primary.tally());
+    }
+
+    #[test]
+    fn what_a_program_receives_by_itself_is_claimed() {
+        let (mut primary, mut worker) = pair();
+        let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+        let program = program.expect("a page");
+        program.word(PROGRAM, DOES).store(REPORTS | RECEIVES, Ordering::Relaxed);
+        assert!(primary.program_receives() && worker.program_receives());
+        primary.add_assigned(4);
+        worker.add_claimed(1, 7);
+        worker.answer_probe();
+        let _ = worker.publish();
+        program.word(PROGRAM, RECEIVED).store(2, Ordering::Relaxed);
+        program.word(PROGRAM, RECEIVED_AT).store(9, Ordering::Relaxed);
+        program.word(PROGRAM, ANSWERED).store(1, Ordering::Relaxed);
+        let sample = primary.sample();
+        assert_eq!((sample.claimed, sample.claimed_at_ns, sample.answered_probes), (3, 9, 2));
+        assert_eq!((primary.tally().claimed, primary.tally().unclaimed()), (3, 1));
+        program.word(PROGRAM, RECEIVED).store(u64::MAX, Ordering::Relaxed);
+        assert!(primary.tally().claimed <= 4, "what a program says is cut to what is possible");
     }
 
     #[test]

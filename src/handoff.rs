@@ -31,6 +31,30 @@ pub fn begin(payload: &mut Vec<u8>) {
     payload.extend_from_slice(&0u16.to_le_bytes());
 }
 
+/// Whether a message is a probe.
+#[must_use]
+pub fn is_probe(payload: &[u8]) -> bool {
+    records(payload).is_some_and(|records| records.len() == 0) || payload == EVEN_PROBE
+}
+
+/// Bytes of every message to a worker that receives one socket at a time. Node reads on as long as
+/// what it reads fills its buffer, and takes a sender that has gone for the end of everything
+/// otherwise.
+const EVEN_BYTES: usize = HEADER_BYTES + RECORD_BYTES;
+/// A probe of that length.
+const EVEN_PROBE: [u8; EVEN_BYTES] = [b'?'; EVEN_BYTES];
+
+/// Writes a probe to a worker that receives one socket at a time.
+pub fn begin_evenly(payload: &mut Vec<u8>) {
+    payload.extend_from_slice(&EVEN_PROBE);
+}
+
+/// Writes a message that says that others with sockets follow, to a worker that receives one at a
+/// time and has to see first whether it has a descriptor left. Nothing depends on its arrival.
+pub fn announce(payload: &mut Vec<u8>) {
+    payload.resize(EVEN_BYTES, b'!');
+}
+
 /// Appends a record to a message, beginning the message if it is empty.
 pub fn append(payload: &mut Vec<u8>, record: Record) {
     if payload.is_empty() {
@@ -86,6 +110,24 @@ mod tests {
             entries.iter().for_each(|record| append(&mut payload, *record));
             let read: Vec<Record> = records(&payload).expect("a message").collect();
             prop_assert_eq!(read, entries);
+        }
+
+        #[test]
+        fn only_a_message_without_records_is_a_probe(count in 0usize..3) {
+            let mut payload = Vec::new();
+            begin(&mut payload);
+            let record = Record { listener: ListenerId(1), accepted_ns: 2 };
+            (0..count).for_each(|_| append(&mut payload, record));
+            prop_assert_eq!(is_probe(&payload), count == 0);
+            let mut announcement = Vec::new();
+            announce(&mut announcement);
+            prop_assert!(!is_probe(&announcement) && records(&announcement).is_none());
+            let mut even = Vec::new();
+            begin_evenly(&mut even);
+            prop_assert!(is_probe(&even));
+            let mut single = Vec::new();
+            append(&mut single, record);
+            prop_assert_eq!([even.len(), announcement.len()], [single.len(); 2]);
         }
 
         #[test]

@@ -27,7 +27,7 @@ impl Primary {
         }
         for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
             let Some(link) = link else { continue };
-            let count = link.flush(&mut self.ring);
+            let count = link.finish(&mut self.ring);
             self.roster.deliver(slot, count, self.now_ns);
         }
     }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::board::{PrimaryBoard, Tally};
 use crate::handoff::{self, Record};
 use crate::schedule::Client;
-use crate::sys::fdpass;
+use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
 
 /// Bytes of kernel memory for unread messages in a channel, some eighty of them. A worker that
@@ -62,6 +62,11 @@ pub(super) struct Link {
     receiver: OwnedFd,
     pub(super) board: PrimaryBoard,
     outbox: Option<Box<OutgoingMessage>>,
+    /// Sockets in a message. One for a program that receives by itself: Node takes one descriptor
+    /// of what it reads at once.
+    sockets_max: usize,
+    /// It has been told in this turn that sockets follow.
+    announced: bool,
     /// Messages that the kernel has been given, and those that it has answered for.
     sent: u64,
     answered: u64,
@@ -77,6 +82,8 @@ impl Link {
             receiver: new.receiver,
             board: new.board,
             outbox: None,
+            sockets_max: DESCRIPTORS_PER_MESSAGE_MAX,
+            announced: false,
             sent: 0,
             answered: 0,
             retired: false,
@@ -101,6 +108,13 @@ impl Link {
         self.board.tally()
     }
 
+    /// The worker serves something from now on, so it has said whether it receives by itself.
+    pub(super) fn joined(&mut self) {
+        if self.board.program_receives() {
+            self.sockets_max = 1;
+        }
+    }
+
     /// Puts a socket into the message that is being filled, and tells how many it sent thereby.
     pub(super) fn add(
         &mut self,
@@ -109,14 +123,24 @@ impl Link {
         accepted: Accepted,
     ) -> u32 {
         self.board.add_assigned(1);
+        if self.sockets_max == 1 && !self.announced {
+            self.announced = true;
+            self.say(ring, spare, handoff::announce);
+        }
         let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
         handoff::append(message.payload_mut(), accepted.record);
         message.push(accepted.socket).expect("a full message has been sent before");
-        if message.is_full() { self.flush(ring) } else { 0 }
+        if message.descriptors() >= self.sockets_max { self.flush(ring) } else { 0 }
+    }
+
+    /// Sends what is left at the end of a turn, and tells how many sockets are in it.
+    pub(super) fn finish(&mut self, ring: &mut Ring) -> u32 {
+        self.announced = false;
+        self.flush(ring)
     }
 
     /// Sends the message that is being filled, and tells how many sockets are in it.
-    pub(super) fn flush(&mut self, ring: &mut Ring) -> u32 {
+    fn flush(&mut self, ring: &mut Ring) -> u32 {
         let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
             return 0;
         };
@@ -128,10 +152,16 @@ impl Link {
 
     /// Sends a message without sockets, which the worker counts when it takes it.
     pub(super) fn probe(&mut self, ring: &mut Ring, spare: &mut SpareMessages) {
-        let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
-        if message.payload().is_empty() {
-            handoff::begin(message.payload_mut());
-        }
+        let write = if self.sockets_max == 1 { handoff::begin_evenly } else { handoff::begin };
+        self.say(ring, spare, write);
+    }
+
+    /// Sends a message without sockets. None is being filled: those are sent when their turn ends.
+    fn say(&mut self, ring: &mut Ring, spare: &mut SpareMessages, write: impl Fn(&mut Vec<u8>)) {
+        debug_assert!(self.outbox.is_none(), "a message is being filled");
+        let mut message = spare.pop().unwrap_or_default();
+        write(message.payload_mut());
+        self.outbox = Some(message);
         self.flush(ring);
     }
 

@@ -272,6 +272,9 @@ impl Primary {
             Command::RemoveListener { listener } => self.remove_listener(listener),
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {
+                if let Some(Some(link)) = self.links.get_mut(slot.index()) {
+                    link.joined();
+                }
                 self.roster.join(slot, listener);
             }
             Command::Leave { slot, listener } => self.part(slot, listener),

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::link::{self, Accepted};
 use super::protocol::Returned;
 use super::{CROWDED_NS, Primary, Report, SPARE_MESSAGES_MAX};
+use crate::handoff;
 use crate::id::Slot;
 use crate::schedule::Refusal;
 use crate::sys::ring::{Key, Outcome, OutgoingMessage};
@@ -40,8 +41,9 @@ impl Primary {
     }
 
     fn refused(&mut self, slot: Slot, message: &mut OutgoingMessage, errno: Errno) {
+        let is_probe = handoff::is_probe(message.payload());
         let returned = link::unpack(message);
-        if returned.is_empty() {
+        if is_probe {
             self.roster.probe_failed(slot);
         }
         let count = u32::try_from(returned.len()).expect("bounded by a message");

@@ -244,7 +244,7 @@ impl Birth<'_> {
             inherited.push((environment::BOARD, passed(board)?));
             inherited.push((environment::BELL, passed(self.bell)?));
         }
-        if let Some((_, receiver)) = inbox.filter(|_| is_native) {
+        if let Some((_, receiver)) = inbox.filter(|_| is_native || self.preload.is_some()) {
             inherited.push((environment::INBOX, passed(receiver)?));
         }
         Ok(inherited)
@@ -316,7 +316,8 @@ impl Birth<'_> {
             if let Some(preload) = self.preload {
                 let options = preload::options_of(&variables);
                 let hang_after = self.settings.rules.hang_after_ns.map(Duration::from_nanos);
-                let reporting = Reporting { board: number(1), bell: number(2), hang_after };
+                let (board, bell, inbox) = (number(1), number(2), number(3));
+                let reporting = Reporting { board, bell, inbox, hang_after };
                 let own = preload.variables(reporting, options.as_deref());
                 variables.extend(own);
             }

@@ -1,5 +1,6 @@
 //! The script that Node workers load before their program, so that the primary learns what Node's
-//! own channel never says: which connections have ended, and whether the event loop moves.
+//! own channel never says: which connections have ended, and whether the event loop moves; and so
+//! that connections need no message each on that channel.
 //!
 //! Owns the file that it lies in, and how a worker is told to load it and where it reports. What
 //! it does is in `preload.cjs`, and the words that it writes are `board`'s.
@@ -38,13 +39,15 @@ pub struct Preload {
     option: String,
 }
 
-/// What a worker's script reports to, as descriptors that the worker inherits.
+/// What a worker's script reports to and receives from, as descriptors that the worker inherits.
 #[derive(Clone, Copy, Debug)]
 pub struct Reporting {
     /// Its page of the load board.
     pub board: RawFd,
     /// What it rings when the page says so.
     pub bell: RawFd,
+    /// The receiving end of its inbox.
+    pub inbox: RawFd,
     /// How long a loop may stand still before its worker is passed over; for ever, if none.
     pub hang_after: Option<Duration>,
 }
@@ -84,14 +87,14 @@ impl Preload {
         reporting: Reporting,
         options: Option<&OsStr>,
     ) -> [(OsString, OsString); 2] {
-        let Reporting { board, bell, hang_after } = reporting;
+        let Reporting { board, bell, inbox, hang_after } = reporting;
         let beat_ms = hang_after.map_or(0, beat_ms);
         let mut all = OsString::from(&self.option);
         if let Some(options) = options.filter(|options| !options.is_empty()) {
             all.push(" ");
             all.push(options);
         }
-        let words = format!("{board},{bell},{beat_ms},{}", self.option);
+        let words = format!("{board},{bell},{inbox},{beat_ms},{}", self.option);
         [(OPTIONS.into(), all), (VARIABLE.into(), words.into())]
     }
 }
@@ -156,10 +159,10 @@ mod tests {
     fn options_of_the_user_stay() {
         let preload = Preload::write().expect("room");
         let reporting =
-            Reporting { board: 4, bell: 5, hang_after: Some(Duration::from_millis(100)) };
+            Reporting { board: 4, bell: 5, inbox: 6, hang_after: Some(Duration::from_millis(100)) };
         let [(_, alone), (_, words)] = preload.variables(reporting, None);
         assert_eq!(alone, *preload.option);
-        assert_eq!(words, *format!("4,5,20,{}", preload.option));
+        assert_eq!(words, *format!("4,5,6,20,{}", preload.option));
         let [(name, all), _] = preload.variables(reporting, Some(OsStr::new("--no-warnings")));
         assert_eq!(
             (name, all),

@@ -14,6 +14,7 @@
 mod hearing;
 mod notices;
 mod outbox;
+mod own_inbox;
 mod parcel;
 mod patience;
 mod protocol;
@@ -57,6 +58,8 @@ struct Place {
     /// What its channel is watched for; it is not in the epoll set while that is nothing, since
     /// epoll would tell of its end again and again.
     watched: Option<EpollFlags>,
+    /// Its inbox is watched.
+    attentive: bool,
 }
 
 /// All Node workers.
@@ -222,12 +225,9 @@ impl Bridge {
         let station = Station::new(worker, slot, newcomer)?;
         let channel = EpollEvent::new(EpollFlags::EPOLLIN, token(worker));
         self.channels.add(station.channel(), channel).map_err(unwatched)?;
-        // Only what comes anew is told: most of the time something lies in the inbox that has to
-        // wait for the worker.
-        let news = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        let inbox = EpollEvent::new(news, token(worker));
-        self.epoll.add(station.inbox(), inbox).map_err(unwatched)?;
-        self.places.insert(worker, Place { station, watched: Some(EpollFlags::EPOLLIN) });
+        self.epoll.add(station.inbox(), inbox_event(worker)).map_err(unwatched)?;
+        let watched = Some(EpollFlags::EPOLLIN);
+        self.places.insert(worker, Place { station, watched, attentive: true });
         Ok(())
     }
 
@@ -277,16 +277,21 @@ impl Bridge {
     /// Watches what is wanted, and closes what is over.
     fn settle(&mut self, now_ns: u64) {
         for (worker, place) in &mut self.places {
-            if let Err(error) = place.watch(&self.channels, *worker) {
+            let watched = place.watch(&self.channels, *worker);
+            if let Err(error) = watched.and_then(|()| place.attend(&self.epoll, *worker, now_ns)) {
                 // Without being watched it would be served by nobody.
                 place.station.fail(error.to_string());
             }
         }
         let over = self.places.iter().filter(|(_, place)| place.station.is_over());
         for worker in over.map(|(worker, _)| *worker).collect::<Vec<_>>() {
-            let Some(Place { station, .. }) = self.places.remove(&worker) else { continue };
+            let Some(Place { station, attentive, .. }) = self.places.remove(&worker) else {
+                continue;
+            };
             // A duplicate of the inbox lives on in the data path, so closing is not enough.
-            let _ = self.epoll.delete(station.inbox());
+            if attentive {
+                let _ = self.epoll.delete(station.inbox());
+            }
             station.close(&self.lines, now_ns);
         }
     }
@@ -312,6 +317,25 @@ impl Place {
         self.watched = wanted;
         Ok(())
     }
+
+    /// Watches the inbox, unless the worker takes from it by itself.
+    fn attend(&mut self, epoll: &Epoll, worker: WorkerId, now_ns: u64) -> Result<()> {
+        let inbox = self.station.inbox();
+        let wanted = self.station.reads_inbox(now_ns);
+        match (self.attentive, wanted) {
+            (false, true) => epoll.add(inbox, inbox_event(worker)).map_err(unwatched)?,
+            (true, false) => epoll.delete(inbox).map_err(unwatched)?,
+            _ => {}
+        }
+        self.attentive = wanted;
+        Ok(())
+    }
+}
+
+/// Only what comes anew is told: most of the time something lies in the inbox that has to wait for
+/// the worker.
+fn inbox_event(worker: WorkerId) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token(worker))
 }
 
 fn token(worker: WorkerId) -> u64 {

@@ -19,7 +19,7 @@ use super::parcel::{Parcel, Toll};
 use super::patience::Need;
 use super::protocol::{Lines, Newcomer, Notice};
 use super::{HOLD_NS, UNREAD_BYTES_MAX};
-use crate::board::{Statistic, WorkerBoard};
+use crate::board::WorkerBoard;
 use crate::error::Result;
 use crate::handoff::{self, Record};
 use crate::id::{ListenerId, Slot, WorkerId};
@@ -36,9 +36,9 @@ const CROWDED_NS: u64 = 5_000_000;
 
 /// A connection that the worker has not taken yet.
 #[derive(Debug)]
-struct Held {
-    socket: OwnedFd,
-    record: Record,
+pub(super) struct Held {
+    pub(super) socket: OwnedFd,
+    pub(super) record: Record,
 }
 
 /// What a worker's turn may find something in.
@@ -68,20 +68,22 @@ pub(super) struct Station {
     inbox_ready: bool,
     /// The data path has closed its end, and everything has been taken.
     inbox_ended: bool,
-    board: WorkerBoard,
+    /// The worker takes from the inbox by itself, as long as it serves anything.
+    pub(super) receives: bool,
+    pub(super) board: WorkerBoard,
     /// The page has news that have not been published.
-    touched: bool,
+    pub(super) touched: bool,
     pub(super) decoder: Decoder,
     pub(super) session: Session,
     outbox: Outbox,
     crowded_until_ns: Option<u64>,
-    held: Slab<Held>,
+    pub(super) held: Slab<Held>,
     /// Taken from the inbox and not yet given to the session, oldest first. Bounded: the inbox is
     /// left alone while anything is here, so it is one message at most.
     queue: VecDeque<ConnectionId>,
     queued_since_ns: u64,
     /// To go back to the data path at the end of the turn.
-    returning: Vec<ConnectionId>,
+    pub(super) returning: Vec<ConnectionId>,
     /// Descriptors that came from the worker and whose messages have not.
     pub(super) strangers: VecDeque<OwnedFd>,
     /// Sockets for answers that are not sent yet.
@@ -105,6 +107,7 @@ impl Station {
             inbox: newcomer.inbox,
             inbox_ready: true,
             inbox_ended: false,
+            receives: false,
             board: WorkerBoard::open(newcomer.board)?,
             touched: false,
             decoder: Decoder::new(newcomer.serialization),
@@ -150,6 +153,9 @@ impl Station {
     /// Something is to be taken from the inbox. What a worker that rests or leaves has in it is
     /// taken too, to be sent back at once.
     fn wants_message(&self, now_ns: u64) -> bool {
+        if self.receives {
+            return self.inbox_ready && self.queue.is_empty() && self.reads_inbox(now_ns);
+        }
         let returns = !self.session.is_open() || self.session.resting_until_ns(now_ns).is_some();
         let gives = self.outbox.is_empty() && self.session.room(now_ns) > 0;
         self.inbox_ready && self.queue.is_empty() && (returns || gives)
@@ -160,10 +166,11 @@ impl Station {
         let leaving = self.disconnecting || !self.session.is_open();
         let waits = !self.queue.is_empty() || !self.outbox.is_empty() || self.session.is_delaying();
         // For a place in the window, or for a credit of the data path's.
-        let none_left = self.inbox_ready && self.session.room(now_ns) == 0;
+        let bridged = !self.receives;
+        let none_left = bridged && self.inbox_ready && self.session.room(now_ns) == 0;
         if self.held_up {
             Need::Nothing
-        } else if leaving || waits || none_left || self.board.is_awaited() {
+        } else if leaving || waits || none_left || bridged && self.board.is_awaited() {
             Need::Now
         } else {
             Need::of_unanswered(self.session.oldest_age_ns(now_ns))
@@ -191,6 +198,7 @@ impl Station {
         data: &Value,
     ) {
         self.sockets.extend(socket.map(|socket| (query, socket)));
+        self.find_out_who_receives();
         let heard = self.session.answer(query, answer, data);
         match answer {
             Answer::HandOver { listener, .. } if heard => {
@@ -283,6 +291,9 @@ impl Station {
                         self.touched = true;
                     }
                 }
+                Action::SentBack(connection) => self.take_back(connection),
+                Action::InboxEnded => self.inbox_ended = true,
+                Action::ShortOfDescriptors { lost } => self.note_shortage(lost, now_ns),
                 Action::Tell(event) => self.tell(lines, event),
             }
         }
@@ -382,7 +393,7 @@ impl Station {
         };
         let records = handoff::records(&payload[..bytes]);
         let count = records.as_ref().map_or(0, ExactSizeIterator::len);
-        if count == 0 {
+        if handoff::is_probe(&payload[..bytes]) {
             self.board.answer_probe();
             self.touched = true;
         }
@@ -390,10 +401,7 @@ impl Station {
         // all of this; if they were lost all the same, it is counted.
         let lost = count.saturating_sub(sockets.len()) as u64;
         if lost > 0 {
-            self.board.add(Statistic::Truncated, lost);
-            self.board.add_claimed(lost, now_ns);
-            self.board.add_finished(lost);
-            self.touched = true;
+            self.note_lost(lost, now_ns);
         }
         self.queued_since_ns = now_ns;
         for (socket, record) in sockets.into_iter().zip(records.into_iter().flatten()) {

@@ -12,6 +12,8 @@ use super::{Garbage, PARSED_BYTES_MAX, UserMessage, v8};
 
 /// What begins the `cmd` of a message that is Node's own.
 const OWN_PREFIX: &str = "NODE_";
+/// The `cmd` of what our own script in the worker says.
+const OWN_COMMAND: &str = "NODE_CLUSTERLB";
 /// How a worker's JSON lines of that kind begin, when Node wrote them.
 const OWN_LINE: &[u8] = b"{\"cmd\":\"NODE_";
 /// The first of the two lines that Node writes for every connection.
@@ -61,10 +63,36 @@ pub enum FromWorker {
         /// The key.
         key: String,
     },
+    /// From our own script in the worker: it has taken a connection from its inbox and does not
+    /// want it; the connection's descriptor travels with this.
+    SentBack(SentBack),
+    /// From our own script: it has taken everything out of its inbox, and nothing more will come.
+    InboxEnded,
+    /// From our own script: there are too few descriptors.
+    ShortOfDescriptors {
+        /// A connection was lost for that.
+        lost: bool,
+        /// How many connections it has taken so far.
+        received: u64,
+    },
     /// One of Node's own messages that asks for nothing.
     Other,
     /// A message of the program.
     User(UserMessage),
+}
+
+/// A connection that comes back, as the message from the inbox described it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SentBack {
+    /// The number of the listener that it came from.
+    pub listener: u16,
+    /// When it was accepted, in nanoseconds of CLOCK_MONOTONIC.
+    pub accepted_ns: u64,
+    /// The worker has as many connections as it wants (`maxConnections`), and may not want others
+    /// either.
+    pub full: bool,
+    /// How many it has taken so far.
+    pub received: u64,
 }
 
 /// A request to listen.
@@ -210,6 +238,14 @@ fn plain_number(text: &[u8]) -> Option<(i64, &[u8])> {
     Some((number, rest))
 }
 
+/// A message with a descriptor: of the program, or a connection that comes back.
+fn of_handle(message: &Value) -> Result<FromWorker, Garbage> {
+    if message.get("cmd").and_then(Value::as_str) == Some(OWN_COMMAND) {
+        return Wire::deserialize(message).map_err(|error| unlike(&error))?.of_our_own();
+    }
+    Ok(FromWorker::Handle(UserMessage::from_value(message)))
+}
+
 fn is_own(command: &str) -> bool {
     command.len() > OWN_PREFIX.len() && command.starts_with(OWN_PREFIX)
 }
@@ -258,6 +294,13 @@ struct Wire<'a> {
     writable_all: Option<bool>,
     data: Option<Value>,
     msg: Option<Value>,
+    listener: Option<u16>,
+    /// Digits, since JSON has no numbers of this size.
+    #[serde(borrow, default)]
+    accepted_ns: Option<Cow<'a, str>>,
+    full: Option<bool>,
+    lost: Option<bool>,
+    received: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -273,9 +316,8 @@ impl Wire<'_> {
             "NODE_CLUSTER" => return self.of_cluster(bytes),
             "NODE_HANDLE_ACK" => FromWorker::HandleArrived,
             "NODE_HANDLE_NACK" => FromWorker::HandleLost,
-            "NODE_HANDLE" => {
-                FromWorker::Handle(UserMessage::from_value(&self.msg.unwrap_or_default()))
-            }
+            "NODE_HANDLE" => return of_handle(&self.msg.unwrap_or_default()),
+            OWN_COMMAND => return self.of_our_own(),
             "NODE_SOCKET_NOTIFY_CLOSE" => FromWorker::SocketsClose { key: self.key()? },
             "NODE_SOCKET_GET_COUNT" => FromWorker::SocketsCount { key: self.key()? },
             _ => FromWorker::Other,
@@ -294,6 +336,28 @@ impl Wire<'_> {
             Some("exitedAfterDisconnect") => FromWorker::Leaving { sequence: self.seq },
             _ => FromWorker::Other,
         })
+    }
+
+    fn of_our_own(self) -> Result<FromWorker, Garbage> {
+        match self.act.as_deref() {
+            Some("end") => Ok(FromWorker::InboxEnded),
+            Some("short") => {
+                let (lost, received) = (self.lost.unwrap_or(false), self.received.unwrap_or(0));
+                Ok(FromWorker::ShortOfDescriptors { lost, received })
+            }
+            Some("back") => self.sent_back().map(FromWorker::SentBack),
+            _ => Ok(FromWorker::Other),
+        }
+    }
+
+    fn sent_back(&self) -> Result<SentBack, Garbage> {
+        let accepted_ns = self.accepted_ns.as_deref().and_then(|digits| digits.parse().ok());
+        let pair = self.listener.zip(accepted_ns);
+        let (listener, accepted_ns) = pair.ok_or_else(|| {
+            Garbage::new("a connection comes back without saying where it came from")
+        })?;
+        let full = self.full.unwrap_or(false);
+        Ok(SentBack { listener, accepted_ns, full, received: self.received.unwrap_or(0) })
     }
 
     fn key(&self) -> Result<String, Garbage> {

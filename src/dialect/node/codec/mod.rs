@@ -10,7 +10,7 @@ mod user;
 mod v8;
 
 pub use decoder::Decoder;
-pub use from_worker::{FromWorker, Listening, Place, Query};
+pub use from_worker::{FromWorker, Listening, Place, Query, SentBack};
 pub use to_worker::{SocketKind, SocketName, ToWorker};
 pub use user::UserMessage;
 

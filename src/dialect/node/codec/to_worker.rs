@@ -34,6 +34,8 @@ pub enum ToWorker<'a> {
         data: &'a Value,
         /// The bound address; none for unix sockets.
         name: Option<&'a SocketName>,
+        /// What its connections are marked with, for our own script in the worker.
+        mark: Option<u16>,
         /// This message's number.
         sequence: i64,
     },
@@ -47,6 +49,8 @@ pub enum ToWorker<'a> {
         data: &'a Value,
         /// A socket for datagrams.
         datagram: bool,
+        /// What connections of others from there are marked with, for our own script in the worker.
+        mark: Option<u16>,
         /// This message's number.
         sequence: i64,
     },
@@ -153,6 +157,9 @@ struct Outcome<'a> {
     data: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sockname: Option<&'a SocketName>,
+    /// Not a field of Node's, which does not mind.
+    #[serde(rename = "clusterlb", skip_serializing_if = "Option::is_none")]
+    mark: Option<u16>,
 }
 
 /// The cover of a message that a descriptor travels with.
@@ -198,18 +205,20 @@ impl ToWorker<'_> {
                 connection_line(key, sequence)
             }
             Self::Connection { key, sequence } => frame(&connection(key, sequence), serialization),
-            Self::Listen { key, to, data, name, sequence } => {
-                let outcome = Outcome { errno: None, data: Some(data), sockname: name };
+            Self::Listen { key, to, data, name, mark, sequence } => {
+                let outcome = Outcome { errno: None, data: Some(data), sockname: name, mark };
                 frame(&answer(key, to, outcome, sequence), serialization)
             }
-            Self::ListenYourself { key, to, data, datagram, sequence } => {
-                let outcome = Outcome { errno: Some(0), data: Some(data), sockname: None };
+            Self::ListenYourself { key, to, data, datagram, mark, sequence } => {
+                let data = Some(data);
+                let outcome = Outcome { errno: Some(0), data, sockname: None, mark };
                 let kind = if datagram { DATAGRAM } else { STREAM };
                 let message = answer(key, to, outcome, sequence);
                 frame(&Handle::new(kind, message), serialization)
             }
             Self::ListenFailed { key, to, data, errno, sequence } => {
-                let outcome = Outcome { errno: Some(-errno), data: Some(data), sockname: None };
+                let (errno, data) = (Some(-errno), Some(data));
+                let outcome = Outcome { errno, data, sockname: None, mark: None };
                 frame(&answer(key, to, outcome, sequence), serialization)
             }
             Self::Farewell { to, sequence } => {

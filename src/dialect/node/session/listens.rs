@@ -26,6 +26,8 @@ pub(super) struct Asked {
 struct Server {
     key: Arc<str>,
     listener: ListenerId,
+    /// Connections come to it, not datagrams.
+    connects: bool,
 }
 
 /// All servers of a worker.
@@ -60,8 +62,8 @@ impl Listens {
         self.keys.to_string()
     }
 
-    pub(super) fn open(&mut self, key: String, listener: ListenerId) {
-        self.servers.push(Server { key: key.into(), listener });
+    pub(super) fn open(&mut self, key: String, listener: ListenerId, connects: bool) {
+        self.servers.push(Server { key: key.into(), listener, connects });
     }
 
     /// Forgets a server. Tells its listener, if the worker does not serve that one any more. A key
@@ -76,6 +78,10 @@ impl Listens {
     pub(super) fn key_of(&self, listener: ListenerId) -> Option<&Arc<str>> {
         let mut newest_first = self.servers.iter().rev();
         newest_first.find(|server| server.listener == listener).map(|server| &server.key)
+    }
+
+    pub(super) fn has_any(&self) -> bool {
+        self.servers.iter().any(|server| server.connects)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {

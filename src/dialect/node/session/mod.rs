@@ -11,6 +11,7 @@
 
 mod covers;
 mod listens;
+mod own_inbox;
 mod rest;
 mod window;
 
@@ -21,7 +22,8 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::codec::{
-    FromWorker, Garbage, Listening, Place, Query, Serialization, SocketName, ToWorker, UserMessage,
+    FromWorker, Garbage, Listening, Place, Query, SentBack, Serialization, SocketName, ToWorker,
+    UserMessage,
 };
 use crate::id::ListenerId;
 use covers::{Cover, Delayed};
@@ -94,6 +96,16 @@ pub enum Action {
     Returned(ConnectionId),
     /// The worker has had the connection and did not want it: give it to somebody else.
     Refused(ConnectionId),
+    /// A connection that our own script in the worker had taken from the inbox is back, with the
+    /// oldest descriptor that came and is not spoken for: give it to somebody else.
+    SentBack(SentBack),
+    /// The worker has taken everything out of its inbox by itself.
+    InboxEnded,
+    /// The worker had too few descriptors, and lost a connection if it says so.
+    ShortOfDescriptors {
+        /// A connection was lost.
+        lost: bool,
+    },
     /// Tell whoever watches over the worker.
     Tell(Event),
 }
@@ -153,6 +165,11 @@ pub struct Session {
     plain_bytes: usize,
     /// The last message with a descriptor may lie across the end of a read.
     solitary: bool,
+    /// Our own script in the worker takes connections from the inbox, and those are marked with
+    /// their listeners.
+    marks: bool,
+    /// How many it had taken when it did not want others the last time.
+    received: u64,
     actions: VecDeque<Action>,
 }
 
@@ -173,6 +190,8 @@ impl Session {
             delayed: VecDeque::new(),
             plain_bytes: 0,
             solitary: false,
+            marks: false,
+            received: 0,
             actions: VecDeque::new(),
         }
     }
@@ -272,18 +291,21 @@ impl Session {
             return false;
         }
         let (key, sequence) = (self.listens.new_key(), self.next_sequence());
+        let mark = |listener: &ListenerId| self.marks.then_some(listener.0);
         match answer {
             Answer::Fail(errno) => self.decline(&key, to, data, *errno),
             Answer::HandOver { listener, name } => {
-                let name = name.as_ref();
-                self.send(&ToWorker::Listen { key: &key, to, data, name, sequence });
-                self.listens.open(key, *listener);
+                let (name, mark) = (name.as_ref(), mark(listener));
+                self.send(&ToWorker::Listen { key: &key, to, data, name, mark, sequence });
+                self.listens.open(key, *listener, true);
             }
             Answer::Share { listener, datagram } => {
                 let datagram = *datagram;
-                let reply = ToWorker::ListenYourself { key: &key, to, data, datagram, sequence };
-                let frame = reply.frame(self.serialization);
-                self.listens.open(key.clone(), *listener);
+                let mark = mark(listener).filter(|_| !datagram);
+                let frame =
+                    ToWorker::ListenYourself { key: &key, to, data, datagram, mark, sequence }
+                        .frame(self.serialization);
+                self.listens.open(key.clone(), *listener, !datagram);
                 let cover = Cover::Answer { key, to, data: data.clone() };
                 self.delayed.push_back(Delayed::Answer { query, frame, cover });
                 self.send_delayed();
@@ -350,6 +372,12 @@ impl Session {
             FromWorker::Handle(_) => self.send(&ToWorker::HandleLost),
             FromWorker::SocketsClose { key } => self.send(&ToWorker::SocketsClosed { key: &key }),
             FromWorker::SocketsCount { key } => self.send(&ToWorker::SocketsCount { key: &key }),
+            FromWorker::SentBack(connection) => self.take_back(connection, arrived, now_ns),
+            FromWorker::InboxEnded => self.actions.push_back(Action::InboxEnded),
+            FromWorker::ShortOfDescriptors { lost, received } => {
+                self.note_rest(received, now_ns);
+                self.actions.push_back(Action::ShortOfDescriptors { lost });
+            }
             FromWorker::Other => {}
             FromWorker::User(message) => self.tell(Event::Message(message)),
         }

@@ -1,6 +1,7 @@
 //! A worker's life message by message.
 
 mod model;
+mod own_inbox;
 
 use serde_json::json;
 
@@ -39,6 +40,9 @@ enum Done {
     Accepted(usize),
     Returned(usize),
     Refused(usize),
+    SentBack(SentBack),
+    InboxEnded,
+    Short(bool),
     Told(Event),
 }
 
@@ -56,6 +60,9 @@ fn done(session: &mut Session) -> Vec<Done> {
             Action::Accepted(connection) => Done::Accepted(connection.0),
             Action::Returned(connection) => Done::Returned(connection.0),
             Action::Refused(connection) => Done::Refused(connection.0),
+            Action::SentBack(connection) => Done::SentBack(connection),
+            Action::InboxEnded => Done::InboxEnded,
+            Action::ShortOfDescriptors { lost } => Done::Short(lost),
             Action::Tell(event) => Done::Told(event),
         })
         .collect()

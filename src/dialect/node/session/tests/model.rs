@@ -105,6 +105,7 @@ impl World {
                 Action::Returned(connection) => self.note(connection.0, "returned"),
                 Action::Refused(connection) => self.note(connection.0, "refused"),
                 Action::Tell(_) => {}
+                other => panic!("nobody here has an inbox of its own: {other:?}"),
             }
         }
     }
