@@ -175,7 +175,10 @@ impl Primary {
 
     /// Hands over what the last turn prepared, and collects what has happened since.
     fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
-        if let Some(wait_ns) = self.coalescing.wait_ns(accepted, self.now_ns) {
+        // What waits for room is given away as soon as somebody says that there is some.
+        let is_free = accepted > 0 && self.waiting.is_empty();
+        let slack_ns = if is_free { self.roster.slack_ns() } else { None };
+        if let Some(wait_ns) = self.coalescing.wait_ns(accepted, slack_ns, self.now_ns) {
             self.totals.coalesced += 1;
             self.ring.submit();
             // Not a wait of the ring: every connection would end that, and the point is to be

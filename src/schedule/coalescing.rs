@@ -3,11 +3,17 @@
 //! What network cards call interrupt coalescing. A connection that is handed over alone costs the
 //! primary a wake-up and a message, and its worker a wake-up. While many arrive, waiting for a
 //! short time lets several share all three. Waiting costs latency, so nobody waits while there
-//! would be hardly anybody to wait for.
+//! would be hardly anybody to wait for. Unless it costs none: while every worker still has
+//! connections to take, one that comes now would only wait there instead of here.
 
 /// The rate is measured over so many windows at a time: long enough that neither a burst nor chance
 /// counts for much.
 const SLOT_WINDOWS: u64 = 200;
+/// While nobody is idle, handing over waits for such a part of the time that connections usually
+/// wait to be taken: so short that hardly anybody will have become idle.
+const SLACK_SHARE: u64 = 4;
+/// And never longer than this.
+const SLACK_MAX_NS: u64 = 500_000;
 
 /// Watches the rate of arrivals and says how long to wait.
 #[derive(Clone, Debug)]
@@ -28,8 +34,10 @@ impl Coalescing {
     }
 
     /// Takes note of arrivals, and tells for how long, in nanoseconds, to wait for more before
-    /// the loop looks again. What has arrived is handed over before that wait.
-    pub fn wait_ns(&mut self, arrivals: u64, now_ns: u64) -> Option<u64> {
+    /// the loop looks again. What has arrived is handed over before that wait. `slack_ns` is how
+    /// long connections usually wait for a worker to take them, if none is idle
+    /// ([`Roster::slack_ns`](super::Roster::slack_ns)).
+    pub fn wait_ns(&mut self, arrivals: u64, slack_ns: Option<u64>, now_ns: u64) -> Option<u64> {
         let window_ns = self.window_ns?;
         let passed_ns = now_ns.saturating_sub(self.slot_begun_ns);
         if passed_ns >= window_ns.saturating_mul(SLOT_WINDOWS) {
@@ -39,7 +47,9 @@ impl Coalescing {
             self.slot_arrivals = 0;
         }
         self.slot_arrivals += arrivals;
-        (self.busy && arrivals > 0).then_some(window_ns)
+        let slack_ns = slack_ns.map_or(0, |slack_ns| (slack_ns / SLACK_SHARE).min(SLACK_MAX_NS));
+        let wait_ns = if self.busy || slack_ns > window_ns { window_ns.max(slack_ns) } else { 0 };
+        (wait_ns > 0 && arrivals > 0).then_some(wait_ns)
     }
 }
 
@@ -54,7 +64,7 @@ mod tests {
     /// How many of so many arrivals, one each `gap_ns`, are followed by a wait.
     fn waits(coalescing: &mut Coalescing, begin_ns: u64, gap_ns: u64, arrivals: u64) -> u64 {
         let times = (0..arrivals).map(|number| begin_ns + number * gap_ns);
-        times.map(|now_ns| u64::from(coalescing.wait_ns(1, now_ns).is_some())).sum()
+        times.map(|now_ns| u64::from(coalescing.wait_ns(1, None, now_ns).is_some())).sum()
     }
 
     #[test]
@@ -71,13 +81,26 @@ mod tests {
     fn the_first_after_a_pause_does_not_wait() {
         let mut coalescing = Coalescing::new(Some(WINDOW_NS));
         assert!(waits(&mut coalescing, 1, WINDOW_NS / 10, 3000) > 0);
-        assert_eq!(coalescing.wait_ns(1, 2_000_000_000), None);
+        assert_eq!(coalescing.wait_ns(1, None, 2_000_000_000), None);
+    }
+
+    #[test]
+    fn while_nobody_is_idle_waiting_is_free() {
+        let mut coalescing = Coalescing::new(Some(WINDOW_NS));
+        let mut wait_ns = |slack_ns, now_ns| coalescing.wait_ns(1, slack_ns, now_ns);
+        assert_eq!(wait_ns(Some(4 * WINDOW_NS), 1), None, "a worker that is fast is idle soon");
+        assert_eq!(wait_ns(Some(4_000_000), 2_000_000), Some(SLACK_MAX_NS));
+        assert_eq!(wait_ns(Some(1_000_000), 4_000_000), Some(250_000));
+        assert_eq!(wait_ns(None, 6_000_000), None);
+        assert_eq!(coalescing.wait_ns(0, Some(4_000_000), 8_000_000), None);
     }
 
     #[test]
     fn switched_off_it_never_waits() {
         for window_ns in [None, Some(0)] {
-            assert_eq!(waits(&mut Coalescing::new(window_ns), 1, 1, 10_000), 0);
+            let mut coalescing = Coalescing::new(window_ns);
+            assert_eq!(waits(&mut coalescing, 1, 1, 10_000), 0);
+            assert_eq!(coalescing.wait_ns(1, Some(4_000_000), 1_000_000), None);
         }
     }
 
@@ -86,14 +109,20 @@ mod tests {
         #[test]
         fn waits_are_bounded_and_follow_an_arrival(
             window_ns in 1u64..1_000_000,
-            steps in prop::collection::vec((0u64..50, 0u64..2_000_000), 1..200),
+            steps in prop::collection::vec(
+                (0u64..50, any::<Option<u64>>(), 0u64..2_000_000),
+                1..200,
+            ),
         ) {
             let mut coalescing = Coalescing::new(Some(window_ns));
             let mut now_ns = 0;
-            for (arrivals, passed_ns) in steps {
+            for (arrivals, slack_ns, passed_ns) in steps {
                 now_ns += passed_ns;
-                let wait = coalescing.wait_ns(arrivals, now_ns);
-                prop_assert!(wait.is_none() || arrivals > 0 && wait == Some(window_ns));
+                if let Some(wait_ns) = coalescing.wait_ns(arrivals, slack_ns, now_ns) {
+                    let free_ns = slack_ns.unwrap_or(0) / SLACK_SHARE;
+                    prop_assert!(arrivals > 0 && wait_ns >= window_ns);
+                    prop_assert!(wait_ns == window_ns || wait_ns <= free_ns.min(SLACK_MAX_NS));
+                }
             }
         }
     }

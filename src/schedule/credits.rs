@@ -35,6 +35,8 @@ pub(super) struct Credits {
     most: u32,
     /// Connections put into its channel so far, less those taken out again.
     delivered: u64,
+    /// How long connections wait to be claimed, the last eight counting for two thirds of it.
+    usual_ns: u64,
     /// Deliveries that have not been claimed entirely, oldest first. Bounded by the messages that
     /// a channel holds.
     unclaimed: VecDeque<Delivery>,
@@ -54,7 +56,7 @@ impl Credits {
             CreditRule::Adaptive => CREDITS_FIRST.min(most),
             CreditRule::Fixed(count) => count.min(most).max(CREDITS_MIN),
         };
-        Self { rule, allowed, most, delivered: 0, unclaimed: VecDeque::new() }
+        Self { rule, allowed, most, delivered: 0, usual_ns: 0, unclaimed: VecDeque::new() }
     }
 
     /// Credits left for a worker with so many unclaimed.
@@ -117,6 +119,7 @@ impl Credits {
     }
 
     fn learn(&mut self, took_ns: u64, count: u32) {
+        self.usual_ns = (self.usual_ns.saturating_mul(7) / 8).saturating_add(took_ns / 8);
         if self.rule != CreditRule::Adaptive {
             return;
         }
@@ -131,6 +134,11 @@ impl Credits {
         if self.rule == CreditRule::Adaptive {
             self.allowed = CREDITS_MIN;
         }
+    }
+
+    /// How long connections usually wait to be claimed.
+    pub(super) fn usual_ns(&self) -> u64 {
+        self.usual_ns
     }
 
     /// When the oldest delivery that is not entirely claimed was made.

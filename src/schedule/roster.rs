@@ -96,6 +96,8 @@ struct Lane {
     chooser: Chooser,
 }
 
+/// A worker with so many connections has enough to do for a while, if it is slow to claim them.
+const PLENTY: u32 = 4;
 /// Most listeners at a time: the bits of `Seat::joined`.
 const LANES_MAX: usize = 64;
 
@@ -303,6 +305,24 @@ impl Roster {
     #[must_use]
     pub fn wants_client(&self) -> bool {
         self.lanes.iter().flatten().any(|lane| lane.chooser.wants_client())
+    }
+
+    /// How long connections usually wait for the fastest worker to claim them; none while a worker
+    /// that may have more has so few that it may be through with them before long.
+    #[must_use]
+    pub fn slack_ns(&self) -> Option<u64> {
+        let pairs = self.seats.iter().zip(self.loads.iter());
+        let mut slack_ns = None;
+        for (seat, load) in pairs {
+            let Some(Seat { credits, .. }) = seat.as_ref().filter(|_| load.can_take()) else {
+                continue;
+            };
+            if load.in_flight < PLENTY {
+                return None;
+            }
+            slack_ns = Some(slack_ns.unwrap_or(u64::MAX).min(credits.usual_ns()));
+        }
+        slack_ns
     }
 
     /// Connections go into the worker's channel, unless they are [`Roster::refused`] there.

@@ -146,3 +146,23 @@ fn what_a_worker_sends_back_is_not_in_flight() {
     assert_eq!(roster.loads()[0].in_flight, 0);
     assert_eq!(roster.next_deadline_ns(), None, "nothing is waited for");
 }
+
+#[test]
+fn there_is_slack_while_everybody_has_plenty_and_is_slow_to_claim() {
+    let mut roster = roster(2);
+    for number in 0..2 * u64::from(PLENTY) {
+        assert_eq!(roster.slack_ns(), None, "somebody has {number} at most");
+        give(&mut roster, 0);
+    }
+    assert_eq!(roster.slack_ns(), Some(0), "nobody knows yet how long they take");
+    let slow = |claimed, at_ms| Sample { claimed, claimed_at_ns: at_ms * MS, ..Sample::default() };
+    for (slot, ms) in [(Slot(0), 4), (Slot(1), 2)] {
+        roster.observe(slot, slow(PLENTY.into(), ms), ms * MS);
+    }
+    let slack_ns = roster.slack_ns().expect("what is claimed is still in flight");
+    assert!((MS / 2..2 * MS).contains(&slack_ns), "{slack_ns}: towards that of the faster one");
+    roster.observe(Slot(0), Sample { finished: 1, ..slow(PLENTY.into(), 4) }, 5 * MS);
+    assert_eq!(roster.slack_ns(), None, "it is through with them before long");
+    roster.retire(Slot(0));
+    assert!(roster.slack_ns().is_some(), "who leaves gets nothing and is waited for by nobody");
+}
