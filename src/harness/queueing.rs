@@ -29,7 +29,7 @@ const WARM_UP_ONE_IN: usize = 10;
 #[serde(rename_all = "kebab-case")]
 pub enum Discipline {
     /// All wait in one queue and whoever is free takes the first: nothing that assigns requests
-    /// on arrival can do better without knowing service times.
+    /// on arrival can do better in the mean without knowing service times.
     CentralQueue,
     /// A server by chance, each with a queue of its own.
     Random,

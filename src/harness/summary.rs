@@ -9,6 +9,7 @@ use super::scenario::{Knobs, Scenario};
 use super::target::Target;
 use super::trial::{Outcome, Record};
 use super::validity::Aspect;
+use crate::schedule::Limits;
 
 /// Requests of a simulated queue: enough for a steady 99.9th percentile.
 const SIMULATED_REQUESTS: usize = 400_000;
@@ -207,13 +208,16 @@ fn value(measure: &Measure, own: &[&Outcome], first: &[&Outcome]) -> Option<Valu
     })
 }
 
-/// The bound that no way of assigning requests can beat, and what simple ways would give.
+/// The bound that no way of assigning requests can beat in the mean, what the rule of `rr` would
+/// give if nothing else took time, and what simple ways would.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ideal {
     /// The share of its time that a worker is busy.
     pub utilisation: f64,
     /// All requests wait in one queue and whoever is free takes the first.
     pub central_queue: Latencies,
+    /// The workers in turn, passing over those with more than the average.
+    pub round_robin_relative: Latencies,
     /// The workers in turn.
     pub round_robin: Latencies,
     /// A worker by chance.
@@ -275,9 +279,11 @@ impl Comparisons {
 fn ideal(scenario: Scenario, knobs: &Knobs) -> Option<Ideal> {
     let (work, utilisation) = scenario.work().zip(scenario.utilisation())?;
     let queue = Queue::new(knobs.workers, work.time, utilisation, SIMULATED_REQUESTS).ok()?;
+    let factor = Limits::default().overload_factor.map_or(1.0, f64::from);
     Some(Ideal {
         utilisation,
         central_queue: queue.simulate(Discipline::CentralQueue, knobs.seed),
+        round_robin_relative: queue.simulate(Discipline::RoundRobinRelative { factor }, knobs.seed),
         round_robin: queue.simulate(Discipline::RoundRobin, knobs.seed),
         random: queue.simulate(Discipline::Random, knobs.seed),
     })

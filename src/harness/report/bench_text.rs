@@ -91,12 +91,13 @@ fn scenario_text(scenario: &Comparisons) -> String {
 
 /// Names and latencies (50, 90, 99, 99.9 %) of what was simulated, in nanoseconds.
 #[must_use]
-pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 3] {
+pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 4] {
     let of = |latencies: &super::super::queueing::Latencies| {
         [latencies.p50_ns, latencies.p90_ns, latencies.p99_ns, latencies.p999_ns]
     };
     [
         ("bound: one queue", of(&ideal.central_queue)),
+        ("bound: rr's rule", of(&ideal.round_robin_relative)),
         ("bound: in turn", of(&ideal.round_robin)),
         ("bound: by chance", of(&ideal.random)),
     ]
