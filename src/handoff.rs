@@ -49,11 +49,9 @@ pub fn begin_evenly(payload: &mut Vec<u8>) {
     payload.extend_from_slice(&EVEN_PROBE);
 }
 
-/// Writes a message that says that others with sockets follow, to a worker that receives one at a
-/// time and has to see first whether it has a descriptor left. Nothing depends on its arrival.
-pub fn announce(payload: &mut Vec<u8>) {
-    payload.resize(EVEN_BYTES, b'!');
-}
+/// Says that messages with sockets follow, to a worker that receives one at a time and has to see
+/// first whether it has a descriptor left. Nothing depends on its arrival.
+pub const ANNOUNCEMENT: [u8; EVEN_BYTES] = [b'!'; EVEN_BYTES];
 
 /// Appends a record to a message, beginning the message if it is empty.
 pub fn append(payload: &mut Vec<u8>, record: Record) {
@@ -119,15 +117,13 @@ mod tests {
             let record = Record { listener: ListenerId(1), accepted_ns: 2 };
             (0..count).for_each(|_| append(&mut payload, record));
             prop_assert_eq!(is_probe(&payload), count == 0);
-            let mut announcement = Vec::new();
-            announce(&mut announcement);
-            prop_assert!(!is_probe(&announcement) && records(&announcement).is_none());
+            prop_assert!(!is_probe(&ANNOUNCEMENT) && records(&ANNOUNCEMENT).is_none());
             let mut even = Vec::new();
             begin_evenly(&mut even);
             prop_assert!(is_probe(&even));
             let mut single = Vec::new();
             append(&mut single, record);
-            prop_assert_eq!([even.len(), announcement.len()], [single.len(); 2]);
+            prop_assert_eq!([even.len(), ANNOUNCEMENT.len()], [single.len(); 2]);
         }
 
         #[test]

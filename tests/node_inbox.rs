@@ -190,6 +190,45 @@ fn connections_wait_while_a_worker_has_no_descriptors_for_them() {
     }
 }
 
+/// Leaves itself three descriptors of a hundred and more when it is asked for that, and otherwise
+/// answers.
+const GREEDY: &str = "
+    const { closeSync, openSync } = require('fs');
+    require('http').createServer((request, response) => {
+        if (request.url !== '/') {
+            const held = [];
+            try { for (;;) held.push(openSync('/dev/null')); } catch {}
+            held.splice(0, 3).forEach((one) => closeSync(one));
+        }
+        response.end(String(process.pid));
+    }).listen(0, '127.0.0.1');";
+
+#[test]
+fn descriptors_that_the_program_has_used_up_are_missed_in_time() {
+    let script = Script::named("server.js", GREEDY);
+    for node in nodes() {
+        let program = node.program.display().to_string();
+        let words = format!("ulimit -n 128; exec '{program}' '{}'", script.path("server.js"));
+        let launch = common::Launch::new("--dialect node --workers 1");
+        let cluster = launch.running(&["sh", "-c", &words]).start();
+        let address = cluster.address();
+        let mut first = Client::to(&address);
+        first.ask(b"GET /all HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        first.assert_closed();
+        // All of them in one turn of the primary.
+        machine::suspend(cluster.pid());
+        let mut clients: Vec<Client> = (0..10).map(|_| Client::to(&address)).collect();
+        clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+        machine::signal(cluster.pid(), Signal::SIGCONT);
+        for client in &mut clients {
+            assert!(client.try_receive(true).is_ok(), "{}: it was lost", node.version);
+        }
+        drop(clients);
+        let summary = cluster.end();
+        assert_eq!((summary.accepted, summary.aborted), (11, 0), "{}", node.version);
+    }
+}
+
 #[test]
 fn nothing_is_said_about_what_the_script_is_made_of() {
     let script = Script::named("server.js", TWO);

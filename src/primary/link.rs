@@ -16,6 +16,9 @@ use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
 /// lets them pile up is full, and others get its share.
 pub const CHANNEL_BYTES: usize = 64 * 1024;
 
+/// So many messages with a socket each, and their announcements, find room there.
+const SINGLES_MAX: u32 = 32;
+
 /// Messages to be used again. Boxed, because the kernel works on them where they lie.
 pub(super) type SpareMessages = Vec<Box<OutgoingMessage>>;
 
@@ -109,10 +112,11 @@ impl Link {
     }
 
     /// The worker serves something from now on, so it has said whether it receives by itself.
-    pub(super) fn joined(&mut self) {
-        if self.board.program_receives() {
-            self.sockets_max = 1;
-        }
+    /// Tells how many connections its inbox has room for at least, if that is less than usual.
+    pub(super) fn joined(&mut self) -> Option<u32> {
+        let receives = self.board.program_receives();
+        self.sockets_max = if receives { 1 } else { DESCRIPTORS_PER_MESSAGE_MAX };
+        receives.then_some(SINGLES_MAX)
     }
 
     /// Puts a socket into the message that is being filled, and tells how many it sent thereby.
@@ -125,7 +129,9 @@ impl Link {
         self.board.add_assigned(1);
         if self.sockets_max == 1 && !self.announced {
             self.announced = true;
-            self.say(ring, spare, handoff::announce);
+            if let Some(sender) = &self.sender {
+                ring.remark(sender.as_fd(), &handoff::ANNOUNCEMENT);
+            }
         }
         let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
         handoff::append(message.payload_mut(), accepted.record);
@@ -152,15 +158,12 @@ impl Link {
 
     /// Sends a message without sockets, which the worker counts when it takes it.
     pub(super) fn probe(&mut self, ring: &mut Ring, spare: &mut SpareMessages) {
-        let write = if self.sockets_max == 1 { handoff::begin_evenly } else { handoff::begin };
-        self.say(ring, spare, write);
-    }
-
-    /// Sends a message without sockets. None is being filled: those are sent when their turn ends.
-    fn say(&mut self, ring: &mut Ring, spare: &mut SpareMessages, write: impl Fn(&mut Vec<u8>)) {
-        debug_assert!(self.outbox.is_none(), "a message is being filled");
+        debug_assert!(self.outbox.is_none(), "what is being filled is sent when its turn ends");
         let mut message = spare.pop().unwrap_or_default();
-        write(message.payload_mut());
+        match self.sockets_max {
+            1 => handoff::begin_evenly(message.payload_mut()),
+            _ => handoff::begin(message.payload_mut()),
+        }
         self.outbox = Some(message);
         self.flush(ring);
     }

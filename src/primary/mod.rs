@@ -275,8 +275,9 @@ impl Primary {
             Command::RemoveListener { listener } => self.remove_listener(listener),
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {
-                if let Some(Some(link)) = self.links.get_mut(slot.index()) {
-                    link.joined();
+                let link = self.links.get_mut(slot.index()).and_then(Option::as_mut);
+                if let Some(most) = link.and_then(Link::joined) {
+                    self.roster.bound_credits_of(slot, most);
                 }
                 self.roster.join(slot, listener);
             }

@@ -105,7 +105,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever arrives when, nobody waits for nothing, or for longer than the window.
+        /// Whatever arrives when, nobody waits for nothing, or for longer than the window or the
+        /// slack allows.
         #[test]
         fn waits_are_bounded_and_follow_an_arrival(
             window_ns in 1u64..1_000_000,

@@ -99,9 +99,9 @@ impl Credits {
         }
     }
 
-    /// Lowers or raises the most that there can be.
+    /// Lowers the most that there can be.
     pub(super) fn bound(&mut self, most: u32) {
-        self.most = most.max(CREDITS_MIN);
+        self.most = self.most.min(most).max(CREDITS_MIN);
         self.allowed = self.allowed.min(self.most);
     }
 

@@ -31,7 +31,8 @@ pub struct Rules {
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,
     /// How long handing over waits for more connections while at least three arrive in two such
-    /// times; never, if none. See [`Coalescing`](super::Coalescing).
+    /// times, and at least while all workers have plenty to do; never, if none. See
+    /// [`Coalescing`](super::Coalescing).
     pub coalesce_ns: Option<u64>,
 }
 
@@ -234,6 +235,13 @@ impl Roster {
         self.rules.credits_max = self.rules.credits_max.min(credits_max).max(1);
         let most = self.rules.credits_max;
         self.seats.iter_mut().flatten().for_each(|seat| seat.credits.bound(most));
+    }
+
+    /// Bounds the credits of one worker, for as long as it is there.
+    pub fn bound_credits_of(&mut self, slot: Slot, credits_max: u32) {
+        if let Some(Some(seat)) = self.seats.get_mut(slot.index()) {
+            seat.credits.bound(credits_max);
+        }
     }
 
     /// The worker leaves: nothing more for it.

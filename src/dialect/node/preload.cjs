@@ -23,6 +23,7 @@
   const { closeSync, openSync, readFileSync, readSync, readdirSync, writeSync } = require('fs');
   const { clearInterval, setImmediate, setInterval, setTimeout } = require('timers');
   const { nextTick, send } = process;
+  const { performance } = require('perf_hooks');
   const now = process.hrtime.bigint;
 
   // The places in the page, which src/board.rs names.
@@ -164,11 +165,14 @@
     const DESCRIPTORS_RESERVED = 16;
     const SHORTEST_REST_MS = 5;
     const LONGEST_REST_MS = 250;
+    const COUNTING_MS = 10;
+    const FEW = 64;
     const zeroIsABound = Number(process.versions.node.split('.')[0]) >= 21;
 
     const { Pipe, constants } = bindingOf('pipe_wrap');
     const { streamBaseState, kReadBytesOrError } = bindingOf('stream_wrap');
-    const limit = Number(OPEN_FILES.exec(readFileSync('/proc/self/limits', 'latin1'))?.[1] ?? Infinity);
+    const [, most] = OPEN_FILES.exec(readFileSync('/proc/self/limits', 'latin1')) ?? [];
+    const limit = Number(most ?? Infinity);
     const pipe = new Pipe(constants.IPC);
     // As long as every message, so that Node reads on until there are no more, at most 32 times. It
     // has to be held on to, since Node does not.
@@ -176,8 +180,10 @@
     pipe.clusterlbMessage = message;
 
     let received = 0;
-    // So many connections may come before descriptors are counted again.
+    // So many connections may come before descriptors are counted again, which is after this time
+    // in any case.
     let allowance = 0;
+    let countAgainAt = 0;
     let restMs = SHORTEST_REST_MS;
     let resting = false;
     let over = false;
@@ -213,16 +219,31 @@
       } catch {
         return rest(false);
       }
-      if (allowance <= 0) count();
-      else restMs = SHORTEST_REST_MS;
+      restMs = SHORTEST_REST_MS;
+      if (allowance <= 0 || performance.now() >= countAgainAt) count();
     }
 
-    // A quarter of what is left may come until the next count, and the program has the rest.
+    // A quarter of what is left may come until the next count, and the program has the rest. The
+    // more there are the longer it takes, so the rarer it is done.
     function count() {
+      const begun = performance.now();
       const reserved = Math.min(DESCRIPTORS_RESERVED, limit / 16);
-      allowance = Math.ceil((limit - reserved - descriptorsInUse()) / 4);
-      if (allowance > 0) restMs = SHORTEST_REST_MS;
-      else rest(false);
+      allowance = Math.max(1, Math.ceil((limit - reserved - descriptorsInUse()) / 4));
+      const done = performance.now();
+      countAgainAt = done + Math.max(COUNTING_MS, 100 * (done - begun));
+    }
+
+    // Where few are left, none is taken without having looked.
+    function takeCare() {
+      allowance -= 1;
+      if (allowance >= FEW || resting) return;
+      resting = true;
+      setImmediate(() => {
+        resting = false;
+        look();
+        read();
+      });
+      read();
     }
 
     function descriptorsInUse() {
@@ -260,8 +281,7 @@
       handle.close = close;
       handle.reset = reset;
       move();
-      allowance -= 1;
-      if (allowance <= 0) count();
+      takeCare();
       socket.onconnection(0, handle);
     }
 

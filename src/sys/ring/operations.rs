@@ -24,7 +24,7 @@ pub(super) enum Operation {
     ReceiveMessage = 5,
     Poll = 6,
     Cancel = 7,
-    Close = 8,
+    Quiet = 8,
     Alarm = 9,
     MoveAlarm = 10,
     LastClose = 11,
@@ -34,7 +34,7 @@ impl Operation {
     /// Whether its completion has to come before the ring's memory can go. A close that succeeds
     /// has none, and of an alarm the kernel has copied the time.
     pub(super) fn is_awaited(self) -> bool {
-        !matches!(self, Self::Close | Self::LastClose | Self::Alarm | Self::MoveAlarm)
+        !matches!(self, Self::Quiet | Self::LastClose | Self::Alarm | Self::MoveAlarm)
     }
 }
 
@@ -63,7 +63,7 @@ impl Token {
             5 => Operation::ReceiveMessage,
             6 => Operation::Poll,
             7 => Operation::Cancel,
-            8 => Operation::Close,
+            8 => Operation::Quiet,
             9 => Operation::Alarm,
             10 => Operation::MoveAlarm,
             11 => Operation::LastClose,
@@ -158,8 +158,13 @@ impl Ring {
         chain.push(send);
         chain.extend(message.raw_descriptors().map(|raw| {
             let close = opcode::Close::new(Fd(raw)).build().flags(squeue::Flags::SKIP_SUCCESS);
-            close.user_data(Token::new(Operation::Close, Key::default()).0)
+            close.user_data(Token::new(Operation::Quiet, Key::default()).0)
         }));
+        if chain.len() == 1 {
+            // As with a close: a message that has not gone has one completion more.
+            let nothing = opcode::Nop::new().build().flags(squeue::Flags::SKIP_SUCCESS);
+            chain.push(nothing.user_data(Token::new(Operation::Quiet, Key::default()).0));
+        }
         self.steps += steps_of(&message);
         let place = self.messages_out.insert((key, message));
         chain[0].set_user_data(Token::new(Operation::SendMessage, place_key(place)).0);
@@ -168,6 +173,15 @@ impl Ring {
         self.push_chain(&chain);
         chain.clear();
         self.chain = chain;
+    }
+
+    /// Sends a remark without waiting for room. Nobody is told what becomes of it.
+    pub fn remark(&mut self, socket: BorrowedFd<'_>, remark: &'static [u8]) {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let length = u32::try_from(remark.len()).expect("remarks are short");
+        let send = opcode::Send::new(Fd(socket.as_raw_fd()), remark.as_ptr(), length).flags(flags);
+        let send = send.build().flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(Operation::Quiet, Key::default(), send);
     }
 
     /// Receives messages with descriptors until cancelled, failed, or none may be received.
@@ -234,7 +248,7 @@ impl Ring {
         let entry = opcode::Close::new(Fd(descriptor.into_raw_fd()))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(Operation::Close, Key::default(), entry);
+        self.push(Operation::Quiet, Key::default(), entry);
     }
 
     /// Sees to it that waits end at `deadline_ns`, or before. An alarm that goes off earlier stays
@@ -322,10 +336,9 @@ fn link(chain: &mut [squeue::Entry]) {
 }
 
 /// Completions that say of a message that it has gone and its descriptors are closed. One with a
-/// single descriptor needs but one: when its send reports, the close is as good as done. One
-/// without any is waited for by nobody.
+/// single descriptor needs but one: when its send reports, the close is as good as done.
 fn steps_of(message: &OutgoingMessage) -> usize {
-    message.descriptors().min(2)
+    message.descriptors().clamp(1, 2)
 }
 
 /// Turns a completion into an event; closes and stale tokens turn into nothing.
@@ -355,7 +368,7 @@ pub(super) fn restore(
             let (key, mut message) = ring.messages_out.try_remove(place)?;
             match outcome {
                 Ok(_) => {
-                    ring.steps = ring.steps.saturating_sub(steps_of(&message).min(1));
+                    ring.steps = ring.steps.saturating_sub(1);
                     message.forget_descriptors();
                 }
                 // Its closes report that they were cancelled. That is one completion more than if
@@ -378,8 +391,9 @@ pub(super) fn restore(
             ring.steps = ring.steps.saturating_sub((result != -libc::ECANCELED).into());
             return None;
         }
-        // Only those that failed report: the descriptor or the alarm was gone already.
-        Operation::Close | Operation::MoveAlarm => return None,
+        // Only those that failed report: the descriptor or the alarm was gone already, or there was
+        // no room for a remark.
+        Operation::Quiet | Operation::MoveAlarm => return None,
     })
 }
 

@@ -104,8 +104,9 @@ fn a_message_that_has_not_gone_ends_a_wait_and_brings_everything_back() {
 fn messages_that_have_gone_do_not_end_a_wait() {
     let mut ring = Ring::new(SHAPE).expect("this test needs io_uring");
     let (sender, _receiver) = packet_pair().expect("two descriptors");
-    for descriptors in [1, 2, 32] {
+    for descriptors in [0, 1, 2, 32] {
         let (message, _far) = message(descriptors);
+        ring.remark(sender.as_fd(), b"a remark");
         ring.send_message(KEY, sender.as_fd(), message);
         let mut events = Vec::new();
         let until_ns = monotonic_ns() + 20_000_000;

@@ -3,7 +3,8 @@
 //! Owns how much is read at once, and when reading stops: while the control plane is behind with
 //! what this very worker has said. Then its answers stay unread with the rest, so its window fills
 //! and stays full. What it has been sent it has, and serves; what lies in its inbox goes to others
-//! as from one that hangs; and should it end, its socket still holds all that it has said.
+//! as from one that hangs, unless it takes that by itself; and should it end, its socket still
+//! holds all that it has said.
 
 use std::os::fd::AsFd as _;
 

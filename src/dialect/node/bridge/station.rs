@@ -91,7 +91,8 @@ pub(super) struct Station {
     /// Of the program's messages that are still with the session, oldest first.
     parcels: VecDeque<(Option<OwnedFd>, Toll)>,
     /// The control plane is behind with what this worker has said: it is not read. What it has
-    /// taken and not told is then in the air, so it gets little; its own clients are served.
+    /// taken and not told is then in the air, so it gets little on its channel; its own clients are
+    /// served.
     pub(super) held_up: bool,
     /// The worker is to be disconnected once nothing more can come for it.
     disconnecting: bool,
