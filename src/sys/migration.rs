@@ -16,8 +16,24 @@ const OF_REUSEPORT: u32 = 21;
 /// `BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`.
 const MAY_MIGRATE: u32 = 40;
 /// `r0 = SK_PASS; exit`, without having selected a socket: the kernel's hash does that then.
-const PROGRAM: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+static PROGRAM: [Instruction; 2] = [Instruction { code: MOVE, value: PASS, ..EXIT }, EXIT];
+const EXIT: Instruction = Instruction { code: 0x95, registers: 0, offset: 0, value: 0 };
+/// `BPF_ALU64 | BPF_MOV | BPF_K`: a register gets the value.
+const MOVE: u8 = 0xb7;
+const PASS: i32 = 1;
 const SETTING: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
+/// `struct bpf_insn`. Its numbers are the machine's, so it is written down field by field, not as
+/// one number, of which only little endian would make the same.
+#[repr(C)]
+struct Instruction {
+    code: u8,
+    /// Four bits each for the target and the source, whose order depends on the machine as well.
+    /// Both are `r0` here, which is no bit at all.
+    registers: u8,
+    offset: i16,
+    value: i32,
+}
 
 /// The beginning of `union bpf_attr`, as loading a program wants it.
 #[repr(C)]
@@ -65,7 +81,7 @@ fn load() -> Result<OwnedFd, Errno> {
     let license = c"MIT";
     let load = Load {
         kind: OF_REUSEPORT,
-        instruction_count: 2,
+        instruction_count: u32::try_from(PROGRAM.len()).expect("it is short"),
         instructions: PROGRAM.as_ptr() as u64,
         license: license.as_ptr() as u64,
         attach_kind: MAY_MIGRATE,
