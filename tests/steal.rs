@@ -9,8 +9,14 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
-use common::{Client, Cluster, GET_CLOSE, Launch, Summary, eventually, get, has_program, machine};
+use clusterlb::settings::AcceptMechanism;
+use clusterlb::{Event, Events, Policy, WorkerHandle};
+use common::{
+    BINARY, Client, Cluster, GET_CLOSE, Launch, PATIENCE, Summary, eventually, get, has_program,
+    machine,
+};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -298,6 +304,69 @@ fn whoever_has_connected_before_the_end_is_served() {
     let ended = cluster.wait();
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_nothing_lost(&ended.summary());
+}
+
+/// A cluster of the library without a data path, whose workers are the command's.
+fn library_cluster() -> (clusterlb::Cluster, Events) {
+    let cluster = clusterlb::Cluster::primary().expect("a primary");
+    let arguments = "--policy none --accept reuseport --listen 127.0.0.1:0";
+    let set = cluster.setup_primary(|settings| {
+        settings.policy = Policy::None;
+        settings.exec = BINARY.into();
+        settings.args = arguments.split(' ').map(Into::into).collect();
+        settings.accept = AcceptMechanism::Reuseport;
+    });
+    set.expect("valid settings");
+    let events = cluster.events().expect("descriptors");
+    (cluster, events)
+}
+
+fn heard<T>(events: &mut Events, mut look: impl FnMut(Event) -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let event = events.next_within(left).expect("the event comes");
+        if let Some(found) = look(event) {
+            return found;
+        }
+    }
+}
+
+#[test]
+fn a_program_is_told_of_connections_that_are_lost_with_a_dead_worker() {
+    for workers in [1, 3] {
+        let (cluster, mut events) = library_cluster();
+        let mut address = String::new();
+        let started: Vec<WorkerHandle> = (0..workers)
+            .map(|_| {
+                let worker = cluster.fork().expect("a worker");
+                address = heard(&mut events, |event| match event {
+                    Event::Listening { address, .. } => Some(address.to_string()),
+                    _ => None,
+                });
+                worker
+            })
+            .collect();
+        machine::suspend(started[0].pid());
+        let clients = asking(&address, 60);
+        machine::signal(started[0].pid(), Signal::SIGKILL);
+        let answered = clients.into_iter().map(|mut client| client.try_receive(true));
+        let lost = answered.filter(Result::is_err).count();
+        let mut told = 0;
+        heard(&mut events, |event| match event {
+            Event::Error { error, .. } => {
+                let text = error.to_string();
+                assert!(text.contains(&address), "{text}");
+                let number = text.split(' ').find_map(|word| word.parse::<usize>().ok());
+                told += number.expect("it says how many");
+                None
+            }
+            Event::Exit { .. } => Some(()),
+            _ => None,
+        });
+        assert_eq!(told, lost);
+        assert!(workers > 1 || lost == 60, "{lost}");
+    }
 }
 
 #[test]

@@ -331,20 +331,38 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` goes. Tells of its own socket, if it had one. Who is there to empty
-    /// what it leaves behind, the primary or a successor, keeps the socket.
-    pub(super) fn forget(&mut self, slot: Slot, primary_accepts: bool) -> Option<Staffing> {
+    /// The worker in `slot` is going to leave, and takes what waits in its own socket. Tells of that
+    /// socket, if it has one. Where somebody else can empty it, the primary or a successor, it is
+    /// kept.
+    pub(super) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<Staffing> {
         let kept = self.held || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
         let staffing = sockets.forget(slot);
         if !kept {
-            sockets.shed(0);
+            sockets.leave_behind();
         }
         staffing
     }
 
+    /// The worker in `slot` serves this no more. Tells of its own socket, if it had one and has not
+    /// left it before, and how many connections were lost that waited there. Where somebody else can
+    /// empty it, it is kept.
+    pub(super) fn forget(
+        &mut self,
+        slot: Slot,
+        primary_accepts: bool,
+    ) -> (Option<Staffing>, usize) {
+        let kept = self.held || primary_accepts;
+        let Socket::StreamEach(sockets) = &mut self.socket else { return (None, 0) };
+        let staffing = sockets.forget(slot);
+        // The last one's is closed with the address: what waits there has nobody to go to.
+        let lost = if kept { 0 } else { sockets.shed(0) };
+        (staffing, lost)
+    }
+
     /// So many workers are still to come, so what is left of further ones that are gone is of no
     /// use. Tells how many connections were lost with it.
+    #[must_use = "connections that were lost have to be told of"]
     pub(super) fn shed(&mut self, coming: usize) -> usize {
         match &mut self.socket {
             // Where nobody accepts, they can as well wait.

@@ -5,6 +5,7 @@
 //! address is served and somebody can empty it: a worker that comes gets the one of its
 //! predecessor, beside it, or one that nobody has, and only then a further one is opened.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::id::Slot;
 use crate::sys::listener::Listener;
-use crate::sys::{fdpass, migration};
+use crate::sys::{backlog, fdpass, migration};
 
 /// All sockets of an address.
 #[derive(Debug)]
@@ -107,17 +108,30 @@ impl OwnSockets {
     /// Lets go of those that nobody has, but for a few that somebody will come for: without anybody
     /// to empty them they would get connections that nobody accepts. What waits in them goes to the
     /// others, if there are any and the kernel lets us. Tells how many connections were lost.
+    #[must_use = "connections that were lost have to be told of"]
     pub(super) fn shed(&mut self, spare: usize) -> usize {
-        let mut spare = spare;
-        let (kept, shed) = std::mem::take(&mut self.sockets).into_iter().partition(|one| {
-            let idle = one.users.is_empty();
-            let spared = idle && spare > 0;
-            spare -= usize::from(spared);
-            !idle || spared
-        });
-        self.sockets = kept;
-        let shed: Vec<OwnSocket> = shed;
-        shed.into_iter().map(|one| lose(&one.listener)).sum()
+        let shed = self.take_idle(spare);
+        let others = !self.sockets.is_empty();
+        shed.iter().map(|one| lose(&one.listener, others)).sum()
+    }
+
+    /// Lets go of those that nobody has but a worker that leaves: it has a copy, and takes what
+    /// waits there before it closes that. Nothing is accepted here, which would be taken from it.
+    pub(super) fn leave_behind(&mut self) {
+        let left = self.take_idle(0);
+        let others = !self.sockets.is_empty();
+        left.iter().for_each(|one| _ = divert(&one.listener, others));
+    }
+
+    /// Takes those out that nobody has, but for so many. The ones in which most waits stay.
+    fn take_idle(&mut self, spare: usize) -> Vec<OwnSocket> {
+        let (used, mut idle): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.sockets).into_iter().partition(|one| !one.users.is_empty());
+        idle.sort_by_cached_key(|one| Reverse(backlog::length(&*one.listener).unwrap_or(0)));
+        let taken = idle.split_off(spare.min(idle.len()));
+        self.sockets = used;
+        self.sockets.append(&mut idle);
+        taken
     }
 
     /// Whether somebody has one.
@@ -126,14 +140,22 @@ impl OwnSockets {
     }
 }
 
-/// Gives what waits in a socket that is about to be closed to others of its port. Where this
-/// process may not do that, tells how many connections the end of the socket is going to reset.
-fn lose(listener: &Listener) -> usize {
-    if migration::arrange(listener).is_ok() || fdpass::set_nonblocking(listener.as_fd()).is_err() {
-        return 0;
+/// Sees to it that nothing new is lost with a socket that is about to be closed. Tells whether what
+/// waits in it goes to others of its port, if there are any: this process may not always do that.
+fn divert(listener: &Listener, others: bool) -> bool {
+    if others && migration::arrange(listener).is_ok() {
+        return true;
     }
     // Who begins to connect in this moment tries again, and gets to somebody else.
     listener.turn_away();
+    false
+}
+
+/// Tells how many connections the end of a socket is going to reset.
+fn lose(listener: &Listener, others: bool) -> usize {
+    if divert(listener, others) || fdpass::set_nonblocking(listener.as_fd()).is_err() {
+        return 0;
+    }
     std::iter::from_fn(|| listener.accept_now().ok().flatten()).count()
 }
 
@@ -146,6 +168,8 @@ impl OwnSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
     use crate::sys::listener::OpenOptions;
 
@@ -200,5 +224,51 @@ mod tests {
         assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [1]);
         sockets.forget(Slot(1));
         assert!(!sockets.are_used());
+    }
+
+    fn connect(sockets: &OwnSockets) -> Vec<TcpStream> {
+        let all: Vec<Opened> = sockets.all().collect();
+        let address = all[0].listener.address().to_owned();
+        (0..3).map(|_| TcpStream::connect(&address).expect("it listens")).collect()
+    }
+
+    #[test]
+    fn what_waits_for_the_last_one_is_lost_and_counted_whatever_the_kernel_lets_us_do() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        comes(&mut sockets, 0, None);
+        let clients = connect(&sockets);
+        sockets.forget(Slot(0));
+        assert_eq!(sockets.shed(0), clients.len());
+    }
+
+    #[test]
+    fn the_socket_in_which_most_waits_is_kept() {
+        for busy in [0, 1] {
+            let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+            comes(&mut sockets, 0, None);
+            // It has a port of its own here.
+            comes(&mut sockets, 1, None);
+            sockets.sockets.rotate_left(busy);
+            let number = sockets.sockets[0].number;
+            let _clients = connect(&sockets);
+            sockets.sockets.rotate_left(busy);
+            (0..2).for_each(|slot| _ = sockets.forget(Slot(slot)));
+            assert_eq!(sockets.shed(1), 0);
+            assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [number]);
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_from_who_leaves() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        let copied = sockets.copy_for(Slot(0), None, socket);
+        let own = TcpListener::from(copied.expect("it is there").0);
+        let clients = connect(&sockets);
+        sockets.forget(Slot(0));
+        sockets.leave_behind();
+        assert_eq!(sockets.all().count(), 0);
+        for _ in clients {
+            own.accept().expect("it waits");
+        }
     }
 }

@@ -67,7 +67,7 @@ impl Plane {
         let steals = self.data.is_some();
         let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
         let left: Vec<_> = used
-            .filter_map(|entry| entry.forget(slot, steals).map(|staffing| (entry.id, staffing)))
+            .filter_map(|entry| entry.leave(slot, steals).map(|staffing| (entry.id, staffing)))
             .collect();
         left.into_iter().for_each(|(listener, staffing)| self.staff(listener, staffing));
         let members = &self.members;

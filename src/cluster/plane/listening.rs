@@ -244,11 +244,15 @@ impl Plane {
         }
         let (key, abandoned) = (entry.key.clone(), entry.is_abandoned());
         if let Some(member) = self.members.get_mut(&id) {
-            let left = entry.forget(member.slot, self.data.is_some());
+            let (left, lost) = entry.forget(member.slot, self.data.is_some());
+            let address = entry.address.clone();
             member.uses.remove(&listener);
             member.count_out(&key);
             if let Some(staffing) = left {
                 self.staff(listener, staffing);
+            }
+            if lost > 0 {
+                self.fail(reset(lost, &address));
             }
         }
         if abandoned {
@@ -310,6 +314,19 @@ impl Member {
                 self.repeats.remove(&first);
             }
         }
+    }
+}
+
+/// What waited in the own socket of a worker that serves this no more went with it.
+fn reset(connections: usize, address: &str) -> Error {
+    Error::Environment {
+        step: format!(
+            "give others {connections} connections that waited for a worker at {address}"
+        ),
+        source: Errno::ECONNRESET,
+        hint: "hold the address, and they wait for the next worker; with CAP_BPF and \
+               CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, other workers get them"
+            .into(),
     }
 }
 
