@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{
-    Client, Cluster, Ended, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
+    BINARY, Client, Cluster, Ended, GET_CLOSE, Launch, eventually, get, has_program, lacking,
+    machine,
 };
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -194,6 +195,40 @@ fn the_socket_of_a_place_that_stays_empty_is_taken_out_of_service() {
         (0..60).for_each(|_| assert_eq!(get(&address).expect("an answer").status, 200));
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!(ended.events.iter().filter(|event| event["event"] == "kill").count(), 0);
+    }
+}
+
+#[test]
+fn the_socket_of_a_dead_worker_waits_for_a_successor_that_is_not_ready_yet() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let gate = folder.path().join("closed");
+    // While the file is there, a worker does not come to listen.
+    let script = format!("while test -e {}; do sleep 0.02; done; exec \"$@\"", gate.display());
+    let arguments = "--policy none --accept reuseport --workers 3 --restart on-failure";
+    let worker = [&[BINARY], &*arguments.split(' ').collect::<Vec<_>>()].concat();
+    let worker = [&["sh", "-c", &script, "sh"], &*worker, &["--listen", "127.0.0.1:0"]].concat();
+    // The socket of the dead one comes after, or before, that of who leaves.
+    for (dies, leaves) in [(1, 0), (0, 1)] {
+        let cluster = Launch::new(arguments).running(&worker).start();
+        let address = cluster.address();
+        let pids = cluster.worker_pids();
+        fs::write(&gate, "").expect("the folder is writable");
+        machine::suspend(pids[dies]);
+        let mut clients: Vec<Client> = (0..60).map(|_| Client::to(&address)).collect();
+        clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+        machine::signal(pids[dies], Signal::SIGKILL);
+        cluster.event("fork", 3);
+        machine::signal(pids[leaves], Signal::SIGTERM);
+        let left = cluster.event("exit", 1);
+        assert_eq!((&left["pid"], &left["code"]), (&pids[leaves].into(), &0.into()));
+        fs::remove_file(&gate).expect("the folder is writable");
+        for client in &mut clients {
+            assert_eq!(client.receive().status, 200);
+        }
+        // And no socket is left that nobody accepts from.
+        (0..60).for_each(|_| assert_eq!(get(&address).expect("an answer").status, 200));
+        assert_eq!(cluster.count("note"), 0);
+        cluster.end();
     }
 }
 

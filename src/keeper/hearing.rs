@@ -111,9 +111,7 @@ impl Keeper<'_> {
             Stage::Serving => {
                 self.tell_addresses();
                 self.attend_to_successor();
-                if self.shrunk {
-                    self.shed();
-                }
+                self.shed();
             }
             Stage::Draining | Stage::Killing => {}
         }
@@ -199,7 +197,8 @@ impl Keeper<'_> {
             Stage::Starting { .. } if !ward.is_ready() && self.is_hopeless(place) => {
                 self.fail(self.early_end(id, ending));
             }
-            Stage::Serving if self.is_rolled(&ward) => {}
+            // It may have been one for whom a socket was kept.
+            Stage::Serving if self.is_rolled(&ward) => self.shed(),
             Stage::Starting { .. } | Stage::Serving => self.replace(place, &ward, ending),
             Stage::Draining | Stage::Killing => {}
         }
@@ -240,8 +239,16 @@ impl Keeper<'_> {
     /// Closes sockets that were for those whose places stay empty. As long as nobody at all
     /// accepts, they are kept; so this is done again when somebody begins to.
     fn shed(&mut self) {
-        let awaited = |place: &&super::Place| matches!(place.occupant, Occupant::Awaited { .. });
-        let coming = self.places.iter().filter(awaited).count();
+        if !self.shrunk {
+            return;
+        }
+        // Who has been started and does not serve yet has not been given its socket.
+        let comes = |place: &&super::Place| match &place.occupant {
+            Occupant::Nobody => false,
+            Occupant::Awaited { .. } => true,
+            Occupant::Alive(ward) => !ward.is_ready(),
+        };
+        let coming = self.places.iter().filter(comes).count();
         // A cluster that has failed says so by an event.
         let lost = self.cluster.shed(coming).unwrap_or(0);
         if lost > 0 {
