@@ -331,9 +331,9 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` is going to leave, and takes what waits in its own socket. Tells of that
-    /// socket, if it has one. Where somebody else can empty it, the primary or a successor, it is
-    /// kept.
+    /// The worker in `slot` is going to leave, and takes what waits in its own socket. Tells of
+    /// that socket, if it has one. Where somebody else can empty it, the primary or a successor, it
+    /// is kept.
     pub(super) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<Staffing> {
         let kept = self.held || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
@@ -345,8 +345,8 @@ impl Entry {
     }
 
     /// The worker in `slot` serves this no more. Tells of its own socket, if it had one and has not
-    /// left it before, and how many connections were lost that waited there. Where somebody else can
-    /// empty it, it is kept.
+    /// left it before, and how many connections were lost that waited there. Where somebody else
+    /// can empty it, it is kept.
     pub(super) fn forget(
         &mut self,
         slot: Slot,
@@ -379,8 +379,8 @@ impl Entry {
     }
 }
 
-/// Whether somebody outside has the address, perhaps for a moment only. Who listens on a unix socket
-/// is there: it has been asked.
+/// Whether somebody outside has the address, perhaps for a moment only. Who listens on a unix
+/// socket is there: it has been asked.
 pub(super) fn is_busy(error: &Error) -> bool {
     match error {
         Error::Listen { address, step, source: Errno::EADDRINUSE } => {
