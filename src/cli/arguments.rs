@@ -160,8 +160,8 @@ pub(super) struct RunArguments {
     pub(super) slow_start: Duration,
 
     /// While at least three connections arrive in two such times, wait so long for more and hand
-    /// over several at once: less CPU for each, for so much latency; up to 1ms. While every worker
-    /// is busy, up to 500us
+    /// over several at once: less CPU for each, for so much latency; up to 1ms. Such times are
+    /// twice as long with more than four workers, and up to 500us while every worker is busy
     #[arg(long, value_name = "off|TIME", default_value = "75us", value_parser = coalescing)]
     pub(super) coalesce: Switch<Duration>,
 

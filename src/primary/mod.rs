@@ -102,7 +102,8 @@ impl Primary {
         // always finds room; the rest are for what is accepted and waits.
         let (limit, _) = limits::descriptor_limits()?;
         let held_back = limit / 2;
-        let coalescing = Coalescing::new(rules.coalesce_ns);
+        let mut coalescing = Coalescing::new(rules.coalesce_ns);
+        coalescing.spread_over(workers);
         let rules = rules.with_credits_up_to(credits_each(held_back, workers));
         let hang_after_ns = rules.hang_after_ns;
         Ok(Self {
@@ -308,6 +309,7 @@ impl Primary {
         self.roster.attach(slot, self.now_ns);
         let workers = self.links.iter().flatten().count();
         if workers > self.workers_planned {
+            self.coalescing.spread_over(workers);
             self.workers_planned = workers;
             self.roster.bound_credits(credits_each(self.held_back, workers));
         }

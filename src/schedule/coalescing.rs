@@ -15,22 +15,34 @@ const SLACK_SHARE: u64 = 4;
 /// And never longer than this.
 const SLACK_MAX_NS: u64 = 500_000;
 
+/// With more workers than this, what comes in one window hardly gives any of them two connections,
+/// so each message and each wake-up is for a single one. Then a window is twice as long.
+const FEW_WORKERS: usize = 4;
+
 /// Watches the rate of arrivals and says how long to wait.
 #[derive(Clone, Debug)]
 pub struct Coalescing {
     /// How long to wait; never, if none.
     window_ns: Option<u64>,
+    /// Connections are spread over many workers.
+    spread: bool,
     slot_begun_ns: u64,
     slot_arrivals: u64,
     busy: bool,
 }
 
 impl Coalescing {
-    /// Waits for `window_ns` at a time while at least three connections arrive in two such times.
+    /// Waits for a window of `window_ns` at a time while at least three connections arrive in two
+    /// windows. With more than four workers a window is twice as long.
     #[must_use]
     pub fn new(window_ns: Option<u64>) -> Self {
         let window_ns = window_ns.filter(|window_ns| *window_ns > 0);
-        Self { window_ns, slot_begun_ns: 0, slot_arrivals: 0, busy: false }
+        Self { window_ns, spread: false, slot_begun_ns: 0, slot_arrivals: 0, busy: false }
+    }
+
+    /// There are so many workers now.
+    pub fn spread_over(&mut self, workers: usize) {
+        self.spread = workers > FEW_WORKERS;
     }
 
     /// Takes note of arrivals, and tells for how long, in nanoseconds, to wait for more before
@@ -38,7 +50,7 @@ impl Coalescing {
     /// long connections usually wait for a worker to take them, if none is idle
     /// ([`Roster::slack_ns`](super::Roster::slack_ns)).
     pub fn wait_ns(&mut self, arrivals: u64, slack_ns: Option<u64>, now_ns: u64) -> Option<u64> {
-        let window_ns = self.window_ns?;
+        let window_ns = self.window_ns?.saturating_mul(if self.spread { 2 } else { 1 });
         let passed_ns = now_ns.saturating_sub(self.slot_begun_ns);
         if passed_ns >= window_ns.saturating_mul(SLOT_WINDOWS) {
             let windows = passed_ns / window_ns;
@@ -82,6 +94,20 @@ mod tests {
         let mut coalescing = Coalescing::new(Some(WINDOW_NS));
         assert!(waits(&mut coalescing, 1, WINDOW_NS / 10, 3000) > 0);
         assert_eq!(coalescing.wait_ns(1, None, 2_000_000_000), None);
+    }
+
+    #[test]
+    fn with_many_workers_a_window_is_twice_as_long() {
+        for (workers, window_ns) in
+            [(1, WINDOW_NS), (4, WINDOW_NS), (5, 2 * WINDOW_NS), (64, 2 * WINDOW_NS)]
+        {
+            let mut coalescing = Coalescing::new(Some(WINDOW_NS));
+            coalescing.spread_over(workers);
+            assert_eq!(waits(&mut coalescing, 1, window_ns, 3000), 0);
+            waits(&mut coalescing, 1_000_000_000, window_ns / 2, 3000);
+            let wait_ns = coalescing.wait_ns(1, None, 1_000_000_000 + 1500 * window_ns);
+            assert_eq!(wait_ns, Some(window_ns), "{workers} workers");
+        }
     }
 
     #[test]
