@@ -12,6 +12,7 @@ mod credits;
 mod loads;
 mod picker;
 mod roster;
+mod rules;
 mod vigil;
 
 pub use cascade::{Limits, Skips};
@@ -20,7 +21,8 @@ pub use coalescing::Coalescing;
 pub use credits::{CREDITS_MAX, CreditRule};
 pub use loads::Loads;
 pub use picker::{Order, Picker};
-pub use roster::{Refusal, Roster, Rules, Sample};
+pub use roster::{Refusal, Roster, Sample};
+pub use rules::Rules;
 pub use vigil::{Finding, Vigil};
 
 use crate::id::Slot;

@@ -4,37 +4,14 @@
 //! Owns standing, credits, suspicion and the row of loads. The data path tells it what happened to
 //! sockets and does what it says; a simulation can do the same.
 
-use super::cascade::{Limits, Skips};
-use super::chooser::{Chooser, SchedulerFactory};
-use super::credits::{CREDITS_MAX, CreditRule, Credits};
+use super::cascade::Skips;
+use super::chooser::Chooser;
+use super::credits::Credits;
 use super::loads::Loads;
-use super::picker::{Order, Picker};
+use super::picker::Picker;
+use super::rules::Rules;
 use super::{Client, Scheduler, Standing, WorkerLoad};
 use crate::id::{ListenerId, Slot};
-
-/// How workers are chosen and judged.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rules {
-    /// The built-in policy.
-    pub order: Order,
-    /// The limits of its stages.
-    pub limits: Limits,
-    /// Makes schedulers that choose instead of the built-in policy; the policy does, if none.
-    pub scheduler: Option<SchedulerFactory>,
-    /// How credits are found.
-    pub credits: CreditRule,
-    /// Most credits of a worker.
-    pub credits_max: u32,
-    /// A worker that has not claimed, or not finished a turn of its loop, for this long is passed
-    /// over, and what it has not claimed goes to others; never, if none.
-    pub hang_after_ns: Option<u64>,
-    /// How long a new worker takes to get its full share.
-    pub slow_start_ns: u64,
-    /// How long handing over waits for more connections while at least three arrive in two such
-    /// times, and at least while all workers have plenty to do; never, if none. See
-    /// [`Coalescing`](super::Coalescing).
-    pub coalesce_ns: Option<u64>,
-}
 
 /// What a worker's page says at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +44,8 @@ struct Seat {
     assigned: u64,
     returned: u64,
     credits: Credits,
-    came_ns: u64,
+    /// When it came, if others had been serving.
+    came_ns: Option<u64>,
     /// Probes sent; it is suspected until it has answered them all.
     probes: u64,
     suspected: bool,
@@ -101,29 +79,6 @@ struct Lane {
 const PLENTY: u32 = 4;
 /// Most listeners at a time: the bits of `Seat::joined`.
 const LANES_MAX: usize = 64;
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            order: Order::Rotation,
-            limits: Limits::default(),
-            scheduler: None,
-            credits: CreditRule::Adaptive,
-            credits_max: CREDITS_MAX,
-            hang_after_ns: Some(100_000_000),
-            slow_start_ns: 1_000_000_000,
-            coalesce_ns: Some(75_000),
-        }
-    }
-}
-
-impl Rules {
-    /// The same rules with at most so many credits for a worker, and at least one.
-    #[must_use]
-    pub fn with_credits_up_to(self, credits_max: u32) -> Self {
-        Self { credits_max: self.credits_max.min(credits_max).max(1), ..self }
-    }
-}
 
 impl Roster {
     /// A roster without workers, for the listeners from 0 to so many.
@@ -191,6 +146,9 @@ impl Roster {
     /// A worker has come.
     pub fn attach(&mut self, slot: Slot, now_ns: u64) {
         let place = slot.index();
+        // Slow start is for who comes to others that have long been serving. Those of the beginning
+        // are all as new as each other, and are compared with each other from the first connection.
+        let is_beginning = self.seats.iter().flatten().all(|seat| seat.assigned == 0);
         if place >= self.seats.len() {
             self.seats.resize_with(place + 1, || None);
             self.loads.extend_to(place + 1);
@@ -200,7 +158,7 @@ impl Roster {
             assigned: 0,
             returned: 0,
             credits: Credits::new(self.rules.credits, self.rules.credits_max),
-            came_ns: now_ns,
+            came_ns: (!is_beginning).then_some(now_ns),
             probes: 0,
             suspected: false,
             stalled: false,
@@ -279,7 +237,9 @@ impl Roster {
             }
             _ => false,
         };
-        let warmth_permille = warmth(now_ns.saturating_sub(seat.came_ns), &self.rules);
+        let warmth_permille = seat
+            .came_ns
+            .map_or(1000, |came_ns| warmth(now_ns.saturating_sub(came_ns), &self.rules));
         self.loads.change(slot.index(), |load| {
             load.hung = seat.suspected || seat.stalled || stuck;
             load.in_flight = narrow(given - finished);

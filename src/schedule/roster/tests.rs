@@ -1,6 +1,7 @@
 //! How suspicion, credits and slow start work together over simulated time.
 
 use super::*;
+use crate::schedule::{CREDITS_MAX, CreditRule, Limits, Order};
 
 const MS: u64 = 1_000_000;
 const FIRST: ListenerId = ListenerId(0);
@@ -165,4 +166,30 @@ fn there_is_slack_while_everybody_has_plenty_and_is_slow_to_claim() {
     assert_eq!(roster.slack_ns(), None, "it is through with them before long");
     roster.retire(Slot(0));
     assert!(roster.slack_ns().is_some(), "who leaves gets nothing and is waited for by nobody");
+}
+
+#[test]
+fn slow_start_is_for_who_comes_to_others_and_not_for_those_of_the_beginning() {
+    let rules = Rules { coalesce_ns: None, ..Rules::default() };
+    let mut roster = Roster::new(rules, 1);
+    let come = |roster: &mut Roster, slot| {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    };
+    for slot in (0..4).map(Slot) {
+        come(&mut roster, slot);
+    }
+    // The last one claims nothing, the others do: who has more than the average gets nothing.
+    for number in 0..4 * u64::from(CREDITS_MAX) {
+        let now_ns = number * 1000;
+        let Some(_) = give(&mut roster, now_ns) else { break };
+        for place in 0..3 {
+            let claimed = roster.loads()[place].in_flight.into();
+            let sample = Sample { claimed, claimed_at_ns: now_ns, ..Sample::default() };
+            roster.observe(Slot(u16::try_from(place).expect("a few")), sample, now_ns);
+        }
+    }
+    assert!(roster.skips().above_average > 0, "they are compared from the beginning");
+    come(&mut roster, Slot(4));
+    assert_eq!(roster.loads()[4].warmth_permille, 0, "it has come to others");
 }
