@@ -307,7 +307,9 @@ fn a_worker_that_cuts_its_channel_is_replaced_and_nobody_notices() {
 fn workers_end_with_a_primary_that_is_killed_whatever_they_are_doing() {
     with_each_node(SERVER, |node, script, preload| {
         let arguments = format!("--workers 2 {preload}");
-        let cluster = script.launch_with(&node.program, &arguments).start();
+        let launch = script.launch_with(&node.program, &arguments);
+        // Nobody will be there to remove what its workers have loaded.
+        let cluster = launch.variable("TMPDIR", &script.path("")).start();
         let address = cluster.address();
         let stopped = cluster.worker_pids()[0];
         let mut kept: Vec<Client> = (0..2).map(|_| Client::to(&address)).collect();
