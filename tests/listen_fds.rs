@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{
-    BINARY, Client, Cluster, Ended, GET_CLOSE, Launch, eventually, get, has_program, lacking,
-    machine,
+    BINARY, Client, Cluster, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
 };
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
@@ -34,14 +33,6 @@ fn example(arguments: &str) -> Option<Launch> {
 
 fn told_pids(cluster: &Cluster) -> BTreeSet<String> {
     cluster.worker_pids().iter().map(u32::to_string).collect()
-}
-
-fn assert_in_order(ended: &Ended) {
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    for event in &ended.events {
-        assert!(event["event"] != "kill", "{ended:?}");
-        assert!(event["event"] != "exit" || event["code"] == 0, "{ended:?}");
-    }
 }
 
 /// Has requests answered on new connections before, while and after everybody is replaced. None
@@ -100,7 +91,7 @@ fn every_worker_serves_until_all_are_told_to_leave() {
             (answers == told_pids(&cluster)).then_some(())
         });
         let ended = cluster.stop(Signal::SIGTERM);
-        assert_in_order(&ended);
+        ended.assert_in_order();
         assert!(std::net::TcpListener::bind(&address).is_ok(), "the port is free again");
         let summary = ended.events.last().expect("a summary");
         assert_eq!(summary["uncounted"], true, "{summary}");
@@ -116,7 +107,7 @@ fn several_sockets_are_taken_over_of_any_kind() {
     for address in cluster.addresses() {
         assert!(told_pids(&cluster).contains(&get(&address).expect("an answer").body));
     }
-    assert_in_order(&cluster.stop(Signal::SIGINT));
+    cluster.stop(Signal::SIGINT).assert_in_order();
     assert!(!Path::new(&path).exists());
 }
 
@@ -149,7 +140,7 @@ fn sighup_replaces_everybody_and_no_request_fails() {
         let Some(launch) = example(&format!("--workers 2 {way}")) else { return };
         let cluster = launch.start();
         assert_eq!(replace_everybody(&cluster), 0);
-        assert_in_order(&cluster.stop(Signal::SIGTERM));
+        cluster.stop(Signal::SIGTERM).assert_in_order();
     }
 }
 

@@ -13,7 +13,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
 use common::{
-    BINARY, Client, Cluster, Ended, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program,
+    BINARY, Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program,
     machine,
 };
 use nix::sys::signal::Signal;
@@ -21,14 +21,6 @@ use script::{SERVER, Script};
 
 fn ask(address: &str) -> String {
     get(address).expect("an answer").body
-}
-
-fn assert_in_order(ended: &Ended) {
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    for event in &ended.events {
-        assert!(event["event"] != "kill", "{ended:?}");
-        assert!(event["event"] != "exit" || event["code"] == 0, "{ended:?}");
-    }
 }
 
 #[test]
@@ -46,7 +38,7 @@ fn scripts_of_either_kind_get_their_requests_in_turns() {
         assert_eq!(pids.iter().cloned().collect::<BTreeSet<_>>(), told);
         assert_eq!(cluster.family().len(), 2, "nobody but the workers was started");
         let ended = cluster.stop(Signal::SIGTERM);
-        assert_in_order(&ended);
+        ended.assert_in_order();
         ended.summary().assert_clean(20);
         ended.summary().assert_even();
     }
@@ -72,7 +64,7 @@ fn sigterm_lets_open_requests_be_answered() {
             assert_eq!(client.ask(b"12345").status, 200);
         }
         drop(open);
-        assert_in_order(&cluster.wait());
+        cluster.wait().assert_in_order();
         assert!(TcpListener::bind(&address).is_ok(), "the port is free again");
     }
 }
@@ -151,7 +143,7 @@ fn sighup_replaces_everybody_and_no_request_fails() {
         let after = cluster.worker_pids();
         assert_eq!(after.len(), 2);
         assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
-        assert_in_order(&cluster.stop(Signal::SIGTERM));
+        cluster.stop(Signal::SIGTERM).assert_in_order();
     }
 }
 
@@ -170,7 +162,7 @@ fn built_in_workers_are_replaced_in_the_same_way() {
     assert_eq!(cluster.worker_pids().len(), 3);
     assert_eq!(cluster.count("fork"), 9);
     let ended = cluster.stop(Signal::SIGTERM);
-    assert_in_order(&ended);
+    ended.assert_in_order();
     let summary = ended.summary();
     assert_eq!((summary.dropped, summary.aborted), (0, 0));
 }
@@ -211,7 +203,7 @@ fn several_servers_and_unix_sockets_are_served_by_all() {
             assert!(answers.is_subset(&told), "{answers:?} {told:?}");
             assert!(policy.ends_with("none") || answers == told, "{answers:?} {told:?}");
         }
-        assert_in_order(&cluster.stop(Signal::SIGINT));
+        cluster.stop(Signal::SIGINT).assert_in_order();
     }
 }
 
@@ -226,7 +218,7 @@ fn every_worker_can_have_a_socket_of_its_own() {
     });
     let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
     assert_eq!(both, told);
-    assert_in_order(&cluster.stop(Signal::SIGTERM));
+    cluster.stop(Signal::SIGTERM).assert_in_order();
 }
 
 #[test]
@@ -243,7 +235,7 @@ fn datagrams_are_received_by_the_workers() {
     let mut answer = [0; 16];
     let count = client.recv(&mut answer).expect("an answer");
     assert_eq!(&answer[..count], b"pong");
-    assert_in_order(&cluster.stop(Signal::SIGTERM));
+    cluster.stop(Signal::SIGTERM).assert_in_order();
 }
 
 #[test]
@@ -305,7 +297,7 @@ fn messages_and_output_of_the_workers_are_passed_on() {
     let event = cluster.event("message", 0);
     assert_eq!(event["message"], serde_json::json!({ "hello": [1, "ö"] }));
     let ended = cluster.stop(Signal::SIGTERM);
-    assert_in_order(&ended);
+    ended.assert_in_order();
     assert_eq!(ended.output, "printed\n");
 }
 
@@ -347,7 +339,7 @@ fn who_waits_for_a_busy_port_keeps_nobody_waiting() {
             });
             assert_eq!(told, ["listens", "EADDRINUSE"], "{policy}");
         }
-        assert_in_order(&cluster.stop(Signal::SIGTERM));
+        cluster.stop(Signal::SIGTERM).assert_in_order();
     }
 }
 
@@ -413,7 +405,7 @@ fn a_worker_in_another_language_needs_no_library() {
     cluster.event("recovered", 0);
     eventually("the first to serve again", || (ask() == first.to_string()).then_some(()));
     let ended = cluster.stop(Signal::SIGTERM);
-    assert_in_order(&ended);
+    ended.assert_in_order();
     let summary = ended.summary();
     assert_eq!((summary.dropped, summary.aborted), (0, 0));
     assert!(summary.redispatched > 0);

@@ -42,11 +42,7 @@ fn ask(address: &str) -> String {
 }
 
 fn assert_in_order(ended: &Ended) {
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    for event in &ended.events {
-        assert!(event["event"] != "kill", "{ended:?}");
-        assert!(event["event"] != "exit" || event["code"] == 0, "{ended:?}");
-    }
+    ended.assert_in_order();
     let summary = ended.summary();
     assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
 }

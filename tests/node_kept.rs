@@ -12,7 +12,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
-use common::{Cluster, Ended, PATIENCE};
+use common::{Cluster, PATIENCE};
 use nix::sys::signal::Signal;
 use nodes::Node;
 use script::Script;
@@ -112,14 +112,6 @@ impl Drop for Kept {
     }
 }
 
-fn assert_in_order(ended: &Ended) {
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    for event in &ended.events {
-        assert!(event["event"] != "kill", "{ended:?}");
-        assert!(event["event"] != "exit" || event["code"] == 0, "{ended:?}");
-    }
-}
-
 #[test]
 fn no_request_fails_over_tls_or_by_http_2_while_workers_are_replaced() {
     with_each_node(SERVERS, |node, script| {
@@ -145,7 +137,7 @@ fn no_request_fails_over_tls_or_by_http_2_while_workers_are_replaced() {
             for (kind, workers) in told["met"].as_object().expect("every kind") {
                 assert!(workers.as_u64() >= Some(2), "{kind} has met old and new ones: {told}");
             }
-            assert_in_order(&cluster.stop(Signal::SIGTERM));
+            cluster.stop(Signal::SIGTERM).assert_in_order();
         }
     });
 }
@@ -186,6 +178,6 @@ fn a_kept_connection_on_which_nothing_is_asked_does_not_hold_its_worker() {
         let told: BTreeSet<String> = words.map(|word| word.to_string()).collect();
         assert!(child.wait().expect("it ends").success());
         assert_eq!(told, ["[\"http\",0]", "[\"https\",0]"].map(str::to_owned).into());
-        assert_in_order(&cluster.wait());
+        cluster.wait().assert_in_order();
     });
 }
