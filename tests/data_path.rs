@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use clusterlb::board::{PrimaryBoard, WorkerBoard};
-use clusterlb::id::{ListenerId, Slot};
-use clusterlb::primary::{Command, Lines, NewLink, Primary, Report, Totals};
-use clusterlb::schedule::{
-    Client, CreditRule, Loads, Rules, Scheduler, SchedulerFactory, WorkerLoad,
+use clusterlb::internals::data_path::{Command, Lines, NewLink, Primary, Report, Totals};
+use clusterlb_protocol::scoreboard::{PrimaryBoard, WorkerBoard};
+use clusterlb_schedule::id::{ListenerId, Slot};
+use clusterlb_schedule::{
+    Client, CreditRule, Loads, Scheduler, SchedulerConfig, SchedulerFactory, WorkerLoad,
 };
-use clusterlb::sys::clock::monotonic_ns;
-use clusterlb::sys::fdpass;
-use clusterlb::sys::listener::{Listener, OpenOptions, open_shared};
+use clusterlb_sys::clock::monotonic_ns;
+use clusterlb_sys::fdpass;
+use clusterlb_sys::listener::{Listener, OpenOptions, open_shared};
 use common::{PATIENCE, eventually};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -98,14 +98,19 @@ fn bell() -> Arc<EventFd> {
 }
 
 impl Bench {
-    fn start(rules: Rules, workers: u16) -> Self {
+    fn start(scheduling: SchedulerConfig, workers: u16) -> Self {
         let address = "127.0.0.1:0".parse().expect("an address");
         let listener = Arc::new(Listener::open(&address, OPTIONS).expect("a free port"));
         let address = listener.address().to_owned();
-        Self::open(rules, workers, address, vec![Command::AddListener { id: FIRST, listener }])
+        Self::open(scheduling, workers, address, vec![Command::AddListener { id: FIRST, listener }])
     }
 
-    fn open(rules: Rules, workers: u16, address: String, first: Vec<Command>) -> Self {
+    fn open(
+        scheduling: SchedulerConfig,
+        workers: u16,
+        address: String,
+        first: Vec<Command>,
+    ) -> Self {
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (bell, report_bell) = (bell(), bell());
@@ -118,7 +123,7 @@ impl Bench {
         // A ring belongs to the thread that made it.
         let thread = std::thread::spawn(move || {
             let workers = usize::from(workers);
-            let primary = Primary::new(rules, workers, BACKLOG, lines);
+            let primary = Primary::new(scheduling, workers, BACKLOG, lines);
             primary.and_then(Primary::run).expect("a data path that works");
         });
         let mut bench = Self { address, inboxes: vec![], commands, reports, bell, thread };
@@ -189,18 +194,20 @@ impl Bench {
 }
 
 /// Rules with this scheduler, by which nothing depends on time.
-fn rules<S: Scheduler + 'static>(make: impl Fn() -> S + Send + Sync + 'static) -> Rules {
-    Rules {
+fn scheduling<S: Scheduler + 'static>(
+    make: impl Fn() -> S + Send + Sync + 'static,
+) -> SchedulerConfig {
+    SchedulerConfig {
         scheduler: Some(SchedulerFactory::new(move |_| Box::new(make()))),
         credits: CreditRule::Fixed(u32::try_from(CREDITS).expect("a few")),
         hang_after_ns: None,
-        ..Rules::default()
+        ..SchedulerConfig::default()
     }
 }
 
 #[test]
 fn a_scheduler_of_ones_own_decides_who_gets_a_connection() {
-    let mut bench = Bench::start(rules(|| FirstOfAll), 3);
+    let mut bench = Bench::start(scheduling(|| FirstOfAll), 3);
     let mut clients = bench.connect(2 * CREDITS + 1);
     bench.expect(&[CREDITS, CREDITS, 1]);
     // A rotation would go on with the third, and the least loaded is the third, too.
@@ -214,7 +221,7 @@ fn a_scheduler_of_ones_own_decides_who_gets_a_connection() {
 
 #[test]
 fn what_nobody_can_take_waits_until_somebody_can() {
-    let mut bench = Bench::start(rules(|| FirstOfAll), 2);
+    let mut bench = Bench::start(scheduling(|| FirstOfAll), 2);
     let clients = bench.connect(3 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
     bench.claim(1);
@@ -246,7 +253,7 @@ fn a_careless_scheduler_cannot_harm_the_data_path() {
     let (asked, answers) = channel();
     let asked = Mutex::new(asked);
     let make = move || Careless { asked: asked.lock().expect("no panic").clone(), next: 3 };
-    let mut bench = Bench::start(rules(make), 2);
+    let mut bench = Bench::start(scheduling(make), 2);
     // Slots 3 and 4 do not exist: the connection waits until the scheduler is asked again, which
     // is at once for the second question, and then when a worker has done something.
     let client = bench.connect(1);
@@ -266,8 +273,9 @@ fn a_careless_scheduler_cannot_harm_the_data_path() {
 #[test]
 fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
     let hang_after = Duration::from_millis(20);
-    let rules = Rules { hang_after_ns: Some(20_000_000), ..rules(|| FirstOfAll) };
-    let mut bench = Bench::start(rules, 2);
+    let scheduling =
+        SchedulerConfig { hang_after_ns: Some(20_000_000), ..scheduling(|| FirstOfAll) };
+    let mut bench = Bench::start(scheduling, 2);
     // The second one claims what it is still to get, so that it is not late on a busy machine.
     bench.inboxes[1].board.add_claimed(1, monotonic_ns());
     let _ = bench.inboxes[1].board.publish();
@@ -292,8 +300,13 @@ fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost() {
     for _ in 0..20 {
         let coalesce_ns = Some(WAIT_NS);
         let credits = CreditRule::Fixed(64);
-        let rules = Rules { coalesce_ns, credits, hang_after_ns: None, ..Rules::default() };
-        let mut bench = Bench::start(rules, 2);
+        let scheduling = SchedulerConfig {
+            coalesce_ns,
+            credits,
+            hang_after_ns: None,
+            ..SchedulerConfig::default()
+        };
+        let mut bench = Bench::start(scheduling, 2);
         let mut connected = 0;
         // The rate is measured over two hundred such times.
         let begin_ns = monotonic_ns();
@@ -328,17 +341,17 @@ impl Sharers {
         let address = first.address().to_owned();
         let second = open_shared(&address, options).expect("the same port");
         let sockets = [first, second].map(Arc::new);
-        let rules = Rules {
+        let scheduling = SchedulerConfig {
             credits: CreditRule::Fixed(256),
             hang_after_ns: Some(hang_after_ns),
-            ..rules(|| FirstOfAll)
+            ..scheduling(|| FirstOfAll)
         };
         let added = (0..).zip(&sockets).map(|(number, socket)| Command::AddSocket {
             id: FIRST,
             number,
             socket: Arc::clone(socket),
         });
-        let bench = Bench::open(rules, 2, address, added.collect());
+        let bench = Bench::open(scheduling, 2, address, added.collect());
         let sharers = Self { bench, sockets, own: Vec::new() };
         (0..2).for_each(|number| sharers.staff(number, vec![Slot(number)]));
         sharers

@@ -16,9 +16,9 @@ mod nodes;
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
-use clusterlb::dialect::node::Serialization;
-use clusterlb::dialect::node::bridge::Order;
-use clusterlb::dialect::node::session::WindowRule;
+use clusterlb::internals::dialect::node::Serialization;
+use clusterlb::internals::dialect::node::bridge::Order;
+use clusterlb::internals::dialect::node::session::WindowRule;
 use common::{Client, GET, GET_CLOSE, PATIENCE, machine};
 use front::{Front, Setup};
 use nix::sys::signal::Signal;

@@ -15,12 +15,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::entrance::Entrance;
+use super::async_listener::Entrance;
 use crate::address::Endpoint;
-use crate::cluster::{Connection, Guard, Worker};
-use crate::control::ListenOptions;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
+use crate::protocol::control::ListenOptions;
+use crate::worker::{Connection, Guard, Worker};
 
 /// How long a listener's [`ended`](Listener::ended) waits for the first bytes of the last clients.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ impl Listener {
     ///
     /// # Errors
     /// There are too few descriptors; the listener is closed then.
-    pub fn new(listener: crate::cluster::Listener) -> Result<Self> {
+    pub fn new(listener: crate::worker::Listener) -> Result<Self> {
         Ok(Self { entrance: Entrance::of(listener)?, progress: Arc::default() })
     }
 

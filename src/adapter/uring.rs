@@ -8,10 +8,10 @@ use std::ops::Deref;
 
 use tokio_uring::net::TcpStream;
 
-use super::entrance::Entrance;
-use crate::cluster::{Connection, Guard, Worker};
-use crate::control::ListenOptions;
+use super::async_listener::Entrance;
 use crate::error::Result;
+use crate::protocol::control::ListenOptions;
+use crate::worker::{Connection, Guard, Worker};
 
 /// A worker's listener inside a tokio-uring runtime.
 ///
@@ -73,7 +73,7 @@ impl Listener {
     ///
     /// # Errors
     /// There are too few descriptors; the listener is closed then.
-    pub fn new(listener: crate::cluster::Listener) -> Result<Self> {
+    pub fn new(listener: crate::worker::Listener) -> Result<Self> {
         Ok(Self { entrance: Entrance::of(listener)? })
     }
 

@@ -20,7 +20,7 @@ use crate::id::WorkerId;
 
 /// The subscribers.
 #[derive(Debug)]
-pub(super) struct Bus {
+pub(crate) struct Bus {
     state: Mutex<State>,
     /// Rung when a subscriber has room again.
     room: Arc<EventFd>,
@@ -53,12 +53,12 @@ pub struct Events {
 }
 
 impl Bus {
-    pub(super) fn new(room: Arc<EventFd>) -> Self {
+    pub(crate) fn new(room: Arc<EventFd>) -> Self {
         Self { state: Mutex::default(), room }
     }
 
     /// Tells everybody.
-    pub(super) fn publish(&self, event: &Event) {
+    pub(crate) fn publish(&self, event: &Event) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         let about = event.worker().map(WorkerHandle::id);
         let mut wakers = Wakers::default();
@@ -74,14 +74,14 @@ impl Bus {
     }
 
     /// Whether a subscriber is so far behind that nothing more should be read.
-    pub(super) fn is_held_up(&self) -> bool {
+    pub(crate) fn is_held_up(&self) -> bool {
         let state = self.state.lock().expect("nothing panics while it holds the bus");
         let mut mailboxes = state.subscribers.iter().filter_map(|one| one.mailbox.upgrade());
         mailboxes.any(|mailbox| mailbox.is_full())
     }
 
     /// One more subscriber.
-    pub(super) fn subscribe(&self, worker: Option<WorkerId>) -> Result<Events> {
+    pub(crate) fn subscribe(&self, worker: Option<WorkerId>) -> Result<Events> {
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&self.room))?);
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         match state.closed {
@@ -96,7 +96,7 @@ impl Bus {
     }
 
     /// There will be no more events.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         state.closed = true;
         let mut wakers = Wakers::default();

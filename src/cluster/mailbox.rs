@@ -15,19 +15,19 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::error::{Error, Result};
 
 /// From so many items on a mailbox is full, until it is half empty.
-pub(super) const ITEMS_MAX: usize = 16 * 1024;
+pub(crate) const ITEMS_MAX: usize = 16 * 1024;
 /// From so many bytes on.
-pub(super) const BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(crate) const BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// What can lie in a mailbox.
-pub(super) trait Item {
+pub(crate) trait Item {
     /// Bytes of memory that it holds on to, beyond what every item does.
     fn bytes(&self) -> usize;
 }
 
 /// The queue.
 #[derive(Debug)]
-pub(super) struct Mailbox<T> {
+pub(crate) struct Mailbox<T> {
     state: Mutex<State<T>>,
     arrived: Condvar,
     /// Readable while there is something, or the end.
@@ -47,7 +47,7 @@ struct State<T> {
 
 /// What a look into a mailbox finds.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found<T> {
+pub(crate) enum Found<T> {
     /// The oldest item.
     Item(T),
     /// Nothing, yet.
@@ -59,48 +59,48 @@ pub(super) enum Found<T> {
 /// Tasks that wait. Waking them runs code of the program's, so no lock is held meanwhile.
 #[derive(Debug, Default)]
 #[must_use = "somebody waits"]
-pub(super) struct Wakers(Vec<Waker>);
+pub(crate) struct Wakers(Vec<Waker>);
 
 impl Wakers {
-    pub(super) fn wake(self) {
+    pub(crate) fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
     }
 
-    pub(super) fn add(&mut self, mut others: Self) {
+    pub(crate) fn add(&mut self, mut others: Self) {
         self.0.append(&mut others.0);
     }
 }
 
 /// A descriptor that wakes a waiting thread.
-pub(super) fn new_bell() -> Result<Arc<EventFd>> {
+pub(crate) fn new_bell() -> Result<Arc<EventFd>> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map(Arc::new)
         .map_err(|errno| Error::system("create an eventfd", errno))
 }
 
 /// Rings a bell. One that is full is ringing already.
-pub(super) fn ring(bell: &EventFd) {
+pub(crate) fn ring(bell: &EventFd) {
     let _ = bell.write(1);
 }
 
 /// Silences a bell.
-pub(super) fn silence(bell: &EventFd) {
+pub(crate) fn silence(bell: &EventFd) {
     let _ = bell.read();
 }
 
 /// Rings when the thread that holds it ends, even if it panics: somebody must come and see.
 #[derive(Debug)]
-pub(super) struct EndBell {
+pub(crate) struct EndBell {
     ended: Ended,
     bell: Arc<EventFd>,
 }
 
 /// Whether an [`EndBell`] has rung: the thread has ended, or ends now.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ended(Arc<AtomicBool>);
+pub(crate) struct Ended(Arc<AtomicBool>);
 
 impl EndBell {
-    pub(super) fn new(bell: Arc<EventFd>) -> (Self, Ended) {
+    pub(crate) fn new(bell: Arc<EventFd>) -> (Self, Ended) {
         let ended = Ended::default();
         (Self { ended: ended.clone(), bell }, ended)
     }
@@ -108,7 +108,7 @@ impl EndBell {
 
 impl Ended {
     /// What the thread did before its end is seen by whoever has seen the end.
-    pub(super) fn is_so(&self) -> bool {
+    pub(crate) fn is_so(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -125,7 +125,7 @@ impl<T: Item> Mailbox<T> {
     ///
     /// # Errors
     /// Too few descriptors.
-    pub(super) fn new(room: Arc<EventFd>) -> Result<Self> {
+    pub(crate) fn new(room: Arc<EventFd>) -> Result<Self> {
         let ready = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::system("create an eventfd", errno))?;
         let state = State {
@@ -150,7 +150,7 @@ impl<T: Item> Mailbox<T> {
     }
 
     /// Puts something in. After the end it is dropped.
-    pub(super) fn push(&self, item: T) -> Wakers {
+    pub(crate) fn push(&self, item: T) -> Wakers {
         let mut state = self.state();
         if state.closed {
             return Wakers::default();
@@ -165,7 +165,7 @@ impl<T: Item> Mailbox<T> {
     }
 
     /// Nothing more will come. What is there can still be taken.
-    pub(super) fn close(&self) -> Wakers {
+    pub(crate) fn close(&self) -> Wakers {
         let mut state = self.state();
         state.closed = true;
         ring(&self.ready);
@@ -173,7 +173,7 @@ impl<T: Item> Mailbox<T> {
     }
 
     /// Whether it holds so much that whoever fills it should stop.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.state().full
     }
 
@@ -193,12 +193,12 @@ impl<T: Item> Mailbox<T> {
     }
 
     /// Takes the oldest item if there is one.
-    pub(super) fn try_take(&self) -> Found<T> {
+    pub(crate) fn try_take(&self) -> Found<T> {
         self.take(&mut self.state())
     }
 
     /// Waits for an item, until `deadline` if there is one.
-    pub(super) fn wait(&self, deadline: Option<Instant>) -> Found<T> {
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Found<T> {
         let mut state = self.state();
         loop {
             match self.take(&mut state) {
@@ -220,7 +220,7 @@ impl<T: Item> Mailbox<T> {
     }
 
     /// Takes the oldest item, or has the task woken when there is one.
-    pub(super) fn poll_take(&self, context: &mut Context<'_>) -> Poll<Option<T>> {
+    pub(crate) fn poll_take(&self, context: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.state();
         match self.take(&mut state) {
             Found::Item(item) => Poll::Ready(Some(item)),

@@ -93,7 +93,7 @@ pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Op
         Trick::Garble => {
             let number = std::env::var("CLUSTERLB_CONTROL_FD").expect("every worker has one");
             let number = number.parse().expect("a number");
-            let channel = clusterlb::sys::process::copy_of(number).expect("it is open");
+            let channel = clusterlb_sys::process::copy_of(number).expect("it is open");
             let garbage = b"\x03\0\0\0\0\0\0\0{]}";
             File::from(channel).write_all(garbage).expect("the primary reads");
             return None;

@@ -10,18 +10,22 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use clusterlb::board::PrimaryBoard;
-use clusterlb::dialect::node::bridge::{Bridge, Lines, Newcomer, Notice, Notices, Order, Postage};
-use clusterlb::dialect::node::codec::{Listening, Place, Query, SocketKind, SocketName, ToWorker};
-use clusterlb::dialect::node::session::{Answer, WindowRule};
-use clusterlb::dialect::node::{Serialization, environment};
-use clusterlb::error::Result;
-use clusterlb::id::{ListenerId, Slot, WorkerId};
-use clusterlb::primary::{self, Command, NewLink, Primary, Report, Totals};
-use clusterlb::schedule::Rules;
-use clusterlb::sys::fdpass;
-use clusterlb::sys::listener::{Listener, OpenOptions};
-use clusterlb::sys::process::{self, Ending, Launch, WorkerProcess};
+use clusterlb::Result;
+use clusterlb::internals::data_path::{self, Command, NewLink, Primary, Report, Totals};
+use clusterlb::internals::dialect::node::bridge::{
+    Bridge, Lines, Newcomer, Notice, Notices, Order, Postage,
+};
+use clusterlb::internals::dialect::node::codec::{
+    Listening, Place, Query, SocketKind, SocketName, ToWorker,
+};
+use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
+use clusterlb::internals::dialect::node::{Serialization, environment};
+use clusterlb_protocol::scoreboard::PrimaryBoard;
+use clusterlb_schedule::SchedulerConfig;
+use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
+use clusterlb_sys::fdpass;
+use clusterlb_sys::listener::{Listener, OpenOptions};
+use clusterlb_sys::process::{self, Ending, Launch, WorkerProcess};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::Value;
@@ -162,8 +166,8 @@ impl Front {
             commands: commands.clone(),
             command_bell: Arc::clone(&command_bell),
         };
-        let rules = Rules { slow_start_ns: 0, ..Rules::default() };
-        let data = move || Primary::new(rules, 4, 511, to_data)?.run();
+        let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
+        let data = move || Primary::new(scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
         let front = Self {

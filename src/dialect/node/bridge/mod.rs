@@ -9,16 +9,16 @@
 //! answered for.
 //!
 //! What comes back, because a worker refused it, died, or was too slow, goes to the data path with
-//! [`Command::Return`](crate::primary::Command::Return), in order and with the time of its accept.
+//! [`Command::Return`](crate::data_path::Command::Return), in order and with the time of its accept.
 
-mod hearing;
+mod ack_batching;
+mod inbound;
+mod messages;
+mod node_worker;
 mod notices;
 mod outbox;
 mod own_inbox;
-mod parcel;
-mod patience;
-mod protocol;
-mod station;
+mod send_quota;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -32,12 +32,16 @@ use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::watch;
-use hearing::Extent;
-pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX, Notices};
-pub use parcel::{PARCEL_BYTES_MAX, PARCEL_SOCKETS_MAX, PARCELS_MAX, Parcel, Postage};
-use patience::{Need, Patience};
-pub use protocol::{Lines, Newcomer, Notice, Order};
-use station::{READ_BYTES, Ready, Station};
+use ack_batching::{Need, Patience};
+use inbound::Extent;
+pub use messages::{Lines, Newcomer, Notice, Order};
+use node_worker::{READ_BYTES, Ready, Station};
+pub use notices::Notices;
+#[cfg(feature = "internals")]
+pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX};
+#[cfg(feature = "internals")]
+pub use send_quota::{PARCEL_BYTES_MAX, PARCEL_SOCKETS_MAX, PARCELS_MAX};
+pub use send_quota::{Parcel, Postage};
 
 /// How long a connection may wait here for its worker's window before somebody else gets it.
 const HOLD_NS: u64 = 20_000_000;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::sys::eventfd::EventFd;
 
-use super::protocol::Notice;
+use super::messages::Notice;
 use crate::id::WorkerId;
 
 /// From so many notices of one worker on, its share is full, until it is half empty.

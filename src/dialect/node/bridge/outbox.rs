@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::super::session::ConnectionId;
-use super::parcel::Toll;
+use super::send_quota::Toll;
 use crate::sys::fdpass;
 
 /// What travels with a frame.

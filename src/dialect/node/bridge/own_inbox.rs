@@ -5,10 +5,10 @@
 
 use super::super::codec::SentBack;
 use super::super::session::ConnectionId;
-use super::station::{Held, Station};
-use crate::board::Statistic;
-use crate::handoff::Record;
+use super::node_worker::{Held, Station};
 use crate::id::ListenerId;
+use crate::protocol::handoff::Record;
+use crate::protocol::scoreboard::Statistic;
 
 impl Station {
     /// The worker's script has said so before it ran the program, whose first request this is.

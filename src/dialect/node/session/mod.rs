@@ -9,10 +9,10 @@
 //! A worker that dies between taking a connection and saying so is the one case in which a
 //! connection is returned although somebody has had it. Nothing outside the worker can tell.
 
-mod covers;
+mod backoff;
+mod fd_ordering;
 mod listens;
 mod own_inbox;
-mod rest;
 mod window;
 
 use std::collections::VecDeque;
@@ -26,9 +26,9 @@ use super::codec::{
     UserMessage,
 };
 use crate::id::ListenerId;
-use covers::{Cover, Delayed};
+use backoff::Rest;
+use fd_ordering::{Cover, Delayed};
 use listens::{Asked, Listens};
-use rest::Rest;
 use window::Window;
 pub use window::WindowRule;
 
@@ -242,6 +242,7 @@ impl Session {
 
     /// Connections that the worker has not answered for.
     #[must_use]
+    #[cfg(any(test, feature = "internals"))]
     pub fn unanswered(&self) -> usize {
         self.flights.len()
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::super::super::codec::SocketKind;
-use super::super::covers::READ_BYTES;
+use super::super::fd_ordering::READ_BYTES;
 use super::super::*;
 use super::{LISTENER, answered, arrived, chat, hand_over, lost, query, say, session};
 
