@@ -317,6 +317,7 @@ impl Front {
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             own_group: false,
+            blocked_signals: None,
             ends_with_parent: false,
             inherited: vec![channel.as_fd()],
             placed: vec![],
