@@ -123,8 +123,10 @@ pub(super) struct RunArguments {
 
     /// Who runs on which CPU: auto, none, or a list such as 0-3,6
     ///
-    /// With a list, workers take its CPUs in order, round and round, and the primary the last one
-    /// that no worker uses.
+    /// `auto` pins if the primary and every worker can have one CPU each, there are at least three,
+    /// and no quota grants less than all of them; otherwise the kernel places the processes. With
+    /// a list, workers take its CPUs in order, round and round, and the primary the last one that
+    /// no worker uses.
     #[arg(long, value_name = "auto|none|LIST", default_value = "auto", value_parser = parse::<Pin>)]
     pub(super) pin: Pin,
 
