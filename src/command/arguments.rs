@@ -151,6 +151,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "off|TIME", default_value = "100ms", value_parser = switched_time)]
     pub(super) hang_after: Switch<Duration>,
 
+    /// Give a connection that a worker at work has not claimed for this long to an idle worker, if
+    /// there is one; with --policy rr and least
+    #[arg(long, value_name = "off|TIME", default_value = "2ms", value_parser = switched_time)]
+    pub(super) take_back_after: Switch<Duration>,
+
     /// Kill and replace a worker that has hung for this long
     #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
     pub(super) hang_kill: Switch<Duration>,
@@ -308,6 +313,7 @@ impl RunArguments {
             },
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
+            take_back_after_ns: self.take_back_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),
             ..SchedulerConfig::default()
