@@ -45,7 +45,8 @@ fn auto_counts_cpus_and_quota_and_keeps_a_core_for_the_primary() {
             4,
             Some(2500),
             2,
-            "4 allowed CPUs, quota 2.5 → 2 workers, not pinned: a quota shares these CPUs with others",
+            "4 allowed CPUs, quota 2.5 → 2 workers, not pinned: a quota shares these CPUs with \
+             others",
         ),
         (
             4,
