@@ -17,8 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
 use super::lines::Lines;
-use clusterlb::WorkerId;
 use clusterlb::Result;
+use clusterlb::WorkerId;
 use clusterlb_sys::signal::spawn_without_signals;
 
 /// What waits to be written at most; further lines are dropped, and counted.

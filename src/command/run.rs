@@ -276,6 +276,7 @@ impl Reporter {
         summary.stolen = counts.stolen;
         summary.refused = counts.refused;
         summary.redispatched = counts.redispatched;
+        summary.taken_back = counts.taken_back;
         summary.dropped = counts.dropped;
         summary.pauses = counts.pauses;
         summary.paused_ms = counts.paused_ns / 1_000_000;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::ClusterCounts;
 use crate::schedule::Skips;
 
-const WORDS: usize = 18;
+const WORDS: usize = 19;
 
 /// The counts of one data path, from before its start to after its end.
 #[derive(Debug, Default)]
@@ -36,15 +36,28 @@ impl LiveCounts {
 }
 
 fn fields(counts: &mut ClusterCounts) -> [&mut u64; WORDS] {
-    let ClusterCounts { accepted, stolen, refused, redispatched, dropped, waiting, .. } = counts;
-    let ClusterCounts { pauses, paused_ns, coalesced, skips, overflows, .. } = counts;
-    let Skips { dead, hung, draining, full, at_limit, .. } = skips;
-    let Skips { out_of_credits, above_average, fallbacks, .. } = skips;
+    // With every name, so that one that is added is not forgotten here.
+    let ClusterCounts {
+        accepted,
+        stolen,
+        refused,
+        redispatched,
+        taken_back,
+        dropped,
+        waiting,
+        pauses,
+        paused_ns,
+        coalesced,
+        skips:
+            Skips { dead, hung, draining, full, at_limit, out_of_credits, above_average, fallbacks },
+        overflows,
+    } = counts;
     [
         accepted,
         stolen,
         refused,
         redispatched,
+        taken_back,
         dropped,
         waiting,
         pauses,

@@ -157,6 +157,7 @@ impl Front {
             reports: reports_in,
             waker: Arc::clone(&command_waker),
             report_waker: waker(),
+            live_counts: Arc::default(),
         };
         let to_bridge = Endpoints {
             requests: orders_out,
