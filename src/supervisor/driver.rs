@@ -21,8 +21,8 @@ use super::{Finished, OnEvent, failures};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::signal::Signals;
 use crate::{
-    Cluster, Completion, Error, Event, Events, ForkOptions, ListenerId, ListeningAddress, Result,
-    WorkerHandle, WorkerId,
+    Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
+    ListeningAddress, Result, WorkerHandle, WorkerId,
 };
 
 /// Events and requests taken in before signals and the time have their turn.
@@ -139,7 +139,8 @@ impl Driver {
             let Ok(Order { request, answer }) = self.orders.try_recv() else { break };
             let completion = self.on_request(request);
             self.carry_out()?;
-            let refused = completion.is_complete().then(|| completion.failure()).flatten();
+            // A reload that has begun was no wrong request, even if it has stopped already.
+            let refused = completion.failure().filter(|one| one.kind() != ErrorKind::ReloadStopped);
             // A caller that does not wait for the answer does not want it.
             let _ = answer.send(refused.map_or(Ok(completion), Err));
         }
@@ -244,6 +245,8 @@ impl Driver {
     }
 
     fn emit(&mut self, event: &SupervisorEvent) {
+        // Who hears of it may look at once.
+        self.publish();
         if let Some(on_event) = &mut self.on_event {
             on_event(event);
         }

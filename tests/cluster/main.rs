@@ -14,6 +14,7 @@ mod puppet;
 mod settings;
 mod sharing;
 mod stage;
+mod supervision;
 mod tricks;
 mod udp;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         paths::trials(),
         settings::trials(),
         sharing::trials(),
+        supervision::trials(),
         udp::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
