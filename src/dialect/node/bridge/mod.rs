@@ -185,7 +185,7 @@ impl Bridge {
                     }
                 }
                 Order::Answer { worker, query, answer, socket } => {
-                    self.answer(worker, query, &answer, socket);
+                    self.answer(worker, query, &answer, socket, now_ns);
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 Order::Send { worker, parcel } => {
@@ -237,6 +237,7 @@ impl Bridge {
         query: QueryId,
         answer: &Answer,
         socket: Option<OwnedFd>,
+        now_ns: u64,
     ) {
         let Some(place) = self.places.get_mut(&worker) else { return };
         let station = &mut place.station;
@@ -251,7 +252,7 @@ impl Bridge {
             }
             Answer::Fail(_) => &own,
         };
-        station.answer(&self.lines, query, answer, socket, data);
+        station.answer(&self.lines, query, answer, socket, data, now_ns);
     }
 
     fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {

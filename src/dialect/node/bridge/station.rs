@@ -197,10 +197,14 @@ impl Station {
         answer: &Answer,
         socket: Option<OwnedFd>,
         data: &Value,
+        now_ns: u64,
     ) {
         self.sockets.extend(socket.map(|socket| (query, socket)));
         self.find_out_who_receives();
         let heard = self.session.answer(query, answer, data);
+        // Before the worker joins: a connection that it finds in its inbox and that is for a server
+        // it has not heard of comes back.
+        self.act(lines, now_ns);
         match answer {
             Answer::HandOver { listener, .. } if heard => {
                 lines.command(Command::Join { slot: self.slot, listener: *listener });
