@@ -1,7 +1,8 @@
 //! The data path alone: a real listener, a real ring, and inboxes that this test reads itself, so
 //! that it decides when something is claimed. With schedulers that a user of the library brings.
 
-mod common;
+#[path = "common/wait.rs"]
+mod wait;
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -19,9 +20,10 @@ use clusterlb::schedule::{
 use clusterlb::sys::clock::monotonic_ns;
 use clusterlb::sys::fdpass;
 use clusterlb::sys::listener::{Listener, OpenOptions, open_shared};
-use common::{PATIENCE, eventually};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use wait::{PATIENCE, eventually};
 
 const BACKLOG: u32 = 64;
 const OPTIONS: OpenOptions = OpenOptions {

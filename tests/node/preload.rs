@@ -1,10 +1,6 @@
 //! What Node workers report by the script that they load, and how they let clients of kept
 //! connections go. With every Node that there is.
 
-mod common;
-#[path = "node/nodes.rs"]
-mod nodes;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -12,10 +8,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Client, Cluster, GET, Launch, eventually, get, machine};
 use nix::sys::signal::Signal;
-use nodes::Node;
 use tempfile::TempDir;
+
+use super::nodes::{Node, with_each};
+use crate::common::{Client, Cluster, GET, Launch, eventually, get, machine};
 
 /// It tells its process id.
 const SERVER: &str = "
@@ -48,7 +45,7 @@ impl Stand {
 }
 
 fn with_each_node(script: &str, test: impl Fn(&Stand) + Sync) {
-    nodes::with_each(|node| {
+    with_each(|node| {
         let stand = Stand { node: node.clone(), folder: tempfile::tempdir().expect("a folder") };
         fs::write(stand.path("server.js"), script).expect("the folder is writable");
         fs::create_dir(stand.path("temporary files")).expect("the folder is writable");

@@ -1,8 +1,6 @@
 //! The measuring commands, run for real and small: what they say of who got the load, the layout
 //! of their data, and that nothing is left behind. Never a speed: the machine decides that.
 
-mod common;
-
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -10,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{BINARY, eventually, has_program, machine};
+use crate::common::{BINARY, eventually, has_program, machine};
 
 /// Names the run that a process belongs to, in the environment that everything inherits.
 const RUN_VARIABLE: &str = "HARNESS_TEST_RUN";
