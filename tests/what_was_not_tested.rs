@@ -22,7 +22,7 @@ fn what_was_not_tested_is_told() {
         told += "\nnot tested, because this machine lacks:\n";
     }
     for (what, times) in times {
-        told += &format!("  {what} (missed {times} times)\n");
+        told += &format!("  {times} × {what}\n");
     }
     // Past the test harness, which would keep it to itself.
     let _ = std::io::stderr().write_all(told.as_bytes());
