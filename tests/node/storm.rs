@@ -1,21 +1,15 @@
 //! Node workers that are killed and replaced under load: nothing that a worker had not
 //! acknowledged is lost, and nothing at all when they are replaced in order.
 
-mod common;
-#[path = "node/load.rs"]
-mod load;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-
 use std::collections::BTreeSet;
 use std::fs;
 
-use common::{eventually, machine};
 use nix::sys::signal::Signal;
-use nodes::nodes;
-use script::{SERVER, Script};
+
+use super::load;
+use super::nodes::nodes;
+use super::script::{SERVER, Script};
+use crate::common::{eventually, machine};
 
 /// Workers that are killed, one after the other.
 const KILLS: usize = 6;

@@ -1,18 +1,13 @@
 //! Node workers that take connections out of their inbox by themselves, without a message on
 //! Node's channel for each. With every Node that there is.
 
-mod common;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-
 use std::thread;
 
-use common::{Client, Cluster, GET, GET_CLOSE, eventually, get, machine};
 use nix::sys::signal::Signal;
-use nodes::{Node, nodes};
-use script::Script;
+
+use super::nodes::{Node, nodes};
+use super::script::Script;
+use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, machine};
 
 /// Connections that are in a worker's inbox while it does not look.
 const WAITING: usize = 6;
@@ -175,7 +170,7 @@ fn connections_wait_while_a_worker_has_no_descriptors_for_them() {
         let script = Script::named("server.js", text);
         let program = node.program.display().to_string();
         let words = format!("ulimit -n {LIMIT}; exec '{program}' '{}'", script.path("server.js"));
-        let launch = common::Launch::new("--dialect node --workers 2");
+        let launch = Launch::new("--dialect node --workers 2");
         let cluster = launch.running(&["sh", "-c", &words]).start();
         let address = cluster.address();
         let ask = || get(&address).map(|response| response.body);
@@ -209,7 +204,7 @@ fn descriptors_that_the_program_has_used_up_are_missed_in_time() {
     for node in nodes() {
         let program = node.program.display().to_string();
         let words = format!("ulimit -n 128; exec '{program}' '{}'", script.path("server.js"));
-        let launch = common::Launch::new("--dialect node --workers 1");
+        let launch = Launch::new("--dialect node --workers 1");
         let cluster = launch.running(&["sh", "-c", &words]).start();
         let address = cluster.address();
         let mut first = Client::to(&address);

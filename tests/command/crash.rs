@@ -1,16 +1,15 @@
 //! Processes that die or hang: what they had not claimed is served by others, the rest is
 //! counted, and the run goes on.
 
-mod common;
-
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Client, Cluster, GET, Launch, Summary, eventually, get, machine};
 use nix::sys::signal::Signal;
+
+use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, Summary, eventually, get, machine};
 
 /// Clients that ask on and on, each time on a new connection.
 struct Load {
@@ -81,7 +80,7 @@ fn trickle(cluster: &Cluster, over: &AtomicBool) -> u64 {
     while !over.load(Ordering::Relaxed) {
         let mut client = Client::to(&cluster.address());
         // It may be reset at once.
-        let _ = client.try_send(common::GET_CLOSE);
+        let _ = client.try_send(GET_CLOSE);
         clients.push(client);
         came += 1;
         clients
@@ -304,7 +303,7 @@ fn a_worker_that_is_stopped_and_continued_loses_nothing_and_answers_once() {
             let pid = pids[round % 2];
             machine::suspend(pid);
             let mut clients: Vec<Client> = (0..8).map(|_| Client::to(&cluster.address())).collect();
-            clients.iter_mut().for_each(|client| client.send(common::GET_CLOSE));
+            clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
             machine::signal(pid, Signal::SIGCONT);
             for client in &mut clients {
                 client.receive().assert_hello();

@@ -1,16 +1,16 @@
 //! What runs out: descriptors, of the primary and of its workers. Whoever finds none left waits
 //! in the kernel and is served later; nothing spins and nothing leaks.
 
-mod common;
-
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, has_program};
-use common::{lacking, machine};
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
+
+use super::room::Room;
+use crate::common::{
+    Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, has_program, machine,
+};
 
 /// Every way to accept.
 const POLICIES: [&str; 7] = [
@@ -29,16 +29,6 @@ const CLIENTS: usize = 400;
 fn limited(descriptors: u32, arguments: &str) -> Option<Launch> {
     let limit = format!("--nofile={descriptors}:{descriptors}");
     has_program("prlimit").then(|| Launch::new(arguments).under(&["prlimit", &limit, "--"]))
-}
-
-/// This program needs a descriptor for each of its clients.
-fn has_descriptors_for(clients: usize) -> bool {
-    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits can be read");
-    let enough = limit > clients as u64 + 100;
-    if !enough {
-        lacking("descriptors for the clients (ulimit -n)");
-    }
-    enough
 }
 
 /// More clients than descriptors, each with a request, on connections that stay.
@@ -69,9 +59,7 @@ fn assert_quiet(cluster: &Cluster) {
 }
 
 fn surplus_waits(policy: &str) {
-    if !has_descriptors_for(CLIENTS) {
-        return;
-    }
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
     let Some(launch) = limited(128, &format!("--workers 2 {policy}")) else { return };
     let cluster = launch.start();
     let mut clients = crowd(&cluster);
@@ -110,9 +98,7 @@ fn more_clients_than_descriptors_wait_for_workers_that_accept_by_ring() {
 
 #[test]
 fn a_burst_beyond_the_primarys_own_descriptors_is_served() {
-    if !has_descriptors_for(CLIENTS) {
-        return;
-    }
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
     let Some(launch) = limited(128, "--workers 2") else { return };
     let cluster = launch.start();
     for _ in 0..5 {
@@ -129,9 +115,7 @@ fn a_burst_beyond_the_primarys_own_descriptors_is_served() {
 
 #[test]
 fn a_worker_can_be_replaced_while_descriptors_are_short() {
-    if !has_descriptors_for(CLIENTS) {
-        return;
-    }
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
     let Some(launch) = limited(128, "--workers 2") else { return };
     let cluster = launch.start();
     let mut clients = crowd(&cluster);
@@ -159,9 +143,7 @@ fn a_worker_can_be_replaced_while_descriptors_are_short() {
 
 #[test]
 fn draining_while_descriptors_are_short_answers_everybody() {
-    if !has_descriptors_for(CLIENTS) {
-        return;
-    }
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
     for policy in ["--policy rr", "--policy none --accept epoll", "--policy none --accept uring"] {
         let Some(launch) = limited(128, &format!("--workers 2 {policy}")) else { return };
         let cluster = launch.start();
@@ -186,7 +168,8 @@ fn a_limit_that_is_too_low_to_begin_with_is_refused() {
 
 #[test]
 fn the_soft_limit_is_raised_to_the_hard_one() {
-    if !has_descriptors_for(CLIENTS) || !has_program("prlimit") {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    if !has_program("prlimit") {
         return;
     }
     let launch = Launch::new("--workers 2").under(&["prlimit", "--nofile=64:2048", "--"]);

@@ -1,12 +1,6 @@
 //! The command with every Node that there is, in both serializations, under every policy, with
 //! every kind of script: each request is answered by a worker, and the end is in order.
 
-mod common;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write as _;
@@ -14,11 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::Mutex;
 
-use common::{Client, Cluster, GET_CLOSE, has_program, lacking};
 use nix::sys::signal::Signal;
-use nodes::{Node, nodes};
-use script::{SERVER, Script};
 use serde_json::json;
+
+use super::nodes::{Node, nodes};
+use super::script::{SERVER, Script};
+use crate::common::{Client, Cluster, GET_CLOSE, has_program, lacking};
 
 /// Cells that run at once: a few more processes than two CPUs, most of which wait.
 const AT_ONCE: usize = 3;

@@ -1,14 +1,13 @@
 //! What workers print, with the worker's number in front of each line, and what the command tells
 //! while nobody reads.
 
-mod common;
-
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use common::{BINARY, Launch, PATIENCE, eventually, machine};
 use nix::sys::signal::Signal;
+
+use crate::common::{BINARY, Launch, PATIENCE, eventually, machine};
 
 /// A worker that needs no connection and runs a script of the shell.
 fn launch(arguments: &str, script: &str) -> Launch {
@@ -20,7 +19,7 @@ fn launch(arguments: &str, script: &str) -> Launch {
 fn every_line_names_its_worker_and_no_two_are_mixed() {
     // In pieces, so that lines are under way when others print.
     let script = "for i in 1 2 3 4 5 6 7 8 9; do printf 'a%s' $i; printf 'b\\n'; done
-        echo wrong >&2; printf last; exec sleep 1000";
+        printf last; echo wrong >&2; exec sleep 1000";
     let cluster = launch("--workers 3 --ready-after 0s", script).start();
     cluster.until("every worker's error", |heard| {
         (heard.errors.lines().filter(|line| line.ends_with("| wrong")).count() == 3).then_some(())

@@ -1,17 +1,7 @@
 //! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and what
 //! a worker may do wrong. With every Node that there is.
 //!
-//! What can go wrong with descriptors on Node's channel is seen by `tests/node_edges.rs`.
-
-#[path = "node/bounds.rs"]
-mod bounds;
-mod common;
-#[path = "node/front.rs"]
-mod front;
-#[path = "node/handles.rs"]
-mod handles;
-#[path = "node/nodes.rs"]
-mod nodes;
+//! What can go wrong with descriptors on Node's channel is seen by `edges.rs`.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -19,35 +9,25 @@ use std::net::UdpSocket;
 use clusterlb::internals::dialect::node::Serialization;
 use clusterlb::internals::dialect::node::bridge::BridgeRequest;
 use clusterlb::internals::dialect::node::session::WindowRule;
-use common::{Client, GET, GET_CLOSE, PATIENCE, machine};
-use front::{Front, Setup};
 use nix::sys::signal::Signal;
-use nodes::{Node, nodes};
 use serde_json::json;
 
+use super::front::{Front, Setup};
+use super::nodes::with_each;
+use crate::common::{Client, GET, GET_CLOSE, PATIENCE, machine};
+
 /// A program that never heard of workers: it answers with its process id.
-const SERVER: &str = "
+pub(crate) const SERVER: &str = "
     require('http').createServer((request, response) => response.end(String(process.pid)))
         .listen(0, '127.0.0.1');";
 
-/// Runs a test with each Node and says which one failed.
-fn with_each_node(test: impl Fn(&Node)) {
-    for node in nodes() {
-        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&node)));
-        if let Err(panic) = ran {
-            eprintln!("failed with Node {}", node.version);
-            std::panic::resume_unwind(panic);
-        }
-    }
-}
-
-fn ask(address: &str) -> String {
+pub(crate) fn ask(address: &str) -> String {
     Client::to(address).ask(GET_CLOSE).body
 }
 
 #[test]
 fn requests_are_answered_in_turns_and_workers_leave_in_order() {
-    with_each_node(|node| {
+    with_each(|node| {
         for serialization in [Serialization::Json, Serialization::Advanced] {
             for window in [WindowRule::Fixed(1), WindowRule::default()] {
                 let mut front = Front::start();
@@ -79,7 +59,7 @@ fn every_kind_of_listen_gets_its_own_connections() {
             net.createServer((socket) => socket.end(letter)).listen(...where);
         serve('a', 0); serve('b', 0); serve('c', 0, '127.0.0.1');
         serve('d', { fd: 3 }); serve('e', process.env.TEST_SOCKET);";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         for _ in 0..2 {
             front.fork(&Setup::new(node, script), 5);
@@ -103,7 +83,7 @@ fn workers_accept_by_themselves_from_sockets_that_they_are_given() {
         const socket = require('dgram').createSocket('udp4');
         socket.on('message', (message, from) => socket.send('pong', from.port, from.address));
         socket.bind(0);";
-    with_each_node(|node| {
+    with_each(|node| {
         for serialization in [Serialization::Json, Serialization::Advanced] {
             let mut front = Front::start();
             front.shares = true;
@@ -132,7 +112,7 @@ fn servers_of_all_workers_share_their_ticket_keys() {
     let script = "
         const server = require('tls').createServer();
         server.listen(0, () => process.send(server.getTicketKeys().toString('hex')));";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let workers = [0, 1].map(|_| front.fork(&Setup::new(node, script), 1));
         front.until("keys", |front| {
@@ -158,7 +138,7 @@ fn a_server_that_is_closed_and_opened_again_goes_on() {
             }).listen(0);
         };
         open();";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let worker = front.fork(&Setup::new(node, script), 1);
         let other = front.fork(&Setup::new(node, SERVER), 1);
@@ -183,7 +163,7 @@ fn a_worker_at_its_limit_is_not_asked_again_and_again() {
         const server = require('http').createServer((request, response) =>
             response.end(String(process.pid)));
         server.keepAliveTimeout = 0; server.maxConnections = 1; server.listen(0);";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         for _ in 0..2 {
             front.fork(&Setup::new(node, script), 1);
@@ -211,7 +191,7 @@ fn a_worker_at_its_limit_is_not_asked_again_and_again() {
 
 #[test]
 fn one_at_a_time_means_that_a_stopped_worker_holds_one() {
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let setup = Setup { window: WindowRule::Fixed(1), ..Setup::new(node, SERVER) };
         let stopped = front.fork(&setup, 1);
@@ -234,7 +214,7 @@ fn one_at_a_time_means_that_a_stopped_worker_holds_one() {
 
 #[test]
 fn what_a_killed_worker_had_not_taken_is_served_by_another() {
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let setup = Setup { window: WindowRule::Fixed(16), ..Setup::new(node, SERVER) };
         let victim = front.fork(&setup, 1);
@@ -264,7 +244,7 @@ fn garbage_ends_the_worker_that_sends_it_and_nobody_else() {
         setTimeout(() =>
             require('fs').writeSync(+process.env.TEST_CHANNEL, 'not json\\n'), 1);"
     );
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let fine = front.fork(&Setup::new(node, SERVER), 1);
         let bad = front.fork(&Setup::new(node, &garbage), 0);
@@ -282,7 +262,7 @@ fn garbage_ends_the_worker_that_sends_it_and_nobody_else() {
 
 #[test]
 fn a_worker_without_descriptors_is_passed_over_and_loses_nothing() {
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         // Enough for Node itself and a few connections.
         let poor = Setup { descriptors: Some(40), ..Setup::new(node, SERVER) };
@@ -314,7 +294,7 @@ fn programs_talk_to_their_primary_and_leave_when_they_want() {
             else process.send({ echo: message });
         });
         net.createServer((socket) => process.send('here', socket)).listen(0);";
-    with_each_node(|node| {
+    with_each(|node| {
         for serialization in [Serialization::Json, Serialization::Advanced] {
             let mut front = Front::start();
             let setup = Setup { serialization, ..Setup::new(node, script) };
@@ -343,7 +323,7 @@ fn long_messages_and_connections_do_not_get_mixed_up() {
         process.on('message', () => {});
         const serve = (letter) => net.createServer((socket) => socket.end(letter)).listen(0);
         serve('a'); serve('b');";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let setup = Setup { window: WindowRule::Fixed(16), ..Setup::new(node, script) };
         let place = front.fork(&setup, 2);
@@ -381,7 +361,7 @@ fn a_request_that_cannot_be_met_is_an_error_of_the_program() {
         const server = require('net').createServer();
         server.on('error', (error) => process.send(error.code));
         server.listen('/nowhere/at/all');";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let place = front.fork(&Setup::new(node, script), 0);
         front.until("an error", |front| !front.workers[place].messages.is_empty());

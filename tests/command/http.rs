@@ -1,11 +1,9 @@
 //! HTTP/1.x as the running server speaks it, over both runtimes of the built-in worker.
 
-mod common;
-
 use std::io::Write as _;
 use std::process::Command;
 
-use common::{Client, Cluster, GET, GET_CLOSE, HELLO, Launch, get, has_program};
+use crate::common::{Client, Cluster, GET, GET_CLOSE, HELLO, Launch, get, has_program, machine};
 
 /// Both runtimes answer the same way.
 const RUNTIMES: [&str; 2] = ["--runtime ring", "--runtime tokio-uring"];
@@ -218,7 +216,7 @@ fn a_client_that_does_not_read_waits_without_filling_the_memory() {
     const REQUESTS: usize = 60_000;
     on_each("", |cluster| {
         let pids = cluster.worker_pids();
-        let resident = || pids.iter().map(|pid| common::machine::resident_kib(*pid)).sum::<u64>();
+        let resident = || pids.iter().map(|pid| machine::resident_kib(*pid)).sum::<u64>();
         let before_kib = resident();
         let mut client = Client::to(&cluster.address());
         let mut writer = client.writer();

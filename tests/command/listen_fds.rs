@@ -1,18 +1,17 @@
 //! The command with programs that take listening sockets over, as from systemd, and with what
 //! surrounds workers of any kind.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{
-    BINARY, Client, Cluster, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
-};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+
+use crate::common::{
+    BINARY, Client, Cluster, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
+};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/listen_fds.py");
 /// Where `scripts/install-python.sh` puts programs of others.
@@ -180,7 +179,7 @@ fn the_socket_of_a_place_that_stays_empty_is_taken_out_of_service() {
             // Otherwise the others have got what waited for the dead one.
             let note = cluster.event("note", 0)["text"].to_string();
             assert!(note.contains(&format!("\"{lost} connections were reset")), "{note}");
-            eprintln!("not tested: only who has CAP_BPF can have others given such connections");
+            lacking("CAP_BPF, with which others are given such connections");
         }
         // Of so many some would be for the dead one.
         (0..60).for_each(|_| assert_eq!(get(&address).expect("an answer").status, 200));
@@ -253,8 +252,7 @@ fn workers_do_not_survive_their_primary() {
 #[test]
 fn what_a_worker_has_started_is_killed_with_it() {
     if kernel_before(6, 9) {
-        eprintln!("not tested: only from Linux 6.9 on a group can be found safely");
-        return;
+        return lacking("Linux 6.9, from which on a group can be found safely");
     }
     // Neither hears the signal that asks them to leave.
     let script = "trap '' TERM; sleep 1000 & echo started $!; wait; wait";
@@ -352,7 +350,7 @@ fn workers_run_as_who_and_where_and_with_what_was_asked_for() {
         false => ("", String::new()),
     };
     if identity.is_empty() {
-        eprintln!("not tested: only root can start workers as somebody else");
+        lacking("root, who alone can start workers as another user");
     }
     let arguments = format!(
         "--workers 1 --ready-after 0s {identity} --chdir / --env COLOUR=blue \
@@ -370,8 +368,7 @@ fn workers_run_as_who_and_where_and_with_what_was_asked_for() {
 #[test]
 fn built_in_workers_can_run_as_somebody_else_too() {
     if !geteuid().is_root() {
-        eprintln!("not tested: only root can start workers as somebody else");
-        return;
+        return lacking("root, who alone can start workers as another user");
     }
     let cluster = Launch::new("--workers 1 --user 65534 --group 65533").start();
     get(&cluster.address()).expect("an answer").assert_hello();

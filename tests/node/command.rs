@@ -1,23 +1,19 @@
 //! The command with programs of others as its workers: Node servers that know nothing of it, and
 //! programs that speak its own protocol.
 
-mod common;
-#[path = "node/load.rs"]
-mod load;
-#[path = "node/script.rs"]
-mod script;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
-use common::{
+use nix::sys::signal::Signal;
+
+use super::load;
+use super::script::{SERVER, Script};
+use crate::common::{
     BINARY, Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program,
     machine,
 };
-use nix::sys::signal::Signal;
-use script::{SERVER, Script};
 
 fn ask(address: &str) -> String {
     get(address).expect("an answer").body

@@ -1,10 +1,8 @@
 //! The two protocols without requests, bytes that are none, and clients that tear down.
 
-mod common;
-
 use std::io::Write as _;
 
-use common::{Client, GET, Launch, get, machine};
+use crate::common::{Client, Cluster, GET, Launch, get, get_from, machine};
 
 const BYTES: usize = 4_000_000;
 
@@ -13,7 +11,7 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|place| (place * 31 + place / 251).to_le_bytes()[0]).collect()
 }
 
-fn runtimes(arguments: &str) -> [common::Cluster; 2] {
+fn runtimes(arguments: &str) -> [Cluster; 2] {
     ["ring", "tokio-uring"]
         .map(|name| Launch::new(&format!("--workers 2 --runtime {name} {arguments}")).start())
 }
@@ -172,7 +170,7 @@ fn a_storm_of_resets_from_many_threads_is_survived() {
             });
         }
     });
-    common::get_from(&address, 4, 10);
+    get_from(&address, 4, 10);
     let summary = cluster.end();
     summary.assert_clean(summary.accepted);
 }

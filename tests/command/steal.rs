@@ -4,8 +4,6 @@
 //! Which worker answers tells who has accepted, so nothing here measures time: a connection that
 //! was in a blocked worker's socket is answered by another one while the block still lasts.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,12 +11,13 @@ use std::time::Instant;
 
 use clusterlb::AcceptMechanism;
 use clusterlb::{Event, Events, Policy, WorkerHandle};
-use common::{
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::common::{
     BINARY, Client, Cluster, GET_CLOSE, Launch, PATIENCE, Summary, eventually, get, has_program,
     machine,
 };
-use nix::sys::signal::Signal;
-use tempfile::TempDir;
 
 /// A server that tells its process id. `/block` holds its event loop up until the test opens the
 /// gate; `/close` closes its socket and listens again; everything is written down.

@@ -6,19 +6,20 @@
 //! `CLUSTERLB_SEED` chooses another, `CLUSTERLB_STORM_SECONDS` a longer storm and
 //! `CLUSTERLB_SHORTAGE_SECONDS` a longer one in which descriptors are short all the time.
 
-mod common;
-
 use std::collections::VecDeque;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::PATIENCE;
-use common::{Client, Cluster, GET, GET_CLOSE, Launch, Summary, eventually, machine};
 use fastrand::Rng;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+
+use super::room::Room;
+use crate::common::{
+    Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, Response, Summary, eventually, get, machine,
+};
 
 /// Clients that ask on and on, each time on a new connection.
 const CLIENTS: u64 = 12;
@@ -70,7 +71,7 @@ impl Outcome {
     }
 
     /// Counts an answer, or that there was none.
-    fn note(&self, answer: std::io::Result<common::Response>) {
+    fn note(&self, answer: std::io::Result<Response>) {
         match answer {
             Ok(response) => {
                 response.assert_hello();
@@ -99,7 +100,7 @@ impl Outcome {
                     add(&self.reset);
                 }
                 1 => self.note(slow(address, &mut random)),
-                _ => self.note(common::get(address)),
+                _ => self.note(get(address)),
             }
             sleep(Duration::from_millis(random.u64(0..8)));
         }
@@ -107,7 +108,7 @@ impl Outcome {
 }
 
 /// A request in two parts with a pause between them.
-fn slow(address: &str, random: &mut Rng) -> std::io::Result<common::Response> {
+fn slow(address: &str, random: &mut Rng) -> std::io::Result<Response> {
     let mut client = Client::connect(address)?;
     let (first, rest) = GET_CLOSE.split_at(random.usize(1..GET_CLOSE.len()));
     client.try_send(first)?;
@@ -195,7 +196,7 @@ fn storm(seed: u64, seconds: u64, shortage: Shortage) -> (Summary, Outcome, u64)
     let cluster = launch.under(&["sh", "-c", &script]).start();
     let address = cluster.address();
     for _ in 0..2 * WORKERS {
-        common::get(&address).expect("an answer").assert_hello();
+        get(&address).expect("an answer").assert_hello();
     }
     let before = settled(&cluster);
     let mut random = Rng::with_seed(seed);
@@ -242,6 +243,7 @@ fn assert_answered(summary: &Summary, outcome: &Outcome, killed: u64) {
 
 #[test]
 fn a_storm_costs_only_what_killed_workers_had_claimed() {
+    let Some(_room) = Room::for_clients(CROWD) else { return };
     let seconds = number("CLUSTERLB_STORM_SECONDS", 12);
     let (summary, outcome, killed) =
         storm(number("CLUSTERLB_SEED", 4), seconds, Shortage::Sometimes);
@@ -250,6 +252,7 @@ fn a_storm_costs_only_what_killed_workers_had_claimed() {
 
 #[test]
 fn a_storm_with_too_few_descriptors_all_the_time_costs_no_more() {
+    let Some(_room) = Room::for_clients(CROWD) else { return };
     let seconds = number("CLUSTERLB_SHORTAGE_SECONDS", 5);
     let (summary, outcome, killed) = storm(number("CLUSTERLB_SEED", 5), seconds, Shortage::Always);
     assert_answered(&summary, &outcome, killed);

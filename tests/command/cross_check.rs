@@ -5,13 +5,11 @@
 //! known to need 20 ms: nobody may report less, and the fastest of many answers cannot lie in
 //! another order of magnitude, however busy the machine is.
 
-mod common;
-
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use common::{BINARY, Launch, Summary, has_program};
+use crate::common::{BINARY, Launch, Summary, has_program};
 
 /// What a generator reports of a run.
 #[derive(Debug)]

@@ -1,22 +1,17 @@
 //! Connections that clients of Node workers keep, other than plain HTTP/1: https, and HTTP/2 with
 //! and without TLS. Their worker leaves, and no request fails. With every Node that there is.
 
-mod common;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
-use common::{Cluster, PATIENCE};
 use nix::sys::signal::Signal;
-use nodes::Node;
-use script::Script;
 use serde_json::{Value, json};
+
+use super::nodes::{Node, nodes, with_each};
+use super::script::Script;
+use crate::common::{Cluster, PATIENCE};
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/kept-client.js");
 
@@ -34,7 +29,7 @@ const SERVERS: &str = "
 fn with_each_node(text: &str, test: impl Fn(&Node, &Script) + Sync) {
     let script = Script::named("server.js", text);
     if script.certify() {
-        nodes::with_each(|node| test(node, &script));
+        with_each(|node| test(node, &script));
     }
 }
 
@@ -56,7 +51,7 @@ struct Kept {
 impl Kept {
     fn start(cluster: &Cluster) -> Self {
         let hosts = ["127.0.0.1:", "127.0.0.2:", "127.0.0.3:"];
-        let mut child = Command::new(&nodes::nodes()[0].program)
+        let mut child = Command::new(&nodes()[0].program)
             .arg(CLIENT)
             .args(hosts.map(|host| address(cluster, host)))
             .stdin(Stdio::piped())

@@ -1,14 +1,13 @@
 //! Where one can listen, and what is said where one cannot.
 
-mod common;
-
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use common::{BINARY, Client, Launch, get, get_from, has_program, lacking};
 use nix::unistd::Uid;
+
+use crate::common::{BINARY, Client, Ended, Launch, get, get_from, has_program, lacking};
 
 /// Opens a socket as told by its first argument, passes it on as descriptor 7, and becomes the
 /// command that follows.
@@ -38,7 +37,7 @@ fn serves(listen: &[&str], arguments: &str) -> Vec<String> {
 fn has_ipv6() -> bool {
     let found = TcpListener::bind("[::1]:0").is_ok();
     if !found {
-        eprintln!("not tested: this machine has no ::1");
+        lacking("IPv6");
     }
     found
 }
@@ -244,7 +243,7 @@ fn a_socket_file_that_somebody_else_has_replaced_is_left_alone() {
 }
 
 /// Runs the command as an account without privileges.
-fn unprivileged(listen: &str, check: impl FnOnce(common::Ended)) {
+fn unprivileged(listen: &str, check: impl FnOnce(Ended)) {
     if !Uid::effective().is_root() {
         return check(Launch::new("--workers 2").listen(listen).refused());
     }

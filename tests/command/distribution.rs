@@ -1,9 +1,7 @@
 //! Who gets the connections: exactly even by the primary, in the kernel's way by each mechanism.
 
-mod common;
-
-use common::books::assert_even;
-use common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, machine};
+use crate::common::books::assert_even;
+use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, machine};
 
 #[test]
 fn round_robin_is_exact_for_one_client_after_another() {

@@ -2,25 +2,18 @@
 //! script. What Node does is looked at and told for each version, not asserted: some day it will
 //! be mended. What is asserted is ours.
 
-mod common;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-#[path = "node/theirs.rs"]
-mod theirs;
-
 use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clusterlb::Dialect;
 use clusterlb::{Cluster, Event};
-use common::{Client, GET, GET_CLOSE, eventually, has_program, machine};
 use nix::sys::signal::Signal;
-use nodes::{Node, nodes};
-use script::{SERVER, Script};
-use theirs::Theirs;
+
+use super::nodes::{Node, nodes, with_each};
+use super::script::{SERVER, Script};
+use super::theirs::Theirs;
+use crate::common::{Client, GET, GET_CLOSE, eventually, has_program, machine};
 
 /// Requests that show whether a worker is still given any.
 const MANY: usize = 40;
@@ -41,7 +34,7 @@ fn with_each_node(defect: &str, has: impl Fn(&Node) -> bool + Sync) {
 
 /// Looks at ours with every Node, with the preload and with Node's channel alone.
 fn ours(look: impl Fn(&Node, &str) + Sync) {
-    nodes::with_each(|node| {
+    with_each(|node| {
         ["--preload auto", "--preload off"].iter().for_each(|preload| look(node, preload));
     });
 }

@@ -1,21 +1,16 @@
 //! Applications from npm behind the command, as people write them: their clients get right
 //! answers, every worker has its share, sessions stay where they are, and the end is in order.
 
-mod common;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Client, Cluster, Launch, Response, Summary, lacking};
 use nix::sys::signal::Signal;
-use nodes::{Node, nodes};
-use script::Script;
 use serde_json::Value;
+
+use super::nodes::{Node, nodes};
+use super::script::Script;
+use crate::common::{Client, Cluster, Launch, Response, Summary, lacking};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/applications");
 const PACKAGES: &str =

@@ -1,13 +1,12 @@
 //! The end of a run: open requests are answered, nothing new is taken, nothing is left.
 
-mod common;
-
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use common::{Client, Cluster, Ended, GET, Launch, eventually, get, machine};
 use nix::sys::signal::Signal;
+
+use crate::common::{Client, Cluster, Ended, GET, Launch, eventually, get, machine};
 
 const POLICIES: [&str; 7] = [
     "--policy rr",

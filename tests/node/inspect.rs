@@ -1,14 +1,13 @@
 //! Debuggers of Node workers: a port for each.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpListener;
 
-use common::{Client, Cluster, Launch, eventually, get, has_program, machine};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+
+use crate::common::{Client, Cluster, Launch, eventually, get, has_program, machine};
 
 /// A server that tells its process id and its debugger's port.
 const SERVER: &str = "

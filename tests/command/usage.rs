@@ -1,14 +1,13 @@
 //! What is said: to somebody who asks for what cannot be, on a machine that cannot, and in the
 //! course of a run.
 
-mod common;
-
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Output, Stdio};
 
-use common::{BINARY, Client, Launch, eventually, get, get_from, has_program, machine};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+use crate::common::{BINARY, Client, Launch, eventually, get, get_from, has_program, machine};
 
 /// Refuses `io_uring_setup` with EPERM, as container runtimes do, and becomes the command that
 /// follows. The filter: load the call's number; if it is 425, EPERM; otherwise allow.

@@ -5,32 +5,26 @@
 //! What only a primary can do wrong is looked for by a worker that reads the channel itself
 //! (`node/puppet.py`); it also says what Node never says.
 
-mod common;
-#[path = "node/load.rs"]
-mod load;
-#[path = "node/nodes.rs"]
-mod nodes;
-#[path = "node/script.rs"]
-mod script;
-
 use std::collections::BTreeSet;
 
+use clusterlb::CreditRule;
 use clusterlb::Dialect;
 use clusterlb::{Event, Serialization};
-use clusterlb_schedule::CreditRule;
-use common::{
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::load;
+use super::nodes::{Node, with_each};
+use super::script::{SERVER, Script};
+use crate::common::{
     Client, Cluster, Ended, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program, machine,
 };
-use nix::sys::signal::Signal;
-use nodes::Node;
-use script::{SERVER, Script};
-use serde_json::json;
 
 const PRELOADS: [&str; 2] = ["--preload auto", "--preload off"];
 const PUPPET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/puppet.py");
 
 fn with_each_node(text: &str, test: impl Fn(&Node, &Script, &str) + Sync) {
-    nodes::with_each(|node| {
+    with_each(|node| {
         for preload in PRELOADS {
             test(node, &Script::named("server.js", text), preload);
         }
@@ -115,7 +109,7 @@ fn letters_of_a_stopped_worker(
 
 #[test]
 fn connections_reach_the_server_that_they_are_for_whatever_lies_between_them() {
-    nodes::with_each(|node| {
+    with_each(|node| {
         let script = Script::named("server.js", LETTERS);
         for preload in [true, false] {
             for serialization in [Serialization::Json, Serialization::Advanced] {
@@ -370,7 +364,7 @@ fn a_server_that_closes_and_listens_again_loses_nothing() {
 
 #[test]
 fn a_program_that_loses_its_options_on_the_way_is_served_all_the_same() {
-    nodes::with_each(|node| {
+    with_each(|node| {
         let script = Script::named("server.js", SERVER);
         let path = node.program.display().to_string();
         let words = ["env", "-u", "NODE_OPTIONS", &path, &script.path("server.js")];
