@@ -11,7 +11,7 @@ use crate::engine::{Observer, Progress, StopFlag, measure};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::output::hdr_log::HdrLog;
-use crate::output::progress::ProgressLine;
+use crate::output::live::LiveView;
 use crate::output::{self, csv, text};
 use crate::report::Report;
 use crate::sys::signals::Signals;
@@ -19,7 +19,7 @@ use crate::sys::signals::Signals;
 /// Carries out what the arguments ask for and prints the results.
 ///
 /// Returns 0 if the run was done, 1 if it failed, 2 if it cannot be as asked, 3 if this machine
-/// does not allow it. SIGINT and SIGTERM end the run early; its results are still printed.
+/// does not allow it, 4 if a condition on its results is not met. SIGINT and SIGTERM end the run early; its results are still printed.
 #[must_use]
 pub fn run(arguments: &LoadArgs) -> ExitCode {
     let code = match load(arguments) {
@@ -40,7 +40,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     let signals = Signals::new()?;
     let stop = StopFlag::default();
     let mut watcher = Watcher {
-        progress: ProgressLine::new(&settings, arguments.quiet),
+        view: LiveView::new(&settings, arguments.quiet),
         quiet: arguments.quiet,
         signals,
         stop: stop.clone(),
@@ -48,7 +48,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
         hdr_error: None,
     };
     let measured = measure(&settings, &stop, &mut watcher);
-    watcher.progress.clear();
+    watcher.view.clear();
     let report = measured?;
     if let Some(file) = csv_file.as_mut() {
         file.write_with(|writer| csv::write(writer, &report))?;
@@ -62,6 +62,10 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     }
     if let Some(failure) = &report.failure {
         output::complain(&format!("{}: {}", failure.step, failure.cause), &failure.hint);
+    }
+    for unmet in report.unmet() {
+        let what = format!("expected {}: {}", unmet.condition, unmet.measured);
+        output::complain(&what, "exit code 4 says that a condition is not met");
     }
     Ok(report.exit_code())
 }
@@ -88,7 +92,7 @@ fn print(report: &Report, json: bool) -> Result<(), Error> {
 
 /// Shows progress, looks for signals, writes the histogram log.
 struct Watcher {
-    progress: ProgressLine,
+    view: LiveView,
     quiet: bool,
     signals: Signals,
     stop: StopFlag,
@@ -97,7 +101,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Writes to the histogram log. A failure ends the log, not the run; it is told at the end.
+    /// Writes to the histogram log. A failure ends the log, not the run; it is reported at the end.
     fn log(&mut self, write: impl FnOnce(&mut HdrLog) -> Result<(), Error>) {
         if let Some(Err(error)) = self.hdr_log.as_mut().map(write) {
             self.hdr_log = None;
@@ -124,12 +128,12 @@ impl Observer for Watcher {
     }
 
     fn second(&mut self, interval: &Interval, row: &Row) {
-        self.progress.second(row);
+        self.view.second(interval, row);
         self.log(|log| log.second(interval));
     }
 
     fn tick(&mut self, progress: &Progress) {
-        self.progress.show(progress);
+        self.view.show(progress);
         if self.signals.arrived() {
             self.stop.set();
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Loads an HTTP or byte-echo server over TCP or a unix socket and measures what it answers.
+/// Loads an HTTP or byte-echo server over TCP, TLS or a unix socket and measures what it answers.
 #[derive(Parser)]
 #[command(name = "clusterlb-load", version)]
 struct Command {

@@ -4,21 +4,22 @@
 
 use crate::http::{self, Outcome, ResponseReader, Step};
 use crate::settings::{CloseBy, Mode, Settings};
+use crate::target::Target;
 
 /// The bytes of one request. Empty in connect mode.
-pub(crate) fn message(settings: &Settings) -> Vec<u8> {
-    message_that(settings, false)
+pub(crate) fn message(settings: &Settings, target: &Target) -> Vec<u8> {
+    message_that(settings, target, false)
 }
 
 /// The bytes of the request that a connection ends with: in HTTP it says so, as RFC 9112 (9.6)
-/// asks of clients, unless the close is to be a surprise.
-pub(crate) fn last_message(settings: &Settings) -> Vec<u8> {
-    message_that(settings, settings.close == CloseBy::Fin)
+/// asks of clients, unless connections end with a reset.
+pub(crate) fn last_message(settings: &Settings, target: &Target) -> Vec<u8> {
+    message_that(settings, target, settings.close == CloseBy::Fin)
 }
 
-fn message_that(settings: &Settings, says_last: bool) -> Vec<u8> {
+fn message_that(settings: &Settings, target: &Target, says_last: bool) -> Vec<u8> {
     match settings.mode {
-        Mode::Http => http::request(settings, says_last),
+        Mode::Http => http::request(settings, target, says_last),
         Mode::Echo => (0..settings.body_bytes).map(pattern).collect(),
         Mode::Connect => Vec::new(),
     }
@@ -41,7 +42,7 @@ pub(crate) enum Reader {
 impl Reader {
     pub(crate) fn new(settings: &Settings) -> Self {
         match settings.mode {
-            Mode::Http => Self::Http(ResponseReader::default()),
+            Mode::Http => Self::Http(ResponseReader::new(settings.method())),
             Mode::Echo => Self::Echo { received: 0, expected: settings.body_bytes },
             Mode::Connect => Self::Nothing,
         }
@@ -93,6 +94,14 @@ mod tests {
 
     use super::*;
     use crate::settings::Load;
+
+    fn message(settings: &Settings) -> Vec<u8> {
+        super::message(settings, &settings.target)
+    }
+
+    fn last_message(settings: &Settings) -> Vec<u8> {
+        super::last_message(settings, &settings.target)
+    }
 
     fn settings(mode: Mode, body_bytes: u32) -> Settings {
         let target = "127.0.0.1:1/p".parse().expect("a target");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::collect::{Interval, Row};
 use crate::environment::Environment;
+use crate::expect::{Checked, Measured};
 use crate::latency::{Latency, quantile_us};
 use crate::settings::{Load, Settings};
 use crate::sys::process::CpuTime;
@@ -32,6 +33,9 @@ pub struct Report {
     pub failure: Option<Failure>,
     /// Whether the figures may be trusted.
     pub validity: Validity,
+    /// What came of the conditions of `--expect`, in their order.
+    #[serde(default)]
+    pub expectations: Vec<Checked>,
     /// The surroundings.
     pub environment: Environment,
     /// What was asked for.
@@ -202,6 +206,7 @@ impl Report {
             interrupted: parts.interrupted,
             failure: failure(&parts),
             validity: evidence.judge(),
+            expectations: expectations(&parts, measured_s),
             measured_ms: (measured_s * 1e6).round() / 1e3,
             totals: totals(tally),
             rates: rates(&parts.settings, &evidence, tally),
@@ -215,11 +220,27 @@ impl Report {
         }
     }
 
-    /// The process's exit code: 1 if the run failed, 0 otherwise.
+    /// The process's exit code: 1 if the run failed, 4 if a condition is not met, 0 otherwise.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        u8::from(self.failure.is_some())
+        match &self.failure {
+            Some(_) => 1,
+            None if self.unmet().next().is_some() => 4,
+            None => 0,
+        }
     }
+
+    /// The conditions that are not met.
+    pub fn unmet(&self) -> impl Iterator<Item = &Checked> {
+        self.expectations.iter().filter(|checked| !checked.met)
+    }
+}
+
+fn expectations(parts: &Parts, measured_s: f64) -> Vec<Checked> {
+    let tally = &parts.total.tally;
+    let rate_per_s = tally.completed_in_time as f64 / measured_s;
+    let measured = Measured { latencies: &parts.total.latencies, tally, rate_per_s };
+    parts.settings.expect.iter().map(|condition| condition.check(measured)).collect()
 }
 
 fn totals(tally: &Tally) -> Totals {
@@ -297,9 +318,14 @@ fn failure(parts: &Parts) -> Option<Failure> {
         .max_by_key(|kind| tally.errors[*kind as usize]);
     let why = |kind: ErrorKind| match (kind, tally.examples.get(&kind)) {
         // The other kinds say all there is to say.
-        (ErrorKind::ConnectFailed | ErrorKind::Local | ErrorKind::BadResponse, Some(example)) => {
-            format!("{}: {example}", kind.words())
-        }
+        (
+            ErrorKind::ConnectRefused
+            | ErrorKind::ConnectFailed
+            | ErrorKind::Local
+            | ErrorKind::BadResponse
+            | ErrorKind::TlsFailed,
+            Some(example),
+        ) => format!("{}: {example}", kind.words()),
         _ => kind.words().to_owned(),
     };
     match most {
@@ -320,6 +346,24 @@ fn failure(parts: &Parts) -> Option<Failure> {
             cause: "no request was planned within the measured time".into(),
             hint: "give a higher --rate or a longer --duration".into(),
         }),
-        _ => None,
+        _ => unsuccessful(&parts.settings, tally).map(|cause| Failure {
+            step,
+            cause,
+            hint: "check the URL and the server's log; --any-status accepts such answers".into(),
+        }),
     }
+}
+
+/// Says that HTTP was spoken without a single success, if that counts.
+fn unsuccessful(settings: &Settings, tally: &Tally) -> Option<String> {
+    let [none, _, success, redirect, client, server] = tally.statuses;
+    let answers: u64 = tally.statuses.iter().sum();
+    if settings.any_status || answers == 0 || success + redirect > 0 {
+        return None;
+    }
+    let classes = [("none", none), ("4xx", client), ("5xx", server)];
+    let seen = classes.into_iter().filter(|(_, count)| *count > 0);
+    let seen: Vec<String> = seen.map(|(class, count)| format!("{class} {count}")).collect();
+    let seen = seen.join(", ");
+    Some(format!("none of {answers} answers has a 2xx or 3xx status ({seen})"))
 }

@@ -93,6 +93,10 @@ pub(crate) fn hint(kind: ErrorKind) -> &'static str {
         ErrorKind::BadResponse => {
             "check that the server speaks what --mode says (http, echo or connect)"
         }
+        ErrorKind::TlsFailed => {
+            "check the name and the port with `openssl s_client -connect host:port`; SSL_CERT_FILE \
+             names further roots, --insecure accepts any certificate"
+        }
     }
 }
 

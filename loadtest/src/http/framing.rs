@@ -61,7 +61,7 @@ fn length(value: &[u8]) -> Result<u64, &'static str> {
 /// Why a header could not be read.
 pub(super) fn reason(error: httparse::Error) -> &'static str {
     match error {
-        httparse::Error::TooManyHeaders => "it has more than 64 header lines",
+        httparse::Error::TooManyHeaders => "it has more than 512 header lines",
         httparse::Error::Version => "it does not begin as an HTTP/1 response",
         httparse::Error::Status => "its status line is malformed",
         _ => "its header is malformed",
