@@ -1,5 +1,5 @@
-//! The command line: words into [`Settings`]. Reads its arguments and the file of `--body-file`,
-//! prints nothing.
+//! The command line: arguments into [`Settings`]. Reads the file of `--body-file` and prints
+//! nothing.
 //!
 //! Defaults that depend on each other are decided here, so that a report's `settings` say what
 //! was run and not what was typed.
@@ -50,16 +50,16 @@ unix:/socket, unix:/socket:/path, unix:@abstract. A user in a URL becomes Basic 
 
 Times: 10 (seconds), 10s, 500ms, 5m, 1h 30m.
 
-TLS: HTTP/1.1 over TLS 1.2 or 1.3. Certificates are checked against the system's roots; SSL_CERT_FILE
-and SSL_CERT_DIR name others.
+TLS: HTTP/1.1 over TLS 1.2 or 1.3. Certificates are checked against the system's roots;
+SSL_CERT_FILE and SSL_CERT_DIR name others.
 
 Conditions of --expect: p50, p99, p99.9, min, mean, max of the response time (or connect_p99,
 first_byte_p99, ...) with < <= > >= and a time; rate; requests, errors, 2xx, 3xx, 4xx, 5xx, non_2xx,
 late and dropped with a number or a share in percent, and also =.
 
 Exit codes: 0 done; 1 the run failed, or no answer had a 2xx or 3xx status; 2 usage; 3 the
-environment cannot (no io_uring, too few descriptors or ports); 4 a condition of --expect is not met.
-Whether the figures of a finished run may be trusted is said under \"valid\".";
+environment does not allow it (no io_uring, too few descriptors or ports); 4 a condition of --expect
+is not met. Whether the figures of a finished run may be trusted is said under \"valid\".";
 
 /// Loads an HTTP or byte-echo server over TCP, TLS or a unix socket and measures what it answers.
 #[derive(Args, Clone, Debug)]
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_are_no_values_never_get_as_far() {
+    fn values_that_cannot_be_read_are_refused_at_once() {
         for words in [
             "load --rate 0 h:1",
             "load --rate -5 h:1",

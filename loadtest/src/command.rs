@@ -1,6 +1,6 @@
 //! The command: one run, its progress on stderr, its results on stdout and in files.
 //!
-//! Owns the order of things and the exit code. Never ends the process itself.
+//! Owns the order of steps and the exit code. It never ends the process.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -18,8 +18,9 @@ use crate::sys::signals::Signals;
 
 /// Carries out what the arguments ask for and prints the results.
 ///
-/// Returns 0 if the run was done, 1 if it failed, 2 if it cannot be as asked, 3 if this machine
-/// does not allow it, 4 if a condition on its results is not met. SIGINT and SIGTERM end the run early; its results are still printed.
+/// Returns 0 if the run was done, 1 if it failed, 2 if the arguments are refused, 3 if this machine
+/// does not allow it, 4 if a condition on its results is not met. SIGINT and SIGTERM end the run
+/// early; its results are still printed.
 #[must_use]
 pub fn run(arguments: &LoadArgs) -> ExitCode {
     let code = match load(arguments) {
@@ -34,7 +35,7 @@ pub fn run(arguments: &LoadArgs) -> ExitCode {
 
 fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     let settings = arguments.settings()?;
-    // Files are opened first: finding out after the run that they cannot be written is too late.
+    // Files are opened first: after the run it is too late to learn that they cannot be written.
     let mut csv_file = arguments.csv.as_deref().map(output::create).transpose()?;
     let hdr_log = arguments.hdr_log.as_deref().map(HdrLog::create).transpose()?;
     let signals = Signals::new()?;
@@ -56,7 +57,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     if let Some(error) = watcher.hdr_error.take() {
         return Err(error);
     }
-    // A table without a single value would only bury the reason.
+    // A table without values would only hide the reason.
     if arguments.json || report.failure.is_none() || report.totals.completed > 0 {
         print(&report, arguments.json)?;
     }
@@ -70,7 +71,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     Ok(report.exit_code())
 }
 
-/// Writes the results to stdout. A reader that has gone away wants no more of them.
+/// Writes the results to stdout. It is no failure if the reader has gone away.
 fn print(report: &Report, json: bool) -> Result<(), Error> {
     let mut bytes = Vec::new();
     let written = if json {

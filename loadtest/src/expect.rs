@@ -1,6 +1,6 @@
 //! Conditions on the results of a run, as `--expect 'p99<5ms,errors=0'` names them. Pure.
 //!
-//! Owns the words for what is measured and how a condition is judged. A condition on something
+//! Owns the names of what is measured and how a condition is judged. A condition on something
 //! that was not measured is not met.
 
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct Condition {
     text: String,
 }
 
-/// What came of a condition.
+/// A condition, compared with what was measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
     /// As it was given.

@@ -14,10 +14,10 @@ pub(crate) use request::request;
 /// More header lines than this in one response are refused.
 pub(crate) const HEADERS_MAX: usize = 512;
 
-/// What offering bytes to a reader came to.
+/// The result of offering bytes to a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Bytes that are done with; the rest is offered again, with more behind it.
+    /// Bytes that have been read; the rest is offered again, with more after it.
     pub(crate) consumed: usize,
     pub(crate) outcome: Outcome,
 }
@@ -103,7 +103,7 @@ impl ResponseReader {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Progress {
-        // Not initialised: writing so many empty headers would cost more than reading a few.
+        // Not initialised: writing 512 empty headers would cost more than reading a few.
         let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
         let mut response = httparse::Response::new(&mut []);
         let parser = httparse::ParserConfig::default();
@@ -287,7 +287,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_cut_the_same_responses_are_read(
+        fn the_same_responses_are_read_however_they_are_cut(
             responses in proptest::collection::vec(response(), 1..5),
             pieces in proptest::collection::vec(1_usize..50, 1..10),
         ) {

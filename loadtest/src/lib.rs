@@ -8,12 +8,12 @@
 //! [`run`] is the command, [`measure`] the library: it takes [`Settings`] and returns a
 //! [`Report`], the object that `--json` prints. Levels, each using only those above it:
 //!
-//! * words: `error`, `units`, `target`, `settings`: what can be asked for, and what is refused;
+//! * vocabulary: `error`, `units`, `target`, `settings`: what can be asked for, what is refused;
 //! * pure: `plan`, `http`, `protocol`, `tls`, `latency`, `tally`, `collect`, `preflight`,
 //!   `expect`, `verdict`: decisions and sums, without a clock or a socket;
 //! * system: `sys`, `environment`: the kernel's facilities, and the only `unsafe`;
-//! * engine: `engine`, `report`: threads, connections, what a run came to;
-//! * shell: `cli`, `command`, `output`: words in, tables out.
+//! * engine: `engine`, `report`: threads, connections, results;
+//! * shell: `cli`, `command`, `output`: arguments in, tables out.
 
 pub mod cli;
 pub mod collect;
@@ -42,3 +42,8 @@ pub use engine::{Observer, Progress, StopFlag, measure};
 pub use error::Error;
 pub use report::Report;
 pub use settings::Settings;
+
+/// The examples of the README are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,4 @@
-//! What a run came to: the one object that `--json` prints, versioned, with units in its names.
+//! The results of a run: the one object that `--json` prints, versioned, with units in its names.
 //!
 //! Fields are added under the same schema name; renaming or removing one changes it.
 
@@ -18,7 +18,7 @@ use crate::verdict::{Evidence, Failure, GiveUp, Validity, hint};
 /// The name and version of this layout.
 pub const SCHEMA: &str = "clusterlb-load/1";
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// `clusterlb-load/1`.
@@ -33,7 +33,7 @@ pub struct Report {
     pub failure: Option<Failure>,
     /// Whether the figures may be trusted.
     pub validity: Validity,
-    /// What came of the conditions of `--expect`, in their order.
+    /// The conditions of `--expect`, compared with what was measured.
     #[serde(default)]
     pub expectations: Vec<Checked>,
     /// The surroundings.
@@ -111,7 +111,7 @@ pub struct Rates {
 pub struct Starts {
     /// More than a millisecond after the plan. The delay is part of their latency.
     pub late: u64,
-    /// Never made: no connection was to be had within half of the timeout.
+    /// Never made: there was no free connection within half of the timeout.
     pub dropped: u64,
     /// Median delay after the plan.
     pub start_lateness_p50_us: Option<f64>,
@@ -121,8 +121,8 @@ pub struct Starts {
     pub start_lateness_max_us: Option<f64>,
 }
 
-/// CPU time of the generator's threads. On loopback it holds part of the server's, too: whoever
-/// sends does the receiver's protocol work.
+/// CPU time of the generator's threads. On loopback it holds part of the server's, too: the sender
+/// does the receiver's protocol work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cpu {
     /// In user space.
@@ -133,7 +133,7 @@ pub struct Cpu {
     pub cpu_percent: f64,
     /// The busiest thread's.
     pub busiest_thread_percent: f64,
-    /// What that thread waited for a CPU which others had; 0 where the kernel does not tell.
+    /// How long that thread waited for a CPU, in percent; 0 where the kernel does not count it.
     pub busiest_thread_waiting_percent: f64,
     /// For each answered request.
     pub per_request_us: Option<f64>,
@@ -307,7 +307,7 @@ fn cpu(threads: &[CpuTime], measured_s: f64, completed: u64) -> Cpu {
     }
 }
 
-/// Says why a run is no result: its target went away, or nothing was ever answered.
+/// Why a run has failed: its target went away, nothing was ever answered, or only errors were.
 fn failure(parts: &Parts) -> Option<Failure> {
     let tally = &parts.total.tally;
     let step = format!("load {}", parts.settings.target);
@@ -317,7 +317,7 @@ fn failure(parts: &Parts) -> Option<Failure> {
         .filter(|kind| tally.examples.contains_key(kind))
         .max_by_key(|kind| tally.errors[*kind as usize]);
     let why = |kind: ErrorKind| match (kind, tally.examples.get(&kind)) {
-        // The other kinds say all there is to say.
+        // The other kinds need no example.
         (
             ErrorKind::ConnectRefused
             | ErrorKind::ConnectFailed

@@ -1,7 +1,7 @@
 //! What a run does: every choice, its bounds, and which choices exclude each other. Pure.
 //!
 //! `Settings` is also what the report repeats under `settings`, so its field names carry units.
-//! It refuses nothing while being filled in; [`Settings::check`] refuses everything that cannot be.
+//! It refuses nothing while being filled in; [`Settings::check`] refuses what is impossible.
 
 mod check;
 

@@ -43,7 +43,7 @@ impl ErrorKind {
         Self::TlsFailed,
     ];
 
-    /// In words.
+    /// For people.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -89,7 +89,7 @@ pub struct Tally {
     pub saturated: u64,
     /// Held connections that the server ended.
     pub held_lost: u64,
-    /// The first failure of each kind, in words.
+    /// The first failure of each kind, described.
     pub examples: BTreeMap<ErrorKind, String>,
 }
 
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn strange_statuses_are_counted_as_none() {
+    fn unusual_statuses_are_counted_as_none() {
         let mut tally = Tally::default();
         for status in [0, 99, 200, 299, 503, 600, 999] {
             tally.status(status);

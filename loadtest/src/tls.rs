@@ -38,7 +38,7 @@ impl Connector {
                 .with_no_client_auth(),
             false => builder.with_root_certificates(roots()?).with_no_client_auth(),
         };
-        // A server that also speaks HTTP/2 is told that this client does not.
+        // A server that also speaks HTTP/2 must not choose it.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = match resumption {
             true => Resumption::in_memory_sessions(SESSIONS_MAX),
@@ -96,7 +96,7 @@ impl Session {
     pub(crate) fn receive(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), String> {
         while !bytes.is_empty() {
             match self.0.read_tls(&mut bytes) {
-                // Nothing is read after the server's farewell.
+                // Nothing is read after the server's closing alert.
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) => return Err(error.to_string()),
@@ -123,8 +123,8 @@ impl Session {
         }
     }
 
-    /// Says that nothing more will be sent.
-    pub(crate) fn say_goodbye(&mut self) {
+    /// Ends the session: its closing alert comes out with the next [`Self::take`].
+    pub(crate) fn close(&mut self) {
         self.0.send_close_notify();
     }
 }

@@ -1,4 +1,4 @@
-//! Targets that fail, and what cannot be asked for: one clear line each, and the right exit code.
+//! Targets that fail and arguments that are refused: one clear line each, and the right exit code.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn a_refusing_target_ends_in_one_line() {
 }
 
 #[test]
-fn a_refusal_is_told_in_json_too() {
+fn a_refusal_is_reported_in_json_too() {
     let port = Port::new();
     let (report, output) = report(&format!("--rate 500 --duration 30s {}", port.address));
     assert_eq!(output.status.code(), Some(1));
@@ -36,7 +36,7 @@ fn a_refusal_is_told_in_json_too() {
 #[test]
 fn a_missing_unix_socket_is_a_refusal() {
     let directory = Directory::new();
-    let output = run(&format!("--duration 30s unix:{}", directory.file("nobody")));
+    let output = run(&format!("--duration 30s unix:{}", directory.file("missing")));
     assert_eq!(output.status.code(), Some(1));
     assert!(complaints(&output)[0].contains("connect refused"));
 }
@@ -51,7 +51,7 @@ fn a_target_that_goes_away_ends_the_run_with_its_results() {
         sleep_ms(10);
     }
     server.stop();
-    let output = child.wait_with_output().expect("it ends by itself");
+    let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
     let report: loadtest::Report = serde_json::from_slice(&output.stdout).expect("its results");
     assert!(report.totals.completed >= 9);
@@ -145,7 +145,7 @@ fn a_silent_server_times_out() {
 
 #[test]
 fn a_full_queue_is_a_connect_timeout() {
-    // Two connections fit a queue of length 1 that nobody takes from, further ones do not.
+    // Two connections fit a queue of length 1 that is never emptied, further ones do not.
     let port = Port::new();
     let _listener = port.listen(1);
     let words = "--mode connect -n 6 -c 6 --timeout 400ms";
@@ -257,7 +257,7 @@ fn held_connections_that_are_refused_end_the_run_before_it_begins() {
 }
 
 #[test]
-fn an_unknown_name_is_said_with_what_to_check() {
+fn an_unknown_name_is_reported_with_what_to_check() {
     for url in ["http://no-such-name.invalid/", "no-such-name.invalid:80", "https://a.invalid"] {
         let output = run(&format!("--duration 30s {url}"));
         assert_eq!(output.status.code(), Some(1), "{url}");

@@ -1,4 +1,4 @@
-//! What comes out: JSON, table, CSV, histogram log; and that an interruption loses none of it.
+//! Results: JSON, table, CSV, histogram log; and that an interruption loses none of them.
 
 mod common;
 
@@ -135,7 +135,7 @@ fn base64_decoded(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_table_says_what_a_person_wants_to_know() {
+fn the_table_names_what_people_look_for() {
     let server = server();
     let output = run(&format!("-n 50 -c 2 {}", server.address));
     let text = String::from_utf8_lossy(&output.stdout);
@@ -188,7 +188,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn help_ends_in_examples_and_versions_are_told() {
+fn help_ends_in_examples_and_the_version_is_printed() {
     let output = run("--help");
     let text = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && text.contains("Examples:") && text.contains("Exit codes"));

@@ -194,7 +194,7 @@ fn an_address_is_proven_without_a_name_being_sent() {
 }
 
 #[test]
-fn a_certificate_that_proves_nothing_is_refused_unless_any_will_do() {
+fn a_wrong_certificate_is_refused_unless_any_is_accepted() {
     let authority = Authority::new(&["other.example"], &BOTH);
     let stranger = Authority::new(&["localhost"], &BOTH);
     let (server, _) = server(&authority);
@@ -217,7 +217,7 @@ fn a_certificate_that_proves_nothing_is_refused_unless_any_will_do() {
 }
 
 #[test]
-fn a_server_without_tls_is_said_to_have_none() {
+fn a_server_without_tls_is_a_tls_failure() {
     let authority = Authority::new(&["localhost"], &BOTH);
     // It answers what it takes for a request as many servers do.
     let plain = Server::start(|mut stream, _| {

@@ -41,7 +41,7 @@ pub(super) struct Connection {
     /// Which of the server's addresses is tried, and how many have been before it.
     pub(super) address: usize,
     pub(super) tried: usize,
-    /// Counts the slot's tenants, so that lists may keep references to former ones.
+    /// Counts the slot's tenants, so that a list can tell a former one.
     pub(super) tenancy: u32,
     /// Oldest first; answers come in this order.
     pub(super) requests: VecDeque<Request>,
@@ -132,7 +132,7 @@ impl Connection {
             return None;
         }
         self.sending = payload.range(self.server, self.target, self.unsent, self.budget == 0);
-        // Dividing is dear where there is nothing to choose.
+        // A division costs time, and mostly there is one target.
         let targets = payload.targets(self.server);
         if targets > 1 {
             self.target = (self.target + self.unsent) % targets;

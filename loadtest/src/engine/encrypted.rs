@@ -2,7 +2,7 @@
 //! encrypted into the slot's own bytes.
 //!
 //! The handshake counts as part of connecting. A server's plain close is taken as the end of its
-//! answer, as many servers leave out TLS's farewell.
+//! answer, as many servers leave out TLS's closing alert.
 
 use super::connection::Phase;
 use super::thread::Thread;
@@ -58,7 +58,7 @@ impl Thread {
         self.go_on(slot, received);
     }
 
-    /// Sends what TLS has to say, and the next piece of the requests, unless a send is under way.
+    /// Sends TLS's messages and the next piece of the requests, unless a send is under way.
     pub(super) fn send_encrypted(&mut self, slot: u32) {
         if self.ring.sending(slot) {
             return;
@@ -107,8 +107,8 @@ impl Thread {
         self.end(slot);
     }
 
-    /// Says TLS's last words: why it failed, or that all has been said.
-    pub(super) fn say_goodbye(&mut self, slot: u32) {
+    /// Sends TLS's closing alert, if there is room for it.
+    pub(super) fn send_closing_alert(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
         let Some(mut tls) = connection.tls.take() else {
             return;
@@ -117,7 +117,7 @@ impl Thread {
             return;
         }
         if !tls.handshaking() {
-            tls.say_goodbye();
+            tls.close();
         }
         let mut last = Vec::new();
         tls.take(&mut last);

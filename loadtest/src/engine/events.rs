@@ -1,9 +1,8 @@
 //! What a thread does at each event of a connection's life: connected, sent, received, timed
 //! out, ended. What is different with TLS is in `encrypted`.
 //!
-//! Every request given to a connection leaves it exactly once: completed, failed with a kind, or
-//! counted as unfinished when the run ends. A slot is freed after its last completion, never
-//! before.
+//! Every request of a connection ends exactly once: completed, failed with a kind, or counted as
+//! unfinished when the run ends. A slot is freed after its last completion, never before.
 
 use nix::errno::Errno;
 
@@ -22,7 +21,7 @@ const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// Memory that a connection keeps for its next long head.
 const SPILL_BYTES_KEPT: usize = 32 * 1024;
 
-/// What received bytes came to.
+/// The result of reading received bytes.
 pub(super) enum Received {
     /// The connection goes on.
     More,
@@ -82,7 +81,7 @@ impl Thread {
         self.end(slot);
     }
 
-    /// A connection that is to be held cannot be had.
+    /// A held connection failed, before or after it was open.
     pub(super) fn on_held_failure(&mut self, slot: u32, why: &str) {
         match self.connections[slot as usize].phase {
             Phase::Connecting | Phase::Handshaking => {
@@ -94,7 +93,7 @@ impl Thread {
         self.end(slot);
     }
 
-    /// A connection is ready for requests. In connect mode that is all.
+    /// A connection is ready for requests. In connect mode it is complete.
     pub(super) fn on_open(&mut self, slot: u32, now_ns: u64) {
         let connection = &mut self.connections[slot as usize];
         connection.phase = Phase::Open;
@@ -181,7 +180,7 @@ impl Thread {
         Received::More
     }
 
-    /// Reads answers out of the bytes that are kept beside the slot's buffer.
+    /// Reads answers out of the bytes that are not in the slot's buffer.
     pub(super) fn read_spill(&mut self, slot: u32, now_ns: u64) -> Received {
         let has_status = self.job.settings.mode == Mode::Http;
         let connection = &mut self.connections[slot as usize];
@@ -292,7 +291,7 @@ impl Thread {
         if self.ring.busy(slot) {
             return;
         }
-        self.say_goodbye(slot);
+        self.send_closing_alert(slot);
         if self.job.settings.close == CloseBy::Rst {
             self.ring.socket(slot).inspect(|fd| socket::reset_on_close(fd));
         }

@@ -1,8 +1,7 @@
 //! Carries a run out: starts the threads, gathers what they see, sums it up.
 //!
-//! The calling thread does everything that is not generating: merging, printing (through an
-//! observer), watching for a target that is gone. The generator threads share nothing but a stop
-//! flag and live counters.
+//! The calling thread does everything else: merging, printing (through an observer), watching for
+//! a target that is gone. The generator threads share only a stop flag and live counters.
 
 mod connection;
 mod demand;
@@ -54,7 +53,7 @@ impl StopFlag {
     }
 }
 
-/// Where a run stands, for a progress line. Counters include the warm-up.
+/// Where a run stands, for a live view. Counters include the warm-up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     /// Since the warm-up's beginning.

@@ -1,7 +1,7 @@
-//! Asking the system for a name's addresses without being stuck in it.
+//! Resolving names with a bound on the time it takes.
 //!
-//! The system's resolver blocks for as long as its name servers are silent and cannot be told to
-//! stop. It is asked on a thread that is left behind if it takes too long or the run is ended.
+//! The system's resolver blocks while its name servers are silent and cannot be interrupted. It
+//! runs on a thread that is abandoned if it takes too long or the run is ended.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -11,7 +11,7 @@ use super::TICK_MS;
 use crate::error::{Error, errno_of};
 use crate::target::{Address, Target};
 
-/// How long name servers are waited for.
+/// The longest wait for name servers.
 const RESOLVE_S_MAX: u64 = 20;
 
 /// The addresses of a target.
@@ -24,7 +24,7 @@ pub(super) fn resolve(
     thread::Builder::new()
         .name("resolve".into())
         .spawn(move || {
-            // Nobody waits any more if the run was ended.
+            // The receiver is gone if the run was ended.
             let _ = sender.send(owned.resolve());
         })
         .map_err(|error| Error::system("start a thread to resolve names", errno_of(&error)))?;

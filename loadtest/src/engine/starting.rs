@@ -1,6 +1,6 @@
 //! How a due request finds its connection: an idle one, a new one, or one with room.
 //!
-//! Owns sockets' opening and what is sent over them. What comes back is `events`' business.
+//! Owns opening and sending. What comes back is handled in `events`.
 
 use std::ops::Range;
 

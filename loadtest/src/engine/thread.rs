@@ -154,7 +154,7 @@ impl Thread {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The loop: starts what is due, waits, handles what came of it.
+    /// The loop: starts what is due, waits, handles completions.
     fn load(mut self, stop: &StopFlag) -> Result<Done, Error> {
         let mut completions = Vec::new();
         let mut now_ns = self.now_ns();
@@ -177,7 +177,7 @@ impl Thread {
         Ok(self.finish(stop.is_set()))
     }
 
-    /// Opens this thread's share of the held connections, or says why that cannot be.
+    /// Opens this thread's share of the held connections, or reports why that fails.
     fn open_held(&mut self, number: u32, stop: &StopFlag) -> Result<(), Error> {
         let wanted = self.job.held(number);
         let mut completions = Vec::new();

@@ -1,4 +1,4 @@
-//! How results and notes look. Data goes to stdout and files, everything else to stderr.
+//! What results and notes look like. Data goes to stdout and files, the rest to stderr.
 
 pub(crate) mod csv;
 pub(crate) mod hdr_log;

@@ -1,4 +1,4 @@
-//! Which settings cannot be, alone or together, and what would work instead. Pure.
+//! Which settings are impossible, alone or together, and what would work instead. Pure.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ const PAYLOAD_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const SPIN_US_MAX: u64 = 1000;
 
 impl Settings {
-    /// Refuses what cannot be, with one line that says why and what would work.
+    /// Refuses what is impossible, with one line that says why and what would work.
     pub fn check(&self) -> Result<(), Error> {
         self.check_load()?;
         self.check_targets()?;
@@ -192,7 +192,7 @@ impl Settings {
         )?;
         refuse(
             self.pipeline == 0 || self.pipeline > PIPELINE_MAX,
-            format!("{} requests at once on a connection cannot be", self.pipeline),
+            format!("{} requests at once on a connection are impossible", self.pipeline),
             format!("give --pipeline 1 to {PIPELINE_MAX}"),
         )?;
         refuse(

@@ -30,7 +30,7 @@ const POLL_FIRST: u16 = 1;
 /// How long dropping a ring waits for the kernel to end what is under way.
 const DRAIN_MS_MAX: u64 = 1000;
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Completion {
     pub(crate) operation: Operation,
@@ -185,7 +185,7 @@ impl Ring {
     pub(crate) fn received(&self, slot: u32, length: usize) -> &[u8] {
         assert!(!self.slots[slot as usize].receiving, "the kernel may be writing there");
         // SAFETY: nothing is received into the slot, as asserted, and to begin receiving takes
-        // `&mut self`, which cannot be had while this reference lives.
+        // `&mut self`, which excludes this reference.
         unsafe { self.memory().arena.bytes(slot, length) }
     }
 

@@ -1,6 +1,6 @@
-//! Sockets to connect with: made, bound to a source, told how to end.
+//! Sockets to connect with: opened, bound to a source, set to end by FIN or RST.
 //!
-//! Owns socket calls and their options. Connecting and everything after is the ring's.
+//! Owns socket calls and their options. The ring connects, sends and receives.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

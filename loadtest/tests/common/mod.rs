@@ -1,7 +1,7 @@
 //! Small servers to be loaded, and the command to load them with.
 //!
-//! Servers run on threads of the test, listen on port 0 and end with it. What they do to a
-//! connection is a function of the test's; what they have seen is counted here.
+//! Servers run on threads of the test, listen on port 0 and end with it. The test says what they
+//! do to a connection; what they have seen is counted here.
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
@@ -310,7 +310,7 @@ pub(crate) fn echo(mut stream: Box<dyn Stream>, _: &Seen) {
     }
 }
 
-/// The command with these words, not pinned: many of them may run beside each other. A word in
+/// The command with these words, not pinned: many of them may run at the same time. A word in
 /// single quotes may hold spaces.
 pub(crate) fn command(words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clusterlb-load"));
