@@ -91,7 +91,9 @@ impl Error {
             Self::Usage { hint, .. }
             | Self::Environment { hint, .. }
             | Self::Target { hint, .. } => hint,
-            Self::Output { .. } => "give a path in a directory that exists and may be written to",
+            Self::Output { .. } => {
+                "check that the directory exists, may be written to and has space left"
+            }
             Self::System { source, .. } => match source {
                 Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n` (hard limit) or fs.file-max",
                 Errno::ENOMEM | Errno::ENOBUFS => "check the cgroup's memory limit and `ulimit -l`",

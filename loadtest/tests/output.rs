@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::Read;
 use std::process::Stdio;
 
@@ -193,4 +194,17 @@ fn help_ends_in_examples_and_the_version_is_printed() {
     let text = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && text.contains("Examples:") && text.contains("Exit codes"));
     assert!(run("--version").status.success());
+}
+
+#[test]
+fn results_that_cannot_be_written_are_a_failure() {
+    let server = server();
+    let full = || File::options().write(true).open("/dev/full").expect("every Linux has it");
+    let runs = [format!("-n 5 -c 1 --json {}", server.address), "--help".into(), "-V".into()];
+    for words in runs {
+        let output = command(&words).stdout(full()).output().expect("the command starts");
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("No space left"), "{words}: {text}");
+    }
 }

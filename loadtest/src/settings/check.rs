@@ -47,7 +47,7 @@ impl Settings {
         if let Some(connections) = connections {
             refuse(
                 connections < self.threads,
-                format!("{connections} connections cannot busy {} threads", self.threads),
+                format!("{connections} connections are too few for {} threads", self.threads),
                 "every thread needs a connection: give more connections or fewer threads",
             )?;
         }
