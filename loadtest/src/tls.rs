@@ -11,7 +11,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore,
+    SignatureScheme,
 };
 
 use crate::error::Error;
@@ -101,7 +102,7 @@ impl Session {
                 Ok(_) => {}
                 Err(error) => return Err(error.to_string()),
             }
-            let state = self.0.process_new_packets().map_err(|error| error.to_string())?;
+            let state = self.0.process_new_packets().map_err(|error| explain(&error))?;
             let (start, length) = (plain.len(), state.plaintext_bytes_to_read());
             plain.resize(start + length, 0);
             let read = self.0.reader().read_exact(&mut plain[start..]);
@@ -126,6 +127,22 @@ impl Session {
     /// Ends the session: its closing alert comes out with the next [`Self::take`].
     pub(crate) fn close(&mut self) {
         self.0.send_close_notify();
+    }
+}
+
+/// Why a session failed. Two reasons that people often meet get words that say what to do.
+fn explain(error: &rustls::Error) -> String {
+    let text = error.to_string();
+    match error {
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the server does not answer in TLS: is it an http:// port?".into()
+        }
+        rustls::Error::InvalidCertificate(_) if text.contains("CaUsedAsEndEntity") => {
+            "the certificate is an authority's own (CA:TRUE), as `openssl req -x509` makes it; add \
+             -addext basicConstraints=CA:FALSE there"
+                .into()
+        }
+        _ => text,
     }
 }
 

@@ -12,7 +12,7 @@ use common::{Directory, Port, Seen, Server, command, complaints, hello, http, re
 use loadtest::Report;
 use loadtest::tally::ErrorKind;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion};
 
 /// A certificate authority, the file that names it, and a server's certificate of it.
@@ -38,17 +38,8 @@ impl Authority {
         let certificate = params.signed_by(&key, &issuer).expect("a certificate");
         let file = directory.file("ca.pem");
         std::fs::write(&file, issuer.pem()).expect("a new file");
-        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .expect("versions that the library has")
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)
-            .expect("a certificate and its key");
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = rustls::crypto::ring::Ticketer::new().expect("randomness");
-        Self { file, config: Arc::new(config), _directory: directory }
+        let config = server_config(versions, certificate.der().clone(), &key);
+        Self { file, config, _directory: directory }
     }
 
     /// Runs the command with this authority as the only root.
@@ -74,6 +65,24 @@ impl Authority {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         report
     }
+}
+
+fn server_config(
+    versions: &[&'static SupportedProtocolVersion],
+    certificate: CertificateDer<'static>,
+    key: &KeyPair,
+) -> Arc<ServerConfig> {
+    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions that the library has")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], private)
+        .expect("a certificate and its key");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = rustls::crypto::ring::Ticketer::new().expect("randomness");
+    Arc::new(config)
 }
 
 /// What the handshakes were like: their kind, the name asked for, the protocol agreed on.
@@ -217,6 +226,23 @@ fn a_wrong_certificate_is_refused_unless_any_is_accepted() {
 }
 
 #[test]
+fn a_certificate_that_is_its_own_authority_is_refused_with_a_remedy() {
+    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let mut authority = Authority::new(&["localhost"], &BOTH);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    std::fs::write(&authority.file, certificate.pem()).expect("a file of this test");
+    authority.config = server_config(&BOTH, certificate.der().clone(), &key);
+    let (server, _) = server(&authority);
+    let (_, output) = authority.run(&format!("-n 3 -c 1 {}", url(server.address)));
+    assert_eq!(output.status.code(), Some(1));
+    let line = &complaints(&output)[0];
+    assert!(line.contains("CA:TRUE") && line.contains("basicConstraints"), "{line}");
+    authority.good(&format!("-n 3 -c 1 -k {}", url(server.address)));
+}
+
+#[test]
 fn a_server_without_tls_is_a_tls_failure() {
     let authority = Authority::new(&["localhost"], &BOTH);
     // It answers what it takes for a request as many servers do.
@@ -230,6 +256,10 @@ fn a_server_without_tls_is_a_tls_failure() {
         assert_eq!(output.status.code(), Some(1));
         let errors = &report.totals.errors;
         assert!(errors[&ErrorKind::TlsFailed] + errors[&ErrorKind::Reset] == 3, "{errors:?}");
+        if let Some(example) = report.totals.error_examples.get(&ErrorKind::TlsFailed) {
+            let told = example.contains("http:// port") || example.contains("closed within");
+            assert!(told, "{example}");
+        }
     }
 }
 
