@@ -53,7 +53,7 @@ impl Connector {
         let connection = ClientConnection::new(Arc::clone(&self.0), name.clone());
         let mut connection = connection.map_err(|error| error.to_string())?;
         connection.set_buffer_limit(None);
-        Ok(Session(connection))
+        Ok(Session { connection, ended: false })
     }
 }
 
@@ -85,48 +85,60 @@ fn roots() -> Result<RootCertStore, Error> {
 
 /// One connection's TLS session.
 #[derive(Debug)]
-pub(crate) struct Session(ClientConnection);
+pub(crate) struct Session {
+    connection: ClientConnection,
+    ended: bool,
+}
 
 impl Session {
     /// True until the handshake is complete.
     pub(crate) fn handshaking(&self) -> bool {
-        self.0.is_handshaking()
+        self.connection.is_handshaking()
+    }
+
+    /// True once the server has said that it sends nothing more.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
     }
 
     /// Takes in received bytes and appends what they decrypt to.
     pub(crate) fn receive(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), String> {
         while !bytes.is_empty() {
-            match self.0.read_tls(&mut bytes) {
+            match self.connection.read_tls(&mut bytes) {
                 // Nothing is read after the server's closing alert.
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) => return Err(error.to_string()),
             }
-            let state = self.0.process_new_packets().map_err(|error| explain(&error))?;
+            let state = self.connection.process_new_packets().map_err(|error| explain(&error))?;
             let (start, length) = (plain.len(), state.plaintext_bytes_to_read());
             plain.resize(start + length, 0);
-            let read = self.0.reader().read_exact(&mut plain[start..]);
+            let read = self.connection.reader().read_exact(&mut plain[start..]);
             read.map_err(|error| error.to_string())?;
+            self.ended |= state.peer_has_closed();
         }
         Ok(())
     }
 
     /// Encrypts bytes to send. They come out with the next [`Self::take`].
     pub(crate) fn send(&mut self, plain: &[u8]) {
-        self.0.writer().write_all(plain).expect("a buffer without a limit takes everything");
+        self.connection
+            .writer()
+            .write_all(plain)
+            .expect("a buffer without a limit takes everything");
     }
 
     /// Appends everything that must be sent now: handshake messages, alerts, encrypted bytes.
     pub(crate) fn take(&mut self, outgoing: &mut Vec<u8>) {
-        while self.0.wants_write() {
-            let written: io::Result<usize> = self.0.write_tls(outgoing);
+        while self.connection.wants_write() {
+            let written: io::Result<usize> = self.connection.write_tls(outgoing);
             written.expect("a vector takes everything");
         }
     }
 
     /// Ends the session: its closing alert comes out with the next [`Self::take`].
     pub(crate) fn close(&mut self) {
-        self.0.send_close_notify();
+        self.connection.send_close_notify();
     }
 }
 

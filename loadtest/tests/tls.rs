@@ -8,7 +8,9 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
-use common::{Directory, Port, Seen, Server, command, complaints, hello, http, read_request};
+use common::{
+    Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request,
+};
 use loadtest::Report;
 use loadtest::tally::ErrorKind;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -108,6 +110,49 @@ fn server(authority: &Authority) -> (Server, Handshakes) {
         serve(&mut stream, seen);
     });
     (server, handshakes)
+}
+
+/// A TLS server that reads one request and answers it with what `answer` does.
+fn answering<T>(authority: &Authority, answer: T) -> Server
+where
+    T: Fn(&mut StreamOwned<ServerConnection, Box<dyn Stream>>) + Send + Sync + 'static,
+{
+    let config = Arc::clone(&authority.config);
+    Server::start(move |stream, seen| {
+        let connection = ServerConnection::new(Arc::clone(&config)).expect("a sound config");
+        let mut stream = StreamOwned::new(connection, stream);
+        let mut reader = BufReader::new(&mut stream);
+        if read_request(&mut reader, seen).is_some() {
+            answer(&mut stream);
+        }
+    })
+}
+
+#[test]
+fn an_answer_may_end_with_the_session_or_with_the_connection() {
+    const ANSWER: &[u8] = b"HTTP/1.0 200 OK\r\n\r\nuntil the end";
+    let authority = Authority::new(&["localhost"], &BOTH);
+    // One waits for the client to close, as `openssl s_server` does; the other one says nothing.
+    let polite = answering(&authority, |stream| {
+        stream.write_all(ANSWER).expect("the client reads");
+        stream.conn.send_close_notify();
+        let _ = stream.flush();
+        let _ = stream.sock.read_to_end(&mut Vec::new());
+    });
+    let curt = answering(&authority, |stream| {
+        stream.write_all(ANSWER).expect("the client reads");
+    });
+    for server in [polite, curt] {
+        let report = authority.good(&format!("-n 10 -c 2 {}", url(server.address)));
+        assert_eq!((report.totals.completed, report.totals.failed), (10, 0));
+    }
+    let silent = answering(&authority, |stream| {
+        stream.conn.send_close_notify();
+        let _ = stream.flush();
+        let _ = stream.sock.read_to_end(&mut Vec::new());
+    });
+    let (report, _) = authority.run(&format!("-n 4 -c 1 {}", url(silent.address)));
+    assert_eq!(report.totals.errors[&ErrorKind::ClosedEarly], 4);
 }
 
 fn serve(stream: &mut (impl Read + Write), seen: &Seen) {

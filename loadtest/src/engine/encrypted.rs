@@ -5,6 +5,7 @@
 //! answer, as many servers leave out TLS's closing alert.
 
 use super::connection::Phase;
+use super::events::Received;
 use super::thread::Thread;
 use crate::settings::CloseBy;
 use crate::sys::socket;
@@ -45,17 +46,20 @@ impl Thread {
             self.on_tls_failure(slot, &why);
             return;
         }
-        let handshaking = tls.handshaking();
+        let (handshaking, ended) = (tls.handshaking(), tls.ended());
         if connection.phase == Phase::Handshaking && !handshaking {
             self.on_open(slot, now_ns);
         }
         self.send_encrypted(slot);
-        if handshaking || self.connections[slot as usize].held {
-            self.ring.receive(slot, 0);
-            return;
+        match self.connections[slot as usize].held {
+            true if ended => self.on_held_failure(slot, "the server closed"),
+            false if !handshaking => match self.read_spill(slot, now_ns) {
+                // The server may leave its side of the connection open until this side closes.
+                Received::More if ended => self.on_close(slot, now_ns),
+                received => self.go_on(slot, received),
+            },
+            _ => self.ring.receive(slot, 0),
         }
-        let received = self.read_spill(slot, now_ns);
-        self.go_on(slot, received);
     }
 
     /// Sends TLS's messages and the next piece of the requests, unless a send is under way.

@@ -223,7 +223,7 @@ impl Thread {
         self.end(slot);
     }
 
-    fn on_close(&mut self, slot: u32, now_ns: u64) {
+    pub(super) fn on_close(&mut self, slot: u32, now_ns: u64) {
         let connection = &mut self.connections[slot as usize];
         if connection.phase == Phase::Handshaking {
             self.on_tls_failure(slot, "the server closed within the handshake");
