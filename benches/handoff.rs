@@ -14,10 +14,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use clusterlb::handoff::{self, Record};
-use clusterlb::id::ListenerId;
-use clusterlb::sys::fdpass;
-use clusterlb::sys::ring::{Event, Key, OutgoingMessage, Ring, RingShape};
+use clusterlb_protocol::handoff::{self, Record};
+use clusterlb_schedule::id::ListenerId;
+use clusterlb_sys::fdpass;
+use clusterlb_sys::ring::{Event, Key, OutgoingMessage, Ring, RingShape};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
 

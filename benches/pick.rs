@@ -11,10 +11,10 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Duration;
 
-use clusterlb::id::{ListenerId, Slot};
-use clusterlb::schedule::{
-    Client, CreditRule, Limits, Loads, Order, Picker, Roster, Rules, Sample, Scheduler,
-    SchedulerFactory, Standing, WorkerLoad,
+use clusterlb_schedule::id::{ListenerId, Slot};
+use clusterlb_schedule::{
+    Client, CreditRule, Limits, Loads, Picker, Policy, Roster, Sample, Scheduler, SchedulerConfig,
+    SchedulerFactory, Status, WorkerLoad,
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -43,9 +43,9 @@ fn every_stage(workers: usize) -> Vec<WorkerLoad> {
         1 => ready(9),
         2 => WorkerLoad { credits: 0, ..ready(5) },
         3 => ready(INFLIGHT_MAX),
-        4 => WorkerLoad { standing: Standing::Full, ..ready(5) },
+        4 => WorkerLoad { status: Status::Full, ..ready(5) },
         5 => WorkerLoad { hung: true, ..ready(5) },
-        6 => WorkerLoad { standing: Standing::Draining, ..ready(5) },
+        6 => WorkerLoad { status: Status::Draining, ..ready(5) },
         _ => WorkerLoad::default(),
     };
     (0..workers).map(load).collect()
@@ -82,7 +82,7 @@ fn pick(criterion: &mut Criterion) {
         for workers in SIZES {
             let loads: Loads = make(workers).into_iter().collect();
             let limits = Limits { inflight_max: Some(INFLIGHT_MAX), ..Limits::default() };
-            let mut picker = Picker::new(Order::Rotation, limits);
+            let mut picker = Picker::new(Policy::Rr, limits);
             group.bench_function(BenchmarkId::new(name, workers), |bencher| {
                 bencher.iter(|| picker.pick(black_box(&loads), Client::default()));
             });
@@ -102,14 +102,14 @@ impl Scheduler for Foreign {
 
 /// A roster whose workers never run out of credits while this runs.
 fn roster(scheduler: Option<SchedulerFactory>, workers: usize) -> Roster {
-    let rules = Rules {
+    let scheduling = SchedulerConfig {
         scheduler,
         credits: CreditRule::Fixed(u32::MAX),
         credits_max: u32::MAX,
         slow_start_ns: 0,
-        ..Rules::default()
+        ..SchedulerConfig::default()
     };
-    let mut roster = Roster::new(rules, 2);
+    let mut roster = Roster::new(Policy::Rr, scheduling, 2);
     for slot in (0..).map(Slot).take(workers) {
         roster.attach(slot, 0);
         roster.join(slot, ListenerId(0));
@@ -147,7 +147,7 @@ impl Observed {
 }
 
 fn pick_by_roster(criterion: &mut Criterion) {
-    let picker = || Picker::new(Order::Rotation, Limits::default());
+    let picker = || Picker::new(Policy::Rr, Limits::default());
     let foreign = SchedulerFactory::new(move |_| Box::new(Foreign(picker())));
     let mut group = criterion.benchmark_group("roster");
     for workers in SIZES {

@@ -11,8 +11,8 @@ use std::thread::available_parallelism;
 use axum::Router;
 use axum::extract::{ConnectInfo, State};
 use axum::routing::get;
+use clusterlb::adapter::axum::PeerAddr;
 use clusterlb::adapter::tokio::Listener;
-use clusterlb::address::Endpoint;
 use clusterlb::{Cluster, Event, Role, Worker};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -55,13 +55,16 @@ async fn serve(worker: Worker) -> Result<(), Box<dyn Error>> {
     let listener = Listener::bind(&worker, &address).await?;
     let ended = listener.ended();
     let app = Router::new().route("/", get(hello)).with_state(worker.clone());
-    let app = app.into_make_service_with_connect_info::<Endpoint>();
+    let app = app.into_make_service_with_connect_info::<PeerAddr>();
     axum::serve(listener, app).with_graceful_shutdown(ended).await?;
     // Every connection is finished; the primary is told.
     worker.disconnected().await;
     Ok(())
 }
 
-async fn hello(State(worker): State<Worker>, ConnectInfo(client): ConnectInfo<Endpoint>) -> String {
+async fn hello(
+    State(worker): State<Worker>,
+    ConnectInfo(PeerAddr(client)): ConnectInfo<PeerAddr>,
+) -> String {
     format!("hello {client}, from worker {}\n", worker.id())
 }

@@ -1,9 +1,11 @@
 //! What must hold for any bytes. Shared by the fuzz targets and `tests/fuzz.rs`.
 
-use clusterlb::dialect::node::Serialization;
-use clusterlb::dialect::node::codec::{Decoder, FromWorker};
-use clusterlb::dialect::node::session::{Action, Answer, ConnectionId, Event, Session, WindowRule};
-use clusterlb::id::ListenerId;
+use clusterlb::internals::dialect::node::Serialization;
+use clusterlb::internals::dialect::node::codec::{Decoder, FromWorker};
+use clusterlb::internals::dialect::node::session::{
+    Action, Answer, ConnectionId, Event, Session, WindowRule,
+};
+use clusterlb_schedule::id::ListenerId;
 
 const LISTENER: ListenerId = ListenerId(0);
 

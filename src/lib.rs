@@ -3,44 +3,62 @@
 //! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
 //! lines; everything else begins at [`Cluster`] and [`Worker`].
 
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(
+        unreachable_pub,
+        reason = "what tests and benchmarks see is public with that feature only"
+    )
+)]
+
 pub mod adapter;
-pub mod address;
-pub mod board;
-pub mod check;
-pub mod cli;
-pub mod cluster;
-pub mod control;
-pub mod dialect;
-pub mod error;
+mod cluster;
+mod control_plane;
+mod data_path;
+mod dialect;
 #[doc = include_str!("guide.md")]
 pub mod guide {}
-pub mod handler;
-pub mod handoff;
-pub mod harness;
-pub mod id;
-pub mod keeper;
-pub mod primary;
-#[cfg(feature = "tokio-uring")]
-pub mod runtime;
-pub mod schedule;
-pub mod settings;
-pub mod sys;
+mod settings;
 pub mod topology;
-pub mod work;
-pub mod worker;
+mod worker;
+
+use clusterlb_schedule as schedule;
+use clusterlb_sys as sys;
+use schedule::id;
+use sys::{address, error};
 
 pub use cluster::{
-    AddressKind, Cluster, ClusterSettings, Completion, Connection, Datagrams, Event, Events,
-    ForkOptions, Guard, Handle, InspectPort, Listener, ListeningAddress, Message, Messages,
-    Opening, Role, StreamSetting, Tracked, Worker, WorkerCounts, WorkerHandle, is_primary,
-    is_worker, role,
+    AddressKind, Cluster, ClusterSettings, Completion, Event, Events, ForkOptions, Handle,
+    InspectPort, ListeningAddress, Message, POLICY_VARIABLE, Role, StreamSetting, WorkerCounts,
+    WorkerHandle, is_primary, is_worker, policy_from_environment, role,
 };
-pub use control::{ListenOptions, Serialization, Transport};
-pub use error::{Error, Result};
-pub use id::{ListenerId, WorkerId};
+pub use clusterlb_protocol as protocol;
+pub use data_path::ClusterCounts;
 pub use nix::sys::signal::Signal;
-pub use settings::Policy;
+pub use protocol::control::{LatencySummary, ListenOptions, Serialization, Transport};
+pub use schedule::id::{ListenerId, Slot, WorkerId};
+pub use schedule::{
+    AcceptMechanism, Client, CreditRule, Limits, Loads, Policy, Scheduler, SchedulerConfig,
+    SchedulerFactory, Skips, Status, WorkerLoad,
+};
+pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
+pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::error::{Error, Result};
 pub use sys::process::Ending;
+pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
+
+/// Private modules for this project's own tests and benchmarks. No promise is made of them.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    pub mod data_path {
+        pub use crate::data_path::*;
+    }
+    pub mod dialect {
+        pub use crate::dialect::node;
+    }
+}
 
 /// Compiles the code in the README.
 #[cfg(doctest)]

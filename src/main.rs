@@ -1,7 +1,11 @@
-//! The `clusterlb` command. Everything is in the library; this ends the process.
+//! The `clusterlb` command: a program on the public API of the library and the crates beside it.
+
+#![forbid(unsafe_code)]
+
+mod command;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    clusterlb::cli::main()
+    command::main()
 }

@@ -7,7 +7,7 @@ mod checks;
 use std::fs;
 use std::path::Path;
 
-use clusterlb::dialect::node::Serialization;
+use clusterlb::internals::dialect::node::Serialization;
 use fastrand::Rng;
 
 /// Mutations of each entry.

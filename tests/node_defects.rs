@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use clusterlb::settings::Dialect;
+use clusterlb::Dialect;
 use clusterlb::{Cluster, Event};
 use common::{Client, GET, GET_CLOSE, eventually, has_program, machine};
 use nix::sys::signal::Signal;

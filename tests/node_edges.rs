@@ -15,9 +15,9 @@ mod script;
 
 use std::collections::BTreeSet;
 
-use clusterlb::schedule::CreditRule;
-use clusterlb::settings::Dialect;
+use clusterlb::Dialect;
 use clusterlb::{Event, Serialization};
+use clusterlb_schedule::CreditRule;
 use common::{
     Client, Cluster, Ended, GET, GET_CLOSE, Launch, PATIENCE, eventually, get, has_program, machine,
 };
@@ -71,8 +71,8 @@ fn letters_of_a_stopped_worker(
         settings.args = vec![script.path("server.js").into()];
         settings.preload = preload;
         settings.serialization = serialization;
-        settings.rules.credits = CreditRule::Fixed(16);
-        settings.rules.hang_after_ns = None;
+        settings.scheduling.credits = CreditRule::Fixed(16);
+        settings.scheduling.hang_after_ns = None;
     });
     change.expect("valid settings");
     let mut events = cluster.events().expect("descriptors");

@@ -17,9 +17,9 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use clusterlb::harness::queueing::{Discipline, Queue};
-use clusterlb::schedule::{CREDITS_MAX, CreditRule, Order};
-use clusterlb::work::ServiceTime;
+use clusterlb_harness::queueing::{Discipline, Queue};
+use clusterlb_harness::work::ServiceTime;
+use clusterlb_schedule::{CREDITS_MAX, CreditRule, Policy};
 use plan::{FOR_GOOD, Fault, MILLISECOND, Plan, START_NS, Strike};
 use world::{Story, World};
 
@@ -76,11 +76,11 @@ fn a_worker_that_is_stopped_for_good_delays_its_credits_and_nobody_else() {
         };
         let service = ServiceTime::Exponential { mean_ns: MILLISECOND };
         let mut plan = Plan::calm(seed, 8, service, 0.6, 1_000);
-        plan.rules.credits = rule;
+        plan.scheduling.credits = rule;
         let at_ns = plan.arrivals[500 + usize::from(seed.to_le_bytes()[0] % 100)];
         let slot = usize::from(seed.to_le_bytes()[0] % 8);
         plan.strikes = vec![Strike { at_ns, slot, fault: Fault::Stop(FOR_GOOD) }];
-        let hang_after_ns = plan.rules.hang_after_ns.expect("a default");
+        let hang_after_ns = plan.scheduling.hang_after_ns.expect("a default");
         let world = run(plan);
         let stopped = world.stopped.expect("one was stopped");
         let given = stopped.exposed + stopped.later;
@@ -95,10 +95,10 @@ fn a_worker_that_is_stopped_for_good_delays_its_credits_and_nobody_else() {
 
 /// Latencies at so many thousandths over those of one central queue: the 90th and the 99th
 /// percentile. `alone_ns` is what a request needs at the 99th by itself, as far as that is known.
-fn against_one_queue(order: Order, service: &ServiceTime, alone_ns: f64) -> (f64, f64) {
+fn against_one_queue(policy: Policy, service: &ServiceTime, alone_ns: f64) -> (f64, f64) {
     let (seed, workers, utilisation, count) = (7, 8, 0.7, 30_000);
     let mut plan = Plan::calm(seed, workers, service.clone(), utilisation, count);
-    plan.rules.order = order;
+    plan.policy = policy;
     let world = run(plan);
     let counted = &world.stories[count / 10..];
     let mut took: Vec<u64> =
@@ -116,12 +116,12 @@ fn against_one_queue(order: Order, service: &ServiceTime, alone_ns: f64) -> (f64
 fn under_a_heavy_tail_rotation_comes_close_to_one_central_queue() {
     // One of a hundred takes 50 ms, so that chance decides on which side of that step the 99th
     // percentile of the bound lies; the fair measure is then the step itself.
-    let mix = against_one_queue(Order::Rotation, &ServiceTime::heavy(), 50_000_000.0);
+    let mix = against_one_queue(Policy::Rr, &ServiceTime::heavy(), 50_000_000.0);
     // Here there is no step. A rotation gives a second connection to a worker with one while
     // others are idle, which shows more than with the mix.
     let skewed = ServiceTime::LogNormal { mean_ns: MILLISECOND, variation: 3.0 };
-    let rotation = against_one_queue(Order::Rotation, &skewed, 0.0);
-    let least = against_one_queue(Order::Least, &skewed, 0.0);
+    let rotation = against_one_queue(Policy::Rr, &skewed, 0.0);
+    let least = against_one_queue(Policy::Least, &skewed, 0.0);
     println!("p90 and p99 over the bound: {mix:.2?} for the mix");
     println!("for a skewed one: {rotation:.2?} in rotation, {least:.2?} by the least in flight");
     for ((p90, p99), most) in [(mix, 1.5), (rotation, 2.0), (least, 1.7)] {

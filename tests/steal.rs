@@ -11,7 +11,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use clusterlb::settings::AcceptMechanism;
+use clusterlb::AcceptMechanism;
 use clusterlb::{Event, Events, Policy, WorkerHandle};
 use common::{
     BINARY, Client, Cluster, GET_CLOSE, Launch, PATIENCE, Summary, eventually, get, has_program,

@@ -5,6 +5,6 @@
 #[path = "../checks.rs"]
 mod checks;
 
-use clusterlb::dialect::node::Serialization;
+use clusterlb::internals::dialect::node::Serialization;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::node(Serialization::Advanced, bytes));

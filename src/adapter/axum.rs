@@ -43,9 +43,12 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// For handlers that take `ConnectInfo<Endpoint>`.
-impl Connected<IncomingStream<'_, Listener>> for Endpoint {
+/// The client's end, for handlers that take `ConnectInfo<PeerAddr>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub Endpoint);
+
+impl Connected<IncomingStream<'_, Listener>> for PeerAddr {
     fn connect_info(incoming: IncomingStream<'_, Listener>) -> Self {
-        incoming.remote_addr().clone()
+        Self(incoming.remote_addr().clone())
     }
 }

@@ -23,10 +23,10 @@
 //! [`Connection::into_tcp`]: crate::Connection::into_tcp
 //! [`Connection::into_parts`]: crate::Connection::into_parts
 
-#[cfg(feature = "axum")]
-mod axum;
 #[cfg(any(feature = "tokio", feature = "tokio-uring"))]
-mod entrance;
+mod async_listener;
+#[cfg(feature = "axum")]
+pub mod axum;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 #[cfg(feature = "tokio-uring")]

@@ -10,20 +10,20 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::sys::waker::Waker;
 use futures_core::Stream;
-use nix::sys::eventfd::EventFd;
 
-use super::mailbox::{Found, Mailbox, Wakers, ring};
+use super::mailbox::{Found, Mailbox, Wakers};
 use super::{Event, WorkerHandle};
 use crate::error::Result;
 use crate::id::WorkerId;
 
 /// The subscribers.
 #[derive(Debug)]
-pub(super) struct Bus {
+pub(crate) struct Bus {
     state: Mutex<State>,
     /// Rung when a subscriber has room again.
-    room: Arc<EventFd>,
+    room: Arc<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -49,16 +49,16 @@ struct Subscriber {
 #[derive(Debug)]
 pub struct Events {
     mailbox: Arc<Mailbox<Event>>,
-    room: Arc<EventFd>,
+    room: Arc<Waker>,
 }
 
 impl Bus {
-    pub(super) fn new(room: Arc<EventFd>) -> Self {
+    pub(crate) fn new(room: Arc<Waker>) -> Self {
         Self { state: Mutex::default(), room }
     }
 
     /// Tells everybody.
-    pub(super) fn publish(&self, event: &Event) {
+    pub(crate) fn publish(&self, event: &Event) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         let about = event.worker().map(WorkerHandle::id);
         let mut wakers = Wakers::default();
@@ -74,14 +74,14 @@ impl Bus {
     }
 
     /// Whether a subscriber is so far behind that nothing more should be read.
-    pub(super) fn is_held_up(&self) -> bool {
+    pub(crate) fn is_held_up(&self) -> bool {
         let state = self.state.lock().expect("nothing panics while it holds the bus");
         let mut mailboxes = state.subscribers.iter().filter_map(|one| one.mailbox.upgrade());
         mailboxes.any(|mailbox| mailbox.is_full())
     }
 
     /// One more subscriber.
-    pub(super) fn subscribe(&self, worker: Option<WorkerId>) -> Result<Events> {
+    pub(crate) fn subscribe(&self, worker: Option<WorkerId>) -> Result<Events> {
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&self.room))?);
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         match state.closed {
@@ -96,7 +96,7 @@ impl Bus {
     }
 
     /// There will be no more events.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         state.closed = true;
         let mut wakers = Wakers::default();
@@ -159,6 +159,6 @@ impl AsFd for Events {
 impl Drop for Events {
     fn drop(&mut self) {
         // Whoever was held up by it looks again.
-        ring(&self.room);
+        self.room.wake();
     }
 }

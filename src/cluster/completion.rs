@@ -71,12 +71,12 @@ impl Completion {
         self.state().failure.clone()
     }
 
-    pub(super) fn complete(&self) {
+    pub(crate) fn complete(&self) {
         self.settle(None);
     }
 
     /// It has happened, by a failure if there is one. What has happened is not changed any more.
-    pub(super) fn settle(&self, failure: Option<Error>) {
+    pub(crate) fn settle(&self, failure: Option<Error>) {
         let mut state = self.state();
         if state.complete {
             return;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::mailbox::Item;
 use super::{ClusterSettings, Message, WorkerHandle};
 use crate::address::ListenAddress;
-use crate::control::{LatencySummary, Transport};
 use crate::error::Error;
 use crate::id::ListenerId;
+use crate::protocol::control::{LatencySummary, Transport};
 use crate::sys::process::Ending;
 
 /// Something happened. Names and order are Node's.
@@ -181,7 +181,7 @@ impl Item for Event {
 
 impl ListeningAddress {
     /// From an address as listeners write it.
-    pub(super) fn new(bound: &str, transport: Transport, listener: ListenerId) -> Self {
+    pub(crate) fn new(bound: &str, transport: Transport, listener: ListenerId) -> Self {
         let datagrams = transport != Transport::Stream;
         if let Ok(inet) = bound.parse::<SocketAddr>() {
             let kind = match (inet.is_ipv6(), datagrams) {
@@ -197,7 +197,7 @@ impl ListeningAddress {
         Self { address, port: None, kind: AddressKind::Unix, listener }
     }
 
-    /// The same as one would give it to [`Worker::listen`](super::Worker::listen).
+    /// The same as one would give it to [`Worker::listen`](crate::Worker::listen).
     #[must_use]
     pub fn to_listen_address(&self) -> ListenAddress {
         let inet =

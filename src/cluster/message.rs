@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::mailbox::Item;
-use crate::control::Serialization;
 use crate::error::Result;
+use crate::protocol::control::Serialization;
 use crate::sys::peer::{Kind, kind_of};
 
 /// A message that has arrived (Node's `message`). Clones share it, and its handle.
@@ -46,7 +46,7 @@ pub enum Handle {
 }
 
 impl Message {
-    pub(super) fn new(
+    pub(crate) fn new(
         serialization: Serialization,
         bytes: Vec<u8>,
         mut descriptors: Vec<OwnedFd>,

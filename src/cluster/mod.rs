@@ -1,29 +1,351 @@
 //! Clusters of worker processes that share listeners: `node:cluster` for Rust programs.
+//!
+//! Owns the cluster as the program in the primary sees it (Node's `cluster` in the primary).
 
-mod bridge_thread;
-mod bus;
-mod completion;
-mod data_path;
-mod event;
-mod listeners;
-mod mailbox;
-mod message;
-mod own_sockets;
-mod plane;
-mod primary;
+pub(crate) mod bus;
+pub(crate) mod completion;
+pub(crate) mod event;
+pub(crate) mod mailbox;
+pub(crate) mod message;
 mod role;
-mod settings;
-mod worker;
-mod worker_handle;
+pub(crate) mod settings;
+pub(crate) mod worker_handle;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use bus::Events;
 pub use completion::Completion;
 pub use event::{AddressKind, Event, ListeningAddress, WorkerCounts};
 pub use message::{Handle, Message};
-pub use primary::{Cluster, ForkOptions};
 pub use role::{Role, is_primary, is_worker, role};
 pub use settings::{
     ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
 };
-pub use worker::{Connection, Datagrams, Guard, Listener, Messages, Opening, Tracked, Worker};
 pub use worker_handle::WorkerHandle;
+
+use crate::address::ListenAddress;
+use crate::control_plane::{ControlHandle, ControlPlane, ForkRequest, Request};
+use crate::data_path::ClusterCounts;
+use crate::error::{Error, Result, errno_of};
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::settings::Policy;
+use crate::sys::limits;
+use crate::sys::waker::Waker;
+use bus::Bus;
+
+/// A primary's workers and everything they share. Clones are the same cluster.
+///
+/// The work is done by two threads: one starts workers, listens to them and tells of events, the
+/// other accepts connections and hands them over. When the last clone is dropped, workers that are
+/// left are killed and every listener is closed; to end in order, wait for
+/// [`disconnect`](Self::disconnect) first.
+///
+/// If the first of the two threads ever fails, everything ends as if the cluster had been dropped,
+/// and nobody is left waiting: there is an [`Event::Error`] without a worker, then the events end;
+/// completions are complete and have a [`failure`](Completion::failure); calls fail, and say so.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    control: ControlHandle,
+    bus: Arc<Bus>,
+    registry: Registry,
+    setup: Mutex<Setup>,
+}
+
+/// The workers that are among the cluster's.
+pub(crate) type Registry = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
+
+#[derive(Debug)]
+struct Setup {
+    settings: Arc<ClusterSettings>,
+    /// What concerns the whole cluster is fixed.
+    fixed: bool,
+    /// Forks with the present way to find debuggers' ports.
+    inspected: u32,
+}
+
+/// What a worker is started with besides the settings.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ForkOptions {
+    environment: Vec<(OsString, OsString)>,
+    place: Option<Slot>,
+    predecessor: Option<WorkerId>,
+}
+
+impl ForkOptions {
+    /// A variable in the environment of this worker alone.
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Its place, from 0: a worker that takes the place of another one has its turn in the
+    /// rotation and its CPU. Otherwise it gets the first free one.
+    pub fn place(mut self, place: u16) -> Self {
+        self.place = Some(Slot(place));
+        self
+    }
+
+    /// Whom it is going to replace. Where workers have listening sockets of their own
+    /// ([`AcceptMechanism::Reuseport`](crate::settings::AcceptMechanism)), both accept from the
+    /// same until the other one leaves, so that nobody waits where nobody accepts.
+    pub fn successor_of(mut self, predecessor: &WorkerHandle) -> Self {
+        self.predecessor = Some(predecessor.id());
+        self
+    }
+}
+
+impl Cluster {
+    /// Makes this process a primary. Raises its limit of descriptors to the hard one, as Node
+    /// does. A process can have several clusters.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy in the
+    /// environment that there is not; [`Error::System`] when threads or descriptors are short.
+    pub fn primary() -> Result<Self> {
+        Self::with_policy(policy_from_environment()?)
+    }
+
+    /// As [`primary`](Self::primary), whatever the environment says of the policy.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] in a worker; [`Error::System`] when threads or descriptors are short.
+    pub fn with_policy(policy: Policy) -> Result<Self> {
+        if is_worker() {
+            return Err(Error::usage(
+                "a worker cannot be a primary",
+                "ask `clusterlb::role` which of the two this process is",
+            ));
+        }
+        limits::raise_descriptor_limit()?;
+        let settings = Arc::new(ClusterSettings::with_policy(policy));
+        let waker = Arc::new(Waker::new()?);
+        let (control, requests) = ControlHandle::new(Arc::clone(&waker));
+        let bus = Arc::new(Bus::new(Arc::clone(&waker)));
+        let registry = Registry::default();
+        ControlPlane::start(
+            control.clone(),
+            requests,
+            waker,
+            Arc::clone(&bus),
+            Arc::clone(&registry),
+        )?;
+        let setup = Mutex::new(Setup { settings, fixed: false, inspected: 0 });
+        Ok(Self { shared: Arc::new(Shared { control, bus, registry, setup }) })
+    }
+
+    fn setup(&self) -> MutexGuard<'_, Setup> {
+        // A change that panics has changed nothing: it works on a copy.
+        self.shared.setup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the settings (Node: `cluster.setupPrimary()`). Can be called any number of times;
+    /// what is not changed stays. Concerns workers forked afterwards. Tells [`Event::Setup`].
+    ///
+    /// ```
+    /// use clusterlb::{Cluster, InspectPort};
+    ///
+    /// let cluster = Cluster::primary()?;
+    /// cluster.setup_primary(|settings| settings.args = vec!["--verbose".into()])?;
+    /// cluster.setup_primary(|settings| settings.inspect_port = Some(InspectPort::From(9229)))?;
+    /// assert_eq!(cluster.settings().args, ["--verbose"]);
+    /// # Ok::<(), clusterlb::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for settings that cannot be, and for what concerns the whole cluster, such
+    /// as the policy, and is fixed by the first setup or fork. Nothing is changed then.
+    ///
+    /// # Panics
+    /// Not by itself; if `change` does, nothing is changed. It must not call this cluster.
+    pub fn setup_primary(&self, change: impl FnOnce(&mut ClusterSettings)) -> Result<()> {
+        let mut setup = self.setup();
+        let mut settings = (*setup.settings).clone();
+        change(&mut settings);
+        if setup.fixed && !settings.has_same_cluster_settings(&setup.settings) {
+            return Err(Error::usage(
+                "the policy, and what else concerns the whole cluster, cannot change any more",
+                "set it in the first setup, before any worker is forked",
+            ));
+        }
+        settings.validate()?;
+        setup.fixed = true;
+        setup.inspected = 0;
+        setup.settings = Arc::new(settings);
+        let settings = Arc::clone(&setup.settings);
+        // Still under the lock, so that setups are told in their order.
+        self.shared.bus.publish(&Event::Setup { settings });
+        Ok(())
+    }
+
+    /// The settings as they are (Node: `cluster.settings`).
+    #[must_use]
+    pub fn settings(&self) -> Arc<ClusterSettings> {
+        Arc::clone(&self.setup().settings)
+    }
+
+    /// Who chooses the worker for a connection (Node: `cluster.schedulingPolicy`).
+    #[must_use]
+    pub fn scheduling_policy(&self) -> Policy {
+        self.setup().settings.policy
+    }
+
+    /// Starts a worker (Node: `cluster.fork()`).
+    ///
+    /// # Errors
+    /// [`Error::System`] when processes, descriptors or memory are short, or the program cannot be
+    /// executed; [`Error::Workers`] beyond 1024 workers.
+    pub fn fork(&self) -> Result<WorkerHandle> {
+        self.fork_with(ForkOptions::default())
+    }
+
+    /// Starts a worker with variables of its own (Node: `cluster.fork(env)`).
+    ///
+    /// # Errors
+    /// As [`fork`](Self::fork); also when the place is taken.
+    pub fn fork_with(&self, options: ForkOptions) -> Result<WorkerHandle> {
+        let mut setup = self.setup();
+        setup.fixed = true;
+        setup.inspected += 1;
+        let (settings, nth) = (Arc::clone(&setup.settings), setup.inspected);
+        drop(setup);
+        // It may be the program's function, which may ask this cluster something.
+        let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(nth));
+        let ForkOptions { environment, place: slot, predecessor } = options;
+        let fork_request = ForkRequest { environment, inspect_port, slot, predecessor };
+        self.shared.control.ask(|answer| Request::Fork { settings, fork_request, answer })
+    }
+
+    /// The workers that have not both disconnected and exited, by their numbers (Node:
+    /// `cluster.workers`). One is removed before the last of these two events is told.
+    #[must_use]
+    pub fn workers(&self) -> BTreeMap<WorkerId, WorkerHandle> {
+        self.shared.registry.lock().expect("nothing panics while it holds the workers").clone()
+    }
+
+    /// Opens an address before any worker asks for it, and keeps it open until
+    /// [`disconnect`](Self::disconnect), whoever serves it: connections wait in the kernel while
+    /// nobody does. Tells the address that was bound. Port 0 can be opened several times, for the
+    /// first, second and further `listen` of each worker.
+    ///
+    /// # Errors
+    /// [`Error::Listen`], as for any server that cannot have its address; [`Error::Workers`] beyond
+    /// 64 listeners.
+    pub fn hold(&self, address: &ListenAddress) -> Result<(ListenerId, String)> {
+        let mut setup = self.setup();
+        setup.fixed = true;
+        let settings = Arc::clone(&setup.settings);
+        drop(setup);
+        let address = address.clone();
+        self.shared.control.ask(|answer| Request::Hold { settings, address, answer })
+    }
+
+    /// Begins to accept, when the settings say
+    /// [`start_closed`](ClusterSettings::start_closed).
+    ///
+    /// # Errors
+    /// The cluster has failed before.
+    pub fn open(&self) -> Result<()> {
+        self.shared.control.send(Request::Open)
+    }
+
+    /// Lets every worker leave (Node: `cluster.disconnect()`): listeners are closed after what
+    /// waits in their backlogs has been handed over, workers finish what they have. Complete when
+    /// the **last** worker has gone and every listener is closed, also if there were none.
+    pub fn disconnect(&self) -> Completion {
+        self.part(None)
+    }
+
+    /// As [`disconnect`](Self::disconnect), and tells the workers after which time connections
+    /// shall be cut, as [`Worker::grace`](crate::Worker::grace). The built-in worker does that; a
+    /// program's worker may ask for it.
+    pub fn disconnect_within(&self, grace: Duration) -> Completion {
+        self.part(Some(grace))
+    }
+
+    fn part(&self, grace: Option<Duration>) -> Completion {
+        for worker in self.workers().values() {
+            let mut state = worker.shared.state();
+            if state.connected {
+                state.voluntary = Some(true);
+            }
+        }
+        let completion = Completion::default();
+        let guard = self.shared.control.guard(completion.clone());
+        // With the control plane everything else has ended, too, and the promise is kept.
+        let _ = self.shared.control.send(Request::DisconnectAll { grace, guard });
+        completion
+    }
+
+    /// What happens from now on, as a blocking iterator and as a stream (Node: `cluster.on`).
+    ///
+    /// # Errors
+    /// Too few descriptors; the cluster has failed.
+    pub fn events(&self) -> Result<Events> {
+        match self.shared.control.failure() {
+            Some(failure) => Err(failure),
+            None => self.shared.bus.subscribe(None),
+        }
+    }
+
+    /// Calls back for every event from now on, until the cluster ends (Node: `cluster.on`). Each
+    /// callback has a thread of its own, on which it may do anything, forking included; a slow one
+    /// delays nobody else.
+    ///
+    /// ```
+    /// use clusterlb::{Cluster, Event};
+    ///
+    /// let cluster = Cluster::primary()?;
+    /// cluster.on(|event| {
+    ///     if let Event::Exit { worker, ending, .. } = event {
+    ///         println!("worker {} has ended: {ending:?}", worker.id());
+    ///     }
+    /// })?;
+    /// # Ok::<(), clusterlb::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Too few descriptors or threads; the cluster has failed.
+    pub fn on(&self, mut callback: impl FnMut(Event) + Send + 'static) -> Result<()> {
+        let events = self.events()?;
+        let thread = std::thread::Builder::new().name("cluster-events".into());
+        let body = move || events.for_each(&mut callback);
+        thread
+            .spawn(body)
+            .map(drop)
+            .map_err(|error| Error::system("start a thread for events", errno_of(&error)))
+    }
+
+    /// Closes the sockets of places that stay empty, where every worker has one of its own: but for
+    /// `coming` of them, nobody is going to accept from those. What waits there goes to the others,
+    /// if the kernel lets this process arrange that. Tells how many connections were lost.
+    ///
+    /// # Errors
+    /// The cluster has ended, or failed.
+    pub fn shed(&self, coming: usize) -> Result<usize> {
+        self.shared.control.ask(|answer| Request::Shed { coming, answer })
+    }
+
+    /// Ends what is left by force, and gives the sums of the data path.
+    ///
+    /// # Errors
+    /// The cluster has ended, or failed.
+    pub fn finish(&self) -> Result<ClusterCounts> {
+        self.shared.control.ask(|answer| Request::End { answer })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A control plane that has ended already has left nothing.
+        let _: Result<ClusterCounts> = self.control.ask(|answer| Request::End { answer });
+    }
+}

@@ -1,8 +1,9 @@
 //! Which of the two this process is.
 
-use super::{Cluster, Worker};
+use super::Cluster;
 use crate::error::Result;
-use crate::worker::environment;
+use crate::protocol::environment;
+use crate::worker::Worker;
 
 /// What this process is. A worker has no way to fork: only a [`Cluster`] does, and only a primary
 /// has one.

@@ -9,11 +9,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::ValueEnum as _;
-
-use crate::control::Serialization;
 use crate::error::{Error, Result};
-use crate::schedule::Rules;
+use crate::protocol::control::Serialization;
+use crate::schedule::{SchedulerConfig, UnknownName};
 use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
@@ -21,7 +19,7 @@ use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
 pub const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
 
 /// The running program itself, even when its file has been replaced or removed meanwhile.
-pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Most streams of a worker.
 const STREAMS_MAX: usize = 64;
 /// Ports for debuggers begin here again after the last one, as in Node.
@@ -98,8 +96,8 @@ pub struct ClusterSettings {
     /// [`AcceptMechanism::Reuseport`] every worker gets a socket of its own for each TCP address;
     /// if Node workers are forked first, what one of them leaves in it is given to others.
     pub accept: AcceptMechanism,
-    /// How workers are chosen and judged when the primary hands over. The order follows the policy.
-    pub rules: Rules,
+    /// How workers are judged when the primary hands over, whatever the policy.
+    pub scheduling: SchedulerConfig,
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
     /// `net.core.somaxconn`. A worker can ask for another number.
     pub backlog: u32,
@@ -155,7 +153,7 @@ impl fmt::Debug for InspectPort {
 
 impl InspectPort {
     /// The port of a worker, the `nth` to be forked with this, from 1.
-    pub(super) fn nth(&self, nth: u32) -> u16 {
+    pub(crate) fn nth(&self, nth: u32) -> u16 {
         match self {
             Self::From(first) => {
                 let beyond = u32::from(*first) + nth;
@@ -173,7 +171,7 @@ impl InspectPort {
 
 impl ClusterSettings {
     /// The defaults, with a policy.
-    pub(super) fn with_policy(policy: Policy) -> Self {
+    pub(crate) fn with_policy(policy: Policy) -> Self {
         let cpus = std::thread::available_parallelism();
         Self {
             exec: PathBuf::from(OWN_PROGRAM),
@@ -194,7 +192,7 @@ impl ClusterSettings {
             cpus: Vec::new(),
             policy,
             accept: AcceptMechanism::default(),
-            rules: Rules { order: policy.order(), ..Rules::default() },
+            scheduling: SchedulerConfig::default(),
             backlog: 4096,
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
@@ -207,7 +205,7 @@ impl ClusterSettings {
     ///
     /// # Errors
     /// [`Error::Usage`] for what cannot be.
-    pub(super) fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         if self.backlog == 0 || self.backlog > u32::from(u16::MAX) {
             return Err(Error::usage(
                 format!("a backlog of {}", self.backlog),
@@ -244,10 +242,10 @@ impl ClusterSettings {
     }
 
     /// Whether what concerns the whole cluster is the same.
-    pub(super) fn has_same_ground(&self, other: &Self) -> bool {
+    pub(crate) fn has_same_cluster_settings(&self, other: &Self) -> bool {
         self.policy == other.policy
             && self.accept == other.accept
-            && self.rules == other.rules
+            && self.scheduling == other.scheduling
             && self.hold == other.hold
             && self.backlog == other.backlog
             && self.workers_expected == other.workers_expected
@@ -256,17 +254,17 @@ impl ClusterSettings {
     }
 
     /// Workers accept from sockets of their own instead of sharing one.
-    pub(super) fn has_socket_for_each(&self) -> bool {
+    pub(crate) fn has_socket_for_each(&self) -> bool {
         self.policy == Policy::None && self.accept == AcceptMechanism::Reuseport
     }
 
     /// The primary accepts and hands over.
-    pub(super) fn hands_over(&self) -> bool {
+    pub(crate) fn hands_over(&self) -> bool {
         self.policy != Policy::None
     }
 
     /// The primary takes what waits in workers' own sockets for too long.
-    pub(super) fn steals(&self) -> bool {
+    pub(crate) fn steals(&self) -> bool {
         self.has_socket_for_each() && self.dialect == Dialect::Node
     }
 }
@@ -278,10 +276,10 @@ impl ClusterSettings {
 pub fn policy_from_environment() -> Result<Policy> {
     match std::env::var(POLICY_VARIABLE) {
         Err(_) => Ok(Policy::default()),
-        Ok(text) => Policy::from_str(&text, false).map_err(|_| {
+        Ok(text) => text.parse().map_err(|error: UnknownName| {
             Error::usage(
                 format!("{POLICY_VARIABLE}={text} is not a policy"),
-                "set it to rr or none, or unset it",
+                format!("set it to one of {}, or unset it", error.known),
             )
         }),
     }

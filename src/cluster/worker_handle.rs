@@ -13,14 +13,14 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::bus::{Bus, Events};
-use super::plane::{Line, Request};
 use crate::address::Endpoint;
-use crate::control::{Flushed, MESSAGE_BYTES_MAX, Outgoing, Serialization};
+use crate::control_plane::{ControlHandle, Request};
 use crate::dialect::node;
-use crate::dialect::node::bridge::Postage;
+use crate::dialect::node::bridge::SendQuota;
 use crate::dialect::node::codec::SocketKind;
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
+use crate::protocol::control::{Flushed, MESSAGE_BYTES_MAX, Outgoing, Serialization};
 use crate::sys::fdpass;
 use crate::sys::peer::{self, Kind};
 use crate::sys::process::{Ending, Remote};
@@ -46,53 +46,53 @@ use crate::sys::process::{Ending, Remote};
 /// ```
 #[derive(Clone)]
 pub struct WorkerHandle {
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What the control plane and all handles of a worker share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) id: WorkerId,
-    pub(super) pid: u32,
-    pub(super) cpu: Option<usize>,
-    pub(super) serialization: Serialization,
-    pub(super) remote: Remote,
+pub(crate) struct Shared {
+    pub(crate) id: WorkerId,
+    pub(crate) pid: u32,
+    pub(crate) cpu: Option<usize>,
+    pub(crate) serialization: Serialization,
+    pub(crate) remote: Remote,
     /// It has no channel.
-    pub(super) is_mute: bool,
+    pub(crate) is_mute: bool,
     /// None for a Node worker, which the bridge speaks to, and for one without a channel.
-    pub(super) outgoing: Option<Mutex<Outgoing>>,
+    pub(crate) outgoing: Option<Mutex<Outgoing>>,
     /// What is on its way to a Node worker.
-    pub(super) postage: Postage,
-    pub(super) state: Mutex<State>,
-    pub(super) streams: Mutex<Streams>,
-    pub(super) line: Line,
-    pub(super) bus: Arc<Bus>,
+    pub(crate) send_quota: SendQuota,
+    pub(crate) state: Mutex<State>,
+    pub(crate) streams: Mutex<Streams>,
+    pub(crate) control: ControlHandle,
+    pub(crate) bus: Arc<Bus>,
 }
 
 /// How far a worker's life has come.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct State {
-    pub(super) connected: bool,
-    pub(super) ending: Option<Ending>,
+pub(crate) struct State {
+    pub(crate) connected: bool,
+    pub(crate) ending: Option<Ending>,
     /// It leaves because it was asked to, or wants to; known at the latest when it has left.
-    pub(super) voluntary: Option<bool>,
+    pub(crate) voluntary: Option<bool>,
 }
 
 /// The primary's ends of a worker's pipes.
 #[derive(Debug, Default)]
-pub(super) struct Streams {
-    pub(super) input: Option<ChildStdin>,
-    pub(super) output: Option<ChildStdout>,
-    pub(super) errors: Option<ChildStderr>,
-    pub(super) further: BTreeMap<RawFd, UnixStream>,
+pub(crate) struct Streams {
+    pub(crate) input: Option<ChildStdin>,
+    pub(crate) output: Option<ChildStdout>,
+    pub(crate) errors: Option<ChildStderr>,
+    pub(crate) further: BTreeMap<RawFd, UnixStream>,
 }
 
 impl Shared {
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds a worker's state")
     }
 
-    pub(super) fn outgoing(&self) -> Option<MutexGuard<'_, Outgoing>> {
+    pub(crate) fn outgoing(&self) -> Option<MutexGuard<'_, Outgoing>> {
         let outgoing = self.outgoing.as_ref()?;
         Some(outgoing.lock().expect("nothing panics while it holds a worker's channel"))
     }
@@ -159,7 +159,7 @@ impl WorkerHandle {
     }
 
     /// Ends it by force, with what it has started, if it has a group of its own.
-    pub(crate) fn kill_group(&self) -> Result<()> {
+    pub fn kill_group(&self) -> Result<()> {
         self.shared.remote.kill_group()
     }
 
@@ -184,7 +184,7 @@ impl WorkerHandle {
         }
         drop(state);
         // A cluster that has ended has no worker to leave.
-        let _ = self.shared.line.send(Request::Disconnect { id: self.shared.id, grace });
+        let _ = self.shared.control.send(Request::Disconnect { id: self.shared.id, grace });
     }
 
     /// Sends a message (Node: `worker.send(message)`). Returns at once: what the worker has not
@@ -244,7 +244,7 @@ impl WorkerHandle {
         let flushed = outgoing.send_message(serialization, &bytes, descriptors)?;
         drop(outgoing);
         if flushed != Flushed::Everything && !had_waiting {
-            self.shared.line.send(Request::Flush { id: self.shared.id })?;
+            self.shared.control.send(Request::Flush { id: self.shared.id })?;
         }
         Ok(())
     }
@@ -272,9 +272,9 @@ impl WorkerHandle {
         if frame.len() > MESSAGE_BYTES_MAX {
             return Err(Error::system(STEP, Errno::EMSGSIZE));
         }
-        let parcel = self.shared.postage.parcel(frame, socket);
-        let parcel = parcel.ok_or_else(|| Error::system(STEP, Errno::EAGAIN))?;
-        self.shared.line.send(Request::Post { id: self.shared.id, parcel })
+        let message_out = self.shared.send_quota.message_out(frame, socket);
+        let message_out = message_out.ok_or_else(|| Error::system(STEP, Errno::EAGAIN))?;
+        self.shared.control.send(Request::Post { id: self.shared.id, message_out })
     }
 
     /// What happens to this worker from now on (Node: `worker.on`). To miss nothing, subscribe to
@@ -283,7 +283,7 @@ impl WorkerHandle {
     /// # Errors
     /// Too few descriptors; the cluster has failed.
     pub fn events(&self) -> Result<Events> {
-        match self.shared.line.failure() {
+        match self.shared.control.failure() {
             Some(failure) => Err(failure),
             None => self.shared.bus.subscribe(Some(self.shared.id)),
         }
@@ -334,7 +334,7 @@ impl PartialEq for WorkerHandle {
 impl Eq for WorkerHandle {}
 
 /// A duplicate of a descriptor, to be sent.
-pub(super) fn duplicate(handle: &impl AsFd) -> Result<OwnedFd> {
+pub(crate) fn duplicate(handle: &impl AsFd) -> Result<OwnedFd> {
     handle
         .as_fd()
         .try_clone_to_owned()
@@ -359,7 +359,7 @@ fn node_kind(socket: &OwnedFd) -> Result<SocketKind> {
 }
 
 /// The format of a Node worker's channel.
-pub(super) fn node_serialization(serialization: Serialization) -> node::Serialization {
+pub(crate) fn node_serialization(serialization: Serialization) -> node::Serialization {
     match serialization {
         Serialization::Json => node::Serialization::Json,
         Serialization::Advanced => node::Serialization::Advanced,

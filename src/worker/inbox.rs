@@ -1,140 +1,141 @@
-//! Where the primary's sockets arrive, many in one message.
+//! Where the primary's sockets arrive in a worker of a program: taken out only when the program
+//! accepts.
 //!
-//! Owns the worker's end of the handoff channel. It takes a message only when every descriptor in
-//! it is sure to find room: the kernel drops those that do not. What is not taken stays in the
-//! channel, where the primary can still give it to somebody else.
+//! Owns the worker's end of the handoff channel. What is not taken stays in the channel, where the
+//! primary can still give it to somebody else; so a program that does not accept holds up nobody.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 
-use super::connections::{Connections, Surroundings};
-use super::latency::HandoffLatency;
-use crate::board::Statistic;
-use crate::control::LatencySummary;
+use super::accept_queue::HandedOver;
+use super::shared::Shared;
 use crate::error::Result;
-use crate::handoff;
-use crate::sys::fdpass::DESCRIPTORS_PER_MESSAGE_MAX;
+use crate::protocol::handoff::{self, Record};
+use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::limits;
-use crate::sys::ring::{Key, Outcome, SealedMessage};
+use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
-/// Messages that the kernel may receive ahead of us.
-const MESSAGES_AHEAD_MAX: usize = 32;
-/// Descriptors that are never given to connections.
-const DESCRIPTORS_RESERVED: usize = 8;
-
-/// The key under which messages are received; there is one inbox.
-const KEY: Key = Key { index: 0, generation: 0 };
+/// Descriptors that the program may open between two messages without being counted.
+const MARGIN: usize = 256;
 
 /// The worker's end.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     socket: OwnedFd,
-    armed: bool,
-    closed: bool,
-    /// Connections that this process has descriptors for.
-    connections_max: usize,
-    paused: bool,
-    payload: Vec<u8>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    payload: Box<[u8; PAYLOAD_BYTES_MAX]>,
     descriptors: Vec<OwnedFd>,
-    latency: HandoffLatency,
+    closed: bool,
+    /// Descriptors that this process may have.
+    limit: usize,
+    /// The highest number that a received descriptor had. The kernel gives the lowest free one, so
+    /// at that moment there were at least as many open.
+    highest: RawFd,
+}
+
+/// What became of a look into the inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pulled {
+    /// A message, which has been sorted into the gates.
+    Something,
+    /// Nothing is there.
+    Nothing,
+    /// There may be something, but not enough descriptors for it.
+    NoRoom,
+    /// The primary will send nothing more.
+    End,
 }
 
 impl Inbox {
-    pub(super) fn new(socket: OwnedFd) -> Result<Self> {
+    pub(crate) fn new(socket: OwnedFd) -> Result<Self> {
         let (limit, _) = limits::descriptor_limits()?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let used = limits::descriptors_open() + DESCRIPTORS_RESERVED;
-        Ok(Self {
-            socket,
-            armed: false,
+        let state = State {
+            payload: Box::new([0; PAYLOAD_BYTES_MAX]),
+            descriptors: Vec::new(),
             closed: false,
-            connections_max: limit.saturating_sub(used).max(DESCRIPTORS_PER_MESSAGE_MAX),
-            paused: false,
-            payload: Vec::with_capacity(crate::sys::ring::PAYLOAD_BYTES_MAX),
-            descriptors: Vec::with_capacity(DESCRIPTORS_PER_MESSAGE_MAX),
-            latency: HandoffLatency::new(),
-        })
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            highest: RawFd::try_from(limits::descriptors_open()).unwrap_or(RawFd::MAX),
+        };
+        Ok(Self { socket, state: Mutex::new(state) })
     }
 
-    /// The primary will send nothing more, and everything it sent has been taken.
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed
-    }
-
-    /// A message, the end, or a failure.
-    pub(super) fn received(
-        &mut self,
-        around: &mut Surroundings,
-        connections: &mut Connections,
-        outcome: Outcome<Option<SealedMessage>>,
-        armed: bool,
-    ) {
-        self.armed = armed;
-        match outcome {
-            Ok(Some(sealed)) => self.claim(around, connections, sealed),
-            Ok(None) => self.closed = true,
-            // Nothing may be received for want of descriptors, or the receive was interrupted:
-            // `top_up` arms it again when it can.
-            Err(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => {
-                around.board.add(Statistic::Rearms, 1);
+    /// Takes one message and sorts it into the gates.
+    pub(crate) fn pull(&self, shared: &Shared) -> Pulled {
+        let mut state = self.state.lock().expect("nothing panics while it holds the inbox");
+        if state.closed {
+            return Pulled::End;
+        }
+        if !state.has_room() {
+            return Pulled::NoRoom;
+        }
+        let State { payload, descriptors, .. } = &mut *state;
+        let arrival = match fdpass::receive(self.socket.as_fd(), &mut payload[..], descriptors) {
+            Ok(arrival) if arrival.bytes > 0 => arrival,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Pulled::Nothing,
+            Ok(_) | Err(_) => {
+                state.closed = true;
+                shared.state().queues.values().for_each(|queue| queue.end());
+                return Pulled::End;
             }
-            Err(_) => self.closed = true,
+        };
+        let records: Vec<Record> =
+            handoff::records(&payload[..arrival.bytes]).map(Iterator::collect).unwrap_or_default();
+        let highest = descriptors.iter().map(AsRawFd::as_raw_fd).max();
+        let sockets = std::mem::take(descriptors);
+        state.highest = highest.unwrap_or(state.highest);
+        drop(state);
+        if records.is_empty() {
+            shared.answer_probe();
+            return Pulled::Something;
         }
+        if records.len() > sockets.len() {
+            shared.lose(records.len() - sockets.len());
+        }
+        sockets.into_iter().zip(records).for_each(|(socket, record)| sort(shared, socket, record));
+        Pulled::Something
     }
 
-    fn claim(
-        &mut self,
-        around: &mut Surroundings,
-        connections: &mut Connections,
-        sealed: SealedMessage,
-    ) {
-        self.payload.clear();
-        let opened = around.ring.open_message(sealed, &mut self.payload, &mut self.descriptors);
-        let arrived = self.descriptors.len();
-        let mut promised = arrived;
-        if let Some(records) = handoff::records(&self.payload) {
-            promised = records.len();
-            for record in records {
-                self.latency.record(record.accepted_ns, around.now_ns);
-            }
-        }
-        if promised == 0 {
-            return around.board.answer_probe();
-        }
-        let lost = promised.saturating_sub(arrived);
-        if opened.truncated || lost > 0 {
-            around.board.add(Statistic::Truncated, lost as u64);
-        }
-        around.board.add_claimed((arrived + lost) as u64, around.now_ns);
-        around.board.add_finished(lost as u64);
-        for socket in self.descriptors.drain(..) {
-            connections.open(around, socket);
-        }
+    /// The primary will send nothing more, and everything it sent has been taken out.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().expect("nothing panics while it holds the inbox").closed
     }
 
-    /// Lets the kernel receive as many messages as there are descriptors for.
-    pub(super) fn top_up(&mut self, around: &mut Surroundings, connections: &Connections) {
-        if self.closed {
-            return;
-        }
-        let free = self.connections_max.saturating_sub(connections.len());
-        let messages = (free / DESCRIPTORS_PER_MESSAGE_MAX).min(MESSAGES_AHEAD_MAX);
-        let messages = u16::try_from(messages).expect("bounded by MESSAGES_AHEAD_MAX");
-        around.ring.offer_messages(messages);
-        let possible = around.ring.messages_offered() > 0;
-        if !self.armed && possible {
-            self.armed = true;
-            around.ring.receive_messages(KEY, self.socket.as_fd());
-        }
-        if !possible && !self.paused {
-            around.board.add(Statistic::DescriptorPauses, 1);
-        }
-        self.paused = !possible;
+    /// Whether the descriptors of a full message are sure to find room.
+    pub(crate) fn has_room(&self) -> bool {
+        self.state.lock().expect("nothing panics while it holds the inbox").has_room()
     }
+}
 
-    /// How long sockets were on their way, from accept to claim.
-    pub(super) fn latency(&self) -> Option<LatencySummary> {
-        self.latency.summary()
+/// Puts a connection where the program accepts it, or back where it came from.
+fn sort(shared: &Shared, socket: OwnedFd, Record { listener, accepted_ns }: Record) {
+    let queue = shared.state().queues.get(&listener).cloned();
+    let handed = HandedOver { socket, accepted_ns };
+    let refused = match queue {
+        Some(queue) => queue.push(handed),
+        None => Some(handed),
+    };
+    if let Some(HandedOver { socket, accepted_ns }) = refused {
+        shared.give_back(listener, accepted_ns, socket);
+    }
+}
+
+impl State {
+    /// Counting is only worth it when it may be tight.
+    fn has_room(&self) -> bool {
+        let highest = usize::try_from(self.highest).unwrap_or(0);
+        highest + DESCRIPTORS_PER_MESSAGE_MAX + MARGIN <= self.limit
+            || limits::descriptors_open() + DESCRIPTORS_PER_MESSAGE_MAX <= self.limit
+    }
+}
+
+impl AsFd for Inbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

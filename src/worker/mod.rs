@@ -1,299 +1,420 @@
-//! A worker process: takes connections from its primary or accepts them itself, and serves them
-//! on one io_uring.
-//!
-//! Owns the loop. It does not know the policy's reasons; it tells the primary numbers, through
-//! the load board, and leaves when told to, when asked by SIGTERM, or when the primary is gone.
+//! The worker as its program sees it (Node's `cluster.worker`).
 
+mod accept_queue;
 mod connection;
-mod connections;
-mod date;
-mod deadlines;
-pub mod environment;
+mod control_thread;
+mod datagrams;
 mod inbox;
-mod labour;
-mod latency;
-mod liaison;
-mod sources;
+mod listen_future;
+mod listener;
+mod shared;
 
-use std::collections::VecDeque;
-use std::os::fd::AsFd;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use futures_core::Stream;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
 
-use crate::board::{Statistic, WorkerBoard};
-use crate::error::Result;
-use crate::settings::{ServeSettings, Settings};
-use crate::sys::clock::monotonic_ns;
-use crate::sys::listener::Listener;
-use crate::sys::ring::{Event, Key, Ring, RingShape};
-use crate::sys::signal::Signals;
-use connections::{Connections, Surroundings};
-use date::Date;
-use deadlines::Durations;
-use environment::Inheritance;
+pub use connection::{Connection, Guard, Tracked};
+pub use datagrams::Datagrams;
+pub use listen_future::ListenFuture;
+pub use listener::Listener;
+
+use crate::address::ListenAddress;
+use crate::cluster::completion::Completion;
+use crate::cluster::mailbox::{Found, Mailbox};
+use crate::cluster::message::Message;
+use crate::cluster::worker_handle::duplicate;
+use crate::error::{Error, Result};
+use crate::id::WorkerId;
+use crate::protocol::control::{ListenOptions, ToPrimary, Transport, halves};
+use crate::protocol::environment::{self, Inheritance};
+use crate::protocol::latency::HandoffLatency;
+use crate::protocol::scoreboard::WorkerPage;
+use crate::sys::listener::{Listener as Socket, OpenOptions};
+use crate::sys::waker::Waker;
+use crate::sys::{cpu, process};
+use accept_queue::AcceptQueue;
 use inbox::Inbox;
-pub(crate) use labour::Labour;
-pub(crate) use latency::HandoffLatency;
-pub(crate) use liaison::{Liaison, Order};
-use sources::Sources;
+use shared::{Books, Grant, Shared, State};
 
-const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
-/// How long a client may send nothing in the middle of a body, or take nothing of an answer.
-const STALL: Duration = Duration::from_secs(60);
-/// How long the rest of a refused request is read away.
-const LINGER: Duration = Duration::from_secs(2);
-/// How long a leaving worker waits for the first request of a connection.
-const LEAVE: Duration = Duration::from_secs(1);
+/// How long the last word of a worker that ends itself may take.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Connections that may wait for an exclusive listener.
+const EXCLUSIVE_BACKLOG: u32 = 4096;
 
-/// Keys of the descriptors that the loop watches.
-const CONTROL: Key = Key { index: 0, generation: 0 };
-const SIGNALS: Key = Key { index: 1, generation: 0 };
-
-/// Runs as a worker until the primary or a signal says otherwise.
+/// This process, as a worker (Node: `cluster.worker`). Clones are the same; every part of the
+/// program can ask for it.
 ///
-/// # Errors
-/// The inheritance is incomplete, the machine refuses a ring, or an address cannot be served.
-pub fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
-    let mut worker = Worker::start(settings, inheritance)?;
-    worker.serve()?;
-    worker.farewell()
+/// A thread of its own hears the primary. When the primary is lost, the process exits with code 0,
+/// unless the program has said what to do then ([`on_disconnect`](Self::on_disconnect)).
+#[derive(Clone, Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
 }
 
+/// Messages from the primary (Node: `process.on('message')`): a blocking iterator, and a stream for
+/// any async runtime.
+///
+/// What arrived before anybody asked for messages is there, too. Several of these share them: each
+/// message goes to one of them. At the bound (16,384 messages, or 64 MiB) the worker stops hearing
+/// its primary until half of it has been read.
 #[derive(Debug)]
-struct Worker {
-    around: Surroundings,
-    connections: Connections,
-    liaison: Liaison,
-    signals: Signals,
-    inbox: Option<Inbox>,
-    sources: Sources,
-    date: Date,
-    grace: Duration,
-    /// When open connections are cut, once the worker is leaving.
-    cut_ns: Option<u64>,
+pub struct Messages {
+    mailbox: Arc<Mailbox<Message>>,
 }
+
+static CURRENT: OnceLock<Result<Worker>> = OnceLock::new();
 
 impl Worker {
-    fn start(settings: &Settings, inheritance: Inheritance) -> Result<Self> {
-        // The primary decides what Ctrl-C and a closed terminal mean; both reach the whole group.
-        crate::sys::signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
-        let signals = Signals::receive(&[Signal::SIGTERM])?;
-        if let Some(cpu) = inheritance.cpu {
-            crate::sys::cpu::pin_to(cpu)?;
+    /// The worker that this process is. The first call says hello to the primary and pins the
+    /// calling thread, and those it starts later, if the settings say so.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] in a process that was not started as a worker; [`Error::System`] when
+    /// descriptors or threads are short. The same at every call.
+    pub fn current() -> Result<Self> {
+        CURRENT.get_or_init(|| Inheritance::take().and_then(Self::start)).clone()
+    }
+
+    fn start(inheritance: Inheritance) -> Result<Self> {
+        if let Some(number) = inheritance.cpu {
+            cpu::pin_to(number)?;
         }
-        let ring = Ring::new(SHAPE)?.with_data_buffers()?;
-        let (ring, sources) = match &inheritance.inbox {
-            Some(_) => (ring.with_message_buffers()?, Sources::none(settings.accept)),
-            None => {
-                let sources = Sources::new(settings.accept, &ring)?;
-                (ring, sources)
-            }
-        };
-        let mut worker = Self {
-            around: Surroundings {
-                ring,
-                board: WorkerBoard::open(inheritance.board)?,
-                now_ns: monotonic_ns(),
-                date: String::new(),
-                draining: false,
-                bell: inheritance.bell,
-                labour: Labour::new(&settings.serve, inheritance.id.0),
-                worked: false,
-            },
-            connections: Connections::new(settings.serve.serve, durations(&settings.serve)),
-            liaison: Liaison::open(inheritance.control, &settings.listen)?,
-            signals,
+        let (incoming, outgoing) = halves(inheritance.control);
+        let waker = Arc::new(Waker::new()?);
+        let shared = Arc::new(Shared {
+            id: inheritance.id,
+            serialization: inheritance.serialization,
+            outgoing: Mutex::new(outgoing),
+            waker: Arc::clone(&waker),
+            books: Mutex::new(Books {
+                page: WorkerPage::open(inheritance.page)?,
+                waker: inheritance.waker,
+                latency: HandoffLatency::new(),
+            }),
             inbox: inheritance.inbox.map(Inbox::new).transpose()?,
-            sources,
-            date: Date::default(),
-            grace: settings.grace,
-            cut_ns: None,
+            state: Mutex::new(State {
+                connected: true,
+                sequence: 0,
+                answers: BTreeMap::new(),
+                queues: BTreeMap::new(),
+                exclusive: Vec::new(),
+                grace: None,
+                on_disconnect: None,
+            }),
+            changed: Condvar::new(),
+            messages: Arc::new(Mailbox::new(waker)?),
+            open: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
+            left: Completion::default(),
+        });
+        shared.say(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
+        control_thread::start(Arc::clone(&shared), incoming)?;
+        Ok(Self { shared })
+    }
+
+    /// Its number, counted from 1 and never used twice in one cluster (Node: `worker.id`).
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        self.shared.id
+    }
+
+    /// Whether the channel to the primary is open (Node: `worker.isConnected()`).
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.shared.state().connected
+    }
+
+    /// Whether it leaves, because it was asked to or wants to.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.shared.is_leaving()
+    }
+
+    /// After which time the primary would like open connections to be cut, once it has asked this
+    /// worker to leave and set a limit.
+    #[must_use]
+    pub fn grace(&self) -> Option<Duration> {
+        self.shared.state().grace
+    }
+
+    /// The port for a debugger, if the settings have one (`CLUSTERLB_INSPECT_PORT`).
+    #[must_use]
+    pub fn inspect_port(&self) -> Option<u16> {
+        std::env::var(environment::INSPECT_PORT).ok()?.parse().ok()
+    }
+
+    /// Serves an address together with the other workers that ask for it (Node: `server.listen`):
+    /// `127.0.0.1:8000`, `[::]:8000` (IPv4 as well), `8000` (127.0.0.1), `localhost:8000`,
+    /// `unix:/path`, `unix:@name`, `fd:7` (the **primary's** descriptor). With port 0 the nth call
+    /// of every worker gets the same port. Waits for the primary's answer: inside an async runtime
+    /// use [`open`](Self::open), or the `bind` of an [adapter](crate::adapter).
+    ///
+    /// # Errors
+    /// [`Error::Listen`] with what the primary was told: EADDRINUSE, EACCES, ... ; EADDRINUSE also
+    /// when this worker serves the address already; [`Error::Usage`] for what is no address;
+    /// ECANCELED when the worker is leaving.
+    pub fn listen(&self, address: &str) -> Result<Listener> {
+        self.listen_with(address, ListenOptions::default())
+    }
+
+    /// As [`listen`](Self::listen), with a backlog, IPv6 only, or the mode of a unix socket.
+    /// Workers share what they ask for in the same way; the backlog is that of the first.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen); [`Error::Usage`] for what only datagrams have.
+    pub fn listen_with(&self, address: &str, options: ListenOptions) -> Result<Listener> {
+        self.open(address, options).wait()
+    }
+
+    /// As [`listen_with`](Self::listen_with), without waiting: what it returns can be awaited. This
+    /// is Node's `server.listen`, which does not wait either.
+    ///
+    /// ```no_run
+    /// # async fn serve() -> clusterlb::Result<()> {
+    /// use clusterlb::{ListenOptions, Worker};
+    ///
+    /// let worker = Worker::current()?;
+    /// let listener = worker.open("127.0.0.1:8000", ListenOptions::default()).await?;
+    /// # drop(listener);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(&self, address: &str, options: ListenOptions) -> ListenFuture<Listener> {
+        let asked = absolute(address).and_then(|address| {
+            if options.transport != Transport::Stream || options.reuse_address {
+                return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
+            }
+            Ok((self.shared.ask(&address, options)?, address))
+        });
+        ListenFuture::new(&self.shared, asked, serve)
+    }
+
+    /// Serves an address alone, without asking the primary (Node: `exclusive: true`). It knows
+    /// nothing of it and tells no event.
+    ///
+    /// # Errors
+    /// [`Error::Listen`], as for any server.
+    pub fn listen_exclusive(&self, address: &str) -> Result<Listener> {
+        let options = OpenOptions {
+            backlog: EXCLUSIVE_BACKLOG,
+            share_port: false,
+            ipv6_only: false,
+            mode: None,
+            blocking: false,
         };
-        worker.around.ring.poll_readable(CONTROL, worker.liaison.as_fd());
-        worker.around.ring.poll_readable(SIGNALS, worker.signals.as_fd());
-        Ok(worker)
+        let socket = Socket::open(&address.parse()?, options)?;
+        let address = socket.address().to_owned();
+        let queue = Arc::new(AcceptQueue::of_own(socket)?);
+        self.shared.state().exclusive.push(Arc::clone(&queue));
+        Ok(Listener::new(Arc::clone(&self.shared), queue, None, address))
     }
 
-    fn serve(&mut self) -> Result<()> {
-        let mut events = Vec::with_capacity(SHAPE.completions as usize);
-        let mut finished_before = 0;
-        while !self.is_done() {
-            self.wait(&mut events)?;
-            self.around.now_ns = monotonic_ns();
-            self.around.board.begin_turn(self.around.now_ns);
-            self.date.refresh(self.around.now_ns, &mut self.around.date);
-            self.handle_all(&mut events)?;
-            self.connections.expire(&mut self.around);
-            let finished = self.around.board.finished();
-            let relieved = finished != finished_before;
-            self.sources.recover(&mut self.around, &mut self.connections, relieved);
-            finished_before = finished;
-            if let Some(inbox) = &mut self.inbox {
-                inbox.top_up(&mut self.around, &self.connections);
+    /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
+    /// workers share, as in Node. The
+    /// kernel gives each datagram to whoever reads first, which under little load is mostly the
+    /// same one. `fd:7` is a bound socket of the **primary's**. Waits for the primary's answer.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen); EOPNOTSUPP for what is no IP address.
+    pub fn bind_udp(&self, address: &str) -> Result<Datagrams> {
+        self.bind_udp_with(address, ListenOptions::default().transport(Transport::Datagram))
+    }
+
+    /// As [`bind_udp`](Self::bind_udp), IPv6 only, for an address that other sockets may have as
+    /// well, or with [`Transport::DatagramEach`]: a socket for each worker, among which the kernel
+    /// spreads by the sender's address.
+    ///
+    /// # Errors
+    /// As [`bind_udp`](Self::bind_udp); [`Error::Usage`] for streams.
+    pub fn bind_udp_with(&self, address: &str, options: ListenOptions) -> Result<Datagrams> {
+        self.open_udp(address, options).wait()
+    }
+
+    /// As [`bind_udp_with`](Self::bind_udp_with), without waiting: what it returns can be awaited.
+    pub fn open_udp(&self, address: &str, options: ListenOptions) -> ListenFuture<Datagrams> {
+        let asked = address.parse().and_then(|address: ListenAddress| {
+            if options.transport == Transport::Stream {
+                return Err(Error::usage("streams are not bound", "use `listen_with`"));
             }
-            // At the end of the turn the counters are true.
-            self.around.board.end_turn();
-            self.around.publish();
+            let address = address.to_string();
+            Ok((self.shared.ask(&address, options)?, address))
+        });
+        ListenFuture::new(&self.shared, asked, receive)
+    }
+
+    /// Sends a message to the primary (Node: `process.send`). Returns at once: what the primary has
+    /// not read yet waits.
+    ///
+    /// # Errors
+    /// EPIPE when the channel is closed; EMSGSIZE beyond 16 MiB; EAGAIN when messages of 32 MiB or
+    /// 16,384 of them wait; [`Error::Usage`] for what cannot be written down.
+    pub fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
+        self.shared.send(message, vec![])
+    }
+
+    /// Sends a message with a socket, which is closed here once it has gone (Node:
+    /// `process.send(message, handle)`).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. The socket is closed then, too.
+    pub fn send_handle<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: impl Into<OwnedFd>,
+    ) -> Result<()> {
+        self.shared.send(message, vec![handle.into()])
+    }
+
+    /// Sends a message with a duplicate of a socket, while the socket stays open here (Node:
+    /// `keepOpen`).
+    ///
+    /// # Errors
+    /// As [`send_handle`](Self::send_handle); EMFILE when there are too few descriptors.
+    pub fn send_shared<T: Serialize + ?Sized>(
+        &self,
+        message: &T,
+        handle: &impl AsFd,
+    ) -> Result<()> {
+        self.shared.send(message, vec![duplicate(handle)?])
+    }
+
+    /// Messages from the primary, those included that came before this call (Node loses them).
+    #[must_use]
+    pub fn messages(&self) -> Messages {
+        Messages { mailbox: Arc::clone(&self.shared.messages) }
+    }
+
+    /// Says what to do when the channel ends though neither side wanted to leave (Node:
+    /// `process.on('disconnect')`): the primary has ended, or has had enough of this worker.
+    /// Without this the process exits with code 0. With it, the worker then leaves: it finishes
+    /// what it has. The last call counts. The function runs on the thread that hears the primary;
+    /// let it be short.
+    pub fn on_disconnect(&self, handler: impl FnOnce() + Send + 'static) {
+        self.shared.state().on_disconnect = Some(Box::new(handler));
+    }
+
+    /// Leaves (Node: `worker.disconnect()`): takes nothing new, serves what has been handed over,
+    /// waits until every connection is finished, and closes the channel. What listeners still
+    /// give must be accepted: until [`Listener::accept`] tells the end, or the listener is dropped.
+    /// The process goes on; it should end when this is complete. Do not wait for it on a thread
+    /// that has connections to finish.
+    pub fn disconnect(&self) -> Completion {
+        if !self.shared.is_leaving() {
+            // Said first, since one with nothing to finish closes its channel at once. Saying it
+            // twice does no harm, and a primary that is gone needs no telling.
+            let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
+            self.shared.begin_to_leave(None);
         }
-        Ok(())
+        self.shared.left.clone()
     }
 
-    /// Handles what has happened. After a request that cost work its answer goes out and is done
-    /// with before the next one is looked at, as in a server that works on one at a time.
-    fn handle_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let mut left: VecDeque<Event> = VecDeque::new();
-        for event in events.drain(..) {
-            if left.is_empty() && !self.around.worked {
-                self.handle(event)?;
-            } else {
-                left.push_back(event);
-            }
-        }
-        while self.around.worked || !left.is_empty() {
-            if std::mem::take(&mut self.around.worked) {
-                self.around.ring.turn(events)?;
-                for event in events.drain(..) {
-                    match event {
-                        Event::Sent { .. } => self.handle(event)?,
-                        event => left.push_back(event),
-                    }
-                }
-                self.around.publish();
-            }
-            if let Some(event) = left.pop_front() {
-                self.handle(event)?;
-            }
-        }
-        Ok(())
+    /// Complete when this worker has left, whoever wanted it to. To be waited for at the end of
+    /// the program, so that connections in other threads are finished.
+    pub fn disconnected(&self) -> Completion {
+        self.shared.left.clone()
     }
 
-    fn wait(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let overflows = self.around.ring.overflows();
-        if self.sources.wait_by_epoll() {
-            self.around.ring.turn(events)?;
-            if events.is_empty() {
-                let timeout = self.until_next_deadline();
-                self.sources.wait(&mut self.around, &mut self.connections, timeout)?;
-                self.around.ring.turn(events)?;
-            }
-        } else {
-            self.around.ring.wait(events, self.next_deadline_ns())?;
-        }
-        if self.around.ring.overflows() > overflows {
-            self.around.board.add(Statistic::Overflows, 1);
-        }
-        Ok(())
-    }
-
-    fn next_deadline_ns(&self) -> Option<u64> {
-        let deadlines =
-            [self.connections.next_deadline_ns(), self.sources.next_deadline_ns(), self.cut_ns];
-        deadlines.into_iter().flatten().min()
-    }
-
-    fn until_next_deadline(&self) -> Option<Duration> {
-        let left_ns = self.next_deadline_ns()?.saturating_sub(monotonic_ns());
-        // Zero would mean "do not wait", which is right, but never less than that.
-        Some(Duration::from_nanos(left_ns))
-    }
-
-    fn handle(&mut self, event: Event) -> Result<()> {
-        let (around, connections) = (&mut self.around, &mut self.connections);
-        match event {
-            Event::Received { key, outcome, armed } => {
-                connections.received(around, key, outcome, armed);
-            }
-            Event::Sent { key, buffer, outcome } => connections.sent(around, key, buffer, outcome),
-            Event::MessageReceived { outcome, armed, .. } => {
-                if let Some(inbox) = &mut self.inbox {
-                    inbox.received(around, connections, outcome, armed);
-                }
-            }
-            Event::Accepted { key, outcome, armed } => {
-                self.sources.accepted(around, connections, key, outcome, armed);
-            }
-            Event::Ready { key, .. } if key == CONTROL => return self.hear_primary(),
-            Event::Ready { key, .. } if key == SIGNALS => return self.hear_signals(),
-            Event::Ready { .. } | Event::MessageSent { .. } | Event::Cancelled { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn hear_signals(&mut self) -> Result<()> {
-        while self.signals.next_signal()?.is_some() {
-            self.liaison.announce_leaving()?;
-            self.leave(self.grace);
-        }
-        self.around.ring.poll_readable(SIGNALS, self.signals.as_fd());
-        Ok(())
-    }
-
-    fn hear_primary(&mut self) -> Result<()> {
-        for order in self.liaison.hear()? {
-            match order {
-                Order::Accept { socket, address } => {
-                    self.sources.add(Listener::adopt_copy(socket, address));
-                }
-                Order::Begin => {
-                    self.sources.start(&mut self.around);
-                    // Accepting must have begun before anybody is told so: whoever arms late
-                    // takes what is waiting at that moment, whatever the mechanism.
-                    self.around.ring.submit();
-                    self.liaison.announce_ready()?;
-                }
-                Order::Leave { grace } => self.leave(grace.unwrap_or(self.grace)),
+    /// Ends this process at once with code 0, as one that wanted to leave (Node: `worker.kill()` in
+    /// the worker). Connections are cut.
+    pub fn kill(&self) -> ! {
+        let deadline = Instant::now() + LAST_WORD;
+        let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
+        let mut outgoing = self.shared.outgoing();
+        while outgoing.has_waiting() && Instant::now() < deadline {
+            let mut one = [PollFd::new(outgoing.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut one, PollTimeout::from(100_u8));
+            if outgoing.flush().is_err() {
+                break;
             }
         }
-        if !self.liaison.is_closed() {
-            self.around.ring.poll_readable(CONTROL, self.liaison.as_fd());
-        }
-        Ok(())
-    }
-
-    /// Takes nothing new by itself, lets open connections finish, and cuts them after `grace`.
-    fn leave(&mut self, grace: Duration) {
-        if self.cut_ns.is_some() {
-            return;
-        }
-        let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        self.cut_ns = Some(monotonic_ns().saturating_add(grace_ns));
-        self.around.draining = true;
-        self.sources.stop(&mut self.around, &mut self.connections);
-        self.connections.drain(&mut self.around);
-    }
-
-    fn is_done(&self) -> bool {
-        let Some(cut_ns) = self.cut_ns else {
-            return false;
-        };
-        if self.around.now_ns >= cut_ns {
-            return true;
-        }
-        // The inbox ends when the primary has sent its last socket.
-        let inbox_closed = self.inbox.as_ref().is_none_or(Inbox::is_closed);
-        inbox_closed && self.sources.is_stopped() && self.connections.len() == 0
-    }
-
-    fn farewell(&mut self) -> Result<()> {
-        let handoff = self.inbox.as_ref().and_then(Inbox::latency);
-        self.around.now_ns = monotonic_ns();
-        self.around.publish();
-        self.liaison.say_farewell(handoff);
-        Ok(())
+        process::end(0)
     }
 }
 
-fn durations(settings: &ServeSettings) -> Durations {
-    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    Durations {
-        by_class_ns: [
-            ns(settings.header_timeout),
-            ns(settings.idle_timeout),
-            ns(STALL),
-            ns(STALL),
-            ns(LINGER),
-            ns(LEAVE),
-        ],
+/// Makes a listener of what the primary has given, and tells it that this worker serves.
+fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
+    let Grant { listener: id, address, descriptor } = grant;
+    let queue = match (descriptor, &shared.inbox) {
+        (Some(socket), _) => AcceptQueue::of_own(Socket::adopt_copy(socket, address.clone())),
+        (None, Some(inbox)) => AcceptQueue::at_inbox(inbox.as_fd()),
+        (None, None) => Err(shared::leaving()),
+    };
+    let queue = Arc::new(queue.inspect_err(|_| shared.give_up(id))?);
+    shared.state().queues.insert(id, Arc::clone(&queue));
+    // The attendant leaves the inbox alone from now on; then there can be connections.
+    shared.waker.wake();
+    let listener = Listener::new(Arc::clone(shared), queue, Some(id), address);
+    shared.say(&ToPrimary::Serving { listener: id }, vec![])?;
+    Ok(listener)
+}
+
+/// The same for datagrams.
+fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
+    let socket = UdpSocket::from(grant.descriptor.ok_or_else(shared::leaving)?);
+    let datagrams = Datagrams::new(Arc::clone(shared), socket, grant.listener);
+    shared.say(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
+    Ok(datagrams)
+}
+
+/// The address as the primary shall see it: paths are meant as this process sees them.
+fn absolute(address: &str) -> Result<String> {
+    let parsed: ListenAddress = address.parse()?;
+    let ListenAddress::Unix(path) = &parsed else { return Ok(parsed.to_string()) };
+    let full = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    Ok(ListenAddress::Unix(full).to_string())
+}
+
+impl Messages {
+    /// The next message, if it comes within this time. Nothing also means that the channel has
+    /// ended.
+    pub fn next_within(&mut self, time: Duration) -> Option<Message> {
+        item(self.mailbox.wait(Some(Instant::now() + time)))
+    }
+
+    /// The next message, if there is one already.
+    pub fn try_next(&mut self) -> Option<Message> {
+        item(self.mailbox.try_take())
+    }
+}
+
+fn item(found: Found<Message>) -> Option<Message> {
+    match found {
+        Found::Item(message) => Some(message),
+        Found::Nothing | Found::End => None,
+    }
+}
+
+impl Iterator for Messages {
+    type Item = Message;
+
+    /// Waits for the next message; none comes after the channel has ended.
+    fn next(&mut self) -> Option<Message> {
+        item(self.mailbox.wait(None))
+    }
+}
+
+impl Stream for Messages {
+    type Item = Message;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.mailbox.poll_take(context)
+    }
+}
+
+impl AsFd for Messages {
+    /// Readable while there are messages, or after the end. For those who wait for several things;
+    /// it is not to be read from.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mailbox.as_fd()
     }
 }

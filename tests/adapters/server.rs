@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
+use clusterlb::adapter::axum::PeerAddr;
 use clusterlb::adapter::{tokio as on_tokio, uring};
-use clusterlb::address::Endpoint;
 use clusterlb::{Connection, Worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_uring::buf::BoundedBuf;
@@ -142,14 +142,17 @@ fn serve_axum(worker: &Worker, address: &str) {
         let first_bytes_ms = first_bytes_ms.parse().expect("a number");
         let ended = listener.ended_within(Duration::from_millis(first_bytes_ms));
         let app = axum::Router::new().route("/", axum::routing::post(echo_axum));
-        let app = app.into_make_service_with_connect_info::<Endpoint>();
+        let app = app.into_make_service_with_connect_info::<PeerAddr>();
         let served = axum::serve(listener, app).with_graceful_shutdown(ended).await;
         served.expect("it never fails");
         worker.disconnected().await;
     });
 }
 
-async fn echo_axum(ConnectInfo(client): ConnectInfo<Endpoint>, request: String) -> String {
+async fn echo_axum(
+    ConnectInfo(PeerAddr(client)): ConnectInfo<PeerAddr>,
+    request: String,
+) -> String {
     fail_if_asked(request.as_bytes());
     match request == WHO {
         true => client.to_string(),

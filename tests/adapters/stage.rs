@@ -31,8 +31,8 @@ impl Stage {
                 settings.args.clear();
                 settings.policy = policy;
                 // Otherwise a busy machine passes over workers, and no turn is certain.
-                settings.rules.hang_after_ns = None;
-                settings.rules.limits.overload_factor = None;
+                settings.scheduling.hang_after_ns = None;
+                settings.scheduling.limits.overload_factor = None;
             })
             .expect("valid settings");
         let events = cluster.events().expect("descriptors");

@@ -136,7 +136,7 @@ fn a_worker_that_leaves_by_itself_finishes_its_connections_first() {
 }
 
 fn what_waits_goes_to_the_last_worker_that_leaves() {
-    let mut stage = Stage::with(|settings| settings.rules.limits.inflight_max = Some(1));
+    let mut stage = Stage::with(|settings| settings.scheduling.limits.inflight_max = Some(1));
     let worker = stage.puppet();
     let address = stage.serve(&worker, "127.0.0.1:0", Service::Keep);
     let (_open, _) = kept(&address);

@@ -8,8 +8,8 @@ use std::task::Context;
 use std::thread;
 use std::time::Duration;
 
-use clusterlb::schedule::{Client, Loads, Scheduler, SchedulerFactory};
 use clusterlb::{Cluster, Completion, Ending, Event, Events};
+use clusterlb_schedule::{Client, Loads, Scheduler, SchedulerFactory};
 use futures_core::Stream as _;
 
 use crate::puppet::{Order, Reply, Service};
@@ -103,7 +103,7 @@ fn a_fork_that_is_under_way_hears_of_the_panic() {
 struct Panicking;
 
 impl Scheduler for Panicking {
-    fn pick(&mut self, _: &Loads, _: Client) -> Option<clusterlb::id::Slot> {
+    fn pick(&mut self, _: &Loads, _: Client) -> Option<clusterlb_schedule::id::Slot> {
         panic!("a scheduler panics {ON_PURPOSE}");
     }
 }
@@ -111,7 +111,7 @@ impl Scheduler for Panicking {
 fn a_data_path_that_panics_is_told_of() {
     let mut stage = Stage::with(|settings| {
         let factory = SchedulerFactory::new(|_| Box::new(Panicking));
-        settings.rules.scheduler = Some(factory);
+        settings.scheduling.scheduler = Some(factory);
     });
     let worker = stage.puppet();
     let address = stage.listen(&worker, "127.0.0.1:0");

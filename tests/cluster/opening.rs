@@ -22,7 +22,7 @@ fn await_order(address: &str) -> Order {
 }
 
 fn an_address_is_awaited_without_holding_up_the_thread() {
-    let mut stage = Stage::with(|settings| settings.rules.limits.inflight_max = Some(1));
+    let mut stage = Stage::with(|settings| settings.scheduling.limits.inflight_max = Some(1));
     let first = stage.puppet();
     let address = stage.serve(&first, "127.0.0.1:0", Service::Keep);
     let (_open, _) = kept(&address);

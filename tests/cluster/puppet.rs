@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use clusterlb::address::Endpoint;
+use clusterlb::Endpoint;
 use clusterlb::{
     Cluster, Connection, Datagrams, Error, Handle, ListenOptions, Listener, Message, Tracked,
     Transport, Worker,
@@ -437,7 +437,7 @@ fn print(has_stream: bool) {
     println!("to standard output");
     eprintln!("to standard error");
     if has_stream {
-        let stream = clusterlb::sys::process::copy_of(4).expect("the primary has placed it");
+        let stream = clusterlb_sys::process::copy_of(4).expect("the primary has placed it");
         let mut stream = UnixStream::from(stream);
         stream.write_all(b"to stream 4").expect("somebody reads");
         let mut answer = [0; 2];

@@ -87,7 +87,7 @@ fn what_a_closing_listener_has_not_accepted_goes_to_others() {
 
 fn what_a_worker_does_not_accept_goes_to_others() {
     let mut stage = Stage::with(|settings| {
-        settings.rules.hang_after_ns = Some(100_000_000);
+        settings.scheduling.hang_after_ns = Some(100_000_000);
     });
     let (idle, other) = (stage.puppet(), stage.puppet());
     let address = stage.serve(&idle, "127.0.0.1:0", Service::Ignore);
@@ -265,7 +265,7 @@ fn more_connections_than_descriptors_wait_and_are_served() {
 }
 
 fn an_address_that_is_going_is_given_to_who_asks_for_it() {
-    let mut stage = Stage::with(|settings| settings.rules.limits.inflight_max = Some(1));
+    let mut stage = Stage::with(|settings| settings.scheduling.limits.inflight_max = Some(1));
     let first = stage.puppet();
     let address = stage.serve(&first, "127.0.0.1:0", Service::Keep);
     let (_open, _) = kept(&address);

@@ -40,8 +40,8 @@ impl Stage {
             .setup_primary(|settings| {
                 settings.args.clear();
                 // Otherwise a busy machine passes over workers, and no turn is certain.
-                settings.rules.hang_after_ns = None;
-                settings.rules.limits.overload_factor = None;
+                settings.scheduling.hang_after_ns = None;
+                settings.scheduling.limits.overload_factor = None;
                 change(settings);
             })
             .expect("valid settings");

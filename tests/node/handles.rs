@@ -3,10 +3,10 @@
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
-use clusterlb::cluster::{Cluster, Event};
-use clusterlb::dialect::node::Serialization;
-use clusterlb::dialect::node::codec::SocketKind;
-use clusterlb::settings::Dialect;
+use clusterlb::Dialect;
+use clusterlb::internals::dialect::node::Serialization;
+use clusterlb::internals::dialect::node::codec::SocketKind;
+use clusterlb::{Cluster, Event};
 use serde_json::json;
 
 use super::front::{Front, Setup};

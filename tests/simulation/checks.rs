@@ -1,6 +1,6 @@
 //! What must hold after every step of a simulated run, and at its end.
 
-use clusterlb::id::Slot;
+use clusterlb_schedule::id::Slot;
 
 use super::front::Notice;
 use super::world::{Connection, Place, World};

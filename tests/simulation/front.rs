@@ -1,11 +1,11 @@
-//! The primary as the model sees it: it drives the real [`Roster`] step by step as `src/primary`
+//! The primary as the model sees it: it drives the real [`Roster`] step by step as `src/data_path`
 //! does, with numbers for sockets. Changes there belong here too.
 
 use std::collections::VecDeque;
 
-use clusterlb::board::Wake;
-use clusterlb::id::{ListenerId, Slot};
-use clusterlb::schedule::{Client, Refusal, Roster};
+use clusterlb_protocol::scoreboard::Wake;
+use clusterlb_schedule::id::{ListenerId, Slot};
+use clusterlb_schedule::{Client, Refusal, Roster};
 
 use super::plan::MILLISECOND;
 use super::world::{Connection, Event, Message, Place, World};
@@ -348,7 +348,7 @@ impl World {
 
     /// A choice is right if the worker owes no answer and has a credit left.
     fn check_choice(&mut self, slot: usize) {
-        let (worker, most) = (&self.workers[slot], self.plan.rules.credits_max as usize);
+        let (worker, most) = (&self.workers[slot], self.plan.scheduling.credits_max as usize);
         let link = self.links[slot].as_mut().expect("only attached workers are ready");
         assert!(!link.retired, "worker {slot} leaves and was given something");
         assert!(link.quota > 0, "worker {slot} has no credit left and was given something");

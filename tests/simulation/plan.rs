@@ -1,8 +1,8 @@
 //! What happens in a simulated run: who arrives when, which faults strike, under which rules.
 //! Everything is drawn from the seed; nothing here moves time.
 
-use clusterlb::schedule::{CREDITS_MAX, CreditRule, Limits, Order, Rules};
-use clusterlb::work::ServiceTime;
+use clusterlb_harness::work::ServiceTime;
+use clusterlb_schedule::{CREDITS_MAX, CreditRule, Limits, Policy, SchedulerConfig};
 use fastrand::Rng;
 
 pub(crate) const MICROSECOND: u64 = 1_000;
@@ -41,7 +41,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) workers: usize,
     pub(crate) listeners: u16,
-    pub(crate) rules: Rules,
+    pub(crate) policy: Policy,
+    pub(crate) scheduling: SchedulerConfig,
     /// Messages that a channel holds.
     pub(crate) channel_messages: usize,
     pub(crate) service: ServiceTime,
@@ -84,7 +85,8 @@ impl Plan {
             seed,
             workers,
             listeners,
-            rules: rules(&mut random),
+            policy: policy(&mut random),
+            scheduling: scheduling(&mut random),
             channel_messages: if random.bool() { 80 } else { random.usize(1..6) },
             service,
             service_seed: random.u64(..),
@@ -99,7 +101,7 @@ impl Plan {
     }
 
     /// A run without faults, with Poisson arrivals at this utilisation: the same arrivals and
-    /// service times as those of `clusterlb::harness::queueing` for this seed.
+    /// service times as those of `clusterlb_harness::queueing` for this seed.
     pub(crate) fn calm(
         seed: u64,
         workers: usize,
@@ -118,7 +120,8 @@ impl Plan {
             seed,
             workers,
             listeners: 1,
-            rules: Rules::default(),
+            policy: Policy::Rr,
+            scheduling: SchedulerConfig::default(),
             channel_messages: 80,
             service,
             service_seed,
@@ -161,11 +164,13 @@ fn service(random: &mut Rng) -> (ServiceTime, u64) {
     }
 }
 
-fn rules(random: &mut Rng) -> Rules {
-    let orders = [Order::Rotation, Order::Rotation, Order::Least, Order::Sticky];
+fn policy(random: &mut Rng) -> Policy {
+    [Policy::Rr, Policy::Rr, Policy::Least, Policy::Sticky][random.usize(0..4)]
+}
+
+fn scheduling(random: &mut Rng) -> SchedulerConfig {
     let hang_after_ns = [None, Some(5), Some(100), Some(100)][random.usize(0..4)];
-    Rules {
-        order: orders[random.usize(0..4)],
+    SchedulerConfig {
         limits: Limits {
             inflight_max: random.bool().then(|| random.u32(1..40)),
             overload_factor: [None, Some(1.0), Some(1.5)][random.usize(0..3)],

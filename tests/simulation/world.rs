@@ -7,9 +7,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use clusterlb::board::Wake;
-use clusterlb::schedule::Roster;
-use clusterlb::work::Sampler;
+use clusterlb_harness::work::Sampler;
+use clusterlb_protocol::scoreboard::Wake;
+use clusterlb_schedule::Roster;
 use fastrand::Rng;
 
 use super::front::{Front, Link, Notice};
@@ -149,7 +149,10 @@ impl World {
         });
         let stories = stories.collect();
         let mut world = Self {
-            front: Front::new(Roster::new(plan.rules.clone(), plan.listeners), plan.listeners),
+            front: Front::new(
+                Roster::new(plan.policy, plan.scheduling.clone(), plan.listeners),
+                plan.listeners,
+            ),
             links: (0..plan.workers).map(|_| None).collect(),
             workers: (0..plan.workers).map(|_| Worker::default()).collect(),
             backlog: (0..plan.listeners).map(|_| VecDeque::new()).collect(),

@@ -1,0 +1,288 @@
+//! A process that a measurement has started: heard line by line, and gone when it is dropped.
+//!
+//! Owns the process and everything that it starts, which share a process group of their own, so
+//! that a terminal's Ctrl-C reaches the measurement alone and nothing outlives it. Refuses to
+//! understand what the process says.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
+use super::interrupt::{Halt, Interrupt};
+use crate::error::{Error, Result, errno_of};
+
+/// How often a process is looked at that says nothing.
+const LOOK: Duration = Duration::from_millis(5);
+/// Lines of standard error that are kept, the last ones.
+const ERROR_LINES_MAX: usize = 20;
+/// How long output may be under way after its process has ended.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A running process.
+#[derive(Debug)]
+pub struct Child {
+    name: String,
+    process: std::process::Child,
+    reaped: bool,
+    output: Receiver<String>,
+    errors: Receiver<String>,
+    complaints: Vec<String>,
+}
+
+/// What is left of a process.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended; unknown if it could not be waited for.
+    pub status: Option<ExitStatus>,
+    /// It did not end when it was asked to.
+    pub forced: bool,
+    /// The lines of standard output that nobody had read.
+    pub lines: Vec<String>,
+    /// The last lines of standard error.
+    pub complaints: Vec<String>,
+}
+
+impl Child {
+    /// Starts a process in a group of its own, without input.
+    ///
+    /// # Errors
+    /// The program is not there or cannot be executed.
+    pub fn start(name: &str, command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command
+            .process_group(0)
+            .spawn()
+            .map_err(|error| Error::system(format!("start {name}"), errno_of(&error)))?;
+        let output = process.stdout.take().expect("standard output was asked for");
+        let errors = process.stderr.take().expect("standard error was asked for");
+        Ok(Self {
+            name: name.to_owned(),
+            process,
+            reaped: false,
+            output: lines_of(output),
+            errors: lines_of(errors),
+            complaints: Vec::new(),
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.process.id()).expect("process ids are positive"))
+    }
+
+    /// The next line of its standard output; nothing if it has ended or closed it.
+    ///
+    /// # Errors
+    /// A signal, or no line within the time.
+    pub fn next_line(
+        &mut self,
+        within: Duration,
+        interrupt: &mut Interrupt,
+    ) -> std::result::Result<Option<String>, Halt> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.output.recv_timeout(LOOK) {
+                Ok(line) => return Ok(Some(line)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => interrupt.check()?,
+            }
+            if Instant::now() >= deadline {
+                return Err(self.failure(&format!("said nothing for {within:?}")).into());
+            }
+        }
+    }
+
+    /// Whether it has ended. It stays to be reaped, so that its number remains its own.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        !matches!(waitid(Id::Pid(self.pid()), look), Ok(WaitStatus::StillAlive))
+    }
+
+    /// Waits for its end, and acts on the way: `during` is called every few milliseconds with the
+    /// time since this was called.
+    ///
+    /// # Errors
+    /// A signal, or no end within the time.
+    pub fn wait(
+        &mut self,
+        within: Duration,
+        interrupt: &mut Interrupt,
+        during: &mut dyn FnMut(Duration),
+    ) -> std::result::Result<(), Halt> {
+        let begun = Instant::now();
+        while !self.has_ended() {
+            during(begun.elapsed());
+            interrupt.sleep(LOOK)?;
+            if begun.elapsed() >= within {
+                return Err(self.failure(&format!("did not end within {within:?}")).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks it to end, waits, and ends it by force if that takes too long.
+    #[must_use]
+    pub fn end(mut self, signal: Signal, within: Duration) -> Ended {
+        let deadline = Instant::now() + within;
+        // One that has just ended by itself is as good as asked.
+        let _ = kill(self.pid(), signal);
+        while !self.has_ended() && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        let forced = !self.has_ended();
+        let status = self.destroy();
+        let lines = rest_of(&self.output);
+        self.complaints.extend(rest_of(&self.errors));
+        let complaints = self.last_complaints();
+        Ended { status, forced, lines, complaints }
+    }
+
+    /// An error that names the process and what it complained of.
+    #[must_use]
+    pub fn failure(&mut self, what: &str) -> Error {
+        if self.has_ended() {
+            // Its last words may still be under way.
+            std::thread::sleep(2 * LOOK);
+        }
+        self.complaints.extend(self.errors.try_iter());
+        let complaints = self.last_complaints();
+        failure(&self.name, what, &complaints)
+    }
+
+    fn last_complaints(&mut self) -> Vec<String> {
+        let from = self.complaints.len().saturating_sub(ERROR_LINES_MAX);
+        self.complaints.split_off(from)
+    }
+
+    /// Ends whatever is left of the group, and reaps the process.
+    fn destroy(&mut self) -> Option<ExitStatus> {
+        // The group's number is not given to others before its leader is reaped.
+        let _ = killpg(self.pid(), Signal::SIGCONT);
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        self.reaped = true;
+        self.process.wait().ok()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.destroy();
+        }
+    }
+}
+
+/// An error that names a process, what is wrong with it, and its last words.
+#[must_use]
+pub fn failure(name: &str, what: &str, complaints: &[String]) -> Error {
+    let last = complaints.iter().rev().find(|line| !line.trim().is_empty());
+    let said = last.map_or_else(String::new, |line| format!(" ({})", line.trim()));
+    Error::Workers {
+        what: format!("{name} {what}{said}"),
+        hint: "start it by hand to see more; `clusterlb check` shows what this machine allows"
+            .into(),
+    }
+}
+
+/// Reads lines as they come. The reader ends with the last process that can write them.
+fn lines_of(source: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut source = BufReader::new(source);
+        let mut bytes = Vec::new();
+        while matches!(source.read_until(b'\n', &mut bytes), Ok(1..)) {
+            let line = String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned();
+            bytes.clear();
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// What is still to come from a process that has ended.
+fn rest_of(lines: &Receiver<String>) -> Vec<String> {
+    let deadline = Instant::now() + OUTPUT_PATIENCE;
+    let mut rest = Vec::new();
+    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        rest.push(line);
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Child {
+        let mut command = Command::new("/bin/sh");
+        Child::start("a shell", command.args(["-c", script])).expect("there is a shell")
+    }
+
+    fn exists(pid: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    }
+
+    fn until(what: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !what() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    #[test]
+    fn output_is_heard_and_an_orderly_end_is_told() {
+        let child = shell(
+            "trap 'echo bye; echo oops >&2; exit 3' TERM; echo hi; \
+                           while :; do sleep 0.01; done",
+        );
+        let first = child.output.recv_timeout(Duration::from_secs(20));
+        assert_eq!(first.as_deref(), Ok("hi"));
+        let ended = child.end(Signal::SIGTERM, Duration::from_secs(20));
+        assert_eq!((ended.forced, ended.lines), (false, vec!["bye".to_owned()]));
+        assert_eq!(ended.complaints, ["oops"]);
+        assert_eq!(ended.status.and_then(|status| status.code()), Some(3));
+    }
+
+    #[test]
+    fn what_does_not_want_to_end_is_ended_with_all_it_has_started() {
+        let child = shell("trap '' TERM; sleep 1000 & echo $!; kill -STOP $!; wait");
+        let line = child.output.recv_timeout(Duration::from_secs(20)).expect("a number");
+        let pid = line.parse().expect("a process id");
+        assert!(exists(pid));
+        let ended = child.end(Signal::SIGTERM, Duration::from_millis(50));
+        assert!(ended.forced);
+        until(|| !exists(pid));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_ended_too() {
+        let child = shell("sleep 1000 & echo $!; wait");
+        let line = child.output.recv_timeout(Duration::from_secs(20)).expect("a number");
+        let pid = line.parse().expect("a process id");
+        drop(child);
+        until(|| !exists(pid));
+    }
+
+    #[test]
+    fn failures_carry_the_last_words() {
+        let error = failure("nginx", "ended at once", &["a".into(), "no port".into(), " ".into()]);
+        assert_eq!(error.to_string(), "nginx ended at once (no port)");
+        assert_eq!(error.exit_code(), 1);
+    }
+}

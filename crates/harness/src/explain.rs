@@ -1,0 +1,180 @@
+//! What a matrix means, in sentences. Pure.
+//!
+//! Owns the explanations. They say how each mechanism chooses, not that one is better: which
+//! spread is good depends on what is served.
+
+use super::imbalance::Report;
+use super::matrix::{Cell, SHARE_CALLED_OUT};
+use super::target::{Peer, Target};
+use crate::schedule::{AcceptMechanism, Policy};
+
+/// Where the well-known sentence comes from.
+const ORIGIN: &str = "\
+Node's documentation says of SCHED_NONE that loads were seen where over 70 % of all connections \
+ended up in just two processes out of eight. The sentence came in April 2013 with the commit that \
+made round robin the default, and was published without conditions: no machine, kernel, client or \
+workload is named with it. libuv then accepted in a loop until nothing was waiting (epoll-drain \
+here); since version 1.45 it takes one connection a wake-up (epoll here). Whether a machine shows \
+more or less than 70 % therefore neither confirms nor refutes the sentence; it shows what that \
+mechanism does there, under that load.";
+
+/// How a target chooses who gets a connection.
+#[must_use]
+pub fn mechanism(target: Target) -> &'static str {
+    match target {
+        Target::Own { accept: Some(accept), .. } => accepting(accept),
+        Target::Own { policy: Policy::Rr, .. } => {
+            "The primary alone accepts, and gives each connection to the next worker in turn, \
+             passing over those that are behind. Nobody races, so the counts differ by what was \
+             passed over and by the last round."
+        }
+        Target::Own { policy: Policy::Least, .. } => {
+            "The primary alone accepts, and gives each connection to the worker with the fewest in \
+             flight; among equals in turn. Under short connections that is near even, and under \
+             long ones what is open stays even."
+        }
+        Target::Own { policy: Policy::Sticky, .. } => {
+            "The primary alone accepts, and the client's address decides the worker unless that \
+             one is overloaded. Few clients therefore mean few workers, by intention."
+        }
+        Target::Peer(Peer::Node { primary_accepts: true }) => {
+            "Node's primary accepts and keeps a list of idle workers; the first of the list gets \
+             the next connection and returns to its end once it has answered the message. Workers \
+             that answer late get less, so the counts are near even and not exactly so."
+        }
+        Target::Own { policy: Policy::None, .. }
+        | Target::Peer(Peer::Node { primary_accepts: false }) => {
+            "Node's workers wait in epoll_wait on one shared socket and race for each connection, \
+             one for each wake-up (libuv 1.45 and later) or until nothing is left (before)."
+        }
+        Target::Peer(Peer::Nginx { .. } | Peer::Haproxy) => "Its workers are not counted here.",
+    }
+}
+
+fn accepting(accept: AcceptMechanism) -> &'static str {
+    match accept {
+        AcceptMechanism::Epoll => {
+            "All idle workers wait on one socket and a connection wakes all of them. The first to \
+             run takes it, the others find nothing. Who runs first is the scheduler's affair: \
+             mostly somebody whose CPU happens to be free, often the same few. When all are busy \
+             nobody waits, each takes one when it comes free, and the spread evens out."
+        }
+        AcceptMechanism::EpollDrain => {
+            "As epoll, but the winner goes on accepting until nothing waits. What arrives in a \
+             burst goes to whoever was first. This is how libuv accepted before version 1.45."
+        }
+        AcceptMechanism::EpollExclusive => {
+            "A connection wakes one waiting worker only, and the kernel looks for it from the same \
+             end of its list every time. As long as that worker is back in epoll_wait before the \
+             next connection it gets that one too; only what arrives while it is busy goes to the \
+             next in the list. Idle servers are the most lopsided, busy ones are even."
+        }
+        AcceptMechanism::Uring => {
+            "Each worker has one accept waiting in the kernel's list. A connection uses up the \
+             first; its worker enters a new one behind all others. So idle workers take turns. \
+             With many clients connections are already waiting when the new accept is entered, \
+             and whoever is running takes them without any turn."
+        }
+        AcceptMechanism::UringMultishot => {
+            "A multishot accept stays in its place in the kernel's list after a connection, and \
+             never declines one, however busy its worker is. The first worker to arm it therefore \
+             gets everything as long as it lives; the others wait for nothing."
+        }
+        AcceptMechanism::Reuseport => {
+            "Every worker has a socket of its own and the kernel picks one by a hash of the \
+             addresses, without looking at anybody's load. That is assignment by chance: near even \
+             for many connections, lumpy for few, and a worker that is stuck still gets its part."
+        }
+    }
+}
+
+/// The words under a matrix, a paragraph each.
+#[must_use]
+pub fn of_matrix(report: &Report) -> Vec<String> {
+    let mut words = vec![called_out(report)];
+    words.extend(against_chance(report));
+    let shown = |target: &&Target| report.cells.iter().any(|cell| cell.target == **target);
+    let rows = report.targets.iter().filter(shown);
+    words.extend(rows.map(|target| format!("{target}: {}", mechanism(*target))));
+    words.push(ORIGIN.to_owned());
+    words
+}
+
+/// Which cells exceed the figure that everybody knows.
+fn called_out(report: &Report) -> String {
+    let limit = 100.0 * SHARE_CALLED_OUT;
+    let measured = report.cells.iter().filter(|cell| cell.summary.is_some()).count();
+    let mut lines = Vec::new();
+    for target in &report.targets {
+        let cells = report.cells.iter().filter(|cell| cell.target == *target);
+        let cells: Vec<&Cell> = cells.filter(|cell| cell.is_called_out()).collect();
+        let shares = cells.iter().filter_map(|cell| {
+            let share = 100.0 * cell.summary?.top_two_share;
+            Some(format!("{} {share:.1} %", cell.load))
+        });
+        let shares = shares.collect::<Vec<_>>().join("; ");
+        let shown = report.cells.iter().filter(|cell| cell.target == *target);
+        let shown = shown.filter(|cell| cell.summary.is_some()).count();
+        if cells.len() == shown && shown > 1 {
+            let shares = cells.iter().filter_map(|cell| cell.summary);
+            let least = shares.fold(1.0, |least: f64, cell| least.min(cell.top_two_share));
+            lines.push(format!("{target} (each of its {shown}, {:.1} % or more)", 100.0 * least));
+        } else if !cells.is_empty() {
+            lines.push(format!("{target} ({shares})"));
+        }
+    }
+    let count = report.cells.iter().filter(|cell| cell.is_called_out()).count();
+    let workers = report.workers;
+    if lines.is_empty() {
+        return format!(
+            "In none of the {measured} measured cells did two of {workers} workers get more than \
+             {limit:.0} % of the connections."
+        );
+    }
+    format!(
+        "In {count} of {measured} measured cells two of {workers} workers got more than \
+         {limit:.0} % of the connections: {}.",
+        lines.join(", ")
+    )
+}
+
+/// Who did better than throwing dice would.
+fn against_chance(report: &Report) -> Option<String> {
+    let beats = |cell: &Cell| {
+        let (summary, chance) = cell.summary.zip(cell.yardstick)?;
+        Some(summary.top_two_share <= chance.top_two_share)
+    };
+    let rows: Vec<String> = report
+        .targets
+        .iter()
+        .filter_map(|target| {
+            let cells = report.cells.iter().filter(|cell| cell.target == *target);
+            let judged: Vec<bool> = cells.filter_map(beats).collect();
+            let better = judged.iter().filter(|better| **better).count();
+            (!judged.is_empty()).then(|| format!("{target} {better} of {}", judged.len()))
+        })
+        .collect();
+    (!rows.is_empty()).then(|| {
+        format!(
+            "The yardstick is assignment by chance: connections thrown at workers like dice. Loads \
+             under which two workers got no more than that: {}.",
+            rows.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::mechanisms;
+    use super::*;
+
+    #[test]
+    fn every_mechanism_is_explained_and_none_like_another() {
+        let peers = ["node:rr", "node:none"].map(|name| name.parse().expect("a target"));
+        let mut texts: Vec<&str> = mechanisms().into_iter().chain(peers).map(mechanism).collect();
+        assert!(texts.iter().all(|text| text.len() > 100));
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), 9);
+    }
+}

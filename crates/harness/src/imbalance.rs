@@ -1,0 +1,219 @@
+//! Runs every mechanism under every load and enters who got what.
+//!
+//! Every run has server and generator processes of its own. Owns the order: all mechanisms take a
+//! load one after the other before the next load begins, repeat by repeat, so that what disturbs
+//! the machine for a while disturbs a row of the matrix and not one mechanism alone.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use super::balance::Balance;
+use super::environment::Environment;
+use super::generator;
+use super::interrupt::{Halt, Interrupt};
+use super::matrix::{Case, Cell, Extent, Run};
+use super::placement::Placement;
+use super::server::{Server, Setup};
+use super::target::Target;
+use crate::error::{Error, Result};
+
+/// The name and version of the report's machine-readable form.
+pub const SCHEMA: &str = "clusterlb-imbalance/1";
+/// What the generator says against a run that is none of a matrix's business: there is no rate to
+/// miss here, and a generator that is busy loads a server no less.
+const OF_NO_MATTER: [&str; 1] = ["generator_busy"];
+
+/// What shall be run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The rows.
+    pub targets: Vec<Target>,
+    /// The columns.
+    pub cases: Vec<Case>,
+    /// How often each cell is run.
+    pub repeats: usize,
+    /// Worker processes of each server.
+    pub workers: usize,
+    /// Decides every random choice of the programs that take a seed.
+    pub seed: u64,
+    /// Which selection this is.
+    pub extent: Extent,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// When it began, in milliseconds of Unix time.
+    pub started_unix_ms: u64,
+    /// How long it took.
+    pub took_s: f64,
+    /// A signal ended it early: cells are missing.
+    pub interrupted: bool,
+    /// Which selection of loads.
+    pub extent: Extent,
+    /// Worker processes of each server.
+    pub workers: usize,
+    /// How often each cell was to be run.
+    pub repeats: usize,
+    /// The surroundings.
+    pub environment: Environment,
+    /// The rows, in order.
+    pub targets: Vec<Target>,
+    /// The columns, in order.
+    pub loads: Vec<Case>,
+    /// The matrix, row by row.
+    pub cells: Vec<Cell>,
+    /// Rows that were asked for and could not be run, and why.
+    pub missing: Vec<String>,
+    /// The share of two workers beyond which a cell is called out.
+    pub called_out_above: f64,
+    /// What it means, in words.
+    pub words: Vec<String>,
+}
+
+impl Report {
+    /// The cell of a row and a column, counted from zero.
+    #[must_use]
+    pub fn cell(&self, row: usize, column: usize) -> Option<&Cell> {
+        self.cells.get(row * self.loads.len() + column)
+    }
+}
+
+/// Milliseconds of Unix time.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs the plan. `progress` is told what begins now, with how much of the whole is done.
+///
+/// A signal ends it early; the report then holds what there is, and the signal is told beside it.
+///
+/// # Errors
+/// No mechanism could be run at all.
+pub fn run(
+    plan: &Plan,
+    environment: Environment,
+    interrupt: &mut Interrupt,
+    progress: &mut dyn FnMut(usize, usize, &str),
+) -> Result<(Report, Option<Signal>)> {
+    let (started_unix_ms, begun) = (unix_ms(), std::time::Instant::now());
+    let placement = environment.placement.clone();
+    let mut report = Report {
+        schema: SCHEMA,
+        started_unix_ms,
+        took_s: 0.0,
+        interrupted: false,
+        extent: plan.extent,
+        workers: plan.workers,
+        repeats: plan.repeats,
+        environment,
+        targets: plan.targets.clone(),
+        loads: plan.cases.clone(),
+        cells: empty(plan),
+        missing: Vec::new(),
+        called_out_above: super::matrix::SHARE_CALLED_OUT,
+        words: Vec::new(),
+    };
+    let signal = fill(plan, &placement, &mut report.cells, interrupt, progress)?;
+    report.interrupted = signal.is_some();
+    report.took_s = begun.elapsed().as_secs_f64();
+    report.words = super::explain::of_matrix(&report);
+    Ok((report, signal))
+}
+
+fn empty(plan: &Plan) -> Vec<Cell> {
+    let pairs =
+        plan.targets.iter().flat_map(|target| plan.cases.iter().map(move |case| (target, case)));
+    pairs.map(|(target, case)| Cell::new(*target, case, plan.workers, plan.seed)).collect()
+}
+
+fn fill(
+    plan: &Plan,
+    placement: &Placement,
+    cells: &mut [Cell],
+    interrupt: &mut Interrupt,
+    progress: &mut dyn FnMut(usize, usize, &str),
+) -> Result<Option<Signal>> {
+    let (rows, columns) = (plan.targets.len(), plan.cases.len());
+    let all = plan.repeats * columns * rows;
+    let mut last_error = None;
+    for number in 0..all {
+        let (repeat, column) = (number / (rows * columns), number / rows % columns);
+        // Every other repeat goes backwards.
+        let row = if repeat % 2 == 0 { number % rows } else { rows - 1 - number % rows };
+        let (target, case) = (plan.targets[row], &plan.cases[column]);
+        progress(number, all, &format!("{target}, {}", case.name));
+        let cell = &mut cells[row * columns + column];
+        match one(plan, placement, target, case, repeat, interrupt) {
+            Ok(run) => cell.enter(run, plan.seed),
+            Err(Halt::Interrupted(signal)) => return Ok(Some(signal)),
+            Err(Halt::Failed(error)) => {
+                cell.failures.push(error.to_string());
+                last_error = Some(error);
+            }
+        }
+    }
+    match last_error {
+        Some(error) if cells.iter().all(|cell| cell.summary.is_none()) => Err(error),
+        _ => Ok(None),
+    }
+}
+
+/// One cell, once.
+fn one(
+    plan: &Plan,
+    placement: &Placement,
+    target: Target,
+    case: &Case,
+    repeat: usize,
+    interrupt: &mut Interrupt,
+) -> std::result::Result<Run, Halt> {
+    let setup = Setup {
+        workers: plan.workers,
+        cpus: placement.server_cpus.clone(),
+        work: case.work.clone(),
+        seed: plan.seed + repeat as u64,
+    };
+    let server = Server::start(target, &setup, interrupt)?;
+    let mut during = |_: Duration| ();
+    let load = case.load();
+    let loaded =
+        generator::run(&load, server.address, &placement.load_cpus, interrupt, &mut during);
+    let books = server.end();
+    let (loaded, books) = (loaded?, books?);
+    let lost = |why: &str| {
+        Halt::Failed(Error::Workers {
+            what: format!("{target} {why}"),
+            hint: "start it by hand and look at what it says".into(),
+        })
+    };
+    if let Some(failure) = &loaded.failure {
+        return Err(lost(&format!("could not be loaded: {}", failure.cause)));
+    }
+    let connections = books.connections.ok_or_else(|| lost("did not tell who got what"))?;
+    let balance = Balance::of(&connections).ok_or_else(|| lost("counted no connection"))?;
+    let reasons = loaded.validity.reasons.iter();
+    let reasons = reasons.filter(|reason| !OF_NO_MATTER.contains(&&*reason.code));
+    let mut problems: Vec<String> = reasons.map(|reason| reason.text.clone()).collect();
+    if books.restarted > 0 {
+        problems.push(format!("workers ended and were replaced: {}", books.restarted));
+    }
+    // Held connections ask nothing, and the one request beside them is no distribution.
+    let latency = Some(&loaded.latency.response).filter(|_| !case.held);
+    Ok(Run {
+        repeat,
+        connections,
+        balance,
+        rate_per_s: Some(loaded.rates.completed_per_s).filter(|_| !case.held),
+        p50_us: latency.and_then(|latency| latency.p50_us),
+        p99_us: latency.and_then(|latency| latency.p99_us),
+        max_us: latency.and_then(|latency| latency.max_us),
+        problems,
+    })
+}

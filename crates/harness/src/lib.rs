@@ -1,0 +1,43 @@
+//! Measuring who takes the load, and saying so honestly.
+//!
+//! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
+//! passed in: [`balance`], [`budget`], [`interval`], [`plan`], [`queueing`], [`target`],
+//! [`placement`], [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`summary`],
+//! [`work`], [`chart`] and [`report`].
+//!
+//! Running servers and the load generator, all of them processes of their own: [`interrupt`],
+//! [`child`], [`server`], [`generator`], [`usage`], [`in_flight`], [`environment`], [`imbalance`],
+//! [`trial`], [`mod@bench`].
+
+#![forbid(unsafe_code)]
+
+pub mod balance;
+pub mod bench;
+pub mod budget;
+pub mod chart;
+pub mod child;
+pub mod environment;
+pub mod explain;
+pub mod generator;
+pub mod imbalance;
+pub mod in_flight;
+pub mod interrupt;
+pub mod interval;
+pub mod matrix;
+pub mod peer;
+pub mod placement;
+pub mod plan;
+pub mod queueing;
+pub mod report;
+pub mod scenario;
+pub mod server;
+pub mod summary;
+pub mod target;
+mod temp_dir;
+pub mod trial;
+pub mod usage;
+pub mod validity;
+pub mod work;
+
+use clusterlb_schedule as schedule;
+use clusterlb_sys::{self as sys, error};

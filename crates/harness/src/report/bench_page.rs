@@ -1,0 +1,300 @@
+//! A comparison as a page for a browser. Pure.
+
+use super::super::bench::Report;
+use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
+use super::super::interval::{Comparison, Interval, Verdict};
+use super::super::summary::Comparisons;
+use super::super::trial::{Outcome, Record};
+use super::super::validity::Aspect;
+use super::bench_text::{headings, ideal_rows, legend, objection_lines, row};
+use super::html::{environment, figure, page, paragraph, table, warnings};
+use super::matrix_page::{connection_bars, to_f64};
+use super::table::{digits, time};
+
+/// The comparison.
+#[must_use]
+pub fn bench(report: &Report) -> String {
+    let mut body = "<h1>Servers compared</h1>\n".to_owned();
+    let settings = &report.settings;
+    let targets: Vec<String> = report.targets.iter().map(ToString::to_string).collect();
+    body += &format!(
+        "<p class=\"faint\">{}; {} workers, {} rounds of {:?} after {:?} of warm-up, targets \
+         taking turns; {:.0} s in all</p>\n",
+        super::html::escaped(&targets.join(", ")),
+        settings.workers,
+        report.repeats,
+        settings.duration,
+        settings.warm_up,
+        report.took_s
+    );
+    if report.interrupted {
+        body += &warnings(&["Interrupted: trials that were not reached are missing.".to_owned()]);
+    }
+    body += &warnings(report.environment.warnings.iter().chain(&report.missing));
+    if report.invalid_trials > 0 {
+        body += &warnings(&[format!(
+            "{} of {} trials do not count, or not in everything; the reasons are listed below.",
+            report.invalid_trials,
+            report.trials.len()
+        )]);
+    }
+    body += &paragraph(&legend());
+    for scenario in &report.scenarios {
+        body += &scenario_part(report, scenario);
+    }
+    body += "<h2>Every trial</h2>\n";
+    body += &trials_table(&report.trials);
+    let against = objection_lines(&report.trials);
+    if !against.is_empty() {
+        body += "<h2>What speaks against trials</h2>\n";
+        body.extend(against.iter().map(|line| format!("<p>{}</p>\n", super::html::escaped(line))));
+    }
+    body += &environment(&report.environment);
+    page("clusterlb: servers compared", &body)
+}
+
+fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
+    let mut text = format!(
+        "<h2>{}</h2>\n<p>{}.</p>\n",
+        super::html::escaped(&scenario.scenario.to_string()),
+        super::html::escaped(&scenario.description)
+    );
+    let mut rows: Vec<Vec<String>> = scenario.summaries.iter().map(row).collect();
+    if let Some(ideal) = &scenario.ideal {
+        for (name, latencies) in ideal_rows(ideal) {
+            let shown = latencies.map(|ns| time(Some(ns / 1e3)));
+            rows.push([name.to_owned(), String::new()].into_iter().chain(shown).collect());
+        }
+    }
+    text += &table(headings(), rows);
+    text += &ratios(scenario);
+    text.extend(scenario.left_out.iter().map(|line| paragraph(line)));
+    text += &warnings(&scenario.too_few);
+    let shown: Vec<(&Outcome, &Record)> = scenario
+        .summaries
+        .iter()
+        .filter_map(|summary| {
+            let own = report.trials.iter().filter(|trial| {
+                trial.scenario == scenario.scenario && trial.target == summary.target
+            });
+            typical(own)
+        })
+        .collect();
+    text += &pictures(&shown);
+    text
+}
+
+/// The trial in the middle by its 99th percentile, of those whose latencies count if there are any.
+fn typical<'a>(trials: impl Iterator<Item = &'a Outcome>) -> Option<(&'a Outcome, &'a Record)> {
+    let mut all: Vec<(&Outcome, &Record)> =
+        trials.filter_map(|trial| Some((trial, trial.record.as_ref()?))).collect();
+    if all.iter().any(|(trial, _)| trial.counts_for(Aspect::Speed)) {
+        all.retain(|(trial, _)| trial.counts_for(Aspect::Speed));
+    }
+    all.sort_by(|(_, left), (_, right)| {
+        let tail = |record: &Record| record.response.p99_us.unwrap_or(f64::INFINITY);
+        tail(left).total_cmp(&tail(right))
+    });
+    all.get(all.len() / 2).copied()
+}
+
+/// The ratios to the first target as a table.
+fn ratios(scenario: &Comparisons) -> String {
+    let Some((first, others)) = scenario.summaries.split_first() else {
+        return String::new();
+    };
+    const KEYS: [(&str, &str); 8] = [
+        ("rate", "rate_per_s"),
+        ("p50", "p50_us"),
+        ("p99", "p99_us"),
+        ("p99.9", "p999_us"),
+        ("cpu/req", "server_cpu_us_per_request"),
+        ("primary", "primary_cpu_us_per_request"),
+        ("workers", "workers_cpu_us_per_request"),
+        ("machine", "machine_cpu_us_per_request"),
+    ];
+    let compared =
+        others.iter().any(|other| other.values.iter().any(|value| value.ratio_to_first.is_some()));
+    if !compared {
+        return scenario.words.iter().map(|words| paragraph(words)).collect();
+    }
+    let rows = others.iter().map(|other| {
+        let ratio = |key: &str| other.value(key).and_then(|value| value.ratio_to_first);
+        let cells = KEYS
+            .iter()
+            .map(|(_, key)| ratio(key).map_or_else(|| "–".to_owned(), |ratio| ratio_sign(&ratio)));
+        std::iter::once(other.target.to_string()).chain(cells).collect()
+    });
+    let headings = std::iter::once("").chain(KEYS.iter().map(|key| key.0));
+    format!(
+        "<h3>Against {}</h3>\n<p class=\"faint\">× times as much, as the median of the rounds; \
+         ≈ no difference shown, since the interval holds 1.</p>\n{}",
+        first.target,
+        table(headings, rows)
+    )
+}
+
+/// A ratio with its interval, short enough for a table.
+fn ratio_sign(comparison: &Comparison) -> String {
+    let Interval { low, median, high, .. } = comparison.interval;
+    let same = comparison.verdict == Verdict::NoDifferenceShown;
+    format!("{} {median:.2} [{low:.2}, {high:.2}]", if same { "≈" } else { "×" })
+}
+
+fn pictures(shown: &[(&Outcome, &Record)]) -> String {
+    if shown.is_empty() {
+        return String::new();
+    }
+    let curves: Vec<Series> = shown
+        .iter()
+        .map(|(trial, record)| {
+            let points = record.curve.iter().filter(|point| point.percentile < 100.0);
+            let points = points.map(|point| (point.percentile / 100.0, 1e3 * point.value_us));
+            Series { name: name_of(trial, Aspect::Speed), points: points.collect() }
+        })
+        .collect();
+    let corrected = shown.iter().all(|(_, record)| record.corrected);
+    let kind = if corrected { "from the planned start" } else { "uncorrected" };
+    let mut text = figure(
+        &format!("Latency by percentile, {kind}; of each target the trial in the middle"),
+        &percentile_curves("Latency by percentile", &curves),
+    );
+    text += "<div class=\"grid\">\n";
+    for (trial, record) in shown {
+        text += &shares(trial, record);
+    }
+    text += "</div>\n<h3>Connections in flight</h3>\n<p class=\"faint\">What each worker has \
+             open, from the start of the load. Connections that no worker has taken yet are not \
+             seen.</p>\n<div class=\"grid\">\n";
+    let most = |record: &Record| match &record.in_flight.max[..] {
+        // What all workers have together is on another scale than what one of them has.
+        [_] => 0,
+        workers => workers.iter().copied().max().unwrap_or(0),
+    };
+    let up_to = shown.iter().map(|(_, record)| most(record)).max().unwrap_or(0);
+    for (trial, record) in shown {
+        text += &in_flight(trial, record, if most(record) == 0 { 0.0 } else { to_f64(up_to) });
+    }
+    text + "</div>\n"
+}
+
+/// A trial's target, marked where measures of a kind do not count.
+fn name_of(trial: &Outcome, aspect: Aspect) -> String {
+    let mark = if trial.counts_for(aspect) { "" } else { " (does not count)" };
+    format!("{}{mark}", trial.target)
+}
+
+/// Who did how much: connections where they are counted, CPU time elsewhere.
+fn shares(trial: &Outcome, record: &Record) -> String {
+    let counts: Vec<u64> = record.workers.iter().filter_map(|share| share.connections).collect();
+    if counts.iter().any(|count| *count > 0) {
+        let heading = format!("{}: connections of each worker", name_of(trial, Aspect::Cost));
+        return figure(&heading, &connection_bars(&heading, &counts));
+    }
+    let times: Vec<f64> = record.workers.iter().filter_map(|share| share.cpu_ms).collect();
+    let total: f64 = times.iter().sum();
+    if total <= 0.0 {
+        return String::new();
+    }
+    let all: Vec<Bar> = times
+        .iter()
+        .enumerate()
+        .map(|(place, ms)| Bar {
+            name: (place + 1).to_string(),
+            percent: 100.0 * ms / total,
+            note: format!("{} ms", digits(*ms)),
+        })
+        .collect();
+    let heading = format!("{}: CPU time of each worker", name_of(trial, Aspect::Cost));
+    let even = 100.0 / to_f64(times.len().max(1) as u64);
+    figure(&heading, &bars(&heading, &all, Some(even)))
+}
+
+/// Workers whose curves can be told apart in one picture.
+const CURVES_MAX: usize = 8;
+
+/// What each worker had open over time.
+fn in_flight(trial: &Outcome, record: &Record, up_to: f64) -> String {
+    let at_s: Vec<f64> = record.in_flight.at_ms.iter().map(|ms| ms / 1e3).collect();
+    let series = curves(&record.in_flight.connections)
+        .into_iter()
+        .map(|(name, counts)| Series { name, points: at_s.iter().copied().zip(counts).collect() });
+    let heading = format!("{}: connections of each worker over time", name_of(trial, Aspect::Cost));
+    let series: Vec<Series> = series.collect();
+    figure(&name_of(trial, Aspect::Cost), &over_time(&heading, "connections", &series, up_to))
+}
+
+/// A curve for each worker or, where these are too many, the fullest, the mean and the emptiest of
+/// each moment.
+fn curves(workers: &[Vec<u64>]) -> Vec<(String, Vec<f64>)> {
+    let counts = |row: &Vec<u64>| row.iter().map(|count| to_f64(*count)).collect();
+    match workers {
+        [all] => return vec![("all together".to_owned(), counts(all))],
+        few if few.len() <= CURVES_MAX => {
+            let numbered = few.iter().enumerate();
+            return numbered.map(|(place, row)| ((place + 1).to_string(), counts(row))).collect();
+        }
+        _ => {}
+    }
+    let moments = 0..workers.first().map_or(0, Vec::len);
+    let moments: Vec<Vec<f64>> =
+        moments.map(|look| workers.iter().map(|row| to_f64(row[look])).collect()).collect();
+    let each = |of: fn(&Vec<f64>) -> f64| moments.iter().map(of).collect();
+    vec![
+        ("fullest".to_owned(), each(|all| all.iter().copied().fold(0.0, f64::max))),
+        ("mean".to_owned(), each(|all| all.iter().sum::<f64>() / to_f64(all.len() as u64))),
+        ("emptiest".to_owned(), each(|all| all.iter().copied().fold(f64::INFINITY, f64::min))),
+    ]
+}
+
+const TRIAL_HEADINGS: [&str; 14] = [
+    "scenario", "target", "round", "rate/s", "p50", "p99", "p99.9", "max", "cpu/req", "primary",
+    "workers", "machine", "failed", "counts",
+];
+
+fn trials_table(trials: &[Outcome]) -> String {
+    let rows = trials.iter().map(|trial| {
+        let Outcome { scenario, target, repeat, counts_for, record, .. } = trial;
+        let mut cells = vec![scenario.to_string(), target.to_string(), (repeat + 1).to_string()];
+        if let Some(record) = record {
+            let response = &record.response;
+            cells.push(format!("{:.0}", record.rate_per_s));
+            let latencies = [response.p50_us, response.p99_us, response.p999_us, response.max_us];
+            cells.extend(latencies.map(time));
+            cells.push(time(Some(record.server_cpu_us_per_request)));
+            let parts = [record.primary_cpu_us_per_request, record.workers_cpu_us_per_request];
+            cells.extend(parts.map(time));
+            cells.push(time(Some(record.machine_cpu_us_per_request)));
+            cells.push(format!("{:.1} %", 100.0 * record.failed_share));
+        } else {
+            cells.extend(std::iter::repeat_n("–".to_owned(), 10));
+        }
+        let counts = match &counts_for[..] {
+            [] => "no",
+            [Aspect::Speed] => "speed only",
+            [Aspect::Cost] => "cost only",
+            _ => "yes",
+        };
+        cells.push(counts.to_owned());
+        cells
+    });
+    table(TRIAL_HEADINGS, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_workers_have_a_curve_each_and_many_share_three() {
+        assert_eq!(curves(&[vec![3, 4]]), [("all together".to_owned(), vec![3.0, 4.0])]);
+        let two = curves(&[vec![1, 2], vec![5, 0]]);
+        assert_eq!(two, [("1".to_owned(), vec![1.0, 2.0]), ("2".to_owned(), vec![5.0, 0.0])]);
+        let many: Vec<Vec<u64>> = (0..=8).map(|worker| vec![worker, 9]).collect();
+        let three = curves(&many);
+        let names: Vec<&str> = three.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["fullest", "mean", "emptiest"]);
+        let values: Vec<&[f64]> = three.iter().map(|(_, values)| &**values).collect();
+        assert_eq!(values, [[8.0, 9.0], [4.0, 9.0], [0.0, 9.0]]);
+    }
+}

@@ -1,0 +1,474 @@
+//! A server under measurement: started on its CPUs, asked who got what, ended.
+//!
+//! Own policies and peers look alike from here on: an address, processes, and at the end the
+//! books, as far as the server keeps any. Refuses to load it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::child::{Child, failure};
+use super::interrupt::{Halt, Interrupt};
+use super::peer::{self, PeerPlan};
+use super::target::{NODE_MARK, Peer, Target};
+use super::temp_dir::TempDir;
+use super::usage;
+use crate::error::{Error, Result, errno_of};
+use crate::work::Work;
+
+/// How long a server may take until it serves, and until it has ended.
+const START_WITHIN: Duration = Duration::from_secs(60);
+const END_WITHIN: Duration = Duration::from_secs(30);
+/// Ports that are tried for a server that cannot choose one itself. A port that was free a moment
+/// ago may be some client's by now: each has one, and they are taken from the same range.
+const PORTS_TRIED_MAX: u32 = 5;
+/// What open connections are given at the end of a run. Measured requests are done by then.
+const GRACE: &str = "1s";
+
+/// What every target is started with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Worker processes.
+    pub workers: usize,
+    /// The CPUs of the server.
+    pub cpus: Vec<usize>,
+    /// What a request costs.
+    pub work: Option<Work>,
+    /// Seed of the costs.
+    pub seed: u64,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The processes that serve.
+    pub workers: Vec<u32>,
+    name: String,
+    child: Child,
+    /// Kept until the server has ended.
+    temp_dir: Option<TempDir>,
+}
+
+/// What a server counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Connections of each worker; nothing if the server does not count.
+    pub connections: Option<Vec<u64>>,
+    /// Workers that ended and were replaced.
+    pub restarted: u64,
+}
+
+impl Server {
+    /// Starts a target and waits until it serves.
+    ///
+    /// # Errors
+    /// A signal; a program that is not there or does not start.
+    pub fn start(
+        target: Target,
+        setup: &Setup,
+        interrupt: &mut Interrupt,
+    ) -> std::result::Result<Self, Halt> {
+        interrupt.check()?;
+        match target {
+            Target::Own { .. } => own(target, setup, interrupt),
+            Target::Peer(peer @ Peer::Node { primary_accepts }) => {
+                let temp_dir = TempDir::new()?;
+                let mut command = Command::new(peer.program());
+                command.args(node_arguments(&temp_dir, setup, primary_accepts)?);
+                let child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
+                let mut server = until_told(target, child, interrupt)?;
+                server.temp_dir = Some(temp_dir);
+                server.pin_workers(&setup.cpus);
+                Ok(server)
+            }
+            Target::Peer(peer) => {
+                let deadline = Instant::now() + START_WITHIN;
+                let mut tried = 1;
+                loop {
+                    let again = tried < PORTS_TRIED_MAX && Instant::now() < deadline;
+                    match silent(peer, setup, deadline, interrupt) {
+                        Err(Halt::Failed(_)) if again => tried += 1,
+                        result => return result,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The process that started all others.
+    #[must_use]
+    pub fn root(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Pins workers that do not pin themselves, in turn.
+    fn pin_workers(&self, cpus: &[usize]) {
+        for (worker, cpu) in self.workers.iter().zip(cpus.iter().cycle()) {
+            let Ok(pid) = i32::try_from(*worker) else { continue };
+            // A worker that is gone already will be missed later.
+            let _ = sched_setaffinity(Pid::from_raw(pid), &cpu_set(&[*cpu]));
+        }
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.child.has_ended()
+    }
+
+    /// Ends it and takes its books.
+    ///
+    /// # Errors
+    /// It had ended before, or ended otherwise than it should.
+    pub fn end(self) -> Result<Books> {
+        let Self { child, name, workers, temp_dir, .. } = self;
+        let early = child.has_ended();
+        let ended = child.end(Signal::SIGTERM, END_WITHIN);
+        if early || ended.forced {
+            let what = if early { "ended too early" } else { "did not end when asked to" };
+            return Err(failure(&name, what, &ended.complaints));
+        }
+        drop(temp_dir);
+        Ok(books(&ended.lines, workers.len()))
+    }
+}
+
+fn plan<'a>(setup: &'a Setup, temp_dir: &'a str) -> PeerPlan<'a> {
+    let Setup { workers, cpus, work, .. } = setup;
+    PeerPlan { workers: *workers, cpus, port: 0, work: work.as_ref(), temp_dir }
+}
+
+/// The script for Node, written into a folder, and its options.
+fn node_arguments(
+    temp_dir: &TempDir,
+    setup: &Setup,
+    primary_accepts: bool,
+) -> Result<[OsString; 2]> {
+    let options = peer::node_options(&plan(setup, ""), primary_accepts).to_string();
+    let script = temp_dir.write("node-cluster.js", peer::NODE_SCRIPT)?;
+    Ok([script.into(), options.into()])
+}
+
+/// The arguments of this very program for a target of its own, up to the program that it runs, if
+/// it runs one.
+fn own_arguments(target: Target, setup: &Setup) -> Vec<String> {
+    let mut words = vec!["--json", "--grace", GRACE];
+    let backlog = peer::BACKLOG.to_string();
+    if !target.runs_node() {
+        words.extend(["--listen", "127.0.0.1:0", "--backlog", &backlog]);
+    }
+    let (workers, name) = (setup.workers.to_string(), target.to_string());
+    words.extend(["--workers", &workers]);
+    let (name, options) = name.split_once(' ').unwrap_or((&name, ""));
+    let name = name.trim_end_matches(NODE_MARK);
+    let (policy, accept) = name.split_once(':').map_or((name, None), |(a, b)| (a, Some(b)));
+    words.extend(["--policy", policy]);
+    words.extend(accept.into_iter().flat_map(|accept| ["--accept", accept]));
+    let seed = setup.seed.to_string();
+    let work = setup.work.as_ref().filter(|_| !target.runs_node()).map(Work::to_string);
+    words.extend(work.iter().flat_map(|work| ["--work", &**work, "--work-seed", &*seed]));
+    words.extend(options.split_whitespace());
+    words.into_iter().map(str::to_owned).collect()
+}
+
+fn own(
+    target: Target,
+    setup: &Setup,
+    interrupt: &mut Interrupt,
+) -> std::result::Result<Server, Halt> {
+    let mut command = own_command()?;
+    command.args(own_arguments(target, setup));
+    let temp_dir = if let Some(peer) = target.requires() {
+        let temp_dir = TempDir::new()?;
+        let script = node_arguments(&temp_dir, setup, true)?;
+        command.arg("--").arg(peer.program()).args(script);
+        Some(temp_dir)
+    } else {
+        None
+    };
+    let child = start_on(&setup.cpus, &format!("clusterlb {target}"), &mut command)?;
+    let mut server = until_told(target, child, interrupt)?;
+    server.temp_dir = temp_dir;
+    let mut online = Vec::new();
+    while online.len() < setup.workers {
+        let line = server.child.next_line(START_WITHIN, interrupt)?;
+        let Some(line) = line else {
+            return Err(server.child.failure("ended before its workers ran").into());
+        };
+        if let Ok(Told { event, id, pid: Some(pid), .. }) = serde_json::from_str(&line)
+            && event == "online"
+        {
+            online.push((id, pid));
+        }
+    }
+    // In the order of the books, which is not that in which they happen to be ready.
+    online.sort_unstable();
+    server.workers = online.into_iter().map(|(_, pid)| pid).collect();
+    if target.runs_node() {
+        server.pin_workers(&setup.cpus);
+    }
+    Ok(server)
+}
+
+/// This very program, whatever has become of its file.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn own_command() -> Result<Command> {
+    let program = std::env::current_exe()
+        .map_err(|error| Error::system("find this program's own file", errno_of(&error)))?;
+    let program = if program.exists() { program } else { PathBuf::from("/proc/self/exe") };
+    let mut command = Command::new(program);
+    // What is set for the measuring process must not change what it measures.
+    let own =
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CLUSTERLB_"));
+    for (name, _) in own {
+        command.env_remove(name);
+    }
+    Ok(command)
+}
+
+/// A line that a server tells.
+#[derive(Deserialize)]
+struct Told {
+    event: String,
+    address: Option<SocketAddr>,
+    id: Option<u32>,
+    pid: Option<u32>,
+    workers: Option<Value>,
+    restarted: Option<u64>,
+    message: Option<Value>,
+}
+
+/// Waits until a server tells that it listens.
+fn until_told(
+    target: Target,
+    mut child: Child,
+    interrupt: &mut Interrupt,
+) -> std::result::Result<Server, Halt> {
+    loop {
+        let Some(line) = child.next_line(START_WITHIN, interrupt)? else {
+            return Err(child.failure("ended before it served").into());
+        };
+        let Ok(Told { event, address: Some(address), workers, .. }) = serde_json::from_str(&line)
+        else {
+            continue;
+        };
+        if event == "listening" {
+            let listed = workers.as_ref().and_then(Value::as_array).into_iter().flatten();
+            let workers = listed.filter_map(|pid| u32::try_from(pid.as_u64()?).ok()).collect();
+            let name = target.to_string();
+            return Ok(Server { address, workers, name, child, temp_dir: None });
+        }
+    }
+}
+
+/// Starts a server that tells nothing, and waits until it accepts. It fails at once if its port is
+/// somebody else's by now.
+fn silent(
+    peer: Peer,
+    setup: &Setup,
+    deadline: Instant,
+    interrupt: &mut Interrupt,
+) -> std::result::Result<Server, Halt> {
+    let temp_dir = TempDir::new()?;
+    let address = free_address()?;
+    let path = temp_dir.path.to_string_lossy().into_owned();
+    let plan = PeerPlan { port: address.port(), ..plan(setup, &path) };
+    let mut command = Command::new(peer.program());
+    match peer {
+        Peer::Nginx { reuseport } => {
+            let text = peer::nginx_configuration(&plan, reuseport);
+            let file = temp_dir.write("nginx.conf", &text)?;
+            command.arg("-p").arg(&temp_dir.path).args(["-e", "stderr", "-c"]).arg(file);
+        }
+        Peer::Haproxy | Peer::Node { .. } => {
+            let file = temp_dir.write("haproxy.cfg", &peer::haproxy_configuration(&plan))?;
+            command.args(["-db", "-f"]).arg(file);
+        }
+    }
+    let target = Target::Peer(peer);
+    let mut child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
+    // HAProxy's workers are threads of one process.
+    let workers_wanted = if peer == Peer::Haproxy { 0 } else { setup.workers };
+    let workers = loop {
+        let workers = usage::tree(child.id()).split_off(1);
+        let serves = TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
+        // Whoever answers, it is not this server if that has ended.
+        if child.has_ended() || Instant::now() > deadline {
+            return Err(child.failure("does not serve").into());
+        }
+        if serves && workers.len() >= workers_wanted {
+            break workers;
+        }
+        interrupt.sleep(Duration::from_millis(10))?;
+    };
+    let name = target.to_string();
+    Ok(Server { address, workers, name, child, temp_dir: Some(temp_dir) })
+}
+
+/// A port that nobody uses right now.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0");
+    listener
+        .and_then(|listener| listener.local_addr())
+        .map_err(|error| Error::system("find a free port", errno_of(&error)))
+}
+
+/// Starts a process that may use these CPUs only, and so all that it starts.
+fn start_on(cpus: &[usize], name: &str, command: &mut Command) -> Result<Child> {
+    let this = Pid::from_raw(0);
+    let failed = |errno: Errno| Error::system("choose the CPUs of a process", errno);
+    let before = sched_getaffinity(this).map_err(failed)?;
+    sched_setaffinity(this, &cpu_set(cpus)).map_err(failed)?;
+    let child = Child::start(name, command);
+    sched_setaffinity(this, &before).map_err(failed)?;
+    child
+}
+
+fn cpu_set(cpus: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        // Numbers beyond the set do not occur: they come from the affinity mask.
+        let _ = set.set(*cpu);
+    }
+    set
+}
+
+/// What the last words of a server say.
+fn books(lines: &[String], workers: usize) -> Books {
+    let told = lines.iter().filter_map(|line| serde_json::from_str::<Told>(line).ok());
+    let mut books = Books::default();
+    // Node's workers count for themselves, so that both primaries are measured alike.
+    let mut reports = BTreeMap::new();
+    for told in told {
+        match &*told.event {
+            "respawn" => books.restarted += 1,
+            "message" => {
+                let count = told.message.and_then(|message| message["connections"].as_u64());
+                reports.extend(told.id.map(u64::from).zip(count));
+            }
+            "summary" => {
+                books.restarted += told.restarted.unwrap_or(0);
+                books.connections = told.workers.as_ref().and_then(Value::as_array).map(|list| {
+                    let of =
+                        |worker| reported(&reports, worker).unwrap_or_else(|| connections(worker));
+                    let mut counts: Vec<u64> = list.iter().map(of).collect();
+                    // One that was replaced has a row of its own.
+                    counts.resize(counts.len().max(workers), 0);
+                    counts
+                });
+            }
+            _ => {}
+        }
+    }
+    books
+}
+
+/// What a worker of ours that is Node has told itself.
+fn reported(reports: &BTreeMap<u64, u64>, worker: &Value) -> Option<u64> {
+    reports.get(&worker["id"].as_u64()?).copied()
+}
+
+/// The connections of a worker: Node's are counted by the script, ours by the primary, which may
+/// have taken some back.
+fn connections(worker: &Value) -> u64 {
+    let number = |name: &str| worker[name].as_u64();
+    let assigned = number("assigned").unwrap_or(0);
+    let own = assigned.saturating_sub(number("returned").unwrap_or(0));
+    number("connections").unwrap_or(own)
+}
+
+/// Where a program is on the PATH.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|temp_dir| temp_dir.join(name));
+    places.find(|place| is_program(place))
+}
+
+fn is_program(path: &Path) -> bool {
+    nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok() && path.is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_targets_are_started_as_they_are_named() {
+        let setup = Setup {
+            workers: 8,
+            cpus: vec![0],
+            work: Some("block:1ms".parse().expect("work")),
+            seed: 7,
+        };
+        let words =
+            |target: &str| own_arguments(target.parse().expect("a target"), &setup).join(" ");
+        let text = words("none:epoll-drain");
+        assert!(text.contains("--workers 8 --policy none --accept epoll-drain"), "{text}");
+        assert!(text.ends_with("--work block:1ms --work-seed 7"));
+        assert!(!words("rr").contains("--accept"));
+        let text = words("rr --credits 8");
+        assert!(text.contains("--policy rr ") && text.ends_with(" --credits 8"), "{text}");
+        // What listens and what works is the script.
+        let text = words("none:reuseport+node --grace 3s");
+        let expected = "--workers 8 --policy none --accept reuseport --grace 3s";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(!text.contains("--listen") && !text.contains("--work "), "{text}");
+    }
+
+    #[test]
+    fn books_are_read_from_either_kind_of_summary() {
+        let own = r#"{"event":"summary","accepted":9,"workers":[
+            {"id":1,"pid":5,"assigned":7,"returned":1},{"id":2,"pid":6,"assigned":3}]}"#;
+        let own =
+            vec!["noise".into(), r#"{"event":"respawn","id":1}"#.into(), own.replace('\n', "")];
+        let read = books(&own, 3);
+        assert_eq!(read, Books { connections: Some(vec![6, 3, 0]), restarted: 1 });
+        let node = r#"{"event":"summary","restarted":2,"workers":[
+            {"id":1,"connections":4},{"id":2,"connections":null}]}"#;
+        let read = books(&[node.replace('\n', "")], 2);
+        assert_eq!(read, Books { connections: Some(vec![4, 0]), restarted: 2 });
+        assert_eq!(books(&[], 2), Books::default());
+        let message = |id: u32, count: u32| {
+            format!(
+                r#"{{"event":"message","id":{id},"pid":5,"message":{{"connections":{count}}}}}"#
+            )
+        };
+        let mut lines = vec![message(2, 11), message(1, 8)];
+        lines.push(
+            r#"{"event":"summary","workers":[{"id":1,"assigned":0},{"id":2,"assigned":0},
+            {"id":3,"assigned":4,"returned":1}]}"#
+                .replace('\n', ""),
+        );
+        assert_eq!(books(&lines, 3).connections, Some(vec![8, 11, 3]));
+    }
+
+    #[test]
+    fn folders_go_with_their_owner() {
+        let temp_dir = TempDir::new().expect("a folder");
+        let file = temp_dir.write("a", "text").expect("a file");
+        assert!(file.exists());
+        drop(temp_dir);
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn programs_are_found_on_the_path() {
+        assert!(find_program("sh").is_some());
+        assert_eq!(find_program("no-such-program-anywhere"), None);
+    }
+}

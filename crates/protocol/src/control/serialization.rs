@@ -1,0 +1,130 @@
+//! How messages of a program are written down (Node's `serialization`).
+//!
+//! Owns the two formats. What the messages mean is the program's business.
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How the messages between a primary and a worker are written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Serialization {
+    /// JSON (RFC 8259): readable, and every language has it.
+    #[default]
+    Json,
+    /// CBOR (RFC 8949): compact, self-describing, with byte strings and all floating point numbers.
+    Advanced,
+}
+
+impl Serialization {
+    /// As it is called in the environment and by Node.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Advanced => "advanced",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Json, Self::Advanced].into_iter().find(|one| one.name() == name)
+    }
+
+    /// Writes a value down.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a value that the format cannot hold, such as a map in JSON whose keys
+    /// are no strings.
+    pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Vec<u8>> {
+        match self {
+            Self::Json => serde_json::to_vec(value).map_err(|error| self.unfit(&error)),
+            Self::Advanced => {
+                let mut bytes = Vec::new();
+                ciborium::into_writer(value, &mut bytes).map_err(|error| self.unfit(&error))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the bytes hold something else than a `T`.
+    pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T> {
+        match self {
+            Self::Json => serde_json::from_slice(bytes).map_err(|error| self.other(&error)),
+            Self::Advanced => {
+                let mut rest = bytes;
+                let value = ciborium::from_reader(&mut rest).map_err(|error| self.other(&error))?;
+                match rest.len() {
+                    0 => Ok(value),
+                    more => Err(self.other(&format!("{more} bytes follow the value"))),
+                }
+            }
+        }
+    }
+
+    /// Whether the bytes are one value of this format, whatever it is.
+    #[must_use]
+    pub fn is_value(self, bytes: &[u8]) -> bool {
+        self.decode::<IgnoredAny>(bytes).is_ok()
+    }
+
+    fn unfit(self, error: &dyn std::fmt::Display) -> Error {
+        Error::usage(
+            format!("the message cannot be written as {}: {error}", self.name()),
+            "messages are values that serde knows, in JSON with strings as the keys of maps",
+        )
+    }
+
+    fn other(self, error: &dyn std::fmt::Display) -> Error {
+        Error::usage(
+            format!("the message, in {}, is not what was expected: {error}", self.name()),
+            "let primary and worker agree on the type of their messages",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOTH: [Serialization; 2] = [Serialization::Json, Serialization::Advanced];
+
+    #[test]
+    fn values_come_back_in_both_formats() {
+        for one in BOTH {
+            let value = serde_json::json!({"cmd": "notifyRequest", "list": [1, -2.5, null, true]});
+            let bytes = one.encode(&value).expect("plain data");
+            assert_eq!(one.decode::<serde_json::Value>(&bytes).expect("the same"), value);
+            assert!(one.is_value(&bytes) && !one.is_value(&bytes[..bytes.len() - 1]));
+            assert!(one.decode::<Vec<u8>>(&bytes).is_err());
+            assert_eq!(Serialization::from_name(one.name()), Some(one));
+        }
+        assert_eq!(Serialization::from_name("v8"), None);
+    }
+
+    #[test]
+    fn only_the_compact_format_has_numbers_that_are_none() {
+        let bytes = Serialization::Advanced.encode(&f64::NAN).expect("CBOR has it");
+        assert!(Serialization::Advanced.decode::<f64>(&bytes).expect("a number").is_nan());
+        let bytes = Serialization::Json.encode(&f64::NAN).expect("JSON writes null instead");
+        assert_eq!(bytes, b"null");
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            for one in BOTH {
+                let _ = one.is_value(&bytes);
+                let _ = one.decode::<serde_json::Value>(&bytes);
+            }
+        }
+    }
+}

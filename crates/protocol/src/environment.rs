@@ -1,0 +1,101 @@
+//! What the primary passes to a worker at birth: a few variables and open descriptors.
+//!
+//! Owns the names of the variables, for both sides. The command line is the same for both, so
+//! settings need no second way.
+
+use std::os::fd::{OwnedFd, RawFd};
+
+use crate::control::Serialization;
+use crate::error::{Error, Result};
+use crate::id::WorkerId;
+use crate::sys::process;
+use crate::sys::waker::Waker;
+
+/// The worker's id; its presence makes a process a worker (Node's `NODE_UNIQUE_ID`).
+pub const ID: &str = "CLUSTERLB_WORKER_ID";
+/// The number of the control channel's descriptor.
+pub const CONTROL: &str = "CLUSTERLB_CONTROL_FD";
+/// The number of the load board's descriptor.
+pub const BOARD: &str = "CLUSTERLB_BOARD_FD";
+/// The number of the descriptor that wakes the primary (`eventfd(2)`).
+pub const WAKER: &str = "CLUSTERLB_BELL_FD";
+/// The number of the inbox's descriptor; absent when the worker accepts by itself.
+pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
+/// The CPU that the worker shall run on; absent when it is not pinned.
+pub const CPU: &str = "CLUSTERLB_CPU";
+
+/// How messages of the program are written down: `json` or `advanced`.
+pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
+/// The port for a debugger; absent unless the settings have one.
+pub const INSPECT_PORT: &str = "CLUSTERLB_INSPECT_PORT";
+
+/// Everything a worker is born with.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// Its id.
+    pub id: WorkerId,
+    /// Its control channel.
+    pub control: OwnedFd,
+    /// Its load board.
+    pub page: OwnedFd,
+    /// The primary's bell.
+    pub waker: Waker,
+    /// Its inbox, when the primary hands over connections.
+    pub inbox: Option<OwnedFd>,
+    /// The CPU to run on.
+    pub cpu: Option<usize>,
+    /// How messages are written down.
+    pub serialization: Serialization,
+}
+
+/// Whether this process was started as a worker.
+#[must_use]
+pub fn is_worker() -> bool {
+    std::env::var_os(ID).is_some()
+}
+
+impl Inheritance {
+    /// Takes everything over. Can be done once in a process.
+    ///
+    /// # Errors
+    /// A variable is missing or names no inherited descriptor: the process was not started by a
+    /// primary.
+    pub fn take() -> Result<Self> {
+        Ok(Self {
+            id: WorkerId(number(ID)?.ok_or_else(|| missing(ID))?),
+            control: descriptor(CONTROL)?.ok_or_else(|| missing(CONTROL))?,
+            page: descriptor(BOARD)?.ok_or_else(|| missing(BOARD))?,
+            waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
+            inbox: descriptor(INBOX)?,
+            cpu: number(CPU)?,
+            serialization: std::env::var(SERIALIZATION)
+                .ok()
+                .and_then(|name| Serialization::from_name(&name))
+                .unwrap_or_default(),
+        })
+    }
+}
+
+fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>> {
+    let Ok(text) = std::env::var(name) else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        Error::usage(
+            format!("{name}={text} is not a number"),
+            "workers are started by their primary; unset the variable to start a primary",
+        )
+    })
+}
+
+fn descriptor(name: &str) -> Result<Option<OwnedFd>> {
+    let number: Option<RawFd> = number(name)?;
+    number.map(|number| process::inherited(number, name)).transpose()
+}
+
+fn missing(name: &str) -> Error {
+    Error::usage(
+        format!("{name} is missing from the environment of a worker"),
+        format!("workers are started by their primary; unset {ID} to start a primary"),
+    )
+}

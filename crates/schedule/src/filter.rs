@@ -1,0 +1,178 @@
+//! The stages that a worker must pass before it is considered: dead, hung, draining, full, at its
+//! hard limit, out of credits, above the average. Pure.
+//!
+//! The absolute stages say who can take a connection, the relative one who should. Relative, and
+//! with a fallback, because absolute gates on load lock everybody out when everybody is loaded.
+
+use serde::Serialize;
+
+use super::WorkerLoad;
+use super::loads::{Block, Loads, Normal};
+
+/// A worker that was at its hard limit is considered again at this share of it, in percent, so
+/// that it does not flap around the limit.
+const REENTRY_PERCENT: u32 = 90;
+
+/// The limits of the stages.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Most connections in flight at one worker; none by default.
+    pub inflight_max: Option<u32>,
+    /// A worker with more in flight than the average times this is passed over; none switches the
+    /// relative stage off. Never below one connection.
+    pub overload_factor: Option<f32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { inflight_max: None, overload_factor: Some(1.0) }
+    }
+}
+
+/// How often each stage passed over a worker, and how often a fallback chose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Skips {
+    /// It was dead.
+    pub dead: u64,
+    /// It had not moved for too long.
+    pub hung: u64,
+    /// It was draining.
+    pub draining: u64,
+    /// Its channel was full.
+    pub full: u64,
+    /// It had as many connections in flight as it may.
+    pub at_limit: u64,
+    /// It had too many connections that it had not claimed.
+    pub out_of_credits: u64,
+    /// It had more in flight than the average allows.
+    pub above_average: u64,
+    /// Everybody who could was above the average: the least loaded was chosen.
+    pub fallbacks: u64,
+}
+
+impl Skips {
+    /// Counts those of `seen` who were passed over, each at the stage that was the first to do it.
+    pub(super) fn count(&mut self, verdict: &Verdict, seen: u64) {
+        let ones = |stage: u64| u64::from((stage & seen).count_ones());
+        self.dead += ones(verdict.dead);
+        self.hung += ones(verdict.hung);
+        self.draining += ones(verdict.draining);
+        self.full += ones(verdict.full);
+        self.at_limit += ones(verdict.at_limit);
+        self.out_of_credits += ones(verdict.out_of_credits);
+        self.above_average += ones(verdict.above_average);
+    }
+
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.dead += other.dead;
+        self.hung += other.hung;
+        self.draining += other.draining;
+        self.full += other.full;
+        self.at_limit += other.at_limit;
+        self.out_of_credits += other.out_of_credits;
+        self.above_average += other.above_average;
+        self.fallbacks += other.fallbacks;
+    }
+}
+
+/// What became of the workers of a block: each is in exactly one of the sets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    dead: u64,
+    hung: u64,
+    draining: u64,
+    full: u64,
+    pub(super) at_limit: u64,
+    out_of_credits: u64,
+    pub(super) above_average: u64,
+    pub(super) passing: u64,
+}
+
+/// Judges all workers of a block at once. `resting` were at their limit and have not come down far
+/// enough since; `share` is what the relative stage allows, none if there is no such stage.
+#[inline]
+pub(super) fn judge(
+    loads: &Loads,
+    block: usize,
+    limits: &Limits,
+    resting: u64,
+    share: Option<Share>,
+) -> Verdict {
+    let sets = &loads.blocks()[block];
+    let ready = sets.present & !(sets.dead | sets.hung | sets.draining | sets.full);
+    let at_limit = limits.inflight_max.map_or(0, |limit| at_limit(sets, limit, resting)) & ready;
+    let able = ready & !at_limit;
+    let out_of_credits = able & sets.spent;
+    let able = able & !out_of_credits;
+    let above_average = share.map_or(0, |share| {
+        let newcomers = able & sets.new;
+        let settled = able & !newcomers & sets.in_flight.above(share.whole);
+        settled | above_as_newcomers(loads.row_of(block), share, newcomers)
+    });
+    Verdict {
+        dead: sets.dead,
+        hung: sets.hung,
+        draining: sets.draining,
+        full: sets.full,
+        at_limit,
+        out_of_credits,
+        above_average,
+        passing: able & !above_average,
+    }
+}
+
+fn at_limit(sets: &Block, limit: u32, resting: u64) -> u64 {
+    let reached = limit.checked_sub(1).map_or(u64::MAX, |most| sets.in_flight.above(most));
+    if resting & !reached == 0 {
+        return reached;
+    }
+    reached | resting & sets.in_flight.above(reentry(limit))
+}
+
+/// At or below this many in flight, a worker that was at its limit is considered again. One
+/// finished connection is always enough.
+fn reentry(limit: u32) -> u32 {
+    let share = u64::from(limit) * u64::from(REENTRY_PERCENT) / 100;
+    u32::try_from(share).unwrap_or(u32::MAX).max(1).min(limit.saturating_sub(1))
+}
+
+/// The most that a worker may have in flight to pass the relative stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Share {
+    exact: f32,
+    /// The whole part of it, which is all that matters for a worker that is fully warm.
+    whole: u32,
+}
+
+/// What the relative stage allows; none while there is nobody to compare with.
+pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
+    if normal.workers == 0 {
+        return None;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of counts needs no more")]
+    let average = normal.in_flight as f32 / normal.workers as f32;
+    let exact = (average * factor.max(1.0)).max(1.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is at least 1, and the conversion saturates"
+    )]
+    let whole = exact as u32;
+    Some(Share { exact, whole })
+}
+
+/// Who of `newcomers` is above what the average allows somebody who has come so far.
+fn above_as_newcomers(row: &[WorkerLoad], share: Share, mut newcomers: u64) -> u64 {
+    let mut above = 0;
+    while newcomers != 0 {
+        let bit = newcomers.trailing_zeros();
+        let load = &row[bit as usize];
+        let slow_start = f32::from(load.slow_start_permille) / 1000.0;
+        #[expect(clippy::cast_precision_loss, reason = "a comparison of counts needs no more")]
+        let in_flight = load.in_flight as f32;
+        above |= u64::from(in_flight > (share.exact * slow_start).max(1.0)) << bit;
+        newcomers &= newcomers - 1;
+    }
+    above
+}

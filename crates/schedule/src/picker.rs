@@ -1,0 +1,162 @@
+//! The policies: rotation, least in flight, sticky. All on the same stages. Pure.
+
+use super::filter::{Limits, Skips, judge, relative_limit};
+use super::loads::{BLOCK, Loads};
+use super::{Client, Policy, Scheduler};
+use crate::id::Slot;
+
+/// A policy. Each listener has its own, so that each spreads its connections evenly.
+#[derive(Clone, Debug)]
+pub struct Picker {
+    policy: Policy,
+    limits: Limits,
+    /// Where the search for the next worker begins.
+    cursor: usize,
+    /// What it knows of the workers besides their loads, sixty-four in one of them.
+    memory: Vec<Memory>,
+    skips: Skips,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    /// Who was at the hard limit and has not come down far enough since.
+    resting: u64,
+    /// Who was above the average when last looked at and passes all other stages.
+    above_average: u64,
+}
+
+/// The first of all that were offered with the lowest rank.
+#[derive(Debug, Default)]
+struct Lowest(Option<(u64, usize)>);
+
+impl Lowest {
+    fn offer(&mut self, rank: u64, place: usize) {
+        if self.0.is_none_or(|(lowest, _)| rank < lowest) {
+            self.0 = Some((rank, place));
+        }
+    }
+
+    /// Offers these workers of a block by what they have in flight.
+    fn offer_loads(&mut self, loads: &Loads, block: usize, workers: u64) {
+        if let Some(place) = first_of(block, loads.blocks()[block].in_flight.lowest(workers)) {
+            self.offer(loads[place].in_flight.into(), place);
+        }
+    }
+
+    /// Offers these workers of a block by how much a client prefers them.
+    fn offer_homes(&mut self, client: Client, block: usize, mut workers: u64) {
+        while let Some(place) = first_of(block, workers) {
+            self.offer(weight(client, place), place);
+            workers &= workers - 1;
+        }
+    }
+
+    fn place(&self) -> Option<usize> {
+        self.0.map(|(_, place)| place)
+    }
+}
+
+/// The place of the first of these workers of a block.
+fn first_of(block: usize, workers: u64) -> Option<usize> {
+    (workers != 0).then(|| block * BLOCK + workers.trailing_zeros() as usize)
+}
+
+impl Picker {
+    /// A policy that begins at slot 0.
+    #[must_use]
+    pub fn new(policy: Policy, limits: Limits) -> Self {
+        Self { policy, limits, cursor: 0, memory: Vec::new(), skips: Skips::default() }
+    }
+
+    /// The best of those who pass every stage.
+    fn best(&mut self, loads: &Loads, client: Client) -> Option<usize> {
+        let share = match self.policy {
+            Policy::Least => None,
+            _ => self.limits.overload_factor.and_then(|one| relative_limit(loads.normal(), one)),
+        };
+        let mut best = Lowest::default();
+        // The first block comes again when everybody else has been looked at.
+        let mut first = None;
+        for (block, span) in loads.spans(self.cursor) {
+            let memory = &mut self.memory[block];
+            let verdict = match first {
+                Some((place, verdict)) if place == block => verdict,
+                _ => judge(loads, block, &self.limits, memory.resting, share),
+            };
+            first.get_or_insert((block, verdict));
+            let passing = verdict.passing & span;
+            let seen = match self.policy {
+                // A rotation looks at nobody behind the one that it takes.
+                Policy::Rr | Policy::None => span & (passing ^ passing.wrapping_sub(1)),
+                _ => span,
+            };
+            memory.resting = memory.resting & !seen | verdict.at_limit & seen;
+            memory.above_average = verdict.above_average;
+            if seen & !passing != 0 {
+                self.skips.count(&verdict, seen);
+            }
+            match self.policy {
+                Policy::Rr | Policy::None if passing != 0 => return first_of(block, passing),
+                Policy::Rr | Policy::None => {}
+                Policy::Least => best.offer_loads(loads, block, passing),
+                Policy::Sticky => best.offer_homes(client, block, passing),
+            }
+        }
+        best.place()
+    }
+
+    /// The least in flight of those who would have passed but for the average. Ties follow the
+    /// cursor.
+    fn least_above(&mut self, loads: &Loads) -> Option<usize> {
+        let mut least = Lowest::default();
+        for (block, span) in loads.spans(self.cursor) {
+            least.offer_loads(loads, block, self.memory[block].above_average & span);
+        }
+        self.skips.fallbacks += u64::from(least.place().is_some());
+        least.place()
+    }
+
+    /// Fits what is remembered to the row, which may have become shorter, too.
+    fn fit(&mut self, workers: usize) {
+        self.memory.resize(workers.div_ceil(BLOCK), Memory::default());
+        if let (Some(last), left @ 1..) = (self.memory.last_mut(), workers % BLOCK) {
+            last.resting &= !(u64::MAX << left);
+        }
+    }
+}
+
+impl Scheduler for Picker {
+    fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot> {
+        self.fit(loads.len());
+        let place = self.best(loads, client).or_else(|| self.least_above(loads))?;
+        self.cursor = if place + 1 < loads.len() { place + 1 } else { 0 };
+        u16::try_from(place).ok().map(Slot)
+    }
+
+    fn has_room(&self, loads: &Loads) -> bool {
+        loads.spans(0).any(|(block, places)| {
+            let resting = self.memory.get(block).map_or(0, |memory| memory.resting);
+            judge(loads, block, &self.limits, resting, None).passing & places != 0
+        })
+    }
+
+    fn wants_client(&self) -> bool {
+        self.policy == Policy::Sticky
+    }
+
+    fn skips(&self) -> Skips {
+        self.skips
+    }
+}
+
+/// How much a client prefers a place: a mix of both (`splitmix64`), so that a worker that goes
+/// away moves its own clients only.
+fn weight(client: Client, place: usize) -> u64 {
+    let mut mixed = client.0 ^ (place as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests;

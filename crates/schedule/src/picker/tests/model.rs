@@ -1,0 +1,115 @@
+//! The policies as a reader would write them: one worker after the other, stage by stage. What the
+//! picker does with sets of workers must come to the same.
+
+use crate::Policy;
+use crate::filter::{Limits, Skips};
+use crate::picker::weight;
+use crate::{Client, Status, WorkerLoad};
+
+/// A policy that looks at one worker at a time.
+pub(super) struct Model {
+    pub(super) policy: Policy,
+    pub(super) limits: Limits,
+    pub(super) cursor: usize,
+    pub(super) resting: Vec<bool>,
+    pub(super) skips: Skips,
+}
+
+impl Model {
+    pub(super) fn new(policy: Policy, limits: Limits) -> Self {
+        Self { policy, limits, cursor: 0, resting: Vec::new(), skips: Skips::default() }
+    }
+
+    pub(super) fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<usize> {
+        self.resting.resize(loads.len(), false);
+        let share = self.limits.overload_factor.and_then(|factor| share(loads, factor));
+        let share = share.filter(|_| self.policy != Policy::Least);
+        let start = self.cursor.min(loads.len());
+        let mut best: Option<(bool, u64, usize)> = None;
+        for place in (start..loads.len()).chain(0..start) {
+            let load = &loads[place];
+            if !self.passes(load, place) {
+                continue;
+            }
+            let above = share.is_some_and(|share| above(load, share));
+            self.skips.above_average += u64::from(above);
+            let rank = match self.policy {
+                _ if above => u64::from(load.in_flight),
+                Policy::Rr | Policy::None => 0,
+                Policy::Least => u64::from(load.in_flight),
+                Policy::Sticky => weight(client, place),
+            };
+            if best.is_none_or(|(other, lowest, _)| (above, rank) < (other, lowest)) {
+                best = Some((above, rank, place));
+            }
+            if self.policy == Policy::Rr && !above {
+                break;
+            }
+        }
+        let (above, _, place) = best?;
+        self.skips.fallbacks += u64::from(above);
+        self.cursor = (place + 1) % loads.len();
+        Some(place)
+    }
+
+    pub(super) fn has_room(&self, loads: &[WorkerLoad]) -> bool {
+        let mut pairs = loads.iter().enumerate();
+        pairs.any(|(place, load)| load.can_take() && !self.is_at_limit(load, place))
+    }
+
+    fn is_at_limit(&self, load: &WorkerLoad, place: usize) -> bool {
+        let rests = self.resting.get(place).is_some_and(|resting| *resting);
+        let limit = self.limits.inflight_max;
+        limit.is_some_and(|limit| {
+            load.in_flight >= limit || (rests && load.in_flight > reentry(limit))
+        })
+    }
+
+    fn passes(&mut self, load: &WorkerLoad, place: usize) -> bool {
+        let at_limit = self.is_at_limit(load, place);
+        self.resting[place] = false;
+        let counter = match load.status {
+            Status::Dead => &mut self.skips.dead,
+            _ if load.hung => &mut self.skips.hung,
+            Status::Draining => &mut self.skips.draining,
+            Status::Full => &mut self.skips.full,
+            Status::Ready if at_limit => {
+                self.resting[place] = true;
+                &mut self.skips.at_limit
+            }
+            Status::Ready if load.credits == 0 => &mut self.skips.out_of_credits,
+            Status::Ready => return true,
+        };
+        *counter += 1;
+        false
+    }
+}
+
+/// Nine tenths of the limit, at least one, and always below it.
+fn reentry(limit: u32) -> u32 {
+    let share = u64::from(limit) * 9 / 10;
+    u32::try_from(share).expect("less than the limit").max(1).min(limit - 1)
+}
+
+/// What the relative stage allows; none while there is nobody to compare with.
+pub(super) fn share(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
+    let is_normal = |load: &&WorkerLoad| {
+        let there = matches!(load.status, Status::Ready | Status::Full);
+        there && !load.hung && load.slow_start_permille >= 1000
+    };
+    let normal: Vec<_> = loads.iter().filter(is_normal).collect();
+    let total: u64 = normal.iter().map(|load| u64::from(load.in_flight)).sum();
+    #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
+    let average = (!normal.is_empty()).then(|| total as f32 / normal.len() as f32);
+    average.map(|average| (average * factor.max(1.0)).max(1.0))
+}
+
+/// Whether a worker is above what the average allows, less while it is new.
+pub(super) fn above(load: &WorkerLoad, share: f32) -> bool {
+    #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
+    let in_flight = load.in_flight as f32;
+    if load.slow_start_permille >= 1000 {
+        return in_flight > share;
+    }
+    in_flight > (share * (f32::from(load.slow_start_permille) / 1000.0)).max(1.0)
+}

@@ -1,0 +1,470 @@
+//! Everything the primary knows of its workers, and what follows from it. Pure: time and the
+//! workers' counters are arguments.
+//!
+//! Owns standing, credits, suspicion and the row of loads. The data path tells it what happened to
+//! sockets and does what it says; a simulation can do the same.
+
+use super::config::SchedulerConfig;
+use super::credits::Credits;
+use super::filter::Skips;
+use super::loads::Loads;
+use super::picker::Picker;
+use super::scheduler::Chooser;
+use super::{Client, Policy, Scheduler, Status, WorkerLoad};
+use crate::id::{ListenerId, Slot};
+
+/// What a worker's page says at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Connections that it has received.
+    pub claimed: u64,
+    /// Connections that it has done with.
+    pub finished: u64,
+    /// When it last received one.
+    pub claimed_at_ns: u64,
+    /// Since when its loop has been in its present turn; 0 while it waits.
+    pub turn_begun_ns: u64,
+    /// Probes that it has answered.
+    pub answered_probes: u64,
+}
+
+/// Why a message came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The channel has no room; it will say when it has.
+    Full,
+    /// The worker takes nothing any more.
+    Closed,
+}
+
+/// A worker in its slot.
+#[derive(Clone, Debug)]
+struct WorkerEntry {
+    joined: u64,
+    assigned: u64,
+    returned: u64,
+    credits: Credits,
+    /// When it came, if others had been serving.
+    came_ns: Option<u64>,
+    /// Probes sent; it is suspected until it has answered them all.
+    probes: u64,
+    suspected: bool,
+    /// It leaves connections in its own socket, or may be about to.
+    stalled: bool,
+    sample: Sample,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Roster {
+    policy: Policy,
+    config: SchedulerConfig,
+    workers: Vec<Option<WorkerEntry>>,
+    loads: Loads,
+    /// The loads as one listener sees them, when not every worker serves every listener.
+    masked: Loads,
+    uniform: bool,
+    listeners: Vec<Option<ListenerEntry>>,
+    /// Of listeners that are gone.
+    skips_before: Skips,
+}
+
+/// A listener with its own rotation. Its position is its bit in `WorkerEntry::joined`.
+#[derive(Debug)]
+struct ListenerEntry {
+    listener: ListenerId,
+    chooser: Chooser,
+}
+
+/// A worker with so many connections has enough to do for a while, if it is slow to claim them.
+const PLENTY: u32 = 4;
+/// Most listeners at a time: the bits of `WorkerEntry::joined`.
+const LISTENERS_MAX: usize = 64;
+
+impl Roster {
+    /// A roster without workers, for the listeners from 0 to so many.
+    ///
+    /// # Panics
+    /// When that is more than 64.
+    #[must_use]
+    pub fn new(policy: Policy, config: SchedulerConfig, listeners: u16) -> Self {
+        let mut roster = Self {
+            policy,
+            config,
+            workers: Vec::new(),
+            loads: Loads::default(),
+            masked: Loads::default(),
+            uniform: true,
+            listeners: Vec::new(),
+            skips_before: Skips::default(),
+        };
+        (0..listeners).map(ListenerId).for_each(|listener| roster.add_listener(listener));
+        roster
+    }
+
+    /// A listener has come, with a rotation of its own; nobody serves it yet.
+    ///
+    /// # Panics
+    /// When there are 64 already.
+    pub fn add_listener(&mut self, listener: ListenerId) {
+        let chooser = match &self.config.scheduler {
+            None => Chooser::BuiltIn(Picker::new(self.policy, self.config.limits)),
+            Some(factory) => Chooser::Foreign(factory.make(listener)),
+        };
+        let entry = Some(ListenerEntry { listener, chooser });
+        match self.listeners.iter_mut().find(|entry| entry.is_none()) {
+            Some(place) => *place = entry,
+            None => self.listeners.push(entry),
+        }
+        assert!(self.listeners.len() <= LISTENERS_MAX, "listeners are bounded");
+        self.note_uniformity();
+    }
+
+    /// A listener has gone.
+    pub fn remove_listener(&mut self, listener: ListenerId) {
+        let Some(place) = self.listener_index(listener) else { return };
+        if let Some(entry) = self.listeners[place].take() {
+            self.skips_before.add(&entry.chooser.skips());
+        }
+        self.workers.iter_mut().flatten().for_each(|worker| worker.joined &= !(1 << place));
+        self.note_uniformity();
+    }
+
+    fn listener_index(&self, listener: ListenerId) -> Option<usize> {
+        let is_it = |entry: &ListenerEntry| entry.listener == listener;
+        self.listeners.iter().position(|entry| entry.as_ref().is_some_and(is_it))
+    }
+
+    /// Whether somebody takes connections of a listener, now or as soon as there is room.
+    #[must_use]
+    pub fn is_served(&self, listener: ListenerId) -> bool {
+        let Some(place) = self.listener_index(listener) else { return false };
+        self.workers.iter().zip(&*self.loads).any(|(worker, load)| {
+            let joined = matches!(worker, Some(worker) if worker.joined & (1 << place) != 0);
+            joined && matches!(load.status, Status::Ready | Status::Full)
+        })
+    }
+
+    /// A worker has come.
+    pub fn attach(&mut self, slot: Slot, now_ns: u64) {
+        let place = slot.index();
+        // Slow start is for who comes to others that have long been serving. Those of the beginning
+        // are all as new as each other, and are compared with each other from the first connection.
+        let is_beginning = self.workers.iter().flatten().all(|worker| worker.assigned == 0);
+        if place >= self.workers.len() {
+            self.workers.resize_with(place + 1, || None);
+            self.loads.extend_to(place + 1);
+        }
+        self.workers[place] = Some(WorkerEntry {
+            joined: 0,
+            assigned: 0,
+            returned: 0,
+            credits: Credits::new(self.config.credits, self.config.credits_max),
+            came_ns: (!is_beginning).then_some(now_ns),
+            probes: 0,
+            suspected: false,
+            stalled: false,
+            sample: Sample::default(),
+        });
+        let came = WorkerLoad { status: Status::Ready, ..WorkerLoad::default() };
+        self.loads.set(place, came);
+        self.note_uniformity();
+        self.observe(slot, Sample::default(), now_ns);
+    }
+
+    /// The worker serves a listener from now on.
+    pub fn join(&mut self, slot: Slot, listener: ListenerId) {
+        let entry = self.listener_index(listener);
+        if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
+            worker.joined |= 1 << place;
+        }
+        self.note_uniformity();
+    }
+
+    /// The worker does not serve a listener any more.
+    pub fn leave(&mut self, slot: Slot, listener: ListenerId) {
+        let entry = self.listener_index(listener);
+        if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
+            worker.joined &= !(1 << place);
+        }
+        self.note_uniformity();
+    }
+
+    /// Bounds the credits of every worker that is there or comes.
+    pub fn bound_credits(&mut self, credits_max: u32) {
+        self.config.credits_max = self.config.credits_max.min(credits_max).max(1);
+        let most = self.config.credits_max;
+        self.workers.iter_mut().flatten().for_each(|worker| worker.credits.bound(most));
+    }
+
+    /// Bounds the credits of one worker, for as long as it is there.
+    pub fn bound_credits_of(&mut self, slot: Slot, credits_max: u32) {
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.credits.bound(credits_max);
+        }
+    }
+
+    /// The worker leaves: nothing more for it.
+    pub fn retire(&mut self, slot: Slot) {
+        self.loads.change(slot.index(), |load| load.status = Status::Draining);
+    }
+
+    /// The worker is gone.
+    pub fn vacate(&mut self, slot: Slot) {
+        self.workers[slot.index()] = None;
+        self.loads.set(slot.index(), WorkerLoad::default());
+        self.note_uniformity();
+    }
+
+    /// The worker's process has ended, but its seat is still being cleared.
+    pub fn bury(&mut self, slot: Slot) {
+        self.loads.change(slot.index(), |load| load.status = Status::Dead);
+    }
+
+    /// Takes note of a worker's counters.
+    pub fn observe(&mut self, slot: Slot, sample: Sample, now_ns: u64) {
+        let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return };
+        // Counts of another process: cut to what is possible.
+        let given = worker.assigned - worker.returned;
+        worker.sample = sample;
+        let claimed = sample.claimed.min(given);
+        let finished = sample.finished.min(given);
+        worker.credits.observe(claimed, sample.claimed_at_ns, now_ns);
+        if worker.suspected && sample.answered_probes >= worker.probes {
+            worker.suspected = false;
+        }
+        let stuck = match (self.config.hang_after_ns, sample.turn_begun_ns) {
+            (Some(hang_after_ns), begun_ns @ 1..) => {
+                now_ns.saturating_sub(begun_ns) > hang_after_ns
+            }
+            _ => false,
+        };
+        let slow_start_permille = worker
+            .came_ns
+            .map_or(1000, |came_ns| slow_start(now_ns.saturating_sub(came_ns), &self.config));
+        self.loads.change(slot.index(), |load| {
+            load.hung = worker.suspected || worker.stalled || stuck;
+            load.in_flight = narrow(given - finished);
+            load.credits = worker.credits.left(narrow(given - claimed));
+            load.slow_start_permille = slow_start_permille;
+        });
+    }
+
+    /// Who shall have the next connection of a listener. The choice is counted at once.
+    pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
+        let entry = self.mask(listener)?;
+        let loads = if self.uniform { &self.loads } else { &self.masked };
+        let slot = self.listeners[entry].as_mut()?.chooser.pick(loads, client)?;
+        let worker = self.workers[slot.index()].as_mut()?;
+        worker.assigned += 1;
+        self.loads.change(slot.index(), |load| {
+            load.in_flight += 1;
+            load.credits = load.credits.saturating_sub(1);
+        });
+        Some(slot)
+    }
+
+    /// Whether somebody could have a connection of a listener.
+    pub fn has_room(&mut self, listener: ListenerId) -> bool {
+        let Some(place) = self.mask(listener) else { return false };
+        let loads = if self.uniform { &self.loads } else { &self.masked };
+        self.listeners[place].as_ref().is_some_and(|entry| entry.chooser.has_room(loads))
+    }
+
+    /// Whether the policy wants to know the client.
+    #[must_use]
+    pub fn wants_client(&self) -> bool {
+        self.listeners.iter().flatten().any(|entry| entry.chooser.wants_client())
+    }
+
+    /// How long connections usually wait for the fastest worker to claim them; none while a worker
+    /// that may have more has so few that it may be through with them before long.
+    #[must_use]
+    pub fn slack_ns(&self) -> Option<u64> {
+        let pairs = self.workers.iter().zip(self.loads.iter());
+        let mut slack_ns = None;
+        for (worker, load) in pairs {
+            let Some(WorkerEntry { credits, .. }) = worker.as_ref().filter(|_| load.can_take())
+            else {
+                continue;
+            };
+            if load.in_flight < PLENTY {
+                return None;
+            }
+            slack_ns = Some(slack_ns.unwrap_or(u64::MAX).min(credits.usual_ns()));
+        }
+        slack_ns
+    }
+
+    /// Connections go into the worker's channel, unless they are [`Roster::refused`] there.
+    pub fn deliver(&mut self, slot: Slot, count: u32, now_ns: u64) {
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.credits.deliver(count, now_ns);
+        }
+    }
+
+    /// Connections came back without having been in the channel. Tells whether the caller should
+    /// wait for room, which is so only for the first refusal.
+    pub fn refused(&mut self, slot: Slot, count: u32, refusal: Refusal) -> bool {
+        self.give_back(slot, count);
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.credits.undo(count);
+        }
+        let Some(status) = self.loads.get(slot.index()).map(|load| load.status) else {
+            return false;
+        };
+        let was_ready = status == Status::Ready;
+        self.loads.change(slot.index(), |load| match refusal {
+            Refusal::Full if was_ready => load.status = Status::Full,
+            Refusal::Closed if status != Status::Dead => load.status = Status::Draining,
+            _ => {}
+        });
+        was_ready && refusal == Refusal::Full
+    }
+
+    /// The channel has room again.
+    pub fn has_room_again(&mut self, slot: Slot) {
+        self.loads.change(slot.index(), |load| {
+            if load.status == Status::Full {
+                load.status = Status::Ready;
+            }
+        });
+    }
+
+    /// Connections were taken out of the worker's channel again.
+    pub fn taken_back(&mut self, slot: Slot, count: u32) {
+        self.give_back(slot, count);
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.credits.withdraw(count);
+        }
+    }
+
+    /// The worker has sent connections back that it had taken and not claimed.
+    pub fn sent_back(&mut self, slot: Slot, count: u32) {
+        self.give_back(slot, count);
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.credits.send_back(count);
+        }
+    }
+
+    fn give_back(&mut self, slot: Slot, count: u32) {
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.returned += u64::from(count);
+            let give_back = |load: &mut WorkerLoad| {
+                load.in_flight = load.in_flight.saturating_sub(count);
+            };
+            self.loads.change(slot.index(), give_back);
+        }
+    }
+
+    /// A worker that has left a connection unclaimed for too long. From now on it is passed over
+    /// until it answers a probe; the caller takes its channel back and sends the probe.
+    pub fn suspect(&mut self, now_ns: u64) -> Option<Slot> {
+        let hang_after_ns = self.config.hang_after_ns?;
+        for (place, worker) in self.workers.iter_mut().enumerate() {
+            let Some(worker) = worker else { continue };
+            let late = worker
+                .credits
+                .oldest_ns()
+                .is_some_and(|oldest| now_ns.saturating_sub(oldest) > hang_after_ns);
+            // One that leaves will not answer and gets nothing more anyway, but what it does not
+            // take belongs to others just the same.
+            let alive = self.loads[place].status != Status::Dead;
+            if late && alive && !worker.suspected {
+                worker.suspected = true;
+                worker.probes += 1;
+                self.loads.change(place, |load| load.hung = true);
+                return u16::try_from(place).ok().map(Slot);
+            }
+        }
+        None
+    }
+
+    /// The probe could not be sent: the worker is no longer suspected, and judged again.
+    pub fn probe_failed(&mut self, slot: Slot) {
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.suspected = false;
+            worker.probes -= 1;
+            self.loads.change(slot.index(), |load| load.hung = false);
+        }
+    }
+
+    /// Whether the worker is under suspicion.
+    #[must_use]
+    pub fn is_suspected(&self, slot: Slot) -> bool {
+        let worker = self.workers.get(slot.index());
+        matches!(worker, Some(Some(worker)) if worker.suspected || worker.stalled)
+    }
+
+    /// The worker does not accept from its own socket as far as can be seen, or does so again:
+    /// while it does not, it gets nothing of others either.
+    pub fn set_stalled(&mut self, slot: Slot, stalled: bool) {
+        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
+            worker.stalled = stalled;
+            let hung = worker.suspected || stalled;
+            self.loads.change(slot.index(), |load| load.hung = hung);
+        }
+    }
+
+    /// When somebody may have to be suspected, if nothing is claimed until then.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let hang_after_ns = self.config.hang_after_ns?;
+        let pairs = self.workers.iter().zip(&*self.loads);
+        let watched = pairs.filter_map(|(worker, load)| {
+            let worker = worker.as_ref().filter(|worker| !worker.suspected)?;
+            (load.status != Status::Dead).then(|| worker.credits.oldest_ns()).flatten()
+        });
+        // One past the limit, so that the check at that moment finds it exceeded.
+        watched.min().map(|oldest| oldest.saturating_add(hang_after_ns).saturating_add(1))
+    }
+
+    /// The row of loads, one a slot.
+    #[must_use]
+    pub fn loads(&self) -> &Loads {
+        &self.loads
+    }
+
+    /// How often each stage passed over a worker, over all listeners.
+    #[must_use]
+    pub fn skips(&self) -> Skips {
+        let mut sum = self.skips_before;
+        self.listeners.iter().flatten().for_each(|entry| sum.add(&entry.chooser.skips()));
+        sum
+    }
+
+    fn note_uniformity(&mut self) {
+        let listeners = self.listeners.iter().enumerate().filter(|(_, entry)| entry.is_some());
+        let everything = listeners.fold(0, |sum, (place, _)| sum | 1 << place);
+        self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
+    }
+
+    /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
+    /// Tells the listener's lane.
+    fn mask(&mut self, listener: ListenerId) -> Option<usize> {
+        let place = self.listener_index(listener)?;
+        if self.uniform {
+            return Some(place);
+        }
+        self.masked.clone_from(&self.loads);
+        for (slot, worker) in self.workers.iter().enumerate() {
+            if !matches!(worker, Some(worker) if worker.joined & 1 << place != 0) {
+                self.masked.set(slot, WorkerLoad::default());
+            }
+        }
+        Some(place)
+    }
+}
+
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// How far a worker of this age has come in its slow start.
+fn slow_start(age_ns: u64, config: &SchedulerConfig) -> u16 {
+    let permille = age_ns.saturating_mul(1000).checked_div(config.slow_start_ns).unwrap_or(1000);
+    u16::try_from(permille).unwrap_or(1000).min(1000)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! How suspicion, credits and slow start work together over simulated time.
+
+use super::*;
+use crate::{CREDITS_MAX, CreditRule, Limits, Policy};
+
+const MS: u64 = 1_000_000;
+const FIRST: ListenerId = ListenerId(0);
+
+fn roster(workers: u16) -> Roster {
+    let config = SchedulerConfig {
+        limits: Limits::default(),
+        scheduler: None,
+        credits: CreditRule::Adaptive,
+        credits_max: CREDITS_MAX,
+        hang_after_ns: Some(100 * MS),
+        slow_start_ns: 0,
+        coalesce_ns: None,
+    };
+    let mut roster = Roster::new(Policy::Rr, config, 1);
+    for slot in (0..workers).map(Slot) {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    }
+    roster
+}
+
+fn give(roster: &mut Roster, now_ns: u64) -> Option<Slot> {
+    let slot = roster.pick(FIRST, Client::default())?;
+    roster.deliver(slot, 1, now_ns);
+    Some(slot)
+}
+
+#[test]
+fn a_worker_that_does_not_claim_is_suspected_once_and_trusted_when_it_answers() {
+    let mut roster = roster(2);
+    assert_eq!(give(&mut roster, 0), Some(Slot(0)));
+    assert_eq!(roster.next_deadline_ns(), Some(100 * MS + 1));
+    assert_eq!(roster.suspect(100 * MS), None);
+    assert_eq!(roster.suspect(100 * MS + 1), Some(Slot(0)));
+    assert_eq!(roster.suspect(100 * MS + 1), None);
+    roster.taken_back(Slot(0), 1);
+    // Nothing is unclaimed any more, and still it gets nothing: it has not answered.
+    roster.observe(Slot(0), Sample::default(), 200 * MS);
+    assert_eq!(give(&mut roster, 200 * MS), Some(Slot(1)));
+    assert_eq!(roster.loads()[0].in_flight, 0);
+    let answered = Sample { answered_probes: 1, ..Sample::default() };
+    roster.observe(Slot(0), answered, 300 * MS);
+    assert!(!roster.is_suspected(Slot(0)));
+    assert_eq!(give(&mut roster, 300 * MS), Some(Slot(0)));
+}
+
+#[test]
+fn a_worker_stuck_in_a_turn_is_passed_over_while_it_is() {
+    let mut roster = roster(2);
+    let stuck = Sample { turn_begun_ns: 1, ..Sample::default() };
+    roster.observe(Slot(0), stuck, 100 * MS + 2);
+    assert_eq!(give(&mut roster, 100 * MS + 2), Some(Slot(1)));
+    roster.observe(Slot(0), Sample::default(), 101 * MS);
+    assert_eq!(give(&mut roster, 101 * MS), Some(Slot(0)));
+}
+
+#[test]
+fn out_of_credits_means_somebody_else_or_nobody() {
+    let mut roster = roster(1);
+    let given = (0..1000).map_while(|_| give(&mut roster, 0)).count();
+    assert_eq!(given, 32);
+    assert!(!roster.has_room(FIRST));
+    let claimed = Sample { claimed: 32, claimed_at_ns: 1000, ..Sample::default() };
+    roster.observe(Slot(0), claimed, 2000);
+    assert!(roster.has_room(FIRST));
+    assert_eq!(roster.loads()[0].credits, 64);
+}
+
+#[test]
+fn a_lying_worker_gains_nothing_and_breaks_nothing() {
+    let mut roster = roster(1);
+    give(&mut roster, 0);
+    let lies = Sample { claimed: u64::MAX, finished: u64::MAX, ..Sample::default() };
+    roster.observe(Slot(0), lies, 0);
+    assert_eq!(roster.loads()[0].in_flight, 0);
+}
+
+#[test]
+fn a_full_channel_is_waited_for_once() {
+    let mut roster = roster(1);
+    for _ in 0..3 {
+        assert!(roster.pick(FIRST, Client::default()).is_some());
+    }
+    assert!(roster.refused(Slot(0), 2, Refusal::Full));
+    assert!(!roster.refused(Slot(0), 1, Refusal::Full));
+    assert_eq!((roster.loads()[0].in_flight, roster.has_room(FIRST)), (0, false));
+    roster.has_room_again(Slot(0));
+    assert!(roster.has_room(FIRST));
+}
+
+#[test]
+fn a_listener_only_sees_those_who_serve_it() {
+    let mut roster = Roster::new(Policy::Rr, roster(0).config, 2);
+    for slot in [Slot(0), Slot(1)] {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    }
+    roster.join(Slot(1), ListenerId(1));
+    assert_eq!(roster.pick(ListenerId(1), Client::default()), Some(Slot(1)));
+    assert_eq!(roster.pick(ListenerId(1), Client::default()), Some(Slot(1)));
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(0)));
+    roster.vacate(Slot(1));
+    assert!(!roster.has_room(ListenerId(1)));
+}
+
+#[test]
+fn listeners_come_and_go_while_others_are_served() {
+    let mut roster = roster(2);
+    let second = ListenerId(700);
+    roster.add_listener(second);
+    assert!(!roster.is_served(second) && !roster.has_room(second));
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(0)));
+    roster.join(Slot(1), second);
+    assert!(roster.is_served(second));
+    assert_eq!(roster.pick(second, Client::default()), Some(Slot(1)));
+    roster.leave(Slot(1), second);
+    assert_eq!(roster.pick(second, Client::default()), None);
+    let passed_over = roster.skips().dead;
+    assert!(passed_over > 0);
+    roster.remove_listener(second);
+    assert_eq!(roster.skips().dead, passed_over, "what was counted stays counted");
+    assert!(!roster.has_room(second));
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(1)));
+    // A listener in the same lane begins with nobody, whoever served the one before it.
+    roster.join(Slot(1), FIRST);
+    roster.remove_listener(FIRST);
+    roster.add_listener(ListenerId(701));
+    assert!(!roster.is_served(ListenerId(701)));
+}
+
+#[test]
+fn what_a_worker_sends_back_is_not_in_flight() {
+    let mut roster = roster(1);
+    for _ in 0..3 {
+        give(&mut roster, 0);
+    }
+    roster.sent_back(Slot(0), 1);
+    assert_eq!(roster.loads()[0].in_flight, 2);
+    let sample = Sample { claimed: 2, finished: 2, claimed_at_ns: MS, ..Sample::default() };
+    roster.observe(Slot(0), sample, 2 * MS);
+    assert_eq!(roster.loads()[0].in_flight, 0);
+    assert_eq!(roster.next_deadline_ns(), None, "nothing is waited for");
+}
+
+#[test]
+fn there_is_slack_while_everybody_has_plenty_and_is_slow_to_claim() {
+    let mut roster = roster(2);
+    for number in 0..2 * u64::from(PLENTY) {
+        assert_eq!(roster.slack_ns(), None, "somebody has {number} at most");
+        give(&mut roster, 0);
+    }
+    assert_eq!(roster.slack_ns(), Some(0), "nobody knows yet how long they take");
+    let slow = |claimed, at_ms| Sample { claimed, claimed_at_ns: at_ms * MS, ..Sample::default() };
+    for (slot, ms) in [(Slot(0), 4), (Slot(1), 2)] {
+        roster.observe(slot, slow(PLENTY.into(), ms), ms * MS);
+    }
+    let slack_ns = roster.slack_ns().expect("what is claimed is still in flight");
+    assert!((MS / 2..2 * MS).contains(&slack_ns), "{slack_ns}: towards that of the faster one");
+    roster.observe(Slot(0), Sample { finished: 1, ..slow(PLENTY.into(), 4) }, 5 * MS);
+    assert_eq!(roster.slack_ns(), None, "it is through with them before long");
+    roster.retire(Slot(0));
+    assert!(roster.slack_ns().is_some(), "who leaves gets nothing and is waited for by nobody");
+}
+
+#[test]
+fn slow_start_is_for_who_comes_to_others_and_not_for_those_of_the_beginning() {
+    let config = SchedulerConfig { coalesce_ns: None, ..SchedulerConfig::default() };
+    let mut roster = Roster::new(Policy::Rr, config, 1);
+    let come = |roster: &mut Roster, slot| {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    };
+    for slot in (0..4).map(Slot) {
+        come(&mut roster, slot);
+    }
+    // The last one claims nothing, the others do: who has more than the average gets nothing.
+    for number in 0..4 * u64::from(CREDITS_MAX) {
+        let now_ns = number * 1000;
+        let Some(_) = give(&mut roster, now_ns) else { break };
+        for place in 0..3 {
+            let claimed = roster.loads()[place].in_flight.into();
+            let sample = Sample { claimed, claimed_at_ns: now_ns, ..Sample::default() };
+            roster.observe(Slot(u16::try_from(place).expect("a few")), sample, now_ns);
+        }
+    }
+    assert!(roster.skips().above_average > 0, "they are compared from the beginning");
+    come(&mut roster, Slot(4));
+    assert_eq!(roster.loads()[4].slow_start_permille, 0, "it has come to others");
+}

@@ -1,0 +1,241 @@
+//! A queue, a worker that takes from it or does not, and the watch over it, in simulated time.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MS: u64 = 1_000_000;
+const HANG_AFTER_NS: u64 = 100 * MS;
+const INTERVAL_NS: u64 = HANG_AFTER_NS / LOOKS;
+
+/// A queue as the kernel has it: the ages of connections in whole milliseconds, readiness told
+/// once after it was asked for.
+struct World {
+    stall_detector: StallDetector,
+    queue: VecDeque<u64>,
+    armed: bool,
+    now_ns: u64,
+    accepted: u64,
+    /// How long each stolen connection had waited, and when it was stolen.
+    stolen: Vec<(u64, u64)>,
+    /// How often the worker was found to move when it was suspected.
+    suspected_in_vain: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            stall_detector: StallDetector::new(HANG_AFTER_NS),
+            queue: VecDeque::new(),
+            armed: true,
+            now_ns: 0,
+            accepted: 0,
+            stolen: Vec::new(),
+            suspected_in_vain: 0,
+        }
+    }
+
+    fn arrive(&mut self) {
+        self.queue.push_back(self.now_ns);
+    }
+
+    fn accept(&mut self) {
+        self.accepted += u64::from(self.queue.pop_front().is_some());
+    }
+
+    fn steal(&mut self) -> Option<u64> {
+        let waited_ns = self.now_ns - self.queue.pop_front()?;
+        self.stolen.push((waited_ns, self.now_ns));
+        Some(waited_ns / MS * MS)
+    }
+
+    /// What the data path does in a turn of its loop.
+    fn attend(&mut self) {
+        if self.armed && !self.queue.is_empty() {
+            self.armed = false;
+            self.stall_detector.came(self.now_ns);
+        }
+        if self.stall_detector.next_look_ns().is_none_or(|look_ns| look_ns > self.now_ns) {
+            return;
+        }
+        let length = u32::try_from(self.queue.len()).expect("few");
+        match self.stall_detector.look(length, self.now_ns) {
+            Finding::Quiet => self.armed = true,
+            Finding::Patient => {}
+            Finding::Overdue => {
+                let waited_ns = self.steal().expect("it is overdue, so it is there");
+                if self.stall_detector.judge(waited_ns, self.now_ns) {
+                    while self.steal().is_some() {}
+                } else {
+                    self.suspected_in_vain += 1;
+                }
+                self.armed = true;
+            }
+        }
+    }
+
+    /// Runs for so many milliseconds: in each, arrivals as drawn, then the worker, then the watch.
+    fn run(&mut self, arrivals: &[u8], mut accepts: impl FnMut(u64, usize) -> usize) {
+        for count in arrivals {
+            (0..*count).for_each(|_| self.arrive());
+            let accepts = accepts(self.now_ns / MS, self.queue.len());
+            (0..accepts).for_each(|_| self.accept());
+            self.attend();
+            self.now_ns += MS;
+        }
+    }
+}
+
+fn arrivals() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop_oneof![4 => Just(0u8), 2 => 0u8..3, 1 => 0u8..20], 300..700)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn behind_a_stopped_worker_nobody_waits_longer_than_patience_and_a_look(
+        arrivals in arrivals(),
+    ) {
+        let mut world = World::new();
+        world.run(&arrivals, |_, _| 0);
+        let longest = world.stolen.iter().map(|(waited_ns, _)| *waited_ns).max().unwrap_or(0);
+        prop_assert!(longest <= HANG_AFTER_NS + INTERVAL_NS, "{longest}");
+        let oldest = world.queue.front().map_or(0, |came_ns| world.now_ns - came_ns);
+        prop_assert!(oldest <= HANG_AFTER_NS + INTERVAL_NS, "{oldest} and still there");
+        // It was found out without a single connection of a moving worker.
+        prop_assert_eq!(world.suspected_in_vain, 0);
+    }
+
+    #[test]
+    fn a_worker_that_empties_its_queue_in_time_is_hardly_robbed(
+        arrivals in arrivals(),
+        pause_ms in 1u64..90,
+    ) {
+        let mut world = World::new();
+        world.run(&arrivals, |ms, waiting| if ms % pause_ms == 0 { waiting } else { 0 });
+        prop_assert!(!world.stall_detector.is_stalled());
+        // What came in between may hide that the queue was empty, but never for long.
+        let stolen = world.stolen.len() as u64;
+        prop_assert_eq!(stolen, world.suspected_in_vain);
+        prop_assert!(stolen <= world.now_ns / HANG_AFTER_NS, "{stolen}");
+    }
+
+    #[test]
+    fn an_overloaded_worker_that_accepts_loses_one_connection_in_a_while(
+        arrivals in prop::collection::vec(2u8..6, 300..700),
+        most in 1usize..3,
+    ) {
+        // Everything in the queue is younger than the limit as long as the queue is short.
+        let mut world = World::new();
+        let mut given = 0;
+        for window in arrivals.chunks(50) {
+            world.run(window, |_, _| most);
+            // Somebody closes what is too old before it gets too long.
+            while world.queue.len() > 40 * most {
+                world.accept();
+                given += 1;
+            }
+        }
+        let passed_ns = world.now_ns;
+        let robberies = world.suspected_in_vain;
+        prop_assert!(!world.stall_detector.is_stalled(), "{given}");
+        prop_assert!(robberies <= passed_ns / HANG_AFTER_NS, "{robberies}");
+        prop_assert_eq!(world.stolen.len() as u64, robberies);
+    }
+
+    #[test]
+    fn whoever_wakes_up_is_trusted_again_and_keeps_what_comes(
+        blocked in arrivals(),
+        awake in arrivals(),
+    ) {
+        let mut world = World::new();
+        world.run(&blocked, |_, _| 0);
+        world.run(&awake, |_, waiting| waiting);
+        let end_of_block_ns = blocked.len() as u64 * MS;
+        let (_, last_ns) = world.stolen.last().copied().unwrap_or_default();
+        prop_assert!(last_ns < end_of_block_ns, "robbed at {last_ns} after it woke up");
+        // The next one that it accepts shows it, if none has so far.
+        world.run(&[0; 1200], |_, waiting| waiting);
+        world.run(&[1, 0], |_, waiting| waiting);
+        world.stall_detector.came(world.now_ns);
+        world.run(&[0; 50], |_, waiting| waiting);
+        prop_assert!(!world.stall_detector.may_be_stalled());
+        prop_assert_eq!(world.stall_detector.next_look_ns(), None);
+    }
+
+    #[test]
+    fn each_connection_is_taken_once_by_somebody(
+        arrivals in arrivals(),
+        accepts in prop::collection::vec(0usize..4, 1..50),
+    ) {
+        let mut world = World::new();
+        let period = accepts.len() as u64;
+        world.run(&arrivals, |ms, _| accepts[usize::try_from(ms % period).expect("small")]);
+        let came: u64 = arrivals.iter().map(|count| u64::from(*count)).sum();
+        let taken = world.accepted + world.stolen.len() as u64 + world.queue.len() as u64;
+        prop_assert_eq!(came, taken);
+    }
+}
+
+#[test]
+fn whether_a_worker_is_stalled_for_whom_nothing_comes_is_doubtful() {
+    let mut stall_detector = StallDetector::new(HANG_AFTER_NS);
+    assert_eq!(stall_detector.next_look_ns(), None);
+    stall_detector.came(0);
+    assert_eq!(stall_detector.next_look_ns(), Some(INTERVAL_NS));
+    assert!(!stall_detector.may_be_stalled());
+    for look in 1..LOOKS {
+        assert_eq!(stall_detector.look(1, look * INTERVAL_NS), Finding::Patient);
+        assert!(stall_detector.may_be_stalled());
+    }
+    assert_eq!(stall_detector.look(1, HANG_AFTER_NS), Finding::Overdue);
+    assert!(!stall_detector.is_stalled(), "that is for the oldest connection to say");
+    assert!(stall_detector.judge(HANG_AFTER_NS, HANG_AFTER_NS));
+    let doubted_ns = stall_detector.next_look_ns().expect("something is to be done then");
+    assert_eq!(stall_detector.look(0, doubted_ns - 1), Finding::Quiet);
+    assert!(!stall_detector.is_doubtful());
+    assert_eq!(stall_detector.look(0, doubted_ns), Finding::Quiet);
+    assert!(stall_detector.is_doubtful() && stall_detector.may_be_stalled());
+    assert_eq!(stall_detector.next_look_ns(), None);
+    // It was not, or it is no longer.
+    stall_detector.came(2 * doubted_ns);
+    assert_eq!(stall_detector.look(0, 2 * doubted_ns + INTERVAL_NS), Finding::Quiet);
+    assert!(!stall_detector.may_be_stalled());
+}
+
+#[test]
+fn what_is_taken_from_a_worker_that_has_stopped_unseen_is_not_given_back_to_it() {
+    let mut stall_detector = StallDetector::new(HANG_AFTER_NS);
+    stall_detector.came(0);
+    // The first one was accepted between two looks, and is what the worker is blocked by.
+    assert_eq!(stall_detector.look(50, INTERVAL_NS), Finding::Patient);
+    assert_eq!(stall_detector.look(50, HANG_AFTER_NS), Finding::Overdue);
+    assert!(
+        !stall_detector.judge(HANG_AFTER_NS - INTERVAL_NS, HANG_AFTER_NS),
+        "it has moved since"
+    );
+    assert!(stall_detector.may_be_stalled());
+    assert_eq!(stall_detector.look(49, HANG_AFTER_NS + INTERVAL_NS), Finding::Patient);
+    assert!(stall_detector.may_be_stalled());
+    assert_eq!(stall_detector.look(49, 2 * HANG_AFTER_NS), Finding::Overdue);
+    assert!(stall_detector.judge(2 * HANG_AFTER_NS - INTERVAL_NS, 2 * HANG_AFTER_NS));
+}
+
+#[test]
+fn a_stalled_worker_is_robbed_again_sooner() {
+    let mut stall_detector = StallDetector::new(HANG_AFTER_NS);
+    stall_detector.came(0);
+    assert_eq!(stall_detector.look(3, HANG_AFTER_NS), Finding::Overdue);
+    assert!(stall_detector.judge(HANG_AFTER_NS, HANG_AFTER_NS));
+    let now_ns = 2 * HANG_AFTER_NS;
+    stall_detector.came(now_ns);
+    assert_eq!(stall_detector.look(1, now_ns + INTERVAL_NS), Finding::Overdue);
+    assert!(stall_detector.judge(INTERVAL_NS, now_ns + INTERVAL_NS));
+    // It has accepted the next one by itself.
+    stall_detector.came(2 * now_ns);
+    assert_eq!(stall_detector.look(0, 2 * now_ns + INTERVAL_NS), Finding::Quiet);
+    assert!(!stall_detector.is_stalled());
+}

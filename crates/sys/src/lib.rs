@@ -1,0 +1,49 @@
+//! The kernel, one facility a file, behind safe functions. The only place with `unsafe`.
+//!
+//! The contract, for everything above:
+//!
+//! * [`ring`]: an io_uring whose operations own their buffers until the kernel is done with them.
+//! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
+//! * [`shared`]: a sealed page of counters that two processes map.
+//! * [`error`], [`address`]: what can fail, and what can be listened on.
+//! * [`listener`]: listening sockets of every kind, opened, adopted, drained and unlinked.
+//! * [`backlog`]: what waits in a listening socket, and for how long.
+//! * [`datagram`]: datagram sockets that processes share.
+//! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
+//! * [`process`]: starting, watching and ending worker processes.
+//! * [`notify`]: words of programs that say in systemd's way that they are ready.
+//! * [`account`]: users and groups by name.
+//! * [`signal`]: signals as a readable descriptor.
+//! * [`limits`]: descriptor limits and what is left of them.
+//! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
+//! * [`probe`]: what this kernel's io_uring can do.
+//! * `readiness`: waiting for a descriptor inside a tokio runtime.
+//! * [`waker`]: a descriptor that wakes a waiting thread.
+//! * [`watch`]: waiting at an epoll set for less than a millisecond.
+//! * [`clock`]: monotonic time as a number that two processes can compare.
+//!
+//! Nothing here decides anything: policies, limits and retries live above.
+
+pub mod account;
+pub mod address;
+pub mod backlog;
+mod cgroup;
+pub mod clock;
+pub mod cpu;
+pub mod datagram;
+pub mod error;
+pub mod fdpass;
+pub mod limits;
+pub mod listener;
+pub mod migration;
+pub mod notify;
+pub mod peer;
+pub mod probe;
+pub mod process;
+#[cfg(feature = "tokio")]
+pub mod readiness;
+pub mod ring;
+pub mod shared;
+pub mod signal;
+pub mod waker;
+pub mod watch;

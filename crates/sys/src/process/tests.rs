@@ -1,0 +1,119 @@
+//! Processes started with streams, places and identities of their own.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::*;
+
+fn shell<'a>(script: &str) -> Launch<'a> {
+    Launch {
+        program: PathBuf::from("/bin/sh"),
+        name: "a shell".into(),
+        arguments: vec!["-c".into(), script.into()],
+        environment: vec![("COLOUR".into(), "blue".into())],
+        removed: &[],
+        id_variable: None,
+        directory: None,
+        user: None,
+        group: None,
+        streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
+        own_group: false,
+        ends_with_parent: false,
+        inherited: vec![],
+        placed: vec![],
+    }
+}
+
+/// What it says on standard output, and how it ends.
+fn run(launch: Launch<'_>) -> (String, Ending) {
+    let mut started = launch.start().expect("there is a shell");
+    let mut text = String::new();
+    let mut output = started.output.take().expect("a pipe");
+    output.read_to_string(&mut text).expect("text");
+    let status = started.process.child.wait().expect("it is our child");
+    (text, Ending::from(status))
+}
+
+#[test]
+fn a_process_gets_its_variables_folder_and_name() {
+    let launch = Launch { directory: Some("/".into()), ..shell("echo $COLOUR; pwd; echo $0") };
+    assert_eq!(run(launch), ("blue\n/\na shell\n".into(), Ending::Code(0)));
+}
+
+#[test]
+fn a_process_is_told_its_own_id_before_it_runs() {
+    let launch = Launch { id_variable: Some("OWN_ID"), ..shell("echo $OWN_ID; echo $$") };
+    let (text, _) = run(launch);
+    let (told, real) = text.trim_end().split_once('\n').expect("two lines");
+    assert_eq!(told, real);
+}
+
+#[test]
+fn a_process_in_a_group_of_its_own_has_no_signals_blocked() {
+    let blocked = |own_group| {
+        // Not by way of a shell, which might change it.
+        let program = "/bin/grep".into();
+        let arguments = vec!["SigBlk".into(), "/proc/self/status".into()];
+        let (text, _) = run(Launch { own_group, program, arguments, ..shell("") });
+        let mask = text.trim_start_matches("SigBlk:").trim();
+        u64::from_str_radix(mask, 16).expect("a mask")
+    };
+    crate::signal::block(&[Signal::SIGTERM]).expect("a valid signal");
+    let bit = 1 << (Signal::SIGTERM as u64 - 1);
+    assert_eq!(blocked(false) & bit, bit);
+    assert_eq!(blocked(true), 0);
+}
+
+#[test]
+fn a_process_ends_with_the_thread_that_started_it_if_that_is_wished() {
+    let launch = Launch { ends_with_parent: true, ..shell("exec sleep 100") };
+    let thread = std::thread::spawn(move || launch.start().expect("there is a shell"));
+    let mut started = thread.join().expect("it has started a shell");
+    let status = started.process.child.wait().expect("it is our child");
+    assert_eq!(Ending::from(status), Ending::Signal(15));
+}
+
+#[test]
+fn descriptors_are_placed_under_the_numbers_that_were_asked_for() {
+    let (first, mut ours) = UnixStream::pair().expect("a pair");
+    let (second, mut other) = UnixStream::pair().expect("a pair");
+    ours.write_all(b"one").expect("room");
+    other.write_all(b"two").expect("room");
+    drop((ours.shutdown(std::net::Shutdown::Write), other.shutdown(std::net::Shutdown::Write)));
+    let placed = vec![(7, OwnedFd::from(first)), (4, OwnedFd::from(second))];
+    let launch = Launch { placed, ..shell("cat <&4; cat <&7") };
+    assert_eq!(run(launch).0, "twoone");
+    let placed = vec![(2, OwnedFd::from(UnixStream::pair().expect("a pair").0))];
+    assert!(Launch { placed, ..shell("true") }.start().is_err(), "2 is a standard stream");
+}
+
+#[test]
+fn a_program_that_is_not_there_is_told_even_with_placed_descriptors() {
+    let placed = vec![(5, OwnedFd::from(UnixStream::pair().expect("a pair").0))];
+    let launch = Launch { program: "/nowhere/at/all".into(), placed, ..shell("true") };
+    let error = launch.start().expect_err("there is no such program");
+    assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
+}
+
+#[test]
+fn somebody_else_has_no_groups_of_ours() {
+    if !geteuid().is_root() {
+        eprintln!("not tested: only root can become somebody else");
+        return;
+    }
+    let ids = "id -u; id -g; id -G";
+    let launch = Launch { user: Some(65_534), group: Some(65_533), ..shell(ids) };
+    assert_eq!(run(launch).0, "65534\n65533\n65533\n");
+    let launch = Launch { group: Some(65_533), ..shell(ids) };
+    assert_eq!(run(launch).0, "0\n65533\n65533\n");
+}
+
+#[test]
+fn a_signal_from_afar_ends_it_and_comes_too_late_afterwards() {
+    let mut started = shell("sleep 100 & wait").start().expect("there is a shell");
+    let remote = started.process.remote();
+    remote.signal(Signal::SIGKILL).expect("it is our child");
+    let status = started.process.child.wait().expect("it is our child");
+    assert_eq!(Ending::from(status), Ending::Signal(9));
+    remote.signal(Signal::SIGKILL).expect("nobody is there any more");
+}

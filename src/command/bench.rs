@@ -1,0 +1,186 @@
+//! `clusterlb bench`: own policies and other servers under the same loads, compared.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::arguments::{parse, positive_time, time};
+use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
+use clusterlb::{Error, Result};
+use clusterlb_harness::bench::Comparison;
+use clusterlb_harness::environment::Environment;
+use clusterlb_harness::interrupt::Interrupt;
+use clusterlb_harness::placement::Sharing;
+use clusterlb_harness::report;
+use clusterlb_harness::scenario::{ALL, DEFAULT, Knobs, Scenario};
+use clusterlb_harness::target::Target;
+
+/// Too few trials count for what some scenario is about.
+const TOO_FEW_COUNT: u8 = 4;
+/// Below this a server has hardly started to be loaded.
+const DURATION_MIN: Duration = Duration::from_millis(100);
+/// Most of a trial.
+const DURATION_MAX: Duration = Duration::from_secs(3600);
+
+const EXAMPLES: &str = "\
+Examples:
+  clusterlb bench
+      rr, none:epoll and none:reuseport in four scenarios; some twelve minutes
+  clusterlb bench --scenario heavy-70 --scenario stall --repeats 10 --report tail.html
+      who keeps the tail short, as a page for a browser as well
+  clusterlb bench --target rr --against nginx,haproxy,node --scenario short
+      the same load on other servers, which are started and stopped by this command
+  clusterlb bench --scenario heavy-70 --target rr --target 'rr --overload-factor off'
+      what an option of this program is worth
+  clusterlb bench --scenario capacity -w 2 -t node:rr -t rr+node -t none:reuseport+node
+      Node's workers under its own primary, and the same under this one
+  clusterlb bench --scenario all --target rr --target none:uring --duration 10s --json
+
+Scenarios: short, capacity, keep-alive, heavy-50, heavy-70, heavy-85, mixed, stall, stopped, burst.
+
+Exit codes: 0 done, 1 nothing could be run, 2 wrong usage, 3 this machine cannot (a server that is
+not installed), 4 done, but for some of what is compared too few trials count (which and why is
+shown), 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+
+/// What shall be compared.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(super) struct BenchArguments {
+    /// A load; can be repeated, `all` for all of them
+    /// [default: short, capacity, keep-alive, heavy-70]
+    #[arg(short, long, value_name = "NAME")]
+    scenario: Vec<String>,
+
+    /// A policy of this program, with options of its own if need be, as rr+node if the workers
+    /// shall be Node's; can be repeated. The others are compared with the first
+    /// [default: rr, none:epoll, none:reuseport; only rr with --against]
+    #[arg(short, long, value_name = "TARGET", value_parser = parse::<Target>)]
+    target: Vec<Target>,
+
+    /// Other servers, which must be installed: nginx, nginx:reuseport, haproxy, node, node:none
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse::<Target>)]
+    against: Vec<Target>,
+
+    /// Worker processes of each server
+    #[arg(short, long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: u16,
+
+    /// Rounds, each with a trial of every target; six are the least that shows anything
+    #[arg(short, long, value_name = "N", default_value_t = 8)]
+    repeats: usize,
+
+    /// What is measured of each trial
+    #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = positive_time)]
+    duration: Duration,
+
+    /// What is thrown away before it
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    warmup: Duration,
+
+    /// Connections a second in scenarios at a constant rate
+    #[arg(long, value_name = "N", default_value_t = 3000,
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rate: u32,
+
+    /// Clients at once in scenarios without a rate; a burst has 16 times as many
+    #[arg(short, long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    connections: u32,
+
+    #[command(flatten)]
+    measuring: MeasuringArguments,
+}
+
+impl BenchArguments {
+    fn scenarios(&self) -> Result<Vec<Scenario>> {
+        if self.scenario.is_empty() {
+            return Ok(DEFAULT.to_vec());
+        }
+        if self.scenario.iter().any(|name| name == "all") {
+            return Ok(ALL.to_vec());
+        }
+        let mut scenarios = Vec::new();
+        for name in &self.scenario {
+            let scenario = name.parse()?;
+            if !scenarios.contains(&scenario) {
+                scenarios.push(scenario);
+            }
+        }
+        Ok(scenarios)
+    }
+
+    /// The targets that are there, and what was asked for and is not.
+    fn targets(&self, scenarios: &[Scenario]) -> Result<(Vec<Target>, Vec<Missing>)> {
+        let defaults = ["rr", "none:epoll", "none:reuseport"];
+        let few = if self.against.is_empty() { defaults.len() } else { 1 };
+        let mut wanted = self.target.clone();
+        if wanted.is_empty() {
+            wanted = defaults[..few].iter().map(|name| name.parse()).collect::<Result<_>>()?;
+        }
+        wanted.extend(&self.against);
+        let mut once = Vec::new();
+        for target in wanted {
+            if !once.contains(&target) {
+                once.push(target);
+            }
+        }
+        let blocking = scenarios.iter().any(|scenario| scenario.work().is_some());
+        let (targets, missing) = available(once, blocking);
+        let nobody =
+            !self.against.is_empty() && !targets.iter().any(|target| self.against.contains(target));
+        if !missing.is_empty() && (nobody || targets.is_empty()) {
+            return Err(Missing::error(&missing));
+        }
+        Ok((targets, missing))
+    }
+
+    /// Measures and shows.
+    ///
+    /// # Errors
+    /// What was asked for cannot be, or nothing at all could be run.
+    pub(super) fn run(&self) -> Result<u8> {
+        if !(DURATION_MIN..=DURATION_MAX).contains(&self.duration) {
+            return Err(Error::usage(
+                format!("a measurement of {:?}", self.duration),
+                format!("give --duration from {DURATION_MIN:?} to an hour"),
+            ));
+        }
+        let scenarios = self.scenarios()?;
+        let (targets, missing) = self.targets(&scenarios)?;
+        let comparison = Comparison {
+            scenarios,
+            targets,
+            repeats: self.repeats,
+            knobs: Knobs {
+                workers: usize::from(self.workers),
+                rate_per_s: f64::from(self.rate),
+                connections: self.connections,
+                duration: self.duration,
+                warm_up: self.warmup,
+                seed: self.measuring.seed,
+            },
+        };
+        comparison.check()?;
+        let processes = usize::from(self.workers) + 1;
+        let (facts, placement) = self.measuring.place(processes, Sharing::Apart)?;
+        let outputs = self.measuring.open()?;
+        let environment = Environment::look(&facts, &placement, &comparison.targets);
+        let mut interrupt = Interrupt::new()?;
+        let mut progress = Progress::new(self.measuring.quiet);
+        let measured = comparison.run(environment, &mut interrupt, &mut |done, all, what| {
+            progress.tell(done, all, what);
+        });
+        progress.clear();
+        let (mut found, signal) = measured?;
+        found.missing = missing.iter().map(Missing::sentence).collect();
+        outputs.write(
+            &found,
+            report::bench_text::bench,
+            report::csv::bench,
+            report::bench_page::bench,
+        )?;
+        let code = if found.is_lacking() { TOO_FEW_COUNT } else { 0 };
+        Ok(signal.map_or(code, signal_code))
+    }
+}

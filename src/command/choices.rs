@@ -1,0 +1,51 @@
+//! Choices that the library defines, with a line of help for each, as clap wants them.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clusterlb::{AcceptMechanism, Policy};
+
+/// Reads a policy.
+pub(super) fn policies() -> impl TypedValueParser<Value = Policy> {
+    let values = Policy::ALL.map(|policy| PossibleValue::new(policy.name()).help(about(policy)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
+}
+
+/// Reads how workers accept.
+pub(super) fn mechanisms() -> impl TypedValueParser<Value = AcceptMechanism> {
+    let values = AcceptMechanism::ALL
+        .map(|mechanism| PossibleValue::new(mechanism.name()).help(about_accepting(mechanism)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<AcceptMechanism>())
+}
+
+fn about(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Rr => "The primary accepts and hands over, round robin (SCHED_RR)",
+        Policy::Least => "The primary hands over to the worker with the fewest in flight",
+        Policy::Sticky => {
+            "The primary hands over to the worker that the client's address maps to, unless that \
+             worker is overloaded: for sessions that live in one worker's memory"
+        }
+        Policy::None => "The workers accept, the kernel chooses (SCHED_NONE)",
+    }
+}
+
+fn about_accepting(mechanism: AcceptMechanism) -> &'static str {
+    match mechanism {
+        AcceptMechanism::Epoll => {
+            "epoll, level-triggered: every idle worker is woken, one wins; what Node does"
+        }
+        AcceptMechanism::EpollDrain => {
+            "As epoll, but accepting until the queue is empty; what libuv did before 1.45"
+        }
+        AcceptMechanism::EpollExclusive => {
+            "epoll with EPOLLEXCLUSIVE: one worker is woken, mostly the same one"
+        }
+        AcceptMechanism::Uring => "One io_uring accept at a time: idle workers take turns",
+        AcceptMechanism::UringMultishot => {
+            "A multishot io_uring accept: the first worker to arm it gets everything"
+        }
+        AcceptMechanism::Reuseport => {
+            "A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash. What a \
+             Node worker does not accept in time is given to others"
+        }
+    }
+}

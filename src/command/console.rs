@@ -1,0 +1,249 @@
+//! What a run tells: JSON lines on standard output, or text for people on standard error.
+//!
+//! Owns wording and layout. A reader that has gone away ends the telling, never the run.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::command::keeper::{Event, Printer, Summary, Target, WorkerSummary};
+use clusterlb::WorkerId;
+
+/// Longest bar of the summary, in characters.
+const BAR_WIDTH: u64 = 24;
+
+/// How a run is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// One JSON object a line.
+    Json,
+    /// Text.
+    Text,
+    /// Nothing but the books of a run that failed.
+    Quiet,
+}
+
+/// Tells events.
+#[derive(Debug)]
+pub(super) struct Console {
+    style: Style,
+    begun: Instant,
+    /// Events before the first `listening`, which is told first, since it is what readers wait
+    /// for.
+    held: Option<Vec<(u128, Event)>>,
+    listeners_left: usize,
+    /// What the run is, told to people with the first event: a run that cannot begin has only its
+    /// error to tell.
+    introduction: Vec<String>,
+    /// Who writes it down, so that a reader who is behind holds nobody up.
+    printer: Printer,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    event: &'a Event,
+    at_ms: u128,
+}
+
+impl Console {
+    /// A console that has told nothing yet.
+    #[must_use]
+    pub(super) fn new(
+        style: Style,
+        listeners: usize,
+        introduction: Vec<String>,
+        printer: Printer,
+    ) -> Self {
+        let (begun, held) = (Instant::now(), Some(Vec::new()));
+        Self { style, begun, held, listeners_left: listeners, introduction, printer }
+    }
+
+    /// Tells an event, or keeps it until every listener has been told.
+    pub(super) fn tell(&mut self, event: Event) {
+        let at_ms = self.begun.elapsed().as_millis();
+        match (&mut self.held, &event) {
+            (Some(held), Event::Fork { .. } | Event::Online { .. }) => held.push((at_ms, event)),
+            (_, Event::Listening { .. }) => {
+                self.write(at_ms, &event);
+                self.listeners_left = self.listeners_left.saturating_sub(1);
+                if self.listeners_left == 0 {
+                    self.release();
+                }
+            }
+            _ => {
+                self.release();
+                self.write(at_ms, &event);
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        for (at_ms, event) in self.held.take().unwrap_or_default() {
+            self.write(at_ms, &event);
+        }
+    }
+
+    fn write(&mut self, at_ms: u128, event: &Event) {
+        match self.style {
+            Style::Json => {
+                let line = serde_json::to_string(&Line { event, at_ms })
+                    .expect("events are plain data with string keys");
+                self.printer.line(Target::Output, &line);
+            }
+            Style::Text => {
+                let words = in_words(event);
+                for text in self.introduction.drain(..).chain(words) {
+                    self.printer.line(Target::Errors, &text);
+                }
+            }
+            Style::Quiet => {}
+        }
+    }
+}
+
+fn in_words(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Listening { address, .. } => format!("listening on {address}"),
+        Event::Fork { id, pid, cpu } => {
+            let place = cpu.map_or_else(|| "not pinned".into(), |cpu| format!("CPU {cpu}"));
+            format!("worker {id}: pid {pid}, {place}")
+        }
+        Event::Exit { id, pid, code, signal, aborted } => {
+            let how = match (code, signal) {
+                (_, Some(signal)) => format!("was ended by {signal}"),
+                (Some(0), None) => return aborted_only(*id, *pid, *aborted),
+                (code, None) => format!("ended with exit code {}", code.unwrap_or(-1)),
+            };
+            format!("worker {id}: pid {pid} {how}{}", cut(*aborted))
+        }
+        Event::Hung { id, pid, taken_back } => format!(
+            "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
+        ),
+        Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
+        Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
+        Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
+        Event::GiveUp { id, reason } => format!("worker {id}: not replaced any more: {reason}"),
+        Event::Draining { reason, grace_ms } => format!(
+            "draining ({reason}): open requests have {} s; a second signal ends at once",
+            grace_ms.div_ceil(1000)
+        ),
+        Event::Kill { ids, reason } => {
+            format!("killed worker {}: {reason}", in_a_row(ids))
+        }
+        Event::Reloading { ids } => {
+            format!("replacing worker {}, one after the other", in_a_row(ids))
+        }
+        Event::Reloaded => "all of them are replaced".into(),
+        Event::Note { text } => text.clone(),
+        Event::Summary(Summary { uncounted: true, stolen: 0, .. }) => {
+            "\nnothing was counted: the workers accepted by themselves, and do not tell".into()
+        }
+        Event::Summary(summary) if summary.uncounted => format!(
+            "\nonly what others got instead is counted: what workers accept by themselves they do \
+             not tell\n{}",
+            table(summary)
+        ),
+        Event::Summary(summary) => table(summary),
+        _ => return None,
+    })
+}
+
+fn aborted_only(id: WorkerId, pid: u32, aborted: u64) -> Option<String> {
+    (aborted > 0).then(|| format!("worker {id}: pid {pid} left{}", cut(aborted)))
+}
+
+fn in_a_row(ids: &[WorkerId]) -> String {
+    let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+fn cut(aborted: u64) -> String {
+    match aborted {
+        0 => String::new(),
+        1 => ", 1 connection cut".into(),
+        count => format!(", {count} connections cut"),
+    }
+}
+
+/// The books as a table with a bar for each worker.
+fn table(summary: &Summary) -> String {
+    let mut text = String::from("\nworker      pid   cpu    assigned     claimed    finished\n");
+    let given = |worker: &WorkerSummary| worker.assigned - worker.returned;
+    let total: u64 = summary.workers.iter().map(given).sum();
+    let most = summary.workers.iter().map(given).max().unwrap_or(0);
+    for worker in &summary.workers {
+        let name = match worker.id {
+            0 => "earlier".into(),
+            id => id.to_string(),
+        };
+        let cpu = worker.cpu.map_or_else(|| "-".into(), |cpu| cpu.to_string());
+        let share = percent(given(worker), total);
+        let bar = "▇".repeat(length(given(worker), most));
+        let _ = writeln!(
+            text,
+            "{name:>6} {:>8} {cpu:>5} {:>11} {:>11} {:>11}  {share:>5.1} % {bar}",
+            worker.pid, worker.assigned, worker.claimed, worker.finished
+        );
+    }
+    let Summary { accepted, stolen, refused, redispatched, dropped, aborted, .. } = summary;
+    let stolen = match stolen {
+        0 => String::new(),
+        stolen => format!(" ({stolen} stolen from workers that did not)"),
+    };
+    let _ = write!(
+        text,
+        "accepted {accepted}{stolen}, refused {refused}, redispatched {redispatched}, dropped \
+         {dropped}, cut {aborted}; top two {:.1} %, max/mean {:.2}",
+        summary.top_two_percent, summary.max_over_mean
+    );
+    if let Some(slowest) =
+        summary.workers.iter().filter_map(|one| one.handoff).max_by_key(|one| one.p99_us)
+    {
+        let _ = write!(
+            text,
+            "\naccept to claim, slowest worker: p50 {} µs, p90 {} µs, p99 {} µs, max {} µs",
+            slowest.p50_us, slowest.p90_us, slowest.p99_us, slowest.max_us
+        );
+    }
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
+
+fn length(part: u64, most: u64) -> usize {
+    let length = (part * BAR_WIDTH).checked_div(most).unwrap_or(0);
+    usize::try_from(length).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clusterlb::WorkerCounts;
+
+    #[test]
+    fn the_table_shows_shares_and_sums() {
+        let mut summary = Summary { accepted: 40, ..Summary::default() };
+        for (id, count) in [(1, 30), (2, 10)] {
+            let mut counts = WorkerCounts::default();
+            (counts.assigned, counts.claimed, counts.finished) = (count, count, count);
+            summary.enter(WorkerSummary::new(WorkerId(id), 100, Some(0), counts));
+        }
+        summary.close();
+        let text = table(&summary);
+        assert!(text.contains("75.0 %") && text.contains("25.0 %"), "{text}");
+        assert!(text.contains("accepted 40") && text.contains("top two 100.0 %"), "{text}");
+        assert!(text.contains(&"▇".repeat(24)), "{text}");
+    }
+
+    #[test]
+    fn events_are_one_json_object_with_their_name() {
+        let event = Event::Online { id: WorkerId(3), pid: 17 };
+        let line = serde_json::to_string(&Line { event: &event, at_ms: 5 }).expect("plain data");
+        assert_eq!(line, r#"{"event":"online","id":3,"pid":17,"at_ms":5}"#);
+    }
+}

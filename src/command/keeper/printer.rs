@@ -1,0 +1,255 @@
+//! The thread that writes to standard output and error: what is told, and what workers print.
+//!
+//! Owns both streams as long as it lives. It may wait for whoever reads them; nobody waits for it.
+//! Workers whose pipes it does not read wait, as they would for the reader themselves.
+
+use std::collections::VecDeque;
+use std::io::IsTerminal as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use clusterlb_sys::waker::Waker;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::unistd::{read, write};
+
+use super::lines::Lines;
+use clusterlb::WorkerId;
+use clusterlb::{Error, Result};
+use clusterlb_sys::error::errno_of;
+
+/// What waits to be written at most; further lines are dropped, and counted.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What is read of a worker before others have their turn.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// What is read of a worker's pipe at the end: more than a pipe holds was printed meanwhile.
+const LAST_BYTES_MAX: usize = 1024 * 1024;
+/// How long the end waits for whoever reads.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where something is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Errors,
+}
+
+/// Prints. Clones print by the same thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Printer {
+    orders: Arc<Mutex<Orders>>,
+    waker: Arc<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    lines: VecDeque<(Target, Vec<u8>)>,
+    waiting_bytes: usize,
+    dropped: u64,
+    pipes: Vec<Pipe>,
+    end: Option<SyncSender<()>>,
+}
+
+/// What a worker prints into.
+#[derive(Debug)]
+struct Pipe {
+    descriptor: OwnedFd,
+    target: Target,
+    lines: Lines,
+}
+
+impl Printer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Too few descriptors or threads.
+    pub(crate) fn start() -> Result<Self> {
+        let printer = Self { orders: Arc::default(), waker: Arc::new(Waker::new()?) };
+        let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
+        let body = move || Writer { orders, waker, pipes: vec![], told: vec![] }.run();
+        // Signals are for whoever waits for them, and must not end the process by way of this
+        // thread, which inherits what is blocked here now.
+        let masked = |errno| Error::system("block signals", errno);
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
+        let thread = thread::Builder::new().name("printer".into()).spawn(body);
+        before.thread_set_mask().map_err(masked)?;
+        thread.map_err(|error| Error::system("start the printer's thread", errno_of(&error)))?;
+        Ok(printer)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().expect("nothing panics while it holds what is to be printed")
+    }
+
+    /// Prints a line, sooner or later.
+    pub(crate) fn line(&self, target: Target, text: &str) {
+        let mut orders = self.orders();
+        let length = text.len() + 1;
+        if orders.waiting_bytes > 0 && orders.waiting_bytes + length > WAITING_BYTES_MAX {
+            orders.dropped += 1;
+            return;
+        }
+        orders.waiting_bytes += length;
+        orders.lines.push_back((target, format!("{text}\n").into_bytes()));
+        drop(orders);
+        self.waker.wake();
+    }
+
+    /// Prints what comes out of a worker's pipe, line by line, with the worker's number in front.
+    pub(crate) fn attend(&self, worker: WorkerId, target: Target, pipe: impl Into<OwnedFd>) {
+        let descriptor = pipe.into();
+        // It has just been created, and a pipe knows this flag.
+        let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        let lines = Lines::new(worker.0, target.is_coloured());
+        self.orders().pipes.push(Pipe { descriptor, target, lines });
+        self.waker.wake();
+    }
+
+    /// Prints what there is, and waits until that has been done, unless nobody reads.
+    pub(crate) fn finish(&self) {
+        let (done, is_done) = sync_channel(1);
+        self.orders().end = Some(done);
+        self.waker.wake();
+        wait_for(&is_done);
+    }
+}
+
+fn wait_for(is_done: &Receiver<()>) {
+    // Nobody reads, or the thread has gone: what is left is lost either way.
+    let _ = is_done.recv_timeout(LAST_PATIENCE);
+}
+
+impl Target {
+    fn is_coloured(self) -> bool {
+        let is_terminal = match self {
+            Self::Output => std::io::stdout().is_terminal(),
+            Self::Errors => std::io::stderr().is_terminal(),
+        };
+        let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        is_terminal && !declined && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
+    }
+
+    /// Writes all of it, however long that takes; nothing, if nobody can read it any more.
+    fn write(self, bytes: &[u8]) {
+        match self {
+            Self::Output => write_all(std::io::stdout().as_fd(), bytes),
+            Self::Errors => write_all(std::io::stderr().as_fd(), bytes),
+        }
+    }
+}
+
+fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match write(descriptor, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EINTR) => {}
+            // Somebody who shares it has made it so.
+            Err(Errno::EAGAIN) => {
+                let mut room = [PollFd::new(descriptor, PollFlags::POLLOUT)];
+                let _ = poll(&mut room, PollTimeout::NONE);
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// The thread's state.
+struct Writer {
+    orders: Arc<Mutex<Orders>>,
+    waker: Arc<Waker>,
+    pipes: Vec<Pipe>,
+    /// What is being put together to be written at once.
+    told: Vec<u8>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let ready = self.wait();
+            self.waker.clear();
+            if let Some(done) = self.obey() {
+                for place in 0..self.pipes.len() {
+                    self.empty(place);
+                }
+                let _ = done.send(());
+                return;
+            }
+            // Backwards, since those that have ended are taken out.
+            for place in (0..ready.len()).rev().filter(|place| ready[*place]) {
+                if self.pass_on(place) == Some(0) {
+                    self.empty(place);
+                    self.pipes.remove(place);
+                }
+            }
+        }
+    }
+
+    /// Waits until something is to be done. Tells which of the pipes have something.
+    fn wait(&self) -> Vec<bool> {
+        let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let pipes = self.pipes.iter().map(|pipe| readable(pipe.descriptor.as_fd()));
+        let mut watched: Vec<PollFd<'_>> = pipes.chain([readable(self.waker.as_fd())]).collect();
+        // An interruption finds nothing ready.
+        let _ = poll(&mut watched, PollTimeout::NONE);
+        watched[..self.pipes.len()].iter().map(|one| one.any().unwrap_or(false)).collect()
+    }
+
+    /// Prints the lines that wait. Tells whether it is the end.
+    fn obey(&mut self) -> Option<SyncSender<()>> {
+        loop {
+            let mut orders = self.orders.lock().expect("nothing panics while it holds them");
+            self.pipes.append(&mut orders.pipes);
+            let Some((target, line)) = orders.lines.pop_front() else {
+                let dropped = std::mem::take(&mut orders.dropped);
+                let end = orders.end.take();
+                drop(orders);
+                if dropped > 0 {
+                    let text = format!("{dropped} lines were not told: nobody read them in time\n");
+                    Target::Errors.write(text.as_bytes());
+                }
+                return end;
+            };
+            orders.waiting_bytes -= line.len();
+            drop(orders);
+            target.write(&line);
+        }
+    }
+
+    /// Reads once from a pipe and prints what is complete. Tells how much there was, if that can be
+    /// known now.
+    fn pass_on(&mut self, place: usize) -> Option<usize> {
+        let pipe = &mut self.pipes[place];
+        let mut chunk = [0; CHUNK_BYTES];
+        let count = match read(&pipe.descriptor, &mut chunk) {
+            Ok(count) => count,
+            Err(Errno::EAGAIN | Errno::EINTR) => return None,
+            Err(_) => 0,
+        };
+        pipe.lines.take(&chunk[..count], &mut self.told);
+        pipe.target.write(&self.told);
+        self.told.clear();
+        Some(count)
+    }
+
+    /// Prints what is left in a pipe, the beginning of a line included.
+    fn empty(&mut self, place: usize) {
+        let mut left = LAST_BYTES_MAX;
+        while let Some(count @ 1..) = self.pass_on(place) {
+            left = left.saturating_sub(count);
+            if left == 0 {
+                break;
+            }
+        }
+        let pipe = &mut self.pipes[place];
+        pipe.lines.end(&mut self.told);
+        pipe.target.write(&self.told);
+        self.told.clear();
+    }
+}

@@ -1,0 +1,259 @@
+//! What the measuring commands have in common: options on output and place, and the progress line.
+//!
+//! Owns where results go. Refuses to measure.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use clusterlb::{Error, Result};
+use clusterlb_harness::peer::NGINX_ECHO_MODULE;
+use clusterlb_harness::placement::{Placement, Sharing, Wish, place};
+use clusterlb_harness::server::find_program;
+use clusterlb_harness::target::{Peer, Target};
+use clusterlb_sys::cpu::{CpuFacts, parse_cpu_list};
+use clusterlb_sys::error::errno_of;
+use clusterlb_sys::limits;
+
+/// Where results go, and who runs where.
+#[derive(Clone, Debug, Args)]
+pub(super) struct MeasuringArguments {
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Write a table with a row for each worker of each run to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) csv: Option<PathBuf>,
+
+    /// Write a page for a browser, complete in itself, to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Option<PathBuf>,
+
+    /// Tell no progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+
+    /// CPUs of the server, as 0-3,6 [default: those that the generator leaves]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub(super) server_cpus: Option<CpuList>,
+
+    /// CPUs of the load generator, one for each of its threads [default: the last ones]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub(super) load_cpus: Option<CpuList>,
+
+    /// Threads of the load generator
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) load_threads: u16,
+
+    /// Decides every random choice that takes a seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) seed: u64,
+}
+
+/// CPUs in the order in which they were named.
+#[derive(Clone, Debug)]
+pub(super) struct CpuList(Vec<usize>);
+
+fn cpu_list(text: &str) -> std::result::Result<CpuList, String> {
+    parse_cpu_list(text).map(CpuList)
+}
+
+impl MeasuringArguments {
+    /// Who runs where, with the facts that decided it. `processes` of the server want to run at
+    /// once.
+    ///
+    /// # Errors
+    /// CPUs that may not be used.
+    pub(super) fn place(
+        &self,
+        processes: usize,
+        sharing: Sharing,
+    ) -> Result<(CpuFacts, Placement)> {
+        let facts = CpuFacts::gather()?;
+        let wish = Wish {
+            threads: usize::from(self.load_threads),
+            processes,
+            sharing,
+            server: self.server_cpus.clone().map(|list| list.0),
+            load: self.load_cpus.clone().map(|list| list.0),
+        };
+        let placement = place(&facts.cpus, &wish)?;
+        // What is started inherits the limit, and peers do not raise it by themselves.
+        limits::raise_descriptor_limit()?;
+        Ok((facts, placement))
+    }
+
+    /// Opens the files that results go to: finding out after minutes that they cannot be written
+    /// is too late.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(super) fn open(&self) -> Result<Outputs> {
+        let create = |path: &PathBuf| {
+            File::create(path).map(|file| (path.clone(), file)).map_err(|error| {
+                let why = errno_of(&error).desc();
+                let hint = "name a file in a folder that exists and that you may write to";
+                Error::usage(format!("cannot write {}: {why}", path.display()), hint)
+            })
+        };
+        Ok(Outputs {
+            json: self.json,
+            csv: self.csv.as_ref().map(create).transpose()?,
+            page: self.report.as_ref().map(create).transpose()?,
+        })
+    }
+}
+
+/// Where results go.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    json: bool,
+    csv: Option<(PathBuf, File)>,
+    page: Option<(PathBuf, File)>,
+}
+
+impl Outputs {
+    /// Writes everything that was asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be written. A reader of standard output that has gone away is none.
+    pub(super) fn write<R: Serialize>(
+        self,
+        report: &R,
+        text: fn(&R) -> String,
+        csv: fn(&R) -> String,
+        page: fn(&R) -> String,
+    ) -> Result<()> {
+        let shown = if self.json {
+            serde_json::to_string_pretty(report).expect("a report is plain data") + "\n"
+        } else {
+            text(report)
+        };
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            return Err(Error::system("write to standard output", errno_of(&error)));
+        }
+        for (file, render) in [(self.csv, csv), (self.page, page)] {
+            if let Some((path, file)) = file {
+                save(&path, file, &render(report))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn save(path: &Path, mut file: File, text: &str) -> Result<()> {
+    file.write_all(text.as_bytes())
+        .map_err(|error| Error::system(format!("write {}", path.display()), errno_of(&error)))
+}
+
+/// Tells on standard error how far a measurement has come: a line that is rewritten on a
+/// terminal, now and then a line elsewhere.
+#[derive(Debug)]
+pub(super) struct Progress {
+    quiet: bool,
+    terminal: bool,
+    begun: Instant,
+    told_percent: usize,
+}
+
+impl Progress {
+    pub(super) fn new(quiet: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        Self { quiet, terminal, begun: Instant::now(), told_percent: 0 }
+    }
+
+    /// So many of all steps are done, and this one begins.
+    pub(super) fn tell(&mut self, done: usize, all: usize, what: &str) {
+        let percent = 100 * done / all.max(1);
+        if self.quiet || (!self.terminal && done > 0 && percent < self.told_percent + 10) {
+            return;
+        }
+        self.told_percent = percent;
+        let took_s = self.begun.elapsed().as_secs();
+        let mut stderr = io::stderr().lock();
+        // Nobody to tell is no reason to stop.
+        let _ = if self.terminal {
+            write!(stderr, "\r\x1b[2K{}/{all}  {took_s} s  {what}", done + 1)
+        } else {
+            writeln!(stderr, "{}/{all}  {took_s} s  {what}", done + 1)
+        };
+        let _ = stderr.flush();
+    }
+
+    /// Makes room for what comes after it.
+    pub(super) fn clear(&self) {
+        if self.terminal && !self.quiet {
+            let _ = write!(io::stderr().lock(), "\r\x1b[2K");
+        }
+    }
+}
+
+/// A shell's code for what a signal has ended.
+pub(super) fn signal_code(signal: Signal) -> u8 {
+    u8::try_from(128 + signal as i32).unwrap_or(1)
+}
+
+/// A target that cannot be started here.
+#[derive(Clone, Debug)]
+pub(super) struct Missing {
+    target: Target,
+    what: String,
+    remedy: &'static str,
+}
+
+impl Missing {
+    /// What is not there and how to get it, in a sentence.
+    pub(super) fn sentence(&self) -> String {
+        format!("{} is left out: {}; to install it: {}.", self.target, self.what, self.remedy)
+    }
+
+    /// The failure of a command that has nothing left to do without these.
+    pub(super) fn error(all: &[Self]) -> Error {
+        let whats: Vec<&str> = all.iter().map(|missing| &*missing.what).collect();
+        let remedies: Vec<&str> = all.iter().map(|missing| missing.remedy).collect();
+        Error::Environment {
+            step: whats.join(", "),
+            source: Errno::ENOENT,
+            hint: remedies.join("; "),
+        }
+    }
+}
+
+/// The targets whose programs are there, and those whose are not. Where requests shall block,
+/// nginx needs a module besides.
+pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, Vec<Missing>) {
+    let mut missing = Vec::new();
+    let there = targets.into_iter().filter(|target| {
+        let Some(peer) = target.requires() else {
+            return true;
+        };
+        let what = absence(peer, blocking);
+        let remedy = peer.remedy();
+        missing.extend(what.map(|what| Missing { target: *target, what, remedy }));
+        missing.last().is_none_or(|missing| missing.target != *target)
+    });
+    (there.collect(), missing)
+}
+
+/// What a peer lacks here, if anything.
+fn absence(peer: Peer, blocking: bool) -> Option<String> {
+    let program = peer.program();
+    if find_program(program).is_none() {
+        return Some(format!("no `{program}` on the PATH"));
+    }
+    let module = blocking && matches!(peer, Peer::Nginx { .. });
+    let lacking = module && !Path::new(NGINX_ECHO_MODULE).exists();
+    lacking.then(|| format!("no echo module of nginx at {NGINX_ECHO_MODULE}"))
+}

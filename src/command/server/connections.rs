@@ -1,0 +1,497 @@
+//! The connections of a worker: each a socket, a protocol session and what is under way for it.
+//!
+//! Owns the state machine between the ring and the session. A connection's place is given to
+//! another one only after the last completion that names it. Bounded by the descriptors of the
+//! process; what a single connection may hold is bounded by the constants below.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::Shutdown;
+use slab::Slab;
+
+use super::SyntheticWork;
+use super::connection::{Connection, Receive, Stage};
+use super::deadlines::{Class, Deadlines, Durations};
+use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
+use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
+use clusterlb_sys::clock::monotonic_ns;
+use clusterlb_sys::ring::{Chunk, Key, Outcome, Ring};
+use clusterlb_sys::waker::Waker;
+
+/// Output of one step; at the bound the session waits until it is sent.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Input kept while the client does not take its answers; at the bound receiving stops.
+const INPUT_BYTES_MAX: usize = 64 * 1024;
+/// Buffers kept for the next answer, and the largest that is worth keeping.
+const SPARE_BUFFERS_MAX: usize = 256;
+const SPARE_BYTES_MAX: usize = 16 * 1024;
+/// Bytes read away after an error answer before the connection is closed anyway.
+const LINGER_BYTES_MAX: u32 = 1024 * 1024;
+
+/// What every connection is served with.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) ring: Ring,
+    pub(super) page: WorkerPage,
+    pub(super) now_ns: u64,
+    pub(super) date: String,
+    pub(super) draining: bool,
+    /// What wakes the primary.
+    pub(super) waker: Waker,
+    /// What a request costs besides being answered.
+    pub(super) synthetic_work: Option<SyntheticWork>,
+    /// Work has been done since this was last cleared.
+    pub(super) worked: bool,
+}
+
+impl Surroundings {
+    /// Makes the counters visible, and rings if the primary has asked for it.
+    pub(super) fn publish(&mut self) {
+        if self.page.publish() {
+            // A bell that is full is ringing already.
+            self.waker.wake();
+        }
+    }
+
+    /// Does the work of answered requests, during which this worker does nothing else.
+    fn work(&mut self, requests: u32) {
+        let Some(mut synthetic_work) = self.synthetic_work.take() else { return };
+        self.publish();
+        (0..requests).for_each(|_| synthetic_work.perform());
+        self.synthetic_work = Some(synthetic_work);
+        self.now_ns = monotonic_ns();
+        // Each piece of work is progress: a busy worker is not a stuck one.
+        self.page.begin_turn(self.now_ns);
+        self.worked = true;
+    }
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(super) struct Connections {
+    serve: Serve,
+    limits: HttpLimits,
+    table: Slab<Connection>,
+    deadlines: Deadlines,
+    spare: Vec<Vec<u8>>,
+    generation: u32,
+}
+
+impl Connections {
+    pub(super) fn new(serve: Serve, durations: Durations) -> Self {
+        Self {
+            serve,
+            limits: HttpLimits::default(),
+            table: Slab::new(),
+            deadlines: Deadlines::new(durations),
+            spare: Vec::new(),
+            generation: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// When the next wait is over.
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        self.deadlines.next_ns()
+    }
+
+    /// Takes a socket that has been counted as claimed.
+    pub(super) fn open(&mut self, around: &mut Surroundings, socket: OwnedFd) {
+        self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
+        let place = self.table.vacant_key();
+        let index = u32::try_from(place).expect("connections are bounded by descriptors");
+        let key = Key { index, generation: self.generation };
+        // One receive first: most short connections bring their request with them and end with
+        // the answer, and an armed multishot receive would have to be cancelled then.
+        around.ring.receive_once(key, socket.as_fd());
+        self.table.insert(Connection {
+            socket: Some(socket),
+            generation: self.generation,
+            session: Session::new(self.serve),
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            next: Next::Read,
+            stage: Stage::Open,
+            receive: Receive::Once,
+            sending: false,
+            ended: false,
+            lingered: 0,
+        });
+        if self.serve == Serve::Hello {
+            let class = if around.draining { Class::Leave } else { Class::Head };
+            self.deadlines.arm(index, class, around.now_ns);
+        }
+    }
+
+    /// Bytes, an end or a failure from the client.
+    pub(super) fn received(
+        &mut self,
+        around: &mut Surroundings,
+        key: Key,
+        outcome: Outcome<Option<Chunk>>,
+        armed: bool,
+    ) {
+        let Some(connection) = current(&mut self.table, key) else {
+            if let Ok(Some(chunk)) = outcome {
+                around.ring.recycle(chunk);
+            }
+            return;
+        };
+        if !armed {
+            connection.receive = Receive::Off;
+        }
+        match outcome {
+            Ok(Some(chunk)) => self.take_chunk(around, key, chunk),
+            Ok(None) => {
+                connection.ended = true;
+                self.advance(around, key);
+            }
+            // Out of buffers for a moment, or stopped on purpose: `advance` arms it again.
+            Err(Errno::ENOBUFS) => {
+                around.page.add(Statistic::Rearms, 1);
+                self.advance(around, key);
+            }
+            Err(Errno::ECANCELED) => self.advance(around, key),
+            Err(_) => {
+                if connection.stage != Stage::Closing {
+                    around.page.add(Statistic::Resets, 1);
+                }
+                self.close(around, key);
+            }
+        }
+    }
+
+    fn take_chunk(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
+        let connection = &mut self.table[key.index as usize];
+        let length = around.ring.bytes(&chunk).len();
+        match connection.stage {
+            Stage::Closing => around.ring.recycle(chunk),
+            Stage::Lingering => {
+                around.ring.recycle(chunk);
+                let length = u32::try_from(length).unwrap_or(u32::MAX);
+                connection.lingered = connection.lingered.saturating_add(length);
+                if connection.lingered > LINGER_BYTES_MAX {
+                    connection.reset_on_close();
+                    return self.close(around, key);
+                }
+            }
+            Stage::Open if connection.sending || !connection.input.is_empty() => {
+                connection.input.extend_from_slice(around.ring.bytes(&chunk));
+                around.ring.recycle(chunk);
+                let crowded = connection.input.len() >= INPUT_BYTES_MAX;
+                if crowded && connection.receive == Receive::Many {
+                    connection.receive = Receive::Stopping;
+                    around.ring.cancel_receive(key);
+                }
+                if !connection.sending {
+                    self.step_from_input(around, key);
+                }
+            }
+            Stage::Open => {
+                let consumed = self.step(around, key, Source::Chunk(&chunk));
+                let connection = &mut self.table[key.index as usize];
+                if consumed < length {
+                    let rest = &around.ring.bytes(&chunk)[consumed..];
+                    connection.input.extend_from_slice(rest);
+                }
+                around.ring.recycle(chunk);
+            }
+        }
+        self.advance(around, key);
+    }
+
+    /// Offers the kept input to the session again.
+    fn step_from_input(&mut self, around: &mut Surroundings, key: Key) {
+        let input = std::mem::take(&mut self.table[key.index as usize].input);
+        let consumed = self.step(around, key, Source::Kept(&input));
+        let connection = &mut self.table[key.index as usize];
+        if consumed == input.len() {
+            self.spare_buffer(input);
+        } else {
+            connection.input = input;
+            connection.input.drain(..consumed);
+        }
+    }
+
+    /// Lets the session look at input; tells how much it consumed.
+    fn step(&mut self, around: &mut Surroundings, key: Key, source: Source<'_>) -> usize {
+        let connection = &mut self.table[key.index as usize];
+        if connection.output.capacity() == 0 {
+            connection.output = self.spare.pop().unwrap_or_default();
+        }
+        let context = Context {
+            date: &around.date,
+            draining: around.draining,
+            limits: &self.limits,
+            output_max: OUTPUT_BYTES_MAX,
+        };
+        let input = match source {
+            Source::Chunk(chunk) => around.ring.bytes(chunk),
+            Source::Kept(bytes) => bytes,
+        };
+        let progress = connection.session.on_bytes(input, &mut connection.output, &context);
+        let consumed = progress.consumed.min(input.len());
+        connection.next = progress.next;
+        if progress.answered > 0 {
+            around.page.add(Statistic::Requests, u64::from(progress.answered));
+            around.work(progress.answered);
+        }
+        consumed
+    }
+
+    /// A send has ended; `buffer` comes back.
+    pub(super) fn sent(
+        &mut self,
+        around: &mut Surroundings,
+        key: Key,
+        buffer: Vec<u8>,
+        outcome: Outcome<usize>,
+    ) {
+        let Some(connection) = current(&mut self.table, key) else {
+            return;
+        };
+        connection.sending = false;
+        // Closed with its last answer: there is no way to send the rest of it, or to see a reset
+        // but by this.
+        let parted = connection.socket.is_none();
+        match outcome {
+            Ok(count) if connection.sent + count < buffer.len() && count > 0 && !parted => {
+                connection.sent += count;
+                connection.output = buffer;
+                self.send(around, key);
+            }
+            Ok(_) if connection.stage == Stage::Closing => {
+                self.deadlines.disarm(key.index);
+                self.spare_buffer(buffer);
+                self.advance(around, key);
+            }
+            Ok(_) => {
+                self.spare_buffer(buffer);
+                self.deadlines.disarm(key.index);
+                let connection = &mut self.table[key.index as usize];
+                let more = matches!(connection.next, Next::Read | Next::Resume);
+                if more && connection.output.is_empty() && !connection.input.is_empty() {
+                    self.step_from_input(around, key);
+                }
+                self.advance(around, key);
+            }
+            Err(_) => {
+                if connection.stage != Stage::Closing || parted {
+                    around.page.add(Statistic::Resets, 1);
+                }
+                self.deadlines.disarm(key.index);
+                self.close(around, key);
+            }
+        }
+    }
+
+    /// Does whatever is due next: send, receive, linger, close, or free the place.
+    fn advance(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        if connection.stage == Stage::Closing {
+            return self.free_when_quiet(around, key);
+        }
+        if connection.sending {
+            return;
+        }
+        if !connection.output.is_empty() {
+            connection.sent = 0;
+            return self.send(around, key);
+        }
+        match (connection.stage, connection.next) {
+            (Stage::Lingering, _) if connection.ended => self.close(around, key),
+            (Stage::Lingering, _) => self.keep_receiving(around, key),
+            (_, Next::Close) => self.close(around, key),
+            (_, Next::CloseLingering) => self.linger(around, key),
+            (_, Next::Read | Next::Resume) if connection.ended => self.end(around, key),
+            // Its answer was under way when the others like it were closed.
+            (_, Next::Read | Next::Resume) if around.draining && connection.is_idle() => {
+                self.close(around, key);
+            }
+            (_, Next::Read | Next::Resume) => {
+                self.keep_receiving(around, key);
+                self.watch(around, key);
+            }
+        }
+    }
+
+    /// Sends what there is, and closes with it if that was the last.
+    fn send(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        let output = std::mem::take(&mut connection.output);
+        connection.sending = true;
+        self.deadlines.arm(key.index, Class::Send, around.now_ns);
+        let last = connection.next == Next::Close && connection.receive == Receive::Off;
+        if last && connection.stage == Stage::Open && connection.sent == 0 {
+            connection.stage = Stage::Closing;
+            if let Some(socket) = connection.socket.take() {
+                around.ring.send_last(key, socket, output);
+            }
+        } else if let Some(socket) = &connection.socket {
+            around.ring.send(key, socket.as_fd(), output, connection.sent);
+        }
+    }
+
+    /// The client has half-closed and everything it sent before has been looked at.
+    fn end(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        let context = Context {
+            date: &around.date,
+            draining: around.draining,
+            limits: &self.limits,
+            output_max: OUTPUT_BYTES_MAX,
+        };
+        let input = std::mem::take(&mut connection.input);
+        let _ = connection.session.on_end(&input, &mut connection.output, &context);
+        // Whatever the session would like next: nothing more can come.
+        connection.next = Next::Close;
+        self.advance(around, key);
+    }
+
+    fn keep_receiving(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        if connection.receive == Receive::Off && !connection.ended {
+            connection.receive = Receive::Many;
+            if let Some(socket) = &connection.socket {
+                around.ring.receive_many(key, socket.as_fd());
+            }
+        }
+    }
+
+    fn linger(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        connection.stage = Stage::Lingering;
+        connection.input = Vec::new();
+        // A call of its own: as an operation of the ring it would start a kernel thread. It fails
+        // harmlessly if the client is gone.
+        connection.shut_down(Shutdown::Write);
+        self.deadlines.arm(key.index, Class::Linger, around.now_ns);
+        if connection.ended {
+            return self.close(around, key);
+        }
+        self.keep_receiving(around, key);
+    }
+
+    /// Sets the limit for what the session waits for. A head must be complete within its limit,
+    /// however many pieces it comes in, so a limit once set for it stays.
+    fn watch(&mut self, around: &Surroundings, key: Key) {
+        let connection = &self.table[key.index as usize];
+        let armed = self.deadlines.class(key.index);
+        let wanted = match connection.session.waiting() {
+            Waiting::FirstRequest if around.draining => Some(Class::Leave),
+            Waiting::FirstRequest | Waiting::Head => Some(Class::Head),
+            Waiting::NextRequest => Some(Class::Idle),
+            Waiting::Body => Some(Class::Body),
+            Waiting::Stream => None,
+        };
+        match wanted {
+            None => self.deadlines.disarm(key.index),
+            // A body's limit begins again with every piece.
+            Some(class) if armed == Some(class) && class != Class::Body => {}
+            Some(class) => self.deadlines.arm(key.index, class, around.now_ns),
+        }
+    }
+
+    /// Ends every wait that is over.
+    pub(super) fn expire(&mut self, around: &mut Surroundings) {
+        while let Some((index, class)) = self.deadlines.expire(around.now_ns) {
+            let connection = &mut self.table[index as usize];
+            let key = Key { index, generation: connection.generation };
+            if matches!(class, Class::Head | Class::Body | Class::Send) {
+                around.page.add(Statistic::Timeouts, 1);
+            }
+            if matches!(class, Class::Send | Class::Linger) {
+                connection.reset_on_close();
+            }
+            if matches!(class, Class::Send | Class::Linger | Class::Leave) {
+                self.close(around, key);
+                continue;
+            }
+            let context = Context {
+                date: &around.date,
+                draining: around.draining,
+                limits: &self.limits,
+                output_max: OUTPUT_BYTES_MAX,
+            };
+            connection.next = connection.session.on_timeout(&mut connection.output, &context);
+            self.advance(around, key);
+        }
+    }
+
+    /// The worker is leaving: idle connections go now, others after their answer.
+    pub(super) fn drain(&mut self, around: &mut Surroundings) {
+        let keys: Vec<Key> = self
+            .table
+            .iter()
+            .map(|(place, connection)| Key {
+                index: u32::try_from(place).expect("connections are bounded by descriptors"),
+                generation: connection.generation,
+            })
+            .collect();
+        for key in keys {
+            let connection = &self.table[key.index as usize];
+            let busy = connection.sending || connection.stage != Stage::Open;
+            match connection.session.waiting() {
+                Waiting::NextRequest if !busy => self.close(around, key),
+                Waiting::FirstRequest if !busy => self.watch(around, key),
+                _ => {}
+            }
+        }
+    }
+
+    /// Closes as soon as nothing is under way any more.
+    fn close(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &mut self.table[key.index as usize];
+        if connection.stage != Stage::Closing {
+            connection.stage = Stage::Closing;
+            self.deadlines.disarm(key.index);
+            if connection.receive != Receive::Off || connection.sending {
+                // Ends whatever is armed on the socket; fails harmlessly if the client was faster.
+                connection.shut_down(Shutdown::Both);
+            }
+        } else if connection.socket.is_none() && connection.sending {
+            around.ring.cancel_send(key);
+        }
+        self.free_when_quiet(around, key);
+    }
+
+    fn free_when_quiet(&mut self, around: &mut Surroundings, key: Key) {
+        let connection = &self.table[key.index as usize];
+        if connection.receive != Receive::Off || connection.sending {
+            return;
+        }
+        let connection = self.table.remove(key.index as usize);
+        if let Some(socket) = connection.socket {
+            around.ring.close(socket);
+        }
+        // Not before the kernel has the last answer: whoever is killed in between has lost it.
+        around.page.add_finished(1);
+        self.spare_buffer(connection.input);
+        self.spare_buffer(connection.output);
+    }
+
+    fn spare_buffer(&mut self, mut buffer: Vec<u8>) {
+        let worth_keeping = (1..=SPARE_BYTES_MAX).contains(&buffer.capacity());
+        if worth_keeping && self.spare.len() < SPARE_BUFFERS_MAX {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+}
+
+/// Where a step's input lies.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Chunk(&'a Chunk),
+    Kept(&'a [u8]),
+}
+
+/// The connection that `key` means, unless its place has another tenant by now.
+fn current(table: &mut Slab<Connection>, key: Key) -> Option<&mut Connection> {
+    table.get_mut(key.index as usize).filter(|connection| connection.generation == key.generation)
+}

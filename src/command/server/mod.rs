@@ -1,0 +1,300 @@
+//! A worker process: takes connections from its primary or accepts them itself, and serves them
+//! on one io_uring.
+//!
+//! Owns the loop. It does not know the policy's reasons; it tells the primary numbers, through
+//! the load board, and leaves when told to, when asked by SIGTERM, or when the primary is gone.
+
+mod accept;
+mod connection;
+mod connections;
+mod control_client;
+mod date;
+mod deadlines;
+pub(super) mod handler;
+mod inbox;
+#[cfg(feature = "tokio-uring")]
+pub(super) mod runtime;
+mod synthetic_work;
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::command::settings::{ServeSettings, Settings};
+use accept::AcceptSources;
+use clusterlb::Result;
+use clusterlb::protocol::environment::Inheritance;
+
+use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
+use clusterlb_sys::clock::monotonic_ns;
+use clusterlb_sys::listener::Listener;
+use clusterlb_sys::ring::{Event, Key, Ring, RingShape};
+use clusterlb_sys::signal::Signals;
+use connections::{Connections, Surroundings};
+pub(crate) use control_client::{ControlClient, PrimaryRequest};
+use date::Date;
+use deadlines::Durations;
+use inbox::Inbox;
+pub(crate) use synthetic_work::SyntheticWork;
+
+const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
+/// How long a client may send nothing in the middle of a body, or take nothing of an answer.
+const STALL: Duration = Duration::from_secs(60);
+/// How long the rest of a refused request is read away.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a leaving worker waits for the first request of a connection.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// Keys of the descriptors that the loop watches.
+const CONTROL: Key = Key { index: 0, generation: 0 };
+const SIGNALS: Key = Key { index: 1, generation: 0 };
+
+/// Runs as a worker until the primary or a signal says otherwise.
+///
+/// # Errors
+/// The inheritance is incomplete, the machine refuses a ring, or an address cannot be served.
+pub(super) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
+    let mut worker = Worker::start(settings, inheritance)?;
+    worker.serve()?;
+    worker.farewell()
+}
+
+#[derive(Debug)]
+struct Worker {
+    around: Surroundings,
+    connections: Connections,
+    control_client: ControlClient,
+    signals: Signals,
+    inbox: Option<Inbox>,
+    sources: AcceptSources,
+    date: Date,
+    grace: Duration,
+    /// When open connections are cut, once the worker is leaving.
+    cut_ns: Option<u64>,
+}
+
+impl Worker {
+    fn start(settings: &Settings, inheritance: Inheritance) -> Result<Self> {
+        // The primary decides what Ctrl-C and a closed terminal mean; both reach the whole group.
+        clusterlb_sys::signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+        let signals = Signals::receive(&[Signal::SIGTERM])?;
+        if let Some(cpu) = inheritance.cpu {
+            clusterlb_sys::cpu::pin_to(cpu)?;
+        }
+        let ring = Ring::new(SHAPE)?.with_data_buffers()?;
+        let (ring, sources) = match &inheritance.inbox {
+            Some(_) => (ring.with_message_buffers()?, AcceptSources::none(settings.accept)),
+            None => {
+                let sources = AcceptSources::new(settings.accept, &ring)?;
+                (ring, sources)
+            }
+        };
+        let mut worker = Self {
+            around: Surroundings {
+                ring,
+                page: WorkerPage::open(inheritance.page)?,
+                now_ns: monotonic_ns(),
+                date: String::new(),
+                draining: false,
+                waker: inheritance.waker,
+                synthetic_work: SyntheticWork::new(&settings.serve, inheritance.id.0),
+                worked: false,
+            },
+            connections: Connections::new(settings.serve.serve, durations(&settings.serve)),
+            control_client: ControlClient::open(inheritance.control, &settings.listen)?,
+            signals,
+            inbox: inheritance.inbox.map(Inbox::new).transpose()?,
+            sources,
+            date: Date::default(),
+            grace: settings.grace,
+            cut_ns: None,
+        };
+        worker.around.ring.poll_readable(CONTROL, worker.control_client.as_fd());
+        worker.around.ring.poll_readable(SIGNALS, worker.signals.as_fd());
+        Ok(worker)
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut events = Vec::with_capacity(SHAPE.completions as usize);
+        let mut finished_before = 0;
+        while !self.is_done() {
+            self.wait(&mut events)?;
+            self.around.now_ns = monotonic_ns();
+            self.around.page.begin_turn(self.around.now_ns);
+            self.date.refresh(self.around.now_ns, &mut self.around.date);
+            self.handle_all(&mut events)?;
+            self.connections.expire(&mut self.around);
+            let finished = self.around.page.finished();
+            let relieved = finished != finished_before;
+            self.sources.recover(&mut self.around, &mut self.connections, relieved);
+            finished_before = finished;
+            if let Some(inbox) = &mut self.inbox {
+                inbox.top_up(&mut self.around, &self.connections);
+            }
+            // At the end of the turn the counters are true.
+            self.around.page.end_turn();
+            self.around.publish();
+        }
+        Ok(())
+    }
+
+    /// Handles what has happened. After a request that cost work its answer goes out and is done
+    /// with before the next one is looked at, as in a server that works on one at a time.
+    fn handle_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let mut left: VecDeque<Event> = VecDeque::new();
+        for event in events.drain(..) {
+            if left.is_empty() && !self.around.worked {
+                self.handle(event)?;
+            } else {
+                left.push_back(event);
+            }
+        }
+        while self.around.worked || !left.is_empty() {
+            if std::mem::take(&mut self.around.worked) {
+                self.around.ring.turn(events)?;
+                for event in events.drain(..) {
+                    match event {
+                        Event::Sent { .. } => self.handle(event)?,
+                        event => left.push_back(event),
+                    }
+                }
+                self.around.publish();
+            }
+            if let Some(event) = left.pop_front() {
+                self.handle(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        let overflows = self.around.ring.overflows();
+        if self.sources.wait_by_epoll() {
+            self.around.ring.turn(events)?;
+            if events.is_empty() {
+                let timeout = self.until_next_deadline();
+                self.sources.wait(&mut self.around, &mut self.connections, timeout)?;
+                self.around.ring.turn(events)?;
+            }
+        } else {
+            self.around.ring.wait(events, self.next_deadline_ns())?;
+        }
+        if self.around.ring.overflows() > overflows {
+            self.around.page.add(Statistic::Overflows, 1);
+        }
+        Ok(())
+    }
+
+    fn next_deadline_ns(&self) -> Option<u64> {
+        let deadlines =
+            [self.connections.next_deadline_ns(), self.sources.next_deadline_ns(), self.cut_ns];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn until_next_deadline(&self) -> Option<Duration> {
+        let left_ns = self.next_deadline_ns()?.saturating_sub(monotonic_ns());
+        // Zero would mean "do not wait", which is right, but never less than that.
+        Some(Duration::from_nanos(left_ns))
+    }
+
+    fn handle(&mut self, event: Event) -> Result<()> {
+        let (around, connections) = (&mut self.around, &mut self.connections);
+        match event {
+            Event::Received { key, outcome, armed } => {
+                connections.received(around, key, outcome, armed);
+            }
+            Event::Sent { key, buffer, outcome } => connections.sent(around, key, buffer, outcome),
+            Event::MessageReceived { outcome, armed, .. } => {
+                if let Some(inbox) = &mut self.inbox {
+                    inbox.received(around, connections, outcome, armed);
+                }
+            }
+            Event::Accepted { key, outcome, armed } => {
+                self.sources.accepted(around, connections, key, outcome, armed);
+            }
+            Event::Ready { key, .. } if key == CONTROL => return self.hear_primary(),
+            Event::Ready { key, .. } if key == SIGNALS => return self.hear_signals(),
+            Event::Ready { .. } | Event::MessageSent { .. } | Event::Cancelled { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn hear_signals(&mut self) -> Result<()> {
+        while self.signals.next_signal()?.is_some() {
+            self.control_client.announce_leaving()?;
+            self.leave(self.grace);
+        }
+        self.around.ring.poll_readable(SIGNALS, self.signals.as_fd());
+        Ok(())
+    }
+
+    fn hear_primary(&mut self) -> Result<()> {
+        for order in self.control_client.hear()? {
+            match order {
+                PrimaryRequest::Accept { socket, address } => {
+                    self.sources.add(Listener::adopt_copy(socket, address));
+                }
+                PrimaryRequest::Begin => {
+                    self.sources.start(&mut self.around);
+                    // Accepting must have begun before anybody is told so: whoever arms late
+                    // takes what is waiting at that moment, whatever the mechanism.
+                    self.around.ring.submit();
+                    self.control_client.announce_ready()?;
+                }
+                PrimaryRequest::Leave { grace } => self.leave(grace.unwrap_or(self.grace)),
+            }
+        }
+        if !self.control_client.is_closed() {
+            self.around.ring.poll_readable(CONTROL, self.control_client.as_fd());
+        }
+        Ok(())
+    }
+
+    /// Takes nothing new by itself, lets open connections finish, and cuts them after `grace`.
+    fn leave(&mut self, grace: Duration) {
+        if self.cut_ns.is_some() {
+            return;
+        }
+        let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        self.cut_ns = Some(monotonic_ns().saturating_add(grace_ns));
+        self.around.draining = true;
+        self.sources.stop(&mut self.around, &mut self.connections);
+        self.connections.drain(&mut self.around);
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(cut_ns) = self.cut_ns else {
+            return false;
+        };
+        if self.around.now_ns >= cut_ns {
+            return true;
+        }
+        // The inbox ends when the primary has sent its last socket.
+        let inbox_closed = self.inbox.as_ref().is_none_or(Inbox::is_closed);
+        inbox_closed && self.sources.is_stopped() && self.connections.len() == 0
+    }
+
+    fn farewell(&mut self) -> Result<()> {
+        let handoff = self.inbox.as_ref().and_then(Inbox::latency);
+        self.around.now_ns = monotonic_ns();
+        self.around.publish();
+        self.control_client.say_farewell(handoff);
+        Ok(())
+    }
+}
+
+fn durations(settings: &ServeSettings) -> Durations {
+    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    Durations {
+        by_class_ns: [
+            ns(settings.header_timeout),
+            ns(settings.idle_timeout),
+            ns(STALL),
+            ns(STALL),
+            ns(LINGER),
+            ns(LEAVE),
+        ],
+    }
+}

@@ -1,0 +1,159 @@
+//! What surrounds workers: variables, folder, user, group, and where their output goes.
+//!
+//! Owns the options, and that what they name is there.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use nix::errno::Errno;
+
+use crate::command::settings::WorkerEnvironment;
+use clusterlb::{Error, Result};
+use clusterlb_sys::account;
+
+/// What surrounds workers.
+#[derive(Clone, Debug, Args)]
+pub(super) struct WorkerEnvironmentArguments {
+    /// Let workers run as this user, by name or number, and in this user's group
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+
+    /// Let workers run in this group, by name or number; further groups are dropped
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+
+    /// Let workers run in this folder
+    #[arg(long, value_name = "FOLDER")]
+    chdir: Option<PathBuf>,
+
+    /// A variable in the workers' environment; can be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<Variable>,
+
+    /// Put the worker's number in front of each line that it prints
+    ///
+    /// Without it workers print where the primary does, and lines may mix. With it they print into
+    /// pipes, so that some programs print later, in blocks, and without colours.
+    #[arg(long)]
+    prefix: bool,
+}
+
+type Variable = (OsString, OsString);
+
+impl WorkerEnvironmentArguments {
+    /// What they mean on this machine.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a user, a group or a folder that there is not; [`Error::Environment`]
+    /// when this process cannot start others as somebody else.
+    pub(super) fn resolve(&self) -> Result<WorkerEnvironment> {
+        let (user, group) = self.identity()?;
+        if let Some(folder) = self.chdir.as_ref().filter(|folder| !folder.is_dir()) {
+            return Err(Error::usage(
+                format!("--chdir {}: there is no such folder", folder.display()),
+                "name one that is there",
+            ));
+        }
+        Ok(WorkerEnvironment {
+            environment: self.env.clone(),
+            directory: self.chdir.clone(),
+            user,
+            group,
+            prefix: self.prefix,
+        })
+    }
+
+    /// What of the environment a program sees under this name.
+    pub(super) fn variable(&self, name: &str) -> Option<OsString> {
+        let own = self.env.iter().rev().find(|(own, _)| own == name);
+        own.map(|(_, value)| value.clone()).or_else(|| std::env::var_os(name))
+    }
+
+    fn identity(&self) -> Result<(Option<u32>, Option<u32>)> {
+        let missing = |option: &str, name: &str| {
+            Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
+        };
+        let account = match &self.user {
+            Some(name) => Some(account::find_user(name)?.ok_or_else(|| missing("--user", name))?),
+            None => None,
+        };
+        let group = match (&self.group, account) {
+            (Some(name), _) => {
+                Some(account::find_group(name)?.ok_or_else(|| missing("--group", name))?)
+            }
+            (None, Some(account)) => Some(account.group.ok_or_else(|| {
+                Error::usage(
+                    format!("--user {}: nobody says which group that user is in", account.user),
+                    "say it with --group",
+                )
+            })?),
+            (None, None) => None,
+        };
+        let user = account.map(|account| account.user);
+        if !account::may_become(user, group) {
+            return Err(Error::Environment {
+                step: "start workers as another user or group".into(),
+                source: Errno::EPERM,
+                hint: "start clusterlb as root, or leave --user and --group out".into(),
+            });
+        }
+        Ok((user, group))
+    }
+}
+
+fn variable(text: &str) -> std::result::Result<Variable, String> {
+    let mut parts = text.as_bytes().splitn(2, |byte| *byte == b'=');
+    let mut part = || parts.next().map(|part| OsString::from_vec(part.to_vec()));
+    match (part(), part()) {
+        (Some(name), Some(value)) if !OsStr::as_bytes(&name).is_empty() => Ok((name, value)),
+        _ => Err("write NAME=VALUE, or NAME= for an empty one".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn none() -> WorkerEnvironmentArguments {
+        WorkerEnvironmentArguments {
+            user: None,
+            group: None,
+            chdir: None,
+            env: vec![],
+            prefix: false,
+        }
+    }
+
+    #[test]
+    fn a_user_brings_a_group_along() {
+        let root = WorkerEnvironmentArguments { user: Some("root".into()), ..none() };
+        assert_eq!(
+            root.identity().ok(),
+            account::may_become(Some(0), Some(0)).then_some((Some(0), Some(0)))
+        );
+        let stranger = WorkerEnvironmentArguments { user: Some("4000000000".into()), ..none() };
+        assert!(stranger.identity().expect_err("no group").hint().contains("--group"));
+        let nobody = WorkerEnvironmentArguments { user: Some("no such user".into()), ..none() };
+        assert_eq!(nobody.resolve().expect_err("there is none").exit_code(), 2);
+        let nowhere =
+            WorkerEnvironmentArguments { chdir: Some("/nowhere/at/all".into()), ..none() };
+        assert_eq!(nowhere.resolve().expect_err("there is none").exit_code(), 2);
+        assert_eq!(none().resolve().expect("nothing can be wrong"), WorkerEnvironment::default());
+    }
+
+    #[test]
+    fn variables_have_a_name_and_a_value() {
+        let pair = |name: &str, value: &str| Ok((name.into(), value.into()));
+        assert_eq!(variable("A=b=c"), pair("A", "b=c"));
+        assert_eq!(variable("A="), pair("A", ""));
+        assert!(variable("A").is_err() && variable("=b").is_err() && variable("").is_err());
+        let given = WorkerEnvironmentArguments {
+            env: vec![("A".into(), "1".into()), ("A".into(), "2".into())],
+            ..none()
+        };
+        assert_eq!(given.variable("A"), Some("2".into()), "the last one is valid");
+        assert!(given.variable("PATH").is_some(), "others are inherited");
+    }
+}

@@ -1,0 +1,143 @@
+//! The thread of the primary's data path, as the control plane holds it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+
+use crate::sys::waker::Waker;
+
+use crate::cluster::ClusterSettings;
+use crate::cluster::mailbox::{EndWaker, Ended};
+use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, Report};
+use crate::error::{Error, Result, errno_of};
+
+/// The running data path.
+#[derive(Debug)]
+pub(crate) struct DataPathThread {
+    commands: Sender<Command>,
+    reports: Receiver<Report>,
+    waker: Arc<Waker>,
+    report_waker: Arc<Waker>,
+    /// The thread ends, for whatever reason.
+    ended: Ended,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl DataPathThread {
+    /// Starts the thread and waits until it has its ring. `waker` is what workers ring.
+    ///
+    /// # Errors
+    /// The machine refuses a ring, or the CPU.
+    pub(crate) fn start(settings: &ClusterSettings, waker: Arc<Waker>) -> Result<Self> {
+        let report_waker = Arc::new(Waker::new()?);
+        let (commands, commands_out) = channel();
+        let (reports_in, reports) = channel();
+        let endpoints = Endpoints {
+            commands: commands_out,
+            reports: reports_in,
+            waker: Arc::clone(&waker),
+            report_waker: Arc::clone(&report_waker),
+        };
+        let (started, has_started) = mpsc::sync_channel(1);
+        let (policy, scheduling, backlog) =
+            (settings.policy, settings.scheduling.clone(), settings.backlog);
+        let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
+        let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
+        let body = move || {
+            let _end_bell = end_bell;
+            let prepared = cpu
+                .map_or(Ok(()), crate::sys::cpu::pin_to)
+                .and_then(|()| DataPath::new(policy, scheduling, workers, backlog, endpoints));
+            match prepared {
+                Ok(primary) => {
+                    let _ = started.send(Ok(()));
+                    primary.run()
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    Ok(())
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("data-path".into()).spawn(body);
+        let thread = thread
+            .map_err(|error| Error::system("start the data path's thread", errno_of(&error)))?;
+        has_started.recv().unwrap_or_else(|_| Err(died()))?;
+        Ok(Self { commands, reports, waker, report_waker, ended, thread: Some(thread) })
+    }
+
+    /// Asks for something.
+    pub(crate) fn command(&self, command: Command) {
+        // A data path that has ended has told so; there is nothing more to ask of it.
+        let _ = self.commands.send(command);
+        self.waker.wake();
+    }
+
+    /// The sending end, for somebody else who commands.
+    pub(crate) fn commands(&self) -> Sender<Command> {
+        self.commands.clone()
+    }
+
+    /// What it has reported since the last call.
+    ///
+    /// # Errors
+    /// It has ended without being asked to.
+    pub(crate) fn reports(&mut self) -> Result<Vec<Report>> {
+        self.report_waker.clear();
+        // Looked at first: what was reported before the end is there, then.
+        let ended = self.ended.is_so();
+        let reports: Vec<Report> = self.reports.try_iter().collect();
+        if ended && !reports.iter().any(|report| matches!(report, Report::Ended(_))) {
+            self.join()?;
+            return Err(died());
+        }
+        Ok(reports)
+    }
+
+    /// Drops what could not be handed over, ends the thread and tells the sums.
+    ///
+    /// # Errors
+    /// What the data path failed with.
+    pub(crate) fn end(mut self) -> Result<ClusterCounts> {
+        self.command(Command::End);
+        self.join()?;
+        let totals = self.reports.try_iter().find_map(|report| match report {
+            Report::Ended(totals) => Some(totals),
+            _ => None,
+        });
+        totals.ok_or_else(died)
+    }
+
+    /// Waits for the thread's end.
+    fn join(&mut self) -> Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(died()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for DataPathThread {
+    /// No thread goes on accepting that nobody commands.
+    fn drop(&mut self) {
+        self.command(Command::End);
+        // Whatever it failed with, it has ended now, which is what was wanted.
+        let _ = self.join();
+    }
+}
+
+impl AsFd for DataPathThread {
+    /// Readable when there are reports.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.report_waker.as_fd()
+    }
+}
+
+fn died() -> Error {
+    Error::Workers {
+        what: "the primary's data path ended unexpectedly".into(),
+        hint: "this is a defect of clusterlb; the messages above it say where".into(),
+    }
+}

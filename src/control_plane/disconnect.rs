@@ -1,0 +1,113 @@
+//! Workers that leave, by their own wish or the program's, one or all.
+//!
+//! Owns the order: first nobody new for the worker, but for what waits in a listener that nobody
+//! else serves; then the end of its inbox; then it finishes what it has and goes.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::ControlPlane;
+use crate::data_path::Command;
+use crate::dialect::node::bridge::BridgeRequest;
+use crate::id::{ListenerId, WorkerId};
+use crate::protocol::control::ToWorker;
+
+impl ControlPlane {
+    /// Asks a worker to leave.
+    pub(crate) fn disconnect(&mut self, id: WorkerId, grace: Option<Duration>) {
+        if self.ask_to_leave(id, grace) {
+            self.let_go(id);
+        }
+    }
+
+    /// Asks everybody to leave and closes everything.
+    pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
+        // Told before everything has been handed over: workers at their limit make room for it
+        // only if they no longer keep connections.
+        let everybody: Vec<WorkerId> = self.workers.keys().copied().collect();
+        for id in &everybody {
+            if self.ask_to_leave(*id, grace)
+                && let Some(worker_entry) = self.workers.get_mut(id)
+            {
+                worker_entry.leaving = true;
+            }
+        }
+        self.fail_listen_requests();
+        self.listeners.forget_inherited();
+        let listeners: Vec<ListenerId> = self.listeners.iter().map(|entry| entry.id).collect();
+        listeners.into_iter().for_each(|listener| self.remove(listener));
+        everybody.into_iter().for_each(|id| self.retire(id));
+    }
+
+    fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
+        let Some(worker_entry) =
+            self.workers.get(&id).filter(|worker_entry| worker_entry.connected)
+        else {
+            return false;
+        };
+        worker_entry.shared.state().voluntary = Some(true);
+        if worker_entry.is_mute {
+            // All that it understands. It can only fail if it has ended already.
+            let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
+            return true;
+        }
+        let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+        self.say(id, &ToWorker::Drain { grace_ms }, vec![]);
+        true
+    }
+
+    /// A worker leaves: listeners that nobody else stays for are closed, which gives it what waits
+    /// there; then it gets nothing more.
+    pub(crate) fn let_go(&mut self, id: WorkerId) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        if worker_entry.leaving {
+            return;
+        }
+        worker_entry.leaving = true;
+        let slot = worker_entry.slot;
+        let steals = self.data_path.is_some();
+        let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
+        let left: Vec<_> = used
+            .filter_map(|entry| {
+                entry.leave(slot, steals).map(|socket_owners| (entry.id, socket_owners))
+            })
+            .collect();
+        left.into_iter()
+            .for_each(|(listener, socket_owners)| self.set_owners(listener, socket_owners));
+        let workers = &self.workers;
+        let stays =
+            |user: &WorkerId| workers.get(user).is_some_and(|worker_entry| !worker_entry.leaving);
+        let deserted: Vec<ListenerId> = self
+            .listeners
+            .iter()
+            .filter(|entry| entry.users.contains(&id) && !entry.held)
+            .filter(|entry| !entry.users.iter().any(stays))
+            .map(|entry| entry.id)
+            .collect();
+        deserted.into_iter().for_each(|listener| self.remove(listener));
+        self.retire(id);
+    }
+
+    /// Lets a leaving worker see the end of its inbox, unless a closing listener may still have
+    /// something for it.
+    pub(crate) fn retire(&mut self, id: WorkerId) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        let awaits = self.listeners.iter().any(|entry| entry.closing && entry.users.contains(&id));
+        if awaits || worker_entry.retired || !worker_entry.leaving {
+            return;
+        }
+        worker_entry.retired = true;
+        // One that never served anything holds its own link; dropping it ends its inbox.
+        worker_entry.link = None;
+        let slot = worker_entry.slot;
+        let tells = worker_entry.is_node && worker_entry.connected;
+        if worker_entry.attached {
+            self.command(Command::Retire { slot });
+        }
+        if tells {
+            // The bridge passes it on once the inbox has ended.
+            self.order(BridgeRequest::Disconnect { worker: id });
+        }
+    }
+}

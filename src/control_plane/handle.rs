@@ -1,0 +1,187 @@
+//! How handles reach the control plane: requests and a bell.
+
+use std::ffi::OsString;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::sys::waker::Waker;
+
+use crate::address::ListenAddress;
+use crate::cluster::completion::Completion;
+use crate::cluster::{ClusterSettings, WorkerHandle};
+use crate::data_path::ClusterCounts;
+use crate::dialect::node::bridge::UserMessageOut;
+use crate::error::{Error, Result};
+use crate::id::{ListenerId, Slot, WorkerId};
+
+/// What the control plane is asked for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Start a worker.
+    Fork {
+        /// How.
+        settings: Arc<ClusterSettings>,
+        /// What is for this one alone.
+        fork_request: ForkRequest,
+        /// Where the answer goes.
+        answer: SyncSender<Result<WorkerHandle>>,
+    },
+    /// Open an address and keep it open, whoever serves it.
+    Hold {
+        /// What concerns the whole cluster.
+        settings: Arc<ClusterSettings>,
+        /// Which address.
+        address: ListenAddress,
+        /// Where the answer goes: the number and the bound address.
+        answer: SyncSender<Result<(ListenerId, String)>>,
+    },
+    /// Accept.
+    Open,
+    /// A message for the program of a Node worker.
+    Post {
+        /// Whose.
+        id: WorkerId,
+        /// What.
+        message_out: UserMessageOut,
+    },
+    /// Something waits for room in a worker's channel.
+    Flush {
+        /// Whose.
+        id: WorkerId,
+    },
+    /// Let a worker leave.
+    Disconnect {
+        /// Which one.
+        id: WorkerId,
+        /// After which time its connections shall be cut.
+        grace: Option<Duration>,
+    },
+    /// Let everybody leave and close everything.
+    DisconnectAll {
+        /// After which time connections shall be cut.
+        grace: Option<Duration>,
+        /// Kept when nothing is left.
+        guard: CompletionGuard,
+    },
+    /// Close the sockets of places that stay empty.
+    Shed {
+        /// So many workers are still to come into empty places.
+        coming: usize,
+        /// Where the number of connections goes that were lost by that.
+        answer: SyncSender<Result<usize>>,
+    },
+    /// End whatever is left by force, and the control plane.
+    End {
+        /// Where the sums go.
+        answer: SyncSender<Result<ClusterCounts>>,
+    },
+}
+
+/// What is wished of one worker alone.
+#[derive(Debug)]
+pub(crate) struct ForkRequest {
+    /// Variables of its own.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// Its debugger's port.
+    pub(crate) inspect_port: Option<u16>,
+    /// Its place; the first free one, if none is wanted.
+    pub(crate) slot: Option<Slot>,
+    /// Whom it is going to replace.
+    pub(crate) predecessor: Option<WorkerId>,
+}
+
+/// The asking end.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlHandle {
+    requests: Sender<Request>,
+    waker: Arc<Waker>,
+    outcome: Arc<Outcome>,
+}
+
+/// What becomes of the control plane.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Why it could not go on.
+    failure: OnceLock<Error>,
+    /// Its thread has left nothing behind.
+    ended: Completion,
+}
+
+/// Completes what is waited for when it is dropped, wherever that happens: even in a request that
+/// nobody reads any more.
+#[derive(Debug)]
+pub(crate) struct CompletionGuard {
+    completion: Completion,
+    outcome: Arc<Outcome>,
+}
+
+impl Drop for CompletionGuard {
+    fn drop(&mut self) {
+        self.completion.settle(self.outcome.failure.get().cloned());
+    }
+}
+
+impl ControlHandle {
+    pub(crate) fn new(waker: Arc<Waker>) -> (Self, Receiver<Request>) {
+        let (requests, received) = channel();
+        (Self { requests, waker, outcome: Arc::default() }, received)
+    }
+
+    /// What completes `completion` when it is dropped.
+    pub(crate) fn guard(&self, completion: Completion) -> CompletionGuard {
+        CompletionGuard { completion, outcome: Arc::clone(&self.outcome) }
+    }
+
+    /// Says that the control plane cannot go on. Before anything of it is dropped, so that whoever
+    /// waits for that learns why.
+    pub(crate) fn fail(&self, error: &Error) {
+        let _ = self.outcome.failure.set(error.clone());
+    }
+
+    /// Why the control plane could not go on, if it could not.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.outcome.failure.get().cloned()
+    }
+
+    /// Says that nothing of the control plane is left.
+    pub(crate) fn end(&self) {
+        self.outcome.ended.complete();
+    }
+
+    /// Why nobody answers. Whoever has just lost an answer may be earlier than the reason.
+    fn ended(&self) -> Error {
+        self.outcome.ended.wait();
+        self.failure().unwrap_or_else(ended)
+    }
+
+    /// Asks for something.
+    ///
+    /// # Errors
+    /// The cluster has ended, or failed.
+    pub(crate) fn send(&self, request: Request) -> Result<()> {
+        self.requests.send(request).map_err(|_| self.ended())?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Asks for something and waits for the answer.
+    ///
+    /// # Errors
+    /// What the answer is, or the cluster has ended, or failed.
+    pub(crate) fn ask<T>(
+        &self,
+        request: impl FnOnce(SyncSender<Result<T>>) -> Request,
+    ) -> Result<T> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        self.send(request(answer))?;
+        answered.recv().unwrap_or_else(|_| Err(self.ended()))
+    }
+}
+
+fn ended() -> Error {
+    Error::Workers {
+        what: "the cluster has ended".into(),
+        hint: "keep a `Cluster` as long as there are workers".into(),
+    }
+}

@@ -1,0 +1,316 @@
+//! The control plane: one thread that starts workers, answers them, and notices their ends.
+//!
+//! Owns processes, channels, listeners and the data path's thread. It does what it is asked for and
+//! tells of events. It knows nothing of replacing workers or of signals, and nothing of it is on a
+//! connection's way.
+
+mod bind_retry;
+mod bridge_thread;
+mod data_path_thread;
+mod disconnect;
+mod handle;
+mod inbound;
+mod listen;
+mod listen_fds;
+pub(crate) mod listeners;
+mod node;
+mod reap;
+mod reuseport;
+mod spawn;
+mod thread;
+mod worker_entry;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
+
+use crate::sys::waker::Waker;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+
+pub(crate) use handle::{CompletionGuard, ControlHandle, ForkRequest, Request};
+
+use crate::cluster::Registry;
+use crate::cluster::bus::Bus;
+use crate::cluster::{ClusterSettings, Event, WorkerHandle};
+use crate::data_path::{ClusterCounts, Command, Report};
+use crate::dialect::node::bridge::BridgeRequest;
+use crate::dialect::node::preload::Preload;
+use crate::error::{Error, Result};
+use crate::id::{Slot, WorkerId};
+use crate::protocol::control::Flushed;
+use crate::sys::clock::monotonic_ns;
+use crate::sys::notify::NotifySocket;
+use bind_retry::{BindRetry, ListenRequest};
+use bridge_thread::BridgeThread;
+use data_path_thread::DataPathThread;
+use listeners::Listeners;
+use worker_entry::WorkerEntry;
+
+/// How soon a channel is tried again when too many descriptors are under way.
+const CROWDED_NS: u64 = 5_000_000;
+
+/// Tokens of what is waited for. Those of workers are their ids and a bit for which descriptor.
+const REQUESTS: u64 = 0;
+const REPORTS: u64 = 1;
+const NOTICES: u64 = 2;
+const NOTIFICATIONS: u64 = 3;
+const PROCESS: u64 = 1 << 32;
+const CHANNEL: u64 = 1 << 33;
+
+/// The thread's state.
+#[derive(Debug)]
+pub(crate) struct ControlPlane {
+    epoll: Epoll,
+    control: ControlHandle,
+    requests: Receiver<Request>,
+    waker: Arc<Waker>,
+    bus: Arc<Bus>,
+    registry: Registry,
+    workers: BTreeMap<WorkerId, WorkerEntry>,
+    /// Who is where.
+    places: Vec<Option<WorkerId>>,
+    listeners: Listeners,
+    /// Who waits for an address.
+    bind_retry: BindRetry,
+    data_path: Option<DataPathThread>,
+    /// What Node workers are connected to, once there has been one.
+    bridge: Option<BridgeThread>,
+    /// What they load, once there has been one that does.
+    preload: Option<Preload>,
+    /// Where workers without a channel say that they serve, once there has been one.
+    notify: Option<NotifySocket>,
+    /// What workers ring to wake the data path.
+    data_path_waker: Arc<Waker>,
+    /// What concerns the whole cluster, once that is fixed.
+    cluster_settings: Option<Arc<ClusterSettings>>,
+    next_id: u32,
+    /// When crowded channels are tried again.
+    retry_ns: Option<u64>,
+    /// Kept when nobody is left.
+    disconnecting: Vec<CompletionGuard>,
+    ending: Option<SyncSender<Result<ClusterCounts>>>,
+}
+
+impl ControlPlane {
+    fn watch(&self, descriptor: &impl AsFd, token: u64) -> Result<()> {
+        self.epoll
+            .add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, token))
+            .map_err(|errno| Error::system("watch a descriptor (epoll_ctl)", errno))
+    }
+
+    fn tell(&self, event: Event) {
+        self.bus.publish(&event);
+    }
+
+    /// Does what is to be done until it is told to end.
+    ///
+    /// # Errors
+    /// It cannot wait any more.
+    fn run(&mut self) -> Result<()> {
+        let mut ready = [EpollEvent::empty(); 64];
+        while self.ending.is_none() {
+            let count = match self.epoll.wait(&mut ready, self.until_next_deadline()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(Error::system("wait for workers (epoll)", errno)),
+            };
+            for event in &ready[..count] {
+                self.attend(event.data(), event.events());
+            }
+            if self.retry_ns.is_some_and(|retry_ns| retry_ns <= monotonic_ns()) {
+                self.retry_ns = None;
+                self.flush_everybody();
+            }
+            self.retry_binds();
+            self.settle();
+            self.complete_disconnects();
+        }
+        Ok(())
+    }
+
+    fn until_next_deadline(&self) -> EpollTimeout {
+        let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
+        let next_ns = next_ns.chain(self.next_settled_ns()).min();
+        next_ns.map_or(EpollTimeout::NONE, |next_ns| {
+            let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
+            // Rounded up: waking a moment too early would make the loop spin until the time.
+            let left_ms = u16::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u16::MAX);
+            EpollTimeout::from(left_ms)
+        })
+    }
+
+    fn attend(&mut self, token: u64, flags: EpollFlags) {
+        match token {
+            REQUESTS => {
+                self.waker.clear();
+                while let Ok(request) = self.requests.try_recv() {
+                    self.obey(request);
+                }
+                // It also rings when somebody who was behind has read.
+                self.read_again();
+                self.heed_bridge();
+            }
+            REPORTS => match self.data_path.as_mut().map_or(Ok(vec![]), DataPathThread::reports) {
+                Ok(reports) => reports.into_iter().for_each(|report| self.heed(report)),
+                Err(error) => self.lose_data_path(error),
+            },
+            NOTICES => self.heed_bridge(),
+            NOTIFICATIONS => self.heed_notifications(),
+            _ => {
+                let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
+                if token & PROCESS != 0 {
+                    return self.reap(id);
+                }
+                if flags.contains(EpollFlags::EPOLLOUT) {
+                    self.flush(id);
+                }
+                if flags
+                    .intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+                {
+                    self.hear(id);
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Fork { settings, fork_request, answer } => {
+                let _ = answer.send(self.fork(settings, fork_request));
+            }
+            Request::Hold { settings, address, answer } => {
+                self.listen_request(ListenRequest::Hold { settings, address, answer });
+            }
+            Request::Open => self.command(Command::Open),
+            Request::Post { id, message_out } => {
+                self.order(BridgeRequest::Send { worker: id, message_out })
+            }
+            Request::Flush { id } => self.flush(id),
+            Request::Disconnect { id, grace } => self.disconnect(id, grace),
+            Request::DisconnectAll { grace, guard } => {
+                self.disconnecting.push(guard);
+                self.disconnect_all(grace);
+            }
+            Request::Shed { coming, answer } => {
+                // With a data path the primary accepts from them.
+                let lost = match self.data_path {
+                    None => self.listeners.iter_mut().map(|entry| entry.shed(coming)).sum(),
+                    Some(_) => 0,
+                };
+                let _ = answer.send(Ok(lost));
+            }
+            Request::End { answer } => self.ending = Some(answer),
+        }
+    }
+
+    fn heed(&mut self, report: Report) {
+        match report {
+            Report::Reaped { slot, counters } => self.bury(slot, counters),
+            Report::Hung { slot, taken_back } => {
+                if let Some(worker) = self.worker_at(slot) {
+                    self.tell(Event::Hung { worker, taken_back });
+                }
+            }
+            Report::Recovered { slot } => {
+                if let Some(worker) = self.worker_at(slot) {
+                    self.tell(Event::Recovered { worker });
+                }
+            }
+            Report::ListenerRemoved { listener } => self.listener_removed(listener),
+            Report::Left { slot, listener } => self.listener_left(slot, listener),
+            // The data path says so only when it was asked to end, which is when nobody listens.
+            Report::Ended(_) => {}
+        }
+    }
+
+    fn entry_at(&mut self, slot: Slot) -> Option<&mut WorkerEntry> {
+        let id = (*self.places.get(slot.index())?)?;
+        self.workers.get_mut(&id)
+    }
+
+    fn worker_at(&mut self, slot: Slot) -> Option<WorkerHandle> {
+        self.entry_at(slot).map(|worker_entry| worker_entry.handle())
+    }
+
+    /// The primary accepts, and workers get what it hands over.
+    fn hands_over(&self) -> bool {
+        self.cluster_settings.as_ref().is_some_and(|cluster_settings| cluster_settings.hands_over())
+    }
+
+    fn command(&self, command: Command) {
+        if let Some(data) = &self.data_path {
+            data.command(command);
+        }
+    }
+
+    /// Fixes what concerns the whole cluster, and starts the data path if there shall be one.
+    fn cluster_settings(
+        &mut self,
+        settings: &Arc<ClusterSettings>,
+    ) -> Result<Arc<ClusterSettings>> {
+        if let Some(cluster_settings) = &self.cluster_settings {
+            return Ok(Arc::clone(cluster_settings));
+        }
+        if settings.hands_over() || settings.steals() {
+            let data = DataPathThread::start(settings, Arc::clone(&self.data_path_waker))?;
+            self.watch(&data, REPORTS)?;
+            if !settings.start_closed {
+                data.command(Command::Open);
+            }
+            self.data_path = Some(data);
+        }
+        self.cluster_settings = Some(Arc::clone(settings));
+        Ok(Arc::clone(settings))
+    }
+
+    /// Sends what waits in a worker's channel, and sees to it that the rest is sent later.
+    fn flush(&mut self, id: WorkerId) {
+        let Some(worker_entry) =
+            self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
+        else {
+            return;
+        };
+        // One whose other end has gone is noticed when it is read.
+        let Some(mut outgoing) = worker_entry.shared.outgoing() else { return };
+        let flushed = outgoing.flush().unwrap_or(Flushed::Everything);
+        drop(outgoing);
+        if flushed == Flushed::Crowded {
+            self.retry_ns.get_or_insert_with(|| monotonic_ns() + CROWDED_NS);
+        }
+        worker_entry.wants_room = flushed == Flushed::Full;
+        worker_entry.adjust(&self.epoll);
+    }
+
+    fn flush_everybody(&mut self) {
+        let everybody: Vec<WorkerId> = self.workers.keys().copied().collect();
+        everybody.into_iter().for_each(|id| self.flush(id));
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.tell(Event::Error { worker: None, error: Arc::new(error) });
+    }
+
+    /// The data path has failed: nothing is accepted any more, and workers see the end of their
+    /// inboxes.
+    fn lose_data_path(&mut self, error: Error) {
+        self.data_path = None;
+        self.listeners.clear();
+        self.fail(error);
+        for worker_entry in self.workers.values_mut() {
+            worker_entry.attached = false;
+            worker_entry.uses.clear();
+        }
+        let ended = self.workers.values().filter(|worker_entry| worker_entry.ending.is_some());
+        let ended: Vec<_> = ended.map(|one| (one.slot, one.view.counters(false))).collect();
+        ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters));
+    }
+
+    fn complete_disconnects(&mut self) {
+        if !self.disconnecting.is_empty() && self.workers.is_empty() && self.listeners.is_empty() {
+            self.disconnecting.clear();
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The sockets of one address when each worker has one of its own (SO_REUSEPORT).
+//!
+//! Owns who accepts from which. Closing a socket resets what the kernel has put into its queue, and
+//! there is no moment at which nothing can be on its way there. So none is closed as long as the
+//! address is served and somebody can empty it: a worker that comes gets the one of its
+//! predecessor, beside it, or one that nobody has, and only then a further one is opened.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::id::Slot;
+use crate::sys::listener::Listener;
+use crate::sys::{backlog, fdpass, migration};
+
+/// All sockets of an address.
+#[derive(Debug)]
+pub(crate) struct OwnSockets {
+    sockets: Vec<OwnSocket>,
+    opened: u16,
+}
+
+#[derive(Debug)]
+struct OwnSocket {
+    number: u16,
+    listener: Arc<Listener>,
+    /// Who has been given it, and whether it accepts.
+    users: BTreeMap<Slot, bool>,
+}
+
+/// A socket that has just been opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    pub(crate) number: u16,
+    pub(crate) listener: Arc<Listener>,
+}
+
+/// Who accepts from a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketOwners {
+    pub(crate) number: u16,
+    pub(crate) owners: Vec<Slot>,
+}
+
+impl OwnSockets {
+    /// With the first one, which nobody has yet.
+    pub(crate) fn new(first: Arc<Listener>) -> Self {
+        let mut sockets = Self { sockets: Vec::new(), opened: 0 };
+        sockets.add(first);
+        sockets
+    }
+
+    fn add(&mut self, listener: Arc<Listener>) -> Opened {
+        // Every one was opened for a worker, and those are bounded.
+        let number = self.opened;
+        self.opened = self.opened.wrapping_add(1);
+        let opened = Opened { number, listener: Arc::clone(&listener) };
+        self.sockets.push(OwnSocket { number, listener, users: BTreeMap::new() });
+        opened
+    }
+
+    /// Every socket.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Opened> {
+        self.sockets
+            .iter()
+            .map(|one| Opened { number: one.number, listener: Arc::clone(&one.listener) })
+    }
+
+    /// A copy for the worker in `slot`, and the socket itself if it had to be opened.
+    pub(crate) fn copy_for(
+        &mut self,
+        slot: Slot,
+        predecessor: Option<Slot>,
+        open: impl FnOnce() -> Result<Listener>,
+    ) -> Result<(OwnedFd, Option<Opened>)> {
+        let has = |slot: Slot| move |one: &OwnSocket| one.users.contains_key(&slot);
+        let place = self.sockets.iter().position(has(slot));
+        let place = place.or_else(|| self.sockets.iter().position(has(predecessor?)));
+        let place = place.or_else(|| self.sockets.iter().position(|one| one.users.is_empty()));
+        let (place, opened) = match place {
+            Some(place) => (place, None),
+            None => {
+                let opened = self.add(Arc::new(open()?));
+                (self.sockets.len() - 1, Some(opened))
+            }
+        };
+        let copy = self.sockets[place].listener.copy()?;
+        self.sockets[place].users.entry(slot).or_insert(false);
+        Ok((copy, opened))
+    }
+
+    /// The worker in `slot` accepts from now on.
+    pub(crate) fn begin(&mut self, slot: Slot) -> Option<SocketOwners> {
+        let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
+        socket.users.insert(slot, true);
+        Some(socket.socket_owners())
+    }
+
+    /// The worker in `slot` goes.
+    pub(crate) fn forget(&mut self, slot: Slot) -> Option<SocketOwners> {
+        let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
+        socket.users.remove(&slot);
+        Some(socket.socket_owners())
+    }
+
+    /// Lets go of those that nobody has, but for a few that somebody will come for: without anybody
+    /// to empty them they would get connections that nobody accepts. What waits in them goes to the
+    /// others, if there are any and the kernel lets us. Tells how many connections were lost.
+    #[must_use = "connections that were lost have to be told of"]
+    pub(crate) fn shed(&mut self, spare: usize) -> usize {
+        let shed = self.take_idle(spare);
+        let others = !self.sockets.is_empty();
+        shed.iter().map(|one| lose(&one.listener, others)).sum()
+    }
+
+    /// Lets go of those that nobody has but a worker that leaves: it has a copy, and takes what
+    /// waits there before it closes that. Nothing is accepted here, which would be taken from it.
+    pub(crate) fn leave_behind(&mut self) {
+        let left = self.take_idle(0);
+        let others = !self.sockets.is_empty();
+        left.iter().for_each(|one| _ = divert(&one.listener, others));
+    }
+
+    /// Takes those out that nobody has, but for so many. The ones in which most waits stay.
+    fn take_idle(&mut self, spare: usize) -> Vec<OwnSocket> {
+        let (used, mut idle): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.sockets).into_iter().partition(|one| !one.users.is_empty());
+        idle.sort_by_cached_key(|one| Reverse(backlog::length(&*one.listener).unwrap_or(0)));
+        let taken = idle.split_off(spare.min(idle.len()));
+        self.sockets = used;
+        self.sockets.append(&mut idle);
+        taken
+    }
+
+    /// Whether somebody has one.
+    pub(crate) fn are_used(&self) -> bool {
+        self.sockets.iter().any(|one| !one.users.is_empty())
+    }
+}
+
+/// Sees to it that nothing new is lost with a socket that is about to be closed. Tells whether what
+/// waits in it goes to others of its port, if there are any: this process may not always do that.
+fn divert(listener: &Listener, others: bool) -> bool {
+    if others && migration::arrange(listener).is_ok() {
+        return true;
+    }
+    // Who begins to connect in this moment tries again, and gets to somebody else.
+    listener.turn_away();
+    false
+}
+
+/// Tells how many connections the end of a socket is going to reset.
+fn lose(listener: &Listener, others: bool) -> usize {
+    if divert(listener, others) || fdpass::set_nonblocking(listener.as_fd()).is_err() {
+        return 0;
+    }
+    std::iter::from_fn(|| listener.accept_now().ok().flatten()).count()
+}
+
+impl OwnSocket {
+    fn socket_owners(&self) -> SocketOwners {
+        let owners = self.users.iter().filter(|(_, accepts)| **accepts);
+        SocketOwners { number: self.number, owners: owners.map(|(slot, _)| *slot).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::sys::listener::OpenOptions;
+
+    fn socket() -> Result<Listener> {
+        let options = OpenOptions {
+            backlog: 16,
+            share_port: true,
+            ipv6_only: false,
+            mode: None,
+            blocking: false,
+        };
+        Listener::open(&"127.0.0.1:0".parse().expect("an address"), options)
+    }
+
+    fn comes(sockets: &mut OwnSockets, slot: u16, predecessor: Option<u16>) -> (u16, bool) {
+        let copied = sockets.copy_for(Slot(slot), predecessor.map(Slot), socket);
+        let (_, opened) = copied.expect("a free port");
+        let socket_owners = sockets.begin(Slot(slot)).expect("it has one");
+        assert!(socket_owners.owners.contains(&Slot(slot)));
+        (socket_owners.number, opened.is_some())
+    }
+
+    #[test]
+    fn a_socket_stays_when_its_worker_is_replaced_and_when_it_is_gone() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        assert_eq!(comes(&mut sockets, 0, None), (0, false));
+        assert_eq!(comes(&mut sockets, 1, None), (1, true));
+        // A successor shares with its predecessor, which leaves.
+        assert_eq!(comes(&mut sockets, 2, Some(1)), (1, false));
+        let left = SocketOwners { number: 1, owners: vec![Slot(2)] };
+        assert_eq!(sockets.forget(Slot(1)), Some(left));
+        // One that dies leaves its socket to the next one.
+        let left = SocketOwners { number: 0, owners: vec![] };
+        assert_eq!(sockets.forget(Slot(0)), Some(left));
+        assert_eq!(sockets.forget(Slot(0)), None);
+        assert_eq!(comes(&mut sockets, 5, Some(9)), (0, false));
+        assert_eq!(sockets.all().count(), 2);
+    }
+
+    #[test]
+    fn who_has_been_given_a_socket_does_not_accept_before_it_says_so() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        sockets.copy_for(Slot(0), None, socket).expect("it is there");
+        // And nobody else gets it meanwhile.
+        assert_eq!(comes(&mut sockets, 1, None), (1, true));
+        assert_eq!(sockets.sockets[0].socket_owners().owners, []);
+        assert!(sockets.begin(Slot(7)).is_none());
+        sockets.forget(Slot(0));
+        assert_eq!(sockets.shed(1), 0);
+        assert_eq!(sockets.all().count(), 2, "one is kept for somebody who comes");
+        assert_eq!(sockets.shed(0), 0, "nothing waits in it");
+        assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [1]);
+        sockets.forget(Slot(1));
+        assert!(!sockets.are_used());
+    }
+
+    fn connect(sockets: &OwnSockets) -> Vec<TcpStream> {
+        let all: Vec<Opened> = sockets.all().collect();
+        let address = all[0].listener.address().to_owned();
+        (0..3).map(|_| TcpStream::connect(&address).expect("it listens")).collect()
+    }
+
+    #[test]
+    fn what_waits_for_the_last_one_is_lost_and_counted_whatever_the_kernel_lets_us_do() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        comes(&mut sockets, 0, None);
+        let clients = connect(&sockets);
+        sockets.forget(Slot(0));
+        assert_eq!(sockets.shed(0), clients.len());
+    }
+
+    #[test]
+    fn the_socket_in_which_most_waits_is_kept() {
+        for busy in [0, 1] {
+            let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+            comes(&mut sockets, 0, None);
+            // It has a port of its own here.
+            comes(&mut sockets, 1, None);
+            sockets.sockets.rotate_left(busy);
+            let number = sockets.sockets[0].number;
+            let _clients = connect(&sockets);
+            sockets.sockets.rotate_left(busy);
+            (0..2).for_each(|slot| _ = sockets.forget(Slot(slot)));
+            assert_eq!(sockets.shed(1), 0);
+            assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [number]);
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_from_who_leaves() {
+        let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
+        let copied = sockets.copy_for(Slot(0), None, socket);
+        let own = TcpListener::from(copied.expect("it is there").0);
+        let clients = connect(&sockets);
+        sockets.forget(Slot(0));
+        sockets.leave_behind();
+        assert_eq!(sockets.all().count(), 0);
+        for _ in clients {
+            own.accept().expect("it waits");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The control plane's thread: how it begins, and what its end means to whoever waits.
+//!
+//! Owns the promise that nobody waits for a thread that is no more. Whatever ends it, workers go
+//! first, then listeners; then completions are complete, events end, and calls fail. If that was a
+//! failure, all of them say so.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError};
+use std::thread;
+
+use crate::sys::waker::Waker;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+use super::data_path_thread::DataPathThread;
+use super::listeners::Listeners;
+use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
+use crate::cluster::Registry;
+use crate::cluster::bus::Bus;
+use crate::data_path::ClusterCounts;
+use crate::error::{Error, Result, errno_of};
+
+/// Says that nothing of the thread is left, when it is dropped.
+struct LastWord(ControlHandle);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl ControlPlane {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Too few descriptors or threads.
+    pub(crate) fn start(
+        control: ControlHandle,
+        requests: Receiver<Request>,
+        waker: Arc<Waker>,
+        bus: Arc<Bus>,
+        registry: Registry,
+    ) -> Result<()> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|errno| Error::system("create an epoll set", errno))?;
+        let last_word = LastWord(control.clone());
+        let plane = Self {
+            epoll,
+            control,
+            requests,
+            waker,
+            bus,
+            registry,
+            workers: BTreeMap::new(),
+            places: Vec::new(),
+            listeners: Listeners::default(),
+            bind_retry: BindRetry::default(),
+            data_path: None,
+            bridge: None,
+            preload: None,
+            notify: None,
+            data_path_waker: Arc::new(Waker::new()?),
+            cluster_settings: None,
+            next_id: 1,
+            retry_ns: None,
+            disconnecting: Vec::new(),
+            ending: None,
+        };
+        plane.watch(&plane.waker, REQUESTS)?;
+        let body = move || {
+            let _last_word = last_word;
+            plane.live();
+        };
+        let thread = thread::Builder::new().name("control-plane".into());
+        thread
+            .spawn(body)
+            .map(drop)
+            .map_err(|error| Error::system("start the control plane's thread", errno_of(&error)))
+    }
+
+    fn live(mut self) {
+        // Whatever a panic has left half done is only taken down from here on.
+        let failure = match catch_unwind(AssertUnwindSafe(|| self.run())) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(panic) => Some(panicked(&*panic)),
+        };
+        if let Some(error) = failure {
+            self.control.fail(&error);
+            self.fail(error);
+        }
+        self.dismiss();
+        let totals =
+            self.data_path.take().map_or_else(|| Ok(ClusterCounts::default()), DataPathThread::end);
+        let answer = self.ending.take();
+        drop(self);
+        if let Some(answer) = answer {
+            let _ = answer.send(totals);
+        }
+    }
+
+    /// Ends what is left by force.
+    fn dismiss(&mut self) {
+        // Before the data path ends, which takes back what Node workers had not taken.
+        drop(self.bridge.take());
+        for mut worker_entry in std::mem::take(&mut self.workers).into_values() {
+            // Before its channel ends, which would be the worker's own reason to go.
+            let ending = worker_entry.process.end();
+            if let Some(mut outgoing) = worker_entry.shared.outgoing() {
+                outgoing.close();
+            }
+            let mut state = worker_entry.shared.state();
+            state.connected = false;
+            state.voluntary = Some(state.voluntary == Some(true));
+            state.ending = state.ending.or(ending);
+        }
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.listeners.clear();
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.dismiss();
+        drop(self.data_path.take());
+        self.disconnecting.clear();
+        self.bus.close();
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+    Error::Workers {
+        what: format!(
+            "the cluster's control plane has failed: its thread panicked ({})",
+            said.as_deref().unwrap_or("it did not say why")
+        ),
+        hint: "all workers have been ended; make another cluster, or end. Unless code of the \
+             program's own panicked there, such as a waker, this is a defect of clusterlb"
+            .into(),
+    }
+}

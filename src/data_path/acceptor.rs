@@ -1,0 +1,250 @@
+//! One listening socket: its multishot accept, armed, ended, starved, stopped; or who else accepts
+//! from it.
+//!
+//! Owns the state of the accept and of a listener that goes. Refuses to look at connections.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use crate::id::{ListenerId, Slot};
+use crate::schedule::{Finding, StallDetector};
+use crate::sys::listener::Listener;
+use crate::sys::ring::{Key, Outcome, Ring};
+use crate::sys::{backlog, limits};
+
+use super::link::Mark;
+use super::steal::ROBBED_MAX;
+
+/// How long accepting rests after it failed for want of descriptors or memory.
+const STARVED_NS: u64 = 10_000_000;
+/// Connections taken from the backlog when accepting stops for good; the kernel's own bound on a
+/// backlog is far below.
+const LAST_ACCEPTS_MAX: usize = 65_536;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Off,
+    Armed,
+    /// Told to stop; connections may still arrive until the last completion.
+    Stopping,
+    /// Out of descriptors or memory until this moment.
+    Starved {
+        until_ns: u64,
+    },
+    /// The listener is closed.
+    Closed,
+}
+
+/// A listener that the primary accepts from.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    pub(super) id: ListenerId,
+    listener: Option<Arc<Listener>>,
+    state: State,
+    /// Descriptors that accepted connections can never take.
+    held_back: u64,
+    /// Its position in the table, by which completions find it.
+    place: u32,
+    /// Which of the sockets of its listener it is, if workers have sockets of their own.
+    pub(super) number: Option<u16>,
+    /// Workers that accept from it by themselves. As long as there are any, the primary does not.
+    pub(super) owners: Vec<Slot>,
+    /// The watch over what waits for them.
+    pub(super) stall_detector: Option<StallDetector>,
+    /// The listener shall go.
+    pub(super) leaving: bool,
+    /// What must have arrived before everything of this closed listener has been handed over.
+    pub(super) marks: Option<Vec<Mark>>,
+}
+
+impl Acceptor {
+    pub(super) fn new(
+        id: ListenerId,
+        listener: Arc<Listener>,
+        number: Option<u16>,
+        place: usize,
+        held_back: u64,
+    ) -> Self {
+        Self {
+            id,
+            listener: Some(listener),
+            state: State::Off,
+            held_back,
+            place: u32::try_from(place).expect("listeners are bounded"),
+            number,
+            owners: Vec::new(),
+            stall_detector: None,
+            leaving: false,
+            marks: None,
+        }
+    }
+
+    /// The socket, until it is closed.
+    pub(super) fn listener(&self) -> Option<&Listener> {
+        self.listener.as_deref()
+    }
+
+    /// Workers accept from it by themselves.
+    pub(super) fn is_owned(&self) -> bool {
+        !self.owners.is_empty()
+    }
+
+    /// Those workers do not accept.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_owned() && self.stall_detector.as_ref().is_some_and(StallDetector::is_stalled)
+    }
+
+    /// Those workers had better get nothing of others.
+    pub(super) fn may_be_stalled(&self) -> bool {
+        self.is_owned() && self.stall_detector.as_ref().is_some_and(StallDetector::may_be_stalled)
+    }
+
+    /// Those workers did not accept, and nothing has come that shows whether they do.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.is_owned() && self.stall_detector.as_ref().is_some_and(StallDetector::is_doubtful)
+    }
+
+    /// When to look at what waits for the workers.
+    pub(super) fn next_look_ns(&self) -> Option<u64> {
+        self.stall_detector
+            .as_ref()
+            .filter(|_| self.is_owned())
+            .and_then(StallDetector::next_look_ns)
+    }
+
+    /// Looks at what waits for the workers, if it is time.
+    pub(super) fn look(&mut self, now_ns: u64) -> Option<Finding> {
+        self.next_look_ns().filter(|look_ns| *look_ns <= now_ns)?;
+        let length = backlog::length(self.listener.as_deref()?).unwrap_or(0);
+        self.stall_detector.as_mut().map(|stall_detector| stall_detector.look(length, now_ns))
+    }
+
+    /// Takes what waits for the workers, oldest first; only one connection, if that says that they
+    /// do accept.
+    pub(super) fn rob(&mut self, now_ns: u64) -> Vec<OwnedFd> {
+        let mut taken = Vec::new();
+        let (Some(listener), Some(stall_detector)) = (&self.listener, &mut self.stall_detector)
+        else {
+            return taken;
+        };
+        while taken.len() < ROBBED_MAX {
+            match listener.accept_now() {
+                Ok(Some(socket)) => {
+                    let is_oldest = taken.is_empty();
+                    let waited = backlog::waited(&socket).unwrap_or_default();
+                    taken.push(socket);
+                    let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+                    if is_oldest && !stall_detector.judge(waited_ns, now_ns) {
+                        break;
+                    }
+                }
+                // The client gave up while it was queued.
+                Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        taken
+    }
+
+    fn key(&self) -> Key {
+        Key { index: self.place, generation: u32::from(self.id.0) }
+    }
+
+    /// Begins accepting, unless it goes on already or must rest.
+    pub(super) fn arm(&mut self, ring: &mut Ring, now_ns: u64) {
+        match self.state {
+            State::Off => {}
+            State::Starved { until_ns } if until_ns <= now_ns => {}
+            _ => return,
+        }
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        ring.accept_many(self.key(), listener.as_fd());
+        // The kernel keeps the descriptor limit that is in force when it sees the accept.
+        limits::with_descriptors_held_back(self.held_back, || ring.submit());
+        self.state = State::Armed;
+    }
+
+    /// Stops accepting for now: the kernel's backlog is the queue.
+    pub(super) fn pause(&mut self, ring: &mut Ring) {
+        match self.state {
+            State::Armed => {
+                self.state = State::Stopping;
+                ring.cancel_accept(self.key());
+            }
+            // Nothing is to be tried again by itself while accepting is stopped.
+            State::Starved { .. } => self.state = State::Off,
+            State::Off | State::Stopping | State::Closed => {}
+        }
+    }
+
+    /// Notes what an accept's completion says about the accept itself, and passes the socket on.
+    pub(super) fn accepted(
+        &mut self,
+        outcome: Outcome<OwnedFd>,
+        armed: bool,
+        now_ns: u64,
+    ) -> Option<OwnedFd> {
+        if !armed && self.state != State::Closed {
+            self.state = State::Off;
+        }
+        match outcome {
+            Ok(socket) => return Some(socket),
+            // Cancelled on purpose, or the client gave up while it was queued (`accept(2)`).
+            Err(Errno::ECANCELED | Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+            // Out of descriptors or memory: the client waits in the backlog, and arming again at
+            // once would fail at once.
+            Err(_) if !armed => self.state = State::Starved { until_ns: now_ns + STARVED_NS },
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// Nothing is armed any more, so that the listener can be closed.
+    pub(super) fn is_quiet(&self) -> bool {
+        !matches!(self.state, State::Armed | State::Stopping)
+    }
+
+    /// The listener is closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Takes what waits in the backlog and closes the listener. While descriptors are short it
+    /// takes what it can, and is to be called again.
+    pub(super) fn close(&mut self, now_ns: u64, mut take: impl FnMut(OwnedFd)) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        if self.number.is_some() {
+            // Workers keep it open until they hear that they shall close it, and what came
+            // meanwhile would be reset then.
+            listener.turn_away();
+        }
+        for _ in 0..LAST_ACCEPTS_MAX {
+            match listener.accept_now() {
+                Ok(Some(socket)) => take(socket),
+                // The client gave up while it was queued.
+                Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                    self.state = State::Starved { until_ns: now_ns + STARVED_NS };
+                    return;
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.listener = None;
+        self.state = State::Closed;
+    }
+
+    /// When a starved accept may be tried again.
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        match self.state {
+            State::Starved { until_ns } => Some(until_ns),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What became of messages and workers: delivered, refused, taken back.
+//!
+//! Owns the rule that a socket which did not reach a worker goes back to the front of the queue.
+
+use nix::errno::Errno;
+
+use super::link::{self, Accepted};
+use super::messages::Returned;
+use super::{CROWDED_NS, DataPath, Report, SPARE_MESSAGES_MAX};
+use crate::id::Slot;
+use crate::protocol::handoff;
+use crate::schedule::Refusal;
+use crate::sys::ring::{Key, Outcome, OutgoingMessage};
+
+impl DataPath {
+    /// A message has gone, or has not.
+    pub(super) fn settle(
+        &mut self,
+        key: Key,
+        mut message: Box<OutgoingMessage>,
+        outcome: Outcome<()>,
+    ) {
+        let place = key.index as usize;
+        let slot = slot_of(key);
+        if let Some(link) = &mut self.links[place] {
+            link.answered();
+        }
+        match outcome {
+            // The channel holds its own references, and the ring has closed ours, which would
+            // keep a connection from ending when the worker closes it.
+            Ok(()) => {}
+            Err(errno) => self.refused(slot, &mut message, errno),
+        }
+        if let Some(link) = &mut self.links[place] {
+            link.close_if_retired();
+        }
+        if self.spare.len() < SPARE_MESSAGES_MAX {
+            message.drain();
+            self.spare.push(message);
+        }
+    }
+
+    fn refused(&mut self, slot: Slot, message: &mut OutgoingMessage, errno: Errno) {
+        let is_probe = handoff::is_probe(message.payload());
+        let returned = link::unpack(message);
+        if is_probe {
+            self.roster.probe_failed(slot);
+        }
+        let count = u32::try_from(returned.len()).expect("bounded by a message");
+        self.totals.refused += u64::from(count);
+        if let Some(link) = &mut self.links[slot.index()] {
+            link.page.add_returned(u64::from(count));
+            let refusal = match errno {
+                Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS => {
+                    Refusal::Full
+                }
+                // The worker has closed its inbox; the control plane will hear of its end.
+                _ => Refusal::Closed,
+            };
+            let first = self.roster.refused(slot, count, refusal);
+            match errno {
+                Errno::EAGAIN if first => link.await_room(&mut self.ring),
+                // The kernel does not say when there is room for this.
+                _ if first => self.crowded.push((slot, self.now_ns + CROWDED_NS)),
+                _ => {}
+            }
+        }
+        self.refused.extend(returned);
+    }
+
+    /// Puts back what was refused in this turn, all of it at once so that its order stays.
+    pub(super) fn put_back_refused(&mut self) {
+        if !self.refused.is_empty() {
+            let refused = std::mem::take(&mut self.refused);
+            self.put_back(refused);
+        }
+    }
+
+    /// Puts sockets back to the front of the queue, oldest first.
+    fn put_back(&mut self, sockets: Vec<Accepted>) {
+        self.totals.redispatched += sockets.len() as u64;
+        for mut accepted in sockets.into_iter().rev() {
+            if self.acceptor_of(accepted.record.listener).is_none() {
+                // Its listener has gone, and everybody who served it.
+                self.totals.dropped += 1;
+                continue;
+            }
+            accepted.client = self.client_of(&accepted.socket);
+            self.waiting.push_front(accepted);
+        }
+    }
+
+    /// Puts sockets taken out of a channel back into the queue; those that the kernel dropped on
+    /// the way are counted.
+    fn rejoin(&mut self, taken: Vec<Accepted>, promised: u32) {
+        let lost = u64::from(promised) - taken.len() as u64;
+        self.totals.redispatched += lost;
+        self.totals.dropped += lost;
+        self.put_back(taken);
+    }
+
+    /// Takes in what a worker had taken and sends back unclaimed, and lets the worker rest. A
+    /// worker has no more to send back than it has not claimed: the rest did not come from here.
+    pub(super) fn take_in(&mut self, slot: Slot, mut sockets: Returned, backoff_ns: u64) {
+        let Some(Some(link)) = self.links.get_mut(slot.index()) else { return };
+        let unclaimed = usize::try_from(link.counters().unclaimed()).unwrap_or(usize::MAX);
+        sockets.truncate(unclaimed);
+        link.page.add_returned(sockets.len() as u64);
+        let count = u32::try_from(sockets.len()).expect("bounded by the worker's credits");
+        self.roster.sent_back(slot, count);
+        // A worker that rests is full until its time is over.
+        if backoff_ns > 0 && self.roster.refused(slot, 0, Refusal::Full) {
+            self.crowded.push((slot, self.now_ns.saturating_add(backoff_ns)));
+        }
+        let again = |(socket, record)| Accepted::again(socket, record);
+        self.put_back(sockets.into_iter().map(again).collect());
+    }
+
+    /// A full channel has room again.
+    pub(super) fn revive(&mut self, key: Key) {
+        let current = matches!(&self.links[key.index as usize], Some(link) if link.key() == key);
+        if current {
+            self.roster.has_room_again(slot_of(key));
+        }
+    }
+
+    pub(super) fn relieve_crowded(&mut self) {
+        let now_ns = self.now_ns;
+        let roster = &mut self.roster;
+        self.crowded.retain(|(slot, until_ns)| {
+            if *until_ns <= now_ns {
+                roster.has_room_again(*slot);
+            }
+            *until_ns > now_ns
+        });
+    }
+
+    /// Looks for workers that have left something unclaimed for too long, and gives it to others.
+    pub(super) fn rescue(&mut self) {
+        if self.roster.next_deadline_ns().is_none_or(|deadline_ns| deadline_ns > self.now_ns) {
+            return;
+        }
+        self.observe();
+        while let Some(slot) = self.roster.suspect(self.now_ns) {
+            let Some(link) = &mut self.links[slot.index()] else { continue };
+            let (taken, promised) = link.take_back();
+            self.roster.taken_back(slot, promised);
+            link.probe(&mut self.ring, &mut self.spare);
+            self.suspected.push(slot);
+            self.rejoin(taken, promised);
+            self.report(Report::Hung { slot, taken_back: promised });
+        }
+    }
+
+    /// Tells of workers that have answered their probes.
+    pub(super) fn pardon(&mut self) {
+        let roster = &self.roster;
+        let (still, free): (Vec<Slot>, Vec<Slot>) =
+            self.suspected.iter().partition(|slot| roster.is_suspected(**slot));
+        self.suspected = still;
+        free.into_iter().for_each(|slot| self.report(Report::Recovered { slot }));
+    }
+
+    /// Takes back what ended workers left, once nothing is under way to them.
+    pub(super) fn bury(&mut self) {
+        let mut unfinished = Vec::new();
+        for slot in std::mem::take(&mut self.buried) {
+            self.roster.bury(slot);
+            let Some(place) = self.links.get_mut(slot.index()) else { continue };
+            let Some(link) = place else { continue };
+            if !link.is_quiet() {
+                unfinished.push(slot);
+                continue;
+            }
+            let (taken, promised) = link.take_back();
+            let counters = link.counters();
+            *place = None;
+            self.roster.vacate(slot);
+            self.rejoin(taken, promised);
+            self.report(Report::Reaped { slot, counters });
+        }
+        self.buried = unfinished;
+    }
+}
+
+fn slot_of(key: Key) -> Slot {
+    Slot(u16::try_from(key.index).expect("keys of links are slots"))
+}

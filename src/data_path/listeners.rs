@@ -1,0 +1,159 @@
+//! Listeners that come and go while others are accepted from.
+//!
+//! Owns the rule that a listener which goes leaves nobody behind: what waits in its backlog is
+//! accepted, what was accepted is handed over, and only then it has gone.
+
+use std::sync::Arc;
+
+use super::acceptor::Acceptor;
+use super::link::Mark;
+use super::{DataPath, Report};
+use crate::id::{ListenerId, Slot};
+use crate::sys::listener::Listener;
+
+/// A worker that does not serve a listener any more, until everything under way has arrived.
+#[derive(Debug)]
+pub(super) struct Departure {
+    slot: Slot,
+    listener: ListenerId,
+    mark: Option<Mark>,
+}
+
+impl DataPath {
+    pub(super) fn add_listener(&mut self, id: ListenerId, listener: Arc<Listener>) {
+        self.add_acceptor(id, listener, None);
+    }
+
+    pub(super) fn add_socket(&mut self, id: ListenerId, number: u16, socket: Arc<Listener>) {
+        self.add_acceptor(id, socket, Some(number));
+    }
+
+    fn add_acceptor(&mut self, id: ListenerId, listener: Arc<Listener>, number: Option<u16>) {
+        let is_new = self.acceptor_of(id).is_none();
+        let free = self.acceptors.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.acceptors.len());
+        let acceptor = Some(Acceptor::new(id, listener, number, place, self.held_back));
+        match free {
+            Some(place) => self.acceptors[place] = acceptor,
+            None => self.acceptors.push(acceptor),
+        }
+        if is_new {
+            self.listeners += 1;
+            self.roster.add_listener(id);
+        }
+    }
+
+    pub(super) fn remove_listener(&mut self, listener: ListenerId) {
+        let mut found = 0;
+        for place in 0..self.acceptors.len() {
+            let Some(acceptor) = &mut self.acceptors[place] else { continue };
+            if acceptor.id == listener {
+                acceptor.leaving = true;
+                // What is left is taken, whoever accepted from there.
+                acceptor.owners.clear();
+                found += 1;
+                self.unwatch(place);
+            }
+        }
+        match found {
+            0 => self.report(Report::ListenerRemoved { listener }),
+            found => self.removals += found,
+        }
+    }
+
+    pub(super) fn acceptor_of(&self, listener: ListenerId) -> Option<&Acceptor> {
+        self.acceptors.iter().flatten().find(|acceptor| acceptor.id == listener)
+    }
+
+    /// Closes listeners that shall go as soon as nothing is armed on them, and tells of those that
+    /// have gone.
+    pub(super) fn finish_removals(&mut self) {
+        if self.removals == 0 {
+            return;
+        }
+        for place in 0..self.acceptors.len() {
+            let Some(acceptor) = &mut self.acceptors[place] else { continue };
+            if !acceptor.leaving {
+                continue;
+            }
+            acceptor.pause(&mut self.ring);
+            if acceptor.is_quiet() && !acceptor.is_closed() {
+                let mut last = Vec::new();
+                acceptor.close(self.now_ns, |socket| last.push(socket));
+                last.into_iter().for_each(|socket| self.accept(place, socket));
+            }
+        }
+        self.dispatch();
+        self.drop_unserved();
+        for place in 0..self.acceptors.len() {
+            if self.is_gone(place) {
+                let Some(acceptor) = self.acceptors[place].take() else { continue };
+                self.removals -= 1;
+                if self.acceptor_of(acceptor.id).is_none() {
+                    self.listeners -= 1;
+                    self.roster.remove_listener(acceptor.id);
+                    self.report(Report::ListenerRemoved { listener: acceptor.id });
+                }
+            }
+        }
+    }
+
+    /// Drops what came from listeners that go and that nobody serves any more.
+    fn drop_unserved(&mut self) {
+        let leaving = self.acceptors.iter().flatten().filter(|one| one.leaving);
+        let unserved = leaving.map(|one| one.id).filter(|id| !self.roster.is_served(*id));
+        let unserved: Vec<ListenerId> = unserved.collect();
+        let before = self.waiting.len();
+        self.waiting.retain(|accepted| !unserved.contains(&accepted.record.listener));
+        self.totals.dropped += (before - self.waiting.len()) as u64;
+    }
+
+    /// Whether a listener is closed and nothing of it waits or is under way. A message under way
+    /// may still come back, so those of this moment are waited for.
+    fn is_gone(&mut self, place: usize) -> bool {
+        let Some(acceptor) = &mut self.acceptors[place] else { return false };
+        if !acceptor.leaving || !acceptor.is_closed() {
+            return false;
+        }
+        if self.waiting.iter().any(|accepted| accepted.record.listener == acceptor.id) {
+            acceptor.marks = None;
+            return false;
+        }
+        let links = &self.links;
+        let marks = acceptor
+            .marks
+            .get_or_insert_with(|| links.iter().flatten().map(|link| link.mark()).collect());
+        marks.retain(|mark| match &links[mark.key.index as usize] {
+            Some(link) => link.key() == mark.key && !link.has_passed(*mark),
+            None => false,
+        });
+        marks.is_empty()
+    }
+
+    pub(super) fn part(&mut self, slot: Slot, listener: ListenerId) {
+        self.roster.leave(slot, listener);
+        let link = self.links.get(slot.index()).and_then(Option::as_ref);
+        let mark = link.map(|link| link.mark());
+        self.departures.push(Departure { slot, listener, mark });
+    }
+
+    /// Tells of workers to which nothing of a listener they left is under way any more.
+    pub(super) fn finish_departures(&mut self) {
+        if self.departures.is_empty() {
+            return;
+        }
+        let links = &self.links;
+        let arrived = |departure: &Departure| {
+            departure.mark.is_none_or(|mark| match &links[mark.key.index as usize] {
+                Some(link) => link.key() != mark.key || link.has_passed(mark),
+                None => true,
+            })
+        };
+        let (done, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.departures).into_iter().partition(arrived);
+        self.departures = left;
+        for Departure { slot, listener, .. } in done {
+            self.report(Report::Left { slot, listener });
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What the control plane and the data path tell each other. Rare, and about one connection only
+//! when a worker sends it back.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use crate::sys::waker::Waker;
+
+use super::NewLink;
+use crate::id::{ListenerId, Slot};
+use crate::protocol::handoff::Record;
+use crate::protocol::scoreboard::Counters;
+use crate::schedule::Skips;
+use crate::sys::listener::Listener;
+
+/// Sockets that come back, with what was known of each.
+pub type Returned = Vec<(OwnedFd, Record)>;
+
+/// What the control plane asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// A listener has been opened. At most 64 at a time.
+    AddListener {
+        /// Its number, which no other listener of this run has.
+        id: ListenerId,
+        /// Its socket.
+        listener: Arc<Listener>,
+    },
+    /// A socket of a listener has been opened that a worker shall accept from by itself: one of
+    /// several that share an address. Until somebody does, and whenever nobody does, the primary
+    /// accepts from it.
+    AddSocket {
+        /// The number of the listener, the same for all its sockets.
+        id: ListenerId,
+        /// Which of them it is.
+        number: u16,
+        /// The socket.
+        socket: Arc<Listener>,
+    },
+    /// These workers accept from such a socket by themselves from now on. What they leave in it
+    /// for too long is given to others.
+    SetOwners {
+        /// Which listener.
+        listener: ListenerId,
+        /// Which of its sockets.
+        number: u16,
+        /// Who.
+        owners: Vec<Slot>,
+    },
+    /// Close a listener: take what waits in its backlog, hand that over, say when done. What
+    /// nobody serves any more is dropped.
+    RemoveListener {
+        /// Which one.
+        listener: ListenerId,
+    },
+    /// A worker has come to this slot.
+    Attach {
+        /// Where.
+        slot: Slot,
+        /// With what.
+        link: NewLink,
+    },
+    /// The worker serves this listener from now on.
+    Join {
+        /// Which worker.
+        slot: Slot,
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// The worker does not serve this listener any more. Answered when everything that was under
+    /// way to it is in its channel.
+    Leave {
+        /// Which worker.
+        slot: Slot,
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// Sockets that the worker, or who speaks for it, had taken and not claimed: give them to
+    /// others.
+    Return {
+        /// Whose they were.
+        slot: Slot,
+        /// The sockets, oldest first, as they were handed over.
+        sockets: Returned,
+        /// The worker refuses connections and gets none for so long, in nanoseconds; 0 if it may
+        /// have others at once.
+        backoff_ns: u64,
+    },
+    /// Accept.
+    Open,
+    /// The worker gets nothing more and sees the end of its inbox.
+    Retire {
+        /// Which worker.
+        slot: Slot,
+    },
+    /// The worker's process has ended: give what it had not claimed to others.
+    Reap {
+        /// Which worker.
+        slot: Slot,
+    },
+    /// Drop what could not be handed over and end.
+    End,
+}
+
+/// What the data path tells the control plane.
+#[derive(Debug)]
+pub enum Report {
+    /// A buried worker's last numbers.
+    Reaped {
+        /// Which worker.
+        slot: Slot,
+        /// Its counters, with everything unclaimed taken back.
+        counters: Counters,
+    },
+    /// A worker has left connections unclaimed for too long; they went to others, and it gets
+    /// nothing until it answers a probe.
+    Hung {
+        /// Which worker.
+        slot: Slot,
+        /// Connections taken back from it.
+        taken_back: u32,
+    },
+    /// A hung worker has answered.
+    Recovered {
+        /// Which worker.
+        slot: Slot,
+    },
+    /// A listener is closed, and everything accepted from it has been handed over.
+    ListenerRemoved {
+        /// Which one.
+        listener: ListenerId,
+    },
+    /// Nothing more of this listener will come into the worker's channel.
+    Left {
+        /// Which worker.
+        slot: Slot,
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// The data path has ended.
+    Ended(ClusterCounts),
+}
+
+/// Sums over all workers and listeners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterCounts {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Of these, from sockets that are for workers to accept from: the worker did not do so in
+    /// time, or there was none.
+    pub stolen: u64,
+    /// Handoffs that a worker's full or closed channel refused; each is redispatched too.
+    pub refused: u64,
+    /// Sockets taken back from a worker, to be given to another or again.
+    pub redispatched: u64,
+    /// Sockets closed because no worker could take them before the end.
+    pub dropped: u64,
+    /// Times that accepting stopped because no worker had room.
+    pub pauses: u64,
+    /// How long accepting was stopped for that, in nanoseconds.
+    pub paused_ns: u64,
+    /// Times that the loop waited so that several connections could be handed over at once.
+    pub coalesced: u64,
+    /// How often each stage passed over a worker.
+    pub skips: Skips,
+    /// Completion queue overflows.
+    pub overflows: u64,
+}
+
+/// How the control plane and the data path reach each other.
+#[derive(Debug)]
+pub struct Endpoints {
+    /// Commands to the data path; ring the bell after sending.
+    pub commands: Receiver<Command>,
+    /// Reports to the control plane.
+    pub reports: Sender<Report>,
+    /// Rung by the control plane after a command, and by workers that were asked to.
+    pub waker: Arc<Waker>,
+    /// Rung by the data path after a report.
+    pub report_waker: Arc<Waker>,
+}

@@ -1,0 +1,337 @@
+//! The primary's data path: accept, choose, hand over. One thread, one ring, nothing else.
+//!
+//! Owns accepted sockets until a worker's channel has them. Never reads a client's bytes, never
+//! logs and never allocates for a connection once its tables have grown. The control plane talks
+//! to it in [`Command`]s and hears [`Report`]s; both are rare.
+
+mod acceptor;
+mod completions;
+mod dispatch;
+mod link;
+mod listeners;
+mod messages;
+mod steal;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::error::Result;
+use crate::id::Slot;
+use crate::protocol::handoff::Record;
+use crate::schedule::{Client, Coalescing, Policy, Roster, SchedulerConfig};
+use crate::sys::clock::{self, monotonic_ns};
+use crate::sys::limits;
+use crate::sys::peer;
+use crate::sys::ring::{Event, Key, Ring, RingShape};
+use acceptor::Acceptor;
+use link::SpareMessages;
+use link::{Accepted, Link};
+pub use link::{CHANNEL_BYTES, NewLink};
+use listeners::Departure;
+#[cfg(feature = "internals")]
+pub use messages::Returned;
+pub use messages::{ClusterCounts, Command, Endpoints, Report};
+use steal::Watch;
+
+/// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
+const CROWDED_NS: u64 = 5_000_000;
+/// Descriptors of the primary that are neither for accepted nor for taken back connections.
+const DESCRIPTORS_RESERVED: u64 = 32;
+/// Messages kept for reuse.
+const SPARE_MESSAGES_MAX: usize = 256;
+/// The key of the bell; links have their slots, whose generations begin at 1.
+const WAKER: Key = Key { index: u32::MAX, generation: 0 };
+/// The key of the watch over workers' own sockets.
+const WATCH: Key = Key { index: u32::MAX - 1, generation: 0 };
+
+/// The data path.
+#[derive(Debug)]
+pub struct DataPath {
+    ring: Ring,
+    endpoints: Endpoints,
+    acceptors: Vec<Option<Acceptor>>,
+    /// How many listeners there are, and how many of the acceptors shall go.
+    listeners: usize,
+    removals: usize,
+    /// Over sockets that workers accept from by themselves.
+    watch: Watch,
+    hang_after_ns: Option<u64>,
+    /// Workers that the credits are bounded for.
+    workers_planned: usize,
+    /// Descriptors that accepted connections can never take.
+    held_back: u64,
+    links: Vec<Option<Link>>,
+    roster: Roster,
+    coalescing: Coalescing,
+    /// Accepted and not yet given to anybody. Bounded: accepting stops while anything is here,
+    /// so at most one burst of the completion queue can be.
+    waiting: VecDeque<Accepted>,
+    spare: SpareMessages,
+    /// Refused in this turn and not yet back in the queue.
+    refused: Vec<Accepted>,
+    buried: Vec<Slot>,
+    departures: Vec<Departure>,
+    crowded: Vec<(Slot, u64)>,
+    totals: ClusterCounts,
+    generation: u32,
+    now_ns: u64,
+    stage: Stage,
+    /// Workers that have not answered a probe, as far as that has been reported.
+    suspected: Vec<Slot>,
+    /// Nobody has had room since this moment.
+    paused_since_ns: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not accepting yet.
+    Starting,
+    Open,
+    Ended,
+}
+
+impl DataPath {
+    /// Prepares the data path for the calling thread, which must be the one that runs it. There
+    /// may be more than `workers`, and longer backlogs; then it works with less ahead.
+    ///
+    /// # Errors
+    /// The machine refuses a ring.
+    pub fn new(
+        policy: Policy,
+        scheduling: SchedulerConfig,
+        workers: usize,
+        backlog: u32,
+        endpoints: Endpoints,
+    ) -> Result<Self> {
+        // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
+        let completions = backlog.clamp(4096, 65_536).next_power_of_two();
+        let ring = Ring::new(RingShape { submissions: 256, completions })?;
+        // Half of the descriptors are for what may have to be taken back from workers, so that it
+        // always finds room; the rest are for what is accepted and waits.
+        let (limit, _) = limits::descriptor_limits()?;
+        let held_back = limit / 2;
+        let mut coalescing = Coalescing::new(scheduling.coalesce_ns);
+        coalescing.spread_over(workers);
+        let scheduling = scheduling.with_credits_up_to(credits_each(held_back, workers));
+        let hang_after_ns = scheduling.hang_after_ns;
+        Ok(Self {
+            ring,
+            endpoints,
+            acceptors: Vec::new(),
+            listeners: 0,
+            removals: 0,
+            watch: Watch::new()?,
+            hang_after_ns,
+            workers_planned: workers,
+            held_back,
+            links: Vec::new(),
+            roster: Roster::new(policy, scheduling, 0),
+            coalescing,
+            waiting: VecDeque::with_capacity(completions as usize),
+            spare: Vec::new(),
+            refused: Vec::new(),
+            buried: Vec::new(),
+            departures: Vec::new(),
+            crowded: Vec::new(),
+            totals: ClusterCounts::default(),
+            generation: 0,
+            now_ns: monotonic_ns(),
+            stage: Stage::Starting,
+            suspected: Vec::new(),
+            paused_since_ns: None,
+        })
+    }
+
+    /// Runs until told to end.
+    ///
+    /// # Errors
+    /// The ring failed.
+    pub fn run(mut self) -> Result<()> {
+        let mut events = Vec::with_capacity(4096);
+        let mut accepted_before = 0;
+        clock::sleep_precisely();
+        self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
+        self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
+        while self.stage != Stage::Ended {
+            let accepted = self.totals.accepted - accepted_before;
+            accepted_before = self.totals.accepted;
+            self.wait(&mut events, accepted)?;
+            self.now_ns = monotonic_ns();
+            for event in events.drain(..) {
+                self.handle(event);
+            }
+            self.put_back_refused();
+            self.bury();
+            self.relieve_crowded();
+            self.rescue();
+            self.look_after();
+            self.dispatch();
+            self.control_intake();
+            self.pardon();
+            self.finish_removals();
+            self.finish_departures();
+        }
+        self.totals.dropped += self.waiting.len() as u64;
+        self.totals.overflows = self.ring.overflows();
+        self.totals.skips = self.roster.skips();
+        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
+        self.totals.paused_ns += paused_ns;
+        let totals = self.totals;
+        self.waiting.clear();
+        self.report(Report::Ended(totals));
+        Ok(())
+    }
+
+    /// Hands over what the last turn prepared, and collects what has happened since.
+    fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
+        // What waits for room is given away as soon as somebody says that there is some.
+        let is_free = accepted > 0 && self.waiting.is_empty();
+        let slack_ns = if is_free { self.roster.slack_ns() } else { None };
+        if let Some(wait_ns) = self.coalescing.wait_ns(accepted, slack_ns, self.now_ns) {
+            self.totals.coalesced += 1;
+            self.ring.submit();
+            // Not a wait of the ring: every connection would end that, and the point is to be
+            // woken once for several of them.
+            clock::sleep(wait_ns);
+            return self.ring.turn(events);
+        }
+        if self.awaits_answers() {
+            return self.ring.turn(events);
+        }
+        self.ring.wait(events, self.next_deadline_ns())
+    }
+
+    fn next_deadline_ns(&self) -> Option<u64> {
+        let acceptors = self.acceptors.iter().flatten();
+        let starved = acceptors.filter_map(Acceptor::next_deadline_ns);
+        let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
+        let looks = self.acceptors.iter().flatten().filter_map(Acceptor::next_look_ns);
+        let hangs = self.roster.next_deadline_ns();
+        starved.chain(crowded).chain(looks).chain(hangs).min()
+    }
+
+    /// Whether something waits for messages to have gone, which by themselves end no wait.
+    fn awaits_answers(&self) -> bool {
+        let leaving = self.removals > 0 || !self.departures.is_empty();
+        let ending = leaving || !self.buried.is_empty();
+        let mut links = self.links.iter().flatten();
+        links.any(|link| !link.is_quiet() && (ending || link.is_retired()))
+    }
+
+    fn report(&self, report: Report) {
+        // A control plane that is gone needs no reports: the process is ending.
+        let _ = self.endpoints.reports.send(report);
+        self.endpoints.report_waker.wake();
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Accepted { key, outcome, armed } => {
+                let acceptor = self.acceptors[key.index as usize].as_mut();
+                let acceptor = acceptor.expect("an acceptor stays until its last completion");
+                if let Some(socket) = acceptor.accepted(outcome, armed, self.now_ns) {
+                    self.accept(key.index as usize, socket);
+                }
+            }
+            Event::MessageSent { key, message, outcome } => self.settle(key, message, outcome),
+            Event::Ready { key, .. } if key == WAKER => {
+                self.endpoints.waker.clear();
+                self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
+                while let Ok(command) = self.endpoints.commands.try_recv() {
+                    self.obey(command);
+                }
+                // A worker that answers its probe rings, and perhaps no connection comes that
+                // would make somebody look.
+                if !self.suspected.is_empty() {
+                    self.observe();
+                }
+            }
+            Event::Ready { key, .. } if key == WATCH => {
+                self.heed_watch();
+                self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
+            }
+            Event::Ready { key, .. } => self.revive(key),
+            // Nothing else is ever asked of this ring, or its answer does not matter.
+            _ => {}
+        }
+    }
+
+    /// Takes in a connection that was accepted at one of the places.
+    fn accept(&mut self, place: usize, socket: OwnedFd) {
+        let acceptor = self.acceptors[place].as_ref();
+        let acceptor = acceptor.expect("an acceptor stays until its last completion");
+        let listener = acceptor.id;
+        self.totals.accepted += 1;
+        self.totals.stolen += u64::from(acceptor.number.is_some());
+        let record = Record { listener, accepted_ns: self.now_ns };
+        let client = self.client_of(&socket);
+        self.waiting.push_back(Accepted { socket, record, client });
+    }
+
+    /// The client, if the policy wants to know it. Those without an address take turns.
+    fn client_of(&self, socket: &OwnedFd) -> Client {
+        match self.roster.wants_client() {
+            true => Client(peer::client_of(socket).unwrap_or(self.totals.accepted)),
+            false => Client::default(),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::AddListener { id, listener } => self.add_listener(id, listener),
+            Command::AddSocket { id, number, socket } => self.add_socket(id, number, socket),
+            Command::SetOwners { listener, number, owners } => {
+                self.set_owners(listener, number, owners)
+            }
+            Command::RemoveListener { listener } => self.remove_listener(listener),
+            Command::Attach { slot, link } => self.attach(slot, link),
+            Command::Join { slot, listener } => {
+                let link = self.links.get_mut(slot.index()).and_then(Option::as_mut);
+                if let Some(most) = link.and_then(Link::joined) {
+                    self.roster.bound_credits_of(slot, most);
+                }
+                self.roster.join(slot, listener);
+            }
+            Command::Leave { slot, listener } => self.part(slot, listener),
+            Command::Return { slot, sockets, backoff_ns } => {
+                self.take_in(slot, sockets, backoff_ns)
+            }
+            Command::Open if self.stage == Stage::Starting => self.stage = Stage::Open,
+            Command::Open => {}
+            Command::Retire { slot } => {
+                if let Some(Some(link)) = self.links.get_mut(slot.index()) {
+                    link.retire();
+                    link.close_if_retired();
+                    self.roster.retire(slot);
+                }
+            }
+            Command::Reap { slot } => self.buried.push(slot),
+            Command::End => self.stage = Stage::Ended,
+        }
+    }
+
+    fn attach(&mut self, slot: Slot, new: NewLink) {
+        let place = slot.index();
+        if place >= self.links.len() {
+            self.links.resize_with(place + 1, || None);
+        }
+        self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
+        let key = Key { index: u32::from(slot.0), generation: self.generation };
+        self.links[place] = Some(Link::new(key, new));
+        self.roster.attach(slot, self.now_ns);
+        let workers = self.links.iter().flatten().count();
+        if workers > self.workers_planned {
+            self.coalescing.spread_over(workers);
+            self.workers_planned = workers;
+            self.roster.bound_credits(credits_each(self.held_back, workers));
+        }
+    }
+}
+
+/// Credits that each worker may have so that all unclaimed connections together find descriptors
+/// when they are taken back.
+fn credits_each(descriptors: u64, workers: usize) -> u32 {
+    let for_connections = descriptors.saturating_sub(DESCRIPTORS_RESERVED);
+    let each = for_connections / (workers as u64).max(1);
+    u32::try_from(each).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,197 @@
+//! Sockets that workers accept from by themselves, and what is taken out of them all the same.
+//!
+//! The primary holds a duplicate of each. While nobody accepts from one, it does so itself; while
+//! somebody does, it is told when something comes and looks whether that is accepted in time. Owns
+//! the set of what is waited for. `schedule::stall_detector`
+//! decides whether to steal.
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::acceptor::Acceptor;
+use super::{DataPath, Report, Stage};
+use crate::error::{Error, Result};
+use crate::id::{ListenerId, Slot};
+use crate::schedule::{Finding, StallDetector};
+use crate::sys::limits;
+use crate::sys::listener::Listener;
+
+/// Connections taken out of one queue at once. The rest follows at the next look.
+pub(super) const ROBBED_MAX: usize = 512;
+/// Queues told of in one turn; the others are in the next.
+const TOLD_MAX: usize = 64;
+
+/// Tells when something comes into a queue. An epoll set, because it holds no reference to what is
+/// in it: a poll of the ring would keep a socket listening that everybody has closed.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) epoll: Epoll,
+}
+
+impl Watch {
+    pub(super) fn new() -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let epoll = epoll.map_err(|errno| Error::system("create an epoll set", errno))?;
+        Ok(Self { epoll })
+    }
+
+    /// Asks to be told once when something is in the queue, or comes.
+    fn ask(&self, listener: &Listener, place: usize) {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        let mut event = EpollEvent::new(flags, place as u64);
+        // Without memory for it the worker is left alone, which is no worse than not watching.
+        if self.epoll.modify(listener, &mut event) == Err(Errno::ENOENT) {
+            let _ = self.epoll.add(listener, event);
+        }
+    }
+
+    fn forget(&self, listener: &Listener) {
+        let _ = self.epoll.delete(listener);
+    }
+
+    /// The places of queues that something has come into.
+    fn told(&self) -> Vec<usize> {
+        let mut ready = [EpollEvent::empty(); TOLD_MAX];
+        let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
+        let places = ready[..count].iter().map(EpollEvent::data);
+        places.filter_map(|place| usize::try_from(place).ok()).collect()
+    }
+}
+
+impl DataPath {
+    /// From now on these accept from a socket by themselves; if nobody does, the primary does.
+    pub(super) fn set_owners(&mut self, listener: ListenerId, number: u16, owners: Vec<Slot>) {
+        let wanted = |acceptor: &Acceptor| {
+            acceptor.id == listener && acceptor.number == Some(number) && !acceptor.leaving
+        };
+        let mut places = self.acceptors.iter_mut().enumerate();
+        let found = places.find_map(|(place, acceptor)| {
+            acceptor.as_mut().filter(|acceptor| wanted(acceptor)).map(|acceptor| (place, acceptor))
+        });
+        let Some((place, acceptor)) = found else { return };
+        let before = std::mem::replace(&mut acceptor.owners, owners);
+        // How the old ones accepted says nothing about the new ones.
+        acceptor.stall_detector = self.hang_after_ns.map(StallDetector::new);
+        match acceptor.is_owned() {
+            true if acceptor.stall_detector.is_some() => self.ask(place),
+            _ => self.unwatch(place),
+        }
+        before.into_iter().for_each(|slot| self.note_stalled(slot));
+    }
+
+    /// Nothing needs to be told of this place any more.
+    pub(super) fn unwatch(&self, place: usize) {
+        let listener = self.acceptors[place].as_ref().and_then(Acceptor::listener);
+        if let Some(listener) = listener {
+            self.watch.forget(listener);
+        }
+    }
+
+    fn ask(&self, place: usize) {
+        let listener = self.acceptors[place].as_ref().and_then(Acceptor::listener);
+        if let Some(listener) = listener {
+            self.watch.ask(listener, place);
+        }
+    }
+
+    /// Something has come into some queues.
+    pub(super) fn heed_watch(&mut self) {
+        for place in self.watch.told() {
+            if let Some(Some(acceptor)) = self.acceptors.get_mut(place)
+                && let Some(stall_detector) = &mut acceptor.stall_detector
+            {
+                stall_detector.came(self.now_ns);
+            }
+        }
+    }
+
+    /// Looks at the queues whose time has come, and takes out what waits for somebody who does not
+    /// accept.
+    pub(super) fn look_after(&mut self) {
+        for place in 0..self.acceptors.len() {
+            let Some(acceptor) = &mut self.acceptors[place] else { continue };
+            match acceptor.look(self.now_ns) {
+                None | Some(Finding::Patient) => continue,
+                Some(Finding::Quiet) => self.ask(place),
+                Some(Finding::Overdue) => self.rob(place),
+            }
+            self.note_owners(place);
+            self.report_doubt(place);
+        }
+        self.trust_for_want_of_others();
+    }
+
+    /// Nothing has come that would show whether these workers are stalled still, so nobody shall
+    /// hold it against them.
+    fn report_doubt(&mut self, place: usize) {
+        let Some(acceptor) = self.acceptors[place].as_ref().filter(|one| one.is_doubtful()) else {
+            return;
+        };
+        for slot in acceptor.owners.clone() {
+            if let Some(suspected) = self.suspected.iter().position(|one| *one == slot) {
+                self.suspected.remove(suspected);
+                self.report(Report::Recovered { slot });
+            }
+        }
+    }
+
+    /// Where all have been stalled, whoever may accept again by now is as good as anybody.
+    fn trust_for_want_of_others(&mut self) {
+        for place in 0..self.acceptors.len() {
+            let doubtful = self.acceptors[place].as_ref().filter(|one| one.is_doubtful());
+            let Some(id) = doubtful.map(|acceptor| acceptor.id) else { continue };
+            let mut others = self.acceptors.iter().flatten().filter(|one| one.id == id);
+            if others.any(|one| one.is_owned() && !one.is_stalled()) {
+                continue;
+            }
+            if let Some(acceptor) = &mut self.acceptors[place] {
+                acceptor.stall_detector = self.hang_after_ns.map(StallDetector::new);
+            }
+            self.note_owners(place);
+        }
+    }
+
+    /// Takes out what waits, if the oldest has waited too long and somebody else can have it.
+    fn rob(&mut self, place: usize) {
+        if self.stage != Stage::Open || !self.waiting.is_empty() {
+            return;
+        }
+        let Some(acceptor) = &self.acceptors[place] else { return };
+        let (id, owners) = (acceptor.id, acceptor.owners.clone());
+        self.observe();
+        // Whoever may be stalled is not who could have it.
+        owners.iter().for_each(|slot| self.roster.set_stalled(*slot, true));
+        if !self.roster.has_room(id) {
+            return;
+        }
+        let Some(acceptor) = &mut self.acceptors[place] else { return };
+        let now_ns = self.now_ns;
+        // As many descriptors are left alone as when accepting.
+        let taken = limits::with_descriptors_held_back(self.held_back, || acceptor.rob(now_ns));
+        let stalled = acceptor.is_stalled();
+        let mut count = u32::try_from(taken.len()).expect("bounded");
+        taken.into_iter().for_each(|socket| self.accept(place, socket));
+        for slot in owners {
+            if stalled && !self.suspected.contains(&slot) {
+                self.suspected.push(slot);
+                // Each connection is told of once, whoever else accepts from there.
+                self.report(Report::Hung { slot, taken_back: std::mem::take(&mut count) });
+            }
+        }
+        self.ask(place);
+    }
+
+    fn note_owners(&mut self, place: usize) {
+        let Some(acceptor) = &self.acceptors[place] else { return };
+        let owners = acceptor.owners.clone();
+        owners.into_iter().for_each(|slot| self.note_stalled(slot));
+    }
+
+    /// A worker gets nothing of others as long as one of its sockets speaks against it.
+    fn note_stalled(&mut self, slot: Slot) {
+        let acceptors = self.acceptors.iter().flatten();
+        let mut own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));
+        let stalled = own.any(Acceptor::may_be_stalled);
+        self.roster.set_stalled(slot, stalled);
+    }
+}

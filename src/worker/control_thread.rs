@@ -1,0 +1,289 @@
+//! A worker's own thread: hears the primary, sends what waited, and sees the worker out.
+//!
+//! Owns the receiving half of the channel. So a program that computes, or has no listener yet, is
+//! still told what it is told.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::inbox::Pulled;
+use super::shared::{Answer, Grant, Shared};
+use crate::cluster::message::Message;
+use crate::error::{Error, Result, errno_of};
+use crate::protocol::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
+use crate::sys::process;
+
+/// How soon descriptors, or a crowded channel, are looked at again.
+const RETRY_MS: u8 = 10;
+
+const CHANNEL: u64 = 0;
+const WAKER: u64 = 1;
+const INBOX: u64 = 2;
+
+#[derive(Debug)]
+pub(crate) struct ControlThread {
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    epoll: Epoll,
+    /// The channel is open.
+    open: bool,
+    /// The channel must be tried again without being asked to.
+    crowded: bool,
+    watches_inbox: bool,
+    /// The last word has been said.
+    said_farewell: bool,
+}
+
+/// Starts the thread.
+///
+/// # Errors
+/// Too few descriptors or threads.
+pub(crate) fn start(shared: Arc<Shared>, incoming: Incoming) -> Result<()> {
+    let failed = |errno| Error::system("prepare hearing the primary (epoll)", errno);
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+    epoll.add(&incoming, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL)).map_err(failed)?;
+    epoll.add(&shared.waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKER)).map_err(failed)?;
+    let attendant = ControlThread {
+        shared,
+        incoming,
+        epoll,
+        open: true,
+        crowded: false,
+        watches_inbox: false,
+        said_farewell: false,
+    };
+    let thread = thread::Builder::new().name("cluster-worker".into());
+    thread
+        .spawn(move || attendant.run())
+        .map(drop)
+        .map_err(|error| Error::system("start a worker's own thread", errno_of(&error)))
+}
+
+impl ControlThread {
+    fn run(mut self) {
+        let mut ready = [EpollEvent::empty(); 4];
+        while !self.shared.left.is_complete() {
+            self.adjust();
+            let count = match self.epoll.wait(&mut ready, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                // Nothing else can be wrong with a set of our own.
+                Err(_) => break,
+            };
+            for event in &ready[..count] {
+                match event.data() {
+                    CHANNEL => self.hear(),
+                    WAKER => {
+                        self.shared.waker.clear();
+                    }
+                    _ => self.empty_inbox(),
+                }
+            }
+            self.flush();
+            if count == 0 {
+                self.relieve();
+            }
+            self.finish_leaving();
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        match self.crowded || self.shared.starved.load(Ordering::Acquire) {
+            true => EpollTimeout::from(RETRY_MS),
+            false => EpollTimeout::NONE,
+        }
+    }
+
+    /// Waits for what is wanted, and for nothing else.
+    fn adjust(&mut self) {
+        if self.open {
+            let wants_room = !self.crowded && self.shared.outgoing().has_waiting();
+            let mut flags = EpollFlags::empty();
+            flags.set(EpollFlags::EPOLLIN, !self.shared.messages.is_full());
+            flags.set(EpollFlags::EPOLLOUT, wants_room);
+            // It was added with the set and is deleted with the end of the channel.
+            let _ = self.epoll.modify(&self.incoming, &mut EpollEvent::new(flags, CHANNEL));
+        }
+        if let Some(inbox) = &self.shared.inbox {
+            // Nobody accepts: what comes all the same is sent back.
+            let wanted = self.shared.is_unattended() && !inbox.is_closed();
+            if wanted != self.watches_inbox {
+                self.watches_inbox = wanted;
+                // Added and deleted, since an end would be told whatever is waited for.
+                let _ = match wanted {
+                    true => self.epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, INBOX)),
+                    false => self.epoll.delete(inbox),
+                };
+            }
+        }
+    }
+
+    fn empty_inbox(&mut self) {
+        let Some(inbox) = &self.shared.inbox else { return };
+        if !self.shared.is_unattended() {
+            // Somebody has begun to accept meanwhile.
+            return;
+        }
+        match inbox.pull(&self.shared) {
+            Pulled::Something | Pulled::Nothing | Pulled::End => {}
+            Pulled::NoRoom => {
+                // What this is about can only be sent back with a descriptor to hold it.
+                self.shared.starved.store(true, Ordering::Release);
+                thread::sleep(Duration::from_millis(RETRY_MS.into()));
+            }
+        }
+    }
+
+    fn hear(&mut self) {
+        if !self.open {
+            return;
+        }
+        let mut frames: Vec<Received<ToWorker>> = Vec::new();
+        let outcome = self.incoming.receive(&mut frames);
+        frames.into_iter().for_each(|frame| self.note(frame));
+        if outcome.is_err() || self.incoming.is_closed() {
+            self.lose_channel();
+        }
+    }
+
+    fn note(&mut self, frame: Received<ToWorker>) {
+        let shared = &self.shared;
+        let mut descriptors = frame.descriptors;
+        match frame.body {
+            Body::Message { serialization, bytes } => {
+                let message = Message::new(serialization, bytes, descriptors, frame.lost);
+                shared.messages.push(message).wake();
+            }
+            Body::Word(ToWorker::Listening { sequence, listener, address }) => {
+                let descriptor = descriptors.pop();
+                self.answer(sequence, Ok(Grant { listener, address, descriptor }));
+            }
+            Body::Word(ToWorker::ListenFailed { sequence, step, errno }) => {
+                let source = Errno::from_raw(errno);
+                let error = Error::Listen { address: String::new(), step, source };
+                self.answer(sequence, Err(error));
+            }
+            Body::Word(ToWorker::Closed { listener }) => {
+                let mut state = shared.state();
+                // It may have been opened again meanwhile, which this is not about.
+                if state.queues.get(&listener).is_some_and(|queue| queue.is_closed()) {
+                    state.queues.remove(&listener);
+                }
+            }
+            Body::Word(ToWorker::Drain { grace_ms }) => {
+                shared.begin_to_leave(grace_ms.map(Duration::from_millis));
+            }
+        }
+    }
+
+    fn answer(&self, sequence: u32, grant: Result<Grant>) {
+        let mut state = self.shared.state();
+        match (state.answers.get_mut(&sequence), grant) {
+            (Some(place), grant) => {
+                let before = std::mem::replace(place, Answer::Given(grant));
+                drop(state);
+                self.shared.changed.notify_all();
+                if let Answer::Awaited(Some(waker)) = before {
+                    waker.wake();
+                }
+            }
+            // Nobody waits for it any more.
+            (None, Ok(grant)) => {
+                drop(state);
+                self.shared.give_up(grant.listener);
+            }
+            (None, Err(_)) => {}
+        }
+    }
+
+    /// The channel has ended. If that was not agreed upon, so does the process, unless the program
+    /// has something else in mind.
+    fn lose_channel(&mut self) {
+        self.open = false;
+        let _ = self.epoll.delete(&self.incoming);
+        self.shared.outgoing().close();
+        let mut state = self.shared.state();
+        state.connected = false;
+        let handler = state.on_disconnect.take();
+        self.shared.announce(state);
+        if self.shared.is_leaving() {
+            return;
+        }
+        match handler {
+            Some(handler) => {
+                self.shared.messages.close().wake();
+                // One that panics has said why; the worker must leave all the same.
+                let _ = catch_unwind(AssertUnwindSafe(handler));
+                self.shared.begin_to_leave(None);
+            }
+            None => process::end(0),
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.open {
+            // An end that is gone is noticed when it is read.
+            let flushed = self.shared.outgoing().flush().unwrap_or(Flushed::Everything);
+            self.crowded = flushed == Flushed::Crowded;
+        }
+    }
+
+    /// Has those look again who found no descriptor free, as soon as there may be some.
+    fn relieve(&self) {
+        if self.shared.starved.load(Ordering::Acquire)
+            && self.shared.inbox.as_ref().is_none_or(|inbox| inbox.has_room())
+        {
+            self.shared.starved.store(false, Ordering::Release);
+            self.shared.state().open_queues().for_each(|queue| queue.kick());
+        }
+    }
+
+    /// When everything is served and nothing will come: says goodbye and closes the channel.
+    fn finish_leaving(&mut self) {
+        let shared = &self.shared;
+        if !shared.is_leaving() || shared.open.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        let inbox_closed = shared.inbox.as_ref().is_none_or(|inbox| inbox.is_closed());
+        if !inbox_closed || !shared.state().open_queues().all(|queue| queue.is_done()) {
+            return;
+        }
+        if self.open && !self.said_farewell {
+            self.said_farewell = true;
+            let handoff = shared.latency();
+            let _ = shared.say(&ToPrimary::Farewell { handoff }, vec![]);
+        }
+        if self.open && shared.outgoing().has_waiting() {
+            return;
+        }
+        self.open = false;
+        shared.outgoing().close();
+        shared.state().connected = false;
+        shared.messages.close().wake();
+        shared.left.complete();
+    }
+}
+
+impl Drop for ControlThread {
+    /// Nobody waits for a thread that is no more, whatever has ended it: the primary sees the end
+    /// of the channel, and the program that of everything.
+    fn drop(&mut self) {
+        if self.shared.left.is_complete() {
+            return;
+        }
+        self.shared.outgoing().close();
+        self.shared.messages.close().wake();
+        let mut state = self.shared.state();
+        state.connected = false;
+        self.shared.leaving.store(true, Ordering::SeqCst);
+        state.open_queues().for_each(|queue| queue.end());
+        self.shared.announce(state);
+        self.shared.left.complete();
+    }
+}

@@ -1,0 +1,85 @@
+//! A UDP address that this worker serves.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::shared::Shared;
+use crate::error::{Error, Result, errno_of};
+use crate::id::ListenerId;
+
+/// A bound UDP socket (Node: a socket of `dgram`), non-blocking. Dropping it closes it.
+///
+/// Inside an async runtime wait for its descriptor, and use the methods of the `UdpSocket` that it
+/// is: with tokio, `UdpSocket::from_std(datagrams.try_clone()?)` does both.
+///
+/// Shared among workers, it is one socket: leave its options alone, and expect that somebody else
+/// has been faster.
+#[derive(Debug)]
+pub struct Datagrams {
+    shared: Arc<Shared>,
+    socket: UdpSocket,
+    id: ListenerId,
+}
+
+impl Datagrams {
+    pub(crate) fn new(shared: Arc<Shared>, socket: UdpSocket, id: ListenerId) -> Self {
+        Self { shared, socket, id }
+    }
+
+    /// Its number in the cluster.
+    #[must_use]
+    pub fn id(&self) -> ListenerId {
+        self.id
+    }
+
+    /// Waits for a datagram (Node: `'message'` of `dgram`), and tells its length in bytes and who
+    /// sent it. What is longer than `buffer` is cut.
+    ///
+    /// # Errors
+    /// What `recvfrom(2)` says.
+    pub fn receive_from(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr)> {
+        let failed = |errno| Error::system("receive a datagram", errno);
+        loop {
+            match self.socket.recv_from(buffer).map_err(|error| errno_of(&error)) {
+                Ok(received) => return Ok(received),
+                Err(Errno::EAGAIN) => {
+                    let mut one = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+                    match poll(&mut one, PollTimeout::NONE) {
+                        Ok(_) | Err(Errno::EINTR) => {}
+                        Err(errno) => return Err(failed(errno)),
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+
+    /// Closes it (Node: `socket.close()`). The same as dropping it.
+    pub fn close(self) {}
+}
+
+impl Deref for Datagrams {
+    type Target = UdpSocket;
+
+    fn deref(&self) -> &UdpSocket {
+        &self.socket
+    }
+}
+
+impl AsFd for Datagrams {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        self.shared.give_up(self.id);
+    }
+}
