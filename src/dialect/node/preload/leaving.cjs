@@ -40,7 +40,7 @@ class Leaving {
 
   // The primary asks from when on it may stop accepting.
   onStop() {
-    if (this.stage !== SERVING) return this.tell({ act: 'stopped' });
+    if (this.stage !== SERVING) return this.tell({ act: 'stopped', closes: true });
     this.stage = STOPPING;
     this.kept.silenceMs = SILENCE_AT_STOP_MS;
     this.prepare();
@@ -51,10 +51,10 @@ class Leaving {
   }
 
   answerStop(wait) {
-    const done = this.stage !== STOPPING || this.isClosing || this.endsEarly;
-    if (!done && this.handlers.isHolding()) return;
+    const closes = this.stage !== STOPPING || this.isClosing || this.endsEarly;
+    if (!closes && this.handlers.isHolding()) return;
     clearInterval(wait);
-    this.tell({ act: 'stopped' });
+    this.tell({ act: 'stopped', closes });
   }
 
   // The primary's word, before Node hears it and closes all servers.

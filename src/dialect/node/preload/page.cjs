@@ -5,14 +5,16 @@ const { readSync, writeSync } = require('fs');
 const { clearInterval, setImmediate, setInterval, setTimeout } = require('timers');
 const now = process.hrtime.bigint;
 
-// Words of the report, in the order of the page.
-const [REPORTS_WORD, ENDED_WORD, MOVED_WORD, RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD] =
-  [0, 1, 2, 3, 4, 5];
+// What is written before this says where everything is (LAYOUT).
+const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
+const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD } = LAYOUT;
+const [WAKE_ALWAYS, WAKE_PROBE] = [LAYOUT.WAKE_ALWAYS, LAYOUT.WAKE_PROBE].map(BigInt);
 
 class Page {
   constructor({ page, bell, beatMs }) {
     Object.assign(this, { page, bell, beatMs });
-    this.report = new BigUint64Array([LAYOUT.REPORTS, 0n, 0n, 0n, 0n, 0n]);
+    this.report = new BigUint64Array(ANSWERED_WORD + 1);
+    this.report[DOES_WORD] = BigInt(LAYOUT.REPORTS);
     this.wake = new BigUint64Array(1);
     const bytesOf = (words) => new Uint8Array(words.buffer);
     this.reportBytes = bytesOf(this.report);
@@ -49,7 +51,7 @@ class Page {
       // The primary may hold connections that no worker had room for, or wait for an answer.
       readSync(this.page, this.wakeBytes, 0, this.wakeBytes.length, LAYOUT.WAKE_AT);
       const wake = this.wake[0];
-      if (wake === LAYOUT.WAKE_ALWAYS || (wake === LAYOUT.WAKE_PROBE && this.probed)) {
+      if (wake === WAKE_ALWAYS || (wake === WAKE_PROBE && this.probed)) {
         writeSync(this.bell, this.oneBytes, 0, this.oneBytes.length, null);
       }
       this.probed = false;
@@ -124,6 +126,6 @@ class Page {
   }
 
   sayThatItReceives() {
-    this.report[REPORTS_WORD] |= LAYOUT.RECEIVES;
+    this.report[DOES_WORD] |= BigInt(LAYOUT.RECEIVES);
   }
 }
