@@ -15,6 +15,7 @@ mod handles;
 mod inbox;
 mod inspect;
 mod kept;
+mod leaving;
 mod load;
 mod matrix;
 mod nodes;

@@ -206,6 +206,12 @@ impl Bridge {
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
+                BridgeRequest::Stop { worker } => {
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.node_worker.stop();
+                    }
+                    self.turn(worker, Ready::default(), now_ns);
+                }
                 BridgeRequest::Cut { worker } => {
                     if let Some(place) = self.places.get_mut(&worker) {
                         place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);

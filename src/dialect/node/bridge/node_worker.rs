@@ -222,6 +222,10 @@ impl NodeWorker {
         }
     }
 
+    pub(super) fn stop(&mut self) {
+        self.session.stop();
+    }
+
     pub(super) fn disconnect(&mut self) {
         self.disconnecting = true;
     }
@@ -354,6 +358,7 @@ impl NodeWorker {
                 endpoints.command(Command::Retire { slot });
                 Notice::Leaving { worker }
             }
+            Event::Stopped { closes } => Notice::Stopped { worker, closes },
             Event::SocketLost => Notice::SocketLost { worker },
             Event::Message(message) => Notice::Message { worker, message, descriptor: None },
             Event::Handle(message) => {
