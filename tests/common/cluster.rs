@@ -22,8 +22,9 @@ const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
 /// Switches off what passes over a worker that is merely slow, and gives what has a time limit so
 /// much of it that a busy machine does not exceed it. An option that a test gives itself stays.
-const STEADY: [(&str, &str); 6] = [
+const STEADY: [(&str, &str); 7] = [
     ("--hang-after", "off"),
+    ("--take-back-after", "off"),
     ("--overload-factor", "off"),
     ("--grace", "60s"),
     ("--settle", "0s"),
