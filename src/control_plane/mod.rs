@@ -12,6 +12,7 @@ mod handle;
 mod inbound;
 mod listen;
 mod listen_fds;
+mod listener_lifetime;
 pub(crate) mod listeners;
 mod node;
 mod reap;
@@ -43,7 +44,7 @@ use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::NotifySocket;
-use bind_retry::{BindRetry, ListenRequest};
+use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::Listeners;
@@ -124,6 +125,7 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.end_lifetimes();
             self.retry_binds();
             self.settle();
             self.complete_disconnects();
@@ -133,7 +135,7 @@ impl ControlPlane {
 
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
-        let next_ns = next_ns.chain(self.next_settled_ns()).min();
+        let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -182,7 +184,7 @@ impl ControlPlane {
                 let _ = answer.send(self.fork(settings, fork_request));
             }
             Request::Hold { settings, address, answer } => {
-                self.listen_request(ListenRequest::Hold { settings, address, answer });
+                self.hold(&settings, &address, answer);
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::bind_retry::Origin;
 use super::bridge_thread::BridgeThread;
-use super::listeners::{Asker, Key, RequestName};
+use super::listeners::Key;
 use super::{ControlPlane, NOTICES, WorkerEntry};
 use crate::address::ListenAddress;
 use crate::cluster::event::ListeningAddress;
@@ -159,14 +160,13 @@ impl ControlPlane {
     /// A worker wants to listen.
     fn meet(&mut self, id: WorkerId, query: QueryId, request: &Query) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
-        let backlog = request.backlog;
-        let asker = Asker { worker: id, request: RequestName::Node(query), backlog };
         if worker_entry.leaving {
             return self.answer_node(id, query, Answer::Fail(Errno::ECANCELED), None);
         }
+        let origin = Origin::Node { worker: id, query };
         match key_of(request) {
-            Ok(key) => self.answer(asker, key),
-            Err(error) => self.refuse(asker, &error),
+            Ok(key) => self.request_listener(key, request.backlog, origin),
+            Err(error) => self.refuse(origin, &error),
         }
     }
 
@@ -202,6 +202,7 @@ impl ControlPlane {
             self.command(Command::Join { slot, listener });
             self.set_owners(listener, socket_owners);
         }
+        self.begin_settling(id);
         self.tell(Event::Listening { worker, address });
     }
 

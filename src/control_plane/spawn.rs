@@ -24,8 +24,8 @@ impl ControlPlane {
         let slot = self.place(fork_request.slot)?;
         let id = WorkerId(self.next_id);
         let predecessor = fork_request.predecessor.and_then(|old| self.workers.get(&old));
-        let predecessor = predecessor.map(|worker_entry| worker_entry.slot);
-        let inherited_sockets = self.inherited_sockets(&settings, slot, predecessor)?;
+        let predecessor_slot = predecessor.map(|worker_entry| worker_entry.slot);
+        let inherited_sockets = self.inherited_sockets(&settings, slot, predecessor_slot)?;
         let preload =
             self.preload.as_ref().filter(|_| is_preloading(&settings, &fork_request.environment));
         let worker_entry = WorkerEntry::start(SpawnContext {
@@ -37,6 +37,7 @@ impl ControlPlane {
             inherited_sockets,
             has_inbox: self.data_path.is_some() && self.hands_over(),
             predecessor: fork_request.predecessor,
+            predecessor_slot,
             waker: &self.data_path_waker,
             preload,
             control: self.control.clone(),

@@ -13,6 +13,7 @@ use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::listen_fds::{self, InheritedSockets};
+use super::listener_lifetime::Settling;
 use super::listeners::Key;
 use super::{CHANNEL, ControlHandle};
 use crate::cluster::bus::Bus;
@@ -41,6 +42,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) slot: Slot,
     /// Whom it replaces, beside whom it has been started.
     pub(crate) predecessor: Option<WorkerId>,
+    /// The slot of that one.
+    pub(crate) predecessor_slot: Option<Slot>,
+    /// How far it is in asking for what its predecessor served.
+    pub(crate) settling: Settling,
     /// The bridge hears it and speaks to it.
     pub(crate) is_node: bool,
     /// It has no channel.
@@ -102,6 +107,7 @@ pub(crate) struct SpawnContext<'a> {
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
     pub(crate) predecessor: Option<WorkerId>,
+    pub(crate) predecessor_slot: Option<Slot>,
     /// What the worker rings.
     pub(crate) waker: &'a Waker,
     /// What a Node worker loads before its program.
@@ -159,6 +165,8 @@ impl WorkerEntry {
             shared: Arc::new(shared),
             slot: context.slot,
             predecessor: context.predecessor,
+            predecessor_slot: context.predecessor_slot,
+            settling: Settling::default(),
             is_node,
             is_mute,
             settled_ns: None,
