@@ -123,8 +123,10 @@ pub(super) struct RunArguments {
 
     /// Who runs on which CPU: auto, none, or a list such as 0-3,6
     ///
-    /// With a list, workers take its CPUs in order, round and round, and the primary the last one
-    /// that no worker uses.
+    /// `auto` pins if the primary and every worker can have one CPU each, there are at least three,
+    /// and no quota grants less than all of them; otherwise the kernel places the processes. With
+    /// a list, workers take its CPUs in order, round and round, and the primary the last one that
+    /// no worker uses.
     #[arg(long, value_name = "auto|none|LIST", default_value = "auto", value_parser = parse::<Pin>)]
     pub(super) pin: Pin,
 
@@ -148,6 +150,11 @@ pub(super) struct RunArguments {
     /// workers, also what it has not accepted from its own socket
     #[arg(long, value_name = "off|TIME", default_value = "100ms", value_parser = switched_time)]
     pub(super) hang_after: Switch<Duration>,
+
+    /// Give a connection that a worker at work has not claimed for this long to an idle worker, if
+    /// there is one; with --policy rr and least
+    #[arg(long, value_name = "off|TIME", default_value = "2ms", value_parser = switched_time)]
+    pub(super) take_back_after: Switch<Duration>,
 
     /// Kill and replace a worker that has hung for this long
     #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
@@ -306,6 +313,7 @@ impl RunArguments {
             },
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
+            take_back_after_ns: self.take_back_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),
             ..SchedulerConfig::default()

@@ -127,8 +127,7 @@ impl ControlPlane {
         if self.next_lifetime_ns().is_none_or(|next_ns| next_ns > now_ns) {
             return;
         }
-        let is_over = |linger: Linger| linger.until_ns <= now_ns;
-        self.remove_lingering(|entry| entry.linger.is_some_and(is_over));
+        self.remove_lingering(|_, linger| linger.until_ns <= now_ns);
         let is_due = |one: &&WorkerEntry| one.settles_ns().is_some_and(|at_ns| at_ns <= now_ns);
         let settled: Vec<WorkerId> =
             self.workers.values().filter(is_due).map(WorkerEntry::id).collect();
@@ -181,24 +180,22 @@ impl ControlPlane {
     /// lingers there goes at once.
     pub(crate) fn may_become_free(&mut self, error: &Error, key: &Key) -> bool {
         if matches!(error, Error::Listen { source: Errno::ENOBUFS, .. }) {
-            return self.remove_lingering(|_| true);
+            return self.remove_lingering(|_, _| true);
         }
         if is_busy(error) {
-            self.remove_lingering(|entry| entry.is_in_the_way_of(key));
+            self.remove_lingering(|entry, _| entry.is_in_the_way_of(key));
             return true;
         }
         false
     }
 
     /// Closes listeners that only linger. Tells whether there were any.
-    fn remove_lingering(&mut self, is_meant: impl Fn(&Entry) -> bool) -> bool {
-        let lingering = self.listeners.iter().filter(|one| one.linger.is_some() && is_meant(one));
-        let lingering: Vec<(ListenerId, Key)> =
-            lingering.map(|entry| (entry.id, entry.key.clone())).collect();
-        for (listener, key) in &lingering {
-            self.listeners.forget_port(key);
-            self.remove(*listener);
-        }
+    fn remove_lingering(&mut self, is_meant: impl Fn(&Entry, Linger) -> bool) -> bool {
+        let lingering = self.listeners.iter().filter_map(|entry| {
+            entry.linger.filter(|linger| is_meant(entry, *linger)).map(|_| entry.id)
+        });
+        let lingering: Vec<ListenerId> = lingering.collect();
+        lingering.iter().for_each(|listener| self.remove(*listener));
         !lingering.is_empty()
     }
 

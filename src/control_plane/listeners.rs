@@ -179,7 +179,13 @@ impl Listeners {
                 source: Errno::ENOBUFS,
             });
         }
-        let remembered = self.ports.get(key).map(|port| ListenAddress::Tcp(*port));
+        // Not if another listener of ours has been given the port by its number.
+        let is_free = |port: &&SocketAddr| {
+            let port = port.to_string();
+            !self.entries.values().any(|one| one.address == port && one.linger.is_none())
+        };
+        let remembered = self.ports.get(key).filter(is_free);
+        let remembered = remembered.map(|port| ListenAddress::Tcp(*port));
         let again = remembered.map(|address| self.bind(key, &address, opening));
         let (socket, address) = match again {
             Some(Ok(opened)) => opened,

@@ -161,6 +161,8 @@ pub struct ClusterCounts {
     pub refused: u64,
     /// Sockets taken back from a worker, to be given to another or again.
     pub redispatched: u64,
+    /// Of these, taken back early: they waited behind a worker's work while another was idle.
+    pub taken_back: u64,
     /// Sockets closed because no worker could take them before the end.
     pub dropped: u64,
     /// Times that accepting stopped because no worker had room.

@@ -164,6 +164,7 @@ impl DataPath {
             self.bury();
             self.relieve_crowded();
             self.rescue();
+            self.take_back_early();
             self.look_after();
             self.dispatch();
             self.control_intake();
@@ -265,7 +266,7 @@ impl DataPath {
         self.totals.stolen += u64::from(acceptor.number.is_some());
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
-        self.waiting.push_back(Accepted { socket, record, client });
+        self.waiting.push_back(Accepted { socket, record, client, has_waited: false });
     }
 
     /// The client, if the policy wants to know it. Those without an address take turns.

@@ -329,6 +329,7 @@ impl<'a> Keeper<'a> {
         self.summary.stolen = totals.stolen;
         self.summary.refused = totals.refused;
         self.summary.redispatched = totals.redispatched;
+        self.summary.taken_back = totals.taken_back;
         self.summary.dropped = totals.dropped;
         self.summary.pauses = totals.pauses;
         self.summary.paused_ms = totals.paused_ns / 1_000_000;
