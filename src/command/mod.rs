@@ -10,6 +10,8 @@ mod console;
 mod imbalance;
 mod inspect;
 mod keeper;
+mod known_programs;
+mod launcher;
 mod measuring;
 mod program;
 mod server;

@@ -58,6 +58,7 @@ const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
+const REMOVALS: u64 = 4;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -81,6 +82,8 @@ pub(crate) struct ControlPlane {
     bridge: Option<BridgeThread>,
     /// What they load, once there has been one that does.
     preload: Option<Preload>,
+    /// It could not be written, and that has been told.
+    lacks_preload: bool,
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
     /// What workers ring to wake the data path.
@@ -160,6 +163,11 @@ impl ControlPlane {
                 Err(error) => self.lose_data_path(error),
             },
             NOTICES => self.heed_bridge(),
+            REMOVALS => {
+                if let Some(preload) = &mut self.preload {
+                    preload.on_removal();
+                }
+            }
             NOTIFICATIONS => self.heed_notifications(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));

@@ -326,7 +326,11 @@ impl SpawnContext<'_> {
             let serialization = node_serialization(self.settings.serialization);
             let own = node::environment(self.id, number(0), serialization);
             if let Some(preload) = self.preload {
-                let options = preload::options_of(&variables);
+                let options = preload::options_of(
+                    &variables,
+                    &self.settings.exec_argv,
+                    self.settings.cwd.as_deref(),
+                );
                 let hang_after = self.settings.scheduling.hang_after_ns.map(Duration::from_nanos);
                 let (page, waker, inbox) = (number(1), number(2), number(3));
                 let reporting = Reporting { page, waker, inbox, hang_after };

@@ -24,6 +24,12 @@ impl IndexSet {
         }
     }
 
+    /// Whether a number is in both.
+    pub(crate) fn meets(&self, other: &Self) -> bool {
+        let mut pairs = self.further.iter().zip(&other.further);
+        self.first & other.first != 0 || pairs.any(|(own, other)| own & other != 0)
+    }
+
     pub(crate) fn insert(&mut self, index: usize) {
         let Some(rest) = index.checked_sub(WORD_BITS) else {
             self.first |= 1 << index;
@@ -66,12 +72,12 @@ mod tests {
 
     use super::*;
 
-    const INDICES: std::ops::Range<usize> = 0..200;
+    const MOST: usize = 200;
 
     proptest! {
         #[test]
         fn it_behaves_as_a_set_and_equal_sets_are_equal(
-            steps in prop::collection::vec((any::<bool>(), INDICES), 0..200),
+            steps in prop::collection::vec((any::<bool>(), 0..MOST), 0..200),
         ) {
             let (mut set, mut model) = (IndexSet::default(), BTreeSet::new());
             for (is_insertion, index) in steps {
@@ -82,9 +88,10 @@ mod tests {
                     set.remove(index);
                     model.remove(&index);
                 }
-                let same = INDICES.all(|index| set.contains(index) == model.contains(&index));
+                let same = (0..MOST).all(|index| set.contains(index) == model.contains(&index));
                 prop_assert!(same);
                 prop_assert_eq!(&set, &model.iter().copied().collect());
+                prop_assert_eq!(set.meets(&[index].into_iter().collect()), model.contains(&index));
             }
             model.iter().for_each(|index| set.remove(*index));
             prop_assert_eq!(set, IndexSet::default());
