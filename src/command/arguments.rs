@@ -11,7 +11,9 @@ use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::server::handler::Serve;
-use crate::command::settings::{MessageFormat, Program, Restart, Runtime, ServeSettings, Settings};
+use crate::command::settings::{
+    MessageFormat, Program, RestartChoice, Runtime, ServeSettings, Settings,
+};
 use clusterlb::policy_from_environment;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{AcceptMechanism, Dialect, ListenAddress, Policy};
@@ -204,7 +206,7 @@ pub(super) struct RunArguments {
 
     /// Which ended workers are replaced
     #[arg(long, value_enum, default_value_t)]
-    pub(super) restart: Restart,
+    pub(super) restart: RestartChoice,
 
     /// How long open requests may take after SIGINT or SIGTERM before they are cut
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
@@ -213,6 +215,11 @@ pub(super) struct RunArguments {
     /// How long workers may take until they serve, at the start and when they replace others
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_time)]
     pub(super) start_limit: Duration,
+
+    /// How long a worker's successor serves beside it before it leaves; if the successor ends in
+    /// that time, replacing stops
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    pub(super) settle: Duration,
 
     /// What surrounds the workers.
     #[command(flatten)]
@@ -254,6 +261,7 @@ impl RunArguments {
             preload: self.preload == PreloadChoice::Auto,
             worker_environment,
             start_limit: self.start_limit,
+            settle: self.settle,
             policy,
             accept: self.accept,
             listen: self.listen(program.as_ref()),

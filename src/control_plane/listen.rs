@@ -15,7 +15,6 @@ use super::listeners::{Key, Opening};
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
-use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event};
 use crate::data_path::Command;
 use crate::dialect::node::session::Answer;
@@ -250,8 +249,7 @@ impl ControlPlane {
         }
         let (slot, worker) = (worker_entry.slot, worker_entry.handle());
         let Some(entry) = self.listeners.get_mut(listener) else { return };
-        let transport = entry.key.options.transport;
-        let address = ListeningAddress::new(&entry.address, transport, listener);
+        let address = entry.listening_address();
         let (is_stream, socket_owners) = (entry.is_stream(), entry.begin(slot));
         if is_stream {
             let link = worker_entry.link.take();

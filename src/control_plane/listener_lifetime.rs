@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::listeners::{Entry, Key, Linger, is_busy};
 use super::{ControlPlane, WorkerEntry};
+use crate::cluster::Event;
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::error::Error;
@@ -50,7 +51,17 @@ impl ControlPlane {
         } else {
             self.say(id, &ToWorker::Closed { listener }, vec![]);
         }
+        self.emit_closed(id, listener);
         self.release(id, listener);
+    }
+
+    /// A worker closes what it served at an address.
+    pub(crate) fn emit_closed(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(worker) = self.workers.get(&id).map(WorkerEntry::handle) else { return };
+        if let Some(entry) = self.listeners.get_mut(listener) {
+            let address = entry.listening_address();
+            self.tell(Event::Closed { worker, address });
+        }
     }
 
     /// Takes a worker off the list of those who use a listener, because it has closed its last

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use super::bind_retry::ListenRequest;
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
+use crate::cluster::event::ListeningAddress;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{ListenOptions, Transport};
@@ -299,6 +300,12 @@ impl Entry {
     /// Tells once that its socket is another one than before.
     pub(crate) fn take_reopened(&mut self) -> bool {
         std::mem::take(&mut self.is_reopened)
+    }
+
+    /// The address as the program is told it.
+    pub(crate) fn listening_address(&self) -> ListeningAddress {
+        let (transport, ephemeral) = (self.key.options.transport, self.key.address.is_port_zero());
+        ListeningAddress::new(&self.address, transport, self.id, ephemeral)
     }
 
     /// The socket that the data path accepts from.

@@ -9,6 +9,7 @@ mod completions;
 mod dispatch;
 mod link;
 mod listeners;
+mod live_counts;
 mod messages;
 mod steal;
 
@@ -28,6 +29,7 @@ use link::SpareMessages;
 use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
 use listeners::Departure;
+pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
 pub use messages::{ClusterCounts, Command, Endpoints, Report};
@@ -171,16 +173,26 @@ impl DataPath {
             self.pardon();
             self.finish_removals();
             self.finish_departures();
+            self.endpoints.live_counts.publish(self.counts());
         }
         self.totals.dropped += self.waiting.len() as u64;
-        self.totals.overflows = self.ring.overflows();
-        self.totals.skips = self.roster.skips();
-        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
-        self.totals.paused_ns += paused_ns;
-        let totals = self.totals;
         self.waiting.clear();
-        self.report(Report::Ended(totals));
+        let counts = self.counts();
+        self.endpoints.live_counts.publish(counts);
+        self.report(Report::Ended(counts));
         Ok(())
+    }
+
+    /// The sums as they are now.
+    fn counts(&self) -> ClusterCounts {
+        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
+        ClusterCounts {
+            waiting: self.waiting.len() as u64,
+            paused_ns: self.totals.paused_ns + paused_ns,
+            skips: self.roster.skips(),
+            overflows: self.ring.overflows(),
+            ..self.totals
+        }
     }
 
     /// Hands over what the last turn prepared, and collects what has happened since.
