@@ -150,6 +150,8 @@ impl WorkerEntry {
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let launch = context.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
+        let (input, output, errors) = (started.input, started.output, started.errors);
+        let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
@@ -165,12 +167,7 @@ impl WorkerEntry {
             accepts_itself: !context.hands_over,
             last_counts: OnceLock::new(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
-            streams: Mutex::new(Streams {
-                input: started.input,
-                output: started.output,
-                errors: started.errors,
-                further,
-            }),
+            streams: Mutex::new(pipes),
             control: context.control,
             bus: context.bus,
         };
