@@ -8,6 +8,8 @@ mod handles;
 mod leaving;
 mod listening;
 mod messages;
+#[path = "../common/missing.rs"]
+mod missing;
 mod opening;
 mod paths;
 mod puppet;
@@ -17,6 +19,8 @@ mod stage;
 mod supervision;
 mod tricks;
 mod udp;
+#[path = "../common/wait.rs"]
+mod wait;
 
 use std::process::ExitCode;
 
