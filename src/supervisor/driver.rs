@@ -173,7 +173,9 @@ impl Driver {
     fn carry_out(&mut self) -> Result<()> {
         while let Some(action) = self.state.next_action() {
             match action {
-                Action::Spawn { slot, predecessor } => self.spawn(slot, predecessor)?,
+                Action::Spawn { slot, role, predecessor } => {
+                    self.spawn(slot, role, predecessor)?;
+                }
                 Action::Disconnect { worker } => {
                     if let Some(worker) = self.workers.get(&worker) {
                         worker.disconnect_within(self.grace);
@@ -212,7 +214,7 @@ impl Driver {
         Ok(())
     }
 
-    fn spawn(&mut self, slot: u16, predecessor: Option<WorkerId>) -> Result<()> {
+    fn spawn(&mut self, slot: u16, role: Role, predecessor: Option<WorkerId>) -> Result<()> {
         let mut options = ForkOptions::default().instance(slot);
         for (name, value) in &self.environment {
             options = options.variable(name, value);
@@ -225,14 +227,14 @@ impl Driver {
                 let id = worker.id();
                 self.workers.insert(id, worker);
                 self.filled.insert(slot);
-                self.state.on_spawned(slot, predecessor, id, monotonic_ns());
+                self.state.on_spawned(slot, role, id, monotonic_ns());
             }
             // Nothing has been served yet that would have to go on.
             Err(error) if self.filled.is_empty() || !self.is_filled(slot) => return Err(error),
             Err(error) => {
                 let reason = error.to_string();
                 let now_ns = monotonic_ns();
-                let retry = self.state.on_spawn_failed(slot, predecessor, &reason, now_ns);
+                let retry = self.state.on_spawn_failed(slot, role, &reason, now_ns);
                 self.emit(&SupervisorEvent::SpawnFailed { slot, error: Arc::new(error), retry });
             }
         }

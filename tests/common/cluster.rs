@@ -179,7 +179,10 @@ impl Launch {
 
     /// Starts it without waiting for anything.
     pub(crate) fn start_unready(self) -> Cluster {
-        self.listen("127.0.0.1:0").spawn()
+        match self.is_program() {
+            true => self.spawn(),
+            false => self.listen("127.0.0.1:0").spawn(),
+        }
     }
 
     /// Runs it to its end, which comes without having served.

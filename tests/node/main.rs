@@ -20,6 +20,7 @@ mod load;
 mod matrix;
 mod nodes;
 mod preload;
+mod reload;
 mod script;
 mod storm;
 mod theirs;

@@ -49,8 +49,8 @@ pub(super) struct Rules {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Action {
-    /// Start a worker.
-    Spawn { slot: u16, predecessor: Option<WorkerId> },
+    /// Start a worker, in place of another one that still lives, if there is one.
+    Spawn { slot: u16, role: Role, predecessor: Option<WorkerId> },
     /// Let a worker leave within the grace period.
     Disconnect { worker: WorkerId },
     /// Let every worker leave within this time, and close everything.
@@ -109,6 +109,8 @@ pub(super) struct Slot {
     was_filled: bool,
     /// What its last worker served.
     names: Names,
+    /// Its last worker, which leaves and may still live.
+    leaver: Option<WorkerId>,
     /// Its workers serve nothing, as far as that is known.
     silent: bool,
 }
@@ -216,28 +218,18 @@ impl State {
     }
 
     /// A worker was started.
-    pub(super) fn on_spawned(
-        &mut self,
-        slot: u16,
-        predecessor: Option<WorkerId>,
-        worker: WorkerId,
-        now_ns: u64,
-    ) {
+    pub(super) fn on_spawned(&mut self, slot: u16, role: Role, worker: WorkerId, now_ns: u64) {
         self.changed = true;
         let Some(place) = self.slot_mut(slot) else { return };
         if std::mem::replace(&mut place.was_filled, true) {
             place.restarts += 1;
         }
         let wanted = place.names.clone();
-        let role = match predecessor {
-            None => Role::Current,
-            Some(_) => Role::Successor,
-        };
         if role == Role::Current {
             place.occupancy = Occupancy::Current(worker);
         }
         self.children.insert(worker, Child::new(slot, role, wanted, now_ns));
-        if predecessor.is_some() {
+        if role == Role::Successor {
             self.successor_spawned(worker);
         }
     }
@@ -247,11 +239,11 @@ impl State {
     pub(super) fn on_spawn_failed(
         &mut self,
         slot: u16,
-        predecessor: Option<WorkerId>,
+        role: Role,
         reason: &str,
         now_ns: u64,
     ) -> Option<Duration> {
-        if predecessor.is_some() {
+        if role == Role::Successor {
             self.stop_rolling(reason.to_owned(), now_ns);
             return None;
         }
@@ -355,6 +347,9 @@ impl State {
         self.remember_names(worker);
         if let Some(child) = self.children.get_mut(&worker) {
             child.role = Role::Leaving;
+        }
+        if let Some(place) = self.slot_mut(slot) {
+            place.leaver = Some(worker);
         }
         if !self.is_rolled(worker, now_ns) {
             self.replace(slot, worker, Life { served_ns, in_order, was_used }, now_ns);
@@ -509,8 +504,9 @@ impl State {
             let place = &mut self.slots[slot];
             if matches!(place.occupancy, Occupancy::Waiting { at_ns } if at_ns <= now_ns) {
                 place.occupancy = Occupancy::Spawning;
+                let predecessor = place.leaver.take();
                 let slot = u16::try_from(slot).expect("slots are bounded");
-                self.act(Action::Spawn { slot, predecessor: None });
+                self.act(Action::Spawn { slot, role: Role::Current, predecessor });
             }
         }
     }

@@ -163,7 +163,8 @@ impl State {
             if let Some(child) = self.children.get(&old).filter(|child| child.stays()) {
                 let slot = child.slot;
                 rolling.step = Step::Starting { slot, old, successor: None, until_ns };
-                return self.act(Action::Spawn { slot, predecessor: Some(old) });
+                let (role, predecessor) = (Role::Successor, Some(old));
+                return self.act(Action::Spawn { slot, role, predecessor });
             }
         }
     }
