@@ -25,7 +25,7 @@ use super::summary::{Summary, WorkerSummary};
 /// machine that cannot.
 const FATAL_CODES: [i32; 2] = [2, 3];
 
-/// Runs to the end. What workers print goes by way of the printer, if it shall be prefixed. Gives
+/// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
 /// the signal that cut the end short.
 ///
 /// # Errors

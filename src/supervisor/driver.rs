@@ -185,7 +185,7 @@ impl Driver {
                 Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
                 Action::Kill { worker } => {
                     if let Some(worker) = self.workers.get(&worker) {
-                        // It runs as we do, so this can only fail if it has ended by itself.
+                        // It runs as we do, so this can only fail if it has ended.
                         let _ = worker.kill_group();
                     }
                 }
@@ -328,7 +328,7 @@ impl Driver {
         }
     }
 
-    /// Tells everybody who waits that there is nothing more to wait for.
+    /// Completes what callers still wait for, and ends the events.
     fn end(&mut self, failure: Option<&Error>) {
         self.publish();
         self.handle.shared.published().stage = SupervisorStage::Ended;

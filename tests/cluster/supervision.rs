@@ -67,7 +67,7 @@ impl Kept {
             settings.args.clear();
             settings.scheduling.hang_after_ns = None;
             settings.scheduling.limits.overload_factor = None;
-            // The address outlives whoever serves it.
+            // The address outlives the workers that serve it.
             settings.hold = true;
             change(settings);
         });
@@ -111,7 +111,7 @@ impl Kept {
         })
     }
 
-    /// Looks until there are so many workers that serve, and no others.
+    /// Waits until this many workers serve, and there are no others.
     fn settled(&self, workers: usize) -> Snapshot {
         eventually("the workers to serve", || {
             let snapshot = self.handle.snapshot();
@@ -388,7 +388,7 @@ fn a_start_that_fails_says_what_kind_of_failure_it_was() {
         |_| {},
         |supervisor| supervisor.start_limit(Duration::from_millis(1)),
     );
-    let error = kept.thread.join().expect("no panic").expect_err("nobody is so fast");
+    let error = kept.thread.join().expect("no panic").expect_err("no worker is so fast");
     assert_eq!(error.kind(), ErrorKind::StartTimeout, "{error}");
     let kept = Kept::start_with(
         2,

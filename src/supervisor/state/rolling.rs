@@ -220,7 +220,7 @@ impl State {
         child.online && wanted.is_subset(&child.serving)
     }
 
-    /// What somebody serves has changed: the successor may have become ready, or not be it any
+    /// What a worker serves has changed: the successor may have become ready, or not be it any
     /// more.
     pub(super) fn look_at_rolling(&mut self, now_ns: u64) {
         let settle_ns = self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns);
@@ -312,7 +312,7 @@ impl State {
         }
     }
 
-    /// A successor whose slot is no more is not waited for. Its own end is somebody else's.
+    /// A successor whose slot is no more is not waited for. Its end is no part of the replacing.
     pub(super) fn forget_slots_from(&mut self, count: u16, now_ns: u64) {
         let Some((slot, _, successor)) = self.step().pair() else { return };
         if slot < count {
@@ -325,7 +325,7 @@ impl State {
         self.roll_on(now_ns);
     }
 
-    /// When something is to be done about the replacing.
+    /// The next moment at which the replacing goes on.
     pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
         match self.step() {
             Step::Starting { successor: Some(_), until_ns, .. }

@@ -53,7 +53,7 @@ pub(super) fn id(number: u32) -> WorkerId {
 }
 
 impl World {
-    /// With so many workers on their way.
+    /// With this many workers on their way.
     pub(super) fn new(rules: Rules, workers: u16) -> Self {
         let mut world = Self {
             state: State::new(rules, workers, 0),
@@ -73,7 +73,7 @@ impl World {
         world
     }
 
-    /// With so many workers that serve port 80.
+    /// With this many workers that serve port 80.
     pub(super) fn serving(rules: Rules, workers: u16) -> Self {
         let mut world = Self::new(rules, workers);
         (1..=u32::from(workers)).for_each(|number| world.serves(number, 80));
