@@ -38,9 +38,9 @@ pub(crate) struct Stopping {
 }
 
 impl ControlPlane {
-    /// Asks everybody to leave and closes everything, once the programs of Node workers have heard
-    /// of it. A program that lets time pass is waited for, at most for half of the grace period; the
-    /// other half is for what is then open. The first one that closes ends the waiting for all.
+    /// Asks every worker to leave and closes everything, once the programs of Node workers have
+    /// heard of it. A program that takes its time gets at most half of the grace period; the other
+    /// half is for what is then open. The first one that closes ends the waiting for all.
     pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
         let hears = |worker_entry: &&super::WorkerEntry| {
             let told = worker_entry.leaving || worker_entry.ending.is_some();

@@ -104,15 +104,13 @@ const PROGRAMS: [(&str, &[&str]); 11] = [
     ("process.on('SIGINT', () => { note('tidy'); process.exit(); });", &["tidy", "exit 0"]),
     ("process.on('disconnect', () => note('tidy'));", &["tidy", "exit 0"]),
     ("process.on('beforeExit', () => note('tidy'));", &["tidy", "exit 0"]),
-    (
-        "process.once('beforeExit', () => setTimeout(note, 200, 'tidy'));",
-        &["tidy", "exit 0"],
-    ),
+    ("process.once('beforeExit', () => setTimeout(note, 200, 'tidy'));", &["tidy", "exit 0"]),
     (
         "process.on('SIGTERM', async () => {
             setTimeout(() => process.exit(1), 500000);
             await new Promise((resolve) => setTimeout(resolve, 100));
-            await new Promise((resolve) => server.close((error) => resolve(note(error ?? 'closed'))));
+            await new Promise((resolve) =>
+                server.close((error) => resolve(note(error ?? 'closed'))));
             note('tidy');
         });",
         &["closed", "tidy", "exit 0"],

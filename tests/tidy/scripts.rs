@@ -83,8 +83,9 @@ fn scripts_without_that_form_are_found() {
     let text = format!("// {}\n{}\n", "ß".repeat(97), "ß".repeat(101));
     assert_eq!(lines_found(long_lines, "src/x.cjs", &text), [2]);
     let body = "    call();\n".repeat(68);
-    let text = format!("class A {{\n  b() {{\n{body}  }}\n\n  c() {{\n{body}    call();\n  }}\n}}\n");
+    let text =
+        format!("class A {{\n  b() {{\n{body}  }}\n\n  c() {{\n{body}    call();\n  }}\n}}\n");
     assert_eq!(lines_found(long_functions, "src/x.cjs", &text), [73]);
-    assert_eq!(lines_found(long_files, "src/x.cjs", &"a\n".repeat(500)), []);
+    assert_eq!(lines_found(long_files, "src/x.cjs", &"a\n".repeat(500)), [0_usize; 0]);
     assert_eq!(lines_found(long_files, "src/x.cjs", &"a\n".repeat(501)), [1]);
 }

@@ -191,7 +191,7 @@ impl Bridge {
                     }
                 }
                 BridgeRequest::Answer { worker, query, answer, socket } => {
-                    self.answer(worker, query, &answer, socket);
+                    self.answer(worker, query, &answer, socket, now_ns);
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Send { worker, message_out } => {
@@ -217,6 +217,7 @@ impl Bridge {
                         place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
+                BridgeRequest::Forget { listener } => _ = self.data.remove(&listener),
                 BridgeRequest::End => self.ending = true,
             }
         }
@@ -249,6 +250,7 @@ impl Bridge {
         query: QueryId,
         answer: &Answer,
         socket: Option<OwnedFd>,
+        now_ns: u64,
     ) {
         let Some(place) = self.places.get_mut(&worker) else { return };
         let node_worker = &mut place.node_worker;
@@ -263,7 +265,7 @@ impl Bridge {
             }
             Answer::Fail(_) => &own,
         };
-        node_worker.answer(&self.endpoints, query, answer, socket, data);
+        node_worker.answer(&self.endpoints, query, answer, socket, data, now_ns);
     }
 
     fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {

@@ -197,10 +197,14 @@ impl NodeWorker {
         answer: &Answer,
         socket: Option<OwnedFd>,
         data: &Value,
+        now_ns: u64,
     ) {
         self.sockets.extend(socket.map(|socket| (query, socket)));
         self.find_out_who_receives();
         let heard = self.session.answer(query, answer, data);
+        // Before the worker joins: a connection that it finds in its inbox and that is for a server
+        // it has not heard of comes back.
+        self.act(endpoints, now_ns);
         match answer {
             Answer::HandOver { listener, .. } if heard => {
                 endpoints.command(Command::Join { slot: self.slot, listener: *listener });
