@@ -24,6 +24,7 @@
 //!
 //! Nothing here decides anything: policies, limits and retries live above.
 
+pub mod activity;
 pub mod account;
 pub mod address;
 pub mod backlog;
