@@ -26,7 +26,7 @@ use rolling::Rolling;
 /// How long after its grace period a worker that does not end is left alone.
 const KILL_SLACK_NS: u64 = 250_000_000;
 /// How long a worker may live on without its channel before another one is started for its slot.
-const LOST_NS: u64 = 2_000_000_000;
+const LOST_NS: u64 = 500_000_000;
 
 /// How a supervisor decides.
 #[derive(Clone, Debug)]
