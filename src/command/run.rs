@@ -77,6 +77,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
         .start_limit(settings.start_limit)
         .settle(settings.settle)
         .grace(settings.grace)
+        .drain_delay(settings.drain_delay)
         .hang_kill(settings.hang_kill)
         .fatal_exit_codes(&FATAL_CODES)
         .handle_signals();
@@ -197,6 +198,9 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::Stopping { reason, delay } => {
+                Event::Stopping { reason, delay_ms: milliseconds(delay) }
+            }
             SupervisorEvent::Draining { reason, grace } => {
                 Event::Draining { reason, grace_ms: milliseconds(grace) }
             }

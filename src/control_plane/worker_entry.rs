@@ -15,6 +15,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::listen_fds::{self, InheritedSockets};
 use super::listener_lifetime::Settling;
 use super::listeners::Key;
+use super::stop::Leftover;
 use super::{CHANNEL, ControlHandle};
 use crate::cluster::bus::Bus;
 use crate::cluster::settings::OWN_PROGRAM;
@@ -68,8 +69,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) leaving: bool,
     /// The primary has told it to leave.
     pub(crate) told: bool,
-    /// When it gets SIGTERM if it has not ended: it has left, and cannot tell what it has open.
-    pub(crate) terminate_ns: Option<u64>,
+    /// It has left and is looked at until it ends.
+    pub(crate) leftover: Option<Leftover>,
     /// The data path has been told that it gets nothing more.
     pub(crate) retired: bool,
     /// The data path knows it.
@@ -188,7 +189,7 @@ impl WorkerEntry {
             wants_room: false,
             leaving: false,
             told: false,
-            terminate_ns: None,
+            leftover: None,
             retired: false,
             attached: false,
             ending: None,
