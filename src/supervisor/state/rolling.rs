@@ -217,7 +217,8 @@ impl State {
             _ => None,
         };
         let wanted = old.map_or_else(|| child.wanted.clone(), Child::wanted_of_successor);
-        child.online && wanted.is_subset(&child.serving)
+        let goes = child.killed || child.cut_ns.is_some();
+        !goes && child.online && wanted.is_subset(&child.serving)
     }
 
     /// What a worker serves has changed: the successor may have become ready, or not be it any
@@ -344,7 +345,10 @@ impl State {
                 self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
                 self.kill(successor, "it did not serve in time".into());
             }
-            Step::Settling { .. } => self.settle(now_ns),
+            Step::Settling { .. } => {
+                self.look_at_rolling(now_ns);
+                self.settle(now_ns);
+            }
             _ => {}
         }
     }
