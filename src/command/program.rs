@@ -247,7 +247,7 @@ mod tests {
         }
 
         fn write(&self, name: &str, text: &str) {
-            fs::write(self.path(name), text).expect("the folder is writable");
+            std::fs::write(self.path(name), text).expect("the folder is writable");
         }
     }
 

@@ -3,12 +3,14 @@
 //! that connections need no message each on that channel.
 //!
 //! Owns the file that it lies in, and how a worker is told to load it and where it reports. What
-//! it does is in `preload.cjs`, and the words that it writes are `page`'s.
+//! it does is in the parts below `preload/`, and the words that it writes are `scoreboard`'s.
 //!
 //! It is a file because `--require` takes nothing else: Node looks for the real path of what it
 //! loads, and what lies in memory has none. `--import` takes the text itself, but then Node loads
 //! the program as a module would be, and not every program can be. Where the file lies, and that
 //! it stays there, is seen to in `script_file`.
+
+mod script;
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -24,8 +26,6 @@ pub use super::script_file::Reader;
 use super::script_file::{ScriptFile, folders};
 use crate::error::{Error, Result};
 
-const SCRIPT: &str = include_str!("preload.cjs");
-const LOG4JS: &str = include_str!("log4js.cjs");
 /// Where Node finds further options.
 const OPTIONS: &str = "NODE_OPTIONS";
 /// What the script finds its own words in.
@@ -64,7 +64,7 @@ impl Preload {
     /// # Errors
     /// There is no such place.
     pub fn write(reader: Reader) -> Result<Self> {
-        let text = [LOG4JS, SCRIPT].concat();
+        let text = script::text();
         let file = ScriptFile::write(folders(), text, reader).map_err(|error| {
             // It says where, too.
             Error::Environment {
