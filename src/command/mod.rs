@@ -21,6 +21,7 @@ mod server;
 mod settings;
 mod start_errors;
 mod summary;
+mod unread_messages;
 mod worker_environment;
 
 use std::io::Write as _;

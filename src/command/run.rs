@@ -20,6 +20,7 @@ use super::printer::{Printer, Target};
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
+use super::unread_messages::UnreadMessages;
 
 /// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
 /// machine that cannot.
@@ -52,6 +53,7 @@ pub(super) fn run(
         uncounted: none && settings.program.as_ref().is_some_and(foreign),
         online: false,
         hung: BTreeSet::new(),
+        unread: UnreadMessages::default(),
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
@@ -141,6 +143,7 @@ struct Reporter {
     /// A worker has said that it runs.
     online: bool,
     hung: BTreeSet<WorkerId>,
+    unread: UnreadMessages,
 }
 
 impl Reporter {
@@ -232,7 +235,9 @@ impl Reporter {
             ClusterEvent::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 let message = message.value().unwrap_or_default();
+                let unread = self.unread.note(&message);
                 self.console.tell(Event::Message { id, pid, message });
+                unread.into_iter().for_each(|text| self.note(text));
             }
             ClusterEvent::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
