@@ -44,6 +44,7 @@ pub use schedule::{
 };
 pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
 pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, Result};
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};

@@ -32,6 +32,7 @@ use crate::data_path::ClusterCounts;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::Policy;
+use crate::sys::engine::EngineChoice;
 use crate::sys::limits;
 use crate::sys::waker::Waker;
 use bus::Bus;
@@ -108,8 +109,8 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy in the
-    /// environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy or an
+    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }
@@ -117,7 +118,8 @@ impl Cluster {
     /// As [`primary`](Self::primary), whatever the environment says of the policy.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, and for an engine in the environment that there is not;
+    /// [`Error::System`] when threads or descriptors are short.
     pub fn with_policy(policy: Policy) -> Result<Self> {
         if is_worker() {
             return Err(Error::usage(
@@ -126,7 +128,8 @@ impl Cluster {
             ));
         }
         limits::raise_descriptor_limit()?;
-        let settings = Arc::new(ClusterSettings::with_policy(policy));
+        let engine = EngineChoice::from_environment()?;
+        let settings = Arc::new(ClusterSettings { engine, ..ClusterSettings::with_policy(policy) });
         let waker = Arc::new(Waker::new()?);
         let (control, requests) = ControlHandle::new(Arc::clone(&waker));
         let bus = Arc::new(Bus::new(Arc::clone(&waker)));

@@ -63,6 +63,7 @@ impl ControlPlane {
             notify: None,
             data_path_waker: Arc::new(Waker::new()?),
             cluster_settings: None,
+            engine: None,
             next_id: 1,
             retry_ns: None,
             disconnecting: Vec::new(),

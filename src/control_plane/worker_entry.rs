@@ -31,6 +31,7 @@ use crate::protocol::environment;
 use crate::protocol::scoreboard::{PageView, PrimaryPage};
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
+use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
 
@@ -101,6 +102,8 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) inherited_sockets: InheritedSockets,
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
+    /// The engine of the run, for a worker that can have either.
+    pub(crate) engine: Option<EngineKind>,
     pub(crate) predecessor: Option<WorkerId>,
     /// What the worker rings.
     pub(crate) waker: &'a Waker,
@@ -332,6 +335,9 @@ impl SpawnContext<'_> {
             variables.push((name.into(), value.to_string().into()));
         };
         add(environment::ID, &self.id);
+        if let Some(engine) = self.engine {
+            add(environment::ENGINE, &engine);
+        }
         add(environment::SERIALIZATION, &self.settings.serialization.name());
         for (name, descriptor) in inherited {
             add(name, &descriptor.as_raw_fd());

@@ -17,7 +17,7 @@ pub use feature::{Feature, FeatureLevel};
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingSupport {
-    /// Why no ring could be had at all.
+    /// Why no ring could be had at all, or none that completes anything.
     pub refusal: Option<Errno>,
     /// The features that work.
     pub features: Vec<Feature>,
@@ -51,6 +51,12 @@ pub fn probe() -> RingSupport {
     let Ok(mut ring) = ring_with(&support.features) else {
         return support;
     };
+    // Some filters allow the making of a ring and refuse its use.
+    if let Err(error) = behaviour::complete_nothing(&mut ring) {
+        support.refusal = Some(errno_of(&error));
+        support.features.clear();
+        return support;
+    }
     support.missing_operations = missing_operations(&ring);
     let behaves = [
         (Feature::Operations, support.missing_operations.is_empty()),
@@ -151,6 +157,16 @@ impl RingSupport {
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         self.features.contains(&feature)
+    }
+
+    /// The names of the features that are needed and do not work.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let needed = |feature: &Feature| {
+            feature.needed_for().is_some_and(|level| level <= FeatureLevel::NEEDED)
+        };
+        let missing = Feature::ALL.into_iter().filter(|feature| !self.has(*feature));
+        missing.filter(needed).map(Feature::name).collect()
     }
 
     /// The highest level of which nothing is missing.

@@ -33,10 +33,9 @@ use clusterlb::ListenerId;
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{Cluster, Events, ForkOptions, InspectPort, WorkerHandle};
-use clusterlb::{Dialect, Policy};
+use clusterlb::{Dialect, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::clock::monotonic_ns;
-use clusterlb_sys::probe::FeatureLevel;
 use clusterlb_sys::signal::Signals;
 use restart::Budget;
 use rolling::Rolling;
@@ -113,7 +112,7 @@ pub(super) struct Outcome {
 pub(super) struct Keeper<'a> {
     settings: &'a Settings,
     plan: &'a CpuPlan,
-    level: FeatureLevel,
+    decision: &'a EngineDecision,
     on_event: &'a mut dyn FnMut(Event),
     printer: &'a Printer,
     signals: Signals,
@@ -157,7 +156,7 @@ impl<'a> Keeper<'a> {
     pub(super) fn start(
         settings: &'a Settings,
         plan: &'a CpuPlan,
-        level: FeatureLevel,
+        decision: &'a EngineDecision,
         on_event: &'a mut dyn FnMut(Event),
         printer: &'a Printer,
     ) -> Result<Self> {
@@ -174,7 +173,7 @@ impl<'a> Keeper<'a> {
         let mut keeper = Self {
             settings,
             plan,
-            level,
+            decision,
             on_event,
             printer,
             signals,
@@ -351,6 +350,7 @@ fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
         cluster.accept = settings.accept;
+        cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
         cluster.backlog = settings.backlog;
         cluster.serialization = match settings.message_format {

@@ -8,6 +8,7 @@ use nix::unistd::read;
 
 use super::*;
 use crate::clock::monotonic_ns;
+use crate::engine::Outcome;
 use crate::fdpass::{bound_send_buffer, packet_pair, stream_pair};
 
 const SHAPE: RingShape = RingShape { submissions: 64, completions: 128 };
