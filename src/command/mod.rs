@@ -64,7 +64,7 @@ fn complain(error: &Error) {
 }
 
 fn show_check(json: bool) -> Result<u8> {
-    let report = check::run();
+    let report = check::run()?;
     let text = if json {
         serde_json::to_string(&report).expect("a report is plain data")
     } else {

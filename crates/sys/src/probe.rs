@@ -4,6 +4,7 @@
 //! the kernel's version: distributions carry features back, and sandboxes take them away.
 
 mod behaviour;
+mod calls;
 mod feature;
 
 use std::fs;
@@ -12,6 +13,7 @@ use crate::error::{Error, errno_of};
 use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
+pub use calls::{MissingCall, missing_calls};
 pub use feature::{Feature, FeatureLevel};
 
 /// What was found.

@@ -352,6 +352,3 @@ fn build(shape: RingShape) -> io::Result<IoUring> {
         _ => Err(error),
     })
 }
-
-#[cfg(test)]
-mod tests;
