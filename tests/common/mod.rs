@@ -13,6 +13,7 @@ pub(crate) mod books;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod machine;
+pub(crate) mod seccomp;
 
 use std::time::{Duration, Instant};
 

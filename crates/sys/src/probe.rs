@@ -127,7 +127,9 @@ pub fn ring_refusal(
         ),
         (Errno::ENOMEM, _) => (
             "too little memory for a ring",
-            "raise the cgroup's memory limit; before Linux 5.12 also `ulimit -l`",
+            "raise `ulimit -l`, which rings are charged to on some kernels (before Linux 5.12, and \
+             again on recent ones), or the cgroup's memory limit; or go without io_uring: \
+             CLUSTERLB_ENGINE=epoll",
         ),
         (Errno::EMFILE | Errno::ENFILE, _) => {
             ("no file descriptor is left for a ring", "raise `ulimit -n` or fs.file-max")

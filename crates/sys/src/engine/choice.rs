@@ -109,10 +109,8 @@ impl EngineChoice {
                 decided(EngineKind::Epoll, format!("io_uring: {cause}"))
             }
             (_, Some(Unavailable { cause, source, hint, is_shortage })) => {
-                let way_out = match is_shortage {
-                    true => "; or go without io_uring: --engine epoll",
-                    false => "; or let --engine auto take epoll",
-                };
+                // A refusal gets here only if io_uring is insisted on.
+                let way_out = if is_shortage { "" } else { "; or let --engine auto take epoll" };
                 let step = format!("create an io_uring ({cause})");
                 Err(Error::Environment { step, source, hint: format!("{hint}{way_out}") })
             }
@@ -232,7 +230,7 @@ mod tests {
             let error = EngineChoice::Auto.decide_by(&support(Some(errno), &[]));
             let error = error.expect_err("the machine has io_uring");
             assert_eq!(error.exit_code(), 3);
-            assert!(error.hint().contains("--engine epoll"), "{}", error.hint());
+            assert!(error.hint().contains("raise `ulimit"), "{}", error.hint());
         }
     }
 
