@@ -1,4 +1,5 @@
-//! A Linux load-balancing front end on io_uring: one primary process accepts, workers serve.
+//! A Linux load-balancing front end on io_uring or epoll: one primary process accepts, workers
+//! serve.
 //!
 //! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
 //! lines; everything else begins at [`Cluster`] and [`Worker`].

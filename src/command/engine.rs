@@ -2,6 +2,7 @@
 
 use clusterlb::{AcceptMechanism, EngineChoice, EngineDecision, EngineKind, Policy};
 use clusterlb::{Error, Result};
+use clusterlb_sys::probe;
 use nix::errno::Errno;
 
 use super::settings::{Runtime, Settings};
@@ -17,7 +18,16 @@ pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
         let what = format!("{what} needs io_uring, and the engine asked for is epoll");
         return Err(Error::usage(what, format!("leave the engine out, or {instead}")));
     }
-    let decision = settings.engine.decide()?;
+    let decision = match is_refused_to_workers(settings, probe::io_uring_disabled()) {
+        true => EngineDecision {
+            kind: EngineKind::Epoll,
+            level: None,
+            reason: "kernel.io_uring_disabled is 1, which may refuse workers that run as another \
+                     user"
+                .into(),
+        },
+        false => settings.engine.decide()?,
+    };
     match (decision.kind, needed) {
         (EngineKind::Epoll, Some((what, instead))) => Err(Error::Environment {
             step: format!("{what} needs io_uring ({})", decision.reason),
@@ -26,6 +36,13 @@ pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
         }),
         _ => Ok(decision),
     }
+}
+
+/// The primary may create a ring, and workers that become another user perhaps not: what is tried
+/// here does not show it.
+fn is_refused_to_workers(settings: &Settings, io_uring_disabled: Option<u8>) -> bool {
+    let changes_user = settings.program.is_none() && settings.worker_environment.user.is_some();
+    settings.engine == EngineChoice::Auto && changes_user && io_uring_disabled == Some(1)
 }
 
 /// What of a run needs a ring, and what does without.

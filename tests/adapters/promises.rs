@@ -6,12 +6,12 @@ use std::net::TcpStream;
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::{
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, Event, Events,
-    ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress, ListenFuture,
-    ListenOptions, Listener, ListenerId, ListeningAddress, Loads, Message, Messages, Policy,
-    Readiness, Result, Role, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot,
-    Status, StreamSetting, Tracked, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId,
-    WorkerLoad,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
+    EngineKind, Error, Event, Events, ForkOptions, Guard, Handle, InspectPort, LatencySummary,
+    Limits, ListenAddress, ListenFuture, ListenOptions, Listener, ListenerId, ListeningAddress,
+    Loads, Message, Messages, Policy, Readiness, Result, Role, SchedulerConfig, SchedulerFactory,
+    Serialization, Signal, Skips, Slot, Status, StreamSetting, Tracked, Transport, Worker,
+    WorkerCounts, WorkerHandle, WorkerId, WorkerLoad,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -28,7 +28,7 @@ macro_rules! hold {
 
 hold!(is_shared_by_threads:
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, Event, Events,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision, EngineKind, Error, Event, Events,
     ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress,
     ListenFuture<Listener>, ListenFuture<Datagrams>, ListenOptions, Listener, ListenerId,
     ListeningAddress, Loads, Message, Messages, Policy, Readiness, Result<()>, Role,

@@ -61,6 +61,7 @@ use epoll::EpollEngine;
 
 /// An engine and everything lent to it.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of them, which stays in place")]
 pub enum Engine {
     /// By io_uring.
     IoUring(Ring),

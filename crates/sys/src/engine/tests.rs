@@ -31,7 +31,9 @@ fn await_event<T>(engine: &mut Engine, mut look: impl FnMut(Event, &mut Engine) 
         assert!(monotonic_ns() < until_ns, "waited in vain");
         let mut found = None;
         for event in events.drain(..) {
-            found = found.or(look(event, engine));
+            // Every event is looked at, so that every buffer is given back.
+            let seen = look(event, engine);
+            found = found.or(seen);
         }
         if let Some(found) = found {
             return found;

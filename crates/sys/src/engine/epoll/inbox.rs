@@ -65,7 +65,7 @@ impl Inbox {
                 self.offered -= 1;
                 *truncated = arrival.truncated;
                 let length = u32::try_from(arrival.bytes).expect("bounded by PAYLOAD_ROOM");
-                return Some(Ok(Some(SealedMessage { buffer: BufferId(place), length })));
+                Some(Ok(Some(SealedMessage { buffer: BufferId(place), length })))
             }
             Ok(_) => {
                 self.free.push(place);
