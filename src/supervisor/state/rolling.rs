@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use super::child::{Name, Names};
 use super::{Action, Child, Occupancy, Refusal, Role, Stage, State, Ticket};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
@@ -217,8 +218,29 @@ impl State {
             _ => None,
         };
         let wanted = old.map_or_else(|| child.wanted.clone(), Child::wanted_of_successor);
+        let (named, own) = match old {
+            Some(old) => self.without_own(old, wanted),
+            None => (wanted, 0),
+        };
+        let further = child.serving.difference(&named).count();
         let goes = child.killed || child.cut_ns.is_some();
-        !goes && child.online && wanted.is_subset(&child.serving)
+        !goes && child.online && named.is_subset(&child.serving) && further >= own
+    }
+
+    /// Where each worker has addresses of its own, such as a port derived from its number, the
+    /// successor's are others: only their number counts.
+    fn without_own(&self, old: &Child, wanted: Names) -> (Names, usize) {
+        let others = || {
+            let stays = |one: &&Child| one.stays() && !std::ptr::eq(*one, old);
+            self.children.values().filter(stays)
+        };
+        let is_shared = |name: &Name| others().any(|other| other.serving.contains(name));
+        let (shared, own): (Names, Names) = wanted.iter().cloned().partition(is_shared);
+        let has_own = |other: &Child| other.serving.difference(&old.serving).count() >= own.len();
+        match own.is_empty() || others().next().is_none() || !others().all(has_own) {
+            true => (wanted, 0),
+            false => (shared, own.len()),
+        }
     }
 
     /// What a worker serves has changed: the successor may have become ready, or not be it any
