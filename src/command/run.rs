@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, Cluster, ClusterCounts, Dialect, Error, Event as ClusterEvent, InspectPort,
-    Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle, WorkerId,
+    AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
+    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle,
+    WorkerId,
 };
-use clusterlb_sys::probe::FeatureLevel;
 
 use super::console::Console;
 use super::event::{Event, code_and_signal};
@@ -26,7 +26,7 @@ use super::unread_messages::UnreadMessages;
 /// machine that cannot.
 const FATAL_CODES: [i32; 2] = [2, 3];
 
-/// Runs to the end. What workers print goes by way of the printer, if it shall be prefixed. Gives
+/// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
 /// the signal that cut the end short.
 ///
 /// # Errors
@@ -35,7 +35,7 @@ const FATAL_CODES: [i32; 2] = [2, 3];
 pub(super) fn run(
     settings: &Settings,
     plan: &CpuPlan,
-    level: FeatureLevel,
+    decision: &EngineDecision,
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
@@ -46,7 +46,7 @@ pub(super) fn run(
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
-        level,
+        engine: decision.clone(),
         workers: plan.workers.len(),
         cpu: plan.primary,
         summary: Summary::default(),
@@ -79,6 +79,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
         .start_limit(settings.start_limit)
         .settle(settings.settle)
         .grace(settings.grace)
+        .drain_delay(settings.drain_delay)
         .hang_kill(settings.hang_kill)
         .fatal_exit_codes(&FATAL_CODES)
         .handle_signals();
@@ -96,6 +97,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
         cluster.accept = settings.accept;
+        cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
         cluster.backlog = settings.backlog;
         cluster.serialization = match settings.message_format {
@@ -131,7 +133,7 @@ struct Reporter {
     policy: Policy,
     /// How workers accept, if they do.
     accept: Option<AcceptMechanism>,
-    level: FeatureLevel,
+    engine: EngineDecision,
     /// Slots.
     workers: usize,
     /// The data path's CPU.
@@ -173,8 +175,9 @@ impl Reporter {
                 listener,
                 policy: self.policy,
                 accept: self.accept,
-                engine: "io_uring",
-                feature_level: self.level,
+                engine: self.engine.kind.name(),
+                engine_reason: self.engine.reason.clone(),
+                feature_level: self.engine.level,
                 workers: self.workers,
                 pid: std::process::id(),
                 cpu: self.cpu,
@@ -200,6 +203,9 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::Stopping { reason, delay } => {
+                Event::Stopping { reason, delay_ms: milliseconds(delay) }
+            }
             SupervisorEvent::Draining { reason, grace } => {
                 Event::Draining { reason, grace_ms: milliseconds(grace) }
             }

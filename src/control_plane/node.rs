@@ -44,8 +44,8 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Makes sure that what Node workers load is there. Without it they run as with
-    /// `--preload off`, and that is told once.
+    /// Makes sure that what Node workers load is there. Without it they run as with `--preload
+    /// off`, and that is told once.
     pub(crate) fn ensure_preload(&mut self, settings: &ClusterSettings) {
         let reader = Reader::from_ids(settings.uid, settings.gid);
         let is_there = |preload: &mut Preload| preload.is_for(reader) && preload.restore();

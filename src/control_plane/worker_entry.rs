@@ -15,6 +15,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use super::listen_fds::{self, InheritedSockets};
 use super::listener_lifetime::Settling;
 use super::listeners::Key;
+use super::stop::Leftover;
 use super::{CHANNEL, ControlHandle};
 use crate::cluster::bus::Bus;
 use crate::cluster::settings::OWN_PROGRAM;
@@ -32,6 +33,7 @@ use crate::protocol::environment;
 use crate::protocol::scoreboard::PrimaryPage;
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
+use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
 use crate::sys::signal::BlockedSignals;
@@ -68,8 +70,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) leaving: bool,
     /// The primary has told it to leave.
     pub(crate) told: bool,
-    /// When it gets SIGTERM if it has not ended: it has left, and cannot tell what it has open.
-    pub(crate) terminate_ns: Option<u64>,
+    /// It has left and is looked at until it ends.
+    pub(crate) leftover: Option<Leftover>,
     /// The data path has been told that it gets nothing more.
     pub(crate) retired: bool,
     /// The data path knows it.
@@ -110,6 +112,8 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) inherited_sockets: InheritedSockets,
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
+    /// The engine of the run, for a worker that can have either.
+    pub(crate) engine: Option<EngineKind>,
     pub(crate) predecessor: Option<WorkerId>,
     pub(crate) predecessor_slot: Option<Slot>,
     /// The number that it and its successors are known by.
@@ -150,6 +154,8 @@ impl WorkerEntry {
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let launch = context.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
+        let (input, output, errors) = (started.input, started.output, started.errors);
+        let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
@@ -165,12 +171,7 @@ impl WorkerEntry {
             accepts_itself: !context.hands_over,
             last_counts: OnceLock::new(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
-            streams: Mutex::new(Streams {
-                input: started.input,
-                output: started.output,
-                errors: started.errors,
-                further,
-            }),
+            streams: Mutex::new(pipes),
             control: context.control,
             bus: context.bus,
         };
@@ -191,7 +192,7 @@ impl WorkerEntry {
             wants_room: false,
             leaving: false,
             told: false,
-            terminate_ns: None,
+            leftover: None,
             retired: false,
             attached: false,
             ending: None,
@@ -369,6 +370,9 @@ impl SpawnContext<'_> {
             variables.push((name.into(), value.to_string().into()));
         };
         add(environment::ID, &self.id);
+        if let Some(engine) = self.engine {
+            add(environment::ENGINE, &engine);
+        }
         add(environment::SERIALIZATION, &self.settings.serialization.name());
         for (name, descriptor) in inherited {
             add(name, &descriptor.as_raw_fd());

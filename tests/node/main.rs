@@ -22,6 +22,7 @@ mod load;
 mod matrix;
 mod nodes;
 mod preload;
+mod reload;
 mod script;
 mod storm;
 mod theirs;

@@ -164,7 +164,8 @@ impl State {
             if let Some(child) = self.children.get(&old).filter(|child| child.stays()) {
                 let slot = child.slot;
                 rolling.step = Step::Starting { slot, old, successor: None, until_ns };
-                return self.act(Action::Spawn { slot, predecessor: Some(old) });
+                let (role, predecessor) = (Role::Successor, Some(old));
+                return self.act(Action::Spawn { slot, role, predecessor });
             }
         }
     }
@@ -241,7 +242,7 @@ impl State {
         }
     }
 
-    /// What somebody serves has changed: the successor may have become ready, or not be it any
+    /// What a worker serves has changed: the successor may have become ready, or not be it any
     /// more.
     pub(super) fn look_at_rolling(&mut self, now_ns: u64) {
         let settle_ns = self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns);
@@ -333,7 +334,7 @@ impl State {
         }
     }
 
-    /// A successor whose slot is no more is not waited for. Its own end is somebody else's.
+    /// A successor whose slot is no more is not waited for. Its end is no part of the replacing.
     pub(super) fn forget_slots_from(&mut self, count: u16, now_ns: u64) {
         let Some((slot, _, successor)) = self.step().pair() else { return };
         if slot < count {
@@ -346,7 +347,7 @@ impl State {
         self.roll_on(now_ns);
     }
 
-    /// When something is to be done about the replacing.
+    /// The next moment at which the replacing goes on.
     pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
         match self.step() {
             Step::Starting { successor: Some(_), until_ns, .. }
