@@ -102,8 +102,10 @@ pub struct ClusterSettings {
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
     /// `net.core.somaxconn`. A worker can ask for another number.
     pub backlog: u32,
-    /// Listeners stay open when the last worker that serves them has gone: connections wait in the
-    /// kernel for the next one. Without it they are refused, as by Node.
+    /// Listeners stay open when the last worker that serves them ends: connections wait in the
+    /// kernel for the next worker in its slot, until that has served for 5 s without asking for the
+    /// address. Without it they are refused, as by Node. What a worker closes and no other worker
+    /// serves is closed either way.
     pub hold: bool,
     /// How many workers there are going to be. More are possible; the number only divides what
     /// can be under way to workers among them. By default the CPUs.
