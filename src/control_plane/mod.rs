@@ -46,7 +46,7 @@ use crate::sys::notify::NotifySocket;
 use bind_retry::{BindRetry, ListenRequest};
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
-use listeners::Listeners;
+use listeners::{Entry, Listeners};
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -185,6 +185,9 @@ impl ControlPlane {
             }
             Request::Hold { settings, address, answer } => {
                 self.listen_request(ListenRequest::Hold { settings, address, answer });
+            }
+            Request::Listeners { answer } => {
+                let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {
