@@ -179,14 +179,15 @@ fn real_parsers_accept_the_metrics() {
     }
     let script = "import sys; from prometheus_client.openmetrics.parser import *; \
         print(len(list(text_string_to_metric_families(sys.stdin.read()))))";
-    let knows = Command::new("python3").args(["-c", "import prometheus_client"]).output();
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin/python3");
+    let knows = Command::new(python).args(["-c", "import prometheus_client"]).output();
     if knows.is_ok_and(|output| output.status.success()) {
-        let output = piped(Command::new("python3").args(["-c", script]), &open.body);
+        let output = piped(Command::new(python).args(["-c", script]), &open.body);
         assert!(output.status.success(), "{}", text(&output));
         let families: usize = text(&output).trim().parse().expect("a number");
         assert_eq!(families, open.body.matches("# TYPE").count());
     } else {
-        lacking("python3-prometheus-client");
+        lacking("prometheus-client (scripts/install-python.sh)");
     }
     run.cluster.end();
 }

@@ -15,7 +15,7 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
     typed(status, "application/json", text)
 }
 
-/// An answer of another kind. What is true now need not be so later, so nobody keeps it.
+/// An answer of another kind. What is true now need not be so later, so no cache keeps it.
 pub(super) fn typed(
     status: StatusCode,
     kind: &'static str,

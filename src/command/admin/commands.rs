@@ -32,7 +32,7 @@ pub(in crate::command) struct AdminArguments {
     )]
     pub(in crate::command) addresses: Vec<AdminAddress>,
 
-    /// Whoever can connect to --admin HOST:PORT may steer the run, too
+    /// Every client that can connect to --admin HOST:PORT may steer the run, too
     #[arg(id = "admin_allow_actions", long = "admin-allow-actions", requires = "admin")]
     pub(in crate::command) allow_actions: bool,
 }
@@ -66,7 +66,7 @@ pub(in crate::command) struct StatusArguments {
 /// How many workers.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct ScaleArguments {
-    /// How many workers there shall be, or a step such as +1 or -1
+    /// How many workers are wanted, or a step such as +1 or -1
     #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
     workers: String,
     #[command(flatten)]

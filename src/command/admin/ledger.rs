@@ -61,7 +61,7 @@ pub(super) struct Ledger {
     slots: BTreeMap<u16, SlotRecord>,
     /// Ended lately, and not in the sums yet.
     recent: BTreeMap<WorkerId, (u16, WorkerCounts)>,
-    /// How many workers there shall be.
+    /// How many workers are wanted.
     pub(super) wanted: u16,
     pub(super) reloads_complete: u64,
     pub(super) reloads_stopped: u64,

@@ -84,7 +84,7 @@ fn run_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     let help = "1 while workers are replaced one after the other.";
     text.single("clusterlb_reloading", Kind::Gauge, help, snapshot.reloading.into());
     let slots = snapshot.slots.len() as u64;
-    text.single("clusterlb_slots", Kind::Gauge, "Workers that there shall be.", slots.into());
+    text.single("clusterlb_slots", Kind::Gauge, "Workers wanted.", slots.into());
     text.family("clusterlb_workers", Kind::Gauge, "Workers that there are, by state.");
     for state in
         [WorkerState::Starting, WorkerState::Serving, WorkerState::Hung, WorkerState::Leaving]
