@@ -1,7 +1,8 @@
 //! The end of a run: one list of what was not tested because this machine lacks something.
 //!
 //! Cargo runs the test programs of a package one after the other in the order of their names, and
-//! this one is the last. Owns the files of other runs, too, and deletes them.
+//! this one is the last. What the crates below miss after that is told by `.ci/run`. Owns the files
+//! of other runs, too, and deletes them.
 
 #[expect(dead_code, reason = "this program lacks nothing: it tells what others lacked")]
 #[path = "common/missing.rs"]
@@ -28,7 +29,8 @@ fn what_was_not_tested_is_told() {
     let _ = std::io::stderr().write_all(told.as_bytes());
     let folder = path.parent().expect("it is in a folder");
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("not-tested-") {
+        let is_list = entry.file_name().to_string_lossy().starts_with("not-tested-");
+        if is_list && entry.path() != path {
             let _ = fs::remove_file(entry.path());
         }
     }

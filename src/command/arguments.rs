@@ -17,7 +17,7 @@ use crate::command::settings::{
 };
 use clusterlb::policy_from_environment;
 use clusterlb::topology::{Pin, Workers};
-use clusterlb::{AcceptMechanism, Dialect, ListenAddress, Policy};
+use clusterlb::{AcceptMechanism, Dialect, EngineChoice, ListenAddress, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_harness::work::Work;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Limits, SchedulerConfig};
@@ -40,10 +40,10 @@ Examples:
   clusterlb --json --listen 127.0.0.1:0
       a free port, told as JSON on standard output
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot,
-130/143 cut short by a second SIGINT/SIGTERM.";
+Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (what is asked for
+needs io_uring, and it is refused; too few descriptors), 130/143 cut short by a second SIGINT/SIGTERM.";
 
-/// Load balancing over worker processes: a primary accepts with io_uring and hands sockets over
+/// Load balancing over worker processes: a primary accepts connections and hands sockets over
 #[derive(Debug, Parser)]
 #[command(
     name = "clusterlb",
@@ -66,7 +66,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Compare policies, and other servers, under the same loads
     Bench(super::bench::BenchArguments),
-    /// Show what this machine allows: kernel, io_uring, limits, CPUs
+    /// Show what this machine allows, and which engine a run would have: kernel, io_uring, limits,
+    /// CPUs
     Check {
         /// Print one JSON object instead of a table
         #[arg(long)]
@@ -126,6 +127,11 @@ pub(super) struct RunArguments {
     /// How workers accept with --policy none
     #[arg(long, default_value_t, value_parser = choices::mechanisms())]
     pub(super) accept: AcceptMechanism,
+
+    /// What moves connections, for the primary and the built-in workers [default: auto, or
+    /// CLUSTERLB_ENGINE]
+    #[arg(long, value_parser = choices::engines())]
+    pub(super) engine: Option<EngineChoice>,
 
     /// Connections that may wait in the kernel for each listener (capped by net.core.somaxconn)
     #[arg(
@@ -225,6 +231,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     pub(super) grace: Duration,
 
+    /// How long serving goes on after SIGINT or SIGTERM, so that balancers notice before nothing is
+    /// accepted any more; the grace period comes afterwards
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = time)]
+    pub(super) drain_delay: Duration,
+
     /// How long workers may take until they serve, at the start and when they replace others
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_time)]
     pub(super) start_limit: Duration,
@@ -281,6 +292,7 @@ impl RunArguments {
             settle: self.settle,
             policy,
             accept: self.accept,
+            engine: self.engine.map_or_else(EngineChoice::from_environment, Ok)?,
             listen: self.listen(program.as_ref()),
             program,
             backlog: self.backlog,
@@ -299,6 +311,7 @@ impl RunArguments {
             grace: self.grace,
             admin: self.admin.addresses.clone(),
             admin_allows_actions: self.admin.allow_actions,
+            drain_delay: self.drain_delay,
         };
         settings.validate()?;
         Ok(settings)

@@ -12,11 +12,13 @@ mod handle;
 mod inbound;
 mod listen;
 mod listen_fds;
+mod listener_lifetime;
 pub(crate) mod listeners;
 mod node;
 mod reap;
 mod reuseport;
 mod spawn;
+mod stop;
 mod thread;
 mod worker_entry;
 
@@ -26,6 +28,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
+use crate::sys::engine::EngineKind;
 use crate::sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
@@ -43,10 +46,11 @@ use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::NotifySocket;
-use bind_retry::{BindRetry, ListenRequest};
+use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::{Entry, Listeners};
+use stop::Stopping;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -57,6 +61,7 @@ const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
+const REMOVALS: u64 = 4;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -80,15 +85,21 @@ pub(crate) struct ControlPlane {
     bridge: Option<BridgeThread>,
     /// What they load, once there has been one that does.
     preload: Option<Preload>,
+    /// It could not be written, and that has been told.
+    lacks_preload: bool,
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
     /// What workers ring to wake the data path.
     data_path_waker: Arc<Waker>,
     /// What concerns the whole cluster, once that is fixed.
     cluster_settings: Option<Arc<ClusterSettings>>,
+    /// The engine of the run, once it is decided.
+    engine: Option<EngineKind>,
     next_id: u32,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
+    /// Programs have been told that everything stops, and are waited for.
+    stopping: Option<Stopping>,
     /// Kept when nobody is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
@@ -126,8 +137,10 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.end_lifetimes();
             self.retry_binds();
             self.settle();
+            self.meet_stop_deadlines();
             self.complete_disconnects();
         }
         Ok(())
@@ -135,7 +148,8 @@ impl ControlPlane {
 
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
-        let next_ns = next_ns.chain(self.next_settled_ns()).min();
+        let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
+        let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -160,6 +174,11 @@ impl ControlPlane {
                 Err(error) => self.lose_data_path(error),
             },
             NOTICES => self.heed_bridge(),
+            REMOVALS => {
+                if let Some(preload) = &mut self.preload {
+                    preload.on_removal();
+                }
+            }
             NOTIFICATIONS => self.heed_notifications(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
@@ -184,7 +203,7 @@ impl ControlPlane {
                 let _ = answer.send(self.fork(settings, fork_request));
             }
             Request::Hold { settings, address, answer } => {
-                self.listen_request(ListenRequest::Hold { settings, address, answer });
+                self.hold(&settings, &address, answer);
             }
             Request::Listeners { answer } => {
                 let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
@@ -260,8 +279,10 @@ impl ControlPlane {
             return Ok(Arc::clone(cluster_settings));
         }
         if settings.hands_over() || settings.steals() {
+            let engine = self.engine(settings)?;
             let waker = Arc::clone(&self.data_path_waker);
-            let data = DataPathThread::start(settings, waker, Arc::clone(&self.live_counts))?;
+            let data =
+                DataPathThread::start(settings, engine, waker, Arc::clone(&self.live_counts))?;
             self.watch(&data, REPORTS)?;
             if !settings.start_closed {
                 data.command(Command::Open);
@@ -270,6 +291,16 @@ impl ControlPlane {
         }
         self.cluster_settings = Some(Arc::clone(settings));
         Ok(Arc::clone(settings))
+    }
+
+    /// The engine of the run, decided when it is first needed.
+    fn engine(&mut self, settings: &ClusterSettings) -> Result<EngineKind> {
+        if let Some(engine) = self.engine {
+            return Ok(engine);
+        }
+        let engine = settings.engine.decide()?.kind;
+        self.engine = Some(engine);
+        Ok(engine)
     }
 
     /// Sends what waits in a worker's channel, and sees to it that the rest is sent later.

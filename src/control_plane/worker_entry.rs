@@ -13,7 +13,9 @@ use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::listen_fds::{self, InheritedSockets};
+use super::listener_lifetime::Settling;
 use super::listeners::Key;
+use super::stop::Leftover;
 use super::{CHANNEL, ControlHandle};
 use crate::cluster::bus::Bus;
 use crate::cluster::settings::OWN_PROGRAM;
@@ -31,6 +33,7 @@ use crate::protocol::environment;
 use crate::protocol::scoreboard::PrimaryPage;
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
+use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
 use crate::sys::signal::BlockedSignals;
@@ -42,6 +45,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) slot: Slot,
     /// Whom it replaces, beside whom it has been started.
     pub(crate) predecessor: Option<WorkerId>,
+    /// The slot of that one.
+    pub(crate) predecessor_slot: Option<Slot>,
+    /// How far it is in asking for what its predecessor served.
+    pub(crate) settling: Settling,
     /// The bridge hears it and speaks to it.
     pub(crate) is_node: bool,
     /// It has no channel.
@@ -61,6 +68,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) wants_room: bool,
     /// It has been told to leave, or has said that it does.
     pub(crate) leaving: bool,
+    /// The primary has told it to leave.
+    pub(crate) told: bool,
+    /// It has left and is looked at until it ends.
+    pub(crate) leftover: Option<Leftover>,
     /// The data path has been told that it gets nothing more.
     pub(crate) retired: bool,
     /// The data path knows it.
@@ -101,7 +112,10 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) inherited_sockets: InheritedSockets,
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
+    /// The engine of the run, for a worker that can have either.
+    pub(crate) engine: Option<EngineKind>,
     pub(crate) predecessor: Option<WorkerId>,
+    pub(crate) predecessor_slot: Option<Slot>,
     /// The number that it and its successors are known by.
     pub(crate) instance: Option<u16>,
     /// Signals that are blocked in it, unless it has a group of its own.
@@ -140,6 +154,8 @@ impl WorkerEntry {
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let launch = context.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
+        let (input, output, errors) = (started.input, started.output, started.errors);
+        let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
@@ -156,12 +172,7 @@ impl WorkerEntry {
             accepts_itself: !context.hands_over,
             last_counts: OnceLock::new(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
-            streams: Mutex::new(Streams {
-                input: started.input,
-                output: started.output,
-                errors: started.errors,
-                further,
-            }),
+            streams: Mutex::new(pipes),
             control: context.control,
             bus: context.bus,
         };
@@ -169,6 +180,8 @@ impl WorkerEntry {
             shared: Arc::new(shared),
             slot: context.slot,
             predecessor: context.predecessor,
+            predecessor_slot: context.predecessor_slot,
+            settling: Settling::default(),
             is_node,
             is_mute,
             settled_ns: None,
@@ -179,6 +192,8 @@ impl WorkerEntry {
             reads: true,
             wants_room: false,
             leaving: false,
+            told: false,
+            leftover: None,
             retired: false,
             attached: false,
             ending: None,
@@ -338,7 +353,11 @@ impl SpawnContext<'_> {
             let serialization = node_serialization(self.settings.serialization);
             let own = node::environment(self.id, number(0), serialization);
             if let Some(preload) = self.preload {
-                let options = preload::options_of(&variables);
+                let options = preload::options_of(
+                    &variables,
+                    &self.settings.exec_argv,
+                    self.settings.cwd.as_deref(),
+                );
                 let hang_after = self.settings.scheduling.hang_after_ns.map(Duration::from_nanos);
                 let (page, waker, inbox) = (number(1), number(2), number(3));
                 let reporting = Reporting { page, waker, inbox, hang_after };
@@ -352,6 +371,9 @@ impl SpawnContext<'_> {
             variables.push((name.into(), value.to_string().into()));
         };
         add(environment::ID, &self.id);
+        if let Some(engine) = self.engine {
+            add(environment::ENGINE, &engine);
+        }
         add(environment::SERIALIZATION, &self.settings.serialization.name());
         for (name, descriptor) in inherited {
             add(name, &descriptor.as_raw_fd());

@@ -7,6 +7,7 @@ mod crash;
 mod cross_check;
 mod distribution;
 mod drain;
+mod engines;
 mod examples;
 mod harness;
 mod http;

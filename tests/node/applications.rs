@@ -2,6 +2,7 @@
 //! answers, every worker has its share, sessions stay where they are, and the end is in order.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::nodes::{Node, nodes};
 use super::script::Script;
-use crate::common::{Client, Cluster, Launch, Response, Summary, lacking};
+use crate::common::{Client, Cluster, GET, Launch, Response, Summary, lacking};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/applications");
 const PACKAGES: &str =
@@ -19,7 +20,7 @@ const PACKAGES: &str =
 /// The first Node that fastify runs on, and what npm has to have installed.
 fn equipped() -> Option<Node> {
     if !Path::new(PACKAGES).is_dir() {
-        lacking("express, fastify, ws and socket.io (scripts/install-applications.sh)");
+        lacking("express, NestJS and others (scripts/install-applications.sh)");
         return None;
     }
     let node = nodes().into_iter().find(|node| {
@@ -113,6 +114,39 @@ fn express_answers_on_every_route() {
 #[test]
 fn fastify_answers_on_every_route() {
     routes_are_served("fastify.js");
+}
+
+/// What an application notes when its worker leaves, and that it does not use up its grace period.
+fn tidies_up(application: &str, expected: &[&str]) {
+    let Some(node) = equipped() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let notes = folder.path().join("notes");
+    let launch = launch(&node, "--workers 1 --grace 10m", application);
+    let path = notes.to_str().expect("a path in UTF-8");
+    let cluster = launch.variable("TEST_NOTES", path).start();
+    let mut kept = Client::to(&cluster.address());
+    kept.ask(GET);
+    cluster.signal(Signal::SIGHUP);
+    cluster.event("reloaded", 0);
+    let noted = || fs::read_to_string(&notes).unwrap_or_default();
+    assert_eq!(noted().lines().collect::<Vec<_>>(), expected, "when it is replaced");
+    end(cluster);
+    assert_eq!(noted().lines().collect::<Vec<_>>(), expected.repeat(2), "when all ends");
+}
+
+#[test]
+fn a_service_on_nest_runs_its_hooks_and_ends_at_once() {
+    tidies_up("nest.js", &["module destroyed", "shut down by SIGTERM"]);
+}
+
+#[test]
+fn a_worker_of_throng_tidies_up_and_ends_at_once() {
+    tidies_up("throng.js", &["shut down by SIGTERM"]);
+}
+
+#[test]
+fn a_broker_of_moleculer_stops_its_services_and_ends_at_once() {
+    tidies_up("moleculer.js", &["service stopped"]);
 }
 
 #[test]

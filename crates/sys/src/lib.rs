@@ -2,6 +2,7 @@
 //!
 //! The contract, for everything above:
 //!
+//! * [`engine`]: what the loops ask of the kernel, by io_uring or by epoll.
 //! * [`ring`]: an io_uring whose operations own their buffers until the kernel is done with them.
 //! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
@@ -25,17 +26,22 @@
 //! Nothing here decides anything: policies, limits and retries live above.
 
 pub mod account;
+pub mod activity;
 pub mod address;
 pub mod backlog;
 mod cgroup;
 pub mod clock;
 pub mod cpu;
 pub mod datagram;
+pub mod engine;
 pub mod error;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
 pub mod migration;
+#[cfg(test)]
+#[path = "../../../tests/common/missing.rs"]
+mod missing;
 pub mod notify;
 pub mod peer;
 pub mod probe;

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use clusterlb::EngineDecision;
 use clusterlb::topology::CpuPlan;
 use serde_json::{Value, json};
 
 use crate::command::settings::{Program, Settings};
 
 /// The settings. Of the variables that workers get only the names: values may be secrets.
-pub(in crate::command) fn config(settings: &Settings, plan: &CpuPlan) -> Value {
+pub(in crate::command) fn config(
+    settings: &Settings,
+    plan: &CpuPlan,
+    engine: &EngineDecision,
+) -> Value {
     let limits = &settings.scheduling.limits;
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
     let admin: Vec<String> = settings.admin.iter().map(ToString::to_string).collect();
@@ -17,7 +22,7 @@ pub(in crate::command) fn config(settings: &Settings, plan: &CpuPlan) -> Value {
         environment.map(|(name, _)| name.to_string_lossy().into_owned()).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "engine": "io_uring",
+        "engine": engine.kind.name(),
         "workers": plan.workers.len(),
         "cpus": { "primary": plan.primary, "workers": plan.workers, "reason": plan.reason },
         "listen": listen,
@@ -35,6 +40,7 @@ pub(in crate::command) fn config(settings: &Settings, plan: &CpuPlan) -> Value {
         "start_limit_ms": milliseconds(settings.start_limit),
         "settle_ms": milliseconds(settings.settle),
         "grace_ms": milliseconds(settings.grace),
+        "drain_delay_ms": milliseconds(settings.drain_delay),
         "admin": admin,
         "admin_allow_actions": settings.admin_allows_actions,
         "environment": environment,

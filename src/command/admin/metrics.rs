@@ -65,11 +65,12 @@ pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) 
 fn run_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     text.family("clusterlb_build", Kind::Info, "What runs.");
     let policy = run.cluster.scheduling_policy().to_string();
+    let level = run.engine.level.map_or_else(|| "none".into(), |level| level.to_string());
     text.sample(
         &[
             ("version", env!("CARGO_PKG_VERSION")),
-            ("engine", "io_uring"),
-            ("feature_level", &run.level.to_string()),
+            ("engine", run.engine.kind.name()),
+            ("feature_level", &level),
             ("policy", &policy),
         ],
         1.into(),

@@ -24,10 +24,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
-use clusterlb::{Cluster, Error, Result, SupervisorEvent, SupervisorHandle};
+use clusterlb::{Cluster, EngineDecision, Error, Result, SupervisorEvent, SupervisorHandle};
 use clusterlb_sys::error::errno_of;
 use clusterlb_sys::listener::{Listener, OpenOptions};
-use clusterlb_sys::probe::FeatureLevel;
 use clusterlb_sys::signal::spawn_without_signals;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -58,7 +57,7 @@ pub(super) struct Run {
     pub(super) feed: Feed,
     /// The settings, as `/config` shows them.
     pub(super) config: serde_json::Value,
-    pub(super) level: FeatureLevel,
+    pub(super) engine: EngineDecision,
     pub(super) started: SystemTime,
     ledger: Mutex<Ledger>,
     cpu_times: Mutex<CpuTimes>,
@@ -74,7 +73,7 @@ impl Run {
         cluster: Cluster,
         feed: Feed,
         config: serde_json::Value,
-        level: FeatureLevel,
+        engine: EngineDecision,
         workers: usize,
     ) -> Self {
         let mut ledger = Ledger::default();
@@ -84,7 +83,7 @@ impl Run {
             cluster,
             feed,
             config,
-            level,
+            engine,
             started: SystemTime::now(),
             ledger: Mutex::new(ledger),
             cpu_times: Mutex::default(),

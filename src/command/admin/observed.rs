@@ -38,6 +38,7 @@ pub(super) fn stage_in_words(stage: SupervisorStage) -> &'static str {
     match stage {
         SupervisorStage::Starting => "starting",
         SupervisorStage::Serving => "serving",
+        SupervisorStage::Stopping => "stopping",
         SupervisorStage::Draining => "draining",
         SupervisorStage::Killing => "killing",
         _ => "ended",

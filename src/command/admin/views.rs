@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// `/workers`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct WorkersView {
-    /// How far the run is: starting, serving, draining, killing or ended.
+    /// How far the run is: starting, serving, stopping, draining, killing or ended.
     pub(super) stage: String,
     /// As `/readyz` says.
     pub(super) ready: bool,

@@ -206,11 +206,18 @@ impl Bridge {
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
+                BridgeRequest::Stop { worker } => {
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.node_worker.stop();
+                    }
+                    self.turn(worker, Ready::default(), now_ns);
+                }
                 BridgeRequest::Cut { worker } => {
                     if let Some(place) = self.places.get_mut(&worker) {
                         place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
+                BridgeRequest::Forget { listener } => _ = self.data.remove(&listener),
                 BridgeRequest::End => self.ending = true,
             }
         }

@@ -24,8 +24,8 @@ use crate::error::Result;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::handoff::{self, Record};
 use crate::protocol::scoreboard::WorkerPage;
+use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass;
-use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
 /// What a worker's channel is read with.
 pub(super) const READ_BYTES: usize = 64 * 1024;
@@ -222,6 +222,10 @@ impl NodeWorker {
         }
     }
 
+    pub(super) fn stop(&mut self) {
+        self.session.stop();
+    }
+
     pub(super) fn disconnect(&mut self) {
         self.disconnecting = true;
     }
@@ -354,6 +358,7 @@ impl NodeWorker {
                 endpoints.command(Command::Retire { slot });
                 Notice::Leaving { worker }
             }
+            Event::Stopped { closes } => Notice::Stopped { worker, closes },
             Event::SocketLost => Notice::SocketLost { worker },
             Event::Message(message) => Notice::Message { worker, message, descriptor: None },
             Event::Handle(message) => {
