@@ -94,7 +94,9 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("replacing stopped"), "{}", text(&output));
     assert_refused(&run.post("/reload"), 409, &["replacing stopped"]);
-    assert_eq!(run.cluster.worker_pids(), before);
+    eventually("the successors to have ended", || {
+        (run.cluster.worker_pids() == before).then_some(())
+    });
     assert_eq!(run.metric("clusterlb_reloads_total{outcome=\"stopped\"}"), 2.0);
     let ended = run.cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
