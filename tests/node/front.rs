@@ -124,24 +124,26 @@ fn waker() -> Arc<Waker> {
     Arc::new(Waker::new().expect("an eventfd"))
 }
 
+fn listener(address: &str) -> Arc<Listener> {
+    let options = OpenOptions {
+        backlog: 511,
+        share_port: false,
+        ipv6_only: false,
+        mode: None,
+        blocking: false,
+    };
+    let address = address.parse().expect("an address");
+    Arc::new(Listener::open(&address, options).expect("a free address"))
+}
+
 impl Front {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = format!("unix:{}", folder.path().join("socket").display());
         let mut addresses = vec!["127.0.0.1:0".to_owned(); TCP_LISTENERS];
         addresses.push(socket);
-        let options = OpenOptions {
-            backlog: 511,
-            share_port: false,
-            ipv6_only: false,
-            mode: None,
-            blocking: false,
-        };
-        let open = |address: &String| {
-            let address = address.parse().expect("an address");
-            Arc::new(Listener::open(&address, options).expect("a free address"))
-        };
-        let listeners: Vec<Arc<Listener>> = addresses.iter().map(open).collect();
+        let listeners: Vec<Arc<Listener>> =
+            addresses.iter().map(|address| listener(address)).collect();
         let addresses = listeners.iter().map(|one| one.address().to_owned()).collect();
         let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
         let sockets = listeners.iter().map(copy).collect();
