@@ -3,13 +3,15 @@
 //! Owns one child. Refuses to restart anything: that is decided above.
 
 mod environment;
+mod family;
+mod pipes;
 
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -17,10 +19,15 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups, setpgid, setsid};
 
 use crate::error::{Error, Result, errno_of};
+use crate::inherited::Restored;
+use crate::limits::DescriptorLimit;
 use environment::Block;
+pub use family::{own_program, reap_orphans};
+use pipes::Pipes;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP`: to everybody in the group that the process leads.
 const WHOLE_GROUP: libc::c_uint = 1 << 2;
@@ -48,11 +55,14 @@ pub struct Launch<'a> {
     pub group: Option<u32>,
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
-    /// It gets a process group of its own, so that what a terminal sends to the primary's group
-    /// (Ctrl-C, hanging up) is for the primary alone. No signal is blocked in it then; without a
-    /// group of its own it begins with those that are blocked here, so that nothing from a terminal
-    /// ends it before it has said what it wants.
+    /// It leads a process group and a session, so that what a terminal sends to the primary's
+    /// group (Ctrl-C, hanging up) is for the primary alone, and no terminal stops it when it
+    /// prints (`stty tostop`). No signal is blocked in it then; in the primary's group it begins
+    /// with those that are blocked here, so that nothing from a terminal ends it before it has
+    /// said what it wants.
     pub own_group: bool,
+    /// How many descriptors it may open.
+    pub descriptor_limit: DescriptorLimit,
     /// It gets SIGTERM when the thread that starts it ends, with its process or before.
     pub ends_with_parent: bool,
     /// Descriptors that it inherits under their present numbers; all others are close-on-exec.
@@ -110,17 +120,6 @@ pub enum Ending {
     Signal(i32),
 }
 
-impl From<Stream> for Stdio {
-    fn from(stream: Stream) -> Self {
-        match stream {
-            Stream::Inherit => Self::inherit(),
-            Stream::Nothing => Self::null(),
-            Stream::Pipe => Self::piped(),
-            Stream::Descriptor(descriptor) => Self::from(descriptor),
-        }
-    }
-}
-
 impl Launch<'_> {
     /// Starts the process.
     ///
@@ -148,23 +147,29 @@ impl Launch<'_> {
             command.uid(user);
         }
         let drop_groups = self.group.is_some() && self.user.is_none() && geteuid().is_root();
-        if self.own_group {
-            command.process_group(0);
-        }
-        let [input, output, errors] = self.streams;
+        let pipes = Pipes::new(self.streams, self.user, self.group).map_err(failed)?;
+        let [input, output, errors] = pipes.theirs;
         command.stdin(input).stdout(output).stderr(errors);
         let (inherited, placed) = aside.numbers();
         let parent = self.ends_with_parent.then(getpid);
-        let unblocks = self.own_group;
-        let mut preparation =
-            Preparation { inherited, placed, drop_groups, unblocks, environment, parent };
+        let mut preparation = Preparation {
+            inherited,
+            placed,
+            drop_groups,
+            leads: self.own_group,
+            environment,
+            parent,
+            restored: Restored::new(),
+            descriptor_limit: self.descriptor_limit.for_child(),
+        };
         let prepare = move || preparation.run();
         // SAFETY: between fork and exec `run` makes system calls only, which are
         // async-signal-safe, writes to memory of its own, and allocates nothing.
         let command = unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().map_err(|error| failed(errno_of(&error)))?;
-        let (input, output) = (child.stdin.take(), child.stdout.take());
-        let errors = child.stderr.take();
+        let input = child.stdin.take();
+        let [output, errors] = pipes.ours;
+        let (output, errors) = (output.map(ChildStdout::from), errors.map(ChildStderr::from));
         match open_watch(child.id()) {
             Ok(watch) => {
                 let process = WorkerProcess { child, watch: Arc::new(watch) };
@@ -181,11 +186,14 @@ struct Preparation {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, RawFd)>,
     drop_groups: bool,
-    /// No signal is blocked.
-    unblocks: bool,
+    /// It leads a session, and no signal is blocked in it.
+    leads: bool,
     environment: Block,
     /// Whom it shall not survive.
     parent: Option<Pid>,
+    restored: Restored,
+    /// The soft and the hard limit, if they differ from those here.
+    descriptor_limit: Option<(u64, u64)>,
 }
 
 impl Preparation {
@@ -210,9 +218,16 @@ impl Preparation {
                 return Err(Errno::ESRCH.into());
             }
         }
-        if self.unblocks {
+        self.restored.apply()?;
+        if self.leads {
+            // A sandbox may refuse sessions and still allow groups.
+            setsid().or_else(|_| setpgid(Pid::from_raw(0), Pid::from_raw(0)).map(|()| getpid()))?;
             // The standard library leaves the mask as it is here.
             SigSet::empty().thread_set_mask()?;
+        }
+        if let Some((soft, hard)) = self.descriptor_limit {
+            // Last: the numbers above may be beyond it.
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
         }
         self.environment.install(std::process::id());
         Ok(())
