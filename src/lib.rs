@@ -46,7 +46,7 @@ pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
 pub use sys::address::{Endpoint, ListenAddress};
 pub use sys::error::{Error, Result};
 pub use sys::process::Ending;
-pub use worker::{Connection, Datagrams, Guard, Listener, Messages, Opening, Tracked, Worker};
+pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 
 /// Private modules for this project's own tests and benchmarks. No promise is made of them.
 #[cfg(feature = "internals")]

@@ -10,18 +10,20 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use clusterlb::internals::data_path::{Command, Lines, NewLink, Primary, Report, Totals};
-use clusterlb_protocol::scoreboard::{PrimaryBoard, WorkerBoard};
+use clusterlb::internals::data_path::{
+    ClusterCounts, Command, DataPath, Endpoints, NewLink, Report,
+};
+use clusterlb_protocol::scoreboard::{PrimaryPage, WorkerPage};
 use clusterlb_schedule::id::{ListenerId, Slot};
 use clusterlb_schedule::{
-    Client, CreditRule, Loads, Scheduler, SchedulerConfig, SchedulerFactory, WorkerLoad,
+    Client, CreditRule, Loads, Policy, Scheduler, SchedulerConfig, SchedulerFactory, WorkerLoad,
 };
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::fdpass;
 use clusterlb_sys::listener::{Listener, OpenOptions, open_shared};
+use clusterlb_sys::waker::Waker;
 use common::{PATIENCE, eventually};
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 const BACKLOG: u32 = 64;
 const OPTIONS: OpenOptions = OpenOptions {
@@ -50,7 +52,7 @@ impl Scheduler for FirstOfAll {
 #[derive(Debug)]
 struct Inbox {
     receiver: OwnedFd,
-    board: WorkerBoard,
+    page: WorkerPage,
     sockets: Vec<OwnedFd>,
 }
 
@@ -71,12 +73,12 @@ impl Inbox {
     }
 
     /// Claims what has arrived, and rings if the primary wants to know.
-    fn claim(&mut self, bell: &EventFd) {
+    fn claim(&mut self, waker: &Waker) {
         let count = self.sockets.drain(..).count() as u64;
-        self.board.add_claimed(count, monotonic_ns());
-        self.board.add_finished(count);
-        if self.board.publish() {
-            bell.write(1).expect("the bell has room");
+        self.page.add_claimed(count, monotonic_ns());
+        self.page.add_finished(count);
+        if self.page.publish() {
+            waker.wake();
         }
     }
 }
@@ -88,13 +90,12 @@ struct Bench {
     inboxes: Vec<Inbox>,
     commands: Sender<Command>,
     reports: Receiver<Report>,
-    bell: Arc<EventFd>,
+    waker: Arc<Waker>,
     thread: JoinHandle<()>,
 }
 
-fn bell() -> Arc<EventFd> {
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    Arc::new(EventFd::from_flags(flags).expect("a descriptor to spare"))
+fn waker() -> Arc<Waker> {
+    Arc::new(Waker::new().expect("a descriptor to spare"))
 }
 
 impl Bench {
@@ -113,20 +114,20 @@ impl Bench {
     ) -> Self {
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
-        let (bell, report_bell) = (bell(), bell());
-        let lines = Lines {
+        let (waker, report_waker) = (waker(), waker());
+        let endpoints = Endpoints {
             commands: commands_out,
             reports: reports_in,
-            bell: Arc::clone(&bell),
-            report_bell,
+            waker: Arc::clone(&waker),
+            report_waker,
         };
         // A ring belongs to the thread that made it.
         let thread = std::thread::spawn(move || {
             let workers = usize::from(workers);
-            let primary = Primary::new(scheduling, workers, BACKLOG, lines);
-            primary.and_then(Primary::run).expect("a data path that works");
+            let primary = DataPath::new(Policy::Rr, scheduling, workers, BACKLOG, endpoints);
+            primary.and_then(DataPath::run).expect("a data path that works");
         });
-        let mut bench = Self { address, inboxes: vec![], commands, reports, bell, thread };
+        let mut bench = Self { address, inboxes: vec![], commands, reports, waker, thread };
         first.into_iter().for_each(|command| bench.command(command));
         for slot in (0..workers).map(Slot) {
             bench.attach(slot);
@@ -137,19 +138,19 @@ impl Bench {
 
     fn command(&self, command: Command) {
         self.commands.send(command).expect("the data path runs");
-        self.bell.write(1).expect("the bell has room");
+        self.waker.wake();
     }
 
     fn attach(&mut self, slot: Slot) {
-        let board = PrimaryBoard::create().expect("a page");
-        let memory = board.as_fd().try_clone_to_owned().expect("a descriptor to spare");
+        let page = PrimaryPage::create().expect("a page");
+        let memory = page.as_fd().try_clone_to_owned().expect("a descriptor to spare");
         let (sender, receiver) = fdpass::packet_pair().expect("descriptors to spare");
         self.inboxes.push(Inbox {
             receiver: receiver.try_clone().expect("a descriptor to spare"),
-            board: WorkerBoard::open(memory).expect("our own page"),
+            page: WorkerPage::open(memory).expect("our own page"),
             sockets: Vec::new(),
         });
-        self.command(Command::Attach { slot, link: NewLink { sender, receiver, board } });
+        self.command(Command::Attach { slot, link: NewLink { sender, receiver, page } });
         self.command(Command::Join { slot, listener: FIRST });
     }
 
@@ -169,7 +170,7 @@ impl Bench {
 
     /// Claims what one inbox has received.
     fn claim(&mut self, slot: usize) {
-        self.inboxes[slot].claim(&self.bell);
+        self.inboxes[slot].claim(&self.waker);
     }
 
     /// The next report that is not about a worker.
@@ -183,7 +184,7 @@ impl Bench {
     }
 
     /// Stops accepting, hands over what waits, ends.
-    fn end(self) -> Totals {
+    fn end(self) -> ClusterCounts {
         self.command(Command::RemoveListener { listener: FIRST });
         assert!(matches!(self.report(), Report::ListenerRemoved { .. }));
         self.command(Command::End);
@@ -277,8 +278,8 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
         SchedulerConfig { hang_after_ns: Some(20_000_000), ..scheduling(|| FirstOfAll) };
     let mut bench = Bench::start(scheduling, 2);
     // The second one claims what it is still to get, so that it is not late on a busy machine.
-    bench.inboxes[1].board.add_claimed(1, monotonic_ns());
-    let _ = bench.inboxes[1].board.publish();
+    bench.inboxes[1].page.add_claimed(1, monotonic_ns());
+    let _ = bench.inboxes[1].page.publish();
     let client = bench.connect(1);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
     assert!(matches!(report, Report::Hung { slot: Slot(0), .. }), "{report:?}");
@@ -286,7 +287,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
     // The second one's claim is looked at when it could be late. After that nothing but the bell
     // makes the primary look again.
     std::thread::sleep(3 * hang_after);
-    bench.inboxes[0].board.answer_probe();
+    bench.inboxes[0].page.answer_probe();
     bench.claim(0);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
     assert!(matches!(report, Report::Recovered { slot: Slot(0) }), "{report:?}");
@@ -353,12 +354,12 @@ impl Sharers {
         });
         let bench = Bench::open(scheduling, 2, address, added.collect());
         let sharers = Self { bench, sockets, own: Vec::new() };
-        (0..2).for_each(|number| sharers.staff(number, vec![Slot(number)]));
+        (0..2).for_each(|number| sharers.set_owners(number, vec![Slot(number)]));
         sharers
     }
 
-    fn staff(&self, number: u16, owners: Vec<Slot>) {
-        self.bench.command(Command::Staff { listener: FIRST, number, owners });
+    fn set_owners(&self, number: u16, owners: Vec<Slot>) {
+        self.bench.command(Command::SetOwners { listener: FIRST, number, owners });
     }
 
     /// A worker accepts what waits for it.
@@ -419,7 +420,7 @@ fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
 #[test]
 fn the_primary_accepts_from_a_socket_while_nobody_else_does() {
     let mut sharers = Sharers::start(10_000_000_000);
-    sharers.staff(0, vec![]);
+    sharers.set_owners(0, vec![]);
     let clients = sharers.bench.connect(40);
     eventually("all of them to be somewhere", || {
         sharers.accept(1);
@@ -427,7 +428,7 @@ fn the_primary_accepts_from_a_socket_while_nobody_else_does() {
     });
     assert!(!sharers.own.is_empty() && sharers.own.len() < clients.len());
     // A successor takes the socket over.
-    sharers.staff(0, vec![Slot(0), Slot(1)]);
+    sharers.set_owners(0, vec![Slot(0), Slot(1)]);
     let mut later = 0;
     eventually("a connection to be left to the successor", || {
         later += sharers.bench.connect(1).len();

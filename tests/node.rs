@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
 use clusterlb::internals::dialect::node::Serialization;
-use clusterlb::internals::dialect::node::bridge::Order;
+use clusterlb::internals::dialect::node::bridge::BridgeRequest;
 use clusterlb::internals::dialect::node::session::WindowRule;
 use common::{Client, GET, GET_CLOSE, PATIENCE, machine};
 use front::{Front, Setup};
@@ -120,7 +120,7 @@ fn workers_accept_by_themselves_from_sockets_that_they_are_given() {
             let count = client.recv(&mut answer).expect("an answer");
             assert_eq!(&answer[..count], b"pong");
             let worker_id = front.workers[worker].id;
-            front.order(Order::Cut { worker: worker_id });
+            front.order(BridgeRequest::Cut { worker: worker_id });
             front.ended(worker, 0);
             assert_eq!(front.finish().accepted, 0, "the primary has accepted nothing");
         }

@@ -6,8 +6,6 @@
 
 #[path = "tidy/books.rs"]
 mod books;
-#[path = "tidy/levels.rs"]
-mod levels;
 #[path = "tidy/paths.rs"]
 mod paths;
 #[path = "tidy/promises.rs"]
@@ -26,7 +24,7 @@ use std::path::{Path, PathBuf};
 use source::Source;
 
 /// Folders whose Rust files the rules cover, as far as they exist.
-const ROOTS: [&str; 6] = ["src", "loadtest", "benches", "tests", "examples", "fuzz"];
+const ROOTS: [&str; 7] = ["src", "crates", "loadtest", "benches", "tests", "examples", "fuzz"];
 
 /// A place that breaks a rule.
 #[derive(Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 //! interleaving that the memory model allows, either the worker sees that it shall ring or the
 //! primary sees what the worker has published. Without one of the two fences that is not so.
 //!
-//! A model of `PrimaryBoard::set_wake` followed by `PrimaryBoard::sample`, and of
-//! `WorkerBoard::publish`, in `src/board.rs`: the same stores and loads in the same order with the
-//! same orderings. Changes there belong here too.
+//! A model of `PrimaryPage::set_wake` followed by `PrimaryPage::sample`, and of
+//! `WorkerPage::publish`, in `crates/protocol/src/scoreboard.rs`: the same stores and loads in the
+//! same order with the same orderings. Changes there belong here too.
 
 use loom::model::Builder;
 use loom::sync::Arc;
@@ -34,7 +34,7 @@ impl Page {
         Self { bell: AtomicU64::new(NEVER), finished: AtomicU64::new(0) }
     }
 
-    /// `PrimaryBoard::set_wake(Wake::Always)`, then what `PrimaryBoard::sample` reads.
+    /// `PrimaryPage::set_wake(Wake::Always)`, then what `PrimaryPage::sample` reads.
     fn ask_and_look(&self, fences: Fences) -> u64 {
         self.bell.store(ALWAYS, Ordering::Relaxed);
         if fences.primary {
@@ -43,7 +43,7 @@ impl Page {
         self.finished.load(Ordering::Acquire)
     }
 
-    /// `WorkerBoard::publish`: whether to ring.
+    /// `WorkerPage::publish`: whether to ring.
     fn publish(&self, fences: Fences, finished: u64) -> bool {
         self.finished.store(finished, Ordering::Release);
         if fences.worker {

@@ -6,13 +6,13 @@ use crate::worker::{Connection, Listener};
 
 /// A listener, and the readiness of its descriptor.
 #[derive(Debug)]
-pub(super) struct Entrance {
+pub(super) struct AsyncListener {
     // Deregistered before what it is a duplicate of is closed.
     ready: Readiness,
     listener: Listener,
 }
 
-impl Entrance {
+impl AsyncListener {
     pub(super) fn of(listener: Listener) -> Result<Self> {
         Ok(Self { ready: Readiness::of(&listener)?, listener })
     }

@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::async_listener::Entrance;
+use super::async_listener::AsyncListener;
 use crate::address::Endpoint;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
@@ -45,7 +45,7 @@ const FIRST_BYTES: Duration = Duration::from_secs(1);
 /// ```
 #[derive(Debug)]
 pub struct Listener {
-    entrance: Entrance,
+    async_listener: AsyncListener,
     progress: Arc<watch::Sender<Progress>>,
 }
 
@@ -108,7 +108,7 @@ impl Listener {
     /// # Errors
     /// There are too few descriptors; the listener is closed then.
     pub fn new(listener: crate::worker::Listener) -> Result<Self> {
-        Ok(Self { entrance: Entrance::of(listener)?, progress: Arc::default() })
+        Ok(Self { async_listener: AsyncListener::of(listener)?, progress: Arc::default() })
     }
 
     /// Waits for a connection. Nothing means that this worker is leaving, and has got everything
@@ -118,7 +118,7 @@ impl Listener {
     /// The socket is of no use, which cannot be while it is open; the runtime is shutting down;
     /// too few resources to watch the connection, which is dropped then and counted as finished.
     pub async fn accept(&self) -> Result<Option<Stream>> {
-        let Some(connection) = self.entrance.accept().await? else {
+        let Some(connection) = self.async_listener.accept().await? else {
             self.progress.send_modify(|progress| progress.ended = true);
             return Ok(None);
         };
@@ -155,7 +155,7 @@ impl Listener {
     /// The address that was bound, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> &str {
-        self.entrance.listener().address()
+        self.async_listener.listener().address()
     }
 }
 

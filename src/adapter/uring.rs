@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 use tokio_uring::net::TcpStream;
 
-use super::async_listener::Entrance;
+use super::async_listener::AsyncListener;
 use crate::error::Result;
 use crate::protocol::control::ListenOptions;
 use crate::worker::{Connection, Guard, Worker};
@@ -36,7 +36,7 @@ use crate::worker::{Connection, Guard, Worker};
 /// ```
 #[derive(Debug)]
 pub struct Listener {
-    entrance: Entrance,
+    async_listener: AsyncListener,
 }
 
 /// A connection: a [`TcpStream`] with its guard. Connections of unix sockets have this type, too;
@@ -74,7 +74,7 @@ impl Listener {
     /// # Errors
     /// There are too few descriptors; the listener is closed then.
     pub fn new(listener: crate::worker::Listener) -> Result<Self> {
-        Ok(Self { entrance: Entrance::of(listener)? })
+        Ok(Self { async_listener: AsyncListener::of(listener)? })
     }
 
     /// Waits for a connection. Nothing means that this worker is leaving, and has got everything
@@ -83,13 +83,13 @@ impl Listener {
     /// # Errors
     /// The socket is of no use, which cannot be while it is open; the runtime is shutting down.
     pub async fn accept(&self) -> Result<Option<Stream>> {
-        Ok(self.entrance.accept().await?.map(Stream::of))
+        Ok(self.async_listener.accept().await?.map(Stream::of))
     }
 
     /// The address that was bound, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> &str {
-        self.entrance.listener().address()
+        self.async_listener.listener().address()
     }
 }
 

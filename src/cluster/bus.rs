@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::sys::waker::Waker;
 use futures_core::Stream;
-use nix::sys::eventfd::EventFd;
 
-use super::mailbox::{Found, Mailbox, Wakers, ring};
+use super::mailbox::{Found, Mailbox, Wakers};
 use super::{Event, WorkerHandle};
 use crate::error::Result;
 use crate::id::WorkerId;
@@ -23,7 +23,7 @@ use crate::id::WorkerId;
 pub(crate) struct Bus {
     state: Mutex<State>,
     /// Rung when a subscriber has room again.
-    room: Arc<EventFd>,
+    room: Arc<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -49,11 +49,11 @@ struct Subscriber {
 #[derive(Debug)]
 pub struct Events {
     mailbox: Arc<Mailbox<Event>>,
-    room: Arc<EventFd>,
+    room: Arc<Waker>,
 }
 
 impl Bus {
-    pub(crate) fn new(room: Arc<EventFd>) -> Self {
+    pub(crate) fn new(room: Arc<Waker>) -> Self {
         Self { state: Mutex::default(), room }
     }
 
@@ -159,6 +159,6 @@ impl AsFd for Events {
 impl Drop for Events {
     fn drop(&mut self) {
         // Whoever was held up by it looks again.
-        ring(&self.room);
+        self.room.wake();
     }
 }

@@ -197,7 +197,7 @@ impl ListeningAddress {
         Self { address, port: None, kind: AddressKind::Unix, listener }
     }
 
-    /// The same as one would give it to [`Worker::listen`](super::Worker::listen).
+    /// The same as one would give it to [`Worker::listen`](crate::Worker::listen).
     #[must_use]
     pub fn to_listen_address(&self) -> ListenAddress {
         let inet =

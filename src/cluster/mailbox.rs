@@ -7,12 +7,11 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::task::{self, Context, Poll};
 use std::time::{Duration, Instant};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::sys::waker::Waker;
 
 /// From so many items on a mailbox is full, until it is half empty.
 pub(crate) const ITEMS_MAX: usize = 16 * 1024;
@@ -31,9 +30,9 @@ pub(crate) struct Mailbox<T> {
     state: Mutex<State<T>>,
     arrived: Condvar,
     /// Readable while there is something, or the end.
-    ready: EventFd,
+    ready: Waker,
     /// Rung when a full mailbox has room again.
-    room: Arc<EventFd>,
+    room: Arc<Waker>,
 }
 
 #[derive(Debug)]
@@ -42,7 +41,7 @@ struct State<T> {
     bytes: usize,
     full: bool,
     closed: bool,
-    wakers: Vec<Waker>,
+    wakers: Vec<task::Waker>,
 }
 
 /// What a look into a mailbox finds.
@@ -59,11 +58,11 @@ pub(crate) enum Found<T> {
 /// Tasks that wait. Waking them runs code of the program's, so no lock is held meanwhile.
 #[derive(Debug, Default)]
 #[must_use = "somebody waits"]
-pub(crate) struct Wakers(Vec<Waker>);
+pub(crate) struct Wakers(Vec<task::Waker>);
 
 impl Wakers {
     pub(crate) fn wake(self) {
-        self.0.into_iter().for_each(Waker::wake);
+        self.0.into_iter().for_each(task::Waker::wake);
     }
 
     pub(crate) fn add(&mut self, mut others: Self) {
@@ -71,38 +70,21 @@ impl Wakers {
     }
 }
 
-/// A descriptor that wakes a waiting thread.
-pub(crate) fn new_bell() -> Result<Arc<EventFd>> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map(Arc::new)
-        .map_err(|errno| Error::system("create an eventfd", errno))
-}
-
-/// Rings a bell. One that is full is ringing already.
-pub(crate) fn ring(bell: &EventFd) {
-    let _ = bell.write(1);
-}
-
-/// Silences a bell.
-pub(crate) fn silence(bell: &EventFd) {
-    let _ = bell.read();
-}
-
 /// Rings when the thread that holds it ends, even if it panics: somebody must come and see.
 #[derive(Debug)]
-pub(crate) struct EndBell {
+pub(crate) struct EndWaker {
     ended: Ended,
-    bell: Arc<EventFd>,
+    waker: Arc<Waker>,
 }
 
-/// Whether an [`EndBell`] has rung: the thread has ended, or ends now.
+/// Whether an [`EndWaker`] has rung: the thread has ended, or ends now.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ended(Arc<AtomicBool>);
 
-impl EndBell {
-    pub(crate) fn new(bell: Arc<EventFd>) -> (Self, Ended) {
+impl EndWaker {
+    pub(crate) fn new(waker: Arc<Waker>) -> (Self, Ended) {
         let ended = Ended::default();
-        (Self { ended: ended.clone(), bell }, ended)
+        (Self { ended: ended.clone(), waker }, ended)
     }
 }
 
@@ -113,10 +95,10 @@ impl Ended {
     }
 }
 
-impl Drop for EndBell {
+impl Drop for EndWaker {
     fn drop(&mut self) {
         self.ended.0.store(true, Ordering::Release);
-        ring(&self.bell);
+        self.waker.wake();
     }
 }
 
@@ -125,9 +107,8 @@ impl<T: Item> Mailbox<T> {
     ///
     /// # Errors
     /// Too few descriptors.
-    pub(crate) fn new(room: Arc<EventFd>) -> Result<Self> {
-        let ready = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| Error::system("create an eventfd", errno))?;
+    pub(crate) fn new(room: Arc<Waker>) -> Result<Self> {
+        let ready = Waker::new()?;
         let state = State {
             items: VecDeque::new(),
             bytes: 0,
@@ -159,7 +140,7 @@ impl<T: Item> Mailbox<T> {
         state.items.push_back(item);
         state.full |= state.items.len() >= ITEMS_MAX || state.bytes >= BYTES_MAX;
         if state.items.len() == 1 {
-            ring(&self.ready);
+            self.ready.wake();
         }
         self.wakers(state)
     }
@@ -168,7 +149,7 @@ impl<T: Item> Mailbox<T> {
     pub(crate) fn close(&self) -> Wakers {
         let mut state = self.state();
         state.closed = true;
-        ring(&self.ready);
+        self.ready.wake();
         self.wakers(state)
     }
 
@@ -183,11 +164,11 @@ impl<T: Item> Mailbox<T> {
         };
         state.bytes -= item.bytes();
         if state.items.is_empty() && !state.closed {
-            silence(&self.ready);
+            self.ready.clear();
         }
         if state.full && state.items.len() <= ITEMS_MAX / 2 && state.bytes <= BYTES_MAX / 2 {
             state.full = false;
-            ring(&self.room);
+            self.room.wake();
         }
         Found::Item(item)
     }
@@ -260,7 +241,7 @@ mod tests {
 
     #[test]
     fn items_come_in_order_and_then_the_end() {
-        let mailbox = Mailbox::new(new_bell().expect("a bell")).expect("a mailbox");
+        let mailbox = Mailbox::new(Arc::new(Waker::new().expect("a waker"))).expect("a mailbox");
         assert_eq!((mailbox.try_take(), is_readable(&mailbox)), (Found::Nothing, false));
         mailbox.push(1).wake();
         mailbox.push(2).wake();
@@ -274,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_full_mailbox_says_so_and_rings_when_it_has_room() {
-        let room = new_bell().expect("a bell");
+        let room = Arc::new(Waker::new().expect("a waker"));
         let mailbox = Mailbox::new(Arc::clone(&room)).expect("a mailbox");
         for _ in 0..4 {
             assert!(!mailbox.is_full());
@@ -289,15 +270,15 @@ mod tests {
 
     #[test]
     fn the_end_of_a_thread_is_heard_whatever_ends_it() {
-        let bell = new_bell().expect("a bell");
-        let (end_bell, ended) = EndBell::new(Arc::clone(&bell));
-        assert!(!ended.is_so() && !is_readable(&*bell));
+        let waker = Arc::new(Waker::new().expect("a waker"));
+        let (end_bell, ended) = EndWaker::new(Arc::clone(&waker));
+        assert!(!ended.is_so() && !is_readable(&*waker));
         std::thread::scope(|scope| {
             let panics = scope.spawn(move || {
                 let _end_bell = end_bell;
                 std::panic::resume_unwind(Box::new("as a defect would"));
             });
-            let mut one = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+            let mut one = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
             poll(&mut one, PollTimeout::NONE).expect("a descriptor can be polled");
             assert!(ended.is_so());
             assert!(panics.join().is_err());
@@ -306,7 +287,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_is_woken() {
-        let mailbox = Mailbox::new(new_bell().expect("a bell")).expect("a mailbox");
+        let mailbox = Mailbox::new(Arc::new(Waker::new().expect("a waker"))).expect("a mailbox");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| mailbox.wait(None));
             mailbox.push(7).wake();

@@ -27,14 +27,14 @@ pub use settings::{
 pub use worker_handle::WorkerHandle;
 
 use crate::address::ListenAddress;
-use crate::control_plane::{Line, Plane, Request, Wishes};
+use crate::control_plane::{ControlHandle, ControlPlane, ForkRequest, Request};
 use crate::data_path::ClusterCounts;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::Policy;
 use crate::sys::limits;
+use crate::sys::waker::Waker;
 use bus::Bus;
-use mailbox::new_bell;
 
 /// A primary's workers and everything they share. Clones are the same cluster.
 ///
@@ -53,14 +53,14 @@ pub struct Cluster {
 
 #[derive(Debug)]
 struct Shared {
-    line: Line,
+    control: ControlHandle,
     bus: Arc<Bus>,
-    roll: Roll,
+    registry: Registry,
     setup: Mutex<Setup>,
 }
 
 /// The workers that are among the cluster's.
-pub(crate) type Roll = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
+pub(crate) type Registry = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
 
 #[derive(Debug)]
 struct Setup {
@@ -127,13 +127,19 @@ impl Cluster {
         }
         limits::raise_descriptor_limit()?;
         let settings = Arc::new(ClusterSettings::with_policy(policy));
-        let bell = new_bell()?;
-        let (line, requests) = Line::new(Arc::clone(&bell));
-        let bus = Arc::new(Bus::new(Arc::clone(&bell)));
-        let roll = Roll::default();
-        Plane::start(line.clone(), requests, bell, Arc::clone(&bus), Arc::clone(&roll))?;
+        let waker = Arc::new(Waker::new()?);
+        let (control, requests) = ControlHandle::new(Arc::clone(&waker));
+        let bus = Arc::new(Bus::new(Arc::clone(&waker)));
+        let registry = Registry::default();
+        ControlPlane::start(
+            control.clone(),
+            requests,
+            waker,
+            Arc::clone(&bus),
+            Arc::clone(&registry),
+        )?;
         let setup = Mutex::new(Setup { settings, fixed: false, inspected: 0 });
-        Ok(Self { shared: Arc::new(Shared { line, bus, roll, setup }) })
+        Ok(Self { shared: Arc::new(Shared { control, bus, registry, setup }) })
     }
 
     fn setup(&self) -> MutexGuard<'_, Setup> {
@@ -164,7 +170,7 @@ impl Cluster {
         let mut setup = self.setup();
         let mut settings = (*setup.settings).clone();
         change(&mut settings);
-        if setup.fixed && !settings.has_same_ground(&setup.settings) {
+        if setup.fixed && !settings.has_same_cluster_settings(&setup.settings) {
             return Err(Error::usage(
                 "the policy, and what else concerns the whole cluster, cannot change any more",
                 "set it in the first setup, before any worker is forked",
@@ -214,15 +220,15 @@ impl Cluster {
         // It may be the program's function, which may ask this cluster something.
         let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(nth));
         let ForkOptions { environment, place: slot, predecessor } = options;
-        let wishes = Wishes { environment, inspect_port, slot, predecessor };
-        self.shared.line.ask(|answer| Request::Fork { settings, wishes, answer })
+        let fork_request = ForkRequest { environment, inspect_port, slot, predecessor };
+        self.shared.control.ask(|answer| Request::Fork { settings, fork_request, answer })
     }
 
     /// The workers that have not both disconnected and exited, by their numbers (Node:
     /// `cluster.workers`). One is removed before the last of these two events is told.
     #[must_use]
     pub fn workers(&self) -> BTreeMap<WorkerId, WorkerHandle> {
-        self.shared.roll.lock().expect("nothing panics while it holds the workers").clone()
+        self.shared.registry.lock().expect("nothing panics while it holds the workers").clone()
     }
 
     /// Opens an address before any worker asks for it, and keeps it open until
@@ -239,7 +245,7 @@ impl Cluster {
         let settings = Arc::clone(&setup.settings);
         drop(setup);
         let address = address.clone();
-        self.shared.line.ask(|answer| Request::Hold { settings, address, answer })
+        self.shared.control.ask(|answer| Request::Hold { settings, address, answer })
     }
 
     /// Begins to accept, when the settings say
@@ -248,7 +254,7 @@ impl Cluster {
     /// # Errors
     /// The cluster has failed before.
     pub fn open(&self) -> Result<()> {
-        self.shared.line.send(Request::Open)
+        self.shared.control.send(Request::Open)
     }
 
     /// Lets every worker leave (Node: `cluster.disconnect()`): listeners are closed after what
@@ -273,9 +279,9 @@ impl Cluster {
             }
         }
         let completion = Completion::default();
-        let promise = self.shared.line.promise(completion.clone());
+        let guard = self.shared.control.guard(completion.clone());
         // With the control plane everything else has ended, too, and the promise is kept.
-        let _ = self.shared.line.send(Request::DisconnectAll { grace, promise });
+        let _ = self.shared.control.send(Request::DisconnectAll { grace, guard });
         completion
     }
 
@@ -284,7 +290,7 @@ impl Cluster {
     /// # Errors
     /// Too few descriptors; the cluster has failed.
     pub fn events(&self) -> Result<Events> {
-        match self.shared.line.failure() {
+        match self.shared.control.failure() {
             Some(failure) => Err(failure),
             None => self.shared.bus.subscribe(None),
         }
@@ -325,7 +331,7 @@ impl Cluster {
     /// # Errors
     /// The cluster has ended, or failed.
     pub fn shed(&self, coming: usize) -> Result<usize> {
-        self.shared.line.ask(|answer| Request::Shed { coming, answer })
+        self.shared.control.ask(|answer| Request::Shed { coming, answer })
     }
 
     /// Ends what is left by force, and gives the sums of the data path.
@@ -333,13 +339,13 @@ impl Cluster {
     /// # Errors
     /// The cluster has ended, or failed.
     pub fn finish(&self) -> Result<ClusterCounts> {
-        self.shared.line.ask(|answer| Request::End { answer })
+        self.shared.control.ask(|answer| Request::End { answer })
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         // A control plane that has ended already has left nothing.
-        let _: Result<ClusterCounts> = self.line.ask(|answer| Request::End { answer });
+        let _: Result<ClusterCounts> = self.control.ask(|answer| Request::End { answer });
     }
 }

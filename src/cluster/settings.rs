@@ -242,7 +242,7 @@ impl ClusterSettings {
     }
 
     /// Whether what concerns the whole cluster is the same.
-    pub(crate) fn has_same_ground(&self, other: &Self) -> bool {
+    pub(crate) fn has_same_cluster_settings(&self, other: &Self) -> bool {
         self.policy == other.policy
             && self.accept == other.accept
             && self.scheduling == other.scheduling

@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::bus::{Bus, Events};
 use crate::address::Endpoint;
-use crate::control_plane::{Line, Request};
+use crate::control_plane::{ControlHandle, Request};
 use crate::dialect::node;
-use crate::dialect::node::bridge::Postage;
+use crate::dialect::node::bridge::SendQuota;
 use crate::dialect::node::codec::SocketKind;
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
@@ -62,10 +62,10 @@ pub(crate) struct Shared {
     /// None for a Node worker, which the bridge speaks to, and for one without a channel.
     pub(crate) outgoing: Option<Mutex<Outgoing>>,
     /// What is on its way to a Node worker.
-    pub(crate) postage: Postage,
+    pub(crate) send_quota: SendQuota,
     pub(crate) state: Mutex<State>,
     pub(crate) streams: Mutex<Streams>,
-    pub(crate) line: Line,
+    pub(crate) control: ControlHandle,
     pub(crate) bus: Arc<Bus>,
 }
 
@@ -184,7 +184,7 @@ impl WorkerHandle {
         }
         drop(state);
         // A cluster that has ended has no worker to leave.
-        let _ = self.shared.line.send(Request::Disconnect { id: self.shared.id, grace });
+        let _ = self.shared.control.send(Request::Disconnect { id: self.shared.id, grace });
     }
 
     /// Sends a message (Node: `worker.send(message)`). Returns at once: what the worker has not
@@ -244,7 +244,7 @@ impl WorkerHandle {
         let flushed = outgoing.send_message(serialization, &bytes, descriptors)?;
         drop(outgoing);
         if flushed != Flushed::Everything && !had_waiting {
-            self.shared.line.send(Request::Flush { id: self.shared.id })?;
+            self.shared.control.send(Request::Flush { id: self.shared.id })?;
         }
         Ok(())
     }
@@ -272,9 +272,9 @@ impl WorkerHandle {
         if frame.len() > MESSAGE_BYTES_MAX {
             return Err(Error::system(STEP, Errno::EMSGSIZE));
         }
-        let parcel = self.shared.postage.parcel(frame, socket);
-        let parcel = parcel.ok_or_else(|| Error::system(STEP, Errno::EAGAIN))?;
-        self.shared.line.send(Request::Post { id: self.shared.id, parcel })
+        let message_out = self.shared.send_quota.message_out(frame, socket);
+        let message_out = message_out.ok_or_else(|| Error::system(STEP, Errno::EAGAIN))?;
+        self.shared.control.send(Request::Post { id: self.shared.id, message_out })
     }
 
     /// What happens to this worker from now on (Node: `worker.on`). To miss nothing, subscribe to
@@ -283,7 +283,7 @@ impl WorkerHandle {
     /// # Errors
     /// Too few descriptors; the cluster has failed.
     pub fn events(&self) -> Result<Events> {
-        match self.shared.line.failure() {
+        match self.shared.control.failure() {
             Some(failure) => Err(failure),
             None => self.shared.bus.subscribe(Some(self.shared.id)),
         }

@@ -8,8 +8,8 @@ use super::arguments::{parse, positive_time, time};
 use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
 use clusterlb::{Error, Result};
 use clusterlb_harness::bench::Comparison;
-use clusterlb_harness::environment::Surroundings;
-use clusterlb_harness::interrupt::Attention;
+use clusterlb_harness::environment::Environment;
+use clusterlb_harness::interrupt::Interrupt;
 use clusterlb_harness::placement::Sharing;
 use clusterlb_harness::report;
 use clusterlb_harness::scenario::{ALL, DEFAULT, Knobs, Scenario};
@@ -165,10 +165,10 @@ impl BenchArguments {
         let processes = usize::from(self.workers) + 1;
         let (facts, placement) = self.measuring.place(processes, Sharing::Apart)?;
         let outputs = self.measuring.open()?;
-        let environment = Surroundings::look(&facts, &placement, &comparison.targets);
-        let mut attention = Attention::new()?;
+        let environment = Environment::look(&facts, &placement, &comparison.targets);
+        let mut interrupt = Interrupt::new()?;
         let mut progress = Progress::new(self.measuring.quiet);
-        let measured = comparison.run(environment, &mut attention, &mut |done, all, what| {
+        let measured = comparison.run(environment, &mut interrupt, &mut |done, all, what| {
             progress.tell(done, all, what);
         });
         progress.clear();

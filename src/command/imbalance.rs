@@ -4,9 +4,9 @@ use clap::Args;
 
 use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
 use clusterlb::{Error, Result};
-use clusterlb_harness::environment::Surroundings;
+use clusterlb_harness::environment::Environment;
 use clusterlb_harness::imbalance::{self, Plan};
-use clusterlb_harness::interrupt::Attention;
+use clusterlb_harness::interrupt::Interrupt;
 use clusterlb_harness::matrix::{Extent, cases};
 use clusterlb_harness::placement::Sharing;
 use clusterlb_harness::report;
@@ -113,7 +113,7 @@ impl ImbalanceArguments {
         let workers = usize::from(self.workers);
         let (facts, placement) = self.measuring.place(workers + 1, Sharing::TogetherIfFew)?;
         let outputs = self.measuring.open()?;
-        let environment = Surroundings::look(&facts, &placement, &targets);
+        let environment = Environment::look(&facts, &placement, &targets);
         let connections = self.connections.map_or_else(|| extent.connections(), u64::from);
         let plan = Plan {
             targets,
@@ -128,10 +128,10 @@ impl ImbalanceArguments {
             seed: self.measuring.seed,
             extent,
         };
-        let mut attention = Attention::new()?;
+        let mut interrupt = Interrupt::new()?;
         let mut progress = Progress::new(self.measuring.quiet);
         let measured =
-            imbalance::run(&plan, environment, &mut attention, &mut |done, all, what| {
+            imbalance::run(&plan, environment, &mut interrupt, &mut |done, all, what| {
                 progress.tell(done, all, what);
             });
         progress.clear();

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use super::Plane;
+use super::ControlPlane;
 use super::listeners::{Asker, Key, is_busy};
 use crate::address::ListenAddress;
 use crate::cluster::ClusterSettings;
@@ -24,7 +24,7 @@ const WAITING_MAX: usize = 256;
 
 /// Somebody who wants an address.
 #[derive(Debug)]
-pub(crate) enum Petition {
+pub(crate) enum ListenRequest {
     /// A worker wants to serve it.
     Listen { asker: Asker, key: Key },
     /// The program wants to keep it open.
@@ -37,65 +37,67 @@ pub(crate) enum Petition {
 
 /// Those who wait, longest first.
 #[derive(Debug, Default)]
-pub(crate) struct Busy {
-    waiting: Vec<(Petition, u64)>,
+pub(crate) struct BindRetry {
+    waiting: Vec<(ListenRequest, u64)>,
     again_ns: Option<u64>,
 }
 
-impl Busy {
+impl BindRetry {
     /// When they ask again.
     pub(crate) fn again_ns(&self) -> Option<u64> {
         self.again_ns
     }
 
-    fn add(&mut self, petition: Petition, until_ns: u64, now_ns: u64) {
-        self.waiting.push((petition, until_ns));
+    fn add(&mut self, listen_request: ListenRequest, until_ns: u64, now_ns: u64) {
+        self.waiting.push((listen_request, until_ns));
         self.again_ns.get_or_insert_with(|| now_ns.saturating_add(AGAIN_NS));
     }
 }
 
-impl Plane {
+impl ControlPlane {
     /// Answers somebody who wants an address, if need be later.
-    pub(crate) fn petition(&mut self, petition: Petition) {
-        self.consider(petition, monotonic_ns().saturating_add(PATIENCE_NS));
+    pub(crate) fn listen_request(&mut self, listen_request: ListenRequest) {
+        self.consider(listen_request, monotonic_ns().saturating_add(PATIENCE_NS));
     }
 
     /// Those who wait ask again.
-    pub(crate) fn petition_again(&mut self) {
-        if self.busy.again_ns.is_some_and(|again_ns| again_ns <= monotonic_ns()) {
-            let Busy { waiting, .. } = std::mem::take(&mut self.busy);
-            waiting.into_iter().for_each(|(petition, until_ns)| self.consider(petition, until_ns));
+    pub(crate) fn retry_binds(&mut self) {
+        if self.bind_retry.again_ns.is_some_and(|again_ns| again_ns <= monotonic_ns()) {
+            let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
+            waiting
+                .into_iter()
+                .for_each(|(listen_request, until_ns)| self.consider(listen_request, until_ns));
         }
     }
 
     /// Nobody is going to get an address any more: those who wait learn so by this.
-    pub(crate) fn dismiss_petitions(&mut self) {
-        let Busy { waiting, .. } = std::mem::take(&mut self.busy);
-        waiting.into_iter().for_each(|(petition, _)| self.consider(petition, 0));
+    pub(crate) fn fail_listen_requests(&mut self) {
+        let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
+        waiting.into_iter().for_each(|(listen_request, _)| self.consider(listen_request, 0));
     }
 
-    fn consider(&mut self, petition: Petition, until_ns: u64) {
+    fn consider(&mut self, listen_request: ListenRequest, until_ns: u64) {
         let now_ns = monotonic_ns();
-        let insists = now_ns < until_ns && self.busy.waiting.len() < WAITING_MAX;
-        match petition {
-            Petition::Listen { asker, key } => {
-                if self.members.get(&asker.worker).is_none_or(|member| member.leaving) {
+        let insists = now_ns < until_ns && self.bind_retry.waiting.len() < WAITING_MAX;
+        match listen_request {
+            ListenRequest::Listen { asker, key } => {
+                if self.workers.get(&asker.worker).is_none_or(|worker_entry| worker_entry.leaving) {
                     // It does not wait for an answer any more.
                     return;
                 }
                 match self.share(asker, key.clone(), insists) {
                     Err(error) if insists && is_busy(&error) => {
-                        self.busy.add(Petition::Listen { asker, key }, until_ns, now_ns);
+                        self.bind_retry.add(ListenRequest::Listen { asker, key }, until_ns, now_ns);
                     }
                     Err(error) => self.decline(asker, &key, &error),
                     Ok(()) => {}
                 }
             }
-            Petition::Hold { settings, address, answer } => {
+            ListenRequest::Hold { settings, address, answer } => {
                 match self.hold(&settings, &address, insists) {
                     Err(error) if insists && is_busy(&error) => {
-                        let petition = Petition::Hold { settings, address, answer };
-                        self.busy.add(petition, until_ns, now_ns);
+                        let listen_request = ListenRequest::Hold { settings, address, answer };
+                        self.bind_retry.add(listen_request, until_ns, now_ns);
                     }
                     held => drop(answer.send(held)),
                 }

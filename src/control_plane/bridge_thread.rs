@@ -5,49 +5,49 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use nix::sys::eventfd::EventFd;
+use crate::sys::waker::Waker;
 
-use crate::cluster::mailbox::{EndBell, Ended, new_bell, ring, silence};
+use crate::cluster::mailbox::{EndWaker, Ended};
 use crate::data_path::Command;
-use crate::dialect::node::bridge::{Bridge, Lines, Notice, Notices, Order};
+use crate::dialect::node::bridge::{Bridge, BridgeRequest, Endpoints, Notice, Notices};
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
 
 /// The running bridge. Dropping it closes every Node worker's channel.
 #[derive(Debug)]
 pub(crate) struct BridgeThread {
-    orders: Sender<Order>,
-    order_bell: Arc<EventFd>,
+    requests: Sender<BridgeRequest>,
+    request_waker: Arc<Waker>,
     notices: Arc<Notices>,
-    notice_bell: Arc<EventFd>,
+    notice_waker: Arc<Waker>,
     /// The thread ends, for whatever reason.
     ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl BridgeThread {
-    /// Starts the thread. `commands` and `command_bell` lead to the data path; without one, what
+    /// Starts the thread. `commands` and `command_waker` lead to the data path; without one, what
     /// the bridge asks of it goes nowhere, since nothing was accepted.
     ///
     /// # Errors
     /// Too few descriptors or threads.
     pub(crate) fn start(
         commands: Option<Sender<Command>>,
-        command_bell: Arc<EventFd>,
+        command_waker: Arc<Waker>,
     ) -> Result<Self> {
-        let (order_bell, notice_bell) = (new_bell()?, new_bell()?);
-        let (orders, orders_out) = channel();
-        let notices = Notices::new(Arc::clone(&notice_bell), Arc::clone(&order_bell));
+        let (request_waker, notice_waker) = (Arc::new(Waker::new()?), Arc::new(Waker::new()?));
+        let (requests, orders_out) = channel();
+        let notices = Notices::new(Arc::clone(&notice_waker), Arc::clone(&request_waker));
         let notices = Arc::new(notices);
-        let bridge = Bridge::new(Lines {
-            orders: orders_out,
-            order_bell: Arc::clone(&order_bell),
+        let bridge = Bridge::new(Endpoints {
+            requests: orders_out,
+            request_waker: Arc::clone(&request_waker),
             notices: Arc::clone(&notices),
             commands: commands.unwrap_or_else(|| channel().0),
-            command_bell,
+            command_waker,
         })?;
         let thread = thread::Builder::new().name("node-bridge".into());
-        let (end_bell, ended) = EndBell::new(Arc::clone(&notice_bell));
+        let (end_bell, ended) = EndWaker::new(Arc::clone(&notice_waker));
         let body = move || {
             let _end_bell = end_bell;
             bridge.run()
@@ -55,14 +55,14 @@ impl BridgeThread {
         let thread = thread.spawn(body).map_err(|error| {
             Error::system("start the thread for Node workers", errno_of(&error))
         })?;
-        Ok(Self { orders, order_bell, notices, notice_bell, ended, thread: Some(thread) })
+        Ok(Self { requests, request_waker, notices, notice_waker, ended, thread: Some(thread) })
     }
 
     /// Asks for something.
-    pub(crate) fn order(&self, order: Order) {
+    pub(crate) fn order(&self, order: BridgeRequest) {
         // A bridge that has ended is found out by its notices.
-        let _ = self.orders.send(order);
-        ring(&self.order_bell);
+        let _ = self.requests.send(order);
+        self.request_waker.wake();
     }
 
     /// The oldest notice, or the oldest one of a worker.
@@ -75,7 +75,7 @@ impl BridgeThread {
     /// # Errors
     /// It has ended without being asked to.
     pub(crate) fn check(&mut self) -> Result<()> {
-        silence(&self.notice_bell);
+        self.notice_waker.clear();
         if self.ended.is_so() {
             self.join()?;
             return Err(Error::Workers {
@@ -98,13 +98,13 @@ impl BridgeThread {
 impl AsFd for BridgeThread {
     /// Readable when there are notices.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.notice_bell.as_fd()
+        self.notice_waker.as_fd()
     }
 }
 
 impl Drop for BridgeThread {
     fn drop(&mut self) {
-        self.order(Order::End);
+        self.order(BridgeRequest::End);
         // Whatever it failed with, it has ended now, which is what was wanted.
         let _ = self.join();
     }

@@ -5,50 +5,50 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use nix::sys::eventfd::EventFd;
+use crate::sys::waker::Waker;
 
 use crate::cluster::ClusterSettings;
-use crate::cluster::mailbox::{EndBell, Ended, new_bell, ring, silence};
-use crate::data_path::{ClusterCounts, Command, Lines, Primary, Report};
+use crate::cluster::mailbox::{EndWaker, Ended};
+use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, Report};
 use crate::error::{Error, Result, errno_of};
 
 /// The running data path.
 #[derive(Debug)]
-pub(crate) struct DataPath {
+pub(crate) struct DataPathThread {
     commands: Sender<Command>,
     reports: Receiver<Report>,
-    bell: Arc<EventFd>,
-    report_bell: Arc<EventFd>,
+    waker: Arc<Waker>,
+    report_waker: Arc<Waker>,
     /// The thread ends, for whatever reason.
     ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-impl DataPath {
-    /// Starts the thread and waits until it has its ring. `bell` is what workers ring.
+impl DataPathThread {
+    /// Starts the thread and waits until it has its ring. `waker` is what workers ring.
     ///
     /// # Errors
     /// The machine refuses a ring, or the CPU.
-    pub(crate) fn start(settings: &ClusterSettings, bell: Arc<EventFd>) -> Result<Self> {
-        let report_bell = new_bell()?;
+    pub(crate) fn start(settings: &ClusterSettings, waker: Arc<Waker>) -> Result<Self> {
+        let report_waker = Arc::new(Waker::new()?);
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
-        let lines = Lines {
+        let endpoints = Endpoints {
             commands: commands_out,
             reports: reports_in,
-            bell: Arc::clone(&bell),
-            report_bell: Arc::clone(&report_bell),
+            waker: Arc::clone(&waker),
+            report_waker: Arc::clone(&report_waker),
         };
         let (started, has_started) = mpsc::sync_channel(1);
         let (policy, scheduling, backlog) =
             (settings.policy, settings.scheduling.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
-        let (end_bell, ended) = EndBell::new(Arc::clone(&report_bell));
+        let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
         let body = move || {
             let _end_bell = end_bell;
             let prepared = cpu
                 .map_or(Ok(()), crate::sys::cpu::pin_to)
-                .and_then(|()| Primary::new(policy, scheduling, workers, backlog, lines));
+                .and_then(|()| DataPath::new(policy, scheduling, workers, backlog, endpoints));
             match prepared {
                 Ok(primary) => {
                     let _ = started.send(Ok(()));
@@ -64,14 +64,14 @@ impl DataPath {
         let thread = thread
             .map_err(|error| Error::system("start the data path's thread", errno_of(&error)))?;
         has_started.recv().unwrap_or_else(|_| Err(died()))?;
-        Ok(Self { commands, reports, bell, report_bell, ended, thread: Some(thread) })
+        Ok(Self { commands, reports, waker, report_waker, ended, thread: Some(thread) })
     }
 
     /// Asks for something.
     pub(crate) fn command(&self, command: Command) {
         // A data path that has ended has told so; there is nothing more to ask of it.
         let _ = self.commands.send(command);
-        ring(&self.bell);
+        self.waker.wake();
     }
 
     /// The sending end, for somebody else who commands.
@@ -84,7 +84,7 @@ impl DataPath {
     /// # Errors
     /// It has ended without being asked to.
     pub(crate) fn reports(&mut self) -> Result<Vec<Report>> {
-        silence(&self.report_bell);
+        self.report_waker.clear();
         // Looked at first: what was reported before the end is there, then.
         let ended = self.ended.is_so();
         let reports: Vec<Report> = self.reports.try_iter().collect();
@@ -119,7 +119,7 @@ impl DataPath {
     }
 }
 
-impl Drop for DataPath {
+impl Drop for DataPathThread {
     /// No thread goes on accepting that nobody commands.
     fn drop(&mut self) {
         self.command(Command::End);
@@ -128,10 +128,10 @@ impl Drop for DataPath {
     }
 }
 
-impl AsFd for DataPath {
+impl AsFd for DataPathThread {
     /// Readable when there are reports.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.report_bell.as_fd()
+        self.report_waker.as_fd()
     }
 }
 

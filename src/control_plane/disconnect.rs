@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::Plane;
+use super::ControlPlane;
 use crate::data_path::Command;
-use crate::dialect::node::bridge::Order;
+use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::ToWorker;
 
-impl Plane {
+impl ControlPlane {
     /// Asks a worker to leave.
     pub(crate) fn disconnect(&mut self, id: WorkerId, grace: Option<Duration>) {
         if self.ask_to_leave(id, grace) {
@@ -25,15 +25,15 @@ impl Plane {
     pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
         // Told before everything has been handed over: workers at their limit make room for it
         // only if they no longer keep connections.
-        let everybody: Vec<WorkerId> = self.members.keys().copied().collect();
+        let everybody: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in &everybody {
             if self.ask_to_leave(*id, grace)
-                && let Some(member) = self.members.get_mut(id)
+                && let Some(worker_entry) = self.workers.get_mut(id)
             {
-                member.leaving = true;
+                worker_entry.leaving = true;
             }
         }
-        self.dismiss_petitions();
+        self.fail_listen_requests();
         self.listeners.forget_inherited();
         let listeners: Vec<ListenerId> = self.listeners.iter().map(|entry| entry.id).collect();
         listeners.into_iter().for_each(|listener| self.remove(listener));
@@ -41,13 +41,15 @@ impl Plane {
     }
 
     fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
-        let Some(member) = self.members.get(&id).filter(|member| member.connected) else {
+        let Some(worker_entry) =
+            self.workers.get(&id).filter(|worker_entry| worker_entry.connected)
+        else {
             return false;
         };
-        member.shared.state().voluntary = Some(true);
-        if member.is_mute {
+        worker_entry.shared.state().voluntary = Some(true);
+        if worker_entry.is_mute {
             // All that it understands. It can only fail if it has ended already.
-            let _ = member.shared.remote.signal(Signal::SIGTERM);
+            let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
             return true;
         }
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
@@ -58,20 +60,24 @@ impl Plane {
     /// A worker leaves: listeners that nobody else stays for are closed, which gives it what waits
     /// there; then it gets nothing more.
     pub(crate) fn let_go(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if member.leaving {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        if worker_entry.leaving {
             return;
         }
-        member.leaving = true;
-        let slot = member.slot;
-        let steals = self.data.is_some();
+        worker_entry.leaving = true;
+        let slot = worker_entry.slot;
+        let steals = self.data_path.is_some();
         let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
         let left: Vec<_> = used
-            .filter_map(|entry| entry.leave(slot, steals).map(|staffing| (entry.id, staffing)))
+            .filter_map(|entry| {
+                entry.leave(slot, steals).map(|socket_owners| (entry.id, socket_owners))
+            })
             .collect();
-        left.into_iter().for_each(|(listener, staffing)| self.staff(listener, staffing));
-        let members = &self.members;
-        let stays = |user: &WorkerId| members.get(user).is_some_and(|member| !member.leaving);
+        left.into_iter()
+            .for_each(|(listener, socket_owners)| self.set_owners(listener, socket_owners));
+        let workers = &self.workers;
+        let stays =
+            |user: &WorkerId| workers.get(user).is_some_and(|worker_entry| !worker_entry.leaving);
         let deserted: Vec<ListenerId> = self
             .listeners
             .iter()
@@ -86,22 +92,22 @@ impl Plane {
     /// Lets a leaving worker see the end of its inbox, unless a closing listener may still have
     /// something for it.
     pub(crate) fn retire(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let awaits = self.listeners.iter().any(|entry| entry.closing && entry.users.contains(&id));
-        if awaits || member.retired || !member.leaving {
+        if awaits || worker_entry.retired || !worker_entry.leaving {
             return;
         }
-        member.retired = true;
+        worker_entry.retired = true;
         // One that never served anything holds its own link; dropping it ends its inbox.
-        member.link = None;
-        let slot = member.slot;
-        let tells = member.is_node && member.connected;
-        if member.attached {
+        worker_entry.link = None;
+        let slot = worker_entry.slot;
+        let tells = worker_entry.is_node && worker_entry.connected;
+        if worker_entry.attached {
             self.command(Command::Retire { slot });
         }
         if tells {
             // The bridge passes it on once the inbox has ended.
-            self.order(Order::Disconnect { worker: id });
+            self.order(BridgeRequest::Disconnect { worker: id });
         }
     }
 }

@@ -5,14 +5,13 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use nix::sys::eventfd::EventFd;
+use crate::sys::waker::Waker;
 
 use crate::address::ListenAddress;
 use crate::cluster::completion::Completion;
-use crate::cluster::mailbox::ring;
 use crate::cluster::{ClusterSettings, WorkerHandle};
 use crate::data_path::ClusterCounts;
-use crate::dialect::node::bridge::Parcel;
+use crate::dialect::node::bridge::UserMessageOut;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 
@@ -24,7 +23,7 @@ pub(crate) enum Request {
         /// How.
         settings: Arc<ClusterSettings>,
         /// What is for this one alone.
-        wishes: Wishes,
+        fork_request: ForkRequest,
         /// Where the answer goes.
         answer: SyncSender<Result<WorkerHandle>>,
     },
@@ -44,7 +43,7 @@ pub(crate) enum Request {
         /// Whose.
         id: WorkerId,
         /// What.
-        parcel: Parcel,
+        message_out: UserMessageOut,
     },
     /// Something waits for room in a worker's channel.
     Flush {
@@ -63,7 +62,7 @@ pub(crate) enum Request {
         /// After which time connections shall be cut.
         grace: Option<Duration>,
         /// Kept when nothing is left.
-        promise: Promise,
+        guard: CompletionGuard,
     },
     /// Close the sockets of places that stay empty.
     Shed {
@@ -81,7 +80,7 @@ pub(crate) enum Request {
 
 /// What is wished of one worker alone.
 #[derive(Debug)]
-pub(crate) struct Wishes {
+pub(crate) struct ForkRequest {
     /// Variables of its own.
     pub(crate) environment: Vec<(OsString, OsString)>,
     /// Its debugger's port.
@@ -94,15 +93,15 @@ pub(crate) struct Wishes {
 
 /// The asking end.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
+pub(crate) struct ControlHandle {
     requests: Sender<Request>,
-    bell: Arc<EventFd>,
-    fate: Arc<Fate>,
+    waker: Arc<Waker>,
+    outcome: Arc<Outcome>,
 }
 
 /// What becomes of the control plane.
 #[derive(Debug, Default)]
-struct Fate {
+struct Outcome {
     /// Why it could not go on.
     failure: OnceLock<Error>,
     /// Its thread has left nothing behind.
@@ -112,47 +111,47 @@ struct Fate {
 /// Completes what is waited for when it is dropped, wherever that happens: even in a request that
 /// nobody reads any more.
 #[derive(Debug)]
-pub(crate) struct Promise {
+pub(crate) struct CompletionGuard {
     completion: Completion,
-    fate: Arc<Fate>,
+    outcome: Arc<Outcome>,
 }
 
-impl Drop for Promise {
+impl Drop for CompletionGuard {
     fn drop(&mut self) {
-        self.completion.settle(self.fate.failure.get().cloned());
+        self.completion.settle(self.outcome.failure.get().cloned());
     }
 }
 
-impl Line {
-    pub(crate) fn new(bell: Arc<EventFd>) -> (Self, Receiver<Request>) {
+impl ControlHandle {
+    pub(crate) fn new(waker: Arc<Waker>) -> (Self, Receiver<Request>) {
         let (requests, received) = channel();
-        (Self { requests, bell, fate: Arc::default() }, received)
+        (Self { requests, waker, outcome: Arc::default() }, received)
     }
 
     /// What completes `completion` when it is dropped.
-    pub(crate) fn promise(&self, completion: Completion) -> Promise {
-        Promise { completion, fate: Arc::clone(&self.fate) }
+    pub(crate) fn guard(&self, completion: Completion) -> CompletionGuard {
+        CompletionGuard { completion, outcome: Arc::clone(&self.outcome) }
     }
 
     /// Says that the control plane cannot go on. Before anything of it is dropped, so that whoever
     /// waits for that learns why.
     pub(crate) fn fail(&self, error: &Error) {
-        let _ = self.fate.failure.set(error.clone());
+        let _ = self.outcome.failure.set(error.clone());
     }
 
     /// Why the control plane could not go on, if it could not.
     pub(crate) fn failure(&self) -> Option<Error> {
-        self.fate.failure.get().cloned()
+        self.outcome.failure.get().cloned()
     }
 
     /// Says that nothing of the control plane is left.
     pub(crate) fn end(&self) {
-        self.fate.ended.complete();
+        self.outcome.ended.complete();
     }
 
     /// Why nobody answers. Whoever has just lost an answer may be earlier than the reason.
     fn ended(&self) -> Error {
-        self.fate.ended.wait();
+        self.outcome.ended.wait();
         self.failure().unwrap_or_else(ended)
     }
 
@@ -162,7 +161,7 @@ impl Line {
     /// The cluster has ended, or failed.
     pub(crate) fn send(&self, request: Request) -> Result<()> {
         self.requests.send(request).map_err(|_| self.ended())?;
-        ring(&self.bell);
+        self.waker.wake();
         Ok(())
     }
 

@@ -3,23 +3,25 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::Plane;
+use super::ControlPlane;
 use crate::cluster::{Event, Message};
 use crate::data_path::Command;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{Body, Received, ToPrimary, ToWorker};
 use crate::protocol::handoff::Record;
 
-impl Plane {
+impl ControlPlane {
     /// Reads what a worker has said, unless somebody who wants events is too far behind.
     pub(crate) fn hear(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.connected) else {
+        let Some(worker_entry) =
+            self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
+        else {
             // The event of a descriptor that was closed in this very round.
             return;
         };
         if self.bus.is_held_up() {
-            member.reads = false;
-            member.adjust(&self.epoll);
+            worker_entry.reads = false;
+            worker_entry.adjust(&self.epoll);
             return;
         }
         self.read(id);
@@ -27,22 +29,22 @@ impl Plane {
 
     /// Begins to read again where that was stopped because somebody was behind.
     pub(crate) fn read_again(&mut self) {
-        if self.members.values().all(|member| member.reads) || self.bus.is_held_up() {
+        if self.workers.values().all(|worker_entry| worker_entry.reads) || self.bus.is_held_up() {
             return;
         }
-        for member in self.members.values_mut() {
-            member.reads = true;
-            if member.connected {
-                member.adjust(&self.epoll);
+        for worker_entry in self.workers.values_mut() {
+            worker_entry.reads = true;
+            if worker_entry.connected {
+                worker_entry.adjust(&self.epoll);
             }
         }
     }
 
     /// Reads once. Tells whether there was something.
     pub(crate) fn read(&mut self, id: WorkerId) -> bool {
-        let Some(member) = self.members.get_mut(&id) else { return false };
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
         let mut frames: Vec<Received<ToPrimary>> = Vec::new();
-        let Some(incoming) = &mut member.incoming else { return false };
+        let Some(incoming) = &mut worker_entry.incoming else { return false };
         let outcome = incoming.receive(&mut frames);
         let closed = incoming.is_closed();
         let heard = !frames.is_empty();
@@ -50,7 +52,7 @@ impl Plane {
             self.note(id, frame);
         }
         if let Err(error) = outcome {
-            let worker = self.members.get(&id).map(|member| member.handle());
+            let worker = self.workers.get(&id).map(|worker_entry| worker_entry.handle());
             self.tell(Event::Error { worker, error: Arc::new(error) });
             self.part_with(id);
         } else if closed {
@@ -60,8 +62,8 @@ impl Plane {
     }
 
     fn note(&mut self, id: WorkerId, frame: Received<ToPrimary>) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        let worker = member.handle();
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        let worker = worker_entry.handle();
         match frame.body {
             Body::Message { serialization, bytes } => {
                 let message = Message::new(serialization, bytes, frame.descriptors, frame.lost);
@@ -77,28 +79,32 @@ impl Plane {
                 self.take_return(id, Record { listener, accepted_ns }, frame.descriptors);
             }
             Body::Word(ToPrimary::Leaving) => {
-                member.shared.state().voluntary = Some(true);
+                worker_entry.shared.state().voluntary = Some(true);
                 self.let_go(id);
             }
-            Body::Word(ToPrimary::Farewell { handoff }) => member.handoff = handoff,
+            Body::Word(ToPrimary::Farewell { handoff }) => worker_entry.handoff = handoff,
         }
     }
 
     fn take_return(&mut self, id: WorkerId, record: Record, descriptors: Vec<OwnedFd>) {
-        let Some(slot) = self.members.get(&id).map(|member| member.slot) else { return };
+        let Some(slot) = self.workers.get(&id).map(|worker_entry| worker_entry.slot) else {
+            return;
+        };
         for socket in descriptors {
-            self.command(Command::Return { slot, sockets: vec![(socket, record)], rest_ns: 0 });
+            self.command(Command::Return { slot, sockets: vec![(socket, record)], backoff_ns: 0 });
         }
     }
 
     /// Says something to a worker. A failure means that it is going, or does not read and will be
     /// found out by its end.
     pub(crate) fn say(&mut self, id: WorkerId, word: &ToWorker, descriptors: Vec<OwnedFd>) {
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.connected) else {
+        let Some(worker_entry) =
+            self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
+        else {
             return;
         };
         // The bridge speaks to Node workers.
-        let Some(mut outgoing) = member.shared.outgoing() else { return };
+        let Some(mut outgoing) = worker_entry.shared.outgoing() else { return };
         let sent = outgoing.send(word, descriptors);
         drop(outgoing);
         if sent.is_ok() {
@@ -108,7 +114,7 @@ impl Plane {
 
     /// Everything of a listener that was under way to a worker has arrived.
     pub(crate) fn listener_left(&mut self, slot: Slot, listener: ListenerId) {
-        let Some(id) = self.member_at(slot).map(|member| member.id()) else { return };
+        let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
         self.say(id, &ToWorker::Closed { listener }, vec![]);
     }
 }

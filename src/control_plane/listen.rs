@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::bind_retry::Petition;
+use super::bind_retry::ListenRequest;
 use super::listeners::{Asker, Key, Opening, RequestName};
-use super::reuseport::{Opened, Staffing};
-use super::{Member, Plane, node};
+use super::reuseport::{Opened, SocketOwners};
+use super::{ControlPlane, WorkerEntry, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
 use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event};
@@ -19,7 +19,7 @@ use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, ToWorker};
 use crate::settings::Dialect;
 
-impl Plane {
+impl ControlPlane {
     /// Opens an address for nobody yet.
     pub(crate) fn hold(
         &mut self,
@@ -27,7 +27,7 @@ impl Plane {
         address: &ListenAddress,
         insists: bool,
     ) -> Result<(ListenerId, String)> {
-        let ground = self.ground(settings)?;
+        let cluster_settings = self.cluster_settings(settings)?;
         let index = self.listeners.next_index(address);
         let key = Key::new(address, ListenOptions::default(), index);
         if let Some(entry) = self.listeners.find(&key) {
@@ -40,7 +40,7 @@ impl Plane {
         let opening = Opening {
             // Programs take them over that know nothing of us, as from systemd.
             blocking: settings.dialect == Dialect::ListenFds,
-            ..opening(&ground)
+            ..opening(&cluster_settings)
         };
         let listener = self.open(key, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
@@ -53,7 +53,7 @@ impl Plane {
         let hands_over = self.hands_over();
         let listener = self.listeners.open(key, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-        if let (Some(data), Some(socket), true) = (&self.data, entry.stream(), hands_over) {
+        if let (Some(data), Some(socket), true) = (&self.data_path, entry.stream(), hands_over) {
             data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
         }
         let own = entry.own_sockets();
@@ -67,9 +67,9 @@ impl Plane {
     }
 
     /// Lets the data path know who accepts from a socket that is for workers.
-    pub(crate) fn staff(&self, listener: ListenerId, staffing: Staffing) {
-        let Staffing { number, owners } = staffing;
-        self.command(Command::Staff { listener, number, owners });
+    pub(crate) fn set_owners(&self, listener: ListenerId, socket_owners: SocketOwners) {
+        let SocketOwners { number, owners } = socket_owners;
+        self.command(Command::SetOwners { listener, number, owners });
     }
 
     /// A worker wants to serve an address.
@@ -80,8 +80,8 @@ impl Plane {
         address: &str,
         options: ListenOptions,
     ) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if member.leaving {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        if worker_entry.leaving {
             // It has been told so, or has said so, and does not wait for an answer.
             return;
         }
@@ -89,7 +89,7 @@ impl Plane {
         let asker = Asker { worker: id, request, backlog: options.backlog };
         match resolvable(address) {
             Ok(address) => {
-                let index = member.count_in(Key::new(&address, options, 0));
+                let index = worker_entry.count_in(Key::new(&address, options, 0));
                 self.answer(asker, Key::new(&address, options, index));
             }
             Err(error) => self.refuse(asker, &error),
@@ -97,13 +97,13 @@ impl Plane {
     }
 
     pub(crate) fn answer(&mut self, asker: Asker, key: Key) {
-        self.petition(Petition::Listen { asker, key });
+        self.listen_request(ListenRequest::Listen { asker, key });
     }
 
     /// A worker cannot have what it asked for.
     pub(crate) fn decline(&mut self, asker: Asker, key: &Key, error: &Error) {
-        if let Some(member) = self.members.get_mut(&asker.worker) {
-            member.count_out(key);
+        if let Some(worker_entry) = self.workers.get_mut(&asker.worker) {
+            worker_entry.count_out(key);
         }
         self.refuse(asker, error);
     }
@@ -119,28 +119,29 @@ impl Plane {
                 self.answer_node(asker.worker, query, Answer::Fail(Errno::from_raw(errno)), None);
             }
         }
-        if let Some(member) = self.members.get(&asker.worker) {
-            let worker = member.handle();
+        if let Some(worker_entry) = self.workers.get(&asker.worker) {
+            let worker = worker_entry.handle();
             self.tell(Event::Refused { worker, error: Arc::new(error.clone()) });
         }
     }
 
     /// Finds or opens what a worker asks for, and answers, unless that has to wait.
     pub(crate) fn share(&mut self, asker: Asker, key: Key, insists: bool) -> Result<()> {
-        let ground = self.ground.clone().expect("there is a worker, so it is fixed");
+        let cluster_settings =
+            self.cluster_settings.clone().expect("there is a worker, so it is fixed");
         let worker = asker.worker;
-        if ground.hands_over() && self.data.is_none() {
+        if cluster_settings.hands_over() && self.data_path.is_none() {
             return Err(Error::system("accept, since the data path has failed", Errno::EIO));
         }
         let found = self.listeners.find(&key).map(|entry| entry.id);
         let listener = match found {
             Some(listener) => listener,
             None => {
-                let opening = opening(&ground);
+                let opening = opening(&cluster_settings);
                 let backlog = asker.backlog.unwrap_or(opening.backlog);
                 let listener = self.open(key, Opening { backlog, ..opening }, insists)?;
                 let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-                entry.held = ground.hold;
+                entry.held = cluster_settings.hold;
                 listener
             }
         };
@@ -157,11 +158,11 @@ impl Plane {
             entry.askers.push(asker);
             return Ok(());
         }
-        let members = &self.members;
-        let Some(member) = members.get(&worker) else { return Ok(()) };
-        let predecessor = member.predecessor.and_then(|one| members.get(&one));
-        let predecessor = predecessor.map(|member| member.slot);
-        let copied = entry.copy_for(member.slot, predecessor, ground.hands_over());
+        let workers = &self.workers;
+        let Some(worker_entry) = workers.get(&worker) else { return Ok(()) };
+        let predecessor = worker_entry.predecessor.and_then(|one| workers.get(&one));
+        let predecessor = predecessor.map(|worker_entry| worker_entry.slot);
+        let copied = entry.copy_for(worker_entry.slot, predecessor, cluster_settings.hands_over());
         let (descriptor, opened) = match copied {
             Ok(copied) => copied,
             Err(error) => {
@@ -176,15 +177,15 @@ impl Plane {
         if let Some(opened) = opened {
             self.add_socket(listener, opened);
         }
-        let Some(member) = self.members.get_mut(&worker) else { return Ok(()) };
-        member.uses.insert(listener);
+        let Some(worker_entry) = self.workers.get_mut(&worker) else { return Ok(()) };
+        worker_entry.uses.insert(listener);
         match asker.request {
             RequestName::Native { sequence } => {
                 let word = ToWorker::Listening { sequence, listener, address };
                 self.say(worker, &word, descriptor.into_iter().collect());
             }
             RequestName::Node(query) => {
-                member.untold.push(listener);
+                worker_entry.untold.push(listener);
                 let answer = match descriptor {
                     Some(_) => Answer::Share { listener, datagram },
                     None => Answer::HandOver { listener, name: node::name_of(&address) },
@@ -197,36 +198,36 @@ impl Plane {
 
     /// A worker has got its answer and serves.
     pub(crate) fn serve(&mut self, id: WorkerId, listener: ListenerId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if member.leaving || !member.uses.contains(&listener) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        if worker_entry.leaving || !worker_entry.uses.contains(&listener) {
             return;
         }
-        let (slot, worker) = (member.slot, member.handle());
+        let (slot, worker) = (worker_entry.slot, worker_entry.handle());
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let transport = entry.key.options.transport;
         let address = ListeningAddress::new(&entry.address, transport, listener);
-        let (is_stream, staffing) = (entry.is_stream(), entry.begin(slot));
+        let (is_stream, socket_owners) = (entry.is_stream(), entry.begin(slot));
         if is_stream {
-            let link = member.link.take();
-            member.attached |= link.is_some();
+            let link = worker_entry.link.take();
+            worker_entry.attached |= link.is_some();
             if let Some(link) = link {
                 self.command(Command::Attach { slot, link });
             }
             self.command(Command::Join { slot, listener });
         }
-        if let Some(staffing) = staffing {
-            self.staff(listener, staffing);
+        if let Some(socket_owners) = socket_owners {
+            self.set_owners(listener, socket_owners);
         }
         self.tell(Event::Listening { worker, address });
     }
 
     /// A worker does not serve an address any more.
     pub(crate) fn close(&mut self, id: WorkerId, listener: ListenerId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if !member.uses.contains(&listener) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        if !worker_entry.uses.contains(&listener) {
             return;
         }
-        let (slot, attached) = (member.slot, member.attached);
+        let (slot, attached) = (worker_entry.slot, worker_entry.attached);
         if attached {
             // The worker is told when nothing more of it will come.
             self.command(Command::Leave { slot, listener });
@@ -243,13 +244,13 @@ impl Plane {
             return;
         }
         let (key, abandoned) = (entry.key.clone(), entry.is_abandoned());
-        if let Some(member) = self.members.get_mut(&id) {
-            let (left, lost) = entry.forget(member.slot, self.data.is_some());
+        if let Some(worker_entry) = self.workers.get_mut(&id) {
+            let (left, lost) = entry.forget(worker_entry.slot, self.data_path.is_some());
             let address = entry.address.clone();
-            member.uses.remove(&listener);
-            member.count_out(&key);
-            if let Some(staffing) = left {
-                self.staff(listener, staffing);
+            worker_entry.uses.remove(&listener);
+            worker_entry.count_out(&key);
+            if let Some(socket_owners) = left {
+                self.set_owners(listener, socket_owners);
             }
             if lost > 0 {
                 self.fail(reset(lost, &address));
@@ -266,7 +267,7 @@ impl Plane {
         if entry.closing {
             return;
         }
-        match (&self.data, entry.close()) {
+        match (&self.data_path, entry.close()) {
             (Some(data), true) => data.command(Command::RemoveListener { listener }),
             _ => self.listener_removed(listener),
         }
@@ -276,23 +277,23 @@ impl Plane {
     pub(crate) fn listener_removed(&mut self, listener: ListenerId) {
         let Some(entry) = self.listeners.take(listener) else { return };
         for id in &entry.users {
-            if let Some(member) = self.members.get_mut(id) {
-                member.uses.remove(&listener);
-                member.count_out(&entry.key);
+            if let Some(worker_entry) = self.workers.get_mut(id) {
+                worker_entry.uses.remove(&listener);
+                worker_entry.count_out(&entry.key);
             }
         }
         let leaving: Vec<WorkerId> =
-            self.members.values().filter(|one| one.leaving).map(Member::id).collect();
+            self.workers.values().filter(|one| one.leaving).map(WorkerEntry::id).collect();
         leaving.into_iter().for_each(|id| self.retire(id));
         for asker in entry.askers {
-            if self.members.get(&asker.worker).is_some_and(|member| !member.leaving) {
+            if self.workers.get(&asker.worker).is_some_and(|worker_entry| !worker_entry.leaving) {
                 self.answer(asker, entry.key.clone());
             }
         }
     }
 }
 
-impl Member {
+impl WorkerEntry {
     /// Which of the sockets of an address with port 0, or of one that can be had several times,
     /// this request is for: the first of every worker is the same, so is the second, and so on.
     fn count_in(&mut self, first: Key) -> u32 {
@@ -351,9 +352,9 @@ fn resolvable(address: &str) -> Result<ListenAddress> {
 }
 
 /// How sockets are opened, unless somebody asks for something else.
-fn opening(ground: &ClusterSettings) -> Opening {
-    let socket_for_each = ground.has_socket_for_each();
-    Opening { backlog: ground.backlog, socket_for_each, blocking: false }
+fn opening(cluster_settings: &ClusterSettings) -> Opening {
+    let socket_for_each = cluster_settings.has_socket_for_each();
+    Opening { backlog: cluster_settings.backlog, socket_for_each, blocking: false }
 }
 
 /// What a worker is told of a failure.

@@ -6,7 +6,7 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
-use super::{NOTIFICATIONS, Plane};
+use super::{ControlPlane, NOTIFICATIONS};
 use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event};
 use crate::error::{Error, Result};
@@ -31,14 +31,14 @@ pub(crate) const NOT_FOR_WORKERS: [&str; 3] = [NOTIFY_VARIABLE, "WATCHDOG_PID", 
 
 /// What a worker takes over.
 #[derive(Debug, Default)]
-pub(crate) struct Legacy {
+pub(crate) struct InheritedSockets {
     sockets: Vec<OwnedFd>,
     names: Vec<String>,
     /// Where it may say that it serves.
     notify: Option<String>,
 }
 
-impl Legacy {
+impl InheritedSockets {
     /// The sockets under the numbers that they shall have.
     pub(crate) fn take_sockets(&mut self) -> Vec<(RawFd, OwnedFd)> {
         (FIRST..).zip(self.sockets.drain(..)).collect()
@@ -55,19 +55,19 @@ impl Legacy {
     }
 }
 
-impl Plane {
+impl ControlPlane {
     /// Everything that is held, for a worker in `slot`, which may replace the one in another.
     ///
     /// # Errors
     /// Nothing is held, or there are too few descriptors.
-    pub(crate) fn legacy(
+    pub(crate) fn inherited_sockets(
         &mut self,
         settings: &ClusterSettings,
         slot: Slot,
         predecessor: Option<Slot>,
-    ) -> Result<Legacy> {
+    ) -> Result<InheritedSockets> {
         if settings.dialect != Dialect::ListenFds {
-            return Ok(Legacy::default());
+            return Ok(InheritedSockets::default());
         }
         if settings.readiness == Readiness::Notified && self.notify.is_none() {
             let notify = NotifySocket::open()?;
@@ -75,41 +75,43 @@ impl Plane {
             self.notify = Some(notify);
         }
         let notify = self.notify.as_ref().filter(|_| settings.readiness == Readiness::Notified);
-        let mut legacy =
-            Legacy { notify: notify.map(|one| one.name().into()), ..Legacy::default() };
+        let mut inherited_sockets = InheritedSockets {
+            notify: notify.map(|one| one.name().into()),
+            ..InheritedSockets::default()
+        };
         let held = self.listeners.iter_mut().filter(|entry| entry.is_handed_down());
         for (place, entry) in held.enumerate() {
             // Nobody takes what waits in them, so whether one had to be opened concerns nobody.
             let (copy, _) = entry.copy_for(slot, predecessor, false)?;
-            legacy.sockets.extend(copy);
+            inherited_sockets.sockets.extend(copy);
             let name = settings.socket_names.get(place).cloned();
-            legacy.names.push(name.unwrap_or_else(|| format!("listener-{}", place + 1)));
+            inherited_sockets.names.push(name.unwrap_or_else(|| format!("listener-{}", place + 1)));
         }
-        if legacy.sockets.is_empty() {
+        if inherited_sockets.sockets.is_empty() {
             return Err(Error::usage(
                 "there is no listening socket that a worker could take over",
                 "hold an address before the fork",
             ));
         }
-        Ok(legacy)
+        Ok(inherited_sockets)
     }
 
     /// A worker has been born with all that.
     pub(crate) fn hand_down(&mut self, id: WorkerId, readiness: Readiness) {
-        let Some(member) = self.members.get_mut(&id) else { return };
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         for entry in self.listeners.iter_mut().filter(|entry| entry.is_handed_down()) {
             entry.users.insert(id);
-            member.uses.insert(entry.id);
+            worker_entry.uses.insert(entry.id);
         }
         if let Readiness::After(time) = readiness {
             let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-            member.settled_ns = Some(monotonic_ns().saturating_add(time_ns));
+            worker_entry.settled_ns = Some(monotonic_ns().saturating_add(time_ns));
         }
     }
 
     /// When the next worker has run for long enough.
     pub(crate) fn next_settled_ns(&self) -> Option<u64> {
-        self.members.values().filter_map(|member| member.settled_ns).min()
+        self.workers.values().filter_map(|worker_entry| worker_entry.settled_ns).min()
     }
 
     /// Workers that have run for long enough serve.
@@ -118,9 +120,9 @@ impl Plane {
             return;
         }
         let now_ns = monotonic_ns();
-        let settled = self.members.values_mut().filter_map(|member| {
-            let time = member.settled_ns.take_if(|settled_ns| *settled_ns <= now_ns);
-            time.map(|_| member.id())
+        let settled = self.workers.values_mut().filter_map(|worker_entry| {
+            let time = worker_entry.settled_ns.take_if(|settled_ns| *settled_ns <= now_ns);
+            time.map(|_| worker_entry.id())
         });
         let settled: Vec<WorkerId> = settled.collect();
         settled.into_iter().for_each(|id| self.tell_serving(id));
@@ -146,22 +148,23 @@ impl Plane {
         if !word.text.split(|byte| *byte == b'\n').any(|line| line == READY) {
             return;
         }
-        let speaker = self
-            .members
-            .values_mut()
-            .find(|member| member.shared.pid == word.pid && member.is_mute && !member.notified);
-        if let Some(member) = speaker {
-            member.notified = true;
-            let id = member.id();
+        let speaker = self.workers.values_mut().find(|worker_entry| {
+            worker_entry.shared.pid == word.pid && worker_entry.is_mute && !worker_entry.notified
+        });
+        if let Some(worker_entry) = speaker {
+            worker_entry.notified = true;
+            let id = worker_entry.id();
             self.tell_serving(id);
         }
     }
 
     fn tell_serving(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get(&id).filter(|one| one.ending.is_none()) else { return };
-        let worker = member.handle();
+        let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_none()) else {
+            return;
+        };
+        let worker = worker_entry.handle();
         self.tell(Event::Online { worker: worker.clone() });
-        let uses: Vec<ListenerId> = member.uses.iter().copied().collect();
+        let uses: Vec<ListenerId> = worker_entry.uses.iter().copied().collect();
         for listener in uses {
             let Some(entry) = self.listeners.get_mut(listener) else { continue };
             let transport = entry.key.options.transport;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::reuseport::{Opened, OwnSockets, Staffing};
+use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
 use crate::dialect::node::session::QueryId;
 use crate::error::{Error, Result, errno_of};
@@ -325,7 +325,7 @@ impl Entry {
     }
 
     /// The worker in `slot` accepts from now on. Tells of its own socket, if it has one.
-    pub(crate) fn begin(&mut self, slot: Slot) -> Option<Staffing> {
+    pub(crate) fn begin(&mut self, slot: Slot) -> Option<SocketOwners> {
         match &mut self.socket {
             Socket::StreamEach(sockets) => sockets.begin(slot),
             _ => None,
@@ -335,14 +335,14 @@ impl Entry {
     /// The worker in `slot` is going to leave, and takes what waits in its own socket. Tells of
     /// that socket, if it has one. Where somebody else can empty it, the primary or a successor, it
     /// is kept.
-    pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<Staffing> {
+    pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<SocketOwners> {
         let kept = self.held || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
-        let staffing = sockets.forget(slot);
+        let socket_owners = sockets.forget(slot);
         if !kept {
             sockets.leave_behind();
         }
-        staffing
+        socket_owners
     }
 
     /// The worker in `slot` serves this no more. Tells of its own socket, if it had one and has not
@@ -352,13 +352,13 @@ impl Entry {
         &mut self,
         slot: Slot,
         primary_accepts: bool,
-    ) -> (Option<Staffing>, usize) {
+    ) -> (Option<SocketOwners>, usize) {
         let kept = self.held || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return (None, 0) };
-        let staffing = sockets.forget(slot);
+        let socket_owners = sockets.forget(slot);
         // The last one's is closed with the address: what waits there has nobody to go to.
         let lost = if kept { 0 } else { sockets.shed(0) };
-        (staffing, lost)
+        (socket_owners, lost)
     }
 
     /// So many workers are still to come, so what is left of further ones that are gone is of no

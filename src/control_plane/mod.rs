@@ -26,29 +26,28 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
+use crate::sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::EventFd;
 
-pub(crate) use handle::{Line, Promise, Request, Wishes};
+pub(crate) use handle::{CompletionGuard, ControlHandle, ForkRequest, Request};
 
-use crate::cluster::Roll;
+use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
-use crate::cluster::mailbox::silence;
 use crate::cluster::{ClusterSettings, Event, WorkerHandle};
 use crate::data_path::{ClusterCounts, Command, Report};
-use crate::dialect::node::bridge::Order;
+use crate::dialect::node::bridge::BridgeRequest;
 use crate::dialect::node::preload::Preload;
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::NotifySocket;
-use bind_retry::{Busy, Petition};
+use bind_retry::{BindRetry, ListenRequest};
 use bridge_thread::BridgeThread;
-use data_path_thread::DataPath;
+use data_path_thread::DataPathThread;
 use listeners::Listeners;
-use worker_entry::Member;
+use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
 const CROWDED_NS: u64 = 5_000_000;
@@ -63,20 +62,20 @@ const CHANNEL: u64 = 1 << 33;
 
 /// The thread's state.
 #[derive(Debug)]
-pub(crate) struct Plane {
+pub(crate) struct ControlPlane {
     epoll: Epoll,
-    line: Line,
+    control: ControlHandle,
     requests: Receiver<Request>,
-    bell: Arc<EventFd>,
+    waker: Arc<Waker>,
     bus: Arc<Bus>,
-    roll: Roll,
-    members: BTreeMap<WorkerId, Member>,
+    registry: Registry,
+    workers: BTreeMap<WorkerId, WorkerEntry>,
     /// Who is where.
     places: Vec<Option<WorkerId>>,
     listeners: Listeners,
     /// Who waits for an address.
-    busy: Busy,
-    data: Option<DataPath>,
+    bind_retry: BindRetry,
+    data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
     /// What they load, once there has been one that does.
@@ -84,18 +83,18 @@ pub(crate) struct Plane {
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
     /// What workers ring to wake the data path.
-    data_bell: Arc<EventFd>,
+    data_path_waker: Arc<Waker>,
     /// What concerns the whole cluster, once that is fixed.
-    ground: Option<Arc<ClusterSettings>>,
+    cluster_settings: Option<Arc<ClusterSettings>>,
     next_id: u32,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
     /// Kept when nobody is left.
-    disconnecting: Vec<Promise>,
+    disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
 }
 
-impl Plane {
+impl ControlPlane {
     fn watch(&self, descriptor: &impl AsFd, token: u64) -> Result<()> {
         self.epoll
             .add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, token))
@@ -125,7 +124,7 @@ impl Plane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
-            self.petition_again();
+            self.retry_binds();
             self.settle();
             self.complete_disconnects();
         }
@@ -133,7 +132,7 @@ impl Plane {
     }
 
     fn until_next_deadline(&self) -> EpollTimeout {
-        let next_ns = self.retry_ns.into_iter().chain(self.busy.again_ns());
+        let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
@@ -146,7 +145,7 @@ impl Plane {
     fn attend(&mut self, token: u64, flags: EpollFlags) {
         match token {
             REQUESTS => {
-                silence(&self.bell);
+                self.waker.clear();
                 while let Ok(request) = self.requests.try_recv() {
                     self.obey(request);
                 }
@@ -154,7 +153,7 @@ impl Plane {
                 self.read_again();
                 self.heed_bridge();
             }
-            REPORTS => match self.data.as_mut().map_or(Ok(vec![]), DataPath::reports) {
+            REPORTS => match self.data_path.as_mut().map_or(Ok(vec![]), DataPathThread::reports) {
                 Ok(reports) => reports.into_iter().for_each(|report| self.heed(report)),
                 Err(error) => self.lose_data_path(error),
             },
@@ -179,23 +178,25 @@ impl Plane {
 
     fn obey(&mut self, request: Request) {
         match request {
-            Request::Fork { settings, wishes, answer } => {
-                let _ = answer.send(self.fork(settings, wishes));
+            Request::Fork { settings, fork_request, answer } => {
+                let _ = answer.send(self.fork(settings, fork_request));
             }
             Request::Hold { settings, address, answer } => {
-                self.petition(Petition::Hold { settings, address, answer });
+                self.listen_request(ListenRequest::Hold { settings, address, answer });
             }
             Request::Open => self.command(Command::Open),
-            Request::Post { id, parcel } => self.order(Order::Send { worker: id, parcel }),
+            Request::Post { id, message_out } => {
+                self.order(BridgeRequest::Send { worker: id, message_out })
+            }
             Request::Flush { id } => self.flush(id),
             Request::Disconnect { id, grace } => self.disconnect(id, grace),
-            Request::DisconnectAll { grace, promise } => {
-                self.disconnecting.push(promise);
+            Request::DisconnectAll { grace, guard } => {
+                self.disconnecting.push(guard);
                 self.disconnect_all(grace);
             }
             Request::Shed { coming, answer } => {
                 // With a data path the primary accepts from them.
-                let lost = match self.data {
+                let lost = match self.data_path {
                     None => self.listeners.iter_mut().map(|entry| entry.shed(coming)).sum(),
                     Some(_) => 0,
                 };
@@ -207,7 +208,7 @@ impl Plane {
 
     fn heed(&mut self, report: Report) {
         match report {
-            Report::Buried { slot, tally } => self.bury(slot, tally),
+            Report::Reaped { slot, counters } => self.bury(slot, counters),
             Report::Hung { slot, taken_back } => {
                 if let Some(worker) = self.worker_at(slot) {
                     self.tell(Event::Hung { worker, taken_back });
@@ -225,61 +226,66 @@ impl Plane {
         }
     }
 
-    fn member_at(&mut self, slot: Slot) -> Option<&mut Member> {
+    fn entry_at(&mut self, slot: Slot) -> Option<&mut WorkerEntry> {
         let id = (*self.places.get(slot.index())?)?;
-        self.members.get_mut(&id)
+        self.workers.get_mut(&id)
     }
 
     fn worker_at(&mut self, slot: Slot) -> Option<WorkerHandle> {
-        self.member_at(slot).map(|member| member.handle())
+        self.entry_at(slot).map(|worker_entry| worker_entry.handle())
     }
 
     /// The primary accepts, and workers get what it hands over.
     fn hands_over(&self) -> bool {
-        self.ground.as_ref().is_some_and(|ground| ground.hands_over())
+        self.cluster_settings.as_ref().is_some_and(|cluster_settings| cluster_settings.hands_over())
     }
 
     fn command(&self, command: Command) {
-        if let Some(data) = &self.data {
+        if let Some(data) = &self.data_path {
             data.command(command);
         }
     }
 
     /// Fixes what concerns the whole cluster, and starts the data path if there shall be one.
-    fn ground(&mut self, settings: &Arc<ClusterSettings>) -> Result<Arc<ClusterSettings>> {
-        if let Some(ground) = &self.ground {
-            return Ok(Arc::clone(ground));
+    fn cluster_settings(
+        &mut self,
+        settings: &Arc<ClusterSettings>,
+    ) -> Result<Arc<ClusterSettings>> {
+        if let Some(cluster_settings) = &self.cluster_settings {
+            return Ok(Arc::clone(cluster_settings));
         }
         if settings.hands_over() || settings.steals() {
-            let data = DataPath::start(settings, Arc::clone(&self.data_bell))?;
+            let data = DataPathThread::start(settings, Arc::clone(&self.data_path_waker))?;
             self.watch(&data, REPORTS)?;
             if !settings.start_closed {
                 data.command(Command::Open);
             }
-            self.data = Some(data);
+            self.data_path = Some(data);
         }
-        self.ground = Some(Arc::clone(settings));
+        self.cluster_settings = Some(Arc::clone(settings));
         Ok(Arc::clone(settings))
     }
 
     /// Sends what waits in a worker's channel, and sees to it that the rest is sent later.
     fn flush(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.connected) else {
+        let Some(worker_entry) =
+            self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
+        else {
             return;
         };
         // One whose other end has gone is noticed when it is read.
-        let Some(mut outgoing) = member.shared.outgoing() else { return };
+        let Some(mut outgoing) = worker_entry.shared.outgoing() else { return };
         let flushed = outgoing.flush().unwrap_or(Flushed::Everything);
         drop(outgoing);
         if flushed == Flushed::Crowded {
             self.retry_ns.get_or_insert_with(|| monotonic_ns() + CROWDED_NS);
         }
-        member.wants_room = flushed == Flushed::Full;
-        member.adjust(&self.epoll);
+        worker_entry.wants_room = flushed == Flushed::Full;
+        worker_entry.adjust(&self.epoll);
     }
 
     fn flush_everybody(&mut self) {
-        let everybody: Vec<WorkerId> = self.members.keys().copied().collect();
+        let everybody: Vec<WorkerId> = self.workers.keys().copied().collect();
         everybody.into_iter().for_each(|id| self.flush(id));
     }
 
@@ -290,20 +296,20 @@ impl Plane {
     /// The data path has failed: nothing is accepted any more, and workers see the end of their
     /// inboxes.
     fn lose_data_path(&mut self, error: Error) {
-        self.data = None;
+        self.data_path = None;
         self.listeners.clear();
         self.fail(error);
-        for member in self.members.values_mut() {
-            member.attached = false;
-            member.uses.clear();
+        for worker_entry in self.workers.values_mut() {
+            worker_entry.attached = false;
+            worker_entry.uses.clear();
         }
-        let ended = self.members.values().filter(|member| member.ending.is_some());
-        let ended: Vec<_> = ended.map(|one| (one.slot, one.view.tally(false))).collect();
-        ended.into_iter().for_each(|(slot, tally)| self.bury(slot, tally));
+        let ended = self.workers.values().filter(|worker_entry| worker_entry.ending.is_some());
+        let ended: Vec<_> = ended.map(|one| (one.slot, one.view.counters(false))).collect();
+        ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters));
     }
 
     fn complete_disconnects(&mut self) {
-        if !self.disconnecting.is_empty() && self.members.is_empty() && self.listeners.is_empty() {
+        if !self.disconnecting.is_empty() && self.workers.is_empty() && self.listeners.is_empty() {
             self.disconnecting.clear();
         }
     }

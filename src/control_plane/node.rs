@@ -13,12 +13,12 @@ use nix::errno::Errno;
 
 use super::bridge_thread::BridgeThread;
 use super::listeners::{Asker, Key, RequestName};
-use super::{Member, NOTICES, Plane};
+use super::{ControlPlane, NOTICES, WorkerEntry};
 use crate::address::ListenAddress;
 use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event, Message};
 use crate::data_path::Command;
-use crate::dialect::node::bridge::{Notice, Order};
+use crate::dialect::node::bridge::{BridgeRequest, Notice};
 use crate::dialect::node::codec::{Listening, Place, Query, SocketName, UserMessage};
 use crate::dialect::node::preload::{self, Preload};
 use crate::dialect::node::session::{Answer, QueryId};
@@ -32,12 +32,12 @@ const IPV6_ONLY: u32 = 1;
 /// A flag of libuv, for UDP: other sockets that say the same may have the address, too.
 const UDP_REUSE_ADDRESS: u32 = 4;
 
-impl Plane {
+impl ControlPlane {
     /// Starts the bridge with the first Node worker.
     pub(crate) fn build_bridge(&mut self) -> crate::error::Result<()> {
         if self.bridge.is_none() {
-            let commands = self.data.as_ref().map(super::DataPath::commands);
-            let bridge = BridgeThread::start(commands, Arc::clone(&self.data_bell))?;
+            let commands = self.data_path.as_ref().map(super::DataPathThread::commands);
+            let bridge = BridgeThread::start(commands, Arc::clone(&self.data_path_waker))?;
             self.watch(&bridge, NOTICES)?;
             self.bridge = Some(bridge);
         }
@@ -52,7 +52,7 @@ impl Plane {
         Ok(())
     }
 
-    pub(crate) fn order(&self, order: Order) {
+    pub(crate) fn order(&self, order: BridgeRequest) {
         if let Some(bridge) = &self.bridge {
             bridge.order(order);
         }
@@ -60,22 +60,25 @@ impl Plane {
 
     /// Whether the bridge still has a channel of this worker.
     pub(crate) fn is_bridged(&self, id: WorkerId) -> bool {
-        let member = self.members.get(&id);
-        self.bridge.is_some() && member.is_some_and(|member| member.is_node && member.connected)
+        let worker_entry = self.workers.get(&id);
+        self.bridge.is_some()
+            && worker_entry
+                .is_some_and(|worker_entry| worker_entry.is_node && worker_entry.connected)
     }
 
     /// Connects a new worker to data path and bridge, if it is a Node worker.
     pub(crate) fn admit(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        let Some(newcomer) = member.newcomer.take() else { return };
-        let slot = member.slot;
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        let Some(new_node_worker) = worker_entry.new_node_worker.take() else { return };
+        let slot = worker_entry.slot;
         // Without a data path the link stays here until the worker leaves.
-        if let (Some(data), Some(link)) = (&self.data, member.link.take_if(|_| self.data.is_some()))
+        if let (Some(data), Some(link)) =
+            (&self.data_path, worker_entry.link.take_if(|_| self.data_path.is_some()))
         {
-            member.attached = true;
+            worker_entry.attached = true;
             data.command(Command::Attach { slot, link });
         }
-        self.order(Order::Admit { worker: id, slot, newcomer });
+        self.order(BridgeRequest::Admit { worker: id, slot, new_worker: new_node_worker });
     }
 
     /// Takes in what the bridge has told, unless somebody who wants events is too far behind. What
@@ -89,8 +92,8 @@ impl Plane {
             let Some(notice) = self.notice(None) else { return };
             self.heed_notice(notice);
         }
-        let ended = self.members.values().filter(|one| one.is_node && one.ending.is_some());
-        for id in ended.map(Member::id).collect::<Vec<_>>() {
+        let ended = self.workers.values().filter(|one| one.is_node && one.ending.is_some());
+        for id in ended.map(WorkerEntry::id).collect::<Vec<_>>() {
             while let Some(notice) = self.notice(Some(id)) {
                 self.heed_notice(notice);
             }
@@ -104,7 +107,9 @@ impl Plane {
     fn heed_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Online { worker } => {
-                if let Some(worker) = self.members.get(&worker).map(|member| member.handle()) {
+                if let Some(worker) =
+                    self.workers.get(&worker).map(|worker_entry| worker_entry.handle())
+                {
                     self.tell(Event::Online { worker });
                 }
             }
@@ -112,8 +117,8 @@ impl Plane {
             Notice::Listening { worker, listening } => self.tell_listening(worker, &listening),
             Notice::Left { worker, listener } => self.leave_listener(worker, listener),
             Notice::Leaving { worker } => {
-                if let Some(member) = self.members.get(&worker) {
-                    member.shared.state().voluntary = Some(true);
+                if let Some(worker_entry) = self.workers.get(&worker) {
+                    worker_entry.shared.state().voluntary = Some(true);
                 }
                 self.let_go(worker);
             }
@@ -136,12 +141,14 @@ impl Plane {
     }
 
     fn tell_error(&self, id: WorkerId, error: Error) {
-        let worker = self.members.get(&id).map(|member| member.handle());
+        let worker = self.workers.get(&id).map(|worker_entry| worker_entry.handle());
         self.tell(Event::Error { worker, error: Arc::new(error) });
     }
 
     fn tell_message(&self, id: WorkerId, message: &UserMessage, descriptor: Option<OwnedFd>) {
-        let Some(worker) = self.members.get(&id).map(|member| member.handle()) else { return };
+        let Some(worker) = self.workers.get(&id).map(|worker_entry| worker_entry.handle()) else {
+            return;
+        };
         let value = message.value().unwrap_or_default();
         let bytes = serde_json::to_vec(&value).expect("a value of JSON can be written as JSON");
         let descriptors = descriptor.into_iter().collect();
@@ -151,10 +158,10 @@ impl Plane {
 
     /// A worker wants to listen.
     fn meet(&mut self, id: WorkerId, query: QueryId, request: &Query) {
-        let Some(member) = self.members.get(&id) else { return };
+        let Some(worker_entry) = self.workers.get(&id) else { return };
         let backlog = request.backlog;
         let asker = Asker { worker: id, request: RequestName::Node(query), backlog };
-        if member.leaving {
+        if worker_entry.leaving {
             return self.answer_node(id, query, Answer::Fail(Errno::ECANCELED), None);
         }
         match key_of(request) {
@@ -170,30 +177,30 @@ impl Plane {
         answer: Answer,
         socket: Option<OwnedFd>,
     ) {
-        self.order(Order::Answer { worker, query, answer, socket });
+        self.order(BridgeRequest::Answer { worker, query, answer, socket });
     }
 
     /// A server of a worker listens. Node names the address as it was asked for, so the listener
     /// is the oldest one that fits.
     fn tell_listening(&mut self, id: WorkerId, listening: &Listening) {
-        let Some(member) = self.members.get_mut(&id) else { return };
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let port = listening.port.and_then(|port| u16::try_from(port).ok());
         let port_of = |listener: &ListenerId| {
             let entry = self.listeners.iter().find(|entry| entry.id == *listener)?;
             Some(entry.address.parse::<SocketAddr>().ok().map(|address| address.port()))
         };
-        let fits = member.untold.iter().position(|listener| port_of(listener) == Some(port));
-        let untold = !member.untold.is_empty();
+        let fits = worker_entry.untold.iter().position(|listener| port_of(listener) == Some(port));
+        let untold = !worker_entry.untold.is_empty();
         let Some(place) = fits.or_else(|| untold.then_some(0)) else { return };
-        let listener = member.untold.remove(place);
-        let (slot, worker) = (member.slot, member.handle());
+        let listener = worker_entry.untold.remove(place);
+        let (slot, worker) = (worker_entry.slot, worker_entry.handle());
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let transport = entry.key.options.transport;
         let address = ListeningAddress::new(&entry.address, transport, listener);
-        if let Some(staffing) = entry.begin(slot) {
+        if let Some(socket_owners) = entry.begin(slot) {
             // It can be given what waits in the sockets of others as well.
             self.command(Command::Join { slot, listener });
-            self.staff(listener, staffing);
+            self.set_owners(listener, socket_owners);
         }
         self.tell(Event::Listening { worker, address });
     }
@@ -201,9 +208,9 @@ impl Plane {
     /// A worker has closed its last server on a listener. That may be because it leaves: Node says
     /// so only afterwards.
     fn leave_listener(&mut self, id: WorkerId, listener: ListenerId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        member.untold.retain(|other| *other != listener);
-        let slot = member.slot;
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        worker_entry.untold.retain(|other| *other != listener);
+        let slot = worker_entry.slot;
         if self.listeners.get_mut(listener).is_some_and(|entry| entry.has_own_sockets()) {
             // The bridge has said so already, and perhaps before it joined.
             self.command(Command::Leave { slot, listener });

@@ -3,34 +3,36 @@
 //! Owns the order of the last two events: the channel's end is told first, and before the second
 //! one the worker is taken off the list.
 
-use super::{Plane, Report};
+use super::{ControlPlane, Report};
 use crate::cluster::event::WorkerCounts;
 use crate::cluster::{Event, WorkerHandle};
 use crate::data_path::Command;
-use crate::dialect::node::bridge::Order;
+use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::protocol::scoreboard::{Statistic, Tally};
+use crate::protocol::scoreboard::{Counters, Statistic};
 use crate::sys::process::Ending;
 
-impl Plane {
+impl ControlPlane {
     /// A worker's channel has ended, or is of no use any more.
     pub(crate) fn part_with(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get_mut(&id).filter(|member| member.connected) else {
+        let Some(worker_entry) =
+            self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
+        else {
             return;
         };
-        member.connected = false;
-        if let Some(incoming) = &member.incoming {
+        worker_entry.connected = false;
+        if let Some(incoming) = &worker_entry.incoming {
             let _ = self.epoll.delete(incoming);
         }
-        if let Some(mut outgoing) = member.shared.outgoing() {
+        if let Some(mut outgoing) = worker_entry.shared.outgoing() {
             outgoing.close();
         }
-        let mut state = member.shared.state();
+        let mut state = worker_entry.shared.state();
         state.connected = false;
         state.voluntary = Some(state.voluntary == Some(true));
         drop(state);
-        member.leaving = true;
-        let (worker, uses) = (member.handle(), member.uses.clone());
+        worker_entry.leaving = true;
+        let (worker, uses) = (worker_entry.handle(), worker_entry.uses.clone());
         self.tell(Event::Disconnect { worker });
         uses.into_iter().for_each(|listener: ListenerId| self.release(id, listener));
         self.retire(id);
@@ -39,11 +41,14 @@ impl Plane {
     /// A worker's process has ended.
     pub(crate) fn reap(&mut self, id: WorkerId) {
         // What it said last may still be in the channel.
-        while self.members.get(&id).is_some_and(|member| member.connected) && self.read(id) {}
-        let Some(member) = self.members.get_mut(&id).filter(|one| one.ending.is_none()) else {
+        while self.workers.get(&id).is_some_and(|worker_entry| worker_entry.connected)
+            && self.read(id)
+        {}
+        let Some(worker_entry) = self.workers.get_mut(&id).filter(|one| one.ending.is_none())
+        else {
             return;
         };
-        let ending = match member.process.try_wait() {
+        let ending = match worker_entry.process.try_wait() {
             Ok(Some(ending)) => ending,
             Ok(None) => return,
             Err(error) => {
@@ -54,14 +59,14 @@ impl Plane {
         };
         if self.is_bridged(id) {
             // What it had not taken is still with the bridge, which says when it has let go.
-            self.order(Order::Cut { worker: id });
+            self.order(BridgeRequest::Cut { worker: id });
         } else {
             self.part_with(id);
         }
-        let Some(member) = self.members.get_mut(&id) else { return };
-        member.ending = Some(ending);
-        let _ = self.epoll.delete(&member.process);
-        member.shared.state().ending = Some(ending);
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        worker_entry.ending = Some(ending);
+        let _ = self.epoll.delete(&worker_entry.process);
+        worker_entry.shared.state().ending = Some(ending);
         match self.is_bridged(id) {
             // It may have told of the channel's end already, and nobody has listened.
             true => self.heed_bridge(),
@@ -71,41 +76,44 @@ impl Plane {
 
     /// Neither process nor channel of a worker is left.
     pub(crate) fn lay_to_rest(&mut self, id: WorkerId) {
-        let Some(member) = self.members.get(&id).filter(|one| one.ending.is_some()) else {
+        let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_some()) else {
             return;
         };
-        match (&self.data, member.attached) {
-            (Some(data), true) => data.command(Command::Bury { slot: member.slot }),
+        match (&self.data_path, worker_entry.attached) {
+            (Some(data), true) => data.command(Command::Reap { slot: worker_entry.slot }),
             _ => {
-                let tally = member.view.tally(!self.hands_over());
-                let slot = member.slot;
-                self.heed(Report::Buried { slot, tally });
+                let counters = worker_entry.view.counters(!self.hands_over());
+                let slot = worker_entry.slot;
+                self.heed(Report::Reaped { slot, counters });
             }
         }
     }
 
     /// Everything that an ended worker left behind has been taken care of.
-    pub(crate) fn bury(&mut self, slot: Slot, tally: Tally) {
-        let Some(id) = self.member_at(slot).map(|member| member.id()) else { return };
-        let Some(ending) = self.members.get(&id).and_then(|member| member.ending) else { return };
-        let Some(member) = self.members.remove(&id) else { return };
-        self.places[slot.index()] = None;
-        let mut roll = self.roll.lock().expect("nothing panics while it holds the workers");
-        roll.remove(&id);
-        drop(roll);
-        let finished = tally.finished;
-        let truncated = member.view.statistic(Statistic::Truncated).min(finished);
-        let counts = WorkerCounts {
-            assigned: tally.assigned,
-            own: tally.own,
-            returned: tally.returned,
-            claimed: tally.claimed,
-            finished: finished - truncated,
-            aborted: tally.in_flight() + truncated,
-            requests: member.view.statistic(Statistic::Requests),
-            handoff: member.handoff,
+    pub(crate) fn bury(&mut self, slot: Slot, counters: Counters) {
+        let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
+        let Some(ending) = self.workers.get(&id).and_then(|worker_entry| worker_entry.ending)
+        else {
+            return;
         };
-        let worker: WorkerHandle = member.handle();
+        let Some(worker_entry) = self.workers.remove(&id) else { return };
+        self.places[slot.index()] = None;
+        let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
+        registry.remove(&id);
+        drop(registry);
+        let finished = counters.finished;
+        let truncated = worker_entry.view.statistic(Statistic::Truncated).min(finished);
+        let counts = WorkerCounts {
+            assigned: counters.assigned,
+            own: counters.own,
+            returned: counters.returned,
+            claimed: counters.claimed,
+            finished: finished - truncated,
+            aborted: counters.in_flight() + truncated,
+            requests: worker_entry.view.statistic(Statistic::Requests),
+            handoff: worker_entry.handoff,
+        };
+        let worker: WorkerHandle = worker_entry.handle();
         self.tell(Event::Exit { worker, ending, counts });
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Opened {
 
 /// Who accepts from a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Staffing {
+pub(crate) struct SocketOwners {
     pub(crate) number: u16,
     pub(crate) owners: Vec<Slot>,
 }
@@ -92,17 +92,17 @@ impl OwnSockets {
     }
 
     /// The worker in `slot` accepts from now on.
-    pub(crate) fn begin(&mut self, slot: Slot) -> Option<Staffing> {
+    pub(crate) fn begin(&mut self, slot: Slot) -> Option<SocketOwners> {
         let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
         socket.users.insert(slot, true);
-        Some(socket.staffing())
+        Some(socket.socket_owners())
     }
 
     /// The worker in `slot` goes.
-    pub(crate) fn forget(&mut self, slot: Slot) -> Option<Staffing> {
+    pub(crate) fn forget(&mut self, slot: Slot) -> Option<SocketOwners> {
         let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
         socket.users.remove(&slot);
-        Some(socket.staffing())
+        Some(socket.socket_owners())
     }
 
     /// Lets go of those that nobody has, but for a few that somebody will come for: without anybody
@@ -160,9 +160,9 @@ fn lose(listener: &Listener, others: bool) -> usize {
 }
 
 impl OwnSocket {
-    fn staffing(&self) -> Staffing {
+    fn socket_owners(&self) -> SocketOwners {
         let owners = self.users.iter().filter(|(_, accepts)| **accepts);
-        Staffing { number: self.number, owners: owners.map(|(slot, _)| *slot).collect() }
+        SocketOwners { number: self.number, owners: owners.map(|(slot, _)| *slot).collect() }
     }
 }
 
@@ -187,9 +187,9 @@ mod tests {
     fn comes(sockets: &mut OwnSockets, slot: u16, predecessor: Option<u16>) -> (u16, bool) {
         let copied = sockets.copy_for(Slot(slot), predecessor.map(Slot), socket);
         let (_, opened) = copied.expect("a free port");
-        let staffing = sockets.begin(Slot(slot)).expect("it has one");
-        assert!(staffing.owners.contains(&Slot(slot)));
-        (staffing.number, opened.is_some())
+        let socket_owners = sockets.begin(Slot(slot)).expect("it has one");
+        assert!(socket_owners.owners.contains(&Slot(slot)));
+        (socket_owners.number, opened.is_some())
     }
 
     #[test]
@@ -199,10 +199,10 @@ mod tests {
         assert_eq!(comes(&mut sockets, 1, None), (1, true));
         // A successor shares with its predecessor, which leaves.
         assert_eq!(comes(&mut sockets, 2, Some(1)), (1, false));
-        let left = Staffing { number: 1, owners: vec![Slot(2)] };
+        let left = SocketOwners { number: 1, owners: vec![Slot(2)] };
         assert_eq!(sockets.forget(Slot(1)), Some(left));
         // One that dies leaves its socket to the next one.
-        let left = Staffing { number: 0, owners: vec![] };
+        let left = SocketOwners { number: 0, owners: vec![] };
         assert_eq!(sockets.forget(Slot(0)), Some(left));
         assert_eq!(sockets.forget(Slot(0)), None);
         assert_eq!(comes(&mut sockets, 5, Some(9)), (0, false));
@@ -215,7 +215,7 @@ mod tests {
         sockets.copy_for(Slot(0), None, socket).expect("it is there");
         // And nobody else gets it meanwhile.
         assert_eq!(comes(&mut sockets, 1, None), (1, true));
-        assert_eq!(sockets.sockets[0].staffing().owners, []);
+        assert_eq!(sockets.sockets[0].socket_owners().owners, []);
         assert!(sockets.begin(Slot(7)).is_none());
         sockets.forget(Slot(0));
         assert_eq!(sockets.shed(1), 0);

@@ -3,47 +3,47 @@
 use std::sync::Arc;
 
 use super::node::is_preloading;
-use super::worker_entry::{Birth, Member};
-use super::{CHANNEL, PROCESS, Plane, Wishes};
+use super::worker_entry::{SpawnContext, WorkerEntry};
+use super::{CHANNEL, ControlPlane, ForkRequest, PROCESS};
 use crate::cluster::{ClusterSettings, Event, WorkerHandle};
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::settings::{Dialect, WORKERS_MAX};
 
-impl Plane {
+impl ControlPlane {
     pub(crate) fn fork(
         &mut self,
         settings: Arc<ClusterSettings>,
-        wishes: Wishes,
+        fork_request: ForkRequest,
     ) -> Result<WorkerHandle> {
-        self.ground(&settings)?;
+        self.cluster_settings(&settings)?;
         if settings.dialect == Dialect::Node {
             self.build_bridge()?;
             self.write_preload(&settings)?;
         }
-        let slot = self.place(wishes.slot)?;
+        let slot = self.place(fork_request.slot)?;
         let id = WorkerId(self.next_id);
-        let predecessor = wishes.predecessor.and_then(|old| self.members.get(&old));
-        let predecessor = predecessor.map(|member| member.slot);
-        let legacy = self.legacy(&settings, slot, predecessor)?;
+        let predecessor = fork_request.predecessor.and_then(|old| self.workers.get(&old));
+        let predecessor = predecessor.map(|worker_entry| worker_entry.slot);
+        let inherited_sockets = self.inherited_sockets(&settings, slot, predecessor)?;
         let preload =
-            self.preload.as_ref().filter(|_| is_preloading(&settings, &wishes.environment));
-        let member = Member::start(Birth {
+            self.preload.as_ref().filter(|_| is_preloading(&settings, &fork_request.environment));
+        let worker_entry = WorkerEntry::start(SpawnContext {
             id,
             slot,
             settings: &settings,
-            environment: wishes.environment,
-            inspect_port: wishes.inspect_port,
-            legacy,
-            has_inbox: self.data.is_some() && self.hands_over(),
-            predecessor: wishes.predecessor,
-            bell: &self.data_bell,
+            environment: fork_request.environment,
+            inspect_port: fork_request.inspect_port,
+            inherited_sockets,
+            has_inbox: self.data_path.is_some() && self.hands_over(),
+            predecessor: fork_request.predecessor,
+            waker: &self.data_path_waker,
             preload,
-            line: self.line.clone(),
+            control: self.control.clone(),
             bus: Arc::clone(&self.bus),
         })?;
-        self.watch(&member.process, PROCESS | u64::from(id.0))?;
-        if let Some(incoming) = &member.incoming {
+        self.watch(&worker_entry.process, PROCESS | u64::from(id.0))?;
+        if let Some(incoming) = &worker_entry.incoming {
             self.watch(incoming, CHANNEL | u64::from(id.0))?;
         }
         self.next_id += 1;
@@ -51,11 +51,11 @@ impl Plane {
             self.places.resize(slot.index() + 1, None);
         }
         self.places[slot.index()] = Some(id);
-        let worker = member.handle();
-        let mut roll = self.roll.lock().expect("nothing panics while it holds the workers");
-        roll.insert(id, worker.clone());
-        drop(roll);
-        self.members.insert(id, member);
+        let worker = worker_entry.handle();
+        let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
+        registry.insert(id, worker.clone());
+        drop(registry);
+        self.workers.insert(id, worker_entry);
         match settings.dialect {
             Dialect::Node => self.admit(id),
             Dialect::ListenFds => self.hand_down(id, settings.readiness),

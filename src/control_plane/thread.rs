@@ -11,20 +11,19 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 
+use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
-use nix::sys::eventfd::EventFd;
 
-use super::data_path_thread::DataPath;
+use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
-use super::{Busy, Line, Plane, REQUESTS, Request};
-use crate::cluster::Roll;
+use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
+use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
-use crate::cluster::mailbox::new_bell;
 use crate::data_path::ClusterCounts;
 use crate::error::{Error, Result, errno_of};
 
 /// Says that nothing of the thread is left, when it is dropped.
-struct LastWord(Line);
+struct LastWord(ControlHandle);
 
 impl Drop for LastWord {
     fn drop(&mut self) {
@@ -32,44 +31,44 @@ impl Drop for LastWord {
     }
 }
 
-impl Plane {
+impl ControlPlane {
     /// Starts the thread.
     ///
     /// # Errors
     /// Too few descriptors or threads.
     pub(crate) fn start(
-        line: Line,
+        control: ControlHandle,
         requests: Receiver<Request>,
-        bell: Arc<EventFd>,
+        waker: Arc<Waker>,
         bus: Arc<Bus>,
-        roll: Roll,
+        registry: Registry,
     ) -> Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
-        let last_word = LastWord(line.clone());
+        let last_word = LastWord(control.clone());
         let plane = Self {
             epoll,
-            line,
+            control,
             requests,
-            bell,
+            waker,
             bus,
-            roll,
-            members: BTreeMap::new(),
+            registry,
+            workers: BTreeMap::new(),
             places: Vec::new(),
             listeners: Listeners::default(),
-            busy: Busy::default(),
-            data: None,
+            bind_retry: BindRetry::default(),
+            data_path: None,
             bridge: None,
             preload: None,
             notify: None,
-            data_bell: new_bell()?,
-            ground: None,
+            data_path_waker: Arc::new(Waker::new()?),
+            cluster_settings: None,
             next_id: 1,
             retry_ns: None,
             disconnecting: Vec::new(),
             ending: None,
         };
-        plane.watch(&plane.bell, REQUESTS)?;
+        plane.watch(&plane.waker, REQUESTS)?;
         let body = move || {
             let _last_word = last_word;
             plane.live();
@@ -89,11 +88,12 @@ impl Plane {
             Err(panic) => Some(panicked(&*panic)),
         };
         if let Some(error) = failure {
-            self.line.fail(&error);
+            self.control.fail(&error);
             self.fail(error);
         }
         self.dismiss();
-        let totals = self.data.take().map_or_else(|| Ok(ClusterCounts::default()), DataPath::end);
+        let totals =
+            self.data_path.take().map_or_else(|| Ok(ClusterCounts::default()), DataPathThread::end);
         let answer = self.ending.take();
         drop(self);
         if let Some(answer) = answer {
@@ -105,26 +105,26 @@ impl Plane {
     fn dismiss(&mut self) {
         // Before the data path ends, which takes back what Node workers had not taken.
         drop(self.bridge.take());
-        for mut member in std::mem::take(&mut self.members).into_values() {
+        for mut worker_entry in std::mem::take(&mut self.workers).into_values() {
             // Before its channel ends, which would be the worker's own reason to go.
-            let ending = member.process.end();
-            if let Some(mut outgoing) = member.shared.outgoing() {
+            let ending = worker_entry.process.end();
+            if let Some(mut outgoing) = worker_entry.shared.outgoing() {
                 outgoing.close();
             }
-            let mut state = member.shared.state();
+            let mut state = worker_entry.shared.state();
             state.connected = false;
             state.voluntary = Some(state.voluntary == Some(true));
             state.ending = state.ending.or(ending);
         }
-        self.roll.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.listeners.clear();
     }
 }
 
-impl Drop for Plane {
+impl Drop for ControlPlane {
     fn drop(&mut self) {
         self.dismiss();
-        drop(self.data.take());
+        drop(self.data_path.take());
         self.disconnecting.clear();
         self.bus.close();
     }

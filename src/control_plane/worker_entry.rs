@@ -9,26 +9,26 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::eventfd::EventFd;
 
-use super::listen_fds::{self, Legacy};
+use super::listen_fds::{self, InheritedSockets};
 use super::listeners::Key;
-use super::{CHANNEL, Line};
+use super::{CHANNEL, ControlHandle};
 use crate::cluster::bus::Bus;
 use crate::cluster::settings::OWN_PROGRAM;
 use crate::cluster::worker_handle::{Shared, State, Streams, duplicate, node_serialization};
 use crate::cluster::{ClusterSettings, StreamSetting, WorkerHandle};
 use crate::data_path::{CHANNEL_BYTES, NewLink};
 use crate::dialect::node;
-use crate::dialect::node::bridge::{Newcomer, Postage};
+use crate::dialect::node::bridge::{NewNodeWorker, SendQuota};
 use crate::dialect::node::preload::{self, Preload, Reporting};
 use crate::dialect::node::session::WindowRule;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{Incoming, LatencySummary, Outgoing, halves};
 use crate::protocol::environment;
-use crate::protocol::scoreboard::{BoardView, PrimaryBoard};
+use crate::protocol::scoreboard::{PageView, PrimaryPage};
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
 use crate::sys::fdpass;
@@ -36,7 +36,7 @@ use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
 
 /// A worker.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct WorkerEntry {
     pub(crate) shared: Arc<Shared>,
     pub(crate) slot: Slot,
     /// Whom it replaces, beside whom it has been started.
@@ -52,7 +52,7 @@ pub(crate) struct Member {
     pub(crate) process: WorkerProcess,
     /// What it says; the bridge hears Node workers.
     pub(crate) incoming: Option<Incoming>,
-    pub(crate) view: BoardView,
+    pub(crate) view: PageView,
     /// The channel is open.
     pub(crate) connected: bool,
     /// It is read; not while somebody who wants events is behind.
@@ -77,7 +77,7 @@ pub(crate) struct Member {
     /// What the data path will get once the worker serves something.
     pub(crate) link: Option<NewLink>,
     /// What the bridge gets, for a Node worker.
-    pub(crate) newcomer: Option<Box<Newcomer>>,
+    pub(crate) new_node_worker: Option<Box<NewNodeWorker>>,
     /// What a Node worker has been given and has not told to listen on yet, oldest first.
     pub(crate) untold: Vec<ListenerId>,
 }
@@ -91,60 +91,60 @@ pub(crate) struct Repeats {
 
 /// What a worker is started with.
 #[derive(Debug)]
-pub(crate) struct Birth<'a> {
+pub(crate) struct SpawnContext<'a> {
     pub(crate) id: WorkerId,
     pub(crate) slot: Slot,
     pub(crate) settings: &'a ClusterSettings,
     pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) inspect_port: Option<u16>,
     /// What it takes over, if it has no channel.
-    pub(crate) legacy: Legacy,
+    pub(crate) inherited_sockets: InheritedSockets,
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
     pub(crate) predecessor: Option<WorkerId>,
     /// What the worker rings.
-    pub(crate) bell: &'a EventFd,
+    pub(crate) waker: &'a Waker,
     /// What a Node worker loads before its program.
     pub(crate) preload: Option<&'a Preload>,
-    pub(crate) line: Line,
+    pub(crate) control: ControlHandle,
     pub(crate) bus: Arc<Bus>,
 }
 
-impl Member {
+impl WorkerEntry {
     /// Starts a worker.
     ///
     /// # Errors
     /// Too few descriptors, processes or memory, or the program cannot be executed.
-    pub(crate) fn start(mut birth: Birth<'_>) -> Result<Self> {
-        let settings = birth.settings;
-        let cpu = birth.cpu();
-        let board = PrimaryBoard::create()?;
-        let view = board.view()?;
+    pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
+        let settings = context.settings;
+        let cpu = context.cpu();
+        let page = PrimaryPage::create()?;
+        let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
         let is_node = settings.dialect == Dialect::Node;
         let is_mute = settings.dialect == Dialect::ListenFds;
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
-        let inbox = if birth.has_inbox || is_node { Some(new_inbox()?) } else { None };
+        let inbox = if context.has_inbox || is_node { Some(new_inbox()?) } else { None };
         let (streams, mut placed, further) = streams(settings)?;
-        placed.extend(birth.legacy.take_sockets());
+        placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let inherited = birth.inherited(highest, &worker_control, &board, inbox.as_ref())?;
-        let variables = birth.variables(cpu, &inherited);
+        let inherited = context.inherited(highest, &worker_control, &page, inbox.as_ref())?;
+        let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
-        let launch = birth.launch(variables, inherited, streams, placed);
+        let launch = context.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
-        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, board });
-        let voice = Voice::new(settings, control, link.as_ref())?;
+        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page });
+        let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
-            id: birth.id,
+            id: context.id,
             pid: started.process.pid(),
             cpu,
             serialization: settings.serialization,
             remote: started.process.remote(),
             is_mute,
-            outgoing: voice.outgoing,
-            postage: Postage::default(),
+            outgoing: channel.outgoing,
+            send_quota: SendQuota::default(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
             streams: Mutex::new(Streams {
                 input: started.input,
@@ -152,19 +152,19 @@ impl Member {
                 errors: started.errors,
                 further,
             }),
-            line: birth.line,
-            bus: birth.bus,
+            control: context.control,
+            bus: context.bus,
         };
         Ok(Self {
             shared: Arc::new(shared),
-            slot: birth.slot,
-            predecessor: birth.predecessor,
+            slot: context.slot,
+            predecessor: context.predecessor,
             is_node,
             is_mute,
             settled_ns: None,
             notified: false,
             process: started.process,
-            incoming: voice.incoming,
+            incoming: channel.incoming,
             view,
             connected: true,
             reads: true,
@@ -177,7 +177,7 @@ impl Member {
             repeats: HashMap::new(),
             handoff: None,
             link,
-            newcomer: voice.newcomer,
+            new_node_worker: channel.new_node_worker,
             untold: Vec::new(),
         })
     }
@@ -204,34 +204,38 @@ impl Member {
 }
 
 /// How a worker is heard and spoken to: directly, or by the bridge.
-struct Voice {
+struct WorkerChannel {
     incoming: Option<Incoming>,
     outgoing: Option<Mutex<Outgoing>>,
-    newcomer: Option<Box<Newcomer>>,
+    new_node_worker: Option<Box<NewNodeWorker>>,
 }
 
-impl Voice {
+impl WorkerChannel {
     fn new(settings: &ClusterSettings, channel: OwnedFd, link: Option<&NewLink>) -> Result<Self> {
         if let (Dialect::Node, Some(link)) = (settings.dialect, link) {
-            let newcomer = newcomer(settings, channel, link)?;
-            return Ok(Self { incoming: None, outgoing: None, newcomer: Some(newcomer) });
+            let new_node_worker = new_node_worker(settings, channel, link)?;
+            return Ok(Self {
+                incoming: None,
+                outgoing: None,
+                new_node_worker: Some(new_node_worker),
+            });
         }
         if settings.dialect == Dialect::ListenFds {
-            return Ok(Self { incoming: None, outgoing: None, newcomer: None });
+            return Ok(Self { incoming: None, outgoing: None, new_node_worker: None });
         }
         let (incoming, outgoing) = halves(channel);
         let outgoing = Some(Mutex::new(outgoing));
-        Ok(Self { incoming: Some(incoming), outgoing, newcomer: None })
+        Ok(Self { incoming: Some(incoming), outgoing, new_node_worker: None })
     }
 }
 
-impl Birth<'_> {
+impl SpawnContext<'_> {
     /// What the worker inherits, and which variable tells the number. The channel comes first.
     fn inherited(
         &self,
         highest: RawFd,
         control: &OwnedFd,
-        board: &PrimaryBoard,
+        page: &PrimaryPage,
         inbox: Option<&(OwnedFd, OwnedFd)>,
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
         if self.settings.dialect == Dialect::ListenFds {
@@ -241,8 +245,8 @@ impl Birth<'_> {
         let mut inherited = vec![(environment::CONTROL, passed(control)?)];
         let is_native = self.settings.dialect == Dialect::Native;
         if is_native || self.preload.is_some() {
-            inherited.push((environment::BOARD, passed(board)?));
-            inherited.push((environment::BELL, passed(self.bell)?));
+            inherited.push((environment::BOARD, passed(page)?));
+            inherited.push((environment::WAKER, passed(self.waker)?));
         }
         if let Some((_, receiver)) = inbox.filter(|_| is_native || self.preload.is_some()) {
             inherited.push((environment::INBOX, passed(receiver)?));
@@ -305,7 +309,7 @@ impl Birth<'_> {
     ) -> Vec<(OsString, OsString)> {
         let mut variables = self.environment.clone();
         if self.settings.dialect == Dialect::ListenFds {
-            let own = self.legacy.variables();
+            let own = self.inherited_sockets.variables();
             variables.extend(own.into_iter().map(|(name, value)| (name.into(), value.into())));
             return variables;
         }
@@ -316,8 +320,8 @@ impl Birth<'_> {
             if let Some(preload) = self.preload {
                 let options = preload::options_of(&variables);
                 let hang_after = self.settings.scheduling.hang_after_ns.map(Duration::from_nanos);
-                let (board, bell, inbox) = (number(1), number(2), number(3));
-                let reporting = Reporting { board, bell, inbox, hang_after };
+                let (page, waker, inbox) = (number(1), number(2), number(3));
+                let reporting = Reporting { page, waker, inbox, hang_after };
                 let own = preload.variables(reporting, options.as_deref());
                 variables.extend(own);
             }
@@ -350,8 +354,12 @@ fn new_inbox() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// What the bridge needs for a Node worker.
-fn newcomer(settings: &ClusterSettings, channel: OwnedFd, link: &NewLink) -> Result<Box<Newcomer>> {
-    Ok(Box::new(Newcomer {
+fn new_node_worker(
+    settings: &ClusterSettings,
+    channel: OwnedFd,
+    link: &NewLink,
+) -> Result<Box<NewNodeWorker>> {
+    Ok(Box::new(NewNodeWorker {
         channel,
         serialization: node_serialization(settings.serialization),
         window: match settings.scheduling.credits {
@@ -359,7 +367,7 @@ fn newcomer(settings: &ClusterSettings, channel: OwnedFd, link: &NewLink) -> Res
             CreditRule::Fixed(count) => WindowRule::fixed(count),
         },
         inbox: duplicate(&link.receiver)?,
-        board: duplicate(&link.board)?,
+        page: duplicate(&link.page)?,
     }))
 }
 

@@ -6,13 +6,13 @@ use nix::errno::Errno;
 
 use super::link::{self, Accepted};
 use super::messages::Returned;
-use super::{CROWDED_NS, Primary, Report, SPARE_MESSAGES_MAX};
+use super::{CROWDED_NS, DataPath, Report, SPARE_MESSAGES_MAX};
 use crate::id::Slot;
 use crate::protocol::handoff;
 use crate::schedule::Refusal;
 use crate::sys::ring::{Key, Outcome, OutgoingMessage};
 
-impl Primary {
+impl DataPath {
     /// A message has gone, or has not.
     pub(super) fn settle(
         &mut self,
@@ -49,7 +49,7 @@ impl Primary {
         let count = u32::try_from(returned.len()).expect("bounded by a message");
         self.totals.refused += u64::from(count);
         if let Some(link) = &mut self.links[slot.index()] {
-            link.board.add_returned(u64::from(count));
+            link.page.add_returned(u64::from(count));
             let refusal = match errno {
                 Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS => {
                     Refusal::Full
@@ -101,16 +101,16 @@ impl Primary {
 
     /// Takes in what a worker had taken and sends back unclaimed, and lets the worker rest. A
     /// worker has no more to send back than it has not claimed: the rest did not come from here.
-    pub(super) fn take_in(&mut self, slot: Slot, mut sockets: Returned, rest_ns: u64) {
+    pub(super) fn take_in(&mut self, slot: Slot, mut sockets: Returned, backoff_ns: u64) {
         let Some(Some(link)) = self.links.get_mut(slot.index()) else { return };
-        let unclaimed = usize::try_from(link.tally().unclaimed()).unwrap_or(usize::MAX);
+        let unclaimed = usize::try_from(link.counters().unclaimed()).unwrap_or(usize::MAX);
         sockets.truncate(unclaimed);
-        link.board.add_returned(sockets.len() as u64);
+        link.page.add_returned(sockets.len() as u64);
         let count = u32::try_from(sockets.len()).expect("bounded by the worker's credits");
         self.roster.sent_back(slot, count);
         // A worker that rests is full until its time is over.
-        if rest_ns > 0 && self.roster.refused(slot, 0, Refusal::Full) {
-            self.crowded.push((slot, self.now_ns.saturating_add(rest_ns)));
+        if backoff_ns > 0 && self.roster.refused(slot, 0, Refusal::Full) {
+            self.crowded.push((slot, self.now_ns.saturating_add(backoff_ns)));
         }
         let again = |(socket, record)| Accepted::again(socket, record);
         self.put_back(sockets.into_iter().map(again).collect());
@@ -173,11 +173,11 @@ impl Primary {
                 continue;
             }
             let (taken, promised) = link.take_back();
-            let tally = link.tally();
+            let counters = link.counters();
             *place = None;
             self.roster.vacate(slot);
             self.rejoin(taken, promised);
-            self.report(Report::Buried { slot, tally });
+            self.report(Report::Reaped { slot, counters });
         }
         self.buried = unfinished;
     }

@@ -1,11 +1,11 @@
 //! Giving accepted sockets away, and accepting only as fast as they are taken.
 
 use super::link::Accepted;
-use super::{Primary, Stage};
+use super::{DataPath, Stage};
 use crate::id::Slot;
 use crate::protocol::scoreboard::Wake;
 
-impl Primary {
+impl DataPath {
     /// Gives away what waits, as far as there are takers, and sends one message a worker.
     pub(super) fn dispatch(&mut self) {
         if self.waiting.is_empty() {
@@ -42,7 +42,7 @@ impl Primary {
     pub(super) fn observe(&mut self) {
         for (link, slot) in self.links.iter().zip((0..).map(Slot)) {
             if let Some(link) = link {
-                self.roster.observe(slot, link.board.sample(), self.now_ns);
+                self.roster.observe(slot, link.page.sample(), self.now_ns);
             }
         }
     }
@@ -74,7 +74,7 @@ impl Primary {
                 }
             }
             self.note_pause(crowded && open);
-            self.ask_for_bell(crowded);
+            self.ask_for_wake(crowded);
             if !crowded {
                 return;
             }
@@ -99,7 +99,7 @@ impl Primary {
         }
     }
 
-    fn ask_for_bell(&mut self, crowded: bool) {
+    fn ask_for_wake(&mut self, crowded: bool) {
         for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
             let Some(link) = link else { continue };
             let wake = match (crowded, self.roster.is_suspected(slot)) {
@@ -107,7 +107,7 @@ impl Primary {
                 (false, true) => Wake::Probe,
                 (false, false) => Wake::Never,
             };
-            link.board.set_wake(wake);
+            link.page.set_wake(wake);
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::protocol::handoff::{self, Record};
-use crate::protocol::scoreboard::{PrimaryBoard, Tally};
+use crate::protocol::scoreboard::{Counters, PrimaryPage};
 use crate::schedule::Client;
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
@@ -45,7 +45,7 @@ pub struct NewLink {
     /// A copy of the receiving end, so that unclaimed sockets can be taken back.
     pub receiver: OwnedFd,
     /// The worker's page.
-    pub board: PrimaryBoard,
+    pub page: PrimaryPage,
 }
 
 /// A moment in what a worker has been sent.
@@ -63,7 +63,7 @@ pub(super) struct Link {
     key: Key,
     sender: Option<OwnedFd>,
     receiver: OwnedFd,
-    pub(super) board: PrimaryBoard,
+    pub(super) page: PrimaryPage,
     outbox: Option<Box<OutgoingMessage>>,
     /// Sockets in a message. One for a program that receives by itself: Node takes one descriptor
     /// of what it reads at once.
@@ -83,7 +83,7 @@ impl Link {
             key,
             sender: Some(new.sender),
             receiver: new.receiver,
-            board: new.board,
+            page: new.page,
             outbox: None,
             sockets_max: DESCRIPTORS_PER_MESSAGE_MAX,
             announced: false,
@@ -107,14 +107,14 @@ impl Link {
         self.key
     }
 
-    pub(super) fn tally(&self) -> Tally {
-        self.board.tally()
+    pub(super) fn counters(&self) -> Counters {
+        self.page.counters()
     }
 
     /// The worker serves something from now on, so it has said whether it receives by itself.
     /// Tells how many connections its inbox has room for at least, if that is less than usual.
     pub(super) fn joined(&mut self) -> Option<u32> {
-        let receives = self.board.program_receives();
+        let receives = self.page.program_receives();
         self.sockets_max = if receives { 1 } else { DESCRIPTORS_PER_MESSAGE_MAX };
         receives.then_some(SINGLES_MAX)
     }
@@ -126,7 +126,7 @@ impl Link {
         spare: &mut SpareMessages,
         accepted: Accepted,
     ) -> u32 {
-        self.board.add_assigned(1);
+        self.page.add_assigned(1);
         if self.sockets_max == 1 && !self.announced {
             self.announced = true;
             if let Some(sender) = &self.sender {
@@ -203,7 +203,7 @@ impl Link {
 
     /// Takes back every socket that the worker has not claimed, oldest first, and tells how many
     /// there should have been. A message is received once, by the worker or here, so nothing can
-    /// be served twice. The descriptors for it are kept free (see `Primary::new`).
+    /// be served twice. The descriptors for it are kept free (see `DataPath::new`).
     pub(super) fn take_back(&mut self) -> (Vec<Accepted>, u32) {
         let (mut taken, mut promised) = (Vec::new(), 0);
         let mut payload = [0; PAYLOAD_BYTES_MAX];
@@ -221,7 +221,7 @@ impl Link {
                 Ok(_) | Err(_) => break,
             }
         }
-        self.board.add_returned(promised as u64);
+        self.page.add_returned(promised as u64);
         (taken, u32::try_from(promised).expect("bounded by a channel"))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::acceptor::Acceptor;
 use super::link::Mark;
-use super::{Primary, Report};
+use super::{DataPath, Report};
 use crate::id::{ListenerId, Slot};
 use crate::sys::listener::Listener;
 
@@ -19,7 +19,7 @@ pub(super) struct Departure {
     mark: Option<Mark>,
 }
 
-impl Primary {
+impl DataPath {
     pub(super) fn add_listener(&mut self, id: ListenerId, listener: Arc<Listener>) {
         self.add_acceptor(id, listener, None);
     }

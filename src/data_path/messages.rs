@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
-use nix::sys::eventfd::EventFd;
+use crate::sys::waker::Waker;
 
 use super::NewLink;
 use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
-use crate::protocol::scoreboard::Tally;
+use crate::protocol::scoreboard::Counters;
 use crate::schedule::Skips;
 use crate::sys::listener::Listener;
 
@@ -40,7 +40,7 @@ pub enum Command {
     },
     /// These workers accept from such a socket by themselves from now on. What they leave in it
     /// for too long is given to others.
-    Staff {
+    SetOwners {
         /// Which listener.
         listener: ListenerId,
         /// Which of its sockets.
@@ -85,7 +85,7 @@ pub enum Command {
         sockets: Returned,
         /// The worker refuses connections and gets none for so long, in nanoseconds; 0 if it may
         /// have others at once.
-        rest_ns: u64,
+        backoff_ns: u64,
     },
     /// Accept.
     Open,
@@ -95,7 +95,7 @@ pub enum Command {
         slot: Slot,
     },
     /// The worker's process has ended: give what it had not claimed to others.
-    Bury {
+    Reap {
         /// Which worker.
         slot: Slot,
     },
@@ -107,11 +107,11 @@ pub enum Command {
 #[derive(Debug)]
 pub enum Report {
     /// A buried worker's last numbers.
-    Buried {
+    Reaped {
         /// Which worker.
         slot: Slot,
         /// Its counters, with everything unclaimed taken back.
-        tally: Tally,
+        counters: Counters,
     },
     /// A worker has left connections unclaimed for too long; they went to others, and it gets
     /// nothing until it answers a probe.
@@ -170,13 +170,13 @@ pub struct ClusterCounts {
 
 /// How the control plane and the data path reach each other.
 #[derive(Debug)]
-pub struct Lines {
+pub struct Endpoints {
     /// Commands to the data path; ring the bell after sending.
     pub commands: Receiver<Command>,
     /// Reports to the control plane.
     pub reports: Sender<Report>,
     /// Rung by the control plane after a command, and by workers that were asked to.
-    pub bell: Arc<EventFd>,
+    pub waker: Arc<Waker>,
     /// Rung by the data path after a report.
-    pub report_bell: Arc<EventFd>,
+    pub report_waker: Arc<Waker>,
 }

@@ -30,7 +30,7 @@ pub use link::{CHANNEL_BYTES, NewLink};
 use listeners::Departure;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
-pub use messages::{ClusterCounts, Command, Lines, Report};
+pub use messages::{ClusterCounts, Command, Endpoints, Report};
 use steal::Watch;
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
@@ -40,15 +40,15 @@ const DESCRIPTORS_RESERVED: u64 = 32;
 /// Messages kept for reuse.
 const SPARE_MESSAGES_MAX: usize = 256;
 /// The key of the bell; links have their slots, whose generations begin at 1.
-const BELL: Key = Key { index: u32::MAX, generation: 0 };
+const WAKER: Key = Key { index: u32::MAX, generation: 0 };
 /// The key of the watch over workers' own sockets.
 const WATCH: Key = Key { index: u32::MAX - 1, generation: 0 };
 
 /// The data path.
 #[derive(Debug)]
-pub struct Primary {
+pub struct DataPath {
     ring: Ring,
-    lines: Lines,
+    endpoints: Endpoints,
     acceptors: Vec<Option<Acceptor>>,
     /// How many listeners there are, and how many of the acceptors shall go.
     listeners: usize,
@@ -90,7 +90,7 @@ enum Stage {
     Ended,
 }
 
-impl Primary {
+impl DataPath {
     /// Prepares the data path for the calling thread, which must be the one that runs it. There
     /// may be more than `workers`, and longer backlogs; then it works with less ahead.
     ///
@@ -101,7 +101,7 @@ impl Primary {
         scheduling: SchedulerConfig,
         workers: usize,
         backlog: u32,
-        lines: Lines,
+        endpoints: Endpoints,
     ) -> Result<Self> {
         // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
         let completions = backlog.clamp(4096, 65_536).next_power_of_two();
@@ -116,7 +116,7 @@ impl Primary {
         let hang_after_ns = scheduling.hang_after_ns;
         Ok(Self {
             ring,
-            lines,
+            endpoints,
             acceptors: Vec::new(),
             listeners: 0,
             removals: 0,
@@ -150,7 +150,7 @@ impl Primary {
         let mut events = Vec::with_capacity(4096);
         let mut accepted_before = 0;
         clock::sleep_precisely();
-        self.ring.poll_readable(BELL, self.lines.bell.as_fd());
+        self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
         self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
         while self.stage != Stage::Ended {
             let accepted = self.totals.accepted - accepted_before;
@@ -220,8 +220,8 @@ impl Primary {
 
     fn report(&self, report: Report) {
         // A control plane that is gone needs no reports: the process is ending.
-        let _ = self.lines.reports.send(report);
-        let _ = self.lines.report_bell.write(1);
+        let _ = self.endpoints.reports.send(report);
+        self.endpoints.report_waker.wake();
     }
 
     fn handle(&mut self, event: Event) {
@@ -234,10 +234,10 @@ impl Primary {
                 }
             }
             Event::MessageSent { key, message, outcome } => self.settle(key, message, outcome),
-            Event::Ready { key, .. } if key == BELL => {
-                let _ = self.lines.bell.read();
-                self.ring.poll_readable(BELL, self.lines.bell.as_fd());
-                while let Ok(command) = self.lines.commands.try_recv() {
+            Event::Ready { key, .. } if key == WAKER => {
+                self.endpoints.waker.clear();
+                self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
+                while let Ok(command) = self.endpoints.commands.try_recv() {
                     self.obey(command);
                 }
                 // A worker that answers its probe rings, and perhaps no connection comes that
@@ -280,7 +280,9 @@ impl Primary {
         match command {
             Command::AddListener { id, listener } => self.add_listener(id, listener),
             Command::AddSocket { id, number, socket } => self.add_socket(id, number, socket),
-            Command::Staff { listener, number, owners } => self.staff(listener, number, owners),
+            Command::SetOwners { listener, number, owners } => {
+                self.set_owners(listener, number, owners)
+            }
             Command::RemoveListener { listener } => self.remove_listener(listener),
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {
@@ -291,7 +293,9 @@ impl Primary {
                 self.roster.join(slot, listener);
             }
             Command::Leave { slot, listener } => self.part(slot, listener),
-            Command::Return { slot, sockets, rest_ns } => self.take_in(slot, sockets, rest_ns),
+            Command::Return { slot, sockets, backoff_ns } => {
+                self.take_in(slot, sockets, backoff_ns)
+            }
             Command::Open if self.stage == Stage::Starting => self.stage = Stage::Open,
             Command::Open => {}
             Command::Retire { slot } => {
@@ -301,7 +305,7 @@ impl Primary {
                     self.roster.retire(slot);
                 }
             }
-            Command::Bury { slot } => self.buried.push(slot),
+            Command::Reap { slot } => self.buried.push(slot),
             Command::End => self.stage = Stage::Ended,
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! The primary holds a duplicate of each. While nobody accepts from one, it does so itself; while
 //! somebody does, it is told when something comes and looks whether that is accepted in time. Owns
-//! the set of what is waited for. Whether somebody is robbed is decided in `schedule::stall_detector`.
+//! the set of what is waited for. `schedule::stall_detector`
+//! decides whether to steal.
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::acceptor::Acceptor;
-use super::{Primary, Report, Stage};
+use super::{DataPath, Report, Stage};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{Finding, StallDetector};
@@ -57,9 +58,9 @@ impl Watch {
     }
 }
 
-impl Primary {
+impl DataPath {
     /// From now on these accept from a socket by themselves; if nobody does, the primary does.
-    pub(super) fn staff(&mut self, listener: ListenerId, number: u16, owners: Vec<Slot>) {
+    pub(super) fn set_owners(&mut self, listener: ListenerId, number: u16, owners: Vec<Slot>) {
         let wanted = |acceptor: &Acceptor| {
             acceptor.id == listener && acceptor.number == Some(number) && !acceptor.leaving
         };

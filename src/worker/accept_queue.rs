@@ -8,25 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::cluster::mailbox::{ring, silence};
 use crate::error::{Error, Result};
 use crate::sys::listener::Listener as Socket;
+use crate::sys::waker::Waker;
 
 /// A socket that the primary has handed over.
 #[derive(Debug)]
-pub(crate) struct Handed {
+pub(crate) struct HandedOver {
     pub(crate) socket: OwnedFd,
     pub(crate) accepted_ns: u64,
 }
 
 /// A queue with a door that can be closed.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct AcceptQueue {
     state: Mutex<State>,
     /// Readable while looking again is worth it.
-    ready: EventFd,
+    ready: Waker,
     /// Readable while there may be a connection, here or where they come from.
     waiting: Epoll,
     closed: AtomicBool,
@@ -34,7 +33,7 @@ pub(crate) struct Gate {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Handed>,
+    queue: VecDeque<HandedOver>,
     /// What this worker accepts from by itself.
     own: Option<Socket>,
     /// Nothing more will come.
@@ -45,9 +44,9 @@ struct State {
 
 /// What a look at a gate finds.
 #[derive(Debug)]
-pub(crate) enum Look {
+pub(crate) enum Next {
     /// A connection that had been handed over.
-    Handed(Handed),
+    HandedOver(HandedOver),
     /// Nothing, and nothing will come.
     End,
     /// Nothing so far; ask the socket that this worker has of its own.
@@ -56,7 +55,7 @@ pub(crate) enum Look {
     AskInbox,
 }
 
-impl Gate {
+impl AcceptQueue {
     /// A gate whose connections come from the inbox.
     pub(crate) fn at_inbox(inbox: BorrowedFd<'_>) -> Result<Self> {
         Self::new(None, Some(inbox))
@@ -69,8 +68,7 @@ impl Gate {
 
     fn new(own: Option<Socket>, inbox: Option<BorrowedFd<'_>>) -> Result<Self> {
         let failed = |errno| Error::system("prepare waiting for connections (epoll)", errno);
-        let ready =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
+        let ready = Waker::new()?;
         let waiting = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
         waiting.add(&ready, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
         let source = EpollEvent::new(EpollFlags::EPOLLIN, 1);
@@ -88,29 +86,29 @@ impl Gate {
     }
 
     /// Looks for a connection.
-    pub(crate) fn look(&self) -> Look {
+    pub(crate) fn look(&self) -> Next {
         let mut state = self.state();
         if let Some(handed) = state.queue.pop_front() {
-            return Look::Handed(handed);
+            return Next::HandedOver(handed);
         }
         if state.ended {
-            return Look::End;
+            return Next::End;
         }
-        silence(&self.ready);
+        self.ready.clear();
         match state.own {
-            Some(_) => Look::AskOwn,
-            None => Look::AskInbox,
+            Some(_) => Next::AskOwn,
+            None => Next::AskInbox,
         }
     }
 
     /// Puts a connection in. Gives it back if the gate is closed.
-    pub(crate) fn push(&self, handed: Handed) -> Option<Handed> {
+    pub(crate) fn push(&self, handed: HandedOver) -> Option<HandedOver> {
         let mut state = self.state();
         if self.is_closed() {
             return Some(handed);
         }
         state.queue.push_back(handed);
-        ring(&self.ready);
+        self.ready.wake();
         None
     }
 
@@ -124,7 +122,7 @@ impl Gate {
 
     /// Has everybody who waits look again.
     pub(crate) fn kick(&self) {
-        ring(&self.ready);
+        self.ready.wake();
     }
 
     /// Nothing more will come: who waits is told. An own socket is closed.
@@ -132,11 +130,11 @@ impl Gate {
         let mut state = self.state();
         state.ended = true;
         state.own = None;
-        ring(&self.ready);
+        self.ready.wake();
     }
 
     /// Closes the gate: gives what was handed over and not accepted.
-    pub(crate) fn close(&self) -> VecDeque<Handed> {
+    pub(crate) fn close(&self) -> VecDeque<HandedOver> {
         let mut state = self.state();
         self.closed.store(true, Ordering::Release);
         state.ended = true;
@@ -176,7 +174,7 @@ impl Gate {
     }
 }
 
-impl AsFd for Gate {
+impl AsFd for AcceptQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.waiting.0.as_fd()
     }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shared::Core;
+use super::shared::Shared;
 use crate::address::Endpoint;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
@@ -31,7 +31,7 @@ pub struct Connection {
 ///
 /// Drop it after the socket: so nobody is told of an end that has not happened yet.
 pub struct Guard {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
 }
 
 /// Something with a guard: a connection in the form that the program wants. Dropping it drops the
@@ -44,13 +44,13 @@ pub struct Tracked<T> {
 
 impl Connection {
     pub(crate) fn new(
-        core: &Arc<Core>,
+        shared: &Arc<Shared>,
         socket: OwnedFd,
         listener: Option<ListenerId>,
         accepted_ns: u64,
     ) -> Self {
-        core.claim(accepted_ns);
-        Self { socket, listener, accepted_ns, guard: Guard { core: Arc::clone(core) } }
+        shared.claim(accepted_ns);
+        Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
     }
 
     /// The client's end.
@@ -134,7 +134,7 @@ impl AsFd for Connection {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.core.finish();
+        self.shared.finish();
     }
 }
 

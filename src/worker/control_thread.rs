@@ -13,8 +13,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::inbox::Pulled;
-use super::shared::{Answer, Core, Grant};
-use crate::cluster::mailbox::silence;
+use super::shared::{Answer, Grant, Shared};
 use crate::cluster::message::Message;
 use crate::error::{Error, Result, errno_of};
 use crate::protocol::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
@@ -24,12 +23,12 @@ use crate::sys::process;
 const RETRY_MS: u8 = 10;
 
 const CHANNEL: u64 = 0;
-const BELL: u64 = 1;
+const WAKER: u64 = 1;
 const INBOX: u64 = 2;
 
 #[derive(Debug)]
-pub(crate) struct Attendant {
-    core: Arc<Core>,
+pub(crate) struct ControlThread {
+    shared: Arc<Shared>,
     incoming: Incoming,
     epoll: Epoll,
     /// The channel is open.
@@ -45,13 +44,13 @@ pub(crate) struct Attendant {
 ///
 /// # Errors
 /// Too few descriptors or threads.
-pub(crate) fn start(core: Arc<Core>, incoming: Incoming) -> Result<()> {
+pub(crate) fn start(shared: Arc<Shared>, incoming: Incoming) -> Result<()> {
     let failed = |errno| Error::system("prepare hearing the primary (epoll)", errno);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
     epoll.add(&incoming, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL)).map_err(failed)?;
-    epoll.add(&core.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL)).map_err(failed)?;
-    let attendant = Attendant {
-        core,
+    epoll.add(&shared.waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKER)).map_err(failed)?;
+    let attendant = ControlThread {
+        shared,
         incoming,
         epoll,
         open: true,
@@ -66,10 +65,10 @@ pub(crate) fn start(core: Arc<Core>, incoming: Incoming) -> Result<()> {
         .map_err(|error| Error::system("start a worker's own thread", errno_of(&error)))
 }
 
-impl Attendant {
+impl ControlThread {
     fn run(mut self) {
         let mut ready = [EpollEvent::empty(); 4];
-        while !self.core.left.is_complete() {
+        while !self.shared.left.is_complete() {
             self.adjust();
             let count = match self.epoll.wait(&mut ready, self.timeout()) {
                 Ok(count) => count,
@@ -80,7 +79,9 @@ impl Attendant {
             for event in &ready[..count] {
                 match event.data() {
                     CHANNEL => self.hear(),
-                    BELL => silence(&self.core.bell),
+                    WAKER => {
+                        self.shared.waker.clear();
+                    }
                     _ => self.empty_inbox(),
                 }
             }
@@ -93,7 +94,7 @@ impl Attendant {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        match self.crowded || self.core.starved.load(Ordering::Acquire) {
+        match self.crowded || self.shared.starved.load(Ordering::Acquire) {
             true => EpollTimeout::from(RETRY_MS),
             false => EpollTimeout::NONE,
         }
@@ -102,16 +103,16 @@ impl Attendant {
     /// Waits for what is wanted, and for nothing else.
     fn adjust(&mut self) {
         if self.open {
-            let wants_room = !self.crowded && self.core.outgoing().has_waiting();
+            let wants_room = !self.crowded && self.shared.outgoing().has_waiting();
             let mut flags = EpollFlags::empty();
-            flags.set(EpollFlags::EPOLLIN, !self.core.messages.is_full());
+            flags.set(EpollFlags::EPOLLIN, !self.shared.messages.is_full());
             flags.set(EpollFlags::EPOLLOUT, wants_room);
             // It was added with the set and is deleted with the end of the channel.
             let _ = self.epoll.modify(&self.incoming, &mut EpollEvent::new(flags, CHANNEL));
         }
-        if let Some(inbox) = &self.core.inbox {
+        if let Some(inbox) = &self.shared.inbox {
             // Nobody accepts: what comes all the same is sent back.
-            let wanted = self.core.is_unattended() && !inbox.is_closed();
+            let wanted = self.shared.is_unattended() && !inbox.is_closed();
             if wanted != self.watches_inbox {
                 self.watches_inbox = wanted;
                 // Added and deleted, since an end would be told whatever is waited for.
@@ -124,16 +125,16 @@ impl Attendant {
     }
 
     fn empty_inbox(&mut self) {
-        let Some(inbox) = &self.core.inbox else { return };
-        if !self.core.is_unattended() {
+        let Some(inbox) = &self.shared.inbox else { return };
+        if !self.shared.is_unattended() {
             // Somebody has begun to accept meanwhile.
             return;
         }
-        match inbox.pull(&self.core) {
+        match inbox.pull(&self.shared) {
             Pulled::Something | Pulled::Nothing | Pulled::End => {}
             Pulled::NoRoom => {
                 // What this is about can only be sent back with a descriptor to hold it.
-                self.core.starved.store(true, Ordering::Release);
+                self.shared.starved.store(true, Ordering::Release);
                 thread::sleep(Duration::from_millis(RETRY_MS.into()));
             }
         }
@@ -152,12 +153,12 @@ impl Attendant {
     }
 
     fn note(&mut self, frame: Received<ToWorker>) {
-        let core = &self.core;
+        let shared = &self.shared;
         let mut descriptors = frame.descriptors;
         match frame.body {
             Body::Message { serialization, bytes } => {
                 let message = Message::new(serialization, bytes, descriptors, frame.lost);
-                core.messages.push(message).wake();
+                shared.messages.push(message).wake();
             }
             Body::Word(ToWorker::Listening { sequence, listener, address }) => {
                 let descriptor = descriptors.pop();
@@ -169,25 +170,25 @@ impl Attendant {
                 self.answer(sequence, Err(error));
             }
             Body::Word(ToWorker::Closed { listener }) => {
-                let mut state = core.state();
+                let mut state = shared.state();
                 // It may have been opened again meanwhile, which this is not about.
-                if state.gates.get(&listener).is_some_and(|gate| gate.is_closed()) {
-                    state.gates.remove(&listener);
+                if state.queues.get(&listener).is_some_and(|queue| queue.is_closed()) {
+                    state.queues.remove(&listener);
                 }
             }
             Body::Word(ToWorker::Drain { grace_ms }) => {
-                core.begin_to_leave(grace_ms.map(Duration::from_millis));
+                shared.begin_to_leave(grace_ms.map(Duration::from_millis));
             }
         }
     }
 
     fn answer(&self, sequence: u32, grant: Result<Grant>) {
-        let mut state = self.core.state();
+        let mut state = self.shared.state();
         match (state.answers.get_mut(&sequence), grant) {
             (Some(place), grant) => {
                 let before = std::mem::replace(place, Answer::Given(grant));
                 drop(state);
-                self.core.changed.notify_all();
+                self.shared.changed.notify_all();
                 if let Answer::Awaited(Some(waker)) = before {
                     waker.wake();
                 }
@@ -195,7 +196,7 @@ impl Attendant {
             // Nobody waits for it any more.
             (None, Ok(grant)) => {
                 drop(state);
-                self.core.give_up(grant.listener);
+                self.shared.give_up(grant.listener);
             }
             (None, Err(_)) => {}
         }
@@ -206,20 +207,20 @@ impl Attendant {
     fn lose_channel(&mut self) {
         self.open = false;
         let _ = self.epoll.delete(&self.incoming);
-        self.core.outgoing().close();
-        let mut state = self.core.state();
+        self.shared.outgoing().close();
+        let mut state = self.shared.state();
         state.connected = false;
         let handler = state.on_disconnect.take();
-        self.core.announce(state);
-        if self.core.is_leaving() {
+        self.shared.announce(state);
+        if self.shared.is_leaving() {
             return;
         }
         match handler {
             Some(handler) => {
-                self.core.messages.close().wake();
+                self.shared.messages.close().wake();
                 // One that panics has said why; the worker must leave all the same.
                 let _ = catch_unwind(AssertUnwindSafe(handler));
-                self.core.begin_to_leave(None);
+                self.shared.begin_to_leave(None);
             }
             None => process::end(0),
         }
@@ -228,61 +229,61 @@ impl Attendant {
     fn flush(&mut self) {
         if self.open {
             // An end that is gone is noticed when it is read.
-            let flushed = self.core.outgoing().flush().unwrap_or(Flushed::Everything);
+            let flushed = self.shared.outgoing().flush().unwrap_or(Flushed::Everything);
             self.crowded = flushed == Flushed::Crowded;
         }
     }
 
     /// Has those look again who found no descriptor free, as soon as there may be some.
     fn relieve(&self) {
-        if self.core.starved.load(Ordering::Acquire)
-            && self.core.inbox.as_ref().is_none_or(|inbox| inbox.has_room())
+        if self.shared.starved.load(Ordering::Acquire)
+            && self.shared.inbox.as_ref().is_none_or(|inbox| inbox.has_room())
         {
-            self.core.starved.store(false, Ordering::Release);
-            self.core.state().open_gates().for_each(|gate| gate.kick());
+            self.shared.starved.store(false, Ordering::Release);
+            self.shared.state().open_queues().for_each(|queue| queue.kick());
         }
     }
 
     /// When everything is served and nothing will come: says goodbye and closes the channel.
     fn finish_leaving(&mut self) {
-        let core = &self.core;
-        if !core.is_leaving() || core.open.load(Ordering::SeqCst) > 0 {
+        let shared = &self.shared;
+        if !shared.is_leaving() || shared.open.load(Ordering::SeqCst) > 0 {
             return;
         }
-        let inbox_closed = core.inbox.as_ref().is_none_or(|inbox| inbox.is_closed());
-        if !inbox_closed || !core.state().open_gates().all(|gate| gate.is_done()) {
+        let inbox_closed = shared.inbox.as_ref().is_none_or(|inbox| inbox.is_closed());
+        if !inbox_closed || !shared.state().open_queues().all(|queue| queue.is_done()) {
             return;
         }
         if self.open && !self.said_farewell {
             self.said_farewell = true;
-            let handoff = core.latency();
-            let _ = core.say(&ToPrimary::Farewell { handoff }, vec![]);
+            let handoff = shared.latency();
+            let _ = shared.say(&ToPrimary::Farewell { handoff }, vec![]);
         }
-        if self.open && core.outgoing().has_waiting() {
+        if self.open && shared.outgoing().has_waiting() {
             return;
         }
         self.open = false;
-        core.outgoing().close();
-        core.state().connected = false;
-        core.messages.close().wake();
-        core.left.complete();
+        shared.outgoing().close();
+        shared.state().connected = false;
+        shared.messages.close().wake();
+        shared.left.complete();
     }
 }
 
-impl Drop for Attendant {
+impl Drop for ControlThread {
     /// Nobody waits for a thread that is no more, whatever has ended it: the primary sees the end
     /// of the channel, and the program that of everything.
     fn drop(&mut self) {
-        if self.core.left.is_complete() {
+        if self.shared.left.is_complete() {
             return;
         }
-        self.core.outgoing().close();
-        self.core.messages.close().wake();
-        let mut state = self.core.state();
+        self.shared.outgoing().close();
+        self.shared.messages.close().wake();
+        let mut state = self.shared.state();
         state.connected = false;
-        self.core.leaving.store(true, Ordering::SeqCst);
-        state.open_gates().for_each(|gate| gate.end());
-        self.core.announce(state);
-        self.core.left.complete();
+        self.shared.leaving.store(true, Ordering::SeqCst);
+        state.open_queues().for_each(|queue| queue.end());
+        self.shared.announce(state);
+        self.shared.left.complete();
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::shared::Core;
+use super::shared::Shared;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
 
@@ -21,14 +21,14 @@ use crate::id::ListenerId;
 /// has been faster.
 #[derive(Debug)]
 pub struct Datagrams {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
     socket: UdpSocket,
     id: ListenerId,
 }
 
 impl Datagrams {
-    pub(crate) fn new(core: Arc<Core>, socket: UdpSocket, id: ListenerId) -> Self {
-        Self { core, socket, id }
+    pub(crate) fn new(shared: Arc<Shared>, socket: UdpSocket, id: ListenerId) -> Self {
+        Self { shared, socket, id }
     }
 
     /// Its number in the cluster.
@@ -80,6 +80,6 @@ impl AsFd for Datagrams {
 
 impl Drop for Datagrams {
     fn drop(&mut self) {
-        self.core.give_up(self.id);
+        self.shared.give_up(self.id);
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Mutex;
 
 use nix::errno::Errno;
 
-use super::accept_queue::Handed;
-use super::shared::Core;
+use super::accept_queue::HandedOver;
+use super::shared::Shared;
 use crate::error::Result;
 use crate::protocol::handoff::{self, Record};
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
@@ -66,7 +66,7 @@ impl Inbox {
     }
 
     /// Takes one message and sorts it into the gates.
-    pub(crate) fn pull(&self, core: &Core) -> Pulled {
+    pub(crate) fn pull(&self, shared: &Shared) -> Pulled {
         let mut state = self.state.lock().expect("nothing panics while it holds the inbox");
         if state.closed {
             return Pulled::End;
@@ -80,7 +80,7 @@ impl Inbox {
             Err(Errno::EAGAIN | Errno::EINTR) => return Pulled::Nothing,
             Ok(_) | Err(_) => {
                 state.closed = true;
-                core.state().gates.values().for_each(|gate| gate.end());
+                shared.state().queues.values().for_each(|queue| queue.end());
                 return Pulled::End;
             }
         };
@@ -91,13 +91,13 @@ impl Inbox {
         state.highest = highest.unwrap_or(state.highest);
         drop(state);
         if records.is_empty() {
-            core.answer_probe();
+            shared.answer_probe();
             return Pulled::Something;
         }
         if records.len() > sockets.len() {
-            core.lose(records.len() - sockets.len());
+            shared.lose(records.len() - sockets.len());
         }
-        sockets.into_iter().zip(records).for_each(|(socket, record)| sort(core, socket, record));
+        sockets.into_iter().zip(records).for_each(|(socket, record)| sort(shared, socket, record));
         Pulled::Something
     }
 
@@ -113,15 +113,15 @@ impl Inbox {
 }
 
 /// Puts a connection where the program accepts it, or back where it came from.
-fn sort(core: &Core, socket: OwnedFd, Record { listener, accepted_ns }: Record) {
-    let gate = core.state().gates.get(&listener).cloned();
-    let handed = Handed { socket, accepted_ns };
-    let refused = match gate {
-        Some(gate) => gate.push(handed),
+fn sort(shared: &Shared, socket: OwnedFd, Record { listener, accepted_ns }: Record) {
+    let queue = shared.state().queues.get(&listener).cloned();
+    let handed = HandedOver { socket, accepted_ns };
+    let refused = match queue {
+        Some(queue) => queue.push(handed),
         None => Some(handed),
     };
-    if let Some(Handed { socket, accepted_ns }) = refused {
-        core.give_back(listener, accepted_ns, socket);
+    if let Some(HandedOver { socket, accepted_ns }) = refused {
+        shared.give_back(listener, accepted_ns, socket);
     }
 }
 

@@ -8,17 +8,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::shared::{Core, Grant};
+use super::shared::{Grant, Shared};
 use crate::error::{Error, Result};
 
 /// An address on its way from the primary, which opens it: `await` it on any runtime, or
 /// [`wait`](Self::wait) for it. Dropping it takes the request back.
 #[must_use = "the address is asked for; wait for it, or it is given back"]
-pub struct Opening<T> {
-    core: Arc<Core>,
+pub struct ListenFuture<T> {
+    shared: Arc<Shared>,
     stage: Stage,
     /// What becomes of the primary's answer.
-    take: fn(&Arc<Core>, Grant) -> Result<T>,
+    take: fn(&Arc<Shared>, Grant) -> Result<T>,
 }
 
 #[derive(Debug)]
@@ -31,18 +31,18 @@ enum Stage {
     Done,
 }
 
-impl<T> Opening<T> {
+impl<T> ListenFuture<T> {
     /// Asks, unless finding out what for has failed.
     pub(crate) fn new(
-        core: &Arc<Core>,
+        shared: &Arc<Shared>,
         asked: Result<(u32, String)>,
-        take: fn(&Arc<Core>, Grant) -> Result<T>,
+        take: fn(&Arc<Shared>, Grant) -> Result<T>,
     ) -> Self {
         let stage = match asked {
             Ok((sequence, address)) => Stage::Asked { sequence, address },
             Err(error) => Stage::Failed(error),
         };
-        Self { core: Arc::clone(core), stage, take }
+        Self { shared: Arc::clone(shared), stage, take }
     }
 
     /// Blocks the thread until the primary has answered.
@@ -52,7 +52,7 @@ impl<T> Opening<T> {
     pub fn wait(mut self) -> Result<T> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Asked { sequence, address } => {
-                let grant = self.core.await_answer(sequence);
+                let grant = self.shared.await_answer(sequence);
                 self.finish(&address, grant)
             }
             Stage::Failed(error) => Err(error),
@@ -68,39 +68,41 @@ impl<T> Opening<T> {
             }
             error => error,
         })?;
-        (self.take)(&self.core, grant)
+        (self.take)(&self.shared, grant)
     }
 }
 
-impl<T> Future for Opening<T> {
+impl<T> Future for ListenFuture<T> {
     type Output = Result<T>;
 
     /// # Panics
     /// When it is polled after its end.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Asked { sequence, address } => match self.core.poll_answer(sequence, context) {
-                Poll::Ready(grant) => Poll::Ready(self.finish(&address, grant)),
-                Poll::Pending => {
-                    self.stage = Stage::Asked { sequence, address };
-                    Poll::Pending
+            Stage::Asked { sequence, address } => {
+                match self.shared.poll_answer(sequence, context) {
+                    Poll::Ready(grant) => Poll::Ready(self.finish(&address, grant)),
+                    Poll::Pending => {
+                        self.stage = Stage::Asked { sequence, address };
+                        Poll::Pending
+                    }
                 }
-            },
+            }
             Stage::Failed(error) => Poll::Ready(Err(error)),
             Stage::Done => panic!("an address is given once, and was awaited again"),
         }
     }
 }
 
-impl<T> Drop for Opening<T> {
+impl<T> Drop for ListenFuture<T> {
     fn drop(&mut self) {
         if let Stage::Asked { sequence, .. } = self.stage {
-            self.core.forget_request(sequence);
+            self.shared.forget_request(sequence);
         }
     }
 }
 
-impl<T> fmt::Debug for Opening<T> {
+impl<T> fmt::Debug for ListenFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opening").field("stage", &self.stage).finish_non_exhaustive()
     }

@@ -8,11 +8,10 @@ use std::task::Poll;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::accept_queue::{Gate, Handed, Look};
+use super::accept_queue::{AcceptQueue, HandedOver, Next};
 use super::connection::Connection;
 use super::inbox::Pulled;
-use super::shared::Core;
-use crate::cluster::mailbox::ring;
+use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
 use crate::sys::clock::monotonic_ns;
@@ -23,20 +22,20 @@ use crate::sys::clock::monotonic_ns;
 /// way to it go to other workers.
 #[derive(Debug)]
 pub struct Listener {
-    core: Arc<Core>,
-    gate: Arc<Gate>,
+    shared: Arc<Shared>,
+    queue: Arc<AcceptQueue>,
     id: Option<ListenerId>,
     address: String,
 }
 
 impl Listener {
     pub(crate) fn new(
-        core: Arc<Core>,
-        gate: Arc<Gate>,
+        shared: Arc<Shared>,
+        queue: Arc<AcceptQueue>,
         id: Option<ListenerId>,
         address: String,
     ) -> Self {
-        Self { core, gate, id, address }
+        Self { shared, queue, id, address }
     }
 
     /// The address that was bound, with the port that was chosen: `127.0.0.1:8000`, `[::1]:8000`,
@@ -69,7 +68,7 @@ impl Listener {
             if let Poll::Ready(found) = self.try_accept()? {
                 return Ok(found);
             }
-            let mut one = [PollFd::new(self.gate.as_fd(), PollFlags::POLLIN)];
+            let mut one = [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)];
             match poll(&mut one, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Error::system("wait for connections (poll)", errno)),
@@ -84,39 +83,39 @@ impl Listener {
     /// As [`accept`](Self::accept).
     pub fn try_accept(&self) -> Result<Poll<Option<Connection>>> {
         loop {
-            match self.gate.look() {
-                Look::Handed(Handed { socket, accepted_ns }) => {
-                    let connection = Connection::new(&self.core, socket, self.id, accepted_ns);
+            match self.queue.look() {
+                Next::HandedOver(HandedOver { socket, accepted_ns }) => {
+                    let connection = Connection::new(&self.shared, socket, self.id, accepted_ns);
                     return Ok(Poll::Ready(Some(connection)));
                 }
-                Look::End => return Ok(Poll::Ready(None)),
-                Look::AskInbox => {
-                    let Some(inbox) = &self.core.inbox else { return Ok(Poll::Ready(None)) };
-                    if self.gate.is_muted() {
-                        self.gate.mute(Some(inbox.as_fd()), false);
+                Next::End => return Ok(Poll::Ready(None)),
+                Next::AskInbox => {
+                    let Some(inbox) = &self.shared.inbox else { return Ok(Poll::Ready(None)) };
+                    if self.queue.is_muted() {
+                        self.queue.mute(Some(inbox.as_fd()), false);
                     }
-                    match inbox.pull(&self.core) {
+                    match inbox.pull(&self.shared) {
                         Pulled::Something => {}
                         Pulled::Nothing => return Ok(Poll::Pending),
                         Pulled::NoRoom => return Ok(self.starve()),
                         Pulled::End => {
-                            self.gate.end();
-                            ring(&self.core.bell);
+                            self.queue.end();
+                            self.shared.waker.wake();
                         }
                     }
                 }
-                Look::AskOwn => match self.gate.accept_own() {
+                Next::AskOwn => match self.queue.accept_own() {
                     Ok(Some(socket)) => {
                         let now_ns = monotonic_ns();
-                        let connection = Connection::new(&self.core, socket, self.id, now_ns);
+                        let connection = Connection::new(&self.shared, socket, self.id, now_ns);
                         return Ok(Poll::Ready(Some(connection)));
                     }
-                    Ok(None) if self.core.is_leaving() => {
-                        self.gate.end();
-                        ring(&self.core.bell);
+                    Ok(None) if self.shared.is_leaving() => {
+                        self.queue.end();
+                        self.shared.waker.wake();
                     }
                     Ok(None) => {
-                        self.gate.mute(None, false);
+                        self.queue.mute(None, false);
                         return Ok(Poll::Pending);
                     }
                     // The client gave up while it was queued (`accept(2)`).
@@ -132,9 +131,9 @@ impl Listener {
 
     /// There are no descriptors: the attendant says when there may be some.
     fn starve(&self) -> Poll<Option<Connection>> {
-        self.gate.mute(self.core.inbox.as_ref().map(AsFd::as_fd), true);
-        self.core.starved.store(true, Ordering::Release);
-        ring(&self.core.bell);
+        self.queue.mute(self.shared.inbox.as_ref().map(AsFd::as_fd), true);
+        self.shared.starved.store(true, Ordering::Release);
+        self.shared.waker.wake();
         Poll::Pending
     }
 
@@ -152,26 +151,26 @@ impl AsFd for Listener {
     /// Readable while there may be a connection. For those who wait for several things; it is not
     /// to be read from.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.gate.as_fd()
+        self.queue.as_fd()
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let left = self.gate.close();
+        let left = self.queue.close();
         let Some(id) = self.id else {
-            let gate = &self.gate;
-            self.core.state().exclusive.retain(|one| !Arc::ptr_eq(one, gate));
-            ring(&self.core.bell);
+            let queue = &self.queue;
+            self.shared.state().exclusive.retain(|one| !Arc::ptr_eq(one, queue));
+            self.shared.waker.wake();
             return;
         };
-        if self.core.inbox.is_none() {
-            self.core.state().gates.remove(&id);
+        if self.shared.inbox.is_none() {
+            self.shared.state().queues.remove(&id);
         }
-        self.core.give_up(id);
-        for Handed { socket, accepted_ns } in left {
-            self.core.give_back(id, accepted_ns, socket);
+        self.shared.give_up(id);
+        for HandedOver { socket, accepted_ns } in left {
+            self.shared.give_back(id, accepted_ns, socket);
         }
-        ring(&self.core.bell);
+        self.shared.waker.wake();
     }
 }

@@ -24,12 +24,12 @@ use serde::Serialize;
 
 pub use connection::{Connection, Guard, Tracked};
 pub use datagrams::Datagrams;
-pub use listen_future::Opening;
+pub use listen_future::ListenFuture;
 pub use listener::Listener;
 
 use crate::address::ListenAddress;
 use crate::cluster::completion::Completion;
-use crate::cluster::mailbox::{Found, Mailbox, new_bell, ring};
+use crate::cluster::mailbox::{Found, Mailbox};
 use crate::cluster::message::Message;
 use crate::cluster::worker_handle::duplicate;
 use crate::error::{Error, Result};
@@ -37,12 +37,13 @@ use crate::id::WorkerId;
 use crate::protocol::control::{ListenOptions, ToPrimary, Transport, halves};
 use crate::protocol::environment::{self, Inheritance};
 use crate::protocol::latency::HandoffLatency;
-use crate::protocol::scoreboard::WorkerBoard;
+use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::listener::{Listener as Socket, OpenOptions};
+use crate::sys::waker::Waker;
 use crate::sys::{cpu, process};
-use accept_queue::Gate;
+use accept_queue::AcceptQueue;
 use inbox::Inbox;
-use shared::{Books, Core, Grant, State};
+use shared::{Books, Grant, Shared, State};
 
 /// How long the last word of a worker that ends itself may take.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -56,7 +57,7 @@ const EXCLUSIVE_BACKLOG: u32 = 4096;
 /// unless the program has said what to do then ([`on_disconnect`](Self::on_disconnect)).
 #[derive(Clone, Debug)]
 pub struct Worker {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
 }
 
 /// Messages from the primary (Node: `process.on('message')`): a blocking iterator, and a stream for
@@ -88,15 +89,15 @@ impl Worker {
             cpu::pin_to(number)?;
         }
         let (incoming, outgoing) = halves(inheritance.control);
-        let bell = new_bell()?;
-        let core = Arc::new(Core {
+        let waker = Arc::new(Waker::new()?);
+        let shared = Arc::new(Shared {
             id: inheritance.id,
             serialization: inheritance.serialization,
             outgoing: Mutex::new(outgoing),
-            bell: Arc::clone(&bell),
+            waker: Arc::clone(&waker),
             books: Mutex::new(Books {
-                board: WorkerBoard::open(inheritance.board)?,
-                bell: inheritance.bell,
+                page: WorkerPage::open(inheritance.page)?,
+                waker: inheritance.waker,
                 latency: HandoffLatency::new(),
             }),
             inbox: inheritance.inbox.map(Inbox::new).transpose()?,
@@ -104,46 +105,46 @@ impl Worker {
                 connected: true,
                 sequence: 0,
                 answers: BTreeMap::new(),
-                gates: BTreeMap::new(),
+                queues: BTreeMap::new(),
                 exclusive: Vec::new(),
                 grace: None,
                 on_disconnect: None,
             }),
             changed: Condvar::new(),
-            messages: Arc::new(Mailbox::new(bell)?),
+            messages: Arc::new(Mailbox::new(waker)?),
             open: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             starved: AtomicBool::new(false),
             left: Completion::default(),
         });
-        core.say(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
-        control_thread::start(Arc::clone(&core), incoming)?;
-        Ok(Self { core })
+        shared.say(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
+        control_thread::start(Arc::clone(&shared), incoming)?;
+        Ok(Self { shared })
     }
 
     /// Its number, counted from 1 and never used twice in one cluster (Node: `worker.id`).
     #[must_use]
     pub fn id(&self) -> WorkerId {
-        self.core.id
+        self.shared.id
     }
 
     /// Whether the channel to the primary is open (Node: `worker.isConnected()`).
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.core.state().connected
+        self.shared.state().connected
     }
 
     /// Whether it leaves, because it was asked to or wants to.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.core.is_leaving()
+        self.shared.is_leaving()
     }
 
     /// After which time the primary would like open connections to be cut, once it has asked this
     /// worker to leave and set a limit.
     #[must_use]
     pub fn grace(&self) -> Option<Duration> {
-        self.core.state().grace
+        self.shared.state().grace
     }
 
     /// The port for a debugger, if the settings have one (`CLUSTERLB_INSPECT_PORT`).
@@ -188,14 +189,14 @@ impl Worker {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open(&self, address: &str, options: ListenOptions) -> Opening<Listener> {
+    pub fn open(&self, address: &str, options: ListenOptions) -> ListenFuture<Listener> {
         let asked = absolute(address).and_then(|address| {
             if options.transport != Transport::Stream || options.reuse_address {
                 return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
             }
-            Ok((self.core.ask(&address, options)?, address))
+            Ok((self.shared.ask(&address, options)?, address))
         });
-        Opening::new(&self.core, asked, serve)
+        ListenFuture::new(&self.shared, asked, serve)
     }
 
     /// Serves an address alone, without asking the primary (Node: `exclusive: true`). It knows
@@ -213,9 +214,9 @@ impl Worker {
         };
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();
-        let gate = Arc::new(Gate::of_own(socket)?);
-        self.core.state().exclusive.push(Arc::clone(&gate));
-        Ok(Listener::new(Arc::clone(&self.core), gate, None, address))
+        let queue = Arc::new(AcceptQueue::of_own(socket)?);
+        self.shared.state().exclusive.push(Arc::clone(&queue));
+        Ok(Listener::new(Arc::clone(&self.shared), queue, None, address))
     }
 
     /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
@@ -240,15 +241,15 @@ impl Worker {
     }
 
     /// As [`bind_udp_with`](Self::bind_udp_with), without waiting: what it returns can be awaited.
-    pub fn open_udp(&self, address: &str, options: ListenOptions) -> Opening<Datagrams> {
+    pub fn open_udp(&self, address: &str, options: ListenOptions) -> ListenFuture<Datagrams> {
         let asked = address.parse().and_then(|address: ListenAddress| {
             if options.transport == Transport::Stream {
                 return Err(Error::usage("streams are not bound", "use `listen_with`"));
             }
             let address = address.to_string();
-            Ok((self.core.ask(&address, options)?, address))
+            Ok((self.shared.ask(&address, options)?, address))
         });
-        Opening::new(&self.core, asked, receive)
+        ListenFuture::new(&self.shared, asked, receive)
     }
 
     /// Sends a message to the primary (Node: `process.send`). Returns at once: what the primary has
@@ -258,7 +259,7 @@ impl Worker {
     /// EPIPE when the channel is closed; EMSGSIZE beyond 16 MiB; EAGAIN when messages of 32 MiB or
     /// 16,384 of them wait; [`Error::Usage`] for what cannot be written down.
     pub fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
-        self.core.send(message, vec![])
+        self.shared.send(message, vec![])
     }
 
     /// Sends a message with a socket, which is closed here once it has gone (Node:
@@ -271,7 +272,7 @@ impl Worker {
         message: &T,
         handle: impl Into<OwnedFd>,
     ) -> Result<()> {
-        self.core.send(message, vec![handle.into()])
+        self.shared.send(message, vec![handle.into()])
     }
 
     /// Sends a message with a duplicate of a socket, while the socket stays open here (Node:
@@ -284,13 +285,13 @@ impl Worker {
         message: &T,
         handle: &impl AsFd,
     ) -> Result<()> {
-        self.core.send(message, vec![duplicate(handle)?])
+        self.shared.send(message, vec![duplicate(handle)?])
     }
 
     /// Messages from the primary, those included that came before this call (Node loses them).
     #[must_use]
     pub fn messages(&self) -> Messages {
-        Messages { mailbox: Arc::clone(&self.core.messages) }
+        Messages { mailbox: Arc::clone(&self.shared.messages) }
     }
 
     /// Says what to do when the channel ends though neither side wanted to leave (Node:
@@ -299,7 +300,7 @@ impl Worker {
     /// what it has. The last call counts. The function runs on the thread that hears the primary;
     /// let it be short.
     pub fn on_disconnect(&self, handler: impl FnOnce() + Send + 'static) {
-        self.core.state().on_disconnect = Some(Box::new(handler));
+        self.shared.state().on_disconnect = Some(Box::new(handler));
     }
 
     /// Leaves (Node: `worker.disconnect()`): takes nothing new, serves what has been handed over,
@@ -308,27 +309,27 @@ impl Worker {
     /// The process goes on; it should end when this is complete. Do not wait for it on a thread
     /// that has connections to finish.
     pub fn disconnect(&self) -> Completion {
-        if !self.core.is_leaving() {
+        if !self.shared.is_leaving() {
             // Said first, since one with nothing to finish closes its channel at once. Saying it
             // twice does no harm, and a primary that is gone needs no telling.
-            let _ = self.core.say(&ToPrimary::Leaving, vec![]);
-            self.core.begin_to_leave(None);
+            let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
+            self.shared.begin_to_leave(None);
         }
-        self.core.left.clone()
+        self.shared.left.clone()
     }
 
     /// Complete when this worker has left, whoever wanted it to. To be waited for at the end of
     /// the program, so that connections in other threads are finished.
     pub fn disconnected(&self) -> Completion {
-        self.core.left.clone()
+        self.shared.left.clone()
     }
 
     /// Ends this process at once with code 0, as one that wanted to leave (Node: `worker.kill()` in
     /// the worker). Connections are cut.
     pub fn kill(&self) -> ! {
         let deadline = Instant::now() + LAST_WORD;
-        let _ = self.core.say(&ToPrimary::Leaving, vec![]);
-        let mut outgoing = self.core.outgoing();
+        let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
+        let mut outgoing = self.shared.outgoing();
         while outgoing.has_waiting() && Instant::now() < deadline {
             let mut one = [PollFd::new(outgoing.as_fd(), PollFlags::POLLOUT)];
             let _ = poll(&mut one, PollTimeout::from(100_u8));
@@ -341,27 +342,27 @@ impl Worker {
 }
 
 /// Makes a listener of what the primary has given, and tells it that this worker serves.
-fn serve(core: &Arc<Core>, grant: Grant) -> Result<Listener> {
+fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
     let Grant { listener: id, address, descriptor } = grant;
-    let gate = match (descriptor, &core.inbox) {
-        (Some(socket), _) => Gate::of_own(Socket::adopt_copy(socket, address.clone())),
-        (None, Some(inbox)) => Gate::at_inbox(inbox.as_fd()),
+    let queue = match (descriptor, &shared.inbox) {
+        (Some(socket), _) => AcceptQueue::of_own(Socket::adopt_copy(socket, address.clone())),
+        (None, Some(inbox)) => AcceptQueue::at_inbox(inbox.as_fd()),
         (None, None) => Err(shared::leaving()),
     };
-    let gate = Arc::new(gate.inspect_err(|_| core.give_up(id))?);
-    core.state().gates.insert(id, Arc::clone(&gate));
+    let queue = Arc::new(queue.inspect_err(|_| shared.give_up(id))?);
+    shared.state().queues.insert(id, Arc::clone(&queue));
     // The attendant leaves the inbox alone from now on; then there can be connections.
-    ring(&core.bell);
-    let listener = Listener::new(Arc::clone(core), gate, Some(id), address);
-    core.say(&ToPrimary::Serving { listener: id }, vec![])?;
+    shared.waker.wake();
+    let listener = Listener::new(Arc::clone(shared), queue, Some(id), address);
+    shared.say(&ToPrimary::Serving { listener: id }, vec![])?;
     Ok(listener)
 }
 
 /// The same for datagrams.
-fn receive(core: &Arc<Core>, grant: Grant) -> Result<Datagrams> {
+fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
     let socket = UdpSocket::from(grant.descriptor.ok_or_else(shared::leaving)?);
-    let datagrams = Datagrams::new(Arc::clone(core), socket, grant.listener);
-    core.say(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
+    let datagrams = Datagrams::new(Arc::clone(shared), socket, grant.listener);
+    shared.say(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
     Ok(datagrams)
 }
 

@@ -7,33 +7,33 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::task::{self, Context, Poll};
 use std::time::Duration;
 
+use crate::sys::waker::Waker;
 use nix::errno::Errno;
-use nix::sys::eventfd::EventFd;
 use serde::Serialize;
 
-use super::accept_queue::Gate;
+use super::accept_queue::AcceptQueue;
 use super::inbox::Inbox;
 use crate::cluster::completion::Completion;
-use crate::cluster::mailbox::{Mailbox, ring};
+use crate::cluster::mailbox::Mailbox;
 use crate::cluster::message::Message;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{Flushed, ListenOptions, Outgoing, Serialization, ToPrimary};
 use crate::protocol::latency::HandoffLatency;
-use crate::protocol::scoreboard::{Statistic, WorkerBoard};
+use crate::protocol::scoreboard::{Statistic, WorkerPage};
 use crate::sys::clock::monotonic_ns;
 
 /// Shared by a worker's handles, its listeners and connections, and its attendant.
 #[derive(Debug)]
-pub(crate) struct Core {
+pub(crate) struct Shared {
     pub(crate) id: WorkerId,
     pub(crate) serialization: Serialization,
     pub(crate) outgoing: Mutex<Outgoing>,
     /// Wakes the attendant.
-    pub(crate) bell: Arc<EventFd>,
+    pub(crate) waker: Arc<Waker>,
     pub(crate) books: Mutex<Books>,
     /// Where the primary's sockets arrive; without one, workers accept by themselves.
     pub(crate) inbox: Option<Inbox>,
@@ -52,9 +52,9 @@ pub(crate) struct Core {
 /// The counters that the primary sees.
 #[derive(Debug)]
 pub(crate) struct Books {
-    pub(crate) board: WorkerBoard,
+    pub(crate) page: WorkerPage,
     /// What wakes the primary's data path.
-    pub(crate) bell: OwnedFd,
+    pub(crate) waker: Waker,
     pub(crate) latency: HandoffLatency,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Books {
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// Nothing so far. The waker is that of the task that waits, if one does.
-    Awaited(Option<Waker>),
+    Awaited(Option<task::Waker>),
     /// This.
     Given(Result<Grant>),
 }
@@ -81,9 +81,9 @@ pub(crate) struct State {
     pub(crate) connected: bool,
     pub(crate) sequence: u32,
     pub(crate) answers: BTreeMap<u32, Answer>,
-    pub(crate) gates: BTreeMap<ListenerId, Arc<Gate>>,
+    pub(crate) queues: BTreeMap<ListenerId, Arc<AcceptQueue>>,
     /// Gates that the primary knows nothing of.
-    pub(crate) exclusive: Vec<Arc<Gate>>,
+    pub(crate) exclusive: Vec<Arc<AcceptQueue>>,
     pub(crate) grace: Option<Duration>,
     pub(crate) on_disconnect: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -92,19 +92,19 @@ impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
             .field("connected", &self.connected)
-            .field("gates", &self.gates.len())
+            .field("gates", &self.queues.len())
             .finish_non_exhaustive()
     }
 }
 
 impl State {
     /// Every gate that is open.
-    pub(crate) fn open_gates(&self) -> impl Iterator<Item = &Arc<Gate>> {
-        self.gates.values().chain(&self.exclusive).filter(|gate| !gate.is_closed())
+    pub(crate) fn open_queues(&self) -> impl Iterator<Item = &Arc<AcceptQueue>> {
+        self.queues.values().chain(&self.exclusive).filter(|queue| !queue.is_closed())
     }
 }
 
-impl Core {
+impl Shared {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds the worker's state")
     }
@@ -123,7 +123,7 @@ impl Core {
 
     /// Nobody takes anything out of the inbox.
     pub(crate) fn is_unattended(&self) -> bool {
-        self.state().gates.values().all(|gate| gate.is_closed())
+        self.state().queues.values().all(|queue| queue.is_closed())
     }
 
     /// Says something to the primary.
@@ -147,7 +147,7 @@ impl Core {
 
     fn sent(&self, flushed: Flushed) {
         if flushed != Flushed::Everything {
-            ring(&self.bell);
+            self.waker.wake();
         }
     }
 
@@ -157,20 +157,20 @@ impl Core {
         let now_ns = monotonic_ns();
         let mut books = self.books();
         books.latency.record(accepted_ns, now_ns);
-        books.board.add_claimed(1, now_ns);
+        books.page.add_claimed(1, now_ns);
         books.publish();
     }
 
     /// Counts a connection that the program has done with.
     pub(crate) fn finish(&self) {
         let mut books = self.books();
-        books.board.add_finished(1);
+        books.page.add_finished(1);
         books.publish();
         drop(books);
         // Ordered with `begin_to_leave`: one of the two sees what the other has done.
         self.open.fetch_sub(1, Ordering::SeqCst);
         if self.leaving.load(Ordering::SeqCst) {
-            ring(&self.bell);
+            self.waker.wake();
         }
     }
 
@@ -178,16 +178,16 @@ impl Core {
     pub(crate) fn lose(&self, count: usize) {
         let count = count as u64;
         let mut books = self.books();
-        books.board.add(Statistic::Truncated, count);
-        books.board.add_claimed(count, monotonic_ns());
-        books.board.add_finished(count);
+        books.page.add(Statistic::Truncated, count);
+        books.page.add_claimed(count, monotonic_ns());
+        books.page.add_finished(count);
         books.publish();
     }
 
     /// Answers a probe of the primary.
     pub(crate) fn answer_probe(&self) {
         let mut books = self.books();
-        books.board.answer_probe();
+        books.page.answer_probe();
         books.publish();
     }
 
@@ -276,7 +276,7 @@ impl Core {
 
     /// Has everybody look again who waits for something of the primary's.
     pub(crate) fn announce(&self, mut state: MutexGuard<'_, State>) {
-        let wakers: Vec<Waker> = state
+        let wakers: Vec<task::Waker> = state
             .answers
             .values_mut()
             .filter_map(|answer| match answer {
@@ -286,7 +286,7 @@ impl Core {
             .collect();
         drop(state);
         self.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(task::Waker::wake);
     }
 
     fn ensure_staying(&self, state: &State) -> Result<()> {
@@ -304,8 +304,8 @@ impl Core {
         }
         state.grace = grace;
         // Whoever accepts by itself takes what waits, and then sees the end.
-        state.open_gates().for_each(|gate| gate.kick());
-        ring(&self.bell);
+        state.open_queues().for_each(|queue| queue.kick());
+        self.waker.wake();
         self.announce(state);
     }
 }
@@ -313,9 +313,9 @@ impl Core {
 impl Books {
     /// Makes the counters visible, and rings if the primary has asked for it.
     fn publish(&mut self) {
-        if self.board.publish() {
+        if self.page.publish() {
             // A bell that is full is ringing already.
-            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+            self.waker.wake();
         }
     }
 }

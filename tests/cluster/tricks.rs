@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use clusterlb::{ListenOptions, Listener, Opening, Transport, Worker};
+use clusterlb::{ListenFuture, ListenOptions, Listener, Transport, Worker};
 use futures_core::Stream as _;
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +134,7 @@ fn await_address(worker: &Worker, address: &str) -> Reply {
 }
 
 fn ask_in_vain(worker: &Worker, address: &str, options: ListenOptions, patience: Duration) {
-    fn begin<T>(mut opening: Opening<T>, patience: Duration) {
+    fn begin<T>(mut opening: ListenFuture<T>, patience: Duration) {
         if !patience.is_zero() {
             // Somebody is to be woken when it is there, and does not come.
             let mut context = Context::from_waker(Waker::noop());

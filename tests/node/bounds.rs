@@ -75,7 +75,7 @@ fn what_a_worker_has_said_before_its_end_is_told_however_late() {
         let worker = &mut front.workers[flooder];
         let id = worker.id;
         eventually("its end", || worker.try_ended().then_some(()));
-        front.order(clusterlb::internals::dialect::node::bridge::Order::Cut { worker: id });
+        front.order(clusterlb::internals::dialect::node::bridge::BridgeRequest::Cut { worker: id });
         front.deaf = false;
         front.until("its channel to close", |front| front.workers[flooder].gone.is_some());
         let messages = &front.workers[flooder].messages;

@@ -11,23 +11,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clusterlb::Result;
-use clusterlb::internals::data_path::{self, Command, NewLink, Primary, Report, Totals};
+use clusterlb::internals::data_path::{self, ClusterCounts, Command, DataPath, NewLink, Report};
 use clusterlb::internals::dialect::node::bridge::{
-    Bridge, Lines, Newcomer, Notice, Notices, Order, Postage,
+    Bridge, BridgeRequest, Endpoints, NewNodeWorker, Notice, Notices, SendQuota,
 };
 use clusterlb::internals::dialect::node::codec::{
     Listening, Place, Query, SocketKind, SocketName, ToWorker,
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
-use clusterlb_protocol::scoreboard::PrimaryBoard;
-use clusterlb_schedule::SchedulerConfig;
+use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
+use clusterlb_schedule::{Policy, SchedulerConfig};
 use clusterlb_sys::fdpass;
 use clusterlb_sys::listener::{Listener, OpenOptions};
 use clusterlb_sys::process::{self, Ending, Launch, WorkerProcess};
+use clusterlb_sys::waker::Waker;
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -67,7 +67,7 @@ pub(crate) struct Worker {
     pub(crate) slot: Slot,
     process: WorkerProcess,
     serialization: Serialization,
-    pub(crate) postage: Postage,
+    pub(crate) postage: SendQuota,
     pub(crate) online: bool,
     pub(crate) listening: Vec<Listening>,
     pub(crate) left: Vec<ListenerId>,
@@ -98,9 +98,9 @@ impl Worker {
 pub(crate) struct Front {
     threads: Vec<JoinHandle<Result<()>>>,
     commands: Sender<Command>,
-    command_bell: Arc<EventFd>,
-    orders: Sender<Order>,
-    order_bell: Arc<EventFd>,
+    command_waker: Arc<Waker>,
+    requests: Sender<BridgeRequest>,
+    request_waker: Arc<Waker>,
     notices: Arc<Notices>,
     /// What the bridge tells is left where it is.
     pub(crate) deaf: bool,
@@ -115,14 +115,13 @@ pub(crate) struct Front {
     /// What has been asked for, in the order of the listeners that it was answered with.
     asked: Vec<String>,
     pub(crate) workers: Vec<Worker>,
-    pub(crate) totals: Totals,
+    pub(crate) totals: ClusterCounts,
     pub(crate) hangs: usize,
     folder: TempDir,
 }
 
-fn bell() -> Arc<EventFd> {
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    Arc::new(EventFd::from_flags(flags).expect("an eventfd"))
+fn waker() -> Arc<Waker> {
+    Arc::new(Waker::new().expect("an eventfd"))
 }
 
 impl Front {
@@ -150,32 +149,32 @@ impl Front {
         udp.set_nonblocking(true).expect("sockets can be non-blocking");
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
-        let (orders, orders_out) = channel();
-        let (command_bell, order_bell) = (bell(), bell());
-        let notices = Arc::new(Notices::new(bell(), Arc::clone(&order_bell)));
-        let to_data = primary::Lines {
+        let (requests, orders_out) = channel();
+        let (command_waker, request_waker) = (waker(), waker());
+        let notices = Arc::new(Notices::new(waker(), Arc::clone(&request_waker)));
+        let to_data = data_path::Endpoints {
             commands: commands_out,
             reports: reports_in,
-            bell: Arc::clone(&command_bell),
-            report_bell: bell(),
+            waker: Arc::clone(&command_waker),
+            report_waker: waker(),
         };
-        let to_bridge = Lines {
-            orders: orders_out,
-            order_bell: Arc::clone(&order_bell),
+        let to_bridge = Endpoints {
+            requests: orders_out,
+            request_waker: Arc::clone(&request_waker),
             notices: Arc::clone(&notices),
             commands: commands.clone(),
-            command_bell: Arc::clone(&command_bell),
+            command_waker: Arc::clone(&command_waker),
         };
         let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
-        let data = move || Primary::new(scheduling, 4, 511, to_data)?.run();
+        let data = move || DataPath::new(Policy::Rr, scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
         let front = Self {
             threads,
             commands,
-            command_bell,
-            orders,
-            order_bell,
+            command_waker,
+            requests,
+            request_waker,
             notices,
             deaf: false,
             reports,
@@ -185,7 +184,7 @@ impl Front {
             udp,
             asked: Vec::new(),
             workers: Vec::new(),
-            totals: Totals::default(),
+            totals: ClusterCounts::default(),
             hangs: 0,
             folder,
         };
@@ -198,12 +197,12 @@ impl Front {
 
     pub(crate) fn command(&self, command: Command) {
         self.commands.send(command).expect("the data path runs");
-        self.command_bell.write(1).expect("a bell can be rung");
+        self.command_waker.wake();
     }
 
-    pub(crate) fn order(&self, order: Order) {
-        self.orders.send(order).expect("the bridge runs");
-        self.order_bell.write(1).expect("a bell can be rung");
+    pub(crate) fn order(&self, order: BridgeRequest) {
+        self.requests.send(order).expect("the bridge runs");
+        self.request_waker.wake();
     }
 
     /// Sends a message to a worker's program. Tells whether there was room for it.
@@ -226,10 +225,10 @@ impl Front {
 
     fn post(&self, place: usize, message: ToWorker<'_>, socket: Option<OwnedFd>) -> bool {
         let Worker { id, serialization, postage, .. } = &self.workers[place];
-        let Some(parcel) = postage.parcel(message.frame(*serialization), socket) else {
+        let Some(message_out) = postage.message_out(message.frame(*serialization), socket) else {
             return false;
         };
-        self.order(Order::Send { worker: *id, parcel });
+        self.order(BridgeRequest::Send { worker: *id, message_out });
         true
     }
 
@@ -250,27 +249,30 @@ impl Front {
         let slot = Slot(u16::try_from(place).expect("few workers"));
         let (channel, theirs) = fdpass::stream_pair().expect("a pair");
         let (sender, receiver) = fdpass::packet_pair().expect("a pair");
-        fdpass::bound_send_buffer(sender.as_fd(), primary::CHANNEL_BYTES).expect("a bound");
+        fdpass::bound_send_buffer(sender.as_fd(), data_path::CHANNEL_BYTES).expect("a bound");
         let inbox = receiver.try_clone().expect("a duplicate");
-        let board = PrimaryBoard::create().expect("a page");
-        let page = board.as_fd().try_clone_to_owned().expect("a duplicate");
+        let primary_page = PrimaryPage::create().expect("a page");
+        let page = primary_page.as_fd().try_clone_to_owned().expect("a duplicate");
         let process = self.launch(setup, id, &theirs);
         drop(theirs);
-        self.command(Command::Attach { slot, link: NewLink { sender, receiver, board } });
-        let newcomer = Box::new(Newcomer {
+        self.command(Command::Attach {
+            slot,
+            link: NewLink { sender, receiver, page: primary_page },
+        });
+        let new_worker = Box::new(NewNodeWorker {
             channel,
             serialization: setup.serialization,
             window: setup.window,
             inbox,
-            board: page,
+            page,
         });
-        self.order(Order::Admit { worker: id, slot, newcomer });
+        self.order(BridgeRequest::Admit { worker: id, slot, new_worker });
         self.workers.push(Worker {
             id,
             slot,
             process,
             serialization: setup.serialization,
-            postage: Postage::default(),
+            postage: SendQuota::default(),
             online: false,
             listening: Vec::new(),
             left: Vec::new(),
@@ -344,7 +346,7 @@ impl Front {
             Notice::Online { worker } => self.worker(worker).online = true,
             Notice::Query { worker, query, request } => {
                 let (answer, socket) = self.find(&request);
-                self.order(Order::Answer { worker, query, answer, socket });
+                self.order(BridgeRequest::Answer { worker, query, answer, socket });
             }
             Notice::Listening { worker, listening } => {
                 self.worker(worker).listening.push(listening);
@@ -400,7 +402,7 @@ impl Front {
             if worker.try_ended() && worker.gone.is_some() && !worker.buried {
                 worker.buried = true;
                 let slot = worker.slot;
-                self.command(Command::Bury { slot });
+                self.command(Command::Reap { slot });
             }
         }
     }
@@ -408,8 +410,8 @@ impl Front {
     fn hear_reports(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Buried { slot, tally } => {
-                    assert_eq!((tally.unclaimed(), tally.in_flight()), (0, 0), "{slot:?}");
+                Report::Reaped { slot, counters } => {
+                    assert_eq!((counters.unclaimed(), counters.in_flight()), (0, 0), "{slot:?}");
                 }
                 Report::Hung { .. } => self.hangs += 1,
                 Report::Ended(totals) => self.totals = totals,
@@ -422,7 +424,7 @@ impl Front {
     pub(crate) fn disconnect(&mut self, place: usize) {
         let (worker, slot) = (self.workers[place].id, self.workers[place].slot);
         self.command(Command::Retire { slot });
-        self.order(Order::Disconnect { worker });
+        self.order(BridgeRequest::Disconnect { worker });
     }
 
     /// Waits until a worker has ended by itself, with this code.
@@ -434,8 +436,8 @@ impl Front {
     }
 
     /// Ends everything; no connection may have been dropped.
-    pub(crate) fn finish(mut self) -> Totals {
-        self.order(Order::End);
+    pub(crate) fn finish(mut self) -> ClusterCounts {
+        self.order(BridgeRequest::End);
         let bridge = self.threads.pop().expect("two threads were started");
         bridge.join().expect("no panic").expect("the bridge ends in order");
         // Workers without a channel leave by themselves; those that cannot are killed on drop.

@@ -1,4 +1,4 @@
-//! The primary as the model sees it: it drives the real [`Roster`] step by step as `src/primary`
+//! The primary as the model sees it: it drives the real [`Roster`] step by step as `src/data_path`
 //! does, with numbers for sockets. Changes there belong here too.
 
 use std::collections::VecDeque;

@@ -41,6 +41,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) workers: usize,
     pub(crate) listeners: u16,
+    pub(crate) policy: Policy,
     pub(crate) scheduling: SchedulerConfig,
     /// Messages that a channel holds.
     pub(crate) channel_messages: usize,
@@ -84,6 +85,7 @@ impl Plan {
             seed,
             workers,
             listeners,
+            policy: policy(&mut random),
             scheduling: scheduling(&mut random),
             channel_messages: if random.bool() { 80 } else { random.usize(1..6) },
             service,
@@ -118,6 +120,7 @@ impl Plan {
             seed,
             workers,
             listeners: 1,
+            policy: Policy::Rr,
             scheduling: SchedulerConfig::default(),
             channel_messages: 80,
             service,

@@ -1,4 +1,5 @@
-//! A worker as the model sees it: a loop that claims, serves and publishes, as `src/worker` does.
+//! A worker as the model sees it: a loop that claims, serves and publishes, as the built-in one
+//! (`src/command/server`) does.
 
 use clusterlb_schedule::Sample;
 

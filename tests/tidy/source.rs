@@ -69,14 +69,6 @@ impl Source {
         }
         found
     }
-
-    /// How many modules written out in this file enclose an offset.
-    pub(crate) fn modules_around(&self, offset: usize) -> usize {
-        let starts = self.words().filter(|(start, word)| *word == "mod" && *start < offset);
-        starts
-            .filter(|(start, _)| item_end(&self.code, *start).is_some_and(|(end, _)| offset < end))
-            .count()
-    }
 }
 
 fn is_word(byte: u8) -> bool {
@@ -106,7 +98,7 @@ fn item_end(code: &str, from: usize) -> Option<(usize, bool)> {
 }
 
 /// The offset behind the bracket that closes the one at `open`.
-pub(crate) fn closing(code: &str, open: usize) -> Option<usize> {
+fn closing(code: &str, open: usize) -> Option<usize> {
     let mut depth = 0_usize;
     for (place, byte) in code.bytes().enumerate().skip(open) {
         match byte {
@@ -262,8 +254,6 @@ fn test_parts_are_known() {
         ["a()", "b()", "c()", "mod d", "e()"].map(inside),
         [false, true, false, true, false]
     );
-    assert_eq!(source.modules_around(at("b()")), 1);
-    assert_eq!(source.modules_around(at("c()")), 0);
     for path in ["src/x/tests.rs", "src/x/tests/cases.rs", "tests/a.rs", "benches/b.rs"] {
         assert!(Source::new(path, "").is_test_file(), "{path}");
     }

@@ -1,6 +1,6 @@
 //! Rules on form: sizes, headers, left-overs, and words that belong in few places.
 
-use super::source::{Source, closing};
+use super::source::Source;
 use super::{Finding, hold, lines_found, rust_sources, sources_in};
 
 /// Longest line, in characters.
@@ -15,8 +15,8 @@ const FILE_LINES_WANTED: usize = 400;
 /// Words that mark unfinished work, put together here so that this file does not hold them.
 const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
 
-/// Where system calls are made.
-const SYSTEM_LAYERS: [&str; 2] = ["src/sys/", "loadtest/src/sys/"];
+/// The crates in which system calls end: the only ones whose roots may leave `unsafe` possible.
+const SYSTEM_CRATES: [&str; 2] = ["crates/sys/", "loadtest/"];
 
 fn without_header(source: &Source) -> Vec<Finding> {
     if source.text.starts_with("//!") {
@@ -63,29 +63,14 @@ fn long_files(source: &Source) -> Vec<Finding> {
     Vec::new()
 }
 
-fn stray_unsafe(source: &Source) -> Vec<Finding> {
-    if SYSTEM_LAYERS.iter().any(|layer| source.path.starts_with(layer)) {
+/// A crate whose compiler does not refuse `unsafe`.
+fn possible_unsafe(source: &Source) -> Vec<Finding> {
+    let is_root = ["src/lib.rs", "src/main.rs"].iter().any(|end| source.path.ends_with(end));
+    let is_system = SYSTEM_CRATES.iter().any(|place| source.path.starts_with(place));
+    if !is_root || is_system || source.code.contains("#![forbid(unsafe_code)]") {
         return Vec::new();
     }
-    let words = source.words().filter(|(_, word)| *word == "unsafe");
-    words.map(|(offset, _)| source.finding(offset, "`unsafe` outside the system layer")).collect()
-}
-
-fn stray_permission(source: &Source) -> Vec<Finding> {
-    if SYSTEM_LAYERS.iter().any(|layer| source.path == format!("{layer}mod.rs")) {
-        return Vec::new();
-    }
-    let mut found = Vec::new();
-    for level in ["allow(", "expect(", "warn("] {
-        for (offset, _) in source.code.match_indices(level) {
-            let open = offset + level.len() - 1;
-            let end = closing(&source.code, open).unwrap_or(source.code.len());
-            if source.code[open..end].contains("unsafe_code") {
-                found.push(source.finding(offset, "lifts the ban on `unsafe`"));
-            }
-        }
-    }
-    found
+    vec![source.finding(0, "does not forbid `unsafe`")]
 }
 
 fn unfinished(source: &Source) -> Vec<Finding> {
@@ -112,7 +97,7 @@ fn unwraps(source: &Source) -> Vec<Finding> {
 }
 
 /// Where a worker of a program ends that has lost its primary: as a library has no `main`.
-const LAST_RESORT: &str = "src/sys/process.rs";
+const LAST_RESORT: &str = "crates/sys/src/process.rs";
 
 fn early_exits(source: &Source) -> Vec<Finding> {
     if source.path.ends_with("src/main.rs") || source.path == LAST_RESORT {
@@ -153,20 +138,11 @@ fn files_have_one_subject() {
 
 #[test]
 fn unsafe_code_stays_in_the_system_layer() {
-    let reason = "whoever audits memory safety reads the system layer and nothing else";
-    hold(&rust_sources(), reason, stray_unsafe);
-    let text = "// unsafe\n#![deny(unsafe_code)]\nlet a = \"unsafe\";\nunsafe { b() }\n";
-    assert_eq!(lines_found(stray_unsafe, "src/x.rs", text), [4]);
-    assert_eq!(lines_found(stray_unsafe, "src/sys/x.rs", text), []);
-}
-
-#[test]
-fn one_file_a_crate_permits_unsafe_code() {
-    let reason = "the compiler keeps `unsafe` out as long as nobody lifts the ban";
-    hold(&rust_sources(), reason, stray_permission);
-    let text = "#![deny(unsafe_code)]\n#[allow(\n    unsafe_code,\n    reason = \"b\"\n)]\n";
-    assert_eq!(lines_found(stray_permission, "src/sys/x.rs", text), [2]);
-    assert_eq!(lines_found(stray_permission, "src/sys/mod.rs", text), []);
+    let reason = "an audit of memory safety reads the system layer only";
+    hold(&rust_sources(), reason, possible_unsafe);
+    assert_eq!(lines_found(possible_unsafe, "crates/x/src/lib.rs", "//! a\n"), [1]);
+    assert_eq!(lines_found(possible_unsafe, "src/main.rs", "#![forbid(unsafe_code)]\n"), []);
+    assert_eq!(lines_found(possible_unsafe, "crates/sys/src/lib.rs", "//! a\n"), []);
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
-use super::environment::Surroundings;
+use super::environment::Environment;
 use super::imbalance::unix_ms;
-use super::interrupt::{Attention, Halt};
+use super::interrupt::{Halt, Interrupt};
 use super::plan::Plan;
 use super::scenario::{Knobs, Scenario};
 use super::summary::Comparisons;
@@ -50,7 +50,7 @@ pub struct Report {
     /// The sizes.
     pub settings: Knobs,
     /// The surroundings.
-    pub environment: Surroundings,
+    pub environment: Environment,
     /// The servers.
     pub targets: Vec<Target>,
     /// The summaries, scenario by scenario.
@@ -122,14 +122,14 @@ impl Comparison {
     /// What was asked for shows nothing; no trial could be run at all.
     pub fn run(
         &self,
-        environment: Surroundings,
-        attention: &mut Attention,
+        environment: Environment,
+        interrupt: &mut Interrupt,
         progress: &mut dyn FnMut(usize, usize, &str),
     ) -> Result<(Report, Option<Signal>)> {
         self.check()?;
         let (started_unix_ms, begun) = (unix_ms(), Instant::now());
         let mut trials = Vec::new();
-        let signal = self.fill(&environment, &mut trials, attention, progress)?;
+        let signal = self.fill(&environment, &mut trials, interrupt, progress)?;
         let scenarios = self.scenarios.iter().map(|scenario| {
             let (targets, left_out) = self.admitted(*scenario);
             Comparisons::of(*scenario, &targets, left_out, &trials, &self.knobs)
@@ -153,9 +153,9 @@ impl Comparison {
 
     fn fill(
         &self,
-        environment: &Surroundings,
+        environment: &Environment,
         trials: &mut Vec<Outcome>,
-        attention: &mut Attention,
+        interrupt: &mut Interrupt,
         progress: &mut dyn FnMut(usize, usize, &str),
     ) -> Result<Option<Signal>> {
         let admitted = self.scenarios.iter().map(|scenario| self.admitted(*scenario).0.len());
@@ -170,7 +170,7 @@ impl Comparison {
                 let placement = &environment.placement;
                 let trial =
                     Trial { target, scenario: *scenario, repeat, knobs: &self.knobs, placement };
-                match Outcome::of(&trial, attention) {
+                match Outcome::of(&trial, interrupt) {
                     Ok(outcome) => trials.push(outcome),
                     Err(Halt::Interrupted(signal)) => return Ok(Some(signal)),
                     Err(Halt::Failed(error)) => return Err(error),

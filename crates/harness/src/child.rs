@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use super::interrupt::{Attention, Halt};
+use super::interrupt::{Halt, Interrupt};
 use crate::error::{Error, Result, errno_of};
 
 /// How often a process is looked at that says nothing.
@@ -88,14 +88,14 @@ impl Child {
     pub fn next_line(
         &mut self,
         within: Duration,
-        attention: &mut Attention,
+        interrupt: &mut Interrupt,
     ) -> std::result::Result<Option<String>, Halt> {
         let deadline = Instant::now() + within;
         loop {
             match self.output.recv_timeout(LOOK) {
                 Ok(line) => return Ok(Some(line)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => attention.check()?,
+                Err(RecvTimeoutError::Timeout) => interrupt.check()?,
             }
             if Instant::now() >= deadline {
                 return Err(self.failure(&format!("said nothing for {within:?}")).into());
@@ -118,13 +118,13 @@ impl Child {
     pub fn wait(
         &mut self,
         within: Duration,
-        attention: &mut Attention,
+        interrupt: &mut Interrupt,
         during: &mut dyn FnMut(Duration),
     ) -> std::result::Result<(), Halt> {
         let begun = Instant::now();
         while !self.has_ended() {
             during(begun.elapsed());
-            attention.sleep(LOOK)?;
+            interrupt.sleep(LOOK)?;
             if begun.elapsed() >= within {
                 return Err(self.failure(&format!("did not end within {within:?}")).into());
             }

@@ -28,7 +28,7 @@ const SYSCTLS: [&str; 7] = [
 
 /// The block that every report carries.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Surroundings {
+pub struct Environment {
     /// The command that measured, as it was typed.
     pub command: String,
     /// This program's version.
@@ -63,7 +63,7 @@ pub struct Surroundings {
     pub warnings: Vec<String>,
 }
 
-impl Surroundings {
+impl Environment {
     /// Looks around. To be called before anything is started.
     #[must_use]
     pub fn look(facts: &CpuFacts, placement: &Placement, targets: &[Target]) -> Self {
@@ -148,13 +148,13 @@ fn commit() -> String {
     if let Some(commit) = option_env!("CLUSTERLB_COMMIT") {
         return known(commit);
     }
-    let Some(folder) =
+    let Some(temp_dir) =
         std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()))
     else {
         return "unknown".to_owned();
     };
     let arguments = ["describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"];
-    let told = Command::new("git").arg("-C").arg(folder).args(arguments).output();
+    let told = Command::new("git").arg("-C").arg(temp_dir).args(arguments).output();
     let told = told.ok().filter(|told| told.status.success());
     known(&told.map_or_else(String::new, |told| String::from_utf8_lossy(&told.stdout).into_owned()))
 }
@@ -187,7 +187,7 @@ mod tests {
     fn warnings_begin_with_the_build() {
         let facts = CpuFacts { cpus: Vec::new(), quota_milli_cpus: Some(1500) };
         let placement = Placement { notes: vec!["Two.".into()], ..Placement::default() };
-        let found = Surroundings::look(&facts, &placement, &[]);
+        let found = Environment::look(&facts, &placement, &[]);
         let debug = usize::from(cfg!(debug_assertions));
         assert_eq!(found.warnings.len(), 2 + debug);
         assert!(found.warnings[debug + 1].contains("1.500 CPUs"));

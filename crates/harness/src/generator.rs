@@ -9,7 +9,7 @@ use loadtest::Report;
 use nix::sys::signal::Signal;
 
 use super::child::{Child, failure};
-use super::interrupt::{Attention, Halt};
+use super::interrupt::{Halt, Interrupt};
 use super::server::own_command;
 use crate::sys::cpu::format_cpu_list;
 
@@ -105,14 +105,14 @@ pub fn run(
     load: &Load,
     address: SocketAddr,
     cpus: &[usize],
-    attention: &mut Attention,
+    interrupt: &mut Interrupt,
     during: &mut dyn FnMut(Duration),
 ) -> Result<Report, Halt> {
     let mut command = own_command()?;
     command.arg("load").args(load.arguments(cpus)).arg(address.to_string());
     let mut child = Child::start("the load generator", &mut command)?;
     let within = load.duration.unwrap_or_default() + load.timeout + MARGIN;
-    child.wait(within, attention, during)?;
+    child.wait(within, interrupt, during)?;
     let ended = child.end(Signal::SIGINT, END_WITHIN);
     serde_json::from_str(&ended.lines.join("\n"))
         .map_err(|_| failure("the load generator", "gave no report", &ended.complaints).into())

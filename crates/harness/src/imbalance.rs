@@ -10,9 +10,9 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::balance::Balance;
-use super::environment::Surroundings;
+use super::environment::Environment;
 use super::generator;
-use super::interrupt::{Attention, Halt};
+use super::interrupt::{Halt, Interrupt};
 use super::matrix::{Case, Cell, Extent, Run};
 use super::placement::Placement;
 use super::server::{Server, Setup};
@@ -60,7 +60,7 @@ pub struct Report {
     /// How often each cell was to be run.
     pub repeats: usize,
     /// The surroundings.
-    pub environment: Surroundings,
+    pub environment: Environment,
     /// The rows, in order.
     pub targets: Vec<Target>,
     /// The columns, in order.
@@ -98,8 +98,8 @@ pub fn unix_ms() -> u64 {
 /// No mechanism could be run at all.
 pub fn run(
     plan: &Plan,
-    environment: Surroundings,
-    attention: &mut Attention,
+    environment: Environment,
+    interrupt: &mut Interrupt,
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> Result<(Report, Option<Signal>)> {
     let (started_unix_ms, begun) = (unix_ms(), std::time::Instant::now());
@@ -120,7 +120,7 @@ pub fn run(
         called_out_above: super::matrix::SHARE_CALLED_OUT,
         words: Vec::new(),
     };
-    let signal = fill(plan, &placement, &mut report.cells, attention, progress)?;
+    let signal = fill(plan, &placement, &mut report.cells, interrupt, progress)?;
     report.interrupted = signal.is_some();
     report.took_s = begun.elapsed().as_secs_f64();
     report.words = super::explain::of_matrix(&report);
@@ -137,7 +137,7 @@ fn fill(
     plan: &Plan,
     placement: &Placement,
     cells: &mut [Cell],
-    attention: &mut Attention,
+    interrupt: &mut Interrupt,
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> Result<Option<Signal>> {
     let (rows, columns) = (plan.targets.len(), plan.cases.len());
@@ -150,7 +150,7 @@ fn fill(
         let (target, case) = (plan.targets[row], &plan.cases[column]);
         progress(number, all, &format!("{target}, {}", case.name));
         let cell = &mut cells[row * columns + column];
-        match one(plan, placement, target, case, repeat, attention) {
+        match one(plan, placement, target, case, repeat, interrupt) {
             Ok(run) => cell.enter(run, plan.seed),
             Err(Halt::Interrupted(signal)) => return Ok(Some(signal)),
             Err(Halt::Failed(error)) => {
@@ -172,7 +172,7 @@ fn one(
     target: Target,
     case: &Case,
     repeat: usize,
-    attention: &mut Attention,
+    interrupt: &mut Interrupt,
 ) -> std::result::Result<Run, Halt> {
     let setup = Setup {
         workers: plan.workers,
@@ -180,11 +180,11 @@ fn one(
         work: case.work.clone(),
         seed: plan.seed + repeat as u64,
     };
-    let server = Server::start(target, &setup, attention)?;
+    let server = Server::start(target, &setup, interrupt)?;
     let mut during = |_: Duration| ();
     let load = case.load();
     let loaded =
-        generator::run(&load, server.address, &placement.load_cpus, attention, &mut during);
+        generator::run(&load, server.address, &placement.load_cpus, interrupt, &mut during);
     let books = server.end();
     let (loaded, books) = (loaded?, books?);
     let lost = |why: &str| {

@@ -73,10 +73,10 @@ impl Watch {
 
 /// How many descriptors a process has; nothing if it is gone.
 fn descriptors(pid: u32) -> Option<u64> {
-    let folder = format!("/proc/{pid}/fd");
-    match fs::metadata(&folder).ok()?.len() {
+    let temp_dir = format!("/proc/{pid}/fd");
+    match fs::metadata(&temp_dir).ok()?.len() {
         // Before Linux 6.2 the folder has no size, and its entries have to be counted.
-        0 => Some(fs::read_dir(&folder).ok()?.count() as u64),
+        0 => Some(fs::read_dir(&temp_dir).ok()?.count() as u64),
         count => Some(count),
     }
 }

@@ -29,12 +29,12 @@ impl From<Error> for Halt {
 
 /// Listens for signals that end a measurement.
 #[derive(Debug)]
-pub struct Attention {
+pub struct Interrupt {
     signals: Signals,
     arrived: Option<Signal>,
 }
 
-impl Attention {
+impl Interrupt {
     /// Listens from now on. To be called before anything is started.
     ///
     /// # Errors

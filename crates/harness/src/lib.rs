@@ -2,8 +2,8 @@
 //!
 //! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
 //! passed in: [`balance`], [`budget`], [`interval`], [`plan`], [`queueing`], [`target`],
-//! [`placement`], [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`summary`], [`work`],
-//! [`chart`] and [`report`].
+//! [`placement`], [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`summary`],
+//! [`work`], [`chart`] and [`report`].
 //!
 //! Running servers and the load generator, all of them processes of their own: [`interrupt`],
 //! [`child`], [`server`], [`generator`], [`usage`], [`in_flight`], [`environment`], [`imbalance`],

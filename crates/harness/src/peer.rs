@@ -30,7 +30,7 @@ pub struct PeerPlan<'a> {
     /// What a request costs; a constant or a mix.
     pub work: Option<&'a Work>,
     /// A private folder.
-    pub folder: &'a str,
+    pub temp_dir: &'a str,
 }
 
 /// Weights and times of a constant or a mix, in nanoseconds.
@@ -64,7 +64,7 @@ pub fn node_options(plan: &PeerPlan<'_>, primary_accepts: bool) -> Value {
 /// nginx's configuration.
 #[must_use]
 pub fn nginx_configuration(plan: &PeerPlan<'_>, reuseport: bool) -> String {
-    let PeerPlan { workers, port, folder, .. } = plan;
+    let PeerPlan { workers, port, temp_dir, .. } = plan;
     let mut text = String::new();
     if plan.work.is_some() {
         let _ = writeln!(text, "load_module {NGINX_ECHO_MODULE};");
@@ -81,17 +81,17 @@ pub fn nginx_configuration(plan: &PeerPlan<'_>, reuseport: bool) -> String {
         "worker_processes {workers};\n\
          worker_cpu_affinity {};\n\
          daemon off;\n\
-         pid {folder}/nginx.pid;\n\
+         pid {temp_dir}/nginx.pid;\n\
          error_log stderr warn;\n\
          events {{ worker_connections {CONNECTIONS_MAX}; }}\n\
          http {{\n\
          access_log off;\n\
          keepalive_requests 1000000000;\n\
-         client_body_temp_path {folder}/body;\n\
-         proxy_temp_path {folder}/proxy;\n\
-         fastcgi_temp_path {folder}/fastcgi;\n\
-         uwsgi_temp_path {folder}/uwsgi;\n\
-         scgi_temp_path {folder}/scgi;\n\
+         client_body_temp_path {temp_dir}/body;\n\
+         proxy_temp_path {temp_dir}/proxy;\n\
+         fastcgi_temp_path {temp_dir}/fastcgi;\n\
+         uwsgi_temp_path {temp_dir}/uwsgi;\n\
+         scgi_temp_path {temp_dir}/scgi;\n\
          default_type text/plain;\n\
          {chance}\
          server {{\n\
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     fn plan<'a>(work: Option<&'a Work>, cpus: &'a [usize]) -> PeerPlan<'a> {
-        PeerPlan { workers: 3, cpus, port: 8123, work, folder: "/somewhere" }
+        PeerPlan { workers: 3, cpus, port: 8123, work, temp_dir: "/somewhere" }
     }
 
     #[test]

@@ -18,10 +18,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::child::{Child, failure};
-use super::interrupt::{Attention, Halt};
+use super::interrupt::{Halt, Interrupt};
 use super::peer::{self, PeerPlan};
 use super::target::{NODE_MARK, Peer, Target};
-use super::temp_dir::Folder;
+use super::temp_dir::TempDir;
 use super::usage;
 use crate::error::{Error, Result, errno_of};
 use crate::work::Work;
@@ -58,7 +58,7 @@ pub struct Server {
     name: String,
     child: Child,
     /// Kept until the server has ended.
-    folder: Option<Folder>,
+    temp_dir: Option<TempDir>,
 }
 
 /// What a server counted.
@@ -78,18 +78,18 @@ impl Server {
     pub fn start(
         target: Target,
         setup: &Setup,
-        attention: &mut Attention,
+        interrupt: &mut Interrupt,
     ) -> std::result::Result<Self, Halt> {
-        attention.check()?;
+        interrupt.check()?;
         match target {
-            Target::Own { .. } => own(target, setup, attention),
+            Target::Own { .. } => own(target, setup, interrupt),
             Target::Peer(peer @ Peer::Node { primary_accepts }) => {
-                let folder = Folder::new()?;
+                let temp_dir = TempDir::new()?;
                 let mut command = Command::new(peer.program());
-                command.args(node_arguments(&folder, setup, primary_accepts)?);
+                command.args(node_arguments(&temp_dir, setup, primary_accepts)?);
                 let child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
-                let mut server = until_told(target, child, attention)?;
-                server.folder = Some(folder);
+                let mut server = until_told(target, child, interrupt)?;
+                server.temp_dir = Some(temp_dir);
                 server.pin_workers(&setup.cpus);
                 Ok(server)
             }
@@ -98,7 +98,7 @@ impl Server {
                 let mut tried = 1;
                 loop {
                     let again = tried < PORTS_TRIED_MAX && Instant::now() < deadline;
-                    match silent(peer, setup, deadline, attention) {
+                    match silent(peer, setup, deadline, interrupt) {
                         Err(Halt::Failed(_)) if again => tried += 1,
                         result => return result,
                     }
@@ -133,27 +133,31 @@ impl Server {
     /// # Errors
     /// It had ended before, or ended otherwise than it should.
     pub fn end(self) -> Result<Books> {
-        let Self { child, name, workers, folder, .. } = self;
+        let Self { child, name, workers, temp_dir, .. } = self;
         let early = child.has_ended();
         let ended = child.end(Signal::SIGTERM, END_WITHIN);
         if early || ended.forced {
             let what = if early { "ended too early" } else { "did not end when asked to" };
             return Err(failure(&name, what, &ended.complaints));
         }
-        drop(folder);
+        drop(temp_dir);
         Ok(books(&ended.lines, workers.len()))
     }
 }
 
-fn plan<'a>(setup: &'a Setup, folder: &'a str) -> PeerPlan<'a> {
+fn plan<'a>(setup: &'a Setup, temp_dir: &'a str) -> PeerPlan<'a> {
     let Setup { workers, cpus, work, .. } = setup;
-    PeerPlan { workers: *workers, cpus, port: 0, work: work.as_ref(), folder }
+    PeerPlan { workers: *workers, cpus, port: 0, work: work.as_ref(), temp_dir }
 }
 
 /// The script for Node, written into a folder, and its options.
-fn node_arguments(folder: &Folder, setup: &Setup, primary_accepts: bool) -> Result<[OsString; 2]> {
+fn node_arguments(
+    temp_dir: &TempDir,
+    setup: &Setup,
+    primary_accepts: bool,
+) -> Result<[OsString; 2]> {
     let options = peer::node_options(&plan(setup, ""), primary_accepts).to_string();
-    let script = folder.write("node-cluster.js", peer::NODE_SCRIPT)?;
+    let script = temp_dir.write("node-cluster.js", peer::NODE_SCRIPT)?;
     Ok([script.into(), options.into()])
 }
 
@@ -182,24 +186,24 @@ fn own_arguments(target: Target, setup: &Setup) -> Vec<String> {
 fn own(
     target: Target,
     setup: &Setup,
-    attention: &mut Attention,
+    interrupt: &mut Interrupt,
 ) -> std::result::Result<Server, Halt> {
     let mut command = own_command()?;
     command.args(own_arguments(target, setup));
-    let folder = if let Some(peer) = target.requires() {
-        let folder = Folder::new()?;
-        let script = node_arguments(&folder, setup, true)?;
+    let temp_dir = if let Some(peer) = target.requires() {
+        let temp_dir = TempDir::new()?;
+        let script = node_arguments(&temp_dir, setup, true)?;
         command.arg("--").arg(peer.program()).args(script);
-        Some(folder)
+        Some(temp_dir)
     } else {
         None
     };
     let child = start_on(&setup.cpus, &format!("clusterlb {target}"), &mut command)?;
-    let mut server = until_told(target, child, attention)?;
-    server.folder = folder;
+    let mut server = until_told(target, child, interrupt)?;
+    server.temp_dir = temp_dir;
     let mut online = Vec::new();
     while online.len() < setup.workers {
-        let line = server.child.next_line(START_WITHIN, attention)?;
+        let line = server.child.next_line(START_WITHIN, interrupt)?;
         let Some(line) = line else {
             return Err(server.child.failure("ended before its workers ran").into());
         };
@@ -252,10 +256,10 @@ struct Told {
 fn until_told(
     target: Target,
     mut child: Child,
-    attention: &mut Attention,
+    interrupt: &mut Interrupt,
 ) -> std::result::Result<Server, Halt> {
     loop {
-        let Some(line) = child.next_line(START_WITHIN, attention)? else {
+        let Some(line) = child.next_line(START_WITHIN, interrupt)? else {
             return Err(child.failure("ended before it served").into());
         };
         let Ok(Told { event, address: Some(address), workers, .. }) = serde_json::from_str(&line)
@@ -266,7 +270,7 @@ fn until_told(
             let listed = workers.as_ref().and_then(Value::as_array).into_iter().flatten();
             let workers = listed.filter_map(|pid| u32::try_from(pid.as_u64()?).ok()).collect();
             let name = target.to_string();
-            return Ok(Server { address, workers, name, child, folder: None });
+            return Ok(Server { address, workers, name, child, temp_dir: None });
         }
     }
 }
@@ -277,21 +281,21 @@ fn silent(
     peer: Peer,
     setup: &Setup,
     deadline: Instant,
-    attention: &mut Attention,
+    interrupt: &mut Interrupt,
 ) -> std::result::Result<Server, Halt> {
-    let folder = Folder::new()?;
+    let temp_dir = TempDir::new()?;
     let address = free_address()?;
-    let path = folder.path.to_string_lossy().into_owned();
+    let path = temp_dir.path.to_string_lossy().into_owned();
     let plan = PeerPlan { port: address.port(), ..plan(setup, &path) };
     let mut command = Command::new(peer.program());
     match peer {
         Peer::Nginx { reuseport } => {
             let text = peer::nginx_configuration(&plan, reuseport);
-            let file = folder.write("nginx.conf", &text)?;
-            command.arg("-p").arg(&folder.path).args(["-e", "stderr", "-c"]).arg(file);
+            let file = temp_dir.write("nginx.conf", &text)?;
+            command.arg("-p").arg(&temp_dir.path).args(["-e", "stderr", "-c"]).arg(file);
         }
         Peer::Haproxy | Peer::Node { .. } => {
-            let file = folder.write("haproxy.cfg", &peer::haproxy_configuration(&plan))?;
+            let file = temp_dir.write("haproxy.cfg", &peer::haproxy_configuration(&plan))?;
             command.args(["-db", "-f"]).arg(file);
         }
     }
@@ -309,10 +313,10 @@ fn silent(
         if serves && workers.len() >= workers_wanted {
             break workers;
         }
-        attention.sleep(Duration::from_millis(10))?;
+        interrupt.sleep(Duration::from_millis(10))?;
     };
     let name = target.to_string();
-    Ok(Server { address, workers, name, child, folder: Some(folder) })
+    Ok(Server { address, workers, name, child, temp_dir: Some(temp_dir) })
 }
 
 /// A port that nobody uses right now.
@@ -391,7 +395,7 @@ fn connections(worker: &Value) -> u64 {
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let mut places = std::env::split_paths(&path).map(|folder| folder.join(name));
+    let mut places = std::env::split_paths(&path).map(|temp_dir| temp_dir.join(name));
     places.find(|place| is_program(place))
 }
 
@@ -455,10 +459,10 @@ mod tests {
 
     #[test]
     fn folders_go_with_their_owner() {
-        let folder = Folder::new().expect("a folder");
-        let file = folder.write("a", "text").expect("a file");
+        let temp_dir = TempDir::new().expect("a folder");
+        let file = temp_dir.write("a", "text").expect("a file");
         assert!(file.exists());
-        drop(folder);
+        drop(temp_dir);
         assert!(!file.exists());
     }
 

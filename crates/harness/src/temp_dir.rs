@@ -11,13 +11,13 @@ use crate::error::{Error, Result, errno_of};
 
 /// A private folder, removed when it is dropped.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct TempDir {
     pub(super) path: PathBuf,
 }
 
 static FOLDERS: AtomicU32 = AtomicU32::new(0);
 
-impl Folder {
+impl TempDir {
     pub(super) fn new() -> Result<Self> {
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let name = format!("clusterlb-bench-{}-{number}", std::process::id());
@@ -38,7 +38,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempDir {
     fn drop(&mut self) {
         // What cannot be removed is a few small files in a temporary folder.
         let _ = fs::remove_dir_all(&self.path);
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn it_goes_with_all_that_is_in_it() {
-        let (one, other) = (Folder::new().expect("a folder"), Folder::new().expect("another"));
+        let (one, other) = (TempDir::new().expect("a folder"), TempDir::new().expect("another"));
         assert_ne!(one.path, other.path);
         let file = one.write("a.conf", "text").expect("a file");
         assert_eq!(fs::read_to_string(&file).ok().as_deref(), Some("text"));

@@ -16,7 +16,7 @@ use super::balance::Balance;
 use super::generator::{self, Load};
 use super::imbalance::unix_ms;
 use super::in_flight::{InFlight, Watch};
-use super::interrupt::{Attention, Halt};
+use super::interrupt::{Halt, Interrupt};
 use super::placement::Placement;
 use super::scenario::{Fault, Knobs, Scenario};
 use super::server::{Books, Server, Setup};
@@ -136,7 +136,7 @@ impl Trial<'_> {
     ///
     /// # Errors
     /// A signal; a server or generator that does not run at all.
-    pub fn run(&self, attention: &mut Attention) -> std::result::Result<Record, Halt> {
+    pub fn run(&self, interrupt: &mut Interrupt) -> std::result::Result<Record, Halt> {
         let Self { target, scenario, repeat, knobs, placement } = *self;
         let setup = Setup {
             workers: knobs.workers,
@@ -144,20 +144,20 @@ impl Trial<'_> {
             work: scenario.work(),
             seed: knobs.seed.wrapping_add(repeat as u64),
         };
-        let server = Server::start(target, &setup, attention)?;
+        let server = Server::start(target, &setup, interrupt)?;
         let warm_up = scenario.warm_up(knobs, repeat);
         let compile = warm_up.as_ref().and_then(|_| compile(target, knobs));
         for load in compile.iter().chain(&warm_up) {
             let cpus = &placement.load_cpus;
-            generator::run(load, server.address, cpus, attention, &mut |_| ())?;
-            attention.sleep(SETTLE)?;
+            generator::run(load, server.address, cpus, interrupt, &mut |_| ())?;
+            interrupt.sleep(SETTLE)?;
         }
         let mut saboteur = Saboteur::new(scenario.fault(knobs), &server);
         let before = Usage::of_tree(server.root());
         let load = scenario.load(knobs, repeat);
         let cpus = &placement.load_cpus;
         let mut watch = Watch::new(&server.workers, server.root());
-        let loaded = generator::run(&load, server.address, cpus, attention, &mut |now| {
+        let loaded = generator::run(&load, server.address, cpus, interrupt, &mut |now| {
             saboteur.act(now);
             watch.look(now);
         })?;
@@ -347,9 +347,9 @@ impl Outcome {
     ///
     /// # Errors
     /// [`Halt::Interrupted`] only.
-    pub fn of(trial: &Trial<'_>, attention: &mut Attention) -> std::result::Result<Self, Halt> {
+    pub fn of(trial: &Trial<'_>, interrupt: &mut Interrupt) -> std::result::Result<Self, Halt> {
         let started_unix_ms = unix_ms();
-        let result: Result<Record> = match trial.run(attention) {
+        let result: Result<Record> = match trial.run(interrupt) {
             Ok(record) => Ok(record),
             Err(Halt::Failed(error)) => Err(error),
             Err(halt) => return Err(halt),

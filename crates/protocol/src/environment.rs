@@ -9,6 +9,7 @@ use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::WorkerId;
 use crate::sys::process;
+use crate::sys::waker::Waker;
 
 /// The worker's id; its presence makes a process a worker (Node's `NODE_UNIQUE_ID`).
 pub const ID: &str = "CLUSTERLB_WORKER_ID";
@@ -17,7 +18,7 @@ pub const CONTROL: &str = "CLUSTERLB_CONTROL_FD";
 /// The number of the load board's descriptor.
 pub const BOARD: &str = "CLUSTERLB_BOARD_FD";
 /// The number of the descriptor that wakes the primary (`eventfd(2)`).
-pub const BELL: &str = "CLUSTERLB_BELL_FD";
+pub const WAKER: &str = "CLUSTERLB_BELL_FD";
 /// The number of the inbox's descriptor; absent when the worker accepts by itself.
 pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 /// The CPU that the worker shall run on; absent when it is not pinned.
@@ -36,9 +37,9 @@ pub struct Inheritance {
     /// Its control channel.
     pub control: OwnedFd,
     /// Its load board.
-    pub board: OwnedFd,
+    pub page: OwnedFd,
     /// The primary's bell.
-    pub bell: OwnedFd,
+    pub waker: Waker,
     /// Its inbox, when the primary hands over connections.
     pub inbox: Option<OwnedFd>,
     /// The CPU to run on.
@@ -63,8 +64,8 @@ impl Inheritance {
         Ok(Self {
             id: WorkerId(number(ID)?.ok_or_else(|| missing(ID))?),
             control: descriptor(CONTROL)?.ok_or_else(|| missing(CONTROL))?,
-            board: descriptor(BOARD)?.ok_or_else(|| missing(BOARD))?,
-            bell: descriptor(BELL)?.ok_or_else(|| missing(BELL))?,
+            page: descriptor(BOARD)?.ok_or_else(|| missing(BOARD))?,
+            waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
             serialization: std::env::var(SERIALIZATION)

@@ -18,7 +18,7 @@ const VERSION: u64 = 1;
 
 const HEADER: usize = 0;
 const PRIMARY: usize = 1;
-const BELL: usize = 2;
+const WAKER: usize = 2;
 const WORKER: usize = 3;
 const STATISTICS: usize = 4;
 const PROGRAM: usize = 5;
@@ -68,7 +68,7 @@ pub enum Statistic {
 
 /// Counters of a worker as the primary sees them at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Counters {
     /// Sockets given to the worker; under `none`, sockets that it accepted itself.
     pub assigned: u64,
     /// Of these, the ones that it accepted itself.
@@ -81,7 +81,7 @@ pub struct Tally {
     pub finished: u64,
 }
 
-impl Tally {
+impl Counters {
     /// Sockets given and neither finished nor taken back.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
@@ -97,7 +97,7 @@ impl Tally {
 
 /// The primary's side of a worker's page.
 #[derive(Debug)]
-pub struct PrimaryBoard {
+pub struct PrimaryPage {
     page: SharedPage,
     assigned: u64,
     returned: u64,
@@ -119,7 +119,7 @@ pub enum Wake {
 
 /// The worker's side of its page.
 #[derive(Debug)]
-pub struct WorkerBoard {
+pub struct WorkerPage {
     page: SharedPage,
     claimed: u64,
     finished: u64,
@@ -131,11 +131,11 @@ pub struct WorkerBoard {
 
 /// A third party's view of a page: everything can be read, nothing written.
 #[derive(Debug)]
-pub struct BoardView {
+pub struct PageView {
     page: SharedPage,
 }
 
-impl PrimaryBoard {
+impl PrimaryPage {
     /// A new page for a new worker.
     ///
     /// # Errors
@@ -151,12 +151,12 @@ impl PrimaryBoard {
     ///
     /// # Errors
     /// Too little memory or too few descriptors.
-    pub fn view(&self) -> Result<BoardView> {
+    pub fn view(&self) -> Result<PageView> {
         let memory = self.page.as_fd().try_clone_to_owned();
         let memory = memory.map_err(|error| {
             Error::system("duplicate a page of counters", crate::error::errno_of(&error))
         })?;
-        Ok(BoardView { page: SharedPage::open(memory)? })
+        Ok(PageView { page: SharedPage::open(memory)? })
     }
 
     /// Counts sockets given to the worker. Called when the choice is made, not when the message
@@ -178,8 +178,8 @@ impl PrimaryBoard {
             return;
         }
         self.wake = wake;
-        self.page.word(BELL, 0).store(wake as u64, Ordering::Relaxed);
-        // Pairs with the fence in `WorkerBoard::publish`: either the worker sees the request, or
+        self.page.word(WAKER, 0).store(wake as u64, Ordering::Relaxed);
+        // Pairs with the fence in `WorkerPage::publish`: either the worker sees the request, or
         // the counters that the primary reads next include what the worker has just published.
         // `tests/wake_up.rs` mirrors both halves and explores every interleaving of them.
         fence(Ordering::SeqCst);
@@ -202,11 +202,11 @@ impl PrimaryBoard {
 
     /// The counters now, with the worker's claims cut to what is possible.
     #[must_use]
-    pub fn tally(&self) -> Tally {
+    pub fn counters(&self) -> Counters {
         let given = self.assigned - self.returned;
         let claimed = claimed(&self.page).min(given);
         let finished = finished(&self.page).min(given);
-        Tally { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
+        Counters { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
     }
 
     /// Whether the program behind this page receives from its inbox by itself, and so one
@@ -217,13 +217,13 @@ impl PrimaryBoard {
     }
 }
 
-impl AsFd for PrimaryBoard {
+impl AsFd for PrimaryPage {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.page.as_fd()
     }
 }
 
-impl WorkerBoard {
+impl WorkerPage {
     /// Maps the page that the primary passed.
     ///
     /// # Errors
@@ -303,7 +303,7 @@ impl WorkerBoard {
     /// Whether the primary waits for the counters: it holds connections that nobody had room for.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
-        self.page.word(BELL, 0).load(Ordering::Relaxed) == Wake::Always as u64
+        self.page.word(WAKER, 0).load(Ordering::Relaxed) == Wake::Always as u64
     }
 
     /// Makes the counters visible. Tells whether the primary has asked to be rung for this.
@@ -312,28 +312,28 @@ impl WorkerBoard {
         self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
         self.page.word(WORKER, FINISHED).store(self.finished, Ordering::Release);
         self.page.word(WORKER, PROBES).store(self.probes, Ordering::Release);
-        // Pairs with the fence in `PrimaryBoard::set_wake`.
+        // Pairs with the fence in `PrimaryPage::set_wake`.
         fence(Ordering::SeqCst);
-        let asked = self.page.word(BELL, 0).load(Ordering::Relaxed);
+        let asked = self.page.word(WAKER, 0).load(Ordering::Relaxed);
         let probed = std::mem::take(&mut self.probed);
         asked == Wake::Always as u64 || (asked == Wake::Probe as u64 && probed)
     }
 }
 
-impl BoardView {
+impl PageView {
     /// The counters now. For a worker that accepts by itself, what it claimed was assigned.
     #[must_use]
-    pub fn tally(&self, accepts_itself: bool) -> Tally {
+    pub fn counters(&self, accepts_itself: bool) -> Counters {
         let claimed = claimed(&self.page);
         let finished = finished(&self.page);
         if accepts_itself {
-            return Tally { assigned: claimed, own: claimed, returned: 0, claimed, finished };
+            return Counters { assigned: claimed, own: claimed, returned: 0, claimed, finished };
         }
         let assigned = read(self.page.word(PRIMARY, ASSIGNED));
         let returned = read(self.page.word(PRIMARY, RETURNED)).min(assigned);
         let given = assigned - returned;
         let (claimed, finished) = (claimed.min(given), finished.min(given));
-        Tally { assigned, own: 0, returned, claimed, finished }
+        Counters { assigned, own: 0, returned, claimed, finished }
     }
 
     /// One of the other counts.
@@ -367,10 +367,10 @@ fn read(word: &AtomicU64) -> u64 {
 mod tests {
     use super::*;
 
-    fn pair() -> (PrimaryBoard, WorkerBoard) {
-        let primary = PrimaryBoard::create().expect("a page");
+    fn pair() -> (PrimaryPage, WorkerPage) {
+        let primary = PrimaryPage::create().expect("a page");
         let memory = primary.as_fd().try_clone_to_owned().expect("a duplicate");
-        (primary, WorkerBoard::open(memory).expect("the same version"))
+        (primary, WorkerPage::open(memory).expect("the same version"))
     }
 
     #[test]
@@ -381,9 +381,9 @@ mod tests {
         worker.add_claimed(3, 7);
         worker.add_finished(1);
         assert!(!worker.publish());
-        let tally = primary.tally();
-        assert_eq!((tally.in_flight(), tally.unclaimed()), (3, 1));
-        assert_eq!(primary.view().expect("a view").tally(false), tally);
+        let counters = primary.counters();
+        assert_eq!((counters.in_flight(), counters.unclaimed()), (3, 1));
+        assert_eq!(primary.view().expect("a view").counters(false), counters);
     }
 
     #[test]
@@ -393,7 +393,7 @@ mod tests {
         worker.add_claimed(1_000, 7);
         worker.add_finished(1_000);
         let _ = worker.publish();
-        assert_eq!(primary.tally().in_flight(), 0);
+        assert_eq!(primary.counters().in_flight(), 0);
     }
 
     #[test]
@@ -426,12 +426,16 @@ mod tests {
         worker.take_off_refused(1);
         let _ = worker.publish();
         primary.add_returned(1);
-        assert_eq!(primary.tally().finished, 0, "the report of the refused one is still to come");
+        assert_eq!(
+            primary.counters().finished,
+            0,
+            "the report of the refused one is still to come"
+        );
         program.word(PROGRAM, ENDED).store(2, Ordering::Relaxed);
         program.word(PROGRAM, MOVED).store(9, Ordering::Relaxed);
-        assert_eq!((primary.tally().finished, primary.tally().in_flight()), (1, 1));
+        assert_eq!((primary.counters().finished, primary.counters().in_flight()), (1, 1));
         assert_eq!((primary.sample().finished, primary.sample().turn_begun_ns), (1, 9));
-        assert_eq!(primary.view().expect("a view").tally(false), primary.tally());
+        assert_eq!(primary.view().expect("a view").counters(false), primary.counters());
     }
 
     #[test]
@@ -450,15 +454,15 @@ mod tests {
         program.word(PROGRAM, ANSWERED).store(1, Ordering::Relaxed);
         let sample = primary.sample();
         assert_eq!((sample.claimed, sample.claimed_at_ns, sample.answered_probes), (3, 9, 2));
-        assert_eq!((primary.tally().claimed, primary.tally().unclaimed()), (3, 1));
+        assert_eq!((primary.counters().claimed, primary.counters().unclaimed()), (3, 1));
         program.word(PROGRAM, RECEIVED).store(u64::MAX, Ordering::Relaxed);
-        assert!(primary.tally().claimed <= 4, "what a program says is cut to what is possible");
+        assert!(primary.counters().claimed <= 4, "what a program says is cut to what is possible");
     }
 
     #[test]
     fn a_stranger_s_page_is_refused() {
         let page = SharedPage::create().expect("a page");
         let memory = page.as_fd().try_clone_to_owned().expect("a duplicate");
-        assert!(WorkerBoard::open(memory).is_err());
+        assert!(WorkerPage::open(memory).is_err());
     }
 }

@@ -87,8 +87,8 @@ impl WorkerLoad {
 pub struct Client(pub u64);
 
 /// Chooses workers. Bring your own by implementing it and giving a [`SchedulerFactory`] to
-/// [`SchedulerConfig::scheduler`]. It is asked on the thread that accepts, for each connection: what it takes
-/// to answer, all clients wait.
+/// [`SchedulerConfig::scheduler`]. The thread that accepts asks it for each connection: while it
+/// answers, all clients wait.
 pub trait Scheduler: Send {
     /// The slot that shall have the next connection, or nobody. The caller then counts the
     /// connection in the row before it asks again.

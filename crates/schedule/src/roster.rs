@@ -131,8 +131,8 @@ impl Roster {
     }
 
     fn listener_index(&self, listener: ListenerId) -> Option<usize> {
-        let has = |entry: &Option<ListenerEntry>| matches!(entry, Some(entry) if entry.listener == listener);
-        self.listeners.iter().position(has)
+        let is_it = |entry: &ListenerEntry| entry.listener == listener;
+        self.listeners.iter().position(|entry| entry.as_ref().is_some_and(is_it))
     }
 
     /// Whether somebody takes connections of a listener, now or as soon as there is room.

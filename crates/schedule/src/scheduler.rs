@@ -16,9 +16,9 @@ use crate::id::{ListenerId, Slot};
 /// by itself.
 ///
 /// ```
-/// use clusterlb::id::{ListenerId, Slot};
-/// use clusterlb::schedule::{
-///     Client, Loads, Roster, Rules, Scheduler, SchedulerFactory, WorkerLoad,
+/// use clusterlb_schedule::id::{ListenerId, Slot};
+/// use clusterlb_schedule::{
+///     Client, Loads, Policy, Roster, Scheduler, SchedulerConfig, SchedulerFactory, WorkerLoad,
 /// };
 ///
 /// /// Everything to the first worker that takes it; the others are there for the rest.
@@ -32,8 +32,9 @@ use crate::id::{ListenerId, Slot};
 /// }
 ///
 /// let scheduler = Some(SchedulerFactory::new(|_listener| Box::new(FirstOfAll)));
-/// // In `Settings` such rules make a run of it; a roster alone needs no machine.
-/// let mut roster = Roster::new(Policy::Rr, SchedulerConfig { scheduler, ..SchedulerConfig::default() }, 1);
+/// // `ClusterSettings::scheduling` takes such a configuration; a roster alone needs no machine.
+/// let config = SchedulerConfig { scheduler, ..SchedulerConfig::default() };
+/// let mut roster = Roster::new(Policy::Rr, config, 1);
 /// for slot in [Slot(0), Slot(1)] {
 ///     roster.attach(slot, 0);
 ///     roster.join(slot, ListenerId(0));

@@ -21,6 +21,7 @@
 //! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
 //! * [`probe`]: what this kernel's io_uring can do.
 //! * `readiness`: waiting for a descriptor inside a tokio runtime.
+//! * [`waker`]: a descriptor that wakes a waiting thread.
 //! * [`watch`]: waiting at an epoll set for less than a millisecond.
 //! * [`clock`]: monotonic time as a number that two processes can compare.
 //!
@@ -50,4 +51,5 @@ pub mod ring;
 pub mod shared;
 pub mod signal;
 pub mod terminal;
+pub mod waker;
 pub mod watch;

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use clusterlb_sys::waker::Waker;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{read, write};
 
@@ -45,7 +45,7 @@ pub(crate) enum Target {
 #[derive(Clone, Debug)]
 pub(crate) struct Printer {
     orders: Arc<Mutex<Orders>>,
-    bell: Arc<EventFd>,
+    waker: Arc<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -71,12 +71,9 @@ impl Printer {
     /// # Errors
     /// Too few descriptors or threads.
     pub(crate) fn start() -> Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = EventFd::from_flags(flags)
-            .map_err(|errno| Error::system("create an eventfd for the printer", errno))?;
-        let printer = Self { orders: Arc::default(), bell: Arc::new(bell) };
-        let (orders, bell) = (Arc::clone(&printer.orders), Arc::clone(&printer.bell));
-        let body = move || Writer { orders, bell, pipes: vec![], told: vec![] }.run();
+        let printer = Self { orders: Arc::default(), waker: Arc::new(Waker::new()?) };
+        let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
+        let body = move || Writer { orders, waker, pipes: vec![], told: vec![] }.run();
         // Signals are for whoever waits for them, and must not end the process by way of this
         // thread, which inherits what is blocked here now.
         let masked = |errno| Error::system("block signals", errno);
@@ -91,11 +88,6 @@ impl Printer {
         self.orders.lock().expect("nothing panics while it holds what is to be printed")
     }
 
-    fn ring(&self) {
-        // It can only be full, and then it rings anyway.
-        let _ = self.bell.write(1);
-    }
-
     /// Prints a line, sooner or later.
     pub(crate) fn line(&self, target: Target, text: &str) {
         let mut orders = self.orders();
@@ -107,7 +99,7 @@ impl Printer {
         orders.waiting_bytes += length;
         orders.lines.push_back((target, format!("{text}\n").into_bytes()));
         drop(orders);
-        self.ring();
+        self.waker.wake();
     }
 
     /// Prints what comes out of a worker's pipe, line by line, with the worker's number in front.
@@ -117,14 +109,14 @@ impl Printer {
         let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         let lines = Lines::new(worker.0, target.is_coloured());
         self.orders().pipes.push(Pipe { descriptor, target, lines });
-        self.ring();
+        self.waker.wake();
     }
 
     /// Prints what there is, and waits until that has been done, unless nobody reads.
     pub(crate) fn finish(&self) {
         let (done, is_done) = sync_channel(1);
         self.orders().end = Some(done);
-        self.ring();
+        self.waker.wake();
         wait_for(&is_done);
     }
 }
@@ -171,7 +163,7 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) {
 /// The thread's state.
 struct Writer {
     orders: Arc<Mutex<Orders>>,
-    bell: Arc<EventFd>,
+    waker: Arc<Waker>,
     pipes: Vec<Pipe>,
     /// What is being put together to be written at once.
     told: Vec<u8>,
@@ -181,7 +173,7 @@ impl Writer {
     fn run(mut self) {
         loop {
             let ready = self.wait();
-            let _ = self.bell.read();
+            self.waker.clear();
             if let Some(done) = self.obey() {
                 for place in 0..self.pipes.len() {
                     self.empty(place);
@@ -203,7 +195,7 @@ impl Writer {
     fn wait(&self) -> Vec<bool> {
         let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
         let pipes = self.pipes.iter().map(|pipe| readable(pipe.descriptor.as_fd()));
-        let mut watched: Vec<PollFd<'_>> = pipes.chain([readable(self.bell.as_fd())]).collect();
+        let mut watched: Vec<PollFd<'_>> = pipes.chain([readable(self.waker.as_fd())]).collect();
         // An interruption finds nothing ready.
         let _ = poll(&mut watched, PollTimeout::NONE);
         watched[..self.pipes.len()].iter().map(|one| one.any().unwrap_or(false)).collect()

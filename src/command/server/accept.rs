@@ -6,9 +6,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use clusterlb_sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::EventFd;
 
 use super::connections::{Connections, Surroundings};
 use clusterlb::AcceptMechanism;
@@ -33,7 +33,7 @@ pub(super) struct AcceptSources {
     mechanism: AcceptMechanism,
     epoll: Option<Epoll>,
     /// Tells the epoll set that the ring has something; held only to stay open.
-    _notifier: Option<EventFd>,
+    _notifier: Option<Waker>,
     sources: Vec<Source>,
     starved_until_ns: Option<u64>,
     /// What waits is still taken, then the listeners are closed.
@@ -196,7 +196,7 @@ impl AcceptSources {
                 claim(around, connections, socket);
                 if !armed && !stopping {
                     if self.mechanism != AcceptMechanism::Uring {
-                        around.board.add(Statistic::Rearms, 1);
+                        around.page.add(Statistic::Rearms, 1);
                     }
                     self.begin(around, place);
                 }
@@ -225,7 +225,7 @@ impl AcceptSources {
                     let _ = epoll.delete(listener);
                 }
                 source.state = State::Off;
-                around.board.add(Statistic::DescriptorPauses, 1);
+                around.page.add(Statistic::DescriptorPauses, 1);
                 self.starved_until_ns = Some(around.now_ns + STARVED_NS);
             }
         }
@@ -292,7 +292,7 @@ impl AcceptSources {
                 // The client gave up while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                    around.board.add(Statistic::DescriptorPauses, 1);
+                    around.page.add(Statistic::DescriptorPauses, 1);
                     self.starved_until_ns = Some(around.now_ns + STARVED_NS);
                     self.sources[place].listener = Some(listener);
                     return;
@@ -304,7 +304,7 @@ impl AcceptSources {
 }
 
 fn claim(around: &mut Surroundings, connections: &mut Connections, socket: OwnedFd) {
-    around.board.add_claimed(1, around.now_ns);
+    around.page.add_claimed(1, around.now_ns);
     connections.open(around, socket);
 }
 

@@ -14,9 +14,10 @@ use super::SyntheticWork;
 use super::connection::{Connection, Receive, Stage};
 use super::deadlines::{Class, Deadlines, Durations};
 use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
-use clusterlb::protocol::scoreboard::{Statistic, WorkerBoard};
+use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::ring::{Chunk, Key, Outcome, Ring};
+use clusterlb_sys::waker::Waker;
 
 /// Output of one step; at the bound the session waits until it is sent.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -32,12 +33,12 @@ const LINGER_BYTES_MAX: u32 = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Surroundings {
     pub(super) ring: Ring,
-    pub(super) board: WorkerBoard,
+    pub(super) page: WorkerPage,
     pub(super) now_ns: u64,
     pub(super) date: String,
     pub(super) draining: bool,
     /// What wakes the primary.
-    pub(super) bell: OwnedFd,
+    pub(super) waker: Waker,
     /// What a request costs besides being answered.
     pub(super) synthetic_work: Option<SyntheticWork>,
     /// Work has been done since this was last cleared.
@@ -47,9 +48,9 @@ pub(super) struct Surroundings {
 impl Surroundings {
     /// Makes the counters visible, and rings if the primary has asked for it.
     pub(super) fn publish(&mut self) {
-        if self.board.publish() {
+        if self.page.publish() {
             // A bell that is full is ringing already.
-            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+            self.waker.wake();
         }
     }
 
@@ -61,7 +62,7 @@ impl Surroundings {
         self.synthetic_work = Some(synthetic_work);
         self.now_ns = monotonic_ns();
         // Each piece of work is progress: a busy worker is not a stuck one.
-        self.board.begin_turn(self.now_ns);
+        self.page.begin_turn(self.now_ns);
         self.worked = true;
     }
 }
@@ -152,13 +153,13 @@ impl Connections {
             }
             // Out of buffers for a moment, or stopped on purpose: `advance` arms it again.
             Err(Errno::ENOBUFS) => {
-                around.board.add(Statistic::Rearms, 1);
+                around.page.add(Statistic::Rearms, 1);
                 self.advance(around, key);
             }
             Err(Errno::ECANCELED) => self.advance(around, key),
             Err(_) => {
                 if connection.stage != Stage::Closing {
-                    around.board.add(Statistic::Resets, 1);
+                    around.page.add(Statistic::Resets, 1);
                 }
                 self.close(around, key);
             }
@@ -237,7 +238,7 @@ impl Connections {
         let consumed = progress.consumed.min(input.len());
         connection.next = progress.next;
         if progress.answered > 0 {
-            around.board.add(Statistic::Requests, u64::from(progress.answered));
+            around.page.add(Statistic::Requests, u64::from(progress.answered));
             around.work(progress.answered);
         }
         consumed
@@ -281,7 +282,7 @@ impl Connections {
             }
             Err(_) => {
                 if connection.stage != Stage::Closing || parted {
-                    around.board.add(Statistic::Resets, 1);
+                    around.page.add(Statistic::Resets, 1);
                 }
                 self.deadlines.disarm(key.index);
                 self.close(around, key);
@@ -402,7 +403,7 @@ impl Connections {
             let connection = &mut self.table[index as usize];
             let key = Key { index, generation: connection.generation };
             if matches!(class, Class::Head | Class::Body | Class::Send) {
-                around.board.add(Statistic::Timeouts, 1);
+                around.page.add(Statistic::Timeouts, 1);
             }
             if matches!(class, Class::Send | Class::Linger) {
                 connection.reset_on_close();
@@ -469,7 +470,7 @@ impl Connections {
             around.ring.close(socket);
         }
         // Not before the kernel has the last answer: whoever is killed in between has lost it.
-        around.board.add_finished(1);
+        around.page.add_finished(1);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }

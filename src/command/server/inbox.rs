@@ -77,7 +77,7 @@ impl Inbox {
             // Nothing may be received for want of descriptors, or the receive was interrupted:
             // `top_up` arms it again when it can.
             Err(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => {
-                around.board.add(Statistic::Rearms, 1);
+                around.page.add(Statistic::Rearms, 1);
             }
             Err(_) => self.closed = true,
         }
@@ -100,14 +100,14 @@ impl Inbox {
             }
         }
         if promised == 0 {
-            return around.board.answer_probe();
+            return around.page.answer_probe();
         }
         let lost = promised.saturating_sub(arrived);
         if opened.truncated || lost > 0 {
-            around.board.add(Statistic::Truncated, lost as u64);
+            around.page.add(Statistic::Truncated, lost as u64);
         }
-        around.board.add_claimed((arrived + lost) as u64, around.now_ns);
-        around.board.add_finished(lost as u64);
+        around.page.add_claimed((arrived + lost) as u64, around.now_ns);
+        around.page.add_finished(lost as u64);
         for socket in self.descriptors.drain(..) {
             connections.open(around, socket);
         }
@@ -128,7 +128,7 @@ impl Inbox {
             around.ring.receive_messages(KEY, self.socket.as_fd());
         }
         if !possible && !self.paused {
-            around.board.add(Statistic::DescriptorPauses, 1);
+            around.page.add(Statistic::DescriptorPauses, 1);
         }
         self.paused = !possible;
     }

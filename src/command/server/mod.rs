@@ -27,7 +27,7 @@ use accept::AcceptSources;
 use clusterlb::Result;
 use clusterlb::protocol::environment::Inheritance;
 
-use clusterlb::protocol::scoreboard::{Statistic, WorkerBoard};
+use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::listener::Listener;
 use clusterlb_sys::ring::{Event, Key, Ring, RingShape};
@@ -94,11 +94,11 @@ impl Worker {
         let mut worker = Self {
             around: Surroundings {
                 ring,
-                board: WorkerBoard::open(inheritance.board)?,
+                page: WorkerPage::open(inheritance.page)?,
                 now_ns: monotonic_ns(),
                 date: String::new(),
                 draining: false,
-                bell: inheritance.bell,
+                waker: inheritance.waker,
                 synthetic_work: SyntheticWork::new(&settings.serve, inheritance.id.0),
                 worked: false,
             },
@@ -122,11 +122,11 @@ impl Worker {
         while !self.is_done() {
             self.wait(&mut events)?;
             self.around.now_ns = monotonic_ns();
-            self.around.board.begin_turn(self.around.now_ns);
+            self.around.page.begin_turn(self.around.now_ns);
             self.date.refresh(self.around.now_ns, &mut self.around.date);
             self.handle_all(&mut events)?;
             self.connections.expire(&mut self.around);
-            let finished = self.around.board.finished();
+            let finished = self.around.page.finished();
             let relieved = finished != finished_before;
             self.sources.recover(&mut self.around, &mut self.connections, relieved);
             finished_before = finished;
@@ -134,7 +134,7 @@ impl Worker {
                 inbox.top_up(&mut self.around, &self.connections);
             }
             // At the end of the turn the counters are true.
-            self.around.board.end_turn();
+            self.around.page.end_turn();
             self.around.publish();
         }
         Ok(())
@@ -182,7 +182,7 @@ impl Worker {
             self.around.ring.wait(events, self.next_deadline_ns())?;
         }
         if self.around.ring.overflows() > overflows {
-            self.around.board.add(Statistic::Overflows, 1);
+            self.around.page.add(Statistic::Overflows, 1);
         }
         Ok(())
     }

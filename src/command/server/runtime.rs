@@ -23,7 +23,7 @@ use crate::command::settings::{ServeSettings, Settings};
 use clusterlb::protocol::environment::Inheritance;
 use clusterlb::protocol::handoff;
 use clusterlb::protocol::latency::HandoffLatency;
-use clusterlb::protocol::scoreboard::{Statistic, WorkerBoard};
+use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb::{Error, Result};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
@@ -32,6 +32,7 @@ use clusterlb_sys::peer::reset_on_close;
 use clusterlb_sys::readiness::Readiness;
 use clusterlb_sys::ring::PAYLOAD_BYTES_MAX;
 use clusterlb_sys::signal::{self, Signals};
+use clusterlb_sys::waker::Waker;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 4096;
@@ -67,8 +68,8 @@ pub(crate) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
     let worker = Rc::new(Worker {
         settings: settings.serve.clone(),
         limits: HttpLimits::default(),
-        board: RefCell::new(WorkerBoard::open(inheritance.board)?),
-        bell: inheritance.bell,
+        page: RefCell::new(WorkerPage::open(inheritance.page)?),
+        waker: inheritance.waker,
         open: Cell::new(0),
         finished: Notify::new(),
         draining: watch::Sender::new(false),
@@ -97,8 +98,8 @@ pub(crate) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
 struct Worker {
     settings: ServeSettings,
     limits: HttpLimits,
-    board: RefCell<WorkerBoard>,
-    bell: OwnedFd,
+    page: RefCell<WorkerPage>,
+    waker: Waker,
     open: Cell<usize>,
     finished: Notify,
     draining: watch::Sender<bool>,
@@ -232,31 +233,31 @@ impl Worker {
     }
 
     fn claimed(&self, arrived: usize, lost: usize, now_ns: u64) {
-        let mut board = self.board.borrow_mut();
+        let mut page = self.page.borrow_mut();
         match arrived + lost {
-            0 => board.answer_probe(),
-            count => board.add_claimed(count as u64, now_ns),
+            0 => page.answer_probe(),
+            count => page.add_claimed(count as u64, now_ns),
         }
         if lost > 0 {
-            board.add(Statistic::Truncated, lost as u64);
-            board.add_finished(lost as u64);
+            page.add(Statistic::Truncated, lost as u64);
+            page.add_finished(lost as u64);
         }
         self.open.set(self.open.get() + arrived);
-        self.publish(&mut board);
+        self.publish(&mut page);
     }
 
     fn closed(&self) {
-        let mut board = self.board.borrow_mut();
-        board.add_finished(1);
+        let mut page = self.page.borrow_mut();
+        page.add_finished(1);
         self.open.set(self.open.get() - 1);
-        self.publish(&mut board);
+        self.publish(&mut page);
         self.finished.notify_waiters();
     }
 
-    fn publish(&self, board: &mut WorkerBoard) {
-        if board.publish() {
+    fn publish(&self, page: &mut WorkerPage) {
+        if page.publish() {
             // A bell that is full is ringing already.
-            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+            self.waker.wake();
         }
     }
 
@@ -264,7 +265,7 @@ impl Worker {
         self.in_context(|context| {
             let progress = session.on_bytes(input, output, context);
             let answered = u64::from(progress.answered);
-            self.board.borrow_mut().add(Statistic::Requests, answered);
+            self.page.borrow_mut().add(Statistic::Requests, answered);
             if let Some(synthetic_work) = self.synthetic_work.borrow_mut().as_mut() {
                 (0..answered).for_each(|_| synthetic_work.perform());
             }
@@ -299,7 +300,7 @@ async fn serve(worker: Rc<Worker>, socket: OwnedFd) {
     // to reading, writing and shutting down.
     let stream = TcpStream::from_std(std::net::TcpStream::from(socket));
     if converse(&worker, &stream).await.is_err() {
-        worker.board.borrow_mut().add(Statistic::Resets, 1);
+        worker.page.borrow_mut().add(Statistic::Resets, 1);
     }
     // A read that was given up on may still be armed; this ends it.
     let _ = stream.shutdown(Shutdown::Both);
@@ -333,7 +334,7 @@ async fn converse(worker: &Worker, stream: &TcpStream) -> std::io::Result<()> {
                     next = Next::Close;
                 }
                 Some(Quiet::TimedOut) => {
-                    worker.board.borrow_mut().add(Statistic::Timeouts, 1);
+                    worker.page.borrow_mut().add(Statistic::Timeouts, 1);
                     next = worker.in_context(|context| session.on_timeout(&mut output, context));
                 }
             }

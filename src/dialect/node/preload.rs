@@ -3,7 +3,7 @@
 //! that connections need no message each on that channel.
 //!
 //! Owns the file that it lies in, and how a worker is told to load it and where it reports. What
-//! it does is in `preload.cjs`, and the words that it writes are `board`'s.
+//! it does is in `preload.cjs`, and the words that it writes are `page`'s.
 //!
 //! It is a file because `--require` takes nothing else: Node looks for the real path of what it
 //! loads, and what lies in memory has none. `--import` takes the text itself, but then Node loads
@@ -43,9 +43,9 @@ pub struct Preload {
 #[derive(Clone, Copy, Debug)]
 pub struct Reporting {
     /// Its page of the load board.
-    pub board: RawFd,
+    pub page: RawFd,
     /// What it rings when the page says so.
-    pub bell: RawFd,
+    pub waker: RawFd,
     /// The receiving end of its inbox.
     pub inbox: RawFd,
     /// How long a loop may stand still before its worker is passed over; for ever, if none.
@@ -87,14 +87,14 @@ impl Preload {
         reporting: Reporting,
         options: Option<&OsStr>,
     ) -> [(OsString, OsString); 2] {
-        let Reporting { board, bell, inbox, hang_after } = reporting;
+        let Reporting { page, waker, inbox, hang_after } = reporting;
         let beat_ms = hang_after.map_or(0, beat_ms);
         let mut all = OsString::from(&self.option);
         if let Some(options) = options.filter(|options| !options.is_empty()) {
             all.push(" ");
             all.push(options);
         }
-        let words = format!("{board},{bell},{inbox},{beat_ms},{}", self.option);
+        let words = format!("{page},{waker},{inbox},{beat_ms},{}", self.option);
         [(OPTIONS.into(), all), (VARIABLE.into(), words.into())]
     }
 }
@@ -159,7 +159,7 @@ mod tests {
     fn options_of_the_user_stay() {
         let preload = Preload::write().expect("room");
         let reporting =
-            Reporting { board: 4, bell: 5, inbox: 6, hang_after: Some(Duration::from_millis(100)) };
+            Reporting { page: 4, waker: 5, inbox: 6, hang_after: Some(Duration::from_millis(100)) };
         let [(_, alone), (_, words)] = preload.variables(reporting, None);
         assert_eq!(alone, *preload.option);
         assert_eq!(words, *format!("4,5,6,20,{}", preload.option));

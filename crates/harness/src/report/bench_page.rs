@@ -7,7 +7,7 @@ use super::super::summary::Comparisons;
 use super::super::trial::{Outcome, Record};
 use super::super::validity::Aspect;
 use super::bench_text::{headings, ideal_rows, legend, objection_lines, row};
-use super::html::{figure, page, paragraph, surroundings, table, warnings};
+use super::html::{environment, figure, page, paragraph, table, warnings};
 use super::matrix_page::{connection_bars, to_f64};
 use super::table::{digits, time};
 
@@ -49,7 +49,7 @@ pub fn bench(report: &Report) -> String {
         body += "<h2>What speaks against trials</h2>\n";
         body.extend(against.iter().map(|line| format!("<p>{}</p>\n", super::html::escaped(line))));
     }
-    body += &surroundings(&report.environment);
+    body += &environment(&report.environment);
     page("clusterlb: servers compared", &body)
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::super::environment::Surroundings;
+use super::super::environment::Environment;
 use crate::sys::cpu::format_cpu_list;
 
 /// What a page looks like: readable at the width of a phone, by day, by night, and on paper.
@@ -120,12 +120,12 @@ pub fn warnings<'a>(lines: impl IntoIterator<Item = &'a String>) -> String {
 
 /// The machine, the build, the programs.
 #[must_use]
-pub fn surroundings(environment: &Surroundings) -> String {
+pub fn environment(environment: &Environment) -> String {
     let mut text = "<h2>Surroundings</h2>\n<dl>\n".to_owned();
     let mut entry = |name: &str, value: &str| {
         let _ = writeln!(text, "<dt>{}</dt><dd>{}</dd>", escaped(name), escaped(value));
     };
-    let Surroundings { version, commit, build_profile, placement, .. } = environment;
+    let Environment { version, commit, build_profile, placement, .. } = environment;
     entry("command", &environment.command);
     entry("clusterlb", &format!("{version}, commit {commit}, {build_profile} build"));
     for (name, version) in &environment.peers {

@@ -3,7 +3,7 @@
 use super::super::chart::{Bar, HeatMap, HeatRow, bars, heat_map};
 use super::super::imbalance;
 use super::super::matrix::{Case, Cell, SHARE_CALLED_OUT};
-use super::html::{figure, page, paragraph, surroundings, table, warnings};
+use super::html::{environment, figure, page, paragraph, table, warnings};
 use super::table::time;
 use super::text::{amount, column_headings, problems};
 
@@ -40,7 +40,7 @@ pub fn imbalance(report: &imbalance::Report) -> String {
     }
     body += "<h2>What it means</h2>\n";
     body.extend(explanations.iter().map(|words| paragraph(words)));
-    body += &surroundings(&report.environment);
+    body += &environment(&report.environment);
     page("clusterlb: who takes the load", &body)
 }
 

@@ -1,6 +1,6 @@
 //! The matrix for people at a terminal. Pure.
 
-use super::super::environment::Surroundings;
+use super::super::environment::Environment;
 use super::super::imbalance::Report;
 use super::super::matrix::{Case, CellSummary, SHARE_CALLED_OUT};
 use super::table::{Table, time, wrapped};
@@ -98,12 +98,12 @@ fn workers(report: &Report) -> f64 {
 
 /// What stands above every report: warnings first, then the machine in two lines.
 #[must_use]
-pub fn heading(environment: &Surroundings) -> String {
+pub fn heading(environment: &Environment) -> String {
     let mut text = String::new();
     for warning in &environment.warnings {
         text += &wrapped(&format!("! {warning}"), COLUMNS, 0);
     }
-    let Surroundings { version, commit, build_profile, kernel, cpu_model, .. } = environment;
+    let Environment { version, commit, build_profile, kernel, cpu_model, .. } = environment;
     let list = crate::sys::cpu::format_cpu_list;
     text +=
         &format!("clusterlb {version} ({commit}, {build_profile}), Linux {kernel}, {cpu_model}\n");

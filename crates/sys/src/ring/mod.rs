@@ -14,11 +14,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use crate::waker::Waker;
 use io_uring::types::{CancelBuilder, Timespec};
 use io_uring::{IoUring, cqueue, squeue};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use slab::Slab;
 
 pub use event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
@@ -137,10 +137,9 @@ impl Ring {
     ///
     /// # Errors
     /// Too few descriptors.
-    pub fn notifier(&self) -> Result<EventFd> {
+    pub fn notifier(&self) -> Result<Waker> {
         let failed = |errno| Error::system("create a notifier for the io_uring", errno);
-        let notifier = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let notifier = notifier.map_err(failed)?;
+        let notifier = Waker::new()?;
         let registered = self.uring.0.submitter().register_eventfd(notifier.as_fd().as_raw_fd());
         registered.map_err(|error| failed(errno_of(&error)))?;
         Ok(notifier)

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
 use nix::unistd::read;
 
 use super::*;

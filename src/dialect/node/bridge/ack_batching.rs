@@ -14,7 +14,7 @@ const _: () = assert!(PATIENCE_NS <= WindowRule::FAST_NS / 2, "no fast answer ma
 
 /// What depends on what a worker writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Need {
+pub(super) enum Urgency {
     /// Nothing is expected: whatever comes is news.
     Nothing,
     /// Answers are expected, and nothing waits for them.
@@ -23,7 +23,7 @@ pub(super) enum Need {
     Now,
 }
 
-impl Need {
+impl Urgency {
     /// Of a worker for whose answers nothing waits. One that has not answered for long hangs or is
     /// busy: to look again and again would be in vain, and its answer is news.
     pub(super) fn of_unanswered(oldest_age_ns: Option<u64>) -> Self {
@@ -36,17 +36,17 @@ impl Need {
 
 /// Whether the channels are left alone, and until when.
 #[derive(Debug, Default)]
-pub(super) struct Patience {
+pub(super) struct AckBatching {
     until_ns: Option<u64>,
 }
 
-impl Patience {
+impl AckBatching {
     /// Until when to leave the channels alone; nothing, if they are to be listened to. `need` is
     /// the greatest of all workers.
-    pub(super) fn until_ns(&mut self, need: Need, now_ns: u64) -> Option<u64> {
+    pub(super) fn until_ns(&mut self, need: Urgency, now_ns: u64) -> Option<u64> {
         self.until_ns = match need {
-            Need::Later => self.until_ns.or(Some(now_ns + PATIENCE_NS)),
-            Need::Nothing | Need::Now => None,
+            Urgency::Later => self.until_ns.or(Some(now_ns + PATIENCE_NS)),
+            Urgency::Nothing | Urgency::Now => None,
         };
         self.until_ns
     }
@@ -71,22 +71,22 @@ mod tests {
     #[test]
     fn only_fresh_connections_make_patient() {
         let ages = [None, Some(0), Some(WindowRule::SLOW_NS), Some(WindowRule::SLOW_NS + 1)];
-        let needs = [Need::Nothing, Need::Later, Need::Later, Need::Nothing];
-        assert_eq!(ages.map(Need::of_unanswered), needs);
+        let needs = [Urgency::Nothing, Urgency::Later, Urgency::Later, Urgency::Nothing];
+        assert_eq!(ages.map(Urgency::of_unanswered), needs);
     }
 
     #[test]
     fn patience_ends_with_its_time_or_with_a_need() {
-        let mut patience = Patience::default();
-        assert_eq!(patience.until_ns(Need::Nothing, 5), None);
-        assert_eq!(patience.until_ns(Need::Later, 10), Some(10 + PATIENCE_NS));
-        assert_eq!(patience.until_ns(Need::Later, 20), Some(10 + PATIENCE_NS));
-        assert!(!patience.is_over(9 + PATIENCE_NS) && patience.is_over(10 + PATIENCE_NS));
-        assert_eq!(patience.until_ns(Need::Now, 30), None);
-        assert!(!patience.is_over(u64::MAX), "they are listened to");
-        assert_eq!(patience.until_ns(Need::Later, 40), Some(40 + PATIENCE_NS));
-        patience.begin_anew();
-        assert_eq!(patience.until_ns(Need::Later, 50), Some(50 + PATIENCE_NS));
+        let mut ack_batching = AckBatching::default();
+        assert_eq!(ack_batching.until_ns(Urgency::Nothing, 5), None);
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 10), Some(10 + PATIENCE_NS));
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 20), Some(10 + PATIENCE_NS));
+        assert!(!ack_batching.is_over(9 + PATIENCE_NS) && ack_batching.is_over(10 + PATIENCE_NS));
+        assert_eq!(ack_batching.until_ns(Urgency::Now, 30), None);
+        assert!(!ack_batching.is_over(u64::MAX), "they are listened to");
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 40), Some(40 + PATIENCE_NS));
+        ack_batching.begin_anew();
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 50), Some(50 + PATIENCE_NS));
     }
 
     proptest! {
@@ -94,17 +94,17 @@ mod tests {
         fn channels_are_never_left_alone_for_longer(
             steps in prop::collection::vec((0u8..3, 0u64..200_000), 1..100),
         ) {
-            let (mut patience, mut now_ns, mut looked_ns) = (Patience::default(), 0, 0);
+            let (mut ack_batching, mut now_ns, mut looked_ns) = (AckBatching::default(), 0, 0);
             for (need, passed_ns) in steps {
-                let need = [Need::Nothing, Need::Later, Need::Now][usize::from(need)];
-                match patience.until_ns(need, now_ns) {
+                let need = [Urgency::Nothing, Urgency::Later, Urgency::Now][usize::from(need)];
+                match ack_batching.until_ns(need, now_ns) {
                     None => looked_ns = now_ns,
                     Some(until_ns) => {
-                        prop_assert_eq!(need, Need::Later);
+                        prop_assert_eq!(need, Urgency::Later);
                         prop_assert!(until_ns <= looked_ns + PATIENCE_NS);
                         now_ns = (now_ns + passed_ns).min(until_ns);
-                        if patience.is_over(now_ns) {
-                            patience.begin_anew();
+                        if ack_batching.is_over(now_ns) {
+                            ack_batching.begin_anew();
                             looked_ns = now_ns;
                         }
                     }

@@ -10,15 +10,15 @@ use std::os::fd::AsFd as _;
 
 use nix::errno::Errno;
 
-use super::messages::Lines;
-use super::node_worker::{End, Station};
+use super::messages::Endpoints;
+use super::node_worker::{End, NodeWorker};
 use crate::sys::fdpass;
 
 /// Reads in one turn; then the other workers have theirs.
 const READS_A_TURN_MAX: usize = 16;
 /// Descriptors that a worker has sent ahead of the messages that name them. Node sends one at a
 /// time.
-const STRANGERS_MAX: usize = 16;
+const UNMATCHED_FDS_MAX: usize = 16;
 
 /// How much of a channel is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,18 +29,18 @@ pub(super) enum Extent {
     Everything,
 }
 
-impl Station {
+impl NodeWorker {
     /// Reads the channel. Tells whether there may be more.
     pub(super) fn hear(
         &mut self,
-        lines: &Lines,
+        endpoints: &Endpoints,
         buffer: &mut [u8],
         extent: Extent,
         now_ns: u64,
     ) -> bool {
         for _ in 0..READS_A_TURN_MAX {
             // Something may be left from before it was held up.
-            self.understand(lines, extent, now_ns);
+            self.understand(endpoints, extent, now_ns);
             if self.end.is_some() || self.held_up {
                 return false;
             }
@@ -50,10 +50,10 @@ impl Station {
                 Ok(arrival) => {
                     // A descriptor ends a read early; nothing else does.
                     let emptied = arrival.bytes < buffer.len() && descriptors.is_empty();
-                    self.strangers.extend(descriptors);
+                    self.unmatched_fds.extend(descriptors);
                     self.decoder.feed(&buffer[..arrival.bytes]);
                     if emptied {
-                        self.understand(lines, extent, now_ns);
+                        self.understand(endpoints, extent, now_ns);
                         return false;
                     }
                 }
@@ -63,29 +63,29 @@ impl Station {
                 Err(_) => self.end = Some(End::Closed),
             }
         }
-        self.understand(lines, extent, now_ns);
+        self.understand(endpoints, extent, now_ns);
         true
     }
 
-    fn understand(&mut self, lines: &Lines, extent: Extent, now_ns: u64) {
+    fn understand(&mut self, endpoints: &Endpoints, extent: Extent, now_ns: u64) {
         while self.end.is_none() {
-            self.held_up = extent == Extent::UntilHeldUp && lines.notices.is_full(self.worker);
+            self.held_up = extent == Extent::UntilHeldUp && endpoints.notices.is_full(self.worker);
             if self.held_up {
                 return;
             }
-            let arrived = !self.strangers.is_empty();
+            let arrived = !self.unmatched_fds.is_empty();
             let taken = self.decoder.next_message().and_then(|message| match message {
                 Some(message) => self.session.receive(message, arrived, now_ns).map(|()| true),
                 None => Ok(false),
             });
-            self.act(lines, now_ns);
+            self.act(endpoints, now_ns);
             match taken {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(garbage) => self.end = Some(End::Failed(garbage.to_string())),
             }
         }
-        if self.strangers.len() > STRANGERS_MAX {
+        if self.unmatched_fds.len() > UNMATCHED_FDS_MAX {
             let what = "the worker sends descriptors that no message names".to_owned();
             self.end.get_or_insert(End::Failed(what));
         }

@@ -5,18 +5,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
-use nix::sys::eventfd::EventFd;
+use crate::sys::waker::Waker;
 
 use super::super::codec::{Listening, Query, Serialization, SocketName, UserMessage};
 use super::super::session::{Answer, QueryId, WindowRule};
 use super::notices::Notices;
-use super::send_quota::Parcel;
+use super::send_quota::UserMessageOut;
 use crate::data_path::Command;
 use crate::id::{ListenerId, Slot, WorkerId};
 
 /// What the control plane asks for.
 #[derive(Debug)]
-pub enum Order {
+pub enum BridgeRequest {
     /// A worker has been started. Its slot must have been attached to the data path before.
     Admit {
         /// Which worker.
@@ -24,7 +24,7 @@ pub enum Order {
         /// Its slot in the data path.
         slot: Slot,
         /// What the bridge needs for it.
-        newcomer: Box<Newcomer>,
+        new_worker: Box<NewNodeWorker>,
     },
     /// The answer to [`Notice::Query`]. The bridge lets the worker join the listener in the data
     /// path, which must know it.
@@ -43,7 +43,7 @@ pub enum Order {
         /// Which worker.
         worker: WorkerId,
         /// What.
-        parcel: Parcel,
+        message_out: UserMessageOut,
     },
     /// The worker shall close its servers and leave, after everything in its inbox has been handed
     /// over. The end of the inbox is the data path's to make: [`Command::Retire`].
@@ -62,7 +62,7 @@ pub enum Order {
 
 /// What the bridge needs to speak for a worker.
 #[derive(Debug)]
-pub struct Newcomer {
+pub struct NewNodeWorker {
     /// Our end of its channel, not blocking.
     pub channel: OwnedFd,
     /// How its messages are written.
@@ -72,7 +72,7 @@ pub struct Newcomer {
     /// The receiving end of its inbox.
     pub inbox: OwnedFd,
     /// Its page of the load board.
-    pub board: OwnedFd,
+    pub page: OwnedFd,
 }
 
 /// What the bridge tells the control plane.
@@ -83,7 +83,7 @@ pub enum Notice {
         /// Which worker.
         worker: WorkerId,
     },
-    /// The worker wants to listen; to be answered with [`Order::Answer`].
+    /// The worker wants to listen; to be answered with [`BridgeRequest::Answer`].
     Query {
         /// Which worker.
         worker: WorkerId,
@@ -138,18 +138,18 @@ pub enum Notice {
 
 /// How bridge, control plane and data path reach each other.
 #[derive(Debug)]
-pub struct Lines {
+pub struct Endpoints {
     /// Orders to the bridge; ring the bell after sending.
-    pub orders: Receiver<Order>,
+    pub requests: Receiver<BridgeRequest>,
     /// Rung after an order, and when notices have room again.
-    pub order_bell: Arc<EventFd>,
+    pub request_waker: Arc<Waker>,
     /// Notices to the control plane; they ring its bell, and the bell of the orders when there is
     /// room again.
     pub notices: Arc<Notices>,
     /// Commands to the data path.
     pub commands: Sender<Command>,
     /// Rung by the bridge after a command, and in the name of workers that were asked to.
-    pub command_bell: Arc<EventFd>,
+    pub command_waker: Arc<Waker>,
 }
 
 impl Notice {
@@ -178,7 +178,7 @@ impl Notice {
     }
 }
 
-impl Lines {
+impl Endpoints {
     pub(super) fn notify(&self, notice: Notice) {
         self.notices.push(notice);
     }
@@ -190,7 +190,7 @@ impl Lines {
     }
 
     pub(super) fn ring_data_path(&self) {
-        let _ = self.command_bell.write(1);
+        self.command_waker.wake();
     }
 }
 

@@ -9,7 +9,7 @@
 //! answered for.
 //!
 //! What comes back, because a worker refused it, died, or was too slow, goes to the data path with
-//! [`Command::Return`](crate::data_path::Command::Return), in order and with the time of its accept.
+//! [`Command::Return`](crate::data_path::Command::Return), in order and with its accept time.
 
 mod ack_batching;
 mod inbound;
@@ -32,33 +32,33 @@ use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::watch;
-use ack_batching::{Need, Patience};
+use ack_batching::{AckBatching, Urgency};
 use inbound::Extent;
-pub use messages::{Lines, Newcomer, Notice, Order};
-use node_worker::{READ_BYTES, Ready, Station};
+pub use messages::{BridgeRequest, Endpoints, NewNodeWorker, Notice};
+use node_worker::{NodeWorker, READ_BYTES, Ready};
 pub use notices::Notices;
 #[cfg(feature = "internals")]
 pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX};
+pub use send_quota::{SendQuota, UserMessageOut};
 #[cfg(feature = "internals")]
-pub use send_quota::{PARCEL_BYTES_MAX, PARCEL_SOCKETS_MAX, PARCELS_MAX};
-pub use send_quota::{Parcel, Postage};
+pub use send_quota::{USER_MESSAGE_BYTES_MAX, USER_MESSAGE_SOCKETS_MAX, USER_MESSAGES_MAX};
 
 /// How long a connection may wait here for its worker's window before somebody else gets it.
 const HOLD_NS: u64 = 20_000_000;
 /// Most bytes of answers that wait for a worker which asks and does not read; beyond it the channel
-/// is closed. Messages for the program are counted by [`Postage`].
+/// is closed. Messages for the program are counted by [`SendQuota`].
 const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
 /// What an event is of; else it is of a worker's inbox or channel, and says whose.
-const BELL: u64 = u64::MAX;
-const CHANNELS: u64 = BELL - 1;
+const WAKER: u64 = u64::MAX;
+const CHANNELS: u64 = WAKER - 1;
 /// Events taken at once.
 const EVENTS_MAX: usize = 64;
 
 /// A worker and what of it is watched.
 #[derive(Debug)]
 struct Place {
-    station: Station,
+    node_worker: NodeWorker,
     /// What its channel is watched for; it is not in the epoll set while that is nothing, since
     /// epoll would tell of its end again and again.
     watched: Option<EpollFlags>,
@@ -74,8 +74,8 @@ pub struct Bridge {
     /// The channels.
     channels: Epoll,
     listening: bool,
-    patience: Patience,
-    lines: Lines,
+    ack_batching: AckBatching,
+    endpoints: Endpoints,
     places: BTreeMap<WorkerId, Place>,
     /// What the first worker on a listener brought for all: TLS ticket keys, so that a session
     /// begun with one worker can be resumed with another.
@@ -89,18 +89,18 @@ impl Bridge {
     ///
     /// # Errors
     /// Too few descriptors.
-    pub fn new(lines: Lines) -> Result<Self> {
+    pub fn new(endpoints: Endpoints) -> Result<Self> {
         let (epoll, channels) = (new_set()?, new_set()?);
         epoll
-            .add(&lines.order_bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))
+            .add(&endpoints.request_waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKER))
             .and_then(|()| epoll.add(&channels.0, channels_event(true)))
             .map_err(unwatched)?;
         Ok(Self {
             epoll,
             channels,
             listening: true,
-            patience: Patience::default(),
-            lines,
+            ack_batching: AckBatching::default(),
+            endpoints,
             places: BTreeMap::new(),
             data: BTreeMap::new(),
             buffer: vec![0; READ_BYTES],
@@ -119,12 +119,14 @@ impl Bridge {
             let now_ns = monotonic_ns();
             let ready = &ready[..count];
             // First, since what the workers have taken makes room for more.
-            if ready.iter().any(|event| event.data() == CHANNELS) || self.patience.is_over(now_ns) {
+            if ready.iter().any(|event| event.data() == CHANNELS)
+                || self.ack_batching.is_over(now_ns)
+            {
                 self.hear(now_ns)?;
             }
             for event in ready {
                 match event.data() {
-                    BELL => self.obey(now_ns),
+                    WAKER => self.obey(now_ns),
                     CHANNELS => {}
                     _ => self.serve(*event, Ready { channel: false, inbox: true }, now_ns),
                 }
@@ -135,8 +137,8 @@ impl Bridge {
         let now_ns = monotonic_ns();
         for mut place in std::mem::take(&mut self.places).into_values() {
             // What it has taken and said so must not be given to anybody else.
-            place.station.hear(&self.lines, &mut self.buffer, Extent::Everything, now_ns);
-            place.station.close(&self.lines, now_ns);
+            place.node_worker.hear(&self.endpoints, &mut self.buffer, Extent::Everything, now_ns);
+            place.node_worker.close(&self.endpoints, now_ns);
         }
         Ok(())
     }
@@ -144,11 +146,11 @@ impl Bridge {
     /// Waits until something is to be done.
     fn wait(&mut self, ready: &mut [EpollEvent]) -> Result<usize> {
         let now_ns = monotonic_ns();
-        let needs = self.places.values().map(|place| place.station.need(now_ns));
-        let need = needs.max().unwrap_or(Need::Nothing);
-        let until_ns = self.patience.until_ns(need, now_ns);
+        let needs = self.places.values().map(|place| place.node_worker.need(now_ns));
+        let need = needs.max().unwrap_or(Urgency::Nothing);
+        let until_ns = self.ack_batching.until_ns(need, now_ns);
         self.listen(until_ns.is_none())?;
-        let deadlines = self.places.values().filter_map(|place| place.station.deadline_ns());
+        let deadlines = self.places.values().filter_map(|place| place.node_worker.deadline_ns());
         let next_ns = deadlines.chain(until_ns).min();
         let left_ns = next_ns.map(|next_ns| next_ns.saturating_sub(now_ns));
         ended(watch::wait(&self.epoll, ready, left_ns))
@@ -173,43 +175,43 @@ impl Bridge {
             self.serve(*event, Ready { channel, inbox: false }, now_ns);
         }
         if count < ready.len() {
-            self.patience.begin_anew();
+            self.ack_batching.begin_anew();
         }
         Ok(())
     }
 
     fn obey(&mut self, now_ns: u64) {
-        let _ = self.lines.order_bell.read();
-        while let Ok(order) = self.lines.orders.try_recv() {
+        self.endpoints.request_waker.clear();
+        while let Ok(order) = self.endpoints.requests.try_recv() {
             match order {
-                Order::Admit { worker, slot, newcomer } => {
-                    if let Err(error) = self.admit(worker, slot, *newcomer) {
+                BridgeRequest::Admit { worker, slot, new_worker } => {
+                    if let Err(error) = self.admit(worker, slot, *new_worker) {
                         let failure = Some(error.to_string());
-                        self.lines.notify(Notice::Gone { worker, failure });
+                        self.endpoints.notify(Notice::Gone { worker, failure });
                     }
                 }
-                Order::Answer { worker, query, answer, socket } => {
+                BridgeRequest::Answer { worker, query, answer, socket } => {
                     self.answer(worker, query, &answer, socket);
                     self.turn(worker, Ready::default(), now_ns);
                 }
-                Order::Send { worker, parcel } => {
+                BridgeRequest::Send { worker, message_out } => {
                     if let Some(place) = self.places.get_mut(&worker) {
-                        place.station.send(parcel);
+                        place.node_worker.send(message_out);
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
-                Order::Disconnect { worker } => {
+                BridgeRequest::Disconnect { worker } => {
                     if let Some(place) = self.places.get_mut(&worker) {
-                        place.station.disconnect();
+                        place.node_worker.disconnect();
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
-                Order::Cut { worker } => {
+                BridgeRequest::Cut { worker } => {
                     if let Some(place) = self.places.get_mut(&worker) {
-                        place.station.cut(&self.lines, &mut self.buffer, now_ns);
+                        place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
-                Order::End => self.ending = true,
+                BridgeRequest::End => self.ending = true,
             }
         }
         self.read_on(now_ns);
@@ -217,21 +219,21 @@ impl Bridge {
 
     /// Reads on where that was stopped because the control plane was behind, and is not any more.
     fn read_on(&mut self, now_ns: u64) {
-        let notices = &self.lines.notices;
-        let stopped = self.places.iter().filter(|(_, place)| place.station.is_held_up());
+        let notices = &self.endpoints.notices;
+        let stopped = self.places.iter().filter(|(_, place)| place.node_worker.is_held_up());
         let has_room = stopped.map(|(worker, _)| *worker).filter(|one| !notices.is_full(*one));
         for worker in has_room.collect::<Vec<_>>() {
             self.turn(worker, Ready { channel: true, inbox: false }, now_ns);
         }
     }
 
-    fn admit(&mut self, worker: WorkerId, slot: Slot, newcomer: Newcomer) -> Result<()> {
-        let station = Station::new(worker, slot, newcomer)?;
+    fn admit(&mut self, worker: WorkerId, slot: Slot, new_worker: NewNodeWorker) -> Result<()> {
+        let node_worker = NodeWorker::new(worker, slot, new_worker)?;
         let channel = EpollEvent::new(EpollFlags::EPOLLIN, token(worker));
-        self.channels.add(station.channel(), channel).map_err(unwatched)?;
-        self.epoll.add(station.inbox(), inbox_event(worker)).map_err(unwatched)?;
+        self.channels.add(node_worker.channel(), channel).map_err(unwatched)?;
+        self.epoll.add(node_worker.inbox(), inbox_event(worker)).map_err(unwatched)?;
         let watched = Some(EpollFlags::EPOLLIN);
-        self.places.insert(worker, Place { station, watched, attentive: true });
+        self.places.insert(worker, Place { node_worker, watched, attentive: true });
         Ok(())
     }
 
@@ -243,8 +245,8 @@ impl Bridge {
         socket: Option<OwnedFd>,
     ) {
         let Some(place) = self.places.get_mut(&worker) else { return };
-        let station = &mut place.station;
-        let own = station.data_of(query).cloned().unwrap_or_default();
+        let node_worker = &mut place.node_worker;
+        let own = node_worker.data_of(query).cloned().unwrap_or_default();
         let data = match answer {
             Answer::HandOver { listener, .. } | Answer::Share { listener, .. } => {
                 let data = self.data.entry(*listener).or_default();
@@ -255,7 +257,7 @@ impl Bridge {
             }
             Answer::Fail(_) => &own,
         };
-        station.answer(&self.lines, query, answer, socket, data);
+        node_worker.answer(&self.endpoints, query, answer, socket, data);
     }
 
     fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {
@@ -266,12 +268,13 @@ impl Bridge {
 
     fn turn(&mut self, worker: WorkerId, ready: Ready, now_ns: u64) {
         if let Some(place) = self.places.get_mut(&worker) {
-            place.station.turn(&self.lines, &mut self.buffer, ready, now_ns);
+            place.node_worker.turn(&self.endpoints, &mut self.buffer, ready, now_ns);
         }
     }
 
     fn meet_deadlines(&mut self, now_ns: u64) {
-        let late = |place: &Place| place.station.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns);
+        let late =
+            |place: &Place| place.node_worker.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns);
         let late = self.places.iter().filter(|(_, place)| late(place)).map(|(worker, _)| *worker);
         for worker in late.collect::<Vec<_>>() {
             self.turn(worker, Ready::default(), now_ns);
@@ -284,19 +287,19 @@ impl Bridge {
             let watched = place.watch(&self.channels, *worker);
             if let Err(error) = watched.and_then(|()| place.attend(&self.epoll, *worker, now_ns)) {
                 // Without being watched it would be served by nobody.
-                place.station.fail(error.to_string());
+                place.node_worker.fail(error.to_string());
             }
         }
-        let over = self.places.iter().filter(|(_, place)| place.station.is_over());
+        let over = self.places.iter().filter(|(_, place)| place.node_worker.is_over());
         for worker in over.map(|(worker, _)| *worker).collect::<Vec<_>>() {
-            let Some(Place { station, attentive, .. }) = self.places.remove(&worker) else {
+            let Some(Place { node_worker, attentive, .. }) = self.places.remove(&worker) else {
                 continue;
             };
             // A duplicate of the inbox lives on in the data path, so closing is not enough.
             if attentive {
-                let _ = self.epoll.delete(station.inbox());
+                let _ = self.epoll.delete(node_worker.inbox());
             }
-            station.close(&self.lines, now_ns);
+            node_worker.close(&self.endpoints, now_ns);
         }
     }
 }
@@ -304,13 +307,13 @@ impl Bridge {
 impl Place {
     fn watch(&mut self, channels: &Epoll, worker: WorkerId) -> Result<()> {
         let mut flags = EpollFlags::empty();
-        flags.set(EpollFlags::EPOLLIN, !self.station.is_held_up());
-        flags.set(EpollFlags::EPOLLOUT, self.station.wants_to_write());
+        flags.set(EpollFlags::EPOLLIN, !self.node_worker.is_held_up());
+        flags.set(EpollFlags::EPOLLOUT, self.node_worker.wants_to_write());
         let wanted = (!flags.is_empty()).then_some(flags);
         if wanted == self.watched {
             return Ok(());
         }
-        let channel = self.station.channel();
+        let channel = self.node_worker.channel();
         let mut event = EpollEvent::new(flags, token(worker));
         let changed = match (self.watched, wanted) {
             (None, _) => channels.add(channel, event),
@@ -324,8 +327,8 @@ impl Place {
 
     /// Watches the inbox, unless the worker takes from it by itself.
     fn attend(&mut self, epoll: &Epoll, worker: WorkerId, now_ns: u64) -> Result<()> {
-        let inbox = self.station.inbox();
-        let wanted = self.station.reads_inbox(now_ns);
+        let inbox = self.node_worker.inbox();
+        let wanted = self.node_worker.reads_inbox(now_ns);
         match (self.attentive, wanted) {
             (false, true) => epoll.add(inbox, inbox_event(worker)).map_err(unwatched)?,
             (true, false) => epoll.delete(inbox).map_err(unwatched)?,

@@ -12,18 +12,18 @@ use serde_json::Value;
 use slab::Slab;
 
 use super::super::codec::Decoder;
-use super::super::session::{Action, Answer, ConnectionId, Event, Passenger, QueryId, Session};
-use super::ack_batching::Need;
+use super::super::session::{Action, Answer, Attachment, ConnectionId, Event, QueryId, Session};
+use super::ack_batching::Urgency;
 use super::inbound::Extent;
-use super::messages::{Lines, Newcomer, Notice};
-use super::outbox::{Cargo, Left, Outbox};
-use super::send_quota::{Parcel, Toll};
+use super::messages::{Endpoints, NewNodeWorker, Notice};
+use super::outbox::{Attached, Left, Outbox};
+use super::send_quota::{Permit, UserMessageOut};
 use super::{HOLD_NS, UNREAD_BYTES_MAX};
 use crate::data_path::Command;
 use crate::error::Result;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::handoff::{self, Record};
-use crate::protocol::scoreboard::WorkerBoard;
+use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::fdpass;
 use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
@@ -59,7 +59,7 @@ pub(super) enum End {
 
 /// A worker.
 #[derive(Debug)]
-pub(super) struct Station {
+pub(super) struct NodeWorker {
     pub(super) worker: WorkerId,
     slot: Slot,
     pub(super) channel: OwnedFd,
@@ -70,7 +70,7 @@ pub(super) struct Station {
     inbox_ended: bool,
     /// The worker takes from the inbox by itself, as long as it serves anything.
     pub(super) receives: bool,
-    pub(super) board: WorkerBoard,
+    pub(super) page: WorkerPage,
     /// The page has news that have not been published.
     pub(super) touched: bool,
     pub(super) decoder: Decoder,
@@ -85,11 +85,11 @@ pub(super) struct Station {
     /// To go back to the data path at the end of the turn.
     pub(super) returning: Vec<ConnectionId>,
     /// Descriptors that came from the worker and whose messages have not.
-    pub(super) strangers: VecDeque<OwnedFd>,
+    pub(super) unmatched_fds: VecDeque<OwnedFd>,
     /// Sockets for answers that are not sent yet.
     sockets: Vec<(QueryId, OwnedFd)>,
     /// Of the program's messages that are still with the session, oldest first.
-    parcels: VecDeque<(Option<OwnedFd>, Toll)>,
+    parcels: VecDeque<(Option<OwnedFd>, Permit)>,
     /// The control plane is behind with what this worker has said: it is not read. What it has
     /// taken and not told is then in the air, so it gets little on its channel; its own clients are
     /// served.
@@ -99,27 +99,27 @@ pub(super) struct Station {
     pub(super) end: Option<End>,
 }
 
-impl Station {
-    pub(super) fn new(worker: WorkerId, slot: Slot, newcomer: Newcomer) -> Result<Self> {
+impl NodeWorker {
+    pub(super) fn new(worker: WorkerId, slot: Slot, new_worker: NewNodeWorker) -> Result<Self> {
         Ok(Self {
             worker,
             slot,
-            channel: newcomer.channel,
-            inbox: newcomer.inbox,
+            channel: new_worker.channel,
+            inbox: new_worker.inbox,
             inbox_ready: true,
             inbox_ended: false,
             receives: false,
-            board: WorkerBoard::open(newcomer.board)?,
+            page: WorkerPage::open(new_worker.page)?,
             touched: false,
-            decoder: Decoder::new(newcomer.serialization),
-            session: Session::new(newcomer.serialization, newcomer.window),
+            decoder: Decoder::new(new_worker.serialization),
+            session: Session::new(new_worker.serialization, new_worker.window),
             outbox: Outbox::default(),
             crowded_until_ns: None,
             held: Slab::new(),
             queue: VecDeque::new(),
             queued_since_ns: 0,
             returning: Vec::new(),
-            strangers: VecDeque::new(),
+            unmatched_fds: VecDeque::new(),
             sockets: Vec::new(),
             parcels: VecDeque::new(),
             held_up: false,
@@ -157,24 +157,24 @@ impl Station {
         if self.receives {
             return self.inbox_ready && self.queue.is_empty() && self.reads_inbox(now_ns);
         }
-        let returns = !self.session.is_open() || self.session.resting_until_ns(now_ns).is_some();
+        let returns = !self.session.is_open() || self.session.backoff_until_ns(now_ns).is_some();
         let gives = self.outbox.is_empty() && self.session.room(now_ns) > 0;
         self.inbox_ready && self.queue.is_empty() && (returns || gives)
     }
 
     /// What depends on what the worker writes.
-    pub(super) fn need(&self, now_ns: u64) -> Need {
+    pub(super) fn need(&self, now_ns: u64) -> Urgency {
         let leaving = self.disconnecting || !self.session.is_open();
         let waits = !self.queue.is_empty() || !self.outbox.is_empty() || self.session.is_delaying();
         // For a place in the window, or for a credit of the data path's.
         let bridged = !self.receives;
         let none_left = bridged && self.inbox_ready && self.session.room(now_ns) == 0;
         if self.held_up {
-            Need::Nothing
-        } else if leaving || waits || none_left || bridged && self.board.is_awaited() {
-            Need::Now
+            Urgency::Nothing
+        } else if leaving || waits || none_left || bridged && self.page.is_awaited() {
+            Urgency::Now
         } else {
-            Need::of_unanswered(self.session.oldest_age_ns(now_ns))
+            Urgency::of_unanswered(self.session.oldest_age_ns(now_ns))
         }
     }
 
@@ -192,7 +192,7 @@ impl Station {
     /// Answers a request to listen and lets the worker join.
     pub(super) fn answer(
         &mut self,
-        lines: &Lines,
+        endpoints: &Endpoints,
         query: QueryId,
         answer: &Answer,
         socket: Option<OwnedFd>,
@@ -203,7 +203,7 @@ impl Station {
         let heard = self.session.answer(query, answer, data);
         match answer {
             Answer::HandOver { listener, .. } if heard => {
-                lines.command(Command::Join { slot: self.slot, listener: *listener });
+                endpoints.command(Command::Join { slot: self.slot, listener: *listener });
             }
             _ if heard => {}
             _ => self.sockets.retain(|(other, _)| *other != query),
@@ -211,10 +211,10 @@ impl Station {
     }
 
     /// Sends a message to the worker's program.
-    pub(super) fn send(&mut self, parcel: Parcel) {
-        let Parcel { frame, socket, toll } = parcel;
+    pub(super) fn send(&mut self, message_out: UserMessageOut) {
+        let UserMessageOut { frame, socket, permit } = message_out;
         if self.session.send_message(frame, socket.is_some()) {
-            self.parcels.push_back((socket, toll));
+            self.parcels.push_back((socket, permit));
         }
     }
 
@@ -224,9 +224,9 @@ impl Station {
 
     /// The worker's process has ended. What it has said before counts, however far behind the
     /// control plane is: no more can come than its socket holds.
-    pub(super) fn cut(&mut self, lines: &Lines, buffer: &mut [u8], now_ns: u64) {
-        while self.end.is_none() && self.hear(lines, buffer, Extent::Everything, now_ns) {}
-        self.turn(lines, buffer, Ready { channel: false, inbox: true }, now_ns);
+    pub(super) fn cut(&mut self, endpoints: &Endpoints, buffer: &mut [u8], now_ns: u64) {
+        while self.end.is_none() && self.hear(endpoints, buffer, Extent::Everything, now_ns) {}
+        self.turn(endpoints, buffer, Ready { channel: false, inbox: true }, now_ns);
         self.end.get_or_insert(End::Closed);
     }
 
@@ -235,17 +235,23 @@ impl Station {
     }
 
     /// Everything there is to do for this worker now.
-    pub(super) fn turn(&mut self, lines: &Lines, buffer: &mut [u8], ready: Ready, now_ns: u64) {
+    pub(super) fn turn(
+        &mut self,
+        endpoints: &Endpoints,
+        buffer: &mut [u8],
+        ready: Ready,
+        now_ns: u64,
+    ) {
         self.inbox_ready |= ready.inbox && !self.inbox_ended;
         if self.crowded_until_ns.is_some_and(|until_ns| until_ns <= now_ns) {
             self.crowded_until_ns = None;
         }
-        self.act(lines, now_ns);
+        self.act(endpoints, now_ns);
         if ready.channel {
-            self.hear(lines, buffer, Extent::UntilHeldUp, now_ns);
+            self.hear(endpoints, buffer, Extent::UntilHeldUp, now_ns);
         }
         for _ in 0..MESSAGES_A_TURN_MAX {
-            self.serve_queue(lines, now_ns);
+            self.serve_queue(endpoints, now_ns);
             if !self.wants_message(now_ns) || !self.take_message(now_ns) {
                 break;
             }
@@ -257,57 +263,59 @@ impl Station {
         if self.disconnecting && self.inbox_ended && self.queue.is_empty() {
             self.disconnecting = false;
             self.session.disconnect();
-            self.act(lines, now_ns);
+            self.act(endpoints, now_ns);
         }
-        self.publish(lines);
-        self.send_back(lines, now_ns);
+        self.publish(endpoints);
+        self.send_back(endpoints, now_ns);
     }
 
     /// Does what the session says.
-    pub(super) fn act(&mut self, lines: &Lines, now_ns: u64) {
+    pub(super) fn act(&mut self, endpoints: &Endpoints, now_ns: u64) {
         while let Some(action) = self.session.next_action() {
             match action {
-                Action::Send { frame, passenger } => {
-                    let cargo = self.cargo(passenger);
-                    self.outbox.push(frame, cargo, None);
+                Action::Send { frame, attachment } => {
+                    let attached = self.attached(attachment);
+                    self.outbox.push(frame, attached, None);
                 }
                 Action::Deliver { frame, .. } => {
-                    let (socket, toll) = self.parcels.pop_front().unzip();
-                    let cargo = socket.flatten().map_or(Cargo::Nothing, Cargo::Socket);
-                    self.outbox.push(frame, cargo, toll);
+                    let (socket, permit) = self.parcels.pop_front().unzip();
+                    let attached = socket.flatten().map_or(Attached::Nothing, Attached::Socket);
+                    self.outbox.push(frame, attached, permit);
                 }
                 Action::Accepted(connection) => {
                     self.held.try_remove(connection.0);
-                    self.board.add_claimed(1, now_ns);
-                    if !self.board.program_reports() {
-                        self.board.add_finished(1);
+                    self.page.add_claimed(1, now_ns);
+                    if !self.page.program_reports() {
+                        self.page.add_finished(1);
                     }
                     self.touched = true;
                 }
                 Action::Returned(connection) => self.returning.push(connection),
                 Action::Refused(connection) => {
                     self.returning.push(connection);
-                    if self.board.program_reports() {
-                        self.board.take_off_refused(1);
+                    if self.page.program_reports() {
+                        self.page.take_off_refused(1);
                         self.touched = true;
                     }
                 }
                 Action::SentBack(connection) => self.take_back(connection),
                 Action::InboxEnded => self.inbox_ended = true,
                 Action::ShortOfDescriptors { lost } => self.note_shortage(lost, now_ns),
-                Action::Tell(event) => self.tell(lines, event),
+                Action::Tell(event) => self.tell(endpoints, event),
             }
         }
         self.flush(now_ns);
     }
 
-    fn cargo(&mut self, passenger: Option<Passenger>) -> Cargo {
-        match passenger {
-            None => Cargo::Nothing,
-            Some(Passenger::Connection(connection)) => Cargo::Connection(connection),
-            Some(Passenger::Socket(query)) => {
+    fn attached(&mut self, attachment: Option<Attachment>) -> Attached {
+        match attachment {
+            None => Attached::Nothing,
+            Some(Attachment::Connection(connection)) => Attached::Connection(connection),
+            Some(Attachment::Socket(query)) => {
                 let place = self.sockets.iter().position(|(other, _)| *other == query);
-                place.map_or(Cargo::Nothing, |place| Cargo::Socket(self.sockets.remove(place).1))
+                place.map_or(Attached::Nothing, |place| {
+                    Attached::Socket(self.sockets.remove(place).1)
+                })
             }
         }
     }
@@ -328,24 +336,24 @@ impl Station {
         }
     }
 
-    fn tell(&mut self, lines: &Lines, event: Event) {
+    fn tell(&mut self, endpoints: &Endpoints, event: Event) {
         let (worker, slot) = (self.worker, self.slot);
-        lines.notify(match event {
+        endpoints.notify(match event {
             Event::Online => Notice::Online { worker },
             Event::Query(query, request) => Notice::Query { worker, query, request },
             Event::Listening(listening) => Notice::Listening { worker, listening },
             Event::Left(listener) => {
-                lines.command(Command::Leave { slot, listener });
+                endpoints.command(Command::Leave { slot, listener });
                 Notice::Left { worker, listener }
             }
             Event::Leaving => {
-                lines.command(Command::Retire { slot });
+                endpoints.command(Command::Retire { slot });
                 Notice::Leaving { worker }
             }
             Event::SocketLost => Notice::SocketLost { worker },
             Event::Message(message) => Notice::Message { worker, message, descriptor: None },
             Event::Handle(message) => {
-                let descriptor = self.strangers.pop_front();
+                let descriptor = self.unmatched_fds.pop_front();
                 Notice::Message { worker, message, descriptor }
             }
         });
@@ -353,10 +361,10 @@ impl Station {
 
     /// Gives the session what waits, as far as there is room, and sends back what this worker
     /// cannot have.
-    fn serve_queue(&mut self, lines: &Lines, now_ns: u64) {
+    fn serve_queue(&mut self, endpoints: &Endpoints, now_ns: u64) {
         while let Some(connection) = self.queue.front().copied() {
             let listener = self.listener_of(connection);
-            let rests = self.session.resting_until_ns(now_ns).is_some();
+            let rests = self.session.backoff_until_ns(now_ns).is_some();
             if !self.session.is_open() || rests || !self.session.serves(listener) {
                 self.queue.pop_front();
                 self.returning.push(connection);
@@ -367,7 +375,7 @@ impl Station {
                 return;
             }
             self.queue.pop_front();
-            self.act(lines, now_ns);
+            self.act(endpoints, now_ns);
         }
     }
 
@@ -395,7 +403,7 @@ impl Station {
         let records = handoff::records(&payload[..bytes]);
         let count = records.as_ref().map_or(0, ExactSizeIterator::len);
         if handoff::is_probe(&payload[..bytes]) {
-            self.board.answer_probe();
+            self.page.answer_probe();
             self.touched = true;
         }
         // The data path keeps descriptors free for what it may have to take back, which includes
@@ -412,14 +420,14 @@ impl Station {
         true
     }
 
-    fn publish(&mut self, lines: &Lines) {
-        if std::mem::take(&mut self.touched) && self.board.publish() {
-            lines.ring_data_path();
+    fn publish(&mut self, endpoints: &Endpoints) {
+        if std::mem::take(&mut self.touched) && self.page.publish() {
+            endpoints.ring_data_path();
         }
     }
 
     /// Gives the data path what this worker does not have, in the order of its arrival.
-    fn send_back(&mut self, lines: &Lines, now_ns: u64) {
+    fn send_back(&mut self, endpoints: &Endpoints, now_ns: u64) {
         if self.returning.is_empty() {
             return;
         }
@@ -428,14 +436,15 @@ impl Station {
             self.held.try_remove(connection.0).map(|held| (held.socket, held.record))
         });
         let sockets = sockets.collect();
-        let rest_ns = self.session.resting_until_ns(now_ns).map_or(0, |until_ns| until_ns - now_ns);
-        lines.command(Command::Return { slot: self.slot, sockets, rest_ns });
+        let backoff_ns =
+            self.session.backoff_until_ns(now_ns).map_or(0, |until_ns| until_ns - now_ns);
+        endpoints.command(Command::Return { slot: self.slot, sockets, backoff_ns });
     }
 
     /// Closes the channel: everything that the worker has not taken goes back.
-    pub(super) fn close(mut self, lines: &Lines, now_ns: u64) {
+    pub(super) fn close(mut self, endpoints: &Endpoints, now_ns: u64) {
         // Before anything comes back, so that none of it is given to this worker again.
-        lines.command(Command::Retire { slot: self.slot });
+        endpoints.command(Command::Retire { slot: self.slot });
         self.session.end();
         while let Some(action) = self.session.next_action() {
             if let Action::Returned(connection) = action {
@@ -446,12 +455,12 @@ impl Station {
         while self.take_message(now_ns) {
             self.returning.extend(self.queue.drain(..));
         }
-        self.publish(lines);
-        self.send_back(lines, now_ns);
+        self.publish(endpoints);
+        self.send_back(endpoints, now_ns);
         let failure = match self.end {
             Some(End::Failed(what)) => Some(what),
             Some(End::Closed) | None => None,
         };
-        lines.notify(Notice::Gone { worker: self.worker, failure });
+        endpoints.notify(Notice::Gone { worker: self.worker, failure });
     }
 }

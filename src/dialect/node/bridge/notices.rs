@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use nix::sys::eventfd::EventFd;
+use crate::sys::waker::Waker;
 
 use super::messages::Notice;
 use crate::id::WorkerId;
@@ -21,9 +21,9 @@ pub const NOTICE_BYTES_MAX: usize = 1024 * 1024;
 pub struct Notices {
     state: Mutex<State>,
     /// Rung when there is something.
-    arrived: Arc<EventFd>,
+    arrived: Arc<Waker>,
     /// Rung when a full share has room again.
-    room: Arc<EventFd>,
+    room: Arc<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ struct Share {
 impl Notices {
     /// An empty queue. `arrived` wakes the control plane, `room` the bridge.
     #[must_use]
-    pub fn new(arrived: Arc<EventFd>, room: Arc<EventFd>) -> Self {
+    pub fn new(arrived: Arc<Waker>, room: Arc<Waker>) -> Self {
         Self { state: Mutex::default(), arrived, room }
     }
 
@@ -60,7 +60,7 @@ impl Notices {
         share.bytes += bytes;
         share.full |= share.notices >= NOTICES_MAX || share.bytes >= NOTICE_BYTES_MAX;
         state.queue.push_back((notice, bytes));
-        let _ = self.arrived.write(1);
+        self.arrived.wake();
     }
 
     /// Whether a worker should not be read for now.
@@ -91,7 +91,7 @@ impl Notices {
         let half_empty = share.notices <= NOTICES_MAX / 2 && share.bytes <= NOTICE_BYTES_MAX / 2;
         if share.full && half_empty {
             share.full = false;
-            let _ = self.room.write(1);
+            self.room.wake();
         }
         if share.notices == 0 {
             state.shares.remove(&worker);
@@ -102,24 +102,23 @@ impl Notices {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::eventfd::EfdFlags;
 
     use super::*;
 
     const ONE: WorkerId = WorkerId(1);
     const OTHER: WorkerId = WorkerId(2);
 
-    fn bell() -> Arc<EventFd> {
-        Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd"))
+    fn waker() -> Arc<Waker> {
+        Arc::new(Waker::new().expect("a descriptor"))
     }
 
-    fn heard(bell: &EventFd) -> bool {
-        bell.read().is_ok()
+    fn heard(waker: &Waker) -> bool {
+        waker.clear()
     }
 
     #[test]
     fn a_worker_that_fills_its_share_leaves_the_others_theirs() {
-        let (arrived, room) = (bell(), bell());
+        let (arrived, room) = (waker(), waker());
         let notices = Notices::new(Arc::clone(&arrived), Arc::clone(&room));
         assert!(notices.take().is_none() && !heard(&arrived));
         for _ in 0..NOTICES_MAX {
@@ -138,7 +137,7 @@ mod tests {
 
     #[test]
     fn one_worker_s_notices_can_be_taken_before_those_of_others() {
-        let notices = Notices::new(bell(), bell());
+        let notices = Notices::new(waker(), waker());
         notices.push(Notice::Online { worker: OTHER });
         notices.push(Notice::Online { worker: ONE });
         notices.push(Notice::Gone { worker: ONE, failure: None });

@@ -9,12 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::super::session::ConnectionId;
-use super::send_quota::Toll;
+use super::send_quota::Permit;
 use crate::sys::fdpass;
 
 /// What travels with a frame.
 #[derive(Debug)]
-pub(super) enum Cargo {
+pub(super) enum Attached {
     Nothing,
     /// A connection, of which the sender keeps its copy.
     Connection(ConnectionId),
@@ -26,9 +26,9 @@ pub(super) enum Cargo {
 struct Frame {
     bytes: Vec<u8>,
     sent: usize,
-    cargo: Cargo,
+    attached: Attached,
     /// For a message of the program's, which is counted until it has gone.
-    toll: Option<Toll>,
+    permit: Option<Permit>,
 }
 
 /// Why frames are left.
@@ -62,11 +62,11 @@ impl Outbox {
         self.bytes
     }
 
-    pub(super) fn push(&mut self, bytes: Vec<u8>, cargo: Cargo, toll: Option<Toll>) {
-        if toll.is_none() {
+    pub(super) fn push(&mut self, bytes: Vec<u8>, attached: Attached, permit: Option<Permit>) {
+        if permit.is_none() {
             self.bytes += bytes.len();
         }
-        self.frames.push_back(Frame { bytes, sent: 0, cargo, toll });
+        self.frames.push_back(Frame { bytes, sent: 0, attached, permit });
     }
 
     /// Sends what there is room for. `lookup` finds the sockets of connections.
@@ -76,17 +76,17 @@ impl Outbox {
         lookup: impl Fn(ConnectionId) -> Option<BorrowedFd<'a>>,
     ) -> Left {
         while let Some(frame) = self.frames.front_mut() {
-            let passenger = match &frame.cargo {
-                Cargo::Nothing => None,
-                Cargo::Connection(connection) => lookup(*connection),
-                Cargo::Socket(socket) => Some(socket.as_fd()),
+            let attachment = match &frame.attached {
+                Attached::Nothing => None,
+                Attached::Connection(connection) => lookup(*connection),
+                Attached::Socket(socket) => Some(socket.as_fd()),
             };
-            match fdpass::send(channel, &frame.bytes[frame.sent..], passenger.as_slice()) {
+            match fdpass::send(channel, &frame.bytes[frame.sent..], attachment.as_slice()) {
                 Ok(sent) => {
                     // A descriptor travels with the first byte.
-                    frame.cargo = Cargo::Nothing;
+                    frame.attached = Attached::Nothing;
                     frame.sent += sent;
-                    if frame.toll.is_none() {
+                    if frame.permit.is_none() {
                         self.bytes -= sent;
                     }
                     if frame.sent == frame.bytes.len() {

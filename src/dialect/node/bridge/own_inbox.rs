@@ -5,15 +5,15 @@
 
 use super::super::codec::SentBack;
 use super::super::session::ConnectionId;
-use super::node_worker::{Held, Station};
+use super::node_worker::{Held, NodeWorker};
 use crate::id::ListenerId;
 use crate::protocol::handoff::Record;
 use crate::protocol::scoreboard::Statistic;
 
-impl Station {
+impl NodeWorker {
     /// The worker's script has said so before it ran the program, whose first request this is.
     pub(super) fn find_out_who_receives(&mut self) {
-        if !self.receives && self.board.program_receives() {
+        if !self.receives && self.page.program_receives() {
             self.receives = true;
             self.session.mark_connections();
         }
@@ -23,12 +23,12 @@ impl Station {
     /// worker does not: before it serves something and afterwards, and while it rests.
     pub(super) fn reads_inbox(&self, now_ns: u64) -> bool {
         let serves = self.session.is_open() && self.session.serves_connections();
-        !self.receives || !serves || self.session.resting_until_ns(now_ns).is_some()
+        !self.receives || !serves || self.session.backoff_until_ns(now_ns).is_some()
     }
 
     /// A connection that the worker had taken out of the inbox by itself.
     pub(super) fn take_back(&mut self, connection: SentBack) {
-        let Some(socket) = self.strangers.pop_front() else { return };
+        let Some(socket) = self.unmatched_fds.pop_front() else { return };
         let SentBack { listener, accepted_ns, .. } = connection;
         let record = Record { listener: ListenerId(listener), accepted_ns };
         self.returning.push(ConnectionId(self.held.insert(Held { socket, record })));
@@ -38,15 +38,15 @@ impl Station {
         if lost {
             self.note_lost(1, now_ns);
         } else {
-            self.board.add(Statistic::DescriptorPauses, 1);
+            self.page.add(Statistic::DescriptorPauses, 1);
         }
     }
 
     /// Connections are gone for want of descriptors.
     pub(super) fn note_lost(&mut self, count: u64, now_ns: u64) {
-        self.board.add(Statistic::Truncated, count);
-        self.board.add_claimed(count, now_ns);
-        self.board.add_finished(count);
+        self.page.add(Statistic::Truncated, count);
+        self.page.add_claimed(count, now_ns);
+        self.page.add_finished(count);
         self.touched = true;
     }
 }

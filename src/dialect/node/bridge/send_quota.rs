@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes on their way to one worker.
-pub const PARCEL_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const USER_MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most messages.
-pub const PARCELS_MAX: usize = 16 * 1024;
+pub const USER_MESSAGES_MAX: usize = 16 * 1024;
 /// Most sockets that travel with them.
-pub const PARCEL_SOCKETS_MAX: usize = 256;
+pub const USER_MESSAGE_SOCKETS_MAX: usize = 256;
 
 /// What is on its way to one worker. Clones count together.
 #[derive(Clone, Debug, Default)]
-pub struct Postage {
+pub struct SendQuota {
     counts: Arc<Counts>,
 }
 
@@ -30,39 +30,39 @@ struct Counts {
 
 /// A message, whole as it will be written, and the socket that travels with it.
 #[derive(Debug)]
-pub struct Parcel {
+pub struct UserMessageOut {
     pub(super) frame: Vec<u8>,
     pub(super) socket: Option<OwnedFd>,
-    pub(super) toll: Toll,
+    pub(super) permit: Permit,
 }
 
 /// A parcel's part of the count, for as long as it exists.
 #[derive(Debug)]
-pub(super) struct Toll {
+pub(super) struct Permit {
     counts: Arc<Counts>,
     bytes: usize,
     sockets: usize,
 }
 
-impl Postage {
+impl SendQuota {
     /// A message to be sent; nothing, when too much is on its way already.
     #[must_use]
-    pub fn parcel(&self, frame: Vec<u8>, socket: Option<OwnedFd>) -> Option<Parcel> {
+    pub fn message_out(&self, frame: Vec<u8>, socket: Option<OwnedFd>) -> Option<UserMessageOut> {
         let (bytes, sockets) = (frame.len(), usize::from(socket.is_some()));
         let Counts { parcels, bytes: all_bytes, sockets: all_sockets } = &*self.counts;
         // Counted before it is compared, so that two senders cannot both take the last place.
         let before = parcels.fetch_add(1, Ordering::Relaxed);
         let bytes_before = all_bytes.fetch_add(bytes, Ordering::Relaxed);
         let sockets_before = all_sockets.fetch_add(sockets, Ordering::Relaxed);
-        let toll = Toll { counts: Arc::clone(&self.counts), bytes, sockets };
-        let fits = before < PARCELS_MAX
-            && bytes_before + bytes <= PARCEL_BYTES_MAX
-            && sockets_before + sockets <= PARCEL_SOCKETS_MAX;
-        fits.then_some(Parcel { frame, socket, toll })
+        let permit = Permit { counts: Arc::clone(&self.counts), bytes, sockets };
+        let fits = before < USER_MESSAGES_MAX
+            && bytes_before + bytes <= USER_MESSAGE_BYTES_MAX
+            && sockets_before + sockets <= USER_MESSAGE_SOCKETS_MAX;
+        fits.then_some(UserMessageOut { frame, socket, permit })
     }
 }
 
-impl Drop for Toll {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.counts.parcels.fetch_sub(1, Ordering::Relaxed);
         self.counts.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -78,25 +78,26 @@ mod tests {
 
     #[test]
     fn what_has_arrived_makes_room() {
-        let postage = Postage::default();
-        let half = || postage.parcel(vec![0; PARCEL_BYTES_MAX / 2], None);
+        let send_quota = SendQuota::default();
+        let half = || send_quota.message_out(vec![0; USER_MESSAGE_BYTES_MAX / 2], None);
         let (first, second) = (half(), half());
         assert!(first.is_some() && second.is_some());
-        assert!(postage.parcel(vec![0], None).is_none());
+        assert!(send_quota.message_out(vec![0], None).is_none());
         drop(first);
-        assert!(postage.parcel(vec![0], None).is_some());
+        assert!(send_quota.message_out(vec![0], None).is_some());
         drop(second);
-        let many: Vec<_> = (0..PARCELS_MAX).map(|_| postage.parcel(vec![], None)).collect();
-        assert!(many.iter().all(Option::is_some) && postage.parcel(vec![], None).is_none());
+        let many: Vec<_> =
+            (0..USER_MESSAGES_MAX).map(|_| send_quota.message_out(vec![], None)).collect();
+        assert!(many.iter().all(Option::is_some) && send_quota.message_out(vec![], None).is_none());
     }
 
     #[test]
     fn sockets_are_counted_too() {
-        let postage = Postage::default();
+        let send_quota = SendQuota::default();
         let socket = || Some(UnixStream::pair().expect("a pair").0.into());
-        let send = || postage.parcel(vec![1], socket());
-        let many: Vec<_> = (0..PARCEL_SOCKETS_MAX).map(|_| send()).collect();
+        let send = || send_quota.message_out(vec![1], socket());
+        let many: Vec<_> = (0..USER_MESSAGE_SOCKETS_MAX).map(|_| send()).collect();
         assert!(many.iter().all(Option::is_some) && send().is_none());
-        assert!(postage.parcel(vec![1], None).is_some());
+        assert!(send_quota.message_out(vec![1], None).is_some());
     }
 }

@@ -11,12 +11,12 @@ const LONGEST_NS: u64 = 250_000_000;
 
 /// A worker's rest.
 #[derive(Clone, Debug)]
-pub(super) struct Rest {
+pub(super) struct Backoff {
     until_ns: u64,
     next_ns: u64,
 }
 
-impl Rest {
+impl Backoff {
     pub(super) fn new() -> Self {
         Self { until_ns: 0, next_ns: FIRST_NS }
     }
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn rests_grow_until_something_is_taken() {
-        let mut rest = Rest::new();
+        let mut rest = Backoff::new();
         let mut now_ns = 0;
         let mut lengths = Vec::new();
         for _ in 0..8 {

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::super::codec::Garbage;
-use super::{Action, Event, Passenger, QueryId, Session};
+use super::{Action, Attachment, Event, QueryId, Session};
 
 /// What a worker reads at once (libuv's buffer). Of two descriptors, the second must not be sent
 /// while the first one's message may lie across the end of such a read: the rest of that message
@@ -75,8 +75,8 @@ impl Session {
             match next {
                 Delayed::Answer { query, frame, cover } if self.may_send_cover(frame.len()) => {
                     self.note_cover(frame.len(), cover);
-                    let passenger = Some(Passenger::Socket(query));
-                    self.actions.push_back(Action::Send { frame, passenger });
+                    let attachment = Some(Attachment::Socket(query));
+                    self.actions.push_back(Action::Send { frame, attachment });
                 }
                 Delayed::Message { frame, with_socket: false } => {
                     self.plain_bytes = self.plain_bytes.saturating_add(frame.len());

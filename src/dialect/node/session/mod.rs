@@ -26,7 +26,7 @@ use super::codec::{
     UserMessage,
 };
 use crate::id::ListenerId;
-use backoff::Rest;
+use backoff::Backoff;
 use fd_ordering::{Cover, Delayed};
 use listens::{Asked, Listens};
 use window::Window;
@@ -66,7 +66,7 @@ pub enum Answer {
 
 /// What travels with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passenger {
+pub enum Attachment {
     /// A connection. The caller keeps its copy until the connection is accepted or returned.
     Connection(ConnectionId),
     /// The socket that goes with the answer to this request.
@@ -81,7 +81,7 @@ pub enum Action {
         /// The bytes.
         frame: Vec<u8>,
         /// A descriptor to be sent with them.
-        passenger: Option<Passenger>,
+        attachment: Option<Attachment>,
     },
     /// Send this message of the program's, the oldest that has not been sent, in the same way.
     Deliver {
@@ -157,7 +157,7 @@ pub struct Session {
     queries: u64,
     listens: Listens,
     window: Window,
-    rest: Rest,
+    rest: Backoff,
     flights: VecDeque<Flight>,
     covers: VecDeque<Cover>,
     delayed: VecDeque<Delayed>,
@@ -184,7 +184,7 @@ impl Session {
             queries: 0,
             listens: Listens::default(),
             window: Window::new(window),
-            rest: Rest::new(),
+            rest: Backoff::new(),
             flights: VecDeque::new(),
             covers: VecDeque::new(),
             delayed: VecDeque::new(),
@@ -205,7 +205,7 @@ impl Session {
     #[must_use]
     pub fn room(&self, now_ns: u64) -> usize {
         let busy = self.stage != Stage::Open || !self.delayed.is_empty();
-        if busy || self.resting_until_ns(now_ns).is_some() {
+        if busy || self.backoff_until_ns(now_ns).is_some() {
             return 0;
         }
         let age_ns = self.oldest_age_ns(now_ns).unwrap_or(0);
@@ -218,7 +218,7 @@ impl Session {
 
     /// Until when the worker gets nothing because it refused something.
     #[must_use]
-    pub fn resting_until_ns(&self, now_ns: u64) -> Option<u64> {
+    pub fn backoff_until_ns(&self, now_ns: u64) -> Option<u64> {
         self.rest.until_ns(now_ns)
     }
 
@@ -265,8 +265,8 @@ impl Session {
         let frame = ToWorker::Connection { key: &key, sequence }.frame(self.serialization);
         self.flights.push_back(Flight { connection, sequence, key, sent_ns: now_ns });
         self.note_cover(frame.len(), Cover::Connection { sequence });
-        let passenger = Some(Passenger::Connection(connection));
-        self.actions.push_back(Action::Send { frame, passenger });
+        let attachment = Some(Attachment::Connection(connection));
+        self.actions.push_back(Action::Send { frame, attachment });
         true
     }
 
@@ -456,7 +456,7 @@ impl Session {
     fn send(&mut self, message: &ToWorker<'_>) {
         let frame = message.frame(self.serialization);
         self.plain_bytes = self.plain_bytes.saturating_add(frame.len());
-        self.actions.push_back(Action::Send { frame, passenger: None });
+        self.actions.push_back(Action::Send { frame, attachment: None });
     }
 
     fn tell(&mut self, event: Event) {

@@ -35,7 +35,7 @@ fn say(session: &mut Session, line: &Value, now_ns: u64) {
 /// What the session wants done, messages taken apart.
 #[derive(Clone, Debug, PartialEq)]
 enum Done {
-    Sent(Value, Option<Passenger>),
+    Sent(Value, Option<Attachment>),
     Delivered(Value, bool),
     Accepted(usize),
     Returned(usize),
@@ -50,8 +50,8 @@ fn done(session: &mut Session) -> Vec<Done> {
     let actions = std::iter::from_fn(|| session.next_action());
     actions
         .map(|action| match action {
-            Action::Send { frame, passenger } => {
-                Done::Sent(serde_json::from_slice(&frame).expect("one line of JSON"), passenger)
+            Action::Send { frame, attachment } => {
+                Done::Sent(serde_json::from_slice(&frame).expect("one line of JSON"), attachment)
             }
             Action::Deliver { frame, with_socket } => {
                 let message = serde_json::from_slice(&frame).expect("one line of JSON");
@@ -99,8 +99,8 @@ fn listening(window: WindowRule) -> (Session, String) {
 fn give(session: &mut Session, connection: usize, now_ns: u64) -> i64 {
     assert!(session.hand_over(ConnectionId(connection), LISTENER, now_ns));
     match &done(session)[..] {
-        [Done::Sent(message, Some(Passenger::Connection(passenger)))] => {
-            assert_eq!((passenger.0, &message["cmd"]), (connection, &json!("NODE_HANDLE")));
+        [Done::Sent(message, Some(Attachment::Connection(attachment)))] => {
+            assert_eq!((attachment.0, &message["cmd"]), (connection, &json!("NODE_HANDLE")));
             message["msg"]["seq"].as_i64().expect("a number")
         }
         other => panic!("{other:?}"),
@@ -143,7 +143,7 @@ fn a_worker_that_refuses_rests_longer_each_time() {
         say(&mut session, &arrived(), now_ns);
         say(&mut session, &answered(sequence, false), now_ns);
         assert_eq!(done(&mut session), [Done::Refused(0)]);
-        let until_ns = session.resting_until_ns(now_ns).expect("it rests");
+        let until_ns = session.backoff_until_ns(now_ns).expect("it rests");
         assert_eq!(session.room(until_ns - 1), 0);
         rests.push((until_ns - now_ns) / MILLISECOND);
         now_ns = until_ns;
@@ -165,7 +165,7 @@ fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
     say(&mut session, &close, 0);
     say(&mut session, &answered(sequence, false), 0);
     assert_eq!(done(&mut session), [Done::Told(Event::Left(LISTENER)), Done::Refused(0)]);
-    assert_eq!(session.resting_until_ns(0), None);
+    assert_eq!(session.backoff_until_ns(0), None);
     assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
     assert!(session.hand_over(ConnectionId(1), ListenerId(4), 0));
     // The same listener again is another server.
@@ -180,7 +180,7 @@ fn a_descriptor_that_does_not_arrive_is_given_to_somebody_else() {
     let second = give(&mut session, 1, 0);
     say(&mut session, &lost(), 0);
     assert_eq!(done(&mut session), [Done::Returned(0)], "they are told in order");
-    assert!(session.resting_until_ns(0).is_some());
+    assert!(session.backoff_until_ns(0).is_some());
     say(&mut session, &arrived(), 0);
     say(&mut session, &answered(second, true), 0);
     assert_eq!(done(&mut session), [Done::Accepted(1)]);
@@ -283,7 +283,7 @@ fn a_shared_socket_that_does_not_arrive_is_an_error_of_listen() {
     let share = Answer::Share { listener: LISTENER, datagram: false };
     assert!(session.answer(QueryId(1), &share, &Value::Null));
     match done(&mut session).last() {
-        Some(Done::Sent(cover, Some(Passenger::Socket(QueryId(1))))) => {
+        Some(Done::Sent(cover, Some(Attachment::Socket(QueryId(1))))) => {
             assert_eq!((&cover["type"], &cover["msg"]["errno"]), (&json!("net.Native"), &json!(0)));
         }
         other => panic!("{other:?}"),
@@ -376,7 +376,7 @@ fn nothing_follows_a_descriptor_that_may_lie_across_the_end_of_a_read() {
     assert!(session.answer(QueryId(2), &share, &Value::Null));
     assert!(!done(&mut session).iter().any(|one| matches!(one, Done::Sent(..))), "nor an answer");
     say(&mut session, &arrived(), 0);
-    let passenger = Some(Passenger::Socket(QueryId(2)));
-    assert!(matches!(&done(&mut session)[..], [Done::Sent(_, carried)] if *carried == passenger));
+    let attachment = Some(Attachment::Socket(QueryId(2)));
+    assert!(matches!(&done(&mut session)[..], [Done::Sent(_, carried)] if *carried == attachment));
     assert!(session.room(0) > 1);
 }

@@ -24,7 +24,7 @@ enum Step {
     /// The primary's program and the worker's talk.
     Chat(u16),
     /// The primary's program sends a socket along.
-    Parcel(u16),
+    UserMessageOut(u16),
     /// Time passes, in microseconds.
     Pass(u32),
     /// The server is closed, or opened again.
@@ -41,8 +41,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         // Often just so long that what follows lies across the end of a read.
         2 => (65_000_u16..65_535).prop_map(Step::Chat),
         1 => (0_u16..65_535).prop_map(Step::Chat),
-        1 => (0_u16..65_535).prop_map(Step::Parcel),
-        1 => (0_u16..100).prop_map(Step::Parcel),
+        1 => (0_u16..65_535).prop_map(Step::UserMessageOut),
+        1 => (0_u16..100).prop_map(Step::UserMessageOut),
         3 => (0_u32..20_000).prop_map(Step::Pass),
         1 => Just(Step::Toggle),
     ];
@@ -81,15 +81,15 @@ impl World {
     fn settle(&mut self, session: &mut Session) {
         while let Some(action) = session.next_action() {
             match action {
-                Action::Send { frame, passenger } => {
+                Action::Send { frame, attachment } => {
                     let message: Value = serde_json::from_slice(&frame).expect("a line of JSON");
-                    let passenger = passenger.map(|passenger| match passenger {
-                        Passenger::Connection(connection) => connection.0,
-                        Passenger::Socket(_) => panic!("nothing is shared here"),
+                    let attachment = attachment.map(|attachment| match attachment {
+                        Attachment::Connection(connection) => connection.0,
+                        Attachment::Socket(_) => panic!("nothing is shared here"),
                     });
                     let sequence = message["msg"]["seq"].as_i64();
-                    self.carried.extend(sequence.zip(passenger));
-                    self.channel.push_back((frame.len(), message, passenger));
+                    self.carried.extend(sequence.zip(attachment));
+                    self.channel.push_back((frame.len(), message, attachment));
                 }
                 Action::Deliver { frame, with_socket: false } => {
                     self.channel.push_back((frame.len(), Value::Null, None));
@@ -97,9 +97,9 @@ impl World {
                 Action::Deliver { frame, with_socket: true } => {
                     let message: Value = serde_json::from_slice(&frame).expect("a line of JSON");
                     let sequence = message["msg"]["seq"].as_i64().expect("a number");
-                    let passenger = beyond(sequence);
-                    self.carried.insert(sequence, passenger);
-                    self.channel.push_back((frame.len(), message, Some(passenger)));
+                    let attachment = beyond(sequence);
+                    self.carried.insert(sequence, attachment);
+                    self.channel.push_back((frame.len(), message, Some(attachment)));
                 }
                 Action::Accepted(connection) => self.note(connection.0, "accepted"),
                 Action::Returned(connection) => self.note(connection.0, "returned"),
@@ -119,16 +119,16 @@ impl World {
     /// with. Tells the messages that are whole.
     fn read_once(&mut self) -> Vec<Value> {
         let (mut room, mut whole) = (READ_BYTES, Vec::new());
-        while let Some((bytes, message, passenger)) = self.channel.pop_front() {
+        while let Some((bytes, message, attachment)) = self.channel.pop_front() {
             let head = bytes.min(room);
             room -= head;
-            self.pending = passenger.or(self.pending);
+            self.pending = attachment.or(self.pending);
             if head < bytes {
                 self.channel.push_front((bytes - head, message, None));
                 break;
             }
             whole.push(message);
-            if passenger.is_some() {
+            if attachment.is_some() {
                 break;
             }
         }
@@ -200,7 +200,7 @@ impl World {
             }
             Step::Starve => self.starved = true,
             Step::Chat(bytes) => chat(session, &json!("x".repeat(bytes.into()))),
-            Step::Parcel(bytes) => {
+            Step::UserMessageOut(bytes) => {
                 self.parcels -= 1;
                 let message = json!({ "seq": self.parcels, "text": "x".repeat(bytes.into()) });
                 let cover = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };

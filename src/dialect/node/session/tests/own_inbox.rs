@@ -56,7 +56,7 @@ fn what_comes_back_is_acknowledged_and_given_to_others() {
     let mut session = session(WindowRule::default());
     hear(&mut session, &back(false, 4), true, 0).expect("it is understood");
     assert_eq!(done(&mut session), [acknowledged(), came_back(false, 4)]);
-    assert_eq!(session.resting_until_ns(0), None, "only its server was gone");
+    assert_eq!(session.backoff_until_ns(0), None, "only its server was gone");
     // Lost on the way: there is nothing that could be sent again.
     hear(&mut session, &back(false, 4), false, 0).expect("it is understood");
     assert_eq!(done(&mut session), [acknowledged(), Done::Short(true)]);
@@ -70,7 +70,7 @@ fn a_full_worker_rests_longer_each_time_until_it_takes_one() {
     for received in [1, 1, 1, 2] {
         hear(&mut session, &back(true, received), true, now_ns).expect("it is understood");
         assert_eq!(done(&mut session), [acknowledged(), came_back(true, received)]);
-        let until_ns = session.resting_until_ns(now_ns).expect("it rests");
+        let until_ns = session.backoff_until_ns(now_ns).expect("it rests");
         rests.push((until_ns - now_ns) / MILLISECOND);
         now_ns = until_ns;
     }
@@ -78,7 +78,7 @@ fn a_full_worker_rests_longer_each_time_until_it_takes_one() {
     let short = json!({ "cmd": "NODE_CLUSTERLB", "act": "short", "lost": false, "received": 2 });
     say(&mut session, &short, now_ns);
     assert_eq!(done(&mut session), [Done::Short(false)]);
-    let until_ns = session.resting_until_ns(now_ns).expect("it rests");
+    let until_ns = session.backoff_until_ns(now_ns).expect("it rests");
     assert_eq!((until_ns - now_ns) / MILLISECOND, 10);
 }
 
