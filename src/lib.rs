@@ -43,8 +43,9 @@ pub use schedule::{
     SchedulerFactory, Skips, Status, WorkerLoad,
 };
 pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
-pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::address::{Endpoint, FileAccess, ListenAddress};
 pub use sys::error::{Error, Result};
+pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 

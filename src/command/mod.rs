@@ -2,6 +2,7 @@
 //!
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
+mod addresses;
 mod arguments;
 mod bench;
 mod check;
@@ -11,12 +12,15 @@ mod imbalance;
 mod inspect;
 mod keeper;
 mod measuring;
+mod output;
 mod program;
 mod server;
+mod service_manager;
 mod settings;
+mod signals;
 mod worker_environment;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser as _, ValueEnum};
@@ -30,10 +34,11 @@ use clusterlb::topology::{self, CpuPlan};
 use clusterlb::{AcceptMechanism, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
-use clusterlb_sys::limits;
 use clusterlb_sys::probe::{self, FeatureLevel};
 use clusterlb_sys::process;
+use clusterlb_sys::{inherited, limits};
 use console::{Console, Style};
+use service_manager::ServiceManager;
 
 /// Descriptors that the primary needs besides connections: its own, and some for each worker.
 const DESCRIPTORS_BASE: u64 = 64;
@@ -42,20 +47,40 @@ const DESCRIPTORS_PER_WORKER: u64 = 6;
 /// Runs the command and gives the process's exit code.
 #[must_use]
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = inherited::repair().and_then(|()| match Cli::try_parse() {
+        Ok(cli) => obey(cli),
+        Err(error) => show(&error),
+    });
+    result.unwrap_or_else(|error| {
+        complain(&error);
+        error.exit_code().into()
+    })
+}
+
+fn obey(cli: Cli) -> Result<ExitCode> {
+    let code = match cli.command {
         Some(Command::Check { json }) => show_check(json),
         Some(Command::Bench(arguments)) => arguments.run(),
         Some(Command::Imbalance(arguments)) => arguments.run(),
-        Some(Command::Load(arguments)) => return loadtest::run(&arguments),
+        Some(Command::Load(arguments)) => return Ok(loadtest::run(&arguments)),
         Some(Command::Run(arguments)) => run(&arguments),
         None => run(&cli.run),
     };
-    let code = result.unwrap_or_else(|error| {
-        complain(&error);
-        error.exit_code()
-    });
-    ExitCode::from(code)
+    code.map(ExitCode::from)
+}
+
+/// Shows what clap has to say: help and the version on standard output, or wrong usage.
+fn show(error: &clap::Error) -> Result<ExitCode> {
+    let text = error.render();
+    if error.use_stderr() {
+        // What cannot be shown cannot be complained of either.
+        let _ = error.print();
+    } else if std::io::stdout().is_terminal() {
+        output::print(&text.ansi().to_string())?;
+    } else {
+        output::print(&text.to_string())?;
+    }
+    Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
 }
 
 /// One line: what failed, why, and what to do.
@@ -70,15 +95,22 @@ fn show_check(json: bool) -> Result<u8> {
     } else {
         check::render(&report)
     };
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    output::print(&format!("{}\n", text.trim_end()))?;
     Ok(check::exit_code(&report))
 }
 
 fn run(arguments: &RunArguments) -> Result<u8> {
-    let settings = arguments.settings()?;
+    let mut settings = arguments.settings()?;
     if environment::is_worker() {
+        addresses::take_over(&mut settings)?;
         return be_worker(&settings).map(|()| 0);
     }
+    inherited::unblock_signals()?;
+    signals::keep_early()?;
+    if arguments.json {
+        output::ensure_open()?;
+    }
+    addresses::resolve(&mut settings)?;
     let plan = topology::plan(&CpuFacts::gather()?, settings.workers, &settings.pin)?;
     ensure_descriptors(&plan)?;
     let style = match (arguments.json, arguments.quiet) {
@@ -95,7 +127,11 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let printer = Printer::start()?;
     let mut console = Console::new(style, settings.listen.len(), introduction, printer.clone());
     let result = {
-        let mut tell = |event: Event| console.tell(event);
+        let mut manager = ServiceManager::from_environment(settings.listen.len());
+        let mut tell = |event: Event| {
+            manager.on_event(&event);
+            console.tell(event);
+        };
         let keeper = Keeper::start(&settings, &plan, level, &mut tell, &printer);
         keeper.and_then(Keeper::run)
     };
@@ -107,6 +143,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
 
 fn be_worker(settings: &Settings) -> Result<()> {
     let inheritance = environment::Inheritance::take()?;
+    limits::raise_descriptor_limit()?;
     process::set_name(&format!("clusterlb:{}", inheritance.id));
     match settings.serve.runtime {
         Runtime::Ring => server::run(settings, inheritance),

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::bind_retry::ListenRequest;
 use super::listeners::{Asker, Key, Opening, RequestName};
+use super::lookup::Candidates;
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
@@ -25,6 +26,7 @@ impl ControlPlane {
         &mut self,
         settings: &Arc<ClusterSettings>,
         address: &ListenAddress,
+        candidates: Option<&Candidates>,
         insists: bool,
     ) -> Result<(ListenerId, String)> {
         let cluster_settings = self.cluster_settings(settings)?;
@@ -42,16 +44,22 @@ impl ControlPlane {
             blocking: settings.dialect == Dialect::ListenFds,
             ..opening(&cluster_settings)
         };
-        let listener = self.open(key, opening, insists)?;
+        let listener = self.open(key, candidates, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         entry.held = true;
         Ok((listener, entry.address.clone()))
     }
 
     /// Opens a socket, and lets the data path have it.
-    fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
+    fn open(
+        &mut self,
+        key: Key,
+        candidates: Option<&Candidates>,
+        opening: Opening,
+        insists: bool,
+    ) -> Result<ListenerId> {
         let hands_over = self.hands_over();
-        let listener = self.listeners.open(key, opening, insists)?;
+        let listener = self.listeners.open(key, candidates, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         if let (Some(data), Some(socket), true) = (&self.data_path, entry.stream(), hands_over) {
             data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
@@ -97,7 +105,7 @@ impl ControlPlane {
     }
 
     pub(crate) fn answer(&mut self, asker: Asker, key: Key) {
-        self.listen_request(ListenRequest::Listen { asker, key });
+        self.listen_request(ListenRequest::Listen { asker, key, candidates: None });
     }
 
     /// A worker cannot have what it asked for.
@@ -126,7 +134,13 @@ impl ControlPlane {
     }
 
     /// Finds or opens what a worker asks for, and answers, unless that has to wait.
-    pub(crate) fn share(&mut self, asker: Asker, key: Key, insists: bool) -> Result<()> {
+    pub(crate) fn share(
+        &mut self,
+        asker: Asker,
+        key: Key,
+        candidates: Option<&Candidates>,
+        insists: bool,
+    ) -> Result<()> {
         let cluster_settings =
             self.cluster_settings.clone().expect("there is a worker, so it is fixed");
         let worker = asker.worker;
@@ -139,7 +153,8 @@ impl ControlPlane {
             None => {
                 let opening = opening(&cluster_settings);
                 let backlog = asker.backlog.unwrap_or(opening.backlog);
-                let listener = self.open(key, Opening { backlog, ..opening }, insists)?;
+                let listener =
+                    self.open(key, candidates, Opening { backlog, ..opening }, insists)?;
                 let entry = self.listeners.get_mut(listener).expect("it has just been opened");
                 entry.held = cluster_settings.hold;
                 listener

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::lookup::Candidates;
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
 use crate::dialect::node::session::QueryId;
@@ -154,12 +155,19 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Opens what a key names. A port that was chosen before is chosen anew if somebody else has
-    /// it, unless it is insisted upon.
+    /// Opens what a key names: the first of the candidates, if its address is a name, that this
+    /// machine has. A port that was chosen before is chosen anew if somebody else has it, unless
+    /// it is insisted upon.
     ///
     /// # Errors
     /// [`Error::Listen`]: the address is not to be had, or there are 64 listeners.
-    pub(crate) fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
+    pub(crate) fn open(
+        &mut self,
+        key: Key,
+        candidates: Option<&Candidates>,
+        opening: Opening,
+        insists: bool,
+    ) -> Result<ListenerId> {
         if self.entries.len() >= LISTENERS_MAX {
             return Err(Error::Listen {
                 address: key.address.to_string(),
@@ -172,7 +180,7 @@ impl Listeners {
         let (socket, address) = match again {
             Some(Ok(opened)) => opened,
             Some(Err(error)) if insists && is_busy(&error) => return Err(error),
-            Some(Err(_)) | None => self.socket(&key, &key.address, opening)?,
+            Some(Err(_)) | None => self.first_socket(&key, candidates, opening)?,
         };
         if key.address.is_port_zero()
             && self.ports.len() < PORTS_REMEMBERED_MAX
@@ -207,6 +215,30 @@ impl Listeners {
         }
     }
 
+    fn first_socket(
+        &mut self,
+        key: &Key,
+        candidates: Option<&Candidates>,
+        opening: Opening,
+    ) -> Result<(Socket, String)> {
+        let own = [key.address.clone()];
+        let candidates = candidates.map_or(&own[..], |candidates| candidates);
+        let mut refused = None;
+        for address in candidates {
+            match self.socket(key, address, opening) {
+                Err(error @ Error::Listen { source, .. }) if is_not_ours(source) => {
+                    refused.get_or_insert(error);
+                }
+                result => return result,
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::Listen {
+            address: key.address.to_string(),
+            step: "find".into(),
+            source: Errno::EADDRNOTAVAIL,
+        }))
+    }
+
     fn socket(
         &mut self,
         key: &Key,
@@ -226,7 +258,7 @@ impl Listeners {
             return Ok((Socket::Stream(Arc::clone(inherited)), bound));
         }
         // Only TCP knows ports that several sockets share.
-        let is_tcp = matches!(address, ListenAddress::Tcp(_) | ListenAddress::Name(..));
+        let is_tcp = matches!(address, ListenAddress::Tcp(_));
         let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
         let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
         let bound = listener.address().to_owned();
@@ -380,6 +412,11 @@ impl Entry {
     }
 }
 
+/// Whether an address cannot be had here because this machine does not have it.
+fn is_not_ours(errno: Errno) -> bool {
+    matches!(errno, Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT)
+}
+
 /// Whether somebody outside has the address, perhaps for a moment only. Who listens on a unix
 /// socket is there: it has been asked.
 pub(crate) fn is_busy(error: &Error) -> bool {
@@ -423,17 +460,19 @@ mod tests {
     #[test]
     fn a_port_that_was_chosen_once_is_chosen_again() {
         let mut listeners = Listeners::default();
-        let first = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("a free port");
+        let first =
+            listeners.open(key("127.0.0.1:0", 0), None, OPENING, false).expect("a free port");
         let second =
-            listeners.open(key("127.0.0.1:0", 1), OPENING, false).expect("another free port");
+            listeners.open(key("127.0.0.1:0", 1), None, OPENING, false).expect("another free port");
         let ports: Vec<String> = [first, second]
             .iter()
             .map(|id| listeners.take(*id).expect("it is open").address)
             .collect();
         assert_ne!(ports[0], ports[1]);
         for (index, port) in (0..).zip(&ports) {
-            let again =
-                listeners.open(key("127.0.0.1:0", index), OPENING, false).expect("the same port");
+            let again = listeners
+                .open(key("127.0.0.1:0", index), None, OPENING, false)
+                .expect("the same port");
             assert_eq!(listeners.get_mut(again).expect("it is open").address, *port);
             assert!(![first, second].contains(&again), "the number is a new one");
         }
@@ -442,12 +481,13 @@ mod tests {
     #[test]
     fn a_port_that_somebody_else_has_meanwhile_is_replaced() {
         let mut listeners = Listeners::default();
-        let first = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("a free port");
+        let first =
+            listeners.open(key("127.0.0.1:0", 0), None, OPENING, false).expect("a free port");
         let port = listeners.take(first).expect("it is open").address;
         let _other = std::net::TcpListener::bind(&port).expect("it is free again");
-        let insisted = listeners.open(key("127.0.0.1:0", 0), OPENING, true);
+        let insisted = listeners.open(key("127.0.0.1:0", 0), None, OPENING, true);
         assert!(is_busy(&insisted.expect_err("somebody has it")));
-        let again = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("some port");
+        let again = listeners.open(key("127.0.0.1:0", 0), None, OPENING, false).expect("some port");
         assert_ne!(listeners.get_mut(again).expect("it is open").address, port);
     }
 
@@ -455,10 +495,10 @@ mod tests {
     fn listeners_are_bounded() {
         let mut listeners = Listeners::default();
         for index in 0..64 {
-            listeners.open(key("127.0.0.1:0", index), OPENING, false).expect("a free port");
+            listeners.open(key("127.0.0.1:0", index), None, OPENING, false).expect("a free port");
         }
         let error =
-            listeners.open(key("127.0.0.1:0", 64), OPENING, false).expect_err("one too many");
+            listeners.open(key("127.0.0.1:0", 64), None, OPENING, false).expect_err("one too many");
         assert!(error.to_string().contains("more than 64"), "{error}");
     }
 }

@@ -13,6 +13,7 @@ mod inbound;
 mod listen;
 mod listen_fds;
 pub(crate) mod listeners;
+mod lookup;
 mod node;
 mod reap;
 mod reuseport;
@@ -47,6 +48,7 @@ use bind_retry::{BindRetry, ListenRequest};
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::Listeners;
+use lookup::Lookups;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -75,6 +77,8 @@ pub(crate) struct ControlPlane {
     listeners: Listeners,
     /// Who waits for an address.
     bind_retry: BindRetry,
+    /// Who waits until a name has been looked up.
+    lookups: Lookups,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -124,6 +128,7 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.on_lookups();
             self.retry_binds();
             self.settle();
             self.complete_disconnects();
@@ -133,6 +138,7 @@ impl ControlPlane {
 
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
+        let next_ns = next_ns.chain(self.lookups.deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
@@ -182,7 +188,12 @@ impl ControlPlane {
                 let _ = answer.send(self.fork(settings, fork_request));
             }
             Request::Hold { settings, address, answer } => {
-                self.listen_request(ListenRequest::Hold { settings, address, answer });
+                self.listen_request(ListenRequest::Hold {
+                    settings,
+                    address,
+                    candidates: None,
+                    answer,
+                });
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

@@ -24,6 +24,11 @@ pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 /// The CPU that the worker shall run on; absent when it is not pinned.
 pub const CPU: &str = "CLUSTERLB_CPU";
 
+/// Where the built-in worker listens, as a JSON array: names are looked up by its primary.
+pub const LISTEN: &str = "CLUSTERLB_LISTEN";
+/// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
+pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
+
 /// How messages of the program are written down: `json` or `advanced`.
 pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
 /// The port for a debugger; absent unless the settings have one.

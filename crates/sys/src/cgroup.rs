@@ -83,12 +83,7 @@ fn unescape(text: &str) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-fn hierarchy_quota(
-    root: &Path,
-    unified: bool,
-    path: &str,
-    mounts: &[CgroupMount],
-) -> Option<u64> {
+fn hierarchy_quota(root: &Path, unified: bool, path: &str, mounts: &[CgroupMount]) -> Option<u64> {
     let inside = mounts.iter().filter_map(|mount| Some((mount, mount.below(path)?)));
     let mut seen: Vec<(&CgroupMount, &str)> = inside.collect();
     if seen.is_empty() {

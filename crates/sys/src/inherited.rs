@@ -50,8 +50,7 @@ fn bit(signal: Signal) -> u32 {
 fn is_ignored_now(signal: Signal) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the call only writes the present one to the place given.
-    let result =
-        unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
+    let result = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
     // SAFETY: all bits zero are a valid action, and the kernel may have written another one.
     let action = unsafe { action.assume_init() };
     result == 0 && action.sa_sigaction == libc::SIG_IGN

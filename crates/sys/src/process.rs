@@ -18,8 +18,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups, setpgid, setsid};
 
 use crate::error::{Error, Result, errno_of};

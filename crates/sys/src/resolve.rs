@@ -20,7 +20,8 @@ use crate::listener::{is_own, unspecified};
 /// Whether an address has nothing to be looked up.
 #[must_use]
 pub fn is_resolved(address: &ListenAddress) -> bool {
-    let is_number = |text: &Option<String>| text.as_ref().is_none_or(|one| one.parse::<u32>().is_ok());
+    let is_number =
+        |text: &Option<String>| text.as_ref().is_none_or(|one| one.parse::<u32>().is_ok());
     match address {
         ListenAddress::Name(..) => false,
         ListenAddress::Unix(_, access) => is_number(&access.user) && is_number(&access.group),

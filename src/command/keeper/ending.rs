@@ -9,9 +9,9 @@ use clusterlb::Error;
 use clusterlb_sys::clock::monotonic_ns;
 
 impl Keeper<'_> {
-    pub(super) fn stop(&mut self, signal: Signal) {
+    pub(super) fn stop(&mut self, signal: Signal, reason: String) {
         match self.stage {
-            Stage::Starting { .. } | Stage::Serving => self.begin_stop(signal.as_str().to_owned()),
+            Stage::Starting { .. } | Stage::Serving => self.begin_stop(reason),
             // `timeout` and some service managers signal the process and its group at once.
             _ if monotonic_ns() < self.stopped_ns + ECHO_NS => {}
             Stage::Draining => {

@@ -29,6 +29,7 @@ pub(super) use printer::{Printer, Target};
 pub(super) use summary::{Summary, WorkerSummary};
 
 use crate::command::settings::{MessageFormat, Program, Settings, WorkerEnvironment};
+use crate::command::signals::{self, Terminal, Wish};
 use clusterlb::ListenerId;
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
@@ -37,7 +38,8 @@ use clusterlb::{Dialect, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::probe::FeatureLevel;
-use clusterlb_sys::signal::Signals;
+use clusterlb_sys::process::reap_orphans;
+use clusterlb_sys::signal::{Received, Signals};
 use restart::Budget;
 use rolling::Rolling;
 
@@ -117,6 +119,7 @@ pub(super) struct Keeper<'a> {
     on_event: &'a mut dyn FnMut(Event),
     printer: &'a Printer,
     signals: Signals,
+    terminal: Terminal,
     cluster: Cluster,
     events: Events,
     /// What was opened and has not been told: first in the order of `--listen`.
@@ -162,8 +165,7 @@ impl<'a> Keeper<'a> {
         printer: &'a Printer,
     ) -> Result<Self> {
         // Blocked before there are threads, so that nobody else receives them.
-        let signals =
-            Signals::receive(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT])?;
+        let signals = signals::receive()?;
         let cluster = cluster(settings, plan)?;
         let events = cluster.events()?;
         // Before there are workers, so that a busy port is told at once.
@@ -178,6 +180,7 @@ impl<'a> Keeper<'a> {
             on_event,
             printer,
             signals,
+            terminal: Terminal::look(),
             cluster,
             events,
             known: addresses.iter().map(|(listener, _)| *listener).collect(),
@@ -253,11 +256,8 @@ impl<'a> Keeper<'a> {
     pub(super) fn run(mut self) -> Result<Outcome> {
         while !self.is_over() {
             self.wait()?;
-            while let Some(signal) = self.signals.next_signal()? {
-                match signal {
-                    Signal::SIGHUP => self.reload(),
-                    signal => self.stop(signal),
-                }
+            while let Some(received) = self.signals.next_signal()? {
+                self.on_signal(received);
             }
             while let Some(event) = self.events.try_next() {
                 self.hear(event);
@@ -265,6 +265,16 @@ impl<'a> Keeper<'a> {
             self.attend_to_time()?;
         }
         self.close_books()
+    }
+
+    fn on_signal(&mut self, received: Received) {
+        match self.terminal.wish(received) {
+            Wish::Reload => self.reload(),
+            Wish::Stop(reason) => self.stop(received.signal, reason),
+            Wish::Reap => drop(reap_orphans()),
+            Wish::Note(text) => self.tell(Event::Note { text }),
+            Wish::Nothing => {}
+        }
     }
 
     fn wait(&self) -> Result<()> {
@@ -364,6 +374,7 @@ fn cluster(settings: &Settings, plan: &CpuPlan) -> Result<Cluster> {
         // Nobody gets anything before everybody is there, so that all begin with an equal share.
         cluster.start_closed = true;
         let WorkerEnvironment { directory, user, group, .. } = &settings.worker_environment;
+        cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
         cluster.cwd.clone_from(directory);
         cluster.silent = settings.worker_environment.prefix;
         (cluster.uid, cluster.gid) = (*user, *group);
