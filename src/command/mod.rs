@@ -8,16 +8,21 @@ mod bench;
 mod check;
 mod choices;
 mod console;
+mod event;
 mod imbalance;
 mod inspect;
-mod keeper;
+mod lines;
 mod measuring;
+mod needs;
 mod output;
+mod printer;
 mod program;
+mod run;
 mod server;
 mod service_manager;
 mod settings;
-mod signals;
+mod start_errors;
+mod summary;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -26,7 +31,6 @@ use std::process::ExitCode;
 use clap::{Parser as _, ValueEnum};
 use nix::sys::signal::Signal;
 
-use crate::command::keeper::{Event, Keeper, Outcome, Printer};
 use crate::command::settings::{Runtime, Settings};
 use arguments::{Cli, Command, RunArguments};
 use clusterlb::protocol::environment;
@@ -36,13 +40,21 @@ use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
 use clusterlb_sys::probe::{self, FeatureLevel};
 use clusterlb_sys::process;
-use clusterlb_sys::{inherited, limits};
+use clusterlb_sys::{inherited, limits, ring, signal};
 use console::{Console, Style};
-use service_manager::ServiceManager;
+use printer::Printer;
 
-/// Descriptors that the primary needs besides connections: its own, and some for each worker.
-const DESCRIPTORS_BASE: u64 = 64;
-const DESCRIPTORS_PER_WORKER: u64 = 6;
+/// Signals that come while the run is being prepared wait until it can obey them. SIGINT and
+/// SIGTERM end the process as long as nothing has been started.
+const EARLY_SIGNALS: [Signal; 7] = [
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// Runs the command and gives the process's exit code.
 #[must_use]
@@ -106,13 +118,16 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         return be_worker(&settings).map(|()| 0);
     }
     inherited::unblock_signals()?;
-    signals::keep_early()?;
+    signal::block(&EARLY_SIGNALS)?;
     if arguments.json {
         output::ensure_open()?;
     }
     addresses::resolve(&mut settings)?;
-    let plan = topology::plan(&CpuFacts::gather()?, settings.workers, &settings.pin)?;
-    ensure_descriptors(&plan)?;
+    let pin = needs::pin(&settings.pin)?;
+    let mut plan = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;
+    if pin != settings.pin {
+        plan.notes.push("nothing is pinned: sched_setaffinity is refused here".into());
+    }
     let style = match (arguments.json, arguments.quiet) {
         (true, _) => Style::Json,
         (_, true) => Style::Quiet,
@@ -122,28 +137,34 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     if let Some(errno) = support.refusal {
         return Err(probe::refusal_error(errno));
     }
+    let share = needs::ensure(&plan, settings.backlog, settings.program.is_none())?;
+    if let Some(bytes) = share {
+        ring::limit_locked_bytes(bytes);
+        let variable = (environment::RING_BYTES.into(), bytes.to_string().into());
+        settings.worker_environment.environment.push(variable);
+        let text = format!("rings are smaller: each may lock {} KiB (`ulimit -l`)", bytes / 1024);
+        plan.notes.push(text);
+    }
     let level = support.level();
     let introduction = introduction(&settings, &plan, level);
     let printer = Printer::start()?;
-    let mut console = Console::new(style, settings.listen.len(), introduction, printer.clone());
-    let result = {
-        let mut manager = ServiceManager::from_environment(settings.listen.len());
-        let mut tell = |event: Event| {
-            manager.on_event(&event);
-            console.tell(event);
-        };
-        let keeper = Keeper::start(&settings, &plan, level, &mut tell, &printer);
-        keeper.and_then(Keeper::run)
-    };
-    let result = result.and_then(|outcome| conclude(&mut console, outcome));
+    let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
+    let forced_by = run::run(&settings, &plan, level, console, &printer);
     // What has failed is told behind everything else.
-    printer.finish();
-    result
+    let lost = printer.finish();
+    match (forced_by?, lost) {
+        (Some(signal), _) => Ok(forced_code(signal)),
+        (None, Some(errno)) => Err(output::failed(errno)),
+        (None, None) => Ok(0),
+    }
 }
 
 fn be_worker(settings: &Settings) -> Result<()> {
     let inheritance = environment::Inheritance::take()?;
     limits::raise_descriptor_limit()?;
+    if let Some(bytes) = inheritance.ring_bytes {
+        ring::limit_locked_bytes(bytes);
+    }
     process::set_name(&format!("clusterlb:{}", inheritance.id));
     match settings.serve.runtime {
         Runtime::Ring => server::run(settings, inheritance),
@@ -152,32 +173,9 @@ fn be_worker(settings: &Settings) -> Result<()> {
     }
 }
 
-fn conclude(console: &mut Console, outcome: Outcome) -> Result<u8> {
-    console.tell(Event::Summary(outcome.summary));
-    match (outcome.failure, outcome.forced_by) {
-        (Some(error), _) => Err(error),
-        (None, Some(signal)) => Ok(forced_code(signal)),
-        (None, None) => Ok(0),
-    }
-}
-
 /// A shell's code for a process that a signal ended.
 fn forced_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal as i32).unwrap_or(1)
-}
-
-fn ensure_descriptors(plan: &CpuPlan) -> Result<()> {
-    let limit = limits::raise_descriptor_limit()?;
-    let workers = plan.workers.len() as u64;
-    let needed = DESCRIPTORS_BASE + workers * DESCRIPTORS_PER_WORKER;
-    if limit >= needed {
-        return Ok(());
-    }
-    Err(Error::Environment {
-        step: format!("the hard limit of {limit} descriptors is too low for {workers} workers"),
-        source: nix::errno::Errno::EMFILE,
-        hint: format!("raise it to {needed} or more (`ulimit -Hn`), or start fewer workers"),
-    })
 }
 
 /// What is printed before the listeners are ready.

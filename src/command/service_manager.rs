@@ -2,7 +2,7 @@
 //!
 //! Owns the words and when they are due. A manager that does not read holds nothing up.
 
-use super::keeper::Event;
+use super::event::Event;
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::notify::ManagerSocket;
 

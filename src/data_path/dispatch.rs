@@ -15,8 +15,9 @@ impl DataPath {
         // Sockets whose listener has no taker stay in order for the next turn.
         let mut left = 0;
         while left < self.waiting.len() {
-            let Accepted { record, client, .. } = &self.waiting[left];
-            match self.roster.pick(record.listener, *client) {
+            let Accepted { record, client, has_waited, .. } = &self.waiting[left];
+            let idle = has_waited.then(|| self.roster.pick_idle(record.listener)).flatten();
+            match idle.or_else(|| self.roster.pick(record.listener, *client)) {
                 Some(slot) => {
                     let accepted = self.waiting.remove(left).expect("the position was checked");
                     self.assign(slot, accepted);

@@ -9,6 +9,7 @@ mod completions;
 mod dispatch;
 mod link;
 mod listeners;
+mod live_counts;
 mod messages;
 mod steal;
 
@@ -28,6 +29,7 @@ use link::SpareMessages;
 use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
 use listeners::Departure;
+pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
 pub use messages::{ClusterCounts, Command, Endpoints, Report};
@@ -103,9 +105,9 @@ impl DataPath {
         backlog: u32,
         endpoints: Endpoints,
     ) -> Result<Self> {
-        // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
-        let completions = backlog.clamp(4096, 65_536).next_power_of_two();
-        let ring = Ring::new(RingShape { submissions: 256, completions })?;
+        let shape = RingShape::for_backlog(backlog);
+        let completions = shape.completions;
+        let ring = Ring::new(shape)?;
         // Half of the descriptors are for what may have to be taken back from workers, so that it
         // always finds room; the rest are for what is accepted and waits.
         let (limit, _) = limits::descriptor_limits()?;
@@ -164,22 +166,33 @@ impl DataPath {
             self.bury();
             self.relieve_crowded();
             self.rescue();
+            self.take_back_early();
             self.look_after();
             self.dispatch();
             self.control_intake();
             self.pardon();
             self.finish_removals();
             self.finish_departures();
+            self.endpoints.live_counts.publish(self.counts());
         }
         self.totals.dropped += self.waiting.len() as u64;
-        self.totals.overflows = self.ring.overflows();
-        self.totals.skips = self.roster.skips();
-        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
-        self.totals.paused_ns += paused_ns;
-        let totals = self.totals;
         self.waiting.clear();
-        self.report(Report::Ended(totals));
+        let counts = self.counts();
+        self.endpoints.live_counts.publish(counts);
+        self.report(Report::Ended(counts));
         Ok(())
+    }
+
+    /// The sums as they are now.
+    fn counts(&self) -> ClusterCounts {
+        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
+        ClusterCounts {
+            waiting: self.waiting.len() as u64,
+            paused_ns: self.totals.paused_ns + paused_ns,
+            skips: self.roster.skips(),
+            overflows: self.ring.overflows(),
+            ..self.totals
+        }
     }
 
     /// Hands over what the last turn prepared, and collects what has happened since.
@@ -265,7 +278,7 @@ impl DataPath {
         self.totals.stolen += u64::from(acceptor.number.is_some());
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
-        self.waiting.push_back(Accepted { socket, record, client });
+        self.waiting.push_back(Accepted { socket, record, client, has_waited: false });
     }
 
     /// The client, if the policy wants to know it. Those without an address take turns.

@@ -34,6 +34,12 @@ pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
 /// The port for a debugger; absent unless the settings have one.
 pub const INSPECT_PORT: &str = "CLUSTERLB_INSPECT_PORT";
 
+/// The number of the slot that the worker has, from 0, which its successors inherit; absent unless
+/// it is supervised.
+pub const INSTANCE: &str = "CLUSTERLB_INSTANCE";
+/// The same under the name that programs made for pm2 look for.
+pub const NODE_INSTANCE: &str = "NODE_APP_INSTANCE";
+
 /// Everything a worker is born with.
 #[derive(Debug)]
 pub struct Inheritance {
@@ -49,6 +55,8 @@ pub struct Inheritance {
     pub inbox: Option<OwnedFd>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
+    /// Bytes of locked memory that its ring may take, if that is bounded.
+    pub ring_bytes: Option<u64>,
     /// How messages are written down.
     pub serialization: Serialization,
 }
@@ -73,6 +81,7 @@ impl Inheritance {
             waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
+            ring_bytes: number(RING_BYTES)?,
             serialization: std::env::var(SERIALIZATION)
                 .ok()
                 .and_then(|name| Serialization::from_name(&name))

@@ -83,6 +83,16 @@ pub fn with_descriptors_held_back<T>(held_back: u64, step: impl FnOnce() -> T) -
     result
 }
 
+/// Runs `step` with a soft limit of 0 for locked memory (`RLIMIT_MEMLOCK`). For a process without
+/// other threads.
+pub(crate) fn without_locked_memory<T>(step: impl FnOnce() -> T) -> Option<T> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard).ok()?;
+    let result = step();
+    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard).ok()?;
+    Some(result)
+}
+
 /// How many descriptors this process has open.
 #[must_use]
 pub fn descriptors_open() -> usize {

@@ -19,12 +19,13 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups, setpgid, setsid};
 
 use crate::error::{Error, Result, errno_of};
 use crate::inherited::Restored;
 use crate::limits::DescriptorLimit;
+use crate::signal::BlockedSignals;
 use environment::Block;
 pub use family::{own_program, reap_orphans};
 use pipes::Pipes;
@@ -57,10 +58,11 @@ pub struct Launch<'a> {
     pub streams: [Stream; 3],
     /// It leads a process group and a session, so that what a terminal sends to the primary's
     /// group (Ctrl-C, hanging up) is for the primary alone, and no terminal stops it when it
-    /// prints (`stty tostop`). No signal is blocked in it then; in the primary's group it begins
-    /// with those that are blocked here, so that nothing from a terminal ends it before it has
-    /// said what it wants.
+    /// prints (`stty tostop`). No signal is blocked in it then.
     pub own_group: bool,
+    /// Signals that are blocked in it otherwise, so that nothing from a terminal ends it before it
+    /// has said what it wants; without a word, those that are blocked here.
+    pub blocked_signals: Option<BlockedSignals>,
     /// How many descriptors it may open.
     pub descriptor_limit: DescriptorLimit,
     /// It gets SIGTERM when the thread that starts it ends, with its process or before.
@@ -128,7 +130,17 @@ impl Launch<'_> {
     /// cannot be executed.
     pub fn start(self) -> Result<Started> {
         let step = format!("start a worker ({})", self.program.display());
-        let failed = |errno| Error::system(step.clone(), errno);
+        let changes_identity = self.user.is_some() || self.group.is_some();
+        let failed = |source| match source {
+            Errno::EPERM if changes_identity => Error::Environment {
+                step: step.clone(),
+                source,
+                hint: "running it as another user or group takes CAP_SETUID and CAP_SETGID, and \
+                       in a user namespace that /proc/self/setgroups says allow"
+                    .into(),
+            },
+            _ => Error::system(step.clone(), source),
+        };
         let numbers = self.placed.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let aside = Aside::above(numbers, &self.inherited, self.placed).map_err(failed)?;
         let environment = Block::new(self.removed, self.environment, self.id_variable);
@@ -152,11 +164,13 @@ impl Launch<'_> {
         command.stdin(input).stdout(output).stderr(errors);
         let (inherited, placed) = aside.numbers();
         let parent = self.ends_with_parent.then(getpid);
+        let none = self.own_group.then(BlockedSignals::none);
         let mut preparation = Preparation {
             inherited,
             placed,
             drop_groups,
             leads: self.own_group,
+            blocked: none.or(self.blocked_signals),
             environment,
             parent,
             restored: Restored::new(),
@@ -186,8 +200,10 @@ struct Preparation {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, RawFd)>,
     drop_groups: bool,
-    /// It leads a session, and no signal is blocked in it.
+    /// It leads a session.
     leads: bool,
+    /// Signals that are blocked, unless they are those of the thread that starts it.
+    blocked: Option<BlockedSignals>,
     environment: Block,
     /// Whom it shall not survive.
     parent: Option<Pid>,
@@ -222,8 +238,10 @@ impl Preparation {
         if self.leads {
             // A sandbox may refuse sessions and still allow groups.
             setsid().or_else(|_| setpgid(Pid::from_raw(0), Pid::from_raw(0)).map(|()| getpid()))?;
+        }
+        if let Some(blocked) = self.blocked {
             // The standard library leaves the mask as it is here.
-            SigSet::empty().thread_set_mask()?;
+            blocked.install()?;
         }
         if let Some((soft, hard)) = self.descriptor_limit {
             // Last: the numbers above may be beyond it.
@@ -341,13 +359,7 @@ impl Remote {
     }
 
     fn send(&self, signal: Signal, flags: libc::c_uint) -> std::result::Result<(), Errno> {
-        let none = std::ptr::null::<libc::siginfo_t>();
-        let descriptor = self.watch.as_raw_fd();
-        // SAFETY: numbers and a null pointer, which stands for the usual signal information.
-        let result = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as i32, none, flags)
-        };
-        Errno::result(result).map(drop)
+        send(&self.watch, signal as i32, flags)
     }
 }
 
@@ -382,6 +394,25 @@ fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
     let raw = RawFd::try_from(raw).expect("descriptors are small numbers");
     // SAFETY: the kernel has just installed this descriptor for us; it is close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Watches this process, and signals nothing to it, as is done with workers.
+///
+/// # Errors
+/// The kernel or a sandbox refuses `pidfd_open` or `pidfd_send_signal`.
+pub(crate) fn try_pidfd() -> Result<()> {
+    let watch = open_watch(std::process::id());
+    let watch = watch.map_err(|errno| Error::system("watch a process (pidfd_open)", errno))?;
+    send(&watch, 0, 0).map_err(|errno| Error::system("signal a process by its pidfd", errno))
+}
+
+fn send(watch: &OwnedFd, signal: i32, flags: libc::c_uint) -> std::result::Result<(), Errno> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: numbers and a null pointer, which stands for the usual signal information.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, watch.as_raw_fd(), signal, none, flags)
+    };
+    Errno::result(result).map(drop)
 }
 
 /// Names this process for `ps` and `top`; the kernel keeps 15 bytes. A program started through

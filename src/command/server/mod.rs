@@ -51,6 +51,11 @@ const LEAVE: Duration = Duration::from_secs(1);
 const CONTROL: Key = Key { index: 0, generation: 0 };
 const SIGNALS: Key = Key { index: 1, generation: 0 };
 
+/// What the ring of a worker counts as locked memory.
+pub(super) fn ring_bytes() -> u64 {
+    Ring::locked_bytes(SHAPE)
+}
+
 /// Runs as a worker until the primary or a signal says otherwise.
 ///
 /// # Errors
@@ -131,7 +136,8 @@ impl Worker {
             self.sources.recover(&mut self.around, &mut self.connections, relieved);
             finished_before = finished;
             if let Some(inbox) = &mut self.inbox {
-                inbox.top_up(&mut self.around, &self.connections);
+                let turn_ns = monotonic_ns().saturating_sub(self.around.now_ns);
+                inbox.top_up(&mut self.around, &self.connections, turn_ns);
             }
             // At the end of the turn the counters are true.
             self.around.page.end_turn();

@@ -18,6 +18,7 @@ fn shell<'a>(script: &str) -> Launch<'a> {
         group: None,
         streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
         own_group: false,
+        blocked_signals: None,
         descriptor_limit: DescriptorLimit::Inherited,
         ends_with_parent: false,
         inherited: vec![],

@@ -8,20 +8,19 @@ use std::io::IsTerminal as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::Duration;
 
 use clusterlb_sys::waker::Waker;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{read, write};
 
 use super::lines::Lines;
+use super::output;
+use clusterlb::Result;
 use clusterlb::WorkerId;
-use clusterlb::{Error, Result};
-use clusterlb_sys::error::errno_of;
+use clusterlb_sys::signal::spawn_without_signals;
 
 /// What waits to be written at most; further lines are dropped, and counted.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -53,6 +52,8 @@ struct Orders {
     lines: VecDeque<(Target, Vec<u8>)>,
     waiting_bytes: usize,
     dropped: u64,
+    /// Why standard output could not be written, other than that its reader has gone.
+    failure: Option<Errno>,
     pipes: Vec<Pipe>,
     end: Option<SyncSender<()>>,
 }
@@ -75,12 +76,8 @@ impl Printer {
         let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
         let body = move || Writer { orders, waker, pipes: vec![], told: vec![] }.run();
         // Signals are for whoever waits for them, and must not end the process by way of this
-        // thread, which inherits what is blocked here now.
-        let masked = |errno| Error::system("block signals", errno);
-        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
-        let thread = thread::Builder::new().name("printer".into()).spawn(body);
-        before.thread_set_mask().map_err(masked)?;
-        thread.map_err(|error| Error::system("start the printer's thread", errno_of(&error)))?;
+        // thread.
+        spawn_without_signals("printer", body).map(drop)?;
         Ok(printer)
     }
 
@@ -112,12 +109,14 @@ impl Printer {
         self.waker.wake();
     }
 
-    /// Prints what there is, and waits until that has been done, unless nobody reads.
-    pub(crate) fn finish(&self) {
+    /// Prints what there is, and waits until that has been done, unless nobody reads. Tells why
+    /// standard output could not be written, if that was so.
+    pub(crate) fn finish(&self) -> Option<Errno> {
         let (done, is_done) = sync_channel(1);
         self.orders().end = Some(done);
         self.waker.wake();
         wait_for(&is_done);
+        self.orders().failure
     }
 }
 
@@ -136,8 +135,8 @@ impl Target {
         is_terminal && !declined && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
     }
 
-    /// Writes all of it, however long that takes; nothing, if nobody can read it any more.
-    fn write(self, bytes: &[u8]) {
+    /// Writes all of it, however long that takes.
+    fn write(self, bytes: &[u8]) -> std::result::Result<(), Errno> {
         match self {
             Self::Output => write_all(std::io::stdout().as_fd(), bytes),
             Self::Errors => write_all(std::io::stderr().as_fd(), bytes),
@@ -145,7 +144,7 @@ impl Target {
     }
 }
 
-fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) {
+fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
     while !bytes.is_empty() {
         match write(descriptor, bytes) {
             Ok(count) => bytes = &bytes[count..],
@@ -155,9 +154,10 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) {
                 let mut room = [PollFd::new(descriptor, PollFlags::POLLOUT)];
                 let _ = poll(&mut room, PollTimeout::NONE);
             }
-            Err(_) => return,
+            Err(errno) => return Err(errno),
         }
     }
+    Ok(())
 }
 
 /// The thread's state.
@@ -212,13 +212,13 @@ impl Writer {
                 drop(orders);
                 if dropped > 0 {
                     let text = format!("{dropped} lines were not told: nobody read them in time\n");
-                    Target::Errors.write(text.as_bytes());
+                    let _ = Target::Errors.write(text.as_bytes());
                 }
                 return end;
             };
             orders.waiting_bytes -= line.len();
             drop(orders);
-            target.write(&line);
+            self.write(target, &line);
         }
     }
 
@@ -233,8 +233,8 @@ impl Writer {
             Err(_) => 0,
         };
         pipe.lines.take(&chunk[..count], &mut self.told);
-        pipe.target.write(&self.told);
-        self.told.clear();
+        let target = pipe.target;
+        self.write_told(target);
         Some(count)
     }
 
@@ -249,7 +249,30 @@ impl Writer {
         }
         let pipe = &mut self.pipes[place];
         pipe.lines.end(&mut self.told);
-        pipe.target.write(&self.told);
+        let target = pipe.target;
+        self.write_told(target);
+    }
+
+    fn write_told(&mut self, target: Target) {
+        let told = std::mem::take(&mut self.told);
+        self.write(target, &told);
+        self.told = told;
         self.told.clear();
+    }
+
+    /// Writes some lines. Where that fails they are lost, and a run goes on: the first time that a
+    /// disk is full, or the like, that is told.
+    fn write(&self, target: Target, bytes: &[u8]) {
+        let Err(errno) = target.write(bytes) else { return };
+        if target == Target::Errors || errno == Errno::EPIPE {
+            return;
+        }
+        let mut orders = self.orders.lock().expect("nothing panics while it holds them");
+        let is_first = orders.failure.replace(errno).is_none();
+        drop(orders);
+        if is_first {
+            let text = format!("note: lines are lost: {}\n", output::failed(errno));
+            let _ = Target::Errors.write(text.as_bytes());
+        }
     }
 }

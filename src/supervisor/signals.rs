@@ -1,32 +1,21 @@
-//! What each signal asks a run for.
+//! What each signal asks a supervisor for.
 //!
 //! Owns the table of docs/OPERATIONS.md, and the difference between a closed terminal, which ends
 //! the run, and a person who wants the workers to be replaced. No signal ends the run by its
 //! default action.
 
-use clusterlb::Result;
-use clusterlb_sys::inherited;
-use clusterlb_sys::signal::{Origin, Received, Signals};
-use clusterlb_sys::terminal;
-use nix::sys::signal::Signal;
+use crate::Signal;
+use crate::sys::inherited;
+use crate::sys::signal::{Origin, Received};
+use crate::sys::terminal;
 
-/// Every signal that is received instead of doing what it does by default.
-const RECEIVED: [Signal; 9] = [
+/// Every signal that a supervisor receives instead of doing what it does by default.
+pub(super) const RECEIVED: [Signal; 9] = [
     Signal::SIGCHLD,
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
     Signal::SIGTERM,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-];
-/// Those that do not end a process that has started nothing yet.
-const EARLY: [Signal; 7] = [
-    Signal::SIGCHLD,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
     Signal::SIGTTIN,
     Signal::SIGTTOU,
     Signal::SIGUSR1,
@@ -38,17 +27,19 @@ const EARLY: [Signal; 7] = [
 pub(super) enum Wish {
     /// New workers.
     Reload,
-    /// The end, in order; for this reason.
-    Stop(String),
-    /// A process has ended that may be nobody's.
+    /// The end, in order; a second time at once.
+    Stop,
+    /// The end, in order, because the terminal is gone.
+    HangUp,
+    /// A process has ended that may not be a worker.
     Reap,
-    /// Nothing; this is said.
-    Note(String),
-    /// Nothing.
+    /// Nothing, which is told.
     Nothing,
+    /// Nothing, as was to be expected.
+    Ignore,
 }
 
-/// The terminal that the command was started from.
+/// The terminal that this process was started from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terminal {
     /// There was one.
@@ -57,22 +48,6 @@ pub(super) struct Terminal {
     leader: Option<u32>,
     /// SIGHUP was ignored at the start (`nohup`): the run outlives its terminal.
     outlived: bool,
-}
-
-/// Keeps signals that come early for later. To be called before there are threads.
-///
-/// # Errors
-/// The kernel refused the mask, which it never does.
-pub(super) fn keep_early() -> Result<()> {
-    clusterlb_sys::signal::block(&EARLY)
-}
-
-/// Receives all of them. To be called before there are threads.
-///
-/// # Errors
-/// Too few descriptors.
-pub(super) fn receive() -> Result<Signals> {
-    Signals::receive(&RECEIVED)
 }
 
 impl Terminal {
@@ -91,14 +66,10 @@ impl Terminal {
         match signal {
             Signal::SIGCHLD => Wish::Reap,
             Signal::SIGHUP => self.hangup(self.is_closed(origin, terminal::is_present)),
-            Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => {
-                Wish::Stop(signal.as_str().to_owned())
-            }
-            // The kernel has told who prints or reads in the background.
-            Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Nothing,
-            signal => Wish::Note(format!(
-                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTERM ends the run"
-            )),
+            Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => Wish::Stop,
+            // The kernel sends them to those who use the terminal in the background.
+            Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Ignore,
+            _ => Wish::Nothing,
         }
     }
 
@@ -113,8 +84,8 @@ impl Terminal {
     fn hangup(self, is_closed: bool) -> Wish {
         match (is_closed, self.outlived) {
             (false, _) => Wish::Reload,
-            (true, false) => Wish::Stop("its terminal was closed".into()),
-            (true, true) => Wish::Nothing,
+            (true, false) => Wish::HangUp,
+            (true, true) => Wish::Ignore,
         }
     }
 }
@@ -138,17 +109,16 @@ mod tests {
         }
         let service = Terminal { present: false, leader: Some(7), outlived: false };
         assert!(!service.is_closed(Origin::Process(7), || false));
-        assert_eq!(TERMINAL.hangup(true), Wish::Stop("its terminal was closed".into()));
+        assert_eq!(TERMINAL.hangup(true), Wish::HangUp);
         let nohup = Terminal { outlived: true, ..TERMINAL };
-        assert_eq!((nohup.hangup(true), nohup.hangup(false)), (Wish::Nothing, Wish::Reload));
+        assert_eq!((nohup.hangup(true), nohup.hangup(false)), (Wish::Ignore, Wish::Reload));
     }
 
     #[test]
     fn no_signal_is_left_without_a_meaning() {
         for signal in RECEIVED {
             let wish = TERMINAL.wish(Received { signal, origin: Origin::Process(8) });
-            assert_ne!(wish, Wish::Nothing, "{signal}");
+            assert_ne!(wish, Wish::Ignore, "{signal}");
         }
-        assert!(EARLY.iter().all(|signal| RECEIVED.contains(signal)));
     }
 }
