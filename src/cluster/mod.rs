@@ -208,8 +208,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Changes settings of a cluster that is going to be supervised; what concerns the whole cluster
-    /// only if `change` is told that nothing has been started with it.
+    /// Changes settings of a cluster that is going to be supervised. What concerns the whole
+    /// cluster may change only if `change` is told that nothing has been started with it.
     pub(crate) fn prepare(&self, change: impl FnOnce(&mut ClusterSettings, bool)) -> Result<()> {
         let mut setup = self.setup();
         let mut settings = (*setup.settings).clone();

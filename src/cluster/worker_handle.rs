@@ -162,8 +162,8 @@ impl WorkerHandle {
         self.shared.state().voluntary
     }
 
-    /// Its connections so far. Reads the page that it shares with the primary, asks neither, and can
-    /// be called as often as one likes; after its end, what they were then.
+    /// Its connections so far. Reads the page that it shares with the primary and asks neither, so
+    /// it costs next to nothing; after its end, what they were then.
     #[must_use]
     pub fn counts(&self) -> WorkerCounts {
         let living = || WorkerCounts::living(self.shared.counters(), &self.shared.view);

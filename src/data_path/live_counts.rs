@@ -48,10 +48,11 @@ fn fields(counts: &mut ClusterCounts) -> [&mut u64; WORDS] {
         pauses,
         paused_ns,
         coalesced,
-        skips:
-            Skips { dead, hung, draining, full, at_limit, out_of_credits, above_average, fallbacks },
+        skips,
         overflows,
     } = counts;
+    let Skips { dead, hung, draining, full, at_limit, out_of_credits, above_average, fallbacks } =
+        skips;
     [
         accepted,
         stolen,
