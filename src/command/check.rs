@@ -314,6 +314,7 @@ fn open_files_row(limit: Option<Limit>, workers: usize) -> Row {
     let name = "open files";
     let value = limit_text(limit, "");
     match limit {
+        None => Row::cannot(name, "cannot be read".into(), "allow prlimit64 in the sandbox"),
         Some(limit) if limit.hard < needs::descriptors(workers) => {
             let remedy = format!(
                 "{workers} workers take {} descriptors: raise the hard limit (`ulimit -Hn`, \

@@ -27,6 +27,9 @@ mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Parser as _, ValueEnum};
 use nix::sys::signal::Signal;
@@ -55,6 +58,9 @@ const EARLY_SIGNALS: [Signal; 7] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
 ];
+
+/// How long the last line waits for whatever reads it.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the command and gives the process's exit code.
 #[must_use]
@@ -95,9 +101,18 @@ fn show(error: &clap::Error) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
 }
 
-/// One line: what failed, why, and what to do.
+/// One line: what failed, why, and what to do. A terminal that takes nothing (Ctrl-S) holds the
+/// end up for a while only: after a run no signal would end the wait.
 fn complain(error: &Error) {
-    let _ = writeln!(std::io::stderr().lock(), "clusterlb: {error}; {}", error.hint());
+    let line = format!("clusterlb: {error}; {}\n", error.hint());
+    let (done, is_done) = sync_channel(1);
+    let body = move || {
+        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        let _ = done.send(());
+    };
+    if thread::Builder::new().spawn(body).is_ok() {
+        let _ = is_done.recv_timeout(LAST_PATIENCE);
+    }
 }
 
 fn show_check(json: bool) -> Result<u8> {
