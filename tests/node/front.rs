@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use clusterlb::DescriptorLimit;
 use clusterlb::Result;
 use clusterlb::internals::data_path::{self, ClusterCounts, Command, DataPath, NewLink, Report};
 use clusterlb::internals::dialect::node::bridge::{
@@ -318,6 +319,7 @@ impl Front {
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             own_group: false,
+            descriptor_limit: DescriptorLimit::default(),
             blocked_signals: None,
             ends_with_parent: false,
             inherited: vec![channel.as_fd()],
