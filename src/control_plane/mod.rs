@@ -18,6 +18,7 @@ mod node;
 mod reap;
 mod reuseport;
 mod spawn;
+mod stop;
 mod thread;
 mod worker_entry;
 
@@ -49,6 +50,7 @@ use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::Listeners;
 use lookup::Lookups;
+use stop::Stopping;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -93,6 +95,8 @@ pub(crate) struct ControlPlane {
     next_id: u32,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
+    /// Programs have been told that everything stops, and are waited for.
+    stopping: Option<Stopping>,
     /// Kept when nobody is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
@@ -133,6 +137,7 @@ impl ControlPlane {
             self.on_lookups();
             self.retry_binds();
             self.settle();
+            self.meet_stop_deadlines();
             self.complete_disconnects();
         }
         Ok(())
@@ -141,7 +146,7 @@ impl ControlPlane {
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
         let next_ns = next_ns.chain(self.lookups.deadline_ns());
-        let next_ns = next_ns.chain(self.next_settled_ns()).min();
+        let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.

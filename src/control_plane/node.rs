@@ -121,6 +121,7 @@ impl ControlPlane {
             Notice::Message { worker, message, descriptor } => {
                 self.tell_message(worker, &message, descriptor);
             }
+            Notice::Stopped { worker, closes } => self.note_stopped(worker, closes),
             Notice::SocketLost { worker } => {
                 let step = "send a socket to a worker, which has no descriptor for it";
                 self.tell_error(worker, Error::system(step, Errno::EMFILE));

@@ -72,6 +72,7 @@ impl ControlPlane {
             cluster_settings: None,
             next_id: 1,
             retry_ns: None,
+            stopping: None,
             disconnecting: Vec::new(),
             ending: None,
             live_counts,

@@ -61,6 +61,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) wants_room: bool,
     /// It has been told to leave, or has said that it does.
     pub(crate) leaving: bool,
+    /// The primary has told it to leave.
+    pub(crate) told: bool,
+    /// When it gets SIGTERM if it has not ended: it has left, and cannot tell what it has open.
+    pub(crate) terminate_ns: Option<u64>,
     /// The data path has been told that it gets nothing more.
     pub(crate) retired: bool,
     /// The data path knows it.
@@ -178,6 +182,8 @@ impl WorkerEntry {
             reads: true,
             wants_room: false,
             leaving: false,
+            told: false,
+            terminate_ns: None,
             retired: false,
             attached: false,
             ending: None,

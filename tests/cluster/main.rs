@@ -8,6 +8,8 @@ mod handles;
 mod leaving;
 mod listening;
 mod messages;
+#[path = "../common/missing.rs"]
+mod missing;
 mod opening;
 mod paths;
 mod puppet;
@@ -16,6 +18,8 @@ mod sharing;
 mod stage;
 mod tricks;
 mod udp;
+#[path = "../common/wait.rs"]
+mod wait;
 
 use std::process::ExitCode;
 

@@ -40,6 +40,9 @@ pub mod inherited;
 pub mod limits;
 pub mod listener;
 pub mod migration;
+#[cfg(test)]
+#[path = "../../../tests/common/missing.rs"]
+mod missing;
 pub mod notify;
 pub mod peer;
 pub mod probe;

@@ -3,12 +3,14 @@
 //! that connections need no message each on that channel.
 //!
 //! Owns the file that it lies in, and how a worker is told to load it and where it reports. What
-//! it does is in `preload.cjs`, and the words that it writes are `page`'s.
+//! it does is in the parts below `preload/`, and the words that it writes are `scoreboard`'s.
 //!
 //! It is a file because `--require` takes nothing else: Node looks for the real path of what it
 //! loads, and what lies in memory has none. `--import` takes the text itself, but then Node loads
 //! the program as a module would be, and not every program can be. The file has to be there as
 //! long as there are workers, since Node loads it again in every thread that they start.
+
+mod script;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,7 +22,6 @@ use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 
-const SCRIPT: &str = include_str!("preload.cjs");
 /// Not `.js`, which means something else where a `package.json` in a folder above says so.
 const NAME: &str = "preload.cjs";
 /// Where Node finds further options.
@@ -72,7 +73,7 @@ impl Preload {
             .tempdir()
             .map_err(failed)?;
         let path = folder.path().join(NAME);
-        fs::write(&path, SCRIPT).map_err(failed)?;
+        fs::write(&path, script::text()).map_err(failed)?;
         // Whatever the mask of this process would take from them.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed)?;

@@ -70,7 +70,7 @@ fn a_run_whose_events_find_no_room_serves_and_fails_at_its_end() {
     let count = errors.read(&mut said).expect("a pipe");
     let note = String::from_utf8_lossy(&said[..count]).into_owned();
     assert!(note.contains("lines are lost") && note.contains("No space left"), "{note}");
-    assert!(machine::is_alive(child.id()), "it goes on");
+    assert!(child.try_wait().expect("it is our child").is_none(), "it goes on");
     machine::signal(child.id(), Signal::SIGTERM);
     let status = eventually("the end", || child.try_wait().expect("it is our child"));
     assert_eq!(status.code(), Some(1));

@@ -191,7 +191,7 @@ impl Bridge {
                     }
                 }
                 BridgeRequest::Answer { worker, query, answer, socket } => {
-                    self.answer(worker, query, &answer, socket);
+                    self.answer(worker, query, &answer, socket, now_ns);
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Send { worker, message_out } => {
@@ -203,6 +203,12 @@ impl Bridge {
                 BridgeRequest::Disconnect { worker } => {
                     if let Some(place) = self.places.get_mut(&worker) {
                         place.node_worker.disconnect();
+                    }
+                    self.turn(worker, Ready::default(), now_ns);
+                }
+                BridgeRequest::Stop { worker } => {
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.node_worker.stop();
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
@@ -243,6 +249,7 @@ impl Bridge {
         query: QueryId,
         answer: &Answer,
         socket: Option<OwnedFd>,
+        now_ns: u64,
     ) {
         let Some(place) = self.places.get_mut(&worker) else { return };
         let node_worker = &mut place.node_worker;
@@ -257,7 +264,7 @@ impl Bridge {
             }
             Answer::Fail(_) => &own,
         };
-        node_worker.answer(&self.endpoints, query, answer, socket, data);
+        node_worker.answer(&self.endpoints, query, answer, socket, data, now_ns);
     }
 
     fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {
