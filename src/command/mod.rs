@@ -105,13 +105,16 @@ fn show(error: &clap::Error) -> Result<ExitCode> {
 /// end up for a while only: after a run no signal would end the wait.
 fn complain(error: &Error) {
     let line = format!("clusterlb: {error}; {}\n", error.hint());
+    let say = |line: &str| drop(std::io::stderr().lock().write_all(line.as_bytes()));
     let (done, is_done) = sync_channel(1);
+    let text = line.clone();
     let body = move || {
-        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        say(&text);
         let _ = done.send(());
     };
-    if thread::Builder::new().spawn(body).is_ok() {
-        let _ = is_done.recv_timeout(LAST_PATIENCE);
+    match thread::Builder::new().spawn(body) {
+        Ok(_) => drop(is_done.recv_timeout(LAST_PATIENCE)),
+        Err(_) => say(&line),
     }
 }
 

@@ -9,15 +9,18 @@ use nix::errno::Errno;
 use clusterlb::{Error, Result};
 use clusterlb_sys::error::errno_of;
 
-/// Prints all of a text.
+/// Prints all of a text, unless its reader has gone away: it has had enough.
 ///
 /// # Errors
-/// Standard output is closed, its disk is full, or its reader has gone.
+/// Standard output is closed, or its disk is full.
 pub(super) fn print(text: &str) -> Result<()> {
     ensure_open()?;
     let mut output = std::io::stdout().lock();
     let written = output.write_all(text.as_bytes()).and_then(|()| output.flush());
-    written.map_err(|error| failed(errno_of(&error)))
+    match written.map_err(|error| errno_of(&error)) {
+        Ok(()) | Err(Errno::EPIPE) => Ok(()),
+        Err(errno) => Err(failed(errno)),
+    }
 }
 
 /// Whether anything can be printed at all.

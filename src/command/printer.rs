@@ -74,7 +74,8 @@ impl Printer {
     pub(crate) fn start() -> Result<Self> {
         let printer = Self { orders: Arc::default(), waker: Arc::new(Waker::new()?) };
         let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
-        let body = move || Writer { orders, waker, pipes: vec![], told: vec![] }.run();
+        let on_terminal = std::io::stdout().is_terminal();
+        let body = move || Writer { orders, waker, pipes: vec![], told: vec![], on_terminal }.run();
         // Signals are for whoever waits for them, and must not end the process by way of this
         // thread.
         spawn_without_signals("printer", body).map(drop)?;
@@ -167,6 +168,8 @@ struct Writer {
     pipes: Vec<Pipe>,
     /// What is being put together to be written at once.
     told: Vec<u8>,
+    /// Standard output is a terminal.
+    on_terminal: bool,
 }
 
 impl Writer {
@@ -264,7 +267,9 @@ impl Writer {
     /// disk is full, or the like, that is told.
     fn write(&self, target: Target, bytes: &[u8]) {
         let Err(errno) = target.write(bytes) else { return };
-        if target == Target::Errors || errno == Errno::EPIPE {
+        // A terminal that is gone is a reader that is gone.
+        let has_no_reader = errno == Errno::EPIPE || (errno == Errno::EIO && self.on_terminal);
+        if target == Target::Errors || has_no_reader {
             return;
         }
         let mut orders = self.orders.lock().expect("nothing panics while it holds them");

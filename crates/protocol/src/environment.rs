@@ -1,7 +1,7 @@
 //! What the primary passes to a worker at birth: a few variables and open descriptors.
 //!
-//! Owns the names of the variables, for both sides. The command line is the same for both, so
-//! settings need no second way.
+//! Owns the names of the variables, for both sides. The built-in worker has the command line of
+//! its primary besides, so most settings need no second way.
 
 use std::os::fd::{OwnedFd, RawFd};
 

@@ -39,6 +39,17 @@ use deadlines::Durations;
 use inbox::Inbox;
 pub(crate) use synthetic_work::SyntheticWork;
 
+/// Signals that mean something to the primary, and nothing to a worker that gets them with it.
+const FOR_THE_PRIMARY: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
 const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
 /// How long a client may send nothing in the middle of a body, or take nothing of an answer.
 const STALL: Duration = Duration::from_secs(60);
@@ -82,8 +93,7 @@ struct Worker {
 
 impl Worker {
     fn start(settings: &Settings, inheritance: Inheritance) -> Result<Self> {
-        // The primary decides what Ctrl-C and a closed terminal mean; both reach the whole group.
-        clusterlb_sys::signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+        clusterlb_sys::signal::block(&FOR_THE_PRIMARY)?;
         let signals = Signals::receive(&[Signal::SIGTERM])?;
         if let Some(cpu) = inheritance.cpu {
             clusterlb_sys::cpu::pin_to(cpu)?;

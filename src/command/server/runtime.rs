@@ -57,7 +57,7 @@ const DESCRIPTORS_RESERVED: usize = 16;
 /// # Errors
 /// The inheritance is incomplete, or an address cannot be served.
 pub(crate) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
-    signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+    signal::block(&super::FOR_THE_PRIMARY)?;
     let signals = Signals::receive(&[Signal::SIGTERM])?;
     if let Some(cpu) = inheritance.cpu {
         clusterlb_sys::cpu::pin_to(cpu)?;
