@@ -130,6 +130,10 @@ fn in_words(event: &Event) -> Option<String> {
             format!("worker {id}: not replaced any more: {reason}")
         }
         Event::GiveUp { slot, reason, .. } => format!("slot {slot} stays empty: {reason}"),
+        Event::Stopping { reason, delay_ms } => format!(
+            "stopping ({reason}): serving goes on for {} s; a second signal ends that",
+            delay_ms.div_ceil(1000)
+        ),
         Event::Draining { reason, grace_ms } => format!(
             "draining ({reason}): open requests have {} s; a second signal ends at once",
             grace_ms.div_ceil(1000)

@@ -11,6 +11,8 @@ mod console;
 mod event;
 mod imbalance;
 mod inspect;
+mod known_programs;
+mod launcher;
 mod lines;
 mod measuring;
 mod needs;

@@ -79,6 +79,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
         .start_limit(settings.start_limit)
         .settle(settings.settle)
         .grace(settings.grace)
+        .drain_delay(settings.drain_delay)
         .hang_kill(settings.hang_kill)
         .fatal_exit_codes(&FATAL_CODES)
         .handle_signals();
@@ -205,6 +206,9 @@ impl Reporter {
             SupervisorEvent::SignalUnused { signal } => note(format!(
                 "{signal} changes nothing here: SIGHUP replaces the workers, SIGTERM ends the run"
             )),
+            SupervisorEvent::Stopping { reason, delay } => {
+                Event::Stopping { reason, delay_ms: milliseconds(delay) }
+            }
             SupervisorEvent::Draining { reason, grace } => {
                 Event::Draining { reason, grace_ms: milliseconds(grace) }
             }

@@ -1,56 +1,58 @@
-//! Addresses that somebody else still has: whoever asks for one waits a moment, and nobody else.
+//! Addresses that are taken for a moment: a request for one waits, and no other request does.
 //!
 //! Owns how long that is. A process with an armed io_uring accept leaves its port busy for some
-//! milliseconds after its death, while the kernel takes the ring down; a run that follows upon
-//! another one at once shall not fail for that.
+//! milliseconds after its death, while the kernel takes the ring down, and a run that follows at
+//! once must not fail for that. A worker may also ask for a port that another worker is just
+//! closing.
 
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use super::ControlPlane;
-use super::listeners::{Asker, Key, is_busy};
+use super::listeners::{Key, Opening};
 use super::lookup::Candidates;
-use crate::address::ListenAddress;
-use crate::cluster::ClusterSettings;
-use crate::error::{Error, Result};
-use crate::id::ListenerId;
+use crate::dialect::node::session::QueryId;
+use crate::error::Result;
+use crate::id::{ListenerId, WorkerId};
 use crate::sys::clock::monotonic_ns;
 
 /// How long a busy address is asked for.
 const PATIENCE_NS: u64 = 200_000_000;
 /// How often.
 const AGAIN_NS: u64 = 5_000_000;
-/// Those who wait at once; further ones are told at once.
+/// Requests that wait at once; further ones fail at once.
 const WAITING_MAX: usize = 256;
 
-/// Somebody who wants an address.
+/// A request for an address.
 #[derive(Debug)]
-pub(crate) enum ListenRequest {
-    /// A worker wants to serve it.
-    Listen { asker: Asker, key: Key, candidates: Option<Candidates> },
-    /// The program wants to keep it open.
-    Hold {
-        settings: Arc<ClusterSettings>,
-        address: ListenAddress,
-        candidates: Option<Candidates>,
-        answer: SyncSender<Result<(ListenerId, String)>>,
-    },
+pub(crate) struct ListenRequest {
+    pub(crate) key: Key,
+    /// What the key's address stands for, once it has been looked up.
+    pub(crate) candidates: Option<Candidates>,
+    pub(crate) opening: Opening,
+    pub(crate) origin: Origin,
 }
 
-impl ListenRequest {
-    /// The same, with what its address stands for.
-    pub(crate) fn with(self, found: Candidates) -> Self {
-        let candidates = Some(found);
+/// Where a request for an address comes from, and its answer goes.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// A worker of ours wants to serve it.
+    Native { worker: WorkerId, sequence: u32 },
+    /// A Node worker wants to serve it.
+    Node { worker: WorkerId, query: QueryId },
+    /// The program wants to keep it open.
+    Program { answer: SyncSender<Result<(ListenerId, String)>> },
+}
+
+impl Origin {
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
         match self {
-            Self::Listen { asker, key, .. } => Self::Listen { asker, key, candidates },
-            Self::Hold { settings, address, answer, .. } => {
-                Self::Hold { settings, address, candidates, answer }
-            }
+            Self::Native { worker, .. } | Self::Node { worker, .. } => Some(*worker),
+            Self::Program { .. } => None,
         }
     }
 }
 
-/// Those who wait, longest first.
+/// Requests that wait, oldest first, each until a moment.
 #[derive(Debug, Default)]
 pub(crate) struct BindRetry {
     waiting: Vec<(ListenRequest, u64)>,
@@ -58,83 +60,46 @@ pub(crate) struct BindRetry {
 }
 
 impl BindRetry {
-    /// When they ask again.
+    /// Until when a new request may wait.
+    pub(crate) fn until_ns() -> u64 {
+        monotonic_ns().saturating_add(PATIENCE_NS)
+    }
+
+    /// When they are tried again.
     pub(crate) fn again_ns(&self) -> Option<u64> {
         self.again_ns
     }
 
-    fn add(&mut self, listen_request: ListenRequest, until_ns: u64, now_ns: u64) {
-        self.waiting.push((listen_request, until_ns));
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
+    }
+
+    pub(crate) fn add(&mut self, request: ListenRequest, until_ns: u64, now_ns: u64) {
+        self.waiting.push((request, until_ns));
         self.again_ns.get_or_insert_with(|| now_ns.saturating_add(AGAIN_NS));
+    }
+
+    /// An address has become free: they are tried again in this turn.
+    pub(crate) fn hurry(&mut self) {
+        self.again_ns = self.again_ns.map(|_| 0);
     }
 }
 
 impl ControlPlane {
-    /// Answers somebody who wants an address, if need be later.
-    pub(crate) fn listen_request(&mut self, listen_request: ListenRequest) {
-        if let Some(listen_request) = self.look_up(listen_request) {
-            self.bind(listen_request);
-        }
-    }
-
-    /// Opens what a request names, if need be later.
-    pub(crate) fn bind(&mut self, listen_request: ListenRequest) {
-        self.consider(listen_request, monotonic_ns().saturating_add(PATIENCE_NS));
-    }
-
-    /// Refuses a request.
-    pub(crate) fn fail_listen_request(&mut self, listen_request: ListenRequest, error: Error) {
-        match listen_request {
-            ListenRequest::Listen { asker, key, .. } => self.decline(asker, &key, &error),
-            ListenRequest::Hold { answer, .. } => drop(answer.send(Err(error))),
-        }
-    }
-
-    /// Those who wait ask again.
+    /// Tries requests that wait again.
     pub(crate) fn retry_binds(&mut self) {
         if self.bind_retry.again_ns.is_some_and(|again_ns| again_ns <= monotonic_ns()) {
             let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
-            waiting
-                .into_iter()
-                .for_each(|(listen_request, until_ns)| self.consider(listen_request, until_ns));
+            for (request, until_ns) in waiting {
+                self.bind_or_share(request, until_ns);
+            }
         }
     }
 
-    /// Nobody is going to get an address any more: those who wait learn so by this.
+    /// No address is opened any more: requests that wait are answered by this.
     pub(crate) fn fail_listen_requests(&mut self) {
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
-        waiting.into_iter().for_each(|(listen_request, _)| self.consider(listen_request, 0));
+        waiting.into_iter().for_each(|(request, _)| self.bind_or_share(request, 0));
         self.abandon_lookups();
-    }
-
-    fn consider(&mut self, listen_request: ListenRequest, until_ns: u64) {
-        let now_ns = monotonic_ns();
-        let insists = now_ns < until_ns && self.bind_retry.waiting.len() < WAITING_MAX;
-        match listen_request {
-            ListenRequest::Listen { asker, key, candidates } => {
-                if self.workers.get(&asker.worker).is_none_or(|worker_entry| worker_entry.leaving) {
-                    // It does not wait for an answer any more.
-                    return;
-                }
-                match self.share(asker, key.clone(), candidates.as_ref(), insists) {
-                    Err(error) if insists && is_busy(&error) => {
-                        let listen_request = ListenRequest::Listen { asker, key, candidates };
-                        self.bind_retry.add(listen_request, until_ns, now_ns);
-                    }
-                    Err(error) => self.decline(asker, &key, &error),
-                    Ok(()) => {}
-                }
-            }
-            ListenRequest::Hold { settings, address, candidates, answer } => {
-                match self.hold(&settings, &address, candidates.as_ref(), insists) {
-                    Err(error) if insists && is_busy(&error) => {
-                        let listen_request =
-                            ListenRequest::Hold { settings, address, candidates, answer };
-                        self.bind_retry.add(listen_request, until_ns, now_ns);
-                    }
-                    held => drop(answer.send(held)),
-                }
-            }
-        }
     }
 }

@@ -83,6 +83,7 @@ impl ControlPlane {
         }
         worker_entry.leaving = true;
         let slot = worker_entry.slot;
+        self.leave_to_heirs(id);
         let steals = self.data_path.is_some();
         let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
         let left: Vec<_> = used
@@ -98,7 +99,7 @@ impl ControlPlane {
         let deserted: Vec<ListenerId> = self
             .listeners
             .iter()
-            .filter(|entry| entry.users.contains(&id) && !entry.held)
+            .filter(|entry| entry.users.contains(&id) && !entry.held && entry.heirs.is_empty())
             .filter(|entry| !entry.users.iter().any(stays))
             .map(|entry| entry.id)
             .collect();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::ControlPlane;
-use super::bind_retry::ListenRequest;
+use super::bind_retry::{BindRetry, ListenRequest};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
 use crate::sys::clock::monotonic_ns;
@@ -60,15 +60,16 @@ impl Lookups {
         self.waiting.iter().map(|lookup| lookup.until_ns).min()
     }
 
-    /// Looks an address up for a request, unless that is being done already.
-    fn add(&mut self, address: &ListenAddress, request: ListenRequest) {
-        if let Some(lookup) = self.waiting.iter_mut().find(|one| one.address == *address) {
+    /// Looks the address of a request up, unless that is being done already.
+    fn add(&mut self, request: ListenRequest) {
+        let address = request.key.address.clone();
+        if let Some(lookup) = self.waiting.iter_mut().find(|one| one.address == address) {
             lookup.requests.push(request);
             return;
         }
         let patience_ns = u64::try_from(PATIENCE.as_nanos()).unwrap_or(u64::MAX);
         self.waiting.push(Lookup {
-            address: address.clone(),
+            address,
             requests: vec![request],
             until_ns: monotonic_ns().saturating_add(patience_ns),
             started: false,
@@ -119,26 +120,20 @@ impl Lookups {
 }
 
 impl ControlPlane {
-    /// Looks up what a request names, if that is needed. Gives the request back if not.
-    pub(crate) fn look_up(&mut self, request: ListenRequest) -> Option<ListenRequest> {
-        let address = match &request {
-            ListenRequest::Listen { key, .. } if self.listeners.find(key).is_some() => {
-                return Some(request);
-            }
-            ListenRequest::Listen { key, .. } => key.address.clone(),
-            ListenRequest::Hold { address, .. } => address.clone(),
-        };
-        if resolve::is_resolved(&address) {
-            return Some(request);
-        }
+    /// Whether a request names something that has to be looked up before it can be opened.
+    pub(crate) fn needs_lookup(&self, request: &ListenRequest) -> bool {
+        let is_known = request.candidates.is_some() || resolve::is_resolved(&request.key.address);
+        !is_known && !self.listeners.has(&request.key)
+    }
+
+    /// Looks up what a request names.
+    pub(crate) fn look_up(&mut self, request: ListenRequest) {
         if self.lookups.waiting.len() >= WAITING_MAX {
-            let error = Error::system(format!("look {address} up beside others"), Errno::EAGAIN);
-            self.fail_listen_request(request, error);
-            return None;
+            let step = format!("look {} up beside others", request.key.address);
+            return self.decline(request, Error::system(step, Errno::EAGAIN));
         }
-        self.lookups.add(&address, request);
+        self.lookups.add(request);
         self.lookups.start();
-        None
     }
 
     /// Goes on with what has been looked up, and refuses what has taken too long.
@@ -146,8 +141,12 @@ impl ControlPlane {
         while let Some((requests, found)) = self.lookups.answer() {
             for request in requests {
                 match &found {
-                    Ok(candidates) => self.bind(request.with(Arc::clone(candidates))),
-                    Err(error) => self.fail_listen_request(request, error.clone()),
+                    Ok(found) => {
+                        let candidates = Some(Arc::clone(found));
+                        let request = ListenRequest { candidates, ..request };
+                        self.bind_or_share(request, BindRetry::until_ns());
+                    }
+                    Err(error) => self.decline(request, error.clone()),
                 }
             }
         }
@@ -155,7 +154,7 @@ impl ControlPlane {
         while let Some(lookup) = self.lookups.overdue(now_ns) {
             let error = no_answer(&format!("look {} up", lookup.address), PATIENCE);
             for request in lookup.requests {
-                self.fail_listen_request(request, error.clone());
+                self.decline(request, error.clone());
             }
         }
         self.lookups.start();
@@ -166,7 +165,7 @@ impl ControlPlane {
         for lookup in std::mem::take(&mut self.lookups.waiting) {
             let error = Error::system(format!("look {} up", lookup.address), Errno::ECANCELED);
             for request in lookup.requests {
-                self.fail_listen_request(request, error.clone());
+                self.decline(request, error.clone());
             }
         }
     }

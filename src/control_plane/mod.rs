@@ -12,6 +12,7 @@ mod handle;
 mod inbound;
 mod listen;
 mod listen_fds;
+mod listener_lifetime;
 pub(crate) mod listeners;
 mod lookup;
 mod node;
@@ -45,7 +46,7 @@ use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::NotifySocket;
-use bind_retry::{BindRetry, ListenRequest};
+use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::Listeners;
@@ -61,6 +62,7 @@ const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
+const REMOVALS: u64 = 4;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -86,6 +88,8 @@ pub(crate) struct ControlPlane {
     bridge: Option<BridgeThread>,
     /// What they load, once there has been one that does.
     preload: Option<Preload>,
+    /// It could not be written, and that has been told.
+    lacks_preload: bool,
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
     /// What workers ring to wake the data path.
@@ -135,6 +139,7 @@ impl ControlPlane {
                 self.flush_everybody();
             }
             self.on_lookups();
+            self.end_lifetimes();
             self.retry_binds();
             self.settle();
             self.meet_stop_deadlines();
@@ -146,7 +151,8 @@ impl ControlPlane {
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
         let next_ns = next_ns.chain(self.lookups.deadline_ns());
-        let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns()).min();
+        let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
+        let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -171,6 +177,11 @@ impl ControlPlane {
                 Err(error) => self.lose_data_path(error),
             },
             NOTICES => self.heed_bridge(),
+            REMOVALS => {
+                if let Some(preload) = &mut self.preload {
+                    preload.on_removal();
+                }
+            }
             NOTIFICATIONS => self.heed_notifications(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
@@ -195,12 +206,7 @@ impl ControlPlane {
                 let _ = answer.send(self.fork(settings, fork_request));
             }
             Request::Hold { settings, address, answer } => {
-                self.listen_request(ListenRequest::Hold {
-                    settings,
-                    address,
-                    candidates: None,
-                    answer,
-                });
+                self.hold(&settings, &address, answer);
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

@@ -12,11 +12,20 @@ use nix::sys::signal::Signal;
 use super::ControlPlane;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::WorkerId;
+use crate::sys::activity::{self, CpuTime};
 use crate::sys::clock::monotonic_ns;
 
-/// How long a Node worker without the preload has to end once its channel has ended. Node needs
-/// some of it if the program keeps nothing open.
-const ENDING_NS: u64 = 300_000_000;
+/// How often a Node worker without the preload is looked at once its channel has ended. If it has
+/// done nothing in between it gets SIGTERM: one that keeps nothing open ends, and works for it.
+const LOOK_NS: u64 = 100_000_000;
+
+/// A worker that has left and cannot tell what it has open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leftover {
+    look_ns: u64,
+    /// Its time on CPUs when it was looked at, if it was asleep.
+    asleep_at: Option<CpuTime>,
+}
 
 /// Programs have been told that everything stops.
 #[derive(Debug)]
@@ -29,9 +38,9 @@ pub(crate) struct Stopping {
 }
 
 impl ControlPlane {
-    /// Asks everybody to leave and closes everything, once the programs of Node workers have heard
-    /// of it. A program that lets time pass is waited for, at most for half of the grace period; the
-    /// other half is for what is then open. The first one that closes ends the waiting for all.
+    /// Asks every worker to leave and closes everything, once the programs of Node workers have
+    /// heard of it. A program that takes its time gets at most half of the grace period; the other
+    /// half is for what is then open. The first one that closes ends the waiting for all.
     pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
         let hears = |worker_entry: &&super::WorkerEntry| {
             let told = worker_entry.leaving || worker_entry.ending.is_some();
@@ -75,14 +84,16 @@ impl ControlPlane {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let ends_itself = !worker_entry.is_node || worker_entry.shared.view.program_reports();
         if worker_entry.told && !ends_itself && worker_entry.ending.is_none() {
-            worker_entry.terminate_ns = Some(monotonic_ns().saturating_add(ENDING_NS));
+            let look_ns = monotonic_ns().saturating_add(LOOK_NS);
+            worker_entry.leftover = Some(Leftover { look_ns, asleep_at: None });
         }
     }
 
     /// When something of this is to be done.
     pub(crate) fn next_stop_ns(&self) -> Option<u64> {
-        let ends = self.workers.values().filter_map(|worker_entry| worker_entry.terminate_ns);
-        ends.chain(self.stopping.as_ref().and_then(|stopping| stopping.until_ns)).min()
+        let leftovers = self.workers.values().filter_map(|worker_entry| worker_entry.leftover);
+        let looks = leftovers.map(|leftover| leftover.look_ns);
+        looks.chain(self.stopping.as_ref().and_then(|stopping| stopping.until_ns)).min()
     }
 
     /// Does what is due.
@@ -90,9 +101,15 @@ impl ControlPlane {
         let now_ns = monotonic_ns();
         let is_due = |time_ns: &mut u64| *time_ns <= now_ns;
         for worker_entry in self.workers.values_mut() {
-            if worker_entry.terminate_ns.take_if(is_due).is_some() {
+            let leftover = worker_entry.leftover.take_if(|one| is_due(&mut one.look_ns));
+            let Some(Leftover { asleep_at, .. }) = leftover else { continue };
+            let asleep = activity::asleep_at(worker_entry.shared.pid);
+            if asleep.is_some() && asleep == asleep_at {
                 // It can only fail if it has ended already.
                 let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
+            } else {
+                let look_ns = now_ns.saturating_add(LOOK_NS);
+                worker_entry.leftover = Some(Leftover { look_ns, asleep_at: asleep });
             }
         }
         let late = |stopping: &mut Stopping| stopping.until_ns.as_mut().is_some_and(is_due);

@@ -67,6 +67,7 @@ impl ControlPlane {
             data_path: None,
             bridge: None,
             preload: None,
+            lacks_preload: false,
             notify: None,
             data_path_waker: Arc::new(Waker::new()?),
             cluster_settings: None,

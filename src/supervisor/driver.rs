@@ -387,6 +387,7 @@ impl Driver {
         published.reloading = self.state.is_reloading();
         published.stage = match self.state.stage {
             Stage::Starting { .. } => SupervisorStage::Starting,
+            Stage::Serving if self.state.is_stopping() => SupervisorStage::Stopping,
             Stage::Serving => SupervisorStage::Serving,
             Stage::Draining { .. } => SupervisorStage::Draining,
             Stage::Killing => SupervisorStage::Killing,

@@ -85,6 +85,15 @@ pub enum SupervisorEvent {
         /// Which one.
         signal: Signal,
     },
+    /// The run is about to end: serving goes on for a while ([`Supervisor::drain_delay`]).
+    ///
+    /// [`Supervisor::drain_delay`]: crate::Supervisor::drain_delay
+    Stopping {
+        /// Why.
+        reason: String,
+        /// For how long.
+        delay: Duration,
+    },
     /// The run is ending: nothing new is accepted.
     Draining {
         /// Why.

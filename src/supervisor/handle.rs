@@ -76,6 +76,8 @@ pub enum SupervisorStage {
     Starting,
     /// Connections are accepted.
     Serving,
+    /// Connections are accepted for a while yet, and then the run ends.
+    Stopping,
     /// Nothing new is accepted, and workers finish what they have.
     Draining,
     /// Workers are being ended by force.

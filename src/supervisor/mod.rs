@@ -103,6 +103,7 @@ impl Supervisor {
                 start_limit_ns: ns(Duration::from_secs(60)),
                 settle_ns: ns(Duration::from_secs(2)),
                 grace: Duration::from_secs(10),
+                drain_delay: Duration::ZERO,
                 hang_kill_ns: None,
                 held: 0,
                 fatal_codes: Vec::new(),
@@ -163,6 +164,14 @@ impl Supervisor {
     /// are killed.
     pub fn grace(mut self, time: Duration) -> Self {
         self.rules.grace = time;
+        self
+    }
+
+    /// How long serving goes on once a signal wants the end, so that balancers notice before nothing
+    /// is accepted any more; by default not at all. A second signal begins the end at once. The
+    /// grace period comes afterwards.
+    pub fn drain_delay(mut self, time: Duration) -> Self {
+        self.rules.drain_delay = time;
         self
     }
 

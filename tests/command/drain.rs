@@ -237,3 +237,16 @@ fn a_unix_path_is_gone_after_the_end() {
         assert!(!path.exists());
     }
 }
+
+#[test]
+fn serving_goes_on_for_the_drain_delay_and_a_second_signal_ends_that() {
+    let cluster = Launch::new("--workers 2 --drain-delay 10m").start();
+    cluster.signal(Signal::SIGTERM);
+    cluster.event("stopping", 0);
+    (0..10).for_each(|_| get(&cluster.address()).expect("it still accepts").assert_hello());
+    // Longer than a second signal counts as an echo of the first.
+    std::thread::sleep(Duration::from_millis(100));
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_in_order(&ended);
+    assert_eq!(ended.summary().accepted, 10);
+}

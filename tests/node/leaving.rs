@@ -50,7 +50,8 @@ impl Stand {
 
     fn launch(&self, arguments: &str, program: &str) -> Launch {
         let port = self.database.local_addr().expect("it is bound").port().to_string();
-        let launch = self.script.launch_with(&self.node.program, arguments);
+        let arguments = format!("--settle 0s {arguments}");
+        let launch = self.script.launch_with(&self.node.program, &arguments);
         launch.variable("TEST_DATABASE", &port).variable("TEST_PROGRAM", program)
     }
 
@@ -103,15 +104,13 @@ const PROGRAMS: [(&str, &[&str]); 11] = [
     ("process.on('SIGINT', () => { note('tidy'); process.exit(); });", &["tidy", "exit 0"]),
     ("process.on('disconnect', () => note('tidy'));", &["tidy", "exit 0"]),
     ("process.on('beforeExit', () => note('tidy'));", &["tidy", "exit 0"]),
-    (
-        "process.once('beforeExit', () => setTimeout(note, 200, 'tidy'));",
-        &["tidy", "exit 0"],
-    ),
+    ("process.once('beforeExit', () => setTimeout(note, 200, 'tidy'));", &["tidy", "exit 0"]),
     (
         "process.on('SIGTERM', async () => {
             setTimeout(() => process.exit(1), 500000);
             await new Promise((resolve) => setTimeout(resolve, 100));
-            await new Promise((resolve) => server.close((error) => resolve(note(error ?? 'closed'))));
+            await new Promise((resolve) =>
+                server.close((error) => resolve(note(error ?? 'closed'))));
             note('tidy');
         });",
         &["closed", "tidy", "exit 0"],
@@ -177,7 +176,7 @@ fn open_requests_are_finished_whatever_the_program_does_at_its_end() {
     ];
     with_each_node(|stand| {
         for program in programs {
-            for way in ["reload", "stop", "signal to everyone", "signal to one"] {
+            for way in ["reload", "signal to everyone", "signal to one"] {
                 stand.forget();
                 let cluster = stand.start("--workers 1 --grace 10m", program);
                 let worker = cluster.worker_pids()[0];
@@ -185,7 +184,6 @@ fn open_requests_are_finished_whatever_the_program_does_at_its_end() {
                 match way {
                     "reload" => cluster.signal(Signal::SIGHUP),
                     "signal to one" => machine::signal(worker, Signal::SIGTERM),
-                    "stop" => cluster.signal(Signal::SIGTERM),
                     _ => {
                         machine::signal(worker, Signal::SIGTERM);
                         cluster.signal(Signal::SIGTERM);
@@ -198,9 +196,11 @@ fn open_requests_are_finished_whatever_the_program_does_at_its_end() {
                 });
                 stand.answer();
                 assert_eq!(client.receive().body, "done", "{way}: {program}");
-                let goes_on = way == "reload" || way == "signal to one";
                 // A second signal would cut everything.
-                let ended = if goes_on { cluster.stop(Signal::SIGTERM) } else { cluster.wait() };
+                let ended = match way {
+                    "signal to everyone" => cluster.wait(),
+                    _ => cluster.stop(Signal::SIGTERM),
+                };
                 assert_eq!((ended.code, ended.summary().aborted), (Some(0), 0), "{way}: {program}");
             }
         }

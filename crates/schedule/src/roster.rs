@@ -7,6 +7,7 @@
 use super::config::SchedulerConfig;
 use super::credits::Credits;
 use super::filter::Skips;
+use super::index_set::IndexSet;
 use super::loads::Loads;
 use super::picker::Picker;
 use super::scheduler::Chooser;
@@ -40,7 +41,7 @@ pub enum Refusal {
 /// A worker in its slot.
 #[derive(Clone, Debug)]
 struct WorkerEntry {
-    joined: u64,
+    joined: IndexSet,
     assigned: u64,
     returned: u64,
     credits: Credits,
@@ -64,30 +65,28 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Loads,
     uniform: bool,
-    listeners: Vec<Option<ListenerEntry>>,
+    /// The listeners' rotations. Their positions are the numbers in `WorkerEntry::joined`.
+    listeners: Vec<Option<Chooser>>,
+    /// The positions in `listeners`, by the numbers of the listeners.
+    indices: Vec<u16>,
     /// Of listeners that are gone.
     skips_before: Skips,
     /// When unclaimed connections were last looked at for one that could move.
     looked_ns: u64,
 }
 
-/// A listener with its own rotation. Its position is its bit in `WorkerEntry::joined`.
-#[derive(Debug)]
-struct ListenerEntry {
-    listener: ListenerId,
-    chooser: Chooser,
-}
-
 /// A worker with so many connections has enough to do for a while, if it is slow to claim them.
 const PLENTY: u32 = 4;
-/// Most listeners at a time: the bits of `WorkerEntry::joined`.
-const LISTENERS_MAX: usize = 64;
+/// Most listeners at a time.
+pub const LISTENERS_MAX: usize = 1024;
+/// Where [`Roster::indices`] has no listener.
+const NOWHERE: u16 = u16::MAX;
 
 impl Roster {
     /// A roster without workers, for the listeners from 0 to so many.
     ///
     /// # Panics
-    /// When that is more than 64.
+    /// When that is more than [`LISTENERS_MAX`].
     #[must_use]
     pub fn new(policy: Policy, config: SchedulerConfig, listeners: u16) -> Self {
         let mut roster = Self {
@@ -98,6 +97,7 @@ impl Roster {
             masked: Loads::default(),
             uniform: true,
             listeners: Vec::new(),
+            indices: Vec::new(),
             skips_before: Skips::default(),
             looked_ns: 0,
         };
@@ -108,34 +108,41 @@ impl Roster {
     /// A listener has come, with a rotation of its own; nobody serves it yet.
     ///
     /// # Panics
-    /// When there are 64 already.
+    /// When there are [`LISTENERS_MAX`] already.
     pub fn add_listener(&mut self, listener: ListenerId) {
         let chooser = match &self.config.scheduler {
             None => Chooser::BuiltIn(Picker::new(self.policy, self.config.limits)),
             Some(factory) => Chooser::Foreign(factory.make(listener)),
         };
-        let entry = Some(ListenerEntry { listener, chooser });
-        match self.listeners.iter_mut().find(|entry| entry.is_none()) {
-            Some(place) => *place = entry,
-            None => self.listeners.push(entry),
+        let free = self.listeners.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.listeners.len());
+        assert!(place < LISTENERS_MAX, "listeners are bounded");
+        match free {
+            Some(place) => self.listeners[place] = Some(chooser),
+            None => self.listeners.push(Some(chooser)),
         }
-        assert!(self.listeners.len() <= LISTENERS_MAX, "listeners are bounded");
+        let number = usize::from(listener.0);
+        if number >= self.indices.len() {
+            self.indices.resize(number + 1, NOWHERE);
+        }
+        self.indices[number] = u16::try_from(place).expect("listeners are bounded");
         self.note_uniformity();
     }
 
     /// A listener has gone.
     pub fn remove_listener(&mut self, listener: ListenerId) {
         let Some(place) = self.listener_index(listener) else { return };
-        if let Some(entry) = self.listeners[place].take() {
-            self.skips_before.add(&entry.chooser.skips());
+        if let Some(chooser) = self.listeners[place].take() {
+            self.skips_before.add(&chooser.skips());
         }
-        self.workers.iter_mut().flatten().for_each(|worker| worker.joined &= !(1 << place));
+        self.indices[usize::from(listener.0)] = NOWHERE;
+        self.workers.iter_mut().flatten().for_each(|worker| worker.joined.remove(place));
         self.note_uniformity();
     }
 
     fn listener_index(&self, listener: ListenerId) -> Option<usize> {
-        let is_it = |entry: &ListenerEntry| entry.listener == listener;
-        self.listeners.iter().position(|entry| entry.as_ref().is_some_and(is_it))
+        let place = self.indices.get(usize::from(listener.0)).copied()?;
+        (place != NOWHERE).then_some(usize::from(place))
     }
 
     /// Whether somebody takes connections of a listener, now or as soon as there is room.
@@ -143,7 +150,7 @@ impl Roster {
     pub fn is_served(&self, listener: ListenerId) -> bool {
         let Some(place) = self.listener_index(listener) else { return false };
         self.workers.iter().zip(&*self.loads).any(|(worker, load)| {
-            let joined = matches!(worker, Some(worker) if worker.joined & (1 << place) != 0);
+            let joined = matches!(worker, Some(worker) if worker.joined.contains(place));
             joined && matches!(load.status, Status::Ready | Status::Full)
         })
     }
@@ -159,7 +166,7 @@ impl Roster {
             self.loads.extend_to(place + 1);
         }
         self.workers[place] = Some(WorkerEntry {
-            joined: 0,
+            joined: IndexSet::default(),
             assigned: 0,
             returned: 0,
             credits: Credits::new(self.config.credits, self.config.credits_max),
@@ -179,7 +186,7 @@ impl Roster {
     pub fn join(&mut self, slot: Slot, listener: ListenerId) {
         let entry = self.listener_index(listener);
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
-            worker.joined |= 1 << place;
+            worker.joined.insert(place);
         }
         self.note_uniformity();
     }
@@ -188,7 +195,7 @@ impl Roster {
     pub fn leave(&mut self, slot: Slot, listener: ListenerId) {
         let entry = self.listener_index(listener);
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
-            worker.joined &= !(1 << place);
+            worker.joined.remove(place);
         }
         self.note_uniformity();
     }
@@ -255,9 +262,9 @@ impl Roster {
 
     /// Who shall have the next connection of a listener. The choice is counted at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
-        let entry = self.mask(listener)?;
+        let place = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        let slot = self.listeners[entry].as_mut()?.chooser.pick(loads, client)?;
+        let slot = self.listeners[place].as_mut()?.pick(loads, client)?;
         self.assign(slot.index())
     }
 
@@ -275,13 +282,13 @@ impl Roster {
     pub fn has_room(&mut self, listener: ListenerId) -> bool {
         let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        self.listeners[place].as_ref().is_some_and(|entry| entry.chooser.has_room(loads))
+        self.listeners[place].as_ref().is_some_and(|chooser| chooser.has_room(loads))
     }
 
     /// Whether the policy wants to know the client.
     #[must_use]
     pub fn wants_client(&self) -> bool {
-        self.listeners.iter().flatten().any(|entry| entry.chooser.wants_client())
+        self.listeners.iter().flatten().any(Chooser::wants_client)
     }
 
     /// How long connections usually wait for the fastest worker to claim them; none while a worker
@@ -442,13 +449,14 @@ impl Roster {
     #[must_use]
     pub fn skips(&self) -> Skips {
         let mut sum = self.skips_before;
-        self.listeners.iter().flatten().for_each(|entry| sum.add(&entry.chooser.skips()));
+        self.listeners.iter().flatten().for_each(|chooser| sum.add(&chooser.skips()));
         sum
     }
 
     fn note_uniformity(&mut self) {
-        let listeners = self.listeners.iter().enumerate().filter(|(_, entry)| entry.is_some());
-        let everything = listeners.fold(0, |sum, (place, _)| sum | 1 << place);
+        let places = self.listeners.iter().enumerate();
+        let everything: IndexSet =
+            places.filter(|(_, one)| one.is_some()).map(|(place, _)| place).collect();
         self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
     }
 
@@ -461,7 +469,7 @@ impl Roster {
         }
         self.masked.clone_from(&self.loads);
         for (slot, worker) in self.workers.iter().enumerate() {
-            if !matches!(worker, Some(worker) if worker.joined & 1 << place != 0) {
+            if !matches!(worker, Some(worker) if worker.joined.contains(place)) {
                 self.masked.set(slot, WorkerLoad::default());
             }
         }

@@ -28,6 +28,7 @@
 //! Nothing here decides anything: policies, limits and retries live above.
 
 pub mod account;
+pub mod activity;
 pub mod address;
 pub mod backlog;
 mod cgroup;

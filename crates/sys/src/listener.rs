@@ -26,8 +26,8 @@ pub struct Listener {
     socket: OwnedFd,
     address: String,
     family: Family,
-    /// Held only to be dropped with the listener.
-    _file: Option<SocketFile>,
+    /// Removed with the listener.
+    file: Option<SocketFile>,
 }
 
 /// What kind of address a listener has.
@@ -92,6 +92,13 @@ impl Listener {
         &self.address
     }
 
+    /// Whether clients find it: the file of a unix socket may have been removed or replaced.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        let mut file = self.file.iter();
+        file.all(|file| identity_of(&file.path) == Some(file.identity))
+    }
+
     /// A further descriptor of the same socket, for somebody who accepts from it as well.
     ///
     /// # Errors
@@ -113,7 +120,7 @@ impl Listener {
     pub fn adopt_copy(socket: OwnedFd, address: String) -> Self {
         let port = address.parse().map_or(None, |address: SocketAddr| Some(address.port()));
         let family = port.map_or(Family::Unix, Family::Tcp);
-        Self { socket, address, family, _file: None }
+        Self { socket, address, family, file: None }
     }
 
     /// Accepts one connection if one is waiting, non-blocking and close-on-exec.
@@ -381,7 +388,7 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
         (_, Some(v6)) => (SocketAddr::from(*v6).to_string(), Family::Tcp(v6.port())),
         _ => (unix_name(&bound, address), Family::Unix),
     };
-    Ok(Listener { socket, address, family, _file: file })
+    Ok(Listener { socket, address, family, file })
 }
 
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {

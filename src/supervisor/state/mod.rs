@@ -38,6 +38,8 @@ pub(super) struct Rules {
     pub(super) settle_ns: u64,
     /// How long a worker that leaves may take.
     pub(super) grace: Duration,
+    /// How long serving goes on once a signal wants the end.
+    pub(super) drain_delay: Duration,
     /// A worker that hangs for this long is killed.
     pub(super) hang_kill_ns: Option<u64>,
     /// Addresses that each worker serves from the start: those that are held for them.
@@ -83,6 +85,14 @@ pub(super) enum Stage {
     Draining { since_ns: u64, cut_ns: u64 },
     /// Every worker has been killed.
     Killing,
+}
+
+/// The run is to end, and goes on serving until then.
+#[derive(Debug)]
+struct DelayedStop {
+    reason: String,
+    since_ns: u64,
+    at_ns: u64,
 }
 
 /// Why a run cannot go on.
@@ -133,6 +143,7 @@ pub(super) enum Occupancy {
 pub(super) struct State {
     rules: Rules,
     pub(super) stage: Stage,
+    delayed_stop: Option<DelayedStop>,
     pub(super) slots: Vec<Slot>,
     pub(super) children: BTreeMap<WorkerId, Child>,
     rolling: Option<Rolling>,
@@ -156,6 +167,7 @@ impl State {
         let mut state = Self {
             rules,
             stage: Stage::Starting { began_ns: now_ns, until_ns, patience_ns: None },
+            delayed_stop: None,
             slots: Vec::new(),
             children: BTreeMap::new(),
             rolling: None,

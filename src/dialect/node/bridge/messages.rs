@@ -62,6 +62,11 @@ pub enum BridgeRequest {
         /// Which worker.
         worker: WorkerId,
     },
+    /// A listener has gone, and its number may be given to another.
+    Forget {
+        /// Which listener.
+        listener: ListenerId,
+    },
     /// Close everything and end.
     End,
 }

@@ -217,6 +217,7 @@ impl Bridge {
                         place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
+                BridgeRequest::Forget { listener } => _ = self.data.remove(&listener),
                 BridgeRequest::End => self.ending = true,
             }
         }

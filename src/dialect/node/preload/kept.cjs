@@ -58,8 +58,8 @@ class Kept {
     this.sessions.forEach((session) => this.sayWhenAsked(session));
     nextTick(() => this.sessions.forEach((session) => delete session.close));
     this.since = performance.now();
-    this.look();
-    setInterval(() => this.look(), LOOK_MS).unref();
+    setInterval(() => safely(() => this.look()), LOOK_MS).unref();
+    safely(() => this.look());
   }
 
   // Whoever asks once more is answered, and told to go.

@@ -168,7 +168,7 @@ class Leaving {
   begin() {
     let quiet = { since: performance.now(), state: undefined };
     let until = Infinity;
-    const poll = setInterval(() => {
+    const look = () => {
       if (this.isServing() || this.servers.listening.size > 0) return;
       const at = performance.now();
       until = Math.min(until, at + QUIET_AT_MOST_MS);
@@ -180,8 +180,8 @@ class Leaving {
       if (!this.emitBeforeExit()) return this.end();
       until = at + QUIET_AT_MOST_MS;
       quiet = { since: at, state: undefined };
-    }, POLL_MS);
-    poll.unref();
+    };
+    setInterval(() => safely(look), POLL_MS).unref();
   }
 
   // What the program has open, so that changes can be seen; nothing while it works.

@@ -2,8 +2,18 @@
 // connections have ended, which were received, and whether the event loop moves.
 
 const { readSync, writeSync } = require('fs');
-const { clearInterval, setImmediate, setInterval, setTimeout } = require('timers');
+const { clearInterval, clearTimeout, setImmediate, setInterval, setTimeout } = require('timers');
 const now = process.hrtime.bigint;
+
+// Whatever goes wrong in this script stays in it; what it then does not do, the primary's grace
+// period does.
+function safely(act) {
+  try {
+    act();
+  } catch {
+    // As said.
+  }
+}
 
 // What is written before this says where everything is (LAYOUT).
 const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
@@ -28,7 +38,7 @@ class Page {
     this.atOnce = false;
     this.beat = undefined;
     this.moved = false;
-    // Called when something happens, until it says that there is no need.
+    // Called when something happens.
     this.onMove = undefined;
     this.onTurn = () => this.publish();
     this.close = this.ending('close');

@@ -17,6 +17,7 @@ const PARTS: &str = concat!(
     include_str!("signals.cjs"),
     include_str!("leaving.cjs"),
     include_str!("start.cjs"),
+    include_str!("log4js.cjs"),
 );
 
 /// The whole script.

@@ -28,7 +28,9 @@ class Signals {
     this.isKept = false;
     // How often Node has told the program more often than this has seen it.
     this.balance = 0;
-    this.Signal = signalClass();
+    safely(() => {
+      this.Signal = signalClass();
+    });
     const isSigterm = (name) => name === 'SIGTERM';
     // Node binds `emit` to the signal in between.
     process.prependListener('newListener', (name) => isSigterm(name) && this.lendEmit());

@@ -33,7 +33,10 @@ function start(parameters, cluster) {
   const kept = new Kept(servers);
   const inbox = openInbox(parameters.inbox, page, tell);
   const leaving = new Leaving({ cluster, page, kept, servers, inbox, tell });
-  page.onMove = () => leaving.signals.guard();
+  const { signals } = leaving;
+  page.onMove = () => {
+    if (!signals.started) safely(() => signals.guard());
+  };
   listen(page, leaving);
   join({ cluster, servers, kept, inbox, marks: page });
   page.publish();
@@ -45,14 +48,14 @@ function listen(page, leaving) {
   requests.subscribe(() => page.move());
   // Before Node itself hears it: a connection that it refuses is closed at once, too.
   process.prependListener('internalMessage', (message, handle) => {
-    if (message.cmd === 'NODE_CLUSTERLB' && message.act === 'stop') return leaving.onStop();
+    if (message.cmd === 'NODE_CLUSTERLB' && message.act === 'stop') return safely(() => leaving.onStop());
     if (message.cmd !== 'NODE_CLUSTER') return;
     // What connections are marked with for the server that Node is about to answer.
     page.mark = message.clusterlb;
     if (message.act === 'newconn' && handle) page.follow(handle);
-    else if (message.act === 'disconnect') leaving.onDisconnect();
+    else if (message.act === 'disconnect') safely(() => leaving.onDisconnect());
   });
-  process.prependListener('disconnect', () => leaving.onChannelEnd());
+  process.prependListener('disconnect', () => safely(() => leaving.onChannelEnd()));
 }
 
 // Every server that listens comes by here, and gets the socket that its connections will come to.

@@ -35,6 +35,7 @@ pub(super) fn rules() -> Rules {
         start_limit_ns: 60_000 * MS,
         settle_ns: 2_000 * MS,
         grace: GRACE,
+        drain_delay: Duration::ZERO,
         hang_kill_ns: None,
         held: 0,
         fatal_codes: vec![2, 3],
