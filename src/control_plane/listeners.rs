@@ -4,6 +4,8 @@
 //! address opens it, and others that ask for the same share it. How long it stays open is decided
 //! in `listener_lifetime`.
 
+mod bind;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -234,63 +236,6 @@ impl Listeners {
         }
     }
 
-    fn bind_first(
-        &mut self,
-        key: &Key,
-        candidates: Option<&Candidates>,
-        opening: Opening,
-    ) -> Result<(Socket, String)> {
-        let own = [key.address.clone()];
-        let candidates = candidates.map_or(&own[..], |candidates| candidates);
-        let mut refused = None;
-        for address in candidates {
-            match self.bind(key, address, opening) {
-                Err(error @ Error::Listen { source, .. }) if is_not_ours(source) => {
-                    refused.get_or_insert(error);
-                }
-                result => return result,
-            }
-        }
-        Err(refused.unwrap_or_else(|| Error::Listen {
-            address: key.address.to_string(),
-            step: "find".into(),
-            source: Errno::EADDRNOTAVAIL,
-        }))
-    }
-
-    fn bind(
-        &mut self,
-        key: &Key,
-        address: &ListenAddress,
-        opening: Opening,
-    ) -> Result<(Socket, String)> {
-        if key.options.transport != Transport::Stream {
-            let (socket, bound) = datagram::open(address, datagram_options(key.options))?;
-            let socket = match key.options.transport {
-                Transport::DatagramEach => Socket::DatagramEach(Some(socket)),
-                _ => Socket::Datagram(socket),
-            };
-            return Ok((socket, bound.to_string()));
-        }
-        if let Some(inherited) = self.inherited.get(address) {
-            let bound = inherited.address().to_owned();
-            return Ok((Socket::Stream(Arc::clone(inherited)), bound));
-        }
-        // Only TCP knows ports that several sockets share.
-        let is_tcp = matches!(address, ListenAddress::Tcp(_));
-        let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
-        let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
-        let bound = listener.address().to_owned();
-        if matches!(address, ListenAddress::Inherited(_)) {
-            self.inherited.insert(address.clone(), Arc::clone(&listener));
-        }
-        let socket = match opening.socket_for_each {
-            true => Socket::StreamEach(OwnSockets::new(listener)),
-            false => Socket::Stream(listener),
-        };
-        Ok((socket, bound))
-    }
-
     /// Gives inherited sockets up, so that their ports are free.
     pub(crate) fn forget_inherited(&mut self) {
         self.inherited.clear();
@@ -494,11 +439,6 @@ impl Entry {
         let socket = std::mem::replace(&mut self.socket, Socket::Closed);
         matches!(socket, Socket::Stream(_) | Socket::StreamEach(_))
     }
-}
-
-/// Whether an address cannot be had here because this machine does not have it.
-fn is_not_ours(errno: Errno) -> bool {
-    matches!(errno, Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT)
 }
 
 /// Whether somebody outside has the address, perhaps for a moment only. Who listens on a unix

@@ -2,23 +2,22 @@
 //!
 //! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
 
-use std::fs::{self, Permissions};
+mod unix;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::{PermissionsExt, lchown};
-use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, getsockname,
-    getsockopt, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt,
+    setsockopt, socket, sockopt,
 };
 
-use crate::address::{FileAccess, ListenAddress};
+use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
+use unix::{SocketFile, identity_of, open_unix};
 
 /// A listening stream socket.
 #[derive(Debug)]
@@ -52,13 +51,6 @@ pub struct OpenOptions {
     pub mode: Option<u32>,
     /// Accepting waits until there is a connection. Whoever shares the socket shares this.
     pub blocking: bool,
-}
-
-/// A unix socket's file; removed with its listener unless somebody else has replaced it.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
 }
 
 impl Listener {
@@ -205,18 +197,6 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity_of(&self.path) == Some(self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity_of(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|data| (data.st_dev(), data.st_ino()))
-}
-
 fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Error {
     let address = address.to_string();
     move |source| Error::Listen { address: address.clone(), step: step.to_owned(), source }
@@ -270,76 +250,6 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
     let name = SockaddrStorage::from(tcp);
     bind(socket.as_raw_fd(), &name).map_err(failure(address, "bind"))?;
     Ok(socket)
-}
-
-fn open_unix(
-    address: &ListenAddress,
-    wanted: Option<(&PathBuf, &FileAccess)>,
-    options: OpenOptions,
-) -> Result<Listener> {
-    let bind_failed = failure(address, "bind");
-    let path = wanted.map(|(path, _)| path.as_path());
-    if let Some(path) = path {
-        remove_stale(path).map_err(&bind_failed)?;
-    }
-    let name = match address {
-        ListenAddress::Abstract(name) => UnixAddr::new_abstract(name.as_bytes()),
-        _ => UnixAddr::new(path.unwrap_or_else(|| Path::new(""))),
-    };
-    let name = name.map_err(&bind_failed)?;
-    let socket = stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
-    bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
-    let file = path.and_then(|path| {
-        let identity = identity_of(path)?;
-        Some(SocketFile { path: path.to_owned(), identity })
-    });
-    if let Some((path, access)) = wanted {
-        // Nobody can connect before it listens, so nobody gets in with other permissions.
-        give_access(address, path, access, options.mode)?;
-    }
-    listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
-    finish(address, socket, file)
-}
-
-/// Lets others use a socket's file. Its owner first: giving a file away may change its mode.
-fn give_access(
-    address: &ListenAddress,
-    path: &Path,
-    access: &FileAccess,
-    mode: Option<u32>,
-) -> Result<()> {
-    let number = |text: &Option<String>| {
-        let number = text.as_ref().map(|text| text.parse::<u32>()).transpose();
-        number.map_err(|_| failure(address, "find the owner of")(Errno::ENOENT))
-    };
-    let (user, group) = (number(&access.user)?, number(&access.group)?);
-    if user.is_some() || group.is_some() {
-        lchown(path, user, group)
-            .map_err(|error| failure(address, "change the owner of")(errno_of(&error)))?;
-    }
-    if let Some(mode) = access.mode.or(mode) {
-        let set = fs::set_permissions(path, Permissions::from_mode(mode));
-        set.map_err(|error| failure(address, "set the mode of")(errno_of(&error)))?;
-    }
-    Ok(())
-}
-
-/// Removes a socket file that nobody listens on, as an end by SIGKILL leaves it behind.
-fn remove_stale(path: &Path) -> std::result::Result<(), Errno> {
-    use std::os::unix::fs::FileTypeExt;
-
-    let Ok(data) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !data.file_type().is_socket() {
-        return Err(Errno::EADDRINUSE);
-    }
-    // Not blocking: with a full queue the answer is that somebody has it (EAGAIN).
-    let socket = stream(AddressFamily::Unix)?;
-    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(|error| errno_of(&error)),
-        _ => Err(Errno::EADDRINUSE),
-    }
 }
 
 fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
@@ -398,7 +308,10 @@ fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
+
+    use crate::address::FileAccess;
 
     use super::*;
 
