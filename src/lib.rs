@@ -1,4 +1,5 @@
-//! A Linux load-balancing front end on io_uring: one primary process accepts, workers serve.
+//! A Linux load-balancing front end on io_uring or epoll: one primary process accepts, workers
+//! serve.
 //!
 //! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
 //! lines; everything else begins at [`Cluster`] and [`Worker`].
@@ -50,6 +51,7 @@ pub use supervisor::{
     WorkerState,
 };
 pub use sys::address::{Endpoint, FileAccess, ListenAddress};
+pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, ErrorKind, Result};
 pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;

@@ -32,6 +32,7 @@ use crate::data_path::{ClusterCounts, LiveCounts};
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::Policy;
+use crate::sys::engine::EngineChoice;
 use crate::sys::limits;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
@@ -128,8 +129,8 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy in the
-    /// environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy or an
+    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }
@@ -137,7 +138,8 @@ impl Cluster {
     /// As [`primary`](Self::primary), whatever the environment says of the policy.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, and for an engine in the environment that there is not;
+    /// [`Error::System`] when threads or descriptors are short.
     pub fn with_policy(policy: Policy) -> Result<Self> {
         if is_worker() {
             return Err(Error::usage(
@@ -146,7 +148,8 @@ impl Cluster {
             ));
         }
         limits::raise_descriptor_limit()?;
-        let settings = Arc::new(ClusterSettings::with_policy(policy));
+        let engine = EngineChoice::from_environment()?;
+        let settings = Arc::new(ClusterSettings { engine, ..ClusterSettings::with_policy(policy) });
         let waker = Arc::new(Waker::new()?);
         let (control, requests) = ControlHandle::new(Arc::clone(&waker));
         let bus = Arc::new(Bus::new(Arc::clone(&waker)));

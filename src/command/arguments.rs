@@ -16,7 +16,7 @@ use crate::command::settings::{
 };
 use clusterlb::policy_from_environment;
 use clusterlb::topology::{Pin, Workers};
-use clusterlb::{AcceptMechanism, Dialect, ListenAddress, Policy};
+use clusterlb::{AcceptMechanism, Dialect, EngineChoice, ListenAddress, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_harness::work::Work;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Limits, SchedulerConfig};
@@ -39,10 +39,10 @@ Examples:
   clusterlb --json --listen 127.0.0.1:0
       a free port, told as JSON on standard output
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot,
-130/143 cut short by a second SIGINT/SIGTERM.";
+Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (what is asked for
+needs io_uring, and it is refused; too few descriptors), 130/143 cut short by a second SIGINT/SIGTERM.";
 
-/// Load balancing over worker processes: a primary accepts with io_uring and hands sockets over
+/// Load balancing over worker processes: a primary accepts connections and hands sockets over
 #[derive(Debug, Parser)]
 #[command(
     name = "clusterlb",
@@ -65,7 +65,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Compare policies, and other servers, under the same loads
     Bench(super::bench::BenchArguments),
-    /// Show what this machine allows: kernel, io_uring, limits, CPUs
+    /// Show what this machine allows, and which engine a run would have: kernel, io_uring, limits,
+    /// CPUs
     Check {
         /// Print one JSON object instead of a table
         #[arg(long)]
@@ -114,6 +115,11 @@ pub(super) struct RunArguments {
     /// How workers accept with --policy none
     #[arg(long, default_value_t, value_parser = choices::mechanisms())]
     pub(super) accept: AcceptMechanism,
+
+    /// What moves connections, for the primary and the built-in workers [default: auto, or
+    /// CLUSTERLB_ENGINE]
+    #[arg(long, value_parser = choices::engines())]
+    pub(super) engine: Option<EngineChoice>,
 
     /// Connections that may wait in the kernel for each listener (capped by net.core.somaxconn)
     #[arg(
@@ -270,6 +276,7 @@ impl RunArguments {
             settle: self.settle,
             policy,
             accept: self.accept,
+            engine: self.engine.map_or_else(EngineChoice::from_environment, Ok)?,
             listen: self.listen(program.as_ref()),
             program,
             backlog: self.backlog,

@@ -26,8 +26,10 @@ pub(crate) enum Event {
         accept: Option<AcceptMechanism>,
         /// What moves the bytes.
         engine: &'static str,
-        /// How much of io_uring this kernel has.
-        feature_level: FeatureLevel,
+        /// Why it is this one.
+        engine_reason: String,
+        /// How much of io_uring there is here, if it was tried.
+        feature_level: Option<FeatureLevel>,
         /// Workers that serve it.
         workers: usize,
         /// The primary's process id.

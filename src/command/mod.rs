@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod choices;
 mod console;
+mod engine;
 mod event;
 mod imbalance;
 mod inspect;
@@ -25,6 +26,7 @@ mod service_manager;
 mod settings;
 mod start_errors;
 mod summary;
+mod unread_messages;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -40,10 +42,9 @@ use crate::command::settings::{Runtime, Settings};
 use arguments::{Cli, Command, RunArguments};
 use clusterlb::protocol::environment;
 use clusterlb::topology::{self, CpuPlan};
-use clusterlb::{AcceptMechanism, Policy};
+use clusterlb::{AcceptMechanism, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
-use clusterlb_sys::probe::{self, FeatureLevel};
 use clusterlb_sys::process;
 use clusterlb_sys::{inherited, limits, ring, signal};
 use console::{Console, Style};
@@ -121,7 +122,7 @@ fn complain(error: &Error) {
 }
 
 fn show_check(json: bool) -> Result<u8> {
-    let report = check::run();
+    let report = check::run()?;
     let text = if json {
         serde_json::to_string(&report).expect("a report is plain data")
     } else {
@@ -153,11 +154,9 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         (_, true) => Style::Quiet,
         _ => Style::Text,
     };
-    let support = probe::probe();
-    if let Some(errno) = support.refusal {
-        return Err(probe::refusal_error(errno));
-    }
-    let share = needs::ensure(&plan, settings.backlog, settings.program.is_none())?;
+    needs::ensure(plan.workers.len())?;
+    let (decision, share) = engine::decide_with_memory(&settings, plan.workers.len())?;
+    settings.engine = decision.kind.into();
     if let Some(bytes) = share {
         ring::limit_locked_bytes(bytes);
         let variable = (environment::RING_BYTES.into(), bytes.to_string().into());
@@ -165,11 +164,10 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         let text = format!("rings are smaller: each may lock {} KiB (`ulimit -l`)", bytes / 1024);
         plan.notes.push(text);
     }
-    let level = support.level();
-    let introduction = introduction(&settings, &plan, level);
+    let introduction = introduction(&settings, &plan, &decision);
     let printer = Printer::start()?;
     let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
-    let forced_by = run::run(&settings, &plan, level, console, &printer);
+    let forced_by = run::run(&settings, &plan, &decision, console, &printer);
     // What has failed is told behind everything else.
     let lost = printer.finish();
     match (forced_by?, lost) {
@@ -199,7 +197,7 @@ fn forced_code(signal: Signal) -> u8 {
 }
 
 /// What is printed before the listeners are ready.
-fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec<String> {
+fn introduction(settings: &Settings, plan: &CpuPlan, decision: &EngineDecision) -> Vec<String> {
     let policy = match settings.policy {
         Policy::None => format!("none (workers accept, {})", source(settings)),
         policy => format!("{policy} (the primary accepts and hands over)"),
@@ -210,10 +208,8 @@ fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec
         None => name(&settings.serve.serve),
     };
     let mut lines = vec![
-        format!(
-            "clusterlb {}: serving {served}, policy {policy}, engine io_uring {level}",
-            env!("CARGO_PKG_VERSION")
-        ),
+        format!("clusterlb {}: serving {served}, policy {policy}", env!("CARGO_PKG_VERSION")),
+        format!("engine {decision}"),
         format!("primary: pid {}, {place}; {}", std::process::id(), plan.reason),
     ];
     lines.extend(plan.notes.iter().map(|text| format!("note: {text}")));

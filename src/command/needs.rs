@@ -4,7 +4,7 @@
 //! Owns the numbers. `check` shows them and a run refuses to begin without them, so that the two
 //! never differ.
 
-use clusterlb::topology::{CpuPlan, Pin};
+use clusterlb::topology::Pin;
 use clusterlb::{Error, Result};
 use clusterlb_sys::limits;
 use clusterlb_sys::probe::{self, Facility};
@@ -35,19 +35,16 @@ pub(super) fn locked_bytes(workers: usize, backlog: u32) -> (u64, u64) {
     (most, rings * RING_BYTES_LEAST)
 }
 
-/// Makes sure of everything before the run begins. Gives what each ring may take of the locked
-/// memory, where that is bounded.
+/// Makes sure of everything but the engine before the run begins.
 ///
 /// # Errors
 /// [`Error::Environment`] naming what is missing, and the setting that lifts it.
-pub(super) fn ensure(plan: &CpuPlan, backlog: u32, own_workers: bool) -> Result<Option<u64>> {
-    let workers = plan.workers.len();
+pub(super) fn ensure(workers: usize) -> Result<()> {
     ensure_descriptors(workers)?;
     for facility in Facility::ALL.into_iter().filter(|one| *one != Facility::Process) {
         facility.attempt().map_err(refused)?;
     }
-    // Programs of others bring no ring with them.
-    ring_share(if own_workers { workers } else { 0 }, backlog)
+    Ok(())
 }
 
 /// Leaves the choice of CPUs to the kernel where that is all that it allows.
@@ -92,29 +89,42 @@ fn ensure_descriptors(workers: usize) -> Result<()> {
     })
 }
 
-fn ring_share(workers: usize, backlog: u32) -> Result<Option<u64>> {
+/// What each ring may take of the locked memory, where that is bounded: of the primary and so many
+/// workers with rings.
+///
+/// # Errors
+/// [`Error::Environment`]: it suffices not even for the smallest.
+pub(super) fn ring_share(workers: usize, backlog: u32) -> Result<Option<u64>> {
     let Ok((limit, _)) = getrlimit(Resource::RLIMIT_MEMLOCK) else { return Ok(None) };
-    let (most, least) = locked_bytes(workers, backlog);
+    let (most, _) = locked_bytes(workers, backlog);
     if limit >= most || !probe::counts_locked_memory() {
         return Ok(None);
     }
-    if limit < least {
-        return Err(Error::Environment {
-            step: format!(
-                "the limit of {} KiB of locked memory is too low for the rings of {workers} \
-                 workers",
-                limit / 1024
-            ),
-            source: Errno::ENOMEM,
-            hint: format!(
-                "raise `ulimit -l` (LimitMEMLOCK=) to {} KiB, or to {} or more for smaller rings; \
-                 or start fewer workers",
-                most / 1024,
-                least / 1024
-            ),
-        });
+    share_of(limit, workers, backlog).map(Some)
+}
+
+/// The share of each ring in so much locked memory.
+///
+/// # Errors
+/// [`Error::Environment`]: it suffices not even for the smallest.
+pub(super) fn share_of(limit: u64, workers: usize, backlog: u32) -> Result<u64> {
+    let (most, least) = locked_bytes(workers, backlog);
+    if limit >= least {
+        return Ok(limit / (workers as u64 + FURTHER_RINGS));
     }
-    Ok(Some(limit / (workers as u64 + FURTHER_RINGS)))
+    Err(Error::Environment {
+        step: format!(
+            "the limit of {} KiB of locked memory is too low for the rings of {workers} workers",
+            limit / 1024
+        ),
+        source: Errno::ENOMEM,
+        hint: format!(
+            "raise `ulimit -l` (LimitMEMLOCK=) to {} KiB, or to {} or more for smaller rings; or \
+             start fewer workers",
+            most / 1024,
+            least / 1024
+        ),
+    })
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, Cluster, ClusterCounts, Dialect, Error, Event as ClusterEvent, InspectPort,
-    Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle, WorkerId,
+    AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
+    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle,
+    WorkerId,
 };
-use clusterlb_sys::probe::FeatureLevel;
 
 use super::console::Console;
 use super::event::{Event, code_and_signal};
@@ -21,12 +21,13 @@ use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
+use super::unread_messages::UnreadMessages;
 
 /// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
 /// machine that cannot.
 const FATAL_CODES: [i32; 2] = [2, 3];
 
-/// Runs to the end. What workers print goes by way of the printer, if it shall be prefixed. Gives
+/// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
 /// the signal that cut the end short.
 ///
 /// # Errors
@@ -35,7 +36,7 @@ const FATAL_CODES: [i32; 2] = [2, 3];
 pub(super) fn run(
     settings: &Settings,
     plan: &CpuPlan,
-    level: FeatureLevel,
+    decision: &EngineDecision,
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
@@ -47,13 +48,14 @@ pub(super) fn run(
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
-        level,
+        engine: decision.clone(),
         workers: plan.workers.len(),
         cpu: plan.primary,
         summary: Summary::default(),
         uncounted: none && settings.program.as_ref().is_some_and(foreign),
         online: false,
         hung: BTreeSet::new(),
+        unread: UnreadMessages::default(),
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
@@ -97,6 +99,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
         cluster.accept = settings.accept;
+        cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
         cluster.backlog = settings.backlog;
         cluster.serialization = match settings.message_format {
@@ -134,7 +137,7 @@ struct Reporter {
     policy: Policy,
     /// How workers accept, if they do.
     accept: Option<AcceptMechanism>,
-    level: FeatureLevel,
+    engine: EngineDecision,
     /// Slots.
     workers: usize,
     /// The data path's CPU.
@@ -145,6 +148,7 @@ struct Reporter {
     /// A worker has said that it runs.
     online: bool,
     hung: BTreeSet<WorkerId>,
+    unread: UnreadMessages,
 }
 
 impl Reporter {
@@ -176,8 +180,9 @@ impl Reporter {
                 listener,
                 policy: self.policy,
                 accept: self.accept,
-                engine: "io_uring",
-                feature_level: self.level,
+                engine: self.engine.kind.name(),
+                engine_reason: self.engine.reason.clone(),
+                feature_level: self.engine.level,
                 workers: self.workers,
                 pid: std::process::id(),
                 cpu: self.cpu,
@@ -240,7 +245,9 @@ impl Reporter {
             ClusterEvent::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 let message = message.value().unwrap_or_default();
+                let unread = self.unread.note(&message);
                 self.console.tell(Event::Message { id, pid, message });
+                unread.into_iter().for_each(|text| self.note(text));
             }
             ClusterEvent::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);

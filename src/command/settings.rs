@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, DescriptorLimit, Dialect, Error, LISTENERS_MAX, ListenAddress, Policy,
-    Readiness, Result, SchedulerConfig,
+    AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
+    Policy, Readiness, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,8 @@ pub(super) struct Settings {
     pub policy: Policy,
     /// How workers accept when they do.
     pub accept: AcceptMechanism,
+    /// What moves connections, as far as that is asked for.
+    pub engine: EngineChoice,
     /// Where to listen. Programs listen by themselves, but for those that take sockets over.
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.

@@ -6,6 +6,7 @@ mod crash;
 mod cross_check;
 mod distribution;
 mod drain;
+mod engines;
 mod examples;
 mod guest;
 mod harness;

@@ -8,6 +8,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::WorkerId;
+use crate::sys::engine::EngineKind;
 use crate::sys::process;
 use crate::sys::waker::Waker;
 
@@ -28,6 +29,8 @@ pub const CPU: &str = "CLUSTERLB_CPU";
 pub const LISTEN: &str = "CLUSTERLB_LISTEN";
 /// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
 pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
+/// The engine that the primary has decided on for the whole run: `io_uring` or `epoll`.
+pub const ENGINE: &str = "CLUSTERLB_WORKER_ENGINE";
 
 /// How messages of the program are written down: `json` or `advanced`.
 pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
@@ -57,6 +60,8 @@ pub struct Inheritance {
     pub cpu: Option<usize>,
     /// Bytes of locked memory that its ring may take, if that is bounded.
     pub ring_bytes: Option<u64>,
+    /// The engine of the run; io_uring, unless the primary says otherwise.
+    pub engine: EngineKind,
     /// How messages are written down.
     pub serialization: Serialization,
 }
@@ -82,6 +87,10 @@ impl Inheritance {
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
             ring_bytes: number(RING_BYTES)?,
+            engine: std::env::var(ENGINE)
+                .ok()
+                .and_then(|name| EngineKind::from_name(&name))
+                .unwrap_or(EngineKind::IoUring),
             serialization: std::env::var(SERIALIZATION)
                 .ok()
                 .and_then(|name| Serialization::from_name(&name))
