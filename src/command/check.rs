@@ -358,13 +358,10 @@ fn proc_row(has_proc: bool) -> Row {
 }
 
 fn affinity_row(may_pin: bool) -> Row {
+    let remedy = "nothing is pinned; --pin with a list of CPUs does not work";
     match may_pin {
         true => Row::ok("CPU affinity", "can be set".into()),
-        false => Row::note(
-            "CPU affinity",
-            "sched_setaffinity is refused".into(),
-            "nothing is pinned; --pin with a list of CPUs does not work",
-        ),
+        false => Row::note("CPU affinity", "sched_setaffinity is refused".into(), remedy),
     }
 }
 
