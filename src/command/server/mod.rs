@@ -64,7 +64,7 @@ const SIGNALS: Key = Key { index: 1, generation: 0 };
 
 /// What the ring of a worker counts as locked memory.
 pub(super) fn ring_bytes() -> u64 {
-    Ring::locked_bytes(SHAPE)
+    clusterlb_sys::ring::Ring::locked_bytes(SHAPE)
 }
 
 /// Runs as a worker until the primary or a signal says otherwise.
