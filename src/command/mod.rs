@@ -3,6 +3,7 @@
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
 mod addresses;
+mod admin;
 mod arguments;
 mod bench;
 mod check;
@@ -85,6 +86,12 @@ fn obey(cli: Cli) -> Result<ExitCode> {
         Some(Command::Imbalance(arguments)) => arguments.run(),
         Some(Command::Load(arguments)) => return Ok(loadtest::run(&arguments)),
         Some(Command::Run(arguments)) => run(&arguments),
+        Some(Command::Status(arguments)) => arguments.run(),
+        Some(Command::Top(arguments)) => arguments.run(),
+        Some(Command::Reload(arguments)) => arguments.reload(),
+        Some(Command::Scale(arguments)) => arguments.run(),
+        Some(Command::Drain(arguments)) => arguments.drain(),
+        Some(Command::Events(arguments)) => arguments.events(),
         None => run(&cli.run),
     };
     code.map(ExitCode::from)

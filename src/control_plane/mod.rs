@@ -50,7 +50,7 @@ use crate::sys::notify::NotifySocket;
 use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
-use listeners::Listeners;
+use listeners::{Entry, Listeners};
 use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
@@ -210,6 +210,9 @@ impl ControlPlane {
             }
             Request::Hold { settings, address, answer } => {
                 self.hold(&settings, &address, answer);
+            }
+            Request::Listeners { answer } => {
+                let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

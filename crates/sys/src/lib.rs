@@ -42,6 +42,7 @@ pub mod fdpass;
 pub mod inherited;
 pub mod limits;
 pub mod listener;
+pub mod listening;
 pub mod migration;
 #[cfg(test)]
 #[path = "../../../tests/common/missing.rs"]

@@ -54,10 +54,12 @@ fn a_successor_that_has_lost_its_channel_takes_no_slot() {
     world.reloads();
     world.serves(2, 80);
     world.state.on_disconnect(id(2), false, true, world.now_ns);
-    world.pass(9_000);
+    world.pass(400);
     assert!(world.disconnected.is_empty());
     world.crashes(2);
     assert_eq!((world.stopped(), world.alive()), (1, vec![1]));
+    let why = |event: &SupervisorEvent| matches!(event, SupervisorEvent::ReloadStopped { reason } if reason.contains("settled"));
+    assert_eq!(world.count(why), 1);
 }
 
 #[test]
