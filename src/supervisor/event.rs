@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use crate::cluster::mailbox::{Found, Item, Mailbox};
 use crate::sys::waker::Waker;
-use crate::{ClusterCounts, Error, Event, ListenerId, Result, WorkerId};
+use crate::{ClusterCounts, Error, Event, ListenerId, Result, Signal, WorkerId};
 
 /// Something happened under a [`Supervisor`](super::Supervisor).
 #[derive(Clone, Debug)]
@@ -79,6 +79,11 @@ pub enum SupervisorEvent {
         from: u16,
         /// What it is.
         to: u16,
+    },
+    /// A signal has arrived that changes nothing.
+    SignalUnused {
+        /// Which one.
+        signal: Signal,
     },
     /// The run is about to end: serving goes on for a while ([`Supervisor::drain_delay`]).
     ///

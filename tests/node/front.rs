@@ -19,7 +19,7 @@ use clusterlb::internals::dialect::node::codec::{
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
-use clusterlb::{EngineChoice, Result};
+use clusterlb::{DescriptorLimit, EngineChoice, Result};
 use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
@@ -322,6 +322,7 @@ impl Front {
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             own_group: false,
+            descriptor_limit: DescriptorLimit::default(),
             blocked_signals: None,
             ends_with_parent: false,
             inherited: vec![channel.as_fd()],
