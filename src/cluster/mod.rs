@@ -110,7 +110,8 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy or an
-    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors
+    /// are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }

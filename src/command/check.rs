@@ -191,7 +191,7 @@ fn judge(facts: &Facts) -> Report {
 /// What a run would decide.
 fn decide(facts: &Facts) -> Result<EngineDecision> {
     match &facts.ring {
-        Some(ring) => facts.asked.decide_by(ring),
+        Some(ring) => facts.asked.decide_by(ring, facts.io_uring_disabled, facts.seccomp),
         None => facts.asked.decide(),
     }
 }

@@ -28,9 +28,9 @@ macro_rules! hold {
 
 hold!(is_shared_by_threads:
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision, EngineKind, Error, Event, Events,
-    ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress,
-    ListenFuture<Listener>, ListenFuture<Datagrams>, ListenOptions, Listener, ListenerId,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
+    EngineKind, Error, Event, Events, ForkOptions, Guard, Handle, InspectPort, LatencySummary,
+    Limits, ListenAddress, ListenFuture<Listener>, ListenFuture<Datagrams>, ListenOptions, Listener, ListenerId,
     ListeningAddress, Loads, Message, Messages, Policy, Readiness, Result<()>, Role,
     SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot, Status,
     StreamSetting, Tracked<TcpStream>, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId,

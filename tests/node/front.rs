@@ -19,7 +19,7 @@ use clusterlb::internals::dialect::node::codec::{
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
-use clusterlb::{EngineChoice, Result};
+use clusterlb::{EngineChoice, EngineKind, Result};
 use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
@@ -124,6 +124,11 @@ fn waker() -> Arc<Waker> {
     Arc::new(Waker::new().expect("an eventfd"))
 }
 
+fn engine() -> EngineKind {
+    let decided = EngineChoice::from_environment().and_then(EngineChoice::decide);
+    decided.expect("an engine").kind
+}
+
 impl Front {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -166,8 +171,7 @@ impl Front {
             command_waker: Arc::clone(&command_waker),
         };
         let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
-        let engine = EngineChoice::from_environment().and_then(EngineChoice::decide);
-        let engine = engine.expect("an engine").kind;
+        let engine = engine();
         let data = move || DataPath::new(engine, Policy::Rr, scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];

@@ -131,7 +131,7 @@ impl AcceptSources {
         self.epoll.is_some()
     }
 
-    /// Waits until the engine or a listener has something, then accepts from each listener that has:
+    /// Waits until the engine or a listener has something, then accepts from each that has:
     /// one connection, as libuv does since 1.45, or as many as there are.
     pub(super) fn wait(
         &mut self,
