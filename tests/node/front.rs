@@ -19,7 +19,7 @@ use clusterlb::internals::dialect::node::codec::{
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
-use clusterlb::{DescriptorLimit, EngineChoice, Result};
+use clusterlb::{DescriptorLimit, EngineChoice, EngineKind, Result};
 use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
@@ -136,6 +136,11 @@ fn listener(address: &str) -> Arc<Listener> {
     Arc::new(Listener::open(&address, options).expect("a free address"))
 }
 
+fn engine() -> EngineKind {
+    let decided = EngineChoice::from_environment().and_then(EngineChoice::decide);
+    decided.expect("an engine").kind
+}
+
 impl Front {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -169,8 +174,7 @@ impl Front {
             command_waker: Arc::clone(&command_waker),
         };
         let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
-        let engine = EngineChoice::from_environment().and_then(EngineChoice::decide);
-        let engine = engine.expect("an engine").kind;
+        let engine = engine();
         let data = move || DataPath::new(engine, Policy::Rr, scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
