@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::admin::AdminArguments;
 use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::worker_environment::WorkerEnvironmentArguments;
@@ -78,6 +79,18 @@ pub(super) enum Command {
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
     Run(RunArguments),
+    /// Show a run that has --admin: its state, listeners and workers
+    Status(super::admin::StatusArguments),
+    /// Show a run's workers live, with a bar for each; q quits
+    Top(super::admin::TopArguments),
+    /// Replace a run's workers one by one, and wait until that is done
+    Reload(super::admin::ClientArguments),
+    /// Change how many workers a run has, and wait until that is done
+    Scale(super::admin::ScaleArguments),
+    /// Let a run end in order: nothing new is accepted, open requests are finished
+    Drain(super::admin::ClientArguments),
+    /// Follow a run's events as JSON lines, from now on
+    Events(super::admin::ClientArguments),
 }
 
 /// How to serve.
@@ -242,6 +255,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) preload: PreloadChoice,
 
+    /// How the run can be looked at and steered.
+    #[command(flatten)]
+    pub(super) admin: AdminArguments,
+
     /// Tell events and the summary as JSON lines on standard output
     #[arg(long)]
     pub(super) json: bool,
@@ -292,6 +309,8 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            admin: self.admin.addresses.clone(),
+            admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,
         };
         settings.validate()?;

@@ -2,6 +2,7 @@
 //!
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
+mod admin;
 mod arguments;
 mod bench;
 mod check;
@@ -57,6 +58,12 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Imbalance(arguments)) => arguments.run(),
         Some(Command::Load(arguments)) => return loadtest::run(&arguments),
         Some(Command::Run(arguments)) => run(&arguments),
+        Some(Command::Status(arguments)) => arguments.run(),
+        Some(Command::Top(arguments)) => arguments.run(),
+        Some(Command::Reload(arguments)) => arguments.reload(),
+        Some(Command::Scale(arguments)) => arguments.run(),
+        Some(Command::Drain(arguments)) => arguments.drain(),
+        Some(Command::Events(arguments)) => arguments.events(),
         None => run(&cli.run),
     };
     let code = result.unwrap_or_else(|error| {

@@ -13,6 +13,7 @@ use clusterlb::{
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminAddress;
 use super::server::handler::Serve;
 
 /// Which ended workers are replaced.
@@ -125,6 +126,10 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// Where the run can be looked at and steered.
+    pub admin: Vec<AdminAddress>,
+    /// Whoever can connect there by TCP can steer it, too.
+    pub admin_allows_actions: bool,
     /// How long serving goes on once a signal wants the end.
     pub drain_delay: Duration,
 }

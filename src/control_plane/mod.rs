@@ -49,7 +49,7 @@ use crate::sys::notify::NotifySocket;
 use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
-use listeners::Listeners;
+use listeners::{Entry, Listeners};
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
@@ -204,6 +204,9 @@ impl ControlPlane {
             }
             Request::Hold { settings, address, answer } => {
                 self.hold(&settings, &address, answer);
+            }
+            Request::Listeners { answer } => {
+                let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

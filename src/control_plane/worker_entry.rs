@@ -162,6 +162,7 @@ impl WorkerEntry {
             id: context.id,
             pid: started.process.pid(),
             cpu,
+            instance: context.instance,
             serialization: settings.serialization,
             remote: started.process.remote(),
             is_mute,

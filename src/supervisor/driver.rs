@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -19,6 +21,7 @@ use super::handle::{
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, failures};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::listening;
 use crate::sys::signal::Signals;
 use crate::{
     Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
@@ -27,6 +30,8 @@ use crate::{
 
 /// Events and requests taken in before signals and the time have their turn.
 const INPUTS_PER_TURN: usize = 256;
+/// Where Node listens for debuggers, one port a worker, unless another one is named.
+const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
 
 /// A running supervisor.
 pub(super) struct Driver {
@@ -55,6 +60,10 @@ pub(super) struct Driver {
     pub(super) filled: BTreeSet<u16>,
     /// Why an address was refused to a worker.
     pub(super) refusal: Option<Arc<Error>>,
+    /// Workers that have served something.
+    pub(super) served: BTreeSet<WorkerId>,
+    /// A worker that has served nothing here listens on this by itself.
+    pub(super) past_primary: Option<(WorkerId, SocketAddr)>,
 }
 
 impl Driver {
@@ -184,6 +193,7 @@ impl Driver {
                 // Its end is known by the exits of the workers.
                 Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
                 Action::Kill { worker } => {
+                    self.look_past_primary(worker);
                     if let Some(worker) = self.workers.get(&worker) {
                         // It runs as we do, so this can only fail if it has ended.
                         let _ = worker.kill_group();
@@ -263,6 +273,7 @@ impl Driver {
                 if self.known.insert(address.listener) {
                     self.addresses.push((address.listener, address.to_string()));
                 }
+                self.served.insert(worker.id());
                 self.state.on_listening(worker.id(), name_of(&address), now_ns);
                 if self.state.stage == Stage::Serving {
                     self.emit_addresses();
@@ -281,6 +292,7 @@ impl Driver {
             }
             Event::Exit { worker, ending, counts } => {
                 self.workers.remove(&worker.id());
+                self.served.remove(&worker.id());
                 self.state.on_exit(worker.id(), ending, counts.claimed > 0, now_ns);
             }
             Event::Error { worker: Some(worker), error } => {
@@ -294,6 +306,16 @@ impl Driver {
             Event::Recovered { worker } => self.state.on_recovered(worker.id()),
             _ => {}
         }
+    }
+
+    /// A worker that never came to serve may have opened its address by itself.
+    fn look_past_primary(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id).filter(|_| !self.served.contains(&id)) else {
+            return;
+        };
+        let addresses = || listening::addresses_of(worker.pid()).into_iter();
+        let address = addresses().find(|address| !DEBUGGER_PORTS.contains(&address.port()));
+        self.past_primary = self.past_primary.or(address.map(|address| (id, address)));
     }
 
     fn emit_addresses(&mut self) {
@@ -322,7 +344,9 @@ impl Driver {
         }
         match self.state.failure() {
             Some(failure) => {
-                Err(failures::of_run(failure, self.start_limit, self.refusal.as_deref()))
+                let past_primary = self.past_primary;
+                let refusal = self.refusal.as_deref();
+                Err(failures::of_run(failure, self.start_limit, refusal, past_primary))
             }
             None => Ok(Finished { counts, forced_by: self.forced_by }),
         }

@@ -258,6 +258,8 @@ impl Supervisor {
             failure: None,
             filled: BTreeSet::new(),
             refusal: None,
+            served: BTreeSet::new(),
+            past_primary: None,
         };
         driver.run()
     }

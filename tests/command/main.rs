@@ -1,5 +1,6 @@
 //! The command as people run it: each test starts the real program and talks to it.
 
+mod admin;
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::nodes::with_each;
 use super::script::{SERVER, Script};
@@ -61,7 +62,8 @@ fn threads_and_successors_find_the_script_after_a_sweep() {
         });
         assert_eq!(ask(&address), "fine");
         let ended = cluster.stop(Signal::SIGTERM);
-        assert_eq!(ended.named("exit").filter(|event| event["code"] == 1).count(), 0);
+        let failed = |event: &&Value| event["event"] == "exit" && event["code"] == 1;
+        assert_eq!(ended.events.iter().filter(failed).count(), 0);
         assert_eq!(fs::read_dir(&folder).expect("it is there").count(), 0, "left behind");
     });
 }
@@ -199,8 +201,29 @@ fn messages_that_no_process_reads_are_told_once_for_each_kind() {
     let cluster: Cluster = script.launch("--workers 2").start();
     cluster.event("message", 5);
     let ended = cluster.stop(Signal::SIGTERM);
-    let notes = ended.named("note").filter_map(|note| note["text"].as_str().map(str::to_owned));
-    let notes: Vec<String> = notes.filter(|text| text.contains("read by no process")).collect();
+    let notes = ended.events.iter().filter(|event| event["event"] == "note");
+    let notes = notes.filter_map(|note| note["text"].as_str());
+    let notes: Vec<&str> = notes.filter(|text| text.contains("read by no process")).collect();
     assert_eq!(notes.len(), 2, "{notes:?}");
     assert!(notes.iter().any(|text| text.contains("disableClustering")), "{notes:?}");
+}
+
+#[test]
+fn a_program_that_bypasses_the_primary_is_told_so() {
+    let text = "
+        require('net').createServer().listen({ port: 0, host: '127.0.0.1', exclusive: true });";
+    let Some(script) = Script::new(text) else { return };
+    let ended = script.launch("--workers 1 --start-limit 2s").start_unready().wait();
+    ended.assert_refusal(1, &["listens on 127.0.0.1:", "exclusive: true"]);
+}
+
+#[test]
+fn a_sticky_package_that_waits_for_a_primary_is_named() {
+    let text = "
+        require('@socket.io/sticky');
+        setInterval(() => {}, 1000);";
+    let Some(script) = Script::new(text) else { return };
+    write(&script.path("node_modules/@socket.io/sticky/index.js"), "");
+    let ended = script.launch("--workers 1 --start-limit 2s").start_unready().wait();
+    ended.assert_refusal(1, &["@socket.io/sticky", "--policy sticky"]);
 }

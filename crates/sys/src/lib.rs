@@ -38,6 +38,7 @@ pub mod error;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
+pub mod listening;
 pub mod migration;
 #[cfg(test)]
 #[path = "../../../tests/common/missing.rs"]
