@@ -165,8 +165,8 @@ impl Supervisor {
         self
     }
 
-    /// How long serving goes on once a signal wants the end, so that balancers notice before nothing
-    /// is accepted any more; by default not at all. A second signal begins the end at once. The
+    /// How long serving goes on once a signal wants the end, so that balancers notice before
+    /// connections are refused; by default not at all. A second signal begins the end at once. The
     /// grace period comes afterwards.
     pub fn drain_delay(mut self, time: Duration) -> Self {
         self.rules.drain_delay = time;

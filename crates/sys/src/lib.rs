@@ -24,8 +24,8 @@
 //!
 //! Nothing here decides anything: policies, limits and retries live above.
 
-pub mod activity;
 pub mod account;
+pub mod activity;
 pub mod address;
 pub mod backlog;
 mod cgroup;
