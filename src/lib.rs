@@ -1,4 +1,5 @@
-//! A Linux load-balancing front end on io_uring: one primary process accepts, workers serve.
+//! A Linux load-balancing front end on io_uring or epoll: one primary process accepts, workers
+//! serve.
 //!
 //! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
 //! lines; everything else begins at [`Cluster`] and [`Worker`].
@@ -31,8 +32,8 @@ use sys::{address, error};
 
 pub use cluster::{
     AddressKind, Cluster, ClusterSettings, Completion, Event, Events, ForkOptions, Handle,
-    InspectPort, ListeningAddress, Message, POLICY_VARIABLE, Role, StreamSetting, WorkerCounts,
-    WorkerHandle, is_primary, is_worker, policy_from_environment, role,
+    InspectPort, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role, StreamSetting,
+    WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment, role,
 };
 pub use clusterlb_protocol as protocol;
 pub use data_path::ClusterCounts;
@@ -50,6 +51,7 @@ pub use supervisor::{
     WorkerState,
 };
 pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, ErrorKind, Result};
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};

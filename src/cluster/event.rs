@@ -96,11 +96,6 @@ pub enum Event {
         /// What failed.
         error: Arc<Error>,
     },
-    /// Something that workers can do without could not be had. They start all the same.
-    Degraded {
-        /// What, and what it means for them.
-        error: Arc<Error>,
-    },
     /// A worker left connections unclaimed for too long: they went to others, and it gets nothing
     /// until it answers.
     Hung {
@@ -218,7 +213,7 @@ impl Event {
     #[must_use]
     pub fn worker(&self) -> Option<&WorkerHandle> {
         match self {
-            Self::Setup { .. } | Self::Degraded { .. } => None,
+            Self::Setup { .. } => None,
             Self::Error { worker, .. } => worker.as_ref(),
             Self::Fork { worker }
             | Self::Online { worker }

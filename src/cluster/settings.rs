@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
 use crate::schedule::{SchedulerConfig, UnknownName};
 use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
+use crate::sys::engine::EngineChoice;
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `sticky` or `none`.
@@ -101,12 +102,19 @@ pub struct ClusterSettings {
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
     /// `net.core.somaxconn`. A worker can ask for another number.
     pub backlog: u32,
-    /// Listeners stay open when the last worker that serves them has gone: connections wait in the
-    /// kernel for the next one. Without it they are refused, as by Node.
+    /// Listeners stay open when the last worker that serves them ends: connections wait in the
+    /// kernel for the next worker in its slot, until that has served for 5 s without asking for the
+    /// address. Without it they are refused, as by Node. What a worker closes and no other worker
+    /// serves is closed either way.
     pub hold: bool,
     /// How many workers there are going to be. More are possible; the number only divides what
     /// can be under way to workers among them. By default the CPUs.
     pub workers_expected: NonZeroUsize,
+    /// What moves connections: decided once, when the first worker is forked or the first address
+    /// is opened, for the data path and the built-in workers. By default what
+    /// [`ENGINE_VARIABLE`](crate::ENGINE_VARIABLE) names, otherwise io_uring where it works and
+    /// epoll where it does not.
+    pub engine: EngineChoice,
     /// The CPU of the data path's thread, if it shall be pinned.
     pub primary_cpu: Option<usize>,
     /// Nothing is accepted before [`Cluster::open`](super::Cluster::open): so all workers begin
@@ -196,6 +204,7 @@ impl ClusterSettings {
             backlog: 4096,
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
+            engine: EngineChoice::default(),
             primary_cpu: None,
             start_closed: false,
         }
@@ -249,6 +258,7 @@ impl ClusterSettings {
             && self.hold == other.hold
             && self.backlog == other.backlog
             && self.workers_expected == other.workers_expected
+            && self.engine == other.engine
             && self.primary_cpu == other.primary_cpu
             && self.start_closed == other.start_closed
     }

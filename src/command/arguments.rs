@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::admin::AdminArguments;
 use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::worker_environment::WorkerEnvironmentArguments;
@@ -16,7 +17,7 @@ use crate::command::settings::{
 };
 use clusterlb::policy_from_environment;
 use clusterlb::topology::{Pin, Workers};
-use clusterlb::{AcceptMechanism, Dialect, ListenAddress, Policy};
+use clusterlb::{AcceptMechanism, Dialect, EngineChoice, ListenAddress, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_harness::work::Work;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Limits, SchedulerConfig};
@@ -39,10 +40,10 @@ Examples:
   clusterlb --json --listen 127.0.0.1:0
       a free port, told as JSON on standard output
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot,
-130/143 cut short by a second SIGINT/SIGTERM.";
+Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (what is asked for
+needs io_uring, and it is refused; too few descriptors), 130/143 cut short by a second SIGINT/SIGTERM.";
 
-/// Load balancing over worker processes: a primary accepts with io_uring and hands sockets over
+/// Load balancing over worker processes: a primary accepts connections and hands sockets over
 #[derive(Debug, Parser)]
 #[command(
     name = "clusterlb",
@@ -65,7 +66,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Compare policies, and other servers, under the same loads
     Bench(super::bench::BenchArguments),
-    /// Show what this machine allows: kernel, io_uring, limits, CPUs
+    /// Show what this machine allows, and which engine a run would have: kernel, io_uring, limits,
+    /// CPUs
     Check {
         /// Print one JSON object instead of a table
         #[arg(long)]
@@ -77,6 +79,18 @@ pub(super) enum Command {
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
     Run(RunArguments),
+    /// Show a run that has --admin: its state, listeners and workers
+    Status(super::admin::StatusArguments),
+    /// Show a run's workers live, with a bar for each; q quits
+    Top(super::admin::TopArguments),
+    /// Replace a run's workers one by one, and wait until that is done
+    Reload(super::admin::ClientArguments),
+    /// Change how many workers a run has, and wait until that is done
+    Scale(super::admin::ScaleArguments),
+    /// Let a run end in order: nothing new is accepted, open requests are finished
+    Drain(super::admin::ClientArguments),
+    /// Follow a run's events as JSON lines, from now on
+    Events(super::admin::ClientArguments),
 }
 
 /// How to serve.
@@ -113,6 +127,11 @@ pub(super) struct RunArguments {
     /// How workers accept with --policy none
     #[arg(long, default_value_t, value_parser = choices::mechanisms())]
     pub(super) accept: AcceptMechanism,
+
+    /// What moves connections, for the primary and the built-in workers [default: auto, or
+    /// CLUSTERLB_ENGINE]
+    #[arg(long, value_parser = choices::engines())]
+    pub(super) engine: Option<EngineChoice>,
 
     /// Connections that may wait in the kernel for each listener (capped by net.core.somaxconn)
     #[arg(
@@ -236,6 +255,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) preload: PreloadChoice,
 
+    /// How the run can be looked at and steered.
+    #[command(flatten)]
+    pub(super) admin: AdminArguments,
+
     /// Tell events and the summary as JSON lines on standard output
     #[arg(long)]
     pub(super) json: bool,
@@ -269,6 +292,7 @@ impl RunArguments {
             settle: self.settle,
             policy,
             accept: self.accept,
+            engine: self.engine.map_or_else(EngineChoice::from_environment, Ok)?,
             listen: self.listen(program.as_ref()),
             program,
             backlog: self.backlog,
@@ -285,6 +309,8 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            admin: self.admin.addresses.clone(),
+            admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,
         };
         settings.validate()?;

@@ -13,14 +13,19 @@ use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use clusterlb::topology::{self, CpuPlan, Pin, Workers};
+use clusterlb::{EngineChoice, EngineDecision, EngineKind, Result};
 use clusterlb_sys::cpu::{CpuFacts, format_cpu_list};
-use clusterlb_sys::probe::{self, Feature, FeatureLevel, RingSupport, ring_refusal};
+use clusterlb_sys::probe::{self, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal};
 
 /// The name and version of the report's machine-readable form.
 pub(super) const SCHEMA: &str = "clusterlb-check/1";
 
 /// Descriptors per process below which a busy front end runs out.
 const OPEN_FILES_WANTED: u64 = 16_384;
+
+/// What a run with epoll does without.
+const WITHOUT_RINGS: &str = "works, for more CPU a connection; --accept uring and uring-multishot \
+                             and --runtime tokio-uring are not to be had";
 
 /// Shorter backlogs drop clients in a burst.
 const BACKLOG_WANTED: u64 = 4096;
@@ -29,7 +34,11 @@ const BACKLOG_WANTED: u64 = 4096;
 #[derive(Clone, Debug)]
 struct Facts {
     kernel: String,
-    ring: RingSupport,
+    /// The engine asked for by the environment.
+    asked: EngineChoice,
+    /// Not looked at where epoll is asked for.
+    ring: Option<RingSupport>,
+    missing_calls: Vec<MissingCall>,
     io_uring_disabled: Option<u8>,
     seccomp: Option<u8>,
     open_files: Option<Limit>,
@@ -52,8 +61,10 @@ pub(super) struct Report {
     pub schema: &'static str,
     /// Whether the front end can run here.
     pub can_run: bool,
-    /// How much of io_uring there is.
-    pub io_uring: FeatureLevel,
+    /// The engine that a run would have, if it could run.
+    pub engine: Option<&'static str>,
+    /// How much of io_uring there is, if it was tried.
+    pub io_uring: Option<FeatureLevel>,
     /// One line each.
     pub rows: Vec<Row>,
 }
@@ -72,7 +83,7 @@ pub(super) struct Row {
 }
 
 /// What a finding means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Verdict {
     /// As it should be.
@@ -84,14 +95,20 @@ pub(super) enum Verdict {
 }
 
 /// Looks at this machine. To be called before anything is pinned.
-#[must_use]
-pub(super) fn run() -> Report {
-    judge(&Facts {
+///
+/// # Errors
+/// The environment asks for an engine that there is not.
+pub(super) fn run() -> Result<Report> {
+    let asked = EngineChoice::from_environment()?;
+    Ok(judge(&Facts {
+        asked,
         kernel: uname().map_or_else(
             |_| "unknown".into(),
             |names| names.release().to_string_lossy().into_owned(),
         ),
-        ring: probe::probe(),
+        // A filter may kill whoever tries.
+        ring: (asked != EngineChoice::Epoll).then(probe::probe),
+        missing_calls: probe::missing_calls(),
         io_uring_disabled: probe::io_uring_disabled(),
         seccomp: probe::seccomp_mode(),
         open_files: limit(Resource::RLIMIT_NOFILE),
@@ -100,7 +117,7 @@ pub(super) fn run() -> Report {
             .ok()
             .and_then(|text| text.trim().parse().ok()),
         cpu: CpuFacts::gather().ok(),
-    })
+    }))
 }
 
 /// The table as text, a line for each row and one for each remedy.
@@ -120,7 +137,11 @@ pub(super) fn render(report: &Report) -> String {
         }
     }
     let outcome = if report.can_run { "can" } else { "cannot" };
-    text + &format!("\nclusterlb {outcome} run here (io_uring {})\n", report.io_uring)
+    let engine = match (report.engine, report.io_uring) {
+        (Some("epoll"), _) | (None, None) => "epoll".into(),
+        (_, level) => format!("io_uring {}", level.unwrap_or(FeatureLevel::L0)),
+    };
+    text + &format!("\nclusterlb {outcome} run here ({engine})\n")
 }
 
 /// The exit code of the command: 0 if the front end can run here, 3 if not.
@@ -130,9 +151,19 @@ pub(super) fn exit_code(report: &Report) -> u8 {
 }
 
 fn judge(facts: &Facts) -> Report {
-    let mut rows = vec![Row::ok("kernel", facts.kernel.clone()), ring_row(facts)];
-    if facts.ring.refusal.is_none() {
-        rows.extend(Feature::ALL.map(|feature| feature_row(facts, feature)));
+    let decision = decide(facts);
+    let mut rows = vec![Row::ok("kernel", facts.kernel.clone()), engine_row(&decision)];
+    rows.push(calls_row(&facts.missing_calls));
+    if let Some(ring) = &facts.ring {
+        // Where epoll does instead, what is missing is only worth a note.
+        let weigh = |row: Row| match decision {
+            Ok(_) => Row { verdict: row.verdict.min(Verdict::Note), ..row },
+            Err(_) => row,
+        };
+        rows.push(weigh(ring_row(facts, ring)));
+        if ring.refusal.is_none() {
+            rows.extend(Feature::ALL.map(|feature| weigh(feature_row(facts, ring, feature))));
+        }
     }
     rows.push(seccomp_row(facts));
     rows.push(sysctl_row(facts));
@@ -151,18 +182,49 @@ fn judge(facts: &Facts) -> Report {
     Report {
         schema: SCHEMA,
         can_run: rows.iter().all(|row| row.verdict != Verdict::Cannot),
-        io_uring: facts.ring.level(),
+        engine: decision.ok().map(|decision| decision.kind.name()),
+        io_uring: facts.ring.as_ref().map(RingSupport::level),
         rows,
     }
 }
 
-fn ring_row(facts: &Facts) -> Row {
+/// What a run would decide.
+fn decide(facts: &Facts) -> Result<EngineDecision> {
+    match &facts.ring {
+        Some(ring) => facts.asked.decide_by(ring),
+        None => facts.asked.decide(),
+    }
+}
+
+fn engine_row(decision: &Result<EngineDecision>) -> Row {
+    let name = "engine";
+    match decision {
+        Err(error) => Row::cannot(name, "none".into(), error.hint()),
+        Ok(decision) if decision.kind == EngineKind::IoUring => Row::ok(name, decision.to_string()),
+        Ok(decision) => Row::note(name, decision.to_string(), WITHOUT_RINGS),
+    }
+}
+
+fn calls_row(missing: &[MissingCall]) -> Row {
+    let name = "system calls";
+    let Some(first) = missing.iter().min_by_key(|call| call.for_node) else {
+        return Row::ok(name, "all that every engine needs".into());
+    };
+    let value = format!("no {}", first.name);
+    let remedy = format!("comes with Linux {}, unless something here refuses it", first.since);
+    match first.for_node {
+        true => Row::note(name, value, remedy + "; Node workers need it"),
+        false => Row::cannot(name, value, remedy),
+    }
+}
+
+fn ring_row(facts: &Facts, ring: &RingSupport) -> Row {
     let name = "io_uring";
-    if let Some(errno) = facts.ring.refusal {
+    if let Some(errno) = ring.refusal {
         let (cause, hint) = ring_refusal(errno, facts.io_uring_disabled, facts.seccomp);
         return Row::cannot(name, format!("refused: {cause}"), hint);
     }
-    let level = facts.ring.level();
+    let level = ring.level();
     if level < FeatureLevel::NEEDED {
         let needed = FeatureLevel::NEEDED;
         return Row::cannot(
@@ -174,8 +236,8 @@ fn ring_row(facts: &Facts) -> Row {
     Row::ok(name, level.to_string())
 }
 
-fn feature_row(facts: &Facts, feature: Feature) -> Row {
-    let (ring, name) = (&facts.ring, feature.name());
+fn feature_row(facts: &Facts, ring: &RingSupport, feature: Feature) -> Row {
+    let name = feature.name();
     if ring.has(feature) {
         return Row::ok(name, "yes".into());
     }
@@ -208,7 +270,9 @@ fn seccomp_row(facts: &Facts) -> Row {
     let value = match facts.seccomp {
         Some(0) => "none",
         Some(1) => "strict",
-        Some(2) if facts.ring.refusal.is_none() => "a filter, which lets io_uring through",
+        Some(2) if facts.ring.as_ref().is_some_and(|ring| ring.refusal.is_none()) => {
+            "a filter, which lets io_uring through"
+        }
         Some(2) => "a filter",
         _ => "unknown",
     };

@@ -2,11 +2,13 @@
 //!
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
+mod admin;
 mod arguments;
 mod bench;
 mod check;
 mod choices;
 mod console;
+mod engine;
 mod event;
 mod imbalance;
 mod inspect;
@@ -21,6 +23,7 @@ mod server;
 mod settings;
 mod start_errors;
 mod summary;
+mod unread_messages;
 mod worker_environment;
 
 use std::io::Write as _;
@@ -33,11 +36,10 @@ use crate::command::settings::{Runtime, Settings};
 use arguments::{Cli, Command, RunArguments};
 use clusterlb::protocol::environment;
 use clusterlb::topology::{self, CpuPlan};
-use clusterlb::{AcceptMechanism, Policy};
+use clusterlb::{AcceptMechanism, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
 use clusterlb_sys::limits;
-use clusterlb_sys::probe::{self, FeatureLevel};
 use clusterlb_sys::process;
 use console::{Console, Style};
 use printer::Printer;
@@ -56,6 +58,12 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Imbalance(arguments)) => arguments.run(),
         Some(Command::Load(arguments)) => return loadtest::run(&arguments),
         Some(Command::Run(arguments)) => run(&arguments),
+        Some(Command::Status(arguments)) => arguments.run(),
+        Some(Command::Top(arguments)) => arguments.run(),
+        Some(Command::Reload(arguments)) => arguments.reload(),
+        Some(Command::Scale(arguments)) => arguments.run(),
+        Some(Command::Drain(arguments)) => arguments.drain(),
+        Some(Command::Events(arguments)) => arguments.events(),
         None => run(&cli.run),
     };
     let code = result.unwrap_or_else(|error| {
@@ -71,7 +79,7 @@ fn complain(error: &Error) {
 }
 
 fn show_check(json: bool) -> Result<u8> {
-    let report = check::run();
+    let report = check::run()?;
     let text = if json {
         serde_json::to_string(&report).expect("a report is plain data")
     } else {
@@ -82,7 +90,7 @@ fn show_check(json: bool) -> Result<u8> {
 }
 
 fn run(arguments: &RunArguments) -> Result<u8> {
-    let settings = arguments.settings()?;
+    let mut settings = arguments.settings()?;
     if environment::is_worker() {
         return be_worker(&settings).map(|()| 0);
     }
@@ -93,15 +101,12 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         (_, true) => Style::Quiet,
         _ => Style::Text,
     };
-    let support = probe::probe();
-    if let Some(errno) = support.refusal {
-        return Err(probe::refusal_error(errno));
-    }
-    let level = support.level();
-    let introduction = introduction(&settings, &plan, level);
+    let decision = engine::decide(&settings)?;
+    settings.engine = decision.kind.into();
+    let introduction = introduction(&settings, &plan, &decision);
     let printer = Printer::start()?;
     let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
-    let forced_by = run::run(&settings, &plan, level, console, &printer);
+    let forced_by = run::run(&settings, &plan, &decision, console, &printer);
     // What has failed is told behind everything else.
     printer.finish();
     Ok(forced_by?.map_or(0, forced_code))
@@ -137,7 +142,7 @@ fn ensure_descriptors(plan: &CpuPlan) -> Result<()> {
 }
 
 /// What is printed before the listeners are ready.
-fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec<String> {
+fn introduction(settings: &Settings, plan: &CpuPlan, decision: &EngineDecision) -> Vec<String> {
     let policy = match settings.policy {
         Policy::None => format!("none (workers accept, {})", source(settings)),
         policy => format!("{policy} (the primary accepts and hands over)"),
@@ -148,10 +153,8 @@ fn introduction(settings: &Settings, plan: &CpuPlan, level: FeatureLevel) -> Vec
         None => name(&settings.serve.serve),
     };
     let mut lines = vec![
-        format!(
-            "clusterlb {}: serving {served}, policy {policy}, engine io_uring {level}",
-            env!("CARGO_PKG_VERSION")
-        ),
+        format!("clusterlb {}: serving {served}, policy {policy}", env!("CARGO_PKG_VERSION")),
+        format!("engine {decision}"),
         format!("primary: pid {}, {place}; {}", std::process::id(), plan.reason),
     ];
     lines.extend(plan.notes.iter().map(|text| format!("note: {text}")));

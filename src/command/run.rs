@@ -9,23 +9,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, Cluster, ClusterCounts, Dialect, Error, Event as ClusterEvent, InspectPort,
-    Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle, WorkerId,
+    AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
+    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle,
+    WorkerId,
 };
-use clusterlb_sys::probe::FeatureLevel;
 
+use super::admin::{self, Admin, Doors, Run as Observed};
 use super::console::Console;
 use super::event::{Event, code_and_signal};
 use super::printer::{Printer, Target};
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
+use super::unread_messages::UnreadMessages;
 
 /// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
 /// machine that cannot.
 const FATAL_CODES: [i32; 2] = [2, 3];
 
-/// Runs to the end. What workers print goes by way of the printer, if it shall be prefixed. Gives
+/// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
 /// the signal that cut the end short.
 ///
 /// # Errors
@@ -34,10 +36,13 @@ const FATAL_CODES: [i32; 2] = [2, 3];
 pub(super) fn run(
     settings: &Settings,
     plan: &CpuPlan,
-    level: FeatureLevel,
+    decision: &EngineDecision,
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
+    // A busy address is told before anything is started.
+    let doors = Doors::open(&settings.admin, settings.admin_allows_actions)?;
+    let feed = console.feed();
     let foreign = |program: &Program| program.dialect != Dialect::Native;
     let none = settings.policy == Policy::None;
     let reporter = Reporter {
@@ -45,19 +50,46 @@ pub(super) fn run(
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
-        level,
+        engine: decision.clone(),
         workers: plan.workers.len(),
         cpu: plan.primary,
         summary: Summary::default(),
         uncounted: none && settings.program.as_ref().is_some_and(foreign),
         online: false,
         hung: BTreeSet::new(),
+        unread: UnreadMessages::default(),
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
-    let supervisor = supervisor(settings, plan)?
-        .on_event(move |event| told.lock().unwrap_or_else(PoisonError::into_inner).report(event));
-    let finished = supervisor.run().map_err(|error| {
+    let cluster = cluster(settings)?;
+    let mut supervisor = supervisor(cluster.clone(), settings, plan);
+    let observed = Observed::new(
+        supervisor.handle()?,
+        cluster,
+        feed,
+        admin::config(settings, plan, decision),
+        decision.clone(),
+        plan.workers.len(),
+    );
+    let observed = Arc::new(observed);
+    for address in doors.addresses() {
+        let address = address.to_owned();
+        reporter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .console
+            .tell(Event::Admin { address });
+    }
+    let observer = Arc::clone(&observed);
+    let supervisor = supervisor.on_event(move |event| {
+        observer.on_event(event);
+        told.lock().unwrap_or_else(PoisonError::into_inner).report(event);
+    });
+    let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
+    let finished = supervisor.run();
+    // Whoever follows has got everything, and nothing of the cluster is kept.
+    drop(admin);
+    let finished = finished.map_err(|error| {
         let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
         in_words_of_the_command(error, settings, reporter.online)
     })?;
@@ -65,13 +97,13 @@ pub(super) fn run(
 }
 
 /// A supervisor as the settings want it.
-fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
+fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
     let restart = match settings.restart {
         RestartChoice::Always => Restart::Always,
         RestartChoice::OnFailure => Restart::OnFailure,
         RestartChoice::Never => Restart::Never,
     };
-    let mut supervisor = Supervisor::new(cluster(settings)?)
+    let mut supervisor = Supervisor::new(cluster)
         .plan(plan.clone())
         .restart(restart)
         .start_limit(settings.start_limit)
@@ -87,7 +119,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
     for (name, value) in &settings.worker_environment.environment {
         supervisor = supervisor.variable(name, value);
     }
-    Ok(supervisor)
+    supervisor
 }
 
 /// A cluster as the settings want it, without workers.
@@ -95,6 +127,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
         cluster.accept = settings.accept;
+        cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
         cluster.backlog = settings.backlog;
         cluster.serialization = match settings.message_format {
@@ -130,7 +163,7 @@ struct Reporter {
     policy: Policy,
     /// How workers accept, if they do.
     accept: Option<AcceptMechanism>,
-    level: FeatureLevel,
+    engine: EngineDecision,
     /// Slots.
     workers: usize,
     /// The data path's CPU.
@@ -141,6 +174,7 @@ struct Reporter {
     /// A worker has said that it runs.
     online: bool,
     hung: BTreeSet<WorkerId>,
+    unread: UnreadMessages,
 }
 
 impl Reporter {
@@ -171,8 +205,9 @@ impl Reporter {
                 listener,
                 policy: self.policy,
                 accept: self.accept,
-                engine: "io_uring",
-                feature_level: self.level,
+                engine: self.engine.kind.name(),
+                engine_reason: self.engine.reason.clone(),
+                feature_level: self.engine.level,
                 workers: self.workers,
                 pid: std::process::id(),
                 cpu: self.cpu,
@@ -232,7 +267,9 @@ impl Reporter {
             ClusterEvent::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 let message = message.value().unwrap_or_default();
+                let unread = self.unread.note(&message);
                 self.console.tell(Event::Message { id, pid, message });
+                unread.into_iter().for_each(|text| self.note(text));
             }
             ClusterEvent::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, Dialect, Error, LISTENERS_MAX, ListenAddress, Policy, Readiness, Result,
-    SchedulerConfig,
+    AcceptMechanism, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress, Policy, Readiness,
+    Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminAddress;
 use super::server::handler::Serve;
 
 /// Which ended workers are replaced.
@@ -109,6 +110,8 @@ pub(super) struct Settings {
     pub policy: Policy,
     /// How workers accept when they do.
     pub accept: AcceptMechanism,
+    /// What moves connections, as far as that is asked for.
+    pub engine: EngineChoice,
     /// Where to listen. Programs listen by themselves, but for those that take sockets over.
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.
@@ -123,6 +126,10 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// Where the run can be looked at and steered.
+    pub admin: Vec<AdminAddress>,
+    /// Whoever can connect there by TCP can steer it, too.
+    pub admin_allows_actions: bool,
     /// How long serving goes on once a signal wants the end.
     pub drain_delay: Duration,
 }

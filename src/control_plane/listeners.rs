@@ -14,11 +14,13 @@ use nix::errno::Errno;
 use super::bind_retry::ListenRequest;
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
+use crate::cluster::ListenerSnapshot;
 use crate::cluster::event::ListeningAddress;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{ListenOptions, Transport};
 use crate::settings::LISTENERS_MAX;
+use crate::sys::backlog;
 use crate::sys::datagram::{self, DatagramOptions};
 use crate::sys::listener::{Listener, OpenOptions, open_shared};
 
@@ -446,6 +448,23 @@ impl Entry {
             // Where nobody accepts, they can as well wait.
             Socket::StreamEach(sockets) if sockets.are_used() => sockets.shed(coming),
             _ => 0,
+        }
+    }
+
+    /// What others can look at.
+    pub(crate) fn snapshot(&self) -> ListenerSnapshot {
+        let length = |listener: &Listener| backlog::length(listener).ok();
+        let waiting = match &self.socket {
+            Socket::Stream(listener) => length(listener),
+            Socket::StreamEach(sockets) => sockets.all().map(|one| length(&one.listener)).sum(),
+            Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
+        };
+        ListenerSnapshot {
+            id: self.id,
+            address: self.address.clone(),
+            workers: self.users.len(),
+            backlog_max: self.opening.backlog,
+            waiting,
         }
     }
 

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
+use crate::sys::engine::EngineKind;
 use crate::sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
@@ -48,7 +49,7 @@ use crate::sys::notify::NotifySocket;
 use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
-use listeners::Listeners;
+use listeners::{Entry, Listeners};
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
@@ -92,6 +93,8 @@ pub(crate) struct ControlPlane {
     data_path_waker: Arc<Waker>,
     /// What concerns the whole cluster, once that is fixed.
     cluster_settings: Option<Arc<ClusterSettings>>,
+    /// The engine of the run, once it is decided.
+    engine: Option<EngineKind>,
     next_id: u32,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
@@ -202,6 +205,9 @@ impl ControlPlane {
             Request::Hold { settings, address, answer } => {
                 self.hold(&settings, &address, answer);
             }
+            Request::Listeners { answer } => {
+                let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
+            }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {
                 self.order(BridgeRequest::Send { worker: id, message_out })
@@ -273,8 +279,10 @@ impl ControlPlane {
             return Ok(Arc::clone(cluster_settings));
         }
         if settings.hands_over() || settings.steals() {
+            let engine = self.engine(settings)?;
             let waker = Arc::clone(&self.data_path_waker);
-            let data = DataPathThread::start(settings, waker, Arc::clone(&self.live_counts))?;
+            let data =
+                DataPathThread::start(settings, engine, waker, Arc::clone(&self.live_counts))?;
             self.watch(&data, REPORTS)?;
             if !settings.start_closed {
                 data.command(Command::Open);
@@ -283,6 +291,16 @@ impl ControlPlane {
         }
         self.cluster_settings = Some(Arc::clone(settings));
         Ok(Arc::clone(settings))
+    }
+
+    /// The engine of the run, decided when it is first needed.
+    fn engine(&mut self, settings: &ClusterSettings) -> Result<EngineKind> {
+        if let Some(engine) = self.engine {
+            return Ok(engine);
+        }
+        let engine = settings.engine.decide()?.kind;
+        self.engine = Some(engine);
+        Ok(engine)
     }
 
     /// Sends what waits in a worker's channel, and sees to it that the rest is sent later.

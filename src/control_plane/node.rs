@@ -64,7 +64,7 @@ impl ControlPlane {
             }
             Err(error) if !self.lacks_preload => {
                 self.lacks_preload = true;
-                self.tell(Event::Degraded { error: Arc::new(error) });
+                self.fail(error);
             }
             Err(_) => {}
         }

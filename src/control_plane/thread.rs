@@ -65,6 +65,7 @@ impl ControlPlane {
             notify: None,
             data_path_waker: Arc::new(Waker::new()?),
             cluster_settings: None,
+            engine: None,
             next_id: 1,
             retry_ns: None,
             stopping: None,

@@ -33,6 +33,7 @@ use crate::protocol::environment;
 use crate::protocol::scoreboard::PrimaryPage;
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
+use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
 use crate::sys::signal::BlockedSignals;
@@ -111,6 +112,8 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) inherited_sockets: InheritedSockets,
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
+    /// The engine of the run, for a worker that can have either.
+    pub(crate) engine: Option<EngineKind>,
     pub(crate) predecessor: Option<WorkerId>,
     pub(crate) predecessor_slot: Option<Slot>,
     /// The number that it and its successors are known by.
@@ -159,6 +162,7 @@ impl WorkerEntry {
             id: context.id,
             pid: started.process.pid(),
             cpu,
+            instance: context.instance,
             serialization: settings.serialization,
             remote: started.process.remote(),
             is_mute,
@@ -367,6 +371,9 @@ impl SpawnContext<'_> {
             variables.push((name.into(), value.to_string().into()));
         };
         add(environment::ID, &self.id);
+        if let Some(engine) = self.engine {
+            add(environment::ENGINE, &engine);
+        }
         add(environment::SERIALIZATION, &self.settings.serialization.name());
         for (name, descriptor) in inherited {
             add(name, &descriptor.as_raw_fd());

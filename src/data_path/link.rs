@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::protocol::handoff::{self, Record};
 use crate::protocol::scoreboard::{Counters, PrimaryPage};
 use crate::schedule::Client;
+use crate::sys::engine::{Engine, Key, OutgoingMessage, PAYLOAD_BYTES_MAX};
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
-use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
 
 /// Bytes of kernel memory for unread messages in a channel, some eighty of them. A worker that
 /// lets them pile up is full, and others get its share.
@@ -124,7 +124,7 @@ impl Link {
     /// Puts a socket into the message that is being filled, and tells how many it sent thereby.
     pub(super) fn add(
         &mut self,
-        ring: &mut Ring,
+        ring: &mut Engine,
         spare: &mut SpareMessages,
         accepted: Accepted,
     ) -> u32 {
@@ -142,13 +142,13 @@ impl Link {
     }
 
     /// Sends what is left at the end of a turn, and tells how many sockets are in it.
-    pub(super) fn finish(&mut self, ring: &mut Ring) -> u32 {
+    pub(super) fn finish(&mut self, ring: &mut Engine) -> u32 {
         self.announced = false;
         self.flush(ring)
     }
 
     /// Sends the message that is being filled, and tells how many sockets are in it.
-    fn flush(&mut self, ring: &mut Ring) -> u32 {
+    fn flush(&mut self, ring: &mut Engine) -> u32 {
         let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
             return 0;
         };
@@ -159,7 +159,7 @@ impl Link {
     }
 
     /// Sends a message without sockets, which the worker counts when it takes it.
-    pub(super) fn probe(&mut self, ring: &mut Ring, spare: &mut SpareMessages) {
+    pub(super) fn probe(&mut self, ring: &mut Engine, spare: &mut SpareMessages) {
         debug_assert!(self.outbox.is_none(), "what is being filled is sent when its turn ends");
         let mut message = spare.pop().unwrap_or_default();
         match self.sockets_max {
@@ -185,7 +185,7 @@ impl Link {
     }
 
     /// Asks to be told when the channel has room.
-    pub(super) fn await_room(&self, ring: &mut Ring) {
+    pub(super) fn await_room(&self, ring: &mut Engine) {
         if let Some(sender) = &self.sender {
             ring.poll_writable(self.key, sender.as_fd());
         }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -19,14 +21,17 @@ use super::handle::{
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, failures};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::listening;
 use crate::sys::signal::Signals;
 use crate::{
-    Cluster, Completion, Error, Event, Events, ForkOptions, ListenerId, ListeningAddress, Result,
-    WorkerHandle, WorkerId,
+    Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
+    ListeningAddress, Result, WorkerHandle, WorkerId,
 };
 
 /// Events and requests taken in before signals and the time have their turn.
 const INPUTS_PER_TURN: usize = 256;
+/// Where Node listens for debuggers, one port a worker, unless another one is named.
+const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
 
 /// A running supervisor.
 pub(super) struct Driver {
@@ -55,6 +60,10 @@ pub(super) struct Driver {
     pub(super) filled: BTreeSet<u16>,
     /// Why an address was refused to a worker.
     pub(super) refusal: Option<Arc<Error>>,
+    /// Workers that have served something.
+    pub(super) served: BTreeSet<WorkerId>,
+    /// A worker that has served nothing here listens on this by itself.
+    pub(super) past_primary: Option<(WorkerId, SocketAddr)>,
 }
 
 impl Driver {
@@ -139,7 +148,8 @@ impl Driver {
             let Ok(Order { request, answer }) = self.orders.try_recv() else { break };
             let completion = self.on_request(request);
             self.carry_out()?;
-            let refused = completion.is_complete().then(|| completion.failure()).flatten();
+            // A reload that has begun was no wrong request, even if it has stopped already.
+            let refused = completion.failure().filter(|one| one.kind() != ErrorKind::ReloadStopped);
             // A caller that does not wait for the answer does not want it.
             let _ = answer.send(refused.map_or(Ok(completion), Err));
         }
@@ -172,7 +182,9 @@ impl Driver {
     fn carry_out(&mut self) -> Result<()> {
         while let Some(action) = self.state.next_action() {
             match action {
-                Action::Spawn { slot, predecessor } => self.spawn(slot, predecessor)?,
+                Action::Spawn { slot, role, predecessor } => {
+                    self.spawn(slot, role, predecessor)?;
+                }
                 Action::Disconnect { worker } => {
                     if let Some(worker) = self.workers.get(&worker) {
                         worker.disconnect_within(self.grace);
@@ -181,8 +193,9 @@ impl Driver {
                 // Its end is known by the exits of the workers.
                 Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
                 Action::Kill { worker } => {
+                    self.look_past_primary(worker);
                     if let Some(worker) = self.workers.get(&worker) {
-                        // It runs as we do, so this can only fail if it has ended by itself.
+                        // It runs as we do, so this can only fail if it has ended.
                         let _ = worker.kill_group();
                     }
                 }
@@ -211,7 +224,7 @@ impl Driver {
         Ok(())
     }
 
-    fn spawn(&mut self, slot: u16, predecessor: Option<WorkerId>) -> Result<()> {
+    fn spawn(&mut self, slot: u16, role: Role, predecessor: Option<WorkerId>) -> Result<()> {
         let mut options = ForkOptions::default().instance(slot);
         for (name, value) in &self.environment {
             options = options.variable(name, value);
@@ -224,14 +237,14 @@ impl Driver {
                 let id = worker.id();
                 self.workers.insert(id, worker);
                 self.filled.insert(slot);
-                self.state.on_spawned(slot, predecessor, id, monotonic_ns());
+                self.state.on_spawned(slot, role, id, monotonic_ns());
             }
             // Nothing has been served yet that would have to go on.
             Err(error) if self.filled.is_empty() || !self.is_filled(slot) => return Err(error),
             Err(error) => {
                 let reason = error.to_string();
                 let now_ns = monotonic_ns();
-                let retry = self.state.on_spawn_failed(slot, predecessor, &reason, now_ns);
+                let retry = self.state.on_spawn_failed(slot, role, &reason, now_ns);
                 self.emit(&SupervisorEvent::SpawnFailed { slot, error: Arc::new(error), retry });
             }
         }
@@ -244,6 +257,8 @@ impl Driver {
     }
 
     fn emit(&mut self, event: &SupervisorEvent) {
+        // Who hears of it may look at once.
+        self.publish();
         if let Some(on_event) = &mut self.on_event {
             on_event(event);
         }
@@ -258,6 +273,7 @@ impl Driver {
                 if self.known.insert(address.listener) {
                     self.addresses.push((address.listener, address.to_string()));
                 }
+                self.served.insert(worker.id());
                 self.state.on_listening(worker.id(), name_of(&address), now_ns);
                 if self.state.stage == Stage::Serving {
                     self.emit_addresses();
@@ -276,6 +292,7 @@ impl Driver {
             }
             Event::Exit { worker, ending, counts } => {
                 self.workers.remove(&worker.id());
+                self.served.remove(&worker.id());
                 self.state.on_exit(worker.id(), ending, counts.claimed > 0, now_ns);
             }
             Event::Error { worker: Some(worker), error } => {
@@ -289,6 +306,16 @@ impl Driver {
             Event::Recovered { worker } => self.state.on_recovered(worker.id()),
             _ => {}
         }
+    }
+
+    /// A worker that never came to serve may have opened its address by itself.
+    fn look_past_primary(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id).filter(|_| !self.served.contains(&id)) else {
+            return;
+        };
+        let addresses = || listening::addresses_of(worker.pid()).into_iter();
+        let address = addresses().find(|address| !DEBUGGER_PORTS.contains(&address.port()));
+        self.past_primary = self.past_primary.or(address.map(|address| (id, address)));
     }
 
     fn emit_addresses(&mut self) {
@@ -317,13 +344,15 @@ impl Driver {
         }
         match self.state.failure() {
             Some(failure) => {
-                Err(failures::of_run(failure, self.start_limit, self.refusal.as_deref()))
+                let past_primary = self.past_primary;
+                let refusal = self.refusal.as_deref();
+                Err(failures::of_run(failure, self.start_limit, refusal, past_primary))
             }
             None => Ok(Finished { counts, forced_by: self.forced_by }),
         }
     }
 
-    /// Tells everybody who waits that there is nothing more to wait for.
+    /// Completes what callers still wait for, and ends the events.
     fn end(&mut self, failure: Option<&Error>) {
         self.publish();
         self.handle.shared.published().stage = SupervisorStage::Ended;

@@ -16,6 +16,7 @@ mod puppet;
 mod settings;
 mod sharing;
 mod stage;
+mod supervision;
 mod tricks;
 mod udp;
 #[path = "../common/wait.rs"]
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         paths::trials(),
         settings::trials(),
         sharing::trials(),
+        supervision::trials(),
         udp::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

@@ -2,6 +2,7 @@
 //!
 //! An example's workers write to the same pipe as their primary: when it ends, nobody is left.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
@@ -64,6 +65,16 @@ impl Example {
     /// Waits for a line with this in it.
     fn says(&self, text: &str) {
         self.until(text, |line| line.contains(text).then_some(()));
+    }
+
+    /// Waits until there was a line with each of these, in whatever order: a busy machine can take
+    /// so long to end a process that the next one comes first.
+    fn says_each(&self, texts: &[&str]) {
+        let left = RefCell::new(texts.to_vec());
+        self.until(&texts.join(", "), |line| {
+            left.borrow_mut().retain(|text| !line.contains(text));
+            left.borrow().is_empty().then_some(())
+        });
     }
 
     /// Waits until so many workers have said, in a line with this word, where they are to be found.
@@ -196,8 +207,7 @@ fn respawn_replaces_who_dies_and_not_who_leaves() {
     let example = Example::start("respawn", &["127.0.0.1:0"]);
     let address = example.addresses(" serves ", 2);
     assert_eq!(exchange(&address, b"crash\n"), "");
-    example.says("died: Code(3)");
-    example.says("gets another worker in 0ns");
+    example.says_each(&["died: Code(3)", "gets another worker in 0ns"]);
     assert_eq!(example.addresses("worker 3 serves ", 1), address);
     let mut heard = BTreeSet::new();
     for _ in 0..2 {

@@ -23,6 +23,11 @@ impl Ended {
         summary
     }
 
+    /// The events of this name.
+    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &Value> {
+        self.events.iter().filter(move |event| event["event"] == name)
+    }
+
     /// Fails unless the run and every worker ended by themselves and with code 0.
     pub(crate) fn assert_in_order(&self) {
         assert_eq!(self.code, Some(0), "{self:?}");

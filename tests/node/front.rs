@@ -10,7 +10,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use clusterlb::Result;
 use clusterlb::internals::data_path::{self, ClusterCounts, Command, DataPath, NewLink, Report};
 use clusterlb::internals::dialect::node::bridge::{
     Bridge, BridgeRequest, Endpoints, NewNodeWorker, Notice, Notices, SendQuota,
@@ -20,6 +19,7 @@ use clusterlb::internals::dialect::node::codec::{
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
+use clusterlb::{EngineChoice, Result};
 use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
@@ -167,7 +167,9 @@ impl Front {
             command_waker: Arc::clone(&command_waker),
         };
         let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
-        let data = move || DataPath::new(Policy::Rr, scheduling, 4, 511, to_data)?.run();
+        let engine = EngineChoice::from_environment().and_then(EngineChoice::decide);
+        let engine = engine.expect("an engine").kind;
+        let data = move || DataPath::new(engine, Policy::Rr, scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
         let front = Self {

@@ -8,6 +8,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::WorkerId;
+use crate::sys::engine::EngineKind;
 use crate::sys::process;
 use crate::sys::waker::Waker;
 
@@ -23,6 +24,9 @@ pub const WAKER: &str = "CLUSTERLB_BELL_FD";
 pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 /// The CPU that the worker shall run on; absent when it is not pinned.
 pub const CPU: &str = "CLUSTERLB_CPU";
+
+/// The engine that the primary has decided on for the whole run: `io_uring` or `epoll`.
+pub const ENGINE: &str = "CLUSTERLB_WORKER_ENGINE";
 
 /// How messages of the program are written down: `json` or `advanced`.
 pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
@@ -50,6 +54,8 @@ pub struct Inheritance {
     pub inbox: Option<OwnedFd>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
+    /// The engine of the run; io_uring, unless the primary says otherwise.
+    pub engine: EngineKind,
     /// How messages are written down.
     pub serialization: Serialization,
 }
@@ -74,6 +80,10 @@ impl Inheritance {
             waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
+            engine: std::env::var(ENGINE)
+                .ok()
+                .and_then(|name| EngineKind::from_name(&name))
+                .unwrap_or(EngineKind::IoUring),
             serialization: std::env::var(SERIALIZATION)
                 .ok()
                 .and_then(|name| Serialization::from_name(&name))

@@ -2,6 +2,7 @@
 //!
 //! The contract, for everything above:
 //!
+//! * [`engine`]: what the loops ask of the kernel, by io_uring or by epoll.
 //! * [`ring`]: an io_uring whose operations own their buffers until the kernel is done with them.
 //! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
@@ -32,10 +33,12 @@ mod cgroup;
 pub mod clock;
 pub mod cpu;
 pub mod datagram;
+pub mod engine;
 pub mod error;
 pub mod fdpass;
 pub mod limits;
 pub mod listener;
+pub mod listening;
 pub mod migration;
 #[cfg(test)]
 #[path = "../../../tests/common/missing.rs"]

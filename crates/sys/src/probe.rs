@@ -4,6 +4,7 @@
 //! the kernel's version: distributions carry features back, and sandboxes take them away.
 
 mod behaviour;
+mod calls;
 mod feature;
 
 use std::fs;
@@ -12,12 +13,13 @@ use crate::error::{Error, errno_of};
 use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
+pub use calls::{MissingCall, missing_calls};
 pub use feature::{Feature, FeatureLevel};
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingSupport {
-    /// Why no ring could be had at all.
+    /// Why no ring could be had at all, or none that completes anything.
     pub refusal: Option<Errno>,
     /// The features that work.
     pub features: Vec<Feature>,
@@ -51,6 +53,12 @@ pub fn probe() -> RingSupport {
     let Ok(mut ring) = ring_with(&support.features) else {
         return support;
     };
+    // Some filters allow the making of a ring and refuse its use.
+    if let Err(error) = behaviour::complete_nothing(&mut ring) {
+        support.refusal = Some(errno_of(&error));
+        support.features.clear();
+        return support;
+    }
     support.missing_operations = missing_operations(&ring);
     let behaves = [
         (Feature::Operations, support.missing_operations.is_empty()),
@@ -119,7 +127,9 @@ pub fn ring_refusal(
         ),
         (Errno::ENOMEM, _) => (
             "too little memory for a ring",
-            "raise the cgroup's memory limit; before Linux 5.12 also `ulimit -l`",
+            "raise `ulimit -l`, which rings are charged to on some kernels (before Linux 5.12, and \
+             again on recent ones), or the cgroup's memory limit; or go without io_uring: \
+             CLUSTERLB_ENGINE=epoll",
         ),
         (Errno::EMFILE | Errno::ENFILE, _) => {
             ("no file descriptor is left for a ring", "raise `ulimit -n` or fs.file-max")
@@ -151,6 +161,16 @@ impl RingSupport {
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         self.features.contains(&feature)
+    }
+
+    /// The names of the features that are needed and do not work.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let needed = |feature: &Feature| {
+            feature.needed_for().is_some_and(|level| level <= FeatureLevel::NEEDED)
+        };
+        let missing = Feature::ALL.into_iter().filter(|feature| !self.has(*feature));
+        missing.filter(needed).map(Feature::name).collect()
     }
 
     /// The highest level of which nothing is missing.

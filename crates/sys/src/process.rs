@@ -363,7 +363,11 @@ impl From<ExitStatus> for Ending {
     }
 }
 
-fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
+/// A descriptor that tells of a process's end.
+///
+/// # Errors
+/// There is no such process; the kernel is older than 5.3; too few descriptors.
+pub(crate) fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open takes two numbers.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let raw = Errno::result(raw)?;

@@ -9,7 +9,7 @@ use clusterlb_sys::peer;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The ring has it once it was told to close it behind the last answer.
+    /// The engine has it once it was told to close it behind the last answer.
     pub(super) socket: Option<OwnedFd>,
     pub(super) generation: u32,
     pub(super) session: Session,

@@ -1,6 +1,6 @@
 //! The connections of a worker: each a socket, a protocol session and what is under way for it.
 //!
-//! Owns the state machine between the ring and the session. A connection's place is given to
+//! Owns the state machine between the engine and the session. A connection's place is given to
 //! another one only after the last completion that names it. Bounded by the descriptors of the
 //! process; what a single connection may hold is bounded by the constants below.
 
@@ -16,7 +16,7 @@ use super::deadlines::{Class, Deadlines, Durations};
 use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
 use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb_sys::clock::monotonic_ns;
-use clusterlb_sys::ring::{Chunk, Key, Outcome, Ring};
+use clusterlb_sys::engine::{Chunk, Engine, Key, Outcome};
 use clusterlb_sys::waker::Waker;
 
 /// Output of one step; at the bound the session waits until it is sent.
@@ -32,7 +32,7 @@ const LINGER_BYTES_MAX: u32 = 1024 * 1024;
 /// What every connection is served with.
 #[derive(Debug)]
 pub(super) struct Surroundings {
-    pub(super) ring: Ring,
+    pub(super) engine: Engine,
     pub(super) page: WorkerPage,
     pub(super) now_ns: u64,
     pub(super) date: String,
@@ -107,7 +107,7 @@ impl Connections {
         let key = Key { index, generation: self.generation };
         // One receive first: most short connections bring their request with them and end with
         // the answer, and an armed multishot receive would have to be cancelled then.
-        around.ring.receive_once(key, socket.as_fd());
+        around.engine.receive_once(key, socket.as_fd());
         self.table.insert(Connection {
             socket: Some(socket),
             generation: self.generation,
@@ -138,7 +138,7 @@ impl Connections {
     ) {
         let Some(connection) = current(&mut self.table, key) else {
             if let Ok(Some(chunk)) = outcome {
-                around.ring.recycle(chunk);
+                around.engine.recycle(chunk);
             }
             return;
         };
@@ -168,11 +168,11 @@ impl Connections {
 
     fn take_chunk(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
         let connection = &mut self.table[key.index as usize];
-        let length = around.ring.bytes(&chunk).len();
+        let length = around.engine.bytes(&chunk).len();
         match connection.stage {
-            Stage::Closing => around.ring.recycle(chunk),
+            Stage::Closing => around.engine.recycle(chunk),
             Stage::Lingering => {
-                around.ring.recycle(chunk);
+                around.engine.recycle(chunk);
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
                 connection.lingered = connection.lingered.saturating_add(length);
                 if connection.lingered > LINGER_BYTES_MAX {
@@ -181,12 +181,12 @@ impl Connections {
                 }
             }
             Stage::Open if connection.sending || !connection.input.is_empty() => {
-                connection.input.extend_from_slice(around.ring.bytes(&chunk));
-                around.ring.recycle(chunk);
+                connection.input.extend_from_slice(around.engine.bytes(&chunk));
+                around.engine.recycle(chunk);
                 let crowded = connection.input.len() >= INPUT_BYTES_MAX;
                 if crowded && connection.receive == Receive::Many {
                     connection.receive = Receive::Stopping;
-                    around.ring.cancel_receive(key);
+                    around.engine.cancel_receive(key);
                 }
                 if !connection.sending {
                     self.step_from_input(around, key);
@@ -196,10 +196,10 @@ impl Connections {
                 let consumed = self.step(around, key, Source::Chunk(&chunk));
                 let connection = &mut self.table[key.index as usize];
                 if consumed < length {
-                    let rest = &around.ring.bytes(&chunk)[consumed..];
+                    let rest = &around.engine.bytes(&chunk)[consumed..];
                     connection.input.extend_from_slice(rest);
                 }
-                around.ring.recycle(chunk);
+                around.engine.recycle(chunk);
             }
         }
         self.advance(around, key);
@@ -231,7 +231,7 @@ impl Connections {
             output_max: OUTPUT_BYTES_MAX,
         };
         let input = match source {
-            Source::Chunk(chunk) => around.ring.bytes(chunk),
+            Source::Chunk(chunk) => around.engine.bytes(chunk),
             Source::Kept(bytes) => bytes,
         };
         let progress = connection.session.on_bytes(input, &mut connection.output, &context);
@@ -330,10 +330,10 @@ impl Connections {
         if last && connection.stage == Stage::Open && connection.sent == 0 {
             connection.stage = Stage::Closing;
             if let Some(socket) = connection.socket.take() {
-                around.ring.send_last(key, socket, output);
+                around.engine.send_last(key, socket, output);
             }
         } else if let Some(socket) = &connection.socket {
-            around.ring.send(key, socket.as_fd(), output, connection.sent);
+            around.engine.send(key, socket.as_fd(), output, connection.sent);
         }
     }
 
@@ -358,7 +358,7 @@ impl Connections {
         if connection.receive == Receive::Off && !connection.ended {
             connection.receive = Receive::Many;
             if let Some(socket) = &connection.socket {
-                around.ring.receive_many(key, socket.as_fd());
+                around.engine.receive_many(key, socket.as_fd());
             }
         }
     }
@@ -455,7 +455,7 @@ impl Connections {
                 connection.shut_down(Shutdown::Both);
             }
         } else if connection.socket.is_none() && connection.sending {
-            around.ring.cancel_send(key);
+            around.engine.cancel_send(key);
         }
         self.free_when_quiet(around, key);
     }
@@ -467,7 +467,7 @@ impl Connections {
         }
         let connection = self.table.remove(key.index as usize);
         if let Some(socket) = connection.socket {
-            around.ring.close(socket);
+            around.engine.close(socket);
         }
         // Not before the kernel has the last answer: whoever is killed in between has lost it.
         around.page.add_finished(1);

@@ -26,11 +26,11 @@ use clusterlb::protocol::latency::HandoffLatency;
 use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb::{Error, Result};
 use clusterlb_sys::clock::monotonic_ns;
+use clusterlb_sys::engine::PAYLOAD_BYTES_MAX;
 use clusterlb_sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use clusterlb_sys::limits;
 use clusterlb_sys::peer::reset_on_close;
 use clusterlb_sys::readiness::Readiness;
-use clusterlb_sys::ring::PAYLOAD_BYTES_MAX;
 use clusterlb_sys::signal::{self, Signals};
 use clusterlb_sys::waker::Waker;
 

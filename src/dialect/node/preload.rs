@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::env_file;
@@ -64,12 +65,15 @@ impl Preload {
     /// There is no such place.
     pub fn write(reader: Reader) -> Result<Self> {
         let text = script::text();
-        let file = ScriptFile::write(folders(), text, reader).map_err(|error| Error::Workers {
+        let file = ScriptFile::write(folders(), text, reader).map_err(|error| {
             // It says where, too.
-            what: format!("the script for Node workers cannot be written: {error}"),
-            hint: "they run as with --preload off; let TMPDIR name a folder that can be written \
-                   by this user alone and entered by workers"
-                .into(),
+            Error::Environment {
+                step: format!("write the script for Node workers ({error})"),
+                source: error.raw_os_error().map_or(Errno::EACCES, Errno::from_raw),
+                hint: "they run as with --preload off; let TMPDIR name a folder that only this \
+                       user can write to and workers can enter"
+                    .into(),
+            }
         })?;
         let option = format!("--require {}", quoted(&file.path().to_string_lossy()));
         let mut preload = Self { file, watch: None, option };

@@ -11,8 +11,8 @@ use crate::supervisor::restart::ns;
 const ECHO_NS: u64 = 50_000_000;
 
 impl State {
-    /// Somebody wants the end. Whoever wants it again, and not just at the same moment, wants it at
-    /// once. Tells whether this cuts the end short.
+    /// Ends the run in order; a second call that is no echo of the first ends it at once. Tells
+    /// whether it does that.
     pub(in crate::supervisor) fn stop_or_force(&mut self, reason: &str, now_ns: u64) -> bool {
         if self.stage == Stage::Serving && self.delays_stop(reason, now_ns) {
             return false;
@@ -110,7 +110,7 @@ impl State {
         matches!(self.stage, Stage::Draining { .. } | Stage::Killing) && self.children.is_empty()
     }
 
-    /// When something is to be done even if nothing happens.
+    /// The next moment at which the time alone asks for something.
     pub(in crate::supervisor) fn next_deadline_ns(&self, now_ns: u64) -> Option<u64> {
         let waiting = self.slots.iter().filter_map(|slot| match slot.occupancy {
             Occupancy::Waiting { at_ns } => Some(at_ns),
@@ -131,7 +131,7 @@ impl State {
         waiting.chain(children).chain(others.into_iter().flatten()).min()
     }
 
-    /// Does what is to be done at this time.
+    /// Does what the time asks for.
     pub(in crate::supervisor) fn on_time(&mut self, now_ns: u64) {
         let is_over = |time_ns: Option<u64>| time_ns.is_some_and(|time_ns| time_ns <= now_ns);
         let limit_ns = self.rules.hang_kill_ns;
@@ -151,7 +151,7 @@ impl State {
         cut.into_iter().for_each(|one| self.kill(one, "the grace period is over".into()));
         if self.stage == Stage::Serving {
             // Whether they were used is not known, and does not matter for one that is lost.
-            lost.into_iter().for_each(|one| self.give_slot_up(one, false, true, now_ns));
+            lost.into_iter().for_each(|one| self.give_up_worker(one, false, true, now_ns));
         }
         self.on_rolling_time(now_ns);
         self.on_start_time(now_ns);

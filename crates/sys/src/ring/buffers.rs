@@ -1,7 +1,7 @@
 //! A group of receive buffers that the kernel picks from (a provided buffer ring, 5.19+).
 //!
 //! Owns the memory. A buffer is either offered (the kernel may write into it) or held (we may
-//! read it); the type [`BufferId`] exists only while it is held.
+//! read it); a [`BufferId`] exists only while it is held.
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -14,11 +14,8 @@ use io_uring::{IoUring, Submitter};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use crate::engine::event::BufferId;
 use crate::error::{Error, Result, errno_of};
-
-/// A buffer that the kernel has filled and that has not been given back.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct BufferId(u16);
 
 /// How many buffers of which size, under which number.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,6 @@
 //! collected first and handled afterwards, so handlers never recurse into the ring.
 
 mod buffers;
-mod event;
-mod message;
 mod operations;
 
 use std::collections::VecDeque;
@@ -21,10 +19,8 @@ use nix::errno::Errno;
 use nix::libc;
 use slab::Slab;
 
-pub use event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
-pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
-
 use crate::clock::monotonic_ns;
+use crate::engine::{Chunk, Event, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
 use crate::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
@@ -356,6 +352,3 @@ fn build(shape: RingShape) -> io::Result<IoUring> {
         _ => Err(error),
     })
 }
-
-#[cfg(test)]
-mod tests;

@@ -95,6 +95,7 @@ fn a_worker_that_leaves_is_replaced_when_it_does_and_not_when_it_has_ended() {
     let mut world = World::serving(rules(), 1);
     world.leaves(1);
     assert_eq!((world.currents(), world.alive()), (vec![Some(2)], vec![1, 2]));
+    assert_eq!(world.predecessors, [(id(2), id(1))].into());
     // Its end is no further reason to start one.
     world.ends(1, Ending::Code(0));
     assert_eq!(world.alive(), [2]);

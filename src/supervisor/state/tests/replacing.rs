@@ -49,6 +49,20 @@ fn a_successor_that_ends_before_it_has_settled_stops_it_and_harms_no_one() {
 }
 
 #[test]
+fn a_successor_that_has_lost_its_channel_takes_no_slot() {
+    let mut world = World::serving(rules(), 1);
+    world.reloads();
+    world.serves(2, 80);
+    world.state.on_disconnect(id(2), false, true, world.now_ns);
+    world.pass(400);
+    assert!(world.disconnected.is_empty());
+    world.crashes(2);
+    assert_eq!((world.stopped(), world.alive()), (1, vec![1]));
+    let why = |event: &SupervisorEvent| matches!(event, SupervisorEvent::ReloadStopped { reason } if reason.contains("settled"));
+    assert_eq!(world.count(why), 1);
+}
+
+#[test]
 fn a_successor_that_does_not_serve_in_time_stops_it() {
     let mut world = World::serving(rules(), 1);
     world.reloads();
@@ -80,6 +94,33 @@ fn a_successor_serves_what_its_predecessor_serves_now() {
     assert!(world.disconnected.is_empty(), "port 82 is still to come");
     // Or is not wanted any more.
     world.closes(1, 82);
+    world.pass(2_000);
+    assert_eq!(world.disconnected, [id(1)].into());
+}
+
+#[test]
+fn where_each_worker_has_a_port_of_its_own_a_successor_has_another_one() {
+    let mut world = World::serving(rules(), 2);
+    (1..=2).for_each(|worker| world.serves(worker, 9100 + u16::try_from(worker).expect("few")));
+    world.reloads();
+    world.serves(3, 80);
+    world.pass(30_000);
+    assert!(world.disconnected.is_empty(), "it has none of its own yet");
+    world.serves(3, 9103);
+    world.pass(2_000);
+    assert_eq!(world.disconnected, [id(1)].into());
+}
+
+#[test]
+fn what_only_one_worker_serves_its_successor_has_to_serve_by_name() {
+    let mut world = World::serving(rules(), 2);
+    world.serves(1, 9100);
+    world.reloads();
+    world.serves(3, 80);
+    world.serves(3, 9103);
+    world.pass(30_000);
+    assert!(world.disconnected.is_empty());
+    world.serves(3, 9100);
     world.pass(2_000);
     assert_eq!(world.disconnected, [id(1)].into());
 }
