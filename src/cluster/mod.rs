@@ -62,6 +62,22 @@ struct Shared {
     setup: Mutex<Setup>,
 }
 
+/// A listener at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenerSnapshot {
+    /// Its number.
+    pub id: ListenerId,
+    /// The bound address.
+    pub address: String,
+    /// Workers that serve it, or have been told that they may.
+    pub workers: usize,
+    /// Connections that may wait in the kernel, as far as `net.core.somaxconn` allows.
+    pub backlog_max: u32,
+    /// Connections that wait in the kernel, in all its sockets; only for TCP.
+    pub waiting: Option<u32>,
+}
+
 /// The workers that are among the cluster's, and what became of the others.
 pub(crate) type Registry = Arc<Mutex<Registered>>;
 
@@ -129,8 +145,8 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy or an
-    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers, and for a policy or an engine in
+    /// the environment that there is not; [`Error::System`] when threads or descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }
@@ -320,6 +336,15 @@ impl Cluster {
         drop(setup);
         let address = address.clone();
         self.shared.control.ask(|answer| Request::Hold { settings, address, answer })
+    }
+
+    /// The listeners, in the order in which they were opened, and how many connections wait in the
+    /// kernel for each. Asks the control plane, and waits for its answer.
+    ///
+    /// # Errors
+    /// The cluster has ended, or failed.
+    pub fn listeners(&self) -> Result<Vec<ListenerSnapshot>> {
+        self.shared.control.ask(|answer| Request::Listeners { answer })
     }
 
     /// Begins to accept, when the settings say

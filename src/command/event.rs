@@ -37,6 +37,11 @@ pub(crate) enum Event {
         /// The CPU of the primary's data path, if it is pinned.
         cpu: Option<usize>,
     },
+    /// The run can be looked at and steered here.
+    Admin {
+        /// The bound address, with the port that was chosen.
+        address: String,
+    },
     /// A worker process was started (Node's `fork`).
     Fork {
         /// The worker.

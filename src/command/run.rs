@@ -14,9 +14,11 @@ use clusterlb::{
     WorkerId,
 };
 
+use super::admin::{self, Admin, Doors, Run as Observed};
 use super::console::Console;
 use super::event::{Event, code_and_signal};
 use super::printer::{Printer, Target};
+use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
@@ -39,10 +41,14 @@ pub(super) fn run(
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
+    // A busy address is told before anything is started.
+    let doors = Doors::open(&settings.admin, settings.admin_allows_actions)?;
+    let feed = console.feed();
     let foreign = |program: &Program| program.dialect != Dialect::Native;
     let none = settings.policy == Policy::None;
     let reporter = Reporter {
         console,
+        manager: ServiceManager::from_environment(settings.listen.len()),
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
@@ -57,9 +63,35 @@ pub(super) fn run(
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
-    let supervisor = supervisor(settings, plan)?
-        .on_event(move |event| told.lock().unwrap_or_else(PoisonError::into_inner).report(event));
-    let finished = supervisor.run().map_err(|error| {
+    let cluster = cluster(settings)?;
+    let mut supervisor = supervisor(cluster.clone(), settings, plan);
+    let observed = Observed::new(
+        supervisor.handle()?,
+        cluster,
+        feed,
+        admin::config(settings, plan, decision),
+        decision.clone(),
+        plan.workers.len(),
+    );
+    let observed = Arc::new(observed);
+    for address in doors.addresses() {
+        let address = address.to_owned();
+        reporter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .console
+            .tell(Event::Admin { address });
+    }
+    let observer = Arc::clone(&observed);
+    let supervisor = supervisor.on_event(move |event| {
+        observer.on_event(event);
+        told.lock().unwrap_or_else(PoisonError::into_inner).report(event);
+    });
+    let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
+    let finished = supervisor.run();
+    // Whoever follows has got everything, and nothing of the cluster is kept.
+    drop(admin);
+    let finished = finished.map_err(|error| {
         let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
         in_words_of_the_command(error, settings, reporter.online)
     })?;
@@ -67,13 +99,13 @@ pub(super) fn run(
 }
 
 /// A supervisor as the settings want it.
-fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
+fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
     let restart = match settings.restart {
         RestartChoice::Always => Restart::Always,
         RestartChoice::OnFailure => Restart::OnFailure,
         RestartChoice::Never => Restart::Never,
     };
-    let mut supervisor = Supervisor::new(cluster(settings)?)
+    let mut supervisor = Supervisor::new(cluster)
         .plan(plan.clone())
         .restart(restart)
         .start_limit(settings.start_limit)
@@ -89,7 +121,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
     for (name, value) in &settings.worker_environment.environment {
         supervisor = supervisor.variable(name, value);
     }
-    Ok(supervisor)
+    supervisor
 }
 
 /// A cluster as the settings want it, without workers.
@@ -105,6 +137,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
             MessageFormat::Advanced => Serialization::Advanced,
         };
         let WorkerEnvironment { directory, user, group, prefix, .. } = &settings.worker_environment;
+        cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
         cluster.cwd.clone_from(directory);
         cluster.silent = *prefix;
         (cluster.uid, cluster.gid) = (*user, *group);
@@ -129,6 +162,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
 /// Tells what happens, and keeps the books.
 struct Reporter {
     console: Console,
+    manager: ServiceManager,
     printer: Printer,
     policy: Policy,
     /// How workers accept, if they do.
@@ -156,6 +190,7 @@ impl Reporter {
             self.workers = usize::from(*to);
         }
         if let Some(told) = self.in_our_words(event) {
+            self.manager.on_event(&told);
             self.console.tell(told);
         }
     }
@@ -203,6 +238,9 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::SignalUnused { signal } => note(format!(
+                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTERM ends the run"
+            )),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }
             }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress, Policy, Readiness,
-    Result, SchedulerConfig,
+    AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
+    Policy, Readiness, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminAddress;
 use super::server::handler::Serve;
 
 /// Which ended workers are replaced.
@@ -82,6 +83,8 @@ pub(super) struct WorkerEnvironment {
     pub user: Option<u32>,
     /// The group that it runs as.
     pub group: Option<u32>,
+    /// How many descriptors it may open.
+    pub descriptor_limit: DescriptorLimit,
     /// What it prints comes by way of the primary, which names it on each line.
     pub prefix: bool,
 }
@@ -125,6 +128,10 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// Where the run can be looked at and steered.
+    pub admin: Vec<AdminAddress>,
+    /// Whoever can connect there by TCP can steer it, too.
+    pub admin_allows_actions: bool,
     /// How long serving goes on once a signal wants the end.
     pub drain_delay: Duration,
 }

@@ -14,6 +14,7 @@ mod listen;
 mod listen_fds;
 mod listener_lifetime;
 pub(crate) mod listeners;
+mod lookup;
 mod node;
 mod reap;
 mod reuseport;
@@ -49,7 +50,8 @@ use crate::sys::notify::NotifySocket;
 use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
-use listeners::Listeners;
+use listeners::{Entry, Listeners};
+use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
@@ -80,6 +82,8 @@ pub(crate) struct ControlPlane {
     listeners: Listeners,
     /// Who waits for an address.
     bind_retry: BindRetry,
+    /// Who waits until a name has been looked up.
+    lookups: Lookups,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -137,6 +141,7 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.on_lookups();
             self.end_lifetimes();
             self.retry_binds();
             self.settle();
@@ -148,6 +153,7 @@ impl ControlPlane {
 
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
+        let next_ns = next_ns.chain(self.lookups.deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
         let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
@@ -204,6 +210,9 @@ impl ControlPlane {
             }
             Request::Hold { settings, address, answer } => {
                 self.hold(&settings, &address, answer);
+            }
+            Request::Listeners { answer } => {
+                let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

@@ -1,5 +1,6 @@
 //! The command as people run it: each test starts the real program and talks to it.
 
+mod admin;
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;
@@ -8,6 +9,7 @@ mod distribution;
 mod drain;
 mod engines;
 mod examples;
+mod guest;
 mod harness;
 mod http;
 mod limits;

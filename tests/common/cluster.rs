@@ -80,6 +80,12 @@ impl Launch {
         self
     }
 
+    /// One more option, whose value may hold anything.
+    pub(crate) fn option(mut self, name: &str, value: &str) -> Self {
+        self.arguments.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
     /// The workers run this program, which listens on one address.
     pub(crate) fn running(mut self, words: &[&str]) -> Self {
         self.workers = words.iter().map(|word| (*word).to_owned()).collect();

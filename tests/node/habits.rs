@@ -48,8 +48,8 @@ fn threads_and_successors_find_the_script_after_a_sweep() {
             fs::read_dir(path)?.try_for_each(|file| fs::remove_file(file?.path()))
         }] {
             sweep(&own).expect("it is ours");
-            let is_there = || fs::read_dir(&own).ok()?.flatten().next();
-            eventually("the script to be there again", is_there);
+            eventually("the script to be there again", || fs::read_dir(&own).ok()?.next())
+                .expect("a folder that can be read");
             assert_eq!(ask(&address), "fine");
         }
         cluster.signal(Signal::SIGHUP);
