@@ -329,7 +329,7 @@ impl Driver {
         };
         let addresses = || listening::addresses_of(worker.pid()).into_iter();
         let address = addresses().find(|address| !DEBUGGER_PORTS.contains(&address.port()));
-        self.past_primary = self.past_primary.or(address.map(|address| (id, address)));
+        self.past_primary = self.past_primary.or_else(|| address.map(|address| (id, address)));
     }
 
     fn emit_addresses(&mut self) {

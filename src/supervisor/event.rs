@@ -123,8 +123,8 @@ pub enum SupervisorEvent {
 /// What happens under a supervisor, as it comes: a blocking iterator, and a stream for any async
 /// runtime.
 ///
-/// It begins with what happens after the subscription and ends with the supervisor. A
-/// subscriber that is 16,384 events behind, or messages of 64 MiB, is cut off: its events end there.
+/// It begins with what happens after the subscription and ends with the supervisor. A subscriber
+/// that is 16,384 events or messages of 64 MiB behind is cut off: its events end there.
 #[derive(Debug)]
 pub struct SupervisorEvents {
     mailbox: Arc<Mailbox<SupervisorEvent>>,

@@ -167,8 +167,8 @@ impl Supervisor {
         self
     }
 
-    /// How long serving goes on once a signal wants the end, so that balancers notice before nothing
-    /// is accepted any more; by default not at all. A second signal begins the end at once. The
+    /// How long serving goes on after a signal to end, so that balancers notice before accepting
+    /// stops; by default not at all. A second signal begins the end at once. The
     /// grace period comes afterwards.
     pub fn drain_delay(mut self, time: Duration) -> Self {
         self.rules.drain_delay = time;
@@ -203,9 +203,9 @@ impl Supervisor {
         self
     }
 
-    /// Calls back for everything that happens, on the thread that runs the supervisor: the
-    /// run waits for it. The callback must not ask a [`SupervisorHandle`] for anything; it may look at a
-    /// snapshot.
+    /// Calls back for everything that happens, on the thread that runs the supervisor: the run
+    /// waits for it. The callback must not ask a [`SupervisorHandle`] for anything; it may look at
+    /// a snapshot.
     pub fn on_event(mut self, callback: impl FnMut(&SupervisorEvent) + Send + 'static) -> Self {
         self.on_event = Some(Mutex::new(Box::new(callback)));
         self

@@ -65,8 +65,8 @@ impl AdminAddress {
             Self::At(address) => Ok(address.clone()),
             Self::Default => {
                 let folder = std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from);
-                default_path(geteuid(), folder.as_deref())
-                    .map(|path| ListenAddress::Unix(path, FileAccess::default()))
+                let path = default_path(geteuid(), folder.as_deref())?;
+                Ok(ListenAddress::Unix(path, FileAccess::default()))
             }
         }
     }
