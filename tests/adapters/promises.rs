@@ -30,11 +30,10 @@ hold!(is_shared_by_threads:
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
     Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
     EngineKind, Error, Event, Events, ForkOptions, Guard, Handle, InspectPort, LatencySummary,
-    Limits, ListenAddress, ListenFuture<Listener>, ListenFuture<Datagrams>, ListenOptions,
-    Listener, ListenerId, ListeningAddress, Loads, Message, Messages, Policy, Readiness, Result<()>, Role,
-    SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot, Status,
-    StreamSetting, Tracked<TcpStream>, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId,
-    WorkerLoad,
+    Limits, ListenAddress, ListenFuture<Listener>, ListenFuture<Datagrams>, ListenOptions, Listener,
+    ListenerId, ListeningAddress, Loads, Message, Messages, Policy, Readiness, Result<()>, Role,
+    SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot, Status, StreamSetting,
+    Tracked<TcpStream>, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad,
 );
 hold!(is_shared_by_threads: on_tokio::Listener, on_tokio::Stream);
 hold!(is_a_stream: on_tokio::Stream);
