@@ -1,10 +1,10 @@
 //! What it costs to hand a socket over, for the sender and the receiver each, by how many sockets
 //! share a message, by each engine.
 //!
-//! Both ends live in one thread with an engine each, take turns, and are timed alone, in CPU time of
-//! the thread: on a shared machine that says more than the clock on the wall. One iteration is one
-//! socket. The sender fills messages, sends them, and closes its copies, as the primary does; the
-//! receiver opens messages and closes what was in them, standing in for a worker.
+//! Both ends live in one thread with an engine each, take turns, and are timed alone, in CPU time
+//! of the thread: on a shared machine that says more than the clock on the wall. One iteration is
+//! one socket. The sender fills messages, sends them, and closes its copies, as the primary does;
+//! the receiver opens messages and closes what was in them, standing in for a worker.
 //!
 //! The sockets are duplicates of one TCP connection on loopback. What travels and what is closed
 //! are real descriptors of a real socket; only the end of the connection itself, which is no part

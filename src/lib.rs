@@ -50,9 +50,10 @@ pub use supervisor::{
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };
-pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::address::{Endpoint, FileAccess, ListenAddress};
 pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, ErrorKind, Result};
+pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 

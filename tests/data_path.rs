@@ -1,5 +1,5 @@
-//! The data path alone, on each engine: a real listener, and inboxes that this test reads itself, so
-//! that it decides when something is claimed. With schedulers that a user of the library brings.
+//! The data path alone, on each engine: a real listener, and inboxes that this test reads itself,
+//! so that it decides when something is claimed. With schedulers that a user of the library brings.
 
 #[path = "common/wait.rs"]
 mod wait;

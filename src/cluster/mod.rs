@@ -145,8 +145,8 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy or an
-    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers, and for a policy or an engine in
+    /// the environment that there is not; [`Error::System`] when threads or descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }

@@ -14,6 +14,7 @@ use crate::protocol::control::Serialization;
 use crate::schedule::{SchedulerConfig, UnknownName};
 use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
 use crate::sys::engine::EngineChoice;
+use crate::sys::limits::DescriptorLimit;
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `sticky` or `none`.
@@ -61,9 +62,12 @@ pub struct ClusterSettings {
     /// What a worker without a channel is told its listening sockets are called, in the order in
     /// which they were held (`LISTEN_FDNAMES`); by default `listener-1` and so on.
     pub socket_names: Vec<String>,
-    /// The workers get process groups of their own, so that what a terminal sends to this
-    /// process's group (Ctrl-C) is for this process alone.
+    /// The workers get process groups and sessions of their own, so that what a terminal sends to
+    /// this process's group (Ctrl-C) is for this process alone.
     pub own_groups: bool,
+    /// How many descriptors a worker may open (`RLIMIT_NOFILE`): by default what this process was
+    /// started with, not what it has raised its own limit to.
+    pub descriptor_limit: DescriptorLimit,
     /// The arguments of the program (Node: `args`). By default those of this process.
     pub args: Vec<OsString>,
     /// Where workers run (Node: `cwd`); by default where this process does.
@@ -189,6 +193,7 @@ impl ClusterSettings {
             readiness: Readiness::default(),
             socket_names: Vec::new(),
             own_groups: false,
+            descriptor_limit: DescriptorLimit::default(),
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
             serialization: Serialization::default(),

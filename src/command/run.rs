@@ -18,6 +18,7 @@ use super::admin::{self, Admin, Doors, Run as Observed};
 use super::console::Console;
 use super::event::{Event, code_and_signal};
 use super::printer::{Printer, Target};
+use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
@@ -47,6 +48,7 @@ pub(super) fn run(
     let none = settings.policy == Policy::None;
     let reporter = Reporter {
         console,
+        manager: ServiceManager::from_environment(settings.listen.len()),
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
@@ -135,6 +137,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
             MessageFormat::Advanced => Serialization::Advanced,
         };
         let WorkerEnvironment { directory, user, group, prefix, .. } = &settings.worker_environment;
+        cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
         cluster.cwd.clone_from(directory);
         cluster.silent = *prefix;
         (cluster.uid, cluster.gid) = (*user, *group);
@@ -159,6 +162,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
 /// Tells what happens, and keeps the books.
 struct Reporter {
     console: Console,
+    manager: ServiceManager,
     printer: Printer,
     policy: Policy,
     /// How workers accept, if they do.
@@ -186,6 +190,7 @@ impl Reporter {
             self.workers = usize::from(*to);
         }
         if let Some(told) = self.in_our_words(event) {
+            self.manager.on_event(&told);
             self.console.tell(told);
         }
     }
@@ -233,6 +238,9 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::SignalUnused { signal } => note(format!(
+                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTERM ends the run"
+            )),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }
             }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress, Policy, Readiness,
-    Result, SchedulerConfig,
+    AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
+    Policy, Readiness, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
@@ -83,6 +83,8 @@ pub(super) struct WorkerEnvironment {
     pub user: Option<u32>,
     /// The group that it runs as.
     pub group: Option<u32>,
+    /// How many descriptors it may open.
+    pub descriptor_limit: DescriptorLimit,
     /// What it prints comes by way of the primary, which names it on each line.
     pub prefix: bool,
 }

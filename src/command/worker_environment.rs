@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use clap::Args;
 use nix::errno::Errno;
 
-use crate::command::settings::WorkerEnvironment;
-use clusterlb::{Error, Result};
-use clusterlb_sys::account;
+use super::addresses::PATIENCE;
+use super::settings::WorkerEnvironment;
+use clusterlb::protocol::environment;
+use clusterlb::{DescriptorLimit, Error, Result};
+use clusterlb_sys::{account, resolve};
 
 /// What surrounds workers.
 #[derive(Clone, Debug, Args)]
@@ -31,6 +33,16 @@ pub(super) struct WorkerEnvironmentArguments {
     /// A variable in the workers' environment; can be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<Variable>,
+
+    /// How many descriptors a worker may open (soft limit): inherited, what clusterlb was started
+    /// with; hard, the hard limit; or a number. Node raises its own to the hard limit
+    #[arg(
+        long,
+        value_name = "inherited|hard|N",
+        default_value = "inherited",
+        value_parser = descriptor_limit
+    )]
+    worker_open_files: DescriptorLimit,
 
     /// Put the worker's number in front of each line that it prints
     ///
@@ -61,6 +73,7 @@ impl WorkerEnvironmentArguments {
             directory: self.chdir.clone(),
             user,
             group,
+            descriptor_limit: self.worker_open_files,
             prefix: self.prefix,
         })
     }
@@ -72,16 +85,32 @@ impl WorkerEnvironmentArguments {
     }
 
     fn identity(&self) -> Result<(Option<u32>, Option<u32>)> {
+        if environment::is_worker() {
+            // It has been started as that user, and asks nobody who that is.
+            return Ok((None, None));
+        }
         let missing = |option: &str, name: &str| {
             Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
         };
         let account = match &self.user {
-            Some(name) => Some(account::find_user(name)?.ok_or_else(|| missing("--user", name))?),
+            Some(name) => {
+                let question = name.clone();
+                let found =
+                    resolve::within(PATIENCE, &format!("look --user {name} up"), move || {
+                        account::find_user(&question)
+                    });
+                Some(found?.ok_or_else(|| missing("--user", name))?)
+            }
             None => None,
         };
         let group = match (&self.group, account) {
             (Some(name), _) => {
-                Some(account::find_group(name)?.ok_or_else(|| missing("--group", name))?)
+                let question = name.clone();
+                let found =
+                    resolve::within(PATIENCE, &format!("look --group {name} up"), move || {
+                        account::find_group(&question)
+                    });
+                Some(found?.ok_or_else(|| missing("--group", name))?)
             }
             (None, Some(account)) => Some(account.group.ok_or_else(|| {
                 Error::usage(
@@ -100,6 +129,15 @@ impl WorkerEnvironmentArguments {
             });
         }
         Ok((user, group))
+    }
+}
+
+fn descriptor_limit(text: &str) -> std::result::Result<DescriptorLimit, String> {
+    match (text, text.parse()) {
+        ("inherited", _) => Ok(DescriptorLimit::Inherited),
+        ("hard", _) => Ok(DescriptorLimit::Hard),
+        (_, Ok(number @ 1..)) => Ok(DescriptorLimit::Number(number)),
+        _ => Err("write inherited, hard or a number from 1".into()),
     }
 }
 
@@ -122,6 +160,7 @@ mod tests {
             group: None,
             chdir: None,
             env: vec![],
+            worker_open_files: DescriptorLimit::Inherited,
             prefix: false,
         }
     }

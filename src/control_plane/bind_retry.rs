@@ -9,6 +9,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::ControlPlane;
 use super::listeners::{Key, Opening};
+use super::lookup::Candidates;
 use crate::dialect::node::session::QueryId;
 use crate::error::Result;
 use crate::id::{ListenerId, WorkerId};
@@ -25,6 +26,8 @@ const WAITING_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct ListenRequest {
     pub(crate) key: Key,
+    /// What the key's address stands for, once it has been looked up.
+    pub(crate) candidates: Option<Candidates>,
     pub(crate) opening: Opening,
     pub(crate) origin: Origin,
 }
@@ -97,5 +100,6 @@ impl ControlPlane {
     pub(crate) fn fail_listen_requests(&mut self) {
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
         waiting.into_iter().for_each(|(request, _)| self.bind_or_share(request, 0));
+        self.abandon_lookups();
     }
 }

@@ -44,7 +44,10 @@ impl ControlPlane {
             ..opening(&cluster_settings, None)
         };
         let origin = Origin::Program { answer };
-        self.bind_or_share(ListenRequest { key, opening, origin }, BindRetry::until_ns());
+        self.bind_or_share(
+            ListenRequest { key, candidates: None, opening, origin },
+            BindRetry::until_ns(),
+        );
     }
 
     /// A worker wants to serve an address.
@@ -74,7 +77,10 @@ impl ControlPlane {
     pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Origin) {
         let settings = self.cluster_settings.as_ref().expect("there is a worker, so it is fixed");
         let opening = opening(settings, backlog);
-        self.bind_or_share(ListenRequest { key, opening, origin }, BindRetry::until_ns());
+        self.bind_or_share(
+            ListenRequest { key, candidates: None, opening, origin },
+            BindRetry::until_ns(),
+        );
     }
 
     /// Finds or opens the address of a request and answers it. While the address is busy, and
@@ -88,9 +94,13 @@ impl ControlPlane {
             let error = Error::system("accept, since the data path has failed", Errno::EIO);
             return self.decline(request, error);
         }
+        if self.needs_lookup(&request) {
+            return self.look_up(request);
+        }
         let now_ns = monotonic_ns();
         let insists = now_ns < until_ns && self.bind_retry.has_room();
-        match self.listeners.find_or_open(&request.key, request.opening, insists) {
+        let ListenRequest { key, candidates, opening, .. } = &request;
+        match self.listeners.find_or_open(key, candidates.as_ref(), *opening, insists) {
             Ok((listener, is_new)) => {
                 self.pass_on(listener, is_new);
                 self.grant(listener, is_new, request);
@@ -203,7 +213,7 @@ impl ControlPlane {
     }
 
     /// An address is not to be had.
-    fn decline(&mut self, request: ListenRequest, error: Error) {
+    pub(crate) fn decline(&mut self, request: ListenRequest, error: Error) {
         let worker = request.origin.worker();
         if let Some(worker_entry) = worker.and_then(|worker| self.workers.get_mut(&worker)) {
             worker_entry.count_out(&request.key);

@@ -14,6 +14,7 @@ mod listen;
 mod listen_fds;
 mod listener_lifetime;
 pub(crate) mod listeners;
+mod lookup;
 mod node;
 mod reap;
 mod reuseport;
@@ -50,6 +51,7 @@ use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::{Entry, Listeners};
+use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
@@ -80,6 +82,8 @@ pub(crate) struct ControlPlane {
     listeners: Listeners,
     /// Who waits for an address.
     bind_retry: BindRetry,
+    /// Who waits until a name has been looked up.
+    lookups: Lookups,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -137,6 +141,7 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.on_lookups();
             self.end_lifetimes();
             self.retry_binds();
             self.settle();
@@ -148,6 +153,7 @@ impl ControlPlane {
 
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
+        let next_ns = next_ns.chain(self.lookups.deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
         let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {

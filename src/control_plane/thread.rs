@@ -10,11 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 
+use crate::sys::inherited::collect_children;
 use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
+use super::lookup::Lookups;
 use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
 use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
@@ -46,6 +48,9 @@ impl ControlPlane {
     ) -> Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
+        // Who has started this process may have left it so that no exit status is kept.
+        collect_children()?;
+        let lookups = Lookups::new(Arc::clone(&waker));
         let last_word = LastWord(control.clone());
         let plane = Self {
             epoll,
@@ -58,6 +63,7 @@ impl ControlPlane {
             places: Vec::new(),
             listeners: Listeners::default(),
             bind_retry: BindRetry::default(),
+            lookups,
             data_path: None,
             bridge: None,
             preload: None,

@@ -288,11 +288,14 @@ impl SpawnContext<'_> {
         let settings = self.settings;
         let is_mute = settings.dialect == Dialect::ListenFds;
         Launch {
-            program: settings.exec.clone(),
+            program: match settings.exec.as_os_str() == OsStr::new(OWN_PROGRAM) {
+                true => process::own_program(),
+                false => settings.exec.clone(),
+            },
             name: name_of(settings),
             arguments: self.arguments(),
             environment,
-            removed: if is_mute { &listen_fds::NOT_FOR_WORKERS } else { &[] },
+            removed: &listen_fds::NOT_FOR_WORKERS,
             id_variable: is_mute.then_some(listen_fds::ID_VARIABLE),
             directory: settings.cwd.clone(),
             user: settings.uid,
@@ -300,6 +303,7 @@ impl SpawnContext<'_> {
             streams,
             own_group: settings.own_groups,
             blocked_signals: Some(self.blocked_signals),
+            descriptor_limit: settings.descriptor_limit,
             // Others notice the end of their channel.
             ends_with_parent: is_mute,
             inherited,

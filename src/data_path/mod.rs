@@ -106,9 +106,9 @@ impl DataPath {
         backlog: u32,
         endpoints: Endpoints,
     ) -> Result<Self> {
-        // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
-        let completions = backlog.clamp(4096, 65_536).next_power_of_two();
-        let ring = Engine::new(engine, RingShape { submissions: 256, completions })?;
+        let shape = RingShape::for_backlog(backlog);
+        let completions = shape.completions;
+        let ring = Engine::new(engine, shape)?;
         // Half of the descriptors are for what may have to be taken back from workers, so that it
         // always finds room; the rest are for what is accepted and waits.
         let (limit, _) = limits::descriptor_limits()?;

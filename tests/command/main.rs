@@ -9,6 +9,7 @@ mod distribution;
 mod drain;
 mod engines;
 mod examples;
+mod guest;
 mod harness;
 mod http;
 mod limits;

@@ -131,8 +131,8 @@ impl AcceptSources {
         self.epoll.is_some()
     }
 
-    /// Waits until the engine or a listener has something, then accepts from each listener that has:
-    /// one connection, as libuv does since 1.45, or as many as there are.
+    /// Waits until the engine or a listener has something, then accepts from each listener that
+    /// has: one connection, as libuv does since 1.45, or as many as there are.
     pub(super) fn wait(
         &mut self,
         around: &mut Surroundings,

@@ -39,6 +39,17 @@ use deadlines::Durations;
 use inbox::Inbox;
 pub(crate) use synthetic_work::SyntheticWork;
 
+/// Signals that mean something to the primary, and nothing to a worker that gets them with it.
+const FOR_THE_PRIMARY: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
 const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
 /// How long a client may send nothing in the middle of a body, or take nothing of an answer.
 const STALL: Duration = Duration::from_secs(60);
@@ -50,6 +61,11 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// Keys of the descriptors that the loop watches.
 const CONTROL: Key = Key { index: 0, generation: 0 };
 const SIGNALS: Key = Key { index: 1, generation: 0 };
+
+/// What the ring of a worker counts as locked memory.
+pub(super) fn ring_bytes() -> u64 {
+    clusterlb_sys::ring::Ring::locked_bytes(SHAPE)
+}
 
 /// Runs as a worker until the primary or a signal says otherwise.
 ///
@@ -77,8 +93,7 @@ struct Worker {
 
 impl Worker {
     fn start(settings: &Settings, inheritance: Inheritance) -> Result<Self> {
-        // The primary decides what Ctrl-C and a closed terminal mean; both reach the whole group.
-        clusterlb_sys::signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+        clusterlb_sys::signal::block(&FOR_THE_PRIMARY)?;
         let signals = Signals::receive(&[Signal::SIGTERM])?;
         if let Some(cpu) = inheritance.cpu {
             clusterlb_sys::cpu::pin_to(cpu)?;
