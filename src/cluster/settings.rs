@@ -83,6 +83,12 @@ pub struct ClusterSettings {
     /// The group that workers run as (`setgid(2)`, before the user; Node: `gid`). Supplementary
     /// groups are dropped.
     pub gid: Option<u32>,
+    /// Workers keep no capability, and cannot get any by what they execute (`no_new_privs`). For
+    /// workers that run as a user who is not trusted.
+    pub confine: bool,
+    /// Variables of this process that workers do not get. What a service manager has told this
+    /// process (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like) they never get.
+    pub environment_removed: Vec<OsString>,
     /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
     /// `inspectPort`); to one of [`Dialect::Node`] by `--inspect-port` behind
     /// [`exec_argv`](Self::exec_argv), as by Node.
@@ -188,6 +194,8 @@ impl ClusterSettings {
             stdio: None,
             uid: None,
             gid: None,
+            confine: false,
+            environment_removed: Vec::new(),
             inspect_port: None,
             cpus: Vec::new(),
             policy,

@@ -82,7 +82,7 @@ pub(crate) struct ControlPlane {
     preload: Option<Preload>,
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
-    /// What workers ring to wake the data path.
+    /// What wakes the data path. No worker has it.
     data_path_waker: Arc<Waker>,
     /// What concerns the whole cluster, once that is fixed.
     cluster_settings: Option<Arc<ClusterSettings>>,

@@ -37,7 +37,6 @@ impl ControlPlane {
             inherited_sockets,
             has_inbox: self.data_path.is_some() && self.hands_over(),
             predecessor: fork_request.predecessor,
-            waker: &self.data_path_waker,
             preload,
             control: self.control.clone(),
             bus: Arc::clone(&self.bus),

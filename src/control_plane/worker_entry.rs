@@ -102,8 +102,6 @@ pub(crate) struct SpawnContext<'a> {
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
     pub(crate) predecessor: Option<WorkerId>,
-    /// What the worker rings.
-    pub(crate) waker: &'a Waker,
     /// What a Node worker loads before its program.
     pub(crate) preload: Option<&'a Preload>,
     pub(crate) control: ControlHandle,
@@ -118,7 +116,7 @@ impl WorkerEntry {
     pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
         let settings = context.settings;
         let cpu = context.cpu();
-        let page = PrimaryPage::create()?;
+        let (page, waker) = (PrimaryPage::create()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
         let is_node = settings.dialect == Dialect::Node;
@@ -129,12 +127,13 @@ impl WorkerEntry {
         placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let inherited = context.inherited(highest, &worker_control, &page, inbox.as_ref())?;
+        let inherited =
+            context.inherited(highest, &worker_control, &page, &waker, inbox.as_ref())?;
         let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let launch = context.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
-        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page });
+        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
             id: context.id,
@@ -236,6 +235,7 @@ impl SpawnContext<'_> {
         highest: RawFd,
         control: &OwnedFd,
         page: &PrimaryPage,
+        waker: &Waker,
         inbox: Option<&(OwnedFd, OwnedFd)>,
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
         if self.settings.dialect == Dialect::ListenFds {
@@ -246,7 +246,7 @@ impl SpawnContext<'_> {
         let is_native = self.settings.dialect == Dialect::Native;
         if is_native || self.preload.is_some() {
             inherited.push((environment::BOARD, passed(page)?));
-            inherited.push((environment::WAKER, passed(self.waker)?));
+            inherited.push((environment::WAKER, passed(waker)?));
         }
         if let Some((_, receiver)) = inbox.filter(|_| is_native || self.preload.is_some()) {
             inherited.push((environment::INBOX, passed(receiver)?));
@@ -268,11 +268,12 @@ impl SpawnContext<'_> {
             name: name_of(settings),
             arguments: self.arguments(),
             environment,
-            removed: if is_mute { &listen_fds::NOT_FOR_WORKERS } else { &[] },
+            removed: self.removed(),
             id_variable: is_mute.then_some(listen_fds::ID_VARIABLE),
             directory: settings.cwd.clone(),
             user: settings.uid,
             group: settings.gid,
+            confined: settings.confine,
             streams,
             own_group: settings.own_groups,
             // Others notice the end of their channel.
@@ -280,6 +281,12 @@ impl SpawnContext<'_> {
             inherited,
             placed,
         }
+    }
+
+    /// Variables that are for this process alone.
+    fn removed(&self) -> Vec<OsString> {
+        let own = listen_fds::NOT_FOR_WORKERS.map(OsString::from);
+        own.into_iter().chain(self.settings.environment_removed.iter().cloned()).collect()
     }
 
     fn arguments(&self) -> Vec<OsString> {

@@ -64,6 +64,8 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Loads,
     uniform: bool,
+    /// Listeners that every worker serves which serves any, a bit each.
+    common: u64,
     listeners: Vec<Option<ListenerEntry>>,
     /// Of listeners that are gone.
     skips_before: Skips,
@@ -95,6 +97,7 @@ impl Roster {
             loads: Loads::default(),
             masked: Loads::default(),
             uniform: true,
+            common: u64::MAX,
             listeners: Vec::new(),
             skips_before: Skips::default(),
         };
@@ -207,6 +210,7 @@ impl Roster {
     /// The worker leaves: nothing more for it.
     pub fn retire(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Draining);
+        self.note_uniformity();
     }
 
     /// The worker is gone.
@@ -219,6 +223,7 @@ impl Roster {
     /// The worker's process has ended, but its seat is still being cleared.
     pub fn bury(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Dead);
+        self.note_uniformity();
     }
 
     /// Takes note of a worker's counters.
@@ -269,6 +274,30 @@ impl Roster {
         let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };
         self.listeners[place].as_ref().is_some_and(|entry| entry.chooser.has_room(loads))
+    }
+
+    /// How many connections of a listener its workers could be given now.
+    pub fn room_of(&mut self, listener: ListenerId) -> u32 {
+        if !self.has_room(listener) {
+            return 0;
+        }
+        let loads = if self.uniform { &self.loads } else { &self.masked };
+        let able = loads.iter().filter(|load| load.can_take());
+        able.fold(0, |sum, load| sum.saturating_add(load.credits))
+    }
+
+    /// Whether every worker that serves something and goes on doing so serves this listener.
+    #[must_use]
+    pub fn is_served_by_all(&self, listener: ListenerId) -> bool {
+        self.listener_index(listener).is_some_and(|place| self.common & 1 << place != 0)
+    }
+
+    /// Whether a worker serves a listener.
+    #[must_use]
+    pub fn serves(&self, slot: Slot, listener: ListenerId) -> bool {
+        let worker = self.workers.get(slot.index()).and_then(Option::as_ref);
+        let place = self.listener_index(listener);
+        worker.zip(place).is_some_and(|(worker, place)| worker.joined & 1 << place != 0)
     }
 
     /// Whether the policy wants to know the client.
@@ -437,6 +466,11 @@ impl Roster {
         let listeners = self.listeners.iter().enumerate().filter(|(_, entry)| entry.is_some());
         let everything = listeners.fold(0, |sum, (place, _)| sum | 1 << place);
         self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
+        let takes = |load: &WorkerLoad| matches!(load.status, Status::Ready | Status::Full);
+        let pairs = self.workers.iter().zip(&*self.loads).filter(|(_, load)| takes(load));
+        let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| one.joined));
+        // One that serves nothing yet says nothing about who is left out.
+        self.common = joined.filter(|joined| *joined != 0).fold(u64::MAX, |all, one| all & one);
     }
 
     /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.

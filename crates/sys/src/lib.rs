@@ -11,6 +11,7 @@
 //! * [`datagram`]: datagram sockets that processes share.
 //! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
 //! * [`process`]: starting, watching and ending worker processes.
+//! * [`guard`]: a process that ends workers which a killed primary leaves behind.
 //! * [`notify`]: words of programs that say in systemd's way that they are ready.
 //! * [`account`]: users and groups by name.
 //! * [`signal`]: signals as a readable descriptor.
@@ -33,6 +34,7 @@ pub mod cpu;
 pub mod datagram;
 pub mod error;
 pub mod fdpass;
+pub mod guard;
 pub mod limits;
 pub mod listener;
 pub mod migration;
@@ -45,5 +47,6 @@ pub mod readiness;
 pub mod ring;
 pub mod shared;
 pub mod signal;
+mod unix_socket;
 pub mod waker;
 pub mod watch;

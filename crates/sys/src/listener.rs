@@ -2,13 +2,9 @@
 //!
 //! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
 
-use std::fs::{self, Permissions};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -20,6 +16,7 @@ use nix::sys::socket::{
 
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
+use crate::unix_socket::{SocketFile, SocketPlace};
 
 /// A listening stream socket.
 #[derive(Debug)]
@@ -53,13 +50,6 @@ pub struct OpenOptions {
     pub mode: Option<u32>,
     /// Accepting waits until there is a connection. Whoever shares the socket shares this.
     pub blocking: bool,
-}
-
-/// A unix socket's file; removed with its listener unless somebody else has replaced it.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
 }
 
 impl Listener {
@@ -183,18 +173,6 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity_of(&self.path) == Some(self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity_of(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|data| (data.st_dev(), data.st_ino()))
-}
-
 fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
     let unknown = || {
         Error::usage(
@@ -267,46 +245,23 @@ fn open_unix(
     options: OpenOptions,
 ) -> Result<Listener> {
     let bind_failed = failure(address, "bind");
-    if let Some(path) = path {
-        remove_stale(path).map_err(&bind_failed)?;
-    }
-    let name = match address {
-        ListenAddress::Abstract(name) => UnixAddr::new_abstract(name.as_bytes()),
-        _ => UnixAddr::new(path.unwrap_or_else(|| Path::new(""))),
-    };
-    let name = name.map_err(&bind_failed)?;
     let socket = stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
-    bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
-    let file = path.and_then(|path| {
-        let identity = identity_of(path)?;
-        Some(SocketFile { path: path.to_owned(), identity })
-    });
-    if let (Some(mode), Some(path)) = (options.mode, path) {
-        // Nobody can connect before it listens, so nobody gets in with other permissions.
-        let set = fs::set_permissions(path, Permissions::from_mode(mode));
-        set.map_err(|error| failure(address, "set the mode of")(errno_of(&error)))?;
-    }
+    let file = match (address, path) {
+        (ListenAddress::Abstract(name), _) => {
+            let name = UnixAddr::new_abstract(name.as_bytes()).map_err(&bind_failed)?;
+            bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
+            None
+        }
+        (_, path) => {
+            let path = path.unwrap_or_else(|| Path::new(""));
+            let place = SocketPlace::open(path).map_err(&bind_failed)?;
+            place.remove_stale().map_err(&bind_failed)?;
+            // Nobody can connect before it listens, so nobody gets in with other permissions.
+            Some(place.bind(&socket, options.mode).map_err(bind_failed)?)
+        }
+    };
     listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
     finish(address, socket, file)
-}
-
-/// Removes a socket file that nobody listens on, as an end by SIGKILL leaves it behind.
-fn remove_stale(path: &Path) -> std::result::Result<(), Errno> {
-    use std::os::unix::fs::FileTypeExt;
-
-    let Ok(data) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !data.file_type().is_socket() {
-        return Err(Errno::EADDRINUSE);
-    }
-    let address = UnixAddress::from_pathname(path).map_err(|_| Errno::ENAMETOOLONG)?;
-    match UnixStream::connect_addr(&address) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| errno_of(&error))
-        }
-        _ => Err(Errno::EADDRINUSE),
-    }
 }
 
 fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
@@ -358,13 +313,18 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
     Ok(Listener { socket, address, family, _file: file })
 }
 
+/// As it was asked for: what was bound may be a name within an opened folder. Of an inherited one
+/// only the bound name is known.
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
-    let path = bound.as_unix_addr().and_then(UnixAddr::path);
-    path.map_or_else(|| address.to_string(), |path| format!("unix:{}", path.display()))
+    match (address, bound.as_unix_addr().and_then(UnixAddr::path)) {
+        (ListenAddress::Inherited(_), Some(path)) => format!("unix:{}", path.display()),
+        _ => address.to_string(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
 
     use super::*;
