@@ -21,6 +21,8 @@ const PATIENCE_NS: u64 = 200_000_000;
 const AGAIN_NS: u64 = 5_000_000;
 /// Those who wait at once; further ones are told at once.
 const WAITING_MAX: usize = 256;
+/// Of these, how many may be of one worker.
+const WAITING_PER_WORKER: usize = 32;
 
 /// Somebody who wants an address.
 #[derive(Debug)]
@@ -48,6 +50,13 @@ impl BindRetry {
         self.again_ns
     }
 
+    /// Whether one more may wait. A worker that asks and asks takes nobody else's turn.
+    fn has_room_for(&self, listen_request: &ListenRequest) -> bool {
+        let owner = listen_request.owner();
+        let own = self.waiting.iter().filter(|(one, _)| one.owner() == owner).count();
+        self.waiting.len() < WAITING_MAX && (owner.is_none() || own < WAITING_PER_WORKER)
+    }
+
     fn add(&mut self, listen_request: ListenRequest, until_ns: u64, now_ns: u64) {
         self.waiting.push((listen_request, until_ns));
         self.again_ns.get_or_insert_with(|| now_ns.saturating_add(AGAIN_NS));
@@ -72,13 +81,18 @@ impl ControlPlane {
 
     /// Nobody is going to get an address any more: those who wait learn so by this.
     pub(crate) fn fail_listen_requests(&mut self) {
+        self.fail_lookups();
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
         waiting.into_iter().for_each(|(listen_request, _)| self.consider(listen_request, 0));
+        self.fail_lookups();
     }
 
     fn consider(&mut self, listen_request: ListenRequest, until_ns: u64) {
+        if self.has_unknown_name(&listen_request) {
+            return self.look_up(listen_request);
+        }
         let now_ns = monotonic_ns();
-        let insists = now_ns < until_ns && self.bind_retry.waiting.len() < WAITING_MAX;
+        let insists = now_ns < until_ns && self.bind_retry.has_room_for(&listen_request);
         match listen_request {
             ListenRequest::Listen { asker, key } => {
                 if self.workers.get(&asker.worker).is_none_or(|worker_entry| worker_entry.leaving) {

@@ -51,7 +51,8 @@ impl ControlPlane {
     /// Opens a socket, and lets the data path have it.
     fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
         let hands_over = self.hands_over();
-        let listener = self.listeners.open(key, opening, insists)?;
+        let meaning = self.resolver.known(&key.address).unwrap_or_default();
+        let listener = self.listeners.open(key, opening, meaning, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         if let (Some(data), Some(socket), true) = (&self.data_path, entry.stream(), hands_over) {
             data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });

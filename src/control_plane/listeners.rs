@@ -19,7 +19,7 @@ use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{ListenOptions, Transport};
 use crate::settings::LISTENERS_MAX;
 use crate::sys::datagram::{self, DatagramOptions};
-use crate::sys::listener::{Listener, OpenOptions, open_shared};
+use crate::sys::listener::{Listener, OpenOptions, open_first, open_shared};
 
 /// Chosen ports that are remembered for the next worker that asks for the same. Beyond it a new
 /// port is chosen again.
@@ -154,12 +154,18 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Opens what a key names. A port that was chosen before is chosen anew if somebody else has
-    /// it, unless it is insisted upon.
+    /// Opens what a key names. `meaning` is what its name means, if it has one. A port that was
+    /// chosen before is chosen anew if somebody else has it, unless it is insisted upon.
     ///
     /// # Errors
     /// [`Error::Listen`]: the address is not to be had, or there are 64 listeners.
-    pub(crate) fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
+    pub(crate) fn open(
+        &mut self,
+        key: Key,
+        opening: Opening,
+        meaning: &[SocketAddr],
+        insists: bool,
+    ) -> Result<ListenerId> {
         if self.entries.len() >= LISTENERS_MAX {
             return Err(Error::Listen {
                 address: key.address.to_string(),
@@ -168,11 +174,11 @@ impl Listeners {
             });
         }
         let remembered = self.ports.get(&key).map(|port| ListenAddress::Tcp(*port));
-        let again = remembered.map(|address| self.socket(&key, &address, opening));
+        let again = remembered.map(|address| self.socket(&key, &address, opening, meaning));
         let (socket, address) = match again {
             Some(Ok(opened)) => opened,
             Some(Err(error)) if insists && is_busy(&error) => return Err(error),
-            Some(Err(_)) | None => self.socket(&key, &key.address, opening)?,
+            Some(Err(_)) | None => self.socket(&key, &key.address, opening, meaning)?,
         };
         if key.address.is_port_zero()
             && self.ports.len() < PORTS_REMEMBERED_MAX
@@ -212,6 +218,7 @@ impl Listeners {
         key: &Key,
         address: &ListenAddress,
         opening: Opening,
+        meaning: &[SocketAddr],
     ) -> Result<(Socket, String)> {
         if key.options.transport != Transport::Stream {
             let (socket, bound) = datagram::open(address, datagram_options(key.options))?;
@@ -228,7 +235,12 @@ impl Listeners {
         // Only TCP knows ports that several sockets share.
         let is_tcp = matches!(address, ListenAddress::Tcp(_) | ListenAddress::Name(..));
         let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
-        let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
+        let options = open_options(key.options, opening);
+        let listener = match address {
+            ListenAddress::Name(..) => open_first(meaning, options)?,
+            address => Listener::open(address, options)?,
+        };
+        let listener = Arc::new(listener);
         let bound = listener.address().to_owned();
         if matches!(address, ListenAddress::Inherited(_)) {
             self.inherited.insert(address.clone(), Arc::clone(&listener));
@@ -423,17 +435,19 @@ mod tests {
     #[test]
     fn a_port_that_was_chosen_once_is_chosen_again() {
         let mut listeners = Listeners::default();
-        let first = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("a free port");
+        let first =
+            listeners.open(key("127.0.0.1:0", 0), OPENING, &[], false).expect("a free port");
         let second =
-            listeners.open(key("127.0.0.1:0", 1), OPENING, false).expect("another free port");
+            listeners.open(key("127.0.0.1:0", 1), OPENING, &[], false).expect("another free port");
         let ports: Vec<String> = [first, second]
             .iter()
             .map(|id| listeners.take(*id).expect("it is open").address)
             .collect();
         assert_ne!(ports[0], ports[1]);
         for (index, port) in (0..).zip(&ports) {
-            let again =
-                listeners.open(key("127.0.0.1:0", index), OPENING, false).expect("the same port");
+            let again = listeners
+                .open(key("127.0.0.1:0", index), OPENING, &[], false)
+                .expect("the same port");
             assert_eq!(listeners.get_mut(again).expect("it is open").address, *port);
             assert!(![first, second].contains(&again), "the number is a new one");
         }
@@ -442,12 +456,13 @@ mod tests {
     #[test]
     fn a_port_that_somebody_else_has_meanwhile_is_replaced() {
         let mut listeners = Listeners::default();
-        let first = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("a free port");
+        let first =
+            listeners.open(key("127.0.0.1:0", 0), OPENING, &[], false).expect("a free port");
         let port = listeners.take(first).expect("it is open").address;
         let _other = std::net::TcpListener::bind(&port).expect("it is free again");
-        let insisted = listeners.open(key("127.0.0.1:0", 0), OPENING, true);
+        let insisted = listeners.open(key("127.0.0.1:0", 0), OPENING, &[], true);
         assert!(is_busy(&insisted.expect_err("somebody has it")));
-        let again = listeners.open(key("127.0.0.1:0", 0), OPENING, false).expect("some port");
+        let again = listeners.open(key("127.0.0.1:0", 0), OPENING, &[], false).expect("some port");
         assert_ne!(listeners.get_mut(again).expect("it is open").address, port);
     }
 
@@ -455,10 +470,10 @@ mod tests {
     fn listeners_are_bounded() {
         let mut listeners = Listeners::default();
         for index in 0..64 {
-            listeners.open(key("127.0.0.1:0", index), OPENING, false).expect("a free port");
+            listeners.open(key("127.0.0.1:0", index), OPENING, &[], false).expect("a free port");
         }
         let error =
-            listeners.open(key("127.0.0.1:0", 64), OPENING, false).expect_err("one too many");
+            listeners.open(key("127.0.0.1:0", 64), OPENING, &[], false).expect_err("one too many");
         assert!(error.to_string().contains("more than 64"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ mod listen_fds;
 pub(crate) mod listeners;
 mod node;
 mod reap;
+mod resolver;
 mod reuseport;
 mod spawn;
 mod thread;
@@ -47,6 +48,7 @@ use bind_retry::{BindRetry, ListenRequest};
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::Listeners;
+use resolver::Resolver;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -57,6 +59,7 @@ const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
+const ANSWERS: u64 = 4;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -75,6 +78,8 @@ pub(crate) struct ControlPlane {
     listeners: Listeners,
     /// Who waits for an address.
     bind_retry: BindRetry,
+    /// Who waits for the meaning of a name.
+    resolver: Resolver,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -124,6 +129,9 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            if self.resolver.next_deadline_ns().is_some_and(|at_ns| at_ns <= monotonic_ns()) {
+                self.heed_answers();
+            }
             self.retry_binds();
             self.settle();
             self.complete_disconnects();
@@ -133,6 +141,7 @@ impl ControlPlane {
 
     fn until_next_deadline(&self) -> EpollTimeout {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
+        let next_ns = next_ns.chain(self.resolver.next_deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
@@ -159,6 +168,7 @@ impl ControlPlane {
             },
             NOTICES => self.heed_bridge(),
             NOTIFICATIONS => self.heed_notifications(),
+            ANSWERS => self.heed_answers(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
                 if token & PROCESS != 0 {

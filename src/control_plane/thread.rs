@@ -16,7 +16,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
-use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
+use super::resolver::Resolver;
+use super::{ANSWERS, BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
 use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
 use crate::data_path::ClusterCounts;
@@ -61,6 +62,7 @@ impl ControlPlane {
             bridge: None,
             preload: None,
             notify: None,
+            resolver: Resolver::new()?,
             data_path_waker: Arc::new(Waker::new()?),
             cluster_settings: None,
             next_id: 1,
@@ -69,6 +71,7 @@ impl ControlPlane {
             ending: None,
         };
         plane.watch(&plane.waker, REQUESTS)?;
+        plane.watch(&plane.resolver, ANSWERS)?;
         let body = move || {
             let _last_word = last_word;
             plane.live();

@@ -60,7 +60,7 @@ impl Listener {
     pub fn open(address: &ListenAddress, options: OpenOptions) -> Result<Self> {
         let listener = match address {
             ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
-            ListenAddress::Name(host, port) => open_tcp(address, resolve(host, *port)?, options),
+            ListenAddress::Name(host, port) => open_first(&resolve(host, *port)?, options),
             ListenAddress::Unix(path) => open_unix(address, Some(path), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
             ListenAddress::Inherited(number) => adopt(address, *number),
@@ -173,20 +173,40 @@ impl AsFd for Listener {
     }
 }
 
-fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
-    let unknown = || {
-        Error::usage(
+/// The addresses of a host, in the order in which they are to be tried. Waits for name servers.
+///
+/// # Errors
+/// [`Error::Usage`]: there is no such name, or nobody knows.
+pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let found: Vec<SocketAddr> =
+        (host, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+    if found.is_empty() {
+        return Err(Error::usage(
             format!("--listen {host}:{port}: the host name cannot be resolved"),
             "use an address, or add the name to /etc/hosts",
-        )
-    };
-    let mut found = (host, port).to_socket_addrs().map_err(|_| unknown())?;
-    found.next().ok_or_else(unknown)
+        ));
+    }
+    Ok(found)
 }
 
 fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Error {
     let address = address.to_string();
     move |source| Error::Listen { address: address.clone(), step: step.to_owned(), source }
+}
+
+/// Opens the first of these addresses that can be had.
+///
+/// # Errors
+/// None can; [`Error::Listen`] says why, for the last one.
+pub fn open_first(addresses: &[SocketAddr], options: OpenOptions) -> Result<Listener> {
+    let mut last = Err(Error::system("listen at no address", Errno::EADDRNOTAVAIL));
+    for tcp in addresses {
+        last = open_tcp(&ListenAddress::Tcp(*tcp), *tcp, options);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
 }
 
 fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> Result<Listener> {
