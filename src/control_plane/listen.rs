@@ -45,6 +45,7 @@ impl ControlPlane {
         let listener = self.open(key, opening, insists)?;
         let entry = self.listeners.get_mut(listener).expect("it has just been opened");
         entry.held = true;
+        entry.wanted = true;
         Ok((listener, entry.address.clone()))
     }
 
@@ -260,6 +261,15 @@ impl ControlPlane {
         if abandoned {
             self.remove(listener);
         }
+    }
+
+    /// Closes what is kept open for the next worker and what no worker has asked for.
+    pub(crate) fn release_unused(&mut self) {
+        let unused = self.listeners.iter().filter(|entry| {
+            entry.held && !entry.wanted && entry.users.is_empty() && entry.askers.is_empty()
+        });
+        let unused: Vec<ListenerId> = unused.map(|entry| entry.id).collect();
+        unused.into_iter().for_each(|listener| self.remove(listener));
     }
 
     /// Closes a listener. With a data path it has gone when that says so.

@@ -73,6 +73,8 @@ pub(crate) struct Entry {
     pub(crate) users: BTreeSet<WorkerId>,
     /// It stays open, whoever uses it.
     pub(crate) held: bool,
+    /// The program has asked for that, not only the settings.
+    pub(crate) wanted: bool,
     /// It goes: the data path gives away what is left in it.
     pub(crate) closing: bool,
     /// Who asked for the address meanwhile.
@@ -193,6 +195,7 @@ impl Listeners {
             address,
             users: BTreeSet::new(),
             held: false,
+            wanted: false,
             closing: false,
             askers: Vec::new(),
             socket,

@@ -204,6 +204,7 @@ impl ControlPlane {
                 self.disconnecting.push(guard);
                 self.disconnect_all(grace);
             }
+            Request::Release => self.release_unused(),
             Request::Shed { coming, answer } => {
                 // With a data path the primary accepts from them.
                 let lost = match self.data_path {

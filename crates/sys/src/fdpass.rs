@@ -94,13 +94,27 @@ pub fn receive(
     bytes: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> std::result::Result<Arrival, Errno> {
+    receive_up_to(socket, bytes, descriptors, DESCRIPTORS_PER_MESSAGE_MAX)
+}
+
+/// The same with room for so many descriptors; the kernel closes further ones.
+///
+/// # Errors
+/// EAGAIN when nothing has arrived.
+pub fn receive_up_to(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+    descriptors_max: usize,
+) -> std::result::Result<Arrival, Errno> {
+    let room = CONTROL_HEADER_BYTES + descriptors_max * size_of::<RawFd>();
     let mut control = ControlSpace::default();
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut header = empty_header();
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = control.0.len();
+    header.msg_controllen = room.min(control.0.len());
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
     // SAFETY: the header points at `bytes` and `control`, both alive and writable during the call.
     let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };

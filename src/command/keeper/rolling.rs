@@ -63,6 +63,9 @@ impl Keeper<'_> {
         }
         let Some(old) = rolling.todo.pop_front() else {
             self.rolling = None;
+            // What none of the new workers has asked for is not served any more. A cluster that
+            // has failed says so by an event.
+            let _ = self.cluster.release_unused();
             return self.tell(Event::Reloaded);
         };
         let Some(place) = self.place_of(&old) else {

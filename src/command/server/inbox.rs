@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::connections::{Connections, Surroundings};
+use super::connections::Connections;
+use super::surroundings::Surroundings;
 use clusterlb::Result;
 use clusterlb::protocol::control::LatencySummary;
 use clusterlb::protocol::handoff;

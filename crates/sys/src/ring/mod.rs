@@ -30,8 +30,11 @@ use crate::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
 use operations::{Operation, Token};
 
-/// Receive buffers for connections: 4 KiB holds nearly every request head.
-const DATA_GROUP: GroupShape = GroupShape { group: 1, count: 512, buffer_bytes: 4096 };
+/// Most bytes of a chunk: holds nearly every request head.
+pub const CHUNK_BYTES: u16 = 4096;
+/// Receive buffers for connections.
+const DATA_GROUP: GroupShape =
+    GroupShape { group: 1, count: 512, buffer_bytes: CHUNK_BYTES as u32 };
 /// Receive buffers for messages with descriptors.
 const MESSAGE_GROUP: GroupShape = GroupShape { group: 2, count: 64, buffer_bytes: 1024 };
 
