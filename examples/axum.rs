@@ -6,18 +6,17 @@
 //! answers what is under way and ends.
 
 use std::error::Error;
-use std::thread::available_parallelism;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, State};
 use axum::routing::get;
 use clusterlb::adapter::axum::PeerAddr;
 use clusterlb::adapter::tokio::Listener;
-use clusterlb::{Cluster, Event, Role, Worker};
+use clusterlb::{Cluster, Event, Role, Supervisor, SupervisorEvent, Worker};
 
 fn main() -> Result<(), Box<dyn Error>> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => lead(&cluster),
+        Role::Primary(cluster) => Ok(lead(cluster)?),
         Role::Worker(worker) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(serve(worker))
@@ -25,28 +24,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The primary: starts the workers, and ends when the last has gone.
-fn lead(cluster: &Cluster) -> Result<(), Box<dyn Error>> {
-    let events = cluster.events()?;
-    for _ in 0..available_parallelism()?.get() {
-        cluster.fork()?;
+/// The primary: a worker for each CPU, until Ctrl-C.
+fn lead(cluster: Cluster) -> clusterlb::Result<()> {
+    Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
+}
+
+fn report(event: &SupervisorEvent) {
+    if let SupervisorEvent::Cluster(Event::Listening { worker, address }) = event {
+        println!("worker {} serves {address}", worker.id());
     }
-    for event in events {
-        match event {
-            Event::Listening { worker, address } => {
-                let port = address.port.map(|port| format!(":{port}")).unwrap_or_default();
-                println!("worker {} serves {}{port}", worker.id(), address.address);
-            }
-            Event::Exit { worker, ending, .. } => {
-                println!("worker {} has ended: {ending:?}", worker.id());
-                if cluster.workers().is_empty() {
-                    break;
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// A worker: the application.

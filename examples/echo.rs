@@ -3,10 +3,9 @@
 
 use std::error::Error;
 use std::io;
-use std::thread::available_parallelism;
 
 use clusterlb::adapter::uring::{Listener, Stream};
-use clusterlb::{Cluster, Event, Role, Worker};
+use clusterlb::{Cluster, Event, Role, Supervisor, SupervisorEvent, Worker};
 use tokio_uring::buf::BoundedBuf;
 
 /// Bytes read at once.
@@ -14,28 +13,20 @@ const READ_BYTES: usize = 16 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => lead(&cluster),
+        Role::Primary(cluster) => Ok(lead(cluster)?),
         Role::Worker(worker) => serve(&worker),
     }
 }
 
-/// The primary: starts the workers, and ends when the last has gone.
-fn lead(cluster: &Cluster) -> Result<(), Box<dyn Error>> {
-    let events = cluster.events()?;
-    for _ in 0..available_parallelism()?.get() {
-        cluster.fork()?;
+/// The primary: a worker for each CPU, until Ctrl-C.
+fn lead(cluster: Cluster) -> clusterlb::Result<()> {
+    Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
+}
+
+fn report(event: &SupervisorEvent) {
+    if let SupervisorEvent::Cluster(Event::Listening { worker, address }) = event {
+        println!("worker {} serves {address}", worker.id());
     }
-    for event in events {
-        match event {
-            Event::Listening { worker, address } => {
-                let port = address.port.map(|port| format!(":{port}")).unwrap_or_default();
-                println!("worker {} serves {}{port}", worker.id(), address.address);
-            }
-            Event::Exit { .. } if cluster.workers().is_empty() => break,
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// A worker: a task for each connection, until the primary wants it to leave.

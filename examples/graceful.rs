@@ -12,47 +12,51 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use clusterlb::{Cluster, Connection, Event, Result, Role, Signal, Worker};
+use clusterlb::{Cluster, Connection, Event, Result, Role, Supervisor, SupervisorEvent, Worker};
 
-const WORKERS: usize = 2;
+const WORKERS: u16 = 2;
 
 fn main() -> Result<()> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => primary(&cluster),
+        Role::Primary(cluster) => primary(cluster),
         Role::Worker(worker) => serve(&worker),
     }
 }
 
-fn primary(cluster: &Cluster) -> Result<()> {
+fn primary(cluster: Cluster) -> Result<()> {
     let seconds = std::env::args().nth(2).and_then(|number| number.parse().ok());
     let grace = Duration::from_secs(seconds.unwrap_or(10));
-    // On a thread of its own, so that the main one can wait for Enter.
-    cluster.on(|event| match event {
-        Event::Listening { worker, address } => println!("worker {} serves {address}", worker.id()),
-        Event::Exit { worker, ending, .. } => println!("worker {} ended: {ending:?}", worker.id()),
-        _ => {}
-    })?;
-    for _ in 0..WORKERS {
-        cluster.fork()?;
-    }
-    println!("press Enter to shut down");
-    // An input that cannot be read is as good as one that has ended.
-    let _ = io::stdin().read_line(&mut String::new());
-    for worker in cluster.workers().values() {
-        // The application's own word, for connections that would go on for ever. A worker that has
-        // just ended needs none.
-        let _ = worker.send("shutdown");
-    }
-    let gone = cluster.disconnect();
-    if !gone.wait_for(grace) {
+    let mut supervisor =
+        Supervisor::new(cluster.clone()).workers(WORKERS).grace(grace).on_event(report);
+    let handle = supervisor.handle()?;
+    // On a thread of its own, since the main one keeps the workers.
+    thread::spawn(move || {
+        println!("press Enter to shut down");
+        // An input that cannot be read is as good as one that has ended.
+        let _ = io::stdin().read_line(&mut String::new());
         for worker in cluster.workers().values() {
-            println!("worker {} takes too long", worker.id());
-            worker.kill(Signal::SIGKILL)?;
+            // The application's own word, for connections that would go on for ever. A worker that
+            // has just ended needs none.
+            let _ = worker.send("shutdown");
         }
-        gone.wait();
-    }
+        handle.stop(None).map(drop)
+    });
+    supervisor.run()?;
     println!("all workers have gone");
     Ok(())
+}
+
+fn report(event: &SupervisorEvent) {
+    match event {
+        SupervisorEvent::Cluster(Event::Listening { worker, address }) => {
+            println!("worker {} serves {address}", worker.id());
+        }
+        SupervisorEvent::Cluster(Event::Exit { worker, ending, .. }) => {
+            println!("worker {} ended: {ending:?}", worker.id());
+        }
+        SupervisorEvent::Killed { workers, .. } => println!("{workers:?} takes too long"),
+        _ => {}
+    }
 }
 
 fn serve(worker: &Worker) -> Result<()> {
@@ -71,7 +75,7 @@ fn serve(worker: &Worker) -> Result<()> {
 }
 
 fn echo(connection: Connection, shutdown: &AtomicBool) -> io::Result<()> {
-    let mut client = connection.into_tcp().map_err(io::Error::other)?;
+    let mut client = connection.into_tcp()?;
     let lines = BufReader::new(client.try_clone()?).lines();
     for line in lines {
         let line = line?;

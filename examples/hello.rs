@@ -8,7 +8,7 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::thread;
 
-use clusterlb::{Cluster, Connection, Event, Result, Role, Worker};
+use clusterlb::{Cluster, Connection, Event, Result, Role, Supervisor, SupervisorEvent, Worker};
 
 /// Most of a request that is read.
 const REQUEST_BYTES_MAX: u64 = 8192;
@@ -18,33 +18,27 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: clo
 fn main() -> Result<()> {
     // The same program is both: a worker is started with a variable in its environment.
     match clusterlb::role()? {
-        Role::Primary(cluster) => primary(&cluster),
+        Role::Primary(cluster) => primary(cluster),
         Role::Worker(worker) => serve(&worker),
     }
 }
 
-fn primary(cluster: &Cluster) -> Result<()> {
+fn primary(cluster: Cluster) -> Result<()> {
     println!("primary {} is running", std::process::id());
-    // Before the first fork, so that nothing is missed.
-    let events = cluster.events()?;
-    for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-        cluster.fork()?;
-    }
-    for event in events {
-        match event {
-            Event::Listening { worker, address } => {
-                println!("worker {} serves {address}", worker.pid());
-            }
-            Event::Exit { worker, ending, .. } => {
-                println!("worker {} died: {ending:?}", worker.pid());
-                if cluster.workers().is_empty() {
-                    break;
-                }
-            }
-            _ => {}
+    // A worker for each CPU, and another one for each that ends. Ctrl-C lets them finish.
+    Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
+}
+
+fn report(event: &SupervisorEvent) {
+    match event {
+        SupervisorEvent::Cluster(Event::Listening { worker, address }) => {
+            println!("worker {} serves {address}", worker.pid());
         }
+        SupervisorEvent::Cluster(Event::Exit { worker, ending, .. }) => {
+            println!("worker {} ended: {ending:?}", worker.pid());
+        }
+        _ => {}
     }
-    Ok(())
 }
 
 fn serve(worker: &Worker) -> Result<()> {
@@ -63,7 +57,7 @@ fn serve(worker: &Worker) -> Result<()> {
 }
 
 fn answer(connection: Connection) -> io::Result<()> {
-    let mut client = connection.into_tcp().map_err(io::Error::other)?;
+    let mut client = connection.into_tcp()?;
     let request = BufReader::new((&mut client).take(REQUEST_BYTES_MAX));
     // The head of a request ends with an empty line.
     for line in request.lines() {

@@ -67,7 +67,7 @@ fn serve(worker: &Worker) -> Result<()> {
 }
 
 fn answer(connection: Connection) -> io::Result<()> {
-    let mut client = connection.into_tcp().map_err(io::Error::other)?;
+    let mut client = connection.into_tcp()?;
     let request = BufReader::new((&mut client).take(REQUEST_BYTES_MAX));
     for line in request.lines() {
         if line?.is_empty() {

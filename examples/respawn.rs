@@ -7,50 +7,47 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::ExitCode;
-use std::thread;
-use std::time::Duration;
 
-use clusterlb::{Cluster, Event, Result, Role, Worker};
+use clusterlb::{Cluster, Event, Restart, Result, Role, Supervisor, SupervisorEvent, Worker};
 
-const WORKERS: usize = 2;
-/// Before a worker is replaced: one that cannot even start is not forked in a hot loop.
-const PAUSE: Duration = Duration::from_millis(100);
+const WORKERS: u16 = 2;
 /// Most that a client may say.
 const LINE_BYTES_MAX: u64 = 1024;
 
 fn main() -> Result<ExitCode> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => primary(&cluster).map(|()| ExitCode::SUCCESS),
+        Role::Primary(cluster) => primary(cluster).map(|()| ExitCode::SUCCESS),
         Role::Worker(worker) => serve(&worker),
     }
 }
 
-fn primary(cluster: &Cluster) -> Result<()> {
-    let events = cluster.events()?;
-    for _ in 0..WORKERS {
-        cluster.fork()?;
-    }
-    for event in events {
-        match event {
-            Event::Listening { worker, address } => {
-                println!("worker {} serves {address}", worker.id());
-            }
-            Event::Exit { worker, ending, .. } => {
-                if worker.exited_after_disconnect() == Some(true) {
-                    println!("worker {} left, as it was asked to", worker.id());
-                } else {
-                    println!("worker {} died: {ending:?}. restarting ...", worker.id());
-                    thread::sleep(PAUSE);
-                    cluster.fork()?;
-                }
-                if cluster.workers().is_empty() {
-                    break;
-                }
-            }
-            _ => {}
+fn primary(cluster: Cluster) -> Result<()> {
+    Supervisor::new(cluster)
+        .workers(WORKERS)
+        .restart(Restart::OnFailure)
+        .handle_signals()
+        .on_event(report)
+        .run()
+        .map(drop)
+}
+
+fn report(event: &SupervisorEvent) {
+    match event {
+        SupervisorEvent::Cluster(Event::Listening { worker, address }) => {
+            println!("worker {} serves {address}", worker.id());
         }
+        SupervisorEvent::Cluster(Event::Exit { worker, ending, .. }) => {
+            match worker.exited_after_disconnect() {
+                Some(true) => println!("worker {} left, as it was asked to", worker.id()),
+                _ => println!("worker {} died: {ending:?}", worker.id()),
+            }
+        }
+        // At once, unless those before it did not live for long either.
+        SupervisorEvent::Respawn { slot, delay, .. } => {
+            println!("slot {slot} gets another worker in {delay:?}");
+        }
+        _ => {}
     }
-    Ok(())
 }
 
 fn serve(worker: &Worker) -> Result<ExitCode> {

@@ -9,40 +9,31 @@
 //! first, which is mostly the same one. With `each` every worker has a socket of its own, and the
 //! kernel spreads by the sender's address.
 
-use std::thread;
+use std::time::Duration;
 
-use clusterlb::{Cluster, Event, ListenOptions, Result, Role, Transport, Worker};
+use clusterlb::{
+    Cluster, Event, ListenOptions, Result, Role, Supervisor, SupervisorEvent, Transport, Worker,
+};
 
 /// More than a UDP datagram can have.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
 
 fn main() -> Result<()> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => primary(&cluster),
+        Role::Primary(cluster) => primary(cluster),
         Role::Worker(worker) => serve(&worker),
     }
 }
 
-fn primary(cluster: &Cluster) -> Result<()> {
-    let events = cluster.events()?;
-    for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-        cluster.fork()?;
+fn primary(cluster: Cluster) -> Result<()> {
+    // There is nothing to finish between two datagrams.
+    Supervisor::new(cluster).grace(Duration::ZERO).handle_signals().on_event(report).run().map(drop)
+}
+
+fn report(event: &SupervisorEvent) {
+    if let SupervisorEvent::Cluster(Event::Listening { worker, address }) = event {
+        println!("worker {} answers at {address}", worker.id());
     }
-    for event in events {
-        match event {
-            Event::Listening { worker, address } => {
-                println!("worker {} answers at {address}", worker.id());
-            }
-            Event::Exit { worker, ending, .. } => {
-                println!("worker {} died: {ending:?}", worker.id());
-                if cluster.workers().is_empty() {
-                    break;
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn serve(worker: &Worker) -> Result<()> {

@@ -20,6 +20,7 @@ mod dialect;
 #[doc = include_str!("guide.md")]
 pub mod guide {}
 mod settings;
+mod supervisor;
 pub mod topology;
 mod worker;
 
@@ -43,8 +44,13 @@ pub use schedule::{
     SchedulerFactory, Skips, Status, WorkerLoad,
 };
 pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
+pub use supervisor::{
+    Finished, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot, Supervisor,
+    SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
+    WorkerState,
+};
 pub use sys::address::{Endpoint, ListenAddress};
-pub use sys::error::{Error, Result};
+pub use sys::error::{Error, ErrorKind, Result};
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 

@@ -33,7 +33,10 @@ pub enum Workers {
 /// Who runs where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Pin {
-    /// Each process on a CPU of its own, as far as they go round, physical cores first.
+    /// Each process on one CPU, physical cores first, if the CPUs are ours: at least three, enough
+    /// for the primary and every worker, and no quota that grants less than all of them. Otherwise
+    /// as with [`Pin::None`]: processes that share CPUs are placed better by the kernel, and pinned
+    /// ones of several containers would pile up on the lowest CPUs.
     #[default]
     Auto,
     /// Wherever the kernel likes. The number of workers stays what it would be, with a CPU's
@@ -82,14 +85,18 @@ pub fn plan(facts: &CpuFacts, workers: Workers, pin: &Pin) -> Result<CpuPlan> {
             (count, count < order.len())
         }
     };
-    let places = order.iter().cycle().take(count);
-    let (primary, places) = match pin {
-        Pin::None => (None, vec![None; count]),
-        _ => {
-            let spare = order.get(count..).filter(|_| reserved).unwrap_or(&[]);
-            let primary = primary_of(&order, spare, pin);
-            (primary, places.map(|cpu| Some(cpu.id)).collect())
-        }
+    let sharing = sharing(order.len(), count, facts.quota_milli_cpus);
+    let is_pinned = match pin {
+        Pin::Auto => sharing.is_none(),
+        Pin::None => false,
+        Pin::List(_) => true,
+    };
+    let (primary, places) = if is_pinned {
+        let spare = order.get(count..).filter(|_| reserved).unwrap_or(&[]);
+        let places = order.iter().cycle().take(count).map(|cpu| Some(cpu.id)).collect();
+        (primary_of(&order, spare, pin), places)
+    } else {
+        (None, vec![None; count])
     };
     let mut plan = CpuPlan {
         primary,
@@ -101,8 +108,19 @@ pub fn plan(facts: &CpuFacts, workers: Workers, pin: &Pin) -> Result<CpuPlan> {
         notes: Vec::new(),
     };
     plan.reason = reason(&plan, workers, pin, reserved);
+    if let (Pin::Auto, Some(sharing)) = (pin, sharing) {
+        plan.reason += &format!(", not pinned: {sharing}");
+    }
     plan.notes = notes(&plan, facts, order.len());
     Ok(plan)
+}
+
+/// Why processes must share CPUs, if they must.
+fn sharing(cpu_count: usize, worker_count: usize, quota: Option<u64>) -> Option<&'static str> {
+    if quota.is_some_and(|quota| quota < 1000 * cpu_count as u64) {
+        return Some("a quota shares these CPUs with others");
+    }
+    (cpu_count < 3 || worker_count >= cpu_count).then_some("fewer CPUs than processes")
 }
 
 /// How many CPUs can be kept busy: a quota counts by whole ones, but one there always is.

@@ -123,6 +123,7 @@ impl Bench {
             reports: reports_in,
             waker: Arc::clone(&waker),
             report_waker,
+            live_counts: Arc::default(),
         };
         // A ring belongs to the thread that made it.
         let thread = std::thread::spawn(move || {

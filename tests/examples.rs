@@ -196,7 +196,8 @@ fn respawn_replaces_who_dies_and_not_who_leaves() {
     let example = Example::start("respawn", &["127.0.0.1:0"]);
     let address = example.addresses(" serves ", 2);
     assert_eq!(exchange(&address, b"crash\n"), "");
-    example.says("died: Code(3). restarting ...");
+    example.says("died: Code(3)");
+    example.says("gets another worker in 0ns");
     assert_eq!(example.addresses("worker 3 serves ", 1), address);
     let mut heard = BTreeSet::new();
     for _ in 0..2 {

@@ -6,6 +6,8 @@
 
 #[path = "tidy/books.rs"]
 mod books;
+#[path = "tidy/licences.rs"]
+mod licences;
 #[path = "tidy/paths.rs"]
 mod paths;
 #[path = "tidy/promises.rs"]

@@ -11,13 +11,15 @@ use crate::address::ListenAddress;
 use crate::error::Error;
 use crate::id::ListenerId;
 use crate::protocol::control::{LatencySummary, Transport};
+use crate::protocol::scoreboard::{Counters, PageView, Statistic};
 use crate::sys::process::Ending;
 
 /// Something happened. Names and order are Node's.
 ///
-/// For each worker: `Fork`, `Online`, any number of `Listening`, `Refused`, `Message`, `Hung`,
-/// `Recovered` and `Error`, then `Disconnect` and `Exit`, each once and in this order. A worker
-/// that could not be started tells of itself in the error of the fork only.
+/// For each worker: `Fork`, `Online`, any number of `Listening`, `Closed`, `Refused`, `Message`,
+/// `Hung`, `Recovered` and `Error`, at most one `Leaving`, then `Disconnect` and `Exit`, each once
+/// and in this order. A worker that could not be started tells of itself in the error of the fork
+/// only.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -43,6 +45,13 @@ pub enum Event {
         /// Which address.
         address: ListeningAddress,
     },
+    /// A worker has closed what it served at an address, and lives on.
+    Closed {
+        /// Which worker.
+        worker: WorkerHandle,
+        /// Which address.
+        address: ListeningAddress,
+    },
     /// A worker asked for an address that it cannot have. It has been told, too (Node: only the
     /// worker is told).
     Refused {
@@ -57,6 +66,12 @@ pub enum Event {
         worker: WorkerHandle,
         /// What it says.
         message: Message,
+    },
+    /// A worker has said that it leaves, without having been asked: it gets nothing new, and
+    /// finishes what it has.
+    Leaving {
+        /// Which worker.
+        worker: WorkerHandle,
     },
     /// A worker's channel has ended (Node: `disconnect`). Its process may live on for a while.
     Disconnect {
@@ -108,10 +123,12 @@ pub struct ListeningAddress {
     pub kind: AddressKind,
     /// The listener's number in this cluster, as connections name it.
     pub listener: ListenerId,
+    /// The kernel chose the port: it was asked for as 0.
+    pub ephemeral: bool,
 }
 
 /// What kind of address it is (Node: 4, 6, -1, `'udp4'`, `'udp6'`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum AddressKind {
     /// TCP over IPv4.
@@ -126,9 +143,9 @@ pub enum AddressKind {
     Udp6,
 }
 
-/// What became of a worker's connections, when it has ended.
+/// A worker's connections: those that it has now, and what became of the others.
 ///
-/// `assigned = returned + finished + aborted`.
+/// `assigned = returned + finished + aborted + in_flight()`; when it has ended, none is in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerCounts {
@@ -142,12 +159,53 @@ pub struct WorkerCounts {
     pub claimed: u64,
     /// Connections that it had done with.
     pub finished: u64,
-    /// Connections that were open when it ended.
+    /// Connections that it lost, or that were open when it ended.
     pub aborted: u64,
     /// Requests that it answered, if it counts them.
     pub requests: u64,
     /// From accept to claim; only for workers that left in order and measure it.
     pub handoff: Option<LatencySummary>,
+}
+
+impl WorkerCounts {
+    /// Of a worker that lives, as its page shows them.
+    pub(crate) fn living(counters: Counters, page: &PageView) -> Self {
+        // Sockets for which it had no descriptor: it has counted them as done with.
+        let lost = page.statistic(Statistic::Truncated).min(counters.finished);
+        Self {
+            assigned: counters.assigned,
+            own: counters.own,
+            returned: counters.returned,
+            claimed: counters.claimed,
+            finished: counters.finished - lost,
+            aborted: lost,
+            requests: page.statistic(Statistic::Requests),
+            handoff: None,
+        }
+    }
+
+    /// The same when the worker has ended: what was in flight is lost.
+    pub(crate) fn ended(self, handoff: Option<LatencySummary>) -> Self {
+        Self { aborted: self.aborted + self.in_flight(), handoff, ..self }
+    }
+
+    /// Connections that it has been given and has not done with.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        let done = self.returned + self.finished + self.aborted;
+        self.assigned.saturating_sub(done)
+    }
+
+    /// Adds the counts of another worker, without its times.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.assigned += other.assigned;
+        self.own += other.own;
+        self.returned += other.returned;
+        self.claimed += other.claimed;
+        self.finished += other.finished;
+        self.aborted += other.aborted;
+        self.requests += other.requests;
+    }
 }
 
 impl Event {
@@ -160,6 +218,8 @@ impl Event {
             Self::Fork { worker }
             | Self::Online { worker }
             | Self::Listening { worker, .. }
+            | Self::Closed { worker, .. }
+            | Self::Leaving { worker }
             | Self::Message { worker, .. }
             | Self::Refused { worker, .. }
             | Self::Disconnect { worker }
@@ -181,7 +241,12 @@ impl Item for Event {
 
 impl ListeningAddress {
     /// From an address as listeners write it.
-    pub(crate) fn new(bound: &str, transport: Transport, listener: ListenerId) -> Self {
+    pub(crate) fn new(
+        bound: &str,
+        transport: Transport,
+        listener: ListenerId,
+        ephemeral: bool,
+    ) -> Self {
         let datagrams = transport != Transport::Stream;
         if let Ok(inet) = bound.parse::<SocketAddr>() {
             let kind = match (inet.is_ipv6(), datagrams) {
@@ -191,10 +256,10 @@ impl ListeningAddress {
                 (true, true) => AddressKind::Udp6,
             };
             let (address, port) = (inet.ip().to_string(), Some(inet.port()));
-            return Self { address, port, kind, listener };
+            return Self { address, port, kind, listener, ephemeral };
         }
         let address = bound.strip_prefix("unix:").unwrap_or(bound).to_owned();
-        Self { address, port: None, kind: AddressKind::Unix, listener }
+        Self { address, port: None, kind: AddressKind::Unix, listener, ephemeral }
     }
 
     /// The same as one would give it to [`Worker::listen`](crate::Worker::listen).
@@ -223,7 +288,7 @@ mod tests {
     #[test]
     fn addresses_are_told_as_node_does() {
         let told = |bound: &str, transport| {
-            let address = ListeningAddress::new(bound, transport, ListenerId(0));
+            let address = ListeningAddress::new(bound, transport, ListenerId(0), false);
             assert_eq!(address.to_string(), bound);
             (address.address, address.port, address.kind)
         };

@@ -28,11 +28,12 @@ pub use worker_handle::WorkerHandle;
 
 use crate::address::ListenAddress;
 use crate::control_plane::{ControlHandle, ControlPlane, ForkRequest, Request};
-use crate::data_path::ClusterCounts;
+use crate::data_path::{ClusterCounts, LiveCounts};
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::Policy;
 use crate::sys::limits;
+use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
 use bus::Bus;
 
@@ -56,17 +57,27 @@ struct Shared {
     control: ControlHandle,
     bus: Arc<Bus>,
     registry: Registry,
+    live_counts: Arc<LiveCounts>,
     setup: Mutex<Setup>,
 }
 
-/// The workers that are among the cluster's.
-pub(crate) type Registry = Arc<Mutex<BTreeMap<WorkerId, WorkerHandle>>>;
+/// The workers that are among the cluster's, and what became of the others.
+pub(crate) type Registry = Arc<Mutex<Registered>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Registered {
+    pub(crate) workers: BTreeMap<WorkerId, WorkerHandle>,
+    /// Sums over those that have ended.
+    pub(crate) ended: WorkerCounts,
+}
 
 #[derive(Debug)]
 struct Setup {
     settings: Arc<ClusterSettings>,
     /// What concerns the whole cluster is fixed.
     fixed: bool,
+    /// And something has been started or opened with it.
+    in_use: bool,
     /// Forks with the present way to find debuggers' ports.
     inspected: u32,
 }
@@ -78,6 +89,7 @@ pub struct ForkOptions {
     environment: Vec<(OsString, OsString)>,
     place: Option<Slot>,
     predecessor: Option<WorkerId>,
+    instance: Option<u16>,
 }
 
 impl ForkOptions {
@@ -91,6 +103,14 @@ impl ForkOptions {
     /// rotation and its CPU. Otherwise it gets the first free one.
     pub fn place(mut self, place: u16) -> Self {
         self.place = Some(Slot(place));
+        self
+    }
+
+    /// The number that it is known by, from 0, whichever place it has: it sees it in
+    /// `CLUSTERLB_INSTANCE` and `NODE_APP_INSTANCE`, and gets the CPU of that number. A worker that
+    /// takes over from another one gets the same.
+    pub fn instance(mut self, number: u16) -> Self {
+        self.instance = Some(number);
         self
     }
 
@@ -131,15 +151,17 @@ impl Cluster {
         let (control, requests) = ControlHandle::new(Arc::clone(&waker));
         let bus = Arc::new(Bus::new(Arc::clone(&waker)));
         let registry = Registry::default();
+        let live_counts = Arc::new(LiveCounts::default());
         ControlPlane::start(
             control.clone(),
             requests,
             waker,
             Arc::clone(&bus),
             Arc::clone(&registry),
+            Arc::clone(&live_counts),
         )?;
-        let setup = Mutex::new(Setup { settings, fixed: false, inspected: 0 });
-        Ok(Self { shared: Arc::new(Shared { control, bus, registry, setup }) })
+        let setup = Mutex::new(Setup { settings, fixed: false, in_use: false, inspected: 0 });
+        Ok(Self { shared: Arc::new(Shared { control, bus, registry, live_counts, setup }) })
     }
 
     fn setup(&self) -> MutexGuard<'_, Setup> {
@@ -186,6 +208,25 @@ impl Cluster {
         Ok(())
     }
 
+    /// Changes settings of a cluster that is going to be supervised. What concerns the whole
+    /// cluster may change only if `change` is told that nothing has been started with it.
+    pub(crate) fn prepare(&self, change: impl FnOnce(&mut ClusterSettings, bool)) -> Result<()> {
+        let mut setup = self.setup();
+        let mut settings = (*setup.settings).clone();
+        change(&mut settings, !setup.in_use);
+        settings.validate()?;
+        setup.fixed = true;
+        setup.settings = Arc::new(settings);
+        let settings = Arc::clone(&setup.settings);
+        self.shared.bus.publish(&Event::Setup { settings });
+        Ok(())
+    }
+
+    /// Why the control plane could not go on, if it could not.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.shared.control.failure()
+    }
+
     /// The settings as they are (Node: `cluster.settings`).
     #[must_use]
     pub fn settings(&self) -> Arc<ClusterSettings> {
@@ -213,14 +254,21 @@ impl Cluster {
     /// As [`fork`](Self::fork); also when the place is taken.
     pub fn fork_with(&self, options: ForkOptions) -> Result<WorkerHandle> {
         let mut setup = self.setup();
-        setup.fixed = true;
+        (setup.fixed, setup.in_use) = (true, true);
         setup.inspected += 1;
         let (settings, nth) = (Arc::clone(&setup.settings), setup.inspected);
         drop(setup);
         // It may be the program's function, which may ask this cluster something.
         let inspect_port = settings.inspect_port.as_ref().map(|port| port.nth(nth));
-        let ForkOptions { environment, place: slot, predecessor } = options;
-        let fork_request = ForkRequest { environment, inspect_port, slot, predecessor };
+        let ForkOptions { environment, place: slot, predecessor, instance } = options;
+        let fork_request = ForkRequest {
+            environment,
+            inspect_port,
+            slot,
+            predecessor,
+            instance,
+            blocked_signals: BlockedSignals::of_this_thread()?,
+        };
         self.shared.control.ask(|answer| Request::Fork { settings, fork_request, answer })
     }
 
@@ -228,7 +276,30 @@ impl Cluster {
     /// `cluster.workers`). One is removed before the last of these two events is told.
     #[must_use]
     pub fn workers(&self) -> BTreeMap<WorkerId, WorkerHandle> {
-        self.shared.registry.lock().expect("nothing panics while it holds the workers").clone()
+        self.registered().workers.clone()
+    }
+
+    fn registered(&self) -> MutexGuard<'_, Registered> {
+        self.shared.registry.lock().expect("nothing panics while it holds the workers")
+    }
+
+    /// What became of all connections so far, as the data path counts them. Reads memory, asks no
+    /// thread, and can be called as often as one likes; after the end, the last counts. Under the
+    /// policy `none` the data path accepts nothing, and [`worker_counts`](Self::worker_counts) has
+    /// what workers accepted.
+    #[must_use]
+    pub fn counts(&self) -> ClusterCounts {
+        self.shared.live_counts.read()
+    }
+
+    /// The counts of all workers together, those that have ended included. Reads memory, as
+    /// [`WorkerHandle::counts`] does.
+    #[must_use]
+    pub fn worker_counts(&self) -> WorkerCounts {
+        let registered = self.registered();
+        let mut sum = registered.ended;
+        registered.workers.values().for_each(|worker| sum.add(&worker.counts()));
+        sum
     }
 
     /// Opens an address before any worker asks for it, and keeps it open until
@@ -241,7 +312,7 @@ impl Cluster {
     /// 64 listeners.
     pub fn hold(&self, address: &ListenAddress) -> Result<(ListenerId, String)> {
         let mut setup = self.setup();
-        setup.fixed = true;
+        (setup.fixed, setup.in_use) = (true, true);
         let settings = Arc::clone(&setup.settings);
         drop(setup);
         let address = address.clone();
@@ -340,7 +411,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The cluster has ended, or failed.
-    pub fn shed(&self, coming: usize) -> Result<usize> {
+    pub(crate) fn shed(&self, coming: usize) -> Result<usize> {
         self.shared.control.ask(|answer| Request::Shed { coming, answer })
     }
 
@@ -348,7 +419,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The cluster has ended, or failed.
-    pub fn finish(&self) -> Result<ClusterCounts> {
+    pub(crate) fn finish(&self) -> Result<ClusterCounts> {
         self.shared.control.ask(|answer| Request::End { answer })
     }
 }

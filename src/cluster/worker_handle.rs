@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{ChildStderr, ChildStdin, ChildStdout};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::bus::{Bus, Events};
+use super::event::WorkerCounts;
 use crate::address::Endpoint;
 use crate::control_plane::{ControlHandle, Request};
 use crate::dialect::node;
@@ -21,6 +22,7 @@ use crate::dialect::node::codec::SocketKind;
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
 use crate::protocol::control::{Flushed, MESSAGE_BYTES_MAX, Outgoing, Serialization};
+use crate::protocol::scoreboard::{Counters, PageView};
 use crate::sys::fdpass;
 use crate::sys::peer::{self, Kind};
 use crate::sys::process::{Ending, Remote};
@@ -67,6 +69,12 @@ pub(crate) struct Shared {
     pub(crate) streams: Mutex<Streams>,
     pub(crate) control: ControlHandle,
     pub(crate) bus: Arc<Bus>,
+    /// Its counters, in the page that it shares with the primary.
+    pub(crate) view: PageView,
+    /// It accepts from sockets that it has.
+    pub(crate) accepts_itself: bool,
+    /// What its counts were at its end.
+    pub(crate) last_counts: OnceLock<WorkerCounts>,
 }
 
 /// How far a worker's life has come.
@@ -95,6 +103,11 @@ impl Shared {
     pub(crate) fn outgoing(&self) -> Option<MutexGuard<'_, Outgoing>> {
         let outgoing = self.outgoing.as_ref()?;
         Some(outgoing.lock().expect("nothing panics while it holds a worker's channel"))
+    }
+
+    /// The counters in its page.
+    pub(crate) fn counters(&self) -> Counters {
+        self.view.counters(self.accepts_itself)
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -147,6 +160,14 @@ impl WorkerHandle {
     #[must_use]
     pub fn exited_after_disconnect(&self) -> Option<bool> {
         self.shared.state().voluntary
+    }
+
+    /// Its connections so far. Reads the page that it shares with the primary and asks neither, so
+    /// it costs next to nothing; after its end, what they were then.
+    #[must_use]
+    pub fn counts(&self) -> WorkerCounts {
+        let living = || WorkerCounts::living(self.shared.counters(), &self.shared.view);
+        self.shared.last_counts.get().copied().unwrap_or_else(living)
     }
 
     /// Sends a signal to its process, at once (Node's `kill` without a signal sends SIGTERM).

@@ -11,7 +11,9 @@ use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::server::handler::Serve;
-use crate::command::settings::{MessageFormat, Program, Restart, Runtime, ServeSettings, Settings};
+use crate::command::settings::{
+    MessageFormat, Program, RestartChoice, Runtime, ServeSettings, Settings,
+};
 use clusterlb::policy_from_environment;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{AcceptMechanism, Dialect, ListenAddress, Policy};
@@ -123,8 +125,10 @@ pub(super) struct RunArguments {
 
     /// Who runs on which CPU: auto, none, or a list such as 0-3,6
     ///
-    /// With a list, workers take its CPUs in order, round and round, and the primary the last one
-    /// that no worker uses.
+    /// `auto` pins if the primary and every worker can have one CPU each, there are at least three,
+    /// and no quota grants less than all of them; otherwise the kernel places the processes. With
+    /// a list, workers take its CPUs in order, round and round, and the primary the last one that
+    /// no worker uses.
     #[arg(long, value_name = "auto|none|LIST", default_value = "auto", value_parser = parse::<Pin>)]
     pub(super) pin: Pin,
 
@@ -148,6 +152,11 @@ pub(super) struct RunArguments {
     /// workers, also what it has not accepted from its own socket
     #[arg(long, value_name = "off|TIME", default_value = "100ms", value_parser = switched_time)]
     pub(super) hang_after: Switch<Duration>,
+
+    /// Give a connection that a worker at work has not claimed for this long to an idle worker, if
+    /// there is one; with --policy rr and least
+    #[arg(long, value_name = "off|TIME", default_value = "2ms", value_parser = switched_time)]
+    pub(super) take_back_after: Switch<Duration>,
 
     /// Kill and replace a worker that has hung for this long
     #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
@@ -201,7 +210,7 @@ pub(super) struct RunArguments {
 
     /// Which ended workers are replaced
     #[arg(long, value_enum, default_value_t)]
-    pub(super) restart: Restart,
+    pub(super) restart: RestartChoice,
 
     /// How long open requests may take after SIGINT or SIGTERM before they are cut
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
@@ -210,6 +219,11 @@ pub(super) struct RunArguments {
     /// How long workers may take until they serve, at the start and when they replace others
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_time)]
     pub(super) start_limit: Duration,
+
+    /// How long a worker's successor serves beside it before it leaves; if the successor ends in
+    /// that time, replacing stops
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    pub(super) settle: Duration,
 
     /// What surrounds the workers.
     #[command(flatten)]
@@ -251,6 +265,7 @@ impl RunArguments {
             preload: self.preload == PreloadChoice::Auto,
             worker_environment,
             start_limit: self.start_limit,
+            settle: self.settle,
             policy,
             accept: self.accept,
             listen: self.listen(program.as_ref()),
@@ -311,6 +326,7 @@ impl RunArguments {
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
             unserved_limit_ns: self.unserved_limit.0.map(nanoseconds),
+            take_back_after_ns: self.take_back_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),
             ..SchedulerConfig::default()

@@ -295,10 +295,13 @@ fn threads_row(facts: &CpuFacts) -> Row {
 fn workers_row(plan: &CpuPlan) -> Row {
     let mut cpus: Vec<usize> = plan.workers.iter().flatten().copied().collect();
     cpus.sort_unstable();
-    let primary = plan
-        .primary
-        .map_or_else(|| "the primary not pinned".into(), |cpu| format!("the primary on {cpu}"));
-    let value = format!("{} (on {}, {primary})", plan.reason, format_cpu_list(&cpus));
+    let value = match plan.primary {
+        Some(primary) => {
+            format!("{} (on {}, the primary on {primary})", plan.reason, format_cpu_list(&cpus))
+        }
+        // The reason says why nothing is pinned.
+        None => plan.reason.clone(),
+    };
     Row::ok("workers auto", value)
 }
 

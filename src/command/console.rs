@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::command::keeper::{Event, Printer, Summary, Target, WorkerSummary};
+use super::event::Event;
+use super::printer::{Printer, Target};
+use super::summary::{Summary, WorkerSummary};
 use clusterlb::WorkerId;
 
 /// Longest bar of the summary, in characters.
@@ -124,7 +126,10 @@ fn in_words(event: &Event) -> Option<String> {
         Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
         Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
         Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
-        Event::GiveUp { id, reason } => format!("worker {id}: not replaced any more: {reason}"),
+        Event::GiveUp { id: Some(id), reason, .. } => {
+            format!("worker {id}: not replaced any more: {reason}")
+        }
+        Event::GiveUp { slot, reason, .. } => format!("slot {slot} stays empty: {reason}"),
         Event::Draining { reason, grace_ms } => format!(
             "draining ({reason}): open requests have {} s; a second signal ends at once",
             grace_ms.div_ceil(1000)
@@ -136,6 +141,7 @@ fn in_words(event: &Event) -> Option<String> {
             format!("replacing worker {}, one after the other", in_a_row(ids))
         }
         Event::Reloaded => "all of them are replaced".into(),
+        Event::Scaled { from, to } => format!("{to} workers instead of {from}"),
         Event::Note { text } => text.clone(),
         Event::Summary(Summary { uncounted: true, stolen: 0, .. }) => {
             "\nnothing was counted: the workers accepted by themselves, and do not tell".into()

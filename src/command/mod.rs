@@ -7,13 +7,18 @@ mod bench;
 mod check;
 mod choices;
 mod console;
+mod event;
 mod imbalance;
 mod inspect;
-mod keeper;
+mod lines;
 mod measuring;
+mod printer;
 mod program;
+mod run;
 mod server;
 mod settings;
+mod start_errors;
+mod summary;
 mod worker_environment;
 
 use std::io::Write as _;
@@ -22,7 +27,6 @@ use std::process::ExitCode;
 use clap::{Parser as _, ValueEnum};
 use nix::sys::signal::Signal;
 
-use crate::command::keeper::{Event, Keeper, Outcome, Printer};
 use crate::command::settings::{Runtime, Settings};
 use arguments::{Cli, Command, RunArguments};
 use clusterlb::protocol::environment;
@@ -34,6 +38,7 @@ use clusterlb_sys::limits;
 use clusterlb_sys::probe::{self, FeatureLevel};
 use clusterlb_sys::process;
 use console::{Console, Style};
+use printer::Printer;
 
 /// Descriptors that the primary needs besides connections: its own, and some for each worker.
 const DESCRIPTORS_BASE: u64 = 64;
@@ -93,16 +98,11 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let level = support.level();
     let introduction = introduction(&settings, &plan, level);
     let printer = Printer::start()?;
-    let mut console = Console::new(style, settings.listen.len(), introduction, printer.clone());
-    let result = {
-        let mut tell = |event: Event| console.tell(event);
-        let keeper = Keeper::start(&settings, &plan, level, &mut tell, &printer);
-        keeper.and_then(Keeper::run)
-    };
-    let result = result.and_then(|outcome| conclude(&mut console, outcome));
+    let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
+    let forced_by = run::run(&settings, &plan, level, console, &printer);
     // What has failed is told behind everything else.
     printer.finish();
-    result
+    Ok(forced_by?.map_or(0, forced_code))
 }
 
 fn be_worker(settings: &Settings) -> Result<()> {
@@ -112,15 +112,6 @@ fn be_worker(settings: &Settings) -> Result<()> {
         Runtime::Ring => server::run(settings, inheritance),
         #[cfg(feature = "tokio-uring")]
         Runtime::TokioUring => server::runtime::run(settings, inheritance),
-    }
-}
-
-fn conclude(console: &mut Console, outcome: Outcome) -> Result<u8> {
-    console.tell(Event::Summary(outcome.summary));
-    match (outcome.failure, outcome.forced_by) {
-        (Some(error), _) => Err(error),
-        (None, Some(signal)) => Ok(forced_code(signal)),
-        (None, None) => Ok(0),
     }
 }
 

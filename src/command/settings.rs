@@ -18,7 +18,7 @@ use super::server::handler::Serve;
 /// Which ended workers are replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Restart {
+pub(super) enum RestartChoice {
     /// All of them.
     #[default]
     Always,
@@ -97,6 +97,8 @@ pub(super) struct Settings {
     pub worker_environment: WorkerEnvironment,
     /// How long workers may take until they serve, at the start and when they replace others.
     pub start_limit: Duration,
+    /// How long a successor serves before its predecessor leaves.
+    pub settle: Duration,
     /// How many workers.
     pub workers: Workers,
     /// Who runs on which CPU.
@@ -118,7 +120,7 @@ pub(super) struct Settings {
     /// What the built-in worker does.
     pub serve: ServeSettings,
     /// Which ended workers are replaced.
-    pub restart: Restart,
+    pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
 }

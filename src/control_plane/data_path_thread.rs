@@ -9,8 +9,8 @@ use crate::sys::waker::Waker;
 
 use crate::cluster::ClusterSettings;
 use crate::cluster::mailbox::{EndWaker, Ended};
-use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, Report};
-use crate::error::{Error, Result, errno_of};
+use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, LiveCounts, Report};
+use crate::error::{Error, ErrorKind, Result, errno_of};
 
 /// The running data path.
 #[derive(Debug)]
@@ -25,11 +25,16 @@ pub(crate) struct DataPathThread {
 }
 
 impl DataPathThread {
-    /// Starts the thread and waits until it has its ring. `waker` is what workers ring.
+    /// Starts the thread and waits until it has its ring. `waker` is what workers ring, and
+    /// `live_counts` is where the counts are shown.
     ///
     /// # Errors
     /// The machine refuses a ring, or the CPU.
-    pub(crate) fn start(settings: &ClusterSettings, waker: Arc<Waker>) -> Result<Self> {
+    pub(crate) fn start(
+        settings: &ClusterSettings,
+        waker: Arc<Waker>,
+        live_counts: Arc<LiveCounts>,
+    ) -> Result<Self> {
         let report_waker = Arc::new(Waker::new()?);
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
@@ -38,6 +43,7 @@ impl DataPathThread {
             reports: reports_in,
             waker: Arc::clone(&waker),
             report_waker: Arc::clone(&report_waker),
+            live_counts,
         };
         let (started, has_started) = mpsc::sync_channel(1);
         let (policy, scheduling, backlog) =
@@ -136,8 +142,9 @@ impl AsFd for DataPathThread {
 }
 
 fn died() -> Error {
-    Error::Workers {
-        what: "the primary's data path ended unexpectedly".into(),
-        hint: "this is a defect of clusterlb; the messages above it say where".into(),
-    }
+    Error::cluster(
+        ErrorKind::Defect,
+        "the primary's data path ended unexpectedly",
+        "this is a defect of clusterlb; the messages above it say where",
+    )
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::ControlPlane;
+use crate::cluster::Event;
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::{ListenerId, WorkerId};
@@ -55,6 +56,17 @@ impl ControlPlane {
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
         self.say(id, &ToWorker::Drain { grace_ms }, vec![]);
         true
+    }
+
+    /// A worker has said that it leaves.
+    pub(crate) fn leaves(&mut self, id: WorkerId) {
+        let Some(worker_entry) = self.workers.get(&id) else { return };
+        worker_entry.shared.state().voluntary = Some(true);
+        let (worker, was_asked) = (worker_entry.handle(), worker_entry.leaving);
+        self.let_go(id);
+        if !was_asked {
+            self.tell(Event::Leaving { worker });
+        }
     }
 
     /// A worker leaves: listeners that nobody else stays for are closed, which gives it what waits

@@ -5,15 +5,15 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::sys::waker::Waker;
-
 use crate::address::ListenAddress;
 use crate::cluster::completion::Completion;
 use crate::cluster::{ClusterSettings, WorkerHandle};
 use crate::data_path::ClusterCounts;
 use crate::dialect::node::bridge::UserMessageOut;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
+use crate::sys::signal::BlockedSignals;
+use crate::sys::waker::Waker;
 
 /// What the control plane is asked for.
 #[derive(Debug)]
@@ -91,6 +91,10 @@ pub(crate) struct ForkRequest {
     pub(crate) slot: Option<Slot>,
     /// Whom it is going to replace.
     pub(crate) predecessor: Option<WorkerId>,
+    /// The number that it and its successors are known by.
+    pub(crate) instance: Option<u16>,
+    /// Signals that are blocked where the fork was asked for.
+    pub(crate) blocked_signals: BlockedSignals,
 }
 
 /// The asking end.
@@ -182,8 +186,9 @@ impl ControlHandle {
 }
 
 fn ended() -> Error {
-    Error::Workers {
-        what: "the cluster has ended".into(),
-        hint: "keep a `Cluster` as long as there are workers".into(),
-    }
+    Error::cluster(
+        ErrorKind::Ended,
+        "the cluster has ended",
+        "keep a `Cluster` as long as there are workers",
+    )
 }

@@ -78,10 +78,7 @@ impl ControlPlane {
             Body::Word(ToPrimary::Return { listener, accepted_ns }) => {
                 self.take_return(id, Record { listener, accepted_ns }, frame.descriptors);
             }
-            Body::Word(ToPrimary::Leaving) => {
-                worker_entry.shared.state().voluntary = Some(true);
-                self.let_go(id);
-            }
+            Body::Word(ToPrimary::Leaving) => self.leaves(id),
             Body::Word(ToPrimary::Farewell { handoff }) => worker_entry.handoff = handoff,
         }
     }

@@ -10,7 +10,6 @@ use super::listeners::{Asker, Key, Opening, RequestName};
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
-use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event};
 use crate::data_path::Command;
 use crate::dialect::node::session::Answer;
@@ -206,8 +205,7 @@ impl ControlPlane {
         }
         let (slot, worker) = (worker_entry.slot, worker_entry.handle());
         let Some(entry) = self.listeners.get_mut(listener) else { return };
-        let transport = entry.key.options.transport;
-        let address = ListeningAddress::new(&entry.address, transport, listener);
+        let address = entry.listening_address();
         let (is_stream, socket_owners) = (entry.is_stream(), entry.begin(slot));
         if is_stream {
             let link = worker_entry.link.take();
@@ -236,7 +234,17 @@ impl ControlPlane {
         } else {
             self.say(id, &ToWorker::Closed { listener }, vec![]);
         }
+        self.emit_closed(id, listener);
         self.release(id, listener);
+    }
+
+    /// A worker closes what it served at an address.
+    pub(crate) fn emit_closed(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(worker) = self.workers.get(&id).map(WorkerEntry::handle) else { return };
+        if let Some(entry) = self.listeners.get_mut(listener) {
+            let address = entry.listening_address();
+            self.tell(Event::Closed { worker, address });
+        }
     }
 
     /// Takes a worker off the list of those who use a listener; the last one lets it go.

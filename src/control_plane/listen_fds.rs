@@ -7,7 +7,6 @@
 use std::os::fd::{OwnedFd, RawFd};
 
 use super::{ControlPlane, NOTIFICATIONS};
-use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
@@ -168,8 +167,7 @@ impl ControlPlane {
         let uses: Vec<ListenerId> = worker_entry.uses.iter().copied().collect();
         for listener in uses {
             let Some(entry) = self.listeners.get_mut(listener) else { continue };
-            let transport = entry.key.options.transport;
-            let address = ListeningAddress::new(&entry.address, transport, listener);
+            let address = entry.listening_address();
             self.tell(Event::Listening { worker: worker.clone(), address });
         }
     }

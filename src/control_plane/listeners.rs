@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
+use crate::cluster::event::ListeningAddress;
 use crate::dialect::node::session::QueryId;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
@@ -262,6 +263,12 @@ impl Listeners {
 }
 
 impl Entry {
+    /// The address as the program is told it.
+    pub(crate) fn listening_address(&self) -> ListeningAddress {
+        let (transport, ephemeral) = (self.key.options.transport, self.key.address.is_port_zero());
+        ListeningAddress::new(&self.address, transport, self.id, ephemeral)
+    }
+
     /// The socket that the data path accepts from.
     pub(crate) fn stream(&self) -> Option<&Arc<Listener>> {
         match &self.socket {

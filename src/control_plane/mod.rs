@@ -36,7 +36,7 @@ pub(crate) use handle::{CompletionGuard, ControlHandle, ForkRequest, Request};
 use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
 use crate::cluster::{ClusterSettings, Event, WorkerHandle};
-use crate::data_path::{ClusterCounts, Command, Report};
+use crate::data_path::{ClusterCounts, Command, LiveCounts, Report};
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::dialect::node::preload::Preload;
 use crate::error::{Error, Result};
@@ -97,6 +97,8 @@ pub(crate) struct ControlPlane {
     /// Kept when nobody is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
+    /// Where the data path shows its counts.
+    live_counts: Arc<LiveCounts>,
 }
 
 impl ControlPlane {
@@ -266,7 +268,8 @@ impl ControlPlane {
             return Ok(Arc::clone(cluster_settings));
         }
         if settings.hands_over() || settings.steals() {
-            let data = DataPathThread::start(settings, Arc::clone(&self.data_path_waker))?;
+            let waker = Arc::clone(&self.data_path_waker);
+            let data = DataPathThread::start(settings, waker, Arc::clone(&self.live_counts))?;
             self.watch(&data, REPORTS)?;
             if !settings.start_closed {
                 data.command(Command::Open);
@@ -315,7 +318,7 @@ impl ControlPlane {
             worker_entry.uses.clear();
         }
         let ended = self.workers.values().filter(|worker_entry| worker_entry.ending.is_some());
-        let ended: Vec<_> = ended.map(|one| (one.slot, one.view.counters(false))).collect();
+        let ended: Vec<_> = ended.map(|one| (one.slot, one.shared.counters())).collect();
         ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters));
     }
 

@@ -15,7 +15,6 @@ use super::bridge_thread::BridgeThread;
 use super::listeners::{Asker, Key, RequestName};
 use super::{ControlPlane, NOTICES, WorkerEntry};
 use crate::address::ListenAddress;
-use crate::cluster::event::ListeningAddress;
 use crate::cluster::{ClusterSettings, Event, Message};
 use crate::data_path::Command;
 use crate::dialect::node::bridge::{BridgeRequest, Notice};
@@ -116,12 +115,7 @@ impl ControlPlane {
             Notice::Query { worker, query, request } => self.meet(worker, query, &request),
             Notice::Listening { worker, listening } => self.tell_listening(worker, &listening),
             Notice::Left { worker, listener } => self.leave_listener(worker, listener),
-            Notice::Leaving { worker } => {
-                if let Some(worker_entry) = self.workers.get(&worker) {
-                    worker_entry.shared.state().voluntary = Some(true);
-                }
-                self.let_go(worker);
-            }
+            Notice::Leaving { worker } => self.leaves(worker),
             Notice::Message { worker, message, descriptor } => {
                 self.tell_message(worker, &message, descriptor);
             }
@@ -195,8 +189,7 @@ impl ControlPlane {
         let listener = worker_entry.untold.remove(place);
         let (slot, worker) = (worker_entry.slot, worker_entry.handle());
         let Some(entry) = self.listeners.get_mut(listener) else { return };
-        let transport = entry.key.options.transport;
-        let address = ListeningAddress::new(&entry.address, transport, listener);
+        let address = entry.listening_address();
         if let Some(socket_owners) = entry.begin(slot) {
             // It can be given what waits in the sockets of others as well.
             self.command(Command::Join { slot, listener });
@@ -209,11 +202,15 @@ impl ControlPlane {
     /// so only afterwards.
     fn leave_listener(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        let was_told = !worker_entry.untold.contains(&listener);
         worker_entry.untold.retain(|other| *other != listener);
         let slot = worker_entry.slot;
         if self.listeners.get_mut(listener).is_some_and(|entry| entry.has_own_sockets()) {
             // The bridge has said so already, and perhaps before it joined.
             self.command(Command::Leave { slot, listener });
+        }
+        if was_told {
+            self.emit_closed(id, listener);
         }
         self.release(id, listener);
     }

@@ -9,7 +9,7 @@ use crate::cluster::{Event, WorkerHandle};
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::protocol::scoreboard::{Counters, Statistic};
+use crate::protocol::scoreboard::Counters;
 use crate::sys::process::Ending;
 
 impl ControlPlane {
@@ -82,7 +82,7 @@ impl ControlPlane {
         match (&self.data_path, worker_entry.attached) {
             (Some(data), true) => data.command(Command::Reap { slot: worker_entry.slot }),
             _ => {
-                let counters = worker_entry.view.counters(!self.hands_over());
+                let counters = worker_entry.shared.counters();
                 let slot = worker_entry.slot;
                 self.heed(Report::Reaped { slot, counters });
             }
@@ -99,20 +99,12 @@ impl ControlPlane {
         let Some(worker_entry) = self.workers.remove(&id) else { return };
         self.places[slot.index()] = None;
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
-        registry.remove(&id);
+        registry.workers.remove(&id);
+        let living = WorkerCounts::living(counters, &worker_entry.shared.view);
+        let counts = living.ended(worker_entry.handoff);
+        registry.ended.add(&counts);
+        let _ = worker_entry.shared.last_counts.set(counts);
         drop(registry);
-        let finished = counters.finished;
-        let truncated = worker_entry.view.statistic(Statistic::Truncated).min(finished);
-        let counts = WorkerCounts {
-            assigned: counters.assigned,
-            own: counters.own,
-            returned: counters.returned,
-            claimed: counters.claimed,
-            finished: finished - truncated,
-            aborted: counters.in_flight() + truncated,
-            requests: worker_entry.view.statistic(Statistic::Requests),
-            handoff: worker_entry.handoff,
-        };
         let worker: WorkerHandle = worker_entry.handle();
         self.tell(Event::Exit { worker, ending, counts });
     }

@@ -6,7 +6,7 @@ use super::node::is_preloading;
 use super::worker_entry::{SpawnContext, WorkerEntry};
 use super::{CHANNEL, ControlPlane, ForkRequest, PROCESS};
 use crate::cluster::{ClusterSettings, Event, WorkerHandle};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Slot, WorkerId};
 use crate::settings::{Dialect, WORKERS_MAX};
 
@@ -36,7 +36,10 @@ impl ControlPlane {
             inspect_port: fork_request.inspect_port,
             inherited_sockets,
             has_inbox: self.data_path.is_some() && self.hands_over(),
+            hands_over: self.hands_over(),
             predecessor: fork_request.predecessor,
+            instance: fork_request.instance,
+            blocked_signals: fork_request.blocked_signals,
             preload,
             control: self.control.clone(),
             bus: Arc::clone(&self.bus),
@@ -52,7 +55,7 @@ impl ControlPlane {
         self.places[slot.index()] = Some(id);
         let worker = worker_entry.handle();
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
-        registry.insert(id, worker.clone());
+        registry.workers.insert(id, worker.clone());
         drop(registry);
         self.workers.insert(id, worker_entry);
         match settings.dialect {
@@ -67,7 +70,7 @@ impl ControlPlane {
     /// The place of a new worker.
     fn place(&self, wanted: Option<Slot>) -> Result<Slot> {
         let free = |place: usize| self.places.get(place).is_none_or(Option::is_none);
-        let refused = |what: String, hint: &str| Err(Error::Workers { what, hint: hint.into() });
+        let refused = |what: String, hint: &str| Err(Error::cluster(ErrorKind::NoRoom, what, hint));
         match wanted {
             Some(slot) if slot.index() >= WORKERS_MAX => refused(
                 format!("place {} is beyond the last one", slot.0),

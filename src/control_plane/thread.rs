@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
-use std::thread;
 
 use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
@@ -20,8 +19,9 @@ use super::resolver::Resolver;
 use super::{ANSWERS, BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
 use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
-use crate::data_path::ClusterCounts;
-use crate::error::{Error, Result, errno_of};
+use crate::data_path::{ClusterCounts, LiveCounts};
+use crate::error::{Error, Result};
+use crate::sys::signal::spawn_without_signals;
 
 /// Says that nothing of the thread is left, when it is dropped.
 struct LastWord(ControlHandle);
@@ -43,6 +43,7 @@ impl ControlPlane {
         waker: Arc<Waker>,
         bus: Arc<Bus>,
         registry: Registry,
+        live_counts: Arc<LiveCounts>,
     ) -> Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
@@ -69,6 +70,7 @@ impl ControlPlane {
             retry_ns: None,
             disconnecting: Vec::new(),
             ending: None,
+            live_counts,
         };
         plane.watch(&plane.waker, REQUESTS)?;
         plane.watch(&plane.resolver, ANSWERS)?;
@@ -76,11 +78,8 @@ impl ControlPlane {
             let _last_word = last_word;
             plane.live();
         };
-        let thread = thread::Builder::new().name("control-plane".into());
-        thread
-            .spawn(body)
-            .map(drop)
-            .map_err(|error| Error::system("start the control plane's thread", errno_of(&error)))
+        // The threads that it starts inherit that: signals are for the program's own.
+        spawn_without_signals("control-plane", body).map(drop)
     }
 
     fn live(mut self) {
@@ -119,7 +118,7 @@ impl ControlPlane {
             state.voluntary = Some(state.voluntary == Some(true));
             state.ending = state.ending.or(ending);
         }
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).workers.clear();
         self.listeners.clear();
     }
 }

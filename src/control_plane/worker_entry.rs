@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::sys::waker::Waker;
@@ -28,11 +28,12 @@ use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{Incoming, LatencySummary, Outgoing, halves};
 use crate::protocol::environment;
-use crate::protocol::scoreboard::{PageView, PrimaryPage};
+use crate::protocol::scoreboard::PrimaryPage;
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
+use crate::sys::signal::BlockedSignals;
 
 /// A worker.
 #[derive(Debug)]
@@ -52,7 +53,6 @@ pub(crate) struct WorkerEntry {
     pub(crate) process: WorkerProcess,
     /// What it says; the bridge hears Node workers.
     pub(crate) incoming: Option<Incoming>,
-    pub(crate) view: PageView,
     /// The channel is open.
     pub(crate) connected: bool,
     /// It is read; not while somebody who wants events is behind.
@@ -102,6 +102,12 @@ pub(crate) struct SpawnContext<'a> {
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
     pub(crate) predecessor: Option<WorkerId>,
+    /// The number that it and its successors are known by.
+    pub(crate) instance: Option<u16>,
+    /// Signals that are blocked in it, unless it has a group of its own.
+    pub(crate) blocked_signals: BlockedSignals,
+    /// The primary hands connections over.
+    pub(crate) hands_over: bool,
     /// What a Node worker loads before its program.
     pub(crate) preload: Option<&'a Preload>,
     pub(crate) control: ControlHandle,
@@ -144,6 +150,9 @@ impl WorkerEntry {
             is_mute,
             outgoing: channel.outgoing,
             send_quota: SendQuota::default(),
+            view,
+            accepts_itself: !context.hands_over,
+            last_counts: OnceLock::new(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
             streams: Mutex::new(Streams {
                 input: started.input,
@@ -164,7 +173,6 @@ impl WorkerEntry {
             notified: false,
             process: started.process,
             incoming: channel.incoming,
-            view,
             connected: true,
             reads: true,
             wants_room: false,
@@ -276,6 +284,7 @@ impl SpawnContext<'_> {
             confined: settings.confine,
             streams,
             own_group: settings.own_groups,
+            blocked_signals: Some(self.blocked_signals),
             // Others notice the end of their channel.
             ends_with_parent: is_mute,
             inherited,
@@ -305,8 +314,17 @@ impl SpawnContext<'_> {
             return None;
         }
         let cpus = &self.settings.cpus;
-        let place = self.slot.index().checked_rem(cpus.len())?;
-        cpus[place]
+        // A successor runs where its predecessor does.
+        let number = self.instance.map_or_else(|| self.slot.index(), usize::from);
+        cpus[number.checked_rem(cpus.len())?]
+    }
+
+    /// By which workers of a kind tell themselves apart, whichever of them it is by now.
+    fn instance_variables(&self) -> Vec<(OsString, OsString)> {
+        let names = [environment::INSTANCE, environment::NODE_INSTANCE];
+        let number = self.instance.map(|number| OsString::from(number.to_string()));
+        let pairs = names.iter().zip(number.iter().cycle());
+        pairs.map(|(name, number)| (name.into(), number.clone())).collect()
     }
 
     fn variables(
@@ -314,7 +332,8 @@ impl SpawnContext<'_> {
         cpu: Option<usize>,
         inherited: &[(&str, OwnedFd)],
     ) -> Vec<(OsString, OsString)> {
-        let mut variables = self.environment.clone();
+        let mut variables = self.instance_variables();
+        variables.extend(self.environment.iter().cloned());
         if self.settings.dialect == Dialect::ListenFds {
             let own = self.inherited_sockets.variables();
             variables.extend(own.into_iter().map(|(name, value)| (name.into(), value.into())));

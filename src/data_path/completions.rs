@@ -136,7 +136,7 @@ impl DataPath {
 
     /// Looks for workers that have left something unclaimed for too long, and gives it to others.
     pub(super) fn rescue(&mut self) {
-        if self.roster.next_deadline_ns().is_none_or(|deadline_ns| deadline_ns > self.now_ns) {
+        if !self.is_due() {
             return;
         }
         self.observe();
@@ -149,6 +149,25 @@ impl DataPath {
             self.rejoin(taken, promised);
             self.report(Report::Hung { slot, taken_back: promised });
         }
+    }
+
+    /// Moves what waits behind a worker's work, if another worker is idle.
+    pub(super) fn take_back_early(&mut self) {
+        if !self.is_due() {
+            return;
+        }
+        while let Some(slot) = self.roster.movable(self.now_ns) {
+            let Some(link) = &mut self.links[slot.index()] else { break };
+            let (mut taken, promised) = link.take_back();
+            self.roster.taken_back(slot, promised);
+            self.totals.taken_back += u64::from(promised);
+            taken.iter_mut().for_each(|accepted| accepted.has_waited = true);
+            self.rejoin(taken, promised);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.roster.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns <= self.now_ns)
     }
 
     /// Tells of workers that have answered their probes.

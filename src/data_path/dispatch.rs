@@ -28,8 +28,10 @@ impl DataPath {
         self.observe();
         self.intake.begin_round();
         while let Some(turn) = self.intake.next_turn() {
-            let Some(Accepted { record, client, .. }) = self.intake.first(turn) else { break };
-            match self.roster.pick(record.listener, *client) {
+            let Some(first) = self.intake.first(turn) else { break };
+            let Accepted { record, client, has_waited, .. } = first;
+            let idle = has_waited.then(|| self.roster.pick_idle(record.listener)).flatten();
+            match idle.or_else(|| self.roster.pick(record.listener, *client)) {
                 Some(slot) => {
                     let accepted = self.intake.take(turn).expect("a turn has a first one");
                     self.assign(slot, accepted);

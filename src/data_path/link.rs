@@ -29,12 +29,14 @@ pub(super) struct Accepted {
     pub(super) socket: OwnedFd,
     pub(super) record: Record,
     pub(super) client: Client,
+    /// It has waited behind a worker's work and is for an idle worker first.
+    pub(super) has_waited: bool,
 }
 
 impl Accepted {
     /// A socket that comes back; where it went does not bind it any more.
     pub(super) fn again(socket: OwnedFd, record: Record) -> Self {
-        Self { socket, record, client: Client::default() }
+        Self { socket, record, client: Client::default(), has_waited: false }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use crate::sys::waker::Waker;
 
-use super::NewLink;
+use super::{LiveCounts, NewLink};
 use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
 use crate::protocol::scoreboard::Counters;
@@ -154,8 +154,12 @@ pub struct ClusterCounts {
     pub refused: u64,
     /// Sockets taken back from a worker, to be given to another or again.
     pub redispatched: u64,
+    /// Of these, taken back early: they waited behind a worker's work while another was idle.
+    pub taken_back: u64,
     /// Sockets closed because no worker could take them before the end.
     pub dropped: u64,
+    /// Accepted connections that wait in the primary for a worker with room, at this moment.
+    pub waiting: u64,
     /// Times that accepting stopped because no worker had room.
     pub pauses: u64,
     /// How long accepting was stopped for that, in nanoseconds.
@@ -180,4 +184,6 @@ pub struct Endpoints {
     pub waker: Arc<Waker>,
     /// Woken by the data path after a report.
     pub report_waker: Arc<Waker>,
+    /// Where the data path shows its counts.
+    pub live_counts: Arc<LiveCounts>,
 }

@@ -9,6 +9,7 @@ mod completions;
 mod dispatch;
 mod link;
 mod listeners;
+mod live_counts;
 mod messages;
 mod steal;
 mod unserved;
@@ -28,6 +29,7 @@ use link::SpareMessages;
 use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
 use listeners::Departure;
+pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
 pub use messages::{ClusterCounts, Command, Endpoints, Report};
@@ -175,6 +177,7 @@ impl DataPath {
             self.bury();
             self.relieve_crowded();
             self.rescue();
+            self.take_back_early();
             self.look_after();
             self.dispatch();
             self.control_intake();
@@ -182,16 +185,28 @@ impl DataPath {
             self.pardon();
             self.finish_removals();
             self.finish_departures();
+            self.endpoints.live_counts.publish(self.counts());
         }
         self.totals.dropped += self.intake.len() as u64;
-        self.totals.overflows = self.ring.overflows();
-        self.totals.skips = self.roster.skips();
-        (self.totals.pauses, self.totals.paused_ns) = self.intake.pauses(self.now_ns);
-        let totals = self.totals;
         // Closed before the end is told, so that clients learn it first.
         self.intake = Intake::default();
-        self.report(Report::Ended(totals));
+        let counts = self.counts();
+        self.endpoints.live_counts.publish(counts);
+        self.report(Report::Ended(counts));
         Ok(())
+    }
+
+    /// The sums as they are now.
+    fn counts(&self) -> ClusterCounts {
+        let (pauses, paused_ns) = self.intake.pauses(self.now_ns);
+        ClusterCounts {
+            waiting: self.intake.len() as u64,
+            pauses,
+            paused_ns,
+            skips: self.roster.skips(),
+            overflows: self.ring.overflows(),
+            ..self.totals
+        }
     }
 
     /// Hands over what the last turn prepared, and collects what has happened since.
@@ -303,7 +318,7 @@ impl DataPath {
         self.totals.stolen += u64::from(acceptor.number.is_some());
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
-        let accepted = Accepted { socket, record, client };
+        let accepted = Accepted { socket, record, client, has_waited: false };
         let queued = self.intake.push(listener, accepted);
         debug_assert!(queued.is_ok(), "a listener stays as long as its acceptors");
     }

@@ -6,12 +6,14 @@ use std::net::TcpStream;
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::{
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, Event, Events,
-    ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress, ListenFuture,
-    ListenOptions, Listener, ListenerId, ListeningAddress, Loads, Message, Messages, Policy,
-    Readiness, Result, Role, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot,
-    Status, StreamSetting, Tracked, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId,
-    WorkerLoad,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, ErrorKind, Event, Events,
+    Finished, ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress,
+    ListenFuture, ListenOptions, Listener, ListenerId, ListeningAddress, Loads, Message, Messages,
+    Policy, Readiness, Restart, RestartPolicy, Result, Role, SchedulerConfig, SchedulerFactory,
+    Serialization, Signal, Skips, Slot, SlotSnapshot, SlotState, Snapshot, Status, StreamSetting,
+    Supervisor, SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked,
+    Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
+    WorkerState,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -28,13 +30,15 @@ macro_rules! hold {
 
 hold!(is_shared_by_threads:
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, Event, Events,
-    ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress,
-    ListenFuture<Listener>, ListenFuture<Datagrams>, ListenOptions, Listener, ListenerId,
-    ListeningAddress, Loads, Message, Messages, Policy, Readiness, Result<()>, Role,
-    SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot, Status,
-    StreamSetting, Tracked<TcpStream>, Transport, Worker, WorkerCounts, WorkerHandle, WorkerId,
-    WorkerLoad,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, ErrorKind, Event,
+    Events, Finished, ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits,
+    ListenAddress, ListenFuture<Datagrams>, ListenFuture<Listener>, ListenOptions, Listener,
+    ListenerId, ListeningAddress, Loads, Message, Messages, Policy, Readiness, Restart,
+    RestartPolicy, Result<()>, Role, SchedulerConfig, SchedulerFactory, Serialization, Signal,
+    Skips, Slot, SlotSnapshot, SlotState, Snapshot, Status, StreamSetting, Supervisor,
+    SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked<TcpStream>,
+    Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
+    WorkerState,
 );
 hold!(is_shared_by_threads: on_tokio::Listener, on_tokio::Stream);
 hold!(is_a_stream: on_tokio::Stream);

@@ -22,10 +22,11 @@ const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
 /// Switches off what passes over a worker that is merely slow, and gives what has a time limit so
 /// much of it that a busy machine does not exceed it. An option that a test gives itself stays.
-const STEADY: [(&str, &str); 5] = [
+const STEADY: [(&str, &str); 6] = [
     ("--hang-after", "off"),
     ("--overload-factor", "off"),
     ("--grace", "60s"),
+    ("--settle", "0s"),
     ("--header-timeout", "60s"),
     ("--idle-timeout", "10m"),
 ];

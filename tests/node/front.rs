@@ -157,6 +157,7 @@ impl Front {
             reports: reports_in,
             waker: Arc::clone(&command_waker),
             report_waker: waker(),
+            live_counts: Arc::default(),
         };
         let to_bridge = Endpoints {
             requests: orders_out,
@@ -319,6 +320,7 @@ impl Front {
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             own_group: false,
+            blocked_signals: None,
             ends_with_parent: false,
             inherited: vec![channel.as_fd()],
             placed: vec![],

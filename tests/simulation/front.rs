@@ -153,6 +153,7 @@ impl World {
         self.bury();
         self.relieve_crowded();
         self.rescue();
+        self.take_back_early();
         self.dispatch();
         self.control_intake();
         self.submit();
@@ -295,8 +296,7 @@ impl World {
     }
 
     fn rescue(&mut self) {
-        let deadline = self.front.roster.next_deadline_ns();
-        if deadline.is_none_or(|deadline_ns| deadline_ns > self.now_ns) {
+        if !self.is_due() {
             return;
         }
         self.observe();
@@ -318,6 +318,23 @@ impl World {
         }
     }
 
+    fn take_back_early(&mut self) {
+        if !self.is_due() {
+            return;
+        }
+        while let Some(slot) = self.front.roster.movable(self.now_ns) {
+            let taken = self.take_back(slot.index());
+            self.front.roster.taken_back(slot, narrow(taken.len()));
+            taken.iter().for_each(|connection| self.stories[*connection].has_waited = true);
+            self.put_back(taken);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let deadline_ns = self.front.roster.next_deadline_ns();
+        deadline_ns.is_some_and(|deadline_ns| deadline_ns <= self.now_ns)
+    }
+
     fn dispatch(&mut self) {
         if self.front.queue.is_empty() {
             return;
@@ -329,7 +346,10 @@ impl World {
             let listener = ListenerId(self.stories[connection].listener);
             // Eleven clients, so that some come again.
             let client = Client(connection as u64 % 11);
-            match self.front.roster.pick(listener, client) {
+            let roster = &mut self.front.roster;
+            let has_waited = self.stories[connection].has_waited;
+            let idle = has_waited.then(|| roster.pick_idle(listener)).flatten();
+            match idle.or_else(|| roster.pick(listener, client)) {
                 Some(slot) => {
                     self.front.queue.take(turn);
                     self.assign(slot.index(), connection);

@@ -203,6 +203,8 @@ fn scheduling(random: &mut Rng) -> SchedulerConfig {
         credits_max: if random.bool() { CREDITS_MAX } else { random.u32(1..40) },
         hang_after_ns: hang_after_ns.map(|milliseconds| milliseconds * MILLISECOND),
         unserved_limit_ns: None,
+        take_back_after_ns: [None, Some(1), Some(2), Some(10)][random.usize(0..4)]
+            .map(|milliseconds: u64| milliseconds * MILLISECOND),
         slow_start_ns: [0, 50, 1_000][random.usize(0..3)] * MILLISECOND,
         coalesce_ns: None,
     }

@@ -3,6 +3,7 @@
 
 use clusterlb_schedule::Sample;
 
+use super::plan::MILLISECOND;
 use super::world::{Connection, Event, Place, World};
 
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub(crate) struct Worker {
     turn_ns: u64,
     /// Requests that it works on one after the other, the first at this moment.
     work: Vec<Connection>,
+    /// Its last work took longer than a millisecond.
+    is_slow: bool,
     held: Vec<Connection>,
     ripe: Vec<Connection>,
     claimed: u64,
@@ -88,13 +91,17 @@ impl World {
         self.go_on(slot);
     }
 
-    /// Takes every message in the channel.
+    /// Takes every message in the channel; after slow work one, so that others can still have the
+    /// rest.
     fn claim(&mut self, slot: usize) {
         if self.now_ns < self.workers[slot].shut_until_ns {
             return;
         }
+        let is_slow = self.workers[slot].is_slow;
         let Some(link) = &mut self.links[slot] else { return };
-        for message in std::mem::take(&mut link.channel) {
+        let most = if is_slow { 1 } else { link.channel.len() };
+        let messages: Vec<_> = link.channel.drain(..most.min(link.channel.len())).collect();
+        for message in messages {
             let worker = &mut self.workers[slot];
             if message.connections.is_empty() {
                 worker.probes += 1;
@@ -141,9 +148,11 @@ impl World {
 
     pub(crate) fn served(&mut self, slot: usize) {
         let connection = self.workers[slot].work.remove(0);
+        self.workers[slot].is_slow = self.stories[connection].needs_ns > MILLISECOND;
         self.finish(slot, connection);
         self.publish(slot);
-        if self.plan.receives_midway {
+        let has_work = !self.workers[slot].work.is_empty();
+        if self.plan.receives_midway && !(has_work && self.workers[slot].is_slow) {
             self.claim(slot);
         }
         self.go_on(slot);

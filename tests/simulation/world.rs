@@ -46,6 +46,8 @@ pub(crate) struct Story {
     pub(crate) given: u64,
     /// How often it came back.
     pub(crate) returns: u32,
+    /// It has waited behind a worker's work.
+    pub(crate) has_waited: bool,
     /// The step at which the checks last met it.
     pub(crate) met: u64,
 }
@@ -145,6 +147,7 @@ impl World {
             finished_ns: 0,
             given: 0,
             returns: 0,
+            has_waited: false,
             met: 0,
         });
         let stories = stories.collect();

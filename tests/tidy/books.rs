@@ -161,7 +161,11 @@ fn server_dependencies(manifest: &str) -> Vec<usize> {
 fn what_measures_the_server_is_built_without_it() {
     for path in OUTSIDE {
         let manifest = fs::read_to_string(top().join(path)).expect("it is there");
-        assert_eq!(server_dependencies(&manifest), [], "{path} must not share the server's code");
+        assert_eq!(
+            server_dependencies(&manifest),
+            [0_usize; 0],
+            "{path} must not share the server's code"
+        );
     }
     let made_up = "[dependencies]\na = { package = \"clusterlb\" }\nclusterlb.path = \"..\"\n";
     assert_eq!(server_dependencies(made_up), [3, 2]);

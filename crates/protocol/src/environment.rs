@@ -29,6 +29,12 @@ pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
 /// The port for a debugger; absent unless the settings have one.
 pub const INSPECT_PORT: &str = "CLUSTERLB_INSPECT_PORT";
 
+/// The number of the slot that the worker has, from 0, which its successors inherit; absent unless
+/// it is supervised.
+pub const INSTANCE: &str = "CLUSTERLB_INSTANCE";
+/// The same under the name that programs made for pm2 look for.
+pub const NODE_INSTANCE: &str = "NODE_APP_INSTANCE";
+
 /// Everything a worker is born with.
 #[derive(Debug)]
 pub struct Inheritance {

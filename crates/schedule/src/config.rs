@@ -21,6 +21,10 @@ pub struct SchedulerConfig {
     /// A connection that no living worker serves is closed and counted after this long; never, if
     /// none.
     pub unserved_limit_ns: Option<u64>,
+    /// A connection that a worker at work has not claimed for this long goes to an idle worker of
+    /// the same listener, if there is one; never, if none. Under [`Policy::Rr`](crate::Policy) and
+    /// [`Policy::Least`](crate::Policy) with the built-in scheduler.
+    pub take_back_after_ns: Option<u64>,
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,
     /// How long handing over waits for more connections while at least three arrive in two such
@@ -38,6 +42,7 @@ impl Default for SchedulerConfig {
             credits_max: CREDITS_MAX,
             hang_after_ns: Some(100_000_000),
             unserved_limit_ns: Some(60_000_000_000),
+            take_back_after_ns: Some(2_000_000),
             slow_start_ns: 1_000_000_000,
             coalesce_ns: Some(75_000),
         }

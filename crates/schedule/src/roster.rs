@@ -69,6 +69,8 @@ pub struct Roster {
     listeners: Vec<Option<ListenerEntry>>,
     /// Of listeners that are gone.
     skips_before: Skips,
+    /// When unclaimed connections were last looked at for one that could move.
+    looked_ns: u64,
 }
 
 /// A listener with its own rotation. Its position is its bit in `WorkerEntry::joined`.
@@ -100,6 +102,7 @@ impl Roster {
             common: u64::MAX,
             listeners: Vec::new(),
             skips_before: Skips::default(),
+            looked_ns: 0,
         };
         (0..listeners).map(ListenerId).for_each(|listener| roster.add_listener(listener));
         roster
@@ -260,13 +263,17 @@ impl Roster {
         let entry = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
         let slot = self.listeners[entry].as_mut()?.chooser.pick(loads, client)?;
-        let worker = self.workers[slot.index()].as_mut()?;
-        worker.assigned += 1;
-        self.loads.change(slot.index(), |load| {
+        self.assign(slot.index())
+    }
+
+    /// Counts a connection for a worker.
+    fn assign(&mut self, place: usize) -> Option<Slot> {
+        self.workers[place].as_mut()?.assigned += 1;
+        self.loads.change(place, |load| {
             load.in_flight += 1;
             load.credits = load.credits.saturating_sub(1);
         });
-        Some(slot)
+        u16::try_from(place).ok().map(Slot)
     }
 
     /// Whether somebody could have a connection of a listener.
@@ -435,9 +442,15 @@ impl Roster {
         }
     }
 
-    /// When somebody may have to be suspected, if nothing is claimed until then.
+    /// When a worker may have to be suspected or give something up, if nothing is claimed until
+    /// then.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
+        let deadlines = [self.hang_deadline_ns(), self.take_back_deadline_ns()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn hang_deadline_ns(&self) -> Option<u64> {
         let hang_after_ns = self.config.hang_after_ns?;
         let pairs = self.workers.iter().zip(&*self.loads);
         let watched = pairs.filter_map(|(worker, load)| {
@@ -499,6 +512,8 @@ fn slow_start(age_ns: u64, config: &SchedulerConfig) -> u16 {
     let permille = age_ns.saturating_mul(1000).checked_div(config.slow_start_ns).unwrap_or(1000);
     u16::try_from(permille).unwrap_or(1000).min(1000)
 }
+
+mod take_back;
 
 #[cfg(test)]
 mod tests;

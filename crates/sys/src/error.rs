@@ -2,10 +2,60 @@
 //!
 //! Owns the one error type and its exit codes. Refuses to print: `main` does that, once.
 
+use std::io;
+
 use nix::errno::Errno;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// What kind of failure it is, for programs that decide by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The machine, the container or the account does not allow what is needed.
+    Environment,
+    /// What was asked for cannot be.
+    Usage,
+    /// The address is somebody else's (EADDRINUSE).
+    AddressInUse,
+    /// This machine has no such address (EADDRNOTAVAIL, EAFNOSUPPORT).
+    AddressNotAvailable,
+    /// This account may not do that (EACCES, EPERM).
+    PermissionDenied,
+    /// There is no such file or program (ENOENT, ENOTDIR).
+    NotFound,
+    /// Too few descriptors, or too little memory (EMFILE, ENFILE, ENOMEM, ENOBUFS).
+    OutOfResources,
+    /// Too much waits already, or there are too many processes: it may work later (EAGAIN).
+    Busy,
+    /// The other end has gone (EPIPE, ECONNRESET).
+    Disconnected,
+    /// More than fits (EMSGSIZE).
+    TooLarge,
+    /// It was called off, because a worker leaves (ECANCELED).
+    Canceled,
+    /// Another failed system call; [`Error::raw_os_error`] has the number.
+    System,
+    /// There is room for no more of them.
+    NoRoom,
+    /// The cluster or the supervisor has ended, or is ending.
+    Ended,
+    /// There is no such worker, or it leaves already.
+    NoSuchWorker,
+    /// Workers did not serve in time.
+    StartTimeout,
+    /// Workers ended before they served.
+    StartFailed,
+    /// No worker is left, and none will be started.
+    NoWorkersLeft,
+    /// Replacing workers has stopped.
+    ReloadStopped,
+    /// Workers do not do what they should.
+    Workers,
+    /// A thread of the cluster's own has ended: a defect.
+    Defect,
+}
 
 /// A failed step, its cause and what to do about it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -55,9 +105,47 @@ pub enum Error {
         /// What the reader can do.
         hint: String,
     },
+    /// A cluster or its supervisor cannot do what it should.
+    #[error("{what}")]
+    Cluster {
+        /// What kind of failure it is.
+        kind: ErrorKind,
+        /// What happened.
+        what: String,
+        /// What the reader can do.
+        hint: String,
+    },
 }
 
 impl Error {
+    /// Something that a cluster or its supervisor cannot do.
+    pub fn cluster(kind: ErrorKind, what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Cluster { kind, what: what.into(), hint: hint.into() }
+    }
+
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Environment { .. } => ErrorKind::Environment,
+            Self::Usage { .. } => ErrorKind::Usage,
+            Self::Workers { .. } => ErrorKind::Workers,
+            Self::Cluster { kind, .. } => *kind,
+            Self::Listen { source, .. } | Self::System { source, .. } => kind_of(*source),
+        }
+    }
+
+    /// What the kernel answered, as it numbers errors, if it was asked.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Environment { source, .. }
+            | Self::Listen { source, .. }
+            | Self::System { source, .. } => Some(*source as i32),
+            Self::Usage { .. } | Self::Workers { .. } | Self::Cluster { .. } => None,
+        }
+    }
+
     /// A failed system call; `step` says what was being done.
     pub fn system(step: impl Into<String>, source: impl Into<Errno>) -> Self {
         Self::System { step: step.into(), source: source.into() }
@@ -74,7 +162,10 @@ impl Error {
         match self {
             Self::Usage { .. } => 2,
             Self::Environment { .. } => 3,
-            Self::Listen { .. } | Self::System { .. } | Self::Workers { .. } => 1,
+            Self::Listen { .. }
+            | Self::System { .. }
+            | Self::Workers { .. }
+            | Self::Cluster { .. } => 1,
         }
     }
 
@@ -84,16 +175,48 @@ impl Error {
         match self {
             Self::Environment { hint, .. }
             | Self::Usage { hint, .. }
-            | Self::Workers { hint, .. } => hint.clone(),
+            | Self::Workers { hint, .. }
+            | Self::Cluster { hint, .. } => hint.clone(),
             Self::Listen { address, source, .. } => listen_hint(address, *source),
             Self::System { source, .. } => system_hint(*source),
         }
     }
 }
 
+impl From<Error> for io::Error {
+    /// With the kind that the standard library has for it; the text stays.
+    fn from(error: Error) -> Self {
+        let kind = match (error.raw_os_error(), error.kind()) {
+            (Some(number), _) => Self::from_raw_os_error(number).kind(),
+            (None, ErrorKind::Usage) => io::ErrorKind::InvalidInput,
+            (None, ErrorKind::Busy) => io::ErrorKind::WouldBlock,
+            (None, ErrorKind::Ended) => io::ErrorKind::BrokenPipe,
+            (None, ErrorKind::NoSuchWorker) => io::ErrorKind::NotFound,
+            (None, ErrorKind::StartTimeout) => io::ErrorKind::TimedOut,
+            (None, _) => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+fn kind_of(source: Errno) -> ErrorKind {
+    match source {
+        Errno::EADDRINUSE => ErrorKind::AddressInUse,
+        Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT => ErrorKind::AddressNotAvailable,
+        Errno::EACCES | Errno::EPERM => ErrorKind::PermissionDenied,
+        Errno::ENOENT | Errno::ENOTDIR => ErrorKind::NotFound,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS => ErrorKind::OutOfResources,
+        Errno::EAGAIN => ErrorKind::Busy,
+        Errno::EPIPE | Errno::ECONNRESET => ErrorKind::Disconnected,
+        Errno::EMSGSIZE => ErrorKind::TooLarge,
+        Errno::ECANCELED => ErrorKind::Canceled,
+        _ => ErrorKind::System,
+    }
+}
+
 /// The step of an I/O error, kept as the kernel's number.
 #[must_use]
-pub fn errno_of(error: &std::io::Error) -> Errno {
+pub fn errno_of(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
@@ -149,6 +272,27 @@ mod tests {
         assert_eq!(environment.exit_code(), 3);
         assert_eq!(Error::usage("0 workers", "give 1 or more").exit_code(), 2);
         assert_eq!(Error::system("fork", Errno::EAGAIN).exit_code(), 1);
+    }
+
+    #[test]
+    fn kinds_can_be_matched_and_survive_the_way_to_the_standard_library() {
+        let busy = Error::Listen {
+            address: "127.0.0.1:80".into(),
+            step: "bind".into(),
+            source: Errno::EADDRINUSE,
+        };
+        assert_eq!((busy.kind(), busy.raw_os_error()), (ErrorKind::AddressInUse, Some(98)));
+        let text = busy.to_string();
+        let busy = io::Error::from(busy);
+        assert_eq!((busy.kind(), busy.to_string()), (io::ErrorKind::AddrInUse, text));
+        let full = Error::system("send", Errno::EAGAIN);
+        assert_eq!(full.kind(), ErrorKind::Busy);
+        assert_eq!(io::Error::from(full).kind(), io::ErrorKind::WouldBlock);
+        let usage = Error::usage("0 workers", "give 1 or more");
+        assert_eq!((usage.kind(), usage.raw_os_error()), (ErrorKind::Usage, None));
+        assert_eq!(io::Error::from(usage).kind(), io::ErrorKind::InvalidInput);
+        let late = Error::cluster(ErrorKind::StartTimeout, "too late", "wait");
+        assert_eq!((late.kind(), late.hint()), (ErrorKind::StartTimeout, "wait".to_owned()));
     }
 
     #[test]

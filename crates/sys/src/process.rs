@@ -18,10 +18,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, chdir, geteuid, getpid, getppid};
 
 use crate::error::{Error, Result, errno_of};
+use crate::signal::BlockedSignals;
 use environment::Block;
 use identity::Identity;
 
@@ -54,10 +55,11 @@ pub struct Launch<'a> {
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
     /// It gets a process group of its own, so that what a terminal sends to the primary's group
-    /// (Ctrl-C, hanging up) is for the primary alone. No signal is blocked in it then; without a
-    /// group of its own it begins with those that are blocked here, so that nothing from a terminal
-    /// ends it before it has said what it wants.
+    /// (Ctrl-C, hanging up) is for the primary alone. No signal is blocked in it then.
     pub own_group: bool,
+    /// Signals that are blocked in it otherwise, so that nothing from a terminal ends it before it
+    /// has said what it wants; without a word, those that are blocked here.
+    pub blocked_signals: Option<BlockedSignals>,
     /// It gets SIGTERM when the thread that starts it ends, with its process or before.
     pub ends_with_parent: bool,
     /// Descriptors that it inherits under their present numbers. It gets no others, whoever has
@@ -160,9 +162,10 @@ impl Launch<'_> {
         command.stdin(input).stdout(output).stderr(errors);
         let (inherited, placed) = aside.numbers();
         let parent = self.ends_with_parent.then(getpid);
-        let unblocks = self.own_group;
+        let none = self.own_group.then(BlockedSignals::none);
+        let blocked = none.or(self.blocked_signals);
         let mut preparation =
-            Preparation { inherited, placed, identity, directory, unblocks, environment, parent };
+            Preparation { inherited, placed, identity, directory, blocked, environment, parent };
         let prepare = move || preparation.run();
         // SAFETY: between fork and exec `run` makes system calls only, which are
         // async-signal-safe, writes to memory of its own, and allocates nothing.
@@ -187,8 +190,8 @@ struct Preparation {
     placed: Vec<(RawFd, RawFd)>,
     identity: Identity,
     directory: Option<CString>,
-    /// No signal is blocked.
-    unblocks: bool,
+    /// Signals that are blocked, unless they are those of the thread that starts it.
+    blocked: Option<BlockedSignals>,
     environment: Block,
     /// Whom it shall not survive.
     parent: Option<Pid>,
@@ -218,9 +221,9 @@ impl Preparation {
                 return Err(Errno::ESRCH.into());
             }
         }
-        if self.unblocks {
+        if let Some(blocked) = self.blocked {
             // The standard library leaves the mask as it is here.
-            SigSet::empty().thread_set_mask()?;
+            blocked.install()?;
         }
         self.environment.install(std::process::id());
         Ok(())

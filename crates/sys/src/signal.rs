@@ -1,11 +1,13 @@
 //! Signals as a readable descriptor (`signalfd(2)`), and the ones a worker must not die of.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread::{self, JoinHandle};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 
 /// A descriptor that becomes readable when one of the chosen signals arrives.
 #[derive(Debug)]
@@ -44,6 +46,53 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+/// Which signals are blocked, as a thread can hand it on.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockedSignals(SigSet);
+
+impl BlockedSignals {
+    /// None.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(SigSet::empty())
+    }
+
+    /// Those of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel refused to tell, which it never does.
+    pub fn of_this_thread() -> Result<Self> {
+        SigSet::thread_get_mask()
+            .map(Self)
+            .map_err(|errno| Error::system("read the blocked signals", errno))
+    }
+
+    /// Makes them those of the calling thread. Makes one system call, and allocates nothing.
+    ///
+    /// # Errors
+    /// The kernel refused the mask, which it never does.
+    pub fn install(self) -> std::result::Result<(), Errno> {
+        self.0.thread_set_mask()
+    }
+}
+
+/// Starts a thread in which every signal is blocked, so that none is delivered to it that another
+/// thread waits for.
+///
+/// # Errors
+/// Too many threads.
+pub fn spawn_without_signals<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    let masked = |errno| Error::system("block signals", errno);
+    // The new thread inherits what is blocked here now.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
+    let thread = thread::Builder::new().name(name.into()).spawn(body);
+    before.thread_set_mask().map_err(masked)?;
+    thread.map_err(|error| Error::system(format!("start the thread {name}"), errno_of(&error)))
 }
 
 /// Keeps `signals` from reaching this thread and those it starts later.

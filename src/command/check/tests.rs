@@ -101,7 +101,8 @@ fn tight_limits_are_noted_with_a_remedy() {
     assert_eq!(noted, ["io_uring_disabled", "open files", "somaxconn", "CPU quota"]);
     assert_eq!(exit_code(&report), 0);
     assert_eq!(row(&report, "SMT").value, "on: 2 cores, 0+2 1+3");
-    let workers = "4 allowed CPUs, quota 2.5 → 2 workers (on 0-1, the primary not pinned)";
+    let workers = "4 allowed CPUs, quota 2.5 → 2 workers, not pinned: a quota shares these CPUs \
+                   with others";
     assert_eq!(row(&report, "workers auto").value, workers);
     facts.cpu = None;
     assert_eq!(exit_code(&judge(&facts)), 3);

@@ -21,6 +21,8 @@ use clusterlb_sys::ring::{Key, Outcome, SealedMessage};
 
 /// Messages that the kernel may receive ahead of us.
 const MESSAGES_AHEAD_MAX: usize = 32;
+/// A turn of the loop that takes longer makes others wait.
+const SLOW_TURN_NS: u64 = 1_000_000;
 /// Descriptors that are never given to connections.
 const DESCRIPTORS_RESERVED: usize = 8;
 
@@ -114,13 +116,21 @@ impl Inbox {
         }
     }
 
-    /// Lets the kernel receive as many messages as there are descriptors for.
-    pub(super) fn top_up(&mut self, around: &mut Surroundings, connections: &Connections) {
+    /// Lets the kernel receive as many messages as there are descriptors for. After a turn that
+    /// took long it is one, so that a claim means that work begins: the rest stays in the channel,
+    /// where the primary can give it to an idle worker.
+    pub(super) fn top_up(
+        &mut self,
+        around: &mut Surroundings,
+        connections: &Connections,
+        turn_ns: u64,
+    ) {
         if self.closed {
             return;
         }
         let free = self.connections_max.saturating_sub(connections.len());
-        let messages = (free / DESCRIPTORS_PER_MESSAGE_MAX).min(MESSAGES_AHEAD_MAX);
+        let ahead_max = if turn_ns > SLOW_TURN_NS { 1 } else { MESSAGES_AHEAD_MAX };
+        let messages = (free / DESCRIPTORS_PER_MESSAGE_MAX).min(ahead_max);
         let messages = u16::try_from(messages).expect("bounded by MESSAGES_AHEAD_MAX");
         around.ring.offer_messages(messages);
         let possible = around.ring.messages_offered() > 0;

@@ -134,7 +134,8 @@ impl Worker {
             self.sources.recover(&mut self.around, &mut self.connections, relieved);
             finished_before = finished;
             if let Some(inbox) = &mut self.inbox {
-                inbox.top_up(&mut self.around, &self.connections);
+                let turn_ns = monotonic_ns().saturating_sub(self.around.now_ns);
+                inbox.top_up(&mut self.around, &self.connections, turn_ns);
             }
             // At the end of the turn the counters are true.
             self.around.page.end_turn();

@@ -14,6 +14,7 @@ fn roster(workers: u16) -> Roster {
         credits_max: CREDITS_MAX,
         hang_after_ns: Some(100 * MS),
         unserved_limit_ns: None,
+        take_back_after_ns: None,
         slow_start_ns: 0,
         coalesce_ns: None,
     };
@@ -192,4 +193,76 @@ fn slow_start_is_for_who_comes_to_others_and_not_for_those_of_the_beginning() {
     assert!(roster.skips().above_average > 0, "they are compared from the beginning");
     come(&mut roster, Slot(4));
     assert_eq!(roster.loads()[4].slow_start_permille, 0, "it has come to others");
+}
+
+/// A roster of rotation with early take-back after 2 ms, in which worker 0 has claimed the first
+/// connection and works on it.
+fn at_work(policy: Policy) -> Roster {
+    let config = SchedulerConfig { take_back_after_ns: Some(2 * MS), ..roster(0).config };
+    let mut roster = Roster::new(policy, config, 1);
+    for slot in (0..2).map(Slot) {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    }
+    give(&mut roster, 0);
+    roster.observe(Slot(0), working(1), 1);
+    roster
+}
+
+fn working(claimed: u64) -> Sample {
+    Sample { claimed, claimed_at_ns: 1, turn_begun_ns: 1, ..Sample::default() }
+}
+
+#[test]
+fn what_waits_behind_work_moves_to_an_idle_worker() {
+    let mut roster = at_work(Policy::Rr);
+    assert_eq!([give(&mut roster, MS), give(&mut roster, MS)], [Some(Slot(1)), Some(Slot(0))]);
+    let busy = Sample { claimed: 1, claimed_at_ns: MS, ..Sample::default() };
+    roster.observe(Slot(1), busy, MS);
+    assert_eq!(roster.next_deadline_ns(), Some(3 * MS + 1));
+    assert_eq!(roster.movable(3 * MS + 1), None, "the other one is busy");
+    assert_eq!(roster.next_deadline_ns(), Some(5 * MS + 2), "and looked at again");
+    roster.observe(Slot(1), Sample { finished: 1, ..busy }, 4 * MS);
+    assert_eq!(roster.movable(4 * MS), Some(Slot(0)));
+    roster.taken_back(Slot(0), 1);
+    assert_eq!(roster.pick_idle(FIRST), Some(Slot(1)));
+    assert_eq!(roster.pick_idle(FIRST), None);
+    assert_eq!((roster.loads()[0].in_flight, roster.loads()[1].in_flight), (1, 1));
+    assert_eq!(roster.movable(9 * MS), None, "nothing is left to move");
+}
+
+#[test]
+fn a_worker_that_is_not_at_work_keeps_what_it_has() {
+    let mut roster = at_work(Policy::Rr);
+    roster.observe(Slot(0), Sample { finished: 1, ..working(1) }, 1);
+    give(&mut roster, MS);
+    give(&mut roster, MS);
+    // It has not been scheduled since; the idle one would not be either.
+    assert_eq!(roster.movable(50 * MS), None);
+}
+
+#[test]
+fn a_sticky_connection_does_not_move_early() {
+    let mut roster = at_work(Policy::Sticky);
+    roster.observe(Slot(0), working(0), 1);
+    assert_eq!(roster.movable(50 * MS), None);
+    assert_eq!(roster.next_deadline_ns(), Some(100 * MS + 1), "that of a hang");
+}
+
+#[test]
+fn looks_for_an_idle_worker_become_rare_and_end() {
+    let mut roster = at_work(Policy::Rr);
+    for _ in 0..2 {
+        give(&mut roster, MS);
+    }
+    roster.config.hang_after_ns = None;
+    roster.observe(Slot(1), Sample { claimed: 1, ..Sample::default() }, MS);
+    let (mut looks, mut now_ns) = (0, 3 * MS + 1);
+    while let Some(deadline_ns) = roster.next_deadline_ns() {
+        now_ns = now_ns.max(deadline_ns);
+        assert_eq!(roster.movable(now_ns), None);
+        looks += 1;
+    }
+    assert!(looks < 60, "{looks} looks");
+    assert!(now_ns > 1_000 * MS, "they went on for {now_ns} ns");
 }

@@ -19,6 +19,7 @@ fn shell<'a>(script: &str) -> Launch<'a> {
         confined: false,
         streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
         own_group: false,
+        blocked_signals: None,
         ends_with_parent: false,
         inherited: vec![],
         placed: vec![],

@@ -147,7 +147,9 @@ fn a_message_that_is_none_is_garbage() {
 #[test]
 fn a_reader_with_others_to_read_gets_as_much_as_it_asks_for() {
     let (mut left, mut right) = pair();
-    (0..5).for_each(|sequence| drop(left.send(&drain(sequence), vec![]).expect("room")));
+    for sequence in 0..5 {
+        left.send(&drain(sequence), vec![]).expect("room");
+    }
     let mut heard: Vec<Received<ToWorker>> = Vec::new();
     for (count, has_more) in [(2, true), (4, true), (5, false)] {
         right.incoming.receive_some(&mut heard, 2, 4096).expect("frames");

@@ -54,6 +54,8 @@ pub(crate) struct Summary {
     pub refused: u64,
     /// Connections taken back from a worker: refused, or left unclaimed by one that died.
     pub redispatched: u64,
+    /// Of these, taken back early and given to idle workers.
+    pub taken_back: u64,
     /// Connections closed because nobody could take them before the end.
     pub dropped: u64,
     /// Connections that were open when their worker ended.

@@ -8,20 +8,18 @@ use std::io::IsTerminal as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::Duration;
 
 use clusterlb_sys::waker::Waker;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{read, write};
 
 use super::lines::Lines;
+use clusterlb::Result;
 use clusterlb::WorkerId;
-use clusterlb::{Error, Result};
-use clusterlb_sys::error::errno_of;
+use clusterlb_sys::signal::spawn_without_signals;
 
 /// What waits to be written at most; further lines are dropped, and counted.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -75,12 +73,8 @@ impl Printer {
         let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
         let body = move || Writer { orders, waker, pipes: vec![], told: vec![] }.run();
         // Signals are for whoever waits for them, and must not end the process by way of this
-        // thread, which inherits what is blocked here now.
-        let masked = |errno| Error::system("block signals", errno);
-        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
-        let thread = thread::Builder::new().name("printer".into()).spawn(body);
-        before.thread_set_mask().map_err(masked)?;
-        thread.map_err(|error| Error::system("start the printer's thread", errno_of(&error)))?;
+        // thread.
+        spawn_without_signals("printer", body).map(drop)?;
         Ok(printer)
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Summary;
+use super::summary::Summary;
 use clusterlb::Ending;
 use clusterlb::{AcceptMechanism, Policy};
 use clusterlb::{ListenerId, WorkerId};
@@ -67,6 +67,13 @@ pub(crate) enum Event {
     },
     /// All of them have been replaced.
     Reloaded,
+    /// The number of slots changes.
+    Scaled {
+        /// What it was.
+        from: u16,
+        /// What it is.
+        to: u16,
+    },
     /// A worker's process has ended (Node's `exit`).
     Exit {
         /// The worker.
@@ -104,10 +111,13 @@ pub(crate) enum Event {
         /// How long that waits.
         delay_ms: u64,
     },
-    /// A worker will not be replaced any more.
+    /// A slot stays empty until the workers are replaced (SIGHUP).
     GiveUp {
-        /// Who ended last.
-        id: WorkerId,
+        /// Its number.
+        slot: u16,
+        /// Who ended last, if one could be started.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<WorkerId>,
         /// Why.
         reason: String,
     },

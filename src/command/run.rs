@@ -1,0 +1,289 @@
+//! A run: the settings turned into a cluster and its supervisor, and what happens turned into what
+//! is told.
+//!
+//! Owns the books of the run. Decides nothing about workers: the supervisor does.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clusterlb::protocol::control::Serialization;
+use clusterlb::topology::CpuPlan;
+use clusterlb::{
+    AcceptMechanism, Cluster, ClusterCounts, Dialect, Error, Event as ClusterEvent, InspectPort,
+    Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle, WorkerId,
+};
+use clusterlb_sys::probe::FeatureLevel;
+
+use super::console::Console;
+use super::event::{Event, code_and_signal};
+use super::printer::{Printer, Target};
+use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
+use super::start_errors::in_words_of_the_command;
+use super::summary::{Summary, WorkerSummary};
+
+/// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
+/// machine that cannot.
+const FATAL_CODES: [i32; 2] = [2, 3];
+
+/// Runs to the end. What workers print goes by way of the printer, if it shall be prefixed. Gives
+/// the signal that cut the end short.
+///
+/// # Errors
+/// An address is not to be had, the machine refuses what is needed, or the run could not go on.
+/// Nothing is left behind.
+pub(super) fn run(
+    settings: &Settings,
+    plan: &CpuPlan,
+    level: FeatureLevel,
+    console: Console,
+    printer: &Printer,
+) -> Result<Option<Signal>> {
+    let foreign = |program: &Program| program.dialect != Dialect::Native;
+    let none = settings.policy == Policy::None;
+    let reporter = Reporter {
+        console,
+        printer: printer.clone(),
+        policy: settings.policy,
+        accept: none.then_some(settings.accept),
+        level,
+        workers: plan.workers.len(),
+        cpu: plan.primary,
+        summary: Summary::default(),
+        uncounted: none && settings.program.as_ref().is_some_and(foreign),
+        online: false,
+        hung: BTreeSet::new(),
+    };
+    let reporter = Arc::new(Mutex::new(reporter));
+    let told = Arc::clone(&reporter);
+    let supervisor = supervisor(settings, plan)?
+        .on_event(move |event| told.lock().unwrap_or_else(PoisonError::into_inner).report(event));
+    let finished = supervisor.run().map_err(|error| {
+        let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
+        in_words_of_the_command(error, settings, reporter.online)
+    })?;
+    Ok(finished.forced_by)
+}
+
+/// A supervisor as the settings want it.
+fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
+    let restart = match settings.restart {
+        RestartChoice::Always => Restart::Always,
+        RestartChoice::OnFailure => Restart::OnFailure,
+        RestartChoice::Never => Restart::Never,
+    };
+    let mut supervisor = Supervisor::new(cluster(settings)?)
+        .plan(plan.clone())
+        .restart(restart)
+        .start_limit(settings.start_limit)
+        .settle(settings.settle)
+        .grace(settings.grace)
+        .hang_kill(settings.hang_kill)
+        .fatal_exit_codes(&FATAL_CODES)
+        .handle_signals();
+    for address in &settings.listen {
+        supervisor = supervisor.listen(address.clone());
+    }
+    for (name, value) in &settings.worker_environment.environment {
+        supervisor = supervisor.variable(name, value);
+    }
+    Ok(supervisor)
+}
+
+/// A cluster as the settings want it, without workers.
+fn cluster(settings: &Settings) -> Result<Cluster> {
+    let cluster = Cluster::with_policy(settings.policy)?;
+    cluster.setup_primary(|cluster| {
+        cluster.accept = settings.accept;
+        cluster.scheduling = settings.scheduling.clone();
+        cluster.backlog = settings.backlog;
+        cluster.serialization = match settings.message_format {
+            MessageFormat::Json => Serialization::Json,
+            MessageFormat::Advanced => Serialization::Advanced,
+        };
+        let WorkerEnvironment { directory, user, group, prefix, .. } = &settings.worker_environment;
+        cluster.cwd.clone_from(directory);
+        cluster.silent = *prefix;
+        (cluster.uid, cluster.gid) = (*user, *group);
+        if let Some(program) = &settings.program {
+            cluster.exec.clone_from(&program.path);
+            cluster.exec_argv.clone_from(&program.options);
+            cluster.args.clone_from(&program.arguments);
+            cluster.dialect = program.dialect;
+            cluster.preload = settings.preload;
+            cluster.readiness = program.readiness;
+            cluster.socket_names.clone_from(&program.socket_names);
+            // Node's primary has the first port itself; here the first worker does.
+            let before = program.inspect_port.map(|port| port.saturating_sub(1));
+            cluster.inspect_port = before.map(InspectPort::From);
+            // Connections wait for the next worker when the last one has crashed.
+            cluster.hold = true;
+        }
+    })?;
+    Ok(cluster)
+}
+
+/// Tells what happens, and keeps the books.
+struct Reporter {
+    console: Console,
+    printer: Printer,
+    policy: Policy,
+    /// How workers accept, if they do.
+    accept: Option<AcceptMechanism>,
+    level: FeatureLevel,
+    /// Slots.
+    workers: usize,
+    /// The data path's CPU.
+    cpu: Option<usize>,
+    summary: Summary,
+    /// Workers accept by themselves and do not tell what.
+    uncounted: bool,
+    /// A worker has said that it runs.
+    online: bool,
+    hung: BTreeSet<WorkerId>,
+}
+
+impl Reporter {
+    fn report(&mut self, event: &SupervisorEvent) {
+        if let SupervisorEvent::Cluster(event) = event {
+            return self.report_of_cluster(event);
+        }
+        if let SupervisorEvent::Scaled { to, .. } = event {
+            self.workers = usize::from(*to);
+        }
+        if let Some(told) = self.in_our_words(event) {
+            self.console.tell(told);
+        }
+    }
+
+    fn note(&mut self, text: String) {
+        self.console.tell(Event::Note { text });
+    }
+
+    /// What the supervisor has decided, as it is told; some of it is not.
+    fn in_our_words(&mut self, event: &SupervisorEvent) -> Option<Event> {
+        let note = |text: String| Event::Note { text };
+        let milliseconds =
+            |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Some(match event.clone() {
+            SupervisorEvent::Listening { listener, address } => Event::Listening {
+                address,
+                listener,
+                policy: self.policy,
+                accept: self.accept,
+                engine: "io_uring",
+                feature_level: self.level,
+                workers: self.workers,
+                pid: std::process::id(),
+                cpu: self.cpu,
+            },
+            SupervisorEvent::Silent { worker } => {
+                note(format!("worker {worker} serves nothing; the others do not wait for it"))
+            }
+            SupervisorEvent::Respawn { worker, delay, .. } => {
+                Event::Respawn { id: worker, delay_ms: milliseconds(delay) }
+            }
+            SupervisorEvent::SpawnFailed { error, retry: Some(retry), .. } => {
+                note(format!("{error}; trying again in {} ms", milliseconds(retry)))
+            }
+            SupervisorEvent::GaveUp { slot, worker, reason } => {
+                Event::GiveUp { slot, id: worker, reason }
+            }
+            SupervisorEvent::Reloading { workers } => Event::Reloading { ids: workers },
+            SupervisorEvent::ReloadQueued => {
+                note("the workers are replaced after what is under way".into())
+            }
+            SupervisorEvent::Reloaded => Event::Reloaded,
+            SupervisorEvent::ReloadStopped { reason } => {
+                note(format!("replacing stopped: {reason}; the other workers stay as they are"))
+            }
+            SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::Draining { reason, grace } => {
+                Event::Draining { reason, grace_ms: milliseconds(grace) }
+            }
+            SupervisorEvent::Killed { workers, reason } => Event::Kill { ids: workers, reason },
+            SupervisorEvent::ConnectionsReset { count } => note(format!(
+                "{count} connections were reset that waited for a worker whose slot stays empty; \
+                 with CAP_BPF and CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, others would have \
+                 got them"
+            )),
+            SupervisorEvent::Ended { counts } => Event::Summary(self.close(&counts)),
+            _ => return None,
+        })
+    }
+
+    fn report_of_cluster(&mut self, event: &ClusterEvent) {
+        match event {
+            ClusterEvent::Fork { worker } => {
+                self.read_pipes(worker);
+                let (id, pid, cpu) = (worker.id(), worker.pid(), worker.cpu());
+                self.console.tell(Event::Fork { id, pid, cpu });
+            }
+            ClusterEvent::Online { worker } => {
+                self.online = true;
+                self.console.tell(Event::Online { id: worker.id(), pid: worker.pid() });
+            }
+            ClusterEvent::Refused { worker, error } => {
+                self.note(format!("worker {}: {error}", worker.id()));
+            }
+            ClusterEvent::Message { worker, message } => {
+                let (id, pid) = (worker.id(), worker.pid());
+                let message = message.value().unwrap_or_default();
+                self.console.tell(Event::Message { id, pid, message });
+            }
+            ClusterEvent::Exit { worker, ending, counts } => {
+                let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
+                self.hung.remove(&id);
+                self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), *counts));
+                let (code, signal) = code_and_signal(*ending);
+                self.console.tell(Event::Exit { id, pid, code, signal, aborted });
+            }
+            ClusterEvent::Hung { worker, taken_back } => {
+                let (id, pid, taken_back) = (worker.id(), worker.pid(), *taken_back);
+                self.hung.insert(id);
+                self.console.tell(Event::Hung { id, pid, taken_back });
+            }
+            ClusterEvent::Recovered { worker } => {
+                let (id, pid) = (worker.id(), worker.pid());
+                if self.hung.remove(&id) {
+                    self.console.tell(Event::Recovered { id, pid });
+                }
+            }
+            // Whatever else fails ends the run, which says so, or a worker, which is killed.
+            ClusterEvent::Error { worker: None, error } => {
+                if matches!(**error, Error::Environment { .. }) {
+                    self.note(format!("{error}; {}", error.hint()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What a worker prints is read from its pipes, if it has some.
+    fn read_pipes(&self, worker: &WorkerHandle) {
+        if let Some(pipe) = worker.take_stdout() {
+            self.printer.attend(worker.id(), Target::Output, pipe);
+        }
+        if let Some(pipe) = worker.take_stderr() {
+            self.printer.attend(worker.id(), Target::Errors, pipe);
+        }
+    }
+
+    fn close(&mut self, counts: &ClusterCounts) -> Summary {
+        let mut summary = std::mem::take(&mut self.summary);
+        // What workers have accepted by themselves they have told.
+        let own: u64 = summary.workers.iter().map(|one| one.own).sum();
+        summary.accepted = counts.accepted + own;
+        summary.stolen = counts.stolen;
+        summary.refused = counts.refused;
+        summary.redispatched = counts.redispatched;
+        summary.taken_back = counts.taken_back;
+        summary.dropped = counts.dropped;
+        summary.pauses = counts.pauses;
+        summary.paused_ms = counts.paused_ns / 1_000_000;
+        summary.coalesced = counts.coalesced;
+        summary.skips = counts.skips;
+        summary.uncounted = self.uncounted;
+        summary.close();
+        summary
+    }
+}

@@ -1,0 +1,90 @@
+//! Why workers do not come to serve, in words that say what to do.
+
+use clusterlb::{Dialect, Error, ErrorKind, Readiness};
+
+use super::settings::{Program, Settings};
+
+/// An error of the run, with what people can do about it at the command line. `online` is whether
+/// any worker has said that it runs.
+pub(super) fn in_words_of_the_command(error: Error, settings: &Settings, online: bool) -> Error {
+    match error.kind() {
+        ErrorKind::StartTimeout => unready(settings, online),
+        ErrorKind::StartFailed => start_failed(error, settings, online),
+        ErrorKind::NoWorkersLeft => Error::cluster(
+            ErrorKind::NoWorkersLeft,
+            error.to_string(),
+            "the exit events above say how they ended; --restart always replaces them, within a \
+             budget",
+        ),
+        _ => error,
+    }
+}
+
+/// The workers do not serve in time.
+fn unready(settings: &Settings, online: bool) -> Error {
+    let limit = humantime::format_duration(settings.start_limit);
+    let (what, hint) = match &settings.program {
+        None => (
+            format!("the workers were not ready after {limit}"),
+            "a machine this busy cannot run them; try fewer with --workers".to_owned(),
+        ),
+        Some(program) if program.dialect == Dialect::ListenFds => {
+            taking_over(program, &limit.to_string())
+        }
+        Some(Program { path, .. }) if online => (
+            format!("not every worker listens on something after {limit}"),
+            format!(
+                "{} has to listen in its workers; if it needs more time, see --start-limit",
+                path.display()
+            ),
+        ),
+        Some(program) => {
+            (format!("no worker has called home after {limit}"), other_dialects(program))
+        }
+    };
+    Error::cluster(ErrorKind::StartTimeout, what, hint)
+}
+
+/// A worker ended before it served. One that never said that it runs may speak another language.
+fn start_failed(error: Error, settings: &Settings, online: bool) -> Error {
+    match &settings.program {
+        Some(program) if !online && program.dialect == Dialect::Native => {
+            let hint = format!("{}; {}", error.hint(), other_dialects(program));
+            Error::cluster(ErrorKind::StartFailed, error.to_string(), hint)
+        }
+        _ => error,
+    }
+}
+
+fn taking_over(program: &Program, limit: &str) -> (String, String) {
+    match program.readiness {
+        Readiness::Notified => (
+            format!("not every worker has said READY=1 after {limit}"),
+            format!(
+                "if {} does not know sd_notify, leave --ready-after notify out; if it needs more \
+                 time, see --start-limit",
+                program.path.display()
+            ),
+        ),
+        Readiness::After(_) => (
+            format!("not every worker has run for long enough after {limit}"),
+            "let --start-limit be longer than --ready-after".to_owned(),
+        ),
+    }
+}
+
+/// What a program may speak that does not speak as was supposed.
+pub(super) fn other_dialects(Program { path, dialect, .. }: &Program) -> String {
+    let path = path.display();
+    match dialect {
+        Dialect::Native => format!(
+            "{path} does not seem to be built for clusterlb; if it runs Node, say --dialect node; \
+             if it takes listening sockets as from systemd (LISTEN_FDS), say --dialect listen-fds"
+        ),
+        Dialect::Node => format!(
+            "{path} does not seem to run Node; --dialect native is for programs built for \
+             clusterlb, --dialect listen-fds for those that take listening sockets as from systemd"
+        ),
+        Dialect::ListenFds => format!("see whether {path} takes the sockets in LISTEN_FDS"),
+    }
+}

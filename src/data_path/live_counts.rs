@@ -1,0 +1,95 @@
+//! The data path's counts where other threads can read them while it works.
+//!
+//! One writer, which stores all of them once in a turn of its loop and never waits. A reader gets
+//! each count as it was at some recent moment, not all of them at the same one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::ClusterCounts;
+use crate::schedule::Skips;
+
+const WORDS: usize = 19;
+
+/// The counts of one data path, from before its start to after its end.
+#[derive(Debug, Default)]
+pub struct LiveCounts {
+    words: [AtomicU64; WORDS],
+}
+
+impl LiveCounts {
+    /// Lets others see these counts.
+    pub fn publish(&self, mut counts: ClusterCounts) {
+        for (word, count) in self.words.iter().zip(fields(&mut counts)) {
+            word.store(*count, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts as they were published last.
+    #[must_use]
+    pub fn read(&self) -> ClusterCounts {
+        let mut counts = ClusterCounts::default();
+        for (count, word) in fields(&mut counts).into_iter().zip(&self.words) {
+            *count = word.load(Ordering::Relaxed);
+        }
+        counts
+    }
+}
+
+fn fields(counts: &mut ClusterCounts) -> [&mut u64; WORDS] {
+    // With every name, so that one that is added is not forgotten here.
+    let ClusterCounts {
+        accepted,
+        stolen,
+        refused,
+        redispatched,
+        taken_back,
+        dropped,
+        waiting,
+        pauses,
+        paused_ns,
+        coalesced,
+        skips,
+        overflows,
+    } = counts;
+    let Skips { dead, hung, draining, full, at_limit, out_of_credits, above_average, fallbacks } =
+        skips;
+    [
+        accepted,
+        stolen,
+        refused,
+        redispatched,
+        taken_back,
+        dropped,
+        waiting,
+        pauses,
+        paused_ns,
+        coalesced,
+        overflows,
+        dead,
+        hung,
+        draining,
+        full,
+        at_limit,
+        out_of_credits,
+        above_average,
+        fallbacks,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_count_is_read_as_it_was_published() {
+        let mut counts = ClusterCounts::default();
+        for (number, count) in (1..).zip(fields(&mut counts)) {
+            *count = number;
+        }
+        let live = LiveCounts::default();
+        assert_eq!(live.read(), ClusterCounts::default());
+        live.publish(counts);
+        assert_eq!(live.read(), counts);
+        assert_eq!((counts.accepted, counts.skips.fallbacks), (1, WORDS as u64));
+    }
+}

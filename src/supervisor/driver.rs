@@ -1,0 +1,403 @@
+//! The supervisor's loop: it waits, tells the decisions what has happened, and does what they say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use super::event::SupervisorEvent;
+use super::handle::{
+    Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
+    WorkerState,
+};
+use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
+use super::{Finished, OnEvent, failures};
+use crate::sys::clock::monotonic_ns;
+use crate::sys::signal::Signals;
+use crate::{
+    Cluster, Completion, Error, Event, Events, ForkOptions, ListenerId, ListeningAddress, Result,
+    WorkerHandle, WorkerId,
+};
+
+/// Events and requests taken in before signals and the time have their turn.
+const INPUTS_PER_TURN: usize = 256;
+
+/// A running supervisor.
+pub(super) struct Driver {
+    pub(super) cluster: Cluster,
+    pub(super) events: Events,
+    pub(super) signals: Option<Signals>,
+    pub(super) orders: Receiver<Order>,
+    pub(super) handle: SupervisorHandle,
+    pub(super) state: State,
+    pub(super) start_limit: Duration,
+    pub(super) grace: Duration,
+    /// Variables in the environment of each worker.
+    pub(super) environment: Vec<(OsString, OsString)>,
+    pub(super) on_event: Option<OnEvent>,
+    /// Addresses that were opened and have not been told of.
+    pub(super) addresses: Vec<(ListenerId, String)>,
+    /// Those that are or have been among these.
+    pub(super) known: BTreeSet<ListenerId>,
+    pub(super) workers: BTreeMap<WorkerId, WorkerHandle>,
+    pub(super) waiting: BTreeMap<Ticket, Completion>,
+    pub(super) next_ticket: u64,
+    pub(super) forced_by: Option<Signal>,
+    /// What failed, if it was not a worker.
+    pub(super) failure: Option<Error>,
+    /// A slot has been filled, so that a failure to do so is no failure of the start.
+    pub(super) filled: BTreeSet<u16>,
+    /// Why an address was refused to a worker.
+    pub(super) refusal: Option<Arc<Error>>,
+}
+
+impl Driver {
+    /// Runs until no worker is left and none will come.
+    ///
+    /// # Errors
+    /// The first start failed, or the run could not go on.
+    pub(super) fn run(mut self) -> Result<Finished> {
+        let result = self.turn_until_the_end();
+        let finished = result.and_then(|()| self.finish());
+        self.end(finished.as_ref().err());
+        finished
+    }
+
+    fn turn_until_the_end(&mut self) -> Result<()> {
+        self.carry_out()?;
+        while !self.state.is_over() {
+            self.publish();
+            self.wait()?;
+            self.take_signals()?;
+            self.take_events()?;
+            self.take_requests()?;
+            self.state.on_time(monotonic_ns());
+            self.carry_out()?;
+            if let Some(error) = self.cluster.failure() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut watched =
+            vec![readable(self.events.as_fd()), readable(self.handle.shared.waker.as_fd())];
+        watched.extend(self.signals.as_ref().map(|signals| readable(signals.as_fd())));
+        let now_ns = monotonic_ns();
+        let left = self.state.next_deadline_ns(now_ns).map_or(PollTimeout::NONE, |next_ns| {
+            // Rounded up: waking a moment too early would make the loop spin until the time.
+            let left_ms = next_ns.saturating_sub(now_ns).div_ceil(1_000_000);
+            PollTimeout::from(u16::try_from(left_ms).unwrap_or(u16::MAX))
+        });
+        match poll(&mut watched, left) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Error::system("wait for events (poll)", errno)),
+        }
+    }
+
+    fn take_signals(&mut self) -> Result<()> {
+        let Some(signals) = &mut self.signals else { return Ok(()) };
+        let mut received = Vec::new();
+        while let Some(signal) = signals.next_signal()? {
+            received.push(signal);
+        }
+        for signal in received {
+            let now_ns = monotonic_ns();
+            match signal {
+                Signal::SIGHUP => self.state.reload(None, now_ns),
+                signal if self.state.stop_or_force(signal.as_str(), now_ns) => {
+                    self.forced_by = Some(signal);
+                }
+                _ => {}
+            }
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) -> Result<()> {
+        for _ in 0..INPUTS_PER_TURN {
+            let Some(event) = self.events.try_next() else { break };
+            self.emit(&SupervisorEvent::Cluster(event.clone()));
+            self.on_event(event);
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    fn take_requests(&mut self) -> Result<()> {
+        self.handle.shared.waker.clear();
+        for _ in 0..INPUTS_PER_TURN {
+            let Ok(Order { request, answer }) = self.orders.try_recv() else { break };
+            let completion = self.on_request(request);
+            self.carry_out()?;
+            let refused = completion.is_complete().then(|| completion.failure()).flatten();
+            // A caller that does not wait for the answer does not want it.
+            let _ = answer.send(refused.map_or(Ok(completion), Err));
+        }
+        Ok(())
+    }
+
+    /// Takes a request in. What comes of it is told by the completion, a refusal at once.
+    fn on_request(&mut self, request: Request) -> Completion {
+        let now_ns = monotonic_ns();
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let completion = Completion::default();
+        self.waiting.insert(ticket, completion.clone());
+        match request {
+            Request::Reload => self.state.reload(Some(ticket), now_ns),
+            Request::Scale(workers) => self.state.scale(workers, ticket, now_ns),
+            Request::Stop(grace) => {
+                let grace = grace.unwrap_or(self.grace);
+                self.state.stop("it was asked for".into(), grace, now_ns);
+                self.state.await_end(ticket);
+            }
+            Request::Replace(worker) => self.state.replace_worker(worker, ticket, now_ns),
+            Request::Drain(worker) => self.state.drain_worker(worker, ticket, now_ns),
+            Request::Kill(worker) => self.state.kill_worker(worker, ticket),
+        }
+        completion
+    }
+
+    /// Does what the decisions say.
+    fn carry_out(&mut self) -> Result<()> {
+        while let Some(action) = self.state.next_action() {
+            match action {
+                Action::Spawn { slot, predecessor } => self.spawn(slot, predecessor)?,
+                Action::Disconnect { worker } => {
+                    if let Some(worker) = self.workers.get(&worker) {
+                        worker.disconnect_within(self.grace);
+                    }
+                }
+                // Its end is known by the exits of the workers.
+                Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
+                Action::Kill { worker } => {
+                    if let Some(worker) = self.workers.get(&worker) {
+                        // It runs as we do, so this can only fail if it has ended by itself.
+                        let _ = worker.kill_group();
+                    }
+                }
+                Action::Open => {
+                    if let Err(error) = self.cluster.open() {
+                        self.fail(error);
+                    }
+                }
+                Action::Shed { coming } => {
+                    // A cluster that has failed says so by an event.
+                    let count = self.cluster.shed(coming).unwrap_or(0);
+                    if count > 0 {
+                        self.emit(&SupervisorEvent::ConnectionsReset { count });
+                    }
+                }
+                Action::Emit(event) => {
+                    let started = matches!(event, SupervisorEvent::Started);
+                    if matches!(event, SupervisorEvent::Reloaded) {
+                        // What none of the new workers has asked for is not served any more. A
+                        // cluster that has failed says so by an event.
+                        let _ = self.cluster.release_unused();
+                    }
+                    self.emit(&event);
+                    if started {
+                        self.emit_addresses();
+                    }
+                }
+                Action::Finish { ticket, refusal } => self.complete(ticket, refusal),
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, slot: u16, predecessor: Option<WorkerId>) -> Result<()> {
+        let mut options = ForkOptions::default().instance(slot);
+        for (name, value) in &self.environment {
+            options = options.variable(name, value);
+        }
+        if let Some(predecessor) = predecessor.and_then(|worker| self.workers.get(&worker)) {
+            options = options.successor_of(predecessor);
+        }
+        match self.cluster.fork_with(options) {
+            Ok(worker) => {
+                let id = worker.id();
+                self.workers.insert(id, worker);
+                self.filled.insert(slot);
+                self.state.on_spawned(slot, predecessor, id, monotonic_ns());
+            }
+            // Nothing has been served yet that would have to go on.
+            Err(error) if self.filled.is_empty() || !self.is_filled(slot) => return Err(error),
+            Err(error) => {
+                let reason = error.to_string();
+                let now_ns = monotonic_ns();
+                let retry = self.state.on_spawn_failed(slot, predecessor, &reason, now_ns);
+                self.emit(&SupervisorEvent::SpawnFailed { slot, error: Arc::new(error), retry });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a failure to start a worker in this slot is not one of the start.
+    fn is_filled(&self, slot: u16) -> bool {
+        !matches!(self.state.stage, Stage::Starting { .. }) || self.filled.contains(&slot)
+    }
+
+    fn emit(&mut self, event: &SupervisorEvent) {
+        if let Some(on_event) = &mut self.on_event {
+            on_event(event);
+        }
+        self.handle.shared.subscribers().emit(event);
+    }
+
+    fn on_event(&mut self, event: Event) {
+        let now_ns = monotonic_ns();
+        match event {
+            Event::Online { worker } => self.state.on_online(worker.id(), now_ns),
+            Event::Listening { worker, address } => {
+                if self.known.insert(address.listener) {
+                    self.addresses.push((address.listener, address.to_string()));
+                }
+                self.state.on_listening(worker.id(), name_of(&address), now_ns);
+                if self.state.stage == Stage::Serving {
+                    self.emit_addresses();
+                }
+            }
+            Event::Closed { worker, address } => {
+                self.state.on_closed(worker.id(), &name_of(&address), now_ns);
+            }
+            Event::Refused { error, .. } => self.refusal = Some(error),
+            Event::Leaving { worker } => {
+                self.state.on_leaving(worker.id(), was_used(&worker), now_ns);
+            }
+            Event::Disconnect { worker } => {
+                let in_order = worker.exited_after_disconnect() == Some(true);
+                self.state.on_disconnect(worker.id(), in_order, was_used(&worker), now_ns);
+            }
+            Event::Exit { worker, ending, counts } => {
+                self.workers.remove(&worker.id());
+                self.state.on_exit(worker.id(), ending, counts.claimed > 0, now_ns);
+            }
+            Event::Error { worker: Some(worker), error } => {
+                self.state.kill(worker.id(), format!("worker {}: {error}", worker.id()));
+            }
+            // It has lost something and goes on.
+            Event::Error { worker: None, error } if matches!(*error, Error::Environment { .. }) => {
+            }
+            Event::Error { worker: None, error } => self.fail((*error).clone()),
+            Event::Hung { worker, .. } => self.state.on_hung(worker.id(), now_ns),
+            Event::Recovered { worker } => self.state.on_recovered(worker.id()),
+            _ => {}
+        }
+    }
+
+    fn emit_addresses(&mut self) {
+        for (listener, address) in std::mem::take(&mut self.addresses) {
+            self.emit(&SupervisorEvent::Listening { listener, address });
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.failure.get_or_insert(error);
+        self.state.kill_all("the run cannot go on".into());
+    }
+
+    fn complete(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
+        if let Some(completion) = self.waiting.remove(&ticket) {
+            completion.settle(refusal.map(|refusal| failures::of_refusal(&refusal)));
+        }
+    }
+
+    /// The run is over: nothing is left of the cluster, and its counts are final.
+    fn finish(&mut self) -> Result<Finished> {
+        let counts = self.cluster.finish()?;
+        self.emit(&SupervisorEvent::Ended { counts });
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        match self.state.failure() {
+            Some(failure) => {
+                Err(failures::of_run(failure, self.start_limit, self.refusal.as_deref()))
+            }
+            None => Ok(Finished { counts, forced_by: self.forced_by }),
+        }
+    }
+
+    /// Tells everybody who waits that there is nothing more to wait for.
+    fn end(&mut self, failure: Option<&Error>) {
+        self.publish();
+        self.handle.shared.published().stage = SupervisorStage::Ended;
+        for (_, completion) in std::mem::take(&mut self.waiting) {
+            completion.settle(failure.cloned());
+        }
+        self.handle.shared.subscribers().close();
+    }
+
+    /// Lets handles see what there is.
+    fn publish(&mut self) {
+        if !self.state.take_changed() {
+            return;
+        }
+        let (now, now_ns) = (SystemTime::now(), monotonic_ns());
+        let moment = |at_ns: u64| match at_ns.checked_sub(now_ns) {
+            Some(ahead_ns) => now + Duration::from_nanos(ahead_ns),
+            None => now - Duration::from_nanos(now_ns - at_ns),
+        };
+        let slots = (0..).zip(&self.state.slots).map(|(number, slot)| SlotSnapshot {
+            number,
+            restarts: slot.restarts,
+            state: match slot.occupancy {
+                Occupancy::Current(worker) => SlotState::Filled(worker),
+                Occupancy::Waiting { at_ns } => SlotState::Waiting(moment(at_ns)),
+                Occupancy::Spawning => SlotState::Waiting(now),
+                Occupancy::GivenUp => SlotState::GivenUp,
+                Occupancy::Empty => SlotState::Empty,
+            },
+        });
+        let mut published = self.handle.shared.published();
+        let before = std::mem::take(&mut published.workers);
+        let workers = self.state.children.iter().filter_map(|(id, child)| {
+            let state = state_of(child);
+            let is_same = |one: &&PublishedWorker| one.worker.id() == *id && one.state == state;
+            Some(PublishedWorker {
+                worker: self.workers.get(id)?.clone(),
+                slot: child.slot,
+                state,
+                started: moment(child.born_ns),
+                since: before.iter().find(is_same).map_or(now, |one| one.since),
+                addresses: child.serving.iter().map(|name| name.address.clone()).collect(),
+            })
+        });
+        published.workers = workers.collect();
+        published.slots = slots.collect();
+        published.reloading = self.state.is_reloading();
+        published.stage = match self.state.stage {
+            Stage::Starting { .. } => SupervisorStage::Starting,
+            Stage::Serving => SupervisorStage::Serving,
+            Stage::Draining { .. } => SupervisorStage::Draining,
+            Stage::Killing => SupervisorStage::Killing,
+        };
+    }
+}
+
+fn state_of(child: &Child) -> WorkerState {
+    match child {
+        Child { role: Role::Leaving, .. } => WorkerState::Leaving,
+        Child { hung_since_ns: Some(_), .. } => WorkerState::Hung,
+        Child { serving_since_ns: Some(_), .. } => WorkerState::Serving,
+        _ => WorkerState::Starting,
+    }
+}
+
+fn name_of(address: &ListeningAddress) -> Name {
+    Name { kind: address.kind, address: address.to_string(), ephemeral: address.ephemeral }
+}
+
+fn was_used(worker: &WorkerHandle) -> bool {
+    worker.counts().claimed > 0
+}

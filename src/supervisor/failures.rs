@@ -1,0 +1,76 @@
+//! Why a run or a request failed, in words that say what to do.
+
+use std::time::Duration;
+
+use super::state::{Failure, Refusal};
+use crate::{Ending, Error, ErrorKind, Signal};
+
+/// Why a run could not go on.
+pub(super) fn of_run(failure: &Failure, limit: Duration, refusal: Option<&Error>) -> Error {
+    match failure {
+        Failure::StartTimeout => Error::cluster(
+            ErrorKind::StartTimeout,
+            format!("not every worker serves after {limit:?}"),
+            "see what they wait for, or give them more time",
+        ),
+        Failure::StartFailed { worker, fatal: true, .. } => Error::cluster(
+            ErrorKind::StartFailed,
+            format!("worker {worker} could not start"),
+            "its own message says why",
+        ),
+        Failure::StartFailed { worker, ending, fatal: false } => {
+            let hint = match refusal {
+                Some(error) => format!("the last address that was refused: {error}"),
+                None => "what it has printed says why".to_owned(),
+            };
+            let how = ending_in_words(*ending);
+            let what = format!(
+                "worker {worker} ended {how} before it served anything, as did those before it"
+            );
+            Error::cluster(ErrorKind::StartFailed, what, hint)
+        }
+        Failure::NoWorkersLeft => Error::cluster(
+            ErrorKind::NoWorkersLeft,
+            "no worker is left, and none will be started",
+            "the exit events say how they ended; the restart policy says which are replaced",
+        ),
+    }
+}
+
+fn ending_in_words(ending: Ending) -> String {
+    match ending {
+        Ending::Code(code) => format!("with exit code {code}"),
+        Ending::Signal(number) => match Signal::try_from(number) {
+            Ok(signal) => format!("by {}", signal.as_str()),
+            Err(_) => format!("by signal {number}"),
+        },
+    }
+}
+
+/// Why something that was asked for did not come to pass.
+pub(super) fn of_refusal(refusal: &Refusal) -> Error {
+    let (kind, what, hint) = match refusal {
+        Refusal::NoSuchWorker(worker) => (
+            ErrorKind::NoSuchWorker,
+            format!("there is no worker {worker}, or it leaves already"),
+            "look at a snapshot for those that there are",
+        ),
+        Refusal::NotServing => (
+            ErrorKind::Busy,
+            "the workers do not serve yet".to_owned(),
+            "wait for the start, and ask again",
+        ),
+        Refusal::Ending => (ErrorKind::Ended, "the run is ending".to_owned(), "start another one"),
+        Refusal::Stopped(reason) => (
+            ErrorKind::ReloadStopped,
+            format!("replacing stopped: {reason}"),
+            "workers that had not been replaced stay as they are; mend the cause, and ask again",
+        ),
+        Refusal::Superseded => (
+            ErrorKind::Busy,
+            "another number of workers was asked for since".to_owned(),
+            "wait for one before you ask for the next",
+        ),
+    };
+    Error::cluster(kind, what, hint)
+}

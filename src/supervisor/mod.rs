@@ -1,0 +1,290 @@
+//! Workers kept alive: so many of them, replaced when they end, one by one on a reload, until the
+//! run ends in order.
+//!
+//! Owns the policy of keeping. The decisions are pure ([`state`]); the loop ([`driver`]) only waits
+//! and does what they say, by nothing but what any program can do with a [`Cluster`].
+
+mod driver;
+mod event;
+mod failures;
+mod handle;
+mod restart;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+pub use event::{SupervisorEvent, SupervisorEvents};
+pub use handle::{
+    SlotSnapshot, SlotState, Snapshot, SupervisorHandle, SupervisorStage, WorkerSnapshot,
+    WorkerState,
+};
+pub use restart::{Restart, RestartPolicy};
+
+use crate::sys::clock::monotonic_ns;
+use crate::sys::signal::Signals;
+use crate::topology::CpuPlan;
+use crate::{
+    Cluster, ClusterCounts, Error, ListenAddress, ListenerId, Result, Signal, WORKERS_MAX,
+};
+use driver::Driver;
+use handle::Order;
+use restart::ns;
+use state::{Rules, State};
+
+type OnEvent = Box<dyn FnMut(&SupervisorEvent) + Send>;
+
+/// Keeps so many workers alive, and ends them in order.
+///
+/// Each worker has a **slot**, whose number from 0 it sees in `CLUSTERLB_INSTANCE` and
+/// `NODE_APP_INSTANCE`; its successors inherit the number, and the CPU. A worker that ends is
+/// replaced ([`restart`](Self::restart)); one that says that it leaves, already when it does. A
+/// reload replaces all, one after the other, each successor serving beside its predecessor for a
+/// while before that leaves ([`settle`](Self::settle)).
+///
+/// ```no_run
+/// use clusterlb::{Role, Supervisor};
+///
+/// match clusterlb::role()? {
+///     Role::Primary(cluster) => {
+///         Supervisor::new(cluster).workers(4).handle_signals().run()?;
+///     }
+///     Role::Worker(worker) => {
+///         for connection in worker.listen("127.0.0.1:8000")?.incoming() {
+///             drop(connection?);
+///         }
+///     }
+/// }
+/// # Ok::<(), clusterlb::Error>(())
+/// ```
+#[must_use = "it does nothing before it runs"]
+pub struct Supervisor {
+    cluster: Cluster,
+    workers: u16,
+    plan: Option<CpuPlan>,
+    listen: Vec<ListenAddress>,
+    environment: Vec<(OsString, OsString)>,
+    rules: Rules,
+    handles_signals: bool,
+    on_event: Option<Mutex<OnEvent>>,
+    channel: Option<(SupervisorHandle, Mutex<Receiver<Order>>)>,
+}
+
+/// How a supervisor's run ended in order.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Finished {
+    /// What became of all connections.
+    pub counts: ClusterCounts,
+    /// The signal that cut the end short.
+    pub forced_by: Option<Signal>,
+}
+
+impl Supervisor {
+    /// For a cluster without workers. Unless something else is said there is a worker for each CPU
+    /// that this process may use.
+    pub fn new(cluster: Cluster) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            cluster,
+            workers: u16::try_from(cpus.min(WORKERS_MAX)).expect("that is the most"),
+            plan: None,
+            listen: Vec::new(),
+            environment: Vec::new(),
+            rules: Rules {
+                restart: RestartPolicy::default(),
+                start_limit_ns: ns(Duration::from_secs(60)),
+                settle_ns: ns(Duration::from_secs(2)),
+                grace: Duration::from_secs(10),
+                hang_kill_ns: None,
+                held: 0,
+                fatal_codes: Vec::new(),
+            },
+            handles_signals: false,
+            on_event: None,
+            channel: None,
+        }
+    }
+
+    /// How many workers, from 1 to 1024. [`SupervisorHandle::scale`] changes that later.
+    pub fn workers(mut self, workers: u16) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// How many workers, and which CPU each of them and the data path get, by their slots.
+    pub fn plan(mut self, plan: CpuPlan) -> Self {
+        self.workers = u16::try_from(plan.workers.len()).unwrap_or(u16::MAX);
+        self.plan = Some(plan);
+        self
+    }
+
+    /// One more address that is opened before there are workers, so that a busy one is told at
+    /// once, and held whoever serves it. The run begins when each worker serves as many.
+    pub fn listen(mut self, address: ListenAddress) -> Self {
+        self.listen.push(address);
+        self
+    }
+
+    /// A variable in the environment of each worker.
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Which ended workers are replaced, and how soon.
+    pub fn restart(mut self, policy: impl Into<RestartPolicy>) -> Self {
+        self.rules.restart = policy.into();
+        self
+    }
+
+    /// How long workers may take until they serve, at the start and as successors: 60 s by default.
+    /// A start that takes longer fails; a successor that does ends the replacing.
+    pub fn start_limit(mut self, limit: Duration) -> Self {
+        self.rules.start_limit_ns = ns(limit);
+        self
+    }
+
+    /// How long a successor serves before its predecessor leaves: 2 s by default. If it ends in
+    /// that time, replacing stops. At zero the predecessor leaves as soon as the successor serves.
+    pub fn settle(mut self, time: Duration) -> Self {
+        self.rules.settle_ns = ns(time);
+        self
+    }
+
+    /// How long workers that leave may take to finish what they have: 10 s by default. Then they
+    /// are killed.
+    pub fn grace(mut self, time: Duration) -> Self {
+        self.rules.grace = time;
+        self
+    }
+
+    /// Kills a worker that has hung for this long ([`Event::Hung`](crate::Event::Hung)), so that it
+    /// is replaced; by default none.
+    pub fn hang_kill(mut self, time: Option<Duration>) -> Self {
+        self.rules.hang_kill_ns = time.map(ns);
+        self
+    }
+
+    /// Exit codes by which a worker says before it serves that no other one will do better: they
+    /// end the start at once. Otherwise three workers of a slot have to fail.
+    pub fn fatal_exit_codes(mut self, codes: &[i32]) -> Self {
+        self.rules.fatal_codes = codes.to_vec();
+        self
+    }
+
+    /// SIGTERM, SIGINT and SIGQUIT end the run in order, and a second one at once; SIGHUP reloads.
+    /// The thread that runs the supervisor blocks these signals, so call it before there are other
+    /// threads of the program's own, or block them there. Workers get process groups of their own,
+    /// so that a terminal's Ctrl-C is for the supervisor alone.
+    pub fn handle_signals(mut self) -> Self {
+        self.handles_signals = true;
+        self
+    }
+
+    /// Calls back for everything that happens, on the thread that runs the supervisor: it waits
+    /// meanwhile. The callback must not ask a [`SupervisorHandle`] for anything; it may look at a
+    /// snapshot.
+    pub fn on_event(mut self, callback: impl FnMut(&SupervisorEvent) + Send + 'static) -> Self {
+        self.on_event = Some(Mutex::new(Box::new(callback)));
+        self
+    }
+
+    /// A handle for other threads.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub fn handle(&mut self) -> Result<SupervisorHandle> {
+        if let Some((handle, _)) = &self.channel {
+            return Ok(handle.clone());
+        }
+        let (handle, orders) = SupervisorHandle::new()?;
+        self.channel = Some((handle.clone(), Mutex::new(orders)));
+        Ok(handle)
+    }
+
+    /// Starts the workers, and keeps them until the run ends: by a signal, as a handle asks, or
+    /// because no worker is left.
+    ///
+    /// # Errors
+    /// An address is not to be had, the machine refuses what is needed, workers cannot be started
+    /// or do not serve ([`ErrorKind`](crate::ErrorKind) tells these apart), none is left because of
+    /// failures, or the cluster itself failed. No worker is left in any case.
+    pub fn run(mut self) -> Result<Finished> {
+        ensure_count(self.workers)?;
+        let handle = self.handle()?;
+        // Before there are workers and other threads, so that no signal is lost.
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        let signals = self.handles_signals.then(|| Signals::receive(&signals)).transpose()?;
+        self.prepare_cluster()?;
+        let events = self.cluster.events()?;
+        let addresses = self.listen.iter().map(|address| self.cluster.hold(address));
+        let addresses = addresses.collect::<Result<Vec<(ListenerId, String)>>>()?;
+        self.rules.held = addresses.len();
+        let (_, orders) = self.channel.take().expect("the handle has the other end");
+        let driver = Driver {
+            cluster: self.cluster,
+            events,
+            signals,
+            orders: orders.into_inner().unwrap_or_else(PoisonError::into_inner),
+            handle,
+            start_limit: Duration::from_nanos(self.rules.start_limit_ns),
+            grace: self.rules.grace,
+            state: State::new(self.rules, self.workers, monotonic_ns()),
+            environment: self.environment,
+            on_event: self
+                .on_event
+                .map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            known: addresses.iter().map(|(listener, _)| *listener).collect(),
+            addresses,
+            workers: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
+            forced_by: None,
+            failure: None,
+            filled: BTreeSet::new(),
+            refusal: None,
+        };
+        driver.run()
+    }
+
+    /// Settings that a supervised cluster has.
+    fn prepare_cluster(&self) -> Result<()> {
+        let workers = NonZeroUsize::new(usize::from(self.workers)).unwrap_or(NonZeroUsize::MIN);
+        self.cluster.prepare(|settings, is_fresh| {
+            if let Some(plan) = &self.plan {
+                settings.cpus.clone_from(&plan.workers);
+            }
+            if self.handles_signals {
+                settings.own_groups = true;
+            }
+            if is_fresh {
+                settings.primary_cpu = self.plan.as_ref().and_then(|plan| plan.primary);
+                settings.workers_expected = workers;
+                // No worker gets anything before all are there, so all begin with an equal share.
+                settings.start_closed = true;
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+fn ensure_count(workers: u16) -> Result<()> {
+    if (1..=WORKERS_MAX).contains(&usize::from(workers)) {
+        return Ok(());
+    }
+    Err(Error::usage(
+        format!("{workers} workers"),
+        format!("ask for at least 1, and at most {WORKERS_MAX}"),
+    ))
+}

@@ -1,0 +1,87 @@
+//! One worker as the decisions see it.
+
+use std::collections::BTreeSet;
+
+use crate::AddressKind;
+
+/// An address by its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::supervisor) struct Name {
+    pub(in crate::supervisor) kind: AddressKind,
+    /// The bound address.
+    pub(in crate::supervisor) address: String,
+    /// Its port was chosen by the kernel. One that is opened for a moment, as for an answer to one
+    /// request, is mostly of this kind.
+    pub(in crate::supervisor) ephemeral: bool,
+}
+
+pub(in crate::supervisor) type Names = BTreeSet<Name>;
+
+/// What a worker is in its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::supervisor) enum Role {
+    /// The one whose slot it is.
+    Current,
+    /// The one whose slot it is going to be.
+    Successor,
+    /// One that leaves: its slot is another's.
+    Leaving,
+}
+
+/// A worker.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Child {
+    pub(in crate::supervisor) slot: u16,
+    pub(in crate::supervisor) role: Role,
+    pub(in crate::supervisor) born_ns: u64,
+    pub(super) online: bool,
+    /// What it serves now.
+    pub(in crate::supervisor) serving: Names,
+    /// When it first served anything.
+    pub(in crate::supervisor) serving_since_ns: Option<u64>,
+    /// What the last worker of its slot served.
+    pub(super) wanted: Names,
+    /// It has been told to leave, or has left, and is killed at this moment.
+    pub(super) cut_ns: Option<u64>,
+    /// Its channel has ended, and its slot is another's from this moment on.
+    pub(super) lost_ns: Option<u64>,
+    pub(super) killed: bool,
+    pub(in crate::supervisor) hung_since_ns: Option<u64>,
+}
+
+impl Child {
+    pub(super) fn new(slot: u16, role: Role, wanted: Names, now_ns: u64) -> Self {
+        Self {
+            slot,
+            role,
+            born_ns: now_ns,
+            online: false,
+            serving: Names::new(),
+            serving_since_ns: None,
+            wanted,
+            cut_ns: None,
+            lost_ns: None,
+            killed: false,
+            hung_since_ns: None,
+        }
+    }
+
+    /// It is neither dying nor on its way out.
+    pub(super) fn stays(&self) -> bool {
+        self.role == Role::Current && !self.killed && self.cut_ns.is_none()
+    }
+
+    /// What a successor has to serve: what this one does now, by name. Ports that the kernel chose
+    /// count only for a worker that has no others. One that does not serve yet stands for the last
+    /// one that did.
+    pub(super) fn wanted_of_successor(&self) -> Names {
+        if self.serving.is_empty() && self.serving_since_ns.is_none() {
+            return self.wanted.clone();
+        }
+        let named: Names = self.serving.iter().filter(|name| !name.ephemeral).cloned().collect();
+        match named.is_empty() {
+            true => self.serving.clone(),
+            false => named,
+        }
+    }
+}

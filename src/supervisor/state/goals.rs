@@ -1,0 +1,99 @@
+//! What was asked for and takes a while: who waits for what.
+
+use super::{Action, Occupancy, State};
+use crate::WorkerId;
+
+/// Names something that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::supervisor) struct Ticket(pub(in crate::supervisor) u64);
+
+/// Why something that was asked for does not come to pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::supervisor) enum Refusal {
+    /// There is no such worker, or it is leaving already.
+    NoSuchWorker(WorkerId),
+    /// The run has not begun to serve.
+    NotServing,
+    /// The run is ending.
+    Ending,
+    /// Replacing has stopped.
+    Stopped(String),
+    /// Something else was asked for since.
+    Superseded,
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// There are so many slots, each with a worker that serves or with none for good, and no other
+    /// worker.
+    Slots(u16),
+    /// The worker has ended.
+    End(WorkerId),
+    /// The run has ended.
+    Over,
+}
+
+impl State {
+    pub(super) fn finish(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
+        self.act(Action::Finish { ticket, refusal });
+    }
+
+    pub(super) fn finish_all(&mut self, tickets: Vec<Ticket>, refusal: Option<Refusal>) {
+        tickets.into_iter().for_each(|ticket| self.finish(ticket, refusal.clone()));
+    }
+
+    pub(super) fn await_goal(&mut self, ticket: Ticket, goal: Goal) {
+        self.goals.push((ticket, goal));
+        self.look_at_goals();
+    }
+
+    /// Somebody waits for the end of the run.
+    pub(in crate::supervisor) fn await_end(&mut self, ticket: Ticket) {
+        self.await_goal(ticket, Goal::Over);
+    }
+
+    /// Tells those whose goal is reached, or cannot be any more.
+    pub(super) fn look_at_goals(&mut self) {
+        if self.goals.is_empty() {
+            return;
+        }
+        for (ticket, goal) in std::mem::take(&mut self.goals) {
+            match self.outcome_of(goal) {
+                Some(refusal) => self.finish(ticket, refusal),
+                None => self.goals.push((ticket, goal)),
+            }
+        }
+    }
+
+    /// Whether a goal is reached, or why it cannot be.
+    fn outcome_of(&self, goal: Goal) -> Option<Option<Refusal>> {
+        match goal {
+            Goal::Slots(count) if usize::from(count) != self.slots.len() => {
+                Some(Some(Refusal::Superseded))
+            }
+            Goal::Slots(count) => {
+                let is_surplus = |child: &super::Child| child.slot >= count;
+                let settled = self.slots.iter().all(|slot| match slot.occupancy {
+                    Occupancy::Empty | Occupancy::GivenUp => true,
+                    Occupancy::Waiting { .. } | Occupancy::Spawning => false,
+                    Occupancy::Current(worker) => self.is_serving(worker),
+                });
+                (settled && !self.children.values().any(is_surplus)).then_some(None)
+            }
+            Goal::End(worker) => (!self.children.contains_key(&worker)).then_some(None),
+            // Told by the loop, when nothing is left of the cluster either.
+            Goal::Over => None,
+        }
+    }
+
+    /// The run ends: nothing that was asked for will come to pass, but for the ends of workers.
+    pub(super) fn forget_goals(&mut self) {
+        let (ends, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.goals)
+            .into_iter()
+            .partition(|(_, goal)| matches!(goal, Goal::End(_) | Goal::Over));
+        self.goals = ends;
+        let tickets = others.into_iter().map(|(ticket, _)| ticket).collect();
+        self.finish_all(tickets, Some(Refusal::Ending));
+    }
+}

@@ -1,0 +1,350 @@
+//! Workers replaced one after the other while the run goes on.
+//!
+//! Owns the order: a successor is started beside its predecessor, serves what that one serves now,
+//! and goes on serving for the settling time; only then is the predecessor told to leave, and only
+//! when that has ended is the next one's turn. A successor that fails ends the replacing, and the
+//! workers that have not been replaced stay.
+
+use std::collections::VecDeque;
+
+use super::{Action, Child, Occupancy, Refusal, Role, Stage, State, Ticket};
+use crate::WorkerId;
+use crate::supervisor::event::SupervisorEvent;
+use crate::supervisor::restart::Budget;
+
+/// Workers being replaced.
+#[derive(Debug)]
+pub(super) struct Rolling {
+    /// Whose turn is to come.
+    todo: VecDeque<WorkerId>,
+    step: Step,
+    settle_ns: u64,
+    /// Who waits for the end.
+    tickets: Vec<Ticket>,
+}
+
+/// How far the replacing of one worker is.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Idle,
+    /// The successor is being started, and then expected to serve.
+    Starting {
+        slot: u16,
+        old: WorkerId,
+        successor: Option<WorkerId>,
+        until_ns: u64,
+    },
+    /// The successor serves, and has to go on until this moment.
+    Settling {
+        slot: u16,
+        old: WorkerId,
+        successor: WorkerId,
+        until_ns: u64,
+    },
+    /// The successor has the slot, and the predecessor finishes what it has.
+    Leaving {
+        old: WorkerId,
+    },
+}
+
+impl Step {
+    /// The worker that is being replaced, its successor and their slot, before the slot changes
+    /// hands.
+    fn pair(self) -> Option<(u16, WorkerId, Option<WorkerId>)> {
+        match self {
+            Self::Starting { slot, old, successor, .. } => Some((slot, old, successor)),
+            Self::Settling { slot, old, successor, .. } => Some((slot, old, Some(successor))),
+            Self::Idle | Self::Leaving { .. } => None,
+        }
+    }
+}
+
+impl State {
+    /// Replaces every worker that there is, starts those of slots that were given up, and forgets
+    /// what was held against any slot. During the start, or while workers are being replaced, that
+    /// follows, once.
+    pub(in crate::supervisor) fn reload(&mut self, ticket: Option<Ticket>, now_ns: u64) {
+        self.changed = true;
+        let tickets = ticket.into_iter();
+        match self.stage {
+            Stage::Serving if self.rolling.is_none() => {
+                self.begin_reload(tickets.collect(), self.rules.settle_ns, now_ns);
+            }
+            Stage::Serving | Stage::Starting { .. } => {
+                self.queued_reload.get_or_insert_default().extend(tickets);
+                self.emit(SupervisorEvent::ReloadQueued);
+            }
+            Stage::Draining { .. } | Stage::Killing => {
+                let reason = "the run is ending".to_owned();
+                self.finish_all(tickets.collect(), Some(Refusal::Ending));
+                self.emit(SupervisorEvent::ReloadStopped { reason });
+            }
+        }
+    }
+
+    /// Replaces one worker.
+    pub(in crate::supervisor) fn replace_worker(
+        &mut self,
+        worker: WorkerId,
+        ticket: Ticket,
+        now_ns: u64,
+    ) {
+        self.changed = true;
+        if !self.children.get(&worker).is_some_and(Child::stays) {
+            return self.finish(ticket, Some(Refusal::NoSuchWorker(worker)));
+        }
+        if self.stage != Stage::Serving {
+            return self.finish(ticket, Some(Refusal::NotServing));
+        }
+        match &mut self.rolling {
+            Some(rolling) => {
+                if !rolling.todo.contains(&worker) {
+                    rolling.todo.push_back(worker);
+                }
+                rolling.tickets.push(ticket);
+            }
+            None => self.begin_rolling(vec![worker], vec![ticket], self.rules.settle_ns, now_ns),
+        }
+    }
+
+    pub(super) fn begin_reload(&mut self, tickets: Vec<Ticket>, settle_ns: u64, now_ns: u64) {
+        let stays = |slot: &super::Slot| match slot.occupancy {
+            Occupancy::Current(worker) => self.children.get(&worker).is_some_and(Child::stays),
+            _ => false,
+        };
+        let todo: Vec<WorkerId> = self
+            .slots
+            .iter()
+            .filter(|slot| stays(slot))
+            .filter_map(|slot| match slot.occupancy {
+                Occupancy::Current(worker) => Some(worker),
+                _ => None,
+            })
+            .collect();
+        for place in &mut self.slots {
+            place.budget = Budget::default();
+            if !matches!(place.occupancy, Occupancy::Current(_) | Occupancy::Spawning) {
+                place.occupancy = Occupancy::Waiting { at_ns: now_ns };
+            }
+        }
+        self.begin_rolling(todo, tickets, settle_ns, now_ns);
+        self.fill_slots(now_ns);
+    }
+
+    fn begin_rolling(
+        &mut self,
+        workers: Vec<WorkerId>,
+        tickets: Vec<Ticket>,
+        settle_ns: u64,
+        now_ns: u64,
+    ) {
+        self.emit(SupervisorEvent::Reloading { workers: workers.clone() });
+        let todo = workers.into();
+        self.rolling = Some(Rolling { todo, step: Step::Idle, settle_ns, tickets });
+        self.roll_on(now_ns);
+    }
+
+    /// Begins with the next worker, unless one is being replaced.
+    fn roll_on(&mut self, now_ns: u64) {
+        let until_ns = now_ns.saturating_add(self.rules.start_limit_ns);
+        loop {
+            let Some(rolling) = &mut self.rolling else { return };
+            if !matches!(rolling.step, Step::Idle) {
+                return;
+            }
+            let Some(old) = rolling.todo.pop_front() else {
+                let tickets = std::mem::take(&mut rolling.tickets);
+                self.rolling = None;
+                self.emit(SupervisorEvent::Reloaded);
+                self.finish_all(tickets, None);
+                return self.begin_queued_reload(now_ns);
+            };
+            // One that has ended has been replaced anyway.
+            if let Some(child) = self.children.get(&old).filter(|child| child.stays()) {
+                let slot = child.slot;
+                rolling.step = Step::Starting { slot, old, successor: None, until_ns };
+                return self.act(Action::Spawn { slot, predecessor: Some(old) });
+            }
+        }
+    }
+
+    fn begin_queued_reload(&mut self, now_ns: u64) {
+        if self.stage == Stage::Serving
+            && let Some(tickets) = self.queued_reload.take()
+        {
+            self.begin_reload(tickets, self.rules.settle_ns, now_ns);
+        }
+    }
+
+    fn set_step(&mut self, step: Step) {
+        if let Some(rolling) = &mut self.rolling {
+            rolling.step = step;
+        }
+    }
+
+    fn step(&self) -> Step {
+        self.rolling.as_ref().map_or(Step::Idle, |rolling| rolling.step)
+    }
+
+    /// Ends the replacing. There is no successor any more.
+    pub(super) fn stop_rolling(&mut self, reason: String, now_ns: u64) {
+        let Some(rolling) = self.rolling.take() else { return };
+        self.finish_all(rolling.tickets, Some(Refusal::Stopped(reason.clone())));
+        self.emit(SupervisorEvent::ReloadStopped { reason });
+        self.begin_queued_reload(now_ns);
+    }
+
+    /// Gives up replacing because the run ends. Its end is told by that of the run.
+    pub(super) fn forget_rolling(&mut self) {
+        let rolling = self.rolling.take().map(|rolling| rolling.tickets);
+        let tickets = rolling.into_iter().chain(self.queued_reload.take()).flatten().collect();
+        self.finish_all(tickets, Some(Refusal::Ending));
+    }
+
+    /// The successor has been started.
+    pub(super) fn successor_spawned(&mut self, worker: WorkerId) {
+        if let Step::Starting { slot, old, successor: None, until_ns } = self.step() {
+            self.set_step(Step::Starting { slot, old, successor: Some(worker), until_ns });
+        }
+    }
+
+    /// Whether a successor serves, by name, what its predecessor serves now. One whose predecessor
+    /// serves nothing only has to run.
+    pub(super) fn is_ready_to_succeed(&self, worker: WorkerId, child: &Child) -> bool {
+        let old = match self.step().pair() {
+            Some((_, old, Some(successor))) if successor == worker => self.children.get(&old),
+            _ => None,
+        };
+        let wanted = old.map_or_else(|| child.wanted.clone(), Child::wanted_of_successor);
+        child.online && wanted.is_subset(&child.serving)
+    }
+
+    /// What somebody serves has changed: the successor may have become ready, or not be it any
+    /// more.
+    pub(super) fn look_at_rolling(&mut self, now_ns: u64) {
+        let settle_ns = self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns);
+        match self.step() {
+            Step::Starting { slot, old, successor: Some(successor), .. }
+                if self.is_ready(successor) =>
+            {
+                let until_ns = now_ns.saturating_add(settle_ns);
+                self.set_step(Step::Settling { slot, old, successor, until_ns });
+                self.settle(now_ns);
+            }
+            Step::Settling { slot, old, successor, .. } if !self.is_ready(successor) => {
+                let until_ns = now_ns.saturating_add(self.rules.start_limit_ns);
+                let successor = Some(successor);
+                self.set_step(Step::Starting { slot, old, successor, until_ns });
+            }
+            _ => {}
+        }
+    }
+
+    /// A successor that has settled takes the slot, and its predecessor leaves.
+    fn settle(&mut self, now_ns: u64) {
+        let Step::Settling { slot, old, successor, until_ns } = self.step() else { return };
+        if until_ns > now_ns {
+            return;
+        }
+        self.hand_slot_to(slot, successor);
+        if !self.children.contains_key(&old) {
+            self.set_step(Step::Idle);
+            return self.roll_on(now_ns);
+        }
+        self.set_step(Step::Leaving { old });
+        self.leave(old, now_ns);
+    }
+
+    fn hand_slot_to(&mut self, slot: u16, successor: WorkerId) {
+        if let Some(child) = self.children.get_mut(&successor) {
+            child.role = Role::Current;
+        }
+        if let Some(place) = self.slot_mut(slot) {
+            place.occupancy = Occupancy::Current(successor);
+        }
+    }
+
+    /// Tells a worker to leave, which gives its slot to another.
+    pub(super) fn leave(&mut self, worker: WorkerId, now_ns: u64) {
+        let cut_ns = self.cut_ns(now_ns);
+        if let Some(child) = self.children.get_mut(&worker)
+            && child.role != Role::Leaving
+        {
+            child.role = Role::Leaving;
+            child.cut_ns.get_or_insert(cut_ns);
+            self.act(Action::Disconnect { worker });
+        }
+    }
+
+    /// Whether the end of a worker, or its leaving, is part of the replacing, so that no other one
+    /// is started for it: its successor is on its way already.
+    pub(super) fn is_rolled(&mut self, worker: WorkerId, now_ns: u64) -> bool {
+        let Some((slot, old, successor)) = self.step().pair() else { return false };
+        if old != worker {
+            return false;
+        }
+        if let Some(successor) = successor {
+            self.hand_slot_to(slot, successor);
+            self.look_at_rolling(now_ns);
+        }
+        true
+    }
+
+    /// A worker has ended, or leaves. If it is a successor that has not settled, that ends the
+    /// replacing.
+    pub(super) fn successor_ended(&mut self, worker: WorkerId, now_ns: u64) {
+        if !matches!(self.step().pair(), Some((_, _, Some(successor))) if successor == worker) {
+            return;
+        }
+        let how = match self.step() {
+            Step::Settling { .. } => "ended before it had settled",
+            _ => "ended before it served",
+        };
+        self.stop_rolling(format!("worker {worker} {how}"), now_ns);
+    }
+
+    /// A worker that was told to leave has ended.
+    pub(super) fn predecessor_ended(&mut self, worker: WorkerId, now_ns: u64) {
+        if matches!(self.step(), Step::Leaving { old } if old == worker) {
+            self.set_step(Step::Idle);
+            self.roll_on(now_ns);
+        }
+    }
+
+    /// A successor whose slot is no more is not waited for. Its own end is somebody else's.
+    pub(super) fn forget_slots_from(&mut self, count: u16, now_ns: u64) {
+        let Some((slot, _, successor)) = self.step().pair() else { return };
+        if slot < count {
+            return;
+        }
+        self.set_step(Step::Idle);
+        if let Some(successor) = successor {
+            self.leave(successor, now_ns);
+        }
+        self.roll_on(now_ns);
+    }
+
+    /// When something is to be done about the replacing.
+    pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
+        match self.step() {
+            Step::Starting { successor: Some(_), until_ns, .. }
+            | Step::Settling { until_ns, .. } => Some(until_ns),
+            _ => None,
+        }
+    }
+
+    pub(super) fn on_rolling_time(&mut self, now_ns: u64) {
+        match self.step() {
+            Step::Starting { slot, old, successor: Some(successor), until_ns }
+                if until_ns <= now_ns =>
+            {
+                // Its end is what stops the replacing.
+                let (successor_, until_ns) = (Some(successor), u64::MAX);
+                self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
+                self.kill(successor, "it did not serve in time".into());
+            }
+            Step::Settling { .. } => self.settle(now_ns),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The run's end: nothing new, then what is open, then force. And what else depends on the time.
+
+use std::time::Duration;
+
+use super::{Action, Failure, KILL_SLACK_NS, Occupancy, Stage, State};
+use crate::WorkerId;
+use crate::supervisor::event::SupervisorEvent;
+use crate::supervisor::restart::ns;
+
+/// A signal that follows the first this closely is its echo, not a second one.
+const ECHO_NS: u64 = 50_000_000;
+
+impl State {
+    /// Somebody wants the end. Whoever wants it again, and not just at the same moment, wants it at
+    /// once. Tells whether this cuts the end short.
+    pub(in crate::supervisor) fn stop_or_force(&mut self, reason: &str, now_ns: u64) -> bool {
+        match self.stage {
+            Stage::Starting { .. } | Stage::Serving => {
+                self.stop(reason.to_owned(), self.rules.grace, now_ns);
+                false
+            }
+            // `timeout` and some service managers signal the process and its group at once.
+            Stage::Draining { since_ns, .. } if now_ns < since_ns.saturating_add(ECHO_NS) => false,
+            Stage::Draining { .. } => {
+                self.kill_all(format!("a second signal, {reason}"));
+                true
+            }
+            Stage::Killing => false,
+        }
+    }
+
+    /// Ends the run in order: workers finish what they have, for at most this time.
+    pub(in crate::supervisor) fn stop(&mut self, reason: String, grace: Duration, now_ns: u64) {
+        if !matches!(self.stage, Stage::Starting { .. } | Stage::Serving) {
+            return;
+        }
+        self.emit(SupervisorEvent::Draining { reason, grace });
+        let cut_ns = now_ns.saturating_add(ns(grace)).saturating_add(KILL_SLACK_NS);
+        self.stage = Stage::Draining { since_ns: now_ns, cut_ns };
+        self.forget_rolling();
+        self.forget_goals();
+        self.await_no_one();
+        self.act(Action::DisconnectAll { grace });
+    }
+
+    /// The run cannot go on.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        self.failure.get_or_insert(failure);
+        self.kill_all("the run cannot go on".into());
+    }
+
+    /// Ends every worker by force.
+    pub(in crate::supervisor) fn kill_all(&mut self, reason: String) {
+        self.stage = Stage::Killing;
+        self.forget_rolling();
+        self.forget_goals();
+        self.await_no_one();
+        let alive = self.children.iter_mut().filter(|(_, child)| !child.killed);
+        let workers: Vec<WorkerId> = alive
+            .map(|(worker, child)| {
+                child.killed = true;
+                *worker
+            })
+            .collect();
+        workers.iter().for_each(|worker| self.act(Action::Kill { worker: *worker }));
+        if !workers.is_empty() {
+            self.emit(SupervisorEvent::Killed { workers, reason });
+        }
+    }
+
+    fn await_no_one(&mut self) {
+        for slot in &mut self.slots {
+            if matches!(slot.occupancy, Occupancy::Waiting { .. } | Occupancy::Spawning) {
+                slot.occupancy = Occupancy::Empty;
+            }
+        }
+        // What has been decided and not done yet is not done any more.
+        self.actions.retain(|action| !matches!(action, Action::Spawn { .. }));
+    }
+
+    /// Whether no worker is left and none will come.
+    pub(in crate::supervisor) fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Draining { .. } | Stage::Killing) && self.children.is_empty()
+    }
+
+    /// When something is to be done even if nothing happens.
+    pub(in crate::supervisor) fn next_deadline_ns(&self, now_ns: u64) -> Option<u64> {
+        let waiting = self.slots.iter().filter_map(|slot| match slot.occupancy {
+            Occupancy::Waiting { at_ns } => Some(at_ns),
+            _ => None,
+        });
+        let stop = match self.stage {
+            Stage::Draining { cut_ns, .. } => Some(cut_ns),
+            _ => None,
+        };
+        let alive = self.children.values().filter(|child| !child.killed);
+        let children = alive.flat_map(|child| {
+            let hung = child.hung_since_ns.zip(self.rules.hang_kill_ns);
+            let hung = hung.map(|(since_ns, limit_ns)| since_ns.saturating_add(limit_ns));
+            [hung, child.cut_ns, child.lost_ns].into_iter().flatten()
+        });
+        let others = [stop, self.start_deadline_ns(now_ns), self.rolling_deadline_ns()];
+        waiting.chain(children).chain(others.into_iter().flatten()).min()
+    }
+
+    /// Does what is to be done at this time.
+    pub(in crate::supervisor) fn on_time(&mut self, now_ns: u64) {
+        let is_over = |time_ns: Option<u64>| time_ns.is_some_and(|time_ns| time_ns <= now_ns);
+        let limit_ns = self.rules.hang_kill_ns;
+        let (mut hung, mut cut, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+        for (worker, child) in self.children.iter_mut().filter(|(_, child)| !child.killed) {
+            let limit = child.hung_since_ns.zip(limit_ns);
+            if is_over(limit.map(|(since_ns, limit_ns)| since_ns.saturating_add(limit_ns))) {
+                hung.push(*worker);
+            } else if is_over(child.cut_ns) {
+                cut.push(*worker);
+            } else if is_over(child.lost_ns) {
+                child.lost_ns = None;
+                lost.push(*worker);
+            }
+        }
+        hung.into_iter().for_each(|one| self.kill(one, "it has hung for too long".into()));
+        cut.into_iter().for_each(|one| self.kill(one, "the grace period is over".into()));
+        if self.stage == Stage::Serving {
+            // Whether they were used is not known, and does not matter for one that is lost.
+            lost.into_iter().for_each(|one| self.give_slot_up(one, false, true, now_ns));
+        }
+        self.on_rolling_time(now_ns);
+        self.on_start_time(now_ns);
+        if matches!(self.stage, Stage::Draining { cut_ns, .. } if cut_ns <= now_ns) {
+            self.kill_all("the grace period is over".into());
+        }
+        self.fill_slots(now_ns);
+    }
+}

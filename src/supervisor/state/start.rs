@@ -1,0 +1,120 @@
+//! The start: connections are accepted once every worker serves, so that all begin alike.
+
+use super::{Failure, Occupancy, Stage, State};
+use crate::supervisor::event::SupervisorEvent;
+use crate::supervisor::state::Action;
+use crate::{Ending, WorkerId};
+
+/// So many workers of a slot that end before the run has begun are enough.
+const EARLY_ENDS_MAX: u32 = 3;
+/// How long the others are waited for at least, once one worker serves.
+const PATIENCE_NS: u64 = 3_000_000_000;
+
+impl State {
+    /// A worker has ended before the run has begun. Tells whether that ends it: because the worker
+    /// has said why, or because those before it did not do better.
+    pub(super) fn early_end(
+        &mut self,
+        slot: u16,
+        worker: WorkerId,
+        ending: Ending,
+        ready: bool,
+    ) -> Option<Failure> {
+        if ready {
+            return None;
+        }
+        let is_fatal = |code: &i32| ending == Ending::Code(*code);
+        let fatal = self.rules.fatal_codes.iter().any(is_fatal);
+        let place = self.slot_mut(slot)?;
+        place.early_ends += 1;
+        let hopeless = place.early_ends >= EARLY_ENDS_MAX;
+        (fatal || hopeless).then_some(Failure::StartFailed { worker, ending, fatal })
+    }
+
+    /// Begins to accept, if every worker serves.
+    pub(super) fn look_at_start(&mut self, now_ns: u64) {
+        let Stage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
+        let workers: Vec<Option<WorkerId>> = self
+            .slots
+            .iter()
+            .map(|slot| match slot.occupancy {
+                Occupancy::Current(worker) => Some(worker),
+                _ => None,
+            })
+            .collect();
+        let is_ready = |worker: &Option<WorkerId>| worker.is_some_and(|one| self.is_ready(one));
+        if workers.iter().all(is_ready) {
+            return self.begin_to_serve(now_ns);
+        }
+        if patience_ns.is_none() && workers.iter().any(is_ready) {
+            let patience_ns = now_ns.saturating_sub(began_ns).saturating_mul(2).max(PATIENCE_NS);
+            let patience_ns = Some(now_ns.saturating_add(patience_ns));
+            self.stage = Stage::Starting { began_ns, until_ns, patience_ns };
+        }
+    }
+
+    /// When the time of the start is over, or that of the patience.
+    pub(super) fn start_deadline_ns(&self, now_ns: u64) -> Option<u64> {
+        match self.stage {
+            Stage::Starting { until_ns, patience_ns, .. } => {
+                let patience_ns = patience_ns.filter(|patience_ns| *patience_ns > now_ns);
+                Some(until_ns.min(patience_ns.unwrap_or(until_ns)))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn on_start_time(&mut self, now_ns: u64) {
+        let Stage::Starting { until_ns, patience_ns, .. } = self.stage else { return };
+        let is_over = |time_ns: Option<u64>| time_ns.is_some_and(|time_ns| time_ns <= now_ns);
+        if (is_over(patience_ns) || is_over(Some(until_ns))) && self.begin_without_silent() {
+            return self.begin_to_serve(now_ns);
+        }
+        if until_ns <= now_ns {
+            self.fail(Failure::StartTimeout);
+        }
+    }
+
+    /// Whether those that do not serve are workers all the same, which serve nothing: one of
+    /// several may have another task.
+    fn begin_without_silent(&mut self) -> bool {
+        let mut silent = Vec::new();
+        let mut serving = 0;
+        for slot in &self.slots {
+            let Occupancy::Current(worker) = slot.occupancy else { return false };
+            let Some(child) = self.children.get(&worker) else { return false };
+            match self.is_ready(worker) {
+                true => serving += 1,
+                false if child.online && child.serving.is_empty() => silent.push(worker),
+                false => return false,
+            }
+        }
+        if serving == 0 || self.rules.held > 0 {
+            return false;
+        }
+        for worker in silent {
+            let slot = self.children[&worker].slot;
+            if let Some(place) = self.slot_mut(slot) {
+                place.silent = true;
+            }
+            self.emit(SupervisorEvent::Silent { worker });
+        }
+        true
+    }
+
+    fn begin_to_serve(&mut self, now_ns: u64) {
+        self.stage = Stage::Serving;
+        self.act(Action::Open);
+        self.emit(SupervisorEvent::Started);
+        self.look_at_goals();
+        if let Some(tickets) = self.queued_reload.take() {
+            // Nothing has served yet that would have to be protected from what comes.
+            self.begin_reload(tickets, 0, now_ns);
+        }
+    }
+
+    /// Whether a worker has begun to serve, or is one that serves nothing.
+    pub(super) fn is_serving(&self, worker: WorkerId) -> bool {
+        self.children.get(&worker).is_some_and(|child| self.served_ns(child, u64::MAX).is_some())
+    }
+}

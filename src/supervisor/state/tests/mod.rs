@@ -1,0 +1,197 @@
+//! A world for the decisions: workers that do what a test says, and a clock that it turns.
+
+mod decisions;
+mod properties;
+mod replacing;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+use crate::AddressKind;
+
+pub(super) const MS: u64 = 1_000_000;
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the decisions act on.
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) now_ns: u64,
+    next_id: u32,
+    /// Nothing can be started.
+    pub(super) program_is_away: bool,
+    pub(super) events: Vec<SupervisorEvent>,
+    pub(super) finished: Vec<(Ticket, Option<Refusal>)>,
+    pub(super) disconnected: BTreeSet<WorkerId>,
+    pub(super) killed: BTreeSet<WorkerId>,
+    pub(super) opened: bool,
+    pub(super) everyone_was_disconnected: bool,
+    next_ticket: u64,
+}
+
+pub(super) fn rules() -> Rules {
+    Rules {
+        restart: RestartPolicy::default(),
+        start_limit_ns: 60_000 * MS,
+        settle_ns: 2_000 * MS,
+        grace: GRACE,
+        hang_kill_ns: None,
+        held: 0,
+        fatal_codes: vec![2, 3],
+    }
+}
+
+pub(super) fn name(port: u16) -> Name {
+    let address = format!("127.0.0.1:{port}");
+    Name { kind: AddressKind::V4, address, ephemeral: port >= 32_768 }
+}
+
+pub(super) fn id(number: u32) -> WorkerId {
+    WorkerId(number)
+}
+
+impl World {
+    /// With so many workers on their way.
+    pub(super) fn new(rules: Rules, workers: u16) -> Self {
+        let mut world = Self {
+            state: State::new(rules, workers, 0),
+            now_ns: 0,
+            next_id: 1,
+            program_is_away: false,
+            events: Vec::new(),
+            finished: Vec::new(),
+            disconnected: BTreeSet::new(),
+            killed: BTreeSet::new(),
+            opened: false,
+            everyone_was_disconnected: false,
+            next_ticket: 0,
+        };
+        world.act();
+        world
+    }
+
+    /// With so many workers that serve port 80.
+    pub(super) fn serving(rules: Rules, workers: u16) -> Self {
+        let mut world = Self::new(rules, workers);
+        (1..=u32::from(workers)).for_each(|number| world.serves(number, 80));
+        assert!(world.opened);
+        world
+    }
+
+    /// Does what the decisions say.
+    pub(super) fn act(&mut self) {
+        while let Some(action) = self.state.next_action() {
+            match action {
+                Action::Spawn { slot, predecessor } if self.program_is_away => {
+                    let now_ns = self.now_ns;
+                    self.state.on_spawn_failed(slot, predecessor, "it is away", now_ns);
+                }
+                Action::Spawn { slot, predecessor } => {
+                    let worker = WorkerId(self.next_id);
+                    self.next_id += 1;
+                    self.state.on_spawned(slot, predecessor, worker, self.now_ns);
+                }
+                Action::Disconnect { worker } => {
+                    assert!(self.disconnected.insert(worker), "it is told once");
+                }
+                Action::DisconnectAll { .. } => self.everyone_was_disconnected = true,
+                Action::Kill { worker } => assert!(self.killed.insert(worker), "it is killed once"),
+                Action::Open => self.opened = true,
+                Action::Shed { .. } => {}
+                Action::Emit(event) => self.events.push(event),
+                Action::Finish { ticket, refusal } => self.finished.push((ticket, refusal)),
+            }
+        }
+    }
+
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    /// How what was asked for under this ticket has ended, if it has.
+    pub(super) fn outcome(&self, ticket: Ticket) -> Option<Option<Refusal>> {
+        let found = self.finished.iter().find(|(finished, _)| *finished == ticket);
+        found.map(|(_, refusal)| refusal.clone())
+    }
+
+    pub(super) fn goes_online(&mut self, number: u32) {
+        self.state.on_online(id(number), self.now_ns);
+        self.act();
+    }
+
+    pub(super) fn serves(&mut self, number: u32, port: u16) {
+        self.state.on_online(id(number), self.now_ns);
+        self.state.on_listening(id(number), name(port), self.now_ns);
+        self.act();
+    }
+
+    pub(super) fn closes(&mut self, number: u32, port: u16) {
+        self.state.on_closed(id(number), &name(port), self.now_ns);
+        self.act();
+    }
+
+    pub(super) fn leaves(&mut self, number: u32) {
+        self.state.on_leaving(id(number), true, self.now_ns);
+        self.act();
+    }
+
+    pub(super) fn ends(&mut self, number: u32, ending: Ending) {
+        self.state.on_exit(id(number), ending, true, self.now_ns);
+        self.act();
+    }
+
+    pub(super) fn crashes(&mut self, number: u32) {
+        self.ends(number, Ending::Signal(11));
+    }
+
+    pub(super) fn reloads(&mut self) {
+        self.state.reload(None, self.now_ns);
+        self.act();
+    }
+
+    /// Lets time pass, with a look at every deadline.
+    pub(super) fn pass(&mut self, time_ms: u64) {
+        let until_ns = self.now_ns + time_ms * MS;
+        while let Some(next_ns) = self.state.next_deadline_ns(self.now_ns) {
+            if next_ns > until_ns {
+                break;
+            }
+            self.now_ns = self.now_ns.max(next_ns);
+            self.state.on_time(self.now_ns);
+            self.act();
+        }
+        self.now_ns = until_ns;
+        self.state.on_time(self.now_ns);
+        self.act();
+    }
+
+    /// The workers that have slots, by their numbers.
+    pub(super) fn currents(&self) -> Vec<Option<u32>> {
+        let of = |slot: &Slot| match slot.occupancy {
+            Occupancy::Current(worker) => Some(worker.0),
+            _ => None,
+        };
+        self.state.slots.iter().map(of).collect()
+    }
+
+    pub(super) fn alive(&self) -> Vec<u32> {
+        self.state.children.keys().map(|worker| worker.0).collect()
+    }
+
+    pub(super) fn count(&self, is: impl Fn(&SupervisorEvent) -> bool) -> usize {
+        self.events.iter().filter(|event| is(event)).count()
+    }
+
+    pub(super) fn reloaded(&self) -> usize {
+        self.count(|event| matches!(event, SupervisorEvent::Reloaded))
+    }
+
+    pub(super) fn stopped(&self) -> usize {
+        self.count(|event| matches!(event, SupervisorEvent::ReloadStopped { .. }))
+    }
+
+    pub(super) fn given_up(&self) -> usize {
+        self.count(|event| matches!(event, SupervisorEvent::GaveUp { .. }))
+    }
+}
