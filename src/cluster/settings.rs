@@ -8,7 +8,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::listen_rule::ListenRule;
+use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
 use crate::schedule::{SchedulerConfig, UnknownName};
@@ -89,6 +92,10 @@ pub struct ClusterSettings {
     /// Variables of this process that workers do not get. What a service manager has told this
     /// process (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like) they never get.
     pub environment_removed: Vec<OsString>,
+    /// What of these workers still runs this long after this process has been killed is killed, by a
+    /// small process that is forked beside the first of them and shares this one's memory as it
+    /// was then. Without it a worker that is stopped or never looks at its channel lives on.
+    pub orphan_grace: Option<Duration>,
     /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
     /// `inspectPort`); to one of [`Dialect::Node`] by `--inspect-port` behind
     /// [`exec_argv`](Self::exec_argv), as by Node.
@@ -107,6 +114,9 @@ pub struct ClusterSettings {
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
     /// `net.core.somaxconn`. A worker can ask for another number.
     pub backlog: u32,
+    /// What workers may listen on. Without rules it is everything that this process can open, its
+    /// own descriptors (`fd:N`) and ports below 1024 included: workers are trusted with that.
+    pub allow_listen: Option<Vec<ListenRule>>,
     /// Listeners stay open when the last worker that serves them has gone: connections wait in the
     /// kernel for the next one. Without it they are refused, as by Node.
     pub hold: bool,
@@ -196,12 +206,14 @@ impl ClusterSettings {
             gid: None,
             confine: false,
             environment_removed: Vec::new(),
+            orphan_grace: None,
             inspect_port: None,
             cpus: Vec::new(),
             policy,
             accept: AcceptMechanism::default(),
             scheduling: SchedulerConfig::default(),
             backlog: 4096,
+            allow_listen: None,
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
             primary_cpu: None,
@@ -255,10 +267,17 @@ impl ClusterSettings {
             && self.accept == other.accept
             && self.scheduling == other.scheduling
             && self.hold == other.hold
+            && self.allow_listen == other.allow_listen
             && self.backlog == other.backlog
             && self.workers_expected == other.workers_expected
             && self.primary_cpu == other.primary_cpu
             && self.start_closed == other.start_closed
+    }
+
+    /// Whether workers may ask for an address.
+    pub(crate) fn allows(&self, address: &ListenAddress) -> bool {
+        let rules = self.allow_listen.as_ref();
+        rules.is_none_or(|rules| rules.iter().any(|rule| rule.allows(address)))
     }
 
     /// Workers accept from sockets of their own instead of sharing one.

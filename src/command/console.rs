@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::escape;
 use super::event::Event;
 use super::printer::{Printer, Target};
 use super::summary::{Summary, WorkerSummary};
@@ -62,6 +63,11 @@ impl Console {
         Self { style, begun, held, listeners_left: listeners, introduction, printer }
     }
 
+    /// Whether messages of workers' programs are told.
+    pub(super) fn tells_messages(&self) -> bool {
+        self.style == Style::Json
+    }
+
     /// Tells an event, or keeps it until every listener has been told.
     pub(super) fn tell(&mut self, event: Event) {
         let at_ms = self.begun.elapsed().as_millis();
@@ -92,11 +98,16 @@ impl Console {
             Style::Json => {
                 let line = serde_json::to_string(&Line { event, at_ms })
                     .expect("events are plain data with string keys");
-                self.printer.line(Target::Output, &line);
+                self.printer.line(Target::Output, &escape::in_json(&line));
             }
             Style::Text => {
-                let words = in_words(event);
-                for text in self.introduction.drain(..).chain(words) {
+                for text in self.introduction.drain(..) {
+                    self.printer.line(Target::Errors, &text);
+                }
+                if let Some(text) = in_words(event) {
+                    // A table has lines, and nothing in it but numbers.
+                    let is_ours = matches!(event, Event::Summary(_));
+                    let text = if is_ours { text.into() } else { escape::on_one_line(&text) };
                     self.printer.line(Target::Errors, &text);
                 }
             }

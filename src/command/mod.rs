@@ -7,11 +7,13 @@ mod bench;
 mod check;
 mod choices;
 mod console;
+mod escape;
 mod event;
 mod imbalance;
 mod inspect;
 mod lines;
 mod measuring;
+mod note_limit;
 mod printer;
 mod program;
 mod run;
@@ -65,7 +67,8 @@ pub(crate) fn main() -> ExitCode {
 
 /// One line: what failed, why, and what to do.
 fn complain(error: &Error) {
-    let _ = writeln!(std::io::stderr().lock(), "clusterlb: {error}; {}", error.hint());
+    let text = format!("clusterlb: {error}; {}", error.hint());
+    let _ = writeln!(std::io::stderr().lock(), "{}", escape::on_one_line(&text));
 }
 
 fn show_check(json: bool) -> Result<u8> {

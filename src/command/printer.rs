@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use super::escape;
 use super::lines::Lines;
 use clusterlb::Result;
 use clusterlb::WorkerId;
@@ -227,8 +228,8 @@ impl Writer {
             Err(_) => 0,
         };
         pipe.lines.take(&chunk[..count], &mut self.told);
-        pipe.target.write(&self.told);
-        self.told.clear();
+        let target = pipe.target;
+        self.write_told(target);
         Some(count)
     }
 
@@ -243,7 +244,14 @@ impl Writer {
         }
         let pipe = &mut self.pipes[place];
         pipe.lines.end(&mut self.told);
-        pipe.target.write(&self.told);
+        let target = pipe.target;
+        self.write_told(target);
+    }
+
+    fn write_told(&mut self, target: Target) {
+        let mut escaped = Vec::with_capacity(self.told.len());
+        escape::printed(&self.told, &mut escaped);
+        target.write(&escaped);
         self.told.clear();
     }
 }

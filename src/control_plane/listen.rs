@@ -18,6 +18,9 @@ use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, ToWorker};
 use crate::settings::Dialect;
 
+/// What a worker fails in that asks for an address which no rule names.
+const NOT_ALLOWED: &str = "let a worker listen on";
+
 impl ControlPlane {
     /// Opens an address for nobody yet.
     pub(crate) fn hold(
@@ -98,6 +101,15 @@ impl ControlPlane {
     }
 
     pub(crate) fn answer(&mut self, asker: Asker, key: Key) {
+        let allowed = self.cluster_settings.as_ref().is_none_or(|one| one.allows(&key.address));
+        if !allowed {
+            let error = Error::Listen {
+                address: key.address.to_string(),
+                step: NOT_ALLOWED.into(),
+                source: Errno::EACCES,
+            };
+            return self.decline(asker, &key, &error);
+        }
         self.listen_request(ListenRequest::Listen { asker, key });
     }
 
@@ -180,6 +192,7 @@ impl ControlPlane {
         }
         let Some(worker_entry) = self.workers.get_mut(&worker) else { return Ok(()) };
         worker_entry.uses.insert(listener);
+        worker_entry.has_used.insert(listener);
         match asker.request {
             RequestName::Native { sequence } => {
                 let word = ToWorker::Listening { sequence, listener, address };
@@ -200,7 +213,8 @@ impl ControlPlane {
     /// A worker has got its answer and serves.
     pub(crate) fn serve(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
-        if worker_entry.leaving || !worker_entry.uses.contains(&listener) {
+        let uses = worker_entry.uses.contains(&listener);
+        if worker_entry.leaving || !uses || !worker_entry.serves.insert(listener) {
             return;
         }
         let (slot, worker) = (worker_entry.slot, worker_entry.handle());
@@ -258,6 +272,7 @@ impl ControlPlane {
             let (left, lost) = entry.forget(worker_entry.slot, self.data_path.is_some());
             let address = entry.address.clone();
             worker_entry.uses.remove(&listener);
+            worker_entry.serves.remove(&listener);
             worker_entry.count_out(&key);
             if let Some(socket_owners) = left {
                 self.set_owners(listener, socket_owners);

@@ -54,6 +54,9 @@ impl ControlPlane {
         }
         self.places[slot.index()] = Some(id);
         let worker = worker_entry.handle();
+        if let Some(grace) = settings.orphan_grace {
+            self.guard(&worker_entry.process.remote(), grace);
+        }
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
         registry.workers.insert(id, worker.clone());
         drop(registry);

@@ -5,7 +5,7 @@
 //! failure, all of them say so.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
@@ -67,9 +67,11 @@ impl ControlPlane {
             data_path_waker: Arc::new(Waker::new()?),
             cluster_settings: None,
             next_id: 1,
+            unread: BTreeSet::new(),
             retry_ns: None,
             disconnecting: Vec::new(),
             ending: None,
+            guard: None,
             live_counts,
         };
         plane.watch(&plane.waker, REQUESTS)?;
@@ -120,6 +122,8 @@ impl ControlPlane {
         }
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).workers.clear();
         self.listeners.clear();
+        // It has nobody left to watch, and goes.
+        drop(self.guard.take());
     }
 }
 

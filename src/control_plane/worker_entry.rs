@@ -53,6 +53,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) process: WorkerProcess,
     /// What it says; the bridge hears Node workers.
     pub(crate) incoming: Option<Incoming>,
+    /// It has said that it runs, which is told once.
+    pub(crate) online: bool,
     /// The channel is open.
     pub(crate) connected: bool,
     /// It is read; not while somebody who wants events is behind.
@@ -69,6 +71,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) ending: Option<Ending>,
     /// What it has been given and has not closed.
     pub(crate) uses: BTreeSet<ListenerId>,
+    /// What it has been given at any time: what it gives back is of one of these.
+    pub(crate) has_used: BTreeSet<ListenerId>,
+    /// What it has said that it serves.
+    pub(crate) serves: BTreeSet<ListenerId>,
     /// How often it has asked for an address of which there can be several sockets, as long as it
     /// has one of these open. By the key of the first.
     pub(crate) repeats: HashMap<Key, Repeats>,
@@ -173,6 +179,7 @@ impl WorkerEntry {
             notified: false,
             process: started.process,
             incoming: channel.incoming,
+            online: false,
             connected: true,
             reads: true,
             wants_room: false,
@@ -181,6 +188,8 @@ impl WorkerEntry {
             attached: false,
             ending: None,
             uses: BTreeSet::new(),
+            has_used: BTreeSet::new(),
+            serves: BTreeSet::new(),
             repeats: HashMap::new(),
             handoff: None,
             link,

@@ -10,6 +10,7 @@ use crate::protocol::handoff::{self, Record};
 use crate::protocol::scoreboard::{Counters, PrimaryPage, Wake};
 use crate::schedule::Client;
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
+use crate::sys::limits;
 use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
 use crate::sys::waker::Waker;
 
@@ -238,6 +239,10 @@ impl Link {
     /// there should have been. A message is received once, by the worker or here, so nothing can
     /// be served twice. The descriptors for it are kept free (see `DataPath::new`).
     pub(super) fn take_back(&mut self) -> (Vec<Accepted>, u32) {
+        limits::with_all_descriptors(|| self.take_all_back())
+    }
+
+    fn take_all_back(&mut self) -> (Vec<Accepted>, u32) {
         let (mut taken, mut promised) = (Vec::new(), 0);
         let mut payload = [0; PAYLOAD_BYTES_MAX];
         let mut descriptors = Vec::new();

@@ -27,6 +27,8 @@ use crate::{
 
 /// Events and requests taken in before signals and the time have their turn.
 const INPUTS_PER_TURN: usize = 256;
+/// Of messages, likewise.
+const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// A running supervisor.
 pub(super) struct Driver {
@@ -124,8 +126,15 @@ impl Driver {
     }
 
     fn take_events(&mut self) -> Result<()> {
+        let mut bytes = 0;
         for _ in 0..INPUTS_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(event) = self.events.try_next() else { break };
+            if let Event::Message { message, .. } = &event {
+                bytes += message.bytes().len();
+            }
             self.emit(&SupervisorEvent::Cluster(event.clone()));
             self.on_event(event);
             self.carry_out()?;

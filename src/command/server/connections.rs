@@ -356,9 +356,9 @@ impl Connections {
         }
         let Some(socket) = &connection.socket else { return };
         // Many pieces at once are for a connection that takes its answers. They must not come on top
-        // of what waits, nor from a client that has more requests than fit into one.
-        let requests = !matches!(connection.session.waiting(), Waiting::Body | Waiting::Stream);
-        if !connection.input.is_empty() || connection.fills && requests {
+        // of what waits, nor from a client that has more to be answered than fits into one.
+        let answered = connection.session.waiting() != Waiting::Body;
+        if !connection.input.is_empty() || connection.fills && answered {
             connection.receive = Receive::Once;
             around.ring.receive_once(key, socket.as_fd());
         } else {

@@ -35,6 +35,8 @@ pub struct Incoming {
     closed: bool,
     /// A frame may lie in `bytes` that has not been looked at.
     has_more: bool,
+    /// In all.
+    received_bytes: u64,
 }
 
 /// The descriptors of one frame: the kernel gives those of two frames in two calls.
@@ -80,6 +82,7 @@ impl Incoming {
             groups: VecDeque::new(),
             closed: false,
             has_more: false,
+            received_bytes: 0,
         }
     }
 
@@ -94,6 +97,12 @@ impl Incoming {
     #[must_use]
     pub fn has_more(&self) -> bool {
         self.has_more
+    }
+
+    /// How much has been received since the beginning.
+    #[must_use]
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes
     }
 
     /// Appends what has arrived to `frames`. What one call leaves behind is there at the next.
@@ -199,6 +208,7 @@ impl Incoming {
                 Ok(arrival) if arrival.bytes == 0 => self.closed = true,
                 Ok(arrival) => {
                     received += arrival.bytes;
+                    self.received_bytes += arrival.bytes as u64;
                     self.bytes.extend_from_slice(&self.part[..arrival.bytes]);
                     if !descriptors.is_empty() || arrival.truncated {
                         let truncated = arrival.truncated;
