@@ -5,6 +5,7 @@
 //! every worker and nothing else. When its socket ends it waits for the grace period, kills who is
 //! left, and goes. Owns that process: it is forked, never executed, and makes system calls only.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use crate::error::{Error, Result};
 use crate::fdpass;
 use crate::process::{Remote, WHOLE_GROUP};
 
+/// What it is called where processes are listed.
+const NAME: &[u8] = b"clusterlb-guard";
 /// Workers that it can watch; a primary has no more.
 const WORKERS_MAX: usize = 2048;
 /// How long the end waits for the guard to have gone.
@@ -46,10 +49,11 @@ impl Guard {
         let failed = |errno| Error::system("start the guard over workers (fork)", errno);
         let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
         let (ours, theirs) = fdpass::packet_pair()?;
+        let origin = Origin::of_this_process();
         // SAFETY: the new process makes system calls and touches its own stack, nothing else.
         let forked = unsafe { libc::fork() };
         match Errno::result(forked).map_err(failed)? {
-            0 => detach(theirs.as_raw_fd(), grace_ns),
+            0 => detach(theirs.as_raw_fd(), grace_ns, &origin),
             middle => wait_for(middle),
         }
         Ok(Self { socket: ours })
@@ -88,7 +92,7 @@ fn wait_for(middle: libc::pid_t) {
 }
 
 /// Becomes a process without a parent, a terminal, a folder and foreign descriptors, and watches.
-fn detach(socket: RawFd, grace_ns: u64) -> ! {
+fn detach(socket: RawFd, grace_ns: u64, origin: &Origin) -> ! {
     // SAFETY: as in `Guard::start`.
     let forked = unsafe { libc::fork() };
     if forked != 0 {
@@ -97,6 +101,7 @@ fn detach(socket: RawFd, grace_ns: u64) -> ! {
     let _ = setsid();
     let _ = SigSet::all().thread_set_mask();
     let _ = prctl::set_name(c"clusterlb-guard");
+    origin.disown();
     let _ = chdir(c"/");
     // SAFETY: two numbers; nothing of this process is used but the socket.
     let moved = unsafe { libc::dup2(socket, SOCKET) };
@@ -106,6 +111,47 @@ fn detach(socket: RawFd, grace_ns: u64) -> ! {
         exit();
     }
     Watch::new().run(grace_ns)
+}
+
+/// Where the kernel shows the arguments and the environment of this process from.
+struct Origin {
+    arguments: Range<usize>,
+    environment: Range<usize>,
+}
+
+impl Origin {
+    /// Nothing, where the kernel does not tell (`proc_pid_stat(5)`, fields 48 to 51).
+    fn of_this_process() -> Self {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The name, which may hold anything, ends with the last bracket; field 3 follows.
+        let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let mut fields = behind_name.split(' ').skip(45).map_while(|field| field.parse().ok());
+        let mut range = || match (fields.next(), fields.next()) {
+            (Some(start), Some(end)) if start < end => start..end,
+            _ => 0..0,
+        };
+        Self { arguments: range(), environment: range() }
+    }
+
+    /// Lets the guard be found as what it is and not as one more primary, without the variables of
+    /// that one.
+    fn disown(&self) {
+        for area in [&self.arguments, &self.environment] {
+            if area.is_empty() {
+                continue;
+            }
+            // SAFETY: the kernel's own account of memory that it has filled in for this program. It
+            // is on the stack, writable, and in this process nobody reads it any more.
+            unsafe { std::ptr::write_bytes(area.start as *mut u8, 0, area.len()) };
+        }
+        let length = NAME.len().min(self.arguments.len().saturating_sub(1));
+        if length == 0 {
+            return;
+        }
+        let place = self.arguments.start as *mut u8;
+        // SAFETY: as above, and no longer than the area.
+        unsafe { std::ptr::copy_nonoverlapping(NAME.as_ptr(), place, length) };
+    }
 }
 
 fn exit() -> ! {
