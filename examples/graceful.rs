@@ -29,7 +29,7 @@ fn primary(cluster: Cluster) -> Result<()> {
     let mut supervisor =
         Supervisor::new(cluster.clone()).workers(WORKERS).grace(grace).on_event(report);
     let handle = supervisor.handle()?;
-    // On a thread of its own, since the main one keeps the workers.
+    // On another thread, since the main one keeps the workers.
     thread::spawn(move || {
         println!("press Enter to shut down");
         // An input that cannot be read is as good as one that has ended.

@@ -8,8 +8,8 @@ pub(crate) use crate::schedule::{AcceptMechanism, Policy};
 
 /// Most workers of one primary.
 pub const WORKERS_MAX: usize = 1024;
-/// Most listeners of one primary.
-pub const LISTENERS_MAX: usize = 64;
+/// Most listeners that one primary has open at once.
+pub const LISTENERS_MAX: usize = crate::schedule::LISTENERS_MAX;
 
 /// The language in which workers and their primary talk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,9 +1,10 @@
 //! The data path alone: a real listener, a real ring, and inboxes that this test reads itself, so
 //! that it decides when something is claimed. With schedulers that a user of the library brings.
 
-mod common;
 #[path = "data_path/unequal.rs"]
 mod unequal;
+#[path = "common/wait.rs"]
+mod wait;
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,8 +25,9 @@ use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::fdpass;
 use clusterlb_sys::listener::{Listener, OpenOptions, open_shared};
 use clusterlb_sys::waker::Waker;
-use common::{PATIENCE, eventually};
 use nix::errno::Errno;
+
+use wait::{PATIENCE, eventually};
 
 const BACKLOG: u32 = 64;
 const OPTIONS: OpenOptions = OpenOptions {

@@ -14,6 +14,8 @@ mod paths;
 mod promises;
 #[path = "tidy/purity.rs"]
 mod purity;
+#[path = "tidy/scripts.rs"]
+mod scripts;
 #[path = "tidy/source.rs"]
 mod source;
 #[path = "tidy/style.rs"]

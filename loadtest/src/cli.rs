@@ -1,17 +1,30 @@
-//! The command line: words into [`Settings`]. Reads nothing but its arguments, prints nothing.
+//! The command line: arguments into [`Settings`]. Reads the file of `--body-file` and prints
+//! nothing.
 //!
 //! Defaults that depend on each other are decided here, so that a report's `settings` say what
 //! was run and not what was typed.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::error::Error;
+use crate::expect::Condition;
 use crate::plan::Arrivals;
 use crate::settings::{CloseBy, Load, Mode, Pin, RequestsPerConnection, Settings, Sources};
 use crate::target::{Scheme, Target};
+use crate::units::{parse_count, parse_duration, parse_rate};
+
+/// Shown under `-h`.
+const EXAMPLES_SHORT: &str = "\
+Examples:
+  clusterlb-load -c 64 -d 10 --requests-per-connection unlimited http://localhost:8000/
+  clusterlb-load --rate 2k -d 1m --expect 'p99<5ms,errors=0' https://example.org/a?b=c
+  clusterlb-load -n 1k -H 'Accept: text/plain' --body '{\"a\":1}' http://localhost:8000/items
+--help lists all options: modes, threads, pinning, held connections, files of results.";
 
 /// Shown under `--help`.
 pub const EXAMPLES: &str = "\
@@ -20,127 +33,270 @@ Examples:
     clusterlb-load --rate 20k --duration 10s --warmup 2s http://127.0.0.1:8000/
   What 64 connections can do at most (percentiles of such a run are uncorrected):
     clusterlb-load --connections 64 --requests-per-connection unlimited 127.0.0.1:8000
-  Random arrivals, resets instead of TIME_WAIT, 5000 idle connections beside them:
+  A step of a pipeline, which fails if the service is too slow or answers with errors:
+    clusterlb-load -r 200 -d 30 --expect 'p99<50ms,errors=0,5xx=0' https://example.org/health
+  A body from a file to two servers in turn, both whose certificates have no known issuer:
+    clusterlb-load -X PUT --body-file item.json --insecure https://10.0.0.1/a https://10.0.0.2/a
+  Random arrivals, resets instead of TIME_WAIT, 5000 idle connections at the same time:
     clusterlb-load -r 5k --arrivals poisson --close rst --hold 5000 127.0.0.1:8000
   An echo over a unix socket, results for a script:
     clusterlb-load --mode echo --body-bytes 512 -n 100000 --json unix:/run/echo.sock
 
-Targets: host:port[/path], http://host:port/path, tcp://host:port (echo or connect),
-unix:/socket, unix:/socket:/path, unix:@abstract.
+`clusterlb load` is the same program as `clusterlb-load`.
 
-Exit codes: 0 done, 1 the run failed, 2 usage, 3 the environment cannot (no io_uring, too few
-descriptors or ports). Whether a finished run may be trusted is said under \"valid\".";
+URLs: http://host:port/path?query, https://..., host:port[/path], tcp://host:port (echo or connect),
+unix:/socket, unix:/socket:/path, unix:@abstract. A user in a URL becomes Basic authorization, a
+#fragment is not sent. All addresses of a name are tried. Several URLs take turns.
 
-/// Loads an HTTP or byte-echo server over TCP or a unix socket and measures what it answers.
+Times: 10 (seconds), 10s, 500ms, 5m, 1h 30m.
+
+TLS: HTTP/1.1 over TLS 1.2 or 1.3. Certificates are checked against the system's roots;
+SSL_CERT_FILE and SSL_CERT_DIR name others.
+
+Conditions of --expect: p50, p99, p99.9, min, mean, max of the response time (or connect_p99,
+first_byte_p99, ...) with < <= > >= and a time; rate; requests, errors, 2xx, 3xx, 4xx, 5xx, non_2xx,
+late and dropped with a number or a share in percent, and also =.
+
+Exit codes: 0 done; 1 the run failed, or no answer had a 2xx or 3xx status; 2 usage; 3 the
+environment does not allow it (no io_uring, too few descriptors or ports); 4 a condition of --expect
+is not met. Whether the figures of a finished run may be trusted is said under \"valid\".";
+
+/// Loads an HTTP or byte-echo server over TCP, TLS or a unix socket and measures what it answers.
 #[derive(Args, Clone, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES_SHORT, after_long_help = EXAMPLES)]
 pub struct LoadArgs {
-    /// What to load: host:port, http://host:port/path, tcp://host:port or unix:/path[:/path]
-    pub target: Target,
+    /// http(s)://host/path, host:port, unix:/path ...; several take turns
+    #[arg(value_name = "URL", required = true, num_args = 1.., value_parser = parse_target)]
+    pub targets: Vec<Target>,
 
-    /// Open loop: start so many requests a second, as 20k, at planned instants
-    #[arg(short, long, value_parser = parse_rate, conflicts_with = "connections")]
+    /// Closed loop: connections kept busy [default: 64]
+    ///
+    /// Each begins its next request when the one before is answered.
+    #[arg(short, long, value_name = "N", help_heading = "Load")]
+    pub connections: Option<u32>,
+
+    /// Open loop: requests a second, as 20k
+    ///
+    /// They start at planned instants, whatever the server does, and latency counts from there.
+    #[arg(short, long, value_parser = parse_rate, conflicts_with = "connections",
+        help_heading = "Load")]
     pub rate: Option<f64>,
 
     /// Open loop: spacing of the starts
-    #[arg(long, value_enum, default_value_t, requires = "rate")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        requires = "rate",
+        help_heading = "Load",
+        hide_short_help = true
+    )]
     pub arrivals: Arrivals,
 
     /// Open loop: most connections at once [default: 10000, or what the descriptors allow]
-    #[arg(long, value_name = "N", requires = "rate")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "rate",
+        help_heading = "Load",
+        hide_short_help = true
+    )]
     pub connections_max: Option<u32>,
 
-    /// Closed loop: connections kept busy [default: 64, unless --rate is given]
-    #[arg(short, long, value_name = "N")]
-    pub connections: Option<u32>,
-
-    /// How long to measure [default: 10s, unless --requests is given]
-    #[arg(short, long, value_parser = parse_duration)]
+    /// How long to measure [default: 10s]
+    ///
+    /// With --requests and without --duration, the number of requests ends the run.
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, help_heading = "Load")]
     pub duration: Option<Duration>,
 
     /// How long to load before measuring
-    #[arg(short, long, value_parser = parse_duration, default_value = "0s")]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, default_value = "0s",
+        help_heading = "Load")]
     pub warmup: Duration,
 
-    /// End after so many measured requests
-    #[arg(short = 'n', long, value_parser = parse_count)]
+    /// End after this many requests, as 10k
+    ///
+    /// Requests of the warm-up are not among them.
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_count, help_heading = "Load")]
     pub requests: Option<u64>,
 
-    /// What travels over a connection [default: http; echo for tcp://]
-    #[arg(short, long, value_enum)]
-    pub mode: Option<Mode>,
-
-    /// Requests before a connection is closed: 1, N, N-M or unlimited
-    #[arg(long, value_name = "N", default_value = "1")]
+    /// 1, N, N-M or unlimited
+    ///
+    /// How many requests a connection carries before it is closed.
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Load")]
     pub requests_per_connection: RequestsPerConnection,
 
     /// Requests under way at once on a connection
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
     pub pipeline: u32,
 
-    /// Size of a request's body (then it is a POST), or of an echo message [echo default: 64]
-    #[arg(long, value_name = "BYTES")]
-    pub body_bytes: Option<u32>,
+    /// How long a request may take
+    ///
+    /// It counts from the planned start in an open loop, from the start in a closed one.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s",
+        help_heading = "Load")]
+    pub timeout: Duration,
 
-    /// A further request header, as 'Name: value'; may be repeated
-    #[arg(long = "header", value_name = "LINE")]
+    /// Seed of Poisson gaps and of ranges of requests per connection
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 1,
+        help_heading = "Load",
+        hide_short_help = true
+    )]
+    pub seed: u64,
+
+    /// What travels over a connection [default: http; echo for tcp://]
+    #[arg(short, long, value_enum, help_heading = "Request", hide_short_help = true)]
+    pub mode: Option<Mode>,
+
+    /// The method [default: GET, or POST with a body]
+    #[arg(short = 'X', long, value_name = "METHOD", value_parser = parse_method,
+        help_heading = "Request")]
+    pub method: Option<String>,
+
+    /// A header line, as 'Name: value'; may be repeated
+    ///
+    /// It replaces the Host or Authorization that would be sent otherwise.
+    #[arg(short = 'H', long = "header", value_name = "LINE", help_heading = "Request")]
     pub headers: Vec<String>,
 
+    /// The body
+    #[arg(long, value_name = "TEXT", group = "content", help_heading = "Request")]
+    pub body: Option<String>,
+
+    /// A file that holds the body
+    #[arg(long, value_name = "FILE", group = "content", help_heading = "Request")]
+    pub body_file: Option<PathBuf>,
+
+    /// Size of a made-up body or echo message
+    ///
+    /// An echo message has 64 bytes unless this says otherwise.
+    #[arg(long, value_name = "BYTES", group = "content", help_heading = "Request")]
+    pub body_bytes: Option<u32>,
+
+    /// Accept any certificate
+    #[arg(short = 'k', long, help_heading = "TLS")]
+    pub insecure: bool,
+
+    /// Resume sessions of earlier connections
+    ///
+    /// With off, every connection makes a full handshake.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "on|off",
+        default_value_t,
+        help_heading = "TLS",
+        hide_possible_values = true
+    )]
+    pub tls_resumption: Switch,
+
     /// Idle connections opened before the run and held open through it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Connections",
+        hide_short_help = true
+    )]
     pub hold: u32,
 
     /// How a connection is ended: fin, or rst (no TIME_WAIT, the server sees a reset)
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Connections", hide_short_help = true)]
     pub close: CloseBy,
 
     /// Source addresses to spread over: auto (of 127/8, if the target is there) or a number
-    #[arg(long, value_name = "N", default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "auto",
+        help_heading = "Connections",
+        hide_short_help = true
+    )]
     pub sources: Sources,
 
-    /// How long a request may take, from its planned start (open loop) or its start
-    #[arg(long, value_parser = parse_duration, default_value = "10s")]
-    pub timeout: Duration,
-
     /// Generator threads, each with its own ring
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Generator",
+        hide_short_help = true
+    )]
     pub threads: u32,
 
     /// CPUs of the threads: auto (one each, last CPU first), none, or a list as 2,3 or 4-7
-    #[arg(long, value_name = "CPUS", default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "CPUS",
+        default_value = "auto",
+        help_heading = "Generator",
+        hide_short_help = true
+    )]
     pub pin: Pin,
 
     /// Busy-wait this long before a planned start; only where the thread has a core to itself
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "MICROSECONDS",
+        default_value_t = 0,
+        help_heading = "Generator",
+        hide_short_help = true
+    )]
     pub spin_us: u64,
 
-    /// Seed of Poisson gaps and of ranges of requests per connection
-    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
-    pub seed: u64,
+    /// Conditions, as 'p99<5ms,errors=0'
+    ///
+    /// The exit code is 4 if one of them is not met.
+    #[arg(long, value_name = "CONDITIONS", value_delimiter = ',', help_heading = "Results")]
+    pub expect: Vec<Condition>,
 
-    /// Print one JSON object (schema clusterlb-load/1) instead of a table
-    #[arg(long)]
+    /// Exit with 0 even without any 2xx or 3xx answer
+    #[arg(long, help_heading = "Results")]
+    pub any_status: bool,
+
+    /// Print one JSON object instead of a table
+    ///
+    /// Its schema is clusterlb-load/1; fields are added, never renamed or removed.
+    #[arg(long, help_heading = "Results")]
     pub json: bool,
 
     /// Write one row a second to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Results", hide_short_help = true)]
     pub csv: Option<PathBuf>,
 
     /// Write an HdrHistogram interval log, one histogram a second and kind, to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Results", hide_short_help = true)]
     pub hdr_log: Option<PathBuf>,
 
-    /// No progress line, no notes; errors are still printed
-    #[arg(short, long)]
+    /// No live view and no notes, only errors
+    #[arg(short, long, help_heading = "Results")]
     pub quiet: bool,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    #[default]
+    On,
+    /// Off.
+    Off,
 }
 
 impl LoadArgs {
     /// The run that was asked for, checked.
     pub fn settings(&self) -> Result<Settings, Error> {
-        let mode = self.mode.unwrap_or(match self.target.scheme {
+        let mut targets = self.targets.iter().cloned();
+        let target = targets.next().ok_or_else(|| {
+            Error::usage("there is nothing to load", "give a URL, as http://localhost:8000/")
+        })?;
+        let mode = self.mode.unwrap_or(match target.scheme {
             Scheme::Tcp => Mode::Echo,
-            Scheme::Http | Scheme::Any => Mode::Http,
+            Scheme::Http | Scheme::Https | Scheme::Any => Mode::Http,
         });
         let load = match self.rate {
             Some(rate_per_s) => Load::Open {
@@ -156,9 +312,11 @@ impl LoadArgs {
             (None, None) => Some(Duration::from_secs(10)),
             (given, _) => given,
         };
-        let body_bytes = self.body_bytes.unwrap_or(if mode == Mode::Echo { 64 } else { 0 });
+        let body = self.content()?;
+        let made_up_bytes = self.body_bytes.unwrap_or(if mode == Mode::Echo { 64 } else { 0 });
         let settings = Settings {
-            target: self.target.clone(),
+            target,
+            other_targets: targets.collect(),
             mode,
             load,
             duration_ms: duration.map(milliseconds),
@@ -166,8 +324,14 @@ impl LoadArgs {
             warmup_ms: milliseconds(self.warmup),
             requests_per_connection: self.requests_per_connection,
             pipeline: self.pipeline,
-            body_bytes,
+            method: self.method.clone(),
+            body_bytes: body
+                .as_ref()
+                .map_or(made_up_bytes, |body| u32::try_from(body.len()).unwrap_or(u32::MAX)),
+            body,
             headers: self.headers.clone(),
+            insecure: self.insecure,
+            tls_resumption: self.tls_resumption == Switch::On,
             hold: self.hold,
             close: self.close,
             sources: self.sources,
@@ -176,125 +340,52 @@ impl LoadArgs {
             pin: self.pin.clone(),
             spin_us: self.spin_us,
             seed: self.seed,
+            any_status: self.any_status,
+            expect: self.expect.clone(),
         };
         settings.check()?;
         Ok(settings)
     }
+
+    /// The body, if it was given as text or as a file.
+    fn content(&self) -> Result<Option<Arc<[u8]>>, Error> {
+        match (&self.body, &self.body_file) {
+            (Some(text), _) => Ok(Some(text.as_bytes().into())),
+            (None, Some(path)) => read_body(path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// The longest body that a file may hold; what a pipeline of them comes to is checked later.
+const BODY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+fn read_body(path: &Path) -> Result<Arc<[u8]>, Error> {
+    let failed = |cause: String| {
+        let what = format!("--body-file {}: {cause}", path.display());
+        Error::usage(what, "give a file of at most 256 MiB that may be read")
+    };
+    let metadata = fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    if metadata.is_dir() || metadata.len() > BODY_BYTES_MAX {
+        return Err(failed("it is a directory, or too large".into()));
+    }
+    fs::read(path).map(Into::into).map_err(|error| failed(error.to_string()))
 }
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Reads `20k`, `1.5M`, `800`.
-fn parse_rate(text: &str) -> Result<f64, String> {
-    let (digits, factor) = match text.as_bytes().last() {
-        Some(b'k' | b'K') => (&text[..text.len() - 1], 1e3),
-        Some(b'm' | b'M') => (&text[..text.len() - 1], 1e6),
-        _ => (text, 1.0),
-    };
-    match digits.parse::<f64>() {
-        Ok(number) if number.is_finite() && number > 0.0 => Ok(number * factor),
-        Ok(_) => Err("a rate must be above 0; write 20k, 1.5M or 800".into()),
-        Err(_) => Err("write 20k, 1.5M or 800".into()),
-    }
+fn parse_target(text: &str) -> Result<Target, String> {
+    text.parse().map_err(|error: Error| format!("{error}; {}", error.hint()))
 }
 
-/// Reads a number of requests: `100000`, `100k`, `1M`.
-fn parse_count(text: &str) -> Result<u64, String> {
-    let (digits, factor) = match text.as_bytes().last() {
-        Some(b'k' | b'K') => (&text[..text.len() - 1], 1000),
-        Some(b'm' | b'M') => (&text[..text.len() - 1], 1_000_000),
-        _ => (text, 1),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor))
-        .ok_or_else(|| "write 100000, 100k or 1M".into())
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "write 10s, 500ms, 5m or 1h 30m".into())
+/// Methods are case-sensitive; people write the usual ones in lower case, too.
+fn parse_method(text: &str) -> Result<String, String> {
+    const USUAL: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let usual = USUAL.into_iter().find(|method| method.eq_ignore_ascii_case(text));
+    Ok(usual.unwrap_or(text).to_owned())
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::{CommandFactory, Parser};
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        load: LoadArgs,
-    }
-
-    fn settings(words: &str) -> Result<Settings, Error> {
-        let all = std::iter::once("load").chain(words.split(' '));
-        Command::try_parse_from(all).expect(words).load.settings()
-    }
-
-    #[test]
-    fn the_command_is_well_formed() {
-        Command::command().debug_assert();
-    }
-
-    #[test]
-    fn defaults_depend_on_what_is_given() {
-        let closed = settings("h:1").expect("the least that can be typed");
-        assert_eq!(closed.load, Load::Closed { connections: 64 });
-        assert_eq!(closed.duration_ms, Some(10_000));
-        let counted = settings("-n 5k --rate 1.5M tcp://h:1").expect("an open loop");
-        assert_eq!((counted.duration_ms, counted.requests), (None, Some(5000)));
-        assert_eq!((counted.mode, counted.body_bytes), (Mode::Echo, 64));
-        assert!(matches!(counted.load, Load::Open { rate_per_s: 1.5e6, .. }));
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_as_usage() {
-        for words in [
-            "-d 0s h:1",
-            "-n 0 h:1",
-            "-c 0 h:1",
-            "-t 0 h:1",
-            "-c 2 -t 3 h:1",
-            "--timeout 0s h:1",
-            "--pipeline 4 h:1",
-            "--pipeline 0 h:1",
-            "--mode echo http://h:1",
-            "--mode http tcp://h:1",
-            "--mode connect --body-bytes 4 h:1",
-            "--mode echo --body-bytes 0 h:1",
-            "--header nothing h:1",
-            "--header Content-Length:1 h:1",
-            "--close rst unix:/a",
-            "--sources 0 h:1",
-            "--pin 0,1 h:1",
-            "--spin-us 2000 h:1",
-            "--rate 90M h:1",
-        ] {
-            let error = settings(words).expect_err(words);
-            assert_eq!(error.exit_code(), 2, "{words}");
-            assert!(!error.hint().is_empty(), "{words}");
-        }
-    }
-
-    #[test]
-    fn words_that_are_no_values_never_get_as_far() {
-        for words in [
-            "load --rate 0 h:1",
-            "load --rate -5 h:1",
-            "load --rate nan h:1",
-            "load --rate 5 --connections 3 h:1",
-            "load --arrivals poisson h:1",
-            "load -d 10 h:1",
-            "load -n 99999999999999999M h:1",
-            "load --requests-per-connection 5-2 h:1",
-            "load --pin 3-1 h:1",
-            "load --sources some h:1",
-        ] {
-            assert!(Command::try_parse_from(words.split(' ')).is_err(), "{words}");
-        }
-    }
-}
+mod tests;

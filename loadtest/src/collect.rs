@@ -107,7 +107,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// For so many threads.
+    /// A collector for this number of threads.
     #[must_use]
     pub fn new(threads: usize) -> Self {
         Self {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ends_early_holds_up_nothing_at_the_end() {
+    fn a_thread_that_ends_early_delays_nothing_at_the_end() {
         let mut collector = Collector::new(2);
         collector.absorb(interval(0, 1, 1000), &mut |_, _| ());
         collector.absorb(interval(0, 1, 1000), &mut |_, _| ());

@@ -1,6 +1,6 @@
 //! The command: one run, its progress on stderr, its results on stdout and in files.
 //!
-//! Owns the order of things and the exit code. Never ends the process itself.
+//! Owns the order of steps and the exit code. It never ends the process.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,15 +11,16 @@ use crate::engine::{Observer, Progress, StopFlag, measure};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::output::hdr_log::HdrLog;
-use crate::output::progress::ProgressLine;
+use crate::output::live::LiveView;
 use crate::output::{self, csv, text};
 use crate::report::Report;
 use crate::sys::signals::Signals;
 
 /// Carries out what the arguments ask for and prints the results.
 ///
-/// Returns 0 if the run was done, 1 if it failed, 2 if it cannot be as asked, 3 if this machine
-/// does not allow it. SIGINT and SIGTERM end the run early; its results are still printed.
+/// Returns 0 if the run was done, 1 if it failed, 2 if the arguments are refused, 3 if this machine
+/// does not allow it, 4 if a condition on its results is not met. SIGINT and SIGTERM end the run
+/// early; its results are still printed.
 #[must_use]
 pub fn run(arguments: &LoadArgs) -> ExitCode {
     let code = match load(arguments) {
@@ -34,13 +35,13 @@ pub fn run(arguments: &LoadArgs) -> ExitCode {
 
 fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     let settings = arguments.settings()?;
-    // Files are opened first: finding out after the run that they cannot be written is too late.
+    // Files are opened first: after the run it is too late to learn that they cannot be written.
     let mut csv_file = arguments.csv.as_deref().map(output::create).transpose()?;
     let hdr_log = arguments.hdr_log.as_deref().map(HdrLog::create).transpose()?;
     let signals = Signals::new()?;
     let stop = StopFlag::default();
     let mut watcher = Watcher {
-        progress: ProgressLine::new(&settings, arguments.quiet),
+        view: LiveView::new(&settings, arguments.quiet),
         quiet: arguments.quiet,
         signals,
         stop: stop.clone(),
@@ -48,7 +49,7 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
         hdr_error: None,
     };
     let measured = measure(&settings, &stop, &mut watcher);
-    watcher.progress.clear();
+    watcher.view.clear();
     let report = measured?;
     if let Some(file) = csv_file.as_mut() {
         file.write_with(|writer| csv::write(writer, &report))?;
@@ -56,17 +57,21 @@ fn load(arguments: &LoadArgs) -> Result<u8, Error> {
     if let Some(error) = watcher.hdr_error.take() {
         return Err(error);
     }
-    // A table without a single value would only bury the reason.
+    // A table without values would only hide the reason.
     if arguments.json || report.failure.is_none() || report.totals.completed > 0 {
         print(&report, arguments.json)?;
     }
     if let Some(failure) = &report.failure {
         output::complain(&format!("{}: {}", failure.step, failure.cause), &failure.hint);
     }
+    for unmet in report.unmet() {
+        let what = format!("expected {}: {}", unmet.condition, unmet.measured);
+        output::complain(&what, "exit code 4 says that a condition is not met");
+    }
     Ok(report.exit_code())
 }
 
-/// Writes the results to stdout. A reader that has gone away wants no more of them.
+/// Writes the results to stdout. It is no failure if the reader has gone away.
 fn print(report: &Report, json: bool) -> Result<(), Error> {
     let mut bytes = Vec::new();
     let written = if json {
@@ -88,7 +93,7 @@ fn print(report: &Report, json: bool) -> Result<(), Error> {
 
 /// Shows progress, looks for signals, writes the histogram log.
 struct Watcher {
-    progress: ProgressLine,
+    view: LiveView,
     quiet: bool,
     signals: Signals,
     stop: StopFlag,
@@ -97,7 +102,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Writes to the histogram log. A failure ends the log, not the run; it is told at the end.
+    /// Writes to the histogram log. A failure ends the log, not the run; it is reported at the end.
     fn log(&mut self, write: impl FnOnce(&mut HdrLog) -> Result<(), Error>) {
         if let Some(Err(error)) = self.hdr_log.as_mut().map(write) {
             self.hdr_log = None;
@@ -124,12 +129,12 @@ impl Observer for Watcher {
     }
 
     fn second(&mut self, interval: &Interval, row: &Row) {
-        self.progress.second(row);
+        self.view.second(interval, row);
         self.log(|log| log.second(interval));
     }
 
     fn tick(&mut self, progress: &Progress) {
-        self.progress.show(progress);
+        self.view.show(progress);
         if self.signals.arrived() {
             self.stop.set();
         }

@@ -1,12 +1,12 @@
-//! What a run found around itself: kernel, CPUs, limits, sysctls, counters of lost connections.
+//! Where a run took place: kernel, CPUs, limits, sysctls, counters of lost connections.
 //!
-//! Reads /proc and says "unknown" rather than failing: a report with a gap beats no report.
+//! Reads /proc and records "unknown" rather than failing: a report with a gap is better than none.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// The surroundings, as they go into the report.
+/// The environment, as it goes into the report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// Kernel release.
@@ -38,9 +38,9 @@ pub struct Environment {
     pub listen_overflows: u64,
     /// The same for all reasons (`ListenDrops`).
     pub listen_drops: u64,
-    /// Ports that may run out, in words.
+    /// A warning that ports may run out.
     pub port_warning: Option<String>,
-    /// The generator was built without optimisation: its figures are worth little.
+    /// The generator was built without optimisation: its figures mean little.
     pub debug_build: bool,
 }
 

@@ -1,6 +1,6 @@
-//! What can go wrong, sorted by who can mend it: each with the step, the cause and a remedy.
+//! What can go wrong, by where it is put right: each with the step, the cause and a remedy.
 //!
-//! Owns the one error type and its exit codes. Refuses to print: the command does that, once.
+//! Owns the one error type and its exit codes. Prints nothing: the command does that, once.
 
 use nix::errno::Errno;
 
@@ -8,10 +8,10 @@ use nix::errno::Errno;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The command line or the settings ask for what cannot be.
+    /// The command line or the settings ask for something impossible.
     #[error("{what}")]
     Usage {
-        /// What was asked for, and why it cannot be.
+        /// What was asked for, and why it is refused.
         what: String,
         /// What would work.
         hint: String,
@@ -21,7 +21,7 @@ pub enum Error {
     Environment {
         /// What was being done.
         step: String,
-        /// Why it cannot be done here.
+        /// Why that is impossible here.
         cause: String,
         /// What the reader can do.
         hint: String,
@@ -31,7 +31,7 @@ pub enum Error {
     Target {
         /// What was being done.
         step: String,
-        /// What came of it.
+        /// Why it failed.
         cause: String,
         /// What the reader can do.
         hint: String,
@@ -91,7 +91,9 @@ impl Error {
             Self::Usage { hint, .. }
             | Self::Environment { hint, .. }
             | Self::Target { hint, .. } => hint,
-            Self::Output { .. } => "give a path in a directory that exists and may be written to",
+            Self::Output { .. } => {
+                "check that the directory exists, may be written to and has space left"
+            }
             Self::System { source, .. } => match source {
                 Errno::EMFILE | Errno::ENFILE => "raise `ulimit -n` (hard limit) or fs.file-max",
                 Errno::ENOMEM | Errno::ENOBUFS => "check the cgroup's memory limit and `ulimit -l`",
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_name_who_is_at_fault() {
+    fn exit_codes_say_where_the_fault_is() {
         assert_eq!(Error::usage("rate 0", "give more").exit_code(), 2);
         assert_eq!(Error::environment("a", "b", "c").exit_code(), 3);
         assert_eq!(Error::system("open a socket", Errno::EMFILE).exit_code(), 1);

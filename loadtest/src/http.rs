@@ -1,49 +1,23 @@
 //! HTTP/1.1 as a client needs it to know where a response ends (RFC 9112, section 6). Pure.
 //!
-//! Owns the request's bytes and an incremental reader of responses. Refuses what it cannot
-//! delimit: switched protocols, transfer codings other than chunked, contradicting lengths.
+//! Owns an incremental reader of responses. Refuses what it cannot delimit: switched protocols,
+//! transfer codings other than chunked, contradicting lengths. Requests are written in `request`.
 
 mod framing;
+mod request;
 
-use crate::settings::Settings;
+use std::mem::MaybeUninit;
+
 use framing::{Body, framing, reason};
+pub(crate) use request::request;
 
 /// More header lines than this in one response are refused.
-const HEADERS_MAX: usize = 64;
+pub(crate) const HEADERS_MAX: usize = 512;
 
-/// The bytes of one request. With a body it is a POST.
-pub(crate) fn request(settings: &Settings, says_last: bool) -> Vec<u8> {
-    let method = if settings.body_bytes > 0 { "POST" } else { "GET" };
-    let mut head = format!("{method} {} HTTP/1.1\r\n", settings.target.path);
-    let named = |name: &str| {
-        let given = |line: &String| {
-            line.split_once(':').is_some_and(|(word, _)| word.eq_ignore_ascii_case(name))
-        };
-        settings.headers.iter().any(given)
-    };
-    if !named("host") {
-        head.push_str(&format!("Host: {}\r\n", settings.target.host()));
-    }
-    for line in &settings.headers {
-        head.push_str(line);
-        head.push_str("\r\n");
-    }
-    if says_last && !named("connection") {
-        head.push_str("Connection: close\r\n");
-    }
-    if settings.body_bytes > 0 {
-        head.push_str(&format!("Content-Length: {}\r\n", settings.body_bytes));
-    }
-    head.push_str("\r\n");
-    let mut bytes = head.into_bytes();
-    bytes.resize(bytes.len() + settings.body_bytes as usize, b'x');
-    bytes
-}
-
-/// What offering bytes to a reader came to.
+/// The result of offering bytes to a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Bytes that are done with; the rest is offered again, with more behind it.
+    /// Bytes that have been read; the rest is offered again, with more after it.
     pub(crate) consumed: usize,
     pub(crate) outcome: Outcome,
 }
@@ -65,6 +39,8 @@ pub(crate) struct ResponseReader {
     part: Part,
     status: u16,
     close: bool,
+    /// The requests are HEAD: a response describes a body and has none.
+    to_head: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +58,11 @@ enum Part {
 }
 
 impl ResponseReader {
+    /// A reader of responses to this method.
+    pub(crate) fn new(method: &str) -> Self {
+        Self { to_head: method == "HEAD", ..Self::default() }
+    }
+
     /// Offers bytes. Head and size lines are consumed only when complete, bodies as they come.
     pub(crate) fn advance(&mut self, bytes: &[u8]) -> Step {
         let mut consumed = 0;
@@ -117,14 +98,17 @@ impl ResponseReader {
 
     fn complete(&mut self) -> Outcome {
         let outcome = Outcome::Complete { status: self.status, close: self.close };
-        *self = Self::default();
+        *self = Self { to_head: self.to_head, ..Self::default() };
         outcome
     }
 
     fn head(&mut self, bytes: &[u8]) -> Progress {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-        let mut response = httparse::Response::new(&mut headers);
-        let length = match response.parse(bytes) {
+        // Not initialised: writing 512 empty headers would cost more than reading a few.
+        let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let mut response = httparse::Response::new(&mut []);
+        let parser = httparse::ParserConfig::default();
+        let parsed = parser.parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
+        let length = match parsed {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Progress::Wait(0),
             Err(error) => return Progress::Bad(reason(error)),
@@ -145,10 +129,11 @@ impl ResponseReader {
         let old = response.version == Some(0);
         self.close = framing.close || (old && !framing.keep_alive);
         self.part = match framing.body {
-            _ if status == 204 || status == 304 => Part::Length(0),
+            _ if self.to_head || status == 204 || status == 304 => Part::Length(0),
             Body::Length(bytes) => Part::Length(bytes),
             Body::Chunked => Part::ChunkSize,
             Body::UntilEnd => {
+                // Nothing else tells where it ends.
                 self.close = true;
                 Part::UntilEnd
             }
@@ -205,11 +190,11 @@ impl ResponseReader {
 
 /// What a part of a response made of the bytes.
 enum Progress {
-    /// The next part begins after so many bytes.
+    /// The next part begins after this many bytes.
     On(usize),
-    /// So many are used up, and more are needed.
+    /// This many are used up, and more are needed.
     Wait(usize),
-    /// The response ends after so many.
+    /// The response ends after this many.
     Done(usize),
     Bad(&'static str),
 }
@@ -302,7 +287,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_cut_the_same_responses_are_read(
+        fn the_same_responses_are_read_however_they_are_cut(
             responses in proptest::collection::vec(response(), 1..5),
             pieces in proptest::collection::vec(1_usize..50, 1..10),
         ) {
@@ -338,6 +323,51 @@ mod tests {
         let bytes = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(feed(bytes, &[1000]), [complete(200, false)]);
         assert_eq!(feed(bytes, &[1]), [complete(200, false)]);
+    }
+
+    #[test]
+    fn several_interim_responses_may_come_first() {
+        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n".repeat(3);
+        let bytes = format!("{hints}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(feed(bytes.as_bytes(), &[1]), [complete(200, false)]);
+    }
+
+    #[test]
+    fn a_response_to_head_has_no_body_whatever_it_says() {
+        let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n\
+            HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+        let mut reader = ResponseReader::new("HEAD");
+        let mut taken = 0;
+        for _ in 0..3 {
+            let step = reader.advance(&bytes[taken..]);
+            assert_eq!(step.outcome, complete(200, false));
+            taken += step.consumed;
+        }
+        assert_eq!(taken, bytes.len());
+    }
+
+    #[test]
+    fn a_status_without_a_body_has_none_whatever_it_says() {
+        let bytes = b"HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\n\r\n\
+            HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(feed(bytes, &[9]), [complete(304, false), complete(204, false)]);
+    }
+
+    #[test]
+    fn bare_line_feeds_are_line_ends() {
+        let bytes = b"HTTP/1.1 200\nContent-Length: 2\n\nok";
+        assert_eq!(feed(bytes, &[1]), [complete(200, false)]);
+    }
+
+    #[test]
+    fn hundreds_of_header_lines_are_read_and_thousands_refused() {
+        let head = |lines: usize| {
+            let lines = "Link: </static/1.png>; rel=preload\r\n".repeat(lines);
+            format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nok")
+        };
+        assert_eq!(feed(head(HEADERS_MAX - 1).as_bytes(), &[1000]), [complete(200, false)]);
+        let outcomes = feed(head(HEADERS_MAX).as_bytes(), &[100_000]);
+        assert!(matches!(outcomes[..], [Outcome::Bad(why)] if why.contains("512")));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Latency histograms: recording, adding up, and what a report says of them. Pure.
+//! Latency histograms: recording, adding up, and what a report shows of them. Pure.
 //!
 //! Values are kept in nanoseconds with 3 significant digits from 1 µs to 60 s and never resized;
 //! what lies above is recorded at the bound and counted by the caller. Histograms are added,
@@ -7,9 +7,9 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// The smallest value told apart.
+/// The smallest value with full precision.
 const LOWEST_NS: u64 = 1_000;
-/// The largest value told apart.
+/// The largest value that is recorded as it is.
 pub(crate) const HIGHEST_NS: u64 = 60_000_000_000;
 /// Steps of the percentile curve for each factor of ten.
 const CURVE_STEPS_PER_DECADE: u32 = 20;
@@ -60,8 +60,8 @@ impl Latencies {
         }
     }
 
-    /// Forgets everything, keeps the memory. Empty histograms, as most are in some modes, are
-    /// left alone: clearing one means writing all of its counters.
+    /// Empties the histograms and keeps their memory. Clearing writes all counters, so empty
+    /// ones are skipped.
     pub(crate) fn clear(&mut self) {
         let all = [&mut self.connect, &mut self.first_byte, &mut self.response, &mut self.lateness];
         for histogram in all {
@@ -72,7 +72,7 @@ impl Latencies {
     }
 }
 
-/// What a report says of one histogram.
+/// What a report shows of one histogram.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Values recorded; without any, the others are `null`.
@@ -143,7 +143,7 @@ pub(crate) fn microseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e3
 }
 
-/// Quantiles 1 − 10^(−i/20) up to the last that the count can tell apart, then the maximum.
+/// Quantiles 1 − 10^(−i/20) as far as the count has values above them, then the maximum.
 fn curve(histogram: &Histogram<u64>) -> Vec<CurvePoint> {
     let mut points = Vec::new();
     for step in 0..=CURVE_STEPS_PER_DECADE * CURVE_DECADES {
@@ -153,7 +153,7 @@ fn curve(histogram: &Histogram<u64>) -> Vec<CurvePoint> {
         }
         let quantile = 1.0 - share_above;
         points.push(CurvePoint {
-            // Rounded to what the steps tell apart: a report is read by people, too.
+            // Rounded, as people read reports, too: the steps differ in these digits.
             percentile: (quantile * 1e7).round() / 1e5,
             value_us: quantile_us(histogram, quantile),
         });
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_recorded_is_said_as_such() {
+    fn without_values_there_are_no_percentiles() {
         let latency = Latency::of(&histogram(), true);
         assert_eq!((latency.count, latency.p99_us, latency.max_us), (0, None, None));
         assert!(latency.curve.is_empty());

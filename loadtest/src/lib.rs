@@ -8,12 +8,12 @@
 //! [`run`] is the command, [`measure`] the library: it takes [`Settings`] and returns a
 //! [`Report`], the object that `--json` prints. Levels, each using only those above it:
 //!
-//! * words: `error`, `target`, `settings`, `random`: what can be asked for, and what is refused;
-//! * pure: `plan`, `http`, `protocol`, `latency`, `tally`, `collect`, `preflight`, `verdict`:
-//!   decisions and sums, without a clock or a socket;
+//! * vocabulary: `error`, `units`, `target`, `settings`: what can be asked for, what is refused;
+//! * pure: `plan`, `http`, `protocol`, `tls`, `latency`, `tally`, `collect`, `preflight`,
+//!   `expect`, `verdict`: decisions and sums, without a clock or a socket;
 //! * system: `sys`, `environment`: the kernel's facilities, and the only `unsafe`;
-//! * engine: `engine`, `report`: threads, connections, what a run came to;
-//! * shell: `cli`, `command`, `output`: words in, tables out.
+//! * engine: `engine`, `report`: threads, connections, results;
+//! * shell: `cli`, `command`, `output`: arguments in, tables out.
 
 pub mod cli;
 pub mod collect;
@@ -21,18 +21,20 @@ mod command;
 mod engine;
 pub mod environment;
 mod error;
+pub mod expect;
 mod http;
 pub mod latency;
 mod output;
 pub mod plan;
 mod preflight;
 mod protocol;
-mod random;
 pub mod report;
 pub mod settings;
 mod sys;
 pub mod tally;
 pub mod target;
+mod tls;
+mod units;
 pub mod verdict;
 
 pub use command::run;
@@ -40,3 +42,8 @@ pub use engine::{Observer, Progress, StopFlag, measure};
 pub use error::Error;
 pub use report::Report;
 pub use settings::Settings;
+
+/// The examples of the README are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Loads an HTTP or byte-echo server over TCP or a unix socket and measures what it answers.
+/// Loads an HTTP or byte-echo server over TCP, TLS or a unix socket and measures what it answers.
 #[derive(Parser)]
 #[command(name = "clusterlb-load", version)]
 struct Command {
@@ -13,5 +13,15 @@ struct Command {
 }
 
 fn main() -> ExitCode {
-    loadtest::run(&Command::parse().load)
+    match Command::try_parse() {
+        Ok(command) => loadtest::run(&command.load),
+        // Help and the version are such "errors", too; they count only if they were printed.
+        Err(message) => match message.print() {
+            Ok(()) => u8::try_from(message.exit_code()).unwrap_or(2).into(),
+            Err(error) => {
+                eprintln!("error: write to the standard output: {error}; free space on its device");
+                ExitCode::FAILURE
+            }
+        },
+    }
 }

@@ -1,13 +1,12 @@
-//! When each request of an open-loop run shall start. Pure: no clock, no randomness but the seed.
+//! When each request of an open-loop run starts. Pure: no clock, no randomness but the seed.
 //!
-//! The plan is the yardstick of every open-loop latency, so it is fixed before the run and never
-//! moves: a generator that falls behind charges the delay to the latency, it does not replan.
+//! Every open-loop latency counts from the plan, so it is fixed before the run and never moves: a
+//! generator that falls behind charges the delay to the latency, it does not replan.
 //! All threads walk the same plan and the n-th start belongs to thread n mod threads, so a plan
 //! does not depend on how many threads carry it out.
 
+use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-
-use crate::random::Random;
 
 /// Nanoseconds in a second.
 pub(crate) const SECOND_NS: u64 = 1_000_000_000;
@@ -41,7 +40,7 @@ pub struct Bounds {
     pub warmup_ns: u64,
     /// Starts from this on are not made.
     pub end_ns: Option<u64>,
-    /// At most so many starts after the warm-up, over all threads.
+    /// The most starts after the warm-up, over all threads.
     pub measured_max: Option<u64>,
 }
 
@@ -58,7 +57,7 @@ impl Plan {
     /// Walks the plan: nanoseconds since the run's beginning, never decreasing.
     #[must_use]
     pub fn starts(&self) -> Starts {
-        Starts { plan: *self, index: 0, random: Random::new(self.seed), elapsed_s: 0.0 }
+        Starts { plan: *self, index: 0, random: Rng::with_seed(self.seed), elapsed_s: 0.0 }
     }
 
     /// What thread number `thread` of `threads` has to start within `bounds`.
@@ -81,7 +80,7 @@ impl Plan {
 pub struct Starts {
     plan: Plan,
     index: u64,
-    random: Random,
+    random: Rng,
     elapsed_s: f64,
 }
 
@@ -93,7 +92,7 @@ impl Iterator for Starts {
             Arrivals::Constant => self.index as f64 / self.plan.rate_per_s,
             Arrivals::Poisson => {
                 // 1 − u lies in (0, 1], so the logarithm is finite and the gap not negative.
-                self.elapsed_s += -(1.0 - self.random.unit()).ln() / self.plan.rate_per_s;
+                self.elapsed_s += -(1.0 - self.random.f64()).ln() / self.plan.rate_per_s;
                 self.elapsed_s
             }
         };

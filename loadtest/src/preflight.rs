@@ -9,16 +9,16 @@ use std::net::Ipv4Addr;
 use crate::error::Error;
 use crate::settings::{CloseBy, Load, RequestsPerConnection, Settings, Sources};
 
-/// Descriptors beside connections: rings, standard streams, files, closes not yet carried out.
-const DESCRIPTORS_BESIDE: u64 = 64;
+/// Descriptors that are no connections: standard streams, files, closes not yet carried out.
+const DESCRIPTORS_OTHER: u64 = 64;
 /// Descriptors for each thread: its ring and a full submission queue of closes.
 const DESCRIPTORS_PER_THREAD: u64 = 64;
 /// Open-loop connections at most, if not said otherwise.
 const CONNECTIONS_DEFAULT: u64 = 10_000;
 /// New connections per second that a closed loop is prepared for, per thread.
 const CLOSED_RATE_PER_S: f64 = 100_000.0;
-/// The share of a source's ports that should be in use at most: the kernel searches for a free
-/// one at every connect, and the search grows long when few are free.
+/// The largest share of a source's ports to use: the kernel searches for a free one at every
+/// connect, and the search takes long when few are free.
 const PORTS_SHARE: f64 = 0.25;
 /// Most source addresses taken by `auto`.
 const SOURCES_MAX: u32 = 4096;
@@ -62,7 +62,7 @@ pub(crate) fn grant(settings: &Settings, resources: Resources) -> Result<Granted
     Ok(Granted { connections, sources })
 }
 
-/// Rests of a run that a connection leaves behind: how long its port is not to be had again.
+/// How long a closed connection's port stays in TIME_WAIT and cannot be used again.
 pub(crate) fn port_rest_s(settings: &Settings, resources: Resources) -> f64 {
     match (settings.close, resources.tcp_tw_reuse) {
         (CloseBy::Rst, _) => 0.0,
@@ -73,16 +73,16 @@ pub(crate) fn port_rest_s(settings: &Settings, resources: Resources) -> f64 {
 }
 
 fn connections(settings: &Settings, descriptors: u64) -> Result<u32, Error> {
-    let beside = DESCRIPTORS_BESIDE + DESCRIPTORS_PER_THREAD * u64::from(settings.threads);
+    let other = DESCRIPTORS_OTHER + DESCRIPTORS_PER_THREAD * u64::from(settings.threads);
     let hold = u64::from(settings.hold);
-    let left = descriptors.saturating_sub(beside + hold);
+    let left = descriptors.saturating_sub(other + hold);
     let wanted = match settings.load {
         Load::Closed { connections } => u64::from(connections),
         Load::Open { connections_max: Some(most), .. } => u64::from(most),
         Load::Open { .. } => CONNECTIONS_DEFAULT.min(left).max(u64::from(settings.threads)),
     };
     if wanted > left {
-        let needed = wanted + hold + beside;
+        let needed = wanted + hold + other;
         return Err(Error::environment(
             format!("open {} connections", wanted + hold),
             format!("that takes {needed} descriptors, and the hard limit is {descriptors}"),
@@ -92,7 +92,7 @@ fn connections(settings: &Settings, descriptors: u64) -> Result<u32, Error> {
     Ok(u32::try_from(wanted).unwrap_or(u32::MAX))
 }
 
-/// New connections per second that are to be expected; a closed loop's can only be guessed.
+/// The new connections per second to expect; for a closed loop this is a guess.
 pub(crate) fn connections_per_s(settings: &Settings) -> f64 {
     let per_connection = match settings.requests_per_connection {
         RequestsPerConnection::Unlimited => return 0.0,
@@ -126,7 +126,8 @@ fn source_count(settings: &Settings, resources: Resources, connections: u32) -> 
         Sources::Auto if !resources.loopback_v4 => Ok(1),
         Sources::Auto => {
             let resting = connections_per_s(settings) * port_rest_s(settings, resources);
-            // An open loop's bound on connections is for bad times, not what ports are sized by.
+            // An open loop reaches its bound on connections only if the server stalls: ports are
+            // planned for the rate.
             let open = match settings.load {
                 Load::Open { rate_per_s, .. } => rate_per_s.min(connections.into()),
                 Load::Closed { .. } => connections.into(),
@@ -181,7 +182,7 @@ pub(crate) fn port_warning(
     (asked_per_s > allowed_per_s).then(|| {
         format!(
             "{ports} ports resting {rest_s} s each allow {allowed_per_s:.0} new connections a \
-             second, {asked_per_s:.0} are asked for: use --close rst or more --sources"
+             second, and the rate needs {asked_per_s:.0}: use --close rst or more --sources"
         )
     })
 }
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_descriptors_or_ports_are_said_in_one_line() {
+    fn too_few_descriptors_or_ports_are_reported_in_one_line() {
         let error = grant(&closed(30_000), LINUX).expect_err("20 000 descriptors");
         assert_eq!(error.exit_code(), 3);
         assert!(error.to_string().contains("20000"), "{error}");

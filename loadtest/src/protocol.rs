@@ -1,31 +1,32 @@
 //! What is sent for a request and how its answer is recognised, for every mode. Pure.
 //!
-//! Owns the message and the reader of answers. Knows no socket: bytes in, verdicts out.
+//! Owns the message and the reader of answers. Knows no socket: bytes in, outcomes out.
 
 use crate::http::{self, Outcome, ResponseReader, Step};
 use crate::settings::{CloseBy, Mode, Settings};
+use crate::target::Target;
 
 /// The bytes of one request. Empty in connect mode.
-pub(crate) fn message(settings: &Settings) -> Vec<u8> {
-    message_that(settings, false)
+pub(crate) fn message(settings: &Settings, target: &Target) -> Vec<u8> {
+    message_with(settings, target, false)
 }
 
 /// The bytes of the request that a connection ends with: in HTTP it says so, as RFC 9112 (9.6)
-/// asks of clients, unless the close is to be a surprise.
-pub(crate) fn last_message(settings: &Settings) -> Vec<u8> {
-    message_that(settings, settings.close == CloseBy::Fin)
+/// asks of clients, unless connections end with a reset.
+pub(crate) fn last_message(settings: &Settings, target: &Target) -> Vec<u8> {
+    message_with(settings, target, settings.close == CloseBy::Fin)
 }
 
-fn message_that(settings: &Settings, says_last: bool) -> Vec<u8> {
+fn message_with(settings: &Settings, target: &Target, says_last: bool) -> Vec<u8> {
     match settings.mode {
-        Mode::Http => http::request(settings, says_last),
+        Mode::Http => http::request(settings, target, says_last),
         Mode::Echo => (0..settings.body_bytes).map(pattern).collect(),
         Mode::Connect => Vec::new(),
     }
 }
 
 /// A byte that depends on its place, so that shifted or repeated bytes are noticed: 251 is prime
-/// and so no divisor of any buffer size.
+/// and divides no buffer size.
 fn pattern(place: u32) -> u8 {
     u8::try_from(place % 251).expect("a remainder of 251 fits a byte")
 }
@@ -41,7 +42,7 @@ pub(crate) enum Reader {
 impl Reader {
     pub(crate) fn new(settings: &Settings) -> Self {
         match settings.mode {
-            Mode::Http => Self::Http(ResponseReader::default()),
+            Mode::Http => Self::Http(ResponseReader::new(settings.method())),
             Mode::Echo => Self::Echo { received: 0, expected: settings.body_bytes },
             Mode::Connect => Self::Nothing,
         }
@@ -94,6 +95,14 @@ mod tests {
     use super::*;
     use crate::settings::Load;
 
+    fn message(settings: &Settings) -> Vec<u8> {
+        super::message(settings, &settings.target)
+    }
+
+    fn last_message(settings: &Settings) -> Vec<u8> {
+        super::last_message(settings, &settings.target)
+    }
+
     fn settings(mode: Mode, body_bytes: u32) -> Settings {
         let target = "127.0.0.1:1/p".parse().expect("a target");
         Settings { mode, body_bytes, ..Settings::new(target, Load::Closed { connections: 1 }) }
@@ -116,7 +125,7 @@ mod tests {
         let expected = b"GET /p HTTP/1.1\r\nHost: 127.0.0.1:1\r\nConnection: close\r\n\r\n";
         assert_eq!(last_message(&plain), expected);
         plain.headers = vec!["connection: keep-alive".into()];
-        assert_eq!(last_message(&plain), message(&plain), "the user knows better");
+        assert_eq!(last_message(&plain), message(&plain), "a header of the user's replaces it");
         plain = Settings { close: CloseBy::Rst, ..settings(Mode::Http, 0) };
         assert_eq!(last_message(&plain), message(&plain), "a reset comes unannounced");
     }

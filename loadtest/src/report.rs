@@ -1,4 +1,4 @@
-//! What a run came to: the one object that `--json` prints, versioned, with units in its names.
+//! The results of a run: the one object that `--json` prints, versioned, with units in its names.
 //!
 //! Fields are added under the same schema name; renaming or removing one changes it.
 
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::collect::{Interval, Row};
 use crate::environment::Environment;
+use crate::expect::{Checked, Measured};
 use crate::latency::{Latency, quantile_us};
 use crate::settings::{Load, Settings};
 use crate::sys::process::CpuTime;
@@ -17,7 +18,7 @@ use crate::verdict::{Evidence, Failure, GiveUp, Validity, hint};
 /// The name and version of this layout.
 pub const SCHEMA: &str = "clusterlb-load/1";
 
-/// What a run came to.
+/// The results of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// `clusterlb-load/1`.
@@ -32,6 +33,9 @@ pub struct Report {
     pub failure: Option<Failure>,
     /// Whether the figures may be trusted.
     pub validity: Validity,
+    /// The conditions of `--expect`, compared with what was measured.
+    #[serde(default)]
+    pub expectations: Vec<Checked>,
     /// The surroundings.
     pub environment: Environment,
     /// What was asked for.
@@ -107,7 +111,7 @@ pub struct Rates {
 pub struct Starts {
     /// More than a millisecond after the plan. The delay is part of their latency.
     pub late: u64,
-    /// Never made: no connection was to be had within half of the timeout.
+    /// Never made: there was no free connection within half of the timeout.
     pub dropped: u64,
     /// Median delay after the plan.
     pub start_lateness_p50_us: Option<f64>,
@@ -117,8 +121,8 @@ pub struct Starts {
     pub start_lateness_max_us: Option<f64>,
 }
 
-/// CPU time of the generator's threads. On loopback it holds part of the server's, too: whoever
-/// sends does the receiver's protocol work.
+/// CPU time of the generator's threads. On loopback it holds part of the server's, too: the sender
+/// does the receiver's protocol work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cpu {
     /// In user space.
@@ -129,7 +133,7 @@ pub struct Cpu {
     pub cpu_percent: f64,
     /// The busiest thread's.
     pub busiest_thread_percent: f64,
-    /// What that thread waited for a CPU which others had; 0 where the kernel does not tell.
+    /// How long that thread waited for a CPU, in percent; 0 where the kernel does not count it.
     pub busiest_thread_waiting_percent: f64,
     /// For each answered request.
     pub per_request_us: Option<f64>,
@@ -202,6 +206,7 @@ impl Report {
             interrupted: parts.interrupted,
             failure: failure(&parts),
             validity: evidence.judge(),
+            expectations: expectations(&parts, measured_s),
             measured_ms: (measured_s * 1e6).round() / 1e3,
             totals: totals(tally),
             rates: rates(&parts.settings, &evidence, tally),
@@ -215,11 +220,27 @@ impl Report {
         }
     }
 
-    /// The process's exit code: 1 if the run failed, 0 otherwise.
+    /// The process's exit code: 1 if the run failed, 4 if a condition is not met, 0 otherwise.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        u8::from(self.failure.is_some())
+        match &self.failure {
+            Some(_) => 1,
+            None if self.unmet().next().is_some() => 4,
+            None => 0,
+        }
     }
+
+    /// The conditions that are not met.
+    pub fn unmet(&self) -> impl Iterator<Item = &Checked> {
+        self.expectations.iter().filter(|checked| !checked.met)
+    }
+}
+
+fn expectations(parts: &Parts, measured_s: f64) -> Vec<Checked> {
+    let tally = &parts.total.tally;
+    let rate_per_s = tally.completed_in_time as f64 / measured_s;
+    let measured = Measured { latencies: &parts.total.latencies, tally, rate_per_s };
+    parts.settings.expect.iter().map(|condition| condition.check(measured)).collect()
 }
 
 fn totals(tally: &Tally) -> Totals {
@@ -286,7 +307,7 @@ fn cpu(threads: &[CpuTime], measured_s: f64, completed: u64) -> Cpu {
     }
 }
 
-/// Says why a run is no result: its target went away, or nothing was ever answered.
+/// Why a run has failed: its target went away, nothing was ever answered, or only errors were.
 fn failure(parts: &Parts) -> Option<Failure> {
     let tally = &parts.total.tally;
     let step = format!("load {}", parts.settings.target);
@@ -296,10 +317,15 @@ fn failure(parts: &Parts) -> Option<Failure> {
         .filter(|kind| tally.examples.contains_key(kind))
         .max_by_key(|kind| tally.errors[*kind as usize]);
     let why = |kind: ErrorKind| match (kind, tally.examples.get(&kind)) {
-        // The other kinds say all there is to say.
-        (ErrorKind::ConnectFailed | ErrorKind::Local | ErrorKind::BadResponse, Some(example)) => {
-            format!("{}: {example}", kind.words())
-        }
+        // The other kinds need no example.
+        (
+            ErrorKind::ConnectRefused
+            | ErrorKind::ConnectFailed
+            | ErrorKind::Local
+            | ErrorKind::BadResponse
+            | ErrorKind::TlsFailed,
+            Some(example),
+        ) => format!("{}: {example}", kind.words()),
         _ => kind.words().to_owned(),
     };
     match most {
@@ -320,6 +346,24 @@ fn failure(parts: &Parts) -> Option<Failure> {
             cause: "no request was planned within the measured time".into(),
             hint: "give a higher --rate or a longer --duration".into(),
         }),
-        _ => None,
+        _ => unsuccessful(&parts.settings, tally).map(|cause| Failure {
+            step,
+            cause,
+            hint: "check the URL and the server's log; --any-status accepts such answers".into(),
+        }),
     }
+}
+
+/// Says that HTTP was spoken without a single success, if that counts.
+fn unsuccessful(settings: &Settings, tally: &Tally) -> Option<String> {
+    let [none, _, success, redirect, client, server] = tally.statuses;
+    let answers: u64 = tally.statuses.iter().sum();
+    if settings.any_status || answers == 0 || success + redirect > 0 {
+        return None;
+    }
+    let classes = [("none", none), ("4xx", client), ("5xx", server)];
+    let seen = classes.into_iter().filter(|(_, count)| *count > 0);
+    let seen: Vec<String> = seen.map(|(class, count)| format!("{class} {count}")).collect();
+    let seen = seen.join(", ");
+    Some(format!("none of {answers} answers has a 2xx or 3xx status ({seen})"))
 }

@@ -1,15 +1,17 @@
-//! What a run shall do: every choice, its bounds, and which choices exclude each other. Pure.
+//! What a run does: every choice, its bounds, and which choices exclude each other. Pure.
 //!
 //! `Settings` is also what the report repeats under `settings`, so its field names carry units.
-//! It refuses nothing while being filled in; [`Settings::check`] refuses everything that cannot be.
+//! It refuses nothing while being filled in; [`Settings::check`] refuses what is impossible.
 
 mod check;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::expect::Condition;
 use crate::plan::Arrivals;
 use crate::target::Target;
 
@@ -30,8 +32,8 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum CloseBy {
-    /// An orderly close. In HTTP the last request asks for it (`Connection: close`); whoever
-    /// closes first then keeps the port in TIME_WAIT.
+    /// An orderly close. In HTTP the last request asks for it (`Connection: close`), so that the
+    /// server closes first and keeps the port in TIME_WAIT.
     #[default]
     Fin,
     /// A reset, after the full response: no TIME_WAIT, but the server sees ECONNRESET.
@@ -88,15 +90,18 @@ pub enum Sources {
     /// As many of 127/8 as the rate needs if the target is there too, otherwise one.
     #[default]
     Auto,
-    /// So many.
+    /// This many.
     Count(u32),
 }
 
-/// What a run shall do.
+/// What a run does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// What is loaded.
     pub target: Target,
+    /// Further targets, which take turns with the first.
+    #[serde(default)]
+    pub other_targets: Vec<Target>,
     /// What travels over a connection.
     pub mode: Mode,
     /// When the next request begins.
@@ -111,11 +116,23 @@ pub struct Settings {
     pub requests_per_connection: RequestsPerConnection,
     /// Requests under way at once on a connection.
     pub pipeline: u32,
+    /// The request's method; `None` is POST with a body and GET without one.
+    #[serde(default)]
+    pub method: Option<String>,
     /// Size of a request's body, or of an echo message.
     pub body_bytes: u32,
+    /// A request's body, of `body_bytes` bytes; `None` fills it with the letter x.
+    #[serde(skip)]
+    pub body: Option<Arc<[u8]>>,
     /// Further request header lines.
     pub headers: Vec<String>,
-    /// Idle connections held open meanwhile.
+    /// Accept any certificate of a TLS server.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Resume TLS sessions of earlier connections.
+    #[serde(default = "yes")]
+    pub tls_resumption: bool,
+    /// Idle connections held open during the run.
     pub hold: u32,
     /// How a connection is ended.
     pub close: CloseBy,
@@ -131,6 +148,17 @@ pub struct Settings {
     pub spin_us: u64,
     /// Decides Poisson gaps and requests per connection.
     pub seed: u64,
+    /// A run without a single 2xx or 3xx answer is no failed run.
+    #[serde(default)]
+    pub any_status: bool,
+    /// What the results must be like.
+    #[serde(default)]
+    pub expect: Vec<Condition>,
+}
+
+/// The default of settings that a report of an older version does not name.
+fn yes() -> bool {
+    true
 }
 
 impl Settings {
@@ -139,6 +167,7 @@ impl Settings {
     pub fn new(target: Target, load: Load) -> Self {
         Self {
             target,
+            other_targets: Vec::new(),
             mode: Mode::Http,
             load,
             duration_ms: Some(10_000),
@@ -146,8 +175,12 @@ impl Settings {
             warmup_ms: 0,
             requests_per_connection: RequestsPerConnection::Between(1, 1),
             pipeline: 1,
+            method: None,
             body_bytes: 0,
+            body: None,
             headers: Vec::new(),
+            insecure: false,
+            tls_resumption: true,
             hold: 0,
             close: CloseBy::Fin,
             sources: Sources::Auto,
@@ -156,7 +189,22 @@ impl Settings {
             pin: Pin::Auto,
             spin_us: 0,
             seed: 1,
+            any_status: false,
+            expect: Vec::new(),
         }
+    }
+
+    /// All targets, in the order in which they take turns.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.target).chain(&self.other_targets)
+    }
+
+    /// The method of the requests.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        let has_body = self.body_bytes > 0 || self.body.is_some();
+        let implied = if has_body { "POST" } else { "GET" };
+        self.method.as_deref().unwrap_or(implied)
     }
 }
 

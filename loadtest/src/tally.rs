@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Nobody listens, or the listener refused.
+    /// No listener, or it refused.
     ConnectRefused,
     /// No connection within the timeout.
     ConnectTimeout,
@@ -25,11 +25,13 @@ pub enum ErrorKind {
     ClosedEarly,
     /// The answer could not be understood, or other bytes came back than were sent.
     BadResponse,
+    /// TLS was not agreed on, or broke off.
+    TlsFailed,
 }
 
 impl ErrorKind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::ConnectFailed,
@@ -38,9 +40,10 @@ impl ErrorKind {
         Self::Timeout,
         Self::ClosedEarly,
         Self::BadResponse,
+        Self::TlsFailed,
     ];
 
-    /// In words.
+    /// For people.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -52,6 +55,7 @@ impl ErrorKind {
             Self::Timeout => "timeout",
             Self::ClosedEarly => "closed early",
             Self::BadResponse => "bad response",
+            Self::TlsFailed => "TLS failed",
         }
     }
 }
@@ -85,7 +89,7 @@ pub struct Tally {
     pub saturated: u64,
     /// Held connections that the server ended.
     pub held_lost: u64,
-    /// The first failure of each kind, in words.
+    /// The first failure of each kind, described.
     pub examples: BTreeMap<ErrorKind, String>,
 }
 
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     fn tally() -> impl Strategy<Value = Tally> {
-        (any::<[u32; 11]>(), any::<[u32; 8]>(), any::<[u32; 6]>()).prop_map(
+        (any::<[u32; 11]>(), any::<[u32; 9]>(), any::<[u32; 6]>()).prop_map(
             |(numbers, errors, statuses)| Tally {
                 started: numbers[0].into(),
                 completed: numbers[1].into(),
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn strange_statuses_are_counted_as_none() {
+    fn unusual_statuses_are_counted_as_none() {
         let mut tally = Tally::default();
         for status in [0, 99, 200, 299, 503, 600, 999] {
             tally.status(status);

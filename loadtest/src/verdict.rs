@@ -1,4 +1,4 @@
-//! Judgements: when a run is given up, and whether a finished one may be trusted. Pure.
+//! When a run is given up, and whether the figures of a finished one may be trusted. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,15 +7,15 @@ use crate::tally::ErrorKind;
 
 /// Failures without any success after which a run is given up at once.
 const FAILURES_MAX: u64 = 100;
-/// Refusals without any answer for so long mean that the target has gone away.
+/// Refusals without any answer for this long mean that the target has gone away.
 const GONE_NS: u64 = 3 * SECOND_NS;
 /// The least share of the asked rate that counts as kept.
 const ACHIEVED_MIN: f64 = 0.99;
-/// Answers that may be missing whatever the share: a short run is not judged by its last two.
+/// Answers that may be missing whatever the share: the last two do not decide over a short run.
 const MISSING_MAX: f64 = 2.0;
 /// A larger share of failures, or of answers with a 5xx status, is not a measurement of service.
 const FAILED_MAX: f64 = 0.01;
-/// A thread that wants more than this of a CPU, whether it gets it or not, is the bottleneck.
+/// A thread that needs more than this of a CPU, whether it gets it or not, is the bottleneck.
 const CPU_PERCENT_MAX: f64 = 90.0;
 /// Starts later than this at the 99th percentile mean that the plan was not kept.
 const LATENESS_P99_US_MAX: f64 = 1000.0;
@@ -48,7 +48,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Looks at where the run stands now.
+    /// Compares where the run stands now with where it stood.
     pub(crate) fn look(&mut self, standing: Standing) -> Option<GiveUp> {
         if standing.completed != self.completed {
             self.completed = standing.completed;
@@ -72,7 +72,7 @@ impl Watch {
 pub struct Failure {
     /// What was being done.
     pub step: String,
-    /// What came of it.
+    /// Why it failed.
     pub cause: String,
     /// What the reader can do.
     pub hint: String,
@@ -93,6 +93,10 @@ pub(crate) fn hint(kind: ErrorKind) -> &'static str {
         ErrorKind::BadResponse => {
             "check that the server speaks what --mode says (http, echo or connect)"
         }
+        ErrorKind::TlsFailed => {
+            "check the name and the port with `openssl s_client -connect host:port`; SSL_CERT_FILE \
+             names further roots, --insecure accepts any certificate"
+        }
     }
 }
 
@@ -101,7 +105,7 @@ pub(crate) fn hint(kind: ErrorKind) -> &'static str {
 pub struct Validity {
     /// True if there is no reason against it.
     pub valid: bool,
-    /// What speaks against it.
+    /// Why not.
     pub reasons: Vec<Reason>,
 }
 
@@ -153,14 +157,14 @@ impl Evidence {
         self.planned as f64 * share.max(0.0)
     }
 
-    /// Weighs everything.
+    /// Gives the reasons against the figures, if there are any.
     pub(crate) fn judge(&self) -> Validity {
         let reasons: Vec<Reason> =
             self.against_answers().into_iter().chain(self.against_generator()).flatten().collect();
         Validity { valid: reasons.is_empty(), reasons }
     }
 
-    /// What the target did or did not do.
+    /// Reasons that lie with the target.
     fn against_answers(&self) -> [Option<Reason>; 5] {
         let missing = self.possible() - self.completed_in_time as f64;
         let percent = self.achieved() * 100.0;
@@ -176,7 +180,7 @@ impl Evidence {
                 format!("{} answers have a 5xx status", self.server_errors)
             }),
             reason(missed, "rate_missed", || {
-                format!("{percent:.1} % of the asked rate were answered in time")
+                format!("{percent:.1} % of the requested rate was answered in time")
             }),
             reason(self.listen_overflows > 0, "listen_overflows", || {
                 format!("listen queues overflowed {} times on this machine", self.listen_overflows)
@@ -184,7 +188,7 @@ impl Evidence {
         ]
     }
 
-    /// What the generator did or did not do.
+    /// Reasons that lie with the generator.
     fn against_generator(&self) -> [Option<Reason>; 5] {
         let (used, waited) = (self.busiest_cpu_percent, self.busiest_waiting_percent);
         let busy = used + waited > CPU_PERCENT_MAX;
@@ -245,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_goes_away_is_noticed_but_a_respawn_is_forgiven() {
+    fn a_target_that_goes_away_is_noticed_but_a_respawn_is_tolerated() {
         let mut watch = Watch::default();
         assert_eq!(watch.look(standing(1.0, 10, 0, 0)), None);
         assert_eq!(watch.look(standing(3.9, 10, 500, 0)), None);
@@ -298,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_planned_right_before_the_end_are_not_held_against_a_run() {
+    fn requests_planned_right_before_the_end_do_not_count_against_a_run() {
         // 10/s for 1 s against a server that needs 100 ms: the tenth cannot be answered in time.
         let evidence = Evidence {
             planned: 10,

@@ -1,8 +1,9 @@
-//! Targets that fail, and what cannot be asked for: one clear line each, and the right exit code.
+//! Targets that fail and arguments that are refused: one clear line each, and the right exit code.
 
 mod common;
 
 use std::io::{BufRead, BufReader};
+use std::net::ToSocketAddrs;
 
 use common::{
     Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request, report,
@@ -24,7 +25,7 @@ fn a_refusing_target_ends_in_one_line() {
 }
 
 #[test]
-fn a_refusal_is_told_in_json_too() {
+fn a_refusal_is_reported_in_json_too() {
     let port = Port::new();
     let (report, output) = report(&format!("--rate 500 --duration 30s {}", port.address));
     assert_eq!(output.status.code(), Some(1));
@@ -35,7 +36,7 @@ fn a_refusal_is_told_in_json_too() {
 #[test]
 fn a_missing_unix_socket_is_a_refusal() {
     let directory = Directory::new();
-    let output = run(&format!("--duration 30s unix:{}", directory.file("nobody")));
+    let output = run(&format!("--duration 30s unix:{}", directory.file("missing")));
     assert_eq!(output.status.code(), Some(1));
     assert!(complaints(&output)[0].contains("connect refused"));
 }
@@ -50,7 +51,7 @@ fn a_target_that_goes_away_ends_the_run_with_its_results() {
         sleep_ms(10);
     }
     server.stop();
-    let output = child.wait_with_output().expect("it ends by itself");
+    let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
     let report: loadtest::Report = serde_json::from_slice(&output.stdout).expect("its results");
     assert!(report.totals.completed >= 9);
@@ -78,13 +79,13 @@ fn garbage_is_a_bad_response() {
 fn an_endless_header_is_a_bad_response() {
     let server = Server::start(http(|stream, _| {
         write(stream, "HTTP/1.1 200 OK\r\n");
-        for _ in 0..40 {
+        for _ in 0..400 {
             write(stream, &format!("a: {}\r\n", "x".repeat(1000)));
         }
     }));
     let (report, _) = report(&format!("-n 3 -c 1 {}", server.address));
     assert_eq!(report.totals.errors[&ErrorKind::BadResponse], 3);
-    assert!(report.totals.error_examples[&ErrorKind::BadResponse].contains("16 KiB"));
+    assert!(report.totals.error_examples[&ErrorKind::BadResponse].contains("256 KiB"));
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn a_silent_server_times_out() {
 
 #[test]
 fn a_full_queue_is_a_connect_timeout() {
-    // Two connections fit a queue of length 1 that nobody takes from, further ones do not.
+    // Two connections fit a queue of length 1 that is never emptied, further ones do not.
     let port = Port::new();
     let _listener = port.listen(1);
     let words = "--mode connect -n 6 -c 6 --timeout 400ms";
@@ -221,7 +222,9 @@ fn what_cannot_be_asked_for_is_usage() {
         "--connections 0 h:1",
         "--rat 5 h:1",
         "--rate 5",
-        "https://h:1",
+        "ftp://h:1",
+        "--expect p99 h:1",
+        "-X CONNECT h:1",
         "--mode echo http://h:1",
         "--pipeline 4 h:1",
         "--threads 5000 -c 5000 127.0.0.1:1",
@@ -251,6 +254,30 @@ fn held_connections_that_are_refused_end_the_run_before_it_begins() {
     assert_eq!(output.status.code(), Some(1));
     let lines = complaints(&output);
     assert!(lines.len() == 1 && lines[0].contains("open 10 idle connections"), "{lines:?}");
+}
+
+#[test]
+fn an_unknown_name_is_reported_with_what_to_check() {
+    for url in ["http://no-such-name.invalid/", "no-such-name.invalid:80", "https://a.invalid"] {
+        let output = run(&format!("--duration 30s {url}"));
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        let lines = complaints(&output);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("resolve") && lines[0].contains(".invalid"), "{lines:?}");
+        assert!(lines[0].contains("check"), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_refusal_names_every_address_that_was_tried() {
+    let port = Port::new().address.port();
+    let output = run(&format!("--duration 30s -c 1 http://localhost:{port}/"));
+    assert_eq!(output.status.code(), Some(1));
+    let addresses = ("localhost", port).to_socket_addrs().expect("every machine has a localhost");
+    let line = &complaints(&output)[0];
+    for address in addresses {
+        assert!(line.contains(&address.to_string()), "{address} is missing in {line}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::Ordering;
 
-use common::{Server, UnixServer, await_that, echo, good, hello, http, write};
+use common::{Server, UnixServer, await_that, echo, good, hello, http, lacking, write};
 
 #[test]
 fn a_connection_per_request_is_the_default() {
@@ -161,6 +161,7 @@ fn held_connections_stay_open_through_the_run() {
 #[test]
 fn threads_share_the_work_and_the_report() {
     if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
+        lacking("two CPUs");
         return;
     }
     let server = Server::start(http(|stream, _| hello(stream)));

@@ -1,7 +1,8 @@
-//! What comes out: JSON, table, CSV, histogram log; and that an interruption loses none of it.
+//! Results: JSON, table, CSV, histogram log; and that an interruption loses none of them.
 
 mod common;
 
+use std::fs::File;
 use std::io::Read;
 use std::process::Stdio;
 
@@ -135,7 +136,7 @@ fn base64_decoded(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_table_says_what_a_person_wants_to_know() {
+fn the_table_names_what_people_look_for() {
     let server = server();
     let output = run(&format!("-n 50 -c 2 {}", server.address));
     let text = String::from_utf8_lossy(&output.stdout);
@@ -188,9 +189,22 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn help_ends_in_examples_and_versions_are_told() {
+fn help_ends_in_examples_and_the_version_is_printed() {
     let output = run("--help");
     let text = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && text.contains("Examples:") && text.contains("Exit codes"));
     assert!(run("--version").status.success());
+}
+
+#[test]
+fn results_that_cannot_be_written_are_a_failure() {
+    let server = server();
+    let full = || File::options().write(true).open("/dev/full").expect("every Linux has it");
+    let runs = [format!("-n 5 -c 1 --json {}", server.address), "--help".into(), "-V".into()];
+    for words in runs {
+        let output = command(&words).stdout(full()).output().expect("the command starts");
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("No space left"), "{words}: {text}");
+    }
 }

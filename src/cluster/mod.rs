@@ -397,16 +397,6 @@ impl Cluster {
             .map_err(|error| Error::system("start a thread for events", errno_of(&error)))
     }
 
-    /// Closes the addresses that no worker serves and that are open only because of
-    /// [`hold`](ClusterSettings::hold): after every worker has been replaced, nothing asks for them
-    /// any more. Those that the program holds itself stay.
-    ///
-    /// # Errors
-    /// The cluster has ended, or failed.
-    pub fn release_unused(&self) -> Result<()> {
-        self.shared.control.send(Request::Release)
-    }
-
     /// Closes the sockets of places that stay empty, where every worker has one of its own: but for
     /// `coming` of them, nobody is going to accept from those. What waits there goes to the others,
     /// if the kernel lets this process arrange that. Tells how many connections were lost.

@@ -216,6 +216,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     pub(super) grace: Duration,
 
+    /// How long serving goes on after SIGINT or SIGTERM, so that balancers notice before nothing is
+    /// accepted any more; the grace period comes afterwards
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = time)]
+    pub(super) drain_delay: Duration,
+
     /// How long workers may take until they serve, at the start and when they replace others
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_time)]
     pub(super) start_limit: Duration,
@@ -284,6 +289,7 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            drain_delay: self.drain_delay,
         };
         settings.validate()?;
         Ok(settings)

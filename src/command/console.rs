@@ -63,11 +63,6 @@ impl Console {
         Self { style, begun, held, listeners_left: listeners, introduction, printer }
     }
 
-    /// Whether messages of workers' programs are told.
-    pub(super) fn tells_messages(&self) -> bool {
-        self.style == Style::Json
-    }
-
     /// Tells an event, or keeps it until every listener has been told.
     pub(super) fn tell(&mut self, event: Event) {
         let at_ms = self.begun.elapsed().as_millis();
@@ -141,6 +136,10 @@ fn in_words(event: &Event) -> Option<String> {
             format!("worker {id}: not replaced any more: {reason}")
         }
         Event::GiveUp { slot, reason, .. } => format!("slot {slot} stays empty: {reason}"),
+        Event::Stopping { reason, delay_ms } => format!(
+            "stopping ({reason}): serving goes on for {} s; a second signal ends that",
+            delay_ms.div_ceil(1000)
+        ),
         Event::Draining { reason, grace_ms } => format!(
             "draining ({reason}): open requests have {} s; a second signal ends at once",
             grace_ms.div_ceil(1000)

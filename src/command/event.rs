@@ -121,6 +121,13 @@ pub(crate) enum Event {
         /// Why.
         reason: String,
     },
+    /// The run is about to end: serving goes on for a while.
+    Stopping {
+        /// Why.
+        reason: String,
+        /// For how long.
+        delay_ms: u64,
+    },
     /// The run is ending: nothing new is accepted.
     Draining {
         /// Why.

@@ -10,7 +10,12 @@ const PORT_DEFAULT: u16 = 9229;
 const OPTIONS: [&str; 5] =
     ["--inspect", "--inspect-brk", "--inspect-wait", "--inspect-port", "--debug-port"];
 /// Options of Node that have their value in the next word.
-const WITH_VALUE: [&str; 13] = [
+const WITH_VALUE: [&str; 24] = [
+    "-e",
+    "--eval",
+    "-p",
+    "--print",
+    "-pe",
     "-r",
     "--require",
     "--import",
@@ -19,6 +24,12 @@ const WITH_VALUE: [&str; 13] = [
     "-C",
     "--conditions",
     "--env-file",
+    "--env-file-if-exists",
+    "--redirect-warnings",
+    "--diagnostic-dir",
+    "--disable-warning",
+    "--unhandled-rejections",
+    "--watch-path",
     "--title",
     "--inspect-port",
     "--debug-port",
@@ -58,6 +69,18 @@ pub(super) fn inspection(words: &[OsString], variable: &str) -> Option<Inspectio
     }
     let port = port?.unwrap_or(PORT_DEFAULT);
     (port != 0).then_some(Inspection { words: behind.min(words.len()), port })
+}
+
+/// How many of Node's words come before its script.
+pub(super) fn options_before_script(words: &[OsString]) -> usize {
+    let mut place = 0;
+    while let Some(word) = words.get(place).and_then(|word| word.to_str()) {
+        if !word.starts_with('-') || matches!(word, "-" | "--") {
+            break;
+        }
+        place += if WITH_VALUE.contains(&word) { 2 } else { 1 };
+    }
+    place.min(words.len())
 }
 
 /// The port that a word names, if it is an option for debuggers at all.

@@ -11,6 +11,8 @@ mod escape;
 mod event;
 mod imbalance;
 mod inspect;
+mod known_programs;
+mod launcher;
 mod lines;
 mod measuring;
 mod note_limit;
@@ -21,6 +23,7 @@ mod server;
 mod settings;
 mod start_errors;
 mod summary;
+mod unread_messages;
 mod worker_environment;
 
 use std::io::Write as _;

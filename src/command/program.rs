@@ -1,26 +1,20 @@
 //! Which program is to be run, what it speaks, and what surrounds it.
 //!
-//! Owns the options for programs, and the guess: by the name of the program, behind links, `env`,
-//! `python -m` and the first line of a script.
+//! Owns the options for programs, and what follows from what is known of one.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io::Read as _;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::arguments::time;
-use super::inspect::{Inspection, inspection};
+use super::inspect::{Inspection, inspection, options_before_script};
+use super::known_programs::{Known, Launched, find, launched, look_at};
+use super::launcher::Launcher;
 use crate::command::settings::Program;
 use clusterlb::{Dialect, Readiness};
 use clusterlb::{Error, Result};
 
-/// Interpreters of interpreters that are looked behind.
-const DEPTH_MAX: usize = 4;
-/// What of a script is read to find its interpreter, as much as the kernel does (`execve(2)`).
-const FIRST_LINE_BYTES_MAX: u64 = 256;
 /// Longest name of a socket (`sd_listen_fds_with_names(3)`).
 const SOCKET_NAME_BYTES_MAX: usize = 255;
 
@@ -81,19 +75,6 @@ pub(super) enum PreloadChoice {
     Off,
 }
 
-/// What is known by a program's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
-    /// Its options begin with the so many last of the words; none of them are known for a script.
-    Node { words: Option<usize> },
-    /// It says it is compatible with Node, and its workers do not speak as Node's do.
-    Unlike(&'static str),
-    /// It starts Node as a process of its own, which knows nothing of us.
-    Starter(&'static str),
-    /// It takes listening sockets over; how it is told to.
-    Activated(&'static str, &'static str),
-}
-
 impl ProgramArguments {
     /// Whether a program takes its sockets from us.
     pub(super) fn takes_sockets(&self) -> bool {
@@ -110,27 +91,32 @@ impl ProgramArguments {
         directory: Option<&Path>,
         variable: &str,
     ) -> Result<Option<Program>> {
-        let Some((path, arguments)) = self.program.split_first() else { return Ok(None) };
-        let path = PathBuf::from(path);
+        let Some(path) = self.program.first().map(PathBuf::from) else { return Ok(None) };
         if find(&path, directory).is_none() {
             return Err(Error::usage(
                 format!("there is no program {}", path.display()),
                 "write its path, or a name that is found in PATH, behind the --",
             ));
         }
-        let known = look(&path, arguments, directory, DEPTH_MAX);
-        let dialect = self.dialect(known)?;
+        let (line, known) = self.without_launcher(directory)?;
+        let dialect = self.dialect(known.as_ref())?;
         self.ensure_sockets_are_taken(dialect)?;
         let words = match (dialect, known) {
             (Dialect::Node, Some(Known::Node { words: Some(words) })) => words,
             _ => 0,
         };
+        let (path, arguments) = line.split_first().expect("it has a first word");
         let before = arguments.len() - words;
-        let asked = inspection(&arguments[before..], variable).filter(|_| words > 0);
-        let count = asked.map_or(0, |Inspection { words, .. }| before + words);
+        let node_words = &arguments[before..];
+        let asked = inspection(node_words, variable).filter(|_| words > 0);
+        let count = match asked {
+            Some(Inspection { words, .. }) => before + words,
+            None if words > 0 => before + options_before_script(node_words),
+            None => 0,
+        };
         let (options, arguments) = arguments.split_at(count);
         Ok(Some(Program {
-            path,
+            path: path.into(),
             options: options.to_vec(),
             arguments: arguments.to_vec(),
             dialect,
@@ -140,7 +126,30 @@ impl ProgramArguments {
         }))
     }
 
-    fn dialect(&self, known: Option<Known>) -> Result<Dialect> {
+    /// The words of the program, and what is known of it. A launcher is replaced by the Node that
+    /// it would start.
+    fn without_launcher(&self, directory: Option<&Path>) -> Result<(Vec<OsString>, Option<Known>)> {
+        let known = look_at(&self.program, directory);
+        let is_node = matches!(self.dialect, DialectChoice::Auto | DialectChoice::Node);
+        let found = known.as_ref().filter(|_| is_node);
+        let found = found.and_then(|known| launched(&self.program, known, directory));
+        match found {
+            None => Ok((self.program.clone(), known)),
+            Some(Launched { launcher: Launcher::Refused { name, line }, .. }) => Err(Error::usage(
+                format!("{name} starts the program as a process of its own"),
+                format!("write `clusterlb -- {line}`; SIGHUP replaces the workers by new ones"),
+            )),
+            Some(Launched { launcher: Launcher::Loader { option }, place, node }) => {
+                let words = node.into_iter().chain([option.into()]);
+                let mut line = self.program.clone();
+                line.splice(place..=place, words);
+                let known = look_at(&line, directory);
+                Ok((line, known))
+            }
+        }
+    }
+
+    fn dialect(&self, known: Option<&Known>) -> Result<Dialect> {
         match self.dialect {
             DialectChoice::Node => Ok(Dialect::Node),
             DialectChoice::Native => Ok(Dialect::Native),
@@ -158,6 +167,8 @@ impl ProgramArguments {
                     format!("{name} starts the program as a process of its own"),
                     "name the program itself, as in `-- node server.js`",
                 )),
+                // One that is left is the launcher of something else.
+                Some(Known::Launcher { .. }) => Ok(Dialect::Native),
                 Some(Known::Activated(name, line)) => Err(Error::usage(
                     format!("{name} does not call home; it can take listening sockets over"),
                     format!(
@@ -201,83 +212,6 @@ fn readiness(text: &str) -> std::result::Result<Readiness, String> {
     }
 }
 
-/// The file that a name means for a process in `directory` (`execvp(3)`).
-fn find(path: &Path, directory: Option<&Path>) -> Option<PathBuf> {
-    let from = directory.unwrap_or_else(|| Path::new(""));
-    if path.as_os_str().as_bytes().contains(&b'/') {
-        let path = from.join(path);
-        return path.is_file().then_some(path);
-    }
-    let folders = std::env::var_os("PATH")?;
-    let mut files = std::env::split_paths(&folders).map(|folder| from.join(folder).join(path));
-    files.find(|file| file.is_file())
-}
-
-/// What a program is known for, with the words that it is given.
-fn look(
-    path: &Path,
-    arguments: &[OsString],
-    directory: Option<&Path>,
-    depth: usize,
-) -> Option<Known> {
-    let named = path.file_name()?;
-    if let Some(known) = known(named, arguments.len()) {
-        return Some(known);
-    }
-    if depth == 0 {
-        return None;
-    }
-    if named == OsStr::new("env") {
-        let is_word = |word: &&OsString| {
-            let bytes = word.as_bytes();
-            !bytes.starts_with(b"-") && !bytes.contains(&b'=')
-        };
-        let place = arguments.iter().position(|word| is_word(&word))?;
-        let rest = &arguments[place + 1..];
-        return look(Path::new(&arguments[place]), rest, directory, depth - 1);
-    }
-    if named.as_bytes().starts_with(b"python") {
-        // A module that is run has the name of its program.
-        let place = arguments.iter().position(|word| word == "-m")?;
-        return known(arguments.get(place + 1)?, arguments.len() - place - 2);
-    }
-    let file = find(path, directory)?;
-    let target = fs::canonicalize(&file).ok()?;
-    known(target.file_name()?, arguments.len()).or_else(|| {
-        let words = interpreter(&target)?;
-        let (program, interpreted) = words.split_first()?;
-        match look(Path::new(program), interpreted, directory, depth - 1)? {
-            Known::Node { .. } => Some(Known::Node { words: None }),
-            other => Some(other),
-        }
-    })
-}
-
-fn known(name: &OsStr, words: usize) -> Option<Known> {
-    Some(match name.to_str()? {
-        "node" | "nodejs" => Known::Node { words: Some(words) },
-        "bun" => Known::Unlike("bun"),
-        "deno" => Known::Unlike("deno"),
-        "npm" => Known::Starter("npm"),
-        "npx" => Known::Starter("npx"),
-        "yarn" => Known::Starter("yarn"),
-        "pnpm" => Known::Starter("pnpm"),
-        "gunicorn" => Known::Activated("gunicorn", "gunicorn MODULE:APP"),
-        "uvicorn" => Known::Activated("uvicorn", "uvicorn --fd 3 MODULE:APP"),
-        "hypercorn" => Known::Activated("hypercorn", "hypercorn --bind fd://3 MODULE:APP"),
-        _ => return None,
-    })
-}
-
-/// The words of a script's first line.
-fn interpreter(script: &Path) -> Option<Vec<OsString>> {
-    let mut line = Vec::new();
-    File::open(script).ok()?.take(FIRST_LINE_BYTES_MAX).read_to_end(&mut line).ok()?;
-    let line = line.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
-    let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    Some(words.map(|word| OsString::from_vec(word.to_vec())).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,7 +247,7 @@ mod tests {
         }
 
         fn write(&self, name: &str, text: &str) {
-            fs::write(self.path(name), text).expect("the folder is writable");
+            std::fs::write(self.path(name), text).expect("the folder is writable");
         }
     }
 

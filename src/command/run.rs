@@ -22,12 +22,13 @@ use super::printer::{Printer, Target};
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
+use super::unread_messages::UnreadMessages;
 
 /// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
 /// machine that cannot.
 const FATAL_CODES: [i32; 2] = [2, 3];
 
-/// Runs to the end. What workers print goes by way of the printer, if it shall be prefixed. Gives
+/// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
 /// the signal that cut the end short.
 ///
 /// # Errors
@@ -56,6 +57,7 @@ pub(super) fn run(
         hung: BTreeSet::new(),
         limit: NoteLimit::default(),
         begun: Instant::now(),
+        unread: UnreadMessages::default(),
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
@@ -81,6 +83,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
         .start_limit(settings.start_limit)
         .settle(settings.settle)
         .grace(settings.grace)
+        .drain_delay(settings.drain_delay)
         .hang_kill(settings.hang_kill)
         .fatal_exit_codes(&FATAL_CODES)
         .handle_signals();
@@ -151,6 +154,7 @@ struct Reporter {
     hung: BTreeSet<WorkerId>,
     limit: NoteLimit,
     begun: Instant,
+    unread: UnreadMessages,
 }
 
 impl Reporter {
@@ -208,6 +212,9 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::Stopping { reason, delay } => {
+                Event::Stopping { reason, delay_ms: milliseconds(delay) }
+            }
             SupervisorEvent::Draining { reason, grace } => {
                 Event::Draining { reason, grace_ms: milliseconds(grace) }
             }
@@ -249,10 +256,10 @@ impl Reporter {
             }
             ClusterEvent::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
-                if self.console.tells_messages() {
-                    let message = message.value().unwrap_or_default();
-                    self.console.tell(Event::Message { id, pid, message });
-                }
+                let message = message.value().unwrap_or_default();
+                let unread = self.unread.note(&message);
+                self.console.tell(Event::Message { id, pid, message });
+                unread.into_iter().for_each(|text| self.note(text));
             }
             ClusterEvent::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);

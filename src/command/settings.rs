@@ -127,6 +127,8 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// How long serving goes on once a signal wants the end.
+    pub drain_delay: Duration,
 }
 
 /// The built-in worker.

@@ -1,43 +1,57 @@
-//! Addresses that somebody else still has: whoever asks for one waits a moment, and nobody else.
+//! Addresses that are taken for a moment: a request for one waits, and no other request does.
 //!
 //! Owns how long that is. A process with an armed io_uring accept leaves its port busy for some
-//! milliseconds after its death, while the kernel takes the ring down; a run that follows upon
-//! another one at once shall not fail for that.
+//! milliseconds after its death, while the kernel takes the ring down, and a run that follows at
+//! once must not fail for that. A worker may also ask for a port that another worker is just
+//! closing.
 
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use super::ControlPlane;
-use super::listeners::{Asker, Key, is_busy};
-use crate::address::ListenAddress;
-use crate::cluster::ClusterSettings;
+use super::listeners::{Key, Opening};
+use crate::dialect::node::session::QueryId;
 use crate::error::Result;
-use crate::id::ListenerId;
+use crate::id::{ListenerId, WorkerId};
 use crate::sys::clock::monotonic_ns;
 
 /// How long a busy address is asked for.
 const PATIENCE_NS: u64 = 200_000_000;
 /// How often.
 const AGAIN_NS: u64 = 5_000_000;
-/// Those who wait at once; further ones are told at once.
+/// Requests that wait at once; further ones fail at once.
 const WAITING_MAX: usize = 256;
 /// Of these, how many may be of one worker.
 const WAITING_PER_WORKER: usize = 32;
 
-/// Somebody who wants an address.
+/// A request for an address.
 #[derive(Debug)]
-pub(crate) enum ListenRequest {
-    /// A worker wants to serve it.
-    Listen { asker: Asker, key: Key },
-    /// The program wants to keep it open.
-    Hold {
-        settings: Arc<ClusterSettings>,
-        address: ListenAddress,
-        answer: SyncSender<Result<(ListenerId, String)>>,
-    },
+pub(crate) struct ListenRequest {
+    pub(crate) key: Key,
+    pub(crate) opening: Opening,
+    pub(crate) origin: Origin,
 }
 
-/// Those who wait, longest first.
+/// Where a request for an address comes from, and its answer goes.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// A worker of ours wants to serve it.
+    Native { worker: WorkerId, sequence: u32 },
+    /// A Node worker wants to serve it.
+    Node { worker: WorkerId, query: QueryId },
+    /// The program wants to keep it open.
+    Program { answer: SyncSender<Result<(ListenerId, String)>> },
+}
+
+impl Origin {
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        match self {
+            Self::Native { worker, .. } | Self::Node { worker, .. } => Some(*worker),
+            Self::Program { .. } => None,
+        }
+    }
+}
+
+/// Requests that wait, oldest first, each until a moment.
 #[derive(Debug, Default)]
 pub(crate) struct BindRetry {
     waiting: Vec<(ListenRequest, u64)>,
@@ -45,77 +59,50 @@ pub(crate) struct BindRetry {
 }
 
 impl BindRetry {
-    /// When they ask again.
+    /// Until when a new request may wait.
+    pub(crate) fn until_ns() -> u64 {
+        monotonic_ns().saturating_add(PATIENCE_NS)
+    }
+
+    /// When they are tried again.
     pub(crate) fn again_ns(&self) -> Option<u64> {
         self.again_ns
     }
 
     /// Whether one more may wait. A worker that asks and asks takes nobody else's turn.
-    fn has_room_for(&self, listen_request: &ListenRequest) -> bool {
-        let owner = listen_request.owner();
-        let own = self.waiting.iter().filter(|(one, _)| one.owner() == owner).count();
+    pub(crate) fn has_room_for(&self, request: &ListenRequest) -> bool {
+        let owner = request.origin.worker();
+        let own = self.waiting.iter().filter(|(one, _)| one.origin.worker() == owner).count();
         self.waiting.len() < WAITING_MAX && (owner.is_none() || own < WAITING_PER_WORKER)
     }
 
-    fn add(&mut self, listen_request: ListenRequest, until_ns: u64, now_ns: u64) {
-        self.waiting.push((listen_request, until_ns));
+    pub(crate) fn add(&mut self, request: ListenRequest, until_ns: u64, now_ns: u64) {
+        self.waiting.push((request, until_ns));
         self.again_ns.get_or_insert_with(|| now_ns.saturating_add(AGAIN_NS));
+    }
+
+    /// An address has become free: they are tried again in this turn.
+    pub(crate) fn hurry(&mut self) {
+        self.again_ns = self.again_ns.map(|_| 0);
     }
 }
 
 impl ControlPlane {
-    /// Answers somebody who wants an address, if need be later.
-    pub(crate) fn listen_request(&mut self, listen_request: ListenRequest) {
-        self.consider(listen_request, monotonic_ns().saturating_add(PATIENCE_NS));
-    }
-
-    /// Those who wait ask again.
+    /// Tries requests that wait again.
     pub(crate) fn retry_binds(&mut self) {
         if self.bind_retry.again_ns.is_some_and(|again_ns| again_ns <= monotonic_ns()) {
             let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
-            waiting
-                .into_iter()
-                .for_each(|(listen_request, until_ns)| self.consider(listen_request, until_ns));
+            for (request, until_ns) in waiting {
+                self.bind_or_share(request, until_ns);
+            }
         }
     }
 
-    /// Nobody is going to get an address any more: those who wait learn so by this.
+    /// No address is opened any more: requests that wait are answered by this.
     pub(crate) fn fail_listen_requests(&mut self) {
         self.fail_lookups();
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
-        waiting.into_iter().for_each(|(listen_request, _)| self.consider(listen_request, 0));
+        waiting.into_iter().for_each(|(request, _)| self.bind_or_share(request, 0));
         self.fail_lookups();
-    }
-
-    fn consider(&mut self, listen_request: ListenRequest, until_ns: u64) {
-        if self.has_unknown_name(&listen_request) {
-            return self.look_up(listen_request);
-        }
-        let now_ns = monotonic_ns();
-        let insists = now_ns < until_ns && self.bind_retry.has_room_for(&listen_request);
-        match listen_request {
-            ListenRequest::Listen { asker, key } => {
-                if self.workers.get(&asker.worker).is_none_or(|worker_entry| worker_entry.leaving) {
-                    // It does not wait for an answer any more.
-                    return;
-                }
-                match self.share(asker, key.clone(), insists) {
-                    Err(error) if insists && is_busy(&error) => {
-                        self.bind_retry.add(ListenRequest::Listen { asker, key }, until_ns, now_ns);
-                    }
-                    Err(error) => self.decline(asker, &key, &error),
-                    Ok(()) => {}
-                }
-            }
-            ListenRequest::Hold { settings, address, answer } => {
-                match self.hold(&settings, &address, insists) {
-                    Err(error) if insists && is_busy(&error) => {
-                        let listen_request = ListenRequest::Hold { settings, address, answer };
-                        self.bind_retry.add(listen_request, until_ns, now_ns);
-                    }
-                    held => drop(answer.send(held)),
-                }
-            }
-        }
     }
 }

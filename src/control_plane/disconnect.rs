@@ -23,7 +23,7 @@ impl ControlPlane {
     }
 
     /// Asks everybody to leave and closes everything.
-    pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
+    pub(crate) fn drain_all(&mut self, grace: Option<Duration>) {
         // Told before everything has been handed over: workers at their limit make room for it
         // only if they no longer keep connections.
         let everybody: Vec<WorkerId> = self.workers.keys().copied().collect();
@@ -42,15 +42,20 @@ impl ControlPlane {
     }
 
     fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
-        let Some(worker_entry) =
-            self.workers.get(&id).filter(|worker_entry| worker_entry.connected)
-        else {
-            return false;
-        };
-        worker_entry.shared.state().voluntary = Some(true);
-        if worker_entry.is_mute {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
+        let is_first = !std::mem::replace(&mut worker_entry.told, true);
+        // A Node worker has a channel until it has disconnected by itself.
+        let hears_signals =
+            worker_entry.is_mute || worker_entry.is_node && !worker_entry.connected && is_first;
+        if hears_signals && worker_entry.ending.is_none() {
             // All that it understands. It can only fail if it has ended already.
             let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
+        }
+        if !worker_entry.connected {
+            return false;
+        }
+        worker_entry.shared.state().voluntary = Some(true);
+        if worker_entry.is_mute {
             return true;
         }
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
@@ -78,6 +83,7 @@ impl ControlPlane {
         }
         worker_entry.leaving = true;
         let slot = worker_entry.slot;
+        self.leave_to_heirs(id);
         let steals = self.data_path.is_some();
         let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
         let left: Vec<_> = used
@@ -93,7 +99,7 @@ impl ControlPlane {
         let deserted: Vec<ListenerId> = self
             .listeners
             .iter()
-            .filter(|entry| entry.users.contains(&id) && !entry.held)
+            .filter(|entry| entry.users.contains(&id) && !entry.held && entry.heirs.is_empty())
             .filter(|entry| !entry.users.iter().any(stays))
             .map(|entry| entry.id)
             .collect();

@@ -64,8 +64,6 @@ pub(crate) enum Request {
         /// Kept when nothing is left.
         guard: CompletionGuard,
     },
-    /// Close addresses that are kept open for the next worker and that none has asked for.
-    Release,
     /// Close the sockets of places that stay empty.
     Shed {
         /// So many workers are still to come into empty places.

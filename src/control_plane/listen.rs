@@ -1,12 +1,17 @@
 //! Workers that want to serve an address, and those that do.
+//!
+//! Owns the way from a request to its answer: [`ControlPlane::bind_or_share`] finds or opens the
+//! listener ([`Listeners::find_or_open`](super::listeners::Listeners::find_or_open)) and grants it.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use nix::errno::Errno;
 
-use super::bind_retry::ListenRequest;
-use super::listeners::{Asker, Key, Opening, RequestName};
+use super::bind_retry::{BindRetry, ListenRequest, Origin};
+use super::listeners::{Key, Opening};
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry, node};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
@@ -17,63 +22,32 @@ use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, ToWorker};
 use crate::settings::Dialect;
+use crate::sys::clock::monotonic_ns;
 
 /// What a worker fails in that asks for an address which no rule names.
 const NOT_ALLOWED: &str = "let a worker listen on";
 
 impl ControlPlane {
-    /// Opens an address for nobody yet.
+    /// Opens an address for no worker yet, and keeps it open.
     pub(crate) fn hold(
         &mut self,
         settings: &Arc<ClusterSettings>,
         address: &ListenAddress,
-        insists: bool,
-    ) -> Result<(ListenerId, String)> {
-        let cluster_settings = self.cluster_settings(settings)?;
+        answer: SyncSender<Result<(ListenerId, String)>>,
+    ) {
+        let cluster_settings = match self.cluster_settings(settings) {
+            Ok(cluster_settings) => cluster_settings,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
         let index = self.listeners.next_index(address);
         let key = Key::new(address, ListenOptions::default(), index);
-        if let Some(entry) = self.listeners.find(&key) {
-            return Err(Error::Listen {
-                address: entry.address.clone(),
-                step: "hold".into(),
-                source: Errno::EADDRINUSE,
-            });
-        }
         let opening = Opening {
             // Programs take them over that know nothing of us, as from systemd.
             blocking: settings.dialect == Dialect::ListenFds,
-            ..opening(&cluster_settings)
+            ..opening(&cluster_settings, None)
         };
-        let listener = self.open(key, opening, insists)?;
-        let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-        entry.held = true;
-        entry.wanted = true;
-        Ok((listener, entry.address.clone()))
-    }
-
-    /// Opens a socket, and lets the data path have it.
-    fn open(&mut self, key: Key, opening: Opening, insists: bool) -> Result<ListenerId> {
-        let hands_over = self.hands_over();
-        let meaning = self.resolver.known(&key.address).unwrap_or_default();
-        let listener = self.listeners.open(key, opening, meaning, insists)?;
-        let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-        if let (Some(data), Some(socket), true) = (&self.data_path, entry.stream(), hands_over) {
-            data.command(Command::AddListener { id: listener, listener: Arc::clone(socket) });
-        }
-        let own = entry.own_sockets();
-        own.into_iter().for_each(|opened| self.add_socket(listener, opened));
-        Ok(listener)
-    }
-
-    fn add_socket(&self, id: ListenerId, opened: Opened) {
-        let Opened { number, listener } = opened;
-        self.command(Command::AddSocket { id, number, socket: listener });
-    }
-
-    /// Lets the data path know who accepts from a socket that is for workers.
-    pub(crate) fn set_owners(&self, listener: ListenerId, socket_owners: SocketOwners) {
-        let SocketOwners { number, owners } = socket_owners;
-        self.command(Command::SetOwners { listener, number, owners });
+        let origin = Origin::Program { answer };
+        self.bind_or_share(ListenRequest { key, opening, origin }, BindRetry::until_ns());
     }
 
     /// A worker wants to serve an address.
@@ -89,125 +63,196 @@ impl ControlPlane {
             // It has been told so, or has said so, and does not wait for an answer.
             return;
         }
-        let request = RequestName::Native { sequence };
-        let asker = Asker { worker: id, request, backlog: options.backlog };
+        let origin = Origin::Native { worker: id, sequence };
         match resolvable(address) {
             Ok(address) => {
                 let index = worker_entry.count_in(Key::new(&address, options, 0));
-                self.answer(asker, Key::new(&address, options, index));
+                let key = Key::new(&address, options, index);
+                self.request_listener(key, options.backlog, origin);
             }
-            Err(error) => self.refuse(asker, &error),
+            Err(error) => self.refuse(origin, &error),
         }
     }
 
-    pub(crate) fn answer(&mut self, asker: Asker, key: Key) {
-        let allowed = self.cluster_settings.as_ref().is_none_or(|one| one.allows(&key.address));
+    pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Origin) {
+        let settings = self.cluster_settings.as_ref().expect("there is a worker, so it is fixed");
+        let (opening, allowed) = (opening(settings, backlog), settings.allows(&key.address));
+        let request = ListenRequest { key, opening, origin };
         if !allowed {
-            let error = Error::Listen {
-                address: key.address.to_string(),
-                step: NOT_ALLOWED.into(),
-                source: Errno::EACCES,
-            };
-            return self.decline(asker, &key, &error);
+            let (address, step) = (request.key.address.to_string(), NOT_ALLOWED.to_owned());
+            let error = Error::Listen { address, step, source: Errno::EACCES };
+            return self.decline(request, error);
         }
-        self.listen_request(ListenRequest::Listen { asker, key });
+        self.bind_or_share(request, BindRetry::until_ns());
     }
 
-    /// A worker cannot have what it asked for.
-    pub(crate) fn decline(&mut self, asker: Asker, key: &Key, error: &Error) {
-        if let Some(worker_entry) = self.workers.get_mut(&asker.worker) {
-            worker_entry.count_out(key);
+    /// Finds or opens the address of a request and answers it. While the address is busy, and
+    /// until that moment, the request waits.
+    pub(crate) fn bind_or_share(&mut self, request: ListenRequest, until_ns: u64) {
+        if request.origin.worker().is_some_and(|worker| self.is_leaving(worker)) {
+            // It does not wait for an answer any more.
+            return;
         }
-        self.refuse(asker, error);
+        if self.hands_over() && self.data_path.is_none() {
+            let error = Error::system("accept, since the data path has failed", Errno::EIO);
+            return self.decline(request, error);
+        }
+        if self.has_unknown_name(&request) {
+            return self.look_up(request);
+        }
+        let now_ns = monotonic_ns();
+        let insists = now_ns < until_ns && self.bind_retry.has_room_for(&request);
+        let meaning = self.resolver.known(&request.key.address).unwrap_or_default();
+        match self.listeners.find_or_open(&request.key, request.opening, meaning, insists) {
+            Ok((listener, is_new)) => {
+                self.pass_on(listener, is_new);
+                self.grant(listener, is_new, request);
+            }
+            Err(error) if insists && self.may_become_free(&error, &request.key) => {
+                self.bind_retry.add(request, until_ns, now_ns);
+            }
+            Err(error) => self.decline(request, error),
+        }
     }
 
-    pub(crate) fn refuse(&mut self, asker: Asker, error: &Error) {
-        let (step, errno) = step_and_errno(error);
-        match asker.request {
-            RequestName::Native { sequence } => {
-                let word = ToWorker::ListenFailed { sequence, step, errno };
-                self.say(asker.worker, &word, vec![]);
-            }
-            RequestName::Node(query) => {
-                self.answer_node(asker.worker, query, Answer::Fail(Errno::from_raw(errno)), None);
+    fn is_leaving(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_none_or(|worker_entry| worker_entry.leaving)
+    }
+
+    /// Lets the data path have a listener that has just been opened, or opened anew.
+    fn pass_on(&mut self, id: ListenerId, is_new: bool) {
+        let hands_over = self.hands_over();
+        let outlives_workers = self.cluster_settings.as_ref().is_some_and(|one| one.hold);
+        let entry = self.listeners.get_mut(id).expect("it was found or opened");
+        let is_reopened = entry.take_reopened();
+        if let (Some(data), Some(socket), true) = (&self.data_path, entry.stream(), hands_over) {
+            let listener = Arc::clone(socket);
+            if is_new {
+                data.command(Command::AddListener { id, listener });
+            } else if is_reopened {
+                data.command(Command::ReplaceListener { id, listener });
             }
         }
-        if let Some(worker_entry) = self.workers.get(&asker.worker) {
-            let worker = worker_entry.handle();
-            self.tell(Event::Refused { worker, error: Arc::new(error.clone()) });
+        if is_new {
+            entry.outlives_workers = outlives_workers;
+            let own = entry.own_sockets();
+            own.into_iter().for_each(|opened| self.add_socket(id, opened));
         }
     }
 
-    /// Finds or opens what a worker asks for, and answers, unless that has to wait.
-    pub(crate) fn share(&mut self, asker: Asker, key: Key, insists: bool) -> Result<()> {
-        let cluster_settings =
-            self.cluster_settings.clone().expect("there is a worker, so it is fixed");
-        let worker = asker.worker;
-        if cluster_settings.hands_over() && self.data_path.is_none() {
-            return Err(Error::system("accept, since the data path has failed", Errno::EIO));
-        }
-        let found = self.listeners.find(&key).map(|entry| entry.id);
-        let listener = match found {
-            Some(listener) => listener,
-            None => {
-                let opening = opening(&cluster_settings);
-                let backlog = asker.backlog.unwrap_or(opening.backlog);
-                let listener = self.open(key, Opening { backlog, ..opening }, insists)?;
-                let entry = self.listeners.get_mut(listener).expect("it has just been opened");
-                entry.held = cluster_settings.hold;
-                listener
-            }
-        };
+    /// Lets the origin of a request have a listener.
+    fn grant(&mut self, listener: ListenerId, is_new: bool, request: ListenRequest) {
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");
-        if entry.users.contains(&worker) || entry.askers.iter().any(|one| one.worker == worker) {
-            return Err(Error::Listen {
-                address: entry.address.clone(),
-                step: "listen twice on".into(),
-                source: Errno::EADDRINUSE,
-            });
+        let taken = |step: &str| Error::Listen {
+            address: entry.address.clone(),
+            step: step.into(),
+            source: Errno::EADDRINUSE,
+        };
+        let Some(worker) = request.origin.worker() else {
+            if !is_new {
+                let error = taken("hold");
+                return self.decline(request, error);
+            }
+            entry.held = true;
+            if let Origin::Program { answer } = request.origin {
+                drop(answer.send(Ok((listener, entry.address.clone()))));
+            }
+            return;
+        };
+        let mut waiting = entry.waiting.iter().filter_map(|one| one.origin.worker());
+        if entry.users.contains(&worker) || waiting.any(|one| one == worker) {
+            let error = taken("listen twice on");
+            return self.decline(request, error);
         }
         if entry.closing {
             // Its address is free only when it has gone.
-            entry.askers.push(asker);
-            return Ok(());
+            return entry.waiting.push(request);
         }
-        let workers = &self.workers;
-        let Some(worker_entry) = workers.get(&worker) else { return Ok(()) };
-        let predecessor = worker_entry.predecessor.and_then(|one| workers.get(&one));
-        let predecessor = predecessor.map(|worker_entry| worker_entry.slot);
-        let copied = entry.copy_for(worker_entry.slot, predecessor, cluster_settings.hands_over());
-        let (descriptor, opened) = match copied {
-            Ok(copied) => copied,
+        match self.share(worker, listener) {
+            Ok(descriptor) => self.answer(listener, &request.origin, descriptor),
             Err(error) => {
-                if entry.is_abandoned() {
-                    self.remove(listener);
-                }
-                return Err(error);
+                self.remove_if_abandoned(listener);
+                self.decline(request, error);
             }
-        };
-        entry.users.insert(worker);
-        let (address, datagram) = (entry.address.clone(), !entry.is_stream());
+        }
+    }
+
+    /// Makes a worker a user of a listener. Gives what it accepts from, if it does so itself.
+    fn share(&mut self, worker: WorkerId, listener: ListenerId) -> Result<Option<OwnedFd>> {
+        let hands_over = self.hands_over();
+        let worker_entry = self.workers.get_mut(&worker).expect("it is not leaving");
+        let entry = self.listeners.get_mut(listener).expect("it was found or opened");
+        let predecessor = worker_entry.predecessor_slot;
+        let copied = entry.copy_for(worker_entry.slot, predecessor, hands_over);
+        let (descriptor, opened) = copied?;
+        entry.add_user(worker, monotonic_ns());
+        worker_entry.uses.insert(listener);
+        worker_entry.has_used.insert(listener);
         if let Some(opened) = opened {
             self.add_socket(listener, opened);
         }
-        let Some(worker_entry) = self.workers.get_mut(&worker) else { return Ok(()) };
-        worker_entry.uses.insert(listener);
-        worker_entry.has_used.insert(listener);
-        match asker.request {
-            RequestName::Native { sequence } => {
+        Ok(descriptor)
+    }
+
+    fn answer(&mut self, listener: ListenerId, origin: &Origin, descriptor: Option<OwnedFd>) {
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        let (address, datagram) = (entry.address.clone(), !entry.is_stream());
+        match *origin {
+            Origin::Native { worker, sequence } => {
                 let word = ToWorker::Listening { sequence, listener, address };
                 self.say(worker, &word, descriptor.into_iter().collect());
             }
-            RequestName::Node(query) => {
-                worker_entry.untold.push(listener);
+            Origin::Node { worker, query } => {
+                if let Some(worker_entry) = self.workers.get_mut(&worker) {
+                    worker_entry.untold.push(listener);
+                }
                 let answer = match descriptor {
                     Some(_) => Answer::Share { listener, datagram },
                     None => Answer::HandOver { listener, name: node::name_of(&address) },
                 };
                 self.answer_node(worker, query, answer, descriptor);
             }
+            Origin::Program { .. } => {}
         }
-        Ok(())
+    }
+
+    /// An address is not to be had.
+    pub(crate) fn decline(&mut self, request: ListenRequest, error: Error) {
+        let worker = request.origin.worker();
+        if let Some(worker_entry) = worker.and_then(|worker| self.workers.get_mut(&worker)) {
+            worker_entry.count_out(&request.key);
+        }
+        self.refuse(request.origin, &error);
+    }
+
+    pub(crate) fn refuse(&mut self, origin: Origin, error: &Error) {
+        let worker = origin.worker();
+        let (step, errno) = step_and_errno(error);
+        match origin {
+            Origin::Native { worker, sequence } => {
+                let word = ToWorker::ListenFailed { sequence, step, errno };
+                self.say(worker, &word, vec![]);
+            }
+            Origin::Node { worker, query } => {
+                self.answer_node(worker, query, Answer::Fail(Errno::from_raw(errno)), None);
+            }
+            Origin::Program { answer } => drop(answer.send(Err(error.clone()))),
+        }
+        if let Some(worker_entry) = worker.and_then(|worker| self.workers.get(&worker)) {
+            let worker = worker_entry.handle();
+            self.tell(Event::Refused { worker, error: Arc::new(error.clone()) });
+        }
+    }
+
+    fn add_socket(&self, id: ListenerId, opened: Opened) {
+        let Opened { number, listener } = opened;
+        self.command(Command::AddSocket { id, number, socket: listener });
+    }
+
+    /// Lets the data path know who accepts from a socket that is for workers.
+    pub(crate) fn set_owners(&self, listener: ListenerId, socket_owners: SocketOwners) {
+        let SocketOwners { number, owners } = socket_owners;
+        self.command(Command::SetOwners { listener, number, owners });
     }
 
     /// A worker has got its answer and serves.
@@ -232,98 +277,8 @@ impl ControlPlane {
         if let Some(socket_owners) = socket_owners {
             self.set_owners(listener, socket_owners);
         }
+        self.begin_settling(id);
         self.tell(Event::Listening { worker, address });
-    }
-
-    /// A worker does not serve an address any more.
-    pub(crate) fn close(&mut self, id: WorkerId, listener: ListenerId) {
-        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
-        if !worker_entry.uses.contains(&listener) {
-            return;
-        }
-        let (slot, attached) = (worker_entry.slot, worker_entry.attached);
-        if attached {
-            // The worker is told when nothing more of it will come.
-            self.command(Command::Leave { slot, listener });
-        } else {
-            self.say(id, &ToWorker::Closed { listener }, vec![]);
-        }
-        self.emit_closed(id, listener);
-        self.release(id, listener);
-    }
-
-    /// A worker closes what it served at an address.
-    pub(crate) fn emit_closed(&mut self, id: WorkerId, listener: ListenerId) {
-        let Some(worker) = self.workers.get(&id).map(WorkerEntry::handle) else { return };
-        if let Some(entry) = self.listeners.get_mut(listener) {
-            let address = entry.listening_address();
-            self.tell(Event::Closed { worker, address });
-        }
-    }
-
-    /// Takes a worker off the list of those who use a listener; the last one lets it go.
-    pub(crate) fn release(&mut self, id: WorkerId, listener: ListenerId) {
-        let Some(entry) = self.listeners.get_mut(listener) else { return };
-        if !entry.users.remove(&id) {
-            return;
-        }
-        let (key, abandoned) = (entry.key.clone(), entry.is_abandoned());
-        if let Some(worker_entry) = self.workers.get_mut(&id) {
-            let (left, lost) = entry.forget(worker_entry.slot, self.data_path.is_some());
-            let address = entry.address.clone();
-            worker_entry.uses.remove(&listener);
-            worker_entry.serves.remove(&listener);
-            worker_entry.count_out(&key);
-            if let Some(socket_owners) = left {
-                self.set_owners(listener, socket_owners);
-            }
-            if lost > 0 {
-                self.fail(reset(lost, &address));
-            }
-        }
-        if abandoned {
-            self.remove(listener);
-        }
-    }
-
-    /// Closes what is kept open for the next worker and what no worker has asked for.
-    pub(crate) fn release_unused(&mut self) {
-        let unused = self.listeners.iter().filter(|entry| {
-            entry.held && !entry.wanted && entry.users.is_empty() && entry.askers.is_empty()
-        });
-        let unused: Vec<ListenerId> = unused.map(|entry| entry.id).collect();
-        unused.into_iter().for_each(|listener| self.remove(listener));
-    }
-
-    /// Closes a listener. With a data path it has gone when that says so.
-    pub(crate) fn remove(&mut self, listener: ListenerId) {
-        let Some(entry) = self.listeners.get_mut(listener) else { return };
-        if entry.closing {
-            return;
-        }
-        match (&self.data_path, entry.close()) {
-            (Some(data), true) => data.command(Command::RemoveListener { listener }),
-            _ => self.listener_removed(listener),
-        }
-    }
-
-    /// A listener has gone: whoever waited for its address is answered now.
-    pub(crate) fn listener_removed(&mut self, listener: ListenerId) {
-        let Some(entry) = self.listeners.take(listener) else { return };
-        for id in &entry.users {
-            if let Some(worker_entry) = self.workers.get_mut(id) {
-                worker_entry.uses.remove(&listener);
-                worker_entry.count_out(&entry.key);
-            }
-        }
-        let leaving: Vec<WorkerId> =
-            self.workers.values().filter(|one| one.leaving).map(WorkerEntry::id).collect();
-        leaving.into_iter().for_each(|id| self.retire(id));
-        for asker in entry.askers {
-            if self.workers.get(&asker.worker).is_some_and(|worker_entry| !worker_entry.leaving) {
-                self.answer(asker, entry.key.clone());
-            }
-        }
     }
 }
 
@@ -341,7 +296,7 @@ impl WorkerEntry {
         index
     }
 
-    fn count_out(&mut self, key: &Key) {
+    pub(crate) fn count_out(&mut self, key: &Key) {
         let first = Key::new(&key.address, key.options, 0);
         if let Some(repeats) = self.repeats.get_mut(&first) {
             repeats.open = repeats.open.saturating_sub(1);
@@ -349,19 +304,6 @@ impl WorkerEntry {
                 self.repeats.remove(&first);
             }
         }
-    }
-}
-
-/// What waited in the own socket of a worker that serves this no more went with it.
-fn reset(connections: usize, address: &str) -> Error {
-    Error::Environment {
-        step: format!(
-            "give others {connections} connections that waited for a worker at {address}"
-        ),
-        source: Errno::ECONNRESET,
-        hint: "hold the address, and they wait for the next worker; with CAP_BPF and \
-               CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, other workers get them"
-            .into(),
     }
 }
 
@@ -385,10 +327,11 @@ fn resolvable(address: &str) -> Result<ListenAddress> {
     }
 }
 
-/// How sockets are opened, unless somebody asks for something else.
-fn opening(cluster_settings: &ClusterSettings) -> Opening {
+/// How sockets are opened.
+fn opening(cluster_settings: &ClusterSettings, backlog: Option<u32>) -> Opening {
     let socket_for_each = cluster_settings.has_socket_for_each();
-    Opening { backlog: cluster_settings.backlog, socket_for_each, blocking: false }
+    let backlog = backlog.unwrap_or(cluster_settings.backlog);
+    Opening { backlog, socket_for_each, blocking: false }
 }
 
 /// What a worker is told of a failure.

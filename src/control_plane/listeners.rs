@@ -1,8 +1,8 @@
 //! The listeners of a cluster and who shares them.
 //!
 //! Owns every socket that the primary has opened for workers. The first worker to ask for an
-//! address opens it, others that ask for the same share it, and it is closed when the last of them
-//! has gone, unless it is held.
+//! address opens it, and others that ask for the same share it. How long it stays open is decided
+//! in `listener_lifetime`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, UdpSocket};
@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::bind_retry::ListenRequest;
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
 use crate::cluster::event::ListeningAddress;
-use crate::dialect::node::session::QueryId;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{ListenOptions, Transport};
@@ -48,21 +48,6 @@ pub(crate) struct Opening {
     pub(crate) blocking: bool,
 }
 
-/// A worker that waits until an address is free again.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
-    pub(crate) worker: WorkerId,
-    pub(crate) request: RequestName,
-    pub(crate) backlog: Option<u32>,
-}
-
-/// What the answer has to name.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum RequestName {
-    Native { sequence: u32 },
-    Node(QueryId),
-}
-
 /// An address and its sockets.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -74,14 +59,32 @@ pub(crate) struct Entry {
     pub(crate) users: BTreeSet<WorkerId>,
     /// It stays open, whoever uses it.
     pub(crate) held: bool,
-    /// The program has asked for that, not only the settings.
-    pub(crate) wanted: bool,
+    /// It outlives a worker that ends, for the next worker in that slot.
+    pub(crate) outlives_workers: bool,
+    /// Slots in which a worker that used it has ended, until the next one there has settled.
+    pub(crate) heirs: BTreeSet<Slot>,
+    /// Workers from this number on were started after the last user had gone.
+    pub(crate) deserted_before: u32,
+    /// Since when it has had users.
+    pub(crate) used_since_ns: u64,
+    /// Its last server was closed, and it goes at this moment unless a worker asks for it.
+    pub(crate) linger: Option<Linger>,
     /// It goes: the data path gives away what is left in it.
     pub(crate) closing: bool,
-    /// Who asked for the address meanwhile.
-    pub(crate) askers: Vec<Asker>,
+    /// Requests for the address that wait until it is free.
+    pub(crate) waiting: Vec<ListenRequest>,
     socket: Socket,
     opening: Opening,
+    /// The data path still has the socket of before.
+    is_reopened: bool,
+}
+
+/// A listener without users that is about to go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linger {
+    /// Who used it last.
+    pub(crate) worker: WorkerId,
+    pub(crate) until_ns: u64,
 }
 
 #[derive(Debug)]
@@ -126,10 +129,6 @@ impl Listeners {
         self.entries.clear();
     }
 
-    pub(crate) fn find(&self, key: &Key) -> Option<&Entry> {
-        self.entries.values().find(|entry| entry.key == *key)
-    }
-
     pub(crate) fn get_mut(&mut self, id: ListenerId) -> Option<&mut Entry> {
         self.entries.get_mut(&id)
     }
@@ -157,31 +156,43 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Opens what a key names. `meaning` is what its name means, if it has one. A port that was
-    /// chosen before is chosen anew if somebody else has it, unless it is insisted upon.
+    /// Finds what a key names, or opens it. `meaning` is what its name means, if it has one. A port that was chosen before is chosen again, unless
+    /// another process has it and `insists` is not set. Tells whether it was opened.
     ///
     /// # Errors
-    /// [`Error::Listen`]: the address is not to be had, or there are 64 listeners.
-    pub(crate) fn open(
+    /// [`Error::Listen`]: the address is not to be had, or 1024 listeners are open (`ENOBUFS`).
+    pub(crate) fn find_or_open(
         &mut self,
-        key: Key,
+        key: &Key,
         opening: Opening,
         meaning: &[SocketAddr],
         insists: bool,
-    ) -> Result<ListenerId> {
+    ) -> Result<(ListenerId, bool)> {
+        if let Some(entry) = self.entries.values_mut().find(|entry| entry.key == *key) {
+            if !entry.is_reachable() {
+                entry.reopen()?;
+            }
+            return Ok((entry.id, false));
+        }
         if self.entries.len() >= LISTENERS_MAX {
             return Err(Error::Listen {
                 address: key.address.to_string(),
-                step: format!("open more than {LISTENERS_MAX} listeners, the last at"),
-                source: Errno::EMFILE,
+                step: format!("have more than {LISTENERS_MAX} listeners open, the last at"),
+                source: Errno::ENOBUFS,
             });
         }
-        let remembered = self.ports.get(&key).map(|port| ListenAddress::Tcp(*port));
-        let again = remembered.map(|address| self.socket(&key, &address, opening, meaning));
+        // Not if another listener of ours has been given the port by its number.
+        let is_free = |port: &&SocketAddr| {
+            let port = port.to_string();
+            !self.entries.values().any(|one| one.address == port && one.linger.is_none())
+        };
+        let remembered = self.ports.get(key).filter(is_free);
+        let remembered = remembered.map(|port| ListenAddress::Tcp(*port));
+        let again = remembered.map(|address| self.bind(key, &address, opening, meaning));
         let (socket, address) = match again {
             Some(Ok(opened)) => opened,
             Some(Err(error)) if insists && is_busy(&error) => return Err(error),
-            Some(Err(_)) | None => self.socket(&key, &key.address, opening, meaning)?,
+            Some(Err(_)) | None => self.bind(key, &key.address, opening, meaning)?,
         };
         if key.address.is_port_zero()
             && self.ports.len() < PORTS_REMEMBERED_MAX
@@ -190,20 +201,13 @@ impl Listeners {
             self.ports.insert(key.clone(), bound);
         }
         let id = self.next_id();
-        let entry = Entry {
-            id,
-            key,
-            address,
-            users: BTreeSet::new(),
-            held: false,
-            wanted: false,
-            closing: false,
-            askers: Vec::new(),
-            socket,
-            opening,
-        };
-        self.entries.insert(id, entry);
-        Ok(id)
+        self.entries.insert(id, Entry::new(id, key.clone(), address, socket, opening));
+        Ok((id, true))
+    }
+
+    /// The next worker that asks for port 0 gets another port than the one chosen for this key.
+    pub(crate) fn forget_port(&mut self, key: &Key) {
+        self.ports.remove(key);
     }
 
     /// A number that no listener has, and had not for a long time.
@@ -217,7 +221,7 @@ impl Listeners {
         }
     }
 
-    fn socket(
+    fn bind(
         &mut self,
         key: &Key,
         address: &ListenAddress,
@@ -240,11 +244,10 @@ impl Listeners {
         let is_tcp = matches!(address, ListenAddress::Tcp(_) | ListenAddress::Name(..));
         let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
         let options = open_options(key.options, opening);
-        let listener = match address {
+        let listener = Arc::new(match address {
             ListenAddress::Name(..) => open_first(meaning, options)?,
             address => Listener::open(address, options)?,
-        };
-        let listener = Arc::new(listener);
+        });
         let bound = listener.address().to_owned();
         if matches!(address, ListenAddress::Inherited(_)) {
             self.inherited.insert(address.clone(), Arc::clone(&listener));
@@ -263,6 +266,48 @@ impl Listeners {
 }
 
 impl Entry {
+    fn new(id: ListenerId, key: Key, address: String, socket: Socket, opening: Opening) -> Self {
+        Self {
+            id,
+            key,
+            address,
+            users: BTreeSet::new(),
+            held: false,
+            outlives_workers: false,
+            heirs: BTreeSet::new(),
+            deserted_before: 0,
+            used_since_ns: 0,
+            linger: None,
+            closing: false,
+            waiting: Vec::new(),
+            socket,
+            opening,
+            is_reopened: false,
+        }
+    }
+
+    /// Clients find it: the file of a unix socket is still there, and still this one.
+    fn is_reachable(&self) -> bool {
+        match &self.socket {
+            Socket::Stream(listener) => listener.is_reachable(),
+            _ => true,
+        }
+    }
+
+    /// Opens a unix socket anew whose file is gone or replaced. Connections that wait in the old
+    /// one are accepted before it goes.
+    fn reopen(&mut self) -> Result<()> {
+        let options = open_options(self.key.options, self.opening);
+        self.socket = Socket::Stream(Arc::new(Listener::open(&self.key.address, options)?));
+        self.is_reopened = true;
+        Ok(())
+    }
+
+    /// Tells once that its socket is another one than before.
+    pub(crate) fn take_reopened(&mut self) -> bool {
+        std::mem::take(&mut self.is_reopened)
+    }
+
     /// The address as the program is told it.
     pub(crate) fn listening_address(&self) -> ListeningAddress {
         let (transport, ephemeral) = (self.key.options.transport, self.key.address.is_port_zero());
@@ -289,7 +334,23 @@ impl Entry {
 
     /// Nobody uses it, and nothing keeps it.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.users.is_empty() && !self.held && !self.closing
+        self.users.is_empty() && self.heirs.is_empty() && !self.held && !self.closing
+    }
+
+    /// Its socket has what another key asks for.
+    pub(crate) fn is_in_the_way_of(&self, key: &Key) -> bool {
+        let port = |address: &str| address.rsplit(':').next().map(str::to_owned);
+        let wanted = key.address.to_string();
+        self.address == wanted || port(&self.address) == port(&wanted)
+    }
+
+    /// A worker uses it from now on, or has been told that it may.
+    pub(crate) fn add_user(&mut self, worker: WorkerId, now_ns: u64) {
+        if self.users.is_empty() {
+            self.used_since_ns = now_ns;
+        }
+        self.linger = None;
+        self.users.insert(worker);
     }
 
     /// The sockets that there are, if workers have sockets of their own.
@@ -358,7 +419,7 @@ impl Entry {
     /// that socket, if it has one. Where somebody else can empty it, the primary or a successor, it
     /// is kept.
     pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<SocketOwners> {
-        let kept = self.held || primary_accepts;
+        let kept = self.held || self.outlives_workers || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
         let socket_owners = sockets.forget(slot);
         if !kept {
@@ -375,7 +436,7 @@ impl Entry {
         slot: Slot,
         primary_accepts: bool,
     ) -> (Option<SocketOwners>, usize) {
-        let kept = self.held || primary_accepts;
+        let kept = self.held || self.outlives_workers || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return (None, 0) };
         let socket_owners = sockets.forget(slot);
         // The last one's is closed with the address: what waits there has nobody to go to.
@@ -432,58 +493,4 @@ fn datagram_options(options: ListenOptions) -> DatagramOptions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OPENING: Opening = Opening { backlog: 16, socket_for_each: false, blocking: false };
-
-    fn key(address: &str, index: u32) -> Key {
-        let address = address.parse().expect("an address");
-        Key::new(&address, ListenOptions::default(), index)
-    }
-
-    #[test]
-    fn a_port_that_was_chosen_once_is_chosen_again() {
-        let mut listeners = Listeners::default();
-        let first =
-            listeners.open(key("127.0.0.1:0", 0), OPENING, &[], false).expect("a free port");
-        let second =
-            listeners.open(key("127.0.0.1:0", 1), OPENING, &[], false).expect("another free port");
-        let ports: Vec<String> = [first, second]
-            .iter()
-            .map(|id| listeners.take(*id).expect("it is open").address)
-            .collect();
-        assert_ne!(ports[0], ports[1]);
-        for (index, port) in (0..).zip(&ports) {
-            let again = listeners
-                .open(key("127.0.0.1:0", index), OPENING, &[], false)
-                .expect("the same port");
-            assert_eq!(listeners.get_mut(again).expect("it is open").address, *port);
-            assert!(![first, second].contains(&again), "the number is a new one");
-        }
-    }
-
-    #[test]
-    fn a_port_that_somebody_else_has_meanwhile_is_replaced() {
-        let mut listeners = Listeners::default();
-        let first =
-            listeners.open(key("127.0.0.1:0", 0), OPENING, &[], false).expect("a free port");
-        let port = listeners.take(first).expect("it is open").address;
-        let _other = std::net::TcpListener::bind(&port).expect("it is free again");
-        let insisted = listeners.open(key("127.0.0.1:0", 0), OPENING, &[], true);
-        assert!(is_busy(&insisted.expect_err("somebody has it")));
-        let again = listeners.open(key("127.0.0.1:0", 0), OPENING, &[], false).expect("some port");
-        assert_ne!(listeners.get_mut(again).expect("it is open").address, port);
-    }
-
-    #[test]
-    fn listeners_are_bounded() {
-        let mut listeners = Listeners::default();
-        for index in 0..64 {
-            listeners.open(key("127.0.0.1:0", index), OPENING, &[], false).expect("a free port");
-        }
-        let error =
-            listeners.open(key("127.0.0.1:0", 64), OPENING, &[], false).expect_err("one too many");
-        assert!(error.to_string().contains("more than 64"), "{error}");
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ mod handle;
 mod inbound;
 mod listen;
 mod listen_fds;
+mod listener_lifetime;
 pub(crate) mod listeners;
 mod node;
 mod orphans;
@@ -19,6 +20,7 @@ mod reap;
 mod resolver;
 mod reuseport;
 mod spawn;
+mod stop;
 mod thread;
 mod worker_entry;
 
@@ -46,11 +48,12 @@ use crate::protocol::control::Flushed;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::guard::Guard;
 use crate::sys::notify::NotifySocket;
-use bind_retry::{BindRetry, ListenRequest};
+use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::Listeners;
 use resolver::Resolver;
+use stop::Stopping;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
@@ -73,6 +76,7 @@ const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
 const ANSWERS: u64 = 4;
+const REMOVALS: u64 = 5;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -98,6 +102,8 @@ pub(crate) struct ControlPlane {
     bridge: Option<BridgeThread>,
     /// What they load, once there has been one that does.
     preload: Option<Preload>,
+    /// It could not be written, and that has been told.
+    lacks_preload: bool,
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
     /// What wakes the data path. No worker has it.
@@ -109,6 +115,8 @@ pub(crate) struct ControlPlane {
     unread: BTreeSet<WorkerId>,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
+    /// Programs have been told that everything stops, and are waited for.
+    stopping: Option<Stopping>,
     /// Kept when nobody is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
@@ -157,8 +165,10 @@ impl ControlPlane {
             if self.resolver.next_deadline_ns().is_some_and(|at_ns| at_ns <= monotonic_ns()) {
                 self.heed_answers();
             }
+            self.end_lifetimes();
             self.retry_binds();
             self.settle();
+            self.meet_stop_deadlines();
             self.complete_disconnects();
         }
         Ok(())
@@ -170,7 +180,8 @@ impl ControlPlane {
         }
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
         let next_ns = next_ns.chain(self.resolver.next_deadline_ns());
-        let next_ns = next_ns.chain(self.next_settled_ns()).min();
+        let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
+        let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking a moment too early would make the loop spin until the time.
@@ -199,6 +210,11 @@ impl ControlPlane {
                 Err(error) => self.lose_data_path(error),
             },
             NOTICES => self.heed_bridge(),
+            REMOVALS => {
+                if let Some(preload) = &mut self.preload {
+                    preload.on_removal();
+                }
+            }
             NOTIFICATIONS => self.heed_notifications(),
             ANSWERS => self.heed_answers(),
             _ => {
@@ -224,7 +240,7 @@ impl ControlPlane {
                 let _ = answer.send(self.fork(settings, fork_request));
             }
             Request::Hold { settings, address, answer } => {
-                self.listen_request(ListenRequest::Hold { settings, address, answer });
+                self.hold(&settings, &address, answer);
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {
@@ -236,7 +252,6 @@ impl ControlPlane {
                 self.disconnecting.push(guard);
                 self.disconnect_all(grace);
             }
-            Request::Release => self.release_unused(),
             Request::Shed { coming, answer } => {
                 // With a data path the primary accepts from them.
                 let lost = match self.data_path {

@@ -12,15 +12,18 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::bind_retry::Origin;
 use super::bridge_thread::BridgeThread;
-use super::listeners::{Asker, Key, RequestName};
-use super::{ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, WorkerEntry};
+use super::listeners::Key;
+use super::{
+    ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, REMOVALS, WorkerEntry,
+};
 use crate::address::ListenAddress;
 use crate::cluster::{ClusterSettings, Event, Message};
 use crate::data_path::Command;
 use crate::dialect::node::bridge::{BridgeRequest, Notice};
 use crate::dialect::node::codec::{Listening, Place, Query, SocketName, UserMessage};
-use crate::dialect::node::preload::{self, Preload};
+use crate::dialect::node::preload::{self, Preload, Reader};
 use crate::dialect::node::session::{Answer, QueryId};
 use crate::error::Error;
 use crate::id::{ListenerId, WorkerId};
@@ -44,12 +47,30 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Writes down what Node workers load, for the first of them.
-    pub(crate) fn write_preload(&mut self, settings: &ClusterSettings) -> crate::error::Result<()> {
-        if self.preload.is_none() && settings.preload {
-            self.preload = Some(Preload::write()?);
+    /// Makes sure that what Node workers load is there. Without it they run as with `--preload
+    /// off`, and that is told once.
+    pub(crate) fn ensure_preload(&mut self, settings: &ClusterSettings) {
+        let reader = Reader::from_ids(settings.uid, settings.gid);
+        let is_there = |preload: &mut Preload| preload.is_for(reader) && preload.restore();
+        if self.preload.as_mut().is_some_and(is_there) {
+            return;
         }
-        Ok(())
+        self.preload = None;
+        match Preload::write(reader) {
+            Ok(preload) => {
+                if let Some(removals) = preload.watch() {
+                    // Without memory for that it is looked after before each start only.
+                    let _ = self.watch(&removals, REMOVALS);
+                }
+                self.preload = Some(preload);
+                self.lacks_preload = false;
+            }
+            Err(error) if !self.lacks_preload => {
+                self.lacks_preload = true;
+                self.fail(error);
+            }
+            Err(_) => {}
+        }
     }
 
     pub(crate) fn order(&self, order: BridgeRequest) {
@@ -134,6 +155,7 @@ impl ControlPlane {
             Notice::Message { worker, message, descriptor } => {
                 self.tell_message(worker, &message, descriptor);
             }
+            Notice::Stopped { worker, closes } => self.note_stopped(worker, closes),
             Notice::SocketLost { worker } => {
                 let step = "send a socket to a worker, which has no descriptor for it";
                 self.tell_error(worker, Error::system(step, Errno::EMFILE));
@@ -168,14 +190,13 @@ impl ControlPlane {
     /// A worker wants to listen.
     fn meet(&mut self, id: WorkerId, query: QueryId, request: &Query) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
-        let backlog = request.backlog;
-        let asker = Asker { worker: id, request: RequestName::Node(query), backlog };
         if worker_entry.leaving {
             return self.answer_node(id, query, Answer::Fail(Errno::ECANCELED), None);
         }
+        let origin = Origin::Node { worker: id, query };
         match key_of(request) {
-            Ok(key) => self.answer(asker, key),
-            Err(error) => self.refuse(asker, &error),
+            Ok(key) => self.request_listener(key, request.backlog, origin),
+            Err(error) => self.refuse(origin, &error),
         }
     }
 
@@ -210,6 +231,7 @@ impl ControlPlane {
             self.command(Command::Join { slot, listener });
             self.set_owners(listener, socket_owners);
         }
+        self.begin_settling(id);
         self.tell(Event::Listening { worker, address });
     }
 
@@ -238,7 +260,7 @@ pub(crate) fn is_preloading(
 ) -> bool {
     let arguments: Vec<OsString> =
         settings.exec_argv.iter().chain(&settings.args).cloned().collect();
-    let options = preload::options_of(environment);
+    let options = preload::options_of(environment, &settings.exec_argv, settings.cwd.as_deref());
     let is_node = settings.dialect == Dialect::Node;
     is_node && settings.preload && preload::is_allowed(&arguments, options.as_deref())
 }

@@ -34,6 +34,8 @@ impl ControlPlane {
         worker_entry.leaving = true;
         let (worker, uses) = (worker_entry.handle(), worker_entry.uses.clone());
         self.tell(Event::Disconnect { worker });
+        self.note_channel_end(id);
+        self.leave_to_heirs(id);
         uses.into_iter().for_each(|listener: ListenerId| self.release(id, listener));
         self.retire(id);
     }

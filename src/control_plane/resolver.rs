@@ -14,8 +14,7 @@ use std::thread;
 use nix::errno::Errno;
 
 use super::ControlPlane;
-use super::bind_retry::ListenRequest;
-use super::listeners::Asker;
+use super::bind_retry::{BindRetry, ListenRequest};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
@@ -160,18 +159,12 @@ impl AsFd for Resolver {
 
 impl ListenRequest {
     pub(super) fn address(&self) -> &ListenAddress {
-        match self {
-            Self::Listen { key, .. } => &key.address,
-            Self::Hold { address, .. } => address,
-        }
+        &self.key.address
     }
 
     /// The worker that asks; none for the program.
     pub(super) fn owner(&self) -> Option<WorkerId> {
-        match self {
-            Self::Listen { asker: Asker { worker, .. }, .. } => Some(*worker),
-            Self::Hold { .. } => None,
-        }
+        self.origin.worker()
     }
 }
 
@@ -179,12 +172,9 @@ impl ControlPlane {
     /// Whether a request has to wait until it is known what its name means.
     pub(super) fn has_unknown_name(&self, request: &ListenRequest) -> bool {
         let address = request.address();
-        let is_open = match request {
-            ListenRequest::Listen { key, .. } => self.listeners.find(key).is_some(),
-            ListenRequest::Hold { .. } => false,
-        };
         let is_name = matches!(address, ListenAddress::Name(..));
-        is_name && !is_open && self.resolver.known(address).is_none()
+        let is_open = || self.listeners.iter().any(|entry| entry.key == request.key);
+        is_name && self.resolver.known(address).is_none() && !is_open()
     }
 
     /// Lets a request wait until it is known what its name means.
@@ -204,7 +194,7 @@ impl ControlPlane {
                 match &found {
                     Ok(found) => {
                         self.resolver.learn(request.address().clone(), found.clone());
-                        self.listen_request(request);
+                        self.bind_or_share(request, BindRetry::until_ns());
                     }
                     Err(error) => self.fail_request(request, |_| error.clone()),
                 }
@@ -230,13 +220,8 @@ impl ControlPlane {
         request: ListenRequest,
         error: impl FnOnce(&ListenAddress) -> Error,
     ) {
-        match request {
-            ListenRequest::Listen { asker, key } => {
-                let error = error(&key.address);
-                self.decline(asker, &key, &error);
-            }
-            ListenRequest::Hold { address, answer, .. } => drop(answer.send(Err(error(&address)))),
-        }
+        let error = error(request.address());
+        self.decline(request, error);
     }
 }
 

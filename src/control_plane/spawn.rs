@@ -19,15 +19,17 @@ impl ControlPlane {
         self.cluster_settings(&settings)?;
         if settings.dialect == Dialect::Node {
             self.build_bridge()?;
-            self.write_preload(&settings)?;
+        }
+        let is_preloading = is_preloading(&settings, &fork_request.environment);
+        if is_preloading {
+            self.ensure_preload(&settings);
         }
         let slot = self.place(fork_request.slot)?;
         let id = WorkerId(self.next_id);
         let predecessor = fork_request.predecessor.and_then(|old| self.workers.get(&old));
-        let predecessor = predecessor.map(|worker_entry| worker_entry.slot);
-        let inherited_sockets = self.inherited_sockets(&settings, slot, predecessor)?;
-        let preload =
-            self.preload.as_ref().filter(|_| is_preloading(&settings, &fork_request.environment));
+        let predecessor_slot = predecessor.map(|worker_entry| worker_entry.slot);
+        let inherited_sockets = self.inherited_sockets(&settings, slot, predecessor_slot)?;
+        let preload = self.preload.as_ref().filter(|_| is_preloading);
         let worker_entry = WorkerEntry::start(SpawnContext {
             id,
             slot,
@@ -38,6 +40,7 @@ impl ControlPlane {
             has_inbox: self.data_path.is_some() && self.hands_over(),
             hands_over: self.hands_over(),
             predecessor: fork_request.predecessor,
+            predecessor_slot,
             instance: fork_request.instance,
             blocked_signals: fork_request.blocked_signals,
             preload,

@@ -13,7 +13,9 @@ use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::listen_fds::{self, InheritedSockets};
+use super::listener_lifetime::Settling;
 use super::listeners::Key;
+use super::stop::Leftover;
 use super::{CHANNEL, ControlHandle};
 use crate::cluster::bus::Bus;
 use crate::cluster::settings::OWN_PROGRAM;
@@ -42,6 +44,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) slot: Slot,
     /// Whom it replaces, beside whom it has been started.
     pub(crate) predecessor: Option<WorkerId>,
+    /// The slot of that one.
+    pub(crate) predecessor_slot: Option<Slot>,
+    /// How far it is in asking for what its predecessor served.
+    pub(crate) settling: Settling,
     /// The bridge hears it and speaks to it.
     pub(crate) is_node: bool,
     /// It has no channel.
@@ -63,6 +69,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) wants_room: bool,
     /// It has been told to leave, or has said that it does.
     pub(crate) leaving: bool,
+    /// The primary has told it to leave.
+    pub(crate) told: bool,
+    /// It has left and is looked at until it ends.
+    pub(crate) leftover: Option<Leftover>,
     /// The data path has been told that it gets nothing more.
     pub(crate) retired: bool,
     /// The data path knows it.
@@ -108,6 +118,7 @@ pub(crate) struct SpawnContext<'a> {
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
     pub(crate) predecessor: Option<WorkerId>,
+    pub(crate) predecessor_slot: Option<Slot>,
     /// The number that it and its successors are known by.
     pub(crate) instance: Option<u16>,
     /// Signals that are blocked in it, unless it has a group of its own.
@@ -145,6 +156,8 @@ impl WorkerEntry {
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let launch = context.launch(variables, inherited, streams, placed);
         let started = launch.start()?;
+        let (input, output, errors) = (started.input, started.output, started.errors);
+        let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
@@ -160,12 +173,7 @@ impl WorkerEntry {
             accepts_itself: !context.hands_over,
             last_counts: OnceLock::new(),
             state: Mutex::new(State { connected: true, ending: None, voluntary: None }),
-            streams: Mutex::new(Streams {
-                input: started.input,
-                output: started.output,
-                errors: started.errors,
-                further,
-            }),
+            streams: Mutex::new(pipes),
             control: context.control,
             bus: context.bus,
         };
@@ -173,6 +181,8 @@ impl WorkerEntry {
             shared: Arc::new(shared),
             slot: context.slot,
             predecessor: context.predecessor,
+            predecessor_slot: context.predecessor_slot,
+            settling: Settling::default(),
             is_node,
             is_mute,
             settled_ns: None,
@@ -184,6 +194,8 @@ impl WorkerEntry {
             reads: true,
             wants_room: false,
             leaving: false,
+            told: false,
+            leftover: None,
             retired: false,
             attached: false,
             ending: None,
@@ -353,7 +365,11 @@ impl SpawnContext<'_> {
             let serialization = node_serialization(self.settings.serialization);
             let own = node::environment(self.id, number(0), serialization);
             if let Some(preload) = self.preload {
-                let options = preload::options_of(&variables);
+                let options = preload::options_of(
+                    &variables,
+                    &self.settings.exec_argv,
+                    self.settings.cwd.as_deref(),
+                );
                 let hang_after = self.settings.scheduling.hang_after_ns.map(Duration::from_nanos);
                 let (page, waker, inbox) = (number(1), number(2), number(3));
                 let reporting = Reporting { page, waker, inbox, hang_after };

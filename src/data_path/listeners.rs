@@ -43,11 +43,25 @@ impl DataPath {
         }
     }
 
+    /// A unix socket was opened anew, because clients could not find it any more.
+    pub(super) fn replace_listener(&mut self, id: ListenerId, listener: Arc<Listener>) {
+        self.removals += self.begin_leaving(id);
+        self.add_acceptor(id, listener, None);
+    }
+
     pub(super) fn remove_listener(&mut self, listener: ListenerId) {
+        match self.begin_leaving(listener) {
+            0 => self.report(Report::ListenerRemoved { listener }),
+            found => self.removals += found,
+        }
+    }
+
+    /// Lets the sockets of a listener go. Tells how many.
+    fn begin_leaving(&mut self, listener: ListenerId) -> usize {
         let mut found = 0;
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
-            if acceptor.id == listener {
+            if acceptor.id == listener && !acceptor.leaving {
                 acceptor.leaving = true;
                 // What is left is taken, whoever accepted from there.
                 acceptor.owners.clear();
@@ -55,10 +69,7 @@ impl DataPath {
                 self.unwatch(place);
             }
         }
-        match found {
-            0 => self.report(Report::ListenerRemoved { listener }),
-            found => self.removals += found,
-        }
+        found
     }
 
     pub(super) fn acceptor_of(&self, listener: ListenerId) -> Option<&Acceptor> {

@@ -48,6 +48,13 @@ pub enum Command {
         /// Who.
         owners: Vec<Slot>,
     },
+    /// Accept from another socket for a listener, and close the one of before as if it was removed.
+    ReplaceListener {
+        /// Its number.
+        id: ListenerId,
+        /// Where to accept from now on.
+        listener: Arc<Listener>,
+    },
     /// Close a listener: take what waits in its backlog, hand that over, say when done. What
     /// nobody serves any more is dropped.
     RemoveListener {

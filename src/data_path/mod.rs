@@ -338,6 +338,7 @@ impl DataPath {
             Command::SetOwners { listener, number, owners } => {
                 self.set_owners(listener, number, owners)
             }
+            Command::ReplaceListener { id, listener } => self.replace_listener(id, listener),
             Command::RemoveListener { listener } => self.remove_listener(listener),
             Command::Attach { slot, link } => self.attach(slot, link),
             Command::Join { slot, listener } => {

@@ -21,8 +21,8 @@ use super::{Finished, OnEvent, failures};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::signal::Signals;
 use crate::{
-    Cluster, Completion, Error, Event, Events, ForkOptions, ListenerId, ListeningAddress, Result,
-    WorkerHandle, WorkerId,
+    Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
+    ListeningAddress, Result, WorkerHandle, WorkerId,
 };
 
 /// Events and requests taken in before signals and the time have their turn.
@@ -148,7 +148,8 @@ impl Driver {
             let Ok(Order { request, answer }) = self.orders.try_recv() else { break };
             let completion = self.on_request(request);
             self.carry_out()?;
-            let refused = completion.is_complete().then(|| completion.failure()).flatten();
+            // A reload that has begun was no wrong request, even if it has stopped already.
+            let refused = completion.failure().filter(|one| one.kind() != ErrorKind::ReloadStopped);
             // A caller that does not wait for the answer does not want it.
             let _ = answer.send(refused.map_or(Ok(completion), Err));
         }
@@ -181,7 +182,9 @@ impl Driver {
     fn carry_out(&mut self) -> Result<()> {
         while let Some(action) = self.state.next_action() {
             match action {
-                Action::Spawn { slot, predecessor } => self.spawn(slot, predecessor)?,
+                Action::Spawn { slot, role, predecessor } => {
+                    self.spawn(slot, role, predecessor)?;
+                }
                 Action::Disconnect { worker } => {
                     if let Some(worker) = self.workers.get(&worker) {
                         worker.disconnect_within(self.grace);
@@ -191,7 +194,7 @@ impl Driver {
                 Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
                 Action::Kill { worker } => {
                     if let Some(worker) = self.workers.get(&worker) {
-                        // It runs as we do, so this can only fail if it has ended by itself.
+                        // It runs as we do, so this can only fail if it has ended.
                         let _ = worker.kill_group();
                     }
                 }
@@ -209,11 +212,6 @@ impl Driver {
                 }
                 Action::Emit(event) => {
                     let started = matches!(event, SupervisorEvent::Started);
-                    if matches!(event, SupervisorEvent::Reloaded) {
-                        // What none of the new workers has asked for is not served any more. A
-                        // cluster that has failed says so by an event.
-                        let _ = self.cluster.release_unused();
-                    }
                     self.emit(&event);
                     if started {
                         self.emit_addresses();
@@ -225,7 +223,7 @@ impl Driver {
         Ok(())
     }
 
-    fn spawn(&mut self, slot: u16, predecessor: Option<WorkerId>) -> Result<()> {
+    fn spawn(&mut self, slot: u16, role: Role, predecessor: Option<WorkerId>) -> Result<()> {
         let mut options = ForkOptions::default().instance(slot);
         for (name, value) in &self.environment {
             options = options.variable(name, value);
@@ -238,14 +236,14 @@ impl Driver {
                 let id = worker.id();
                 self.workers.insert(id, worker);
                 self.filled.insert(slot);
-                self.state.on_spawned(slot, predecessor, id, monotonic_ns());
+                self.state.on_spawned(slot, role, id, monotonic_ns());
             }
             // Nothing has been served yet that would have to go on.
             Err(error) if self.filled.is_empty() || !self.is_filled(slot) => return Err(error),
             Err(error) => {
                 let reason = error.to_string();
                 let now_ns = monotonic_ns();
-                let retry = self.state.on_spawn_failed(slot, predecessor, &reason, now_ns);
+                let retry = self.state.on_spawn_failed(slot, role, &reason, now_ns);
                 self.emit(&SupervisorEvent::SpawnFailed { slot, error: Arc::new(error), retry });
             }
         }
@@ -258,6 +256,8 @@ impl Driver {
     }
 
     fn emit(&mut self, event: &SupervisorEvent) {
+        // Who hears of it may look at once.
+        self.publish();
         if let Some(on_event) = &mut self.on_event {
             on_event(event);
         }
@@ -337,7 +337,7 @@ impl Driver {
         }
     }
 
-    /// Tells everybody who waits that there is nothing more to wait for.
+    /// Completes what callers still wait for, and ends the events.
     fn end(&mut self, failure: Option<&Error>) {
         self.publish();
         self.handle.shared.published().stage = SupervisorStage::Ended;
@@ -387,6 +387,7 @@ impl Driver {
         published.reloading = self.state.is_reloading();
         published.stage = match self.state.stage {
             Stage::Starting { .. } => SupervisorStage::Starting,
+            Stage::Serving if self.state.is_stopping() => SupervisorStage::Stopping,
             Stage::Serving => SupervisorStage::Serving,
             Stage::Draining { .. } => SupervisorStage::Draining,
             Stage::Killing => SupervisorStage::Killing,

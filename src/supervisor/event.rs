@@ -80,6 +80,15 @@ pub enum SupervisorEvent {
         /// What it is.
         to: u16,
     },
+    /// The run is about to end: serving goes on for a while ([`Supervisor::drain_delay`]).
+    ///
+    /// [`Supervisor::drain_delay`]: crate::Supervisor::drain_delay
+    Stopping {
+        /// Why.
+        reason: String,
+        /// For how long.
+        delay: Duration,
+    },
     /// The run is ending: nothing new is accepted.
     Draining {
         /// Why.
@@ -109,8 +118,8 @@ pub enum SupervisorEvent {
 /// What happens under a supervisor, as it comes: a blocking iterator, and a stream for any async
 /// runtime.
 ///
-/// It begins with what happens after the subscription and ends with the supervisor. Whoever is
-/// 16,384 events behind, or messages of 64 MiB, is cut off: its events end there.
+/// It begins with what happens after the subscription and ends with the supervisor. A
+/// subscriber that is 16,384 events behind, or messages of 64 MiB, is cut off: its events end there.
 #[derive(Debug)]
 pub struct SupervisorEvents {
     mailbox: Arc<Mailbox<SupervisorEvent>>,
@@ -134,7 +143,7 @@ impl Item for SupervisorEvent {
 
 impl Subscribers {
     pub(super) fn subscribe(&mut self) -> Result<SupervisorEvents> {
-        // Nobody waits for room here.
+        // Nothing waits for room here.
         let mailbox = Arc::new(Mailbox::new(Arc::new(Waker::new()?))?);
         match self.closed {
             true => mailbox.close().wake(),

@@ -15,7 +15,7 @@ const REQUESTS_MAX: usize = 64;
 ///
 /// Requests go through one queue of 64 and are carried out in their order by the supervisor's
 /// thread; each is answered. One beyond the bound is refused at once
-/// ([`ErrorKind::Busy`]). Looking at the state asks nobody.
+/// ([`ErrorKind::Busy`]). Looking at the state asks no thread.
 #[derive(Clone, Debug)]
 pub struct SupervisorHandle {
     pub(super) shared: Arc<Shared>,
@@ -76,6 +76,8 @@ pub enum SupervisorStage {
     Starting,
     /// Connections are accepted.
     Serving,
+    /// Connections are accepted for a while yet, and then the run ends.
+    Stopping,
     /// Nothing new is accepted, and workers finish what they have.
     Draining,
     /// Workers are being ended by force.
@@ -252,7 +254,7 @@ impl SupervisorHandle {
         self.ask(Request::Kill(worker))
     }
 
-    /// What there is: stage, slots and workers with their counts. Reads memory, asks nobody, and
+    /// What there is: stage, slots and workers with their counts. Reads memory, asks no thread, and
     /// can be called as often as one likes.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

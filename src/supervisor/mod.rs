@@ -1,4 +1,4 @@
-//! Workers kept alive: so many of them, replaced when they end, one by one on a reload, until the
+//! A number of workers kept alive: replaced when they end, one by one on a reload, until the
 //! run ends in order.
 //!
 //! Owns the policy of keeping. The decisions are pure ([`state`]); the loop ([`driver`]) only waits
@@ -39,7 +39,7 @@ use state::{Rules, State};
 
 type OnEvent = Box<dyn FnMut(&SupervisorEvent) + Send>;
 
-/// Keeps so many workers alive, and ends them in order.
+/// Keeps a number of workers alive, and ends them in order.
 ///
 /// Each worker has a **slot**, whose number from 0 it sees in `CLUSTERLB_INSTANCE` and
 /// `NODE_APP_INSTANCE`; its successors inherit the number, and the CPU. A worker that ends is
@@ -101,6 +101,7 @@ impl Supervisor {
                 start_limit_ns: ns(Duration::from_secs(60)),
                 settle_ns: ns(Duration::from_secs(2)),
                 grace: Duration::from_secs(10),
+                drain_delay: Duration::ZERO,
                 hang_kill_ns: None,
                 held: 0,
                 fatal_codes: Vec::new(),
@@ -125,7 +126,7 @@ impl Supervisor {
     }
 
     /// One more address that is opened before there are workers, so that a busy one is told at
-    /// once, and held whoever serves it. The run begins when each worker serves as many.
+    /// once, and held whichever worker serves it. The run begins when each worker serves as many.
     pub fn listen(mut self, address: ListenAddress) -> Self {
         self.listen.push(address);
         self
@@ -164,6 +165,14 @@ impl Supervisor {
         self
     }
 
+    /// How long serving goes on once a signal wants the end, so that balancers notice before nothing
+    /// is accepted any more; by default not at all. A second signal begins the end at once. The
+    /// grace period comes afterwards.
+    pub fn drain_delay(mut self, time: Duration) -> Self {
+        self.rules.drain_delay = time;
+        self
+    }
+
     /// Kills a worker that has hung for this long ([`Event::Hung`](crate::Event::Hung)), so that it
     /// is replaced; by default none.
     pub fn hang_kill(mut self, time: Option<Duration>) -> Self {
@@ -187,8 +196,8 @@ impl Supervisor {
         self
     }
 
-    /// Calls back for everything that happens, on the thread that runs the supervisor: it waits
-    /// meanwhile. The callback must not ask a [`SupervisorHandle`] for anything; it may look at a
+    /// Calls back for everything that happens, on the thread that runs the supervisor: the
+    /// run waits for it. The callback must not ask a [`SupervisorHandle`] for anything; it may look at a
     /// snapshot.
     pub fn on_event(mut self, callback: impl FnMut(&SupervisorEvent) + Send + 'static) -> Self {
         self.on_event = Some(Mutex::new(Box::new(callback)));

@@ -5,6 +5,8 @@ mod client;
 mod promises;
 mod server;
 mod stage;
+#[path = "../common/wait.rs"]
+mod wait;
 
 use std::process::ExitCode;
 use std::time::Duration;

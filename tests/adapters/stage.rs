@@ -8,9 +8,7 @@ use clusterlb::{
 };
 
 use crate::server::{ADAPTER, ADDRESS, Adapter, FIRST_BYTES};
-
-/// How long anything may take. Far beyond what it takes, so that only a defect exceeds it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use crate::wait::{PATIENCE, eventually};
 
 /// A cluster under test. Dropping it ends everything.
 pub(crate) struct Stage {
@@ -97,18 +95,6 @@ impl Stage {
         let ordered = |worker: &WorkerHandle| worker.exited_after_disconnect() == Some(true);
         assert!(exits.iter().all(|(worker, _)| ordered(worker)));
         exits.into_iter().map(|(_, counts)| counts).collect()
-    }
-}
-
-/// Polls until `look` finds something.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "in vain: waited for {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -10,6 +10,7 @@ use clusterlb::{AddressKind, ListenOptions, Policy, WorkerHandle};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+use crate::missing::lacking;
 use crate::puppet::{Order, Reply, Service};
 use crate::stage::{Stage, another_primary, ask, eventually, greeter, until_free, until_refused};
 use crate::trials;
@@ -157,7 +158,7 @@ fn a_connection_that_a_worker_drops_is_finished() {
 fn has_ipv6() -> bool {
     let has = TcpListener::bind("[::1]:0").is_ok();
     if !has {
-        eprintln!("not tested: no IPv6 here");
+        lacking("IPv6");
     }
     has
 }
@@ -308,8 +309,7 @@ fn what_cannot_be_bound_is_told_to_the_worker() {
 fn a_privileged_port_is_refused_in_the_worker() {
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     if first.is_ok_and(|first| first.trim() == "0") {
-        eprintln!("not tested: no port is privileged here");
-        return;
+        return lacking("privileged ports (net.ipv4.ip_unprivileged_port_start is 0)");
     }
     // A copy, since the folder of the original may be closed to others.
     let folder = tempfile::tempdir().expect("a folder");

@@ -8,14 +8,19 @@ mod handles;
 mod leaving;
 mod listening;
 mod messages;
+#[path = "../common/missing.rs"]
+mod missing;
 mod opening;
 mod paths;
 mod puppet;
 mod settings;
 mod sharing;
 mod stage;
+mod supervision;
 mod tricks;
 mod udp;
+#[path = "../common/wait.rs"]
+mod wait;
 
 use std::process::ExitCode;
 
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         paths::trials(),
         settings::trials(),
         sharing::trials(),
+        supervision::trials(),
         udp::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()

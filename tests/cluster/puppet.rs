@@ -127,6 +127,8 @@ pub(crate) struct Facts {
     pub(crate) arguments: Vec<String>,
     pub(crate) folder: String,
     pub(crate) colour: Option<String>,
+    /// The number of its slot, as it is told.
+    pub(crate) instance: Option<String>,
     pub(crate) user: u32,
     pub(crate) group: u32,
     pub(crate) groups: Vec<u32>,
@@ -275,6 +277,7 @@ impl Puppet {
             arguments: std::env::args().skip(1).collect(),
             folder: std::env::current_dir().expect("it is there").display().to_string(),
             colour: std::env::var(COLOUR).ok(),
+            instance: std::env::var("CLUSTERLB_INSTANCE").ok(),
             user: geteuid().as_raw(),
             group: getegid().as_raw(),
             groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),

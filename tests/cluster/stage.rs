@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clusterlb::{
     Cluster, ClusterSettings, Event, Events, ForkOptions, ListenOptions, ListeningAddress, Message,
@@ -15,9 +15,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::puppet::{Facts, Order, Reply, Service};
-
-/// How long anything may take. Far beyond what it takes, so that only a defect exceeds it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use crate::wait::{PATIENCE, eventually};
 
 /// Makes this program a primary that is no test: it does what the variable says.
 const ROLE: &str = "CLUSTERLB_TEST_PRIMARY";
@@ -218,18 +216,6 @@ impl Stage {
         let completion = self.cluster.disconnect();
         assert!(completion.wait_for(PATIENCE), "workers are left: {:?}", self.cluster.workers());
         assert!(self.cluster.workers().is_empty());
-    }
-}
-
-/// Polls until `look` finds something.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "in vain: waited for {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

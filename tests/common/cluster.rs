@@ -22,8 +22,9 @@ const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
 /// Switches off what passes over a worker that is merely slow, and gives what has a time limit so
 /// much of it that a busy machine does not exceed it. An option that a test gives itself stays.
-const STEADY: [(&str, &str); 6] = [
+const STEADY: [(&str, &str); 7] = [
     ("--hang-after", "off"),
+    ("--take-back-after", "off"),
     ("--overload-factor", "off"),
     ("--grace", "60s"),
     ("--settle", "0s"),
@@ -144,7 +145,7 @@ impl Launch {
             .stderr(Stdio::piped())
             .spawn();
         let child = child.unwrap_or_else(|error| panic!("start {:?}: {error}", self.program));
-        Cluster::attend(child, format!("{RUN_VARIABLE}={run}"), self.listeners())
+        Cluster::attend(child, format!("{RUN_VARIABLE}={run}"))
     }
 
     fn is_program(&self) -> bool {
@@ -178,7 +179,10 @@ impl Launch {
 
     /// Starts it without waiting for anything.
     pub(crate) fn start_unready(self) -> Cluster {
-        self.listen("127.0.0.1:0").spawn()
+        match self.is_program() {
+            true => self.spawn(),
+            false => self.listen("127.0.0.1:0").spawn(),
+        }
     }
 
     /// Runs it to its end, which comes without having served.
@@ -214,7 +218,6 @@ type Shared = Arc<(Mutex<Heard>, Condvar)>;
 pub(crate) struct Cluster {
     child: Child,
     mark: String,
-    listeners: usize,
     heard: Shared,
 }
 
@@ -226,7 +229,7 @@ pub(crate) struct Worker {
 }
 
 impl Cluster {
-    fn attend(mut child: Child, mark: String, listeners: usize) -> Self {
+    fn attend(mut child: Child, mark: String) -> Self {
         let heard = Shared::default();
         let output = child.stdout.take().expect("standard output is a pipe");
         let errors = child.stderr.take().expect("standard error is a pipe");
@@ -237,7 +240,7 @@ impl Cluster {
         listen_to(errors, Arc::clone(&heard), |heard, line| {
             heard.errors += &format!("{line}\n");
         });
-        Self { child, mark, listeners, heard }
+        Self { child, mark, heard }
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {

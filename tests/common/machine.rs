@@ -38,12 +38,6 @@ fn after_name(stat: &str) -> Option<&str> {
     stat.rsplit_once(") ").map(|(_, rest)| rest)
 }
 
-/// Whether the process is there and not merely waiting to be reaped.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !matches!(state_of(&stat), Some('Z' | 'X') | None))
-}
-
 /// Processes whose environment holds this assignment.
 pub(crate) fn processes_with(assignment: &str) -> Vec<u32> {
     let needle = format!("{assignment}\0").into_bytes();

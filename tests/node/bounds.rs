@@ -6,9 +6,9 @@ use clusterlb::{Cluster, Event};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use super::bridge::{SERVER, ask};
 use super::front::{Front, Setup};
-use super::nodes::Node;
-use super::{ask, with_each_node};
+use super::nodes::{Node, with_each};
 use crate::common::{Client, GET, PATIENCE, eventually, machine};
 
 /// Sends so many long messages once it is asked to, and tells how many have gone.
@@ -25,11 +25,9 @@ const FLOOD: &str = "
 
 const FLOOD_NOW: &[u8] = b"GET /flood HTTP/1.1\r\nHost: test\r\n\r\n";
 
-const SERVER: &str = super::SERVER;
-
 #[test]
 fn a_worker_that_floods_a_primary_which_is_behind_waits_and_others_go_on() {
-    with_each_node(|node| {
+    with_each(|node| {
         for serialization in [Serialization::Json, Serialization::Advanced] {
             let mut front = Front::start();
             let flooder = front.fork(&Setup { serialization, ..Setup::new(node, FLOOD) }, 1);
@@ -62,7 +60,7 @@ fn a_worker_that_floods_a_primary_which_is_behind_waits_and_others_go_on() {
 
 #[test]
 fn what_a_worker_has_said_before_its_end_is_told_however_late() {
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let flooder = front.fork(&Setup::new(node, FLOOD), 1);
         front.deaf = true;
@@ -90,7 +88,7 @@ fn what_a_worker_has_said_before_its_end_is_told_however_late() {
 fn a_worker_that_does_not_read_is_sent_so_much_and_no_more() {
     let echo = "process.on('message', ([number]) => process.send(number));
         require('http').createServer().listen(0);";
-    with_each_node(|node| {
+    with_each(|node| {
         let mut front = Front::start();
         let place = front.fork(&Setup::new(node, echo), 1);
         let pid = front.workers[place].pid();
@@ -124,7 +122,7 @@ fn a_subscriber_that_does_not_read_holds_up_what_workers_say_and_not_their_ends(
         require('http').createServer().listen(0);
         for (let number = 0; number < 40000; number++) process.send(number);
         setInterval(() => {}, 1000);";
-    with_each_node(|node| {
+    with_each(|node| {
         let folder = tempfile::tempdir().expect("a folder");
         let script = folder.path().join("flood.js");
         std::fs::write(&script, flood).expect("the folder is writable");

@@ -357,6 +357,7 @@ impl Front {
             }
             Notice::Left { worker, listener } => self.worker(worker).left.push(listener),
             Notice::Leaving { worker } => self.worker(worker).leaving = true,
+            Notice::Stopped { .. } => {}
             Notice::Message { worker, message, descriptor } => {
                 let worker = self.worker(worker);
                 worker.messages.push(message.value().unwrap_or_default());

@@ -10,7 +10,7 @@ use clusterlb::{Cluster, Event};
 use serde_json::json;
 
 use super::front::{Front, Setup};
-use super::with_each_node;
+use super::nodes::with_each;
 use crate::common::{Client, PATIENCE};
 
 /// Greets through whatever it is sent.
@@ -42,7 +42,7 @@ fn greeting(mut socket: TcpStream) -> String {
 
 #[test]
 fn every_kind_of_socket_reaches_the_program_with_its_message() {
-    with_each_node(|node| {
+    with_each(|node| {
         for serialization in [Serialization::Json, Serialization::Advanced] {
             let mut front = Front::start();
             let setup = Setup { serialization, ..Setup::new(node, TAKER) };
@@ -93,7 +93,7 @@ fn every_kind_of_socket_reaches_the_program_with_its_message() {
 
 #[test]
 fn the_library_sends_sockets_to_node_workers() {
-    with_each_node(|node| {
+    with_each(|node| {
         let folder = tempfile::tempdir().expect("a folder");
         let script = folder.path().join("taker.js");
         std::fs::write(&script, TAKER).expect("the folder is writable");

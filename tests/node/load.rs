@@ -1,7 +1,5 @@
 //! Requests without a pause while something is done to whoever answers them.
 
-#![allow(dead_code, reason = "every file of tests is a program of its own and uses a part of this")]
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -1,7 +1,5 @@
 //! Which Nodes there are on this machine, and tests that run with each of them.
 
-#![allow(dead_code, reason = "every file of tests is a program of its own and uses a part of this")]
-
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! Scripts for Node, each in a folder of its own, and the command that runs them.
 
-#![allow(dead_code, reason = "every file of tests is a program of its own and uses a part of this")]
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,7 @@
 // Node's own cluster as a server to compare with: workers that answer HTTP with `hello world`.
 //
 // Started as `node node-cluster.js '{"workers":8,"policy":"rr","port":0,"backlog":4096,
-// "work":null}'`. Tells JSON lines on standard output: `listening` with the address and the
+// "work":null}'`. Prints JSON lines on standard output: `listening` with the address and the
 // workers' process ids once all of them listen, and after SIGTERM or SIGINT `summary` with the
 // connections that each worker has accepted. Under a primary that is not Node's the same script is
 // a worker, which sends its count when it leaves. `work` makes every request cost something:
@@ -11,12 +11,12 @@
 const cluster = require('cluster');
 const http = require('http');
 
-// How long a worker may take to tell its count at the end; one that is stopped never does.
+// How long a worker may take to send its count at the end; a stopped one never does.
 const PATIENCE_MS = 1000;
 
 const options = JSON.parse(process.argv[2] || process.env.CLUSTERLB_PEER_OPTIONS || '{}');
 
-function tell(event) {
+function emit(event) {
   process.stdout.write(JSON.stringify(event) + '\n');
 }
 
@@ -31,7 +31,7 @@ function primary() {
   cluster.on('listening', (worker, address) => {
     listening += 1;
     if (listening === options.workers) {
-      tell({
+      emit({
         event: 'listening',
         address: `${address.address}:${address.port}`,
         policy: options.policy,
@@ -52,7 +52,7 @@ function primary() {
   function finish(late) {
     if (!ending || (counts.size < workers.length && !late)) return;
     ending = false;
-    tell({
+    emit({
       event: 'summary',
       restarted,
       workers: workers.map((worker) => ({

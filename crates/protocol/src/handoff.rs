@@ -53,6 +53,16 @@ pub fn begin_evenly(payload: &mut Vec<u8>) {
 /// first whether it has a descriptor left. Nothing depends on its arrival.
 pub const ANNOUNCEMENT: [u8; EVEN_BYTES] = [b'!'; EVEN_BYTES];
 
+/// What a program in another language has to know of these messages, in bytes. Generated into what
+/// such a program loads.
+pub const EVEN_LAYOUT: [(&str, u64); 5] = [
+    ("MESSAGE_BYTES", EVEN_BYTES as u64),
+    ("ANNOUNCEMENT", ANNOUNCEMENT[0] as u64),
+    ("PROBE", EVEN_PROBE[0] as u64),
+    ("ACCEPTED_AT", HEADER_BYTES as u64),
+    ("MARK_AT", (HEADER_BYTES + size_of::<u64>()) as u64),
+];
+
 /// Appends a record to a message, beginning the message if it is empty.
 pub fn append(payload: &mut Vec<u8>, record: Record) {
     if payload.is_empty() {

@@ -46,6 +46,24 @@ const ANSWERED: usize = 5;
 const REPORTS: u64 = 1;
 const RECEIVES: u64 = 2;
 
+/// What a program in another language has to know to report by itself: the place of its words and
+/// of the primary's wish in bytes, the order of its words, and their values. Generated into what
+/// such a program loads.
+pub const PROGRAM_LAYOUT: [(&str, u64); 12] = [
+    ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
+    ("DOES_WORD", DOES as u64),
+    ("ENDED_WORD", ENDED as u64),
+    ("MOVED_WORD", MOVED as u64),
+    ("RECEIVED_WORD", RECEIVED as u64),
+    ("RECEIVED_AT_WORD", RECEIVED_AT as u64),
+    ("ANSWERED_WORD", ANSWERED as u64),
+    ("REPORTS", REPORTS),
+    ("RECEIVES", RECEIVES),
+    ("WAKE_AT", SharedPage::offset_of(WAKER) as u64),
+    ("WAKE_ALWAYS", Wake::Always as u64),
+    ("WAKE_PROBE", Wake::Probe as u64),
+];
+
 /// What a worker counts beside its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -336,6 +354,12 @@ impl PageView {
         let given = assigned - returned;
         let (claimed, finished) = (claimed.min(given), finished.min(given));
         Counters { assigned, own: 0, returned, claimed, finished }
+    }
+
+    /// Whether the program behind this page tells itself which connections have ended.
+    #[must_use]
+    pub fn program_reports(&self) -> bool {
+        does(&self.page, REPORTS)
     }
 
     /// One of the other counts.

@@ -12,6 +12,7 @@ mod config;
 mod credits;
 mod filter;
 pub mod id;
+mod index_set;
 mod intake;
 mod loads;
 mod picker;
@@ -28,7 +29,7 @@ pub use intake::Intake;
 pub use loads::Loads;
 pub use picker::Picker;
 pub use policy::{AcceptMechanism, Policy, UnknownName};
-pub use roster::{Refusal, Roster, Sample};
+pub use roster::{LISTENERS_MAX, Refusal, Roster, Sample};
 pub use scheduler::SchedulerFactory;
 pub use stall_detector::{Finding, StallDetector};
 

@@ -7,6 +7,7 @@
 use super::config::SchedulerConfig;
 use super::credits::Credits;
 use super::filter::Skips;
+use super::index_set::IndexSet;
 use super::loads::Loads;
 use super::picker::Picker;
 use super::scheduler::Chooser;
@@ -40,7 +41,7 @@ pub enum Refusal {
 /// A worker in its slot.
 #[derive(Clone, Debug)]
 struct WorkerEntry {
-    joined: u64,
+    joined: IndexSet,
     assigned: u64,
     returned: u64,
     credits: Credits,
@@ -64,32 +65,30 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Loads,
     uniform: bool,
-    /// Listeners that every worker serves which serves any, a bit each.
-    common: u64,
-    listeners: Vec<Option<ListenerEntry>>,
+    /// Positions of listeners that every worker serves which serves any.
+    common: IndexSet,
+    /// The listeners' rotations. Their positions are the numbers in `WorkerEntry::joined`.
+    listeners: Vec<Option<Chooser>>,
+    /// The positions in `listeners`, by the numbers of the listeners.
+    indices: Vec<u16>,
     /// Of listeners that are gone.
     skips_before: Skips,
     /// When unclaimed connections were last looked at for one that could move.
     looked_ns: u64,
 }
 
-/// A listener with its own rotation. Its position is its bit in `WorkerEntry::joined`.
-#[derive(Debug)]
-struct ListenerEntry {
-    listener: ListenerId,
-    chooser: Chooser,
-}
-
 /// A worker with so many connections has enough to do for a while, if it is slow to claim them.
 const PLENTY: u32 = 4;
-/// Most listeners at a time: the bits of `WorkerEntry::joined`.
-const LISTENERS_MAX: usize = 64;
+/// Most listeners at a time.
+pub const LISTENERS_MAX: usize = 1024;
+/// Where [`Roster::indices`] has no listener.
+const NOWHERE: u16 = u16::MAX;
 
 impl Roster {
     /// A roster without workers, for the listeners from 0 to so many.
     ///
     /// # Panics
-    /// When that is more than 64.
+    /// When that is more than [`LISTENERS_MAX`].
     #[must_use]
     pub fn new(policy: Policy, config: SchedulerConfig, listeners: u16) -> Self {
         let mut roster = Self {
@@ -99,8 +98,9 @@ impl Roster {
             loads: Loads::default(),
             masked: Loads::default(),
             uniform: true,
-            common: u64::MAX,
+            common: IndexSet::default(),
             listeners: Vec::new(),
+            indices: Vec::new(),
             skips_before: Skips::default(),
             looked_ns: 0,
         };
@@ -111,34 +111,41 @@ impl Roster {
     /// A listener has come, with a rotation of its own; nobody serves it yet.
     ///
     /// # Panics
-    /// When there are 64 already.
+    /// When there are [`LISTENERS_MAX`] already.
     pub fn add_listener(&mut self, listener: ListenerId) {
         let chooser = match &self.config.scheduler {
             None => Chooser::BuiltIn(Picker::new(self.policy, self.config.limits)),
             Some(factory) => Chooser::Foreign(factory.make(listener)),
         };
-        let entry = Some(ListenerEntry { listener, chooser });
-        match self.listeners.iter_mut().find(|entry| entry.is_none()) {
-            Some(place) => *place = entry,
-            None => self.listeners.push(entry),
+        let free = self.listeners.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.listeners.len());
+        assert!(place < LISTENERS_MAX, "listeners are bounded");
+        match free {
+            Some(place) => self.listeners[place] = Some(chooser),
+            None => self.listeners.push(Some(chooser)),
         }
-        assert!(self.listeners.len() <= LISTENERS_MAX, "listeners are bounded");
+        let number = usize::from(listener.0);
+        if number >= self.indices.len() {
+            self.indices.resize(number + 1, NOWHERE);
+        }
+        self.indices[number] = u16::try_from(place).expect("listeners are bounded");
         self.note_uniformity();
     }
 
     /// A listener has gone.
     pub fn remove_listener(&mut self, listener: ListenerId) {
         let Some(place) = self.listener_index(listener) else { return };
-        if let Some(entry) = self.listeners[place].take() {
-            self.skips_before.add(&entry.chooser.skips());
+        if let Some(chooser) = self.listeners[place].take() {
+            self.skips_before.add(&chooser.skips());
         }
-        self.workers.iter_mut().flatten().for_each(|worker| worker.joined &= !(1 << place));
+        self.indices[usize::from(listener.0)] = NOWHERE;
+        self.workers.iter_mut().flatten().for_each(|worker| worker.joined.remove(place));
         self.note_uniformity();
     }
 
     fn listener_index(&self, listener: ListenerId) -> Option<usize> {
-        let is_it = |entry: &ListenerEntry| entry.listener == listener;
-        self.listeners.iter().position(|entry| entry.as_ref().is_some_and(is_it))
+        let place = self.indices.get(usize::from(listener.0)).copied()?;
+        (place != NOWHERE).then_some(usize::from(place))
     }
 
     /// Whether somebody takes connections of a listener, now or as soon as there is room.
@@ -146,7 +153,7 @@ impl Roster {
     pub fn is_served(&self, listener: ListenerId) -> bool {
         let Some(place) = self.listener_index(listener) else { return false };
         self.workers.iter().zip(&*self.loads).any(|(worker, load)| {
-            let joined = matches!(worker, Some(worker) if worker.joined & (1 << place) != 0);
+            let joined = matches!(worker, Some(worker) if worker.joined.contains(place));
             joined && matches!(load.status, Status::Ready | Status::Full)
         })
     }
@@ -162,7 +169,7 @@ impl Roster {
             self.loads.extend_to(place + 1);
         }
         self.workers[place] = Some(WorkerEntry {
-            joined: 0,
+            joined: IndexSet::default(),
             assigned: 0,
             returned: 0,
             credits: Credits::new(self.config.credits, self.config.credits_max),
@@ -182,7 +189,7 @@ impl Roster {
     pub fn join(&mut self, slot: Slot, listener: ListenerId) {
         let entry = self.listener_index(listener);
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
-            worker.joined |= 1 << place;
+            worker.joined.insert(place);
         }
         self.note_uniformity();
     }
@@ -191,7 +198,7 @@ impl Roster {
     pub fn leave(&mut self, slot: Slot, listener: ListenerId) {
         let entry = self.listener_index(listener);
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
-            worker.joined &= !(1 << place);
+            worker.joined.remove(place);
         }
         self.note_uniformity();
     }
@@ -260,9 +267,9 @@ impl Roster {
 
     /// Who shall have the next connection of a listener. The choice is counted at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
-        let entry = self.mask(listener)?;
+        let place = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        let slot = self.listeners[entry].as_mut()?.chooser.pick(loads, client)?;
+        let slot = self.listeners[place].as_mut()?.pick(loads, client)?;
         self.assign(slot.index())
     }
 
@@ -280,7 +287,7 @@ impl Roster {
     pub fn has_room(&mut self, listener: ListenerId) -> bool {
         let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };
-        self.listeners[place].as_ref().is_some_and(|entry| entry.chooser.has_room(loads))
+        self.listeners[place].as_ref().is_some_and(|chooser| chooser.has_room(loads))
     }
 
     /// How many connections of a listener its workers could be given now.
@@ -296,7 +303,7 @@ impl Roster {
     /// Whether every worker that serves something and goes on doing so serves this listener.
     #[must_use]
     pub fn is_served_by_all(&self, listener: ListenerId) -> bool {
-        self.listener_index(listener).is_some_and(|place| self.common & 1 << place != 0)
+        self.listener_index(listener).is_some_and(|place| self.common.contains(place))
     }
 
     /// Whether a worker serves a listener.
@@ -304,13 +311,13 @@ impl Roster {
     pub fn serves(&self, slot: Slot, listener: ListenerId) -> bool {
         let worker = self.workers.get(slot.index()).and_then(Option::as_ref);
         let place = self.listener_index(listener);
-        worker.zip(place).is_some_and(|(worker, place)| worker.joined & 1 << place != 0)
+        worker.zip(place).is_some_and(|(worker, place)| worker.joined.contains(place))
     }
 
     /// Whether the policy wants to know the client.
     #[must_use]
     pub fn wants_client(&self) -> bool {
-        self.listeners.iter().flatten().any(|entry| entry.chooser.wants_client())
+        self.listeners.iter().flatten().any(Chooser::wants_client)
     }
 
     /// How long connections usually wait for the fastest worker to claim them; none while a worker
@@ -471,19 +478,22 @@ impl Roster {
     #[must_use]
     pub fn skips(&self) -> Skips {
         let mut sum = self.skips_before;
-        self.listeners.iter().flatten().for_each(|entry| sum.add(&entry.chooser.skips()));
+        self.listeners.iter().flatten().for_each(|chooser| sum.add(&chooser.skips()));
         sum
     }
 
     fn note_uniformity(&mut self) {
-        let listeners = self.listeners.iter().enumerate().filter(|(_, entry)| entry.is_some());
-        let everything = listeners.fold(0, |sum, (place, _)| sum | 1 << place);
+        let places = self.listeners.iter().enumerate();
+        let everything: IndexSet =
+            places.filter(|(_, one)| one.is_some()).map(|(place, _)| place).collect();
         self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
         let takes = |load: &WorkerLoad| matches!(load.status, Status::Ready | Status::Full);
         let pairs = self.workers.iter().zip(&*self.loads).filter(|(_, load)| takes(load));
-        let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| one.joined));
+        let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| &one.joined));
         // One that serves nothing yet says nothing about who is left out.
-        self.common = joined.filter(|joined| *joined != 0).fold(u64::MAX, |all, one| all & one);
+        let joined: Vec<&IndexSet> = joined.filter(|joined| !joined.is_empty()).collect();
+        let is_common = |place: &usize| joined.iter().all(|one| one.contains(*place));
+        self.common = (0..self.listeners.len()).filter(is_common).collect();
     }
 
     /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
@@ -495,7 +505,7 @@ impl Roster {
         }
         self.masked.clone_from(&self.loads);
         for (slot, worker) in self.workers.iter().enumerate() {
-            if !matches!(worker, Some(worker) if worker.joined & 1 << place != 0) {
+            if !matches!(worker, Some(worker) if worker.joined.contains(place)) {
                 self.masked.set(slot, WorkerLoad::default());
             }
         }

@@ -26,6 +26,7 @@
 //! Nothing here decides anything: policies, limits and retries live above.
 
 pub mod account;
+pub mod activity;
 pub mod address;
 pub mod backlog;
 mod cgroup;
@@ -38,6 +39,9 @@ pub mod guard;
 pub mod limits;
 pub mod listener;
 pub mod migration;
+#[cfg(test)]
+#[path = "../../../tests/common/missing.rs"]
+mod missing;
 pub mod notify;
 pub mod peer;
 pub mod probe;

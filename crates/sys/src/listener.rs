@@ -24,8 +24,8 @@ pub struct Listener {
     socket: OwnedFd,
     address: String,
     family: Family,
-    /// Held only to be dropped with the listener.
-    _file: Option<SocketFile>,
+    /// Removed with the listener.
+    file: Option<SocketFile>,
 }
 
 /// What kind of address a listener has.
@@ -82,6 +82,12 @@ impl Listener {
         &self.address
     }
 
+    /// Whether clients find it: the file of a unix socket may have been removed or replaced.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        self.file.as_ref().is_none_or(SocketFile::is_reachable)
+    }
+
     /// A further descriptor of the same socket, for somebody who accepts from it as well.
     ///
     /// # Errors
@@ -103,7 +109,7 @@ impl Listener {
     pub fn adopt_copy(socket: OwnedFd, address: String) -> Self {
         let port = address.parse().map_or(None, |address: SocketAddr| Some(address.port()));
         let family = port.map_or(Family::Unix, Family::Tcp);
-        Self { socket, address, family, _file: None }
+        Self { socket, address, family, file: None }
     }
 
     /// Accepts one connection if one is waiting, non-blocking and close-on-exec.
@@ -330,7 +336,7 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
         (_, Some(v6)) => (SocketAddr::from(*v6).to_string(), Family::Tcp(v6.port())),
         _ => (unix_name(&bound, address), Family::Unix),
     };
-    Ok(Listener { socket, address, family, _file: file })
+    Ok(Listener { socket, address, family, file })
 }
 
 /// As it was asked for: what was bound may be a name within an opened folder. Of an inherited one
@@ -400,7 +406,7 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let address = address.parse().expect("an address");
             let Ok(listener) = Listener::open(&address, shared) else {
-                eprintln!("not tested: no {address} here");
+                crate::missing::lacking("IPv6");
                 continue;
             };
             let bound = listener.address().parse().expect("an address");
@@ -416,8 +422,7 @@ mod tests {
     fn ipv6_alone_leaves_the_port_of_ipv4_free() {
         let alone = OpenOptions { ipv6_only: true, ..OPTIONS };
         if std::net::TcpListener::bind("[::1]:0").is_err() {
-            eprintln!("not tested: no IPv6 here");
-            return;
+            return crate::missing::lacking("IPv6");
         }
         let open = |text: String, options| {
             let address = text.parse().expect("an address");

@@ -83,6 +83,12 @@ impl SharedPage {
         Ok(Self { words: address.cast(), memory })
     }
 
+    /// Where `line` begins, in bytes.
+    #[must_use]
+    pub const fn offset_of(line: usize) -> usize {
+        line * LINE_BYTES
+    }
+
     /// The word at `word` of `line`.
     ///
     /// # Panics

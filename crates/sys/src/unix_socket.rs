@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, umask};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, lstat, umask};
 use nix::unistd::{UnlinkatFlags, fchdir, geteuid, unlinkat};
 
 use crate::error::errno_of;
@@ -160,6 +160,13 @@ impl SocketPlace {
             return Some(self.path.clone());
         }
         Some(folder.join(&self.name))
+    }
+}
+
+impl SocketFile {
+    /// Whether its path leads to it, by way of whatever folder that names now.
+    pub(crate) fn is_reachable(&self) -> bool {
+        lstat(&self.place.path).is_ok_and(|found| identity_of(&found) == self.identity)
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::payload::Payload;
 use crate::plan::Start;
 use crate::protocol::Reader;
+use crate::tls::Session;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(super) enum Phase {
     /// The slot is free.
     Free,
     Connecting,
+    /// Connected; TLS is being set up.
+    Handshaking,
     Open,
     /// Waiting for the last completions before the socket is closed.
     Ending,
@@ -32,7 +35,13 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     /// Opened to be held, not to carry requests.
     pub(super) held: bool,
-    /// Counts the slot's tenants, so that lists may keep references to former ones.
+    /// The server that it leads to, and the one of its targets that the next unsent request asks.
+    pub(super) server: usize,
+    pub(super) target: usize,
+    /// Which of the server's addresses is tried, and how many have been before it.
+    pub(super) address: usize,
+    pub(super) tried: usize,
+    /// Counts the slot's tenants, so that a list can tell a former one.
     pub(super) tenancy: u32,
     /// Oldest first; answers come in this order.
     pub(super) requests: VecDeque<Request>,
@@ -46,6 +55,11 @@ pub(super) struct Connection {
     pub(super) budget: u32,
     /// Bytes of an incomplete answer at the front of the buffer.
     pub(super) carried: usize,
+    /// Bytes of an incomplete answer that outgrew the buffer, or were decrypted.
+    pub(super) spill: Vec<u8>,
+    pub(super) tls: Option<Box<Session>>,
+    /// Encrypted bytes that have been sent of those in the slot's buffer.
+    pub(super) encrypted_sent: usize,
     pub(super) reader: Reader,
     /// Among those with room in their pipeline.
     pub(super) listed: bool,
@@ -56,6 +70,10 @@ impl Connection {
         Self {
             phase: Phase::Free,
             held: false,
+            server: 0,
+            target: 0,
+            address: 0,
+            tried: 0,
             tenancy: 0,
             requests: VecDeque::new(),
             answered: 0,
@@ -63,15 +81,27 @@ impl Connection {
             sending: (0, 0),
             budget: 0,
             carried: 0,
+            spill: Vec::new(),
+            tls: None,
+            encrypted_sent: 0,
             reader,
             listed: false,
         }
     }
 
-    /// Begins a new tenancy.
-    pub(super) fn restart(&mut self, reader: Reader, budget: u32, held: bool) {
+    /// Begins a new tenancy, connecting to a server to ask for its target number `target` first.
+    pub(super) fn restart(
+        &mut self,
+        reader: Reader,
+        (server, target): (usize, usize),
+        budget: u32,
+        held: bool,
+    ) {
         self.phase = Phase::Connecting;
         self.held = held;
+        self.server = server;
+        self.target = target;
+        self.tried = 0;
         self.tenancy = self.tenancy.wrapping_add(1);
         self.requests.clear();
         self.answered = 0;
@@ -79,6 +109,9 @@ impl Connection {
         self.sending = (0, 0);
         self.budget = budget;
         self.carried = 0;
+        self.spill.clear();
+        self.tls = None;
+        self.encrypted_sent = 0;
         self.reader = reader;
         self.listed = false;
     }
@@ -98,7 +131,12 @@ impl Connection {
         if self.unsent == 0 || self.phase != Phase::Open {
             return None;
         }
-        self.sending = payload.range(self.unsent, self.budget == 0);
+        self.sending = payload.range(self.server, self.target, self.unsent, self.budget == 0);
+        // A division costs time, and mostly there is one target.
+        let targets = payload.targets(self.server);
+        if targets > 1 {
+            self.target = (self.target + self.unsent) % targets;
+        }
         self.unsent = 0;
         Some(self.sending)
     }
@@ -148,10 +186,11 @@ mod tests {
         let reader = Reader::Http(ResponseReader::default());
         let target = "127.0.0.1:1/".parse().expect("a target");
         let load = Load::Closed { connections: 1 };
-        let payload = Payload::new(&Settings { pipeline: 3, ..Settings::new(target, load) });
-        let bytes = payload.range(1, false).1;
+        let settings = Settings { pipeline: 3, ..Settings::new(target, load) };
+        let payload = Payload::new(&settings, &[vec![&settings.target]]);
+        let bytes = payload.range(0, 0, 1, false).1;
         let mut connection = Connection::free(reader);
-        connection.restart(reader, 3, false);
+        connection.restart(reader, (0, 0), 3, false);
         assert_eq!(connection.give(start(1)), 0);
         assert_eq!(connection.give(start(2)), 1);
         assert_eq!(connection.next_send(&payload), None, "not connected yet");
@@ -167,7 +206,7 @@ mod tests {
         assert!(!connection.awaits(tenancy, 0) && connection.awaits(tenancy, 1));
         assert_eq!(connection.give(start(3)), 2);
         assert!(!connection.has_room(9), "the budget is used up");
-        connection.restart(reader, 1, false);
+        connection.restart(reader, (0, 0), 1, false);
         assert!(!connection.awaits(tenancy, 1));
     }
 }

@@ -1,14 +1,14 @@
-//! Which request shall start when: the open loop's plan or the closed loop's turns. Pure: time is
-//! an argument, so that tests drive it.
+//! Which request starts when: the open loop's plan or the closed loop's turns. Pure: time is an
+//! argument, so that tests drive it.
 
 use std::collections::VecDeque;
 
 use crate::plan::{Bounds, Plan, Share, Start};
 
-/// Planned starts that may wait for a connection; beyond, they are dropped at once.
+/// Planned starts that may wait for a connection; further ones are dropped at once.
 const WAITING_MAX: usize = 1 << 20;
-/// How long a closed-loop connection that could not be made is not tried again: a refusal takes
-/// microseconds, and without a pause the retries would be the load.
+/// How long a closed loop waits after a failed connect: a refusal takes microseconds, and without
+/// a pause the retries would be the load.
 const PAUSE_NS: u64 = 10_000_000;
 
 /// The requests of one thread.
@@ -41,7 +41,7 @@ pub(super) struct ClosedLoop {
 
 impl Demand {
     /// Requests by a plan. A start that has found no connection after half of the timeout is
-    /// dropped: what is started late must have time left, or an overload would fail everything.
+    /// dropped: a late request needs time for its answer, or an overload would fail all of them.
     pub(super) fn open(
         plan: &Plan,
         bounds: Bounds,
@@ -88,7 +88,7 @@ impl Demand {
         }
     }
 
-    /// The next request that shall start, if one shall.
+    /// The next request to start, if there is one.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Start> {
         match self {
             Self::Open(open) => open.waiting.pop_front(),

@@ -1,13 +1,13 @@
 //! What a thread does at each event of a connection's life: connected, sent, received, timed
-//! out, ended.
+//! out, ended. What is different with TLS is in `encrypted`.
 //!
-//! Every request given to a connection leaves it exactly once: completed, failed with a kind, or
-//! counted as unfinished when the run ends. A slot is freed after its last completion, never
-//! before.
+//! Every request of a connection ends exactly once: completed, failed with a kind, or counted as
+//! unfinished when the run ends. A slot is freed after its last completion, never before.
 
 use nix::errno::Errno;
 
-use super::connection::Phase;
+use super::connection::{Connection, Phase};
+use super::recorder::Recorder;
 use super::thread::{Deadline, Thread};
 use crate::http::Outcome;
 use crate::settings::{CloseBy, Load, Mode};
@@ -16,20 +16,25 @@ use crate::sys::socket;
 use crate::sys::tag::Operation;
 use crate::tally::ErrorKind;
 
-/// What received bytes came to.
-enum Received {
+/// The longest response head; longer ones are refused.
+const HEAD_BYTES_MAX: usize = 256 * 1024;
+/// Memory that a connection keeps for its next long head.
+const SPILL_BYTES_KEPT: usize = 32 * 1024;
+
+/// The result of reading received bytes.
+pub(super) enum Received {
     /// The connection goes on.
     More,
     /// The server will close it.
     Last,
-    /// Nothing was asked for. An idle connection is being told something: it ends.
+    /// Bytes on a connection without requests: it ends.
     Unasked,
     Bad(&'static str),
 }
 
 impl Thread {
     /// Hands a completion to its handler.
-    pub(super) fn handle(&mut self, completion: Completion, now_ns: u64) {
+    pub(super) fn on_completion(&mut self, completion: Completion, now_ns: u64) {
         let Completion { operation, slot, result } = completion;
         if self.connections[slot as usize].phase == Phase::Ending {
             self.end_if_quiet(slot);
@@ -37,34 +42,66 @@ impl Thread {
         }
         let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
         match operation {
-            Operation::Connect => self.connected(slot, result.err(), now_ns),
-            Operation::Send => self.sent(slot, result, now_ns),
-            Operation::Receive => self.received(slot, result, now_ns),
+            Operation::Connect => self.on_connect(slot, result.err(), now_ns),
+            Operation::Send => self.on_send(slot, result, now_ns),
+            Operation::Receive => self.on_receive(slot, result, now_ns),
             Operation::Cancel | Operation::Close => {}
         }
     }
 
-    fn connected(&mut self, slot: u32, error: Option<Errno>, now_ns: u64) {
+    fn on_connect(&mut self, slot: u32, error: Option<Errno>, now_ns: u64) {
+        if let Some(errno) = error {
+            self.on_connect_failure(slot, errno, now_ns);
+            return;
+        }
+        let connection = &self.connections[slot as usize];
+        self.preferred[connection.server] = connection.address;
+        if self.begin_handshake(slot) {
+            return;
+        }
+        self.on_open(slot, now_ns);
+        if self.connections[slot as usize].phase == Phase::Open {
+            self.send_unsent(slot);
+            self.ring.receive(slot, 0);
+        }
+    }
+
+    fn on_connect_failure(&mut self, slot: u32, errno: Errno, now_ns: u64) {
+        if self.connect_elsewhere(slot) {
+            return;
+        }
+        let connection = &self.connections[slot as usize];
+        if connection.held {
+            self.on_held_failure(slot, errno.desc());
+            return;
+        }
+        let example = format!("{}: {}", self.job.tried(connection.server), errno.desc());
+        self.fail(slot, connect_error(errno), &example);
+        self.demand.pause(now_ns);
+        self.end(slot);
+    }
+
+    /// A held connection failed, before or after it was open.
+    pub(super) fn on_held_failure(&mut self, slot: u32, why: &str) {
+        match self.connections[slot as usize].phase {
+            Phase::Connecting | Phase::Handshaking => {
+                self.held.opening -= 1;
+                self.held.failure = Some(why.to_owned());
+            }
+            _ => self.recorder.held_lost(),
+        }
+        self.end(slot);
+    }
+
+    /// A connection is ready for requests. In connect mode it is complete.
+    pub(super) fn on_open(&mut self, slot: u32, now_ns: u64) {
         let connection = &mut self.connections[slot as usize];
+        connection.phase = Phase::Open;
         if connection.held {
             self.held.opening -= 1;
-            if let Some(errno) = error {
-                self.held.failure = Some(errno.desc().into());
-                self.end(slot);
-            } else {
-                self.held.open += 1;
-                connection.phase = Phase::Open;
-                self.ring.receive(slot, 0);
-            }
+            self.held.open += 1;
             return;
         }
-        if let Some(errno) = error {
-            self.fail(slot, connect_error(errno), errno.desc());
-            self.demand.pause(now_ns);
-            self.end(slot);
-            return;
-        }
-        connection.phase = Phase::Open;
         if let Some(request) = connection.requests.front() {
             self.recorder.connected(request.start, now_ns);
         }
@@ -78,31 +115,35 @@ impl Thread {
         if connection.budget > 0 || connection.requests.len() > 1 {
             self.ring.socket(slot).inspect(|fd| socket::send_at_once(fd));
         }
-        self.send_unsent(slot);
-        self.ring.receive(slot, 0);
     }
 
-    fn sent(&mut self, slot: u32, result: Result<usize, Errno>, now_ns: u64) {
+    fn on_send(&mut self, slot: u32, result: Result<usize, Errno>, now_ns: u64) {
         // A failed send is a closed or reset connection: receiving tells which, after whatever
         // the server still had to say.
         let Ok(bytes) = result else {
             return;
         };
         self.recorder.sent(bytes, now_ns);
-        match self.connections[slot as usize].rest_of_send(bytes) {
+        let connection = &mut self.connections[slot as usize];
+        if connection.tls.is_some() {
+            self.on_encrypted_sent(slot, bytes);
+            return;
+        }
+        match connection.rest_of_send(bytes) {
             Some((from, to)) => self.ring.send(slot, from, to),
             None => self.send_unsent(slot),
         }
     }
 
-    fn received(&mut self, slot: u32, result: Result<usize, Errno>, now_ns: u64) {
-        if self.connections[slot as usize].held {
-            self.recorder.held_lost();
-            self.end(slot);
-            return;
-        }
+    fn on_receive(&mut self, slot: u32, result: Result<usize, Errno>, now_ns: u64) {
+        let connection = &self.connections[slot as usize];
         match result {
-            Ok(0) => self.closed_by_peer(slot, now_ns),
+            Ok(bytes @ 1..) if connection.tls.is_some() => {
+                self.recorder.received(bytes, now_ns);
+                self.on_encrypted(slot, bytes, now_ns);
+            }
+            _ if connection.held => self.on_held_failure(slot, "the server closed"),
+            Ok(0) => self.on_close(slot, now_ns),
             Ok(bytes) => {
                 self.recorder.received(bytes, now_ns);
                 let received = self.read(slot, bytes, now_ns);
@@ -115,51 +156,49 @@ impl Thread {
         }
     }
 
-    /// Reads answers out of the buffer.
+    /// Reads answers out of the slot's buffer.
     fn read(&mut self, slot: u32, bytes: usize, now_ns: u64) -> Received {
-        let has_status = self.job.settings.mode == Mode::Http;
         let connection = &mut self.connections[slot as usize];
+        if !connection.spill.is_empty() {
+            connection.spill.extend_from_slice(self.ring.received(slot, bytes));
+            return self.read_spill(slot, now_ns);
+        }
         let filled = connection.carried + bytes;
-        let mut taken = 0;
-        while taken < filled {
-            if !connection.expects_answer() {
-                return match connection.requests.is_empty() {
-                    true => Received::Unasked,
-                    false => Received::Bad("it came before the request"),
-                };
-            }
-            if let Some(request) = connection.requests.front_mut().filter(|front| !front.begun) {
-                request.begun = true;
-                self.recorder.first_byte(request.start, now_ns);
-            }
-            let step = connection.reader.advance(&self.ring.received(slot, filled)[taken..]);
-            taken += step.consumed;
-            match step.outcome {
-                Outcome::More => break,
-                Outcome::Bad(why) => return Received::Bad(why),
-                Outcome::Complete { status, close } => {
-                    if let Some(request) = connection.answer() {
-                        self.recorder.response(request.start, now_ns);
-                        self.recorder.completed(request, has_status.then_some(status), now_ns);
-                    }
-                    if close {
-                        return Received::Last;
-                    }
-                }
-            }
+        let buffer = self.ring.received(slot, filled);
+        let has_status = self.job.settings.mode == Mode::Http;
+        let (taken, received) = connection.read(buffer, has_status, &mut self.recorder, now_ns);
+        if !matches!(received, Received::More) {
+            return received;
         }
         connection.carried = filled - taken;
         if connection.carried == BUFFER_BYTES {
-            return Received::Bad("its header is longer than 16 KiB");
-        }
-        if taken > 0 && taken < filled {
+            connection.spill.extend_from_slice(buffer);
+            connection.carried = 0;
+        } else if taken > 0 && taken < filled {
             self.ring.keep(slot, taken, filled);
         }
         Received::More
     }
 
+    /// Reads answers out of the bytes that are not in the slot's buffer.
+    pub(super) fn read_spill(&mut self, slot: u32, now_ns: u64) -> Received {
+        let has_status = self.job.settings.mode == Mode::Http;
+        let connection = &mut self.connections[slot as usize];
+        let mut spill = std::mem::take(&mut connection.spill);
+        let (taken, received) = connection.read(&spill, has_status, &mut self.recorder, now_ns);
+        spill.drain(..taken);
+        let too_long = spill.len() > HEAD_BYTES_MAX;
+        if !spill.is_empty() || spill.capacity() <= SPILL_BYTES_KEPT {
+            connection.spill = spill;
+        }
+        match received {
+            Received::More if too_long => Received::Bad("its head is longer than 256 KiB"),
+            other => other,
+        }
+    }
+
     /// After reading: receives more, sends more, or ends the connection.
-    fn go_on(&mut self, slot: u32, received: Received) {
+    pub(super) fn go_on(&mut self, slot: u32, received: Received) {
         let connection = &self.connections[slot as usize];
         let done = connection.requests.is_empty() && connection.budget == 0;
         match received {
@@ -184,8 +223,12 @@ impl Thread {
         self.end(slot);
     }
 
-    fn closed_by_peer(&mut self, slot: u32, now_ns: u64) {
+    pub(super) fn on_close(&mut self, slot: u32, now_ns: u64) {
         let connection = &mut self.connections[slot as usize];
+        if connection.phase == Phase::Handshaking {
+            self.on_tls_failure(slot, "the server closed within the handshake");
+            return;
+        }
         let ended = connection.expects_answer().then(|| connection.reader.end()).flatten();
         if let Some(Outcome::Complete { status, .. }) = ended
             && let Some(request) = connection.answer()
@@ -203,7 +246,7 @@ impl Thread {
     }
 
     /// Fails every request of a connection; one without any, as an idle one, fails none.
-    fn fail(&mut self, slot: u32, kind: ErrorKind, example: &str) {
+    pub(super) fn fail(&mut self, slot: u32, kind: ErrorKind, example: &str) {
         let now_ns = self.now_ns();
         for request in self.connections[slot as usize].requests.drain(..) {
             self.recorder.failed(request.start, kind, example, now_ns);
@@ -219,11 +262,17 @@ impl Thread {
                 if at_ns > now_ns {
                     break;
                 }
-                if connection.phase == Phase::Connecting {
-                    self.fail(slot, ErrorKind::ConnectTimeout, "no connection in time");
-                    self.demand.pause(now_ns);
-                } else {
-                    self.fail(slot, ErrorKind::Timeout, "no complete answer in time");
+                match connection.phase {
+                    Phase::Connecting => {
+                        self.avoid_address(slot);
+                        self.fail(slot, ErrorKind::ConnectTimeout, "no connection in time");
+                        self.demand.pause(now_ns);
+                    }
+                    Phase::Handshaking => {
+                        self.fail(slot, ErrorKind::ConnectTimeout, "no TLS session in time");
+                        self.demand.pause(now_ns);
+                    }
+                    _ => self.fail(slot, ErrorKind::Timeout, "no complete answer in time"),
                 }
                 self.end(slot);
             }
@@ -232,7 +281,7 @@ impl Thread {
     }
 
     /// Ends a connection: at once if nothing is under way, else after the last completion.
-    fn end(&mut self, slot: u32) {
+    pub(super) fn end(&mut self, slot: u32) {
         self.connections[slot as usize].phase = Phase::Ending;
         self.ring.cancel(slot);
         self.end_if_quiet(slot);
@@ -242,6 +291,7 @@ impl Thread {
         if self.ring.busy(slot) {
             return;
         }
+        self.send_closing_alert(slot);
         if self.job.settings.close == CloseBy::Rst {
             self.ring.socket(slot).inspect(|fd| socket::reset_on_close(fd));
         }
@@ -253,7 +303,7 @@ impl Thread {
     }
 }
 
-/// How a failed connect counts. A unix socket that is gone is as good as a closed port.
+/// How a failed connect counts. A unix socket that is gone counts as a closed port.
 fn connect_error(errno: Errno) -> ErrorKind {
     match errno {
         Errno::ECONNREFUSED | Errno::ENOENT => ErrorKind::ConnectRefused,
@@ -262,5 +312,47 @@ fn connect_error(errno: Errno) -> ErrorKind {
             ErrorKind::Local
         }
         _ => ErrorKind::ConnectFailed,
+    }
+}
+
+impl Connection {
+    /// Reads answers out of received bytes. Returns how many of the bytes are done with.
+    fn read(
+        &mut self,
+        bytes: &[u8],
+        has_status: bool,
+        recorder: &mut Recorder,
+        now_ns: u64,
+    ) -> (usize, Received) {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            if !self.expects_answer() {
+                let received = match self.requests.is_empty() {
+                    true => Received::Unasked,
+                    false => Received::Bad("it came before the request"),
+                };
+                return (taken, received);
+            }
+            if let Some(request) = self.requests.front_mut().filter(|front| !front.begun) {
+                request.begun = true;
+                recorder.first_byte(request.start, now_ns);
+            }
+            let step = self.reader.advance(&bytes[taken..]);
+            taken += step.consumed;
+            match step.outcome {
+                Outcome::More => break,
+                Outcome::Bad(why) => return (taken, Received::Bad(why)),
+                Outcome::Complete { status, close } => {
+                    if let Some(request) = self.answer() {
+                        recorder.response(request.start, now_ns);
+                        recorder.completed(request, has_status.then_some(status), now_ns);
+                    }
+                    if close {
+                        return (taken, Received::Last);
+                    }
+                }
+            }
+        }
+        (taken, Received::More)
     }
 }

@@ -1,11 +1,15 @@
 //! A run, prepared: everything that its threads share and never change.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
 
 use super::demand::Demand;
 use super::payload::Payload;
 use super::recorder::Window;
+use super::resolve::resolve;
 use crate::environment::{self, Environment};
 use crate::error::Error;
 use crate::plan::{Bounds, Plan};
@@ -13,13 +17,20 @@ use crate::preflight::{self, Resources};
 use crate::settings::{Load, Pin, Settings};
 use crate::sys::process;
 use crate::sys::socket::{self, SocketAddress};
-use crate::target::Address;
+use crate::target::{Address, Endpoint, Scheme, Target};
+use crate::tls::{self, Connector};
 
 /// What the threads of a run share.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) settings: Settings,
-    pub(super) address: Arc<SocketAddress>,
+    pub(super) servers: Vec<Server>,
+    /// The server of each target and its place among that server's targets.
+    pub(super) routes: Vec<(usize, usize)>,
+    /// The addresses of all servers.
+    pub(super) addresses: Arc<[SocketAddress]>,
+    /// Present if a server speaks TLS.
+    pub(super) connector: Option<Connector>,
     pub(super) payload: Payload,
     pub(super) pipeline: usize,
     pub(super) sources: Vec<Ipv4Addr>,
@@ -30,19 +41,38 @@ pub(super) struct Job {
     connections: u32,
 }
 
+/// Where connections lead: one endpoint, spoken to in one way.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Its addresses, by their numbers in [`Job::addresses`]. There is at least one.
+    pub(super) addresses: Range<usize>,
+    /// What its certificate must prove, if it speaks TLS.
+    pub(super) tls_name: Option<ServerName<'static>>,
+}
+
 impl Job {
-    /// Checks what can be checked before a run, and prepares it.
-    pub(super) fn prepare(settings: &Settings) -> Result<(Self, Environment), Error> {
+    /// Checks what can be checked before a run, and prepares it. `interrupted` is asked now and
+    /// then while name servers are waited for.
+    pub(super) fn prepare(
+        settings: &Settings,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<(Self, Environment), Error> {
         settings.check()?;
-        let address = settings.target.resolve()?;
+        let (groups, routes) = group(settings);
+        let connector = settings
+            .targets()
+            .any(|target| target.scheme == Scheme::Https)
+            .then(|| Connector::new(settings.insecure, settings.tls_resumption))
+            .transpose()?;
+        let (servers, addresses) = servers(&groups, interrupted)?;
         let allowed = process::allowed_cpus()?;
         let cpus = choose_cpus(&settings.pin, settings.threads, &allowed)?;
         let resources = Resources {
             descriptors: process::raise_descriptor_limit()?,
             ports: environment::port_range(),
             tcp_tw_reuse: environment::sysctl("/proc/sys/net/ipv4/tcp_tw_reuse"),
-            loopback_v4: socket::is_loopback_v4(&address),
-            unix: matches!(address, Address::Unix(_)),
+            loopback_v4: addresses.iter().any(socket::is_loopback_v4),
+            unix: addresses.iter().all(|address| matches!(address, Address::Unix(_))),
         };
         let granted = preflight::grant(settings, resources)?;
         let environment = Environment {
@@ -64,8 +94,11 @@ impl Job {
         let warmup_ns = nanoseconds(settings.warmup_ms);
         let job = Self {
             settings: settings.clone(),
-            address: Arc::new(SocketAddress::new(&address)?),
-            payload: Payload::new(settings),
+            servers,
+            routes,
+            addresses: addresses.iter().map(SocketAddress::new).collect::<Result<_, _>>()?,
+            connector,
+            payload: Payload::new(settings, &groups),
             pipeline: settings.pipeline as usize,
             sources: granted.sources,
             cpus,
@@ -102,6 +135,12 @@ impl Job {
         }
     }
 
+    /// The addresses of a server, for a message that all of them have failed.
+    pub(super) fn tried(&self, server: usize) -> String {
+        let all = &self.addresses[self.servers[server].addresses.clone()];
+        all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// The measured time.
     pub(super) fn window(&self) -> Window {
         Window {
@@ -110,6 +149,45 @@ impl Job {
             planned: matches!(self.settings.load, Load::Open { .. }),
         }
     }
+}
+
+/// The targets of each server, and for each target its server and its place there.
+fn group(settings: &Settings) -> (Vec<Vec<&Target>>, Vec<(usize, usize)>) {
+    let mut groups: Vec<Vec<&Target>> = Vec::new();
+    let mut routes = Vec::new();
+    for target in settings.targets() {
+        let same = |group: &Vec<&Target>| {
+            group[0].endpoint == target.endpoint && group[0].scheme == target.scheme
+        };
+        let server = groups.iter().position(same).unwrap_or(groups.len());
+        if server == groups.len() {
+            groups.push(Vec::new());
+        }
+        routes.push((server, groups[server].len()));
+        groups[server].push(target);
+    }
+    (groups, routes)
+}
+
+/// Resolves the endpoint of each group.
+fn servers(
+    groups: &[Vec<&Target>],
+    interrupted: &mut dyn FnMut() -> bool,
+) -> Result<(Vec<Server>, Vec<Address>), Error> {
+    let mut servers = Vec::new();
+    let mut addresses = Vec::new();
+    for group in groups {
+        let target = group[0];
+        let found = match &target.endpoint {
+            Endpoint::Unix(path) => vec![Address::Unix(path.clone())],
+            Endpoint::Tcp(_) => resolve(target, interrupted)?,
+        };
+        let first = addresses.len();
+        addresses.extend(found);
+        let tls_name = target.server_name().map(|host| tls::server_name(&host)).transpose()?;
+        servers.push(Server { addresses: first..addresses.len(), tls_name });
+    }
+    Ok((servers, addresses))
 }
 
 fn nanoseconds(ms: u64) -> u64 {
@@ -154,6 +232,18 @@ mod tests {
             let sum: usize = (0..threads).map(|thread| part(all, thread, threads)).sum();
             prop_assert_eq!(sum, all as usize);
         }
+    }
+
+    #[test]
+    fn targets_of_one_server_share_its_connections() {
+        let target = |text: &str| text.parse::<Target>().expect("a target");
+        let mut settings = Settings::new(target("http://a/1"), Load::Closed { connections: 9 });
+        settings.other_targets =
+            ["https://a/2", "http://a/3", "http://b/4", "http://A:80/5"].map(target).into();
+        let (groups, routes) = group(&settings);
+        assert_eq!(routes, [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2)]);
+        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 1, 1]);
     }
 
     #[test]

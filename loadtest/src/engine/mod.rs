@@ -1,15 +1,16 @@
 //! Carries a run out: starts the threads, gathers what they see, sums it up.
 //!
-//! The calling thread does everything that is not generating: merging, printing (through an
-//! observer), watching for a target that is gone. The generator threads share nothing but a stop
-//! flag and live counters.
+//! The calling thread does everything else: merging, printing (through an observer), watching for
+//! a target that is gone. The generator threads share only a stop flag and live counters.
 
 mod connection;
 mod demand;
+mod encrypted;
 mod events;
 mod job;
 mod payload;
 mod recorder;
+mod resolve;
 mod starting;
 mod thread;
 
@@ -32,7 +33,7 @@ use thread::Ends;
 
 /// How often the observer is called and the target watched.
 const TICK_MS: u64 = 100;
-/// Between everybody's being ready and the first start: time to wake up.
+/// Between the moment when all threads are ready and the first start: time to wake up.
 const BEGIN_MS: u64 = 5;
 
 /// Ends a run early when set; clones share the flag.
@@ -52,7 +53,7 @@ impl StopFlag {
     }
 }
 
-/// Where a run stands, for a progress line. Counters include the warm-up.
+/// Where a run stands, for a live view. Counters include the warm-up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     /// Since the warm-up's beginning.
@@ -69,14 +70,14 @@ pub struct Progress {
     pub in_flight: u64,
 }
 
-/// Is told how a run goes. Called on the thread that called [`measure`].
+/// Follows a run. Called on the thread that called [`measure`].
 pub trait Observer {
     /// The run was prepared; notes may be printed before it begins.
     fn prepared(&mut self, environment: &Environment) {
         let _ = environment;
     }
 
-    /// Everybody is ready; the measured time begins at this instant.
+    /// All threads are ready; the measured time begins at this instant.
     fn began(&mut self, measured_from_unix_ms: u64) {
         let _ = measured_from_unix_ms;
     }
@@ -104,7 +105,7 @@ enum Message {
     Done(Result<Done, Error>),
 }
 
-/// A thread's last words.
+/// What a thread reports at its end.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
     cpu: CpuTime,
@@ -118,14 +119,17 @@ struct Generator {
     live: Arc<Live>,
 }
 
-/// Carries out a run and returns what it came to. An `Err` means that it could not begin or had
-/// to be broken off; a target that does not answer is told in [`Report::failure`] instead.
+/// Carries out a run and returns its results. An `Err` means that it could not begin or had to be
+/// broken off; a target that does not answer is reported in [`Report::failure`] instead.
 pub fn measure(
     settings: &Settings,
     stop: &StopFlag,
     observer: &mut dyn Observer,
 ) -> Result<Report, Error> {
-    let (job, environment) = Job::prepare(settings)?;
+    let (job, environment) = Job::prepare(settings, &mut || {
+        observer.tick(&Progress::default());
+        stop.is_set()
+    })?;
     observer.prepared(&environment);
     let job = Arc::new(job);
     // A failing thread ends the others, but leaves the caller's flag alone.
@@ -188,7 +192,7 @@ fn start<'scope>(
         .name(format!("load-{number}"))
         .spawn_scoped(scope, move || {
             let done = thread::run(job, number, ends);
-            // The run is over if nobody listens any more.
+            // The run is over if the receiver is gone.
             let _ = sender.send(Message::Done(done));
         })
         .map_err(|error| Error::system("start a generator thread", crate::error::errno_of(&error)));
@@ -225,7 +229,7 @@ impl Run<'_> {
         let started_unix_ms = unix_ms() + BEGIN_MS;
         self.observer.began(started_unix_ms + self.job.settings.warmup_ms);
         for generator in &self.generators {
-            // A thread that is gone has told why, or will when it is joined.
+            // A thread that is gone has reported why, or panics when it is joined.
             let _ = generator.begin.send(epoch);
         }
         let interrupted = self.follow(epoch);
@@ -288,7 +292,7 @@ impl Run<'_> {
         while self.done.len() < self.generators.len() && self.error.is_none() {
             let until_tick = next_tick.saturating_duration_since(Instant::now());
             match self.messages.recv_timeout(until_tick) {
-                Ok(message) => self.take(message),
+                Ok(message) => self.on_message(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -310,7 +314,7 @@ impl Run<'_> {
         interrupted
     }
 
-    fn take(&mut self, message: Message) {
+    fn on_message(&mut self, message: Message) {
         match message {
             Message::Interval(interval) => {
                 let observer = &mut *self.observer;

@@ -1,7 +1,7 @@
-//! What one thread has seen: into the present second's interval, and into the live counters.
+//! What one thread has seen, recorded in the current second's interval and the live counters.
 //!
-//! A second that is over is handed to the collector and an empty interval comes back, so that
-//! summing up and printing cost the generator nothing.
+//! A complete second goes to the collector and an empty interval comes back, so that summing up
+//! and printing take no time of the generator's thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ pub(super) struct Live {
     pub(super) started: AtomicU64,
     pub(super) completed: AtomicU64,
     pub(super) failed: AtomicU64,
-    /// Of those failed, the ones that nobody accepted.
+    /// Of those failed, the ones whose connect was refused.
     pub(super) refused: AtomicU64,
     pub(super) late: AtomicU64,
     pub(super) in_flight: AtomicU64,
@@ -84,7 +84,7 @@ impl Recorder {
     }
 
     fn hand_over(&mut self, next: u64) {
-        // What comes back has been emptied: that takes long enough to delay a start.
+        // What comes back has been emptied elsewhere: here that could delay a start.
         let mut fresh = self.spare.try_recv().unwrap_or_default();
         fresh.second = next;
         let full = std::mem::replace(&mut self.interval, fresh);

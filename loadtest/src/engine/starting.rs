@@ -1,12 +1,14 @@
 //! How a due request finds its connection: an idle one, a new one, or one with room.
 //!
-//! Owns sockets' opening and what is sent over them. What comes back is `events`' business.
+//! Owns opening and sending. What comes back is handled in `events`.
+
+use std::ops::Range;
 
 use nix::errno::Errno;
 
+use super::connection::Phase;
 use super::thread::{Deadline, STARTS_PER_TURN, Thread};
 use crate::plan::Start;
-use crate::protocol::Reader;
 use crate::settings::{Load, RequestsPerConnection};
 use crate::sys::socket;
 use crate::tally::ErrorKind;
@@ -27,7 +29,10 @@ impl Thread {
                 return false;
             }
             match self.place() {
-                Some(Place::Existing(slot)) => self.refill(slot, 1),
+                Some(Place::Existing(slot)) => {
+                    self.take_turn();
+                    self.refill(slot, 1);
+                }
                 Some(Place::New) => self.open_next(),
                 None => return false,
             }
@@ -35,29 +40,55 @@ impl Thread {
         self.demand.ready()
     }
 
-    /// An idle connection, else a new one, else one with room in its pipeline.
+    /// An idle connection to the server whose turn it is, else a new one, else one with room in
+    /// its pipeline. If none can be had, any other server's.
     fn place(&mut self) -> Option<Place> {
-        let pipeline = self.job.pipeline;
-        while let Some((slot, tenancy)) = self.idle.pop() {
-            let connection = &self.connections[slot as usize];
-            if connection.tenancy == tenancy && connection.has_room(pipeline) {
-                return Some(Place::Existing(slot));
-            }
+        let (server, _) = self.job.routes[self.next_route];
+        if let Some(slot) = self.take_idle(server) {
+            return Some(Place::Existing(slot));
         }
         if self.busy + self.demand.paused() < self.limit && !self.free.is_empty() {
             return Some(Place::New);
         }
-        while let Some((slot, tenancy)) = self.roomy.pop_front() {
+        let servers = self.available.len();
+        let turns = (0..servers).map(|step| (server + step) % servers);
+        turns.into_iter().find_map(|server| {
+            self.take_idle(server).or_else(|| self.take_roomy(server)).map(Place::Existing)
+        })
+    }
+
+    fn take_idle(&mut self, server: usize) -> Option<u32> {
+        while let Some((slot, tenancy)) = self.available[server].idle.pop() {
+            let connection = &self.connections[slot as usize];
+            if connection.tenancy == tenancy && connection.has_room(self.job.pipeline) {
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    fn take_roomy(&mut self, server: usize) -> Option<u32> {
+        while let Some((slot, tenancy)) = self.available[server].roomy.pop_front() {
             let connection = &mut self.connections[slot as usize];
             if connection.tenancy != tenancy {
                 continue;
             }
             connection.listed = false;
-            if connection.has_room(pipeline) {
-                return Some(Place::Existing(slot));
+            if connection.has_room(self.job.pipeline) {
+                return Some(slot);
             }
         }
         None
+    }
+
+    /// The target whose turn it is; the next one has the next turn.
+    fn take_turn(&mut self) -> (usize, usize) {
+        let route = self.job.routes[self.next_route];
+        self.next_route += 1;
+        if self.next_route == self.job.routes.len() {
+            self.next_route = 0;
+        }
+        route
     }
 
     /// Opens a connection for the next request.
@@ -69,9 +100,10 @@ impl Thread {
         let budget = match self.job.settings.requests_per_connection {
             RequestsPerConnection::Unlimited => u32::MAX,
             RequestsPerConnection::Between(least, most) if least == most => least,
-            RequestsPerConnection::Between(least, most) => self.random.between(least, most),
+            RequestsPerConnection::Between(least, most) => self.random.u32(least..=most),
         };
-        match self.open_socket(budget, false) {
+        let route = self.take_turn();
+        match self.open_socket(route, budget, false) {
             Ok(slot) => {
                 self.give(slot, start);
                 if matches!(self.job.settings.load, Load::Closed { .. }) {
@@ -87,32 +119,83 @@ impl Thread {
         }
     }
 
-    pub(super) fn open_one_held(&mut self) {
-        match self.open_socket(0, true) {
+    pub(super) fn open_held_one(&mut self) {
+        let route = self.take_turn();
+        match self.open_socket(route, 0, true) {
             Ok(_) => self.held.opening += 1,
             Err(errno) => self.held.failure = Some(errno.desc().into()),
         }
     }
 
-    /// Makes a socket and begins to connect it.
-    fn open_socket(&mut self, budget: u32, held: bool) -> Result<u32, Errno> {
+    /// Takes a slot and begins to connect it to a server.
+    fn open_socket(
+        &mut self,
+        route: (usize, usize),
+        budget: u32,
+        held: bool,
+    ) -> Result<u32, Errno> {
         let slot = self.free.pop().ok_or(Errno::EMFILE)?;
-        let sources = &self.job.sources;
-        let source = (!sources.is_empty()).then(|| sources[self.next_source % sources.len()]);
-        self.next_source = self.next_source.wrapping_add(1);
-        let socket = match socket::open(&self.job.address, source) {
-            Ok(socket) => socket,
-            Err(errno) => {
-                self.free.push(slot);
-                return Err(errno);
+        let connection = &mut self.connections[slot as usize];
+        connection.restart(self.reader, route, budget, held);
+        connection.address = self.preferred[route.0];
+        match self.connect(slot) {
+            Ok(()) => {
+                self.busy += usize::from(!held);
+                Ok(slot)
             }
-        };
-        let reader = Reader::new(&self.job.settings);
-        self.connections[slot as usize].restart(reader, budget, held);
-        self.busy += usize::from(!held);
-        self.ring.adopt(slot, socket);
-        self.ring.connect(slot);
-        Ok(slot)
+            Err(errno) => {
+                self.connections[slot as usize].phase = Phase::Free;
+                self.free.push(slot);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Makes a socket and begins to connect it to the connection's address, or to the next ones
+    /// as long as there is no socket for it: a host without IPv6 has none for such an address.
+    fn connect(&mut self, slot: u32) -> Result<(), Errno> {
+        loop {
+            let address = self.connections[slot as usize].address;
+            let sources = &self.job.sources;
+            let source = (!sources.is_empty()).then(|| sources[self.next_source % sources.len()]);
+            self.next_source = self.next_source.wrapping_add(1);
+            match socket::open(&self.job.addresses[address], source) {
+                Ok(socket) => {
+                    self.ring.adopt(slot, socket);
+                    self.ring.connect(slot, address);
+                    return Ok(());
+                }
+                Err(errno) if !self.next_address(slot) => return Err(errno),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Moves on to the server's next address. False if all of them have been tried.
+    fn next_address(&mut self, slot: u32) -> bool {
+        let connection = &mut self.connections[slot as usize];
+        let all = &self.job.servers[connection.server].addresses;
+        connection.tried += 1;
+        connection.address = following(connection.address, all);
+        connection.tried < all.len()
+    }
+
+    /// After a failed connect: tries the server's next address for the same requests.
+    pub(super) fn connect_elsewhere(&mut self, slot: u32) -> bool {
+        if !self.next_address(slot) {
+            return false;
+        }
+        self.ring.close(slot);
+        self.connect(slot).is_ok()
+    }
+
+    /// An address did not answer in time: others have a try first from now on.
+    pub(super) fn avoid_address(&mut self, slot: u32) {
+        let connection = &self.connections[slot as usize];
+        let preferred = &mut self.preferred[connection.server];
+        if *preferred == connection.address {
+            *preferred = following(*preferred, &self.job.servers[connection.server].addresses);
+        }
     }
 
     /// Gives a connection up to `count` of the requests that are due.
@@ -146,7 +229,9 @@ impl Thread {
             return;
         }
         let connection = &mut self.connections[slot as usize];
-        if let Some((from, to)) = connection.next_send(&self.job.payload) {
+        if connection.tls.is_some() {
+            self.send_encrypted(slot);
+        } else if let Some((from, to)) = connection.next_send(&self.job.payload) {
             self.ring.send(slot, from, to);
         }
     }
@@ -160,11 +245,17 @@ impl Thread {
         if !connection.has_room(self.job.pipeline) {
             return;
         }
+        let available = &mut self.available[connection.server];
         if connection.requests.is_empty() {
-            self.idle.push((slot, connection.tenancy));
+            available.idle.push((slot, connection.tenancy));
         } else if !connection.listed {
             connection.listed = true;
-            self.roomy.push_back((slot, connection.tenancy));
+            available.roomy.push_back((slot, connection.tenancy));
         }
     }
+}
+
+/// The address after this one; the first comes after the last.
+fn following(address: usize, all: &Range<usize>) -> usize {
+    if address + 1 < all.end { address + 1 } else { all.start }
 }

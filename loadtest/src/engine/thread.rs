@@ -1,12 +1,14 @@
 //! One generator thread: its ring, its connections and its share of the requests.
 //!
 //! The loop here is the parent: it looks at the clock, starts what is due, waits, and hands each
-//! completion to its handler in `events`. Nothing in it blocks but the ring's own wait.
+//! completion to its handler in `events`. Only the ring's wait blocks.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
+
+use fastrand::Rng;
 
 use super::connection::Connection;
 use super::demand::Demand;
@@ -16,7 +18,6 @@ use super::{Done, Message, StopFlag};
 use crate::collect::Interval;
 use crate::error::Error;
 use crate::protocol::Reader;
-use crate::random::Random;
 use crate::settings::Load;
 use crate::sys::process::{CpuTime, ask_for_precise_timers, pin_thread};
 use crate::sys::ring::{Completion, Ring};
@@ -27,7 +28,7 @@ const HEARTBEAT_NS: u64 = 50_000_000;
 pub(super) const STARTS_PER_TURN: usize = 32;
 
 /// When a request's time is over. Requests of one thread start in order and have one timeout, so
-/// a queue is sorted by itself.
+/// a queue of them is sorted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline {
     pub(super) at_ns: u64,
@@ -55,6 +56,15 @@ pub(super) struct Ends {
     pub(super) stop: StopFlag,
 }
 
+/// Connections of one server that may take another request: slot and tenancy, possibly outdated.
+#[derive(Debug, Default)]
+pub(super) struct Available {
+    /// Without requests.
+    pub(super) idle: Vec<(u32, u32)>,
+    /// With room in their pipeline.
+    pub(super) roomy: VecDeque<(u32, u32)>,
+}
+
 /// One generator thread.
 pub(super) struct Thread {
     pub(super) job: Arc<Job>,
@@ -64,12 +74,16 @@ pub(super) struct Thread {
     pub(super) free: Vec<u32>,
     pub(super) demand: Demand,
     pub(super) recorder: Recorder,
-    /// Open connections without requests: slot and tenancy, possibly outdated.
-    pub(super) idle: Vec<(u32, u32)>,
-    /// Open connections with room in their pipeline: the same.
-    pub(super) roomy: VecDeque<(u32, u32)>,
+    /// Each server's open connections that may take another request.
+    pub(super) available: Vec<Available>,
+    /// The address of each server that was reached last, and is tried first.
+    pub(super) preferred: Vec<usize>,
+    /// Whose turn it is among the targets.
+    pub(super) next_route: usize,
+    /// What every connection reads its answers with, at its beginning.
+    pub(super) reader: Reader,
     pub(super) deadlines: VecDeque<Deadline>,
-    pub(super) random: Random,
+    pub(super) random: Rng,
     pub(super) next_source: usize,
     /// Connections for requests: the most, and how many there are.
     pub(super) limit: usize,
@@ -93,7 +107,7 @@ pub(super) fn run(job: Arc<Job>, number: u32, ends: Ends) -> Result<Done, Error>
     let recorder = Recorder::new(job.window(), sender.clone(), spare, live);
     let mut thread = Thread::new(job, number, recorder)?;
     thread.open_held(number, &stop)?;
-    // Both ends of this exchange live in the same scope: if the other is gone, so is the run.
+    // Both ends of this exchange live in the same scope: if the other is gone, the run is over.
     let _ = sender.send(Message::Ready(thread.ring.flags()));
     let Ok(epoch) = begin.recv() else {
         return Ok(Done::default());
@@ -113,15 +127,17 @@ impl Thread {
         let last = u32::try_from(slots).map_err(|_| Error::usage("too many slots", "fewer"))?;
         let seed = job.settings.seed.wrapping_add(u64::from(number) << 32);
         Ok(Self {
-            ring: Ring::new(slots, job.payload.bytes.clone(), job.address.clone())?,
+            ring: Ring::new(slots, job.payload.bytes.clone(), job.addresses.clone())?,
             connections,
             free: (0..last).rev().collect(),
             demand: job.demand(number),
             recorder,
-            idle: Vec::new(),
-            roomy: VecDeque::new(),
+            available: job.servers.iter().map(|_| Available::default()).collect(),
+            preferred: job.servers.iter().map(|server| server.addresses.start).collect(),
+            next_route: number as usize % job.routes.len(),
+            reader,
             deadlines: VecDeque::new(),
-            random: Random::new(seed),
+            random: Rng::with_seed(seed),
             next_source: number as usize,
             limit,
             busy: 0,
@@ -138,7 +154,7 @@ impl Thread {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The loop: starts what is due, waits, handles what came of it.
+    /// The loop: starts what is due, waits, handles completions.
     fn load(mut self, stop: &StopFlag) -> Result<Done, Error> {
         let mut completions = Vec::new();
         let mut now_ns = self.now_ns();
@@ -154,14 +170,14 @@ impl Thread {
             self.ring.turn(wait, &mut completions)?;
             now_ns = self.now_ns();
             for completion in completions.drain(..) {
-                self.handle(completion, now_ns);
+                self.on_completion(completion, now_ns);
             }
             self.expire(now_ns);
         }
         Ok(self.finish(stop.is_set()))
     }
 
-    /// Opens this thread's share of the held connections, or says why that cannot be.
+    /// Opens this thread's share of the held connections, or reports why that fails.
     fn open_held(&mut self, number: u32, stop: &StopFlag) -> Result<(), Error> {
         let wanted = self.job.held(number);
         let mut completions = Vec::new();
@@ -171,13 +187,13 @@ impl Thread {
                 && self.held.opening < STARTS_PER_TURN
                 && self.held.failure.is_none()
             {
-                self.open_one_held();
+                self.open_held_one();
             }
             let wait = Some(Duration::from_nanos(HEARTBEAT_NS));
             self.ring.turn(wait, &mut completions)?;
             for completion in completions.drain(..) {
                 let completion: Completion = completion;
-                self.handle(completion, 0);
+                self.on_completion(completion, 0);
             }
             if self.held.open > progress.0 {
                 progress = (self.held.open, Instant::now());

@@ -1,14 +1,14 @@
 //! Where a response's body ends, by its header (RFC 9112, section 6.3). Pure.
 //!
-//! Refuses contradictions: two lengths, a length beside a transfer coding, a coding other than
-//! chunked. Guessing would count bytes of one response into the next.
+//! Refuses contradictions: two lengths, a length and a transfer coding, a coding other than
+//! chunked. A guess could take bytes of one response for the next.
 
 /// What a response's header says about its end.
 pub(super) struct Framing {
     pub(super) body: Body,
     /// The server will close.
     pub(super) close: bool,
-    /// The server says that it will not, which only HTTP/1.0 needs to.
+    /// The server says that it will not close, which only HTTP/1.0 needs.
     pub(super) keep_alive: bool,
 }
 
@@ -61,7 +61,7 @@ fn length(value: &[u8]) -> Result<u64, &'static str> {
 /// Why a header could not be read.
 pub(super) fn reason(error: httparse::Error) -> &'static str {
     match error {
-        httparse::Error::TooManyHeaders => "it has more than 64 header lines",
+        httparse::Error::TooManyHeaders => "it has more than 512 header lines",
         httparse::Error::Version => "it does not begin as an HTTP/1 response",
         httparse::Error::Status => "its status line is malformed",
         _ => "its header is malformed",

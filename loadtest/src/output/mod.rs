@@ -1,8 +1,8 @@
-//! How results and notes look. Data goes to stdout and files, everything else to stderr.
+//! What results and notes look like. Data goes to stdout and files, the rest to stderr.
 
 pub(crate) mod csv;
 pub(crate) mod hdr_log;
-pub(crate) mod progress;
+pub(crate) mod live;
 pub(crate) mod text;
 
 use std::fs::File;
@@ -50,7 +50,7 @@ pub(crate) fn note(what: &str) {
 
 fn say(word: &str, color: &str, rest: &str) {
     let mut stderr = io::stderr().lock();
-    // There is nobody to tell if stderr is gone.
+    // If stderr is gone, there is no place left for a complaint.
     let _ = if colored(&stderr) {
         writeln!(stderr, "\x1b[{color}m{word}\x1b[0m {rest}")
     } else {

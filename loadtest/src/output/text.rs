@@ -1,4 +1,4 @@
-//! The table at the end of a run, for people: what was run, what came of it, what to make of it.
+//! The table at the end of a run, for people: settings, results, and whether to trust them.
 
 use std::io::{self, Write};
 
@@ -6,6 +6,7 @@ use crate::latency::Latency;
 use crate::report::Report;
 use crate::settings::{CloseBy, Load, Mode, RequestsPerConnection, Settings};
 use crate::tally::ErrorKind;
+use crate::units::{bytes, count, micros};
 
 /// Writes the table.
 pub(crate) fn write(writer: &mut impl Write, report: &Report) -> io::Result<()> {
@@ -15,6 +16,7 @@ pub(crate) fn write(writer: &mut impl Write, report: &Report) -> io::Result<()> 
     rates(writer, report)?;
     errors(writer, report)?;
     cpu(writer, report)?;
+    expectations(writer, report)?;
     verdict(writer, report)
 }
 
@@ -32,6 +34,10 @@ fn headline(settings: &Settings) -> String {
         (_, range) => format!("{range} requests per connection"),
     };
     let mut line = format!("{} · {load} · {reuse}", settings.target);
+    if !settings.other_targets.is_empty() {
+        let count = settings.other_targets.len();
+        line = format!("{} and {count} more · {load} · {reuse}", settings.target);
+    }
     if settings.pipeline > 1 {
         line.push_str(&format!(" · pipeline of {}", settings.pipeline));
     }
@@ -161,6 +167,15 @@ fn cpu(writer: &mut impl Write, report: &Report) -> io::Result<()> {
     )
 }
 
+fn expectations(writer: &mut impl Write, report: &Report) -> io::Result<()> {
+    for (place, checked) in report.expectations.iter().enumerate() {
+        let head = if place == 0 { "expected" } else { "" };
+        let answer = if checked.met { "yes" } else { "no" };
+        writeln!(writer, "{head:<10} {}: {answer} ({})", checked.condition, checked.measured)?;
+    }
+    Ok(())
+}
+
 fn verdict(writer: &mut impl Write, report: &Report) -> io::Result<()> {
     if report.validity.valid {
         return writeln!(writer, "valid      yes");
@@ -170,53 +185,4 @@ fn verdict(writer: &mut impl Write, report: &Report) -> io::Result<()> {
         writeln!(writer, "{head} {}", reason.text)?;
     }
     Ok(())
-}
-
-/// A duration with three digits and its unit.
-pub(crate) fn micros(us: f64) -> String {
-    let (value, unit) = match us {
-        _ if us < 1e3 => (us, "µs"),
-        _ if us < 1e6 => (us / 1e3, "ms"),
-        _ => (us / 1e6, "s"),
-    };
-    match value {
-        _ if value < 10.0 => format!("{value:.2}{unit}"),
-        _ if value < 100.0 => format!("{value:.1}{unit}"),
-        _ => format!("{value:.0}{unit}"),
-    }
-}
-
-/// A count, shortened to fit a column.
-pub(crate) fn count(number: u64) -> String {
-    match number {
-        0..=99_999 => number.to_string(),
-        100_000..=99_999_999 => format!("{:.1}k", number as f64 / 1e3),
-        _ => format!("{:.1}M", number as f64 / 1e6),
-    }
-}
-
-fn bytes(number: u64) -> String {
-    match number {
-        0..=9_999 => format!("{number} B"),
-        10_000..=9_999_999 => format!("{:.1} kB", number as f64 / 1e3),
-        _ => format!("{:.1} MB", number as f64 / 1e6),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_keep_three_digits() {
-        for (us, text) in [
-            (0.5, "0.50µs"),
-            (12.34, "12.3µs"),
-            (999.0, "999µs"),
-            (1_234.0, "1.23ms"),
-            (60e6, "60.0s"),
-        ] {
-            assert_eq!(micros(us), text);
-        }
-    }
 }

@@ -1,4 +1,6 @@
-//! Which settings cannot be, alone or together, and what would work instead. Pure.
+//! Which settings are impossible, alone or together, and what would work instead. Pure.
+
+use std::collections::HashSet;
 
 use super::{CloseBy, Load, Mode, Pin, RequestsPerConnection, Settings, Sources};
 use crate::error::Error;
@@ -10,17 +12,21 @@ const RATE_MAX: f64 = 10e6;
 const CONNECTIONS_MAX: u32 = 4_000_000;
 /// The most requests under way on one connection.
 const PIPELINE_MAX: u32 = 1024;
-/// The most bytes of all messages of a full pipeline: one copy is kept for every thread.
+/// The most targets: every thread looks after all of them.
+const TARGETS_MAX: usize = 256;
+/// The most bytes of the bodies that are laid out for sending: a full pipeline for each target.
 const PAYLOAD_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Longer spinning than this would be a busy loop, not a last-moment correction.
 const SPIN_US_MAX: u64 = 1000;
 
 impl Settings {
-    /// Refuses what cannot be, with one line that says why and what would work.
+    /// Refuses what is impossible, with one line that says why and what would work.
     pub fn check(&self) -> Result<(), Error> {
         self.check_load()?;
+        self.check_targets()?;
         self.check_time()?;
         self.check_protocol()?;
+        self.check_method()?;
         self.check_requests()?;
         self.check_sockets()
     }
@@ -41,7 +47,7 @@ impl Settings {
         if let Some(connections) = connections {
             refuse(
                 connections < self.threads,
-                format!("{connections} connections cannot busy {} threads", self.threads),
+                format!("{connections} connections are too few for {} threads", self.threads),
                 "every thread needs a connection: give more connections or fewer threads",
             )?;
         }
@@ -58,6 +64,26 @@ impl Settings {
             )?;
         }
         Ok(())
+    }
+
+    fn check_targets(&self) -> Result<(), Error> {
+        let count = self.targets().count();
+        refuse(
+            count > TARGETS_MAX,
+            format!("{count} targets are more than the {TARGETS_MAX} that one run takes"),
+            "give fewer, or start several runs",
+        )?;
+        let servers = self.targets().map(|target| (&target.endpoint, target.scheme));
+        let servers = servers.collect::<HashSet<_>>().len();
+        let kept = self.requests_per_connection == RequestsPerConnection::Unlimited;
+        match self.load {
+            Load::Closed { connections } if kept => refuse(
+                (connections as usize) < servers,
+                format!("{connections} kept connections cannot load {servers} servers"),
+                format!("give --connections {servers} or more"),
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn check_time(&self) -> Result<(), Error> {
@@ -85,16 +111,18 @@ impl Settings {
     }
 
     fn check_protocol(&self) -> Result<(), Error> {
-        refuse(
-            self.target.scheme == Scheme::Http && self.mode != Mode::Http,
-            format!("{} names HTTP, the mode does not", self.target),
-            "leave out --mode, or give tcp://host:port",
-        )?;
-        refuse(
-            self.target.scheme == Scheme::Tcp && self.mode == Mode::Http,
-            format!("{} names plain bytes, the mode names HTTP", self.target),
-            "give --mode echo, --mode connect, or http://host:port",
-        )?;
+        for target in self.targets() {
+            refuse(
+                target.scheme.is_http() && self.mode != Mode::Http,
+                format!("{target} names HTTP, the mode does not"),
+                "leave out --mode, or give tcp://host:port",
+            )?;
+            refuse(
+                target.scheme == Scheme::Tcp && self.mode == Mode::Http,
+                format!("{target} names plain bytes, the mode names HTTP"),
+                "give --mode echo, --mode connect, or http://host:port",
+            )?;
+        }
         refuse(
             self.mode == Mode::Echo && self.body_bytes == 0,
             "an echo of 0 bytes never comes back",
@@ -106,11 +134,43 @@ impl Settings {
             "leave out --header",
         )?;
         refuse(
+            self.mode == Mode::Echo && self.body.is_some(),
+            "an echo's bytes are chosen so that shifted ones are noticed",
+            "give --body-bytes instead of a body",
+        )?;
+        refuse(
+            self.body.as_ref().is_some_and(|body| body.len() != self.body_bytes as usize),
+            "the body has another length than the settings say",
+            "set body_bytes to the body's length",
+        )?;
+        refuse(
             self.mode == Mode::Connect && self.body_bytes > 0,
             "connect mode sends nothing",
             "leave out --body-bytes, or give --mode echo",
         )?;
         self.headers.iter().try_for_each(|line| check_header(line))
+    }
+
+    fn check_method(&self) -> Result<(), Error> {
+        let Some(method) = &self.method else {
+            return Ok(());
+        };
+        refuse(self.mode != Mode::Http, "only HTTP has methods", "leave out --method")?;
+        refuse(
+            method.is_empty() || !method.bytes().all(is_token),
+            format!("--method {}: that is no method", method.escape_debug()),
+            "give --method GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS",
+        )?;
+        refuse(
+            method == "CONNECT",
+            "--method CONNECT would open a tunnel, which is not loaded here",
+            "give the URL behind the proxy, or --mode connect to open connections only",
+        )?;
+        refuse(
+            method == "HEAD" && self.body_bytes > 0,
+            "a HEAD request has no body",
+            "leave out the body, or give another --method",
+        )
     }
 
     fn check_requests(&self) -> Result<(), Error> {
@@ -132,7 +192,7 @@ impl Settings {
         )?;
         refuse(
             self.pipeline == 0 || self.pipeline > PIPELINE_MAX,
-            format!("{} requests at once on a connection cannot be", self.pipeline),
+            format!("{} requests at once on a connection are impossible", self.pipeline),
             format!("give --pipeline 1 to {PIPELINE_MAX}"),
         )?;
         refuse(
@@ -141,14 +201,15 @@ impl Settings {
             "add --requests-per-connection unlimited",
         )?;
         refuse(
-            u64::from(self.body_bytes) * u64::from(self.pipeline) > PAYLOAD_BYTES_MAX,
-            "a full pipeline of such bodies does not fit the send buffer",
-            format!("keep --body-bytes times --pipeline within {PAYLOAD_BYTES_MAX}"),
+            u64::from(self.body_bytes) * u64::from(self.pipeline) * self.targets().count() as u64
+                > PAYLOAD_BYTES_MAX,
+            "a full pipeline of such bodies for each target does not fit the send buffer",
+            format!("keep body bytes times --pipeline times targets within {PAYLOAD_BYTES_MAX}"),
         )
     }
 
     fn check_sockets(&self) -> Result<(), Error> {
-        let unix = matches!(self.target.endpoint, Endpoint::Unix(_));
+        let unix = self.targets().any(|target| matches!(target.endpoint, Endpoint::Unix(_)));
         refuse(
             unix && self.close == CloseBy::Rst,
             "a unix socket knows no reset",
@@ -176,12 +237,12 @@ fn refuse(wrong: bool, what: impl Into<String>, hint: impl Into<String>) -> Resu
 
 fn check_header(line: &str) -> Result<(), Error> {
     let shown = line.escape_debug();
-    let hint = "give --header 'Name: value'";
+    let hint = "give -H 'Name: value'";
     let Some((name, value)) = line.split_once(':') else {
         return Err(Error::usage(format!("--header {shown}: there is no colon in it"), hint));
     };
     refuse(
-        name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)),
+        name.is_empty() || !name.bytes().all(is_token),
         format!("--header {shown}: that is no header name"),
         hint,
     )?;
@@ -193,7 +254,12 @@ fn check_header(line: &str) -> Result<(), Error> {
     let framing = ["content-length", "transfer-encoding"];
     refuse(
         framing.iter().any(|word| name.eq_ignore_ascii_case(word)),
-        format!("--header {shown}: the body's length is set by --body-bytes"),
+        format!("--header {shown}: the body's length is computed"),
         "leave this header out",
     )
+}
+
+/// What methods and header names are made of (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,9 +1,9 @@
 //! Receive buffers: one anonymous mapping, cut into equal slots.
 //!
-//! The kernel writes into these buffers at times of its own, so they live at addresses that never
-//! move and are handed out as references only for slots that nothing is being received into;
-//! keeping that promise is the ring's business, which is why the methods here are `unsafe`.
-//! Pages are committed when first written to: a slot that is never used costs nothing.
+//! The kernel writes into these buffers at any time, so they have fixed addresses, and references
+//! to them exist only for slots that nothing is being received into. The ring keeps that promise,
+//! which is why the methods here are `unsafe`. Pages are committed when first written to: an
+//! unused slot takes no memory.
 
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -12,7 +12,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::error::Error;
 
-/// Bytes of one buffer: the longest response head, and the most received at once.
+/// Bytes of one buffer: the most received at once.
 pub(crate) const BUFFER_BYTES: usize = 16 * 1024;
 
 /// The buffers of one ring.
@@ -57,7 +57,7 @@ impl Arena {
         assert!(length <= BUFFER_BYTES, "a length within the buffer");
         let (pointer, _) = self.room(slot, 0);
         // SAFETY: the range is mapped and initialised (anonymous pages are zero), lives as long
-        // as `self`, and the caller promises that nobody writes to it meanwhile.
+        // as `self`, and the caller promises that the kernel does not write to it.
         unsafe { std::slice::from_raw_parts(pointer.as_ptr(), length) }
     }
 
@@ -76,8 +76,8 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and the ring drops it only when the kernel
-        // has no operation left that could write to it. Failing would only keep it mapped.
+        // SAFETY: this value owns the mapping, and the ring drops it only when the kernel has no
+        // operation left that could write to it. Failing would only keep it mapped.
         let _ = unsafe { munmap(self.base.cast(), self.bytes.get()) };
     }
 }

@@ -1,8 +1,8 @@
 //! The kernel's facilities, one file each, and the only place where `unsafe` is allowed.
 //!
-//! What the rest may rely on: no function here can be used to break memory safety; a slot's
-//! socket, buffer and operations under way are kept together by [`ring::Ring`], which refuses to
-//! reuse or close what the kernel still works on. Nothing here decides anything about a run.
+//! What the rest may rely on: no function here can break memory safety; [`ring::Ring`] keeps a
+//! slot's socket, buffers and operations together and refuses to reuse or close what the kernel
+//! still works on. Nothing here decides anything about a run.
 
 #![allow(unsafe_code, reason = "the ring shares memory with the kernel")]
 

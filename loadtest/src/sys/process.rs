@@ -1,4 +1,4 @@
-//! What a process may use and has used: descriptors, CPUs, CPU time, timer precision.
+//! What a process may use and has used: descriptors, CPUs, CPU time, precise timers.
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -45,7 +45,7 @@ pub(crate) fn ask_for_precise_timers() {
 pub(crate) struct CpuTime {
     pub(crate) user_us: u64,
     pub(crate) system_us: u64,
-    /// Able to run, and not let: others had the CPU. 0 where the kernel does not tell.
+    /// Ready to run while others had the CPU. 0 where the kernel does not count it.
     pub(crate) waiting_us: u64,
 }
 
@@ -75,7 +75,7 @@ impl CpuTime {
         self.user_us + self.system_us
     }
 
-    /// What it would have used if it had been let.
+    /// What it would have used on a CPU without others.
     pub(crate) fn wanted_us(self) -> u64 {
         self.total_us() + self.waiting_us
     }
@@ -115,7 +115,7 @@ mod tests {
             begin.wait();
             let before = CpuTime::of_thread();
             let mut sum = 0_u64;
-            // However long it takes: each is let run for a few milliseconds at a time.
+            // However long it takes: each runs for a few milliseconds at a time.
             while CpuTime::of_thread().since(before).total_us() < 60_000 {
                 sum = (0..10_000_u64).fold(sum, |sum, next| sum.wrapping_mul(31) ^ next);
             }

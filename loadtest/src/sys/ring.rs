@@ -1,9 +1,9 @@
 //! One thread's io_uring and everything the kernel may touch on its behalf.
 //!
-//! Owns, for every slot, the socket, the receive buffer and the knowledge of which operations are
-//! under way; the bytes to send and the address to connect to. That is what makes its methods
-//! safe: a buffer is shown only while nothing is received into it, a socket is closed only when
-//! no operation uses it, and memory is given back only after the last completion.
+//! Owns, for every slot, the socket, the buffers and the knowledge of which operations are under
+//! way; the bytes to send and the addresses to connect to. That is what makes its methods safe: a
+//! buffer is shown only while no operation uses it, a socket is closed only when no operation
+//! uses it, and memory is freed only after the last completion.
 //! It decides nothing about connections: it carries operations out and hands back results.
 
 use std::collections::VecDeque;
@@ -30,7 +30,7 @@ const POLL_FIRST: u16 = 1;
 /// How long dropping a ring waits for the kernel to end what is under way.
 const DRAIN_MS_MAX: u64 = 1000;
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Completion {
     pub(crate) operation: Operation,
@@ -64,12 +64,14 @@ impl Slot {
     }
 }
 
-/// What the kernel reads from and writes to. Given up rather than freed if the kernel keeps it.
+/// What the kernel reads from and writes to. Leaked rather than freed if the kernel keeps it.
 #[derive(Debug)]
 struct Memory {
     arena: Arena,
     payload: Arc<[u8]>,
-    address: Arc<SocketAddress>,
+    addresses: Arc<[SocketAddress]>,
+    /// Each slot's own bytes to send. Not touched while a send of the slot is under way.
+    outgoing: Vec<Vec<u8>>,
 }
 
 /// A ring, to be used by the thread that made it.
@@ -85,14 +87,16 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring of `slots` connections to `address`, whose sends are ranges of `payload`.
+    /// A ring of `slots` connections to `addresses`, whose sends are ranges of `payload` or a
+    /// slot's own bytes.
     pub(crate) fn new(
         slots: usize,
         payload: Arc<[u8]>,
-        address: Arc<SocketAddress>,
+        addresses: Arc<[SocketAddress]>,
     ) -> Result<Self, Error> {
         let (ring, flags) = setup::open(slots)?;
-        let memory = Memory { arena: Arena::new(slots)?, payload, address };
+        let outgoing = vec![Vec::new(); slots];
+        let memory = Memory { arena: Arena::new(slots)?, payload, addresses, outgoing };
         let mut table = Vec::new();
         table.resize_with(slots, Slot::default);
         Ok(Self {
@@ -133,18 +137,36 @@ impl Ring {
         self.slots[slot as usize].busy()
     }
 
-    /// Begins to connect.
-    pub(crate) fn connect(&mut self, slot: u32) {
+    /// Begins to connect to the address of this number.
+    pub(crate) fn connect(&mut self, slot: u32, address: usize) {
         let (fd, tag) = self.begin(slot, Operation::Connect);
-        let (pointer, length) = self.memory().address.raw();
+        let (pointer, length) = self.memory().addresses[address].raw();
         self.push(opcode::Connect::new(fd, pointer, length).build(), tag);
     }
 
     /// Sends the payload's bytes `from..to`; all of them, unless the result says less.
     pub(crate) fn send(&mut self, slot: u32, from: usize, to: usize) {
         let bytes = &self.memory().payload[from..to];
-        let pointer = bytes.as_ptr();
-        let length = u32::try_from(bytes.len()).expect("payloads are bounded far below 4 GiB");
+        let (pointer, length) = (bytes.as_ptr(), bytes.len());
+        self.push_send(slot, pointer, length);
+    }
+
+    /// The slot's own bytes to send, to be filled. No send of the slot may be under way.
+    pub(crate) fn outgoing(&mut self, slot: u32) -> &mut Vec<u8> {
+        assert!(!self.slots[slot as usize].sending, "the kernel may be reading there");
+        let memory = self.memory.as_mut().expect("memory is taken only in drop");
+        &mut memory.outgoing[slot as usize]
+    }
+
+    /// Sends the slot's own bytes from `from` on.
+    pub(crate) fn send_outgoing(&mut self, slot: u32, from: usize) {
+        let bytes = &self.memory().outgoing[slot as usize][from..];
+        let (pointer, length) = (bytes.as_ptr(), bytes.len());
+        self.push_send(slot, pointer, length);
+    }
+
+    fn push_send(&mut self, slot: u32, pointer: *const u8, length: usize) {
+        let length = u32::try_from(length).expect("what is sent at once is far below 4 GiB");
         let (fd, tag) = self.begin(slot, Operation::Send);
         let send = opcode::Send::new(fd, pointer, length);
         self.push(send.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(), tag);
@@ -163,14 +185,14 @@ impl Ring {
     pub(crate) fn received(&self, slot: u32, length: usize) -> &[u8] {
         assert!(!self.slots[slot as usize].receiving, "the kernel may be writing there");
         // SAFETY: nothing is received into the slot, as asserted, and to begin receiving takes
-        // `&mut self`, which cannot be had while this reference lives.
+        // `&mut self`, which excludes this reference.
         unsafe { self.memory().arena.bytes(slot, length) }
     }
 
     /// Moves the buffer's bytes `from..to` to its front.
     pub(crate) fn keep(&mut self, slot: u32, from: usize, to: usize) {
         assert!(!self.slots[slot as usize].receiving, "the kernel may be writing there");
-        let memory = self.memory.as_mut().expect("memory is given up only in drop");
+        let memory = self.memory.as_mut().expect("memory is taken only in drop");
         // SAFETY: nothing is received into the slot, as asserted, and `&mut self` excludes
         // references to its bytes.
         unsafe { memory.arena.keep(slot, from, to) };
@@ -264,7 +286,7 @@ impl Ring {
     }
 
     fn memory(&self) -> &Memory {
-        self.memory.as_ref().expect("memory is given up only in drop")
+        self.memory.as_ref().expect("memory is taken only in drop")
     }
 
     fn push(&mut self, entry: squeue::Entry, tag: Tag) {
@@ -283,9 +305,9 @@ impl Ring {
     }
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: buffers, payload and address live in `self.memory` at fixed places until the
-        // last completion, and the socket in its slot until then; the flags set by `begin`
-        // keep both from being touched.
+        // SAFETY: buffers, payload, a slot's own bytes and addresses live in `self.memory` at fixed
+        // places until the last completion, and the socket in its slot until then; the flags set
+        // by `begin` keep all of them from being touched.
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
@@ -305,7 +327,7 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// Ends what is under way; memory that the kernel may still use is given up, not freed.
+    /// Ends what is under way; memory that the kernel may still use is leaked, not freed.
     fn drop(&mut self) {
         let mut rest = Vec::new();
         let _ = self.turn(None, &mut rest);
@@ -321,7 +343,7 @@ impl Drop for Ring {
     }
 }
 
-/// Full queues, elapsed waits and signals are part of the game: the next turn goes on.
+/// Full queues, elapsed waits and signals are normal: the next turn goes on.
 fn tolerate(entered: io::Result<usize>) -> Result<(), Error> {
     match entered.map_err(|error| errno_of(&error)) {
         Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => Ok(()),

@@ -1,21 +1,21 @@
-//! Opening an io_uring: the best flags that this kernel grants, or why there is none.
+//! Opening an io_uring with the best flags that this kernel grants, or reporting why there is none.
 //!
-//! Whether a kernel knows a flag is found out by asking, never by its version.
+//! Flags are tried; the kernel's version is not looked at.
 
 use io_uring::IoUring;
 use nix::errno::Errno;
 
 use crate::error::{Error, errno_of};
 
-/// Room for operations not yet handed over. Small on purpose: completions are read once all of
-/// them are carried out, and on loopback a connect carries out the whole handshake, so a long
-/// queue would be a long time without looking.
+/// Room for operations not yet handed over. It is small because completions are read only after
+/// all of them were carried out: on loopback a connect includes the whole handshake, and with a
+/// long queue no completion would be seen for a long time.
 const SUBMISSION_ENTRIES: u32 = 32;
 /// Kernel threads that may wait for blocking operations; further ones wait for a thread.
 const WAITERS_MAX: u32 = 64;
 /// Opens a ring with the best flags this kernel grants.
 pub(super) fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
-    // Three operations of a slot may complete before any is read, and cancels beside them.
+    // Three operations of a slot and their cancels may complete before any is read.
     let entries = slots.saturating_mul(4).clamp(256, 65_536);
     let entries = u32::try_from(entries.next_power_of_two()).expect("clamped to 65536");
     let mut errno = Errno::EINVAL;

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM as something to look at between two steps, not as an interruption.
+//! SIGINT and SIGTERM, read from a descriptor between two steps instead of interrupting one.
 //!
 //! Threads started while [`Signals`] lives inherit its mask, so neither signal hits them.
 
@@ -35,8 +35,8 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        // A second signal that is still pending would end the process the moment it is
-        // unblocked, before the results are out.
+        // A second signal that is still pending would end the process as soon as it is
+        // unblocked, before the results are printed.
         while self.arrived() {}
         let _ = self.before.thread_set_mask();
     }

@@ -1,15 +1,16 @@
-//! Sockets to connect with: made, bound to a source, told how to end.
+//! Sockets to connect with: opened, bound to a source, set to end by FIN or RST.
 //!
-//! Owns socket calls and their options. Connecting and everything after is the ring's.
+//! Owns socket calls and their options. The ring connects, sends and receives.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrLike, SockaddrStorage, UnixAddr, bind,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrLike, SockaddrStorage,
+    UnixAddr, bind, send, setsockopt, socket, sockopt,
 };
 
 use crate::error::Error;
@@ -20,6 +21,15 @@ use crate::target::Address;
 pub(crate) enum SocketAddress {
     Internet(SockaddrStorage),
     Unix(UnixAddr),
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internet(address) => write!(f, "{address}"),
+            Self::Unix(address) => write!(f, "{address}"),
+        }
+    }
 }
 
 impl SocketAddress {
@@ -48,6 +58,15 @@ impl SocketAddress {
         }
     }
 
+    fn is_loopback_v4(&self) -> bool {
+        match self {
+            Self::Internet(address) => {
+                address.as_sockaddr_in().is_some_and(|address| address.ip().is_loopback())
+            }
+            Self::Unix(_) => false,
+        }
+    }
+
     fn family(&self) -> AddressFamily {
         match self {
             Self::Unix(_) => AddressFamily::Unix,
@@ -56,11 +75,12 @@ impl SocketAddress {
     }
 }
 
-/// A socket that has not connected yet, bound to `source` if there is one. The port is left to
-/// connect, where the kernel knows all four parts and so finds many times as many free ones.
+/// A socket that has not connected yet, bound to `source` if there is one and the address is in
+/// 127/8. The port is left to connect, where the kernel knows all four parts and so finds many
+/// times as many free ones.
 pub(crate) fn open(address: &SocketAddress, source: Option<Ipv4Addr>) -> Result<OwnedFd, Errno> {
     let fd = socket(address.family(), SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    if let Some(source) = source {
+    if let Some(source) = source.filter(|_| address.is_loopback_v4()) {
         setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
         bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(source, 0)))?;
     }
@@ -71,6 +91,12 @@ pub(crate) fn open(address: &SocketAddress, source: Option<Ipv4Addr>) -> Result<
 pub(crate) fn send_at_once(fd: &OwnedFd) {
     // A unix socket has no such option and no need of it.
     let _ = setsockopt(fd, sockopt::TcpNoDelay, &true);
+}
+
+/// Sends a few last bytes if there is room for them, without waiting.
+pub(crate) fn send_last(fd: &OwnedFd, bytes: &[u8]) {
+    // A connection that takes no more bytes is about to be closed anyway.
+    let _ = send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
 }
 
 /// Makes closing this socket a reset.

@@ -1,11 +1,11 @@
 //! Small servers to be loaded, and the command to load them with.
 //!
-//! Servers run on threads of the test, listen on port 0 and end with it. What they do to a
-//! connection is a function of the test's; what they have seen is counted here.
+//! Servers run on threads of the test, listen on port 0 and end with it. The test says what they
+//! do to a connection; what they have seen is counted here.
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,9 +33,26 @@ pub(crate) struct Seen {
     pub(crate) open: AtomicU64,
     pub(crate) most_open: AtomicU64,
     pub(crate) peers: Mutex<BTreeSet<IpAddr>>,
+    /// The heads of the requests, as they came, and their bodies.
+    pub(crate) received: Mutex<Vec<(String, Vec<u8>)>>,
 }
 
 impl Seen {
+    /// The request lines, with how often each came.
+    pub(crate) fn request_lines(&self) -> BTreeMap<String, usize> {
+        let mut lines = BTreeMap::new();
+        for (head, _) in self.received.lock().expect("no panic holds it").iter() {
+            let line = head.lines().next().unwrap_or_default().to_owned();
+            *lines.entry(line).or_default() += 1;
+        }
+        lines
+    }
+
+    /// The last request's head and body.
+    pub(crate) fn last(&self) -> (String, Vec<u8>) {
+        self.received.lock().expect("no panic holds it").last().cloned().expect("a request")
+    }
+
     pub(crate) fn connections(&self) -> u64 {
         self.connections.load(Ordering::SeqCst)
     }
@@ -66,8 +83,8 @@ impl Stream for UnixStream {
 /// What is done to each connection.
 type Handler = dyn Fn(Box<dyn Stream>, &Seen) + Send + Sync;
 
-/// A port of this test's own, reserved as long as it lives: connects to it are refused, and no
-/// other test's server can be given it meanwhile.
+/// A port of this test alone, reserved as long as it lives: connects to it are refused, and no
+/// other test's server can be given it.
 pub(crate) struct Port {
     pub(crate) address: SocketAddrV4,
     _reserved: OwnedFd,
@@ -130,7 +147,7 @@ impl Server {
     /// Stops listening: from now on connects are refused.
     pub(crate) fn stop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // The acceptor looks at the flag when someone connects.
+        // The acceptor looks at the flag at the next connection.
         let _ = TcpStream::connect(self.address);
         if let Some(acceptor) = self.acceptor.take() {
             acceptor.join().expect("the acceptor does not panic");
@@ -144,7 +161,7 @@ impl Drop for Server {
     }
 }
 
-/// The same behind a unix socket, in a directory of its own that goes with it.
+/// The same behind a unix socket, in a directory that is removed with it.
 pub(crate) struct UnixServer {
     pub(crate) path: PathBuf,
     pub(crate) seen: Arc<Seen>,
@@ -225,6 +242,7 @@ impl Drop for Directory {
 pub(crate) fn read_request(reader: &mut impl BufRead, seen: &Seen) -> Option<Vec<u8>> {
     let mut length = 0;
     let mut first = true;
+    let mut head = String::new();
     loop {
         let mut line = String::new();
         match reader.read_line(&mut line) {
@@ -236,6 +254,7 @@ pub(crate) fn read_request(reader: &mut impl BufRead, seen: &Seen) -> Option<Vec
                 return None;
             }
         }
+        head.push_str(&line);
         if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
             length = value.trim().parse().expect("a length");
         }
@@ -247,6 +266,8 @@ pub(crate) fn read_request(reader: &mut impl BufRead, seen: &Seen) -> Option<Vec
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     seen.requests.fetch_add(1, Ordering::SeqCst);
+    let kept = body[..body.len().min(1000)].to_vec();
+    seen.received.lock().expect("no panic holds it").push((head, kept));
     Some(body)
 }
 
@@ -274,6 +295,11 @@ pub(crate) fn hello(stream: &mut dyn Stream) {
     write(stream, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
 }
 
+/// An answer with this status and no body.
+pub(crate) fn status(stream: &mut dyn Stream, status: u16) {
+    write(stream, &format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n"));
+}
+
 /// Sends everything back.
 pub(crate) fn echo(mut stream: Box<dyn Stream>, _: &Seen) {
     let mut buffer = [0; 4096];
@@ -284,10 +310,16 @@ pub(crate) fn echo(mut stream: Box<dyn Stream>, _: &Seen) {
     }
 }
 
-/// The command with these words, not pinned: many of them may run beside each other.
+/// The command with these words, not pinned: many of them may run at the same time. A word in
+/// single quotes may hold spaces.
 pub(crate) fn command(words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_clusterlb-load"));
-    command.args(words.split_whitespace());
+    for (place, part) in words.split('\'').enumerate() {
+        match place % 2 {
+            0 => command.args(part.split_whitespace()),
+            _ => command.arg(part),
+        };
+    }
     if !words.contains("--pin") {
         command.args(["--pin", "none"]);
     }
@@ -324,7 +356,7 @@ pub(crate) fn complaints(output: &Output) -> Vec<String> {
     text.lines().filter(|line| !line.starts_with("note:")).map(str::to_owned).collect()
 }
 
-/// Waits until `condition` holds: a server sees a client's last deeds after it has ended.
+/// Waits until `condition` holds: a server sees how a connection ends after the client has ended.
 pub(crate) fn await_that(condition: impl Fn() -> bool) {
     for _ in 0..2000 {
         if condition() {
@@ -338,4 +370,11 @@ pub(crate) fn await_that(condition: impl Fn() -> bool) {
 /// A pause.
 pub(crate) fn sleep_ms(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
+}
+
+/// Says that a test needs what this machine lacks, past the test harness. In CI that fails it.
+pub(crate) fn lacking(what: &str) {
+    let ci = std::env::var("CI").is_ok_and(|value| !matches!(&*value, "" | "0" | "false"));
+    assert!(!ci, "CI is set, and this machine lacks what a test needs: {what}");
+    let _ = writeln!(std::io::stderr(), "not tested, because this machine lacks it: {what}");
 }

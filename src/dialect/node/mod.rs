@@ -15,7 +15,9 @@
 
 pub mod bridge;
 pub mod codec;
+mod env_file;
 pub mod preload;
+mod script_file;
 pub mod session;
 
 use std::os::fd::RawFd;

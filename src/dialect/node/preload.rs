@@ -3,26 +3,29 @@
 //! that connections need no message each on that channel.
 //!
 //! Owns the file that it lies in, and how a worker is told to load it and where it reports. What
-//! it does is in `preload.cjs`, and the words that it writes are `page`'s.
+//! it does is in the parts below `preload/`, and the words that it writes are `scoreboard`'s.
 //!
 //! It is a file because `--require` takes nothing else: Node looks for the real path of what it
 //! loads, and what lies in memory has none. `--import` takes the text itself, but then Node loads
-//! the program as a module would be, and not every program can be. The file has to be there as
-//! long as there are workers, since Node loads it again in every thread that they start.
+//! the program as a module would be, and not every program can be. Where the file lies, and that
+//! it stays there, is seen to in `script_file`.
 
+mod script;
+
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::os::fd::RawFd;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::path::Path;
 use std::time::Duration;
 
-use tempfile::TempDir;
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::env_file;
+pub use super::script_file::Reader;
+use super::script_file::{ScriptFile, folders};
 use crate::error::{Error, Result};
 
-const SCRIPT: &str = include_str!("preload.cjs");
-/// Not `.js`, which means something else where a `package.json` in a folder above says so.
-const NAME: &str = "preload.cjs";
 /// Where Node finds further options.
 const OPTIONS: &str = "NODE_OPTIONS";
 /// What the script finds its own words in.
@@ -31,10 +34,13 @@ const VARIABLE: &str = "CLUSTERLB_PRELOAD";
 const RESTRICTION: [&str; 3] =
     ["--permission", "--experimental-permission", "--experimental-policy"];
 
-/// The script, ready to be loaded. Dropping it removes the file.
+/// The script, ready to be loaded. Dropping it removes the file, unless another primary uses it.
 #[derive(Debug)]
 pub struct Preload {
-    _folder: TempDir,
+    file: ScriptFile,
+    /// Tells when something in the file's folder is removed; absent where the system has no more
+    /// of these, and then the file is looked after before each start only.
+    watch: Option<Inotify>,
     /// What makes Node load it.
     option: String,
 }
@@ -53,31 +59,74 @@ pub struct Reporting {
 }
 
 impl Preload {
-    /// Writes the script to a new folder for temporary files.
-    ///
-    /// Everybody may read it, since workers may run as another user, and only the owner may change
-    /// it.
+    /// Writes the script where `reader` can read it and only this user can change it.
     ///
     /// # Errors
-    /// There is no room for it.
-    pub fn write() -> Result<Self> {
-        let failed = |error: std::io::Error| Error::Workers {
+    /// There is no such place.
+    pub fn write(reader: Reader) -> Result<Self> {
+        let text = script::text();
+        let file = ScriptFile::write(folders(), text, reader).map_err(|error| {
             // It says where, too.
-            what: format!("cannot write down what Node workers load: {error}"),
-            hint: "let TMPDIR name a folder that can be written, or say --preload off".into(),
-        };
-        let folder = tempfile::Builder::new()
-            .prefix("clusterlb-")
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir()
-            .map_err(failed)?;
-        let path = folder.path().join(NAME);
-        fs::write(&path, SCRIPT).map_err(failed)?;
-        // Whatever the mask of this process would take from them.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed)?;
-        let option = format!("--require {}", quoted(&path.to_string_lossy()));
-        Ok(Self { _folder: folder, option })
+            Error::Environment {
+                step: format!("write the script for Node workers ({error})"),
+                source: error.raw_os_error().map_or(Errno::EACCES, Errno::from_raw),
+                hint: "they run as with --preload off; let TMPDIR name a folder that only this \
+                       user can write to and workers can enter"
+                    .into(),
+            }
+        })?;
+        let option = format!("--require {}", quoted(&file.path().to_string_lossy()));
+        let mut preload = Self { file, watch: None, option };
+        preload.begin_watch();
+        Ok(preload)
+    }
+
+    /// Whether a worker that runs as this user and group can load it.
+    #[must_use]
+    pub fn is_for(&self, reader: Reader) -> bool {
+        self.file.is_for(reader)
+    }
+
+    /// Writes the file again if it has been removed. Tells whether it is there.
+    pub fn restore(&mut self) -> bool {
+        match self.file.restore() {
+            Ok(false) => true,
+            Ok(true) => {
+                self.begin_watch();
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// What becomes readable when something has been removed beside the file, or the file itself.
+    #[must_use]
+    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Something has been removed there.
+    pub fn on_removal(&mut self) {
+        if let Some(watch) = &self.watch {
+            while watch.read_events().is_ok_and(|events| !events.is_empty()) {}
+        }
+        self.restore();
+    }
+
+    /// Watches the folder, which may be a new one at the old path.
+    fn begin_watch(&mut self) {
+        let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
+        if self.watch.is_none() {
+            self.watch = Inotify::init(flags).ok();
+        }
+        let removals = AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF;
+        if let Some(watch) = &self.watch {
+            // Without it the file is looked after before each start.
+            let _ = watch.add_watch(self.file.folder(), removals);
+        }
     }
 
     /// The variables of a worker that loads it. `options` are the ones that it would have had.
@@ -99,14 +148,21 @@ impl Preload {
     }
 }
 
-/// The options that a worker has besides those of its command line.
+/// The options that a worker has besides those of its command line: those of its environment, or
+/// else those of the files that its own `options` name, as seen from its `directory`.
+#[must_use]
 pub fn options_of<'a>(
     variables: &'a [(OsString, OsString)],
-) -> Option<std::borrow::Cow<'a, OsStr>> {
+    options: &[OsString],
+    directory: Option<&Path>,
+) -> Option<Cow<'a, OsStr>> {
     let own = variables.iter().rev().find(|(name, _)| name == OPTIONS);
     match own {
         Some((_, value)) => Some(value.as_os_str().into()),
-        None => std::env::var_os(OPTIONS).map(Into::into),
+        None => {
+            let value = std::env::var_os(OPTIONS);
+            value.or_else(|| env_file::variable(options, directory, OPTIONS)).map(Into::into)
+        }
     }
 }
 
@@ -145,19 +201,24 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Who runs the tests.
+    fn own() -> Reader {
+        Reader::from_ids(None, None)
+    }
+
     #[test]
-    fn the_file_is_there_as_long_as_the_value() {
-        let preload = Preload::write().expect("room");
-        let folder = preload._folder.path().to_owned();
-        let mode = |path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
-        assert_eq!((mode(folder.clone()), mode(folder.join(NAME))), (0o755, 0o644));
-        drop(preload);
-        assert!(!folder.exists());
+    fn the_file_comes_back_when_it_is_removed() {
+        let mut preload = Preload::write(own()).expect("room");
+        let path = preload.file.path();
+        assert!(path.exists() && preload.watch().is_some());
+        std::fs::remove_file(&path).expect("it is there");
+        preload.on_removal();
+        assert!(path.exists() && preload.restore());
     }
 
     #[test]
     fn options_of_the_user_stay() {
-        let preload = Preload::write().expect("room");
+        let preload = Preload::write(own()).expect("room");
         let reporting =
             Reporting { page: 4, waker: 5, inbox: 6, hang_after: Some(Duration::from_millis(100)) };
         let [(_, alone), (_, words)] = preload.variables(reporting, None);

@@ -22,7 +22,7 @@ pub(in crate::supervisor) enum Refusal {
     Superseded,
 }
 
-/// What somebody waits for.
+/// What a caller waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
     /// There are so many slots, each with a worker that serves or with none for good, and no other
@@ -48,7 +48,7 @@ impl State {
         self.look_at_goals();
     }
 
-    /// Somebody waits for the end of the run.
+    /// A caller waits for the end of the run.
     pub(in crate::supervisor) fn await_end(&mut self, ticket: Ticket) {
         self.await_goal(ticket, Goal::Over);
     }

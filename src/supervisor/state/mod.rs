@@ -5,6 +5,7 @@
 
 mod child;
 mod goals;
+mod refill;
 mod rolling;
 mod scale;
 mod shutdown;
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::event::SupervisorEvent;
-use super::restart::{Budget, Decision, Life, RestartPolicy, budget_in_words};
+use super::restart::{Budget, Decision, Life, RestartPolicy};
 use crate::{Ending, WorkerId};
 pub(super) use child::{Child, Name, Names, Role};
 use goals::Goal;
@@ -38,6 +39,8 @@ pub(super) struct Rules {
     pub(super) settle_ns: u64,
     /// How long a worker that leaves may take.
     pub(super) grace: Duration,
+    /// How long serving goes on once a signal wants the end.
+    pub(super) drain_delay: Duration,
     /// A worker that hangs for this long is killed.
     pub(super) hang_kill_ns: Option<u64>,
     /// Addresses that each worker serves from the start: those that are held for them.
@@ -46,11 +49,11 @@ pub(super) struct Rules {
     pub(super) fatal_codes: Vec<i32>,
 }
 
-/// What is to be done.
+/// What the loop has to do.
 #[derive(Debug)]
 pub(super) enum Action {
-    /// Start a worker.
-    Spawn { slot: u16, predecessor: Option<WorkerId> },
+    /// Start a worker, in place of another one that still lives, if there is one.
+    Spawn { slot: u16, role: Role, predecessor: Option<WorkerId> },
     /// Let a worker leave within the grace period.
     Disconnect { worker: WorkerId },
     /// Let every worker leave within this time, and close everything.
@@ -59,7 +62,7 @@ pub(super) enum Action {
     Kill { worker: WorkerId },
     /// Begin to accept.
     Open,
-    /// Close the sockets of slots that stay empty, but for so many.
+    /// Close the sockets of slots that stay empty, but for this many.
     Shed { coming: usize },
     /// Tell of something.
     Emit(SupervisorEvent),
@@ -83,6 +86,14 @@ pub(super) enum Stage {
     Draining { since_ns: u64, cut_ns: u64 },
     /// Every worker has been killed.
     Killing,
+}
+
+/// The run is to end, and goes on serving until then.
+#[derive(Debug)]
+struct DelayedStop {
+    reason: String,
+    since_ns: u64,
+    at_ns: u64,
 }
 
 /// Why a run cannot go on.
@@ -109,13 +120,15 @@ pub(super) struct Slot {
     was_filled: bool,
     /// What its last worker served.
     names: Names,
+    /// Its last worker, which leaves and may still live.
+    leaver: Option<WorkerId>,
     /// Its workers serve nothing, as far as that is known.
     silent: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Occupancy {
-    /// No worker, and none will come by itself.
+    /// No worker, and none will come.
     #[default]
     Empty,
     /// No worker, and none will come before the next reload.
@@ -133,6 +146,7 @@ pub(super) enum Occupancy {
 pub(super) struct State {
     rules: Rules,
     pub(super) stage: Stage,
+    delayed_stop: Option<DelayedStop>,
     pub(super) slots: Vec<Slot>,
     pub(super) children: BTreeMap<WorkerId, Child>,
     rolling: Option<Rolling>,
@@ -150,12 +164,13 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Begins: so many workers are to be started.
+    /// Begins with this many workers to start.
     pub(super) fn new(rules: Rules, workers: u16, now_ns: u64) -> Self {
         let until_ns = now_ns.saturating_add(rules.start_limit_ns);
         let mut state = Self {
             rules,
             stage: Stage::Starting { began_ns: now_ns, until_ns, patience_ns: None },
+            delayed_stop: None,
             slots: Vec::new(),
             children: BTreeMap::new(),
             rolling: None,
@@ -171,7 +186,7 @@ impl State {
         state
     }
 
-    /// What is to be done next. Whatever it is, its outcome is told before the next is asked for.
+    /// The next thing to do. Its outcome is told before the next is asked for.
     pub(super) fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -216,28 +231,18 @@ impl State {
     }
 
     /// A worker was started.
-    pub(super) fn on_spawned(
-        &mut self,
-        slot: u16,
-        predecessor: Option<WorkerId>,
-        worker: WorkerId,
-        now_ns: u64,
-    ) {
+    pub(super) fn on_spawned(&mut self, slot: u16, role: Role, worker: WorkerId, now_ns: u64) {
         self.changed = true;
         let Some(place) = self.slot_mut(slot) else { return };
         if std::mem::replace(&mut place.was_filled, true) {
             place.restarts += 1;
         }
         let wanted = place.names.clone();
-        let role = match predecessor {
-            None => Role::Current,
-            Some(_) => Role::Successor,
-        };
         if role == Role::Current {
             place.occupancy = Occupancy::Current(worker);
         }
         self.children.insert(worker, Child::new(slot, role, wanted, now_ns));
-        if predecessor.is_some() {
+        if role == Role::Successor {
             self.successor_spawned(worker);
         }
     }
@@ -247,11 +252,11 @@ impl State {
     pub(super) fn on_spawn_failed(
         &mut self,
         slot: u16,
-        predecessor: Option<WorkerId>,
+        role: Role,
         reason: &str,
         now_ns: u64,
     ) -> Option<Duration> {
-        if predecessor.is_some() {
+        if role == Role::Successor {
             self.stop_rolling(reason.to_owned(), now_ns);
             return None;
         }
@@ -356,6 +361,9 @@ impl State {
         if let Some(child) = self.children.get_mut(&worker) {
             child.role = Role::Leaving;
         }
+        if let Some(place) = self.slot_mut(slot) {
+            place.leaver = Some(worker);
+        }
         if !self.is_rolled(worker, now_ns) {
             self.replace(slot, worker, Life { served_ns, in_order, was_used }, now_ns);
         }
@@ -434,84 +442,6 @@ impl State {
         let names = child.wanted_of_successor();
         if let Some(place) = self.slots.get_mut(usize::from(child.slot)) {
             place.names = names;
-        }
-    }
-
-    /// Decides about the successor of a worker that has ended or leaves.
-    fn replace(&mut self, slot: u16, worker: WorkerId, life: Life, now_ns: u64) {
-        let Some(place) = self.slots.get_mut(usize::from(slot)) else { return };
-        match place.budget.after_life(&self.rules.restart, life, now_ns) {
-            Decision::After { delay_ns } => {
-                place.occupancy = Occupancy::Waiting { at_ns: now_ns.saturating_add(delay_ns) };
-                let delay = Duration::from_nanos(delay_ns);
-                self.emit(SupervisorEvent::Respawn { slot, worker, delay });
-                self.fill_slots(now_ns);
-            }
-            Decision::Leave => {
-                place.occupancy = Occupancy::Empty;
-                self.lost_worker |= !life.in_order;
-                self.shrink(now_ns);
-            }
-            Decision::GiveUp => {
-                let reason = budget_in_words(&self.rules.restart);
-                self.give_up(slot, Some(worker), reason, now_ns);
-            }
-        }
-    }
-
-    fn give_up(&mut self, slot: u16, worker: Option<WorkerId>, reason: String, now_ns: u64) {
-        if let Some(place) = self.slot_mut(slot) {
-            place.occupancy = Occupancy::GivenUp;
-        }
-        self.lost_worker = true;
-        self.emit(SupervisorEvent::GaveUp { slot, worker, reason });
-        self.shrink(now_ns);
-    }
-
-    /// A slot stays empty. With none left the run ends.
-    fn shrink(&mut self, now_ns: u64) {
-        self.shrunk = true;
-        self.shed();
-        let is_empty =
-            |slot: &Slot| matches!(slot.occupancy, Occupancy::Empty | Occupancy::GivenUp);
-        if self.slots.iter().all(is_empty) {
-            if self.lost_worker {
-                self.failure.get_or_insert(Failure::NoWorkersLeft);
-            }
-            self.stop("no worker is left".into(), self.rules.grace, now_ns);
-        }
-    }
-
-    /// Closes sockets that were for those whose slots stay empty. As long as no worker accepts,
-    /// they are kept; so this is done again when one begins to.
-    fn shed(&mut self) {
-        if !self.shrunk {
-            return;
-        }
-        let waits = |slot: &&Slot| {
-            matches!(slot.occupancy, Occupancy::Waiting { .. } | Occupancy::Spawning)
-        };
-        let waiting = self.slots.iter().filter(waits).count();
-        // One that has been started and does not serve yet has not been given its socket.
-        let comes = |(worker, child): &(&WorkerId, &Child)| {
-            child.role != Role::Leaving && !self.is_ready(**worker)
-        };
-        let coming = waiting + self.children.iter().filter(comes).count();
-        self.act(Action::Shed { coming });
-    }
-
-    /// Starts workers for slots whose time has come.
-    fn fill_slots(&mut self, now_ns: u64) {
-        if matches!(self.stage, Stage::Draining { .. } | Stage::Killing) {
-            return;
-        }
-        for slot in 0..self.slots.len() {
-            let place = &mut self.slots[slot];
-            if matches!(place.occupancy, Occupancy::Waiting { at_ns } if at_ns <= now_ns) {
-                place.occupancy = Occupancy::Spawning;
-                let slot = u16::try_from(slot).expect("slots are bounded");
-                self.act(Action::Spawn { slot, predecessor: None });
-            }
         }
     }
 

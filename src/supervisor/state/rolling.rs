@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use super::child::{Name, Names};
 use super::{Action, Child, Occupancy, Refusal, Role, Stage, State, Ticket};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
@@ -163,7 +164,8 @@ impl State {
             if let Some(child) = self.children.get(&old).filter(|child| child.stays()) {
                 let slot = child.slot;
                 rolling.step = Step::Starting { slot, old, successor: None, until_ns };
-                return self.act(Action::Spawn { slot, predecessor: Some(old) });
+                let (role, predecessor) = (Role::Successor, Some(old));
+                return self.act(Action::Spawn { slot, role, predecessor });
             }
         }
     }
@@ -216,10 +218,31 @@ impl State {
             _ => None,
         };
         let wanted = old.map_or_else(|| child.wanted.clone(), Child::wanted_of_successor);
-        child.online && wanted.is_subset(&child.serving)
+        let (named, own) = match old {
+            Some(old) => self.without_own(old, wanted),
+            None => (wanted, 0),
+        };
+        let further = child.serving.difference(&named).count();
+        child.online && named.is_subset(&child.serving) && further >= own
     }
 
-    /// What somebody serves has changed: the successor may have become ready, or not be it any
+    /// Where each worker has addresses of its own, such as a port derived from its number, the
+    /// successor's are others: only their number counts.
+    fn without_own(&self, old: &Child, wanted: Names) -> (Names, usize) {
+        let others = || {
+            let stays = |one: &&Child| one.stays() && !std::ptr::eq(*one, old);
+            self.children.values().filter(stays)
+        };
+        let is_shared = |name: &Name| others().any(|other| other.serving.contains(name));
+        let (shared, own): (Names, Names) = wanted.iter().cloned().partition(is_shared);
+        let has_own = |other: &Child| other.serving.difference(&old.serving).count() >= own.len();
+        match own.is_empty() || others().next().is_none() || !others().all(has_own) {
+            true => (wanted, 0),
+            false => (shared, own.len()),
+        }
+    }
+
+    /// What a worker serves has changed: the successor may have become ready, or not be it any
     /// more.
     pub(super) fn look_at_rolling(&mut self, now_ns: u64) {
         let settle_ns = self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns);
@@ -311,7 +334,7 @@ impl State {
         }
     }
 
-    /// A successor whose slot is no more is not waited for. Its own end is somebody else's.
+    /// A successor whose slot is no more is not waited for. Its end is no part of the replacing.
     pub(super) fn forget_slots_from(&mut self, count: u16, now_ns: u64) {
         let Some((slot, _, successor)) = self.step().pair() else { return };
         if slot < count {
@@ -324,7 +347,7 @@ impl State {
         self.roll_on(now_ns);
     }
 
-    /// When something is to be done about the replacing.
+    /// The next moment at which the replacing goes on.
     pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
         match self.step() {
             Step::Starting { successor: Some(_), until_ns, .. }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::goals::Goal;
-use super::{Occupancy, Refusal, Role, Slot, Stage, State, Ticket};
+use super::{Action, Occupancy, Refusal, Role, Slot, Stage, State, Ticket};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 
@@ -13,7 +13,8 @@ impl State {
         for _ in 0..count {
             let slot = u16::try_from(self.slots.len()).expect("slots are bounded");
             self.slots.push(Slot { occupancy: Occupancy::Spawning, ..Slot::default() });
-            self.act(super::Action::Spawn { slot, predecessor: None });
+            let (role, predecessor) = (Role::Current, None);
+            self.act(Action::Spawn { slot, role, predecessor });
         }
     }
 
@@ -71,6 +72,7 @@ impl State {
                     let at_ns = now_ns;
                     if let Some(place) = self.slot_mut(slot) {
                         place.occupancy = Occupancy::Waiting { at_ns };
+                        place.leaver = Some(worker);
                     }
                     let delay = Duration::ZERO;
                     self.emit(SupervisorEvent::Respawn { slot, worker, delay });

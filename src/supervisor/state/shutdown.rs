@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Failure, KILL_SLACK_NS, Occupancy, Stage, State};
+use super::{Action, DelayedStop, Failure, KILL_SLACK_NS, Occupancy, Stage, State};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::restart::ns;
@@ -11,9 +11,12 @@ use crate::supervisor::restart::ns;
 const ECHO_NS: u64 = 50_000_000;
 
 impl State {
-    /// Somebody wants the end. Whoever wants it again, and not just at the same moment, wants it at
-    /// once. Tells whether this cuts the end short.
+    /// Ends the run in order; a second call that is no echo of the first ends it at once. Tells
+    /// whether it does that.
     pub(in crate::supervisor) fn stop_or_force(&mut self, reason: &str, now_ns: u64) -> bool {
+        if self.stage == Stage::Serving && self.delays_stop(reason, now_ns) {
+            return false;
+        }
         match self.stage {
             Stage::Starting { .. } | Stage::Serving => {
                 self.stop(reason.to_owned(), self.rules.grace, now_ns);
@@ -29,11 +32,35 @@ impl State {
         }
     }
 
+    /// Serving goes on for a while, until balancers have noticed. The second wish, and not just at
+    /// the same moment, ends that.
+    fn delays_stop(&mut self, reason: &str, now_ns: u64) -> bool {
+        if let Some(stop) = &self.delayed_stop {
+            return now_ns < stop.since_ns.saturating_add(ECHO_NS);
+        }
+        let delay = self.rules.drain_delay;
+        if delay.is_zero() {
+            return false;
+        }
+        let reason = reason.to_owned();
+        self.emit(SupervisorEvent::Stopping { reason: reason.clone(), delay });
+        let at_ns = now_ns.saturating_add(ns(delay));
+        self.delayed_stop = Some(DelayedStop { reason, since_ns: now_ns, at_ns });
+        self.changed = true;
+        true
+    }
+
+    /// Whether the end has been wished for, and serving goes on for a while.
+    pub(in crate::supervisor) fn is_stopping(&self) -> bool {
+        self.delayed_stop.is_some() && self.stage == Stage::Serving
+    }
+
     /// Ends the run in order: workers finish what they have, for at most this time.
     pub(in crate::supervisor) fn stop(&mut self, reason: String, grace: Duration, now_ns: u64) {
         if !matches!(self.stage, Stage::Starting { .. } | Stage::Serving) {
             return;
         }
+        self.delayed_stop = None;
         self.emit(SupervisorEvent::Draining { reason, grace });
         let cut_ns = now_ns.saturating_add(ns(grace)).saturating_add(KILL_SLACK_NS);
         self.stage = Stage::Draining { since_ns: now_ns, cut_ns };
@@ -83,7 +110,7 @@ impl State {
         matches!(self.stage, Stage::Draining { .. } | Stage::Killing) && self.children.is_empty()
     }
 
-    /// When something is to be done even if nothing happens.
+    /// The next moment at which the time alone asks for something.
     pub(in crate::supervisor) fn next_deadline_ns(&self, now_ns: u64) -> Option<u64> {
         let waiting = self.slots.iter().filter_map(|slot| match slot.occupancy {
             Occupancy::Waiting { at_ns } => Some(at_ns),
@@ -99,11 +126,12 @@ impl State {
             let hung = hung.map(|(since_ns, limit_ns)| since_ns.saturating_add(limit_ns));
             [hung, child.cut_ns, child.lost_ns].into_iter().flatten()
         });
-        let others = [stop, self.start_deadline_ns(now_ns), self.rolling_deadline_ns()];
+        let delayed = self.delayed_stop.as_ref().map(|stop| stop.at_ns);
+        let others = [stop, delayed, self.start_deadline_ns(now_ns), self.rolling_deadline_ns()];
         waiting.chain(children).chain(others.into_iter().flatten()).min()
     }
 
-    /// Does what is to be done at this time.
+    /// Does what the time asks for.
     pub(in crate::supervisor) fn on_time(&mut self, now_ns: u64) {
         let is_over = |time_ns: Option<u64>| time_ns.is_some_and(|time_ns| time_ns <= now_ns);
         let limit_ns = self.rules.hang_kill_ns;
@@ -127,6 +155,9 @@ impl State {
         }
         self.on_rolling_time(now_ns);
         self.on_start_time(now_ns);
+        if let Some(stop) = self.delayed_stop.take_if(|stop| stop.at_ns <= now_ns) {
+            self.stop(stop.reason, self.rules.grace, now_ns);
+        }
         if matches!(self.stage, Stage::Draining { cut_ns, .. } if cut_ns <= now_ns) {
             self.kill_all("the grace period is over".into());
         }

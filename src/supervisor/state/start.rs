@@ -5,7 +5,7 @@ use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::state::Action;
 use crate::{Ending, WorkerId};
 
-/// So many workers of a slot that end before the run has begun are enough.
+/// This many workers of a slot that end before the run has begun end it.
 const EARLY_ENDS_MAX: u32 = 3;
 /// How long the others are waited for at least, once one worker serves.
 const PATIENCE_NS: u64 = 3_000_000_000;

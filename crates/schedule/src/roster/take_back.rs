@@ -6,6 +6,7 @@
 
 use super::{Roster, WorkerEntry};
 use crate::id::{ListenerId, Slot};
+use crate::index_set::IndexSet;
 use crate::{Policy, Status, WorkerLoad};
 
 /// A further look is due after this share of the time that the oldest connection has waited.
@@ -35,17 +36,17 @@ impl Roster {
                 && !worker.suspected
                 && is_late(worker)
                 && worker.is_at_work()
-                && self.has_idle(worker.joined)
+                && self.has_idle(&worker.joined)
         });
         found.and_then(|place| u16::try_from(place).ok()).map(Slot)
     }
 
     /// An idle worker of a listener, which gets the connection. The choice is counted at once.
     pub fn pick_idle(&mut self, listener: ListenerId) -> Option<Slot> {
-        let bit = 1 << self.listener_index(listener)?;
+        let index = self.listener_index(listener)?;
         let mut pairs = self.workers.iter().zip(&*self.loads);
         let place = pairs.position(|(worker, load)| {
-            matches!(worker, Some(worker) if worker.joined & bit != 0) && is_idle(load)
+            matches!(worker, Some(worker) if worker.joined.contains(index)) && is_idle(load)
         })?;
         self.assign(place)
     }
@@ -74,10 +75,10 @@ impl Roster {
         self.config.take_back_after_ns.filter(|_| moves)
     }
 
-    fn has_idle(&self, joined: u64) -> bool {
+    fn has_idle(&self, joined: &IndexSet) -> bool {
         let mut pairs = self.workers.iter().zip(&*self.loads);
         pairs.any(|(worker, load)| {
-            matches!(worker, Some(worker) if worker.joined & joined != 0) && is_idle(load)
+            matches!(worker, Some(worker) if worker.joined.meets(joined)) && is_idle(load)
         })
     }
 }

@@ -51,10 +51,21 @@ pub enum BridgeRequest {
         /// Which worker.
         worker: WorkerId,
     },
+    /// Everything stops: the worker's program, which has our own script in it, is told so and goes
+    /// on serving until it does not wait any more ([`Notice::Stopped`]).
+    Stop {
+        /// Which worker.
+        worker: WorkerId,
+    },
     /// The worker's process has ended, or is to be given up: close its channel.
     Cut {
         /// Which worker.
         worker: WorkerId,
+    },
+    /// A listener has gone, and its number may be given to another.
+    Forget {
+        /// Which listener.
+        listener: ListenerId,
     },
     /// Close everything and end.
     End,
@@ -111,6 +122,13 @@ pub enum Notice {
         /// Which worker.
         worker: WorkerId,
     },
+    /// The worker's program has heard that everything stops and does not wait any more.
+    Stopped {
+        /// Which worker.
+        worker: WorkerId,
+        /// It has begun to close.
+        closes: bool,
+    },
     /// A message of the worker's program.
     Message {
         /// Which worker.
@@ -162,6 +180,7 @@ impl Notice {
             | Self::Listening { worker, .. }
             | Self::Left { worker, .. }
             | Self::Leaving { worker }
+            | Self::Stopped { worker, .. }
             | Self::Message { worker, .. }
             | Self::SocketLost { worker }
             | Self::Gone { worker, .. } => *worker,

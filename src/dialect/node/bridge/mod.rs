@@ -191,7 +191,7 @@ impl Bridge {
                     }
                 }
                 BridgeRequest::Answer { worker, query, answer, socket } => {
-                    self.answer(worker, query, &answer, socket);
+                    self.answer(worker, query, &answer, socket, now_ns);
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Send { worker, message_out } => {
@@ -206,11 +206,18 @@ impl Bridge {
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
+                BridgeRequest::Stop { worker } => {
+                    if let Some(place) = self.places.get_mut(&worker) {
+                        place.node_worker.stop();
+                    }
+                    self.turn(worker, Ready::default(), now_ns);
+                }
                 BridgeRequest::Cut { worker } => {
                     if let Some(place) = self.places.get_mut(&worker) {
                         place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
+                BridgeRequest::Forget { listener } => _ = self.data.remove(&listener),
                 BridgeRequest::End => self.ending = true,
             }
         }
@@ -243,6 +250,7 @@ impl Bridge {
         query: QueryId,
         answer: &Answer,
         socket: Option<OwnedFd>,
+        now_ns: u64,
     ) {
         let Some(place) = self.places.get_mut(&worker) else { return };
         let node_worker = &mut place.node_worker;
@@ -257,7 +265,7 @@ impl Bridge {
             }
             Answer::Fail(_) => &own,
         };
-        node_worker.answer(&self.endpoints, query, answer, socket, data);
+        node_worker.answer(&self.endpoints, query, answer, socket, data, now_ns);
     }
 
     fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {

@@ -197,10 +197,14 @@ impl NodeWorker {
         answer: &Answer,
         socket: Option<OwnedFd>,
         data: &Value,
+        now_ns: u64,
     ) {
         self.sockets.extend(socket.map(|socket| (query, socket)));
         self.find_out_who_receives();
         let heard = self.session.answer(query, answer, data);
+        // Before the worker joins: a connection that it finds in its inbox and that is for a server
+        // it has not heard of comes back.
+        self.act(endpoints, now_ns);
         match answer {
             Answer::HandOver { listener, .. } if heard => {
                 endpoints.command(Command::Join { slot: self.slot, listener: *listener });
@@ -216,6 +220,10 @@ impl NodeWorker {
         if self.session.send_message(frame, socket.is_some()) {
             self.parcels.push_back((socket, permit));
         }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.session.stop();
     }
 
     pub(super) fn disconnect(&mut self) {
@@ -350,6 +358,7 @@ impl NodeWorker {
                 endpoints.command(Command::Retire { slot });
                 Notice::Leaving { worker }
             }
+            Event::Stopped { closes } => Notice::Stopped { worker, closes },
             Event::SocketLost => Notice::SocketLost { worker },
             Event::Message(message) => Notice::Message { worker, message, descriptor: None },
             Event::Handle(message) => {

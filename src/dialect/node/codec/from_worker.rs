@@ -8,12 +8,10 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::{Garbage, PARSED_BYTES_MAX, UserMessage, v8};
+use super::{Garbage, OWN_COMMAND, PARSED_BYTES_MAX, UserMessage, v8};
 
 /// What begins the `cmd` of a message that is Node's own.
 const OWN_PREFIX: &str = "NODE_";
-/// The `cmd` of what our own script in the worker says.
-const OWN_COMMAND: &str = "NODE_CLUSTERLB";
 /// How a worker's JSON lines of that kind begin, when Node wrote them.
 const OWN_LINE: &[u8] = b"{\"cmd\":\"NODE_";
 /// The first of the two lines that Node writes for every connection.
@@ -74,6 +72,12 @@ pub enum FromWorker {
         lost: bool,
         /// How many connections it has taken so far.
         received: u64,
+    },
+    /// From our own script: the program has been told that everything stops, and does not wait any
+    /// more.
+    Stopped {
+        /// It has begun to close, so nothing is gained by waiting for other workers.
+        closes: bool,
     },
     /// One of Node's own messages that asks for nothing.
     Other,
@@ -300,6 +304,7 @@ struct Wire<'a> {
     accepted_ns: Option<Cow<'a, str>>,
     full: Option<bool>,
     lost: Option<bool>,
+    closes: Option<bool>,
     received: Option<u64>,
 }
 
@@ -345,6 +350,7 @@ impl Wire<'_> {
                 let (lost, received) = (self.lost.unwrap_or(false), self.received.unwrap_or(0));
                 Ok(FromWorker::ShortOfDescriptors { lost, received })
             }
+            Some("stopped") => Ok(FromWorker::Stopped { closes: self.closes.unwrap_or(false) }),
             Some("back") => self.sent_back().map(FromWorker::SentBack),
             _ => Ok(FromWorker::Other),
         }

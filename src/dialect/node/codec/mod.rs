@@ -14,6 +14,8 @@ pub use from_worker::{FromWorker, Listening, Place, Query, SentBack};
 pub use to_worker::{SocketKind, SocketName, ToWorker};
 pub use user::UserMessage;
 
+/// The `cmd` of what is said to and by our own script in a worker.
+const OWN_COMMAND: &str = "NODE_CLUSTERLB";
 /// Longest frame from a worker, in bytes. Node knows no bound; a worker that goes beyond this one
 /// loses its channel. While a frame arrives, up to twice as much memory holds it.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;

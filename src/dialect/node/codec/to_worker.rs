@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Serialization, v8};
+use super::{OWN_COMMAND, Serialization, v8};
 
 /// The only type of descriptor that the worker wraps by itself, for TCP and unix sockets.
 const STREAM: &str = "net.Native";
@@ -93,6 +93,9 @@ pub enum ToWorker<'a> {
         /// The key.
         key: &'a str,
     },
+    /// For our own script in the worker: everything stops, so tell the program, and say when it
+    /// does not wait any more.
+    Stop,
     /// A message for the program.
     User(&'a Value),
     /// A message for the program with a socket that travels with it.
@@ -179,6 +182,13 @@ impl<T> Handle<T> {
     }
 }
 
+/// A message to our own script.
+#[derive(Serialize)]
+struct Own {
+    cmd: &'static str,
+    act: &'static str,
+}
+
 /// A message about descriptors.
 #[derive(Serialize)]
 struct Sockets<'a> {
@@ -228,6 +238,7 @@ impl ToWorker<'_> {
                 let act = Some("disconnect");
                 frame(&Cluster { act, ..Cluster::new(sequence) }, serialization)
             }
+            Self::Stop => frame(&Own { cmd: OWN_COMMAND, act: "stop" }, serialization),
             Self::HandleArrived => frame(&sockets("NODE_HANDLE_ACK"), serialization),
             Self::HandleLost => frame(&sockets("NODE_HANDLE_NACK"), serialization),
             Self::SocketsClosed { key } => {

@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::QueryId;
 use crate::id::ListenerId;
+use crate::settings::LISTENERS_MAX;
 
 /// Most servers of a worker, asked for or open. At the bound a request is answered with ENOBUFS.
-pub(super) const SERVERS_MAX: usize = 256;
+pub(super) const SERVERS_MAX: usize = LISTENERS_MAX;
 
 /// A request that waits for its answer.
 #[derive(Clone, Debug)]

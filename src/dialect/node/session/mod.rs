@@ -123,6 +123,11 @@ pub enum Event {
     Left(ListenerId),
     /// It leaves by itself, in order (Node's `exitedAfterDisconnect`).
     Leaving,
+    /// Its program has heard that everything stops and does not wait any more.
+    Stopped {
+        /// It has begun to close.
+        closes: bool,
+    },
     /// A message of its program.
     Message(UserMessage),
     /// A message of its program with the descriptor that came with it.
@@ -326,6 +331,14 @@ impl Session {
         true
     }
 
+    /// Tells our own script in the worker that everything stops. It answers with
+    /// [`Event::Stopped`].
+    pub fn stop(&mut self) {
+        if self.stage == Stage::Open {
+            self.send(&ToWorker::Stop);
+        }
+    }
+
     /// Tells the worker to close its servers and then the channel. What it has not answered for
     /// it may still take.
     pub fn disconnect(&mut self) {
@@ -379,6 +392,7 @@ impl Session {
                 self.note_rest(received, now_ns);
                 self.actions.push_back(Action::ShortOfDescriptors { lost });
             }
+            FromWorker::Stopped { closes } => self.tell(Event::Stopped { closes }),
             FromWorker::Other => {}
             FromWorker::User(message) => self.tell(Event::Message(message)),
         }

@@ -95,6 +95,7 @@ fn a_worker_that_leaves_is_replaced_when_it_does_and_not_when_it_has_ended() {
     let mut world = World::serving(rules(), 1);
     world.leaves(1);
     assert_eq!((world.currents(), world.alive()), (vec![Some(2)], vec![1, 2]));
+    assert_eq!(world.predecessors, [(id(2), id(1))].into());
     // Its end is no further reason to start one.
     world.ends(1, Ending::Code(0));
     assert_eq!(world.alive(), [2]);
@@ -239,6 +240,32 @@ fn a_second_wish_for_the_end_is_no_echo_of_the_first() {
     assert!(world.state.stop_or_force("SIGINT", world.now_ns + 50 * MS));
     world.act();
     assert_eq!(world.killed, [id(1)].into());
+}
+
+#[test]
+fn a_stop_waits_until_balancers_have_noticed() {
+    let rules = || Rules { drain_delay: Duration::from_secs(5), ..rules() };
+    let mut world = World::serving(rules(), 1);
+    assert!(!world.state.stop_or_force("SIGTERM", world.now_ns));
+    assert!(world.state.is_stopping());
+    world.pass(4_000);
+    world.crashes(1);
+    world.pass(500);
+    assert!(!world.everyone_was_disconnected);
+    assert_eq!(world.alive(), [2], "it goes on serving");
+    world.pass(500);
+    assert!(world.everyone_was_disconnected && !world.state.is_stopping());
+    world.pass(10_250);
+    assert_eq!(world.killed, [id(2)].into(), "the grace period begins afterwards");
+
+    let mut world = World::serving(rules(), 1);
+    assert!(!world.state.stop_or_force("SIGTERM", world.now_ns));
+    assert!(!world.state.stop_or_force("SIGTERM", world.now_ns + 49 * MS));
+    world.act();
+    assert!(!world.everyone_was_disconnected, "that was an echo");
+    assert!(!world.state.stop_or_force("SIGTERM", world.now_ns + 50 * MS));
+    world.act();
+    assert!(world.everyone_was_disconnected && world.killed.is_empty());
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub(super) struct World {
     pub(super) state: State,
     pub(super) now_ns: u64,
     next_id: u32,
+    /// Beside which other ones workers were started.
+    pub(super) predecessors: BTreeMap<WorkerId, WorkerId>,
     /// Nothing can be started.
     pub(super) program_is_away: bool,
     pub(super) events: Vec<SupervisorEvent>,
@@ -35,6 +37,7 @@ pub(super) fn rules() -> Rules {
         start_limit_ns: 60_000 * MS,
         settle_ns: 2_000 * MS,
         grace: GRACE,
+        drain_delay: Duration::ZERO,
         hang_kill_ns: None,
         held: 0,
         fatal_codes: vec![2, 3],
@@ -51,12 +54,13 @@ pub(super) fn id(number: u32) -> WorkerId {
 }
 
 impl World {
-    /// With so many workers on their way.
+    /// With this many workers on their way.
     pub(super) fn new(rules: Rules, workers: u16) -> Self {
         let mut world = Self {
             state: State::new(rules, workers, 0),
             now_ns: 0,
             next_id: 1,
+            predecessors: BTreeMap::new(),
             program_is_away: false,
             events: Vec::new(),
             finished: Vec::new(),
@@ -70,7 +74,7 @@ impl World {
         world
     }
 
-    /// With so many workers that serve port 80.
+    /// With this many workers that serve port 80.
     pub(super) fn serving(rules: Rules, workers: u16) -> Self {
         let mut world = Self::new(rules, workers);
         (1..=u32::from(workers)).for_each(|number| world.serves(number, 80));
@@ -82,14 +86,14 @@ impl World {
     pub(super) fn act(&mut self) {
         while let Some(action) = self.state.next_action() {
             match action {
-                Action::Spawn { slot, predecessor } if self.program_is_away => {
-                    let now_ns = self.now_ns;
-                    self.state.on_spawn_failed(slot, predecessor, "it is away", now_ns);
+                Action::Spawn { slot, role, .. } if self.program_is_away => {
+                    self.state.on_spawn_failed(slot, role, "it is away", self.now_ns);
                 }
-                Action::Spawn { slot, predecessor } => {
+                Action::Spawn { slot, role, predecessor } => {
                     let worker = WorkerId(self.next_id);
                     self.next_id += 1;
-                    self.state.on_spawned(slot, predecessor, worker, self.now_ns);
+                    self.predecessors.extend(predecessor.map(|old| (worker, old)));
+                    self.state.on_spawned(slot, role, worker, self.now_ns);
                 }
                 Action::Disconnect { worker } => {
                     assert!(self.disconnected.insert(worker), "it is told once");

@@ -85,6 +85,33 @@ fn a_successor_serves_what_its_predecessor_serves_now() {
 }
 
 #[test]
+fn where_each_worker_has_a_port_of_its_own_a_successor_has_another_one() {
+    let mut world = World::serving(rules(), 2);
+    (1..=2).for_each(|worker| world.serves(worker, 9100 + u16::try_from(worker).expect("few")));
+    world.reloads();
+    world.serves(3, 80);
+    world.pass(30_000);
+    assert!(world.disconnected.is_empty(), "it has none of its own yet");
+    world.serves(3, 9103);
+    world.pass(2_000);
+    assert_eq!(world.disconnected, [id(1)].into());
+}
+
+#[test]
+fn what_only_one_worker_serves_its_successor_has_to_serve_by_name() {
+    let mut world = World::serving(rules(), 2);
+    world.serves(1, 9100);
+    world.reloads();
+    world.serves(3, 80);
+    world.serves(3, 9103);
+    world.pass(30_000);
+    assert!(world.disconnected.is_empty());
+    world.serves(3, 9100);
+    world.pass(2_000);
+    assert_eq!(world.disconnected, [id(1)].into());
+}
+
+#[test]
 fn ports_that_the_kernel_chose_count_only_where_there_are_no_others() {
     let mut world = World::serving(rules(), 1);
     world.serves(1, 40_000);

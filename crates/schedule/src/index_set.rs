@@ -1,0 +1,105 @@
+//! A set of small numbers, for which a worker's listeners are kept.
+//!
+//! Owns the representation: one word for the first 64, so that a question about a few listeners
+//! reads no other memory, and further words only when there are more. Bounded by its caller.
+
+const WORD_BITS: usize = 64;
+
+/// A set of numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IndexSet {
+    first: u64,
+    /// For the numbers from 64 on. The last word is never zero, so equal sets are equal.
+    further: Vec<u64>,
+}
+
+impl IndexSet {
+    pub(crate) fn contains(&self, index: usize) -> bool {
+        match index.checked_sub(WORD_BITS) {
+            None => self.first & (1 << index) != 0,
+            Some(rest) => {
+                let word = self.further.get(rest / WORD_BITS).copied().unwrap_or(0);
+                word & (1 << (rest % WORD_BITS)) != 0
+            }
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first == 0 && self.further.is_empty()
+    }
+
+    /// Whether a number is in both.
+    pub(crate) fn meets(&self, other: &Self) -> bool {
+        let mut pairs = self.further.iter().zip(&other.further);
+        self.first & other.first != 0 || pairs.any(|(own, other)| own & other != 0)
+    }
+
+    pub(crate) fn insert(&mut self, index: usize) {
+        let Some(rest) = index.checked_sub(WORD_BITS) else {
+            self.first |= 1 << index;
+            return;
+        };
+        let place = rest / WORD_BITS;
+        if place >= self.further.len() {
+            self.further.resize(place + 1, 0);
+        }
+        self.further[place] |= 1 << (rest % WORD_BITS);
+    }
+
+    pub(crate) fn remove(&mut self, index: usize) {
+        let Some(rest) = index.checked_sub(WORD_BITS) else {
+            self.first &= !(1 << index);
+            return;
+        };
+        if let Some(word) = self.further.get_mut(rest / WORD_BITS) {
+            *word &= !(1 << (rest % WORD_BITS));
+        }
+        while self.further.last() == Some(&0) {
+            self.further.pop();
+        }
+    }
+}
+
+impl FromIterator<usize> for IndexSet {
+    fn from_iter<I: IntoIterator<Item = usize>>(indices: I) -> Self {
+        let mut set = Self::default();
+        indices.into_iter().for_each(|index| set.insert(index));
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MOST: usize = 200;
+
+    proptest! {
+        #[test]
+        fn it_behaves_as_a_set_and_equal_sets_are_equal(
+            steps in prop::collection::vec((any::<bool>(), 0..MOST), 0..200),
+        ) {
+            let (mut set, mut model) = (IndexSet::default(), BTreeSet::new());
+            for (is_insertion, index) in steps {
+                if is_insertion {
+                    set.insert(index);
+                    model.insert(index);
+                } else {
+                    set.remove(index);
+                    model.remove(&index);
+                }
+                let same = (0..MOST).all(|index| set.contains(index) == model.contains(&index));
+                prop_assert!(same);
+                prop_assert_eq!(&set, &model.iter().copied().collect());
+                prop_assert_eq!(set.is_empty(), model.is_empty());
+                prop_assert_eq!(set.meets(&[index].into_iter().collect()), model.contains(&index));
+            }
+            model.iter().for_each(|index| set.remove(*index));
+            prop_assert_eq!(set, IndexSet::default());
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What programs are known for: by their names, behind links, `env`, `python -m` and the first line
+//! of a script.
+//!
+//! Owns the list of names and the look behind them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use super::inspect::options_before_script;
+use super::launcher::{Launcher, launcher, launches};
+
+/// Interpreters of interpreters that are looked behind.
+const DEPTH_MAX: usize = 4;
+/// What of a script is read to find its interpreter, as much as the kernel does (`execve(2)`).
+const FIRST_LINE_BYTES_MAX: u64 = 256;
+/// Node, as it is known without words.
+const NODE: Known = Known::Node { words: Some(0) };
+
+/// What is known by a program's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Its options begin with the so many last of the words; none of them are known for a script.
+    Node { words: Option<usize> },
+    /// It says it is compatible with Node, and its workers do not speak as Node's do.
+    Unlike(&'static str),
+    /// It starts Node as a process of its own, which knows nothing of us.
+    Starter(&'static str),
+    /// So does this one, and there is something better. The so many last words are its own, and it
+    /// would start this Node.
+    Launcher { launcher: Launcher, words: usize, node: OsString },
+    /// It takes listening sockets over; how it is told to.
+    Activated(&'static str, &'static str),
+}
+
+/// A launcher in a line of words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Launched {
+    pub(super) launcher: Launcher,
+    /// The word that would start it.
+    pub(super) place: usize,
+    /// What to start in its place, if the line does not start Node already.
+    pub(super) node: Option<OsString>,
+}
+
+/// What the program of a line is known for.
+pub(super) fn look_at(line: &[OsString], directory: Option<&Path>) -> Option<Known> {
+    let (path, arguments) = line.split_first()?;
+    look(Path::new(path), arguments, directory, DEPTH_MAX)
+}
+
+/// The launcher that a line starts: as its program, or as the script of its Node.
+pub(super) fn launched(
+    line: &[OsString],
+    known: &Known,
+    directory: Option<&Path>,
+) -> Option<Launched> {
+    match known {
+        Known::Launcher { launcher, words, node } => Some(Launched {
+            launcher: launcher.clone(),
+            place: line.len() - words - 1,
+            node: Some(node.clone()),
+        }),
+        Known::Node { words: Some(words) } => {
+            let before = line.len() - words;
+            let place = before + options_before_script(&line[before..]);
+            let (options, rest) = (&line[before..place], &line[place..]);
+            let by_script = || {
+                let (script, words) = rest.split_first()?;
+                let file = directory.unwrap_or_else(|| Path::new("")).join(script);
+                launcher(&fs::canonicalize(file).ok()?, words)
+            };
+            let launcher = launches(options, rest).or_else(by_script)?;
+            Some(Launched { launcher, place, node: None })
+        }
+        _ => None,
+    }
+}
+
+/// The file that a name means for a process in `directory` (`execvp(3)`).
+pub(super) fn find(path: &Path, directory: Option<&Path>) -> Option<PathBuf> {
+    let from = directory.unwrap_or_else(|| Path::new(""));
+    if path.as_os_str().as_bytes().contains(&b'/') {
+        let path = from.join(path);
+        return path.is_file().then_some(path);
+    }
+    let folders = std::env::var_os("PATH")?;
+    let mut files = std::env::split_paths(&folders).map(|folder| from.join(folder).join(path));
+    files.find(|file| file.is_file())
+}
+
+/// What a program is known for, with the words that it is given.
+fn look(
+    path: &Path,
+    arguments: &[OsString],
+    directory: Option<&Path>,
+    depth: usize,
+) -> Option<Known> {
+    let named = path.file_name()?;
+    if let Some(known) = known(named, arguments.len()) {
+        return Some(known);
+    }
+    if depth == 0 {
+        return None;
+    }
+    if named == OsStr::new("env") {
+        let is_word = |word: &&OsString| {
+            let bytes = word.as_bytes();
+            !bytes.starts_with(b"-") && !bytes.contains(&b'=')
+        };
+        let place = arguments.iter().position(|word| is_word(&word))?;
+        let rest = &arguments[place + 1..];
+        return look(Path::new(&arguments[place]), rest, directory, depth - 1);
+    }
+    if named.as_bytes().starts_with(b"python") {
+        // A module that is run has the name of its program.
+        let place = arguments.iter().position(|word| word == "-m")?;
+        return known(arguments.get(place + 1)?, arguments.len() - place - 2);
+    }
+    let file = find(path, directory)?;
+    let target = fs::canonicalize(&file).ok()?;
+    if let Some(launcher) = launcher(&target, arguments) {
+        let interpreter = interpreter(&target).and_then(|mut words| words.pop());
+        let is_node = |word: &OsString| {
+            Path::new(word).file_name().is_some_and(|name| known(name, 0) == Some(NODE))
+        };
+        let node = interpreter.filter(is_node).unwrap_or_else(|| "node".into());
+        return Some(Known::Launcher { launcher, words: arguments.len(), node });
+    }
+    known(target.file_name()?, arguments.len()).or_else(|| {
+        let words = interpreter(&target)?;
+        let (program, interpreted) = words.split_first()?;
+        match look(Path::new(program), interpreted, directory, depth - 1)? {
+            Known::Node { .. } => Some(Known::Node { words: None }),
+            other => Some(other),
+        }
+    })
+}
+
+fn known(name: &OsStr, words: usize) -> Option<Known> {
+    Some(match name.to_str()? {
+        "node" | "nodejs" => Known::Node { words: Some(words) },
+        "bun" => Known::Unlike("bun"),
+        "deno" => Known::Unlike("deno"),
+        "npm" => Known::Starter("npm"),
+        "npx" => Known::Starter("npx"),
+        "yarn" => Known::Starter("yarn"),
+        "pnpm" => Known::Starter("pnpm"),
+        "gunicorn" => Known::Activated("gunicorn", "gunicorn MODULE:APP"),
+        "uvicorn" => Known::Activated("uvicorn", "uvicorn --fd 3 MODULE:APP"),
+        "hypercorn" => Known::Activated("hypercorn", "hypercorn --bind fd://3 MODULE:APP"),
+        _ => return None,
+    })
+}
+
+/// The words of a script's first line.
+fn interpreter(script: &Path) -> Option<Vec<OsString>> {
+    let mut line = Vec::new();
+    File::open(script).ok()?.take(FIRST_LINE_BYTES_MAX).read_to_end(&mut line).ok()?;
+    let line = line.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    Some(words.map(|word| OsString::from_vec(word.to_vec())).collect())
+}

@@ -1,0 +1,274 @@
+//! How long a listener stays open: as long as it is used, or will be.
+//!
+//! Owns these rules. A listener that the program holds stays. When a worker closes its last server
+//! on an address and goes on living, the listener goes unless another worker serves it. When a
+//! worker ends, by a crash or replaced by a successor, the listener stays for the next worker in
+//! that slot, its heir, and goes when every heir has settled without asking for it.
+
+use nix::errno::Errno;
+
+use super::listeners::{Entry, Key, Linger, is_busy};
+use super::{ControlPlane, WorkerEntry};
+use crate::cluster::Event;
+use crate::data_path::Command;
+use crate::dialect::node::bridge::BridgeRequest;
+use crate::error::Error;
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::protocol::control::ToWorker;
+use crate::sys::clock::monotonic_ns;
+
+/// How long after its first server a worker may ask for what its predecessor served.
+const SETTLING_NS: u64 = 5_000_000_000;
+/// A listener that was used for this long is more than a look for a free port. A worker that closes
+/// it may open it again at once, or be about to leave, which it says later.
+const USED_NS: u64 = 10_000_000;
+/// How long such a listener stays after its last server was closed.
+const LINGER_NS: u64 = 25_000_000;
+
+/// How far a worker is in asking for what its predecessor served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// It serves nothing yet.
+    #[default]
+    Starting,
+    /// It serves something, and may ask for more until this moment.
+    Serving { until_ns: u64 },
+    /// What it has not asked for, it does not need.
+    Settled,
+}
+
+impl ControlPlane {
+    /// A worker has closed its last server on an address.
+    pub(crate) fn close(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        if !worker_entry.uses.contains(&listener) {
+            return;
+        }
+        let (slot, attached) = (worker_entry.slot, worker_entry.attached);
+        if attached {
+            // The worker is told when nothing more of it will come.
+            self.command(Command::Leave { slot, listener });
+        } else {
+            self.say(id, &ToWorker::Closed { listener }, vec![]);
+        }
+        self.emit_closed(id, listener);
+        self.release(id, listener);
+    }
+
+    /// A worker closes what it served at an address.
+    pub(crate) fn emit_closed(&mut self, id: WorkerId, listener: ListenerId) {
+        let Some(worker) = self.workers.get(&id).map(WorkerEntry::handle) else { return };
+        if let Some(entry) = self.listeners.get_mut(listener) {
+            let address = entry.listening_address();
+            self.tell(Event::Closed { worker, address });
+        }
+    }
+
+    /// Takes a worker off the list of those who use a listener, because it has closed its last
+    /// server there, leaves or has ended.
+    pub(crate) fn release(&mut self, id: WorkerId, listener: ListenerId) {
+        let is_leaving = self.workers.get(&id).is_none_or(|worker_entry| worker_entry.leaving);
+        let deserted_before = self.next_id;
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        if !entry.users.remove(&id) {
+            return;
+        }
+        if entry.users.is_empty() {
+            entry.deserted_before = deserted_before;
+        }
+        if let Some(worker_entry) = self.workers.get_mut(&id) {
+            let (left, lost) = entry.forget(worker_entry.slot, self.data_path.is_some());
+            let address = entry.address.clone();
+            worker_entry.uses.remove(&listener);
+            worker_entry.serves.remove(&listener);
+            worker_entry.count_out(&entry.key);
+            if let Some(socket_owners) = left {
+                self.set_owners(listener, socket_owners);
+            }
+            if lost > 0 {
+                self.fail(reset(lost, &address));
+            }
+        }
+        match is_leaving {
+            true => self.remove_if_abandoned(listener),
+            false => self.let_linger(id, listener),
+        }
+    }
+
+    /// The slot of the worker that will take the place of one that ends; none if a successor
+    /// serves already, and so has asked for what it needs.
+    fn heir_of(&self, id: WorkerId) -> Option<Slot> {
+        let mut successors = self.workers.values().filter(|one| one.predecessor == Some(id));
+        let is_replaced = successors.any(|one| !one.leaving && one.settling != Settling::Starting);
+        let worker_entry = self.workers.get(&id).filter(|_| !is_replaced);
+        worker_entry.map(|worker_entry| worker_entry.slot)
+    }
+
+    /// A worker that leaves has heirs for what it uses, and for what it has just closed in order to
+    /// leave.
+    pub(crate) fn leave_to_heirs(&mut self, id: WorkerId) {
+        let Some(heir) = self.heir_of(id) else { return };
+        for entry in self.listeners.iter_mut().filter(|entry| entry.outlives_workers) {
+            let has_closed = entry.linger.take_if(|linger| linger.worker == id).is_some();
+            if has_closed || entry.users.contains(&id) {
+                entry.heirs.insert(heir);
+            }
+        }
+    }
+
+    /// A worker serves something: from now on it has some time to ask for the rest.
+    pub(crate) fn begin_settling(&mut self, id: WorkerId) {
+        if let Some(worker_entry) = self.workers.get_mut(&id)
+            && worker_entry.settling == Settling::Starting
+        {
+            let until_ns = monotonic_ns().saturating_add(SETTLING_NS);
+            worker_entry.settling = Settling::Serving { until_ns };
+        }
+    }
+
+    /// When the next worker has settled, or a listener has lingered for long enough.
+    pub(crate) fn next_lifetime_ns(&self) -> Option<u64> {
+        let settling = self.workers.values().filter_map(WorkerEntry::settles_ns);
+        let lingers = self.listeners.iter().filter_map(|entry| entry.linger);
+        settling.chain(lingers.map(|linger| linger.until_ns)).min()
+    }
+
+    /// Closes listeners whose time is over.
+    pub(crate) fn end_lifetimes(&mut self) {
+        let now_ns = monotonic_ns();
+        if self.next_lifetime_ns().is_none_or(|next_ns| next_ns > now_ns) {
+            return;
+        }
+        self.remove_lingering(|_, linger| linger.until_ns <= now_ns);
+        let is_due = |one: &&WorkerEntry| one.settles_ns().is_some_and(|at_ns| at_ns <= now_ns);
+        let settled: Vec<WorkerId> =
+            self.workers.values().filter(is_due).map(WorkerEntry::id).collect();
+        settled.into_iter().for_each(|id| self.settle_heir(id));
+    }
+
+    /// A worker has asked for all it needs: it is the heir of nothing more.
+    fn settle_heir(&mut self, id: WorkerId) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        worker_entry.settling = Settling::Settled;
+        let slots = [Some(worker_entry.slot), worker_entry.predecessor_slot];
+        // Slots that stay empty have no heir. When every worker that serves is younger than what
+        // is left, none of them asks for it.
+        let serving = || {
+            let workers = self.workers.values();
+            workers.filter(|one| !one.leaving && one.settling != Settling::Starting)
+        };
+        let have_settled = serving().all(|one| one.settling == Settling::Settled);
+        let oldest = serving().map(|one| one.id().0).min().filter(|_| have_settled);
+        let mut abandoned = Vec::new();
+        for entry in self.listeners.iter_mut().filter(|entry| !entry.heirs.is_empty()) {
+            slots.iter().flatten().for_each(|slot| _ = entry.heirs.remove(slot));
+            if entry.users.is_empty() && oldest.is_some_and(|id| id >= entry.deserted_before) {
+                entry.heirs.clear();
+            }
+            abandoned.push(entry.id);
+        }
+        abandoned.into_iter().for_each(|listener| self.remove_if_abandoned(listener));
+    }
+
+    /// No worker serves a listener whose last user goes on living: it goes, at once or soon.
+    fn let_linger(&mut self, id: WorkerId, listener: ListenerId) {
+        let now_ns = monotonic_ns();
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        if !entry.is_abandoned() {
+            return;
+        }
+        if now_ns.saturating_sub(entry.used_since_ns) >= USED_NS {
+            let until_ns = now_ns.saturating_add(LINGER_NS);
+            entry.linger = Some(Linger { worker: id, until_ns });
+            return;
+        }
+        let key = entry.key.clone();
+        // A program that looks for a free port wants another one the next time.
+        self.listeners.forget_port(&key);
+        self.remove(listener);
+    }
+
+    /// Whether an address that was refused may be free in a moment. A listener of ours that only
+    /// lingers there goes at once.
+    pub(crate) fn may_become_free(&mut self, error: &Error, key: &Key) -> bool {
+        if matches!(error, Error::Listen { source: Errno::ENOBUFS, .. }) {
+            return self.remove_lingering(|_, _| true);
+        }
+        if is_busy(error) {
+            self.remove_lingering(|entry, _| entry.is_in_the_way_of(key));
+            return true;
+        }
+        false
+    }
+
+    /// Closes listeners that only linger. Tells whether there were any.
+    fn remove_lingering(&mut self, is_meant: impl Fn(&Entry, Linger) -> bool) -> bool {
+        let lingering = self.listeners.iter().filter_map(|entry| {
+            entry.linger.filter(|linger| is_meant(entry, *linger)).map(|_| entry.id)
+        });
+        let lingering: Vec<ListenerId> = lingering.collect();
+        lingering.iter().for_each(|listener| self.remove(*listener));
+        !lingering.is_empty()
+    }
+
+    pub(crate) fn remove_if_abandoned(&mut self, listener: ListenerId) {
+        let entry = self.listeners.get_mut(listener);
+        if entry.is_some_and(|entry| entry.is_abandoned() && entry.linger.is_none()) {
+            self.remove(listener);
+        }
+    }
+
+    /// Closes a listener. With a data path it has gone when that says so.
+    pub(crate) fn remove(&mut self, listener: ListenerId) {
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        if entry.closing {
+            return;
+        }
+        match (&self.data_path, entry.close()) {
+            (Some(data), true) => data.command(Command::RemoveListener { listener }),
+            _ => self.listener_removed(listener),
+        }
+    }
+
+    /// A listener has gone: requests that waited for its address are answered now.
+    pub(crate) fn listener_removed(&mut self, listener: ListenerId) {
+        let Some(entry) = self.listeners.take(listener) else { return };
+        for id in &entry.users {
+            if let Some(worker_entry) = self.workers.get_mut(id) {
+                worker_entry.uses.remove(&listener);
+                worker_entry.count_out(&entry.key);
+            }
+        }
+        self.order(BridgeRequest::Forget { listener });
+        let leaving: Vec<WorkerId> =
+            self.workers.values().filter(|one| one.leaving).map(WorkerEntry::id).collect();
+        leaving.into_iter().for_each(|id| self.retire(id));
+        for request in entry.waiting {
+            self.bind_or_share(request, super::bind_retry::BindRetry::until_ns());
+        }
+        self.bind_retry.hurry();
+    }
+}
+
+impl WorkerEntry {
+    /// When it has settled, if it is on its way to that.
+    fn settles_ns(&self) -> Option<u64> {
+        match self.settling {
+            Settling::Serving { until_ns } => Some(until_ns),
+            Settling::Starting | Settling::Settled => None,
+        }
+    }
+}
+
+/// What waited in the own socket of a worker that does not serve it any more went with it.
+fn reset(connections: usize, address: &str) -> Error {
+    Error::Environment {
+        step: format!(
+            "give others {connections} connections that waited for a worker at {address}"
+        ),
+        source: Errno::ECONNRESET,
+        hint: "hold the address, and they wait for the next worker; with CAP_BPF and \
+               CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, other workers get them"
+            .into(),
+    }
+}

@@ -1,0 +1,120 @@
+//! Stopping everything when there are Node workers with the preload in them: their programs hear of
+//! it first, and accepting goes on until none of them waits any more. And SIGTERM for those that
+//! have left and do not end.
+//!
+//! Owns how long programs are waited for, and when a worker without the preload is told to end.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::ControlPlane;
+use crate::dialect::node::bridge::BridgeRequest;
+use crate::id::WorkerId;
+use crate::sys::activity::{self, CpuTime};
+use crate::sys::clock::monotonic_ns;
+
+/// How often a Node worker without the preload is looked at once its channel has ended. If it has
+/// done nothing in between it gets SIGTERM: one that keeps nothing open ends, and works for it.
+const LOOK_NS: u64 = 100_000_000;
+
+/// A worker that has left and cannot tell what it has open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leftover {
+    look_ns: u64,
+    /// Its time on CPUs when it was looked at, if it was asleep.
+    asleep_at: Option<CpuTime>,
+}
+
+/// Programs have been told that everything stops.
+#[derive(Debug)]
+pub(crate) struct Stopping {
+    /// Those that have not answered.
+    waiting: BTreeSet<WorkerId>,
+    /// They are not waited for beyond this.
+    until_ns: Option<u64>,
+    grace: Option<Duration>,
+}
+
+impl ControlPlane {
+    /// Asks every worker to leave and closes everything, once the programs of Node workers have
+    /// heard of it. A program that takes its time gets at most half of the grace period; the other
+    /// half is for what is then open. The first one that closes ends the waiting for all.
+    pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
+        let hears = |worker_entry: &&super::WorkerEntry| {
+            let told = worker_entry.leaving || worker_entry.ending.is_some();
+            worker_entry.is_node
+                && worker_entry.connected
+                && !told
+                && worker_entry.shared.view.program_reports()
+        };
+        let waiting: BTreeSet<WorkerId> =
+            self.workers.values().filter(hears).map(super::WorkerEntry::id).collect();
+        // Whoever asks for the second time does not want to wait.
+        if waiting.is_empty() || self.stopping.is_some() {
+            self.stopping = None;
+            return self.drain_all(grace);
+        }
+        for id in &waiting {
+            if let Some(worker_entry) = self.workers.get(id) {
+                // Its program may end at once.
+                worker_entry.shared.state().voluntary = Some(true);
+            }
+            self.order(BridgeRequest::Stop { worker: *id });
+        }
+        let half = |grace: Duration| u64::try_from((grace / 2).as_nanos()).unwrap_or(u64::MAX);
+        let until_ns = grace.map(|grace| monotonic_ns().saturating_add(half(grace)));
+        self.stopping = Some(Stopping { waiting, until_ns, grace });
+    }
+
+    /// A program has heard that everything stops and does not wait any more, or has ended.
+    pub(crate) fn note_stopped(&mut self, id: WorkerId, closes: bool) {
+        let Some(stopping) = &mut self.stopping else { return };
+        if stopping.waiting.remove(&id) && (closes || stopping.waiting.is_empty()) {
+            let grace = stopping.grace;
+            self.stopping = None;
+            self.drain_all(grace);
+        }
+    }
+
+    /// A worker's channel has ended: with the preload in it, it ends as soon as it serves nothing.
+    pub(crate) fn note_channel_end(&mut self, id: WorkerId) {
+        self.note_stopped(id, false);
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        let ends_itself = !worker_entry.is_node || worker_entry.shared.view.program_reports();
+        if worker_entry.told && !ends_itself && worker_entry.ending.is_none() {
+            let look_ns = monotonic_ns().saturating_add(LOOK_NS);
+            worker_entry.leftover = Some(Leftover { look_ns, asleep_at: None });
+        }
+    }
+
+    /// When something of this is to be done.
+    pub(crate) fn next_stop_ns(&self) -> Option<u64> {
+        let leftovers = self.workers.values().filter_map(|worker_entry| worker_entry.leftover);
+        let looks = leftovers.map(|leftover| leftover.look_ns);
+        looks.chain(self.stopping.as_ref().and_then(|stopping| stopping.until_ns)).min()
+    }
+
+    /// Does what is due.
+    pub(crate) fn meet_stop_deadlines(&mut self) {
+        let now_ns = monotonic_ns();
+        let is_due = |time_ns: &mut u64| *time_ns <= now_ns;
+        for worker_entry in self.workers.values_mut() {
+            let leftover = worker_entry.leftover.take_if(|one| is_due(&mut one.look_ns));
+            let Some(Leftover { asleep_at, .. }) = leftover else { continue };
+            let asleep = activity::asleep_at(worker_entry.shared.pid);
+            if asleep.is_some() && asleep == asleep_at {
+                // It can only fail if it has ended already.
+                let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
+            } else {
+                let look_ns = now_ns.saturating_add(LOOK_NS);
+                worker_entry.leftover = Some(Leftover { look_ns, asleep_at: asleep });
+            }
+        }
+        let late = |stopping: &mut Stopping| stopping.until_ns.as_mut().is_some_and(is_due);
+        if let Some(stopping) = self.stopping.take_if(late) {
+            self.drain_all(stopping.grace);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+// The worker's inbox. Node's own channel takes a message of JSON, two answers and a turn of the
+// loop for each connection; from the inbox one turn takes up to 32 of them. Owns the rule that
+// none is taken that the worker has no descriptor for.
+
+const { closeSync, openSync, readFileSync, readdirSync } = require('fs');
+const { performance } = require('perf_hooks');
+
+const OPEN_FILES = /^Max open files +(\d+)/m;
+const DESCRIPTORS_RESERVED = 16;
+const SHORTEST_REST_MS = 5;
+const LONGEST_REST_MS = 250;
+const COUNTING_MS = 10;
+const FEW = 64;
+const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;
+
+// What Node's own modules are made of. Nothing else can receive a descriptor. It is deprecated,
+// which is no news to whoever looks for such uses in the program.
+function bindingOf(name) {
+  const { noDeprecation } = process;
+  process.noDeprecation = true;
+  try {
+    return process.binding(name);
+  } finally {
+    process.noDeprecation = noDeprecation;
+  }
+}
+
+// As Node decides it for what comes on its channel.
+function isFull({ maxConnections, _connections, dropMaxConnection }) {
+  const bounded = maxConnections != null && (maxConnections !== 0 || ZERO_IS_A_BOUND);
+  return bounded && _connections >= maxConnections && !dropMaxConnection;
+}
+
+class Inbox {
+  constructor(inbox, page, tell) {
+    Object.assign(this, { page, tell });
+    const { Pipe, constants } = bindingOf('pipe_wrap');
+    const { streamBaseState, kReadBytesOrError } = bindingOf('stream_wrap');
+    Object.assign(this, { streamBaseState, kReadBytesOrError });
+    const [, most] = OPEN_FILES.exec(readFileSync('/proc/self/limits', 'latin1')) ?? [];
+    this.limit = Number(most ?? Infinity);
+    // The servers by their marks, each with the handle that takes connections for it. The newest
+    // of several is the last.
+    this.servers = new Map();
+    // So many connections may come before descriptors are counted again, which is after this time
+    // in any case.
+    this.allowance = 0;
+    this.countAgainAt = 0;
+    this.restMs = SHORTEST_REST_MS;
+    this.resting = false;
+    this.over = false;
+    // Called once nothing more can come, if the primary has gone.
+    this.onEnd = undefined;
+    this.open(inbox, new Pipe(constants.IPC));
+  }
+
+  open(inbox, pipe) {
+    this.pipe = pipe;
+    // As long as every message, so that Node reads on until there are no more, at most 32 times. It
+    // has to be held on to, since Node does not.
+    this.message = Buffer.allocUnsafeSlow(LAYOUT.MESSAGE_BYTES);
+    pipe.clusterlbMessage = this.message;
+    pipe.onread = () => this.onRead();
+    const failure = pipe.open(inbox);
+    if (failure) throw new Error(`the inbox cannot be opened (${failure})`);
+    pipe.useUserBuffer(this.message);
+    pipe.unref();
+    this.count();
+    this.page.sayThatItReceives();
+  }
+
+  // From now on connections with this mark go to this server, which takes them by this socket.
+  serve(server, socket, mark) {
+    const place = { server, socket };
+    this.servers.set(mark, [...(this.servers.get(mark) ?? []), place]);
+    const inbox = this;
+    const { close } = socket;
+    socket.close = function (...words) {
+      const others = (inbox.servers.get(mark) ?? []).filter((other) => other !== place);
+      if (others.length === 0) inbox.servers.delete(mark);
+      else inbox.servers.set(mark, others);
+      inbox.read();
+      return Reflect.apply(close, this, words);
+    };
+    this.read();
+  }
+
+  // Reads while there are servers and either a primary or what it has left behind.
+  read() {
+    const wanted = this.servers.size > 0 && (process.connected || this.onEnd !== undefined);
+    if (this.over || this.resting || !wanted) this.pipe.readStop();
+    else this.pipe.readStart();
+  }
+
+  // The primary has gone: what it has handed over is served, and then nothing more comes.
+  empty(onEnd) {
+    if (this.over || this.servers.size === 0) return onEnd();
+    this.onEnd = onEnd;
+    this.read();
+  }
+
+  onRead() {
+    const { pipe, message } = this;
+    const length = this.streamBaseState[this.kReadBytesOrError];
+    const handle = pipe.pendingHandle;
+    pipe.pendingHandle = null;
+    if (length < 0) {
+      this.over = true;
+      pipe.close();
+      this.tell({ act: 'end' });
+      this.onEnd?.();
+    } else if (length === 0) {
+      // There is nothing more for now.
+    } else if (message[0] === LAYOUT.ANNOUNCEMENT) {
+      this.look();
+    } else if (message[0] === LAYOUT.PROBE) {
+      this.page.answerProbe();
+    } else if (handle) {
+      this.take(handle);
+    } else {
+      this.rest(true);
+    }
+  }
+
+  take(handle) {
+    const mark = this.message.readUInt16LE(LAYOUT.MARK_AT);
+    const { server, socket } = this.servers.get(mark)?.at(-1) ?? {};
+    if (server === undefined || isFull(server)) {
+      return this.sendBack(handle, mark, server !== undefined);
+    }
+    this.page.countReceived();
+    this.page.follow(handle);
+    this.takeCare();
+    socket.onconnection(0, handle);
+  }
+
+  sendBack(handle, listener, full) {
+    const acceptedNs = String(this.message.readBigUInt64LE(LAYOUT.ACCEPTED_AT));
+    this.tell({ act: 'back', listener, acceptedNs, full }, handle, () => handle.close());
+  }
+
+  // Node loses connections that it has no descriptors for, so what is in the inbox stays there
+  // until there are some, or until another worker has it.
+  rest(lost) {
+    this.tell({ act: 'short', lost });
+    this.resting = true;
+    this.read();
+    setTimeout(() => {
+      this.resting = false;
+      this.look();
+      this.read();
+    }, this.restMs).unref();
+    this.restMs = Math.min(this.restMs * 2, LONGEST_REST_MS);
+  }
+
+  // Right before connections are taken, since the program may have used up everything since.
+  look() {
+    try {
+      closeSync(openSync('/dev/null', 'r'));
+    } catch {
+      return this.rest(false);
+    }
+    this.restMs = SHORTEST_REST_MS;
+    if (this.allowance <= 0 || performance.now() >= this.countAgainAt) this.count();
+  }
+
+  // A quarter of what is left may come until the next count, and the program has the rest. The
+  // more there are the longer it takes, so the rarer it is done.
+  count() {
+    const begun = performance.now();
+    const reserved = Math.min(DESCRIPTORS_RESERVED, this.limit / 16);
+    const left = this.limit - reserved - this.descriptorsInUse();
+    this.allowance = Math.max(1, Math.ceil(left / 4));
+    const done = performance.now();
+    this.countAgainAt = done + Math.max(COUNTING_MS, 100 * (done - begun));
+  }
+
+  // Where few are left, none is taken without having looked.
+  takeCare() {
+    this.allowance -= 1;
+    if (this.allowance >= FEW || this.resting) return;
+    this.resting = true;
+    setImmediate(() => {
+      this.resting = false;
+      this.look();
+      this.read();
+    });
+    this.read();
+  }
+
+  descriptorsInUse() {
+    try {
+      return readdirSync('/proc/self/fd').length;
+    } catch {
+      return this.page.received - this.page.ended;
+    }
+  }
+}

@@ -1,0 +1,141 @@
+// The page of memory that a worker shares with its primary. Owns what it says there: which
+// connections have ended, which were received, and whether the event loop moves.
+
+const { readSync, writeSync } = require('fs');
+const { clearInterval, clearTimeout, setImmediate, setInterval, setTimeout } = require('timers');
+const now = process.hrtime.bigint;
+
+// Whatever goes wrong in this script stays in it; what it then does not do, the primary's grace
+// period does.
+function safely(act) {
+  try {
+    act();
+  } catch {
+    // As said.
+  }
+}
+
+// What is written before this says where everything is (LAYOUT).
+const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
+const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD } = LAYOUT;
+const [WAKE_ALWAYS, WAKE_PROBE] = [LAYOUT.WAKE_ALWAYS, LAYOUT.WAKE_PROBE].map(BigInt);
+
+class Page {
+  constructor({ page, bell, beatMs }) {
+    Object.assign(this, { page, bell, beatMs });
+    this.report = new BigUint64Array(ANSWERED_WORD + 1);
+    this.report[DOES_WORD] = BigInt(LAYOUT.REPORTS);
+    this.wake = new BigUint64Array(1);
+    const bytesOf = (words) => new Uint8Array(words.buffer);
+    this.reportBytes = bytesOf(this.report);
+    this.wakeBytes = bytesOf(this.wake);
+    this.oneBytes = bytesOf(new BigUint64Array([1n]));
+    this.received = 0;
+    this.ended = 0;
+    this.due = false;
+    this.probed = false;
+    // Later may be too late.
+    this.atOnce = false;
+    this.beat = undefined;
+    this.moved = false;
+    // Called when something happens.
+    this.onMove = undefined;
+    this.onTurn = () => this.publish();
+    this.close = this.ending('close');
+    this.reset = this.ending('reset');
+  }
+
+  write() {
+    this.report[ENDED_WORD] = BigInt(this.ended);
+    try {
+      writeSync(this.page, this.reportBytes, 0, this.reportBytes.length, LAYOUT.REPORT_AT);
+    } catch {
+      // The next time tells the same and more.
+    }
+  }
+
+  publish() {
+    this.due = false;
+    this.write();
+    try {
+      // The primary may hold connections that no worker had room for, or wait for an answer.
+      readSync(this.page, this.wakeBytes, 0, this.wakeBytes.length, LAYOUT.WAKE_AT);
+      const wake = this.wake[0];
+      if (wake === WAKE_ALWAYS || (wake === WAKE_PROBE && this.probed)) {
+        writeSync(this.bell, this.oneBytes, 0, this.oneBytes.length, null);
+      }
+      this.probed = false;
+    } catch {
+      // As above.
+    }
+  }
+
+  // Once for everything that happens in one turn of the loop.
+  publishSoon() {
+    if (this.atOnce) this.publish();
+    else if (!this.due) {
+      this.due = true;
+      setImmediate(this.onTurn);
+    }
+  }
+
+  // Something happens: until it is quiet again, the primary can see whether the loop moves.
+  move() {
+    this.moved = true;
+    if (this.onMove !== undefined) this.onMove();
+    if (this.beat !== undefined || this.beatMs === 0) return;
+    this.report[MOVED_WORD] = now();
+    this.publish();
+    this.beat = setInterval(() => this.onBeat(), this.beatMs);
+    this.beat.unref();
+  }
+
+  onBeat() {
+    this.report[MOVED_WORD] = this.moved ? now() : 0n;
+    if (!this.moved) {
+      clearInterval(this.beat);
+      this.beat = undefined;
+    }
+    this.moved = false;
+    this.publish();
+  }
+
+  // In the place of methods of a connection's handle, until one of them ends it.
+  ending(method) {
+    const page = this;
+    return function (...words) {
+      delete this.close;
+      delete this.reset;
+      page.ended += 1;
+      page.publishSoon();
+      page.move();
+      return this[method](...words);
+    };
+  }
+
+  // Counts the end of a connection when it comes.
+  follow(handle) {
+    handle.close = this.close;
+    handle.reset = this.reset;
+    this.move();
+  }
+
+  // At once: whatever becomes of this process, this connection was its own.
+  countReceived() {
+    this.received += 1;
+    this.report[RECEIVED_WORD] = BigInt(this.received);
+    this.report[RECEIVED_AT_WORD] = now();
+    this.write();
+    this.publishSoon();
+  }
+
+  answerProbe() {
+    this.report[ANSWERED_WORD] += 1n;
+    this.probed = true;
+    this.publish();
+  }
+
+  sayThatItReceives() {
+    this.report[DOES_WORD] |= BigInt(LAYOUT.RECEIVES);
+  }
+}

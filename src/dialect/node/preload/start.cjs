@@ -1,0 +1,86 @@
+// Where it begins: reads what the primary has said in the environment, and joins the parts.
+
+function parametersOf(env) {
+  const told = /^(\d+),(\d+),(\d+),(\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
+  if (told === null) return undefined;
+  delete env.CLUSTERLB_PRELOAD;
+  const [page, bell, inbox, beatMs] = told.slice(1, 5).map(Number);
+  const options = (env.NODE_OPTIONS || '').replace(told[5], '').trim();
+  if (options === '') delete env.NODE_OPTIONS;
+  else env.NODE_OPTIONS = options;
+  return { page, bell, inbox, beatMs };
+}
+
+function openInbox(inbox, page, tell) {
+  try {
+    return new Inbox(inbox, page, tell);
+  } catch {
+    // Everything it needs is there in every Node that this was tried with. Where it is not, the
+    // connections come on Node's own channel.
+    return undefined;
+  }
+}
+
+function start(parameters, cluster) {
+  // As it is now: the program may replace it.
+  const { send } = process;
+  const page = new Page(parameters);
+  const tell = (words, handle, done = () => {}) => {
+    const told = { cmd: 'NODE_CLUSTERLB', received: page.received, ...words };
+    Reflect.apply(send, process, [told, handle, undefined, done]);
+  };
+  const servers = new Servers();
+  const kept = new Kept(servers);
+  const inbox = openInbox(parameters.inbox, page, tell);
+  const leaving = new Leaving({ cluster, page, kept, servers, inbox, tell });
+  const { signals } = leaving;
+  page.onMove = () => {
+    if (!signals.started) safely(() => signals.guard());
+  };
+  listen(page, leaving);
+  join({ cluster, servers, kept, inbox, marks: page });
+  page.publish();
+}
+
+function listen(page, leaving) {
+  // A request on a kept connection moves nothing but the loop.
+  const requests = require('diagnostics_channel').channel('http.server.request.start');
+  requests.subscribe(() => page.move());
+  // Before Node itself hears it: a connection that it refuses is closed at once, too.
+  process.prependListener('internalMessage', (message, handle) => {
+    if (message.cmd === 'NODE_CLUSTERLB' && message.act === 'stop') return safely(() => leaving.onStop());
+    if (message.cmd !== 'NODE_CLUSTER') return;
+    // What connections are marked with for the server that Node is about to answer.
+    page.mark = message.clusterlb;
+    if (message.act === 'newconn' && handle) page.follow(handle);
+    else if (message.act === 'disconnect') safely(() => leaving.onDisconnect());
+  });
+  process.prependListener('disconnect', () => safely(() => leaving.onChannelEnd()));
+}
+
+// Every server that listens comes by here, and gets the socket that its connections will come to.
+// Only those of HTTP/2 have settings.
+function join({ cluster, servers, kept, inbox, marks }) {
+  const { _getServer: getServer } = cluster;
+  cluster._getServer = function (server, query, callback) {
+    const isHttp2 = typeof server.updateSettings === 'function';
+    if (isHttp2) server.off('session', kept.follow).on('session', kept.follow);
+    const answered = (error, socket) => {
+      if (!error && socket) {
+        if (marks.mark !== undefined) inbox.serve(server, socket, marks.mark);
+        servers.add(server, socket);
+      }
+      return callback(error, socket);
+    };
+    return Reflect.apply(getServer, this, [server, query, answered]);
+  };
+}
+
+function main() {
+  const parameters = parametersOf(process.env);
+  if (parameters === undefined) return;
+  const cluster = require('cluster');
+  if (cluster.isWorker && process.connected) start(parameters, cluster);
+}
+
+main();

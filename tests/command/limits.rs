@@ -1,0 +1,200 @@
+//! What runs out: descriptors, of the primary and of its workers. Whoever finds none left waits
+//! in the kernel and is served later; nothing spins and nothing leaks.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::room::Room;
+use crate::common::{
+    Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, has_program, machine,
+};
+
+/// Every way to accept.
+const POLICIES: [&str; 7] = [
+    "--policy rr",
+    "--policy rr --runtime tokio-uring",
+    "--policy none --accept epoll",
+    "--policy none --accept epoll-exclusive",
+    "--policy none --accept uring",
+    "--policy none --accept uring-multishot",
+    "--policy none --accept reuseport",
+];
+/// Clients at once, far more than two workers with these descriptors can hold.
+const CLIENTS: usize = 400;
+
+/// The command with so few descriptors that it cannot get more by itself either.
+fn limited(descriptors: u32, arguments: &str) -> Option<Launch> {
+    let limit = format!("--nofile={descriptors}:{descriptors}");
+    has_program("prlimit").then(|| Launch::new(arguments).under(&["prlimit", &limit, "--"]))
+}
+
+/// More clients than descriptors, each with a request, on connections that stay.
+fn crowd(cluster: &Cluster) -> VecDeque<Client> {
+    let connect = |_| {
+        let mut client = Client::to(&cluster.address());
+        client.send(GET);
+        client
+    };
+    (0..CLIENTS).map(connect).collect()
+}
+
+/// The workers and the primary.
+fn processes(cluster: &Cluster) -> Vec<u32> {
+    let mut processes = cluster.worker_pids();
+    processes.push(cluster.pid());
+    processes
+}
+
+/// Fails if a cluster in which nothing happens uses half a CPU for it. Processor time is not
+/// wall time: a busy machine only makes it less.
+fn assert_quiet(cluster: &Cluster) {
+    let used_ms = || processes(cluster).into_iter().map(machine::cpu_time_ms).sum::<u64>();
+    let before_ms = used_ms();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent_ms = used_ms() - before_ms;
+    assert!(spent_ms < 500, "{spent_ms} ms of processor time in an idle second");
+}
+
+fn surplus_waits(policy: &str) {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    let Some(launch) = limited(128, &format!("--workers 2 {policy}")) else { return };
+    let cluster = launch.start();
+    let mut clients = crowd(&cluster);
+    clients[0].receive().assert_hello();
+    assert_quiet(&cluster);
+    clients[0].ask(GET).assert_hello();
+    // Whoever leaves makes room for another one, in the order in which they came.
+    clients.pop_front().expect("there is a first").ask(GET_CLOSE).assert_hello();
+    for mut client in clients {
+        client.receive().assert_hello();
+    }
+    get(&cluster.address()).expect("an answer").assert_hello();
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""), "{ended:?}");
+    let summary = ended.summary();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0), "{ended:?}");
+    assert_eq!(summary.accepted, CLIENTS as u64 + 1);
+    let requests: u64 = summary.workers.iter().map(|one| one.requests).sum();
+    assert_eq!(requests, CLIENTS as u64 + 3);
+}
+
+#[test]
+fn more_clients_than_descriptors_wait_and_are_served_by_round_robin() {
+    POLICIES[..2].iter().for_each(|policy| surplus_waits(policy));
+}
+
+#[test]
+fn more_clients_than_descriptors_wait_for_workers_that_poll() {
+    POLICIES[2..4].iter().for_each(|policy| surplus_waits(policy));
+}
+
+#[test]
+fn more_clients_than_descriptors_wait_for_workers_that_accept_by_ring() {
+    POLICIES[4..].iter().for_each(|policy| surplus_waits(policy));
+}
+
+#[test]
+fn a_burst_beyond_the_primarys_own_descriptors_is_served() {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    let Some(launch) = limited(128, "--workers 2") else { return };
+    let cluster = launch.start();
+    for _ in 0..5 {
+        // All of them stand in the backlog when the primary sees the first.
+        machine::suspend(cluster.pid());
+        let mut clients: Vec<Client> =
+            (0..CLIENTS).map(|_| Client::to(&cluster.address())).collect();
+        clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+        machine::signal(cluster.pid(), Signal::SIGCONT);
+        clients.iter_mut().for_each(|client| client.receive().assert_hello());
+    }
+    cluster.end().assert_clean(5 * CLIENTS as u64);
+}
+
+#[test]
+fn a_worker_can_be_replaced_while_descriptors_are_short() {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    let Some(launch) = limited(128, "--workers 2") else { return };
+    let cluster = launch.start();
+    let mut clients = crowd(&cluster);
+    clients[0].receive().assert_hello();
+    let pids = cluster.worker_pids();
+    let victim = machine::holder(&pids, clients[0].port(), cluster.port());
+    machine::signal(victim, Signal::SIGKILL);
+    cluster.event("online", 2);
+    // What the killed worker held and had not answered is lost and counted; everybody else is
+    // served, though not in order any more.
+    let lost = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for mut client in clients.drain(1..) {
+            let lost = &lost;
+            scope.spawn(move || match client.try_receive(true) {
+                Ok(answer) => answer.assert_hello(),
+                Err(_) => _ = lost.fetch_add(1, Ordering::Relaxed),
+            });
+        }
+    });
+    let summary = cluster.end();
+    assert_eq!((summary.accepted, summary.dropped), (CLIENTS as u64, 0), "{summary:?}");
+    assert!(lost.into_inner() < summary.aborted, "besides the first one: {summary:?}");
+}
+
+#[test]
+fn draining_while_descriptors_are_short_answers_everybody() {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    for policy in ["--policy rr", "--policy none --accept epoll", "--policy none --accept uring"] {
+        let Some(launch) = limited(128, &format!("--workers 2 {policy}")) else { return };
+        let cluster = launch.start();
+        let mut clients = crowd(&cluster);
+        clients[0].receive().assert_hello();
+        cluster.signal(Signal::SIGTERM);
+        clients.drain(1..).for_each(|mut client| client.receive().assert_hello());
+        drop(clients);
+        let ended = cluster.wait();
+        assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""), "{ended:?}");
+        let summary = ended.summary();
+        assert_eq!((summary.accepted, summary.dropped), (CLIENTS as u64, 0), "{summary:?}");
+        assert_eq!(summary.aborted, 0, "{summary:?}");
+    }
+}
+
+#[test]
+fn a_limit_that_is_too_low_to_begin_with_is_refused() {
+    let Some(launch) = limited(40, "--workers 2") else { return };
+    launch.refused().assert_refusal(3, &["limit of 40 descriptors is too low", "ulimit -Hn"]);
+}
+
+#[test]
+fn the_soft_limit_is_raised_to_the_hard_one() {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    if !has_program("prlimit") {
+        return;
+    }
+    let launch = Launch::new("--workers 2").under(&["prlimit", "--nofile=64:2048", "--"]);
+    let cluster = launch.start();
+    // All at once, which 64 descriptors in each process would not allow.
+    let mut clients = crowd(&cluster);
+    clients.iter_mut().for_each(|client| client.receive().assert_hello());
+    drop(clients);
+    cluster.end().assert_clean(CLIENTS as u64);
+}
+
+#[test]
+fn no_descriptor_leaks() {
+    for policy in POLICIES {
+        let cluster = Launch::new(&format!("--workers 2 {policy}")).start();
+        let count = || -> Vec<usize> {
+            processes(&cluster).into_iter().map(machine::descriptor_count).collect()
+        };
+        // What is opened once has been opened after a few requests.
+        get_from(&cluster.address(), 4, 5);
+        let before = count();
+        get_from(&cluster.address(), 8, 250);
+        eventually("descriptors to be closed", || {
+            count().iter().zip(&before).all(|(now, before)| now <= before).then_some(())
+        });
+        cluster.end().assert_clean(2020);
+    }
+}

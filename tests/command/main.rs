@@ -1,0 +1,20 @@
+//! The command as people run it: each test starts the real program and talks to it.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod crash;
+mod cross_check;
+mod distribution;
+mod drain;
+mod examples;
+mod harness;
+mod http;
+mod limits;
+mod listen;
+mod listen_fds;
+mod output;
+mod room;
+mod steal;
+mod storm;
+mod streams;
+mod usage;

@@ -1,0 +1,231 @@
+//! What is said: to somebody who asks for what cannot be, on a machine that cannot, and in the
+//! course of a run.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::common::{BINARY, Client, Launch, eventually, get, get_from, has_program, machine};
+
+/// Refuses `io_uring_setup` with EPERM, as container runtimes do, and becomes the command that
+/// follows. The filter: load the call's number; if it is 425, EPERM; otherwise allow.
+const WITHOUT_RINGS: &str = "\
+import ctypes, os, struct, sys
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *rule) for rule in rules))
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('rules', ctypes.c_void_p)]
+program = Program(len(rules), ctypes.addressof(code))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+assert prctl(38, 1, 0, 0, 0) == 0, ctypes.get_errno()
+assert prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+fn clusterlb(arguments: &[&str]) -> Output {
+    let output = Command::new(BINARY).args(arguments).stdin(Stdio::null()).output();
+    output.expect("the command starts")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("text")
+}
+
+#[test]
+fn contradictions_and_impossible_settings_are_told_in_one_line() {
+    for (arguments, words) in [
+        ("--pin 0-1023", &["1023", "--pin"][..]),
+        ("--workers 2 --pin 1023", &["1023", "--pin"]),
+        ("--policy none --max-inflight 3", &["--max-inflight", "--policy rr"]),
+        ("--policy none --runtime tokio-uring", &["tokio-uring", "--policy rr"]),
+        ("--listen 127.0.0.1:1 --listen 127.0.0.1:1", &["127.0.0.1:1", "twice"]),
+        ("--listen unix:/tmp/x --policy none --accept reuseport", &["reuseport", "unix:/tmp/x"]),
+    ] {
+        Launch::new(arguments).refused().assert_refusal(2, words);
+    }
+}
+
+#[test]
+fn values_that_mean_nothing_are_named_with_what_would() {
+    for (arguments, words) in [
+        ("--workers 0", &["--workers", "0", "auto"][..]),
+        ("--workers many", &["--workers", "many", "auto"]),
+        ("--workers 100000", &["--workers", "100000", "1024"]),
+        ("--policy fair", &["--policy", "fair", "rr", "none"]),
+        ("--accept select", &["--accept", "select", "epoll"]),
+        ("--pin 3-1", &["--pin", "3-1"]),
+        ("--pin 9999", &["--pin", "9999"]),
+        ("--listen nowhere", &["--listen", "nowhere", "HOST:PORT"]),
+        ("--listen 127.0.0.1:70000", &["--listen", "70000", "65535"]),
+        ("--listen fd:many", &["--listen", "fd:many"]),
+        ("--backlog 0", &["--backlog", "0", "1..=65535"]),
+        ("--max-inflight 0", &["--max-inflight", "0"]),
+        ("--grace soon", &["--grace", "soon", "10s"]),
+        ("--header-timeout 0s", &["--header-timeout", "0s"]),
+        ("--restart sometimes", &["--restart", "sometimes", "on-failure"]),
+        ("--serve pie", &["--serve", "pie", "echo"]),
+        ("--wrokers 3", &["--wrokers", "--workers"]),
+        ("--json --quiet", &["--json", "--quiet"]),
+        ("--workers 2 check", &["check", "<COMMAND>"]),
+        ("surprise", &["surprise"]),
+    ] {
+        let words_given: Vec<&str> = arguments.split(' ').collect();
+        let output = clusterlb(&words_given);
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {output:?}");
+        assert!(output.stdout.is_empty(), "{arguments}: {output:?}");
+        for word in words {
+            assert!(text(&output.stderr).contains(word), "no {word:?}: {output:?}");
+        }
+    }
+}
+
+fn without_rings(launch: Launch) -> Option<Launch> {
+    has_program("python3").then(|| launch.under(&["python3", "-c", WITHOUT_RINGS]))
+}
+
+#[test]
+fn a_machine_that_refuses_io_uring_is_told_with_the_cause_and_a_remedy() {
+    for policy in ["--policy rr", "--policy none", "--policy none --accept uring"] {
+        let launch = Launch::new(&format!("--workers 2 {policy}"));
+        let Some(launch) = without_rings(launch) else { return };
+        launch.refused().assert_refusal(3, &["io_uring", "seccomp"]);
+    }
+}
+
+#[test]
+fn check_tells_what_this_machine_allows() {
+    let table = clusterlb(&["check"]);
+    assert_eq!(table.status.code(), Some(0), "{table:?}");
+    for row in ["kernel", "io_uring", "seccomp", "open files", "CPUs", "can run here"] {
+        assert!(text(&table.stdout).contains(row), "no {row:?}: {}", text(&table.stdout));
+    }
+    let json = clusterlb(&["check", "--json"]);
+    assert_eq!(json.status.code(), Some(0), "{json:?}");
+    let report: Value = serde_json::from_slice(&json.stdout).expect("one JSON object");
+    assert_eq!(
+        (&report["schema"], &report["can_run"]),
+        (&"clusterlb-check/1".into(), &true.into())
+    );
+    for row in report["rows"].as_array().expect("rows") {
+        assert!(row["name"].is_string() && row["value"].is_string(), "{row}");
+        assert!(["ok", "note"].contains(&row["verdict"].as_str().expect("a verdict")), "{row}");
+    }
+}
+
+#[test]
+fn check_tells_where_io_uring_is_refused() {
+    if !has_program("python3") {
+        return;
+    }
+    let check = |arguments: &[&str]| {
+        let mut command = Command::new("python3");
+        command.args(["-c", WITHOUT_RINGS, BINARY, "check"]).args(arguments);
+        let output = command.output().expect("python3 starts");
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        text(&output.stdout).to_owned()
+    };
+    let table = check(&[]);
+    assert!(table.contains("cannot run here") && table.contains("seccomp"), "{table}");
+    let report: Value = serde_json::from_str(&check(&["--json"])).expect("one JSON object");
+    assert_eq!(report["can_run"], false);
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let help = clusterlb(&["--help"]);
+    assert_eq!((help.status.code(), text(&help.stderr)), (Some(0), ""));
+    for word in ["Examples:", "Exit codes", "--listen", "--policy", "CLUSTERLB_SCHED_POLICY"] {
+        assert!(text(&help.stdout).contains(word), "no {word:?} in the help");
+    }
+    assert!(text(&clusterlb(&["-h"]).stdout).len() < help.stdout.len());
+    let version = clusterlb(&["--version"]);
+    assert_eq!(text(&version.stdout).trim(), concat!("clusterlb ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn events_are_json_lines_from_listening_to_the_summary() {
+    let cluster = Launch::new("--workers 3").listen("127.0.0.1:0").listen("127.0.0.1:0").start();
+    let (pid, workers) = (cluster.pid(), cluster.workers());
+    cluster.addresses().iter().for_each(|address| get_from(address, 1, 3));
+    machine::signal(workers[2].pid, Signal::SIGKILL);
+    cluster.event("online", 3);
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!((ended.code, ended.output.as_str(), ended.errors.as_str()), (Some(0), "", ""));
+    let names: Vec<&str> =
+        ended.events.iter().map(|event| event["event"].as_str().expect("a name")).collect();
+    assert_eq!(names[..2], ["listening"; 2]);
+    assert_eq!(names.last(), Some(&"summary"));
+    let count = |name| names.iter().filter(|one| **one == name).count();
+    let counts = ["fork", "online", "exit", "respawn", "draining", "summary"].map(count);
+    assert_eq!(counts, [4, 4, 4, 1, 1, 1], "{names:?}");
+    assert!(ended.events.iter().all(|event| event["at_ms"].is_u64()), "{ended:?}");
+    for (number, event) in ended.events[..2].iter().enumerate() {
+        assert_eq!(event["listener"], number);
+        assert_eq!((&event["policy"], &event["workers"]), (&"rr".into(), &3.into()));
+        assert_eq!((&event["engine"], &event["pid"]), (&"io_uring".into(), &pid.into()));
+        assert!(event["feature_level"].is_string() && event.get("cpu").is_some(), "{event}");
+    }
+    let summary = ended.summary();
+    assert_eq!(summary.accepted, 6);
+    let pids: Vec<u32> = summary.workers.iter().map(|one| one.pid).collect();
+    assert_eq!(pids[..3], workers.iter().map(|worker| worker.pid).collect::<Vec<_>>());
+}
+
+#[test]
+fn people_are_told_on_standard_error() {
+    let cluster = Launch::new("--workers 2").in_words().start();
+    get_from(&cluster.address(), 1, 10);
+    let ended = cluster.stop(Signal::SIGINT);
+    assert_eq!((ended.code, ended.output.as_str()), (Some(0), ""), "{ended:?}");
+    for word in [
+        "policy rr",
+        "engine io_uring",
+        "primary: pid",
+        "worker 1: pid",
+        "draining (SIGINT)",
+        "▇▇▇",
+        "50.0 %",
+        "accepted 10, refused 0, redispatched 0, dropped 0",
+        "top two 100.0 %, max/mean 1.00",
+    ] {
+        assert!(ended.errors.contains(word), "no {word:?} in\n{}", ended.errors);
+    }
+}
+
+#[test]
+fn the_quiet_say_nothing() {
+    // Without any output there is no port to learn, so the listener is one with a name.
+    let address = format!("unix:@clusterlb-test-quiet-{}", std::process::id());
+    let cluster = Launch::new("--workers 2 --quiet").in_words().listen(&address).start_unready();
+    eventually("the quiet cluster to serve", || get(&address).ok()).assert_hello();
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!((ended.code, ended.output.as_str()), (Some(0), ""), "{ended:?}");
+    assert_eq!(ended.errors, "");
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_end_the_run() {
+    let mut child = Command::new(BINARY)
+        .args(["--workers", "2", "--json", "--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    output.read_line(&mut line).expect("the first line");
+    drop(output);
+    let listening: Value = serde_json::from_str(&line).expect("a JSON object");
+    let address = listening["address"].as_str().expect("an address").to_owned();
+    let mut client = Client::held(&address);
+    get(&address).expect("an answer").assert_hello();
+    machine::signal(child.id(), Signal::SIGTERM);
+    client.assert_closed();
+    let status = eventually("the primary to end", || child.try_wait().expect("our child"));
+    let mut errors = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut errors).expect("text");
+    assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+}

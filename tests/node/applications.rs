@@ -1,0 +1,215 @@
+//! Applications from npm behind the command, as people write them: their clients get right
+//! answers, every worker has its share, sessions stay where they are, and the end is in order.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::nodes::{Node, nodes};
+use super::script::Script;
+use crate::common::{Client, Cluster, GET, Launch, Response, Summary, lacking};
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/applications");
+const PACKAGES: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/target/node-applications/node_modules");
+
+/// The first Node that fastify runs on, and what npm has to have installed.
+fn equipped() -> Option<Node> {
+    if !Path::new(PACKAGES).is_dir() {
+        lacking("express, NestJS and others (scripts/install-applications.sh)");
+        return None;
+    }
+    let node = nodes().into_iter().find(|node| {
+        let major = node.version[1..].split('.').next().and_then(|major| major.parse().ok());
+        major.is_some_and(|major: u32| major >= 20)
+    });
+    if node.is_none() {
+        lacking("Node 20 or newer");
+    }
+    node
+}
+
+fn launch(node: &Node, arguments: &str, application: &str) -> Launch {
+    let program = node.program.to_str().expect("a path in UTF-8");
+    let script = format!("{FOLDER}/{application}");
+    Launch::new(arguments).running(&[program, &script]).variable("NODE_PATH", PACKAGES)
+}
+
+/// Runs a client of an application to its end, and takes what it tells.
+fn client(node: &Node, name: &str, arguments: &[&str]) -> Vec<Value> {
+    let output = Command::new(&node.program)
+        .arg(format!("{FOLDER}/{name}"))
+        .args(arguments)
+        .env("NODE_PATH", PACKAGES)
+        .output()
+        .expect("Node starts");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("{output:?}"))).collect()
+}
+
+fn pids(cluster: &Cluster) -> BTreeSet<String> {
+    cluster.worker_pids().iter().map(u32::to_string).collect()
+}
+
+/// Ends it, in order.
+fn end(cluster: Cluster) -> Summary {
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.events.iter().any(|event| event["event"] == "kill"), "{ended:?}");
+    let summary = ended.summary();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
+    summary
+}
+
+fn worker_of(response: &Response) -> String {
+    let line = response.head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("x-worker").then(|| value.to_owned())
+    });
+    line.expect("every answer names its worker")
+}
+
+/// Routes, bodies and errors, from several clients on kept connections, and who has answered.
+fn routes_are_served(application: &str) {
+    let Some(node) = equipped() else { return };
+    let cluster = launch(&node, "--workers 2 --credits 64", application).start();
+    let address = cluster.address();
+    let ask = |number: usize| {
+        let mut client = Client::to(&address);
+        let hello = format!("GET /hello/{number} HTTP/1.1\r\nHost: test\r\n\r\n");
+        let response = client.ask(hello.as_bytes());
+        assert_eq!(response.body, format!("hello {number}"), "{response:?}");
+        let body = format!("[1, 2, {number}]");
+        let sum = format!(
+            "POST /sum HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        assert_eq!(client.ask(sum.as_bytes()).body, format!("{{\"sum\":{}}}", 3 + number));
+        let fail = b"GET /fail HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        let failure = client.ask(fail);
+        assert_eq!((failure.status, &*failure.body), (500, "on purpose"));
+        assert_eq!(worker_of(&failure), worker_of(&response));
+        worker_of(&response)
+    };
+    let workers: Vec<String> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..12).map(|number| scope.spawn(move || ask(number))).collect();
+        clients.into_iter().map(|client| client.join().expect("right answers")).collect()
+    });
+    assert_eq!(workers.into_iter().collect::<BTreeSet<_>>(), pids(&cluster));
+    // On a busy machine a worker may be passed over, so the shares need not be even.
+    assert_eq!(end(cluster).accepted, 12);
+}
+
+#[test]
+fn express_answers_on_every_route() {
+    routes_are_served("express.js");
+}
+
+#[test]
+fn fastify_answers_on_every_route() {
+    routes_are_served("fastify.js");
+}
+
+/// What an application notes when its worker leaves, and that it does not use up its grace period.
+fn tidies_up(application: &str, expected: &[&str]) {
+    let Some(node) = equipped() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let notes = folder.path().join("notes");
+    let launch = launch(&node, "--workers 1 --grace 10m", application);
+    let path = notes.to_str().expect("a path in UTF-8");
+    let cluster = launch.variable("TEST_NOTES", path).start();
+    let mut kept = Client::to(&cluster.address());
+    kept.ask(GET);
+    cluster.signal(Signal::SIGHUP);
+    cluster.event("reloaded", 0);
+    let noted = || fs::read_to_string(&notes).unwrap_or_default();
+    assert_eq!(noted().lines().collect::<Vec<_>>(), expected, "when it is replaced");
+    end(cluster);
+    assert_eq!(noted().lines().collect::<Vec<_>>(), expected.repeat(2), "when all ends");
+}
+
+#[test]
+fn a_service_on_nest_runs_its_hooks_and_ends_at_once() {
+    tidies_up("nest.js", &["module destroyed", "shut down by SIGTERM"]);
+}
+
+#[test]
+fn a_worker_of_throng_tidies_up_and_ends_at_once() {
+    tidies_up("throng.js", &["shut down by SIGTERM"]);
+}
+
+#[test]
+fn a_broker_of_moleculer_stops_its_services_and_ends_at_once() {
+    tidies_up("moleculer.js", &["service stopped"]);
+}
+
+#[test]
+fn web_sockets_echo_and_are_spread() {
+    let Some(node) = equipped() else { return };
+    let cluster = launch(&node, "--workers 2 --credits 64", "websocket.js").start();
+    let told = client(&node, "websocket-client.js", &[&cluster.address(), "8"]);
+    assert_eq!(told.len(), 8);
+    assert!(told.iter().all(|one| one["right"] == true), "{told:?}");
+    let served: BTreeSet<String> =
+        told.iter().filter_map(|one| one["pid"].as_str().map(str::to_owned)).collect();
+    assert_eq!(served, pids(&cluster));
+    assert_eq!(end(cluster).accepted, 8);
+}
+
+#[test]
+fn sessions_of_socket_io_stay_with_their_worker() {
+    let Some(node) = equipped() else { return };
+    let ask = |policy: &str| {
+        let arguments = format!("--workers 2 --credits 64 --policy {policy}");
+        let cluster = launch(&node, &arguments, "socket-io.js").start();
+        let port = cluster.port().to_string();
+        let told = client(&node, "socket-io-client.js", &[&port, "12", "5"]);
+        assert_eq!(told.len(), 12);
+        let of: BTreeSet<String> = pids(&cluster);
+        end(cluster);
+        (told, of)
+    };
+    let (told, workers) = ask("sticky");
+    let mut served = BTreeSet::new();
+    for one in &told {
+        let pids = one["pids"].as_array().unwrap_or_else(|| panic!("{told:?}"));
+        assert_eq!(pids.len(), 1, "one session, one worker: {told:?}");
+        served.insert(pids[0].to_string());
+    }
+    // Twelve addresses on two workers.
+    assert_eq!(served, workers);
+    // In turns, a session's connections find workers that do not know it.
+    let (told, _) = ask("rr");
+    assert!(told.iter().any(|one| one["failure"].is_string()), "{told:?}");
+}
+
+#[test]
+fn sessions_of_tls_are_resumed_by_other_workers() {
+    let Some(node) = equipped() else { return };
+    let script = Script::named("unused", "");
+    if !script.certify() {
+        return;
+    }
+    for protocol in ["TLSv1.2", "TLSv1.3"] {
+        let launch = launch(&node, "--workers 2 --credits 64", "resumption.js")
+            .variable("TEST_KEY", &script.path("key.pem"))
+            .variable("TEST_CERTIFICATE", &script.path("certificate.pem"));
+        let cluster = launch.start();
+        let told = client(&node, "resumption-client.js", &[&cluster.address(), protocol, "6"]);
+        assert_eq!(told.len(), 6, "{told:?}");
+        // Workers take turns, so each session is resumed by another than has begun it.
+        for (place, one) in told.iter().enumerate() {
+            assert_eq!(one["reused"], place > 0, "{protocol}: {told:?}");
+        }
+        let served: BTreeSet<String> =
+            told.iter().filter_map(|one| one["pid"].as_str().map(str::to_owned)).collect();
+        assert_eq!(served, pids(&cluster));
+        end(cluster).assert_clean(6);
+    }
+}

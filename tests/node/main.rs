@@ -1,0 +1,26 @@
+//! Node programs as workers: what they are handed, what they say, what becomes of them, with every
+//! Node that there is.
+
+mod applications;
+mod bounds;
+mod bridge;
+mod command;
+#[expect(dead_code, unused_imports, reason = "the tests of the command use all of it")]
+#[path = "../common/mod.rs"]
+mod common;
+mod defects;
+mod edges;
+mod front;
+mod handles;
+mod inbox;
+mod inspect;
+mod kept;
+mod leaving;
+mod load;
+mod matrix;
+mod nodes;
+mod preload;
+mod reload;
+mod script;
+mod storm;
+mod theirs;

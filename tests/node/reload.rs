@@ -1,0 +1,134 @@
+//! Reloads of Node servers: what a successor is judged by, what stops them, and what they restore.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{Cluster, PATIENCE, eventually, get, machine};
+use crate::script::{SERVER, Script};
+
+fn ask(address: &str) -> String {
+    get(address).expect("an answer").body
+}
+
+/// Replaces the workers and waits for the end of that.
+fn reload(cluster: &Cluster) {
+    let before = cluster.count("reloaded");
+    cluster.signal(Signal::SIGHUP);
+    cluster.event("reloaded", before);
+}
+
+/// What workers have sent as messages, with their process ids.
+fn told(cluster: &Cluster, count: usize) -> Vec<String> {
+    cluster.until("what the workers say", |heard| {
+        let messages = heard.named("message").map(|event| event["message"].to_string());
+        let messages: Vec<String> = messages.collect();
+        (messages.len() >= count).then_some(messages)
+    })
+}
+
+#[test]
+fn a_server_that_was_open_for_a_moment_is_not_asked_of_a_successor() {
+    let text = format!(
+        "{SERVER}
+        const passing = require('net').createServer();
+        passing.listen(0, '127.0.0.2', () => passing.close(() => process.send('closed')));"
+    );
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 2").servers(2).start();
+    told(&cluster, 2);
+    // The successors do without it.
+    fs::write(script.path("server.js"), SERVER).expect("a file");
+    reload(&cluster);
+    assert_eq!(cluster.worker_pids().len(), 2);
+    cluster.end();
+}
+
+#[test]
+fn a_worker_that_listens_on_nothing_is_a_worker_too_and_can_be_replaced() {
+    let text = format!(
+        "if (process.env.NODE_APP_INSTANCE === '1') setInterval(() => {{}}, 1000);
+        else {{ {SERVER} }}"
+    );
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 2 --settle 50ms --start-limit 60s").start();
+    let before = cluster.worker_pids();
+    reload(&cluster);
+    let after = cluster.worker_pids();
+    assert!(after.len() == 2 && before.iter().all(|pid| !after.contains(pid)));
+    let serving = ask(&cluster.address());
+    assert!(after.iter().any(|pid| pid.to_string() == serving), "{serving} {after:?}");
+    cluster.end();
+}
+
+#[test]
+fn a_version_that_crashes_soon_after_it_listens_replaces_nobody() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let cluster = script.launch("--workers 2 --settle 1h").start();
+    let before = cluster.worker_pids();
+    let crashing = format!("{SERVER} setTimeout(() => {{ throw new Error('no') }}, 200);");
+    fs::write(script.path("server.js"), crashing).expect("a file");
+    cluster.signal(Signal::SIGHUP);
+    let note = cluster.event("note", 0);
+    assert!(note["text"].as_str().is_some_and(|text| text.contains("before it had settled")));
+    assert_eq!(cluster.worker_pids(), before);
+    cluster.end();
+}
+
+#[test]
+fn numbers_are_inherited_through_reloads_and_crashes() {
+    let text = format!(
+        "{SERVER}
+        process.send(`${{process.env.NODE_APP_INSTANCE}}${{process.env.CLUSTERLB_INSTANCE}}`);"
+    );
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 2").start();
+    reload(&cluster);
+    let mut numbers = told(&cluster, 4);
+    numbers.sort_unstable();
+    assert_eq!(numbers, [r#""00""#, r#""00""#, r#""11""#, r#""11""#]);
+    let victim = cluster.workers()[1].pid;
+    machine::signal(victim, Signal::SIGKILL);
+    assert_eq!(told(&cluster, 5)[4], r#""11""#);
+    cluster.end();
+}
+
+#[test]
+fn a_reload_during_the_start_is_carried_out_once_when_the_workers_serve() {
+    let text = format!("setTimeout(() => {{ {SERVER} }}, 400);");
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 2 --settle 1h").start_unready();
+    // From the first worker on, signals are received.
+    eventually("a worker to be started", || (!cluster.family().is_empty()).then_some(()));
+    (0..3).for_each(|_| cluster.signal(Signal::SIGHUP));
+    cluster.event("reloaded", 0);
+    assert_eq!((cluster.count("fork"), cluster.count("reloading")), (4, 1));
+    cluster.end();
+}
+
+#[test]
+fn a_reload_fills_a_slot_that_was_given_up() {
+    let text = SERVER.replace(
+        "request.resume()",
+        "if (request.url === '/crash') process.exit(1);
+        request.resume()",
+    );
+    let Some(script) = Script::new(&text) else { return };
+    let cluster = script.launch("--workers 2").start();
+    // Always the same one, so that its slot is given up.
+    eventually("a slot to be given up", || {
+        let victim = cluster.workers().last().copied().filter(|one| one.id > 1);
+        victim.into_iter().for_each(|one| machine::signal(one.pid, Signal::SIGKILL));
+        std::thread::sleep(Duration::from_millis(20));
+        (cluster.count("give-up") == 1).then_some(())
+    });
+    assert_eq!(cluster.event("give-up", 0)["slot"], 1);
+    reload(&cluster);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while cluster.worker_pids().len() < 2 {
+        assert!(std::time::Instant::now() < deadline, "the slot stays empty");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    cluster.end();
+}
