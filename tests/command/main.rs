@@ -8,6 +8,7 @@ mod distribution;
 mod drain;
 mod examples;
 mod harness;
+mod hostile;
 mod http;
 mod limits;
 mod listen;

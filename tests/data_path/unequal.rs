@@ -11,7 +11,7 @@ use clusterlb_schedule::id::{ListenerId, Slot};
 use clusterlb_sys::listener::Listener;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::common::PATIENCE;
+use super::wait::PATIENCE;
 use super::{BACKLOG, Bench, CREDITS, FIRST, FirstOfAll, OPTIONS, scheduling};
 
 const SECOND: ListenerId = ListenerId(1);

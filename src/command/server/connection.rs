@@ -24,7 +24,7 @@ pub(super) struct Connection {
     pub(super) next: Next,
     pub(super) stage: Stage,
     pub(super) receive: Receive,
-    /// The last piece that came was as long as one can be, so there may be more.
+    /// A piece that came was as long as one can be, so there may have been more.
     pub(super) fills: bool,
     pub(super) sending: bool,
     /// Memory of what is being sent.

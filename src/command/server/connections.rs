@@ -143,7 +143,7 @@ impl Connections {
     fn take_chunk(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
         let connection = &mut self.table[key.index as usize];
         let length = around.ring.bytes(&chunk).len();
-        connection.fills = length == usize::from(CHUNK_BYTES);
+        connection.fills |= length == usize::from(CHUNK_BYTES);
         match connection.stage {
             Stage::Closing => around.ring.recycle(chunk),
             Stage::Lingering => {
@@ -355,10 +355,11 @@ impl Connections {
             return;
         }
         let Some(socket) = &connection.socket else { return };
-        // Many pieces at once are for a connection that takes its answers. They must not come on top
-        // of what waits, nor from a client that has more to be answered than fits into one.
-        let answered = connection.session.waiting() != Waiting::Body;
-        if !connection.input.is_empty() || connection.fills && answered {
+        // Many pieces at once are for a client that takes its answers, and has never sent more than
+        // fits into one. They must not come on top of what waits.
+        let waiting = connection.session.waiting();
+        let sends_much = waiting == Waiting::Stream || connection.fills && waiting != Waiting::Body;
+        if !connection.input.is_empty() || sends_much {
             connection.receive = Receive::Once;
             around.ring.receive_once(key, socket.as_fd());
         } else {

@@ -16,7 +16,7 @@ pub const NOTICES_MAX: usize = 256;
 /// From so many bytes of messages on.
 pub const NOTICE_BYTES_MAX: usize = 1024 * 1024;
 /// From so many descriptors on.
-pub const NOTICE_DESCRIPTORS_MAX: usize = 32;
+const NOTICE_DESCRIPTORS_MAX: usize = 32;
 
 /// The queue, filled by the bridge and emptied by the control plane.
 #[derive(Debug)]
