@@ -24,6 +24,10 @@ impl IndexSet {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first == 0 && self.further.is_empty()
+    }
+
     /// Whether a number is in both.
     pub(crate) fn meets(&self, other: &Self) -> bool {
         let mut pairs = self.further.iter().zip(&other.further);
@@ -91,6 +95,7 @@ mod tests {
                 let same = (0..MOST).all(|index| set.contains(index) == model.contains(&index));
                 prop_assert!(same);
                 prop_assert_eq!(&set, &model.iter().copied().collect());
+                prop_assert_eq!(set.is_empty(), model.is_empty());
                 prop_assert_eq!(set.meets(&[index].into_iter().collect()), model.contains(&index));
             }
             model.iter().for_each(|index| set.remove(*index));
