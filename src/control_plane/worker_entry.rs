@@ -35,7 +35,7 @@ use crate::schedule::CreditRule;
 use crate::settings::Dialect;
 use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
-use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
+use crate::sys::process::{self, Ending, Launch, Started, Stream, WorkerProcess};
 use crate::sys::signal::BlockedSignals;
 
 /// A worker.
@@ -141,35 +141,33 @@ impl WorkerEntry {
     /// Too few descriptors, processes or memory, or the program cannot be executed.
     pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
         let settings = context.settings;
-        let cpu = context.cpu();
-        let (page, waker) = (PrimaryPage::create()?, Waker::new()?);
+        let (cpu, page, waker) = (context.cpu(), PrimaryPage::create()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
-        let is_node = settings.dialect == Dialect::Node;
-        let is_mute = settings.dialect == Dialect::ListenFds;
+        let [is_node, is_mute] =
+            [Dialect::Node, Dialect::ListenFds].map(|dialect| settings.dialect == dialect);
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
         let inbox = if context.has_inbox || is_node { Some(new_inbox()?) } else { None };
         let (streams, mut placed, further) = streams(settings)?;
         placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let inherited =
-            context.inherited(highest, &worker_control, &page, &waker, inbox.as_ref())?;
+        let control_end = &worker_control;
+        let inherited = context.inherited(highest, control_end, &page, &waker, inbox.as_ref())?;
         let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
-        let launch = context.launch(variables, inherited, streams, placed);
-        let started = launch.start()?;
-        let (input, output, errors) = (started.input, started.output, started.errors);
+        let started = context.launch(variables, inherited, streams, placed).start()?;
+        let Started { process, input, output, errors } = started;
         let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
             id: context.id,
-            pid: started.process.pid(),
+            pid: process.pid(),
             cpu,
             instance: context.instance,
             serialization: settings.serialization,
-            remote: started.process.remote(),
+            remote: process.remote(),
             is_mute,
             outgoing: channel.outgoing,
             send_quota: SendQuota::default(),
@@ -191,7 +189,7 @@ impl WorkerEntry {
             is_mute,
             settled_ns: None,
             notified: false,
-            process: started.process,
+            process,
             incoming: channel.incoming,
             online: false,
             connected: true,
