@@ -1,7 +1,7 @@
 //! Events on their way to whoever wants them.
 //!
 //! Owns the list of subscribers. Everybody gets every event since the subscription, in order; none
-//! is lost. At the bounds (16,384 unread events, or messages of 64 MiB; 4,096 or 4 MiB of one worker)
+//! is lost. At the bounds (16,384 unread events or 64 MiB of messages; 4,096 or 4 MiB of one worker)
 //! the cluster stops reading what workers say, or what that worker says, until that subscriber has
 //! read half of it: so drop what you do not read.
 
@@ -75,8 +75,8 @@ impl Bus {
         wakers.wake();
     }
 
-    /// Whether a subscriber is so far behind, with everything or with this worker, that nothing more
-    /// should be read of it.
+    /// Whether a subscriber is so far behind, with everything or with this worker, that nothing
+    /// more should be read of it.
     pub(crate) fn is_held_up(&self, worker: WorkerId) -> bool {
         let state = self.state.lock().expect("nothing panics while it holds the bus");
         let mut mailboxes = state.subscribers.iter().filter_map(|one| one.mailbox.upgrade());

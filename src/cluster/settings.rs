@@ -92,8 +92,8 @@ pub struct ClusterSettings {
     /// Variables of this process that workers do not get. What a service manager has told this
     /// process (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like) they never get.
     pub environment_removed: Vec<OsString>,
-    /// What of these workers still runs this long after this process has been killed is killed, by a
-    /// small process that is forked beside the first of them and shares this one's memory as it
+    /// Who of these workers still runs this long after this process has been killed is killed, by
+    /// a small process that is forked beside the first of them and shares this one's memory as it
     /// was then. Without it a worker that is stopped or never looks at its channel lives on.
     pub orphan_grace: Option<Duration>,
     /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:

@@ -156,8 +156,9 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Finds what a key names, or opens it. `meaning` is what its name means, if it has one. A port that was chosen before is chosen again, unless
-    /// another process has it and `insists` is not set. Tells whether it was opened.
+    /// Finds what a key names, or opens it. `meaning` is what its name means, if it has one. A port
+    /// that was chosen before is chosen again, unless another process has it and `insists` is not
+    /// set. Tells whether it was opened.
     ///
     /// # Errors
     /// [`Error::Listen`]: the address is not to be had, or 1024 listeners are open (`ENOBUFS`).

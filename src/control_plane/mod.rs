@@ -59,8 +59,8 @@ use worker_entry::WorkerEntry;
 /// How soon a channel is tried again when too many descriptors are under way.
 const CROWDED_NS: u64 = 5_000_000;
 
-/// What is done for others than one in a turn: requests of the program's, then words of a worker and
-/// bytes of what it sends, and what the bridge tells.
+/// What is done in a turn, so that others have theirs: requests of the program's, words of a worker
+/// and bytes of what it sends, and what the bridge tells.
 const REQUESTS_A_TURN_MAX: usize = 1024;
 const FRAMES_A_TURN_MAX: usize = 256;
 const BYTES_A_TURN_MAX: usize = 64 * 1024;

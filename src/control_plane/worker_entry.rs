@@ -137,21 +137,20 @@ impl WorkerEntry {
     /// # Errors
     /// Too few descriptors, processes or memory, or the program cannot be executed.
     pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
-        let settings = context.settings;
-        let cpu = context.cpu();
+        let (settings, cpu) = (context.settings, context.cpu());
         let (page, waker) = (PrimaryPage::create()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
-        let is_node = settings.dialect == Dialect::Node;
-        let is_mute = settings.dialect == Dialect::ListenFds;
+        let is = |dialect| settings.dialect == dialect;
+        let (is_node, is_mute) = (is(Dialect::Node), is(Dialect::ListenFds));
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
         let inbox = if context.has_inbox || is_node { Some(new_inbox()?) } else { None };
         let (streams, mut placed, further) = streams(settings)?;
         placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let inherited =
-            context.inherited(highest, &worker_control, &page, &waker, inbox.as_ref())?;
+        let own = (&worker_control, &page, &waker);
+        let inherited = context.inherited(highest, own, inbox.as_ref())?;
         let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let launch = context.launch(variables, inherited, streams, placed);
@@ -262,9 +261,7 @@ impl SpawnContext<'_> {
     fn inherited(
         &self,
         highest: RawFd,
-        control: &OwnedFd,
-        page: &PrimaryPage,
-        waker: &Waker,
+        (control, page, waker): (&OwnedFd, &PrimaryPage, &Waker),
         inbox: Option<&(OwnedFd, OwnedFd)>,
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
         if self.settings.dialect == Dialect::ListenFds {

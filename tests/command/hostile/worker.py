@@ -76,7 +76,7 @@ def serve():
             with contextlib.suppress(OSError), socket.socket(fileno=one) as connection:
                 connection.settimeout(5)
                 connection.recv(65536)
-                body = b"hello world"
+                body = b"hello world\n"
                 head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
                 connection.sendall(head % len(body) + body)
             count(FINISHED, 1)
@@ -161,8 +161,13 @@ def places():
 def surroundings():
     """What it has been born with, as a message."""
     status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
-    listed = os.open("/proc/self/fd", os.O_RDONLY)
-    descriptors = sorted(int(name) for name in os.listdir(listed) if int(name) != listed)
+    # Where they lead: the interpreter has copies of some, and the folder itself.
+    led = lambda number: os.readlink(f"/proc/self/fd/{number}")
+    own = {led(number) for number in (0, 1, 2, CONTROL, INBOX, BOARD, BELL)}
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(led(number))
     wanted = ("HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "NOTIFY_SOCKET", "LISTEN_FDS", "KEPT")
     tell({
         "environment": {name: os.environ[name] for name in wanted if name in os.environ},
@@ -170,7 +175,7 @@ def surroundings():
         "ids": [os.getuid(), os.getgid()],
         "capabilities": [int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")],
         "no_new_privs": int(status["NoNewPrivs"]),
-        "unknown": [one for one in descriptors if one > 2 and one not in (CONTROL, INBOX, BOARD, BELL)],
+        "unknown": sorted(one for one in found - own if not one.startswith("/proc/")),
     })
 
 
@@ -187,9 +192,9 @@ if HOW == "unequal" and os.environ.get("CLUSTERLB_INSTANCE") == "0":
     say(act="listen", sequence=1, address=sys.argv[2], options={})
     say(act="serving", listener=hear()["listener"])
 if FIRST and HOW not in ("", "places", "surroundings", "unequal"):
+    time.sleep(3)  # Until the others serve as well.
     say(act="close", listener=answer["listener"])
     while hear()["act"] != "closed":
         pass
-    time.sleep(0.2)
     attack(answer["listener"])
 serve()
