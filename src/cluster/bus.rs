@@ -1,7 +1,7 @@
 //! Events on their way to whoever wants them.
 //!
 //! Owns the list of subscribers. Everybody gets every event since the subscription, in order; none
-//! is lost. At the bounds (16,384 unread events or 64 MiB of messages; 4,096 or 4 MiB of one worker)
+//! is lost. At the bounds (16,384 unread events or 64 MiB of messages; 4,096 or 4 MiB of a worker)
 //! the cluster stops reading what workers say, or what that worker says, until that subscriber has
 //! read half of it: so drop what you do not read.
 

@@ -58,12 +58,13 @@ def count(word, more):
         os.write(BELL, struct.pack("=Q", 1))
 
 
-def serve():
+def serve(until=None):
+    """Answers until that moment, if there is one."""
     poller = select.poll()
     poller.register(inbox, select.POLLIN)
     poller.register(control, select.POLLIN)
-    while True:
-        ready = dict(poller.poll())
+    while until is None or time.monotonic() < until:
+        ready = dict(poller.poll(None if until is None else 50))
         if CONTROL in ready:
             poller.unregister(control)  # It has been told to leave, or the primary is gone.
         if INBOX not in ready:
@@ -192,8 +193,9 @@ if HOW == "unequal" and os.environ.get("CLUSTERLB_INSTANCE") == "0":
     say(act="listen", sequence=1, address=sys.argv[2], options={})
     say(act="serving", listener=hear()["listener"])
 if FIRST and HOW not in ("", "places", "surroundings", "unequal"):
-    time.sleep(3)  # Until the others serve as well.
+    serve(time.monotonic() + 3)  # Until the others do so as well.
     say(act="close", listener=answer["listener"])
+    serve(time.monotonic() + 0.5)  # What was under way.
     while hear()["act"] != "closed":
         pass
     attack(answer["listener"])
