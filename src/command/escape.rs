@@ -129,12 +129,13 @@ mod tests {
             prop_assert!(told.len() >= bytes.len());
             for (place, byte) in told.iter().enumerate() {
                 let next = told.get(place + 1);
-                prop_assert!(match byte {
+                let is_harmless = match byte {
                     b'\n' | b'\t' => true,
                     b'\r' => next == Some(&b'\n'),
                     0x1b => next == Some(&b'['),
                     byte => !byte.is_ascii_control(),
-                });
+                };
+                prop_assert!(is_harmless, "{told:?}");
             }
         }
     }
