@@ -1,8 +1,8 @@
 //! Events on their way to whoever wants them.
 //!
 //! Owns the list of subscribers. Everybody gets every event since the subscription, in order; none
-//! is lost. At the bounds (16,384 unread events or messages of 64 MiB; 4,096 or 4 MiB of one
-//! worker) the cluster stops reading what workers say, or what that worker says, until that subscriber has
+//! is lost. At the bounds (16,384 unread events or 64 MiB of messages; 4,096 or 4 MiB of a worker)
+//! the cluster stops reading what workers say, or what that worker says, until that subscriber has
 //! read half of it: so drop what you do not read.
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -264,9 +264,7 @@ impl SpawnContext<'_> {
     fn inherited(
         &self,
         highest: RawFd,
-        control: &OwnedFd,
-        page: &PrimaryPage,
-        waker: &Waker,
+        (control, page, waker): (&OwnedFd, &PrimaryPage, &Waker),
         inbox: Option<&(OwnedFd, OwnedFd)>,
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
         if self.settings.dialect == Dialect::ListenFds {

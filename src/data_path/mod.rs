@@ -188,9 +188,9 @@ impl DataPath {
             self.endpoints.live_counts.publish(self.counts());
         }
         self.totals.dropped += self.intake.len() as u64;
+        let counts = ClusterCounts { waiting: 0, ..self.counts() };
         // Closed before the end is told, so that clients learn it first.
         self.intake = Intake::default();
-        let counts = self.counts();
         self.endpoints.live_counts.publish(counts);
         self.report(Report::Ended(counts));
         Ok(())

@@ -58,12 +58,13 @@ def count(word, more):
         os.write(BELL, struct.pack("=Q", 1))
 
 
-def serve():
+def serve(until=None):
+    """Answers until that moment, if there is one."""
     poller = select.poll()
     poller.register(inbox, select.POLLIN)
     poller.register(control, select.POLLIN)
-    while True:
-        ready = dict(poller.poll())
+    while until is None or time.monotonic() < until:
+        ready = dict(poller.poll(None if until is None else 50))
         if CONTROL in ready:
             poller.unregister(control)  # It has been told to leave, or the primary is gone.
         if INBOX not in ready:
@@ -76,7 +77,7 @@ def serve():
             with contextlib.suppress(OSError), socket.socket(fileno=one) as connection:
                 connection.settimeout(5)
                 connection.recv(65536)
-                body = b"hello world"
+                body = b"hello world\n"
                 head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
                 connection.sendall(head % len(body) + body)
             count(FINISHED, 1)
@@ -161,8 +162,13 @@ def places():
 def surroundings():
     """What it has been born with, as a message."""
     status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
-    listed = os.open("/proc/self/fd", os.O_RDONLY)
-    descriptors = sorted(int(name) for name in os.listdir(listed) if int(name) != listed)
+    # Where they lead: the interpreter has copies of some, and the folder itself.
+    led = lambda number: os.readlink(f"/proc/self/fd/{number}")
+    own = {led(number) for number in (0, 1, 2, CONTROL, INBOX, BOARD, BELL)}
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(led(number))
     wanted = ("HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "NOTIFY_SOCKET", "LISTEN_FDS", "KEPT")
     tell({
         "environment": {name: os.environ[name] for name in wanted if name in os.environ},
@@ -170,7 +176,7 @@ def surroundings():
         "ids": [os.getuid(), os.getgid()],
         "capabilities": [int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")],
         "no_new_privs": int(status["NoNewPrivs"]),
-        "unknown": [one for one in descriptors if one > 2 and one not in (CONTROL, INBOX, BOARD, BELL)],
+        "unknown": sorted(one for one in found - own if not one.startswith("/proc/")),
     })
 
 
@@ -187,9 +193,10 @@ if HOW == "unequal" and os.environ.get("CLUSTERLB_INSTANCE") == "0":
     say(act="listen", sequence=1, address=sys.argv[2], options={})
     say(act="serving", listener=hear()["listener"])
 if FIRST and HOW not in ("", "places", "surroundings", "unequal"):
+    serve(time.monotonic() + 3)  # Until the others do so as well.
     say(act="close", listener=answer["listener"])
+    serve(time.monotonic() + 0.5)  # What was under way.
     while hear()["act"] != "closed":
         pass
-    time.sleep(0.2)
     attack(answer["listener"])
 serve()
