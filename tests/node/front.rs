@@ -141,6 +141,17 @@ fn engine() -> EngineKind {
     decided.expect("an engine").kind
 }
 
+fn copies_of(listeners: &[Arc<Listener>]) -> Vec<OwnedFd> {
+    let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
+    listeners.iter().map(copy).collect()
+}
+
+fn nonblocking_udp() -> UdpSocket {
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    udp.set_nonblocking(true).expect("sockets can be non-blocking");
+    udp
+}
+
 impl Front {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -150,10 +161,8 @@ impl Front {
         let listeners: Vec<Arc<Listener>> =
             addresses.iter().map(|address| listener(address)).collect();
         let addresses = listeners.iter().map(|one| one.address().to_owned()).collect();
-        let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
-        let sockets = listeners.iter().map(copy).collect();
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        udp.set_nonblocking(true).expect("sockets can be non-blocking");
+        let sockets = copies_of(&listeners);
+        let udp = nonblocking_udp();
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (requests, orders_out) = channel();
