@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use super::admin::AdminArguments;
 use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
+use super::recycle::RecycleArguments;
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::server::handler::Serve;
 use crate::command::settings::{
@@ -260,6 +261,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) preload: PreloadChoice,
 
+    /// When workers have served enough.
+    #[command(flatten)]
+    pub(super) recycle: RecycleArguments,
+
     /// How the run can be looked at and steered.
     #[command(flatten)]
     pub(super) admin: AdminArguments,
@@ -314,6 +319,7 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            recycle: self.recycle.clone(),
             admin: self.admin.addresses.clone(),
             admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,

@@ -21,6 +21,7 @@ mod needs;
 mod output;
 mod printer;
 mod program;
+mod recycle;
 mod run;
 mod server;
 mod service_manager;
@@ -28,6 +29,7 @@ mod settings;
 mod start_errors;
 mod summary;
 mod unread_messages;
+mod usage;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};

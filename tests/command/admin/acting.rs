@@ -192,3 +192,28 @@ fn under_load_looking_scaling_and_replacing_lose_nothing() {
     let summary = run.cluster.end();
     assert_eq!((summary.accepted, summary.dropped, summary.aborted), (asked, 0, 0));
 }
+
+#[test]
+fn a_worker_that_has_served_enough_is_replaced_once() {
+    let begun = Instant::now();
+    let run = Steered::start("--workers 2 --max-requests 20");
+    let address = run.cluster.address();
+    for _ in 0..60 {
+        get(&address).expect("an answer").assert_hello();
+    }
+    for number in 0..2 {
+        let event = run.cluster.event("recycle", number);
+        assert!(event["reason"].as_str().is_some_and(|why| why.contains("served")), "{event}");
+        run.cluster.event("exit", number);
+    }
+    for _ in 0..60 {
+        get(&address).expect("an answer").assert_hello();
+    }
+    let summary = run.cluster.end();
+    assert_eq!((summary.accepted, summary.dropped, summary.aborted), (120, 0, 0));
+    // Their successors reach the limit at once as well, and have to serve for a while first.
+    assert!(
+        summary.workers.len() == 4 || begun.elapsed() > Duration::from_secs(10),
+        "{summary:#?}"
+    );
+}
