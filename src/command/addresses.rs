@@ -41,7 +41,11 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
     Ok(())
 }
 
-fn look_up(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
+/// What an address stands for; never nothing.
+///
+/// # Errors
+/// There is no such name, or no answer in time.
+pub(super) fn look_up(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
     if resolve::is_resolved(address) {
         return Ok(vec![address.clone()]);
     }

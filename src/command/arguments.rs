@@ -44,9 +44,8 @@ Examples:
   clusterlb --json --listen 127.0.0.1:0
       a free port, told as JSON on standard output
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (what is asked for
-needs io_uring, and it is refused; too few descriptors), 130/143 cut short by a second
-SIGINT/SIGTERM.";
+Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (too few descriptors,
+or something needs io_uring and it is refused), 130/143 cut short by a second SIGINT/SIGTERM.";
 
 /// Load balancing over worker processes: a primary accepts connections and hands sockets over
 #[derive(Debug, Parser)]

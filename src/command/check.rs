@@ -213,7 +213,7 @@ fn judge(facts: &Facts) -> Report {
 /// What a run would decide.
 fn decide(facts: &Facts) -> Result<EngineDecision> {
     let decision = match &facts.ring {
-        Some(ring) => facts.asked.decide_by(ring),
+        Some(ring) => facts.asked.decide_by(ring, facts.io_uring_disabled, facts.seccomp),
         None => facts.asked.decide(),
     }?;
     let limit = facts.locked_memory.filter(|_| facts.counts_locked_memory);

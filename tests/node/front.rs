@@ -19,7 +19,7 @@ use clusterlb::internals::dialect::node::codec::{
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
-use clusterlb::{DescriptorLimit, EngineChoice, Result};
+use clusterlb::{DescriptorLimit, EngineChoice, EngineKind, Result};
 use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
@@ -136,6 +136,22 @@ fn listener(address: &str) -> Arc<Listener> {
     Arc::new(Listener::open(&address, options).expect("a free address"))
 }
 
+fn engine() -> EngineKind {
+    let decided = EngineChoice::from_environment().and_then(EngineChoice::decide);
+    decided.expect("an engine").kind
+}
+
+fn copies_of(listeners: &[Arc<Listener>]) -> Vec<OwnedFd> {
+    let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
+    listeners.iter().map(copy).collect()
+}
+
+fn nonblocking_udp() -> UdpSocket {
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    udp.set_nonblocking(true).expect("sockets can be non-blocking");
+    udp
+}
+
 impl Front {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -145,10 +161,8 @@ impl Front {
         let listeners: Vec<Arc<Listener>> =
             addresses.iter().map(|address| listener(address)).collect();
         let addresses = listeners.iter().map(|one| one.address().to_owned()).collect();
-        let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
-        let sockets = listeners.iter().map(copy).collect();
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        udp.set_nonblocking(true).expect("sockets can be non-blocking");
+        let sockets = copies_of(&listeners);
+        let udp = nonblocking_udp();
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (requests, orders_out) = channel();
@@ -169,8 +183,7 @@ impl Front {
             command_waker: Arc::clone(&command_waker),
         };
         let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
-        let engine = EngineChoice::from_environment().and_then(EngineChoice::decide);
-        let engine = engine.expect("an engine").kind;
+        let engine = engine();
         let data = move || DataPath::new(engine, Policy::Rr, scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
