@@ -82,7 +82,7 @@ pub(super) enum Command {
     /// Put load on a server and measure its latency; knows nothing of clusterlb
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Show a run that has --admin: its state, listeners and workers
     Status(super::admin::StatusArguments),
     /// Show a run's workers live, with a bar for each; q quits
@@ -114,9 +114,9 @@ pub(super) struct RunArguments {
     /// Where to listen, unless PROGRAM says that; can be repeated: HOST:PORT, *:PORT, PORT,
     /// unix:/path[,mode=660,user=NAME,group=NAME], unix:@name, fd:N [default: 127.0.0.1:8000]
     ///
-    /// A name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT take
-    /// IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the same
-    /// for all workers. fd:N is a listening socket inherited from the parent process.
+    /// A name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT
+    /// take IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the
+    /// same for all workers. fd:N is a listening socket inherited from the parent process.
     #[arg(
         short,
         long,

@@ -260,8 +260,8 @@ impl Reporter {
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
             SupervisorEvent::SignalUnused { signal } => note(format!(
-                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTTIN adds one, SIGTTOU \
-                 takes one away, SIGTERM ends the run"
+                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTTIN adds one, \
+                 SIGTTOU takes one away, SIGTERM ends the run"
             )),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }

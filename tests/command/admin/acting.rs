@@ -97,7 +97,9 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     eventually("the successors to have ended", || {
         (run.cluster.worker_pids() == before).then_some(())
     });
-    assert_eq!(run.metric("clusterlb_reloads_total{outcome=\"stopped\"}"), 2.0);
+    eventually("both to be counted", || {
+        (run.metric("clusterlb_reloads_total{outcome=\"stopped\"}") == 2.0).then_some(())
+    });
     let ended = run.cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
 }
