@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use super::admin::AdminArguments;
 use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
+use super::recycle::RecycleArguments;
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::server::handler::Serve;
 use crate::command::settings::{
@@ -81,7 +82,7 @@ pub(super) enum Command {
     /// Put load on a server and measure its latency; knows nothing of clusterlb
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Show a run that has --admin: its state, listeners and workers
     Status(super::admin::StatusArguments),
     /// Show a run's workers live, with a bar for each; q quits
@@ -263,6 +264,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) preload: PreloadChoice,
 
+    /// When workers have served enough.
+    #[command(flatten)]
+    pub(super) recycle: RecycleArguments,
+
     /// How the run can be looked at and steered.
     #[command(flatten)]
     pub(super) admin: AdminArguments,
@@ -317,6 +322,7 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            recycle: self.recycle.clone(),
             admin: self.admin.addresses.clone(),
             admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,

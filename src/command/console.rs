@@ -145,6 +145,7 @@ fn in_words(event: &Event) -> Option<String> {
             "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
         ),
         Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
+        Event::Recycle { id, reason } => format!("worker {id}: replaced, since {reason}"),
         Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
         Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
         Event::GiveUp { id: Some(id), reason, .. } => {

@@ -23,6 +23,7 @@ mod note_limit;
 mod output;
 mod printer;
 mod program;
+mod recycle;
 mod run;
 mod server;
 mod service_manager;
@@ -30,6 +31,7 @@ mod settings;
 mod start_errors;
 mod summary;
 mod unread_messages;
+mod usage;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};

@@ -11,8 +11,8 @@ use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
     AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
-    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle,
-    WorkerId,
+    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, SupervisorHandle,
+    WorkerHandle, WorkerId,
 };
 
 use super::admin::{self, Admin, Doors, Run as Observed};
@@ -20,6 +20,7 @@ use super::console::Console;
 use super::event::{Event, code_and_signal};
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
+use super::recycle::Recycling;
 use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
@@ -69,8 +70,10 @@ pub(super) fn run(
     let told = Arc::clone(&reporter);
     let cluster = cluster(settings)?;
     let mut supervisor = supervisor(cluster.clone(), settings, plan);
+    let handle = supervisor.handle()?;
+    let recycling = recycling(settings, &handle, &reporter)?;
     let observed = Observed::new(
-        supervisor.handle()?,
+        handle,
         cluster,
         feed,
         admin::config(settings, plan, decision),
@@ -93,6 +96,7 @@ pub(super) fn run(
     });
     let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
     let finished = supervisor.run();
+    drop(recycling);
     // Whoever follows has got everything, and nothing of the cluster is kept.
     drop(admin);
     let finished = finished.map_err(|error| {
@@ -100,6 +104,23 @@ pub(super) fn run(
         in_words_of_the_command(error, settings, reporter.online)
     })?;
     Ok(finished.forced_by)
+}
+
+/// The thread that replaces workers that have served enough, if there is a limit.
+fn recycling(
+    settings: &Settings,
+    handle: &SupervisorHandle,
+    reporter: &Arc<Mutex<Reporter>>,
+) -> Result<Option<Recycling>> {
+    if !settings.recycle.is_any() {
+        return Ok(None);
+    }
+    let reporter = Arc::clone(reporter);
+    let tell = move |id: WorkerId, reason: String| {
+        let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
+        reporter.console.tell(Event::Recycle { id, reason });
+    };
+    Recycling::start(settings.recycle.clone(), handle.clone(), tell).map(Some)
 }
 
 /// A supervisor as the settings want it.
@@ -250,7 +271,8 @@ impl Reporter {
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
             SupervisorEvent::SignalUnused { signal } => note(format!(
-                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTERM ends the run"
+                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTTIN adds one, \
+                 SIGTTOU takes one away, SIGTERM ends the run"
             )),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }

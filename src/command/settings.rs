@@ -14,6 +14,7 @@ use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
 
 use super::admin::AdminAddress;
+use super::recycle::RecycleArguments;
 use super::server::handler::Serve;
 
 /// Which ended workers are replaced.
@@ -132,6 +133,8 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// When workers have served enough.
+    pub recycle: RecycleArguments,
     /// Where the run can be looked at and steered.
     pub admin: Vec<AdminAddress>,
     /// Whoever can connect there by TCP can steer it, too.

@@ -142,9 +142,22 @@ impl Driver {
             Wish::HangUp => {
                 self.state.stop("its terminal was closed".into(), self.grace, now_ns);
             }
+            Wish::Step(step) => self.on_step(signal, step),
             Wish::Reap => drop(reap_orphans()),
             Wish::Nothing => self.emit(&SupervisorEvent::SignalUnused { signal }),
             Wish::Ignore => {}
+        }
+    }
+
+    /// More or fewer workers by a signal; one step too far changes nothing.
+    fn on_step(&mut self, signal: Signal, step: i16) {
+        let slots = u16::try_from(self.state.slots.len()).expect("slots are bounded");
+        match slots.checked_add_signed(step) {
+            Some(slots) if super::ensure_count(slots).is_ok() => {
+                // The signal's sender waits for nothing.
+                drop(self.on_request(Request::Scale(slots)));
+            }
+            _ => self.emit(&SupervisorEvent::SignalUnused { signal }),
         }
     }
 
