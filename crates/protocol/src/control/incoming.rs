@@ -1,7 +1,7 @@
 //! The receiving half of a control channel.
 //!
-//! Owns what has arrived and is not a whole frame yet, and which descriptors belong to which frame.
-//! Never blocks. Refuses frames that are too long or not what they should be.
+//! Owns partially received frames and the assignment of descriptors to frames. Never blocks.
+//! Rejects frames that are too long or malformed.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,11 +15,12 @@ use super::frame::{HEADER_BYTES, Header, Kind, garbage};
 use crate::error::{Error, Result};
 use crate::sys::fdpass;
 
-/// Bytes received in one system call.
+/// Maximum number of bytes per `recvmsg`.
 const PART_BYTES: usize = 64 * 1024;
-/// Bytes received in one go, so that one channel does not keep its reader from all others.
+/// Maximum number of bytes received per call, so that one busy channel does not starve the others.
 const TURN_BYTES_MAX: usize = 512 * 1024;
-/// Frames whose descriptors have arrived before the rest of them. One is usual.
+/// Maximum number of frames whose descriptors have arrived before their bodies are complete.
+/// Usually there is one.
 const GROUPS_MAX: usize = 64;
 
 /// The receiving half.
@@ -32,36 +33,36 @@ pub struct Incoming {
     closed: bool,
 }
 
-/// The descriptors of one frame: the kernel gives those of two frames in two calls.
+/// The descriptors of one frame. The kernel never merges those of two frames into one receive call.
 #[derive(Debug)]
 struct Group {
     descriptors: Vec<OwnedFd>,
-    /// Some found no room in this process and were dropped by the kernel.
+    /// The kernel dropped some because this process had no free descriptor.
     truncated: bool,
 }
 
-/// What a frame holds.
+/// The contents of a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body<W> {
-    /// A word of ours.
+    /// A control message.
     Word(W),
-    /// A message of the program, well-formed in its format.
+    /// A well-formed message of the program.
     Message {
-        /// How it is written down.
+        /// Format of the message.
         serialization: Serialization,
-        /// The message.
+        /// The serialised message.
         bytes: Vec<u8>,
     },
 }
 
-/// A frame that has arrived.
+/// A received frame.
 #[derive(Debug)]
 pub struct Received<W> {
-    /// What it holds.
+    /// The contents.
     pub body: Body<W>,
-    /// The descriptors that came with it.
+    /// Descriptors that came with the frame.
     pub descriptors: Vec<OwnedFd>,
-    /// How many of them were lost because this process had no room for them.
+    /// Number of descriptors lost because this process had none free.
     pub lost: usize,
 }
 
@@ -71,17 +72,17 @@ impl Incoming {
         Self { socket, bytes: Vec::new(), part, groups: VecDeque::new(), closed: false }
     }
 
-    /// The other end is gone and everything it said has been received.
+    /// Whether the peer has closed its end and everything it sent has been received.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Appends what has arrived to `frames`. What one call leaves behind is there at the next.
+    /// Appends the frames that have arrived to `frames`. A call receives a bounded amount; the rest
+    /// is left for the next call.
     ///
     /// # Errors
-    /// The other side does not keep to the format; the channel is of no use any more. What came
-    /// before that is in `frames`.
+    /// The peer violated the format; the channel is unusable. `frames` holds what came before.
     pub fn receive<W: DeserializeOwned>(&mut self, frames: &mut Vec<Received<W>>) -> Result<()> {
         self.fill()?;
         let mut start = 0;
@@ -99,14 +100,14 @@ impl Incoming {
         outcome
     }
 
-    /// The frame that begins at `start`, once it is whole, and where it ends.
+    /// The frame at `start` and its end offset; `None` if it is incomplete.
     fn frame<W: DeserializeOwned>(&mut self, start: usize) -> Result<Option<(Received<W>, usize)>> {
         let Some(header) = Header::at_start(&self.bytes[start..])? else {
             return Ok(None);
         };
         let begin = start + HEADER_BYTES;
         let Some(body) = self.bytes.get(begin..begin + header.length) else {
-            // The rest comes in parts; growing for each would copy it again and again.
+            // Reserve the whole frame at once: growing for each part would copy it repeatedly.
             self.bytes.reserve(begin + header.length - self.bytes.len());
             return Ok(None);
         };
