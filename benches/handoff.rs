@@ -1,14 +1,12 @@
-//! What it costs to hand a socket over, for the sender and the receiver each, by how many sockets
-//! share a message, by each engine.
+//! Cost of handing a socket over, for sender and receiver, by sockets per message and engine.
 //!
-//! Both ends live in one thread with an engine each, take turns, and are timed alone, in CPU time
-//! of the thread: on a shared machine that says more than the clock on the wall. One iteration is
-//! one socket. The sender fills messages, sends them, and closes its copies, as the primary does;
-//! the receiver opens messages and closes what was in them, standing in for a worker.
+//! Both ends run in one thread with an engine each, take turns, and are timed separately in CPU
+//! time of the thread, which on a shared machine is steadier than wall-clock time. One iteration is
+//! one socket. The sender fills messages, sends them and closes its copies, as the primary does.
+//! The receiver stands in for a worker: it opens messages and closes their sockets.
 //!
-//! The sockets are duplicates of one TCP connection on loopback. What travels and what is closed
-//! are real descriptors of a real socket; only the end of the connection itself, which is no part
-//! of a handoff, never happens.
+//! The sockets are duplicates of one TCP connection on loopback, so real descriptors are sent and
+//! closed. The connection itself stays open, since its end is not part of a handoff.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,20 +19,20 @@ use clusterlb_sys::fdpass;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
 
-/// Messages in the channel at a time: below the eighty that its buffer holds, and small enough
-/// that their sockets fit into an ordinary descriptor limit.
+/// Messages in the channel at a time: below the eighty that its buffer holds, and few enough that
+/// their sockets fit the usual descriptor limit.
 const MESSAGES_PER_ROUND: usize = 16;
 
 const SHAPE: RingShape = RingShape { submissions: 1024, completions: 4096 };
 const KEY: Key = Key { index: 0, generation: 0 };
 
-/// CPU time of this thread, system calls included.
+/// CPU time of this thread, including system calls.
 fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every Linux has this clock");
     Duration::from(time)
 }
 
-/// A connected TCP socket and the end that keeps it connected.
+/// A connected TCP socket and its peer.
 fn connection() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let client = TcpStream::connect(listener.local_addr().expect("a bound listener has one"));
@@ -42,7 +40,7 @@ fn connection() -> (OwnedFd, TcpStream) {
     (accepted.into(), client.expect("the listener has room"))
 }
 
-/// Both ends of a channel and what passes through it.
+/// Both ends of a channel and their buffers.
 struct Bench {
     sending: Engine,
     receiving: Engine,
@@ -84,7 +82,7 @@ impl Bench {
         (0..count).map(|_| one()).collect()
     }
 
-    /// Hands all sockets over, so many in a message, and closes the copies.
+    /// Hands all sockets over, `batch` per message, and closes the copies.
     fn send(&mut self, sockets: Vec<OwnedFd>, batch: usize) {
         let mut messages = 0;
         let mut sockets = sockets.into_iter().peekable();
@@ -99,7 +97,7 @@ impl Bench {
             messages += 1;
         }
         while messages > 0 {
-            // Messages that have gone do not end a wait; a turn is over when they have, and their
+            // Completed sends do not end a wait; the turn ends when all have completed and the
             // copies are closed.
             self.sending.turn(&mut self.events).expect("an engine");
             for event in self.events.drain(..) {
@@ -114,7 +112,7 @@ impl Bench {
         self.sending.submit();
     }
 
-    /// Takes this many sockets out of the channel and closes them.
+    /// Receives this many sockets and closes them.
     fn receive(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
@@ -151,7 +149,7 @@ fn wait(engine: &mut Engine, events: &mut Vec<Event>) {
     assert!(!events.is_empty(), "something was under way");
 }
 
-/// Passes about `sockets` sockets through and scales each side's time to exactly so many.
+/// Passes about `sockets` sockets through, and scales the time of each side to exactly that number.
 fn pass(bench: &mut Bench, sockets: u64, batch: usize) -> (Duration, Duration) {
     let (mut sent_in, mut received_in) = (Duration::ZERO, Duration::ZERO);
     let round = MESSAGES_PER_ROUND * batch;

@@ -1,11 +1,11 @@
-//! What it costs to choose a worker, without a socket: the search alone, and with the roster's
-//! bookkeeping around it.
+//! Cost of choosing a worker, without sockets: the search alone, and including the roster's
+//! bookkeeping.
 //!
-//! Every stage is on, the relative one too. In the first group the loads do not change while it
-//! runs, so that it shows the cost of the search; the cases go from the best to the worst. In the
-//! second the roster counts every choice; with `observed`, workers have five connections each and
-//! finish the oldest after every choice, which the roster is told: the loads change as in a run.
-//! With `one serves less`, not every worker serves every listener.
+//! Every filter stage is on, including the relative one. In the first group the loads are constant,
+//! so that it shows the cost of the search; its cases run from best to worst. In the second group
+//! the roster counts every choice. With `observed`, each worker has five connections and finishes
+//! the oldest after every choice, which the roster is told, so the loads change as in a real run.
+//! With `one serves less`, one worker does not serve every listener.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -18,7 +18,7 @@ use clusterlb_schedule::{
 };
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-/// A worker with this many connections in flight is at its limit.
+/// In-flight limit of a worker.
 const INFLIGHT_MAX: u32 = 100;
 const SIZES: [usize; 3] = [2, 8, 64];
 
@@ -26,17 +26,17 @@ fn ready(in_flight: u32) -> WorkerLoad {
     WorkerLoad::ready(in_flight)
 }
 
-/// Everybody takes connections, as evenly as a rotation makes them: the first look succeeds.
+/// All workers are eligible, with loads as even as a rotation leaves them: the first look succeeds.
 fn even(workers: usize) -> Vec<WorkerLoad> {
     vec![ready(5); workers]
 }
 
-/// Every other worker is above the average: every pick passes over one.
+/// Every other worker is above the average: every pick skips one.
 fn uneven(workers: usize) -> Vec<WorkerLoad> {
     (0..workers).map(|place| ready(if place % 2 == 0 { 9 } else { 5 })).collect()
 }
 
-/// Every stage holds somebody back: of eight, one is left.
+/// Every filter stage rejects a worker: one of eight is left.
 fn every_stage(workers: usize) -> Vec<WorkerLoad> {
     let load = |place| match place % 8 {
         0 => ready(5),
@@ -51,22 +51,22 @@ fn every_stage(workers: usize) -> Vec<WorkerLoad> {
     (0..workers).map(load).collect()
 }
 
-/// One worker is left: every pick goes all the way round, the worst that can happen.
+/// One worker is eligible: every pick goes all the way round, the worst case.
 fn one_left(workers: usize) -> Vec<WorkerLoad> {
     let mut loads = vec![ready(9); workers];
     loads[workers / 2] = ready(5);
     loads
 }
 
-/// Nobody is at or below the average but one who may have nothing more: every pick goes all the way
-/// round, and then looks for the least loaded.
+/// The only worker at or below the average is not eligible: every pick goes all the way round and
+/// then searches for the least loaded.
 fn fallback(workers: usize) -> Vec<WorkerLoad> {
     let mut loads = vec![ready(9); workers];
     loads[workers / 2] = WorkerLoad { credits: 0, ..ready(5) };
     loads
 }
 
-/// A case: its name and how its loads are made.
+/// A case: its name and a function that makes its loads.
 type Case = (&'static str, fn(usize) -> Vec<WorkerLoad>);
 
 fn pick(criterion: &mut Criterion) {
@@ -91,7 +91,7 @@ fn pick(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A scheduler of the library's user that does the same as the built-in one.
+/// A scheduler as a user of the library would write it, equal to the built-in one.
 struct Foreign(Picker);
 
 impl Scheduler for Foreign {
@@ -100,7 +100,7 @@ impl Scheduler for Foreign {
     }
 }
 
-/// A roster whose workers never run out of credits while this runs.
+/// A roster whose workers do not run out of credits during the benchmark.
 fn roster(scheduler: Option<SchedulerFactory>, workers: usize) -> Roster {
     let scheduling = SchedulerConfig {
         scheduler,
@@ -118,11 +118,11 @@ fn roster(scheduler: Option<SchedulerFactory>, workers: usize) -> Roster {
     roster
 }
 
-/// A roster and what its workers say: after each choice the oldest connection is finished.
+/// A roster with workers that finish their oldest connection after each choice.
 struct Observed {
     roster: Roster,
     claimed: Vec<u64>,
-    /// Chosen and not looked at since.
+    /// Chosen workers whose loads have not been updated since.
     chosen: VecDeque<Slot>,
 }
 
@@ -131,7 +131,7 @@ impl Observed {
         let chosen: VecDeque<_> = (0..workers * 5)
             .filter_map(|_| roster.pick(ListenerId(0), Client::default()))
             .collect();
-        assert_eq!(chosen.len(), workers * 5, "nobody is ever out of credits");
+        assert_eq!(chosen.len(), workers * 5, "no worker runs out of credits");
         Self { roster, claimed: vec![0; workers], chosen }
     }
 
@@ -163,7 +163,7 @@ fn pick_by_roster(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("observed", workers), |bencher| {
             bencher.iter(|| observed.pick());
         });
-        // One worker does not serve the other listener, so each listener sees a row of its own.
+        // One worker does not serve the other listener, so each listener has its own row of loads.
         let mut apart = roster(None, workers);
         apart.leave(Slot(0), ListenerId(1));
         group.bench_function(BenchmarkId::new("one serves less", workers), |bencher| {

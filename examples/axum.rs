@@ -1,9 +1,9 @@
-//! An axum application on every core: `cargo run --example axum [ADDRESS]`, then
-//! `curl http://127.0.0.1:8000/`.
+//! An axum application on every core: `cargo run --example axum [ADDRESS]`, then `curl
+//! http://127.0.0.1:8000/`.
 //!
-//! The primary starts a worker a core and hands each connection to one of them; each worker is the
-//! same application on a runtime of its own, with one thread. When a worker is asked to leave, axum
-//! answers what is under way and ends.
+//! The primary starts one worker per core and hands each connection to one of them. Each worker
+//! runs the application on a single-threaded runtime. When a worker is asked to leave, axum
+//! finishes the requests in flight and returns.
 
 use std::error::Error;
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The primary: a worker for each CPU, until Ctrl-C.
+/// The primary: one worker per CPU, until Ctrl-C.
 fn lead(cluster: Cluster) -> clusterlb::Result<()> {
     Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
 }
@@ -43,7 +43,7 @@ async fn serve(worker: Worker) -> Result<(), Box<dyn Error>> {
     let app = Router::new().route("/", get(hello)).with_state(worker.clone());
     let app = app.into_make_service_with_connect_info::<PeerAddr>();
     axum::serve(listener, app).with_graceful_shutdown(ended).await?;
-    // Every connection is finished; the primary is told.
+    // Waits until every connection is finished and the primary has been told.
     worker.disconnected().await;
     Ok(())
 }

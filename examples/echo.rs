@@ -8,7 +8,7 @@ use clusterlb::adapter::uring::{Listener, Stream};
 use clusterlb::{Cluster, Event, Role, Supervisor, SupervisorEvent, Worker};
 use tokio_uring::buf::BoundedBuf;
 
-/// Bytes read at once.
+/// Read buffer size.
 const READ_BYTES: usize = 16 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The primary: a worker for each CPU, until Ctrl-C.
+/// The primary: one worker per CPU, until Ctrl-C.
 fn lead(cluster: Cluster) -> clusterlb::Result<()> {
     Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
 }
@@ -29,7 +29,7 @@ fn report(event: &SupervisorEvent) {
     }
 }
 
-/// A worker: a task for each connection, until the primary wants it to leave.
+/// A worker: one task per connection, until the primary asks it to leave.
 fn serve(worker: &Worker) -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_owned());
     tokio_uring::start(async {
@@ -42,7 +42,7 @@ fn serve(worker: &Worker) -> Result<(), Box<dyn Error>> {
     })
 }
 
-/// Buffers are lent to the kernel and come back with the result.
+/// Buffers are lent to the kernel and returned with the result.
 async fn echo(stream: Stream) -> io::Result<()> {
     let mut buffer = vec![0; READ_BYTES];
     loop {

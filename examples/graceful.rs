@@ -1,5 +1,5 @@
-//! Graceful shutdown with a timeout: press Enter, and the workers have that long to finish what
-//! they have; who has not is killed.
+//! Graceful shutdown with a timeout: press Enter, and the workers have this time to finish their
+//! connections; those that have not finished are killed.
 //!
 //! ```sh
 //! cargo run --example graceful         # or: -- ADDRESS SECONDS
@@ -29,14 +29,14 @@ fn primary(cluster: Cluster) -> Result<()> {
     let mut supervisor =
         Supervisor::new(cluster.clone()).workers(WORKERS).grace(grace).on_event(report);
     let handle = supervisor.handle()?;
-    // On another thread, since the main one keeps the workers.
+    // On another thread, because the main one runs the supervisor.
     thread::spawn(move || {
         println!("press Enter to shut down");
-        // An input that cannot be read is as good as one that has ended.
+        // Treats a read error like the end of the input.
         let _ = io::stdin().read_line(&mut String::new());
         for worker in cluster.workers().values() {
-            // The application's own word, for connections that would go on for ever. A worker that
-            // has just ended needs none.
+            // An application message that ends connections which would otherwise stay open. Fails
+            // if the worker has just ended, which is harmless.
             let _ = worker.send("shutdown");
         }
         handle.stop(None).map(drop)
@@ -69,7 +69,7 @@ fn serve(worker: &Worker) -> Result<()> {
         let (connection, shutdown) = (connection?, Arc::clone(&shutdown));
         thread::spawn(move || echo(connection, &shutdown));
     }
-    // Complete when the last connection has been dropped.
+    // Completes when the last connection has been dropped.
     worker.disconnected().wait();
     Ok(())
 }

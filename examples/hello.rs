@@ -10,13 +10,13 @@ use std::thread;
 
 use clusterlb::{Cluster, Connection, Event, Result, Role, Supervisor, SupervisorEvent, Worker};
 
-/// Most of a request that is read.
+/// Maximum number of bytes read of a request.
 const REQUEST_BYTES_MAX: u64 = 8192;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n\
     hello world\n";
 
 fn main() -> Result<()> {
-    // The same program is both: a worker is started with a variable in its environment.
+    // Both roles run the same program: a variable in the environment marks a worker.
     match clusterlb::role()? {
         Role::Primary(cluster) => primary(cluster),
         Role::Worker(worker) => serve(&worker),
@@ -25,7 +25,8 @@ fn main() -> Result<()> {
 
 fn primary(cluster: Cluster) -> Result<()> {
     println!("primary {} is running", std::process::id());
-    // A worker for each CPU, and another one for each that ends. Ctrl-C lets them finish.
+    // One worker per CPU; a worker that ends is replaced. Ctrl-C lets them finish their
+    // connections.
     Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
 }
 
@@ -43,15 +44,15 @@ fn report(event: &SupervisorEvent) {
 
 fn serve(worker: &Worker) -> Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
-    // All workers ask for the same address and share it. The primary has the socket, accepts, and
-    // gives each worker its turn.
+    // All workers request the same address and share it. The primary holds the socket, accepts, and
+    // assigns each connection to a worker in turn.
     let listener = worker.listen(&address)?;
     for connection in listener.incoming() {
         let connection = connection?;
-        // However this thread ends, the connection counts as finished when it is dropped.
+        // However this thread ends, dropping the connection counts it as finished.
         thread::spawn(move || answer(connection));
     }
-    // The worker was asked to leave and gets no more connections: finish those that it has.
+    // The worker was asked to leave and gets no more connections: finish the open ones.
     worker.disconnected().wait();
     Ok(())
 }

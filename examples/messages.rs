@@ -1,4 +1,4 @@
-//! Workers tell the primary of every request, and it counts them: the example of messages in Node's
+//! Workers report each request to the primary, which counts them: the message example of Node's
 //! documentation.
 //!
 //! ```sh
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use clusterlb::{Cluster, Connection, Event, Result, Role, Worker};
 
-/// How often the count is printed.
+/// Interval at which the count is printed.
 const TICK: Duration = Duration::from_secs(1);
-/// Most of a request that is read.
+/// Maximum number of bytes read of a request.
 const REQUEST_BYTES_MAX: u64 = 8192;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n\
     hello world\n";
@@ -34,7 +34,7 @@ fn primary(cluster: &Cluster) -> Result<()> {
     let (mut requests, mut tick) = (0_u64, Instant::now() + TICK);
     loop {
         match events.next_within(tick.saturating_duration_since(Instant::now())) {
-            // A message is any value that serde can write down and read again.
+            // A message is any value that serde can serialise and deserialise.
             Some(Event::Message { message, .. }) if message.parse::<String>()? == "request" => {
                 requests += 1;
             }
@@ -58,7 +58,7 @@ fn serve(worker: &Worker) -> Result<()> {
         let (connection, worker) = (connection?, worker.clone());
         thread::spawn(move || {
             answer(connection)?;
-            // Never waits: what the primary has not read yet is kept, up to a bound.
+            // Never blocks: messages that the primary has not read are queued, up to a bound.
             worker.send("request").map_err(io::Error::other)
         });
     }

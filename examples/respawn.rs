@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clusterlb::{Cluster, Event, Restart, Result, Role, Supervisor, SupervisorEvent, Worker};
 
 const WORKERS: u16 = 2;
-/// Most that a client may say.
+/// Maximum number of bytes read from a client.
 const LINE_BYTES_MAX: u64 = 1024;
 
 fn main() -> Result<ExitCode> {
@@ -42,7 +42,7 @@ fn report(event: &SupervisorEvent) {
                 _ => println!("worker {} died: {ending:?}", worker.id()),
             }
         }
-        // At once, unless those before it did not live for long either.
+        // Immediate, unless its predecessors were short-lived too.
         SupervisorEvent::Respawn { slot, delay, .. } => {
             println!("slot {slot} gets another worker in {delay:?}");
         }
@@ -53,19 +53,19 @@ fn report(event: &SupervisorEvent) {
 fn serve(worker: &Worker) -> Result<ExitCode> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
     let listener = worker.listen(&address)?;
-    // One client at a time, since this is about the workers.
+    // One client at a time, for simplicity.
     for connection in listener.incoming() {
         let mut client = connection?.into_tcp()?;
         let mut said = String::new();
-        // Whoever goes without a word, or says something that is no text, has said nothing.
+        // A client that sends nothing, or invalid UTF-8, counts as an empty line.
         let _ = BufReader::new((&mut client).take(LINE_BYTES_MAX)).read_line(&mut said);
         match said.trim_end() {
             "crash" => return Ok(ExitCode::from(3)),
-            // The loop ends when everything that was on its way here has been served.
+            // The loop ends when every connection assigned to this worker has been served.
             "leave" => drop(worker.disconnect()),
             _ => {}
         }
-        // A client that does not wait for its answer is no reason to end.
+        // Fails if the client has disconnected, which does not end the worker.
         let _ = writeln!(client, "worker {} has heard you", worker.id());
     }
     worker.disconnected().wait();

@@ -1,5 +1,5 @@
-//! The primary accepts, looks at what a client says, and sends the socket to the worker whose
-//! business it is: routing by content. No byte is read before the worker has it.
+//! Routing by content: the primary accepts, peeks at what the client sends, and sends the socket to
+//! the responsible worker. The worker reads the data from the first byte.
 //!
 //! ```sh
 //! cargo run --example send_socket      # or with an address: -- 127.0.0.1:0
@@ -14,9 +14,9 @@ use std::time::Duration;
 use clusterlb::{Cluster, Handle, Result, Role, Worker, WorkerHandle};
 
 const WORKERS: usize = 3;
-/// How long a client may take to say something, and to say all of it.
+/// Timeout for the client's first byte, and for its whole line.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The longest name.
+/// Maximum length of a name.
 const NAME_BYTES_MAX: u64 = 1024;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -30,12 +30,12 @@ fn primary(cluster: &Cluster) -> std::result::Result<(), Box<dyn std::error::Err
     let workers: Result<Vec<WorkerHandle>> = (0..WORKERS).map(|_| cluster.fork()).collect();
     let workers = workers?;
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
-    // A listener of the program's own: the cluster knows nothing of it.
+    // A listener of the program, unknown to the cluster.
     let listener = TcpListener::bind(address)?;
     println!("the primary serves {}", listener.local_addr()?);
     for client in listener.incoming() {
         let (client, workers) = (client?, workers.clone());
-        // A client that says nothing keeps nobody else waiting.
+        // One thread per client, so that a silent client does not delay the others.
         thread::spawn(move || route(client, &workers));
     }
     Ok(())
@@ -46,14 +46,15 @@ fn route(client: TcpStream, workers: &[WorkerHandle]) -> io::Result<()> {
     let mut first = [0];
     client.peek(&mut first)?;
     let worker = &workers[usize::from(first[0]) % workers.len()];
-    // The message goes with the socket, which is closed here. What the client has sent waits in it.
+    // Sends the socket with the message and closes it here. The client's data stays in the socket
+    // buffer.
     worker.send_handle("a client for you", client).map_err(io::Error::other)
 }
 
 fn serve(worker: &Worker) -> Result<()> {
     for message in worker.messages() {
         let note: String = message.parse()?;
-        // Any descriptor can be sent; it arrives as what it is.
+        // A message may carry any type of descriptor and keeps its type.
         if let Some(Handle::Tcp(client)) = message.take_handle() {
             let id = worker.id().0;
             thread::spawn(move || greet(client, id, &note));

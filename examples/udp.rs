@@ -5,9 +5,9 @@
 //! echo hello | nc -u -w1 127.0.0.1 8000
 //! ```
 //!
-//! As in Node the workers share one socket, and the kernel gives each datagram to whoever reads
-//! first, which is mostly the same one. With `each` every worker has a socket of its own, and the
-//! kernel spreads by the sender's address.
+//! As in Node, the workers share one socket, and the first to read gets the datagram, which is
+//! mostly the same worker. With `each`, every worker has its own socket, and the kernel selects one
+//! by the sender's address.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use clusterlb::{
     Cluster, Event, ListenOptions, Result, Role, Supervisor, SupervisorEvent, Transport, Worker,
 };
 
-/// More than a UDP datagram can have.
+/// Larger than any UDP datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
 
 fn main() -> Result<()> {
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
 }
 
 fn primary(cluster: Cluster) -> Result<()> {
-    // There is nothing to finish between two datagrams.
+    // No grace period: between two datagrams there is nothing to finish.
     Supervisor::new(cluster).grace(Duration::ZERO).handle_signals().on_event(report).run().map(drop)
 }
 
@@ -50,7 +50,7 @@ fn serve(worker: &Worker) -> Result<()> {
         let (length, sender) = socket.receive_from(&mut buffer)?;
         let text = String::from_utf8_lossy(&buffer[..length]);
         let answer = format!("worker {} has got {text}", worker.id());
-        // Nobody is told whether a datagram arrives; one that cannot be sent is one that is lost.
+        // UDP does not guarantee delivery; a failed send is a lost datagram.
         let _ = socket.send_to(answer.as_bytes(), sender);
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold for any bytes. Shared by the fuzz targets and `tests/fuzz.rs`.
+//! Invariants for arbitrary input, shared by the fuzz targets and `tests/fuzz.rs`.
 
 use clusterlb::internals::dialect::node::Serialization;
 use clusterlb::internals::dialect::node::codec::{Decoder, FromWorker};
@@ -9,8 +9,8 @@ use clusterlb_schedule::id::ListenerId;
 
 const LISTENER: ListenerId = ListenerId(0);
 
-/// A worker's bytes are read the same however they are split, and whatever they say, every
-/// connection that the worker is given ends exactly once.
+/// Decoding does not depend on how a worker's bytes are split, and for any input, every connection
+/// given to the worker ends exactly once.
 pub(crate) fn node(serialization: Serialization, bytes: &[u8]) {
     let at_once = decode(serialization, bytes, bytes.len().max(1));
     let in_pieces = decode(serialization, bytes, 7);
@@ -18,7 +18,7 @@ pub(crate) fn node(serialization: Serialization, bytes: &[u8]) {
     converse(serialization, at_once.0);
 }
 
-/// The messages up to the first thing that is wrong, and whether there was one.
+/// The messages before the first error, and whether there was one.
 fn decode(
     serialization: Serialization,
     bytes: &[u8],
@@ -60,7 +60,7 @@ fn converse(serialization: Serialization, messages: Vec<FromWorker>) {
     assert!(ended.into_iter().eq(0..given));
 }
 
-/// Does what the session says and answers what it is asked.
+/// Performs the session's actions and answers its requests.
 fn settle(session: &mut Session, ended: &mut Vec<usize>) {
     while let Some(action) = session.next_action() {
         match action {
@@ -74,7 +74,7 @@ fn settle(session: &mut Session, ended: &mut Vec<usize>) {
             Action::Tell(Event::Message(message) | Event::Handle(message)) => {
                 let _ = message.value();
             }
-            // Whoever keeps the sockets looks for one that came with it, and finds none perhaps.
+            // The owner of the sockets would look for an attached one, and may find none.
             Action::SentBack(_) | Action::InboxEnded | Action::ShortOfDescriptors { .. } => {}
             Action::Send { .. } | Action::Deliver { .. } | Action::Tell(_) => {}
         }

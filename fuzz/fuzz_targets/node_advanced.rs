@@ -1,4 +1,4 @@
-//! Whatever a Node worker with V8's serializer may send.
+//! Arbitrary bytes from a Node worker with V8's serialiser.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Whatever a Node worker with JSON lines may send.
+//! Arbitrary bytes from a Node worker with JSON lines.
 
 #![no_main]
 

@@ -1,13 +1,13 @@
-//! A listener whose connections are awaited, for every runtime that has tokio's readiness below it.
+//! A listener with an asynchronous `accept`, for every runtime built on tokio's readiness.
 
 use crate::error::Result;
 use crate::sys::readiness::Readiness;
 use crate::worker::{Connection, Listener};
 
-/// A listener, and the readiness of its descriptor.
+/// A listener and the readiness of its descriptor.
 #[derive(Debug)]
 pub(super) struct AsyncListener {
-    // Deregistered before what it is a duplicate of is closed.
+    // Declared first, so that the descriptor is deregistered before its original is closed.
     ready: Readiness,
     listener: Listener,
 }

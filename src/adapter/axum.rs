@@ -1,4 +1,5 @@
-//! The tokio listener for `axum::serve`, with the client's end as connect information.
+//! Implements `axum::serve::Listener` for the tokio listener, with the peer address as connect
+//! information.
 
 use std::io;
 use std::time::Duration;
@@ -10,15 +11,15 @@ use tokio::time::sleep;
 use super::tokio::{Listener, Stream};
 use crate::address::Endpoint;
 
-/// How soon accepting is tried again after an error: as `axum::serve` does it for other listeners.
+/// Delay before accepting again after an error, as `axum::serve` uses for other listeners.
 const RETRY: Duration = Duration::from_secs(1);
 
 impl axum::serve::Listener for Listener {
     type Io = Stream;
     type Addr = Endpoint;
 
-    /// Clients that have gone again are passed over. After the last connection it waits for ever:
-    /// the end is for [`Listener::ended`], given to `with_graceful_shutdown`.
+    /// Skips clients that have disconnected. After the last connection it never completes: shutdown
+    /// comes from [`Listener::ended`], passed to `with_graceful_shutdown`.
     async fn accept(&mut self) -> (Stream, Endpoint) {
         loop {
             match Self::accept(self).await {
@@ -43,7 +44,7 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// The client's end, for handlers that take `ConnectInfo<PeerAddr>`.
+/// The peer address, for handlers that extract `ConnectInfo<PeerAddr>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub Endpoint);
 

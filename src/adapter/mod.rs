@@ -1,8 +1,9 @@
-//! A worker's connections in the form that a runtime wants.
+//! Adapts a worker's connections to async runtimes.
 //!
-//! Each adapter takes a [`Listener`](crate::Listener) and gives streams, and each stream carries
-//! its connection's [`Guard`](crate::Guard): however it ends, dropped, failed, cancelled or in a
-//! task that panics, it is counted as finished. Adapters decide nothing and own no thread.
+//! An adapter takes a [`Listener`](crate::Listener) and yields streams. Each stream carries its
+//! connection's [`Guard`](crate::Guard), so the connection is counted as finished however it ends:
+//! dropped, failed, cancelled or in a panicking task. Adapters take no decisions and start no
+//! threads.
 //!
 //! | for | feature | listen with | accept with |
 //! | --- | --- | --- | --- |
@@ -11,9 +12,9 @@
 //! | tokio | `tokio` | `adapter::tokio::Listener::bind` | its `accept` |
 //! | axum | `axum` | `adapter::tokio::Listener::bind` | `axum::serve`, which takes it |
 //!
-//! For anything else: [`Worker::open`], [`Listener::try_accept`] with the listener's
-//! descriptor to wait for, and [`Connection::into_parts`]. A UDP socket of [`Worker::open_udp`]
-//! is non-blocking and has a descriptor, too.
+//! For other runtimes, use [`Worker::open`], [`Listener::try_accept`] with readiness of the
+//! listener's descriptor, and [`Connection::into_parts`]. A UDP socket of [`Worker::open_udp`] is
+//! non-blocking and has a descriptor too.
 //!
 //! [`Worker::listen`]: crate::Worker::listen
 //! [`Worker::open`]: crate::Worker::open

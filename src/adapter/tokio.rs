@@ -1,7 +1,7 @@
-//! Connections for tokio: any of its runtimes, [`AsyncRead`] and [`AsyncWrite`].
+//! Connections as tokio streams ([`AsyncRead`] and [`AsyncWrite`]), for any tokio runtime.
 //!
-//! Owns the count of clients that have not been heard yet, because a server that shuts down when
-//! its listener has ended would otherwise cut those that it has just got.
+//! Counts the clients that have not sent anything yet: a server that shuts down as soon as its
+//! listener has ended would cut the connections it has just accepted.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,7 +22,7 @@ use crate::id::ListenerId;
 use crate::protocol::control::ListenOptions;
 use crate::worker::{Connection, Guard, Worker};
 
-/// How long a listener's [`ended`](Listener::ended) waits for the first bytes of the last clients.
+/// How long [`ended`](Listener::ended) waits for the first bytes of the last connections.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
 
 /// A worker's listener inside a tokio runtime. It can be shared among tasks, each of which may
@@ -49,17 +49,17 @@ pub struct Listener {
     progress: Arc<watch::Sender<Progress>>,
 }
 
-/// A connection, of TCP or of a unix socket. Dropping it closes the socket, and then counts the
-/// connection as finished.
+/// A TCP or unix connection. Dropping it closes the socket and then counts the connection as
+/// finished.
 #[derive(Debug)]
 pub struct Stream {
     socket: Socket,
     peer: Option<Endpoint>,
     listener: Option<ListenerId>,
     accepted_ns: u64,
-    /// Until the first bytes, or the end.
+    /// Counts the connection as unheard until its first bytes or its end.
     unheard: Option<Unheard>,
-    // Dropped after the socket.
+    // Declared last, so that it is dropped after the socket.
     _guard: Guard,
 }
 
@@ -69,10 +69,10 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// How far a listener is.
+/// Progress of a listener.
 #[derive(Debug, Default)]
 struct Progress {
-    /// It has given everything, or has been closed.
+    /// It has accepted everything, or has been closed.
     ended: bool,
     /// Connections from which nothing has been read.
     unheard: u64,
@@ -85,8 +85,8 @@ struct Unheard {
 }
 
 impl Listener {
-    /// Asks for an address, as [`Worker::listen`] does, and waits without keeping the runtime's
-    /// thread from other work. Nothing is left behind when the future is dropped.
+    /// Requests an address, as [`Worker::listen`] does, without blocking the runtime's thread.
+    /// Dropping the future cancels the request.
     ///
     /// # Errors
     /// As [`Worker::listen`] and [`new`](Self::new).
@@ -102,21 +102,22 @@ impl Listener {
         Self::new(worker.open(address, options).await?)
     }
 
-    /// Takes a listener that is there already, such as one of
-    /// [`Worker::listen_exclusive`]. Must be called inside a runtime with I/O.
+    /// Wraps an existing listener, such as one of [`Worker::listen_exclusive`]. Call it inside a
+    /// runtime with I/O enabled.
     ///
     /// # Errors
-    /// There are too few descriptors; the listener is closed then.
+    /// Descriptors are exhausted; the listener is then closed.
     pub fn new(listener: crate::worker::Listener) -> Result<Self> {
         Ok(Self { async_listener: AsyncListener::of(listener)?, progress: Arc::default() })
     }
 
-    /// Waits for a connection. Nothing means that this worker is leaving, and has got everything
-    /// that it gets. Nothing is lost when the future is dropped.
+    /// Waits for a connection; `None` once the worker is leaving and every connection assigned to
+    /// it has been accepted. Cancel safe: dropping the future loses no connection.
     ///
     /// # Errors
-    /// The socket is of no use, which cannot be while it is open; the runtime is shutting down;
-    /// too few resources to watch the connection, which is dropped then and counted as finished.
+    /// The socket is invalid, which cannot happen while it is open; the runtime is shutting down;
+    /// or the connection cannot be registered for lack of resources, in which case it is dropped
+    /// and counted as finished.
     pub async fn accept(&self) -> Result<Option<Stream>> {
         let Some(connection) = self.async_listener.accept().await? else {
             self.progress.send_modify(|progress| progress.ended = true);
@@ -125,34 +126,34 @@ impl Listener {
         Stream::new(connection, Some(Unheard::of(&self.progress))).map(Some)
     }
 
-    /// Complete when it is time for a graceful shutdown: this worker leaves, everything that it
-    /// gets has been accepted, and something has been read from each of those connections, for
-    /// which it waits a second at most. Complete also when the listener is dropped. Needs a runtime
-    /// with time.
+    /// Completes when a graceful shutdown may start: the worker is leaving, every connection
+    /// assigned to it has been accepted, and each has sent its first bytes or one second has
+    /// passed. Also completes when the listener is dropped. Needs a runtime with time enabled.
     ///
-    /// Shutting down as soon as the worker is asked to leave would lose those who have connected
-    /// and are not accepted yet.
+    /// A shutdown that starts when the worker is asked to leave would cut clients that have
+    /// connected but have not been accepted.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         self.ended_within(FIRST_BYTES)
     }
 
-    /// As [`ended`](Self::ended), with another limit for the first bytes of the last connections:
-    /// a client that connects and says nothing holds up the shutdown for so long. With zero,
-    /// clients are cut that had connected and not been read from.
+    /// As [`ended`](Self::ended), with another limit for the first bytes of the last connections. A
+    /// silent client delays the shutdown by this time. With a limit of zero, connections that
+    /// nothing has been read from are cut.
     pub fn ended_within(
         &self,
         first_bytes: Duration,
     ) -> impl Future<Output = ()> + Send + 'static + use<> {
         let mut progress = self.progress.subscribe();
         async move {
-            // Without a listener, and without streams, nobody is left to wait for.
+            // An error means that the listener and all streams are gone: nothing is left to wait
+            // for.
             let _ = progress.wait_for(|progress| progress.ended).await;
             let all_heard = progress.wait_for(|progress| progress.unheard == 0);
             let _ = timeout(first_bytes, all_heard).await;
         }
     }
 
-    /// The address that was bound, with the port that was chosen.
+    /// The bound address, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> &str {
         self.async_listener.listener().address()
@@ -179,11 +180,12 @@ impl Drop for Unheard {
 }
 
 impl Stream {
-    /// Takes a connection, such as one that was accepted outside the runtime. Must be called inside
-    /// a runtime with I/O.
+    /// Wraps a connection, for example one accepted outside the runtime. Call it inside a runtime
+    /// with I/O enabled.
     ///
     /// # Errors
-    /// Too few resources to watch the connection, which is dropped then and counted as finished.
+    /// The connection cannot be registered for lack of resources; it is dropped and counted as
+    /// finished.
     pub fn of(connection: Connection) -> Result<Self> {
         Self::new(connection, None)
     }
@@ -191,7 +193,7 @@ impl Stream {
     fn new(connection: Connection, unheard: Option<Unheard>) -> Result<Self> {
         let (listener, accepted_ns) = (connection.listener(), connection.accepted_ns());
         let peer = connection.peer().ok();
-        // A client that has gone already has left the own end.
+        // If the client has disconnected, the local address still tells the family.
         let is_unix = match &peer {
             Some(peer) => peer.inet().is_none(),
             None => connection.local()?.inet().is_none(),
@@ -206,7 +208,7 @@ impl Stream {
         Ok(Self { socket, peer, listener, accepted_ns, unheard, _guard: guard })
     }
 
-    /// The client's end; none if the client had gone before the connection was accepted.
+    /// The peer address; `None` if the client had disconnected before the accept.
     #[must_use]
     pub fn peer(&self) -> Option<&Endpoint> {
         self.peer.as_ref()

@@ -1,7 +1,7 @@
-//! Connections for tokio-uring: one thread, buffers that are lent to the kernel.
+//! Connections for tokio-uring: one thread, with buffers that are lent to the kernel.
 //!
-//! With `runtime`, the only file of the library that names tokio-uring. Accepting waits for the
-//! listener's descriptor, since the primary accepts; reading and writing go through the ring.
+//! The only file of the library, beside `runtime`, that names tokio-uring. Accepting waits for the
+//! listener's descriptor, because the primary accepts; reads and writes go through the ring.
 
 use std::net::Shutdown;
 use std::ops::Deref;
@@ -39,20 +39,20 @@ pub struct Listener {
     async_listener: AsyncListener,
 }
 
-/// A connection: a [`TcpStream`] with its guard. Connections of unix sockets have this type, too;
+/// A connection: a [`TcpStream`] with its guard. Unix connections have this type too, because
 /// reading, writing and shutting down are the same for them.
 ///
-/// Dropping it shuts the connection down, so that a read which was given up and is still with the
-/// kernel does not keep it open.
+/// Dropping it shuts the connection down, so that a cancelled read still held by the kernel does
+/// not keep it open.
 pub struct Stream {
     socket: TcpStream,
-    // Dropped after the socket.
+    // Declared last, so that it is dropped after the socket.
     _guard: Guard,
 }
 
 impl Listener {
-    /// Asks for an address, as [`Worker::listen`] does, and waits without keeping the runtime's
-    /// thread from other work. Nothing is left behind when the future is dropped.
+    /// Requests an address, as [`Worker::listen`] does, without blocking the runtime's thread.
+    /// Dropping the future cancels the request.
     ///
     /// # Errors
     /// As [`Worker::listen`] and [`new`](Self::new).
@@ -68,25 +68,26 @@ impl Listener {
         Self::new(worker.open(address, options).await?)
     }
 
-    /// Takes a listener that is there already, such as one of
-    /// [`Worker::listen_exclusive`]. Must be called inside the runtime.
+    /// Wraps an existing listener, such as one of [`Worker::listen_exclusive`]. Call it inside the
+    /// runtime.
     ///
     /// # Errors
-    /// There are too few descriptors; the listener is closed then.
+    /// Descriptors are exhausted; the listener is then closed.
     pub fn new(listener: crate::worker::Listener) -> Result<Self> {
         Ok(Self { async_listener: AsyncListener::of(listener)? })
     }
 
-    /// Waits for a connection. Nothing means that this worker is leaving, and has got everything
-    /// that it gets. Nothing is lost when the future is dropped.
+    /// Waits for a connection; `None` once the worker is leaving and every connection assigned to
+    /// it has been accepted. Cancel safe: dropping the future loses no connection.
     ///
     /// # Errors
-    /// The socket is of no use, which cannot be while it is open; the runtime is shutting down.
+    /// The socket is invalid, which cannot happen while it is open; or the runtime is shutting
+    /// down.
     pub async fn accept(&self) -> Result<Option<Stream>> {
         Ok(self.async_listener.accept().await?.map(Stream::of))
     }
 
-    /// The address that was bound, with the port that was chosen.
+    /// The bound address, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> &str {
         self.async_listener.listener().address()
@@ -94,12 +95,11 @@ impl Listener {
 }
 
 impl Stream {
-    /// Takes a connection, such as one that was accepted outside the runtime. Must be called inside
-    /// one.
+    /// Wraps a connection, for example one accepted outside the runtime. Call it inside a runtime.
     #[must_use]
     pub fn of(connection: Connection) -> Self {
         let (socket, guard) = connection.into_parts();
-        // The runtime only needs a stream socket here, of whatever family.
+        // The runtime only needs a stream socket; its family does not matter.
         let socket = TcpStream::from_std(std::net::TcpStream::from(socket));
         Self { socket, _guard: guard }
     }
@@ -121,7 +121,7 @@ impl std::fmt::Debug for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // One that has ended by itself cannot be shut down, and need not be.
+        // Fails if the connection has already ended, which is harmless.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }

@@ -1,6 +1,6 @@
-//! One listener's queue in a worker, and the descriptor by which others wait at it.
+//! The queue of one listener in a worker, and the descriptor on which callers wait for it.
 //!
-//! Owns what has been handed over for a listener and not been accepted by the program.
+//! Owns the connections that were handed over for a listener and not yet accepted by the program.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,20 +13,20 @@ use crate::error::{Error, Result};
 use crate::sys::listener::Listener as Socket;
 use crate::sys::waker::Waker;
 
-/// A socket that the primary has handed over.
+/// A socket that the primary handed over.
 #[derive(Debug)]
 pub(crate) struct HandedOver {
     pub(crate) socket: OwnedFd,
     pub(crate) accepted_ns: u64,
 }
 
-/// A queue with a door that can be closed.
+/// A queue that can be closed.
 #[derive(Debug)]
 pub(crate) struct AcceptQueue {
     state: Mutex<State>,
-    /// Readable while looking again is worth it.
+    /// Readable while another look is worthwhile.
     ready: Waker,
-    /// Readable while there may be a connection, here or where they come from.
+    /// Readable while there may be a connection, in the queue or at its source.
     waiting: Epoll,
     closed: AtomicBool,
 }
@@ -34,34 +34,34 @@ pub(crate) struct AcceptQueue {
 #[derive(Debug)]
 struct State {
     queue: VecDeque<HandedOver>,
-    /// What this worker accepts from by itself.
+    /// The socket from which this worker accepts directly.
     own: Option<Socket>,
-    /// Nothing more will come.
+    /// No further connections will come.
     ended: bool,
-    /// The source is not waited for, because there is no descriptor free.
+    /// The source is not polled, because no descriptor is free.
     muted: bool,
 }
 
-/// What a look at a gate finds.
+/// The result of looking into a queue.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// A connection that had been handed over.
+    /// A connection that was handed over.
     HandedOver(HandedOver),
-    /// Nothing, and nothing will come.
+    /// Empty, and no further connections will come.
     End,
-    /// Nothing so far; ask the socket that this worker has of its own.
+    /// Empty; try the worker's own socket.
     AskOwn,
-    /// Nothing so far; ask the inbox.
+    /// Empty; try the inbox.
     AskInbox,
 }
 
 impl AcceptQueue {
-    /// A gate whose connections come from the inbox.
+    /// A queue fed from the inbox.
     pub(crate) fn at_inbox(inbox: BorrowedFd<'_>) -> Result<Self> {
         Self::new(None, Some(inbox))
     }
 
-    /// A gate whose connections this worker accepts by itself.
+    /// A queue fed by accepting from a socket of this worker.
     pub(crate) fn of_own(socket: Socket) -> Result<Self> {
         Self::new(Some(socket), None)
     }
@@ -85,7 +85,7 @@ impl AcceptQueue {
         self.state.lock().expect("nothing panics while it holds a gate")
     }
 
-    /// Looks for a connection.
+    /// Takes a connection or says where to look next.
     pub(crate) fn look(&self) -> Next {
         let mut state = self.state();
         if let Some(handed) = state.queue.pop_front() {
@@ -101,7 +101,7 @@ impl AcceptQueue {
         }
     }
 
-    /// Puts a connection in. Gives it back if the gate is closed.
+    /// Appends a connection. Returns it if the queue is closed.
     pub(crate) fn push(&self, handed: HandedOver) -> Option<HandedOver> {
         let mut state = self.state();
         if self.is_closed() {
@@ -120,12 +120,12 @@ impl AcceptQueue {
         }
     }
 
-    /// Has everybody who waits look again.
+    /// Wakes all waiters.
     pub(crate) fn kick(&self) {
         self.ready.wake();
     }
 
-    /// Nothing more will come: who waits is told. An own socket is closed.
+    /// Marks the end: wakes all waiters and closes the own socket.
     pub(crate) fn end(&self) {
         let mut state = self.state();
         state.ended = true;
@@ -133,7 +133,7 @@ impl AcceptQueue {
         self.ready.wake();
     }
 
-    /// Closes the gate: gives what was handed over and not accepted.
+    /// Closes the queue and returns the connections that were not accepted.
     pub(crate) fn close(&self) -> VecDeque<HandedOver> {
         let mut state = self.state();
         self.closed.store(true, Ordering::Release);
@@ -146,13 +146,13 @@ impl AcceptQueue {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Nothing is left to be accepted, and nothing will come.
+    /// Whether the queue is empty and no further connections will come.
     pub(crate) fn is_done(&self) -> bool {
         let state = self.state();
         state.ended && state.queue.is_empty()
     }
 
-    /// Stops waiting for the source, or begins again.
+    /// Stops or resumes polling the source.
     pub(crate) fn mute(&self, source: Option<BorrowedFd<'_>>, muted: bool) {
         let mut state = self.state();
         if state.muted == muted {
@@ -161,7 +161,7 @@ impl AcceptQueue {
         state.muted = muted;
         let flags = if muted { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
         let mut event = EpollEvent::new(flags, 1);
-        // The source was added with the gate and stays until the gate goes, or is closed by it.
+        // The source was added with the queue and stays until the queue closes or drops it.
         let _ = match (&state.own, source) {
             (Some(socket), _) => self.waiting.modify(socket, &mut event),
             (None, Some(inbox)) => self.waiting.modify(inbox, &mut event),

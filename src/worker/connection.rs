@@ -16,8 +16,9 @@ use crate::id::ListenerId;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::peer;
 
-/// A connection that a worker has accepted: a socket, non-blocking and close-on-exec, and what is
-/// known of it. It belongs to no runtime; take it apart to give it to one.
+/// An accepted connection: a non-blocking, close-on-exec socket, its listener and the time of its
+/// accept. It is not tied to a runtime; use [`into_parts`](Self::into_parts) to register it with
+/// one.
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
@@ -26,16 +27,15 @@ pub struct Connection {
     guard: Guard,
 }
 
-/// Counts its connection as open until it is dropped, whatever way that happens. The primary gives
-/// connections to those who have few open, and a leaving worker waits for all of them.
+/// Counts its connection as open until it is dropped. The primary prefers workers with few open
+/// connections, and a leaving worker waits for all of them.
 ///
-/// Drop it after the socket: so nobody is told of an end that has not happened yet.
+/// Drop it after the socket, so that the connection is not counted as finished while still open.
 pub struct Guard {
     shared: Arc<Shared>,
 }
 
-/// Something with a guard: a connection in the form that the program wants. Dropping it drops the
-/// inner one first.
+/// A connection in the program's own form, with its guard. Dropping it drops the inner value first.
 #[derive(Debug)]
 pub struct Tracked<T> {
     inner: T,
@@ -53,23 +53,23 @@ impl Connection {
         Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
     }
 
-    /// The client's end.
+    /// The peer address.
     ///
     /// # Errors
-    /// ENOTCONN when the client has gone already.
+    /// ENOTCONN if the client has already disconnected.
     pub fn peer(&self) -> Result<Endpoint> {
         peer::peer_of(&self.socket).map_err(|errno| Error::system("name a client", errno))
     }
 
-    /// The own end: the address that the client has connected to.
+    /// The local address, to which the client connected.
     ///
     /// # Errors
-    /// The kernel does not know the socket, which cannot be.
+    /// The kernel does not know the socket, which cannot happen.
     pub fn local(&self) -> Result<Endpoint> {
         peer::local_of(&self.socket).map_err(|errno| Error::system("name a socket", errno))
     }
 
-    /// The listener that it came from; none for one of [`Worker::listen_exclusive`].
+    /// The listener that accepted it; `None` for one of [`Worker::listen_exclusive`].
     ///
     /// [`Worker::listen_exclusive`]: super::Worker::listen_exclusive
     #[must_use]
@@ -77,31 +77,31 @@ impl Connection {
         self.listener
     }
 
-    /// When it was accepted, by the primary or here, in nanoseconds of CLOCK_MONOTONIC.
+    /// Time of the accept, in the primary or in this process, in nanoseconds of CLOCK_MONOTONIC.
     #[must_use]
     pub fn accepted_ns(&self) -> u64 {
         self.accepted_ns
     }
 
-    /// How long ago that was.
+    /// Time since the accept.
     #[must_use]
     pub fn age(&self) -> Duration {
         Duration::from_nanos(monotonic_ns().saturating_sub(self.accepted_ns))
     }
 
-    /// The socket and the guard, for whoever keeps both together by itself.
+    /// The socket and the guard, for a caller that keeps the two together.
     #[must_use]
     pub fn into_parts(self) -> (OwnedFd, Guard) {
         (self.socket, self.guard)
     }
 
-    /// The connection in any form that takes a socket, still non-blocking.
+    /// Converts to any type that can be made from a socket; the socket stays non-blocking.
     #[must_use]
     pub fn into_inner<T: From<OwnedFd>>(self) -> Tracked<T> {
         Tracked { inner: T::from(self.socket), guard: self.guard }
     }
 
-    /// A TCP connection whose reads and writes block, as `std` has them.
+    /// Converts to a TCP stream in blocking mode, the default of `std`.
     ///
     /// # Errors
     /// The kernel refuses the change, which it never does for a socket.
@@ -111,7 +111,7 @@ impl Connection {
         Ok(stream)
     }
 
-    /// A unix socket's connection whose reads and writes block, as `std` has them.
+    /// Converts to a unix stream in blocking mode, the default of `std`.
     ///
     /// # Errors
     /// The kernel refuses the change, which it never does for a socket.
@@ -151,10 +151,10 @@ impl<T> Tracked<T> {
         (self.inner, self.guard)
     }
 
-    /// The same connection in another form.
+    /// Converts the inner value and keeps the guard.
     ///
     /// # Errors
-    /// What `change` says; the connection is dropped and counted as finished.
+    /// Those of `change`; the connection is dropped and counted as finished.
     pub fn try_map<U, E>(
         self,
         change: impl FnOnce(T) -> std::result::Result<U, E>,

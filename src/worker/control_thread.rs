@@ -1,7 +1,8 @@
-//! A worker's own thread: hears the primary, sends what waited, and sees the worker out.
+//! The thread in each worker that receives the primary's messages, sends queued ones and completes
+//! the leaving.
 //!
-//! Owns the receiving half of the channel. So a program that computes, or has no listener yet, is
-//! still told what it is told.
+//! Owns the receiving half of the channel. A program that is computing, or has no listener yet,
+//! therefore still reacts to its primary.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result, errno_of};
 use crate::protocol::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
 use crate::sys::process;
 
-/// How soon descriptors, or a crowded channel, are looked at again.
+/// Interval for retrying when descriptors are exhausted or too many are in flight.
 const RETRY_MS: u8 = 10;
 
 const CHANNEL: u64 = 0;
@@ -33,17 +34,17 @@ pub(crate) struct ControlThread {
     epoll: Epoll,
     /// The channel is open.
     open: bool,
-    /// The channel must be tried again without being asked to.
+    /// Too many descriptors are in flight: retry after [`RETRY_MS`].
     crowded: bool,
     watches_inbox: bool,
-    /// The last word has been said.
+    /// The last message has been sent.
     said_farewell: bool,
 }
 
 /// Starts the thread.
 ///
 /// # Errors
-/// Too few descriptors or threads.
+/// Descriptors or threads are exhausted.
 pub(crate) fn start(shared: Arc<Shared>, incoming: Incoming) -> Result<()> {
     let failed = |errno| Error::system("prepare hearing the primary (epoll)", errno);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
@@ -73,7 +74,7 @@ impl ControlThread {
             let count = match self.epoll.wait(&mut ready, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
-                // Nothing else can be wrong with a set of our own.
+                // No other error can occur on a set that this thread owns.
                 Err(_) => break,
             };
             for event in &ready[..count] {
@@ -100,22 +101,22 @@ impl ControlThread {
         }
     }
 
-    /// Waits for what is wanted, and for nothing else.
+    /// Updates the set of polled descriptors.
     fn adjust(&mut self) {
         if self.open {
             let wants_room = !self.crowded && self.shared.outgoing().has_waiting();
             let mut flags = EpollFlags::empty();
             flags.set(EpollFlags::EPOLLIN, !self.shared.messages.is_full());
             flags.set(EpollFlags::EPOLLOUT, wants_room);
-            // It was added with the set and is deleted with the end of the channel.
+            // The channel was added with the set and is removed when it ends.
             let _ = self.epoll.modify(&self.incoming, &mut EpollEvent::new(flags, CHANNEL));
         }
         if let Some(inbox) = &self.shared.inbox {
-            // Nobody accepts: what comes all the same is sent back.
+            // While no listener accepts, sockets that still arrive are sent back.
             let wanted = self.shared.is_unattended() && !inbox.is_closed();
             if wanted != self.watches_inbox {
                 self.watches_inbox = wanted;
-                // Added and deleted, since an end would be told whatever is waited for.
+                // Added and removed, because epoll reports a hang-up for any registered descriptor.
                 let _ = match wanted {
                     true => self.epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, INBOX)),
                     false => self.epoll.delete(inbox),
@@ -127,13 +128,13 @@ impl ControlThread {
     fn empty_inbox(&mut self) {
         let Some(inbox) = &self.shared.inbox else { return };
         if !self.shared.is_unattended() {
-            // Somebody has begun to accept meanwhile.
+            // A listener has begun to accept.
             return;
         }
         match inbox.pull(&self.shared) {
             Pulled::Something | Pulled::Nothing | Pulled::End => {}
             Pulled::NoRoom => {
-                // What this is about can only be sent back with a descriptor to hold it.
+                // The socket can be sent back only once a descriptor is free to receive it.
                 self.shared.starved.store(true, Ordering::Release);
                 thread::sleep(Duration::from_millis(RETRY_MS.into()));
             }
@@ -171,7 +172,7 @@ impl ControlThread {
             }
             Body::Word(ToWorker::Closed { listener }) => {
                 let mut state = shared.state();
-                // It may have been opened again meanwhile, which this is not about.
+                // If the listener has been opened again, this reply is for its predecessor.
                 if state.queues.get(&listener).is_some_and(|queue| queue.is_closed()) {
                     state.queues.remove(&listener);
                 }
@@ -193,7 +194,7 @@ impl ControlThread {
                     waker.wake();
                 }
             }
-            // Nobody waits for it any more.
+            // The requester has given up.
             (None, Ok(grant)) => {
                 drop(state);
                 self.shared.give_up(grant.listener);
@@ -202,8 +203,8 @@ impl ControlThread {
         }
     }
 
-    /// The channel has ended. If that was not agreed upon, so does the process, unless the program
-    /// has something else in mind.
+    /// Handles the end of the channel. If it was not expected, the process exits, unless the
+    /// program has set a handler.
     fn lose_channel(&mut self) {
         self.open = false;
         let _ = self.epoll.delete(&self.incoming);
@@ -218,7 +219,7 @@ impl ControlThread {
         match handler {
             Some(handler) => {
                 self.shared.messages.close().wake();
-                // One that panics has said why; the worker must leave all the same.
+                // A panicking handler has printed its message; the worker must leave all the same.
                 let _ = catch_unwind(AssertUnwindSafe(handler));
                 self.shared.begin_to_leave(None);
             }
@@ -228,13 +229,13 @@ impl ControlThread {
 
     fn flush(&mut self) {
         if self.open {
-            // An end that is gone is noticed when it is read.
+            // A closed peer is detected by the next read.
             let flushed = self.shared.outgoing().flush().unwrap_or(Flushed::Everything);
             self.crowded = flushed == Flushed::Crowded;
         }
     }
 
-    /// Has those look again who found no descriptor free, as soon as there may be some.
+    /// Wakes the listeners that found no free descriptor once there may be one.
     fn relieve(&self) {
         if self.shared.starved.load(Ordering::Acquire)
             && self.shared.inbox.as_ref().is_none_or(|inbox| inbox.has_room())
@@ -244,7 +245,8 @@ impl ControlThread {
         }
     }
 
-    /// When everything is served and nothing will come: says goodbye and closes the channel.
+    /// Once all connections are finished and no more will come, sends the last message and closes
+    /// the channel.
     fn finish_leaving(&mut self) {
         let shared = &self.shared;
         if !shared.is_leaving() || shared.open.load(Ordering::SeqCst) > 0 {
@@ -271,8 +273,8 @@ impl ControlThread {
 }
 
 impl Drop for ControlThread {
-    /// Nobody waits for a thread that is no more, whatever has ended it: the primary sees the end
-    /// of the channel, and the program that of everything.
+    /// However the thread ends, its waiters are released: the primary sees the channel close, and
+    /// the program sees the end of every listener.
     fn drop(&mut self) {
         if self.shared.left.is_complete() {
             return;

@@ -12,13 +12,13 @@ use super::shared::Shared;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
 
-/// A bound UDP socket (Node: a socket of `dgram`), non-blocking. Dropping it closes it.
+/// A bound, non-blocking UDP socket (Node: a socket of `dgram`). Dropping it closes it.
 ///
-/// Inside an async runtime wait for its descriptor, and use the methods of the `UdpSocket` that it
-/// is: with tokio, `UdpSocket::from_std(datagrams.try_clone()?)` does both.
+/// In an async runtime, wait for its descriptor and use the `UdpSocket` methods. With tokio,
+/// `UdpSocket::from_std(datagrams.try_clone()?)` does both.
 ///
-/// Shared among workers, it is one socket: leave its options alone, and expect that somebody else
-/// has been faster.
+/// Workers that share the address share one socket: do not change its options, and expect a receive
+/// to fail with EAGAIN because another worker was faster.
 #[derive(Debug)]
 pub struct Datagrams {
     shared: Arc<Shared>,
@@ -31,17 +31,17 @@ impl Datagrams {
         Self { shared, socket, id }
     }
 
-    /// Its number in the cluster.
+    /// The listener id.
     #[must_use]
     pub fn id(&self) -> ListenerId {
         self.id
     }
 
-    /// Waits for a datagram (Node: `'message'` of `dgram`), and tells its length in bytes and who
-    /// sent it. What is longer than `buffer` is cut.
+    /// Waits for a datagram (Node: `'message'` of `dgram`) and returns its length in bytes and its
+    /// sender. A datagram longer than `buffer` is truncated.
     ///
     /// # Errors
-    /// What `recvfrom(2)` says.
+    /// Those of `recvfrom(2)`.
     pub fn receive_from(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr)> {
         let failed = |errno| Error::system("receive a datagram", errno);
         loop {
@@ -60,7 +60,7 @@ impl Datagrams {
         }
     }
 
-    /// Closes it (Node: `socket.close()`). The same as dropping it.
+    /// Closes the socket, like dropping it (Node: `socket.close()`).
     pub fn close(self) {}
 }
 

@@ -1,8 +1,7 @@
-//! Where the primary's sockets arrive in a worker of a program: taken out only when the program
-//! accepts.
+//! The worker's end of the handoff channel, read only when the program accepts.
 //!
-//! Owns the worker's end of the handoff channel. What is not taken stays in the channel, where the
-//! primary can still give it to somebody else; so a program that does not accept holds up nobody.
+//! A socket that is not read stays in the channel, where the primary can still take it back for
+//! another worker. A program that does not accept therefore delays no connection.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Mutex;
@@ -17,7 +16,7 @@ use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::limits;
 
-/// Descriptors that the program may open between two messages without being counted.
+/// Descriptors that the program may open between two messages without a new count.
 const MARGIN: usize = 256;
 
 /// The worker's end.
@@ -32,23 +31,23 @@ struct State {
     payload: Box<[u8; PAYLOAD_BYTES_MAX]>,
     descriptors: Vec<OwnedFd>,
     closed: bool,
-    /// Descriptors that this process may have.
+    /// Descriptor limit of this process.
     limit: usize,
-    /// The highest number that a received descriptor had. The kernel gives the lowest free one, so
-    /// at that moment there were at least as many open.
+    /// The highest descriptor received. The kernel assigns the lowest free number, so at that
+    /// moment at least this many were open.
     highest: RawFd,
 }
 
-/// What became of a look into the inbox.
+/// The result of reading from the inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pulled {
-    /// A message, which has been sorted into the gates.
+    /// A message was read and sorted into the queues.
     Something,
-    /// Nothing is there.
+    /// The inbox is empty.
     Nothing,
-    /// There may be something, but not enough descriptors for it.
+    /// There may be a message, but too few descriptors are free to receive it.
     NoRoom,
-    /// The primary will send nothing more.
+    /// The primary has closed the channel.
     End,
 }
 
@@ -65,7 +64,7 @@ impl Inbox {
         Ok(Self { socket, state: Mutex::new(state) })
     }
 
-    /// Takes one message and sorts it into the gates.
+    /// Reads one message and sorts it into the queues.
     pub(crate) fn pull(&self, shared: &Shared) -> Pulled {
         let mut state = self.state.lock().expect("nothing panics while it holds the inbox");
         if state.closed {
@@ -105,18 +104,18 @@ impl Inbox {
         Pulled::Something
     }
 
-    /// The primary will send nothing more, and everything it sent has been taken out.
+    /// Whether the primary has closed the channel and everything has been read.
     pub(crate) fn is_closed(&self) -> bool {
         self.state.lock().expect("nothing panics while it holds the inbox").closed
     }
 
-    /// Whether the descriptors of a full message are sure to find room.
+    /// Whether the descriptors of a full message are certain to fit.
     pub(crate) fn has_room(&self) -> bool {
         self.state.lock().expect("nothing panics while it holds the inbox").has_room()
     }
 }
 
-/// Puts a connection where the program accepts it, or back where it came from.
+/// Adds a connection to its listener's queue, or sends it back to the primary.
 fn sort(shared: &Shared, socket: OwnedFd, Record { listener, accepted_ns }: Record) {
     let queue = shared.state().queues.get(&listener).cloned();
     let handed = HandedOver { socket, accepted_ns };
@@ -130,7 +129,7 @@ fn sort(shared: &Shared, socket: OwnedFd, Record { listener, accepted_ns }: Reco
 }
 
 impl State {
-    /// Counting is only worth it when it may be tight.
+    /// Count the open descriptors only when the limit may be near.
     fn has_room(&self) -> bool {
         let highest = usize::try_from(self.highest).unwrap_or(0);
         highest + DESCRIPTORS_PER_MESSAGE_MAX + MARGIN <= self.limit

@@ -1,7 +1,7 @@
-//! An address that has been asked for: waited for by threads and by tasks alike.
+//! A pending request for an address, for threads and tasks.
 //!
-//! Owns that nothing is left behind when nobody waits any more: what the primary then gives is
-//! given back.
+//! Owns the clean-up: if the requester gives up, an address that the primary opens later is
+//! returned to it.
 
 use std::fmt;
 use std::pin::Pin;
@@ -11,28 +11,28 @@ use std::task::{Context, Poll};
 use super::shared::{Grant, Shared};
 use crate::error::{Error, Result};
 
-/// An address on its way from the primary, which opens it: `await` it on any runtime, or
-/// [`wait`](Self::wait) for it. Dropping it takes the request back.
+/// A requested address. `await` it on any runtime, or block with [`wait`](Self::wait). Dropping it
+/// cancels the request.
 #[must_use = "the address is asked for; wait for it, or it is given back"]
 pub struct ListenFuture<T> {
     shared: Arc<Shared>,
     stage: Stage,
-    /// What becomes of the primary's answer.
+    /// Converts the primary's reply.
     take: fn(&Arc<Shared>, Grant) -> Result<T>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// The primary has been asked.
+    /// The request has been sent.
     Asked { sequence: u32, address: String },
-    /// It could not be.
+    /// The request could not be sent.
     Failed(Error),
-    /// The answer has been given on.
+    /// The result has been returned.
     Done,
 }
 
 impl<T> ListenFuture<T> {
-    /// Asks, unless finding out what for has failed.
+    /// Sends the request, unless `address` is already an error.
     pub(crate) fn new(
         shared: &Arc<Shared>,
         asked: Result<(u32, String)>,
@@ -45,10 +45,10 @@ impl<T> ListenFuture<T> {
         Self { shared: Arc::clone(shared), stage, take }
     }
 
-    /// Blocks the thread until the primary has answered.
+    /// Blocks the thread until the primary replies.
     ///
     /// # Errors
-    /// As awaiting it.
+    /// As for awaiting it.
     pub fn wait(mut self) -> Result<T> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Asked { sequence, address } => {
@@ -62,7 +62,7 @@ impl<T> ListenFuture<T> {
 
     fn finish(&self, address: &str, grant: Result<Grant>) -> Result<T> {
         let grant = grant.map_err(|error| match error {
-            // The primary does not say it again.
+            // The primary does not repeat the address.
             Error::Listen { step, source, .. } => {
                 Error::Listen { address: address.to_owned(), step, source }
             }
@@ -76,7 +76,7 @@ impl<T> Future for ListenFuture<T> {
     type Output = Result<T>;
 
     /// # Panics
-    /// When it is polled after its end.
+    /// If polled after completion.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Asked { sequence, address } => {

@@ -1,4 +1,4 @@
-//! A listener in a worker: connections come to it from the primary, or it accepts them itself.
+//! A listener in a worker: its connections come from the primary, or it accepts them itself.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -16,10 +16,9 @@ use crate::error::{Error, Result};
 use crate::id::ListenerId;
 use crate::sys::clock::monotonic_ns;
 
-/// An address that this worker serves. It can be shared among threads, each of which may accept.
+/// An address that this worker serves. Threads can share it, and each may accept.
 ///
-/// Dropping it closes it: this worker gets nothing more from there. Connections that were on their
-/// way to it go to other workers.
+/// Dropping it closes it. Connections already sent to this worker for it go to other workers.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
@@ -38,31 +37,31 @@ impl Listener {
         Self { shared, queue, id, address }
     }
 
-    /// The address that was bound, with the port that was chosen: `127.0.0.1:8000`, `[::1]:8000`,
+    /// The bound address, with the port that was chosen: `127.0.0.1:8000`, `[::1]:8000`,
     /// `unix:/path` or `unix:@name`.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The port, unless it is a unix socket.
+    /// The port; `None` for a unix socket.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.address.parse().ok().map(|address: std::net::SocketAddr| address.port())
     }
 
-    /// Its number in the cluster, the same in all workers; none for an exclusive one.
+    /// Id in the cluster, the same in all workers; `None` for an exclusive listener.
     #[must_use]
     pub fn id(&self) -> Option<ListenerId> {
         self.id
     }
 
-    /// Waits for a connection (Node: `'connection'`). Nothing means that this worker is leaving,
-    /// and has got everything that it gets.
+    /// Waits for a connection (Node: `'connection'`). Returns `None` once the worker is leaving and
+    /// every connection assigned to it has been accepted.
     ///
     /// # Errors
-    /// The socket is of no use, which cannot be while it is open. A want of descriptors is no
-    /// error: connections wait until some are free.
+    /// The socket is invalid, which cannot happen while it is open. Exhausted descriptors are not
+    /// an error: connections wait until some are free.
     pub fn accept(&self) -> Result<Option<Connection>> {
         loop {
             if let Poll::Ready(found) = self.try_accept()? {
@@ -76,8 +75,8 @@ impl Listener {
         }
     }
 
-    /// Takes a connection if there is one. Pending means that there is none yet: the listener's
-    /// descriptor becomes readable when it is time to look again.
+    /// Takes a connection if there is one. On `Pending`, the listener's descriptor becomes readable
+    /// when it is worth trying again.
     ///
     /// # Errors
     /// As [`accept`](Self::accept).
@@ -118,7 +117,7 @@ impl Listener {
                         self.queue.mute(None, false);
                         return Ok(Poll::Pending);
                     }
-                    // The client gave up while it was queued (`accept(2)`).
+                    // The client disconnected while queued (see `accept(2)`).
                     Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::EPERM) => {}
                     Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
                         return Ok(self.starve());
@@ -129,7 +128,7 @@ impl Listener {
         }
     }
 
-    /// There are no descriptors: the attendant says when there may be some.
+    /// No descriptor is free: the control thread wakes this listener when there may be one.
     fn starve(&self) -> Poll<Option<Connection>> {
         self.queue.mute(self.shared.inbox.as_ref().map(AsFd::as_fd), true);
         self.shared.starved.store(true, Ordering::Release);
@@ -137,19 +136,18 @@ impl Listener {
         Poll::Pending
     }
 
-    /// Connections until this worker leaves. Errors are told, and do not end it.
+    /// Iterates over connections until this worker leaves. An error is yielded and does not end the
+    /// iteration.
     pub fn incoming(&self) -> impl Iterator<Item = Result<Connection>> + '_ {
         std::iter::from_fn(|| self.accept().transpose())
     }
 
-    /// Closes it: this worker gets nothing more from there (Node: `server.close()`). The same as
-    /// dropping it.
+    /// Closes the listener, like dropping it (Node: `server.close()`).
     pub fn close(self) {}
 }
 
 impl AsFd for Listener {
-    /// Readable while there may be a connection. For those who wait for several things; it is not
-    /// to be read from.
+    /// Readable while there may be a connection. Use it for polling only; do not read from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
     }

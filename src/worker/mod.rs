@@ -1,4 +1,4 @@
-//! The worker as its program sees it (Node's `cluster.worker`).
+//! The worker API for its program (Node's `cluster.worker`).
 
 mod accept_queue;
 mod connection;
@@ -45,16 +45,15 @@ use accept_queue::AcceptQueue;
 use inbox::Inbox;
 use shared::{Books, Grant, Shared, State};
 
-/// How long the last word of a worker that ends itself may take.
+/// How long a worker that exits may take to send its last message.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// Connections that may wait for an exclusive listener.
+/// Backlog of an exclusive listener.
 const EXCLUSIVE_BACKLOG: u32 = 4096;
 
-/// This process, as a worker (Node: `cluster.worker`). Clones are the same; every part of the
-/// program can ask for it.
+/// The current process as a worker (Node: `cluster.worker`). Clones refer to the same worker.
 ///
-/// A thread of its own hears the primary. When the primary is lost, the process exits with code 0,
-/// unless the program has said what to do then ([`on_disconnect`](Self::on_disconnect)).
+/// A background thread receives the primary's messages. If the primary is lost, the process exits
+/// with code 0, unless the program has set a handler with [`on_disconnect`](Self::on_disconnect).
 #[derive(Clone, Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
@@ -63,9 +62,9 @@ pub struct Worker {
 /// Messages from the primary (Node: `process.on('message')`): a blocking iterator, and a stream for
 /// any async runtime.
 ///
-/// What arrived before anybody asked for messages is there, too. Several of these share them: each
-/// message goes to one of them. At the bound (16,384 messages, or 64 MiB) the worker stops hearing
-/// its primary until half of it has been read.
+/// Includes messages that arrived before it was created. Several instances share the messages: each
+/// message goes to one of them. At the bound (16,384 messages or 64 MiB) the worker stops reading
+/// from its primary until half of them have been consumed.
 #[derive(Debug)]
 pub struct Messages {
     mailbox: Arc<Mailbox<Message>>,
@@ -74,12 +73,12 @@ pub struct Messages {
 static CURRENT: OnceLock<Result<Worker>> = OnceLock::new();
 
 impl Worker {
-    /// The worker that this process is. The first call says hello to the primary and pins the
-    /// calling thread, and those it starts later, if the settings say so.
+    /// The worker of this process. The first call announces the worker to the primary and, if
+    /// configured, pins the calling thread and the threads it starts later.
     ///
     /// # Errors
     /// [`Error::Usage`] in a process that was not started as a worker; [`Error::System`] when
-    /// descriptors or threads are short. The same at every call.
+    /// descriptors or threads are exhausted. Every call returns the same error.
     pub fn current() -> Result<Self> {
         CURRENT.get_or_init(|| Inheritance::take().and_then(Self::start)).clone()
     }
@@ -124,7 +123,7 @@ impl Worker {
         Ok(Self { shared })
     }
 
-    /// Its number, counted from 1 and never used twice in one cluster (Node: `worker.id`).
+    /// Id of the worker, from 1, never reused within a cluster (Node: `worker.id`).
     #[must_use]
     pub fn id(&self) -> WorkerId {
         self.shared.id
@@ -136,50 +135,51 @@ impl Worker {
         self.shared.state().connected
     }
 
-    /// Whether it leaves, because it was asked to or wants to.
+    /// Whether the worker is leaving, on its own or the primary's request.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
         self.shared.is_leaving()
     }
 
-    /// After which time the primary would like open connections to be cut, once it has asked this
-    /// worker to leave and set a limit.
+    /// Grace period after which the primary wants open connections to be cut. Set once the primary
+    /// has asked this worker to leave with a limit.
     #[must_use]
     pub fn grace(&self) -> Option<Duration> {
         self.shared.state().grace
     }
 
-    /// The port for a debugger, if the settings have one (`CLUSTERLB_INSPECT_PORT`).
+    /// Port of the debugger, if configured (`CLUSTERLB_INSPECT_PORT`).
     #[must_use]
     pub fn inspect_port(&self) -> Option<u16> {
         std::env::var(environment::INSPECT_PORT).ok()?.parse().ok()
     }
 
-    /// Serves an address together with the other workers that ask for it (Node: `server.listen`):
+    /// Serves an address together with the other workers that request it (Node: `server.listen`):
     /// `127.0.0.1:8000`, `[::]:8000` (IPv4 as well), `8000` (127.0.0.1), `localhost:8000`,
-    /// `unix:/path`, `unix:@name`, `fd:7` (the **primary's** descriptor). With port 0 the nth call
-    /// of every worker gets the same port. Waits for the primary's answer: inside an async runtime
-    /// use [`open`](Self::open), or the `bind` of an [adapter](crate::adapter).
+    /// `unix:/path`, `unix:@name`, `fd:7` (the **primary's** descriptor). With port 0, the nth call
+    /// of every worker gets the same port. Blocks until the primary replies; inside an async
+    /// runtime use [`open`](Self::open), or the `bind` of an [adapter](crate::adapter).
     ///
     /// # Errors
-    /// [`Error::Listen`] with what the primary was told: EADDRINUSE, EACCES, ... ; EADDRINUSE also
-    /// when this worker serves the address already; [`Error::Usage`] for what is no address;
+    /// [`Error::Listen`] with the primary's error, such as EADDRINUSE or EACCES; EADDRINUSE also
+    /// when this worker already serves the address; [`Error::Usage`] for an invalid address;
     /// ECANCELED when the worker is leaving.
     pub fn listen(&self, address: &str) -> Result<Listener> {
         self.listen_with(address, ListenOptions::default())
     }
 
     /// As [`listen`](Self::listen), with a backlog, IPv6 only, or the mode of a unix socket.
-    /// Workers share what they ask for in the same way; the backlog is that of the first.
+    /// Workers that request the same address with the same options share it, with the backlog of
+    /// the first request.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen); [`Error::Usage`] for what only datagrams have.
+    /// As [`listen`](Self::listen); [`Error::Usage`] for options that only datagrams have.
     pub fn listen_with(&self, address: &str, options: ListenOptions) -> Result<Listener> {
         self.open(address, options).wait()
     }
 
-    /// As [`listen_with`](Self::listen_with), without waiting: what it returns can be awaited. This
-    /// is Node's `server.listen`, which does not wait either.
+    /// As [`listen_with`](Self::listen_with), but returns a future instead of blocking, like Node's
+    /// `server.listen`.
     ///
     /// ```no_run
     /// # async fn serve() -> clusterlb::Result<()> {
@@ -201,11 +201,11 @@ impl Worker {
         ListenFuture::new(&self.shared, asked, serve)
     }
 
-    /// Serves an address alone, without asking the primary (Node: `exclusive: true`). It knows
-    /// nothing of it and tells no event.
+    /// Serves an address in this worker only, without the primary (Node: `exclusive: true`). The
+    /// primary does not know the listener and emits no event for it.
     ///
     /// # Errors
-    /// [`Error::Listen`], as for any server.
+    /// [`Error::Listen`] if the address cannot be opened.
     pub fn listen_exclusive(&self, address: &str) -> Result<Listener> {
         let options = OpenOptions {
             backlog: EXCLUSIVE_BACKLOG,
@@ -222,19 +222,19 @@ impl Worker {
     }
 
     /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
-    /// workers share, as in Node. The
-    /// kernel gives each datagram to whoever reads first, which under little load is mostly the
-    /// same one. `fd:7` is a bound socket of the **primary's**. Waits for the primary's answer.
+    /// workers share, as in Node. The first worker to read gets the datagram; under low load this
+    /// is mostly the same worker. `fd:7` is a bound socket of the **primary's**. Blocks until the
+    /// primary replies.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen); EOPNOTSUPP for what is no IP address.
+    /// As [`listen`](Self::listen); EOPNOTSUPP for an address other than IP.
     pub fn bind_udp(&self, address: &str) -> Result<Datagrams> {
         self.bind_udp_with(address, ListenOptions::default().transport(Transport::Datagram))
     }
 
-    /// As [`bind_udp`](Self::bind_udp), IPv6 only, for an address that other sockets may have as
-    /// well, or with [`Transport::DatagramEach`]: a socket for each worker, among which the kernel
-    /// spreads by the sender's address.
+    /// As [`bind_udp`](Self::bind_udp), IPv6 only, with a shared address, or with
+    /// [`Transport::DatagramEach`]: one socket per worker, selected by the kernel by the sender's
+    /// address.
     ///
     /// # Errors
     /// As [`bind_udp`](Self::bind_udp); [`Error::Usage`] for streams.
@@ -242,7 +242,7 @@ impl Worker {
         self.open_udp(address, options).wait()
     }
 
-    /// As [`bind_udp_with`](Self::bind_udp_with), without waiting: what it returns can be awaited.
+    /// As [`bind_udp_with`](Self::bind_udp_with), but returns a future instead of blocking.
     pub fn open_udp(&self, address: &str, options: ListenOptions) -> ListenFuture<Datagrams> {
         let asked = address.parse().and_then(|address: ListenAddress| {
             if options.transport == Transport::Stream {
@@ -254,21 +254,22 @@ impl Worker {
         ListenFuture::new(&self.shared, asked, receive)
     }
 
-    /// Sends a message to the primary (Node: `process.send`). Returns at once: what the primary has
-    /// not read yet waits.
+    /// Sends a message to the primary (Node: `process.send`). Never blocks: messages that the
+    /// primary has not read are queued.
     ///
     /// # Errors
-    /// EPIPE when the channel is closed; EMSGSIZE beyond 16 MiB; EAGAIN when messages of 32 MiB or
-    /// 16,384 of them wait; [`Error::Usage`] for what cannot be written down.
+    /// EPIPE when the channel is closed; EMSGSIZE beyond 16 MiB; EAGAIN when 32 MiB or 16,384
+    /// messages are queued; [`Error::Usage`] for a value that cannot be serialised.
     pub fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
         self.shared.send(message, vec![])
     }
 
-    /// Sends a message with a socket, which is closed here once it has gone (Node:
+    /// Sends a message with a socket, which is closed in this process once it is sent (Node:
     /// `process.send(message, handle)`).
     ///
     /// # Errors
-    /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. The socket is closed then, too.
+    /// As [`send`](Self::send); EAGAIN also when 256 sockets are queued. The socket is closed on
+    /// error too.
     pub fn send_handle<T: Serialize + ?Sized>(
         &self,
         message: &T,
@@ -277,11 +278,11 @@ impl Worker {
         self.shared.send(message, vec![handle.into()])
     }
 
-    /// Sends a message with a duplicate of a socket, while the socket stays open here (Node:
+    /// Sends a message with a duplicate of a socket, which stays open in this process (Node:
     /// `keepOpen`).
     ///
     /// # Errors
-    /// As [`send_handle`](Self::send_handle); EMFILE when there are too few descriptors.
+    /// As [`send_handle`](Self::send_handle); EMFILE when descriptors are exhausted.
     pub fn send_shared<T: Serialize + ?Sized>(
         &self,
         message: &T,
@@ -290,44 +291,44 @@ impl Worker {
         self.shared.send(message, vec![duplicate(handle)?])
     }
 
-    /// Messages from the primary, those included that came before this call (Node loses them).
+    /// Messages from the primary, including those that arrived before this call (Node loses them).
     #[must_use]
     pub fn messages(&self) -> Messages {
         Messages { mailbox: Arc::clone(&self.shared.messages) }
     }
 
-    /// Says what to do when the channel ends though neither side wanted to leave (Node:
-    /// `process.on('disconnect')`): the primary has ended, or has had enough of this worker.
-    /// Without this the process exits with code 0. With it, the worker then leaves: it finishes
-    /// what it has. The last call counts. The function runs on the thread that hears the primary;
-    /// let it be short.
+    /// Sets the handler for a channel that ends unexpectedly (Node: `process.on('disconnect')`):
+    /// the primary has ended or has closed this worker's channel. Without a handler the process
+    /// exits with code 0. With one, the worker then leaves and finishes its connections. A later
+    /// call replaces the handler. It runs on the thread that receives the primary's messages, so
+    /// keep it short.
     pub fn on_disconnect(&self, handler: impl FnOnce() + Send + 'static) {
         self.shared.state().on_disconnect = Some(Box::new(handler));
     }
 
-    /// Leaves (Node: `worker.disconnect()`): takes nothing new, serves what has been handed over,
-    /// waits until every connection is finished, and closes the channel. What listeners still
-    /// give must be accepted: until [`Listener::accept`] tells the end, or the listener is dropped.
-    /// The process goes on; it should end when this is complete. Do not wait for it on a thread
-    /// that has connections to finish.
+    /// Leaves the cluster (Node: `worker.disconnect()`): takes no new connections, serves those
+    /// already handed over, waits until every connection is finished, and closes the channel. Keep
+    /// accepting until [`Listener::accept`] returns the end, or drop the listener. The process
+    /// keeps running and should exit on completion. Do not wait on a thread that has connections to
+    /// finish.
     pub fn disconnect(&self) -> Completion {
         if !self.shared.is_leaving() {
-            // Said first, since one with nothing to finish closes its channel at once. Saying it
-            // twice does no harm, and a primary that is gone needs no telling.
+            // Sent first, because a worker without connections closes its channel at once. Sending
+            // it twice is harmless, and a lost primary does not need it.
             let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
             self.shared.begin_to_leave(None);
         }
         self.shared.left.clone()
     }
 
-    /// Complete when this worker has left, whoever wanted it to. To be waited for at the end of
+    /// Completes when this worker has left, whichever side asked for it. Wait for it at the end of
     /// the program, so that connections in other threads are finished.
     pub fn disconnected(&self) -> Completion {
         self.shared.left.clone()
     }
 
-    /// Ends this process at once with code 0, as one that wanted to leave (Node: `worker.kill()` in
-    /// the worker). Connections are cut.
+    /// Exits at once with code 0, as a worker that left voluntarily (Node: `worker.kill()` in the
+    /// worker). Open connections are cut.
     pub fn kill(&self) -> ! {
         let deadline = Instant::now() + LAST_WORD;
         let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
@@ -343,7 +344,7 @@ impl Worker {
     }
 }
 
-/// Makes a listener of what the primary has given, and tells it that this worker serves.
+/// Creates a listener from the primary's grant, and reports to the primary that it is served.
 fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
     let Grant { listener: id, address, descriptor } = grant;
     let queue = match (descriptor, &shared.inbox) {
@@ -353,14 +354,14 @@ fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
     };
     let queue = Arc::new(queue.inspect_err(|_| shared.give_up(id))?);
     shared.state().queues.insert(id, Arc::clone(&queue));
-    // The attendant leaves the inbox alone from now on; then there can be connections.
+    // The control thread stops reading the inbox before connections can arrive.
     shared.waker.wake();
     let listener = Listener::new(Arc::clone(shared), queue, Some(id), address);
     shared.say(&ToPrimary::Serving { listener: id }, vec![])?;
     Ok(listener)
 }
 
-/// The same for datagrams.
+/// As `serve`, for datagrams.
 fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
     let socket = UdpSocket::from(grant.descriptor.ok_or_else(shared::leaving)?);
     let datagrams = Datagrams::new(Arc::clone(shared), socket, grant.listener);
@@ -368,7 +369,7 @@ fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
     Ok(datagrams)
 }
 
-/// The address as the primary shall see it: paths are meant as this process sees them.
+/// The address for the primary: relative paths are resolved in this process.
 fn absolute(address: &str) -> Result<String> {
     let parsed: ListenAddress = address.parse()?;
     let ListenAddress::Unix(path, access) = &parsed else { return Ok(parsed.to_string()) };
@@ -377,13 +378,13 @@ fn absolute(address: &str) -> Result<String> {
 }
 
 impl Messages {
-    /// The next message, if it comes within this time. Nothing also means that the channel has
+    /// The next message, if it arrives within this time. `None` also means that the channel has
     /// ended.
     pub fn next_within(&mut self, time: Duration) -> Option<Message> {
         item(self.mailbox.wait(Some(Instant::now() + time)))
     }
 
-    /// The next message, if there is one already.
+    /// The next message, if one is queued.
     pub fn try_next(&mut self) -> Option<Message> {
         item(self.mailbox.try_take())
     }
@@ -399,7 +400,7 @@ fn item(found: Found<Message>) -> Option<Message> {
 impl Iterator for Messages {
     type Item = Message;
 
-    /// Waits for the next message; none comes after the channel has ended.
+    /// Waits for the next message; `None` after the channel has ended.
     fn next(&mut self) -> Option<Message> {
         item(self.mailbox.wait(None))
     }
@@ -414,8 +415,8 @@ impl Stream for Messages {
 }
 
 impl AsFd for Messages {
-    /// Readable while there are messages, or after the end. For those who wait for several things;
-    /// it is not to be read from.
+    /// Readable while there are messages, or after the end. Use it for polling only; do not read
+    /// from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.mailbox.as_fd()
     }

@@ -1,7 +1,7 @@
-//! What everything in a worker process shares: channel, counters, listeners, state.
+//! The state shared by all parts of a worker process: channel, counters, listeners.
 //!
-//! Owns the locks. Nothing is called while one of them is held but what is below it in this list:
-//! inbox, state, a gate's queue, channel, counters.
+//! Owns the locks. They are acquired in this order only: inbox, state, the queue of a listener,
+//! channel, counters.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -26,54 +26,54 @@ use crate::protocol::latency::HandoffLatency;
 use crate::protocol::scoreboard::{Statistic, WorkerPage};
 use crate::sys::clock::monotonic_ns;
 
-/// Shared by a worker's handles, its listeners and connections, and its attendant.
+/// Shared by a worker's handles, listeners, connections and control thread.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) id: WorkerId,
     pub(crate) serialization: Serialization,
     pub(crate) outgoing: Mutex<Outgoing>,
-    /// Wakes the attendant.
+    /// Wakes the control thread.
     pub(crate) waker: Arc<Waker>,
     pub(crate) books: Mutex<Books>,
-    /// Where the primary's sockets arrive; without one, workers accept by themselves.
+    /// Source of the primary's sockets; `None` if the workers accept.
     pub(crate) inbox: Option<Inbox>,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
     pub(crate) messages: Arc<Mailbox<Message>>,
-    /// Connections in the hands of the program.
+    /// Number of connections held by the program.
     pub(crate) open: AtomicU64,
     pub(crate) leaving: AtomicBool,
-    /// Somebody found no descriptor free.
+    /// A listener found no free descriptor.
     pub(crate) starved: AtomicBool,
-    /// The worker has left.
+    /// Completes when the worker has left.
     pub(crate) left: Completion,
 }
 
-/// The counters that the primary sees.
+/// The counters on the scoreboard page.
 #[derive(Debug)]
 pub(crate) struct Books {
     pub(crate) page: WorkerPage,
-    /// What wakes the primary's data path.
+    /// Wakes the primary's data path.
     pub(crate) waker: Waker,
     pub(crate) latency: HandoffLatency,
 }
 
-/// What a request to listen has come to.
+/// State of a request to listen.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Nothing so far. The waker is that of the task that waits, if one does.
+    /// No reply yet, with the waker of the waiting task, if any.
     Awaited(Option<task::Waker>),
-    /// This.
+    /// The reply.
     Given(Result<Grant>),
 }
 
-/// An address that the primary gives.
+/// An address that the primary granted.
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) listener: ListenerId,
-    /// The address that was bound.
+    /// The bound address.
     pub(crate) address: String,
-    /// What this worker accepts or receives from by itself.
+    /// Socket from which this worker accepts or receives directly.
     pub(crate) descriptor: Option<OwnedFd>,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct State {
     pub(crate) sequence: u32,
     pub(crate) answers: BTreeMap<u32, Answer>,
     pub(crate) queues: BTreeMap<ListenerId, Arc<AcceptQueue>>,
-    /// Gates that the primary knows nothing of.
+    /// Queues of exclusive listeners, unknown to the primary.
     pub(crate) exclusive: Vec<Arc<AcceptQueue>>,
     pub(crate) grace: Option<Duration>,
     pub(crate) on_disconnect: Option<Box<dyn FnOnce() + Send>>,
@@ -98,7 +98,7 @@ impl std::fmt::Debug for State {
 }
 
 impl State {
-    /// Every gate that is open.
+    /// Every open queue.
     pub(crate) fn open_queues(&self) -> impl Iterator<Item = &Arc<AcceptQueue>> {
         self.queues.values().chain(&self.exclusive).filter(|queue| !queue.is_closed())
     }
@@ -121,12 +121,12 @@ impl Shared {
         self.leaving.load(Ordering::Acquire)
     }
 
-    /// Nobody takes anything out of the inbox.
+    /// Whether no listener reads the inbox.
     pub(crate) fn is_unattended(&self) -> bool {
         self.state().queues.values().all(|queue| queue.is_closed())
     }
 
-    /// Says something to the primary.
+    /// Sends a control message to the primary.
     pub(crate) fn say(&self, word: &ToPrimary, descriptors: Vec<OwnedFd>) -> Result<()> {
         let flushed = self.outgoing().send(word, descriptors)?;
         self.sent(flushed);
@@ -151,7 +151,7 @@ impl Shared {
         }
     }
 
-    /// Counts a connection that the program gets.
+    /// Counts a connection accepted by the program.
     pub(crate) fn claim(&self, accepted_ns: u64) {
         self.open.fetch_add(1, Ordering::AcqRel);
         let now_ns = monotonic_ns();
@@ -161,20 +161,20 @@ impl Shared {
         books.publish();
     }
 
-    /// Counts a connection that the program has done with.
+    /// Counts a connection finished by the program.
     pub(crate) fn finish(&self) {
         let mut books = self.books();
         books.page.add_finished(1);
         books.publish();
         drop(books);
-        // Ordered with `begin_to_leave`: one of the two sees what the other has done.
+        // Ordered with `begin_to_leave`: at least one of the two sees the other's change.
         self.open.fetch_sub(1, Ordering::SeqCst);
         if self.leaving.load(Ordering::SeqCst) {
             self.waker.wake();
         }
     }
 
-    /// Counts connections that were lost on the way in, for want of descriptors.
+    /// Counts connections lost on receipt because no descriptor was free.
     pub(crate) fn lose(&self, count: usize) {
         let count = count as u64;
         let mut books = self.books();
@@ -191,20 +191,20 @@ impl Shared {
         books.publish();
     }
 
-    /// From accept to claim, over all connections.
+    /// Latency from accept to claim over all connections.
     pub(crate) fn latency(&self) -> Option<crate::protocol::control::LatencySummary> {
         self.books().latency.summary()
     }
 
-    /// Sends a socket back that nobody here will accept.
+    /// Sends a socket back that no listener here will accept.
     pub(crate) fn give_back(&self, listener: ListenerId, accepted_ns: u64, socket: OwnedFd) {
         if self.say(&ToPrimary::Return { listener, accepted_ns }, vec![socket]).is_err() {
-            // Nobody can have it any more: it ends here, counted as one that was lost.
+            // The primary cannot take it back either, so it is dropped and counted as lost.
             self.lose(1);
         }
     }
 
-    /// Asks the primary for an address. Tells the number of the request.
+    /// Requests an address from the primary and returns the number of the request.
     pub(crate) fn ask(&self, address: &str, options: ListenOptions) -> Result<u32> {
         let mut state = self.state();
         self.ensure_staying(&state)?;
@@ -220,7 +220,7 @@ impl Shared {
         said.map(|()| sequence)
     }
 
-    /// The answer to a request, if there is one, or none is to be expected any more.
+    /// The reply to a request; an error if none can come any more; `None` while it is pending.
     fn take_answer(&self, state: &mut State, sequence: u32) -> Option<Result<Grant>> {
         match state.answers.remove(&sequence) {
             Some(Answer::Given(grant)) => Some(grant),
@@ -232,7 +232,7 @@ impl Shared {
         }
     }
 
-    /// Blocks the thread until a request is answered.
+    /// Blocks the thread until the primary replies.
     pub(crate) fn await_answer(&self, sequence: u32) -> Result<Grant> {
         let mut state = self.state();
         loop {
@@ -244,7 +244,7 @@ impl Shared {
         }
     }
 
-    /// The same for a task, which is woken when it is time to ask again.
+    /// As `await_answer` for a task, which is woken when there may be a reply.
     pub(crate) fn poll_answer(
         &self,
         sequence: u32,
@@ -258,7 +258,7 @@ impl Shared {
         Poll::Pending
     }
 
-    /// Nobody waits for this request any more.
+    /// Forgets a request whose requester has given up.
     pub(crate) fn forget_request(&self, sequence: u32) {
         let forgotten = self.state().answers.remove(&sequence);
         if let Some(Answer::Given(Ok(grant))) = forgotten {
@@ -266,15 +266,15 @@ impl Shared {
         }
     }
 
-    /// Tells the primary that this worker does not serve an address, or does not any more.
+    /// Tells the primary that this worker does not serve an address.
     pub(crate) fn give_up(&self, listener: ListenerId) {
         if !self.is_leaving() {
-            // A primary that is gone has closed it already.
+            // A lost primary has already closed it.
             let _ = self.say(&ToPrimary::Close { listener }, vec![]);
         }
     }
 
-    /// Has everybody look again who waits for something of the primary's.
+    /// Wakes everything that waits for the primary.
     pub(crate) fn announce(&self, mut state: MutexGuard<'_, State>) {
         let wakers: Vec<task::Waker> = state
             .answers
@@ -296,14 +296,14 @@ impl Shared {
         }
     }
 
-    /// Begins to leave: nothing new, and what is handed over already is still served.
+    /// Starts to leave: no new connections; those already handed over are still served.
     pub(crate) fn begin_to_leave(&self, grace: Option<Duration>) {
         let mut state = self.state();
         if self.leaving.swap(true, Ordering::SeqCst) {
             return;
         }
         state.grace = grace;
-        // Whoever accepts by itself takes what waits, and then sees the end.
+        // Workers that accept directly take what is queued, then see the end.
         state.open_queues().for_each(|queue| queue.kick());
         self.waker.wake();
         self.announce(state);
@@ -311,7 +311,7 @@ impl Shared {
 }
 
 impl Books {
-    /// Makes the counters visible, and rings if the primary has asked for it.
+    /// Publishes the counters, and wakes the primary if it has asked for it.
     fn publish(&mut self) {
         if self.page.publish() {
             // A bell that is full is ringing already.

@@ -44,12 +44,12 @@ impl Client {
     pub(crate) fn connect(adapter: Adapter, address: &str) -> Self {
         let socket = match address.strip_prefix("unix:") {
             Some(path) => {
-                let stream = UnixStream::connect(path).expect("somebody listens");
+                let stream = UnixStream::connect(path).expect("a server listens");
                 stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
                 Socket::Unix(stream)
             }
             None => {
-                let stream = TcpStream::connect(address).expect("somebody listens");
+                let stream = TcpStream::connect(address).expect("a server listens");
                 stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
                 Socket::Tcp(stream)
             }
@@ -57,7 +57,7 @@ impl Client {
         Self { stream: BufReader::new(socket), speaks_http: adapter == Adapter::Axum }
     }
 
-    /// The address by which the server knows it.
+    /// The client's address as the server sees it.
     pub(crate) fn own_address(&self) -> String {
         match self.stream.get_ref() {
             Socket::Tcp(stream) => stream.local_addr().expect("it is connected").to_string(),
@@ -66,7 +66,7 @@ impl Client {
     }
 
     fn write(&mut self, text: &str) {
-        self.stream.get_mut().write_all(text.as_bytes()).expect("somebody reads");
+        self.stream.get_mut().write_all(text.as_bytes()).expect("the peer reads");
     }
 
     fn line(&mut self) -> String {
@@ -76,7 +76,7 @@ impl Client {
         line.trim_end().to_owned()
     }
 
-    /// Sends something to be echoed.
+    /// Sends a text to be echoed.
     pub(crate) fn send(&mut self, text: &str) {
         let length = text.len();
         match self.speaks_http {
@@ -87,7 +87,7 @@ impl Client {
         }
     }
 
-    /// What is echoed.
+    /// Receives an echo.
     pub(crate) fn receive(&mut self) -> String {
         if !self.speaks_http {
             return self.line();
@@ -108,7 +108,7 @@ impl Client {
         String::from_utf8(body).expect("what was sent")
     }
 
-    /// Sends the first half of a request, and waits until the server is at it.
+    /// Sends the first half of a request, and waits until the server reads it.
     pub(crate) fn begin(&mut self, text: &str) {
         let length = text.len();
         if self.speaks_http {
@@ -124,7 +124,7 @@ impl Client {
         }
     }
 
-    /// Sends the rest of it, and waits for the answer.
+    /// Sends the rest, and waits for the answer.
     pub(crate) fn complete(&mut self, text: &str) -> String {
         match self.speaks_http {
             true => self.write(text),
@@ -137,7 +137,7 @@ impl Client {
         answer
     }
 
-    /// The server closes, or cuts, the connection without another byte.
+    /// Expects the server to close or reset the connection without another byte.
     pub(crate) fn expect_end(&mut self) {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {

@@ -1,5 +1,5 @@
-//! The adapters, each with real clients. This program is the primary of every test and, started by
-//! one, a worker that echoes by the adapter that its environment names.
+//! The adapters, each with real clients. This program is the primary of every test. Started by a
+//! test, it is a worker that echoes through the adapter named by its environment.
 
 mod client;
 mod promises;
@@ -18,15 +18,15 @@ use client::Client;
 use server::Adapter;
 use stage::{Stage, eventually, is_refused};
 
-/// Clients that are there at the same time in the largest test.
+/// Concurrent clients of the largest test.
 const CLIENTS: usize = 1000;
-/// And in those that are about something else.
+/// Concurrent clients of the other tests.
 const SOME_CLIENTS: usize = 120;
 
-/// A test of any adapter, and its name.
+/// A test for every adapter, with its name.
 type Test = (&'static str, fn(Adapter));
 
-/// What every adapter must do.
+/// The tests that every adapter must pass.
 const TESTS: [Test; 7] = [
     ("a_thousand_connections_are_served_at_once", a_thousand_connections_are_served_at_once),
     ("open_requests_are_answered_when_the_worker_leaves", open_requests_are_answered_under_rr),
@@ -37,7 +37,7 @@ const TESTS: [Test; 7] = [
     ("unix_sockets_are_served", unix_sockets_are_served),
 ];
 
-/// What only some have.
+/// The tests of single adapters.
 const MORE_TESTS: [(&str, fn()); 4] = [
     ("axum::handlers_know_the_client", handlers_know_the_client),
     (
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// Every one of so many connections was claimed and finished.
+/// Every connection was claimed and finished.
 fn assert_books(counts: &[WorkerCounts], connections: usize) {
     assert_eq!(claimed_and_finished(counts), connections, "{counts:?}");
 }
@@ -121,12 +121,13 @@ fn open_requests_are_answered(adapter: Adapter, policy: Policy) {
         assert_eq!(client.complete("answered"), "answered");
     }
     drop(clients);
-    // Those who looked may have been connections as well, or come too late.
+    // The connection attempts of the test may be counted too, or may have come too late.
     let counted = claimed_and_finished(&stage.end());
     assert!((CLIENTS..CLIENTS + looks).contains(&counted), "{counted}, {looks} looks");
 }
 
-/// Asks all workers to leave, and looks at the address until it is closed. Tells how often.
+/// Asks all workers to leave, and connects to the address until it is closed. Returns the number of
+/// attempts.
 fn leave_and_look(stage: &mut Stage, address: &str) -> usize {
     stage.leave();
     let mut looks = 0;
@@ -138,7 +139,8 @@ fn leave_and_look(stage: &mut Stage, address: &str) -> usize {
     looks
 }
 
-/// Nothing has been accepted for sure, and nothing read, when the workers are told to leave.
+/// When the workers are told to leave, possibly none of the connections has been accepted, and none
+/// read.
 fn whoever_has_connected_is_answered(adapter: Adapter) {
     let mut stage = Stage::new(adapter, Policy::Rr, 2);
     let address = stage.serve("127.0.0.1:0");
@@ -152,7 +154,7 @@ fn whoever_has_connected_is_answered(adapter: Adapter) {
     assert_books(&stage.end(), SOME_CLIENTS);
 }
 
-/// Their requests come when the worker has accepted everything that it gets.
+/// The requests come after the worker has accepted its last connection.
 fn whoever_has_connected_may_be_silent_so_far(adapter: Adapter) {
     let mut stage = Stage::new(adapter, Policy::Rr, 2);
     let address = stage.serve("127.0.0.1:0");
@@ -181,11 +183,11 @@ fn every_way_to_end_is_counted(adapter: Adapter) {
     let mut stage = Stage::new(adapter, Policy::Rr, 2);
     let address = stage.serve("127.0.0.1:0");
     for _ in 0..SOME_CLIENTS / 4 {
-        // Gone without a word.
+        // Disconnected without a request.
         drop(Client::connect(adapter, &address));
-        // Gone without waiting for the answer.
-        Client::connect(adapter, &address).send("nobody waits");
-        // Gone in the middle of a request.
+        // Disconnected without waiting for the answer.
+        Client::connect(adapter, &address).send("unread");
+        // Disconnected in the middle of a request.
         Client::connect(adapter, &address).begin("half of it");
         // The server fails.
         let mut client = Client::connect(adapter, &address);

@@ -1,4 +1,4 @@
-//! What may go to another thread, held by the compiler: a promise that is broken does not build.
+//! Which types may move to another thread, checked by the compiler.
 
 use std::future::Future;
 use std::net::TcpStream;
@@ -21,7 +21,7 @@ const fn is_shared_by_threads<T: Send + Sync + Unpin + 'static>() {}
 const fn is_a_stream<T: AsyncRead + AsyncWrite + Unpin>() {}
 const fn needs_no_order<T: Future + Send>(_: &T) {}
 
-/// Applies a promise to several types.
+/// Applies a check to several types.
 macro_rules! hold {
     ($promise:ident: $($type:ty),* $(,)?) => {
         const _: () = { $($promise::<$type>();)* };
@@ -44,7 +44,7 @@ hold!(is_shared_by_threads:
 hold!(is_shared_by_threads: on_tokio::Listener, on_tokio::Stream);
 hold!(is_a_stream: on_tokio::Stream);
 
-/// Futures as well: a task may move between threads while it waits.
+/// Futures too: a task may move between threads while it waits.
 #[expect(dead_code, reason = "it is only compiled")]
 fn what_is_awaited(listener: &on_tokio::Listener, worker: &Worker) {
     needs_no_order(&on_tokio::Listener::bind(worker, ""));
@@ -55,7 +55,7 @@ fn what_is_awaited(listener: &on_tokio::Listener, worker: &Worker) {
     needs_no_order(&uring::Listener::bind(worker, ""));
 }
 
-/// Nothing that the crate offers at its top is forgotten above.
+/// The list above covers every type that the crate exports.
 pub(crate) fn every_type_has_its_promise() {
     let (offers, promises) = (include_str!("../../src/lib.rs"), include_str!("promises.rs"));
     let (_, held) = promises.split_once("hold!(is_shared_by_threads:").expect("see above");
@@ -64,7 +64,7 @@ pub(crate) fn every_type_has_its_promise() {
     let mut found = 0;
     for name in offers.flat_map(|(offer, _)| offer.split(|letter: char| !letter.is_alphanumeric()))
     {
-        // Constants, and the trait whose implementations only have to move to one thread.
+        // Constants, and the trait whose implementations only need to move to one thread.
         let is_other = name.chars().all(|letter| !letter.is_lowercase()) || name == "Scheduler";
         if name.starts_with(char::is_uppercase) && !is_other {
             assert!(held.contains(&name), "{name} may be shared by threads, or may not");

@@ -1,4 +1,4 @@
-//! The workers: echo servers, one for each adapter.
+//! The workers: an echo server for each adapter.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -12,24 +12,24 @@ use clusterlb::{Connection, Worker};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_uring::buf::BoundedBuf;
 
-/// Names a worker's adapter.
+/// Variable with the name of the adapter.
 pub(crate) const ADAPTER: &str = "CLUSTERLB_TEST_ADAPTER";
-/// Names what it serves.
+/// Variable with the address.
 pub(crate) const ADDRESS: &str = "CLUSTERLB_TEST_ADDRESS";
-/// How long axum waits for the first bytes of its last clients, in milliseconds.
+/// Variable with axum's timeout for the first bytes of its last clients, in milliseconds.
 pub(crate) const FIRST_BYTES: &str = "CLUSTERLB_TEST_FIRST_BYTES_MS";
-/// A request at which the server fails.
+/// A request at which the server panics.
 pub(crate) const PANIC: &str = "panic";
-/// A request that is answered with the client's address, by axum.
+/// A request that axum answers with the client's address.
 pub(crate) const WHO: &str = "who";
-/// A request after which the server reads again and soon gives up, on tokio-uring.
+/// A request after which the tokio-uring server starts another read and soon cancels it.
 pub(crate) const GIVE_UP: &str = "give up";
 
 const READ_BYTES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adapter {
-    /// A thread a connection.
+    /// One thread per connection.
     Std,
     /// A runtime with two threads.
     Tokio,
@@ -53,7 +53,7 @@ impl fmt::Display for Adapter {
 }
 
 pub(crate) fn main() {
-    // Tests have it fail on purpose; what it says then is no news.
+    // Tests make it panic; that output is not interesting.
     std::panic::set_hook(Box::new(|panic| {
         if panic.payload().downcast_ref::<String>().is_none_or(|text| text != PANIC) {
             eprintln!("{panic}");
@@ -78,7 +78,7 @@ fn fail_if_asked(request: &[u8]) {
 }
 
 fn serve_std(worker: &Worker, address: &str) {
-    let listener = worker.listen(address).expect("the address is to be had");
+    let listener = worker.listen(address).expect("the address is free");
     for connection in listener.incoming() {
         let connection = connection.expect("the listener is open");
         thread::spawn(move || echo_std(connection));
@@ -88,7 +88,7 @@ fn serve_std(worker: &Worker, address: &str) {
 
 fn echo_std(connection: Connection) {
     let local = connection.local().expect("it has an own end");
-    // A client that has gone is no error here.
+    // A disconnected client is not an error here.
     let _ = match local.inet() {
         Some(_) => echo_blocking(connection.into_tcp().expect("a TCP socket")),
         None => echo_blocking(connection.into_unix().expect("a unix socket")),
@@ -112,7 +112,7 @@ fn serve_tokio(worker: &Worker, address: &str) {
     let runtime = runtime.worker_threads(2).enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let listener = on_tokio::Listener::bind(worker, address).await;
-        let listener = listener.expect("the address is to be had");
+        let listener = listener.expect("the address is free");
         while let Some(stream) = listener.accept().await.expect("the listener is open") {
             assert!(stream.accepted_ns() > 0 && stream.listener().is_some());
             tokio::spawn(echo_tokio(stream));
@@ -137,7 +137,7 @@ fn serve_axum(worker: &Worker, address: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let listener = on_tokio::Listener::bind(worker, address).await;
-        let listener = listener.expect("the address is to be had");
+        let listener = listener.expect("the address is free");
         let first_bytes_ms = std::env::var(FIRST_BYTES).expect("the test sets it");
         let first_bytes_ms = first_bytes_ms.parse().expect("a number");
         let ended = listener.ended_within(Duration::from_millis(first_bytes_ms));
@@ -163,7 +163,7 @@ async fn echo_axum(
 fn serve_uring(worker: &Worker, address: &str) {
     tokio_uring::start(async {
         let listener = uring::Listener::bind(worker, address).await;
-        let listener = listener.expect("the address is to be had");
+        let listener = listener.expect("the address is free");
         while let Some(stream) = listener.accept().await.expect("the listener is open") {
             tokio_uring::spawn(echo_uring(stream));
         }

@@ -1,4 +1,4 @@
-//! What every test begins with: a cluster of echo servers, and patience.
+//! The fixture of the adapter tests: a cluster of echo servers, and timeouts.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -10,13 +10,13 @@ use clusterlb::{
 use crate::server::{ADAPTER, ADDRESS, Adapter, FIRST_BYTES};
 pub(crate) use crate::wait::{PATIENCE, eventually};
 
-/// A cluster under test. Dropping it ends everything.
+/// A cluster under test. Dropping it ends all processes.
 pub(crate) struct Stage {
     cluster: Cluster,
     events: Events,
     adapter: Adapter,
     workers: usize,
-    /// How long axum waits for the first bytes of its last clients.
+    /// axum's timeout for the first bytes of its last clients.
     pub(crate) first_bytes: Duration,
     leaving: Option<Completion>,
 }
@@ -28,7 +28,8 @@ impl Stage {
             .setup_primary(|settings| {
                 settings.args.clear();
                 settings.policy = policy;
-                // Otherwise a busy machine passes over workers, and no turn is certain.
+                // Otherwise a busy machine makes the scheduler skip workers, and no order is
+                // certain.
                 settings.scheduling.hang_after_ns = None;
                 settings.scheduling.limits.overload_factor = None;
             })
@@ -37,7 +38,7 @@ impl Stage {
         Self { cluster, events, adapter, workers, first_bytes: PATIENCE, leaving: None }
     }
 
-    /// Starts the workers, and tells what they serve.
+    /// Starts the workers, and returns the bound address.
     pub(crate) fn serve(&mut self, address: &str) -> String {
         for _ in 0..self.workers {
             let options = ForkOptions::default()
@@ -59,7 +60,7 @@ impl Stage {
         served
     }
 
-    /// The first of the coming events that `look` finds something in.
+    /// The first future event for which `look` returns something.
     fn until<T>(&mut self, what: &str, mut look: impl FnMut(Event) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -81,7 +82,7 @@ impl Stage {
         self.leaving.as_ref().is_some_and(Completion::is_complete)
     }
 
-    /// Ends in order, which means that no connection is open any more; tells the workers' counts.
+    /// Ends in order, which implies that no connection is open; returns the workers' counts.
     pub(crate) fn end(mut self) -> Vec<WorkerCounts> {
         let completion = self.leaving.take().unwrap_or_else(|| self.cluster.disconnect());
         assert!(completion.wait_for(PATIENCE), "workers are left: {:?}", self.cluster.workers());
@@ -98,7 +99,7 @@ impl Stage {
     }
 }
 
-/// Whether nobody listens at a TCP address.
+/// Whether no socket listens at a TCP address.
 pub(crate) fn is_refused(address: &str) -> bool {
     let refused = std::io::ErrorKind::ConnectionRefused;
     TcpStream::connect(address).is_err_and(|error| error.kind() == refused)

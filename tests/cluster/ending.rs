@@ -1,4 +1,4 @@
-//! How workers and clusters end: asked, killed, lost, all at once.
+//! How workers and clusters end: on request, killed, lost, or all at once.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -58,7 +58,7 @@ fn the_signal_of_a_kill_is_told() {
         worker.kill(signal).expect("it is ours");
         assert_eq!(stage.exit(&worker).0, Ending::Signal(signal as i32));
         assert_eq!(worker.exited_after_disconnect(), Some(false));
-        worker.kill(signal).expect("nobody is there any more, and that is fine");
+        worker.kill(signal).expect("signalling an ended process is fine");
     }
     stage.end();
 }
@@ -87,7 +87,7 @@ fn exited_after_disconnect_tells_who_was_asked() {
     stage.end();
 }
 
-/// A worker with two connections that leaves as `leave` has it, while another one serves on.
+/// A worker with two connections leaves by way of `leave`, while another worker keeps serving.
 fn finishes_first(policy: Policy, leave: impl FnOnce(&clusterlb::WorkerHandle)) {
     let mut stage = Stage::with(|settings| settings.policy = policy);
     let worker = stage.puppet();
@@ -96,7 +96,7 @@ fn finishes_first(policy: Policy, leave: impl FnOnce(&clusterlb::WorkerHandle)) 
     let other = stage.puppet();
     stage.listen(&other, "127.0.0.1:0");
     leave(&worker);
-    // From now on everything is for the other one.
+    // From now on every connection goes to the other worker.
     eventually("the worker to leave", || {
         worker.exited_after_disconnect().filter(|voluntary| *voluntary)
     });
@@ -116,7 +116,7 @@ fn finishes_first(policy: Policy, leave: impl FnOnce(&clusterlb::WorkerHandle)) 
     stage.end();
 }
 
-/// A greeting, from whoever greets and may then keep the connection.
+/// A greeting from any worker; it may keep the connection.
 fn ask_briefly(address: &str) -> String {
     let (_, number) = kept(address);
     format!("worker {number}\n")
@@ -143,7 +143,7 @@ fn what_waits_goes_to_the_last_worker_that_leaves() {
     let connect = || std::net::TcpStream::connect(&address).expect("the backlog has room");
     let waiting: Vec<std::net::TcpStream> = (0..10).map(|_| connect()).collect();
     worker.disconnect();
-    // At its limit the worker gets the next one whenever it has finished one.
+    // The worker is at its limit, so it gets the next connection when it finishes one.
     for mut stream in waiting {
         let mut greeting = [0; 9];
         stream.set_read_timeout(Some(Duration::from_millis(20))).expect("it is a socket");
@@ -181,7 +181,7 @@ fn disconnecting_twice_and_killing_afterwards_is_harmless() {
     worker.disconnect();
     stage.exit(&worker);
     worker.disconnect();
-    worker.kill(Signal::SIGTERM).expect("nobody is there any more");
+    worker.kill(Signal::SIGTERM).expect("signalling an ended process succeeds");
     assert!(worker.send("too late").is_err());
     let again = |event: &Event| {
         matches!(event, Event::Disconnect { .. } | Event::Exit { .. } | Event::Error { .. })
@@ -242,7 +242,7 @@ fn a_cluster_without_workers_is_disconnected_at_once() {
     let held = stage.cluster.hold(&"127.0.0.1:0".parse().expect("an address"));
     let (_, address) = held.expect("a free port");
     assert!(stage.cluster.disconnect().wait_for(PATIENCE));
-    // What was held is closed, too.
+    // The held socket is closed too.
     until_refused(&address);
     stage.end();
 }
@@ -280,7 +280,7 @@ fn a_dropped_cluster_leaves_nobody_behind() {
     workers[1].send(&Order::Deafen).expect("the puppet reads");
     drop(stage);
     assert!(workers.iter().all(|worker| !is_alive(worker.pid())));
-    // Those who still hold their handles see it.
+    // Handles that are still held see it.
     assert!(workers.iter().all(|worker| worker.is_dead() && !worker.is_connected()));
     assert!(workers.iter().all(|worker| worker.ending() == Some(Ending::Signal(9))));
     until_free(&address);
@@ -304,7 +304,7 @@ fn workers_end_when_their_primary_is_lost_unless_they_know_better() {
     let (mut told, _) = tell.accept().expect("the other worker connects");
     primary.kill().expect("it is ours");
     primary.wait().expect("it is ours");
-    // One exits at once, which cuts its connection; the other one says so and then leaves.
+    // One exits at once, which cuts its connection; the other says so and then leaves.
     let mut rest = Vec::new();
     let _ = open.read_to_end(&mut rest);
     eventually("the worker to end", || (!is_alive(worker)).then_some(()));
@@ -319,7 +319,7 @@ fn workers_end_when_their_primary_is_lost_unless_they_know_better() {
 fn a_channel_that_somebody_else_inherited_does_not_delay_the_end() {
     let mut stage = Stage::with(|settings| {
         settings.exec = "/bin/sh".into();
-        // The child of the worker keeps all of the worker's descriptors for a while.
+        // The worker's child keeps all of its descriptors for a while.
         settings.args = vec!["-c".into(), "sleep 5 & exit 9".into()];
     });
     let worker = stage.cluster.fork().expect("there is a shell");

@@ -1,4 +1,4 @@
-//! What a primary is told, in which order, and in which ways it can listen.
+//! The events of a primary, their order, and the ways to receive them.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -48,7 +48,7 @@ fn a_life_is_told_in_order() {
     assert_eq!(ask(&address).expect("it serves"), "worker 1\n");
     stage.end();
     let all: Vec<&str> = all.map(|event| name(&event)).collect();
-    // The reply may be told before the listening: these are two threads of the worker.
+    // The reply may arrive before the listening event: two threads of the worker send them.
     let mut middle = all[2..4].to_vec();
     middle.sort_unstable();
     assert_eq!(middle, ["listening", "message"]);
@@ -161,7 +161,7 @@ fn nothing_is_lost_for_somebody_who_is_behind() {
     let worker = stage.puppet();
     let behind = stage.cluster.events().expect("descriptors");
     worker.send(&Order::Count { to: COUNT }).expect("the puppet reads");
-    // Everybody else is held up, too; nobody loses anything.
+    // Every other subscriber is delayed too, but loses no event.
     let reading = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let numbers = behind.filter_map(|event| match event {
@@ -175,7 +175,7 @@ fn nothing_is_lost_for_somebody_who_is_behind() {
     }
     let numbers = reading.join().expect("it does not panic");
     assert!(numbers.into_iter().eq((0..COUNT).map(Reply::Number)));
-    // A subscriber that is not read any more must not hold up others: it was dropped.
+    // A subscriber that was dropped must not delay the others.
     stage.ask(&worker, &Order::Echo(1.into()));
     stage.end();
 }

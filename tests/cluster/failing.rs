@@ -1,6 +1,6 @@
-//! Threads of the library that fail: nobody is left waiting, and everybody is told why.
+//! Threads of the library that fail: every waiter is released, with the reason.
 //!
-//! What fails them is code of the program's that runs on them: a waker, a scheduler.
+//! The failures come from code of the program that runs on these threads: a waker, a scheduler.
 
 use std::net::TcpListener;
 use std::pin::Pin;
@@ -26,8 +26,7 @@ trials!(
     a_handler_that_panics_does_not_keep_a_worker,
 );
 
-/// Has the thread that tells of events panic at the next one. The primary must not hear of
-/// anything meanwhile.
+/// Makes the thread that emits events panic at the next one. Nothing may be emitted before that.
 fn arm(cluster: &Cluster) -> Events {
     let mut events = cluster.events().expect("descriptors");
     let waker = bomb();
@@ -36,7 +35,7 @@ fn arm(cluster: &Cluster) -> Events {
     events
 }
 
-/// An error that says what has failed.
+/// An error that names the failed part.
 fn names_the_plane(error: &clusterlb::Error) -> bool {
     let text = error.to_string();
     text.contains("control plane has failed") && text.contains("a waker panics")
@@ -56,34 +55,34 @@ fn a_control_plane_that_panics_is_told_of_and_leaves_nobody_waiting() {
     });
     let _armed = arm(&stage.cluster);
     worker.send(&Order::Echo(1.into())).expect("the puppet reads");
-    // Who has subscribed is told, and then that this was the last event.
+    // A subscriber gets the events, and then the end of the stream.
     let told: Vec<Event> = events.collect();
     let Some(Event::Error { worker: None, error }) = told.last() else { panic!("{told:?}") };
     assert!(names_the_plane(error), "{error}");
-    // Who waits is told.
+    // A waiter gets the error.
     waiting.join().expect("it does not panic");
     assert!(before.failure().is_some_and(|error| names_the_plane(&error)));
-    // It was not in order, but nobody and nothing is left.
+    // It did not end in order, but nothing is left behind.
     assert!(worker.is_dead() && !worker.is_connected() && !is_alive(worker.pid()));
     assert_eq!(worker.ending(), Some(Ending::Signal(9)));
     assert!(stage.cluster.workers().is_empty());
     until_refused(&address);
-    // Who asks for something is told.
+    // A request gets the error.
     let cluster = &stage.cluster;
     let any = "127.0.0.1:0".parse().expect("an address");
     let refused = [
-        cluster.fork().map(drop).expect_err("there is nobody to do it"),
-        cluster.hold(&any).map(drop).expect_err("there is nobody to do it"),
-        cluster.open().expect_err("there is nobody to do it"),
-        cluster.events().map(drop).expect_err("there is nobody to tell of anything"),
-        cluster.on(drop).expect_err("there is nobody to tell of anything"),
-        worker.events().map(drop).expect_err("there is nobody to tell of anything"),
+        cluster.fork().map(drop).expect_err("the control plane has failed"),
+        cluster.hold(&any).map(drop).expect_err("the control plane has failed"),
+        cluster.open().expect_err("the control plane has failed"),
+        cluster.events().map(drop).expect_err("the control plane has failed"),
+        cluster.on(drop).expect_err("the control plane has failed"),
+        worker.events().map(drop).expect_err("the control plane has failed"),
         cluster.disconnect().failure().expect("it was not in order"),
     ];
     assert!(refused.iter().all(names_the_plane), "{refused:?}");
     assert!(worker.send("too late").is_err());
     worker.disconnect();
-    // Another cluster is as good as new.
+    // A new cluster works.
     stage = Stage::new();
     let worker = stage.puppet();
     assert_eq!(stage.ask(&worker, &Order::Echo(2.into())), Reply::Echo(2.into()));
@@ -93,13 +92,13 @@ fn a_control_plane_that_panics_is_told_of_and_leaves_nobody_waiting() {
 fn a_fork_that_is_under_way_hears_of_the_panic() {
     let stage = Stage::new();
     let _armed = arm(&stage.cluster);
-    // The event of the fork is what it panics at.
+    // The panic happens at the fork event.
     let error = stage.cluster.fork().expect_err("the panic is in between");
     assert!(names_the_plane(&error), "{error}");
     assert!(stage.cluster.workers().is_empty());
 }
 
-/// Panics when it is asked.
+/// Panics on request.
 struct Panicking;
 
 impl Scheduler for Panicking {
@@ -115,17 +114,17 @@ fn a_data_path_that_panics_is_told_of() {
     });
     let worker = stage.puppet();
     let address = stage.listen(&worker, "127.0.0.1:0");
-    let _client = std::net::TcpStream::connect(&address).expect("somebody listens");
+    let _client = std::net::TcpStream::connect(&address).expect("a server listens");
     let error = stage.until("an error of the cluster's own", |event| match event {
         Event::Error { worker: None, error } => Some(error.to_string()),
         _ => None,
     });
     assert!(error.contains("data path ended unexpectedly"), "{error}");
     until_refused(&address);
-    // Nothing is accepted any more. Everything else goes on, and ends in order.
+    // Accepting has stopped. Everything else works and ends in order.
     assert_eq!(stage.ask(&worker, &Order::Echo(1.into())), Reply::Echo(1.into()));
     let refused = stage.try_listen(&worker, "127.0.0.1:0", Default::default(), Service::Greet);
-    assert!(refused.expect_err("nobody would accept").1.contains("data path has failed"));
+    assert!(refused.expect_err("the data path has failed").1.contains("data path has failed"));
     stage.end();
 }
 
@@ -151,7 +150,7 @@ fn a_worker_that_hears_nobody_any_more_ends() {
     let address = stage.listen(&worker, "127.0.0.1:0");
     assert_eq!(stage.ask(&worker, &Order::Trick(Trick::LoseHearing)), Reply::Done);
     worker.send(&Order::Echo(1.into())).expect("the channel is open");
-    // Its program sees the end of everything, and returns.
+    // Its program sees the end of everything and returns.
     stage.disconnected(&worker);
     assert_eq!(stage.exit(&worker).0, Ending::Code(0));
     assert_eq!(worker.exited_after_disconnect(), Some(false), "so it would be replaced");

@@ -1,4 +1,4 @@
-//! Sockets that travel with messages.
+//! Sockets attached to messages.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -35,7 +35,7 @@ fn a_worker_serves_a_connection_that_the_primary_accepted() {
     let worker = stage.puppet();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let client = TcpStream::connect(address).expect("somebody listens");
+    let client = TcpStream::connect(address).expect("a server listens");
     client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     let (accepted, _) = listener.accept().expect("the client waits");
     worker.send_handle(&Order::Serve, accepted).expect("the puppet reads");
@@ -55,14 +55,14 @@ fn a_worker_accepts_from_a_listener_of_the_primary() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     worker.send_handle(&Order::Accept, listener).expect("the puppet reads");
-    let client = TcpStream::connect(address).expect("somebody listens");
+    let client = TcpStream::connect(address).expect("a server listens");
     client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     assert_eq!(read_all(client), "accepted\n");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("socket");
     let listener = UnixListener::bind(&path).expect("the folder is empty");
     worker.send_handle(&Order::Accept, listener).expect("the puppet reads");
-    let client = UnixStream::connect(&path).expect("somebody listens");
+    let client = UnixStream::connect(&path).expect("a server listens");
     client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     assert_eq!(read_all(client), "accepted\n");
     stage.end();
@@ -94,11 +94,11 @@ fn a_worker_sends_a_connection_to_its_primary() {
     let message = stage.message(&worker);
     assert!(!message.has_lost_handle());
     let Some(Handle::Tcp(mut stream)) = message.take_handle() else { panic!("a connection") };
-    stream.write_all(b"from the primary").expect("somebody reads");
+    stream.write_all(b"from the primary").expect("the peer reads");
     drop(stream);
     far.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     let mut text = String::new();
-    far.read_to_string(&mut text).expect("nobody else has it any more");
+    far.read_to_string(&mut text).expect("no other copy is open");
     assert_eq!(text, "from the primary");
     stage.end();
 }
@@ -114,13 +114,13 @@ fn a_worker_sends_one_connection_twice() {
         let Some(Handle::Tcp(mut stream)) = stage.message(&worker).take_handle() else {
             panic!("a connection")
         };
-        stream.write_all(word.as_bytes()).expect("somebody reads");
+        stream.write_all(word.as_bytes()).expect("the peer reads");
     }
     far.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     let mut text = String::new();
     far.read_to_string(&mut text).expect("the worker has closed it as well");
     assert_eq!(text, "once and again");
-    // What it has sent does not keep it from leaving.
+    // A socket that it sent does not keep it from leaving.
     worker.disconnect();
     assert_eq!(stage.exit(&worker).0, clusterlb::Ending::Code(0));
     stage.end();
@@ -142,7 +142,7 @@ fn every_kind_of_socket_comes_back_as_what_it_was() {
     let worker = stage.puppet();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let client = TcpStream::connect(address).expect("somebody listens");
+    let client = TcpStream::connect(address).expect("a server listens");
     let folder = tempfile::tempdir().expect("a folder");
     let unix = UnixListener::bind(folder.path().join("socket")).expect("the folder is empty");
     let (pair, _far) = UnixStream::pair().expect("a pair");
@@ -174,7 +174,7 @@ fn a_socket_that_is_sent_is_closed_here_unless_it_is_shared() {
     let back = echoed(&mut stage, &worker, there);
     drop(back);
     given.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
-    assert_eq!(read_all(given), "", "nobody has the other end any more");
+    assert_eq!(read_all(given), "", "the other end is closed");
     stage.end();
 }
 
@@ -186,7 +186,7 @@ fn a_socket_that_finds_no_descriptor_free_is_told_as_lost() {
     worker.send_handle(&Order::Echo(Value::Null), there).expect("the puppet reads");
     assert_eq!(stage.reply(&worker), Reply::Lost, "the message comes all the same");
     given.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
-    assert_eq!(read_all(given), "", "nobody has the other end any more");
+    assert_eq!(read_all(given), "", "the other end is closed");
     assert_eq!(stage.ask(&worker, &Order::Relent), Reply::Done);
     let (pair, _far) = UnixStream::pair().expect("a pair");
     assert!(matches!(echoed(&mut stage, &worker, pair), Handle::Unix(_)));
@@ -210,7 +210,7 @@ fn large_messages_with_sockets_pass_each_other_without_deadlock() {
             let message = stage.message(worker);
             assert!(message.parse::<Reply>().expect("a reply") == Reply::Echo(value.clone()));
             let Some(Handle::Unix(mut socket)) = message.take_handle() else { panic!("no socket") };
-            socket.write_all(b".").expect("somebody reads");
+            socket.write_all(b".").expect("the peer reads");
         }
     }
     let mut text = String::new();

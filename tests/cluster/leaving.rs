@@ -1,4 +1,4 @@
-//! Workers that leave while something else is going on: asking, computing, talking to others.
+//! Workers that leave while they are requesting, computing, or sending.
 
 use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
@@ -70,7 +70,7 @@ fn a_worker_without_datagrams_leaves_while_another_serves_on() {
     stage.end();
 }
 
-/// Whichever is faster: the request, the word, or what the worker's program does with either.
+/// In every order of the request, the message, and the worker's reaction to either.
 fn a_request_to_listen_may_cross_the_word_to_leave() {
     const ROUNDS: usize = 12;
     for policy in POLICIES {
@@ -88,7 +88,7 @@ fn a_request_to_listen_may_cross_the_word_to_leave() {
             answers.push(worker);
         }
         for worker in answers {
-            // What the worker has said of it came before the end of its channel, if it came.
+            // If the event came at all, it came before the channel ended.
             let said = stage.already(|event| match event {
                 Event::Message { worker: one, message } if *one == worker => {
                     Some(message.parse::<Reply>().expect("a reply"))
@@ -102,7 +102,7 @@ fn a_request_to_listen_may_cross_the_word_to_leave() {
                 other => panic!("{other:?}"),
             }
         }
-        assert!((0..4).all(|_| greeter(&address) == 1), "nobody else serves any more");
+        assert!((0..4).all(|_| greeter(&address) == 1), "no other worker serves");
         stage.end();
         until_free(&address);
     }
@@ -111,7 +111,7 @@ fn a_request_to_listen_may_cross_the_word_to_leave() {
 fn a_worker_that_leaves_as_soon_as_it_serves_ends_with_0() {
     for policy in POLICIES {
         let mut stage = Stage::with(|settings| settings.policy = policy);
-        // Several at once, so that somebody is interrupted between two steps.
+        // Several at once, so that one of them is interrupted between two steps.
         let workers: Vec<WorkerHandle> = (0..6).map(|_| stage.puppet()).collect();
         for worker in &workers {
             worker.send(&listen_order("127.0.0.1:0")).expect("the puppet reads");
@@ -159,7 +159,7 @@ fn an_outgoing_connection_keeps_a_worker_that_has_left() {
     worker.disconnect();
     stage.disconnected(&worker);
     until_free(&address);
-    assert!(is_alive(worker.pid()) && !worker.is_dead(), "what it does besides is its business");
+    assert!(is_alive(worker.pid()) && !worker.is_dead(), "its program may go on");
     assert!(!stage.has_heard(|event| matches!(event, Event::Exit { .. })));
     drop(outgoing);
     assert_eq!(stage.exit(&worker).0, Ending::Code(0));
@@ -172,7 +172,7 @@ fn a_worker_whose_channel_is_cut_exits_with_0() {
     let worker = stage.puppet();
     let address = stage.serve(&worker, "127.0.0.1:0", Service::Keep);
     let (mut open, _) = crate::stage::kept(&address);
-    // It says what cannot be understood, so the primary ends the channel.
+    // It sends an invalid message, so the primary closes the channel.
     worker.send(&Order::Trick(Trick::Garble)).expect("the puppet reads");
     stage.disconnected(&worker);
     assert_eq!(stage.exit(&worker).0, Ending::Code(0));

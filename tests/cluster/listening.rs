@@ -1,4 +1,4 @@
-//! Listening: shared, exclusive, closed and opened again, refused, held.
+//! Listening: shared, exclusive, closed and reopened, refused, held.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -67,7 +67,7 @@ fn the_backlog_is_that_of_the_first() {
         bound.push(one.expect("a free port"));
     }
     assert_eq!(bound[0], bound[1], "they share it all the same");
-    // One more than the backlog is let in (`listen(2)` on Linux); the next one is left waiting.
+    // Linux admits one connection more than the backlog (`listen(2)`); the next one has to wait.
     let address = bound[0].parse().expect("an address");
     let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
     let let_in = (0..20).map_while(|_| connect().ok()).collect::<Vec<_>>();
@@ -99,7 +99,7 @@ fn a_chosen_port_stays_after_all_workers_were_replaced() {
             let ports = [stage.listen(&worker, any), stage.listen(&worker, any)];
             assert!(last.is_none_or(|last| last == ports), "generation {generation}");
             assert_eq!(greeter(&ports[1]), generation);
-            // In order or not.
+            // In order or by a signal.
             match generation {
                 1 => worker.disconnect(),
                 _ => worker.kill(Signal::SIGKILL).expect("it is ours"),
@@ -112,12 +112,12 @@ fn a_chosen_port_stays_after_all_workers_were_replaced() {
     }
 }
 
-/// How often a worker has had it before does not matter for a port that was not chosen.
+/// A fixed port is shared, whatever number of times the worker has opened it before.
 fn a_fixed_port_is_shared_however_often_it_was_opened() {
     for policy in [Policy::Rr, Policy::None] {
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let workers = [stage.puppet(), stage.puppet()];
-        // Held by the second one, so that nobody else gets it.
+        // Held by the second worker, so that no other process gets it.
         let address = stage.listen(&workers[1], "127.0.0.1:0");
         let fixed = eventually("a fixed port", || {
             let fixed = format!("127.0.0.1:{}", free_port());
@@ -138,8 +138,8 @@ fn a_fixed_port_is_shared_however_often_it_was_opened() {
     }
 }
 
-/// A worker that does not want a connection may drop it (Node's `dropMaxConnection`): it is no
-/// reason to give it to somebody else.
+/// A worker may drop a connection (Node's `dropMaxConnection`); that does not move it to another
+/// worker.
 fn a_connection_that_a_worker_drops_is_finished() {
     for policy in [Policy::Rr, Policy::None] {
         let mut stage = Stage::with(|settings| settings.policy = policy);
@@ -167,7 +167,7 @@ fn port_of(address: &str) -> &str {
     address.rsplit_once(':').expect("a port").1
 }
 
-/// A port of IPv4 that is free at this moment.
+/// An IPv4 port that is free at the moment.
 fn free_port() -> u16 {
     let probe = TcpListener::bind("0.0.0.0:0").expect("a free port");
     probe.local_addr().expect("it is bound").port()
@@ -245,12 +245,12 @@ fn an_exclusive_listener_bypasses_the_primary() {
             other => panic!("{other:?}"),
         }
     }
-    assert_ne!(bound[0], bound[1], "each has a port of its own");
+    assert_ne!(bound[0], bound[1], "each has another port");
     assert_eq!((greeter(&bound[0]), greeter(&bound[1])), (1, 2));
     let told = |event: &clusterlb::Event| matches!(event, clusterlb::Event::Listening { .. });
     assert!(!stage.has_heard(told));
     stage.end();
-    // A worker that leaves closes it as well.
+    // A worker that leaves closes it too.
     until_refused(&bound[0]);
 }
 
@@ -272,14 +272,14 @@ fn an_address_in_use_is_told_to_the_worker_and_can_be_tried_again() {
             assert!(text.contains(&address) && text.contains("Address already in use"), "{text}");
         }
         drop(other);
-        // Nothing is left of the failures.
+        // The failures leave nothing behind.
         eventually("the port to be free", || {
             stage.try_listen(&worker, &address, Default::default(), Service::Greet).ok()
         });
         assert_eq!(greeter(&address), 1);
-        // The same worker has it already.
+        // The same worker already has it.
         assert_eq!(refused(&mut stage, &worker, &address).0, Errno::EADDRINUSE);
-        // So have those of another cluster.
+        // The settings of the other cluster are taken too.
         let mut second = Stage::new();
         let stranger = second.puppet();
         assert_eq!(refused(&mut second, &stranger, &address).0, Errno::EADDRINUSE);
@@ -311,7 +311,7 @@ fn a_privileged_port_is_refused_in_the_worker() {
     if first.is_ok_and(|first| first.trim() == "0") {
         return lacking("privileged ports (net.ipv4.ip_unprivileged_port_start is 0)");
     }
-    // A copy, since the folder of the original may be closed to others.
+    // A copy, because the original's directory may be closed to other users.
     let folder = tempfile::tempdir().expect("a folder");
     let copy = folder.path().join("cluster");
     let own = std::env::current_exe().expect("this program has a file");
@@ -326,7 +326,7 @@ fn a_privileged_port_is_refused_in_the_worker() {
     }
     let output = primary.output().expect("this program runs");
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    // Whoever would accept, the worker is told; and so is who wants to be somebody else.
+    // The worker gets the error, whichever side accepts; so does one that asks for another user.
     for policy in ["Rr", "None"] {
         let refusal = "(13, \"cannot bind 127.0.0.1:1: Permission denied\")";
         assert!(told.contains(&format!("{policy}: {refusal}")), "{output:?}");
@@ -342,7 +342,7 @@ fn several_listeners_are_served_by_one_worker() {
     let (first, second) = (stage.puppet(), stage.puppet());
     let both = stage.listen(&first, "127.0.0.1:0");
     assert_eq!(stage.listen(&second, "127.0.0.1:0"), both);
-    // Only the second one serves these.
+    // Only the second worker serves these.
     let further = stage.listen(&second, "127.0.0.1:0");
     let path = tempfile::tempdir().expect("a folder");
     let unix = stage.listen(&second, &format!("unix:{}", path.path().join("socket").display()));

@@ -1,5 +1,5 @@
-//! The cluster library, by what its documentation and Node's promise. This program is the primary
-//! of every test and, started by one, a worker: a puppet that does what the test tells it to.
+//! The cluster library, tested against its documentation and Node's. This program is the primary of
+//! every test. Started by a test, it is a worker: a puppet that follows the test's orders.
 
 mod ending;
 mod events;
@@ -26,10 +26,10 @@ use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
-/// Names tests by their functions.
+/// Names tests after their functions.
 macro_rules! trials {
     ($($test:ident),* $(,)?) => {
-        /// Every test of this file.
+        /// Every test in this file.
         pub(crate) fn trials() -> Vec<libtest_mimic::Trial> {
             vec![$(libtest_mimic::Trial::test(stringify!($test), || {
                 $test();

@@ -1,4 +1,5 @@
-//! Messages in both directions: kept, large, in both formats, bounded, and garbage among them.
+//! Messages in both directions: queued, large, in both formats, bounded, and with garbage among
+//! them.
 
 use clusterlb::{Ending, Error, Event, ForkOptions, Serialization};
 use nix::errno::Errno;
@@ -34,7 +35,7 @@ fn messages_are_kept_until_somebody_reads_them() {
     let mut stage = Stage::new();
     let sleepy = ForkOptions::default().variable(SLEEPY, "200");
     let worker = stage.cluster.fork_with(sleepy).expect("a worker");
-    // Sent before it runs, and before it wants to hear anything.
+    // Sent before the worker runs and before it reads messages.
     for number in 0..100 {
         worker.send(&Order::Echo(number.into())).expect("the channel has room");
     }
@@ -74,7 +75,7 @@ fn large_messages_pass_each_other_without_deadlock() {
         let value = Value::from("x".repeat(1_000_000));
         for _ in 0..COUNT {
             for worker in &workers {
-                // The echoes of the first come back while the next ones are on their way.
+                // The echoes of the first messages come back while the next ones are in flight.
                 worker.send(&Order::Echo(value.clone())).expect("below the bound");
             }
         }
@@ -98,11 +99,11 @@ fn a_worker_that_does_not_read_is_noticed() {
     let mut stage = Stage::new();
     let worker = stage.puppet();
     worker.send(&Order::Deafen).expect("the puppet reads");
-    // It keeps some itself; what it does not, waits here, and both have a bound.
+    // The kernel's buffers take some; the rest is queued here. Both are bounded.
     let value = Value::from("x".repeat(1_000_000));
     let failed = (0..200).find_map(|_| errno(worker.send(&Order::Echo(value.clone()))));
     assert_eq!(failed, Some(Errno::EAGAIN));
-    // Others are not touched by it.
+    // Other workers are not affected.
     let other = stage.puppet();
     assert_eq!(stage.ask(&other, &Order::Echo(1.into())), Reply::Echo(1.into()));
     worker.kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
@@ -147,22 +148,22 @@ fn ends_alone(bytes: &str) {
     assert_eq!(error.0.as_ref(), Some(&bad));
     assert!(error.1.contains("garbage"), "{}", error.1);
     stage.disconnected(&bad);
-    assert_eq!(stage.exit(&bad).0, Ending::Code(5), "it sees the end and goes by itself");
+    assert_eq!(stage.exit(&bad).0, Ending::Code(5), "it sees the end and exits");
     assert_eq!(bad.exited_after_disconnect(), Some(false));
-    // Everybody else goes on.
+    // Every other worker keeps serving.
     assert_eq!(ask(&address).expect("it serves"), "worker 1\n");
     assert_eq!(stage.ask(&good, &Order::Echo(1.into())), Reply::Echo(1.into()));
     stage.end();
 }
 
-/// A frame with a word for the primary, as `printf` writes it.
+/// A control frame for the primary, in the syntax of `printf`.
 fn word(json: &str) -> String {
     let length = u32::try_from(json.len()).expect("it is short").to_le_bytes();
     let head: String = length.iter().map(|byte| format!("\\x{byte:02x}")).collect();
     format!("{head}\\x00\\x00\\x00\\x00{}", json.replace('"', "\\x22"))
 }
 
-/// Words in order about what is not there: served, closed, sent back.
+/// Valid messages about listeners that do not exist: served, closed, sent back.
 fn words_about_nothing_are_ignored() {
     let mut stage = Stage::new();
     let good = stage.puppet();
@@ -179,7 +180,7 @@ fn words_about_nothing_are_ignored() {
     let odd = says(&mut stage, &bytes);
     stage.online(&odd);
     stage.online(&odd);
-    // All of it has been read, and did not touch the one who does serve it.
+    // All of it has been read and has not affected the worker that does serve.
     let of_interest = |event: &Event| {
         matches!(event, Event::Error { .. } | Event::Disconnect { .. } | Event::Listening { .. })
     };

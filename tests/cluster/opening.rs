@@ -1,4 +1,4 @@
-//! Addresses that are asked for without waiting, or in vain.
+//! Addresses requested asynchronously, or in vain.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -26,7 +26,7 @@ fn an_address_is_awaited_without_holding_up_the_thread() {
     let first = stage.puppet();
     let address = stage.serve(&first, "127.0.0.1:0", Service::Keep);
     let (_open, _) = kept(&address);
-    // Somebody waits for the only worker, so its listener cannot go yet, nor be opened anew.
+    // A connection waits for the only worker, so its listener can be neither removed nor reopened.
     let waiting = TcpStream::connect(&address).expect("the backlog has room");
     first.disconnect();
     let second = stage.puppet();
@@ -49,7 +49,7 @@ fn errors_are_told_to_who_awaits() {
     for (address, why) in [(address.as_str(), "Address already in use"), ("nonsense", "no port")] {
         let mut reply = stage.ask(&worker, &await_order(address));
         if matches!(reply, Reply::Number(_)) {
-            // On a busy machine it takes a while.
+            // On a busy machine this takes a while.
             reply = stage.reply(&worker);
         }
         let Reply::Refused { text, .. } = reply else { panic!("{reply:?}") };
@@ -58,7 +58,7 @@ fn errors_are_told_to_who_awaits() {
     stage.end();
 }
 
-/// Asks for an address and takes that back, earlier or later than the answer.
+/// Requests an address and cancels the request, before or after the reply.
 fn ask_in_vain(
     stage: &mut Stage,
     worker: &WorkerHandle,
@@ -82,13 +82,13 @@ fn what_nobody_waits_for_is_given_back() {
             ask_in_vain(&mut stage, &fickle, &address, options, patience_ms);
             eventually("the address to be free", || TcpListener::bind(&address).ok());
         }
-        // What others serve is not touched by it.
+        // Listeners of other workers are not affected.
         let address = stage.listen(&constant, "127.0.0.1:0");
         for patience_ms in [0, 0, 0, 1, 30] {
             ask_in_vain(&mut stage, &fickle, "127.0.0.1:0", options, patience_ms);
             assert!((0..4).all(|_| greeter(&address) == 2));
         }
-        // And in the end it is one of those who serve.
+        // In the end it serves too.
         assert_eq!(stage.listen(&fickle, "127.0.0.1:0"), address);
         eventually("it to be greeted by", || (greeter(&address) == 1).then_some(()));
         stage.end();
@@ -107,7 +107,7 @@ fn datagrams_are_closed_while_they_are_bound() {
         eventually("the address to be free", || UdpSocket::bind(&address).ok());
     }
     for _ in 0..5 {
-        // As soon as it has it, the worker closes it again.
+        // The worker closes it as soon as it has it.
         worker.send(&Order::Udp { address: address.clone(), options }).expect("the puppet reads");
         assert_eq!(
             stage.ask(&worker, &Order::Close { address: address.clone() }),
@@ -127,7 +127,7 @@ fn a_panic_at_a_refusal_breaks_nothing_else() {
     let address = other.local_addr().expect("it is bound").to_string();
     let trick = Trick::Panic { address: address.clone() };
     assert_eq!(stage.ask(&worker, &Order::Trick(trick)), Reply::Done);
-    // Messages, connections and further addresses go their way.
+    // Messages, connections and other addresses work.
     assert_eq!(stage.ask(&worker, &Order::Echo(1.into())), Reply::Echo(1.into()));
     assert_eq!(greeter(&served), 1);
     drop(other);

@@ -1,4 +1,4 @@
-//! Unix sockets: whose path it is, who may connect, and when the file goes.
+//! Unix sockets: how paths are resolved, the permissions, and when the file is removed.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -25,7 +25,7 @@ fn unix_sockets_have_a_mode_and_are_unlinked() {
         let address = format!("unix:{}", path.display());
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let workers = [stage.puppet(), stage.puppet()];
-        // Everybody may, which no umask allows; and later only the owner.
+        // First open to all users, which no umask leaves; later open to the owner only.
         let options = ListenOptions::default().mode(0o777);
         for worker in &workers {
             let bound = stage.try_listen(worker, &address, options, Service::Greet);
@@ -38,14 +38,14 @@ fn unix_sockets_have_a_mode_and_are_unlinked() {
         assert_eq!(mode(), 0o777);
         assert!((0..4).all(|_| [1, 2].contains(&greeter(&address))));
         for worker in &workers {
-            assert!(path.exists(), "as long as somebody serves");
+            assert!(path.exists(), "while a worker serves");
             stage.close(worker, &address);
         }
         eventually("the file to be removed", || (!path.exists()).then_some(()));
         let options = ListenOptions::default().mode(0o600);
         let bound = stage.try_listen(&workers[0], &address, options, Service::Greet);
         assert_eq!((bound.expect("the folder is empty"), mode()), (address, 0o600));
-        // Whatever ends its workers.
+        // However its workers end.
         for worker in &workers {
             worker.kill(Signal::SIGKILL).expect("it is ours");
             stage.exit(worker);
@@ -66,8 +66,8 @@ fn a_relative_path_is_meant_as_the_worker_sees_it() {
     stage.end();
 }
 
-/// The kernel has room for 107 bytes, and the folder alone has more. The primary is told the whole
-/// path, and uses what is left of it in its own folder.
+/// The kernel accepts 107 bytes, and the directory alone is longer. The primary gets the full path
+/// and uses the part relative to its own directory.
 fn a_path_that_is_too_long_is_meant_as_well() {
     let folder = tempfile::tempdir().expect("a folder");
     let deep = folder.path().join("d".repeat(120));
@@ -87,7 +87,7 @@ fn a_path_that_is_too_long_is_meant_as_well() {
     BufReader::new(output).read_line(&mut told).expect("it tells what is served");
     assert_eq!(told, "unix:socket, and elsewhere ENAMETOOLONG\n");
     assert!(path.exists());
-    // Clients have the same trouble, and the same way out of it.
+    // Clients have the same limit and the same workaround.
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(&deep, &link).expect("the folder is ours");
     let short = format!("unix:{}", link.join("socket").display());

@@ -1,4 +1,4 @@
-//! The worker of the tests: it does what the primary's messages say, and tells what came of it.
+//! The worker of the tests: it follows the primary's orders and replies with the results.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -23,79 +23,78 @@ use serde_json::Value;
 use crate::stage::hide_panics_on_purpose;
 use crate::tricks::{Exotic, Last, Trick, perform};
 
-/// Has the puppet not read its messages before this much time has passed, in milliseconds.
+/// Delay in milliseconds before the puppet reads its messages.
 pub(crate) const SLEEPY: &str = "CLUSTERLB_TEST_SLEEPY_MS";
-/// Has the puppet end as soon as it runs, with this code.
+/// Exit code with which the puppet exits at once.
 pub(crate) const BRIEF: &str = "CLUSTERLB_TEST_BRIEF";
-/// How many descriptors the puppet may have.
+/// Descriptor limit of the puppet.
 pub(crate) const DESCRIPTORS: &str = "CLUSTERLB_TEST_DESCRIPTORS";
-/// A variable that the puppet tells.
+/// A variable whose value the puppet reports.
 pub(crate) const COLOUR: &str = "CLUSTERLB_TEST_COLOUR";
 
-/// What to do.
+/// An order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// Serve an address.
     Listen { address: String, options: ListenOptions, service: Service },
-    /// Serve an address alone.
+    /// Serve an address exclusively.
     ListenAlone { address: String },
     /// Receive datagrams and answer them.
     Udp { address: String, options: ListenOptions },
-    /// Close what is served at this address.
+    /// Close the listener at this address.
     Close { address: String },
     /// Finish the connections that are kept open.
     Release,
     /// Leave.
     Disconnect,
-    /// Leave and end, at once.
+    /// Leave and exit at once.
     Kill,
-    /// End without a word.
+    /// Exit without a message.
     Exit { code: u8 },
-    /// Say what you are.
+    /// Report your identity.
     Tell,
-    /// Send this back, with the socket that came with it.
+    /// Send this back, with the attached socket.
     Echo(Value),
     /// Connect to an address and send the socket.
     Connect { address: String },
-    /// Serve the connection that came with this.
+    /// Serve the attached connection.
     Serve,
-    /// Accept from the listening socket that came with this.
+    /// Accept from the attached listening socket.
     Accept,
-    /// Send so many numbers, counted up from 0.
+    /// Send the numbers from 0 up to this.
     Count { to: u64 },
-    /// Use up every descriptor.
+    /// Use up all descriptors.
     Exhaust,
-    /// Give these descriptors back.
+    /// Free these descriptors.
     Relent,
     /// Stop reading messages for ever.
     Deafen,
-    /// Go on when the primary is lost, and write to this socket when that is so.
+    /// Keep running when the primary is lost, and then write to this socket.
     Outlive { address: String },
-    /// Write to standard output and error, and have a word on stream 4 if there is one.
+    /// Write to standard output and error, and to stream 4 if there is one.
     Print { stream: bool },
-    /// Something that few tests need.
+    /// An order that few tests need.
     Trick(Trick),
 }
 
-/// What is done with connections.
+/// How connections are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Service {
-    /// Each is told the worker's number, and closed.
+    /// Send the worker's number and close.
     Greet,
-    /// Each is told the worker's number, and kept open until `Release`.
+    /// Send the worker's number and keep the connection open until `Release`.
     Keep,
-    /// As `Keep`, by a thread that only looks when an edge-triggered epoll set says so, as async
-    /// runtimes do.
+    /// As `Keep`, in a thread that waits on an edge-triggered epoll set, as async runtimes do.
     KeepByEdges,
-    /// As `Greet`, by three threads that wait inside.
+    /// As `Greet`, in three threads that block in `accept`.
     GreetByThree,
-    /// Each is closed without a word.
+    /// Close without sending anything.
     Drop,
-    /// Nobody accepts.
+    /// Do not accept.
     Ignore,
 }
 
-/// What came of it.
+/// A reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Serving { address: String },
@@ -119,7 +118,7 @@ impl Reply {
     }
 }
 
-/// What a worker is.
+/// The identity of a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Facts {
     pub(crate) id: u32,
@@ -127,7 +126,7 @@ pub(crate) struct Facts {
     pub(crate) arguments: Vec<String>,
     pub(crate) folder: String,
     pub(crate) colour: Option<String>,
-    /// The number of its slot, as it is told.
+    /// The number of its slot, from its environment.
     pub(crate) instance: Option<String>,
     pub(crate) user: u32,
     pub(crate) group: u32,
@@ -140,7 +139,7 @@ pub(crate) struct Facts {
 struct Puppet {
     worker: Worker,
     listeners: HashMap<String, Arc<Mutex<Option<Listener>>>>,
-    /// With the addresses that were asked for.
+    /// With the requested addresses.
     datagrams: Vec<(String, Arc<Datagrams>)>,
     kept: Arc<Mutex<Vec<Tracked<TcpStream>>>>,
     wasted: Vec<std::fs::File>,
@@ -175,7 +174,7 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     }
-    // Whoever serves something goes on until that is done.
+    // A puppet that serves something runs until that is done.
     worker.disconnected().wait();
     puppet.last.into_iter().for_each(|last| last());
     ExitCode::SUCCESS
@@ -187,7 +186,7 @@ impl Puppet {
         assert!(sent.is_ok() || self.worker.is_leaving(), "the primary reads: {sent:?}");
     }
 
-    /// Sends until there is room.
+    /// Retries until the queue has room.
     fn insist(&self, reply: &Reply) {
         while let Err(error) = self.worker.send(reply) {
             assert!(matches!(error, Error::System { source: Errno::EAGAIN, .. }), "{error}");
@@ -214,12 +213,12 @@ impl Puppet {
             Order::Udp { address, options } => self.bind_udp(&address, options),
             Order::Close { address } => {
                 if let Some(listener) = self.listeners.remove(&address) {
-                    drop(listener.lock().expect("nobody panics").take());
+                    drop(listener.lock().expect("no thread panics").take());
                 }
                 self.datagrams.retain(|(asked, _)| *asked != address);
                 self.reply(&Reply::Done);
             }
-            Order::Release => self.kept.lock().expect("nobody panics").clear(),
+            Order::Release => self.kept.lock().expect("no thread panics").clear(),
             Order::Disconnect => drop(self.worker.disconnect()),
             Order::Kill => self.worker.kill(),
             Order::Exit { code } => return Some(code),
@@ -233,7 +232,7 @@ impl Puppet {
                 None => self.reply(&Reply::Echo(value)),
             },
             Order::Connect { address } => {
-                let socket = TcpStream::connect(address).expect("somebody listens");
+                let socket = TcpStream::connect(address).expect("a server listens");
                 let sent = self.worker.send_handle(&Reply::Connected, socket);
                 sent.expect("the primary reads");
             }
@@ -253,9 +252,9 @@ impl Puppet {
                 std::thread::park();
             },
             Order::Outlive { address } => {
-                let mut stream = TcpStream::connect(address).expect("somebody listens");
+                let mut stream = TcpStream::connect(address).expect("a server listens");
                 self.worker.on_disconnect(move || {
-                    stream.write_all(b"alone").expect("somebody reads");
+                    stream.write_all(b"alone").expect("the peer reads");
                 });
                 self.reply(&Reply::Done);
             }
@@ -290,7 +289,7 @@ impl Puppet {
     fn serve(&mut self, asked: String, listener: Listener, service: Service) {
         let address = listener.address().to_owned();
         let shared = Arc::new(Mutex::new(Some(listener)));
-        // A second listener at the same address has a port of its own.
+        // A second listener at the same address has another port.
         let name = match self.listeners.contains_key(&asked) {
             true => address.clone(),
             false => asked,
@@ -302,7 +301,7 @@ impl Puppet {
         }
         let (id, kept) = (self.worker.id().0, Arc::clone(&self.kept));
         if service == Service::GreetByThree {
-            let listener = shared.lock().expect("nobody panics").take().expect("it is open");
+            let listener = shared.lock().expect("no thread panics").take().expect("it is open");
             let listener = Arc::new(listener);
             for _ in 0..3 {
                 let (listener, kept) = (Arc::clone(&listener), Arc::clone(&kept));
@@ -330,7 +329,7 @@ impl Puppet {
             }
             other => panic!("not to be served: {other:?}"),
         };
-        served.expect("somebody reads");
+        served.expect("the peer reads");
         self.reply(&Reply::Done);
     }
 
@@ -346,10 +345,10 @@ impl Puppet {
                 let datagrams = Arc::downgrade(&datagrams);
                 std::thread::spawn(move || {
                     let mut buffer = [0; 2048];
-                    // It ends with the process, or when it is closed.
+                    // The thread ends with the process, or when the socket is closed.
                     while let Some(socket) = datagrams.upgrade() {
                         let Ok((length, sender)) = socket.recv_from(&mut buffer) else {
-                            // Nothing is there, or another worker was faster.
+                            // No datagram, or another worker was faster.
                             drop(socket);
                             std::thread::sleep(Duration::from_millis(1));
                             continue;
@@ -374,14 +373,14 @@ fn attend(
 ) {
     let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("descriptors");
     if let (Service::KeepByEdges, Some(listener)) =
-        (service, &*shared.lock().expect("nobody panics"))
+        (service, &*shared.lock().expect("no thread panics"))
     {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         edges.add(listener, EpollEvent::new(flags, 0)).expect("it can be waited at");
     }
     loop {
-        // Without waiting inside, so that another thread can close it.
-        let found = match &*shared.lock().expect("nobody panics") {
+        // Does not block while it holds the lock, so that another thread can close the listener.
+        let found = match &*shared.lock().expect("no thread panics") {
             Some(listener) => listener.try_accept().expect("the listener is open"),
             None => return,
         };
@@ -404,17 +403,17 @@ fn greet(connection: Connection, id: u32, service: Service, kept: &Mutex<Vec<Tra
     let local = connection.local().expect("it has an own end");
     let greeting = format!("worker {id}\n");
     if local.inet().is_none() {
-        let peer = connection.peer().expect("somebody is there");
+        let peer = connection.peer().expect("the client is connected");
         assert_eq!(peer, Endpoint::Unix(None), "clients of unix sockets have no address");
         let mut stream: Tracked<UnixStream> = connection.into_unix().expect("a unix socket");
-        stream.write_all(greeting.as_bytes()).expect("somebody reads");
+        stream.write_all(greeting.as_bytes()).expect("the peer reads");
         return;
     }
     assert!(connection.peer().is_ok() && connection.accepted_ns() > 0);
     let mut stream = connection.into_tcp().expect("a TCP socket");
-    // Whoever has been greeted is among the kept.
-    let mut kept = kept.lock().expect("nobody panics");
-    // A client may have gone meanwhile, as tests let it.
+    // A greeted connection is already among the kept ones.
+    let mut kept = kept.lock().expect("no thread panics");
+    // Fails if the test's client has disconnected.
     let _ = stream.write_all(greeting.as_bytes());
     if matches!(service, Service::Keep | Service::KeepByEdges) {
         kept.push(stream);
@@ -425,15 +424,15 @@ fn accept_from(handle: Handle) {
     let mut stream: Box<dyn Write> = match handle {
         Handle::TcpListener(listener) => {
             listener.set_nonblocking(false).expect("it is a socket");
-            Box::new(listener.accept().expect("somebody connects").0)
+            Box::new(listener.accept().expect("a client connects").0)
         }
         Handle::UnixListener(listener) => {
             listener.set_nonblocking(false).expect("it is a socket");
-            Box::new(listener.accept().expect("somebody connects").0)
+            Box::new(listener.accept().expect("a client connects").0)
         }
         other => panic!("not a listening socket: {other:?}"),
     };
-    stream.write_all(b"accepted\n").expect("somebody reads");
+    stream.write_all(b"accepted\n").expect("the peer reads");
 }
 
 fn print(has_stream: bool) {
@@ -442,10 +441,10 @@ fn print(has_stream: bool) {
     if has_stream {
         let stream = clusterlb_sys::process::copy_of(4).expect("the primary has placed it");
         let mut stream = UnixStream::from(stream);
-        stream.write_all(b"to stream 4").expect("somebody reads");
+        stream.write_all(b"to stream 4").expect("the peer reads");
         let mut answer = [0; 2];
         stream.read_exact(&mut answer).expect("it goes both ways");
         assert_eq!(&answer, b"ok");
     }
-    std::io::stdout().flush().expect("somebody reads");
+    std::io::stdout().flush().expect("the peer reads");
 }

@@ -1,4 +1,4 @@
-//! Roles and settings: what workers are started with.
+//! Roles and settings: how workers are started.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -189,7 +189,7 @@ fn streams_are_placed_under_their_numbers() {
     stage.end();
 }
 
-/// What is written to a worker's input comes out of it; what is inherited is this process's own.
+/// Data written to a worker's input comes out of it; inherited streams are those of this process.
 fn streams_are_written_to_and_inherited() {
     let (mut inherited, theirs) = std::io::pipe().expect("a pipe");
     let number = theirs.as_raw_fd();
@@ -226,7 +226,7 @@ fn workers_are_somebody_else_without_groups() {
     let facts = stage.facts(&worker);
     let groups: Vec<u32> = facts.groups.into_iter().filter(|group| *group != 65_533).collect();
     assert_eq!((facts.user, facts.group, groups), (65_534, 65_533, vec![]));
-    // It serves as well as anybody: the sockets are the primary's.
+    // It serves like any other worker: the sockets belong to the primary.
     let address = stage.listen(&worker, "127.0.0.1:0");
     assert_eq!(crate::stage::ask(&address).expect("it serves"), "worker 1\n");
     worker.kill(nix::sys::signal::Signal::SIGTERM).expect("root may");
@@ -249,7 +249,7 @@ fn debuggers_get_ports_of_their_own() {
     let asked = AtomicU16::new(5000);
     let cluster = stage.cluster.clone();
     let function = move || {
-        // It may ask the cluster something.
+        // The function may query the cluster.
         assert!(!cluster.workers().is_empty() && cluster.settings().inspect_port.is_some());
         asked.fetch_add(10, Ordering::Relaxed)
     };

@@ -1,4 +1,4 @@
-//! Sharing listeners over time: closed and opened again, left, held, crowded.
+//! Sharing listeners over time: closed and reopened, left, held, crowded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -41,7 +41,8 @@ fn a_listener_is_closed_and_opened_again() {
             });
         }
         for _ in 0..20 {
-            // At once, while the primary has not yet said that everything of the first has arrived.
+            // At once, before the primary has confirmed that everything of the first listener has
+            // arrived.
             stage.close(&workers[0], "127.0.0.1:0");
             assert_eq!(stage.listen(&workers[0], "127.0.0.1:0"), address);
         }
@@ -64,9 +65,9 @@ fn what_a_closing_listener_has_not_accepted_goes_to_others() {
     let (idle, other) = (stage.puppet(), stage.puppet());
     let address = stage.serve(&idle, "127.0.0.1:0", Service::Ignore);
     stage.listen(&other, "127.0.0.1:0");
-    // Every second one is for somebody who does not accept.
+    // Every second connection goes to a worker that does not accept.
     let mut clients: Vec<TcpStream> =
-        (0..10).map(|_| TcpStream::connect(&address).expect("somebody listens")).collect();
+        (0..10).map(|_| TcpStream::connect(&address).expect("a server listens")).collect();
     for client in clients.iter_mut().skip(1).step_by(2) {
         client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
         client.peek(&mut [0]).expect("an answer");
@@ -106,7 +107,7 @@ fn as_long_as_one_worker_lives_connections_are_accepted() {
     let (workers, address) = stage.shared(3);
     for (place, worker) in workers.iter().enumerate().take(2) {
         worker.kill(Signal::SIGKILL).expect("it is ours");
-        // Also before anybody has noticed.
+        // Even before the exit has been noticed.
         assert!(greeter(&address) > 1);
         stage.exit(worker);
         let left = 3 - u32::try_from(place + 1).expect("small");
@@ -164,7 +165,7 @@ fn an_address_can_be_opened_before_there_are_workers() {
     let (_, address) = stage.cluster.hold(&any).expect("a free port");
     let (_, further) = stage.cluster.hold(&any).expect("another free port");
     let taken = stage.cluster.hold(&address.parse().expect("an address"));
-    assert!(taken.is_err(), "somebody has it, and that is us");
+    assert!(taken.is_err(), "this cluster holds the address");
     let client = TcpStream::connect(&address).expect("the backlog has room");
     let worker = stage.puppet();
     assert_eq!(stage.listen(&worker, "127.0.0.1:0"), address);
@@ -188,7 +189,7 @@ fn many_connections_are_served_and_counted() {
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let (workers, address) = stage.shared(3);
         let mut clients: Vec<TcpStream> =
-            (0..CLIENTS).map(|_| TcpStream::connect(&address).expect("somebody listens")).collect();
+            (0..CLIENTS).map(|_| TcpStream::connect(&address).expect("a server listens")).collect();
         let mut greeted: BTreeMap<String, usize> = BTreeMap::new();
         for client in &mut clients {
             client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
@@ -219,7 +220,7 @@ fn threads_and_edges_are_woken_for_every_connection() {
             assert_eq!(greeter(&by_three), 1);
         }
         let crowd: Vec<TcpStream> =
-            (0..100).map(|_| TcpStream::connect(&by_edges).expect("somebody listens")).collect();
+            (0..100).map(|_| TcpStream::connect(&by_edges).expect("a server listens")).collect();
         for client in crowd {
             client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
             assert_eq!(client.peek(&mut [0]).expect("a greeting"), 1);
@@ -242,7 +243,7 @@ fn more_connections_than_descriptors_wait_and_are_served() {
                 .collect();
             let mut rounds = 0;
             eventually("everybody to be greeted", || {
-                // Whoever has been greeted is let go, which makes room for others.
+                // Greeted clients disconnect, which makes room for others.
                 let before = clients.len();
                 clients.retain(|client| {
                     client.set_nonblocking(true).expect("it is a socket");
@@ -269,7 +270,7 @@ fn an_address_that_is_going_is_given_to_who_asks_for_it() {
     let first = stage.puppet();
     let address = stage.serve(&first, "127.0.0.1:0", Service::Keep);
     let (_open, _) = kept(&address);
-    // Somebody waits for the only worker, so its listener cannot go yet.
+    // A connection waits for the only worker, so its listener cannot be removed yet.
     let mut waiting = TcpStream::connect(&address).expect("the backlog has room");
     first.disconnect();
     let second = stage.puppet();

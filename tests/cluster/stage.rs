@@ -1,4 +1,4 @@
-//! What every test of the cluster begins with: a cluster, its puppets, and patience.
+//! The fixture of the cluster tests: a cluster, its puppets, and timeouts.
 
 use std::io::Read;
 use std::net::TcpStream;
@@ -17,10 +17,10 @@ use nix::sys::signal::Signal;
 use crate::puppet::{Facts, Order, Reply, Service};
 pub(crate) use crate::wait::{PATIENCE, eventually};
 
-/// Makes this program a primary that is no test: it does what the variable says.
+/// Makes this program a primary without tests; the value says what it does.
 const ROLE: &str = "CLUSTERLB_TEST_PRIMARY";
 
-/// A cluster under test. Dropping it ends everything.
+/// A cluster under test. Dropping it ends all processes.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
     events: Events,
@@ -37,7 +37,8 @@ impl Stage {
         cluster
             .setup_primary(|settings| {
                 settings.args.clear();
-                // Otherwise a busy machine passes over workers, and no turn is certain.
+                // Otherwise a busy machine makes the scheduler skip workers, and no order is
+                // certain.
                 settings.scheduling.hang_after_ns = None;
                 settings.scheduling.limits.overload_factor = None;
                 change(settings);
@@ -47,7 +48,7 @@ impl Stage {
         Self { cluster, events, heard: Vec::new() }
     }
 
-    /// A puppet that runs.
+    /// Starts a puppet and waits until it runs.
     pub(crate) fn puppet(&mut self) -> WorkerHandle {
         self.puppet_with(ForkOptions::default())
     }
@@ -65,8 +66,8 @@ impl Stage {
         });
     }
 
-    /// The first event that `look` finds something in, among those that no other look has found
-    /// something in.
+    /// The first event for which `look` returns something, among those not taken by an earlier
+    /// call.
     pub(crate) fn until<T>(&mut self, what: &str, mut look: impl FnMut(&Event) -> Option<T>) -> T {
         for place in 0..self.heard.len() {
             if let Some(found) = look(&self.heard[place]) {
@@ -88,7 +89,7 @@ impl Stage {
         }
     }
 
-    /// The same, as far as it has been told already.
+    /// The same among the events that have already arrived.
     pub(crate) fn already<T>(&mut self, mut look: impl FnMut(&Event) -> Option<T>) -> Option<T> {
         while let Some(event) = self.events.try_next() {
             self.heard.push(event);
@@ -97,7 +98,7 @@ impl Stage {
         look(&self.heard.remove(place))
     }
 
-    /// Whether an event of this kind has been told and not been waited for.
+    /// Whether such an event has arrived and not been taken.
     pub(crate) fn has_heard(&mut self, look: impl Fn(&Event) -> bool) -> bool {
         while let Some(event) = self.events.try_next() {
             self.heard.push(event);
@@ -118,7 +119,7 @@ impl Stage {
         self.message(worker).parse().expect("puppets send replies")
     }
 
-    /// Orders something and waits for the reply.
+    /// Sends an order and waits for the reply.
     pub(crate) fn ask(&mut self, worker: &WorkerHandle, order: &Order) -> Reply {
         worker.send(order).expect("the puppet reads");
         self.reply(worker)
@@ -131,7 +132,7 @@ impl Stage {
         }
     }
 
-    /// Has a puppet serve an address; tells what was bound, or the error.
+    /// Makes a puppet serve an address; returns the bound address, or the error.
     pub(crate) fn try_listen(
         &mut self,
         worker: &WorkerHandle,
@@ -158,12 +159,12 @@ impl Stage {
         service: Service,
     ) -> String {
         let bound = self.try_listen(worker, address, ListenOptions::default(), service);
-        let bound = bound.expect("the address is to be had");
+        let bound = bound.expect("the address is free");
         self.listening(worker);
         bound
     }
 
-    /// So many puppets that share an address.
+    /// Starts `count` puppets that share an address.
     pub(crate) fn shared(&mut self, count: usize) -> (Vec<WorkerHandle>, String) {
         let workers: Vec<WorkerHandle> = (0..count).map(|_| self.puppet()).collect();
         let mut address = String::new();
@@ -173,7 +174,7 @@ impl Stage {
         (workers, address)
     }
 
-    /// Has a puppet close what it serves at an address.
+    /// Makes a puppet close its listener at an address.
     pub(crate) fn close(&mut self, worker: &WorkerHandle, address: &str) {
         assert_eq!(self.ask(worker, &Order::Close { address: address.into() }), Reply::Done);
     }
@@ -193,7 +194,7 @@ impl Stage {
         });
     }
 
-    /// How a worker ended: its code or its signal, and what became of its connections.
+    /// How a worker ended: its code or signal, and its connections.
     pub(crate) fn exit(
         &mut self,
         worker: &WorkerHandle,
@@ -206,7 +207,7 @@ impl Stage {
         })
     }
 
-    /// Ends a cluster with a worker that would not leave by itself.
+    /// Ends a cluster with a worker that does not leave on request.
     pub(crate) fn end_by_force(self) {
         drop(self.cluster);
     }
@@ -219,7 +220,7 @@ impl Stage {
     }
 }
 
-/// What a connection is told until it is closed.
+/// What a connection receives until it is closed.
 pub(crate) fn ask(address: &str) -> std::io::Result<String> {
     let mut text = String::new();
     match address.strip_prefix("unix:") {
@@ -237,9 +238,9 @@ pub(crate) fn ask(address: &str) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Which worker greets a new connection.
+/// The number of the worker that greets a new connection.
 pub(crate) fn greeter(address: &str) -> u32 {
-    let text = ask(address).expect("somebody listens");
+    let text = ask(address).expect("a server listens");
     number_in(&text)
 }
 
@@ -248,9 +249,9 @@ pub(crate) fn number_in(greeting: &str) -> u32 {
     number.unwrap_or_else(|| panic!("not a greeting: {greeting:?}"))
 }
 
-/// A connection that a puppet keeps, and its number.
+/// A connection that a puppet keeps open, and the puppet's number.
 pub(crate) fn kept(address: &str) -> (TcpStream, u32) {
-    let mut stream = TcpStream::connect(address).expect("somebody listens");
+    let mut stream = TcpStream::connect(address).expect("a server listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     let (mut text, mut byte) = (String::new(), [0]);
     while !text.ends_with('\n') {
@@ -260,45 +261,45 @@ pub(crate) fn kept(address: &str) -> (TcpStream, u32) {
     (stream, number_in(&text))
 }
 
-/// Whether nobody listens at a TCP address.
+/// Whether no socket listens at a TCP address.
 fn is_refused(address: &str) -> bool {
     let refused = std::io::ErrorKind::ConnectionRefused;
     TcpStream::connect(address).is_err_and(|error| error.kind() == refused)
 }
 
-/// Waits until an address is free. A worker that is just being started elsewhere in this program
-/// has a copy of every descriptor until it runs.
+/// Waits until an address is free. A worker that another test is just starting has a copy of every
+/// descriptor until its exec.
 pub(crate) fn until_free(address: &str) {
     eventually("the address to be free", || std::net::TcpListener::bind(address).ok());
 }
 
-/// Waits until nobody listens at an address.
+/// Waits until no socket listens at an address.
 pub(crate) fn until_refused(address: &str) {
     eventually("connections to be refused", || is_refused(address).then_some(()));
 }
 
-/// What is said by panics that a test is about.
+/// The message of intended panics.
 pub(crate) const ON_PURPOSE: &str = "on purpose";
 
-/// Panics that a test is about are no news, in whatever thread.
+/// Suppresses the output of intended panics, in all threads.
 pub(crate) fn hide_panics_on_purpose() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // Its message, wherever that came from.
+        // Matches the message only, not the location.
         if !panic.to_string().contains(ON_PURPOSE) {
             usual(panic);
         }
     }));
 }
 
-/// Runs this program as a primary that is no test.
+/// Runs this program as a primary without tests.
 pub(crate) fn another_primary(role: &str, program: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(program);
     command.env(ROLE, role);
     command
 }
 
-/// What such a primary does: tells its policy, or serves until it is killed.
+/// The main function of such a primary: it reports its policy, or serves until it is killed.
 pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
     let role = std::env::var(ROLE).ok()?;
     match role.as_str() {
@@ -314,7 +315,7 @@ pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
             let outlived = std::env::args().nth(1).expect("where to tell it");
             stage.ask(&other, &Order::Outlive { address: outlived });
             println!("{} {} {address}", worker.pid(), other.pid());
-            // The test kills it.
+            // Runs until the test kills it.
             std::thread::park();
         }
         "unprivileged" => {
@@ -340,7 +341,7 @@ pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
             let told = stage.try_listen(&other, "unix:socket", Default::default(), Service::Greet);
             let errno = Errno::from_raw(told.expect_err("it is too long").0);
             println!("{bound}, and elsewhere {errno:?}");
-            // The test closes it.
+            // Runs until the test closes its input.
             let _ = std::io::stdin().read_line(&mut String::new());
             stage.end();
         }
@@ -355,7 +356,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     let _ = nix::sys::signal::kill(pid, signal);
 }
 
-/// Whether a process is there and not merely waiting to be reaped.
+/// Whether a process runs and is not merely waiting to be reaped.
 pub(crate) fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());

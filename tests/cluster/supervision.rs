@@ -1,4 +1,4 @@
-//! Workers kept by a supervisor: replaced, scaled, reloaded, looked at and ended.
+//! Supervised workers: replaced, scaled, reloaded, inspected and ended.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -32,16 +32,16 @@ trials!(
     nothing_can_be_asked_of_a_supervisor_that_has_ended,
 );
 
-/// What a worker is told when it runs.
+/// The order for each new worker.
 type Script = Arc<Mutex<Box<dyn FnMut(&WorkerHandle) -> Order + Send>>>;
 
-/// A supervised cluster of puppets, each of which is told what to do when it runs: to serve the
-/// same address, unless a test says otherwise.
+/// A supervised cluster of puppets. Each gets an order when it runs: to serve the same address,
+/// unless a test sets another.
 struct Kept {
     cluster: Cluster,
     handle: SupervisorHandle,
     script: Script,
-    /// What happened, oldest first.
+    /// The events, oldest first.
     told: Arc<Mutex<Vec<SupervisorEvent>>>,
     thread: JoinHandle<Result<Finished>>,
 }
@@ -79,7 +79,7 @@ impl Kept {
         let mut supervisor = configure(supervisor).on_event(move |event| {
             if let SupervisorEvent::Cluster(Event::Online { worker }) = event {
                 let order = read.lock().expect("no panic")(worker);
-                // One that is being ended does not read any more.
+                // A worker that is being ended no longer reads.
                 let _ = worker.send(&order);
             }
             heard.lock().expect("no panic").push(event.clone());
@@ -89,12 +89,12 @@ impl Kept {
         Self { cluster, handle, script, told, thread }
     }
 
-    /// What workers are told from now on.
+    /// Sets the order for workers started from now on.
     fn direct(&self, script: impl FnMut(&WorkerHandle) -> Order + Send + 'static) {
         *self.script.lock().expect("no panic") = Box::new(script);
     }
 
-    /// The first event in which `look` finds something.
+    /// The first event for which `look` returns something.
     fn until<T>(&self, what: &str, look: impl Fn(&SupervisorEvent) -> Option<T>) -> T {
         eventually(what, || self.told.lock().expect("no panic").iter().find_map(&look))
     }
@@ -103,7 +103,7 @@ impl Kept {
         self.told.lock().expect("no panic").iter().filter(|event| is(event)).count()
     }
 
-    /// Where the workers serve, once they all do.
+    /// The address, once all workers serve.
     fn address(&self) -> String {
         self.until("the run to begin", |event| match event {
             SupervisorEvent::Listening { address, .. } => Some(address.clone()),
@@ -111,7 +111,7 @@ impl Kept {
         })
     }
 
-    /// Waits until this many workers serve, and there are no others.
+    /// Waits until exactly this many workers serve.
     fn settled(&self, workers: usize) -> Snapshot {
         eventually("the workers to serve", || {
             let snapshot = self.handle.snapshot();
@@ -264,7 +264,7 @@ fn a_worker_that_leaves_is_replaced_before_it_has_ended() {
     assert_eq!(first, 1);
     let leaver = kept.worker(WorkerId(1));
     leaver.send(&Order::Disconnect).expect("the puppet reads");
-    // It cannot end, since a connection is open.
+    // The old worker cannot end, because a connection is open.
     eventually("the one to leave and the other to serve", || {
         let states: Vec<_> = kept.handle.snapshot().workers.iter().map(|one| one.state).collect();
         (states == [WorkerState::Leaving, WorkerState::Serving]).then_some(())
@@ -320,7 +320,7 @@ fn counts_are_read_while_connections_are_open() {
         let counts = first.counts();
         (counts.finished == 3 && counts.in_flight() == 0).then_some(())
     });
-    // What a worker had open at its end is lost, and stays counted.
+    // Connections open at a worker's end are lost, and stay counted.
     let second = kept.worker(WorkerId(2));
     second.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     eventually("its end", || (second.counts().aborted == 3).then_some(()));

@@ -1,4 +1,4 @@
-//! What the puppet can do that most tests do not need.
+//! Orders that few tests need.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 use crate::puppet::Reply;
 use crate::stage::ON_PURPOSE;
 
-/// One of these.
+/// Such an order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Trick {
-    /// Ask for an address on a runtime with one thread, and tell of five ticks of its clock before
-    /// the answer, if it takes that long.
+    /// Request an address on a single-threaded runtime, and report five ticks of its clock before
+    /// the reply, if it takes that long.
     Await { address: String },
-    /// Ask for an address, and for nothing but that: do not wait for it, or not for all of it.
+    /// Request an address, and cancel the request at once or after this time.
     AskInVain { address: String, options: ListenOptions, patience_ms: u64 },
-    /// Ask for an address in a thread that panics when it is refused.
+    /// Request an address in a thread that panics when it is refused.
     Panic { address: String },
-    /// Ask for an address, and leave if it is refused.
+    /// Request an address, and leave if it is refused.
     LeaveIfRefused { address: String },
-    /// Connect to this address, and end only when that connection does.
+    /// Connect to this address, and exit when the connection ends.
     StayFor { address: String },
     /// Send one connection to this address twice.
     SendTwice { address: String },
@@ -38,23 +38,23 @@ pub(crate) enum Trick {
     Spin,
     /// Write garbage to the channel.
     Garble,
-    /// Have the thread that hears the primary panic at the next message.
+    /// Make the thread that reads from the primary panic at the next message.
     LoseHearing,
-    /// Panic when the primary is lost, and write to this socket when leaving all the same.
+    /// Panic when the primary is lost, and write to this socket when leaving nevertheless.
     PanicWhenLost { address: String },
 }
 
-/// What JSON cannot hold.
+/// A value that JSON cannot represent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Exotic {
     pub(crate) infinite: f64,
     pub(crate) by_place: BTreeMap<(i8, i8), String>,
 }
 
-/// What a puppet does when it has left, before it ends.
+/// What a puppet does between leaving and exiting.
 pub(crate) type Last = Box<dyn FnOnce()>;
 
-/// Does it. Tells what to reply, if anything.
+/// Follows the order and returns the reply, if there is one.
 pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Option<Reply> {
     match trick {
         Trick::Await { address } => return Some(await_address(worker, &address)),
@@ -69,18 +69,18 @@ pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Op
             thread.join().expect_err("it is refused");
         }
         Trick::LeaveIfRefused { address } => {
-            worker.listen(&address).expect_err("somebody has it");
+            worker.listen(&address).expect_err("another worker has it");
             drop(worker.disconnect());
             return None;
         }
         Trick::StayFor { address } => {
-            let mut stream = TcpStream::connect(address).expect("somebody listens");
+            let mut stream = TcpStream::connect(address).expect("a server listens");
             last.push(Box::new(move || {
                 std::io::copy(&mut stream, &mut std::io::sink()).expect("an orderly end");
             }));
         }
         Trick::SendTwice { address } => {
-            let stream = TcpStream::connect(address).expect("somebody listens");
+            let stream = TcpStream::connect(address).expect("a server listens");
             for _ in 0..2 {
                 worker.send_shared(&Reply::Connected, &stream).expect("the primary reads");
             }
@@ -101,12 +101,12 @@ pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Op
         Trick::LoseHearing => {
             let mut messages = worker.messages();
             let polled = Pin::new(&mut messages).poll_next(&mut Context::from_waker(&bomb()));
-            assert!(polled.is_pending(), "nothing has come meanwhile");
+            assert!(polled.is_pending(), "no reply has come");
         }
         Trick::PanicWhenLost { address } => {
             worker.on_disconnect(|| panic!("{ON_PURPOSE}"));
-            let mut stream = TcpStream::connect(address).expect("somebody listens");
-            last.push(Box::new(move || stream.write_all(b"alone").expect("somebody reads")));
+            let mut stream = TcpStream::connect(address).expect("a server listens");
+            last.push(Box::new(move || stream.write_all(b"alone").expect("the peer reads")));
         }
     }
     Some(Reply::Done)
@@ -136,7 +136,7 @@ fn await_address(worker: &Worker, address: &str) -> Reply {
 fn ask_in_vain(worker: &Worker, address: &str, options: ListenOptions, patience: Duration) {
     fn begin<T>(mut opening: ListenFuture<T>, patience: Duration) {
         if !patience.is_zero() {
-            // Somebody is to be woken when it is there, and does not come.
+            // A waker is registered for a reply that does not come.
             let mut context = Context::from_waker(Waker::noop());
             let _ = Pin::new(&mut opening).poll(&mut context);
             std::thread::sleep(patience);
@@ -148,7 +148,7 @@ fn ask_in_vain(worker: &Worker, address: &str, options: ListenOptions, patience:
     }
 }
 
-/// What panics when it is woken.
+/// A waker that panics.
 pub(crate) fn bomb() -> Waker {
     struct Bomb;
 

@@ -1,4 +1,4 @@
-//! Datagrams: one socket for all workers, or one each.
+//! Datagrams: one socket shared by all workers, or one socket each.
 
 use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
@@ -39,11 +39,11 @@ fn options(transport: Transport) -> ListenOptions {
     ListenOptions::default().transport(transport)
 }
 
-/// Which worker answers a datagram from a new port.
+/// The number of the worker that answers a datagram from a new port.
 fn answerer(address: &str) -> u32 {
     let client = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
-    // So nothing is heard but what comes from there.
+    // Connected, so that only answers from this address are received.
     client.connect(address).expect("a loopback has routes");
     client.send(b"ping").expect("a loopback has room");
     let mut buffer = [0; 64];
@@ -66,10 +66,10 @@ fn a_shared_socket_answers_whoever_reads_it() {
     let address = addresses.pop_first().expect("an address");
     assert!(addresses.is_empty(), "they share it");
     assert!((0..30).all(|_| (1..=3).contains(&answerer(&address))));
-    // Whoever is fastest closes it, and the others go on, until each has had its turn.
+    // The fastest worker closes it and the others go on, until each has had its turn.
     let mut answered = BTreeSet::new();
     while answered.len() < workers.len() {
-        // A thread that is just closing it may be faster once more.
+        // A thread that is just closing the socket may answer once more.
         let fastest = eventually("an answer of another one", || {
             Some(answerer(&address)).filter(|number| !answered.contains(number))
         });
@@ -89,10 +89,11 @@ fn each_worker_with_a_socket_of_its_own_gets_something() {
         let bound = bind(&mut stage, worker, "127.0.0.1:0", options(Transport::DatagramEach));
         address = bound.expect("a free port");
     }
-    // The kernel spreads by the clients' ports: eighty for one of two is out of the question.
+    // The kernel selects by client port: it is out of the question that eighty ports all hit one of
+    // two.
     let answered: BTreeSet<u32> = (0..80).map(|_| answerer(&address)).collect();
     assert_eq!(answered, [1, 2].into());
-    // The socket of a worker that has gone gets nothing any more.
+    // The socket of an ended worker gets no more datagrams.
     workers[0].kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
     stage.exit(&workers[0]);
     assert!((0..20).all(|_| answerer(&address) == 2));
@@ -104,7 +105,7 @@ fn port_zero_is_one_port_for_all_workers() {
     let mut last = Vec::new();
     for generation in 0..2 {
         let workers = [stage.puppet(), stage.puppet()];
-        // What one of them has of connections does not count.
+        // Connections of a worker do not affect datagrams.
         stage.listen(&workers[1], "127.0.0.1:0");
         let mut bound = Vec::new();
         for worker in &workers {
@@ -166,11 +167,11 @@ fn an_address_is_used_again_if_all_allow_it() {
             told.push(stage.listening(worker).listener);
         }
     }
-    // Each worker has it twice, and shares the first with the first of the other.
+    // Each worker has it twice, and shares its first socket with the first of the other.
     assert_ne!(told[0], told[1]);
     assert_eq!(told[..2], told[2..]);
     assert!([1, 2].contains(&answerer(&address)));
-    // Whoever does not say so is refused.
+    // Without the option the address is refused.
     let refused = bind(&mut stage, &workers[0], &address, options(Transport::Datagram));
     assert_eq!(refused, Err(Errno::EADDRINUSE as i32));
     stage.end();
@@ -185,7 +186,7 @@ fn addresses_in_use_are_told_to_the_worker() {
     let refused = bind(&mut stage, &worker, &address, options(Transport::Datagram));
     assert_eq!(refused, Err(Errno::EADDRINUSE as i32));
     drop(other);
-    // Nothing is left of the failure.
+    // The failure leaves nothing behind.
     eventually("the port to be free", || {
         bind(&mut stage, &worker, &address, options(Transport::Datagram)).ok()
     });

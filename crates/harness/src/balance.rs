@@ -1,8 +1,8 @@
-//! How evenly a load is spread, from a count for each worker.
+//! Measures how evenly a load was spread, from one count per worker.
 //!
-//! The measures are mostly one number in different clothes: χ²/N = CV² and Jain = 1/(1 + CV²).
-//! All are told because readers come from different fields. Beside them stands a yardstick: what
-//! assignment by chance would give, which is the least that a balancer has to beat.
+//! Most of the measures are the same number in another form: χ²/N = CV² and Jain = 1/(1 + CV²). The
+//! reports give all of them because readers from different fields look for different ones. The
+//! yardstick beside them is the spread of random assignment, which a balancer must beat.
 
 use fastrand::Rng;
 use serde::Serialize;
@@ -12,14 +12,14 @@ use crate::work::normal;
 /// How evenly a load was spread.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Balance {
-    /// How many shared it.
+    /// Number of workers that shared the load.
     pub workers: usize,
-    /// What they shared, in whatever was counted.
+    /// Sum of the counts.
     pub total: u64,
     /// The two largest counts over the total: 2/k when even, 1 at worst.
     pub top_two_share: f64,
-    /// The largest count over the mean: 1 when even, k at worst. Its inverse is the part of the
-    /// machine that can be used before the busiest worker is full.
+    /// The largest count over the mean: 1 when even, k at worst. Its inverse is the utilisation at
+    /// which the busiest worker saturates.
     pub max_over_mean: f64,
     /// Standard deviation (of the population) over mean: 0 when even, √(k − 1) at worst.
     pub variation: f64,
@@ -27,15 +27,15 @@ pub struct Balance {
     pub jain: f64,
     /// Gini's coefficient: 0 when even, 1 − 1/k at worst.
     pub gini: f64,
-    /// Workers that got nothing.
+    /// Workers with a count of zero.
     pub idle: usize,
 }
 
 impl Balance {
-    /// Measures the spread, if there was something to spread and somebody to take it.
+    /// Measures the spread; `None` if there is no worker or the total is zero.
     #[must_use]
     pub fn of(counts: &[u64]) -> Option<Self> {
-        // A sum beyond 64 bits would be no count of anything.
+        // `None` if the sum overflows 64 bits.
         let total = counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count))?;
         if total == 0 {
             return None;
@@ -62,33 +62,35 @@ impl Balance {
         })
     }
 
-    /// Pearson's χ² against an even spread, with k − 1 degrees of freedom. It grows with the
-    /// total, so that with enough connections every spread but a perfect one is "significantly"
-    /// uneven: good for asking whether chance explains a small run, useless as a headline.
+    /// Pearson's χ² against an even spread, with k − 1 degrees of freedom. It grows with the total,
+    /// so with enough connections any spread but a perfect one is "significantly" uneven. Use it to
+    /// ask whether chance explains a small run, not as a headline figure.
     #[must_use]
     pub fn chi_squared(&self) -> f64 {
         self.variation * self.variation * to_f64(self.total)
     }
 }
 
-/// What assignment by chance is expected to give.
+/// The expected spread of random assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Yardstick {
     /// The two largest counts over the total, the mean of many simulated runs.
     pub top_two_share: f64,
-    /// The largest count over the mean, about 1 + √(2 ln k · k/N); a little on the high side.
+    /// The largest count over the mean, about 1 + √(2 ln k · k/N); slightly too high.
     pub max_over_mean: f64,
     /// Standard deviation over mean, about √((k − 1)/N).
     pub variation: f64,
 }
 
-/// Draws that a simulation spends, whatever the size of what it simulates.
+/// Budget of random draws for one simulation, whatever the number of connections.
 const DRAWS_MAX: u64 = 1_000_000;
-/// From so many a worker on, counts are drawn as normal variates instead of one by one.
+/// With at least this many connections per worker, counts are drawn as normal variates instead of
+/// connection by connection.
 const NORMAL_FROM: u64 = 100;
 
 impl Yardstick {
-    /// The yardstick for `total` connections thrown at `workers` workers, if there are any.
+    /// The yardstick for `total` connections assigned at random to `workers` workers; `None` if
+    /// either is zero.
     #[must_use]
     pub fn random(workers: usize, total: u64, seed: u64) -> Option<Self> {
         if workers == 0 || total == 0 {
@@ -104,7 +106,7 @@ impl Yardstick {
     }
 }
 
-/// The mean share of the top two over as many simulated runs as the budget allows.
+/// The mean share of the top two workers, over as many simulated runs as the budget allows.
 fn simulated_top_two(workers: usize, total: u64, seed: u64) -> f64 {
     let mut random = Rng::with_seed(seed);
     let many = total / workers as u64 >= NORMAL_FROM;
@@ -124,7 +126,7 @@ fn simulated_top_two(workers: usize, total: u64, seed: u64) -> f64 {
     sum / to_f64(rounds)
 }
 
-/// Throws every connection at some worker.
+/// Assigns every connection to a random worker.
 fn throw(counts: &mut [f64], total: u64, random: &mut Rng) {
     counts.fill(0.0);
     for _ in 0..total {
@@ -132,8 +134,9 @@ fn throw(counts: &mut [f64], total: u64, random: &mut Rng) {
     }
 }
 
-/// The same for large counts, where each is nearly normal around the mean and together they are
-/// the total: independent deviations, less what they have in common.
+/// Approximates [`throw`] for large counts: each count is nearly normal around the mean and the
+/// counts sum to the total, so the deviations are independent except for their common mean, which
+/// is subtracted.
 fn throw_roughly(counts: &mut [f64], total: u64, random: &mut Rng) {
     let mean = to_f64(total) / to_f64(counts.len() as u64);
     counts.fill_with(|| normal(random) * mean.sqrt());
@@ -179,14 +182,14 @@ mod tests {
 
     #[test]
     fn spreads_that_were_reported_of_servers() {
-        // Eight processes, seven tenths in two of them.
+        // Eight processes; two of them have 70 % of the connections.
         let node = balance(&[3625, 3375, 700, 700, 700, 300, 300, 300]);
         assert!(close(node.top_two_share, 0.70, 1e-12));
         assert!(close(node.max_over_mean, 2.9, 1e-12));
         assert!(close(node.variation, 1.05, 0.005));
         assert!(close(node.jain, 0.48, 0.005));
-        // Twelve nginx workers, four of them idle; the four largest counts are the published
-        // ones, the rest of the total is shared out by guess.
+        // Twelve nginx workers, four of them idle. The four largest counts are published figures;
+        // the rest of the total is distributed by assumption.
         let nginx = balance(&[59_114, 27_425, 9_846, 3_769, 700, 200, 80, 29, 0, 0, 0, 0]);
         assert_eq!(nginx.total, 101_163);
         assert!(close(nginx.top_two_share, 0.855, 0.001));
@@ -226,7 +229,7 @@ mod tests {
         let random = Yardstick::random(8, 100_000, 1).expect("a yardstick");
         assert!(close(random.variation, 0.00837, 1e-5));
         assert!(close(random.max_over_mean, 1.0182, 1e-4));
-        // The two largest of eight normal variates are 1.4236 and 0.8522 in the mean.
+        // The expected two largest of eight standard normal variates are 1.4236 and 0.8522.
         let deviation = (8.0_f64 / 100_000.0).sqrt();
         let expected = 0.25 * (1.0 + (1.4236 + 0.8522) / 2.0 * deviation);
         assert!(close(random.top_two_share, expected, 0.0001));

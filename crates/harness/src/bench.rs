@@ -1,7 +1,7 @@
-//! Runs targets under scenarios, interleaved, and sums them up.
+//! Runs targets under scenarios in interleaved order and summarises the trials.
 //!
-//! Owns the order of the trials and the report's data. A trial that fails or does not count is
-//! kept and shown; a signal ends the comparison and leaves what there is.
+//! Owns the order of the trials and the data of the report. A trial that fails or is invalid stays
+//! in the report. A signal ends the comparison early and keeps the finished trials.
 
 use std::time::Instant;
 
@@ -21,50 +21,50 @@ use crate::error::{Error, Result};
 /// The name and version of the report's machine-readable form.
 pub const SCHEMA: &str = "clusterlb-bench/1";
 
-/// What shall be compared.
+/// What to compare.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// The loads.
+    /// The loads to run.
     pub scenarios: Vec<Scenario>,
-    /// The servers; the others are compared with the first.
+    /// The servers; the first is the baseline of all ratios.
     pub targets: Vec<Target>,
-    /// Rounds.
+    /// Number of rounds.
     pub repeats: usize,
-    /// The sizes.
+    /// Sizes and durations.
     pub knobs: Knobs,
 }
 
-/// What came of it.
+/// The result of a comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: &'static str,
-    /// When it began, in milliseconds of Unix time.
+    /// Start time, in milliseconds of Unix time.
     pub started_unix_ms: u64,
-    /// How long it took.
+    /// Duration in seconds.
     pub took_s: f64,
-    /// A signal ended it early: trials are missing.
+    /// A signal ended the run early; trials are missing.
     pub interrupted: bool,
-    /// Rounds.
+    /// Number of rounds.
     pub repeats: usize,
-    /// The sizes.
+    /// Sizes and durations.
     pub settings: Knobs,
-    /// The surroundings.
+    /// The machine and the build.
     pub environment: Environment,
-    /// The servers.
+    /// The servers compared.
     pub targets: Vec<Target>,
-    /// The summaries, scenario by scenario.
+    /// One summary per scenario.
     pub scenarios: Vec<Comparisons>,
-    /// Every trial, in the order in which they ran.
+    /// Every trial, in execution order.
     pub trials: Vec<Outcome>,
-    /// Trials that do not count, or of which some measures do not.
+    /// Number of trials of which at least one kind of measure is invalid.
     pub invalid_trials: usize,
-    /// Targets that were asked for and are not there.
+    /// Requested targets that are not installed.
     pub missing: Vec<String>,
 }
 
 impl Report {
-    /// Some scenario does not show what it is about, since too few trials count for that.
+    /// Whether a scenario has too few valid trials for the measures it exists to show.
     #[must_use]
     pub fn is_lacking(&self) -> bool {
         self.scenarios.iter().any(|scenario| !scenario.too_few.is_empty())
@@ -72,7 +72,7 @@ impl Report {
 }
 
 impl Comparison {
-    /// The targets that can be in a scenario, and why others cannot.
+    /// The targets that can run a scenario, and the reasons why the others cannot.
     fn admitted(&self, scenario: Scenario) -> (Vec<Target>, Vec<String>) {
         let mut left_out = Vec::new();
         let targets = self.targets.iter().filter(|target| {
@@ -83,22 +83,23 @@ impl Comparison {
         (targets.copied().collect(), left_out)
     }
 
-    /// How the trials of a scenario are run; nothing if no target can be in it.
+    /// The plan of a scenario's trials; `None` if no target can run it.
     ///
     /// # Errors
-    /// Too few repeats, too many targets, no time.
+    /// Too few repeats, too many targets, or a duration of zero.
     fn plan(&self, scenario: Scenario) -> Result<Option<Plan>> {
         let (targets, _) = self.admitted(scenario);
         let Knobs { warm_up, duration, .. } = self.knobs;
-        // Judged even if it is not run: a mistake shall be told before the first trial.
+        // Checked even if the scenario has no target, so that a mistake is reported before the
+        // first trial.
         let plan = Plan::new(targets.len().max(1), self.repeats, warm_up, duration)?;
         Ok((!targets.is_empty()).then_some(plan))
     }
 
-    /// Checks what was asked for.
+    /// Validates the selection.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what shows nothing.
+    /// [`Error::Usage`] for a selection that cannot produce a result.
     pub fn check(&self) -> Result<()> {
         if self.scenarios.is_empty() {
             return Err(Error::usage("no scenario", "name one with --scenario"));
@@ -116,10 +117,10 @@ impl Comparison {
         ))
     }
 
-    /// Runs it. `progress` is told what begins now, with how much of the whole is done.
+    /// Runs the comparison. `progress` is called at each step with its name and the fraction done.
     ///
     /// # Errors
-    /// What was asked for shows nothing; no trial could be run at all.
+    /// An invalid selection, or no trial that could run.
     pub fn run(
         &self,
         environment: Environment,

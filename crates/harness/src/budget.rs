@@ -1,21 +1,21 @@
-//! How long a matrix takes at most, known before it begins. Pure.
+//! Computes an upper bound for the duration of a matrix before it starts. Pure.
 //!
-//! The load of a cell ends after its connections or after its time, whichever comes first, so the
-//! whole is bounded by construction: by the cells, their time, and what lies around a load. Owns
-//! the allowance for the latter. Refuses to end anything.
+//! The load of a cell ends after its connections or its time, whichever comes first. The bound is
+//! therefore the sum over the cells of that time plus the time to start and stop the processes.
+//! Owns the allowance for starting and stopping. Does not enforce the bound.
 
 use std::time::Duration;
 
 use super::matrix::Case;
 use super::target::Target;
 
-/// Starting and ending a server of this program and a generator. On two busy CPUs it took a
-/// quarter of that with eight workers.
+/// Time to start and stop one of this program's servers and a generator. Measured: a quarter of
+/// this, on two busy CPUs with eight workers.
 const AROUND_OWN: Duration = Duration::from_millis(200);
-/// The same for Node, whose workers load a runtime each; it took three quarters of that.
+/// The same for Node, whose workers each load a runtime. Measured: three quarters of this.
 const AROUND_NODE: Duration = Duration::from_millis(1_300);
 
-/// The most that a matrix takes, if each of its loads is limited.
+/// Upper bound for the duration of a matrix whose loads all have a time limit.
 #[must_use]
 pub fn at_most(targets: &[Target], cases: &[Case], repeats: usize) -> Option<Duration> {
     let limits = cases.iter().map(|case| case.limit);
@@ -35,7 +35,7 @@ mod tests {
     use super::super::target::mechanisms;
     use super::*;
 
-    /// Every row there can be.
+    /// All possible rows.
     fn rows() -> Vec<Target> {
         let node = ["node:none", "node:rr"].map(|name| name.parse().expect("a target"));
         mechanisms().into_iter().chain(node).collect()

@@ -1,8 +1,8 @@
-//! A process that a measurement has started: heard line by line, and gone when it is dropped.
+//! A child process of a measurement: its output is read line by line, and dropping it ends it.
 //!
-//! Owns the process and everything that it starts, which share a process group of their own, so
-//! that a terminal's Ctrl-C reaches the measurement alone and nothing outlives it. Refuses to
-//! understand what the process says.
+//! Owns the process and its descendants, which share a process group. A terminal's Ctrl-C therefore
+//! reaches only the measuring process, and no descendant outlives the measurement. Does not
+//! interpret the output.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
@@ -17,11 +17,11 @@ use nix::unistd::Pid;
 use super::interrupt::{Halt, Interrupt};
 use crate::error::{Error, Result, errno_of};
 
-/// How often a process is looked at that says nothing.
+/// Interval between checks of a process that prints nothing.
 const LOOK: Duration = Duration::from_millis(5);
-/// Lines of standard error that are kept, the last ones.
+/// Maximum number of lines of standard error kept; older ones are dropped.
 const ERROR_LINES_MAX: usize = 20;
-/// How long output may be under way after its process has ended.
+/// How long to wait for remaining output after the process has ended.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A running process.
@@ -35,24 +35,24 @@ pub struct Child {
     complaints: Vec<String>,
 }
 
-/// What is left of a process.
+/// The result of a process.
 #[derive(Debug)]
 pub struct Ended {
-    /// How it ended; unknown if it could not be waited for.
+    /// Exit status; `None` if waiting for it failed.
     pub status: Option<ExitStatus>,
-    /// It did not end when it was asked to.
+    /// The process did not end when asked and was killed.
     pub forced: bool,
-    /// The lines of standard output that nobody had read.
+    /// Lines of standard output that had not been read.
     pub lines: Vec<String>,
     /// The last lines of standard error.
     pub complaints: Vec<String>,
 }
 
 impl Child {
-    /// Starts a process in a group of its own, without input.
+    /// Starts a process in a new process group, without standard input.
     ///
     /// # Errors
-    /// The program is not there or cannot be executed.
+    /// The program does not exist or cannot be executed.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command
@@ -81,10 +81,10 @@ impl Child {
         Pid::from_raw(i32::try_from(self.process.id()).expect("process ids are positive"))
     }
 
-    /// The next line of its standard output; nothing if it has ended or closed it.
+    /// The next line of standard output; `None` if the process ended or closed it.
     ///
     /// # Errors
-    /// A signal, or no line within the time.
+    /// A signal arrived, or no line within the time.
     pub fn next_line(
         &mut self,
         within: Duration,
@@ -103,18 +103,18 @@ impl Child {
         }
     }
 
-    /// Whether it has ended. It stays to be reaped, so that its number remains its own.
+    /// Whether the process has ended. It is not reaped, so that its pid is not reused.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         !matches!(waitid(Id::Pid(self.pid()), look), Ok(WaitStatus::StillAlive))
     }
 
-    /// Waits for its end, and acts on the way: `during` is called every few milliseconds with the
-    /// time since this was called.
+    /// Waits for the process to end. `during` is called every few milliseconds with the time since
+    /// the call.
     ///
     /// # Errors
-    /// A signal, or no end within the time.
+    /// A signal arrived, or the process did not end within the time.
     pub fn wait(
         &mut self,
         within: Duration,
@@ -132,11 +132,11 @@ impl Child {
         Ok(())
     }
 
-    /// Asks it to end, waits, and ends it by force if that takes too long.
+    /// Asks the process to end, waits, and kills it after the time.
     #[must_use]
     pub fn end(mut self, signal: Signal, within: Duration) -> Ended {
         let deadline = Instant::now() + within;
-        // One that has just ended by itself is as good as asked.
+        // Signalling a process that has just ended is harmless.
         let _ = kill(self.pid(), signal);
         while !self.has_ended() && Instant::now() < deadline {
             std::thread::sleep(LOOK);
@@ -149,11 +149,11 @@ impl Child {
         Ended { status, forced, lines, complaints }
     }
 
-    /// An error that names the process and what it complained of.
+    /// An error that names the process and quotes its standard error.
     #[must_use]
     pub fn failure(&mut self, what: &str) -> Error {
         if self.has_ended() {
-            // Its last words may still be under way.
+            // The last lines may still be in the pipe.
             std::thread::sleep(2 * LOOK);
         }
         self.complaints.extend(self.errors.try_iter());
@@ -166,9 +166,9 @@ impl Child {
         self.complaints.split_off(from)
     }
 
-    /// Ends whatever is left of the group, and reaps the process.
+    /// Kills the rest of the process group and reaps the process.
     fn destroy(&mut self) -> Option<ExitStatus> {
-        // The group's number is not given to others before its leader is reaped.
+        // The group id is not reused before its leader is reaped.
         let _ = killpg(self.pid(), Signal::SIGCONT);
         let _ = killpg(self.pid(), Signal::SIGKILL);
         self.reaped = true;
@@ -184,7 +184,7 @@ impl Drop for Child {
     }
 }
 
-/// An error that names a process, what is wrong with it, and its last words.
+/// An error that names a process, the problem, and its last lines of standard error.
 #[must_use]
 pub fn failure(name: &str, what: &str, complaints: &[String]) -> Error {
     let last = complaints.iter().rev().find(|line| !line.trim().is_empty());
@@ -196,7 +196,8 @@ pub fn failure(name: &str, what: &str, complaints: &[String]) -> Error {
     }
 }
 
-/// Reads lines as they come. The reader ends with the last process that can write them.
+/// Reads lines in a thread. The thread ends when the last process that can write to the pipe has
+/// ended.
 fn lines_of(source: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
@@ -213,7 +214,7 @@ fn lines_of(source: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// What is still to come from a process that has ended.
+/// Remaining output of a process that has ended.
 fn rest_of(lines: &Receiver<String>) -> Vec<String> {
     let deadline = Instant::now() + OUTPUT_PATIENCE;
     let mut rest = Vec::new();

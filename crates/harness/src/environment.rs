@@ -1,6 +1,7 @@
-//! What a report says of the machine, the build and the programs: figures without it mean little.
+//! The part of a report that describes the machine, the build and the programs measured.
 //!
-//! Reads `/proc` and `/sys`, and says "unknown" rather than failing. Refuses to change anything.
+//! Reads `/proc` and `/sys`; a value that cannot be read becomes "unknown". Does not change any
+//! setting.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ use super::target::{Peer, Target};
 use crate::sys::cpu::CpuFacts;
 use crate::sys::{limits, probe};
 
-/// Settings of the kernel that decide what a network load meets.
+/// Kernel settings that affect a network load.
 const SYSCTLS: [&str; 7] = [
     "net/core/somaxconn",
     "net/ipv4/tcp_max_syn_backlog",
@@ -26,45 +27,45 @@ const SYSCTLS: [&str; 7] = [
     "kernel/sched_autogroup_enabled",
 ];
 
-/// The block that every report carries.
+/// The environment section of every report.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Environment {
-    /// The command that measured, as it was typed.
+    /// The command line of the measurement.
     pub command: String,
     /// This program's version.
     pub version: String,
-    /// The commit it was built from, as far as is known.
+    /// The commit it was built from, or "unknown".
     pub commit: String,
     /// `release` or `debug`.
     pub build_profile: String,
-    /// The kernel's release.
+    /// Kernel release.
     pub kernel: String,
-    /// The CPUs' name.
+    /// CPU model.
     pub cpu_model: String,
-    /// CPUs that this process may use.
+    /// CPUs in this process's affinity mask.
     pub allowed_cpus: Vec<usize>,
-    /// Thousandths of a CPU that the control group grants, where it limits them.
+    /// CPU quota of the control group, in thousandths of a CPU; `None` without a limit.
     pub quota_milli_cpus: Option<u64>,
-    /// How the kernel chooses the clock rate.
+    /// Frequency governor of the CPUs.
     pub governor: String,
-    /// Who runs where.
+    /// CPUs of the server and of the generator.
     pub placement: Placement,
-    /// How much of io_uring there is.
+    /// Availability of io_uring.
     pub io_uring: String,
-    /// Descriptors that a process may have.
+    /// Limit on file descriptors per process.
     pub descriptors_max: u64,
-    /// The kernel's settings.
+    /// Kernel settings by name.
     pub sysctls: BTreeMap<String, String>,
-    /// The versions of other servers that were measured.
+    /// Versions of the other servers measured.
     pub peers: BTreeMap<String, String>,
-    /// Others that ran on this machine when the measurement began: the load average.
+    /// Load average when the measurement began.
     pub load_average: String,
-    /// What a reader should know before looking at any figure, a sentence each.
+    /// Caveats to read before any figure, one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl Environment {
-    /// Looks around. To be called before anything is started.
+    /// Reads the environment. Call it before starting any process.
     #[must_use]
     pub fn look(facts: &CpuFacts, placement: &Placement, targets: &[Target]) -> Self {
         let support = probe::probe();
@@ -114,7 +115,7 @@ impl Environment {
     }
 }
 
-/// The words of the command, the program's own by its name alone.
+/// The command line, with the program reduced to its file name.
 fn command() -> String {
     let words: Vec<String> = std::env::args().skip(1).collect();
     ["clusterlb".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
@@ -124,7 +125,7 @@ fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// A value in one line, or the admission that there is none.
+/// The value on one line, or "unknown" if it is empty.
 fn known(value: &str) -> String {
     let words: Vec<&str> = value.split_whitespace().collect();
     if words.is_empty() { "unknown".to_owned() } else { words.join(" ") }
@@ -143,7 +144,7 @@ fn load_average(loadavg: &str) -> String {
     known(&loadavg.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
 }
 
-/// The commit that the build was told, or that of the checkout in which this program lies.
+/// The commit passed to the build, or that of the checkout that contains this program.
 fn commit() -> String {
     if let Some(commit) = option_env!("CLUSTERLB_COMMIT") {
         return known(commit);
@@ -159,13 +160,13 @@ fn commit() -> String {
     known(&told.map_or_else(String::new, |told| String::from_utf8_lossy(&told.stdout).into_owned()))
 }
 
-/// What a program calls its version.
+/// The version that a program reports.
 fn version_of(peer: Peer) -> String {
     let argument = if matches!(peer, Peer::Node { .. }) { "--version" } else { "-v" };
     let Ok(told) = Command::new(peer.program()).arg(argument).output() else {
         return "unknown".to_owned();
     };
-    // nginx tells it on standard error.
+    // nginx prints its version on standard error.
     let all = [told.stdout, told.stderr].concat();
     known(String::from_utf8_lossy(&all).lines().next().unwrap_or(""))
 }

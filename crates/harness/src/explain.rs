@@ -1,14 +1,14 @@
-//! What a matrix means, in sentences. Pure.
+//! Explanatory text for a matrix. Pure.
 //!
-//! Owns the explanations. They say how each mechanism chooses, not that one is better: which
-//! spread is good depends on what is served.
+//! Owns the explanations. They describe how each mechanism chooses a worker and do not rank them:
+//! the best spread depends on the workload.
 
 use super::imbalance::Report;
 use super::matrix::{Cell, SHARE_CALLED_OUT};
 use super::target::{Peer, Target};
 use crate::schedule::{AcceptMechanism, Policy};
 
-/// Where the well-known sentence comes from.
+/// Source of the well-known sentence.
 const ORIGIN: &str = "\
 Node's documentation says of SCHED_NONE that loads were seen where over 70 % of all connections \
 ended up in just two processes out of eight. The sentence came in April 2013 with the commit that \
@@ -18,24 +18,24 @@ here); since version 1.45 it takes one connection a wake-up (epoll here). Whethe
 more or less than 70 % therefore neither confirms nor refutes the sentence; it shows what that \
 mechanism does there, under that load.";
 
-/// How a target chooses who gets a connection.
+/// How a target chooses the worker for a connection.
 #[must_use]
 pub fn mechanism(target: Target) -> &'static str {
     match target {
         Target::Own { accept: Some(accept), .. } => accepting(accept),
         Target::Own { policy: Policy::Rr, .. } => {
-            "The primary alone accepts, and gives each connection to the next worker in turn, \
-             passing over those that are behind. Nobody races, so the counts differ by what was \
-             passed over and by the last round."
+            "Only the primary accepts. It gives each connection to the next worker in turn and \
+             skips workers that are behind. There is no race: the counts differ by the skips and \
+             by the last round."
         }
         Target::Own { policy: Policy::Least, .. } => {
-            "The primary alone accepts, and gives each connection to the worker with the fewest in \
-             flight; among equals in turn. Under short connections that is near even, and under \
-             long ones what is open stays even."
+            "Only the primary accepts. It gives each connection to the worker with the fewest in \
+             flight; ties go in turn. Short connections spread nearly evenly; with long ones the \
+             numbers of open connections stay even."
         }
         Target::Own { policy: Policy::Sticky, .. } => {
-            "The primary alone accepts, and the client's address decides the worker unless that \
-             one is overloaded. Few clients therefore mean few workers, by intention."
+            "Only the primary accepts. The client's address decides the worker unless that \
+             worker is overloaded, so few clients use few workers. This is intended."
         }
         Target::Peer(Peer::Node { primary_accepts: true }) => {
             "Node's primary accepts and keeps a list of idle workers; the first of the list gets \
@@ -55,40 +55,40 @@ fn accepting(accept: AcceptMechanism) -> &'static str {
     match accept {
         AcceptMechanism::Epoll => {
             "All idle workers wait on one socket and a connection wakes all of them. The first to \
-             run takes it, the others find nothing. Who runs first is the scheduler's affair: \
-             mostly somebody whose CPU happens to be free, often the same few. When all are busy \
-             nobody waits, each takes one when it comes free, and the spread evens out."
+             run takes it, the others find nothing. The kernel's scheduler decides which runs \
+             first: mostly a worker whose CPU is free, often the same few. When all are busy, each \
+             takes a connection when it becomes free, and the spread evens out."
         }
         AcceptMechanism::EpollDrain => {
-            "As epoll, but the winner goes on accepting until nothing waits. What arrives in a \
-             burst goes to whoever was first. This is how libuv accepted before version 1.45."
+            "As epoll, but the winner accepts until the queue is empty, so a burst goes to the \
+             first worker to wake. This is how libuv accepted before version 1.45."
         }
         AcceptMechanism::EpollExclusive => {
-            "A connection wakes one waiting worker only, and the kernel looks for it from the same \
-             end of its list every time. As long as that worker is back in epoll_wait before the \
-             next connection it gets that one too; only what arrives while it is busy goes to the \
-             next in the list. Idle servers are the most lopsided, busy ones are even."
+            "A connection wakes a single waiting worker, and the kernel always searches its list \
+             from the same end. A worker that is back in epoll_wait before the next connection gets \
+             that one too; the next worker in the list gets only what arrives while it is busy. \
+             Idle servers are the most uneven, busy ones are even."
         }
         AcceptMechanism::Uring => {
-            "Each worker has one accept waiting in the kernel's list. A connection uses up the \
-             first; its worker enters a new one behind all others. So idle workers take turns. \
-             With many clients connections are already waiting when the new accept is entered, \
-             and whoever is running takes them without any turn."
+            "Each worker has one accept request in the kernel's list. A connection completes the \
+             first request; its worker appends a new one at the end, so idle workers take turns. \
+             With many clients, connections are already queued when a request is submitted, and \
+             the running worker takes them out of turn."
         }
         AcceptMechanism::UringMultishot => {
-            "A multishot accept stays in its place in the kernel's list after a connection, and \
-             never declines one, however busy its worker is. The first worker to arm it therefore \
-             gets everything as long as it lives; the others wait for nothing."
+            "A multishot accept keeps its position in the kernel's list after a connection and \
+             accepts the next one however busy its worker is. The first worker to arm it therefore \
+             gets every connection as long as it runs; the others get none."
         }
         AcceptMechanism::Reuseport => {
-            "Every worker has a socket of its own and the kernel picks one by a hash of the \
-             addresses, without looking at anybody's load. That is assignment by chance: near even \
-             for many connections, lumpy for few, and a worker that is stuck still gets its part."
+            "Each worker has its own socket, and the kernel picks one by a hash of the addresses, \
+             whatever the load. The effect is random assignment: nearly even for many \
+             connections, uneven for few, and a stalled worker still gets its share."
         }
     }
 }
 
-/// The words under a matrix, a paragraph each.
+/// The text under a matrix, one string per paragraph.
 #[must_use]
 pub fn of_matrix(report: &Report) -> Vec<String> {
     let mut words = vec![called_out(report)];
@@ -100,7 +100,7 @@ pub fn of_matrix(report: &Report) -> Vec<String> {
     words
 }
 
-/// Which cells exceed the figure that everybody knows.
+/// Lists the cells above the well-known figure.
 fn called_out(report: &Report) -> String {
     let limit = 100.0 * SHARE_CALLED_OUT;
     let measured = report.cells.iter().filter(|cell| cell.summary.is_some()).count();
@@ -138,7 +138,7 @@ fn called_out(report: &Report) -> String {
     )
 }
 
-/// Who did better than throwing dice would.
+/// Lists the targets that spread more evenly than random assignment.
 fn against_chance(report: &Report) -> Option<String> {
     let beats = |cell: &Cell| {
         let (summary, chance) = cell.summary.zip(cell.yardstick)?;
@@ -156,8 +156,8 @@ fn against_chance(report: &Report) -> Option<String> {
         .collect();
     (!rows.is_empty()).then(|| {
         format!(
-            "The yardstick is assignment by chance: connections thrown at workers like dice. Loads \
-             under which two workers got no more than that: {}.",
+            "The yardstick is random assignment of connections to workers. Loads under which the \
+             two busiest workers got at most the share that it gives: {}.",
             rows.join(", ")
         )
     })

@@ -1,6 +1,7 @@
-//! The load generator as a process of its own, so that its CPU time and its faults are its own.
+//! Runs the load generator as a separate process, so that its CPU time and its faults are kept
+//! apart from those of the measurement.
 //!
-//! Owns its arguments and the reading of its report. Refuses to judge the report.
+//! Owns the generator's arguments and parses its report. Does not judge the report.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,22 +14,22 @@ use super::interrupt::{Halt, Interrupt};
 use super::server::own_command;
 use crate::sys::cpu::format_cpu_list;
 
-/// What is added to the time that a run should take before it counts as stuck.
+/// Time beyond the planned duration after which a run counts as stuck.
 const MARGIN: Duration = Duration::from_secs(60);
-/// How long a run that was interrupted may take to end.
+/// How long an interrupted run may take to end.
 const END_WITHIN: Duration = Duration::from_secs(3);
 
 /// When requests start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// At so many a second, whatever the server does.
+    /// Open loop: starts at a fixed rate, independent of the server.
     Rate {
-        /// Starts a second.
+        /// Starts per second.
         per_s: f64,
-        /// Random gaps, as of many independent clients; otherwise equal ones.
+        /// Exponential gaps, as from many independent clients; otherwise equal gaps.
         random: bool,
     },
-    /// So many at once, each as soon as the one before is answered.
+    /// Closed loop: this many clients, each sending its next request when the last is answered.
     Clients(u32),
 }
 
@@ -37,22 +38,22 @@ pub enum Pace {
 pub struct Load {
     /// When requests start.
     pub pace: Pace,
-    /// How long, if the number of requests does not end it.
+    /// Time limit; `None` if `requests` ends the load.
     pub duration: Option<Duration>,
-    /// How many requests, if time does not end it.
+    /// Number of requests; `None` if `duration` ends the load.
     pub requests: Option<u64>,
-    /// Connections are kept open and used again.
+    /// Reuse connections.
     pub keep_alive: bool,
-    /// Idle connections held open meanwhile.
+    /// Idle connections held open during the load.
     pub hold: u32,
-    /// How long a request may take.
+    /// Timeout of a request.
     pub timeout: Duration,
-    /// Seed of random gaps.
+    /// Seed of the random gaps.
     pub seed: u64,
 }
 
 impl Load {
-    /// So many clients at once, each connection for one request.
+    /// A closed loop of this many clients with one request per connection.
     #[must_use]
     pub fn clients(count: u32) -> Self {
         Self {
@@ -66,7 +67,7 @@ impl Load {
         }
     }
 
-    /// The words after `load`, without the target.
+    /// The arguments of `load`, without the target.
     #[must_use]
     pub fn arguments(&self, cpus: &[usize]) -> Vec<String> {
         let mut words: Vec<String> = vec!["--json".into(), "--quiet".into()];
@@ -96,11 +97,11 @@ impl Load {
     }
 }
 
-/// Puts a load on a server and waits for what came of it. `during` is called every few
-/// milliseconds with the time since the generator was started.
+/// Runs the load against a server and returns the generator's report. `during` is called every few
+/// milliseconds with the time since the generator started.
 ///
 /// # Errors
-/// A signal; a generator that cannot do what it shall.
+/// A signal, or a generator that failed.
 pub fn run(
     load: &Load,
     address: SocketAddr,

@@ -1,8 +1,8 @@
-//! Runs every mechanism under every load and enters who got what.
+//! Runs every mechanism under every load and records how connections were spread.
 //!
-//! Every run has server and generator processes of its own. Owns the order: all mechanisms take a
-//! load one after the other before the next load begins, repeat by repeat, so that what disturbs
-//! the machine for a while disturbs a row of the matrix and not one mechanism alone.
+//! Each run has fresh server and generator processes. Owns the order: all mechanisms run one load
+//! before the next load begins, repeat by repeat, so that a temporary disturbance affects a row of
+//! the matrix and not a single mechanism.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,45 +21,45 @@ use crate::error::{Error, Result};
 
 /// The name and version of the report's machine-readable form.
 pub const SCHEMA: &str = "clusterlb-imbalance/1";
-/// What the generator says against a run that is none of a matrix's business: there is no rate to
-/// miss here, and a generator that is busy loads a server no less.
+/// Findings of the generator that do not apply to a matrix: its loops are closed, so no rate can be
+/// missed, and a busy generator does not change how connections are spread.
 const OF_NO_MATTER: [&str; 1] = ["generator_busy"];
 
-/// What shall be run.
+/// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The rows.
     pub targets: Vec<Target>,
     /// The columns.
     pub cases: Vec<Case>,
-    /// How often each cell is run.
+    /// Runs per cell.
     pub repeats: usize,
     /// Worker processes of each server.
     pub workers: usize,
-    /// Decides every random choice of the programs that take a seed.
+    /// Seed of the programs that take one.
     pub seed: u64,
-    /// Which selection this is.
+    /// Name of the selection.
     pub extent: Extent,
 }
 
-/// What came of it.
+/// The result of a matrix.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: &'static str,
-    /// When it began, in milliseconds of Unix time.
+    /// Start time, in milliseconds of Unix time.
     pub started_unix_ms: u64,
-    /// How long it took.
+    /// Duration in seconds.
     pub took_s: f64,
-    /// A signal ended it early: cells are missing.
+    /// A signal ended the run early; cells are missing.
     pub interrupted: bool,
-    /// Which selection of loads.
+    /// Name of the selection of loads.
     pub extent: Extent,
     /// Worker processes of each server.
     pub workers: usize,
-    /// How often each cell was to be run.
+    /// Planned runs per cell.
     pub repeats: usize,
-    /// The surroundings.
+    /// The machine and the build.
     pub environment: Environment,
     /// The rows, in order.
     pub targets: Vec<Target>,
@@ -67,16 +67,16 @@ pub struct Report {
     pub loads: Vec<Case>,
     /// The matrix, row by row.
     pub cells: Vec<Cell>,
-    /// Rows that were asked for and could not be run, and why.
+    /// Requested rows that could not run, with the reasons.
     pub missing: Vec<String>,
-    /// The share of two workers beyond which a cell is called out.
+    /// Share of the two busiest workers above which a cell is marked.
     pub called_out_above: f64,
-    /// What it means, in words.
+    /// Explanatory text, one string per paragraph.
     pub words: Vec<String>,
 }
 
 impl Report {
-    /// The cell of a row and a column, counted from zero.
+    /// The cell at a row and column, both counted from 0.
     #[must_use]
     pub fn cell(&self, row: usize, column: usize) -> Option<&Cell> {
         self.cells.get(row * self.loads.len() + column)
@@ -90,12 +90,13 @@ pub fn unix_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Runs the plan. `progress` is told what begins now, with how much of the whole is done.
+/// Runs the plan. `progress` is called at each step with its name and the fraction done.
 ///
-/// A signal ends it early; the report then holds what there is, and the signal is told beside it.
+/// A signal ends the run early; the report then holds the finished cells and is returned with the
+/// signal.
 ///
 /// # Errors
-/// No mechanism could be run at all.
+/// No mechanism could run.
 pub fn run(
     plan: &Plan,
     environment: Environment,
@@ -145,7 +146,7 @@ fn fill(
     let mut last_error = None;
     for number in 0..all {
         let (repeat, column) = (number / (rows * columns), number / rows % columns);
-        // Every other repeat goes backwards.
+        // Every other repeat runs in reverse order.
         let row = if repeat % 2 == 0 { number % rows } else { rows - 1 - number % rows };
         let (target, case) = (plan.targets[row], &plan.cases[column]);
         progress(number, all, &format!("{target}, {}", case.name));
@@ -165,7 +166,7 @@ fn fill(
     }
 }
 
-/// One cell, once.
+/// Runs one cell once.
 fn one(
     plan: &Plan,
     placement: &Placement,
@@ -204,7 +205,7 @@ fn one(
     if books.restarted > 0 {
         problems.push(format!("workers ended and were replaced: {}", books.restarted));
     }
-    // Held connections ask nothing, and the one request beside them is no distribution.
+    // Held connections carry no requests; the single measured request is not a distribution.
     let latency = Some(&loaded.latency.response).filter(|_| !case.held);
     Ok(Run {
         repeat,

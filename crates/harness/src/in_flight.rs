@@ -1,40 +1,40 @@
-//! How many connections each worker holds over time, seen from outside.
+//! Samples the number of connections that each worker holds during a run, from outside.
 //!
-//! A connection that is served is a descriptor of the process that serves it, in every server. So
-//! the number of a worker's descriptors, less what it has when nothing is asked of it, is told by
-//! the kernel for all servers alike and costs them nothing. What still waits in a backlog, or on
-//! its way to a worker, is nobody's descriptor yet and not counted. Servers whose workers are
-//! threads share one table of descriptors and have one curve.
+//! In every server, a connection being served is a descriptor of the process that serves it. The
+//! number of a worker's descriptors, less those it has when idle, comes from the kernel, is
+//! comparable between servers and costs them nothing. A connection still in a backlog or in transit
+//! to a worker is not counted. Workers that are threads share one descriptor table and have one
+//! common curve.
 //!
-//! Owns the looks, how many are kept, and what they come to. Refuses to judge.
+//! Owns the sampling, the number of samples kept, and their statistics. Does not judge them.
 
 use std::fs;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Looks that are kept. At the bound every other one is dropped, and from then on there are half
-/// as many a second: a run of any length has between half of them and all.
+/// Maximum number of samples kept. At the bound every other sample is dropped and the sampling
+/// interval doubles, so that a run of any length keeps between half of them and all.
 const LOOKS_MAX: usize = 200;
-/// The time between two looks of a short run.
+/// Initial sampling interval.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// What the looks came to.
+/// The samples and their statistics.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct InFlight {
-    /// When there was a look, from the start of the load on.
+    /// Sample times, from the start of the load.
     pub at_ms: Vec<f64>,
-    /// The connections of each worker at those times; one row for all where workers are threads.
+    /// Connections of each worker at those times; a single row where workers are threads.
     pub connections: Vec<Vec<u64>>,
-    /// The mean over time of each row.
+    /// Mean over time of each row.
     pub mean: Vec<f64>,
-    /// The most at any look, those among them that were not kept.
+    /// Maximum of each row, including samples that were dropped.
     pub max: Vec<u64>,
-    /// The mean over time of what the fullest worker had more than the emptiest.
+    /// Mean over time of the difference between the fullest and the emptiest worker.
     pub spread_mean: Option<f64>,
 }
 
-/// Looks at the workers of a server while it is loaded.
+/// Samples the workers of a server under load.
 #[derive(Debug)]
 pub struct Watch {
     processes: Vec<u32>,
@@ -42,8 +42,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches these workers or, if there are none, the server's only process. To be called
-    /// before the load begins: what is open now is not part of it.
+    /// Samples these workers or, if there are none, the server's only process. Call it before the
+    /// load begins: descriptors open now are the baseline.
     #[must_use]
     pub fn new(workers: &[u32], root: u32) -> Self {
         let processes = if workers.is_empty() { vec![root] } else { workers.to_vec() };
@@ -52,7 +52,7 @@ impl Watch {
         watch
     }
 
-    /// Looks, if it is time to: `now` is counted from the start of the load.
+    /// Takes a sample if one is due. `now` counts from the start of the load.
     pub fn look(&mut self, now: Duration) {
         if self.looks.is_due(now) {
             let counts = self.counts();
@@ -60,7 +60,7 @@ impl Watch {
         }
     }
 
-    /// What was seen.
+    /// The result.
     #[must_use]
     pub fn finish(self) -> InFlight {
         self.looks.finish()
@@ -71,22 +71,22 @@ impl Watch {
     }
 }
 
-/// How many descriptors a process has; nothing if it is gone.
+/// Number of descriptors of a process; `None` if it has ended.
 fn descriptors(pid: u32) -> Option<u64> {
     let temp_dir = format!("/proc/{pid}/fd");
     match fs::metadata(&temp_dir).ok()?.len() {
-        // Before Linux 6.2 the folder has no size, and its entries have to be counted.
+        // Before Linux 6.2 this directory reports no size, so its entries are counted.
         0 => Some(fs::read_dir(&temp_dir).ok()?.count() as u64),
         count => Some(count),
     }
 }
 
-/// Counts of several processes at growing times. Pure.
+/// Counts of several processes over time. Pure.
 #[derive(Debug)]
 struct Looks {
     at: Vec<Duration>,
     counts: Vec<Vec<Option<u64>>>,
-    /// The smallest and the largest count of each process.
+    /// Minimum and maximum count of each process.
     extremes: Vec<Option<(u64, u64)>>,
     interval: Duration,
 }
@@ -101,7 +101,7 @@ impl Looks {
         }
     }
 
-    /// Takes in what is open without a load.
+    /// Records the baseline.
     fn rest(&mut self, counts: &[Option<u64>]) {
         for (known, count) in self.extremes.iter_mut().zip(counts) {
             let Some(count) = *count else { continue };
@@ -127,8 +127,8 @@ impl Looks {
 
     fn finish(self) -> InFlight {
         let Self { at, counts, extremes, .. } = self;
-        // Programs open a file for themselves now and then, and some only with the first request:
-        // the least that was ever seen is what belongs to no connection.
+        // A program opens other files now and then, some only at the first request. The
+        // minimum ever seen is the number of descriptors that are not connections.
         let least = |place: usize| extremes[place].map_or(0, |(least, _)| least);
         let row = |place: usize| -> Vec<u64> {
             let own = counts.iter().map(|look| look[place]);
@@ -156,14 +156,14 @@ fn drop_every_other<T>(values: &mut Vec<T>) {
     });
 }
 
-/// What the fullest row has more than the emptiest at some look.
+/// Difference between the fullest and the emptiest row at one sample.
 fn spread(rows: &[Vec<u64>], look: usize) -> u64 {
     let counts = || rows.iter().map(|row| row[look]);
     counts().max().unwrap_or(0) - counts().min().unwrap_or(0)
 }
 
-/// The mean over time: each count stands until the next look. The last one only ends the one
-/// before; where it is the only one it is the mean.
+/// Time-weighted mean: each count holds until the next sample. The last sample only ends the
+/// previous interval; a single sample is its own mean.
 fn mean(at: &[Duration], counts: &[u64]) -> Option<f64> {
     let whole_s = (at.last()?.saturating_sub(*at.first()?)).as_secs_f64();
     if whole_s <= 0.0 {
@@ -197,7 +197,7 @@ mod tests {
         looks.rest(&[Some(10), Some(12)]);
         looks.enter(ms(0), vec![Some(14), Some(12)]);
         looks.enter(ms(30), vec![Some(10), Some(13)]);
-        // One that is gone holds nothing.
+        // A process that has ended holds no connections.
         looks.enter(ms(40), vec![None, Some(12)]);
         let found = looks.finish();
         assert_eq!(found.at_ms, [0.0, 30.0, 40.0]);
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn sockets_of_a_process_are_seen() {
-        // Other tests of this process open files, too: only the least is certain.
+        // Other tests in this process open files too, so only the minimum is certain.
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let mut watch = Watch::new(&[], std::process::id());
@@ -252,7 +252,7 @@ mod tests {
                     prop_assert_eq!(looks.at.len(), looks.counts.len());
                 }
             }
-            // Looks come up to 20 ms later than they are due, and dropping doubles both.
+            // Samples come up to 20 ms late; dropping samples doubles both terms.
             let longest = looks.interval * (5 + 20) / 5;
             for pair in looks.at.windows(2) {
                 prop_assert!(pair[1] - pair[0] <= longest, "{:?} to {:?}", pair[0], pair[1]);

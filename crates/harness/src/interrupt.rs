@@ -1,7 +1,7 @@
-//! What a measurement listens to besides its processes: the wish to end it.
+//! Lets a signal end a measurement.
 //!
-//! Owns the signals of the measuring process. Refuses to end it: whoever measures unwinds, ends
-//! what it has started, and shows what there is so far.
+//! Owns the signal handling of the measuring process. Does not end anything: the measurement
+//! unwinds, stops the processes it started, and reports its results so far.
 
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use nix::sys::signal::Signal;
 use crate::error::{Error, Result};
 use crate::sys::signal::Signals;
 
-/// Why a measurement goes no further.
+/// Why a measurement stopped.
 #[derive(Debug)]
 pub enum Halt {
-    /// A signal asked for it.
+    /// A signal arrived.
     Interrupted(Signal),
-    /// Something failed.
+    /// A step failed.
     Failed(Error),
 }
 
@@ -27,7 +27,7 @@ impl From<Error> for Halt {
     }
 }
 
-/// Listens for signals that end a measurement.
+/// Receives the signals that end a measurement.
 #[derive(Debug)]
 pub struct Interrupt {
     signals: Signals,
@@ -35,16 +35,16 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens from now on. To be called before anything is started.
+    /// Starts receiving the signals. Call it before starting any process.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// The descriptor limit is reached.
     pub fn new() -> Result<Self> {
         let signals = Signals::receive(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])?;
         Ok(Self { signals, arrived: None })
     }
 
-    /// Goes on, unless a signal has arrived.
+    /// Returns an error once a signal has arrived.
     ///
     /// # Errors
     /// [`Halt::Interrupted`], from the first signal on.
@@ -55,7 +55,7 @@ impl Interrupt {
         self.arrived.map_or(Ok(()), |signal| Err(Halt::Interrupted(signal)))
     }
 
-    /// Waits, but not beyond a signal.
+    /// Sleeps until the time has passed or a signal arrives.
     ///
     /// # Errors
     /// [`Halt::Interrupted`] for a signal.
@@ -68,9 +68,9 @@ impl Interrupt {
                 return Ok(());
             }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            // Less than a millisecond rounds down to nothing, and would be polled away.
+            // A remainder below 1 ms would round down to zero and busy-poll.
             let timeout = if left.as_millis() == 0 { PollTimeout::from(1_u8) } else { timeout };
-            // An error means that a signal cut the wait short, which the next look finds.
+            // An error means that a signal interrupted the wait; the next `check` finds it.
             let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
         }
     }

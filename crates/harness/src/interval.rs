@@ -1,22 +1,22 @@
-//! What a handful of repeated runs says: medians, intervals that assume nothing, and verdicts.
+//! Statistics of a few repeated runs: medians, distribution-free intervals and verdicts.
 //!
-//! The interval of a median is made of two of the measured values themselves (order statistics):
-//! the true median lies outside only when all of a tail's coin flips fall on one side, so the
-//! coverage is exact for every distribution. Runs on a busy machine are not normal, and six of
-//! them support no finer claim. Refuses to judge from fewer.
+//! The ends of a median's interval are two of the measured values (order statistics). Its coverage
+//! is exact for every distribution, because the true median lies outside only if enough coin flips
+//! fall on one side. Runs on a busy machine are not normally distributed, and six of them support
+//! no stronger claim. Fewer than six give no interval.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Fewer values than this give no interval of [`COVERAGE_WANTED`].
+/// Minimum number of values for an interval of [`COVERAGE_WANTED`].
 pub const SAMPLES_MIN: usize = 6;
-/// The least coverage that is called an interval. With six values it is 96.9 %, never less than
-/// this with more.
+/// Minimum coverage of an interval. Six values give 96.9 %, and more values never less than this
+/// bound.
 pub const COVERAGE_WANTED: f64 = 0.95;
 
-/// The middle of the values, or the mean of the two in the middle; nothing for no values or for
-/// values that are no numbers.
+/// The median, which is the mean of the middle two for an even count. `None` for no values or a
+/// NaN.
 #[must_use]
 pub fn median(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values)?;
@@ -25,7 +25,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some(sorted[middle] + (sorted[other] - sorted[middle]) / 2.0)
 }
 
-/// Largest less smallest over the median: how far runs of the same thing lie apart.
+/// (Largest − smallest) / median: the relative range of the runs.
 #[must_use]
 pub fn spread(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values)?;
@@ -35,24 +35,24 @@ pub fn spread(values: &[f64]) -> Option<f64> {
     if range == 0.0 { Some(0.0) } else { Some(spread).filter(|spread| spread.is_finite()) }
 }
 
-/// A median and where the true one lies.
+/// A median and its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
-    /// The lower end, one of the values.
+    /// Lower end, one of the values.
     pub low: f64,
     /// The median.
     pub median: f64,
-    /// The upper end, one of the values.
+    /// Upper end, one of the values.
     pub high: f64,
-    /// How probable it is that the true median lies between the ends.
+    /// Probability that the interval contains the true median.
     pub coverage: f64,
-    /// How many values there were.
+    /// Number of values.
     pub samples: usize,
 }
 
 impl Interval {
-    /// The narrowest symmetric interval that covers the median with [`COVERAGE_WANTED`]; nothing
-    /// for fewer than [`SAMPLES_MIN`] values or values that are no numbers.
+    /// The narrowest symmetric interval that covers the median with [`COVERAGE_WANTED`]; `None` for
+    /// fewer than [`SAMPLES_MIN`] values or a NaN.
     #[must_use]
     pub fn of(values: &[f64]) -> Option<Self> {
         let sorted = sorted(values)?;
@@ -67,7 +67,7 @@ impl Interval {
     }
 }
 
-/// How the interval is written beside a median: its ends, its coverage, and what that rests on.
+/// Formats the interval for print beside its median: ends, coverage and number of values.
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let places = f.precision().unwrap_or(2);
@@ -78,15 +78,15 @@ impl fmt::Display for Interval {
     }
 }
 
-/// Which of two things is smaller, as far as the runs show it.
+/// Which of two things is smaller, as far as the runs show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// The first is lower in the whole interval.
+    /// The whole interval says that the first is lower.
     FirstLower,
-    /// The second is.
+    /// The whole interval says that the second is lower.
     SecondLower,
-    /// The interval holds "the same", so the runs do not tell.
+    /// The interval contains equality.
     NoDifferenceShown,
 }
 
@@ -100,25 +100,24 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Two things measured in the same rounds, so that what disturbed a round disturbed both.
+/// Two things measured in the same rounds, so that a disturbance of a round affects both.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The median of the paired differences or ratios.
+    /// Interval of the median paired difference or ratio.
     pub interval: Interval,
-    /// What it shows.
+    /// The conclusion.
     pub verdict: Verdict,
 }
 
 impl Comparison {
-    /// Compares by first − second of each round. Nothing for unpaired values, and as for
-    /// [`Interval::of`].
+    /// Compares first − second per round. `None` for unpaired values, or as for [`Interval::of`].
     #[must_use]
     pub fn of_differences(first: &[f64], second: &[f64]) -> Option<Self> {
         Self::new(first, second, 0.0, |first, second| first - second)
     }
 
-    /// Compares by first ÷ second of each round, for things whose size changes from round to
-    /// round. All values must be above zero.
+    /// Compares first ÷ second per round, for quantities whose size varies between rounds. All
+    /// values must be positive.
     #[must_use]
     pub fn of_ratios(first: &[f64], second: &[f64]) -> Option<Self> {
         if first.iter().chain(second).any(|value| *value <= 0.0) {
@@ -145,7 +144,7 @@ impl Comparison {
     }
 }
 
-/// The values in order, unless one of them is no number.
+/// The values in ascending order; `None` if one of them is NaN.
 fn sorted(values: &[f64]) -> Option<Vec<f64>> {
     if values.iter().any(|value| !value.is_finite()) {
         return None;
@@ -155,12 +154,12 @@ fn sorted(values: &[f64]) -> Option<Vec<f64>> {
     Some(sorted)
 }
 
-/// The largest rank, counted from one at either end, whose values still enclose the median well
-/// enough, and how well. The chance of fewer than `rank` of n values below the median is that of
-/// so few heads in n throws of a coin.
+/// The largest rank, counted from either end, whose values still cover the median well enough, and
+/// the coverage. The chance of fewer than `rank` of n values below the median equals that of fewer
+/// than `rank` heads in n coin flips.
 fn rank_and_coverage(samples: usize) -> Option<(usize, f64)> {
     let mut best = None;
-    // The chance of exactly `heads`, kept as a logarithm: 2^-n leaves the range of a float.
+    // The probability of exactly `heads`, as a logarithm: 2^-n underflows a float.
     let mut chance_ln = -to_f64(samples) * std::f64::consts::LN_2;
     let mut below = 0.0;
     for heads in 0..samples / 2 {
@@ -230,7 +229,7 @@ mod tests {
         let base = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0];
         let less = base.map(|value| value * 0.9);
         let verdict = |comparison: Option<Comparison>| comparison.expect("pairs").verdict;
-        // The values overlap widely; round by round the second is lower.
+        // The values overlap widely, but the second is lower in every round.
         assert_eq!(verdict(Comparison::of_differences(&base, &less)), Verdict::SecondLower);
         assert_eq!(verdict(Comparison::of_differences(&less, &base)), Verdict::FirstLower);
         let ratios = Comparison::of_ratios(&less, &base).expect("pairs");
@@ -248,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_coverage_is_what_it_claims() {
-        // A skewed distribution with a known median, ln 2.
+        // A skewed distribution whose median is known: ln 2.
         let mut random = Rng::with_seed(5);
         for samples in [6, 9, 25] {
             let rounds = 20_000;

@@ -1,11 +1,11 @@
-//! Measuring who takes the load, and saying so honestly.
+//! Measures how servers spread load over their workers, and reports the result with its limits.
 //!
-//! Pure, numbers in, numbers, words or pictures out, every random choice from a seed that is
-//! passed in: [`balance`], [`budget`], [`interval`], [`plan`], [`queueing`], [`target`],
-//! [`placement`], [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`summary`],
-//! [`work`], [`chart`] and [`report`].
+//! Pure modules (numbers in; numbers, text or charts out; all randomness from a seed argument):
+//! [`balance`], [`budget`], [`interval`], [`plan`], [`queueing`], [`target`], [`placement`],
+//! [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`summary`], [`work`], [`chart`]
+//! and [`report`].
 //!
-//! Running servers and the load generator, all of them processes of their own: [`interrupt`],
+//! Modules that run servers and the load generator, each as a separate process: [`interrupt`],
 //! [`child`], [`server`], [`generator`], [`usage`], [`in_flight`], [`environment`], [`imbalance`],
 //! [`trial`], [`mod@bench`].
 

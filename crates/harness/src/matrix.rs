@@ -1,6 +1,6 @@
-//! Who gets the load, for every mechanism under every load: the cells, and what they come to.
+//! The matrix of mechanisms and loads: its cells and their statistics.
 //!
-//! Owns the loads, their sizes, and the sums over repeats. Pure: running them is not done here.
+//! Owns the loads, their sizes, and the summary over repeats. Pure: does not run anything.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ use super::interval::median;
 use super::target::Target;
 use crate::work::Work;
 
-/// The share of two workers beyond which a cell is called out; the figure that Node's
-/// documentation made known.
+/// Share of the two busiest workers above which a cell is marked; the figure made known by Node's
+/// documentation.
 pub const SHARE_CALLED_OUT: f64 = 0.70;
-/// Clients of the loads with a few and with many of them.
+/// Number of clients of the small and of the large loads.
 const FEW: u32 = 8;
 const MANY: u32 = 64;
 
-/// How much is run.
+/// Which loads to run, and how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Extent {
-    /// The loads that differ most, few connections.
+    /// The loads that differ most, with few connections.
     Quick,
     /// Every load once.
     Default,
@@ -32,7 +32,7 @@ pub enum Extent {
 }
 
 impl Extent {
-    /// Connections of a cell, unless they are asked for.
+    /// Default number of connections per cell.
     #[must_use]
     pub fn connections(self) -> u64 {
         match self {
@@ -42,8 +42,8 @@ impl Extent {
         }
     }
 
-    /// How long a load lasts at most, unless a number of connections is asked for. So that the
-    /// whole takes the time that is promised, however slow the machine or a mechanism is.
+    /// Default time limit of a load, unless a number of connections is requested. It bounds the
+    /// total duration however slow the machine or a mechanism is.
     #[must_use]
     pub fn limit(self) -> Option<Duration> {
         match self {
@@ -53,7 +53,7 @@ impl Extent {
         }
     }
 
-    /// How often each cell is run, unless that is asked for.
+    /// Default number of runs per cell.
     #[must_use]
     pub fn repeats(self) -> usize {
         match self {
@@ -63,20 +63,20 @@ impl Extent {
     }
 }
 
-/// A column.
+/// One column.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Case {
     /// Its heading.
     pub name: String,
-    /// Clients at once; each opens its next connection when the last is answered.
+    /// Concurrent clients; each opens its next connection when the last is answered.
     pub clients: u32,
-    /// What a request costs.
+    /// Cost of a request.
     pub work: Option<Work>,
-    /// Connections that are opened.
+    /// Number of connections to open.
     pub connections: u64,
-    /// They stay open, all of them at once.
+    /// All connections stay open at the same time.
     pub held: bool,
-    /// No more of them are opened after so long. Held ones are opened at once.
+    /// Time after which no more connections are opened. Held connections are opened at once.
     #[serde(rename = "limit_s", serialize_with = "as_seconds")]
     pub limit: Option<Duration>,
 }
@@ -89,11 +89,11 @@ fn as_seconds<S: Serializer>(
 }
 
 impl Case {
-    /// The load that the generator puts on a server for it.
+    /// The generator's load for this column.
     #[must_use]
     pub fn load(&self) -> Load {
         if self.held {
-            // The generator wants at least one request to measure: the last of the connections.
+            // The generator needs at least one request to measure, which the last connection makes.
             let hold = u32::try_from(self.connections.saturating_sub(1)).unwrap_or(u32::MAX);
             return Load { requests: Some(1), hold, ..Load::clients(1) };
         }
@@ -120,7 +120,7 @@ pub fn cases(extent: Extent, connections: u64, limit: Option<Duration>) -> Vec<C
             all.push(Case { name, clients, work, connections, held: false, limit });
         }
     }
-    // Held ones cost descriptors, and nothing happens on them.
+    // Held connections cost descriptors and carry no requests, so fewer are enough.
     let connections = connections.min(400);
     let name = "held open".to_owned();
     all.push(Case { name, clients: 1, work: None, connections, held: true, limit });
@@ -129,24 +129,24 @@ pub fn cases(extent: Extent, connections: u64, limit: Option<Duration>) -> Vec<C
     all.into_iter().enumerate().filter(|(place, _)| wanted(place)).map(|(_, case)| case).collect()
 }
 
-/// One run of one cell.
+/// One run of a cell.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Run {
-    /// Which repeat, counted from zero.
+    /// Index of the repeat, from 0.
     pub repeat: usize,
     /// Connections of each worker.
     pub connections: Vec<u64>,
-    /// How evenly they were spread.
+    /// Evenness of the spread.
     pub balance: Balance,
-    /// Requests answered a second; like latency, nothing where connections are only held.
+    /// Requests answered per second. Like latency, `None` where connections are only held.
     pub rate_per_s: Option<f64>,
-    /// Latency of a request, connection included. Closed loop: it flatters a slow server.
+    /// Median latency of a request, connection included. Closed loop: it flatters a slow server.
     pub p50_us: Option<f64>,
-    /// 99 of 100 were as fast.
+    /// The 99th percentile.
     pub p99_us: Option<f64>,
-    /// The slowest.
+    /// The maximum.
     pub max_us: Option<f64>,
-    /// What was not as it should be.
+    /// Problems found during the run.
     pub problems: Vec<String>,
 }
 
@@ -157,45 +157,45 @@ pub struct Cell {
     pub target: Target,
     /// The heading of its column.
     pub load: String,
-    /// What it comes to: medians over the runs. Nothing if no run succeeded.
+    /// Medians over the runs; `None` if no run succeeded.
     pub summary: Option<CellSummary>,
-    /// What assignment by chance would give for as many connections.
+    /// Expected spread of random assignment for the same number of connections.
     pub yardstick: Option<Yardstick>,
     /// The runs.
     pub runs: Vec<Run>,
-    /// Why runs are missing, a sentence each.
+    /// Reasons of missing runs, one sentence each.
     pub failures: Vec<String>,
 }
 
 /// Medians over the runs of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CellSummary {
-    /// Runs.
+    /// Number of runs.
     pub runs: usize,
     /// The share of the two busiest workers.
     pub top_two_share: f64,
-    /// The smallest share in any run.
+    /// The smallest of these shares in any run.
     pub top_two_share_min: f64,
-    /// The largest.
+    /// The largest of these shares in any run.
     pub top_two_share_max: f64,
-    /// The busiest worker over the mean.
+    /// The busiest worker's count over the mean.
     pub max_over_mean: f64,
     /// Standard deviation over mean.
     pub variation: f64,
     /// Jain's index.
     pub jain: f64,
-    /// Workers that got nothing.
+    /// Workers without connections.
     pub idle_workers: f64,
-    /// Requests answered a second.
+    /// Requests answered per second.
     pub rate_per_s: Option<f64>,
-    /// Latency.
+    /// Median latency.
     pub p50_us: Option<f64>,
-    /// 99 of 100 were as fast.
+    /// The 99th percentile.
     pub p99_us: Option<f64>,
 }
 
 impl Cell {
-    /// A cell that has not been run.
+    /// A cell without runs.
     #[must_use]
     pub fn new(target: Target, case: &Case, workers: usize, seed: u64) -> Self {
         Self {
@@ -208,8 +208,8 @@ impl Cell {
         }
     }
 
-    /// Enters a run. Where time has ended it before all connections were made, chance is given no
-    /// more of them either.
+    /// Adds a run. If the time limit ended it early, the yardstick is computed for the connections
+    /// actually made.
     pub fn enter(&mut self, run: Run, seed: u64) {
         let least = self.runs.iter().map(|run| run.balance.total).fold(run.balance.total, u64::min);
         self.yardstick = Yardstick::random(run.connections.len(), least, seed);
@@ -217,7 +217,7 @@ impl Cell {
         self.summary = CellSummary::of(&self.runs);
     }
 
-    /// Whether two workers got more than [`SHARE_CALLED_OUT`].
+    /// Whether the two busiest workers got more than [`SHARE_CALLED_OUT`].
     #[must_use]
     pub fn is_called_out(&self) -> bool {
         self.summary.is_some_and(|summary| summary.top_two_share > SHARE_CALLED_OUT)
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!((summary.top_two_share_min, summary.top_two_share_max), (0.5, 0.98));
         assert_eq!(summary.p99_us, Some(6.0));
         assert_eq!(summary.idle_workers, 0.0);
-        // By chance ten connections are spread less evenly than a hundred.
+        // Random assignment spreads ten connections less evenly than a hundred.
         let share = |chance: Option<Yardstick>| chance.expect("chance").top_two_share;
         assert!(share(cell.yardstick) > share(chance) && share(chance) > 0.5);
     }

@@ -1,6 +1,6 @@
-//! Other servers' configurations, as plain as they go: hello world, so many workers, these CPUs.
+//! Minimal configurations of other servers: hello world, a number of workers, a set of CPUs.
 //!
-//! Owns the texts. Pure: nothing here starts a program or writes a file.
+//! Owns the texts. Pure: does not start a program or write a file.
 
 use std::fmt::Write as _;
 
@@ -9,43 +9,43 @@ use serde_json::{Value, json};
 use super::target::Peer;
 use crate::work::{ServiceTime, Work, WorkKind};
 
-/// Node's part: a script for `node`, which this command carries along.
+/// Script that `node` runs, embedded in this program.
 pub const NODE_SCRIPT: &str = include_str!("../peers/node-cluster.js");
-/// Where Debian keeps the module that lets nginx block.
+/// Path of Debian's nginx module that can block.
 pub const NGINX_ECHO_MODULE: &str = "/usr/lib/nginx/modules/ngx_http_echo_module.so";
-/// Connections that may wait, for everybody alike.
+/// Listen backlog, the same for every server.
 pub const BACKLOG: u32 = 4096;
-/// Most connections of an nginx worker or of HAProxy.
+/// Connection limit of an nginx worker and of HAProxy.
 const CONNECTIONS_MAX: u32 = 8192;
 
-/// What a peer shall be.
+/// Settings of a peer.
 #[derive(Clone, Debug)]
 pub struct PeerPlan<'a> {
     /// Worker processes, or threads.
     pub workers: usize,
-    /// The CPUs that they take in turn.
+    /// CPUs, assigned to workers in turn.
     pub cpus: &'a [usize],
-    /// The port, on the loopback.
+    /// Port on the loopback interface.
     pub port: u16,
-    /// What a request costs; a constant or a mix.
+    /// Cost of a request: a constant or a mix.
     pub work: Option<&'a Work>,
-    /// A private folder.
+    /// Private directory.
     pub temp_dir: &'a str,
 }
 
-/// Weights and times of a constant or a mix, in nanoseconds.
+/// Weights and times (in nanoseconds) of a constant or a mix.
 fn parts(time: &ServiceTime) -> Vec<(u32, u64)> {
     match time {
         ServiceTime::Mix { parts } => parts.clone(),
         ServiceTime::Constant { ns } => vec![(1, *ns)],
-        // Refused before, by `Target::objection`.
+        // Rejected earlier by `Target::objection`.
         ServiceTime::Exponential { mean_ns } | ServiceTime::LogNormal { mean_ns, .. } => {
             vec![(1, *mean_ns)]
         }
     }
 }
 
-/// The options that the script for Node takes.
+/// Options of the Node script.
 #[must_use]
 pub fn node_options(plan: &PeerPlan<'_>, primary_accepts: bool) -> Value {
     let kind = |work: &Work| match work.kind {
@@ -104,7 +104,7 @@ pub fn nginx_configuration(plan: &PeerPlan<'_>, reuseport: bool) -> String {
     text
 }
 
-/// A CPU as nginx wants it: a mask of zeros and one.
+/// A CPU as nginx's mask of zeros and a one.
 fn mask(cpu: usize) -> String {
     format!("1{}", "0".repeat(cpu))
 }
@@ -113,7 +113,7 @@ fn answer(path: &str, how: &str) -> String {
     format!("location {path} {{ {how} }}\n")
 }
 
-/// A location for each time, and the throw of the dice that chooses it.
+/// One location per time, and the random split between them.
 fn blocking(parts: &[(u32, u64)]) -> (String, String) {
     let total: u32 = parts.iter().map(|(weight, _)| weight).sum();
     let mut chance = "split_clients $request_id $service {\n".to_owned();
@@ -122,7 +122,7 @@ fn blocking(parts: &[(u32, u64)]) -> (String, String) {
         let share = 100.0 * f64::from(*weight) / f64::from(total.max(1));
         let share = if place + 1 == parts.len() { "*".into() } else { format!("{share:.2}%") };
         let _ = writeln!(chance, "{share} s{place};");
-        // The module counts in milliseconds.
+        // The module's resolution is one millisecond.
         let seconds = format!("{}.{:03}", ns / 1_000_000_000, ns / 1_000_000 % 1_000);
         let how = format!("echo_blocking_sleep {seconds}; echo \"hello world\";");
         locations += &answer(&format!("= /s{place}"), &how);
@@ -151,7 +151,7 @@ pub fn haproxy_configuration(plan: &PeerPlan<'_>) -> String {
     text
 }
 
-/// What a report says of a peer's configuration.
+/// Description of a peer's configuration for the report.
 #[must_use]
 pub fn description(peer: Peer) -> &'static str {
     match peer {
@@ -167,8 +167,8 @@ pub fn description(peer: Peer) -> &'static str {
         }
         Peer::Nginx { reuseport: true } => "nginx with a listening socket for each worker",
         Peer::Haproxy => {
-            "HAProxy: one process with a thread for each worker; whoever accepts gives the \
-             connection to the less loaded of two threads"
+            "HAProxy: one process with a thread for each worker; the thread that accepts \
+             gives the connection to the less loaded of two threads"
         }
     }
 }

@@ -1,57 +1,57 @@
-//! Which CPUs the server gets and which the load generator. Pure.
+//! Divides the CPUs between the server and the load generator. Pure.
 //!
-//! A generator that shares a CPU with what it measures delays both, so they are kept apart where
-//! there are CPUs for it; where there are too few the report says so.
+//! A generator that shares a CPU with the server delays both, so they get separate CPUs if there
+//! are enough; otherwise the report says so.
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::sys::cpu::{Cpu, format_cpu_list};
 
-/// From so many CPUs on, giving the generator some of its own does not change what the workers
-/// of a server do to each other.
+/// From this many CPUs on, reserving some for the generator does not change how a server's workers
+/// interact.
 const APART_FROM: usize = 4;
 
-/// How much it matters that nobody disturbs anybody.
+/// How strictly to separate server and generator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// Latency and cost are measured: with two CPUs already each side gets its own.
+    /// For latency and cost: each side gets its own CPUs from two CPUs on.
     Apart,
-    /// Who gets the load is measured: it takes two CPUs for workers to race at all, so with few
-    /// CPUs the server gets all of them.
+    /// For spread: workers race only on two or more CPUs, so with few CPUs the server may use all
+    /// of them.
     TogetherIfFew,
 }
 
-/// Who runs where.
+/// CPUs of the server and of the generator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// The CPUs of the server's processes.
     pub server_cpus: Vec<usize>,
-    /// The CPUs of the generator, one a thread.
+    /// CPUs of the generator, one per thread.
     pub load_cpus: Vec<usize>,
-    /// What the reader of a report should know, a sentence each.
+    /// Caveats for the reader of a report, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// What was asked for.
+/// The requirements.
 #[derive(Clone, Debug)]
 pub struct Wish {
-    /// Threads of the generator.
+    /// Generator threads.
     pub threads: usize,
-    /// Processes or threads of the server that want to run at once.
+    /// Server processes or threads that run at the same time.
     pub processes: usize,
-    /// How much sharing matters.
+    /// How strictly to separate.
     pub sharing: Sharing,
-    /// CPUs for the server, if they were named.
+    /// Requested CPUs for the server.
     pub server: Option<Vec<usize>>,
-    /// CPUs for the generator, if they were named.
+    /// Requested CPUs for the generator.
     pub load: Option<Vec<usize>>,
 }
 
-/// Decides who runs where.
+/// Assigns the CPUs.
 ///
 /// # Errors
-/// [`Error::Usage`] for CPUs that may not be used, and for fewer than the generator's threads.
+/// [`Error::Usage`] for CPUs outside the affinity mask, and for fewer CPUs than generator threads.
 pub fn place(cpus: &[Cpu], wish: &Wish) -> Result<Placement> {
     let allowed: Vec<usize> = cpus.iter().map(|cpu| cpu.id).collect();
     for named in [&wish.server, &wish.load].into_iter().flatten() {

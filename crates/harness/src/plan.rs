@@ -1,7 +1,7 @@
-//! In which order trials run.
+//! The order of trials.
 //!
-//! Owns one decision: targets take turns, forwards and backwards (A B B A A B …), so that drift
-//! of the machine hits all alike.
+//! Targets take turns, forwards and backwards (A B B A A B …), so that drift of the machine affects
+//! all alike.
 
 use std::time::Duration;
 
@@ -10,36 +10,37 @@ use serde::Serialize;
 use super::interval::SAMPLES_MIN;
 use crate::error::{Error, Result};
 
-/// Most targets of one comparison.
+/// Maximum number of targets in a comparison.
 pub const TARGETS_MAX: usize = 64;
-/// Most repeats of each target.
+/// Maximum number of repeats per target.
 pub const REPEATS_MAX: usize = 1_000;
 
 /// One run of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Trial {
-    /// Which target, counted from zero in the order they were named.
+    /// Index of the target, from 0, in the order given.
     pub target: usize,
-    /// Which repeat of it, counted from zero. Trials of the same repeat are compared in pairs.
+    /// Index of the repeat, from 0. Trials of the same repeat are compared in pairs.
     pub repeat: usize,
 }
 
-/// How a comparison is run.
+/// The trials of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     targets: usize,
     repeats: usize,
-    /// At the start of each trial, measured but thrown away.
+    /// Time at the start of each trial whose results are discarded.
     pub warm_up: Duration,
-    /// What counts of each trial.
+    /// Measured time of each trial.
     pub measured: Duration,
 }
 
 impl Plan {
-    /// A plan, if an interval can come of it.
+    /// A plan with enough repeats for an interval.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no or too many targets, too few or too many repeats, or no time.
+    /// [`Error::Usage`] for no or too many targets, too few or too many repeats, or a duration of
+    /// zero.
     pub fn new(
         targets: usize,
         repeats: usize,
@@ -63,8 +64,8 @@ impl Plan {
         Ok(Self { targets, repeats, warm_up, measured })
     }
 
-    /// The trials in the order they run: every round has each target once, and every other round
-    /// goes backwards.
+    /// The trials in execution order: each round has each target once, and every other round runs
+    /// backwards.
     #[must_use]
     pub fn trials(&self) -> Vec<Trial> {
         let mut trials = Vec::with_capacity(self.targets * self.repeats);
@@ -78,7 +79,7 @@ impl Plan {
         trials
     }
 
-    /// How long all trials take, starting and stopping of targets not counted.
+    /// Total duration of the trials, without starting and stopping targets.
     #[must_use]
     pub fn duration(&self) -> Duration {
         let trials = u32::try_from(self.targets * self.repeats).unwrap_or(u32::MAX);
@@ -134,7 +135,7 @@ mod tests {
                 prop_assert_eq!(trial.repeat, place / targets);
                 places[trial.target] += place;
             }
-            // Over an even number of rounds all targets ran equally early on average.
+            // Over an even number of rounds, all targets have the same mean position.
             prop_assert!(places.iter().all(|sum| *sum == places[0]));
         }
     }

@@ -1,9 +1,8 @@
-//! How long requests would take in an ideal machine: the bound that is printed beside what was
-//! measured.
+//! Simulates request latencies on an ideal machine: the bound printed beside the measurements.
 //!
-//! Owns a simulation of Poisson arrivals at servers that take one request at a time, first come
-//! first served, without any cost of accepting or switching. What a discipline loses here it
-//! loses by its decisions alone. Everything follows from the seed.
+//! Models Poisson arrivals at servers that take one request at a time, first come first served, at
+//! no cost for accepting or switching. Any loss of a discipline here comes from its decisions
+//! alone. Deterministic for a given seed.
 
 #[cfg(test)]
 mod tests;
@@ -17,33 +16,33 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::work::{Sampler, ServiceTime, exponential};
 
-/// Most servers.
+/// Maximum number of servers.
 pub const SERVERS_MAX: usize = 1_024;
-/// Most requests of one simulation; each takes 8 bytes while it runs.
+/// Maximum number of requests in a simulation; each takes 8 bytes while it runs.
 pub const REQUESTS_MAX: usize = 20_000_000;
-/// The first of so many requests are not counted: they find the machine emptier than it will be.
+/// The first tenth of the requests is not counted: the queues are not yet full.
 const WARM_UP_ONE_IN: usize = 10;
 
-/// Who gets a request.
+/// How a request is assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Discipline {
-    /// All wait in one queue and whoever is free takes the first: nothing that assigns requests
-    /// on arrival can do better in the mean without knowing service times.
+    /// One queue for all; a free server takes the first request. No assignment on arrival has a
+    /// lower mean without knowing service times.
     CentralQueue,
-    /// A server by chance, each with a queue of its own.
+    /// A random server, each with its own queue.
     Random,
-    /// The servers in turn, each with a queue of its own.
+    /// The servers in turn, each with its own queue.
     RoundRobin,
-    /// The servers in turn, passing over those with more in flight than `factor` times the
-    /// average, and more than one; where nobody is left, the one with the least.
+    /// The servers in turn, skipping those with more than one in flight and more than `factor`
+    /// times the average; if none remains, the server with the fewest.
     RoundRobinRelative {
         /// The factor.
         factor: f64,
     },
 }
 
-/// What is simulated.
+/// Parameters of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
     servers: usize,
@@ -55,28 +54,28 @@ pub struct Queue {
 /// Latencies, from arrival to end of service, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Latencies {
-    /// The mean time before service began.
+    /// Mean time in the queue.
     pub mean_wait_ns: f64,
     /// The mean.
     pub mean_ns: f64,
     /// The median.
     pub p50_ns: f64,
-    /// Nine of ten are faster.
+    /// The 90th percentile.
     pub p90_ns: f64,
-    /// 99 of 100 are faster.
+    /// The 99th percentile.
     pub p99_ns: f64,
-    /// 999 of 1000 are faster.
+    /// The 99.9th percentile.
     pub p999_ns: f64,
-    /// The slowest.
+    /// The maximum.
     pub max_ns: f64,
 }
 
 impl Queue {
-    /// Something that can be simulated.
+    /// Validates the parameters.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no or too many servers or requests, and for a utilisation at which a
-    /// queue never settles.
+    /// [`Error::Usage`] for no or too many servers or requests, and for a utilisation at which the
+    /// queue is unstable.
     pub fn new(
         servers: usize,
         service: ServiceTime,
@@ -97,7 +96,8 @@ impl Queue {
         Ok(Self { servers, service, utilisation, requests })
     }
 
-    /// Simulates it. All disciplines see the same arrivals and service times for a seed.
+    /// Runs the simulation. For a given seed, all disciplines see the same arrivals and service
+    /// times.
     #[must_use]
     pub fn simulate(&self, discipline: Discipline, seed: u64) -> Latencies {
         let mut arrivals = Rng::with_seed(seed);
@@ -134,17 +134,17 @@ fn summarize(mut latencies: Vec<f64>, waited_ns: f64) -> Latencies {
     }
 }
 
-/// The smallest value that so many of a thousand do not exceed.
+/// The smallest value that is at least `rank` thousandths of the values.
 fn per_mille(sorted: &[f64], rank: usize) -> f64 {
     sorted[(sorted.len() * rank).div_ceil(1_000).max(1) - 1]
 }
 
-/// The servers with what they are busy with.
+/// State of the servers, per discipline.
 enum Chooser {
-    /// When each server becomes free, the earliest first, as bits: times are not negative, so
-    /// their bits are in the same order.
+    /// When each server becomes free, earliest first, as bit patterns: times are not negative, so
+    /// the bits sort in the same order.
     Central(BinaryHeap<Reverse<u64>>),
-    /// When each server will have done what it has.
+    /// When each server has finished its queue.
     Random(Vec<f64>, Rng),
     InTurn(Vec<f64>, usize),
     Relative(Relative),
@@ -167,7 +167,7 @@ impl Chooser {
         }
     }
 
-    /// Gives a request that arrives now to a server and tells when its service begins.
+    /// Assigns a request that arrives now, and returns when its service begins.
     fn begin(&mut self, now_ns: f64, needs_ns: f64) -> f64 {
         let free_ns = match self {
             Self::Central(servers) => {
@@ -192,9 +192,9 @@ impl Chooser {
     }
 }
 
-/// Servers in turn, less the busy ones.
+/// Servers in turn, skipping busy ones.
 struct Relative {
-    /// When each request of each server will be done, the next one first.
+    /// End times of each server's requests, the next one first.
     ends_ns: Vec<VecDeque<f64>>,
     cursor: usize,
     in_flight: usize,
@@ -218,8 +218,8 @@ impl Relative {
         begins_ns
     }
 
-    /// The next server that is not above the limit, or else the one with the least; among equals
-    /// the next.
+    /// The next server at or below the limit, or else the one with the fewest; ties go to the next
+    /// in turn.
     fn choose(&self) -> usize {
         let count = self.ends_ns.len();
         let average = to_f64(self.in_flight) / to_f64(count);

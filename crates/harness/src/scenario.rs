@@ -1,7 +1,7 @@
-//! The loads that servers are compared under, and what goes wrong in some of them. Pure.
+//! The loads under which servers are compared, and the faults injected into some of them. Pure.
 //!
-//! Owns their names, their sizes, what each is about, and which findings are a scenario's results
-//! rather than flaws of a trial.
+//! Owns their names and sizes, the measures each is meant to show, and which findings are results
+//! of a scenario rather than flaws of a trial.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,34 +15,34 @@ use super::validity::Aspect;
 use crate::error::Error;
 use crate::work::{ServiceTime, Work, WorkKind};
 
-/// How long a stalled worker is stopped.
+/// How long a stalled worker stays stopped.
 pub const STALL: Duration = Duration::from_millis(400);
-/// How long a request may take where a worker never comes back.
+/// Request timeout in the scenario whose worker never resumes.
 const TIMEOUT_WITHOUT_WORKER: Duration = Duration::from_secs(1);
-/// Idle connections beside short ones.
+/// Number of idle connections held beside short ones.
 const HELD: u32 = 400;
-/// A burst is so many times the usual number of clients.
+/// Clients of a burst, as a multiple of the usual number.
 const BURST_FACTOR: u32 = 16;
 
 /// A load to compare under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scenario {
-    /// A connection for each request, at a rate.
+    /// One connection per request, at a fixed rate.
     Short,
-    /// A connection for each request, as many as go.
+    /// One connection per request, at the highest rate.
     Capacity,
-    /// Requests on kept connections, as many as go.
+    /// Requests on reused connections, at the highest rate.
     KeepAlive,
-    /// Blocking requests, one in a hundred of them fifty times as long, at so many percent of
-    /// what the workers can do.
+    /// Blocking requests, one in a hundred of them fifty times as long, at this percentage of the
+    /// workers' capacity.
     Heavy(u8),
     /// Short connections beside idle ones.
     Mixed,
-    /// Short connections, and one worker is stopped for a while.
+    /// Short connections while one worker is stopped for a time.
     Stall,
-    /// Short connections, and one worker is stopped for good.
+    /// Short connections while one worker is stopped permanently.
     Stopped,
-    /// Many connections in the same instant.
+    /// Many connections at the same time.
     Burst,
 }
 
@@ -60,23 +60,23 @@ pub const ALL: [Scenario; 10] = [
     Scenario::Burst,
 ];
 
-/// What is run if nothing is said.
+/// The default selection.
 pub const DEFAULT: [Scenario; 4] =
     [Scenario::Short, Scenario::Capacity, Scenario::KeepAlive, Scenario::Heavy(70)];
 
-/// What is turned to make a comparison larger or smaller.
+/// Size of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Knobs {
-    /// Workers of each server.
+    /// Workers per server.
     pub workers: usize,
-    /// Connections a second, in scenarios at a rate.
+    /// Connections per second, in open-loop scenarios.
     pub rate_per_s: f64,
-    /// Clients at once, in scenarios without.
+    /// Concurrent clients, in closed-loop scenarios.
     pub connections: u32,
-    /// What is measured of each trial.
+    /// Measured time of each trial.
     #[serde(serialize_with = "as_seconds", rename = "duration_s")]
     pub duration: Duration,
-    /// What is thrown away before it.
+    /// Discarded time before it.
     #[serde(serialize_with = "as_seconds", rename = "warm_up_s")]
     pub warm_up: Duration,
     /// Seed of arrivals and service times.
@@ -87,17 +87,17 @@ fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok
     serializer.serialize_f64(duration.as_secs_f64())
 }
 
-/// What happens to the busiest worker.
+/// The fault: the busiest worker is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// When it is stopped, from the start of the load.
+    /// Time of the stop, from the start of the load.
     pub stop_at: Duration,
-    /// When it goes on, if ever.
+    /// Time of the continuation; `None` if it stays stopped.
     pub resume_at: Option<Duration>,
 }
 
 impl Scenario {
-    /// What happens in it.
+    /// One-line description.
     #[must_use]
     pub fn description(self) -> String {
         match self {
@@ -130,14 +130,14 @@ impl Scenario {
         }
     }
 
-    /// What a request costs.
+    /// Cost of a request.
     #[must_use]
     pub fn work(self) -> Option<Work> {
         let heavy = matches!(self, Self::Heavy(_));
         heavy.then(|| Work { kind: WorkKind::Block, time: ServiceTime::heavy() })
     }
 
-    /// The share of its time that a worker would be busy if it did nothing but serve.
+    /// Utilisation of a worker that does nothing but serve.
     #[must_use]
     pub fn utilisation(self) -> Option<f64> {
         match self {
@@ -146,7 +146,7 @@ impl Scenario {
         }
     }
 
-    /// Why a target cannot be in it, if so.
+    /// Why a target cannot run this scenario; `None` if it can.
     #[must_use]
     pub fn objection(self, target: Target) -> Option<&'static str> {
         let fault = matches!(self, Self::Stall | Self::Stopped);
@@ -158,7 +158,7 @@ impl Scenario {
         self.work().and_then(|work| target.objection(&work))
     }
 
-    /// The load that is measured.
+    /// The measured load.
     #[must_use]
     pub fn load(self, knobs: &Knobs, repeat: usize) -> Load {
         let seed = knobs.seed.wrapping_add(repeat as u64);
@@ -182,7 +182,7 @@ impl Scenario {
         }
     }
 
-    /// What comes before it and is thrown away; nothing for no time.
+    /// The warm-up load; `None` for a warm-up of zero.
     #[must_use]
     pub fn warm_up(self, knobs: &Knobs, repeat: usize) -> Option<Load> {
         let load = self.load(knobs, repeat.wrapping_add(1_000_000));
@@ -191,14 +191,14 @@ impl Scenario {
         (!knobs.warm_up.is_zero()).then_some(Load { duration, ..load })
     }
 
-    /// Requests a second that keep the workers busy for the wanted share of their time.
+    /// Requests per second for the requested utilisation.
     fn heavy_rate_per_s(self, knobs: &Knobs) -> f64 {
         let workers = u32::try_from(knobs.workers).map_or(f64::MAX, f64::from);
         let mean_s = ServiceTime::heavy().mean_ns() / 1e9;
         self.utilisation().unwrap_or(0.0) * workers / mean_s
     }
 
-    /// What goes wrong on the way.
+    /// The fault to inject.
     #[must_use]
     pub fn fault(self, knobs: &Knobs) -> Option<Fault> {
         let stop_at = knobs.duration.mul_f64(0.25);
@@ -209,24 +209,26 @@ impl Scenario {
         }
     }
 
-    /// The kinds of measures that it is made for: a comparison without them has failed.
+    /// The kinds of measures the scenario exists to show; a comparison without valid ones has
+    /// failed.
     ///
-    /// A closed loop is there for what a request takes of the server. Its rate and latencies count
-    /// as long as the generator is not the bottleneck, and are the generator's own limit where it
-    /// is, which with a CPU for each side is the rule: asking takes as much as answering.
+    /// A closed loop shows what a request costs the server. Its rate and latencies are valid as
+    /// long as the generator is not the bottleneck. Where it is, they are the generator's limit.
+    /// With one CPU per side this is the usual case, because sending a request costs as much as
+    /// answering it.
     #[must_use]
     pub fn is_about(self) -> &'static [Aspect] {
         if self.is_closed_loop() { &[Aspect::Cost] } else { &Aspect::ALL }
     }
 
-    /// The next request waits for an answer, so that a slow server is asked for less.
+    /// Whether the next request waits for an answer, so that a slow server receives fewer requests.
     #[must_use]
     pub fn is_closed_loop(self) -> bool {
         matches!(self, Self::Capacity | Self::KeepAlive | Self::Burst)
     }
 
-    /// Findings of the generator (by their codes) that are this scenario's results, not flaws of
-    /// a trial: who loses a worker answers less than was asked.
+    /// Codes of the generator's findings that are results of this scenario and not flaws of a
+    /// trial: a server that loses a worker answers fewer requests than planned.
     #[must_use]
     pub fn tolerates(self, code: &str) -> bool {
         let of_a_fault = ["requests_failed", "rate_missed", "starts_dropped"].contains(&code);
@@ -294,7 +296,7 @@ mod tests {
 
     #[test]
     fn utilisation_is_rate_times_service_over_workers() {
-        // 99 × 1 ms and 1 × 50 ms are 1.49 ms in the mean.
+        // 99 × 1 ms and 1 × 50 ms have a mean of 1.49 ms.
         let load = Scenario::Heavy(70).load(&knobs(), 0);
         let Pace::Rate { per_s, random: true } = load.pace else { panic!("{load:?}") };
         assert!((per_s * 0.00149 / 8.0 - 0.70).abs() < 1e-9);

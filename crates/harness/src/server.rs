@@ -1,7 +1,7 @@
-//! A server under measurement: started on its CPUs, asked who got what, ended.
+//! Starts a server under measurement on its CPUs, reads its counters and stops it.
 //!
-//! Own policies and peers look alike from here on: an address, processes, and at the end the
-//! books, as far as the server keeps any. Refuses to load it.
+//! Hides the difference between this program's policies and other servers: each has an address,
+//! processes and, at the end, counters if it keeps any. Does not put load on the server.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,34 +26,34 @@ use super::usage;
 use crate::error::{Error, Result, errno_of};
 use crate::work::Work;
 
-/// How long a server may take until it serves, and until it has ended.
+/// How long a server may take to start serving, and to end.
 const START_WITHIN: Duration = Duration::from_secs(60);
 const END_WITHIN: Duration = Duration::from_secs(30);
-/// Ports that are tried for a server that cannot choose one itself. A port that was free a moment
-/// ago may be some client's by now: each has one, and they are taken from the same range.
+/// Number of ports tried for a server that cannot choose one itself. Clients take their ports from
+/// the same range, so a port that was free a moment ago may be in use.
 const PORTS_TRIED_MAX: u32 = 5;
-/// What open connections are given at the end of a run. Measured requests are done by then.
+/// Grace period for open connections at the end of a run. Measured requests have finished by then.
 const GRACE: &str = "1s";
 
-/// What every target is started with.
+/// Common settings of all targets.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Worker processes.
     pub workers: usize,
-    /// The CPUs of the server.
+    /// CPUs of the server.
     pub cpus: Vec<usize>,
-    /// What a request costs.
+    /// Cost of a request.
     pub work: Option<Work>,
-    /// Seed of the costs.
+    /// Seed of the request costs.
     pub seed: u64,
 }
 
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// Address it listens on.
     pub address: SocketAddr,
-    /// The processes that serve.
+    /// Pids of the processes that serve.
     pub workers: Vec<u32>,
     name: String,
     child: Child,
@@ -61,12 +61,12 @@ pub struct Server {
     temp_dir: Option<TempDir>,
 }
 
-/// What a server counted.
+/// The counters of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Books {
-    /// Connections of each worker; nothing if the server does not count.
+    /// Connections per worker; `None` if the server does not count them.
     pub connections: Option<Vec<u64>>,
-    /// Workers that ended and were replaced.
+    /// Number of workers that ended and were replaced.
     pub restarted: u64,
 }
 
@@ -74,7 +74,7 @@ impl Server {
     /// Starts a target and waits until it serves.
     ///
     /// # Errors
-    /// A signal; a program that is not there or does not start.
+    /// A signal, or a program that is missing or does not start.
     pub fn start(
         target: Target,
         setup: &Setup,
@@ -107,31 +107,31 @@ impl Server {
         }
     }
 
-    /// The process that started all others.
+    /// The first process, which started the others.
     #[must_use]
     pub fn root(&self) -> u32 {
         self.child.id()
     }
 
-    /// Pins workers that do not pin themselves, in turn.
+    /// Pins workers to CPUs in turn, for servers that do not pin them.
     fn pin_workers(&self, cpus: &[usize]) {
         for (worker, cpu) in self.workers.iter().zip(cpus.iter().cycle()) {
             let Ok(pid) = i32::try_from(*worker) else { continue };
-            // A worker that is gone already will be missed later.
+            // A worker that has ended is detected later.
             let _ = sched_setaffinity(Pid::from_raw(pid), &cpu_set(&[*cpu]));
         }
     }
 
-    /// Whether it is still there.
+    /// Whether the server is still running.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.child.has_ended()
     }
 
-    /// Ends it and takes its books.
+    /// Ends the server and returns its counters.
     ///
     /// # Errors
-    /// It had ended before, or ended otherwise than it should.
+    /// The server had already ended, or did not end cleanly.
     pub fn end(self) -> Result<Books> {
         let Self { child, name, workers, temp_dir, .. } = self;
         let early = child.has_ended();
@@ -150,7 +150,7 @@ fn plan<'a>(setup: &'a Setup, temp_dir: &'a str) -> PeerPlan<'a> {
     PeerPlan { workers: *workers, cpus, port: 0, work: work.as_ref(), temp_dir }
 }
 
-/// The script for Node, written into a folder, and its options.
+/// Arguments of `node`: the script, written to a directory, and its options.
 fn node_arguments(
     temp_dir: &TempDir,
     setup: &Setup,
@@ -161,8 +161,7 @@ fn node_arguments(
     Ok([script.into(), options.into()])
 }
 
-/// The arguments of this very program for a target of its own, up to the program that it runs, if
-/// it runs one.
+/// Arguments of this program for one of its targets, up to the worker program if there is one.
 fn own_arguments(target: Target, setup: &Setup) -> Vec<String> {
     let mut words = vec!["--json", "--grace", GRACE];
     let backlog = peer::BACKLOG.to_string();
@@ -213,7 +212,7 @@ fn own(
             online.push((id, pid));
         }
     }
-    // In the order of the books, which is not that in which they happen to be ready.
+    // Sorted like the counters; workers become ready in any order.
     online.sort_unstable();
     server.workers = online.into_iter().map(|(_, pid)| pid).collect();
     if target.runs_node() {
@@ -222,7 +221,7 @@ fn own(
     Ok(server)
 }
 
-/// This very program, whatever has become of its file.
+/// This executable, even if its file has been replaced or removed.
 ///
 /// # Errors
 /// `/proc` is not mounted.
@@ -231,7 +230,7 @@ pub fn own_command() -> Result<Command> {
         .map_err(|error| Error::system("find this program's own file", errno_of(&error)))?;
     let program = if program.exists() { program } else { PathBuf::from("/proc/self/exe") };
     let mut command = Command::new(program);
-    // What is set for the measuring process must not change what it measures.
+    // Variables set for the measuring process must not affect the server.
     let own =
         std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CLUSTERLB_"));
     for (name, _) in own {
@@ -240,7 +239,7 @@ pub fn own_command() -> Result<Command> {
     Ok(command)
 }
 
-/// A line that a server tells.
+/// A line of output from a server.
 #[derive(Deserialize)]
 struct Told {
     event: String,
@@ -252,7 +251,7 @@ struct Told {
     message: Option<Value>,
 }
 
-/// Waits until a server tells that it listens.
+/// Waits until a server reports that it is listening.
 fn until_told(
     target: Target,
     mut child: Child,
@@ -275,8 +274,8 @@ fn until_told(
     }
 }
 
-/// Starts a server that tells nothing, and waits until it accepts. It fails at once if its port is
-/// somebody else's by now.
+/// Starts a server that prints nothing, and waits until it accepts connections. Fails at once if
+/// another process holds its port.
 fn silent(
     peer: Peer,
     setup: &Setup,
@@ -301,12 +300,12 @@ fn silent(
     }
     let target = Target::Peer(peer);
     let mut child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
-    // HAProxy's workers are threads of one process.
+    // HAProxy's workers are threads of a single process.
     let workers_wanted = if peer == Peer::Haproxy { 0 } else { setup.workers };
     let workers = loop {
         let workers = usage::tree(child.id()).split_off(1);
         let serves = TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
-        // Whoever answers, it is not this server if that has ended.
+        // If the server has ended, another process is answering on the port.
         if child.has_ended() || Instant::now() > deadline {
             return Err(child.failure("does not serve").into());
         }
@@ -319,7 +318,7 @@ fn silent(
     Ok(Server { address, workers, name, child, temp_dir: Some(temp_dir) })
 }
 
-/// A port that nobody uses right now.
+/// A port that is free at the moment.
 fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0");
     listener
@@ -327,7 +326,7 @@ fn free_address() -> Result<SocketAddr> {
         .map_err(|error| Error::system("find a free port", errno_of(&error)))
 }
 
-/// Starts a process that may use these CPUs only, and so all that it starts.
+/// Starts a process restricted to these CPUs; its descendants inherit the restriction.
 fn start_on(cpus: &[usize], name: &str, command: &mut Command) -> Result<Child> {
     let this = Pid::from_raw(0);
     let failed = |errno: Errno| Error::system("choose the CPUs of a process", errno);
@@ -341,17 +340,17 @@ fn start_on(cpus: &[usize], name: &str, command: &mut Command) -> Result<Child> 
 fn cpu_set(cpus: &[usize]) -> CpuSet {
     let mut set = CpuSet::new();
     for cpu in cpus {
-        // Numbers beyond the set do not occur: they come from the affinity mask.
+        // CPU numbers come from the affinity mask, so they fit the set.
         let _ = set.set(*cpu);
     }
     set
 }
 
-/// What the last words of a server say.
+/// Parses the final output of a server.
 fn books(lines: &[String], workers: usize) -> Books {
     let told = lines.iter().filter_map(|line| serde_json::from_str::<Told>(line).ok());
     let mut books = Books::default();
-    // Node's workers count for themselves, so that both primaries are measured alike.
+    // Node's workers report their own counts, so that both primaries are measured in the same way.
     let mut reports = BTreeMap::new();
     for told in told {
         match &*told.event {
@@ -366,7 +365,7 @@ fn books(lines: &[String], workers: usize) -> Books {
                     let of =
                         |worker| reported(&reports, worker).unwrap_or_else(|| connections(worker));
                     let mut counts: Vec<u64> = list.iter().map(of).collect();
-                    // One that was replaced has a row of its own.
+                    // A replaced worker has a separate row.
                     counts.resize(counts.len().max(workers), 0);
                     counts
                 });
@@ -377,13 +376,13 @@ fn books(lines: &[String], workers: usize) -> Books {
     books
 }
 
-/// What a worker of ours that is Node has told itself.
+/// The count that a Node worker of this program reported.
 fn reported(reports: &BTreeMap<u64, u64>, worker: &Value) -> Option<u64> {
     reports.get(&worker["id"].as_u64()?).copied()
 }
 
-/// The connections of a worker: Node's are counted by the script, ours by the primary, which may
-/// have taken some back.
+/// Connections of a worker. Node's script counts its own; this program's primary counts those of
+/// its workers, and some of them may have been taken back.
 fn connections(worker: &Value) -> u64 {
     let number = |name: &str| worker[name].as_u64();
     let assigned = number("assigned").unwrap_or(0);
@@ -391,7 +390,7 @@ fn connections(worker: &Value) -> u64 {
     number("connections").unwrap_or(own)
 }
 
-/// Where a program is on the PATH.
+/// Finds a program on the PATH.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -423,7 +422,7 @@ mod tests {
         assert!(!words("rr").contains("--accept"));
         let text = words("rr --credits 8");
         assert!(text.contains("--policy rr ") && text.ends_with(" --credits 8"), "{text}");
-        // What listens and what works is the script.
+        // The listening and working program is the script.
         let text = words("none:reuseport+node --grace 3s");
         let expected = "--workers 8 --policy none --accept reuseport --grace 3s";
         assert!(text.ends_with(expected), "{text}");

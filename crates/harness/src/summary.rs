@@ -1,5 +1,5 @@
-//! What the trials of a comparison come to: medians with their intervals, ratios to the first
-//! target, and the sentences about them. Pure.
+//! Summarises the trials of a comparison: medians with intervals, ratios to the first target, and
+//! the sentences about them. Pure.
 
 use serde::Serialize;
 
@@ -11,24 +11,24 @@ use super::trial::{Outcome, Record};
 use super::validity::Aspect;
 use crate::schedule::Limits;
 
-/// Requests of a simulated queue: enough for a steady 99.9th percentile.
+/// Requests of a simulated queue, enough for a stable 99.9th percentile.
 const SIMULATED_REQUESTS: usize = 400_000;
 
-/// Something that is compared.
+/// A measure to compare.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
-    /// Its name in data, with the unit.
+    /// Key in the data, with the unit.
     pub key: &'static str,
     /// Its name in sentences.
     pub name: &'static str,
-    /// What it says something about, and so which objections spoil it.
+    /// The kind of measure, which decides the objections that invalidate it.
     pub aspect: Aspect,
     of: fn(&Record) -> Option<f64>,
-    /// A count that may be zero is not compared by ratios.
+    /// Whether ratios are computed; a count that may be zero has none.
     compared: bool,
 }
 
-/// All of them, in the order in which they are told.
+/// All measures, in the order of the report.
 pub const MEASURES: [Measure; 15] = [
     speed("rate_per_s", "rate", |record| Some(record.rate_per_s)),
     speed("p50_us", "median latency", |record| record.response.p50_us),
@@ -73,60 +73,59 @@ const fn uncompared(key: &'static str, name: &'static str, of: Of) -> Measure {
     Measure { key, name, aspect: Aspect::Cost, of, compared: false }
 }
 
-/// What a median is worth.
+/// Validity of a median.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
-    /// It is made of trials that count.
+    /// From valid trials.
     Counts,
-    /// None counts, and yet so much was reached: the rate of a closed loop.
+    /// From invalid trials of a closed loop: a lower bound of the rate.
     AtLeast,
-    /// None counts: for orientation only.
+    /// From invalid trials: for orientation only.
     Orientation,
 }
 
-/// A measure of a target: its median over the trials that count for it, and what can be said
-/// beyond.
+/// A measure of a target: its median over the valid trials, with interval and ratio where possible.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Value {
-    /// What is measured, with its unit.
+    /// Key of the measure, with its unit.
     pub measure: &'static str,
     /// The median.
     pub median: f64,
-    /// What it is worth.
+    /// Its validity.
     pub standing: Standing,
-    /// Trials that count for it.
+    /// Number of valid trials.
     pub trials: usize,
-    /// Where the true median lies; nothing for fewer than six trials.
+    /// Interval of the median; `None` for fewer than six trials.
     pub interval: Option<Interval>,
-    /// The ratio to the first target, round by round; nothing for the first target, and for fewer
-    /// than six rounds in which both count.
+    /// Ratio to the first target, paired by round. `None` for the first target, and for fewer than
+    /// six rounds in which both are valid.
     pub ratio_to_first: Option<Comparison>,
 }
 
-/// What a target came to in a scenario.
+/// Summary of a target in a scenario.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// The server.
     pub target: Target,
-    /// Trials that were run.
+    /// Number of trials.
     pub trials: usize,
-    /// Those that count for rate and latencies.
+    /// Trials valid for rate and latencies.
     pub speed_trials: usize,
-    /// Those that count for everything else.
+    /// Trials valid for all other measures.
     pub cost_trials: usize,
     /// The measures.
     pub values: Vec<Value>,
 }
 
 impl Summary {
-    /// A measure by its key.
+    /// Finds a measure by its key.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.values.iter().find(|value| value.measure == key)
     }
 
-    /// Trials that count for measures of a kind.
+    /// Number of trials valid for a kind of measure.
     #[must_use]
     pub fn trials_for(&self, aspect: Aspect) -> usize {
         match aspect {
@@ -135,7 +134,7 @@ impl Summary {
         }
     }
 
-    /// Sums up the trials of a target, against those of the first.
+    /// Summarises the trials of a target, relative to those of the first.
     fn of(scenario: Scenario, target: Target, trials: &[&Outcome], first: &[&Outcome]) -> Self {
         let own = trials.iter().filter(|outcome| outcome.target == target);
         let own: Vec<&Outcome> = own.copied().collect();
@@ -153,7 +152,7 @@ impl Summary {
         }
     }
 
-    /// The kinds of measures that the scenario is about and that too few trials count for.
+    /// The kinds of measures that the scenario exists to show and that have too few valid trials.
     fn too_few(&self, scenario: Scenario) -> impl Iterator<Item = String> {
         let Self { target, trials, .. } = self;
         let counts = scenario.is_about().iter().map(|aspect| (*aspect, self.trials_for(*aspect)));
@@ -167,13 +166,13 @@ impl Summary {
     }
 }
 
-/// What a trial measured, if that counts.
+/// The value of a measure in a trial; `None` if it is invalid there.
 fn read(measure: &Measure, outcome: &Outcome) -> Option<f64> {
     let record = outcome.record.as_ref().filter(|_| outcome.counts_for(measure.aspect));
     record.and_then(measure.of)
 }
 
-/// What trials say that do not count.
+/// A value from invalid trials.
 fn orientation(scenario: Scenario, measure: &Measure, own: &[&Outcome]) -> Option<Value> {
     let records = own.iter().filter_map(|outcome| outcome.record.as_ref());
     let values: Vec<f64> = records.filter_map(measure.of).collect();
@@ -208,43 +207,43 @@ fn value(measure: &Measure, own: &[&Outcome], first: &[&Outcome]) -> Option<Valu
     })
 }
 
-/// The bound that no way of assigning requests can beat in the mean, what the rule of `rr` would
-/// give if nothing else took time, and what simple ways would.
+/// Simulated latencies: the bound for any assignment of requests, the rule of `rr` at no overhead,
+/// and two simple rules.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ideal {
-    /// The share of its time that a worker is busy.
+    /// Utilisation of a worker.
     pub utilisation: f64,
-    /// All requests wait in one queue and whoever is free takes the first.
+    /// One queue for all; a free worker takes the first request.
     pub central_queue: Latencies,
-    /// The workers in turn, passing over those with more than the average.
+    /// The workers in turn, skipping those with more than the average.
     pub round_robin_relative: Latencies,
     /// The workers in turn.
     pub round_robin: Latencies,
-    /// A worker by chance.
+    /// A random worker.
     pub random: Latencies,
 }
 
-/// What the targets came to in a scenario.
+/// Summary of a scenario.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparisons {
     /// The load.
     pub scenario: Scenario,
-    /// What happens in it.
+    /// One-line description.
     pub description: String,
-    /// The targets in order; all are compared with the first.
+    /// Summaries of the targets, in order; all are compared with the first.
     pub summaries: Vec<Summary>,
-    /// Targets that cannot be in this scenario, and why.
+    /// Targets that cannot run this scenario, with the reasons.
     pub left_out: Vec<String>,
-    /// The simulated bound, where requests have a known cost.
+    /// The simulated bound, if the cost of a request is known.
     pub ideal: Option<Ideal>,
-    /// What it means, in sentences.
+    /// The findings, one sentence each.
     pub words: Vec<String>,
-    /// Measures that the scenario is about and that too few trials count for, in sentences.
+    /// Measures the scenario exists to show that have too few valid trials, one sentence each.
     pub too_few: Vec<String>,
 }
 
 impl Comparisons {
-    /// Sums up the trials of a scenario.
+    /// Summarises the trials of a scenario.
     #[must_use]
     pub fn of(
         scenario: Scenario,
@@ -289,7 +288,7 @@ fn ideal(scenario: Scenario, knobs: &Knobs) -> Option<Ideal> {
     })
 }
 
-/// What is said of each target but the first, a sentence for each measure.
+/// Sentences about each target but the first, one per measure.
 fn sentences(summaries: &[Summary]) -> Vec<String> {
     let Some((first, others)) = summaries.split_first() else {
         return Vec::new();
@@ -325,7 +324,7 @@ fn sentences(summaries: &[Summary]) -> Vec<String> {
     words
 }
 
-/// A ratio with its interval, or that there is none to be seen.
+/// A ratio with its interval, or the statement that no difference was shown.
 #[must_use]
 pub fn ratio_words(comparison: &Comparison) -> String {
     let Interval { low, median, high, .. } = comparison.interval;

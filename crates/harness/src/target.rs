@@ -1,6 +1,6 @@
-//! What is measured: this program's own policies, and other servers under the same load.
+//! The servers to measure: this program's policies, and other servers under the same load.
 //!
-//! Owns the names. Pure: whether a program is there is not known here.
+//! Owns their names. Pure: does not check whether a program is installed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,38 +16,38 @@ use crate::work::{ServiceTime, Work, WorkKind};
 pub enum Target {
     /// This program.
     Own {
-        /// Who chooses the worker.
+        /// The policy that assigns connections.
         policy: Policy,
-        /// How workers accept, where they do.
+        /// How workers accept, for the policies in which they do.
         accept: Option<AcceptMechanism>,
-        /// Further words of its command line, such as `--credits 8`; mostly none. They live as
-        /// long as the process: targets are named once, on its own command line.
+        /// Further arguments, such as `--credits 8`; usually empty. Targets are parsed once from
+        /// the command line, so leaking the string is harmless.
         options: &'static str,
-        /// Its workers are Node's: those of the very script that [`Peer::Node`] runs.
+        /// Workers are Node processes that run the script of [`Peer::Node`].
         node: bool,
     },
-    /// Another one.
+    /// Another server.
     Peer(Peer),
 }
 
-/// A server that others made.
+/// Servers of other projects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// Node.js with its cluster module.
     Node {
-        /// Whether Node's primary accepts (SCHED_RR) or its workers do (SCHED_NONE).
+        /// Whether the primary accepts (SCHED_RR) or the workers do (SCHED_NONE).
         primary_accepts: bool,
     },
-    /// nginx: processes that accept by themselves.
+    /// nginx: worker processes that accept.
     Nginx {
-        /// With a listening socket for each worker.
+        /// One listening socket per worker.
         reuseport: bool,
     },
-    /// HAProxy: threads that hand connections to each other.
+    /// HAProxy: threads that pass connections to each other.
     Haproxy,
 }
 
-/// Every way to accept, each a target of its own: what `imbalance` shows.
+/// One target per way to accept; the default of `imbalance`.
 #[must_use]
 pub fn mechanisms() -> Vec<Target> {
     let none = AcceptMechanism::ALL.into_iter().map(|accept| Target::Own {
@@ -63,20 +63,20 @@ const FORMS: &str = "name rr, least, sticky, none:MECHANISM (epoll, epoll-drain,
      uring, uring-multishot or reuseport), the same with Node's workers (rr+node, least+node, \
      sticky+node, none+node, none:reuseport+node), node, node:none, nginx, nginx:reuseport or \
      haproxy; own ones may be followed by options, as in `rr --credits 8`";
-/// What is behind the name of an own policy if its workers are Node's.
+/// Suffix of an own policy's name if its workers are Node processes.
 pub(super) const NODE_MARK: &str = "+node";
 
 impl Target {
     /// The primary accepts and hands over.
     pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None, options: "", node: false };
 
-    /// Whether Node serves, whoever accepts.
+    /// Whether the workers are Node processes.
     #[must_use]
     pub fn runs_node(self) -> bool {
         matches!(self, Self::Own { node: true, .. } | Self::Peer(Peer::Node { .. }))
     }
 
-    /// The program of others that it takes, if it takes one: what it is, and how to install it.
+    /// The foreign program it needs, with how to install it; `None` if it needs none.
     #[must_use]
     pub fn requires(self) -> Option<Peer> {
         match self {
@@ -86,14 +86,14 @@ impl Target {
         }
     }
 
-    /// Why a request cannot be made to cost this with that target, if so.
+    /// Why this target cannot perform the work; `None` if it can.
     #[must_use]
     pub fn objection(&self, work: &Work) -> Option<&'static str> {
         let constants = matches!(work.time, ServiceTime::Constant { .. } | ServiceTime::Mix { .. });
         match (self, work.kind) {
             (Self::Own { node: false, .. }, _) => None,
             (Self::Peer(Peer::Haproxy), _) => {
-                Some("HAProxy answers by itself and has no way to make a request cost something")
+                Some("HAProxy generates the answer and cannot make a request cost something")
             }
             (Self::Peer(Peer::Nginx { .. }), WorkKind::Cpu) => {
                 Some("nginx has no module that makes a request compute")
@@ -105,7 +105,7 @@ impl Target {
 }
 
 impl Peer {
-    /// The program that has to be on the PATH.
+    /// Program that must be on the PATH.
     #[must_use]
     pub fn program(self) -> &'static str {
         match self {
@@ -177,7 +177,7 @@ impl FromStr for Target {
         let accept = accept.map(str::parse).transpose();
         let accept = accept.map_err(|_| unknown())?;
         let accept = match (policy, accept) {
-            // How Node accepts is its own affair; only whose socket it is can be chosen.
+            // Node decides how it accepts; only the owner of the socket can be chosen.
             (Policy::None, None | Some(AcceptMechanism::Reuseport)) if node => accept,
             (Policy::None, Some(_)) if node => return Err(unknown()),
             (Policy::None, None) => Some(AcceptMechanism::default()),

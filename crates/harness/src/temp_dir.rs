@@ -1,6 +1,6 @@
-//! A private folder for the configuration of a server under measurement.
+//! A private directory for the configuration of a server under measurement.
 //!
-//! Owns its being private and its removal. Refuses one that is there already.
+//! Owns its permissions and its removal. Fails if the directory exists.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, Result, errno_of};
 
-/// A private folder, removed when it is dropped.
+/// A private directory, removed on drop.
 #[derive(Debug)]
 pub(super) struct TempDir {
     pub(super) path: PathBuf,
@@ -22,7 +22,7 @@ impl TempDir {
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let name = format!("clusterlb-bench-{}-{number}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        // One that somebody else has made is refused.
+        // `create` fails if the directory exists: another user may have prepared it.
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
             Error::system(format!("make the folder {}", path.display()), errno_of(&error))
         })?;
@@ -40,7 +40,7 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // What cannot be removed is a few small files in a temporary folder.
+        // If removal fails, a few small files stay in the temporary directory.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -1,8 +1,8 @@
-//! One trial: a fresh server, a warm-up, a measured load, and everything that was seen of it.
+//! One trial: a fresh server, a warm-up, a measured load, and a record of everything observed.
 //!
-//! The warm-up is a run of the generator of its own, so that the server's CPU time can be read
-//! exactly before and after what is measured. Owns what a trial's record holds. Refuses to
-//! compare trials.
+//! The warm-up is a separate run of the generator, so that the server's CPU time can be read
+//! exactly before and after the measured load. Owns the contents of a record. Does not compare
+//! trials.
 
 use std::time::Duration;
 
@@ -25,12 +25,12 @@ use super::usage::{Memory, Usage};
 use super::validity::{Aspect, Objection, counting, judged};
 use crate::error::{Error, Result};
 
-/// Rest between warm-up and measurement, for connections to be closed on both sides.
+/// Pause between warm-up and measurement, in which both sides close their connections.
 const SETTLE: Duration = Duration::from_millis(50);
-/// A worker of Node has compiled its path from accept to answer after so many requests. Eight of
-/// them on one CPU answered three times as many a second after that as before it.
+/// Number of requests after which a Node worker has compiled its path from accept to answer.
+/// Measured with eight workers on one CPU: the rate afterwards is three times the rate before.
 const NODE_REQUESTS_TO_COMPILE: u64 = 4_000;
-/// Who has not compiled by then is measured as it is.
+/// Time limit for this; a worker that has not compiled by then is measured as it is.
 const COMPILE_WITHIN: Duration = Duration::from_secs(40);
 
 /// Percentiles of a latency.
@@ -38,104 +38,104 @@ const COMPILE_WITHIN: Duration = Duration::from_secs(40);
 pub struct Percentiles {
     /// The median.
     pub p50_us: Option<f64>,
-    /// 90 of 100 were as fast.
+    /// The 90th percentile.
     pub p90_us: Option<f64>,
-    /// 99 of 100 were as fast.
+    /// The 99th percentile.
     pub p99_us: Option<f64>,
-    /// 999 of 1000 were as fast.
+    /// The 99.9th percentile.
     pub p999_us: Option<f64>,
-    /// The slowest.
+    /// The maximum.
     pub max_us: Option<f64>,
 }
 
-/// What one worker did.
+/// The record of one worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Share {
-    /// Its number, from one.
+    /// Number of the worker, from 1.
     pub worker: usize,
-    /// Connections, the warm-up's among them; nothing if the server does not count.
+    /// Connections, including the warm-up; `None` if the server does not count them.
     pub connections: Option<u64>,
-    /// CPU time in the measured time; nothing if it is not a process of its own.
+    /// CPU time during the measured time; `None` if the worker is not a process.
     pub cpu_ms: Option<f64>,
-    /// Connections at once, the mean over the measured time; nothing if its workers share them.
+    /// Mean number of connections in flight; `None` if the workers cannot be distinguished.
     pub in_flight_mean: Option<f64>,
-    /// The most of them at any look.
+    /// Maximum number of connections in flight in any sample.
     pub in_flight_max: Option<u64>,
 }
 
-/// A trial's record.
+/// The record of a trial.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Record {
-    /// Requests answered a second.
+    /// Requests answered per second.
     pub rate_per_s: f64,
     /// Requests answered.
     pub completed: u64,
-    /// Requests that failed, over all that were begun.
+    /// Failed requests over all requests started.
     pub failed_share: f64,
-    /// Until the connection was established.
+    /// Time until the connection is established.
     pub connect: Percentiles,
-    /// Until the answer's first byte.
+    /// Time until the first byte of the answer.
     pub first_byte: Percentiles,
-    /// Until the answer's last byte.
+    /// Time until the last byte of the answer.
     pub response: Percentiles,
-    /// Latencies count from planned starts.
+    /// Latencies count from planned starts, which corrects for coordinated omission.
     pub corrected: bool,
-    /// The response latency, for plotting.
+    /// The response latency as a curve for plotting.
     pub curve: Vec<CurvePoint>,
-    /// CPU time of all of the server's processes.
+    /// CPU time of all processes of the server.
     pub server_cpu_ms: f64,
-    /// The same for each answered request.
+    /// The same per answered request.
     pub server_cpu_us_per_request: f64,
-    /// What of it the process used that has started the others; nothing if there are no others.
+    /// The part of the first process, which started the others; `None` if it is the only one.
     pub primary_cpu_us_per_request: Option<f64>,
-    /// What of it these others used.
+    /// The part of all other processes.
     pub workers_cpu_us_per_request: Option<f64>,
-    /// CPU time of the whole machine, generator and everybody else included.
+    /// CPU time of the whole machine, including the generator and unrelated processes.
     pub machine_cpu_us_per_request: f64,
-    /// Time that the hypervisor gave to others.
+    /// Time that the hypervisor took for other guests.
     pub stolen_ms: f64,
-    /// The busiest thread of the generator.
+    /// Utilisation of the generator's busiest thread.
     pub generator_cpu_percent: f64,
-    /// What that thread waited for a CPU.
+    /// Share of its time that this thread waited for a CPU.
     pub generator_waiting_percent: f64,
-    /// The server's processes' peaks, added up.
+    /// Sum of the server processes' peak memory.
     pub memory_peak_mib: f64,
-    /// What they hold at the end, shared pages divided.
+    /// Memory at the end, with shared pages divided between their users.
     pub memory_proportional_mib: Option<f64>,
     /// The workers.
     pub workers: Vec<Share>,
-    /// Connections that each of them held over time.
+    /// Connections in flight per worker over time.
     pub in_flight: InFlight,
-    /// How evenly connections were spread, where they were counted.
+    /// Evenness of the connections, if they are counted.
     pub balance: Option<Balance>,
-    /// How evenly CPU time was.
+    /// Evenness of the CPU time.
     pub cpu_balance: Option<Balance>,
-    /// What speaks against the trial, and against which of its measures.
+    /// Objections to the trial, with the measures each invalidates.
     pub objections: Vec<Objection>,
-    /// What the scenario brought about, and does not speak against the trial.
+    /// Findings that are results of the scenario and not objections.
     pub consequences: Vec<String>,
 }
 
-/// What is tried.
+/// The parameters of a trial.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial<'a> {
     /// The server.
     pub target: Target,
     /// The load.
     pub scenario: Scenario,
-    /// Which repeat, counted from zero.
+    /// Index of the repeat, from 0.
     pub repeat: usize,
-    /// The sizes.
+    /// Sizes and durations.
     pub knobs: &'a Knobs,
-    /// Who runs where.
+    /// CPUs of server and generator.
     pub placement: &'a Placement,
 }
 
 impl Trial<'_> {
-    /// Runs it.
+    /// Runs the trial.
     ///
     /// # Errors
-    /// A signal; a server or generator that does not run at all.
+    /// A signal, or a server or generator that does not run.
     pub fn run(&self, interrupt: &mut Interrupt) -> std::result::Result<Record, Halt> {
         let Self { target, scenario, repeat, knobs, placement } = *self;
         let setup = Setup {
@@ -176,7 +176,7 @@ impl Trial<'_> {
     }
 }
 
-/// What a target is loaded with before its warm-up, if it compiles while it runs.
+/// Load before the warm-up, for targets with a just-in-time compiler.
 fn compile(target: Target, knobs: &Knobs) -> Option<Load> {
     let requests = NODE_REQUESTS_TO_COMPILE * knobs.workers as u64;
     let clients = Load::clients(knobs.connections);
@@ -191,7 +191,7 @@ fn unanswered(target: Target, why: &str) -> Error {
     }
 }
 
-/// Stops the busiest worker, and lets it go on.
+/// Stops the busiest worker and continues it later.
 struct Saboteur {
     fault: Option<Fault>,
     workers: Vec<u32>,
@@ -204,7 +204,7 @@ impl Saboteur {
         Self { fault, workers: server.workers.clone(), root: server.root(), stopped: None }
     }
 
-    /// Does what is due after so much time.
+    /// Performs the steps due at `now`.
     fn act(&mut self, now: Duration) {
         let Some(fault) = self.fault else { return };
         if now >= fault.stop_at && self.stopped.is_none() {
@@ -222,18 +222,18 @@ impl Saboteur {
 
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.stopped {
-            // A worker that has gone meanwhile was replaced, which its server's books say.
+            // If the worker has ended, it was replaced, which the server's counters show.
             let _ = kill(pid, signal);
         }
     }
 
-    /// Lets the worker go on, so that the server can end in order.
+    /// Continues the worker, so that the server can end cleanly.
     fn make_good(&self) {
         self.signal(Signal::SIGCONT);
     }
 }
 
-/// What was seen of a server.
+/// Observations of a server.
 struct Seen {
     used: Usage,
     memory: Memory,
@@ -244,7 +244,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// CPU time of the process that has started the others, and of these others.
+    /// CPU time of the first process, and of all others.
     fn split_ns(&self) -> Option<(u64, u64)> {
         let primary = self.used.processes_ns.get(&self.root).copied().unwrap_or(0);
         (!self.workers.is_empty()).then(|| (primary, self.used.server_ns().saturating_sub(primary)))
@@ -288,7 +288,7 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
     }
 }
 
-/// Who did how much, by connections and by CPU time.
+/// Shares of the workers by connections and by CPU time.
 fn shares(seen: &Seen) -> (Option<Balance>, Option<Balance>, Vec<Share>) {
     let Seen { used, workers, in_flight, books, .. } = seen;
     let connections = books.connections.clone().unwrap_or_default();
@@ -323,27 +323,27 @@ fn mebibytes(bytes: u64) -> f64 {
     to_f64(bytes) / f64::from(1 << 20)
 }
 
-/// A trial that was run, or the reason why it was not.
+/// A finished trial, or the reason why it failed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// The load.
     pub scenario: Scenario,
     /// The server.
     pub target: Target,
-    /// Which repeat, counted from zero.
+    /// Index of the repeat, from 0.
     pub repeat: usize,
-    /// When it began, in milliseconds of Unix time.
+    /// Start time, in milliseconds of Unix time.
     pub started_unix_ms: u64,
-    /// The kinds of measures that it counts for.
+    /// The kinds of measures that are valid.
     pub counts_for: Vec<Aspect>,
     /// Why there is no record.
     pub failure: Option<String>,
-    /// What was seen.
+    /// The record.
     pub record: Option<Record>,
 }
 
 impl Outcome {
-    /// Runs a trial and keeps what came of it, unless a signal has ended it.
+    /// Runs a trial and keeps its result, whether it succeeds or fails.
     ///
     /// # Errors
     /// [`Halt::Interrupted`] only.
@@ -364,13 +364,13 @@ impl Outcome {
         Ok(Self { scenario, target, repeat, started_unix_ms, counts_for, failure, record })
     }
 
-    /// Whether all of its measures count.
+    /// Whether all measures are valid.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         Aspect::ALL.iter().all(|aspect| self.counts_for(*aspect))
     }
 
-    /// Whether measures of a kind count.
+    /// Whether this kind of measure is valid.
     #[must_use]
     pub fn counts_for(&self, aspect: Aspect) -> bool {
         self.counts_for.contains(&aspect)

@@ -1,39 +1,39 @@
-//! What a server and the whole machine have used: CPU time and memory, read from `/proc`.
+//! Reads the CPU time and memory used by a server and by the whole machine from `/proc`.
 //!
-//! A server is a tree of processes. Their CPU time is the scheduler's own count in nanoseconds
-//! (`schedstat` of every thread); `stat` counts in hundredths of a second and stands in only
-//! where that file is missing. On loopback whoever sends does the receiver's protocol work, so
-//! the machine's total belongs beside every server's. Refuses to judge.
+//! A server is a tree of processes. CPU time comes from the scheduler's nanosecond counts
+//! (`schedstat` of every thread); `stat` has a resolution of 10 ms and is the fallback where that
+//! file is missing. On loopback the sender performs the receiver's protocol work, so a report shows
+//! the machine's total beside every server's. Does not judge the values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-/// Length of a tick of `/proc/stat` and `/proc/<pid>/stat`, which has been the same for user
-/// space on every Linux for decades.
+/// Length of a tick in `/proc/stat` and `/proc/<pid>/stat`, the same for user space on every Linux
+/// for decades.
 const TICK_NS: u64 = 10_000_000;
 
-/// CPU time that has been used up to some moment.
+/// CPU time used up to a moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Of each process of the server, by its id.
+    /// Per process of the server, by pid.
     pub processes_ns: BTreeMap<u32, u64>,
-    /// Of the whole machine, all that was not idle.
+    /// Of the whole machine, without idle time.
     pub machine_ns: u64,
-    /// What the hypervisor gave to others meanwhile.
+    /// Time that the hypervisor took for other guests.
     pub stolen_ns: u64,
 }
 
-/// Memory of a tree of processes.
+/// Memory of a process tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// The sum of each process's peak. Pages that several share count for each.
+    /// Sum of the processes' peaks. A shared page counts once per process.
     pub peak_bytes: u64,
-    /// The sum of what each holds now, shared pages divided by who shares them.
+    /// Sum of the current values, with shared pages divided between their users.
     pub proportional_bytes: Option<u64>,
 }
 
 impl Usage {
-    /// The usage of a process, all that descend from it, and the machine.
+    /// The usage of a process, its descendants, and the machine.
     #[must_use]
     pub fn of_tree(root: u32) -> Self {
         let processes = tree(root).into_iter();
@@ -42,7 +42,7 @@ impl Usage {
         Self { processes_ns, machine_ns, stolen_ns }
     }
 
-    /// What was used since an earlier moment. A process that is gone has taken its time along.
+    /// The difference to an earlier reading. The time of a process that has ended since is lost.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let before = |pid: &u32| earlier.processes_ns.get(pid).copied().unwrap_or(0);
@@ -56,7 +56,7 @@ impl Usage {
         }
     }
 
-    /// All of the server's processes together.
+    /// Sum over the processes of the server.
     #[must_use]
     pub fn server_ns(&self) -> u64 {
         self.processes_ns.values().sum()
@@ -64,7 +64,7 @@ impl Usage {
 }
 
 impl Memory {
-    /// The memory of a process and all that descend from it.
+    /// The memory of a process and its descendants.
     #[must_use]
     pub fn of_tree(root: u32) -> Self {
         let mut sum = Self { peak_bytes: 0, proportional_bytes: Some(0) };
@@ -78,7 +78,7 @@ impl Memory {
     }
 }
 
-/// A process and all that descend from it, as far as they exist.
+/// The pids of a process and its existing descendants.
 #[must_use]
 pub fn tree(root: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -89,7 +89,7 @@ pub fn tree(root: u32) -> Vec<u32> {
     descendants(root, &parents)
 }
 
-/// Pairs of child and parent into everything below a root, itself first.
+/// Turns pairs of child and parent into the list of a root and its descendants, root first.
 fn descendants(root: u32, parents: &[(u32, u32)]) -> Vec<u32> {
     let mut found = vec![root];
     let mut known = BTreeSet::from([root]);
@@ -106,7 +106,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// What follows the name, which may hold anything, in a line of `/proc/<pid>/stat`.
+/// The fields of a `/proc/<pid>/stat` line after the name, which may contain any character.
 fn after_name(stat: &str) -> impl Iterator<Item = &str> {
     stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split_ascii_whitespace()
 }
@@ -121,7 +121,7 @@ fn process_ns(pid: u32) -> u64 {
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split_ascii_whitespace().next()?.parse::<u64>().ok()
     });
-    // One thread that cannot be read would make the sum too small.
+    // If one thread cannot be read, the sum is too small, so it is discarded.
     let sum: Option<u64> = counts.sum();
     match sum {
         Some(ns) if ns > 0 => ns,
@@ -129,24 +129,25 @@ fn process_ns(pid: u32) -> u64 {
     }
 }
 
-/// User and system time of a process from its `stat`.
+/// User and system time of a process, from `stat`.
 fn ticks_ns(stat: &str) -> u64 {
     let ticks = after_name(stat).skip(11).take(2);
     ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * TICK_NS
 }
 
-/// The machine's busy and its stolen time from `/proc/stat`.
+/// Busy and stolen time of the machine, from `/proc/stat`.
 fn machine(stat: &str) -> Option<(u64, u64)> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let ticks: Vec<u64> =
         line.split_ascii_whitespace().map_while(|ticks| ticks.parse().ok()).collect();
-    // user nice system idle iowait irq softirq steal; what follows is part of user and nice.
+    // user nice system idle iowait irq softirq steal; the later fields are included in user and
+    // nice.
     let part = |place: usize| ticks.get(place).copied().unwrap_or(0);
     let busy = part(0) + part(1) + part(2) + part(5) + part(6);
     Some((busy * TICK_NS, part(7) * TICK_NS))
 }
 
-/// A line of `status` or `smaps_rollup`, in bytes.
+/// A value of `status` or `smaps_rollup`, in bytes.
 fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)

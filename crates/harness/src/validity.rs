@@ -1,9 +1,8 @@
-//! What of a trial counts. Pure.
+//! Decides which measures of a trial are valid. Pure.
 //!
-//! Facts of a trial can speak against it, and then against what they have spoilt and nothing else:
-//! a generator that was the bottleneck says nothing about the server's speed, and still everything
-//! about what a request has cost it. What does not count is shown with the reasons, never dropped
-//! quietly.
+//! An objection invalidates only the measures it affects: a generator that was the bottleneck says
+//! nothing about the server's speed, but the cost of a request stays valid. Invalid measures stay
+//! in the report, with the reasons.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,21 +12,21 @@ use serde::Serialize;
 
 use super::scenario::Scenario;
 
-/// The least share of the wanted rate that has to be reached.
+/// Minimum share of the target rate.
 const ACHIEVED_SHARE_MIN: f64 = 0.99;
-/// A generator that wants more than this share of its CPU measures itself, whether it gets it or
-/// has to wait while others have it.
+/// Maximum share of a CPU that the generator may need. Above it the trial measures the generator,
+/// whether it ran or waited for the CPU.
 const GENERATOR_CPU_SHARE_MAX: f64 = 0.90;
-/// How late the 99th percentile of starts may be.
+/// Maximum lateness of the 99th percentile of starts.
 const START_LATENESS_NS_MAX: u64 = 1_000_000;
 
-/// A kind of measure. What spoils one of a kind spoils all of them.
+/// A kind of measure; an objection invalidates whole kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Aspect {
     /// Rate and latencies.
     Speed,
-    /// CPU time, memory, balance and failures: what serving takes, and how it is shared.
+    /// CPU time, memory, balance and failures: the cost of serving and how it is shared.
     Cost,
 }
 
@@ -45,77 +44,77 @@ impl fmt::Display for Aspect {
     }
 }
 
-/// Something that speaks against a trial.
+/// An objection to a trial.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Objection {
-    /// For programs: `nothing_measured`, `rate_missed`, `generator_busy`, `starts_late`,
+    /// Code for programs: `nothing_measured`, `rate_missed`, `generator_busy`, `starts_late`,
     /// `listen_overflows`, `workers_restarted`, `requests_failed`, `server_errors`,
     /// `starts_dropped` or `values_saturated`.
     pub code: &'static str,
-    /// For people.
+    /// Text for people.
     pub text: String,
-    /// Measures of these kinds do not count.
+    /// The kinds of measures it invalidates.
     pub against: &'static [Aspect],
 }
 
-/// The kinds of measures that count in spite of these objections.
+/// The kinds of measures that stay valid under these objections.
 #[must_use]
 pub fn counting(objections: &[Objection]) -> Vec<Aspect> {
     let spoilt = |aspect: &Aspect| objections.iter().any(|one| one.against.contains(aspect));
     Aspect::ALL.into_iter().filter(|aspect| !spoilt(aspect)).collect()
 }
 
-/// What was measured of a trial beside its results.
+/// Facts about a trial other than its results.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Facts {
-    /// The rate that was asked for, in an open-loop trial.
+    /// Target rate of an open-loop trial.
     pub target_rate_per_s: Option<f64>,
-    /// The rate that was reached.
+    /// Achieved rate.
     pub achieved_rate_per_s: f64,
-    /// The share of its time that the busiest thread of the generator spent computing.
+    /// Utilisation of the generator's busiest thread.
     pub generator_cpu_share: f64,
-    /// The share that it waited for a CPU.
+    /// Share of its time that this thread waited for a CPU.
     pub generator_waiting_share: f64,
-    /// How late starts were, in an open-loop trial.
+    /// Lateness of starts in an open-loop trial.
     pub start_lateness_p99_ns: Option<u64>,
-    /// Connections that found the listen queue full.
+    /// Connections that met a full listen queue.
     pub listen_overflows: u64,
     /// Workers that ended and were replaced.
     pub workers_restarted: u64,
 }
 
-/// Why a trial does not count, or some of its measures.
+/// Why a trial, or some of its measures, are invalid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reason {
-    /// Nothing at all was answered.
+    /// No request was answered.
     NothingMeasured,
-    /// Less than 99 % of the wanted rate was reached.
+    /// The achieved rate is below 99 % of the target.
     RateMissed {
-        /// What was reached.
+        /// Achieved rate.
         achieved_rate_per_s: f64,
-        /// What was wanted.
+        /// Target rate.
         target_rate_per_s: f64,
     },
     /// The generator was the bottleneck.
     GeneratorBusy {
-        /// Share of its time that its busiest thread computed.
+        /// Utilisation of its busiest thread.
         cpu_share: f64,
-        /// Share that it waited for a CPU.
+        /// Share of its time that this thread waited for a CPU.
         waiting_share: f64,
     },
-    /// Requests started too late for their latency to mean what it should.
+    /// Requests started so late that their latencies are wrong.
     StartsLate {
         /// The 99th percentile.
         p99_ns: u64,
     },
-    /// The kernel threw connections away, so latencies hold retries.
+    /// The kernel dropped connections, so latencies include retries.
     ListenOverflowed {
-        /// How many.
+        /// Number of connections.
         connections: u64,
     },
-    /// A worker ended on the way, so there were fewer for a while.
+    /// A worker ended, so fewer served for a time.
     WorkerRestarted {
-        /// How many.
+        /// Number of workers.
         workers: u64,
     },
 }
@@ -132,10 +131,11 @@ impl Reason {
         }
     }
 
-    /// What it spoils. A load that was not the intended one spoils everything: what came in lumps
-    /// is cheaper to serve, what was less is dearer. A busy generator is late to look at answers,
-    /// and one that waits for them asks for less than it could get; what a request takes of the
-    /// server is none of its doing. Retries make connections slow and requests no dearer.
+    /// The kinds of measures it invalidates. A load other than the planned one invalidates
+    /// everything: bursts are cheaper to serve, and a lower rate is dearer. A busy generator reads
+    /// answers late and, in a closed loop, sends fewer requests than the server could answer, but
+    /// does not change what a request costs the server. Retries make connections slower and
+    /// requests no dearer.
     fn against(&self) -> &'static [Aspect] {
         match self {
             Self::GeneratorBusy { .. } | Self::ListenOverflowed { .. } => &[Aspect::Speed],
@@ -180,11 +180,11 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Everything in the facts that speaks against a trial; nothing means that all of it counts.
+/// All objections that follow from the facts; empty if every measure is valid.
 #[must_use]
 pub fn objections(facts: &Facts) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    // Written so that a value that is no number counts as bad.
+    // Written so that NaN counts as bad.
     let answered = facts.achieved_rate_per_s > 0.0;
     if !answered {
         reasons.push(Reason::NothingMeasured);
@@ -215,7 +215,7 @@ pub fn objections(facts: &Facts) -> Vec<Reason> {
     reasons
 }
 
-/// What the generator finds beyond the facts that are judged here, and what that spoils.
+/// The generator's findings that the facts do not cover, with the measures they invalidate.
 const FURTHER: [(&str, &[Aspect]); 4] = [
     ("requests_failed", &Aspect::ALL),
     ("server_errors", &Aspect::ALL),
@@ -223,7 +223,7 @@ const FURTHER: [(&str, &[Aspect]); 4] = [
     ("values_saturated", &[Aspect::Speed]),
 ];
 
-/// What speaks against a trial, and what is a result of its scenario, in words.
+/// The objections to a trial, and the findings that are results of its scenario.
 #[must_use]
 pub fn judged(
     scenario: Scenario,
@@ -244,7 +244,7 @@ pub fn judged(
     (against, consequences.into_iter().map(|one| one.text).collect())
 }
 
-/// What a run of the generator is judged by.
+/// The facts about a run of the generator.
 fn facts(loaded: &Report, workers_restarted: u64) -> Facts {
     let target_rate_per_s = loaded.rates.asked_per_s;
     let lateness_us = loaded.starts.and_then(|starts| starts.start_lateness_p99_us);
@@ -266,7 +266,7 @@ fn facts(loaded: &Report, workers_restarted: u64) -> Facts {
     }
 }
 
-/// What an open loop's rate is judged by.
+/// The input of [`achieved`].
 struct Kept {
     planned: u64,
     in_time: u64,
@@ -276,10 +276,10 @@ struct Kept {
 
 /// The share of the planned requests that were answered, from 0 to 1.
 ///
-/// Requests take time, so some are under way when the measured time ends: the rate times the mean
-/// latency, says Little's law, and random arrivals make it more or less. Half as many again are
-/// allowed. A server that does not keep up has twice as many, since its latency grows all the
-/// way, and is found out.
+/// Some requests are still in flight when the measured time ends: by Little's law, the rate times
+/// the mean latency, give or take random arrivals. The check allows 1.5 times that number. A server
+/// that cannot keep up has twice that number in flight, because its latency grows during the whole
+/// run, so the check detects it.
 fn achieved(kept: &Kept) -> f64 {
     if kept.planned == 0 {
         return 0.0;
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    /// The only objection after one thing has changed, in words.
+    /// The only objection after a single change of the facts, as text.
     fn objection(change: impl FnOnce(&mut Facts)) -> String {
         let mut facts = good();
         change(&mut facts);
@@ -374,9 +374,9 @@ mod tests {
     fn what_is_under_way_at_the_end_is_no_missed_rate() {
         let kept =
             |in_time, mean_s| achieved(&Kept { planned: 10_000, in_time, mean_s, measured_s: 4.0 });
-        // All answered but what Little's law has under way.
+        // All answered except those that Little's law has in flight.
         assert_eq!(kept(9_900, 0.040), 1.0);
-        // A tenth more than can be done: in the end 400 ms behind, 200 ms in the mean.
+        // Overloaded by a tenth: 400 ms behind at the end, 200 ms on average.
         assert!(kept(9_000, 0.200) < 0.99);
         assert!(kept(9_800, 0.001) < 0.99);
         assert_eq!(achieved(&Kept { planned: 0, in_time: 0, mean_s: 0.0, measured_s: 1.0 }), 0.0);

@@ -1,7 +1,8 @@
-//! What a request costs: busy or blocked, and for how long. Pure: times are drawn from a seed.
+//! The cost of a request: a kind of work and a distribution of service times. Pure; all randomness
+//! comes from a seed.
 //!
-//! Owns the words for it (`--work`) and the drawing of service times, which the worker and the
-//! harness's arithmetic share so that both speak of the same work. Refuses to do the work.
+//! Owns the syntax of `--work` and the sampling of service times. The built-in server and the
+//! harness share it, so both mean the same work. Does not perform the work.
 
 #[cfg(test)]
 mod tests;
@@ -14,66 +15,67 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Longest service time that can be asked for, and longest that is ever drawn, in nanoseconds. A
-/// draw beyond it counts as this long.
+/// Maximum service time, both requested and drawn, in nanoseconds. Longer draws are clamped.
 pub const SERVICE_NS_MAX: u64 = 60_000_000_000;
-/// Most parts of a mix.
+/// Maximum number of parts in a mix.
 pub const MIX_PARTS_MAX: usize = 8;
-/// Largest coefficient of variation; a tail heavier than this shows no mean in any real run.
+/// Maximum coefficient of variation; with a heavier tail the mean does not converge in a practical
+/// run.
 const VARIATION_MAX: f64 = 20.0;
 
 const FORMS: &str = "write cpu:TIME or block:TIME, where TIME is 200us, exp:1ms, \
      lognormal:1ms,cv=2, mix:99x1ms+1x50ms or heavy (the last two are the same)";
 
-/// What a request makes its worker do.
+/// The work of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Work {
     /// Busy or blocked.
     pub kind: WorkKind,
-    /// For how long.
+    /// Distribution of its duration.
     pub time: ServiceTime,
 }
 
-/// How a worker spends the time.
+/// What the worker does during the service time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkKind {
-    /// It computes: its CPU is taken.
+    /// Computes, and occupies its CPU.
     Cpu,
-    /// It waits in a system call: its CPU is free, but the worker does nothing else.
+    /// Blocks in a system call: the CPU is free, but the worker serves nothing else.
     Block,
 }
 
-/// A distribution of service times. All fields are in nanoseconds, at least 1 and at most
-/// [`SERVICE_NS_MAX`]; [`FromStr`] holds to that.
+/// A distribution of service times. Times are in nanoseconds, from 1 to [`SERVICE_NS_MAX`], which
+/// [`FromStr`] checks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ServiceTime {
     /// Always the same.
     Constant {
-        /// That time.
+        /// The time.
         ns: u64,
     },
-    /// Without memory: most are short, few are several times the mean.
+    /// Memoryless: most times are short, few are several times the mean.
     Exponential {
         /// The mean.
         mean_ns: u64,
     },
-    /// Skewed as real services are.
+    /// Skewed, as in real services.
     LogNormal {
         /// The mean.
         mean_ns: u64,
         /// Standard deviation over mean.
         variation: f64,
     },
-    /// One of several times, each as often as its weight says.
+    /// One of several times, chosen by weight.
     Mix {
-        /// Weight and time in nanoseconds of each.
+        /// Weight and time (in nanoseconds) of each part.
         parts: Vec<(u32, u64)>,
     },
 }
 
 impl ServiceTime {
-    /// 99 of 100 take 1 ms, one takes 50 ms: the requests that show what a balancer is worth.
+    /// 99 of 100 requests take 1 ms, one takes 50 ms: a mix that separates good balancers from bad
+    /// ones.
     #[must_use]
     pub fn heavy() -> Self {
         Self::Mix { parts: vec![(99, 1_000_000), (1, 50_000_000)] }
@@ -112,7 +114,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at its first draw.
+    /// Creates a sampler; the same seed gives the same times.
     #[must_use]
     pub fn new(time: ServiceTime, seed: u64) -> Self {
         Self { time, random: Rng::with_seed(seed) }
@@ -205,7 +207,7 @@ impl FromStr for ServiceTime {
     }
 }
 
-/// Reads a distribution, or says what is wrong with the text.
+/// Parses a distribution; the error says what is wrong with the text.
 fn service_time(text: &str) -> Result<ServiceTime, String> {
     if text == "heavy" {
         return Ok(ServiceTime::heavy());
@@ -246,7 +248,7 @@ fn mix(text: &str) -> Result<ServiceTime, String> {
     Ok(ServiceTime::Mix { parts })
 }
 
-/// Units of time with their nanoseconds, longest first.
+/// Units of time in nanoseconds, longest first.
 const UNITS: [(&str, u64); 4] = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000), ("ns", 1)];
 
 fn time_ns(text: &str) -> Result<u64, String> {
@@ -266,7 +268,7 @@ fn time_ns(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A time in the longest unit that needs no fraction.
+/// Formats a time in the longest unit that needs no fraction.
 struct Time(u64);
 
 impl fmt::Display for Time {

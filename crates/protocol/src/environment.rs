@@ -1,4 +1,4 @@
-//! What the primary passes to a worker at birth: a few variables and open descriptors.
+//! What a worker inherits from the primary: environment variables and open descriptors.
 //!
 //! Owns the names of the variables, for both sides. The built-in worker has the command line of
 //! its primary besides, so most settings need no second way.
@@ -12,57 +12,57 @@ use crate::sys::engine::EngineKind;
 use crate::sys::process;
 use crate::sys::waker::Waker;
 
-/// The worker's id; its presence makes a process a worker (Node's `NODE_UNIQUE_ID`).
+/// Id of the worker. If it is set, the process is a worker (Node's `NODE_UNIQUE_ID`).
 pub const ID: &str = "CLUSTERLB_WORKER_ID";
-/// The number of the control channel's descriptor.
+/// Descriptor number of the control channel.
 pub const CONTROL: &str = "CLUSTERLB_CONTROL_FD";
-/// The number of the load board's descriptor.
+/// Descriptor number of the scoreboard page.
 pub const BOARD: &str = "CLUSTERLB_BOARD_FD";
-/// The number of the descriptor that wakes the primary (`eventfd(2)`).
+/// Descriptor number of the eventfd that wakes the primary.
 pub const WAKER: &str = "CLUSTERLB_BELL_FD";
-/// The number of the inbox's descriptor; absent when the worker accepts by itself.
+/// Descriptor number of the inbox; unset when the worker accepts connections itself.
 pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
-/// The CPU that the worker shall run on; absent when it is not pinned.
+/// The CPU to pin the worker to; unset when it is not pinned.
 pub const CPU: &str = "CLUSTERLB_CPU";
 
 /// Where the built-in worker listens, as a JSON array: names are looked up by its primary.
 pub const LISTEN: &str = "CLUSTERLB_LISTEN";
 /// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
 pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
-/// The engine that the primary has decided on for the whole run: `io_uring` or `epoll`.
+/// The engine of the whole run, chosen by the primary: `io_uring` or `epoll`.
 pub const ENGINE: &str = "CLUSTERLB_WORKER_ENGINE";
 
-/// How messages of the program are written down: `json` or `advanced`.
+/// Serialisation of the program's messages: `json` or `advanced`.
 pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
-/// The port for a debugger; absent unless the settings have one.
+/// Port of the debugger; unset unless configured.
 pub const INSPECT_PORT: &str = "CLUSTERLB_INSPECT_PORT";
 
-/// The number of the slot that the worker has, from 0, which its successors inherit; absent unless
-/// it is supervised.
+/// Index of the worker's slot, from 0. A replacement worker has the index of its predecessor. Unset
+/// for an unsupervised worker.
 pub const INSTANCE: &str = "CLUSTERLB_INSTANCE";
-/// The same under the name that programs made for pm2 look for.
+/// The same under the name that programs written for pm2 read.
 pub const NODE_INSTANCE: &str = "NODE_APP_INSTANCE";
 
-/// Everything a worker is born with.
+/// Everything a worker inherits.
 #[derive(Debug)]
 pub struct Inheritance {
     /// Its id.
     pub id: WorkerId,
     /// Its control channel.
     pub control: OwnedFd,
-    /// Its load board.
+    /// Its scoreboard page.
     pub page: OwnedFd,
-    /// The primary's bell.
+    /// Wakes the primary.
     pub waker: Waker,
-    /// Its inbox, when the primary hands over connections.
+    /// Its inbox, if the primary hands over connections.
     pub inbox: Option<OwnedFd>,
-    /// The CPU to run on.
+    /// The CPU to pin to.
     pub cpu: Option<usize>,
     /// Bytes of locked memory that its ring may take, if that is bounded.
     pub ring_bytes: Option<u64>,
     /// The engine of the run; io_uring, unless the primary says otherwise.
     pub engine: EngineKind,
-    /// How messages are written down.
+    /// Serialisation of the program's messages.
     pub serialization: Serialization,
 }
 
@@ -73,11 +73,11 @@ pub fn is_worker() -> bool {
 }
 
 impl Inheritance {
-    /// Takes everything over. Can be done once in a process.
+    /// Takes ownership of the inherited descriptors. Works once per process.
     ///
     /// # Errors
-    /// A variable is missing or names no inherited descriptor: the process was not started by a
-    /// primary.
+    /// A variable is missing or does not name an inherited descriptor: the process was not started
+    /// by a primary.
     pub fn take() -> Result<Self> {
         Ok(Self {
             id: WorkerId(number(ID)?.ok_or_else(|| missing(ID))?),

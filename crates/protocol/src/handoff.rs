@@ -1,30 +1,30 @@
-//! What a message with sockets says: which listener each came from and when it was accepted.
+//! The payload of a handoff message: for each socket, its listener and the time of its accept.
 //!
-//! Owns the layout, writes and reads it. The sockets themselves travel beside the bytes, in the
-//! same order (`docs/PROTOCOL.md` has this layout for other languages).
+//! Owns the layout and its encoding. The sockets are attached to the message in the order of the
+//! records (`docs/PROTOCOL.md` describes the layout for other languages).
 
 use crate::id::ListenerId;
 
-/// Bytes before the first record: magic, version and number of sockets.
+/// Length of the header: magic, version and number of sockets.
 const HEADER_BYTES: usize = 8;
-/// Bytes of a record.
+/// Length of a record.
 const RECORD_BYTES: usize = 16;
 /// First bytes of every message.
 const MAGIC: [u8; 4] = *b"CLBH";
 /// Version of this layout.
 const VERSION: u16 = 1;
 
-/// What is known of a socket when it is handed over.
+/// What the primary knows about a socket that it hands over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The listener that it came from.
+    /// The listener that accepted it.
     pub listener: ListenerId,
-    /// When it was accepted, in nanoseconds of CLOCK_MONOTONIC.
+    /// Time of the accept, in nanoseconds of CLOCK_MONOTONIC.
     pub accepted_ns: u64,
 }
 
-/// Begins a message. As it is, without a record, it is a probe: a worker that receives it counts
-/// it, which shows that it takes messages.
+/// Starts a message. Without a record it is a probe: the worker counts it, which shows that it
+/// receives messages.
 pub fn begin(payload: &mut Vec<u8>) {
     payload.extend_from_slice(&MAGIC);
     payload.extend_from_slice(&VERSION.to_le_bytes());
@@ -37,24 +37,23 @@ pub fn is_probe(payload: &[u8]) -> bool {
     records(payload).is_some_and(|records| records.len() == 0) || payload == EVEN_PROBE
 }
 
-/// Bytes of every message to a worker that receives one socket at a time. Node reads on as long as
-/// what it reads fills its buffer, and takes a sender that has gone for the end of everything
-/// otherwise.
+/// Length of every message to a worker that receives one socket at a time. Node keeps reading while
+/// the data fills its buffer, and otherwise mistakes a closed sender for end of file.
 const EVEN_BYTES: usize = HEADER_BYTES + RECORD_BYTES;
 /// A probe of that length.
 const EVEN_PROBE: [u8; EVEN_BYTES] = [b'?'; EVEN_BYTES];
 
-/// Writes a probe to a worker that receives one socket at a time.
+/// Writes a probe for a worker that receives one socket at a time.
 pub fn begin_evenly(payload: &mut Vec<u8>) {
     payload.extend_from_slice(&EVEN_PROBE);
 }
 
-/// Says that messages with sockets follow, to a worker that receives one at a time and has to see
-/// first whether it has a descriptor left. Nothing depends on its arrival.
+/// Announces messages with sockets to a worker that receives one at a time and first checks that it
+/// has a free descriptor. Losing it does no harm.
 pub const ANNOUNCEMENT: [u8; EVEN_BYTES] = [b'!'; EVEN_BYTES];
 
-/// What a program in another language has to know of these messages, in bytes. Generated into what
-/// such a program loads.
+/// Constants of these messages, in bytes, for programs in other languages. They are generated into
+/// the code that such a program loads.
 pub const EVEN_LAYOUT: [(&str, u64); 5] = [
     ("MESSAGE_BYTES", EVEN_BYTES as u64),
     ("ANNOUNCEMENT", ANNOUNCEMENT[0] as u64),
@@ -63,7 +62,7 @@ pub const EVEN_LAYOUT: [(&str, u64); 5] = [
     ("MARK_AT", (HEADER_BYTES + size_of::<u64>()) as u64),
 ];
 
-/// Appends a record to a message, beginning the message if it is empty.
+/// Appends a record, starting the message if it is empty.
 pub fn append(payload: &mut Vec<u8>, record: Record) {
     if payload.is_empty() {
         begin(payload);
@@ -76,7 +75,7 @@ pub fn append(payload: &mut Vec<u8>, record: Record) {
     payload[6..8].copy_from_slice(&count.to_le_bytes());
 }
 
-/// The records of a message, or nothing if it is not one.
+/// The records of a message; `None` if it is malformed.
 #[must_use]
 pub fn records(payload: &[u8]) -> Option<impl ExactSizeIterator<Item = Record> + '_> {
     let (header, rest) = payload.split_at_checked(HEADER_BYTES)?;

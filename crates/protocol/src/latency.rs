@@ -1,13 +1,13 @@
-//! How long sockets were on their way from the primary's accept to the worker's claim.
+//! Latency of sockets from the primary's accept to the worker's claim.
 
 use hdrhistogram::Histogram;
 
 use crate::control::LatencySummary;
 
-/// Latencies are recorded up to this, in microseconds; longer ones count as this.
+/// Maximum recorded latency in microseconds; larger values are clamped.
 const LATENCY_US_MAX: u64 = 60_000_000;
 
-/// The distribution of the time from accept to claim, up to a minute, to three digits.
+/// Distribution of the time from accept to claim, up to one minute, with three significant digits.
 #[derive(Debug)]
 pub struct HandoffLatency {
     histogram: Histogram<u64>,
@@ -20,7 +20,7 @@ impl Default for HandoffLatency {
 }
 
 impl HandoffLatency {
-    /// An empty one.
+    /// An empty distribution.
     #[must_use]
     pub fn new() -> Self {
         let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
@@ -28,12 +28,12 @@ impl HandoffLatency {
         Self { histogram }
     }
 
-    /// Adds a socket that was accepted at one moment and claimed at another.
+    /// Records a socket by the times of its accept and its claim.
     pub fn record(&mut self, accepted_ns: u64, now_ns: u64) {
         self.histogram.saturating_record(now_ns.saturating_sub(accepted_ns) / 1_000);
     }
 
-    /// What is told of it; `None` while it is empty.
+    /// A summary; `None` while it is empty.
     #[must_use]
     pub fn summary(&self) -> Option<LatencySummary> {
         (!self.histogram.is_empty()).then(|| LatencySummary {

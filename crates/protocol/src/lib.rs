@@ -1,13 +1,13 @@
-//! What a worker and its primary share, for both ends.
+//! The protocol between a primary and its workers, for both ends.
 //!
-//! * [`environment`]: what a worker inherits, and the variables that name it.
-//! * [`control`]: framed messages over a stream socket, with descriptors beside them.
+//! * [`environment`]: the variables and descriptors that a worker inherits.
+//! * [`control`]: framed messages over a stream socket, with descriptors attached.
 //! * [`handoff`]: the layout of a message with accepted sockets.
 //! * [`scoreboard`]: the page of counters that the primary and one worker map.
-//! * [`latency`]: how long sockets were on their way.
+//! * [`latency`]: the time from accept to claim.
 //!
-//! Most programs use the `clusterlb` library, which speaks this for them. Use this crate to write a
-//! worker on an event loop of your own.
+//! Most programs use the `clusterlb` library, which implements this protocol. Use this crate to
+//! write a worker on another event loop.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,9 @@
-//! The load board: what the words of a worker's shared page mean, and who may write which.
+//! The scoreboard: the layout of the page that a worker shares with its primary, and which side
+//! writes which word.
 //!
-//! Every word has one writer, and each writer has lines of its own, so that no counter needs a
-//! read-modify-write and no line is written from two cores. Owns the meaning and the clamping of
-//! what the other side claims; decides nothing.
+//! Every word has one writer, and the writers use different cache lines. No counter needs a
+//! read-modify-write, and no line is written by two cores. Owns the meaning of the words and clamps
+//! the values of the other side. Takes no decisions.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::schedule::Sample;
 use crate::sys::shared::SharedPage;
 
-/// What the first word of a page says, so that a stranger's page is noticed ("CLBBOARD").
+/// First word of a page, which detects a page of another program ("CLBBOARD").
 const MAGIC: u64 = u64::from_le_bytes(*b"CLBBOARD");
 /// Version of the layout below.
 const VERSION: u64 = 1;
@@ -42,13 +43,13 @@ const RECEIVED: usize = 3;
 const RECEIVED_AT: usize = 4;
 const ANSWERED: usize = 5;
 
-/// Bits of what a program does by itself: it reports ends; it receives from its inbox.
+/// Flags for what a program does without help: it reports ends; it receives from its inbox.
 const REPORTS: u64 = 1;
 const RECEIVES: u64 = 2;
 
-/// What a program in another language has to know to report by itself: the place of its words and
-/// of the primary's wish in bytes, the order of its words, and their values. Generated into what
-/// such a program loads.
+/// Layout for programs in other languages that write their counters themselves: byte offsets of
+/// their words and of the primary's request, the order of the words, and their values. Generated
+/// into the code that such a program loads.
 pub const PROGRAM_LAYOUT: [(&str, u64); 12] = [
     ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
     ("DOES_WORD", DOES as u64),
@@ -64,58 +65,58 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 12] = [
     ("WAKE_PROBE", Wake::Probe as u64),
 ];
 
-/// What a worker counts beside its connections.
+/// Counters of a worker other than those of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Statistic {
     /// Requests answered.
     Requests = 0,
-    /// Connections that the client reset.
+    /// Connections reset by the client.
     Resets = 1,
-    /// Sockets lost on the way in because no descriptor was free (MSG_CTRUNC).
+    /// Sockets lost on receipt because no descriptor was free (MSG_CTRUNC).
     Truncated = 2,
-    /// Pauses for want of descriptors.
+    /// Times that accepting paused because no descriptor was free.
     DescriptorPauses = 3,
     /// Completion queue overflows.
     Overflows = 4,
-    /// Multishot operations that ended and were armed again.
+    /// Multishot operations that ended and were rearmed.
     Rearms = 5,
-    /// Connections ended because the client was too slow.
+    /// Connections closed because the client was too slow.
     Timeouts = 6,
     /// Connections reset because all of them together held too much memory.
     Shed = 7,
 }
 
-/// Counters of a worker as the primary sees them at one moment.
+/// A snapshot of a worker's counters, as the primary sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Sockets given to the worker; under `none`, sockets that it accepted itself.
+    /// Sockets handed to the worker, plus those that it accepted itself.
     pub assigned: u64,
-    /// Of these, the ones that it accepted itself.
+    /// The part that it accepted itself.
     pub own: u64,
-    /// Sockets taken back from it before it had claimed them.
+    /// Sockets taken back before the worker claimed them.
     pub returned: u64,
     /// Sockets that the worker has received.
     pub claimed: u64,
-    /// Connections that the worker has done with.
+    /// Connections that the worker has finished.
     pub finished: u64,
 }
 
 impl Counters {
-    /// Sockets given and neither finished nor taken back.
+    /// Sockets assigned and neither finished nor taken back.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.assigned.saturating_sub(self.returned).saturating_sub(self.finished)
     }
 
-    /// Sockets given and neither claimed nor taken back.
+    /// Sockets assigned and neither claimed nor taken back.
     #[must_use]
     pub fn unclaimed(&self) -> u64 {
         self.assigned.saturating_sub(self.returned).saturating_sub(self.claimed)
     }
 }
 
-/// The primary's side of a worker's page.
+/// The primary's access to a worker's page.
 #[derive(Debug)]
 pub struct PrimaryPage {
     page: SharedPage,
@@ -124,42 +125,42 @@ pub struct PrimaryPage {
     wake: Wake,
 }
 
-/// When a worker rings the primary's bell.
+/// When a worker wakes the primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Wake {
-    /// Never: the primary looks when it has something to give.
+    /// Never: the primary reads the counters when it has a connection to assign.
     #[default]
     Never = 0,
-    /// Whenever it publishes: the primary holds connections that nobody had room for.
+    /// At each publication: the primary holds connections that no worker had room for.
     Always = 1,
-    /// When it has answered a probe.
+    /// After answering a probe.
     Probe = 2,
 }
 
-/// The worker's side of its page.
+/// The worker's access to its page.
 #[derive(Debug)]
 pub struct WorkerPage {
     page: SharedPage,
     claimed: u64,
     finished: u64,
     probes: u64,
-    /// A probe has been answered since that was last published.
+    /// A probe has been answered since the last publication.
     probed: bool,
     statistics: [u64; 8],
 }
 
-/// A third party's view of a page: everything can be read, nothing written.
+/// Read-only access to a page.
 #[derive(Debug)]
 pub struct PageView {
     page: SharedPage,
 }
 
 impl PrimaryPage {
-    /// A new page for a new worker.
+    /// Creates a page for a new worker.
     ///
     /// # Errors
-    /// Too little memory or too few descriptors.
+    /// Memory or descriptors are exhausted.
     pub fn create() -> Result<Self> {
         let page = SharedPage::create()?;
         page.word(HEADER, VERSION_WORD).store(VERSION, Ordering::Relaxed);
@@ -167,10 +168,10 @@ impl PrimaryPage {
         Ok(Self { page, assigned: 0, returned: 0, wake: Wake::Never })
     }
 
-    /// Another mapping of the page, to be read from another thread.
+    /// Maps the page again, for reading from another thread.
     ///
     /// # Errors
-    /// Too little memory or too few descriptors.
+    /// Memory or descriptors are exhausted.
     pub fn view(&self) -> Result<PageView> {
         let memory = self.page.as_fd().try_clone_to_owned();
         let memory = memory.map_err(|error| {
@@ -179,8 +180,8 @@ impl PrimaryPage {
         Ok(PageView { page: SharedPage::open(memory)? })
     }
 
-    /// Counts sockets given to the worker. Called when the choice is made, not when the message
-    /// has gone, so that the next choice already sees it.
+    /// Counts sockets assigned to the worker. Call it when the worker is chosen, before the message
+    /// is sent, so that the next choice sees the new count.
     pub fn add_assigned(&mut self, count: u64) {
         self.assigned += count;
         self.page.word(PRIMARY, ASSIGNED).store(self.assigned, Ordering::Release);
@@ -192,20 +193,20 @@ impl PrimaryPage {
         self.page.word(PRIMARY, RETURNED).store(self.returned, Ordering::Release);
     }
 
-    /// Says when the worker shall ring the primary's bell.
+    /// Sets when the worker wakes the primary.
     pub fn set_wake(&mut self, wake: Wake) {
         if self.wake == wake {
             return;
         }
         self.wake = wake;
         self.page.word(WAKER, 0).store(wake as u64, Ordering::Relaxed);
-        // Pairs with the fence in `WorkerPage::publish`: either the worker sees the request, or
-        // the counters that the primary reads next include what the worker has just published.
+        // Pairs with the fence in `WorkerPage::publish`: either the worker sees the request, or the
+        // next counters that the primary reads include what the worker has just published.
         // `tests/wake_up.rs` mirrors both halves and explores every interleaving of them.
         fence(Ordering::SeqCst);
     }
 
-    /// What the worker says of itself now, as it says it.
+    /// The worker's status as published, unchecked.
     #[must_use]
     pub fn sample(&self) -> Sample {
         Sample {
@@ -220,7 +221,7 @@ impl PrimaryPage {
         }
     }
 
-    /// The counters now, with the worker's claims cut to what is possible.
+    /// The current counters, with the worker's values clamped to what is possible.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let given = self.assigned - self.returned;
@@ -229,8 +230,8 @@ impl PrimaryPage {
         Counters { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
     }
 
-    /// Whether the program behind this page receives from its inbox by itself, and so one
-    /// connection a message.
+    /// Whether the program behind this page receives from its inbox itself, and therefore one
+    /// connection per message.
     #[must_use]
     pub fn program_receives(&self) -> bool {
         does(&self.page, RECEIVES)
@@ -247,7 +248,7 @@ impl WorkerPage {
     /// Maps the page that the primary passed.
     ///
     /// # Errors
-    /// It is not a page of a primary of this version.
+    /// The page is not one of this version.
     pub fn open(memory: OwnedFd) -> Result<Self> {
         let page = SharedPage::open(memory)?;
         let magic = page.word(HEADER, MAGIC_WORD).load(Ordering::Acquire);
@@ -261,72 +262,74 @@ impl WorkerPage {
         Ok(Self { page, claimed: 0, finished: 0, probes: 0, probed: false, statistics: [0; 8] })
     }
 
-    /// Counts sockets received at this moment.
+    /// Counts sockets received at `now_ns`.
     pub fn add_claimed(&mut self, count: u64, now_ns: u64) {
         self.claimed += count;
         self.page.word(WORKER, CLAIMED_AT).store(now_ns, Ordering::Relaxed);
     }
 
-    /// Counts connections done with.
+    /// Counts finished connections.
     pub fn add_finished(&mut self, count: u64) {
         self.finished += count;
     }
 
-    /// Answers a probe: a message without sockets, by which the primary asks whether the worker
-    /// takes messages.
+    /// Answers a probe: a message without sockets by which the primary checks that the worker
+    /// receives messages.
     pub fn answer_probe(&mut self) {
         self.probes += 1;
         self.probed = true;
     }
 
-    /// Whether the program behind this page tells itself which connections have ended. It counts
-    /// every one that it has been sent, also what it has refused.
+    /// Whether the program behind this page reports finished connections itself. It counts every
+    /// connection sent to it, including those it refused.
     #[must_use]
     pub fn program_reports(&self) -> bool {
         does(&self.page, REPORTS)
     }
 
-    /// Whether that program receives from its inbox by itself, and counts what it receives.
+    /// Whether that program receives from its inbox itself, and counts what it receives.
     #[must_use]
     pub fn program_receives(&self) -> bool {
         does(&self.page, RECEIVES)
     }
 
-    /// Takes off what the program counts although it has refused it.
+    /// Subtracts connections that the program counts although it has refused them.
     pub fn take_off_refused(&mut self, count: u64) {
         self.finished = self.finished.wrapping_sub(count);
     }
 
-    /// Connections done with so far, apart from what a program reports.
+    /// Finished connections so far, without those that a program reports.
     #[must_use]
     pub fn finished(&self) -> u64 {
         self.finished
     }
 
-    /// Counts something else.
+    /// Adds to one of the other counters.
     pub fn add(&mut self, statistic: Statistic, count: u64) {
         let word = statistic as usize;
         self.statistics[word] += count;
         self.page.word(STATISTICS, word).store(self.statistics[word], Ordering::Relaxed);
     }
 
-    /// A turn of the worker's loop begins; a turn that takes too long means a stuck worker.
+    /// Marks the start of a turn of the worker's loop; a turn that takes too long marks the worker
+    /// as stalled.
     pub fn begin_turn(&mut self, now_ns: u64) {
         self.page.word(WORKER, TURN_BEGUN).store(now_ns, Ordering::Relaxed);
     }
 
-    /// The turn is over: the worker is about to wait.
+    /// Marks the end of a turn: the worker is about to wait.
     pub fn end_turn(&mut self) {
         self.page.word(WORKER, TURN_BEGUN).store(0, Ordering::Relaxed);
     }
 
-    /// Whether the primary waits for the counters: it holds connections that nobody had room for.
+    /// Whether the primary waits for the counters, because it holds connections that no worker had
+    /// room for.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         self.page.word(WAKER, 0).load(Ordering::Relaxed) == Wake::Always as u64
     }
 
-    /// Makes the counters visible. Tells whether the primary has asked to be rung for this.
+    /// Publishes the counters. Returns whether the primary has asked to be woken for this.
     #[must_use]
     pub fn publish(&mut self) -> bool {
         self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
@@ -341,7 +344,8 @@ impl WorkerPage {
 }
 
 impl PageView {
-    /// The counters now. For a worker that accepts by itself, what it claimed was assigned.
+    /// The current counters. For a worker that accepts connections itself, claimed counts as
+    /// assigned.
     #[must_use]
     pub fn counters(&self, accepts_itself: bool) -> Counters {
         let claimed = claimed(&self.page);
@@ -356,27 +360,29 @@ impl PageView {
         Counters { assigned, own: 0, returned, claimed, finished }
     }
 
-    /// Whether the program behind this page tells itself which connections have ended.
+    /// Whether the program behind this page reports finished connections itself.
     #[must_use]
     pub fn program_reports(&self) -> bool {
         does(&self.page, REPORTS)
     }
 
-    /// One of the other counts.
+    /// One of the other counters.
     #[must_use]
     pub fn statistic(&self, statistic: Statistic) -> u64 {
         read(self.page.word(STATISTICS, statistic as usize))
     }
 }
 
-/// What the worker has done with: as it says, or the bridge for it, and as the program reports.
-/// What was refused is taken off as soon as it is known, which may be before the report.
+/// Finished connections: those counted by the worker (or the bridge for it) plus those its program
+/// reports. Refused connections are subtracted as soon as they are known, which may precede the
+/// report.
 fn finished(page: &SharedPage) -> u64 {
     let sum = read(page.word(WORKER, FINISHED)).wrapping_add(read(page.word(PROGRAM, ENDED)));
     u64::try_from(sum.cast_signed()).unwrap_or(0)
 }
 
-/// What the worker has received, or who speaks for it, and what its program has by itself.
+/// Claimed connections: those counted by the worker (or the bridge for it) plus those of its
+/// preload script.
 fn claimed(page: &SharedPage) -> u64 {
     read(page.word(WORKER, CLAIMED)).wrapping_add(read(page.word(PROGRAM, RECEIVED)))
 }

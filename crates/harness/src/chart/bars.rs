@@ -1,25 +1,25 @@
-//! Bars, one a worker, lying down so that their names can be read.
+//! Horizontal bar chart with one labelled bar per worker.
 
 use super::{COLOURS, Escaped, LETTER, Picture, WIDTH, shortened, text_width, to_f64};
 
-/// Most bars that are drawn; the rest is told in a line.
+/// Maximum number of bars drawn; a line of text gives the number left out.
 pub const BARS_MAX: usize = 64;
 
 const ROW: f64 = 24.0;
 const THICKNESS: f64 = 16.0;
 
-/// A bar.
+/// One bar.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bar {
-    /// Written before it.
+    /// Label before the bar.
     pub name: String,
-    /// Its length, in percent of a whole.
+    /// Length of the bar, in percent of the whole.
     pub percent: f64,
-    /// Written behind the percentage, such as a count; may be empty.
+    /// Text after the percentage, such as a count; may be empty.
     pub note: String,
 }
 
-/// Draws shares of a whole. `even_percent` is marked with a dashed line.
+/// Draws shares of a whole. A dashed line marks `even_percent`.
 #[must_use]
 pub fn bars(title: &str, bars: &[Bar], even_percent: Option<f64>) -> String {
     let drawable: Vec<&Bar> = bars.iter().filter(|bar| bar.percent.is_finite()).collect();
@@ -36,7 +36,7 @@ pub fn bars(title: &str, bars: &[Bar], even_percent: Option<f64>) -> String {
         let x = columns.left + columns.length(even);
         picture.line((x, top - 4.0), (x, bottom - ROW + THICKNESS + 4.0), "c-mark");
         let words = format!("even: {even:.1} %");
-        // Kept clear of the edges.
+        // Keeps the label inside the picture.
         let half = text_width(&words) / 2.0;
         let middle = x.clamp(half, (WIDTH - half).max(half));
         picture.text(middle, LETTER - 1.0, "c-mid c-faint", &words);
@@ -51,7 +51,7 @@ pub fn bars(title: &str, bars: &[Bar], even_percent: Option<f64>) -> String {
     picture.finish(title, height)
 }
 
-/// From left to right: names, bars, percentages, notes.
+/// Horizontal positions of names, bars, percentages and notes.
 struct Columns {
     name_width: f64,
     left: f64,

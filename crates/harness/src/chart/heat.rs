@@ -1,44 +1,44 @@
-//! A table whose cells are coloured by their numbers.
+//! Heat map: a table whose cells are coloured by value.
 
 use super::{Escaped, LETTER, Picture, WIDTH, shortened, text_width, to_f64};
 
 const ROW: f64 = 30.0;
 const CELL_WIDTH_MIN: f64 = 48.0;
 const GAP: f64 = 2.0;
-/// A letter's width in a column's heading, which is set smaller.
+/// Average width of a letter in a column heading, which uses a smaller font.
 const HEADING_LETTER_WIDTH: f64 = 0.54 * 11.0;
-/// Lines that a column's heading may take.
+/// Maximum number of lines in a column heading.
 const HEADING_LINES_MAX: usize = 4;
 
-/// The table.
+/// The data of a heat map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
-    /// Read aloud in place of the picture.
+    /// Text that screen readers use instead of the picture.
     pub title: String,
-    /// Headings, broken into lines at spaces.
+    /// Column headings; they wrap at spaces.
     pub columns: Vec<String>,
-    /// Row by row; cells beyond the columns are not drawn.
+    /// The rows; cells beyond the last column are not drawn.
     pub rows: Vec<HeatRow>,
-    /// The value with the palest colour and the one with the strongest.
+    /// The values drawn with the palest and with the strongest colour.
     pub scale: (f64, f64),
-    /// Digits behind the point.
+    /// Number of decimals.
     pub decimals: usize,
-    /// Written behind each number, such as `%`.
+    /// Unit printed after each number, such as `%`.
     pub unit: String,
-    /// Cells above it are framed.
+    /// Cells above this value get a frame.
     pub frame_above: Option<f64>,
 }
 
-/// A row of the table.
+/// One row of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatRow {
-    /// Written before it.
+    /// Label of the row.
     pub name: String,
-    /// Its values; what was not measured is drawn as a dash.
+    /// Values of the row; a missing measurement is drawn as a dash.
     pub cells: Vec<Option<f64>>,
 }
 
-/// Draws a table with a number in every cell, so that the colour only has to guide the eye.
+/// Draws the table. Each cell also shows its number, so that colour is never the only cue.
 #[must_use]
 pub fn heat_map(map: &HeatMap) -> String {
     let name_width = map.rows.iter().map(|row| text_width(&row.name)).fold(0.0, f64::max);
@@ -53,7 +53,7 @@ pub fn heat_map(map: &HeatMap) -> String {
     let top = to_f64(lines) * (LETTER + 2.0) + 6.0;
     for (column, heading) in headings.iter().enumerate() {
         let x = left + cell_width * (to_f64(column) + 0.5);
-        // Headings stand on the table, whatever their height.
+        // Headings are aligned to the bottom, next to the table.
         for (line, text) in heading.iter().rev().enumerate() {
             let y = top - 7.0 - to_f64(line) * (LETTER + 2.0);
             picture.text(x, y, "c-mid c-faint c-small", text);
@@ -88,7 +88,7 @@ fn draw_cell(
         return picture.text(middle.0, middle.1, "c-mid c-faint", "–");
     };
     let share = ((value - map.scale.0) / (map.scale.1 - map.scale.0)).clamp(0.0, 1.0);
-    // A scale without extent colours nothing.
+    // A scale of zero extent leaves the cells uncoloured.
     let share = if share.is_finite() { share } else { 0.0 };
     let words = format!("{value:.*}{}", map.decimals, map.unit);
     let (row, column) = (Escaped(row), Escaped(&map.columns[column]));
@@ -104,13 +104,13 @@ fn draw_cell(
              class=\"c-over\"/>"
         ));
     }
-    // Where black and white are equally easy to read.
+    // The shade on which black and white text have equal contrast.
     let ink = if share > 0.69 { "c-mid c-light" } else { "c-mid c-dark" };
     picture.text(middle.0, middle.1, ink, &words);
 }
 
-/// Stops of one hue from pale to deep. Lightness falls all the way, so that they also keep their
-/// order in grey and for every kind of colour blindness.
+/// Stops of a single hue from pale to deep. Lightness falls monotonically, so the order survives
+/// greyscale and every kind of colour blindness.
 const SHADES: [(f64, f64, f64); 4] =
     [(239.0, 243.0, 250.0), (166.0, 200.0, 230.0), (56.0, 130.0, 189.0), (8.0, 48.0, 107.0)];
 
@@ -125,8 +125,7 @@ fn shade(share: f64) -> String {
     format!("rgb({red:.0},{green:.0},{blue:.0})")
 }
 
-/// Breaks a text into lines at its spaces and hyphens; a word that is too long for a line goes on
-/// in the next.
+/// Wraps a text at spaces and hyphens. A word wider than a line is split.
 fn broken(text: &str, width: f64) -> Vec<String> {
     let fits =
         |text: &str| HEADING_LETTER_WIDTH * to_f64(text.trim_end().chars().count()) <= width + 1e-6;
@@ -136,7 +135,7 @@ fn broken(text: &str, width: f64) -> Vec<String> {
             Some(line) if fits(&format!("{line}{word}")) => line.push_str(word),
             _ => lines.push(word.to_owned()),
         }
-        // Only a word that has a line to itself can be too long for it.
+        // Only a word alone on its line can be too wide.
         while let Some(line) = lines.pop_if(|line| !fits(line) && line.chars().nth(2).is_some()) {
             let fitting = |(place, _): &(usize, char)| fits(&format!("{}-", &line[..*place]));
             let places = line.char_indices().skip(1).take_while(fitting);

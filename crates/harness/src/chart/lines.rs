@@ -1,27 +1,27 @@
-//! Curves: latency by percentile, and values over time.
+//! Line charts: latency by percentile, and values over time.
 
 use super::scale::{Scale, number_words, time_words};
 use super::{COLOURS, Escaped, LETTER, Picture, WIDTH, shortened, text_width};
 
-/// Most curves of a picture; more could not be told apart.
+/// Maximum number of curves in a picture; more would be indistinguishable.
 pub const SERIES_MAX: usize = 12;
 
 const HEIGHT: f64 = 270.0;
 const TOP: f64 = 12.0;
 const RIGHT: f64 = 14.0;
-/// Room under the plot for the axis.
+/// Height reserved for the axis under the plot.
 const AXIS: f64 = 40.0;
 
-/// A curve.
+/// One curve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Written in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Its points in rising order of the first number.
+    /// Points in ascending order of x.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Where the plot lies and what its axes mean.
+/// Position of the plot and its axes.
 struct Frame {
     x: Scale,
     y: Scale,
@@ -29,8 +29,8 @@ struct Frame {
     bottom: f64,
 }
 
-/// Draws latencies in nanoseconds (second number) over quantiles from 0 to 1 (first number). Both
-/// axes are logarithmic: every step to the right is ten times rarer.
+/// Draws latencies in nanoseconds (y) over quantiles from 0 to 1 (x). Both axes are logarithmic:
+/// each step to the right is ten times rarer.
 #[must_use]
 pub fn percentile_curves(title: &str, series: &[Series]) -> String {
     let drawn = drawable(series, |quantile, ns| (0.0..1.0).contains(&quantile) && ns > 0.0);
@@ -60,8 +60,8 @@ pub fn percentile_curves(title: &str, series: &[Series]) -> String {
     finish(picture, title, &drawn)
 }
 
-/// Draws values (second number) over seconds (first number), such as connections in flight. The
-/// axis reaches `up_to` at least, so that pictures side by side can share one.
+/// Draws values (y) over seconds (x), such as connections in flight. The y axis reaches at least
+/// `up_to`, so that pictures side by side can share a scale.
 #[must_use]
 pub fn over_time(title: &str, what: &str, series: &[Series], up_to: f64) -> String {
     let drawn = drawable(series, |time_s, value| time_s >= 0.0 && value >= 0.0);
@@ -88,7 +88,7 @@ pub fn over_time(title: &str, what: &str, series: &[Series], up_to: f64) -> Stri
     finish(picture, title, &drawn)
 }
 
-/// The percentiles that are written, as far as the points go.
+/// The percentiles labelled on the axis, up to the last point.
 const PERCENTILES: [(f64, &str); 7] = [
     (0.0, "0"),
     (0.5, "50"),
@@ -99,12 +99,12 @@ const PERCENTILES: [(f64, &str); 7] = [
     (0.99999, "99.999"),
 ];
 
-/// One of how many exceeds a quantile.
+/// The `n` in "one in n requests exceeds this quantile".
 fn rarity(quantile: f64) -> f64 {
     1.0 / (1.0 - quantile)
 }
 
-/// The curves without the points that cannot be drawn.
+/// The curves without points that cannot be drawn.
 fn drawable(series: &[Series], fits: impl Fn(f64, f64) -> bool) -> Vec<Series> {
     let fits =
         |point: &&(f64, f64)| point.0.is_finite() && point.1.is_finite() && fits(point.0, point.1);
@@ -117,7 +117,7 @@ fn drawable(series: &[Series], fits: impl Fn(f64, f64) -> bool) -> Vec<Series> {
 
 type Range = Option<(f64, f64)>;
 
-/// The smallest and largest of either number, if there are points.
+/// Minimum and maximum of each coordinate; `None` if there are no points.
 fn ranges(series: &[Series]) -> (Range, Range) {
     let range = |numbers: Vec<f64>| {
         let low = numbers.iter().copied().reduce(f64::min)?;
@@ -127,7 +127,7 @@ fn ranges(series: &[Series]) -> (Range, Range) {
     (range(points().map(|point| point.0).collect()), range(points().map(|point| point.1).collect()))
 }
 
-/// Room at the left for the labels of the axis.
+/// Width reserved for the labels of the y axis.
 fn axis_width(labels: &[(f64, String)]) -> f64 {
     labels.iter().map(|(_, label)| text_width(label)).fold(0.0, f64::max) + 10.0
 }
@@ -141,7 +141,7 @@ fn draw_y_axis(picture: &mut Picture, frame: &Frame, labels: &[(f64, String)]) {
     picture.line((frame.left, frame.bottom), (WIDTH - RIGHT, frame.bottom), "c-axis");
 }
 
-/// Colour and dash of a curve: after the colours are used up they come again with dashes.
+/// Colour and dash pattern of a curve: when the colours run out, they repeat with dashes.
 fn pen(place: usize) -> String {
     let dash = ["", "7 5", "2 5"][place / COLOURS.len() % 3];
     format!(r#"stroke="{}" stroke-dasharray="{dash}""#, COLOURS[place % COLOURS.len()])
@@ -167,7 +167,7 @@ fn draw_curves(
     }
 }
 
-/// Writes the legend under the plot, as many names a row as fit, and closes the picture.
+/// Writes the legend under the plot, with as many names per row as fit, and closes the picture.
 fn finish(mut picture: Picture, title: &str, series: &[Series]) -> String {
     const SWATCH: f64 = 26.0;
     let (mut x, mut y) = (4.0, HEIGHT + LETTER + 2.0);

@@ -1,10 +1,10 @@
-//! Pictures of measurements, as inline SVG that needs nothing from anywhere.
+//! Charts of measurements as self-contained inline SVG.
 //!
-//! Every function takes numbers and gives a complete `<svg>` element: scaled by its `viewBox`,
-//! with text that stays readable on a phone and in print, colours that colour-blind readers tell
-//! apart (and a dash or a number beside every colour), and ink that follows the page through the
-//! CSS variables `--ink` and `--faint`. Values that are no numbers are left out. Refuses to write
-//! a page.
+//! Each function takes numbers and returns a complete `<svg>` element that scales by its `viewBox`.
+//! Text stays readable on a phone and in print. Colours are distinguishable by colour-blind
+//! readers, with a dash or a number beside every colour. Ink follows the page through the CSS
+//! variables `--ink` and `--faint`. Values that are not finite are left out. Does not write the
+//! page around the charts.
 
 mod bars;
 mod heat;
@@ -17,19 +17,18 @@ pub use lines::{SERIES_MAX, Series, over_time, percentile_curves};
 
 use std::fmt::{self, Write};
 
-/// Width of a picture in its own units. With letters of [`LETTER`] they stay readable when it is
+/// Width of a picture in user units. Text of size [`LETTER`] stays readable when the picture is
 /// scaled to the width of a phone.
 const WIDTH: f64 = 480.0;
-/// Height of letters.
+/// Font size.
 const LETTER: f64 = 13.0;
-/// A letter's width, on average and on the safe side: the text is set in the reader's font.
+/// Estimated width of a letter, rounded up because the reader's font is unknown.
 const LETTER_WIDTH: f64 = 0.6 * LETTER;
 
-/// Colours for things that are told apart (Okabe and Ito), those first that stand out both on
-/// white and on black.
+/// Categorical colours (Okabe and Ito); those that stand out on both white and black come first.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
-/// A picture that is being drawn.
+/// A picture under construction.
 struct Picture {
     width: f64,
     body: String,
@@ -40,7 +39,7 @@ impl Picture {
         Self { width, body: String::new() }
     }
 
-    /// Adds an element, or several.
+    /// Appends one or more elements.
     fn add(&mut self, element: fmt::Arguments<'_>) {
         self.body.write_fmt(element).expect("a string takes everything");
         self.body.push('\n');
@@ -58,8 +57,8 @@ impl Picture {
         ));
     }
 
-    /// The finished element. Its title is read aloud in its place, and is not drawn: the page
-    /// around it has a heading.
+    /// Returns the finished element. The title serves screen readers and is not drawn, since the
+    /// page has its own heading.
     fn finish(self, title: &str, height: f64) -> String {
         let Self { width, body } = self;
         let title = Escaped(title);
@@ -73,7 +72,8 @@ impl Picture {
     }
 }
 
-/// What all pictures look like. Classes are prefixed, since a style in a page is the page's.
+/// Style shared by all pictures. The classes are prefixed because a style inside an SVG applies to
+/// the whole page.
 const STYLE: &str = "\
 .chart text{font:13px system-ui,sans-serif;fill:var(--ink,#1a1a1a)}\
 .chart .c-end{text-anchor:end}\
@@ -88,7 +88,7 @@ const STYLE: &str = "\
 .chart .c-none{fill:var(--faint,#6b6b6b);fill-opacity:.12}\
 .chart .c-dark{fill:#111}.chart .c-light{fill:#fff}";
 
-/// Text as it may stand in an element or an attribute.
+/// Text escaped for an element or an attribute.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -99,7 +99,7 @@ impl fmt::Display for Escaped<'_> {
                 '>' => f.write_str("&gt;")?,
                 '&' => f.write_str("&amp;")?,
                 '"' => f.write_str("&quot;")?,
-                // XML has no way to write most control characters.
+                // XML cannot represent most control characters.
                 letter if letter.is_control() => f.write_char(' ')?,
                 letter => f.write_char(letter)?,
             }
@@ -108,12 +108,12 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Roughly how wide a text is.
+/// Estimated width of a text.
 fn text_width(text: &str) -> f64 {
     LETTER_WIDTH * to_f64(text.chars().count())
 }
 
-/// As much of a text as fits into a width.
+/// The text, shortened to fit a width.
 fn shortened(text: &str, width: f64) -> String {
     if text_width(text) <= width {
         return text.to_owned();

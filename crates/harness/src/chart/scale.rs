@@ -1,30 +1,30 @@
-//! Axes: where a value lies on them, and which values are written beside them.
+//! Axes: the position of a value and the values that get a label.
 
-/// Beyond these an axis would show nothing that was ever measured, and floats run out of room.
+/// Limits of the values drawn: nothing measured lies beyond them, and they keep floats finite.
 const VALUE_MIN: f64 = 1e-9;
 const VALUE_MAX: f64 = 1e18;
 
-/// From values to places.
+/// Maps values to positions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     low: f64,
     high: f64,
-    /// Where `low` and `high` are drawn.
+    /// Positions of `low` and `high`.
     from: f64,
     to: f64,
     logarithmic: bool,
 }
 
 impl Scale {
-    /// Equal steps for equal differences, from zero on.
+    /// A linear scale from zero.
     pub(super) fn linear(high: f64, from: f64, to: f64) -> Self {
-        // An axis must have an extent even if all that is drawn is zero.
+        // An axis needs an extent even if every value is zero.
         let high = if high > 0.0 { high.clamp(VALUE_MIN, VALUE_MAX) } else { 1.0 };
         Self { low: 0.0, high, from, to, logarithmic: false }
     }
 
-    /// Equal steps for equal ratios, between the round numbers around the values (1, 2 or 5
-    /// times a power of ten); both must be above zero.
+    /// A logarithmic scale between the round numbers (1, 2 or 5 times a power of ten) that enclose
+    /// the values. Both must be positive.
     pub(super) fn logarithmic(low: f64, high: f64, from: f64, to: f64) -> Self {
         let low = low.clamp(VALUE_MIN, VALUE_MAX);
         let (low, high) = (round_down(low), round_up(high.clamp(low, VALUE_MAX)));
@@ -32,7 +32,7 @@ impl Scale {
         Self { low, high, from, to, logarithmic: true }
     }
 
-    /// Where a value is drawn; values beyond an end are drawn there.
+    /// Position of a value, clamped to the axis.
     pub(super) fn place(&self, value: f64) -> f64 {
         let share = if self.logarithmic {
             (value.max(self.low) / self.low).ln() / (self.high / self.low).ln()
@@ -42,14 +42,14 @@ impl Scale {
         self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
     }
 
-    /// The values that are written, few enough to be told apart.
+    /// The values to label, few enough to stay legible.
     pub(super) fn ticks(&self) -> Vec<f64> {
         if self.logarithmic { self.logarithmic_ticks() } else { self.linear_ticks() }
     }
 
     fn linear_ticks(&self) -> Vec<f64> {
         let step = round_up(self.high / 5.0);
-        // A hair more than the end, for the sake of rounding.
+        // Slightly beyond the end, to allow for rounding.
         let steps = (0..=10).map(|count| f64::from(count) * step);
         steps.take_while(|tick| *tick <= self.high * (1.0 + 1e-9)).collect()
     }
@@ -61,7 +61,8 @@ impl Scale {
             ..=2.5 => &[1.0, 3.0],
             _ => &[1.0],
         };
-        // Past eight decades only every second or third is written, and so on.
+        // Above eight decades only every second one is labelled, above sixteen every third, and so
+        // on.
         let stride = (decades / 8.0).ceil().max(1.0);
         let mut ticks = Vec::new();
         let mut power = self.low.log10().floor();
@@ -75,21 +76,21 @@ impl Scale {
     }
 }
 
-/// The largest of 1, 2 and 5 times a power of ten that is not above the value.
+/// The largest of 1, 2 and 5 times a power of ten that is at most the value.
 fn round_down(value: f64) -> f64 {
     let power = 10.0_f64.powf(value.log10().floor());
     let fits = |factor: &&f64| **factor * power <= value * (1.0 + 1e-9);
     [5.0, 2.0, 1.0].iter().find(fits).unwrap_or(&1.0) * power
 }
 
-/// The smallest of 1, 2 and 5 times a power of ten that is not below the value.
+/// The smallest of 1, 2 and 5 times a power of ten that is at least the value.
 pub(super) fn round_up(value: f64) -> f64 {
     let power = 10.0_f64.powf(value.log10().floor());
     let fits = |factor: &&f64| **factor * power >= value * (1.0 - 1e-9);
     [1.0, 2.0, 5.0].iter().find(fits).unwrap_or(&10.0) * power
 }
 
-/// A time in words, with as many digits as its size deserves.
+/// Formats a time, with the precision suited to its size.
 pub(super) fn time_words(ns: f64) -> String {
     let (value, unit) = match ns {
         ..1e3 => (ns, "ns"),
@@ -100,7 +101,7 @@ pub(super) fn time_words(ns: f64) -> String {
     format!("{} {unit}", number_words(value))
 }
 
-/// A number in words: three digits that count, and a letter for thousands and millions.
+/// Formats a number with three significant digits and a suffix for thousands and millions.
 pub(super) fn number_words(value: f64) -> String {
     let (value, letter) = match value.abs() {
         ..1e4 => (value, ""),

@@ -1,10 +1,10 @@
-//! Pictures are well-formed whatever is drawn, and show what they are given.
+//! Pictures are well-formed for any input and show the values they are given.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Checks that elements close in the order they open and that no number is broken.
+/// Checks that elements are properly nested and that every number is finite.
 fn check(svg: &str) -> Result<(), String> {
     let mut open: Vec<&str> = Vec::new();
     for part in svg.split('<').skip(1) {
@@ -117,7 +117,7 @@ fn nothing_to_draw_is_drawn_as_nothing() {
     }
 }
 
-/// Any number at all, most of them of a size that is measured.
+/// Any `f64`, mostly of realistic size.
 fn number() -> impl Strategy<Value = f64> {
     prop_oneof![4 => -10.0..1e10, 4 => 0.0..1.0, 1 => any::<f64>()]
 }

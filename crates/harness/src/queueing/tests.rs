@@ -1,4 +1,4 @@
-//! The simulation against closed forms, and what it must keep for any input.
+//! Compares the simulation with closed forms, and checks its invariants for any input.
 
 use proptest::prelude::*;
 
@@ -17,7 +17,7 @@ fn close(found: f64, expected: f64, tolerance: f64) -> bool {
     (found / expected - 1.0).abs() < tolerance
 }
 
-/// The mean wait in M/M/k by Erlang's C formula, in units of the mean service time.
+/// Mean wait in M/M/k by Erlang's C formula, in units of the mean service time.
 fn erlang_c_wait(servers: u32, utilisation: f64) -> f64 {
     let count = f64::from(servers);
     let offered = count * utilisation;
@@ -60,7 +60,7 @@ fn chance_makes_of_many_servers_as_many_single_ones() {
     let alone = simulate(1, "exp:1ms", 0.7, Discipline::CentralQueue);
     let chance = simulate(8, "exp:1ms", 0.7, Discipline::Random);
     assert!(close(chance.mean_ns, alone.mean_ns, 0.05));
-    // The latency of M/M/1 is exponential itself.
+    // The latency of M/M/1 is exponential.
     assert!(close(alone.p99_ns, 100.0_f64.ln() * alone.mean_ns, 0.05));
     assert!(close(alone.p50_ns, 2.0_f64.ln() * alone.mean_ns, 0.05));
 }

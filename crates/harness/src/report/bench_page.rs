@@ -1,4 +1,4 @@
-//! A comparison as a page for a browser. Pure.
+//! Renders a comparison as an HTML page. Pure.
 
 use super::super::bench::Report;
 use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
@@ -11,7 +11,7 @@ use super::html::{environment, figure, page, paragraph, table, warnings};
 use super::matrix_page::{connection_bars, to_f64};
 use super::table::{digits, time};
 
-/// The comparison.
+/// The page of a comparison.
 #[must_use]
 pub fn bench(report: &Report) -> String {
     let mut body = "<h1>Servers compared</h1>\n".to_owned();
@@ -84,7 +84,8 @@ fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
     text
 }
 
-/// The trial in the middle by its 99th percentile, of those whose latencies count if there are any.
+/// The trial with the median 99th percentile, chosen from those with valid latencies if there are
+/// any.
 fn typical<'a>(trials: impl Iterator<Item = &'a Outcome>) -> Option<(&'a Outcome, &'a Record)> {
     let mut all: Vec<(&Outcome, &Record)> =
         trials.filter_map(|trial| Some((trial, trial.record.as_ref()?))).collect();
@@ -98,7 +99,7 @@ fn typical<'a>(trials: impl Iterator<Item = &'a Outcome>) -> Option<(&'a Outcome
     all.get(all.len() / 2).copied()
 }
 
-/// The ratios to the first target as a table.
+/// Table of the ratios to the first target.
 fn ratios(scenario: &Comparisons) -> String {
     let Some((first, others)) = scenario.summaries.split_first() else {
         return String::new();
@@ -134,7 +135,7 @@ fn ratios(scenario: &Comparisons) -> String {
     )
 }
 
-/// A ratio with its interval, short enough for a table.
+/// A ratio with its interval, in short form.
 fn ratio_sign(comparison: &Comparison) -> String {
     let Interval { low, median, high, .. } = comparison.interval;
     let same = comparison.verdict == Verdict::NoDifferenceShown;
@@ -167,7 +168,7 @@ fn pictures(shown: &[(&Outcome, &Record)]) -> String {
              open, from the start of the load. Connections that no worker has taken yet are not \
              seen.</p>\n<div class=\"grid\">\n";
     let most = |record: &Record| match &record.in_flight.max[..] {
-        // What all workers have together is on another scale than what one of them has.
+        // A curve for all workers together has another scale than one per worker.
         [_] => 0,
         workers => workers.iter().copied().max().unwrap_or(0),
     };
@@ -178,13 +179,13 @@ fn pictures(shown: &[(&Outcome, &Record)]) -> String {
     text + "</div>\n"
 }
 
-/// A trial's target, marked where measures of a kind do not count.
+/// Name of a trial's target, marked if this kind of measure is invalid.
 fn name_of(trial: &Outcome, aspect: Aspect) -> String {
     let mark = if trial.counts_for(aspect) { "" } else { " (does not count)" };
     format!("{}{mark}", trial.target)
 }
 
-/// Who did how much: connections where they are counted, CPU time elsewhere.
+/// Share of each worker: connections if the server counts them, otherwise CPU time.
 fn shares(trial: &Outcome, record: &Record) -> String {
     let counts: Vec<u64> = record.workers.iter().filter_map(|share| share.connections).collect();
     if counts.iter().any(|count| *count > 0) {
@@ -210,10 +211,10 @@ fn shares(trial: &Outcome, record: &Record) -> String {
     figure(&heading, &bars(&heading, &all, Some(even)))
 }
 
-/// Workers whose curves can be told apart in one picture.
+/// Maximum number of workers with a curve each.
 const CURVES_MAX: usize = 8;
 
-/// What each worker had open over time.
+/// Open connections of each worker over time.
 fn in_flight(trial: &Outcome, record: &Record, up_to: f64) -> String {
     let at_s: Vec<f64> = record.in_flight.at_ms.iter().map(|ms| ms / 1e3).collect();
     let series = curves(&record.in_flight.connections)
@@ -224,8 +225,7 @@ fn in_flight(trial: &Outcome, record: &Record, up_to: f64) -> String {
     figure(&name_of(trial, Aspect::Cost), &over_time(&heading, "connections", &series, up_to))
 }
 
-/// A curve for each worker or, where these are too many, the fullest, the mean and the emptiest of
-/// each moment.
+/// One curve per worker or, for too many workers, the maximum, mean and minimum at each sample.
 fn curves(workers: &[Vec<u64>]) -> Vec<(String, Vec<f64>)> {
     let counts = |row: &Vec<u64>| row.iter().map(|count| to_f64(*count)).collect();
     match workers {

@@ -1,4 +1,4 @@
-//! A comparison for people at a terminal. Pure.
+//! Renders a comparison as text for a terminal. Pure.
 
 use super::super::bench::Report;
 use super::super::summary::{Comparisons, Ideal, Standing, Summary, Value};
@@ -7,7 +7,7 @@ use super::super::validity::{Aspect, Objection};
 use super::table::{Table, digits, time, wrapped};
 use super::text::{COLUMNS, heading};
 
-/// A column of a scenario's table: heading, key of the measure, how it is written.
+/// A column of a scenario's table: heading, key of the measure, formatter.
 type Column = (&'static str, &'static str, fn(f64) -> String);
 
 const COLUMNS_SHOWN: [Column; 12] = [
@@ -51,20 +51,20 @@ pub fn bench(report: &Report) -> String {
     text
 }
 
-/// What the columns hold.
+/// The legend of the columns.
 #[must_use]
 pub fn legend() -> String {
-    "cpu/req is the CPU time of all processes of the server for each answered request, primary \
-     what of it the process took that has started the others, workers what these took, machine \
-     that of the whole machine with the generator and everybody else on it: on loopback whoever \
-     sends does protocol work of the receiver. top 2 is the share of the two busiest workers, \
+    "cpu/req is the CPU time of all processes of the server per answered request; primary is \
+     the part of the process that started the others, workers the part of these; machine is \
+     that of the whole machine, including the generator and unrelated processes: on loopback \
+     the sender does protocol work of the receiver. top 2 is the share of the two busiest workers, \
      max/mean the busiest one's load over the mean, by connections where the server counts them, \
      by CPU time for nginx. × is the median of the \
      ratios round by round, with the interval that holds the true one with 95 % or more; where \
      the interval holds 1, no difference is shown. speed ok and cost ok are the trials that count \
      for rate and latencies and for everything else. In parentheses: no trial counts; ≥ before the \
-     rate of a closed loop: none counts because the generator could not ask for more, and so much \
-     was reached."
+     rate of a closed loop: none counts because the generator could not send more requests; the \
+     server reached at least this rate."
         .to_owned()
 }
 
@@ -89,7 +89,7 @@ fn scenario_text(scenario: &Comparisons) -> String {
     text
 }
 
-/// Names and latencies (50, 90, 99, 99.9 %) of what was simulated, in nanoseconds.
+/// Names and simulated latencies (50, 90, 99, 99.9 %) in nanoseconds.
 #[must_use]
 pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 4] {
     let of = |latencies: &super::super::queueing::Latencies| {
@@ -103,10 +103,10 @@ pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 4] {
     ]
 }
 
-/// Headings of the columns behind [`COLUMNS_SHOWN`].
+/// Headings of the columns after [`COLUMNS_SHOWN`].
 const LAST_HEADINGS: [&str; 3] = ["failed", "speed ok", "cost ok"];
 
-/// Cells of a target's row, its name first.
+/// Cells of a target's row, starting with its name.
 #[must_use]
 pub fn row(summary: &Summary) -> Vec<String> {
     let mut cells = vec![summary.target.to_string()];
@@ -121,7 +121,7 @@ pub fn row(summary: &Summary) -> Vec<String> {
     cells
 }
 
-/// A median. What does not count must not look as if it did.
+/// A median, marked if it is invalid.
 fn cell(value: &Value, write: fn(f64) -> String) -> String {
     let median = write(value.median);
     match value.standing {
@@ -138,8 +138,8 @@ pub fn headings() -> impl Iterator<Item = &'static str> {
         .chain(LAST_HEADINGS)
 }
 
-/// What speaks against trials and against what, a line for each kind of reason, scenario and
-/// target: in a closed loop it is often the same for all rounds.
+/// Objections to trials and the measures they invalidate. One line per kind of reason, scenario and
+/// target, because a closed loop often has the same objection in every round.
 #[must_use]
 pub fn objection_lines(trials: &[Outcome]) -> Vec<String> {
     let mut groups: Vec<(String, Vec<usize>, String)> = Vec::new();

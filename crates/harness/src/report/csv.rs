@@ -1,23 +1,23 @@
-//! Reports as tables for other programs: one row for each worker of each run. Pure.
+//! Renders reports as CSV for other programs: one row per worker of each run. Pure.
 
 use super::super::trial::{Outcome, Share};
 use super::super::validity::Aspect;
 use super::super::{bench, imbalance};
 
-/// A value as it may stand between commas.
+/// A value, quoted if necessary.
 fn field(text: &str) -> String {
     let plain = !text.contains([',', '"', '\n', '\r']);
     if plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
 }
 
-/// One row, ending in a line feed.
+/// One row with its line feed.
 #[must_use]
 pub fn row(fields: &[String]) -> String {
     let fields: Vec<String> = fields.iter().map(|text| field(text)).collect();
     fields.join(",") + "\n"
 }
 
-/// A number, or nothing where there is none.
+/// A number, or an empty field.
 #[must_use]
 pub fn number(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
@@ -96,7 +96,7 @@ fn trial_rows(trial: &Outcome) -> String {
         record.memory_peak_mib.to_string(),
         objections.join("; "),
     ];
-    // A server whose workers cannot be told apart still gets its row.
+    // A server whose workers cannot be distinguished still gets one row.
     let unknown = [Share::default()];
     let workers = if record.workers.is_empty() { &unknown[..] } else { &record.workers };
     let mut text = String::new();

@@ -1,14 +1,13 @@
-//! The frame of a page: head, style, tables, warnings, surroundings. Pure.
+//! Common parts of an HTML page: head, style, tables, warnings, environment. Pure.
 //!
-//! A page is one file that needs nothing from anywhere and runs no script. Everything that comes
-//! from outside is escaped here.
+//! A page is a single self-contained file without scripts. All external text is escaped here.
 
 use std::fmt::Write as _;
 
 use super::super::environment::Environment;
 use crate::sys::cpu::format_cpu_list;
 
-/// What a page looks like: readable at the width of a phone, by day, by night, and on paper.
+/// Style of a page: readable on a phone, in light and dark mode, and in print.
 const STYLE: &str = "\
 :root{--ink:#1b1b1b;--faint:#666;--paper:#fff;--line:#ddd;--band:#f5f6f8;--warn:#fff4d6;\
 --edge:#c98a00;color-scheme:light dark}\
@@ -40,7 +39,7 @@ max-width:46rem}dt{color:var(--faint)}dd{margin:0;overflow-wrap:anywhere}\
 body{max-width:none;padding:0;font-size:10pt}table{font-size:7.5pt}\
 h2,h3,h2+p,h3+p{break-after:avoid}.scroll{overflow:visible}}";
 
-/// Text as it may stand in an element or an attribute. A percent sign stays with its number.
+/// Text escaped for an element or an attribute. A percent sign stays on the line of its number.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -69,7 +68,7 @@ pub fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// A paragraph. A name before a colon at its beginning is set in bold.
+/// A paragraph. A name before a leading colon is set in bold.
 #[must_use]
 pub fn paragraph(text: &str) -> String {
     match text.split_once(": ") {
@@ -80,13 +79,13 @@ pub fn paragraph(text: &str) -> String {
     }
 }
 
-/// A picture with its heading.
+/// A chart with its heading.
 #[must_use]
 pub fn figure(heading: &str, svg: &str) -> String {
     format!("<figure><figcaption>{}</figcaption>\n{svg}</figure>\n", escaped(heading))
 }
 
-/// A table that scrolls where it is too wide.
+/// A table that scrolls horizontally if it is too wide.
 #[must_use]
 pub fn table<'a>(
     headings: impl IntoIterator<Item = &'a str>,
@@ -107,7 +106,7 @@ pub fn table<'a>(
     text + "</tbody>\n</table></div>\n"
 }
 
-/// What must be read before the figures; nothing if there is nothing.
+/// Warnings to read before the figures; empty if there are none.
 #[must_use]
 pub fn warnings<'a>(lines: impl IntoIterator<Item = &'a String>) -> String {
     let lines: Vec<String> =

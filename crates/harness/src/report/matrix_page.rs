@@ -1,4 +1,4 @@
-//! The matrix as a page for a browser. Pure.
+//! Renders the matrix as an HTML page. Pure.
 
 use super::super::chart::{Bar, HeatMap, HeatRow, bars, heat_map};
 use super::super::imbalance;
@@ -7,7 +7,7 @@ use super::html::{environment, figure, page, paragraph, table, warnings};
 use super::table::time;
 use super::text::{amount, column_headings, problems};
 
-/// The matrix.
+/// The page of a matrix.
 #[must_use]
 pub fn imbalance(report: &imbalance::Report) -> String {
     let mut body = "<h1>Who takes the load</h1>\n".to_owned();
@@ -33,8 +33,8 @@ pub fn imbalance(report: &imbalance::Report) -> String {
     body.extend(heat_maps(report));
     body += "</div>\n<h2>Every worker</h2>\n";
     body += &worker_bars(report);
-    body += "<h2>In numbers</h2>\n<p class=\"faint\">Latencies of a closed loop flatter whoever \
-             is slow: it asks less of them.</p>\n";
+    body += "<h2>In numbers</h2>\n<p class=\"faint\">Latencies of a closed loop flatter slow \
+             servers: they receive fewer requests.</p>\n";
     for column in 0..report.loads.len() {
         body += &case_table(report, column);
     }
@@ -44,7 +44,7 @@ pub fn imbalance(report: &imbalance::Report) -> String {
     page("clusterlb: who takes the load", &body)
 }
 
-/// A map for each kind of work, so that each is readable at the width of a phone.
+/// One heat map per kind of work, so that each fits the width of a phone.
 fn heat_maps(report: &imbalance::Report) -> Vec<String> {
     let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
     for (place, case) in report.loads.iter().enumerate() {
@@ -54,7 +54,7 @@ fn heat_maps(report: &imbalance::Report) -> Vec<String> {
             _ => groups.push((group, vec![place])),
         }
     }
-    // What is held open is one column: it goes with the group before it.
+    // Held connections are a single column, so it joins the previous group.
     if groups.len() > 1 && groups.last().is_some_and(|(name, _)| name == "held") {
         let (_, places) = groups.pop().expect("there are several");
         let (name, own) = groups.last_mut().expect("there is another");
@@ -100,7 +100,7 @@ fn short_name(case: &Case) -> String {
     case.name.split_once(", ").map_or(&*case.name, |(who, _)| who).to_owned()
 }
 
-/// The load whose bars are drawn: many clients without work, or else the first.
+/// The load shown as bars: many clients without work, or else the first.
 fn worker_bars(report: &imbalance::Report) -> String {
     let wanted = |case: &Case| case.clients > 8 && case.work.is_none();
     let column = report.loads.iter().position(wanted).unwrap_or(0);
@@ -122,7 +122,7 @@ fn worker_bars(report: &imbalance::Report) -> String {
     text + "</div>\n"
 }
 
-/// Bars of counts, with the mark of an even share.
+/// Bars of counts, with a mark at the even share.
 pub(super) fn connection_bars(title: &str, connections: &[u64]) -> String {
     let total: u64 = connections.iter().sum();
     let all: Vec<Bar> = connections
@@ -161,7 +161,7 @@ fn case_table(report: &imbalance::Report, column: usize) -> String {
         cells.resize(CASE_HEADINGS.len(), String::new());
         rows.push(cells);
     }
-    // Of a single run there is neither a lowest nor a highest.
+    // A single run has no range.
     let once = report.repeats == 1;
     let shown = |place: &usize| !once || ![2, 3].contains(place);
     for row in &mut rows {

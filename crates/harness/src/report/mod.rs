@@ -1,7 +1,7 @@
-//! Reports of measurements: for people at a terminal, for programs, for tables, for a browser.
+//! Renders reports of measurements as terminal text, JSON, CSV and HTML.
 //!
-//! Every function takes the data that `--json` prints and gives text. Refuses to measure, to
-//! write files, and to know anything that the data does not hold.
+//! Each function turns the data that `--json` prints into text. Does not measure or write files,
+//! and uses no information beyond that data.
 
 pub mod bench_page;
 pub mod bench_text;

@@ -1,6 +1,6 @@
-//! Tables in plain text: columns as wide as what they hold. Pure.
+//! Plain-text tables with columns as wide as their contents. Pure.
 
-/// A table under construction. The first column is set to the left, the others to the right.
+/// A table under construction. The first column is left-aligned, the others right-aligned.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -18,7 +18,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The rows, each ending in a line feed.
+    /// The rows, each with its line feed.
     #[must_use]
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -43,7 +43,7 @@ impl Table {
     }
 }
 
-/// A paragraph in lines of at most `columns` characters, each behind `indent` spaces.
+/// A paragraph wrapped to `columns` characters, each line indented by `indent` spaces.
 #[must_use]
 pub fn wrapped(paragraph: &str, columns: usize, indent: usize) -> String {
     let mut text = String::new();
@@ -68,7 +68,7 @@ pub fn wrapped(paragraph: &str, columns: usize, indent: usize) -> String {
     text
 }
 
-/// A time of so many microseconds, with three digits that count.
+/// Formats microseconds with three significant digits.
 #[must_use]
 pub fn time(us: Option<f64>) -> String {
     let Some(us) = us.filter(|us| us.is_finite()) else {
@@ -82,7 +82,7 @@ pub fn time(us: Option<f64>) -> String {
     format!("{} {unit}", digits(value))
 }
 
-/// A number with three digits that count.
+/// Formats a number with three significant digits.
 #[must_use]
 pub fn digits(value: f64) -> String {
     let places = match value.abs() {

@@ -1,4 +1,4 @@
-//! The matrix for people at a terminal. Pure.
+//! Renders the matrix as text for a terminal. Pure.
 
 use super::super::environment::Environment;
 use super::super::imbalance::Report;
@@ -9,7 +9,7 @@ use crate::balance::Yardstick;
 /// Width of running text.
 pub const COLUMNS: usize = 96;
 
-/// A measure that gets a matrix of its own.
+/// A measure with a matrix of its values.
 struct Measure {
     title: &'static str,
     of: fn(&CellSummary) -> String,
@@ -46,7 +46,7 @@ const MEASURES: [Measure; 6] = [
         by_chance: None,
     },
     Measure {
-        title: "Latency, 99th percentile (closed loop: it flatters whoever is slow)",
+        title: "Latency, 99th percentile (closed loop: it flatters slow servers)",
         of: |cell| time(cell.p99_us),
         by_chance: None,
     },
@@ -81,7 +81,7 @@ pub fn imbalance(report: &Report) -> String {
     text
 }
 
-/// How many connections a cell has.
+/// Number of connections per cell.
 #[must_use]
 pub fn amount(loads: &[Case]) -> String {
     let most = loads.iter().map(|case| case.connections).max().unwrap_or(0);
@@ -96,7 +96,7 @@ fn workers(report: &Report) -> f64 {
     report.workers as f64
 }
 
-/// What stands above every report: warnings first, then the machine in two lines.
+/// Head of every report: warnings first, then two lines on the machine.
 #[must_use]
 pub fn heading(environment: &Environment) -> String {
     let mut text = String::new();
@@ -120,7 +120,7 @@ pub fn heading(environment: &Environment) -> String {
     text
 }
 
-/// The headings of a column: what its requests cost, and who asks.
+/// Headings of a column: cost of a request, and number of clients.
 #[must_use]
 pub fn column_headings(case: &Case) -> (String, String) {
     if case.held {
@@ -133,7 +133,7 @@ pub fn column_headings(case: &Case) -> (String, String) {
 
 fn matrix(report: &Report, measure: &Measure) -> String {
     let headings: Vec<(String, String)> = report.loads.iter().map(column_headings).collect();
-    // A group's name stands over its first column only.
+    // The name of a group is printed above its first column only.
     let mut shown = Vec::new();
     for (place, (group, _)) in headings.iter().enumerate() {
         let new = place == 0 || headings[place - 1].0 != *group;
@@ -161,7 +161,7 @@ fn matrix(report: &Report, measure: &Measure) -> String {
     table.render()
 }
 
-/// What was not as it should be, a line each.
+/// Problems, one line each.
 #[must_use]
 pub fn problems(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();

@@ -1,4 +1,4 @@
-//! Trials that are made up, and what is said of them.
+//! Summaries and sentences for synthetic trials.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ fn what_does_not_count_leaves_too_few() {
     let value = found_none.summaries[0].value("p99_us").expect("for orientation");
     let told = (value.median, value.standing, value.trials, value.interval);
     assert_eq!(told, (7.0, Standing::Orientation, 0, None));
-    // What was never measured has no median.
+    // A measure that was never taken has no median.
     assert!(found.summaries[0].value("p50_us").is_none());
 }
 
@@ -109,7 +109,7 @@ fn a_busy_generator_leaves_a_closed_loop_what_it_is_about() {
     let standing = |key| other.value(key).map(|value| (value.standing, value.ratio_to_first));
     assert_eq!(standing("rate_per_s"), Some((Standing::AtLeast, None)));
     assert_eq!(standing("p99_us"), Some((Standing::Orientation, None)));
-    // A rate was asked for and latencies count from the plan: there they are the point.
+    // An open loop counts latencies from the planned start, and they are its main result.
     let short = in_scenario(Scenario::Short);
     assert_eq!(short.too_few.len(), 2);
     let rate = short.summaries[1].value("rate_per_s").map(|value| value.standing);

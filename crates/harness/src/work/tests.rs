@@ -1,4 +1,4 @@
-//! The words for work and the times drawn from them.
+//! The syntax of work and the sampled times.
 
 use proptest::prelude::*;
 

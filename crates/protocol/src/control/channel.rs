@@ -1,6 +1,6 @@
-//! Both halves of a control channel, for whoever has one thread for both.
+//! A control channel whose two halves are used from a single thread.
 //!
-//! Never blocks: what the socket has no room for waits, up to a bound, until `flush`.
+//! Never blocks: data that the socket does not accept is queued, up to a bound, until `flush`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Channel {
     outgoing: Outgoing,
 }
 
-/// Takes over one end of a stream socket pair, as two halves.
+/// Splits one end of a stream socket pair into its receiving and sending halves.
 #[must_use]
 pub fn halves(socket: OwnedFd) -> (Incoming, Outgoing) {
     let socket = Arc::new(socket);
@@ -33,33 +33,33 @@ impl Channel {
         Self { incoming, outgoing }
     }
 
-    /// The other end is gone and everything it said has been received.
+    /// Whether the peer has closed its end and everything it sent has been received.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.incoming.is_closed()
     }
 
-    /// Sends a word, or keeps it until there is room.
+    /// Sends a control message, or queues it until the socket has room.
     ///
     /// # Errors
-    /// The other end is gone, or has not read for too long.
+    /// The peer has closed its end, or has not read for so long that the queue is full.
     pub fn send<W: Serialize>(&mut self, word: &W, descriptors: Vec<OwnedFd>) -> Result<Flushed> {
         self.outgoing.send(word, descriptors)
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends queued data, as far as the socket has room.
     ///
     /// # Errors
-    /// The other end is gone.
+    /// The peer has closed its end.
     pub fn flush(&mut self) -> Result<Flushed> {
         self.outgoing.flush()
     }
 
-    /// The words that have arrived, with their descriptors. Messages of the program are for those
-    /// who hold the halves; here they are dropped.
+    /// The control messages that have arrived, with their descriptors. Messages of the program are
+    /// dropped; use the two halves to receive them.
     ///
     /// # Errors
-    /// The other side does not keep to the format; the channel is of no use any more.
+    /// The peer violated the format; the channel is unusable.
     pub fn receive<W: DeserializeOwned>(&mut self) -> Result<Vec<(W, Vec<OwnedFd>)>> {
         let mut frames: Vec<Received<W>> = Vec::new();
         self.incoming.receive(&mut frames)?;

@@ -1,25 +1,26 @@
-//! Frames of a control channel: eight bytes of header, then the body.
+//! Frames of a control channel: a header of eight bytes, then the body.
 //!
-//! The header is the body's length in bytes (four bytes, little endian), the number of descriptors
-//! that travel with the frame, the kind of the body, and two zero bytes. Pure: bytes in, bytes out.
+//! The header holds the length of the body in bytes (four bytes, little endian), the number of
+//! descriptors sent with the frame, the kind of the body, and two zero bytes. Pure: bytes in, bytes
+//! out.
 
 use crate::error::{Error, Result};
 
 use super::Serialization;
 
-/// Longest body of a control frame, in bytes.
+/// Maximum length of a control message's body, in bytes.
 pub const CONTROL_BYTES_MAX: usize = 64 * 1024;
-/// Longest message of a program, in bytes as it is written down.
+/// Maximum length of a program's message, in serialised bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Most descriptors beside one frame.
+/// Maximum number of descriptors per frame.
 pub const FRAME_DESCRIPTORS_MAX: usize = 8;
-/// Bytes before the body.
+/// Length of the header.
 pub(super) const HEADER_BYTES: usize = 8;
 
-/// What a body is.
+/// The kind of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A word between a primary and a worker, in JSON.
+    /// A control message between primary and worker, in JSON.
     Control,
     /// A message of the program.
     Message(Serialization),
@@ -43,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// Longest body of this kind.
+    /// Maximum length of a body of this kind.
     pub(super) fn bytes_max(self) -> usize {
         match self {
             Self::Control => CONTROL_BYTES_MAX,
@@ -52,22 +53,22 @@ impl Kind {
     }
 }
 
-/// What a header says.
+/// A decoded header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Bytes of the body.
+    /// Length of the body in bytes.
     pub(super) length: usize,
-    /// Descriptors beside it.
+    /// Number of descriptors sent with the frame.
     pub(super) descriptors: usize,
-    /// What it is.
+    /// Kind of the body.
     pub(super) kind: Kind,
 }
 
 impl Header {
-    /// As it is sent.
+    /// Encodes the header.
     ///
     /// # Panics
-    /// When the length or the number of descriptors exceeds its bound, which the sender checks.
+    /// If the length or the number of descriptors exceeds its bound; the sender checks both before.
     pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let length = u32::try_from(self.length).expect("the sender has checked the bound");
         let descriptors = u8::try_from(self.descriptors).expect("the sender has checked the bound");
@@ -75,10 +76,10 @@ impl Header {
         [a, b, c, d, descriptors, self.kind.number(), 0, 0]
     }
 
-    /// The header at the start of `bytes`, once all of it is there.
+    /// Decodes the header at the start of `bytes`; `None` if it is incomplete.
     ///
     /// # Errors
-    /// No sender of ours writes such a header.
+    /// The bytes are not a valid header.
     pub(super) fn at_start(bytes: &[u8]) -> Result<Option<Self>> {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
@@ -100,12 +101,12 @@ impl Header {
     }
 }
 
-/// The other side does not keep to the format.
+/// The error for a peer that violates the format.
 pub(super) fn garbage(why: &str) -> Error {
     Error::Workers {
         what: format!("the control channel carries garbage: {why}"),
-        hint: "the channel is closed; let primary and workers be of one version, and let nobody \
-               else write to it"
+        hint: "the channel is closed; run the same version in primary and workers, and write to \
+               the channel only through the library"
             .into(),
     }
 }

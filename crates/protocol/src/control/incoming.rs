@@ -1,7 +1,7 @@
 //! The receiving half of a control channel.
 //!
-//! Owns what has arrived and is not a whole frame yet, and which descriptors belong to which frame.
-//! Never blocks. Refuses frames that are too long or not what they should be.
+//! Owns partially received frames and the assignment of descriptors to frames. Never blocks.
+//! Rejects frames that are too long or malformed.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,9 +15,9 @@ use super::frame::{FRAME_DESCRIPTORS_MAX, HEADER_BYTES, Header, Kind, garbage};
 use crate::error::{Error, Result};
 use crate::sys::fdpass;
 
-/// Bytes received in one system call.
+/// Maximum number of bytes per `recvmsg`.
 const PART_BYTES: usize = 64 * 1024;
-/// Bytes received in one go, so that one channel does not keep its reader from all others.
+/// Maximum number of bytes received per call, so that one busy channel does not starve the others.
 const TURN_BYTES_MAX: usize = 512 * 1024;
 /// Descriptors taken from one message of the kernel: a frame's, and one that shows that there are
 /// more. The kernel closes the rest.
@@ -39,36 +39,36 @@ pub struct Incoming {
     received_bytes: u64,
 }
 
-/// The descriptors of one frame: the kernel gives those of two frames in two calls.
+/// The descriptors of one frame. The kernel never merges those of two frames into one receive call.
 #[derive(Debug)]
 struct Group {
     descriptors: Vec<OwnedFd>,
-    /// Some found no room in this process and were dropped by the kernel.
+    /// The kernel dropped some because this process had no free descriptor.
     truncated: bool,
 }
 
-/// What a frame holds.
+/// The contents of a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body<W> {
-    /// A word of ours.
+    /// A control message.
     Word(W),
-    /// A message of the program, well-formed in its format.
+    /// A well-formed message of the program.
     Message {
-        /// How it is written down.
+        /// Format of the message.
         serialization: Serialization,
-        /// The message.
+        /// The serialised message.
         bytes: Vec<u8>,
     },
 }
 
-/// A frame that has arrived.
+/// A received frame.
 #[derive(Debug)]
 pub struct Received<W> {
-    /// What it holds.
+    /// The contents.
     pub body: Body<W>,
-    /// The descriptors that came with it.
+    /// Descriptors that came with the frame.
     pub descriptors: Vec<OwnedFd>,
-    /// How many of them were lost because this process had no room for them.
+    /// Number of descriptors lost because this process had none free.
     pub lost: usize,
 }
 
@@ -86,7 +86,7 @@ impl Incoming {
         }
     }
 
-    /// The other end is gone and everything it said has been received.
+    /// Whether the peer has closed its end and everything it sent has been received.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed
@@ -108,8 +108,7 @@ impl Incoming {
     /// Appends what has arrived to `frames`. What one call leaves behind is there at the next.
     ///
     /// # Errors
-    /// The other side does not keep to the format; the channel is of no use any more. What came
-    /// before that is in `frames`.
+    /// The peer violated the format; the channel is unusable. `frames` holds what came before.
     pub fn receive<W: DeserializeOwned>(&mut self, frames: &mut Vec<Received<W>>) -> Result<()> {
         self.receive_some(frames, usize::MAX, TURN_BYTES_MAX)
     }
@@ -167,7 +166,7 @@ impl Incoming {
         };
         let begin = start + HEADER_BYTES;
         let Some(body) = self.bytes.get(begin..begin + header.length) else {
-            // The rest comes in parts; growing for each would copy it again and again.
+            // Reserve the whole frame at once: growing for each part would copy it repeatedly.
             self.bytes.reserve(begin + header.length - self.bytes.len());
             return Ok(None);
         };

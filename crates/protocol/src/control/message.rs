@@ -1,4 +1,4 @@
-//! What a primary and a worker tell each other beside the sockets. Plain data.
+//! The control messages between a primary and a worker. Plain data.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,50 +8,50 @@ use crate::id::ListenerId;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "act", rename_all = "kebab-case")]
 pub enum ToPrimary {
-    /// The worker runs and has a channel (Node's `online`).
+    /// The worker runs and has opened its channel (Node's `online`).
     Online {
-        /// Its process id.
+        /// Its pid.
         pid: u32,
     },
-    /// The worker wants to serve an address (Node's `queryServer`).
+    /// The worker asks to serve an address (Node's `queryServer`).
     Listen {
-        /// Names this request in the reply.
+        /// Identifies the request in the reply.
         sequence: u32,
-        /// The address as `--listen` would have it.
+        /// The address, in the syntax of `--listen`.
         address: String,
-        /// How it shall be opened. Workers share a socket when they ask for the same in the same
-        /// way.
+        /// How to open it. Workers that ask for the same address with the same options share a
+        /// socket.
         #[serde(default)]
         options: ListenOptions,
     },
-    /// The worker serves a listener from now on (Node's `listening`).
+    /// The worker has started serving a listener (Node's `listening`).
     Serving {
-        /// Which one.
+        /// The listener.
         listener: ListenerId,
     },
-    /// The worker does not serve a listener any more (Node's `close`).
+    /// The worker has stopped serving a listener (Node's `close`).
     Close {
-        /// Which one.
+        /// The listener.
         listener: ListenerId,
     },
-    /// The worker had taken the socket beside this out of its inbox, and will not serve it.
+    /// The worker received the attached socket and will not serve it.
     Return {
-        /// The listener that it came from.
+        /// The listener that accepted it.
         listener: ListenerId,
-        /// When it was accepted, in nanoseconds of CLOCK_MONOTONIC.
+        /// Time of the accept, in nanoseconds of CLOCK_MONOTONIC.
         accepted_ns: u64,
     },
-    /// The worker leaves: nothing more for it, please. What it has it will finish (Node's
+    /// The worker is leaving: it takes no new connections and finishes those it has (Node's
     /// `exitedAfterDisconnect`).
     Leaving,
-    /// The worker's last words.
+    /// The last message of a worker.
     Farewell {
-        /// From accept to claim.
+        /// Latency from accept to claim.
         handoff: Option<LatencySummary>,
     },
 }
 
-/// What an address carries.
+/// The transport of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -59,15 +59,14 @@ pub enum Transport {
     /// Connections.
     #[default]
     Stream,
-    /// Datagrams (UDP): all workers share one socket, and the kernel gives a datagram to whoever
-    /// reads first.
+    /// Datagrams (UDP): all workers share one socket, and the first to read gets the datagram.
     Datagram,
-    /// Datagrams, with a socket for each worker (SO_REUSEPORT): the kernel spreads by hash of the
+    /// Datagrams with one socket per worker (SO_REUSEPORT): the kernel selects by a hash of the
     /// sender's address.
     DatagramEach,
 }
 
-/// How an address is opened. Begins with the default, and is changed by its methods:
+/// Options for opening an address. Start from the default and change it with the methods:
 ///
 /// ```
 /// use clusterlb_protocol::control::ListenOptions;
@@ -79,47 +78,47 @@ pub enum Transport {
 #[serde(default, rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct ListenOptions {
-    /// What it carries.
+    /// The transport.
     pub transport: Transport,
-    /// Connections that may wait in the kernel; without one, what the primary's settings say.
+    /// Maximum number of connections queued in the kernel; `None` for the primary's setting.
     pub backlog: Option<u32>,
-    /// `[::]` takes no IPv4 (Node: `ipv6Only`).
+    /// Whether `[::]` excludes IPv4 (Node: `ipv6Only`).
     pub ipv6_only: bool,
-    /// The permissions of a unix socket's file, as in `chmod(2)`; otherwise what the primary's
-    /// umask leaves (Node: `readableAll`, `writableAll`).
+    /// Permissions of a unix socket's file, as in `chmod(2)`; `None` leaves them to the primary's
+    /// umask (Node: `readableAll`, `writableAll`).
     pub mode: Option<u32>,
-    /// Of datagrams: other sockets that say the same may have the address, too (SO_REUSEADDR;
-    /// Node: `reuseAddr`). Then a worker can have it several times, and shares its nth socket with
-    /// the nth ones of others.
+    /// For datagrams: share the address with other sockets that set this (SO_REUSEADDR; Node:
+    /// `reuseAddr`). A worker can then open the address several times; its nth socket is shared
+    /// with the nth of other workers.
     pub reuse_address: bool,
 }
 
 impl ListenOptions {
-    /// The same with this transport.
+    /// Sets the transport.
     #[must_use]
     pub fn transport(self, transport: Transport) -> Self {
         Self { transport, ..self }
     }
 
-    /// The same with room for so many connections that wait, at most `net.core.somaxconn`.
+    /// Sets the backlog; the kernel limits it to `net.core.somaxconn`.
     #[must_use]
     pub fn backlog(self, connections: u32) -> Self {
         Self { backlog: Some(connections), ..self }
     }
 
-    /// The same without IPv4 at `[::]`.
+    /// Excludes IPv4 at `[::]`.
     #[must_use]
     pub fn ipv6_only(self) -> Self {
         Self { ipv6_only: true, ..self }
     }
 
-    /// The same with these permissions of a unix socket's file, such as `0o660`.
+    /// Sets the permissions of a unix socket's file, such as `0o660`.
     #[must_use]
     pub fn mode(self, mode: u32) -> Self {
         Self { mode: Some(mode), ..self }
     }
 
-    /// The same for an address that other sockets may have, too.
+    /// Shares the address with other sockets that do the same.
     #[must_use]
     pub fn reuse_address(self) -> Self {
         Self { reuse_address: true, ..self }
@@ -130,42 +129,42 @@ impl ListenOptions {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "act", rename_all = "kebab-case")]
 pub enum ToWorker {
-    /// The answer to `Listen`. With a descriptor beside it, the worker accepts by itself; with
-    /// none, connections arrive in its inbox.
+    /// The reply to `Listen`. If a descriptor is attached, the worker accepts from it; otherwise
+    /// connections arrive in the worker's inbox.
     Listening {
-        /// The request that is answered.
+        /// The request that this answers.
         sequence: u32,
-        /// The listener's number, as connections will name it.
+        /// Id of the listener, as used in handoffs.
         listener: ListenerId,
-        /// The address that was bound.
+        /// The bound address.
         address: String,
     },
-    /// The answer to `Listen` when that failed.
+    /// The reply to a `Listen` that failed.
     ListenFailed {
-        /// The request that is answered.
+        /// The request that this answers.
         sequence: u32,
         /// The call that failed: `bind`, `listen on`, …
         step: String,
         /// The kernel's error number.
         errno: i32,
     },
-    /// The answer to `Close`: everything of this listener that was under way to the worker is in
-    /// its inbox.
+    /// The reply to `Close`: every connection of this listener sent to the worker is now in its
+    /// inbox.
     Closed {
-        /// Which one.
+        /// The listener.
         listener: ListenerId,
     },
-    /// Take nothing new, finish what is open, then leave.
+    /// Stop accepting, finish open connections, then leave.
     Drain {
-        /// After this time open connections are cut, in milliseconds; never, if none.
+        /// Time after which open connections are cut, in milliseconds; `None` for no limit.
         grace_ms: Option<u64>,
     },
 }
 
-/// A latency distribution in five numbers, in microseconds.
+/// Summary of a latency distribution, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatencySummary {
-    /// Values recorded.
+    /// Number of values.
     pub count: u64,
     /// Median.
     pub p50_us: u64,
@@ -173,6 +172,6 @@ pub struct LatencySummary {
     pub p90_us: u64,
     /// 99th percentile.
     pub p99_us: u64,
-    /// Largest value.
+    /// Maximum.
     pub max_us: u64,
 }

@@ -1,5 +1,5 @@
-//! The control plane between a primary and one worker: framed words and messages over a stream
-//! socket, with descriptors beside them. Nothing of it runs between accept and handoff.
+//! The control channel between a primary and one worker: framed messages over a stream socket, with
+//! descriptors attached. It is not used between accept and handoff.
 
 mod channel;
 mod frame;

@@ -1,6 +1,6 @@
 //! The sending half of a control channel.
 //!
-//! Owns what waits for room in the socket, and its bounds. Never blocks.
+//! Owns the queue of frames that wait for the socket, and its bounds. Never blocks.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,15 +15,15 @@ use super::frame::{FRAME_DESCRIPTORS_MAX, Header, Kind};
 use crate::error::{Error, Result};
 use crate::sys::fdpass;
 
-/// Most bytes waiting for room. At the bound, sending fails: the other side does not read.
+/// Maximum number of queued bytes. At the bound, sending fails because the peer is not reading.
 pub const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Most frames waiting.
+/// Maximum number of queued frames.
 pub const WAITING_FRAMES_MAX: usize = 16 * 1024;
-/// Bytes and frames beyond these bounds that are kept free for words of ours: one must be able to
-/// tell a worker to leave, however much it has not read.
+/// Reserve beyond these bounds for control messages, so that a worker that does not read can still
+/// be told to leave.
 const RESERVED_BYTES: usize = 1024 * 1024;
 const RESERVED_FRAMES: usize = 1024;
-/// Most descriptors waiting.
+/// Maximum number of queued descriptors.
 pub const WAITING_DESCRIPTORS_MAX: usize = 256;
 
 /// The sending half.
@@ -43,15 +43,15 @@ struct Frame {
     descriptors: Vec<OwnedFd>,
 }
 
-/// How far sending has come.
+/// Result of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {
-    /// Nothing waits.
+    /// The queue is empty.
     Everything,
-    /// The socket is full: go on when it is writable.
+    /// The socket is full: continue when it is writable.
     Full,
-    /// The kernel has too many descriptors of this user under way (ETOOMANYREFS) and does not say
-    /// when that ends: go on a little later.
+    /// The user has too many descriptors in flight (ETOOMANYREFS). The kernel does not signal the
+    /// end of this state, so retry later.
     Crowded,
 }
 
@@ -66,21 +66,21 @@ impl Outgoing {
         }
     }
 
-    /// Sends a word of ours, or keeps it until there is room.
+    /// Sends a control message, or queues it until the socket has room.
     ///
     /// # Errors
-    /// The other end is gone, or has not read for too long.
+    /// The peer has closed its end, or has not read for so long that the queue is full.
     pub fn send<M: Serialize>(&mut self, word: &M, descriptors: Vec<OwnedFd>) -> Result<Flushed> {
         let body = Serialization::Json.encode(word)?;
         self.enqueue(Kind::Control, &body, descriptors)
     }
 
-    /// Sends a message of the program, written down already, or keeps it until there is room.
+    /// Sends a serialised message of the program, or queues it until the socket has room.
     ///
     /// # Errors
-    /// EMSGSIZE for one that is too long (16 MiB) or has too many descriptors (8); EAGAIN when too
-    /// much waits (32 MiB, 16,384 frames or 256 descriptors), because the other end does not read;
-    /// EPIPE when it is gone.
+    /// EMSGSIZE for a message that is too long (16 MiB) or has too many descriptors (8); EAGAIN
+    /// when the queue is full (32 MiB, 16,384 frames or 256 descriptors), because the peer does not
+    /// read; EPIPE when the peer has closed its end.
     pub fn send_message(
         &mut self,
         serialization: Serialization,
@@ -118,17 +118,17 @@ impl Outgoing {
         self.flush()
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends queued data, as far as the socket has room.
     ///
     /// # Errors
-    /// The other end is gone.
+    /// The peer has closed its end.
     pub fn flush(&mut self) -> Result<Flushed> {
         while let Some(frame) = self.waiting.front_mut() {
             let descriptors: Vec<_> = frame.descriptors.iter().map(AsFd::as_fd).collect();
             let rest = &frame.bytes[frame.sent..];
             match fdpass::send(self.socket.as_fd(), rest, &descriptors) {
                 Ok(sent) => {
-                    // Descriptors travel with the first byte, so they are gone now.
+                    // Descriptors are sent with the first byte, so they can be closed.
                     self.waiting_descriptors -= frame.descriptors.len();
                     frame.descriptors.clear();
                     frame.sent += sent;
@@ -149,25 +149,25 @@ impl Outgoing {
         Ok(Flushed::Everything)
     }
 
-    /// Something waits for room.
+    /// Whether the queue is not empty.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Ends the channel in both directions: the other end sees what has been sent, then the end.
-    /// What waits is given up.
+    /// Shuts the channel down in both directions: the peer receives what has been sent, then the
+    /// end of file. Queued frames are dropped.
     pub fn close(&mut self) {
         if !self.closed {
             self.closed = true;
             self.waiting.clear();
             (self.waiting_bytes, self.waiting_descriptors) = (0, 0);
-            // It can only fail if the other end has been faster.
+            // Fails only if the peer has already closed.
             let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         }
     }
 
-    /// The channel has been ended from this side.
+    /// Whether this side has closed the channel.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed

@@ -1,17 +1,17 @@
-//! How messages of a program are written down (Node's `serialization`).
+//! Serialisation of a program's messages (Node's `serialization`).
 //!
-//! Owns the two formats. What the messages mean is the program's business.
+//! Owns the two formats. Their contents belong to the program.
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// How the messages between a primary and a worker are written down.
+/// The format of messages between a primary and a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Serialization {
-    /// JSON (RFC 8259): readable, and every language has it.
+    /// JSON (RFC 8259): readable, and available in every language.
     #[default]
     Json,
     /// CBOR (RFC 8949): compact, self-describing, with byte strings and all floating point numbers.
@@ -19,7 +19,7 @@ pub enum Serialization {
 }
 
 impl Serialization {
-    /// As it is called in the environment and by Node.
+    /// The name used by the environment variable and by Node.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -28,17 +28,17 @@ impl Serialization {
         }
     }
 
-    /// The one of this name.
+    /// The format with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Json, Self::Advanced].into_iter().find(|one| one.name() == name)
     }
 
-    /// Writes a value down.
+    /// Serialises a value.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a value that the format cannot hold, such as a map in JSON whose keys
-    /// are no strings.
+    /// [`Error::Usage`] for a value that the format cannot represent, such as a JSON map whose keys
+    /// are not strings.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Vec<u8>> {
         match self {
             Self::Json => serde_json::to_vec(value).map_err(|error| self.unfit(&error)),
@@ -50,10 +50,10 @@ impl Serialization {
         }
     }
 
-    /// Reads a value.
+    /// Deserialises a value.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the bytes hold something else than a `T`.
+    /// [`Error::Usage`] if the bytes are not a `T`.
     pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(|error| self.other(&error)),
@@ -68,7 +68,7 @@ impl Serialization {
         }
     }
 
-    /// Whether the bytes are one value of this format, whatever it is.
+    /// Whether the bytes are exactly one value of this format, of any type.
     #[must_use]
     pub fn is_value(self, bytes: &[u8]) -> bool {
         self.decode::<IgnoredAny>(bytes).is_ok()

@@ -1,34 +1,34 @@
-//! Bytes of a channel to messages, however the bytes were split on their way.
+//! Reassembles messages from a channel's bytes, however they were split in transit.
 //!
-//! Owns what has arrived of a frame that is not whole yet.
+//! Owns the bytes of an incomplete frame.
 
 use super::{FRAME_BYTES_MAX, FromWorker, Garbage, Serialization};
 
-/// Bytes before the payload of an advanced frame: its length.
+/// Length prefix of an advanced frame.
 const LENGTH_BYTES: usize = 4;
-/// Memory that is kept for the next frame; more is given up as soon as it is not needed.
+/// Buffer capacity kept between frames; a larger buffer is freed as soon as it is empty.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
-/// Takes a channel's bytes apart.
+/// Splits a channel's bytes into messages.
 #[derive(Debug)]
 pub struct Decoder {
     serialization: Serialization,
     bytes: Vec<u8>,
-    /// Where the first frame that has not been taken begins.
+    /// Start of the first frame that has not been taken.
     begin: usize,
-    /// Up to here, counted from `begin`, there is no end of a line.
+    /// Offset from `begin` up to which there is no line feed.
     searched: usize,
 }
 
 impl Decoder {
-    /// For a channel that has said nothing yet.
+    /// A decoder for a new channel.
     #[must_use]
     pub fn new(serialization: Serialization) -> Self {
         Self { serialization, bytes: Vec::new(), begin: 0, searched: 0 }
     }
 
-    /// Takes in what has been received. To be called with little at a time, and followed by
-    /// [`Decoder::next_message`] until there is no more.
+    /// Appends received bytes. Feed small pieces, and call [`Decoder::next_message`] after each
+    /// until it returns `None`.
     pub fn feed(&mut self, bytes: &[u8]) {
         if self.begin > 0 {
             self.bytes.drain(..self.begin);
@@ -40,10 +40,10 @@ impl Decoder {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next message, if one is whole.
+    /// The next complete message.
     ///
     /// # Errors
-    /// The worker does not keep to the protocol, or a frame exceeds [`FRAME_BYTES_MAX`].
+    /// The worker violates the protocol, or a frame exceeds [`FRAME_BYTES_MAX`].
     pub fn next_message(&mut self) -> Result<Option<FromWorker>, Garbage> {
         match self.serialization {
             Serialization::Json => self.next_line(),

@@ -1,4 +1,4 @@
-//! What a Node worker says, parsed: whatever gets through is meaningful.
+//! Parses and validates messages from a Node worker.
 //!
 //! Owns the names of the fields (`lib/internal/cluster/child.js`, `lib/internal/child_process.js`).
 
@@ -10,158 +10,156 @@ use serde_json::Value;
 
 use super::{Garbage, OWN_COMMAND, PARSED_BYTES_MAX, UserMessage, v8};
 
-/// What begins the `cmd` of a message that is Node's own.
+/// Prefix of `cmd` in Node's internal messages.
 const OWN_PREFIX: &str = "NODE_";
-/// How a worker's JSON lines of that kind begin, when Node wrote them.
+/// Start of such a message's JSON line, as Node writes it.
 const OWN_LINE: &[u8] = b"{\"cmd\":\"NODE_";
-/// The first of the two lines that Node writes for every connection.
+/// The first of the two lines that Node writes per connection.
 const ARRIVED_LINE: &[u8] = b"{\"cmd\":\"NODE_HANDLE_ACK\"}";
-/// How the second one begins.
+/// Start of the second line.
 const ANSWER_BEGIN: &[u8] = b"{\"cmd\":\"NODE_CLUSTER\",\"ack\":";
 
 /// A message from a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromWorker {
-    /// The worker's Node runs; its program does not yet.
+    /// The worker's Node runs; its program has not started.
     Online,
-    /// `server.listen()` or `socket.bind()`: where shall connections come from?
+    /// `server.listen()` or `socket.bind()`: asks where connections come from.
     Query(Box<Query>),
     /// A server listens.
     Listening(Listening),
-    /// A server does not listen any more.
+    /// A server has stopped listening.
     Close {
-        /// The key that the answer to its query gave it.
+        /// Key of the server, from the reply to its query.
         key: String,
     },
-    /// The worker leaves by itself and waits for an answer.
+    /// The worker leaves voluntarily and waits for a reply.
     Leaving {
-        /// What the answer names.
+        /// Sequence number for the reply.
         sequence: Option<i64>,
     },
-    /// The answer to a message of ours.
+    /// The reply to a message of the primary.
     Answer {
-        /// The number of that message.
+        /// Sequence number of that message.
         to: i64,
-        /// Whether it took the connection; absent in answers to other messages.
+        /// Whether the worker took the connection; `None` in replies to other messages.
         accepted: Option<bool>,
     },
-    /// The descriptor of the oldest message with one arrived.
+    /// The descriptor of the oldest unconfirmed message arrived.
     HandleArrived,
-    /// It did not, for want of descriptors.
+    /// That descriptor was lost, because the worker had none free.
     HandleLost,
-    /// A message with a descriptor, sent by the program.
+    /// A program's message with a descriptor.
     Handle(UserMessage),
-    /// The worker waits until we have closed all sockets that it sent under this key.
+    /// The worker waits until the primary has closed all sockets sent under this key.
     SocketsClose {
         /// The key.
         key: String,
     },
-    /// The worker asks how many sockets that it sent under this key we still have.
+    /// The worker asks how many sockets sent under this key the primary still has.
     SocketsCount {
         /// The key.
         key: String,
     },
-    /// From our own script in the worker: it has taken a connection from its inbox and does not
-    /// want it; the connection's descriptor travels with this.
+    /// From the preload script: it took a connection from its inbox and rejects it. The
+    /// connection's descriptor is attached.
     SentBack(SentBack),
-    /// From our own script: it has taken everything out of its inbox, and nothing more will come.
+    /// From the preload script: the inbox is empty and closed.
     InboxEnded,
-    /// From our own script: there are too few descriptors.
+    /// From the preload script: descriptors are exhausted.
     ShortOfDescriptors {
-        /// A connection was lost for that.
+        /// A connection was lost because of it.
         lost: bool,
-        /// How many connections it has taken so far.
+        /// Number of connections taken so far.
         received: u64,
     },
-    /// From our own script: the program has been told that everything stops, and does not wait any
-    /// more.
+    /// From the preload script: the program has been told of the shutdown and no longer delays it.
     Stopped {
-        /// It has begun to close, so nothing is gained by waiting for other workers.
+        /// It has started to close, so there is no need to wait for other workers.
         closes: bool,
     },
-    /// One of Node's own messages that asks for nothing.
+    /// An internal message of Node that needs no action.
     Other,
     /// A message of the program.
     User(UserMessage),
 }
 
-/// A connection that comes back, as the message from the inbox described it.
+/// A returned connection, as its inbox message described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SentBack {
-    /// The number of the listener that it came from.
+    /// Id of the listener that accepted it.
     pub listener: u16,
-    /// When it was accepted, in nanoseconds of CLOCK_MONOTONIC.
+    /// Time of the accept, in nanoseconds of CLOCK_MONOTONIC.
     pub accepted_ns: u64,
-    /// The worker has as many connections as it wants (`maxConnections`), and may not want others
-    /// either.
+    /// The worker is at `maxConnections` and may reject others too.
     pub full: bool,
-    /// How many it has taken so far.
+    /// Number of connections taken so far.
     pub received: u64,
 }
 
 /// A request to listen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Query {
-    /// What the answer names.
+    /// Sequence number for the reply.
     pub sequence: i64,
-    /// Where.
+    /// The requested address.
     pub place: Place,
-    /// Which one of several requests of this worker for the same place, from 0.
+    /// Index among this worker's requests for the same address, from 0.
     pub index: u32,
-    /// Flags of libuv: for TCP 1 is IPv6 only, for UDP 1 is IPv6 only and 4 SO_REUSEADDR.
+    /// libuv's flags. TCP: 1 is IPv6 only. UDP: 1 is IPv6 only and 4 is SO_REUSEADDR.
     pub flags: u32,
-    /// Connections that may wait; none for Node's default, 511.
+    /// Backlog; `None` for Node's default of 511.
     pub backlog: Option<u32>,
-    /// A unix socket shall be readable by everybody.
+    /// Make a unix socket readable by all users.
     pub readable_by_all: bool,
-    /// A unix socket shall be writable by everybody.
+    /// Make a unix socket writable by all users.
     pub writable_by_all: bool,
-    /// What the servers of all workers on one listener shall share: TLS ticket keys, or null.
+    /// Data shared by the servers of all workers on a listener: TLS ticket keys, or null.
     pub data: Value,
-    /// How long the request was, as it came.
+    /// Size of the request in bytes, as received.
     pub bytes: usize,
 }
 
-/// Where a worker wants to listen.
+/// A requested address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// TCP; without a host on every address, IPv6 and IPv4 if there is IPv6.
+    /// TCP; without a host, every address: IPv6 and IPv4, or IPv4 alone if there is no IPv6.
     Tcp {
-        /// An address, never a name: the worker has resolved it.
+        /// An IP address, which the worker has resolved.
         host: Option<String>,
-        /// 0 for a free one.
+        /// Port, or 0 for any free one.
         port: u16,
     },
     /// UDP.
     Udp {
-        /// An address; without one, every address of the family.
+        /// An IP address; `None` for every address of the family.
         host: Option<String>,
-        /// 0 for a free one.
+        /// Port, or 0 for any free one.
         port: u16,
         /// IPv6.
         v6: bool,
     },
-    /// A unix socket with a path, absolute in the worker's working directory.
+    /// A unix socket with an absolute path.
     Unix(String),
-    /// A unix socket with a name of its own and no file.
+    /// A unix socket in the abstract namespace, without a file.
     Abstract(String),
-    /// A descriptor of the primary, by its number.
+    /// A descriptor number of the primary.
     Inherited(i32),
-    /// What Node 18 asks for when a program listens on an open handle, which needs no primary. To
-    /// be answered with EINVAL.
+    /// What Node 18 sends when a program listens on an open handle, which needs no primary. The
+    /// reply is EINVAL.
     Nowhere,
 }
 
-/// A server listens, as the primary's `listening` event tells it.
+/// A listening server, as in the primary's `listening` event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listening {
-    /// As it was asked for; none for every address.
+    /// The requested address; `None` for every address.
     pub address: Option<String>,
-    /// The real port; -1 for unix sockets, none for descriptors.
+    /// The actual port; -1 for unix sockets, `None` for descriptors.
     pub port: Option<i32>,
-    /// `4`, `6`, `-1`, `udp4` or `udp6`; none for descriptors.
+    /// `4`, `6`, `-1`, `udp4` or `udp6`; `None` for descriptors.
     pub address_type: Option<String>,
-    /// The descriptor that was asked for.
+    /// The requested descriptor.
     pub descriptor: Option<i32>,
 }
 
@@ -190,7 +188,7 @@ impl FromWorker {
         }
     }
 
-    /// Parses a payload of V8's serializer.
+    /// Parses a payload in V8's format.
     pub(super) fn from_v8(payload: &[u8]) -> Result<Self, Garbage> {
         if !v8::is_payload(payload) {
             return Err(Garbage::new("a block is not of V8's serializer"));
@@ -198,7 +196,8 @@ impl FromWorker {
         let parsed = (payload.len() <= PARSED_BYTES_MAX).then(|| v8::read(payload)).flatten();
         let Some(value) = parsed else {
             return match v8::command(payload).as_deref() {
-                // What came with the descriptor has no counterpart in JSON; it counts all the same.
+                // The message with the descriptor has values without counterpart in JSON, but must
+                // be counted.
                 Some("NODE_HANDLE") => Ok(Self::Handle(UserMessage::from_v8(payload))),
                 Some(command) if is_own(command) => {
                     Err(Garbage::new(format!("a message {command} cannot be read")))
@@ -215,8 +214,8 @@ impl FromWorker {
     }
 }
 
-/// The answer to a connection, if it is written as Node writes it. Everything else that means the
-/// same is left to the parser.
+/// The reply to a connection, if it is written exactly as Node writes it. Equivalent spellings go
+/// to the parser.
 fn answer_line(line: &[u8]) -> Option<FromWorker> {
     let (to, rest) = plain_number(line.strip_prefix(ANSWER_BEGIN)?)?;
     let rest = rest.strip_prefix(b",\"accepted\":")?;
@@ -228,9 +227,9 @@ fn answer_line(line: &[u8]) -> Option<FromWorker> {
     (rest == b"}").then_some(FromWorker::Answer { to, accepted: Some(accepted) })
 }
 
-/// A number without sign, fraction and exponent, and what follows it.
+/// Splits off a number without sign, fraction and exponent.
 fn plain_number(text: &[u8]) -> Option<(i64, &[u8])> {
-    /// So many never overflow.
+    /// Numbers of this length cannot overflow.
     const DIGITS_MAX: usize = 18;
     let length = text.iter().position(|byte| !byte.is_ascii_digit())?;
     let (digits, rest) = text.split_at(length);
@@ -242,7 +241,7 @@ fn plain_number(text: &[u8]) -> Option<(i64, &[u8])> {
     Some((number, rest))
 }
 
-/// A message with a descriptor: of the program, or a connection that comes back.
+/// A message with a descriptor: from the program, or a returned connection.
 fn of_handle(message: &Value) -> Result<FromWorker, Garbage> {
     if message.get("cmd").and_then(Value::as_str) == Some(OWN_COMMAND) {
         return Wire::deserialize(message).map_err(|error| unlike(&error))?.of_our_own();
@@ -254,7 +253,7 @@ fn is_own(command: &str) -> bool {
     command.len() > OWN_PREFIX.len() && command.starts_with(OWN_PREFIX)
 }
 
-/// Whether a line is an object with a `cmd` of Node's, wherever in the object it stands.
+/// Whether a line is an object with a `cmd` of Node, at any position in the object.
 fn begins_as_own(line: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Head<'a> {
@@ -272,7 +271,7 @@ fn unlike(error: &serde_json::Error) -> Garbage {
     Garbage::new(format!("a message of Node's own is not as it should be: {error}"))
 }
 
-/// Every field of every message of Node's own.
+/// All fields of all internal messages.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Wire<'a> {
@@ -299,7 +298,7 @@ struct Wire<'a> {
     data: Option<Value>,
     msg: Option<Value>,
     listener: Option<u16>,
-    /// Digits, since JSON has no numbers of this size.
+    /// Decimal digits, because JSON numbers cannot represent every such value.
     #[serde(borrow, default)]
     accepted_ns: Option<Cow<'a, str>>,
     full: Option<bool>,
@@ -400,8 +399,8 @@ impl Wire<'_> {
         match (&self.address_type, host) {
             (Some(AddressType::Number(4 | 6)), host) => Ok(Place::Tcp { host, port: port()? }),
             (Some(AddressType::Number(-1)), Some(path)) => Ok(match path.split_once('\0') {
-                // Node puts the working directory before every path; an abstract name begins
-                // with a null byte and has none.
+                // Node prepends the working directory to a path, but not to an abstract name, which
+                // starts with a null byte.
                 Some((_, name)) => Place::Abstract(name.to_owned()),
                 None => Place::Unix(path),
             }),

@@ -1,7 +1,8 @@
-//! What travels on a Node worker's channel: frames of JSON lines or of V8's serializer.
+//! The wire format of a Node worker's channel: frames of JSON lines or of V8's serialiser.
 //!
-//! Owns framing, parsing and bounds. A worker is another program and may send anything: whatever
-//! arrives, this neither panics nor allocates beyond the bounds below, and says what was wrong.
+//! Owns framing, parsing and bounds. A worker is a separate program and its bytes are untrusted:
+//! for any input, this code does not panic, does not allocate beyond the bounds below, and reports
+//! what is wrong.
 
 mod decoder;
 mod from_worker;
@@ -14,29 +15,30 @@ pub use from_worker::{FromWorker, Listening, Place, Query, SentBack};
 pub use to_worker::{SocketKind, SocketName, ToWorker};
 pub use user::UserMessage;
 
-/// The `cmd` of what is said to and by our own script in a worker.
+/// The `cmd` of messages to and from the preload script.
 const OWN_COMMAND: &str = "NODE_CLUSTERLB";
-/// Longest frame from a worker, in bytes. Node knows no bound; a worker that goes beyond this one
-/// loses its channel. While a frame arrives, up to twice as much memory holds it.
+/// Maximum length of a frame from a worker, in bytes. Node has no bound; a worker that exceeds this
+/// one loses its channel. A frame in progress uses up to twice this memory.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Longest frame that is taken apart into values, which take many times the room of their bytes.
-/// A longer message of the program's own is passed on as it is; one of Node's own is refused.
+/// Maximum length of a frame that is parsed into values, which need many times the memory of their
+/// bytes. A longer message of the program is forwarded unparsed; a longer internal message is
+/// rejected.
 pub const PARSED_BYTES_MAX: usize = 1024 * 1024;
-/// Deepest nesting of values; `serde_json` has the same bound for JSON.
+/// Maximum nesting depth; the same as `serde_json` has.
 pub const DEPTH_MAX: usize = 127;
 
-/// How a worker's messages are written (`NODE_CHANNEL_SERIALIZATION_MODE`).
+/// Serialisation of a worker's messages (`NODE_CHANNEL_SERIALIZATION_MODE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Serialization {
-    /// One line of JSON a message; Node's default.
+    /// One line of JSON per message; Node's default.
     #[default]
     Json,
-    /// Four bytes of length, big endian, and V8's serializer (`serialization: 'advanced'`).
+    /// A length of four bytes, big endian, then V8's format (`serialization: 'advanced'`).
     Advanced,
 }
 
 impl Serialization {
-    /// The name by which Node knows it.
+    /// Node's name for it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,7 +48,7 @@ impl Serialization {
     }
 }
 
-/// What a worker sent is not of its protocol; its channel is of no use any more.
+/// A worker violated the protocol; its channel is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the worker's channel carries garbage: {what}")]
 pub struct Garbage {
@@ -54,7 +56,7 @@ pub struct Garbage {
 }
 
 impl Garbage {
-    /// Says what was wrong.
+    /// Creates the error from a description.
     pub(super) fn new(what: impl Into<String>) -> Self {
         Self { what: what.into() }
     }

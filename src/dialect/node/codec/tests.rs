@@ -1,4 +1,4 @@
-//! What Node really sends, what anybody could send, and that splitting changes nothing.
+//! Messages as Node writes them, arbitrary input, and independence of how bytes are split.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ fn query(text: &str) -> Query {
     }
 }
 
-/// A value as it would come from a worker with advanced serialization.
+/// A value encoded as a worker with advanced serialisation would.
 fn block(value: &Value) -> Vec<u8> {
     ToWorker::User(value).frame(Serialization::Advanced)
 }
@@ -37,7 +37,7 @@ fn block(value: &Value) -> Vec<u8> {
 fn the_first_words_of_a_worker_are_understood_in_both_serializations() {
     let line = b"{\"cmd\":\"NODE_CLUSTER\",\"act\":\"online\",\"seq\":0}\n";
     assert_eq!(all(Serialization::Json, &[line]), Ok(vec![FromWorker::Online]));
-    // As Node 20 writes it, byte for byte.
+    // Written by Node 20, byte for byte.
     let block =
         b"\0\0\0\x2c\xff\x0fo\"\x03cmd\"\x0cNODE_CLUSTER\"\x03act\"\x06online\"\x03seqI\0{\x03";
     assert_eq!(all(Serialization::Advanced, &[block]), Ok(vec![FromWorker::Online]));
@@ -140,13 +140,13 @@ fn messages_of_the_program_are_never_node_s() {
             "{read:?}"
         );
     }
-    // Wherever the name stands, and however it is spaced.
+    // At any position, with any spacing.
     assert_eq!(line(r#" { "a": [1], "cmd": "NODE_HANDLE_ACK" }"#), Ok(FromWorker::HandleArrived));
 }
 
 #[test]
 fn what_json_does_not_have_is_passed_on_unread() {
-    // A map, a cycle and a date, as Node 20 writes them.
+    // A map, a cycle and a date, written by Node 20.
     let map = b"\xff\x0f;I\x02I\x04:\x02";
     let cycle = b"\xff\x0fo\"\x04self^\0{\x01";
     let date = b"\xff\x0fD\0\0\0\0\0\0\xf0?";
@@ -154,7 +154,7 @@ fn what_json_does_not_have_is_passed_on_unread() {
         let read = FromWorker::from_v8(payload);
         assert!(matches!(&read, Ok(FromWorker::User(message)) if message.value().is_none()));
     }
-    // One with a descriptor counts as such all the same.
+    // A message with a descriptor is counted all the same.
     let handle = b"\xff\x0fo\"\x03cmd\"\x0bNODE_HANDLE\"\x03msg;:\0{\x02";
     assert!(matches!(FromWorker::from_v8(handle), Ok(FromWorker::Handle(_))));
 }
@@ -165,7 +165,7 @@ fn arrays_that_lack_elements_are_read_and_their_claims_are_not_believed() {
         Ok(FromWorker::User(message)) => message.value(),
         other => panic!("{other:?}"),
     };
-    // `[1, 2.5, null, -7]`, after it has come out of V8's own reader, as Node 20 writes it.
+    // `[1, 2.5, null, -7]` after a round trip through V8's reader, written by Node 20.
     let once_sparse = b"\xff\x0fa\x04I\x00I\x02I\x02N\0\0\0\0\0\0\x04@I\x040I\x06I\x0d@\x04\x04";
     assert_eq!(array(once_sparse), Some(json!([1, 2.5, null, -7])));
     assert_eq!(array(b"\xff\x0fa\x03I\x02T@\x01\x03"), Some(json!([null, true, null])));
@@ -257,7 +257,7 @@ fn what_is_said_to_a_worker_is_what_node_says() {
         "{\"cmd\":\"NODE_HANDLE\",\"type\":\"dgram.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\
          \"key\":\"k\",\"errno\":0,\"data\":null,\"ack\":1,\"seq\":0}}\n"
     );
-    // The one field that Node does not know, and only for who asks for it.
+    // The only field unknown to Node, sent only on request.
     let marked = text(share(Some(7)));
     assert_eq!(marked.replace(",\"clusterlb\":7", ""), text(share(None)));
     assert_eq!(
@@ -270,14 +270,14 @@ fn what_is_said_to_a_worker_is_what_node_says() {
     );
 }
 
-/// Any value that both serializations can carry.
+/// Any value that both formats can represent.
 fn values() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i32>().prop_map(Value::from),
         (-9_007_199_254_740_992_i64..=9_007_199_254_740_992).prop_map(Value::from),
-        // Halves, since `serde_json` reads other fractions with an error in the last place.
+        // Halves, because `serde_json` rounds other fractions incorrectly in the last digit.
         any::<i32>().prop_map(|number| Value::from(f64::from(number) + 0.5)),
         ".{0,20}".prop_map(Value::from),
         "[a-zà-ÿ]{0,200}".prop_map(Value::from),
@@ -356,7 +356,7 @@ proptest! {
         );
         let arrived = format!(r#"{{"cmd":"NODE_HANDLE_ACK"{end}"#);
         for text in [answer, arrived] {
-            // A blank before it means nothing, and only the parser reads it.
+            // A leading space does not change the meaning but forces the general parser.
             prop_assert_eq!(line(&text).ok(), line(&format!(" {text}")).ok(), "{}", text);
         }
     }

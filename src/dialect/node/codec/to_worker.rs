@@ -1,4 +1,4 @@
-//! What is said to a Node worker, and how it is written.
+//! Encodes messages to a Node worker.
 //!
 //! Owns the names of the fields (`lib/internal/cluster/primary.js` and
 //! `lib/internal/child_process.js`).
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{OWN_COMMAND, Serialization, v8};
 
-/// The only type of descriptor that the worker wraps by itself, for TCP and unix sockets.
+/// The only descriptor type that Node wraps without a matching class, for TCP and unix sockets.
 const STREAM: &str = "net.Native";
 /// The same for UDP.
 const DATAGRAM: &str = "dgram.Native";
@@ -17,111 +17,112 @@ const INVARIANT: &str = "strings, numbers and maps with strings as keys are alwa
 /// A message to a worker.
 #[derive(Clone, Copy, Debug)]
 pub enum ToWorker<'a> {
-    /// A connection; its descriptor travels with it.
+    /// A connection, with its descriptor attached.
     Connection {
-        /// The server's key.
+        /// Key of the server.
         key: &'a str,
-        /// Names this message in the answer.
+        /// Sequence number for the reply.
         sequence: i64,
     },
-    /// The answer to a request to listen: connections will come from us.
+    /// The reply to a listen request: the primary will send connections.
     Listen {
-        /// What the server is called from now on.
+        /// Key of the new server.
         key: &'a str,
-        /// The request's number.
+        /// Sequence number of the request.
         to: i64,
-        /// What the servers of all workers on this listener share.
+        /// Data shared by the servers of all workers on this listener.
         data: &'a Value,
-        /// The bound address; none for unix sockets.
+        /// The bound address; `None` for unix sockets.
         name: Option<&'a SocketName>,
-        /// What its connections are marked with, for our own script in the worker.
+        /// Mark of its connections, for the preload script.
         mark: Option<u16>,
-        /// This message's number.
+        /// Sequence number of this message.
         sequence: i64,
     },
-    /// The answer to a request to listen: accept from the socket that travels with it.
+    /// The reply to a listen request: accept from the attached socket.
     ListenYourself {
-        /// What the server is called from now on.
+        /// Key of the new server.
         key: &'a str,
-        /// The request's number.
+        /// Sequence number of the request.
         to: i64,
-        /// What the servers of all workers on this listener share.
+        /// Data shared by the servers of all workers on this listener.
         data: &'a Value,
-        /// A socket for datagrams.
+        /// Whether it is a datagram socket.
         datagram: bool,
-        /// What connections of others from there are marked with, for our own script in the worker.
+        /// Mark of the connections that other sockets of this listener accept, for the preload
+        /// script.
         mark: Option<u16>,
-        /// This message's number.
+        /// Sequence number of this message.
         sequence: i64,
     },
-    /// The answer to a request to listen: it failed.
+    /// The reply to a failed listen request.
     ListenFailed {
-        /// What the server would have been called.
+        /// Key that the server would have had.
         key: &'a str,
-        /// The request's number.
+        /// Sequence number of the request.
         to: i64,
-        /// As in the other answers: a TLS server reads it before it looks at the error.
+        /// As in the other replies: a TLS server reads it before it checks for the error.
         data: &'a Value,
         /// The kernel's error number, positive.
         errno: i32,
-        /// This message's number.
+        /// Sequence number of this message.
         sequence: i64,
     },
-    /// The answer to a worker that leaves by itself.
+    /// The reply to a worker that leaves voluntarily.
     Farewell {
-        /// Its message's number.
+        /// Sequence number of its message.
         to: Option<i64>,
-        /// This message's number.
+        /// Sequence number of this message.
         sequence: i64,
     },
-    /// Close your servers, then the channel.
+    /// Tells the worker to close its servers, then the channel.
     Disconnect {
-        /// This message's number.
+        /// Sequence number of this message.
         sequence: i64,
     },
-    /// The descriptor that you sent arrived.
+    /// The descriptor that the worker sent arrived.
     HandleArrived,
-    /// It did not.
+    /// The descriptor that the worker sent was lost.
     HandleLost,
-    /// We have closed every socket that you sent under this key.
+    /// The primary has closed every socket sent under this key.
     SocketsClosed {
         /// The key.
         key: &'a str,
     },
-    /// How many sockets that you sent under this key we still have: none is ever kept.
+    /// The number of sockets sent under this key that the primary still has, which is always 0.
     SocketsCount {
         /// The key.
         key: &'a str,
     },
-    /// For our own script in the worker: everything stops, so tell the program, and say when it
-    /// does not wait any more.
+    /// For the preload script: tell the program of the shutdown, and report when it no longer
+    /// delays it.
     Stop,
     /// A message for the program.
     User(&'a Value),
-    /// A message for the program with a socket that travels with it.
+    /// A message for the program with a socket attached.
     UserSocket {
-        /// What the program gets it as.
+        /// The type of object that the program receives.
         kind: SocketKind,
         /// The message.
         message: &'a Value,
     },
 }
 
-/// What a program gets a socket as.
+/// The type of object that a program receives for a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketKind {
-    /// A connection, `net.Socket`.
+    /// A connection (`net.Socket`).
     Stream,
-    /// One that listens, `net.Server`.
+    /// A listening socket (`net.Server`).
     Server,
-    /// One for datagrams, `dgram.Socket`.
+    /// A datagram socket (`dgram.Socket`).
     Datagram {
-        /// Of IPv6.
+        /// Whether it is an IPv6 socket.
         v6: bool,
     },
 }
 
-/// A bound address as Node tells it.
+/// A bound address in Node's form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SocketName {
     address: String,
@@ -130,15 +131,15 @@ pub struct SocketName {
 }
 
 impl SocketName {
-    /// A bound address of IPv4 or IPv6.
+    /// The form of an IPv4 or IPv6 address.
     #[must_use]
     pub fn new(address: String, v6: bool, port: u16) -> Self {
         Self { address, family: if v6 { "IPv6" } else { "IPv4" }, port }
     }
 }
 
-/// A message of cluster's. A field without a value is left out, except those that Node reads
-/// without asking.
+/// A message of Node's cluster module. Empty fields are omitted, except those that Node reads
+/// without a check.
 #[derive(Serialize)]
 struct Cluster<'a> {
     cmd: &'static str,
@@ -155,17 +156,17 @@ struct Cluster<'a> {
 
 #[derive(Serialize)]
 struct Outcome<'a> {
-    /// Negative, as libuv counts.
+    /// Negative, as in libuv.
     errno: Option<i32>,
     data: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sockname: Option<&'a SocketName>,
-    /// Not a field of Node's, which does not mind.
+    /// Not a field of Node, which ignores it.
     #[serde(rename = "clusterlb", skip_serializing_if = "Option::is_none")]
     mark: Option<u16>,
 }
 
-/// The cover of a message that a descriptor travels with.
+/// The envelope of a message with a descriptor.
 #[derive(Serialize)]
 struct Handle<T> {
     cmd: &'static str,
@@ -182,7 +183,7 @@ impl<T> Handle<T> {
     }
 }
 
-/// A message to our own script.
+/// A message to the preload script.
 #[derive(Serialize)]
 struct Own {
     cmd: &'static str,
@@ -206,8 +207,8 @@ impl<'a> Cluster<'a> {
 }
 
 impl ToWorker<'_> {
-    /// The message as one frame, to be sent with one write: Node 18 loses its place when the
-    /// length of an advanced frame is split.
+    /// Encodes the message as one frame, to be sent with a single write: Node 18 loses track of the
+    /// stream if the length of an advanced frame is split.
     #[must_use]
     pub fn frame(&self, serialization: Serialization) -> Vec<u8> {
         match *self {
@@ -268,8 +269,7 @@ fn connection(key: &str, sequence: i64) -> Handle<Cluster<'_>> {
     Handle::new(STREAM, Cluster { act, key, ..Cluster::new(sequence) })
 }
 
-/// The line of a connection. It is written for every one of them, so it does not go through the
-/// structures.
+/// The line for a connection. It is written once per connection, so it bypasses serialisation.
 fn connection_line(key: &str, sequence: i64) -> Vec<u8> {
     let mut line = Vec::with_capacity(128 + key.len());
     line.extend_from_slice(b"{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":");

@@ -1,6 +1,6 @@
-//! Messages of the program itself (`process.send`), which concern nobody but their receiver.
+//! Messages of the program (`process.send`), which pass through unparsed.
 //!
-//! Owns their bytes. Takes them apart only when asked, and only as far as values of JSON go.
+//! Owns their bytes. Parses them on request only, and only into JSON values.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use super::{PARSED_BYTES_MAX, v8};
 #[derive(Clone, Debug, PartialEq)]
 pub struct UserMessage {
     format: Format,
-    /// As it came. The values in it may take many times as much room.
+    /// The bytes as received. The parsed value may need many times this memory.
     bytes: Vec<u8>,
 }
 
@@ -21,30 +21,30 @@ enum Format {
 }
 
 impl UserMessage {
-    /// A line that has been seen to be JSON.
+    /// From a line that is known to be valid JSON.
     pub(super) fn from_json(line: &[u8]) -> Self {
         Self { format: Format::Json, bytes: line.to_vec() }
     }
 
-    /// What came within another message.
+    /// From a value inside another message.
     pub(super) fn from_value(value: &Value) -> Self {
         Self { format: Format::Json, bytes: value.to_string().into_bytes() }
     }
 
-    /// A payload of V8's serializer, which may have values that JSON does not have, such as dates,
-    /// maps or cycles.
+    /// From a payload in V8's format, which may have values without counterpart in JSON, such as
+    /// dates, maps or cycles.
     pub(super) fn from_v8(payload: &[u8]) -> Self {
         Self { format: Format::V8, bytes: payload.to_vec() }
     }
 
-    /// As it was written.
+    /// The bytes as received.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The message as JSON; nothing, when it is longer than [`PARSED_BYTES_MAX`], nested deeper
-    /// than [`super::DEPTH_MAX`], or has values that JSON does not have.
+    /// The message as JSON; `None` if it is longer than [`PARSED_BYTES_MAX`], nested deeper than
+    /// [`super::DEPTH_MAX`], or has values without counterpart in JSON.
     #[must_use]
     pub fn value(&self) -> Option<Value> {
         match self.format {

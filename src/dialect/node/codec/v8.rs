@@ -1,15 +1,15 @@
-//! The part of V8's serialization format (version 13 to 15) that has a counterpart in JSON.
+//! The part of V8's serialisation format (versions 13 to 15) with a counterpart in JSON.
 //!
-//! Owns the tags. Refuses what JSON does not have (dates, maps, big integers, references to
-//! objects seen before, …): such a payload is not wrong, it just stays what it is.
+//! Owns the tags. Returns `None` for values that JSON does not have (dates, maps, big integers,
+//! references to earlier objects, …): such a payload is valid and stays unparsed.
 
 use serde_json::{Map, Number, Value};
 
 use super::DEPTH_MAX;
 
-/// What a payload of the format begins with, before the version.
+/// First byte of a payload, before the version.
 const VERSION_TAG: u8 = 0xff;
-/// The version that Node 18 to 25 write.
+/// The version written by Node 18 to 25.
 const VERSION: u8 = 15;
 
 const PADDING: u8 = 0;
@@ -30,24 +30,24 @@ const ARRAY_END: u8 = b'$';
 const HOLE: u8 = b'-';
 const SPARSE_ARRAY: u8 = b'a';
 const SPARSE_ARRAY_END: u8 = b'@';
-/// Elements that a sparse array may lack. Its length is a claim that costs nothing to make.
+/// Maximum number of missing elements in a sparse array. Its length is an unverified claim.
 const LACKING_MAX: usize = 1024;
 
-/// Whether a payload begins as one of V8's.
+/// Whether a payload starts like one of V8's.
 pub(super) fn is_payload(payload: &[u8]) -> bool {
     matches!(payload, [VERSION_TAG, 13..=15, ..])
 }
 
-/// The value of a payload; nothing, when it has no counterpart in JSON or is cut off. What is
-/// `undefined` is missing, as in JSON.
+/// The value of a payload; `None` if it has no counterpart in JSON or is truncated. `undefined` is
+/// omitted, as in JSON.
 pub(super) fn read(payload: &[u8]) -> Option<Value> {
     let mut reader = Reader { rest: payload.get(2..)? };
     let value = reader.value(0)?;
     reader.rest.is_empty().then(|| value.unwrap_or(Value::Null))
 }
 
-/// The first property of a payload that is an object, if it is called `cmd` and a string. Node
-/// writes it first in every message of its own.
+/// The first property of an object payload, if it is a string called `cmd`. Node writes it first in
+/// its internal messages.
 pub(super) fn command(payload: &[u8]) -> Option<String> {
     let mut reader = Reader { rest: payload.get(2..)? };
     (reader.tag()? == OBJECT).then_some(())?;
@@ -57,8 +57,8 @@ pub(super) fn command(payload: &[u8]) -> Option<String> {
     }
 }
 
-/// Reads values. Every step takes at least one byte, so the work and the memory are bounded by
-/// the length of the payload.
+/// Reads values. Every step consumes at least one byte, so work and memory are bounded by the
+/// length of the payload.
 struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number in groups of seven bits, the lowest first.
+    /// A number in groups of seven bits, lowest first.
     fn varint(&mut self) -> Option<u32> {
         let mut number = 0;
         for shift in (0..35).step_by(7) {
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
         self.bytes(usize::try_from(length).ok()?)
     }
 
-    /// A value, or within it nothing for `undefined`.
+    /// A value; the inner `None` is `undefined`.
     fn value(&mut self, depth: usize) -> Option<Option<Value>> {
         if depth > DEPTH_MAX {
             return None;
@@ -144,7 +144,7 @@ impl<'a> Reader<'a> {
         Some(Value::Object(object))
     }
 
-    /// Keys and values up to an end, and their number. What is `undefined` is left out.
+    /// Reads keys and values up to an end tag, and counts them. `undefined` values are omitted.
     fn properties(
         &mut self,
         depth: usize,
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An array that lacks elements or once did: V8 writes all of the second kind so.
+    /// An array that has or once had missing elements; V8 writes both in this form.
     fn sparse_array(&mut self, depth: usize) -> Option<Value> {
         let length = usize::try_from(self.varint()?).ok()?;
         let mut items = Vec::new();
@@ -191,10 +191,10 @@ impl<'a> Reader<'a> {
         ends.then_some(Value::Array(items))
     }
 
-    /// An array without properties of its own.
+    /// An array without extra properties.
     fn array(&mut self, depth: usize) -> Option<Value> {
         let length = self.varint()?;
-        // The length is a claim; memory is only taken for what really follows.
+        // The length is unverified, so memory is allocated only for elements that follow.
         let mut items = Vec::new();
         for _ in 0..length {
             items.push(self.value(depth + 1)?.unwrap_or(Value::Null));
@@ -211,7 +211,7 @@ fn two_byte(bytes: &[u8]) -> Option<String> {
     String::from_utf16(&units).ok()
 }
 
-/// A number as JSON has it: integers without a fraction, and null for what is no number.
+/// A number as JSON has it: integers without a fraction, and null for NaN and infinity.
 fn number(double: f64) -> Value {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if double.fract() == 0.0 && double.abs() <= EXACT {
@@ -221,7 +221,7 @@ fn number(double: f64) -> Value {
     Number::from_f64(double).map_or(Value::Null, Value::Number)
 }
 
-/// Appends a payload with this value.
+/// Appends the payload of this value.
 pub(super) fn write(value: &Value, payload: &mut Vec<u8>) {
     let begin = payload.len();
     payload.extend_from_slice(&[VERSION_TAG, VERSION]);
@@ -261,7 +261,7 @@ fn write_number(number: &Number, payload: &mut Vec<u8>) {
         return write_varint(folded.cast_unsigned() as usize, payload);
     }
     payload.push(DOUBLE);
-    // Every number that JSON has without `arbitrary_precision` can be had as a double.
+    // Without `arbitrary_precision`, every JSON number is representable as a double.
     payload.extend_from_slice(&number.as_f64().unwrap_or(f64::NAN).to_le_bytes());
 }
 
@@ -275,7 +275,7 @@ fn write_text(text: &str, payload: &mut Vec<u8>, begin: usize) {
     let mut head = Vec::with_capacity(6);
     head.push(TWO_BYTE);
     write_varint(length, &mut head);
-    // The units of two bytes lie at an even place, as V8 writes them.
+    // Two-byte characters start at an even offset, as V8 writes them.
     if (payload.len() - begin + head.len()) % 2 == 1 {
         payload.push(PADDING);
     }

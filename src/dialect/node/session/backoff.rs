@@ -1,15 +1,15 @@
-//! How long a worker that refuses connections is left alone. Pure: time is an argument.
+//! Back-off for a worker that refuses connections. Pure: time is an argument.
 //!
-//! A server at `maxConnections` refuses until a connection of its own ends, and tells nobody when
-//! that is. So it is asked again, each time after twice as long as before, and never at the speed
-//! at which it can refuse.
+//! A server at `maxConnections` refuses until one of its connections ends, and does not signal
+//! when. The primary therefore tries again after a pause that doubles each time, so that the
+//! retries stay slower than the refusals.
 
-/// The first rest.
+/// The first pause.
 const FIRST_NS: u64 = 5_000_000;
-/// The longest.
+/// The longest pause.
 const LONGEST_NS: u64 = 250_000_000;
 
-/// A worker's rest.
+/// The back-off of a worker.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
     until_ns: u64,
@@ -21,12 +21,13 @@ impl Backoff {
         Self { until_ns: 0, next_ns: FIRST_NS }
     }
 
-    /// Until when it lasts, if it does now.
+    /// End of the current pause; `None` if there is none.
     pub(super) fn until_ns(&self, now_ns: u64) -> Option<u64> {
         (now_ns < self.until_ns).then_some(self.until_ns)
     }
 
-    /// A connection was refused. What was already on its way when the rest began counts once.
+    /// Records a refused connection. Connections that were in flight when the pause began count
+    /// once.
     pub(super) fn refused(&mut self, now_ns: u64) {
         if self.until_ns(now_ns).is_none() {
             self.until_ns = now_ns.saturating_add(self.next_ns);
@@ -34,7 +35,7 @@ impl Backoff {
         }
     }
 
-    /// A connection was taken: the worker has room, and the next rest is short again.
+    /// Records an accepted connection: the worker has room, so the next pause is short again.
     pub(super) fn taken(&mut self) {
         self.next_ns = FIRST_NS;
     }

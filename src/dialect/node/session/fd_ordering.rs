@@ -1,8 +1,8 @@
-//! Messages that a descriptor travels with: in which order they go, and what has become of them.
+//! Ordering of messages with descriptors, and their confirmation.
 //!
-//! Owns the rule that two of them can never be taken for each other. Node takes the last descriptor
-//! that it has received for the first message that wants one, so a message that may be read in
-//! parts waits until all before it have arrived, and lets none follow until it has itself.
+//! Owns the rule that keeps each descriptor with its message. Node assigns the last descriptor
+//! received to the first message that expects one. A message that may be read in parts therefore
+//! waits until all earlier ones have arrived, and no other follows until it has arrived itself.
 
 use nix::errno::Errno;
 use serde_json::Value;
@@ -10,15 +10,15 @@ use serde_json::Value;
 use super::super::codec::Garbage;
 use super::{Action, Attachment, Event, QueryId, Session};
 
-/// What a worker reads at once (libuv's buffer). Of two descriptors, the second must not be sent
-/// while the first one's message may lie across the end of such a read: the rest of that message
-/// would be read together with the second descriptor, and Node would take it for the first.
+/// Size of libuv's read buffer. While the message of one descriptor may extend across the end of a
+/// read, a second descriptor must not be sent: the rest of the first message would be read together
+/// with the second descriptor, and Node would assign that to the first message.
 pub(super) const READ_BYTES: usize = 64 * 1024;
-/// A message with a descriptor that is longer than this may be split by the kernel, which has the
-/// same effect as the end of a read.
+/// The kernel may split a longer message with a descriptor, with the same effect as the end of a
+/// read.
 const UNSPLIT_BYTES_MAX: usize = 16 * 1024;
 
-/// A message with a descriptor whose arrival has not been told.
+/// A message with a descriptor whose arrival has not been confirmed.
 #[derive(Clone, Debug)]
 pub(super) enum Cover {
     Connection { sequence: i64 },
@@ -26,7 +26,7 @@ pub(super) enum Cover {
     Program,
 }
 
-/// What must not be sent yet: it has a socket, or comes after a message that has one.
+/// A message that must wait: it has a socket, or follows one that has.
 #[derive(Clone, Debug)]
 pub(super) enum Delayed {
     Answer { query: QueryId, frame: Vec<u8>, cover: Cover },
@@ -48,7 +48,7 @@ impl Session {
                     self.actions.push_back(Action::Returned(flight.connection));
                 }
             }
-            // The server would wait for ever otherwise.
+            // Otherwise the server would wait forever.
             Cover::Answer { key, to, data } => {
                 self.decline(&key, to, &data, Errno::EMFILE);
                 self.close(&key);
@@ -59,7 +59,7 @@ impl Session {
         Ok(())
     }
 
-    /// The oldest message with a descriptor whose arrival has not been told: they are told in
+    /// The oldest message with a descriptor that has not been confirmed; confirmations come in
     /// order.
     fn next_cover(&mut self) -> Result<Cover, Garbage> {
         let cover = self.covers.pop_front();
@@ -91,7 +91,7 @@ impl Session {
         }
     }
 
-    /// Whether a message of this length with a descriptor may follow those that are under way.
+    /// Whether a message of this length with a descriptor may follow those in flight.
     pub(super) fn may_send_cover(&self, length: usize) -> bool {
         self.covers.is_empty() || !self.solitary && !self.may_be_read_in_parts(length)
     }
@@ -100,7 +100,7 @@ impl Session {
         length > UNSPLIT_BYTES_MAX || self.plain_bytes.saturating_add(length) > READ_BYTES
     }
 
-    /// A message with a descriptor goes.
+    /// Records that a message with a descriptor is sent.
     pub(super) fn note_cover(&mut self, length: usize, cover: Cover) {
         self.solitary = self.may_be_read_in_parts(length);
         self.plain_bytes = 0;

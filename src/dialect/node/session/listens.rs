@@ -1,6 +1,6 @@
-//! The servers of one worker: asked for, answered, closed. Pure.
+//! The servers of one worker: requested, open, closed. Pure.
 //!
-//! Owns the keys, which mean something to this worker's channel only.
+//! Owns the keys, which are valid on this worker's channel only.
 
 use std::sync::Arc;
 
@@ -10,14 +10,15 @@ use super::QueryId;
 use crate::id::ListenerId;
 use crate::settings::LISTENERS_MAX;
 
-/// Most servers of a worker, asked for or open. At the bound a request is answered with ENOBUFS.
+/// Maximum number of servers per worker, requested or open. At the bound a request fails with
+/// ENOBUFS.
 pub(super) const SERVERS_MAX: usize = LISTENERS_MAX;
 
-/// A request that waits for its answer.
+/// A request that waits for its reply.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) query: QueryId,
-    /// What the answer names.
+    /// Sequence number for the reply.
     pub(super) to: i64,
     pub(super) data: Value,
 }
@@ -27,7 +28,7 @@ pub(super) struct Asked {
 struct Server {
     key: Arc<str>,
     listener: ListenerId,
-    /// Connections come to it, not datagrams.
+    /// Whether it receives connections rather than datagrams.
     connects: bool,
 }
 
@@ -57,7 +58,7 @@ impl Listens {
         Some(self.asked.remove(place))
     }
 
-    /// A key that this worker has never had.
+    /// Creates a key that this worker has not had before.
     pub(super) fn new_key(&mut self) -> String {
         self.keys += 1;
         self.keys.to_string()
@@ -67,15 +68,15 @@ impl Listens {
         self.servers.push(Server { key: key.into(), listener, connects });
     }
 
-    /// Forgets a server. Tells its listener, if the worker does not serve that one any more. A key
-    /// that is unknown or was closed before is nothing.
+    /// Removes a server. Returns its listener if this was the worker's last server on it. An
+    /// unknown or closed key has no effect.
     pub(super) fn close(&mut self, key: &str) -> Option<ListenerId> {
         let place = self.servers.iter().position(|server| *server.key == *key)?;
         let listener = self.servers.remove(place).listener;
         self.key_of(listener).is_none().then_some(listener)
     }
 
-    /// The key of the newest server on a listener.
+    /// The key of the most recent server on a listener.
     pub(super) fn key_of(&self, listener: ListenerId) -> Option<&Arc<str>> {
         let mut newest_first = self.servers.iter().rev();
         newest_first.find(|server| server.listener == listener).map(|server| &server.key)

@@ -1,13 +1,13 @@
-//! One Node worker's channel as a state machine: messages in, actions out. Pure: it sees no
-//! descriptor and no clock.
+//! The state machine of one Node worker's channel: messages in, actions out. Pure: it uses no
+//! descriptors and no clock.
 //!
-//! Owns the numbers and answers, the window, the rests after refusals, and the rule that every
-//! connection given to it ends exactly once: accepted by the worker, or returned. The caller keeps
-//! the sockets, asks [`Session::room`] before it gives one, and does what
-//! [`Session::next_action`] says, in that order.
+//! Owns the sequence numbers and replies, the window, the back-off after refusals, and the rule
+//! that every connection given to it ends exactly once: accepted by the worker, or returned. The
+//! caller keeps the sockets, asks [`Session::room`] before it gives one, and performs the actions
+//! of [`Session::next_action`] in order.
 //!
-//! A worker that dies between taking a connection and saying so is the one case in which a
-//! connection is returned although somebody has had it. Nothing outside the worker can tell.
+//! If a worker dies between taking a connection and confirming it, the connection is returned
+//! although the worker had it. Only the worker could tell.
 
 mod backoff;
 mod fd_ordering;
@@ -32,119 +32,119 @@ use listens::{Asked, Listens};
 use window::Window;
 pub use window::WindowRule;
 
-/// More than any message with a connection takes.
+/// Upper bound for a message with a connection.
 const CONNECTION_BYTES_MAX: usize = 512;
-/// A connection, as the caller names it.
+/// A connection, as numbered by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub usize);
 
-/// A worker's request to listen, until it is answered.
+/// An unanswered listen request of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueryId(pub u64);
 
-/// The answer to a request to listen.
+/// The reply to a listen request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The primary accepts and hands over.
     HandOver {
-        /// Where it accepts.
+        /// The listener.
         listener: ListenerId,
-        /// The bound address; none for unix sockets.
+        /// The bound address; `None` for unix sockets.
         name: Option<SocketName>,
     },
-    /// The worker accepts from a socket that travels with the answer: bound, not blocking, and
-    /// not necessarily listening.
+    /// The worker accepts from a socket attached to the reply: bound, non-blocking, and possibly
+    /// not listening.
     Share {
-        /// Which socket it is.
+        /// The listener.
         listener: ListenerId,
-        /// It is for datagrams.
+        /// Whether it is a datagram socket.
         datagram: bool,
     },
-    /// It cannot be.
+    /// The request failed.
     Fail(Errno),
 }
 
-/// What travels with a message.
+/// The descriptor attached to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
     /// A connection. The caller keeps its copy until the connection is accepted or returned.
     Connection(ConnectionId),
-    /// The socket that goes with the answer to this request.
+    /// The socket for the reply to this request.
     Socket(QueryId),
 }
 
-/// What the caller has to do.
+/// What the caller must do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Send this with one write, and in this order.
+    /// Send this frame with one write, in this order.
     Send {
-        /// The bytes.
+        /// The frame.
         frame: Vec<u8>,
-        /// A descriptor to be sent with them.
+        /// The descriptor to attach.
         attachment: Option<Attachment>,
     },
-    /// Send this message of the program's, the oldest that has not been sent, in the same way.
+    /// Send the oldest unsent message of the program, in the same way.
     Deliver {
-        /// The bytes.
+        /// The frame.
         frame: Vec<u8>,
-        /// Its socket is to be sent with them.
+        /// Whether its socket is attached.
         with_socket: bool,
     },
-    /// The worker has the connection: close the own copy.
+    /// The worker has taken the connection: close the caller's copy.
     Accepted(ConnectionId),
-    /// The worker does not have the connection: give it to somebody else.
+    /// The worker does not have the connection: assign it to another worker.
     Returned(ConnectionId),
-    /// The worker has had the connection and did not want it: give it to somebody else.
+    /// The worker received the connection and refused it: assign it to another worker.
     Refused(ConnectionId),
-    /// A connection that our own script in the worker had taken from the inbox is back, with the
-    /// oldest descriptor that came and is not spoken for: give it to somebody else.
+    /// The preload script returns a connection that it took from the inbox. Its descriptor is the
+    /// oldest received one that is not yet assigned. Give it to another worker.
     SentBack(SentBack),
-    /// The worker has taken everything out of its inbox by itself.
+    /// The worker has emptied its inbox.
     InboxEnded,
-    /// The worker had too few descriptors, and lost a connection if it says so.
+    /// The worker ran out of descriptors.
     ShortOfDescriptors {
-        /// A connection was lost.
+        /// A connection was lost because of it.
         lost: bool,
     },
-    /// Tell whoever watches over the worker.
+    /// Report an event to the worker's owner.
     Tell(Event),
 }
 
-/// What the worker's keeper may want to know.
+/// Events of a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The worker's Node runs; its program does not yet.
+    /// The worker's Node runs; its program has not started.
     Online,
-    /// It wants to listen; to be answered with [`Session::answer`].
+    /// It wants to listen; reply with [`Session::answer`].
     Query(QueryId, Box<Query>),
-    /// A server of it listens.
+    /// One of its servers listens.
     Listening(Listening),
     /// It has closed its last server on this listener.
     Left(ListenerId),
-    /// It leaves by itself, in order (Node's `exitedAfterDisconnect`).
+    /// It leaves voluntarily (Node's `exitedAfterDisconnect`).
     Leaving,
-    /// Its program has heard that everything stops and does not wait any more.
+    /// Its program has been told of the shutdown and no longer delays it.
     Stopped {
-        /// It has begun to close.
+        /// It has started to close.
         closes: bool,
     },
     /// A message of its program.
     Message(UserMessage),
-    /// A message of its program with the descriptor that came with it.
+    /// A message of its program with the attached descriptor.
     Handle(UserMessage),
-    /// A socket that was sent to its program did not arrive, nor did the message with it.
+    /// A socket sent to its program was lost, together with its message.
     SocketLost,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// It has been told to go, or has said that it goes: it gets nothing more.
+    /// It has been told to leave, or has said that it leaves: it gets no more connections.
     Leaving,
     Ended,
 }
 
-/// A connection that the worker has not answered for.
+/// A connection that the worker has not confirmed.
 #[derive(Clone, Debug)]
 struct Flight {
     connection: ConnectionId,
@@ -168,18 +168,18 @@ pub struct Session {
     delayed: VecDeque<Delayed>,
     /// Bytes sent since the last message with a descriptor.
     plain_bytes: usize,
-    /// The last message with a descriptor may lie across the end of a read.
+    /// The last message with a descriptor may extend across the end of a read.
     solitary: bool,
-    /// Our own script in the worker takes connections from the inbox, and those are marked with
-    /// their listeners.
+    /// The preload script takes connections from the inbox, so they are marked with their
+    /// listeners.
     marks: bool,
-    /// How many it had taken when it did not want others the last time.
+    /// The number it had taken at its last refusal.
     received: u64,
     actions: VecDeque<Action>,
 }
 
 impl Session {
-    /// For a worker that has just been started.
+    /// The session of a new worker.
     #[must_use]
     pub fn new(serialization: Serialization, window: WindowRule) -> Self {
         Self {
@@ -201,12 +201,12 @@ impl Session {
         }
     }
 
-    /// What to do next; to be asked until there is nothing.
+    /// The next action; call it until it returns `None`.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// How many connections may be given now.
+    /// Number of connections that may be given now.
     #[must_use]
     pub fn room(&self, now_ns: u64) -> usize {
         let busy = self.stage != Stage::Open || !self.delayed.is_empty();
@@ -221,39 +221,39 @@ impl Session {
         if self.may_be_read_in_parts(CONNECTION_BYTES_MAX) { room.min(1) } else { room }
     }
 
-    /// Until when the worker gets nothing because it refused something.
+    /// End of the current back-off after a refusal.
     #[must_use]
     pub fn backoff_until_ns(&self, now_ns: u64) -> Option<u64> {
         self.rest.until_ns(now_ns)
     }
 
-    /// Whether the worker may ever get a connection again.
+    /// Whether the worker can still get connections.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.stage == Stage::Open
     }
 
-    /// Something cannot be sent before the worker has said that it has received something else.
+    /// Whether a message waits for the confirmation of an earlier one.
     #[must_use]
     pub fn is_delaying(&self) -> bool {
         !self.delayed.is_empty()
     }
 
-    /// How long ago the oldest connection was sent that the worker has not answered for.
+    /// Age of the oldest unconfirmed connection.
     #[must_use]
     pub fn oldest_age_ns(&self, now_ns: u64) -> Option<u64> {
         self.flights.front().map(|oldest| now_ns.saturating_sub(oldest.sent_ns))
     }
 
-    /// Connections that the worker has not answered for.
+    /// Number of unconfirmed connections.
     #[must_use]
     #[cfg(any(test, feature = "internals"))]
     pub fn unanswered(&self) -> usize {
         self.flights.len()
     }
 
-    /// Gives the worker a connection. Tells whether it could: the worker must serve the listener,
-    /// and there must be [`Session::room`]. If not, the connection stays with the caller.
+    /// Gives the worker a connection. Returns `false`, and leaves the connection with the caller,
+    /// if the worker does not serve the listener or there is no [`Session::room`].
     pub fn hand_over(
         &mut self,
         connection: ConnectionId,
@@ -281,14 +281,14 @@ impl Session {
         self.listens.key_of(listener).is_some()
     }
 
-    /// What the servers of all workers on one listener shall share, as this request has it.
+    /// The data of this request that the servers of all workers on the listener share.
     #[must_use]
     pub fn data_of(&self, query: QueryId) -> Option<&Value> {
         self.listens.asked(query).map(|asked| &asked.data)
     }
 
-    /// Answers a request to listen. `data` is what the first worker on the listener brought. Tells
-    /// whether the worker still waits for it; one that leaves does not.
+    /// Replies to a listen request. `data` comes from the first worker on the listener. Returns
+    /// whether the worker still waits for the reply; a leaving worker does not.
     pub fn answer(&mut self, query: QueryId, answer: &Answer, data: &Value) -> bool {
         let Some(Asked { to, .. }) = self.listens.take_asked(query) else {
             return false;
@@ -320,8 +320,8 @@ impl Session {
         true
     }
 
-    /// Sends a message to the worker's program, whole as it shall be written. Tells whether it will
-    /// go, in the order of these calls; after the end nothing does.
+    /// Queues a message for the worker's program, as a complete frame. Messages are sent in the
+    /// order of the calls. Returns `false` after the end of the channel.
     pub fn send_message(&mut self, frame: Vec<u8>, with_socket: bool) -> bool {
         if self.stage == Stage::Ended {
             return false;
@@ -331,16 +331,15 @@ impl Session {
         true
     }
 
-    /// Tells our own script in the worker that everything stops. It answers with
-    /// [`Event::Stopped`].
+    /// Tells the preload script of the shutdown. It replies with [`Event::Stopped`].
     pub fn stop(&mut self) {
         if self.stage == Stage::Open {
             self.send(&ToWorker::Stop);
         }
     }
 
-    /// Tells the worker to close its servers and then the channel. What it has not answered for
-    /// it may still take.
+    /// Tells the worker to close its servers and then the channel. It may still take connections in
+    /// flight.
     pub fn disconnect(&mut self) {
         if self.stage == Stage::Open {
             self.stage = Stage::Leaving;
@@ -349,8 +348,8 @@ impl Session {
         }
     }
 
-    /// The channel is closed, or of no use any more: everything that the worker has not answered
-    /// for is returned, oldest first.
+    /// Ends the session, because the channel is closed or unusable: every unconfirmed connection is
+    /// returned, oldest first.
     pub fn end(&mut self) {
         self.stage = Stage::Ended;
         let flights = std::mem::take(&mut self.flights);
@@ -359,10 +358,10 @@ impl Session {
         self.delayed.clear();
     }
 
-    /// Takes a message in. `arrived` says whether a descriptor came with it.
+    /// Processes a message. `arrived` says whether a descriptor came with it.
     ///
     /// # Errors
-    /// The worker says what cannot be; [`Session::end`] is to be called.
+    /// The worker violated the protocol; call [`Session::end`].
     pub fn receive(
         &mut self,
         message: FromWorker,
@@ -379,7 +378,7 @@ impl Session {
             FromWorker::HandleArrived => self.cover_arrived()?,
             FromWorker::HandleLost => self.cover_lost(now_ns)?,
             FromWorker::Handle(message) if arrived => {
-                // At once: until then the worker keeps all it has to say to itself.
+                // Sent at once: the worker holds back its other messages until then.
                 self.send(&ToWorker::HandleArrived);
                 self.tell(Event::Handle(message));
             }
@@ -400,7 +399,7 @@ impl Session {
     }
 
     fn ask(&mut self, request: Box<Query>) {
-        // One that has been told to go asks in vain, as in Node.
+        // Requests after the order to leave are ignored, as in Node.
         if self.stage != Stage::Open {
             return;
         }
@@ -440,7 +439,7 @@ impl Session {
         self.tell(Event::Leaving);
     }
 
-    /// The worker has said what became of a connection. An answer to nothing is nothing, as in
+    /// Processes the confirmation of a connection. One for an unknown connection is ignored, as in
     /// Node.
     fn settle(&mut self, to: i64, accepted: Option<bool>, now_ns: u64) {
         let Some(flight) = self.take_flight(to) else { return };
@@ -449,8 +448,8 @@ impl Session {
             self.rest.taken();
             return self.actions.push_back(Action::Accepted(flight.connection));
         }
-        // A server that has been closed meanwhile refuses what was under way, and that says
-        // nothing about the worker's others.
+        // A server closed since then refuses connections in flight, which says nothing about the
+        // worker's other servers.
         if self.listens.has(&flight.key) {
             self.note_refusal(now_ns);
         }

@@ -1,27 +1,27 @@
-//! A worker that takes connections out of its inbox by itself, with our own script in it: what is
-//! left to be said on its channel.
+//! The part of a session that remains if the preload script takes connections from the inbox.
 //!
-//! Owns the marks, by which the script knows whose server a connection is for, and the rests of
-//! such a worker. Connections that it does not want come back with their descriptors.
+//! Owns the marks that tell the script which server a connection is for, and the back-off of such a
+//! worker. Rejected connections come back with their descriptors.
 
 use super::super::codec::{SentBack, ToWorker};
 use super::{Action, Session};
 
 impl Session {
-    /// The worker takes connections from its inbox by itself: tell it which ones are of which
-    /// server.
+    /// Switches to marks: the worker takes connections from its inbox and needs to know their
+    /// servers.
     pub fn mark_connections(&mut self) {
         self.marks = true;
     }
 
-    /// Whether the worker has a server that connections come to.
+    /// Whether the worker has a server that receives connections.
     #[must_use]
     pub fn serves_connections(&self) -> bool {
         self.listens.has_any()
     }
 
     pub(super) fn take_back(&mut self, connection: SentBack, arrived: bool, now_ns: u64) {
-        // Also if it did not: the worker has let go of it and has nothing to send again.
+        // Confirmed even if the descriptor was lost: the worker has closed its copy and cannot
+        // resend it.
         self.send(&ToWorker::HandleArrived);
         if !arrived {
             return self.actions.push_back(Action::ShortOfDescriptors { lost: true });
@@ -32,9 +32,10 @@ impl Session {
         self.actions.push_back(Action::SentBack(connection));
     }
 
-    /// The worker, which has taken so many by itself, does not want others now.
+    /// Records that the worker, which has taken `received` connections so far, rejects more for
+    /// now.
     pub(super) fn note_rest(&mut self, received: u64, now_ns: u64) {
-        // It has taken some since the last time, so it is not always so.
+        // It has taken some since the last rejection, so it is not permanently full.
         if received > self.received {
             self.rest.taken();
         }

@@ -1,19 +1,19 @@
-//! How many handed-over connections a worker may leave unacknowledged. Pure: time is an argument.
+//! Limits the unacknowledged connections of a worker. Pure: time is an argument.
 //!
-//! What has been sent to a Node worker cannot be taken back, so a blocked worker holds as many
-//! connections as its window is wide. One is what Node's own primary does; more saves the worker
-//! wake-ups. So the window grows while acknowledgements are fast, and one slow one closes it to 1.
+//! A connection sent to a Node worker cannot be taken back, so a blocked worker holds as many as
+//! its window allows. Node's own primary uses a window of 1; a larger one saves wake-ups of the
+//! worker. The window grows while acknowledgements are fast, and a single slow one resets it to 1.
 
-/// How the window is found.
+/// How the window is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowRule {
-    /// Between one and so many.
+    /// Adaptive, between 1 and this.
     UpTo(u16),
-    /// Always the same; 1 is what Node's own primary does.
+    /// Constant; Node's own primary uses 1.
     Fixed(u16),
 }
 
-/// Wider windows were not measurably faster, and descriptors under way are bounded by the kernel.
+/// Wider windows were not measurably faster, and the kernel bounds the descriptors in flight.
 const WIDTH_MAX: u16 = 16;
 
 impl Default for WindowRule {
@@ -23,13 +23,13 @@ impl Default for WindowRule {
 }
 
 impl WindowRule {
-    /// An acknowledgement within this time is fast. Whoever reads acknowledgements late makes
-    /// them slower by as much.
+    /// An acknowledgement within this time is fast. It includes the time until the primary reads
+    /// it.
     pub const FAST_NS: u64 = 1_000_000;
-    /// One that takes longer than this is slow.
+    /// An acknowledgement after this time is slow.
     pub const SLOW_NS: u64 = 5_000_000;
 
-    /// Always so many, as far as that is sensible.
+    /// A constant window, clamped to sensible widths.
     #[must_use]
     pub fn fixed(count: u32) -> Self {
         Self::Fixed(u16::try_from(count).unwrap_or(WIDTH_MAX).min(WIDTH_MAX))
@@ -52,14 +52,14 @@ impl Window {
         Self { rule, width }
     }
 
-    /// How many may be unacknowledged, when the oldest of them was sent so long ago.
+    /// Maximum number of unacknowledged connections, given the age of the oldest.
     pub(super) fn width(&self, oldest_age_ns: u64) -> usize {
         let closed =
             matches!(self.rule, WindowRule::UpTo(_)) && oldest_age_ns > WindowRule::SLOW_NS;
         usize::from(if closed { 1 } else { self.width })
     }
 
-    /// A connection was taken after so long.
+    /// Records a connection taken after `took_ns`.
     pub(super) fn acknowledged(&mut self, took_ns: u64) {
         if let WindowRule::UpTo(most) = self.rule {
             if took_ns <= WindowRule::FAST_NS {
@@ -70,7 +70,7 @@ impl Window {
         }
     }
 
-    /// A connection was refused.
+    /// Records a refused connection.
     pub(super) fn refused(&mut self) {
         if let WindowRule::UpTo(_) = self.rule {
             self.width = 1;

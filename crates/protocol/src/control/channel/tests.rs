@@ -1,4 +1,4 @@
-//! Two ends of a channel: what one says the other hears, whatever the socket does in between.
+//! What one end sends the other receives, however the socket splits it.
 
 use std::os::fd::AsFd;
 

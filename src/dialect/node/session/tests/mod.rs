@@ -1,4 +1,4 @@
-//! A worker's life message by message.
+//! The life of a worker, message by message.
 
 mod model;
 mod own_inbox;
@@ -15,7 +15,7 @@ fn session(window: WindowRule) -> Session {
     Session::new(Serialization::Json, window)
 }
 
-/// Lets a line come in, with or without a descriptor.
+/// Processes a line, with or without a descriptor.
 fn hear(session: &mut Session, line: &Value, arrived: bool, now_ns: u64) -> Result<(), Garbage> {
     let mut decoder = Decoder::new(Serialization::Json);
     decoder.feed(&ToWorker::User(line).frame(Serialization::Json));
@@ -23,7 +23,7 @@ fn hear(session: &mut Session, line: &Value, arrived: bool, now_ns: u64) -> Resu
     session.receive(message, arrived, now_ns)
 }
 
-/// A message of the program's without a socket.
+/// Sends a message of the program without a socket.
 fn chat(session: &mut Session, message: &Value) {
     assert!(session.send_message(ToWorker::User(message).frame(Serialization::Json), false));
 }
@@ -32,7 +32,7 @@ fn say(session: &mut Session, line: &Value, now_ns: u64) {
     hear(session, line, false, now_ns).expect("the worker keeps to the protocol");
 }
 
-/// What the session wants done, messages taken apart.
+/// The actions of a session, with messages decoded.
 #[derive(Clone, Debug, PartialEq)]
 enum Done {
     Sent(Value, Option<Attachment>),
@@ -77,7 +77,7 @@ fn hand_over(listener: ListenerId) -> Answer {
     Answer::HandOver { listener, name: None }
 }
 
-/// Asks and answers, and tells the key.
+/// Requests a listener, replies, and returns the key.
 fn listen(session: &mut Session, listener: ListenerId) -> String {
     say(session, &query(1, 4), 0);
     let query = QueryId(session.queries);
@@ -88,14 +88,14 @@ fn listen(session: &mut Session, listener: ListenerId) -> String {
     }
 }
 
-/// A worker that listens, and its key.
+/// A worker that listens, with its key.
 fn listening(window: WindowRule) -> (Session, String) {
     let mut session = session(window);
     let key = listen(&mut session, LISTENER);
     (session, key)
 }
 
-/// Hands a connection over and tells the number of its message.
+/// Hands a connection over and returns its sequence number.
 fn give(session: &mut Session, connection: usize, now_ns: u64) -> i64 {
     assert!(session.hand_over(ConnectionId(connection), LISTENER, now_ns));
     match &done(session)[..] {
@@ -168,7 +168,7 @@ fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
     assert_eq!(session.backoff_until_ns(0), None);
     assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
     assert!(session.hand_over(ConnectionId(1), ListenerId(4), 0));
-    // The same listener again is another server.
+    // Another request for the same listener creates another server.
     assert!(![first, second].contains(&listen(&mut session, LISTENER)));
     assert!(session.serves(LISTENER));
 }
@@ -245,7 +245,7 @@ fn requests_that_cannot_be_are_declined_at_once() {
     match &done(&mut session)[..] {
         [Done::Sent(reply, None)] => {
             assert_eq!((&reply["ack"], &reply["errno"]), (&json!(4), &json!(-22)));
-            // A TLS server reads its keys out of every answer.
+            // A TLS server reads its keys from every reply.
             assert_eq!(reply["data"], json!({ "ticketKeys": "00" }));
         }
         other => panic!("{other:?}"),
@@ -339,7 +339,7 @@ fn messages_of_the_program_keep_their_order_when_sockets_travel_with_them() {
     send(0, 10, &mut session);
     send(1, 10, &mut session);
     assert_eq!(numbers(&mut session), [0, 1], "short ones need not wait");
-    // This one may be read in parts, and what comes after it must not overtake it.
+    // This message may be read in parts, and what follows must not overtake it.
     send(2, 800_000, &mut session);
     chat(&mut session, &json!([3]));
     assert_eq!((numbers(&mut session), session.room(0)), (vec![], 0));

@@ -1,4 +1,4 @@
-//! Every run of a worker's life that a seed can think of, with a model of the channel between.
+//! Random sequences of events in a worker's life, checked against a model of the channel.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,20 +10,20 @@ use super::super::fd_ordering::READ_BYTES;
 use super::super::*;
 use super::{LISTENER, answered, arrived, chat, hand_over, lost, query, say, session};
 
-/// What a made-up worker does next.
+/// The next step of the simulated worker.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// So many connections are offered.
+    /// This many connections are offered.
     Offer(u8),
-    /// The worker reads everything that has been sent to it.
+    /// The worker reads everything sent to it.
     Read,
-    /// It answers the oldest that it has read: takes it or not.
+    /// It confirms the oldest connection read: taken or refused.
     Answer(bool),
-    /// It has no descriptor left for the next one that it reads.
+    /// It has no descriptor for the next one it reads.
     Starve,
-    /// The primary's program and the worker's talk.
+    /// The programs of the primary and the worker exchange messages.
     Chat(u16),
-    /// The primary's program sends a socket along.
+    /// The primary's program sends a socket.
     UserMessageOut(u16),
     /// Time passes, in microseconds.
     Pass(u32),
@@ -38,7 +38,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => any::<bool>().prop_map(Step::Answer),
         6 => Just(Step::Answer(true)),
         1 => Just(Step::Starve),
-        // Often just so long that what follows lies across the end of a read.
+        // Often just long enough that the next message extends across the end of a read.
         2 => (65_000_u16..65_535).prop_map(Step::Chat),
         1 => (0_u16..65_535).prop_map(Step::Chat),
         1 => (0_u16..65_535).prop_map(Step::UserMessageOut),
@@ -49,30 +49,30 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..100)
 }
 
-/// The number of a program's socket among all that travel.
+/// Number of a program's socket among all descriptors sent.
 fn beyond(sequence: i64) -> usize {
     usize::MAX - usize::try_from(-sequence).expect("they are counted down from zero")
 }
 
-/// A worker and the channel to it, as a model.
+/// A model of a worker and its channel.
 #[derive(Debug, Default)]
 struct World {
     now_ns: u64,
     key: Option<String>,
-    /// Sent and not read: the bytes of each message, and what travels with it.
+    /// Sent but not read: length, message and descriptor.
     channel: VecDeque<(usize, Value, Option<usize>)>,
-    /// Read and not answered.
+    /// Read but not confirmed.
     read: VecDeque<i64>,
     starved: bool,
-    /// A descriptor that has been read before its message.
+    /// A descriptor read before its message.
     pending: Option<usize>,
-    /// Which connection travels with which message.
+    /// The connection attached to each message.
     carried: BTreeMap<i64, usize>,
-    /// Sockets of the program that were sent, by numbers below zero; they travel as what they are
-    /// beyond all connections.
+    /// Sockets of the program, numbered below zero; as descriptors they are numbered after all
+    /// connections.
     parcels: i64,
     parcels_met: i64,
-    /// What became of each connection.
+    /// The outcome of each connection.
     fates: BTreeMap<usize, &'static str>,
     given: usize,
 }
@@ -105,7 +105,7 @@ impl World {
                 Action::Returned(connection) => self.note(connection.0, "returned"),
                 Action::Refused(connection) => self.note(connection.0, "refused"),
                 Action::Tell(_) => {}
-                other => panic!("nobody here has an inbox of its own: {other:?}"),
+                other => panic!("unexpected without an inbox: {other:?}"),
             }
         }
     }
@@ -115,8 +115,8 @@ impl World {
         assert!(connection < self.given, "{connection} was never given");
     }
 
-    /// Reads as libuv does: up to 64 KiB, and never beyond the segment that a descriptor came
-    /// with. Tells the messages that are whole.
+    /// Reads like libuv: up to 64 KiB, and never beyond the segment that a descriptor came with.
+    /// Returns the complete messages.
     fn read_once(&mut self) -> Vec<Value> {
         let (mut room, mut whole) = (READ_BYTES, Vec::new());
         while let Some((bytes, message, attachment)) = self.channel.pop_front() {
@@ -135,8 +135,8 @@ impl World {
         whole
     }
 
-    /// Reads everything. As in Node, the descriptor that came last is taken for the first message
-    /// that wants one.
+    /// Reads everything. As in Node, the last descriptor received is assigned to the first message
+    /// that expects one.
     fn read(&mut self, session: &mut Session) {
         while !self.channel.is_empty() {
             for message in self.read_once() {

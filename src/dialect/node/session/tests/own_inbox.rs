@@ -1,4 +1,4 @@
-//! A worker that takes connections out of its inbox by itself.
+//! A worker that takes connections from its inbox itself.
 
 use super::*;
 
@@ -57,7 +57,7 @@ fn what_comes_back_is_acknowledged_and_given_to_others() {
     hear(&mut session, &back(false, 4), true, 0).expect("it is understood");
     assert_eq!(done(&mut session), [acknowledged(), came_back(false, 4)]);
     assert_eq!(session.backoff_until_ns(0), None, "only its server was gone");
-    // Lost on the way: there is nothing that could be sent again.
+    // Lost in transit: there is nothing to resend.
     hear(&mut session, &back(false, 4), false, 0).expect("it is understood");
     assert_eq!(done(&mut session), [acknowledged(), Done::Short(true)]);
 }
