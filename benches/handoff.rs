@@ -1,10 +1,10 @@
 //! What it costs to hand a socket over, for the sender and the receiver each, by how many sockets
-//! share a message.
+//! share a message, by each engine.
 //!
-//! Both ends live in one thread with a ring each, take turns, and are timed alone, in CPU time of
-//! the thread: on a shared machine that says more than the clock on the wall. One iteration is one
-//! socket. The sender fills messages, sends them, and closes its copies, as the primary does; the
-//! receiver opens messages and closes what was in them, standing in for a worker.
+//! Both ends live in one thread with an engine each, take turns, and are timed alone, in CPU time
+//! of the thread: on a shared machine that says more than the clock on the wall. One iteration is
+//! one socket. The sender fills messages, sends them, and closes its copies, as the primary does;
+//! the receiver opens messages and closes what was in them, standing in for a worker.
 //!
 //! The sockets are duplicates of one TCP connection on loopback. What travels and what is closed
 //! are real descriptors of a real socket; only the end of the connection itself, which is no part
@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use clusterlb_protocol::handoff::{self, Record};
 use clusterlb_schedule::id::ListenerId;
+use clusterlb_sys::engine::{Engine, EngineKind, Event, Key, OutgoingMessage, RingShape};
 use clusterlb_sys::fdpass;
-use clusterlb_sys::ring::{Event, Key, OutgoingMessage, Ring, RingShape};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
 
@@ -44,14 +44,14 @@ fn connection() -> (OwnedFd, TcpStream) {
 
 /// Both ends of a channel and what passes through it.
 struct Bench {
-    sending: Ring,
-    receiving: Ring,
+    sending: Engine,
+    receiving: Engine,
     sender: OwnedFd,
     receiver: OwnedFd,
     socket: OwnedFd,
     /// Keeps the connection open.
     _client: TcpStream,
-    #[expect(clippy::vec_box, reason = "the ring lends and returns messages in their boxes")]
+    #[expect(clippy::vec_box, reason = "the engine lends and returns messages in their boxes")]
     spare: Vec<Box<OutgoingMessage>>,
     events: Vec<Event>,
     payload: Vec<u8>,
@@ -60,13 +60,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    fn new(kind: EngineKind) -> Self {
         let (sender, receiver) = fdpass::packet_pair().expect("two descriptors");
         let (socket, client) = connection();
-        let ring = || Ring::new(SHAPE).expect("this benchmark needs io_uring");
+        let engine = || Engine::new(kind, SHAPE).expect("this benchmark needs io_uring, too");
         Self {
-            sending: ring(),
-            receiving: ring().with_message_buffers().expect("some memory"),
+            sending: engine(),
+            receiving: engine().with_message_buffers().expect("some memory"),
             sender,
             receiver,
             socket,
@@ -101,7 +101,7 @@ impl Bench {
         while messages > 0 {
             // Messages that have gone do not end a wait; a turn is over when they have, and their
             // copies are closed.
-            self.sending.turn(&mut self.events).expect("a ring");
+            self.sending.turn(&mut self.events).expect("an engine");
             for event in self.events.drain(..) {
                 if let Event::MessageSent { mut message, outcome, .. } = event {
                     outcome.expect("the channel has room for a round");
@@ -146,8 +146,8 @@ impl Bench {
     }
 }
 
-fn wait(ring: &mut Ring, events: &mut Vec<Event>) {
-    ring.wait(events, None).expect("the ring is usable");
+fn wait(engine: &mut Engine, events: &mut Vec<Event>) {
+    engine.wait(events, None).expect("the engine is usable");
     assert!(!events.is_empty(), "something was under way");
 }
 
@@ -171,18 +171,21 @@ fn pass(bench: &mut Bench, sockets: u64, batch: usize) -> (Duration, Duration) {
 }
 
 fn handoff(criterion: &mut Criterion) {
-    let mut bench = Bench::new();
-    for side in ["send", "receive"] {
-        let mut group = criterion.benchmark_group(format!("handoff/{side}"));
-        for batch in [1, 4, 16, 32] {
-            group.bench_function(BenchmarkId::new("sockets per message", batch), |bencher| {
-                bencher.iter_custom(|sockets| {
-                    let (sent_in, received_in) = pass(&mut bench, sockets, batch);
-                    if side == "send" { sent_in } else { received_in }
+    for kind in [EngineKind::IoUring, EngineKind::Epoll] {
+        let mut bench = Bench::new(kind);
+        for side in ["send", "receive"] {
+            let mut group = criterion.benchmark_group(format!("handoff/{kind}/{side}"));
+            for batch in [1, 4, 16, 32] {
+                let id = BenchmarkId::new("sockets per message", batch);
+                group.bench_function(id, |bencher| {
+                    bencher.iter_custom(|sockets| {
+                        let (sent_in, received_in) = pass(&mut bench, sockets, batch);
+                        if side == "send" { sent_in } else { received_in }
+                    });
                 });
-            });
+            }
+            group.finish();
         }
-        group.finish();
     }
 }
 

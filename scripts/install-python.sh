@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs Python servers below target/python, for the tests that run them as workers.
+# Installs Python servers below target/python, for the tests that run them as workers, and a parser
+# of metrics.
 #
 #     scripts/install-python.sh
 #
@@ -9,5 +10,6 @@ set -eu
 cd "$(dirname "$0")/.."
 folder=target/python
 [ -x "$folder/bin/pip" ] || python3 -m venv "$folder"
-"$folder/bin/pip" install --quiet --disable-pip-version-check gunicorn uvicorn
+"$folder/bin/pip" install --quiet --disable-pip-version-check gunicorn uvicorn \
+    prometheus-client
 for name in gunicorn uvicorn; do "$folder/bin/$name" --version; done

@@ -1,4 +1,5 @@
-//! A Linux load-balancing front end on io_uring: one primary process accepts, workers serve.
+//! A Linux load-balancing front end on io_uring or epoll: one primary process accepts, workers
+//! serve.
 //!
 //! `node:cluster` for Rust programs. [`guide`] teaches it, beginning with a server in fifteen
 //! lines; everything else begins at [`Cluster`] and [`Worker`].
@@ -31,8 +32,9 @@ use sys::{address, error};
 
 pub use cluster::{
     AddressKind, Cluster, ClusterSettings, Completion, Event, Events, ForkOptions, Handle,
-    InspectPort, ListenRule, ListeningAddress, Message, POLICY_VARIABLE, Role, StreamSetting,
-    WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment, role,
+    InspectPort, ListenRule, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role,
+    StreamSetting, WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment,
+    role,
 };
 pub use clusterlb_protocol as protocol;
 pub use data_path::ClusterCounts;
@@ -49,8 +51,10 @@ pub use supervisor::{
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };
-pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::address::{Endpoint, FileAccess, ListenAddress};
+pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, ErrorKind, Result};
+pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 

@@ -1,8 +1,6 @@
-//! The data path alone: a real listener, a real ring, and inboxes that this test reads itself, so
-//! that it decides when something is claimed. With schedulers that a user of the library brings.
+//! The data path alone, on each engine: a real listener, and inboxes that this test reads itself,
+//! so that it decides when something is claimed. With schedulers that a user of the library brings.
 
-#[path = "data_path/unequal.rs"]
-mod unequal;
 #[path = "common/wait.rs"]
 mod wait;
 
@@ -22,6 +20,7 @@ use clusterlb_schedule::{
     Client, CreditRule, Loads, Policy, Scheduler, SchedulerConfig, SchedulerFactory, WorkerLoad,
 };
 use clusterlb_sys::clock::monotonic_ns;
+use clusterlb_sys::engine::EngineKind;
 use clusterlb_sys::fdpass;
 use clusterlb_sys::listener::{Listener, OpenOptions, open_shared};
 use clusterlb_sys::waker::Waker;
@@ -104,14 +103,16 @@ fn waker() -> Arc<Waker> {
 }
 
 impl Bench {
-    fn start(scheduling: SchedulerConfig, workers: u16) -> Self {
+    fn start(engine: EngineKind, scheduling: SchedulerConfig, workers: u16) -> Self {
         let address = "127.0.0.1:0".parse().expect("an address");
         let listener = Arc::new(Listener::open(&address, OPTIONS).expect("a free port"));
         let address = listener.address().to_owned();
-        Self::open(scheduling, workers, address, vec![Command::AddListener { id: FIRST, listener }])
+        let first = vec![Command::AddListener { id: FIRST, listener }];
+        Self::open(engine, scheduling, workers, address, first)
     }
 
     fn open(
+        engine: EngineKind,
         scheduling: SchedulerConfig,
         workers: u16,
         address: String,
@@ -127,10 +128,11 @@ impl Bench {
             report_waker,
             live_counts: Arc::default(),
         };
-        // A ring belongs to the thread that made it.
+        // An engine belongs to the thread that made it.
         let thread = std::thread::spawn(move || {
             let workers = usize::from(workers);
-            let primary = DataPath::new(Policy::Rr, scheduling, workers, BACKLOG, endpoints);
+            let primary =
+                DataPath::new(engine, Policy::Rr, scheduling, workers, BACKLOG, endpoints);
             primary.and_then(DataPath::run).expect("a data path that works");
         });
         let mut bench = Self { address, inboxes: vec![], commands, reports, waker, thread };
@@ -221,9 +223,8 @@ fn scheduling<S: Scheduler + 'static>(
     }
 }
 
-#[test]
-fn a_scheduler_of_ones_own_decides_who_gets_a_connection() {
-    let mut bench = Bench::start(scheduling(|| FirstOfAll), 3);
+fn a_scheduler_of_ones_own_decides_who_gets_a_connection(engine: EngineKind) {
+    let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 3);
     let mut clients = bench.connect(2 * CREDITS + 1);
     bench.expect(&[CREDITS, CREDITS, 1]);
     // A rotation would go on with the third, and the least loaded is the third, too.
@@ -235,9 +236,8 @@ fn a_scheduler_of_ones_own_decides_who_gets_a_connection() {
     assert_eq!((totals.accepted, totals.refused, totals.dropped), (clients.len() as u64, 0, 0));
 }
 
-#[test]
-fn what_nobody_can_take_waits_until_somebody_can() {
-    let mut bench = Bench::start(scheduling(|| FirstOfAll), 2);
+fn what_nobody_can_take_waits_until_somebody_can(engine: EngineKind) {
+    let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
     let clients = bench.connect(3 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
     bench.claim(1);
@@ -264,12 +264,11 @@ impl Scheduler for Careless {
     }
 }
 
-#[test]
-fn a_careless_scheduler_cannot_harm_the_data_path() {
+fn a_careless_scheduler_cannot_harm_the_data_path(engine: EngineKind) {
     let (asked, answers) = channel();
     let asked = Mutex::new(asked);
     let make = move || Careless { asked: asked.lock().expect("no panic").clone(), next: 3 };
-    let mut bench = Bench::start(scheduling(make), 2);
+    let mut bench = Bench::start(engine, scheduling(make), 2);
     // Slots 3 and 4 do not exist: the connection waits until the scheduler is asked again, which
     // is at once for the second question, and then when a worker has done something.
     let client = bench.connect(1);
@@ -286,12 +285,11 @@ fn a_careless_scheduler_cannot_harm_the_data_path() {
     assert_eq!((totals.accepted, totals.dropped), (client.len() as u64, 0));
 }
 
-#[test]
-fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
+fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects(engine: EngineKind) {
     let hang_after = Duration::from_millis(20);
     let scheduling =
         SchedulerConfig { hang_after_ns: Some(20_000_000), ..scheduling(|| FirstOfAll) };
-    let mut bench = Bench::start(scheduling, 2);
+    let mut bench = Bench::start(engine, scheduling, 2);
     // The second one claims what it is still to get, so that it is not late on a busy machine.
     bench.inboxes[1].page.add_claimed(1, monotonic_ns());
     let _ = bench.inboxes[1].page.publish();
@@ -309,8 +307,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects() {
     assert_eq!(bench.end().redispatched, client.len() as u64);
 }
 
-#[test]
-fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost() {
+fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost(engine: EngineKind) {
     // Three in two milliseconds are many then, which a busy machine can do as well.
     const WAIT_NS: u64 = 1_000_000;
     for _ in 0..20 {
@@ -322,7 +319,7 @@ fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost() {
             hang_after_ns: None,
             ..SchedulerConfig::default()
         };
-        let mut bench = Bench::start(scheduling, 2);
+        let mut bench = Bench::start(engine, scheduling, 2);
         let mut connected = 0;
         // The rate is measured over two hundred such times.
         let begin_ns = monotonic_ns();
@@ -350,7 +347,7 @@ struct Sharers {
 }
 
 impl Sharers {
-    fn start(hang_after_ns: u64) -> Self {
+    fn start(engine: EngineKind, hang_after_ns: u64) -> Self {
         let options = OpenOptions { share_port: true, ..OPTIONS };
         let address = "127.0.0.1:0".parse().expect("an address");
         let first = Listener::open(&address, options).expect("a free port");
@@ -367,7 +364,7 @@ impl Sharers {
             number,
             socket: Arc::clone(socket),
         });
-        let bench = Bench::open(scheduling, 2, address, added.collect());
+        let bench = Bench::open(engine, scheduling, 2, address, added.collect());
         let sharers = Self { bench, sockets, own: Vec::new() };
         (0..2).for_each(|number| sharers.set_owners(number, vec![Slot(number)]));
         sharers
@@ -407,9 +404,10 @@ impl Sharers {
     }
 }
 
-#[test]
-fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others() {
-    let mut sharers = Sharers::start(100_000_000);
+fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
+    engine: EngineKind,
+) {
+    let mut sharers = Sharers::start(engine, 100_000_000);
     let clients = sharers.bench.connect(40);
     sharers.told(true);
     eventually("all of them to be somewhere", || {
@@ -432,9 +430,8 @@ fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
     assert_eq!(totals.dropped, 0);
 }
 
-#[test]
-fn the_primary_accepts_from_a_socket_while_nobody_else_does() {
-    let mut sharers = Sharers::start(10_000_000_000);
+fn the_primary_accepts_from_a_socket_while_nobody_else_does(engine: EngineKind) {
+    let mut sharers = Sharers::start(engine, 10_000_000_000);
     sharers.set_owners(0, vec![]);
     let clients = sharers.bench.connect(40);
     eventually("all of them to be somewhere", || {
@@ -452,4 +449,36 @@ fn the_primary_accepts_from_a_socket_while_nobody_else_does() {
     let totals = sharers.bench.end();
     assert_eq!((totals.accepted, totals.dropped), (totals.stolen, 0));
     assert!(totals.accepted < (clients.len() + later) as u64);
+}
+
+/// Tests that hold whatever moves the connections.
+macro_rules! on_each_engine {
+    ($($name:ident)*) => {
+        mod io_uring {
+            $(#[test]
+            fn $name() {
+                super::$name(super::EngineKind::IoUring);
+            })*
+        }
+
+        mod epoll {
+            $(#[test]
+            fn $name() {
+                super::$name(super::EngineKind::Epoll);
+            })*
+        }
+    };
+}
+
+#[path = "data_path/unequal.rs"]
+mod unequal;
+
+on_each_engine! {
+    a_scheduler_of_ones_own_decides_who_gets_a_connection
+    what_nobody_can_take_waits_until_somebody_can
+    a_careless_scheduler_cannot_harm_the_data_path
+    a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects
+    where_many_arrive_they_wait_for_each_other_and_nobody_is_lost
+    what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others
+    the_primary_accepts_from_a_socket_while_nobody_else_does
 }

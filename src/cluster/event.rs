@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::mailbox::Item;
 use super::{ClusterSettings, Message, WorkerHandle};
-use crate::address::ListenAddress;
+use crate::address::{FileAccess, ListenAddress};
 use crate::error::Error;
 use crate::id::ListenerId;
 use crate::protocol::control::{LatencySummary, Transport};
@@ -289,7 +289,9 @@ impl ListeningAddress {
         match (inet, self.address.strip_prefix('@')) {
             (Some(address), _) => ListenAddress::Tcp(address),
             (None, Some(name)) => ListenAddress::Abstract(name.to_owned()),
-            (None, None) => ListenAddress::Unix(PathBuf::from(&self.address)),
+            (None, None) => {
+                ListenAddress::Unix(PathBuf::from(&self.address), FileAccess::default())
+            }
         }
     }
 }

@@ -47,7 +47,7 @@ impl ListenRule {
             Self::PortsOf(host, ports) => host_and_port(address)
                 .is_some_and(|(other, port)| *host == other && ports.contains(&port)),
             Self::Folder(folder) => match address {
-                ListenAddress::Unix(path) => is_right_in(path, folder),
+                ListenAddress::Unix(path, _) => is_right_in(path, folder),
                 _ => false,
             },
         }

@@ -34,6 +34,7 @@ use crate::data_path::{ClusterCounts, LiveCounts};
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::Policy;
+use crate::sys::engine::EngineChoice;
 use crate::sys::limits;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
@@ -61,6 +62,22 @@ struct Shared {
     registry: Registry,
     live_counts: Arc<LiveCounts>,
     setup: Mutex<Setup>,
+}
+
+/// A listener at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenerSnapshot {
+    /// Its number.
+    pub id: ListenerId,
+    /// The bound address.
+    pub address: String,
+    /// Workers that serve it, or have been told that they may.
+    pub workers: usize,
+    /// Connections that may wait in the kernel, as far as `net.core.somaxconn` allows.
+    pub backlog_max: u32,
+    /// Connections that wait in the kernel, in all its sockets; only for TCP.
+    pub waiting: Option<u32>,
 }
 
 /// The workers that are among the cluster's, and what became of the others.
@@ -130,8 +147,8 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy in the
-    /// environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers, and for a policy or an engine in
+    /// the environment that there is not; [`Error::System`] when threads or descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }
@@ -139,7 +156,8 @@ impl Cluster {
     /// As [`primary`](Self::primary), whatever the environment says of the policy.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, and for an engine in the environment that there is not;
+    /// [`Error::System`] when threads or descriptors are short.
     pub fn with_policy(policy: Policy) -> Result<Self> {
         if is_worker() {
             return Err(Error::usage(
@@ -148,7 +166,8 @@ impl Cluster {
             ));
         }
         limits::raise_descriptor_limit()?;
-        let settings = Arc::new(ClusterSettings::with_policy(policy));
+        let engine = EngineChoice::from_environment()?;
+        let settings = Arc::new(ClusterSettings { engine, ..ClusterSettings::with_policy(policy) });
         let waker = Arc::new(Waker::new()?);
         let (control, requests) = ControlHandle::new(Arc::clone(&waker));
         let bus = Arc::new(Bus::new(Arc::clone(&waker)));
@@ -319,6 +338,15 @@ impl Cluster {
         drop(setup);
         let address = address.clone();
         self.shared.control.ask(|answer| Request::Hold { settings, address, answer })
+    }
+
+    /// The listeners, in the order in which they were opened, and how many connections wait in the
+    /// kernel for each. Asks the control plane, and waits for its answer.
+    ///
+    /// # Errors
+    /// The cluster has ended, or failed.
+    pub fn listeners(&self) -> Result<Vec<ListenerSnapshot>> {
+        self.shared.control.ask(|answer| Request::Listeners { answer })
     }
 
     /// Begins to accept, when the settings say

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
 use crate::schedule::{SchedulerConfig, UnknownName};
 use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
+use crate::sys::engine::EngineChoice;
+use crate::sys::limits::DescriptorLimit;
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `sticky` or `none`.
@@ -63,9 +65,12 @@ pub struct ClusterSettings {
     /// What a worker without a channel is told its listening sockets are called, in the order in
     /// which they were held (`LISTEN_FDNAMES`); by default `listener-1` and so on.
     pub socket_names: Vec<String>,
-    /// The workers get process groups of their own, so that what a terminal sends to this
-    /// process's group (Ctrl-C) is for this process alone.
+    /// The workers get process groups and sessions of their own, so that what a terminal sends to
+    /// this process's group (Ctrl-C) is for this process alone.
     pub own_groups: bool,
+    /// How many descriptors a worker may open (`RLIMIT_NOFILE`): by default what this process was
+    /// started with, not what it has raised its own limit to.
+    pub descriptor_limit: DescriptorLimit,
     /// The arguments of the program (Node: `args`). By default those of this process.
     pub args: Vec<OsString>,
     /// Where workers run (Node: `cwd`); by default where this process does.
@@ -92,9 +97,9 @@ pub struct ClusterSettings {
     /// Variables of this process that workers do not get. What a service manager has told this
     /// process (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like) they never get.
     pub environment_removed: Vec<OsString>,
-    /// Who of these workers still runs this long after this process has been killed is killed, by
-    /// a small process that is forked beside the first of them and shares this one's memory as it
-    /// was then. Without it a worker that is stopped or never looks at its channel lives on.
+    /// Workers that still run this long after this process has been killed are killed as well, by a
+    /// small process that is forked beside the first of them. Without it a worker that is stopped,
+    /// or never looks at its channel, lives on.
     pub orphan_grace: Option<Duration>,
     /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
     /// `inspectPort`); to one of [`Dialect::Node`] by `--inspect-port` behind
@@ -117,12 +122,19 @@ pub struct ClusterSettings {
     /// What workers may listen on. Without rules it is everything that this process can open, its
     /// own descriptors (`fd:N`) and ports below 1024 included: workers are trusted with that.
     pub allow_listen: Option<Vec<ListenRule>>,
-    /// Listeners stay open when the last worker that serves them has gone: connections wait in the
-    /// kernel for the next one. Without it they are refused, as by Node.
+    /// Listeners stay open when the last worker that serves them ends: connections wait in the
+    /// kernel for the next worker in its slot, until that has served for 5 s without asking for the
+    /// address. Without it they are refused, as by Node. What a worker closes and no other worker
+    /// serves is closed either way.
     pub hold: bool,
     /// How many workers there are going to be. More are possible; the number only divides what
     /// can be under way to workers among them. By default the CPUs.
     pub workers_expected: NonZeroUsize,
+    /// What moves connections: decided once, when the first worker is forked or the first address
+    /// is opened, for the data path and the built-in workers. By default what
+    /// [`ENGINE_VARIABLE`](crate::ENGINE_VARIABLE) names, otherwise io_uring where it works and
+    /// epoll where it does not.
+    pub engine: EngineChoice,
     /// The CPU of the data path's thread, if it shall be pinned.
     pub primary_cpu: Option<usize>,
     /// Nothing is accepted before [`Cluster::open`](super::Cluster::open): so all workers begin
@@ -197,6 +209,7 @@ impl ClusterSettings {
             readiness: Readiness::default(),
             socket_names: Vec::new(),
             own_groups: false,
+            descriptor_limit: DescriptorLimit::default(),
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
             serialization: Serialization::default(),
@@ -216,6 +229,7 @@ impl ClusterSettings {
             allow_listen: None,
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
+            engine: EngineChoice::default(),
             primary_cpu: None,
             start_closed: false,
         }
@@ -270,6 +284,7 @@ impl ClusterSettings {
             && self.allow_listen == other.allow_listen
             && self.backlog == other.backlog
             && self.workers_expected == other.workers_expected
+            && self.engine == other.engine
             && self.primary_cpu == other.primary_cpu
             && self.start_closed == other.start_closed
     }

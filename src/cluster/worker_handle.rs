@@ -57,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) id: WorkerId,
     pub(crate) pid: u32,
     pub(crate) cpu: Option<usize>,
+    pub(crate) instance: Option<u16>,
     pub(crate) serialization: Serialization,
     pub(crate) remote: Remote,
     /// It has no channel.
@@ -127,6 +128,13 @@ impl WorkerHandle {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.shared.pid
+    }
+
+    /// The number that it is known by, if it was given one
+    /// ([`ForkOptions::instance`](crate::ForkOptions::instance)): a supervisor's slot.
+    #[must_use]
+    pub fn instance(&self) -> Option<u16> {
+        self.shared.instance
     }
 
     /// The CPU that it is pinned to, if the settings name one for its place.

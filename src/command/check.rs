@@ -8,19 +8,32 @@ mod tests;
 
 use std::fs;
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
+use clusterlb::Error;
 use clusterlb::topology::{self, CpuPlan, Pin, Workers};
+use clusterlb::{EngineChoice, EngineDecision, EngineKind, Result};
 use clusterlb_sys::cpu::{CpuFacts, format_cpu_list};
-use clusterlb_sys::probe::{self, Feature, FeatureLevel, RingSupport, ring_refusal};
+use clusterlb_sys::probe::{
+    self, Facility, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal,
+};
+
+use super::needs;
 
 /// The name and version of the report's machine-readable form.
 pub(super) const SCHEMA: &str = "clusterlb-check/1";
 
 /// Descriptors per process below which a busy front end runs out.
 const OPEN_FILES_WANTED: u64 = 16_384;
+
+/// The backlog of a run that asks for no other one.
+const BACKLOG_DEFAULT: u32 = 4096;
+/// What a run with epoll does without.
+const WITHOUT_RINGS: &str = "works, for more CPU a connection; --accept uring and uring-multishot \
+                             and --runtime tokio-uring are not to be had";
 
 /// Shorter backlogs drop clients in a burst.
 const BACKLOG_WANTED: u64 = 4096;
@@ -29,11 +42,21 @@ const BACKLOG_WANTED: u64 = 4096;
 #[derive(Clone, Debug)]
 struct Facts {
     kernel: String,
-    ring: RingSupport,
+    /// The engine asked for by the environment.
+    asked: EngineChoice,
+    /// Not looked at where epoll is asked for.
+    ring: Option<RingSupport>,
+    missing_calls: Vec<MissingCall>,
     io_uring_disabled: Option<u8>,
     seccomp: Option<u8>,
     open_files: Option<Limit>,
     locked_memory: Option<Limit>,
+    /// Rings count against it.
+    counts_locked_memory: bool,
+    /// What else a run needs, with the error where it does not work.
+    facilities: Vec<(Facility, Option<Error>)>,
+    may_pin: bool,
+    has_proc: bool,
     backlog_max: Option<u64>,
     cpu: Option<CpuFacts>,
 }
@@ -52,8 +75,10 @@ pub(super) struct Report {
     pub schema: &'static str,
     /// Whether the front end can run here.
     pub can_run: bool,
-    /// How much of io_uring there is.
-    pub io_uring: FeatureLevel,
+    /// The engine that a run would have, if it could run.
+    pub engine: Option<&'static str>,
+    /// How much of io_uring there is, if it was tried.
+    pub io_uring: Option<FeatureLevel>,
     /// One line each.
     pub rows: Vec<Row>,
 }
@@ -72,7 +97,7 @@ pub(super) struct Row {
 }
 
 /// What a finding means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Verdict {
     /// As it should be.
@@ -84,23 +109,34 @@ pub(super) enum Verdict {
 }
 
 /// Looks at this machine. To be called before anything is pinned.
-#[must_use]
-pub(super) fn run() -> Report {
-    judge(&Facts {
+///
+/// # Errors
+/// The environment asks for an engine that there is not.
+pub(super) fn run() -> Result<Report> {
+    let asked = EngineChoice::from_environment()?;
+    Ok(judge(&Facts {
+        asked,
         kernel: uname().map_or_else(
             |_| "unknown".into(),
             |names| names.release().to_string_lossy().into_owned(),
         ),
-        ring: probe::probe(),
+        // A filter may kill a process that tries. First, as long as no ring that is being given up
+        // counts for a moment longer.
+        counts_locked_memory: asked != EngineChoice::Epoll && probe::counts_locked_memory(),
+        ring: (asked != EngineChoice::Epoll).then(probe::probe),
+        missing_calls: probe::missing_calls(),
         io_uring_disabled: probe::io_uring_disabled(),
         seccomp: probe::seccomp_mode(),
         open_files: limit(Resource::RLIMIT_NOFILE),
         locked_memory: limit(Resource::RLIMIT_MEMLOCK),
+        facilities: Facility::ALL.map(|facility| (facility, facility.attempt().err())).into(),
+        may_pin: probe::may_pin(),
+        has_proc: fs::exists("/proc/self/exe").unwrap_or(false),
         backlog_max: fs::read_to_string("/proc/sys/net/core/somaxconn")
             .ok()
             .and_then(|text| text.trim().parse().ok()),
         cpu: CpuFacts::gather().ok(),
-    })
+    }))
 }
 
 /// The table as text, a line for each row and one for each remedy.
@@ -120,7 +156,11 @@ pub(super) fn render(report: &Report) -> String {
         }
     }
     let outcome = if report.can_run { "can" } else { "cannot" };
-    text + &format!("\nclusterlb {outcome} run here (io_uring {})\n", report.io_uring)
+    let engine = match (report.engine, report.io_uring) {
+        (Some("epoll"), _) | (None, None) => "epoll".into(),
+        (_, level) => format!("io_uring {}", level.unwrap_or(FeatureLevel::L0)),
+    };
+    text + &format!("\nclusterlb {outcome} run here ({engine})\n")
 }
 
 /// The exit code of the command: 0 if the front end can run here, 3 if not.
@@ -130,16 +170,29 @@ pub(super) fn exit_code(report: &Report) -> u8 {
 }
 
 fn judge(facts: &Facts) -> Report {
-    let mut rows = vec![Row::ok("kernel", facts.kernel.clone()), ring_row(facts)];
-    if facts.ring.refusal.is_none() {
-        rows.extend(Feature::ALL.map(|feature| feature_row(facts, feature)));
+    let decision = decide(facts);
+    let mut rows = vec![Row::ok("kernel", facts.kernel.clone()), engine_row(&decision)];
+    rows.push(calls_row(&facts.missing_calls));
+    if let Some(ring) = &facts.ring {
+        // Where epoll does instead, what is missing is only worth a note.
+        let weigh = |row: Row| match decision {
+            Ok(_) => Row { verdict: row.verdict.min(Verdict::Note), ..row },
+            Err(_) => row,
+        };
+        rows.push(weigh(ring_row(facts, ring)));
+        if ring.refusal.is_none() {
+            rows.extend(Feature::ALL.map(|feature| weigh(feature_row(facts, ring, feature))));
+        }
     }
     rows.push(seccomp_row(facts));
     rows.push(sysctl_row(facts));
-    rows.push(open_files_row(facts.open_files));
-    // Rings have not been charged to this limit since Linux 5.12, registered buffers still are.
-    rows.push(Row::ok("locked memory", limit_text(facts.locked_memory, " bytes")));
+    rows.extend(facts.facilities.iter().map(facility_row));
+    rows.push(proc_row(facts.has_proc));
+    let workers = workers_of(facts);
+    rows.push(open_files_row(facts.open_files, workers));
+    rows.push(locked_memory_row(facts, workers));
     rows.push(backlog_row(facts.backlog_max));
+    rows.push(affinity_row(facts.may_pin));
     match &facts.cpu {
         Some(cpu) => rows.extend(cpu_rows(cpu)),
         None => rows.push(Row::cannot(
@@ -151,18 +204,54 @@ fn judge(facts: &Facts) -> Report {
     Report {
         schema: SCHEMA,
         can_run: rows.iter().all(|row| row.verdict != Verdict::Cannot),
-        io_uring: facts.ring.level(),
+        engine: decision.ok().map(|decision| decision.kind.name()),
+        io_uring: facts.ring.as_ref().map(RingSupport::level),
         rows,
     }
 }
 
-fn ring_row(facts: &Facts) -> Row {
+/// What a run would decide.
+fn decide(facts: &Facts) -> Result<EngineDecision> {
+    let decision = match &facts.ring {
+        Some(ring) => facts.asked.decide_by(ring, facts.io_uring_disabled, facts.seccomp),
+        None => facts.asked.decide(),
+    }?;
+    let limit = facts.locked_memory.filter(|_| facts.counts_locked_memory);
+    let Some(limit) = limit.filter(|_| decision.kind == EngineKind::IoUring) else {
+        return Ok(decision);
+    };
+    needs::share_of(limit.soft, workers_of(facts), BACKLOG_DEFAULT).map(|_| decision)
+}
+
+fn engine_row(decision: &Result<EngineDecision>) -> Row {
+    let name = "engine";
+    match decision {
+        Err(error) => Row::cannot(name, "none".into(), error.hint()),
+        Ok(decision) if decision.kind == EngineKind::IoUring => Row::ok(name, decision.to_string()),
+        Ok(decision) => Row::note(name, decision.to_string(), WITHOUT_RINGS),
+    }
+}
+
+fn calls_row(missing: &[MissingCall]) -> Row {
+    let name = "system calls";
+    let Some(first) = missing.iter().min_by_key(|call| call.for_node) else {
+        return Row::ok(name, "all that every engine needs".into());
+    };
+    let value = format!("no {}", first.name);
+    let remedy = format!("comes with Linux {}, unless something here refuses it", first.since);
+    match first.for_node {
+        true => Row::note(name, value, remedy + "; Node workers need it"),
+        false => Row::cannot(name, value, remedy),
+    }
+}
+
+fn ring_row(facts: &Facts, ring: &RingSupport) -> Row {
     let name = "io_uring";
-    if let Some(errno) = facts.ring.refusal {
+    if let Some(errno) = ring.refusal {
         let (cause, hint) = ring_refusal(errno, facts.io_uring_disabled, facts.seccomp);
         return Row::cannot(name, format!("refused: {cause}"), hint);
     }
-    let level = facts.ring.level();
+    let level = ring.level();
     if level < FeatureLevel::NEEDED {
         let needed = FeatureLevel::NEEDED;
         return Row::cannot(
@@ -174,8 +263,8 @@ fn ring_row(facts: &Facts) -> Row {
     Row::ok(name, level.to_string())
 }
 
-fn feature_row(facts: &Facts, feature: Feature) -> Row {
-    let (ring, name) = (&facts.ring, feature.name());
+fn feature_row(facts: &Facts, ring: &RingSupport, feature: Feature) -> Row {
+    let name = feature.name();
     if ring.has(feature) {
         return Row::ok(name, "yes".into());
     }
@@ -208,7 +297,9 @@ fn seccomp_row(facts: &Facts) -> Row {
     let value = match facts.seccomp {
         Some(0) => "none",
         Some(1) => "strict",
-        Some(2) if facts.ring.refusal.is_none() => "a filter, which lets io_uring through",
+        Some(2) if facts.ring.as_ref().is_some_and(|ring| ring.refusal.is_none()) => {
+            "a filter, which lets io_uring through"
+        }
         Some(2) => "a filter",
         _ => "unknown",
     };
@@ -229,10 +320,77 @@ fn sysctl_row(facts: &Facts) -> Row {
     }
 }
 
-fn open_files_row(limit: Option<Limit>) -> Row {
+/// How many workers a run would have by default.
+fn workers_of(facts: &Facts) -> usize {
+    let plan = facts.cpu.as_ref().map(|cpu| topology::plan(cpu, Workers::Auto, &Pin::Auto));
+    plan.and_then(|plan| plan.ok()).map_or(1, |plan| plan.workers.len())
+}
+
+fn facility_row((facility, error): &(Facility, Option<Error>)) -> Row {
+    match error {
+        None => Row::ok(facility.name(), "yes".into()),
+        Some(error) => {
+            let remedy = match error {
+                Error::System { source: Errno::EPERM | Errno::EACCES | Errno::ENOSYS, .. } => {
+                    "allow it in the seccomp profile or security policy of the container".into()
+                }
+                error => error.hint(),
+            };
+            Row::cannot(facility.name(), error.to_string(), remedy)
+        }
+    }
+}
+
+fn proc_row(has_proc: bool) -> Row {
+    match has_proc {
+        true => Row::ok("/proc", "mounted".into()),
+        false => Row::note(
+            "/proc",
+            "not mounted".into(),
+            "quotas and sysctls are not seen, and workers are started by this program's path: \
+             `mount -t proc proc /proc`",
+        ),
+    }
+}
+
+fn affinity_row(may_pin: bool) -> Row {
+    let remedy = "nothing is pinned; --pin with a list of CPUs does not work";
+    match may_pin {
+        true => Row::ok("CPU affinity", "can be set".into()),
+        false => Row::note("CPU affinity", "sched_setaffinity is refused".into(), remedy),
+    }
+}
+
+fn locked_memory_row(facts: &Facts, workers: usize) -> Row {
+    let name = "locked memory";
+    let value = limit_text(facts.locked_memory, " bytes");
+    let Some(limit) = facts.locked_memory.filter(|_| facts.counts_locked_memory) else {
+        return Row::ok(name, value);
+    };
+    let (most, least) = needs::locked_bytes(workers, BACKLOG_DEFAULT);
+    let value = format!("{value}; the rings of {workers} workers take {most}");
+    let remedy = format!("raise `ulimit -l` (LimitMEMLOCK=) to {} KiB", most / 1024);
+    match limit.soft {
+        soft if soft >= most => Row::ok(name, value),
+        soft if soft >= least => Row::note(name, value, remedy + ", or rings are made smaller"),
+        // The engine's row says what that means.
+        _ => Row::note(name, value, remedy + "; no ring fits"),
+    }
+}
+
+fn open_files_row(limit: Option<Limit>, workers: usize) -> Row {
     let name = "open files";
     let value = limit_text(limit, "");
     match limit {
+        None => Row::cannot(name, "cannot be read".into(), "allow prlimit64 in the sandbox"),
+        Some(limit) if limit.hard < needs::descriptors(workers) => {
+            let remedy = format!(
+                "{workers} workers take {} descriptors: raise the hard limit (`ulimit -Hn`, \
+                 LimitNOFILE=), to {OPEN_FILES_WANTED} or more",
+                needs::descriptors(workers)
+            );
+            Row::cannot(name, value, remedy)
+        }
         Some(limit) if limit.hard < OPEN_FILES_WANTED => {
             let remedy = format!(
                 "bounds the connections of each process and those being handed over: raise the \

@@ -1,7 +1,7 @@
 //! Choices that the library defines, with a line of help for each, as clap wants them.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clusterlb::{AcceptMechanism, Policy};
+use clusterlb::{AcceptMechanism, EngineChoice, Policy};
 
 /// Reads a policy.
 pub(super) fn policies() -> impl TypedValueParser<Value = Policy> {
@@ -14,6 +14,23 @@ pub(super) fn mechanisms() -> impl TypedValueParser<Value = AcceptMechanism> {
     let values = AcceptMechanism::ALL
         .map(|mechanism| PossibleValue::new(mechanism.name()).help(about_accepting(mechanism)));
     PossibleValuesParser::new(values).try_map(|name| name.parse::<AcceptMechanism>())
+}
+
+/// Reads which engine is asked for.
+pub(super) fn engines() -> impl TypedValueParser<Value = EngineChoice> {
+    let values = EngineChoice::ALL
+        .map(|choice| PossibleValue::new(choice.name()).help(about_engine(choice)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<EngineChoice>())
+}
+
+fn about_engine(choice: EngineChoice) -> &'static str {
+    match choice {
+        EngineChoice::Auto => {
+            "io_uring where it works; epoll where anything refuses it, as container runtimes do"
+        }
+        EngineChoice::IoUring => "io_uring, or the run fails and says why it is not to be had",
+        EngineChoice::Epoll => "epoll; io_uring is not even tried",
+    }
 }
 
 fn about(policy: Policy) -> &'static str {
@@ -39,9 +56,12 @@ fn about_accepting(mechanism: AcceptMechanism) -> &'static str {
         AcceptMechanism::EpollExclusive => {
             "epoll with EPOLLEXCLUSIVE: one worker is woken, mostly the same one"
         }
-        AcceptMechanism::Uring => "One io_uring accept at a time: idle workers take turns",
+        AcceptMechanism::Uring => {
+            "One io_uring accept at a time: idle workers take turns; needs io_uring"
+        }
         AcceptMechanism::UringMultishot => {
-            "A multishot io_uring accept: the first worker to arm it gets everything"
+            "A multishot io_uring accept: the first worker to arm it gets everything; needs \
+             io_uring"
         }
         AcceptMechanism::Reuseport => {
             "A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash. What a \

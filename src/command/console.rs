@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::admin::Feed;
 use super::escape;
 use super::event::Event;
 use super::printer::{Printer, Target};
@@ -41,6 +42,8 @@ pub(super) struct Console {
     introduction: Vec<String>,
     /// Who writes it down, so that a reader who is behind holds nobody up.
     printer: Printer,
+    /// Who follows the events from outside.
+    feed: Feed,
 }
 
 #[derive(Serialize)]
@@ -59,15 +62,22 @@ impl Console {
         introduction: Vec<String>,
         printer: Printer,
     ) -> Self {
-        let (begun, held) = (Instant::now(), Some(Vec::new()));
-        Self { style, begun, held, listeners_left: listeners, introduction, printer }
+        let (begun, held, feed) = (Instant::now(), Some(Vec::new()), Feed::new());
+        Self { style, begun, held, listeners_left: listeners, introduction, printer, feed }
+    }
+
+    /// Where those who follow from outside get what is told.
+    pub(super) fn feed(&self) -> Feed {
+        self.feed.clone()
     }
 
     /// Tells an event, or keeps it until every listener has been told.
     pub(super) fn tell(&mut self, event: Event) {
         let at_ms = self.begun.elapsed().as_millis();
         match (&mut self.held, &event) {
-            (Some(held), Event::Fork { .. } | Event::Online { .. }) => held.push((at_ms, event)),
+            (Some(held), Event::Admin { .. } | Event::Fork { .. } | Event::Online { .. }) => {
+                held.push((at_ms, event));
+            }
             (_, Event::Listening { .. }) => {
                 self.write(at_ms, &event);
                 self.listeners_left = self.listeners_left.saturating_sub(1);
@@ -89,12 +99,16 @@ impl Console {
     }
 
     fn write(&mut self, at_ms: u128, event: &Event) {
-        match self.style {
-            Style::Json => {
-                let line = serde_json::to_string(&Line { event, at_ms })
-                    .expect("events are plain data with string keys");
-                self.printer.line(Target::Output, &escape::in_json(&line));
+        if self.style == Style::Json || self.feed.has_readers() {
+            let line = serde_json::to_string(&Line { event, at_ms })
+                .expect("events are plain data with string keys");
+            let line = escape::in_json(&line);
+            self.feed.emit(&line);
+            if self.style == Style::Json {
+                self.printer.line(Target::Output, &line);
             }
+        }
+        match self.style {
             Style::Text => {
                 for text in self.introduction.drain(..) {
                     self.printer.line(Target::Errors, &text);
@@ -106,7 +120,7 @@ impl Console {
                     self.printer.line(Target::Errors, &text);
                 }
             }
-            Style::Quiet => {}
+            Style::Json | Style::Quiet => {}
         }
     }
 }
@@ -114,6 +128,7 @@ impl Console {
 fn in_words(event: &Event) -> Option<String> {
     Some(match event {
         Event::Listening { address, .. } => format!("listening on {address}"),
+        Event::Admin { address } => format!("admin interface on {address}"),
         Event::Fork { id, pid, cpu } => {
             let place = cpu.map_or_else(|| "not pinned".into(), |cpu| format!("CPU {cpu}"));
             format!("worker {id}: pid {pid}, {place}")
@@ -130,6 +145,7 @@ fn in_words(event: &Event) -> Option<String> {
             "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
         ),
         Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
+        Event::Recycle { id, reason } => format!("worker {id}: replaced, since {reason}"),
         Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
         Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
         Event::GiveUp { id: Some(id), reason, .. } => {

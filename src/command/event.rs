@@ -26,14 +26,21 @@ pub(crate) enum Event {
         accept: Option<AcceptMechanism>,
         /// What moves the bytes.
         engine: &'static str,
-        /// How much of io_uring this kernel has.
-        feature_level: FeatureLevel,
+        /// Why it is this one.
+        engine_reason: String,
+        /// How much of io_uring there is here, if it was tried.
+        feature_level: Option<FeatureLevel>,
         /// Workers that serve it.
         workers: usize,
         /// The primary's process id.
         pid: u32,
         /// The CPU of the primary's data path, if it is pinned.
         cpu: Option<usize>,
+    },
+    /// The run can be looked at and steered here.
+    Admin {
+        /// The bound address, with the port that was chosen.
+        address: String,
     },
     /// A worker process was started (Node's `fork`).
     Fork {
@@ -103,6 +110,13 @@ pub(crate) enum Event {
         id: WorkerId,
         /// Its process id.
         pid: u32,
+    },
+    /// A worker is replaced because it has served enough.
+    Recycle {
+        /// Which one.
+        id: WorkerId,
+        /// What it has reached.
+        reason: String,
     },
     /// An ended worker will be replaced.
     Respawn {

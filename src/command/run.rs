@@ -10,15 +10,18 @@ use std::time::Instant;
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, Cluster, ClusterCounts, Dialect, Error, Event as ClusterEvent, InspectPort,
-    Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle, WorkerId,
+    AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
+    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, SupervisorHandle,
+    WorkerHandle, WorkerId,
 };
-use clusterlb_sys::probe::FeatureLevel;
 
+use super::admin::{self, Admin, Doors, Run as Observed};
 use super::console::Console;
 use super::event::{Event, code_and_signal};
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
+use super::recycle::Recycling;
+use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
@@ -37,18 +40,22 @@ const FATAL_CODES: [i32; 2] = [2, 3];
 pub(super) fn run(
     settings: &Settings,
     plan: &CpuPlan,
-    level: FeatureLevel,
+    decision: &EngineDecision,
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
+    // A busy address is told before anything is started.
+    let doors = Doors::open(&settings.admin, settings.admin_allows_actions)?;
+    let feed = console.feed();
     let foreign = |program: &Program| program.dialect != Dialect::Native;
     let none = settings.policy == Policy::None;
     let reporter = Reporter {
         console,
+        manager: ServiceManager::from_environment(settings.listen.len()),
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
-        level,
+        engine: decision.clone(),
         workers: plan.workers.len(),
         cpu: plan.primary,
         summary: Summary::default(),
@@ -61,23 +68,69 @@ pub(super) fn run(
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
-    let supervisor = supervisor(settings, plan)?
-        .on_event(move |event| told.lock().unwrap_or_else(PoisonError::into_inner).report(event));
-    let finished = supervisor.run().map_err(|error| {
+    let cluster = cluster(settings)?;
+    let mut supervisor = supervisor(cluster.clone(), settings, plan);
+    let handle = supervisor.handle()?;
+    let recycling = recycling(settings, &handle, &reporter)?;
+    let observed = Observed::new(
+        handle,
+        cluster,
+        feed,
+        admin::config(settings, plan, decision),
+        decision.clone(),
+        plan.workers.len(),
+    );
+    let observed = Arc::new(observed);
+    for address in doors.addresses() {
+        let address = address.to_owned();
+        reporter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .console
+            .tell(Event::Admin { address });
+    }
+    let observer = Arc::clone(&observed);
+    let supervisor = supervisor.on_event(move |event| {
+        observer.on_event(event);
+        told.lock().unwrap_or_else(PoisonError::into_inner).report(event);
+    });
+    let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
+    let finished = supervisor.run();
+    drop(recycling);
+    // Whoever follows has got everything, and nothing of the cluster is kept.
+    drop(admin);
+    let finished = finished.map_err(|error| {
         let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
         in_words_of_the_command(error, settings, reporter.online)
     })?;
     Ok(finished.forced_by)
 }
 
+/// The thread that replaces workers that have served enough, if there is a limit.
+fn recycling(
+    settings: &Settings,
+    handle: &SupervisorHandle,
+    reporter: &Arc<Mutex<Reporter>>,
+) -> Result<Option<Recycling>> {
+    if !settings.recycle.is_any() {
+        return Ok(None);
+    }
+    let reporter = Arc::clone(reporter);
+    let tell = move |id: WorkerId, reason: String| {
+        let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
+        reporter.console.tell(Event::Recycle { id, reason });
+    };
+    Recycling::start(settings.recycle.clone(), handle.clone(), tell).map(Some)
+}
+
 /// A supervisor as the settings want it.
-fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
+fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
     let restart = match settings.restart {
         RestartChoice::Always => Restart::Always,
         RestartChoice::OnFailure => Restart::OnFailure,
         RestartChoice::Never => Restart::Never,
     };
-    let mut supervisor = Supervisor::new(cluster(settings)?)
+    let mut supervisor = Supervisor::new(cluster)
         .plan(plan.clone())
         .restart(restart)
         .start_limit(settings.start_limit)
@@ -93,7 +146,7 @@ fn supervisor(settings: &Settings, plan: &CpuPlan) -> Result<Supervisor> {
     for (name, value) in &settings.worker_environment.environment {
         supervisor = supervisor.variable(name, value);
     }
-    Ok(supervisor)
+    supervisor
 }
 
 /// A cluster as the settings want it, without workers.
@@ -101,6 +154,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
         cluster.accept = settings.accept;
+        cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
         cluster.backlog = settings.backlog;
         cluster.serialization = match settings.message_format {
@@ -109,6 +163,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
         };
         let WorkerEnvironment { directory, user, group, prefix, removed, .. } =
             &settings.worker_environment;
+        cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
         cluster.cwd.clone_from(directory);
         cluster.silent = *prefix;
         (cluster.uid, cluster.gid) = (*user, *group);
@@ -137,11 +192,12 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
 /// Tells what happens, and keeps the books.
 struct Reporter {
     console: Console,
+    manager: ServiceManager,
     printer: Printer,
     policy: Policy,
     /// How workers accept, if they do.
     accept: Option<AcceptMechanism>,
-    level: FeatureLevel,
+    engine: EngineDecision,
     /// Slots.
     workers: usize,
     /// The data path's CPU.
@@ -166,6 +222,7 @@ impl Reporter {
             self.workers = usize::from(*to);
         }
         if let Some(told) = self.in_our_words(event) {
+            self.manager.on_event(&told);
             self.console.tell(told);
         }
     }
@@ -185,8 +242,9 @@ impl Reporter {
                 listener,
                 policy: self.policy,
                 accept: self.accept,
-                engine: "io_uring",
-                feature_level: self.level,
+                engine: self.engine.kind.name(),
+                engine_reason: self.engine.reason.clone(),
+                feature_level: self.engine.level,
                 workers: self.workers,
                 pid: std::process::id(),
                 cpu: self.cpu,
@@ -212,6 +270,10 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::SignalUnused { signal } => note(format!(
+                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTTIN adds one, \
+                 SIGTTOU takes one away, SIGTERM ends the run"
+            )),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }
             }
@@ -249,10 +311,10 @@ impl Reporter {
                 self.online = true;
                 self.console.tell(Event::Online { id: worker.id(), pid: worker.pid() });
             }
-            ClusterEvent::Refused { worker, error } => {
-                if self.limit.admits(worker.id(), self.begun.elapsed()) {
-                    self.note(format!("worker {}: {error}", worker.id()));
-                }
+            ClusterEvent::Refused { worker, error }
+                if self.limit.admits(worker.id(), self.begun.elapsed()) =>
+            {
+                self.note(format!("worker {}: {error}", worker.id()));
             }
             ClusterEvent::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());

@@ -7,12 +7,14 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, Dialect, Error, LISTENERS_MAX, ListenAddress, ListenRule, Policy, Readiness,
-    Result, SchedulerConfig,
+    AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
+    ListenRule, Policy, Readiness, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
 
+use super::admin::AdminAddress;
+use super::recycle::RecycleArguments;
 use super::server::handler::Serve;
 
 /// Which ended workers are replaced.
@@ -86,6 +88,8 @@ pub(super) struct WorkerEnvironment {
     pub user: Option<u32>,
     /// The group that it runs as.
     pub group: Option<u32>,
+    /// How many descriptors it may open.
+    pub descriptor_limit: DescriptorLimit,
     /// What it prints comes by way of the primary, which names it on each line.
     pub prefix: bool,
 }
@@ -113,6 +117,8 @@ pub(super) struct Settings {
     pub policy: Policy,
     /// How workers accept when they do.
     pub accept: AcceptMechanism,
+    /// What moves connections, as far as that is asked for.
+    pub engine: EngineChoice,
     /// Where to listen. Programs listen by themselves, but for those that take sockets over.
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.
@@ -127,6 +133,12 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// When workers have served enough.
+    pub recycle: RecycleArguments,
+    /// Where the run can be looked at and steered.
+    pub admin: Vec<AdminAddress>,
+    /// Whoever can connect there by TCP can steer it, too.
+    pub admin_allows_actions: bool,
     /// How long serving goes on once a signal wants the end.
     pub drain_delay: Duration,
 }

@@ -1,8 +1,15 @@
 //! Why workers do not come to serve, in words that say what to do.
 
+use std::ffi::OsString;
+use std::path::Path;
+
 use clusterlb::{Dialect, Error, ErrorKind, Readiness};
 
 use super::settings::{Program, Settings};
+
+/// Packages with which a primary of the program listens, and not its workers.
+const STICKY_PACKAGES: [&str; 4] =
+    ["@socket.io/sticky", "sticky-session", "sticky-cluster", "socketio-sticky-session"];
 
 /// An error of the run, with what people can do about it at the command line. `online` is whether
 /// any worker has said that it runs.
@@ -31,12 +38,18 @@ fn unready(settings: &Settings, online: bool) -> Error {
         Some(program) if program.dialect == Dialect::ListenFds => {
             taking_over(program, &limit.to_string())
         }
-        Some(Program { path, .. }) if online => (
+        Some(program) if online => (
             format!("not every worker listens on something after {limit}"),
-            format!(
-                "{} has to listen in its workers; if it needs more time, see --start-limit",
-                path.display()
-            ),
+            match sticky_package(program, settings.worker_environment.directory.as_deref()) {
+                Some(package) => format!(
+                    "{package} lets a primary of its own listen: leave its setupMaster and \
+                     setupWorker out, listen in the workers, and say --policy sticky"
+                ),
+                None => format!(
+                    "{} has to listen in its workers; if it needs more time, see --start-limit",
+                    program.path.display()
+                ),
+            },
         ),
         Some(program) => {
             (format!("no worker has called home after {limit}"), other_dialects(program))
@@ -54,6 +67,19 @@ fn start_failed(error: Error, settings: &Settings, online: bool) -> Error {
         }
         _ => error,
     }
+}
+
+/// A package that the program may use to give connections to its workers itself.
+fn sticky_package(program: &Program, directory: Option<&Path>) -> Option<&'static str> {
+    let is_script = |word: &&OsString| !word.as_encoded_bytes().starts_with(b"-");
+    let script = program.arguments.iter().find(is_script)?;
+    let script = directory.unwrap_or_else(|| Path::new("")).join(script);
+    let script = script.canonicalize().ok()?;
+    let has = |package: &&&str| {
+        let mut folders = script.ancestors().skip(1);
+        folders.any(|folder| folder.join("node_modules").join(package).is_dir())
+    };
+    STICKY_PACKAGES.iter().find(has).copied().filter(|_| program.dialect == Dialect::Node)
 }
 
 fn taking_over(program: &Program, limit: &str) -> (String, String) {

@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use clap::Args;
 use nix::errno::Errno;
 
+use super::addresses::PATIENCE;
 use super::arguments::parse;
-use crate::command::settings::WorkerEnvironment;
-use clusterlb::{Error, ListenRule, Result};
+use super::settings::WorkerEnvironment;
+use clusterlb::protocol::environment;
+use clusterlb::{DescriptorLimit, Error, ListenRule, Result};
 use clusterlb_sys::account::{self, Account};
+use clusterlb_sys::resolve;
 
 /// Variables of the session in which the primary was started. They lead to what is not for somebody
 /// else: agents, buses, folders, credentials.
@@ -74,6 +77,16 @@ pub(super) struct WorkerEnvironmentArguments {
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<Variable>,
 
+    /// How many descriptors a worker may open (soft limit): inherited, what clusterlb was started
+    /// with; hard, the hard limit; or a number. Node raises its own to the hard limit
+    #[arg(
+        long,
+        value_name = "inherited|hard|N",
+        default_value = "inherited",
+        value_parser = descriptor_limit
+    )]
+    worker_open_files: DescriptorLimit,
+
     /// Put the worker's number in front of each line that it prints
     ///
     /// Without it workers print where the primary does, and lines may mix. With it they print into
@@ -112,6 +125,7 @@ impl WorkerEnvironmentArguments {
             directory: self.chdir.clone(),
             user,
             group,
+            descriptor_limit: self.worker_open_files,
             prefix: self.prefix,
         })
     }
@@ -123,16 +137,32 @@ impl WorkerEnvironmentArguments {
     }
 
     fn identity(&self) -> Result<(Option<Account>, Option<u32>)> {
+        if environment::is_worker() {
+            // It has been started as that user, and asks nobody who that is.
+            return Ok((None, None));
+        }
         let missing = |option: &str, name: &str| {
             Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
         };
         let account = match &self.user {
-            Some(name) => Some(account::find_user(name)?.ok_or_else(|| missing("--user", name))?),
+            Some(name) => {
+                let question = name.clone();
+                let found =
+                    resolve::within(PATIENCE, &format!("look --user {name} up"), move || {
+                        account::find_user(&question)
+                    });
+                Some(found?.ok_or_else(|| missing("--user", name))?)
+            }
             None => None,
         };
         let group = match (&self.group, &account) {
             (Some(name), _) => {
-                Some(account::find_group(name)?.ok_or_else(|| missing("--group", name))?)
+                let question = name.clone();
+                let found =
+                    resolve::within(PATIENCE, &format!("look --group {name} up"), move || {
+                        account::find_group(&question)
+                    });
+                Some(found?.ok_or_else(|| missing("--group", name))?)
             }
             (None, Some(account)) => Some(account.group.ok_or_else(|| {
                 Error::usage(
@@ -174,6 +204,15 @@ fn own_variables(account: &Account) -> Vec<Variable> {
     }
 }
 
+fn descriptor_limit(text: &str) -> std::result::Result<DescriptorLimit, String> {
+    match (text, text.parse()) {
+        ("inherited", _) => Ok(DescriptorLimit::Inherited),
+        ("hard", _) => Ok(DescriptorLimit::Hard),
+        (_, Ok(number @ 1..)) => Ok(DescriptorLimit::Number(number)),
+        _ => Err("write inherited, hard or a number from 1".into()),
+    }
+}
+
 fn variable(text: &str) -> std::result::Result<Variable, String> {
     let mut parts = text.as_bytes().splitn(2, |byte| *byte == b'=');
     let mut part = || parts.next().map(|part| OsString::from_vec(part.to_vec()));
@@ -195,6 +234,7 @@ mod tests {
             keep_env: false,
             chdir: None,
             env: vec![],
+            worker_open_files: DescriptorLimit::Inherited,
             prefix: false,
         }
     }

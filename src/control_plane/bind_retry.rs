@@ -9,6 +9,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::ControlPlane;
 use super::listeners::{Key, Opening};
+use super::lookup::Candidates;
 use crate::dialect::node::session::QueryId;
 use crate::error::Result;
 use crate::id::{ListenerId, WorkerId};
@@ -27,6 +28,8 @@ const WAITING_PER_WORKER: usize = 32;
 #[derive(Debug)]
 pub(crate) struct ListenRequest {
     pub(crate) key: Key,
+    /// What the key's address stands for, once it has been looked up.
+    pub(crate) candidates: Option<Candidates>,
     pub(crate) opening: Opening,
     pub(crate) origin: Origin,
 }
@@ -100,9 +103,8 @@ impl ControlPlane {
 
     /// No address is opened any more: requests that wait are answered by this.
     pub(crate) fn fail_listen_requests(&mut self) {
-        self.fail_lookups();
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
         waiting.into_iter().for_each(|(request, _)| self.bind_or_share(request, 0));
-        self.fail_lookups();
+        self.abandon_lookups();
     }
 }

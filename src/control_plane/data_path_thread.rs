@@ -11,6 +11,7 @@ use crate::cluster::ClusterSettings;
 use crate::cluster::mailbox::{EndWaker, Ended};
 use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, LiveCounts, Report};
 use crate::error::{Error, ErrorKind, Result, errno_of};
+use crate::sys::engine::EngineKind;
 
 /// The running data path.
 #[derive(Debug)]
@@ -25,13 +26,14 @@ pub(crate) struct DataPathThread {
 }
 
 impl DataPathThread {
-    /// Starts the thread and waits until it has its ring. `waker` is what workers ring, and
+    /// Starts the thread and waits until it has its engine. `waker` is what workers ring, and
     /// `live_counts` is where the counts are shown.
     ///
     /// # Errors
-    /// The machine refuses a ring, or the CPU.
+    /// The machine refuses the engine, or the CPU.
     pub(crate) fn start(
         settings: &ClusterSettings,
+        engine: EngineKind,
         waker: Arc<Waker>,
         live_counts: Arc<LiveCounts>,
     ) -> Result<Self> {
@@ -52,9 +54,9 @@ impl DataPathThread {
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
         let body = move || {
             let _end_bell = end_bell;
-            let prepared = cpu
-                .map_or(Ok(()), crate::sys::cpu::pin_to)
-                .and_then(|()| DataPath::new(policy, scheduling, workers, backlog, endpoints));
+            let prepared = cpu.map_or(Ok(()), crate::sys::cpu::pin_to).and_then(|()| {
+                DataPath::new(engine, policy, scheduling, workers, backlog, endpoints)
+            });
             match prepared {
                 Ok(primary) => {
                     let _ = started.send(Ok(()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::address::ListenAddress;
 use crate::cluster::completion::Completion;
-use crate::cluster::{ClusterSettings, WorkerHandle};
+use crate::cluster::{ClusterSettings, ListenerSnapshot, WorkerHandle};
 use crate::data_path::ClusterCounts;
 use crate::dialect::node::bridge::UserMessageOut;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +35,11 @@ pub(crate) enum Request {
         address: ListenAddress,
         /// Where the answer goes: the number and the bound address.
         answer: SyncSender<Result<(ListenerId, String)>>,
+    },
+    /// Tell of the listeners.
+    Listeners {
+        /// Where the answer goes.
+        answer: SyncSender<Result<Vec<ListenerSnapshot>>>,
     },
     /// Accept.
     Open,

@@ -47,7 +47,10 @@ impl ControlPlane {
             ..opening(&cluster_settings, None)
         };
         let origin = Origin::Program { answer };
-        self.bind_or_share(ListenRequest { key, opening, origin }, BindRetry::until_ns());
+        self.bind_or_share(
+            ListenRequest { key, candidates: None, opening, origin },
+            BindRetry::until_ns(),
+        );
     }
 
     /// A worker wants to serve an address.
@@ -77,7 +80,7 @@ impl ControlPlane {
     pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Origin) {
         let settings = self.cluster_settings.as_ref().expect("there is a worker, so it is fixed");
         let (opening, allowed) = (opening(settings, backlog), settings.allows(&key.address));
-        let request = ListenRequest { key, opening, origin };
+        let request = ListenRequest { key, candidates: None, opening, origin };
         if !allowed {
             let (address, step) = (request.key.address.to_string(), NOT_ALLOWED.to_owned());
             let error = Error::Listen { address, step, source: Errno::EACCES };
@@ -97,13 +100,13 @@ impl ControlPlane {
             let error = Error::system("accept, since the data path has failed", Errno::EIO);
             return self.decline(request, error);
         }
-        if self.has_unknown_name(&request) {
+        if self.needs_lookup(&request) {
             return self.look_up(request);
         }
         let now_ns = monotonic_ns();
         let insists = now_ns < until_ns && self.bind_retry.has_room_for(&request);
-        let meaning = self.resolver.known(&request.key.address).unwrap_or_default();
-        match self.listeners.find_or_open(&request.key, request.opening, meaning, insists) {
+        let ListenRequest { key, candidates, opening, .. } = &request;
+        match self.listeners.find_or_open(key, candidates.as_ref(), *opening, insists) {
             Ok((listener, is_new)) => {
                 self.pass_on(listener, is_new);
                 self.grant(listener, is_new, request);

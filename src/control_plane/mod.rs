@@ -14,10 +14,10 @@ mod listen;
 mod listen_fds;
 mod listener_lifetime;
 pub(crate) mod listeners;
+mod lookup;
 mod node;
 mod orphans;
 mod reap;
-mod resolver;
 mod reuseport;
 mod spawn;
 mod stop;
@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
+use crate::sys::engine::EngineKind;
 use crate::sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
@@ -51,16 +52,16 @@ use crate::sys::notify::NotifySocket;
 use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
-use listeners::Listeners;
-use resolver::Resolver;
+use listeners::{Entry, Listeners};
+use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
 const CROWDED_NS: u64 = 5_000_000;
 
-/// What is done in a turn, so that others have theirs: requests of the program's, words of a worker
-/// and bytes of what it sends, and what the bridge tells.
+/// What is done in one turn: requests of the program, then words of a worker and bytes of what it
+/// sends, and what the bridge tells.
 const REQUESTS_A_TURN_MAX: usize = 1024;
 const FRAMES_A_TURN_MAX: usize = 256;
 const BYTES_A_TURN_MAX: usize = 64 * 1024;
@@ -75,7 +76,6 @@ const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
-const ANSWERS: u64 = 4;
 const REMOVALS: u64 = 5;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
@@ -95,8 +95,8 @@ pub(crate) struct ControlPlane {
     listeners: Listeners,
     /// Who waits for an address.
     bind_retry: BindRetry,
-    /// Who waits for the meaning of a name.
-    resolver: Resolver,
+    /// Who waits until a name has been looked up.
+    lookups: Lookups,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -110,6 +110,8 @@ pub(crate) struct ControlPlane {
     data_path_waker: Arc<Waker>,
     /// What concerns the whole cluster, once that is fixed.
     cluster_settings: Option<Arc<ClusterSettings>>,
+    /// The engine of the run, once it is decided.
+    engine: Option<EngineKind>,
     next_id: u32,
     /// Workers of whom something has been received and not been looked at yet.
     unread: BTreeSet<WorkerId>,
@@ -162,9 +164,7 @@ impl ControlPlane {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
-            if self.resolver.next_deadline_ns().is_some_and(|at_ns| at_ns <= monotonic_ns()) {
-                self.heed_answers();
-            }
+            self.on_lookups();
             self.end_lifetimes();
             self.retry_binds();
             self.settle();
@@ -179,7 +179,7 @@ impl ControlPlane {
             return EpollTimeout::ZERO;
         }
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
-        let next_ns = next_ns.chain(self.resolver.next_deadline_ns());
+        let next_ns = next_ns.chain(self.lookups.deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
         let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
@@ -216,7 +216,6 @@ impl ControlPlane {
                 }
             }
             NOTIFICATIONS => self.heed_notifications(),
-            ANSWERS => self.heed_answers(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
                 if token & PROCESS != 0 {
@@ -241,6 +240,9 @@ impl ControlPlane {
             }
             Request::Hold { settings, address, answer } => {
                 self.hold(&settings, &address, answer);
+            }
+            Request::Listeners { answer } => {
+                let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {
@@ -313,8 +315,10 @@ impl ControlPlane {
             return Ok(Arc::clone(cluster_settings));
         }
         if settings.hands_over() || settings.steals() {
+            let engine = self.engine(settings)?;
             let waker = Arc::clone(&self.data_path_waker);
-            let data = DataPathThread::start(settings, waker, Arc::clone(&self.live_counts))?;
+            let data =
+                DataPathThread::start(settings, engine, waker, Arc::clone(&self.live_counts))?;
             self.watch(&data, REPORTS)?;
             if !settings.start_closed {
                 data.command(Command::Open);
@@ -323,6 +327,16 @@ impl ControlPlane {
         }
         self.cluster_settings = Some(Arc::clone(settings));
         Ok(Arc::clone(settings))
+    }
+
+    /// The engine of the run, decided when it is first needed.
+    fn engine(&mut self, settings: &ClusterSettings) -> Result<EngineKind> {
+        if let Some(engine) = self.engine {
+            return Ok(engine);
+        }
+        let engine = settings.engine.decide()?.kind;
+        self.engine = Some(engine);
+        Ok(engine)
     }
 
     /// Sends what waits in a worker's channel, and sees to it that the rest is sent later.

@@ -18,7 +18,7 @@ use super::listeners::Key;
 use super::{
     ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, REMOVALS, WorkerEntry,
 };
-use crate::address::ListenAddress;
+use crate::address::{FileAccess, ListenAddress};
 use crate::cluster::{ClusterSettings, Event, Message};
 use crate::data_path::Command;
 use crate::dialect::node::bridge::{BridgeRequest, Notice};
@@ -29,6 +29,8 @@ use crate::error::Error;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, Serialization, Transport};
 use crate::settings::Dialect;
+use crate::sys::listener::unspecified;
+use crate::sys::resolve;
 
 /// A flag of libuv, for TCP and UDP alike: `[::]` takes no IPv4.
 const IPV6_ONLY: u32 = 1;
@@ -277,8 +279,8 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
     options.ipv6_only = request.flags & IPV6_ONLY != 0;
     options.mode = mode_of(request);
     let address = match &request.place {
-        Place::Tcp { host: Some(host), port } => ListenAddress::Tcp(inet(host, *port)?),
-        Place::Tcp { host: None, port } => ListenAddress::Tcp(any(*port)),
+        Place::Tcp { host: Some(host), port } => inet(host, *port)?,
+        Place::Tcp { host: None, port } => ListenAddress::Tcp(unspecified(*port)),
         Place::Udp { host, port, v6 } => {
             options.transport = Transport::Datagram;
             options.backlog = None;
@@ -287,11 +289,11 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
                 true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
                 false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             };
-            let unspecified = SocketAddr::new(unspecified, *port);
+            let unspecified = ListenAddress::Tcp(SocketAddr::new(unspecified, *port));
             let host = host.as_ref().map(|host| inet(host, *port)).transpose()?;
-            ListenAddress::Tcp(host.unwrap_or(unspecified))
+            host.unwrap_or(unspecified)
         }
-        Place::Unix(path) => ListenAddress::Unix(PathBuf::from(path)),
+        Place::Unix(path) => ListenAddress::Unix(PathBuf::from(path), FileAccess::default()),
         Place::Abstract(name) => ListenAddress::Abstract(name.clone()),
         Place::Inherited(number) => ListenAddress::Inherited(*number),
         Place::Nowhere => {
@@ -301,21 +303,26 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
     Ok(Key::new(&address, options, request.index))
 }
 
-fn inet(host: &str, port: u16) -> crate::error::Result<SocketAddr> {
-    let bracketed = format!("[{host}]:{port}");
-    let parsed = host.parse().map(|host| SocketAddr::new(host, port));
-    parsed.or_else(|_| bracketed.parse()).map_err(|_| Error::Listen {
-        address: bracketed,
+/// An address as Node gives it; one of IPv6 may name its interface.
+fn inet(host: &str, port: u16) -> crate::error::Result<ListenAddress> {
+    let text = match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    };
+    let missing = || Error::Listen {
+        address: text.clone(),
         step: "find".into(),
         source: Errno::EADDRNOTAVAIL,
-    })
-}
-
-/// Every address of this machine: IPv6 and IPv4 at once where there is IPv6, as Node does.
-fn any(port: u16) -> SocketAddr {
-    match crate::sys::listener::has_ipv6() {
-        true => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
-        false => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+    };
+    match text.parse().map_err(|_| missing())? {
+        // A number already, so this asks nobody but the kernel.
+        address @ ListenAddress::Name(..) if host.contains('%') => {
+            let mut found = resolve::resolve(&address).map_err(|_| missing())?;
+            found.pop().ok_or_else(missing)
+        }
+        // Node has looked names up before.
+        ListenAddress::Name(..) => Err(missing()),
+        address => Ok(address),
     }
 }
 

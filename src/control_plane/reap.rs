@@ -3,6 +3,8 @@
 //! Owns the order of the last two events: the channel's end is told first, and before the second
 //! one the worker is taken off the list.
 
+use std::sync::Arc;
+
 use super::{ControlPlane, LAST_TURNS_MAX, Report};
 use crate::cluster::event::WorkerCounts;
 use crate::cluster::{Event, WorkerHandle};
@@ -57,8 +59,9 @@ impl ControlPlane {
             Ok(Some(ending)) => ending,
             Ok(None) => return,
             Err(error) => {
-                // Somebody else in this program has reaped it, and with it the way it ended.
-                self.fail(error);
+                // Something else in this program has reaped it, and with it the way it ended.
+                let worker = worker_entry.handle();
+                self.tell(Event::Error { worker: Some(worker), error: Arc::new(error) });
                 Ending::Code(-1)
             }
         };

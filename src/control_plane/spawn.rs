@@ -17,6 +17,10 @@ impl ControlPlane {
         fork_request: ForkRequest,
     ) -> Result<WorkerHandle> {
         self.cluster_settings(&settings)?;
+        let engine = match settings.dialect {
+            Dialect::Native => Some(self.engine(&settings)?),
+            Dialect::Node | Dialect::ListenFds => None,
+        };
         if settings.dialect == Dialect::Node {
             self.build_bridge()?;
         }
@@ -37,6 +41,7 @@ impl ControlPlane {
             environment: fork_request.environment,
             inspect_port: fork_request.inspect_port,
             inherited_sockets,
+            engine,
             has_inbox: self.data_path.is_some() && self.hands_over(),
             hands_over: self.hands_over(),
             predecessor: fork_request.predecessor,

@@ -10,13 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 
+use crate::sys::inherited::collect_children;
 use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
-use super::resolver::Resolver;
-use super::{ANSWERS, BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
+use super::lookup::Lookups;
+use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
 use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
 use crate::data_path::{ClusterCounts, LiveCounts};
@@ -47,6 +48,9 @@ impl ControlPlane {
     ) -> Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
+        // Who has started this process may have left it so that no exit status is kept.
+        collect_children()?;
+        let lookups = Lookups::new(Arc::clone(&waker));
         let last_word = LastWord(control.clone());
         let plane = Self {
             epoll,
@@ -59,14 +63,15 @@ impl ControlPlane {
             places: Vec::new(),
             listeners: Listeners::default(),
             bind_retry: BindRetry::default(),
+            lookups,
             data_path: None,
             bridge: None,
             preload: None,
             lacks_preload: false,
             notify: None,
-            resolver: Resolver::new()?,
             data_path_waker: Arc::new(Waker::new()?),
             cluster_settings: None,
+            engine: None,
             next_id: 1,
             unread: BTreeSet::new(),
             retry_ns: None,
@@ -77,7 +82,6 @@ impl ControlPlane {
             live_counts,
         };
         plane.watch(&plane.waker, REQUESTS)?;
-        plane.watch(&plane.resolver, ANSWERS)?;
         let body = move || {
             let _last_word = last_word;
             plane.live();

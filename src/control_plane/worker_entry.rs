@@ -33,8 +33,9 @@ use crate::protocol::environment;
 use crate::protocol::scoreboard::PrimaryPage;
 use crate::schedule::CreditRule;
 use crate::settings::Dialect;
+use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
-use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
+use crate::sys::process::{self, Ending, Launch, Started, Stream, WorkerProcess};
 use crate::sys::signal::BlockedSignals;
 
 /// A worker.
@@ -117,6 +118,8 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) inherited_sockets: InheritedSockets,
     /// The primary hands connections over.
     pub(crate) has_inbox: bool,
+    /// The engine of the run, for a worker that can have either.
+    pub(crate) engine: Option<EngineKind>,
     pub(crate) predecessor: Option<WorkerId>,
     pub(crate) predecessor_slot: Option<Slot>,
     /// The number that it and its successors are known by.
@@ -137,34 +140,34 @@ impl WorkerEntry {
     /// # Errors
     /// Too few descriptors, processes or memory, or the program cannot be executed.
     pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
-        let (settings, cpu) = (context.settings, context.cpu());
-        let (page, waker) = (PrimaryPage::create()?, Waker::new()?);
+        let settings = context.settings;
+        let (cpu, page, waker) = (context.cpu(), PrimaryPage::create()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
-        let is = |dialect| settings.dialect == dialect;
-        let (is_node, is_mute) = (is(Dialect::Node), is(Dialect::ListenFds));
+        let [is_node, is_mute] =
+            [Dialect::Node, Dialect::ListenFds].map(|dialect| settings.dialect == dialect);
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
         let inbox = if context.has_inbox || is_node { Some(new_inbox()?) } else { None };
         let (streams, mut placed, further) = streams(settings)?;
         placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let own = (&worker_control, &page, &waker);
-        let inherited = context.inherited(highest, own, inbox.as_ref())?;
+        let control_end = &worker_control;
+        let inherited = context.inherited(highest, control_end, &page, &waker, inbox.as_ref())?;
         let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
-        let launch = context.launch(variables, inherited, streams, placed);
-        let started = launch.start()?;
-        let (input, output, errors) = (started.input, started.output, started.errors);
+        let started = context.launch(variables, inherited, streams, placed).start()?;
+        let Started { process, input, output, errors } = started;
         let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
             id: context.id,
-            pid: started.process.pid(),
+            pid: process.pid(),
             cpu,
+            instance: context.instance,
             serialization: settings.serialization,
-            remote: started.process.remote(),
+            remote: process.remote(),
             is_mute,
             outgoing: channel.outgoing,
             send_quota: SendQuota::default(),
@@ -186,7 +189,7 @@ impl WorkerEntry {
             is_mute,
             settled_ns: None,
             notified: false,
-            process: started.process,
+            process,
             incoming: channel.incoming,
             online: false,
             connected: true,
@@ -290,7 +293,10 @@ impl SpawnContext<'_> {
         let settings = self.settings;
         let is_mute = settings.dialect == Dialect::ListenFds;
         Launch {
-            program: settings.exec.clone(),
+            program: match settings.exec.as_os_str() == OsStr::new(OWN_PROGRAM) {
+                true => process::own_program(),
+                false => settings.exec.clone(),
+            },
             name: name_of(settings),
             arguments: self.arguments(),
             environment,
@@ -303,6 +309,7 @@ impl SpawnContext<'_> {
             streams,
             own_group: settings.own_groups,
             blocked_signals: Some(self.blocked_signals),
+            descriptor_limit: settings.descriptor_limit,
             // Others notice the end of their channel.
             ends_with_parent: is_mute,
             inherited,
@@ -380,6 +387,9 @@ impl SpawnContext<'_> {
             variables.push((name.into(), value.to_string().into()));
         };
         add(environment::ID, &self.id);
+        if let Some(engine) = self.engine {
+            add(environment::ENGINE, &engine);
+        }
         add(environment::SERIALIZATION, &self.settings.serialization.name());
         for (name, descriptor) in inherited {
             add(name, &descriptor.as_raw_fd());

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{Finding, StallDetector};
+use crate::sys::engine::{Engine, Key, Outcome};
 use crate::sys::listener::Listener;
-use crate::sys::ring::{Key, Outcome, Ring};
 use crate::sys::{backlog, limits};
 
 use super::link::Mark;
@@ -158,7 +158,7 @@ impl Acceptor {
     }
 
     /// Begins accepting, unless it goes on already or must rest.
-    pub(super) fn arm(&mut self, ring: &mut Ring, now_ns: u64) {
+    pub(super) fn arm(&mut self, ring: &mut Engine, now_ns: u64) {
         match self.state {
             State::Off | State::Watched => {}
             State::Starved { until_ns } if until_ns <= now_ns => {}
@@ -174,7 +174,7 @@ impl Acceptor {
     }
 
     /// Stops accepting for now: the kernel's backlog is the queue.
-    pub(super) fn pause(&mut self, ring: &mut Ring) {
+    pub(super) fn pause(&mut self, ring: &mut Engine) {
         match self.state {
             State::Armed => {
                 self.state = State::Stopping;
@@ -187,7 +187,7 @@ impl Acceptor {
     }
 
     /// Whether something may be taken by hand now. Ends a multishot accept first.
-    pub(super) fn begin_by_hand(&mut self, ring: &mut Ring, now_ns: u64) -> bool {
+    pub(super) fn begin_by_hand(&mut self, ring: &mut Engine, now_ns: u64) -> bool {
         match self.state {
             State::Armed => self.pause(ring),
             State::Starved { until_ns } if until_ns <= now_ns => self.state = State::Off,

@@ -10,7 +10,7 @@ use super::{CROWDED_NS, DataPath, Report, SPARE_MESSAGES_MAX};
 use crate::id::Slot;
 use crate::protocol::handoff;
 use crate::schedule::Refusal;
-use crate::sys::ring::{Key, Outcome, OutgoingMessage};
+use crate::sys::engine::{Key, Outcome, OutgoingMessage};
 
 impl DataPath {
     /// A message has gone, or has not.

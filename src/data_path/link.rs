@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::protocol::handoff::{self, Record};
 use crate::protocol::scoreboard::{Counters, PrimaryPage, Wake};
 use crate::schedule::Client;
+use crate::sys::engine::{Engine, Key, OutgoingMessage, PAYLOAD_BYTES_MAX};
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::limits;
-use crate::sys::ring::{Key, OutgoingMessage, PAYLOAD_BYTES_MAX, Ring};
 use crate::sys::waker::Waker;
 
 /// Bytes of kernel memory for unread messages in a channel, some eighty of them. A worker that
@@ -134,7 +134,7 @@ impl Link {
     /// Puts a socket into the message that is being filled, and tells how many it sent thereby.
     pub(super) fn add(
         &mut self,
-        ring: &mut Ring,
+        ring: &mut Engine,
         spare: &mut SpareMessages,
         accepted: Accepted,
     ) -> u32 {
@@ -152,13 +152,13 @@ impl Link {
     }
 
     /// Sends what is left at the end of a turn, and tells how many sockets are in it.
-    pub(super) fn finish(&mut self, ring: &mut Ring) -> u32 {
+    pub(super) fn finish(&mut self, ring: &mut Engine) -> u32 {
         self.announced = false;
         self.flush(ring)
     }
 
     /// Sends the message that is being filled, and tells how many sockets are in it.
-    fn flush(&mut self, ring: &mut Ring) -> u32 {
+    fn flush(&mut self, ring: &mut Engine) -> u32 {
         let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
             return 0;
         };
@@ -169,7 +169,7 @@ impl Link {
     }
 
     /// Sends a message without sockets, which the worker counts when it takes it.
-    pub(super) fn probe(&mut self, ring: &mut Ring, spare: &mut SpareMessages) {
+    pub(super) fn probe(&mut self, ring: &mut Engine, spare: &mut SpareMessages) {
         debug_assert!(self.outbox.is_none(), "what is being filled is sent when its turn ends");
         let mut message = spare.pop().unwrap_or_default();
         match self.sockets_max {
@@ -195,7 +195,7 @@ impl Link {
     }
 
     /// Says when the worker shall wake this thread, and listens for it.
-    pub(super) fn ask_for_wake(&mut self, wake: Wake, ring: &mut Ring) {
+    pub(super) fn ask_for_wake(&mut self, wake: Wake, ring: &mut Engine) {
         self.page.set_wake(wake);
         if wake != Wake::Never && !self.awaits_wake {
             self.awaits_wake = true;
@@ -210,14 +210,14 @@ impl Link {
     }
 
     /// Nothing of the ring's refers to this link any more, once that has been submitted.
-    pub(super) fn let_go(&mut self, ring: &mut Ring) {
+    pub(super) fn let_go(&mut self, ring: &mut Engine) {
         if std::mem::take(&mut self.awaits_wake) {
-            ring.cancel_poll(wake_key(self.key));
+            ring.cancel_poll(wake_key(self.key), self.waker.as_fd());
         }
     }
 
     /// Asks to be told when the channel has room.
-    pub(super) fn await_room(&self, ring: &mut Ring) {
+    pub(super) fn await_room(&self, ring: &mut Engine) {
         if let Some(sender) = &self.sender {
             ring.poll_writable(self.key, sender.as_fd());
         }

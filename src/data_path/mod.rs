@@ -1,4 +1,4 @@
-//! The primary's data path: accept, choose, hand over. One thread, one ring, nothing else.
+//! The primary's data path: accept, choose, hand over. One thread, one engine, nothing else.
 //!
 //! Owns accepted sockets until a worker's channel has them. Never reads a client's bytes, never
 //! logs and never allocates for a connection once its tables have grown. The control plane talks
@@ -21,9 +21,9 @@ use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
 use crate::schedule::{Client, Coalescing, Intake, Policy, Roster, SchedulerConfig};
 use crate::sys::clock::{self, monotonic_ns};
+use crate::sys::engine::{Engine, EngineKind, Event, Key, RingShape};
 use crate::sys::limits;
 use crate::sys::peer;
-use crate::sys::ring::{Event, Key, Ring, RingShape};
 use acceptor::Acceptor;
 use link::SpareMessages;
 use link::{Accepted, Link};
@@ -51,7 +51,7 @@ const WATCH: Key = Key { index: u32::MAX - 1, generation: 0 };
 /// The data path.
 #[derive(Debug)]
 pub struct DataPath {
-    ring: Ring,
+    ring: Engine,
     endpoints: Endpoints,
     acceptors: Vec<Option<Acceptor>>,
     /// How many of the acceptors shall go.
@@ -105,17 +105,17 @@ impl DataPath {
     /// may be more than `workers`, and longer backlogs; then it works with less ahead.
     ///
     /// # Errors
-    /// The machine refuses a ring.
+    /// The machine refuses the engine.
     pub fn new(
+        engine: EngineKind,
         policy: Policy,
         scheduling: SchedulerConfig,
         workers: usize,
         backlog: u32,
         endpoints: Endpoints,
     ) -> Result<Self> {
-        // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
-        let completions = backlog.clamp(4096, 65_536).next_power_of_two();
-        let ring = Ring::new(RingShape { submissions: 256, completions })?;
+        let shape = RingShape::for_backlog(backlog);
+        let ring = Engine::new(engine, shape)?;
         // Half of the descriptors are for what may have to be taken back from workers, so that it
         // always finds room; the rest are for what is accepted and waits.
         let (limit, _) = limits::descriptor_limits()?;

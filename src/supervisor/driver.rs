@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -16,10 +18,13 @@ use super::handle::{
     Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
     WorkerState,
 };
+use super::signals::{Terminal, Wish};
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, failures};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::signal::Signals;
+use crate::sys::listening;
+use crate::sys::process::reap_orphans;
+use crate::sys::signal::{Received, Signals};
 use crate::{
     Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
     ListeningAddress, Result, WorkerHandle, WorkerId,
@@ -27,6 +32,8 @@ use crate::{
 
 /// Events and requests taken in before signals and the time have their turn.
 const INPUTS_PER_TURN: usize = 256;
+/// Where Node listens for debuggers, one port a worker, unless another one is named.
+const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
 /// Of messages, likewise.
 const BYTES_PER_TURN: usize = 1024 * 1024;
 
@@ -35,6 +42,7 @@ pub(super) struct Driver {
     pub(super) cluster: Cluster,
     pub(super) events: Events,
     pub(super) signals: Option<Signals>,
+    pub(super) terminal: Terminal,
     pub(super) orders: Receiver<Order>,
     pub(super) handle: SupervisorHandle,
     pub(super) state: State,
@@ -57,6 +65,10 @@ pub(super) struct Driver {
     pub(super) filled: BTreeSet<u16>,
     /// Why an address was refused to a worker.
     pub(super) refusal: Option<Arc<Error>>,
+    /// Workers that have served something.
+    pub(super) served: BTreeSet<WorkerId>,
+    /// A worker that has served nothing here listens on this by itself.
+    pub(super) past_primary: Option<(WorkerId, SocketAddr)>,
 }
 
 impl Driver {
@@ -108,21 +120,45 @@ impl Driver {
     fn take_signals(&mut self) -> Result<()> {
         let Some(signals) = &mut self.signals else { return Ok(()) };
         let mut received = Vec::new();
-        while let Some(signal) = signals.next_signal()? {
-            received.push(signal);
+        while let Some(one) = signals.next_signal()? {
+            received.push(one);
         }
-        for signal in received {
-            let now_ns = monotonic_ns();
-            match signal {
-                Signal::SIGHUP => self.state.reload(None, now_ns),
-                signal if self.state.stop_or_force(signal.as_str(), now_ns) => {
-                    self.forced_by = Some(signal);
-                }
-                _ => {}
-            }
+        for received in received {
+            self.on_signal(received);
             self.carry_out()?;
         }
         Ok(())
+    }
+
+    fn on_signal(&mut self, received: Received) {
+        let (signal, now_ns) = (received.signal, monotonic_ns());
+        match self.terminal.wish(received) {
+            Wish::Reload => self.state.reload(None, now_ns),
+            Wish::Stop => {
+                if self.state.stop_or_force(signal.as_str(), now_ns) {
+                    self.forced_by = Some(signal);
+                }
+            }
+            Wish::HangUp => {
+                self.state.stop("its terminal was closed".into(), self.grace, now_ns);
+            }
+            Wish::Step(step) => self.on_step(signal, step),
+            Wish::Reap => drop(reap_orphans()),
+            Wish::Nothing => self.emit(&SupervisorEvent::SignalUnused { signal }),
+            Wish::Ignore => {}
+        }
+    }
+
+    /// More or fewer workers by a signal; one step too far changes nothing.
+    fn on_step(&mut self, signal: Signal, step: i16) {
+        let slots = u16::try_from(self.state.slots.len()).expect("slots are bounded");
+        match slots.checked_add_signed(step) {
+            Some(slots) if super::ensure_count(slots).is_ok() => {
+                // The signal's sender waits for nothing.
+                drop(self.on_request(Request::Scale(slots)));
+            }
+            _ => self.emit(&SupervisorEvent::SignalUnused { signal }),
+        }
     }
 
     fn take_events(&mut self) -> Result<()> {
@@ -193,6 +229,7 @@ impl Driver {
                 // Its end is known by the exits of the workers.
                 Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
                 Action::Kill { worker } => {
+                    self.look_past_primary(worker);
                     if let Some(worker) = self.workers.get(&worker) {
                         // It runs as we do, so this can only fail if it has ended.
                         let _ = worker.kill_group();
@@ -272,6 +309,7 @@ impl Driver {
                 if self.known.insert(address.listener) {
                     self.addresses.push((address.listener, address.to_string()));
                 }
+                self.served.insert(worker.id());
                 self.state.on_listening(worker.id(), name_of(&address), now_ns);
                 if self.state.stage == Stage::Serving {
                     self.emit_addresses();
@@ -290,6 +328,7 @@ impl Driver {
             }
             Event::Exit { worker, ending, counts } => {
                 self.workers.remove(&worker.id());
+                self.served.remove(&worker.id());
                 self.state.on_exit(worker.id(), ending, counts.claimed > 0, now_ns);
             }
             Event::Error { worker: Some(worker), error } => {
@@ -303,6 +342,16 @@ impl Driver {
             Event::Recovered { worker } => self.state.on_recovered(worker.id()),
             _ => {}
         }
+    }
+
+    /// A worker that never came to serve may have opened its address by itself.
+    fn look_past_primary(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id).filter(|_| !self.served.contains(&id)) else {
+            return;
+        };
+        let addresses = || listening::addresses_of(worker.pid()).into_iter();
+        let address = addresses().find(|address| !DEBUGGER_PORTS.contains(&address.port()));
+        self.past_primary = self.past_primary.or_else(|| address.map(|address| (id, address)));
     }
 
     fn emit_addresses(&mut self) {
@@ -331,7 +380,9 @@ impl Driver {
         }
         match self.state.failure() {
             Some(failure) => {
-                Err(failures::of_run(failure, self.start_limit, self.refusal.as_deref()))
+                let past_primary = self.past_primary;
+                let refusal = self.refusal.as_deref();
+                Err(failures::of_run(failure, self.start_limit, refusal, past_primary))
             }
             None => Ok(Finished { counts, forced_by: self.forced_by }),
         }

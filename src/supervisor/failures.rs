@@ -1,12 +1,29 @@
 //! Why a run or a request failed, in words that say what to do.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::state::{Failure, Refusal};
-use crate::{Ending, Error, ErrorKind, Signal};
+use crate::{Ending, Error, ErrorKind, Signal, WorkerId};
 
 /// Why a run could not go on.
-pub(super) fn of_run(failure: &Failure, limit: Duration, refusal: Option<&Error>) -> Error {
+pub(super) fn of_run(
+    failure: &Failure,
+    limit: Duration,
+    refusal: Option<&Error>,
+    past_primary: Option<(WorkerId, SocketAddr)>,
+) -> Error {
+    if let (false, Some((worker, address))) = (is_fatal(failure), past_primary) {
+        return Error::cluster(
+            ErrorKind::StartFailed,
+            format!(
+                "worker {worker} listens on {address} by itself, so no connection comes to it from \
+                 here"
+            ),
+            "leave out exclusive: true, reusePort: true, or whatever else makes it bypass the \
+             primary",
+        );
+    }
     match failure {
         Failure::StartTimeout => Error::cluster(
             ErrorKind::StartTimeout,
@@ -35,6 +52,11 @@ pub(super) fn of_run(failure: &Failure, limit: Duration, refusal: Option<&Error>
             "the exit events say how they ended; the restart policy says which are replaced",
         ),
     }
+}
+
+/// Whether the worker has said itself why it could not start, or there is nothing to explain.
+fn is_fatal(failure: &Failure) -> bool {
+    matches!(failure, Failure::StartFailed { fatal: true, .. } | Failure::NoWorkersLeft)
 }
 
 fn ending_in_words(ending: Ending) -> String {

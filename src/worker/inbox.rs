@@ -13,9 +13,9 @@ use super::accept_queue::HandedOver;
 use super::shared::Shared;
 use crate::error::Result;
 use crate::protocol::handoff::{self, Record};
+use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::limits;
-use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
 /// Descriptors that the program may open between two messages without being counted.
 const MARGIN: usize = 256;

@@ -6,14 +6,14 @@ use std::net::TcpStream;
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::{
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, ErrorKind, Event, Events,
-    Finished, ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress,
-    ListenFuture, ListenOptions, Listener, ListenerId, ListeningAddress, Loads, Message, Messages,
-    Policy, Readiness, Restart, RestartPolicy, Result, Role, SchedulerConfig, SchedulerFactory,
-    Serialization, Signal, Skips, Slot, SlotSnapshot, SlotState, Snapshot, Status, StreamSetting,
-    Supervisor, SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked,
-    Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
-    WorkerState,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
+    EngineKind, Error, ErrorKind, Event, Events, Finished, ForkOptions, Guard, Handle, InspectPort,
+    LatencySummary, Limits, ListenAddress, ListenFuture, ListenOptions, Listener, ListenerId,
+    ListeningAddress, Loads, Message, Messages, Policy, Readiness, Restart, RestartPolicy, Result,
+    Role, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot, SlotSnapshot,
+    SlotState, Snapshot, Status, StreamSetting, Supervisor, SupervisorEvent, SupervisorEvents,
+    SupervisorHandle, SupervisorStage, Tracked, Transport, Worker, WorkerCounts, WorkerHandle,
+    WorkerId, WorkerLoad, WorkerSnapshot, WorkerState,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -30,8 +30,9 @@ macro_rules! hold {
 
 hold!(is_shared_by_threads:
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, Error, ErrorKind, Event,
-    Events, Finished, ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
+    EngineKind, Error, ErrorKind, Event, Events, Finished, ForkOptions, Guard, Handle, InspectPort,
+    LatencySummary, Limits,
     ListenAddress, ListenFuture<Datagrams>, ListenFuture<Listener>, ListenOptions, Listener,
     ListenerId, ListeningAddress, Loads, Message, Messages, Policy, Readiness, Restart,
     RestartPolicy, Result<()>, Role, SchedulerConfig, SchedulerFactory, Serialization, Signal,

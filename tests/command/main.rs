@@ -1,12 +1,15 @@
 //! The command as people run it: each test starts the real program and talks to it.
 
+mod admin;
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;
 mod cross_check;
 mod distribution;
 mod drain;
+mod engines;
 mod examples;
+mod guest;
 mod harness;
 mod hostile;
 mod http;

@@ -7,22 +7,12 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::common::cluster::ENGINE_VARIABLE;
+use crate::common::seccomp::Filter;
 use crate::common::{BINARY, Client, Launch, eventually, get, get_from, has_program, machine};
 
-/// Refuses `io_uring_setup` with EPERM, as container runtimes do, and becomes the command that
-/// follows. The filter: load the call's number; if it is 425, EPERM; otherwise allow.
-const WITHOUT_RINGS: &str = "\
-import ctypes, os, struct, sys
-rules = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)]
-code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *rule) for rule in rules))
-class Program(ctypes.Structure):
-    _fields_ = [('length', ctypes.c_ushort), ('rules', ctypes.c_void_p)]
-program = Program(len(rules), ctypes.addressof(code))
-prctl = ctypes.CDLL(None, use_errno=True).prctl
-assert prctl(38, 1, 0, 0, 0) == 0, ctypes.get_errno()
-assert prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
-os.execv(sys.argv[1], sys.argv[1:])
-";
+/// As container runtimes do.
+const WITHOUT_RINGS: Filter = Filter::Refuse(1);
 
 fn clusterlb(arguments: &[&str]) -> Output {
     let output = Command::new(BINARY).args(arguments).stdin(Stdio::null()).output();
@@ -81,15 +71,11 @@ fn values_that_mean_nothing_are_named_with_what_would() {
     }
 }
 
-fn without_rings(launch: Launch) -> Option<Launch> {
-    has_program("python3").then(|| launch.under(&["python3", "-c", WITHOUT_RINGS]))
-}
-
 #[test]
 fn a_machine_that_refuses_io_uring_is_told_with_the_cause_and_a_remedy() {
     for policy in ["--policy rr", "--policy none", "--policy none --accept uring"] {
-        let launch = Launch::new(&format!("--workers 2 {policy}"));
-        let Some(launch) = without_rings(launch) else { return };
+        let launch = Launch::new(&format!("--workers 2 --engine io_uring {policy}"));
+        let Some(launch) = WITHOUT_RINGS.before(launch) else { return };
         launch.refused().assert_refusal(3, &["io_uring", "seccomp"]);
     }
 }
@@ -120,8 +106,10 @@ fn check_tells_where_io_uring_is_refused() {
         return;
     }
     let check = |arguments: &[&str]| {
-        let mut command = Command::new("python3");
-        command.args(["-c", WITHOUT_RINGS, BINARY, "check"]).args(arguments);
+        let words = WITHOUT_RINGS.command();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args([BINARY, "check"]).args(arguments);
+        command.env(ENGINE_VARIABLE, "io_uring");
         let output = command.output().expect("python3 starts");
         assert_eq!(output.status.code(), Some(3), "{output:?}");
         text(&output.stdout).to_owned()
@@ -136,7 +124,15 @@ fn check_tells_where_io_uring_is_refused() {
 fn help_and_version_go_to_standard_output() {
     let help = clusterlb(&["--help"]);
     assert_eq!((help.status.code(), text(&help.stderr)), (Some(0), ""));
-    for word in ["Examples:", "Exit codes", "--listen", "--policy", "CLUSTERLB_SCHED_POLICY"] {
+    for word in [
+        "Examples:",
+        "Exit codes",
+        "--listen",
+        "--policy",
+        "CLUSTERLB_SCHED_POLICY",
+        "--engine",
+        "CLUSTERLB_ENGINE",
+    ] {
         assert!(text(&help.stdout).contains(word), "no {word:?} in the help");
     }
     assert!(text(&clusterlb(&["-h"]).stdout).len() < help.stdout.len());

@@ -18,6 +18,8 @@ use super::{PATIENCE, eventually, machine};
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
 
 /// Names the run that a process belongs to, in the environment that workers inherit.
+/// Which engine the command has, unless it is told; the whole suite can be run with each.
+pub(crate) const ENGINE_VARIABLE: &str = "CLUSTERLB_ENGINE";
 const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
 /// Switches off what passes over a worker that is merely slow, and gives what has a time limit so
@@ -75,6 +77,12 @@ impl Launch {
     /// One more listener; without any it is a free port on the loopback.
     pub(crate) fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen.push(address.into());
+        self
+    }
+
+    /// One more option, whose value may hold anything.
+    pub(crate) fn option(mut self, name: &str, value: &str) -> Self {
+        self.arguments.extend([name.to_owned(), value.to_owned()]);
         self
     }
 
@@ -136,6 +144,9 @@ impl Launch {
         if self.is_program() {
             command.arg("--").args(&self.workers);
         }
+        if self.needs_ring() {
+            command.env_remove(ENGINE_VARIABLE);
+        }
         let child = command
             .env_remove("CLUSTERLB_SCHED_POLICY")
             .env(RUN_VARIABLE, &run)
@@ -146,6 +157,12 @@ impl Launch {
             .spawn();
         let child = child.unwrap_or_else(|error| panic!("start {:?}: {error}", self.program));
         Cluster::attend(child, format!("{RUN_VARIABLE}={run}"))
+    }
+
+    /// Only io_uring can do it, so it is tested with io_uring whatever the tests are run with.
+    fn needs_ring(&self) -> bool {
+        let ways = ["tokio-uring", "uring", "uring-multishot"];
+        self.arguments.iter().any(|argument| ways.contains(&argument.as_str()))
     }
 
     fn is_program(&self) -> bool {

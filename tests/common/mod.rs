@@ -8,6 +8,7 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod machine;
 mod missing;
+pub(crate) mod seccomp;
 mod wait;
 
 pub(crate) use books::{Ended, Summary};

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clusterlb::EngineKind;
 use clusterlb::internals::data_path::{Command, Report};
 use clusterlb_schedule::SchedulerConfig;
 use clusterlb_schedule::id::{ListenerId, Slot};
@@ -17,7 +18,7 @@ use super::{BACKLOG, Bench, CREDITS, FIRST, FirstOfAll, OPTIONS, scheduling};
 const SECOND: ListenerId = ListenerId(1);
 
 /// Two listeners: the first one is served by all of two workers, the second by the second alone.
-fn unequal(scheduling: SchedulerConfig) -> (Bench, String) {
+fn unequal(engine: EngineKind, scheduling: SchedulerConfig) -> (Bench, String) {
     let open = || {
         let address = "127.0.0.1:0".parse().expect("an address");
         Arc::new(Listener::open(&address, OPTIONS).expect("a free port"))
@@ -27,7 +28,7 @@ fn unequal(scheduling: SchedulerConfig) -> (Bench, String) {
     let added = [(FIRST, first), (SECOND, second)];
     let added = added.map(|(id, listener)| Command::AddListener { id, listener });
     let [address, other] = addresses;
-    let mut bench = Bench::open(scheduling, 0, address, added.into());
+    let mut bench = Bench::open(engine, scheduling, 0, address, added.into());
     bench.attach_to(Slot(0), &[FIRST]);
     bench.attach_to(Slot(1), &[FIRST, SECOND]);
     (bench, other)
@@ -37,9 +38,8 @@ fn connect_to(address: &str, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| TcpStream::connect(address).expect("a backlog")).collect()
 }
 
-#[test]
-fn a_listener_whose_only_worker_takes_nothing_holds_up_no_other() {
-    let (mut bench, other) = unequal(scheduling(|| FirstOfAll));
+fn a_listener_whose_only_worker_takes_nothing_holds_up_no_other(engine: EngineKind) {
+    let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
     // More than the second worker may be given, which claims nothing.
     let stuck = connect_to(&other, 3 * CREDITS);
     bench.expect(&[0, CREDITS]);
@@ -58,9 +58,8 @@ fn a_listener_whose_only_worker_takes_nothing_holds_up_no_other() {
     assert_eq!((totals.accepted, totals.dropped), ((stuck.len() + 10 * CREDITS) as u64, 0));
 }
 
-#[test]
-fn of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take() {
-    let (mut bench, other) = unequal(scheduling(|| FirstOfAll));
+fn of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take(engine: EngineKind) {
+    let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
     let stuck = connect_to(&other, BACKLOG as usize - 1);
     bench.expect(&[0, CREDITS]);
     // What is not accepted stays in the kernel, and is dropped by nobody at the end.
@@ -68,12 +67,11 @@ fn of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take() {
     assert_eq!((totals.accepted, totals.dropped), (CREDITS as u64, 0), "{stuck:?}");
 }
 
-#[test]
-fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted() {
+fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: EngineKind) {
     let limit = Duration::from_millis(50);
     let scheduling =
         SchedulerConfig { unserved_limit_ns: Some(50_000_000), ..scheduling(|| FirstOfAll) };
-    let (mut bench, other) = unequal(scheduling);
+    let (mut bench, other) = unequal(engine, scheduling);
     bench.command(Command::Reap { slot: Slot(1) });
     assert!(matches!(bench.report(), Report::Reaped { .. }));
     bench.inboxes.remove(1);
@@ -95,9 +93,8 @@ fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted() {
     assert_eq!((totals.accepted, totals.dropped), ((lost.len() + served) as u64, 5));
 }
 
-#[test]
-fn what_a_worker_does_to_its_waker_reaches_nobody_else() {
-    let mut bench = Bench::start(scheduling(|| FirstOfAll), 2);
+fn what_a_worker_does_to_its_waker_reaches_nobody_else(engine: EngineKind) {
+    let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
     let mut clients = bench.connect(2 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
     // It blocks now, is full, and is read by the worker itself.
@@ -114,4 +111,11 @@ fn what_a_worker_does_to_its_waker_reaches_nobody_else() {
     bench.claim(0);
     let totals = bench.end();
     assert_eq!((totals.accepted, totals.dropped), (clients.len() as u64, 0));
+}
+
+on_each_engine! {
+    a_listener_whose_only_worker_takes_nothing_holds_up_no_other
+    of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take
+    what_no_living_worker_serves_is_dropped_after_the_limit_and_counted
+    what_a_worker_does_to_its_waker_reaches_nobody_else
 }

@@ -299,7 +299,7 @@ fn workers_end_with_a_primary_that_is_killed_whatever_they_are_doing() {
         let arguments = format!("--workers 2 {preload}");
         let launch = script.launch_with(&node.program, &arguments);
         // Nobody will be there to remove what its workers have loaded.
-        let cluster = launch.variable("TMPDIR", &script.path("")).start();
+        let cluster = launch.variable("RUNTIME_DIRECTORY", &script.path("")).start();
         let address = cluster.address();
         let stopped = cluster.worker_pids()[0];
         let mut kept: Vec<Client> = (0..2).map(|_| Client::to(&address)).collect();

@@ -44,10 +44,15 @@ fn tests_in(cell: &str) -> Vec<(String, String)> {
     tests.map(place).collect()
 }
 
-/// Whether a file has a test of this name: one with the attribute, or one in a list of `trials!`.
+/// Whether a file has a test of this name: one with the attribute, or one in a list of `trials!` or
+/// `on_each_engine!`.
 fn has_test(text: &str, name: &str) -> bool {
-    let Some((before, _)) = text.split_once(&format!("fn {name}()")) else { return false };
+    let Some((before, _)) = text.split_once(&format!("fn {name}(")) else { return false };
     let attribute = before.trim_end().ends_with("#[test]");
+    let mut lists = text.split("on_each_engine! {").skip(1);
+    if lists.any(|list| list.lines().any(|line| line.trim() == name)) {
+        return true;
+    }
     let mut listed = text.split("trials!(").skip(1).filter_map(|rest| rest.split(')').next());
     attribute || listed.any(|names| names.split(',').any(|one| one.trim() == name))
 }

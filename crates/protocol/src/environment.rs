@@ -1,13 +1,14 @@
 //! What the primary passes to a worker at birth: a few variables and open descriptors.
 //!
-//! Owns the names of the variables, for both sides. The command line is the same for both, so
-//! settings need no second way.
+//! Owns the names of the variables, for both sides. The built-in worker has the command line of
+//! its primary besides, so most settings need no second way.
 
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::control::Serialization;
 use crate::error::{Error, Result};
 use crate::id::WorkerId;
+use crate::sys::engine::EngineKind;
 use crate::sys::process;
 use crate::sys::waker::Waker;
 
@@ -23,6 +24,13 @@ pub const WAKER: &str = "CLUSTERLB_BELL_FD";
 pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 /// The CPU that the worker shall run on; absent when it is not pinned.
 pub const CPU: &str = "CLUSTERLB_CPU";
+
+/// Where the built-in worker listens, as a JSON array: names are looked up by its primary.
+pub const LISTEN: &str = "CLUSTERLB_LISTEN";
+/// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
+pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
+/// The engine that the primary has decided on for the whole run: `io_uring` or `epoll`.
+pub const ENGINE: &str = "CLUSTERLB_WORKER_ENGINE";
 
 /// How messages of the program are written down: `json` or `advanced`.
 pub const SERIALIZATION: &str = "CLUSTERLB_SERIALIZATION";
@@ -50,6 +58,10 @@ pub struct Inheritance {
     pub inbox: Option<OwnedFd>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
+    /// Bytes of locked memory that its ring may take, if that is bounded.
+    pub ring_bytes: Option<u64>,
+    /// The engine of the run; io_uring, unless the primary says otherwise.
+    pub engine: EngineKind,
     /// How messages are written down.
     pub serialization: Serialization,
 }
@@ -74,6 +86,11 @@ impl Inheritance {
             waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
+            ring_bytes: number(RING_BYTES)?,
+            engine: std::env::var(ENGINE)
+                .ok()
+                .and_then(|name| EngineKind::from_name(&name))
+                .unwrap_or(EngineKind::IoUring),
             serialization: std::env::var(SERIALIZATION)
                 .ok()
                 .and_then(|name| Serialization::from_name(&name))

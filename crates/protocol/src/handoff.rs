@@ -96,8 +96,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::engine::PAYLOAD_BYTES_MAX;
     use crate::sys::fdpass::DESCRIPTORS_PER_MESSAGE_MAX;
-    use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
     #[test]
     fn a_full_message_fits() {

@@ -2,9 +2,9 @@
 //!
 //! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -14,7 +14,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-use crate::address::ListenAddress;
+use crate::address::{FileAccess, ListenAddress};
 use crate::error::{Error, Result, errno_of};
 use crate::unix_socket::{SocketFile, SocketPlace};
 
@@ -60,8 +60,9 @@ impl Listener {
     pub fn open(address: &ListenAddress, options: OpenOptions) -> Result<Self> {
         let listener = match address {
             ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
-            ListenAddress::Name(host, port) => open_first(&resolve(host, *port)?, options),
-            ListenAddress::Unix(path) => open_unix(address, Some(path), options),
+            // Looking a name up takes as long as it likes, so that is done elsewhere, beforehand.
+            ListenAddress::Name(..) => Err(failure(address, "find")(Errno::EADDRNOTAVAIL)),
+            ListenAddress::Unix(path, access) => open_unix(address, Some((path, access)), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
             ListenAddress::Inherited(number) => adopt(address, *number),
         };
@@ -167,10 +168,25 @@ impl Listener {
     }
 }
 
-/// Whether this kernel has IPv6 at all.
+/// Every address of this machine: IPv6 and IPv4 at once where there is IPv6, as Node does.
 #[must_use]
-pub fn has_ipv6() -> bool {
-    stream(AddressFamily::Inet6).is_ok()
+pub fn unspecified(port: u16) -> SocketAddr {
+    match stream(AddressFamily::Inet6) {
+        Ok(_) => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+        Err(_) => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+    }
+}
+
+/// Whether this machine has an address of its own to listen on: its interface is up, and its
+/// family is not switched off.
+#[must_use]
+pub fn is_own(address: SocketAddr) -> bool {
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let mut any_port = address;
+    any_port.set_port(0);
+    let bound = stream(family)
+        .and_then(|socket| bind(socket.as_raw_fd(), &SockaddrStorage::from(any_port)));
+    !matches!(bound, Err(Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT | Errno::ENODEV))
 }
 
 impl AsFd for Listener {
@@ -179,40 +195,9 @@ impl AsFd for Listener {
     }
 }
 
-/// The addresses of a host, in the order in which they are to be tried. Waits for name servers.
-///
-/// # Errors
-/// [`Error::Usage`]: there is no such name, or nobody knows.
-pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
-    let found: Vec<SocketAddr> =
-        (host, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
-    if found.is_empty() {
-        return Err(Error::usage(
-            format!("--listen {host}:{port}: the host name cannot be resolved"),
-            "use an address, or add the name to /etc/hosts",
-        ));
-    }
-    Ok(found)
-}
-
 fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Error {
     let address = address.to_string();
     move |source| Error::Listen { address: address.clone(), step: step.to_owned(), source }
-}
-
-/// Opens the first of these addresses that can be had.
-///
-/// # Errors
-/// None can; [`Error::Listen`] says why, for the last one.
-pub fn open_first(addresses: &[SocketAddr], options: OpenOptions) -> Result<Listener> {
-    let mut last = Err(Error::system("listen at no address", Errno::EADDRNOTAVAIL));
-    for tcp in addresses {
-        last = open_tcp(&ListenAddress::Tcp(*tcp), *tcp, options);
-        if last.is_ok() {
-            break;
-        }
-    }
-    last
 }
 
 fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> Result<Listener> {
@@ -267,24 +252,32 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
 
 fn open_unix(
     address: &ListenAddress,
-    path: Option<&Path>,
+    wanted: Option<(&PathBuf, &FileAccess)>,
     options: OpenOptions,
 ) -> Result<Listener> {
     let bind_failed = failure(address, "bind");
     let socket = stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
-    let file = match (address, path) {
+    let file = match (address, wanted) {
         (ListenAddress::Abstract(name), _) => {
             let name = UnixAddr::new_abstract(name.as_bytes()).map_err(&bind_failed)?;
             bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
             None
         }
-        (_, path) => {
-            let path = path.unwrap_or_else(|| Path::new(""));
+        (_, Some((path, access))) => {
             let place = SocketPlace::open(path).map_err(&bind_failed)?;
             place.remove_stale().map_err(&bind_failed)?;
-            // Nobody can connect before it listens, so nobody gets in with other permissions.
-            Some(place.bind(&socket, options.mode).map_err(bind_failed)?)
+            // No client can connect before it listens, so none gets in with other permissions.
+            let mode = access.mode.or(options.mode);
+            let file = place.bind(&socket, mode).map_err(bind_failed)?;
+            let number = |text: &Option<String>| {
+                let number = text.as_ref().map(|text| text.parse::<u32>()).transpose();
+                number.map_err(|_| failure(address, "find the owner of")(Errno::ENOENT))
+            };
+            let (user, group) = (number(&access.user)?, number(&access.group)?);
+            file.give_to(user, group).map_err(failure(address, "change the owner of"))?;
+            Some(file)
         }
+        (_, None) => None,
     };
     listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
     finish(address, socket, file)
@@ -352,6 +345,8 @@ fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
 mod tests {
     use std::fs;
     use std::time::Duration;
+
+    use crate::address::FileAccess;
 
     use super::*;
 
@@ -460,7 +455,7 @@ mod tests {
         fs::create_dir_all(&folder).expect("a folder");
         let path = folder.join("socket");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket file"));
-        let address = ListenAddress::Unix(path.clone());
+        let address = ListenAddress::Unix(path.clone(), FileAccess::default());
         let listener = Listener::open(&address, OPTIONS).expect("the stale file is replaced");
         assert!(Listener::open(&address, OPTIONS).is_err());
         drop(listener);

@@ -56,8 +56,8 @@ pub fn kind_of(descriptor: &OwnedFd) -> Kind {
     }
 }
 
-/// Whether a descriptor is a stream socket that does not listen. It is made non-blocking: whoever
-/// had it may have changed that.
+/// Whether a descriptor is a stream socket that does not listen. It is made non-blocking: the
+/// process that had it may have changed that.
 #[must_use]
 pub fn is_connection(descriptor: &OwnedFd) -> bool {
     let is_stream = matches!(kind_of(descriptor), Kind::Tcp | Kind::Unix);

@@ -4,20 +4,25 @@
 //! the kernel's version: distributions carry features back, and sandboxes take them away.
 
 mod behaviour;
+mod calls;
+mod facility;
 mod feature;
 
 use std::fs;
 
 use crate::error::{Error, errno_of};
+use crate::ring::without_hurry;
 use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
+pub use calls::{MissingCall, missing_calls};
+pub use facility::{Facility, counts_locked_memory, may_pin};
 pub use feature::{Feature, FeatureLevel};
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingSupport {
-    /// Why no ring could be had at all.
+    /// Why no ring could be had at all, or none that completes anything.
     pub refusal: Option<Errno>,
     /// The features that work.
     pub features: Vec<Feature>,
@@ -51,6 +56,12 @@ pub fn probe() -> RingSupport {
     let Ok(mut ring) = ring_with(&support.features) else {
         return support;
     };
+    // Some filters allow the making of a ring and refuse its use.
+    if let Err(error) = behaviour::complete_nothing(&mut ring) {
+        support.refusal = Some(errno_of(&error));
+        support.features.clear();
+        return support;
+    }
     support.missing_operations = missing_operations(&ring);
     let behaves = [
         (Feature::Operations, support.missing_operations.is_empty()),
@@ -119,7 +130,9 @@ pub fn ring_refusal(
         ),
         (Errno::ENOMEM, _) => (
             "too little memory for a ring",
-            "raise the cgroup's memory limit; before Linux 5.12 also `ulimit -l`",
+            "raise `ulimit -l` (LimitMEMLOCK=), which rings are charged to on some kernels (before \
+             Linux 5.12, and again on recent ones), or the cgroup's memory limit; or go without \
+             io_uring: CLUSTERLB_ENGINE=epoll",
         ),
         (Errno::EMFILE | Errno::ENFILE, _) => {
             ("no file descriptor is left for a ring", "raise `ulimit -n` or fs.file-max")
@@ -151,6 +164,16 @@ impl RingSupport {
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         self.features.contains(&feature)
+    }
+
+    /// The names of the features that are needed and do not work.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let needed = |feature: &Feature| {
+            feature.needed_for().is_some_and(|level| level <= FeatureLevel::NEEDED)
+        };
+        let missing = Feature::ALL.into_iter().filter(|feature| !self.has(*feature));
+        missing.filter(needed).map(Feature::name).collect()
     }
 
     /// The highest level of which nothing is missing.
@@ -186,7 +209,13 @@ fn setup_features() -> Vec<Feature> {
     working.map(|trial| trial[0]).collect()
 }
 
+/// A small ring. Where rings count as locked memory, those of the trials before do so for a moment
+/// longer.
 fn ring_with(features: &[Feature]) -> std::io::Result<IoUring> {
+    without_hurry(|| ring_at_once(features))
+}
+
+fn ring_at_once(features: &[Feature]) -> std::io::Result<IoUring> {
     let mut builder = IoUring::builder();
     for feature in features {
         match feature {

@@ -17,7 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, lstat, umask};
-use nix::unistd::{UnlinkatFlags, fchdir, geteuid, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, geteuid, unlinkat};
 
 use crate::error::errno_of;
 
@@ -164,6 +164,19 @@ impl SocketPlace {
 }
 
 impl SocketFile {
+    /// Gives the file to another user or group, without following a link that has taken its name.
+    ///
+    /// # Errors
+    /// EPERM without the right to do so.
+    pub(crate) fn give_to(&self, user: Option<u32>, group: Option<u32>) -> Result<(), Errno> {
+        if user.is_none() && group.is_none() {
+            return Ok(());
+        }
+        let (user, group) = (user.map(Uid::from_raw), group.map(Gid::from_raw));
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        fchownat(&self.place.folder, &*self.place.name, user, group, flags)
+    }
+
     /// Whether its path leads to it, by way of whatever folder that names now.
     pub(crate) fn is_reachable(&self) -> bool {
         lstat(&self.place.path).is_ok_and(|found| identity_of(&found) == self.identity)

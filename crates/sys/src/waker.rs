@@ -55,6 +55,12 @@ impl Waker {
     }
 }
 
+impl From<Waker> for OwnedFd {
+    fn from(waker: Waker) -> Self {
+        waker.descriptor.into()
+    }
+}
+
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()

@@ -6,7 +6,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use clusterlb_sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -15,8 +14,8 @@ use super::surroundings::Surroundings;
 use clusterlb::AcceptMechanism;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::{Error, Result};
+use clusterlb_sys::engine::{Engine, Key, Outcome};
 use clusterlb_sys::listener::Listener;
-use clusterlb_sys::ring::{Key, Outcome, Ring};
 
 /// How long a listener is left alone after accepting failed for want of descriptors or memory,
 /// unless a connection ends before.
@@ -25,16 +24,16 @@ const STARVED_NS: u64 = 50_000_000;
 const DRAIN_MAX: usize = 65_536;
 /// Connections taken from the backlog when the worker leaves; others are left to their fate.
 const LAST_ACCEPTS_MAX: usize = 65_536;
-/// The epoll token of the ring; listeners have their positions.
-const RING_TOKEN: u64 = u64::MAX;
+/// The epoll token of the engine; listeners have their positions.
+const ENGINE_TOKEN: u64 = u64::MAX;
 
 /// All listeners of this worker.
 #[derive(Debug)]
 pub(super) struct AcceptSources {
     mechanism: AcceptMechanism,
     epoll: Option<Epoll>,
-    /// Tells the epoll set that the ring has something; held only to stay open.
-    _notifier: Option<Waker>,
+    /// Tells the epoll set that the engine has something; held only to stay open.
+    _notifier: Option<OwnedFd>,
     sources: Vec<Source>,
     starved_until_ns: Option<u64>,
     /// What waits is still taken, then the listeners are closed.
@@ -58,7 +57,7 @@ enum State {
 
 impl AcceptSources {
     /// Prepares accepting by `mechanism`.
-    pub(super) fn new(mechanism: AcceptMechanism, ring: &Ring) -> Result<Self> {
+    pub(super) fn new(mechanism: AcceptMechanism, engine: &Engine) -> Result<Self> {
         let mut sources = Self::none(mechanism);
         if matches!(
             mechanism,
@@ -66,10 +65,10 @@ impl AcceptSources {
         ) {
             let failed = |errno| Error::system("create an epoll set", errno);
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-            let notifier = ring.notifier()?;
+            let notifier = engine.notifier()?;
             // Edge-triggered, so that nobody has to read it.
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-            epoll.add(&notifier, EpollEvent::new(flags, RING_TOKEN)).map_err(failed)?;
+            epoll.add(&notifier, EpollEvent::new(flags, ENGINE_TOKEN)).map_err(failed)?;
             sources.epoll = Some(epoll);
             sources._notifier = Some(notifier);
         }
@@ -118,18 +117,23 @@ impl AcceptSources {
                     source.state = State::Off;
                 }
             }
-            (None, AcceptMechanism::Uring) => around.ring.accept_one(key(place), listener.as_fd()),
-            (None, _) => around.ring.accept_many(key(place), listener.as_fd()),
+            // Validation has seen to it that there is a ring.
+            (None, AcceptMechanism::Uring) => {
+                if let Some(ring) = around.engine.ring() {
+                    ring.accept_one(key(place), listener.as_fd());
+                }
+            }
+            (None, _) => around.engine.accept_many(key(place), listener.as_fd()),
         }
     }
 
-    /// Whether waiting is done here, by epoll, instead of in the ring.
+    /// Whether waiting is done here, at an epoll set of its own, instead of in the engine.
     pub(super) fn wait_by_epoll(&self) -> bool {
         self.epoll.is_some()
     }
 
-    /// Waits until the ring or a listener has something, then accepts from each listener that has:
-    /// one connection, as libuv does since 1.45, or as many as there are.
+    /// Waits until the engine or a listener has something, then accepts from each listener that
+    /// has: one connection, as libuv does since 1.45, or as many as there are.
     pub(super) fn wait(
         &mut self,
         around: &mut Surroundings,
@@ -151,7 +155,7 @@ impl AcceptSources {
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(Error::system("wait for connections (epoll)", errno)),
         };
-        for event in ready[..count].iter().filter(|event| event.data() != RING_TOKEN) {
+        for event in ready[..count].iter().filter(|event| event.data() != ENGINE_TOKEN) {
             let place = usize::try_from(event.data()).expect("positions are small");
             self.take_ready(around, connections, place);
         }
@@ -178,7 +182,7 @@ impl AcceptSources {
         }
     }
 
-    /// The ring has accepted a connection, or accepting has ended.
+    /// The engine has accepted a connection, or accepting has ended.
     pub(super) fn accepted(
         &mut self,
         around: &mut Surroundings,
@@ -259,12 +263,12 @@ impl AcceptSources {
         self.stopping = true;
         self.starved_until_ns = None;
         for place in 0..self.sources.len() {
-            let by_ring = self.epoll.is_none();
+            let by_engine = self.epoll.is_none();
             let source = &mut self.sources[place];
             match source.state {
-                State::Accepting if by_ring => {
+                State::Accepting if by_engine => {
                     source.state = State::Stopping;
-                    around.ring.cancel_accept(key(place));
+                    around.engine.cancel_accept(key(place));
                 }
                 State::Stopping => {}
                 _ => self.finish(around, connections, place),

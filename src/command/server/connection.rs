@@ -6,12 +6,12 @@ use nix::sys::socket::{Shutdown, shutdown};
 use slab::Slab;
 
 use crate::command::server::handler::{Next, Session, Waiting};
+use clusterlb_sys::engine::Key;
 use clusterlb_sys::peer;
-use clusterlb_sys::ring::Key;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The ring has it once it was told to close it behind the last answer.
+    /// The engine has it once it was told to close it behind the last answer.
     pub(super) socket: Option<OwnedFd>,
     pub(super) generation: u32,
     pub(super) session: Session,

@@ -1,6 +1,6 @@
 //! The connections of a worker: each a socket, a protocol session and what is under way for it.
 //!
-//! Owns the state machine between the ring and the session. A connection's place is given to
+//! Owns the state machine between the engine and the session. A connection's place is given to
 //! another one only after the last completion that names it. Bounded by the descriptors of the
 //! process; what a connection may hold, and all of them, is bounded in `memory`.
 
@@ -16,7 +16,7 @@ use super::memory;
 use super::surroundings::Surroundings;
 use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
 use clusterlb::protocol::scoreboard::Statistic;
-use clusterlb_sys::ring::{CHUNK_BYTES, Chunk, Key, Outcome};
+use clusterlb_sys::engine::{CHUNK_BYTES, Chunk, Key, Outcome};
 
 /// Buffers kept for the next answer, and the largest that is worth keeping.
 const SPARE_BUFFERS_MAX: usize = 256;
@@ -67,7 +67,7 @@ impl Connections {
         let key = Key { index, generation: self.generation };
         // One receive first: most short connections bring their request with them and end with
         // the answer, and an armed multishot receive would have to be cancelled then.
-        around.ring.receive_once(key, socket.as_fd());
+        around.engine.receive_once(key, socket.as_fd());
         self.table.insert(Connection {
             socket: Some(socket),
             generation: self.generation,
@@ -112,7 +112,7 @@ impl Connections {
     ) {
         let Some(connection) = current(&mut self.table, key) else {
             if let Ok(Some(chunk)) = outcome {
-                around.ring.recycle(chunk);
+                around.engine.recycle(chunk);
             }
             return;
         };
@@ -142,12 +142,12 @@ impl Connections {
 
     fn take_chunk(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
         let connection = &mut self.table[key.index as usize];
-        let length = around.ring.bytes(&chunk).len();
+        let length = around.engine.bytes(&chunk).len();
         connection.fills |= length == usize::from(CHUNK_BYTES);
         match connection.stage {
-            Stage::Closing => around.ring.recycle(chunk),
+            Stage::Closing => around.engine.recycle(chunk),
             Stage::Lingering => {
-                around.ring.recycle(chunk);
+                around.engine.recycle(chunk);
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
                 connection.lingered = connection.lingered.saturating_add(length);
                 if connection.lingered > LINGER_BYTES_MAX {
@@ -156,14 +156,14 @@ impl Connections {
                 }
             }
             Stage::Open if connection.sending || !connection.input.is_empty() => {
-                memory::keep(&mut connection.input, around.ring.bytes(&chunk));
-                around.ring.recycle(chunk);
+                memory::keep(&mut connection.input, around.engine.bytes(&chunk));
+                around.engine.recycle(chunk);
                 if connection.sending {
                     // It sends faster than it takes. What has come with this is kept, and nothing
                     // more is received until its answers have gone.
                     if connection.receive == Receive::Many {
                         connection.receive = Receive::Stopping;
-                        around.ring.cancel_receive(key);
+                        around.engine.cancel_receive(key);
                     }
                 } else {
                     self.step_from_input(around, key);
@@ -173,10 +173,10 @@ impl Connections {
                 let consumed = self.step(around, key, Source::Chunk(&chunk));
                 let connection = &mut self.table[key.index as usize];
                 if consumed < length {
-                    let rest = &around.ring.bytes(&chunk)[consumed..];
+                    let rest = &around.engine.bytes(&chunk)[consumed..];
                     memory::keep(&mut connection.input, rest);
                 }
-                around.ring.recycle(chunk);
+                around.engine.recycle(chunk);
             }
         }
         self.advance(around, key);
@@ -213,7 +213,7 @@ impl Connections {
             output_max,
         };
         let input = match source {
-            Source::Chunk(chunk) => around.ring.bytes(chunk),
+            Source::Chunk(chunk) => around.engine.bytes(chunk),
             Source::Kept(bytes) => bytes,
         };
         let progress = connection.session.on_bytes(input, &mut connection.output, &context);
@@ -325,10 +325,10 @@ impl Connections {
         if last && connection.stage == Stage::Open && connection.sent == 0 {
             connection.stage = Stage::Closing;
             if let Some(socket) = connection.socket.take() {
-                around.ring.send_last(key, socket, output);
+                around.engine.send_last(key, socket, output);
             }
         } else if let Some(socket) = &connection.socket {
-            around.ring.send(key, socket.as_fd(), output, connection.sent);
+            around.engine.send(key, socket.as_fd(), output, connection.sent);
         }
     }
 
@@ -361,10 +361,10 @@ impl Connections {
         let sends_much = waiting == Waiting::Stream || connection.fills && waiting != Waiting::Body;
         if !connection.input.is_empty() || sends_much {
             connection.receive = Receive::Once;
-            around.ring.receive_once(key, socket.as_fd());
+            around.engine.receive_once(key, socket.as_fd());
         } else {
             connection.receive = Receive::Many;
-            around.ring.receive_many(key, socket.as_fd());
+            around.engine.receive_many(key, socket.as_fd());
         }
     }
 
@@ -461,7 +461,7 @@ impl Connections {
                 connection.shut_down(Shutdown::Both);
             }
         } else if connection.socket.is_none() && connection.sending {
-            around.ring.cancel_send(key);
+            around.engine.cancel_send(key);
         }
         self.free_when_quiet(around, key);
     }
@@ -474,7 +474,7 @@ impl Connections {
         let connection = self.table.remove(key.index as usize);
         self.held_bytes -= connection.held_bytes;
         if let Some(socket) = connection.socket {
-            around.ring.close(socket);
+            around.engine.close(socket);
         }
         // Not before the kernel has the last answer: whoever is killed in between has lost it.
         around.page.add_finished(1);

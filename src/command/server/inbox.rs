@@ -15,9 +15,9 @@ use clusterlb::protocol::control::LatencySummary;
 use clusterlb::protocol::handoff;
 use clusterlb::protocol::latency::HandoffLatency;
 use clusterlb::protocol::scoreboard::Statistic;
+use clusterlb_sys::engine::{Key, Outcome, SealedMessage};
 use clusterlb_sys::fdpass::DESCRIPTORS_PER_MESSAGE_MAX;
 use clusterlb_sys::limits;
-use clusterlb_sys::ring::{Key, Outcome, SealedMessage};
 
 /// Messages that the kernel may receive ahead of us.
 const MESSAGES_AHEAD_MAX: usize = 32;
@@ -68,7 +68,7 @@ impl Inbox {
             connections_max,
             looked_ns: 0,
             paused: false,
-            payload: Vec::with_capacity(clusterlb_sys::ring::PAYLOAD_BYTES_MAX),
+            payload: Vec::with_capacity(clusterlb_sys::engine::PAYLOAD_BYTES_MAX),
             descriptors: Vec::with_capacity(DESCRIPTORS_PER_MESSAGE_MAX),
             latency: HandoffLatency::new(),
         })
@@ -107,7 +107,7 @@ impl Inbox {
         sealed: SealedMessage,
     ) {
         self.payload.clear();
-        let opened = around.ring.open_message(sealed, &mut self.payload, &mut self.descriptors);
+        let opened = around.engine.open_message(sealed, &mut self.payload, &mut self.descriptors);
         let arrived = self.descriptors.len();
         let mut promised = arrived;
         if let Some(records) = handoff::records(&self.payload) {
@@ -151,11 +151,11 @@ impl Inbox {
         let ahead_max = if turn_ns > SLOW_TURN_NS { 1 } else { MESSAGES_AHEAD_MAX };
         let messages = (free / DESCRIPTORS_PER_MESSAGE_MAX).min(ahead_max);
         let messages = u16::try_from(messages).expect("bounded by MESSAGES_AHEAD_MAX");
-        around.ring.offer_messages(messages);
-        let possible = around.ring.messages_offered() > 0;
+        around.engine.offer_messages(messages);
+        let possible = around.engine.messages_offered() > 0;
         if !self.armed && possible {
             self.armed = true;
-            around.ring.receive_messages(KEY, self.socket.as_fd());
+            around.engine.receive_messages(KEY, self.socket.as_fd());
         }
         if !possible && !self.paused {
             around.page.add(Statistic::DescriptorPauses, 1);

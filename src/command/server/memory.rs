@@ -4,7 +4,7 @@
 //! grow in steps, since doubling them would make a bound mean twice as much.
 
 use clusterlb::protocol::scoreboard::Statistic;
-use clusterlb_sys::ring::Key;
+use clusterlb_sys::engine::Key;
 
 use super::connection::current;
 use super::connections::Connections;

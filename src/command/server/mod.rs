@@ -1,5 +1,5 @@
 //! A worker process: takes connections from its primary or accepts them itself, and serves them
-//! on one io_uring.
+//! on one engine.
 //!
 //! Owns the loop. It does not know the policy's reasons; it tells the primary numbers, through
 //! the load board, and leaves when told to, when asked by SIGTERM, or when the primary is gone.
@@ -31,8 +31,8 @@ use clusterlb::protocol::environment::Inheritance;
 
 use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb_sys::clock::monotonic_ns;
+use clusterlb_sys::engine::{Engine, Event, Key, RingShape};
 use clusterlb_sys::listener::Listener;
-use clusterlb_sys::ring::{Event, Key, Ring, RingShape};
 use clusterlb_sys::signal::Signals;
 use connections::Connections;
 pub(crate) use control_client::{ControlClient, PrimaryRequest};
@@ -41,6 +41,17 @@ use deadlines::Durations;
 use inbox::Inbox;
 use surroundings::Surroundings;
 pub(crate) use synthetic_work::SyntheticWork;
+
+/// Signals that mean something to the primary, and nothing to a worker that gets them with it.
+const FOR_THE_PRIMARY: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
 /// How long a client may send nothing in the middle of a body, or take nothing of an answer.
@@ -54,10 +65,15 @@ const LEAVE: Duration = Duration::from_secs(1);
 const CONTROL: Key = Key { index: 0, generation: 0 };
 const SIGNALS: Key = Key { index: 1, generation: 0 };
 
+/// What the ring of a worker counts as locked memory.
+pub(super) fn ring_bytes() -> u64 {
+    clusterlb_sys::ring::Ring::locked_bytes(SHAPE)
+}
+
 /// Runs as a worker until the primary or a signal says otherwise.
 ///
 /// # Errors
-/// The inheritance is incomplete, the machine refuses a ring, or an address cannot be served.
+/// The inheritance is incomplete, the machine refuses the engine, or an address cannot be served.
 pub(super) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
     let mut worker = Worker::start(settings, inheritance)?;
     worker.serve()?;
@@ -80,23 +96,22 @@ struct Worker {
 
 impl Worker {
     fn start(settings: &Settings, inheritance: Inheritance) -> Result<Self> {
-        // The primary decides what Ctrl-C and a closed terminal mean; both reach the whole group.
-        clusterlb_sys::signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+        clusterlb_sys::signal::block(&FOR_THE_PRIMARY)?;
         let signals = Signals::receive(&[Signal::SIGTERM])?;
         if let Some(cpu) = inheritance.cpu {
             clusterlb_sys::cpu::pin_to(cpu)?;
         }
-        let ring = Ring::new(SHAPE)?.with_data_buffers()?;
-        let (ring, sources) = match &inheritance.inbox {
-            Some(_) => (ring.with_message_buffers()?, AcceptSources::none(settings.accept)),
+        let engine = Engine::new(inheritance.engine, SHAPE)?.with_data_buffers()?;
+        let (engine, sources) = match &inheritance.inbox {
+            Some(_) => (engine.with_message_buffers()?, AcceptSources::none(settings.accept)),
             None => {
-                let sources = AcceptSources::new(settings.accept, &ring)?;
-                (ring, sources)
+                let sources = AcceptSources::new(settings.accept, &engine)?;
+                (engine, sources)
             }
         };
         let mut worker = Self {
             around: Surroundings {
-                ring,
+                engine,
                 page: WorkerPage::open(inheritance.page)?,
                 now_ns: monotonic_ns(),
                 date: String::new(),
@@ -114,8 +129,8 @@ impl Worker {
             grace: settings.grace,
             cut_ns: None,
         };
-        worker.around.ring.poll_readable(CONTROL, worker.control_client.as_fd());
-        worker.around.ring.poll_readable(SIGNALS, worker.signals.as_fd());
+        worker.around.engine.poll_readable(CONTROL, worker.control_client.as_fd());
+        worker.around.engine.poll_readable(SIGNALS, worker.signals.as_fd());
         Ok(worker)
     }
 
@@ -157,7 +172,7 @@ impl Worker {
         }
         while self.around.worked || !left.is_empty() {
             if std::mem::take(&mut self.around.worked) {
-                self.around.ring.turn(events)?;
+                self.around.engine.turn(events)?;
                 for event in events.drain(..) {
                     match event {
                         Event::Sent { .. } => self.handle(event)?,
@@ -174,18 +189,18 @@ impl Worker {
     }
 
     fn wait(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let overflows = self.around.ring.overflows();
+        let overflows = self.around.engine.overflows();
         if self.sources.wait_by_epoll() {
-            self.around.ring.turn(events)?;
+            self.around.engine.turn(events)?;
             if events.is_empty() {
                 let timeout = self.until_next_deadline();
                 self.sources.wait(&mut self.around, &mut self.connections, timeout)?;
-                self.around.ring.turn(events)?;
+                self.around.engine.turn(events)?;
             }
         } else {
-            self.around.ring.wait(events, self.next_deadline_ns())?;
+            self.around.engine.wait(events, self.next_deadline_ns())?;
         }
-        if self.around.ring.overflows() > overflows {
+        if self.around.engine.overflows() > overflows {
             self.around.page.add(Statistic::Overflows, 1);
         }
         Ok(())
@@ -232,7 +247,7 @@ impl Worker {
             self.control_client.announce_leaving()?;
             self.leave(self.grace);
         }
-        self.around.ring.poll_readable(SIGNALS, self.signals.as_fd());
+        self.around.engine.poll_readable(SIGNALS, self.signals.as_fd());
         Ok(())
     }
 
@@ -246,14 +261,14 @@ impl Worker {
                     self.sources.start(&mut self.around);
                     // Accepting must have begun before anybody is told so: whoever arms late
                     // takes what is waiting at that moment, whatever the mechanism.
-                    self.around.ring.submit();
+                    self.around.engine.submit();
                     self.control_client.announce_ready()?;
                 }
                 PrimaryRequest::Leave { grace } => self.leave(grace.unwrap_or(self.grace)),
             }
         }
         if !self.control_client.is_closed() {
-            self.around.ring.poll_readable(CONTROL, self.control_client.as_fd());
+            self.around.engine.poll_readable(CONTROL, self.control_client.as_fd());
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use clusterlb::protocol::scoreboard::WorkerPage;
 use clusterlb_sys::clock::monotonic_ns;
-use clusterlb_sys::ring::Ring;
+use clusterlb_sys::engine::Engine;
 use clusterlb_sys::waker::Waker;
 
 use super::SyntheticWork;
@@ -10,7 +10,7 @@ use super::SyntheticWork;
 /// What every connection is served with.
 #[derive(Debug)]
 pub(super) struct Surroundings {
-    pub(super) ring: Ring,
+    pub(super) engine: Engine,
     pub(super) page: WorkerPage,
     pub(super) now_ns: u64,
     pub(super) date: String,

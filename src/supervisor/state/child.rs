@@ -66,9 +66,14 @@ impl Child {
         }
     }
 
-    /// It is neither dying nor on its way out.
+    /// It has its slot, and is neither dying nor on its way out.
     pub(super) fn stays(&self) -> bool {
-        self.role == Role::Current && !self.killed && self.cut_ns.is_none()
+        self.role == Role::Current && !self.goes()
+    }
+
+    /// It is dying, or on its way out.
+    pub(super) fn goes(&self) -> bool {
+        self.killed || self.cut_ns.is_some()
     }
 
     /// What a successor has to serve: what this one does now, by name. Ports that the kernel chose

@@ -347,7 +347,23 @@ impl State {
         if self.stage != Stage::Serving || child.role == Role::Leaving {
             return;
         }
-        self.give_slot_up(worker, true, was_used, now_ns);
+        self.give_up_worker(worker, true, was_used, now_ns);
+    }
+
+    /// A worker gets nothing more: it has no slot from now on, and is no successor.
+    pub(super) fn give_up_worker(
+        &mut self,
+        worker: WorkerId,
+        in_order: bool,
+        was_used: bool,
+        now_ns: u64,
+    ) {
+        if let Some(child) = self.children.get_mut(&worker)
+            && child.role == Role::Successor
+        {
+            child.role = Role::Leaving;
+        }
+        self.give_slot_up(worker, in_order, was_used, now_ns);
         self.successor_ended(worker, now_ns);
     }
 

@@ -223,7 +223,7 @@ impl State {
             None => (wanted, 0),
         };
         let further = child.serving.difference(&named).count();
-        child.online && named.is_subset(&child.serving) && further >= own
+        !child.goes() && child.online && named.is_subset(&child.serving) && further >= own
     }
 
     /// Where each worker has addresses of its own, such as a port derived from its number, the
@@ -254,7 +254,9 @@ impl State {
                 self.set_step(Step::Settling { slot, old, successor, until_ns });
                 self.settle(now_ns);
             }
-            Step::Settling { slot, old, successor, .. } if !self.is_ready(successor) => {
+            Step::Settling { slot, old, successor, .. }
+                if !self.is_ready(successor) && !self.goes(successor) =>
+            {
                 let until_ns = now_ns.saturating_add(self.rules.start_limit_ns);
                 let successor = Some(successor);
                 self.set_step(Step::Starting { slot, old, successor, until_ns });
@@ -263,10 +265,16 @@ impl State {
         }
     }
 
+    /// Whether a worker is dying or on its way out.
+    fn goes(&self, worker: WorkerId) -> bool {
+        self.children.get(&worker).is_some_and(Child::goes)
+    }
+
     /// A successor that has settled takes the slot, and its predecessor leaves.
     fn settle(&mut self, now_ns: u64) {
         let Step::Settling { slot, old, successor, until_ns } = self.step() else { return };
-        if until_ns > now_ns {
+        // The end of one that goes is what stops the replacing.
+        if until_ns > now_ns || self.goes(successor) {
             return;
         }
         self.hand_slot_to(slot, successor);
@@ -350,6 +358,7 @@ impl State {
     /// The next moment at which the replacing goes on.
     pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
         match self.step() {
+            Step::Settling { successor, .. } if self.goes(successor) => None,
             Step::Starting { successor: Some(_), until_ns, .. }
             | Step::Settling { until_ns, .. } => Some(until_ns),
             _ => None,
@@ -366,7 +375,10 @@ impl State {
                 self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
                 self.kill(successor, "it did not serve in time".into());
             }
-            Step::Settling { .. } => self.settle(now_ns),
+            Step::Settling { .. } => {
+                self.look_at_rolling(now_ns);
+                self.settle(now_ns);
+            }
             _ => {}
         }
     }

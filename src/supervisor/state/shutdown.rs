@@ -151,7 +151,7 @@ impl State {
         cut.into_iter().for_each(|one| self.kill(one, "the grace period is over".into()));
         if self.stage == Stage::Serving {
             // Whether they were used is not known, and does not matter for one that is lost.
-            lost.into_iter().for_each(|one| self.give_slot_up(one, false, true, now_ns));
+            lost.into_iter().for_each(|one| self.give_up_worker(one, false, true, now_ns));
         }
         self.on_rolling_time(now_ns);
         self.on_start_time(now_ns);

@@ -23,12 +23,25 @@ const GROUP: u16 = 1;
 /// What tells the trials' completions apart.
 const ACCEPT: u64 = 1;
 const RECEIVE: u64 = 2;
+const NOTHING: u64 = 3;
 
 /// Room for one message: the kernel's header, a descriptor, a payload.
 const BUFFER_BYTES: u16 = 256;
 
 /// Room for the descriptor of one message.
 const CONTROL_BYTES: usize = 64;
+
+/// Has the kernel complete a request for nothing.
+///
+/// # Errors
+/// It refuses to be entered, or completes nothing.
+pub(super) fn complete_nothing(ring: &mut IoUring) -> io::Result<()> {
+    push(ring, &opcode::Nop::new().build().user_data(NOTHING))?;
+    ring.submit_and_wait(1)?;
+    let completion = ring.completion().next();
+    let is_done = completion.is_some_and(|entry| entry.user_data() == NOTHING);
+    is_done.then_some(()).ok_or_else(|| Errno::ENOSYS.into())
+}
 
 /// Tries each feature; one that fails in any way counts as missing.
 pub(super) fn try_all(ring: &mut IoUring) -> Vec<Feature> {
@@ -181,8 +194,10 @@ impl Buffers {
     fn register(&mut self, ring: &IoUring) -> io::Result<()> {
         let address = self.ring.0.as_mut_ptr().expose_provenance() as u64;
         let submitter = ring.submitter();
-        // SAFETY: the page holds more than two entries, and stays until the group is
-        // unregistered or, where that fails, for ever; nobody touches it meanwhile.
-        unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }
+        crate::ring::without_hurry(|| {
+            // SAFETY: the page holds more than two entries, and stays until the group is
+            // unregistered or, where that fails, for ever; nobody touches it meanwhile.
+            unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! A group of receive buffers that the kernel picks from (a provided buffer ring, 5.19+).
 //!
 //! Owns the memory. A buffer is either offered (the kernel may write into it) or held (we may
-//! read it); the type [`BufferId`] exists only while it is held.
+//! read it); a [`BufferId`] exists only while it is held.
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -9,16 +9,14 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use super::shape::without_hurry;
 use io_uring::types::BufRingEntry;
 use io_uring::{IoUring, Submitter};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use crate::engine::event::BufferId;
 use crate::error::{Error, Result, errno_of};
-
-/// A buffer that the kernel has filled and that has not been given back.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct BufferId(u16);
 
 /// How many buffers of which size, under which number.
 #[derive(Clone, Copy, Debug)]
@@ -61,10 +59,12 @@ impl BufferGroup {
         let data = Mapping::new(usize::from(shape.count) * shape.buffer_bytes as usize)?;
         let address = entries.address.as_ptr() as u64;
         let submitter: Submitter<'_> = ring.submitter();
-        // SAFETY: the entries are mapped, page-aligned and outlive the ring, since the ring that
-        // holds this group is torn down first.
-        let registered =
-            unsafe { submitter.register_buf_ring_with_flags(address, shape.count, shape.group, 0) };
+        // What a ring that has just been given up had locked counts for a moment longer.
+        let registered = without_hurry(|| {
+            // SAFETY: the entries are mapped, page-aligned and outlive the ring, since the ring
+            // that holds this group is torn down first.
+            unsafe { submitter.register_buf_ring_with_flags(address, shape.count, shape.group, 0) }
+        });
         registered.map_err(|error| {
             Error::system("register receive buffers with the io_uring", errno_of(&error))
         })?;

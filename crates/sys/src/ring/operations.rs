@@ -8,10 +8,9 @@ use io_uring::{cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
 
-use super::event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
-use super::message::OutgoingMessage;
 use super::{DATA_GROUP, Ring};
 use crate::clock::monotonic_ns;
+use crate::engine::{Chunk, Event, Key, Opened, Outcome, OutgoingMessage, SealedMessage};
 use crate::fdpass::{ControlSpace, adopt_descriptors};
 
 /// What a completion completes. Zero is kept free so that a forgotten token is noticed.
@@ -39,20 +38,17 @@ impl Operation {
     }
 }
 
-/// The `user_data` of an operation: kind (8 bits), generation (24), index (32).
+/// The `user_data` of an operation: its kind and its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token(pub(super) u64);
 
 impl Token {
     fn new(operation: Operation, key: Key) -> Self {
-        let generation = u64::from(key.generation & 0x00ff_ffff);
-        Self((operation as u64) << 56 | generation << 32 | u64::from(key.index))
+        Self(key.pack(operation as u8))
     }
 
     fn key(self) -> Key {
-        let index = u32::try_from(self.0 & 0xffff_ffff).expect("32 bits were kept");
-        let generation = u32::try_from(self.0 >> 32 & 0x00ff_ffff).expect("24 bits were kept");
-        Key { index, generation }
+        Key::unpack(self.0).1
     }
 
     pub(super) fn operation(self) -> Option<Operation> {

@@ -24,8 +24,8 @@ use crate::error::Result;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::handoff::{self, Record};
 use crate::protocol::scoreboard::WorkerPage;
+use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass;
-use crate::sys::ring::PAYLOAD_BYTES_MAX;
 
 /// What a worker's channel is read with.
 pub(super) const READ_BYTES: usize = 64 * 1024;

@@ -16,6 +16,7 @@ const PARTS: &str = concat!(
     include_str!("handlers.cjs"),
     include_str!("signals.cjs"),
     include_str!("leaving.cjs"),
+    // Before the variable is deleted that says where this runs.
     include_str!("log4js.cjs"),
     include_str!("start.cjs"),
 );

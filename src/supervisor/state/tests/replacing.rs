@@ -49,6 +49,23 @@ fn a_successor_that_ends_before_it_has_settled_stops_it_and_harms_no_one() {
 }
 
 #[test]
+fn a_successor_that_has_lost_its_channel_takes_no_slot() {
+    let mut world = World::serving(rules(), 1);
+    world.reloads();
+    world.serves(2, 80);
+    world.state.on_disconnect(id(2), false, true, world.now_ns);
+    world.pass(400);
+    assert!(world.disconnected.is_empty());
+    world.crashes(2);
+    assert_eq!((world.stopped(), world.alive()), (1, vec![1]));
+    let why = |event: &SupervisorEvent| match event {
+        SupervisorEvent::ReloadStopped { reason } => reason.contains("settled"),
+        _ => false,
+    };
+    assert_eq!(world.count(why), 1);
+}
+
+#[test]
 fn a_successor_that_does_not_serve_in_time_stops_it() {
     let mut world = World::serving(rules(), 1);
     world.reloads();

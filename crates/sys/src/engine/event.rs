@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
-use super::buffers::BufferId;
 use super::message::OutgoingMessage;
 
 /// Whom a completion belongs to: a place in the caller's table and which tenant of that place.
@@ -14,6 +13,22 @@ pub struct Key {
     pub index: u32,
     /// The tenant; only the low 24 bits are kept.
     pub generation: u32,
+}
+
+impl Key {
+    /// As the kernel carries it: a kind (8 bits), the generation (24) and the index (32).
+    pub(crate) fn pack(self, kind: u8) -> u64 {
+        let generation = u64::from(self.generation & 0x00ff_ffff);
+        u64::from(kind) << 56 | generation << 32 | u64::from(self.index)
+    }
+
+    /// The kind and the key in what the kernel carried.
+    pub(crate) fn unpack(packed: u64) -> (u8, Self) {
+        let index = u32::try_from(packed & 0xffff_ffff).expect("32 bits were kept");
+        let generation = u32::try_from(packed >> 32 & 0x00ff_ffff).expect("24 bits were kept");
+        let kind = u8::try_from(packed >> 56).expect("8 bits are left");
+        (kind, Self { index, generation })
+    }
 }
 
 /// The outcome of an operation.
@@ -35,7 +50,7 @@ pub enum Event {
     Received {
         /// Whose receive.
         key: Key,
-        /// The bytes, in a buffer to be given back with `Ring::recycle`.
+        /// The bytes, in a buffer to be given back with `Engine::recycle`.
         outcome: Outcome<Option<Chunk>>,
         /// The receive is still armed.
         armed: bool,
@@ -62,7 +77,7 @@ pub enum Event {
     MessageReceived {
         /// Whose receive.
         key: Key,
-        /// The message, to be opened with `Ring::open_message`.
+        /// The message, to be opened with `Engine::open_message`.
         outcome: Outcome<Option<SealedMessage>>,
         /// The receive is still armed.
         armed: bool,
@@ -81,18 +96,18 @@ pub enum Event {
     },
 }
 
-/// Bytes in a buffer of the ring.
+/// Bytes in a buffer of the engine.
 #[derive(Debug)]
 pub struct Chunk {
-    pub(super) buffer: BufferId,
-    pub(super) length: u32,
+    pub(crate) buffer: BufferId,
+    pub(crate) length: u32,
 }
 
 /// A received message whose descriptors nobody owns yet.
 #[derive(Debug)]
 pub struct SealedMessage {
-    pub(super) buffer: BufferId,
-    pub(super) length: u32,
+    pub(crate) buffer: BufferId,
+    pub(crate) length: u32,
 }
 
 /// What was in a message.
@@ -101,3 +116,7 @@ pub struct Opened {
     /// Descriptors were lost because this process had no room for them (MSG_CTRUNC).
     pub truncated: bool,
 }
+
+/// A buffer that has been filled and not given back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BufferId(pub(crate) u16);

@@ -1,8 +1,9 @@
 //! A message with descriptors on its way out, in memory that stays put until it is sent.
 
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use nix::errno::Errno;
 use nix::libc;
 
 use crate::fdpass::{ControlSpace, DESCRIPTORS_PER_MESSAGE_MAX, empty_header, write_rights};
@@ -10,7 +11,7 @@ use crate::fdpass::{ControlSpace, DESCRIPTORS_PER_MESSAGE_MAX, empty_header, wri
 /// Most bytes of payload in one message.
 pub const PAYLOAD_BYTES_MAX: usize = 768;
 
-/// Payload and descriptors of one message. The descriptors are this process's copies: the ring
+/// Payload and descriptors of one message. The descriptors are this process's copies: the engine
 /// closes them when the message has gone; otherwise the owner takes them out again.
 #[derive(Debug)]
 pub struct OutgoingMessage {
@@ -22,7 +23,7 @@ pub struct OutgoingMessage {
     header: libc::msghdr,
 }
 
-// SAFETY: the raw pointers point into this very value and are only set while the ring owns it.
+// SAFETY: the raw pointers point into this very value and are only set while an engine owns it.
 unsafe impl Send for OutgoingMessage {}
 
 impl Default for OutgoingMessage {
@@ -81,19 +82,40 @@ impl OutgoingMessage {
     }
 
     /// The descriptors as the kernel knows them.
-    pub(super) fn raw_descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+    pub(crate) fn raw_descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.descriptors.iter().map(AsRawFd::as_raw_fd)
     }
 
-    /// Empties the message of descriptors that the ring has closed.
-    pub(super) fn forget_descriptors(&mut self) {
+    /// Empties the message of descriptors that the kernel has closed.
+    pub(crate) fn forget_descriptors(&mut self) {
         self.descriptors.drain(..).for_each(|descriptor| {
             let _ = descriptor.into_raw_fd();
         });
     }
 
+    /// Sends it without waiting for room, and closes its descriptors if it has gone.
+    ///
+    /// # Errors
+    /// EAGAIN when the socket is full; EPIPE when the other end is closed; ETOOMANYREFS when too
+    /// many descriptors of this user are under way.
+    pub(crate) fn send(&mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let header = self.seal();
+        loop {
+            // SAFETY: the header points at parts of this very value, which does not move.
+            let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), header, flags) };
+            match Errno::result(sent) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+                Ok(_) => break,
+            }
+        }
+        self.descriptors.clear();
+        Ok(())
+    }
+
     /// Points the header at the parts, which must not move from here to the completion.
-    pub(super) fn seal(&mut self) -> *const libc::msghdr {
+    pub(crate) fn seal(&mut self) -> *const libc::msghdr {
         let control_bytes = write_rights(&mut self.control, &self.descriptors);
         self.part =
             libc::iovec { iov_base: self.payload.as_mut_ptr().cast(), iov_len: self.payload.len() };

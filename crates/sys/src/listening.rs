@@ -1,0 +1,80 @@
+//! The TCP addresses that a process listens on, as `/proc` tells them.
+//!
+//! Owns reading the kernel's tables (`proc(5)`). What cannot be read counts as nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// A socket that listens, in the kernel's tables.
+const LISTENS: &str = "0A";
+
+/// Where this process listens, by whatever way it came to its sockets.
+#[must_use]
+pub fn addresses_of(pid: u32) -> Vec<SocketAddr> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let links = links.filter_map(|link| fs::read_link(link.path()).ok());
+    let sockets: BTreeSet<u64> = links
+        .filter_map(|link| {
+            let number = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            number.parse().ok()
+        })
+        .collect();
+    let tables = ["tcp", "tcp6"].map(|name| format!("/proc/{pid}/net/{name}"));
+    let tables: Vec<String> =
+        tables.iter().filter_map(|table| fs::read_to_string(table).ok()).collect();
+    let found = tables.iter().flat_map(|table| table.lines()).filter_map(listening);
+    found.filter(|(_, socket)| sockets.contains(socket)).map(|(address, _)| address).collect()
+}
+
+/// The address and the number of a socket that listens, from its line.
+fn listening(line: &str) -> Option<(SocketAddr, u64)> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (address, state, number) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+    let (host, port) = address.split_once(':').filter(|_| *state == LISTENS)?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    // The kernel writes words of its own byte order.
+    let word = |place: usize| {
+        let word = u32::from_str_radix(host.get(8 * place..8 * place + 8)?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    };
+    let host = match host.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+            IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(words).ok()?))
+        }
+        _ => return None,
+    };
+    Some((SocketAddr::new(host, port), number.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_process_sees_where_it_listens() {
+        let own = ["127.0.0.1:0", "[::1]:0"].map(TcpListener::bind);
+        let own = own.into_iter().flatten();
+        let own: Vec<TcpListener> = own.collect();
+        let found = addresses_of(std::process::id());
+        for listener in own {
+            let address = listener.local_addr().expect("it is bound");
+            assert!(found.contains(&address), "{address}: {found:?}");
+        }
+        assert!(addresses_of(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn only_sockets_that_listen_count() {
+        let line =
+            "0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 42 1";
+        #[cfg(target_endian = "little")]
+        assert_eq!(listening(line), Some((([127, 0, 0, 1], 8080).into(), 42)));
+        assert_eq!(listening(&line.replace(" 0A ", " 01 ")), None);
+        assert_eq!(listening("sl local_address rem_address st"), None);
+    }
+}

@@ -1,0 +1,210 @@
+//! What the admin interface does: each action is asked of the supervisor, and answered when it is
+//! done, or has failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, Response, StatusCode, header};
+use clusterlb::{Completion, Result as ClusterResult, SupervisorHandle, WORKERS_MAX, WorkerId};
+use serde::Deserialize;
+
+use super::Run;
+use super::answers::{Refused, json};
+use super::server::Access;
+use super::views::DoneView;
+
+/// What can be said about an action.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Wish {
+    /// How many workers, for `/scale`.
+    workers: Option<String>,
+    /// 0, for an answer before it is done.
+    wait: Option<String>,
+    /// How long open connections have, for `/drain`.
+    grace: Option<String>,
+}
+
+type Answer = Result<Response<Body>, Refused>;
+
+/// Who asks, in which way.
+pub(super) type Asking = (Extension<Access>, HeaderMap, Query<Wish>);
+
+pub(super) fn ending() -> Refused {
+    Refused::new(StatusCode::CONFLICT, "the run is ending", "start another one")
+}
+
+pub(super) async fn reload(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
+    act(&run, asking, "every worker is replaced", |handle| handle.reload()).await
+}
+
+pub(super) async fn drain(
+    State(run): State<Arc<Run>>,
+    (access, fields, Query(mut wish)): Asking,
+) -> Answer {
+    let grace = wish.grace.as_deref().map(grace).transpose()?;
+    // The interface ends with the run.
+    wish.wait = Some("0".into());
+    let asking = (access, fields, Query(wish));
+    act(&run, asking, "the run drains, and ends", move |handle| handle.stop(grace)).await
+}
+
+fn grace(text: &str) -> Result<Duration, Refused> {
+    humantime::parse_duration(text).map_err(|error| {
+        Refused::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            format!("grace={text}: {error}"),
+            "write a number and a unit, such as 10s",
+        )
+    })
+}
+
+pub(super) async fn scale(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
+    let wish = permitted(asking)?;
+    // Held until the number has changed, so that two steps at once are two steps.
+    let guard = run.scaling.lock().await;
+    let now = run.ledger().wanted;
+    let workers = wanted(wish.workers.as_deref().unwrap_or_default(), now)?;
+    let asked = ask(&run, move |handle| handle.scale(workers)).await?;
+    drop(guard);
+    finish(asked, &wish, &format!("{workers} workers")).await
+}
+
+/// How many workers are asked for: a number, or a step from how many there are. A plus sign in a
+/// query stands for a space.
+fn wanted(text: &str, now: u16) -> Result<u16, Refused> {
+    let range = format!("write workers=N, from 1 to {WORKERS_MAX}, or a step such as +1 or -1");
+    let wrong = |why: String| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, why, range.clone());
+    if text.is_empty() {
+        return Err(wrong("/scale needs a number of workers".into()));
+    }
+    let text = text.replacen(' ', "+", 1);
+    let number: i64 = text.parse().map_err(|_| wrong(format!("{text} is no number of workers")))?;
+    let is_step = text.starts_with(['+', '-']);
+    let number = if is_step { number.saturating_add(now.into()) } else { number };
+    let fits = u16::try_from(number).ok();
+    let fits = fits.filter(|number| (1..=WORKERS_MAX).contains(&usize::from(*number)));
+    fits.ok_or_else(|| wrong(format!("{number} workers cannot be")))
+}
+
+pub(super) async fn drain_worker(
+    State(run): State<Arc<Run>>,
+    Path(id): Path<String>,
+    asking: Asking,
+) -> Answer {
+    let worker = worker(&id)?;
+    let done = format!("worker {worker} has left");
+    act(&run, asking, &done, move |handle| handle.drain(worker)).await
+}
+
+pub(super) async fn kill_worker(
+    State(run): State<Arc<Run>>,
+    Path(id): Path<String>,
+    asking: Asking,
+) -> Answer {
+    let worker = worker(&id)?;
+    let done = format!("worker {worker} has ended");
+    act(&run, asking, &done, move |handle| handle.kill(worker)).await
+}
+
+pub(super) async fn replace_worker(
+    State(run): State<Arc<Run>>,
+    Path(id): Path<String>,
+    asking: Asking,
+) -> Answer {
+    let worker = worker(&id)?;
+    let done = format!("worker {worker} is replaced");
+    act(&run, asking, &done, move |handle| handle.replace(worker)).await
+}
+
+fn worker(id: &str) -> Result<WorkerId, Refused> {
+    id.parse().map(WorkerId).map_err(|_| {
+        Refused::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no worker {id}"),
+            "GET /workers lists those that there are",
+        )
+    })
+}
+
+/// Does something, unless it may not be done in this way.
+async fn act(
+    run: &Arc<Run>,
+    asking: Asking,
+    done: &str,
+    what: impl FnOnce(&SupervisorHandle) -> ClusterResult<Completion> + Send + 'static,
+) -> Answer {
+    let wish = permitted(asking)?;
+    let asked = ask(run, what).await?;
+    finish(asked, &wish, done).await
+}
+
+/// Whether this client may act. A browser says where a page is from that makes it ask; no page has
+/// any business here.
+fn permitted((Extension(access), fields, Query(wish)): Asking) -> Result<Wish, Refused> {
+    let refused =
+        |error: &str, remedy: &str| Err(Refused::new(StatusCode::FORBIDDEN, error, remedy));
+    if access != Access::Full {
+        return refused(
+            "this address is for looking only",
+            "use a unix socket, or start the run with --admin-allow-actions",
+        );
+    }
+    if fields.contains_key(header::ORIGIN) {
+        return refused("a web page asks", "use the command, or a client that is no browser");
+    }
+    Ok(wish)
+}
+
+/// Something under way, and the place that it takes.
+type Asked = (Completion, tokio::sync::OwnedSemaphorePermit);
+
+/// Asks the supervisor, on a thread that may wait for its answer.
+async fn ask(
+    run: &Arc<Run>,
+    what: impl FnOnce(&SupervisorHandle) -> ClusterResult<Completion> + Send + 'static,
+) -> Result<Asked, Refused> {
+    let Ok(permit) = Arc::clone(&run.actions).try_acquire_owned() else {
+        return Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{} actions are under way already", super::ACTIONS_MAX),
+            "wait for the answer to one of them",
+        ));
+    };
+    let handle = run.handle.clone();
+    match tokio::task::spawn_blocking(move || what(&handle)).await {
+        Ok(completion) => Ok((completion?, permit)),
+        Err(_) => Err(ending()),
+    }
+}
+
+async fn finish((completion, _permit): Asked, wish: &Wish, done: &str) -> Answer {
+    if wish.wait.as_deref() == Some("0") {
+        let done = format!("asked for: {done}");
+        return Ok(json(StatusCode::ACCEPTED, &DoneView { done }));
+    }
+    completion.clone().await;
+    match completion.failure() {
+        Some(error) => Err(error.into()),
+        None => Ok(json(StatusCode::OK, &DoneView { done: done.to_owned() })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_steps_are_understood_and_the_range_is_told() {
+        for (text, workers) in [("3", 3), (" 1", 5), ("+2", 6), ("-1", 3), ("1024", 1024)] {
+            assert_eq!(wanted(text, 4).expect(text), workers);
+        }
+        for text in ["", "0", "1025", "100000", "-4", "many", "99999999999999999999"] {
+            let refused = wanted(text, 4).expect_err(text);
+            assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+            assert!(refused.view.remedy.contains("from 1 to 1024"), "{refused:?}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Answers of the admin interface: JSON with a status, and refusals that say what would work.
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode, header};
+use axum::response::IntoResponse;
+use clusterlb::{Error, ErrorKind};
+use serde::Serialize;
+
+use super::views::RefusedView;
+
+/// An answer in JSON.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    let mut text = serde_json::to_string(value).expect("views are plain data with string keys");
+    text.push('\n');
+    typed(status, "application/json", text)
+}
+
+/// An answer of another kind. What is true now need not be so later, so no cache keeps it.
+pub(super) fn typed(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Body>,
+) -> Response<Body> {
+    let fields = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")];
+    (status, fields, body.into()).into_response()
+}
+
+/// Why something is not done.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    pub(super) view: RefusedView,
+}
+
+impl Refused {
+    pub(super) fn new(
+        status: StatusCode,
+        error: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let view = RefusedView { error: error.into(), remedy: remedy.into(), paths: Vec::new() };
+        Self { status, view }
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        let status = match error.kind() {
+            ErrorKind::Usage => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::NoSuchWorker => StatusCode::NOT_FOUND,
+            ErrorKind::Busy | ErrorKind::Ended | ErrorKind::ReloadStopped => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let remedy = match error.kind() {
+            ErrorKind::NoSuchWorker => "GET /workers lists those that there are".into(),
+            _ => error.hint(),
+        };
+        Self::new(status, error.to_string(), remedy)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response<Body> {
+        json(self.status, &self.view)
+    }
+}

@@ -1,0 +1,189 @@
+//! The commands that look at a run and steer it: status, reload, scale, drain, events.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use clap::Args;
+use clusterlb::Result;
+
+use super::AdminAddress;
+use super::client::Client;
+use super::top;
+use super::views::{ListenersView, WorkersView};
+use crate::command::arguments::{parse, positive_time};
+
+/// How a run can be looked at and steered.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct AdminArguments {
+    /// Where the run can be looked at and steered while it goes on; can be repeated: unix:/path or
+    /// unix:@name (for its user and root), HOST:PORT or PORT (for looking) [without ADDRESS:
+    /// /run/clusterlb.sock for root, otherwise $XDG_RUNTIME_DIR/clusterlb.sock]
+    ///
+    /// It speaks HTTP: /metrics, /livez, /readyz, /workers, /listeners, /config, /events, and POST
+    /// for what the commands status, top, reload, scale, drain and events do.
+    #[arg(
+        id = "admin",
+        long = "admin",
+        value_name = "ADDRESS",
+        num_args = 0..=1,
+        default_missing_value = "default",
+        value_parser = parse::<AdminAddress>
+    )]
+    pub(in crate::command) addresses: Vec<AdminAddress>,
+
+    /// Every client that can connect to --admin HOST:PORT may steer the run, too
+    #[arg(id = "admin_allow_actions", long = "admin-allow-actions", requires = "admin")]
+    pub(in crate::command) allow_actions: bool,
+}
+
+/// Which run.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct ClientArguments {
+    /// Where the run can be reached: unix:/path, unix:@name, HOST:PORT or PORT; by default as a run
+    /// with --admin and no address: /run/clusterlb.sock for root, otherwise
+    /// $XDG_RUNTIME_DIR/clusterlb.sock
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "default",
+        hide_default_value = true,
+        value_parser = parse::<AdminAddress>
+    )]
+    admin: AdminAddress,
+}
+
+/// What to show of it.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct StatusArguments {
+    #[command(flatten)]
+    client: ClientArguments,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// How many workers.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct ScaleArguments {
+    /// How many workers are wanted, or a step such as +1 or -1
+    #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
+    workers: String,
+    #[command(flatten)]
+    client: ClientArguments,
+}
+
+/// How to show it.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct TopArguments {
+    #[command(flatten)]
+    client: ClientArguments,
+    /// How often to look
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = positive_time)]
+    interval: Duration,
+    /// End after this many tables [default: go on]
+    #[arg(short = 'n', long, value_name = "N")]
+    count: Option<u32>,
+}
+
+impl ClientArguments {
+    /// `clusterlb reload`.
+    ///
+    /// # Errors
+    /// There is no run, or replacing has stopped.
+    pub(in crate::command) fn reload(&self) -> Result<u8> {
+        self.act("/reload")
+    }
+
+    /// `clusterlb drain`.
+    ///
+    /// # Errors
+    /// There is no run.
+    pub(in crate::command) fn drain(&self) -> Result<u8> {
+        self.act("/drain")
+    }
+
+    /// `clusterlb events`.
+    ///
+    /// # Errors
+    /// There is no run, or it has too many readers.
+    pub(in crate::command) fn events(&self) -> Result<u8> {
+        let mut output = io::stdout().lock();
+        let mut pass_on = |bytes: &[u8]| {
+            output.write_all(bytes)?;
+            output.flush()
+        };
+        Client::new(&self.admin)?.follow("/events", &mut pass_on)?;
+        Ok(0)
+    }
+
+    fn act(&self, path: &str) -> Result<u8> {
+        let done = Client::new(&self.admin)?.act(path)?;
+        let _ = writeln!(io::stdout().lock(), "{done}");
+        Ok(0)
+    }
+}
+
+impl ScaleArguments {
+    /// `clusterlb scale`.
+    ///
+    /// # Errors
+    /// There is no run, or there cannot be as many workers.
+    pub(in crate::command) fn run(&self) -> Result<u8> {
+        let signs = |letter: char| letter.is_ascii_digit() || "+-".contains(letter);
+        if !self.workers.chars().all(signs) {
+            return Err(clusterlb::Error::usage(
+                format!("{} is no number of workers", self.workers),
+                "write N, +N or -N",
+            ));
+        }
+        self.client.act(&format!("/scale?workers={}", self.workers))
+    }
+}
+
+impl StatusArguments {
+    /// `clusterlb status`.
+    ///
+    /// # Errors
+    /// There is no run.
+    pub(in crate::command) fn run(&self) -> Result<u8> {
+        let client = Client::new(&self.client.admin)?;
+        let mut output = io::stdout().lock();
+        if self.json {
+            let text = client.look_as_text("/workers")?;
+            let _ = output.write_all(text.as_bytes());
+            return Ok(0);
+        }
+        let workers: WorkersView = client.look("/workers")?;
+        let listeners: ListenersView = client.look("/listeners")?;
+        let _ = output.write_all(status(&workers, &listeners).as_bytes());
+        Ok(0)
+    }
+}
+
+impl TopArguments {
+    /// `clusterlb top`.
+    ///
+    /// # Errors
+    /// There is no run, or none any more.
+    pub(in crate::command) fn run(&self) -> Result<u8> {
+        let client = Client::new(&self.client.admin)?;
+        top::run(&client, self.interval, self.count)?;
+        Ok(0)
+    }
+}
+
+/// A run as text.
+fn status(run: &WorkersView, listeners: &ListenersView) -> String {
+    let mut text = top::heading(run, None).join("\n");
+    text.push('\n');
+    for one in &listeners.listeners {
+        let waiting = one.backlog.map_or_else(|| "-".into(), |waiting| waiting.to_string());
+        let _ = writeln!(
+            text,
+            "listener {}: {}, backlog {waiting} of {}, {} workers",
+            one.listener, one.address, one.backlog_max, one.workers
+        );
+    }
+    text + &top::table(run, None, top::TEXT_COLUMNS)
+}

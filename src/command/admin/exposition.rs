@@ -1,0 +1,168 @@
+//! The text formats in which scrapers read metrics: OpenMetrics 1.0, and Prometheus' older one.
+//!
+//! Owns syntax. The two differ in where a counter's `_total` stands, in the type of constant
+//! information, and in the end mark.
+
+use std::fmt::Write as _;
+
+/// What a scraper understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    OpenMetrics,
+    Prometheus,
+}
+
+/// What a number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It only grows, and its samples end in `_total`.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+    /// It is always 1; its labels are what there is to know, and its sample ends in `_info`.
+    Info,
+}
+
+/// Metrics being written down.
+#[derive(Debug)]
+pub(super) struct Exposition {
+    format: Format,
+    text: String,
+    /// The present family's samples have this name.
+    sample: String,
+}
+
+impl Format {
+    /// What a request's `Accept` field asks for; OpenMetrics, if it does not matter.
+    pub(super) fn accepted(accept: &str) -> Self {
+        let wants_old = accept.contains("text/plain");
+        match wants_old && !accept.contains("application/openmetrics-text") {
+            true => Self::Prometheus,
+            false => Self::OpenMetrics,
+        }
+    }
+
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+impl Exposition {
+    pub(super) fn new(format: Format) -> Self {
+        Self { format, text: String::new(), sample: String::new() }
+    }
+
+    /// Begins a family. Its samples follow.
+    pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
+        let (suffix, word) = match kind {
+            Kind::Counter => ("_total", "counter"),
+            Kind::Gauge => ("", "gauge"),
+            Kind::Info => ("_info", "info"),
+        };
+        self.sample = format!("{name}{suffix}");
+        let (family, word) = match (self.format, kind) {
+            (Format::OpenMetrics, _) => (name, word),
+            (Format::Prometheus, Kind::Info) => (&*self.sample, "gauge"),
+            (Format::Prometheus, _) => (&*self.sample, word),
+        };
+        let _ = writeln!(self.text, "# TYPE {family} {word}\n# HELP {family} {}", escaped(help));
+    }
+
+    /// One number of the family.
+    pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: Value) {
+        self.text += &self.sample;
+        for (place, (name, value)) in labels.iter().enumerate() {
+            let before = if place == 0 { '{' } else { ',' };
+            let _ = write!(self.text, "{before}{name}=\"{}\"", escaped(value));
+        }
+        if !labels.is_empty() {
+            self.text.push('}');
+        }
+        let _ = match value {
+            Value::Count(count) => writeln!(self.text, " {count}"),
+            Value::Number(number) => writeln!(self.text, " {number}"),
+        };
+    }
+
+    /// A family with one number and no labels.
+    pub(super) fn single(&mut self, name: &str, kind: Kind, help: &str, value: Value) {
+        self.family(name, kind, help);
+        self.sample(&[], value);
+    }
+
+    pub(super) fn finish(mut self) -> String {
+        if self.format == Format::OpenMetrics {
+            self.text += "# EOF\n";
+        }
+        self.text
+    }
+}
+
+/// A number.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value {
+    Count(u64),
+    Number(f64),
+}
+
+impl From<u64> for Value {
+    fn from(count: u64) -> Self {
+        Self::Count(count)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(is: bool) -> Self {
+        Self::Count(is.into())
+    }
+}
+
+impl From<f64> for Value {
+    fn from(number: f64) -> Self {
+        Self::Number(number)
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(format: Format) -> String {
+        let mut text = Exposition::new(format);
+        text.family("a_things", Kind::Counter, "Things.");
+        text.sample(&[("slot", "0"), ("name", "b\"\\\n")], 3.into());
+        text.family("a_build", Kind::Info, "The build.");
+        text.sample(&[("version", "1")], 1.into());
+        text.single("a_seconds", Kind::Gauge, "Time.", 1.5.into());
+        text.finish()
+    }
+
+    #[test]
+    fn both_formats_are_written_as_they_are_specified() {
+        assert_eq!(
+            written(Format::OpenMetrics),
+            "# TYPE a_things counter\n# HELP a_things Things.\n\
+             a_things_total{slot=\"0\",name=\"b\\\"\\\\\\n\"} 3\n\
+             # TYPE a_build info\n# HELP a_build The build.\na_build_info{version=\"1\"} 1\n\
+             # TYPE a_seconds gauge\n# HELP a_seconds Time.\na_seconds 1.5\n# EOF\n"
+        );
+        let old = written(Format::Prometheus);
+        assert!(old.contains("# TYPE a_things_total counter\n"), "{old}");
+        assert!(old.contains("# TYPE a_build_info gauge\n") && !old.contains("EOF"), "{old}");
+    }
+
+    #[test]
+    fn scrapers_get_what_they_ask_for() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3,*/*";
+        assert_eq!(Format::accepted(prometheus), Format::OpenMetrics);
+        assert_eq!(Format::accepted("*/*"), Format::OpenMetrics);
+        assert_eq!(Format::accepted("text/plain;version=0.0.4"), Format::Prometheus);
+    }
+}

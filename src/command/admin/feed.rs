@@ -1,0 +1,50 @@
+//! The event lines of a run, for everyone who follows them at `/events`.
+//!
+//! Owns one bounded queue. Emitting never waits: who is too far behind misses lines and is told
+//! how many.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::broadcast::{Receiver, Sender, channel};
+
+/// Lines that wait for a reader that is behind.
+const LINES_MAX: usize = 1024;
+
+/// Where event lines go.
+#[derive(Clone, Debug)]
+pub(in crate::command) struct Feed {
+    lines: Arc<Mutex<Option<Sender<Arc<str>>>>>,
+}
+
+impl Feed {
+    /// A feed without readers.
+    pub(in crate::command) fn new() -> Self {
+        Self { lines: Arc::new(Mutex::new(Some(channel(LINES_MAX).0))) }
+    }
+
+    /// Whether anyone reads.
+    pub(in crate::command) fn has_readers(&self) -> bool {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.as_ref().is_some_and(|lines| lines.receiver_count() > 0)
+    }
+
+    /// Passes a line on.
+    pub(in crate::command) fn emit(&self, line: &str) {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lines) = lines.as_ref() {
+            // Without readers there is nothing to do.
+            let _ = lines.send(line.into());
+        }
+    }
+
+    /// Everything from now on; none after the end.
+    pub(super) fn subscribe(&self) -> Option<Receiver<Arc<str>>> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.as_ref().map(Sender::subscribe)
+    }
+
+    /// Nothing more will come: readers get what waits, and then the end.
+    pub(super) fn close(&self) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}

@@ -1,0 +1,186 @@
+//! What a run adds up for those who look at it: counts by slot that outlive workers, and what has
+//! happened how often.
+//!
+//! Owns sums. The supervisor's events feed it; the numbers of living workers are read from their
+//! pages when someone looks.
+
+use std::collections::BTreeMap;
+
+use clusterlb::{Ending, Event, SupervisorEvent, WorkerCounts, WorkerId, WorkerSnapshot};
+
+/// Ended workers that are kept apart, in case a snapshot from before their end still has them.
+const RECENT_MAX: usize = 2048;
+
+/// What is added up over the workers of a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlotCounts {
+    /// Connections given to its workers, or accepted by them.
+    pub(super) assigned: u64,
+    /// Of these, the ones that they accepted.
+    pub(super) own: u64,
+    /// Received.
+    pub(super) claimed: u64,
+    /// Done.
+    pub(super) finished: u64,
+    /// Taken back or sent back unclaimed.
+    pub(super) returned: u64,
+    /// Open when their worker ended.
+    pub(super) aborted: u64,
+    /// Requests answered.
+    pub(super) requests: u64,
+    /// Open now.
+    pub(super) in_flight: u64,
+    /// Given and not received.
+    pub(super) unclaimed: u64,
+}
+
+/// How workers of a slot have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Exits {
+    /// With code 0.
+    pub(super) success: u64,
+    /// With another code.
+    pub(super) failure: u64,
+    /// By a signal.
+    pub(super) signal: u64,
+}
+
+/// A slot's sums.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SlotRecord {
+    /// Over ended workers; with the living ones where [`Ledger::by_slot`] says so.
+    pub(super) counts: SlotCounts,
+    pub(super) exits: Exits,
+    /// Times that one of its workers hung.
+    pub(super) hangs: u64,
+}
+
+/// The sums of a run.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    slots: BTreeMap<u16, SlotRecord>,
+    /// Ended lately, and not in the sums yet.
+    recent: BTreeMap<WorkerId, (u16, WorkerCounts)>,
+    /// How many workers are wanted.
+    pub(super) wanted: u16,
+    pub(super) reloads_complete: u64,
+    pub(super) reloads_stopped: u64,
+    /// Slots that were given up.
+    pub(super) given_up: u64,
+}
+
+impl SlotCounts {
+    fn add(&mut self, counts: &WorkerCounts) {
+        self.assigned += counts.assigned;
+        self.own += counts.own;
+        self.claimed += counts.claimed;
+        self.finished += counts.finished;
+        self.returned += counts.returned;
+        self.aborted += counts.aborted;
+        self.requests += counts.requests;
+    }
+
+    fn add_living(&mut self, counts: &WorkerCounts) {
+        self.add(counts);
+        self.in_flight += counts.in_flight();
+        self.unclaimed += unclaimed(counts);
+    }
+}
+
+/// Connections that a worker has been given and has not received.
+pub(super) fn unclaimed(counts: &WorkerCounts) -> u64 {
+    counts.assigned.saturating_sub(counts.returned).saturating_sub(counts.claimed)
+}
+
+impl Ledger {
+    /// Takes in what has happened.
+    pub(super) fn on_event(&mut self, event: &SupervisorEvent) {
+        match event {
+            SupervisorEvent::Cluster(Event::Hung { worker, .. }) => {
+                self.slot(worker.instance()).hangs += 1;
+            }
+            SupervisorEvent::Cluster(Event::Exit { worker, ending, counts }) => {
+                self.on_exit(worker.id(), worker.instance(), *ending, counts);
+            }
+            SupervisorEvent::Scaled { to, .. } => self.wanted = *to,
+            SupervisorEvent::Reloaded => self.reloads_complete += 1,
+            SupervisorEvent::ReloadStopped { .. } => self.reloads_stopped += 1,
+            SupervisorEvent::GaveUp { .. } => self.given_up += 1,
+            _ => {}
+        }
+    }
+
+    fn slot(&mut self, number: Option<u16>) -> &mut SlotRecord {
+        self.slots.entry(number.unwrap_or_default()).or_default()
+    }
+
+    fn on_exit(
+        &mut self,
+        worker: WorkerId,
+        slot: Option<u16>,
+        ending: Ending,
+        counts: &WorkerCounts,
+    ) {
+        let exits = &mut self.slot(slot).exits;
+        match ending {
+            Ending::Code(0) => exits.success += 1,
+            Ending::Code(_) => exits.failure += 1,
+            Ending::Signal(_) => exits.signal += 1,
+        }
+        self.recent.insert(worker, (slot.unwrap_or_default(), *counts));
+        if self.recent.len() > RECENT_MAX
+            && let Some((_, (slot, counts))) = self.recent.pop_first()
+        {
+            self.slot(Some(slot)).counts.add(&counts);
+        }
+    }
+
+    /// Every slot that there is or was, with its living workers. The snapshot is older than the
+    /// ledger, so a worker that has ended in between counts once, by its last counts.
+    pub(super) fn by_slot(&self, living: &[WorkerSnapshot]) -> BTreeMap<u16, SlotRecord> {
+        let mut slots = self.slots.clone();
+        (0..self.wanted).for_each(|slot| _ = slots.entry(slot).or_default());
+        for (slot, counts) in self.recent.values() {
+            slots.entry(*slot).or_default().counts.add(counts);
+        }
+        for worker in living.iter().filter(|one| !self.recent.contains_key(&one.id)) {
+            slots.entry(worker.slot).or_default().counts.add_living(&worker.counts);
+        }
+        slots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(finished: u64) -> WorkerCounts {
+        let mut counts = WorkerCounts::default();
+        (counts.assigned, counts.claimed, counts.finished) = (finished, finished, finished);
+        counts
+    }
+
+    #[test]
+    fn a_slot_s_counts_outlive_its_workers() {
+        let mut ledger = Ledger { wanted: 2, ..Ledger::default() };
+        ledger.on_exit(WorkerId(1), Some(1), Ending::Code(0), &counts(5));
+        ledger.on_exit(WorkerId(2), Some(1), Ending::Signal(9), &counts(7));
+        ledger.on_exit(WorkerId(3), Some(4), Ending::Code(1), &counts(1));
+        let slots = ledger.by_slot(&[]);
+        assert_eq!(slots.keys().copied().collect::<Vec<_>>(), [0, 1, 4]);
+        assert_eq!((slots[&1].counts.finished, slots[&4].counts.finished), (12, 1));
+        assert_eq!(slots[&1].exits, Exits { success: 1, failure: 0, signal: 1 });
+        assert_eq!(slots[&0].counts, SlotCounts::default());
+    }
+
+    #[test]
+    fn many_ended_workers_are_summed_up_without_losing_a_connection() {
+        let mut ledger = Ledger::default();
+        for id in 1..=5000 {
+            ledger.on_exit(WorkerId(id), Some(0), Ending::Code(0), &counts(3));
+        }
+        assert_eq!(ledger.recent.len(), RECENT_MAX);
+        let slots = ledger.by_slot(&[]);
+        assert_eq!((slots[&0].counts.finished, slots[&0].exits.success), (15_000, 5000));
+    }
+}

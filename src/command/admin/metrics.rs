@@ -1,0 +1,323 @@
+//! `/metrics`: every number of a run by its name.
+//!
+//! Owns names, labels and help texts; `docs/OPERATIONS.md` has the same table. Labels are slots and
+//! listeners, which outlive processes.
+
+use std::collections::BTreeMap;
+use std::time::UNIX_EPOCH;
+
+use clusterlb::{
+    ClusterCounts, ListenerSnapshot, Snapshot, SupervisorStage, WorkerId, WorkerState,
+};
+
+use super::Run;
+use super::exposition::{Exposition, Format, Kind, Value};
+use super::ledger::SlotRecord;
+use super::observed;
+use crate::command::usage::{Usage, usage_of};
+
+/// CPU time by slot that never falls: what ended workers were last seen to have used stays in it.
+#[derive(Debug, Default)]
+pub(super) struct CpuTimes {
+    ended: BTreeMap<u16, f64>,
+    living: BTreeMap<WorkerId, (u16, f64)>,
+}
+
+impl CpuTimes {
+    /// Takes in what living workers have used, and tells it by slot.
+    fn observe(&mut self, now: BTreeMap<WorkerId, (u16, f64)>) -> BTreeMap<u16, f64> {
+        for (worker, (slot, seconds)) in std::mem::replace(&mut self.living, now) {
+            if !self.living.contains_key(&worker) {
+                *self.ended.entry(slot).or_default() += seconds;
+            }
+        }
+        let mut slots = self.ended.clone();
+        for (slot, seconds) in self.living.values() {
+            *slots.entry(*slot).or_default() += seconds;
+        }
+        slots
+    }
+}
+
+/// Everything, as a scraper reads it.
+pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) -> String {
+    let mut text = Exposition::new(format);
+    // Before the ledger: see there.
+    let snapshot = run.handle.snapshot();
+    run_families(&mut text, run, &snapshot);
+    connection_families(&mut text, &observed::counts(&run.cluster));
+    let ledger = run.ledger();
+    let slots = ledger.by_slot(&snapshot.workers);
+    let reloads = [("complete", ledger.reloads_complete), ("stopped", ledger.reloads_stopped)];
+    text.family("clusterlb_reloads", Kind::Counter, "Replacements of workers, by outcome.");
+    reloads
+        .iter()
+        .for_each(|(outcome, count)| text.sample(&[("outcome", outcome)], (*count).into()));
+    let help = "Slots that were given up after too many short lives.";
+    text.single("clusterlb_slots_given_up", Kind::Counter, help, ledger.given_up.into());
+    drop(ledger);
+    slot_families(&mut text, &slots);
+    restarts(&mut text, &snapshot);
+    process_families(&mut text, run, &snapshot);
+    listener_families(&mut text, listeners);
+    text.finish()
+}
+
+fn run_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
+    text.family("clusterlb_build", Kind::Info, "What runs.");
+    let policy = run.cluster.scheduling_policy().to_string();
+    let level = run.engine.level.map_or_else(|| "none".into(), |level| level.to_string());
+    text.sample(
+        &[
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("engine", run.engine.kind.name()),
+            ("feature_level", &level),
+            ("policy", &policy),
+        ],
+        1.into(),
+    );
+    let started = run.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "When the run began, in seconds since 1970.";
+    text.single("clusterlb_start_time_seconds", Kind::Gauge, help, started.into());
+    let ready = observed::readiness(snapshot).is_ok();
+    text.single("clusterlb_ready", Kind::Gauge, "1 if /readyz says so.", ready.into());
+    let draining = matches!(snapshot.stage, SupervisorStage::Draining | SupervisorStage::Killing);
+    text.single("clusterlb_draining", Kind::Gauge, "1 while the run ends.", draining.into());
+    let help = "1 while workers are replaced one after the other.";
+    text.single("clusterlb_reloading", Kind::Gauge, help, snapshot.reloading.into());
+    let slots = snapshot.slots.len() as u64;
+    text.single("clusterlb_slots", Kind::Gauge, "Workers wanted.", slots.into());
+    text.family("clusterlb_workers", Kind::Gauge, "Workers that there are, by state.");
+    for state in
+        [WorkerState::Starting, WorkerState::Serving, WorkerState::Hung, WorkerState::Leaving]
+    {
+        let count = snapshot.workers.iter().filter(|one| one.state == state).count() as u64;
+        text.sample(&[("state", observed::state_in_words(state))], count.into());
+    }
+}
+
+fn connection_families(text: &mut Exposition, counts: &ClusterCounts) {
+    let counters = [
+        ("clusterlb_connections_accepted", counts.accepted, "Connections accepted."),
+        (
+            "clusterlb_connections_stolen",
+            counts.stolen,
+            "Of these, taken out of a worker's own socket that it did not empty in time.",
+        ),
+        (
+            "clusterlb_connections_redispatched",
+            counts.redispatched,
+            "Connections taken back from a worker and given to another.",
+        ),
+        (
+            "clusterlb_connections_taken_back",
+            counts.taken_back,
+            "Of these, taken back early because another worker was idle.",
+        ),
+        (
+            "clusterlb_connections_dropped",
+            counts.dropped,
+            "Connections closed because no worker could take them before the end.",
+        ),
+        (
+            "clusterlb_handoffs_refused",
+            counts.refused,
+            "Handoffs that a worker's full or closed channel refused.",
+        ),
+        (
+            "clusterlb_handoffs_coalesced",
+            counts.coalesced,
+            "Waits that let several connections share a handoff.",
+        ),
+        (
+            "clusterlb_accept_pauses",
+            counts.pauses,
+            "Times that accepting stopped because no worker had room.",
+        ),
+        (
+            "clusterlb_fallbacks",
+            counts.skips.fallbacks,
+            "Choices of the least loaded worker because all were above the average.",
+        ),
+        (
+            "clusterlb_completion_overflows",
+            counts.overflows,
+            "Overflows of the data path's completion queue.",
+        ),
+    ];
+    for (name, count, help) in counters {
+        text.single(name, Kind::Counter, help, count.into());
+    }
+    let help = "How long accepting was stopped because no worker had room.";
+    text.single("clusterlb_accept_paused_seconds", Kind::Counter, help, seconds(counts.paused_ns));
+    let help = "Accepted connections that wait in the primary for a worker with room.";
+    text.single("clusterlb_connections_waiting", Kind::Gauge, help, counts.waiting.into());
+    text.family("clusterlb_skips", Kind::Counter, "Times that a worker was skipped, by reason.");
+    for (stage, count) in observed::skips_by_stage(&counts.skips) {
+        text.sample(&[("stage", stage)], count.into());
+    }
+}
+
+fn seconds(ns: u64) -> Value {
+    std::time::Duration::from_nanos(ns).as_secs_f64().into()
+}
+
+/// A number of a slot.
+type Field = fn(&SlotRecord) -> u64;
+
+/// What is known by slot, over all workers that it has had.
+const BY_SLOT: [(&str, Kind, Field, &str); 10] = [
+    (
+        "clusterlb_worker_connections_assigned",
+        Kind::Counter,
+        |slot| slot.counts.assigned,
+        "Connections given to the slot's workers, or accepted by them.",
+    ),
+    (
+        "clusterlb_worker_connections_own",
+        Kind::Counter,
+        |slot| slot.counts.own,
+        "Of these, the ones that the workers accepted.",
+    ),
+    (
+        "clusterlb_worker_connections_claimed",
+        Kind::Counter,
+        |slot| slot.counts.claimed,
+        "Connections that the workers received.",
+    ),
+    (
+        "clusterlb_worker_connections_finished",
+        Kind::Counter,
+        |slot| slot.counts.finished,
+        "Connections that are done.",
+    ),
+    (
+        "clusterlb_worker_connections_returned",
+        Kind::Counter,
+        |slot| slot.counts.returned,
+        "Connections taken back, or sent back, before the workers received them.",
+    ),
+    (
+        "clusterlb_worker_connections_aborted",
+        Kind::Counter,
+        |slot| slot.counts.aborted,
+        "Connections that were open when their worker ended.",
+    ),
+    (
+        "clusterlb_worker_requests",
+        Kind::Counter,
+        |slot| slot.counts.requests,
+        "Requests answered, by workers that count them.",
+    ),
+    (
+        "clusterlb_worker_hangs",
+        Kind::Counter,
+        |slot| slot.hangs,
+        "Times that a worker left connections unclaimed for too long.",
+    ),
+    (
+        "clusterlb_worker_connections_in_flight",
+        Kind::Gauge,
+        |slot| slot.counts.in_flight,
+        "Connections given and not done.",
+    ),
+    (
+        "clusterlb_worker_connections_unclaimed",
+        Kind::Gauge,
+        |slot| slot.counts.unclaimed,
+        "Connections given and not received.",
+    ),
+];
+
+fn slot_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
+    for (name, kind, field, help) in BY_SLOT {
+        text.family(name, kind, help);
+        for (slot, record) in slots {
+            text.sample(&[("slot", &slot.to_string())], field(record).into());
+        }
+    }
+    text.family("clusterlb_worker_exits", Kind::Counter, "Ends of workers, by reason.");
+    for (slot, SlotRecord { exits, .. }) in slots {
+        let slot = slot.to_string();
+        for (reason, count) in
+            [("success", exits.success), ("failure", exits.failure), ("signal", exits.signal)]
+        {
+            text.sample(&[("slot", &slot), ("reason", reason)], count.into());
+        }
+    }
+}
+
+fn restarts(text: &mut Exposition, snapshot: &Snapshot) {
+    let help = "Workers that were started in the slot after the first one.";
+    text.family("clusterlb_worker_restarts", Kind::Counter, help);
+    for slot in &snapshot.slots {
+        text.sample(&[("slot", &slot.number.to_string())], slot.restarts.into());
+    }
+}
+
+fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
+    let used = snapshot.workers.iter().filter_map(|one| {
+        let usage = usage_of(one.pid)?;
+        Some((one.id, (one.slot, usage)))
+    });
+    let used: BTreeMap<WorkerId, (u16, Usage)> = used.collect();
+    let seconds = used.iter().map(|(id, (slot, usage))| (*id, (*slot, usage.cpu_seconds)));
+    let seconds = run.cpu_times().observe(seconds.collect());
+    text.family("clusterlb_worker_cpu_seconds", Kind::Counter, "CPU time that workers have used.");
+    for (slot, seconds) in seconds {
+        text.sample(&[("slot", &slot.to_string())], seconds.into());
+    }
+    let mut resident: BTreeMap<u16, u64> = BTreeMap::new();
+    for (slot, usage) in used.values() {
+        *resident.entry(*slot).or_default() += usage.resident_bytes;
+    }
+    text.family(
+        "clusterlb_worker_resident_bytes",
+        Kind::Gauge,
+        "Memory that workers have resident.",
+    );
+    for (slot, bytes) in resident {
+        text.sample(&[("slot", &slot.to_string())], bytes.into());
+    }
+    let Some(own) = usage_of(std::process::id()) else { return };
+    let help = "CPU time that the primary has used.";
+    text.single("clusterlb_primary_cpu_seconds", Kind::Counter, help, own.cpu_seconds.into());
+    let help = "Memory that the primary has resident.";
+    text.single("clusterlb_primary_resident_bytes", Kind::Gauge, help, own.resident_bytes.into());
+}
+
+fn listener_families(text: &mut Exposition, listeners: &[ListenerSnapshot]) {
+    let labelled = |text: &mut Exposition, one: &ListenerSnapshot, value: Value| {
+        text.sample(&[("listener", &one.id.0.to_string()), ("address", &one.address)], value);
+    };
+    let help = "Connections that wait in the kernel to be accepted (TCP).";
+    text.family("clusterlb_listener_backlog", Kind::Gauge, help);
+    for one in listeners {
+        if let Some(waiting) = one.waiting {
+            labelled(text, one, u64::from(waiting).into());
+        }
+    }
+    let help = "Connections that may wait in the kernel, as far as net.core.somaxconn allows.";
+    text.family("clusterlb_listener_backlog_limit", Kind::Gauge, help);
+    for one in listeners {
+        labelled(text, one, u64::from(one.backlog_max).into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_of_a_slot_never_falls() {
+        let mut times = CpuTimes::default();
+        let at = |entries: &[(u32, u16, f64)]| {
+            entries.iter().map(|(id, slot, used)| (WorkerId(*id), (*slot, *used))).collect()
+        };
+        assert_eq!(times.observe(at(&[(1, 0, 2.0), (2, 1, 1.0)]))[&0], 2.0);
+        // Its successor begins beside it, and goes on when it has ended.
+        assert_eq!(times.observe(at(&[(1, 0, 3.0), (3, 0, 0.5), (2, 1, 1.0)]))[&0], 3.5);
+        let slots = times.observe(at(&[(3, 0, 0.75)]));
+        assert_eq!((slots[&0], slots[&1]), (3.75, 1.0));
+    }
+}

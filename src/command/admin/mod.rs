@@ -1,0 +1,201 @@
+//! Looking at a run and steering it from outside: an HTTP server on a thread of its own, and the
+//! commands that are its clients.
+//!
+//! Owns that thread. It reads memory and asks the supervisor; a client that hangs keeps a place in
+//! a bounded table until its time is over, and keeps nothing else waiting.
+
+mod actions;
+mod address;
+mod answers;
+mod client;
+mod commands;
+mod config;
+mod exposition;
+mod feed;
+mod ledger;
+mod metrics;
+mod observed;
+mod routes;
+mod server;
+mod top;
+mod views;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use super::addresses::look_up;
+use clusterlb::{Cluster, EngineDecision, Error, Result, SupervisorEvent, SupervisorHandle};
+use clusterlb_sys::error::errno_of;
+use clusterlb_sys::listener::{Listener, OpenOptions};
+use clusterlb_sys::signal::spawn_without_signals;
+use tokio::sync::{Semaphore, oneshot};
+
+pub(super) use address::AdminAddress;
+pub(super) use commands::{
+    AdminArguments, ClientArguments, ScaleArguments, StatusArguments, TopArguments,
+};
+pub(super) use config::config;
+pub(super) use feed::Feed;
+use ledger::Ledger;
+use metrics::CpuTimes;
+use server::Door;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// The permissions of a socket file.
+const MODE: u32 = 0o600;
+/// Actions that may be under way at once.
+const ACTIONS_MAX: usize = 16;
+/// Readers of `/events` at once.
+const FOLLOWERS_MAX: usize = 16;
+
+/// A run as the admin thread sees it.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) handle: SupervisorHandle,
+    pub(super) cluster: Cluster,
+    pub(super) feed: Feed,
+    /// The settings, as `/config` shows them.
+    pub(super) config: serde_json::Value,
+    pub(super) engine: EngineDecision,
+    pub(super) started: SystemTime,
+    ledger: Mutex<Ledger>,
+    cpu_times: Mutex<CpuTimes>,
+    /// Held from looking at the number of workers to asking for another one.
+    scaling: tokio::sync::Mutex<()>,
+    actions: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
+}
+
+impl Run {
+    pub(super) fn new(
+        handle: SupervisorHandle,
+        cluster: Cluster,
+        feed: Feed,
+        config: serde_json::Value,
+        engine: EngineDecision,
+        workers: usize,
+    ) -> Self {
+        let mut ledger = Ledger::default();
+        ledger.wanted = u16::try_from(workers).unwrap_or(u16::MAX);
+        Self {
+            handle,
+            cluster,
+            feed,
+            config,
+            engine,
+            started: SystemTime::now(),
+            ledger: Mutex::new(ledger),
+            cpu_times: Mutex::default(),
+            scaling: tokio::sync::Mutex::default(),
+            actions: Arc::new(Semaphore::new(ACTIONS_MAX)),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        }
+    }
+
+    /// Takes in what has happened.
+    pub(super) fn on_event(&self, event: &SupervisorEvent) {
+        self.ledger().on_event(event);
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cpu_times(&self) -> MutexGuard<'_, CpuTimes> {
+        self.cpu_times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sockets that are open, before anything is served.
+#[derive(Debug)]
+pub(super) struct Doors {
+    listeners: Vec<Listener>,
+    allow_actions: bool,
+}
+
+impl Doors {
+    /// Opens the addresses.
+    ///
+    /// # Errors
+    /// An address is taken, or not to be had.
+    pub(super) fn open(addresses: &[AdminAddress], allow_actions: bool) -> Result<Self> {
+        let options = OpenOptions {
+            backlog: BACKLOG,
+            share_port: false,
+            ipv6_only: false,
+            mode: Some(MODE),
+            blocking: false,
+        };
+        let open = |address: &AdminAddress| {
+            let address = address.resolve()?;
+            let address = look_up(&address)?.swap_remove(0);
+            Listener::open(&address, options).map_err(|error| in_words_of_admin(&error, &address))
+        };
+        let listeners = addresses.iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { listeners, allow_actions })
+    }
+
+    /// The bound addresses.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.listeners.iter().map(Listener::address)
+    }
+}
+
+fn in_words_of_admin(error: &Error, address: &impl std::fmt::Display) -> Error {
+    let hint = match error.kind() {
+        clusterlb::ErrorKind::AddressInUse => format!(
+            "another run, or something else, has it: `clusterlb status --admin {address}` shows a \
+             run; choose another --admin, or remove a file that is no socket"
+        ),
+        _ => error.hint().replace("--listen", "--admin"),
+    };
+    Error::cluster(error.kind(), format!("admin interface: {error}"), hint)
+}
+
+/// The thread. When this is dropped, it ends, and the socket files are removed.
+#[derive(Debug)]
+pub(super) struct Admin {
+    run: Arc<Run>,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    _listeners: Vec<Listener>,
+}
+
+impl Admin {
+    /// Starts to serve.
+    ///
+    /// # Errors
+    /// Too few descriptors or threads.
+    pub(super) fn start(doors: Doors, run: Arc<Run>) -> Result<Self> {
+        let open = |listener: &Listener| Door::new(listener, doors.allow_actions);
+        let open = doors.listeners.iter().map(open).collect::<Result<Vec<Door>>>()?;
+        let (end, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(ACTIONS_MAX)
+            .thread_name("admin-wait")
+            .build()
+            .map_err(|error| Error::system("start the admin interface", errno_of(&error)))?;
+        let served = Arc::clone(&run);
+        let body = move || {
+            runtime.block_on(server::serve(open, served, ended));
+            // What still waits for the supervisor has its answer by now, or waits for nothing.
+            runtime.shutdown_background();
+        };
+        let thread = spawn_without_signals("admin", body)?;
+        Ok(Self { run, end: Some(end), thread: Some(thread), _listeners: doors.listeners })
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.run.feed.close();
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did, there would be nothing left to end.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The paths of the admin interface, and what is answered to those who look.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
+use axum::response::IntoResponse as _;
+use axum::routing::{get, post};
+use clusterlb::ListenerSnapshot;
+use hyper::body::{Bytes, Frame};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc;
+
+use super::answers::{Refused, json, typed};
+use super::exposition::Format;
+use super::views::{ListenerView, ListenersView, RefusedView};
+use super::{Run, actions, metrics, observed};
+
+/// Every path, for those who have missed it.
+const PATHS: [&str; 13] = [
+    "GET /livez",
+    "GET /readyz",
+    "GET /metrics",
+    "GET /workers",
+    "GET /listeners",
+    "GET /config",
+    "GET /events",
+    "POST /reload",
+    "POST /scale?workers=N",
+    "POST /drain",
+    "POST /workers/ID/drain",
+    "POST /workers/ID/kill",
+    "POST /workers/ID/replace",
+];
+
+/// Lines on their way to one reader.
+const LINES_MAX: usize = 16;
+
+/// Marks an answer that goes on as long as its reader wants it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Following;
+
+/// What is answered where.
+pub(super) fn router(run: Arc<Run>) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .route("/workers", get(show_workers))
+        .route("/listeners", get(show_listeners))
+        .route("/config", get(show_config))
+        .route("/events", get(follow))
+        .route("/reload", post(actions::reload))
+        .route("/scale", post(actions::scale))
+        .route("/drain", post(actions::drain))
+        .route("/workers/{id}/drain", post(actions::drain_worker))
+        .route("/workers/{id}/kill", post(actions::kill_worker))
+        .route("/workers/{id}/replace", post(actions::replace_worker))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(run)
+}
+
+/// The answer to another user.
+pub(super) fn stranger() -> Response<Body> {
+    Refused::new(
+        StatusCode::FORBIDDEN,
+        "this run belongs to another user",
+        "ask as its user, or as root",
+    )
+    .into_response()
+}
+
+async fn unknown_path(uri: Uri) -> Response<Body> {
+    let view = RefusedView {
+        error: format!("there is no {}", uri.path()),
+        remedy: "ask for one of the paths".into(),
+        paths: PATHS.map(str::to_owned).to_vec(),
+    };
+    json(StatusCode::NOT_FOUND, &view)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Refused {
+    Refused::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{method} is not for {}", uri.path()),
+        "GET looks, POST acts; the field Allow names what this path takes",
+    )
+}
+
+async fn livez() -> Response<Body> {
+    typed(StatusCode::OK, "text/plain", "ok\n")
+}
+
+async fn readyz(State(run): State<Arc<Run>>) -> Response<Body> {
+    match observed::readiness(&run.handle.snapshot()) {
+        Ok(()) => typed(StatusCode::OK, "text/plain", "ok\n"),
+        Err(why) => typed(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+    }
+}
+
+async fn show_metrics(State(run): State<Arc<Run>>, fields: HeaderMap) -> Response<Body> {
+    let accept = fields.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept.unwrap_or_default());
+    // Without an answer of the control plane the other numbers are worth having.
+    let listeners = listeners(&run).await.unwrap_or_default();
+    typed(StatusCode::OK, format.content_type(), metrics::render(&run, &listeners, format))
+}
+
+async fn show_workers(State(run): State<Arc<Run>>) -> Response<Body> {
+    json(StatusCode::OK, &observed::workers(&run))
+}
+
+async fn show_listeners(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> {
+    let listeners = listeners(&run).await?;
+    let listeners = listeners.into_iter().map(|one| ListenerView {
+        listener: one.id.0,
+        address: one.address,
+        workers: one.workers,
+        backlog: one.waiting,
+        backlog_max: one.backlog_max,
+    });
+    Ok(json(StatusCode::OK, &ListenersView { listeners: listeners.collect() }))
+}
+
+/// Asks the control plane, on a thread that may wait for it.
+async fn listeners(run: &Arc<Run>) -> Result<Vec<ListenerSnapshot>, Refused> {
+    let run = Arc::clone(run);
+    let asked = tokio::task::spawn_blocking(move || run.cluster.listeners()).await;
+    match asked {
+        Ok(listeners) => listeners.map_err(Refused::from),
+        Err(_) => Err(actions::ending()),
+    }
+}
+
+async fn show_config(State(run): State<Arc<Run>>) -> Response<Body> {
+    json(StatusCode::OK, &run.config)
+}
+
+/// The lines that `--json` prints, from now on.
+async fn follow(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> {
+    let Ok(permit) = Arc::clone(&run.followers).try_acquire_owned() else {
+        return Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{} readers follow the events already", super::FOLLOWERS_MAX),
+            "end one of them",
+        ));
+    };
+    let Some(mut lines) = run.feed.subscribe() else { return Err(actions::ending()) };
+    let (sender, receiver) = mpsc::channel(LINES_MAX);
+    tokio::spawn(async move {
+        loop {
+            use tokio::sync::broadcast::error::RecvError;
+            let line = tokio::select! {
+                line = lines.recv() => line,
+                () = sender.closed() => return,
+            };
+            let line = match line {
+                Ok(line) => format!("{line}\n"),
+                Err(RecvError::Lagged(count)) => {
+                    format!("{{\"event\":\"note\",\"text\":\"{count} lines were missed\"}}\n")
+                }
+                Err(RecvError::Closed) => return,
+            };
+            if sender.send(Bytes::from(line)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let body = Body::new(Lines { receiver, _permit: permit });
+    let mut response = typed(StatusCode::OK, "application/x-ndjson", body);
+    response.extensions_mut().insert(Following);
+    Ok(response)
+}
+
+/// A body that goes on.
+struct Lines {
+    receiver: mpsc::Receiver<Bytes>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.receiver.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line))))
+    }
+}

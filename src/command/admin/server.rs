@@ -1,0 +1,199 @@
+//! The admin thread's sockets: who may come in, how many at once, and for how long.
+//!
+//! Owns bounds. One connection carries one request; a head that is not complete in time is answered
+//! with 408, and an answer that is not read in time is given up.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use clusterlb::Result;
+use clusterlb_sys::listener::{Family, Listener};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use nix::unistd::geteuid;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::Run;
+use super::routes::{self, Following};
+use super::views::RefusedView;
+
+/// Connections of one address at once. Further ones wait in the kernel.
+const CONNECTIONS_MAX: u32 = 128;
+/// How long a request's head may take.
+const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// How long an answer may take to be read.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How large a request's head may be.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// How long connections have at the end of the run to get what is theirs.
+const LAST_LIMIT: Duration = Duration::from_secs(1);
+/// How long accepting rests when it fails, mostly for want of descriptors.
+const REST: Duration = Duration::from_millis(50);
+
+/// What a client may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Look and act.
+    Full,
+    /// Look.
+    ReadOnly,
+    /// Nothing: it is another user's.
+    Refused,
+}
+
+/// A socket that is open.
+#[derive(Debug)]
+pub(super) struct Door {
+    socket: OwnedFd,
+    family: Family,
+    allow_actions: bool,
+}
+
+impl Door {
+    /// A further descriptor of a listener's socket.
+    ///
+    /// # Errors
+    /// Too few descriptors.
+    pub(super) fn new(listener: &Listener, allow_actions: bool) -> Result<Self> {
+        Ok(Self { socket: listener.copy()?, family: listener.family(), allow_actions })
+    }
+}
+
+/// An open socket that the runtime knows.
+#[derive(Debug)]
+enum Entrance {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Entrance {
+    fn new(door: Door) -> io::Result<(Self, bool)> {
+        let entrance = match door.family {
+            Family::Tcp(_) => Self::Tcp(TcpListener::from_std(StdTcpListener::from(door.socket))?),
+            Family::Unix => Self::Unix(UnixListener::from_std(StdUnixListener::from(door.socket))?),
+        };
+        Ok((entrance, door.allow_actions))
+    }
+}
+
+/// Serves until the other end of `ended` goes, and lets connections end then.
+pub(super) async fn serve(doors: Vec<Door>, run: Arc<Run>, ended: oneshot::Receiver<()>) {
+    let app = routes::router(run);
+    let mut rooms = Vec::new();
+    let mut loops = Vec::new();
+    for door in doors {
+        // Registering fails only for want of descriptors: the other addresses are served.
+        let Ok((entrance, allow_actions)) = Entrance::new(door) else { continue };
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+        rooms.push(Arc::clone(&room));
+        loops.push(tokio::spawn(accept(entrance, allow_actions, app.clone(), room)));
+    }
+    // The sender is only ever dropped.
+    let _ = ended.await;
+    loops.iter().for_each(tokio::task::JoinHandle::abort);
+    let all_gone = async {
+        for room in rooms {
+            // Nothing closes it.
+            let _ = room.acquire_many(CONNECTIONS_MAX).await;
+        }
+    };
+    let _ = timeout(LAST_LIMIT, all_gone).await;
+}
+
+async fn accept(entrance: Entrance, allow_actions: bool, app: Router, room: Arc<Semaphore>) {
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let accepted = match &entrance {
+            Entrance::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                let access = if allow_actions { Access::Full } else { Access::ReadOnly };
+                tokio::spawn(answer(stream, access, app.clone(), permit));
+            }),
+            Entrance::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                let peer = stream.peer_cred().map(|peer| peer.uid());
+                let known = peer.is_ok_and(|user| user == 0 || user == geteuid().as_raw());
+                let access = if known { Access::Full } else { Access::Refused };
+                tokio::spawn(answer(stream, access, app.clone(), permit));
+            }),
+        };
+        if accepted.is_err() {
+            sleep(REST).await;
+        }
+    }
+}
+
+/// Serves one connection.
+async fn answer<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: T,
+    access: Access,
+    app: Router,
+    _permit: OwnedSemaphorePermit,
+) {
+    let answered = Arc::new(Notify::new());
+    let has_answered = Arc::clone(&answered);
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(access);
+        let (app, has_answered) = (app.clone(), Arc::clone(&has_answered));
+        Box::pin(async move {
+            let response = match access {
+                Access::Refused => Ok(routes::stranger()),
+                _ => app.call(request.map(Body::new)).await,
+            };
+            if let Ok(response) = &response
+                && response.extensions().get::<Following>().is_none()
+            {
+                has_answered.notify_one();
+            }
+            response
+        })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let unread = async {
+        answered.notified().await;
+        sleep(ANSWER_LIMIT).await;
+    };
+    let result = tokio::select! {
+        result = poll_fn(|context| connection.poll_without_shutdown(context)) => result,
+        () = unread => return,
+    };
+    let mut stream = connection.into_parts().io.into_inner();
+    if result.is_err_and(|error| error.is_timeout()) {
+        // A client that does not read either is not waited for.
+        let _ = timeout(HEAD_LIMIT, stream.write_all(too_slow().as_bytes())).await;
+    }
+    let _ = timeout(HEAD_LIMIT, stream.shutdown()).await;
+}
+
+/// The answer to half a request and then silence.
+fn too_slow() -> String {
+    let refused = RefusedView {
+        error: "the request's head was not complete in time".into(),
+        remedy: format!("send all of it within {} s", HEAD_LIMIT.as_secs()),
+        ..RefusedView::default()
+    };
+    let body = serde_json::to_string(&refused).expect("plain data");
+    format!(
+        "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}\n",
+        body.len() + 1
+    )
+}

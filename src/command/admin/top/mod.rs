@@ -1,0 +1,235 @@
+//! `clusterlb top`: a live table with a bar for each worker; plain text where there is no terminal.
+//!
+//! Owns the terminal while it runs, and the time between two looks.
+
+mod rows;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use clusterlb::{Error, Result};
+use clusterlb_sys::error::errno_of;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::Line;
+use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table};
+use ratatui::{DefaultTerminal, Frame};
+
+use super::client::Client;
+use super::views::{ListenersView, WorkersView};
+use rows::{Column, Row, columns};
+
+/// How wide a table is where no terminal says it.
+pub(super) const TEXT_COLUMNS: u16 = 100;
+
+/// A look at a run, and when it was.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    run: WorkersView,
+    listeners: ListenersView,
+}
+
+/// An earlier look, and how long ago it was.
+pub(super) type Earlier<'a> = Option<(&'a WorkersView, Duration)>;
+
+impl Look {
+    fn take(client: &Client) -> Result<Self> {
+        let run = client.look("/workers")?;
+        Ok(Self { run, listeners: client.look("/listeners")?, at: Instant::now() })
+    }
+
+    /// This look as what is earlier than `later`.
+    fn before(&self, later: &Self) -> (&WorkersView, Duration) {
+        (&self.run, later.at.duration_since(self.at))
+    }
+}
+
+/// Shows tables until that many were shown, the run ends, or the reader has had enough.
+///
+/// # Errors
+/// There is no run, or none any more; the terminal is none.
+pub(super) fn run(client: &Client, interval: Duration, count: Option<u32>) -> Result<()> {
+    let first = Look::take(client)?;
+    if !io::stdout().is_terminal() {
+        return print(client, first, interval, count);
+    }
+    let terminal = ratatui::try_init()
+        .map_err(|error| Error::system("take the terminal over", errno_of(&error)))?;
+    let result = draw(terminal, client, first, interval, count);
+    ratatui::restore();
+    result
+}
+
+/// Tables one below the other. A reader that has gone ends that.
+fn print(client: &Client, first: Look, interval: Duration, count: Option<u32>) -> Result<()> {
+    let mut earlier: Option<Look> = None;
+    let mut now = first;
+    let mut shown = 0;
+    loop {
+        let before = earlier.as_ref().map(|one| one.before(&now));
+        let mut lines = heading(&now.run, before);
+        lines.extend(backlogs(&now.listeners));
+        let text = format!("{}\n{}\n", lines.join("\n"), table(&now.run, before, TEXT_COLUMNS));
+        let mut output = io::stdout().lock();
+        if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+            return Ok(());
+        }
+        drop(output);
+        shown += 1;
+        if count.is_some_and(|count| shown >= count) {
+            return Ok(());
+        }
+        std::thread::sleep(interval);
+        earlier = Some(std::mem::replace(&mut now, Look::take(client)?));
+    }
+}
+
+fn draw(
+    mut terminal: DefaultTerminal,
+    client: &Client,
+    first: Look,
+    interval: Duration,
+    count: Option<u32>,
+) -> Result<()> {
+    let failed = |error: io::Error| Error::system("draw on the terminal", errno_of(&error));
+    let mut earlier: Option<Look> = None;
+    let mut now = first;
+    let mut shown = 0;
+    loop {
+        let before = earlier.as_ref().map(|one| one.before(&now));
+        terminal.draw(|frame| screen(frame, &now, before)).map_err(failed)?;
+        let next = now.at + interval;
+        match wait_for_key(next).map_err(failed)? {
+            Key::Quit => return Ok(()),
+            Key::Redraw => continue,
+            Key::None => {}
+        }
+        shown += 1;
+        if count.is_some_and(|count| shown >= count) {
+            return Ok(());
+        }
+        earlier = Some(std::mem::replace(&mut now, Look::take(client)?));
+    }
+}
+
+/// What the reader wants.
+enum Key {
+    Quit,
+    Redraw,
+    None,
+}
+
+fn wait_for_key(until: Instant) -> io::Result<Key> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if !event::poll(left)? {
+            return Ok(Key::None);
+        }
+        match event::read()? {
+            Event::Resize(..) => return Ok(Key::Redraw),
+            Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
+                KeyCode::Char('q') | KeyCode::Esc => return Ok(Key::Quit),
+                KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
+                    return Ok(Key::Quit);
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+}
+
+fn screen(frame: &mut Frame<'_>, now: &Look, before: Earlier<'_>) {
+    let mut lines = heading(&now.run, before);
+    lines.extend(backlogs(&now.listeners));
+    let height = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+    let [above, below, last] =
+        Layout::vertical([Constraint::Length(height), Constraint::Min(0), Constraint::Length(1)])
+            .areas(frame.area());
+    frame.render_widget(
+        Paragraph::new(lines.into_iter().map(Line::from).collect::<Vec<_>>()),
+        above,
+    );
+    let columns = columns(below.width);
+    let widths = columns.iter().map(|(_, width)| Constraint::Length(*width));
+    let names = columns.iter().map(|(column, width)| column.name(*width));
+    let rows = rows::rows(&now.run, before);
+    let hidden = rows.len().saturating_sub(usize::from(below.height.saturating_sub(1)));
+    let table = Table::new(rows.iter().map(|row| table_row(row, &columns)), widths)
+        .header(TableRow::new(names).style(Style::new().add_modifier(Modifier::REVERSED)))
+        .column_spacing(1);
+    frame.render_widget(table, below);
+    let hint = match hidden {
+        0 => "q quits".to_owned(),
+        hidden => format!("q quits; {hidden} more workers do not fit"),
+    };
+    frame.render_widget(Paragraph::new(hint).style(Style::new().fg(Color::DarkGray)), last);
+}
+
+fn table_row(row: &Row, columns: &[(Column, u16)]) -> TableRow<'static> {
+    let style = match &*row.state {
+        "serving" => Style::new(),
+        "hung" | "given-up" => Style::new().fg(Color::Red),
+        _ => Style::new().fg(Color::Yellow),
+    };
+    let cells = columns.iter().map(|(column, width)| {
+        let cell = Cell::new(column.cell(row, *width));
+        match column {
+            Column::Bar => cell.style(Style::new().fg(Color::Green)),
+            _ => cell,
+        }
+    });
+    TableRow::new(cells).style(style)
+}
+
+/// What there is to say about the whole run.
+pub(super) fn heading(run: &WorkersView, before: Earlier<'_>) -> Vec<String> {
+    let totals = &run.totals;
+    let ready = if run.ready { "ready" } else { "not ready" };
+    let reloading = if run.reloading { ", replacing workers" } else { "" };
+    let uptime = Duration::from_secs(run.uptime_ms / 1000);
+    let rate = before.map_or_else(String::new, |(earlier, time)| {
+        let new = totals.accepted.saturating_sub(earlier.totals.accepted);
+        format!(" ({:.0}/s)", rows::rate(new, time))
+    });
+    let skips = totals.skips.iter().filter(|(_, count)| *count > 0);
+    let skips: Vec<String> = skips.map(|(stage, count)| format!("{stage} {count}")).collect();
+    let skips = if skips.is_empty() { "none".into() } else { skips.join(", ") };
+    vec![
+        format!(
+            "clusterlb: {}, {ready}{reloading}; policy {}; pid {}; up {}",
+            run.stage,
+            run.policy,
+            run.pid,
+            humantime::format_duration(uptime)
+        ),
+        format!(
+            "accepted {}{rate}, waiting {}, redispatched {}, dropped {}, pauses {}",
+            totals.accepted, totals.waiting, totals.redispatched, totals.dropped, totals.pauses
+        ),
+        format!("skips: {skips}"),
+    ]
+}
+
+fn backlogs(listeners: &ListenersView) -> Option<String> {
+    let shown = listeners.listeners.iter().map(|one| {
+        let waiting = one.backlog.map_or_else(|| "-".into(), |waiting| waiting.to_string());
+        format!("{} {waiting}/{}", one.address, one.backlog_max)
+    });
+    let shown: Vec<String> = shown.collect();
+    (!shown.is_empty()).then(|| format!("backlog: {}", shown.join(", ")))
+}
+
+/// The workers as text.
+pub(super) fn table(run: &WorkersView, before: Earlier<'_>, width: u16) -> String {
+    let columns = columns(width);
+    let line = |cells: Vec<String>| format!("{}\n", cells.join(" ").trim_end());
+    let names = columns.iter().map(|(column, width)| column.name(*width)).collect();
+    let mut text = line(names);
+    for row in rows::rows(run, before) {
+        text += &line(columns.iter().map(|(column, width)| column.cell(&row, *width)).collect());
+    }
+    text
+}

@@ -1,0 +1,251 @@
+//! The numbers of the live table: rates from two looks, shares, bars. Pure.
+
+use std::time::Duration;
+
+use super::Earlier;
+use crate::command::admin::views::{SlotView, WorkerView, WorkersView};
+
+/// The widest bar that is of any use.
+const BAR_WIDTH_MAX: u16 = 40;
+/// From here on there is room for everything.
+const WIDE: u16 = 120;
+
+/// One worker, or a slot without one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Row {
+    pub(super) slot: u16,
+    pub(super) worker: Option<u32>,
+    pub(super) pid: Option<u32>,
+    pub(super) state: String,
+    pub(super) in_flight: u64,
+    pub(super) unclaimed: u64,
+    pub(super) claimed: u64,
+    /// Connections a second; needs an earlier look.
+    pub(super) rate: Option<f64>,
+    /// Of all that workers have received since the earlier look, or ever.
+    pub(super) share: f64,
+    /// The bar, from 0 to 1: the share against the largest one.
+    pub(super) bar: f64,
+    pub(super) restarts: u64,
+    /// In percent of one CPU; needs an earlier look.
+    pub(super) cpu: Option<f64>,
+    pub(super) resident_bytes: Option<u64>,
+}
+
+/// A column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Column {
+    Slot,
+    Worker,
+    Pid,
+    State,
+    InFlight,
+    Unclaimed,
+    Claimed,
+    Rate,
+    Share,
+    Restarts,
+    Cpu,
+    Resident,
+    Bar,
+}
+
+/// How often something has happened in a second.
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+pub(super) fn rate(count: u64, time: Duration) -> f64 {
+    let seconds = time.as_secs_f64();
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+/// A row for each worker, by slots, and one for each slot without a worker.
+pub(super) fn rows(run: &WorkersView, before: Earlier<'_>) -> Vec<Row> {
+    let mut rows: Vec<Row> = run.workers.iter().map(|one| row(one, run, before)).collect();
+    let weights: Vec<u64> = run.workers.iter().map(|one| received(one, before)).collect();
+    let total: u64 = weights.iter().sum();
+    let most = weights.iter().max().copied().unwrap_or(0);
+    for (row, weight) in rows.iter_mut().zip(weights) {
+        row.share = part(weight, total);
+        row.bar = part(weight, most);
+    }
+    let is_empty = |slot: &&SlotView| slot.worker.is_none();
+    rows.extend(run.slots.iter().filter(is_empty).map(|slot| Row {
+        slot: slot.slot,
+        state: slot.state.clone(),
+        restarts: slot.restarts,
+        ..Row::default()
+    }));
+    rows.sort_by_key(|row| (row.slot, row.worker));
+    rows
+}
+
+/// What a worker has received since the earlier look, or ever.
+fn received(worker: &WorkerView, before: Earlier<'_>) -> u64 {
+    let was = earlier(worker, before).map_or(0, |one| one.claimed);
+    worker.claimed.saturating_sub(was)
+}
+
+fn earlier<'a>(worker: &WorkerView, before: Earlier<'a>) -> Option<&'a WorkerView> {
+    let (run, _) = before?;
+    run.workers.iter().find(|one| one.id == worker.id)
+}
+
+fn row(worker: &WorkerView, run: &WorkersView, before: Earlier<'_>) -> Row {
+    let slot = run.slots.iter().find(|slot| slot.slot == worker.slot);
+    let was = earlier(worker, before);
+    let cpu = before.zip(worker.cpu_seconds).map(|((_, time), used)| {
+        let was = was.and_then(|one| one.cpu_seconds).unwrap_or(0.0);
+        100.0 * (used - was).max(0.0) / time.as_secs_f64().max(1e-9)
+    });
+    Row {
+        slot: worker.slot,
+        worker: Some(worker.id),
+        pid: Some(worker.pid),
+        state: worker.state.clone(),
+        in_flight: worker.in_flight,
+        unclaimed: worker.unclaimed,
+        claimed: worker.claimed,
+        rate: before.map(|(_, time)| rate(received(worker, before), time)),
+        restarts: slot.map_or(0, |slot| slot.restarts),
+        cpu,
+        resident_bytes: worker.resident_bytes,
+        ..Row::default()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn part(count: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { count as f64 / whole as f64 }
+}
+
+/// The columns that fit, with their widths. The bar gets what is left.
+pub(super) fn columns(width: u16) -> Vec<(Column, u16)> {
+    use Column::{
+        Bar, Claimed, Cpu, InFlight, Pid, Rate, Resident, Restarts, Share, Slot, State, Unclaimed,
+        Worker,
+    };
+    let mut columns = vec![(Slot, 4), (Worker, 6)];
+    if width >= WIDE {
+        columns.push((Pid, 8));
+    }
+    columns.extend([(State, 8), (InFlight, 9)]);
+    if width >= WIDE {
+        columns.extend([(Unclaimed, 9), (Claimed, 11)]);
+    }
+    columns.extend([(Rate, 8), (Share, 6), (Restarts, 8), (Cpu, 6), (Resident, 7)]);
+    let used: u16 = columns.iter().map(|(_, width)| width + 1).sum();
+    columns.push((Bar, width.saturating_sub(used).min(BAR_WIDTH_MAX)));
+    columns
+}
+
+impl Column {
+    /// What stands above it.
+    pub(super) fn name(self, width: u16) -> String {
+        let name = match self {
+            Self::Slot => "slot",
+            Self::Worker => "worker",
+            Self::Pid => "pid",
+            Self::State => return format!("{:<1$}", "state", usize::from(width)),
+            Self::InFlight => "in flight",
+            Self::Unclaimed => "unclaimed",
+            Self::Claimed => "claimed",
+            Self::Rate => "per s",
+            Self::Share => "share",
+            Self::Restarts => "restarts",
+            Self::Cpu => "CPU %",
+            Self::Resident => "memory",
+            Self::Bar => return String::new(),
+        };
+        format!("{name:>0$}", usize::from(width))
+    }
+
+    /// What stands in it.
+    pub(super) fn cell(self, row: &Row, width: u16) -> String {
+        let width = usize::from(width);
+        let dash = || "-".to_owned();
+        let text = match self {
+            Self::Slot => row.slot.to_string(),
+            Self::Worker => row.worker.map_or_else(dash, |worker| worker.to_string()),
+            Self::Pid => row.pid.map_or_else(dash, |pid| pid.to_string()),
+            Self::State => return format!("{:<width$}", row.state),
+            Self::InFlight => row.in_flight.to_string(),
+            Self::Unclaimed => row.unclaimed.to_string(),
+            Self::Claimed => row.claimed.to_string(),
+            Self::Rate => row.rate.map_or_else(dash, |rate| format!("{rate:.0}")),
+            Self::Share => format!("{:.1}%", 100.0 * row.share),
+            Self::Restarts => row.restarts.to_string(),
+            Self::Cpu => row.cpu.map_or_else(dash, |cpu| format!("{cpu:.0}")),
+            Self::Resident => row.resident_bytes.map_or_else(dash, size),
+            Self::Bar => return "▇".repeat(bar_length(row.bar, width)),
+        };
+        format!("{text:>width$}")
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a bar is between 0 and its width, which is small"
+)]
+fn bar_length(part: f64, width: usize) -> usize {
+    (part.clamp(0.0, 1.0) * width as f64).round() as usize
+}
+
+/// A size in at most seven signs.
+fn size(bytes: u64) -> String {
+    match bytes >> 20 {
+        0 => format!("{}K", bytes >> 10),
+        mebibytes @ ..10_000 => format!("{mebibytes}M"),
+        mebibytes => format!("{}G", mebibytes >> 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(id: u32, slot: u16, claimed: u64, cpu_seconds: f64) -> WorkerView {
+        let state = "serving".to_owned();
+        let cpu_seconds = Some(cpu_seconds);
+        WorkerView { id, slot, claimed, cpu_seconds, state, ..WorkerView::default() }
+    }
+
+    #[test]
+    fn rates_and_shares_are_of_the_time_between_two_looks() {
+        let slots = vec![
+            SlotView { slot: 0, worker: Some(1), restarts: 3, ..SlotView::default() },
+            SlotView { slot: 1, state: "given-up".into(), ..SlotView::default() },
+        ];
+        let first = WorkersView { workers: vec![worker(1, 0, 100, 1.0)], ..WorkersView::default() };
+        let workers = vec![worker(1, 0, 130, 1.5), worker(2, 0, 10, 0.0)];
+        let now = WorkersView { workers, slots, ..WorkersView::default() };
+        let rows = rows(&now, Some((&first, Duration::from_secs(2))));
+        let numbers = rows.iter().map(|row| (row.slot, row.worker, row.rate, row.share));
+        assert_eq!(
+            numbers.collect::<Vec<_>>(),
+            [(0, Some(1), Some(15.0), 0.75), (0, Some(2), Some(5.0), 0.25), (1, None, None, 0.0)]
+        );
+        assert_eq!((rows[0].cpu, rows[0].restarts, rows[0].bar), (Some(25.0), 3, 1.0));
+        assert_eq!(rows[2].state, "given-up");
+    }
+
+    #[test]
+    fn every_width_is_kept_to() {
+        for width in [20, 80, 100, 120, 160, 300] {
+            let columns = columns(width);
+            let row = Row { bar: 1.0, state: "serving".into(), ..Row::default() };
+            let line: Vec<String> =
+                columns.iter().map(|(column, width)| column.cell(&row, *width)).collect();
+            let length = line.join(" ").chars().count();
+            assert!(length <= usize::from(width.max(71)), "{width}: {length}");
+            assert!(width < 80 || line.join(" ").contains('▇'), "{width}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(size(5_000), "4K");
+        assert_eq!(size(300 << 20), "300M");
+        assert_eq!(size(20 << 30), "20G");
+    }
+}

@@ -1,0 +1,86 @@
+//! What a run asks for that only io_uring can do, and which engine it gets.
+
+use clusterlb::{AcceptMechanism, EngineChoice, EngineDecision, EngineKind, Policy};
+use clusterlb::{Error, Result};
+use clusterlb_sys::probe;
+use nix::errno::Errno;
+
+use super::needs;
+use super::settings::{Runtime, Settings};
+
+/// Decides, once for the primary and all workers.
+///
+/// # Errors
+/// [`Error::Environment`] where io_uring is asked for, or needed, and not to be had;
+/// [`Error::Usage`] where epoll is asked for together with what needs io_uring.
+pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
+    let needed = needs_ring(settings);
+    if let (EngineChoice::Epoll, Some((what, instead))) = (settings.engine, needed) {
+        let what = format!("{what} needs io_uring, and the engine asked for is epoll");
+        return Err(Error::usage(what, format!("leave the engine out, or {instead}")));
+    }
+    let decision = match is_refused_to_workers(settings, probe::io_uring_disabled()) {
+        true => EngineDecision {
+            kind: EngineKind::Epoll,
+            level: None,
+            reason: "kernel.io_uring_disabled is 1, which may refuse workers that run as another \
+                     user"
+                .into(),
+        },
+        false => settings.engine.decide()?,
+    };
+    match (decision.kind, needed) {
+        (EngineKind::Epoll, Some((what, instead))) => Err(Error::Environment {
+            step: format!("{what} needs io_uring ({})", decision.reason),
+            source: Errno::EOPNOTSUPP,
+            hint: format!("{instead}; `clusterlb check` says what refuses io_uring here"),
+        }),
+        _ => Ok(decision),
+    }
+}
+
+/// Decides, and makes sure of the memory that rings lock. Tells what each ring may take, if that is
+/// bounded.
+///
+/// # Errors
+/// As [`decide`]; [`Error::Environment`] where there is no memory for the smallest rings.
+pub(super) fn decide_with_memory(
+    settings: &Settings,
+    workers: usize,
+) -> Result<(EngineDecision, Option<u64>)> {
+    let decision = decide(settings)?;
+    if decision.kind != EngineKind::IoUring {
+        return Ok((decision, None));
+    }
+    // Programs of others bring no ring with them.
+    let workers = if settings.program.is_none() { workers } else { 0 };
+    needs::ring_share(workers, settings.backlog).map(|share| (decision, share))
+}
+
+/// The primary may create a ring, and workers that become another user perhaps not: what is tried
+/// here does not show it.
+fn is_refused_to_workers(settings: &Settings, io_uring_disabled: Option<u8>) -> bool {
+    let changes_user = settings.program.is_none() && settings.worker_environment.user.is_some();
+    settings.engine == EngineChoice::Auto && changes_user && io_uring_disabled == Some(1)
+}
+
+/// What of a run needs a ring, and what does without.
+fn needs_ring(settings: &Settings) -> Option<(&'static str, &'static str)> {
+    if settings.program.is_some() {
+        return None;
+    }
+    match (settings.policy, settings.accept) {
+        (Policy::None, AcceptMechanism::Uring) => {
+            return Some(("--accept uring", "use --accept epoll"));
+        }
+        (Policy::None, AcceptMechanism::UringMultishot) => {
+            return Some(("--accept uring-multishot", "use --accept epoll"));
+        }
+        _ => {}
+    }
+    match settings.serve.runtime {
+        Runtime::Ring => None,
+        #[cfg(feature = "tokio-uring")]
+        Runtime::TokioUring => Some(("--runtime tokio-uring", "use --runtime ring")),
+    }
+}

@@ -1,0 +1,192 @@
+//! Clients that hang, ask for what cannot be, or are not welcome: each gets a clear answer, and no
+//! one else is delayed.
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+
+use super::{Steered, ask, assert_done, assert_refused, command, text};
+use crate::common::{BINARY, Client, Launch, get_from, has_program, lacking};
+use crate::room::Room;
+
+#[test]
+fn unknown_paths_and_wrong_methods_name_the_right_ones() {
+    let run = Steered::start("--workers 1");
+    assert_refused(&run.get("/nowhere"), 404, &["GET /metrics", "POST /reload"]);
+    let wrong = run.get("/reload");
+    assert_refused(&wrong, 405, &["/reload"]);
+    assert!(wrong.head.to_lowercase().contains("\r\nallow: post\r\n"), "{}", wrong.head);
+    let wrong = run.post("/workers");
+    assert!(wrong.head.to_lowercase().contains("\r\nallow: get,head\r\n"), "{}", wrong.head);
+    assert_eq!(run.post("/reload?wait=0").status, 202);
+    run.cluster.event("reloaded", 0);
+    run.cluster.end();
+}
+
+#[test]
+fn half_a_request_and_then_silence_is_answered_and_delays_no_one() {
+    let run = Steered::start("--workers 1");
+    let mut silent = Client::to(&run.admin);
+    silent.send(b"GET /livez HTTP/1.1\r\nHost:");
+    assert_eq!(run.get("/livez").status, 200);
+    let late = silent.receive();
+    assert_refused(&late, 408, &["in time"]);
+    silent.assert_closed();
+    let mut garbage = Client::to(&run.admin);
+    assert_eq!(garbage.ask(b"\x16\x03\x01 nonsense\r\n\r\n").status, 400);
+    run.cluster.end();
+}
+
+#[test]
+fn tcp_is_for_looking_unless_actions_are_allowed() {
+    let run = Launch::new("--workers 1 --admin 127.0.0.1:0").start();
+    let admin = run.event("admin", 0)["address"].as_str().expect("an address").to_owned();
+    assert_eq!(ask(&admin, "GET", "/readyz", "").status, 200);
+    let refused = ask(&admin, "POST", "/reload", "");
+    assert_refused(&refused, 403, &["--admin-allow-actions"]);
+    assert_done(&command("status", &admin));
+    assert_eq!(command("drain", &admin).status.code(), Some(1));
+    run.end();
+    let run = Launch::new("--workers 1 --admin 127.0.0.1:0 --admin-allow-actions").start();
+    let admin = run.event("admin", 0)["address"].as_str().expect("an address").to_owned();
+    assert_eq!(ask(&admin, "POST", "/reload", "").status, 200);
+    let page = ask(&admin, "POST", "/reload", "Origin: http://example.org\r\n");
+    assert_refused(&page, 403, &["web page"]);
+    run.end();
+}
+
+#[test]
+fn a_thousand_scrapers_at_once_are_all_answered() {
+    let Some(_room) = Room::for_clients(1000) else { return };
+    let run = Launch::new("--workers 1 --admin 127.0.0.1:0").start();
+    let admin = run.event("admin", 0)["address"].as_str().expect("an address").to_owned();
+    let mut clients: Vec<Client> = (0..1000).map(|_| Client::to(&admin)).collect();
+    for client in &mut clients {
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    for client in &mut clients {
+        assert_eq!(client.receive().status, 200);
+    }
+    assert_eq!(ask(&admin, "GET", "/livez", "").status, 200);
+    get_from(&run.address(), 1, 1);
+    run.end();
+}
+
+#[test]
+fn a_path_in_use_is_refused_and_a_stale_one_is_taken() {
+    let run = Steered::start("--workers 1");
+    let mode = std::fs::metadata(run.folder.path().join("admin.sock")).expect("it is there");
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+    let second = Launch::new(&format!("--workers 1 --admin {}", run.admin));
+    second.listen("127.0.0.1:0").refused().assert_refusal(1, &[&run.admin, "another run"]);
+    assert_eq!(run.get("/livez").status, 200, "the first one still has it");
+    let path = run.folder.path().join("stale.sock");
+    drop(UnixListener::bind(&path).expect("a free path"));
+    let stale = Launch::new(&format!("--workers 1 --admin unix:{}", path.display())).start();
+    assert_eq!(ask(&format!("unix:{}", path.display()), "GET", "/livez", "").status, 200);
+    stale.end();
+    assert!(!path.exists(), "it is removed at the end");
+    let file = run.folder.path().join("file");
+    std::fs::write(&file, "precious").expect("it can be written");
+    let third = Launch::new(&format!("--workers 1 --admin unix:{}", file.display()));
+    third.listen("127.0.0.1:0").refused().assert_refusal(1, &["file"]);
+    assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "precious");
+    run.cluster.end();
+}
+
+#[test]
+fn another_user_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        return lacking("root, to become another user");
+    }
+    if !has_program("setpriv") || !has_program("curl") {
+        return;
+    }
+    let name = format!("clusterlb-test-{}", std::process::id());
+    let run = Launch::new(&format!("--workers 1 --admin unix:@{name}")).start();
+    let curl = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(words).args(["curl", "-s", "-w", "%{http_code}", "--abstract-unix-socket"]);
+        command.args([&name, "http://admin/workers"]).output().expect("it starts")
+    };
+    let stranger = curl(&["--reuid", "65534", "--clear-groups"]);
+    let said = text(&stranger);
+    assert!(said.ends_with("403") && said.contains("another user"), "{said}");
+    assert!(text(&curl(&[])).ends_with("200"));
+    run.end();
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_nothing_up() {
+    let run = Steered::start("--workers 1");
+    let mut deaf: Vec<Client> = (0..8).map(|_| Client::to(&run.admin)).collect();
+    for client in &mut deaf {
+        client.send(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    for _ in 0..5 {
+        assert_done(&run.command("reload"));
+    }
+    assert_eq!(run.get("/readyz").status, 200);
+    run.cluster.end();
+}
+
+#[test]
+fn followers_are_bounded() {
+    let run = Steered::start("--workers 1");
+    let mut followers: Vec<Client> = (0..17).map(|_| Client::to(&run.admin)).collect();
+    let statuses = followers.iter_mut().map(|client| {
+        client.send(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n");
+        client.receive_head().status
+    });
+    let statuses: Vec<u16> = statuses.collect();
+    assert_eq!(statuses[..16], [200; 16]);
+    assert_eq!(statuses[16], 503);
+    run.cluster.end();
+}
+
+#[test]
+fn commands_without_a_run_name_what_they_tried() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("admin.sock");
+    let admin = format!("unix:{}", path.display());
+    for words in ["status", "reload", "scale 2", "drain", "events", "top"] {
+        let output = command(words, &admin);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{words}: {said}");
+        assert!(said.contains(&admin) && said.contains("--admin"), "{words}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // Nobody answers there, or something else does.
+    let listener = UnixListener::bind(&path).expect("a free path");
+    let other = std::thread::spawn(move || {
+        let (mut stream, _): (UnixStream, _) = listener.accept().expect("a client");
+        let _ = stream.write_all(b"220 mail.example.org ESMTP\r\n");
+    });
+    let output = command("status", &admin);
+    assert!(text(&output).contains(&admin), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(1));
+    other.join().expect("it does not panic");
+    let stale = command("status", &admin);
+    assert!(text(&stale).contains("any more"), "{}", text(&stale));
+}
+
+#[test]
+fn there_is_a_default_address_for_each_user() {
+    if !nix::unistd::geteuid().is_root() || !has_program("setpriv") {
+        return lacking("root, to become another user");
+    }
+    let run = |folder: Option<&str>| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--clear-groups", BINARY, "status"]);
+        command.env_remove("XDG_RUNTIME_DIR");
+        command.envs(folder.map(|folder| ("XDG_RUNTIME_DIR", folder)));
+        command.output()
+    };
+    let without = run(None).expect("setpriv is there");
+    if text(&without).contains("ermission denied") {
+        return lacking("a folder of programs that every user can read");
+    }
+    assert!(text(&without).contains("XDG_RUNTIME_DIR"), "{}", text(&without));
+    assert_eq!(without.status.code(), Some(2));
+}
