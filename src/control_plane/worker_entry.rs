@@ -152,8 +152,8 @@ impl WorkerEntry {
         placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let control_end = &worker_control;
-        let inherited = context.inherited(highest, control_end, &page, &waker, inbox.as_ref())?;
+        let own = (&worker_control, &page, &waker);
+        let inherited = context.inherited(highest, own, inbox.as_ref())?;
         let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let started = context.launch(variables, inherited, streams, placed).start()?;
