@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use super::admin::AdminArguments;
 use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
+use super::recycle::RecycleArguments;
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::server::handler::Serve;
 use crate::command::settings::{
@@ -81,7 +82,7 @@ pub(super) enum Command {
     /// Put load on a server and measure its latency; knows nothing of clusterlb
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Show a run that has --admin: its state, listeners and workers
     Status(super::admin::StatusArguments),
     /// Show a run's workers live, with a bar for each; q quits
@@ -113,9 +114,9 @@ pub(super) struct RunArguments {
     /// Where to listen, unless PROGRAM says that; can be repeated: HOST:PORT, *:PORT, PORT,
     /// unix:/path[,mode=660,user=NAME,group=NAME], unix:@name, fd:N [default: 127.0.0.1:8000]
     ///
-    /// A name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT take
-    /// IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the same
-    /// for all workers. fd:N is a listening socket inherited from the parent process.
+    /// A name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT
+    /// take IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the
+    /// same for all workers. fd:N is a listening socket inherited from the parent process.
     #[arg(
         short,
         long,
@@ -184,6 +185,10 @@ pub(super) struct RunArguments {
     /// Kill and replace a worker that has hung for this long
     #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
     pub(super) hang_kill: Switch<Duration>,
+
+    /// Close connections that no living worker serves after this long, and count them as dropped
+    #[arg(long, value_name = "off|TIME", default_value = "60s", value_parser = switched_time)]
+    pub(super) unserved_limit: Switch<Duration>,
 
     /// How long a new worker takes to get its full share
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
@@ -259,6 +264,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) preload: PreloadChoice,
 
+    /// When workers have served enough.
+    #[command(flatten)]
+    pub(super) recycle: RecycleArguments,
+
     /// How the run can be looked at and steered.
     #[command(flatten)]
     pub(super) admin: AdminArguments,
@@ -313,6 +322,7 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            recycle: self.recycle.clone(),
             admin: self.admin.addresses.clone(),
             admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,
@@ -357,6 +367,7 @@ impl RunArguments {
             },
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
+            unserved_limit_ns: self.unserved_limit.0.map(nanoseconds),
             take_back_after_ns: self.take_back_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),

@@ -34,6 +34,8 @@ use crate::{
 const INPUTS_PER_TURN: usize = 256;
 /// Where Node listens for debuggers, one port a worker, unless another one is named.
 const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
+/// Of messages, likewise.
+const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// A running supervisor.
 pub(super) struct Driver {
@@ -140,15 +142,35 @@ impl Driver {
             Wish::HangUp => {
                 self.state.stop("its terminal was closed".into(), self.grace, now_ns);
             }
+            Wish::Step(step) => self.on_step(signal, step),
             Wish::Reap => drop(reap_orphans()),
             Wish::Nothing => self.emit(&SupervisorEvent::SignalUnused { signal }),
             Wish::Ignore => {}
         }
     }
 
+    /// More or fewer workers by a signal; one step too far changes nothing.
+    fn on_step(&mut self, signal: Signal, step: i16) {
+        let slots = u16::try_from(self.state.slots.len()).expect("slots are bounded");
+        match slots.checked_add_signed(step) {
+            Some(slots) if super::ensure_count(slots).is_ok() => {
+                // The signal's sender waits for nothing.
+                drop(self.on_request(Request::Scale(slots)));
+            }
+            _ => self.emit(&SupervisorEvent::SignalUnused { signal }),
+        }
+    }
+
     fn take_events(&mut self) -> Result<()> {
+        let mut bytes = 0;
         for _ in 0..INPUTS_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(event) = self.events.try_next() else { break };
+            if let Event::Message { message, .. } = &event {
+                bytes += message.bytes().len();
+            }
             self.emit(&SupervisorEvent::Cluster(event.clone()));
             self.on_event(event);
             self.carry_out()?;

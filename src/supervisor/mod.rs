@@ -191,8 +191,9 @@ impl Supervisor {
 
     /// SIGTERM, SIGINT, SIGQUIT and SIGUSR2 end the run in order, and a second one at once. SIGHUP
     /// reloads, unless it says that the terminal was closed: that ends the run, too, if SIGHUP was
-    /// not ignored when this process was started (`nohup`). SIGUSR1, SIGTTIN and SIGTTOU change
-    /// nothing ([`SupervisorEvent::SignalUnused`]). SIGCHLD makes the thread reap what the process
+    /// not ignored when this process was started (`nohup`). SIGTTIN adds a worker,
+    /// SIGTTOU takes one away, but never the last. SIGUSR1 changes nothing
+    /// ([`SupervisorEvent::SignalUnused`]). SIGCHLD makes the thread reap what the process
     /// has not started itself, as PID 1 of a container has to.
     ///
     /// The thread that runs the supervisor blocks these signals, so call it on the main thread,

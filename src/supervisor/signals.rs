@@ -31,6 +31,8 @@ pub(super) enum Wish {
     Stop,
     /// The end, in order, because the terminal is gone.
     HangUp,
+    /// So many workers more, or less.
+    Step(i16),
     /// A process has ended that may not be a worker.
     Reap,
     /// Nothing, which is told.
@@ -69,6 +71,8 @@ impl Terminal {
             Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => Wish::Stop,
             // The kernel sends them to those who use the terminal in the background.
             Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Ignore,
+            Signal::SIGTTIN => Wish::Step(1),
+            Signal::SIGTTOU => Wish::Step(-1),
             _ => Wish::Nothing,
         }
     }
@@ -112,6 +116,15 @@ mod tests {
         assert_eq!(TERMINAL.hangup(true), Wish::HangUp);
         let nohup = Terminal { outlived: true, ..TERMINAL };
         assert_eq!((nohup.hangup(true), nohup.hangup(false)), (Wish::Ignore, Wish::Reload));
+    }
+
+    #[test]
+    fn a_job_in_the_background_is_no_wish_for_more_or_fewer_workers() {
+        for (signal, step) in [(Signal::SIGTTIN, 1), (Signal::SIGTTOU, -1)] {
+            let wish = |origin| TERMINAL.wish(Received { signal, origin });
+            assert_eq!(wish(Origin::Process(8)), Wish::Step(step));
+            assert_eq!(wish(Origin::Kernel), Wish::Ignore);
+        }
     }
 
     #[test]

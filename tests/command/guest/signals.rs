@@ -32,13 +32,29 @@ fn a_run_with_nohup_outlives_its_terminal() {
 #[test]
 fn signals_without_a_task_change_nothing_and_say_so() {
     let cluster = Launch::new("--workers 1").start();
-    let unused = [Signal::SIGUSR1, Signal::SIGTTIN, Signal::SIGTTOU];
+    // With one worker there is none to take away.
+    let unused = [Signal::SIGUSR1, Signal::SIGTTOU];
     for (number, signal) in unused.into_iter().enumerate() {
         cluster.signal(signal);
         let note = cluster.event("note", number);
         let text = note["text"].as_str().expect("a text");
         assert!(text.starts_with(signal.as_str()) && text.contains("SIGHUP"), "{text}");
     }
+    get(&cluster.address()).expect("an answer").assert_hello();
+    cluster.end();
+}
+
+#[test]
+fn workers_are_added_and_taken_away_one_by_one() {
+    let cluster = Launch::new("--workers 1").start();
+    for (number, workers) in [2, 3].into_iter().enumerate() {
+        cluster.signal(Signal::SIGTTIN);
+        assert_eq!(cluster.event("scaled", number)["to"], workers);
+    }
+    cluster.event("online", 2);
+    cluster.signal(Signal::SIGTTOU);
+    assert_eq!(cluster.event("scaled", 2)["to"], 2);
+    cluster.event("exit", 0);
     get(&cluster.address()).expect("an answer").assert_hello();
     cluster.end();
 }

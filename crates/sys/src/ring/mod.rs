@@ -21,6 +21,7 @@ use nix::libc;
 use slab::Slab;
 
 use crate::clock::monotonic_ns;
+use crate::engine::CHUNK_BYTES;
 use crate::engine::{Chunk, Event, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
 use crate::probe::refusal_error;
@@ -30,8 +31,9 @@ pub(crate) use shape::without_hurry;
 pub use shape::{RingShape, limit_locked_bytes};
 use shape::{group_bytes, locked_bytes_max};
 
-/// Receive buffers for connections: 4 KiB holds nearly every request head.
-const DATA_GROUP: GroupShape = GroupShape { group: 1, count: 512, buffer_bytes: 4096 };
+/// Receive buffers for connections, each for one chunk.
+const DATA_GROUP: GroupShape =
+    GroupShape { group: 1, count: 512, buffer_bytes: CHUNK_BYTES as u32 };
 /// The same where locked memory is scarce: one page of it.
 const SMALL_DATA_GROUP: GroupShape = GroupShape { count: 256, ..DATA_GROUP };
 /// Receive buffers for messages with descriptors.
