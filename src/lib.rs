@@ -32,8 +32,9 @@ use sys::{address, error};
 
 pub use cluster::{
     AddressKind, Cluster, ClusterSettings, Completion, Event, Events, ForkOptions, Handle,
-    InspectPort, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role, StreamSetting,
-    WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment, role,
+    InspectPort, ListenRule, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role,
+    StreamSetting, WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment,
+    role,
 };
 pub use clusterlb_protocol as protocol;
 pub use data_path::ClusterCounts;

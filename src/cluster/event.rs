@@ -237,6 +237,25 @@ impl Item for Event {
             _ => 0,
         }
     }
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.descriptors(),
+            _ => 0,
+        }
+    }
+
+    fn sender(&self) -> Option<u32> {
+        let as_often_as_it_likes = matches!(
+            self,
+            Self::Message { .. }
+                | Self::Refused { .. }
+                | Self::Listening { .. }
+                | Self::Closed { .. }
+                | Self::Error { .. }
+        );
+        self.worker().filter(|_| as_often_as_it_likes).map(|worker| worker.id().0)
+    }
 }
 
 impl ListeningAddress {

@@ -5,6 +5,7 @@
 pub(crate) mod bus;
 pub(crate) mod completion;
 pub(crate) mod event;
+mod listen_rule;
 pub(crate) mod mailbox;
 pub(crate) mod message;
 mod role;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use bus::Events;
 pub use completion::Completion;
 pub use event::{AddressKind, Event, ListeningAddress, WorkerCounts};
+pub use listen_rule::ListenRule;
 pub use message::{Handle, Message};
 pub use role::{Role, is_primary, is_worker, role};
 pub use settings::{

@@ -186,6 +186,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
     pub(super) hang_kill: Switch<Duration>,
 
+    /// Close connections that no living worker serves after this long, and count them as dropped
+    #[arg(long, value_name = "off|TIME", default_value = "60s", value_parser = switched_time)]
+    pub(super) unserved_limit: Switch<Duration>,
+
     /// How long a new worker takes to get its full share
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
     pub(super) slow_start: Duration,
@@ -363,6 +367,7 @@ impl RunArguments {
             },
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
+            unserved_limit_ns: self.unserved_limit.0.map(nanoseconds),
             take_back_after_ns: self.take_back_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),

@@ -21,7 +21,7 @@ use clusterlb_sys::probe::{
     self, Facility, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal,
 };
 
-use super::{engine, needs};
+use super::needs;
 
 /// The name and version of the report's machine-readable form.
 pub(super) const SCHEMA: &str = "clusterlb-check/1";
@@ -220,11 +220,7 @@ fn decide(facts: &Facts) -> Result<EngineDecision> {
     let Some(limit) = limit.filter(|_| decision.kind == EngineKind::IoUring) else {
         return Ok(decision);
     };
-    match needs::share_of(limit.soft, workers_of(facts), BACKLOG_DEFAULT) {
-        Ok(_) => Ok(decision),
-        Err(error) if facts.asked == EngineChoice::Auto => Ok(engine::without_memory(&error)),
-        Err(error) => Err(error),
-    }
+    needs::share_of(limit.soft, workers_of(facts), BACKLOG_DEFAULT).map(|_| decision)
 }
 
 fn engine_row(decision: &Result<EngineDecision>) -> Row {
@@ -377,7 +373,7 @@ fn locked_memory_row(facts: &Facts, workers: usize) -> Row {
     match limit.soft {
         soft if soft >= most => Row::ok(name, value),
         soft if soft >= least => Row::note(name, value, remedy + ", or rings are made smaller"),
-        // The engine's row says whether epoll does instead.
+        // The engine's row says what that means.
         _ => Row::note(name, value, remedy + "; no ring fits"),
     }
 }

@@ -39,12 +39,11 @@ pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
     }
 }
 
-/// Decides with regard to the memory that rings may lock as well: where it does not suffice even
-/// for the smallest, epoll does instead, unless a ring is asked for. Tells what each ring may take,
-/// if that is bounded.
+/// Decides, and makes sure of the memory that rings lock. Tells what each ring may take, if that is
+/// bounded.
 ///
 /// # Errors
-/// As [`decide`]; [`Error::Environment`] where a ring is asked for and finds no memory.
+/// As [`decide`]; [`Error::Environment`] where there is no memory for the smallest rings.
 pub(super) fn decide_with_memory(
     settings: &Settings,
     workers: usize,
@@ -55,18 +54,7 @@ pub(super) fn decide_with_memory(
     }
     // Programs of others bring no ring with them.
     let workers = if settings.program.is_none() { workers } else { 0 };
-    match needs::ring_share(workers, settings.backlog) {
-        Ok(share) => Ok((decision, share)),
-        Err(error) if settings.engine == EngineChoice::Auto && needs_ring(settings).is_none() => {
-            Ok((without_memory(&error), None))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// What does instead of rings for which there is no memory.
-pub(super) fn without_memory(error: &Error) -> EngineDecision {
-    EngineDecision { kind: EngineKind::Epoll, level: None, reason: format!("{error}; `ulimit -l`") }
+    needs::ring_share(workers, settings.backlog).map(|share| (decision, share))
 }
 
 /// The primary may create a ring, and workers that become another user perhaps not: what is tried

@@ -10,6 +10,7 @@ mod check;
 mod choices;
 mod console;
 mod engine;
+mod escape;
 mod event;
 mod imbalance;
 mod inspect;
@@ -18,6 +19,7 @@ mod launcher;
 mod lines;
 mod measuring;
 mod needs;
+mod note_limit;
 mod output;
 mod printer;
 mod program;
@@ -116,7 +118,8 @@ fn show(error: &clap::Error) -> Result<ExitCode> {
 /// One line: what failed, why, and what to do. A terminal that takes nothing (Ctrl-S) holds the
 /// end up for a while only: after a run no signal would end the wait.
 fn complain(error: &Error) {
-    let line = format!("clusterlb: {error}; {}\n", error.hint());
+    let text = format!("clusterlb: {error}; {}", error.hint());
+    let line = format!("{}\n", escape::on_one_line(&text));
     let say = |line: &str| drop(std::io::stderr().lock().write_all(line.as_bytes()));
     let (done, is_done) = sync_channel(1);
     let text = line.clone();

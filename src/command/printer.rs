@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use super::escape;
 use super::lines::Lines;
 use super::output;
 use clusterlb::Result;
@@ -258,7 +259,9 @@ impl Writer {
 
     fn write_told(&mut self, target: Target) {
         let told = std::mem::take(&mut self.told);
-        self.write(target, &told);
+        let mut escaped = Vec::with_capacity(told.len());
+        escape::printed(&told, &mut escaped);
+        self.write(target, &escaped);
         self.told = told;
         self.told.clear();
     }

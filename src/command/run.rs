@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
@@ -17,6 +18,7 @@ use clusterlb::{
 use super::admin::{self, Admin, Doors, Run as Observed};
 use super::console::Console;
 use super::event::{Event, code_and_signal};
+use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
 use super::recycle::Recycling;
 use super::service_manager::ServiceManager;
@@ -60,6 +62,8 @@ pub(super) fn run(
         uncounted: none && settings.program.as_ref().is_some_and(foreign),
         online: false,
         hung: BTreeSet::new(),
+        limit: NoteLimit::default(),
+        begun: Instant::now(),
         unread: UnreadMessages::default(),
     };
     let reporter = Arc::new(Mutex::new(reporter));
@@ -157,11 +161,16 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
             MessageFormat::Json => Serialization::Json,
             MessageFormat::Advanced => Serialization::Advanced,
         };
-        let WorkerEnvironment { directory, user, group, prefix, .. } = &settings.worker_environment;
+        let WorkerEnvironment { directory, user, group, prefix, removed, .. } =
+            &settings.worker_environment;
         cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
         cluster.cwd.clone_from(directory);
         cluster.silent = *prefix;
         (cluster.uid, cluster.gid) = (*user, *group);
+        cluster.confine = user.is_some_and(|user| user != 0);
+        cluster.environment_removed.clone_from(removed);
+        cluster.allow_listen = settings.allow_listen();
+        cluster.orphan_grace = Some(settings.grace);
         if let Some(program) = &settings.program {
             cluster.exec.clone_from(&program.path);
             cluster.exec_argv.clone_from(&program.options);
@@ -199,6 +208,8 @@ struct Reporter {
     /// A worker has said that it runs.
     online: bool,
     hung: BTreeSet<WorkerId>,
+    limit: NoteLimit,
+    begun: Instant,
     unread: UnreadMessages,
 }
 
@@ -280,7 +291,16 @@ impl Reporter {
         })
     }
 
+    fn note_left_out(&mut self, worker: WorkerId, count: u64) {
+        if count > 0 {
+            self.note(format!("worker {worker}: {count} more notes like these are left out"));
+        }
+    }
+
     fn report_of_cluster(&mut self, event: &ClusterEvent) {
+        for (worker, count) in self.limit.overdue(self.begun.elapsed()) {
+            self.note_left_out(worker, count);
+        }
         match event {
             ClusterEvent::Fork { worker } => {
                 self.read_pipes(worker);
@@ -291,7 +311,9 @@ impl Reporter {
                 self.online = true;
                 self.console.tell(Event::Online { id: worker.id(), pid: worker.pid() });
             }
-            ClusterEvent::Refused { worker, error } => {
+            ClusterEvent::Refused { worker, error }
+                if self.limit.admits(worker.id(), self.begun.elapsed()) =>
+            {
                 self.note(format!("worker {}: {error}", worker.id()));
             }
             ClusterEvent::Message { worker, message } => {
@@ -304,6 +326,8 @@ impl Reporter {
             ClusterEvent::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
                 self.hung.remove(&id);
+                let left_out = self.limit.forget(id);
+                self.note_left_out(id, left_out);
                 self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), *counts));
                 let (code, signal) = code_and_signal(*ending);
                 self.console.tell(Event::Exit { id, pid, code, signal, aborted });

@@ -3,6 +3,7 @@
 //! Owns the translation of Node's requests to listen into this project's addresses. The channels
 //! are the bridge's; the order of events is that of all workers.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -14,7 +15,9 @@ use nix::errno::Errno;
 use super::bind_retry::Origin;
 use super::bridge_thread::BridgeThread;
 use super::listeners::Key;
-use super::{ControlPlane, NOTICES, REMOVALS, WorkerEntry};
+use super::{
+    ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, REMOVALS, WorkerEntry,
+};
 use crate::address::{FileAccess, ListenAddress};
 use crate::cluster::{ClusterSettings, Event, Message};
 use crate::data_path::Command;
@@ -101,35 +104,49 @@ impl ControlPlane {
         self.order(BridgeRequest::Admit { worker: id, slot, new_worker: new_node_worker });
     }
 
-    /// Takes in what the bridge has told, unless somebody who wants events is too far behind. What
+    /// Takes in what the bridge has told, except of workers whose events nobody reads in time. What
     /// an ended worker has said last is told all the same, as its end is.
     pub(crate) fn heed_bridge(&mut self) {
         if let Some(Err(error)) = self.bridge.as_mut().map(BridgeThread::check) {
             self.bridge = None;
             return self.fail(error);
         }
-        while !self.bus.is_held_up() {
-            let Some(notice) = self.notice(None) else { return };
+        let node_workers = self.workers.values().filter(|one| one.is_node).map(WorkerEntry::id);
+        let mut held_up: BTreeSet<WorkerId> =
+            node_workers.filter(|id| self.bus.is_held_up(*id)).collect();
+        let (mut notices, mut bytes) = (0, 0);
+        while let Some(notice) = self.notice(|worker| !held_up.contains(&worker)) {
+            let worker = notice.worker();
+            (notices, bytes) = (notices + 1, bytes + notice.bytes());
             self.heed_notice(notice);
+            if self.bus.is_held_up(worker) {
+                held_up.insert(worker);
+            }
+            if notices == NOTICES_A_TURN_MAX || bytes >= NOTICE_BYTES_A_TURN_MAX {
+                // The rest has its turn after the others.
+                self.waker.wake();
+                break;
+            }
         }
         let ended = self.workers.values().filter(|one| one.is_node && one.ending.is_some());
         for id in ended.map(WorkerEntry::id).collect::<Vec<_>>() {
-            while let Some(notice) = self.notice(Some(id)) {
+            while let Some(notice) = self.notice(|worker| worker == id) {
                 self.heed_notice(notice);
             }
         }
     }
 
-    fn notice(&self, of: Option<WorkerId>) -> Option<Notice> {
+    fn notice(&self, of: impl Fn(WorkerId) -> bool) -> Option<Notice> {
         self.bridge.as_ref().and_then(|bridge| bridge.notice(of))
     }
 
     fn heed_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Online { worker } => {
-                if let Some(worker) =
-                    self.workers.get(&worker).map(|worker_entry| worker_entry.handle())
-                {
+                let worker_entry = self.workers.get_mut(&worker).filter(|one| !one.online);
+                if let Some(worker_entry) = worker_entry {
+                    worker_entry.online = true;
+                    let worker = worker_entry.handle();
                     self.tell(Event::Online { worker });
                 }
             }
@@ -156,7 +173,7 @@ impl ControlPlane {
         }
     }
 
-    fn tell_error(&self, id: WorkerId, error: Error) {
+    pub(crate) fn tell_error(&self, id: WorkerId, error: Error) {
         let worker = self.workers.get(&id).map(|worker_entry| worker_entry.handle());
         self.tell(Event::Error { worker, error: Arc::new(error) });
     }

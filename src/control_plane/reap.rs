@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{ControlPlane, Report};
+use super::{ControlPlane, LAST_TURNS_MAX, Report};
 use crate::cluster::event::WorkerCounts;
 use crate::cluster::{Event, WorkerHandle};
 use crate::data_path::Command;
@@ -45,9 +45,12 @@ impl ControlPlane {
     /// A worker's process has ended.
     pub(crate) fn reap(&mut self, id: WorkerId) {
         // What it said last may still be in the channel.
-        while self.workers.get(&id).is_some_and(|worker_entry| worker_entry.connected)
-            && self.read(id)
-        {}
+        for _ in 0..LAST_TURNS_MAX {
+            let connected = self.workers.get(&id).is_some_and(|one| one.connected);
+            if !connected || !self.read(id) {
+                break;
+            }
+        }
         let Some(worker_entry) = self.workers.get_mut(&id).filter(|one| one.ending.is_none())
         else {
             return;

@@ -5,7 +5,7 @@
 //! failure, all of them say so.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
@@ -73,10 +73,12 @@ impl ControlPlane {
             cluster_settings: None,
             engine: None,
             next_id: 1,
+            unread: BTreeSet::new(),
             retry_ns: None,
             stopping: None,
             disconnecting: Vec::new(),
             ending: None,
+            guard: None,
             live_counts,
         };
         plane.watch(&plane.waker, REQUESTS)?;
@@ -126,6 +128,8 @@ impl ControlPlane {
         }
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).workers.clear();
         self.listeners.clear();
+        // It has nobody left to watch, and goes.
+        drop(self.guard.take());
     }
 }
 

@@ -34,6 +34,8 @@ use crate::{
 const INPUTS_PER_TURN: usize = 256;
 /// Where Node listens for debuggers, one port a worker, unless another one is named.
 const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
+/// Of messages, likewise.
+const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// A running supervisor.
 pub(super) struct Driver {
@@ -160,8 +162,15 @@ impl Driver {
     }
 
     fn take_events(&mut self) -> Result<()> {
+        let mut bytes = 0;
         for _ in 0..INPUTS_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(event) = self.events.try_next() else { break };
+            if let Event::Message { message, .. } = &event {
+                bytes += message.bytes().len();
+            }
             self.emit(&SupervisorEvent::Cluster(event.clone()));
             self.on_event(event);
             self.carry_out()?;

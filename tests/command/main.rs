@@ -11,6 +11,7 @@ mod engines;
 mod examples;
 mod guest;
 mod harness;
+mod hostile;
 mod http;
 mod limits;
 mod listen;

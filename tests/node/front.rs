@@ -270,12 +270,13 @@ impl Front {
         fdpass::bound_send_buffer(sender.as_fd(), data_path::CHANNEL_BYTES).expect("a bound");
         let inbox = receiver.try_clone().expect("a duplicate");
         let primary_page = PrimaryPage::create().expect("a page");
+        let waker = Waker::new().expect("a descriptor");
         let page = primary_page.as_fd().try_clone_to_owned().expect("a duplicate");
         let process = self.launch(setup, id, &theirs);
         drop(theirs);
         self.command(Command::Attach {
             slot,
-            link: NewLink { sender, receiver, page: primary_page },
+            link: NewLink { sender, receiver, page: primary_page, waker },
         });
         let new_worker = Box::new(NewNodeWorker {
             channel,
@@ -328,7 +329,8 @@ impl Front {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned().into(), value.into()))
                 .collect(),
-            removed: &[],
+            removed: vec![],
+            confined: false,
             id_variable: None,
             directory: None,
             user: None,
@@ -348,7 +350,8 @@ impl Front {
     pub(crate) fn until(&mut self, what: &str, come: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            while let Some(notice) = (!self.deaf).then(|| self.notices.take()).flatten() {
+            while let Some(notice) = (!self.deaf).then(|| self.notices.take_of(|_| true)).flatten()
+            {
                 self.hear(notice);
             }
             self.bury();

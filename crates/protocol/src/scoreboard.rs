@@ -82,6 +82,8 @@ pub enum Statistic {
     Rearms = 5,
     /// Connections ended because the client was too slow.
     Timeouts = 6,
+    /// Connections reset because all of them together held too much memory.
+    Shed = 7,
 }
 
 /// Counters of a worker as the primary sees them at one moment.

@@ -12,6 +12,7 @@
 //! * [`datagram`]: datagram sockets that processes share.
 //! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
 //! * [`process`]: starting, watching and ending worker processes.
+//! * [`guard`]: a process that ends workers which a killed primary leaves behind.
 //! * [`notify`]: words of programs that say in systemd's way that they are ready.
 //! * [`inherited`]: what a parent leaves behind, put right for this process and its children.
 //! * [`terminal`]: the controlling terminal, and whether it is still there.
@@ -39,6 +40,7 @@ pub mod datagram;
 pub mod engine;
 pub mod error;
 pub mod fdpass;
+pub mod guard;
 pub mod inherited;
 pub mod limits;
 pub mod listener;
@@ -58,5 +60,6 @@ pub mod ring;
 pub mod shared;
 pub mod signal;
 pub mod terminal;
+mod unix_socket;
 pub mod waker;
 pub mod watch;

@@ -93,6 +93,24 @@ pub(crate) fn without_locked_memory<T>(step: impl FnOnce() -> T) -> Option<T> {
     Some(result)
 }
 
+/// Runs `step` with the soft descriptor limit raised to the hard one: for what must not be lost
+/// though somebody has lowered the limit meanwhile.
+pub fn with_all_descriptors<T>(step: impl FnOnce() -> T) -> T {
+    match descriptor_limits() {
+        Ok((soft, hard)) if soft < hard => {
+            let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+            let result = step();
+            // Not if somebody has set another one at this very moment.
+            let is_ours = descriptor_limits().is_ok_and(|now| now == (hard, hard));
+            if raised && is_ours {
+                let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+            }
+            result
+        }
+        _ => step(),
+    }
+}
+
 /// How many descriptors this process has open.
 #[must_use]
 pub fn descriptors_open() -> usize {
@@ -109,6 +127,9 @@ mod tests {
         let before = descriptor_limits().expect("limits can be read");
         let during = with_descriptors_held_back(8, descriptor_limits).expect("limits can be read");
         assert!(during.0 < before.0);
+        assert_eq!(descriptor_limits().expect("limits can be read"), before);
+        let during = with_all_descriptors(descriptor_limits).expect("limits can be read");
+        assert_eq!(during.0, during.1);
         assert_eq!(descriptor_limits().expect("limits can be read"), before);
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
 
-mod unix;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -15,9 +14,9 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-use crate::address::ListenAddress;
+use crate::address::{FileAccess, ListenAddress};
 use crate::error::{Error, Result, errno_of};
-use unix::{SocketFile, identity_of, open_unix};
+use crate::unix_socket::{SocketFile, SocketPlace};
 
 /// A listening stream socket.
 #[derive(Debug)]
@@ -87,8 +86,7 @@ impl Listener {
     /// Whether clients find it: the file of a unix socket may have been removed or replaced.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
-        let mut file = self.file.iter();
-        file.all(|file| identity_of(&file.path) == Some(file.identity))
+        self.file.as_ref().is_none_or(SocketFile::is_reachable)
     }
 
     /// A further descriptor of the same socket, for somebody who accepts from it as well.
@@ -252,6 +250,39 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
     Ok(socket)
 }
 
+fn open_unix(
+    address: &ListenAddress,
+    wanted: Option<(&PathBuf, &FileAccess)>,
+    options: OpenOptions,
+) -> Result<Listener> {
+    let bind_failed = failure(address, "bind");
+    let socket = stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
+    let file = match (address, wanted) {
+        (ListenAddress::Abstract(name), _) => {
+            let name = UnixAddr::new_abstract(name.as_bytes()).map_err(&bind_failed)?;
+            bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
+            None
+        }
+        (_, Some((path, access))) => {
+            let place = SocketPlace::open(path).map_err(&bind_failed)?;
+            place.remove_stale().map_err(&bind_failed)?;
+            // No client can connect before it listens, so none gets in with other permissions.
+            let mode = access.mode.or(options.mode);
+            let file = place.bind(&socket, mode).map_err(bind_failed)?;
+            let number = |text: &Option<String>| {
+                let number = text.as_ref().map(|text| text.parse::<u32>()).transpose();
+                number.map_err(|_| failure(address, "find the owner of")(Errno::ENOENT))
+            };
+            let (user, group) = (number(&access.user)?, number(&access.group)?);
+            file.give_to(user, group).map_err(failure(address, "change the owner of"))?;
+            Some(file)
+        }
+        (_, None) => None,
+    };
+    listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
+    finish(address, socket, file)
+}
+
 fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
     let failed = failure(address, "listen on inherited");
     // SAFETY: the descriptor is only asked about, and only while this function runs.
@@ -301,9 +332,13 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
     Ok(Listener { socket, address, family, file })
 }
 
+/// As it was asked for: what was bound may be a name within an opened folder. Of an inherited one
+/// only the bound name is known.
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
-    let path = bound.as_unix_addr().and_then(UnixAddr::path);
-    path.map_or_else(|| address.to_string(), |path| format!("unix:{}", path.display()))
+    match (address, bound.as_unix_addr().and_then(UnixAddr::path)) {
+        (ListenAddress::Inherited(_), Some(path)) => format!("unix:{}", path.display()),
+        _ => address.to_string(),
+    }
 }
 
 #[cfg(test)]

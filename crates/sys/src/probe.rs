@@ -9,9 +9,9 @@ mod facility;
 mod feature;
 
 use std::fs;
-use std::time::Duration;
 
 use crate::error::{Error, errno_of};
+use crate::ring::without_hurry;
 use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
@@ -41,10 +41,6 @@ pub const OPERATIONS: [(&str, u8); 8] = [
     ("shutdown", opcode::Shutdown::CODE),
     ("cancel", opcode::AsyncCancel::CODE),
 ];
-
-/// How often, and at what intervals, a ring is tried for which there is no memory.
-const TRIES: u32 = 20;
-const TRY: Duration = Duration::from_millis(5);
 
 /// Tries everything on rings of its own; takes some milliseconds.
 #[must_use]
@@ -216,16 +212,7 @@ fn setup_features() -> Vec<Feature> {
 /// A small ring. Where rings count as locked memory, those of the trials before do so for a moment
 /// longer.
 fn ring_with(features: &[Feature]) -> std::io::Result<IoUring> {
-    let mut tries = 0;
-    loop {
-        match ring_at_once(features) {
-            Err(error) if errno_of(&error) == Errno::ENOMEM && tries < TRIES => {
-                tries += 1;
-                std::thread::sleep(TRY);
-            }
-            result => return result,
-        }
-    }
+    without_hurry(|| ring_at_once(features))
 }
 
 fn ring_at_once(features: &[Feature]) -> std::io::Result<IoUring> {

@@ -4,11 +4,13 @@
 
 mod environment;
 mod family;
+mod identity;
 mod pipes;
 
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
@@ -20,7 +22,7 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups, setpgid, setsid};
+use nix::unistd::{Pid, chdir, geteuid, getpid, getppid, setpgid, setsid};
 
 use crate::error::{Error, Result, errno_of};
 use crate::inherited::Restored;
@@ -28,10 +30,11 @@ use crate::limits::DescriptorLimit;
 use crate::signal::BlockedSignals;
 use environment::Block;
 pub use family::{own_program, reap_orphans};
+use identity::Identity;
 use pipes::Pipes;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP`: to everybody in the group that the process leads.
-const WHOLE_GROUP: libc::c_uint = 1 << 2;
+pub(crate) const WHOLE_GROUP: libc::c_uint = 1 << 2;
 
 /// How a worker is started.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ pub struct Launch<'a> {
     /// Variables added to this process's environment.
     pub environment: Vec<(OsString, OsString)>,
     /// Variables of this process that the new one does not get.
-    pub removed: &'static [&'static str],
+    pub removed: Vec<OsString>,
     /// One more variable, whose value is the id of the new process.
     pub id_variable: Option<&'static str>,
     /// Where it runs; without one, where this process does.
@@ -54,6 +57,8 @@ pub struct Launch<'a> {
     pub user: Option<u32>,
     /// The group that it runs as.
     pub group: Option<u32>,
+    /// It keeps no capability, and cannot get any by what it executes (`no_new_privs`).
+    pub confined: bool,
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
     /// It leads a process group and a session, so that what a terminal sends to the primary's
@@ -67,7 +72,8 @@ pub struct Launch<'a> {
     pub descriptor_limit: DescriptorLimit,
     /// It gets SIGTERM when the thread that starts it ends, with its process or before.
     pub ends_with_parent: bool,
-    /// Descriptors that it inherits under their present numbers; all others are close-on-exec.
+    /// Descriptors that it inherits under their present numbers. It gets no others, whoever has
+    /// opened them, but for those below.
     pub inherited: Vec<BorrowedFd<'a>>,
     /// Descriptors that it gets under these numbers, each 3 or more.
     pub placed: Vec<(RawFd, OwnedFd)>,
@@ -143,22 +149,21 @@ impl Launch<'_> {
         };
         let numbers = self.placed.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let aside = Aside::above(numbers, &self.inherited, self.placed).map_err(failed)?;
-        let environment = Block::new(self.removed, self.environment, self.id_variable);
+        let environment = Block::new(&self.removed, self.environment, self.id_variable);
         let environment = environment.map_err(failed)?;
-        // Its environment is left alone: `prepare` puts another one in its place.
+        let directory = self.directory.map(|path| CString::new(path.into_os_string().into_vec()));
+        let directory = directory.transpose().map_err(|_| failed(Errno::EINVAL))?;
+        // Its environment is left alone: `prepare` puts another one in its place. So does it with
+        // user and folder, which have an order of their own.
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(self.arguments);
-        if let Some(directory) = self.directory {
-            command.current_dir(directory);
-        }
-        if let Some(group) = self.group {
-            command.gid(group);
-        }
-        if let Some(user) = self.user {
-            // This drops the supplementary groups as well, after the group has been set.
-            command.uid(user);
-        }
-        let drop_groups = self.group.is_some() && self.user.is_none() && geteuid().is_root();
+        let becomes_other = self.group.is_some() || self.user.is_some();
+        let identity = Identity {
+            user: self.user,
+            group: self.group,
+            drops_groups: becomes_other && geteuid().is_root(),
+            confined: self.confined,
+        };
         let pipes = Pipes::new(self.streams, self.user, self.group).map_err(failed)?;
         let [input, output, errors] = pipes.theirs;
         command.stdin(input).stdout(output).stderr(errors);
@@ -168,7 +173,8 @@ impl Launch<'_> {
         let mut preparation = Preparation {
             inherited,
             placed,
-            drop_groups,
+            identity,
+            directory,
             leads: self.own_group,
             blocked: none.or(self.blocked_signals),
             environment,
@@ -199,7 +205,8 @@ impl Launch<'_> {
 struct Preparation {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, RawFd)>,
-    drop_groups: bool,
+    identity: Identity,
+    directory: Option<CString>,
     /// It leads a session.
     leads: bool,
     /// Signals that are blocked, unless they are those of the thread that starts it.
@@ -214,6 +221,7 @@ struct Preparation {
 
 impl Preparation {
     fn run(&mut self) -> io::Result<()> {
+        close_on_exec_from(3)?;
         for number in &self.inherited {
             // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
             let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
@@ -224,8 +232,9 @@ impl Preparation {
             let result = unsafe { libc::dup2(*descriptor, *number) };
             Errno::result(result)?;
         }
-        if self.drop_groups {
-            setgroups(&[])?;
+        self.identity.assume()?;
+        if let Some(directory) = &self.directory {
+            chdir(directory.as_c_str())?;
         }
         if let Some(parent) = self.parent {
             // Behind the change of user, which would undo it.
@@ -250,6 +259,14 @@ impl Preparation {
         self.environment.install(std::process::id());
         Ok(())
     }
+}
+
+/// Lets no descriptor from this number on pass to another program.
+fn close_on_exec_from(first: RawFd) -> std::result::Result<(), Errno> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: three numbers; nothing is closed, only marked.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    Errno::result(result).map(drop)
 }
 
 /// Descriptors for a new process, out of the way of the numbers that some of them shall have.
@@ -335,6 +352,17 @@ impl WorkerProcess {
 }
 
 impl Remote {
+    /// A process by its number, which must be that of a child: others may have gone, and their
+    /// numbers been given away.
+    ///
+    /// # Errors
+    /// There is none, or there are too few descriptors.
+    pub fn of(pid: u32) -> Result<Self> {
+        let watch = open_watch(pid);
+        let watch = watch.map_err(|errno| Error::system("watch a process (pidfd_open)", errno))?;
+        Ok(Self { watch: Arc::new(watch) })
+    }
+
     /// Sends a signal; a process that has already ended is left alone.
     ///
     /// # Errors
@@ -360,6 +388,13 @@ impl Remote {
 
     fn send(&self, signal: Signal, flags: libc::c_uint) -> std::result::Result<(), Errno> {
         send(&self.watch, signal as i32, flags)
+    }
+}
+
+impl AsFd for Remote {
+    /// Readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
     }
 }
 

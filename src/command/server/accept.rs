@@ -9,7 +9,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::connections::{Connections, Surroundings};
+use super::connections::Connections;
+use super::surroundings::Surroundings;
 use clusterlb::AcceptMechanism;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::{Error, Result};

@@ -12,8 +12,10 @@ mod date;
 mod deadlines;
 pub(super) mod handler;
 mod inbox;
+mod memory;
 #[cfg(feature = "tokio-uring")]
 pub(super) mod runtime;
+mod surroundings;
 mod synthetic_work;
 
 use std::collections::VecDeque;
@@ -32,11 +34,12 @@ use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::engine::{Engine, Event, Key, RingShape};
 use clusterlb_sys::listener::Listener;
 use clusterlb_sys::signal::Signals;
-use connections::{Connections, Surroundings};
+use connections::Connections;
 pub(crate) use control_client::{ControlClient, PrimaryRequest};
 use date::Date;
 use deadlines::Durations;
 use inbox::Inbox;
+use surroundings::Surroundings;
 pub(crate) use synthetic_work::SyntheticWork;
 
 /// Signals that mean something to the primary, and nothing to a worker that gets them with it.
@@ -219,9 +222,11 @@ impl Worker {
         let (around, connections) = (&mut self.around, &mut self.connections);
         match event {
             Event::Received { key, outcome, armed } => {
-                connections.received(around, key, outcome, armed);
+                connections.on_received(around, key, outcome, armed);
             }
-            Event::Sent { key, buffer, outcome } => connections.sent(around, key, buffer, outcome),
+            Event::Sent { key, buffer, outcome } => {
+                connections.on_sent(around, key, buffer, outcome)
+            }
             Event::MessageReceived { outcome, armed, .. } => {
                 if let Some(inbox) = &mut self.inbox {
                     inbox.received(around, connections, outcome, armed);

@@ -11,11 +11,12 @@ fn shell<'a>(script: &str) -> Launch<'a> {
         name: "a shell".into(),
         arguments: vec!["-c".into(), script.into()],
         environment: vec![("COLOUR".into(), "blue".into())],
-        removed: &[],
+        removed: vec![],
         id_variable: None,
         directory: None,
         user: None,
         group: None,
+        confined: false,
         streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
         own_group: false,
         blocked_signals: None,
@@ -107,6 +108,50 @@ fn somebody_else_has_no_groups_of_ours() {
     assert_eq!(run(launch).0, "65534\n65533\n65533\n");
     let launch = Launch { group: Some(65_533), ..shell(ids) };
     assert_eq!(run(launch).0, "0\n65533\n65533\n");
+}
+
+#[test]
+fn what_is_confined_keeps_no_right_and_gets_none() {
+    if !geteuid().is_root() {
+        eprintln!("not tested: only root can become somebody else");
+        return;
+    }
+    let program: PathBuf = "/bin/grep".into();
+    let arguments: Vec<OsString> =
+        ["-E", "Cap|NoNewPrivs|Groups", "/proc/self/status"].map(Into::into).into();
+    let confined = Launch {
+        program,
+        arguments,
+        user: Some(65_534),
+        group: Some(65_533),
+        confined: true,
+        ..shell("")
+    };
+    let (text, _) = run(confined);
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
+        line.trim().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(value(set), "0".repeat(16), "{set}");
+    }
+    assert_eq!((value("NoNewPrivs:").as_str(), value("Groups:").as_str()), ("1", ""));
+}
+
+#[test]
+fn a_process_gets_no_descriptor_that_is_not_its_own() {
+    let leak = std::fs::File::open("/dev/null").expect("it is there");
+    // As from a parent, or a library: nothing marks it as ours alone.
+    fcntl(&leak, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
+    let own = UnixStream::pair().expect("a pair").0;
+    let number = own.as_raw_fd();
+    let script = format!(
+        "test -e /proc/self/fd/{} && echo leak; exec 2>&1; \
+        test -e /proc/self/fd/{number} && echo own",
+        leak.as_raw_fd()
+    );
+    let launch = Launch { inherited: vec![own.as_fd()], ..shell(&script) };
+    assert_eq!(run(launch).0, "own\n");
 }
 
 #[test]

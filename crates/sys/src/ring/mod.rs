@@ -21,24 +21,24 @@ use nix::libc;
 use slab::Slab;
 
 use crate::clock::monotonic_ns;
+use crate::engine::CHUNK_BYTES;
 use crate::engine::{Chunk, Event, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
 use crate::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
 use operations::{Operation, Token};
+pub(crate) use shape::without_hurry;
 pub use shape::{RingShape, limit_locked_bytes};
 use shape::{group_bytes, locked_bytes_max};
 
-/// Receive buffers for connections: 4 KiB holds nearly every request head.
-const DATA_GROUP: GroupShape = GroupShape { group: 1, count: 512, buffer_bytes: 4096 };
+/// Receive buffers for connections, each for one chunk.
+const DATA_GROUP: GroupShape =
+    GroupShape { group: 1, count: 512, buffer_bytes: CHUNK_BYTES as u32 };
 /// The same where locked memory is scarce: one page of it.
 const SMALL_DATA_GROUP: GroupShape = GroupShape { count: 256, ..DATA_GROUP };
 /// Receive buffers for messages with descriptors.
 const MESSAGE_GROUP: GroupShape = GroupShape { group: 2, count: 64, buffer_bytes: 1024 };
 
-/// How often, and at what intervals, the smallest ring is tried.
-const LAST_TRIES: u32 = 20;
-const LAST_TRY: Duration = Duration::from_millis(5);
 /// How long a ring that is dropped waits for its last operations, each time it looks.
 const LAST_WAIT_NS: u64 = 5_000_000;
 
@@ -343,15 +343,13 @@ impl Drop for Ring {
 fn build_some(shape: RingShape) -> io::Result<IoUring> {
     let groups = group_bytes(DATA_GROUP.count) + group_bytes(MESSAGE_GROUP.count);
     let mut shape = shape.within(locked_bytes_max().saturating_sub(groups));
-    let mut tries = 0;
     loop {
         match build(shape) {
-            Err(error) if errno_of(&error) == Errno::ENOMEM && tries < LAST_TRIES => {
-                if shape.halved() == shape {
-                    tries += 1;
-                    std::thread::sleep(LAST_TRY);
-                }
+            Err(error) if errno_of(&error) == Errno::ENOMEM && shape.halved() != shape => {
                 shape = shape.halved();
+            }
+            Err(error) if errno_of(&error) == Errno::ENOMEM => {
+                return without_hurry(|| build(shape));
             }
             result => return result,
         }

@@ -3,7 +3,13 @@
 //! Owns the bound for this process. The kernel counts rings against `RLIMIT_MEMLOCK` of the whole
 //! account where that has no CAP_IPC_LOCK (before Linux 5.12, and again since 6.14).
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::error::errno_of;
 
 const PAGE_BYTES: u64 = 4096;
 /// What the kernel puts in front of the completions, at most.
@@ -75,6 +81,25 @@ pub fn limit_locked_bytes(bytes: u64) {
 /// The bound of this process.
 pub(super) fn locked_bytes_max() -> u64 {
     BYTES_MAX.load(Ordering::Relaxed)
+}
+
+/// How often, and at what intervals, something is tried for which there is no memory.
+const TRIES: u32 = 100;
+const TRY: Duration = Duration::from_millis(5);
+
+/// Tries something for up to half a second as long as there is no memory for it: rings that have
+/// been given up count as locked until the kernel has taken them down.
+pub(crate) fn without_hurry<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut tries = 0;
+    loop {
+        match attempt() {
+            Err(error) if errno_of(&error) == Errno::ENOMEM && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(TRY);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// What a group of this many receive buffers counts.

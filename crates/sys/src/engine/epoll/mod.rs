@@ -209,6 +209,11 @@ impl EpollEngine {
         self.poll(key, descriptor, EpollFlags::EPOLLOUT);
     }
 
+    pub(super) fn cancel_poll(&mut self, descriptor: BorrowedFd<'_>) {
+        // It is not there if it was never asked for.
+        let _ = self.set.delete(descriptor);
+    }
+
     /// Once, and again after the next request: the kernel looks at the descriptor anew then.
     fn poll(&mut self, key: Key, descriptor: BorrowedFd<'_>, flags: EpollFlags) {
         let flags = flags | EpollFlags::EPOLLONESHOT;
