@@ -1,14 +1,14 @@
-//! The CPU time that the cgroup grants.
+//! The CPU quota of the cgroup.
 //!
-//! Owns the way from this process to its cgroup's files, in both versions. Refuses to fail: a
-//! file that is missing means no quota.
+//! Owns finding this process's cgroup files, in both versions of the interface. Never fails: a
+//! missing file means no quota.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::cpu::read_number;
 
-/// The least quota on the way from this process's cgroup to the root: each level binds.
+/// The smallest quota between this process's cgroup and the root, since every level applies.
 pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
     let own = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
@@ -25,7 +25,7 @@ pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
     hierarchies.filter_map(|(unified, path, mount)| least_quota(root, unified, path, &mount)).min()
 }
 
-/// Where a cgroup hierarchy is seen, and which of its directories is seen there.
+/// A mount point of a cgroup hierarchy, and the directory of the hierarchy mounted there.
 struct CgroupMount {
     seen: String,
     at: PathBuf,
@@ -48,8 +48,8 @@ fn cgroup_mount(line: &str, unified: bool) -> Option<CgroupMount> {
 }
 
 fn least_quota(root: &Path, unified: bool, path: &str, mount: &CgroupMount) -> Option<u64> {
-    // Without a cgroup namespace a container reads its path on the host, of which it sees only
-    // the end: then the mount point is its own cgroup.
+    // Without a cgroup namespace, a container reads its path on the host but sees only the last
+    // part: then the mount point is its cgroup.
     let below = path.strip_prefix(mount.seen.as_str()).unwrap_or("");
     let top = root.join(&mount.at);
     let own = top.join(below.trim_start_matches('/'));
