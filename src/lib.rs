@@ -32,8 +32,9 @@ use sys::{address, error};
 
 pub use cluster::{
     AddressKind, Cluster, ClusterSettings, Completion, Event, Events, ForkOptions, Handle,
-    InspectPort, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role, StreamSetting,
-    WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment, role,
+    InspectPort, ListenRule, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role,
+    StreamSetting, WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment,
+    role,
 };
 pub use clusterlb_protocol as protocol;
 pub use data_path::ClusterCounts;
@@ -50,9 +51,10 @@ pub use supervisor::{
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };
-pub use sys::address::{Endpoint, ListenAddress};
+pub use sys::address::{Endpoint, FileAccess, ListenAddress};
 pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, ErrorKind, Result};
+pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 

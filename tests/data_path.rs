@@ -1,5 +1,5 @@
-//! The data path alone, on each engine: a real listener, and inboxes that this test reads itself, so
-//! that it decides when something is claimed. With schedulers that a user of the library brings.
+//! The data path alone, on each engine: a real listener, and inboxes that this test reads itself,
+//! so that it decides when something is claimed. With schedulers that a user of the library brings.
 
 #[path = "common/wait.rs"]
 mod wait;
@@ -56,6 +56,7 @@ impl Scheduler for FirstOfAll {
 struct Inbox {
     receiver: OwnedFd,
     page: WorkerPage,
+    waker: Waker,
     sockets: Vec<OwnedFd>,
 }
 
@@ -75,13 +76,13 @@ impl Inbox {
         }
     }
 
-    /// Claims what has arrived, and rings if the primary wants to know.
-    fn claim(&mut self, waker: &Waker) {
+    /// Claims what has arrived, and wakes the primary if it wants to know.
+    fn claim(&mut self) {
         let count = self.sockets.drain(..).count() as u64;
         self.page.add_claimed(count, monotonic_ns());
         self.page.add_finished(count);
         if self.page.publish() {
-            waker.wake();
+            self.waker.wake();
         }
     }
 }
@@ -149,16 +150,25 @@ impl Bench {
     }
 
     fn attach(&mut self, slot: Slot) {
+        self.attach_to(slot, &[FIRST]);
+    }
+
+    fn attach_to(&mut self, slot: Slot, listeners: &[ListenerId]) {
         let page = PrimaryPage::create().expect("a page");
         let memory = page.as_fd().try_clone_to_owned().expect("a descriptor to spare");
+        let waker = Waker::new().expect("a descriptor to spare");
+        let bell = waker.as_fd().try_clone_to_owned().expect("a descriptor to spare");
         let (sender, receiver) = fdpass::packet_pair().expect("descriptors to spare");
         self.inboxes.push(Inbox {
             receiver: receiver.try_clone().expect("a descriptor to spare"),
             page: WorkerPage::open(memory).expect("our own page"),
+            waker: Waker::inherited(bell),
             sockets: Vec::new(),
         });
-        self.command(Command::Attach { slot, link: NewLink { sender, receiver, page } });
-        self.command(Command::Join { slot, listener: FIRST });
+        self.command(Command::Attach { slot, link: NewLink { sender, receiver, page, waker } });
+        for listener in listeners.iter().copied() {
+            self.command(Command::Join { slot, listener });
+        }
     }
 
     fn connect(&self, count: usize) -> Vec<TcpStream> {
@@ -177,7 +187,7 @@ impl Bench {
 
     /// Claims what one inbox has received.
     fn claim(&mut self, slot: usize) {
-        self.inboxes[slot].claim(&self.waker);
+        self.inboxes[slot].claim();
     }
 
     /// The next report that is not about a worker.
@@ -459,6 +469,9 @@ macro_rules! on_each_engine {
         }
     };
 }
+
+#[path = "data_path/unequal.rs"]
+mod unequal;
 
 on_each_engine! {
     a_scheduler_of_ones_own_decides_who_gets_a_connection

@@ -21,7 +21,7 @@ use clusterlb_harness::queueing::{Discipline, Queue};
 use clusterlb_harness::work::ServiceTime;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Policy};
 use plan::{FOR_GOOD, Fault, MILLISECOND, Plan, START_NS, Strike};
-use world::{Story, World};
+use world::{Place, Story, World};
 
 /// Seeds of one run of the tests.
 const SEEDS: u64 = 3_000;
@@ -90,6 +90,34 @@ fn a_worker_that_is_stopped_for_good_delays_its_credits_and_nobody_else() {
         let late = |story: &&Story| story.finished_ns - story.came_ns > hang_after_ns;
         let later = world.stories.iter().filter(|story| story.came_ns > suspected_ns);
         assert_eq!(later.filter(late).count(), 0, "seed {seed}: delayed after the suspicion");
+    }
+}
+
+#[test]
+fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
+    for seed in seeds(48) {
+        let service = ServiceTime::Exponential { mean_ns: MILLISECOND };
+        let mut plan = Plan::calm(seed, 4, service, 0.25, 1_000);
+        let slot = usize::from(seed.to_le_bytes()[0] % 4);
+        plan.listeners = 2;
+        plan.served[slot] = 0b11;
+        let at_ns = plan.arrivals[300];
+        plan.strikes = vec![Strike { at_ns, slot, fault: Fault::Stop(FOR_GOOD) }];
+        let hang_after_ns = plan.scheduling.hang_after_ns.expect("a default");
+        let world = run(plan);
+        // By then it is passed over, be it for its loop or for what it leaves unclaimed.
+        let known_ns = at_ns + 2 * hang_after_ns;
+        let common = world.stories.iter().filter(|story| story.listener == 0);
+        let later: Vec<&Story> = common.filter(|story| story.came_ns > known_ns).collect();
+        assert!(later.len() > 50, "seed {seed}: hardly any came");
+        for story in later {
+            let took_ns = story.finished_ns.saturating_sub(story.came_ns);
+            assert_eq!(story.place, Place::Finished, "seed {seed}: {story:?}");
+            assert!(took_ns < hang_after_ns, "seed {seed}: {story:?} waited for another listener");
+        }
+        let others = world.stories.iter().filter(|story| story.listener == 1);
+        let waits = |story: &&Story| matches!(story.place, Place::Outside | Place::Queue);
+        assert!(others.filter(waits).count() > 50, "seed {seed}: somebody else served them");
     }
 }
 

@@ -1,8 +1,9 @@
 //! Events on their way to whoever wants them.
 //!
 //! Owns the list of subscribers. Everybody gets every event since the subscription, in order; none
-//! is lost. At the bound (16,384 unread events, or messages of 64 MiB) the cluster stops reading
-//! what workers say until that subscriber has read half of it: so drop what you do not read.
+//! is lost. At the bounds (16,384 unread events or 64 MiB of messages; 4,096 or 4 MiB of a worker)
+//! the cluster stops reading what workers say, or what that worker says, until that subscriber has
+//! read half of it: so drop what you do not read.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
@@ -45,7 +46,8 @@ struct Subscriber {
 /// It begins with what happens after the subscription and ends when the cluster has ended. If that
 /// was a failure, the last event is an [`Event::Error`] without a worker that says so. What is
 /// not read is kept, and at the bound (16,384 events, or messages of 64 MiB) holds up the reading
-/// of what workers say. Drop it when you do not want it any more.
+/// of what workers say; at 4,096 events or 4 MiB of one worker, that of this worker. Drop it when
+/// you do not want it any more.
 #[derive(Debug)]
 pub struct Events {
     mailbox: Arc<Mailbox<Event>>,
@@ -73,11 +75,12 @@ impl Bus {
         wakers.wake();
     }
 
-    /// Whether a subscriber is so far behind that nothing more should be read.
-    pub(crate) fn is_held_up(&self) -> bool {
+    /// Whether a subscriber is so far behind, with everything or with this worker, that nothing
+    /// more should be read of it.
+    pub(crate) fn is_held_up(&self, worker: WorkerId) -> bool {
         let state = self.state.lock().expect("nothing panics while it holds the bus");
         let mut mailboxes = state.subscribers.iter().filter_map(|one| one.mailbox.upgrade());
-        mailboxes.any(|mailbox| mailbox.is_full())
+        mailboxes.any(|mailbox| mailbox.is_full_of(worker.0))
     }
 
     /// One more subscriber.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::mailbox::Item;
 use super::{ClusterSettings, Message, WorkerHandle};
-use crate::address::ListenAddress;
+use crate::address::{FileAccess, ListenAddress};
 use crate::error::Error;
 use crate::id::ListenerId;
 use crate::protocol::control::{LatencySummary, Transport};
@@ -237,6 +237,25 @@ impl Item for Event {
             _ => 0,
         }
     }
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.descriptors(),
+            _ => 0,
+        }
+    }
+
+    fn sender(&self) -> Option<u32> {
+        let as_often_as_it_likes = matches!(
+            self,
+            Self::Message { .. }
+                | Self::Refused { .. }
+                | Self::Listening { .. }
+                | Self::Closed { .. }
+                | Self::Error { .. }
+        );
+        self.worker().filter(|_| as_often_as_it_likes).map(|worker| worker.id().0)
+    }
 }
 
 impl ListeningAddress {
@@ -270,7 +289,9 @@ impl ListeningAddress {
         match (inet, self.address.strip_prefix('@')) {
             (Some(address), _) => ListenAddress::Tcp(address),
             (None, Some(name)) => ListenAddress::Abstract(name.to_owned()),
-            (None, None) => ListenAddress::Unix(PathBuf::from(&self.address)),
+            (None, None) => {
+                ListenAddress::Unix(PathBuf::from(&self.address), FileAccess::default())
+            }
         }
     }
 }

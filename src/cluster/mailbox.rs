@@ -1,9 +1,10 @@
 //! A queue that one thread fills and others wait at: blocking, as a future, or by a descriptor.
 //!
-//! Owns the bound: a full mailbox still takes everything, since what is in it must not be lost, but
-//! says that it is full, so that whoever fills it stops reading what would fill it further.
+//! Owns the bounds, of the whole and of each sender's share: a full mailbox still takes everything,
+//! since what is in it must not be lost, but says that it is full, so that whoever fills it stops
+//! reading what would fill it further.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -18,10 +19,68 @@ pub(crate) const ITEMS_MAX: usize = 16 * 1024;
 /// From so many bytes on.
 pub(crate) const BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// From so much of one sender on its share is full, until it is half empty.
+pub(crate) const SHARE_MAX: Amount =
+    Amount { items: 4096, bytes: 4 * 1024 * 1024, descriptors: 64 };
+
 /// What can lie in a mailbox.
 pub(crate) trait Item {
     /// Bytes of memory that it holds on to, beyond what every item does.
     fn bytes(&self) -> usize;
+
+    /// Descriptors that it holds on to.
+    fn descriptors(&self) -> usize {
+        0
+    }
+
+    /// Who can send as many of these as it likes.
+    fn sender(&self) -> Option<u32> {
+        None
+    }
+}
+
+/// How much there is of something.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Amount {
+    pub(crate) items: usize,
+    pub(crate) bytes: usize,
+    pub(crate) descriptors: usize,
+}
+
+impl Amount {
+    fn of(item: &impl Item) -> Self {
+        Self { items: 1, bytes: item.bytes(), descriptors: item.descriptors() }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.items += other.items;
+        self.bytes += other.bytes;
+        self.descriptors += other.descriptors;
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.items -= other.items;
+        self.bytes -= other.bytes;
+        self.descriptors -= other.descriptors;
+    }
+
+    fn reaches(&self, most: Self) -> bool {
+        let Self { items, bytes, descriptors } = *self;
+        items >= most.items || bytes >= most.bytes || descriptors >= most.descriptors
+    }
+
+    fn is_half_of(&self, most: Self) -> bool {
+        let Self { items, bytes, descriptors } = *self;
+        let few = items <= most.items / 2 && descriptors <= most.descriptors / 2;
+        few && bytes <= most.bytes / 2
+    }
+}
+
+/// What of a mailbox is one sender's.
+#[derive(Debug, Default)]
+struct Share {
+    amount: Amount,
+    full: bool,
 }
 
 /// The queue.
@@ -40,6 +99,7 @@ struct State<T> {
     items: VecDeque<T>,
     bytes: usize,
     full: bool,
+    shares: BTreeMap<u32, Share>,
     closed: bool,
     wakers: Vec<task::Waker>,
 }
@@ -113,6 +173,7 @@ impl<T: Item> Mailbox<T> {
             items: VecDeque::new(),
             bytes: 0,
             full: false,
+            shares: BTreeMap::new(),
             closed: false,
             wakers: Vec::new(),
         };
@@ -137,6 +198,11 @@ impl<T: Item> Mailbox<T> {
             return Wakers::default();
         }
         state.bytes += item.bytes();
+        if let Some(sender) = item.sender() {
+            let share = state.shares.entry(sender).or_default();
+            share.amount.add(Amount::of(&item));
+            share.full |= share.amount.reaches(SHARE_MAX);
+        }
         state.items.push_back(item);
         state.full |= state.items.len() >= ITEMS_MAX || state.bytes >= BYTES_MAX;
         if state.items.len() == 1 {
@@ -158,11 +224,20 @@ impl<T: Item> Mailbox<T> {
         self.state().full
     }
 
+    /// Whether it holds so much of this sender, or in all, that nothing more should be read of it.
+    pub(crate) fn is_full_of(&self, sender: u32) -> bool {
+        let state = self.state();
+        state.full || state.shares.get(&sender).is_some_and(|share| share.full)
+    }
+
     fn take(&self, state: &mut State<T>) -> Found<T> {
         let Some(item) = state.items.pop_front() else {
             return if state.closed { Found::End } else { Found::Nothing };
         };
         state.bytes -= item.bytes();
+        if let Some(sender) = item.sender() {
+            self.shrink_share(state, sender, Amount::of(&item));
+        }
         if state.items.is_empty() && !state.closed {
             self.ready.clear();
         }
@@ -171,6 +246,18 @@ impl<T: Item> Mailbox<T> {
             self.room.wake();
         }
         Found::Item(item)
+    }
+
+    fn shrink_share(&self, state: &mut State<T>, sender: u32, by: Amount) {
+        let Some(share) = state.shares.get_mut(&sender) else { return };
+        share.amount.subtract(by);
+        if share.full && share.amount.is_half_of(SHARE_MAX) {
+            share.full = false;
+            self.room.wake();
+        }
+        if share.amount.items == 0 {
+            state.shares.remove(&sender);
+        }
     }
 
     /// Takes the oldest item if there is one.
@@ -266,6 +353,37 @@ mod tests {
         assert!(mailbox.is_full(), "it is not half empty yet");
         mailbox.try_take();
         assert!(!mailbox.is_full() && is_readable(&*room));
+    }
+
+    /// Of somebody who sends as much as it likes.
+    struct Sent(u32);
+
+    impl Item for Sent {
+        fn bytes(&self) -> usize {
+            1
+        }
+
+        fn sender(&self) -> Option<u32> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn a_sender_that_fills_its_share_leaves_the_others_theirs() {
+        let room = Arc::new(Waker::new().expect("a waker"));
+        let mailbox = Mailbox::new(Arc::clone(&room)).expect("a mailbox");
+        for _ in 0..SHARE_MAX.items {
+            assert!(!mailbox.is_full_of(1));
+            mailbox.push(Sent(1)).wake();
+        }
+        mailbox.push(Sent(2)).wake();
+        assert!(mailbox.is_full_of(1) && !mailbox.is_full_of(2) && !mailbox.is_full());
+        for _ in 0..SHARE_MAX.items / 2 - 1 {
+            mailbox.try_take();
+        }
+        assert!(mailbox.is_full_of(1) && !is_readable(&*room), "it is not half empty yet");
+        mailbox.try_take();
+        assert!(!mailbox.is_full_of(1) && is_readable(&*room));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub struct Message {
     serialization: Serialization,
     bytes: Arc<[u8]>,
     handle: Arc<Mutex<Option<Handle>>>,
+    has_brought_handle: bool,
     handle_lost: bool,
 }
 
@@ -56,6 +57,7 @@ impl Message {
         Self {
             serialization,
             bytes: bytes.into(),
+            has_brought_handle: handle.is_some(),
             handle: Arc::new(Mutex::new(handle)),
             handle_lost: lost > 0,
         }
@@ -108,6 +110,10 @@ impl Message {
 impl Item for Message {
     fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    fn descriptors(&self) -> usize {
+        usize::from(self.has_brought_handle)
     }
 }
 

@@ -5,6 +5,7 @@
 pub(crate) mod bus;
 pub(crate) mod completion;
 pub(crate) mod event;
+mod listen_rule;
 pub(crate) mod mailbox;
 pub(crate) mod message;
 mod role;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use bus::Events;
 pub use completion::Completion;
 pub use event::{AddressKind, Event, ListeningAddress, WorkerCounts};
+pub use listen_rule::ListenRule;
 pub use message::{Handle, Message};
 pub use role::{Role, is_primary, is_worker, role};
 pub use settings::{
@@ -145,8 +147,8 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers of its own, and for a policy or an
-    /// engine in the environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers, and for a policy or an engine in
+    /// the environment that there is not; [`Error::System`] when threads or descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }

@@ -8,12 +8,16 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::listen_rule::ListenRule;
+use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
 use crate::schedule::{SchedulerConfig, UnknownName};
 use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
 use crate::sys::engine::EngineChoice;
+use crate::sys::limits::DescriptorLimit;
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `sticky` or `none`.
@@ -61,9 +65,12 @@ pub struct ClusterSettings {
     /// What a worker without a channel is told its listening sockets are called, in the order in
     /// which they were held (`LISTEN_FDNAMES`); by default `listener-1` and so on.
     pub socket_names: Vec<String>,
-    /// The workers get process groups of their own, so that what a terminal sends to this
-    /// process's group (Ctrl-C) is for this process alone.
+    /// The workers get process groups and sessions of their own, so that what a terminal sends to
+    /// this process's group (Ctrl-C) is for this process alone.
     pub own_groups: bool,
+    /// How many descriptors a worker may open (`RLIMIT_NOFILE`): by default what this process was
+    /// started with, not what it has raised its own limit to.
+    pub descriptor_limit: DescriptorLimit,
     /// The arguments of the program (Node: `args`). By default those of this process.
     pub args: Vec<OsString>,
     /// Where workers run (Node: `cwd`); by default where this process does.
@@ -84,6 +91,16 @@ pub struct ClusterSettings {
     /// The group that workers run as (`setgid(2)`, before the user; Node: `gid`). Supplementary
     /// groups are dropped.
     pub gid: Option<u32>,
+    /// Workers keep no capability, and cannot get any by what they execute (`no_new_privs`). For
+    /// workers that run as a user who is not trusted.
+    pub confine: bool,
+    /// Variables of this process that workers do not get. What a service manager has told this
+    /// process (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like) they never get.
+    pub environment_removed: Vec<OsString>,
+    /// Workers that still run this long after this process has been killed are killed as well, by a
+    /// small process that is forked beside the first of them. Without it a worker that is stopped,
+    /// or never looks at its channel, lives on.
+    pub orphan_grace: Option<Duration>,
     /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
     /// `inspectPort`); to one of [`Dialect::Node`] by `--inspect-port` behind
     /// [`exec_argv`](Self::exec_argv), as by Node.
@@ -102,6 +119,9 @@ pub struct ClusterSettings {
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
     /// `net.core.somaxconn`. A worker can ask for another number.
     pub backlog: u32,
+    /// What workers may listen on. Without rules it is everything that this process can open, its
+    /// own descriptors (`fd:N`) and ports below 1024 included: workers are trusted with that.
+    pub allow_listen: Option<Vec<ListenRule>>,
     /// Listeners stay open when the last worker that serves them ends: connections wait in the
     /// kernel for the next worker in its slot, until that has served for 5 s without asking for the
     /// address. Without it they are refused, as by Node. What a worker closes and no other worker
@@ -189,6 +209,7 @@ impl ClusterSettings {
             readiness: Readiness::default(),
             socket_names: Vec::new(),
             own_groups: false,
+            descriptor_limit: DescriptorLimit::default(),
             args: std::env::args_os().skip(1).collect(),
             cwd: None,
             serialization: Serialization::default(),
@@ -196,12 +217,16 @@ impl ClusterSettings {
             stdio: None,
             uid: None,
             gid: None,
+            confine: false,
+            environment_removed: Vec::new(),
+            orphan_grace: None,
             inspect_port: None,
             cpus: Vec::new(),
             policy,
             accept: AcceptMechanism::default(),
             scheduling: SchedulerConfig::default(),
             backlog: 4096,
+            allow_listen: None,
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
             engine: EngineChoice::default(),
@@ -256,11 +281,18 @@ impl ClusterSettings {
             && self.accept == other.accept
             && self.scheduling == other.scheduling
             && self.hold == other.hold
+            && self.allow_listen == other.allow_listen
             && self.backlog == other.backlog
             && self.workers_expected == other.workers_expected
             && self.engine == other.engine
             && self.primary_cpu == other.primary_cpu
             && self.start_closed == other.start_closed
+    }
+
+    /// Whether workers may ask for an address.
+    pub(crate) fn allows(&self, address: &ListenAddress) -> bool {
+        let rules = self.allow_listen.as_ref();
+        rules.is_none_or(|rules| rules.iter().any(|rule| rule.allows(address)))
     }
 
     /// Workers accept from sockets of their own instead of sharing one.

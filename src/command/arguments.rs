@@ -2,6 +2,9 @@
 //!
 //! Owns names, help and defaults. Refuses to act.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -10,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use super::admin::AdminArguments;
 use super::choices;
 use super::program::{PreloadChoice, ProgramArguments};
+use super::recycle::RecycleArguments;
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::server::handler::Serve;
 use crate::command::settings::{
@@ -40,8 +44,8 @@ Examples:
   clusterlb --json --listen 127.0.0.1:0
       a free port, told as JSON on standard output
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (what is asked for
-needs io_uring, and it is refused; too few descriptors), 130/143 cut short by a second SIGINT/SIGTERM.";
+Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (too few descriptors,
+or something needs io_uring and it is refused), 130/143 cut short by a second SIGINT/SIGTERM.";
 
 /// Load balancing over worker processes: a primary accepts connections and hands sockets over
 #[derive(Debug, Parser)]
@@ -78,7 +82,7 @@ pub(super) enum Command {
     /// Put load on a server and measure its latency; knows nothing of clusterlb
     Load(loadtest::cli::LoadArgs),
     /// Serve; the same as giving no subcommand
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Show a run that has --admin: its state, listeners and workers
     Status(super::admin::StatusArguments),
     /// Show a run's workers live, with a bar for each; q quits
@@ -107,11 +111,12 @@ pub(super) struct RunArguments {
     )]
     pub(super) workers: Workers,
 
-    /// Where to listen, unless PROGRAM says that; can be repeated: HOST:PORT, PORT, unix:/path,
-    /// unix:@name, fd:N [default: 127.0.0.1:8000]
+    /// Where to listen, unless PROGRAM says that; can be repeated: HOST:PORT, *:PORT, PORT,
+    /// unix:/path[,mode=660,user=NAME,group=NAME], unix:@name, fd:N [default: 127.0.0.1:8000]
     ///
-    /// Port 0 takes a free port, the same for all workers. [::]:PORT takes IPv4 as well. fd:N is
-    /// a listening socket inherited from the parent process.
+    /// A name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT
+    /// take IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the
+    /// same for all workers. fd:N is a listening socket inherited from the parent process.
     #[arg(
         short,
         long,
@@ -180,6 +185,10 @@ pub(super) struct RunArguments {
     /// Kill and replace a worker that has hung for this long
     #[arg(long, value_name = "off|TIME", default_value = "off", value_parser = switched_time)]
     pub(super) hang_kill: Switch<Duration>,
+
+    /// Close connections that no living worker serves after this long, and count them as dropped
+    #[arg(long, value_name = "off|TIME", default_value = "60s", value_parser = switched_time)]
+    pub(super) unserved_limit: Switch<Duration>,
 
     /// How long a new worker takes to get its full share
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
@@ -255,6 +264,10 @@ pub(super) struct RunArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     pub(super) preload: PreloadChoice,
 
+    /// When workers have served enough.
+    #[command(flatten)]
+    pub(super) recycle: RecycleArguments,
+
     /// How the run can be looked at and steered.
     #[command(flatten)]
     pub(super) admin: AdminArguments,
@@ -309,6 +322,7 @@ impl RunArguments {
             message_format: self.serialization,
             restart: self.restart,
             grace: self.grace,
+            recycle: self.recycle.clone(),
             admin: self.admin.addresses.clone(),
             admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,
@@ -353,6 +367,7 @@ impl RunArguments {
             },
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),
+            unserved_limit_ns: self.unserved_limit.0.map(nanoseconds),
             take_back_after_ns: self.take_back_after.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),
@@ -425,101 +440,4 @@ pub(super) fn positive_time(text: &str) -> std::result::Result<Duration, String>
         Duration::ZERO => Err("must be longer than nothing".into()),
         duration => Ok(duration),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-    use clusterlb::Readiness;
-
-    fn settings(line: &str) -> Result<Settings> {
-        let words = std::iter::once("clusterlb").chain(line.split_whitespace());
-        Cli::try_parse_from(words).expect("clap accepts the line").run.settings()
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn no_arguments_mean_hello_on_port_8000() {
-        let settings = settings("").expect("the defaults are valid");
-        assert_eq!(settings.listen, ["127.0.0.1:8000".parse().expect("an address")]);
-        assert_eq!((settings.workers, settings.grace), (Workers::Auto, Duration::from_secs(10)));
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        for line in [
-            "--policy none --max-inflight 3",
-            "--policy none --accept reuseport --listen unix:/tmp/x",
-            "--policy none --runtime tokio-uring",
-            "--serve echo --work cpu:1ms",
-            "--listen 127.0.0.1:80 --listen 127.0.0.1:80",
-            "--listen 127.0.0.1:80 --dialect node -- /bin/true",
-            "--policy none --accept uring --dialect node -- /bin/true",
-            "--policy rr --dialect listen-fds -- /bin/true",
-            "--policy none --accept uring --dialect listen-fds -- /bin/true",
-            "--accept reuseport --listen unix:/tmp/x --dialect listen-fds -- /bin/true",
-            "--max-inflight 3 --dialect listen-fds -- /bin/true",
-            "--fdname a:b --dialect listen-fds -- /bin/true",
-            "--fdname a --dialect node -- /bin/true",
-            "--ready-after 1s -- /bin/true",
-            "--user no-such-user",
-            "--chdir /nowhere/at/all",
-            "-- /nowhere/at/all",
-        ] {
-            assert_eq!(settings(line).expect_err(line).exit_code(), 2);
-        }
-        assert!(settings("--listen 127.0.0.1:0 --listen 127.0.0.1:0").is_ok());
-    }
-
-    #[test]
-    fn programs_that_take_sockets_over_accept_by_themselves() {
-        let plain = settings("--dialect listen-fds -- /bin/true").expect("the defaults are valid");
-        assert_eq!(plain.listen, ["127.0.0.1:8000".parse().expect("an address")]);
-        assert_eq!((plain.policy, &plain.pin), (Policy::None, &Pin::None));
-        let line = "--policy none --accept reuseport --listen 0.0.0.0:80 --fdname web:a \
-                    --listen [::1]:81 --ready-after notify --dialect listen-fds -- /bin/true";
-        let program = settings(line).expect("all of this fits together").program;
-        let program = program.expect("there is one");
-        assert_eq!(program.readiness, Readiness::Notified);
-        assert_eq!(program.socket_names, ["web", "a"]);
-    }
-
-    #[test]
-    fn nonsense_is_refused_by_name() {
-        for line in [
-            "--workers 0",
-            "--workers many",
-            "--policy fair",
-            "--pin 3-1",
-            "--grace soon",
-            "--header-timeout 0s",
-            "--listen nowhere",
-            "--max-inflight 0",
-            "--overload-factor 0.5",
-            "--credits 0",
-            "--hang-after 0ms",
-            "--coalesce 0us",
-            "--coalesce 2ms",
-            "--backlog 0",
-            "--serve pie",
-            "--serialization advanced",
-            "--wrokers 3",
-            "--dialect node",
-            "--dialect listen-fds",
-            "--ready-after soon --dialect listen-fds -- /bin/true",
-            "--env NAME",
-            "--serve echo -- node server.js",
-            "--workers 2 check",
-        ] {
-            let words = std::iter::once("clusterlb").chain(line.split_whitespace());
-            let error = Cli::try_parse_from(words).expect_err(line);
-            assert_eq!(error.exit_code(), 2, "{line}");
-        }
-    }
 }

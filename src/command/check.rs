@@ -8,14 +8,20 @@ mod tests;
 
 use std::fs;
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
+use clusterlb::Error;
 use clusterlb::topology::{self, CpuPlan, Pin, Workers};
 use clusterlb::{EngineChoice, EngineDecision, EngineKind, Result};
 use clusterlb_sys::cpu::{CpuFacts, format_cpu_list};
-use clusterlb_sys::probe::{self, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal};
+use clusterlb_sys::probe::{
+    self, Facility, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal,
+};
+
+use super::needs;
 
 /// The name and version of the report's machine-readable form.
 pub(super) const SCHEMA: &str = "clusterlb-check/1";
@@ -23,6 +29,8 @@ pub(super) const SCHEMA: &str = "clusterlb-check/1";
 /// Descriptors per process below which a busy front end runs out.
 const OPEN_FILES_WANTED: u64 = 16_384;
 
+/// The backlog of a run that asks for no other one.
+const BACKLOG_DEFAULT: u32 = 4096;
 /// What a run with epoll does without.
 const WITHOUT_RINGS: &str = "works, for more CPU a connection; --accept uring and uring-multishot \
                              and --runtime tokio-uring are not to be had";
@@ -43,6 +51,12 @@ struct Facts {
     seccomp: Option<u8>,
     open_files: Option<Limit>,
     locked_memory: Option<Limit>,
+    /// Rings count against it.
+    counts_locked_memory: bool,
+    /// What else a run needs, with the error where it does not work.
+    facilities: Vec<(Facility, Option<Error>)>,
+    may_pin: bool,
+    has_proc: bool,
     backlog_max: Option<u64>,
     cpu: Option<CpuFacts>,
 }
@@ -106,13 +120,18 @@ pub(super) fn run() -> Result<Report> {
             |_| "unknown".into(),
             |names| names.release().to_string_lossy().into_owned(),
         ),
-        // A filter may kill whoever tries.
+        // A filter may kill a process that tries. First, as long as no ring that is being given up
+        // counts for a moment longer.
+        counts_locked_memory: asked != EngineChoice::Epoll && probe::counts_locked_memory(),
         ring: (asked != EngineChoice::Epoll).then(probe::probe),
         missing_calls: probe::missing_calls(),
         io_uring_disabled: probe::io_uring_disabled(),
         seccomp: probe::seccomp_mode(),
         open_files: limit(Resource::RLIMIT_NOFILE),
         locked_memory: limit(Resource::RLIMIT_MEMLOCK),
+        facilities: Facility::ALL.map(|facility| (facility, facility.attempt().err())).into(),
+        may_pin: probe::may_pin(),
+        has_proc: fs::exists("/proc/self/exe").unwrap_or(false),
         backlog_max: fs::read_to_string("/proc/sys/net/core/somaxconn")
             .ok()
             .and_then(|text| text.trim().parse().ok()),
@@ -167,10 +186,13 @@ fn judge(facts: &Facts) -> Report {
     }
     rows.push(seccomp_row(facts));
     rows.push(sysctl_row(facts));
-    rows.push(open_files_row(facts.open_files));
-    // Rings have not been charged to this limit since Linux 5.12, registered buffers still are.
-    rows.push(Row::ok("locked memory", limit_text(facts.locked_memory, " bytes")));
+    rows.extend(facts.facilities.iter().map(facility_row));
+    rows.push(proc_row(facts.has_proc));
+    let workers = workers_of(facts);
+    rows.push(open_files_row(facts.open_files, workers));
+    rows.push(locked_memory_row(facts, workers));
     rows.push(backlog_row(facts.backlog_max));
+    rows.push(affinity_row(facts.may_pin));
     match &facts.cpu {
         Some(cpu) => rows.extend(cpu_rows(cpu)),
         None => rows.push(Row::cannot(
@@ -190,10 +212,15 @@ fn judge(facts: &Facts) -> Report {
 
 /// What a run would decide.
 fn decide(facts: &Facts) -> Result<EngineDecision> {
-    match &facts.ring {
-        Some(ring) => facts.asked.decide_by(ring),
+    let decision = match &facts.ring {
+        Some(ring) => facts.asked.decide_by(ring, facts.io_uring_disabled, facts.seccomp),
         None => facts.asked.decide(),
-    }
+    }?;
+    let limit = facts.locked_memory.filter(|_| facts.counts_locked_memory);
+    let Some(limit) = limit.filter(|_| decision.kind == EngineKind::IoUring) else {
+        return Ok(decision);
+    };
+    needs::share_of(limit.soft, workers_of(facts), BACKLOG_DEFAULT).map(|_| decision)
 }
 
 fn engine_row(decision: &Result<EngineDecision>) -> Row {
@@ -293,10 +320,77 @@ fn sysctl_row(facts: &Facts) -> Row {
     }
 }
 
-fn open_files_row(limit: Option<Limit>) -> Row {
+/// How many workers a run would have by default.
+fn workers_of(facts: &Facts) -> usize {
+    let plan = facts.cpu.as_ref().map(|cpu| topology::plan(cpu, Workers::Auto, &Pin::Auto));
+    plan.and_then(|plan| plan.ok()).map_or(1, |plan| plan.workers.len())
+}
+
+fn facility_row((facility, error): &(Facility, Option<Error>)) -> Row {
+    match error {
+        None => Row::ok(facility.name(), "yes".into()),
+        Some(error) => {
+            let remedy = match error {
+                Error::System { source: Errno::EPERM | Errno::EACCES | Errno::ENOSYS, .. } => {
+                    "allow it in the seccomp profile or security policy of the container".into()
+                }
+                error => error.hint(),
+            };
+            Row::cannot(facility.name(), error.to_string(), remedy)
+        }
+    }
+}
+
+fn proc_row(has_proc: bool) -> Row {
+    match has_proc {
+        true => Row::ok("/proc", "mounted".into()),
+        false => Row::note(
+            "/proc",
+            "not mounted".into(),
+            "quotas and sysctls are not seen, and workers are started by this program's path: \
+             `mount -t proc proc /proc`",
+        ),
+    }
+}
+
+fn affinity_row(may_pin: bool) -> Row {
+    let remedy = "nothing is pinned; --pin with a list of CPUs does not work";
+    match may_pin {
+        true => Row::ok("CPU affinity", "can be set".into()),
+        false => Row::note("CPU affinity", "sched_setaffinity is refused".into(), remedy),
+    }
+}
+
+fn locked_memory_row(facts: &Facts, workers: usize) -> Row {
+    let name = "locked memory";
+    let value = limit_text(facts.locked_memory, " bytes");
+    let Some(limit) = facts.locked_memory.filter(|_| facts.counts_locked_memory) else {
+        return Row::ok(name, value);
+    };
+    let (most, least) = needs::locked_bytes(workers, BACKLOG_DEFAULT);
+    let value = format!("{value}; the rings of {workers} workers take {most}");
+    let remedy = format!("raise `ulimit -l` (LimitMEMLOCK=) to {} KiB", most / 1024);
+    match limit.soft {
+        soft if soft >= most => Row::ok(name, value),
+        soft if soft >= least => Row::note(name, value, remedy + ", or rings are made smaller"),
+        // The engine's row says what that means.
+        _ => Row::note(name, value, remedy + "; no ring fits"),
+    }
+}
+
+fn open_files_row(limit: Option<Limit>, workers: usize) -> Row {
     let name = "open files";
     let value = limit_text(limit, "");
     match limit {
+        None => Row::cannot(name, "cannot be read".into(), "allow prlimit64 in the sandbox"),
+        Some(limit) if limit.hard < needs::descriptors(workers) => {
+            let remedy = format!(
+                "{workers} workers take {} descriptors: raise the hard limit (`ulimit -Hn`, \
+                 LimitNOFILE=), to {OPEN_FILES_WANTED} or more",
+                needs::descriptors(workers)
+            );
+            Row::cannot(name, value, remedy)
+        }
         Some(limit) if limit.hard < OPEN_FILES_WANTED => {
             let remedy = format!(
                 "bounds the connections of each process and those being handed over: raise the \

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::admin::Feed;
+use super::escape;
 use super::event::Event;
 use super::printer::{Printer, Target};
 use super::summary::{Summary, WorkerSummary};
@@ -101,6 +102,7 @@ impl Console {
         if self.style == Style::Json || self.feed.has_readers() {
             let line = serde_json::to_string(&Line { event, at_ms })
                 .expect("events are plain data with string keys");
+            let line = escape::in_json(&line);
             self.feed.emit(&line);
             if self.style == Style::Json {
                 self.printer.line(Target::Output, &line);
@@ -108,8 +110,13 @@ impl Console {
         }
         match self.style {
             Style::Text => {
-                let words = in_words(event);
-                for text in self.introduction.drain(..).chain(words) {
+                for text in self.introduction.drain(..) {
+                    self.printer.line(Target::Errors, &text);
+                }
+                if let Some(text) = in_words(event) {
+                    // A table has lines, and nothing in it but numbers.
+                    let is_ours = matches!(event, Event::Summary(_));
+                    let text = if is_ours { text.into() } else { escape::on_one_line(&text) };
                     self.printer.line(Target::Errors, &text);
                 }
             }
@@ -138,6 +145,7 @@ fn in_words(event: &Event) -> Option<String> {
             "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
         ),
         Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
+        Event::Recycle { id, reason } => format!("worker {id}: replaced, since {reason}"),
         Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
         Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
         Event::GiveUp { id: Some(id), reason, .. } => {

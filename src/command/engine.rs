@@ -5,6 +5,7 @@ use clusterlb::{Error, Result};
 use clusterlb_sys::probe;
 use nix::errno::Errno;
 
+use super::needs;
 use super::settings::{Runtime, Settings};
 
 /// Decides, once for the primary and all workers.
@@ -36,6 +37,24 @@ pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
         }),
         _ => Ok(decision),
     }
+}
+
+/// Decides, and makes sure of the memory that rings lock. Tells what each ring may take, if that is
+/// bounded.
+///
+/// # Errors
+/// As [`decide`]; [`Error::Environment`] where there is no memory for the smallest rings.
+pub(super) fn decide_with_memory(
+    settings: &Settings,
+    workers: usize,
+) -> Result<(EngineDecision, Option<u64>)> {
+    let decision = decide(settings)?;
+    if decision.kind != EngineKind::IoUring {
+        return Ok((decision, None));
+    }
+    // Programs of others bring no ring with them.
+    let workers = if settings.program.is_none() { workers } else { 0 };
+    needs::ring_share(workers, settings.backlog).map(|share| (decision, share))
 }
 
 /// The primary may create a ring, and workers that become another user perhaps not: what is tried

@@ -111,6 +111,13 @@ pub(crate) enum Event {
         /// Its process id.
         pid: u32,
     },
+    /// A worker is replaced because it has served enough.
+    Recycle {
+        /// Which one.
+        id: WorkerId,
+        /// What it has reached.
+        reason: String,
+    },
     /// An ended worker will be replaced.
     Respawn {
         /// Who ended.

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
+use super::output;
 use clusterlb::{Error, Result};
 use clusterlb_harness::peer::NGINX_ECHO_MODULE;
 use clusterlb_harness::placement::{Placement, Sharing, Wish, place};
@@ -95,8 +96,9 @@ impl MeasuringArguments {
     /// is too late.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// A file that cannot be written, or standard output is closed.
     pub(super) fn open(&self) -> Result<Outputs> {
+        output::ensure_open()?;
         let create = |path: &PathBuf| {
             File::create(path).map(|file| (path.clone(), file)).map_err(|error| {
                 let why = errno_of(&error).desc();
@@ -137,13 +139,7 @@ impl Outputs {
         } else {
             text(report)
         };
-        let mut stdout = io::stdout().lock();
-        let written = stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush());
-        if let Err(error) = written
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
-            return Err(Error::system("write to standard output", errno_of(&error)));
-        }
+        output::print(&shown)?;
         for (file, render) in [(self.csv, csv), (self.page, page)] {
             if let Some((path, file)) = file {
                 save(&path, file, &render(report))?;

@@ -2,6 +2,7 @@
 //!
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
+mod addresses;
 mod admin;
 mod arguments;
 mod bench;
@@ -9,6 +10,7 @@ mod check;
 mod choices;
 mod console;
 mod engine;
+mod escape;
 mod event;
 mod imbalance;
 mod inspect;
@@ -16,18 +18,27 @@ mod known_programs;
 mod launcher;
 mod lines;
 mod measuring;
+mod needs;
+mod note_limit;
+mod output;
 mod printer;
 mod program;
+mod recycle;
 mod run;
 mod server;
+mod service_manager;
 mod settings;
 mod start_errors;
 mod summary;
 mod unread_messages;
+mod usage;
 mod worker_environment;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Parser as _, ValueEnum};
 use nix::sys::signal::Signal;
@@ -39,24 +50,45 @@ use clusterlb::topology::{self, CpuPlan};
 use clusterlb::{AcceptMechanism, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
-use clusterlb_sys::limits;
 use clusterlb_sys::process;
+use clusterlb_sys::{inherited, limits, ring, signal};
 use console::{Console, Style};
 use printer::Printer;
 
-/// Descriptors that the primary needs besides connections: its own, and some for each worker.
-const DESCRIPTORS_BASE: u64 = 64;
-const DESCRIPTORS_PER_WORKER: u64 = 6;
+/// Signals that come while the run is being prepared wait until it can obey them. SIGINT and
+/// SIGTERM end the process as long as nothing has been started.
+const EARLY_SIGNALS: [Signal; 7] = [
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+/// How long the last line waits for whatever reads it.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the command and gives the process's exit code.
 #[must_use]
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = inherited::repair().and_then(|()| match Cli::try_parse() {
+        Ok(cli) => obey(cli),
+        Err(error) => show(&error),
+    });
+    result.unwrap_or_else(|error| {
+        complain(&error);
+        error.exit_code().into()
+    })
+}
+
+fn obey(cli: Cli) -> Result<ExitCode> {
+    let code = match cli.command {
         Some(Command::Check { json }) => show_check(json),
         Some(Command::Bench(arguments)) => arguments.run(),
         Some(Command::Imbalance(arguments)) => arguments.run(),
-        Some(Command::Load(arguments)) => return loadtest::run(&arguments),
+        Some(Command::Load(arguments)) => return Ok(loadtest::run(&arguments)),
         Some(Command::Run(arguments)) => run(&arguments),
         Some(Command::Status(arguments)) => arguments.run(),
         Some(Command::Top(arguments)) => arguments.run(),
@@ -66,16 +98,39 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Events(arguments)) => arguments.events(),
         None => run(&cli.run),
     };
-    let code = result.unwrap_or_else(|error| {
-        complain(&error);
-        error.exit_code()
-    });
-    ExitCode::from(code)
+    code.map(ExitCode::from)
 }
 
-/// One line: what failed, why, and what to do.
+/// Shows what clap has to say: help and the version on standard output, or wrong usage.
+fn show(error: &clap::Error) -> Result<ExitCode> {
+    let text = error.render();
+    if error.use_stderr() {
+        // What cannot be shown cannot be complained of either.
+        let _ = error.print();
+    } else if std::io::stdout().is_terminal() {
+        output::print(&text.ansi().to_string())?;
+    } else {
+        output::print(&text.to_string())?;
+    }
+    Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
+}
+
+/// One line: what failed, why, and what to do. A terminal that takes nothing (Ctrl-S) holds the
+/// end up for a while only: after a run no signal would end the wait.
 fn complain(error: &Error) {
-    let _ = writeln!(std::io::stderr().lock(), "clusterlb: {error}; {}", error.hint());
+    let text = format!("clusterlb: {error}; {}", error.hint());
+    let line = format!("{}\n", escape::on_one_line(&text));
+    let say = |line: &str| drop(std::io::stderr().lock().write_all(line.as_bytes()));
+    let (done, is_done) = sync_channel(1);
+    let text = line.clone();
+    let body = move || {
+        say(&text);
+        let _ = done.send(());
+    };
+    match thread::Builder::new().spawn(body) {
+        Ok(_) => drop(is_done.recv_timeout(LAST_PATIENCE)),
+        Err(_) => say(&line),
+    }
 }
 
 fn show_check(json: bool) -> Result<u8> {
@@ -85,35 +140,61 @@ fn show_check(json: bool) -> Result<u8> {
     } else {
         check::render(&report)
     };
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    output::print(&format!("{}\n", text.trim_end()))?;
     Ok(check::exit_code(&report))
 }
 
 fn run(arguments: &RunArguments) -> Result<u8> {
     let mut settings = arguments.settings()?;
     if environment::is_worker() {
+        addresses::take_over(&mut settings)?;
         return be_worker(&settings).map(|()| 0);
     }
-    let plan = topology::plan(&CpuFacts::gather()?, settings.workers, &settings.pin)?;
-    ensure_descriptors(&plan)?;
+    inherited::unblock_signals()?;
+    signal::block(&EARLY_SIGNALS)?;
+    if arguments.json {
+        output::ensure_open()?;
+    }
+    addresses::resolve(&mut settings)?;
+    let pin = needs::pin(&settings.pin)?;
+    let mut plan = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;
+    if pin != settings.pin {
+        plan.notes.push("nothing is pinned: sched_setaffinity is refused here".into());
+    }
     let style = match (arguments.json, arguments.quiet) {
         (true, _) => Style::Json,
         (_, true) => Style::Quiet,
         _ => Style::Text,
     };
-    let decision = engine::decide(&settings)?;
+    needs::ensure(plan.workers.len())?;
+    let (decision, share) = engine::decide_with_memory(&settings, plan.workers.len())?;
     settings.engine = decision.kind.into();
+    if let Some(bytes) = share {
+        ring::limit_locked_bytes(bytes);
+        let variable = (environment::RING_BYTES.into(), bytes.to_string().into());
+        settings.worker_environment.environment.push(variable);
+        let text = format!("rings are smaller: each may lock {} KiB (`ulimit -l`)", bytes / 1024);
+        plan.notes.push(text);
+    }
     let introduction = introduction(&settings, &plan, &decision);
     let printer = Printer::start()?;
     let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
     let forced_by = run::run(&settings, &plan, &decision, console, &printer);
     // What has failed is told behind everything else.
-    printer.finish();
-    Ok(forced_by?.map_or(0, forced_code))
+    let lost = printer.finish();
+    match (forced_by?, lost) {
+        (Some(signal), _) => Ok(forced_code(signal)),
+        (None, Some(errno)) => Err(output::failed(errno)),
+        (None, None) => Ok(0),
+    }
 }
 
 fn be_worker(settings: &Settings) -> Result<()> {
     let inheritance = environment::Inheritance::take()?;
+    limits::raise_descriptor_limit()?;
+    if let Some(bytes) = inheritance.ring_bytes {
+        ring::limit_locked_bytes(bytes);
+    }
     process::set_name(&format!("clusterlb:{}", inheritance.id));
     match settings.serve.runtime {
         Runtime::Ring => server::run(settings, inheritance),
@@ -125,20 +206,6 @@ fn be_worker(settings: &Settings) -> Result<()> {
 /// A shell's code for a process that a signal ended.
 fn forced_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal as i32).unwrap_or(1)
-}
-
-fn ensure_descriptors(plan: &CpuPlan) -> Result<()> {
-    let limit = limits::raise_descriptor_limit()?;
-    let workers = plan.workers.len() as u64;
-    let needed = DESCRIPTORS_BASE + workers * DESCRIPTORS_PER_WORKER;
-    if limit >= needed {
-        return Ok(());
-    }
-    Err(Error::Environment {
-        step: format!("the hard limit of {limit} descriptors is too low for {workers} workers"),
-        source: nix::errno::Errno::EMFILE,
-        hint: format!("raise it to {needed} or more (`ulimit -Hn`), or start fewer workers"),
-    })
 }
 
 /// What is printed before the listeners are ready.

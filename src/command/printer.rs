@@ -16,7 +16,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
+use super::escape;
 use super::lines::Lines;
+use super::output;
 use clusterlb::Result;
 use clusterlb::WorkerId;
 use clusterlb_sys::signal::spawn_without_signals;
@@ -51,6 +53,8 @@ struct Orders {
     lines: VecDeque<(Target, Vec<u8>)>,
     waiting_bytes: usize,
     dropped: u64,
+    /// Why standard output could not be written, other than that its reader has gone.
+    failure: Option<Errno>,
     pipes: Vec<Pipe>,
     end: Option<SyncSender<()>>,
 }
@@ -71,7 +75,8 @@ impl Printer {
     pub(crate) fn start() -> Result<Self> {
         let printer = Self { orders: Arc::default(), waker: Arc::new(Waker::new()?) };
         let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
-        let body = move || Writer { orders, waker, pipes: vec![], told: vec![] }.run();
+        let on_terminal = std::io::stdout().is_terminal();
+        let body = move || Writer { orders, waker, pipes: vec![], told: vec![], on_terminal }.run();
         // Signals are for whoever waits for them, and must not end the process by way of this
         // thread.
         spawn_without_signals("printer", body).map(drop)?;
@@ -106,12 +111,14 @@ impl Printer {
         self.waker.wake();
     }
 
-    /// Prints what there is, and waits until that has been done, unless nobody reads.
-    pub(crate) fn finish(&self) {
+    /// Prints what there is, and waits until that has been done, unless nobody reads. Tells why
+    /// standard output could not be written, if that was so.
+    pub(crate) fn finish(&self) -> Option<Errno> {
         let (done, is_done) = sync_channel(1);
         self.orders().end = Some(done);
         self.waker.wake();
         wait_for(&is_done);
+        self.orders().failure
     }
 }
 
@@ -130,8 +137,8 @@ impl Target {
         is_terminal && !declined && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
     }
 
-    /// Writes all of it, however long that takes; nothing, if nobody can read it any more.
-    fn write(self, bytes: &[u8]) {
+    /// Writes all of it, however long that takes.
+    fn write(self, bytes: &[u8]) -> std::result::Result<(), Errno> {
         match self {
             Self::Output => write_all(std::io::stdout().as_fd(), bytes),
             Self::Errors => write_all(std::io::stderr().as_fd(), bytes),
@@ -139,7 +146,7 @@ impl Target {
     }
 }
 
-fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) {
+fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
     while !bytes.is_empty() {
         match write(descriptor, bytes) {
             Ok(count) => bytes = &bytes[count..],
@@ -149,9 +156,10 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) {
                 let mut room = [PollFd::new(descriptor, PollFlags::POLLOUT)];
                 let _ = poll(&mut room, PollTimeout::NONE);
             }
-            Err(_) => return,
+            Err(errno) => return Err(errno),
         }
     }
+    Ok(())
 }
 
 /// The thread's state.
@@ -161,6 +169,8 @@ struct Writer {
     pipes: Vec<Pipe>,
     /// What is being put together to be written at once.
     told: Vec<u8>,
+    /// Standard output is a terminal.
+    on_terminal: bool,
 }
 
 impl Writer {
@@ -206,13 +216,13 @@ impl Writer {
                 drop(orders);
                 if dropped > 0 {
                     let text = format!("{dropped} lines were not told: nobody read them in time\n");
-                    Target::Errors.write(text.as_bytes());
+                    let _ = Target::Errors.write(text.as_bytes());
                 }
                 return end;
             };
             orders.waiting_bytes -= line.len();
             drop(orders);
-            target.write(&line);
+            self.write(target, &line);
         }
     }
 
@@ -227,8 +237,8 @@ impl Writer {
             Err(_) => 0,
         };
         pipe.lines.take(&chunk[..count], &mut self.told);
-        pipe.target.write(&self.told);
-        self.told.clear();
+        let target = pipe.target;
+        self.write_told(target);
         Some(count)
     }
 
@@ -243,7 +253,34 @@ impl Writer {
         }
         let pipe = &mut self.pipes[place];
         pipe.lines.end(&mut self.told);
-        pipe.target.write(&self.told);
+        let target = pipe.target;
+        self.write_told(target);
+    }
+
+    fn write_told(&mut self, target: Target) {
+        let told = std::mem::take(&mut self.told);
+        let mut escaped = Vec::with_capacity(told.len());
+        escape::printed(&told, &mut escaped);
+        self.write(target, &escaped);
+        self.told = told;
         self.told.clear();
+    }
+
+    /// Writes some lines. Where that fails they are lost, and a run goes on: the first time that a
+    /// disk is full, or the like, that is told.
+    fn write(&self, target: Target, bytes: &[u8]) {
+        let Err(errno) = target.write(bytes) else { return };
+        // A terminal that is gone is a reader that is gone.
+        let has_no_reader = errno == Errno::EPIPE || (errno == Errno::EIO && self.on_terminal);
+        if target == Target::Errors || has_no_reader {
+            return;
+        }
+        let mut orders = self.orders.lock().expect("nothing panics while it holds them");
+        let is_first = orders.failure.replace(errno).is_none();
+        drop(orders);
+        if is_first {
+            let text = format!("note: lines are lost: {}\n", output::failed(errno));
+            let _ = Target::Errors.write(text.as_bytes());
+        }
     }
 }

@@ -5,19 +5,23 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
     AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
-    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, WorkerHandle,
-    WorkerId,
+    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, SupervisorHandle,
+    WorkerHandle, WorkerId,
 };
 
 use super::admin::{self, Admin, Doors, Run as Observed};
 use super::console::Console;
 use super::event::{Event, code_and_signal};
+use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
+use super::recycle::Recycling;
+use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
@@ -47,6 +51,7 @@ pub(super) fn run(
     let none = settings.policy == Policy::None;
     let reporter = Reporter {
         console,
+        manager: ServiceManager::from_environment(settings.listen.len()),
         printer: printer.clone(),
         policy: settings.policy,
         accept: none.then_some(settings.accept),
@@ -57,14 +62,18 @@ pub(super) fn run(
         uncounted: none && settings.program.as_ref().is_some_and(foreign),
         online: false,
         hung: BTreeSet::new(),
+        limit: NoteLimit::default(),
+        begun: Instant::now(),
         unread: UnreadMessages::default(),
     };
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
     let cluster = cluster(settings)?;
     let mut supervisor = supervisor(cluster.clone(), settings, plan);
+    let handle = supervisor.handle()?;
+    let recycling = recycling(settings, &handle, &reporter)?;
     let observed = Observed::new(
-        supervisor.handle()?,
+        handle,
         cluster,
         feed,
         admin::config(settings, plan, decision),
@@ -87,6 +96,7 @@ pub(super) fn run(
     });
     let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
     let finished = supervisor.run();
+    drop(recycling);
     // Whoever follows has got everything, and nothing of the cluster is kept.
     drop(admin);
     let finished = finished.map_err(|error| {
@@ -94,6 +104,23 @@ pub(super) fn run(
         in_words_of_the_command(error, settings, reporter.online)
     })?;
     Ok(finished.forced_by)
+}
+
+/// The thread that replaces workers that have served enough, if there is a limit.
+fn recycling(
+    settings: &Settings,
+    handle: &SupervisorHandle,
+    reporter: &Arc<Mutex<Reporter>>,
+) -> Result<Option<Recycling>> {
+    if !settings.recycle.is_any() {
+        return Ok(None);
+    }
+    let reporter = Arc::clone(reporter);
+    let tell = move |id: WorkerId, reason: String| {
+        let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
+        reporter.console.tell(Event::Recycle { id, reason });
+    };
+    Recycling::start(settings.recycle.clone(), handle.clone(), tell).map(Some)
 }
 
 /// A supervisor as the settings want it.
@@ -134,10 +161,16 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
             MessageFormat::Json => Serialization::Json,
             MessageFormat::Advanced => Serialization::Advanced,
         };
-        let WorkerEnvironment { directory, user, group, prefix, .. } = &settings.worker_environment;
+        let WorkerEnvironment { directory, user, group, prefix, removed, .. } =
+            &settings.worker_environment;
+        cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
         cluster.cwd.clone_from(directory);
         cluster.silent = *prefix;
         (cluster.uid, cluster.gid) = (*user, *group);
+        cluster.confine = user.is_some_and(|user| user != 0);
+        cluster.environment_removed.clone_from(removed);
+        cluster.allow_listen = settings.allow_listen();
+        cluster.orphan_grace = Some(settings.grace);
         if let Some(program) = &settings.program {
             cluster.exec.clone_from(&program.path);
             cluster.exec_argv.clone_from(&program.options);
@@ -159,6 +192,7 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
 /// Tells what happens, and keeps the books.
 struct Reporter {
     console: Console,
+    manager: ServiceManager,
     printer: Printer,
     policy: Policy,
     /// How workers accept, if they do.
@@ -174,6 +208,8 @@ struct Reporter {
     /// A worker has said that it runs.
     online: bool,
     hung: BTreeSet<WorkerId>,
+    limit: NoteLimit,
+    begun: Instant,
     unread: UnreadMessages,
 }
 
@@ -186,6 +222,7 @@ impl Reporter {
             self.workers = usize::from(*to);
         }
         if let Some(told) = self.in_our_words(event) {
+            self.manager.on_event(&told);
             self.console.tell(told);
         }
     }
@@ -233,6 +270,10 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::SignalUnused { signal } => note(format!(
+                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTTIN adds one, \
+                 SIGTTOU takes one away, SIGTERM ends the run"
+            )),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }
             }
@@ -250,7 +291,16 @@ impl Reporter {
         })
     }
 
+    fn note_left_out(&mut self, worker: WorkerId, count: u64) {
+        if count > 0 {
+            self.note(format!("worker {worker}: {count} more notes like these are left out"));
+        }
+    }
+
     fn report_of_cluster(&mut self, event: &ClusterEvent) {
+        for (worker, count) in self.limit.overdue(self.begun.elapsed()) {
+            self.note_left_out(worker, count);
+        }
         match event {
             ClusterEvent::Fork { worker } => {
                 self.read_pipes(worker);
@@ -261,7 +311,9 @@ impl Reporter {
                 self.online = true;
                 self.console.tell(Event::Online { id: worker.id(), pid: worker.pid() });
             }
-            ClusterEvent::Refused { worker, error } => {
+            ClusterEvent::Refused { worker, error }
+                if self.limit.admits(worker.id(), self.begun.elapsed()) =>
+            {
                 self.note(format!("worker {}: {error}", worker.id()));
             }
             ClusterEvent::Message { worker, message } => {
@@ -274,6 +326,8 @@ impl Reporter {
             ClusterEvent::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
                 self.hung.remove(&id);
+                let left_out = self.limit.forget(id);
+                self.note_left_out(id, left_out);
                 self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), *counts));
                 let (code, signal) = code_and_signal(*ending);
                 self.console.tell(Event::Exit { id, pid, code, signal, aborted });

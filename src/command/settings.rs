@@ -7,13 +7,14 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress, Policy, Readiness,
-    Result, SchedulerConfig,
+    AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
+    ListenRule, Policy, Readiness, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
 
 use super::admin::AdminAddress;
+use super::recycle::RecycleArguments;
 use super::server::handler::Serve;
 
 /// Which ended workers are replaced.
@@ -77,12 +78,18 @@ pub(super) struct Program {
 pub(super) struct WorkerEnvironment {
     /// Variables added to the environment.
     pub environment: Vec<(OsString, OsString)>,
+    /// Variables of the primary's that are left out of it.
+    pub removed: Vec<OsString>,
+    /// What workers may listen on, if anything is said about that.
+    pub allow_listen: Vec<ListenRule>,
     /// Where it runs; without one, where the primary does.
     pub directory: Option<PathBuf>,
     /// Who it runs as; supplementary groups are dropped.
     pub user: Option<u32>,
     /// The group that it runs as.
     pub group: Option<u32>,
+    /// How many descriptors it may open.
+    pub descriptor_limit: DescriptorLimit,
     /// What it prints comes by way of the primary, which names it on each line.
     pub prefix: bool,
 }
@@ -126,6 +133,8 @@ pub(super) struct Settings {
     pub restart: RestartChoice,
     /// How long a drain may take before open connections are cut.
     pub grace: Duration,
+    /// When workers have served enough.
+    pub recycle: RecycleArguments,
     /// Where the run can be looked at and steered.
     pub admin: Vec<AdminAddress>,
     /// Whoever can connect there by TCP can steer it, too.
@@ -152,6 +161,21 @@ pub(super) struct ServeSettings {
 }
 
 impl Settings {
+    /// What workers may listen on. Those who run as another user may not use the primary's rights
+    /// for other addresses than are named, or need none.
+    pub(super) fn allow_listen(&self) -> Option<Vec<ListenRule>> {
+        let WorkerEnvironment { allow_listen, user, .. } = &self.worker_environment;
+        if allow_listen.is_empty() && user.is_none() {
+            return None;
+        }
+        let mut rules = allow_listen.clone();
+        if rules.is_empty() && self.program.is_some() {
+            rules = ListenRule::unprivileged();
+        }
+        rules.extend(self.listen.iter().cloned().map(ListenRule::Address));
+        Some(rules)
+    }
+
     /// Checks what no single setting can check alone.
     ///
     /// # Errors

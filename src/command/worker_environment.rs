@@ -9,9 +9,39 @@ use std::path::PathBuf;
 use clap::Args;
 use nix::errno::Errno;
 
-use crate::command::settings::WorkerEnvironment;
-use clusterlb::{Error, Result};
-use clusterlb_sys::account;
+use super::addresses::PATIENCE;
+use super::arguments::parse;
+use super::settings::WorkerEnvironment;
+use clusterlb::protocol::environment;
+use clusterlb::{DescriptorLimit, Error, ListenRule, Result};
+use clusterlb_sys::account::{self, Account};
+use clusterlb_sys::resolve;
+
+/// Variables of the session in which the primary was started. They lead to what is not for somebody
+/// else: agents, buses, folders, credentials.
+const SESSION: [&str; 21] = [
+    "CREDENTIALS_DIRECTORY",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DISPLAY",
+    "GNUPGHOME",
+    "GPG_AGENT_INFO",
+    "KRB5CCNAME",
+    "MAIL",
+    "OLDPWD",
+    "SSH_AGENT_PID",
+    "SSH_AUTH_SOCK",
+    "SSH_CLIENT",
+    "SSH_CONNECTION",
+    "SSH_TTY",
+    "SUDO_COMMAND",
+    "SUDO_GID",
+    "SUDO_UID",
+    "SUDO_USER",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
+    "XDG_RUNTIME_DIR",
+    "XDG_SESSION_ID",
+];
 
 /// What surrounds workers.
 #[derive(Clone, Debug, Args)]
@@ -24,6 +54,21 @@ pub(super) struct WorkerEnvironmentArguments {
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 
+    /// What workers may listen on; can be repeated
+    ///
+    /// An address, PORT or FROM-TO (0 stands for a port that the kernel chooses), HOST:FROM-TO, or
+    /// unix:/folder/ for sockets in it. With --user it is by default what --listen names, and for
+    /// programs the ports from 1024 on; otherwise everything that the primary can open.
+    #[arg(long, value_name = "RULE", value_parser = parse::<ListenRule>)]
+    allow_listen: Vec<ListenRule>,
+
+    /// With --user, leave the workers' environment as that of the primary
+    ///
+    /// Without it HOME, USER and LOGNAME are those of the user, and what belongs to the session of
+    /// whoever has started the primary is left out.
+    #[arg(long)]
+    keep_env: bool,
+
     /// Let workers run in this folder
     #[arg(long, value_name = "FOLDER")]
     chdir: Option<PathBuf>,
@@ -31,6 +76,16 @@ pub(super) struct WorkerEnvironmentArguments {
     /// A variable in the workers' environment; can be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<Variable>,
+
+    /// How many descriptors a worker may open (soft limit): inherited, what clusterlb was started
+    /// with; hard, the hard limit; or a number. Node raises its own to the hard limit
+    #[arg(
+        long,
+        value_name = "inherited|hard|N",
+        default_value = "inherited",
+        value_parser = descriptor_limit
+    )]
+    worker_open_files: DescriptorLimit,
 
     /// Put the worker's number in front of each line that it prints
     ///
@@ -49,7 +104,9 @@ impl WorkerEnvironmentArguments {
     /// [`Error::Usage`] for a user, a group or a folder that there is not; [`Error::Environment`]
     /// when this process cannot start others as somebody else.
     pub(super) fn resolve(&self) -> Result<WorkerEnvironment> {
-        let (user, group) = self.identity()?;
+        let (account, group) = self.identity()?;
+        let cleaned = account.as_ref().filter(|_| !self.keep_env);
+        let user = account.as_ref().map(|account| account.user);
         if let Some(folder) = self.chdir.as_ref().filter(|folder| !folder.is_dir()) {
             return Err(Error::usage(
                 format!("--chdir {}: there is no such folder", folder.display()),
@@ -57,10 +114,18 @@ impl WorkerEnvironmentArguments {
             ));
         }
         Ok(WorkerEnvironment {
-            environment: self.env.clone(),
+            environment: cleaned
+                .map(own_variables)
+                .into_iter()
+                .flatten()
+                .chain(self.env.clone())
+                .collect(),
+            removed: cleaned.map(|_| SESSION.map(OsString::from)).into_iter().flatten().collect(),
+            allow_listen: self.allow_listen.clone(),
             directory: self.chdir.clone(),
             user,
             group,
+            descriptor_limit: self.worker_open_files,
             prefix: self.prefix,
         })
     }
@@ -71,17 +136,33 @@ impl WorkerEnvironmentArguments {
         own.map(|(_, value)| value.clone()).or_else(|| std::env::var_os(name))
     }
 
-    fn identity(&self) -> Result<(Option<u32>, Option<u32>)> {
+    fn identity(&self) -> Result<(Option<Account>, Option<u32>)> {
+        if environment::is_worker() {
+            // It has been started as that user, and asks nobody who that is.
+            return Ok((None, None));
+        }
         let missing = |option: &str, name: &str| {
             Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
         };
         let account = match &self.user {
-            Some(name) => Some(account::find_user(name)?.ok_or_else(|| missing("--user", name))?),
+            Some(name) => {
+                let question = name.clone();
+                let found =
+                    resolve::within(PATIENCE, &format!("look --user {name} up"), move || {
+                        account::find_user(&question)
+                    });
+                Some(found?.ok_or_else(|| missing("--user", name))?)
+            }
             None => None,
         };
-        let group = match (&self.group, account) {
+        let group = match (&self.group, &account) {
             (Some(name), _) => {
-                Some(account::find_group(name)?.ok_or_else(|| missing("--group", name))?)
+                let question = name.clone();
+                let found =
+                    resolve::within(PATIENCE, &format!("look --group {name} up"), move || {
+                        account::find_group(&question)
+                    });
+                Some(found?.ok_or_else(|| missing("--group", name))?)
             }
             (None, Some(account)) => Some(account.group.ok_or_else(|| {
                 Error::usage(
@@ -91,7 +172,7 @@ impl WorkerEnvironmentArguments {
             })?),
             (None, None) => None,
         };
-        let user = account.map(|account| account.user);
+        let user = account.as_ref().map(|account| account.user);
         if !account::may_become(user, group) {
             return Err(Error::Environment {
                 step: "start workers as another user or group".into(),
@@ -99,7 +180,36 @@ impl WorkerEnvironmentArguments {
                 hint: "start clusterlb as root, or leave --user and --group out".into(),
             });
         }
-        Ok((user, group))
+        Ok((account, group))
+    }
+}
+
+/// What another user's programs expect of their environment.
+fn own_variables(account: &Account) -> Vec<Variable> {
+    let named = |name: &str, value: OsString| (OsString::from(name), value);
+    match &account.entry {
+        Some(entry) => vec![
+            named("HOME", entry.home.clone().into_os_string()),
+            named("USER", entry.name.clone().into()),
+            named("LOGNAME", entry.name.clone().into()),
+        ],
+        None => {
+            let number = account.user.to_string();
+            vec![
+                named("HOME", "/".into()),
+                named("USER", number.clone().into()),
+                named("LOGNAME", number.into()),
+            ]
+        }
+    }
+}
+
+fn descriptor_limit(text: &str) -> std::result::Result<DescriptorLimit, String> {
+    match (text, text.parse()) {
+        ("inherited", _) => Ok(DescriptorLimit::Inherited),
+        ("hard", _) => Ok(DescriptorLimit::Hard),
+        (_, Ok(number @ 1..)) => Ok(DescriptorLimit::Number(number)),
+        _ => Err("write inherited, hard or a number from 1".into()),
     }
 }
 
@@ -120,8 +230,11 @@ mod tests {
         WorkerEnvironmentArguments {
             user: None,
             group: None,
+            allow_listen: vec![],
+            keep_env: false,
             chdir: None,
             env: vec![],
+            worker_open_files: DescriptorLimit::Inherited,
             prefix: false,
         }
     }
@@ -129,8 +242,9 @@ mod tests {
     #[test]
     fn a_user_brings_a_group_along() {
         let root = WorkerEnvironmentArguments { user: Some("root".into()), ..none() };
+        let found = root.identity().ok();
         assert_eq!(
-            root.identity().ok(),
+            found.map(|(account, group)| (account.map(|account| account.user), group)),
             account::may_become(Some(0), Some(0)).then_some((Some(0), Some(0)))
         );
         let stranger = WorkerEnvironmentArguments { user: Some("4000000000".into()), ..none() };

@@ -9,6 +9,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::ControlPlane;
 use super::listeners::{Key, Opening};
+use super::lookup::Candidates;
 use crate::dialect::node::session::QueryId;
 use crate::error::Result;
 use crate::id::{ListenerId, WorkerId};
@@ -20,11 +21,15 @@ const PATIENCE_NS: u64 = 200_000_000;
 const AGAIN_NS: u64 = 5_000_000;
 /// Requests that wait at once; further ones fail at once.
 const WAITING_MAX: usize = 256;
+/// Of these, how many may be of one worker.
+const WAITING_PER_WORKER: usize = 32;
 
 /// A request for an address.
 #[derive(Debug)]
 pub(crate) struct ListenRequest {
     pub(crate) key: Key,
+    /// What the key's address stands for, once it has been looked up.
+    pub(crate) candidates: Option<Candidates>,
     pub(crate) opening: Opening,
     pub(crate) origin: Origin,
 }
@@ -67,8 +72,11 @@ impl BindRetry {
         self.again_ns
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        self.waiting.len() < WAITING_MAX
+    /// Whether one more may wait. A worker that asks and asks takes nobody else's turn.
+    pub(crate) fn has_room_for(&self, request: &ListenRequest) -> bool {
+        let owner = request.origin.worker();
+        let own = self.waiting.iter().filter(|(one, _)| one.origin.worker() == owner).count();
+        self.waiting.len() < WAITING_MAX && (owner.is_none() || own < WAITING_PER_WORKER)
     }
 
     pub(crate) fn add(&mut self, request: ListenRequest, until_ns: u64, now_ns: u64) {
@@ -97,5 +105,6 @@ impl ControlPlane {
     pub(crate) fn fail_listen_requests(&mut self) {
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
         waiting.into_iter().for_each(|(request, _)| self.bind_or_share(request, 0));
+        self.abandon_lookups();
     }
 }

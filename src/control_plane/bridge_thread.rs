@@ -65,9 +65,9 @@ impl BridgeThread {
         self.request_waker.wake();
     }
 
-    /// The oldest notice, or the oldest one of a worker.
-    pub(crate) fn notice(&self, of: Option<WorkerId>) -> Option<Notice> {
-        of.map_or_else(|| self.notices.take(), |worker| self.notices.take_of(worker))
+    /// The oldest notice of certain workers.
+    pub(crate) fn notice(&self, of: impl Fn(WorkerId) -> bool) -> Option<Notice> {
+        self.notices.take_of(of)
     }
 
     /// To be called before the notices are taken of which the descriptor has told.

@@ -3,12 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::ControlPlane;
+use super::{BYTES_A_TURN_MAX, ControlPlane, FRAMES_A_TURN_MAX};
 use crate::cluster::{Event, Message};
 use crate::data_path::Command;
+use crate::error::Error;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{Body, Received, ToPrimary, ToWorker};
 use crate::protocol::handoff::Record;
+use crate::sys::peer;
 
 impl ControlPlane {
     /// Reads what a worker has said, unless somebody who wants events is too far behind.
@@ -19,7 +21,7 @@ impl ControlPlane {
             // The event of a descriptor that was closed in this very round.
             return;
         };
-        if self.bus.is_held_up() {
+        if self.bus.is_held_up(id) {
             worker_entry.reads = false;
             worker_entry.adjust(&self.epoll);
             return;
@@ -29,25 +31,31 @@ impl ControlPlane {
 
     /// Begins to read again where that was stopped because somebody was behind.
     pub(crate) fn read_again(&mut self) {
-        if self.workers.values().all(|worker_entry| worker_entry.reads) || self.bus.is_held_up() {
-            return;
-        }
-        for worker_entry in self.workers.values_mut() {
+        let stopped = self.workers.values_mut().filter(|worker_entry| !worker_entry.reads);
+        for worker_entry in stopped {
+            if self.bus.is_held_up(worker_entry.id()) {
+                continue;
+            }
             worker_entry.reads = true;
             if worker_entry.connected {
                 worker_entry.adjust(&self.epoll);
+                self.unread.insert(worker_entry.id());
             }
         }
     }
 
-    /// Reads once. Tells whether there was something.
+    /// Reads for one turn. Tells whether there was something.
     pub(crate) fn read(&mut self, id: WorkerId) -> bool {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
         let mut frames: Vec<Received<ToPrimary>> = Vec::new();
         let Some(incoming) = &mut worker_entry.incoming else { return false };
-        let outcome = incoming.receive(&mut frames);
-        let closed = incoming.is_closed();
-        let heard = !frames.is_empty();
+        let before = incoming.received_bytes();
+        let outcome = incoming.receive_some(&mut frames, FRAMES_A_TURN_MAX, BYTES_A_TURN_MAX);
+        let closed = incoming.is_closed() && !incoming.has_more();
+        let heard = !frames.is_empty() || incoming.received_bytes() != before;
+        if incoming.has_more() {
+            self.unread.insert(id);
+        }
         for frame in frames {
             self.note(id, frame);
         }
@@ -69,7 +77,12 @@ impl ControlPlane {
                 let message = Message::new(serialization, bytes, frame.descriptors, frame.lost);
                 self.tell(Event::Message { worker, message });
             }
-            Body::Word(ToPrimary::Online { .. }) => self.tell(Event::Online { worker }),
+            // Once is enough for everybody.
+            Body::Word(ToPrimary::Online { .. }) if worker_entry.online => {}
+            Body::Word(ToPrimary::Online { .. }) => {
+                worker_entry.online = true;
+                self.tell(Event::Online { worker });
+            }
             Body::Word(ToPrimary::Listen { sequence, address, options }) => {
                 self.listen(id, sequence, &address, options);
             }
@@ -83,11 +96,19 @@ impl ControlPlane {
         }
     }
 
+    /// A worker gives a connection back. What it gives must be one, of a listener that it had: the
+    /// others would choke on anything else.
     fn take_return(&mut self, id: WorkerId, record: Record, descriptors: Vec<OwnedFd>) {
-        let Some(slot) = self.workers.get(&id).map(|worker_entry| worker_entry.slot) else {
-            return;
-        };
+        let Some(worker_entry) = self.workers.get(&id) else { return };
+        let slot = worker_entry.slot;
+        let had = worker_entry.has_used.contains(&record.listener);
         for socket in descriptors {
+            if !had || !peer::is_connection(&socket) {
+                let what = "the worker gave back what is no connection of its own".to_owned();
+                let hint = "its program writes to the control channel itself; it is ended";
+                self.tell_error(id, Error::Workers { what, hint: hint.into() });
+                return self.part_with(id);
+            }
             self.command(Command::Return { slot, sockets: vec![(socket, record)], backoff_ns: 0 });
         }
     }

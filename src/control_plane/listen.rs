@@ -24,6 +24,9 @@ use crate::protocol::control::{ListenOptions, ToWorker};
 use crate::settings::Dialect;
 use crate::sys::clock::monotonic_ns;
 
+/// What a worker fails in that asks for an address which no rule names.
+const NOT_ALLOWED: &str = "let a worker listen on";
+
 impl ControlPlane {
     /// Opens an address for no worker yet, and keeps it open.
     pub(crate) fn hold(
@@ -44,7 +47,10 @@ impl ControlPlane {
             ..opening(&cluster_settings, None)
         };
         let origin = Origin::Program { answer };
-        self.bind_or_share(ListenRequest { key, opening, origin }, BindRetry::until_ns());
+        self.bind_or_share(
+            ListenRequest { key, candidates: None, opening, origin },
+            BindRetry::until_ns(),
+        );
     }
 
     /// A worker wants to serve an address.
@@ -73,8 +79,14 @@ impl ControlPlane {
 
     pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Origin) {
         let settings = self.cluster_settings.as_ref().expect("there is a worker, so it is fixed");
-        let opening = opening(settings, backlog);
-        self.bind_or_share(ListenRequest { key, opening, origin }, BindRetry::until_ns());
+        let (opening, allowed) = (opening(settings, backlog), settings.allows(&key.address));
+        let request = ListenRequest { key, candidates: None, opening, origin };
+        if !allowed {
+            let (address, step) = (request.key.address.to_string(), NOT_ALLOWED.to_owned());
+            let error = Error::Listen { address, step, source: Errno::EACCES };
+            return self.decline(request, error);
+        }
+        self.bind_or_share(request, BindRetry::until_ns());
     }
 
     /// Finds or opens the address of a request and answers it. While the address is busy, and
@@ -88,9 +100,13 @@ impl ControlPlane {
             let error = Error::system("accept, since the data path has failed", Errno::EIO);
             return self.decline(request, error);
         }
+        if self.needs_lookup(&request) {
+            return self.look_up(request);
+        }
         let now_ns = monotonic_ns();
-        let insists = now_ns < until_ns && self.bind_retry.has_room();
-        match self.listeners.find_or_open(&request.key, request.opening, insists) {
+        let insists = now_ns < until_ns && self.bind_retry.has_room_for(&request);
+        let ListenRequest { key, candidates, opening, .. } = &request;
+        match self.listeners.find_or_open(key, candidates.as_ref(), *opening, insists) {
             Ok((listener, is_new)) => {
                 self.pass_on(listener, is_new);
                 self.grant(listener, is_new, request);
@@ -174,6 +190,7 @@ impl ControlPlane {
         let (descriptor, opened) = copied?;
         entry.add_user(worker, monotonic_ns());
         worker_entry.uses.insert(listener);
+        worker_entry.has_used.insert(listener);
         if let Some(opened) = opened {
             self.add_socket(listener, opened);
         }
@@ -203,7 +220,7 @@ impl ControlPlane {
     }
 
     /// An address is not to be had.
-    fn decline(&mut self, request: ListenRequest, error: Error) {
+    pub(crate) fn decline(&mut self, request: ListenRequest, error: Error) {
         let worker = request.origin.worker();
         if let Some(worker_entry) = worker.and_then(|worker| self.workers.get_mut(&worker)) {
             worker_entry.count_out(&request.key);
@@ -244,7 +261,8 @@ impl ControlPlane {
     /// A worker has got its answer and serves.
     pub(crate) fn serve(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
-        if worker_entry.leaving || !worker_entry.uses.contains(&listener) {
+        let uses = worker_entry.uses.contains(&listener);
+        if worker_entry.leaving || !uses || !worker_entry.serves.insert(listener) {
             return;
         }
         let (slot, worker) = (worker_entry.slot, worker_entry.handle());

@@ -26,7 +26,8 @@ pub(crate) const ID_VARIABLE: &str = "LISTEN_PID";
 
 const NOTIFY_VARIABLE: &str = "NOTIFY_SOCKET";
 /// What a service manager has told this process alone.
-pub(crate) const NOT_FOR_WORKERS: [&str; 3] = [NOTIFY_VARIABLE, "WATCHDOG_PID", "WATCHDOG_USEC"];
+pub(crate) const NOT_FOR_WORKERS: [&str; 6] =
+    [NOTIFY_VARIABLE, "WATCHDOG_PID", "WATCHDOG_USEC", ID_VARIABLE, "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// What a worker takes over.
 #[derive(Debug, Default)]

@@ -80,6 +80,7 @@ impl ControlPlane {
             let (left, lost) = entry.forget(worker_entry.slot, self.data_path.is_some());
             let address = entry.address.clone();
             worker_entry.uses.remove(&listener);
+            worker_entry.serves.remove(&listener);
             worker_entry.count_out(&entry.key);
             if let Some(socket_owners) = left {
                 self.set_owners(listener, socket_owners);

@@ -4,6 +4,8 @@
 //! address opens it, and others that ask for the same share it. How long it stays open is decided
 //! in `listener_lifetime`.
 
+mod bind;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::bind_retry::ListenRequest;
+use super::lookup::Candidates;
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
 use crate::cluster::ListenerSnapshot;
@@ -75,6 +78,8 @@ pub(crate) struct Entry {
     pub(crate) closing: bool,
     /// Requests for the address that wait until it is free.
     pub(crate) waiting: Vec<ListenRequest>,
+    /// The same as the key's, with the numbers of what it names.
+    resolved: ListenAddress,
     socket: Socket,
     opening: Opening,
     /// The data path still has the socket of before.
@@ -158,7 +163,13 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Finds what a key names, or opens it. A port that was chosen before is chosen again, unless
+    /// Whether there is what a key names.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        self.entries.values().any(|entry| entry.key == *key)
+    }
+
+    /// Finds what a key names, or opens it: the first of the candidates that this machine has, if
+    /// the address had to be looked up. A port that was chosen before is chosen again, unless
     /// another process has it and `insists` is not set. Tells whether it was opened.
     ///
     /// # Errors
@@ -166,6 +177,7 @@ impl Listeners {
     pub(crate) fn find_or_open(
         &mut self,
         key: &Key,
+        candidates: Option<&Candidates>,
         opening: Opening,
         insists: bool,
     ) -> Result<(ListenerId, bool)> {
@@ -193,7 +205,7 @@ impl Listeners {
         let (socket, address) = match again {
             Some(Ok(opened)) => opened,
             Some(Err(error)) if insists && is_busy(&error) => return Err(error),
-            Some(Err(_)) | None => self.bind(key, &key.address, opening)?,
+            Some(Err(_)) | None => self.bind_first(key, candidates, opening)?,
         };
         if key.address.is_port_zero()
             && self.ports.len() < PORTS_REMEMBERED_MAX
@@ -202,7 +214,11 @@ impl Listeners {
             self.ports.insert(key.clone(), bound);
         }
         let id = self.next_id();
-        self.entries.insert(id, Entry::new(id, key.clone(), address, socket, opening));
+        let mut entry = Entry::new(id, key.clone(), address, socket, opening);
+        if let Some([resolved]) = candidates.map(|all| &**all) {
+            entry.resolved = resolved.clone();
+        }
+        self.entries.insert(id, entry);
         Ok((id, true))
     }
 
@@ -222,39 +238,6 @@ impl Listeners {
         }
     }
 
-    fn bind(
-        &mut self,
-        key: &Key,
-        address: &ListenAddress,
-        opening: Opening,
-    ) -> Result<(Socket, String)> {
-        if key.options.transport != Transport::Stream {
-            let (socket, bound) = datagram::open(address, datagram_options(key.options))?;
-            let socket = match key.options.transport {
-                Transport::DatagramEach => Socket::DatagramEach(Some(socket)),
-                _ => Socket::Datagram(socket),
-            };
-            return Ok((socket, bound.to_string()));
-        }
-        if let Some(inherited) = self.inherited.get(address) {
-            let bound = inherited.address().to_owned();
-            return Ok((Socket::Stream(Arc::clone(inherited)), bound));
-        }
-        // Only TCP knows ports that several sockets share.
-        let is_tcp = matches!(address, ListenAddress::Tcp(_) | ListenAddress::Name(..));
-        let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
-        let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
-        let bound = listener.address().to_owned();
-        if matches!(address, ListenAddress::Inherited(_)) {
-            self.inherited.insert(address.clone(), Arc::clone(&listener));
-        }
-        let socket = match opening.socket_for_each {
-            true => Socket::StreamEach(OwnSockets::new(listener)),
-            false => Socket::Stream(listener),
-        };
-        Ok((socket, bound))
-    }
-
     /// Gives inherited sockets up, so that their ports are free.
     pub(crate) fn forget_inherited(&mut self) {
         self.inherited.clear();
@@ -265,6 +248,7 @@ impl Entry {
     fn new(id: ListenerId, key: Key, address: String, socket: Socket, opening: Opening) -> Self {
         Self {
             id,
+            resolved: key.address.clone(),
             key,
             address,
             users: BTreeSet::new(),
@@ -294,7 +278,7 @@ impl Entry {
     /// one are accepted before it goes.
     fn reopen(&mut self) -> Result<()> {
         let options = open_options(self.key.options, self.opening);
-        self.socket = Socket::Stream(Arc::new(Listener::open(&self.key.address, options)?));
+        self.socket = Socket::Stream(Arc::new(Listener::open(&self.resolved, options)?));
         self.is_reopened = true;
         Ok(())
     }

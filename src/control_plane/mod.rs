@@ -14,7 +14,9 @@ mod listen;
 mod listen_fds;
 mod listener_lifetime;
 pub(crate) mod listeners;
+mod lookup;
 mod node;
+mod orphans;
 mod reap;
 mod reuseport;
 mod spawn;
@@ -22,7 +24,7 @@ mod stop;
 mod thread;
 mod worker_entry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -45,23 +47,36 @@ use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
 use crate::sys::clock::monotonic_ns;
+use crate::sys::guard::Guard;
 use crate::sys::notify::NotifySocket;
 use bind_retry::BindRetry;
 use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::{Entry, Listeners};
+use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
 /// How soon a channel is tried again when too many descriptors are under way.
 const CROWDED_NS: u64 = 5_000_000;
 
+/// What is done in one turn: requests of the program, then words of a worker and bytes of what it
+/// sends, and what the bridge tells.
+const REQUESTS_A_TURN_MAX: usize = 1024;
+const FRAMES_A_TURN_MAX: usize = 256;
+const BYTES_A_TURN_MAX: usize = 64 * 1024;
+const NOTICES_A_TURN_MAX: usize = 256;
+const NOTICE_BYTES_A_TURN_MAX: usize = 256 * 1024;
+/// Turns' worth that is read of a worker that has ended: more than its socket holds. Somebody that
+/// it has left behind may still write.
+const LAST_TURNS_MAX: usize = 256;
+
 /// Tokens of what is waited for. Those of workers are their ids and a bit for which descriptor.
 const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
 const NOTIFICATIONS: u64 = 3;
-const REMOVALS: u64 = 4;
+const REMOVALS: u64 = 5;
 const PROCESS: u64 = 1 << 32;
 const CHANNEL: u64 = 1 << 33;
 
@@ -80,6 +95,8 @@ pub(crate) struct ControlPlane {
     listeners: Listeners,
     /// Who waits for an address.
     bind_retry: BindRetry,
+    /// Who waits until a name has been looked up.
+    lookups: Lookups,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
     bridge: Option<BridgeThread>,
@@ -89,13 +106,15 @@ pub(crate) struct ControlPlane {
     lacks_preload: bool,
     /// Where workers without a channel say that they serve, once there has been one.
     notify: Option<NotifySocket>,
-    /// What workers ring to wake the data path.
+    /// What wakes the data path. No worker has it.
     data_path_waker: Arc<Waker>,
     /// What concerns the whole cluster, once that is fixed.
     cluster_settings: Option<Arc<ClusterSettings>>,
     /// The engine of the run, once it is decided.
     engine: Option<EngineKind>,
     next_id: u32,
+    /// Workers of whom something has been received and not been looked at yet.
+    unread: BTreeSet<WorkerId>,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
     /// Programs have been told that everything stops, and are waited for.
@@ -103,6 +122,8 @@ pub(crate) struct ControlPlane {
     /// Kept when nobody is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
+    /// Who ends workers that outlive this process, once there has been one to be ended.
+    guard: Option<Guard>,
     /// Where the data path shows its counts.
     live_counts: Arc<LiveCounts>,
 }
@@ -130,13 +151,20 @@ impl ControlPlane {
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(Error::system("wait for workers (epoll)", errno)),
             };
-            for event in &ready[..count] {
+            // Ends of processes first: whatever the others have to say, somebody is missing.
+            let (ends, rest): (Vec<&EpollEvent>, Vec<&EpollEvent>) =
+                ready[..count].iter().partition(|event| is_end(event.data()));
+            for event in ends.into_iter().chain(rest) {
                 self.attend(event.data(), event.events());
+            }
+            for id in std::mem::take(&mut self.unread) {
+                self.hear(id);
             }
             if self.retry_ns.is_some_and(|retry_ns| retry_ns <= monotonic_ns()) {
                 self.retry_ns = None;
                 self.flush_everybody();
             }
+            self.on_lookups();
             self.end_lifetimes();
             self.retry_binds();
             self.settle();
@@ -147,7 +175,11 @@ impl ControlPlane {
     }
 
     fn until_next_deadline(&self) -> EpollTimeout {
+        if !self.unread.is_empty() {
+            return EpollTimeout::ZERO;
+        }
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
+        let next_ns = next_ns.chain(self.lookups.deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
         let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
@@ -162,9 +194,13 @@ impl ControlPlane {
         match token {
             REQUESTS => {
                 self.waker.clear();
-                while let Ok(request) = self.requests.try_recv() {
-                    self.obey(request);
+                // What is left then is for the next turn.
+                let requests: Vec<Request> =
+                    self.requests.try_iter().take(REQUESTS_A_TURN_MAX).collect();
+                if requests.len() == REQUESTS_A_TURN_MAX {
+                    self.waker.wake();
                 }
+                requests.into_iter().for_each(|request| self.obey(request));
                 // It also rings when somebody who was behind has read.
                 self.read_again();
                 self.heed_bridge();
@@ -350,4 +386,8 @@ impl ControlPlane {
             self.disconnecting.clear();
         }
     }
+}
+
+fn is_end(token: u64) -> bool {
+    token & PROCESS != 0
 }

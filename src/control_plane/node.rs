@@ -3,6 +3,7 @@
 //! Owns the translation of Node's requests to listen into this project's addresses. The channels
 //! are the bridge's; the order of events is that of all workers.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -14,8 +15,10 @@ use nix::errno::Errno;
 use super::bind_retry::Origin;
 use super::bridge_thread::BridgeThread;
 use super::listeners::Key;
-use super::{ControlPlane, NOTICES, REMOVALS, WorkerEntry};
-use crate::address::ListenAddress;
+use super::{
+    ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, REMOVALS, WorkerEntry,
+};
+use crate::address::{FileAccess, ListenAddress};
 use crate::cluster::{ClusterSettings, Event, Message};
 use crate::data_path::Command;
 use crate::dialect::node::bridge::{BridgeRequest, Notice};
@@ -26,6 +29,8 @@ use crate::error::Error;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, Serialization, Transport};
 use crate::settings::Dialect;
+use crate::sys::listener::unspecified;
+use crate::sys::resolve;
 
 /// A flag of libuv, for TCP and UDP alike: `[::]` takes no IPv4.
 const IPV6_ONLY: u32 = 1;
@@ -99,35 +104,49 @@ impl ControlPlane {
         self.order(BridgeRequest::Admit { worker: id, slot, new_worker: new_node_worker });
     }
 
-    /// Takes in what the bridge has told, unless somebody who wants events is too far behind. What
+    /// Takes in what the bridge has told, except of workers whose events nobody reads in time. What
     /// an ended worker has said last is told all the same, as its end is.
     pub(crate) fn heed_bridge(&mut self) {
         if let Some(Err(error)) = self.bridge.as_mut().map(BridgeThread::check) {
             self.bridge = None;
             return self.fail(error);
         }
-        while !self.bus.is_held_up() {
-            let Some(notice) = self.notice(None) else { return };
+        let node_workers = self.workers.values().filter(|one| one.is_node).map(WorkerEntry::id);
+        let mut held_up: BTreeSet<WorkerId> =
+            node_workers.filter(|id| self.bus.is_held_up(*id)).collect();
+        let (mut notices, mut bytes) = (0, 0);
+        while let Some(notice) = self.notice(|worker| !held_up.contains(&worker)) {
+            let worker = notice.worker();
+            (notices, bytes) = (notices + 1, bytes + notice.bytes());
             self.heed_notice(notice);
+            if self.bus.is_held_up(worker) {
+                held_up.insert(worker);
+            }
+            if notices == NOTICES_A_TURN_MAX || bytes >= NOTICE_BYTES_A_TURN_MAX {
+                // The rest has its turn after the others.
+                self.waker.wake();
+                break;
+            }
         }
         let ended = self.workers.values().filter(|one| one.is_node && one.ending.is_some());
         for id in ended.map(WorkerEntry::id).collect::<Vec<_>>() {
-            while let Some(notice) = self.notice(Some(id)) {
+            while let Some(notice) = self.notice(|worker| worker == id) {
                 self.heed_notice(notice);
             }
         }
     }
 
-    fn notice(&self, of: Option<WorkerId>) -> Option<Notice> {
+    fn notice(&self, of: impl Fn(WorkerId) -> bool) -> Option<Notice> {
         self.bridge.as_ref().and_then(|bridge| bridge.notice(of))
     }
 
     fn heed_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Online { worker } => {
-                if let Some(worker) =
-                    self.workers.get(&worker).map(|worker_entry| worker_entry.handle())
-                {
+                let worker_entry = self.workers.get_mut(&worker).filter(|one| !one.online);
+                if let Some(worker_entry) = worker_entry {
+                    worker_entry.online = true;
+                    let worker = worker_entry.handle();
                     self.tell(Event::Online { worker });
                 }
             }
@@ -154,7 +173,7 @@ impl ControlPlane {
         }
     }
 
-    fn tell_error(&self, id: WorkerId, error: Error) {
+    pub(crate) fn tell_error(&self, id: WorkerId, error: Error) {
         let worker = self.workers.get(&id).map(|worker_entry| worker_entry.handle());
         self.tell(Event::Error { worker, error: Arc::new(error) });
     }
@@ -260,8 +279,8 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
     options.ipv6_only = request.flags & IPV6_ONLY != 0;
     options.mode = mode_of(request);
     let address = match &request.place {
-        Place::Tcp { host: Some(host), port } => ListenAddress::Tcp(inet(host, *port)?),
-        Place::Tcp { host: None, port } => ListenAddress::Tcp(any(*port)),
+        Place::Tcp { host: Some(host), port } => inet(host, *port)?,
+        Place::Tcp { host: None, port } => ListenAddress::Tcp(unspecified(*port)),
         Place::Udp { host, port, v6 } => {
             options.transport = Transport::Datagram;
             options.backlog = None;
@@ -270,11 +289,11 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
                 true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
                 false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             };
-            let unspecified = SocketAddr::new(unspecified, *port);
+            let unspecified = ListenAddress::Tcp(SocketAddr::new(unspecified, *port));
             let host = host.as_ref().map(|host| inet(host, *port)).transpose()?;
-            ListenAddress::Tcp(host.unwrap_or(unspecified))
+            host.unwrap_or(unspecified)
         }
-        Place::Unix(path) => ListenAddress::Unix(PathBuf::from(path)),
+        Place::Unix(path) => ListenAddress::Unix(PathBuf::from(path), FileAccess::default()),
         Place::Abstract(name) => ListenAddress::Abstract(name.clone()),
         Place::Inherited(number) => ListenAddress::Inherited(*number),
         Place::Nowhere => {
@@ -284,21 +303,26 @@ fn key_of(request: &Query) -> crate::error::Result<Key> {
     Ok(Key::new(&address, options, request.index))
 }
 
-fn inet(host: &str, port: u16) -> crate::error::Result<SocketAddr> {
-    let bracketed = format!("[{host}]:{port}");
-    let parsed = host.parse().map(|host| SocketAddr::new(host, port));
-    parsed.or_else(|_| bracketed.parse()).map_err(|_| Error::Listen {
-        address: bracketed,
+/// An address as Node gives it; one of IPv6 may name its interface.
+fn inet(host: &str, port: u16) -> crate::error::Result<ListenAddress> {
+    let text = match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    };
+    let missing = || Error::Listen {
+        address: text.clone(),
         step: "find".into(),
         source: Errno::EADDRNOTAVAIL,
-    })
-}
-
-/// Every address of this machine: IPv6 and IPv4 at once where there is IPv6, as Node does.
-fn any(port: u16) -> SocketAddr {
-    match crate::sys::listener::has_ipv6() {
-        true => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
-        false => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+    };
+    match text.parse().map_err(|_| missing())? {
+        // A number already, so this asks nobody but the kernel.
+        address @ ListenAddress::Name(..) if host.contains('%') => {
+            let mut found = resolve::resolve(&address).map_err(|_| missing())?;
+            found.pop().ok_or_else(missing)
+        }
+        // Node has looked names up before.
+        ListenAddress::Name(..) => Err(missing()),
+        address => Ok(address),
     }
 }
 

@@ -3,7 +3,9 @@
 //! Owns the order of the last two events: the channel's end is told first, and before the second
 //! one the worker is taken off the list.
 
-use super::{ControlPlane, Report};
+use std::sync::Arc;
+
+use super::{ControlPlane, LAST_TURNS_MAX, Report};
 use crate::cluster::event::WorkerCounts;
 use crate::cluster::{Event, WorkerHandle};
 use crate::data_path::Command;
@@ -43,9 +45,12 @@ impl ControlPlane {
     /// A worker's process has ended.
     pub(crate) fn reap(&mut self, id: WorkerId) {
         // What it said last may still be in the channel.
-        while self.workers.get(&id).is_some_and(|worker_entry| worker_entry.connected)
-            && self.read(id)
-        {}
+        for _ in 0..LAST_TURNS_MAX {
+            let connected = self.workers.get(&id).is_some_and(|one| one.connected);
+            if !connected || !self.read(id) {
+                break;
+            }
+        }
         let Some(worker_entry) = self.workers.get_mut(&id).filter(|one| one.ending.is_none())
         else {
             return;
@@ -54,8 +59,9 @@ impl ControlPlane {
             Ok(Some(ending)) => ending,
             Ok(None) => return,
             Err(error) => {
-                // Somebody else in this program has reaped it, and with it the way it ended.
-                self.fail(error);
+                // Something else in this program has reaped it, and with it the way it ended.
+                let worker = worker_entry.handle();
+                self.tell(Event::Error { worker: Some(worker), error: Arc::new(error) });
                 Ending::Code(-1)
             }
         };

@@ -48,7 +48,6 @@ impl ControlPlane {
             predecessor_slot,
             instance: fork_request.instance,
             blocked_signals: fork_request.blocked_signals,
-            waker: &self.data_path_waker,
             preload,
             control: self.control.clone(),
             bus: Arc::clone(&self.bus),
@@ -63,6 +62,9 @@ impl ControlPlane {
         }
         self.places[slot.index()] = Some(id);
         let worker = worker_entry.handle();
+        if let Some(grace) = settings.orphan_grace {
+            self.guard(&worker_entry.process.remote(), grace);
+        }
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
         registry.workers.insert(id, worker.clone());
         drop(registry);

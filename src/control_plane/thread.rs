@@ -5,16 +5,18 @@
 //! failure, all of them say so.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 
+use crate::sys::inherited::collect_children;
 use crate::sys::waker::Waker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
+use super::lookup::Lookups;
 use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
 use crate::cluster::Registry;
 use crate::cluster::bus::Bus;
@@ -46,6 +48,9 @@ impl ControlPlane {
     ) -> Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
+        // Who has started this process may have left it so that no exit status is kept.
+        collect_children()?;
+        let lookups = Lookups::new(Arc::clone(&waker));
         let last_word = LastWord(control.clone());
         let plane = Self {
             epoll,
@@ -58,6 +63,7 @@ impl ControlPlane {
             places: Vec::new(),
             listeners: Listeners::default(),
             bind_retry: BindRetry::default(),
+            lookups,
             data_path: None,
             bridge: None,
             preload: None,
@@ -67,10 +73,12 @@ impl ControlPlane {
             cluster_settings: None,
             engine: None,
             next_id: 1,
+            unread: BTreeSet::new(),
             retry_ns: None,
             stopping: None,
             disconnecting: Vec::new(),
             ending: None,
+            guard: None,
             live_counts,
         };
         plane.watch(&plane.waker, REQUESTS)?;
@@ -120,6 +128,8 @@ impl ControlPlane {
         }
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).workers.clear();
         self.listeners.clear();
+        // It has nobody left to watch, and goes.
+        drop(self.guard.take());
     }
 }
 

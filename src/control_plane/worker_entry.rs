@@ -35,7 +35,7 @@ use crate::schedule::CreditRule;
 use crate::settings::Dialect;
 use crate::sys::engine::EngineKind;
 use crate::sys::fdpass;
-use crate::sys::process::{self, Ending, Launch, Stream, WorkerProcess};
+use crate::sys::process::{self, Ending, Launch, Started, Stream, WorkerProcess};
 use crate::sys::signal::BlockedSignals;
 
 /// A worker.
@@ -60,6 +60,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) process: WorkerProcess,
     /// What it says; the bridge hears Node workers.
     pub(crate) incoming: Option<Incoming>,
+    /// It has said that it runs, which is told once.
+    pub(crate) online: bool,
     /// The channel is open.
     pub(crate) connected: bool,
     /// It is read; not while somebody who wants events is behind.
@@ -80,6 +82,10 @@ pub(crate) struct WorkerEntry {
     pub(crate) ending: Option<Ending>,
     /// What it has been given and has not closed.
     pub(crate) uses: BTreeSet<ListenerId>,
+    /// What it has been given at any time: what it gives back is of one of these.
+    pub(crate) has_used: BTreeSet<ListenerId>,
+    /// What it has said that it serves.
+    pub(crate) serves: BTreeSet<ListenerId>,
     /// How often it has asked for an address of which there can be several sockets, as long as it
     /// has one of these open. By the key of the first.
     pub(crate) repeats: HashMap<Key, Repeats>,
@@ -122,8 +128,6 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) blocked_signals: BlockedSignals,
     /// The primary hands connections over.
     pub(crate) hands_over: bool,
-    /// What the worker rings.
-    pub(crate) waker: &'a Waker,
     /// What a Node worker loads before its program.
     pub(crate) preload: Option<&'a Preload>,
     pub(crate) control: ControlHandle,
@@ -137,34 +141,33 @@ impl WorkerEntry {
     /// Too few descriptors, processes or memory, or the program cannot be executed.
     pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
         let settings = context.settings;
-        let cpu = context.cpu();
-        let page = PrimaryPage::create()?;
+        let (cpu, page, waker) = (context.cpu(), PrimaryPage::create()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
-        let is_node = settings.dialect == Dialect::Node;
-        let is_mute = settings.dialect == Dialect::ListenFds;
+        let [is_node, is_mute] =
+            [Dialect::Node, Dialect::ListenFds].map(|dialect| settings.dialect == dialect);
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
         let inbox = if context.has_inbox || is_node { Some(new_inbox()?) } else { None };
         let (streams, mut placed, further) = streams(settings)?;
         placed.extend(context.inherited_sockets.take_sockets());
         // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
-        let inherited = context.inherited(highest, &worker_control, &page, inbox.as_ref())?;
+        let own = (&worker_control, &page, &waker);
+        let inherited = context.inherited(highest, own, inbox.as_ref())?;
         let variables = context.variables(cpu, &inherited);
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
-        let launch = context.launch(variables, inherited, streams, placed);
-        let started = launch.start()?;
-        let (input, output, errors) = (started.input, started.output, started.errors);
+        let started = context.launch(variables, inherited, streams, placed).start()?;
+        let Started { process, input, output, errors } = started;
         let pipes = Streams { input, output, errors, further };
-        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page });
+        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
         let channel = WorkerChannel::new(settings, control, link.as_ref())?;
         let shared = Shared {
             id: context.id,
-            pid: started.process.pid(),
+            pid: process.pid(),
             cpu,
             instance: context.instance,
             serialization: settings.serialization,
-            remote: started.process.remote(),
+            remote: process.remote(),
             is_mute,
             outgoing: channel.outgoing,
             send_quota: SendQuota::default(),
@@ -186,8 +189,9 @@ impl WorkerEntry {
             is_mute,
             settled_ns: None,
             notified: false,
-            process: started.process,
+            process,
             incoming: channel.incoming,
+            online: false,
             connected: true,
             reads: true,
             wants_room: false,
@@ -198,6 +202,8 @@ impl WorkerEntry {
             attached: false,
             ending: None,
             uses: BTreeSet::new(),
+            has_used: BTreeSet::new(),
+            serves: BTreeSet::new(),
             repeats: HashMap::new(),
             handoff: None,
             link,
@@ -258,8 +264,7 @@ impl SpawnContext<'_> {
     fn inherited(
         &self,
         highest: RawFd,
-        control: &OwnedFd,
-        page: &PrimaryPage,
+        (control, page, waker): (&OwnedFd, &PrimaryPage, &Waker),
         inbox: Option<&(OwnedFd, OwnedFd)>,
     ) -> Result<Vec<(&'static str, OwnedFd)>> {
         if self.settings.dialect == Dialect::ListenFds {
@@ -270,7 +275,7 @@ impl SpawnContext<'_> {
         let is_native = self.settings.dialect == Dialect::Native;
         if is_native || self.preload.is_some() {
             inherited.push((environment::BOARD, passed(page)?));
-            inherited.push((environment::WAKER, passed(self.waker)?));
+            inherited.push((environment::WAKER, passed(waker)?));
         }
         if let Some((_, receiver)) = inbox.filter(|_| is_native || self.preload.is_some()) {
             inherited.push((environment::INBOX, passed(receiver)?));
@@ -288,23 +293,34 @@ impl SpawnContext<'_> {
         let settings = self.settings;
         let is_mute = settings.dialect == Dialect::ListenFds;
         Launch {
-            program: settings.exec.clone(),
+            program: match settings.exec.as_os_str() == OsStr::new(OWN_PROGRAM) {
+                true => process::own_program(),
+                false => settings.exec.clone(),
+            },
             name: name_of(settings),
             arguments: self.arguments(),
             environment,
-            removed: if is_mute { &listen_fds::NOT_FOR_WORKERS } else { &[] },
+            removed: self.removed(),
             id_variable: is_mute.then_some(listen_fds::ID_VARIABLE),
             directory: settings.cwd.clone(),
             user: settings.uid,
             group: settings.gid,
+            confined: settings.confine,
             streams,
             own_group: settings.own_groups,
             blocked_signals: Some(self.blocked_signals),
+            descriptor_limit: settings.descriptor_limit,
             // Others notice the end of their channel.
             ends_with_parent: is_mute,
             inherited,
             placed,
         }
+    }
+
+    /// Variables that are for this process alone.
+    fn removed(&self) -> Vec<OsString> {
+        let own = listen_fds::NOT_FOR_WORKERS.map(OsString::from);
+        own.into_iter().chain(self.settings.environment_removed.iter().cloned()).collect()
     }
 
     fn arguments(&self) -> Vec<OsString> {

@@ -1,5 +1,5 @@
-//! One listening socket: its multishot accept, armed, ended, starved, stopped; or who else accepts
-//! from it.
+//! One listening socket: its multishot accept, armed, ended, starved, stopped; accepting from it by
+//! hand; or who else accepts from it.
 //!
 //! Owns the state of the accept and of a listener that goes. Refuses to look at connections.
 
@@ -23,10 +23,15 @@ const STARVED_NS: u64 = 10_000_000;
 /// backlog is far below.
 const LAST_ACCEPTS_MAX: usize = 65_536;
 
+/// Connections accepted by hand in one turn: a message.
+const BY_HAND_MAX: u32 = 32;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Off,
     Armed,
+    /// Accepted from by hand, once the watch tells that something has come.
+    Watched,
     /// Told to stop; connections may still arrive until the last completion.
     Stopping,
     /// Out of descriptors or memory until this moment.
@@ -155,7 +160,7 @@ impl Acceptor {
     /// Begins accepting, unless it goes on already or must rest.
     pub(super) fn arm(&mut self, ring: &mut Engine, now_ns: u64) {
         match self.state {
-            State::Off => {}
+            State::Off | State::Watched => {}
             State::Starved { until_ns } if until_ns <= now_ns => {}
             _ => return,
         }
@@ -177,7 +182,60 @@ impl Acceptor {
             }
             // Nothing is to be tried again by itself while accepting is stopped.
             State::Starved { .. } => self.state = State::Off,
-            State::Off | State::Stopping | State::Closed => {}
+            State::Off | State::Watched | State::Stopping | State::Closed => {}
+        }
+    }
+
+    /// Whether something may be taken by hand now. Ends a multishot accept first.
+    pub(super) fn begin_by_hand(&mut self, ring: &mut Engine, now_ns: u64) -> bool {
+        match self.state {
+            State::Armed => self.pause(ring),
+            State::Starved { until_ns } if until_ns <= now_ns => self.state = State::Off,
+            _ => {}
+        }
+        self.is_ready()
+    }
+
+    /// Accepting by hand may find something.
+    pub(super) fn is_ready(&self) -> bool {
+        self.state == State::Off && self.listener.is_some()
+    }
+
+    /// Takes at most so many out of the backlog.
+    pub(super) fn accept_by_hand(&mut self, most: u32, now_ns: u64) -> Vec<OwnedFd> {
+        let mut taken = Vec::new();
+        let Some(listener) = &self.listener else { return taken };
+        let most = most.min(BY_HAND_MAX) as usize;
+        let accept = || {
+            while taken.len() < most {
+                match listener.accept_now() {
+                    Ok(Some(socket)) => taken.push(socket),
+                    // The client gave up while it was queued.
+                    Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                    Ok(None) => break,
+                    Err(_) => return State::Starved { until_ns: now_ns + STARVED_NS },
+                }
+            }
+            State::Off
+        };
+        // As many descriptors are left alone as by the ring.
+        self.state = limits::with_descriptors_held_back(self.held_back, accept);
+        taken
+    }
+
+    /// Nothing is left to take by hand. Tells whether the watch has to be asked for a word.
+    pub(super) fn await_next(&mut self) -> bool {
+        let waits = self.is_ready();
+        if waits {
+            self.state = State::Watched;
+        }
+        waits
+    }
+
+    /// The watch tells that something has come.
+    pub(super) fn has_come(&mut self) {
+        if self.state == State::Watched {
+            self.state = State::Off;
         }
     }
 

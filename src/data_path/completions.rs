@@ -80,13 +80,12 @@ impl DataPath {
     fn put_back(&mut self, sockets: Vec<Accepted>) {
         self.totals.redispatched += sockets.len() as u64;
         for mut accepted in sockets.into_iter().rev() {
-            if self.acceptor_of(accepted.record.listener).is_none() {
-                // Its listener has gone, and everybody who served it.
-                self.totals.dropped += 1;
-                continue;
-            }
             accepted.client = self.client_of(&accepted.socket);
-            self.waiting.push_front(accepted);
+            let listener = accepted.record.listener;
+            if self.intake.push_front(listener, accepted).is_err() {
+                // Its listener has gone, and with it every worker that served it.
+                self.totals.dropped += 1;
+            }
         }
     }
 
@@ -193,6 +192,7 @@ impl DataPath {
             }
             let (taken, promised) = link.take_back();
             let counters = link.counters();
+            link.let_go(&mut self.ring);
             *place = None;
             self.roster.vacate(slot);
             self.rejoin(taken, promised);

@@ -1,29 +1,43 @@
 //! Giving accepted sockets away, and accepting only as fast as they are taken.
+//!
+//! Owns the promise that listeners do not wait for each other: each is accepted from, paused and
+//! dispatched by itself.
 
 use super::link::Accepted;
 use super::{DataPath, Stage};
-use crate::id::Slot;
+use crate::id::{ListenerId, Slot};
 use crate::protocol::scoreboard::Wake;
+
+/// What becomes of a listener in one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing of it waits and somebody has room.
+    Accept,
+    /// Living workers serve it and none has room, or what waits for them has not gone yet.
+    Short,
+    /// No living worker serves it.
+    Unserved,
+}
 
 impl DataPath {
     /// Gives away what waits, as far as there are takers, and sends one message a worker.
     pub(super) fn dispatch(&mut self) {
-        if self.waiting.is_empty() {
+        if self.intake.is_empty() {
             return;
         }
         self.observe();
-        // Sockets whose listener has no taker stay in order for the next turn.
-        let mut left = 0;
-        while left < self.waiting.len() {
-            let Accepted { record, client, has_waited, .. } = &self.waiting[left];
+        self.intake.begin_round();
+        while let Some(turn) = self.intake.next_turn() {
+            let Some(first) = self.intake.first(turn) else { break };
+            let Accepted { record, client, has_waited, .. } = first;
             let idle = has_waited.then(|| self.roster.pick_idle(record.listener)).flatten();
             match idle.or_else(|| self.roster.pick(record.listener, *client)) {
                 Some(slot) => {
-                    let accepted = self.waiting.remove(left).expect("the position was checked");
+                    let accepted = self.intake.take(turn).expect("a turn has a first one");
                     self.assign(slot, accepted);
                 }
-                None if self.listeners == 1 => break,
-                None => left += 1,
+                // It stays in order for the next round.
+                None => self.intake.block(turn),
             }
         }
         for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
@@ -48,67 +62,107 @@ impl DataPath {
         }
     }
 
-    /// Accepts while there are takers; otherwise lets the kernel's backlog be the queue and asks
-    /// the workers to ring when they have done something.
+    /// Accepts where there are takers; elsewhere lets the kernel's backlog be the queue and asks
+    /// the workers concerned to wake this thread when they have done something.
     pub(super) fn control_intake(&mut self) {
+        self.has_more = false;
         let open = self.stage == Stage::Open;
         if !open && self.removals == 0 {
             return;
         }
         for attempt in 0..2 {
-            let held_up = !self.waiting.is_empty();
-            let mut crowded = held_up;
-            for acceptor in self.acceptors.iter_mut().flatten() {
-                if acceptor.is_owned() {
-                    acceptor.pause(&mut self.ring);
-                    continue;
-                }
-                let takes = self.roster.has_room(acceptor.id);
-                crowded |= !takes;
-                if acceptor.leaving {
-                    continue;
-                }
-                if open && takes && !held_up {
-                    acceptor.arm(&mut self.ring, self.now_ns);
-                } else if attempt == 1 {
-                    acceptor.pause(&mut self.ring);
-                }
-            }
-            self.note_pause(crowded && open);
-            self.ask_for_wake(crowded);
-            if !crowded {
+            self.admit(open, attempt == 1);
+            self.ask_for_wakes();
+            if self.short.is_empty() {
                 return;
             }
-            // A worker may have finished something between the choice and the request for the
-            // bell; whoever finishes after it will ring.
+            // A worker may have finished something between the choice and the request to be
+            // woken; one that finishes after it wakes this thread.
             self.observe();
             self.dispatch();
         }
     }
 
-    fn note_pause(&mut self, crowded: bool) {
-        match (crowded, self.paused_since_ns) {
-            (true, None) => {
-                self.totals.pauses += 1;
-                self.paused_since_ns = Some(self.now_ns);
+    /// Looks at every listener, and begins or stops to accept. Notes who is short of room.
+    fn admit(&mut self, open: bool, pauses: bool) {
+        self.short.clear();
+        for place in 0..self.acceptors.len() {
+            let Some(acceptor) = &mut self.acceptors[place] else { continue };
+            let (id, leaving) = (acceptor.id, acceptor.leaving);
+            if acceptor.is_owned() {
+                acceptor.pause(&mut self.ring);
+                continue;
             }
-            (false, Some(since_ns)) => {
-                self.totals.paused_ns += self.now_ns.saturating_sub(since_ns);
-                self.paused_since_ns = None;
+            let verdict = self.judge(id);
+            self.intake.note_pause(id, open && verdict != Verdict::Accept, self.now_ns);
+            self.intake.note_served(id, !open || verdict != Verdict::Unserved, self.now_ns);
+            if verdict == Verdict::Short && !self.short.contains(&id) {
+                self.short.push(id);
             }
-            _ => {}
+            if leaving {
+                continue;
+            }
+            if open && verdict == Verdict::Accept {
+                self.begin_accepting(place, id);
+            } else if pauses || verdict == Verdict::Unserved {
+                let acceptor = self.acceptors[place].as_mut();
+                acceptor.expect("it was there").pause(&mut self.ring);
+            }
         }
     }
 
-    fn ask_for_wake(&mut self, crowded: bool) {
+    fn judge(&mut self, listener: ListenerId) -> Verdict {
+        let takes = self.roster.has_room(listener);
+        if takes && self.intake.len_of(listener) == 0 {
+            Verdict::Accept
+        } else if takes || self.roster.is_served(listener) {
+            Verdict::Short
+        } else {
+            Verdict::Unserved
+        }
+    }
+
+    /// A listener that every worker serves is accepted from as fast as connections come. From one
+    /// that only some serve, only as much is accepted as these have room for: what they leave
+    /// would take descriptors from the others.
+    fn begin_accepting(&mut self, place: usize, listener: ListenerId) {
+        let acceptor = self.acceptors[place].as_mut().expect("it was there");
+        if self.roster.is_served_by_all(listener) {
+            return acceptor.arm(&mut self.ring, self.now_ns);
+        }
+        if !acceptor.begin_by_hand(&mut self.ring, self.now_ns) {
+            return;
+        }
+        let taken = acceptor.accept_by_hand(self.roster.room_of(listener), self.now_ns);
+        if taken.is_empty() {
+            return self.await_next(place);
+        }
+        self.has_more |= acceptor.is_ready();
+        taken.into_iter().for_each(|socket| self.accept(place, socket));
+        self.dispatch();
+    }
+
+    /// Asks to be told when something comes into a queue that is accepted from by hand.
+    fn await_next(&mut self, place: usize) {
+        let Some(acceptor) = &mut self.acceptors[place] else { return };
+        if acceptor.await_next()
+            && let Some(listener) = acceptor.listener()
+        {
+            self.watch.ask(listener, place);
+        }
+    }
+
+    /// Only workers that could take something of what waits are asked.
+    fn ask_for_wakes(&mut self) {
         for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
             let Some(link) = link else { continue };
-            let wake = match (crowded, self.roster.is_suspected(slot)) {
+            let is_short = self.short.iter().any(|listener| self.roster.serves(slot, *listener));
+            let wake = match (is_short, self.roster.is_suspected(slot)) {
                 (true, _) => Wake::Always,
                 (false, true) => Wake::Probe,
                 (false, false) => Wake::Never,
             };
-            link.page.set_wake(wake);
+            link.ask_for_wake(wake, &mut self.ring);
         }
     }
 }

@@ -7,10 +7,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::protocol::handoff::{self, Record};
-use crate::protocol::scoreboard::{Counters, PrimaryPage};
+use crate::protocol::scoreboard::{Counters, PrimaryPage, Wake};
 use crate::schedule::Client;
 use crate::sys::engine::{Engine, Key, OutgoingMessage, PAYLOAD_BYTES_MAX};
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
+use crate::sys::limits;
+use crate::sys::waker::Waker;
 
 /// Bytes of kernel memory for unread messages in a channel, some eighty of them. A worker that
 /// lets them pile up is full, and others get its share.
@@ -48,6 +50,9 @@ pub struct NewLink {
     pub receiver: OwnedFd,
     /// The worker's page.
     pub page: PrimaryPage,
+    /// What the worker wakes this thread with. It is the worker's alone: what it does to it, it
+    /// does to nobody else.
+    pub waker: Waker,
 }
 
 /// A moment in what a worker has been sent.
@@ -66,6 +71,9 @@ pub(super) struct Link {
     sender: Option<OwnedFd>,
     receiver: OwnedFd,
     pub(super) page: PrimaryPage,
+    waker: Waker,
+    /// The ring tells when the worker wakes this thread.
+    awaits_wake: bool,
     outbox: Option<Box<OutgoingMessage>>,
     /// Sockets in a message. One for a program that receives by itself: Node takes one descriptor
     /// of what it reads at once.
@@ -86,6 +94,8 @@ impl Link {
             sender: Some(new.sender),
             receiver: new.receiver,
             page: new.page,
+            waker: new.waker,
+            awaits_wake: false,
             outbox: None,
             sockets_max: DESCRIPTORS_PER_MESSAGE_MAX,
             announced: false,
@@ -184,6 +194,28 @@ impl Link {
         self.sent == self.answered && self.outbox.is_none()
     }
 
+    /// Says when the worker shall wake this thread, and listens for it.
+    pub(super) fn ask_for_wake(&mut self, wake: Wake, ring: &mut Engine) {
+        self.page.set_wake(wake);
+        if wake != Wake::Never && !self.awaits_wake {
+            self.awaits_wake = true;
+            ring.poll_readable(wake_key(self.key), self.waker.as_fd());
+        }
+    }
+
+    /// The worker has woken this thread. One that does so without being asked is not listened to.
+    pub(super) fn has_woken(&mut self) {
+        self.awaits_wake = false;
+        self.waker.clear();
+    }
+
+    /// Nothing of the ring's refers to this link any more, once that has been submitted.
+    pub(super) fn let_go(&mut self, ring: &mut Engine) {
+        if std::mem::take(&mut self.awaits_wake) {
+            ring.cancel_poll(wake_key(self.key), self.waker.as_fd());
+        }
+    }
+
     /// Asks to be told when the channel has room.
     pub(super) fn await_room(&self, ring: &mut Engine) {
         if let Some(sender) = &self.sender {
@@ -207,6 +239,10 @@ impl Link {
     /// there should have been. A message is received once, by the worker or here, so nothing can
     /// be served twice. The descriptors for it are kept free (see `DataPath::new`).
     pub(super) fn take_back(&mut self) -> (Vec<Accepted>, u32) {
+        limits::with_all_descriptors(|| self.take_all_back())
+    }
+
+    fn take_all_back(&mut self) -> (Vec<Accepted>, u32) {
         let (mut taken, mut promised) = (Vec::new(), 0);
         let mut payload = [0; PAYLOAD_BYTES_MAX];
         let mut descriptors = Vec::new();
@@ -226,6 +262,19 @@ impl Link {
         self.page.add_returned(promised as u64);
         (taken, u32::try_from(promised).expect("bounded by a channel"))
     }
+}
+
+/// The keys of wakers follow those of the links, which are slots.
+const WAKE_KEYS: u32 = 1 << 16;
+
+fn wake_key(key: Key) -> Key {
+    Key { index: key.index + WAKE_KEYS, ..key }
+}
+
+/// The link whose waker a key is of, if it is one.
+pub(super) fn woken_link(key: Key) -> Option<Key> {
+    let index = key.index.checked_sub(WAKE_KEYS).filter(|index| *index < WAKE_KEYS)?;
+    Some(Key { index, ..key })
 }
 
 /// Turns a message that was not delivered back into its sockets.

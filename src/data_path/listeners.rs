@@ -38,7 +38,7 @@ impl DataPath {
             None => self.acceptors.push(acceptor),
         }
         if is_new {
-            self.listeners += 1;
+            self.intake.add_listener(id);
             self.roster.add_listener(id);
         }
     }
@@ -95,13 +95,13 @@ impl DataPath {
             }
         }
         self.dispatch();
-        self.drop_unserved();
+        self.drop_left_behind();
         for place in 0..self.acceptors.len() {
             if self.is_gone(place) {
                 let Some(acceptor) = self.acceptors[place].take() else { continue };
                 self.removals -= 1;
                 if self.acceptor_of(acceptor.id).is_none() {
-                    self.listeners -= 1;
+                    self.totals.dropped += self.intake.remove_listener(acceptor.id, self.now_ns);
                     self.roster.remove_listener(acceptor.id);
                     self.report(Report::ListenerRemoved { listener: acceptor.id });
                 }
@@ -110,13 +110,13 @@ impl DataPath {
     }
 
     /// Drops what came from listeners that go and that nobody serves any more.
-    fn drop_unserved(&mut self) {
+    fn drop_left_behind(&mut self) {
         let leaving = self.acceptors.iter().flatten().filter(|one| one.leaving);
         let unserved = leaving.map(|one| one.id).filter(|id| !self.roster.is_served(*id));
         let unserved: Vec<ListenerId> = unserved.collect();
-        let before = self.waiting.len();
-        self.waiting.retain(|accepted| !unserved.contains(&accepted.record.listener));
-        self.totals.dropped += (before - self.waiting.len()) as u64;
+        for listener in unserved {
+            self.totals.dropped += self.intake.drain(listener);
+        }
     }
 
     /// Whether a listener is closed and nothing of it waits or is under way. A message under way
@@ -126,7 +126,7 @@ impl DataPath {
         if !acceptor.leaving || !acceptor.is_closed() {
             return false;
         }
-        if self.waiting.iter().any(|accepted| accepted.record.listener == acceptor.id) {
+        if self.intake.len_of(acceptor.id) > 0 {
             acceptor.marks = None;
             return false;
         }

@@ -182,13 +182,14 @@ pub struct ClusterCounts {
 /// How the control plane and the data path reach each other.
 #[derive(Debug)]
 pub struct Endpoints {
-    /// Commands to the data path; ring the bell after sending.
+    /// Commands to the data path; wake it after sending.
     pub commands: Receiver<Command>,
     /// Reports to the control plane.
     pub reports: Sender<Report>,
-    /// Rung by the control plane after a command, and by workers that were asked to.
+    /// Woken by the control plane and the bridge after a command, and by the bridge in the name of
+    /// workers that were asked to. Workers have one each.
     pub waker: Arc<Waker>,
-    /// Rung by the data path after a report.
+    /// Woken by the data path after a report.
     pub report_waker: Arc<Waker>,
     /// Where the data path shows its counts.
     pub live_counts: Arc<LiveCounts>,

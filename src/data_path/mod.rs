@@ -12,14 +12,14 @@ mod listeners;
 mod live_counts;
 mod messages;
 mod steal;
+mod unserved;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::error::Result;
-use crate::id::Slot;
+use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
-use crate::schedule::{Client, Coalescing, Policy, Roster, SchedulerConfig};
+use crate::schedule::{Client, Coalescing, Intake, Policy, Roster, SchedulerConfig};
 use crate::sys::clock::{self, monotonic_ns};
 use crate::sys::engine::{Engine, EngineKind, Event, Key, RingShape};
 use crate::sys::limits;
@@ -39,6 +39,8 @@ use steal::Watch;
 const CROWDED_NS: u64 = 5_000_000;
 /// Descriptors of the primary that are neither for accepted nor for taken back connections.
 const DESCRIPTORS_RESERVED: u64 = 32;
+/// Commands carried out in one turn.
+const COMMANDS_PER_TURN: usize = 256;
 /// Messages kept for reuse.
 const SPARE_MESSAGES_MAX: usize = 256;
 /// The key of the bell; links have their slots, whose generations begin at 1.
@@ -52,8 +54,7 @@ pub struct DataPath {
     ring: Engine,
     endpoints: Endpoints,
     acceptors: Vec<Option<Acceptor>>,
-    /// How many listeners there are, and how many of the acceptors shall go.
-    listeners: usize,
+    /// How many of the acceptors shall go.
     removals: usize,
     /// Over sockets that workers accept from by themselves.
     watch: Watch,
@@ -65,9 +66,18 @@ pub struct DataPath {
     links: Vec<Option<Link>>,
     roster: Roster,
     coalescing: Coalescing,
-    /// Accepted and not yet given to anybody. Bounded: accepting stops while anything is here,
-    /// so at most one burst of the completion queue can be.
-    waiting: VecDeque<Accepted>,
+    /// Accepted and not yet given to a worker. Bounded: accepting from a listener stops while
+    /// anything of it is here, so at most one burst of the completion queue can be; of one that
+    /// only some workers serve, what they have room for.
+    intake: Intake<Accepted>,
+    /// Listeners whose workers have no room, as of the last look.
+    short: Vec<ListenerId>,
+    /// How long connections wait for somebody to serve them where no living worker does.
+    unserved_limit_ns: Option<u64>,
+    /// When it was last looked for those.
+    looked_ns: u64,
+    /// More can be accepted by hand at once.
+    has_more: bool,
     spare: SpareMessages,
     /// Refused in this turn and not yet back in the queue.
     refused: Vec<Accepted>,
@@ -80,8 +90,6 @@ pub struct DataPath {
     stage: Stage,
     /// Workers that have not answered a probe, as far as that has been reported.
     suspected: Vec<Slot>,
-    /// Nobody has had room since this moment.
-    paused_since_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +114,8 @@ impl DataPath {
         backlog: u32,
         endpoints: Endpoints,
     ) -> Result<Self> {
-        // One wake-up can accept a whole backlog; a smaller queue would end the multishot.
-        let completions = backlog.clamp(4096, 65_536).next_power_of_two();
-        let ring = Engine::new(engine, RingShape { submissions: 256, completions })?;
+        let shape = RingShape::for_backlog(backlog);
+        let ring = Engine::new(engine, shape)?;
         // Half of the descriptors are for what may have to be taken back from workers, so that it
         // always finds room; the rest are for what is accepted and waits.
         let (limit, _) = limits::descriptor_limits()?;
@@ -117,11 +124,11 @@ impl DataPath {
         coalescing.spread_over(workers);
         let scheduling = scheduling.with_credits_up_to(credits_each(held_back, workers));
         let hang_after_ns = scheduling.hang_after_ns;
+        let unserved_limit_ns = scheduling.unserved_limit_ns;
         Ok(Self {
             ring,
             endpoints,
             acceptors: Vec::new(),
-            listeners: 0,
             removals: 0,
             watch: Watch::new()?,
             hang_after_ns,
@@ -130,7 +137,11 @@ impl DataPath {
             links: Vec::new(),
             roster: Roster::new(policy, scheduling, 0),
             coalescing,
-            waiting: VecDeque::with_capacity(completions as usize),
+            intake: Intake::default(),
+            short: Vec::new(),
+            unserved_limit_ns,
+            looked_ns: 0,
+            has_more: false,
             spare: Vec::new(),
             refused: Vec::new(),
             buried: Vec::new(),
@@ -141,7 +152,6 @@ impl DataPath {
             now_ns: monotonic_ns(),
             stage: Stage::Starting,
             suspected: Vec::new(),
-            paused_since_ns: None,
         })
     }
 
@@ -171,14 +181,16 @@ impl DataPath {
             self.look_after();
             self.dispatch();
             self.control_intake();
+            self.drop_overdue();
             self.pardon();
             self.finish_removals();
             self.finish_departures();
             self.endpoints.live_counts.publish(self.counts());
         }
-        self.totals.dropped += self.waiting.len() as u64;
-        self.waiting.clear();
-        let counts = self.counts();
+        self.totals.dropped += self.intake.len() as u64;
+        let counts = ClusterCounts { waiting: 0, ..self.counts() };
+        // Closed before the end is told, so that clients learn it first.
+        self.intake = Intake::default();
         self.endpoints.live_counts.publish(counts);
         self.report(Report::Ended(counts));
         Ok(())
@@ -186,10 +198,11 @@ impl DataPath {
 
     /// The sums as they are now.
     fn counts(&self) -> ClusterCounts {
-        let paused_ns = self.paused_since_ns.map_or(0, |since_ns| self.now_ns - since_ns);
+        let (pauses, paused_ns) = self.intake.pauses(self.now_ns);
         ClusterCounts {
-            waiting: self.waiting.len() as u64,
-            paused_ns: self.totals.paused_ns + paused_ns,
+            waiting: self.intake.len() as u64,
+            pauses,
+            paused_ns,
             skips: self.roster.skips(),
             overflows: self.ring.overflows(),
             ..self.totals
@@ -199,7 +212,7 @@ impl DataPath {
     /// Hands over what the last turn prepared, and collects what has happened since.
     fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
         // What waits for room is given away as soon as somebody says that there is some.
-        let is_free = accepted > 0 && self.waiting.is_empty();
+        let is_free = accepted > 0 && self.intake.is_empty();
         let slack_ns = if is_free { self.roster.slack_ns() } else { None };
         if let Some(wait_ns) = self.coalescing.wait_ns(accepted, slack_ns, self.now_ns) {
             self.totals.coalesced += 1;
@@ -209,7 +222,7 @@ impl DataPath {
             clock::sleep(wait_ns);
             return self.ring.turn(events);
         }
-        if self.awaits_answers() {
+        if self.awaits_answers() || self.has_more {
             return self.ring.turn(events);
         }
         self.ring.wait(events, self.next_deadline_ns())
@@ -221,7 +234,8 @@ impl DataPath {
         let crowded = self.crowded.iter().map(|(_, until_ns)| *until_ns);
         let looks = self.acceptors.iter().flatten().filter_map(Acceptor::next_look_ns);
         let hangs = self.roster.next_deadline_ns();
-        starved.chain(crowded).chain(looks).chain(hangs).min()
+        let unserved = self.next_drop_ns();
+        starved.chain(crowded).chain(looks).chain(hangs).chain(unserved).min()
     }
 
     /// Whether something waits for messages to have gone, which by themselves end no wait.
@@ -251,22 +265,47 @@ impl DataPath {
             Event::Ready { key, .. } if key == WAKER => {
                 self.endpoints.waker.clear();
                 self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
-                while let Ok(command) = self.endpoints.commands.try_recv() {
-                    self.obey(command);
-                }
-                // A worker that answers its probe rings, and perhaps no connection comes that
-                // would make somebody look.
-                if !self.suspected.is_empty() {
-                    self.observe();
-                }
+                self.heed_commands();
             }
             Event::Ready { key, .. } if key == WATCH => {
                 self.heed_watch();
                 self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
             }
-            Event::Ready { key, .. } => self.revive(key),
+            Event::Ready { key, .. } => match link::woken_link(key) {
+                Some(key) => self.heed_wake(key),
+                None => self.revive(key),
+            },
             // Nothing else is ever asked of this ring, or its answer does not matter.
             _ => {}
+        }
+    }
+
+    /// Does what is asked for, as far as one turn is for that: clients are not to wait for it.
+    fn heed_commands(&mut self) {
+        for _ in 0..COMMANDS_PER_TURN {
+            let Ok(command) = self.endpoints.commands.try_recv() else {
+                // The bridge wakes this thread in the name of its workers.
+                return self.observe_suspected();
+            };
+            self.obey(command);
+        }
+        self.endpoints.waker.wake();
+    }
+
+    /// A worker has woken this thread.
+    fn heed_wake(&mut self, key: Key) {
+        let link = self.links.get_mut(key.index as usize).and_then(Option::as_mut);
+        if let Some(link) = link.filter(|link| link.key() == key) {
+            link.has_woken();
+            self.observe_suspected();
+        }
+    }
+
+    /// One that answers its probe wakes this thread, and perhaps no connection comes that would
+    /// make it look.
+    fn observe_suspected(&mut self) {
+        if !self.suspected.is_empty() {
+            self.observe();
         }
     }
 
@@ -279,7 +318,9 @@ impl DataPath {
         self.totals.stolen += u64::from(acceptor.number.is_some());
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
-        self.waiting.push_back(Accepted { socket, record, client, has_waited: false });
+        let accepted = Accepted { socket, record, client, has_waited: false };
+        let queued = self.intake.push(listener, accepted);
+        debug_assert!(queued.is_ok(), "a listener stays as long as its acceptors");
     }
 
     /// The client, if the policy wants to know it. Those without an address take turns.
@@ -332,6 +373,9 @@ impl DataPath {
         }
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
         let key = Key { index: u32::from(slot.0), generation: self.generation };
+        if let Some(before) = &mut self.links[place] {
+            before.let_go(&mut self.ring);
+        }
         self.links[place] = Some(Link::new(key, new));
         self.roster.attach(slot, self.now_ns);
         let workers = self.links.iter().flatten().count();

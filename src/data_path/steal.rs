@@ -36,7 +36,7 @@ impl Watch {
     }
 
     /// Asks to be told once when something is in the queue, or comes.
-    fn ask(&self, listener: &Listener, place: usize) {
+    pub(super) fn ask(&self, listener: &Listener, place: usize) {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
         let mut event = EpollEvent::new(flags, place as u64);
         // Without memory for it the worker is left alone, which is no worse than not watching.
@@ -97,9 +97,9 @@ impl DataPath {
     /// Something has come into some queues.
     pub(super) fn heed_watch(&mut self) {
         for place in self.watch.told() {
-            if let Some(Some(acceptor)) = self.acceptors.get_mut(place)
-                && let Some(stall_detector) = &mut acceptor.stall_detector
-            {
+            let Some(Some(acceptor)) = self.acceptors.get_mut(place) else { continue };
+            acceptor.has_come();
+            if let Some(stall_detector) = &mut acceptor.stall_detector {
                 stall_detector.came(self.now_ns);
             }
         }
@@ -153,10 +153,10 @@ impl DataPath {
 
     /// Takes out what waits, if the oldest has waited too long and somebody else can have it.
     fn rob(&mut self, place: usize) {
-        if self.stage != Stage::Open || !self.waiting.is_empty() {
+        let Some(acceptor) = &self.acceptors[place] else { return };
+        if self.stage != Stage::Open || self.intake.len_of(acceptor.id) > 0 {
             return;
         }
-        let Some(acceptor) = &self.acceptors[place] else { return };
         let (id, owners) = (acceptor.id, acceptor.owners.clone());
         self.observe();
         // Whoever may be stalled is not who could have it.

@@ -18,11 +18,13 @@ use super::handle::{
     Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
     WorkerState,
 };
+use super::signals::{Terminal, Wish};
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, failures};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::listening;
-use crate::sys::signal::Signals;
+use crate::sys::process::reap_orphans;
+use crate::sys::signal::{Received, Signals};
 use crate::{
     Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
     ListeningAddress, Result, WorkerHandle, WorkerId,
@@ -32,12 +34,15 @@ use crate::{
 const INPUTS_PER_TURN: usize = 256;
 /// Where Node listens for debuggers, one port a worker, unless another one is named.
 const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
+/// Of messages, likewise.
+const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// A running supervisor.
 pub(super) struct Driver {
     pub(super) cluster: Cluster,
     pub(super) events: Events,
     pub(super) signals: Option<Signals>,
+    pub(super) terminal: Terminal,
     pub(super) orders: Receiver<Order>,
     pub(super) handle: SupervisorHandle,
     pub(super) state: State,
@@ -115,26 +120,57 @@ impl Driver {
     fn take_signals(&mut self) -> Result<()> {
         let Some(signals) = &mut self.signals else { return Ok(()) };
         let mut received = Vec::new();
-        while let Some(signal) = signals.next_signal()? {
-            received.push(signal);
+        while let Some(one) = signals.next_signal()? {
+            received.push(one);
         }
-        for signal in received {
-            let now_ns = monotonic_ns();
-            match signal {
-                Signal::SIGHUP => self.state.reload(None, now_ns),
-                signal if self.state.stop_or_force(signal.as_str(), now_ns) => {
-                    self.forced_by = Some(signal);
-                }
-                _ => {}
-            }
+        for received in received {
+            self.on_signal(received);
             self.carry_out()?;
         }
         Ok(())
     }
 
+    fn on_signal(&mut self, received: Received) {
+        let (signal, now_ns) = (received.signal, monotonic_ns());
+        match self.terminal.wish(received) {
+            Wish::Reload => self.state.reload(None, now_ns),
+            Wish::Stop => {
+                if self.state.stop_or_force(signal.as_str(), now_ns) {
+                    self.forced_by = Some(signal);
+                }
+            }
+            Wish::HangUp => {
+                self.state.stop("its terminal was closed".into(), self.grace, now_ns);
+            }
+            Wish::Step(step) => self.on_step(signal, step),
+            Wish::Reap => drop(reap_orphans()),
+            Wish::Nothing => self.emit(&SupervisorEvent::SignalUnused { signal }),
+            Wish::Ignore => {}
+        }
+    }
+
+    /// More or fewer workers by a signal; one step too far changes nothing.
+    fn on_step(&mut self, signal: Signal, step: i16) {
+        let slots = u16::try_from(self.state.slots.len()).expect("slots are bounded");
+        match slots.checked_add_signed(step) {
+            Some(slots) if super::ensure_count(slots).is_ok() => {
+                // The signal's sender waits for nothing.
+                drop(self.on_request(Request::Scale(slots)));
+            }
+            _ => self.emit(&SupervisorEvent::SignalUnused { signal }),
+        }
+    }
+
     fn take_events(&mut self) -> Result<()> {
+        let mut bytes = 0;
         for _ in 0..INPUTS_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
             let Some(event) = self.events.try_next() else { break };
+            if let Event::Message { message, .. } = &event {
+                bytes += message.bytes().len();
+            }
             self.emit(&SupervisorEvent::Cluster(event.clone()));
             self.on_event(event);
             self.carry_out()?;
@@ -315,7 +351,7 @@ impl Driver {
         };
         let addresses = || listening::addresses_of(worker.pid()).into_iter();
         let address = addresses().find(|address| !DEBUGGER_PORTS.contains(&address.port()));
-        self.past_primary = self.past_primary.or(address.map(|address| (id, address)));
+        self.past_primary = self.past_primary.or_else(|| address.map(|address| (id, address)));
     }
 
     fn emit_addresses(&mut self) {

@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use crate::cluster::mailbox::{Found, Item, Mailbox};
 use crate::sys::waker::Waker;
-use crate::{ClusterCounts, Error, Event, ListenerId, Result, WorkerId};
+use crate::{ClusterCounts, Error, Event, ListenerId, Result, Signal, WorkerId};
 
 /// Something happened under a [`Supervisor`](super::Supervisor).
 #[derive(Clone, Debug)]
@@ -80,6 +80,11 @@ pub enum SupervisorEvent {
         /// What it is.
         to: u16,
     },
+    /// A signal has arrived that changes nothing.
+    SignalUnused {
+        /// Which one.
+        signal: Signal,
+    },
     /// The run is about to end: serving goes on for a while ([`Supervisor::drain_delay`]).
     ///
     /// [`Supervisor::drain_delay`]: crate::Supervisor::drain_delay
@@ -118,8 +123,8 @@ pub enum SupervisorEvent {
 /// What happens under a supervisor, as it comes: a blocking iterator, and a stream for any async
 /// runtime.
 ///
-/// It begins with what happens after the subscription and ends with the supervisor. A
-/// subscriber that is 16,384 events behind, or messages of 64 MiB, is cut off: its events end there.
+/// It begins with what happens after the subscription and ends with the supervisor. A subscriber
+/// that is 16,384 events or messages of 64 MiB behind is cut off: its events end there.
 #[derive(Debug)]
 pub struct SupervisorEvents {
     mailbox: Arc<Mailbox<SupervisorEvent>>,

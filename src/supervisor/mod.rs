@@ -9,6 +9,7 @@ mod event;
 mod failures;
 mod handle;
 mod restart;
+mod signals;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,7 @@ use crate::{
 use driver::Driver;
 use handle::Order;
 use restart::ns;
+use signals::Terminal;
 use state::{Rules, State};
 
 type OnEvent = Box<dyn FnMut(&SupervisorEvent) + Send>;
@@ -165,8 +167,8 @@ impl Supervisor {
         self
     }
 
-    /// How long serving goes on once a signal wants the end, so that balancers notice before nothing
-    /// is accepted any more; by default not at all. A second signal begins the end at once. The
+    /// How long serving goes on after a signal to end, so that balancers notice before accepting
+    /// stops; by default not at all. A second signal begins the end at once. The
     /// grace period comes afterwards.
     pub fn drain_delay(mut self, time: Duration) -> Self {
         self.rules.drain_delay = time;
@@ -187,18 +189,24 @@ impl Supervisor {
         self
     }
 
-    /// SIGTERM, SIGINT and SIGQUIT end the run in order, and a second one at once; SIGHUP reloads.
-    /// The thread that runs the supervisor blocks these signals, so call it before there are other
-    /// threads of the program's own, or block them there. Workers get process groups of their own,
-    /// so that a terminal's Ctrl-C is for the supervisor alone.
+    /// SIGTERM, SIGINT, SIGQUIT and SIGUSR2 end the run in order, and a second one at once. SIGHUP
+    /// reloads, unless it says that the terminal was closed: that ends the run, too, if SIGHUP was
+    /// not ignored when this process was started (`nohup`). SIGTTIN adds a worker,
+    /// SIGTTOU takes one away, but never the last. SIGUSR1 changes nothing
+    /// ([`SupervisorEvent::SignalUnused`]). SIGCHLD makes the thread reap what the process
+    /// has not started itself, as PID 1 of a container has to.
+    ///
+    /// The thread that runs the supervisor blocks these signals, so call it on the main thread,
+    /// before there are other threads of the program's own. Workers get process groups and
+    /// sessions of their own, so that a terminal's Ctrl-C is for the supervisor alone.
     pub fn handle_signals(mut self) -> Self {
         self.handles_signals = true;
         self
     }
 
-    /// Calls back for everything that happens, on the thread that runs the supervisor: the
-    /// run waits for it. The callback must not ask a [`SupervisorHandle`] for anything; it may look at a
-    /// snapshot.
+    /// Calls back for everything that happens, on the thread that runs the supervisor: the run
+    /// waits for it. The callback must not ask a [`SupervisorHandle`] for anything; it may look at
+    /// a snapshot.
     pub fn on_event(mut self, callback: impl FnMut(&SupervisorEvent) + Send + 'static) -> Self {
         self.on_event = Some(Mutex::new(Box::new(callback)));
         self
@@ -228,8 +236,8 @@ impl Supervisor {
         ensure_count(self.workers)?;
         let handle = self.handle()?;
         // Before there are workers and other threads, so that no signal is lost.
-        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-        let signals = self.handles_signals.then(|| Signals::receive(&signals)).transpose()?;
+        let signals = self.handles_signals.then(|| Signals::receive(&signals::RECEIVED));
+        let signals = signals.transpose()?;
         self.prepare_cluster()?;
         let events = self.cluster.events()?;
         let addresses = self.listen.iter().map(|address| self.cluster.hold(address));
@@ -240,6 +248,7 @@ impl Supervisor {
             cluster: self.cluster,
             events,
             signals,
+            terminal: Terminal::look(),
             orders: orders.into_inner().unwrap_or_else(PoisonError::into_inner),
             handle,
             start_limit: Duration::from_nanos(self.rules.start_limit_ns),

@@ -70,6 +70,10 @@ impl Inbox {
         if state.closed {
             return Pulled::End;
         }
+        // Somebody may have lowered it.
+        if let Ok((limit, _)) = limits::descriptor_limits() {
+            state.limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        }
         if !state.has_room() {
             return Pulled::NoRoom;
         }

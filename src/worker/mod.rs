@@ -40,7 +40,7 @@ use crate::protocol::latency::HandoffLatency;
 use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::listener::{Listener as Socket, OpenOptions};
 use crate::sys::waker::Waker;
-use crate::sys::{cpu, process};
+use crate::sys::{cpu, limits, process};
 use accept_queue::AcceptQueue;
 use inbox::Inbox;
 use shared::{Books, Grant, Shared, State};
@@ -84,6 +84,8 @@ impl Worker {
     }
 
     fn start(inheritance: Inheritance) -> Result<Self> {
+        // A worker begins with the limit that its primary was started with.
+        limits::raise_descriptor_limit()?;
         if let Some(number) = inheritance.cpu {
             cpu::pin_to(number)?;
         }
@@ -370,9 +372,9 @@ fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
 /// The address for the primary: relative paths are resolved in this process.
 fn absolute(address: &str) -> Result<String> {
     let parsed: ListenAddress = address.parse()?;
-    let ListenAddress::Unix(path) = &parsed else { return Ok(parsed.to_string()) };
+    let ListenAddress::Unix(path, access) = &parsed else { return Ok(parsed.to_string()) };
     let full = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    Ok(ListenAddress::Unix(full).to_string())
+    Ok(ListenAddress::Unix(full, access.clone()).to_string())
 }
 
 impl Messages {

@@ -30,8 +30,9 @@ macro_rules! hold {
 
 hold!(is_shared_by_threads:
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision, EngineKind, Error, ErrorKind, Event,
-    Events, Finished, ForkOptions, Guard, Handle, InspectPort, LatencySummary, Limits,
+    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
+    EngineKind, Error, ErrorKind, Event, Events, Finished, ForkOptions, Guard, Handle, InspectPort,
+    LatencySummary, Limits,
     ListenAddress, ListenFuture<Datagrams>, ListenFuture<Listener>, ListenOptions, Listener,
     ListenerId, ListeningAddress, Loads, Message, Messages, Policy, Readiness, Restart,
     RestartPolicy, Result<()>, Role, SchedulerConfig, SchedulerFactory, Serialization, Signal,

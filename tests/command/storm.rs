@@ -16,6 +16,7 @@ use fastrand::Rng;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::hostile;
 use super::room::Room;
 use crate::common::{
     Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, Response, Summary, eventually, get, machine,
@@ -256,4 +257,45 @@ fn a_storm_with_too_few_descriptors_all_the_time_costs_no_more() {
     let seconds = number("CLUSTERLB_SHORTAGE_SECONDS", 5);
     let (summary, outcome, killed) = storm(number("CLUSTERLB_SEED", 5), seconds, Shortage::Always);
     assert_answered(&summary, &outcome, killed);
+}
+
+/// Workers serve unequal listeners, and those of one are stopped and killed: clients of the other
+/// do not notice.
+#[test]
+fn a_storm_over_the_only_worker_of_a_listener_is_not_felt_at_the_other() {
+    let addresses = ["127.0.0.1:0", "localhost:0"];
+    let Some(launch) = hostile::launch_at("", "unequal", &addresses) else { return };
+    let cluster = launch.with_defaults().servers(2).start();
+    let [main, other] = cluster.addresses().try_into().expect("two addresses");
+    let mut random = Rng::with_seed(number("CLUSTERLB_SEED", 6));
+    for round in 0..4 {
+        // The newest worker is in the first place, once one there has been killed.
+        let workers = cluster.workers();
+        let place = if round == 0 { workers.first() } else { workers.last() };
+        let victim = *place.expect("there are workers");
+        get(&other).expect("an answer").assert_hello();
+        machine::signal(victim.pid, Signal::SIGSTOP);
+        let connect = |_| {
+            let mut client = Client::to(&other);
+            client.send(GET_CLOSE);
+            client
+        };
+        let waiting: Vec<Client> = (0..random.usize(1..100)).map(connect).collect();
+        for _ in 0..30 {
+            let begun = Instant::now();
+            get(&main).expect("an answer").assert_hello();
+            assert!(begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+        }
+        if round < 2 {
+            machine::signal(victim.pid, Signal::SIGCONT);
+            for mut client in waiting {
+                client.receive().assert_hello();
+            }
+        }
+        let online = cluster.count("online");
+        machine::signal(victim.pid, Signal::SIGKILL);
+        cluster.event("online", online);
+        eventually("somebody to serve the other address", || get(&other).ok());
+    }
+    cluster.end();
 }

@@ -31,10 +31,8 @@ impl Ended {
     /// Fails unless the run and every worker ended by themselves and with code 0.
     pub(crate) fn assert_in_order(&self) {
         assert_eq!(self.code, Some(0), "{self:?}");
-        for event in &self.events {
-            assert!(event["event"] != "kill", "{self:?}");
-            assert!(event["event"] != "exit" || event["code"] == 0, "{self:?}");
-        }
+        assert!(self.named("kill").next().is_none(), "{self:?}");
+        assert!(self.named("exit").all(|event| event["code"] == 0), "{self:?}");
     }
 
     /// Fails unless it ended with this code, after one line that holds all of these words.

@@ -19,7 +19,7 @@ use clusterlb::internals::dialect::node::codec::{
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
-use clusterlb::{EngineChoice, Result};
+use clusterlb::{DescriptorLimit, EngineChoice, EngineKind, Result};
 use clusterlb_protocol::scoreboard::PrimaryPage;
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
@@ -124,29 +124,45 @@ fn waker() -> Arc<Waker> {
     Arc::new(Waker::new().expect("an eventfd"))
 }
 
+fn listener(address: &str) -> Arc<Listener> {
+    let options = OpenOptions {
+        backlog: 511,
+        share_port: false,
+        ipv6_only: false,
+        mode: None,
+        blocking: false,
+    };
+    let address = address.parse().expect("an address");
+    Arc::new(Listener::open(&address, options).expect("a free address"))
+}
+
+fn engine() -> EngineKind {
+    let decided = EngineChoice::from_environment().and_then(EngineChoice::decide);
+    decided.expect("an engine").kind
+}
+
+fn copies_of(listeners: &[Arc<Listener>]) -> Vec<OwnedFd> {
+    let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
+    listeners.iter().map(copy).collect()
+}
+
+fn nonblocking_udp() -> UdpSocket {
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    udp.set_nonblocking(true).expect("sockets can be non-blocking");
+    udp
+}
+
 impl Front {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = format!("unix:{}", folder.path().join("socket").display());
         let mut addresses = vec!["127.0.0.1:0".to_owned(); TCP_LISTENERS];
         addresses.push(socket);
-        let options = OpenOptions {
-            backlog: 511,
-            share_port: false,
-            ipv6_only: false,
-            mode: None,
-            blocking: false,
-        };
-        let open = |address: &String| {
-            let address = address.parse().expect("an address");
-            Arc::new(Listener::open(&address, options).expect("a free address"))
-        };
-        let listeners: Vec<Arc<Listener>> = addresses.iter().map(open).collect();
+        let listeners: Vec<Arc<Listener>> =
+            addresses.iter().map(|address| listener(address)).collect();
         let addresses = listeners.iter().map(|one| one.address().to_owned()).collect();
-        let copy = |one: &Arc<Listener>| one.as_fd().try_clone_to_owned().expect("a duplicate");
-        let sockets = listeners.iter().map(copy).collect();
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        udp.set_nonblocking(true).expect("sockets can be non-blocking");
+        let sockets = copies_of(&listeners);
+        let udp = nonblocking_udp();
         let (commands, commands_out) = channel();
         let (reports_in, reports) = channel();
         let (requests, orders_out) = channel();
@@ -167,8 +183,7 @@ impl Front {
             command_waker: Arc::clone(&command_waker),
         };
         let scheduling = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
-        let engine = EngineChoice::from_environment().and_then(EngineChoice::decide);
-        let engine = engine.expect("an engine").kind;
+        let engine = engine();
         let data = move || DataPath::new(engine, Policy::Rr, scheduling, 4, 511, to_data)?.run();
         let bridge = move || Bridge::new(to_bridge)?.run();
         let threads = vec![std::thread::spawn(data), std::thread::spawn(bridge)];
@@ -255,12 +270,13 @@ impl Front {
         fdpass::bound_send_buffer(sender.as_fd(), data_path::CHANNEL_BYTES).expect("a bound");
         let inbox = receiver.try_clone().expect("a duplicate");
         let primary_page = PrimaryPage::create().expect("a page");
+        let waker = Waker::new().expect("a descriptor");
         let page = primary_page.as_fd().try_clone_to_owned().expect("a duplicate");
         let process = self.launch(setup, id, &theirs);
         drop(theirs);
         self.command(Command::Attach {
             slot,
-            link: NewLink { sender, receiver, page: primary_page },
+            link: NewLink { sender, receiver, page: primary_page, waker },
         });
         let new_worker = Box::new(NewNodeWorker {
             channel,
@@ -313,13 +329,15 @@ impl Front {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned().into(), value.into()))
                 .collect(),
-            removed: &[],
+            removed: vec![],
+            confined: false,
             id_variable: None,
             directory: None,
             user: None,
             group: None,
             streams: [process::Stream::Inherit, process::Stream::Inherit, process::Stream::Inherit],
             own_group: false,
+            descriptor_limit: DescriptorLimit::default(),
             blocked_signals: None,
             ends_with_parent: false,
             inherited: vec![channel.as_fd()],
@@ -332,7 +350,8 @@ impl Front {
     pub(crate) fn until(&mut self, what: &str, come: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            while let Some(notice) = (!self.deaf).then(|| self.notices.take()).flatten() {
+            while let Some(notice) = (!self.deaf).then(|| self.notices.take_of(|_| true)).flatten()
+            {
                 self.hear(notice);
             }
             self.bury();

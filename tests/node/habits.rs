@@ -48,7 +48,8 @@ fn threads_and_successors_find_the_script_after_a_sweep() {
             fs::read_dir(path)?.try_for_each(|file| fs::remove_file(file?.path()))
         }] {
             sweep(&own).expect("it is ours");
-            eventually("the script to be there again", || fs::read_dir(&own).ok()?.next());
+            eventually("the script to be there again", || fs::read_dir(&own).ok()?.next())
+                .expect("a folder that can be read");
             assert_eq!(ask(&address), "fine");
         }
         cluster.signal(Signal::SIGHUP);

@@ -36,7 +36,8 @@ fn a_server_that_was_open_for_a_moment_is_not_asked_of_a_successor() {
         passing.listen(0, '127.0.0.2', () => passing.close(() => process.send('closed')));"
     );
     let Some(script) = Script::new(&text) else { return };
-    let cluster = script.launch("--workers 2").servers(2).start();
+    let cluster = script.launch("--workers 2").start_unready();
+    cluster.event("listening", 0);
     told(&cluster, 2);
     // The successors do without it.
     fs::write(script.path("server.js"), SERVER).expect("a file");

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use clusterlb_protocol::scoreboard::Wake;
 use clusterlb_schedule::id::{ListenerId, Slot};
-use clusterlb_schedule::{Client, Refusal, Roster};
+use clusterlb_schedule::{Client, Intake, Refusal, Roster};
 
 use super::plan::MILLISECOND;
 use super::world::{Connection, Event, Message, Place, World};
@@ -19,9 +19,15 @@ const CROWDED_NS: u64 = 5 * MILLISECOND;
 #[derive(Clone, Debug)]
 pub(crate) enum Notice {
     Accepted(Connection),
-    Sent { slot: usize, message: Message, outcome: Result<(), Trouble> },
+    Sent {
+        slot: usize,
+        message: Message,
+        outcome: Result<(), Trouble>,
+    },
     Room(usize, u32),
     Bell,
+    /// Something has come to a listener that is accepted from by hand.
+    Come,
     Attach(usize),
     Retire(usize, u32),
     Bury(usize),
@@ -39,9 +45,11 @@ pub(crate) enum Trouble {
 #[derive(Debug)]
 pub(crate) struct Front {
     pub(crate) roster: Roster,
-    pub(crate) queue: VecDeque<Connection>,
+    pub(crate) queue: Intake<Connection>,
     pub(crate) notices: Vec<Notice>,
     pub(crate) accepting: Vec<bool>,
+    /// Listeners whose next connection the primary is told of.
+    pub(crate) watched: Vec<bool>,
     buried: Vec<usize>,
     crowded: Vec<(usize, u64)>,
     /// When its loop turns next, if that is known.
@@ -88,11 +96,14 @@ impl Link {
 
 impl Front {
     pub(crate) fn new(roster: Roster, listeners: u16) -> Self {
+        let mut queue = Intake::default();
+        (0..listeners).map(ListenerId).for_each(|listener| queue.add_listener(listener));
         Self {
             roster,
-            queue: VecDeque::new(),
+            queue,
             notices: Vec::new(),
             accepting: vec![false; usize::from(listeners)],
+            watched: vec![false; usize::from(listeners)],
             buried: Vec::new(),
             crowded: Vec::new(),
             due_ns: None,
@@ -168,7 +179,7 @@ impl World {
     fn hear(&mut self, notice: Notice) {
         let now_ns = self.now_ns;
         match notice {
-            Notice::Accepted(connection) => self.front.queue.push_back(connection),
+            Notice::Accepted(connection) => self.queue_up(connection),
             Notice::Sent { slot, message, outcome } => self.settle(slot, message, outcome),
             Notice::Room(slot, generation) => {
                 let current =
@@ -177,14 +188,12 @@ impl World {
                     self.front.roster.has_room_again(slot_of(slot));
                 }
             }
-            Notice::Bell => {}
+            Notice::Bell | Notice::Come => {}
             Notice::Attach(slot) => {
                 let generation = self.workers[slot].life;
                 self.links[slot] = Some(Link { generation, ..Link::default() });
                 self.front.roster.attach(slot_of(slot), now_ns);
-                // With two listeners, every other worker serves the first one only.
-                let last = if slot.is_multiple_of(2) { self.plan.listeners } else { 1 };
-                for listener in 0..last {
+                for listener in self.plan.served_by(slot) {
                     self.front.roster.join(slot_of(slot), ListenerId(listener));
                 }
             }
@@ -232,16 +241,20 @@ impl World {
 
     /// To the front of the queue, oldest first.
     fn put_back(&mut self, connections: Vec<Connection>) {
-        let count = connections.len();
-        self.front.redispatched += count as u64;
+        self.front.redispatched += connections.len() as u64;
+        let batch = connections.clone();
         for connection in connections.into_iter().rev() {
             self.stories[connection].place = Place::Queue;
             self.stories[connection].returns += 1;
-            self.front.queue.push_front(connection);
+            let listener = ListenerId(self.stories[connection].listener);
+            self.front.queue.push_front(listener, connection).expect("listeners stay");
         }
-        let given = |connection: &Connection| self.stories[*connection].given;
-        let sorted = self.front.queue.iter().take(count).is_sorted_by_key(given);
-        assert!(sorted, "connections came back in another order than they were given");
+        for listener in 0..self.plan.listeners {
+            let own = batch.iter().filter(|one| self.stories[**one].listener == listener).count();
+            let first = self.front.queue.iter_of(ListenerId(listener)).take(own);
+            let sorted = first.is_sorted_by_key(|one| self.stories[*one].given);
+            assert!(sorted, "connections came back in another order than they were given");
+        }
     }
 
     fn take_back(&mut self, slot: usize) -> Vec<Connection> {
@@ -327,9 +340,9 @@ impl World {
             return;
         }
         self.observe();
-        let mut left = 0;
-        while left < self.front.queue.len() {
-            let connection = self.front.queue[left];
+        self.front.queue.begin_round();
+        while let Some(turn) = self.front.queue.next_turn() {
+            let connection = *self.front.queue.first(turn).expect("a turn has a first one");
             let listener = ListenerId(self.stories[connection].listener);
             // Eleven clients, so that some come again.
             let client = Client(connection as u64 % 11);
@@ -338,13 +351,17 @@ impl World {
             let idle = has_waited.then(|| roster.pick_idle(listener)).flatten();
             match idle.or_else(|| roster.pick(listener, client)) {
                 Some(slot) => {
-                    self.front.queue.remove(left);
+                    self.front.queue.take(turn);
                     self.assign(slot.index(), connection);
                 }
-                None if self.plan.listeners == 1 => break,
-                None => left += 1,
+                None => self.front.queue.block(turn),
             }
         }
+    }
+
+    fn queue_up(&mut self, connection: Connection) {
+        let listener = ListenerId(self.stories[connection].listener);
+        self.front.queue.push(listener, connection).expect("listeners stay");
     }
 
     fn assign(&mut self, slot: usize, connection: Connection) {
@@ -398,29 +415,61 @@ impl World {
 
     fn control_intake(&mut self) {
         for _ in 0..2 {
-            let held_up = !self.front.queue.is_empty();
-            let mut crowded = held_up;
-            for listener in 0..self.plan.listeners {
-                let takes = self.front.roster.has_room(ListenerId(listener));
-                crowded |= !takes;
-                self.front.accepting[usize::from(listener)] = takes && !held_up;
-                self.drain_backlog(usize::from(listener));
+            let mut short = Vec::new();
+            for listener in (0..self.plan.listeners).map(ListenerId) {
+                let takes = self.front.roster.has_room(listener);
+                let waits = self.front.queue.len_of(listener) > 0;
+                if (waits || !takes) && (takes || self.front.roster.is_served(listener)) {
+                    short.push(listener);
+                }
+                self.accept_from(listener, takes && !waits);
             }
             for slot in 0..self.links.len() {
                 let suspected = self.front.roster.is_suspected(slot_of(slot));
+                let is_short =
+                    short.iter().any(|one| self.front.roster.serves(slot_of(slot), *one));
                 let Some(link) = &mut self.links[slot] else { continue };
-                link.wake = match (crowded, suspected) {
+                link.wake = match (is_short, suspected) {
                     (true, _) => Wake::Always,
                     (false, true) => Wake::Probe,
                     (false, false) => Wake::Never,
                 };
             }
-            if !crowded {
+            if short.is_empty() {
                 return;
             }
             self.observe();
             self.dispatch();
         }
+    }
+
+    /// By the ring, if every worker serves the listener; otherwise by hand, and only as much as
+    /// those have room for that do.
+    fn accept_from(&mut self, listener: ListenerId, accepts: bool) {
+        let place = usize::from(listener.0);
+        let by_ring = accepts && self.front.roster.is_served_by_all(listener);
+        self.front.accepting[place] = by_ring;
+        self.front.watched[place] = false;
+        if by_ring {
+            return self.drain_backlog(place);
+        }
+        if !accepts {
+            return;
+        }
+        let room = (self.front.roster.room_of(listener) as usize).min(MESSAGE_MAX);
+        let count = room.min(self.backlog[place].len());
+        if count == 0 {
+            self.front.watched[place] = true;
+            return;
+        }
+        for connection in self.backlog[place].drain(..count).collect::<Vec<_>>() {
+            self.front.accepted += 1;
+            self.stories[connection].place = Place::Queue;
+            self.queue_up(connection);
+        }
+        self.dispatch();
+        let at_ns = self.soon();
+        self.turn_at(at_ns);
     }
 
     /// The kernel takes the messages into the channels, or does not.

@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) workers: usize,
     pub(crate) listeners: u16,
+    /// Which of them each worker serves, a bit each.
+    pub(crate) served: Vec<u16>,
     pub(crate) policy: Policy,
     pub(crate) scheduling: SchedulerConfig,
     /// Messages that a channel holds.
@@ -66,7 +68,8 @@ impl Plan {
     pub(crate) fn storm(seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
         let workers = random.usize(1..=8);
-        let listeners = if random.u8(0..4) == 0 { 2 } else { 1 };
+        let listeners = [1, 1, 2, 3][random.usize(0..4)];
+        let served = served(&mut random, workers, listeners);
         let (service, mean_ns) = service(&mut random);
         let count = random.usize(20..300);
         let between_ns = mean_ns / workers as u64 * random.u64(6..=20) / 10;
@@ -85,6 +88,7 @@ impl Plan {
             seed,
             workers,
             listeners,
+            served,
             policy: policy(&mut random),
             scheduling: scheduling(&mut random),
             channel_messages: if random.bool() { 80 } else { random.usize(1..6) },
@@ -98,6 +102,12 @@ impl Plan {
             arrivals,
             strikes,
         }
+    }
+
+    /// The listeners that the worker in a slot serves.
+    pub(crate) fn served_by(&self, slot: usize) -> impl Iterator<Item = u16> + use<> {
+        let served = self.served[slot];
+        (0..self.listeners).filter(move |listener| served >> listener & 1 == 1)
     }
 
     /// A run without faults, with Poisson arrivals at this utilisation: the same arrivals and
@@ -120,6 +130,7 @@ impl Plan {
             seed,
             workers,
             listeners: 1,
+            served: vec![1; workers],
             policy: Policy::Rr,
             scheduling: SchedulerConfig::default(),
             channel_messages: 80,
@@ -134,6 +145,15 @@ impl Plan {
             strikes: Vec::new(),
         }
     }
+}
+
+/// Which listeners each worker serves: the first one all of them, others something, so that there
+/// is always somebody for everything.
+fn served(random: &mut Rng, workers: usize, listeners: u16) -> Vec<u16> {
+    let all = (1 << listeners) - 1;
+    let unequal = random.bool();
+    let draw = |slot| if slot == 0 || !unequal { all } else { random.u16(1..=all) };
+    (0..workers).map(draw).collect()
 }
 
 /// Times of a Poisson process.
@@ -182,6 +202,7 @@ fn scheduling(random: &mut Rng) -> SchedulerConfig {
         },
         credits_max: if random.bool() { CREDITS_MAX } else { random.u32(1..40) },
         hang_after_ns: hang_after_ns.map(|milliseconds| milliseconds * MILLISECOND),
+        unserved_limit_ns: None,
         take_back_after_ns: [None, Some(1), Some(2), Some(10)][random.usize(0..4)]
             .map(|milliseconds: u64| milliseconds * MILLISECOND),
         slow_start_ns: [0, 50, 1_000][random.usize(0..3)] * MILLISECOND,

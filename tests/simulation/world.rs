@@ -247,6 +247,9 @@ impl World {
         let listener = usize::from(self.stories[connection].listener);
         self.backlog[listener].push_back(connection);
         self.drain_backlog(listener);
+        if std::mem::take(&mut self.front.watched[listener]) {
+            self.tell(Notice::Come);
+        }
     }
 
     /// The kernel accepts for the primary as long as that has asked for it.

@@ -3,8 +3,8 @@
 use super::source::Source;
 use super::{Finding, read, report, sources_in, top};
 
-/// The document whose tables have tests in their last columns.
-const PARITY: &str = "docs/NODE-PARITY.md";
+/// The documents whose tables have tests in their last columns, and how many rows at least.
+const BOOKS: [(&str, usize); 2] = [("docs/NODE-PARITY.md", 50), ("docs/SECURITY.md", 20)];
 /// Where a test is whose name gives no path.
 const DEFAULT_FOLDER: &str = "tests/cluster";
 /// What a column of tests is headed by.
@@ -44,10 +44,15 @@ fn tests_in(cell: &str) -> Vec<(String, String)> {
     tests.map(place).collect()
 }
 
-/// Whether a file has a test of this name: one with the attribute, or one in a list of `trials!`.
+/// Whether a file has a test of this name: one with the attribute, or one in a list of `trials!` or
+/// `on_each_engine!`.
 fn has_test(text: &str, name: &str) -> bool {
-    let Some((before, _)) = text.split_once(&format!("fn {name}()")) else { return false };
+    let Some((before, _)) = text.split_once(&format!("fn {name}(")) else { return false };
     let attribute = before.trim_end().ends_with("#[test]");
+    let mut lists = text.split("on_each_engine! {").skip(1);
+    if lists.any(|list| list.lines().any(|line| line.trim() == name)) {
+        return true;
+    }
     let mut listed = text.split("trials!(").skip(1).filter_map(|rest| rest.split(')').next());
     attribute || listed.any(|names| names.split(',').any(|one| one.trim() == name))
 }
@@ -71,10 +76,12 @@ fn broken(book: &Source, text_of: impl Fn(&str) -> Option<String>) -> Vec<Findin
 
 #[test]
 fn tests_that_are_named_exist() {
-    let book = read(&top().join(PARITY));
-    assert!(rows(&book).len() > 50, "the tables are not found");
     let text_of = |file: &str| std::fs::read_to_string(top().join(file)).ok();
-    report(broken(&book, text_of), "what is promised is shown");
+    for (name, least) in BOOKS {
+        let book = read(&top().join(name));
+        assert!(rows(&book).len() > least, "the tables of {name} are not found");
+        report(broken(&book, text_of), "what is promised is shown");
+    }
 }
 
 #[test]

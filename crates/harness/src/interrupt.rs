@@ -50,7 +50,7 @@ impl Interrupt {
     /// [`Halt::Interrupted`], from the first signal on.
     pub fn check(&mut self) -> std::result::Result<(), Halt> {
         if self.arrived.is_none() {
-            self.arrived = self.signals.next_signal()?;
+            self.arrived = self.signals.next_signal()?.map(|received| received.signal);
         }
         self.arrived.map_or(Ok(()), |signal| Err(Halt::Interrupted(signal)))
     }

@@ -1,7 +1,7 @@
 //! What a worker inherits from the primary: environment variables and open descriptors.
 //!
-//! Owns the names of the variables for both sides. Settings are not passed, because both processes
-//! have the same command line.
+//! Owns the names of the variables, for both sides. The built-in worker has the command line of
+//! its primary besides, so most settings need no second way.
 
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -25,7 +25,11 @@ pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 /// The CPU to pin the worker to; unset when it is not pinned.
 pub const CPU: &str = "CLUSTERLB_CPU";
 
-/// The engine of the whole run, chosen by the primary: `io_uring` or `epoll`.
+/// Where the built-in worker listens, as a JSON array: names are looked up by its primary.
+pub const LISTEN: &str = "CLUSTERLB_LISTEN";
+/// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
+pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
+/// The engine that the primary has decided on for the whole run: `io_uring` or `epoll`.
 pub const ENGINE: &str = "CLUSTERLB_WORKER_ENGINE";
 
 /// Serialisation of the program's messages: `json` or `advanced`.
@@ -54,7 +58,9 @@ pub struct Inheritance {
     pub inbox: Option<OwnedFd>,
     /// The CPU to pin to.
     pub cpu: Option<usize>,
-    /// The engine of the run; io_uring unless the primary chose another.
+    /// Bytes of locked memory that its ring may take, if that is bounded.
+    pub ring_bytes: Option<u64>,
+    /// The engine of the run; io_uring, unless the primary says otherwise.
     pub engine: EngineKind,
     /// Serialisation of the program's messages.
     pub serialization: Serialization,
@@ -80,6 +86,7 @@ impl Inheritance {
             waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
+            ring_bytes: number(RING_BYTES)?,
             engine: std::env::var(ENGINE)
                 .ok()
                 .and_then(|name| EngineKind::from_name(&name))

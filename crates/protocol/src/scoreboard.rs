@@ -83,6 +83,8 @@ pub enum Statistic {
     Rearms = 5,
     /// Connections closed because the client was too slow.
     Timeouts = 6,
+    /// Connections reset because all of them together held too much memory.
+    Shed = 7,
 }
 
 /// A snapshot of a worker's counters, as the primary sees them.

@@ -18,6 +18,9 @@ pub struct SchedulerConfig {
     /// A worker that has not claimed, or not finished a turn of its loop, for this long is passed
     /// over, and what it has not claimed goes to others; never, if none.
     pub hang_after_ns: Option<u64>,
+    /// A connection that no living worker serves is closed and counted after this long; never, if
+    /// none.
+    pub unserved_limit_ns: Option<u64>,
     /// A connection that a worker at work has not claimed for this long goes to an idle worker of
     /// the same listener, if there is one; never, if none. Under [`Policy::Rr`](crate::Policy) and
     /// [`Policy::Least`](crate::Policy) with the built-in scheduler.
@@ -38,6 +41,7 @@ impl Default for SchedulerConfig {
             credits: CreditRule::Adaptive,
             credits_max: CREDITS_MAX,
             hang_after_ns: Some(100_000_000),
+            unserved_limit_ns: Some(60_000_000_000),
             take_back_after_ns: Some(2_000_000),
             slow_start_ns: 1_000_000_000,
             coalesce_ns: Some(75_000),

@@ -9,25 +9,41 @@ const WORD_BITS: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IndexSet {
     first: u64,
-    /// For the numbers from 64 on. The last word is never zero, so equal sets are equal.
-    further: Vec<u64>,
+    /// For the numbers from 64 on; absent if there are none, so that equal sets are equal.
+    further: Option<Box<Further>>,
+}
+
+/// The words for further numbers. Apart, so that a set of few numbers is small.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Further {
+    /// The last word is never zero.
+    words: Vec<u64>,
 }
 
 impl IndexSet {
+    #[inline]
     pub(crate) fn contains(&self, index: usize) -> bool {
         match index.checked_sub(WORD_BITS) {
             None => self.first & (1 << index) != 0,
             Some(rest) => {
-                let word = self.further.get(rest / WORD_BITS).copied().unwrap_or(0);
+                let word = self.further().get(rest / WORD_BITS).copied().unwrap_or(0);
                 word & (1 << (rest % WORD_BITS)) != 0
             }
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first == 0 && self.further.is_empty()
+    }
+
     /// Whether a number is in both.
     pub(crate) fn meets(&self, other: &Self) -> bool {
-        let mut pairs = self.further.iter().zip(&other.further);
+        let mut pairs = self.further().iter().zip(other.further());
         self.first & other.first != 0 || pairs.any(|(own, other)| own & other != 0)
+    }
+
+    fn further(&self) -> &[u64] {
+        self.further.as_ref().map_or(&[], |further| &further.words)
     }
 
     pub(crate) fn insert(&mut self, index: usize) {
@@ -35,11 +51,12 @@ impl IndexSet {
             self.first |= 1 << index;
             return;
         };
+        let words = &mut self.further.get_or_insert_default().words;
         let place = rest / WORD_BITS;
-        if place >= self.further.len() {
-            self.further.resize(place + 1, 0);
+        if place >= words.len() {
+            words.resize(place + 1, 0);
         }
-        self.further[place] |= 1 << (rest % WORD_BITS);
+        words[place] |= 1 << (rest % WORD_BITS);
     }
 
     pub(crate) fn remove(&mut self, index: usize) {
@@ -47,11 +64,15 @@ impl IndexSet {
             self.first &= !(1 << index);
             return;
         };
-        if let Some(word) = self.further.get_mut(rest / WORD_BITS) {
+        let Some(further) = &mut self.further else { return };
+        if let Some(word) = further.words.get_mut(rest / WORD_BITS) {
             *word &= !(1 << (rest % WORD_BITS));
         }
-        while self.further.last() == Some(&0) {
-            self.further.pop();
+        while further.words.last() == Some(&0) {
+            further.words.pop();
+        }
+        if further.words.is_empty() {
+            self.further = None;
         }
     }
 }
@@ -91,6 +112,7 @@ mod tests {
                 let same = (0..MOST).all(|index| set.contains(index) == model.contains(&index));
                 prop_assert!(same);
                 prop_assert_eq!(&set, &model.iter().copied().collect());
+                prop_assert_eq!(set.is_empty(), model.is_empty());
                 prop_assert_eq!(set.meets(&[index].into_iter().collect()), model.contains(&index));
             }
             model.iter().for_each(|index| set.remove(*index));

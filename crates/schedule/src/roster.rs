@@ -65,6 +65,8 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Loads,
     uniform: bool,
+    /// Positions of listeners that every worker serves which serves any.
+    common: IndexSet,
     /// The listeners' rotations. Their positions are the numbers in `WorkerEntry::joined`.
     listeners: Vec<Option<Chooser>>,
     /// The positions in `listeners`, by the numbers of the listeners.
@@ -96,6 +98,7 @@ impl Roster {
             loads: Loads::default(),
             masked: Loads::default(),
             uniform: true,
+            common: IndexSet::default(),
             listeners: Vec::new(),
             indices: Vec::new(),
             skips_before: Skips::default(),
@@ -217,6 +220,7 @@ impl Roster {
     /// The worker leaves: nothing more for it.
     pub fn retire(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Draining);
+        self.note_uniformity();
     }
 
     /// The worker is gone.
@@ -229,6 +233,7 @@ impl Roster {
     /// The worker's process has ended, but its seat is still being cleared.
     pub fn bury(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Dead);
+        self.note_uniformity();
     }
 
     /// Takes note of a worker's counters.
@@ -283,6 +288,30 @@ impl Roster {
         let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };
         self.listeners[place].as_ref().is_some_and(|chooser| chooser.has_room(loads))
+    }
+
+    /// How many connections of a listener its workers could be given now.
+    pub fn room_of(&mut self, listener: ListenerId) -> u32 {
+        if !self.has_room(listener) {
+            return 0;
+        }
+        let loads = if self.uniform { &self.loads } else { &self.masked };
+        let able = loads.iter().filter(|load| load.can_take());
+        able.fold(0, |sum, load| sum.saturating_add(load.credits))
+    }
+
+    /// Whether every worker that serves something and goes on doing so serves this listener.
+    #[must_use]
+    pub fn is_served_by_all(&self, listener: ListenerId) -> bool {
+        self.listener_index(listener).is_some_and(|place| self.common.contains(place))
+    }
+
+    /// Whether a worker serves a listener.
+    #[must_use]
+    pub fn serves(&self, slot: Slot, listener: ListenerId) -> bool {
+        let worker = self.workers.get(slot.index()).and_then(Option::as_ref);
+        let place = self.listener_index(listener);
+        worker.zip(place).is_some_and(|(worker, place)| worker.joined.contains(place))
     }
 
     /// Whether the policy wants to know the client.
@@ -458,6 +487,13 @@ impl Roster {
         let everything: IndexSet =
             places.filter(|(_, one)| one.is_some()).map(|(place, _)| place).collect();
         self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
+        let takes = |load: &WorkerLoad| matches!(load.status, Status::Ready | Status::Full);
+        let pairs = self.workers.iter().zip(&*self.loads).filter(|(_, load)| takes(load));
+        let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| &one.joined));
+        // One that serves nothing yet says nothing about who is left out.
+        let joined: Vec<&IndexSet> = joined.filter(|joined| !joined.is_empty()).collect();
+        let is_common = |place: &usize| joined.iter().all(|one| one.contains(*place));
+        self.common = (0..self.listeners.len()).filter(is_common).collect();
     }
 
     /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.

@@ -2,17 +2,30 @@
 //!
 //! Owns the questions to the system's databases. Refuses to change anything.
 
+use std::path::PathBuf;
+
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 
 use crate::error::{Error, Result};
 
 /// A user as the system knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// The number.
     pub user: u32,
     /// The user's own group; unknown for a number without an entry.
     pub group: Option<u32>,
+    /// Name and home; unknown for a number without an entry.
+    pub entry: Option<Entry>,
+}
+
+/// What the system has written down about a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The user's name.
+    pub name: String,
+    /// The user's folder.
+    pub home: PathBuf,
 }
 
 /// Finds a user; a number needs no entry.
@@ -28,8 +41,12 @@ pub fn find_user(text: &str) -> Result<Option<Account>> {
     };
     let entry = found.map_err(failed)?;
     Ok(match entry {
-        Some(user) => Some(Account { user: user.uid.as_raw(), group: Some(user.gid.as_raw()) }),
-        None => number.map(|user| Account { user, group: None }),
+        Some(user) => Some(Account {
+            user: user.uid.as_raw(),
+            group: Some(user.gid.as_raw()),
+            entry: Some(Entry { name: user.name, home: user.dir }),
+        }),
+        None => number.map(|user| Account { user, group: None, entry: None }),
     })
 }
 
@@ -60,10 +77,11 @@ mod tests {
 
     #[test]
     fn users_and_groups_are_found_by_name_and_number() {
-        let root = Some(Account { user: 0, group: Some(0) });
-        assert_eq!(find_user("root").expect("there are users"), root);
-        assert_eq!(find_user("0").expect("there are users"), root);
-        let nobody_knows = Some(Account { user: 4_000_000_000, group: None });
+        let root = find_user("root").expect("there are users").expect("root is one of them");
+        assert_eq!((root.user, root.group), (0, Some(0)));
+        assert_eq!(root.entry.as_ref().map(|entry| entry.name.as_str()), Some("root"));
+        assert_eq!(find_user("0").expect("there are users"), Some(root));
+        let nobody_knows = Some(Account { user: 4_000_000_000, group: None, entry: None });
         assert_eq!(find_user("4000000000").expect("there are users"), nobody_knows);
         assert_eq!(find_user("no such user").expect("there are users"), None);
         assert_eq!(find_group("root").expect("there are groups"), Some(0));

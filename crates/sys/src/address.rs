@@ -2,7 +2,7 @@
 //! resolve.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -18,17 +18,30 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub enum ListenAddress {
     /// An IPv4 or IPv6 address and port; port 0 selects a free one.
     Tcp(SocketAddr),
-    /// A host name and port, resolved when opened.
+    /// A host name and port, looked up before it is opened (`resolve`). `*` stands for every
+    /// address of the machine; an IPv6 address may name its interface (`fe80::1%eth0`).
     Name(String, u16),
-    /// A unix stream socket at a path.
-    Unix(PathBuf),
+    /// A unix stream socket at a path, and who may use its file.
+    Unix(PathBuf, FileAccess),
     /// A unix stream socket in the abstract namespace, written `unix:@name`.
     Abstract(String),
     /// A listening socket inherited under this descriptor number.
     Inherited(RawFd),
 }
 
-/// An endpoint of a connection.
+/// Who may use a unix socket's file, as far as that is not what the umask and this process's user
+/// make it. Written behind the path: `unix:/path,mode=660,user=NAME,group=NAME`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FileAccess {
+    /// Its permissions.
+    pub mode: Option<u32>,
+    /// Its owner, by name or number.
+    pub user: Option<String>,
+    /// Its group, by name or number.
+    pub group: Option<String>,
+}
+
+/// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -59,8 +72,12 @@ impl fmt::Display for Endpoint {
     }
 }
 
-const FORMS: &str = "write HOST:PORT (127.0.0.1:8000, [::1]:8000, port 0 for a free one), PORT, \
-     unix:/path, unix:@name or fd:N";
+const FORMS: &str = "write HOST:PORT (127.0.0.1:8000, [::1]:8000, [fe80::1%eth0]:8000, \
+     localhost:8000, *:8000 for every address, port 0 for a free one), PORT, unix:/path, \
+     unix:/path,mode=660,user=NAME,group=NAME, unix:@name or fd:N";
+
+/// Highest permissions of a file, set-id and sticky bits left out.
+const MODE_MAX: u32 = 0o777;
 
 impl FromStr for ListenAddress {
     type Err = Error;
@@ -72,7 +89,7 @@ impl FromStr for ListenAddress {
             return number.map(Self::Inherited).ok_or_else(|| wrong("not a descriptor number"));
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            return unix(path).ok_or_else(|| wrong("a unix socket's name has 1 to 107 bytes"));
+            return unix(path).map_err(wrong);
         }
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
@@ -83,26 +100,55 @@ impl FromStr for ListenAddress {
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("no port"))?;
         let port = port.parse().map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
         if host.is_empty() {
-            return Err(wrong("no host; 0.0.0.0 or [::] stand for all addresses"));
+            return Err(wrong("no host; * stands for all addresses"));
         }
-        if host.contains([':', '/', '[', ']', ' ']) {
+        if let Some(scoped) = scoped(host) {
+            return Ok(Self::Name(scoped.to_owned(), port));
+        }
+        if host.contains([':', '/', '[', ']', ' ', '%']) {
             return Err(wrong("not an address; an IPv6 address stands in brackets"));
         }
         Ok(Self::Name(host.to_owned(), port))
     }
 }
 
-fn unix(path: &str) -> Option<ListenAddress> {
-    let name = path.strip_prefix('@');
-    let length = path.len();
+/// An IPv6 address that names its interface, out of its brackets.
+fn scoped(host: &str) -> Option<&str> {
+    let inner = host.strip_prefix('[')?.strip_suffix(']')?;
+    let (address, interface) = inner.split_once('%')?;
+    let is_name = !interface.is_empty() && !interface.contains(['/', '%', ' ', ']']);
+    (is_name && address.parse::<Ipv6Addr>().is_ok()).then_some(inner)
+}
+
+fn unix(text: &str) -> Result<ListenAddress, &'static str> {
+    const LENGTH: &str = "a unix socket's name has 1 to 107 bytes";
+    if let Some(name) = text.strip_prefix('@') {
+        let fits = !name.is_empty() && text.len() <= UNIX_PATH_BYTES_MAX;
+        return if fits { Ok(ListenAddress::Abstract(name.to_owned())) } else { Err(LENGTH) };
+    }
+    // A comma in a path is only the end of it where one of these follows.
+    let options = [",mode=", ",user=", ",group="];
+    let end = options.iter().filter_map(|option| text.find(option)).min().unwrap_or(text.len());
+    let (path, options) = text.split_at(end);
+    if !(1..=UNIX_PATH_BYTES_MAX).contains(&path.len()) {
+        return Err(LENGTH);
+    }
+    let access = options.split(',').skip(1).try_fold(FileAccess::default(), with_option)?;
+    Ok(ListenAddress::Unix(PathBuf::from(path), access))
+}
+
+fn with_option(access: FileAccess, option: &str) -> Result<FileAccess, &'static str> {
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
+    let text = (!value.is_empty()).then(|| value.to_owned());
     match name {
-        Some(name) if !name.is_empty() && length <= UNIX_PATH_BYTES_MAX => {
-            Some(ListenAddress::Abstract(name.to_owned()))
+        "mode" => {
+            let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= MODE_MAX);
+            let mode = mode.ok_or("mode= takes permissions in octal, such as 660")?;
+            Ok(FileAccess { mode: Some(mode), ..access })
         }
-        None if (1..=UNIX_PATH_BYTES_MAX).contains(&length) => {
-            Some(ListenAddress::Unix(PathBuf::from(path)))
-        }
-        _ => None,
+        "user" if text.is_some() => Ok(FileAccess { user: text, ..access }),
+        "group" if text.is_some() => Ok(FileAccess { group: text, ..access }),
+        _ => Err("behind a path come mode=, user= and group=, each with a value"),
     }
 }
 
@@ -113,7 +159,22 @@ impl ListenAddress {
         match self {
             Self::Tcp(address) => address.port() == 0,
             Self::Name(_, port) => *port == 0,
-            Self::Unix(_) | Self::Abstract(_) | Self::Inherited(_) => false,
+            Self::Unix(..) | Self::Abstract(_) | Self::Inherited(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for FileAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mode) = self.mode {
+            write!(f, ",mode={mode:03o}")?;
+        }
+        if let Some(user) = &self.user {
+            write!(f, ",user={user}")?;
+        }
+        match &self.group {
+            Some(group) => write!(f, ",group={group}"),
+            None => Ok(()),
         }
     }
 }
@@ -122,8 +183,9 @@ impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
+            Self::Name(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Name(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path, access) => write!(f, "unix:{}{access}", path.display()),
             Self::Abstract(name) => write!(f, "unix:@{name}"),
             Self::Inherited(number) => write!(f, "fd:{number}"),
         }
@@ -136,8 +198,20 @@ mod tests {
 
     #[test]
     fn every_form_is_understood_and_printed_back() {
-        for text in ["127.0.0.1:8000", "[::1]:0", "localhost:80", "unix:/run/a", "unix:@a", "fd:3"]
-        {
+        for text in [
+            "127.0.0.1:8000",
+            "[::1]:0",
+            "[fe80::1%2]:80",
+            "[fe80::1%eth0]:80",
+            "localhost:80",
+            "*:8000",
+            "unix:/run/a",
+            "unix:/run/a,b",
+            "unix:/run/a,mode=660",
+            "unix:/run/a,mode=060,user=www-data,group=33",
+            "unix:@a",
+            "fd:3",
+        ] {
             let address: ListenAddress = text.parse().expect("a valid form");
             assert_eq!(address.to_string(), text);
         }
@@ -146,8 +220,26 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_the_forms() {
-        for text in ["", ":80", "host", "host:70000", "::1:80", "fd:x", "fd:-1", "unix:", "unix:@"]
-        {
+        for text in [
+            "",
+            ":80",
+            "host",
+            "host:70000",
+            "::1:80",
+            "[fe80::1%]:80",
+            "[host%eth0]:80",
+            "fe80::1%eth0:80",
+            "fd:x",
+            "fd:-1",
+            "unix:",
+            "unix:@",
+            "unix:/run/a,mode=",
+            "unix:/run/a,mode=rw",
+            "unix:/run/a,mode=4755",
+            "unix:/run/a,user=",
+            "unix:/run/a,mode=660,owner=me",
+            "unix:,mode=660",
+        ] {
             let error = text.parse::<ListenAddress>().expect_err(text);
             assert_eq!((error.exit_code(), error.hint().contains("HOST:PORT")), (2, true));
         }

@@ -1,14 +1,17 @@
 //! The CPU quota of the cgroup.
 //!
-//! Owns finding this process's cgroup files, in both versions of the interface. Never fails: a
-//! missing file means no quota.
+//! Owns the way from this process to its cgroup's files, in both versions and in any number of
+//! mounts. Refuses to fail: a file that is missing means no quota.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use super::cpu::read_number;
 
-/// The smallest quota between this process's cgroup and the root, since every level applies.
+/// The least quota on the way from this process's cgroup to the root, in every hierarchy and every
+/// mount of it: each level binds.
 pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
     let own = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
@@ -16,19 +19,31 @@ pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
         let unified = controllers.is_empty();
-        if !unified && !controllers.split(',').any(|name| name == "cpu") {
-            return None;
-        }
-        let mount = mounts.lines().find_map(|line| cgroup_mount(line, unified))?;
-        Some((unified, path, mount))
+        let counts = unified || controllers.split(',').any(|name| name == "cpu");
+        counts.then_some((unified, path))
     });
-    hierarchies.filter_map(|(unified, path, mount)| least_quota(root, unified, path, &mount)).min()
+    hierarchies
+        .filter_map(|(unified, path)| {
+            let mounts = mounts.lines().filter_map(|line| cgroup_mount(line, unified));
+            hierarchy_quota(root, unified, path, &mounts.collect::<Vec<_>>())
+        })
+        .min()
 }
 
 /// A mount point of a cgroup hierarchy, and the directory of the hierarchy mounted there.
 struct CgroupMount {
     seen: String,
     at: PathBuf,
+}
+
+impl CgroupMount {
+    /// What is left of a cgroup's path below the directory that is seen here.
+    fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let rest = path.strip_prefix(self.seen.as_str())?;
+        let is_inside = (rest.is_empty() || rest.starts_with('/'))
+            && !Path::new(rest).components().any(|part| part.as_os_str() == "..");
+        is_inside.then(|| rest.trim_start_matches('/'))
+    }
 }
 
 fn cgroup_mount(line: &str, unified: bool) -> Option<CgroupMount> {
@@ -43,18 +58,48 @@ fn cgroup_mount(line: &str, unified: bool) -> Option<CgroupMount> {
     let (seen, at) = (place.next()?, place.next()?);
     found.then(|| CgroupMount {
         seen: seen.trim_end_matches('/').into(),
-        at: at.trim_start_matches('/').into(),
+        at: unescape(at.trim_start_matches('/')),
     })
 }
 
-fn least_quota(root: &Path, unified: bool, path: &str, mount: &CgroupMount) -> Option<u64> {
-    // Without a cgroup namespace, a container reads its path on the host but sees only the last
-    // part: then the mount point is its cgroup.
-    let below = path.strip_prefix(mount.seen.as_str()).unwrap_or("");
-    let top = root.join(&mount.at);
-    let own = top.join(below.trim_start_matches('/'));
-    own.ancestors()
-        .take_while(|level| level.starts_with(&top))
+/// A path of mountinfo, in which spaces and the like are written as `\040` (`proc(5)`).
+fn unescape(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, further)) = rest.split_first() {
+        let digits = further.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code.filter(|_| *first == b'\\') {
+            Some(code) => {
+                bytes.push(code);
+                rest = &further[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = further;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+fn hierarchy_quota(root: &Path, unified: bool, path: &str, mounts: &[CgroupMount]) -> Option<u64> {
+    let inside = mounts.iter().filter_map(|mount| Some((mount, mount.below(path)?)));
+    let mut seen: Vec<(&CgroupMount, &str)> = inside.collect();
+    if seen.is_empty() {
+        // Without a cgroup namespace a container reads its path on the host, of which it sees
+        // only the end: then a mount point is its own cgroup.
+        seen = mounts.iter().map(|mount| (mount, "")).collect();
+    }
+    seen.into_iter()
+        .filter_map(|(mount, below)| least_quota(&root.join(&mount.at), unified, below))
+        .min()
+}
+
+fn least_quota(top: &Path, unified: bool, below: &str) -> Option<u64> {
+    top.join(below)
+        .ancestors()
+        .take_while(|level| level.starts_with(top))
         .filter_map(|level| match unified {
             true => unified_quota(&fs::read_to_string(level.join("cpu.max")).ok()?),
             false => share(
@@ -118,5 +163,40 @@ mod tests {
         let period = ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
         let set = ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "100000\n");
         assert_eq!(quota(&[elsewhere, mounts, period, set]), Some(1000));
+    }
+
+    #[test]
+    fn every_mount_of_a_hierarchy_counts_and_names_match_whole() {
+        let mounts = (
+            "proc/self/mountinfo",
+            "36 23 0:28 /other /mnt/other rw - cgroup2 cgroup2 rw\n\
+             37 23 0:28 /pod /mnt/a\\040b rw - cgroup2 cgroup2 rw\n\
+             38 23 0:28 /po /mnt/po rw - cgroup2 cgroup2 rw\n\
+             39 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        );
+        let own = ("proc/self/cgroup", "0::/pod/x\n");
+        let narrow = ("mnt/a b/x/cpu.max", "50000 100000\n");
+        let wide = ("sys/fs/cgroup/pod/cpu.max", "150000 100000\n");
+        let foreign = ("mnt/other/cpu.max", "1000 100000\n");
+        let similar = ("mnt/po/cpu.max", "2000 100000\n");
+        assert_eq!(quota(&[own, mounts, narrow, wide, foreign, similar]), Some(500));
+        assert_eq!(quota(&[own, mounts, wide, foreign, similar]), Some(1500));
+        let outside = ("proc/self/cgroup", "0::/../x\n");
+        assert_eq!(quota(&[outside, mounts, wide]), None, "not read above what is seen");
+    }
+
+    #[test]
+    fn a_hybrid_takes_the_narrower_of_both_hierarchies() {
+        let mounts = (
+            "proc/self/mountinfo",
+            "40 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+             41 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+        );
+        let own = ("proc/self/cgroup", "2:cpu:/a/b\n0::/a\n");
+        let period = ("sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n");
+        let older = ("sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "300000\n");
+        assert_eq!(quota(&[own, mounts, period, older]), Some(3000));
+        let newer = ("sys/fs/cgroup/unified/a/cpu.max", "200000 100000\n");
+        assert_eq!(quota(&[own, mounts, period, older, newer]), Some(2000));
     }
 }

@@ -228,7 +228,8 @@ fn listen_hint(address: &str, source: Errno) -> String {
         ),
         Errno::EACCES | Errno::EPERM => "ports below 1024 and foreign directories need a \
              privilege: choose a port from 1024, give the binary CAP_NET_BIND_SERVICE, or pass \
-             an open socket with --listen fd:N"
+             an open socket with --listen fd:N; workers that run as somebody else may have what \
+             --allow-listen names"
             .into(),
         Errno::EADDRNOTAVAIL => "this machine has no such address: `ip address` lists those it \
              has; 0.0.0.0 or [::] stand for all"
@@ -248,11 +249,20 @@ fn system_hint(source: Errno) -> String {
         Errno::EMFILE | Errno::ENFILE => "too few file descriptors: raise `ulimit -n` (hard \
              limit) or fs.file-max"
             .into(),
-        Errno::ENOMEM | Errno::ENOBUFS => "too little memory: check the cgroup's memory limit and \
-             `ulimit -l`"
+        Errno::ENOMEM | Errno::ENOBUFS => "too little memory: check the cgroup's memory limit, \
+             `ulimit -l` (locked memory) and `ulimit -v` (address space)"
             .into(),
-        Errno::EAGAIN => "too many processes or threads: check `ulimit -u` and the cgroup's \
-             pids.max"
+        Errno::EAGAIN => "too many processes or threads: check `ulimit -u`, the cgroup's \
+             pids.max and kernel.threads-max"
+            .into(),
+        Errno::ENOSPC | Errno::EDQUOT => "the disk, or the quota on it, is full: make room, or \
+             write elsewhere"
+            .into(),
+        Errno::EFBIG => "the file has reached the size that `ulimit -f` allows".into(),
+        Errno::EPIPE => "what reads it has ended".into(),
+        Errno::EBADF => "it is closed: open it, or send it to /dev/null".into(),
+        Errno::ETIMEDOUT => "the name server or user database does not answer: check \
+             /etc/resolv.conf and /etc/nsswitch.conf, or give numbers"
             .into(),
         _ => "`clusterlb check` shows what this machine allows".into(),
     }

@@ -94,13 +94,27 @@ pub fn receive(
     bytes: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> std::result::Result<Arrival, Errno> {
+    receive_up_to(socket, bytes, descriptors, DESCRIPTORS_PER_MESSAGE_MAX)
+}
+
+/// The same with room for so many descriptors; the kernel closes further ones.
+///
+/// # Errors
+/// EAGAIN when nothing has arrived.
+pub fn receive_up_to(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+    descriptors_max: usize,
+) -> std::result::Result<Arrival, Errno> {
+    let room = CONTROL_HEADER_BYTES + descriptors_max * size_of::<RawFd>();
     let mut control = ControlSpace::default();
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut header = empty_header();
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = control.0.len();
+    header.msg_controllen = room.min(control.0.len());
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
     // SAFETY: the header points at `bytes` and `control`, both alive and writable during the call.
     let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
@@ -121,6 +135,10 @@ impl Default for ControlSpace {
         Self([0; CONTROL_BYTES])
     }
 }
+
+/// A pidfd of the sender: whoever shares a socket can ask for it on behalf of all (SO_PASSPIDFD,
+/// Linux 6.5). Nobody here does, so one that comes is closed.
+const SCM_PIDFD: libc::c_int = 4;
 
 /// Bytes of the header of a control message: a length, a level and a type.
 const CONTROL_HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
@@ -159,12 +177,18 @@ pub(super) unsafe fn adopt_descriptors(control: &[u8], descriptors: &mut Vec<Own
         let length = usize::from_ne_bytes(word(rest, 0)).clamp(CONTROL_HEADER_BYTES, rest.len());
         let level = i32::from_ne_bytes(half(rest, 8));
         let kind = i32::from_ne_bytes(half(rest, 12));
-        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+        if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
             let numbers = rest[CONTROL_HEADER_BYTES..length].chunks_exact(size_of::<RawFd>());
-            for number in numbers {
-                let raw = RawFd::from_ne_bytes(half(number, 0));
+            for raw in numbers.map(|number| RawFd::from_ne_bytes(half(number, 0))) {
+                // A pidfd that could not be made is told as an error number.
+                if raw < 0 {
+                    continue;
+                }
                 // SAFETY: the caller vouches that the kernel installed it for this message.
-                descriptors.push(unsafe { OwnedFd::from_raw_fd(raw) });
+                let descriptor = unsafe { OwnedFd::from_raw_fd(raw) };
+                if kind == libc::SCM_RIGHTS {
+                    descriptors.push(descriptor);
+                }
             }
         }
         rest = &rest[length.next_multiple_of(8).min(rest.len())..];
@@ -200,6 +224,32 @@ mod tests {
         send(descriptors[0].as_fd(), b"hi", &[]).expect("the passenger still works");
         let arrival = receive(far.as_fd(), &mut bytes, &mut descriptors).expect("bytes");
         assert_eq!((arrival.bytes, &bytes[..2]), (2, &b"hi"[..]));
+    }
+
+    #[test]
+    fn what_another_holder_of_the_socket_asks_for_does_not_stay_open() {
+        let (left, right) = packet_pair().expect("a pair");
+        let on: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("it is small");
+        const SO_PASSPIDFD: libc::c_int = 76;
+        // SAFETY: the kernel reads a number, which lives during the call.
+        let asked = unsafe {
+            libc::setsockopt(
+                right.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PASSPIDFD,
+                (&raw const on).cast(),
+                length,
+            )
+        };
+        if asked != 0 {
+            eprintln!("not tested: no SO_PASSPIDFD before Linux 6.5");
+            return;
+        }
+        send(left.as_fd(), b"one", &[left.as_fd()]).expect("room for one message");
+        let (mut bytes, mut descriptors) = ([0; 16], Vec::new());
+        receive(right.as_fd(), &mut bytes, &mut descriptors).expect("a message");
+        assert!(descriptors.len() <= 1, "the pidfd is not one of them");
     }
 
     #[test]

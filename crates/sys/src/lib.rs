@@ -12,8 +12,12 @@
 //! * [`datagram`]: datagram sockets that processes share.
 //! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
 //! * [`process`]: starting, watching and ending worker processes.
+//! * [`guard`]: a process that ends workers which a killed primary leaves behind.
 //! * [`notify`]: words of programs that say in systemd's way that they are ready.
+//! * [`inherited`]: what a parent leaves behind, put right for this process and its children.
+//! * [`terminal`]: the controlling terminal, and whether it is still there.
 //! * [`account`]: users and groups by name.
+//! * [`resolve`]: names in addresses, looked up without holding anything up.
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
 //! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
@@ -36,6 +40,8 @@ pub mod datagram;
 pub mod engine;
 pub mod error;
 pub mod fdpass;
+pub mod guard;
+pub mod inherited;
 pub mod limits;
 pub mod listener;
 pub mod listening;
@@ -49,8 +55,11 @@ pub mod probe;
 pub mod process;
 #[cfg(feature = "tokio")]
 pub mod readiness;
+pub mod resolve;
 pub mod ring;
 pub mod shared;
 pub mod signal;
+pub mod terminal;
+mod unix_socket;
 pub mod waker;
 pub mod watch;

@@ -2,13 +2,9 @@
 //!
 //! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
 
-use std::fs::{self, Permissions};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -18,8 +14,9 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-use crate::address::ListenAddress;
+use crate::address::{FileAccess, ListenAddress};
 use crate::error::{Error, Result, errno_of};
+use crate::unix_socket::{SocketFile, SocketPlace};
 
 /// A listening stream socket.
 #[derive(Debug)]
@@ -55,13 +52,6 @@ pub struct OpenOptions {
     pub blocking: bool,
 }
 
-/// A unix socket's file; removed with its listener unless somebody else has replaced it.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
 impl Listener {
     /// Opens `address`.
     ///
@@ -70,8 +60,9 @@ impl Listener {
     pub fn open(address: &ListenAddress, options: OpenOptions) -> Result<Self> {
         let listener = match address {
             ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
-            ListenAddress::Name(host, port) => open_tcp(address, resolve(host, *port)?, options),
-            ListenAddress::Unix(path) => open_unix(address, Some(path), options),
+            // Looking a name up takes as long as it likes, so that is done elsewhere, beforehand.
+            ListenAddress::Name(..) => Err(failure(address, "find")(Errno::EADDRNOTAVAIL)),
+            ListenAddress::Unix(path, access) => open_unix(address, Some((path, access)), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
             ListenAddress::Inherited(number) => adopt(address, *number),
         };
@@ -95,8 +86,7 @@ impl Listener {
     /// Whether clients find it: the file of a unix socket may have been removed or replaced.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
-        let mut file = self.file.iter();
-        file.all(|file| identity_of(&file.path) == Some(file.identity))
+        self.file.as_ref().is_none_or(SocketFile::is_reachable)
     }
 
     /// A further descriptor of the same socket, for somebody who accepts from it as well.
@@ -178,39 +168,31 @@ impl Listener {
     }
 }
 
-/// Whether this kernel has IPv6 at all.
+/// Every address of this machine: IPv6 and IPv4 at once where there is IPv6, as Node does.
 #[must_use]
-pub fn has_ipv6() -> bool {
-    stream(AddressFamily::Inet6).is_ok()
+pub fn unspecified(port: u16) -> SocketAddr {
+    match stream(AddressFamily::Inet6) {
+        Ok(_) => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+        Err(_) => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+    }
+}
+
+/// Whether this machine has an address of its own to listen on: its interface is up, and its
+/// family is not switched off.
+#[must_use]
+pub fn is_own(address: SocketAddr) -> bool {
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let mut any_port = address;
+    any_port.set_port(0);
+    let bound = stream(family)
+        .and_then(|socket| bind(socket.as_raw_fd(), &SockaddrStorage::from(any_port)));
+    !matches!(bound, Err(Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT | Errno::ENODEV))
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity_of(&self.path) == Some(self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity_of(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|data| (data.st_dev(), data.st_ino()))
-}
-
-fn resolve(host: &str, port: u16) -> Result<SocketAddr> {
-    let unknown = || {
-        Error::usage(
-            format!("--listen {host}:{port}: the host name cannot be resolved"),
-            "use an address, or add the name to /etc/hosts",
-        )
-    };
-    let mut found = (host, port).to_socket_addrs().map_err(|_| unknown())?;
-    found.next().ok_or_else(unknown)
 }
 
 fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Error {
@@ -270,50 +252,35 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
 
 fn open_unix(
     address: &ListenAddress,
-    path: Option<&Path>,
+    wanted: Option<(&PathBuf, &FileAccess)>,
     options: OpenOptions,
 ) -> Result<Listener> {
     let bind_failed = failure(address, "bind");
-    if let Some(path) = path {
-        remove_stale(path).map_err(&bind_failed)?;
-    }
-    let name = match address {
-        ListenAddress::Abstract(name) => UnixAddr::new_abstract(name.as_bytes()),
-        _ => UnixAddr::new(path.unwrap_or_else(|| Path::new(""))),
-    };
-    let name = name.map_err(&bind_failed)?;
     let socket = stream(AddressFamily::Unix).map_err(failure(address, "open a socket for"))?;
-    bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
-    let file = path.and_then(|path| {
-        let identity = identity_of(path)?;
-        Some(SocketFile { path: path.to_owned(), identity })
-    });
-    if let (Some(mode), Some(path)) = (options.mode, path) {
-        // Nobody can connect before it listens, so nobody gets in with other permissions.
-        let set = fs::set_permissions(path, Permissions::from_mode(mode));
-        set.map_err(|error| failure(address, "set the mode of")(errno_of(&error)))?;
-    }
+    let file = match (address, wanted) {
+        (ListenAddress::Abstract(name), _) => {
+            let name = UnixAddr::new_abstract(name.as_bytes()).map_err(&bind_failed)?;
+            bind(socket.as_raw_fd(), &name).map_err(bind_failed)?;
+            None
+        }
+        (_, Some((path, access))) => {
+            let place = SocketPlace::open(path).map_err(&bind_failed)?;
+            place.remove_stale().map_err(&bind_failed)?;
+            // No client can connect before it listens, so none gets in with other permissions.
+            let mode = access.mode.or(options.mode);
+            let file = place.bind(&socket, mode).map_err(bind_failed)?;
+            let number = |text: &Option<String>| {
+                let number = text.as_ref().map(|text| text.parse::<u32>()).transpose();
+                number.map_err(|_| failure(address, "find the owner of")(Errno::ENOENT))
+            };
+            let (user, group) = (number(&access.user)?, number(&access.group)?);
+            file.give_to(user, group).map_err(failure(address, "change the owner of"))?;
+            Some(file)
+        }
+        (_, None) => None,
+    };
     listen(&socket, options.backlog).map_err(failure(address, "listen on"))?;
     finish(address, socket, file)
-}
-
-/// Removes a socket file that nobody listens on, as an end by SIGKILL leaves it behind.
-fn remove_stale(path: &Path) -> std::result::Result<(), Errno> {
-    use std::os::unix::fs::FileTypeExt;
-
-    let Ok(data) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !data.file_type().is_socket() {
-        return Err(Errno::EADDRINUSE);
-    }
-    let address = UnixAddress::from_pathname(path).map_err(|_| Errno::ENAMETOOLONG)?;
-    match UnixStream::connect_addr(&address) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|error| errno_of(&error))
-        }
-        _ => Err(Errno::EADDRINUSE),
-    }
 }
 
 fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
@@ -365,14 +332,21 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
     Ok(Listener { socket, address, family, file })
 }
 
+/// As it was asked for: what was bound may be a name within an opened folder. Of an inherited one
+/// only the bound name is known.
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
-    let path = bound.as_unix_addr().and_then(UnixAddr::path);
-    path.map_or_else(|| address.to_string(), |path| format!("unix:{}", path.display()))
+    match (address, bound.as_unix_addr().and_then(UnixAddr::path)) {
+        (ListenAddress::Inherited(_), Some(path)) => format!("unix:{}", path.display()),
+        _ => address.to_string(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
+
+    use crate::address::FileAccess;
 
     use super::*;
 
@@ -481,7 +455,7 @@ mod tests {
         fs::create_dir_all(&folder).expect("a folder");
         let path = folder.join("socket");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket file"));
-        let address = ListenAddress::Unix(path.clone());
+        let address = ListenAddress::Unix(path.clone(), FileAccess::default());
         let listener = Listener::open(&address, OPTIONS).expect("the stale file is replaced");
         assert!(Listener::open(&address, OPTIONS).is_err());
         drop(listener);

@@ -1,10 +1,15 @@
-//! Receives readiness messages in systemd's protocol (`sd_notify(3)`).
+//! What programs say of themselves in systemd's way (`sd_notify(3)`): heard from workers, and said
+//! to the service manager of this process.
 //!
-//! Owns a datagram socket that any program can address by name. Reports the sender's pid; the
-//! caller decides whether to trust it.
+//! Owns a datagram socket that any program can find by its name, and one that finds the manager's.
+//! Says who sent a word; whether that is to be believed is decided above.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -15,7 +20,9 @@ use nix::sys::socket::{
 
 use crate::error::{Error, Result};
 
-/// Maximum length of a message; the rest is cut off.
+/// How long the service manager may take to make room for a word.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Longest word that is read; what is beyond is cut off.
 const WORD_BYTES_MAX: usize = 4096;
 
 /// The receiving socket.
@@ -25,7 +32,35 @@ pub struct NotifySocket {
     name: String,
 }
 
-/// A message.
+/// The way to the service manager that has started this process.
+#[derive(Debug)]
+pub struct ManagerSocket {
+    socket: UnixDatagram,
+    address: SocketAddr,
+}
+
+impl ManagerSocket {
+    /// The one that `NOTIFY_SOCKET` names; none, if there is no such variable or no such socket.
+    #[must_use]
+    pub fn from_environment() -> Option<Self> {
+        let name = std::env::var_os("NOTIFY_SOCKET")?;
+        let address = match name.as_bytes().split_first() {
+            Some((b'@', name)) => SocketAddr::from_abstract_name(name).ok()?,
+            _ => SocketAddr::from_pathname(&name).ok()?,
+        };
+        let socket = UnixDatagram::unbound().ok()?;
+        // A manager that is behind may have this long; then it does without.
+        socket.set_write_timeout(Some(PATIENCE)).ok()?;
+        Some(Self { socket, address })
+    }
+
+    /// Tells the manager assignments, one a line.
+    pub fn send(&self, text: &str) {
+        let _ = self.socket.send_to_addr(text.as_bytes(), &self.address);
+    }
+}
+
+/// A word.
 #[derive(Debug)]
 pub struct Notification {
     /// Pid of the sender, from the kernel.
@@ -95,11 +130,8 @@ impl AsFd for NotifySocket {
 
 #[cfg(test)]
 mod tests {
-    use std::io::pipe;
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-
     use nix::sys::socket::{ControlMessage, sendmsg};
+    use std::io::pipe;
 
     use super::*;
 

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname,
@@ -53,6 +54,20 @@ pub fn kind_of(descriptor: &OwnedFd) -> Kind {
         (Some(AddressFamily::Unix), Ok(SockType::Datagram)) => Kind::UnixDatagram,
         _ => Kind::Other,
     }
+}
+
+/// Whether a descriptor is a stream socket that does not listen. It is made non-blocking: the
+/// process that had it may have changed that.
+#[must_use]
+pub fn is_connection(descriptor: &OwnedFd) -> bool {
+    let is_stream = matches!(kind_of(descriptor), Kind::Tcp | Kind::Unix);
+    // Whether somebody is at the other end does not matter: a client may have gone meanwhile.
+    if !is_stream {
+        return false;
+    }
+    let flags = fcntl(descriptor, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    let flags = flags.unwrap_or(OFlag::empty()) | OFlag::O_NONBLOCK;
+    fcntl(descriptor, FcntlArg::F_SETFL(flags)).is_ok()
 }
 
 /// Who is at the other end of a connection.

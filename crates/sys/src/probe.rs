@@ -5,15 +5,18 @@
 
 mod behaviour;
 mod calls;
+mod facility;
 mod feature;
 
 use std::fs;
 
 use crate::error::{Error, errno_of};
+use crate::ring::without_hurry;
 use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
 pub use calls::{MissingCall, missing_calls};
+pub use facility::{Facility, counts_locked_memory, may_pin};
 pub use feature::{Feature, FeatureLevel};
 
 /// What was found.
@@ -127,9 +130,9 @@ pub fn ring_refusal(
         ),
         (Errno::ENOMEM, _) => (
             "too little memory for a ring",
-            "raise `ulimit -l`, which rings are charged to on some kernels (before Linux 5.12, and \
-             again on recent ones), or the cgroup's memory limit; or go without io_uring: \
-             CLUSTERLB_ENGINE=epoll",
+            "raise `ulimit -l` (LimitMEMLOCK=), which rings are charged to on some kernels (before \
+             Linux 5.12, and again on recent ones), or the cgroup's memory limit; or go without \
+             io_uring: CLUSTERLB_ENGINE=epoll",
         ),
         (Errno::EMFILE | Errno::ENFILE, _) => {
             ("no file descriptor is left for a ring", "raise `ulimit -n` or fs.file-max")
@@ -206,7 +209,13 @@ fn setup_features() -> Vec<Feature> {
     working.map(|trial| trial[0]).collect()
 }
 
+/// A small ring. Where rings count as locked memory, those of the trials before do so for a moment
+/// longer.
 fn ring_with(features: &[Feature]) -> std::io::Result<IoUring> {
+    without_hurry(|| ring_at_once(features))
+}
+
+fn ring_at_once(features: &[Feature]) -> std::io::Result<IoUring> {
     let mut builder = IoUring::builder();
     for feature in features {
         match feature {

@@ -3,28 +3,38 @@
 //! Owns one child. Refuses to restart anything: that is decided above.
 
 mod environment;
+mod family;
+mod identity;
+mod pipes;
 
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, geteuid, getpid, getppid, setgroups};
+use nix::unistd::{Pid, chdir, geteuid, getpid, getppid, setpgid, setsid};
 
 use crate::error::{Error, Result, errno_of};
+use crate::inherited::Restored;
+use crate::limits::DescriptorLimit;
 use crate::signal::BlockedSignals;
 use environment::Block;
+pub use family::{own_program, reap_orphans};
+use identity::Identity;
+use pipes::Pipes;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP`: to everybody in the group that the process leads.
-const WHOLE_GROUP: libc::c_uint = 1 << 2;
+pub(crate) const WHOLE_GROUP: libc::c_uint = 1 << 2;
 
 /// How a worker is started.
 #[derive(Debug)]
@@ -38,7 +48,7 @@ pub struct Launch<'a> {
     /// Variables added to this process's environment.
     pub environment: Vec<(OsString, OsString)>,
     /// Variables of this process that the new one does not get.
-    pub removed: &'static [&'static str],
+    pub removed: Vec<OsString>,
     /// One more variable, whose value is the id of the new process.
     pub id_variable: Option<&'static str>,
     /// Where it runs; without one, where this process does.
@@ -47,17 +57,23 @@ pub struct Launch<'a> {
     pub user: Option<u32>,
     /// The group that it runs as.
     pub group: Option<u32>,
+    /// It keeps no capability, and cannot get any by what it executes (`no_new_privs`).
+    pub confined: bool,
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
-    /// It gets a process group of its own, so that what a terminal sends to the primary's group
-    /// (Ctrl-C, hanging up) is for the primary alone. No signal is blocked in it then.
+    /// It leads a process group and a session, so that what a terminal sends to the primary's
+    /// group (Ctrl-C, hanging up) is for the primary alone, and no terminal stops it when it
+    /// prints (`stty tostop`). No signal is blocked in it then.
     pub own_group: bool,
     /// Signals that are blocked in it otherwise, so that nothing from a terminal ends it before it
     /// has said what it wants; without a word, those that are blocked here.
     pub blocked_signals: Option<BlockedSignals>,
+    /// How many descriptors it may open.
+    pub descriptor_limit: DescriptorLimit,
     /// It gets SIGTERM when the thread that starts it ends, with its process or before.
     pub ends_with_parent: bool,
-    /// Descriptors that it inherits under their present numbers; all others are close-on-exec.
+    /// Descriptors that it inherits under their present numbers. It gets no others, whoever has
+    /// opened them, but for those below.
     pub inherited: Vec<BorrowedFd<'a>>,
     /// Descriptors that it gets under these numbers, each 3 or more.
     pub placed: Vec<(RawFd, OwnedFd)>,
@@ -112,17 +128,6 @@ pub enum Ending {
     Signal(i32),
 }
 
-impl From<Stream> for Stdio {
-    fn from(stream: Stream) -> Self {
-        match stream {
-            Stream::Inherit => Self::inherit(),
-            Stream::Nothing => Self::null(),
-            Stream::Pipe => Self::piped(),
-            Stream::Descriptor(descriptor) => Self::from(descriptor),
-        }
-    }
-}
-
 impl Launch<'_> {
     /// Starts the process.
     ///
@@ -131,43 +136,60 @@ impl Launch<'_> {
     /// cannot be executed.
     pub fn start(self) -> Result<Started> {
         let step = format!("start a worker ({})", self.program.display());
-        let failed = |errno| Error::system(step.clone(), errno);
+        let changes_identity = self.user.is_some() || self.group.is_some();
+        let failed = |source| match source {
+            Errno::EPERM if changes_identity => Error::Environment {
+                step: step.clone(),
+                source,
+                hint: "running it as another user or group takes CAP_SETUID and CAP_SETGID, and \
+                       in a user namespace that /proc/self/setgroups says allow"
+                    .into(),
+            },
+            _ => Error::system(step.clone(), source),
+        };
         let numbers = self.placed.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let aside = Aside::above(numbers, &self.inherited, self.placed).map_err(failed)?;
-        let environment = Block::new(self.removed, self.environment, self.id_variable);
+        let environment = Block::new(&self.removed, self.environment, self.id_variable);
         let environment = environment.map_err(failed)?;
-        // Its environment is left alone: `prepare` puts another one in its place.
+        let directory = self.directory.map(|path| CString::new(path.into_os_string().into_vec()));
+        let directory = directory.transpose().map_err(|_| failed(Errno::EINVAL))?;
+        // Its environment is left alone: `prepare` puts another one in its place. So does it with
+        // user and folder, which have an order of their own.
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(self.arguments);
-        if let Some(directory) = self.directory {
-            command.current_dir(directory);
-        }
-        if let Some(group) = self.group {
-            command.gid(group);
-        }
-        if let Some(user) = self.user {
-            // This drops the supplementary groups as well, after the group has been set.
-            command.uid(user);
-        }
-        let drop_groups = self.group.is_some() && self.user.is_none() && geteuid().is_root();
-        if self.own_group {
-            command.process_group(0);
-        }
-        let [input, output, errors] = self.streams;
+        let becomes_other = self.group.is_some() || self.user.is_some();
+        let identity = Identity {
+            user: self.user,
+            group: self.group,
+            drops_groups: becomes_other && geteuid().is_root(),
+            confined: self.confined,
+        };
+        let pipes = Pipes::new(self.streams, self.user, self.group).map_err(failed)?;
+        let [input, output, errors] = pipes.theirs;
         command.stdin(input).stdout(output).stderr(errors);
         let (inherited, placed) = aside.numbers();
         let parent = self.ends_with_parent.then(getpid);
         let none = self.own_group.then(BlockedSignals::none);
-        let blocked = none.or(self.blocked_signals);
-        let mut preparation =
-            Preparation { inherited, placed, drop_groups, blocked, environment, parent };
+        let mut preparation = Preparation {
+            inherited,
+            placed,
+            identity,
+            directory,
+            leads: self.own_group,
+            blocked: none.or(self.blocked_signals),
+            environment,
+            parent,
+            restored: Restored::new(),
+            descriptor_limit: self.descriptor_limit.for_child(),
+        };
         let prepare = move || preparation.run();
         // SAFETY: between fork and exec `run` makes system calls only, which are
         // async-signal-safe, writes to memory of its own, and allocates nothing.
         let command = unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().map_err(|error| failed(errno_of(&error)))?;
-        let (input, output) = (child.stdin.take(), child.stdout.take());
-        let errors = child.stderr.take();
+        let input = child.stdin.take();
+        let [output, errors] = pipes.ours;
+        let (output, errors) = (output.map(ChildStdout::from), errors.map(ChildStderr::from));
         match open_watch(child.id()) {
             Ok(watch) => {
                 let process = WorkerProcess { child, watch: Arc::new(watch) };
@@ -183,16 +205,23 @@ impl Launch<'_> {
 struct Preparation {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, RawFd)>,
-    drop_groups: bool,
+    identity: Identity,
+    directory: Option<CString>,
+    /// It leads a session.
+    leads: bool,
     /// Signals that are blocked, unless they are those of the thread that starts it.
     blocked: Option<BlockedSignals>,
     environment: Block,
     /// Whom it shall not survive.
     parent: Option<Pid>,
+    restored: Restored,
+    /// The soft and the hard limit, if they differ from those here.
+    descriptor_limit: Option<(u64, u64)>,
 }
 
 impl Preparation {
     fn run(&mut self) -> io::Result<()> {
+        close_on_exec_from(3)?;
         for number in &self.inherited {
             // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
             let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
@@ -203,8 +232,9 @@ impl Preparation {
             let result = unsafe { libc::dup2(*descriptor, *number) };
             Errno::result(result)?;
         }
-        if self.drop_groups {
-            setgroups(&[])?;
+        self.identity.assume()?;
+        if let Some(directory) = &self.directory {
+            chdir(directory.as_c_str())?;
         }
         if let Some(parent) = self.parent {
             // Behind the change of user, which would undo it.
@@ -213,13 +243,30 @@ impl Preparation {
                 return Err(Errno::ESRCH.into());
             }
         }
+        self.restored.apply()?;
+        if self.leads {
+            // A sandbox may refuse sessions and still allow groups.
+            setsid().or_else(|_| setpgid(Pid::from_raw(0), Pid::from_raw(0)).map(|()| getpid()))?;
+        }
         if let Some(blocked) = self.blocked {
             // The standard library leaves the mask as it is here.
             blocked.install()?;
         }
+        if let Some((soft, hard)) = self.descriptor_limit {
+            // Last: the numbers above may be beyond it.
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        }
         self.environment.install(std::process::id());
         Ok(())
     }
+}
+
+/// Lets no descriptor from this number on pass to another program.
+fn close_on_exec_from(first: RawFd) -> std::result::Result<(), Errno> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: three numbers; nothing is closed, only marked.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    Errno::result(result).map(drop)
 }
 
 /// Descriptors for a new process, out of the way of the numbers that some of them shall have.
@@ -305,6 +352,17 @@ impl WorkerProcess {
 }
 
 impl Remote {
+    /// A process by its number, which must be that of a child: others may have gone, and their
+    /// numbers been given away.
+    ///
+    /// # Errors
+    /// There is none, or there are too few descriptors.
+    pub fn of(pid: u32) -> Result<Self> {
+        let watch = open_watch(pid);
+        let watch = watch.map_err(|errno| Error::system("watch a process (pidfd_open)", errno))?;
+        Ok(Self { watch: Arc::new(watch) })
+    }
+
     /// Sends a signal; a process that has already ended is left alone.
     ///
     /// # Errors
@@ -329,13 +387,14 @@ impl Remote {
     }
 
     fn send(&self, signal: Signal, flags: libc::c_uint) -> std::result::Result<(), Errno> {
-        let none = std::ptr::null::<libc::siginfo_t>();
-        let descriptor = self.watch.as_raw_fd();
-        // SAFETY: numbers and a null pointer, which stands for the usual signal information.
-        let result = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, descriptor, signal as i32, none, flags)
-        };
-        Errno::result(result).map(drop)
+        send(&self.watch, signal as i32, flags)
+    }
+}
+
+impl AsFd for Remote {
+    /// Readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
     }
 }
 
@@ -374,6 +433,25 @@ pub(crate) fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
     let raw = RawFd::try_from(raw).expect("descriptors are small numbers");
     // SAFETY: the kernel has just installed this descriptor for us; it is close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Watches this process, and signals nothing to it, as is done with workers.
+///
+/// # Errors
+/// The kernel or a sandbox refuses `pidfd_open` or `pidfd_send_signal`.
+pub(crate) fn try_pidfd() -> Result<()> {
+    let watch = open_watch(std::process::id());
+    let watch = watch.map_err(|errno| Error::system("watch a process (pidfd_open)", errno))?;
+    send(&watch, 0, 0).map_err(|errno| Error::system("signal a process by its pidfd", errno))
+}
+
+fn send(watch: &OwnedFd, signal: i32, flags: libc::c_uint) -> std::result::Result<(), Errno> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: numbers and a null pointer, which stands for the usual signal information.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, watch.as_raw_fd(), signal, none, flags)
+    };
+    Errno::result(result).map(drop)
 }
 
 /// Names this process for `ps` and `top`; the kernel keeps 15 bytes. A program started through

@@ -4,10 +4,29 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result, errno_of};
+
+/// Who has sent a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The kernel, as when a terminal is closed (`SI_KERNEL`).
+    Kernel,
+    /// This process.
+    Process(u32),
+}
+
+/// A signal that has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Which one.
+    pub signal: Signal,
+    /// Who has sent it.
+    pub origin: Origin,
+}
 
 /// A descriptor that becomes readable when one of the chosen signals arrives.
 #[derive(Debug)]
@@ -31,13 +50,17 @@ impl Signals {
     /// The next signal, if one has arrived.
     ///
     /// # Errors
-    /// The descriptor cannot be read, which does not happen on a healthy kernel.
-    pub fn next_signal(&mut self) -> Result<Option<Signal>> {
+    /// The descriptor cannot be read, which a healthy kernel never says.
+    pub fn next_signal(&mut self) -> Result<Option<Received>> {
         let information =
             self.descriptor.read_signal().map_err(|errno| Error::system("read a signal", errno))?;
         Ok(information.and_then(|information| {
             let number = i32::try_from(information.ssi_signo).ok()?;
-            Signal::try_from(number).ok()
+            let origin = match information.ssi_code {
+                libc::SI_KERNEL => Origin::Kernel,
+                _ => Origin::Process(information.ssi_pid),
+            };
+            Signal::try_from(number).ok().map(|signal| Received { signal, origin })
         }))
     }
 }

@@ -1,7 +1,9 @@
 //! A descriptor that wakes a thread which waits for it (`eventfd(2)`).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
@@ -36,9 +38,20 @@ impl Waker {
         let _ = self.descriptor.write(1);
     }
 
-    /// Makes the descriptor wait for the next wake. Tells whether there was one.
+    /// Makes the descriptor wait for the next wake. Tells whether there was one. Never waits, even
+    /// if another process that shares the descriptor has made it blocking.
     pub fn clear(&self) -> bool {
-        self.descriptor.read().is_ok()
+        let mut count = [0_u8; 8];
+        let part = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+        let raw = self.descriptor.as_fd().as_raw_fd();
+        // SAFETY: the kernel writes at most eight bytes to `count`, which lives during the call.
+        let read = unsafe { libc::preadv2(raw, &raw const part, 1, -1, libc::RWF_NOWAIT) };
+        match Errno::result(read) {
+            Ok(_) => true,
+            // Not on every kernel; the flag of the descriptor then has to do.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => self.descriptor.read().is_ok(),
+            Err(_) => false,
+        }
     }
 }
 
@@ -56,6 +69,8 @@ impl AsFd for Waker {
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
     use super::*;
 
     #[test]
@@ -69,5 +84,15 @@ mod tests {
         let other = waker.as_fd().try_clone_to_owned().expect("a descriptor");
         Waker::inherited(other).wake();
         assert!(waker.clear());
+    }
+
+    #[test]
+    fn to_clear_never_waits_whatever_another_holder_does() {
+        let waker = Waker::new().expect("a descriptor");
+        let other = waker.as_fd().try_clone_to_owned().expect("a descriptor");
+        fcntl(&other, FcntlArg::F_SETFL(OFlag::empty())).expect("it is open");
+        assert!(!waker.clear());
+        Waker::inherited(other).wake();
+        assert!(waker.clear() && !waker.clear());
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clusterlb::{Error, ListenAddress, Result};
+use clusterlb::{Error, FileAccess, ListenAddress, Result};
 use nix::unistd::{Uid, geteuid};
 
 /// The socket's name in its folder.
@@ -65,7 +65,8 @@ impl AdminAddress {
             Self::At(address) => Ok(address.clone()),
             Self::Default => {
                 let folder = std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from);
-                default_path(geteuid(), folder.as_deref()).map(ListenAddress::Unix)
+                let path = default_path(geteuid(), folder.as_deref())?;
+                Ok(ListenAddress::Unix(path, FileAccess::default()))
             }
         }
     }

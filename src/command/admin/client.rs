@@ -110,7 +110,7 @@ impl Client {
     async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>> {
         let unreachable = |error: io::Error| self.unreachable(&error);
         match &self.address {
-            ListenAddress::Unix(path_of_socket) => {
+            ListenAddress::Unix(path_of_socket, _) => {
                 let stream = UnixStream::connect(path_of_socket).await.map_err(unreachable)?;
                 self.exchange(stream, method, path).await
             }

@@ -13,7 +13,8 @@ use clusterlb::{
 use super::Run;
 use super::exposition::{Exposition, Format, Kind, Value};
 use super::ledger::SlotRecord;
-use super::observed::{self, Usage};
+use super::observed;
+use crate::command::usage::{Usage, usage_of};
 
 /// CPU time by slot that never falls: what ended workers were last seen to have used stays in it.
 #[derive(Debug, Default)]
@@ -256,7 +257,7 @@ fn restarts(text: &mut Exposition, snapshot: &Snapshot) {
 
 fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     let used = snapshot.workers.iter().filter_map(|one| {
-        let usage = observed::usage_of(one.pid)?;
+        let usage = usage_of(one.pid)?;
         Some((one.id, (one.slot, usage)))
     });
     let used: BTreeMap<WorkerId, (u16, Usage)> = used.collect();
@@ -278,7 +279,7 @@ fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     for (slot, bytes) in resident {
         text.sample(&[("slot", &slot.to_string())], bytes.into());
     }
-    let Some(own) = observed::usage_of(std::process::id()) else { return };
+    let Some(own) = usage_of(std::process::id()) else { return };
     let help = "CPU time that the primary has used.";
     text.single("clusterlb_primary_cpu_seconds", Kind::Counter, help, own.cpu_seconds.into());
     let help = "Memory that the primary has resident.";

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
+use super::addresses::look_up;
 use clusterlb::{Cluster, EngineDecision, Error, Result, SupervisorEvent, SupervisorHandle};
 use clusterlb_sys::error::errno_of;
 use clusterlb_sys::listener::{Listener, OpenOptions};
@@ -129,6 +130,7 @@ impl Doors {
         };
         let open = |address: &AdminAddress| {
             let address = address.resolve()?;
+            let address = look_up(&address)?.swap_remove(0);
             Listener::open(&address, options).map_err(|error| in_words_of_admin(&error, &address))
         };
         let listeners = addresses.iter().map(open).collect::<Result<_>>()?;

@@ -1,7 +1,5 @@
 //! The verdicts on made-up machines, and the table's looks.
 
-use nix::errno::Errno;
-
 use super::*;
 use clusterlb_sys::cpu::Cpu;
 
@@ -19,6 +17,10 @@ fn healthy() -> Facts {
         seccomp: Some(0),
         open_files: Some(Limit { soft: 1024, hard: 524_288 }),
         locked_memory: Some(Limit { soft: 8_388_608, hard: u64::MAX }),
+        counts_locked_memory: false,
+        facilities: Facility::ALL.map(|facility| (facility, None)).into(),
+        may_pin: true,
+        has_proc: true,
         backlog_max: Some(4096),
         cpu: Some(CpuFacts { cpus: (0..4).map(Cpu::alone).collect(), quota_milli_cpus: None }),
     }
@@ -196,4 +198,41 @@ fn this_machine_gets_a_whole_table() {
     assert!(row(&report, "kernel").value.starts_with(|c: char| c.is_ascii_digit()));
     assert_eq!(report.rows.last().map(|row| row.name), Some("workers auto"));
     println!("{}", render(&report));
+}
+
+#[test]
+fn locked_memory_matters_where_rings_count_against_it() {
+    let with = |soft, asked| {
+        let counts = Facts { counts_locked_memory: true, asked, ..healthy() };
+        let limit = Some(Limit { soft, hard: soft });
+        let report = judge(&Facts { locked_memory: limit, ..counts });
+        let row = row(&report, "locked memory");
+        assert_eq!(
+            row.remedy.as_ref().is_some_and(|text| text.contains("ulimit -l")),
+            soft < 1 << 20
+        );
+        (row.verdict, report.engine, report.can_run)
+    };
+    let auto = EngineChoice::Auto;
+    assert_eq!(with(u64::MAX, auto), (Verdict::Ok, Some("io_uring"), true));
+    assert_eq!(with(8 << 20, auto), (Verdict::Ok, Some("io_uring"), true));
+    assert_eq!(with(256 << 10, auto), (Verdict::Note, Some("io_uring"), true));
+    assert_eq!(with(64 << 10, auto), (Verdict::Note, None, false));
+    let report = judge(&Facts { locked_memory: Some(Limit { soft: 0, hard: 0 }), ..healthy() });
+    assert_eq!(report.engine, Some("io_uring"), "they do not count");
+}
+
+#[test]
+fn what_a_run_refuses_the_check_refuses() {
+    let refused = Error::system("create an epoll set", Errno::EPERM);
+    let mut facts = healthy();
+    facts.facilities[0].1 = Some(refused);
+    let report = judge(&facts);
+    let row = row(&report, "epoll");
+    assert_eq!((row.verdict, report.can_run), (Verdict::Cannot, false));
+    assert!(row.remedy.as_ref().is_some_and(|remedy| remedy.contains("seccomp")));
+    let scarce = Limit { soft: 70, hard: 70 };
+    assert!(!judge(&Facts { open_files: Some(scarce), ..healthy() }).can_run);
+    let bare = judge(&Facts { may_pin: false, has_proc: false, ..healthy() });
+    assert!(bare.can_run, "it does without");
 }

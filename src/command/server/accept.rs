@@ -9,7 +9,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::connections::{Connections, Surroundings};
+use super::connections::Connections;
+use super::surroundings::Surroundings;
 use clusterlb::AcceptMechanism;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::{Error, Result};
@@ -131,8 +132,8 @@ impl AcceptSources {
         self.epoll.is_some()
     }
 
-    /// Waits until the engine or a listener has something, then accepts from each listener that has:
-    /// one connection, as libuv does since 1.45, or as many as there are.
+    /// Waits until the engine or a listener has something, then accepts from each listener that
+    /// has: one connection, as libuv does since 1.45, or as many as there are.
     pub(super) fn wait(
         &mut self,
         around: &mut Surroundings,

@@ -3,8 +3,10 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{Shutdown, shutdown};
+use slab::Slab;
 
 use crate::command::server::handler::{Next, Session, Waiting};
+use clusterlb_sys::engine::Key;
 use clusterlb_sys::peer;
 
 #[derive(Debug)]
@@ -22,7 +24,13 @@ pub(super) struct Connection {
     pub(super) next: Next,
     pub(super) stage: Stage,
     pub(super) receive: Receive,
+    /// A piece that came was as long as one can be, so there may have been more.
+    pub(super) fills: bool,
     pub(super) sending: bool,
+    /// Memory of what is being sent.
+    pub(super) sending_bytes: usize,
+    /// What it held when that was last looked at.
+    pub(super) held_bytes: usize,
     /// The client has half-closed.
     pub(super) ended: bool,
     pub(super) lingered: u32,
@@ -47,6 +55,14 @@ pub(super) enum Receive {
 }
 
 impl Connection {
+    /// Memory that it holds. One that is closing gives it back soon.
+    pub(super) fn bytes(&self) -> usize {
+        match self.stage {
+            Stage::Closing => 0,
+            _ => self.input.capacity() + self.output.capacity() + self.sending_bytes,
+        }
+    }
+
     /// Between two requests, with nothing under way.
     pub(super) fn is_idle(&self) -> bool {
         let busy = self.sending || self.stage != Stage::Open || !self.input.is_empty();
@@ -67,4 +83,9 @@ impl Connection {
             peer::reset_on_close(socket);
         }
     }
+}
+
+/// The connection that `key` means, unless its place has another tenant by now.
+pub(super) fn current(table: &mut Slab<Connection>, key: Key) -> Option<&mut Connection> {
+    table.get_mut(key.index as usize).filter(|connection| connection.generation == key.generation)
 }

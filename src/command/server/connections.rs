@@ -2,7 +2,7 @@
 //!
 //! Owns the state machine between the engine and the session. A connection's place is given to
 //! another one only after the last completion that names it. Bounded by the descriptors of the
-//! process; what a single connection may hold is bounded by the constants below.
+//! process; what a connection may hold, and all of them, is bounded in `memory`.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -10,72 +10,31 @@ use nix::errno::Errno;
 use nix::sys::socket::Shutdown;
 use slab::Slab;
 
-use super::SyntheticWork;
-use super::connection::{Connection, Receive, Stage};
+use super::connection::{Connection, Receive, Stage, current};
 use super::deadlines::{Class, Deadlines, Durations};
+use super::memory;
+use super::surroundings::Surroundings;
 use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
-use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
-use clusterlb_sys::clock::monotonic_ns;
-use clusterlb_sys::engine::{Chunk, Engine, Key, Outcome};
-use clusterlb_sys::waker::Waker;
+use clusterlb::protocol::scoreboard::Statistic;
+use clusterlb_sys::engine::{CHUNK_BYTES, Chunk, Key, Outcome};
 
-/// Output of one step; at the bound the session waits until it is sent.
-const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// Input kept while the client does not take its answers; at the bound receiving stops.
-const INPUT_BYTES_MAX: usize = 64 * 1024;
 /// Buffers kept for the next answer, and the largest that is worth keeping.
 const SPARE_BUFFERS_MAX: usize = 256;
 const SPARE_BYTES_MAX: usize = 16 * 1024;
 /// Bytes read away after an error answer before the connection is closed anyway.
 const LINGER_BYTES_MAX: u32 = 1024 * 1024;
 
-/// What every connection is served with.
-#[derive(Debug)]
-pub(super) struct Surroundings {
-    pub(super) engine: Engine,
-    pub(super) page: WorkerPage,
-    pub(super) now_ns: u64,
-    pub(super) date: String,
-    pub(super) draining: bool,
-    /// What wakes the primary.
-    pub(super) waker: Waker,
-    /// What a request costs besides being answered.
-    pub(super) synthetic_work: Option<SyntheticWork>,
-    /// Work has been done since this was last cleared.
-    pub(super) worked: bool,
-}
-
-impl Surroundings {
-    /// Makes the counters visible, and rings if the primary has asked for it.
-    pub(super) fn publish(&mut self) {
-        if self.page.publish() {
-            // A bell that is full is ringing already.
-            self.waker.wake();
-        }
-    }
-
-    /// Does the work of answered requests, during which this worker does nothing else.
-    fn work(&mut self, requests: u32) {
-        let Some(mut synthetic_work) = self.synthetic_work.take() else { return };
-        self.publish();
-        (0..requests).for_each(|_| synthetic_work.perform());
-        self.synthetic_work = Some(synthetic_work);
-        self.now_ns = monotonic_ns();
-        // Each piece of work is progress: a busy worker is not a stuck one.
-        self.page.begin_turn(self.now_ns);
-        self.worked = true;
-    }
-}
-
 /// All connections.
 #[derive(Debug)]
 pub(super) struct Connections {
     serve: Serve,
     limits: HttpLimits,
-    table: Slab<Connection>,
-    deadlines: Deadlines,
+    pub(super) table: Slab<Connection>,
+    pub(super) deadlines: Deadlines,
     spare: Vec<Vec<u8>>,
     generation: u32,
+    /// What all connections hold.
+    pub(super) held_bytes: usize,
 }
 
 impl Connections {
@@ -87,6 +46,7 @@ impl Connections {
             deadlines: Deadlines::new(durations),
             spare: Vec::new(),
             generation: 0,
+            held_bytes: 0,
         }
     }
 
@@ -118,7 +78,10 @@ impl Connections {
             next: Next::Read,
             stage: Stage::Open,
             receive: Receive::Once,
+            fills: false,
             sending: false,
+            sending_bytes: 0,
+            held_bytes: 0,
             ended: false,
             lingered: 0,
         });
@@ -129,7 +92,18 @@ impl Connections {
     }
 
     /// Bytes, an end or a failure from the client.
-    pub(super) fn received(
+    pub(super) fn on_received(
+        &mut self,
+        around: &mut Surroundings,
+        key: Key,
+        outcome: Outcome<Option<Chunk>>,
+        armed: bool,
+    ) {
+        self.received(around, key, outcome, armed);
+        self.account(around, key);
+    }
+
+    fn received(
         &mut self,
         around: &mut Surroundings,
         key: Key,
@@ -169,6 +143,7 @@ impl Connections {
     fn take_chunk(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
         let connection = &mut self.table[key.index as usize];
         let length = around.engine.bytes(&chunk).len();
+        connection.fills |= length == usize::from(CHUNK_BYTES);
         match connection.stage {
             Stage::Closing => around.engine.recycle(chunk),
             Stage::Lingering => {
@@ -181,14 +156,16 @@ impl Connections {
                 }
             }
             Stage::Open if connection.sending || !connection.input.is_empty() => {
-                connection.input.extend_from_slice(around.engine.bytes(&chunk));
+                memory::keep(&mut connection.input, around.engine.bytes(&chunk));
                 around.engine.recycle(chunk);
-                let crowded = connection.input.len() >= INPUT_BYTES_MAX;
-                if crowded && connection.receive == Receive::Many {
-                    connection.receive = Receive::Stopping;
-                    around.engine.cancel_receive(key);
-                }
-                if !connection.sending {
+                if connection.sending {
+                    // It sends faster than it takes. What has come with this is kept, and nothing
+                    // more is received until its answers have gone.
+                    if connection.receive == Receive::Many {
+                        connection.receive = Receive::Stopping;
+                        around.engine.cancel_receive(key);
+                    }
+                } else {
                     self.step_from_input(around, key);
                 }
             }
@@ -197,7 +174,7 @@ impl Connections {
                 let connection = &mut self.table[key.index as usize];
                 if consumed < length {
                     let rest = &around.engine.bytes(&chunk)[consumed..];
-                    connection.input.extend_from_slice(rest);
+                    memory::keep(&mut connection.input, rest);
                 }
                 around.engine.recycle(chunk);
             }
@@ -222,13 +199,18 @@ impl Connections {
     fn step(&mut self, around: &mut Surroundings, key: Key, source: Source<'_>) -> usize {
         let connection = &mut self.table[key.index as usize];
         if connection.output.capacity() == 0 {
-            connection.output = self.spare.pop().unwrap_or_default();
+            connection.output = self.spare.pop().unwrap_or_else(memory::output_buffer);
         }
+        let kept_bytes = match source {
+            Source::Chunk(_) => connection.input.len(),
+            Source::Kept(bytes) => bytes.len(),
+        };
+        let output_max = memory::output_bytes_max(kept_bytes);
         let context = Context {
             date: &around.date,
             draining: around.draining,
             limits: &self.limits,
-            output_max: OUTPUT_BYTES_MAX,
+            output_max,
         };
         let input = match source {
             Source::Chunk(chunk) => around.engine.bytes(chunk),
@@ -245,7 +227,18 @@ impl Connections {
     }
 
     /// A send has ended; `buffer` comes back.
-    pub(super) fn sent(
+    pub(super) fn on_sent(
+        &mut self,
+        around: &mut Surroundings,
+        key: Key,
+        buffer: Vec<u8>,
+        outcome: Outcome<usize>,
+    ) {
+        self.sent(around, key, buffer, outcome);
+        self.account(around, key);
+    }
+
+    fn sent(
         &mut self,
         around: &mut Surroundings,
         key: Key,
@@ -256,6 +249,7 @@ impl Connections {
             return;
         };
         connection.sending = false;
+        connection.sending_bytes = 0;
         // Closed with its last answer: there is no way to send the rest of it, or to see a reset
         // but by this.
         let parted = connection.socket.is_none();
@@ -325,6 +319,7 @@ impl Connections {
         let connection = &mut self.table[key.index as usize];
         let output = std::mem::take(&mut connection.output);
         connection.sending = true;
+        connection.sending_bytes = output.capacity();
         self.deadlines.arm(key.index, Class::Send, around.now_ns);
         let last = connection.next == Next::Close && connection.receive == Receive::Off;
         if last && connection.stage == Stage::Open && connection.sent == 0 {
@@ -340,11 +335,12 @@ impl Connections {
     /// The client has half-closed and everything it sent before has been looked at.
     fn end(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
+        let output_max = memory::output_bytes_max(connection.input.len());
         let context = Context {
             date: &around.date,
             draining: around.draining,
             limits: &self.limits,
-            output_max: OUTPUT_BYTES_MAX,
+            output_max,
         };
         let input = std::mem::take(&mut connection.input);
         let _ = connection.session.on_end(&input, &mut connection.output, &context);
@@ -355,11 +351,20 @@ impl Connections {
 
     fn keep_receiving(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
-        if connection.receive == Receive::Off && !connection.ended {
+        if connection.receive != Receive::Off || connection.ended {
+            return;
+        }
+        let Some(socket) = &connection.socket else { return };
+        // Many pieces at once are for a client that takes its answers, and has never sent more than
+        // fits into one. They must not come on top of what waits.
+        let waiting = connection.session.waiting();
+        let sends_much = waiting == Waiting::Stream || connection.fills && waiting != Waiting::Body;
+        if !connection.input.is_empty() || sends_much {
+            connection.receive = Receive::Once;
+            around.engine.receive_once(key, socket.as_fd());
+        } else {
             connection.receive = Receive::Many;
-            if let Some(socket) = &connection.socket {
-                around.engine.receive_many(key, socket.as_fd());
-            }
+            around.engine.receive_many(key, socket.as_fd());
         }
     }
 
@@ -412,11 +417,12 @@ impl Connections {
                 self.close(around, key);
                 continue;
             }
+            let output_max = memory::output_bytes_max(connection.input.len());
             let context = Context {
                 date: &around.date,
                 draining: around.draining,
                 limits: &self.limits,
-                output_max: OUTPUT_BYTES_MAX,
+                output_max,
             };
             connection.next = connection.session.on_timeout(&mut connection.output, &context);
             self.advance(around, key);
@@ -445,7 +451,7 @@ impl Connections {
     }
 
     /// Closes as soon as nothing is under way any more.
-    fn close(&mut self, around: &mut Surroundings, key: Key) {
+    pub(super) fn close(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
         if connection.stage != Stage::Closing {
             connection.stage = Stage::Closing;
@@ -466,6 +472,7 @@ impl Connections {
             return;
         }
         let connection = self.table.remove(key.index as usize);
+        self.held_bytes -= connection.held_bytes;
         if let Some(socket) = connection.socket {
             around.engine.close(socket);
         }
@@ -489,9 +496,4 @@ impl Connections {
 enum Source<'a> {
     Chunk(&'a Chunk),
     Kept(&'a [u8]),
-}
-
-/// The connection that `key` means, unless its place has another tenant by now.
-fn current(table: &mut Slab<Connection>, key: Key) -> Option<&mut Connection> {
-    table.get_mut(key.index as usize).filter(|connection| connection.generation == key.generation)
 }

@@ -105,6 +105,11 @@ impl Deadlines {
         fronts.map(|front| self.links[*front as usize].deadline_ns).min()
     }
 
+    /// Who has waited longest in a class.
+    pub(super) fn first(&self, class: Class) -> Option<u32> {
+        Some(self.first[class as usize]).filter(|first| *first != NONE)
+    }
+
     /// Ends one wait that is over and tells whose.
     pub(super) fn expire(&mut self, now_ns: u64) -> Option<(u32, Class)> {
         for queue in 0..CLASSES {

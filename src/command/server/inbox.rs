@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::connections::{Connections, Surroundings};
+use super::connections::Connections;
+use super::surroundings::Surroundings;
 use clusterlb::Result;
 use clusterlb::protocol::control::LatencySummary;
 use clusterlb::protocol::handoff;
@@ -25,8 +26,18 @@ const SLOW_TURN_NS: u64 = 1_000_000;
 /// Descriptors that are never given to connections.
 const DESCRIPTORS_RESERVED: usize = 8;
 
+/// How often the limit of descriptors is looked at.
+const LOOK_NS: u64 = 50_000_000;
+
 /// The key under which messages are received; there is one inbox.
 const KEY: Key = Key { index: 0, generation: 0 };
+
+/// Connections for which this process has descriptors, besides those `used` for other things.
+fn connections_max(used: usize) -> Result<usize> {
+    let (limit, _) = limits::descriptor_limits()?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok(limit.saturating_sub(used).max(DESCRIPTORS_PER_MESSAGE_MAX))
+}
 
 /// The worker's end.
 #[derive(Debug)]
@@ -34,8 +45,11 @@ pub(super) struct Inbox {
     socket: OwnedFd,
     armed: bool,
     closed: bool,
-    /// Connections that this process has descriptors for.
+    /// Descriptors that this process has for other things than connections.
+    used: usize,
+    /// Connections that it has descriptors for, and when that was looked at.
     connections_max: usize,
+    looked_ns: u64,
     paused: bool,
     payload: Vec<u8>,
     descriptors: Vec<OwnedFd>,
@@ -44,14 +58,15 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new(socket: OwnedFd) -> Result<Self> {
-        let (limit, _) = limits::descriptor_limits()?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let used = limits::descriptors_open() + DESCRIPTORS_RESERVED;
+        let connections_max = connections_max(used)?;
         Ok(Self {
             socket,
             armed: false,
             closed: false,
-            connections_max: limit.saturating_sub(used).max(DESCRIPTORS_PER_MESSAGE_MAX),
+            used,
+            connections_max,
+            looked_ns: 0,
             paused: false,
             payload: Vec::with_capacity(clusterlb_sys::engine::PAYLOAD_BYTES_MAX),
             descriptors: Vec::with_capacity(DESCRIPTORS_PER_MESSAGE_MAX),
@@ -126,6 +141,11 @@ impl Inbox {
     ) {
         if self.closed {
             return;
+        }
+        if around.now_ns.saturating_sub(self.looked_ns) > LOOK_NS {
+            // Somebody may have lowered the limit.
+            self.looked_ns = around.now_ns;
+            self.connections_max = connections_max(self.used).unwrap_or(self.connections_max);
         }
         let free = self.connections_max.saturating_sub(connections.len());
         let ahead_max = if turn_ns > SLOW_TURN_NS { 1 } else { MESSAGES_AHEAD_MAX };

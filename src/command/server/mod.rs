@@ -12,8 +12,10 @@ mod date;
 mod deadlines;
 pub(super) mod handler;
 mod inbox;
+mod memory;
 #[cfg(feature = "tokio-uring")]
 pub(super) mod runtime;
+mod surroundings;
 mod synthetic_work;
 
 use std::collections::VecDeque;
@@ -32,12 +34,24 @@ use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::engine::{Engine, Event, Key, RingShape};
 use clusterlb_sys::listener::Listener;
 use clusterlb_sys::signal::Signals;
-use connections::{Connections, Surroundings};
+use connections::Connections;
 pub(crate) use control_client::{ControlClient, PrimaryRequest};
 use date::Date;
 use deadlines::Durations;
 use inbox::Inbox;
+use surroundings::Surroundings;
 pub(crate) use synthetic_work::SyntheticWork;
+
+/// Signals that mean something to the primary, and nothing to a worker that gets them with it.
+const FOR_THE_PRIMARY: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
 /// How long a client may send nothing in the middle of a body, or take nothing of an answer.
@@ -50,6 +64,11 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// Keys of the descriptors that the loop watches.
 const CONTROL: Key = Key { index: 0, generation: 0 };
 const SIGNALS: Key = Key { index: 1, generation: 0 };
+
+/// What the ring of a worker counts as locked memory.
+pub(super) fn ring_bytes() -> u64 {
+    clusterlb_sys::ring::Ring::locked_bytes(SHAPE)
+}
 
 /// Runs as a worker until the primary or a signal says otherwise.
 ///
@@ -77,8 +96,7 @@ struct Worker {
 
 impl Worker {
     fn start(settings: &Settings, inheritance: Inheritance) -> Result<Self> {
-        // The primary decides what Ctrl-C and a closed terminal mean; both reach the whole group.
-        clusterlb_sys::signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+        clusterlb_sys::signal::block(&FOR_THE_PRIMARY)?;
         let signals = Signals::receive(&[Signal::SIGTERM])?;
         if let Some(cpu) = inheritance.cpu {
             clusterlb_sys::cpu::pin_to(cpu)?;
@@ -204,9 +222,11 @@ impl Worker {
         let (around, connections) = (&mut self.around, &mut self.connections);
         match event {
             Event::Received { key, outcome, armed } => {
-                connections.received(around, key, outcome, armed);
+                connections.on_received(around, key, outcome, armed);
             }
-            Event::Sent { key, buffer, outcome } => connections.sent(around, key, buffer, outcome),
+            Event::Sent { key, buffer, outcome } => {
+                connections.on_sent(around, key, buffer, outcome)
+            }
             Event::MessageReceived { outcome, armed, .. } => {
                 if let Some(inbox) = &mut self.inbox {
                     inbox.received(around, connections, outcome, armed);

@@ -31,6 +31,7 @@ use clusterlb_sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use clusterlb_sys::limits;
 use clusterlb_sys::peer::reset_on_close;
 use clusterlb_sys::readiness::Readiness;
+use clusterlb_sys::ring::RingShape;
 use clusterlb_sys::signal::{self, Signals};
 use clusterlb_sys::waker::Waker;
 
@@ -56,7 +57,7 @@ const DESCRIPTORS_RESERVED: usize = 16;
 /// # Errors
 /// The inheritance is incomplete, or an address cannot be served.
 pub(crate) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
-    signal::block(&[Signal::SIGINT, Signal::SIGHUP])?;
+    signal::block(&super::FOR_THE_PRIMARY)?;
     let signals = Signals::receive(&[Signal::SIGTERM])?;
     if let Some(cpu) = inheritance.cpu {
         clusterlb_sys::cpu::pin_to(cpu)?;
@@ -76,7 +77,13 @@ pub(crate) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
         synthetic_work: RefCell::new(SyntheticWork::new(&settings.serve, inheritance.id.0)),
     });
     let grace = settings.grace;
-    tokio_uring::start(async move {
+    let mut builder = tokio_uring::builder();
+    if let Some(bytes) = inheritance.ring_bytes {
+        // As many completions as would be there twice over by default, less where memory is short.
+        let shape = RingShape { submissions: 256, completions: 512 }.within(bytes);
+        builder.entries(shape.submissions);
+    }
+    builder.start(async move {
         let receiving = tokio_uring::spawn(receive(Rc::clone(&worker), inbox));
         let mut control_client = control_client;
         let cut = be_told(&worker, &mut control_client, signals, grace).await?;

@@ -11,7 +11,7 @@ fn key(address: &str, index: u32) -> Key {
 
 impl Listeners {
     fn open(&mut self, key: &Key, insists: bool) -> Result<ListenerId> {
-        self.find_or_open(key, OPENING, insists).map(|(id, _)| id)
+        self.find_or_open(key, None, OPENING, insists).map(|(id, _)| id)
     }
 }
 

@@ -97,7 +97,9 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     eventually("the successors to have ended", || {
         (run.cluster.worker_pids() == before).then_some(())
     });
-    assert_eq!(run.metric("clusterlb_reloads_total{outcome=\"stopped\"}"), 2.0);
+    eventually("both to be counted", || {
+        (run.metric("clusterlb_reloads_total{outcome=\"stopped\"}") == 2.0).then_some(())
+    });
     let ended = run.cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
 }
@@ -191,4 +193,29 @@ fn under_load_looking_scaling_and_replacing_lose_nothing() {
     assert!(asked > 0 && scraped > 0);
     let summary = run.cluster.end();
     assert_eq!((summary.accepted, summary.dropped, summary.aborted), (asked, 0, 0));
+}
+
+#[test]
+fn a_worker_that_has_served_enough_is_replaced_once() {
+    let begun = Instant::now();
+    let run = Steered::start("--workers 2 --max-requests 20");
+    let address = run.cluster.address();
+    for _ in 0..60 {
+        get(&address).expect("an answer").assert_hello();
+    }
+    for number in 0..2 {
+        let event = run.cluster.event("recycle", number);
+        assert!(event["reason"].as_str().is_some_and(|why| why.contains("served")), "{event}");
+        run.cluster.event("exit", number);
+    }
+    for _ in 0..60 {
+        get(&address).expect("an answer").assert_hello();
+    }
+    let summary = run.cluster.end();
+    assert_eq!((summary.accepted, summary.dropped, summary.aborted), (120, 0, 0));
+    // Their successors reach the limit at once as well, and have to serve for a while first.
+    assert!(
+        summary.workers.len() == 4 || begun.elapsed() > Duration::from_secs(10),
+        "{summary:#?}"
+    );
 }

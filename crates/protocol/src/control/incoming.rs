@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use serde::de::DeserializeOwned;
 
 use super::Serialization;
-use super::frame::{HEADER_BYTES, Header, Kind, garbage};
+use super::frame::{FRAME_DESCRIPTORS_MAX, HEADER_BYTES, Header, Kind, garbage};
 use crate::error::{Error, Result};
 use crate::sys::fdpass;
 
@@ -19,9 +19,11 @@ use crate::sys::fdpass;
 const PART_BYTES: usize = 64 * 1024;
 /// Maximum number of bytes received per call, so that one busy channel does not starve the others.
 const TURN_BYTES_MAX: usize = 512 * 1024;
-/// Maximum number of frames whose descriptors have arrived before their bodies are complete.
-/// Usually there is one.
-const GROUPS_MAX: usize = 64;
+/// Descriptors taken from one message of the kernel: a frame's, and one that shows that there are
+/// more. The kernel closes the rest.
+const DESCRIPTORS_MAX: usize = FRAME_DESCRIPTORS_MAX + 1;
+/// Frames with descriptors taken in one go.
+const GROUPS_MAX: usize = 8;
 
 /// The receiving half.
 #[derive(Debug)]
@@ -31,6 +33,10 @@ pub struct Incoming {
     part: Box<[u8]>,
     groups: VecDeque<Group>,
     closed: bool,
+    /// A frame may lie in `bytes` that has not been looked at.
+    has_more: bool,
+    /// In all.
+    received_bytes: u64,
 }
 
 /// The descriptors of one frame. The kernel never merges those of two frames into one receive call.
@@ -69,7 +75,15 @@ pub struct Received<W> {
 impl Incoming {
     pub(super) fn new(socket: Arc<OwnedFd>) -> Self {
         let part = vec![0; PART_BYTES].into_boxed_slice();
-        Self { socket, bytes: Vec::new(), part, groups: VecDeque::new(), closed: false }
+        Self {
+            socket,
+            bytes: Vec::new(),
+            part,
+            groups: VecDeque::new(),
+            closed: false,
+            has_more: false,
+            received_bytes: 0,
+        }
     }
 
     /// Whether the peer has closed its end and everything it sent has been received.
@@ -78,21 +92,52 @@ impl Incoming {
         self.closed
     }
 
-    /// Appends the frames that have arrived to `frames`. A call receives a bounded amount; the rest
-    /// is left for the next call.
+    /// Frames are left of what has been received: [`receive_some`](Self::receive_some) finds them
+    /// though the socket may have nothing more.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.has_more
+    }
+
+    /// How much has been received since the beginning.
+    #[must_use]
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes
+    }
+
+    /// Appends what has arrived to `frames`. What one call leaves behind is there at the next.
     ///
     /// # Errors
     /// The peer violated the format; the channel is unusable. `frames` holds what came before.
     pub fn receive<W: DeserializeOwned>(&mut self, frames: &mut Vec<Received<W>>) -> Result<()> {
-        self.fill()?;
-        let mut start = 0;
+        self.receive_some(frames, usize::MAX, TURN_BYTES_MAX)
+    }
+
+    /// The same for so many frames and about so many bytes, for a reader that has others to read.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_some<W: DeserializeOwned>(
+        &mut self,
+        frames: &mut Vec<Received<W>>,
+        frames_max: usize,
+        bytes_max: usize,
+    ) -> Result<()> {
+        if !std::mem::take(&mut self.has_more) {
+            self.fill(bytes_max)?;
+        }
+        let (mut start, mut count) = (0, 0);
         let outcome = loop {
+            if count == frames_max {
+                self.has_more = true;
+                break Ok(());
+            }
             match self.frame(start) {
                 Ok(Some((frame, end))) => {
                     frames.push(frame);
-                    start = end;
+                    (start, count) = (end, count + 1);
                 }
-                Ok(None) => break Ok(()),
+                Ok(None) => break self.ensure_named(start),
                 Err(error) => break Err(error),
             }
         };
@@ -100,7 +145,21 @@ impl Incoming {
         outcome
     }
 
-    /// The frame at `start` and its end offset; `None` if it is incomplete.
+    /// Descriptors come with the first byte of the frame that names them, so none may be left but
+    /// those of a frame whose rest is still to come.
+    fn ensure_named(&self, start: usize) -> Result<()> {
+        let begun = Header::at_start(&self.bytes[start..])?;
+        let expected = match begun {
+            Some(header) => usize::from(header.descriptors > 0),
+            None => usize::from(self.bytes.len() > start),
+        };
+        match self.groups.len() > expected {
+            true => Err(garbage("descriptors came without a frame that names them")),
+            false => Ok(()),
+        }
+    }
+
+    /// The frame that begins at `start`, once it is whole, and where it ends.
     fn frame<W: DeserializeOwned>(&mut self, start: usize) -> Result<Option<(Received<W>, usize)>> {
         let Some(header) = Header::at_start(&self.bytes[start..])? else {
             return Ok(None);
@@ -137,21 +196,26 @@ impl Incoming {
         }
     }
 
-    fn fill(&mut self) -> Result<()> {
+    /// Receives until nothing is left or enough has come: before more descriptors are taken, it is
+    /// seen to what those belong that are here.
+    fn fill(&mut self, bytes_max: usize) -> Result<()> {
         let mut received = 0;
-        while received < TURN_BYTES_MAX && !self.closed {
+        while received < bytes_max && !self.closed {
             let mut descriptors = Vec::new();
-            match fdpass::receive(self.socket.as_fd(), &mut self.part, &mut descriptors) {
+            let (socket, part) = (self.socket.as_fd(), &mut self.part);
+            match fdpass::receive_up_to(socket, part, &mut descriptors, DESCRIPTORS_MAX) {
                 Ok(arrival) if arrival.bytes == 0 => self.closed = true,
                 Ok(arrival) => {
                     received += arrival.bytes;
+                    self.received_bytes += arrival.bytes as u64;
                     self.bytes.extend_from_slice(&self.part[..arrival.bytes]);
                     if !descriptors.is_empty() || arrival.truncated {
                         let truncated = arrival.truncated;
                         self.groups.push_back(Group { descriptors, truncated });
                     }
-                    if self.groups.len() > GROUPS_MAX {
-                        return Err(garbage("descriptors came without frames"));
+                    if self.groups.len() >= GROUPS_MAX {
+                        // There may be more, of which the socket tells.
+                        break;
                     }
                 }
                 Err(Errno::EAGAIN) => break,

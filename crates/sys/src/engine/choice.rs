@@ -88,18 +88,24 @@ impl EngineChoice {
                 level: None,
                 reason: "asked for; io_uring was not tried".into(),
             }),
-            _ => self.decide_by(&probe::probe()),
+            _ => self.decide_by(&probe::probe(), probe::io_uring_disabled(), probe::seccomp_mode()),
         }
     }
 
-    /// Decides from the results of a trial.
+    /// Decides by what has been found; `disabled` and `seccomp` are those of
+    /// [`ring_refusal`](probe::ring_refusal).
     ///
     /// # Errors
     /// As [`EngineChoice::decide`].
-    pub fn decide_by(self, support: &RingSupport) -> Result<EngineDecision> {
+    pub fn decide_by(
+        self,
+        support: &RingSupport,
+        disabled: Option<u8>,
+        seccomp: Option<u8>,
+    ) -> Result<EngineDecision> {
         let level = support.level();
         let decided = |kind, reason| Ok(EngineDecision { kind, level: Some(level), reason });
-        match (self, unavailable(support)) {
+        match (self, unavailable(support, disabled, seccomp)) {
             (Self::Epoll, _) => decided(EngineKind::Epoll, "asked for".into()),
             (Self::IoUring, None) => decided(EngineKind::IoUring, "asked for, and works".into()),
             (Self::Auto, None) => {
@@ -127,10 +133,13 @@ struct Unavailable {
     is_shortage: bool,
 }
 
-fn unavailable(support: &RingSupport) -> Option<Unavailable> {
+fn unavailable(
+    support: &RingSupport,
+    disabled: Option<u8>,
+    seccomp: Option<u8>,
+) -> Option<Unavailable> {
     if let Some(source) = support.refusal {
-        let (cause, hint) =
-            probe::ring_refusal(source, probe::io_uring_disabled(), probe::seccomp_mode());
+        let (cause, hint) = probe::ring_refusal(source, disabled, seccomp);
         let is_shortage = matches!(source, Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE);
         return Some(Unavailable { cause: cause.into(), source, hint: hint.into(), is_shortage });
     }
@@ -211,7 +220,7 @@ mod tests {
 
     #[test]
     fn auto_takes_io_uring_where_it_works_and_epoll_whatever_refuses_it() {
-        let decide = |support: &RingSupport| EngineChoice::Auto.decide_by(support);
+        let decide = |support: &RingSupport| EngineChoice::Auto.decide_by(support, None, Some(2));
         let found = decide(&support(None, &Feature::ALL)).expect("it works");
         assert_eq!((found.kind, found.level), (EngineKind::IoUring, Some(FeatureLevel::L3)));
         assert!(found.to_string().starts_with("io_uring L3 ("), "{found}");
@@ -227,7 +236,7 @@ mod tests {
     #[test]
     fn a_shortage_is_an_error_and_no_refusal() {
         for errno in [Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE] {
-            let error = EngineChoice::Auto.decide_by(&support(Some(errno), &[]));
+            let error = EngineChoice::Auto.decide_by(&support(Some(errno), &[]), None, None);
             let error = error.expect_err("the machine has io_uring");
             assert_eq!(error.exit_code(), 3);
             assert!(error.hint().contains("raise `ulimit"), "{}", error.hint());
@@ -237,13 +246,16 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_strict() {
         let refused = support(Some(Errno::EPERM), &[]);
-        let error = EngineChoice::IoUring.decide_by(&refused).expect_err("there is none");
+        let error =
+            EngineChoice::IoUring.decide_by(&refused, None, None).expect_err("there is none");
         assert_eq!(error.exit_code(), 3);
         assert!(error.hint().contains("--engine auto"), "{}", error.hint());
         let old = support(None, &Feature::ALL[..5]);
-        let error = EngineChoice::IoUring.decide_by(&old).expect_err("too old");
+        let error = EngineChoice::IoUring.decide_by(&old, None, None).expect_err("too old");
         assert!(error.to_string().contains("it lacks"), "{error}");
-        let found = EngineChoice::Epoll.decide_by(&support(None, &Feature::ALL)).expect("epoll");
+        let found = EngineChoice::Epoll
+            .decide_by(&support(None, &Feature::ALL), None, None)
+            .expect("epoll");
         assert_eq!(found.kind, EngineKind::Epoll);
     }
 

@@ -58,6 +58,9 @@ use crate::ring::Ring;
 pub use crate::ring::RingShape;
 use epoll::EpollEngine;
 
+/// Most bytes of a chunk: holds nearly every request head.
+pub const CHUNK_BYTES: u16 = 4096;
+
 /// An engine and everything lent to it.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a process has one of them, which stays in place")]
@@ -290,5 +293,14 @@ impl Engine {
     /// Reports once when `descriptor` is writable.
     pub fn poll_writable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
         either!(self, engine => engine.poll_writable(key, descriptor));
+    }
+
+    /// Ends the wait for `descriptor` under `key`, if there is one. The engine then holds nothing
+    /// of it, once that has been submitted.
+    pub fn cancel_poll(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
+        match self {
+            Self::IoUring(ring) => ring.cancel_poll(key),
+            Self::Epoll(engine) => engine.cancel_poll(descriptor),
+        }
     }
 }

@@ -194,8 +194,10 @@ impl Buffers {
     fn register(&mut self, ring: &IoUring) -> io::Result<()> {
         let address = self.ring.0.as_mut_ptr().expose_provenance() as u64;
         let submitter = ring.submitter();
-        // SAFETY: the page holds more than two entries, and stays until the group is
-        // unregistered or, where that fails, for ever; nobody touches it meanwhile.
-        unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }
+        crate::ring::without_hurry(|| {
+            // SAFETY: the page holds more than two entries, and stays until the group is
+            // unregistered or, where that fails, for ever; nobody touches it meanwhile.
+            unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }
+        })
     }
 }

@@ -11,14 +11,16 @@ fn shell<'a>(script: &str) -> Launch<'a> {
         name: "a shell".into(),
         arguments: vec!["-c".into(), script.into()],
         environment: vec![("COLOUR".into(), "blue".into())],
-        removed: &[],
+        removed: vec![],
         id_variable: None,
         directory: None,
         user: None,
         group: None,
+        confined: false,
         streams: [Stream::Nothing, Stream::Pipe, Stream::Inherit],
         own_group: false,
         blocked_signals: None,
+        descriptor_limit: DescriptorLimit::Inherited,
         ends_with_parent: false,
         inherited: vec![],
         placed: vec![],
@@ -109,6 +111,50 @@ fn somebody_else_has_no_groups_of_ours() {
 }
 
 #[test]
+fn what_is_confined_keeps_no_right_and_gets_none() {
+    if !geteuid().is_root() {
+        eprintln!("not tested: only root can become somebody else");
+        return;
+    }
+    let program: PathBuf = "/bin/grep".into();
+    let arguments: Vec<OsString> =
+        ["-E", "Cap|NoNewPrivs|Groups", "/proc/self/status"].map(Into::into).into();
+    let confined = Launch {
+        program,
+        arguments,
+        user: Some(65_534),
+        group: Some(65_533),
+        confined: true,
+        ..shell("")
+    };
+    let (text, _) = run(confined);
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of it");
+        line.trim().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(value(set), "0".repeat(16), "{set}");
+    }
+    assert_eq!((value("NoNewPrivs:").as_str(), value("Groups:").as_str()), ("1", ""));
+}
+
+#[test]
+fn a_process_gets_no_descriptor_that_is_not_its_own() {
+    let leak = std::fs::File::open("/dev/null").expect("it is there");
+    // As from a parent, or a library: nothing marks it as ours alone.
+    fcntl(&leak, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
+    let own = UnixStream::pair().expect("a pair").0;
+    let number = own.as_raw_fd();
+    let script = format!(
+        "test -e /proc/self/fd/{} && echo leak; exec 2>&1; \
+        test -e /proc/self/fd/{number} && echo own",
+        leak.as_raw_fd()
+    );
+    let launch = Launch { inherited: vec![own.as_fd()], ..shell(&script) };
+    assert_eq!(run(launch).0, "own\n");
+}
+
+#[test]
 fn a_signal_from_afar_ends_it_and_comes_too_late_afterwards() {
     let mut started = shell("sleep 100 & wait").start().expect("there is a shell");
     let remote = started.process.remote();
@@ -116,4 +162,45 @@ fn a_signal_from_afar_ends_it_and_comes_too_late_afterwards() {
     let status = started.process.child.wait().expect("it is our child");
     assert_eq!(Ending::from(status), Ending::Signal(9));
     remote.signal(Signal::SIGKILL).expect("nobody is there any more");
+}
+
+#[test]
+fn a_leading_process_has_a_session_too() {
+    let session = |own_group| {
+        let script = "echo $$ $(cut -d' ' -f6 /proc/$$/stat)";
+        let (text, _) = run(Launch { own_group, ..shell(script) });
+        let (own, session) = text.trim_end().split_once(' ').expect("two numbers");
+        own == session
+    };
+    assert!(session(true) && !session(false));
+}
+
+#[test]
+fn a_pipe_belongs_to_the_user_who_prints_into_it() {
+    if !geteuid().is_root() {
+        eprintln!("not tested: only root may start others as somebody else");
+        return;
+    }
+    let another = Launch { user: Some(54_321), group: Some(54_321), ..shell("echo > /dev/stdout") };
+    assert_eq!(run(another), ("\n".into(), Ending::Code(0)));
+}
+
+#[test]
+fn a_process_gets_the_descriptor_limit_that_is_wished() {
+    let limit = |descriptor_limit| {
+        let (text, _) = run(Launch { descriptor_limit, ..shell("ulimit -Sn; ulimit -Hn") });
+        let (soft, hard) = text.trim_end().split_once('\n').expect("two lines");
+        (soft.to_owned(), hard.to_owned())
+    };
+    let (_, hard) = limit(DescriptorLimit::Inherited);
+    assert_eq!(limit(DescriptorLimit::Number(77)), ("77".into(), hard.clone()));
+    let most = limit(DescriptorLimit::Hard);
+    assert_eq!(most, (hard.clone(), hard));
+}
+
+#[test]
+fn this_program_is_found_by_the_path_that_it_was_started_by() {
+    let by_path = family::started_by().expect("the kernel has said so");
+    let link = std::fs::read_link("/proc/self/exe").expect("there is /proc");
+    assert_eq!(by_path.canonicalize().expect("it is there"), link);
 }

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use super::shape::without_hurry;
 use io_uring::types::BufRingEntry;
 use io_uring::{IoUring, Submitter};
 use nix::errno::Errno;
@@ -58,10 +59,12 @@ impl BufferGroup {
         let data = Mapping::new(usize::from(shape.count) * shape.buffer_bytes as usize)?;
         let address = entries.address.as_ptr() as u64;
         let submitter: Submitter<'_> = ring.submitter();
-        // SAFETY: the entries are mapped, page-aligned and outlive the ring, since the ring that
-        // holds this group is torn down first.
-        let registered =
-            unsafe { submitter.register_buf_ring_with_flags(address, shape.count, shape.group, 0) };
+        // What a ring that has just been given up had locked counts for a moment longer.
+        let registered = without_hurry(|| {
+            // SAFETY: the entries are mapped, page-aligned and outlive the ring, since the ring
+            // that holds this group is torn down first.
+            unsafe { submitter.register_buf_ring_with_flags(address, shape.count, shape.group, 0) }
+        });
         registered.map_err(|error| {
             Error::system("register receive buffers with the io_uring", errno_of(&error))
         })?;

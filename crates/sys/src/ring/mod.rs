@@ -6,6 +6,7 @@
 
 mod buffers;
 mod operations;
+mod shape;
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,29 +21,26 @@ use nix::libc;
 use slab::Slab;
 
 use crate::clock::monotonic_ns;
+use crate::engine::CHUNK_BYTES;
 use crate::engine::{Chunk, Event, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
 use crate::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
 use operations::{Operation, Token};
+pub(crate) use shape::without_hurry;
+pub use shape::{RingShape, limit_locked_bytes};
+use shape::{group_bytes, locked_bytes_max};
 
-/// Receive buffers for connections: 4 KiB holds nearly every request head.
-const DATA_GROUP: GroupShape = GroupShape { group: 1, count: 512, buffer_bytes: 4096 };
+/// Receive buffers for connections, each for one chunk.
+const DATA_GROUP: GroupShape =
+    GroupShape { group: 1, count: 512, buffer_bytes: CHUNK_BYTES as u32 };
+/// The same where locked memory is scarce: one page of it.
+const SMALL_DATA_GROUP: GroupShape = GroupShape { count: 256, ..DATA_GROUP };
 /// Receive buffers for messages with descriptors.
 const MESSAGE_GROUP: GroupShape = GroupShape { group: 2, count: 64, buffer_bytes: 1024 };
 
 /// How long a ring that is dropped waits for its last operations, each time it looks.
 const LAST_WAIT_NS: u64 = 5_000_000;
-
-/// Sizes of a ring's queues.
-#[derive(Clone, Copy, Debug)]
-pub struct RingShape {
-    /// Submissions that can wait for the next entry into the kernel.
-    pub submissions: u32,
-    /// Completions that can wait to be handled. Past that the kernel keeps them in its own
-    /// memory, ends multishot operations, and `overflows` counts it.
-    pub completions: u32,
-}
 
 /// A ring and everything lent to it.
 #[derive(Debug)]
@@ -80,12 +78,13 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Ring {
-    /// Creates a ring for the calling thread.
+    /// Creates a ring for the calling thread. Where the memory that may be locked does not suffice,
+    /// its queues are smaller.
     ///
     /// # Errors
     /// io_uring is refused (seccomp, `kernel.io_uring_disabled`) or too old (before 6.1).
     pub fn new(shape: RingShape) -> Result<Self> {
-        let uring = build(shape).map_err(|error| refusal_error(errno_of(&error)))?;
+        let uring = build_some(shape).map_err(|error| refusal_error(errno_of(&error)))?;
         let mut inbox_header = Box::new(crate::fdpass::empty_header());
         inbox_header.msg_controllen = crate::fdpass::CONTROL_BYTES;
         Ok(Self {
@@ -111,8 +110,10 @@ impl Ring {
     /// # Errors
     /// Too little memory.
     pub fn with_data_buffers(mut self) -> Result<Self> {
-        let mut group = BufferGroup::register(&self.uring.0, DATA_GROUP)?;
-        group.offer_up_to(DATA_GROUP.count);
+        let fits = group_bytes(DATA_GROUP.count) <= locked_bytes_max() / 8;
+        let shape = if fits { DATA_GROUP } else { SMALL_DATA_GROUP };
+        let mut group = BufferGroup::register(&self.uring.0, shape)?;
+        group.offer_up_to(shape.count);
         self.data = Some(group);
         Ok(self)
     }
@@ -139,6 +140,12 @@ impl Ring {
         let registered = self.uring.0.submitter().register_eventfd(notifier.as_fd().as_raw_fd());
         registered.map_err(|error| failed(errno_of(&error)))?;
         Ok(notifier)
+    }
+
+    /// What a ring of this shape counts as locked memory, with both kinds of buffers.
+    #[must_use]
+    pub fn locked_bytes(shape: RingShape) -> u64 {
+        shape.locked_bytes() + group_bytes(DATA_GROUP.count) + group_bytes(MESSAGE_GROUP.count)
     }
 
     /// How often the completion queue was too small.
@@ -327,6 +334,24 @@ impl Drop for Ring {
             std::mem::forget(std::mem::take(&mut self.messages_out));
             std::mem::forget(self.data.take());
             std::mem::forget(self.messages_in.take());
+        }
+    }
+}
+
+/// Tries smaller queues where memory is short. A ring that has just been given up counts for a
+/// moment longer, so the smallest ones are tried for a while.
+fn build_some(shape: RingShape) -> io::Result<IoUring> {
+    let groups = group_bytes(DATA_GROUP.count) + group_bytes(MESSAGE_GROUP.count);
+    let mut shape = shape.within(locked_bytes_max().saturating_sub(groups));
+    loop {
+        match build(shape) {
+            Err(error) if errno_of(&error) == Errno::ENOMEM && shape.halved() != shape => {
+                shape = shape.halved();
+            }
+            Err(error) if errno_of(&error) == Errno::ENOMEM => {
+                return without_hurry(|| build(shape));
+            }
+            result => return result,
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
-use io_uring::types::{Fd, RecvMsgOut, TimeoutFlags, Timespec};
+use io_uring::types::{Fd, RecvMsgOut, Timespec};
 use io_uring::{cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
 
 use super::{DATA_GROUP, Ring};
+use crate::clock::monotonic_ns;
 use crate::engine::{Chunk, Event, Key, Opened, Outcome, OutgoingMessage, SealedMessage};
 use crate::fdpass::{ControlSpace, adopt_descriptors};
 
@@ -224,6 +225,11 @@ impl Ring {
         self.cancel(Operation::ReceiveMessage, key);
     }
 
+    /// Cancels the wait for a descriptor under `key`.
+    pub fn cancel_poll(&mut self, key: Key) {
+        self.cancel(Operation::Poll, key);
+    }
+
     /// Cancels the send under way under `key`; its buffer comes back with what had gone.
     pub fn cancel_send(&mut self, key: Key) {
         // A walk over all sends, which only a client that takes nothing of its answer causes.
@@ -248,22 +254,24 @@ impl Ring {
     }
 
     /// Sees to it that waits end at `deadline_ns`, or before. An alarm that goes off earlier stays
-    /// as it is: whoever waits looks at the clock and waits again.
+    /// as it is: whoever waits looks at the clock and waits again. The kernel is told how long that
+    /// is, not when: it would take a time of day of a time namespace for one of its own.
     pub(super) fn set_alarm(&mut self, deadline_ns: u64) {
         if self.alarm_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
             return;
         }
-        *self.alarm_time = Timespec::from(Duration::from_nanos(deadline_ns));
+        let left_ns = deadline_ns.saturating_sub(monotonic_ns());
+        *self.alarm_time = Timespec::from(Duration::from_nanos(left_ns));
         let time: *const Timespec = &raw const *self.alarm_time;
         if self.alarm_ns.replace(deadline_ns).is_none() {
-            let set = opcode::Timeout::new(time).flags(TimeoutFlags::ABS).build();
+            let set = opcode::Timeout::new(time).build();
             return self.push(Operation::Alarm, Key::default(), set);
         }
         // One that has just gone off cannot be moved; its own completion ends the next wait, and
         // the one after that sets another.
         let update =
             opcode::TimeoutUpdate::new(Token::new(Operation::Alarm, Key::default()).0, time);
-        let update = update.flags(TimeoutFlags::ABS).build().flags(squeue::Flags::SKIP_SUCCESS);
+        let update = update.build().flags(squeue::Flags::SKIP_SUCCESS);
         self.push(Operation::MoveAlarm, Key::default(), update);
     }
 

@@ -187,8 +187,13 @@ impl Notice {
         }
     }
 
+    /// Descriptors that travel with it.
+    pub(super) fn descriptors(&self) -> usize {
+        usize::from(matches!(self, Self::Message { descriptor: Some(_), .. }))
+    }
+
     /// Bytes that a worker can make as many as it likes.
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Query { request, .. } => request.bytes,
             Self::Message { message, .. } => message.bytes().len(),

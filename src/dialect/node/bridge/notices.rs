@@ -15,6 +15,8 @@ use crate::id::WorkerId;
 pub const NOTICES_MAX: usize = 256;
 /// From so many bytes of messages on.
 pub const NOTICE_BYTES_MAX: usize = 1024 * 1024;
+/// From so many descriptors on.
+const NOTICE_DESCRIPTORS_MAX: usize = 32;
 
 /// The queue, filled by the bridge and emptied by the control plane.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ struct State {
 struct Share {
     notices: usize,
     bytes: usize,
+    descriptors: usize,
     full: bool,
 }
 
@@ -58,7 +61,10 @@ impl Notices {
         let share = state.shares.entry(notice.worker()).or_default();
         share.notices += 1;
         share.bytes += bytes;
-        share.full |= share.notices >= NOTICES_MAX || share.bytes >= NOTICE_BYTES_MAX;
+        share.descriptors += notice.descriptors();
+        share.full |= share.notices >= NOTICES_MAX
+            || share.bytes >= NOTICE_BYTES_MAX
+            || share.descriptors >= NOTICE_DESCRIPTORS_MAX;
         state.queue.push_back((notice, bytes));
         self.arrived.wake();
     }
@@ -68,17 +74,11 @@ impl Notices {
         self.state().shares.get(&worker).is_some_and(|share| share.full)
     }
 
-    /// Takes the oldest notice.
+    /// Takes the oldest notice of certain workers, whatever waits before it.
     #[must_use]
-    pub fn take(&self) -> Option<Notice> {
-        self.take_at(self.state(), 0)
-    }
-
-    /// Takes the oldest notice of one worker, whatever waits before it.
-    #[must_use]
-    pub fn take_of(&self, worker: WorkerId) -> Option<Notice> {
+    pub fn take_of(&self, of: impl Fn(WorkerId) -> bool) -> Option<Notice> {
         let state = self.state();
-        let place = state.queue.iter().position(|(notice, _)| notice.worker() == worker)?;
+        let place = state.queue.iter().position(|(notice, _)| of(notice.worker()))?;
         self.take_at(state, place)
     }
 
@@ -88,7 +88,10 @@ impl Notices {
         let share = state.shares.get_mut(&worker).expect("whoever has a notice has a share");
         share.notices -= 1;
         share.bytes -= bytes;
-        let half_empty = share.notices <= NOTICES_MAX / 2 && share.bytes <= NOTICE_BYTES_MAX / 2;
+        share.descriptors -= notice.descriptors();
+        let half_empty = share.notices <= NOTICES_MAX / 2
+            && share.bytes <= NOTICE_BYTES_MAX / 2
+            && share.descriptors <= NOTICE_DESCRIPTORS_MAX / 2;
         if share.full && half_empty {
             share.full = false;
             self.room.wake();
@@ -120,7 +123,7 @@ mod tests {
     fn a_worker_that_fills_its_share_leaves_the_others_theirs() {
         let (arrived, room) = (waker(), waker());
         let notices = Notices::new(Arc::clone(&arrived), Arc::clone(&room));
-        assert!(notices.take().is_none() && !heard(&arrived));
+        assert!(notices.take_of(|_| true).is_none() && !heard(&arrived));
         for _ in 0..NOTICES_MAX {
             assert!(!notices.is_full(ONE));
             notices.push(Notice::Leaving { worker: ONE });
@@ -128,10 +131,10 @@ mod tests {
         notices.push(Notice::Online { worker: OTHER });
         assert!(notices.is_full(ONE) && !notices.is_full(OTHER) && heard(&arrived));
         for _ in 0..NOTICES_MAX / 2 - 1 {
-            assert!(matches!(notices.take(), Some(Notice::Leaving { worker: ONE })));
+            assert!(matches!(notices.take_of(|_| true), Some(Notice::Leaving { worker: ONE })));
         }
         assert!(notices.is_full(ONE) && !heard(&room), "it is not half empty yet");
-        assert!(notices.take().is_some());
+        assert!(notices.take_of(|_| true).is_some());
         assert!(!notices.is_full(ONE) && heard(&room));
     }
 
@@ -141,9 +144,12 @@ mod tests {
         notices.push(Notice::Online { worker: OTHER });
         notices.push(Notice::Online { worker: ONE });
         notices.push(Notice::Gone { worker: ONE, failure: None });
-        assert!(matches!(notices.take_of(ONE), Some(Notice::Online { worker: ONE })));
-        assert!(matches!(notices.take_of(ONE), Some(Notice::Gone { .. })));
-        assert!(notices.take_of(ONE).is_none());
-        assert!(matches!(notices.take(), Some(Notice::Online { worker: OTHER })));
+        assert!(matches!(
+            notices.take_of(|worker| worker == ONE),
+            Some(Notice::Online { worker: ONE })
+        ));
+        assert!(matches!(notices.take_of(|worker| worker == ONE), Some(Notice::Gone { .. })));
+        assert!(notices.take_of(|worker| worker == ONE).is_none());
+        assert!(matches!(notices.take_of(|_| true), Some(Notice::Online { worker: OTHER })));
     }
 }

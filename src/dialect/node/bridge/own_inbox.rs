@@ -9,6 +9,7 @@ use super::node_worker::{Held, NodeWorker};
 use crate::id::ListenerId;
 use crate::protocol::handoff::Record;
 use crate::protocol::scoreboard::Statistic;
+use crate::sys::peer;
 
 impl NodeWorker {
     /// The worker's script has said so before it ran the program, whose first request this is.
@@ -29,6 +30,10 @@ impl NodeWorker {
     /// A connection that the worker had taken out of the inbox by itself.
     pub(super) fn take_back(&mut self, connection: SentBack) {
         let Some(socket) = self.unmatched_fds.pop_front() else { return };
+        if !peer::is_connection(&socket) {
+            // The others would choke on it.
+            return self.fail("the worker gave back what is no connection".into());
+        }
         let SentBack { listener, accepted_ns, .. } = connection;
         let record = Record { listener: ListenerId(listener), accepted_ns };
         self.returning.push(ConnectionId(self.held.insert(Held { socket, record })));

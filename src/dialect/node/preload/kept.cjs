@@ -7,6 +7,8 @@ const { nextTick } = process;
 // So long a kept connection may say nothing before it is closed under a worker that leaves: long
 // enough for a client that asks again and again to hear it from an answer instead.
 const SILENCE_MS = 2000;
+// One on which nothing was ever asked is worth less: its client begins anew without a loss.
+const SILENCE_OF_UNUSED_MS = 500;
 // When the whole service stops, whatever comes later is refused anyway.
 const SILENCE_AT_STOP_MS = 300;
 const LOOK_MS = 50;
@@ -106,6 +108,7 @@ class Kept {
       seen = { bytesRead, since: at - (seen === undefined ? silentMs(socket) : 0) };
       this.silent.set(socket, seen);
     }
-    if (at - seen.since >= this.silenceMs) socket.destroy();
+    const unused = bytesRead === 0 ? SILENCE_OF_UNUSED_MS : Infinity;
+    if (at - seen.since >= Math.min(this.silenceMs, unused)) socket.destroy();
   }
 }

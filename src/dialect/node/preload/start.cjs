@@ -48,7 +48,7 @@ function listen(page, leaving) {
   requests.subscribe(() => page.move());
   // Before Node itself hears it: a connection that it refuses is closed at once, too.
   process.prependListener('internalMessage', (message, handle) => {
-    if (message.cmd === 'NODE_CLUSTERLB' && message.act === 'stop') return safely(() => leaving.onStop());
+    if (message.cmd === 'NODE_CLUSTERLB' && message.act === 'stop') safely(() => leaving.onStop());
     if (message.cmd !== 'NODE_CLUSTER') return;
     // What connections are marked with for the server that Node is about to answer.
     page.mark = message.clusterlb;

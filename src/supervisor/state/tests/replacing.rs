@@ -58,7 +58,10 @@ fn a_successor_that_has_lost_its_channel_takes_no_slot() {
     assert!(world.disconnected.is_empty());
     world.crashes(2);
     assert_eq!((world.stopped(), world.alive()), (1, vec![1]));
-    let why = |event: &SupervisorEvent| matches!(event, SupervisorEvent::ReloadStopped { reason } if reason.contains("settled"));
+    let why = |event: &SupervisorEvent| match event {
+        SupervisorEvent::ReloadStopped { reason } => reason.contains("settled"),
+        _ => false,
+    };
     assert_eq!(world.count(why), 1);
 }
 

@@ -144,6 +144,58 @@ fn a_message_that_is_none_is_garbage() {
     assert!(right.incoming.receive(&mut heard).is_err() && heard.is_empty());
 }
 
+#[test]
+fn a_reader_with_others_to_read_gets_as_much_as_it_asks_for() {
+    let (mut left, mut right) = pair();
+    for sequence in 0..5 {
+        left.send(&drain(sequence), vec![]).expect("room");
+    }
+    let mut heard: Vec<Received<ToWorker>> = Vec::new();
+    for (count, has_more) in [(2, true), (4, true), (5, false)] {
+        right.incoming.receive_some(&mut heard, 2, 4096).expect("frames");
+        assert_eq!((heard.len(), right.incoming.has_more()), (count, has_more));
+    }
+}
+
+/// What a side does that sends descriptors in other ways than with the frame that names them.
+#[test]
+fn descriptors_without_a_frame_that_names_them_end_the_channel() {
+    let null = || std::fs::File::open("/dev/null").expect("it is there");
+    let header = |length: u32, descriptors: u8| {
+        let [a, b, c, d] = length.to_le_bytes();
+        [a, b, c, d, descriptors, 1, 0, 0]
+    };
+    let cases: [(&[u8], usize); 4] = [
+        // A frame that names none, one that never ends and names none, one that names fewer, and
+        // nothing but bytes of the frame before.
+        (&[&header(1, 0)[..], b"0"].concat(), 1),
+        (&header(60_000, 0), 32),
+        (&[&header(1, 2)[..], b"0"].concat(), 3),
+        (b" ", 32),
+    ];
+    for (bytes, count) in cases {
+        let (left, mut right) = pair();
+        if bytes == b" " {
+            fdpass::send(left.as_fd(), &header(60_000, 0), &[]).expect("room");
+        }
+        let files: Vec<_> = (0..count).map(|_| null()).collect();
+        let passed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        fdpass::send(left.as_fd(), bytes, &passed).expect("room");
+        let mut heard: Vec<Received<ToWorker>> = Vec::new();
+        let outcome = right.incoming.receive(&mut heard);
+        let outcome = outcome.and_then(|()| right.incoming.receive(&mut heard));
+        assert!(outcome.is_err(), "{bytes:?} with {count}");
+    }
+    // The rest of a frame may come later than its descriptors.
+    let (left, mut right) = pair();
+    fdpass::send(left.as_fd(), &header(2, 1), &[null().as_fd()]).expect("room");
+    let mut heard: Vec<Received<ToWorker>> = Vec::new();
+    right.incoming.receive(&mut heard).expect("so far it is a frame");
+    fdpass::send(left.as_fd(), b"12", &[]).expect("room");
+    right.incoming.receive(&mut heard).expect("a frame");
+    assert_eq!(heard[0].descriptors.len(), 1);
+}
+
 proptest! {
     #[test]
     fn garbage_ends_the_channel_without_panic(

@@ -207,7 +207,12 @@ impl EpollEngine {
         self.poll(key, descriptor, EpollFlags::EPOLLOUT);
     }
 
-    /// One-shot, rearmed by each request: the kernel then checks the descriptor again.
+    pub(super) fn cancel_poll(&mut self, descriptor: BorrowedFd<'_>) {
+        // It is not there if it was never asked for.
+        let _ = self.set.delete(descriptor);
+    }
+
+    /// Once, and again after the next request: the kernel looks at the descriptor anew then.
     fn poll(&mut self, key: Key, descriptor: BorrowedFd<'_>, flags: EpollFlags) {
         let flags = flags | EpollFlags::EPOLLONESHOT;
         let mut event = EpollEvent::new(flags, key.pack(Kind::Poll as u8));

@@ -11,12 +11,12 @@ use nix::libc;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use super::super::CHUNK_BYTES;
 use super::super::event::{BufferId, Chunk, Event, Key};
 use super::{EpollEngine, Kind};
 
-/// 4 KiB hold nearly every request head.
-const BUFFER_BYTES: usize = 4096;
-/// Maximum number of buffers in use.
+const BUFFER_BYTES: usize = CHUNK_BYTES as usize;
+/// Buffers that can be filled and not given back.
 const BUFFERS_MAX: usize = 512;
 /// Maximum number of buffers received from a connection per turn.
 const CHUNKS_PER_TURN: usize = 4;

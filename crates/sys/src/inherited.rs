@@ -1,0 +1,149 @@
+//! What this process has inherited from its parent, put right for itself and for its children.
+//!
+//! Owns the record that is taken before the standard library changes anything, and the signal
+//! dispositions, the signal mask and the umask at the start of the command. Refuses to choose
+//! limits: `limits` does.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::stat::{Mode, umask};
+
+use crate::error::{Error, Result};
+
+/// Dispositions that this process changes for itself: a child gets them back as they were.
+const CHANGED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// The standard descriptors that were closed, as bits.
+static CLOSED: AtomicU32 = AtomicU32::new(0);
+/// The signals that were ignored, as bits.
+static IGNORED: AtomicU32 = AtomicU32::new(0);
+/// The umask that children get back; beyond all modes, if it was left alone.
+static UMASK: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Runs before `main`: the standard library opens /dev/null for closed descriptors and ignores
+/// SIGPIPE, and neither can be told apart afterwards.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static RECORD: extern "C" fn() = record;
+
+extern "C" fn record() {
+    for number in 0..3 {
+        // SAFETY: F_GETFD takes two numbers and changes nothing.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+            CLOSED.fetch_or(1 << number, Ordering::Relaxed);
+        }
+    }
+    for signal in CHANGED.into_iter().chain([Signal::SIGHUP, Signal::SIGCHLD]) {
+        if is_ignored_now(signal) {
+            IGNORED.fetch_or(bit(signal), Ordering::Relaxed);
+        }
+    }
+}
+
+fn bit(signal: Signal) -> u32 {
+    1 << (signal as i32)
+}
+
+fn is_ignored_now(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the present one to the place given.
+    let result = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all bits zero are a valid action, and the kernel may have written another one.
+    let action = unsafe { action.assume_init() };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Whether a standard descriptor (0 to 2) was closed when this process was started.
+#[must_use]
+pub fn was_closed(number: i32) -> bool {
+    (0..3).contains(&number) && CLOSED.load(Ordering::Relaxed) & (1 << number) != 0
+}
+
+/// Whether a signal was ignored when this process was started; known of SIGPIPE, SIGXFSZ, SIGTTIN,
+/// SIGTTOU, SIGHUP and SIGCHLD.
+#[must_use]
+pub fn was_ignored(signal: Signal) -> bool {
+    IGNORED.load(Ordering::Relaxed) & bit(signal) != 0
+}
+
+/// Puts right what a parent may have left behind: SIGCHLD ignored, so that the kernel keeps no
+/// exit status; a umask that takes the owner's own rights. Ignores SIGXFSZ, so that a full file is
+/// an error (EFBIG), and SIGTTIN and SIGTTOU, so that `stty tostop` stops nothing.
+///
+/// # Errors
+/// The kernel refused a disposition, which it never does for these signals.
+pub fn repair() -> Result<()> {
+    collect_children()?;
+    for signal in [Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU] {
+        dispose(signal, SigHandler::SigIgn)?;
+    }
+    let inherited = umask(Mode::from_bits_truncate(0o077));
+    umask(inherited);
+    if inherited.intersects(Mode::S_IRWXU) {
+        UMASK.store(inherited.bits(), Ordering::Relaxed);
+        umask(inherited - Mode::S_IRWXU);
+    }
+    Ok(())
+}
+
+/// Lets the kernel keep the exit status of children, in case SIGCHLD is ignored.
+///
+/// # Errors
+/// The kernel refused a disposition, which it never does for this signal.
+pub fn collect_children() -> Result<()> {
+    match is_ignored_now(Signal::SIGCHLD) {
+        true => dispose(Signal::SIGCHLD, SigHandler::SigDfl),
+        false => Ok(()),
+    }
+}
+
+/// Blocks no signal in this thread and those it starts later.
+///
+/// # Errors
+/// The kernel refused the mask, which it never does.
+pub fn unblock_signals() -> Result<()> {
+    let set = SigSet::empty().thread_set_mask();
+    set.map_err(|errno| Error::system("unblock signals", errno))
+}
+
+fn dispose(signal: Signal, handler: SigHandler) -> Result<()> {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: neither ignoring a signal nor its default action runs code of this process.
+    let result = unsafe { sigaction(signal, &action) };
+    result.map(drop).map_err(|errno| Error::system(format!("set what {signal} does"), errno))
+}
+
+/// What a new process gets back. Made before the fork, applied after it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restored {
+    ignored: u32,
+    umask: Option<Mode>,
+}
+
+impl Restored {
+    pub(crate) fn new() -> Self {
+        let mode = UMASK.load(Ordering::Relaxed);
+        let umask = (mode != u32::MAX).then(|| Mode::from_bits_truncate(mode));
+        Self { ignored: IGNORED.load(Ordering::Relaxed), umask }
+    }
+
+    /// Only makes system calls, as is required between fork and exec.
+    pub(crate) fn apply(self) -> std::result::Result<(), Errno> {
+        for signal in CHANGED {
+            let handler = match self.ignored & bit(signal) {
+                0 => SigHandler::SigDfl,
+                _ => SigHandler::SigIgn,
+            };
+            let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+            // SAFETY: neither ignoring a signal nor its default action runs code of this process.
+            unsafe { sigaction(signal, &action) }?;
+        }
+        if let Some(mode) = self.umask {
+            umask(mode);
+        }
+        Ok(())
+    }
+}

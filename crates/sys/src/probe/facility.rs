@@ -1,0 +1,118 @@
+//! What a run needs of the kernel beside io_uring, each tried once.
+
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+use super::ring_at_once;
+use crate::error::{Error, Result, errno_of};
+use crate::limits::without_locked_memory;
+use crate::process::own_program;
+use crate::shared::SharedPage;
+use crate::signal::Signals;
+use crate::waker::Waker;
+use crate::{fdpass, process};
+
+/// Something that a run cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Facility {
+    /// Waiting for workers and channels.
+    Epoll,
+    /// Waking a thread.
+    Eventfd,
+    /// Receiving signals.
+    Signalfd,
+    /// Watching a process.
+    Pidfd,
+    /// Counters that two processes share.
+    Memfd,
+    /// Channels that carry descriptors.
+    SocketPair,
+    /// Threads, and starting this program again as a worker.
+    Process,
+}
+
+impl Facility {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Epoll,
+        Self::Eventfd,
+        Self::Signalfd,
+        Self::Pidfd,
+        Self::Memfd,
+        Self::SocketPair,
+        Self::Process,
+    ];
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "epoll",
+            Self::Eventfd => "eventfd",
+            Self::Signalfd => "signalfd",
+            Self::Pidfd => "pidfd_open",
+            Self::Memfd => "memfd_create",
+            Self::SocketPair => "socketpair",
+            Self::Process => "processes",
+        }
+    }
+
+    /// Tries it.
+    ///
+    /// # Errors
+    /// It does not work here.
+    pub fn attempt(self) -> Result<()> {
+        match self {
+            Self::Epoll => Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+                .map(drop)
+                .map_err(|errno| Error::system("create an epoll set", errno)),
+            Self::Eventfd => Waker::new().map(drop),
+            Self::Signalfd => Signals::receive(&[]).map(drop),
+            Self::Pidfd => process::try_pidfd(),
+            Self::Memfd => SharedPage::create().map(drop),
+            Self::SocketPair => {
+                fdpass::packet_pair()?;
+                fdpass::stream_pair().map(drop)
+            }
+            Self::Process => attempt_process(),
+        }
+    }
+}
+
+/// Starts this program, which says its version and ends.
+fn attempt_process() -> Result<()> {
+    let failed = |errno| Error::system("start this program again (fork, exec)", errno);
+    let mut command = Command::new(own_program());
+    command.arg("--version").stdout(std::process::Stdio::null());
+    let status = command.status().map_err(|error| failed(errno_of(&error)))?;
+    if status.success() { Ok(()) } else { Err(failed(Errno::ENOEXEC)) }
+}
+
+/// Whether this process may choose the CPU that a thread of it runs on.
+#[must_use]
+pub fn may_pin() -> bool {
+    // SAFETY: a set of CPUs is plain numbers, for which all bits zero are none.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most the size that is given.
+    let read = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
+    if read < 0 {
+        return false;
+    }
+    // SAFETY: the kernel reads the set, and gets back what it has just said.
+    let result =
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    result == 0
+}
+
+/// Whether rings count against the limit of locked memory here. For a process without other
+/// threads.
+#[must_use]
+pub fn counts_locked_memory() -> bool {
+    let refused = without_locked_memory(|| {
+        ring_at_once(&[]).is_err_and(|error| errno_of(&error) == Errno::ENOMEM)
+    });
+    refused.unwrap_or(false)
+}

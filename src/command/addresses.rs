@@ -1,0 +1,73 @@
+//! What `--listen` means on this machine: names are looked up once, at the start of a run.
+//!
+//! Owns how long that may take, and that workers listen where their primary does: they are told,
+//! and look nothing up themselves.
+
+use std::time::Duration;
+
+use super::settings::Settings;
+use clusterlb::protocol::environment;
+use clusterlb::{Dialect, Error, ListenAddress, Result};
+use clusterlb_sys::resolve;
+
+/// How long the system's databases may take over an answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Looks up what the settings name, and lets workers know.
+///
+/// # Errors
+/// There is no such name, or no answer in time.
+pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
+    let takes_sockets =
+        settings.program.as_ref().is_some_and(|program| program.dialect == Dialect::ListenFds);
+    let mut found = Vec::new();
+    for address in &settings.listen {
+        let mut candidates = look_up(address)?;
+        // One free port cannot be free at several addresses for certain, and programs that take
+        // sockets over know one by its number.
+        if address.is_port_zero() || takes_sockets {
+            candidates.truncate(1);
+        }
+        found.extend(candidates);
+    }
+    settings.listen = found;
+    settings.validate()?;
+    if settings.program.is_none() {
+        let addresses: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+        let text = serde_json::to_string(&addresses).expect("texts can be written as JSON");
+        let variable = (environment::LISTEN.into(), text.into());
+        settings.worker_environment.environment.push(variable);
+    }
+    Ok(())
+}
+
+/// What an address stands for; never nothing.
+///
+/// # Errors
+/// There is no such name, or no answer in time.
+pub(super) fn look_up(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
+    if resolve::is_resolved(address) {
+        return Ok(vec![address.clone()]);
+    }
+    let question = address.clone();
+    let what = format!("look {address} up");
+    resolve::within(PATIENCE, &what, move || resolve::resolve(&question))
+}
+
+/// Where a worker listens: where its primary says.
+///
+/// # Errors
+/// The variable is not one that a primary has written.
+pub(super) fn take_over(settings: &mut Settings) -> Result<()> {
+    let Ok(text) = std::env::var(environment::LISTEN) else { return Ok(()) };
+    let wrong = || {
+        Error::usage(
+            format!("{} is not a list of addresses", environment::LISTEN),
+            "workers are started by their primary; unset the variable to start a primary",
+        )
+    };
+    let addresses: Vec<String> = serde_json::from_str(&text).map_err(|_| wrong())?;
+    let addresses = addresses.iter().map(|address| address.parse());
+    settings.listen = addresses.collect::<Result<_>>()?;
+    Ok(())
+}

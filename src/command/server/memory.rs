@@ -1,0 +1,98 @@
+//! What connections hold in memory: the bounds of one, and of all together.
+//!
+//! A client that never reads, or sends more than it takes, costs its own bound and no more. Buffers
+//! grow in steps, since doubling them would make a bound mean twice as much.
+
+use clusterlb::protocol::scoreboard::Statistic;
+use clusterlb_sys::engine::Key;
+
+use super::connection::current;
+use super::connections::Connections;
+use super::deadlines::Class;
+use super::surroundings::Surroundings;
+
+/// What one connection holds of input that waits and output that has not gone.
+const CONNECTION_BYTES_MAX: usize = 120 * 1024;
+/// Output of one step; at the bound the session waits until it is sent. An answer begun below it
+/// still fits into 64 KiB.
+const OUTPUT_BYTES_MAX: usize = 60 * 1024;
+/// Output of one step of a connection whose input takes all that it may hold.
+const OUTPUT_BYTES_MIN: usize = 4 * 1024;
+/// What a new output buffer has room for; doubled again and again that is 64 KiB.
+const OUTPUT_BYTES_FIRST: usize = 512;
+/// Steps in which kept input grows.
+const INPUT_BYTES_STEP: usize = 16 * 1024;
+/// What all connections of a worker hold. At the bound the one whose client has taken nothing for
+/// the longest time is reset.
+const WORKER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+impl Connections {
+    /// Notes what a connection holds now. Where all hold too much, resets those whose clients have
+    /// taken nothing for the longest time.
+    pub(super) fn account(&mut self, around: &mut Surroundings, key: Key) {
+        if let Some(connection) = current(&mut self.table, key) {
+            let (before, now) = (connection.held_bytes, connection.bytes());
+            connection.held_bytes = now;
+            self.held_bytes = self.held_bytes + now - before;
+        }
+        while self.held_bytes > WORKER_BYTES_MAX {
+            let Some(index) = self.deadlines.first(Class::Send) else { return };
+            let connection = &mut self.table[index as usize];
+            let key = Key { index, generation: connection.generation };
+            self.held_bytes -= std::mem::take(&mut connection.held_bytes);
+            connection.reset_on_close();
+            around.page.add(Statistic::Shed, 1);
+            self.close(around, key);
+        }
+    }
+}
+
+/// Output of one step of a connection that keeps so much input.
+pub(super) fn output_bytes_max(kept_bytes: usize) -> usize {
+    CONNECTION_BYTES_MAX.saturating_sub(kept_bytes).clamp(OUTPUT_BYTES_MIN, OUTPUT_BYTES_MAX)
+}
+
+/// An empty output buffer.
+pub(super) fn output_buffer() -> Vec<u8> {
+    Vec::with_capacity(OUTPUT_BYTES_FIRST)
+}
+
+/// Keeps more input.
+pub(super) fn keep(input: &mut Vec<u8>, bytes: &[u8]) {
+    let needed = input.len() + bytes.len();
+    if needed > input.capacity() {
+        let step = if needed < INPUT_BYTES_STEP { 4096 } else { INPUT_BYTES_STEP };
+        input.reserve_exact(needed.next_multiple_of(step) - input.len());
+    }
+    input.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_holds_its_bound_however_it_is_filled() {
+        for kept in [0, 4_096, 60_000, 64 * 1024, 132 * 1024] {
+            let output = output_bytes_max(kept);
+            let most = CONNECTION_BYTES_MAX.max(kept + OUTPUT_BYTES_MIN);
+            assert!((OUTPUT_BYTES_MIN..=OUTPUT_BYTES_MAX).contains(&output));
+            assert!(kept + output <= most, "{kept} and {output}");
+        }
+    }
+
+    #[test]
+    fn buffers_grow_in_steps() {
+        let (mut input, chunk) = (Vec::new(), [0; 4096]);
+        for count in 1..=33 {
+            keep(&mut input, &chunk);
+            assert_eq!(input.len(), count * chunk.len());
+            assert!(input.capacity() < input.len() + INPUT_BYTES_STEP, "{}", input.capacity());
+        }
+        let mut output = output_buffer();
+        while output.len() < OUTPUT_BYTES_MAX {
+            output.extend_from_slice(&[0; 150]);
+        }
+        assert_eq!(output.capacity(), 64 * 1024);
+    }
+}

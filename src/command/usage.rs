@@ -1,0 +1,56 @@
+//! What a process has used of CPU and memory, as far as the system tells.
+
+use std::path::Path;
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::command) struct Usage {
+    /// CPU time.
+    pub(in crate::command) cpu_seconds: f64,
+    /// Memory that is resident.
+    pub(in crate::command) resident_bytes: u64,
+}
+
+/// What a process has used, where the system tells.
+pub(in crate::command) fn usage_of(pid: u32) -> Option<Usage> {
+    let stat =
+        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    parse_stat(&stat, ticks_per_second(), page_bytes())
+}
+
+/// From `proc_pid_stat(5)`: fields 14, 15 and 24, counted from behind the name, which may hold
+/// anything.
+fn parse_stat(stat: &str, ticks_per_second: f64, page_bytes: u64) -> Option<Usage> {
+    let (_, behind) = stat.rsplit_once(')')?;
+    let field =
+        |number: usize| -> Option<u64> { behind.split_whitespace().nth(number - 3)?.parse().ok() };
+    let ticks = u32::try_from(field(14)? + field(15)?).ok()?;
+    Some(Usage {
+        cpu_seconds: f64::from(ticks) / ticks_per_second,
+        resident_bytes: field(24)?.saturating_mul(page_bytes),
+    })
+}
+
+fn ticks_per_second() -> f64 {
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    ticks.and_then(|ticks| i32::try_from(ticks).ok()).map_or(100.0, f64::from)
+}
+
+fn page_bytes() -> u64 {
+    let bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_s_name_does_not_hide_its_numbers() {
+        let stat = "7 (a) b 3 (c)) S 1 7 7 0 -1 0 0 0 0 0 250 50 0 0 20 0 1 0 9 99 12 0 0";
+        let usage = parse_stat(stat, 100.0, 4096).expect("all fields");
+        assert_eq!(usage, Usage { cpu_seconds: 3.0, resident_bytes: 12 * 4096 });
+        assert!(parse_stat("7 (a) S 1", 100.0, 4096).is_none());
+        assert!(usage_of(std::process::id()).is_some_and(|usage| usage.resident_bytes > 0));
+    }
+}

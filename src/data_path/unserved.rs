@@ -1,0 +1,68 @@
+//! Connections that no living worker serves: how long they wait, and their end.
+//!
+//! Owns the limit. As long as it lasts they wait for the next worker, in the kernel's backlog and
+//! here; then they are closed and counted, so that a client learns that nobody comes.
+
+use nix::errno::Errno;
+
+use super::DataPath;
+use super::acceptor::Acceptor;
+use crate::id::ListenerId;
+use crate::sys::backlog;
+
+/// How much later than its limit a connection may be found, as a part of the limit.
+const LOOKS_PER_LIMIT: u64 = 8;
+/// Connections closed in one look; the rest are in the next.
+const DROPS_MAX: usize = 4096;
+
+impl DataPath {
+    /// When the next connection may have waited for too long.
+    pub(super) fn next_drop_ns(&self) -> Option<u64> {
+        let limit_ns = self.unserved_limit_ns?;
+        let since_ns = self.intake.longest_unserved_ns()?;
+        Some(since_ns.saturating_add(limit_ns).max(self.looked_ns + limit_ns / LOOKS_PER_LIMIT))
+    }
+
+    /// Closes and counts what has waited for too long where no living worker serves.
+    pub(super) fn drop_overdue(&mut self) {
+        let Some(limit_ns) = self.unserved_limit_ns else { return };
+        if self.next_drop_ns().is_none_or(|at_ns| at_ns > self.now_ns) {
+            return;
+        }
+        self.looked_ns = self.now_ns;
+        let since_ns = self.now_ns.saturating_sub(limit_ns);
+        let listeners: Vec<ListenerId> = self.intake.unserved_since(since_ns).collect();
+        for listener in listeners {
+            self.totals.dropped += self.intake.drain(listener);
+            for place in 0..self.acceptors.len() {
+                let acceptor = self.acceptors[place].as_ref();
+                if acceptor.is_some_and(|one| one.id == listener && one.is_quiet()) {
+                    self.drop_backlog(place, limit_ns);
+                }
+            }
+        }
+    }
+
+    /// Takes out of the kernel's queue what has waited there for as long, oldest first. The first
+    /// one that has not stays here, where it waits as it would have there.
+    fn drop_backlog(&mut self, place: usize, limit_ns: u64) {
+        for _ in 0..DROPS_MAX {
+            let listener = self.acceptors[place].as_ref().and_then(Acceptor::listener);
+            let Some(listener) = listener else { return };
+            match listener.accept_now() {
+                Ok(Some(socket)) => {
+                    // Of what is no TCP it is not known; nobody has served it for so long.
+                    let waited = backlog::waited(&socket).map(|waited| waited.as_nanos());
+                    if waited.is_ok_and(|waited_ns| waited_ns < u128::from(limit_ns)) {
+                        return self.accept(place, socket);
+                    }
+                    self.totals.accepted += 1;
+                    self.totals.dropped += 1;
+                }
+                // The client gave up while it was queued.
+                Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}

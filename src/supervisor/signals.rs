@@ -1,0 +1,137 @@
+//! What each signal asks a supervisor for.
+//!
+//! Owns the table of docs/OPERATIONS.md, and the difference between a closed terminal, which ends
+//! the run, and a person who wants the workers to be replaced. No signal ends the run by its
+//! default action.
+
+use crate::Signal;
+use crate::sys::inherited;
+use crate::sys::signal::{Origin, Received};
+use crate::sys::terminal;
+
+/// Every signal that a supervisor receives instead of doing what it does by default.
+pub(super) const RECEIVED: [Signal; 9] = [
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// New workers.
+    Reload,
+    /// The end, in order; a second time at once.
+    Stop,
+    /// The end, in order, because the terminal is gone.
+    HangUp,
+    /// So many workers more, or less.
+    Step(i16),
+    /// A process has ended that may not be a worker.
+    Reap,
+    /// Nothing, which is told.
+    Nothing,
+    /// Nothing, as was to be expected.
+    Ignore,
+}
+
+/// The terminal that this process was started from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminal {
+    /// There was one.
+    present: bool,
+    /// The leader of its session, usually the shell, which passes a hangup on.
+    leader: Option<u32>,
+    /// SIGHUP was ignored at the start (`nohup`): the run outlives its terminal.
+    outlived: bool,
+}
+
+impl Terminal {
+    /// Looks at it, at the start.
+    pub(super) fn look() -> Self {
+        Self {
+            present: terminal::is_present(),
+            leader: terminal::session_leader(),
+            outlived: inherited::was_ignored(Signal::SIGHUP),
+        }
+    }
+
+    /// What a signal asks for.
+    pub(super) fn wish(self, received: Received) -> Wish {
+        let Received { signal, origin } = received;
+        match signal {
+            Signal::SIGCHLD => Wish::Reap,
+            Signal::SIGHUP => self.hangup(self.is_closed(origin, terminal::is_present)),
+            Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => Wish::Stop,
+            // The kernel sends them to those who use the terminal in the background.
+            Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Ignore,
+            Signal::SIGTTIN => Wish::Step(1),
+            Signal::SIGTTOU => Wish::Step(-1),
+            _ => Wish::Nothing,
+        }
+    }
+
+    fn is_closed(self, origin: Origin, is_present: impl FnOnce() -> bool) -> bool {
+        match origin {
+            Origin::Kernel => true,
+            // A shell that loses its terminal signals its jobs itself.
+            Origin::Process(pid) => self.present && Some(pid) == self.leader && !is_present(),
+        }
+    }
+
+    fn hangup(self, is_closed: bool) -> Wish {
+        match (is_closed, self.outlived) {
+            (false, _) => Wish::Reload,
+            (true, false) => Wish::HangUp,
+            (true, true) => Wish::Ignore,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMINAL: Terminal = Terminal { present: true, leader: Some(7), outlived: false };
+
+    #[test]
+    fn a_closed_terminal_is_not_a_wish_for_new_workers() {
+        for (origin, still_there, is_closed) in [
+            (Origin::Kernel, true, true),
+            (Origin::Kernel, false, true),
+            (Origin::Process(7), false, true),
+            (Origin::Process(7), true, false),
+            (Origin::Process(8), false, false),
+        ] {
+            assert_eq!(TERMINAL.is_closed(origin, || still_there), is_closed, "{origin:?}");
+        }
+        let service = Terminal { present: false, leader: Some(7), outlived: false };
+        assert!(!service.is_closed(Origin::Process(7), || false));
+        assert_eq!(TERMINAL.hangup(true), Wish::HangUp);
+        let nohup = Terminal { outlived: true, ..TERMINAL };
+        assert_eq!((nohup.hangup(true), nohup.hangup(false)), (Wish::Ignore, Wish::Reload));
+    }
+
+    #[test]
+    fn a_job_in_the_background_is_no_wish_for_more_or_fewer_workers() {
+        for (signal, step) in [(Signal::SIGTTIN, 1), (Signal::SIGTTOU, -1)] {
+            let wish = |origin| TERMINAL.wish(Received { signal, origin });
+            assert_eq!(wish(Origin::Process(8)), Wish::Step(step));
+            assert_eq!(wish(Origin::Kernel), Wish::Ignore);
+        }
+    }
+
+    #[test]
+    fn no_signal_is_left_without_a_meaning() {
+        for signal in RECEIVED {
+            let wish = TERMINAL.wish(Received { signal, origin: Origin::Process(8) });
+            assert_ne!(wish, Wish::Ignore, "{signal}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Several listeners that not all workers serve, and what one worker can do to the others.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clusterlb::EngineKind;
+use clusterlb::internals::data_path::{Command, Report};
+use clusterlb_schedule::SchedulerConfig;
+use clusterlb_schedule::id::{ListenerId, Slot};
+use clusterlb_sys::listener::Listener;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::wait::PATIENCE;
+use super::{BACKLOG, Bench, CREDITS, FIRST, FirstOfAll, OPTIONS, scheduling};
+
+const SECOND: ListenerId = ListenerId(1);
+
+/// Two listeners: the first one is served by all of two workers, the second by the second alone.
+fn unequal(engine: EngineKind, scheduling: SchedulerConfig) -> (Bench, String) {
+    let open = || {
+        let address = "127.0.0.1:0".parse().expect("an address");
+        Arc::new(Listener::open(&address, OPTIONS).expect("a free port"))
+    };
+    let (first, second) = (open(), open());
+    let addresses = [&first, &second].map(|one| one.address().to_owned());
+    let added = [(FIRST, first), (SECOND, second)];
+    let added = added.map(|(id, listener)| Command::AddListener { id, listener });
+    let [address, other] = addresses;
+    let mut bench = Bench::open(engine, scheduling, 0, address, added.into());
+    bench.attach_to(Slot(0), &[FIRST]);
+    bench.attach_to(Slot(1), &[FIRST, SECOND]);
+    (bench, other)
+}
+
+fn connect_to(address: &str, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| TcpStream::connect(address).expect("a backlog")).collect()
+}
+
+fn a_listener_whose_only_worker_takes_nothing_holds_up_no_other(engine: EngineKind) {
+    let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
+    // More than the second worker may be given, which claims nothing.
+    let stuck = connect_to(&other, 3 * CREDITS);
+    bench.expect(&[0, CREDITS]);
+    for _ in 0..10 {
+        let clients = bench.connect(CREDITS);
+        bench.expect(&[CREDITS, CREDITS]);
+        bench.claim(0);
+        drop(clients);
+    }
+    bench.claim(1);
+    bench.expect(&[0, CREDITS]);
+    bench.claim(1);
+    bench.expect(&[0, CREDITS]);
+    bench.claim(1);
+    let totals = bench.end();
+    assert_eq!((totals.accepted, totals.dropped), ((stuck.len() + 10 * CREDITS) as u64, 0));
+}
+
+fn of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take(engine: EngineKind) {
+    let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
+    let stuck = connect_to(&other, BACKLOG as usize - 1);
+    bench.expect(&[0, CREDITS]);
+    // What is not accepted stays in the kernel, and is dropped by nobody at the end.
+    let totals = bench.end();
+    assert_eq!((totals.accepted, totals.dropped), (CREDITS as u64, 0), "{stuck:?}");
+}
+
+fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: EngineKind) {
+    let limit = Duration::from_millis(50);
+    let scheduling =
+        SchedulerConfig { unserved_limit_ns: Some(50_000_000), ..scheduling(|| FirstOfAll) };
+    let (mut bench, other) = unequal(engine, scheduling);
+    bench.command(Command::Reap { slot: Slot(1) });
+    assert!(matches!(bench.report(), Report::Reaped { .. }));
+    bench.inboxes.remove(1);
+    let mut lost = connect_to(&other, 5);
+    for client in &mut lost {
+        client.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let read = client.read(&mut [0]);
+        assert!(matches!(read, Ok(0) | Err(_)), "nobody answers");
+    }
+    // Others are served all the while, and so is this one once somebody comes.
+    let clients = bench.connect(1);
+    bench.expect(&[1]);
+    std::thread::sleep(2 * limit);
+    bench.attach_to(Slot(2), &[FIRST, SECOND]);
+    let later = connect_to(&other, 1);
+    bench.expect(&[1, 1]);
+    let totals = bench.end();
+    let served = clients.len() + later.len();
+    assert_eq!((totals.accepted, totals.dropped), ((lost.len() + served) as u64, 5));
+}
+
+fn what_a_worker_does_to_its_waker_reaches_nobody_else(engine: EngineKind) {
+    let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
+    let mut clients = bench.connect(2 * CREDITS);
+    bench.expect(&[CREDITS, CREDITS]);
+    // It blocks now, is full, and is read by the worker itself.
+    let waker = &bench.inboxes[0].waker;
+    fcntl(waker, FcntlArg::F_SETFL(OFlag::empty())).expect("it is open");
+    clients.extend(bench.connect(2));
+    for _ in 0..100 {
+        waker.wake();
+        waker.clear();
+    }
+    bench.claim(1);
+    bench.expect(&[CREDITS, 2]);
+    bench.claim(1);
+    bench.claim(0);
+    let totals = bench.end();
+    assert_eq!((totals.accepted, totals.dropped), (clients.len() as u64, 0));
+}
+
+on_each_engine! {
+    a_listener_whose_only_worker_takes_nothing_holds_up_no_other
+    of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take
+    what_no_living_worker_serves_is_dropped_after_the_limit_and_counted
+    what_a_worker_does_to_its_waker_reaches_nobody_else
+}
