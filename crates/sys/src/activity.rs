@@ -1,23 +1,22 @@
-//! What another process does at this moment, as far as `/proc` tells.
+//! CPU time and state of another process, from `/proc`.
 //!
-//! Owns how a line of `/proc/PID/stat` is read. Where there is no `/proc`, a process is never seen
-//! asleep.
+//! Owns the parsing of `/proc/PID/stat`. Without `/proc`, no process is ever reported asleep.
 
 use std::fs;
 
-/// Time that a process has spent on CPUs, in ticks of the kernel.
+/// CPU time of a process, in kernel ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuTime(u64);
 
-/// The process's time on CPUs so far, if its first thread is asleep.
+/// The CPU time of a process whose first thread is asleep; `None` otherwise.
 #[must_use]
 pub fn asleep_at(pid: u32) -> Option<CpuTime> {
     parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// The name in the second field may hold anything, also parentheses.
+/// The name in the second field may contain any character, including parentheses.
 fn parse(line: &str) -> Option<CpuTime> {
-    // Places behind the name.
+    // Field positions after the name.
     const STATE: usize = 0;
     const USER: usize = 11;
     const SYSTEM: usize = 12;

@@ -1,5 +1,5 @@
-//! What `--listen` names, and the ends of connections. Parses and prints; opens nothing, resolves
-//! nothing.
+//! Addresses to listen on, and endpoints of connections. Parses and prints; does not open or
+//! resolve.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,14 +9,14 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// Longest path of a unix socket, in bytes (`sun_path` less its final zero, `unix(7)`).
+/// Maximum length of a unix socket's path in bytes (`sun_path` without its final zero, `unix(7)`).
 pub const UNIX_PATH_BYTES_MAX: usize = 107;
 
-/// A place to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ListenAddress {
-    /// An IPv4 or IPv6 address and port; port 0 takes a free one.
+    /// An IPv4 or IPv6 address and port; port 0 selects a free one.
     Tcp(SocketAddr),
     /// A host name and port, looked up before it is opened (`resolve`). `*` stands for every
     /// address of the machine; an IPv6 address may name its interface (`fe80::1%eth0`).
@@ -25,7 +25,7 @@ pub enum ListenAddress {
     Unix(PathBuf, FileAccess),
     /// A unix stream socket in the abstract namespace, written `unix:@name`.
     Abstract(String),
-    /// A listening socket that this process inherited under this number.
+    /// A listening socket inherited under this descriptor number.
     Inherited(RawFd),
 }
 
@@ -47,12 +47,12 @@ pub struct FileAccess {
 pub enum Endpoint {
     /// An IPv4 or IPv6 address and port.
     Inet(SocketAddr),
-    /// A unix socket, with its path if it has one; a client's usually has none.
+    /// A unix socket and its path, if it is bound; a client's usually is not.
     Unix(Option<PathBuf>),
 }
 
 impl Endpoint {
-    /// The address and port, unless it is a unix socket.
+    /// The address and port; `None` for a unix socket.
     #[must_use]
     pub fn inet(&self) -> Option<SocketAddr> {
         match self {
@@ -153,7 +153,7 @@ fn with_option(access: FileAccess, option: &str) -> Result<FileAccess, &'static 
 }
 
 impl ListenAddress {
-    /// Whether a free port is to be chosen for it.
+    /// Whether it asks for a free port.
     #[must_use]
     pub fn is_port_zero(&self) -> bool {
         match self {

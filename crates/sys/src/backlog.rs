@@ -1,4 +1,4 @@
-//! What waits in a listening TCP socket: how many connections, and how long one has waited.
+//! The accept queue of a listening TCP socket: its length, and how long a connection waited in it.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -6,20 +6,20 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::libc;
 
-/// How many connections wait in a listening socket to be accepted (`tcp_info` of `tcp(7)`: there
+/// The number of connections in the accept queue (`tcp_info` of `tcp(7)`: for a listening socket,
 /// `tcpi_unacked` is the length of the queue).
 ///
 /// # Errors
-/// It is no TCP socket.
+/// The socket is not a TCP socket.
 pub fn length(listener: &impl AsFd) -> Result<u32, Errno> {
     information(listener).map(|information| information.tcpi_unacked)
 }
 
-/// How long a connection that has just been accepted has waited for that: the kernel sets the time
-/// of the last data sent when the connection is established, and nobody can have sent any since.
+/// How long a connection that was just accepted had been queued. The kernel sets the time of the
+/// last data sent when the connection is established, and nothing has been sent since.
 ///
 /// # Errors
-/// It is no TCP socket.
+/// The socket is not a TCP socket.
 pub fn waited(accepted: &impl AsFd) -> Result<Duration, Errno> {
     let information = information(accepted)?;
     Ok(Duration::from_millis(u64::from(information.tcpi_last_data_sent)))
@@ -58,12 +58,12 @@ mod tests {
             (0..3).map(|_| TcpStream::connect(address).expect("there is room")).collect();
         assert_eq!(length(&listener), Ok(3));
         std::thread::sleep(Duration::from_millis(60));
-        // Neither what a client sends nor its end makes it any younger.
+        // Neither data from the client nor its end resets the time.
         silent[0].write_all(b"late").expect("the loopback takes it");
         silent.clear();
         let (first, _) = listener.accept().expect("it waits");
         let waited = waited(&first).expect("it is TCP");
-        // The kernel counts in ticks of up to 10 ms.
+        // The kernel's resolution is a tick of up to 10 ms.
         assert!(waited >= Duration::from_millis(40), "{waited:?}");
         assert!(waited <= before.elapsed() + Duration::from_millis(20), "{waited:?}");
         assert_eq!(length(&listener), Ok(2));

@@ -1,4 +1,4 @@
-//! The CPU time that the cgroup grants.
+//! The CPU quota of the cgroup.
 //!
 //! Owns the way from this process to its cgroup's files, in both versions and in any number of
 //! mounts. Refuses to fail: a file that is missing means no quota.
@@ -30,7 +30,7 @@ pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
         .min()
 }
 
-/// Where a cgroup hierarchy is seen, and which of its directories is seen there.
+/// A mount point of a cgroup hierarchy, and the directory of the hierarchy mounted there.
 struct CgroupMount {
     seen: String,
     at: PathBuf,

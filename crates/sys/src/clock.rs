@@ -1,28 +1,28 @@
-//! Monotonic time as nanoseconds, the same number in every process of the machine.
+//! Monotonic time in nanoseconds, comparable between all processes of the machine.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Nanoseconds of CLOCK_MONOTONIC (`clock_gettime(2)`); never goes back, stops in suspend.
+/// Nanoseconds of CLOCK_MONOTONIC (`clock_gettime(2)`); never goes back, stops during suspend.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     read_ns(ClockId::CLOCK_MONOTONIC)
 }
 
-/// Makes [`sleep`] of the calling thread end in time: by default the kernel may let it sleep 50 µs
-/// longer, to serve several sleepers with one timer (PR_SET_TIMERSLACK, `prctl(2)`).
+/// Makes [`sleep`] precise in the calling thread. By default the kernel may extend a sleep by 50
+/// µs, to serve several timers with one interrupt (PR_SET_TIMERSLACK, `prctl(2)`).
 pub fn sleep_precisely() {
-    // Refused only where /proc forbids it; then it sleeps a little longer.
+    // Fails only where /proc forbids it; sleeps are then slightly longer.
     let _ = nix::sys::prctl::set_timerslack(1);
 }
 
-/// Sleeps for so long, whatever happens meanwhile.
+/// Sleeps for the whole time, also if signals interrupt it.
 pub fn sleep(duration_ns: u64) {
     std::thread::sleep(Duration::from_nanos(duration_ns));
 }
 
-/// Nanoseconds of CPU that the calling thread has used (CLOCK_THREAD_CPUTIME_ID).
+/// CPU time of the calling thread in nanoseconds (CLOCK_THREAD_CPUTIME_ID).
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
     read_ns(ClockId::CLOCK_THREAD_CPUTIME_ID)

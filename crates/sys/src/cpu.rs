@@ -1,7 +1,7 @@
-//! Facts about the CPUs: which are allowed, what they share, how much of them the cgroup grants.
+//! The CPUs: which are allowed, what they share, and the cgroup's quota.
 //!
-//! Owns the reading of sysfs, and pinning. Refuses to choose a CPU for
-//! anybody: `topology` does. A file that is missing makes the facts poorer, never an error.
+//! Owns reading sysfs, and pinning. Does not choose CPUs: `topology` does. A missing file reduces
+//! the information and is never an error.
 
 use std::fs;
 use std::path::Path;
@@ -12,55 +12,55 @@ use serde::Serialize;
 use super::cgroup;
 use crate::error::{Error, Result};
 
-/// CPU numbers from here on do not fit the kernel interface's fixed mask.
+/// First CPU number that does not fit the fixed mask of the kernel interface.
 pub const CPU_COUNT_MAX: usize = 1024;
 
-/// One CPU (a hardware thread) that this process may run on.
+/// A CPU (hardware thread) that this process may run on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cpu {
-    /// Its number.
+    /// Number of the CPU.
     pub id: usize,
-    /// The CPUs of its physical core, allowed or not, itself among them, ascending.
+    /// The CPUs of its physical core in ascending order, including itself and those not allowed.
     pub siblings: Vec<usize>,
-    /// The package (socket) it sits in.
+    /// Its package (socket).
     pub package: usize,
-    /// The lowest CPU that shares its last-level cache, where that is known.
+    /// The lowest CPU that shares its last-level cache, if known.
     pub cache: Option<usize>,
     /// Its NUMA node.
     pub node: usize,
 }
 
 impl Cpu {
-    /// A CPU of which nothing but the number is known: a core of its own.
+    /// A CPU of which only the number is known: treated as a separate core.
     #[must_use]
     pub fn alone(id: usize) -> Self {
         Self { id, siblings: vec![id], package: 0, cache: None, node: 0 }
     }
 
-    /// The physical core, named by its lowest CPU.
+    /// Identifies the physical core by its lowest CPU.
     #[must_use]
     pub fn core(&self) -> usize {
         self.siblings.first().copied().unwrap_or(self.id)
     }
 }
 
-/// What there is to run on.
+/// The CPU resources of this process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CpuFacts {
-    /// The CPUs in the affinity mask, ascending.
+    /// The CPUs in the affinity mask, in ascending order.
     pub cpus: Vec<Cpu>,
-    /// The cgroup's CPU quota in thousandths of a CPU, where there is one.
+    /// CPU quota of the cgroup in thousandths of a CPU; `None` without a quota.
     pub quota_milli_cpus: Option<u64>,
 }
 
 impl CpuFacts {
-    /// Reads the facts of this process. To be called before anything is pinned, since a pinned
-    /// thread sees one CPU.
+    /// Reads the facts of this process. Call it before pinning, because a pinned thread sees a
+    /// single CPU.
     pub fn gather() -> Result<Self> {
         Ok(Self::read(Path::new("/"), &allowed()?))
     }
 
-    /// Reads the facts about the `allowed` CPUs from the files under `root`.
+    /// Reads the facts about the `allowed` CPUs from files under `root`.
     #[must_use]
     pub fn read(root: &Path, allowed: &[usize]) -> Self {
         let nodes = numa_nodes(root);
@@ -68,21 +68,21 @@ impl CpuFacts {
         Self { cpus, quota_milli_cpus: cgroup::quota_milli_cpus(root) }
     }
 
-    /// The numbers of the allowed CPUs.
+    /// Numbers of the allowed CPUs.
     #[must_use]
     pub fn ids(&self) -> Vec<usize> {
         self.cpus.iter().map(|cpu| cpu.id).collect()
     }
 }
 
-/// The CPUs in the calling thread's affinity mask, ascending.
+/// The CPUs in the calling thread's affinity mask, in ascending order.
 pub fn allowed() -> Result<Vec<usize>> {
     let cores = core_affinity::get_core_ids()
         .ok_or_else(|| Error::system("read the CPU affinity mask", Errno::last()))?;
     Ok(cores.into_iter().map(|core| core.id).collect())
 }
 
-/// Pins the calling thread, and what it starts from now on, to one CPU.
+/// Pins the calling thread, and the threads and processes it starts later, to one CPU.
 pub fn pin_to(cpu: usize) -> Result<()> {
     let failed = |source| Error::Environment {
         step: format!("pin to CPU {cpu}"),
@@ -91,18 +91,18 @@ pub fn pin_to(cpu: usize) -> Result<()> {
                --pin LIST, or leave the choice to the kernel with --pin none"
             .into(),
     };
-    // The mask's bounds are checked here because the crate below indexes it unchecked.
+    // Checked here because nix indexes the mask without a check.
     if cpu >= CPU_COUNT_MAX {
         return Err(failed(Errno::EINVAL));
     }
     if core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
         return Ok(());
     }
-    // The crate drops the number, but nothing has been called since.
+    // nix drops the error number, but no call has been made since.
     Err(failed(Errno::last()))
 }
 
-/// Parses a list as `taskset` and sysfs write it (`0-3,6,8-14:2`), in the order given.
+/// Parses a CPU list in the syntax of `taskset` and sysfs (`0-3,6,8-14:2`) and keeps its order.
 pub fn parse_cpu_list(text: &str) -> std::result::Result<Vec<usize>, String> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
@@ -130,7 +130,7 @@ pub fn parse_cpu_list(text: &str) -> std::result::Result<Vec<usize>, String> {
     Ok(cpus)
 }
 
-/// Writes CPU numbers, which are ascending, as a list of ranges.
+/// Formats ascending CPU numbers as a list of ranges.
 #[must_use]
 pub fn format_cpu_list(cpus: &[usize]) -> String {
     let runs = cpus.chunk_by(|low, high| low + 1 == *high);
@@ -185,7 +185,7 @@ fn read_list(path: &Path) -> Option<Vec<usize>> {
 pub(super) mod tests {
     use super::*;
 
-    /// A made-up root directory with the given files.
+    /// A fake root directory with the given files.
     pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().expect("a temporary directory");
         for (path, text) in files {
@@ -237,7 +237,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_thread_pins_itself_to_an_allowed_cpu_only() {
-        // A thread of its own, so that the other tests keep their CPUs.
+        // On a separate thread, so that other tests keep their CPUs.
         let pinned = std::thread::spawn(|| {
             let last = *allowed()?.last().expect("a running thread has a CPU");
             pin_to(last).map(|()| (last, allowed()))

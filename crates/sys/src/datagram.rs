@@ -1,6 +1,6 @@
-//! Datagram sockets (UDP) that workers share or have one each of.
+//! Datagram (UDP) sockets, shared between workers or one per worker.
 //!
-//! Owns opening them. What is received is no business of the primary.
+//! Owns opening them. The primary never reads from them.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -15,25 +15,26 @@ use nix::sys::socket::{
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
 
-/// How a datagram socket is opened.
+/// Options for opening a datagram socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DatagramOptions {
-    /// Several sockets share the address and the kernel spreads datagrams (SO_REUSEPORT).
+    /// Share the port with other sockets; the kernel distributes datagrams between them
+    /// (SO_REUSEPORT).
     pub share_port: bool,
-    /// `[::]` takes no IPv4.
+    /// Exclude IPv4 at `[::]`.
     pub ipv6_only: bool,
-    /// Other sockets that say the same may have the address, too (SO_REUSEADDR).
+    /// Share the address with other sockets that set this (SO_REUSEADDR).
     pub reuse_address: bool,
 }
 
-/// Opens a datagram socket, non-blocking and close-on-exec, and tells its address.
+/// Opens a non-blocking, close-on-exec datagram socket and returns its address.
 ///
 /// # Errors
-/// [`Error::Listen`] naming the call that failed.
+/// [`Error::Listen`] with the call that failed.
 pub fn open(address: &ListenAddress, options: DatagramOptions) -> Result<(UdpSocket, SocketAddr)> {
     let wanted = match address {
         ListenAddress::Tcp(wanted) => wanted,
-        // The kernel is asked at the bind, and this socket is bound.
+        // The option takes effect at `bind`, and this socket is already bound.
         ListenAddress::Inherited(_) if options.share_port => {
             return Err(failure(address, "have several sockets for")(Errno::EINVAL));
         }
@@ -62,8 +63,8 @@ pub fn open(address: &ListenAddress, options: DatagramOptions) -> Result<(UdpSoc
     Ok((socket, bound))
 }
 
-/// A duplicate of a bound datagram socket that this process has under this number. The number
-/// itself stays open, and becomes close-on-exec.
+/// Duplicates a bound datagram socket that this process has under this number. The original stays
+/// open and becomes close-on-exec.
 fn adopt(address: &ListenAddress, number: RawFd) -> Result<(UdpSocket, SocketAddr)> {
     let failed = failure(address, "receive datagrams at inherited");
     // SAFETY: the descriptor is only asked about, and only while this function runs.

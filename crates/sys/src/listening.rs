@@ -1,15 +1,15 @@
-//! The TCP addresses that a process listens on, as `/proc` tells them.
+//! The TCP addresses on which a process listens, from `/proc`.
 //!
-//! Owns reading the kernel's tables (`proc(5)`). What cannot be read counts as nothing.
+//! Owns parsing the kernel's tables (`proc(5)`). Unreadable entries are skipped.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// A socket that listens, in the kernel's tables.
+/// State of a listening socket in the kernel's tables.
 const LISTENS: &str = "0A";
 
-/// Where this process listens, by whatever way it came to its sockets.
+/// The addresses on which this process listens, however it obtained the sockets.
 #[must_use]
 pub fn addresses_of(pid: u32) -> Vec<SocketAddr> {
     let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
@@ -27,13 +27,13 @@ pub fn addresses_of(pid: u32) -> Vec<SocketAddr> {
     found.filter(|(_, socket)| sockets.contains(socket)).map(|(address, _)| address).collect()
 }
 
-/// The address and the number of a socket that listens, from its line.
+/// Address and inode number of a listening socket, parsed from its line.
 fn listening(line: &str) -> Option<(SocketAddr, u64)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (address, state, number) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
     let (host, port) = address.split_once(':').filter(|_| *state == LISTENS)?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    // The kernel writes words of its own byte order.
+    // The kernel prints words in native byte order.
     let word = |place: usize| {
         let word = u32::from_str_radix(host.get(8 * place..8 * place + 8)?, 16).ok()?;
         Some(word.to_ne_bytes())

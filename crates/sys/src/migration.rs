@@ -1,8 +1,8 @@
-//! What waits in a listening socket goes over to the others of its port when it is closed.
+//! Moves the queued connections of a closing listening socket to the other sockets of its port.
 //!
-//! The kernel does that if a program of the group of sockets (SO_REUSEPORT) says that it may, or if
-//! the whole machine is set so (`net.ipv4.tcp_migrate_req`). The program here says yes and leaves
-//! every choice to the kernel, as without it. It takes CAP_BPF and CAP_NET_ADMIN.
+//! The kernel does this if a BPF program of the socket group (SO_REUSEPORT) allows it, or if the
+//! whole machine is configured for it (`net.ipv4.tcp_migrate_req`). The program here allows it and
+//! leaves the selection of a socket to the kernel. Loading it needs CAP_BPF and CAP_NET_ADMIN.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -15,27 +15,26 @@ const PROG_LOAD: libc::c_int = 5;
 const OF_REUSEPORT: u32 = 21;
 /// `BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`.
 const MAY_MIGRATE: u32 = 40;
-/// `r0 = SK_PASS; exit`, without having selected a socket: the kernel's hash does that then.
+/// `r0 = SK_PASS; exit` without selecting a socket, so the kernel selects by hash.
 static PROGRAM: [Instruction; 2] = [Instruction { code: MOVE, value: PASS, ..EXIT }, EXIT];
 const EXIT: Instruction = Instruction { code: 0x95, registers: 0, offset: 0, value: 0 };
-/// `BPF_ALU64 | BPF_MOV | BPF_K`: a register gets the value.
+/// `BPF_ALU64 | BPF_MOV | BPF_K`: loads a constant into a register.
 const MOVE: u8 = 0xb7;
 const PASS: i32 = 1;
 const SETTING: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 
-/// `struct bpf_insn`. Its numbers are the machine's, so it is written down field by field, not as
-/// one number, of which only little endian would make the same.
+/// `struct bpf_insn`. It uses native byte order, so it is written field by field.
 #[repr(C)]
 struct Instruction {
     code: u8,
-    /// Four bits each for the target and the source, whose order depends on the machine as well.
-    /// Both are `r0` here, which is no bit at all.
+    /// Target and source register, four bits each, in an order that depends on the machine. Both
+    /// are `r0`, so the byte is zero.
     registers: u8,
     offset: i16,
     value: i32,
 }
 
-/// The beginning of `union bpf_attr`, as loading a program wants it.
+/// The start of `union bpf_attr` for loading a program.
 #[repr(C)]
 #[derive(Default)]
 struct Load {
@@ -53,10 +52,11 @@ struct Load {
     attach_kind: u32,
 }
 
-/// Lets what waits in this socket go over to others of its port when it is closed.
+/// Moves the queued connections of this socket to others of its port when it is closed.
 ///
 /// # Errors
-/// This process may not arrange that, and the machine is not set so. What waits is reset then.
+/// This process may not load the program, and the machine is not configured for it. Queued
+/// connections are then reset.
 pub fn arrange(socket: &impl AsFd) -> Result<(), Errno> {
     if fs::read_to_string(SETTING).is_ok_and(|setting| setting.trim() == "1") {
         return Ok(());

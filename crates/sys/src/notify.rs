@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Longest word that is read; what is beyond is cut off.
 const WORD_BYTES_MAX: usize = 4096;
 
-/// The receiving end.
+/// The receiving socket.
 #[derive(Debug)]
 pub struct NotifySocket {
     socket: OwnedFd,
@@ -63,24 +63,24 @@ impl ManagerSocket {
 /// A word.
 #[derive(Debug)]
 pub struct Notification {
-    /// The process that has said it, as the kernel knows it.
+    /// Pid of the sender, from the kernel.
     pub pid: u32,
-    /// Assignments, one a line.
+    /// Assignments, one per line.
     pub text: Vec<u8>,
 }
 
 impl NotifySocket {
-    /// Opens one in the abstract namespace, so that workers of any user can reach it.
+    /// Opens a socket in the abstract namespace, which workers of any user can reach.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn open() -> Result<Self> {
         let failed = |errno| Error::system("open a socket for sd_notify", errno);
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket =
             socket(AddressFamily::Unix, SockType::Datagram, flags, None).map_err(failed)?;
         setsockopt(&socket, sockopt::PassCred, &true).map_err(failed)?;
-        // Without a name the kernel chooses one.
+        // For an unnamed address the kernel chooses the name.
         bind(socket.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(failed)?;
         let bound: UnixAddr = getsockname(socket.as_raw_fd()).map_err(failed)?;
         let name = bound.as_abstract().ok_or_else(|| failed(Errno::EADDRNOTAVAIL))?;
@@ -88,20 +88,20 @@ impl NotifySocket {
         Ok(Self { socket, name })
     }
 
-    /// Its name as `NOTIFY_SOCKET` has it.
+    /// Its name, in the form of `NOTIFY_SOCKET`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The next word, if there is one. Descriptors that come with it are closed, which is what
+    /// The next message, if there is one. Attached descriptors are closed, which is the signal that
     /// `sd_notify_barrier(3)` waits for.
     ///
     /// # Errors
     /// The socket cannot be read.
     pub fn receive(&self) -> Result<Option<Notification>> {
         let mut text = vec![0; WORD_BYTES_MAX];
-        // Room for credentials alone: the kernel closes descriptors that find none.
+        // Room for credentials only: the kernel closes descriptors that do not fit.
         let mut room = cmsg_space!(UnixCredentials);
         let mut slices = [IoSliceMut::new(&mut text)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -155,6 +155,6 @@ mod tests {
         drop(writer);
         assert_eq!(notify.receive().expect("it can be read").expect("a word").text, b"BARRIER=1");
         let mut rest = Vec::new();
-        std::io::Read::read_to_end(&mut reader, &mut rest).expect("nobody holds the other end");
+        std::io::Read::read_to_end(&mut reader, &mut rest).expect("the other end is closed");
     }
 }

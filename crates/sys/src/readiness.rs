@@ -1,7 +1,7 @@
-//! Waiting for a descriptor inside a tokio runtime.
+//! Waits for a descriptor inside a tokio runtime.
 //!
-//! Owns a duplicate of the descriptor, so that what is registered stays open and the same for as
-//! long as it is registered, whatever becomes of the original.
+//! Owns a duplicate of the descriptor, so that the registered one stays open and unchanged for the
+//! duration of the registration.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::Poll;
@@ -11,17 +11,17 @@ use tokio::io::unix::AsyncFd;
 
 use crate::error::{Error, Result, errno_of};
 
-/// A descriptor's readiness.
+/// The readiness of a descriptor.
 #[derive(Debug)]
 pub struct Readiness {
     descriptor: AsyncFd<OwnedFd>,
 }
 
 impl Readiness {
-    /// Watches `descriptor` for something to read. Must be called inside a runtime.
+    /// Registers `descriptor` for reading. Call it inside a runtime.
     ///
     /// # Errors
-    /// Too few descriptors, or the descriptor cannot be watched.
+    /// Descriptors are exhausted, or this one cannot be polled.
     pub fn of(descriptor: &impl AsFd) -> Result<Self> {
         let failed =
             |error| Error::system("watch a descriptor inside the runtime", errno_of(&error));
@@ -33,8 +33,8 @@ impl Readiness {
         Ok(Self { descriptor })
     }
 
-    /// Waits until there may be something to read. Whoever then finds nothing calls
-    /// [`Readiness::exhausted`]; without that, the next wait ends at once.
+    /// Waits until there may be something to read. If there is nothing, call
+    /// [`Readiness::exhausted`]; otherwise the next wait ends at once.
     ///
     /// # Errors
     /// The runtime is shutting down.
@@ -43,11 +43,11 @@ impl Readiness {
         guard.map(drop).map_err(|error| Error::system("wait for a descriptor", errno_of(&error)))
     }
 
-    /// Makes an attempt whenever there may be something to read, until one comes to something.
-    /// Several tasks may do so at once, on any thread. Nothing is lost when it is dropped.
+    /// Repeats an attempt whenever there may be something to read, until it succeeds. Several tasks
+    /// may do so concurrently, on any thread. Cancel safe.
     ///
     /// # Errors
-    /// What the attempt says; the runtime is shutting down.
+    /// Those of the attempt, or the runtime is shutting down.
     pub async fn until<T>(&self, mut attempt: impl FnMut() -> Result<Poll<T>>) -> Result<T> {
         loop {
             let ready = self.descriptor.readable().await;
@@ -56,12 +56,12 @@ impl Readiness {
             if let Poll::Ready(found) = attempt()? {
                 return Ok(found);
             }
-            // Only forgets what was known before the attempt; what came during it stays.
+            // Clears only the readiness known before the attempt; what arrived during it stays.
             ready.clear_ready();
         }
     }
 
-    /// Nothing was left to read.
+    /// Reports that there was nothing left to read.
     pub async fn exhausted(&self) {
         if let Ok(mut guard) = self.descriptor.readable().await {
             guard.clear_ready();

@@ -1,8 +1,8 @@
 //! One page of atomic words, mapped by two processes and sealed against truncation.
 //!
-//! Owns the mapping. Refuses to know what the words mean: `board` does.
-//! The other process is not trusted: it may write anything, and every word is only ever read as
-//! a number. It cannot shrink the memory under us, since the seals forbid it.
+//! Owns the mapping; `scoreboard` owns the meaning of the words. The other process is not trusted:
+//! it may write anything, and every word is read only as a number. It cannot shrink the memory,
+//! because the seals forbid it.
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -18,16 +18,16 @@ use nix::unistd::ftruncate;
 
 use crate::error::{Error, Result};
 
-/// Bytes of a page.
+/// Size of a page.
 pub const PAGE_BYTES: usize = 4096;
-/// Bytes of a line: two cache lines, since the hardware fetches lines in pairs.
+/// Size of a line: two cache lines, because the hardware prefetches lines in pairs.
 pub const LINE_BYTES: usize = 128;
-/// Words of a line.
+/// Words per line.
 pub const LINE_WORDS: usize = LINE_BYTES / size_of::<u64>();
-/// Lines of a page.
+/// Lines per page.
 pub const PAGE_LINES: usize = PAGE_BYTES / LINE_BYTES;
 
-/// The seals: nobody can change the size any more, nor remove these seals.
+/// The seals: the size is fixed, and the seals cannot be removed.
 const SEALS: SealFlag =
     SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
@@ -46,10 +46,10 @@ unsafe impl Send for SharedPage {}
 unsafe impl Sync for SharedPage {}
 
 impl SharedPage {
-    /// A new page of zeros.
+    /// Creates a page of zeros.
     ///
     /// # Errors
-    /// Too little memory or too few descriptors.
+    /// Memory or descriptors are exhausted.
     pub fn create() -> Result<Self> {
         let failed = |errno| Error::system("create a page of shared counters", errno);
         let memory =
@@ -63,7 +63,7 @@ impl SharedPage {
     /// Maps a page that another process created.
     ///
     /// # Errors
-    /// `memory` is not a sealed page, so that reading it could fault.
+    /// `memory` is not a sealed page, so reading it could fault.
     pub fn open(memory: OwnedFd) -> Result<Self> {
         let failed = |errno| Error::system("open the page of shared counters", errno);
         let seals = fcntl(&memory, FcntlArg::F_GET_SEALS).map_err(failed)?;
@@ -83,7 +83,7 @@ impl SharedPage {
         Ok(Self { words: address.cast(), memory })
     }
 
-    /// Where `line` begins, in bytes.
+    /// Offset of `line` in bytes.
     #[must_use]
     pub const fn offset_of(line: usize) -> usize {
         line * LINE_BYTES
@@ -92,7 +92,7 @@ impl SharedPage {
     /// The word at `word` of `line`.
     ///
     /// # Panics
-    /// When `line` or `word` lies outside the page.
+    /// If `line` or `word` is outside the page.
     #[must_use]
     pub fn word(&self, line: usize, word: usize) -> &AtomicU64 {
         // SAFETY: the page is mapped, aligned and sealed at this size as long as `self` lives,

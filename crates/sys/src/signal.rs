@@ -1,4 +1,4 @@
-//! Signals as a readable descriptor (`signalfd(2)`), and the ones a worker must not die of.
+//! Signals as a readable descriptor (`signalfd(2)`), and signal masks of threads.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::{self, JoinHandle};
@@ -35,10 +35,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks `signals` in this thread, and in those it starts later, and receives them here.
+    /// Blocks `signals` in this thread and in threads it starts later, and receives them here.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn receive(signals: &[Signal]) -> Result<Self> {
         let set: SigSet = signals.iter().copied().collect();
         set.thread_block().map_err(|errno| Error::system("block signals", errno))?;
@@ -71,28 +71,28 @@ impl AsFd for Signals {
     }
 }
 
-/// Which signals are blocked, as a thread can hand it on.
+/// A set of blocked signals.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockedSignals(SigSet);
 
 impl BlockedSignals {
-    /// None.
+    /// The empty set.
     #[must_use]
     pub fn none() -> Self {
         Self(SigSet::empty())
     }
 
-    /// Those of the calling thread.
+    /// The set of the calling thread.
     ///
     /// # Errors
-    /// The kernel refused to tell, which it never does.
+    /// The kernel refused, which it never does.
     pub fn of_this_thread() -> Result<Self> {
         SigSet::thread_get_mask()
             .map(Self)
             .map_err(|errno| Error::system("read the blocked signals", errno))
     }
 
-    /// Makes them those of the calling thread. Makes one system call, and allocates nothing.
+    /// Installs the set in the calling thread, with a single system call and without allocating.
     ///
     /// # Errors
     /// The kernel refused the mask, which it never does.
@@ -101,8 +101,8 @@ impl BlockedSignals {
     }
 }
 
-/// Starts a thread in which every signal is blocked, so that none is delivered to it that another
-/// thread waits for.
+/// Starts a thread with all signals blocked, so that they are delivered to the thread that waits
+/// for them.
 ///
 /// # Errors
 /// Too many threads.
@@ -111,14 +111,14 @@ pub fn spawn_without_signals<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>> {
     let masked = |errno| Error::system("block signals", errno);
-    // The new thread inherits what is blocked here now.
+    // The new thread inherits the current mask.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
     let thread = thread::Builder::new().name(name.into()).spawn(body);
     before.thread_set_mask().map_err(masked)?;
     thread.map_err(|error| Error::system(format!("start the thread {name}"), errno_of(&error)))
 }
 
-/// Keeps `signals` from reaching this thread and those it starts later.
+/// Blocks `signals` in this thread and in threads it starts later.
 ///
 /// # Errors
 /// The kernel refused the mask, which it never does for valid signals.

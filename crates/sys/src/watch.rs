@@ -1,4 +1,4 @@
-//! Waiting at an epoll set for less than a millisecond, which `epoll_wait(2)` cannot.
+//! Waits on an epoll set with nanosecond timeouts, which `epoll_wait(2)` does not have.
 
 use std::os::fd::AsRawFd;
 
@@ -6,11 +6,11 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent};
 
-/// Waits until something is ready, for at most so long if that is said, and tells how many events
-/// have been written.
+/// Waits until a descriptor is ready or the timeout, if there is one, has passed. Returns the
+/// number of events written.
 ///
 /// # Errors
-/// EINTR when a signal came.
+/// EINTR if a signal arrived.
 pub fn wait(
     set: &Epoll,
     ready: &mut [EpollEvent],

@@ -1,8 +1,8 @@
-//! Which engine a run has: asked for, or found by trying, once, by the primary.
+//! Chooses the engine of a run, as requested or by trying, once, in the primary.
 //!
-//! Owns the decision and the words for it. A refusal is whatever keeps a ring from working, not a
-//! list of error numbers: sandboxes answer with what they like. A shortage is no refusal: a machine
-//! out of memory or descriptors has io_uring, and going without it would hide that.
+//! Owns the decision and its explanation. Anything that keeps a ring from working is a refusal,
+//! whatever the error number, because sandboxes return arbitrary ones. A shortage is not: a machine
+//! without memory or descriptors does have io_uring, and falling back would hide the shortage.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,43 +12,43 @@ use nix::errno::Errno;
 use crate::error::{Error, Result};
 use crate::probe::{self, FeatureLevel, RingSupport};
 
-/// Sets the engine of a run whose program does not: `auto`, `io_uring` or `epoll`.
+/// Selects the engine if the program does not: `auto`, `io_uring` or `epoll`.
 pub const ENGINE_VARIABLE: &str = "CLUSTERLB_ENGINE";
 
-/// Which engine is asked for.
+/// The requested engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// io_uring where it works, otherwise epoll.
+    /// io_uring if it works, otherwise epoll.
     #[default]
     Auto,
-    /// io_uring, or the run fails.
+    /// io_uring; otherwise the run fails.
     IoUring,
-    /// epoll; io_uring is not even tried.
+    /// epoll; io_uring is not tried.
     Epoll,
 }
 
-/// Which engine there is.
+/// The kind of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
     /// io_uring.
     IoUring,
-    /// epoll and plain system calls.
+    /// epoll and ordinary system calls.
     Epoll,
 }
 
-/// Which engine a run has, and why.
+/// The engine of a run, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineDecision {
     /// The engine.
     pub kind: EngineKind,
-    /// How much of io_uring there is, if it was tried.
+    /// The level of io_uring support, if it was tried.
     pub level: Option<FeatureLevel>,
-    /// Why it is this one.
+    /// Why this engine was chosen.
     pub reason: String,
 }
 
 impl EngineChoice {
-    /// All there are.
+    /// All choices.
     pub const ALL: [Self; 3] = [Self::Auto, Self::IoUring, Self::Epoll];
 
     /// Its name on the command line.
@@ -61,10 +61,10 @@ impl EngineChoice {
         }
     }
 
-    /// What the environment sets, or the default.
+    /// The choice in the environment variable, or the default.
     ///
     /// # Errors
-    /// [`Error::Usage`] when [`ENGINE_VARIABLE`] names none.
+    /// [`Error::Usage`] if [`ENGINE_VARIABLE`] has another value.
     pub fn from_environment() -> Result<Self> {
         std::env::var(ENGINE_VARIABLE).map_or(Ok(Self::Auto), |text| {
             text.parse().map_err(|_| {
@@ -76,11 +76,11 @@ impl EngineChoice {
         })
     }
 
-    /// Decides, by trying io_uring unless epoll is asked for. Takes some milliseconds then.
+    /// Decides, by trying io_uring unless epoll is requested. A trial takes a few milliseconds.
     ///
     /// # Errors
-    /// [`Error::Environment`]: io_uring is asked for and does not work; memory or descriptors are
-    /// short.
+    /// [`Error::Environment`] if io_uring is requested and does not work, or memory or descriptors
+    /// are exhausted.
     pub fn decide(self) -> Result<EngineDecision> {
         match self {
             Self::Epoll => Ok(EngineDecision {
@@ -115,7 +115,7 @@ impl EngineChoice {
                 decided(EngineKind::Epoll, format!("io_uring: {cause}"))
             }
             (_, Some(Unavailable { cause, source, hint, is_shortage })) => {
-                // A refusal gets here only if io_uring is insisted on.
+                // A refusal is an error only if io_uring is requested.
                 let way_out = if is_shortage { "" } else { "; or let --engine auto take epoll" };
                 let step = format!("create an io_uring ({cause})");
                 Err(Error::Environment { step, source, hint: format!("{hint}{way_out}") })
@@ -124,12 +124,12 @@ impl EngineChoice {
     }
 }
 
-/// Why a ring is not to be had.
+/// Why a ring is unavailable.
 struct Unavailable {
     cause: String,
     source: Errno,
     hint: String,
-    /// It is there, but not at the moment.
+    /// Because of a temporary shortage.
     is_shortage: bool,
 }
 
@@ -167,7 +167,7 @@ impl EngineKind {
         }
     }
 
-    /// The one of this name.
+    /// The kind with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::IoUring, Self::Epoll].into_iter().find(|kind| kind.name() == name)
@@ -175,7 +175,7 @@ impl EngineKind {
 }
 
 impl From<EngineKind> for EngineChoice {
-    /// Exactly this one.
+    /// Requests exactly this kind.
     fn from(kind: EngineKind) -> Self {
         match kind {
             EngineKind::IoUring => Self::IoUring,
@@ -200,7 +200,7 @@ impl fmt::Display for EngineKind {
 }
 
 impl fmt::Display for EngineDecision {
-    /// One line.
+    /// Formats one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.kind, self.level) {
             (EngineKind::IoUring, Some(level)) => write!(f, "io_uring {level} ({})", self.reason),

@@ -1,4 +1,4 @@
-//! Completions with their kinds and owners restored.
+//! Events: completions with their kinds and owners.
 
 use std::os::fd::OwnedFd;
 
@@ -6,23 +6,23 @@ use nix::errno::Errno;
 
 use super::message::OutgoingMessage;
 
-/// Whom a completion belongs to: a place in the caller's table and which tenant of that place.
+/// The owner of an operation: an index into the caller's table, and the generation of that entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The place.
+    /// Index into the table.
     pub index: u32,
-    /// The tenant; only the low 24 bits are kept.
+    /// Generation of the entry; only the low 24 bits are kept.
     pub generation: u32,
 }
 
 impl Key {
-    /// As the kernel carries it: a kind (8 bits), the generation (24) and the index (32).
+    /// Packs a kind (8 bits), the generation (24) and the index (32) into the kernel's user data.
     pub(crate) fn pack(self, kind: u8) -> u64 {
         let generation = u64::from(self.generation & 0x00ff_ffff);
         u64::from(kind) << 56 | generation << 32 | u64::from(self.index)
     }
 
-    /// The kind and the key in what the kernel carried.
+    /// Unpacks the kind and the key.
     pub(crate) fn unpack(packed: u64) -> (u8, Self) {
         let index = u32::try_from(packed & 0xffff_ffff).expect("32 bits were kept");
         let generation = u32::try_from(packed >> 32 & 0x00ff_ffff).expect("24 bits were kept");
@@ -34,64 +34,64 @@ impl Key {
 /// The outcome of an operation.
 pub type Outcome<T> = Result<T, Errno>;
 
-/// Something happened.
+/// An event.
 #[derive(Debug)]
 pub enum Event {
     /// A connection was accepted, or accepting failed or ended.
     Accepted {
-        /// Whose accept.
+        /// Key of the accept.
         key: Key,
         /// The connection, non-blocking and close-on-exec.
         outcome: Outcome<OwnedFd>,
-        /// The accept is still armed.
+        /// Whether the accept is still armed.
         armed: bool,
     },
-    /// Bytes arrived, the peer is done (`None`), or receiving failed or ended.
+    /// Bytes arrived, the peer closed its side (`None`), or receiving failed or ended.
     Received {
-        /// Whose receive.
+        /// Key of the receive.
         key: Key,
-        /// The bytes, in a buffer to be given back with `Engine::recycle`.
+        /// The bytes, in a buffer to return with `Engine::recycle`.
         outcome: Outcome<Option<Chunk>>,
-        /// The receive is still armed.
+        /// Whether the receive is still armed.
         armed: bool,
     },
-    /// A buffer was sent, or not.
+    /// A send completed or failed.
     Sent {
-        /// Whose send.
+        /// Key of the send.
         key: Key,
-        /// The buffer that was lent.
+        /// The lent buffer.
         buffer: Vec<u8>,
-        /// How many of its bytes have gone, counted from the first one that was to be sent.
+        /// Number of bytes sent, from the first one to be sent.
         outcome: Outcome<usize>,
     },
-    /// A message with descriptors was sent, or not.
+    /// A message with descriptors was sent, or sending it failed.
     MessageSent {
-        /// Whose message.
+        /// Key of the message.
         key: Key,
-        /// The message that was lent; its descriptors are still in it if it has not gone.
+        /// The lent message; if it was not sent, it still holds its descriptors.
         message: Box<OutgoingMessage>,
-        /// Whether it has gone.
+        /// Whether it was sent.
         outcome: Outcome<()>,
     },
-    /// A message with descriptors arrived, the peer is done (`None`), or receiving ended.
+    /// A message with descriptors arrived, the peer closed its side (`None`), or receiving ended.
     MessageReceived {
-        /// Whose receive.
+        /// Key of the receive.
         key: Key,
-        /// The message, to be opened with `Engine::open_message`.
+        /// The message, to open with `Engine::open_message`.
         outcome: Outcome<Option<SealedMessage>>,
-        /// The receive is still armed.
+        /// Whether the receive is still armed.
         armed: bool,
     },
     /// A descriptor became ready.
     Ready {
-        /// Whose descriptor.
+        /// Key of the poll.
         key: Key,
-        /// Whether the poll ended well; poll is always armed once.
+        /// Whether the poll succeeded; a poll is one-shot.
         outcome: Outcome<()>,
     },
-    /// A cancellation has been carried out; the cancelled operation reports for itself.
+    /// A cancellation was carried out; the cancelled operation reports its end separately.
     Cancelled {
-        /// Whose operation was to be cancelled.
+        /// Key of the cancelled operation.
         key: Key,
     },
 }
@@ -103,20 +103,20 @@ pub struct Chunk {
     pub(crate) length: u32,
 }
 
-/// A received message whose descriptors nobody owns yet.
+/// A received message whose descriptors have no owner yet.
 #[derive(Debug)]
 pub struct SealedMessage {
     pub(crate) buffer: BufferId,
     pub(crate) length: u32,
 }
 
-/// What was in a message.
+/// The contents of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// Descriptors were lost because this process had no room for them (MSG_CTRUNC).
+    /// Descriptors were lost because this process had none free (MSG_CTRUNC).
     pub truncated: bool,
 }
 
-/// A buffer that has been filled and not given back.
+/// A filled buffer that has not been returned.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct BufferId(pub(crate) u16);

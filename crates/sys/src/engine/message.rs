@@ -1,4 +1,4 @@
-//! A message with descriptors on its way out, in memory that stays put until it is sent.
+//! An outgoing message with descriptors, in memory that does not move until it is sent.
 
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -8,11 +8,11 @@ use nix::libc;
 
 use crate::fdpass::{ControlSpace, DESCRIPTORS_PER_MESSAGE_MAX, empty_header, write_rights};
 
-/// Most bytes of payload in one message.
+/// Maximum length of a payload in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 768;
 
 /// Payload and descriptors of one message. The descriptors are this process's copies: the engine
-/// closes them when the message has gone; otherwise the owner takes them out again.
+/// closes them once the message is sent; otherwise the owner takes them out again.
 #[derive(Debug)]
 pub struct OutgoingMessage {
     /// The payload, at most [`PAYLOAD_BYTES_MAX`] bytes.
@@ -45,13 +45,13 @@ impl OutgoingMessage {
         self.descriptors.len() >= DESCRIPTORS_PER_MESSAGE_MAX
     }
 
-    /// How many descriptors it carries.
+    /// Number of descriptors.
     #[must_use]
     pub fn descriptors(&self) -> usize {
         self.descriptors.len()
     }
 
-    /// The payload, to be written by the caller.
+    /// The payload, for writing.
     pub fn payload_mut(&mut self) -> &mut Vec<u8> {
         &mut self.payload
     }
@@ -65,7 +65,7 @@ impl OutgoingMessage {
     /// Adds a descriptor.
     ///
     /// # Errors
-    /// The message is full: the descriptor comes back.
+    /// The message is full; the descriptor is returned.
     pub fn push(&mut self, descriptor: OwnedFd) -> Result<(), OwnedFd> {
         if self.is_full() {
             return Err(descriptor);
@@ -74,30 +74,29 @@ impl OutgoingMessage {
         Ok(())
     }
 
-    /// Takes the descriptors of a message that has not gone out, in order, and empties it for its
-    /// next use.
+    /// Takes the descriptors of an unsent message, in order, and empties it for reuse.
     pub fn drain(&mut self) -> std::vec::Drain<'_, OwnedFd> {
         self.payload.clear();
         self.descriptors.drain(..)
     }
 
-    /// The descriptors as the kernel knows them.
+    /// The raw descriptors.
     pub(crate) fn raw_descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.descriptors.iter().map(AsRawFd::as_raw_fd)
     }
 
-    /// Empties the message of descriptors that the kernel has closed.
+    /// Removes descriptors that the kernel has closed.
     pub(crate) fn forget_descriptors(&mut self) {
         self.descriptors.drain(..).for_each(|descriptor| {
             let _ = descriptor.into_raw_fd();
         });
     }
 
-    /// Sends it without waiting for room, and closes its descriptors if it has gone.
+    /// Sends it without blocking, and closes its descriptors on success.
     ///
     /// # Errors
-    /// EAGAIN when the socket is full; EPIPE when the other end is closed; ETOOMANYREFS when too
-    /// many descriptors of this user are under way.
+    /// EAGAIN when the socket is full; EPIPE when the peer is closed; ETOOMANYREFS when this user
+    /// has too many descriptors in flight.
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         let header = self.seal();
@@ -114,7 +113,7 @@ impl OutgoingMessage {
         Ok(())
     }
 
-    /// Points the header at the parts, which must not move from here to the completion.
+    /// Points the header at the parts, which must not move until the completion.
     pub(crate) fn seal(&mut self) -> *const libc::msghdr {
         let control_bytes = write_rights(&mut self.control, &self.descriptors);
         self.part =

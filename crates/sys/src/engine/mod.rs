@@ -1,45 +1,44 @@
-//! What a loop asks of the kernel, in one vocabulary, by io_uring or by epoll.
+//! The system calls of an event loop, behind one interface, by io_uring or by epoll.
 //!
-//! One engine belongs to one thread, and which one it is is decided once in a run
-//! ([`EngineChoice::decide`]). The loops above cannot tell which one they have. The contract that
-//! both keep, and `tests.rs` holds them to:
+//! An engine belongs to one thread. Its kind is chosen once per run ([`EngineChoice::decide`]), and
+//! the loops above do not depend on it. Both engines keep this contract, which `tests.rs` checks:
 //!
-//! **Asking.** Methods ask for operations and never wait. An operation is named by its kind and a
-//! [`Key`] of the caller's; one of a kind at a time for a key. It may be carried out at once, and
-//! is at the latest in the next [`Engine::submit`], [`Engine::turn`] or [`Engine::wait`]. Its
-//! outcome comes as an [`Event`] of one of the latter two: handlers run between them and never
-//! inside a method.
+//! **Requests.** Methods request operations and never block. An operation is identified by its kind
+//! and a [`Key`] of the caller; a key has at most one of each kind. It may be carried out at once,
+//! and is carried out at the latest in the next [`Engine::submit`], [`Engine::turn`] or
+//! [`Engine::wait`]. Its outcome is an [`Event`] of one of the latter two: handlers run between
+//! calls, never inside a method.
 //!
-//! **Order.** Events of one key and kind come in the order in which things happened. There is no
-//! order between keys, nor between kinds.
+//! **Order.** Events of one key and kind come in the order in which they happened. There is no
+//! order between keys or kinds.
 //!
-//! **Ends.** An operation with `armed` in its events goes on until an event says `armed: false`,
-//! which is its last one. A cancelled one ends with ECANCELED, unless it was ending already, and
-//! what had happened before comes before. An accept also ends by itself on a failure other than a
-//! client's (EMFILE), a receive on an end, a reset or ENOBUFS: the caller arms it again. A poll
-//! tells once. Shutting a socket down ends what is armed on it.
+//! **Ends.** An operation with `armed` in its events continues until an event with `armed: false`,
+//! its last one. A cancelled operation ends with ECANCELED unless it was already ending; events
+//! from before the cancellation come first. An accept also ends on a failure other than a client's
+//! (EMFILE), a receive on an end of file, a reset or ENOBUFS: the caller arms it again. A poll is
+//! one-shot. Shutting a socket down ends its operations.
 //!
-//! **Waiting.** `wait` returns when there is an event, at its deadline, on a signal, or early for
-//! no reason. A message that has gone (`MessageSent` with `Ok`) does not end a wait; one that was
-//! refused does. `turn` never waits. Both hand over a bounded number of events, and the rest in
-//! the next call.
+//! **Waiting.** `wait` returns when there is an event, at its deadline, on a signal, or spuriously.
+//! A message that was sent (`MessageSent` with `Ok`) does not end a wait; one that was refused
+//! does. `turn` never blocks. Both return a bounded number of events, and the rest in the next
+//! call.
 //!
-//! **Ownership.** What is lent comes back: a buffer with [`Event::Sent`], a message with
-//! [`Event::MessageSent`]. When a message has gone, no copy of its descriptors is left in this
-//! process after the call of `submit`, `turn` or `wait` that it went in; a refused one brings them
-//! back. A [`Chunk`] and a [`SealedMessage`] occupy a buffer of the engine until they are recycled
-//! or opened; with no buffer left nothing is received, and nothing is lost. A descriptor that is
-//! lent for an operation stays open until the operation has ended; a socket that is received from
-//! or sent on is closed by [`Engine::close`] or [`Engine::send_last`]. Polled descriptors may be
-//! closed at any time.
+//! **Ownership.** Lent objects come back: a buffer with [`Event::Sent`], a message with
+//! [`Event::MessageSent`]. Once a message is sent, this process holds no copy of its descriptors
+//! after the call of `submit`, `turn` or `wait` that sent it; a refused message brings them back. A
+//! [`Chunk`] and a [`SealedMessage`] occupy a buffer of the engine until they are recycled or
+//! opened; without a free buffer nothing is received, and nothing is lost. A descriptor lent for an
+//! operation must stay open until the operation has ended. Close a socket that is received from or
+//! sent on with [`Engine::close`] or [`Engine::send_last`]. Polled descriptors may be closed at any
+//! time.
 //!
-//! **Limits.** An accept takes no descriptor at or above the soft RLIMIT_NOFILE of the moment in
-//! which the engine was first entered after it was armed; at the bound it ends with EMFILE and the
-//! client stays in the backlog. A message is received only while [`Engine::offer_messages`] has
-//! made room for it.
+//! **Limits.** An accept takes no descriptor at or above the soft RLIMIT_NOFILE at the time the
+//! engine was first entered after it was armed; at the bound it ends with EMFILE and the client
+//! stays in the backlog. A message is received only while [`Engine::offer_messages`] has made room
+//! for it.
 //!
-//! What differs is how: io_uring puts operations into one system call for all and is told of
-//! completions; epoll makes a call for each and is told of readiness.
+//! The engines differ in their system calls: io_uring submits all operations with a single one and
+//! reports completions; epoll makes one per operation and reports readiness.
 
 pub mod choice;
 pub mod epoll;
@@ -72,7 +71,7 @@ pub enum Engine {
     Epoll(EpollEngine),
 }
 
-/// Calls the same method of whichever engine it is: one branch, which always goes the same way.
+/// Calls the same method on either engine. The branch always goes the same way in a run.
 macro_rules! either {
     ($engine:expr, $inner:ident => $call:expr) => {
         match $engine {
@@ -83,10 +82,10 @@ macro_rules! either {
 }
 
 impl Engine {
-    /// Creates an engine for the calling thread. The shape is a ring's alone.
+    /// Creates an engine for the calling thread. `shape` applies to io_uring only.
     ///
     /// # Errors
-    /// io_uring is refused or too old; too few descriptors.
+    /// io_uring is refused or too old, or descriptors are exhausted.
     pub fn new(kind: EngineKind, shape: RingShape) -> Result<Self> {
         Ok(match kind {
             EngineKind::IoUring => Self::IoUring(Ring::new(shape)?),
@@ -94,23 +93,23 @@ impl Engine {
         })
     }
 
-    /// Makes it able to receive bytes into its own buffers.
+    /// Enables receiving bytes into the engine's buffers.
     ///
     /// # Errors
-    /// Too little memory.
+    /// Memory is exhausted.
     pub fn with_data_buffers(self) -> Result<Self> {
         Ok(match self {
             Self::IoUring(ring) => Self::IoUring(ring.with_data_buffers()?),
-            // Its buffers come into being as they are needed.
+            // This engine allocates its buffers on demand.
             Self::Epoll(epoll) => Self::Epoll(epoll),
         })
     }
 
-    /// Makes it able to receive messages with descriptors. No message is received before
+    /// Enables receiving messages with descriptors. None is received before
     /// [`Engine::offer_messages`] allows it.
     ///
     /// # Errors
-    /// Too little memory.
+    /// Memory is exhausted.
     pub fn with_message_buffers(self) -> Result<Self> {
         Ok(match self {
             Self::IoUring(ring) => Self::IoUring(ring.with_message_buffers()?),
@@ -118,7 +117,7 @@ impl Engine {
         })
     }
 
-    /// The ring, where it is one: for what only a ring can do.
+    /// The ring, if the engine is one, for operations that only a ring has.
     pub fn ring(&mut self) -> Option<&mut Ring> {
         match self {
             Self::IoUring(ring) => Some(ring),
@@ -126,12 +125,12 @@ impl Engine {
         }
     }
 
-    /// A descriptor that becomes readable when something has happened, for an epoll set that is to
-    /// watch the engine among others. Edge-triggered: nobody has to read it, and before each wait
-    /// at the set the engine is turned until there are no events.
+    /// A descriptor that becomes readable when there are events, for watching the engine in an
+    /// epoll set. It is edge-triggered and never read: before each wait on the set, call `turn`
+    /// until it returns no events.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn notifier(&self) -> Result<OwnedFd> {
         match self {
             Self::IoUring(ring) => ring.notifier().map(OwnedFd::from),
@@ -139,7 +138,7 @@ impl Engine {
         }
     }
 
-    /// How often a ring's completion queue was too small.
+    /// Number of times that a ring's completion queue overflowed.
     #[must_use]
     pub fn overflows(&self) -> u64 {
         match self {
@@ -148,16 +147,16 @@ impl Engine {
         }
     }
 
-    /// Waits until something has happened or the clock (CLOCK_MONOTONIC) shows `deadline_ns`, and
-    /// appends what has happened to `events`. It may also end without an event before its time.
+    /// Waits until there is an event or CLOCK_MONOTONIC reaches `deadline_ns`, and appends the
+    /// events to `events`. It may return early without one.
     ///
     /// # Errors
-    /// The engine is unusable, which nothing short of a kernel defect causes.
+    /// The engine is unusable, which only a kernel defect causes.
     pub fn wait(&mut self, events: &mut Vec<Event>, deadline_ns: Option<u64>) -> Result<()> {
         either!(self, engine => engine.wait(events, deadline_ns))
     }
 
-    /// Appends what has happened to `events`, without waiting.
+    /// Appends the events so far to `events`, without blocking.
     ///
     /// # Errors
     /// As [`Engine::wait`].
@@ -165,7 +164,7 @@ impl Engine {
         either!(self, engine => engine.turn(events))
     }
 
-    /// Carries out what has been asked for, as far as that needs no waiting.
+    /// Carries out requested operations, as far as they do not block.
     pub fn submit(&mut self) {
         either!(self, engine => engine.submit());
     }
@@ -201,27 +200,27 @@ impl Engine {
         either!(self, engine => engine.bytes(chunk))
     }
 
-    /// Gives a chunk's buffer back.
+    /// Returns the buffer of a chunk.
     pub fn recycle(&mut self, chunk: Chunk) {
         either!(self, engine => engine.recycle(chunk));
     }
 
-    /// Sends the bytes of `buffer` from `from` on; the buffer comes back with the event.
+    /// Sends `buffer[from..]`; the buffer comes back with the event.
     ///
     /// # Panics
-    /// When `from` lies past the end of the buffer.
+    /// If `from` is beyond the end of the buffer.
     pub fn send(&mut self, key: Key, socket: BorrowedFd<'_>, buffer: Vec<u8>, from: usize) {
         either!(self, engine => engine.send(key, socket, buffer, from));
     }
 
-    /// Sends the bytes of `buffer` and closes `socket` behind them. The last bytes leave in one
-    /// segment with the FIN: one packet less to send, and one less for the client to handle. A
-    /// send that has to wait for room keeps the socket alive until it is done.
+    /// Sends `buffer` and then closes `socket`. The last bytes share a segment with the FIN, which
+    /// saves a packet on both sides. If the send has to wait for room, the socket stays open until
+    /// it is done.
     pub fn send_last(&mut self, key: Key, socket: OwnedFd, buffer: Vec<u8>) {
         either!(self, engine => engine.send_last(key, socket, buffer));
     }
 
-    /// Cancels the send under way under `key`; its buffer comes back with what had gone.
+    /// Cancels the send of `key`; its buffer comes back with the number of bytes sent.
     pub fn cancel_send(&mut self, key: Key) {
         either!(self, engine => engine.cancel_send(key));
     }
@@ -230,12 +229,12 @@ impl Engine {
     pub fn close(&mut self, socket: OwnedFd) {
         match self {
             Self::IoUring(ring) => ring.close(socket),
-            // Closing takes it out of the epoll set as well.
+            // Closing also removes it from the epoll set.
             Self::Epoll(_) => drop(socket),
         }
     }
 
-    /// Sends `message` without waiting for room, and closes its descriptors if it has gone.
+    /// Sends `message` without blocking, and closes its descriptors on success.
     pub fn send_message(
         &mut self,
         key: Key,
@@ -245,37 +244,37 @@ impl Engine {
         either!(self, engine => engine.send_message(key, socket, message));
     }
 
-    /// Sends a remark without waiting for room. Nobody is told what becomes of it.
+    /// Sends `remark` without blocking. Its outcome is not reported.
     pub fn remark(&mut self, socket: BorrowedFd<'_>, remark: &'static [u8]) {
         either!(self, engine => engine.remark(socket, remark));
     }
 
-    /// Receives messages with descriptors until cancelled, ended or failed. There is one such
-    /// receive at a time.
+    /// Receives messages with descriptors until cancelled, ended or failed. There is at most one
+    /// such receive at a time.
     ///
     /// # Panics
-    /// When the engine was not made `with_message_buffers`.
+    /// If the engine was not made `with_message_buffers`.
     pub fn receive_messages(&mut self, key: Key, socket: BorrowedFd<'_>) {
         either!(self, engine => engine.receive_messages(key, socket));
     }
 
-    /// Cancels the receiving of messages armed under `key`.
+    /// Cancels the receive of messages of `key`.
     pub fn cancel_receive_messages(&mut self, key: Key) {
         either!(self, engine => engine.cancel_receive_messages(key));
     }
 
-    /// Lets messages be received until `target` of them are unopened.
+    /// Allows messages to be received until `target` of them are unopened.
     pub fn offer_messages(&mut self, target: u16) {
         either!(self, engine => engine.offer_messages(target));
     }
 
-    /// How many messages may be received now.
+    /// Number of messages that may be received now.
     #[must_use]
     pub fn messages_offered(&self) -> u16 {
         either!(self, engine => engine.messages_offered())
     }
 
-    /// Takes a message's payload and descriptors out and keeps its buffer back until the next
+    /// Takes the payload and descriptors of a message. Its buffer stays unused until the next
     /// [`Engine::offer_messages`].
     pub fn open_message(
         &mut self,
@@ -286,12 +285,12 @@ impl Engine {
         either!(self, engine => engine.open_message(sealed, payload, descriptors))
     }
 
-    /// Tells once when `descriptor` has something to read.
+    /// Reports once when `descriptor` is readable.
     pub fn poll_readable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
         either!(self, engine => engine.poll_readable(key, descriptor));
     }
 
-    /// Tells once when `descriptor` has room to write.
+    /// Reports once when `descriptor` is writable.
     pub fn poll_writable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
         either!(self, engine => engine.poll_writable(key, descriptor));
     }

@@ -1,4 +1,4 @@
-//! The contract, on each engine.
+//! Checks the contract on each engine.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -22,7 +22,7 @@ fn engine(kind: EngineKind) -> Engine {
     engine.with_message_buffers().expect("some memory")
 }
 
-/// Waits until an event is what is looked for.
+/// Waits until an event matches.
 fn await_event<T>(engine: &mut Engine, mut look: impl FnMut(Event, &mut Engine) -> Option<T>) -> T {
     let until_ns = monotonic_ns() + PATIENCE_NS;
     let mut events = Vec::new();
@@ -31,7 +31,7 @@ fn await_event<T>(engine: &mut Engine, mut look: impl FnMut(Event, &mut Engine) 
         assert!(monotonic_ns() < until_ns, "waited in vain");
         let mut found = None;
         for event in events.drain(..) {
-            // Every event is looked at, so that every buffer is given back.
+            // Every event is visited, so that every buffer is returned.
             let seen = look(event, engine);
             found = found.or(seen);
         }
@@ -41,7 +41,7 @@ fn await_event<T>(engine: &mut Engine, mut look: impl FnMut(Event, &mut Engine) 
     }
 }
 
-/// A connected pair of which the first end is non-blocking, as accepted sockets are.
+/// A connected pair whose first end is non-blocking, as accepted sockets are.
 fn connection() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
@@ -51,7 +51,7 @@ fn connection() -> (OwnedFd, TcpStream) {
     (near.into(), far)
 }
 
-/// What a receive brings, collected until it ends.
+/// The bytes of a receive, collected until it ends.
 fn received(engine: &mut Engine, bytes: usize) -> (Vec<u8>, bool) {
     let mut collected = Vec::new();
     let armed = await_event(engine, |event, engine| {
@@ -66,7 +66,7 @@ fn received(engine: &mut Engine, bytes: usize) -> (Vec<u8>, bool) {
     (collected, armed)
 }
 
-/// A message with this many descriptors, and the far ends of what they are.
+/// A message with this many descriptors, and their peers.
 fn message(descriptors: usize) -> (Box<OutgoingMessage>, Vec<OwnedFd>) {
     let mut message = Box::<OutgoingMessage>::default();
     message.payload_mut().extend_from_slice(b"something");
@@ -107,11 +107,11 @@ fn when_a_message_has_gone_no_copy_is_left_here(kind: EngineKind) {
             engine.send_message(KEY, sender.as_fd(), message);
             far.extend(ends);
         }
-        // Something else has happened, so that nothing has to be waited for.
+        // Another event has happened, so there is nothing to wait for.
         engine.poll_readable(Key::default(), bell.as_fd());
         let mut events = Vec::new();
         enter(&mut engine, &mut events);
-        // The channel's references go with it, and then every connection has ended.
+        // The channel's references are dropped with it, and then every connection has ended.
         drop((sender, receiver));
         let ended = far.iter().map(|end| read(end, &mut [0; 8]));
         assert!(ended.into_iter().all(|outcome| outcome == Ok(0)));
@@ -177,7 +177,7 @@ fn one_receive_brings_one_chunk_and_many_go_on_until_the_end(kind: EngineKind) {
     let sent: Vec<u8> = (0..4 << 20).map(|number: u32| number.to_le_bytes()[1]).collect();
     let expected = sent.clone();
     let writer = std::thread::spawn(move || {
-        far.write_all(&sent).expect("somebody reads");
+        far.write_all(&sent).expect("the peer reads");
         far
     });
     let (found, armed) = received(&mut engine, expected.len());
@@ -420,7 +420,7 @@ fn deadlines_end_waits_and_may_come_nearer(kind: EngineKind) {
     assert!(events.is_empty(), "{events:?}");
 }
 
-/// Tests that hold whatever moves the bytes.
+/// Tests that must pass on either engine.
 macro_rules! on_each_engine {
     ($($name:ident)*) => {
         mod io_uring {

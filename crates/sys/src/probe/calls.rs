@@ -1,24 +1,24 @@
-//! The youngest system calls that we make whatever the engine is, tried.
+//! Tries the most recent system calls that are used with either engine.
 //!
-//! Owns which they are, since when Linux has them, and who cannot do without them.
+//! Owns the list, the Linux version of each, and the feature that needs it.
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
 
 use crate::{process, watch};
 
-/// A call that this machine lacks or refuses.
+/// A system call that this machine lacks or refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MissingCall {
     /// Its name.
     pub name: &'static str,
-    /// The first Linux that has it.
+    /// The first Linux version that has it.
     pub since: &'static str,
-    /// Only Node workers need it.
+    /// Whether only Node workers need it.
     pub for_node: bool,
 }
 
-/// Those that fail, in whatever way.
+/// The calls that fail, for any reason.
 #[must_use]
 pub fn missing_calls() -> Vec<MissingCall> {
     let mut missing = Vec::new();

@@ -1,62 +1,61 @@
-//! The features of io_uring that we use, and the levels made of them.
+//! The io_uring features in use, and the levels built from them.
 //!
-//! Owns their names, their history and what they are needed for. Refuses to find out whether
-//! this machine has them: `probe` does.
+//! Owns their names, history and purpose. Does not test for them: `probe` does.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// Something that a kernel's io_uring has or has not.
+/// A feature that the kernel's io_uring may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Feature {
-    /// All the operations in [`super::OPERATIONS`].
+    /// All operations in [`super::OPERATIONS`].
     Operations,
-    /// An invalid request does not keep those behind it from being submitted.
+    /// An invalid request does not stop the submission of those after it.
     SubmitAll,
     /// Completions do not interrupt the thread.
     CoopTaskrun,
-    /// The ring says without a system call that completions are waiting to be processed.
+    /// A flag in the ring shows that completions wait to be processed, without a system call.
     TaskrunFlag,
-    /// One request accepts connection after connection.
+    /// A single request accepts any number of connections.
     MultishotAccept,
-    /// The kernel picks a receive buffer only when there is something to receive.
+    /// The kernel picks a receive buffer when data arrives.
     BufferRing,
-    /// One thread alone submits.
+    /// A single thread submits.
     SingleIssuer,
-    /// Everything can be cancelled in one synchronous call.
+    /// One synchronous call cancels everything.
     SyncCancel,
-    /// One request receives message after message, with descriptors, into a buffer ring.
+    /// A single request receives any number of messages with descriptors into a buffer ring.
     MultishotReceive,
-    /// Completions are processed only when asked for.
+    /// Completions are processed on request only.
     DeferTaskrun,
-    /// No array of indices between the thread and its submissions.
+    /// No index array between the thread and its submissions.
     NoSqarray,
-    /// Waiting for many completions can be content with few after a while.
+    /// A wait for many completions may return with fewer after a time.
     MinWait,
 }
 
-/// How much of io_uring there is, in steps that change what we can do.
+/// The extent of io_uring support, in steps that change what this program can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum FeatureLevel {
-    /// Too little, or refused.
+    /// Insufficient, or refused.
     L0,
-    /// As of Linux 5.19: multishot accept and buffer rings.
+    /// Linux 5.19: multishot accept and buffer rings.
     L1,
-    /// As of Linux 6.1: deferred task work. What the front end needs.
+    /// Linux 6.1: deferred task work. The minimum for the front end.
     L2,
-    /// As of Linux 6.12: a bound on waiting for a batch.
+    /// Linux 6.12: a time limit on waiting for a batch.
     L3,
 }
 
 impl FeatureLevel {
-    /// What the front end cannot do without.
+    /// The minimum for the front end.
     pub const NEEDED: Self = Self::L2;
 }
 
 impl Feature {
-    /// All there are, in the order in which kernels learnt them.
+    /// All features, in the order in which Linux gained them.
     pub const ALL: [Self; 12] = [
         Self::Operations,
         Self::SubmitAll,
@@ -72,7 +71,7 @@ impl Feature {
         Self::MinWait,
     ];
 
-    /// Its name in a table.
+    /// Name for tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -91,7 +90,7 @@ impl Feature {
         }
     }
 
-    /// The first Linux that has it.
+    /// The first Linux version that has it.
     #[must_use]
     pub fn since(self) -> &'static str {
         match self {
@@ -106,7 +105,7 @@ impl Feature {
         }
     }
 
-    /// The lowest level that takes it, if any does.
+    /// The lowest level that requires it; `None` for an optional feature.
     #[must_use]
     pub fn needed_for(self) -> Option<FeatureLevel> {
         match self {

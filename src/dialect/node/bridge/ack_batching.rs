@@ -1,31 +1,31 @@
-//! How long workers' channels may be left alone. Pure: time is an argument.
+//! Decides how long workers' channels may go unread. Pure: time is an argument.
 //!
-//! A Node worker writes twice for every connection that it takes, and each time a waiting bridge
-//! would wake. While nothing depends on what is written, it may lie until there is more of it. So
-//! the channels are left alone for a moment after a connection was sent, and only then: what comes
-//! by itself is heard at once.
+//! A Node worker writes twice per connection that it takes, and each write would wake the bridge.
+//! While nothing depends on these writes, they can wait until more have accumulated. The channels
+//! are therefore left unread for a moment after a connection was sent, and only then: other
+//! messages are read at once.
 
 use super::super::session::WindowRule;
 
-/// Longest time for which the channels are left alone. Little beside what counts as fast for a
-/// window and for credits, since it is part of the time that they see.
+/// Maximum time without reading. It is short compared to the limits for a fast acknowledgement and
+/// for credits, which include it.
 pub(super) const PATIENCE_NS: u64 = 500_000;
 const _: () = assert!(PATIENCE_NS <= WindowRule::FAST_NS / 2, "no fast answer may be seen as slow");
 
-/// What depends on what a worker writes.
+/// What depends on a worker's next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Urgency {
-    /// Nothing is expected: whatever comes is news.
+    /// No reply is expected: any message is news.
     Nothing,
-    /// Answers are expected, and nothing waits for them.
+    /// Replies are expected, but nothing waits for them.
     Later,
-    /// Something waits for them.
+    /// Something waits for a reply.
     Now,
 }
 
 impl Urgency {
-    /// Of a worker for whose answers nothing waits. One that has not answered for long hangs or is
-    /// busy: to look again and again would be in vain, and its answer is news.
+    /// The urgency of a worker whose replies nothing waits for. A worker that has been silent for
+    /// long is stalled or busy: polling it repeatedly is useless, and its reply is news.
     pub(super) fn of_unanswered(oldest_age_ns: Option<u64>) -> Self {
         match oldest_age_ns {
             Some(age_ns) if age_ns <= WindowRule::SLOW_NS => Self::Later,
@@ -34,15 +34,15 @@ impl Urgency {
     }
 }
 
-/// Whether the channels are left alone, and until when.
+/// The current pause in reading, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct AckBatching {
     until_ns: Option<u64>,
 }
 
 impl AckBatching {
-    /// Until when to leave the channels alone; nothing, if they are to be listened to. `need` is
-    /// the greatest of all workers.
+    /// The end of the pause; `None` if the channels must be read now. `need` is the maximum over
+    /// all workers.
     pub(super) fn until_ns(&mut self, need: Urgency, now_ns: u64) -> Option<u64> {
         self.until_ns = match need {
             Urgency::Later => self.until_ns.or(Some(now_ns + PATIENCE_NS)),
@@ -51,12 +51,12 @@ impl AckBatching {
         self.until_ns
     }
 
-    /// The channels have been left alone long enough.
+    /// Whether the pause is over.
     pub(super) fn is_over(&self, now_ns: u64) -> bool {
         self.until_ns.is_some_and(|until_ns| until_ns <= now_ns)
     }
 
-    /// Everything in the channels has been looked at.
+    /// Ends the pause: all channels have been read.
     pub(super) fn begin_anew(&mut self) {
         self.until_ns = None;
     }

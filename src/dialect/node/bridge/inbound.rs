@@ -1,10 +1,10 @@
-//! What a worker says, taken off its channel.
+//! Reads a worker's channel.
 //!
-//! Owns how much is read at once, and when reading stops: while the control plane is behind with
-//! what this very worker has said. Then its answers stay unread with the rest, so its window fills
-//! and stays full. What it has been sent it has, and serves; what lies in its inbox goes to others
-//! as from one that hangs, unless it takes that by itself; and should it end, its socket still
-//! holds all that it has said.
+//! Owns the amount read at once, and the back-pressure: while the control plane is behind with one
+//! worker's messages, that worker is not read. Its replies stay unread too, so its window fills. It
+//! serves the connections it has been sent; those in its inbox go to other workers as from a
+//! stalled worker, unless it empties the inbox itself. If it ends, its socket still holds
+//! everything it has said.
 
 use std::os::fd::AsFd as _;
 
@@ -14,23 +14,22 @@ use super::messages::Endpoints;
 use super::node_worker::{End, NodeWorker};
 use crate::sys::fdpass;
 
-/// Reads in one turn; then the other workers have theirs.
+/// Maximum number of reads per turn, so that the other workers get theirs.
 const READS_A_TURN_MAX: usize = 16;
-/// Descriptors that a worker has sent ahead of the messages that name them. Node sends one at a
-/// time.
+/// Maximum number of descriptors received ahead of their messages. Node sends one at a time.
 const UNMATCHED_FDS_MAX: usize = 16;
 
-/// How much of a channel is read.
+/// How far to read a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// As long as the control plane keeps up.
+    /// Until the control plane is behind.
     UntilHeldUp,
-    /// All of it.
+    /// To the end.
     Everything,
 }
 
 impl NodeWorker {
-    /// Reads the channel. Tells whether there may be more.
+    /// Reads the channel. Returns whether there may be more.
     pub(super) fn hear(
         &mut self,
         endpoints: &Endpoints,
@@ -39,7 +38,7 @@ impl NodeWorker {
         now_ns: u64,
     ) -> bool {
         for _ in 0..READS_A_TURN_MAX {
-            // Something may be left from before it was held up.
+            // Messages may be left from before the back-pressure.
             self.understand(endpoints, extent, now_ns);
             if self.end.is_some() || self.held_up {
                 return false;
@@ -48,7 +47,7 @@ impl NodeWorker {
             match fdpass::receive(self.channel.as_fd(), buffer, &mut descriptors) {
                 Ok(arrival) if arrival.bytes == 0 => self.end = Some(End::Closed),
                 Ok(arrival) => {
-                    // A descriptor ends a read early; nothing else does.
+                    // Only a descriptor makes a read end early.
                     let emptied = arrival.bytes < buffer.len() && descriptors.is_empty();
                     self.unmatched_fds.extend(descriptors);
                     self.decoder.feed(&buffer[..arrival.bytes]);
@@ -59,7 +58,7 @@ impl NodeWorker {
                 }
                 Err(Errno::EAGAIN) => return false,
                 Err(Errno::EINTR) => {}
-                // It was closed with something unread in it, or is broken.
+                // Closed with unread data, or broken.
                 Err(_) => self.end = Some(End::Closed),
             }
         }

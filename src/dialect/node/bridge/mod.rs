@@ -1,15 +1,15 @@
-//! All Node workers of a run, behind the data path as if they were workers of its own.
+//! Connects all Node workers of a run to the data path, to which they look like native workers.
 //!
-//! One thread with two epoll sets: the channels of the workers, and beside that set everything
-//! else, so that channels can be left alone for a moment. Owns, for each worker, the primary's end
-//! of its channel, the receiving end of its inbox and its page of the load board. Takes connections
-//! from an inbox only as fast as the worker's window allows, so that what the worker cannot take
-//! yet stays where the data path can have it back. Counts a connection as claimed and finished at
-//! once when the worker says that it has it: in flight, for a Node worker, is what it has not
-//! answered for.
+//! One thread with two epoll sets: one for the workers' channels, and one for everything else and
+//! the first set, so that the channels can be left unread for a moment. For each worker it owns the
+//! primary's end of the channel, the receiving end of the inbox, and the scoreboard page. It takes
+//! connections from an inbox only as fast as the worker's window allows, so that the data path can
+//! take the others back. When the worker confirms a connection, the bridge counts it as claimed and
+//! finished at once: for a Node worker, in flight means unconfirmed.
 //!
-//! What comes back, because a worker refused it, died, or was too slow, goes to the data path with
-//! [`Command::Return`](crate::data_path::Command::Return), in order and with its accept time.
+//! A connection that a worker refused, or did not take before it died or in time, goes back to the
+//! data path with [`Command::Return`](crate::data_path::Command::Return), in order and with its
+//! accept time.
 
 mod ack_batching;
 mod inbound;
@@ -43,33 +43,34 @@ pub use send_quota::{SendQuota, UserMessageOut};
 #[cfg(feature = "internals")]
 pub use send_quota::{USER_MESSAGE_BYTES_MAX, USER_MESSAGE_SOCKETS_MAX, USER_MESSAGES_MAX};
 
-/// How long a connection may wait here for its worker's window before somebody else gets it.
+/// How long a connection may wait for its worker's window before it goes to another worker.
 const HOLD_NS: u64 = 20_000_000;
-/// Most bytes of answers that wait for a worker which asks and does not read; beyond it the channel
+/// Maximum number of queued bytes of replies to a worker that does not read; beyond it the channel
 /// is closed. Messages for the program are counted by [`SendQuota`].
 const UNREAD_BYTES_MAX: usize = 1024 * 1024;
 
-/// What an event is of; else it is of a worker's inbox or channel, and says whose.
+/// Event data of the waker and other fixed sources; all other values name a worker and its inbox or
+/// channel.
 const WAKER: u64 = u64::MAX;
 const CHANNELS: u64 = WAKER - 1;
-/// Events taken at once.
+/// Maximum number of events fetched at once.
 const EVENTS_MAX: usize = 64;
 
-/// A worker and what of it is watched.
+/// A worker and its registrations.
 #[derive(Debug)]
 struct Place {
     node_worker: NodeWorker,
-    /// What its channel is watched for; it is not in the epoll set while that is nothing, since
-    /// epoll would tell of its end again and again.
+    /// The events watched on its channel. The channel is removed from the epoll set while there are
+    /// none, because epoll would report a hang-up repeatedly.
     watched: Option<EpollFlags>,
-    /// Its inbox is watched.
+    /// Whether its inbox is watched.
     attentive: bool,
 }
 
-/// All Node workers.
+/// The bridge.
 #[derive(Debug)]
 pub struct Bridge {
-    /// The bell, the inboxes, and the other set as far as channels are listened to.
+    /// The waker, the inboxes, and the other set while channels are read.
     epoll: Epoll,
     /// The channels.
     channels: Epoll,
@@ -77,18 +78,18 @@ pub struct Bridge {
     ack_batching: AckBatching,
     endpoints: Endpoints,
     places: BTreeMap<WorkerId, Place>,
-    /// What the first worker on a listener brought for all: TLS ticket keys, so that a session
-    /// begun with one worker can be resumed with another.
+    /// Data of the first worker on each listener, shared with all others: TLS ticket keys, so that
+    /// a session started with one worker can be resumed with another.
     data: BTreeMap<ListenerId, Value>,
     buffer: Vec<u8>,
     ending: bool,
 }
 
 impl Bridge {
-    /// Prepares a bridge without workers.
+    /// Creates a bridge without workers.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn new(endpoints: Endpoints) -> Result<Self> {
         let (epoll, channels) = (new_set()?, new_set()?);
         epoll
@@ -118,7 +119,7 @@ impl Bridge {
             let count = self.wait(&mut ready)?;
             let now_ns = monotonic_ns();
             let ready = &ready[..count];
-            // First, since what the workers have taken makes room for more.
+            // First, because confirmed connections make room for more.
             if ready.iter().any(|event| event.data() == CHANNELS)
                 || self.ack_batching.is_over(now_ns)
             {
@@ -136,14 +137,14 @@ impl Bridge {
         }
         let now_ns = monotonic_ns();
         for mut place in std::mem::take(&mut self.places).into_values() {
-            // What it has taken and said so must not be given to anybody else.
+            // A connection that it has confirmed must not go to another worker.
             place.node_worker.hear(&self.endpoints, &mut self.buffer, Extent::Everything, now_ns);
             place.node_worker.close(&self.endpoints, now_ns);
         }
         Ok(())
     }
 
-    /// Waits until something is to be done.
+    /// Waits until there is something to do.
     fn wait(&mut self, ready: &mut [EpollEvent]) -> Result<usize> {
         let now_ns = monotonic_ns();
         let needs = self.places.values().map(|place| place.node_worker.need(now_ns));
@@ -156,7 +157,7 @@ impl Bridge {
         ended(watch::wait(&self.epoll, ready, left_ns))
     }
 
-    /// Begins or ends to be woken by channels.
+    /// Starts or stops waking up for channels.
     fn listen(&mut self, listening: bool) -> Result<()> {
         if self.listening != listening {
             let changed = self.epoll.modify(&self.channels.0, &mut channels_event(listening));
@@ -166,7 +167,7 @@ impl Bridge {
         Ok(())
     }
 
-    /// Serves the channels in which there is something.
+    /// Serves the readable channels.
     fn hear(&mut self, now_ns: u64) -> Result<()> {
         let mut ready = [EpollEvent::empty(); EVENTS_MAX];
         let count = ended(self.channels.wait(&mut ready, EpollTimeout::ZERO))?;
@@ -224,7 +225,7 @@ impl Bridge {
         self.read_on(now_ns);
     }
 
-    /// Reads on where that was stopped because the control plane was behind, and is not any more.
+    /// Resumes reading workers whose messages the control plane has caught up with.
     fn read_on(&mut self, now_ns: u64) {
         let notices = &self.endpoints.notices;
         let stopped = self.places.iter().filter(|(_, place)| place.node_worker.is_held_up());
@@ -289,12 +290,12 @@ impl Bridge {
         }
     }
 
-    /// Watches what is wanted, and closes what is over.
+    /// Updates what is watched, and closes channels that are over.
     fn settle(&mut self, now_ns: u64) {
         for (worker, place) in &mut self.places {
             let watched = place.watch(&self.channels, *worker);
             if let Err(error) = watched.and_then(|()| place.attend(&self.epoll, *worker, now_ns)) {
-                // Without being watched it would be served by nobody.
+                // An unwatched worker would never be served.
                 place.node_worker.fail(error.to_string());
             }
         }
@@ -303,7 +304,8 @@ impl Bridge {
             let Some(Place { node_worker, attentive, .. }) = self.places.remove(&worker) else {
                 continue;
             };
-            // A duplicate of the inbox lives on in the data path, so closing is not enough.
+            // The data path holds a duplicate of the inbox, so closing this one does not remove it
+            // from the set.
             if attentive {
                 let _ = self.epoll.delete(node_worker.inbox());
             }
@@ -333,7 +335,7 @@ impl Place {
         Ok(())
     }
 
-    /// Watches the inbox, unless the worker takes from it by itself.
+    /// Watches the inbox, unless the worker empties it itself.
     fn attend(&mut self, epoll: &Epoll, worker: WorkerId, now_ns: u64) -> Result<()> {
         let inbox = self.node_worker.inbox();
         let wanted = self.node_worker.reads_inbox(now_ns);
@@ -347,8 +349,7 @@ impl Place {
     }
 }
 
-/// Only what comes anew is told: most of the time something lies in the inbox that has to wait for
-/// the worker.
+/// Edge-triggered: most of the time the inbox holds something that has to wait for the worker.
 fn inbox_event(worker: WorkerId) -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token(worker))
 }
@@ -367,7 +368,7 @@ fn channels_event(listening: bool) -> EpollEvent {
     EpollEvent::new(flags, CHANNELS)
 }
 
-/// How many events a wait has brought.
+/// The number of events of a wait.
 fn ended(wait: nix::Result<usize>) -> Result<usize> {
     match wait {
         Ok(count) => Ok(count),

@@ -1,8 +1,8 @@
-//! One worker as the bridge holds it: its channel, its inbox, its page, and every connection
-//! between inbox and acknowledgement.
+//! One worker in the bridge: its channel, inbox, page, and every connection between inbox and
+//! confirmation.
 //!
 //! Owns the rule that a connection taken from the inbox is in exactly one place: in the queue, in
-//! the session's hands, or on its way back to the data path.
+//! the session, or on its way back to the data path.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,33 +27,33 @@ use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass;
 
-/// What a worker's channel is read with.
+/// Size of the buffer for reading a channel.
 pub(super) const READ_BYTES: usize = 64 * 1024;
-/// Messages taken from an inbox in one turn.
+/// Maximum number of messages taken from an inbox per turn.
 const MESSAGES_A_TURN_MAX: usize = 64;
-/// How long sending rests when the kernel has too many descriptors under way.
+/// Delay before sending again when the kernel has too many descriptors in flight.
 const CROWDED_NS: u64 = 5_000_000;
 
-/// A connection that the worker has not taken yet.
+/// A connection that the worker has not confirmed.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) socket: OwnedFd,
     pub(super) record: Record,
 }
 
-/// What a worker's turn may find something in.
+/// What may be ready in a worker's turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Ready {
     pub(super) channel: bool,
     pub(super) inbox: bool,
 }
 
-/// Why a channel is to be closed.
+/// Why a channel has to be closed.
 #[derive(Debug)]
 pub(super) enum End {
     /// The worker has closed it.
     Closed,
-    /// It is of no use any more.
+    /// It is unusable.
     Failed(String),
 }
 
@@ -64,37 +64,37 @@ pub(super) struct NodeWorker {
     slot: Slot,
     pub(super) channel: OwnedFd,
     inbox: OwnedFd,
-    /// Something may be in the inbox.
+    /// The inbox may be readable.
     inbox_ready: bool,
-    /// The data path has closed its end, and everything has been taken.
+    /// The data path has closed its end, and the inbox is empty.
     inbox_ended: bool,
-    /// The worker takes from the inbox by itself, as long as it serves anything.
+    /// The worker empties its inbox itself, as long as it serves anything.
     pub(super) receives: bool,
     pub(super) page: WorkerPage,
-    /// The page has news that have not been published.
+    /// The page has changes that have not been published.
     pub(super) touched: bool,
     pub(super) decoder: Decoder,
     pub(super) session: Session,
     outbox: Outbox,
     crowded_until_ns: Option<u64>,
     pub(super) held: Slab<Held>,
-    /// Taken from the inbox and not yet given to the session, oldest first. Bounded: the inbox is
-    /// left alone while anything is here, so it is one message at most.
+    /// Connections taken from the inbox and not yet given to the session, oldest first. Bounded to
+    /// one message, because the inbox is not read while any are here.
     queue: VecDeque<ConnectionId>,
     queued_since_ns: u64,
-    /// To go back to the data path at the end of the turn.
+    /// Connections that go back to the data path at the end of the turn.
     pub(super) returning: Vec<ConnectionId>,
-    /// Descriptors that came from the worker and whose messages have not.
+    /// Descriptors from the worker whose messages have not arrived.
     pub(super) unmatched_fds: VecDeque<OwnedFd>,
-    /// Sockets for answers that are not sent yet.
+    /// Sockets for replies that have not been sent.
     sockets: Vec<(QueryId, OwnedFd)>,
-    /// Of the program's messages that are still with the session, oldest first.
+    /// The program's messages held by the session, oldest first.
     parcels: VecDeque<(Option<OwnedFd>, Permit)>,
-    /// The control plane is behind with what this worker has said: it is not read. What it has
-    /// taken and not told is then in the air, so it gets little on its channel; its own clients are
+    /// The control plane is behind with this worker's messages, so it is not read. Connections it
+    /// has taken count as unconfirmed, so it gets few new ones on its channel; its clients are
     /// served.
     pub(super) held_up: bool,
-    /// The worker is to be disconnected once nothing more can come for it.
+    /// The worker will be disconnected once nothing more can arrive for it.
     disconnecting: bool,
     pub(super) end: Option<End>,
 }
@@ -136,23 +136,23 @@ impl NodeWorker {
         self.inbox.as_fd()
     }
 
-    /// The channel is to be closed.
+    /// Whether the channel has to be closed.
     pub(super) fn is_over(&self) -> bool {
         self.end.is_some()
     }
 
-    /// Frames wait until the channel is writable.
+    /// Whether frames wait for the channel to become writable.
     pub(super) fn wants_to_write(&self) -> bool {
         !self.outbox.is_empty() && self.crowded_until_ns.is_none()
     }
 
-    /// It is not read because the control plane is behind.
+    /// Whether it is not read because the control plane is behind.
     pub(super) fn is_held_up(&self) -> bool {
         self.held_up
     }
 
-    /// Something is to be taken from the inbox. What a worker that rests or leaves has in it is
-    /// taken too, to be sent back at once.
+    /// Whether to read the inbox. The inbox of a worker in back-off, or of a leaving one, is read
+    /// too, to send its connections back at once.
     fn wants_message(&self, now_ns: u64) -> bool {
         if self.receives {
             return self.inbox_ready && self.queue.is_empty() && self.reads_inbox(now_ns);
@@ -162,11 +162,11 @@ impl NodeWorker {
         self.inbox_ready && self.queue.is_empty() && (returns || gives)
     }
 
-    /// What depends on what the worker writes.
+    /// The urgency of the worker's next message.
     pub(super) fn need(&self, now_ns: u64) -> Urgency {
         let leaving = self.disconnecting || !self.session.is_open();
         let waits = !self.queue.is_empty() || !self.outbox.is_empty() || self.session.is_delaying();
-        // For a place in the window, or for a credit of the data path's.
+        // It waits for room in the window, or the data path for a credit.
         let bridged = !self.receives;
         let none_left = bridged && self.inbox_ready && self.session.room(now_ns) == 0;
         if self.held_up {
@@ -178,18 +178,18 @@ impl NodeWorker {
         }
     }
 
-    /// When something is to be done even if nothing happens.
+    /// When there is something to do without an event.
     pub(super) fn deadline_ns(&self) -> Option<u64> {
         let hold = (!self.queue.is_empty()).then_some(self.queued_since_ns + HOLD_NS);
         hold.into_iter().chain(self.crowded_until_ns).min()
     }
 
-    /// The data of the worker's request, to be kept for everybody on the same listener.
+    /// The data of the worker's request, kept for all workers on the same listener.
     pub(super) fn data_of(&self, query: QueryId) -> Option<&Value> {
         self.session.data_of(query)
     }
 
-    /// Answers a request to listen and lets the worker join.
+    /// Replies to a listen request and lets the worker join the listener.
     pub(super) fn answer(
         &mut self,
         endpoints: &Endpoints,
@@ -202,8 +202,8 @@ impl NodeWorker {
         self.sockets.extend(socket.map(|socket| (query, socket)));
         self.find_out_who_receives();
         let heard = self.session.answer(query, answer, data);
-        // Before the worker joins: a connection that it finds in its inbox and that is for a server
-        // it has not heard of comes back.
+        // Sent before the worker joins: a connection in its inbox for a server that it does not
+        // know would come back.
         self.act(endpoints, now_ns);
         match answer {
             Answer::HandOver { listener, .. } if heard => {
@@ -230,8 +230,8 @@ impl NodeWorker {
         self.disconnecting = true;
     }
 
-    /// The worker's process has ended. What it has said before counts, however far behind the
-    /// control plane is: no more can come than its socket holds.
+    /// Handles the end of the worker's process. Everything it has said counts, however far the
+    /// control plane is behind: its socket bounds the amount.
     pub(super) fn cut(&mut self, endpoints: &Endpoints, buffer: &mut [u8], now_ns: u64) {
         while self.end.is_none() && self.hear(endpoints, buffer, Extent::Everything, now_ns) {}
         self.turn(endpoints, buffer, Ready { channel: false, inbox: true }, now_ns);
@@ -242,7 +242,7 @@ impl NodeWorker {
         self.end.get_or_insert(End::Failed(what));
     }
 
-    /// Everything there is to do for this worker now.
+    /// Does everything that is due for this worker.
     pub(super) fn turn(
         &mut self,
         endpoints: &Endpoints,
@@ -265,7 +265,7 @@ impl NodeWorker {
             }
         }
         if !self.queue.is_empty() && self.queued_since_ns + HOLD_NS <= now_ns {
-            // The worker is busy with something; somebody else may not be.
+            // The worker is busy; another one may not be.
             self.returning.extend(self.queue.drain(..));
         }
         if self.disconnecting && self.inbox_ended && self.queue.is_empty() {
@@ -277,7 +277,7 @@ impl NodeWorker {
         self.send_back(endpoints, now_ns);
     }
 
-    /// Does what the session says.
+    /// Performs the session's actions.
     pub(super) fn act(&mut self, endpoints: &Endpoints, now_ns: u64) {
         while let Some(action) = self.session.next_action() {
             match action {
@@ -335,7 +335,7 @@ impl NodeWorker {
         match self.outbox.flush(self.channel.as_fd(), socket_of) {
             Left::Nothing | Left::Full => {}
             Left::Crowded => self.crowded_until_ns = Some(now_ns + CROWDED_NS),
-            // What the worker said before it left is still to be read.
+            // The worker's last messages are still unread.
             Left::Closed => self.outbox = Outbox::default(),
         }
         if self.outbox.bytes() > UNREAD_BYTES_MAX {
@@ -368,8 +368,8 @@ impl NodeWorker {
         });
     }
 
-    /// Gives the session what waits, as far as there is room, and sends back what this worker
-    /// cannot have.
+    /// Gives the session as many connections as it has room for, and sends back those that this
+    /// worker cannot get.
     fn serve_queue(&mut self, endpoints: &Endpoints, now_ns: u64) {
         while let Some(connection) = self.queue.front().copied() {
             let listener = self.listener_of(connection);
@@ -392,7 +392,7 @@ impl NodeWorker {
         self.held[connection.0].record.listener
     }
 
-    /// Takes one message from the inbox. Tells whether there was one.
+    /// Reads one message from the inbox. Returns whether there was one.
     fn take_message(&mut self, now_ns: u64) -> bool {
         let mut payload = [0; PAYLOAD_BYTES_MAX];
         let mut sockets = Vec::new();
@@ -415,8 +415,8 @@ impl NodeWorker {
             self.page.answer_probe();
             self.touched = true;
         }
-        // The data path keeps descriptors free for what it may have to take back, which includes
-        // all of this; if they were lost all the same, it is counted.
+        // The data path keeps descriptors free for all sockets it may have to take back, including
+        // these. If some are lost nevertheless, they are counted.
         let lost = count.saturating_sub(sockets.len()) as u64;
         if lost > 0 {
             self.note_lost(lost, now_ns);
@@ -435,7 +435,7 @@ impl NodeWorker {
         }
     }
 
-    /// Gives the data path what this worker does not have, in the order of its arrival.
+    /// Returns unconfirmed connections to the data path, in order of arrival.
     fn send_back(&mut self, endpoints: &Endpoints, now_ns: u64) {
         if self.returning.is_empty() {
             return;
@@ -450,9 +450,9 @@ impl NodeWorker {
         endpoints.command(Command::Return { slot: self.slot, sockets, backoff_ns });
     }
 
-    /// Closes the channel: everything that the worker has not taken goes back.
+    /// Closes the channel and returns every connection that the worker has not taken.
     pub(super) fn close(mut self, endpoints: &Endpoints, now_ns: u64) {
-        // Before anything comes back, so that none of it is given to this worker again.
+        // Before any connection is returned, so that none is assigned to this worker again.
         endpoints.command(Command::Retire { slot: self.slot });
         self.session.end();
         while let Some(action) = self.session.next_action() {

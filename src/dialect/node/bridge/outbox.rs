@@ -1,7 +1,7 @@
-//! Frames on their way to a worker, each with the descriptor that travels with it.
+//! Frames queued for a worker, each with at most one descriptor.
 //!
-//! Owns the order, and the rule of one descriptor a message: two in one would be told apart by
-//! nobody, and Node would lose the second.
+//! Owns their order, and the rule of one descriptor per message: with two, neither side could
+//! assign them, and Node would lose the second.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,11 +12,11 @@ use super::super::session::ConnectionId;
 use super::send_quota::Permit;
 use crate::sys::fdpass;
 
-/// What travels with a frame.
+/// The descriptor of a frame.
 #[derive(Debug)]
 pub(super) enum Attached {
     Nothing,
-    /// A connection, of which the sender keeps its copy.
+    /// A connection; the sender keeps its copy.
     Connection(ConnectionId),
     /// A socket that is closed once it has been sent.
     Socket(OwnedFd),
@@ -27,18 +27,18 @@ struct Frame {
     bytes: Vec<u8>,
     sent: usize,
     attached: Attached,
-    /// For a message of the program's, which is counted until it has gone.
+    /// The permit of a program's message, held until it is sent.
     permit: Option<Permit>,
 }
 
 /// Why frames are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// None are.
+    /// No frames are left.
     Nothing,
-    /// The channel is full; it becomes writable when it is not.
+    /// The channel is full; wait until it is writable.
     Full,
-    /// The kernel has too many descriptors under way and does not say when it has fewer.
+    /// The kernel has too many descriptors in flight and does not signal when that ends.
     Crowded,
     /// The channel is closed.
     Closed,
@@ -48,7 +48,7 @@ pub(super) enum Left {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     frames: VecDeque<Frame>,
-    /// Of frames that are not counted elsewhere.
+    /// Bytes of frames without a permit.
     bytes: usize,
 }
 
@@ -57,7 +57,7 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    /// Bytes that wait, without messages of the program's.
+    /// Number of queued bytes, without messages of the program.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -69,7 +69,7 @@ impl Outbox {
         self.frames.push_back(Frame { bytes, sent: 0, attached, permit });
     }
 
-    /// Sends what there is room for. `lookup` finds the sockets of connections.
+    /// Sends as many frames as the channel has room for. `lookup` finds the sockets of connections.
     pub(super) fn flush<'a>(
         &mut self,
         channel: BorrowedFd<'_>,
@@ -83,7 +83,7 @@ impl Outbox {
             };
             match fdpass::send(channel, &frame.bytes[frame.sent..], attachment.as_slice()) {
                 Ok(sent) => {
-                    // A descriptor travels with the first byte.
+                    // The descriptor is sent with the first byte.
                     frame.attached = Attached::Nothing;
                     frame.sent += sent;
                     if frame.permit.is_none() {

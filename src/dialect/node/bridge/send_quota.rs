@@ -1,21 +1,20 @@
-//! Messages of the primary's program on their way to a worker's, from the moment in which they are
-//! sent until the worker's socket has them.
+//! Limits the messages from the primary's program to a worker's, from the send until the worker's
+//! socket has them.
 //!
-//! Owns the count of what is on that way, so that whoever sends learns at once that a worker does
-//! not read.
+//! Owns the count, so that a sender learns at once that a worker does not read.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most bytes on their way to one worker.
+/// Maximum number of bytes in transit to one worker.
 pub const USER_MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Most messages.
+/// Maximum number of messages in transit.
 pub const USER_MESSAGES_MAX: usize = 16 * 1024;
-/// Most sockets that travel with them.
+/// Maximum number of sockets in transit.
 pub const USER_MESSAGE_SOCKETS_MAX: usize = 256;
 
-/// What is on its way to one worker. Clones count together.
+/// The amount in transit to one worker. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct SendQuota {
     counts: Arc<Counts>,
@@ -28,7 +27,7 @@ struct Counts {
     sockets: AtomicUsize,
 }
 
-/// A message, whole as it will be written, and the socket that travels with it.
+/// A complete message and the socket attached to it.
 #[derive(Debug)]
 pub struct UserMessageOut {
     pub(super) frame: Vec<u8>,
@@ -36,7 +35,7 @@ pub struct UserMessageOut {
     pub(super) permit: Permit,
 }
 
-/// A parcel's part of the count, for as long as it exists.
+/// A message's part of the count, held while it exists.
 #[derive(Debug)]
 pub(super) struct Permit {
     counts: Arc<Counts>,
@@ -45,12 +44,12 @@ pub(super) struct Permit {
 }
 
 impl SendQuota {
-    /// A message to be sent; nothing, when too much is on its way already.
+    /// Creates a message to send; `None` if the quota is exhausted.
     #[must_use]
     pub fn message_out(&self, frame: Vec<u8>, socket: Option<OwnedFd>) -> Option<UserMessageOut> {
         let (bytes, sockets) = (frame.len(), usize::from(socket.is_some()));
         let Counts { parcels, bytes: all_bytes, sockets: all_sockets } = &*self.counts;
-        // Counted before it is compared, so that two senders cannot both take the last place.
+        // Added before the comparison, so that two senders cannot both take the last place.
         let before = parcels.fetch_add(1, Ordering::Relaxed);
         let bytes_before = all_bytes.fetch_add(bytes, Ordering::Relaxed);
         let sockets_before = all_sockets.fetch_add(sockets, Ordering::Relaxed);

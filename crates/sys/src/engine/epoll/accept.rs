@@ -1,4 +1,4 @@
-//! Accepting for the epoll engine: level-triggered, a bounded burst from each listener in a turn.
+//! Accepting in the epoll engine: level-triggered, with a bounded burst per listener and turn.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -10,8 +10,8 @@ use super::super::event::{Event, Key};
 use super::{EpollEngine, Kind};
 use crate::limits;
 
-/// Connections accepted from a listener in one turn; the rest follows in the next, after these
-/// have been handed over.
+/// Maximum number of connections accepted from a listener per turn. The rest follows in the next
+/// turn, after these have been handed over.
 const BURST_MAX: u32 = 64;
 
 /// The accept of one listener.
@@ -20,14 +20,14 @@ pub(super) struct Accept {
     key: Key,
     raw: RawFd,
     armed: bool,
-    /// Descriptors are below this number; not known before the engine has been entered.
+    /// Upper bound for descriptors; unknown before the engine is first entered.
     limit: Option<u64>,
-    /// The last descriptor was the last one below the limit.
+    /// The last descriptor accepted was the last one below the limit.
     is_at_limit: bool,
 }
 
 impl Accept {
-    /// The engine is entered: from now on this moment's limit counts.
+    /// Records the descriptor limit when the engine is entered.
     pub(super) fn note_limit(&mut self) {
         if self.armed && self.limit.is_none() {
             self.limit = Some(limits::descriptor_limits().map_or(u64::MAX, |(soft, _)| soft));
@@ -38,8 +38,8 @@ impl Accept {
         self.limit.unwrap_or(u64::MAX)
     }
 
-    /// Whether a descriptor below the limit is to be had. The kernel gives the lowest that is
-    /// free, so after one short of the limit there is none until some have been closed.
+    /// Whether a descriptor below the limit is free. The kernel assigns the lowest free number, so
+    /// after the last one below the limit there is none until some are closed.
     fn has_room(&mut self) -> bool {
         if self.is_at_limit {
             // SAFETY: the caller of the engine keeps the listener open while its accept is armed.
@@ -74,7 +74,7 @@ impl EpollEngine {
         }
     }
 
-    /// Takes what waits, until there is nothing, the turn is over, or there is no room.
+    /// Accepts until the queue is empty, the turn's burst is used up, or descriptors are exhausted.
     pub(super) fn on_accept_ready(&mut self, key: Key) {
         for _ in 0..BURST_MAX {
             let Some(accept) = self.accepts.get_mut(key.index as usize) else { return };
@@ -93,7 +93,7 @@ impl EpollEngine {
                     self.happened.push(Event::Accepted { key, outcome: Ok(socket), armed: true });
                 }
                 Err(Errno::EAGAIN) => return,
-                // The client gave up while it was queued.
+                // The client disconnected while queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(errno) => return self.end_accept(key, errno),
             }

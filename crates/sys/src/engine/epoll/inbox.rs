@@ -1,5 +1,5 @@
-//! Receiving messages with descriptors for the epoll engine: level-triggered, one in a turn, so
-//! that what has not been taken stays in the channel for as long as possible.
+//! Receiving messages with descriptors in the epoll engine: level-triggered, one per turn, so that
+//! messages stay in the channel, where they can be taken back, as long as possible.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -10,18 +10,18 @@ use super::super::event::{BufferId, Event, Key, Opened, Outcome, SealedMessage};
 use super::{EpollEngine, Kind};
 use crate::fdpass;
 
-/// Messages that can be unopened.
+/// Maximum number of unopened messages.
 const MESSAGES_MAX: u16 = 64;
-/// Bytes of payload that are received; ours are shorter (`PAYLOAD_BYTES_MAX`).
+/// Receive buffer for a payload; messages are shorter (`PAYLOAD_BYTES_MAX`).
 const PAYLOAD_ROOM: usize = 1024;
 
-/// The receiving of messages, and those that nobody has opened yet.
+/// The receive operation and its unopened messages.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     key: Key,
     raw: RawFd,
     armed: bool,
-    /// It is in the epoll set, which it is only while messages may be received.
+    /// Whether it is in the epoll set, which is the case only while messages may be received.
     watched: bool,
     offered: u16,
     places: Vec<Received>,
@@ -53,7 +53,7 @@ impl Inbox {
         })
     }
 
-    /// Receives one message into a place of its own; nothing if none is there after all.
+    /// Receives one message into a free slot; `None` if there is none.
     fn receive(&mut self) -> Option<Outcome<Option<SealedMessage>>> {
         let place = self.take_place();
         let Received { payload, descriptors, truncated } = &mut self.places[usize::from(place)];
@@ -140,7 +140,7 @@ impl EpollEngine {
         opened
     }
 
-    /// It is watched exactly while something may be received: whatever is left in it would end
+    /// Watches the channel only while messages may be received: otherwise one left in it would end
     /// every wait.
     fn watch_inbox(&mut self) {
         let wanted = self.inbox.armed && self.inbox.offered > 0;

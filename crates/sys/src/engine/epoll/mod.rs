@@ -1,10 +1,9 @@
-//! The engine where io_uring is not allowed: epoll and plain system calls.
+//! The engine for machines without io_uring: epoll and ordinary system calls.
 //!
-//! Owns the epoll set, what is armed, and what has happened and not been fetched. Calls are made
-//! when an operation is asked for, as far as they need not wait; readiness is only asked of the
-//! kernel for what had to. Connections are edge-triggered and registered when a receive finds
-//! nothing, once in their life, so that one which brings its request with it is never registered;
-//! everything rarer is level-triggered or asks once.
+//! Owns the epoll set, the armed operations, and events that have not been fetched. An operation is
+//! attempted when requested, and readiness is awaited only if it would block. Connections are
+//! edge-triggered and are registered once, when a receive finds nothing, so that a connection whose
+//! request arrives with it is never registered. Rarer descriptors are level-triggered or one-shot.
 
 mod accept;
 mod inbox;
@@ -27,12 +26,12 @@ use accept::Accept;
 use inbox::Inbox;
 use stream::{Pool, Stream};
 
-/// Readiness fetched in one call.
+/// Maximum number of ready descriptors fetched per call.
 const READY_MAX: usize = 256;
-/// Turns that may go by with what has happened already, before the kernel is asked again.
+/// Maximum number of consecutive turns served from past events before the kernel is asked again.
 const TURNS_AHEAD_MAX: u32 = 3;
 
-/// What readiness is of, in what the kernel carries for us.
+/// The kind of a ready descriptor, as stored in its epoll data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Kind {
@@ -50,32 +49,32 @@ pub struct EpollEngine {
     ready: Box<[EpollEvent]>,
     streams: Vec<Stream>,
     pool: Pool,
-    /// Streams that can be received from at once: nothing more will be told of them.
+    /// Streams that can be received from at once, of which epoll will report nothing more.
     eager: VecDeque<Key>,
     accepts: Vec<Accept>,
-    /// Some of them do not know their limit yet.
+    /// Some accepts do not know their limit yet.
     unentered: bool,
     inbox: Inbox,
-    /// What has happened and ends a wait, in order.
+    /// Events that end a wait, in order.
     happened: Vec<Event>,
-    /// Messages that have gone, which end none.
+    /// Events of sent messages, which do not end a wait.
     gone: Vec<Event>,
     turns_ahead: u32,
     timer: TimerFd,
-    /// When the timer goes off, if it is set.
+    /// Expiry of the timer, if it is set.
     alarm_ns: Option<u64>,
 }
 
 impl EpollEngine {
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub(super) fn new() -> Result<Self> {
         let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let failed = |errno| Error::system("create a timer (timerfd)", errno);
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)?;
-        // Setting it again clears it, so nobody has to read it.
+        // Setting the timer again clears it, so it is never read.
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         let alarm = EpollEvent::new(edge, Key::default().pack(Kind::Alarm as u8));
         set.add(&timer, alarm).map_err(failed)?;
@@ -119,8 +118,8 @@ impl EpollEngine {
         }
     }
 
-    /// Hands over what has happened, and asks the kernel for more: with nothing to hand over, for
-    /// as long as `patience` says.
+    /// Returns the events so far and asks the kernel for more. Without events it waits as long as
+    /// `patience` says.
     fn enter(
         &mut self,
         events: &mut Vec<Event>,
@@ -167,9 +166,8 @@ impl EpollEngine {
         }
     }
 
-    /// Sees to it that waits end at `deadline_ns`, or before. An alarm that goes off earlier stays
-    /// as it is: the caller looks at the clock and waits again. As long as deadlines only move
-    /// away, which is so while there is work, the timer is not touched.
+    /// Makes waits end at `deadline_ns` or earlier. An earlier alarm stays: the caller checks the
+    /// clock and waits again. Under load deadlines only move later, and the timer is not touched.
     fn set_alarm(&mut self, deadline_ns: u64) -> Result<()> {
         if self.alarm_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
             return Ok(());
@@ -188,15 +186,15 @@ impl EpollEngine {
         socket: BorrowedFd<'_>,
         mut message: Box<OutgoingMessage>,
     ) {
-        // The channel holds references to its descriptors: while one was open here, the worker
-        // could not end its connection.
+        // The channel holds references to the message's descriptors: while a copy is open here, the
+        // worker cannot close its connection.
         let outcome = message.send(socket);
         let answers = if outcome.is_ok() { &mut self.gone } else { &mut self.happened };
         answers.push(Event::MessageSent { key, message, outcome });
     }
 
     pub(super) fn remark(&mut self, socket: BorrowedFd<'_>, remark: &'static [u8]) {
-        // What becomes of it is of no interest to anyone.
+        // Best effort; the result does not matter.
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         let _ = send(socket.as_raw_fd(), remark, flags);
     }

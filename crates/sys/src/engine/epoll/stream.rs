@@ -1,8 +1,8 @@
-//! Receiving and sending bytes for the epoll engine.
+//! Receiving and sending bytes in the epoll engine.
 //!
-//! Owns what is known of each connection's readiness, by the key that its operations have, and the
-//! buffers. A call that would have to wait registers the socket, edge-triggered: from then on
-//! readiness is remembered here until a call has used it up.
+//! Owns the known readiness of each connection, by the key of its operations, and the buffers. A
+//! call that would block registers the socket, edge-triggered. From then on readiness is remembered
+//! here until a call has consumed it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -18,14 +18,14 @@ use super::{EpollEngine, Kind};
 const BUFFER_BYTES: usize = CHUNK_BYTES as usize;
 /// Buffers that can be filled and not given back.
 const BUFFERS_MAX: usize = 512;
-/// What is received of a connection in one turn, in buffers.
+/// Maximum number of buffers received from a connection per turn.
 const CHUNKS_PER_TURN: usize = 4;
 
-/// Buffers, made as they are needed.
+/// Buffers, allocated on demand.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     buffers: Vec<Box<[u8; BUFFER_BYTES]>>,
-    /// The one given back last is used next: it is in the CPU's cache.
+    /// Last in, first out: the most recent buffer is in the CPU's cache.
     free: Vec<u16>,
 }
 
@@ -46,7 +46,7 @@ impl Pool {
     }
 }
 
-/// What the epoll set watches a socket for.
+/// The events for which the epoll set watches a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Watched {
     #[default]
@@ -55,17 +55,18 @@ enum Watched {
     Both,
 }
 
-/// What is known of what there is to receive.
+/// The known readiness for receiving.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Input {
-    /// Nothing: the socket is not watched.
+    /// Unknown: the socket is not watched.
     #[default]
     Unknown,
-    /// There is none, and the epoll set tells when there is.
+    /// Nothing to read; epoll reports when there is.
     None,
-    /// There may be some.
+    /// There may be something to read.
     Some,
-    /// There may be some, and behind it is the end or a failure, of which nothing more is told.
+    /// There may be something to read, followed by an end or error of which epoll reports nothing
+    /// more.
     Last,
 }
 
@@ -80,13 +81,13 @@ enum Receive {
 /// A connection.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// None before its first operation.
+    /// `None` before its first operation.
     key: Option<Key>,
     raw: RawFd,
     watched: Watched,
     input: Input,
     receive: Receive,
-    /// It is among the eager ones.
+    /// It is among the eager streams.
     queued: bool,
     send: Option<Send>,
 }
@@ -97,12 +98,12 @@ struct Send {
     buffer: Vec<u8>,
     from: usize,
     sent: usize,
-    /// To be closed behind it.
+    /// The socket to close after it.
     socket: Option<OwnedFd>,
 }
 
 impl Send {
-    /// Sends until everything has gone or there is no room; then there is no outcome yet.
+    /// Sends until everything is sent or the socket is full; `None` in the latter case.
     fn attempt(&mut self, raw: RawFd) -> Option<Result<usize, Errno>> {
         let mut flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         if self.socket.is_some() {
@@ -115,7 +116,7 @@ impl Send {
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => return None,
                 Err(errno) if self.sent == 0 => return Some(Err(errno)),
-                // What it fails with is found by the next one.
+                // The next call reports the error.
                 Err(_) => return Some(Ok(self.sent)),
             }
             if self.from + self.sent >= self.buffer.len() {
@@ -126,7 +127,7 @@ impl Send {
 }
 
 impl EpollEngine {
-    /// The state of a key's connection; a new one's, if the key is new.
+    /// The state of a key's connection, created if the key is new.
     fn stream(&mut self, key: Key, socket: BorrowedFd<'_>) -> &mut Stream {
         let place = key.index as usize;
         if place >= self.streams.len() {
@@ -159,7 +160,7 @@ impl EpollEngine {
         match stream.input {
             Input::None => {}
             Input::Some | Input::Last => self.receive(key),
-            // The epoll set tells at once if there is something.
+            // epoll reports at once if there is something to read.
             Input::Unknown => self.watch_stream(key, Watched::Reading),
         }
     }
@@ -172,7 +173,7 @@ impl EpollEngine {
         self.happened.push(ended(key, Err(Errno::ECANCELED)));
     }
 
-    /// Receives what there is, up to a turn's share.
+    /// Receives up to one turn's share.
     fn receive(&mut self, key: Key) {
         for _ in 0..CHUNKS_PER_TURN {
             let Some(buffer) = self.pool.take() else { break };
@@ -185,7 +186,7 @@ impl EpollEngine {
                 if !armed {
                     stream.receive = Receive::Off;
                 }
-                // Less than there was room for is all that there was (`epoll(7)`).
+                // A short read means that the socket is empty (`epoll(7)`).
                 let is_empty = length < BUFFER_BYTES && !is_last;
                 let is_watched = stream.watched != Watched::Not;
                 if is_empty {
@@ -225,7 +226,7 @@ impl EpollEngine {
         }
     }
 
-    /// Goes on where a turn's share was not enough, or a buffer was missing.
+    /// Continues where a turn's share did not suffice, or no buffer was free.
     pub(super) fn receive_eagerly(&mut self) {
         for _ in 0..self.eager.len() {
             let Some(key) = self.eager.pop_front() else { return };
@@ -255,7 +256,7 @@ impl EpollEngine {
         }
     }
 
-    /// Registers a socket, or watches it for more than before.
+    /// Registers a socket, or extends the events for which it is watched.
     fn watch_stream(&mut self, key: Key, wanted: Watched) {
         let stream = &mut self.streams[key.index as usize];
         let mut flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
@@ -276,12 +277,12 @@ impl EpollEngine {
                 stream.input = Input::None;
             }
             Ok(()) => stream.watched = wanted,
-            // Too little memory, or too many watches (fs.epoll.max_user_watches).
+            // Out of memory, or too many watches (fs.epoll.max_user_watches).
             Err(errno) => self.fail(key, errno),
         }
     }
 
-    /// What is armed on a socket that cannot be watched ends.
+    /// Ends the operations on a socket that cannot be watched.
     fn fail(&mut self, key: Key, errno: Errno) {
         let stream = &mut self.streams[key.index as usize];
         if std::mem::take(&mut stream.receive) != Receive::Off {
@@ -324,7 +325,7 @@ impl EpollEngine {
         }
         self.streams[key.index as usize].send = Some(send);
         if self.streams[key.index as usize].watched != Watched::Both {
-            // The epoll set tells at once if there is room by now.
+            // epoll reports at once if there is room by now.
             self.watch_stream(key, Watched::Both);
         }
     }
@@ -348,7 +349,7 @@ impl EpollEngine {
 }
 
 impl Input {
-    /// There is more, for all that is known.
+    /// Assumes that there is more to read.
     fn max_some(self) -> Self {
         if self == Self::Last { Self::Last } else { Self::Some }
     }
