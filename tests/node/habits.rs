@@ -47,14 +47,15 @@ fn threads_and_successors_find_the_script_after_a_sweep() {
         for sweep in [fs::remove_dir_all::<&str>, |path| {
             fs::read_dir(path)?.try_for_each(|file| fs::remove_file(file?.path()))
         }] {
-            sweep(&own).expect("it is ours");
+            // The primary may be faster, and has written it again while this goes on.
+            let _ = sweep(&own);
             eventually("the script to be there again", || fs::read_dir(&own).ok()?.next())
                 .expect("a folder that can be read");
             assert_eq!(ask(&address), "fine");
         }
         cluster.signal(Signal::SIGHUP);
         cluster.event("reloaded", 0);
-        fs::remove_dir_all(&own).expect("it is ours");
+        let _ = fs::remove_dir_all(&own);
         let pid = cluster.worker_pids()[0];
         machine::signal(pid, Signal::SIGKILL);
         eventually("a new worker", || {
