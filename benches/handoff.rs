@@ -1,9 +1,9 @@
 //! Cost of handing a socket over, for sender and receiver, by sockets per message and engine.
 //!
-//! Both ends live in one thread with an engine each, take turns, and are timed alone, in CPU time
-//! of the thread: on a shared machine that says more than the clock on the wall. One iteration is
-//! one socket. The sender fills messages, sends them, and closes its copies, as the primary does;
-//! the receiver opens messages and closes what was in them, standing in for a worker.
+//! Both ends run in one thread with an engine each, take turns, and are timed separately in CPU
+//! time of the thread, which on a shared machine is steadier than wall-clock time. One iteration is
+//! one socket. The sender fills messages, sends them and closes its copies, as the primary does.
+//! The receiver stands in for a worker: it opens messages and closes their sockets.
 //!
 //! The sockets are duplicates of one TCP connection on loopback, so real descriptors are sent and
 //! closed. The connection itself stays open, since its end is not part of a handoff.

@@ -1,6 +1,5 @@
 //! Which addresses workers may ask for. Parses and compares; opens nothing.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
@@ -113,9 +112,8 @@ impl fmt::Display for ListenRule {
                 write!(f, "{open}{host}{close}:{}-{}", ports.start(), ports.end())
             }
             Self::Folder(folder) => {
-                let slash = if folder.as_os_str() == OsStr::new("/") { "" } else { "/" };
                 let folder = folder.display().to_string();
-                write!(f, "unix:{}{slash}", folder.trim_end_matches('/'))
+                write!(f, "unix:{}/", folder.trim_end_matches('/'))
             }
         }
     }

@@ -140,17 +140,15 @@ impl WorkerEntry {
     /// # Errors
     /// Too few descriptors, processes or memory, or the program cannot be executed.
     pub(crate) fn start(mut context: SpawnContext<'_>) -> Result<Self> {
-        let settings = context.settings;
         let (cpu, page, waker) = (context.cpu(), PrimaryPage::create()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
         let [is_node, is_mute] =
-            [Dialect::Node, Dialect::ListenFds].map(|dialect| settings.dialect == dialect);
+            [Dialect::Node, Dialect::ListenFds].map(|dialect| context.settings.dialect == dialect);
         // For a Node worker it is the bridge's, and its end says that nothing more will come.
         let inbox = if context.has_inbox || is_node { Some(new_inbox()?) } else { None };
-        let (streams, mut placed, further) = streams(settings)?;
+        let (streams, mut placed, further) = streams(context.settings)?;
         placed.extend(context.inherited_sockets.take_sockets());
-        // Numbers that the streams shall have are left to them.
         let highest = placed.iter().map(|(number, _)| *number).max().unwrap_or(2);
         let own = (&worker_control, &page, &waker);
         let inherited = context.inherited(highest, own, inbox.as_ref())?;
@@ -160,13 +158,13 @@ impl WorkerEntry {
         let Started { process, input, output, errors } = started;
         let pipes = Streams { input, output, errors, further };
         let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
-        let channel = WorkerChannel::new(settings, control, link.as_ref())?;
+        let channel = WorkerChannel::new(context.settings, control, link.as_ref())?;
         let shared = Shared {
             id: context.id,
             pid: process.pid(),
             cpu,
             instance: context.instance,
-            serialization: settings.serialization,
+            serialization: context.settings.serialization,
             remote: process.remote(),
             is_mute,
             outgoing: channel.outgoing,

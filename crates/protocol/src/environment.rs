@@ -29,7 +29,7 @@ pub const CPU: &str = "CLUSTERLB_CPU";
 pub const LISTEN: &str = "CLUSTERLB_LISTEN";
 /// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
 pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
-/// The engine that the primary has decided on for the whole run: `io_uring` or `epoll`.
+/// The engine of the whole run, chosen by the primary: `io_uring` or `epoll`.
 pub const ENGINE: &str = "CLUSTERLB_WORKER_ENGINE";
 
 /// Serialisation of the program's messages: `json` or `advanced`.

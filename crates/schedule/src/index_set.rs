@@ -33,7 +33,7 @@ impl IndexSet {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.first == 0 && self.further.is_empty()
+        self.first == 0 && self.further().is_empty()
     }
 
     /// Whether a number is in both.

@@ -18,8 +18,8 @@ how, command = sys.argv[1], sys.argv[2:]
 DEADLINE = time.monotonic() + 100
 session, master = pty.fork()
 if session == 0:
-    if how == "nohup":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Whatever the tests themselves were started with.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if how == "nohup" else signal.SIG_DFL)
     if how != "background":
         os.execvp(command[0], command)
     attributes = termios.tcgetattr(0)
