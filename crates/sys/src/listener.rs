@@ -408,7 +408,7 @@ mod tests {
             let bound = listener.address().parse().expect("an address");
             let before = std::net::TcpStream::connect(bound).expect("it listens");
             listener.turn_away();
-            std::net::TcpStream::connect_timeout(&bound, patience).expect_err("nobody answers");
+            std::net::TcpStream::connect_timeout(&bound, patience).expect_err("unanswered");
             assert!(listener.accept_now().expect("it listens").is_some(), "{before:?}");
             assert!(listener.accept_now().expect("it listens").is_none());
         }

@@ -1,4 +1,4 @@
-//! Processes started with streams, places and identities of their own.
+//! Processes with their own streams, directories and identities.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,7 @@ fn shell<'a>(script: &str) -> Launch<'a> {
     }
 }
 
-/// What it says on standard output, and how it ends.
+/// Its standard output, and how it ended.
 fn run(launch: Launch<'_>) -> (String, Ending) {
     let mut started = launch.start().expect("there is a shell");
     let mut text = String::new();
@@ -54,7 +54,7 @@ fn a_process_is_told_its_own_id_before_it_runs() {
 #[test]
 fn a_process_in_a_group_of_its_own_has_no_signals_blocked() {
     let blocked = |own_group| {
-        // Not by way of a shell, which might change it.
+        // Not through a shell, which might change the environment.
         let program = "/bin/grep".into();
         let arguments = vec!["SigBlk".into(), "/proc/self/status".into()];
         let (text, _) = run(Launch { own_group, program, arguments, ..shell("") });
@@ -141,7 +141,7 @@ fn what_is_confined_keeps_no_right_and_gets_none() {
 #[test]
 fn a_process_gets_no_descriptor_that_is_not_its_own() {
     let leak = std::fs::File::open("/dev/null").expect("it is there");
-    // As from a parent, or a library: nothing marks it as ours alone.
+    // As inherited from a parent or opened by a library: not marked close-on-exec.
     fcntl(&leak, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
     let own = UnixStream::pair().expect("a pair").0;
     let number = own.as_raw_fd();
