@@ -66,8 +66,8 @@ fn accepting(accept: AcceptMechanism) -> &'static str {
         AcceptMechanism::EpollExclusive => {
             "A connection wakes a single waiting worker, and the kernel always searches its list \
              from the same end. A worker that is back in epoll_wait before the next connection \
-             gets that one too; the next worker in the list gets only what arrives while it is busy. \
-             Idle servers are the most uneven, busy ones are even."
+             gets that one too; the next worker in the list gets only what arrives while it is \
+             busy. Idle servers are the most uneven, busy ones are even."
         }
         AcceptMechanism::Uring => {
             "Each worker has one accept request in the kernel's list. A connection completes the \
