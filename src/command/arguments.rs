@@ -251,7 +251,7 @@ pub(super) struct RunArguments {
 
     /// How long a worker's successor serves beside it before it leaves; if the successor ends in
     /// that time, replacing stops
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
     pub(super) settle: Duration,
 
     /// What surrounds the workers.

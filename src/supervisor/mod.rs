@@ -101,7 +101,7 @@ impl Supervisor {
             rules: Rules {
                 restart: RestartPolicy::default(),
                 start_limit_ns: ns(Duration::from_secs(60)),
-                settle_ns: ns(Duration::from_secs(2)),
+                settle_ns: ns(Duration::from_secs(1)),
                 grace: Duration::from_secs(10),
                 drain_delay: Duration::ZERO,
                 hang_kill_ns: None,
@@ -153,7 +153,7 @@ impl Supervisor {
         self
     }
 
-    /// How long a successor serves before its predecessor leaves: 2 s by default. If it ends in
+    /// How long a successor serves before its predecessor leaves: 1 s by default. If it ends in
     /// that time, replacing stops. At zero the predecessor leaves as soon as the successor serves.
     pub fn settle(mut self, time: Duration) -> Self {
         self.rules.settle_ns = ns(time);
