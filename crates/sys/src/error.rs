@@ -229,7 +229,7 @@ fn listen_hint(address: &str, source: Errno) -> String {
         ),
         Errno::EACCES | Errno::EPERM => "ports below 1024 and foreign directories need a \
              privilege: choose a port from 1024, give the binary CAP_NET_BIND_SERVICE, or pass \
-             an open socket with --listen fd:N; workers that run as somebody else may have what \
+             an open socket with --listen fd:N; workers that run as another user may open what \
              --allow-listen names"
             .into(),
         Errno::EADDRNOTAVAIL => "this machine has no such address: `ip address` lists those it \

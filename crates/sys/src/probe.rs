@@ -94,7 +94,7 @@ pub fn ring_refusal(
     let filtered = seccomp == Some(2);
     match (errno, disabled) {
         (Errno::EPERM, Some(2)) => (
-            "kernel.io_uring_disabled is 2: nobody may create a ring",
+            "kernel.io_uring_disabled is 2: creating a ring is disabled",
             "on the host, `sysctl kernel.io_uring_disabled=0`; no container setting lifts it",
         ),
         (Errno::EPERM, Some(1)) if !filtered => (
@@ -138,7 +138,7 @@ pub fn ring_refusal(
             ("no file descriptor is left for a ring", "raise `ulimit -n` or fs.file-max")
         }
         _ => (
-            "the kernel refuses io_uring for a reason of its own",
+            "the kernel refuses io_uring for an unknown reason",
             "`clusterlb check` shows what this machine allows",
         ),
     }
@@ -275,7 +275,7 @@ mod tests {
             (Errno::ENOSYS, None, Some(2), "hides it", "seccomp profile"),
             (Errno::ENOMEM, None, None, "memory", "ulimit -l"),
             (Errno::EMFILE, None, None, "descriptor", "ulimit -n"),
-            (Errno::EIO, None, None, "reason of its own", "check"),
+            (Errno::EIO, None, None, "unknown reason", "check"),
         ] {
             let (found_cause, found_hint) = ring_refusal(errno, disabled, seccomp);
             assert!(found_cause.contains(cause), "{errno}: {found_cause}");

@@ -113,7 +113,7 @@ fn somebody_else_has_no_groups_of_ours() {
 #[test]
 fn what_is_confined_keeps_no_right_and_gets_none() {
     if !geteuid().is_root() {
-        eprintln!("not tested: only root can become somebody else");
+        eprintln!("not tested: only root can change its user");
         return;
     }
     let program: PathBuf = "/bin/grep".into();
@@ -161,7 +161,7 @@ fn a_signal_from_afar_ends_it_and_comes_too_late_afterwards() {
     remote.signal(Signal::SIGKILL).expect("it is our child");
     let status = started.process.child.wait().expect("it is our child");
     assert_eq!(Ending::from(status), Ending::Signal(9));
-    remote.signal(Signal::SIGKILL).expect("nobody is there any more");
+    remote.signal(Signal::SIGKILL).expect("signalling an ended process succeeds");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_leading_process_has_a_session_too() {
 #[test]
 fn a_pipe_belongs_to_the_user_who_prints_into_it() {
     if !geteuid().is_root() {
-        eprintln!("not tested: only root may start others as somebody else");
+        eprintln!("not tested: only root may start processes as another user");
         return;
     }
     let another = Launch { user: Some(54_321), group: Some(54_321), ..shell("echo > /dev/stdout") };

@@ -255,8 +255,8 @@ impl Ring {
     }
 
     /// Makes waits end at `deadline_ns` or earlier. An earlier alarm stays: the caller checks the
-    /// clock and waits again. The timeout is relative, because an absolute one would be interpreted
-    /// in the time namespace of the process.
+    /// clock and waits again. The timeout is relative: the kernel would
+    /// take an absolute time of a time namespace for one outside of it.
     pub(super) fn set_alarm(&mut self, deadline_ns: u64) {
         if self.alarm_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
             return;
