@@ -418,7 +418,7 @@ fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
     });
     assert_eq!(sharers.given()[0], 0, "it does not accept, so it gets nothing of others either");
     assert_eq!(sharers.accept(0), 0, "nothing is there twice");
-    // It recovers and gets the connections of its own socket again.
+    // It recovers and gets the connections of its socket again.
     let mut later = Vec::new();
     eventually("a connection for the first", || {
         later.extend(sharers.bench.connect(1));

@@ -121,8 +121,8 @@ fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
     }
 }
 
-/// Latencies at so many thousandths over those of one central queue: the 90th and the 99th
-/// percentile. `alone_ns` is what a request needs at the 99th by itself, as far as that is known.
+/// The 90th and 99th percentile of latency, in thousandths of those of one central queue. `alone_ns`
+/// is the 99th percentile of the service time, if it is known.
 fn against_one_queue(policy: Policy, service: &ServiceTime, alone_ns: f64) -> (f64, f64) {
     let (seed, workers, utilisation, count) = (7, 8, 0.7, 30_000);
     let mut plan = Plan::calm(seed, workers, service.clone(), utilisation, count);

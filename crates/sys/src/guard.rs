@@ -1,7 +1,7 @@
 //! A small process that ends the workers of a primary which was killed.
 //!
 //! A worker notices the end of its primary and leaves, unless it is stopped or computing; then only
-//! a signal ends it. The guard holds a pidfd of every worker and nothing else. When its socket
+//! a signal ends it. The guard holds only a pidfd of every worker. When its socket
 //! ends, it waits for the grace period, kills the remaining workers and exits. Owns that process:
 //! it is forked without an exec and only makes system calls.
 
@@ -82,7 +82,7 @@ impl Drop for Guard {
 /// Reaps the process between this one and the guard, which exits at once.
 fn wait_for(middle: libc::pid_t) {
     loop {
-        // SAFETY: a number, and a null pointer where nobody wants to know how it ended.
+        // SAFETY: a number, and a null pointer, which discards the exit status.
         let waited = unsafe { libc::waitpid(middle, std::ptr::null_mut(), 0) };
         // Other code in this process may have reaped it.
         if Errno::result(waited) != Err(Errno::EINTR) {
@@ -141,7 +141,7 @@ impl Origin {
                 continue;
             }
             // SAFETY: the kernel's own account of memory that it has filled in for this program. It
-            // is on the stack, writable, and in this process nobody reads it any more.
+            // is on the stack, writable, and this process no longer reads it.
             unsafe { std::ptr::write_bytes(area.start as *mut u8, 0, area.len()) };
         }
         let length = NAME.len().min(self.arguments.len().saturating_sub(1));

@@ -183,7 +183,7 @@ impl Launch<'_> {
         };
         let prepare = move || preparation.run();
         // SAFETY: between fork and exec `run` makes system calls only, which are
-        // async-signal-safe, writes to memory of its own, and allocates nothing.
+        // async-signal-safe, writes to its own memory, and allocates nothing.
         let command = unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().map_err(|error| failed(errno_of(&error)))?;
         let input = child.stdin.take();

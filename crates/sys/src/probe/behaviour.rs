@@ -164,7 +164,7 @@ fn completion_of(ring: &mut IoUring, request: u64) -> io::Result<Option<cqueue::
 }
 
 fn adopt(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just given this descriptor to us and to nobody else.
+    // SAFETY: the kernel has just returned this descriptor, so it has no other owner.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
@@ -195,7 +195,7 @@ impl Buffers {
         let submitter = ring.submitter();
         crate::ring::without_hurry(|| {
             // SAFETY: the page holds more than two entries, and stays until the group is
-            // unregistered or, where that fails, for ever; nobody touches it meanwhile.
+            // unregistered or, where that fails, for ever; no other code accesses it.
             unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }
         })
     }

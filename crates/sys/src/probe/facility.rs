@@ -1,4 +1,4 @@
-//! Kernel facilities that a run needs besides io_uring, each tried once.
+//! Kernel facilities that a run needs in addition to io_uring, each tried once.
 
 use std::process::Command;
 

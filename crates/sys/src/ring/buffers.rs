@@ -133,8 +133,8 @@ impl BufferGroup {
         let mut entry = unsafe { base.add(place) };
         let offset = usize::from(number) * self.shape.buffer_bytes as usize;
         let address = self.data.address.as_ptr() as u64 + offset as u64;
-        // SAFETY: the entry at the tail is ours until the tail is published; nobody else in this
-        // process refers to it.
+        // SAFETY: the entry at the tail is ours until the tail is published; there is no other
+        // reference to it in this process.
         let entry = unsafe { entry.as_mut() };
         entry.set_addr(address);
         entry.set_len(self.shape.buffer_bytes);
