@@ -121,8 +121,8 @@ fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
     }
 }
 
-/// The 90th and 99th percentile of latency, in thousandths of those of one central queue. `alone_ns`
-/// is the 99th percentile of the service time, if it is known.
+/// Ratios of the 90th and 99th percentiles of latency to those of one central queue. `alone_ns` is
+/// the 99th percentile of the service time alone, as far as it is known.
 fn against_one_queue(policy: Policy, service: &ServiceTime, alone_ns: f64) -> (f64, f64) {
     let (seed, workers, utilisation, count) = (7, 8, 0.7, 30_000);
     let mut plan = Plan::calm(seed, workers, service.clone(), utilisation, count);
