@@ -6,7 +6,7 @@ if os.environ.get("LISTEN_PID") != str(os.getpid()):
     sys.exit("no sockets are here for this process (LISTEN_PID)")
 listening = [socket.socket(fileno=3 + place) for place in range(int(os.environ["LISTEN_FDS"]))]
 for one in listening:
-    one.setblocking(False)  # Somebody else may be faster: accept must not wait then.
+    one.setblocking(False)  # Another worker may be faster: accept must not block then.
 
 # A signal makes this end readable, so that no request is interrupted by it.
 woken, waker = socket.socketpair()
@@ -28,5 +28,5 @@ while woken not in (ready := select.select([woken, *listening], [], [])[0]):
         try:
             with one.accept()[0] as connection:
                 serve(connection)
-        except OSError:  # Somebody else was faster, or the client is gone or too slow.
+        except OSError:  # Another worker was faster, or the client has gone or is too slow.
             pass

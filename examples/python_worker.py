@@ -25,7 +25,7 @@ word = json.loads(words.read(*struct.unpack("<I4x", words.read(8))))
 word["act"] == "listening" or sys.exit(f"not serving {sys.argv[1]}: {word}")
 say(act="serving", listener=word["listener"])
 while True:
-    with contextlib.suppress(TimeoutError):  # Nobody has come for a while.
+    with contextlib.suppress(TimeoutError):  # No connection for a while.
         payload, connections, _, _ = socket.recv_fds(inbox, 1024, 32)
         payload or sys.exit()  # Nothing more will come.
         board[CLAIMED_AT] = time.monotonic_ns()

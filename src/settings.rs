@@ -1,4 +1,4 @@
-//! Plain settings of a cluster's workers: what they speak, and when they count as serving.
+//! Settings of a cluster's workers: their dialect, and when they count as serving.
 
 use std::time::Duration;
 
@@ -6,32 +6,31 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::schedule::{AcceptMechanism, Policy};
 
-/// Most workers of one primary.
+/// Maximum number of workers of a primary.
 pub const WORKERS_MAX: usize = 1024;
-/// Most listeners that one primary has open at once.
+/// Maximum number of open listeners of a primary.
 pub const LISTENERS_MAX: usize = crate::schedule::LISTENERS_MAX;
 
-/// The language in which workers and their primary talk.
+/// The protocol between workers and their primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
-    /// This project's own.
+    /// The native protocol of this project.
     #[default]
     Native,
     /// The channel of `node:cluster`: workers are unmodified Node.js programs.
     Node,
-    /// None at all: workers are programs that take their listening sockets over from whoever has
-    /// started them, as from systemd (`sd_listen_fds(3)`), and accept by themselves. Only under
-    /// [`Policy::None`].
+    /// No protocol: workers are programs that inherit listening sockets, as from systemd
+    /// (`sd_listen_fds(3)`), and accept from them. Only under [`Policy::None`].
     ListenFds,
 }
 
-/// When a worker counts as serving that has no channel to say so.
+/// When a worker without a channel counts as serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// When it has run for so long.
+    /// After it has run for this time.
     After(Duration),
-    /// When it has said `READY=1` (`sd_notify(3)`).
+    /// After it has sent `READY=1` (`sd_notify(3)`).
     Notified,
 }
 

@@ -1,7 +1,7 @@
-//! How many workers there shall be and which CPU each process gets.
+//! Number of workers, and the CPU of each process.
 //!
-//! Owns that decision, as a pure function of the facts and the two settings. Refuses to read a
-//! file or to pin anybody.
+//! Owns this decision, as a pure function of the facts and the two settings. Does not read files or
+//! pin threads.
 
 #[cfg(test)]
 mod tests;
@@ -17,56 +17,56 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::sys::cpu::{Cpu, CpuFacts, format_cpu_list, parse_cpu_list};
 
-/// More workers than this are a mistake.
+/// A larger number of workers is treated as a mistake.
 pub const WORKER_COUNT_MAX: u16 = 1024;
 
-/// How many workers there shall be.
+/// The requested number of workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Workers {
     /// As many as the allowed CPUs and the CPU quota can keep busy.
     #[default]
     Auto,
-    /// So many.
+    /// This number.
     Exactly(NonZeroU16),
 }
 
-/// Who runs where.
+/// The requested pinning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Pin {
-    /// Each process on one CPU, physical cores first, if the CPUs are ours: at least three, enough
-    /// for the primary and every worker, and no quota that grants less than all of them. Otherwise
-    /// as with [`Pin::None`]: processes that share CPUs are placed better by the kernel, and pinned
-    /// ones of several containers would pile up on the lowest CPUs.
+    /// One CPU per process, physical cores first, if there are at least three CPUs, enough for the
+    /// primary and every worker, and no quota below their number. Otherwise as [`Pin::None`]: the
+    /// kernel places processes that share CPUs better, and pinned processes of several containers
+    /// would all use the lowest CPUs.
     #[default]
     Auto,
-    /// Wherever the kernel likes. The number of workers stays what it would be, with a CPU's
-    /// worth left to the primary, since that needs the time wherever it runs.
+    /// No pinning. The number of workers is the same, with one CPU's time left for the primary,
+    /// which needs it wherever it runs.
     None,
-    /// On these CPUs only: the workers in this order, round and round; the primary on the last
-    /// one that no worker uses, where there is one. `auto` workers are counted from the list.
+    /// Pinning to these CPUs: workers in this order, repeatedly; the primary on the last one that
+    /// no worker uses, if there is one. The number of `auto` workers is derived from the list.
     List(Vec<usize>),
 }
 
-/// Who runs where, and why.
+/// The assignment of CPUs, with its reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CpuPlan {
-    /// The primary's CPU; without one it runs wherever the kernel likes.
+    /// CPU of the primary; `None` if it is not pinned.
     pub primary: Option<usize>,
-    /// Each worker's CPU, in the order of their slots.
+    /// CPU of each worker, in the order of slots.
     pub workers: Vec<Option<usize>>,
-    /// The CPUs in the affinity mask.
+    /// Number of CPUs in the affinity mask.
     pub allowed: usize,
-    /// The cgroup's CPU quota in thousandths of a CPU, where there is one.
+    /// CPU quota of the cgroup in thousandths of a CPU; `None` without a quota.
     pub quota_milli_cpus: Option<u64>,
-    /// There are more workers than CPUs for them.
+    /// Whether there are more workers than CPUs for them.
     pub oversubscribed: bool,
-    /// How the number of workers came about, in a line.
+    /// One line on how the number of workers was determined.
     pub reason: String,
-    /// What the reader should know besides, a line each.
+    /// Other notes for the user, one line each.
     pub notes: Vec<String>,
 }
 
-/// Decides who runs where.
+/// Decides the number of workers and their CPUs.
 pub fn plan(facts: &CpuFacts, workers: Workers, pin: &Pin) -> Result<CpuPlan> {
     let order = match pin {
         Pin::Auto | Pin::None => in_order(&facts.cpus),
@@ -77,7 +77,7 @@ pub fn plan(facts: &CpuFacts, workers: Workers, pin: &Pin) -> Result<CpuPlan> {
     }
     let usable = capacity(order.len(), facts.quota_milli_cpus);
     let (count, reserved) = match workers {
-        // With one or two CPUs a core for the primary alone would cost too much.
+        // With one or two CPUs, a separate core for the primary would cost too much.
         Workers::Auto if usable < 3 => (usable, false),
         Workers::Auto => (usable - 1, true),
         Workers::Exactly(count) => {
@@ -115,7 +115,7 @@ pub fn plan(facts: &CpuFacts, workers: Workers, pin: &Pin) -> Result<CpuPlan> {
     Ok(plan)
 }
 
-/// Why processes must share CPUs, if they must.
+/// Why processes have to share CPUs, if they do.
 fn sharing(cpu_count: usize, worker_count: usize, quota: Option<u64>) -> Option<&'static str> {
     if quota.is_some_and(|quota| quota < 1000 * cpu_count as u64) {
         return Some("a quota shares these CPUs with others");
@@ -123,7 +123,7 @@ fn sharing(cpu_count: usize, worker_count: usize, quota: Option<u64>) -> Option<
     (cpu_count < 3 || worker_count >= cpu_count).then_some("fewer CPUs than processes")
 }
 
-/// How many CPUs can be kept busy: a quota counts by whole ones, but one there always is.
+/// Number of CPUs that can be kept busy: the quota rounded down, but at least one.
 fn capacity(cpu_count: usize, quota_milli_cpus: Option<u64>) -> usize {
     quota_milli_cpus.map_or(cpu_count, |quota| {
         let whole = usize::try_from(quota / 1000).unwrap_or(usize::MAX);
@@ -131,8 +131,8 @@ fn capacity(cpu_count: usize, quota_milli_cpus: Option<u64>) -> usize {
     })
 }
 
-/// The CPUs in the order of their worth: one of each physical core before any second thread,
-/// neighbours in node, package and cache beside each other.
+/// The CPUs in order of preference: one per physical core before any second thread, with neighbours
+/// in node, package and cache next to each other.
 fn in_order(cpus: &[Cpu]) -> Vec<&Cpu> {
     let mut threads_of_core = BTreeMap::<usize, usize>::new();
     let mut ranked: Vec<_> = cpus
@@ -167,8 +167,8 @@ fn listed<'a>(cpus: &'a [Cpu], list: &[usize]) -> Result<Vec<&'a Cpu>> {
     ))
 }
 
-/// The primary's CPU out of those that no worker uses: one whose physical core no worker uses
-/// either, since two threads of a core slow each other down.
+/// The primary's CPU among those that no worker uses: one whose core no worker uses either, because
+/// two threads of a core slow each other down.
 fn primary_of(order: &[&Cpu], spare: &[&Cpu], pin: &Pin) -> Option<usize> {
     let workers = &order[..order.len() - spare.len()];
     let undisturbed = |cpu: &&&Cpu| !workers.iter().any(|worker| worker.core() == cpu.core());
@@ -203,7 +203,7 @@ fn notes(plan: &CpuPlan, facts: &CpuFacts, cpu_count: usize) -> Vec<String> {
     if plan.oversubscribed {
         notes.push(format!("{count} workers share {cpu_count} CPUs: they take turns"));
     }
-    // A quota stops every thread of the cgroup at once, which pinned ones cannot dodge.
+    // A quota stops every thread of the cgroup at once, which pinned threads cannot avoid.
     if let Some(quota) = plan.quota_milli_cpus
         && quota < 1000 * count as u64
     {
@@ -224,7 +224,7 @@ fn notes(plan: &CpuPlan, facts: &CpuFacts, cpu_count: usize) -> Vec<String> {
     notes
 }
 
-/// Thousandths of a CPU as a person writes CPUs: `2`, `2.5`, `0.125`.
+/// Formats thousandths of a CPU: `2`, `2.5`, `0.125`.
 #[must_use]
 pub fn cpus_text(milli_cpus: u64) -> String {
     let text = format!("{}.{:03}", milli_cpus / 1000, milli_cpus % 1000);

@@ -1,5 +1,6 @@
-//! The data path alone, on each engine: a real listener, and inboxes that this test reads itself,
-//! so that it decides when something is claimed. With schedulers that a user of the library brings.
+//! The data path alone, on each engine, with a real listener and with inboxes that this test reads
+//! itself, so that it controls the time of each claim. Also tests schedulers supplied by a user of
+//! the library.
 
 #[path = "common/wait.rs"]
 mod wait;
@@ -37,10 +38,10 @@ const OPTIONS: OpenOptions = OpenOptions {
     blocking: false,
 };
 const FIRST: ListenerId = ListenerId(0);
-/// Connections that each worker may be given before it claims one.
+/// Unclaimed connections allowed per worker.
 const CREDITS: usize = 3;
 
-/// Everything to the first worker that takes it.
+/// A scheduler that prefers the first worker.
 #[derive(Debug)]
 struct FirstOfAll;
 
@@ -51,7 +52,7 @@ impl Scheduler for FirstOfAll {
     }
 }
 
-/// A worker as far as the primary can see it.
+/// The parts of a worker that the primary sees.
 #[derive(Debug)]
 struct Inbox {
     receiver: OwnedFd,
@@ -61,7 +62,7 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Takes what has arrived out of the channel. The primary hears of it with `claim` only.
+    /// Reads the messages in the channel. The primary learns of it only by `claim`.
     fn look(&mut self) -> usize {
         let mut payload = [0; 4096];
         loop {
@@ -76,7 +77,7 @@ impl Inbox {
         }
     }
 
-    /// Claims what has arrived, and wakes the primary if it wants to know.
+    /// Claims what has been read, and wakes the primary if it asked for it.
     fn claim(&mut self) {
         let count = self.sockets.drain(..).count() as u64;
         self.page.add_claimed(count, monotonic_ns());
@@ -128,7 +129,7 @@ impl Bench {
             report_waker,
             live_counts: Arc::default(),
         };
-        // An engine belongs to the thread that made it.
+        // An engine belongs to the thread that created it.
         let thread = std::thread::spawn(move || {
             let workers = usize::from(workers);
             let primary =
@@ -175,7 +176,7 @@ impl Bench {
         (0..count).map(|_| TcpStream::connect(&self.address).expect("a backlog")).collect()
     }
 
-    /// Waits until each inbox has received so many and not claimed them.
+    /// Waits until each inbox holds this many unclaimed connections.
     fn expect(&mut self, counts: &[usize]) {
         let mut seen = Vec::new();
         eventually("the connections to arrive", || {
@@ -190,7 +191,7 @@ impl Bench {
         self.inboxes[slot].claim();
     }
 
-    /// The next report that is not about a worker.
+    /// The next report that does not concern a worker.
     fn report(&self) -> Report {
         loop {
             match self.reports.recv_timeout(PATIENCE).expect("a report") {
@@ -200,7 +201,7 @@ impl Bench {
         }
     }
 
-    /// Stops accepting, hands over what waits, ends.
+    /// Stops accepting, waits until everything is handed over, and ends.
     fn end(self) -> ClusterCounts {
         self.command(Command::RemoveListener { listener: FIRST });
         assert!(matches!(self.report(), Report::ListenerRemoved { .. }));
@@ -211,7 +212,7 @@ impl Bench {
     }
 }
 
-/// Rules with this scheduler, by which nothing depends on time.
+/// A configuration with this scheduler in which nothing depends on time.
 fn scheduling<S: Scheduler + 'static>(
     make: impl Fn() -> S + Send + Sync + 'static,
 ) -> SchedulerConfig {
@@ -227,7 +228,7 @@ fn a_scheduler_of_ones_own_decides_who_gets_a_connection(engine: EngineKind) {
     let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 3);
     let mut clients = bench.connect(2 * CREDITS + 1);
     bench.expect(&[CREDITS, CREDITS, 1]);
-    // A rotation would go on with the third, and the least loaded is the third, too.
+    // Both a rotation and the least load would select the third worker.
     bench.claim(0);
     clients.extend(bench.connect(1));
     bench.expect(&[1, CREDITS, 1]);
@@ -248,7 +249,7 @@ fn what_nobody_can_take_waits_until_somebody_can(engine: EngineKind) {
     assert!(totals.pauses > 0, "{totals:?}");
 }
 
-/// Names whoever comes next, whether that one can take anything, and even whether it is there.
+/// A scheduler that names slots in sequence, whether or not they are eligible or exist.
 #[derive(Debug)]
 struct Careless {
     asked: Sender<Slot>,
@@ -270,10 +271,10 @@ fn a_careless_scheduler_cannot_harm_the_data_path(engine: EngineKind) {
     let make = move || Careless { asked: asked.lock().expect("no panic").clone(), next: 3 };
     let mut bench = Bench::start(engine, scheduling(make), 2);
     // Slots 3 and 4 do not exist: the connection waits until the scheduler is asked again, which
-    // is at once for the second question, and then when a worker has done something.
+    // happens at once for the second question, and then when a worker has done something.
     let client = bench.connect(1);
     let mut named = Vec::new();
-    eventually("the scheduler to name somebody who is there", || {
+    eventually("the scheduler to name an existing slot", || {
         bench.claim(1);
         named.extend(answers.try_iter());
         named.contains(&Slot(0)).then_some(())
@@ -290,15 +291,16 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects(engin
     let scheduling =
         SchedulerConfig { hang_after_ns: Some(20_000_000), ..scheduling(|| FirstOfAll) };
     let mut bench = Bench::start(engine, scheduling, 2);
-    // The second one claims what it is still to get, so that it is not late on a busy machine.
+    // The second worker claims its future connections too, so that it is not late on a busy
+    // machine.
     bench.inboxes[1].page.add_claimed(1, monotonic_ns());
     let _ = bench.inboxes[1].page.publish();
     let client = bench.connect(1);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
     assert!(matches!(report, Report::Hung { slot: Slot(0), .. }), "{report:?}");
     bench.expect(&[0, 1]);
-    // The second one's claim is looked at when it could be late. After that nothing but the bell
-    // makes the primary look again.
+    // The second worker's claim is read when it could be late. After that only a wake-up makes the
+    // primary read it again.
     std::thread::sleep(3 * hang_after);
     bench.inboxes[0].page.answer_probe();
     bench.claim(0);
@@ -308,7 +310,8 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects(engin
 }
 
 fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost(engine: EngineKind) {
-    // Three in two milliseconds are many then, which a busy machine can do as well.
+    // With this, three connections in two milliseconds count as many, which a busy machine achieves
+    // too.
     const WAIT_NS: u64 = 1_000_000;
     for _ in 0..20 {
         let coalesce_ns = Some(WAIT_NS);
@@ -321,7 +324,7 @@ fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost(engine: EngineK
         };
         let mut bench = Bench::start(engine, scheduling, 2);
         let mut connected = 0;
-        // The rate is measured over two hundred such times.
+        // The rate is measured over two hundred such intervals.
         let begin_ns = monotonic_ns();
         while monotonic_ns() < begin_ns + 500 * WAIT_NS {
             let clients = bench.connect(32);
@@ -338,11 +341,11 @@ fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost(engine: EngineK
     panic!("it has never waited");
 }
 
-/// Two workers with a socket each, from which this test accepts in their names, or does not.
+/// Two workers with a socket each; this test accepts on their behalf.
 struct Sharers {
     bench: Bench,
     sockets: [Arc<Listener>; 2],
-    /// Accepted from the sockets.
+    /// Connections accepted from the sockets.
     own: Vec<OwnedFd>,
 }
 
@@ -374,7 +377,7 @@ impl Sharers {
         self.bench.command(Command::SetOwners { listener: FIRST, number, owners });
     }
 
-    /// A worker accepts what waits for it.
+    /// Accepts a worker's queued connections.
     fn accept(&mut self, worker: usize) -> usize {
         let before = self.own.len();
         while let Ok(Some(socket)) = self.sockets[worker].accept_now() {
@@ -383,14 +386,13 @@ impl Sharers {
         self.own.len() - before
     }
 
-    /// How many have been given to each worker.
+    /// Number of connections assigned to each worker.
     fn given(&mut self) -> [usize; 2] {
         let looks: Vec<usize> = self.bench.inboxes.iter_mut().map(Inbox::look).collect();
         [looks[0], looks[1]]
     }
 
-    /// Waits for the report that a worker hangs, or that it does so no more, while the other one
-    /// goes on.
+    /// Waits for the report that a worker is stalled, or has recovered, while the other one works.
     fn told(&mut self, hangs: bool) {
         eventually("a report of the first worker", || {
             self.accept(1);
@@ -416,7 +418,7 @@ fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
     });
     assert_eq!(sharers.given()[0], 0, "it does not accept, so it gets nothing of others either");
     assert_eq!(sharers.accept(0), 0, "nothing is there twice");
-    // It wakes up, and what comes is its own again.
+    // It recovers and gets the connections of its socket again.
     let mut later = Vec::new();
     eventually("a connection for the first", || {
         later.extend(sharers.bench.connect(1));
@@ -439,7 +441,7 @@ fn the_primary_accepts_from_a_socket_while_nobody_else_does(engine: EngineKind) 
         (sharers.given().iter().sum::<usize>() + sharers.own.len() == clients.len()).then_some(())
     });
     assert!(!sharers.own.is_empty() && sharers.own.len() < clients.len());
-    // A successor takes the socket over.
+    // A successor takes over the socket.
     sharers.set_owners(0, vec![Slot(0), Slot(1)]);
     let mut later = 0;
     eventually("a connection to be left to the successor", || {
@@ -451,7 +453,7 @@ fn the_primary_accepts_from_a_socket_while_nobody_else_does(engine: EngineKind) 
     assert!(totals.accepted < (clients.len() + later) as u64);
 }
 
-/// Tests that hold whatever moves the connections.
+/// Tests that must pass on either engine.
 macro_rules! on_each_engine {
     ($($name:ident)*) => {
         mod io_uring {

@@ -1,8 +1,8 @@
-//! Roster, load board and channel as a deterministic simulation: thousands of runs, each with
-//! faults of its own from its seed, and everything that must hold is looked at after every step.
+//! A deterministic simulation of roster, scoreboard and channels: thousands of runs with faults
+//! drawn from the seed, with all invariants checked after every step.
 //!
-//! The roster is the real one; primary, kernel and workers are models of it. `CLUSTERLB_SEED`
-//! runs one seed alone.
+//! The roster is the real one; primary, kernel and workers are models. `CLUSTERLB_SEED` selects a
+//! single seed.
 
 #[path = "simulation/checks.rs"]
 mod checks;
@@ -23,7 +23,7 @@ use clusterlb_schedule::{CREDITS_MAX, CreditRule, Policy};
 use plan::{FOR_GOOD, Fault, MILLISECOND, Plan, START_NS, Strike};
 use world::{Place, Story, World};
 
-/// Seeds of one run of the tests.
+/// Number of seeds per test run.
 const SEEDS: u64 = 3_000;
 
 /// Runs a plan; a failure names its seed.
@@ -43,7 +43,7 @@ fn run(plan: Plan) -> World {
     world
 }
 
-/// The seed that was asked for, or all of them.
+/// The requested seed, or all of them.
 fn seeds(count: u64) -> std::ops::Range<u64> {
     match std::env::var("CLUSTERLB_SEED") {
         Ok(seed) => {
@@ -105,7 +105,7 @@ fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
         plan.strikes = vec![Strike { at_ns, slot, fault: Fault::Stop(FOR_GOOD) }];
         let hang_after_ns = plan.scheduling.hang_after_ns.expect("a default");
         let world = run(plan);
-        // By then it is passed over, be it for its loop or for what it leaves unclaimed.
+        // By then it is skipped, because of its loop or its unclaimed connections.
         let known_ns = at_ns + 2 * hang_after_ns;
         let common = world.stories.iter().filter(|story| story.listener == 0);
         let later: Vec<&Story> = common.filter(|story| story.came_ns > known_ns).collect();
@@ -117,12 +117,12 @@ fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
         }
         let others = world.stories.iter().filter(|story| story.listener == 1);
         let waits = |story: &&Story| matches!(story.place, Place::Outside | Place::Queue);
-        assert!(others.filter(waits).count() > 50, "seed {seed}: somebody else served them");
+        assert!(others.filter(waits).count() > 50, "seed {seed}: other workers served them");
     }
 }
 
-/// Latencies at so many thousandths over those of one central queue: the 90th and the 99th
-/// percentile. `alone_ns` is what a request needs at the 99th by itself, as far as that is known.
+/// Ratios of the 90th and 99th percentiles of latency to those of one central queue. `alone_ns` is
+/// the 99th percentile of the service time alone, as far as it is known.
 fn against_one_queue(policy: Policy, service: &ServiceTime, alone_ns: f64) -> (f64, f64) {
     let (seed, workers, utilisation, count) = (7, 8, 0.7, 30_000);
     let mut plan = Plan::calm(seed, workers, service.clone(), utilisation, count);
@@ -142,11 +142,11 @@ fn against_one_queue(policy: Policy, service: &ServiceTime, alone_ns: f64) -> (f
 
 #[test]
 fn under_a_heavy_tail_rotation_comes_close_to_one_central_queue() {
-    // One of a hundred takes 50 ms, so that chance decides on which side of that step the 99th
-    // percentile of the bound lies; the fair measure is then the step itself.
+    // One request in a hundred takes 50 ms, so chance decides on which side of this step the 99th
+    // percentile of the bound lies. The fair reference is the step itself.
     let mix = against_one_queue(Policy::Rr, &ServiceTime::heavy(), 50_000_000.0);
-    // Here there is no step. A rotation gives a second connection to a worker with one while
-    // others are idle, which shows more than with the mix.
+    // Without a step. A rotation gives a second connection to a busy worker while others are idle,
+    // which weighs more here than with the mix.
     let skewed = ServiceTime::LogNormal { mean_ns: MILLISECOND, variation: 3.0 };
     let rotation = against_one_queue(Policy::Rr, &skewed, 0.0);
     let least = against_one_queue(Policy::Least, &skewed, 0.0);

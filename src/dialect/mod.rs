@@ -1,6 +1,6 @@
-//! Languages that workers speak when they are not this program: one folder a dialect.
+//! Protocols of workers that are not written with this library, one folder per dialect.
 //!
-//! Owns the translation between a foreign worker's channel and the data path. Refuses to start or
-//! end processes, and to open listeners: the control plane does both.
+//! Owns the translation between a foreign worker's channel and the data path. Processes and
+//! listeners belong to the control plane.
 
 pub mod node;

@@ -70,7 +70,7 @@ impl Inbox {
         if state.closed {
             return Pulled::End;
         }
-        // Somebody may have lowered it.
+        // The program may have lowered the limit.
         if let Ok((limit, _)) = limits::descriptor_limits() {
             state.limit = usize::try_from(limit).unwrap_or(usize::MAX);
         }

@@ -1,9 +1,9 @@
-//! How a run ended: its code, its words and its books, which have to balance.
+//! The result of a run: its exit code, output and counters, which must balance.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How a run ended and what it told.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
@@ -14,7 +14,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// The books, which balance.
+    /// The counters, after checking that they balance.
     pub(crate) fn summary(&self) -> Summary {
         let event = self.events.last().filter(|event| event["event"] == "summary");
         let event = event.unwrap_or_else(|| panic!("the last event is no summary: {self:#?}"));
@@ -23,19 +23,19 @@ impl Ended {
         summary
     }
 
-    /// The events of this name.
+    /// The events with this name.
     pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &Value> {
         self.events.iter().filter(move |event| event["event"] == name)
     }
 
-    /// Fails unless the run and every worker ended by themselves and with code 0.
+    /// Fails unless the run and every worker exited with code 0.
     pub(crate) fn assert_in_order(&self) {
         assert_eq!(self.code, Some(0), "{self:?}");
         assert!(self.named("kill").next().is_none(), "{self:?}");
         assert!(self.named("exit").all(|event| event["code"] == 0), "{self:?}");
     }
 
-    /// Fails unless it ended with this code, after one line that holds all of these words.
+    /// Fails unless the run ended with this code after one line that contains all of these words.
     pub(crate) fn assert_refusal(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         let lines: Vec<&str> = self.errors.lines().collect();
@@ -46,7 +46,7 @@ impl Ended {
     }
 }
 
-/// The books of a run.
+/// The counters of a run.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) accepted: u64,
@@ -61,7 +61,7 @@ pub(crate) struct Summary {
     pub(crate) workers: Vec<Books>,
 }
 
-/// The books of one worker.
+/// The counters of one worker.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Books {
     pub(crate) id: u64,
@@ -93,24 +93,24 @@ impl Summary {
         assert!(self.refused <= self.redispatched, "{self:#?}");
     }
 
-    /// What each worker got in the end, in the order of their ids.
+    /// Connections of each worker, in the order of their ids.
     pub(crate) fn shares(&self) -> Vec<u64> {
         self.workers.iter().map(|one| one.assigned - one.returned).collect()
     }
 
-    /// Fails unless nothing went wrong: every connection was accepted once, given once, finished.
+    /// Fails unless every connection was accepted once, assigned once and finished.
     pub(crate) fn assert_clean(&self, accepted: u64) {
         let wrong = (self.refused, self.redispatched, self.dropped, self.aborted);
         assert_eq!((self.accepted, wrong), (accepted, (0, 0, 0, 0)), "{self:#?}");
     }
 
-    /// Fails unless the shares differ by one at most.
+    /// Fails unless the shares differ by at most one.
     pub(crate) fn assert_even(&self) {
         assert_even(&self.shares());
     }
 }
 
-/// Fails unless the counts differ by one at most.
+/// Fails unless the counts differ by at most one.
 pub(crate) fn assert_even(counts: &[u64]) {
     let least = counts.iter().min().copied().unwrap_or(0);
     let most = counts.iter().max().copied().unwrap_or(0);

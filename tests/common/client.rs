@@ -1,4 +1,5 @@
-//! A client over TCP or a unix socket: bytes out, HTTP answers in. Every wait is bounded.
+//! A client over TCP or a unix socket that sends bytes and reads HTTP answers. Every wait is
+//! bounded.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +16,7 @@ use super::PATIENCE;
 pub(crate) const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 /// A request whose connection closes.
 pub(crate) const GET_CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-/// What every request is answered with.
+/// The answer to every request.
 pub(crate) const HELLO: &str = "hello world\n";
 
 /// A connection to the server under test.
@@ -52,7 +53,7 @@ impl Response {
 }
 
 impl Client {
-    /// Connects to an address as the server has printed it.
+    /// Connects to an address as printed by the server.
     pub(crate) fn connect(address: &str) -> io::Result<Self> {
         let stream = match address.strip_prefix("unix:") {
             None => Stream::Tcp(TcpStream::connect(address)?),
@@ -81,7 +82,7 @@ impl Client {
         Self::connect(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"))
     }
 
-    /// Connects and has one request answered, so that some worker holds the connection.
+    /// Connects and gets one answer, so that a worker holds the connection.
     pub(crate) fn held(address: &str) -> Self {
         let mut client = Self::to(address);
         client.ask(GET).assert_hello();
@@ -114,7 +115,7 @@ impl Client {
         self.receive()
     }
 
-    /// Reads an answer; its body too, unless there is none whatever the head says.
+    /// Reads an answer, and its body unless there is none in spite of the head.
     pub(crate) fn try_receive(&mut self, has_body: bool) -> io::Result<Response> {
         let broken = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let mut head = String::new();
@@ -138,14 +139,14 @@ impl Client {
         })
     }
 
-    /// Whether something has arrived that has not been read, be it the end.
+    /// Whether there is unread input, including an end of file.
     pub(crate) fn has_heard(&self) -> bool {
         let mut waiting = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         let heard = poll(&mut waiting, PollTimeout::ZERO).expect("a descriptor to look at");
         heard > 0 || !self.reader.buffer().is_empty()
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly `count` bytes.
     pub(crate) fn try_receive_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
         self.reader.read_exact(&mut bytes)?;
@@ -159,13 +160,13 @@ impl Client {
         Ok(bytes)
     }
 
-    /// Fails unless the server closes in order, without another byte.
+    /// Fails unless the server closes the connection without another byte.
     pub(crate) fn assert_closed(&mut self) {
         let rest = self.rest().expect("an orderly end");
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     }
 
-    /// Another handle on the same connection, to write while somebody else reads.
+    /// Another handle on the same connection, for writing from another thread.
     pub(crate) fn writer(&self) -> Box<dyn Write + Send> {
         match self.reader.get_ref() {
             Stream::Tcp(tcp) => Box::new(tcp.try_clone().expect("a descriptor to spare")),
@@ -173,12 +174,12 @@ impl Client {
         }
     }
 
-    /// Sends nothing more, but goes on reading.
+    /// Shuts down the sending side, but keeps reading.
     pub(crate) fn half_close(&self) {
         assert!(self.try_half_close(), "the connection stands");
     }
 
-    /// Sends nothing more, unless the server has ended the connection already.
+    /// Shuts down the sending side; `false` if the server has already closed the connection.
     pub(crate) fn try_half_close(&self) -> bool {
         match self.reader.get_ref() {
             Stream::Tcp(tcp) => tcp.shutdown(Shutdown::Write).is_ok(),
@@ -186,13 +187,13 @@ impl Client {
         }
     }
 
-    /// Tears the connection down with a reset.
+    /// Resets the connection.
     pub(crate) fn reset(self) {
         let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
         setsockopt(&self, sockopt::Linger, &linger).expect("TCP sockets linger");
     }
 
-    /// Its own port.
+    /// The client's port.
     pub(crate) fn port(&self) -> u16 {
         match self.reader.get_ref() {
             Stream::Tcp(tcp) => tcp.local_addr().expect("a connected socket").port(),
@@ -232,7 +233,7 @@ impl Write for Stream {
     }
 }
 
-/// One request on a connection of its own: connected, answered, closed by the server.
+/// One request on a new connection, which the server closes.
 pub(crate) fn get(address: &str) -> io::Result<Response> {
     let mut client = Client::connect(address)?;
     client.try_send(GET_CLOSE)?;
@@ -246,8 +247,8 @@ pub(crate) fn get(address: &str) -> io::Result<Response> {
     }
 }
 
-/// Has `clients` threads ask `each` times, each time on a new connection, and fails the test
-/// unless every one is answered.
+/// Runs `clients` threads that send `each` requests on new connections, and fails unless all are
+/// answered.
 pub(crate) fn get_from(address: &str, clients: usize, each: usize) {
     std::thread::scope(|scope| {
         for _ in 0..clients {

@@ -1,4 +1,5 @@
-//! The cluster under test: started, heard, signalled, ended, and looked at for what it left.
+//! The cluster under test: starting it, reading its output, signalling it, ending it, and checking
+//! what it leaves behind.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileTypeExt as _;
@@ -17,13 +18,13 @@ use super::{PATIENCE, eventually, machine};
 /// The command under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
 
-/// Names the run that a process belongs to, in the environment that workers inherit.
-/// Which engine the command has, unless it is told; the whole suite can be run with each.
+/// Selects the engine of the command; the whole suite can be run with each.
 pub(crate) const ENGINE_VARIABLE: &str = "CLUSTERLB_ENGINE";
+/// Identifies the run that a process belongs to; workers inherit it.
 const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
-/// Switches off what passes over a worker that is merely slow, and gives what has a time limit so
-/// much of it that a busy machine does not exceed it. An option that a test gives itself stays.
+/// Disables the skipping of workers that are merely slow, and sets time limits that a busy machine
+/// does not exceed. Options given by the test take precedence.
 const STEADY: [(&str, &str); 7] = [
     ("--hang-after", "off"),
     ("--take-back-after", "off"),
@@ -36,23 +37,23 @@ const STEADY: [(&str, &str); 7] = [
 
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
-/// How the command shall be started.
+/// How to start the command.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     program: Vec<String>,
     listen: Vec<String>,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
-    /// The program that the workers run, and its arguments.
+    /// The workers' program and its arguments.
     workers: Vec<String>,
-    /// How many addresses that program listens on.
+    /// Number of addresses that this program listens on.
     servers: usize,
     json: bool,
     steady: bool,
 }
 
 impl Launch {
-    /// Arguments besides `--json` and `--listen`, separated by spaces.
+    /// Arguments other than `--json` and `--listen`, separated by spaces.
     pub(crate) fn new(arguments: &str) -> Self {
         Self {
             program: vec![BINARY.to_owned()],
@@ -66,58 +67,58 @@ impl Launch {
         }
     }
 
-    /// With everything that depends on time switched on, as people get it. Otherwise nobody is
-    /// passed over or cut off because this machine is busy, and the rotation is strict as long as
-    /// nobody runs out of credits (`--credits` fixes them).
+    /// Uses the defaults for everything that depends on time. Otherwise no worker is skipped and no
+    /// connection cut because the machine is busy, and the rotation is strict while no worker runs
+    /// out of credits (`--credits` sets them).
     pub(crate) fn with_defaults(mut self) -> Self {
         self.steady = false;
         self
     }
 
-    /// One more listener; without any it is a free port on the loopback.
+    /// Adds a listener; the default is a free port on the loopback.
     pub(crate) fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen.push(address.into());
         self
     }
 
-    /// One more option, whose value may hold anything.
+    /// Adds an option, whose value may contain any character.
     pub(crate) fn option(mut self, name: &str, value: &str) -> Self {
         self.arguments.extend([name.to_owned(), value.to_owned()]);
         self
     }
 
-    /// The workers run this program, which listens on one address.
+    /// Makes the workers run this program, which listens on one address.
     pub(crate) fn running(mut self, words: &[&str]) -> Self {
         self.workers = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
-    /// That program listens on so many.
+    /// Sets the number of addresses that it listens on.
     pub(crate) fn servers(mut self, servers: usize) -> Self {
         self.servers = servers;
         self
     }
 
-    /// Started by a program that replaces itself with the command given behind these words.
+    /// Starts the command through a program that executes its arguments.
     pub(crate) fn under(mut self, words: &[&str]) -> Self {
         let words = words.iter().map(|word| (*word).to_owned());
         self.program.splice(0..0, words);
         self
     }
 
-    /// Another copy of the command.
+    /// Starts another copy of the command.
     pub(crate) fn program(mut self, path: &str) -> Self {
         *self.program.last_mut().expect("there is a program") = path.to_owned();
         self
     }
 
-    /// A variable in its environment.
+    /// Sets a variable in its environment.
     pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Told for people, on standard error.
+    /// Selects the human-readable output, on standard error.
     pub(crate) fn in_words(mut self) -> Self {
         self.json = false;
         self
@@ -159,7 +160,8 @@ impl Launch {
         Cluster::attend(child, format!("{RUN_VARIABLE}={run}"))
     }
 
-    /// Only io_uring can do it, so it is tested with io_uring whatever the tests are run with.
+    /// Whether the test depends on io_uring, which it then uses whatever engine the suite runs
+    /// with.
     fn needs_ring(&self) -> bool {
         let ways = ["tokio-uring", "uring", "uring-multishot"];
         self.arguments.iter().any(|argument| ways.contains(&argument.as_str()))
@@ -194,7 +196,7 @@ impl Launch {
         cluster
     }
 
-    /// Starts it without waiting for anything.
+    /// Starts it without waiting.
     pub(crate) fn start_unready(self) -> Cluster {
         match self.is_program() {
             true => self.spawn(),
@@ -202,7 +204,7 @@ impl Launch {
         }
     }
 
-    /// Runs it to its end, which comes without having served.
+    /// Runs it to its end, and expects that it never serves.
     pub(crate) fn refused(self) -> Ended {
         let ended = self.spawn().wait();
         assert!(!ended.events.iter().any(|event| event["event"] == "listening"), "{ended:?}");
@@ -210,7 +212,7 @@ impl Launch {
     }
 }
 
-/// What has been heard so far.
+/// The output so far.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     pub(crate) events: Vec<Value>,
@@ -230,7 +232,7 @@ impl Heard {
 
 type Shared = Arc<(Mutex<Heard>, Condvar)>;
 
-/// A running cluster. Dropped before it was ended, it is killed.
+/// A running cluster. Dropping it before its end kills it.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     child: Child,
@@ -264,7 +266,7 @@ impl Cluster {
         self.heard.0.lock().expect("no reader has panicked")
     }
 
-    /// Waits until `look` finds something in what was heard.
+    /// Waits until `look` finds something in the output.
     pub(crate) fn until<T>(&self, what: &str, mut look: impl FnMut(&Heard) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut heard = self.heard();
@@ -279,14 +281,14 @@ impl Cluster {
         }
     }
 
-    /// Waits for the event of this name that comes after `before` others of it.
+    /// Waits for the event with this name that follows `before` earlier ones.
     pub(crate) fn event(&self, name: &str, before: usize) -> Value {
         self.until(&format!("event {name} number {before}"), |heard| {
             heard.named(name).nth(before).cloned()
         })
     }
 
-    /// How many events of this name there were.
+    /// Number of events with this name.
     pub(crate) fn count(&self, name: &str) -> usize {
         self.heard().named(name).count()
     }
@@ -315,12 +317,12 @@ impl Cluster {
         port.expect("a TCP address")
     }
 
-    /// The primary's process id.
+    /// Pid of the primary.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The workers that are running as far as has been told, oldest first.
+    /// The workers that are running according to the events, oldest first.
     pub(crate) fn workers(&self) -> Vec<Worker> {
         let heard = self.heard();
         let number = |event: &Value, key: &str| event[key].as_u64().unwrap_or(0);
@@ -337,12 +339,12 @@ impl Cluster {
         workers
     }
 
-    /// Their process ids.
+    /// Pids of these workers.
     pub(crate) fn worker_pids(&self) -> Vec<u32> {
         self.workers().iter().map(|worker| worker.pid).collect()
     }
 
-    /// Every process of the run besides the primary, told or not.
+    /// Pids of all processes of the run except the primary, whether reported or not.
     pub(crate) fn family(&self) -> Vec<u32> {
         let mut pids = machine::processes_with(&self.mark);
         pids.retain(|pid| *pid != self.pid());
@@ -354,33 +356,32 @@ impl Cluster {
         machine::signal(self.pid(), signal);
     }
 
-    /// How the primary has ended, if it has.
+    /// The exit status of the primary, if it has ended.
     pub(crate) fn try_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("it is our child")
     }
 
-    /// Asks it to end and waits until it has.
+    /// Signals it and waits for its end.
     pub(crate) fn stop(self, signal: Signal) -> Ended {
         self.signal(signal);
         self.wait()
     }
 
-    /// Asks it to end, and fails the test unless that goes in order.
+    /// Ends it, and fails unless it ends in order.
     pub(crate) fn end(self) -> Summary {
         let ended = self.stop(Signal::SIGTERM);
         assert_eq!(ended.code, Some(0), "{ended:?}");
         ended.summary()
     }
 
-    /// Waits until it has ended by itself, and fails the test if it has left a process, a socket
-    /// file or an unbalanced summary.
+    /// Waits for its end, and fails if it leaves a process, a socket file or an unbalanced summary.
     pub(crate) fn wait(mut self) -> Ended {
         let status = eventually("the primary to end", || self.try_ended());
         if status.signal().is_none() {
             let left = machine::processes_with(&self.mark);
             assert!(left.is_empty(), "left running: {left:?}; heard {:#?}", self.heard());
         } else {
-            // Nobody is left to end the workers; they have to notice.
+            // No process ends the workers; they have to notice.
             eventually("the workers to notice", || {
                 machine::processes_with(&self.mark).is_empty().then_some(())
             });
@@ -413,7 +414,7 @@ impl Drop for Cluster {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        // After a failed test the workers may be stopped, or busy; in a good one none is left.
+        // After a failed test, workers may be stopped or busy; after a passed one there are none.
         for pid in machine::processes_with(&self.mark) {
             machine::signal(pid, Signal::SIGKILL);
         }
@@ -432,10 +433,10 @@ fn listen_to(
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines() {
             let Ok(line) = line else { break };
-            take(&mut shared.0.lock().expect("nobody has panicked"), &line);
+            take(&mut shared.0.lock().expect("no thread has panicked"), &line);
             shared.1.notify_all();
         }
-        shared.0.lock().expect("nobody has panicked").ends += 1;
+        shared.0.lock().expect("no thread has panicked").ends += 1;
         shared.1.notify_all();
     });
 }

@@ -1,4 +1,4 @@
-//! What `/proc` tells about processes and sockets. Reads only.
+//! Reads processes and sockets from `/proc`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,17 +8,17 @@ use nix::unistd::Pid;
 
 use super::eventually;
 
-/// Clock ticks a second in `/proc/<pid>/stat`, the same on every Linux that Rust runs on.
+/// Clock ticks per second in `/proc/<pid>/stat`, the same on every Linux that Rust supports.
 const TICKS_PER_S: u64 = 100;
 
 /// Sends a signal to a process that a test has started, directly or through the primary.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
-    // One that has just ended by itself is as good as signalled.
+    // A process that has just ended need not be signalled.
     let _ = kill(pid, signal);
 }
 
-/// Stops a process and waits until the kernel has stopped all of its threads.
+/// Stops a process and waits until all of its threads are stopped.
 pub(crate) fn suspend(pid: u32) {
     signal(pid, Signal::SIGSTOP);
     eventually("a process to stop", || {
@@ -33,12 +33,12 @@ fn state_of(stat: &str) -> Option<char> {
     after_name(stat)?.chars().next()
 }
 
-/// What follows the name, which may hold anything, in a line of `/proc/<pid>/stat`.
+/// The fields after the name, which may contain any character, in a line of `/proc/<pid>/stat`.
 fn after_name(stat: &str) -> Option<&str> {
     stat.rsplit_once(") ").map(|(_, rest)| rest)
 }
 
-/// Processes whose environment holds this assignment.
+/// Processes whose environment contains this assignment.
 pub(crate) fn processes_with(assignment: &str) -> Vec<u32> {
     let needle = format!("{assignment}\0").into_bytes();
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
@@ -52,11 +52,11 @@ pub(crate) fn processes_with(assignment: &str) -> Vec<u32> {
         .collect()
 }
 
-/// The processor time that a process has used, in milliseconds.
+/// CPU time of a process in milliseconds.
 pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = after_name(&stat).unwrap_or_default().split_whitespace().collect();
-    // utime and stime are the fields 14 and 15 of the line, of which two lie before here.
+    // utime and stime are fields 14 and 15 of the line; two fields precede this part.
     let ticks: u64 = fields
         .get(11..13)
         .unwrap_or_default()
@@ -66,7 +66,7 @@ pub(crate) fn cpu_time_ms(pid: u32) -> u64 {
     ticks * 1000 / TICKS_PER_S
 }
 
-/// How many descriptors a process has open.
+/// Number of open descriptors of a process.
 pub(crate) fn descriptor_count(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
@@ -78,8 +78,8 @@ pub(crate) fn resident_kib(pid: u32) -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-/// Which of these processes holds the server's end of each connection from a client's port to
-/// `server_port`, all on this machine. Polls, since a socket may be on its way.
+/// For each client port, the process that holds the server's end of the connection to
+/// `server_port`; all of them are on this machine. Polls, because a socket may be in transit.
 pub(crate) fn holders(pids: &[u32], client_ports: &[u16], server_port: u16) -> Vec<u32> {
     eventually("the processes that hold the connections", || {
         let links = links_by_client(server_port);
@@ -94,7 +94,7 @@ pub(crate) fn holder(pids: &[u32], client_port: u16, server_port: u16) -> u32 {
     holders(pids, &[client_port], server_port)[0]
 }
 
-/// The processes by the sockets that they have open.
+/// Processes by their open sockets.
 fn sockets_of(pids: &[u32]) -> HashMap<String, u32> {
     let mut holders = HashMap::new();
     for pid in pids {
@@ -105,8 +105,8 @@ fn sockets_of(pids: &[u32]) -> HashMap<String, u32> {
     holders
 }
 
-/// The connections to a port, as descriptors link to them, by the client's port. The table can be
-/// long, because the kernel remembers past connections for a minute, so it is read only once.
+/// The connections to a port, in the form of descriptor links, by client port. The table can be
+/// long, because the kernel keeps past connections for a minute, so it is read once.
 fn links_by_client(server_port: u16) -> HashMap<u16, String> {
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
     let mut links = HashMap::new();

@@ -1,7 +1,7 @@
-//! What the tests of the running system share: the cluster under test, its clients, its machine.
+//! Shared by the tests of the running system: the cluster under test, its clients and its machine.
 //!
-//! Owns no assertion about behaviour except two that hold for every run: the books balance, and
-//! nothing is left behind.
+//! Contains no assertions about behaviour except two that hold for every run: the counters balance,
+//! and nothing is left behind.
 
 pub(crate) mod books;
 pub(crate) mod client;
@@ -17,7 +17,7 @@ pub(crate) use cluster::{BINARY, Cluster, Launch};
 pub(crate) use missing::lacking;
 pub(crate) use wait::{PATIENCE, eventually};
 
-/// Whether a program can be started here. If not, that is a thing that is missing.
+/// Whether a program is installed; reports it as missing otherwise.
 pub(crate) fn has_program(name: &str) -> bool {
     let found = std::process::Command::new(name)
         .arg("--version")

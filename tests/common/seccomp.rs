@@ -1,24 +1,24 @@
-//! A seccomp filter as container runtimes have one, for the command under test.
+//! A seccomp filter like those of container runtimes, for the command under test.
 //!
-//! Owns a small program in Python that installs the filter on itself and becomes the command that
-//! follows: what a process starts with, all of its threads and workers inherit.
+//! Owns a small Python program that installs the filter in its process and then executes the
+//! command, whose threads and workers inherit the filter.
 
 use super::{Launch, has_program};
 
-/// What the filter does with the three calls of io_uring.
+/// The filter's treatment of the three io_uring calls.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Filter {
-    /// Answers all of them with this error number.
+    /// Fails all of them with this error number.
     Refuse(u16),
-    /// Lets a ring be made, and answers its use with EPERM.
+    /// Allows creating a ring, and fails its use with EPERM.
     OnlySetup,
-    /// Kills the process that makes one.
+    /// Kills a process that creates one.
     Kill,
 }
 
-/// The first argument is what the filter does, the second the first call that it does so to. The
-/// filter: load the call's number; from there on to 427 (425 is io_uring_setup, then come enter and
-/// register) do it; otherwise allow.
+/// The first argument is the filter's action, the second the first call it applies to. The filter
+/// loads the call's number and applies the action from there up to 427 (425 is io_uring_setup,
+/// followed by enter and register); otherwise it allows the call.
 const PROGRAM: &str = "\
 import ctypes, os, struct, sys
 action, first = int(sys.argv[1]), int(sys.argv[2])
@@ -35,7 +35,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 ";
 
 impl Filter {
-    /// What is to be started in front of a command.
+    /// The command line to put before the command.
     pub(crate) fn command(self) -> Vec<String> {
         // SECCOMP_RET_ERRNO and SECCOMP_RET_KILL_PROCESS.
         let (action, first) = match self {
@@ -47,7 +47,7 @@ impl Filter {
         words.map(str::to_owned).to_vec()
     }
 
-    /// Starts the command behind the filter, where that can be done.
+    /// Starts the command under the filter, where that is possible.
     pub(crate) fn before(self, launch: Launch) -> Option<Launch> {
         let command = self.command();
         let words: Vec<&str> = command.iter().map(String::as_str).collect();

@@ -1,12 +1,12 @@
-//! Waiting: always by polling, with one generous bound for every test, never a fixed sleep.
+//! Waits by polling, with one generous bound for every test and no fixed sleeps.
 
 use std::time::{Duration, Instant};
 
-/// How long anything may take. Far beyond what it takes, so that only a defect exceeds it, even on
-/// a machine that has ten times more to do than it can.
+/// Maximum duration of any wait. Only a defect exceeds it, even on a machine that is overloaded
+/// tenfold.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Polls until `look` finds something; `what` is said if it never does.
+/// Polls until `look` finds something; the failure message contains `what`.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

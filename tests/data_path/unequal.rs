@@ -1,4 +1,4 @@
-//! Several listeners that not all workers serve, and what one worker can do to the others.
+//! Several listeners that not all workers serve, and the effect of one worker on the others.
 
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -17,7 +17,8 @@ use super::{BACKLOG, Bench, CREDITS, FIRST, FirstOfAll, OPTIONS, scheduling};
 
 const SECOND: ListenerId = ListenerId(1);
 
-/// Two listeners: the first one is served by all of two workers, the second by the second alone.
+/// Two listeners and two workers: both serve the first listener, the second worker alone serves the
+/// second.
 fn unequal(engine: EngineKind, scheduling: SchedulerConfig) -> (Bench, String) {
     let open = || {
         let address = "127.0.0.1:0".parse().expect("an address");
@@ -40,7 +41,7 @@ fn connect_to(address: &str, count: usize) -> Vec<TcpStream> {
 
 fn a_listener_whose_only_worker_takes_nothing_holds_up_no_other(engine: EngineKind) {
     let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
-    // More than the second worker may be given, which claims nothing.
+    // More than the second worker may get, which claims nothing.
     let stuck = connect_to(&other, 3 * CREDITS);
     bench.expect(&[0, CREDITS]);
     for _ in 0..10 {
@@ -62,7 +63,7 @@ fn of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take(engine:
     let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
     let stuck = connect_to(&other, BACKLOG as usize - 1);
     bench.expect(&[0, CREDITS]);
-    // What is not accepted stays in the kernel, and is dropped by nobody at the end.
+    // Connections that are not accepted stay in the kernel and are not lost.
     let totals = bench.end();
     assert_eq!((totals.accepted, totals.dropped), (CREDITS as u64, 0), "{stuck:?}");
 }
@@ -79,9 +80,9 @@ fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: E
     for client in &mut lost {
         client.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let read = client.read(&mut [0]);
-        assert!(matches!(read, Ok(0) | Err(_)), "nobody answers");
+        assert!(matches!(read, Ok(0) | Err(_)), "unanswered");
     }
-    // Others are served all the while, and so is this one once somebody comes.
+    // Other connections are served in the meantime, and so is this one once a worker joins.
     let clients = bench.connect(1);
     bench.expect(&[1]);
     std::thread::sleep(2 * limit);
@@ -97,7 +98,7 @@ fn what_a_worker_does_to_its_waker_reaches_nobody_else(engine: EngineKind) {
     let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
     let mut clients = bench.connect(2 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
-    // It blocks now, is full, and is read by the worker itself.
+    // It now blocks, is full, and is read by the worker itself.
     let waker = &bench.inboxes[0].waker;
     fcntl(waker, FcntlArg::F_SETFL(OFlag::empty())).expect("it is open");
     clients.extend(bench.connect(2));

@@ -1,4 +1,4 @@
-//! What must hold after every step of a simulated run, and at its end.
+//! The invariants after every step of a simulated run, and at its end.
 
 use clusterlb_schedule::id::Slot;
 
@@ -6,7 +6,7 @@ use super::front::Notice;
 use super::world::{Connection, Place, World};
 
 impl World {
-    /// Every accepted connection is in exactly one place, and the books say so.
+    /// Every accepted connection is in exactly one place, and the counters agree.
     pub(crate) fn check(&mut self) {
         let mut met = self.finished + self.aborted;
         let waiting: Vec<Connection> = self.front.queue.iter().copied().collect();
@@ -54,10 +54,10 @@ impl World {
         1
     }
 
-    /// What the roster believes of an honest worker is so.
+    /// The roster's view of an honest worker is correct.
     pub(crate) fn check_load(&self, slot: usize) {
         let (worker, link) = (&self.workers[slot], self.links[slot].as_ref());
-        // A page is the worker's own until its successor has one.
+        // A page belongs to the worker until its successor has one.
         let Some(link) = link.filter(|link| link.generation == worker.life) else { return };
         if worker.lies {
             return;
@@ -72,7 +72,8 @@ impl World {
         assert_eq!(given, truth + worker.page.finished, "worker {slot}: given");
     }
 
-    /// Between two looks at the workers the roster counts by itself what it gives and gets back.
+    /// Between two reads of the workers' counters, the roster tracks assigned and returned
+    /// connections itself.
     pub(crate) fn check_belief(&self) {
         for (slot, link) in self.links.iter().enumerate() {
             let Some(link) = link.as_ref().filter(|_| !self.workers[slot].lies) else { continue };
@@ -92,7 +93,7 @@ impl World {
         refused.sum()
     }
 
-    /// A worker's books when it is buried.
+    /// The counters of a worker when it is reaped.
     pub(crate) fn check_books(&self, slot: usize) {
         let worker = &self.workers[slot];
         let link = self.links[slot].as_ref().expect("it is being buried");
@@ -104,13 +105,13 @@ impl World {
         );
     }
 
-    /// Whether anybody who is not stopped serves a listener.
+    /// Whether a worker that is not stopped serves a listener.
     fn has_worker(&self, listener: u16) -> bool {
         let sound = self.workers.iter().enumerate().filter(|(_, one)| one.alive && !one.stopped);
         sound.into_iter().any(|(slot, _)| self.plan.served_by(slot).any(|one| one == listener))
     }
 
-    /// Faults have ended and time has passed: nobody is left.
+    /// After the last fault and enough time, no connection is left.
     pub(crate) fn check_end(&mut self) {
         self.observe();
         let stopped = self.workers.iter().filter(|worker| worker.stopped);

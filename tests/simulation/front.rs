@@ -1,5 +1,5 @@
-//! The primary as the model sees it: it drives the real [`Roster`] step by step as `src/data_path`
-//! does, with numbers for sockets. Changes there belong here too.
+//! The model of the primary: it drives the real [`Roster`] step by step like `src/data_path`, with
+//! numbers for sockets. Keep the two in step.
 
 use std::collections::VecDeque;
 
@@ -10,12 +10,12 @@ use clusterlb_schedule::{Client, Intake, Refusal, Roster};
 use super::plan::MILLISECOND;
 use super::world::{Connection, Event, Message, Place, World};
 
-/// Sockets in a message.
+/// Maximum number of sockets in a message.
 const MESSAGE_MAX: usize = 32;
-/// How long a worker rests after the kernel had too many descriptors under way.
+/// Pause for a worker after the kernel had too many descriptors in flight.
 const CROWDED_NS: u64 = 5 * MILLISECOND;
 
-/// What the primary's ring or its control plane tells it.
+/// A notification from the primary's ring or control plane.
 #[derive(Clone, Debug)]
 pub(crate) enum Notice {
     Accepted(Connection),
@@ -26,14 +26,14 @@ pub(crate) enum Notice {
     },
     Room(usize, u32),
     Bell,
-    /// Something has come to a listener that is accepted from by hand.
+    /// A connection has arrived at a listener without an armed accept.
     Come,
     Attach(usize),
     Retire(usize, u32),
     Bury(usize),
 }
 
-/// Why the kernel did not take a message.
+/// Why the kernel refused a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// EAGAIN.
@@ -48,18 +48,18 @@ pub(crate) struct Front {
     pub(crate) queue: Intake<Connection>,
     pub(crate) notices: Vec<Notice>,
     pub(crate) accepting: Vec<bool>,
-    /// Listeners whose next connection the primary is told of.
+    /// Listeners that the primary polls for the next connection.
     pub(crate) watched: Vec<bool>,
     buried: Vec<usize>,
     crowded: Vec<(usize, u64)>,
-    /// When its loop turns next, if that is known.
+    /// Time of its loop's next turn, if scheduled.
     due_ns: Option<u64>,
     pub(crate) accepted: u64,
     pub(crate) redispatched: u64,
     pub(crate) assigned: u64,
 }
 
-/// The primary's side of a worker, with the channel between them.
+/// The primary's state of a worker, with the channel between them.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
     pub(crate) generation: u32,
@@ -72,15 +72,15 @@ pub(crate) struct Link {
     pub(crate) wake: Wake,
     pub(crate) assigned: u64,
     pub(crate) returned: u64,
-    /// Picks that the last look at the worker's credits still allows.
+    /// Remaining picks under the credits last read.
     quota: u32,
     probes: u64,
-    /// What the worker had finished at the last look.
+    /// Finished connections of the worker, as last read.
     pub(crate) seen: u64,
 }
 
 impl Link {
-    /// Given and in nobody's hands.
+    /// Number of connections assigned and not claimed.
     pub(crate) fn unclaimed(&self) -> usize {
         self.channel.iter().chain(&self.outbox).map(|message| message.connections.len()).sum()
     }
@@ -123,7 +123,7 @@ fn slot_of(place: usize) -> Slot {
 }
 
 impl World {
-    /// The primary hears of something at its next turn.
+    /// Queues a notification for the primary's next turn.
     pub(crate) fn tell(&mut self, notice: Notice) {
         if let Notice::Accepted(connection) = &notice {
             self.front.accepted += 1;
@@ -142,7 +142,7 @@ impl World {
     }
 
     pub(crate) fn primary_turn(&mut self) {
-        // Turns that an earlier one has made superfluous.
+        // Turns made obsolete by an earlier one.
         if self.front.due_ns != Some(self.now_ns) {
             return;
         }
@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// Whether something waits for messages to have gone.
+    /// Whether anything waits for sent messages.
     fn awaits_answers(&self) -> bool {
         let ending = !self.front.buried.is_empty();
         let mut links = self.links.iter().flatten();
@@ -239,7 +239,7 @@ impl World {
         self.wake(slot);
     }
 
-    /// To the front of the queue, oldest first.
+    /// Puts connections back at the front of the queue, oldest first.
     fn put_back(&mut self, connections: Vec<Connection>) {
         self.front.redispatched += connections.len() as u64;
         let batch = connections.clone();
@@ -344,7 +344,7 @@ impl World {
         while let Some(turn) = self.front.queue.next_turn() {
             let connection = *self.front.queue.first(turn).expect("a turn has a first one");
             let listener = ListenerId(self.stories[connection].listener);
-            // Eleven clients, so that some come again.
+            // Eleven clients, so that some return.
             let client = Client(connection as u64 % 11);
             let roster = &mut self.front.roster;
             let has_waited = self.stories[connection].has_waited;
@@ -374,7 +374,7 @@ impl World {
         let full = |message: &Message| {
             message.connections.is_empty() || message.connections.len() >= MESSAGE_MAX
         };
-        // A probe is a message of its own.
+        // A probe is a separate message.
         if link.outbox.last().is_none_or(full) {
             link.outbox.push(Message::default());
             link.under_way += 1;
@@ -383,7 +383,7 @@ impl World {
         message.connections.push(connection);
     }
 
-    /// A choice is right if the worker owes no answer and has a credit left.
+    /// A choice is valid if the worker has a credit left and no outstanding probe.
     fn check_choice(&mut self, slot: usize) {
         let (worker, most) = (&self.workers[slot], self.plan.scheduling.credits_max as usize);
         let link = self.links[slot].as_mut().expect("only attached workers are ready");
@@ -443,8 +443,8 @@ impl World {
         }
     }
 
-    /// By the ring, if every worker serves the listener; otherwise by hand, and only as much as
-    /// those have room for that do.
+    /// With an armed accept if every worker serves the listener; otherwise one by one, up to the
+    /// room of those that do.
     fn accept_from(&mut self, listener: ListenerId, accepts: bool) {
         let place = usize::from(listener.0);
         let by_ring = accepts && self.front.roster.is_served_by_all(listener);
@@ -472,7 +472,7 @@ impl World {
         self.turn_at(at_ns);
     }
 
-    /// The kernel takes the messages into the channels, or does not.
+    /// The kernel moves messages into the channels, or refuses them.
     fn submit(&mut self) {
         for slot in 0..self.links.len() {
             let Some(link) = &mut self.links[slot] else { continue };
@@ -481,7 +481,7 @@ impl World {
                 let full = link.channel.len() >= self.plan.channel_messages;
                 let crowded = self.now_ns < self.workers[slot].crowded_until_ns;
                 let probe = message.connections.is_empty();
-                // A probe holds no descriptors, but there can be too little memory for it.
+                // A probe holds no descriptors, but memory for it may be exhausted.
                 let starved = probe && self.random.u8(0..100) < self.plan.probe_loss_percent;
                 let outcome = match (full, (crowded && !probe) || starved) {
                     (_, true) => Err(Trouble::Crowded),
@@ -497,7 +497,7 @@ impl World {
                 let count = narrow(message.connections.len());
                 self.front.roster.deliver(slot_of(slot), count, self.now_ns);
                 let notice = Notice::Sent { slot, message, outcome };
-                // Of a message that has gone the primary hears at its next turn, whenever that is.
+                // The primary learns of a sent message at its next turn.
                 match outcome {
                     Ok(()) => self.front.notices.push(notice),
                     Err(_) => self.tell(notice),

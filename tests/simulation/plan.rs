@@ -1,5 +1,5 @@
-//! What happens in a simulated run: who arrives when, which faults strike, under which rules.
-//! Everything is drawn from the seed; nothing here moves time.
+//! The plan of a simulated run: arrivals, faults and settings. All of it is drawn from the seed;
+//! time does not pass here.
 
 use clusterlb_harness::work::ServiceTime;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Limits, Policy, SchedulerConfig};
@@ -7,23 +7,23 @@ use fastrand::Rng;
 
 pub(crate) const MICROSECOND: u64 = 1_000;
 pub(crate) const MILLISECOND: u64 = 1_000_000;
-/// The first moment. Not 0, which stands for "never" on a page of counters.
+/// The start time. Not 0, which means "never" on a page of counters.
 pub(crate) const START_NS: u64 = 1_000_000_000;
-/// A stop that no continuation follows.
+/// Duration of a stop without continuation.
 pub(crate) const FOR_GOOD: u64 = u64::MAX;
 
-/// Something that goes wrong with the worker in a slot.
+/// A fault of the worker in a slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     /// SIGKILL.
     Kill,
-    /// SIGSTOP, and SIGCONT after so long.
+    /// SIGSTOP, and SIGCONT after this time.
     Stop(u64),
-    /// No descriptors: it claims nothing for so long.
+    /// No free descriptors: it claims nothing for this time.
     Shut(u64),
-    /// The kernel has too many descriptors under way for so long (ETOOMANYREFS).
+    /// The kernel has too many descriptors in flight for this time (ETOOMANYREFS).
     Crowd(u64),
-    /// From now on its counters are absurd.
+    /// From now on it publishes absurd counters.
     Lie,
     /// It leaves in order and is replaced.
     Retire,
@@ -41,30 +41,30 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) workers: usize,
     pub(crate) listeners: u16,
-    /// Which of them each worker serves, a bit each.
+    /// The listeners that each worker serves, as bits.
     pub(crate) served: Vec<u16>,
     pub(crate) policy: Policy,
     pub(crate) scheduling: SchedulerConfig,
-    /// Messages that a channel holds.
+    /// Capacity of a channel in messages.
     pub(crate) channel_messages: usize,
     pub(crate) service: ServiceTime,
     pub(crate) service_seed: u64,
-    /// Of so many connections, in a hundred, the service keeps no loop busy.
+    /// Percentage of connections that wait without keeping a worker's loop busy.
     pub(crate) held_percent: u8,
-    /// So many, in a hundred, are reset by their clients before anybody looks at them.
+    /// Percentage of connections that the client resets before they are served.
     pub(crate) reset_percent: u8,
-    /// So many probes, in a hundred, the kernel does not take.
+    /// Percentage of probes that the kernel refuses.
     pub(crate) probe_loss_percent: u8,
-    /// Whether a worker takes messages between two requests of a turn.
+    /// Whether a worker reads messages between two requests of a turn.
     pub(crate) receives_midway: bool,
-    /// Longest time from a wake-up to its turn.
+    /// Maximum time from a wake-up to the turn.
     pub(crate) latency_ns: u64,
     pub(crate) arrivals: Vec<u64>,
     pub(crate) strikes: Vec<Strike>,
 }
 
 impl Plan {
-    /// A run with everything that can go wrong.
+    /// A run with every kind of fault.
     pub(crate) fn storm(seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
         let workers = random.usize(1..=8);
@@ -111,7 +111,7 @@ impl Plan {
     }
 
     /// A run without faults, with Poisson arrivals at this utilisation: the same arrivals and
-    /// service times as those of `clusterlb_harness::queueing` for this seed.
+    /// service times as in `clusterlb_harness::queueing` for this seed.
     pub(crate) fn calm(
         seed: u64,
         workers: usize,
@@ -121,7 +121,7 @@ impl Plan {
     ) -> Self {
         let mut random = Rng::with_seed(seed);
         let service_seed = random.u64(..);
-        // There the chooser has a seed of its own.
+        // There the chooser has a separate seed.
         let _ = random.u64(..);
         #[expect(clippy::cast_precision_loss, reason = "a handful of workers")]
         let between_ns = service.mean_ns() / (utilisation * workers as f64);
@@ -147,8 +147,8 @@ impl Plan {
     }
 }
 
-/// Which listeners each worker serves: the first one all of them, others something, so that there
-/// is always somebody for everything.
+/// The listeners that each worker serves: all workers serve the first one, and each of the others
+/// has at least one worker.
 fn served(random: &mut Rng, workers: usize, listeners: u16) -> Vec<u16> {
     let all = (1 << listeners) - 1;
     let unequal = random.bool();
@@ -217,7 +217,7 @@ fn fault(random: &mut Rng, workers: usize) -> Fault {
         3..6 => Fault::Stop(for_ns),
         6..8 => Fault::Shut(for_ns),
         8 => Fault::Crowd(for_ns / 8),
-        // With a liar alone nobody could be served.
+        // With a single worker that publishes absurd counters, no connection could be served.
         9 if workers > 1 => Fault::Lie,
         _ => Fault::Retire,
     }

@@ -1,5 +1,5 @@
-//! A worker as the model sees it: a loop that claims, serves and publishes, as the built-in one
-//! (`src/command/server`) does.
+//! The model of a worker: a loop that claims, serves and publishes, like the built-in one
+//! (`src/command/server`).
 
 use clusterlb_schedule::Sample;
 
@@ -8,7 +8,7 @@ use super::world::{Connection, Event, Place, World};
 
 #[derive(Debug, Default)]
 pub(crate) struct Worker {
-    /// Which worker of this slot it is, from 1.
+    /// Number of this worker among those of its slot, from 1.
     pub(crate) life: u32,
     pub(crate) alive: bool,
     pub(crate) stopped: bool,
@@ -16,15 +16,15 @@ pub(crate) struct Worker {
     pub(crate) lies: bool,
     pub(crate) shut_until_ns: u64,
     pub(crate) crowded_until_ns: u64,
-    /// What would have happened had it not been stopped.
+    /// Events that were due while it was stopped.
     pub(crate) deferred: Vec<Event>,
-    /// In a turn, or about to begin one.
+    /// It is in a turn, or about to begin one.
     busy: bool,
-    /// The moment that it takes for now during a turn.
+    /// The time at which the current turn began.
     turn_ns: u64,
-    /// Requests that it works on one after the other, the first at this moment.
+    /// Requests to serve in sequence; the first is being served.
     work: Vec<Connection>,
-    /// Its last work took longer than a millisecond.
+    /// Its last request took longer than a millisecond.
     is_slow: bool,
     held: Vec<Connection>,
     ripe: Vec<Connection>,
@@ -33,7 +33,7 @@ pub(crate) struct Worker {
     probes: u64,
     probed: bool,
     pub(crate) aborted: u64,
-    /// What its page says.
+    /// The published contents of its page.
     pub(crate) page: Sample,
 }
 
@@ -46,7 +46,7 @@ impl Worker {
         self.alive && self.life == life
     }
 
-    /// Everything that it has claimed and not finished.
+    /// All connections claimed and not finished.
     pub(crate) fn hands(&self) -> impl Iterator<Item = Connection> {
         self.work.iter().chain(&self.held).chain(&self.ripe).copied()
     }
@@ -68,7 +68,7 @@ impl Worker {
 }
 
 impl World {
-    /// Lets the worker begin a turn if it waits and there is something for it.
+    /// Starts a turn if the worker is waiting and has something to do.
     pub(crate) fn wake(&mut self, slot: usize) {
         let worker = &self.workers[slot];
         let arrived = self.links[slot].as_ref().is_some_and(|link| !link.channel.is_empty());
@@ -91,8 +91,8 @@ impl World {
         self.go_on(slot);
     }
 
-    /// Takes every message in the channel; after slow work one, so that others can still have the
-    /// rest.
+    /// Reads all messages from the channel; after slow work a single one, so that the rest can go
+    /// to other workers.
     fn claim(&mut self, slot: usize) {
         if self.now_ns < self.workers[slot].shut_until_ns {
             return;
@@ -134,7 +134,7 @@ impl World {
         }
     }
 
-    /// The next request of this turn, or its end.
+    /// Starts the next request of this turn, or ends it.
     fn go_on(&mut self, slot: usize) {
         let life = self.workers[slot].life;
         match self.workers[slot].work.first() {
@@ -160,7 +160,7 @@ impl World {
 
     fn finish(&mut self, slot: usize, connection: Connection) {
         let story = &mut self.stories[connection];
-        assert_eq!(story.place, Place::Hands, "{connection} is served twice, or by nobody");
+        assert_eq!(story.place, Place::Hands, "{connection} is served twice, or not at all");
         story.place = Place::Finished;
         story.finished_ns = self.now_ns;
         self.workers[slot].finished += 1;
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// A worker that leaves has seen the end of its inbox and has nothing left to do.
+    /// Whether a leaving worker has seen the end of its inbox and has nothing left to do.
     fn is_done(&self, slot: usize) -> bool {
         let (worker, link) = (&self.workers[slot], self.links[slot].as_ref());
         let ended = link.is_some_and(|link| link.closed && link.channel.is_empty());

@@ -1,8 +1,8 @@
-//! The modelled world: time, the kernel's backlog and channels, and the control plane.
+//! The simulated world: time, the kernel's backlogs and channels, and the control plane.
 //!
-//! Owns the agenda. Time jumps from event to event, and ties are in the order in which they were
-//! entered, so that a seed gives the same run every time. What primary and workers do at an event
-//! is in `front` and `worker`; what must hold after it is in `checks`.
+//! Owns the agenda. Time jumps from event to event, and ties keep the order of their insertion, so
+//! that a seed always gives the same run. The reactions of primary and workers are in `front` and
+//! `worker`, the invariants in `checks`.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -16,24 +16,24 @@ use super::front::{Front, Link, Notice};
 use super::plan::{FOR_GOOD, Fault, MICROSECOND, MILLISECOND, Plan, START_NS};
 use super::worker::Worker;
 
-/// A connection's number in the order of arrival.
+/// Number of a connection, in order of arrival.
 pub(crate) type Connection = usize;
 
-/// Where a connection is.
+/// The location of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Not come yet, or in the kernel's backlog.
+    /// Not arrived, or in the kernel's backlog.
     Outside,
     Queue,
     UnderWay,
     Channel,
     Hands,
     Finished,
-    /// Its worker was killed after it had claimed it.
+    /// Its worker was killed after claiming it.
     Aborted,
 }
 
-/// What is known of a connection.
+/// The history of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Story {
     pub(crate) place: Place,
@@ -42,28 +42,28 @@ pub(crate) struct Story {
     pub(crate) held: bool,
     pub(crate) came_ns: u64,
     pub(crate) finished_ns: u64,
-    /// Its number in the order in which connections were given away, the last time it was.
+    /// Its position in the order of assignment, the last time it was assigned.
     pub(crate) given: u64,
-    /// How often it came back.
+    /// Number of times that it came back.
     pub(crate) returns: u32,
-    /// It has waited behind a worker's work.
+    /// It has waited behind other work of its worker.
     pub(crate) has_waited: bool,
-    /// The step at which the checks last met it.
+    /// The step at which the checks last visited it.
     pub(crate) met: u64,
 }
 
-/// What can happen. `life` tells a slot's worker from its successor.
+/// An event. `life` distinguishes a worker from its successor in the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Event {
     Arrive(Connection),
-    /// The primary's loop turns.
+    /// A turn of the primary's loop.
     Primary,
     /// A worker's turn begins.
     Begin {
         slot: usize,
         life: u32,
     },
-    /// A worker has served the request that it worked on.
+    /// A worker has served the current request.
     Served {
         slot: usize,
         life: u32,
@@ -73,7 +73,7 @@ pub(crate) enum Event {
         slot: usize,
         life: u32,
     },
-    /// A connection that only waited can be finished.
+    /// A connection that only waited is due to finish.
     Ripe {
         slot: usize,
         life: u32,
@@ -88,7 +88,7 @@ pub(crate) enum Event {
         slot: usize,
         life: u32,
     },
-    /// The control plane hears of the end of a worker.
+    /// The control plane notices the end of a worker.
     Noticed {
         slot: usize,
     },
@@ -97,7 +97,7 @@ pub(crate) enum Event {
     },
 }
 
-/// A message, which is a probe if nothing is in it.
+/// A message; an empty one is a probe.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Message {
     pub(crate) connections: Vec<Connection>,
@@ -119,17 +119,17 @@ pub(crate) struct World {
     pub(crate) backlog: Vec<VecDeque<Connection>>,
     pub(crate) finished: usize,
     pub(crate) aborted: usize,
-    /// A check has taken note of something for its final look.
+    /// State recorded by a check for the end of the run.
     pub(crate) stopped: Option<Stopped>,
 }
 
-/// What became of a worker that was stopped for good.
+/// The record of a worker that was stopped permanently.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stopped {
     pub(crate) slot: usize,
-    /// Given to it and unclaimed at that moment.
+    /// Assigned and unclaimed when it was stopped.
     pub(crate) exposed: usize,
-    /// Given to it later.
+    /// Assigned later.
     pub(crate) later: usize,
     pub(crate) suspected_ns: Option<u64>,
 }
@@ -180,7 +180,7 @@ impl World {
         world
     }
 
-    /// Runs to the end, looking at everything after every step.
+    /// Runs to the end, and checks every invariant after each step.
     pub(crate) fn run(&mut self) {
         let bound = 5_000 + 400 * self.stories.len() as u64;
         while let Some(Reverse((at_ns, _, event))) = self.agenda.pop() {
@@ -199,7 +199,7 @@ impl World {
         self.agenda.push(Reverse((at_ns, self.sequence, event)));
     }
 
-    /// A moment after now, as the machine would let somebody run.
+    /// A time shortly after now, as a scheduler might delay a process.
     pub(crate) fn soon(&mut self) -> u64 {
         self.now_ns + self.random.u64(MICROSECOND..=self.plan.latency_ns)
     }
@@ -252,7 +252,7 @@ impl World {
         }
     }
 
-    /// The kernel accepts for the primary as long as that has asked for it.
+    /// The kernel accepts for the primary while an accept is armed.
     pub(crate) fn drain_backlog(&mut self, listener: usize) {
         while self.front.accepting[listener] {
             let Some(connection) = self.backlog[listener].pop_front() else { break };
@@ -297,7 +297,7 @@ impl World {
         }
     }
 
-    /// SIGKILL: what it has claimed dies with it, what is in its channel does not.
+    /// SIGKILL: its claimed connections are lost, those in its channel are not.
     fn kill(&mut self, slot: usize) {
         for connection in self.workers[slot].die() {
             self.stories[connection].place = Place::Aborted;
@@ -312,10 +312,10 @@ impl World {
         self.enter(at_ns, Event::Noticed { slot });
     }
 
-    /// Somebody has taken messages out of a channel.
+    /// Messages have been taken from a channel.
     pub(crate) fn channel_drained(&mut self, slot: usize) {
         let Some(link) = &mut self.links[slot] else { return };
-        // The kernel calls a socket writable when a quarter of its memory is in use or less.
+        // The kernel reports a socket writable when at most a quarter of its memory is in use.
         if link.awaits_room && link.channel.len() * 4 <= self.plan.channel_messages {
             link.awaits_room = false;
             let generation = link.generation;
@@ -323,7 +323,7 @@ impl World {
         }
     }
 
-    /// The bell, if the worker was asked to ring.
+    /// Wakes the primary, if the worker was asked to.
     pub(crate) fn ring(&mut self, slot: usize, probed: bool) {
         let wake = self.links[slot].as_ref().map_or(Wake::Never, |link| link.wake);
         if wake == Wake::Always || (wake == Wake::Probe && probed) {

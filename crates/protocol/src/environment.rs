@@ -1,7 +1,7 @@
 //! What a worker inherits from the primary: environment variables and open descriptors.
 //!
-//! Owns the names of the variables, for both sides. The built-in worker has the command line of
-//! its primary besides, so most settings need no second way.
+//! Owns the names of the variables for both sides. The built-in worker also has the command line of
+//! its primary, so most settings need no variable.
 
 use std::os::fd::{OwnedFd, RawFd};
 

@@ -1,6 +1,6 @@
-//! Users and groups by name or number, and whether this process may become somebody else.
+//! Looks up users and groups, and checks whether this process may start others under them.
 //!
-//! Owns the questions to the system's databases. Refuses to change anything.
+//! Owns queries to the system's databases. Does not change anything.
 
 use std::path::PathBuf;
 
@@ -8,27 +8,27 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 
 use crate::error::{Error, Result};
 
-/// A user as the system knows it.
+/// A user of the system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// The number.
+    /// User id.
     pub user: u32,
-    /// The user's own group; unknown for a number without an entry.
+    /// Primary group id; `None` for an id without an entry.
     pub group: Option<u32>,
-    /// Name and home; unknown for a number without an entry.
+    /// Name and home directory; `None` for an id without an entry.
     pub entry: Option<Entry>,
 }
 
-/// What the system has written down about a user.
+/// The database entry of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The user's name.
+    /// User name.
     pub name: String,
-    /// The user's folder.
+    /// Home directory.
     pub home: PathBuf,
 }
 
-/// Finds a user; a number needs no entry.
+/// Finds a user by name or id; an id needs no entry.
 ///
 /// # Errors
 /// The database cannot be read.
@@ -50,7 +50,7 @@ pub fn find_user(text: &str) -> Result<Option<Account>> {
     })
 }
 
-/// Finds a group; a number needs no entry.
+/// Finds a group by name or id; an id needs no entry.
 ///
 /// # Errors
 /// The database cannot be read.
@@ -63,7 +63,7 @@ pub fn find_group(text: &str) -> Result<Option<u32>> {
     Ok(found.map(|group| group.gid.as_raw()))
 }
 
-/// Whether this process may start others as this user and group.
+/// Whether this process may start processes as this user and group.
 #[must_use]
 pub fn may_become(user: Option<u32>, group: Option<u32>) -> bool {
     let own = user.is_none_or(|user| user == geteuid().as_raw())

@@ -18,10 +18,10 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub enum ListenAddress {
     /// An IPv4 or IPv6 address and port; port 0 selects a free one.
     Tcp(SocketAddr),
-    /// A host name and port, looked up before it is opened (`resolve`). `*` stands for every
-    /// address of the machine; an IPv6 address may name its interface (`fe80::1%eth0`).
+    /// A host name and port, resolved before it is opened (`resolve`). `*` stands for every address
+    /// of the machine; an IPv6 address may name its interface (`fe80::1%eth0`).
     Name(String, u16),
-    /// A unix stream socket at a path, and who may use its file.
+    /// A unix stream socket at a path, and the permissions of its file.
     Unix(PathBuf, FileAccess),
     /// A unix stream socket in the abstract namespace, written `unix:@name`.
     Abstract(String),
@@ -29,19 +29,19 @@ pub enum ListenAddress {
     Inherited(RawFd),
 }
 
-/// Who may use a unix socket's file, as far as that is not what the umask and this process's user
-/// make it. Written behind the path: `unix:/path,mode=660,user=NAME,group=NAME`.
+/// Permissions of a unix socket's file, where they differ from those of the umask and this
+/// process's user. Written after the path: `unix:/path,mode=660,user=NAME,group=NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FileAccess {
-    /// Its permissions.
+    /// Permission bits.
     pub mode: Option<u32>,
-    /// Its owner, by name or number.
+    /// Owner, by name or id.
     pub user: Option<String>,
-    /// Its group, by name or number.
+    /// Group, by name or id.
     pub group: Option<String>,
 }
 
-/// One end of a connection.
+/// An endpoint of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -76,7 +76,7 @@ const FORMS: &str = "write HOST:PORT (127.0.0.1:8000, [::1]:8000, [fe80::1%eth0]
      localhost:8000, *:8000 for every address, port 0 for a free one), PORT, unix:/path, \
      unix:/path,mode=660,user=NAME,group=NAME, unix:@name or fd:N";
 
-/// Highest permissions of a file, set-id and sticky bits left out.
+/// All permission bits, without set-id and sticky bits.
 const MODE_MAX: u32 = 0o777;
 
 impl FromStr for ListenAddress {
@@ -112,7 +112,7 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// An IPv6 address that names its interface, out of its brackets.
+/// An IPv6 address with an interface, extracted from its brackets.
 fn scoped(host: &str) -> Option<&str> {
     let inner = host.strip_prefix('[')?.strip_suffix(']')?;
     let (address, interface) = inner.split_once('%')?;
@@ -126,7 +126,7 @@ fn unix(text: &str) -> Result<ListenAddress, &'static str> {
         let fits = !name.is_empty() && text.len() <= UNIX_PATH_BYTES_MAX;
         return if fits { Ok(ListenAddress::Abstract(name.to_owned())) } else { Err(LENGTH) };
     }
-    // A comma in a path is only the end of it where one of these follows.
+    // A comma ends the path only if one of these follows.
     let options = [",mode=", ",user=", ",group="];
     let end = options.iter().filter_map(|option| text.find(option)).min().unwrap_or(text.len());
     let (path, options) = text.split_at(end);

@@ -1,7 +1,7 @@
 //! The CPU quota of the cgroup.
 //!
-//! Owns the way from this process to its cgroup's files, in both versions and in any number of
-//! mounts. Refuses to fail: a file that is missing means no quota.
+//! Owns finding this process's cgroup files, in both versions of the interface and in any number of
+//! mounts. Never fails: a missing file means no quota.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::cpu::read_number;
 
-/// The least quota on the way from this process's cgroup to the root, in every hierarchy and every
-/// mount of it: each level binds.
+/// The smallest quota between this process's cgroup and the root, in every hierarchy and mount,
+/// since every level applies.
 pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
     let own = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
@@ -37,7 +37,7 @@ struct CgroupMount {
 }
 
 impl CgroupMount {
-    /// What is left of a cgroup's path below the directory that is seen here.
+    /// The part of a cgroup's path below the directory mounted here.
     fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
         let rest = path.strip_prefix(self.seen.as_str())?;
         let is_inside = (rest.is_empty() || rest.starts_with('/'))
@@ -62,7 +62,7 @@ fn cgroup_mount(line: &str, unified: bool) -> Option<CgroupMount> {
     })
 }
 
-/// A path of mountinfo, in which spaces and the like are written as `\040` (`proc(5)`).
+/// A path of mountinfo, in which spaces and similar characters are written as `\040` (`proc(5)`).
 fn unescape(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -87,8 +87,8 @@ fn hierarchy_quota(root: &Path, unified: bool, path: &str, mounts: &[CgroupMount
     let inside = mounts.iter().filter_map(|mount| Some((mount, mount.below(path)?)));
     let mut seen: Vec<(&CgroupMount, &str)> = inside.collect();
     if seen.is_empty() {
-        // Without a cgroup namespace a container reads its path on the host, of which it sees
-        // only the end: then a mount point is its own cgroup.
+        // Without a cgroup namespace, a container reads its path on the host but sees only the last
+        // part: then a mount point is its cgroup.
         seen = mounts.iter().map(|mount| (mount, "")).collect();
     }
     seen.into_iter()

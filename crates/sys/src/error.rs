@@ -1,6 +1,7 @@
-//! What can go wrong, sorted by who can mend it, each with the step that failed and a remedy.
+//! The errors of the workspace, grouped by who can fix them, each with the failed step and a
+//! remedy.
 //!
-//! Owns the one error type and its exit codes. Refuses to print: `main` does that, once.
+//! Owns the error type and the exit codes. Does not print: `main` does, once.
 
 use std::io;
 
@@ -9,39 +10,39 @@ use nix::errno::Errno;
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What kind of failure it is, for programs that decide by it.
+/// The kind of a failure, for programs that handle errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The machine, the container or the account does not allow what is needed.
     Environment,
-    /// What was asked for cannot be.
+    /// The request is invalid.
     Usage,
-    /// The address is somebody else's (EADDRINUSE).
+    /// Another socket uses the address (EADDRINUSE).
     AddressInUse,
-    /// This machine has no such address (EADDRNOTAVAIL, EAFNOSUPPORT).
+    /// This machine does not have the address (EADDRNOTAVAIL, EAFNOSUPPORT).
     AddressNotAvailable,
-    /// This account may not do that (EACCES, EPERM).
+    /// This account lacks the permission (EACCES, EPERM).
     PermissionDenied,
-    /// There is no such file or program (ENOENT, ENOTDIR).
+    /// The file or program does not exist (ENOENT, ENOTDIR).
     NotFound,
-    /// Too few descriptors, or too little memory (EMFILE, ENFILE, ENOMEM, ENOBUFS).
+    /// Descriptors or memory are exhausted (EMFILE, ENFILE, ENOMEM, ENOBUFS).
     OutOfResources,
-    /// Too much waits already, or there are too many processes: it may work later (EAGAIN).
+    /// A queue is full or there are too many processes; a later attempt may succeed (EAGAIN).
     Busy,
-    /// The other end has gone (EPIPE, ECONNRESET).
+    /// The peer has disconnected (EPIPE, ECONNRESET).
     Disconnected,
-    /// More than fits (EMSGSIZE).
+    /// The message is too large (EMSGSIZE).
     TooLarge,
-    /// It was called off, because a worker leaves (ECANCELED).
+    /// The request was cancelled because the worker is leaving (ECANCELED).
     Canceled,
     /// Another failed system call; [`Error::raw_os_error`] has the number.
     System,
-    /// There is room for no more of them.
+    /// A bound has been reached.
     NoRoom,
-    /// The cluster or the supervisor has ended, or is ending.
+    /// The cluster or the supervisor has ended or is ending.
     Ended,
-    /// There is no such worker, or it leaves already.
+    /// The worker does not exist or is already leaving.
     NoSuchWorker,
     /// Workers did not serve in time.
     StartTimeout,
@@ -51,79 +52,79 @@ pub enum ErrorKind {
     NoWorkersLeft,
     /// Replacing workers has stopped.
     ReloadStopped,
-    /// Workers do not do what they should.
+    /// Workers do not behave as required.
     Workers,
-    /// A thread of the cluster's own has ended: a defect.
+    /// A thread of the cluster has ended, which is a defect.
     Defect,
 }
 
-/// A failed step, its cause and what to do about it.
+/// A failed step, its cause and a remedy.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The machine, the container or the account does not allow what is needed.
     #[error("{step}: {}", .source.desc())]
     Environment {
-        /// What was being done.
+        /// The failed step.
         step: String,
-        /// What the kernel answered.
+        /// The kernel's error.
         source: Errno,
-        /// What the reader can do.
+        /// The remedy.
         hint: String,
     },
-    /// An address could not be listened on.
+    /// An address cannot be opened.
     #[error("cannot {step} {address}: {}", .source.desc())]
     Listen {
-        /// The address as it was given.
+        /// The address as requested.
         address: String,
         /// The call that failed: `bind`, `listen on`, `open`, …
         step: String,
-        /// What the kernel answered.
+        /// The kernel's error.
         source: Errno,
     },
-    /// A system call failed that has no reason to fail on a healthy machine.
+    /// A system call failed that does not fail on a healthy machine.
     #[error("{step}: {}", .source.desc())]
     System {
-        /// What was being done.
+        /// The failed step.
         step: String,
-        /// What the kernel answered.
+        /// The kernel's error.
         source: Errno,
     },
-    /// The command line or an environment variable asks for what cannot be.
+    /// An invalid argument or environment variable.
     #[error("{what}")]
     Usage {
-        /// What was asked for, and why it cannot be.
+        /// The request, and why it is invalid.
         what: String,
-        /// What would work.
+        /// What would be valid.
         hint: String,
     },
-    /// The workers cannot be kept alive.
+    /// The workers cannot be kept running.
     #[error("{what}")]
     Workers {
         /// What happened to them.
         what: String,
-        /// What the reader can do.
+        /// The remedy.
         hint: String,
     },
-    /// A cluster or its supervisor cannot do what it should.
+    /// A failure of a cluster or its supervisor.
     #[error("{what}")]
     Cluster {
-        /// What kind of failure it is.
+        /// The kind of failure.
         kind: ErrorKind,
         /// What happened.
         what: String,
-        /// What the reader can do.
+        /// The remedy.
         hint: String,
     },
 }
 
 impl Error {
-    /// Something that a cluster or its supervisor cannot do.
+    /// Creates the error of a cluster or its supervisor.
     pub fn cluster(kind: ErrorKind, what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Cluster { kind, what: what.into(), hint: hint.into() }
     }
 
-    /// What kind of failure it is.
+    /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -135,7 +136,7 @@ impl Error {
         }
     }
 
-    /// What the kernel answered, as it numbers errors, if it was asked.
+    /// The kernel's error number; `None` if the failure is not from the kernel.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
@@ -146,17 +147,17 @@ impl Error {
         }
     }
 
-    /// A failed system call; `step` says what was being done.
+    /// Creates the error of a system call; `step` names the failed step.
     pub fn system(step: impl Into<String>, source: impl Into<Errno>) -> Self {
         Self::System { step: step.into(), source: source.into() }
     }
 
-    /// A request that cannot be met; `hint` says what would work.
+    /// Creates the error of an invalid request; `hint` says what would be valid.
     pub fn usage(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Usage { what: what.into(), hint: hint.into() }
     }
 
-    /// The process's exit code: 2 usage, 3 the environment cannot, 1 otherwise.
+    /// Exit code of the process: 2 for usage, 3 for the environment, otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -184,7 +185,7 @@ impl Error {
 }
 
 impl From<Error> for io::Error {
-    /// With the kind that the standard library has for it; the text stays.
+    /// Uses the matching kind of the standard library and keeps the text.
     fn from(error: Error) -> Self {
         let kind = match (error.raw_os_error(), error.kind()) {
             (Some(number), _) => Self::from_raw_os_error(number).kind(),
@@ -214,7 +215,7 @@ fn kind_of(source: Errno) -> ErrorKind {
     }
 }
 
-/// The step of an I/O error, kept as the kernel's number.
+/// The error number of an I/O error; 0 if it has none.
 #[must_use]
 pub fn errno_of(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
@@ -228,7 +229,7 @@ fn listen_hint(address: &str, source: Errno) -> String {
         ),
         Errno::EACCES | Errno::EPERM => "ports below 1024 and foreign directories need a \
              privilege: choose a port from 1024, give the binary CAP_NET_BIND_SERVICE, or pass \
-             an open socket with --listen fd:N; workers that run as somebody else may have what \
+             an open socket with --listen fd:N; workers that run as another user may open what \
              --allow-listen names"
             .into(),
         Errno::EADDRNOTAVAIL => "this machine has no such address: `ip address` lists those it \

@@ -1,7 +1,7 @@
-//! Descriptors across a unix socket with `sendmsg(2)` and `recvmsg(2)` (SCM_RIGHTS), for every
-//! place that is not the hot path.
+//! Sends and receives descriptors over a unix socket with `sendmsg(2)` and `recvmsg(2)`
+//! (SCM_RIGHTS), outside an engine.
 //!
-//! Owns pairs of sockets and one message at a time. Framing and meaning live above.
+//! Owns socket pairs and single messages. Framing and meaning belong to the callers.
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -16,22 +16,22 @@ use nix::sys::socket::{
 
 use crate::error::{Error, Result};
 
-/// Most descriptors in one message of ours. The kernel's own bound (SCM_MAX_FD) is 253.
+/// Maximum number of descriptors per message. The kernel's bound (SCM_MAX_FD) is 253.
 pub const DESCRIPTORS_PER_MESSAGE_MAX: usize = 32;
 
-/// What arrived.
+/// A received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// Bytes of payload; 0 means that the other end is closed.
+    /// Length of the payload; 0 means that the peer is closed.
     pub bytes: usize,
-    /// Descriptors were lost because this process had no room for them (MSG_CTRUNC).
+    /// Descriptors were lost because this process had none free (MSG_CTRUNC).
     pub truncated: bool,
 }
 
-/// Makes a descriptor non-blocking, here and wherever else it is open.
+/// Makes a descriptor non-blocking, in every process that shares it.
 ///
 /// # Errors
-/// None that an open socket knows.
+/// None for an open socket.
 pub fn set_nonblocking(descriptor: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     let flags = OFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFL)?);
     fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
@@ -40,7 +40,7 @@ pub fn set_nonblocking(descriptor: BorrowedFd<'_>) -> std::result::Result<(), Er
 /// A connected pair that keeps message boundaries (SOCK_SEQPACKET), non-blocking, close-on-exec.
 ///
 /// # Errors
-/// Too few descriptors.
+/// Descriptors are exhausted.
 pub fn packet_pair() -> Result<(OwnedFd, OwnedFd)> {
     pair(SockType::SeqPacket)
 }
@@ -48,7 +48,7 @@ pub fn packet_pair() -> Result<(OwnedFd, OwnedFd)> {
 /// A connected pair of byte streams, non-blocking, close-on-exec.
 ///
 /// # Errors
-/// Too few descriptors.
+/// Descriptors are exhausted.
 pub fn stream_pair() -> Result<(OwnedFd, OwnedFd)> {
     pair(SockType::Stream)
 }
@@ -59,7 +59,7 @@ fn pair(kind: SockType) -> Result<(OwnedFd, OwnedFd)> {
         .map_err(|errno| Error::system("create a socket pair for a worker", errno))
 }
 
-/// Bounds what may wait unread in `socket`, in bytes of kernel memory.
+/// Limits the data queued by `socket`, in bytes of kernel memory.
 ///
 /// # Errors
 /// The kernel refused the option.
@@ -68,11 +68,11 @@ pub fn bound_send_buffer(socket: BorrowedFd<'_>, bytes: usize) -> Result<()> {
         .map_err(|errno| Error::system("bound the send buffer of a worker's channel", errno))
 }
 
-/// Sends `bytes` and `descriptors` as one message; the descriptors are copied, not consumed.
+/// Sends `bytes` and `descriptors` as one message; the descriptors stay open here.
 ///
 /// # Errors
-/// EAGAIN when the socket is full; EPIPE when the other end is closed; ETOOMANYREFS when too
-/// many descriptors of this user are under way.
+/// EAGAIN when the socket is full; EPIPE when the peer is closed; ETOOMANYREFS when this user has
+/// too many descriptors in flight.
 pub fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -97,7 +97,7 @@ pub fn receive(
     receive_up_to(socket, bytes, descriptors, DESCRIPTORS_PER_MESSAGE_MAX)
 }
 
-/// The same with room for so many descriptors; the kernel closes further ones.
+/// As [`receive`], with room for this many descriptors; the kernel closes the others.
 ///
 /// # Errors
 /// EAGAIN when nothing has arrived.
@@ -125,7 +125,7 @@ pub fn receive_up_to(
     Ok(Arrival { bytes, truncated: header.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// Room for the control data of one message, aligned as the kernel wants it.
+/// Buffer for the control data of one message, aligned for the kernel.
 #[derive(Debug)]
 #[repr(C, align(8))]
 pub(super) struct ControlSpace(pub(super) [u8; CONTROL_BYTES]);
@@ -136,23 +136,23 @@ impl Default for ControlSpace {
     }
 }
 
-/// A pidfd of the sender: whoever shares a socket can ask for it on behalf of all (SO_PASSPIDFD,
-/// Linux 6.5). Nobody here does, so one that comes is closed.
+/// A pidfd of the sender, which any process that shares the socket can request (SO_PASSPIDFD, Linux
+/// 6.5). This program does not, so a received one is closed.
 const SCM_PIDFD: libc::c_int = 4;
 
-/// Bytes of the header of a control message: a length, a level and a type.
+/// Length of a control message's header: length, level and type.
 const CONTROL_HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
-/// Bytes of control data for a full message (CMSG_SPACE of its descriptors).
+/// Length of the control data of a full message (CMSG_SPACE of its descriptors).
 pub(super) const CONTROL_BYTES: usize =
     CONTROL_HEADER_BYTES + DESCRIPTORS_PER_MESSAGE_MAX * size_of::<RawFd>();
 
-/// A message header with nothing in it.
+/// An empty message header.
 pub(super) fn empty_header() -> libc::msghdr {
     // SAFETY: a msghdr is plain numbers and pointers, for which all zeros mean "none".
     unsafe { std::mem::zeroed() }
 }
 
-/// Writes one SCM_RIGHTS control message and tells its length in bytes.
+/// Writes an SCM_RIGHTS control message and returns its length in bytes.
 pub(super) fn write_rights(control: &mut ControlSpace, descriptors: &[OwnedFd]) -> usize {
     let data = descriptors.len().min(DESCRIPTORS_PER_MESSAGE_MAX) * size_of::<RawFd>();
     let length = CONTROL_HEADER_BYTES + data;
@@ -169,8 +169,8 @@ pub(super) fn write_rights(control: &mut ControlSpace, descriptors: &[OwnedFd]) 
 /// Takes ownership of every descriptor named in the control data of a received message.
 ///
 /// # Safety
-/// `control` was written by the kernel for a message just received, and is looked at once:
-/// each descriptor in it is then open and owned by nobody else.
+/// `control` was written by the kernel for a message just received, and is passed here once: each
+/// descriptor in it is then open and has no other owner.
 pub(super) unsafe fn adopt_descriptors(control: &[u8], descriptors: &mut Vec<OwnedFd>) {
     let mut rest = control;
     while rest.len() >= CONTROL_HEADER_BYTES {
@@ -180,7 +180,7 @@ pub(super) unsafe fn adopt_descriptors(control: &[u8], descriptors: &mut Vec<Own
         if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
             let numbers = rest[CONTROL_HEADER_BYTES..length].chunks_exact(size_of::<RawFd>());
             for raw in numbers.map(|number| RawFd::from_ne_bytes(half(number, 0))) {
-                // A pidfd that could not be made is told as an error number.
+                // If the kernel cannot create the pidfd, it passes an error number instead.
                 if raw < 0 {
                     continue;
                 }

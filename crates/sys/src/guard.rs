@@ -1,9 +1,9 @@
-//! A small process beside the primary that ends workers which a killed primary leaves behind.
+//! A small process that ends the workers of a primary which was killed.
 //!
-//! Workers notice the end of their primary and go, unless they are stopped or compute without end;
-//! nothing but a signal from somebody who is still there ends those. The guard holds a pidfd of
-//! every worker and nothing else. When its socket ends it waits for the grace period, kills who is
-//! left, and goes. Owns that process: it is forked, never executed, and makes system calls only.
+//! A worker notices the end of its primary and leaves, unless it is stopped or computing; then only
+//! a signal ends it. The guard holds only a pidfd of every worker. When its socket
+//! ends, it waits for the grace period, kills the remaining workers and exits. Owns that process:
+//! it is forked without an exec and only makes system calls.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -21,30 +21,30 @@ use crate::error::{Error, Result};
 use crate::fdpass;
 use crate::process::{Remote, WHOLE_GROUP};
 
-/// What it is called where processes are listed.
+/// Name in process listings.
 const NAME: &[u8] = b"clusterlb-guard";
-/// Workers that it can watch; a primary has no more.
+/// Maximum number of workers watched, the maximum of a primary.
 const WORKERS_MAX: usize = 2048;
-/// How long the end waits for the guard to have gone.
+/// How long `drop` waits for the guard to exit.
 const LAST_WAIT_MS: u16 = 1000;
-/// The guard's only descriptor at its beginning.
+/// The guard's only descriptor at the start.
 const SOCKET: RawFd = 0;
-/// Bytes of control data for one descriptor: a header of 16 bytes, the number, and padding.
+/// Length of control data for one descriptor: a header of 16 bytes, the number, and padding.
 const CONTROL_BYTES: usize = 24;
 
-/// The guard, as its primary holds it. Dropping it ends the guard once no worker is left.
+/// The primary's handle of the guard. Dropping it ends the guard once no worker is left.
 #[derive(Debug)]
 pub struct Guard {
     socket: OwnedFd,
 }
 
 impl Guard {
-    /// Starts a guard that lets workers live for `grace` when this process is gone.
+    /// Starts a guard that gives workers `grace` after the end of this process.
     ///
-    /// It is no child of this process, so that nobody who waits for children meets it.
+    /// The guard is not a child of this process, so code that waits for children does not see it.
     ///
     /// # Errors
-    /// Too many processes, or too few descriptors.
+    /// Too many processes, or descriptors are exhausted.
     pub fn start(grace: Duration) -> Result<Self> {
         let failed = |errno| Error::system("start the guard over workers (fork)", errno);
         let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
@@ -59,10 +59,10 @@ impl Guard {
         Ok(Self { socket: ours })
     }
 
-    /// Has the guard watch one more worker.
+    /// Makes the guard watch another worker.
     ///
     /// # Errors
-    /// The guard is gone, and another one has to be started.
+    /// The guard has ended, and a new one must be started.
     pub fn watch(&self, worker: &Remote) -> Result<()> {
         let sent = fdpass::send(self.socket.as_fd(), b"+", &[worker.as_fd()]);
         sent.map(drop).map_err(|errno| Error::system("tell the guard of a worker", errno))
@@ -70,7 +70,7 @@ impl Guard {
 }
 
 impl Drop for Guard {
-    /// Waits a moment for its end, so that it is not found among what this process leaves behind.
+    /// Waits briefly for the guard to exit, so that it does not outlive this process.
     fn drop(&mut self) {
         let how = nix::sys::socket::Shutdown::Write;
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), how);
@@ -79,19 +79,19 @@ impl Drop for Guard {
     }
 }
 
-/// Reaps the process between this one and the guard, which ends at once.
+/// Reaps the process between this one and the guard, which exits at once.
 fn wait_for(middle: libc::pid_t) {
     loop {
-        // SAFETY: a number, and a null pointer where nobody wants to know how it ended.
+        // SAFETY: a number, and a null pointer, which discards the exit status.
         let waited = unsafe { libc::waitpid(middle, std::ptr::null_mut(), 0) };
-        // Somebody else in this process may have reaped it.
+        // Other code in this process may have reaped it.
         if Errno::result(waited) != Err(Errno::EINTR) {
             return;
         }
     }
 }
 
-/// Becomes a process without a parent, a terminal, a folder and foreign descriptors, and watches.
+/// Detaches from parent, terminal, directory and inherited descriptors, and watches.
 fn detach(socket: RawFd, grace_ns: u64, origin: &Origin) -> ! {
     // SAFETY: as in `Guard::start`.
     let forked = unsafe { libc::fork() };
@@ -113,17 +113,17 @@ fn detach(socket: RawFd, grace_ns: u64, origin: &Origin) -> ! {
     Watch::new().run(grace_ns)
 }
 
-/// Where the kernel shows the arguments and the environment of this process from.
+/// The memory in which the kernel shows this process's arguments and environment.
 struct Origin {
     arguments: Range<usize>,
     environment: Range<usize>,
 }
 
 impl Origin {
-    /// Nothing, where the kernel does not tell (`proc_pid_stat(5)`, fields 48 to 51).
+    /// Empty if the kernel does not report it (`proc_pid_stat(5)`, fields 48 to 51).
     fn of_this_process() -> Self {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The name, which may hold anything, ends with the last bracket; field 3 follows.
+        // The name may contain any character and ends at the last bracket; field 3 follows.
         let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let mut fields = behind_name.split(' ').skip(45).map_while(|field| field.parse().ok());
         let mut range = || match (fields.next(), fields.next()) {
@@ -133,15 +133,15 @@ impl Origin {
         Self { arguments: range(), environment: range() }
     }
 
-    /// Lets the guard be found as what it is and not as one more primary, without the variables of
-    /// that one.
+    /// Renames the process, so that it is not mistaken for another primary, and erases the
+    /// primary's environment.
     fn disown(&self) {
         for area in [&self.arguments, &self.environment] {
             if area.is_empty() {
                 continue;
             }
             // SAFETY: the kernel's own account of memory that it has filled in for this program. It
-            // is on the stack, writable, and in this process nobody reads it any more.
+            // is on the stack, writable, and this process no longer reads it.
             unsafe { std::ptr::write_bytes(area.start as *mut u8, 0, area.len()) };
         }
         let length = NAME.len().min(self.arguments.len().saturating_sub(1));
@@ -159,13 +159,13 @@ fn exit() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// What the guard waits for: the socket first, then a pidfd of each worker.
+/// The descriptors to wait for: the socket first, then a pidfd per worker.
 struct Watch {
     set: [libc::pollfd; WORKERS_MAX + 1],
     count: usize,
 }
 
-/// What has come.
+/// What the guard received.
 enum News {
     Worker(RawFd),
     Nothing,
@@ -193,7 +193,7 @@ impl Watch {
                     News::Worker(worker) => self.add(worker),
                     News::Nothing => {}
                     News::End => {
-                        // Not waited for any more.
+                        // No longer polled.
                         self.set[0].fd = -1;
                         deadline_ns = Some(monotonic_ns().saturating_add(grace_ns));
                         if self.count == 1 {
@@ -241,7 +241,7 @@ impl Watch {
 
     fn kill_all(&self) -> ! {
         for worker in &self.set[1..self.count] {
-            // With what it has started, where it leads a group and the kernel can find that.
+            // Includes its descendants, if it leads a group and the kernel supports this.
             signal(worker.fd, WHOLE_GROUP);
             signal(worker.fd, 0);
         }
@@ -261,7 +261,7 @@ fn close(descriptor: RawFd) {
     let _ = unsafe { libc::close(descriptor) };
 }
 
-/// Receives one message. Room for one descriptor: the kernel closes any further one.
+/// Receives one message, with room for one descriptor; the kernel closes others.
 fn receive() -> News {
     let (mut byte, mut control) = ([0_u8; 1], [0_u64; CONTROL_BYTES / 8]);
     let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
@@ -276,7 +276,7 @@ fn receive() -> News {
     match Errno::result(received) {
         Err(Errno::EAGAIN | Errno::EINTR) => News::Nothing,
         Ok(0) | Err(_) => News::End,
-        // The number of the descriptor is behind the header of the control message.
+        // The descriptor's number follows the header of the control message.
         Ok(_) if header.msg_controllen >= 20 => {
             let [low, middle, high, top, ..] = control[2].to_ne_bytes();
             News::Worker(RawFd::from_ne_bytes([low, middle, high, top]))
@@ -308,7 +308,7 @@ mod tests {
         ended.kill().expect("it runs");
         ended.wait().expect("it is ours");
         let begun = Instant::now();
-        // As if this process had been killed: without the wait for the guard's end.
+        // As if this process had been killed, without waiting for the guard.
         let socket = guard.socket.try_clone().expect("a descriptor");
         std::thread::spawn(move || drop(guard));
         nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write).ok();

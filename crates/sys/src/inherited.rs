@@ -1,8 +1,8 @@
-//! What this process has inherited from its parent, put right for itself and for its children.
+//! State inherited from the parent process: corrects it for this process and restores it for
+//! children.
 //!
-//! Owns the record that is taken before the standard library changes anything, and the signal
-//! dispositions, the signal mask and the umask at the start of the command. Refuses to choose
-//! limits: `limits` does.
+//! Owns the record made before the standard library changes anything, and the signal dispositions,
+//! signal mask and umask at the start of the command. Limits belong to `limits`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,18 +13,18 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::error::{Error, Result};
 
-/// Dispositions that this process changes for itself: a child gets them back as they were.
+/// Dispositions that this process changes for itself; children get the original ones.
 const CHANGED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// The standard descriptors that were closed, as bits.
+/// Bit set of the standard descriptors that were closed.
 static CLOSED: AtomicU32 = AtomicU32::new(0);
-/// The signals that were ignored, as bits.
+/// Bit set of the signals that were ignored.
 static IGNORED: AtomicU32 = AtomicU32::new(0);
-/// The umask that children get back; beyond all modes, if it was left alone.
+/// The umask to restore in children; larger than any mode if it was not changed.
 static UMASK: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// Runs before `main`: the standard library opens /dev/null for closed descriptors and ignores
-/// SIGPIPE, and neither can be told apart afterwards.
+/// SIGPIPE, which hides the original state.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static RECORD: extern "C" fn() = record;
@@ -56,22 +56,22 @@ fn is_ignored_now(signal: Signal) -> bool {
     result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Whether a standard descriptor (0 to 2) was closed when this process was started.
+/// Whether a standard descriptor (0 to 2) was closed when this process started.
 #[must_use]
 pub fn was_closed(number: i32) -> bool {
     (0..3).contains(&number) && CLOSED.load(Ordering::Relaxed) & (1 << number) != 0
 }
 
-/// Whether a signal was ignored when this process was started; known of SIGPIPE, SIGXFSZ, SIGTTIN,
+/// Whether a signal was ignored when this process started; recorded for SIGPIPE, SIGXFSZ, SIGTTIN,
 /// SIGTTOU, SIGHUP and SIGCHLD.
 #[must_use]
 pub fn was_ignored(signal: Signal) -> bool {
     IGNORED.load(Ordering::Relaxed) & bit(signal) != 0
 }
 
-/// Puts right what a parent may have left behind: SIGCHLD ignored, so that the kernel keeps no
-/// exit status; a umask that takes the owner's own rights. Ignores SIGXFSZ, so that a full file is
-/// an error (EFBIG), and SIGTTIN and SIGTTOU, so that `stty tostop` stops nothing.
+/// Corrects state that a parent may have left: an ignored SIGCHLD, with which the kernel discards
+/// exit statuses, and a umask that removes the owner's permissions. Ignores SIGXFSZ, so that a full
+/// file is an error (EFBIG), and SIGTTIN and SIGTTOU, so that `stty tostop` stops nothing.
 ///
 /// # Errors
 /// The kernel refused a disposition, which it never does for these signals.
@@ -89,7 +89,7 @@ pub fn repair() -> Result<()> {
     Ok(())
 }
 
-/// Lets the kernel keep the exit status of children, in case SIGCHLD is ignored.
+/// Makes the kernel keep the exit statuses of children, in case SIGCHLD is ignored.
 ///
 /// # Errors
 /// The kernel refused a disposition, which it never does for this signal.
@@ -100,7 +100,7 @@ pub fn collect_children() -> Result<()> {
     }
 }
 
-/// Blocks no signal in this thread and those it starts later.
+/// Unblocks all signals in this thread and those it starts later.
 ///
 /// # Errors
 /// The kernel refused the mask, which it never does.
@@ -116,7 +116,7 @@ fn dispose(signal: Signal, handler: SigHandler) -> Result<()> {
     result.map(drop).map_err(|errno| Error::system(format!("set what {signal} does"), errno))
 }
 
-/// What a new process gets back. Made before the fork, applied after it.
+/// The state to restore in a new process. Built before the fork, applied after it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Restored {
     ignored: u32,
@@ -130,7 +130,7 @@ impl Restored {
         Self { ignored: IGNORED.load(Ordering::Relaxed), umask }
     }
 
-    /// Only makes system calls, as is required between fork and exec.
+    /// Makes system calls only, as required between fork and exec.
     pub(crate) fn apply(self) -> std::result::Result<(), Errno> {
         for signal in CHANGED {
             let handler = match self.ignored & bit(signal) {

@@ -1,33 +1,31 @@
-//! The kernel, one facility a file, behind safe functions. The only place with `unsafe`.
+//! Safe interfaces to the kernel, one facility per file. The only code with `unsafe`.
 //!
-//! The contract, for everything above:
-//!
-//! * [`engine`]: what the loops ask of the kernel, by io_uring or by epoll.
-//! * [`ring`]: an io_uring whose operations own their buffers until the kernel is done with them.
-//! * [`fdpass`]: descriptors across a unix socket, blocking-free, outside a ring.
+//! * [`engine`]: the system calls of an event loop, by io_uring or by epoll.
+//! * [`ring`]: an io_uring whose operations own their buffers until they complete.
+//! * [`fdpass`]: sending descriptors over a unix socket, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
-//! * [`error`], [`address`]: what can fail, and what can be listened on.
-//! * [`listener`]: listening sockets of every kind, opened, adopted, drained and unlinked.
-//! * [`backlog`]: what waits in a listening socket, and for how long.
+//! * [`error`], [`address`]: the error type, and addresses to listen on.
+//! * [`listener`]: listening sockets of every kind: opened, adopted, drained and removed.
+//! * [`backlog`]: length of an accept queue, and the time spent in it.
 //! * [`datagram`]: datagram sockets that processes share.
-//! * [`peer`]: who is at the ends of a socket, and what kind of socket it is.
+//! * [`peer`]: endpoints and type of a socket.
 //! * [`process`]: starting, watching and ending worker processes.
-//! * [`guard`]: a process that ends workers which a killed primary leaves behind.
-//! * [`notify`]: words of programs that say in systemd's way that they are ready.
-//! * [`inherited`]: what a parent leaves behind, put right for this process and its children.
-//! * [`terminal`]: the controlling terminal, and whether it is still there.
+//! * [`guard`]: a process that ends the workers of a killed primary.
+//! * [`notify`]: readiness messages in systemd's protocol.
+//! * [`inherited`]: resets what a parent left behind, for this process and its children.
+//! * [`terminal`]: the controlling terminal, and whether it still exists.
 //! * [`account`]: users and groups by name.
-//! * [`resolve`]: names in addresses, looked up without holding anything up.
+//! * [`resolve`]: name lookups that do not block the caller.
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
-//! * [`cpu`]: which CPUs there are, how much of them, and running on one of them.
-//! * [`probe`]: what this kernel's io_uring can do.
+//! * [`cpu`]: CPUs, the CPU quota, and pinning.
+//! * [`probe`]: what this kernel's io_uring supports.
 //! * `readiness`: waiting for a descriptor inside a tokio runtime.
 //! * [`waker`]: a descriptor that wakes a waiting thread.
-//! * [`watch`]: waiting at an epoll set for less than a millisecond.
-//! * [`clock`]: monotonic time as a number that two processes can compare.
+//! * [`watch`]: epoll waits shorter than a millisecond.
+//! * [`clock`]: monotonic time, comparable between processes.
 //!
-//! Nothing here decides anything: policies, limits and retries live above.
+//! This crate takes no decisions: policies, limits and retries belong to its callers.
 
 pub mod account;
 pub mod activity;

@@ -1,5 +1,5 @@
-//! RLIMIT_NOFILE: raising it, giving children the old one back, what is left of it, and holding
-//! some of it back.
+//! RLIMIT_NOFILE: raising it, restoring it in children, counting open descriptors, and reserving
+//! some.
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,13 +8,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Error, Result};
 
-/// The soft limit before it was raised; 0 as long as it was not.
+/// The soft limit before it was raised; 0 until then.
 static SOFT_BEFORE: AtomicU64 = AtomicU64::new(0);
 
 /// The soft descriptor limit of a new process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DescriptorLimit {
-    /// What this process was started with, whatever it has raised its own to.
+    /// The limit that this process was started with.
     #[default]
     Inherited,
     /// The hard limit.
@@ -24,7 +24,7 @@ pub enum DescriptorLimit {
 }
 
 impl DescriptorLimit {
-    /// The soft and the hard limit to set in a new process; none, if it has them already.
+    /// The soft and hard limit for a new process; `None` if it already inherits them.
     pub(crate) fn for_child(self) -> Option<(u64, u64)> {
         let (soft, hard) = descriptor_limits().ok()?;
         let wanted = match self {
@@ -40,15 +40,15 @@ impl DescriptorLimit {
     }
 }
 
-/// Raises the soft descriptor limit to the hard one and tells it (`setrlimit(2)`). Children get
-/// the old one back unless they are to have another.
+/// Raises the soft descriptor limit to the hard one and returns it (`setrlimit(2)`). Children get
+/// the original limit unless another is requested.
 ///
 /// # Errors
-/// `getrlimit` or `setrlimit` refused, which a healthy kernel never does.
+/// `getrlimit` or `setrlimit` failed, which does not happen on a healthy kernel.
 pub fn raise_descriptor_limit() -> Result<u64> {
     let (soft, hard) = descriptor_limits()?;
     if soft < hard {
-        // Only the first time: afterwards it is this process's own.
+        // The first call only: later the limit is the raised one.
         let _ = SOFT_BEFORE.compare_exchange(0, soft, Ordering::Relaxed, Ordering::Relaxed);
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
             .map_err(|errno| Error::system("raise RLIMIT_NOFILE to its hard limit", errno))?;
@@ -59,16 +59,16 @@ pub fn raise_descriptor_limit() -> Result<u64> {
 /// The soft and the hard descriptor limit.
 ///
 /// # Errors
-/// `getrlimit` refused.
+/// `getrlimit` failed.
 pub fn descriptor_limits() -> Result<(u64, u64)> {
     getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::system("read RLIMIT_NOFILE", errno))
 }
 
 /// Runs `step` with the soft descriptor limit lowered by `held_back`.
 ///
-/// A multishot accept keeps the limit that was in force when it was armed. Arming it this way
-/// leaves `held_back` descriptors that accepted connections can never take, so that the process
-/// can still start a worker when connections have used up all others.
+/// A multishot accept keeps the limit in force when it was armed. Armed here, it never takes the
+/// last `held_back` descriptors, so that the process can still start a worker when connections have
+/// used up all others.
 pub fn with_descriptors_held_back<T>(held_back: u64, step: impl FnOnce() -> T) -> T {
     let Ok((soft, hard)) = descriptor_limits() else {
         return step();
@@ -83,8 +83,8 @@ pub fn with_descriptors_held_back<T>(held_back: u64, step: impl FnOnce() -> T) -
     result
 }
 
-/// Runs `step` with a soft limit of 0 for locked memory (`RLIMIT_MEMLOCK`). For a process without
-/// other threads.
+/// Runs `step` with a soft limit of 0 for locked memory (`RLIMIT_MEMLOCK`). Use it only in a
+/// process without other threads.
 pub(crate) fn without_locked_memory<T>(step: impl FnOnce() -> T) -> Option<T> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard).ok()?;
@@ -93,14 +93,14 @@ pub(crate) fn without_locked_memory<T>(step: impl FnOnce() -> T) -> Option<T> {
     Some(result)
 }
 
-/// Runs `step` with the soft descriptor limit raised to the hard one: for what must not be lost
-/// though somebody has lowered the limit meanwhile.
+/// Runs `step` with the soft descriptor limit raised to the hard one, for descriptors that must not
+/// be lost even if the limit has been lowered.
 pub fn with_all_descriptors<T>(step: impl FnOnce() -> T) -> T {
     match descriptor_limits() {
         Ok((soft, hard)) if soft < hard => {
             let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
             let result = step();
-            // Not if somebody has set another one at this very moment.
+            // Unless another thread or process has set a different limit in between.
             let is_ours = descriptor_limits().is_ok_and(|now| now == (hard, hard));
             if raised && is_ours {
                 let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
@@ -111,10 +111,10 @@ pub fn with_all_descriptors<T>(step: impl FnOnce() -> T) -> T {
     }
 }
 
-/// How many descriptors this process has open.
+/// Number of open descriptors of this process.
 #[must_use]
 pub fn descriptors_open() -> usize {
-    // The listing itself holds one descriptor while it counts.
+    // Reading the directory itself uses one descriptor.
     fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1))
 }
 

@@ -1,6 +1,6 @@
-//! Listening sockets: opened, adopted from a parent, accepted from by hand, unlinked at the end.
+//! Listening sockets: opening, adopting, accepting and removing them.
 //!
-//! Owns the descriptor and, for a unix path, the file. Refuses to choose addresses or backlogs.
+//! Owns the descriptor and, for a unix path, the file. Does not choose addresses or backlogs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -28,27 +28,28 @@ pub struct Listener {
     file: Option<SocketFile>,
 }
 
-/// What kind of address a listener has.
+/// The kind of a listener's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// IPv4 or IPv6, with this port.
+    /// IPv4 or IPv6, with the port.
     Tcp(u16),
     /// A unix socket.
     Unix,
 }
 
-/// How a listener is opened.
+/// Options for opening a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
-    /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+    /// Length of the accept queue; the kernel limits it to `net.core.somaxconn`.
     pub backlog: u32,
-    /// Several sockets share the address and the kernel spreads connections (SO_REUSEPORT).
+    /// Share the port with other sockets; the kernel distributes connections between them
+    /// (SO_REUSEPORT).
     pub share_port: bool,
-    /// `[::]` takes no IPv4.
+    /// Exclude IPv4 at `[::]`.
     pub ipv6_only: bool,
-    /// The permissions of a unix socket's file; otherwise what the umask leaves.
+    /// Permissions of a unix socket's file; `None` leaves them to the umask.
     pub mode: Option<u32>,
-    /// Accepting waits until there is a connection. Whoever shares the socket shares this.
+    /// Make `accept` block, in every process that shares the socket.
     pub blocking: bool,
 }
 
@@ -56,11 +57,11 @@ impl Listener {
     /// Opens `address`.
     ///
     /// # Errors
-    /// [`Error::Listen`] naming the call that failed; [`Error::Usage`] for what cannot be.
+    /// [`Error::Listen`] with the call that failed; [`Error::Usage`] for an invalid request.
     pub fn open(address: &ListenAddress, options: OpenOptions) -> Result<Self> {
         let listener = match address {
             ListenAddress::Tcp(tcp) => open_tcp(address, *tcp, options),
-            // Looking a name up takes as long as it likes, so that is done elsewhere, beforehand.
+            // A name lookup can take arbitrarily long, so the caller resolves names first.
             ListenAddress::Name(..) => Err(failure(address, "find")(Errno::EADDRNOTAVAIL)),
             ListenAddress::Unix(path, access) => open_unix(address, Some((path, access)), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
@@ -77,22 +78,22 @@ impl Listener {
         Ok(self)
     }
 
-    /// The address that was bound, with the port that was chosen.
+    /// The bound address, with the port that was chosen.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Whether clients find it: the file of a unix socket may have been removed or replaced.
+    /// Whether clients can reach it: the file of a unix socket may have been removed or replaced.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
         self.file.as_ref().is_none_or(SocketFile::is_reachable)
     }
 
-    /// A further descriptor of the same socket, for somebody who accepts from it as well.
+    /// Duplicates the descriptor, for another process or thread that accepts.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn copy(&self) -> Result<OwnedFd> {
         self.socket.try_clone().map_err(|error| {
             Error::system("duplicate a listening socket for a worker", errno_of(&error))
@@ -105,7 +106,7 @@ impl Listener {
         self.family
     }
 
-    /// A worker's copy of a listener: it owns no socket file, whatever its address.
+    /// A worker's copy of a listener, which never owns a socket file.
     #[must_use]
     pub fn adopt_copy(socket: OwnedFd, address: String) -> Self {
         let port = address.parse().map_or(None, |address: SocketAddr| Some(address.port()));
@@ -113,10 +114,10 @@ impl Listener {
         Self { socket, address, family, file: None }
     }
 
-    /// Accepts one connection if one is waiting, non-blocking and close-on-exec.
+    /// Accepts a connection if one is queued, non-blocking and close-on-exec.
     ///
     /// # Errors
-    /// What `accept4(2)` says, except that nothing waits.
+    /// Those of `accept4(2)` except EAGAIN.
     pub fn accept_now(&self) -> std::result::Result<Option<OwnedFd>, Errno> {
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         let none = std::ptr::null_mut();
@@ -130,12 +131,13 @@ impl Listener {
         }
     }
 
-    /// Turns away whoever begins to connect from now on, through this descriptor and every copy of
-    /// it; who has begun already still gets into the queue. The kernel drops their first packet
-    /// (SO_ATTACH_FILTER). A second later they try again, and are refused if the socket has been
-    /// closed by then. For TCP only; elsewhere, or if the kernel refuses, nothing changes.
+    /// Rejects new connections, on this descriptor and all its copies; handshakes in progress still
+    /// complete. A filter drops SYN packets (SO_ATTACH_FILTER). The clients retry a second later
+    /// and are refused if the socket has been closed by then. TCP only; on other sockets, or if the
+    /// kernel refuses the filter, this has no effect.
     pub fn turn_away(&self) {
-        // A filter sees a segment from its header on: byte 13 are the flags, and this one is SYN.
+        // The filter sees a segment from its header on: byte 13 holds the flags, of which this is
+        // SYN.
         let statement = |code: u32, k: u32| libc::sock_filter {
             code: u16::try_from(code).expect("codes are small"),
             jt: 0,
@@ -168,7 +170,7 @@ impl Listener {
     }
 }
 
-/// Every address of this machine: IPv6 and IPv4 at once where there is IPv6, as Node does.
+/// Every address of this machine: IPv6 and IPv4 in one socket if there is IPv6, as in Node.
 #[must_use]
 pub fn unspecified(port: u16) -> SocketAddr {
     match stream(AddressFamily::Inet6) {
@@ -177,8 +179,7 @@ pub fn unspecified(port: u16) -> SocketAddr {
     }
 }
 
-/// Whether this machine has an address of its own to listen on: its interface is up, and its
-/// family is not switched off.
+/// Whether this machine can listen on an address: its interface is up and its family is enabled.
 #[must_use]
 pub fn is_own(address: SocketAddr) -> bool {
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
@@ -202,8 +203,8 @@ fn failure(address: &ListenAddress, step: &'static str) -> impl Fn(Errno) -> Err
 
 fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> Result<Listener> {
     if options.share_port && tcp.port() != 0 {
-        // Sockets that share a port also share it with strangers of the same user. A socket that
-        // does not share finds out whether somebody is there.
+        // Sockets that share a port share it with every process of the same user. An attempt
+        // without sharing detects another listener.
         let alone = OpenOptions { share_port: false, ..options };
         drop(bind_tcp(address, tcp, alone)?);
     }
@@ -212,10 +213,10 @@ fn open_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
     finish(address, socket, None)
 }
 
-/// Opens one more socket of a shared port.
+/// Opens another socket of a shared port.
 ///
 /// # Errors
-/// [`Error::Listen`] naming the call that failed.
+/// [`Error::Listen`] with the call that failed.
 pub fn open_shared(bound: &str, options: OpenOptions) -> Result<Listener> {
     let address: ListenAddress = bound.parse()?;
     let ListenAddress::Tcp(tcp) = &address else {
@@ -237,13 +238,13 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
     let set = failure(address, "set the options of");
     setsockopt(&socket, sockopt::ReuseAddr, &true).map_err(&set)?;
     if tcp.is_ipv6() {
-        // As Node does: [::] takes IPv4 as well, unless it shall not.
+        // As in Node, [::] includes IPv4 unless excluded.
         setsockopt(&socket, sockopt::Ipv6V6Only, &options.ipv6_only).map_err(&set)?;
     }
     if options.share_port {
         setsockopt(&socket, sockopt::ReusePort, &true).map_err(&set)?;
     }
-    // Accepted sockets inherit it, which saves a system call for each.
+    // Accepted sockets inherit the option, which saves a system call per connection.
     setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(&set)?;
     let name = SockaddrStorage::from(tcp);
     bind(socket.as_raw_fd(), &name).map_err(failure(address, "bind"))?;
@@ -266,7 +267,7 @@ fn open_unix(
         (_, Some((path, access))) => {
             let place = SocketPlace::open(path).map_err(&bind_failed)?;
             place.remove_stale().map_err(&bind_failed)?;
-            // No client can connect before it listens, so none gets in with other permissions.
+            // No client can connect before it listens, so none connects with other permissions.
             let mode = access.mode.or(options.mode);
             let file = place.bind(&socket, mode).map_err(bind_failed)?;
             let number = |text: &Option<String>| {
@@ -298,7 +299,7 @@ fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
     let status = OFlag::from_bits_truncate(status) | OFlag::O_NONBLOCK;
     fcntl(candidate, FcntlArg::F_SETFL(status)).map_err(&failed)?;
     if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
-        // What this process has opened itself is close-on-exec, and somebody here owns it.
+        // Sockets opened by this process are close-on-exec and have an owner here.
         let copy = candidate.try_clone_to_owned().map_err(|error| failed(errno_of(&error)))?;
         return finish(address, copy, None);
     }
@@ -332,8 +333,8 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
     Ok(Listener { socket, address, family, file })
 }
 
-/// As it was asked for: what was bound may be a name within an opened folder. Of an inherited one
-/// only the bound name is known.
+/// The address as requested, because the bound one may be relative to an opened directory. Of an
+/// inherited socket only the bound name is known.
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
     match (address, bound.as_unix_addr().and_then(UnixAddr::path)) {
         (ListenAddress::Inherited(_), Some(path)) => format!("unix:{}", path.display()),
@@ -407,7 +408,7 @@ mod tests {
             let bound = listener.address().parse().expect("an address");
             let before = std::net::TcpStream::connect(bound).expect("it listens");
             listener.turn_away();
-            std::net::TcpStream::connect_timeout(&bound, patience).expect_err("nobody answers");
+            std::net::TcpStream::connect_timeout(&bound, patience).expect_err("unanswered");
             assert!(listener.accept_now().expect("it listens").is_some(), "{before:?}");
             assert!(listener.accept_now().expect("it listens").is_none());
         }
@@ -423,7 +424,7 @@ mod tests {
             let address = text.parse().expect("an address");
             Listener::open(&address, options).ok()
         };
-        // Somebody else may be faster.
+        // Another process may take the port first.
         let mut tries = (0..50).filter_map(|_| {
             let probe = std::net::TcpListener::bind("0.0.0.0:0").expect("a free port");
             let port = probe.local_addr().expect("it is bound").port();

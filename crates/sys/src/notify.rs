@@ -1,8 +1,8 @@
-//! What programs say of themselves in systemd's way (`sd_notify(3)`): heard from workers, and said
-//! to the service manager of this process.
+//! Readiness messages in systemd's protocol (`sd_notify(3)`): received from workers, and sent to
+//! the service manager of this process.
 //!
-//! Owns a datagram socket that any program can find by its name, and one that finds the manager's.
-//! Says who sent a word; whether that is to be believed is decided above.
+//! Owns a datagram socket that any program can address by name, and one connected to the manager.
+//! Reports the sender's pid; the caller decides whether to trust it.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,9 +20,9 @@ use nix::sys::socket::{
 
 use crate::error::{Error, Result};
 
-/// How long the service manager may take to make room for a word.
+/// How long the service manager may take to make room for a message.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Longest word that is read; what is beyond is cut off.
+/// Maximum length of a message; the rest is cut off.
 const WORD_BYTES_MAX: usize = 4096;
 
 /// The receiving socket.
@@ -32,7 +32,7 @@ pub struct NotifySocket {
     name: String,
 }
 
-/// The way to the service manager that has started this process.
+/// The connection to the service manager that started this process.
 #[derive(Debug)]
 pub struct ManagerSocket {
     socket: UnixDatagram,
@@ -40,7 +40,7 @@ pub struct ManagerSocket {
 }
 
 impl ManagerSocket {
-    /// The one that `NOTIFY_SOCKET` names; none, if there is no such variable or no such socket.
+    /// The manager named by `NOTIFY_SOCKET`; `None` without the variable or the socket.
     #[must_use]
     pub fn from_environment() -> Option<Self> {
         let name = std::env::var_os("NOTIFY_SOCKET")?;
@@ -49,18 +49,18 @@ impl ManagerSocket {
             _ => SocketAddr::from_pathname(&name).ok()?,
         };
         let socket = UnixDatagram::unbound().ok()?;
-        // A manager that is behind may have this long; then it does without.
+        // A manager that is slower than this misses the message.
         socket.set_write_timeout(Some(PATIENCE)).ok()?;
         Some(Self { socket, address })
     }
 
-    /// Tells the manager assignments, one a line.
+    /// Sends assignments to the manager, one per line.
     pub fn send(&self, text: &str) {
         let _ = self.socket.send_to_addr(text.as_bytes(), &self.address);
     }
 }
 
-/// A word.
+/// A message.
 #[derive(Debug)]
 pub struct Notification {
     /// Pid of the sender, from the kernel.

@@ -1,4 +1,4 @@
-//! The ends of a socket: who they are, what kind of socket it is, and parting from it for good.
+//! Properties of a socket: its endpoints and type, and resetting it on close.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -14,18 +14,18 @@ use nix::sys::socket::{
 
 use crate::address::Endpoint;
 
-/// What a descriptor that somebody sent is.
+/// The type of a received descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A TCP connection.
     Tcp,
-    /// A TCP socket that listens.
+    /// A listening TCP socket.
     TcpListener,
     /// A UDP socket.
     Udp,
     /// A unix stream socket.
     Unix,
-    /// A unix stream socket that listens.
+    /// A listening unix stream socket.
     UnixListener,
     /// A unix datagram socket.
     UnixDatagram,
@@ -33,7 +33,7 @@ pub enum Kind {
     Other,
 }
 
-/// What a descriptor is.
+/// Determines the type of a descriptor.
 #[must_use]
 pub fn kind_of(descriptor: &OwnedFd) -> Kind {
     let Ok(own) = getsockname::<SockaddrStorage>(descriptor.as_raw_fd()) else {
@@ -56,12 +56,12 @@ pub fn kind_of(descriptor: &OwnedFd) -> Kind {
     }
 }
 
-/// Whether a descriptor is a stream socket that does not listen. It is made non-blocking: the
-/// process that had it may have changed that.
+/// Whether a descriptor is a stream socket that does not listen. It is made non-blocking, because
+/// the process that held it may have changed that.
 #[must_use]
 pub fn is_connection(descriptor: &OwnedFd) -> bool {
     let is_stream = matches!(kind_of(descriptor), Kind::Tcp | Kind::Unix);
-    // Whether somebody is at the other end does not matter: a client may have gone meanwhile.
+    // It need not be connected: the client may have disconnected.
     if !is_stream {
         return false;
     }
@@ -70,18 +70,18 @@ pub fn is_connection(descriptor: &OwnedFd) -> bool {
     fcntl(descriptor, FcntlArg::F_SETFL(flags)).is_ok()
 }
 
-/// Who is at the other end of a connection.
+/// The peer address of a connection.
 ///
 /// # Errors
-/// ENOTCONN when the other end has gone already.
+/// ENOTCONN if the peer has disconnected.
 pub fn peer_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
     getpeername(socket.as_raw_fd()).map(endpoint)
 }
 
-/// The own end of a connection.
+/// The local address of a connection.
 ///
 /// # Errors
-/// ENOTSOCK when it is none.
+/// ENOTSOCK if it is not a socket.
 pub fn local_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
     getsockname(socket.as_raw_fd()).map(endpoint)
 }
@@ -97,8 +97,8 @@ fn endpoint(address: SockaddrStorage) -> Endpoint {
     }
 }
 
-/// A number for the client's address, without its port: the same for all its connections. None
-/// for sockets without an address, such as unix sockets, and for clients that have gone.
+/// A hash of the client's address without the port, equal for all its connections. `None` for
+/// sockets without an address, such as unix sockets, and for disconnected clients.
 #[must_use]
 pub fn client_of(socket: &OwnedFd) -> Option<u64> {
     let peer: SockaddrStorage = getpeername(socket.as_raw_fd()).ok()?;
@@ -111,15 +111,15 @@ pub fn client_of(socket: &OwnedFd) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// Makes the coming close of `socket` reset the connection (SO_LINGER with 0 seconds).
+/// Makes closing `socket` reset the connection (SO_LINGER with 0 seconds).
 ///
-/// For clients that go on sending whatever they are told: after an ordinary close with a full
-/// window they would wait for room until the kernel forgets the socket, a minute later.
+/// For clients that keep sending: with a full window, an ordinary close would leave them waiting
+/// until the kernel forgets the socket a minute later.
 pub fn reset_on_close(socket: &impl AsRawFd) {
     // SAFETY: the descriptor is open as long as its owner is borrowed, which is during this call.
     let socket = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-    // A failure only means that the client waits.
+    // On failure the client waits, which is harmless.
     let _ = setsockopt(&socket, sockopt::Linger, &at_once);
 }
 

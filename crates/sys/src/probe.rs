@@ -1,7 +1,7 @@
-//! What this kernel's io_uring can do for us, found by trying; and why it is refused, if it is.
+//! Determines by trying what this kernel's io_uring supports, or why it is refused.
 //!
-//! Owns the trials and the words for a refusal. Refuses to trust
-//! the kernel's version: distributions carry features back, and sandboxes take them away.
+//! Owns the trials and the explanations. Does not rely on the kernel's version: distributions
+//! backport features, and sandboxes remove them.
 
 mod behaviour;
 mod calls;
@@ -19,18 +19,18 @@ pub use calls::{MissingCall, missing_calls};
 pub use facility::{Facility, counts_locked_memory, may_pin};
 pub use feature::{Feature, FeatureLevel};
 
-/// What was found.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingSupport {
-    /// Why no ring could be had at all, or none that completes anything.
+    /// Why no working ring could be created.
     pub refusal: Option<Errno>,
-    /// The features that work.
+    /// The working features.
     pub features: Vec<Feature>,
-    /// Those of [`OPERATIONS`] that the kernel lacks.
+    /// The entries of [`OPERATIONS`] that the kernel lacks.
     pub missing_operations: Vec<&'static str>,
 }
 
-/// The operations that both sides' loops are made of.
+/// The operations used by the loops of primary and workers.
 pub const OPERATIONS: [(&str, u8); 8] = [
     ("accept", opcode::Accept::CODE),
     ("sendmsg", opcode::SendMsg::CODE),
@@ -42,7 +42,7 @@ pub const OPERATIONS: [(&str, u8); 8] = [
     ("cancel", opcode::AsyncCancel::CODE),
 ];
 
-/// Tries everything on rings of its own; takes some milliseconds.
+/// Tries everything on temporary rings; takes a few milliseconds.
 #[must_use]
 pub fn probe() -> RingSupport {
     let mut support =
@@ -52,11 +52,11 @@ pub fn probe() -> RingSupport {
         return support;
     }
     support.features = setup_features();
-    // Everything else is tried on a ring as the loops use it.
+    // Everything else is tried on a ring configured like those of the loops.
     let Ok(mut ring) = ring_with(&support.features) else {
         return support;
     };
-    // Some filters allow the making of a ring and refuse its use.
+    // Some seccomp filters allow creating a ring but not using it.
     if let Err(error) = behaviour::complete_nothing(&mut ring) {
         support.refusal = Some(errno_of(&error));
         support.features.clear();
@@ -68,7 +68,7 @@ pub fn probe() -> RingSupport {
         (Feature::MinWait, ring.params().is_feature_min_timeout()),
     ];
     support.features.extend(behaves.iter().filter(|(_, works)| *works).map(|(name, _)| name));
-    // The trials below wait with a bound, which came with 5.11.
+    // The trials below wait with a timeout, which Linux 5.11 introduced.
     if ring.params().is_feature_ext_arg() {
         support.features.extend(behaviour::try_all(&mut ring));
     }
@@ -76,15 +76,15 @@ pub fn probe() -> RingSupport {
     support
 }
 
-/// The error for a ring that could not be set up, with what this machine says about the cause.
+/// The error for a ring that cannot be created, with the likely cause on this machine.
 #[must_use]
 pub fn refusal_error(source: Errno) -> Error {
     let (cause, hint) = ring_refusal(source, io_uring_disabled(), seccomp_mode());
     Error::Environment { step: format!("create an io_uring ({cause})"), source, hint: hint.into() }
 }
 
-/// Why a ring is refused, and what to do about it: `disabled` is `kernel.io_uring_disabled`,
-/// `seccomp` the mode of this process (2 is a filter), each where it is known.
+/// Why a ring is refused, and the remedy. `disabled` is the value of `kernel.io_uring_disabled`,
+/// `seccomp` the mode of this process (2 is a filter); each is `None` if unknown.
 #[must_use]
 pub fn ring_refusal(
     errno: Errno,
@@ -94,7 +94,7 @@ pub fn ring_refusal(
     let filtered = seccomp == Some(2);
     match (errno, disabled) {
         (Errno::EPERM, Some(2)) => (
-            "kernel.io_uring_disabled is 2: nobody may create a ring",
+            "kernel.io_uring_disabled is 2: creating a ring is disabled",
             "on the host, `sysctl kernel.io_uring_disabled=0`; no container setting lifts it",
         ),
         (Errno::EPERM, Some(1)) if !filtered => (
@@ -138,13 +138,13 @@ pub fn ring_refusal(
             ("no file descriptor is left for a ring", "raise `ulimit -n` or fs.file-max")
         }
         _ => (
-            "the kernel refuses io_uring for a reason of its own",
+            "the kernel refuses io_uring for an unknown reason",
             "`clusterlb check` shows what this machine allows",
         ),
     }
 }
 
-/// `kernel.io_uring_disabled`; kernels before 6.6 do not have it.
+/// The value of `kernel.io_uring_disabled`; `None` before Linux 6.6.
 #[must_use]
 pub fn io_uring_disabled() -> Option<u8> {
     let text = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?;
@@ -166,7 +166,7 @@ impl RingSupport {
         self.features.contains(&feature)
     }
 
-    /// The names of the features that are needed and do not work.
+    /// Names of the required features that do not work.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         let needed = |feature: &Feature| {
@@ -176,7 +176,7 @@ impl RingSupport {
         missing.filter(needed).map(Feature::name).collect()
     }
 
-    /// The highest level of which nothing is missing.
+    /// The highest level whose features all work.
     #[must_use]
     pub fn level(&self) -> FeatureLevel {
         let missing = Feature::ALL.iter().filter(|feature| !self.has(**feature));
@@ -189,14 +189,14 @@ impl RingSupport {
     }
 }
 
-/// The features that are asked for when a ring is set up.
+/// The features that are flags of the ring's creation.
 fn setup_features() -> Vec<Feature> {
     use Feature::{CoopTaskrun, DeferTaskrun, NoSqarray, SingleIssuer, SubmitAll, TaskrunFlag};
     let all = [SubmitAll, CoopTaskrun, TaskrunFlag, SingleIssuer, DeferTaskrun, NoSqarray];
     if ring_with(&all).is_ok() {
         return all.to_vec();
     }
-    // Some flags are refused without another: each is tried with those that it stands on.
+    // Some flags require others, so each is tried together with those.
     let trials: [&[Feature]; 6] = [
         &[SubmitAll],
         &[CoopTaskrun],
@@ -209,8 +209,8 @@ fn setup_features() -> Vec<Feature> {
     working.map(|trial| trial[0]).collect()
 }
 
-/// A small ring. Where rings count as locked memory, those of the trials before do so for a moment
-/// longer.
+/// A small ring. Where rings count as locked memory, the previous trials' rings are still counted
+/// for a moment.
 fn ring_with(features: &[Feature]) -> std::io::Result<IoUring> {
     without_hurry(|| ring_at_once(features))
 }
@@ -233,7 +233,7 @@ fn ring_at_once(features: &[Feature]) -> std::io::Result<IoUring> {
 
 fn missing_operations(ring: &IoUring) -> Vec<&'static str> {
     let mut probe = Probe::new();
-    // A kernel that cannot be asked (before 5.6) lacks some of them anyway.
+    // A kernel without this query (before 5.6) lacks some of them.
     let asked = ring.submitter().register_probe(&mut probe).is_ok();
     let missing = OPERATIONS.iter().filter(|(_, code)| !(asked && probe.is_supported(*code)));
     missing.map(|(name, _)| *name).collect()
@@ -251,7 +251,7 @@ mod tests {
             missing_operations: Vec::new(),
         };
         assert_eq!(with(&[]).level(), FeatureLevel::L0);
-        // In the order of the kernels that learnt them: each level is a prefix.
+        // In the order of kernel versions, so each level is a prefix.
         assert_eq!(with(&Feature::ALL[..5]).level(), FeatureLevel::L0);
         assert_eq!(with(&Feature::ALL[..6]).level(), FeatureLevel::L1);
         assert_eq!(with(&Feature::ALL[..9]).level(), FeatureLevel::L1);
@@ -275,7 +275,7 @@ mod tests {
             (Errno::ENOSYS, None, Some(2), "hides it", "seccomp profile"),
             (Errno::ENOMEM, None, None, "memory", "ulimit -l"),
             (Errno::EMFILE, None, None, "descriptor", "ulimit -n"),
-            (Errno::EIO, None, None, "reason of its own", "check"),
+            (Errno::EIO, None, None, "unknown reason", "check"),
         ] {
             let (found_cause, found_hint) = ring_refusal(errno, disabled, seccomp);
             assert!(found_cause.contains(cause), "{errno}: {found_cause}");
@@ -295,7 +295,7 @@ mod tests {
         }
         assert!(support.level() >= FeatureLevel::NEEDED, "{support:?}");
         assert_eq!(support.missing_operations, [""; 0]);
-        // Trials leave nothing behind that a second one would stumble over.
+        // A second probe is not affected by the first.
         assert_eq!(probe(), support);
     }
 }

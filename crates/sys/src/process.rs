@@ -1,6 +1,6 @@
 //! Worker processes: started by exec, watched by pidfd, ended by signal.
 //!
-//! Owns one child. Refuses to restart anything: that is decided above.
+//! Owns one child. Restarting is up to the caller.
 
 mod environment;
 mod family;
@@ -33,76 +33,76 @@ pub use family::{own_program, reap_orphans};
 use identity::Identity;
 use pipes::Pipes;
 
-/// `PIDFD_SIGNAL_PROCESS_GROUP`: to everybody in the group that the process leads.
+/// `PIDFD_SIGNAL_PROCESS_GROUP`: signals every process in the group that the process leads.
 pub(crate) const WHOLE_GROUP: libc::c_uint = 1 << 2;
 
-/// How a worker is started.
+/// How to start a worker.
 #[derive(Debug)]
 pub struct Launch<'a> {
     /// The program.
     pub program: PathBuf,
-    /// Its name as it shall see it (`argv[0]`).
+    /// Its `argv[0]`.
     pub name: OsString,
     /// Its arguments.
     pub arguments: Vec<OsString>,
     /// Variables added to this process's environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// Variables of this process that the new one does not get.
+    /// Variables removed from the inherited environment.
     pub removed: Vec<OsString>,
-    /// One more variable, whose value is the id of the new process.
+    /// A variable that is set to the pid of the new process.
     pub id_variable: Option<&'static str>,
-    /// Where it runs; without one, where this process does.
+    /// Working directory; `None` for that of this process.
     pub directory: Option<PathBuf>,
-    /// Who it runs as (`setuid(2)`, `setgid(2)`); with either, supplementary groups are dropped.
+    /// User id (`setuid(2)`). If a user or group is set, supplementary groups are dropped.
     pub user: Option<u32>,
-    /// The group that it runs as.
+    /// Group id (`setgid(2)`).
     pub group: Option<u32>,
-    /// It keeps no capability, and cannot get any by what it executes (`no_new_privs`).
+    /// Drops all capabilities and prevents gaining any by an exec (`no_new_privs`).
     pub confined: bool,
     /// Its standard input, output and error.
     pub streams: [Stream; 3],
-    /// It leads a process group and a session, so that what a terminal sends to the primary's
-    /// group (Ctrl-C, hanging up) is for the primary alone, and no terminal stops it when it
-    /// prints (`stty tostop`). No signal is blocked in it then.
+    /// Makes it lead a process group and a session: signals of a terminal (Ctrl-C, hang-up) reach
+    /// the primary only, and printing never stops it (`stty tostop`). Its signal mask is then
+    /// empty.
     pub own_group: bool,
-    /// Signals that are blocked in it otherwise, so that nothing from a terminal ends it before it
-    /// has said what it wants; without a word, those that are blocked here.
+    /// Otherwise, the signals blocked in it, so that no terminal signal ends it before it has set
+    /// its own handling; `None` for the mask of the calling thread.
     pub blocked_signals: Option<BlockedSignals>,
-    /// How many descriptors it may open.
+    /// Descriptor limit.
     pub descriptor_limit: DescriptorLimit,
-    /// It gets SIGTERM when the thread that starts it ends, with its process or before.
+    /// Sends it SIGTERM when the thread that started it ends.
     pub ends_with_parent: bool,
-    /// Descriptors that it inherits under their present numbers. It gets no others, whoever has
-    /// opened them, but for those below.
+    /// Descriptors that it inherits under their current numbers. Apart from these and `placed`, it
+    /// inherits none, whichever library opened them.
     pub inherited: Vec<BorrowedFd<'a>>,
-    /// Descriptors that it gets under these numbers, each 3 or more.
+    /// Descriptors that it gets under these numbers, each at least 3.
     pub placed: Vec<(RawFd, OwnedFd)>,
 }
 
 /// A standard stream of a new process.
 #[derive(Debug, Default)]
 pub enum Stream {
-    /// As in this process.
+    /// Inherited from this process.
     Inherit,
-    /// Empty, or swallowing everything.
+    /// `/dev/null`.
     #[default]
     Nothing,
-    /// A pipe, whose other end is in [`Started`].
+    /// A pipe; its other end is in [`Started`].
     Pipe,
     /// This descriptor.
     Descriptor(OwnedFd),
 }
 
-/// A process that has been started.
+/// A started process.
 #[derive(Debug)]
 pub struct Started {
     /// The process.
     pub process: WorkerProcess,
-    /// The other end of its standard input, if that is a pipe.
+    /// Writing end of its standard input, if that is a pipe.
     pub input: Option<ChildStdin>,
-    /// The other end of its standard output, if that is a pipe.
+    /// Reading end of its standard output, if that is a pipe.
     pub output: Option<ChildStdout>,
-    /// The other end of its standard error, if that is a pipe.
+    /// Reading end of its standard error, if that is a pipe.
     pub errors: Option<ChildStderr>,
 }
 
@@ -113,7 +113,7 @@ pub struct WorkerProcess {
     watch: Arc<OwnedFd>,
 }
 
-/// What can be done to a process from afar. It outlives the process, and then does nothing.
+/// Signals a process. It may outlive the process and then has no effect.
 #[derive(Clone, Debug)]
 pub struct Remote {
     watch: Arc<OwnedFd>,
@@ -122,9 +122,9 @@ pub struct Remote {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It left by itself with this code.
+    /// It exited with this code.
     Code(i32),
-    /// A signal ended it.
+    /// It was killed by this signal.
     Signal(i32),
 }
 
@@ -132,7 +132,7 @@ impl Launch<'_> {
     /// Starts the process.
     ///
     /// # Errors
-    /// Too many processes, too little memory, no right to become somebody else, or the program
+    /// Too many processes, not enough memory, no permission to change the user, or a program that
     /// cannot be executed.
     pub fn start(self) -> Result<Started> {
         let step = format!("start a worker ({})", self.program.display());
@@ -153,8 +153,7 @@ impl Launch<'_> {
         let environment = environment.map_err(failed)?;
         let directory = self.directory.map(|path| CString::new(path.into_os_string().into_vec()));
         let directory = directory.transpose().map_err(|_| failed(Errno::EINVAL))?;
-        // Its environment is left alone: `prepare` puts another one in its place. So does it with
-        // user and folder, which have an order of their own.
+        // `prepare` sets the environment, and also user and directory, whose order matters.
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(self.arguments);
         let becomes_other = self.group.is_some() || self.user.is_some();
@@ -184,7 +183,7 @@ impl Launch<'_> {
         };
         let prepare = move || preparation.run();
         // SAFETY: between fork and exec `run` makes system calls only, which are
-        // async-signal-safe, writes to memory of its own, and allocates nothing.
+        // async-signal-safe, writes to its own memory, and allocates nothing.
         let command = unsafe { command.pre_exec(prepare) };
         let mut child = command.spawn().map_err(|error| failed(errno_of(&error)))?;
         let input = child.stdin.take();
@@ -200,22 +199,22 @@ impl Launch<'_> {
     }
 }
 
-/// What is done in the new process before the program runs.
+/// The steps in the new process before the exec.
 #[derive(Debug)]
 struct Preparation {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, RawFd)>,
     identity: Identity,
     directory: Option<CString>,
-    /// It leads a session.
+    /// Start a session.
     leads: bool,
-    /// Signals that are blocked, unless they are those of the thread that starts it.
+    /// Signals to block; `None` for the mask of the calling thread.
     blocked: Option<BlockedSignals>,
     environment: Block,
-    /// Whom it shall not survive.
+    /// The process whose end also ends this one.
     parent: Option<Pid>,
     restored: Restored,
-    /// The soft and the hard limit, if they differ from those here.
+    /// The soft and hard limit, if they differ from those of this process.
     descriptor_limit: Option<(u64, u64)>,
 }
 
@@ -237,7 +236,7 @@ impl Preparation {
             chdir(directory.as_c_str())?;
         }
         if let Some(parent) = self.parent {
-            // Behind the change of user, which would undo it.
+            // After the change of user, which would reset it.
             prctl::set_pdeathsig(Signal::SIGTERM)?;
             if getppid() != parent {
                 return Err(Errno::ESRCH.into());
@@ -249,11 +248,11 @@ impl Preparation {
             setsid().or_else(|_| setpgid(Pid::from_raw(0), Pid::from_raw(0)).map(|()| getpid()))?;
         }
         if let Some(blocked) = self.blocked {
-            // The standard library leaves the mask as it is here.
+            // The standard library does not change the signal mask in this case.
             blocked.install()?;
         }
         if let Some((soft, hard)) = self.descriptor_limit {
-            // Last: the numbers above may be beyond it.
+            // Last, because the numbers above may exceed it.
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
         }
         self.environment.install(std::process::id());
@@ -261,7 +260,7 @@ impl Preparation {
     }
 }
 
-/// Lets no descriptor from this number on pass to another program.
+/// Marks all descriptors from this number on as close-on-exec.
 fn close_on_exec_from(first: RawFd) -> std::result::Result<(), Errno> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: three numbers; nothing is closed, only marked.
@@ -269,12 +268,12 @@ fn close_on_exec_from(first: RawFd) -> std::result::Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Descriptors for a new process, out of the way of the numbers that some of them shall have.
+/// Descriptors for a new process, moved out of the range of their target numbers.
 #[derive(Debug)]
 struct Aside {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, OwnedFd)>,
-    /// Keep free numbers from being used by what the standard library opens for itself.
+    /// Occupy free numbers, so that the standard library does not use them.
     _fillers: Vec<OwnedFd>,
 }
 
@@ -291,7 +290,7 @@ impl Aside {
         let mut fillers = Vec::new();
         let mut aside = Vec::new();
         for (number, descriptor) in placed {
-            // The kernel takes the lowest free number from there on.
+            // The kernel assigns the lowest free number from this one on.
             let copy = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(numbers + 1))?;
             // SAFETY: the kernel has just installed this descriptor for us.
             aside.push((number, unsafe { OwnedFd::from_raw_fd(copy) }));
@@ -310,7 +309,7 @@ impl Aside {
 }
 
 fn abandon(mut child: Child, errno: Errno) -> Error {
-    // It has just been started, so both can only fail if it is gone already.
+    // Fails only if the process has already ended.
     let _ = child.kill();
     let _ = child.wait();
     Error::system("watch a worker (pidfd_open)", errno)
@@ -323,16 +322,16 @@ impl WorkerProcess {
         self.child.id()
     }
 
-    /// What others may hold to signal it.
+    /// A handle for signalling it.
     #[must_use]
     pub fn remote(&self) -> Remote {
         Remote { watch: Arc::clone(&self.watch) }
     }
 
-    /// How it ended, if it has; the process is reaped by this.
+    /// How it ended; `None` while it runs. Reaps the process.
     ///
     /// # Errors
-    /// Somebody else has reaped it.
+    /// The process was reaped elsewhere.
     pub fn try_wait(&mut self) -> Result<Option<Ending>> {
         let status = self.child.try_wait();
         let status =
@@ -340,11 +339,11 @@ impl WorkerProcess {
         Ok(status.map(Ending::from))
     }
 
-    /// Ends it by force, unless it has ended, and reaps it. Tells how it ended; nothing, if
-    /// somebody else has reaped it.
+    /// Kills it if it is still running, and reaps it. Returns how it ended; `None` if it was reaped
+    /// elsewhere.
     pub fn end(&mut self) -> Option<Ending> {
         if let Ok(None) = self.child.try_wait() {
-            // It can only fail if the process has been faster.
+            // Fails only if the process has already ended.
             let _ = self.remote().kill_group();
         }
         self.child.wait().ok().map(Ending::from)
@@ -352,21 +351,21 @@ impl WorkerProcess {
 }
 
 impl Remote {
-    /// A process by its number, which must be that of a child: others may have gone, and their
-    /// numbers been given away.
+    /// A handle for a pid. The process must be a child: only a child's pid cannot be reused before
+    /// it is reaped.
     ///
     /// # Errors
-    /// There is none, or there are too few descriptors.
+    /// There is no such process, or descriptors are exhausted.
     pub fn of(pid: u32) -> Result<Self> {
         let watch = open_watch(pid);
         let watch = watch.map_err(|errno| Error::system("watch a process (pidfd_open)", errno))?;
         Ok(Self { watch: Arc::new(watch) })
     }
 
-    /// Sends a signal; a process that has already ended is left alone.
+    /// Sends a signal; no effect on a process that has ended.
     ///
     /// # Errors
-    /// The process has become somebody else's, whom this one must not signal.
+    /// The process has changed its user, and this one may not signal it.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         match self.send(signal, 0) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
@@ -374,14 +373,14 @@ impl Remote {
         }
     }
 
-    /// Ends the process by force, and with it what it has started, if it leads a group and the
-    /// kernel can find that by the process (Linux 6.9). By a number it would not be safe: that may
-    /// be somebody else's by now.
+    /// Kills the process, and its process group if it leads one and the kernel supports this on a
+    /// pidfd (Linux 6.9). Using the group's number would not be safe, because it may have been
+    /// reused.
     ///
     /// # Errors
-    /// The process has become somebody else's, whom this one must not signal.
+    /// The process has changed its user, and this one may not signal it.
     pub fn kill_group(&self) -> Result<()> {
-        // An older kernel does not know how, and whoever leads no group has nobody to be found.
+        // Fails on older kernels, and for a process that leads no group.
         let _ = self.send(Signal::SIGKILL, WHOLE_GROUP);
         self.signal(Signal::SIGKILL)
     }
@@ -406,7 +405,7 @@ impl AsFd for WorkerProcess {
 }
 
 impl Drop for WorkerProcess {
-    /// No worker outlives its handle.
+    /// A worker does not outlive its handle.
     fn drop(&mut self) {
         self.end();
     }
@@ -422,10 +421,10 @@ impl From<ExitStatus> for Ending {
     }
 }
 
-/// A descriptor that tells of a process's end.
+/// A descriptor that becomes readable when the process ends.
 ///
 /// # Errors
-/// There is no such process; the kernel is older than 5.3; too few descriptors.
+/// There is no such process; the kernel is older than 5.3; descriptors are exhausted.
 pub(crate) fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open takes two numbers.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -435,7 +434,7 @@ pub(crate) fn open_watch(pid: u32) -> std::result::Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// Watches this process, and signals nothing to it, as is done with workers.
+/// Opens a pidfd of this process and sends signal 0, the same calls as for workers.
 ///
 /// # Errors
 /// The kernel or a sandbox refuses `pidfd_open` or `pidfd_send_signal`.
@@ -454,19 +453,19 @@ fn send(watch: &OwnedFd, signal: i32, flags: libc::c_uint) -> std::result::Resul
     Errno::result(result).map(drop)
 }
 
-/// Names this process for `ps` and `top`; the kernel keeps 15 bytes. A program started through
-/// `/proc/self/exe` would be called `exe`.
+/// Sets the process name for `ps` and `top`; the kernel keeps 15 bytes. Without this, a program
+/// started through `/proc/self/exe` would be called `exe`.
 pub fn set_name(name: &str) {
     if let Ok(name) = CString::new(name) {
-        // A process without a name of its own works just as well.
+        // The name is cosmetic.
         let _ = prctl::set_name(&name);
     }
 }
 
-/// A copy of whatever is open under `number` in this process.
+/// Duplicates the descriptor with this number.
 ///
 /// # Errors
-/// Nothing is, or there are too few descriptors.
+/// It is not open, or descriptors are exhausted.
 pub fn copy_of(number: RawFd) -> Result<OwnedFd> {
     let failed = |errno| Error::system(format!("duplicate descriptor {number}"), errno);
     if number < 0 {
@@ -477,10 +476,10 @@ pub fn copy_of(number: RawFd) -> Result<OwnedFd> {
     original.try_clone_to_owned().map_err(|error| failed(errno_of(&error)))
 }
 
-/// A copy of a descriptor under a number above this one.
+/// Duplicates a descriptor to a number above this one.
 ///
 /// # Errors
-/// Too few descriptors.
+/// Descriptors are exhausted.
 pub fn copy_above(number: RawFd, descriptor: BorrowedFd<'_>) -> Result<OwnedFd> {
     let copy = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(number + 1))
         .map_err(|errno| Error::system("duplicate a descriptor for a worker", errno))?;
@@ -488,16 +487,16 @@ pub fn copy_above(number: RawFd, descriptor: BorrowedFd<'_>) -> Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Ends this process, as a worker does that has lost its primary. No destructor runs.
+/// Exits at once, without running destructors, as a worker does that has lost its primary.
 pub fn end(code: i32) -> ! {
     #[expect(clippy::exit, reason = "a library has no other way to end a program, as Node's does")]
     std::process::exit(code)
 }
 
-/// Takes over a descriptor that the parent process passed under `number`, once.
+/// Takes ownership of a descriptor that the parent passed under `number`; works once.
 ///
 /// # Errors
-/// Nothing is open under that number, or it is close-on-exec and so was not passed.
+/// The number is not open, or is close-on-exec and therefore was not inherited.
 pub fn inherited(number: RawFd, what: &str) -> Result<OwnedFd> {
     let failed = |errno| Error::system(format!("take over {what} (descriptor {number})"), errno);
     if number < 3 {

@@ -1,8 +1,7 @@
-//! What an address means on this machine: names of hosts, interfaces, users and groups become
-//! numbers.
+//! Resolves the names in an address: hosts, interfaces, users and groups.
 //!
-//! Owns the questions to the system's databases, which may take as long as a name server that does
-//! not answer, so none is asked on a thread that others wait for. Refuses to open anything.
+//! Owns queries to the system's databases. They may block as long as an unresponsive name server,
+//! so they never run on a thread that others wait for. Does not open anything.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -17,7 +16,7 @@ use crate::address::{FileAccess, ListenAddress};
 use crate::error::{Error, Result, errno_of};
 use crate::listener::{is_own, unspecified};
 
-/// Whether an address has nothing to be looked up.
+/// Whether an address contains nothing to look up.
 #[must_use]
 pub fn is_resolved(address: &ListenAddress) -> bool {
     let is_number =
@@ -29,11 +28,11 @@ pub fn is_resolved(address: &ListenAddress) -> bool {
     }
 }
 
-/// The addresses that an address stands for: of a name with several addresses those that this
-/// machine has, in the order of the system's resolver; never none.
+/// The addresses that an address stands for, at least one. Of a name with several addresses, those
+/// that this machine has, in the order of the system's resolver.
 ///
 /// # Errors
-/// [`Error::Usage`]: there is no such host, interface, user or group.
+/// [`Error::Usage`] if a host, interface, user or group does not exist.
 pub fn resolve(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
     match address {
         ListenAddress::Name(host, port) if host == "*" => {
@@ -82,7 +81,7 @@ fn hosts(address: &ListenAddress, host: &str, port: u16) -> Result<Vec<ListenAdd
         }
     }
     let own: Vec<SocketAddr> = all.iter().copied().filter(|one| is_own(*one)).collect();
-    // With none of its own the attempt to listen says what is wrong with the first.
+    // If this machine has none of them, opening the first one gives the error message.
     let usable = if own.is_empty() { all.into_iter().take(1).collect() } else { own };
     match usable.is_empty() {
         true => Err(unknown(address, "the host name has no address", "use an address")),
@@ -109,18 +108,18 @@ fn owners(address: &ListenAddress, access: &FileAccess) -> Result<FileAccess> {
     Ok(FileAccess { mode: access.mode, user, group })
 }
 
-/// Runs a question to the system's databases on a thread of its own, which goes on unheard if the
-/// answer takes longer than `patience`.
+/// Runs a query on a separate thread, which continues unattended if it takes longer than
+/// `patience`.
 ///
 /// # Errors
-/// What the question says; no answer in time (ETIMEDOUT); too few threads.
+/// Those of the query; ETIMEDOUT; or too many threads.
 pub fn within<T: Send + 'static>(
     patience: Duration,
     what: &str,
     question: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (answer, answered) = sync_channel(1);
-    // Once nobody waits any more, the answer has nowhere to go.
+    // Sending fails if the caller no longer waits.
     let body = move || drop(answer.send(question()));
     let thread = thread::Builder::new().name("lookup".into()).spawn(body);
     thread.map_err(|error| Error::system(format!("start a thread to {what}"), errno_of(&error)))?;
@@ -131,7 +130,7 @@ pub fn within<T: Send + 'static>(
     }
 }
 
-/// What is said of a question that has not been answered in time.
+/// The error for a query that timed out.
 #[must_use]
 pub fn no_answer(what: &str, patience: Duration) -> Error {
     Error::system(format!("{what} within {} s", patience.as_secs()), Errno::ETIMEDOUT)

@@ -10,21 +10,21 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result, errno_of};
 
-/// Who has sent a signal.
+/// The sender of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The kernel, as when a terminal is closed (`SI_KERNEL`).
+    /// The kernel, for example when a terminal is closed (`SI_KERNEL`).
     Kernel,
-    /// This process.
+    /// The process with this pid.
     Process(u32),
 }
 
-/// A signal that has arrived.
+/// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Which one.
+    /// The signal.
     pub signal: Signal,
-    /// Who has sent it.
+    /// Its sender.
     pub origin: Origin,
 }
 
@@ -50,7 +50,7 @@ impl Signals {
     /// The next signal, if one has arrived.
     ///
     /// # Errors
-    /// The descriptor cannot be read, which a healthy kernel never says.
+    /// The descriptor cannot be read, which does not happen on a healthy kernel.
     pub fn next_signal(&mut self) -> Result<Option<Received>> {
         let information =
             self.descriptor.read_signal().map_err(|errno| Error::system("read a signal", errno))?;

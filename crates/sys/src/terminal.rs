@@ -4,14 +4,14 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::getsid;
 
-/// Whether this process has a controlling terminal (`tty(4)`); it loses it when that is closed.
+/// Whether this process has a controlling terminal (`tty(4)`); closing the terminal removes it.
 #[must_use]
 pub fn is_present() -> bool {
     let flags = OFlag::O_RDONLY | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     open("/dev/tty", flags, Mode::empty()).is_ok()
 }
 
-/// The leader of this process's session, which is most often a shell.
+/// The session leader of this process, usually a shell.
 #[must_use]
 pub fn session_leader() -> Option<u32> {
     getsid(None).ok().and_then(|leader| u32::try_from(leader.as_raw()).ok())

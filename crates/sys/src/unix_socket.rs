@@ -1,9 +1,9 @@
-//! The file of a unix socket: created in the folder as it was opened, with its mode from the first
-//! moment, and removed only while it is the same file.
+//! The file of a unix socket: created in an opened directory, with its mode from the start, and
+//! removed only if it is still the same file.
 //!
-//! Whoever may write to a folder can put a link where a socket has just been, or move the folder.
-//! So nothing here follows a path twice: the folder is opened once, names are looked up in that,
-//! and no mode is ever changed by name.
+//! A user with write access to a directory can replace a socket by a link, or move the directory.
+//! No path is therefore resolved twice: the directory is opened once, names are looked up relative
+//! to it, and modes are never changed by name.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -21,14 +21,14 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, geteuid, unlinkat};
 
 use crate::error::errno_of;
 
-/// Permissions that a mode may give; nothing else is a socket's business.
+/// Permission bits that a mode may set.
 const MODE_MASK: u32 = 0o777;
-/// Bits that let others than the owner write to a folder.
+/// Bits that let users other than the owner write to a directory.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// In such a folder nobody removes or renames what is somebody else's.
+/// In a sticky directory, users can remove or rename their own files only.
 const STICKY: u32 = 0o1000;
 
-/// Where a socket's file is, or shall be.
+/// The location of a socket's file.
 #[derive(Debug)]
 pub(crate) struct SocketPlace {
     path: PathBuf,
@@ -36,7 +36,7 @@ pub(crate) struct SocketPlace {
     name: OsString,
 }
 
-/// A socket's file; removed when it is dropped, unless it has been replaced.
+/// The file of a socket; dropping it removes the file unless it has been replaced.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     place: SocketPlace,
@@ -44,10 +44,10 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketPlace {
-    /// Opens the folder of `path`.
+    /// Opens the directory of `path`.
     ///
     /// # Errors
-    /// There is no such folder, or the path names no file.
+    /// The directory does not exist, or the path does not name a file.
     pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
         let name = path.file_name().ok_or(Errno::EISDIR)?.to_owned();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -63,10 +63,10 @@ impl SocketPlace {
         unlinkat(&self.folder, &*self.name, UnlinkatFlags::NoRemoveDir)
     }
 
-    /// Removes a socket's file that nobody listens on, as an end by SIGKILL leaves it behind.
+    /// Removes the file of a socket that has no listener, as SIGKILL leaves it behind.
     ///
     /// # Errors
-    /// EADDRINUSE: somebody listens there, or it is something else.
+    /// EADDRINUSE if the socket has a listener, or the file is not a socket.
     pub(crate) fn remove_stale(&self) -> Result<(), Errno> {
         let found = match self.look() {
             Err(Errno::ENOENT) => return Ok(()),
@@ -78,7 +78,7 @@ impl SocketPlace {
         self.remove()
     }
 
-    /// Whether nobody listens there. Does not wait for room in somebody's queue.
+    /// Whether the socket has no listener. Does not wait if the listener's queue is full.
     fn is_deserted(&self) -> Result<bool, Errno> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -86,10 +86,10 @@ impl SocketPlace {
         Ok(connect(probe.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED))
     }
 
-    /// Binds `socket`, whose file gets these permissions, or what the umask leaves.
+    /// Binds `socket`. Its file gets these permissions, or those that the umask leaves.
     ///
     /// # Errors
-    /// What `bind(2)` says.
+    /// Those of `bind(2)`.
     pub(crate) fn bind(self, socket: &OwnedFd, mode: Option<u32>) -> Result<SocketFile, Errno> {
         let settled = self.settled_path();
         let outcome = match (&settled, mode) {
@@ -101,7 +101,7 @@ impl SocketPlace {
         Ok(SocketFile { place: self, identity })
     }
 
-    /// Binds in a thread of its own, whose umask and folder are nobody else's.
+    /// Binds in a separate thread with its own umask and working directory.
     fn bind_aside(
         &self,
         socket: &OwnedFd,
@@ -110,12 +110,12 @@ impl SocketPlace {
     ) -> Result<(), Errno> {
         let mode = mode.map(|mode| Mode::from_bits_truncate(mode & MODE_MASK));
         if let Some(mode) = mode {
-            // The file of a socket is created with the socket's own mode, less the umask.
+            // The file of a socket is created with the socket's mode, less the umask.
             fchmod(socket, mode)?;
         }
         let body = || {
-            // Where that is forbidden, as in some containers, both are changed for a moment for
-            // the whole process.
+            // Where that is forbidden, as in some containers, both change briefly for the whole
+            // process.
             let is_apart = unshare(CloneFlags::CLONE_FS).is_ok();
             let before = mode.map(|_| umask(Mode::empty()));
             let outcome = match settled {
@@ -139,8 +139,8 @@ impl SocketPlace {
         PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd())).join(&self.name)
     }
 
-    /// The path, if nobody but this user and root can make it lead elsewhere: then it means the
-    /// folder that was opened, and whoever lists sockets sees where this one is.
+    /// The path, if only this user and root can redirect it. It then refers to the opened
+    /// directory, and tools that list sockets show where this one is.
     fn settled_path(&self) -> Option<PathBuf> {
         let folder = fs::canonicalize(parent_of(&self.path)).ok()?;
         let own = geteuid().as_raw();
@@ -164,10 +164,10 @@ impl SocketPlace {
 }
 
 impl SocketFile {
-    /// Gives the file to another user or group, without following a link that has taken its name.
+    /// Changes the owner or group of the file, without following a link that has replaced it.
     ///
     /// # Errors
-    /// EPERM without the right to do so.
+    /// EPERM without the permission to do so.
     pub(crate) fn give_to(&self, user: Option<u32>, group: Option<u32>) -> Result<(), Errno> {
         if user.is_none() && group.is_none() {
             return Ok(());
@@ -177,7 +177,7 @@ impl SocketFile {
         fchownat(&self.place.folder, &*self.place.name, user, group, flags)
     }
 
-    /// Whether its path leads to it, by way of whatever folder that names now.
+    /// Whether its path still leads to it.
     pub(crate) fn is_reachable(&self) -> bool {
         lstat(&self.place.path).is_ok_and(|found| identity_of(&found) == self.identity)
     }
@@ -232,7 +232,7 @@ mod tests {
         fs::symlink_metadata(path).expect("it is there").permissions().mode() & 0o7777
     }
 
-    /// A folder that others may write to, so that its path may mean another one at any time.
+    /// A directory that other users may write to, so that its path may change at any time.
     fn open_to_all() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
@@ -274,7 +274,7 @@ mod tests {
         assert!(path.exists());
         assert_eq!(bound(&path, None).err(), Some(Errno::EADDRINUSE), "{other:?} listens");
         drop(other);
-        let (file, _socket) = bound(&path, None).expect("nobody listens any more");
+        let (file, _socket) = bound(&path, None).expect("the socket has no listener");
         drop(file);
         assert!(!path.exists());
     }

@@ -1,4 +1,4 @@
-//! A descriptor that wakes a thread which waits for it (`eventfd(2)`).
+//! A descriptor that wakes a waiting thread (`eventfd(2)`).
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
@@ -8,24 +8,24 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Result};
 
-/// Wakes a thread that polls the descriptor. Wakes that come before the thread looks are one.
+/// Wakes a thread that polls the descriptor. Several wakes before it is cleared count as one.
 #[derive(Debug)]
 pub struct Waker {
     descriptor: EventFd,
 }
 
 impl Waker {
-    /// A waker that is clear.
+    /// Creates a cleared waker.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn new() -> Result<Self> {
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map(|descriptor| Self { descriptor })
             .map_err(|errno| Error::system("create a waker (eventfd)", errno))
     }
 
-    /// The waker behind an inherited descriptor, whose other end is in another process.
+    /// Wraps an inherited eventfd that wakes another process.
     #[must_use]
     pub fn inherited(descriptor: OwnedFd) -> Self {
         // SAFETY: any descriptor can be held as an eventfd; one of another kind fails to write.
@@ -33,13 +33,13 @@ impl Waker {
         Self { descriptor }
     }
 
-    /// Makes the descriptor readable. One that is readable stays so.
+    /// Makes the descriptor readable, if it is not already.
     pub fn wake(&self) {
         let _ = self.descriptor.write(1);
     }
 
-    /// Makes the descriptor wait for the next wake. Tells whether there was one. Never waits, even
-    /// if another process that shares the descriptor has made it blocking.
+    /// Resets the descriptor and returns whether it had been woken. Never blocks, even if another
+    /// process that shares the descriptor has made it blocking.
     pub fn clear(&self) -> bool {
         let mut count = [0_u8; 8];
         let part = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
@@ -48,7 +48,7 @@ impl Waker {
         let read = unsafe { libc::preadv2(raw, &raw const part, 1, -1, libc::RWF_NOWAIT) };
         match Errno::result(read) {
             Ok(_) => true,
-            // Not on every kernel; the flag of the descriptor then has to do.
+            // Kernels without this flag rely on the descriptor being non-blocking.
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => self.descriptor.read().is_ok(),
             Err(_) => false,
         }

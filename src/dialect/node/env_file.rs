@@ -1,21 +1,20 @@
-//! Options that Node finds in the files of its `--env-file`.
+//! Reads options from the files of Node's `--env-file`.
 //!
-//! Owns reading them. Node uses the `NODE_OPTIONS` of such a file only if the environment has none;
-//! with a preload the environment always has some, so those of the file are added to it. Pure but
-//! for reading the files.
+//! Node uses the `NODE_OPTIONS` of such a file only if the environment has none. With a preload the
+//! environment always has some, so those of the file are appended. Pure except for reading the
+//! files.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// What is read of a file. Beyond it a file of variables is something else.
+/// Maximum number of bytes read of a file; a file of variables is shorter.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const OPTIONS: [&str; 2] = ["--env-file", "--env-file-if-exists"];
 
-/// The value of `name` in the files that Node's options (`exec_argv`) name, as seen from
-/// `directory`. Of several files the last one that has it counts. A missing file is Node's to
-/// report.
+/// The value of `name` in the files named by Node's options (`exec_argv`), relative to `directory`.
+/// The last file that has it counts. Node reports missing files.
 pub(super) fn variable(
     options: &[OsString],
     directory: Option<&Path>,
@@ -66,7 +65,7 @@ fn value_in(text: &str, name: &str) -> Option<String> {
     found
 }
 
-/// The value that a text begins with, and how much of the text it takes.
+/// The value at the start of a text, and its length.
 fn value_of(text: &str) -> (String, usize) {
     let line_end = text.find('\n').unwrap_or(text.len());
     let blank = text.len() - text.trim_start_matches([' ', '\t']).len();
@@ -74,7 +73,7 @@ fn value_of(text: &str) -> (String, usize) {
     let closed = quote.and_then(|quote| text[blank + 1..].find(quote));
     if let (Some(quote), Some(length)) = (quote, closed) {
         let value = &text[blank + 1..blank + 1 + length];
-        // Only double quotes give an escaped line end a meaning.
+        // Escaped line ends are interpreted in double quotes only.
         let value = if quote == '"' { value.replace("\\n", "\n") } else { value.to_owned() };
         let behind = blank + length + 2;
         let line_end = text[behind..].find('\n').map_or(text.len(), |end| behind + end);

@@ -1,17 +1,17 @@
-//! Unmodified Node.js programs as workers: the channel of `node:cluster`, seen from the primary.
+//! Unmodified Node.js programs as workers: the primary's side of the channel of `node:cluster`.
 //!
-//! Three layers, each knowing only the one before it:
+//! Three layers, each of which uses only the ones before:
 //!
 //! * [`codec`]: bytes to messages and back, for both of Node's serializations. Pure.
-//! * [`session`]: what one worker's messages mean, and what is sent to it when. Pure.
+//! * [`session`]: meaning and order of one worker's messages. Pure.
 //! * [`bridge`]: sockets, inboxes and counters of all Node workers, on one thread.
 //!
-//! And [`preload`], a script within the workers, which tells what the channel does not.
+//! In addition, [`preload`] is a script in the workers that reports what the channel does not.
 //!
-//! To the data path a Node worker is a worker like any other: it has an inbox and a page of the
-//! load board. The bridge holds the receiving end of the inbox and writes the page in the worker's
-//! name, so choosing, credits, suspicion, taking back and the books stay one mechanism.
-//! The protocol is byte for byte the same from Node 18 to 25.
+//! To the data path, a Node worker looks like any other: it has an inbox and a scoreboard page. The
+//! bridge holds the receiving end of the inbox and writes the page on the worker's behalf, so
+//! choosing, credits, stall detection, taking back and counting use the same code. The protocol is
+//! byte for byte the same from Node 18 to 25.
 
 pub mod bridge;
 pub mod codec;
@@ -25,9 +25,9 @@ use std::os::fd::RawFd;
 use crate::id::WorkerId;
 pub use codec::Serialization;
 
-/// The variables that make a Node process a worker with a channel. It deletes them before the
-/// program's own code runs. All are needed: with an id and no channel the program would listen in
-/// vain, silently. `channel` is the number of its end of a stream socket pair.
+/// The variables that make a Node process a worker with a channel. Node deletes them before the
+/// program runs. All of them are needed: with an id and no channel, the program would silently
+/// never listen. `channel` is the descriptor number of its end of a stream socket pair.
 #[must_use]
 pub fn environment(
     id: WorkerId,

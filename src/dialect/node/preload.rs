@@ -1,14 +1,13 @@
-//! The script that Node workers load before their program, so that the primary learns what Node's
-//! own channel never says: which connections have ended, and whether the event loop moves; and so
-//! that connections need no message each on that channel.
+//! The script that Node workers load before their program. It reports what Node's channel does not:
+//! which connections have ended, and whether the event loop turns. It also receives connections
+//! without a message each on that channel.
 //!
-//! Owns the file that it lies in, and how a worker is told to load it and where it reports. What
-//! it does is in the parts below `preload/`, and the words that it writes are `scoreboard`'s.
+//! Owns the file of the script, and the options and descriptors for a worker. The script's parts
+//! are in `preload/`; the words that it writes are defined by `scoreboard`.
 //!
-//! It is a file because `--require` takes nothing else: Node looks for the real path of what it
-//! loads, and what lies in memory has none. `--import` takes the text itself, but then Node loads
-//! the program as a module would be, and not every program can be. Where the file lies, and that
-//! it stays there, is seen to in `script_file`.
+//! The script is a file because `--require` resolves the real path of what it loads, which memory
+//! does not have. `--import` takes the text itself, but then Node loads the program like a module,
+//! which not every program supports. `script_file` chooses the file's location and keeps it there.
 
 mod script;
 
@@ -26,11 +25,11 @@ pub use super::script_file::Reader;
 use super::script_file::{ScriptFile, folders};
 use crate::error::{Error, Result};
 
-/// Where Node finds further options.
+/// The variable with additional options for Node.
 const OPTIONS: &str = "NODE_OPTIONS";
-/// What the script finds its own words in.
+/// The variable with the script's parameters.
 const VARIABLE: &str = "CLUSTERLB_PRELOAD";
-/// Node refuses to read files that a program has not been allowed, and ends.
+/// Options with which Node exits instead of reading a file that is not permitted.
 const RESTRICTION: [&str; 3] =
     ["--permission", "--experimental-permission", "--experimental-policy"];
 
@@ -38,23 +37,24 @@ const RESTRICTION: [&str; 3] =
 #[derive(Debug)]
 pub struct Preload {
     file: ScriptFile,
-    /// Tells when something in the file's folder is removed; absent where the system has no more
-    /// of these, and then the file is looked after before each start only.
+    /// Reports removals in the file's directory. `None` if the system is out of inotify instances;
+    /// the file is then checked only before each start.
     watch: Option<Inotify>,
-    /// What makes Node load it.
+    /// The option that makes Node load it.
     option: String,
 }
 
-/// What a worker's script reports to and receives from, as descriptors that the worker inherits.
+/// Descriptors that a worker inherits for its script.
 #[derive(Clone, Copy, Debug)]
 pub struct Reporting {
-    /// Its page of the load board.
+    /// Its scoreboard page.
     pub page: RawFd,
-    /// What it rings when the page says so.
+    /// The waker to use when the page says so.
     pub waker: RawFd,
     /// The receiving end of its inbox.
     pub inbox: RawFd,
-    /// How long a loop may stand still before its worker is passed over; for ever, if none.
+    /// Time without a turn of the loop after which the worker counts as stalled; `None` for no
+    /// limit.
     pub hang_after: Option<Duration>,
 }
 
@@ -62,11 +62,11 @@ impl Preload {
     /// Writes the script where `reader` can read it and only this user can change it.
     ///
     /// # Errors
-    /// There is no such place.
+    /// There is no such directory.
     pub fn write(reader: Reader) -> Result<Self> {
         let text = script::text();
         let file = ScriptFile::write(folders(), text, reader).map_err(|error| {
-            // It says where, too.
+            // The error already names the location.
             Error::Environment {
                 step: format!("write the script for Node workers ({error})"),
                 source: error.raw_os_error().map_or(Errno::EACCES, Errno::from_raw),
@@ -81,13 +81,13 @@ impl Preload {
         Ok(preload)
     }
 
-    /// Whether a worker that runs as this user and group can load it.
+    /// Whether a worker with this user and group can load it.
     #[must_use]
     pub fn is_for(&self, reader: Reader) -> bool {
         self.file.is_for(reader)
     }
 
-    /// Writes the file again if it has been removed. Tells whether it is there.
+    /// Writes the file again if it has been removed. Returns whether it exists now.
     pub fn restore(&mut self) -> bool {
         match self.file.restore() {
             Ok(false) => true,
@@ -99,13 +99,13 @@ impl Preload {
         }
     }
 
-    /// What becomes readable when something has been removed beside the file, or the file itself.
+    /// A descriptor that becomes readable when the file, or something beside it, is removed.
     #[must_use]
     pub fn watch(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(AsFd::as_fd)
     }
 
-    /// Something has been removed there.
+    /// Handles a removal in the directory.
     pub fn on_removal(&mut self) {
         if let Some(watch) = &self.watch {
             while watch.read_events().is_ok_and(|events| !events.is_empty()) {}
@@ -113,7 +113,7 @@ impl Preload {
         self.restore();
     }
 
-    /// Watches the folder, which may be a new one at the old path.
+    /// Watches the directory, which may be a new one at the old path.
     fn begin_watch(&mut self) {
         let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
         if self.watch.is_none() {
@@ -124,12 +124,12 @@ impl Preload {
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF;
         if let Some(watch) = &self.watch {
-            // Without it the file is looked after before each start.
+            // Without the watch, the file is checked before each start.
             let _ = watch.add_watch(self.file.folder(), removals);
         }
     }
 
-    /// The variables of a worker that loads it. `options` are the ones that it would have had.
+    /// The variables of a worker that loads it. `options` are those that it would otherwise have.
     #[must_use]
     pub fn variables(
         &self,
@@ -148,8 +148,8 @@ impl Preload {
     }
 }
 
-/// The options that a worker has besides those of its command line: those of its environment, or
-/// else those of the files that its own `options` name, as seen from its `directory`.
+/// The options of a worker other than those of its command line: those of its environment, or else
+/// those of the files that its `options` name, relative to its `directory`.
 #[must_use]
 pub fn options_of<'a>(
     variables: &'a [(OsString, OsString)],
@@ -166,7 +166,7 @@ pub fn options_of<'a>(
     }
 }
 
-/// Whether a program started so can load anything at all.
+/// Whether a program started with these options can load a script.
 #[must_use]
 pub fn is_allowed(arguments: &[OsString], options: Option<&OsStr>) -> bool {
     let words = arguments.iter().map(|word| word.to_string_lossy());
@@ -176,8 +176,8 @@ pub fn is_allowed(arguments: &[OsString], options: Option<&OsStr>) -> bool {
     !words.chain(options).any(|word| restricts(&word))
 }
 
-/// How often the loop shows that it moves: five times before it would be passed over, and never
-/// so often that this would be felt.
+/// Interval at which the loop reports its turns: a fifth of the limit, but with a lower bound that
+/// keeps the cost negligible.
 fn beat_ms(hang_after: Duration) -> u128 {
     match hang_after.as_millis() {
         0..25 => 0,
@@ -185,7 +185,7 @@ fn beat_ms(hang_after: Duration) -> u128 {
     }
 }
 
-/// As Node reads its options.
+/// Quotes a text in the syntax of Node's options.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for letter in text.chars() {
@@ -201,7 +201,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Who runs the tests.
+    /// The user who runs the tests.
     fn own() -> Reader {
         Reader::from_ids(None, None)
     }

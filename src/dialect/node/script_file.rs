@@ -1,11 +1,11 @@
-//! Where the script for Node workers lies, and that it stays there as long as workers need it.
+//! The location of the script for Node workers, and its lifetime.
 //!
-//! Owns the choice of the folder, the file and its removal. Node reads the file again in every
-//! thread that a worker starts, so the path must stay good for the life of all workers: sweepers of
-//! temporary folders (systemd-tmpfiles, tmpreaper) must not take it away, and no other user may put
-//! another file in its place. One file serves all primaries of a user. Each holds a shared lock on
-//! it, and the last one removes it, so a killed primary leaves at most one file behind, which the
-//! next one adopts.
+//! Owns the choice of the directory, the file and its removal. Node reads the file again in every
+//! thread that a worker starts, so the path must stay valid for the life of all workers: cleaners
+//! of temporary directories (systemd-tmpfiles, tmpreaper) must not remove it, and no other user may
+//! replace it. One file serves all primaries of a user. Each holds a shared lock on it, and the
+//! last one removes it, so a killed primary leaves at most one file behind, which the next one
+//! adopts.
 
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -15,42 +15,42 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Uid};
 
-/// Folders that everyone may write to are safe only if entries belong to who created them.
+/// A directory writable by all users is safe only if users can replace their own entries only.
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o022;
-/// Starts and ends of other primaries that may interfere with one attempt.
+/// Maximum number of other primaries starting or ending during one attempt.
 const ATTEMPTS_MAX: usize = 16;
 
-/// Who reads the file: the user and the group that workers run as.
+/// The user and group that read the file, which are those of the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reader {
     user: u32,
     group: u32,
 }
 
-/// The file, under the lock of this process.
+/// The file, locked by this process.
 #[derive(Debug)]
 pub(super) struct ScriptFile {
     folder: PathBuf,
-    /// Other versions have other names, so that none takes another's file for damaged.
+    /// Each version has another name, so that no version considers another's file damaged.
     name: String,
     text: String,
     reader: Reader,
-    /// Absent after the file was taken away and could not be written again.
+    /// `None` after the file was removed and could not be written again.
     lock: Option<Flock<File>>,
 }
 
 impl ScriptFile {
-    /// Writes the file to the first folder that is safe, readable and not swept.
+    /// Writes the file to the first directory that is safe, readable and not subject to cleaning.
     ///
     /// # Errors
-    /// What the last folder said, with its name.
+    /// The error of the last directory, with its name.
     pub(super) fn write(
         folders: impl IntoIterator<Item = PathBuf>,
         text: String,
         reader: Reader,
     ) -> io::Result<Self> {
-        // Not `.js`, which means something else where a `package.json` in a folder above says so.
+        // Not `.js`, whose meaning depends on a `package.json` in a parent directory.
         let name = format!("preload-{:016x}.cjs", checksum(&text));
         let mut file = Self { folder: PathBuf::new(), name, text, reader, lock: None };
         let mut failure = io::Error::other("there is no folder for it");
@@ -79,11 +79,10 @@ impl ScriptFile {
         self.folder.join(&self.name)
     }
 
-    /// Writes the file again, at the same path, if it is not there as it was. Tells whether it was
-    /// not.
+    /// Writes the file again at the same path if it is missing or changed. Returns whether it was.
     ///
     /// # Errors
-    /// The folder cannot be written any more, or belongs to another user now.
+    /// The directory is no longer writable, or belongs to another user.
     pub(super) fn restore(&mut self) -> io::Result<bool> {
         if self.lock.as_ref().is_some_and(|lock| self.is_intact(lock)) {
             return Ok(false);
@@ -108,7 +107,7 @@ impl ScriptFile {
         let parent = self.folder.parent().unwrap_or_else(|| Path::new("/"));
         ensure_safe(&fs::canonicalize(parent)?, self.reader)?;
         match DirBuilder::new().mode(0o755).create(&self.folder) {
-            // Whatever the umask of this process took away.
+            // Whatever bits the umask has removed.
             Ok(()) => fs::set_permissions(&self.folder, Permissions::from_mode(0o755))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
@@ -118,7 +117,7 @@ impl ScriptFile {
         if is_own { Ok(()) } else { Err(foreign("the folder")) }
     }
 
-    /// The file under a shared lock; nothing if it has to be written first.
+    /// The file under a shared lock; `None` if it must be written first.
     fn open(&self) -> io::Result<Option<Flock<File>>> {
         let data = fs::symlink_metadata(self.path())?;
         if !data.is_file() || !is_own(&data) {
@@ -153,7 +152,7 @@ impl ScriptFile {
         }
     }
 
-    /// The path still names the locked file, and the file still has its length.
+    /// Whether the path still names the locked file, with its full length.
     fn is_intact(&self, lock: &Flock<File>) -> bool {
         let (Ok(locked), Ok(named)) = (lock.metadata(), fs::symlink_metadata(self.path())) else {
             return false;
@@ -175,7 +174,7 @@ impl Drop for ScriptFile {
 }
 
 impl Reader {
-    /// Workers run as this user and this group, or as this process does.
+    /// The workers' user and group; `None` for those of this process.
     #[must_use]
     pub fn from_ids(user: Option<u32>, group: Option<u32>) -> Self {
         let user = user.unwrap_or_else(|| Uid::effective().as_raw());
@@ -184,32 +183,33 @@ impl Reader {
     }
 }
 
-/// FNV-1a, which tells two versions of a text apart.
+/// FNV-1a, which distinguishes versions of a text.
 fn checksum(text: &str) -> u64 {
     let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// Where the file may lie, best first: folders that are not swept come before those that are.
+/// Candidate directories, best first: those that are not cleaned come before those that are.
 pub(super) fn folders() -> Vec<PathBuf> {
     let user = Uid::effective();
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let own = format!("clusterlb-{user}");
-    // systemd's RuntimeDirectory=; of several folders the first.
+    // systemd's RuntimeDirectory=; the first of several.
     let runtime = variable("RUNTIME_DIRECTORY")
         .and_then(|folders| std::env::split_paths(&folders).next())
         .map(|folder| folder.join("clusterlb"));
     let system = user.is_root().then(|| PathBuf::from("/run/clusterlb"));
     let temporary = [PathBuf::from("/dev/shm"), std::env::temp_dir(), "/var/tmp".into()];
     let temporary = temporary.map(|folder| folder.join(&own));
-    // This one goes when the user logs out, and the run may go on.
+    // This one is removed when the user logs out, which the run may outlive.
     let session = variable("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join("clusterlb"));
     let home = variable("HOME").map(|folder| Path::new(&folder).join(".clusterlb"));
     let all = runtime.into_iter().chain(system).chain(temporary).chain(session).chain(home);
     all.filter(|folder| folder.is_absolute()).collect()
 }
 
-/// No other user can replace what lies below this folder, and the reader gets to it.
+/// Checks that no other user can replace entries of this directory and that the reader can access
+/// it.
 fn ensure_safe(folder: &Path, reader: Reader) -> io::Result<()> {
     for folder in folder.ancestors() {
         let data = fs::symlink_metadata(folder)?;
@@ -338,7 +338,7 @@ mod tests {
         let file = write_to(&folders, own()).expect("the second");
         assert_eq!(file.folder(), folder.path().join("clusterlb"));
         fs::set_permissions(&open, Permissions::from_mode(0o1777)).expect("it is ours");
-        write(&open).expect("nobody else may rename what is in it");
+        write(&open).expect("other users cannot rename its entries");
     }
 
     #[test]
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn a_folder_that_the_reader_cannot_enter_is_passed_over() {
         let folder = tempfile::tempdir().expect("a folder");
-        // A temporary folder is closed to others.
+        // A temporary directory is closed to other users.
         let stranger = Reader::from_ids(Some(65_534), Some(65_534));
         let error = write_to(&[folder.path().join("clusterlb")], stranger)
             .expect_err("others cannot enter");

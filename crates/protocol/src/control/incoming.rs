@@ -113,7 +113,8 @@ impl Incoming {
         self.receive_some(frames, usize::MAX, TURN_BYTES_MAX)
     }
 
-    /// The same for so many frames and about so many bytes, for a reader that has others to read.
+    /// As [`receive`](Self::receive), up to this many frames and about this many bytes, for a
+    /// caller that reads several channels.
     ///
     /// # Errors
     /// As [`receive`](Self::receive).
@@ -145,8 +146,8 @@ impl Incoming {
         outcome
     }
 
-    /// Descriptors come with the first byte of the frame that names them, so none may be left but
-    /// those of a frame whose rest is still to come.
+    /// Descriptors come with the first byte of their frame. The only ones left must belong to a
+    /// frame that is still incomplete.
     fn ensure_named(&self, start: usize) -> Result<()> {
         let begun = Header::at_start(&self.bytes[start..])?;
         let expected = match begun {
@@ -159,7 +160,7 @@ impl Incoming {
         }
     }
 
-    /// The frame that begins at `start`, once it is whole, and where it ends.
+    /// The frame at `start` and its end offset; `None` if it is incomplete.
     fn frame<W: DeserializeOwned>(&mut self, start: usize) -> Result<Option<(Received<W>, usize)>> {
         let Some(header) = Header::at_start(&self.bytes[start..])? else {
             return Ok(None);
@@ -196,8 +197,8 @@ impl Incoming {
         }
     }
 
-    /// Receives until nothing is left or enough has come: before more descriptors are taken, it is
-    /// seen to what those belong that are here.
+    /// Receives until the socket is empty or enough has arrived. Descriptors are assigned to their
+    /// frames before more are received.
     fn fill(&mut self, bytes_max: usize) -> Result<()> {
         let mut received = 0;
         while received < bytes_max && !self.closed {
@@ -214,7 +215,7 @@ impl Incoming {
                         self.groups.push_back(Group { descriptors, truncated });
                     }
                     if self.groups.len() >= GROUPS_MAX {
-                        // There may be more, of which the socket tells.
+                        // There may be more; the socket stays readable.
                         break;
                     }
                 }

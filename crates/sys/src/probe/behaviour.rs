@@ -1,7 +1,6 @@
-//! Features that no flag announces, tried on real sockets.
+//! Features without a flag, tried on real sockets.
 //!
-//! Owns the trials. Refuses to wait longer than a second for any of them, and to leave a request
-//! running behind one.
+//! Owns the trials. A trial waits for at most one second and leaves no request running.
 
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -17,24 +16,24 @@ use nix::sys::socket::{
 
 use super::Feature;
 
-/// The name of the only buffer group of these trials.
+/// Id of the only buffer group of these trials.
 const GROUP: u16 = 1;
 
-/// What tells the trials' completions apart.
+/// User data of the trials' requests.
 const ACCEPT: u64 = 1;
 const RECEIVE: u64 = 2;
 const NOTHING: u64 = 3;
 
-/// Room for one message: the kernel's header, a descriptor, a payload.
+/// Room for one message: the kernel's header, a descriptor and a payload.
 const BUFFER_BYTES: u16 = 256;
 
 /// Room for the descriptor of one message.
 const CONTROL_BYTES: usize = 64;
 
-/// Has the kernel complete a request for nothing.
+/// Makes the kernel complete a no-op.
 ///
 /// # Errors
-/// It refuses to be entered, or completes nothing.
+/// Entering the ring is refused, or nothing completes.
 pub(super) fn complete_nothing(ring: &mut IoUring) -> io::Result<()> {
     push(ring, &opcode::Nop::new().build().user_data(NOTHING))?;
     ring.submit_and_wait(1)?;
@@ -43,7 +42,7 @@ pub(super) fn complete_nothing(ring: &mut IoUring) -> io::Result<()> {
     is_done.then_some(()).ok_or_else(|| Errno::ENOSYS.into())
 }
 
-/// Tries each feature; one that fails in any way counts as missing.
+/// Tries each feature; any failure counts as missing.
 pub(super) fn try_all(ring: &mut IoUring) -> Vec<Feature> {
     let mut working = Vec::new();
     if accepts_repeatedly(ring).unwrap_or(false) {
@@ -58,7 +57,7 @@ pub(super) fn try_all(ring: &mut IoUring) -> Vec<Feature> {
         return working;
     }
     working.push(Feature::BufferRing);
-    // Only what can be ended may be started: it must not outlive its buffer.
+    // A receive is started only if it can be cancelled: it must not outlive its buffer.
     if cancels && receives_repeatedly(ring, &buffers).unwrap_or(false) {
         working.push(Feature::MultishotReceive);
     }
@@ -69,7 +68,7 @@ pub(super) fn try_all(ring: &mut IoUring) -> Vec<Feature> {
     working
 }
 
-/// One request accepts a connection and says that it goes on.
+/// Whether one request accepts a connection and stays armed.
 fn accepts_repeatedly(ring: &mut IoUring) -> io::Result<bool> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC);
@@ -86,8 +85,8 @@ fn accepts_repeatedly(ring: &mut IoUring) -> io::Result<bool> {
     Ok(cqueue::more(completion.flags()))
 }
 
-/// One request receives a message into a buffer of the kernel's choice, with the descriptor that
-/// came along, and says that it goes on.
+/// Whether one request receives a message with its descriptor into a buffer chosen by the kernel
+/// and stays armed.
 fn receives_repeatedly(ring: &mut IoUring, buffers: &Buffers) -> io::Result<bool> {
     let kind = (AddressFamily::Unix, SockType::SeqPacket);
     let (near, far) = socketpair(kind.0, kind.1, None, SockFlag::SOCK_CLOEXEC)?;
@@ -119,7 +118,7 @@ fn receives_repeatedly(ring: &mut IoUring, buffers: &Buffers) -> io::Result<bool
         && cqueue::more(completion.flags()))
 }
 
-/// The descriptor in a control message, whose layout is its length, level, type and content.
+/// The descriptor in a control message, which consists of length, level, type and content.
 fn passed_descriptor(control: &[u8]) -> Option<RawFd> {
     let word = |at: usize| {
         let at = size_of::<usize>() + at * size_of::<RawFd>();
@@ -129,7 +128,7 @@ fn passed_descriptor(control: &[u8]) -> Option<RawFd> {
     (word(0)? == libc::SOL_SOCKET && word(1)? == libc::SCM_RIGHTS).then(|| word(2))?
 }
 
-/// Ends all requests of the ring; to have found none is as good.
+/// Cancels all requests of the ring; finding none is a success.
 fn cancel_everything(ring: &IoUring) -> io::Result<()> {
     let patience = Timespec::new().sec(1);
     let cancelled = ring.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
@@ -146,8 +145,8 @@ fn push(ring: &mut IoUring, request: &squeue::Entry) -> io::Result<()> {
     pushed.map_err(|_| io::ErrorKind::WouldBlock.into())
 }
 
-/// The next completion of one request, or none within a second; those of an earlier trial's
-/// request, which ends with one, are passed by.
+/// The next completion of one request, within a second. The final completion of an earlier trial's
+/// request is skipped.
 fn completion_of(ring: &mut IoUring, request: u64) -> io::Result<Option<cqueue::Entry>> {
     let patience = Timespec::new().sec(1);
     let arguments = SubmitArgs::new().timespec(&patience);
@@ -165,7 +164,7 @@ fn completion_of(ring: &mut IoUring, request: u64) -> io::Result<Option<cqueue::
 }
 
 fn adopt(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just given this descriptor to us and to nobody else.
+    // SAFETY: the kernel has just returned this descriptor, so it has no other owner.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
@@ -175,7 +174,7 @@ struct Buffers {
     room: Box<[u8; BUFFER_BYTES as usize]>,
 }
 
-/// Aligned to the largest page there is, as a buffer ring must be to a page.
+/// Aligned to the largest page size, because a buffer ring must be page-aligned.
 #[repr(align(65536))]
 struct Page([u8; 65536]);
 
@@ -183,7 +182,7 @@ impl Buffers {
     fn new() -> Self {
         let mut room = Box::new([0; BUFFER_BYTES as usize]);
         let mut ring = Box::new(Page([0; 65536]));
-        // The first entry: address, length, number 0; in its last two bytes, the ring's tail.
+        // The first entry: address, length and number 0; its last two bytes are the ring's tail.
         let address = room.as_mut_ptr().expose_provenance() as u64;
         ring.0[..8].copy_from_slice(&address.to_ne_bytes());
         ring.0[8..12].copy_from_slice(&u32::from(BUFFER_BYTES).to_ne_bytes());
@@ -196,7 +195,7 @@ impl Buffers {
         let submitter = ring.submitter();
         crate::ring::without_hurry(|| {
             // SAFETY: the page holds more than two entries, and stays until the group is
-            // unregistered or, where that fails, for ever; nobody touches it meanwhile.
+            // unregistered or, where that fails, for ever; no other code accesses it.
             unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }
         })
     }

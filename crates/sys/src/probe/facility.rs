@@ -1,4 +1,4 @@
-//! What a run needs of the kernel beside io_uring, each tried once.
+//! Kernel facilities that a run needs in addition to io_uring, each tried once.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ use crate::signal::Signals;
 use crate::waker::Waker;
 use crate::{fdpass, process};
 
-/// Something that a run cannot do without.
+/// A facility that a run cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Facility {
     /// Waiting for workers and channels.
@@ -26,7 +26,7 @@ pub enum Facility {
     Signalfd,
     /// Watching a process.
     Pidfd,
-    /// Counters that two processes share.
+    /// Counters shared by two processes.
     Memfd,
     /// Channels that carry descriptors.
     SocketPair,
@@ -35,7 +35,7 @@ pub enum Facility {
 }
 
 impl Facility {
-    /// All of them.
+    /// All facilities.
     pub const ALL: [Self; 7] = [
         Self::Epoll,
         Self::Eventfd,
@@ -46,7 +46,7 @@ impl Facility {
         Self::Process,
     ];
 
-    /// What it is called.
+    /// Display name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Facility {
     /// Tries it.
     ///
     /// # Errors
-    /// It does not work here.
+    /// It does not work on this machine.
     pub fn attempt(self) -> Result<()> {
         match self {
             Self::Epoll => Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
@@ -82,7 +82,7 @@ impl Facility {
     }
 }
 
-/// Starts this program, which says its version and ends.
+/// Starts this program with the option that prints its version.
 fn attempt_process() -> Result<()> {
     let failed = |errno| Error::system("start this program again (fork, exec)", errno);
     let mut command = Command::new(own_program());
@@ -91,7 +91,7 @@ fn attempt_process() -> Result<()> {
     if status.success() { Ok(()) } else { Err(failed(Errno::ENOEXEC)) }
 }
 
-/// Whether this process may choose the CPU that a thread of it runs on.
+/// Whether this process may pin its threads.
 #[must_use]
 pub fn may_pin() -> bool {
     // SAFETY: a set of CPUs is plain numbers, for which all bits zero are none.
@@ -107,7 +107,7 @@ pub fn may_pin() -> bool {
     result == 0
 }
 
-/// Whether rings count against the limit of locked memory here. For a process without other
+/// Whether rings count against the limit of locked memory. Use it only in a process without other
 /// threads.
 #[must_use]
 pub fn counts_locked_memory() -> bool {

@@ -1,7 +1,7 @@
-//! The environment of a new process, laid out before that process exists.
+//! The environment of a new process, prepared before the fork.
 //!
-//! Owns the block of `NAME=value` strings and the one value that only the new process knows, its
-//! own id. Allocates nothing between fork and exec.
+//! Owns the block of `NAME=value` strings and the one value that is known only in the new process,
+//! its pid. Allocates nothing between fork and exec.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsString, c_char};
@@ -11,31 +11,32 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nix::errno::Errno;
 
-/// Room for the digits of any process id.
+/// Maximum number of digits of a pid.
 const DIGITS_MAX: usize = 10;
 
 unsafe extern "C" {
-    /// What `execvp(3)` gives to the new program, and where it looks for `PATH` (`environ(7)`).
+    /// Where `execvp(3)` takes the environment of the new program and looks for `PATH`
+    /// (`environ(7)`).
     static mut environ: *const *const c_char;
 }
 
-/// An environment, ready to be used after a fork.
+/// An environment, ready for use after a fork.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// Each `NAME=value` with its final zero.
+    /// The `NAME=value` strings with their final zeros.
     strings: Vec<Vec<u8>>,
-    /// Where they lie, and a null at the end; filled in by [`install`](Self::install).
+    /// Pointers to the strings and a final null; filled in by [`install`](Self::install).
     places: Vec<AtomicPtr<c_char>>,
-    /// Of the string that gets the process id: which one it is, and where its value begins.
+    /// The string that gets the pid, and the offset of its value.
     own_id: Option<(usize, usize)>,
 }
 
 impl Block {
     /// This process's environment without the variables `removed`, with others added or replaced.
-    /// The value of `own_id` is going to be the id of the new process.
+    /// The value of `own_id` will be the pid of the new process.
     ///
     /// # Errors
-    /// EINVAL for a name or value that cannot be one.
+    /// EINVAL for an invalid name or value.
     pub(super) fn new(
         removed: &[OsString],
         added: Vec<(OsString, OsString)>,
@@ -71,8 +72,8 @@ impl Block {
         Ok(Self { strings, places, own_id: place })
     }
 
-    /// Makes this the environment of the present process, a new one that has no other thread.
-    /// Only writes to memory that is there already, as is required between fork and exec.
+    /// Installs this environment in the current process, a new one with a single thread. It only
+    /// writes to existing memory, as required between fork and exec.
     pub(super) fn install(&mut self, own_id: u32) {
         if let Some((string, value)) = self.own_id {
             write_decimal(&mut self.strings[string][value..], own_id);
@@ -80,14 +81,14 @@ impl Block {
         for (place, string) in self.places.iter().zip(&mut self.strings) {
             place.store(string.as_mut_ptr().cast(), Ordering::Relaxed);
         }
-        // SAFETY: nobody else runs in this process, so nobody reads it meanwhile. An AtomicPtr is
-        // laid out as a pointer, the last one is null, and all of it lives until the exec, or the
-        // process's end.
+        // SAFETY: this process has no other thread, so there is no concurrent reader. An AtomicPtr
+        // is laid out as a pointer, the last one is null, and all of it lives until the exec, or
+        // the process's end.
         unsafe { environ = self.places.as_ptr().cast() };
     }
 }
 
-/// Writes digits and a zero behind them. There is room for both.
+/// Writes digits and a final zero, for which there is room.
 fn write_decimal(into: &mut [u8], number: u32) {
     let mut digits = [0; DIGITS_MAX];
     let (mut rest, mut count) = (number, 0);

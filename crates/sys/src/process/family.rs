@@ -1,4 +1,4 @@
-//! Where this program's file is, and children that it has not started itself.
+//! The path of this program's file, and children that this process did not start.
 
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::libc;
 
-/// What the kernel calls the file of the running program.
+/// The kernel's link to the file of the running program.
 const LINK: &str = "/proc/self/exe";
 
-/// The file of the running program. Where /proc is not mounted, it is the path that the program
-/// was started by, which may mean another file by now.
+/// The file of the running program. If /proc is not mounted, the path by which it was started,
+/// which may name another file by now.
 #[must_use]
 pub fn own_program() -> PathBuf {
     let link = PathBuf::from(LINK);
@@ -21,7 +21,7 @@ pub fn own_program() -> PathBuf {
     started_by().unwrap_or(link)
 }
 
-/// The path that was executed (`getauxval(3)`), from the root.
+/// The absolute path that was executed (`getauxval(3)`).
 pub(super) fn started_by() -> Option<PathBuf> {
     // SAFETY: the call takes a number and reads what the kernel has left at the start.
     let address = unsafe { libc::getauxval(libc::AT_EXECFN) };
@@ -34,10 +34,10 @@ pub(super) fn started_by() -> Option<PathBuf> {
     std::path::absolute(Path::new(OsStr::from_bytes(name.to_bytes()))).ok()
 }
 
-/// Reaps the children of the calling thread that have ended, and counts them. With the workers
-/// started by another thread these are what the process did not start: orphans, if it is the init
-/// process of a container (PID 1), and what it had before its exec. For the main thread, which the
-/// kernel gives them to.
+/// Reaps the calling thread's children that have ended, and counts them. Workers are started by
+/// another thread, so these are processes that this one did not start: orphans, if it is the init
+/// process of a container (PID 1), and children from before its exec. Call it in the main thread,
+/// to which the kernel assigns them.
 pub fn reap_orphans() -> usize {
     let mut reaped = 0;
     loop {

@@ -1,7 +1,7 @@
-//! Who a new process is, and what it may still do.
+//! The user, groups and capabilities of a new process.
 //!
-//! Owns the order in which rights are given up: each step needs a right that a later one takes.
-//! Allocates nothing, as is required between fork and exec.
+//! Owns the order in which privileges are dropped: each step needs one that a later step drops.
+//! Allocates nothing, as required between fork and exec.
 
 use std::io;
 
@@ -10,24 +10,24 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-/// Numbers beyond the last capability that any kernel knows.
+/// Larger than the highest capability of any kernel.
 const CAPABILITIES_MAX: libc::c_ulong = 64;
 /// `_LINUX_CAPABILITY_VERSION_3`, with two words of each set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// Who it becomes.
+/// The identity to take.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Identity {
     pub(super) user: Option<u32>,
     pub(super) group: Option<u32>,
-    /// It is in no other group.
+    /// Drop all supplementary groups.
     pub(super) drops_groups: bool,
-    /// It keeps no capability, and no program that it executes gives it any.
+    /// Drop all capabilities, and gain none by an exec.
     pub(super) confined: bool,
 }
 
 impl Identity {
-    /// Becomes it.
+    /// Takes the identity.
     pub(super) fn assume(self) -> io::Result<()> {
         if self.confined {
             drop_bounding_set();
@@ -49,8 +49,8 @@ impl Identity {
     }
 }
 
-/// Without the right to do so, or beyond the last one, nothing changes; then it only could have
-/// helped programs that give capabilities, which nothing that is confined can use.
+/// Errors are ignored: without the permission, or beyond the last capability, nothing changes. The
+/// bounding set only affects programs that grant capabilities, which a confined process cannot use.
 fn drop_bounding_set() {
     for capability in 0..CAPABILITIES_MAX {
         // SAFETY: prctl takes numbers here.

@@ -1,7 +1,7 @@
-//! The standard streams of a new process, and this process's ends of those that are pipes.
+//! The standard streams of a new process, and this process's ends of the pipes among them.
 //!
-//! Owns that a worker which runs as another user can open its own streams again by name
-//! (`/dev/stdout`): a pipe has an owner, and is opened only by who may write to it.
+//! Owns the ownership of the pipes: a worker that runs as another user must be able to open its own
+//! streams by name (`/dev/stdout`), and only a user with write permission can open a pipe.
 
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
@@ -12,12 +12,12 @@ use nix::unistd::{Gid, Uid, fchown, pipe2};
 
 use super::Stream;
 
-/// Both sides of the streams.
+/// Both ends of the streams.
 #[derive(Debug)]
 pub(super) struct Pipes {
-    /// What the new process gets as standard input, output and error.
+    /// Standard input, output and error of the new process.
     pub(super) theirs: [Stdio; 3],
-    /// What is read of standard output and error here, where these are pipes.
+    /// Reading ends of standard output and error, if they are pipes.
     pub(super) ours: [Option<OwnedFd>; 2],
 }
 
@@ -25,7 +25,7 @@ impl Pipes {
     /// Streams for a process of this user and group.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub(super) fn new(
         streams: [Stream; 3],
         user: Option<u32>,
@@ -50,7 +50,7 @@ fn outward(
     let Stream::Pipe = stream else { return Ok((plain(stream), None)) };
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     if user.is_some() || group.is_some() {
-        // Without the right to give it away it still works as the stream that it is.
+        // Without the permission for this, the stream still works.
         let _ = fchown(&writer, user.map(Uid::from_raw), group.map(Gid::from_raw));
     }
     Ok((Stdio::from(writer), Some(reader)))

@@ -1,4 +1,4 @@
-//! Processes started with streams, places and identities of their own.
+//! Processes with their own streams, directories and identities.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,7 @@ fn shell<'a>(script: &str) -> Launch<'a> {
     }
 }
 
-/// What it says on standard output, and how it ends.
+/// Its standard output, and how it ended.
 fn run(launch: Launch<'_>) -> (String, Ending) {
     let mut started = launch.start().expect("there is a shell");
     let mut text = String::new();
@@ -54,7 +54,7 @@ fn a_process_is_told_its_own_id_before_it_runs() {
 #[test]
 fn a_process_in_a_group_of_its_own_has_no_signals_blocked() {
     let blocked = |own_group| {
-        // Not by way of a shell, which might change it.
+        // Not through a shell, which might change the environment.
         let program = "/bin/grep".into();
         let arguments = vec!["SigBlk".into(), "/proc/self/status".into()];
         let (text, _) = run(Launch { own_group, program, arguments, ..shell("") });
@@ -113,7 +113,7 @@ fn somebody_else_has_no_groups_of_ours() {
 #[test]
 fn what_is_confined_keeps_no_right_and_gets_none() {
     if !geteuid().is_root() {
-        eprintln!("not tested: only root can become somebody else");
+        eprintln!("not tested: only root can change its user");
         return;
     }
     let program: PathBuf = "/bin/grep".into();
@@ -141,7 +141,7 @@ fn what_is_confined_keeps_no_right_and_gets_none() {
 #[test]
 fn a_process_gets_no_descriptor_that_is_not_its_own() {
     let leak = std::fs::File::open("/dev/null").expect("it is there");
-    // As from a parent, or a library: nothing marks it as ours alone.
+    // As inherited from a parent or opened by a library: not marked close-on-exec.
     fcntl(&leak, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
     let own = UnixStream::pair().expect("a pair").0;
     let number = own.as_raw_fd();
@@ -161,7 +161,7 @@ fn a_signal_from_afar_ends_it_and_comes_too_late_afterwards() {
     remote.signal(Signal::SIGKILL).expect("it is our child");
     let status = started.process.child.wait().expect("it is our child");
     assert_eq!(Ending::from(status), Ending::Signal(9));
-    remote.signal(Signal::SIGKILL).expect("nobody is there any more");
+    remote.signal(Signal::SIGKILL).expect("signalling an ended process succeeds");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_leading_process_has_a_session_too() {
 #[test]
 fn a_pipe_belongs_to_the_user_who_prints_into_it() {
     if !geteuid().is_root() {
-        eprintln!("not tested: only root may start others as somebody else");
+        eprintln!("not tested: only root may start processes as another user");
         return;
     }
     let another = Launch { user: Some(54_321), group: Some(54_321), ..shell("echo > /dev/stdout") };

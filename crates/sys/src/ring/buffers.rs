@@ -1,7 +1,7 @@
-//! A group of receive buffers that the kernel picks from (a provided buffer ring, 5.19+).
+//! A group of receive buffers from which the kernel picks (a provided buffer ring, Linux 5.19).
 //!
-//! Owns the memory. A buffer is either offered (the kernel may write into it) or held (we may
-//! read it); a [`BufferId`] exists only while it is held.
+//! Owns the memory. A buffer is either offered (the kernel may write to it) or held (this process
+//! may read it); a [`BufferId`] exists only while it is held.
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -18,14 +18,14 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use crate::engine::event::BufferId;
 use crate::error::{Error, Result, errno_of};
 
-/// How many buffers of which size, under which number.
+/// Shape of a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupShape {
-    /// The group's number, unique in its ring.
+    /// Id of the group, unique in its ring.
     pub(super) group: u16,
-    /// A power of two up to 32768.
+    /// Number of buffers: a power of two up to 32768.
     pub(super) count: u16,
-    /// Bytes of each buffer.
+    /// Size of each buffer in bytes.
     pub(super) buffer_bytes: u32,
 }
 
@@ -50,16 +50,16 @@ pub(super) struct BufferGroup {
 unsafe impl Send for BufferGroup {}
 
 impl BufferGroup {
-    /// Maps the memory and registers the group, offering nothing yet.
+    /// Maps the memory and registers the group without offering any buffer.
     ///
     /// # Errors
-    /// Too little memory, or a kernel before 5.19.
+    /// Memory is exhausted, or the kernel is older than 5.19.
     pub(super) fn register(ring: &IoUring, shape: GroupShape) -> Result<Self> {
         let entries = Mapping::new(usize::from(shape.count) * size_of::<BufRingEntry>())?;
         let data = Mapping::new(usize::from(shape.count) * shape.buffer_bytes as usize)?;
         let address = entries.address.as_ptr() as u64;
         let submitter: Submitter<'_> = ring.submitter();
-        // What a ring that has just been given up had locked counts for a moment longer.
+        // Locked memory of a ring just dropped stays counted for a moment.
         let registered = without_hurry(|| {
             // SAFETY: the entries are mapped, page-aligned and outlive the ring, since the ring
             // that holds this group is torn down first.
@@ -72,17 +72,17 @@ impl BufferGroup {
         Ok(Self { shape, entries, data, tail: 0, offered: 0, held_back })
     }
 
-    /// The group's number.
+    /// Id of the group.
     pub(super) fn group(&self) -> u16 {
         self.shape.group
     }
 
-    /// How many buffers the kernel may fill now.
+    /// Number of buffers that the kernel may fill now.
     pub(super) fn offered(&self) -> u16 {
         self.offered
     }
 
-    /// Offers held-back buffers until the kernel has `target` of them, as far as there are any.
+    /// Offers held-back buffers until the kernel has `target`, as far as there are any.
     pub(super) fn offer_up_to(&mut self, target: u16) {
         let before = self.offered;
         while self.offered < target {
@@ -96,7 +96,7 @@ impl BufferGroup {
         }
     }
 
-    /// The kernel has filled a buffer: from now on it is held.
+    /// Records that the kernel has filled a buffer, which is held from now on.
     pub(super) fn take(&mut self, number: u16) -> BufferId {
         self.offered = self.offered.saturating_sub(1);
         BufferId(number)
@@ -114,7 +114,7 @@ impl BufferGroup {
         unsafe { slice::from_raw_parts(address.as_ptr(), length.min(size)) }
     }
 
-    /// Keeps a held buffer back until [`BufferGroup::offer_up_to`] wants it.
+    /// Holds a buffer back until [`BufferGroup::offer_up_to`] needs it.
     pub(super) fn hold_back(&mut self, buffer: BufferId) {
         self.held_back.push(buffer.0);
     }
@@ -133,8 +133,8 @@ impl BufferGroup {
         let mut entry = unsafe { base.add(place) };
         let offset = usize::from(number) * self.shape.buffer_bytes as usize;
         let address = self.data.address.as_ptr() as u64 + offset as u64;
-        // SAFETY: the entry at the tail is ours until the tail is published; nobody else in this
-        // process refers to it.
+        // SAFETY: the entry at the tail is ours until the tail is published; there is no other
+        // reference to it in this process.
         let entry = unsafe { entry.as_mut() };
         entry.set_addr(address);
         entry.set_len(self.shape.buffer_bytes);

@@ -1,8 +1,8 @@
-//! An io_uring that owns what the kernel is using: buffers and messages are lent to it and come
-//! back with the completion, so that no caller can free them too early.
+//! An io_uring that owns the memory the kernel is using: buffers and messages are lent to it and
+//! come back with the completion, so callers cannot free them too early.
 //!
-//! One ring belongs to one thread (SINGLE_ISSUER, DEFER_TASKRUN; Linux 6.1). Completions are
-//! collected first and handled afterwards, so handlers never recurse into the ring.
+//! A ring belongs to one thread (SINGLE_ISSUER, DEFER_TASKRUN; Linux 6.1). Completions are
+//! collected first and handled afterwards, so handlers never re-enter the ring.
 
 mod buffers;
 mod operations;
@@ -31,15 +31,15 @@ pub(crate) use shape::without_hurry;
 pub use shape::{RingShape, limit_locked_bytes};
 use shape::{group_bytes, locked_bytes_max};
 
-/// Receive buffers for connections, each for one chunk.
+/// Receive buffers for connections, one chunk each.
 const DATA_GROUP: GroupShape =
     GroupShape { group: 1, count: 512, buffer_bytes: CHUNK_BYTES as u32 };
-/// The same where locked memory is scarce: one page of it.
+/// The same where locked memory is scarce: one page of buffer entries.
 const SMALL_DATA_GROUP: GroupShape = GroupShape { count: 256, ..DATA_GROUP };
 /// Receive buffers for messages with descriptors.
 const MESSAGE_GROUP: GroupShape = GroupShape { group: 2, count: 64, buffer_bytes: 1024 };
 
-/// How long a ring that is dropped waits for its last operations, each time it looks.
+/// Timeout of each wait for the last operations of a dropped ring.
 const LAST_WAIT_NS: u64 = 5_000_000;
 
 /// A ring and everything lent to it.
@@ -52,23 +52,23 @@ pub struct Ring {
     inbox_header: Box<libc::msghdr>,
     sends: Slab<(Key, Vec<u8>)>,
     messages_out: Slab<(Key, Box<OutgoingMessage>)>,
-    /// Entries that found the queue full, in the pieces that must stay together.
+    /// Entries for which the queue was full, grouped into chains that must not be split.
     deferred: VecDeque<Box<[squeue::Entry]>>,
-    /// Completions still to come until all messages have gone and their descriptors are closed.
+    /// Outstanding completions until all messages are sent and their descriptors closed.
     steps: usize,
-    /// What completed while nobody wanted events.
+    /// Completions that arrived outside of `wait` and `turn`.
     early: Vec<Event>,
-    /// Kept for its memory.
+    /// Kept to reuse its allocation.
     chain: Vec<squeue::Entry>,
     in_kernel: u64,
-    /// When the armed alarm ends a wait, if one is armed.
+    /// Time of the armed alarm.
     alarm_ns: Option<u64>,
-    /// What the kernel reads when it takes the entry of an alarm.
+    /// Memory that the kernel reads when it takes an alarm's entry.
     alarm_time: Box<Timespec>,
     overflows: u64,
 }
 
-/// The ring proper; a wrapper only because `IoUring` does not implement `Debug`.
+/// A wrapper because `IoUring` does not implement `Debug`.
 struct Uring(IoUring);
 
 impl std::fmt::Debug for Uring {
@@ -78,8 +78,8 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Ring {
-    /// Creates a ring for the calling thread. Where the memory that may be locked does not suffice,
-    /// its queues are smaller.
+    /// Creates a ring for the calling thread, with smaller queues if the limit of locked memory
+    /// requires it.
     ///
     /// # Errors
     /// io_uring is refused (seccomp, `kernel.io_uring_disabled`) or too old (before 6.1).
@@ -105,10 +105,10 @@ impl Ring {
         })
     }
 
-    /// Makes the ring able to receive bytes into its own buffers.
+    /// Enables receiving bytes into the ring's buffers.
     ///
     /// # Errors
-    /// Too little memory.
+    /// Memory is exhausted.
     pub fn with_data_buffers(mut self) -> Result<Self> {
         let fits = group_bytes(DATA_GROUP.count) <= locked_bytes_max() / 8;
         let shape = if fits { DATA_GROUP } else { SMALL_DATA_GROUP };
@@ -118,22 +118,22 @@ impl Ring {
         Ok(self)
     }
 
-    /// Makes the ring able to receive messages with descriptors. No message is received before
+    /// Enables receiving messages with descriptors. None is received before
     /// [`Ring::offer_messages`] allows it.
     ///
     /// # Errors
-    /// Too little memory.
+    /// Memory is exhausted.
     pub fn with_message_buffers(mut self) -> Result<Self> {
         self.messages_in = Some(BufferGroup::register(&self.uring.0, MESSAGE_GROUP)?);
         Ok(self)
     }
 
-    /// Makes a descriptor that becomes readable when something has completed, for an epoll set
-    /// that is to watch the ring among others. The ring's own descriptor does not serve: deferred
-    /// task work does not wake those who poll it.
+    /// Creates a descriptor that becomes readable on completions, for watching the ring in an epoll
+    /// set. The ring's own descriptor does not work, because deferred task work does not wake its
+    /// pollers.
     ///
     /// # Errors
-    /// Too few descriptors.
+    /// Descriptors are exhausted.
     pub fn notifier(&self) -> Result<Waker> {
         let failed = |errno| Error::system("create a notifier for the io_uring", errno);
         let notifier = Waker::new()?;
@@ -142,27 +142,26 @@ impl Ring {
         Ok(notifier)
     }
 
-    /// What a ring of this shape counts as locked memory, with both kinds of buffers.
+    /// Locked memory of a ring of this shape with both kinds of buffers.
     #[must_use]
     pub fn locked_bytes(shape: RingShape) -> u64 {
         shape.locked_bytes() + group_bytes(DATA_GROUP.count) + group_bytes(MESSAGE_GROUP.count)
     }
 
-    /// How often the completion queue was too small.
+    /// Number of times that the completion queue overflowed.
     #[must_use]
     pub fn overflows(&self) -> u64 {
         self.overflows
     }
 
-    /// Hands everything prepared to the kernel, waits until something has completed or the clock
-    /// (CLOCK_MONOTONIC) shows `deadline_ns`, and appends all completions to `events`. It may also
-    /// end without one before its time.
+    /// Submits all entries, waits until something completes or CLOCK_MONOTONIC reaches
+    /// `deadline_ns`, and appends all completions to `events`. It may return early without one.
     ///
-    /// The deadline is an operation of its own that outlives the wait: as long as deadlines only
-    /// move away, which is so while there is work, no timer is set or cleared.
+    /// The deadline is a separate operation that outlives the wait: under load deadlines only move
+    /// later, so no timer is set or cleared.
     ///
     /// # Errors
-    /// The ring is unusable, which nothing short of a kernel defect causes.
+    /// The ring is unusable, which only a kernel defect causes.
     pub fn wait(&mut self, events: &mut Vec<Event>, deadline_ns: Option<u64>) -> Result<()> {
         if let Some(deadline_ns) = deadline_ns {
             self.set_alarm(deadline_ns);
@@ -170,8 +169,7 @@ impl Ring {
         self.enter(events, 1)
     }
 
-    /// Hands everything prepared to the kernel and appends all completions to `events`, without
-    /// waiting for any.
+    /// Submits all entries and appends all completions to `events`, without waiting.
     ///
     /// # Errors
     /// As [`Ring::wait`].
@@ -179,16 +177,16 @@ impl Ring {
         self.enter(events, 0)
     }
 
-    /// Enters the kernel until all messages have gone with their descriptors closed, or have not
-    /// gone, and so many other things have completed. The kernel runs a step of a chain each time
-    /// that it looks for completions, so without being asked to wait for them it would leave most
-    /// closes to later entries; and a connection cannot end while a copy of it is open here.
+    /// Enters the kernel until all messages are either sent with their descriptors closed or
+    /// refused, and `others` other operations have completed. The kernel advances chains only when
+    /// it looks for completions, so without waiting it would leave most closes to later calls; and
+    /// a connection cannot end while a copy is open here.
     fn enter(&mut self, events: &mut Vec<Event>, others: usize) -> Result<()> {
         let mut others = if self.early.is_empty() { others } else { 0 };
         events.append(&mut self.early);
         loop {
             self.flush_deferred();
-            // What the kernel has not been given cannot complete.
+            // Entries that were not submitted cannot complete.
             let steps = if self.deferred.is_empty() { self.steps } else { 0 };
             let entered = self.uring.0.submit_and_wait(steps + others);
             self.entered(events, entered)?;
@@ -202,8 +200,8 @@ impl Ring {
     fn entered(&mut self, events: &mut Vec<Event>, entered: io::Result<usize>) -> Result<()> {
         self.note_overflow();
         match entered.map_err(|error| errno_of(&error)) {
-            // EINTR: a signal came. EBUSY: completions must be collected before more can be
-            // submitted. EAGAIN: short of memory for a moment.
+            // EINTR: a signal. EBUSY: completions must be collected before more can be submitted.
+            // EAGAIN: temporarily out of memory.
             Ok(_) | Err(Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
             Err(errno) => return Err(Error::system("enter the io_uring", errno)),
         }
@@ -211,8 +209,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands everything prepared to the kernel without waiting. Messages that it sends thereby have
-    /// gone when it returns, their descriptors are closed.
+    /// Submits all entries without waiting. On return, its messages are sent and their descriptors
+    /// closed.
     pub fn submit(&mut self) {
         self.flush_deferred();
         if self.steps > 0 {
@@ -221,7 +219,7 @@ impl Ring {
             self.early = early;
             return;
         }
-        // A failure leaves the entries queued; the next wait reports what is wrong with the ring.
+        // On failure the entries stay queued, and the next wait reports the problem.
         let _ = self.uring.0.submit();
     }
 
@@ -231,21 +229,21 @@ impl Ring {
         self.data.as_ref().map_or(&[], |group| group.bytes(&chunk.buffer, chunk.length as usize))
     }
 
-    /// Gives a chunk's buffer back to the kernel.
+    /// Returns a chunk's buffer to the kernel.
     pub fn recycle(&mut self, chunk: Chunk) {
         if let Some(group) = &mut self.data {
             group.recycle(chunk.buffer);
         }
     }
 
-    /// Lets the kernel receive messages until `target` of them are unopened.
+    /// Allows messages to be received until `target` of them are unopened.
     pub fn offer_messages(&mut self, target: u16) {
         if let Some(group) = &mut self.messages_in {
             group.offer_up_to(target);
         }
     }
 
-    /// How many messages the kernel may receive now.
+    /// Number of messages that the kernel may receive now.
     #[must_use]
     pub fn messages_offered(&self) -> u16 {
         self.messages_in.as_ref().map_or(0, BufferGroup::offered)
@@ -257,8 +255,7 @@ impl Ring {
         }
     }
 
-    /// Moves entries that found the submission queue full into it, as far as the kernel makes
-    /// room.
+    /// Moves deferred entries to the submission queue, as far as it has room.
     fn flush_deferred(&mut self) {
         let mut tried = false;
         while let Some(chain) = self.deferred.front() {
@@ -277,13 +274,13 @@ impl Ring {
     fn collect(&mut self, events: &mut Vec<Event>) {
         loop {
             let before = events.len();
-            // Taken one at a time because turning an entry into an event needs the whole ring.
+            // One at a time, because turning an entry into an event needs the whole ring.
             while let Some(entry) = self.next_entry() {
                 if let Some(event) = self.restore(&entry) {
                     events.push(event);
                 }
             }
-            // Completions that overflowed reach the queue only by entering the kernel again.
+            // Overflowed completions reach the queue only on the next entry into the kernel.
             let overflowed = self.uring.0.submission().cq_overflow();
             if !overflowed || events.len() == before || self.uring.0.submit().is_err() {
                 return;
@@ -307,13 +304,13 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// Ends every operation before the memory it uses goes away. The kernel tears a ring down in
-    /// the background; an armed accept would keep the port busy until then.
+    /// Ends every operation before its memory is freed. The kernel tears rings down in the
+    /// background, and an armed accept would keep the port busy until then.
     fn drop(&mut self) {
         self.deferred.clear();
-        // Those that were deferred will not come, and nobody waits for the others one by one.
+        // Deferred entries will not complete, and the others are awaited as a whole.
         self.steps = 0;
-        // It may have been among them, and without one the waits below might not end.
+        // The alarm may have been deferred, and without one the waits below might not end.
         self.alarm_ns = None;
         let _ = self.uring.0.submit();
         let everything = CancelBuilder::any();
@@ -327,9 +324,9 @@ impl Drop for Ring {
             }
         }
         let nothing_left = matches!(&cancelled, Err(error) if errno_of(error) == Errno::ENOENT);
-        // Nobody knows whether the descriptors of a message without an answer are closed already.
+        // Without a completion it is unknown whether a message's descriptors are closed.
         if self.in_kernel > 0 && (!nothing_left || !self.messages_out.is_empty()) {
-            // Memory that the kernel may still write to is given up rather than freed.
+            // Memory that the kernel may still write to is leaked rather than freed.
             std::mem::forget(std::mem::take(&mut self.sends));
             std::mem::forget(std::mem::take(&mut self.messages_out));
             std::mem::forget(self.data.take());
@@ -338,8 +335,8 @@ impl Drop for Ring {
     }
 }
 
-/// Tries smaller queues where memory is short. A ring that has just been given up counts for a
-/// moment longer, so the smallest ones are tried for a while.
+/// Tries smaller queues when memory is short. A ring just dropped stays counted for a moment, so
+/// the smallest size is retried for a while.
 fn build_some(shape: RingShape) -> io::Result<IoUring> {
     let groups = group_bytes(DATA_GROUP.count) + group_bytes(MESSAGE_GROUP.count);
     let mut shape = shape.within(locked_bytes_max().saturating_sub(groups));
@@ -356,7 +353,7 @@ fn build_some(shape: RingShape) -> io::Result<IoUring> {
     }
 }
 
-/// Tries the best flags first and goes without the optional one where the kernel is older.
+/// Tries the best flags first, and drops the optional one on older kernels.
 fn build(shape: RingShape) -> io::Result<IoUring> {
     let attempt = |without_array: bool| {
         let mut builder = IoUring::builder();

@@ -1,4 +1,4 @@
-//! The operations of a ring: how each is asked for, and what its completion means.
+//! The operations of a ring: their submission, and the meaning of their completions.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::clock::monotonic_ns;
 use crate::engine::{Chunk, Event, Key, Opened, Outcome, OutgoingMessage, SealedMessage};
 use crate::fdpass::{ControlSpace, adopt_descriptors};
 
-/// What a completion completes. Zero is kept free so that a forgotten token is noticed.
+/// The kind of operation that a completion belongs to. Zero is unused, so that missing user data is
+/// detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Operation {
@@ -31,8 +32,8 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// Whether its completion has to come before the ring's memory can go. A close that succeeds
-    /// has none, and of an alarm the kernel has copied the time.
+    /// Whether the ring's memory must outlive its completion. A successful close has none, and the
+    /// kernel has copied the time of an alarm.
     pub(super) fn is_awaited(self) -> bool {
         !matches!(self, Self::Quiet | Self::LastClose | Self::Alarm | Self::MoveAlarm)
     }
@@ -103,19 +104,18 @@ impl Ring {
         self.push(Operation::Receive, key, entry);
     }
 
-    /// Sends the bytes of `buffer` from `from` on; the buffer comes back with the completion.
+    /// Sends `buffer[from..]`; the buffer comes back with the completion.
     ///
     /// # Panics
-    /// When `from` lies past the end of the buffer.
+    /// If `from` is beyond the end of the buffer.
     pub fn send(&mut self, key: Key, socket: BorrowedFd<'_>, buffer: Vec<u8>, from: usize) {
-        // MSG_WAITALL makes the ring itself go on after a partial send.
+        // MSG_WAITALL makes the kernel continue after a partial send.
         self.push_send(key, socket, buffer, from, libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
     }
 
-    /// Sends the bytes of `buffer` and closes `socket`, in the same entry into the kernel. The
-    /// last bytes wait for the close and leave in one segment with its FIN: one packet less to
-    /// send, and one less for the client to handle. A send that has to wait for room keeps the
-    /// socket alive until it is done.
+    /// Sends `buffer` and closes `socket` in a single entry into the kernel. The last bytes share a
+    /// segment with the FIN, which saves a packet on both sides. If the send has to wait for room,
+    /// the socket stays open until it is done.
     pub fn send_last(&mut self, key: Key, socket: OwnedFd, buffer: Vec<u8>) {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | libc::MSG_MORE;
         self.push_send(key, socket.as_fd(), buffer, 0, flags);
@@ -138,9 +138,9 @@ impl Ring {
         self.push(Operation::Send, place_key(place), entry);
     }
 
-    /// Sends `message` without waiting for room and closes its descriptors if it has gone, all in
-    /// one entry into the kernel. The message comes back with the completions of that entry; one
-    /// that has gone does not end a wait, one that has not does, and brings its descriptors back.
+    /// Sends `message` without blocking and, if it was sent, closes its descriptors, in a single
+    /// entry into the kernel. The message comes back with the completions of that entry. A sent
+    /// message does not end a wait; a refused one does, and brings its descriptors back.
     pub fn send_message(
         &mut self,
         key: Key,
@@ -158,7 +158,7 @@ impl Ring {
             close.user_data(Token::new(Operation::Quiet, Key::default()).0)
         }));
         if chain.len() == 1 {
-            // As with a close: a message that has not gone has one completion more.
+            // As with a close: a refused message has one more completion.
             let nothing = opcode::Nop::new().build().flags(squeue::Flags::SKIP_SUCCESS);
             chain.push(nothing.user_data(Token::new(Operation::Quiet, Key::default()).0));
         }
@@ -172,7 +172,7 @@ impl Ring {
         self.chain = chain;
     }
 
-    /// Sends a remark without waiting for room. Nobody is told what becomes of it.
+    /// Sends `remark` without blocking. Its outcome is not reported.
     pub fn remark(&mut self, socket: BorrowedFd<'_>, remark: &'static [u8]) {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         let length = u32::try_from(remark.len()).expect("remarks are short");
@@ -181,10 +181,10 @@ impl Ring {
         self.push(Operation::Quiet, Key::default(), send);
     }
 
-    /// Receives messages with descriptors until cancelled, failed, or none may be received.
+    /// Receives messages with descriptors until cancelled, failed, or out of buffers.
     ///
     /// # Panics
-    /// When the ring was not made `with_message_buffers`.
+    /// If the ring was not made `with_message_buffers`.
     pub fn receive_messages(&mut self, key: Key, socket: BorrowedFd<'_>) {
         let group = self.messages_in.as_ref().expect("the ring has message buffers").group();
         let flags = u32::try_from(libc::MSG_CMSG_CLOEXEC).expect("message flags are positive");
@@ -194,12 +194,12 @@ impl Ring {
         self.push(Operation::ReceiveMessage, key, entry);
     }
 
-    /// Tells once when `descriptor` has something to read.
+    /// Reports once when `descriptor` is readable.
     pub fn poll_readable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
         self.poll(key, descriptor, libc::POLLIN);
     }
 
-    /// Tells once when `descriptor` has room to write.
+    /// Reports once when `descriptor` is writable.
     pub fn poll_writable(&mut self, key: Key, descriptor: BorrowedFd<'_>) {
         self.poll(key, descriptor, libc::POLLOUT);
     }
@@ -220,19 +220,20 @@ impl Ring {
         self.cancel(Operation::Receive, key);
     }
 
-    /// Cancels the receiving of messages armed under `key`.
+    /// Cancels the receive of messages of `key`.
     pub fn cancel_receive_messages(&mut self, key: Key) {
         self.cancel(Operation::ReceiveMessage, key);
     }
 
-    /// Cancels the wait for a descriptor under `key`.
+    /// Cancels the poll of `key`.
     pub fn cancel_poll(&mut self, key: Key) {
         self.cancel(Operation::Poll, key);
     }
 
-    /// Cancels the send under way under `key`; its buffer comes back with what had gone.
+    /// Cancels the send of `key`; its buffer comes back with the number of bytes sent.
     pub fn cancel_send(&mut self, key: Key) {
-        // A walk over all sends, which only a client that takes nothing of its answer causes.
+        // A search over all sends, which is rare: only a client that does not read its answer
+        // causes it.
         let found = self.sends.iter().find(|(_, (owner, _))| *owner == key);
         if let Some((place, _)) = found {
             self.cancel(Operation::Send, place_key(place));
@@ -245,7 +246,7 @@ impl Ring {
         self.push(Operation::Cancel, key, entry);
     }
 
-    /// Closes a descriptor in the next entry into the kernel, saving a system call.
+    /// Closes a descriptor in the next entry into the kernel, which saves a system call.
     pub fn close(&mut self, descriptor: OwnedFd) {
         let entry = opcode::Close::new(Fd(descriptor.into_raw_fd()))
             .build()
@@ -253,9 +254,9 @@ impl Ring {
         self.push(Operation::Quiet, Key::default(), entry);
     }
 
-    /// Sees to it that waits end at `deadline_ns`, or before. An alarm that goes off earlier stays
-    /// as it is: whoever waits looks at the clock and waits again. The kernel is told how long that
-    /// is, not when: it would take a time of day of a time namespace for one of its own.
+    /// Makes waits end at `deadline_ns` or earlier. An earlier alarm stays: the caller checks the
+    /// clock and waits again. The timeout is relative: the kernel would
+    /// take an absolute time of a time namespace for one outside of it.
     pub(super) fn set_alarm(&mut self, deadline_ns: u64) {
         if self.alarm_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
             return;
@@ -267,15 +268,15 @@ impl Ring {
             let set = opcode::Timeout::new(time).build();
             return self.push(Operation::Alarm, Key::default(), set);
         }
-        // One that has just gone off cannot be moved; its own completion ends the next wait, and
-        // the one after that sets another.
+        // An alarm that has just expired cannot be moved; its completion ends the next wait, and
+        // the one after sets a new alarm.
         let update =
             opcode::TimeoutUpdate::new(Token::new(Operation::Alarm, Key::default()).0, time);
         let update = update.build().flags(squeue::Flags::SKIP_SUCCESS);
         self.push(Operation::MoveAlarm, Key::default(), update);
     }
 
-    /// Takes a message's payload and descriptors out and keeps its buffer back until the next
+    /// Takes the payload and descriptors of a message. Its buffer stays unused until the next
     /// [`Ring::offer_messages`].
     pub fn open_message(
         &mut self,
@@ -307,8 +308,8 @@ impl Ring {
         self.push_chain(&[entry.user_data(Token::new(operation, key).0)]);
     }
 
-    /// Queues entries that belong together: a chain of links ends where an entry into the kernel
-    /// does, so it must not be cut.
+    /// Queues linked entries. A chain ends at the boundary of a submission, so it must not be
+    /// split.
     fn push_chain(&mut self, chain: &[squeue::Entry]) {
         if self.deferred.is_empty() {
             // SAFETY: whatever the entries point to is owned by this ring until their completion,
@@ -322,8 +323,8 @@ impl Ring {
     }
 }
 
-/// Links the send of a message and the closes of its descriptors. If the send fails, nothing is
-/// closed; a close that fails keeps no other from being done. The last of several closes reports.
+/// Links the send of a message to the closes of its descriptors. If the send fails, nothing is
+/// closed; a failed close does not stop the others. Only the last close reports success.
 fn link(chain: &mut [squeue::Entry]) {
     if let [_, _, .., last] = chain {
         let token = Token::new(Operation::LastClose, Key::default()).0;
@@ -339,13 +340,13 @@ fn link(chain: &mut [squeue::Entry]) {
     }
 }
 
-/// Completions that say of a message that it has gone and its descriptors are closed. One with a
-/// single descriptor needs but one: when its send reports, the close is as good as done.
+/// Number of completions after which a message is sent and its descriptors are closed. With a
+/// single descriptor one suffices: when its send reports, the close follows at once.
 fn steps_of(message: &OutgoingMessage) -> usize {
     message.descriptors().clamp(1, 2)
 }
 
-/// Turns a completion into an event; closes and stale tokens turn into nothing.
+/// Turns a completion into an event; closes and stale user data give none.
 pub(super) fn restore(
     ring: &mut Ring,
     token: Token,
@@ -375,8 +376,8 @@ pub(super) fn restore(
                     ring.steps = ring.steps.saturating_sub(1);
                     message.forget_descriptors();
                 }
-                // Its closes report that they were cancelled. That is one completion more than if
-                // it had gone, which is what ends a wait.
+                // The cancelled closes report, which is one completion more than for a sent message
+                // and ends a wait.
                 Err(_) => ring.steps = ring.steps.saturating_sub(steps_of(&message)),
             }
             Event::MessageSent { key, message, outcome: outcome.map(drop) }
@@ -395,8 +396,8 @@ pub(super) fn restore(
             ring.steps = ring.steps.saturating_sub((result != -libc::ECANCELED).into());
             return None;
         }
-        // Only those that failed report: the descriptor or the alarm was gone already, or there was
-        // no room for a remark.
+        // Only failures report: the descriptor or alarm no longer existed, or there was no room for
+        // a remark.
         Operation::Quiet | Operation::MoveAlarm => return None,
     })
 }
@@ -437,14 +438,13 @@ fn message_received(
     }
 }
 
-/// A closed peer is reported by a header that says: no payload, no control data. Its four words
-/// are the lengths of name, control data and payload, and the
-/// flags (`struct io_uring_recvmsg_out`).
+/// A closed peer is reported by a header without payload and control data. Its four words are the
+/// lengths of name, control data and payload, and the flags (`struct io_uring_recvmsg_out`).
 fn is_end_of_messages(buffer: &[u8]) -> bool {
     buffer.len() < 16 || buffer[4..12].iter().all(|byte| *byte == 0)
 }
 
-/// A key that names a place in one of the ring's own tables.
+/// A key that is an index into one of the ring's tables.
 fn place_key(place: usize) -> Key {
     let index = u32::try_from(place).expect("operations under way are bounded far below 2^32");
     Key { index, generation: 0 }

@@ -1,7 +1,7 @@
-//! How large a ring's queues are, what of them counts as locked memory, and how they shrink.
+//! Sizes of a ring's queues, their locked memory, and how they shrink.
 //!
 //! Owns the bound for this process. The kernel counts rings against `RLIMIT_MEMLOCK` of the whole
-//! account where that has no CAP_IPC_LOCK (before Linux 5.12, and again since 6.14).
+//! account unless it has CAP_IPC_LOCK (before Linux 5.12, and again since 6.14).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use nix::errno::Errno;
 use crate::error::errno_of;
 
 const PAGE_BYTES: u64 = 4096;
-/// What the kernel puts in front of the completions, at most.
+/// Maximum size of the kernel's header before the completions.
 const HEADER_BYTES: u64 = 512;
 const SUBMISSION_BYTES: u64 = 64;
 const COMPLETION_BYTES: u64 = 16;
-/// An index for each submission, where the kernel keeps such an array.
+/// Size of an entry of the submission index array, if the kernel has one.
 const INDEX_BYTES: u64 = 4;
 
-/// What a ring of this process may take.
+/// Bound for each ring of this process.
 static BYTES_MAX: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Sizes of a ring's queues.
@@ -27,16 +27,16 @@ static BYTES_MAX: AtomicU64 = AtomicU64::new(u64::MAX);
 pub struct RingShape {
     /// Submissions that can wait for the next entry into the kernel.
     pub submissions: u32,
-    /// Completions that can wait to be handled. Past that the kernel keeps them in its own
-    /// memory, ends multishot operations, and `overflows` counts it.
+    /// Completions that can wait to be handled. Beyond that the kernel keeps them in its own
+    /// memory, ends multishot operations, and counts in `overflows`.
     pub completions: u32,
 }
 
 impl RingShape {
-    /// The smallest that is worth having: two pages.
+    /// The smallest useful size: two pages.
     pub const LEAST: Self = Self { submissions: 64, completions: 128 };
 
-    /// One for accepting: a wake-up can accept a whole backlog, and a smaller queue would end the
+    /// For accepting: a wake-up can accept a whole backlog, and a smaller queue would end the
     /// multishot.
     #[must_use]
     pub fn for_backlog(backlog: u32) -> Self {
@@ -44,7 +44,7 @@ impl RingShape {
         Self { submissions: 256, completions }
     }
 
-    /// What of it counts as locked memory.
+    /// Size of its locked memory.
     #[must_use]
     pub fn locked_bytes(self) -> u64 {
         let (submissions, completions) = (u64::from(self.submissions), u64::from(self.completions));
@@ -52,7 +52,7 @@ impl RingShape {
         pages(rings) + pages(submissions * SUBMISSION_BYTES)
     }
 
-    /// Half of it, but not less than the least.
+    /// Half of it, but at least the smallest.
     #[must_use]
     pub fn halved(self) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl RingShape {
         }
     }
 
-    /// The largest one of halves of it that takes at most this much, or the least.
+    /// Halves it until it fits, or returns the smallest.
     #[must_use]
     pub fn within(self, bytes: u64) -> Self {
         let mut shape = self;
@@ -72,8 +72,8 @@ impl RingShape {
     }
 }
 
-/// Bounds what each ring that this process creates from now on takes of the locked memory, its
-/// receive buffers included: its queues are made smaller, down to a size that is worth having.
+/// Limits the locked memory of each ring created from now on, including its receive buffers, by
+/// shrinking its queues down to the smallest useful size.
 pub fn limit_locked_bytes(bytes: u64) {
     BYTES_MAX.store(bytes, Ordering::Relaxed);
 }
@@ -83,12 +83,12 @@ pub(super) fn locked_bytes_max() -> u64 {
     BYTES_MAX.load(Ordering::Relaxed)
 }
 
-/// How often, and at what intervals, something is tried for which there is no memory.
+/// Number of attempts and their interval when memory is exhausted.
 const TRIES: u32 = 100;
 const TRY: Duration = Duration::from_millis(5);
 
-/// Tries something for up to half a second as long as there is no memory for it: rings that have
-/// been given up count as locked until the kernel has taken them down.
+/// Retries for up to half a second while memory is exhausted: dropped rings count as locked until
+/// the kernel has torn them down.
 pub(crate) fn without_hurry<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
@@ -102,7 +102,7 @@ pub(crate) fn without_hurry<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io
     }
 }
 
-/// What a group of this many receive buffers counts.
+/// Locked memory of a group of this many receive buffers.
 #[must_use]
 pub(super) fn group_bytes(count: u16) -> u64 {
     pages(u64::from(count) * COMPLETION_BYTES)

@@ -1,4 +1,5 @@
-//! What the control plane and the bridge tell each other. Rare, and never about one connection.
+//! Messages between the control plane and the bridge. They are rare and never concern a single
+//! connection.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -14,55 +15,55 @@ use super::send_quota::UserMessageOut;
 use crate::data_path::Command;
 use crate::id::{ListenerId, Slot, WorkerId};
 
-/// What the control plane asks for.
+/// A request of the control plane.
 #[derive(Debug)]
 pub enum BridgeRequest {
-    /// A worker has been started. Its slot must have been attached to the data path before.
+    /// A worker has been started. Its slot must already be attached to the data path.
     Admit {
         /// Which worker.
         worker: WorkerId,
         /// Its slot in the data path.
         slot: Slot,
-        /// What the bridge needs for it.
+        /// The bridge's ends of its channels.
         new_worker: Box<NewNodeWorker>,
     },
-    /// The answer to [`Notice::Query`]. The bridge lets the worker join the listener in the data
-    /// path, which must know it.
+    /// The reply to [`Notice::Query`]. The bridge adds the worker to the listener in the data path,
+    /// which must know the listener.
     Answer {
         /// Which worker.
         worker: WorkerId,
         /// Which request.
         query: QueryId,
-        /// What it is told.
+        /// The reply.
         answer: Answer,
-        /// The socket for [`Answer::Share`], not blocking.
+        /// The non-blocking socket for [`Answer::Share`].
         socket: Option<OwnedFd>,
     },
     /// A message for the worker's program.
     Send {
         /// Which worker.
         worker: WorkerId,
-        /// What.
+        /// The message.
         message_out: UserMessageOut,
     },
-    /// The worker shall close its servers and leave, after everything in its inbox has been handed
-    /// over. The end of the inbox is the data path's to make: [`Command::Retire`].
+    /// Make the worker close its servers and leave, once everything in its inbox has been handed
+    /// over. The data path ends the inbox: [`Command::Retire`].
     Disconnect {
         /// Which worker.
         worker: WorkerId,
     },
-    /// Everything stops: the worker's program, which has our own script in it, is told so and goes
-    /// on serving until it does not wait any more ([`Notice::Stopped`]).
+    /// The run is shutting down. A worker with the preload script tells its program, which keeps
+    /// serving until it no longer delays the shutdown ([`Notice::Stopped`]).
     Stop {
         /// Which worker.
         worker: WorkerId,
     },
-    /// The worker's process has ended, or is to be given up: close its channel.
+    /// The worker's process has ended or is given up: close its channel.
     Cut {
         /// Which worker.
         worker: WorkerId,
     },
-    /// A listener has gone, and its number may be given to another.
+    /// A listener has been removed, and its id may be reused.
     Forget {
         /// Which listener.
         listener: ListenerId,
@@ -71,43 +72,43 @@ pub enum BridgeRequest {
     End,
 }
 
-/// What the bridge needs to speak for a worker.
+/// The bridge's ends of a worker's channels.
 #[derive(Debug)]
 pub struct NewNodeWorker {
-    /// Our end of its channel, not blocking.
+    /// The primary's end of its channel, non-blocking.
     pub channel: OwnedFd,
-    /// How its messages are written.
+    /// Serialisation of its messages.
     pub serialization: Serialization,
-    /// How many connections it may leave unacknowledged.
+    /// Its window of unacknowledged connections.
     pub window: WindowRule,
     /// The receiving end of its inbox.
     pub inbox: OwnedFd,
-    /// Its page of the load board.
+    /// Its scoreboard page.
     pub page: OwnedFd,
 }
 
-/// What the bridge tells the control plane.
+/// A notice of the bridge to the control plane.
 #[derive(Debug)]
 pub enum Notice {
-    /// The worker's Node runs; its program does not yet.
+    /// The worker's Node runs; its program has not started.
     Online {
         /// Which worker.
         worker: WorkerId,
     },
-    /// The worker wants to listen; to be answered with [`BridgeRequest::Answer`].
+    /// The worker wants to listen; reply with [`BridgeRequest::Answer`].
     Query {
         /// Which worker.
         worker: WorkerId,
-        /// Names the request in the answer.
+        /// Identifies the request in the reply.
         query: QueryId,
-        /// Where and how.
+        /// The requested address and options.
         request: Box<Query>,
     },
     /// A server of the worker listens.
     Listening {
         /// Which worker.
         worker: WorkerId,
-        /// Where.
+        /// Its address.
         listening: Listening,
     },
     /// The worker has closed its last server on a listener.
@@ -117,61 +118,60 @@ pub enum Notice {
         /// Which listener.
         listener: ListenerId,
     },
-    /// The worker leaves by itself, in order (Node's `exitedAfterDisconnect`).
+    /// The worker leaves voluntarily (Node's `exitedAfterDisconnect`).
     Leaving {
         /// Which worker.
         worker: WorkerId,
     },
-    /// The worker's program has heard that everything stops and does not wait any more.
+    /// The worker's program has been told of the shutdown and no longer delays it.
     Stopped {
         /// Which worker.
         worker: WorkerId,
-        /// It has begun to close.
+        /// It has started to close.
         closes: bool,
     },
     /// A message of the worker's program.
     Message {
         /// Which worker.
         worker: WorkerId,
-        /// What.
+        /// The message.
         message: UserMessage,
-        /// The descriptor that came with it.
+        /// The attached descriptor.
         descriptor: Option<OwnedFd>,
     },
-    /// A socket that was sent to the worker's program did not arrive: the worker had no descriptor
-    /// for it. What was sent with it is lost, too.
+    /// A socket sent to the worker's program was lost, together with its message, because the
+    /// worker had no free descriptor.
     SocketLost {
         /// Which worker.
         worker: WorkerId,
     },
-    /// The worker's channel is closed and everything that it had not taken is on its way back to
-    /// the data path. The worker's last notice. Only after it may the slot be buried.
+    /// The worker's channel is closed, and every connection that it had not taken is on its way
+    /// back to the data path. This is the worker's last notice; its slot must not be reaped before.
     Gone {
         /// Which worker.
         worker: WorkerId,
-        /// What was wrong, if the channel was closed by us.
+        /// What was wrong, if the bridge closed the channel.
         failure: Option<String>,
     },
 }
 
-/// How bridge, control plane and data path reach each other.
+/// The queues and wakers between bridge, control plane and data path.
 #[derive(Debug)]
 pub struct Endpoints {
-    /// Orders to the bridge; ring the bell after sending.
+    /// Requests to the bridge; wake it after sending.
     pub requests: Receiver<BridgeRequest>,
-    /// Rung after an order, and when notices have room again.
+    /// Wakes the bridge after a request, and when notices have room again.
     pub request_waker: Arc<Waker>,
-    /// Notices to the control plane; they ring its bell, and the bell of the orders when there is
-    /// room again.
+    /// Notices to the control plane. They wake it, and wake the bridge when there is room again.
     pub notices: Arc<Notices>,
     /// Commands to the data path.
     pub commands: Sender<Command>,
-    /// Rung by the bridge after a command, and in the name of workers that were asked to.
+    /// Wakes the data path: after a command, and on behalf of workers that were asked to.
     pub command_waker: Arc<Waker>,
 }
 
 impl Notice {
-    /// Whose it is.
+    /// The worker that the notice is about.
     #[must_use]
     pub fn worker(&self) -> WorkerId {
         match self {
@@ -187,12 +187,12 @@ impl Notice {
         }
     }
 
-    /// Descriptors that travel with it.
+    /// Number of attached descriptors.
     pub(super) fn descriptors(&self) -> usize {
         usize::from(matches!(self, Self::Message { descriptor: Some(_), .. }))
     }
 
-    /// Bytes that a worker can make as many as it likes.
+    /// Size of the parts whose length the worker controls.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Query { request, .. } => request.bytes,
@@ -208,7 +208,7 @@ impl Endpoints {
     }
 
     pub(super) fn command(&self, command: Command) {
-        // A data path that is gone has dropped its listeners: the process is ending.
+        // Fails only if the data path has ended, in which case the process is ending.
         let _ = self.commands.send(command);
         self.ring_data_path();
     }

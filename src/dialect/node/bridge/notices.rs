@@ -1,7 +1,7 @@
-//! Notices on their way to the control plane, in order, and each worker's share of them bounded.
+//! Queue of notices to the control plane, in order, with a bounded share per worker.
 //!
-//! Owns the bound: a full share still takes everything, since what is in it must not be lost, but
-//! says that it is full, so that the bridge stops reading the worker that fills it. Others go on.
+//! Owns the bound. A full share still accepts notices, because they must not be lost, but reports
+//! that it is full, so that the bridge stops reading that worker. Other workers are not affected.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,20 +11,20 @@ use crate::sys::waker::Waker;
 use super::messages::Notice;
 use crate::id::WorkerId;
 
-/// From so many notices of one worker on, its share is full, until it is half empty.
+/// A worker's share is full from this many notices on, until it is half empty.
 pub const NOTICES_MAX: usize = 256;
-/// From so many bytes of messages on.
+/// It is also full from this many bytes of messages on.
 pub const NOTICE_BYTES_MAX: usize = 1024 * 1024;
-/// From so many descriptors on.
+/// It is also full from this many descriptors on.
 const NOTICE_DESCRIPTORS_MAX: usize = 32;
 
 /// The queue, filled by the bridge and emptied by the control plane.
 #[derive(Debug)]
 pub struct Notices {
     state: Mutex<State>,
-    /// Rung when there is something.
+    /// Wakes the control plane when a notice arrives.
     arrived: Arc<Waker>,
-    /// Rung when a full share has room again.
+    /// Wakes the bridge when a full share has room again.
     room: Arc<Waker>,
 }
 
@@ -34,7 +34,7 @@ struct State {
     shares: BTreeMap<WorkerId, Share>,
 }
 
-/// What of the queue is one worker's.
+/// The share of one worker.
 #[derive(Debug, Default)]
 struct Share {
     notices: usize,
@@ -54,7 +54,7 @@ impl Notices {
         self.state.lock().expect("nothing panics while it holds the notices")
     }
 
-    /// Puts something in.
+    /// Appends a notice.
     pub(super) fn push(&self, notice: Notice) {
         let bytes = notice.bytes();
         let mut state = self.state();
@@ -69,12 +69,12 @@ impl Notices {
         self.arrived.wake();
     }
 
-    /// Whether a worker should not be read for now.
+    /// Whether the bridge should stop reading a worker.
     pub(super) fn is_full(&self, worker: WorkerId) -> bool {
         self.state().shares.get(&worker).is_some_and(|share| share.full)
     }
 
-    /// Takes the oldest notice of certain workers, whatever waits before it.
+    /// Takes the oldest notice of certain workers, ahead of those of others.
     #[must_use]
     pub fn take_of(&self, of: impl Fn(WorkerId) -> bool) -> Option<Notice> {
         let state = self.state();
@@ -85,7 +85,7 @@ impl Notices {
     fn take_at(&self, mut state: MutexGuard<'_, State>, place: usize) -> Option<Notice> {
         let (notice, bytes) = state.queue.remove(place)?;
         let worker = notice.worker();
-        let share = state.shares.get_mut(&worker).expect("whoever has a notice has a share");
+        let share = state.shares.get_mut(&worker).expect("a worker with a notice has a share");
         share.notices -= 1;
         share.bytes -= bytes;
         share.descriptors -= notice.descriptors();

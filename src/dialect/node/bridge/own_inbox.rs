@@ -1,7 +1,7 @@
-//! A worker whose script takes connections out of its inbox by itself, and counts them.
+//! Workers whose preload script empties the inbox and counts connections.
 //!
-//! Owns who empties the inbox, and what becomes of connections that the worker does not want or
-//! has lost.
+//! Owns the decision which side reads the inbox, and the handling of connections that the worker
+//! rejects or has lost.
 
 use super::super::codec::SentBack;
 use super::super::session::ConnectionId;
@@ -12,7 +12,7 @@ use crate::protocol::scoreboard::Statistic;
 use crate::sys::peer;
 
 impl NodeWorker {
-    /// The worker's script has said so before it ran the program, whose first request this is.
+    /// Reads the script's flag, which it set before it ran the program whose first request this is.
     pub(super) fn find_out_who_receives(&mut self) {
         if !self.receives && self.page.program_receives() {
             self.receives = true;
@@ -20,18 +20,18 @@ impl NodeWorker {
         }
     }
 
-    /// Whether the inbox is this side's to empty. If the worker does so by itself, it is while the
-    /// worker does not: before it serves something and afterwards, and while it rests.
+    /// Whether the bridge reads the inbox. For a worker with the script, it does while the worker
+    /// does not: before the first and after the last server, and during back-off.
     pub(super) fn reads_inbox(&self, now_ns: u64) -> bool {
         let serves = self.session.is_open() && self.session.serves_connections();
         !self.receives || !serves || self.session.backoff_until_ns(now_ns).is_some()
     }
 
-    /// A connection that the worker had taken out of the inbox by itself.
+    /// Processes a connection that the worker had taken from its inbox and rejects.
     pub(super) fn take_back(&mut self, connection: SentBack) {
         let Some(socket) = self.unmatched_fds.pop_front() else { return };
         if !peer::is_connection(&socket) {
-            // The others would choke on it.
+            // Other workers could not handle it.
             return self.fail("the worker gave back what is no connection".into());
         }
         let SentBack { listener, accepted_ns, .. } = connection;
@@ -47,7 +47,7 @@ impl NodeWorker {
         }
     }
 
-    /// Connections are gone for want of descriptors.
+    /// Counts connections lost because descriptors were exhausted.
     pub(super) fn note_lost(&mut self, count: u64, now_ns: u64) {
         self.page.add(Statistic::Truncated, count);
         self.page.add_claimed(count, now_ns);

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{OWN_COMMAND, Serialization, v8};
 
-/// The only descriptor type that Node wraps without a matching class, for TCP and unix sockets.
+/// The descriptor type of TCP and unix sockets for which Node passes on the raw handle, which the
+/// worker's cluster module wraps.
 const STREAM: &str = "net.Native";
 /// The same for UDP.
 const DATAGRAM: &str = "dgram.Native";

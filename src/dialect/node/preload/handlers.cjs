@@ -1,13 +1,13 @@
-// What the program has registered for the signal to end. Owns when that runs, once each time the
-// worker is told to leave, and what it still waits for.
+// The program's handlers of the termination signal. Owns when they run, which is once each time the
+// worker is told to leave, and what they still wait for.
 
-// Both are given to listeners.
+// Both arguments are passed to listeners.
 const SIGNAL_NUMBERS = { SIGTERM: 15, SIGINT: 2 };
-// A signal to everyone and the primary's own word are one.
+// A signal to the whole process group and the primary's message count as one within this time.
 const TOGETHER_MS = 1000;
-// So long it is left open whether what a listener has promised will wait for a time.
+// Time within which a listener's promise may or may not turn out to wait for a timer.
 const UNDECIDED_MS = 250;
-// After the program has been left alone, it waits no longer than this for a time of its own.
+// Maximum wait for a timer of the program after it has become idle.
 const SHORT_WAIT_MS = 1000;
 
 class Handlers {
@@ -15,7 +15,7 @@ class Handlers {
     this.ranAt = -Infinity;
     this.promised = 0;
     this.hasPromised = false;
-    // Times that listeners, and whatever they have begun, wait for.
+    // Timers that listeners, and the operations they start, wait for.
     this.timers = new Set();
   }
 
@@ -30,7 +30,7 @@ class Handlers {
 
   run() {
     if (this.ranJustNow()) return;
-    // Programs for other process managers may know only the second.
+    // Programs for other process managers may handle only the second one.
     const isKnown = (name) => process.listenerCount(name) > 0;
     const signal = ['SIGTERM', 'SIGINT'].find(isKnown);
     if (signal === undefined) return;
@@ -39,7 +39,7 @@ class Handlers {
     this.observe(() => listeners.forEach((listener) => this.call(listener, signal)));
   }
 
-  // Sees what this begins, and what comes of that; no longer what has been begun before.
+  // Tracks what the call starts and its consequences, but not what was started before.
   observe(act) {
     this.promised = 0;
     this.hasPromised = false;
@@ -54,7 +54,7 @@ class Handlers {
     scope.run(true, act);
   }
 
-  // Whatever goes wrong in it is the program's, as if Node had called it.
+  // An exception in it belongs to the program, as if Node had called it.
   call(listener, signal) {
     let result;
     try {
@@ -76,21 +76,21 @@ class Handlers {
     });
   }
 
-  // Times that would keep the process alive and come once.
+  // Active timers that fire once and keep the process alive.
   waits() {
     const isWaiting = (timer) => !timer._destroyed && timer._repeat === null && timer.hasRef();
     for (const timer of this.timers) if (!isWaiting(timer)) this.timers.delete(timer);
     return [...this.timers];
   }
 
-  // The program lets time pass before it stops serving.
+  // Whether the program delays the end of its service.
   isHolding() {
     if (this.hasPromised && this.promised === 0) return false;
     if (this.waits().length > 0) return true;
     return this.promised > 0 && performance.now() - this.ranAt < UNDECIDED_MS;
   }
 
-  // Something that it has begun is not done.
+  // Whether an operation that it started is not finished.
   isBusy() {
     if (this.hasPromised) return this.promised > 0;
     return this.waits().some(({ _idleTimeout }) => _idleTimeout <= SHORT_WAIT_MS);

@@ -1,6 +1,6 @@
-// The worker's inbox. Node's own channel takes a message of JSON, two answers and a turn of the
-// loop for each connection; from the inbox one turn takes up to 32 of them. Owns the rule that
-// none is taken that the worker has no descriptor for.
+// The worker's inbox. Node's channel needs a JSON message, two replies and a turn of the loop per
+// connection; the inbox delivers up to 32 connections per turn. Owns the rule that a connection is
+// taken only if a descriptor is free for it.
 
 const { closeSync, openSync, readFileSync, readdirSync } = require('fs');
 const { performance } = require('perf_hooks');
@@ -13,8 +13,8 @@ const COUNTING_MS = 10;
 const FEW = 64;
 const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;
 
-// What Node's own modules are made of. Nothing else can receive a descriptor. It is deprecated,
-// which is no news to whoever looks for such uses in the program.
+// Internal bindings of Node, which are the only way to receive a descriptor. Their use is
+// deprecated; the warning is suppressed, because it does not concern the program.
 function bindingOf(name) {
   const { noDeprecation } = process;
   process.noDeprecation = true;
@@ -25,7 +25,7 @@ function bindingOf(name) {
   }
 }
 
-// As Node decides it for what comes on its channel.
+// The condition that Node applies to connections from its channel.
 function isFull({ maxConnections, _connections, dropMaxConnection }) {
   const bounded = maxConnections != null && (maxConnections !== 0 || ZERO_IS_A_BOUND);
   return bounded && _connections >= maxConnections && !dropMaxConnection;
@@ -39,25 +39,25 @@ class Inbox {
     Object.assign(this, { streamBaseState, kReadBytesOrError });
     const [, most] = OPEN_FILES.exec(readFileSync('/proc/self/limits', 'latin1')) ?? [];
     this.limit = Number(most ?? Infinity);
-    // The servers by their marks, each with the handle that takes connections for it. The newest
-    // of several is the last.
+    // The servers by mark, each with the handle that takes its connections. The most recent of
+    // several is the last.
     this.servers = new Map();
-    // So many connections may come before descriptors are counted again, which is after this time
-    // in any case.
+    // Number of connections that may arrive before descriptors are counted again, which also
+    // happens periodically.
     this.allowance = 0;
     this.countAgainAt = 0;
     this.restMs = SHORTEST_REST_MS;
     this.resting = false;
     this.over = false;
-    // Called once nothing more can come, if the primary has gone.
+    // Called when no more connections can come, if the primary is gone.
     this.onEnd = undefined;
     this.open(inbox, new Pipe(constants.IPC));
   }
 
   open(inbox, pipe) {
     this.pipe = pipe;
-    // As long as every message, so that Node reads on until there are no more, at most 32 times. It
-    // has to be held on to, since Node does not.
+    // As long as every message, so that Node continues to read until there are none, at most 32
+    // times. Kept referenced here, because Node does not.
     this.message = Buffer.allocUnsafeSlow(LAYOUT.MESSAGE_BYTES);
     pipe.clusterlbMessage = this.message;
     pipe.onread = () => this.onRead();
@@ -69,7 +69,7 @@ class Inbox {
     this.page.sayThatItReceives();
   }
 
-  // From now on connections with this mark go to this server, which takes them by this socket.
+  // Registers a server for connections with this mark, which it takes through this socket.
   serve(server, socket, mark) {
     const place = { server, socket };
     this.servers.set(mark, [...(this.servers.get(mark) ?? []), place]);
@@ -85,14 +85,14 @@ class Inbox {
     this.read();
   }
 
-  // Reads while there are servers and either a primary or what it has left behind.
+  // Reads while there are servers, and either a primary or connections that it has left.
   read() {
     const wanted = this.servers.size > 0 && (process.connected || this.onEnd !== undefined);
     if (this.over || this.resting || !wanted) this.pipe.readStop();
     else this.pipe.readStart();
   }
 
-  // The primary has gone: what it has handed over is served, and then nothing more comes.
+  // The primary is gone: serves what it has handed over, then ends.
   empty(onEnd) {
     if (this.over || this.servers.size === 0) return onEnd();
     this.onEnd = onEnd;
@@ -110,7 +110,7 @@ class Inbox {
       this.tell({ act: 'end' });
       this.onEnd?.();
     } else if (length === 0) {
-      // There is nothing more for now.
+      // The inbox is empty for now.
     } else if (message[0] === LAYOUT.ANNOUNCEMENT) {
       this.look();
     } else if (message[0] === LAYOUT.PROBE) {
@@ -139,8 +139,8 @@ class Inbox {
     this.tell({ act: 'back', listener, acceptedNs, full }, handle, () => handle.close());
   }
 
-  // Node loses connections that it has no descriptors for, so what is in the inbox stays there
-  // until there are some, or until another worker has it.
+  // Node loses connections for which it has no descriptor. They stay in the inbox until some are
+  // free, or until another worker gets them.
   rest(lost) {
     this.tell({ act: 'short', lost });
     this.resting = true;
@@ -153,7 +153,7 @@ class Inbox {
     this.restMs = Math.min(this.restMs * 2, LONGEST_REST_MS);
   }
 
-  // Right before connections are taken, since the program may have used up everything since.
+  // Just before connections are taken, because the program may have used up descriptors.
   look() {
     try {
       closeSync(openSync('/dev/null', 'r'));
@@ -164,8 +164,8 @@ class Inbox {
     if (this.allowance <= 0 || performance.now() >= this.countAgainAt) this.count();
   }
 
-  // A quarter of what is left may come until the next count, and the program has the rest. The
-  // more there are the longer it takes, so the rarer it is done.
+  // A quarter of the free descriptors may be used until the next count; the rest is for the
+  // program. Counting takes longer the more are open, but is then less frequent.
   count() {
     const begun = performance.now();
     const reserved = Math.min(DESCRIPTORS_RESERVED, this.limit / 16);
@@ -175,7 +175,7 @@ class Inbox {
     this.countAgainAt = done + Math.max(COUNTING_MS, 100 * (done - begun));
   }
 
-  // Where few are left, none is taken without having looked.
+  // With few descriptors left, each connection is checked.
   takeCare() {
     this.allowance -= 1;
     if (this.allowance >= FEW || this.resting) return;

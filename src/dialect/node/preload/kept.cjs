@@ -1,19 +1,19 @@
-// Connections that clients keep while their worker leaves: who asks once more is answered and
-// told to go, and who says nothing is let go in good time. Owns when a connection counts as
-// silent; refuses to cut an answer that is on its way.
+// Idle connections of a leaving worker: a client that sends another request gets its answer with
+// the notice to close, and a silent connection is closed after a time. Owns when a connection
+// counts as silent; never cuts an answer in progress.
 
 const { nextTick } = process;
 
-// So long a kept connection may say nothing before it is closed under a worker that leaves: long
-// enough for a client that asks again and again to hear it from an answer instead.
+// How long a kept connection may be silent before a leaving worker closes it: long enough for an
+// active client to learn of it from an answer instead.
 const SILENCE_MS = 2000;
-// One on which nothing was ever asked is worth less: its client begins anew without a loss.
+// A connection without any request so far is closed earlier: its client reconnects without a loss.
 const SILENCE_OF_UNUSED_MS = 500;
-// When the whole service stops, whatever comes later is refused anyway.
+// When the whole service stops, later requests are refused anyway.
 const SILENCE_AT_STOP_MS = 300;
 const LOOK_MS = 50;
 const KEEP_ALIVE = /\r\nconnection: *keep-alive\r\n/i;
-// Node 18 spoils an answer that is written behind the word that it is the last one.
+// Node 18 corrupts an answer that is written after the notice that it is the last one.
 const BEFORE_ANSWER = process.version.startsWith('v18.') ? setImmediate : (act) => act();
 
 class Kept {
@@ -22,10 +22,10 @@ class Kept {
     this.silenceMs = SILENCE_MS;
     this.holds = false;
     this.leaving = false;
-    // What each connection had said at a time, while the worker leaves.
+    // The state of each connection at an earlier time, while the worker leaves.
     this.silent = new WeakMap();
-    // The open sessions of HTTP/2 servers. Node itself ends them at once (from 24 on), even if a
-    // request is on its way, or never.
+    // The open sessions of HTTP/2 servers. Node ends them either at once (from 24 on), even with a
+    // request in transit, or never.
     this.sessions = new Set();
     this.follow = (session) => this.followSession(session);
   }
@@ -37,9 +37,9 @@ class Kept {
     else if (this.holds) session.close = () => {};
   }
 
-  // From now on servers that close leave their connections to this. Node would close what waits
-  // for a next request at once, even if that is on its way, and what the program has answered, even
-  // if the client has not got all of it.
+  // From now on, servers that close leave their connections to this class. Node would close idle
+  // ones at once, even with a request in transit, and answered ones, even before the client has
+  // read the whole answer.
   hold() {
     if (this.holds) return;
     this.holds = true;
@@ -64,34 +64,34 @@ class Kept {
     safely(() => this.look());
   }
 
-  // Whoever asks once more is answered, and told to go.
+  // Answers further requests, with the notice to close.
   endWithAnswers(prototype) {
     const { _storeHeader: storeHeader } = prototype;
     prototype._storeHeader = function (...words) {
       this.shouldKeepAlive = false;
       Reflect.apply(storeHeader, this, words);
       if (this._last) return;
-      // The program has said itself that the connection is kept.
+      // The program has set the header that keeps the connection.
       const header = this._header.replace(KEEP_ALIVE, '\r\nConnection: close\r\n');
       this._last = header !== this._header;
       this._header = header;
     };
   }
 
-  // Before the answer comes the word that it is the last one, so that whoever asks for one thing
-  // after the other asks for nothing in vain. What crosses that word is refused, which means that
-  // it can be asked for again.
+  // Sends the notice before the answer, so that a client with sequential requests does not send
+  // another in vain. A request that crosses the notice is refused, which tells the client that it
+  // can be repeated.
   sayWhenAsked(session) {
     session.once('stream', () => BEFORE_ANSWER(() => session.goaway()));
   }
 
-  // Closes what has been silent for long enough.
+  // Closes connections that have been silent for long enough.
   look() {
     const accepted = this.servers.accepted();
     const isUnused = ({ bytesRead, bytesWritten }) => bytesRead === 0 && bytesWritten === 0;
     accepted.filter(isUnused).forEach((socket) => this.closeIfSilent(socket));
     for (const server of new Set(accepted.map((socket) => socket.server))) {
-      // An answer that has not been passed on whole still belongs to its connection.
+      // An answer that is not completely sent still belongs to its connection.
       const isWaiting = (socket) => !socket._httpMessage && socket.writableLength === 0;
       const waiting = httpConnections(server).filter(isWaiting);
       waiting.forEach((socket) => this.closeIfSilent(socket));

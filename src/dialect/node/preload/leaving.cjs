@@ -1,19 +1,18 @@
-// How a worker leaves: told by its primary, by a signal, or left alone by a primary that has died.
-// Owns the order: the program hears of it first, then its servers close, then what is open is
-// finished, and then the process ends, however many idle connections of its own it has.
+// How a worker leaves: on the primary's request, on a signal, or after the death of the primary.
+// Owns the order: the program is told first, then its servers close, then open connections finish,
+// and then the process exits, however many idle connections the program holds.
 
 const SERVING = 0;
-// The whole service stops: the program has heard of it and may let some time pass.
+// The whole service stops: the program has been told and may delay its end.
 const STOPPING = 1;
 const LEAVING = 2;
 const POLL_MS = 25;
-// So long nothing may move in what the program has open before it counts as idle, and so long it
-// is waited for.
+// Time without any change after which the program counts as idle, and the limit of this wait.
 const QUIET_MS = 100;
 const QUIET_AT_MOST_MS = 1000;
-// A signal to everyone reaches the primary as well, which then says more.
+// A signal to the whole process group also reaches the primary, which then sends its own message.
 const PRIMARY_MS = 200;
-// What is left when the primary has died has nobody who ends it.
+// After the death of the primary, no process ends this one, so it sets a limit.
 const ORPHAN_MS = 10000;
 const WORK = new Set(['FSReqCallback', 'WriteWrap', 'ShutdownWrap']);
 
@@ -28,17 +27,17 @@ class Leaving {
       onSignal: () => this.onSignal(),
       beforeProgram: () => this.prepare(),
     });
-    // The program has closed a server that still gets what the primary hands over.
+    // The program has closed a server that still gets connections from the primary.
     this.isClosing = false;
-    // Servers that were closed without the program.
+    // Servers closed by this script.
     this.closed = new WeakSet();
     this.exit = process.exit;
-    // The process is to end as soon as nothing is open.
+    // Exit as soon as nothing is open.
     this.endsEarly = false;
     this.byNode = false;
   }
 
-  // The primary asks from when on it may stop accepting.
+  // The primary asks when it may stop accepting.
   onStop() {
     if (this.stage !== SERVING) return this.tell({ act: 'stopped', closes: true });
     this.stage = STOPPING;
@@ -57,11 +56,11 @@ class Leaving {
     this.tell({ act: 'stopped', closes });
   }
 
-  // The primary's word, before Node hears it and closes all servers.
+  // The primary's message, before Node handles it and closes all servers.
   onDisconnect() {
     this.leave();
     this.byNode = true;
-    // Node does not know those that the program has closed together with its worker.
+    // Servers that the program has closed in a cluster worker are unknown to Node.
     nextTick(() => this.closeAll());
   }
 
@@ -76,7 +75,7 @@ class Leaving {
     this.begin();
   }
 
-  // What the program does from now on is seen.
+  // From now on the program's actions are tracked.
   prepare() {
     if (this.isPrepared) return;
     this.isPrepared = true;
@@ -97,26 +96,26 @@ class Leaving {
     };
   }
 
-  // An orderly end waits for what is open, and for what the primary still hands over. Any other
-  // code means that the program does not want to wait.
+  // An orderly exit waits for open connections and for those that the primary still hands over. Any
+  // other exit code means that the program does not want to wait.
   delaysExit() {
     return this.stage === STOPPING || this.isServing();
   }
 
   close(server, callback, close) {
     if (this.stage === STOPPING && this.servers.listening.has(server)) {
-      // Node closes it, with all others, when the primary says so.
+      // Node closes it with all others, on the primary's message.
       this.isClosing = true;
       if (typeof callback === 'function') server.once('close', callback);
     } else if (this.byNode) {
       this.closed.add(server);
       close();
     } else if (this.closed.delete(server) && !server._handle && typeof callback === 'function') {
-      // It is the first time that the program closes it, which is no mistake.
+      // For the program this is the first close, which is not an error.
       server.once('close', () => callback());
       Reflect.apply(require('net').Server.prototype.close, server, []);
     } else {
-      // A program that was told by a signal leaves with this.
+      // A program that handles the signal leaves by this close.
       if (this.stage === SERVING) this.kept.letGo();
       close();
     }
@@ -139,7 +138,7 @@ class Leaving {
     }, PRIMARY_MS);
   }
 
-  // Before Node hears it, which ends the process at once unless it was told to leave.
+  // Before Node handles it, which exits at once unless the worker was told to leave.
   onChannelEnd() {
     this.inbox?.read();
     const { worker } = this.cluster;
@@ -184,7 +183,7 @@ class Leaving {
     setInterval(() => safely(look), POLL_MS).unref();
   }
 
-  // What the program has open, so that changes can be seen; nothing while it works.
+  // A summary of what the program has open, for detecting changes; `undefined` while it works.
   state() {
     const requests = process._getActiveRequests();
     if (requests.some((request) => WORK.has(request.constructor.name))) return undefined;
@@ -192,7 +191,7 @@ class Leaving {
     return process._getActiveHandles().map(bytes).join(' ');
   }
 
-  // Node does that when nothing is left to wait for, which idle connections of the program's
+  // Node emits this when nothing is left to wait for, which idle connections of the program
   // prevent.
   emitBeforeExit() {
     if (this.toldBeforeExit || process.listenerCount('beforeExit') === 0) return false;

@@ -1,12 +1,12 @@
-// The page of memory that a worker shares with its primary. Owns what it says there: which
-// connections have ended, which were received, and whether the event loop moves.
+// The memory page that a worker shares with its primary. Owns the words that the worker writes:
+// which connections have ended, which were received, and whether the event loop turns.
 
 const { readSync, writeSync } = require('fs');
 const { clearInterval, clearTimeout, setImmediate, setInterval, setTimeout } = require('timers');
 const now = process.hrtime.bigint;
 
-// Whatever goes wrong in this script stays in it; what it then does not do, the primary's grace
-// period does.
+// Errors in this script do not reach the program. If a step fails, the primary's grace period
+// bounds the consequences.
 function safely(act) {
   try {
     act();
@@ -15,7 +15,7 @@ function safely(act) {
   }
 }
 
-// What is written before this says where everything is (LAYOUT).
+// The generated text before this defines the offsets (LAYOUT).
 const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
 const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD } = LAYOUT;
 const [WAKE_ALWAYS, WAKE_PROBE] = [LAYOUT.WAKE_ALWAYS, LAYOUT.WAKE_PROBE].map(BigInt);
@@ -34,11 +34,11 @@ class Page {
     this.ended = 0;
     this.due = false;
     this.probed = false;
-    // Later may be too late.
+    // Publish at once, because later may be too late.
     this.atOnce = false;
     this.beat = undefined;
     this.moved = false;
-    // Called when something happens.
+    // Called on activity.
     this.onMove = undefined;
     this.onTurn = () => this.publish();
     this.close = this.ending('close');
@@ -50,7 +50,7 @@ class Page {
     try {
       writeSync(this.page, this.reportBytes, 0, this.reportBytes.length, LAYOUT.REPORT_AT);
     } catch {
-      // The next time tells the same and more.
+      // The next publication includes this one.
     }
   }
 
@@ -70,7 +70,7 @@ class Page {
     }
   }
 
-  // Once for everything that happens in one turn of the loop.
+  // Once for all changes of one turn of the loop.
   publishSoon() {
     if (this.atOnce) this.publish();
     else if (!this.due) {
@@ -79,7 +79,7 @@ class Page {
     }
   }
 
-  // Something happens: until it is quiet again, the primary can see whether the loop moves.
+  // Records activity: until it stops, the primary can see whether the loop turns.
   move() {
     this.moved = true;
     if (this.onMove !== undefined) this.onMove();
@@ -100,7 +100,7 @@ class Page {
     this.publish();
   }
 
-  // In the place of methods of a connection's handle, until one of them ends it.
+  // Replaces methods of a connection's handle until one of them ends the connection.
   ending(method) {
     const page = this;
     return function (...words) {
@@ -113,14 +113,14 @@ class Page {
     };
   }
 
-  // Counts the end of a connection when it comes.
+  // Counts the end of a connection.
   follow(handle) {
     handle.close = this.close;
     handle.reset = this.reset;
     this.move();
   }
 
-  // At once: whatever becomes of this process, this connection was its own.
+  // At once: even if this process dies, the connection has been its own.
   countReceived() {
     this.received += 1;
     this.report[RECEIVED_WORD] = BigInt(this.received);

@@ -1,7 +1,7 @@
-//! The text that Node workers load, put together from its parts.
+//! The script for Node workers, assembled from its parts.
 //!
-//! Owns their order. Where the words of the page and of the inbox lie is written from what
-//! `scoreboard` and `handoff` say, so that there is one place that knows.
+//! Owns their order. Offsets in the page and the inbox messages are generated from the definitions
+//! in `scoreboard` and `handoff`, so that they exist once.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ const PARTS: &str = concat!(
     include_str!("handlers.cjs"),
     include_str!("signals.cjs"),
     include_str!("leaving.cjs"),
-    // Before the variable is deleted that says where this runs.
+    // Before the variable that shows where this runs is deleted.
     include_str!("log4js.cjs"),
     include_str!("start.cjs"),
 );

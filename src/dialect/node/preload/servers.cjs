@@ -1,13 +1,13 @@
-// The servers of the program and the connections that they have accepted. Owns the list of
-// servers; the connections are Node's own, and asked for when they are needed.
+// The program's servers and their accepted connections. Owns the list of servers; connections are
+// queried from Node when needed.
 
 class Servers {
   constructor() {
-    // Those that listen through the primary.
+    // Servers that listen through the primary.
     this.listening = new Set();
   }
 
-  // `socket` is what its connections come to; the server has ended when that is closed.
+  // `socket` receives the server's connections; closing it ends the server.
   add(server, socket) {
     this.listening.add(server);
     const { listening } = this;
@@ -18,15 +18,14 @@ class Servers {
     };
   }
 
-  // Connections that they have, as they count them.
+  // Number of connections, as the servers count them.
   get connections() {
     let count = 0;
     for (const server of this.listening) count += server._connections ?? 0;
     return count;
   }
 
-  // Every connection that was accepted in this process and is open; those of TLS as they are
-  // without it.
+  // Every open connection accepted in this process; of TLS connections, the underlying ones.
   accepted() {
     return process._getActiveHandles().filter((handle) => handle.server);
   }
@@ -35,13 +34,14 @@ class Servers {
 const symbolOf = (object, description) =>
   Object.getOwnPropertySymbols(object).find((symbol) => symbol.description === description);
 
-// The connections of a server of HTTP/1 that have not become something else, with TLS taken off.
+// The connections of an HTTP/1 server that were not upgraded; of TLS connections, the underlying
+// ones.
 function httpConnections(server) {
   const list = server[symbolOf(server, 'http.server.connections')];
   return typeof list?.all === 'function' ? list.all().map(({ socket }) => socket) : [];
 }
 
-// How long a connection has said and heard nothing, as far as Node has a timer for that.
+// How long a connection has been idle, as far as Node has a timer for it.
 function silentMs(socket) {
   const start = socket[symbolOf(socket, 'timeout')]?._idleStart;
   if (typeof start !== 'number') return 0;

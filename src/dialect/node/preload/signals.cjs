@@ -1,11 +1,11 @@
-// SIGTERM that comes from outside. As long as connections are open it does not end the process at
-// once. Owns the handle that makes it so, which no program sees among its listeners.
+// SIGTERM from outside: while connections are open it does not end the process at once. Owns the
+// signal handle for this, which the program does not see among its listeners.
 
 const SIGTERM = 15;
 const CHECK_MS = 1000;
 
-// What Node itself hears signals with. It has it made for a moment, since it hands it out nowhere
-// (from 24 on).
+// Node's internal class for signals, obtained from a temporary listener, because Node does not
+// export it (from 24 on).
 function signalClass() {
   let found;
   const init = (id, type, trigger, resource) => {
@@ -20,13 +20,12 @@ function signalClass() {
 }
 
 class Signals {
-  // `onSignal` is called when it comes and the program does not listen for it, and `beforeProgram`
-  // when it does.
+  // `onSignal` is called if the program does not listen for the signal, `beforeProgram` if it does.
   constructor({ handlers, isNeeded, onSignal, beforeProgram }) {
     Object.assign(this, { handlers, isNeeded, onSignal, beforeProgram });
     this.started = false;
     this.isKept = false;
-    // How often Node has told the program more often than this has seen it.
+    // How many more times Node has told the program than this handle has fired.
     this.balance = 0;
     safely(() => {
       this.Signal = signalClass();
@@ -43,7 +42,7 @@ class Signals {
     const { emit } = process;
     const lent = function (...words) {
       signals.balance += 1;
-      // The primary has said so just now, and the program has heard it.
+      // The primary has just sent the same message, and the program has been told.
       if (signals.handlers.ranJustNow()) return true;
       signals.handlers.note();
       signals.beforeProgram();
@@ -76,7 +75,7 @@ class Signals {
     this.check.unref();
   }
 
-  // From now on as long as the process lives.
+  // From now on until the process ends.
   keep() {
     this.isKept = true;
     this.guard();

@@ -1,4 +1,4 @@
-// Where it begins: reads what the primary has said in the environment, and joins the parts.
+// The entry point: reads the primary's parameters from the environment, and connects the parts.
 
 function parametersOf(env) {
   const told = /^(\d+),(\d+),(\d+),(\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
@@ -15,14 +15,14 @@ function openInbox(inbox, page, tell) {
   try {
     return new Inbox(inbox, page, tell);
   } catch {
-    // Everything it needs is there in every Node that this was tried with. Where it is not, the
-    // connections come on Node's own channel.
+    // All required internals exist in every Node version tested. Where one is missing, connections
+    // arrive on Node's channel.
     return undefined;
   }
 }
 
 function start(parameters, cluster) {
-  // As it is now: the program may replace it.
+  // The original function, because the program may replace it.
   const { send } = process;
   const page = new Page(parameters);
   const tell = (words, handle, done = () => {}) => {
@@ -43,14 +43,14 @@ function start(parameters, cluster) {
 }
 
 function listen(page, leaving) {
-  // A request on a kept connection moves nothing but the loop.
+  // A request on a kept connection has no other effect than a turn of the loop.
   const requests = require('diagnostics_channel').channel('http.server.request.start');
   requests.subscribe(() => page.move());
-  // Before Node itself hears it: a connection that it refuses is closed at once, too.
+  // Before Node handles it, because a connection that it refuses is closed at once.
   process.prependListener('internalMessage', (message, handle) => {
     if (message.cmd === 'NODE_CLUSTERLB' && message.act === 'stop') safely(() => leaving.onStop());
     if (message.cmd !== 'NODE_CLUSTER') return;
-    // What connections are marked with for the server that Node is about to answer.
+    // The mark of connections for the server that Node is about to answer.
     page.mark = message.clusterlb;
     if (message.act === 'newconn' && handle) page.follow(handle);
     else if (message.act === 'disconnect') safely(() => leaving.onDisconnect());
@@ -58,8 +58,8 @@ function listen(page, leaving) {
   process.prependListener('disconnect', () => safely(() => leaving.onChannelEnd()));
 }
 
-// Every server that listens comes by here, and gets the socket that its connections will come to.
-// Only those of HTTP/2 have settings.
+// Called for every server that listens, with the socket that its connections arrive at. Only HTTP/2
+// servers have settings.
 function join({ cluster, servers, kept, inbox, marks }) {
   const { _getServer: getServer } = cluster;
   cluster._getServer = function (server, query, callback) {
