@@ -21,6 +21,7 @@ use super::handle::{
 use super::signals::{Terminal, Wish};
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, failures};
+use crate::settings::Dialect;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::listening;
 use crate::sys::process::reap_orphans;
@@ -344,8 +345,12 @@ impl Driver {
         }
     }
 
-    /// A worker that never came to serve may have opened its address by itself.
+    /// A worker that never came to serve may have opened its address itself, unless it listens on
+    /// inherited sockets anyway.
     fn look_past_primary(&mut self, id: WorkerId) {
+        if self.cluster.settings().dialect == Dialect::ListenFds {
+            return;
+        }
         let Some(worker) = self.workers.get(&id).filter(|_| !self.served.contains(&id)) else {
             return;
         };

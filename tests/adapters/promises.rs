@@ -6,14 +6,15 @@ use std::net::TcpStream;
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::{
     AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
-    EngineKind, Error, ErrorKind, Event, Events, Finished, ForkOptions, Guard, Handle, InspectPort,
-    LatencySummary, Limits, ListenAddress, ListenFuture, ListenOptions, Listener, ListenerId,
-    ListeningAddress, Loads, Message, Messages, Policy, Readiness, Restart, RestartPolicy, Result,
-    Role, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot, SlotSnapshot,
-    SlotState, Snapshot, Status, StreamSetting, Supervisor, SupervisorEvent, SupervisorEvents,
-    SupervisorHandle, SupervisorStage, Tracked, Transport, Worker, WorkerCounts, WorkerHandle,
-    WorkerId, WorkerLoad, WorkerSnapshot, WorkerState,
+    Connection, CreditRule, Datagrams, DescriptorLimit, Dialect, Ending, Endpoint, EngineChoice,
+    EngineDecision, EngineKind, Error, ErrorKind, Event, Events, FileAccess, Finished, ForkOptions,
+    Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress, ListenFuture, ListenOptions,
+    ListenRule, Listener, ListenerId, ListenerSnapshot, ListeningAddress, Loads, Message, Messages,
+    Policy, Readiness, Restart, RestartPolicy, Result, Role, SchedulerConfig, SchedulerFactory,
+    Serialization, Signal, Skips, Slot, SlotSnapshot, SlotState, Snapshot, Status, StreamSetting,
+    Supervisor, SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked,
+    Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
+    WorkerState,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -40,6 +41,7 @@ hold!(is_shared_by_threads:
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked<TcpStream>,
     Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
     WorkerState,
+    DescriptorLimit, FileAccess, ListenRule, ListenerSnapshot,
 );
 hold!(is_shared_by_threads: on_tokio::Listener, on_tokio::Stream);
 hold!(is_a_stream: on_tokio::Stream);

@@ -169,7 +169,6 @@ fn words_about_nothing_are_ignored() {
     let good = stage.puppet();
     let address = stage.listen(&good, "127.0.0.1:0");
     let words = [
-        r#"{"act":"online","pid":1}"#,
         r#"{"act":"serving","listener":0}"#,
         r#"{"act":"close","listener":0}"#,
         r#"{"act":"close","listener":77}"#,
@@ -178,7 +177,6 @@ fn words_about_nothing_are_ignored() {
     ];
     let bytes: String = words.into_iter().map(word).collect();
     let odd = says(&mut stage, &bytes);
-    stage.online(&odd);
     stage.online(&odd);
     // All of it has been read and has not affected the worker that does serve.
     let of_interest = |event: &Event| {

@@ -338,6 +338,8 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
     match (address, bound.as_unix_addr().and_then(UnixAddr::path)) {
         (ListenAddress::Inherited(_), Some(path)) => format!("unix:{}", path.display()),
+        // Who may use the file is no part of where it is.
+        (ListenAddress::Unix(path, _), _) => format!("unix:{}", path.display()),
         _ => address.to_string(),
     }
 }

@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn a_folder_that_the_reader_cannot_enter_is_passed_over() {
         let folder = tempfile::tempdir().expect("a folder");
-        // A temporary directory is closed to other users.
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("it is ours");
         let stranger = Reader::from_ids(Some(65_534), Some(65_534));
         let error = write_to(&[folder.path().join("clusterlb")], stranger)
             .expect_err("others cannot enter");
