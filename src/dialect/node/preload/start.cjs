@@ -37,9 +37,24 @@ function start(parameters, cluster) {
   page.onMove = () => {
     if (!signals.started) safely(() => signals.guard());
   };
+  announceEnd(cluster.worker, send);
   listen(page, leaving);
   join({ cluster, servers, kept, inbox, marks: page });
   page.publish();
+}
+
+// Node says that a worker leaves on its own accord only after its servers have closed, which takes
+// as long as open connections do. Until then the primary would take them for servers that are not
+// needed any more, and close their addresses.
+function announceEnd(worker, send) {
+  const { disconnect } = worker;
+  worker.disconnect = function (...words) {
+    if (!this.exitedAfterDisconnect && process.connected) {
+      const told = { cmd: 'NODE_CLUSTER', act: 'exitedAfterDisconnect' };
+      Reflect.apply(send, process, [told, undefined, undefined, () => {}]);
+    }
+    return Reflect.apply(disconnect, this, words);
+  };
 }
 
 function listen(page, leaving) {
