@@ -37,7 +37,7 @@ function start(parameters, cluster) {
   page.onMove = () => {
     if (!signals.started) safely(() => signals.guard());
   };
-  announceEnd(cluster.worker, send);
+  announceEnd(cluster.worker, leaving, send);
   listen(page, leaving);
   join({ cluster, servers, kept, inbox, marks: page });
   page.publish();
@@ -45,11 +45,12 @@ function start(parameters, cluster) {
 
 // Node says that a worker leaves on its own accord only after its servers have closed, which takes
 // as long as open connections do. Until then the primary would take them for servers that are not
-// needed any more, and close their addresses.
-function announceEnd(worker, send) {
+// needed any more, and close their addresses. While the service stops, the primary's own message is
+// what closes the servers, and it sends none to a worker that leaves already.
+function announceEnd(worker, leaving, send) {
   const { disconnect } = worker;
   worker.disconnect = function (...words) {
-    if (!this.exitedAfterDisconnect && process.connected) {
+    if (!this.exitedAfterDisconnect && leaving.stage !== STOPPING && process.connected) {
       const told = { cmd: 'NODE_CLUSTER', act: 'exitedAfterDisconnect' };
       Reflect.apply(send, process, [told, undefined, undefined, () => {}]);
     }
