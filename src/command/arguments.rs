@@ -147,7 +147,7 @@ pub(super) struct RunArguments {
     )]
     pub(super) backlog: u32,
 
-    /// Who runs on which CPU: auto, none, or a list such as 0-3,6
+    /// Which process runs on which CPU: auto, none, or a list such as 0-3,6
     ///
     /// `auto` pins if the primary and every worker can have one CPU each, there are at least three,
     /// and no quota grants less than all of them; otherwise the kernel places the processes. With

@@ -109,7 +109,7 @@ pub(super) struct Settings {
     pub settle: Duration,
     /// How many workers.
     pub workers: Workers,
-    /// Who runs on which CPU.
+    /// Which process runs on which CPU.
     pub pin: Pin,
     /// How messages to and from the program are written down.
     pub message_format: MessageFormat,
