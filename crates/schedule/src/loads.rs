@@ -15,7 +15,7 @@ pub(super) const BLOCK: usize = u64::BITS as usize;
 /// [`Loads::set`] only.
 ///
 /// ```
-/// use clusterlb::schedule::{Loads, WorkerLoad};
+/// use clusterlb_schedule::{Loads, WorkerLoad};
 ///
 /// let mut loads: Loads = [3, 1, 2].map(WorkerLoad::ready).into_iter().collect();
 /// loads.set(0, WorkerLoad::default());
