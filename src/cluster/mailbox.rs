@@ -1,7 +1,7 @@
 //! A queue that one thread fills and others wait at: blocking, as a future, or by a descriptor.
 //!
 //! Owns the bounds, of the whole and of each sender's share: a full mailbox still takes everything,
-//! since what is in it must not be lost, but says that it is full, so that whoever fills it stops
+//! since what is in it must not be lost, but says that it is full, so that its writer stops
 //! reading what would fill it further.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -219,7 +219,7 @@ impl<T: Item> Mailbox<T> {
         self.wakers(state)
     }
 
-    /// Whether it holds so much that whoever fills it should stop.
+    /// Whether it holds so much that its writer should stop.
     pub(crate) fn is_full(&self) -> bool {
         self.state().full
     }

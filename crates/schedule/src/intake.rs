@@ -314,7 +314,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is blocked, nobody waits for more than one connection of each other listener.
+        /// Whatever is blocked, a connection waits for at most one of each other listener.
         #[test]
         fn no_listener_gets_two_while_another_waits(
             counts in prop::array::uniform3(0usize..6),

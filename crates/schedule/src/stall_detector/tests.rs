@@ -194,7 +194,7 @@ fn whether_a_worker_is_stalled_for_whom_nothing_comes_is_doubtful() {
     assert_eq!(stall_detector.look(1, HANG_AFTER_NS), Finding::Overdue);
     assert!(!stall_detector.is_stalled(), "that is for the oldest connection to say");
     assert!(stall_detector.judge(HANG_AFTER_NS, HANG_AFTER_NS));
-    let doubted_ns = stall_detector.next_look_ns().expect("something is to be done then");
+    let doubted_ns = stall_detector.next_look_ns().expect("a next look is due");
     assert_eq!(stall_detector.look(0, doubted_ns - 1), Finding::Quiet);
     assert!(!stall_detector.is_doubtful());
     assert_eq!(stall_detector.look(0, doubted_ns), Finding::Quiet);
