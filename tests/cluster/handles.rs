@@ -8,7 +8,7 @@ use clusterlb::{ForkOptions, Handle, Message, WorkerHandle};
 use serde_json::Value;
 
 use crate::puppet::{DESCRIPTORS, Order, Reply};
-use crate::stage::{PATIENCE, Stage};
+use crate::stage::{PATIENCE, Stage, uninterrupted};
 use crate::trials;
 use crate::tricks::Trick;
 
@@ -79,7 +79,7 @@ fn a_worker_answers_datagrams_at_a_socket_of_the_primary() {
     worker.send_handle(&Order::Serve, socket).expect("the puppet reads");
     assert_eq!(stage.reply(&worker), Reply::Done);
     let mut buffer = [0; 64];
-    let (length, sender) = client.recv_from(&mut buffer).expect("an answer");
+    let (length, sender) = uninterrupted(|| client.recv_from(&mut buffer)).expect("an answer");
     assert_eq!((&buffer[..length], sender), (&b"a datagram"[..], address));
     stage.end();
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::puppet::{Order, Reply, Service};
-use crate::stage::{PATIENCE, Stage, eventually, greeter, is_alive, until_free};
+use crate::stage::{PATIENCE, Stage, eventually, greeter, is_alive, uninterrupted, until_free};
 use crate::trials;
 use crate::tricks::Trick;
 
@@ -62,7 +62,7 @@ fn a_worker_without_datagrams_leaves_while_another_serves_on() {
     client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     client.send(b"still there").expect("a loopback has room");
     let mut answer = [0; 32];
-    let length = client.recv(&mut answer).expect("an answer from there");
+    let length = uninterrupted(|| client.recv(&mut answer)).expect("an answer from there");
     assert_eq!(&answer[..length], b"1 still there");
     serving.disconnect();
     assert_eq!(stage.exit(&serving).0, Ending::Code(0));

@@ -1,6 +1,6 @@
 //! The fixture of the cluster tests: a cluster, its puppets, and timeouts.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -221,7 +221,7 @@ impl Stage {
 }
 
 /// What a connection receives until it is closed.
-pub(crate) fn ask(address: &str) -> std::io::Result<String> {
+pub(crate) fn ask(address: &str) -> io::Result<String> {
     let mut text = String::new();
     match address.strip_prefix("unix:") {
         Some(path) => {
@@ -263,8 +263,19 @@ pub(crate) fn kept(address: &str) -> (TcpStream, u32) {
 
 /// Whether no socket listens at a TCP address.
 fn is_refused(address: &str) -> bool {
-    let refused = std::io::ErrorKind::ConnectionRefused;
+    let refused = io::ErrorKind::ConnectionRefused;
     TcpStream::connect(address).is_err_and(|error| error.kind() == refused)
+}
+
+/// What a receive with a time limit returns. The kernel never restarts one that was interrupted
+/// (signal(7)), and the standard library leaves it to the caller.
+pub(crate) fn uninterrupted<T>(mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match receive() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }
 
 /// Waits until an address is free. A worker that another test is just starting has a copy of every
@@ -342,7 +353,7 @@ pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
             let errno = Errno::from_raw(told.expect_err("it is too long").0);
             println!("{bound}, and elsewhere {errno:?}");
             // Runs until the test closes its input.
-            let _ = std::io::stdin().read_line(&mut String::new());
+            let _ = io::stdin().read_line(&mut String::new());
             stage.end();
         }
         _ => panic!("no such role: {role}"),

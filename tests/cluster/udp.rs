@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::missing::lacking;
 use crate::puppet::{Order, Reply};
-use crate::stage::{PATIENCE, Stage, eventually};
+use crate::stage::{PATIENCE, Stage, eventually, uninterrupted};
 use crate::trials;
 
 trials!(
@@ -47,7 +47,7 @@ fn answerer(address: &str) -> u32 {
     client.connect(address).expect("a loopback has routes");
     client.send(b"ping").expect("a loopback has room");
     let mut buffer = [0; 64];
-    let length = client.recv(&mut buffer).expect("an answer");
+    let length = uninterrupted(|| client.recv(&mut buffer)).expect("an answer");
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     let (number, rest) = text.split_once(' ').expect("a number and what was sent");
     assert_eq!(rest, "ping");

@@ -32,7 +32,7 @@ pub enum Finding {
     /// Something waits, and not for too long as far as can be seen.
     Patient,
     /// Nothing seems to have been accepted for too long: take the oldest connection and
-    /// [`judge`](StallDetector::judge). If no other worker can take it, leave it; it is found again.
+    /// [`judge`](StallDetector::judge). If no other worker can take it, leave it; it comes again.
     Overdue,
 }
 
