@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{
     Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request,
+    read_whole_request,
 };
 use loadtest::Report;
 use loadtest::tally::ErrorKind;
@@ -157,7 +158,7 @@ fn an_answer_may_end_with_the_session_or_with_the_connection() {
 
 fn serve(stream: &mut (impl Read + Write), seen: &Seen) {
     let mut reader = BufReader::new(stream);
-    while let Some(body) = read_request(&mut reader, seen) {
+    while let Some((head, body)) = read_whole_request(&mut reader, seen) {
         let answer = match body.len() {
             0 => "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n".to_owned(),
             // A large body is answered with one.
@@ -166,7 +167,7 @@ fn serve(stream: &mut (impl Read + Write), seen: &Seen) {
                 format!("HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n{large}")
             }
         };
-        let closes = seen.last().0.contains("Connection: close");
+        let closes = head.contains("Connection: close");
         if reader.get_mut().write_all(answer.as_bytes()).is_err() || closes {
             return;
         }

@@ -238,8 +238,16 @@ impl Drop for Directory {
     }
 }
 
-/// Reads one request with its body. `None` at the connection's end.
+/// Reads one request and returns its body. `None` at the connection's end.
 pub(crate) fn read_request(reader: &mut impl BufRead, seen: &Seen) -> Option<Vec<u8>> {
+    read_whole_request(reader, seen).map(|(_, body)| body)
+}
+
+/// Reads one request and returns its head and its body. `None` at the connection's end.
+pub(crate) fn read_whole_request(
+    reader: &mut impl BufRead,
+    seen: &Seen,
+) -> Option<(String, Vec<u8>)> {
     let mut length = 0;
     let mut first = true;
     let mut head = String::new();
@@ -267,8 +275,8 @@ pub(crate) fn read_request(reader: &mut impl BufRead, seen: &Seen) -> Option<Vec
     reader.read_exact(&mut body).ok()?;
     seen.requests.fetch_add(1, Ordering::SeqCst);
     let kept = body[..body.len().min(1000)].to_vec();
-    seen.received.lock().expect("no panic holds it").push((head, kept));
-    Some(body)
+    seen.received.lock().expect("no panic holds it").push((head.clone(), kept));
+    Some((head, body))
 }
 
 /// Answers every request with what `answer` writes.
