@@ -47,7 +47,7 @@ pub use schedule::{
 };
 pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
 pub use supervisor::{
-    Finished, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot, Supervisor,
+    Finished, ReadyAfter, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot, Supervisor,
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };

@@ -12,7 +12,7 @@ use super::inspect::{Inspection, inspection, options_before_script};
 use super::known_programs::{Known, Launched, find, launched, look_at};
 use super::launcher::Launcher;
 use crate::command::settings::Program;
-use clusterlb::{Dialect, Readiness};
+use clusterlb::{Dialect, Readiness, ReadyAfter};
 use clusterlb::{Error, Result};
 
 /// Longest name of a socket (`sd_listen_fds_with_names(3)`).
@@ -33,6 +33,15 @@ pub(super) enum DialectChoice {
     ListenFds,
 }
 
+/// When a worker is ready, as the command line has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadyChoice {
+    /// For workers with a channel.
+    Channel(ReadyAfter),
+    /// For those that take sockets over.
+    Sockets(Readiness),
+}
+
 /// How a program is run.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ProgramArguments {
@@ -40,10 +49,19 @@ pub(super) struct ProgramArguments {
     #[arg(long, value_enum, default_value_t, requires = "program")]
     dialect: DialectChoice,
 
-    /// When a worker with --dialect listen-fds counts as serving: after a time, in which it has
-    /// not ended, or notify, when it says READY=1 (sd_notify) [default: 1s]
-    #[arg(long, value_name = "TIME|notify", value_parser = readiness, requires = "program")]
-    ready_after: Option<Readiness>,
+    /// When a worker of PROGRAM is ready: listening, or message, when it listens and has sent the
+    /// message ready (process.send('ready')) [default: listening]; with --dialect listen-fds after
+    /// a time, in which it has not ended, or notify, when it says READY=1 (sd_notify) [default: 1s]
+    ///
+    /// The run is ready when all workers are. With message a successor has settled when it says so,
+    /// and not after --settle. --start-limit is for all of this.
+    #[arg(
+        long,
+        value_name = "listening|message|TIME|notify",
+        value_parser = readiness,
+        requires = "program"
+    )]
+    ready_after: Option<ReadyChoice>,
 
     /// What the sockets are called with --dialect listen-fds (LISTEN_FDNAMES), in the order of
     /// --listen [default: listener-1, listener-2, …]
@@ -120,7 +138,14 @@ impl ProgramArguments {
             options: options.to_vec(),
             arguments: arguments.to_vec(),
             dialect,
-            readiness: self.ready_after.unwrap_or_default(),
+            readiness: match self.ready_after {
+                Some(ReadyChoice::Sockets(readiness)) => readiness,
+                _ => Readiness::default(),
+            },
+            ready_after: match self.ready_after {
+                Some(ReadyChoice::Channel(what)) => what,
+                _ => ReadyAfter::default(),
+            },
             socket_names: self.fdname.clone(),
             inspect_port: asked.map(|asked| asked.port),
         }))
@@ -181,9 +206,18 @@ impl ProgramArguments {
     }
 
     fn ensure_sockets_are_taken(&self, dialect: Dialect) -> Result<()> {
-        let given = self.ready_after.map(|_| "--ready-after");
+        let takes_sockets = dialect == Dialect::ListenFds;
+        if let (true, Some(ReadyChoice::Channel(_))) = (takes_sockets, self.ready_after) {
+            return Err(Error::usage(
+                "programs that take listening sockets over send no messages, and none says that \
+                 it listens",
+                "say --ready-after notify, or name a time",
+            ));
+        }
+        let time = matches!(self.ready_after, Some(ReadyChoice::Sockets(_)));
+        let given = time.then_some("--ready-after with a time or notify");
         let given = given.or_else(|| (!self.fdname.is_empty()).then_some("--fdname"));
-        if let Some(option) = given.filter(|_| dialect != Dialect::ListenFds) {
+        if let Some(option) = given.filter(|_| !takes_sockets) {
             return Err(Error::usage(
                 format!("{option} is for programs that take listening sockets over"),
                 "say --dialect listen-fds, or leave it out",
@@ -203,12 +237,14 @@ impl ProgramArguments {
     }
 }
 
-fn readiness(text: &str) -> std::result::Result<Readiness, String> {
+fn readiness(text: &str) -> std::result::Result<ReadyChoice, String> {
     match text {
-        "notify" => Ok(Readiness::Notified),
+        "listening" => Ok(ReadyChoice::Channel(ReadyAfter::Listening)),
+        "message" => Ok(ReadyChoice::Channel(ReadyAfter::Message)),
+        "notify" => Ok(ReadyChoice::Sockets(Readiness::Notified)),
         text => time(text)
-            .map(Readiness::After)
-            .map_err(|error| format!("{error}; or notify, if it knows sd_notify")),
+            .map(|time| ReadyChoice::Sockets(Readiness::After(time)))
+            .map_err(|error| format!("{error}; or listening, message, notify")),
     }
 }
 

@@ -140,6 +140,9 @@ fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervis
         .hang_kill(settings.hang_kill)
         .fatal_exit_codes(&FATAL_CODES)
         .handle_signals();
+    if let Some(program) = &settings.program {
+        supervisor = supervisor.ready_after(program.ready_after);
+    }
     for address in &settings.listen {
         supervisor = supervisor.listen(address.clone());
     }

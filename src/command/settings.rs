@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
     AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
-    ListenRule, Policy, Readiness, Result, SchedulerConfig,
+    ListenRule, Policy, Readiness, ReadyAfter, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,8 @@ pub(super) struct Program {
     pub dialect: Dialect,
     /// When its workers serve, with [`Dialect::ListenFds`].
     pub readiness: Readiness,
+    /// What makes a worker with a channel ready.
+    pub ready_after: ReadyAfter,
     /// What they are told their sockets are called, with [`Dialect::ListenFds`].
     pub socket_names: Vec<String>,
     /// The first worker's port for a debugger, with [`Dialect::Node`]; the next one gets the next.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use clusterlb::{Dialect, Error, ErrorKind, Readiness};
+use clusterlb::{Dialect, Error, ErrorKind, Readiness, ReadyAfter};
 
 use super::settings::{Program, Settings};
 
@@ -38,6 +38,14 @@ fn unready(settings: &Settings, online: bool) -> Error {
         Some(program) if program.dialect == Dialect::ListenFds => {
             taking_over(program, &limit.to_string())
         }
+        Some(program) if online && program.ready_after == ReadyAfter::Message => (
+            format!("not every worker listens and has sent the message \"ready\" after {limit}"),
+            format!(
+                "{} has to call process.send('ready') when it can serve; if it does not, leave \
+                 --ready-after message out, and if it needs more time, see --start-limit",
+                program.path.display()
+            ),
+        ),
         Some(program) if online => (
             format!("not every worker listens on something after {limit}"),
             match sticky_package(program, settings.worker_environment.directory.as_deref()) {

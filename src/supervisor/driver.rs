@@ -20,7 +20,7 @@ use super::handle::{
 };
 use super::signals::{Terminal, Wish};
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
-use super::{Finished, OnEvent, failures};
+use super::{Finished, OnEvent, READY, ReadyAfter, failures};
 use crate::settings::Dialect;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::listening;
@@ -49,6 +49,7 @@ pub(super) struct Driver {
     pub(super) state: State,
     pub(super) start_limit: Duration,
     pub(super) grace: Duration,
+    pub(super) ready_after: ReadyAfter,
     /// Variables in the environment of each worker.
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) on_event: Option<OnEvent>,
@@ -320,6 +321,12 @@ impl Driver {
                 self.state.on_closed(worker.id(), &name_of(&address), now_ns);
             }
             Event::Refused { error, .. } => self.refusal = Some(error),
+            Event::Message { worker, message }
+                if self.ready_after == ReadyAfter::Message
+                    && message.value().is_ok_and(|value| value == READY) =>
+            {
+                self.state.on_ready(worker.id(), now_ns);
+            }
             Event::Leaving { worker } => {
                 self.state.on_leaving(worker.id(), was_used(&worker), now_ns);
             }
@@ -387,7 +394,8 @@ impl Driver {
             Some(failure) => {
                 let past_primary = self.past_primary;
                 let refusal = self.refusal.as_deref();
-                Err(failures::of_run(failure, self.start_limit, refusal, past_primary))
+                let readiness = (self.ready_after, self.start_limit);
+                Err(failures::of_run(failure, readiness, refusal, past_primary))
             }
             None => Ok(Finished { counts, forced_by: self.forced_by }),
         }

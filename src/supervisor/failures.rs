@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::ReadyAfter;
 use super::state::{Failure, Refusal};
 use crate::{Ending, Error, ErrorKind, Signal, WorkerId};
 
 /// Why a run could not go on.
 pub(super) fn of_run(
     failure: &Failure,
-    limit: Duration,
+    (ready_after, limit): (ReadyAfter, Duration),
     refusal: Option<&Error>,
     past_primary: Option<(WorkerId, SocketAddr)>,
 ) -> Error {
@@ -25,6 +26,11 @@ pub(super) fn of_run(
         );
     }
     match failure {
+        Failure::StartTimeout if ready_after == ReadyAfter::Message => Error::cluster(
+            ErrorKind::StartTimeout,
+            format!("not every worker serves and has sent the message \"ready\" after {limit:?}"),
+            "send it when the program can serve, or do not ask for it",
+        ),
         Failure::StartTimeout => Error::cluster(
             ErrorKind::StartTimeout,
             format!("not every worker serves after {limit:?}"),

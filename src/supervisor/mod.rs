@@ -39,6 +39,21 @@ use restart::ns;
 use signals::Terminal;
 use state::{Rules, State};
 
+/// The message by which a worker says that it is ready ([`ReadyAfter::Message`]).
+const READY: &str = "ready";
+
+/// What makes a worker ready, at the start and as a successor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadyAfter {
+    /// It listens. A successor then settles ([`Supervisor::settle`]).
+    #[default]
+    Listening,
+    /// It listens, and its program has sent the message `"ready"` (`process.send('ready')`, or
+    /// [`Worker::send`](crate::Worker::send)). A successor has settled then.
+    Message,
+}
+
 type OnEvent = Box<dyn FnMut(&SupervisorEvent) + Send>;
 
 /// Keeps a number of workers alive, and ends them in order.
@@ -102,6 +117,7 @@ impl Supervisor {
                 restart: RestartPolicy::default(),
                 start_limit_ns: ns(Duration::from_secs(60)),
                 settle_ns: ns(Duration::from_secs(1)),
+                ready_after: ReadyAfter::default(),
                 grace: Duration::from_secs(10),
                 drain_delay: Duration::ZERO,
                 hang_kill_ns: None,
@@ -157,6 +173,15 @@ impl Supervisor {
     /// that time, replacing stops. At zero the predecessor leaves as soon as the successor serves.
     pub fn settle(mut self, time: Duration) -> Self {
         self.rules.settle_ns = ns(time);
+        self
+    }
+
+    /// What makes a worker ready: that it listens, unless something else is said. The run begins
+    /// when all workers are, and a predecessor leaves when its successor is;
+    /// [`start_limit`](Self::start_limit) is for both. Connections come as soon as a worker listens
+    /// while others serve.
+    pub fn ready_after(mut self, what: ReadyAfter) -> Self {
+        self.rules.ready_after = what;
         self
     }
 
@@ -253,6 +278,7 @@ impl Supervisor {
             handle,
             start_limit: Duration::from_nanos(self.rules.start_limit_ns),
             grace: self.rules.grace,
+            ready_after: self.rules.ready_after,
             state: State::new(self.rules, self.workers, monotonic_ns()),
             environment: self.environment,
             on_event: self

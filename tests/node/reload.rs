@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::common::{Cluster, PATIENCE, eventually, get, machine};
+use crate::nodes::with_each;
 use crate::script::{SERVER, Script};
 
 fn ask(address: &str) -> String {
@@ -132,4 +133,46 @@ fn a_reload_fills_a_slot_that_was_given_up() {
         std::thread::sleep(Duration::from_millis(20));
     }
     cluster.end();
+}
+
+/// A server that is ready after as many milliseconds as its folder's file says, or never.
+const WARMING_UP: &str = "
+    const after = Number(require('fs').readFileSync(`${__dirname}/ready-after`));
+    if (after >= 0) setTimeout(() => process.send('ready'), after);";
+
+#[test]
+fn a_worker_is_ready_when_its_program_says_so() {
+    with_each(|node| {
+        let script = Script::named("server.js", &format!("{SERVER} {WARMING_UP}"));
+        let say = |text: &str| fs::write(script.path("ready-after"), text).expect("a file");
+        say("300");
+        let arguments = "--workers 2 --ready-after message --settle 1h --start-limit 10s";
+        let cluster = script.launch_with(&node.program, arguments).start_unready();
+        cluster.event("listening", 0);
+        let sent = cluster.count("message");
+        assert!(sent >= 2, "the run begins after both messages, not after {sent}");
+        reload(&cluster);
+        assert_eq!(cluster.worker_pids().len(), 2);
+        cluster.end();
+    });
+}
+
+#[test]
+fn without_its_message_a_successor_replaces_nobody() {
+    let Some(script) = Script::new(&format!("{SERVER} {WARMING_UP}")) else { return };
+    let say = |text: &str| fs::write(script.path("ready-after"), text).expect("a file");
+    say("0");
+    let arguments = "--workers 2 --ready-after message --start-limit 3s";
+    let cluster = script.launch(arguments).start();
+    let before = cluster.worker_pids();
+    say("-1");
+    cluster.signal(Signal::SIGHUP);
+    let note = cluster.event("note", 0);
+    let text = note["text"].as_str().unwrap_or_default();
+    assert!(text.contains("the message \"ready\""), "{text}");
+    assert_eq!(cluster.worker_pids(), before);
+    assert!(before.iter().any(|pid| pid.to_string() == ask(&cluster.address())));
+    cluster.end();
+    let refused = script.launch("--workers 2 --ready-after message --start-limit 2s").refused();
+    refused.assert_refusal(1, &["process.send('ready')", "--ready-after message"]);
 }

@@ -39,6 +39,7 @@ fn contradictions_are_refused() {
         "--fdname a:b --dialect listen-fds -- /bin/true",
         "--fdname a --dialect node -- /bin/true",
         "--ready-after 1s -- /bin/true",
+        "--ready-after message --dialect listen-fds -- /bin/true",
         "--user no-such-user",
         "--chdir /nowhere/at/all",
         "-- /nowhere/at/all",

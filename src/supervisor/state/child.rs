@@ -35,9 +35,11 @@ pub(in crate::supervisor) struct Child {
     pub(in crate::supervisor) role: Role,
     pub(in crate::supervisor) born_ns: u64,
     pub(super) online: bool,
+    /// Its program has said that it is ready, or need not.
+    pub(super) ready: bool,
     /// What it serves now.
     pub(in crate::supervisor) serving: Names,
-    /// When it first served anything.
+    /// When it first served anything and was ready.
     pub(in crate::supervisor) serving_since_ns: Option<u64>,
     /// What the last worker of its slot served.
     pub(super) wanted: Names,
@@ -50,12 +52,13 @@ pub(in crate::supervisor) struct Child {
 }
 
 impl Child {
-    pub(super) fn new(slot: u16, role: Role, wanted: Names, now_ns: u64) -> Self {
+    pub(super) fn new(slot: u16, role: Role, wanted: Names, ready: bool, now_ns: u64) -> Self {
         Self {
             slot,
             role,
             born_ns: now_ns,
             online: false,
+            ready,
             serving: Names::new(),
             serving_since_ns: None,
             wanted,

@@ -16,6 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::ReadyAfter;
 use super::event::SupervisorEvent;
 use super::restart::{Budget, Decision, Life, RestartPolicy};
 use crate::{Ending, WorkerId};
@@ -37,6 +38,8 @@ pub(super) struct Rules {
     pub(super) start_limit_ns: u64,
     /// How long a successor serves before its predecessor leaves.
     pub(super) settle_ns: u64,
+    /// What makes a worker ready.
+    pub(super) ready_after: ReadyAfter,
     /// How long a worker that leaves may take.
     pub(super) grace: Duration,
     /// How long serving goes on once a signal wants the end.
@@ -241,7 +244,8 @@ impl State {
         if role == Role::Current {
             place.occupancy = Occupancy::Current(worker);
         }
-        self.children.insert(worker, Child::new(slot, role, wanted, now_ns));
+        let ready = self.rules.ready_after == ReadyAfter::Listening;
+        self.children.insert(worker, Child::new(slot, role, wanted, ready, now_ns));
         if role == Role::Successor {
             self.successor_spawned(worker);
         }
@@ -305,6 +309,7 @@ impl State {
     fn look(&mut self, worker: WorkerId, now_ns: u64) {
         self.changed = true;
         if let Some(child) = self.children.get_mut(&worker)
+            && child.ready
             && !child.serving.is_empty()
         {
             // What a worker closes later does not make its life shorter.
@@ -327,7 +332,7 @@ impl State {
         if child.role == Role::Successor {
             return self.is_ready_to_succeed(worker, child);
         }
-        child.serving.len() >= self.rules.held.max(1)
+        child.ready && child.serving.len() >= self.rules.held.max(1)
     }
 
     /// How long a worker has served, or lived, if those of its slot serve nothing.

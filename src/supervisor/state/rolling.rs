@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use super::child::{Name, Names};
 use super::{Action, Child, Occupancy, Refusal, Role, Stage, State, Ticket};
 use crate::WorkerId;
+use crate::supervisor::ReadyAfter;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::restart::Budget;
 
@@ -223,7 +224,8 @@ impl State {
             None => (wanted, 0),
         };
         let further = child.serving.difference(&named).count();
-        !child.goes() && child.online && named.is_subset(&child.serving) && further >= own
+        let serves = named.is_subset(&child.serving) && further >= own;
+        !child.goes() && child.online && child.ready && serves
     }
 
     /// Where each worker has addresses of its own, such as a port derived from its number, the
@@ -245,7 +247,11 @@ impl State {
     /// What a worker serves has changed: the successor may have become ready, or not be it any
     /// more.
     pub(super) fn look_at_rolling(&mut self, now_ns: u64) {
-        let settle_ns = self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns);
+        let settle_ns = match self.rules.ready_after {
+            ReadyAfter::Listening => self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns),
+            // Its program has decided that it has settled.
+            ReadyAfter::Message => 0,
+        };
         match self.step() {
             Step::Starting { slot, old, successor: Some(successor), .. }
                 if self.is_ready(successor) =>
@@ -329,6 +335,9 @@ impl State {
         }
         let how = match self.step() {
             Step::Settling { .. } => "ended before it had settled",
+            _ if self.rules.ready_after == ReadyAfter::Message => {
+                "ended before it served and had sent the message \"ready\""
+            }
             _ => "ended before it served",
         };
         self.stop_rolling(format!("worker {worker} {how}"), now_ns);
@@ -373,7 +382,9 @@ impl State {
                 // Its end is what stops the replacing.
                 let (successor_, until_ns) = (Some(successor), u64::MAX);
                 self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
-                self.kill(successor, "it did not serve in time".into());
+                let said = self.children.get(&successor).is_none_or(|child| child.ready);
+                let what = if said { "serve" } else { "send the message \"ready\"" };
+                self.kill(successor, format!("it did not {what} in time"));
             }
             Step::Settling { .. } => {
                 self.look_at_rolling(now_ns);

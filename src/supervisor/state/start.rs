@@ -31,6 +31,15 @@ impl State {
         (fatal || hopeless).then_some(Failure::StartFailed { worker, ending, fatal })
     }
 
+    /// A worker's program has said that it is ready.
+    pub(in crate::supervisor) fn on_ready(&mut self, worker: WorkerId, now_ns: u64) {
+        if let Some(child) = self.children.get_mut(&worker)
+            && !std::mem::replace(&mut child.ready, true)
+        {
+            self.look(worker, now_ns);
+        }
+    }
+
     /// Begins to accept, if every worker serves.
     pub(super) fn look_at_start(&mut self, now_ns: u64) {
         let Stage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
@@ -85,7 +94,9 @@ impl State {
             let Some(child) = self.children.get(&worker) else { return false };
             match self.is_ready(worker) {
                 true => serving += 1,
-                false if child.online && child.serving.is_empty() => silent.push(worker),
+                false if child.online && child.ready && child.serving.is_empty() => {
+                    silent.push(worker);
+                }
                 false => return false,
             }
         }

@@ -2,6 +2,7 @@
 
 mod decisions;
 mod properties;
+mod ready;
 mod replacing;
 
 use std::collections::BTreeSet;
@@ -36,6 +37,7 @@ pub(super) fn rules() -> Rules {
         restart: RestartPolicy::default(),
         start_limit_ns: 60_000 * MS,
         settle_ns: 2_000 * MS,
+        ready_after: ReadyAfter::Listening,
         grace: GRACE,
         drain_delay: Duration::ZERO,
         hang_kill_ns: None,
@@ -127,6 +129,11 @@ impl World {
     pub(super) fn serves(&mut self, number: u32, port: u16) {
         self.state.on_online(id(number), self.now_ns);
         self.state.on_listening(id(number), name(port), self.now_ns);
+        self.act();
+    }
+
+    pub(super) fn says_ready(&mut self, number: u32) {
+        self.state.on_ready(id(number), self.now_ns);
         self.act();
     }
 

@@ -10,6 +10,7 @@ use super::*;
 enum Step {
     Online(usize),
     Listens(usize, u16),
+    SaysReady(usize),
     Closes(usize, u16),
     Leaves(usize),
     LosesChannel(usize),
@@ -29,6 +30,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => one.clone().prop_map(Step::Online),
         12 => (one.clone(), 80u16..82).prop_map(|(one, port)| Step::Listens(one, port)),
+        6 => one.clone().prop_map(Step::SaysReady),
         2 => (one.clone(), 80u16..82).prop_map(|(one, port)| Step::Closes(one, port)),
         2 => one.clone().prop_map(Step::Leaves),
         1 => one.clone().prop_map(Step::LosesChannel),
@@ -52,6 +54,7 @@ fn take(world: &mut World, step: Step) -> Option<Ticket> {
     match step {
         Step::Online(one) => world.goes_online(worker(one)),
         Step::Listens(one, port) => world.serves(worker(one), port),
+        Step::SaysReady(one) => world.says_ready(worker(one)),
         Step::Closes(one, port) => world.closes(worker(one), port),
         Step::Leaves(one) => world.leaves(worker(one)),
         Step::LosesChannel(one) => {
@@ -99,7 +102,10 @@ fn goes_well(world: &mut World) {
             let goes = child.role == Role::Leaving || child.killed || child.cut_ns.is_some();
             match goes {
                 true => world.ends(worker, Ending::Code(0)),
-                false => (80..82).for_each(|port| world.serves(worker, port)),
+                false => {
+                    (80..82).for_each(|port| world.serves(worker, port));
+                    world.says_ready(worker);
+                }
             }
         }
         world.pass(1_000);
@@ -114,8 +120,11 @@ proptest! {
     fn slots_and_workers_fit_whatever_happens(
         steps in prop::collection::vec(any_step(), 1..120),
         workers in 1u16..5,
+        by_message in any::<bool>(),
     ) {
-        let rules = Rules { hang_kill_ns: Some(500 * MS), ..rules() };
+        let ready_after =
+            if by_message { ReadyAfter::Message } else { ReadyAfter::Listening };
+        let rules = Rules { hang_kill_ns: Some(500 * MS), ready_after, ..rules() };
         let mut world = World::new(rules, workers);
         let mut tickets = Vec::new();
         for step in steps {
