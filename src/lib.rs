@@ -37,13 +37,13 @@ pub use cluster::{
     role,
 };
 pub use clusterlb_protocol as protocol;
-pub use data_path::ClusterCounts;
+pub use data_path::{ClusterCounts, ListenerCounts};
 pub use nix::sys::signal::Signal;
 pub use protocol::control::{LatencySummary, ListenOptions, Serialization, Transport};
 pub use schedule::id::{ListenerId, Slot, WorkerId};
 pub use schedule::{
-    AcceptMechanism, Client, CreditRule, Limits, Loads, Policy, Scheduler, SchedulerConfig,
-    SchedulerFactory, Skips, Status, WorkerLoad,
+    AcceptMechanism, CLAIM_BOUNDS_NS, CREDITS_MAX, ClaimTimes, Client, CreditRule, Limits, Loads,
+    Policy, Scheduler, SchedulerConfig, SchedulerFactory, Skips, Status, UnknownName, WorkerLoad,
 };
 pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
 pub use supervisor::{

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::id::ListenerId;
 use crate::protocol::control::{LatencySummary, Transport};
 use crate::protocol::scoreboard::{Counters, PageView, Statistic};
+use crate::schedule::ClaimTimes;
 use crate::sys::process::Ending;
 
 /// Something happened. Names and order are Node's.
@@ -165,6 +166,13 @@ pub struct WorkerCounts {
     pub requests: u64,
     /// From accept to claim; only for workers that left in order and measure it.
     pub handoff: Option<LatencySummary>,
+    /// From handoff to claim, as the data path sees it when it next looks.
+    pub claim_times: ClaimTimes,
+    /// How often a Node worker has looked how late its loop is, which it does while it has
+    /// connections.
+    pub beats: u64,
+    /// How late its loop was, all looks together, in nanoseconds.
+    pub late_ns: u64,
 }
 
 impl WorkerCounts {
@@ -172,6 +180,7 @@ impl WorkerCounts {
     pub(crate) fn living(counters: Counters, page: &PageView) -> Self {
         // Sockets for which it had no descriptor: it has counted them as done with.
         let lost = page.statistic(Statistic::Truncated).min(counters.finished);
+        let (beats, late_ns) = page.loop_delay();
         Self {
             assigned: counters.assigned,
             own: counters.own,
@@ -181,6 +190,9 @@ impl WorkerCounts {
             aborted: lost,
             requests: page.statistic(Statistic::Requests),
             handoff: None,
+            claim_times: page.claim_times(),
+            beats,
+            late_ns,
         }
     }
 
@@ -196,8 +208,14 @@ impl WorkerCounts {
         self.assigned.saturating_sub(done)
     }
 
-    /// Adds the counts of another worker, without its times.
-    pub(crate) fn add(&mut self, other: &Self) {
+    /// Connections that it has been given and has not received.
+    #[must_use]
+    pub fn unclaimed(&self) -> u64 {
+        self.assigned.saturating_sub(self.returned).saturating_sub(self.claimed)
+    }
+
+    /// Adds the counts of another worker, without its [`handoff`](Self::handoff).
+    pub fn add(&mut self, other: &Self) {
         self.assigned += other.assigned;
         self.own += other.own;
         self.returned += other.returned;
@@ -205,6 +223,9 @@ impl WorkerCounts {
         self.finished += other.finished;
         self.aborted += other.aborted;
         self.requests += other.requests;
+        self.claim_times.add(&other.claim_times);
+        self.beats = self.beats.saturating_add(other.beats);
+        self.late_ns = self.late_ns.saturating_add(other.late_ns);
     }
 }
 

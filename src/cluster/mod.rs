@@ -10,6 +10,7 @@ pub(crate) mod mailbox;
 pub(crate) mod message;
 mod role;
 pub(crate) mod settings;
+mod steering;
 pub(crate) mod worker_handle;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ pub use worker_handle::WorkerHandle;
 
 use crate::address::ListenAddress;
 use crate::control_plane::{ControlHandle, ControlPlane, ForkRequest, Request};
-use crate::data_path::{ClusterCounts, LiveCounts};
+use crate::data_path::{ClusterCounts, ListenerCounts, LiveCounts};
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::Policy;
@@ -78,6 +79,8 @@ pub struct ListenerSnapshot {
     pub backlog_max: u32,
     /// Connections that wait in the kernel, in all its sockets; only for TCP.
     pub waiting: Option<u32>,
+    /// Connections that the kernel has turned away because the queue was full, since it was opened.
+    pub overflows: Option<u64>,
 }
 
 /// The workers that are among the cluster's, and what became of the others.
@@ -311,6 +314,13 @@ impl Cluster {
     #[must_use]
     pub fn counts(&self) -> ClusterCounts {
         self.shared.live_counts.read()
+    }
+
+    /// What became of each listener's connections, as the data path counts them. Reads memory, asks
+    /// no thread. A listener that has closed is not among them.
+    #[must_use]
+    pub fn listener_counts(&self) -> BTreeMap<ListenerId, ListenerCounts> {
+        self.shared.live_counts.read_listeners()
     }
 
     /// The counts of all workers together, those that have ended included. Reads memory, as

@@ -380,7 +380,7 @@ impl RunArguments {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Switch<T>(pub(super) Option<T>);
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -397,25 +397,25 @@ fn switch<T>(
 /// Longer waits would be felt, and be more than a wake-up can ever cost.
 const COALESCE_MAX: Duration = Duration::from_millis(1);
 
-fn coalescing(text: &str) -> std::result::Result<Switch<Duration>, String> {
+pub(super) fn coalescing(text: &str) -> std::result::Result<Switch<Duration>, String> {
     match switch(text, positive_time)? {
         Switch(Some(time)) if time > COALESCE_MAX => Err("it must be at most 1ms".into()),
         switch => Ok(switch),
     }
 }
 
-fn switched_time(text: &str) -> std::result::Result<Switch<Duration>, String> {
+pub(super) fn switched_time(text: &str) -> std::result::Result<Switch<Duration>, String> {
     switch(text, positive_time)
 }
 
-fn factor(text: &str) -> std::result::Result<Switch<f32>, String> {
+pub(super) fn factor(text: &str) -> std::result::Result<Switch<f32>, String> {
     switch(text, |text| match text.parse::<f32>() {
         Ok(factor) if (1.0..=1000.0).contains(&factor) => Ok(factor),
         _ => Err("write off or a number from 1 to 1000; 1 is the average itself".into()),
     })
 }
 
-fn credits(text: &str) -> std::result::Result<CreditRule, String> {
+pub(super) fn credits(text: &str) -> std::result::Result<CreditRule, String> {
     match (text, text.parse()) {
         ("auto", _) => Ok(CreditRule::Adaptive),
         (_, Ok(count @ 1..=CREDITS_MAX)) => Ok(CreditRule::Fixed(count)),

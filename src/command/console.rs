@@ -168,6 +168,9 @@ fn in_words(event: &Event) -> Option<String> {
         }
         Event::Reloaded => "all of them are replaced".into(),
         Event::Scaled { from, to } => format!("{to} workers instead of {from}"),
+        Event::Rescheduled { policy, .. } => {
+            format!("connections are shared out by other rules, policy {policy}")
+        }
         Event::Note { text } => text.clone(),
         Event::Summary(Summary { uncounted: true, stolen: 0, .. }) => {
             "\nnothing was counted: the workers accepted by themselves, and do not tell".into()

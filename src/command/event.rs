@@ -81,6 +81,15 @@ pub(crate) enum Event {
         /// What it is.
         to: u16,
     },
+    /// Connections are shared out by other rules from now on.
+    Rescheduled {
+        /// Who chooses the worker.
+        policy: Policy,
+        /// Most connections in flight at one worker.
+        max_inflight: Option<u32>,
+        /// How far above the average a worker may be.
+        overload_factor: Option<f32>,
+    },
     /// A worker's process has ended (Node's `exit`).
     Exit {
         /// The worker.

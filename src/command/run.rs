@@ -305,6 +305,15 @@ impl Reporter {
             self.note_left_out(worker, count);
         }
         match event {
+            ClusterEvent::Setup { settings } => {
+                self.policy = settings.policy;
+                let limits = &settings.scheduling.limits;
+                self.console.tell(Event::Rescheduled {
+                    policy: settings.policy,
+                    max_inflight: limits.inflight_max,
+                    overload_factor: limits.overload_factor,
+                });
+            }
             ClusterEvent::Fork { worker } => {
                 self.read_pipes(worker);
                 let (id, pid, cpu) = (worker.id(), worker.pid(), worker.cpu());

@@ -1,7 +1,7 @@
 //! How handles reach the control plane: requests and a bell.
 
 use std::ffi::OsString;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use crate::data_path::ClusterCounts;
 use crate::dialect::node::bridge::UserMessageOut;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
+use crate::schedule::SchedulerConfig;
+use crate::settings::Policy;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
 
@@ -75,6 +77,18 @@ pub(crate) enum Request {
         coming: usize,
         /// Where the number of connections goes that were lost by that.
         answer: SyncSender<Result<usize>>,
+    },
+    /// Share connections out by other rules from now on.
+    Reschedule {
+        /// Who chooses.
+        policy: Policy,
+        /// The rules.
+        scheduling: Box<SchedulerConfig>,
+    },
+    /// Answer, and let the data path answer, if there is one.
+    Ping {
+        /// Where the answer goes.
+        answer: SyncSender<Result<()>>,
     },
     /// End whatever is left by force, and the control plane.
     End {
@@ -185,6 +199,24 @@ impl ControlHandle {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         self.send(request(answer))?;
         answered.recv().unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// As [`ask`](Self::ask), and gives up after some time.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub(crate) fn ask_within<T>(
+        &self,
+        within: Duration,
+        request: impl FnOnce(SyncSender<Result<T>>) -> Request,
+    ) -> Result<Option<T>> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        self.send(request(answer))?;
+        match answered.recv_timeout(within) {
+            Ok(answer) => answer.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
+        }
     }
 }
 

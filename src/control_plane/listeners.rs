@@ -5,6 +5,7 @@
 //! in `listener_lifetime`.
 
 mod bind;
+mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, UdpSocket};
@@ -17,13 +18,11 @@ use super::bind_retry::ListenRequest;
 use super::lookup::Candidates;
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
-use crate::cluster::ListenerSnapshot;
 use crate::cluster::event::ListeningAddress;
 use crate::error::{Error, Result, errno_of};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::{ListenOptions, Transport};
 use crate::settings::LISTENERS_MAX;
-use crate::sys::backlog;
 use crate::sys::datagram::{self, DatagramOptions};
 use crate::sys::listener::{Listener, OpenOptions, open_shared};
 
@@ -432,23 +431,6 @@ impl Entry {
             // Where nobody accepts, they can as well wait.
             Socket::StreamEach(sockets) if sockets.are_used() => sockets.shed(coming),
             _ => 0,
-        }
-    }
-
-    /// What others can look at.
-    pub(crate) fn snapshot(&self) -> ListenerSnapshot {
-        let length = |listener: &Listener| backlog::length(listener).ok();
-        let waiting = match &self.socket {
-            Socket::Stream(listener) => length(listener),
-            Socket::StreamEach(sockets) => sockets.all().map(|one| length(&one.listener)).sum(),
-            Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
-        };
-        ListenerSnapshot {
-            id: self.id,
-            address: self.address.clone(),
-            workers: self.users.len(),
-            backlog_max: self.opening.backlog,
-            waiting,
         }
     }
 

@@ -46,6 +46,8 @@ use crate::dialect::node::preload::Preload;
 use crate::error::{Error, Result};
 use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
+use crate::schedule::SchedulerConfig;
+use crate::settings::Policy;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::guard::Guard;
 use crate::sys::notify::NotifySocket;
@@ -262,6 +264,14 @@ impl ControlPlane {
                 };
                 let _ = answer.send(Ok(lost));
             }
+            Request::Reschedule { policy, scheduling } => {
+                self.reschedule(policy, scheduling);
+            }
+            Request::Ping { answer } => match &self.data_path {
+                Some(data) => data.command(Command::Ping { answer }),
+                // A caller that has not waited does not want the answer.
+                None => drop(answer.try_send(Ok(()))),
+            },
             Request::End { answer } => self.ending = Some(answer),
         }
     }
@@ -303,6 +313,18 @@ impl ControlPlane {
     fn command(&self, command: Command) {
         if let Some(data) = &self.data_path {
             data.command(command);
+        }
+    }
+
+    /// Other rules for the data path, and for one that is started later.
+    fn reschedule(&mut self, policy: Policy, scheduling: Box<SchedulerConfig>) {
+        if let Some(settings) = &mut self.cluster_settings {
+            let settings = Arc::make_mut(settings);
+            settings.policy = policy;
+            settings.scheduling = (*scheduling).clone();
+        }
+        if policy != Policy::None {
+            self.command(Command::Reschedule { policy, scheduling });
         }
     }
 

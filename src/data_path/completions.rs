@@ -48,6 +48,11 @@ impl DataPath {
         }
         let count = u32::try_from(returned.len()).expect("bounded by a message");
         self.totals.refused += u64::from(count);
+        for accepted in &returned {
+            if let Some(counts) = self.listener_counts.get(accepted.record.listener) {
+                counts.refused.add(1);
+            }
+        }
         if let Some(link) = &mut self.links[slot.index()] {
             link.page.add_returned(u64::from(count));
             let refusal = match errno {
@@ -82,6 +87,9 @@ impl DataPath {
         for mut accepted in sockets.into_iter().rev() {
             accepted.client = self.client_of(&accepted.socket);
             let listener = accepted.record.listener;
+            if let Some(counts) = self.listener_counts.get(listener) {
+                counts.redispatched.add(1);
+            }
             if self.intake.push_front(listener, accepted).is_err() {
                 // Its listener has gone, and with it every worker that served it.
                 self.totals.dropped += 1;
@@ -161,7 +169,12 @@ impl DataPath {
             let (mut taken, promised) = link.take_back();
             self.roster.taken_back(slot, promised);
             self.totals.taken_back += u64::from(promised);
-            taken.iter_mut().for_each(|accepted| accepted.has_waited = true);
+            for accepted in &mut taken {
+                accepted.has_waited = true;
+                if let Some(counts) = self.listener_counts.get(accepted.record.listener) {
+                    counts.taken_back.add(1);
+                }
+            }
             self.rejoin(taken, promised);
         }
     }

@@ -48,6 +48,9 @@ impl DataPath {
     }
 
     fn assign(&mut self, slot: Slot, accepted: Accepted) {
+        if let Some(counts) = self.listener_counts.get(accepted.record.listener) {
+            counts.assigned.add(1);
+        }
         let link = self.links[slot.index()].as_mut().expect("only attached workers are ready");
         let count = link.add(&mut self.ring, &mut self.spare, accepted);
         self.roster.deliver(slot, count, self.now_ns);
@@ -58,6 +61,9 @@ impl DataPath {
         for (link, slot) in self.links.iter().zip((0..).map(Slot)) {
             if let Some(link) = link {
                 self.roster.observe(slot, link.page.sample(), self.now_ns);
+                if let Some(times) = self.roster.take_claim_times(slot) {
+                    link.page.show_claim_times(times);
+                }
             }
         }
     }

@@ -38,6 +38,7 @@ impl DataPath {
             None => self.acceptors.push(acceptor),
         }
         if is_new {
+            self.listener_counts.add(id, &self.endpoints.live_counts.listeners);
             self.intake.add_listener(id);
             self.roster.add_listener(id);
         }
@@ -103,6 +104,8 @@ impl DataPath {
                 if self.acceptor_of(acceptor.id).is_none() {
                     self.totals.dropped += self.intake.remove_listener(acceptor.id, self.now_ns);
                     self.roster.remove_listener(acceptor.id);
+                    let directory = &self.endpoints.live_counts.listeners;
+                    self.listener_counts.remove(acceptor.id, directory);
                     self.report(Report::ListenerRemoved { listener: acceptor.id });
                 }
             }
@@ -115,7 +118,7 @@ impl DataPath {
         let unserved = leaving.map(|one| one.id).filter(|id| !self.roster.is_served(*id));
         let unserved: Vec<ListenerId> = unserved.collect();
         for listener in unserved {
-            self.totals.dropped += self.intake.drain(listener);
+            self.drop_waiting(listener);
         }
     }
 

@@ -3,9 +3,12 @@
 //! One writer, which stores all of them once in a turn of its loop and never waits. A reader gets
 //! each count as it was at some recent moment, not all of them at the same one.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::ClusterCounts;
+use super::listener_counts::Directory;
+use super::{ClusterCounts, ListenerCounts};
+use crate::id::ListenerId;
 use crate::schedule::Skips;
 
 const WORDS: usize = 19;
@@ -14,6 +17,7 @@ const WORDS: usize = 19;
 #[derive(Debug, Default)]
 pub struct LiveCounts {
     words: [AtomicU64; WORDS],
+    pub(super) listeners: Directory,
 }
 
 impl LiveCounts {
@@ -32,6 +36,12 @@ impl LiveCounts {
             *count = word.load(Ordering::Relaxed);
         }
         counts
+    }
+
+    /// The counts of each listener that there is.
+    #[must_use]
+    pub fn read_listeners(&self) -> BTreeMap<ListenerId, ListenerCounts> {
+        self.listeners.read()
     }
 }
 

@@ -3,15 +3,16 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use crate::sys::waker::Waker;
 
 use super::{LiveCounts, NewLink};
+use crate::error::Result;
 use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
 use crate::protocol::scoreboard::Counters;
-use crate::schedule::Skips;
+use crate::schedule::{Policy, SchedulerConfig, Skips};
 use crate::sys::listener::Listener;
 
 /// Sockets that come back, with what was known of each.
@@ -105,6 +106,18 @@ pub enum Command {
     Reap {
         /// Which worker.
         slot: Slot,
+    },
+    /// Share connections out by other rules from now on.
+    Reschedule {
+        /// Who chooses; not [`Policy::None`].
+        policy: Policy,
+        /// The rules.
+        scheduling: Box<SchedulerConfig>,
+    },
+    /// Answer, to show that the loop turns.
+    Ping {
+        /// Where the answer goes.
+        answer: SyncSender<Result<()>>,
     },
     /// Drop what could not be handed over and end.
     End,

@@ -8,9 +8,11 @@ mod acceptor;
 mod completions;
 mod dispatch;
 mod link;
+mod listener_counts;
 mod listeners;
 mod live_counts;
 mod messages;
+mod reschedule;
 mod steal;
 mod unserved;
 
@@ -28,6 +30,8 @@ use acceptor::Acceptor;
 use link::SpareMessages;
 use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
+pub use listener_counts::ListenerCounts;
+use listener_counts::ListenerTable;
 use listeners::Departure;
 pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
@@ -85,6 +89,7 @@ pub struct DataPath {
     departures: Vec<Departure>,
     crowded: Vec<(Slot, u64)>,
     totals: ClusterCounts,
+    listener_counts: ListenerTable,
     generation: u32,
     now_ns: u64,
     stage: Stage,
@@ -148,6 +153,7 @@ impl DataPath {
             departures: Vec::new(),
             crowded: Vec::new(),
             totals: ClusterCounts::default(),
+            listener_counts: ListenerTable::default(),
             generation: 0,
             now_ns: monotonic_ns(),
             stage: Stage::Starting,
@@ -316,6 +322,9 @@ impl DataPath {
         let listener = acceptor.id;
         self.totals.accepted += 1;
         self.totals.stolen += u64::from(acceptor.number.is_some());
+        if let Some(counts) = self.listener_counts.get(listener) {
+            counts.accepted.add(1);
+        }
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
         let accepted = Accepted { socket, record, client, has_waited: false };
@@ -362,6 +371,9 @@ impl DataPath {
                 }
             }
             Command::Reap { slot } => self.buried.push(slot),
+            Command::Reschedule { policy, scheduling } => self.reschedule(policy, *scheduling),
+            // A caller that has not waited does not want the answer.
+            Command::Ping { answer } => drop(answer.try_send(Ok(()))),
             Command::End => self.stage = Stage::Ended,
         }
     }

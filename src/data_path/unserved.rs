@@ -6,7 +6,6 @@
 use nix::errno::Errno;
 
 use super::DataPath;
-use super::acceptor::Acceptor;
 use crate::id::ListenerId;
 use crate::sys::backlog;
 
@@ -33,7 +32,7 @@ impl DataPath {
         let since_ns = self.now_ns.saturating_sub(limit_ns);
         let listeners: Vec<ListenerId> = self.intake.unserved_since(since_ns).collect();
         for listener in listeners {
-            self.totals.dropped += self.intake.drain(listener);
+            self.drop_waiting(listener);
             for place in 0..self.acceptors.len() {
                 let acceptor = self.acceptors[place].as_ref();
                 if acceptor.is_some_and(|one| one.id == listener && one.is_quiet()) {
@@ -43,12 +42,21 @@ impl DataPath {
         }
     }
 
+    /// Closes and counts what waits here for a listener's workers.
+    pub(super) fn drop_waiting(&mut self, listener: ListenerId) {
+        let dropped = self.intake.drain(listener);
+        self.totals.dropped += dropped;
+        if let Some(counts) = self.listener_counts.get(listener) {
+            counts.dropped.add(dropped);
+        }
+    }
+
     /// Takes out of the kernel's queue what has waited there for as long, oldest first. The first
     /// one that has not stays here, where it waits as it would have there.
     fn drop_backlog(&mut self, place: usize, limit_ns: u64) {
         for _ in 0..DROPS_MAX {
-            let listener = self.acceptors[place].as_ref().and_then(Acceptor::listener);
-            let Some(listener) = listener else { return };
+            let Some(acceptor) = self.acceptors[place].as_ref() else { return };
+            let (id, Some(listener)) = (acceptor.id, acceptor.listener()) else { return };
             match listener.accept_now() {
                 Ok(Some(socket)) => {
                     // Of what is no TCP it is not known; nobody has served it for so long.
@@ -58,6 +66,10 @@ impl DataPath {
                     }
                     self.totals.accepted += 1;
                     self.totals.dropped += 1;
+                    if let Some(counts) = self.listener_counts.get(id) {
+                        counts.accepted.add(1);
+                        counts.dropped.add(1);
+                    }
                 }
                 // The client gave up while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
-use crate::schedule::Sample;
+use crate::schedule::{CLAIM_BOUNDS_NS, ClaimTimes, Sample};
 use crate::sys::shared::SharedPage;
 
 /// First word of a page, which detects a page of another program ("CLBBOARD").
@@ -23,6 +23,7 @@ const WAKER: usize = 2;
 const WORKER: usize = 3;
 const STATISTICS: usize = 4;
 const PROGRAM: usize = 5;
+const CLAIM_TIMES: usize = 6;
 
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
@@ -42,6 +43,10 @@ const MOVED: usize = 2;
 const RECEIVED: usize = 3;
 const RECEIVED_AT: usize = 4;
 const ANSWERED: usize = 5;
+const BEATS: usize = 6;
+const LATE: usize = 7;
+
+const CLAIM_SUM: usize = CLAIM_BOUNDS_NS.len() + 1;
 
 /// Flags for what a program does without help: it reports ends; it receives from its inbox.
 const REPORTS: u64 = 1;
@@ -50,7 +55,7 @@ const RECEIVES: u64 = 2;
 /// Layout for programs in other languages that write their counters themselves: byte offsets of
 /// their words and of the primary's request, the order of the words, and their values. Generated
 /// into the code that such a program loads.
-pub const PROGRAM_LAYOUT: [(&str, u64); 12] = [
+pub const PROGRAM_LAYOUT: [(&str, u64); 14] = [
     ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
     ("DOES_WORD", DOES as u64),
     ("ENDED_WORD", ENDED as u64),
@@ -58,6 +63,8 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 12] = [
     ("RECEIVED_WORD", RECEIVED as u64),
     ("RECEIVED_AT_WORD", RECEIVED_AT as u64),
     ("ANSWERED_WORD", ANSWERED as u64),
+    ("BEATS_WORD", BEATS as u64),
+    ("LATE_WORD", LATE as u64),
     ("REPORTS", REPORTS),
     ("RECEIVES", RECEIVES),
     ("WAKE_AT", SharedPage::offset_of(WAKER) as u64),
@@ -191,6 +198,14 @@ impl PrimaryPage {
     pub fn add_returned(&mut self, count: u64) {
         self.returned += count;
         self.page.word(PRIMARY, RETURNED).store(self.returned, Ordering::Release);
+    }
+
+    /// Shows how long the worker takes to claim connections, as the primary sees it.
+    pub fn show_claim_times(&self, times: &ClaimTimes) {
+        for (word, count) in times.counts.iter().enumerate() {
+            self.page.word(CLAIM_TIMES, word).store(*count, Ordering::Relaxed);
+        }
+        self.page.word(CLAIM_TIMES, CLAIM_SUM).store(times.sum_ns, Ordering::Relaxed);
     }
 
     /// Sets when the worker wakes the primary.
@@ -366,6 +381,24 @@ impl PageView {
         does(&self.page, REPORTS)
     }
 
+    /// How long the worker takes to claim connections.
+    #[must_use]
+    pub fn claim_times(&self) -> ClaimTimes {
+        let mut times = ClaimTimes::default();
+        for (word, count) in times.counts.iter_mut().enumerate() {
+            *count = read(self.page.word(CLAIM_TIMES, word));
+        }
+        times.sum_ns = read(self.page.word(CLAIM_TIMES, CLAIM_SUM));
+        times
+    }
+
+    /// How often the program has looked how late its loop is, and the sum of what it found, in
+    /// nanoseconds.
+    #[must_use]
+    pub fn loop_delay(&self) -> (u64, u64) {
+        (read(self.page.word(PROGRAM, BEATS)), read(self.page.word(PROGRAM, LATE)))
+    }
+
     /// One of the other counters.
     #[must_use]
     pub fn statistic(&self, statistic: Statistic) -> u64 {
@@ -396,105 +429,4 @@ fn read(word: &AtomicU64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pair() -> (PrimaryPage, WorkerPage) {
-        let primary = PrimaryPage::create().expect("a page");
-        let memory = primary.as_fd().try_clone_to_owned().expect("a duplicate");
-        (primary, WorkerPage::open(memory).expect("the same version"))
-    }
-
-    #[test]
-    fn in_flight_is_the_difference_of_two_writers() {
-        let (mut primary, mut worker) = pair();
-        primary.add_assigned(5);
-        primary.add_returned(1);
-        worker.add_claimed(3, 7);
-        worker.add_finished(1);
-        assert!(!worker.publish());
-        let counters = primary.counters();
-        assert_eq!((counters.in_flight(), counters.unclaimed()), (3, 1));
-        assert_eq!(primary.view().expect("a view").counters(false), counters);
-    }
-
-    #[test]
-    fn a_lying_worker_is_cut_to_what_is_possible() {
-        let (mut primary, mut worker) = pair();
-        primary.add_assigned(2);
-        worker.add_claimed(1_000, 7);
-        worker.add_finished(1_000);
-        let _ = worker.publish();
-        assert_eq!(primary.counters().in_flight(), 0);
-    }
-
-    #[test]
-    fn the_bell_is_asked_for_and_heard() {
-        let (mut primary, mut worker) = pair();
-        primary.set_wake(Wake::Always);
-        assert!(worker.publish() && worker.is_awaited());
-        primary.set_wake(Wake::Probe);
-        assert!(!worker.is_awaited());
-        assert!(!worker.publish());
-        worker.answer_probe();
-        assert!(worker.publish());
-        assert!(!worker.publish());
-        primary.set_wake(Wake::Never);
-        worker.answer_probe();
-        assert!(!worker.publish());
-        assert_eq!(primary.sample().answered_probes, 2);
-    }
-
-    #[test]
-    fn what_a_program_reports_is_added_and_what_it_refused_is_not() {
-        let (mut primary, mut worker) = pair();
-        assert!(!worker.program_reports());
-        let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
-        let program = program.expect("a page");
-        program.word(PROGRAM, DOES).store(REPORTS, Ordering::Relaxed);
-        assert!(worker.program_reports() && !worker.program_receives());
-        primary.add_assigned(3);
-        worker.add_claimed(2, 7);
-        worker.take_off_refused(1);
-        let _ = worker.publish();
-        primary.add_returned(1);
-        assert_eq!(
-            primary.counters().finished,
-            0,
-            "the report of the refused one is still to come"
-        );
-        program.word(PROGRAM, ENDED).store(2, Ordering::Relaxed);
-        program.word(PROGRAM, MOVED).store(9, Ordering::Relaxed);
-        assert_eq!((primary.counters().finished, primary.counters().in_flight()), (1, 1));
-        assert_eq!((primary.sample().finished, primary.sample().turn_begun_ns), (1, 9));
-        assert_eq!(primary.view().expect("a view").counters(false), primary.counters());
-    }
-
-    #[test]
-    fn what_a_program_receives_by_itself_is_claimed() {
-        let (mut primary, mut worker) = pair();
-        let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
-        let program = program.expect("a page");
-        program.word(PROGRAM, DOES).store(REPORTS | RECEIVES, Ordering::Relaxed);
-        assert!(primary.program_receives() && worker.program_receives());
-        primary.add_assigned(4);
-        worker.add_claimed(1, 7);
-        worker.answer_probe();
-        let _ = worker.publish();
-        program.word(PROGRAM, RECEIVED).store(2, Ordering::Relaxed);
-        program.word(PROGRAM, RECEIVED_AT).store(9, Ordering::Relaxed);
-        program.word(PROGRAM, ANSWERED).store(1, Ordering::Relaxed);
-        let sample = primary.sample();
-        assert_eq!((sample.claimed, sample.claimed_at_ns, sample.answered_probes), (3, 9, 2));
-        assert_eq!((primary.counters().claimed, primary.counters().unclaimed()), (3, 1));
-        program.word(PROGRAM, RECEIVED).store(u64::MAX, Ordering::Relaxed);
-        assert!(primary.counters().claimed <= 4, "what a program says is cut to what is possible");
-    }
-
-    #[test]
-    fn a_stranger_s_page_is_refused() {
-        let page = SharedPage::create().expect("a page");
-        let memory = page.as_fd().try_clone_to_owned().expect("a duplicate");
-        assert!(WorkerPage::open(memory).is_err());
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use super::ClaimTimes;
+
 /// Most credits of a worker: eight full messages.
 pub const CREDITS_MAX: u32 = 256;
 /// Fewest; with none a worker could never show that it is fast again.
@@ -40,6 +42,9 @@ pub(super) struct Credits {
     /// Deliveries that have not been claimed entirely, oldest first. Bounded by the messages that
     /// a channel holds.
     unclaimed: VecDeque<Delivery>,
+    claim_times: ClaimTimes,
+    /// The times have changed since they were last taken.
+    has_new_times: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +61,29 @@ impl Credits {
             CreditRule::Adaptive => CREDITS_FIRST.min(most),
             CreditRule::Fixed(count) => count.min(most).max(CREDITS_MIN),
         };
-        Self { rule, allowed, most, delivered: 0, usual_ns: 0, unclaimed: VecDeque::new() }
+        Self {
+            rule,
+            allowed,
+            most,
+            delivered: 0,
+            usual_ns: 0,
+            unclaimed: VecDeque::new(),
+            claim_times: ClaimTimes::default(),
+            has_new_times: false,
+        }
+    }
+
+    /// Finds credits by another rule from now on.
+    pub(super) fn reconfigure(&mut self, rule: CreditRule) {
+        self.rule = rule;
+        if let CreditRule::Fixed(count) = rule {
+            self.allowed = count.min(self.most).max(CREDITS_MIN);
+        }
+    }
+
+    /// How long connections waited to be claimed, if that has changed since the last call.
+    pub(super) fn take_claim_times(&mut self) -> Option<&ClaimTimes> {
+        std::mem::take(&mut self.has_new_times).then_some(&self.claim_times)
     }
 
     /// Credits left for a worker with so many unclaimed.
@@ -119,6 +146,8 @@ impl Credits {
     }
 
     fn learn(&mut self, took_ns: u64, count: u32) {
+        self.claim_times.record(took_ns, count);
+        self.has_new_times = true;
         self.usual_ns = (self.usual_ns.saturating_mul(7) / 8).saturating_add(took_ns / 8);
         if self.rule != CreditRule::Adaptive {
             return;
@@ -206,6 +235,21 @@ mod tests {
         credits.send_back(1);
         credits.observe(2, 15, 40);
         assert_eq!((credits.delivered, credits.oldest_ns()), (2, None));
+    }
+
+    #[test]
+    fn another_rule_holds_from_then_on_within_the_bound() {
+        let mut credits = Credits::new(CreditRule::Adaptive, 8);
+        credits.reconfigure(CreditRule::Fixed(100));
+        assert_eq!(credits.left(0), 8);
+        credits.reconfigure(CreditRule::Fixed(2));
+        assert_eq!(credits.left(0), 2);
+        credits.reconfigure(CreditRule::Adaptive);
+        credits.deliver(2, 0);
+        credits.observe(2, 100_000, 200_000);
+        assert_eq!(credits.left(0), 4);
+        assert_eq!(credits.take_claim_times().map(ClaimTimes::count), Some(2));
+        assert!(credits.take_claim_times().is_none(), "nothing was claimed since");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod claim_times;
 mod coalescing;
 mod config;
 mod credits;
@@ -21,6 +22,7 @@ mod roster;
 mod scheduler;
 mod stall_detector;
 
+pub use claim_times::{CLAIM_BOUNDS_NS, ClaimTimes};
 pub use coalescing::Coalescing;
 pub use config::SchedulerConfig;
 pub use credits::{CREDITS_MAX, CreditRule};

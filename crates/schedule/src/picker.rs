@@ -68,6 +68,11 @@ impl Picker {
         Self { policy, limits, cursor: 0, memory: Vec::new(), skips: Skips::default() }
     }
 
+    /// Picks by another policy and other limits from now on.
+    pub(super) fn reconfigure(&mut self, policy: Policy, limits: Limits) {
+        (self.policy, self.limits) = (policy, limits);
+    }
+
     /// The best of those who pass every stage.
     fn best(&mut self, loads: &Loads, client: Client) -> Option<usize> {
         let share = match self.policy {

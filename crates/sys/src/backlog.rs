@@ -15,6 +15,29 @@ pub fn length(listener: &impl AsFd) -> Result<u32, Errno> {
     information(listener).map(|information| information.tcpi_unacked)
 }
 
+/// Connections that the kernel has turned away because the queue was full, since the socket was
+/// opened (`SO_MEMINFO`).
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn overflows(listener: &impl AsFd) -> Result<u32, Errno> {
+    const DROPS: usize = 8;
+    let mut numbers = [0_u32; DROPS + 1];
+    let room = size_of_val(&numbers);
+    let mut length = libc::socklen_t::try_from(room).expect("nine numbers are small");
+    let descriptor = listener.as_fd().as_raw_fd();
+    let place = numbers.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `length` bytes to the numbers, which live on.
+    let result = unsafe {
+        libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut length)
+    };
+    Errno::result(result)?;
+    match usize::try_from(length) {
+        Ok(written) if written >= room => Ok(numbers[DROPS]),
+        _ => Err(Errno::ENOPROTOOPT),
+    }
+}
+
 /// How long a connection that was just accepted had been queued. The kernel sets the time of the
 /// last data sent when the connection is established, and nothing has been sent since.
 ///
@@ -67,6 +90,18 @@ mod tests {
         assert!(waited >= Duration::from_millis(40), "{waited:?}");
         assert!(waited <= before.elapsed() + Duration::from_millis(20), "{waited:?}");
         assert_eq!(length(&listener), Ok(2));
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        // SAFETY: listen takes two numbers; the socket listens already, with a longer queue.
+        let shortened = unsafe { libc::listen(listener.as_raw_fd(), 1) };
+        assert_eq!((shortened, overflows(&listener)), (0, Ok(0)));
+        let address = listener.local_addr().expect("it is bound");
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        let _open: Vec<_> = (0..4).map(|_| connect()).collect();
+        assert!(overflows(&listener).is_ok_and(|count| count > 0));
     }
 
     #[test]

@@ -144,6 +144,11 @@ async fn act(
 /// Whether this client may act. A browser says where a page is from that makes it ask; no page has
 /// any business here.
 fn permitted((Extension(access), fields, Query(wish)): Asking) -> Result<Wish, Refused> {
+    ensure_permitted(access, &fields).map(|()| wish)
+}
+
+/// The same, whatever is wished.
+pub(super) fn ensure_permitted(access: Access, fields: &HeaderMap) -> Result<(), Refused> {
     let refused =
         |error: &str, remedy: &str| Err(Refused::new(StatusCode::FORBIDDEN, error, remedy));
     if access != Access::Full {
@@ -155,7 +160,7 @@ fn permitted((Extension(access), fields, Query(wish)): Asking) -> Result<Wish, R
     if fields.contains_key(header::ORIGIN) {
         return refused("a web page asks", "use the command, or a client that is no browser");
     }
-    Ok(wish)
+    Ok(())
 }
 
 /// Something under way, and the place that it takes.

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use crate::command::settings::{Program, Settings};
 
-/// The settings. Of the variables that workers get only the names: values may be secrets.
+/// The settings, without the rules that [`policy`](super::policy) shows, which can change. Of the
+/// variables that workers get only the names: values may be secrets.
 pub(in crate::command) fn config(
     settings: &Settings,
     plan: &CpuPlan,
     engine: &EngineDecision,
 ) -> Value {
-    let limits = &settings.scheduling.limits;
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
     let admin: Vec<String> = settings.admin.iter().map(ToString::to_string).collect();
     let environment = settings.worker_environment.environment.iter();
@@ -26,15 +26,8 @@ pub(in crate::command) fn config(
         "workers": plan.workers.len(),
         "cpus": { "primary": plan.primary, "workers": plan.workers, "reason": plan.reason },
         "listen": listen,
-        "policy": settings.policy,
         "accept": settings.accept,
         "backlog": settings.backlog,
-        "max_inflight": limits.inflight_max,
-        "overload_factor": limits.overload_factor,
-        "hang_after_ms": settings.scheduling.hang_after_ns.map(to_ms),
-        "take_back_after_ms": settings.scheduling.take_back_after_ns.map(to_ms),
-        "slow_start_ms": to_ms(settings.scheduling.slow_start_ns),
-        "coalesce_us": settings.scheduling.coalesce_ns.map(|ns| ns / 1_000),
         "hang_kill_ms": settings.hang_kill.map(milliseconds),
         "restart": settings.restart,
         "start_limit_ms": milliseconds(settings.start_limit),
@@ -53,10 +46,6 @@ fn program(program: &Program) -> Value {
         "path": program.path.to_string_lossy(),
         "dialect": format!("{:?}", program.dialect).to_lowercase(),
     })
-}
-
-fn to_ms(ns: u64) -> f64 {
-    Duration::from_nanos(ns).as_secs_f64() * 1000.0
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -19,6 +19,10 @@ pub(super) enum Kind {
     Counter,
     /// It is what it is now.
     Gauge,
+    /// How many were how large: buckets, a sum and a count.
+    Histogram,
+    /// A sum and a count.
+    Summary,
     /// It is always 1; its labels are what there is to know, and its sample ends in `_info`.
     Info,
 }
@@ -60,6 +64,8 @@ impl Exposition {
         let (suffix, word) = match kind {
             Kind::Counter => ("_total", "counter"),
             Kind::Gauge => ("", "gauge"),
+            Kind::Histogram => ("", "histogram"),
+            Kind::Summary => ("", "summary"),
             Kind::Info => ("_info", "info"),
         };
         self.sample = format!("{name}{suffix}");
@@ -73,7 +79,12 @@ impl Exposition {
 
     /// One number of the family.
     pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: Value) {
-        self.text += &self.sample;
+        self.part("", labels, value);
+    }
+
+    /// One number of a family that has several for the same labels.
+    pub(super) fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: Value) {
+        let _ = write!(self.text, "{}{suffix}", self.sample);
         for (place, (name, value)) in labels.iter().enumerate() {
             let before = if place == 0 { '{' } else { ',' };
             let _ = write!(self.text, "{before}{name}=\"{}\"", escaped(value));

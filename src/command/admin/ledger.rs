@@ -11,29 +11,6 @@ use clusterlb::{Ending, Event, SupervisorEvent, WorkerCounts, WorkerId, WorkerSn
 /// Ended workers that are kept apart, in case a snapshot from before their end still has them.
 const RECENT_MAX: usize = 2048;
 
-/// What is added up over the workers of a slot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SlotCounts {
-    /// Connections given to its workers, or accepted by them.
-    pub(super) assigned: u64,
-    /// Of these, the ones that they accepted.
-    pub(super) own: u64,
-    /// Received.
-    pub(super) claimed: u64,
-    /// Done.
-    pub(super) finished: u64,
-    /// Taken back or sent back unclaimed.
-    pub(super) returned: u64,
-    /// Open when their worker ended.
-    pub(super) aborted: u64,
-    /// Requests answered.
-    pub(super) requests: u64,
-    /// Open now.
-    pub(super) in_flight: u64,
-    /// Given and not received.
-    pub(super) unclaimed: u64,
-}
-
 /// How workers of a slot have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Exits {
@@ -49,7 +26,9 @@ pub(super) struct Exits {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotRecord {
     /// Over ended workers; with the living ones where [`Ledger::by_slot`] says so.
-    pub(super) counts: SlotCounts,
+    pub(super) counts: WorkerCounts,
+    /// Given to living workers and not received.
+    pub(super) unclaimed: u64,
     pub(super) exits: Exits,
     /// Times that one of its workers hung.
     pub(super) hangs: u64,
@@ -67,29 +46,6 @@ pub(super) struct Ledger {
     pub(super) reloads_stopped: u64,
     /// Slots that were given up.
     pub(super) given_up: u64,
-}
-
-impl SlotCounts {
-    fn add(&mut self, counts: &WorkerCounts) {
-        self.assigned += counts.assigned;
-        self.own += counts.own;
-        self.claimed += counts.claimed;
-        self.finished += counts.finished;
-        self.returned += counts.returned;
-        self.aborted += counts.aborted;
-        self.requests += counts.requests;
-    }
-
-    fn add_living(&mut self, counts: &WorkerCounts) {
-        self.add(counts);
-        self.in_flight += counts.in_flight();
-        self.unclaimed += unclaimed(counts);
-    }
-}
-
-/// Connections that a worker has been given and has not received.
-pub(super) fn unclaimed(counts: &WorkerCounts) -> u64 {
-    counts.assigned.saturating_sub(counts.returned).saturating_sub(counts.claimed)
 }
 
 impl Ledger {
@@ -144,7 +100,9 @@ impl Ledger {
             slots.entry(*slot).or_default().counts.add(counts);
         }
         for worker in living.iter().filter(|one| !self.recent.contains_key(&one.id)) {
-            slots.entry(worker.slot).or_default().counts.add_living(&worker.counts);
+            let record = slots.entry(worker.slot).or_default();
+            record.counts.add(&worker.counts);
+            record.unclaimed += worker.counts.unclaimed();
         }
         slots
     }
@@ -170,7 +128,7 @@ mod tests {
         assert_eq!(slots.keys().copied().collect::<Vec<_>>(), [0, 1, 4]);
         assert_eq!((slots[&1].counts.finished, slots[&4].counts.finished), (12, 1));
         assert_eq!(slots[&1].exits, Exits { success: 1, failure: 0, signal: 1 });
-        assert_eq!(slots[&0].counts, SlotCounts::default());
+        assert_eq!(slots[&0].counts, WorkerCounts::default());
     }
 
     #[test]

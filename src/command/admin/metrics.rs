@@ -4,10 +4,11 @@
 //! listeners, which outlive processes.
 
 use std::collections::BTreeMap;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clusterlb::{
-    ClusterCounts, ListenerSnapshot, Snapshot, SupervisorStage, WorkerId, WorkerState,
+    CLAIM_BOUNDS_NS, ClusterCounts, ListenerCounts, ListenerId, ListenerSnapshot, Snapshot,
+    SupervisorStage, WorkerId, WorkerState,
 };
 
 use super::Run;
@@ -57,9 +58,10 @@ pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) 
     text.single("clusterlb_slots_given_up", Kind::Counter, help, ledger.given_up.into());
     drop(ledger);
     slot_families(&mut text, &slots);
+    time_families(&mut text, &slots);
     restarts(&mut text, &snapshot);
     process_families(&mut text, run, &snapshot);
-    listener_families(&mut text, listeners);
+    listener_families(&mut text, listeners, &run.cluster.listener_counts());
     text.finish()
 }
 
@@ -159,7 +161,7 @@ fn connection_families(text: &mut Exposition, counts: &ClusterCounts) {
 }
 
 fn seconds(ns: u64) -> Value {
-    std::time::Duration::from_nanos(ns).as_secs_f64().into()
+    Duration::from_nanos(ns).as_secs_f64().into()
 }
 
 /// A number of a slot.
@@ -218,13 +220,13 @@ const BY_SLOT: [(&str, Kind, Field, &str); 10] = [
     (
         "clusterlb_worker_connections_in_flight",
         Kind::Gauge,
-        |slot| slot.counts.in_flight,
+        |slot| slot.counts.in_flight(),
         "Connections given and not done.",
     ),
     (
         "clusterlb_worker_connections_unclaimed",
         Kind::Gauge,
-        |slot| slot.counts.unclaimed,
+        |slot| slot.unclaimed,
         "Connections given and not received.",
     ),
 ];
@@ -286,10 +288,84 @@ fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     text.single("clusterlb_primary_resident_bytes", Kind::Gauge, help, own.resident_bytes.into());
 }
 
-fn listener_families(text: &mut Exposition, listeners: &[ListenerSnapshot]) {
+/// Times by slot: of claims, and of how late the loops of Node workers are.
+fn time_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
+    let help = "Time from the handoff of a connection to its claim, as the primary sees it.";
+    text.family("clusterlb_worker_claim_seconds", Kind::Histogram, help);
+    for (slot, SlotRecord { counts, .. }) in slots {
+        let (slot, times) = (slot.to_string(), &counts.claim_times);
+        let mut sum = 0;
+        for (bound_ns, count) in CLAIM_BOUNDS_NS.iter().zip(&times.counts) {
+            sum += count;
+            let bound = Duration::from_nanos(*bound_ns).as_secs_f64().to_string();
+            text.part("_bucket", &[("slot", &slot), ("le", &bound)], sum.into());
+        }
+        text.part("_bucket", &[("slot", &slot), ("le", "+Inf")], times.count().into());
+        text.part("_sum", &[("slot", &slot)], seconds(times.sum_ns));
+        text.part("_count", &[("slot", &slot)], times.count().into());
+    }
+    let help = "How late the event loops of Node workers were, each time that they looked.";
+    text.family("clusterlb_worker_loop_delay_seconds", Kind::Summary, help);
+    for (slot, SlotRecord { counts, .. }) in slots {
+        let slot = slot.to_string();
+        text.part("_sum", &[("slot", &slot)], seconds(counts.late_ns));
+        text.part("_count", &[("slot", &slot)], counts.beats.into());
+    }
+}
+
+/// A number of a listener.
+type ListenerField = fn(&ListenerCounts) -> u64;
+
+/// What is counted by listener, where the primary accepts.
+const BY_LISTENER: [(&str, ListenerField, &str); 6] = [
+    (
+        "clusterlb_listener_connections_accepted",
+        |counts| counts.accepted,
+        "Connections that the primary accepted from the listener.",
+    ),
+    (
+        "clusterlb_listener_connections_assigned",
+        |counts| counts.assigned,
+        "Connections given to workers; one that came back can be given again.",
+    ),
+    (
+        "clusterlb_listener_handoffs_refused",
+        |counts| counts.refused,
+        "Handoffs that a worker's full or closed channel refused.",
+    ),
+    (
+        "clusterlb_listener_connections_redispatched",
+        |counts| counts.redispatched,
+        "Connections taken back from a worker and given to another.",
+    ),
+    (
+        "clusterlb_listener_connections_taken_back",
+        |counts| counts.taken_back,
+        "Of these, taken back early because another worker was idle.",
+    ),
+    (
+        "clusterlb_listener_connections_dropped",
+        |counts| counts.dropped,
+        "Connections closed because no worker could take them.",
+    ),
+];
+
+fn listener_families(
+    text: &mut Exposition,
+    listeners: &[ListenerSnapshot],
+    counts: &BTreeMap<ListenerId, ListenerCounts>,
+) {
     let labelled = |text: &mut Exposition, one: &ListenerSnapshot, value: Value| {
         text.sample(&[("listener", &one.id.0.to_string()), ("address", &one.address)], value);
     };
+    for (name, field, help) in BY_LISTENER {
+        text.family(name, Kind::Counter, help);
+        for one in listeners {
+            if let Some(counts) = counts.get(&one.id) {
+                labelled(text, one, field(counts).into());
+            }
+        }
+    }
     let help = "Connections that wait in the kernel to be accepted (TCP).";
     text.family("clusterlb_listener_backlog", Kind::Gauge, help);
     for one in listeners {
@@ -301,6 +377,13 @@ fn listener_families(text: &mut Exposition, listeners: &[ListenerSnapshot]) {
     text.family("clusterlb_listener_backlog_limit", Kind::Gauge, help);
     for one in listeners {
         labelled(text, one, u64::from(one.backlog_max).into());
+    }
+    let help = "Connections that found the backlog full, since the listener was opened.";
+    text.family("clusterlb_listener_backlog_overflows", Kind::Counter, help);
+    for one in listeners {
+        if let Some(overflows) = one.overflows {
+            labelled(text, one, overflows.into());
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod feed;
 mod ledger;
 mod metrics;
 mod observed;
+mod policy;
 mod routes;
 mod server;
 mod top;

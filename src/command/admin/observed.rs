@@ -11,8 +11,7 @@ use clusterlb::{
 use clusterlb_schedule::Skips;
 
 use super::Run;
-use super::ledger::unclaimed;
-use super::views::{SlotView, TotalsView, WorkerView, WorkersView};
+use super::views::{CountsView, SlotView, TotalsView, WorkerView, WorkersView};
 use crate::command::usage::usage_of;
 
 /// Whether connections would be served now: accepting, not draining, and a worker serves.
@@ -98,7 +97,6 @@ fn slot_in_words(state: SlotState) -> &'static str {
 
 fn worker(one: &WorkerSnapshot, now: SystemTime) -> WorkerView {
     let usage = usage_of(one.pid);
-    let counts = &one.counts;
     WorkerView {
         id: one.id.0,
         slot: one.slot,
@@ -108,15 +106,7 @@ fn worker(one: &WorkerSnapshot, now: SystemTime) -> WorkerView {
         uptime_ms: milliseconds(one.started, now),
         state_ms: milliseconds(one.since, now),
         addresses: one.addresses.clone(),
-        in_flight: counts.in_flight(),
-        unclaimed: unclaimed(counts),
-        assigned: counts.assigned,
-        own: counts.own,
-        claimed: counts.claimed,
-        finished: counts.finished,
-        returned: counts.returned,
-        aborted: counts.aborted,
-        requests: counts.requests,
+        counts: CountsView::from(&one.counts),
         cpu_seconds: usage.map(|usage| usage.cpu_seconds),
         resident_bytes: usage.map(|usage| usage.resident_bytes),
     }

@@ -19,20 +19,22 @@ use tokio::sync::mpsc;
 use super::answers::{Refused, json, typed};
 use super::exposition::Format;
 use super::views::{ListenerView, ListenersView, RefusedView};
-use super::{Run, actions, metrics, observed};
+use super::{Run, actions, metrics, observed, policy};
 
 /// Every path, for those who have missed it.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 15] = [
     "GET /livez",
     "GET /readyz",
     "GET /metrics",
     "GET /workers",
     "GET /listeners",
     "GET /config",
+    "GET /policy",
     "GET /events",
     "POST /reload",
     "POST /scale?workers=N",
     "POST /drain",
+    "POST /policy?NAME=VALUE",
     "POST /workers/ID/drain",
     "POST /workers/ID/kill",
     "POST /workers/ID/replace",
@@ -55,6 +57,7 @@ pub(super) fn router(run: Arc<Run>) -> Router {
         .route("/listeners", get(show_listeners))
         .route("/config", get(show_config))
         .route("/events", get(follow))
+        .route("/policy", get(policy::show).post(policy::change))
         .route("/reload", post(actions::reload))
         .route("/scale", post(actions::scale))
         .route("/drain", post(actions::drain))
@@ -118,12 +121,10 @@ async fn show_workers(State(run): State<Arc<Run>>) -> Response<Body> {
 
 async fn show_listeners(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> {
     let listeners = listeners(&run).await?;
-    let listeners = listeners.into_iter().map(|one| ListenerView {
-        listener: one.id.0,
-        address: one.address,
-        workers: one.workers,
-        backlog: one.waiting,
-        backlog_max: one.backlog_max,
+    let counts = run.cluster.listener_counts();
+    let listeners = listeners.into_iter().map(|one| {
+        let counts = counts.get(&one.id);
+        ListenerView::new(one, counts)
     });
     Ok(json(StatusCode::OK, &ListenersView { listeners: listeners.collect() }))
 }
@@ -139,7 +140,11 @@ async fn listeners(run: &Arc<Run>) -> Result<Vec<ListenerSnapshot>, Refused> {
 }
 
 async fn show_config(State(run): State<Arc<Run>>) -> Response<Body> {
-    json(StatusCode::OK, &run.config)
+    let mut config = run.config.clone();
+    if let Some(config) = config.as_object_mut() {
+        config.extend(policy::current(&run.cluster.settings()));
+    }
+    json(StatusCode::OK, &config)
 }
 
 /// The lines that `--json` prints, from now on.

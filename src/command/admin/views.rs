@@ -1,5 +1,6 @@
 //! What the admin interface answers, as plain data: the server writes it, the command reads it.
 
+use clusterlb::{ListenerCounts, ListenerSnapshot, WorkerCounts};
 use serde::{Deserialize, Serialize};
 
 /// `/workers`.
@@ -71,19 +72,58 @@ pub(super) struct WorkerView {
     pub(super) state_ms: u64,
     /// What it serves.
     pub(super) addresses: Vec<String>,
-    pub(super) in_flight: u64,
-    pub(super) unclaimed: u64,
-    pub(super) assigned: u64,
-    pub(super) own: u64,
-    pub(super) claimed: u64,
-    pub(super) finished: u64,
-    pub(super) returned: u64,
-    pub(super) aborted: u64,
-    pub(super) requests: u64,
+    /// Its connections.
+    #[serde(flatten)]
+    pub(super) counts: CountsView,
     /// CPU time that its process has used; none where the system does not tell.
     pub(super) cpu_seconds: Option<f64>,
     /// Memory that its process has resident.
     pub(super) resident_bytes: Option<u64>,
+}
+
+/// What became of a worker's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CountsView {
+    /// Given and not done.
+    pub(super) in_flight: u64,
+    /// Given and not received.
+    pub(super) unclaimed: u64,
+    /// Given, or accepted by the worker.
+    pub(super) assigned: u64,
+    /// Of these, the ones that the worker accepted.
+    pub(super) own: u64,
+    /// Received.
+    pub(super) claimed: u64,
+    /// Done.
+    pub(super) finished: u64,
+    /// Taken back or sent back unclaimed.
+    pub(super) returned: u64,
+    /// Lost.
+    pub(super) aborted: u64,
+    /// Requests answered.
+    pub(super) requests: u64,
+    /// Connections whose time from handoff to claim was measured.
+    pub(super) claims_measured: u64,
+    /// These times together, in microseconds.
+    pub(super) claims_us: u64,
+}
+
+impl From<&WorkerCounts> for CountsView {
+    fn from(counts: &WorkerCounts) -> Self {
+        Self {
+            in_flight: counts.in_flight(),
+            unclaimed: counts.unclaimed(),
+            assigned: counts.assigned,
+            own: counts.own,
+            claimed: counts.claimed,
+            finished: counts.finished,
+            returned: counts.returned,
+            aborted: counts.aborted,
+            requests: counts.requests,
+            claims_measured: counts.claim_times.count(),
+            claims_us: counts.claim_times.sum_ns / 1000,
+        }
+    }
 }
 
 /// `/listeners`.
@@ -104,6 +144,42 @@ pub(super) struct ListenerView {
     pub(super) backlog: Option<u32>,
     /// Connections that may.
     pub(super) backlog_max: u32,
+    /// Connections that found the backlog full.
+    pub(super) overflows: Option<u64>,
+    /// What became of its connections in the primary; none where workers accept themselves.
+    pub(super) counts: Option<ListenerCountsView>,
+}
+
+impl ListenerView {
+    pub(super) fn new(one: ListenerSnapshot, counts: Option<&ListenerCounts>) -> Self {
+        Self {
+            listener: one.id.0,
+            address: one.address,
+            workers: one.workers,
+            backlog: one.waiting,
+            backlog_max: one.backlog_max,
+            overflows: one.overflows,
+            counts: counts.map(|counts| ListenerCountsView {
+                accepted: counts.accepted,
+                assigned: counts.assigned,
+                refused: counts.refused,
+                redispatched: counts.redispatched,
+                taken_back: counts.taken_back,
+                dropped: counts.dropped,
+            }),
+        }
+    }
+}
+
+/// What became of a listener's connections, as far as the primary had them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ListenerCountsView {
+    pub(super) accepted: u64,
+    pub(super) assigned: u64,
+    pub(super) refused: u64,
+    pub(super) redispatched: u64,
+    pub(super) taken_back: u64,
+    pub(super) dropped: u64,
 }
 
 /// What an action has come to.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Earlier;
-use crate::command::admin::views::{SlotView, WorkerView, WorkersView};
+use crate::command::admin::views::{CountsView, SlotView, WorkerView, WorkersView};
 
 /// The widest bar that is of any use.
 const BAR_WIDTH_MAX: u16 = 40;
@@ -20,6 +20,8 @@ pub(super) struct Row {
     pub(super) in_flight: u64,
     pub(super) unclaimed: u64,
     pub(super) claimed: u64,
+    /// Mean time from handoff to claim, in microseconds.
+    pub(super) claim_us: Option<u64>,
     /// Connections a second; needs an earlier look.
     pub(super) rate: Option<f64>,
     /// Of all that workers have received since the earlier look, or ever.
@@ -42,6 +44,7 @@ pub(super) enum Column {
     InFlight,
     Unclaimed,
     Claimed,
+    ClaimTime,
     Rate,
     Share,
     Restarts,
@@ -80,8 +83,15 @@ pub(super) fn rows(run: &WorkersView, before: Earlier<'_>) -> Vec<Row> {
 
 /// What a worker has received since the earlier look, or ever.
 fn received(worker: &WorkerView, before: Earlier<'_>) -> u64 {
-    let was = earlier(worker, before).map_or(0, |one| one.claimed);
-    worker.claimed.saturating_sub(was)
+    let was = earlier(worker, before).map_or(0, |one| one.counts.claimed);
+    worker.counts.claimed.saturating_sub(was)
+}
+
+/// How long connections have waited to be claimed since the earlier look, or ever.
+fn claim_us(worker: &WorkerView, before: Earlier<'_>) -> Option<u64> {
+    let was = earlier(worker, before).map_or_else(CountsView::default, |one| one.counts);
+    let count = worker.counts.claims_measured.saturating_sub(was.claims_measured);
+    worker.counts.claims_us.saturating_sub(was.claims_us).checked_div(count)
 }
 
 fn earlier<'a>(worker: &WorkerView, before: Earlier<'a>) -> Option<&'a WorkerView> {
@@ -101,9 +111,10 @@ fn row(worker: &WorkerView, run: &WorkersView, before: Earlier<'_>) -> Row {
         worker: Some(worker.id),
         pid: Some(worker.pid),
         state: worker.state.clone(),
-        in_flight: worker.in_flight,
-        unclaimed: worker.unclaimed,
-        claimed: worker.claimed,
+        in_flight: worker.counts.in_flight,
+        unclaimed: worker.counts.unclaimed,
+        claimed: worker.counts.claimed,
+        claim_us: claim_us(worker, before),
         rate: before.map(|(_, time)| rate(received(worker, before), time)),
         restarts: slot.map_or(0, |slot| slot.restarts),
         cpu,
@@ -120,8 +131,8 @@ fn part(count: u64, whole: u64) -> f64 {
 /// The columns that fit, with their widths. The bar gets what is left.
 pub(super) fn columns(width: u16) -> Vec<(Column, u16)> {
     use Column::{
-        Bar, Claimed, Cpu, InFlight, Pid, Rate, Resident, Restarts, Share, Slot, State, Unclaimed,
-        Worker,
+        Bar, ClaimTime, Claimed, Cpu, InFlight, Pid, Rate, Resident, Restarts, Share, Slot, State,
+        Unclaimed, Worker,
     };
     let mut columns = vec![(Slot, 4), (Worker, 6)];
     if width >= WIDE {
@@ -131,7 +142,7 @@ pub(super) fn columns(width: u16) -> Vec<(Column, u16)> {
     if width >= WIDE {
         columns.extend([(Unclaimed, 9), (Claimed, 11)]);
     }
-    columns.extend([(Rate, 8), (Share, 6), (Restarts, 8), (Cpu, 6), (Resident, 7)]);
+    columns.extend([(Rate, 8), (ClaimTime, 6), (Share, 6), (Restarts, 8), (Cpu, 6), (Resident, 7)]);
     let used: u16 = columns.iter().map(|(_, width)| width + 1).sum();
     columns.push((Bar, width.saturating_sub(used).min(BAR_WIDTH_MAX)));
     columns
@@ -148,6 +159,7 @@ impl Column {
             Self::InFlight => "in flight",
             Self::Unclaimed => "unclaimed",
             Self::Claimed => "claimed",
+            Self::ClaimTime => "claim",
             Self::Rate => "per s",
             Self::Share => "share",
             Self::Restarts => "restarts",
@@ -170,6 +182,7 @@ impl Column {
             Self::InFlight => row.in_flight.to_string(),
             Self::Unclaimed => row.unclaimed.to_string(),
             Self::Claimed => row.claimed.to_string(),
+            Self::ClaimTime => row.claim_us.map_or_else(dash, time),
             Self::Rate => row.rate.map_or_else(dash, |rate| format!("{rate:.0}")),
             Self::Share => format!("{:.1}%", 100.0 * row.share),
             Self::Restarts => row.restarts.to_string(),
@@ -191,6 +204,15 @@ fn bar_length(part: f64, width: usize) -> usize {
     (part.clamp(0.0, 1.0) * width as f64).round() as usize
 }
 
+/// A time in at most six signs.
+fn time(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{us}us"),
+        10_000..10_000_000 => format!("{}ms", us / 1000),
+        _ => format!("{}s", us / 1_000_000),
+    }
+}
+
 /// A size in at most seven signs.
 fn size(bytes: u64) -> String {
     match bytes >> 20 {
@@ -207,7 +229,8 @@ mod tests {
     fn worker(id: u32, slot: u16, claimed: u64, cpu_seconds: f64) -> WorkerView {
         let state = "serving".to_owned();
         let cpu_seconds = Some(cpu_seconds);
-        WorkerView { id, slot, claimed, cpu_seconds, state, ..WorkerView::default() }
+        let counts = CountsView { claimed, ..CountsView::default() };
+        WorkerView { id, slot, counts, cpu_seconds, state, ..WorkerView::default() }
     }
 
     #[test]

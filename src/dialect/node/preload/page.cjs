@@ -17,13 +17,13 @@ function safely(act) {
 
 // The generated text before this defines the offsets (LAYOUT).
 const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
-const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD } = LAYOUT;
+const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD, BEATS_WORD, LATE_WORD } = LAYOUT;
 const [WAKE_ALWAYS, WAKE_PROBE] = [LAYOUT.WAKE_ALWAYS, LAYOUT.WAKE_PROBE].map(BigInt);
 
 class Page {
   constructor({ page, bell, beatMs }) {
     Object.assign(this, { page, bell, beatMs });
-    this.report = new BigUint64Array(ANSWERED_WORD + 1);
+    this.report = new BigUint64Array(LATE_WORD + 1);
     this.report[DOES_WORD] = BigInt(LAYOUT.REPORTS);
     this.wake = new BigUint64Array(1);
     const bytesOf = (words) => new Uint8Array(words.buffer);
@@ -37,6 +37,7 @@ class Page {
     // Publish at once, because later may be too late.
     this.atOnce = false;
     this.beat = undefined;
+    this.dueAt = 0n;
     this.moved = false;
     // Called on activity.
     this.onMove = undefined;
@@ -86,11 +87,25 @@ class Page {
     if (this.beat !== undefined || this.beatMs === 0) return;
     this.report[MOVED_WORD] = now();
     this.publish();
+    this.expectBeat();
     this.beat = setInterval(() => this.onBeat(), this.beatMs);
     this.beat.unref();
   }
 
+  expectBeat() {
+    this.dueAt = now() + BigInt(this.beatMs) * 1000000n;
+  }
+
+  // How late a beat is shows what the loop was busy with.
+  measureDelay() {
+    const late = now() - this.dueAt;
+    this.report[BEATS_WORD] += 1n;
+    if (late > 0n) this.report[LATE_WORD] += late;
+    this.expectBeat();
+  }
+
   onBeat() {
+    this.measureDelay();
     this.report[MOVED_WORD] = this.moved ? now() : 0n;
     if (!this.moved) {
       clearInterval(this.beat);

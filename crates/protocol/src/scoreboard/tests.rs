@@ -1,0 +1,113 @@
+//! The page as its sides see it.
+
+use super::*;
+
+fn pair() -> (PrimaryPage, WorkerPage) {
+    let primary = PrimaryPage::create().expect("a page");
+    let memory = primary.as_fd().try_clone_to_owned().expect("a duplicate");
+    (primary, WorkerPage::open(memory).expect("the same version"))
+}
+
+#[test]
+fn in_flight_is_the_difference_of_two_writers() {
+    let (mut primary, mut worker) = pair();
+    primary.add_assigned(5);
+    primary.add_returned(1);
+    worker.add_claimed(3, 7);
+    worker.add_finished(1);
+    assert!(!worker.publish());
+    let counters = primary.counters();
+    assert_eq!((counters.in_flight(), counters.unclaimed()), (3, 1));
+    assert_eq!(primary.view().expect("a view").counters(false), counters);
+}
+
+#[test]
+fn claim_times_and_the_loop_s_delay_are_seen_by_others() {
+    let (primary, _worker) = pair();
+    let view = primary.view().expect("a view");
+    let mut times = ClaimTimes::default();
+    [1, 60_000, u64::MAX].into_iter().for_each(|took_ns| times.record(took_ns, 3));
+    primary.show_claim_times(&times);
+    assert_eq!(view.claim_times(), times);
+    let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+    let program = program.expect("a page");
+    program.word(PROGRAM, BEATS).store(3, Ordering::Relaxed);
+    program.word(PROGRAM, LATE).store(7, Ordering::Relaxed);
+    assert_eq!(view.loop_delay(), (3, 7));
+}
+
+#[test]
+fn a_lying_worker_is_cut_to_what_is_possible() {
+    let (mut primary, mut worker) = pair();
+    primary.add_assigned(2);
+    worker.add_claimed(1_000, 7);
+    worker.add_finished(1_000);
+    let _ = worker.publish();
+    assert_eq!(primary.counters().in_flight(), 0);
+}
+
+#[test]
+fn the_bell_is_asked_for_and_heard() {
+    let (mut primary, mut worker) = pair();
+    primary.set_wake(Wake::Always);
+    assert!(worker.publish() && worker.is_awaited());
+    primary.set_wake(Wake::Probe);
+    assert!(!worker.is_awaited());
+    assert!(!worker.publish());
+    worker.answer_probe();
+    assert!(worker.publish());
+    assert!(!worker.publish());
+    primary.set_wake(Wake::Never);
+    worker.answer_probe();
+    assert!(!worker.publish());
+    assert_eq!(primary.sample().answered_probes, 2);
+}
+
+#[test]
+fn what_a_program_reports_is_added_and_what_it_refused_is_not() {
+    let (mut primary, mut worker) = pair();
+    assert!(!worker.program_reports());
+    let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+    let program = program.expect("a page");
+    program.word(PROGRAM, DOES).store(REPORTS, Ordering::Relaxed);
+    assert!(worker.program_reports() && !worker.program_receives());
+    primary.add_assigned(3);
+    worker.add_claimed(2, 7);
+    worker.take_off_refused(1);
+    let _ = worker.publish();
+    primary.add_returned(1);
+    assert_eq!(primary.counters().finished, 0, "the report of the refused one is still to come");
+    program.word(PROGRAM, ENDED).store(2, Ordering::Relaxed);
+    program.word(PROGRAM, MOVED).store(9, Ordering::Relaxed);
+    assert_eq!((primary.counters().finished, primary.counters().in_flight()), (1, 1));
+    assert_eq!((primary.sample().finished, primary.sample().turn_begun_ns), (1, 9));
+    assert_eq!(primary.view().expect("a view").counters(false), primary.counters());
+}
+
+#[test]
+fn what_a_program_receives_by_itself_is_claimed() {
+    let (mut primary, mut worker) = pair();
+    let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+    let program = program.expect("a page");
+    program.word(PROGRAM, DOES).store(REPORTS | RECEIVES, Ordering::Relaxed);
+    assert!(primary.program_receives() && worker.program_receives());
+    primary.add_assigned(4);
+    worker.add_claimed(1, 7);
+    worker.answer_probe();
+    let _ = worker.publish();
+    program.word(PROGRAM, RECEIVED).store(2, Ordering::Relaxed);
+    program.word(PROGRAM, RECEIVED_AT).store(9, Ordering::Relaxed);
+    program.word(PROGRAM, ANSWERED).store(1, Ordering::Relaxed);
+    let sample = primary.sample();
+    assert_eq!((sample.claimed, sample.claimed_at_ns, sample.answered_probes), (3, 9, 2));
+    assert_eq!((primary.counters().claimed, primary.counters().unclaimed()), (3, 1));
+    program.word(PROGRAM, RECEIVED).store(u64::MAX, Ordering::Relaxed);
+    assert!(primary.counters().claimed <= 4, "what a program says is cut to what is possible");
+}
+
+#[test]
+fn a_stranger_s_page_is_refused() {
+    let page = SharedPage::create().expect("a page");
+    let memory = page.as_fd().try_clone_to_owned().expect("a duplicate");
+    assert!(WorkerPage::open(memory).is_err());
+}

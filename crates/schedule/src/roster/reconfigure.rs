@@ -1,0 +1,32 @@
+//! Another policy, or other limits, while connections are shared out.
+
+use super::Roster;
+use crate::id::Slot;
+use crate::scheduler::Chooser;
+use crate::{ClaimTimes, Policy, SchedulerConfig};
+
+impl Roster {
+    /// Schedules by other rules from now on. What is known of the workers stays, and so do the
+    /// bounds on credits and a scheduler of the program's own.
+    pub fn reconfigure(&mut self, policy: Policy, config: SchedulerConfig) {
+        self.policy = policy;
+        self.config = SchedulerConfig {
+            credits_max: self.config.credits_max,
+            scheduler: self.config.scheduler.take(),
+            ..config
+        };
+        for chooser in self.listeners.iter_mut().flatten() {
+            if let Chooser::BuiltIn(picker) = chooser {
+                picker.reconfigure(policy, self.config.limits);
+            }
+        }
+        for worker in self.workers.iter_mut().flatten() {
+            worker.credits.reconfigure(self.config.credits);
+        }
+    }
+
+    /// How long a worker takes to claim connections, if it has claimed one since the last call.
+    pub fn take_claim_times(&mut self, slot: Slot) -> Option<&ClaimTimes> {
+        self.workers.get_mut(slot.index())?.as_mut()?.credits.take_claim_times()
+    }
+}

@@ -1,0 +1,79 @@
+//! What can be changed of a cluster while it accepts, and whether it is alive.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Cluster, Event};
+use crate::control_plane::Request;
+use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::SchedulerConfig;
+use crate::settings::Policy;
+
+impl Cluster {
+    /// Shares connections out by another policy, or other rules, from now on. What is open stays
+    /// where it is. Publishes [`Event::Setup`]. What
+    /// [`scheduler`](SchedulerConfig::scheduler) and
+    /// [`credits_max`](SchedulerConfig::credits_max) say stays as it is.
+    ///
+    /// ```
+    /// use clusterlb::{Cluster, Policy};
+    ///
+    /// let cluster = Cluster::with_policy(Policy::Rr)?;
+    /// cluster.reschedule(|policy, rules| {
+    ///     *policy = Policy::Least;
+    ///     rules.limits.inflight_max = Some(100);
+    /// })?;
+    /// assert_eq!(cluster.scheduling_policy(), Policy::Least);
+    /// # Ok::<(), clusterlb::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: from or to [`Policy::None`], because workers have been given listening
+    /// sockets, or connections, once and for all; the policy, while a scheduler of the program's
+    /// own chooses. The cluster has failed. Nothing is changed then.
+    ///
+    /// # Panics
+    /// If `change` does; nothing is changed then. It must not call this cluster.
+    pub fn reschedule(&self, change: impl FnOnce(&mut Policy, &mut SchedulerConfig)) -> Result<()> {
+        let mut setup = self.setup();
+        let mut settings = (*setup.settings).clone();
+        change(&mut settings.policy, &mut settings.scheduling);
+        let (before, after) = (setup.settings.policy, settings.policy);
+        if before != after && (before == Policy::None || after == Policy::None) {
+            return Err(Error::usage(
+                format!("the policy cannot change from {before} to {after} during a run"),
+                "start another run: under none the workers accept themselves",
+            ));
+        }
+        if before != after && setup.settings.scheduling.scheduler.is_some() {
+            return Err(Error::usage(
+                "the policy cannot change while a scheduler of the program's own chooses",
+                "change what that scheduler does",
+            ));
+        }
+        settings.validate()?;
+        let scheduling = Box::new(settings.scheduling.clone());
+        self.shared.control.send(Request::Reschedule { policy: after, scheduling })?;
+        setup.settings = Arc::new(settings);
+        let settings = Arc::clone(&setup.settings);
+        // Still under the lock, so that setups are published in their order.
+        self.shared.bus.publish(&Event::Setup { settings });
+        Ok(())
+    }
+
+    /// Asks the control plane, and by way of it the data path, for an answer: both have finished
+    /// a turn of their loops.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`]: there is none in this time; the cluster has ended, or failed.
+    pub fn ping(&self, within: Duration) -> Result<()> {
+        let answer = self.shared.control.ask_within(within, |answer| Request::Ping { answer })?;
+        answer.ok_or_else(|| {
+            Error::cluster(
+                ErrorKind::Busy,
+                format!("the primary has not answered within {within:?}"),
+                "look at what it is doing; it may be stopped, or starved of CPU",
+            )
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! `/policy`: how connections are shared out, and what of it can change during a run.
+//!
+//! Owns the words: they are those of the command line.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, Response, StatusCode};
+use clusterlb::{ClusterSettings, CreditRule, Policy, SchedulerConfig};
+use serde_json::{Map, Value, json};
+
+use super::Run;
+use super::actions::{ending, ensure_permitted};
+use super::answers::{Refused, json};
+use super::server::Access;
+use super::views::DoneView;
+use crate::command::arguments::{
+    Switch, coalescing, credits, factor, nanoseconds, switched_time, time,
+};
+
+/// What can change, as the command line calls it.
+const NAMES: [&str; 9] = [
+    "policy",
+    "overload-factor",
+    "max-inflight",
+    "credits",
+    "hang-after",
+    "take-back-after",
+    "unserved-limit",
+    "slow-start",
+    "coalesce",
+];
+
+/// How connections are shared out, as `/policy` and `/config` show it.
+pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String, Value> {
+    let credits = match scheduling.credits {
+        CreditRule::Adaptive => json!("auto"),
+        CreditRule::Fixed(count) => json!(count),
+    };
+    let rules = json!({
+        "policy": policy,
+        "overload_factor": scheduling.limits.overload_factor,
+        "max_inflight": scheduling.limits.inflight_max,
+        "credits": credits,
+        "hang_after_ms": scheduling.hang_after_ns.map(to_ms),
+        "take_back_after_ms": scheduling.take_back_after_ns.map(to_ms),
+        "unserved_limit_ms": scheduling.unserved_limit_ns.map(to_ms),
+        "slow_start_ms": to_ms(scheduling.slow_start_ns),
+        "coalesce_us": scheduling.coalesce_ns.map(|ns| ns / 1_000),
+    });
+    match rules {
+        Value::Object(rules) => rules,
+        _ => Map::new(),
+    }
+}
+
+/// The same of a cluster as it is now.
+pub(super) fn current(settings: &ClusterSettings) -> Map<String, Value> {
+    rules(settings.policy, &settings.scheduling)
+}
+
+fn to_ms(ns: u64) -> f64 {
+    Duration::from_nanos(ns).as_secs_f64() * 1000.0
+}
+
+/// `GET /policy`.
+pub(super) async fn show(State(run): State<Arc<Run>>) -> Response<Body> {
+    json(StatusCode::OK, &current(&run.cluster.settings()))
+}
+
+/// `POST /policy`.
+pub(super) async fn change(
+    State(run): State<Arc<Run>>,
+    Extension(access): Extension<Access>,
+    fields: HeaderMap,
+    Query(wishes): Query<Vec<(String, String)>>,
+) -> Result<Response<Body>, Refused> {
+    ensure_permitted(access, &fields)?;
+    if wishes.is_empty() {
+        return Err(wrong("nothing to change is named".into(), known()));
+    }
+    let wishes: BTreeMap<String, String> = wishes.into_iter().collect();
+    // Waiting for the lock of the settings, and never long, but not on the thread of all clients.
+    let changed = tokio::task::spawn_blocking(move || {
+        let mut refused = None;
+        let settings = run.cluster.settings();
+        let (mut policy, mut scheduling) = (settings.policy, settings.scheduling.clone());
+        for (name, value) in &wishes {
+            if let Err(error) = set(&mut policy, &mut scheduling, name, value) {
+                refused.get_or_insert(error);
+            }
+        }
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        run.cluster.reschedule(|now, rules| {
+            for (name, value) in &wishes {
+                // It has been understood before.
+                let _ = set(now, rules, name, value);
+            }
+        })?;
+        let words: Vec<String> =
+            wishes.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        Ok(words.join(", "))
+    });
+    match changed.await {
+        Ok(changed) => Ok(json(StatusCode::OK, &DoneView { done: changed? })),
+        Err(_) => Err(ending()),
+    }
+}
+
+fn known() -> String {
+    format!("name some of {}, each with a value as on the command line", NAMES.join(", "))
+}
+
+fn wrong(error: String, remedy: String) -> Refused {
+    Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error, remedy)
+}
+
+/// Changes one of the rules.
+fn set(
+    policy: &mut Policy,
+    rules: &mut SchedulerConfig,
+    name: &str,
+    value: &str,
+) -> Result<(), Refused> {
+    let ns = |switch: Switch<Duration>| switch.0.map(nanoseconds);
+    let done = match name {
+        "policy" => value
+            .parse()
+            .map(|one| *policy = one)
+            .map_err(|error: clusterlb::UnknownName| error.to_string()),
+        "overload-factor" => factor(value).map(|one| rules.limits.overload_factor = one.0),
+        "max-inflight" => most(value).map(|one| rules.limits.inflight_max = one),
+        "credits" => credits(value).map(|one| rules.credits = one),
+        "hang-after" => switched_time(value).map(|one| rules.hang_after_ns = ns(one)),
+        "take-back-after" => switched_time(value).map(|one| rules.take_back_after_ns = ns(one)),
+        "unserved-limit" => switched_time(value).map(|one| rules.unserved_limit_ns = ns(one)),
+        "slow-start" => time(value).map(|one| rules.slow_start_ns = nanoseconds(one)),
+        "coalesce" => coalescing(value).map(|one| rules.coalesce_ns = ns(one)),
+        _ => return Err(wrong(format!("{name} cannot change during a run"), known())),
+    };
+    done.map_err(|why| wrong(format!("{name}={value}"), why))
+}
+
+/// A limit, or none.
+fn most(text: &str) -> Result<Option<u32>, String> {
+    match (text, text.parse()) {
+        ("off", _) => Ok(None),
+        (_, Ok(count @ 1..)) => Ok(Some(count)),
+        _ => Err("write off or a number from 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_changed_by_its_name_and_shown() {
+        let (mut policy, mut scheduling) = (Policy::Rr, SchedulerConfig::default());
+        let values = ["least", "off", "7", "3", "off", "5ms", "1s", "2s", "100us"];
+        for (name, value) in NAMES.into_iter().zip(values) {
+            set(&mut policy, &mut scheduling, name, value).expect(name);
+        }
+        let shown = Value::Object(rules(policy, &scheduling));
+        assert_eq!(
+            shown,
+            json!({
+                "policy": "least", "overload_factor": null, "max_inflight": 7, "credits": 3,
+                "hang_after_ms": null, "take_back_after_ms": 5.0, "unserved_limit_ms": 1000.0,
+                "slow_start_ms": 2000.0, "coalesce_us": 100,
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_with_what_would_be() {
+        for (name, value, remedy) in [
+            ("policy", "best", "least"),
+            ("max-inflight", "0", "off or a number"),
+            ("credits", "many", "auto"),
+            ("coalesce", "1s", "at most 1ms"),
+            ("workers", "3", "overload-factor"),
+        ] {
+            let (mut policy, mut scheduling) = (Policy::Rr, SchedulerConfig::default());
+            let refused = set(&mut policy, &mut scheduling, name, value).expect_err(name);
+            assert!(refused.view.remedy.contains(remedy), "{refused:?}");
+            assert_eq!((policy, scheduling), (Policy::Rr, SchedulerConfig::default()));
+        }
+    }
+}

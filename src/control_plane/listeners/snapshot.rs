@@ -1,0 +1,34 @@
+//! A listener as others can look at it.
+
+use super::{Entry, Socket};
+use crate::cluster::ListenerSnapshot;
+use crate::sys::backlog;
+use crate::sys::listener::Listener;
+
+impl Entry {
+    /// What others can look at.
+    pub(crate) fn snapshot(&self) -> ListenerSnapshot {
+        let length = |listener: &Listener| backlog::length(listener).ok();
+        let waiting = match &self.socket {
+            Socket::Stream(listener) => length(listener),
+            Socket::StreamEach(sockets) => sockets.all().map(|one| length(&one.listener)).sum(),
+            Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
+        };
+        let turned_away = |listener: &Listener| backlog::overflows(listener).ok().map(u64::from);
+        let overflows = match &self.socket {
+            Socket::Stream(listener) => turned_away(listener),
+            Socket::StreamEach(sockets) => {
+                sockets.all().map(|one| turned_away(&one.listener)).sum()
+            }
+            Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
+        };
+        ListenerSnapshot {
+            id: self.id,
+            address: self.address.clone(),
+            workers: self.users.len(),
+            backlog_max: self.opening.backlog,
+            waiting,
+            overflows,
+        }
+    }
+}

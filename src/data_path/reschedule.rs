@@ -1,0 +1,18 @@
+//! Another policy, or other limits, while connections are accepted.
+
+use super::DataPath;
+use crate::schedule::{Coalescing, Policy, SchedulerConfig};
+
+impl DataPath {
+    /// Shares connections out by other rules from now on. What waits for room is looked at again
+    /// in this turn.
+    pub(super) fn reschedule(&mut self, policy: Policy, config: SchedulerConfig) {
+        self.hang_after_ns = config.hang_after_ns;
+        self.unserved_limit_ns = config.unserved_limit_ns;
+        self.coalescing = Coalescing::new(config.coalesce_ns);
+        self.coalescing.spread_over(self.workers_planned);
+        self.roster.reconfigure(policy, config);
+        // What waits may be wanted by its client's worker now.
+        self.observe();
+    }
+}
