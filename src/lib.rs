@@ -20,8 +20,11 @@ mod data_path;
 mod dialect;
 #[doc = include_str!("guide.md")]
 pub mod guide {}
+mod handle;
+mod message;
 mod settings;
 mod supervisor;
+mod sync;
 pub mod topology;
 mod worker;
 
@@ -30,14 +33,13 @@ use clusterlb_sys as sys;
 use schedule::id;
 use sys::{address, error};
 
-pub use cluster::{
-    AddressKind, Cluster, ClusterSettings, Completion, Event, Events, ForkOptions, Handle,
-    InspectPort, ListenRule, ListenerSnapshot, ListeningAddress, Message, POLICY_VARIABLE, Role,
-    StreamSetting, WorkerCounts, WorkerHandle, is_primary, is_worker, policy_from_environment,
-    role,
-};
+pub use cluster::{Cluster, ForkOptions, Role, is_primary, is_worker, role};
 pub use clusterlb_protocol as protocol;
 pub use data_path::{ClusterCounts, ListenerCounts};
+pub use handle::{
+    AddressKind, Event, Events, ListenerSnapshot, ListeningAddress, WorkerCounts, WorkerHandle,
+};
+pub use message::{Handle, Message};
 pub use nix::sys::signal::Signal;
 pub use protocol::control::{LatencySummary, ListenOptions, Serialization, Transport};
 pub use schedule::id::{ListenerId, Slot, WorkerId};
@@ -45,12 +47,16 @@ pub use schedule::{
     AcceptMechanism, CLAIM_BOUNDS_NS, CREDITS_MAX, ClaimTimes, Client, CreditRule, Limits, Loads,
     Policy, Scheduler, SchedulerConfig, SchedulerFactory, Skips, Status, UnknownName, WorkerLoad,
 };
-pub use settings::{Dialect, LISTENERS_MAX, Readiness, WORKERS_MAX};
+pub use settings::{
+    ClusterSettings, Dialect, InspectPort, LISTENERS_MAX, ListenRule, POLICY_VARIABLE, Readiness,
+    StreamSetting, WORKERS_MAX, policy_from_environment,
+};
 pub use supervisor::{
     Finished, ReadyAfter, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot, Supervisor,
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };
+pub use sync::completion::Completion;
 pub use sys::address::{Endpoint, FileAccess, ListenAddress};
 pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, EngineKind};
 pub use sys::error::{Error, ErrorKind, Result};

@@ -6,6 +6,8 @@
 
 #[path = "tidy/books.rs"]
 mod books;
+#[path = "tidy/cycles.rs"]
+mod cycles;
 #[path = "tidy/licences.rs"]
 mod licences;
 #[path = "tidy/paths.rs"]

@@ -2,44 +2,31 @@
 //!
 //! Owns the cluster as the program in the primary sees it (Node's `cluster` in the primary).
 
-pub(crate) mod bus;
-pub(crate) mod completion;
-pub(crate) mod event;
-mod listen_rule;
-pub(crate) mod mailbox;
-pub(crate) mod message;
 mod role;
-pub(crate) mod settings;
 mod steering;
-pub(crate) mod worker_handle;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use bus::Events;
-pub use completion::Completion;
-pub use event::{AddressKind, Event, ListeningAddress, WorkerCounts};
-pub use listen_rule::ListenRule;
-pub use message::{Handle, Message};
 pub use role::{Role, is_primary, is_worker, role};
-pub use settings::{
-    ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
-};
-pub use worker_handle::WorkerHandle;
 
 use crate::address::ListenAddress;
-use crate::control_plane::{ControlHandle, ControlPlane, ForkRequest, Request};
+use crate::control_plane::ControlPlane;
 use crate::data_path::{ClusterCounts, ListenerCounts, LiveCounts};
 use crate::error::{Error, Result, errno_of};
+use crate::handle::{
+    Bus, ControlHandle, Event, Events, ForkRequest, ListenerSnapshot, Registered, Registry,
+    Request, WorkerCounts, WorkerHandle,
+};
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::settings::Policy;
+use crate::settings::{ClusterSettings, Policy, policy_from_environment};
+use crate::sync::completion::Completion;
 use crate::sys::engine::EngineChoice;
 use crate::sys::limits;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
-use bus::Bus;
 
 /// A primary's workers and everything they share. Clones are the same cluster.
 ///
@@ -63,34 +50,6 @@ struct Shared {
     registry: Registry,
     live_counts: Arc<LiveCounts>,
     setup: Mutex<Setup>,
-}
-
-/// A listener at one moment.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ListenerSnapshot {
-    /// Its number.
-    pub id: ListenerId,
-    /// The bound address.
-    pub address: String,
-    /// Workers that serve it, or have been told that they may.
-    pub workers: usize,
-    /// Connections that may wait in the kernel, as far as `net.core.somaxconn` allows.
-    pub backlog_max: u32,
-    /// Connections that wait in the kernel, in all its sockets; only for TCP.
-    pub waiting: Option<u32>,
-    /// Connections that the kernel has turned away because the queue was full, since it was opened.
-    pub overflows: Option<u64>,
-}
-
-/// The workers that are among the cluster's, and what became of the others.
-pub(crate) type Registry = Arc<Mutex<Registered>>;
-
-#[derive(Debug, Default)]
-pub(crate) struct Registered {
-    pub(crate) workers: BTreeMap<WorkerId, WorkerHandle>,
-    /// Sums over those that have ended.
-    pub(crate) ended: WorkerCounts,
 }
 
 #[derive(Debug)]
@@ -384,9 +343,9 @@ impl Cluster {
 
     fn part(&self, grace: Option<Duration>) -> Completion {
         for worker in self.workers().values() {
-            let mut state = worker.shared.state();
-            if state.connected {
-                state.voluntary = Some(true);
+            let mut life = worker.state.life();
+            if life.connected {
+                life.voluntary = Some(true);
             }
         }
         let completion = Completion::default();

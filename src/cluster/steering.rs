@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Cluster, Event};
-use crate::control_plane::Request;
+use super::Cluster;
+
 use crate::error::{Error, ErrorKind, Result};
+use crate::handle::{Event, Request};
 use crate::schedule::SchedulerConfig;
 use crate::settings::Policy;
 

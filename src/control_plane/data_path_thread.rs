@@ -5,13 +5,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use crate::sys::waker::Waker;
-
-use crate::cluster::ClusterSettings;
-use crate::cluster::mailbox::{EndWaker, Ended};
 use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, LiveCounts, Report};
 use crate::error::{Error, ErrorKind, Result, errno_of};
+use crate::settings::ClusterSettings;
+use crate::sync::mailbox::{EndWaker, Ended};
 use crate::sys::engine::EngineKind;
+use crate::sys::waker::Waker;
 
 /// The running data path.
 #[derive(Debug)]

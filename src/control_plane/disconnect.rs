@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::ControlPlane;
-use crate::cluster::Event;
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
+use crate::handle::Event;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::ToWorker;
 
@@ -44,20 +44,16 @@ impl ControlPlane {
     fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
         let is_first = !std::mem::replace(&mut worker_entry.told, true);
-        // A Node worker has a channel until it has disconnected by itself.
-        let hears_signals =
-            worker_entry.is_mute || worker_entry.is_node && !worker_entry.connected && is_first;
-        if hears_signals && worker_entry.ending.is_none() {
-            // All that it understands. It can only fail if it has ended already.
-            let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
+        let connected = worker_entry.connected;
+        let leaves_by_signal = worker_entry.dialect.leaves_by_signal(connected, is_first);
+        if leaves_by_signal && worker_entry.ending.is_none() {
+            // Fails only if the process has ended.
+            let _ = worker_entry.state().remote.signal(Signal::SIGTERM);
         }
-        if !worker_entry.connected {
+        if !connected {
             return false;
         }
-        worker_entry.shared.state().voluntary = Some(true);
-        if worker_entry.is_mute {
-            return true;
-        }
+        worker_entry.state().life().voluntary = Some(true);
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
         self.say(id, &ToWorker::Drain { grace_ms }, vec![]);
         true
@@ -66,7 +62,7 @@ impl ControlPlane {
     /// A worker has said that it leaves.
     pub(crate) fn leaves(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
-        worker_entry.shared.state().voluntary = Some(true);
+        worker_entry.state().life().voluntary = Some(true);
         let (worker, was_asked) = (worker_entry.handle(), worker_entry.leaving);
         self.let_go(id);
         if !was_asked {
@@ -119,13 +115,13 @@ impl ControlPlane {
         // One that never served anything holds its own link; dropping it ends its inbox.
         worker_entry.link = None;
         let slot = worker_entry.slot;
-        let tells = worker_entry.is_node && worker_entry.connected;
+        let tells = worker_entry.dialect.is_bridged() && worker_entry.connected;
         if worker_entry.attached {
             self.command(Command::Retire { slot });
         }
         if tells {
             // The bridge passes it on once the inbox has ended.
-            self.order(BridgeRequest::Disconnect { worker: id });
+            self.ask_bridge(BridgeRequest::Disconnect { worker: id });
         }
     }
 }

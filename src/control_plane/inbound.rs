@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{BYTES_A_TURN_MAX, ControlPlane, FRAMES_A_TURN_MAX};
-use crate::cluster::{Event, Message};
+use super::{BYTES_A_TURN_MAX, CHANNEL, ControlPlane, FRAMES_A_TURN_MAX};
 use crate::data_path::Command;
+use crate::dialect::WorkerDialect;
 use crate::error::Error;
+use crate::handle::Event;
 use crate::id::{ListenerId, Slot, WorkerId};
+use crate::message::Message;
 use crate::protocol::control::{Body, Received, ToPrimary, ToWorker};
 use crate::protocol::handoff::Record;
 use crate::sys::peer;
@@ -21,25 +23,26 @@ impl ControlPlane {
             // The event of a descriptor that was closed in this very round.
             return;
         };
+        let WorkerDialect::Native(native) = &mut worker_entry.dialect else { return };
         if self.bus.is_held_up(id) {
-            worker_entry.reads = false;
-            worker_entry.adjust(&self.epoll);
-            return;
+            native.is_read = false;
+            return native.watch(&self.epoll, CHANNEL | u64::from(id.0));
         }
         self.read(id);
     }
 
-    /// Begins to read again where that was stopped because somebody was behind.
+    /// Reads again from workers whose events were read too slowly and now are not.
     pub(crate) fn read_again(&mut self) {
-        let stopped = self.workers.values_mut().filter(|worker_entry| !worker_entry.reads);
-        for worker_entry in stopped {
-            if self.bus.is_held_up(worker_entry.id()) {
+        for worker_entry in self.workers.values_mut() {
+            let (id, connected) = (worker_entry.id(), worker_entry.connected);
+            let WorkerDialect::Native(native) = &mut worker_entry.dialect else { continue };
+            if native.is_read || self.bus.is_held_up(id) {
                 continue;
             }
-            worker_entry.reads = true;
-            if worker_entry.connected {
-                worker_entry.adjust(&self.epoll);
-                self.unread.insert(worker_entry.id());
+            native.is_read = true;
+            if connected {
+                native.watch(&self.epoll, CHANNEL | u64::from(id.0));
+                self.unread.insert(id);
             }
         }
     }
@@ -48,7 +51,8 @@ impl ControlPlane {
     pub(crate) fn read(&mut self, id: WorkerId) -> bool {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
         let mut frames: Vec<Received<ToPrimary>> = Vec::new();
-        let Some(incoming) = &mut worker_entry.incoming else { return false };
+        let WorkerDialect::Native(native) = &mut worker_entry.dialect else { return false };
+        let incoming = &mut native.incoming;
         let before = incoming.received_bytes();
         let outcome = incoming.receive_some(&mut frames, FRAMES_A_TURN_MAX, BYTES_A_TURN_MAX);
         let closed = incoming.is_closed() && !incoming.has_more();
@@ -122,10 +126,8 @@ impl ControlPlane {
             return;
         };
         // The bridge speaks to Node workers.
-        let Some(mut outgoing) = worker_entry.shared.outgoing() else { return };
-        let sent = outgoing.send(word, descriptors);
-        drop(outgoing);
-        if sent.is_ok() {
+        let WorkerDialect::Native(native) = &worker_entry.dialect else { return };
+        if native.send(word, descriptors).is_ok() {
             self.flush(id);
         }
     }

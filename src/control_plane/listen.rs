@@ -13,15 +13,17 @@ use nix::errno::Errno;
 use super::bind_retry::{BindRetry, ListenRequest, Origin};
 use super::listeners::{Key, Opening};
 use super::reuseport::{Opened, SocketOwners};
-use super::{ControlPlane, WorkerEntry, node};
+use super::{ControlPlane, WorkerEntry};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
-use crate::cluster::{ClusterSettings, Event};
 use crate::data_path::Command;
+use crate::dialect::WorkerDialect;
+use crate::dialect::node::listen_query;
 use crate::dialect::node::session::Answer;
 use crate::error::{Error, Result};
+use crate::handle::Event;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, ToWorker};
-use crate::settings::Dialect;
+use crate::settings::{ClusterSettings, Dialect};
 use crate::sys::clock::monotonic_ns;
 
 /// What a worker fails in that asks for an address which no rule names.
@@ -206,12 +208,13 @@ impl ControlPlane {
                 self.say(worker, &word, descriptor.into_iter().collect());
             }
             Origin::Node { worker, query } => {
-                if let Some(worker_entry) = self.workers.get_mut(&worker) {
-                    worker_entry.untold.push(listener);
+                let worker_entry = self.workers.get_mut(&worker);
+                if let Some(WorkerDialect::Node(node)) = worker_entry.map(|one| &mut one.dialect) {
+                    node.unannounced.push(listener);
                 }
                 let answer = match descriptor {
                     Some(_) => Answer::Share { listener, datagram },
-                    None => Answer::HandOver { listener, name: node::name_of(&address) },
+                    None => Answer::HandOver { listener, name: listen_query::name_of(&address) },
                 };
                 self.answer_node(worker, query, answer, descriptor);
             }

@@ -9,10 +9,10 @@ use nix::errno::Errno;
 
 use super::listeners::{Entry, Key, Linger, is_busy};
 use super::{ControlPlane, WorkerEntry};
-use crate::cluster::Event;
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::error::Error;
+use crate::handle::Event;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::ToWorker;
 use crate::sys::clock::monotonic_ns;
@@ -239,7 +239,7 @@ impl ControlPlane {
                 worker_entry.count_out(&entry.key);
             }
         }
-        self.order(BridgeRequest::Forget { listener });
+        self.ask_bridge(BridgeRequest::Forget { listener });
         let leaving: Vec<WorkerId> =
             self.workers.values().filter(|one| one.leaving).map(WorkerEntry::id).collect();
         leaving.into_iter().for_each(|id| self.retire(id));

@@ -5,18 +5,16 @@
 //! connection's way.
 
 mod bind_retry;
-mod bridge_thread;
 mod data_path_thread;
 mod disconnect;
-mod handle;
 mod inbound;
 mod listen;
-mod listen_fds;
 mod listener_lifetime;
 pub(crate) mod listeners;
 mod lookup;
-mod node;
+mod node_notices;
 mod orphans;
+mod readiness;
 mod reap;
 mod reuseport;
 mod spawn;
@@ -30,29 +28,25 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
-use crate::sys::engine::EngineKind;
-use crate::sys::waker::Waker;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 
-pub(crate) use handle::{CompletionGuard, ControlHandle, ForkRequest, Request};
-
-use crate::cluster::Registry;
-use crate::cluster::bus::Bus;
-use crate::cluster::{ClusterSettings, Event, WorkerHandle};
 use crate::data_path::{ClusterCounts, Command, LiveCounts, Report};
-use crate::dialect::node::bridge::BridgeRequest;
+use crate::dialect::WorkerDialect;
+use crate::dialect::node::bridge::{BridgeRequest, BridgeThread};
 use crate::dialect::node::preload::Preload;
 use crate::error::{Error, Result};
+use crate::handle::{Bus, CompletionGuard, ControlHandle, Event, Registry, Request, WorkerHandle};
 use crate::id::{Slot, WorkerId};
 use crate::protocol::control::Flushed;
 use crate::schedule::SchedulerConfig;
-use crate::settings::Policy;
+use crate::settings::{ClusterSettings, Policy};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::engine::EngineKind;
 use crate::sys::guard::Guard;
 use crate::sys::notify::NotifySocket;
+use crate::sys::waker::Waker;
 use bind_retry::BindRetry;
-use bridge_thread::BridgeThread;
 use data_path_thread::DataPathThread;
 use listeners::{Entry, Listeners};
 use lookup::Lookups;
@@ -217,7 +211,7 @@ impl ControlPlane {
                     preload.on_removal();
                 }
             }
-            NOTIFICATIONS => self.heed_notifications(),
+            NOTIFICATIONS => self.on_notifications(),
             _ => {
                 let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
                 if token & PROCESS != 0 {
@@ -248,7 +242,7 @@ impl ControlPlane {
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {
-                self.order(BridgeRequest::Send { worker: id, message_out })
+                self.ask_bridge(BridgeRequest::Send { worker: id, message_out })
             }
             Request::Flush { id } => self.flush(id),
             Request::Disconnect { id, grace } => self.disconnect(id, grace),
@@ -361,22 +355,18 @@ impl ControlPlane {
         Ok(engine)
     }
 
-    /// Sends what waits in a worker's channel, and sees to it that the rest is sent later.
+    /// Sends what waits in a worker's channel, and arranges for the rest to be sent later.
     fn flush(&mut self, id: WorkerId) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
         else {
             return;
         };
-        // One whose other end has gone is noticed when it is read.
-        let Some(mut outgoing) = worker_entry.shared.outgoing() else { return };
-        let flushed = outgoing.flush().unwrap_or(Flushed::Everything);
-        drop(outgoing);
-        if flushed == Flushed::Crowded {
+        let WorkerDialect::Native(native) = &mut worker_entry.dialect else { return };
+        if native.flush() == Flushed::Crowded {
             self.retry_ns.get_or_insert_with(|| monotonic_ns() + CROWDED_NS);
         }
-        worker_entry.wants_room = flushed == Flushed::Full;
-        worker_entry.adjust(&self.epoll);
+        native.watch(&self.epoll, CHANNEL | u64::from(id.0));
     }
 
     fn flush_everybody(&mut self) {
@@ -399,7 +389,7 @@ impl ControlPlane {
             worker_entry.uses.clear();
         }
         let ended = self.workers.values().filter(|worker_entry| worker_entry.ending.is_some());
-        let ended: Vec<_> = ended.map(|one| (one.slot, one.shared.counters())).collect();
+        let ended: Vec<_> = ended.map(|one| (one.slot, one.state().counters())).collect();
         ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters));
     }
 

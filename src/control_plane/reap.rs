@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use super::{ControlPlane, LAST_TURNS_MAX, Report};
-use crate::cluster::event::WorkerCounts;
-use crate::cluster::{Event, WorkerHandle};
 use crate::data_path::Command;
+use crate::dialect::WorkerDialect;
 use crate::dialect::node::bridge::BridgeRequest;
+use crate::handle::{Event, WorkerCounts, WorkerHandle};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::scoreboard::Counters;
 use crate::sys::process::Ending;
@@ -23,16 +23,14 @@ impl ControlPlane {
             return;
         };
         worker_entry.connected = false;
-        if let Some(incoming) = &worker_entry.incoming {
-            let _ = self.epoll.delete(incoming);
+        if let WorkerDialect::Native(native) = &worker_entry.dialect {
+            let _ = self.epoll.delete(&native.incoming);
         }
-        if let Some(mut outgoing) = worker_entry.shared.outgoing() {
-            outgoing.close();
-        }
-        let mut state = worker_entry.shared.state();
-        state.connected = false;
-        state.voluntary = Some(state.voluntary == Some(true));
-        drop(state);
+        worker_entry.dialect.close();
+        let mut life = worker_entry.state().life();
+        life.connected = false;
+        life.voluntary = Some(life.voluntary == Some(true));
+        drop(life);
         worker_entry.leaving = true;
         let (worker, uses) = (worker_entry.handle(), worker_entry.uses.clone());
         self.tell(Event::Disconnect { worker });
@@ -67,14 +65,14 @@ impl ControlPlane {
         };
         if self.is_bridged(id) {
             // What it had not taken is still with the bridge, which says when it has let go.
-            self.order(BridgeRequest::Cut { worker: id });
+            self.ask_bridge(BridgeRequest::Cut { worker: id });
         } else {
             self.part_with(id);
         }
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         worker_entry.ending = Some(ending);
         let _ = self.epoll.delete(&worker_entry.process);
-        worker_entry.shared.state().ending = Some(ending);
+        worker_entry.state().life().ending = Some(ending);
         match self.is_bridged(id) {
             // It may have told of the channel's end already, and nobody has listened.
             true => self.heed_bridge(),
@@ -90,7 +88,7 @@ impl ControlPlane {
         match (&self.data_path, worker_entry.attached) {
             (Some(data), true) => data.command(Command::Reap { slot: worker_entry.slot }),
             _ => {
-                let counters = worker_entry.shared.counters();
+                let counters = worker_entry.state().counters();
                 let slot = worker_entry.slot;
                 self.heed(Report::Reaped { slot, counters });
             }
@@ -108,10 +106,10 @@ impl ControlPlane {
         self.places[slot.index()] = None;
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
         registry.workers.remove(&id);
-        let living = WorkerCounts::living(counters, &worker_entry.shared.view);
+        let living = WorkerCounts::living(counters, &worker_entry.state().view);
         let counts = living.ended(worker_entry.handoff);
         registry.ended.add(&counts);
-        let _ = worker_entry.shared.last_counts.set(counts);
+        let _ = worker_entry.state().last_counts.set(counts);
         drop(registry);
         let worker: WorkerHandle = worker_entry.handle();
         self.tell(Event::Exit { worker, ending, counts });

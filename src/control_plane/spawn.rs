@@ -1,14 +1,15 @@
-//! Workers coming to life.
+//! Starts workers.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
-use super::node::is_preloading;
 use super::worker_entry::{SpawnContext, WorkerEntry};
-use super::{CHANNEL, ControlPlane, ForkRequest, PROCESS};
-use crate::cluster::{ClusterSettings, Event, WorkerHandle};
+use super::{CHANNEL, ControlPlane, PROCESS};
+use crate::dialect::{WorkerDialect, WorkerStart, native, node};
 use crate::error::{Error, ErrorKind, Result};
+use crate::handle::{Event, ForkRequest, WorkerHandle};
 use crate::id::{Slot, WorkerId};
-use crate::settings::{Dialect, WORKERS_MAX};
+use crate::settings::{ClusterSettings, Dialect, WORKERS_MAX};
 
 impl ControlPlane {
     pub(crate) fn fork(
@@ -17,65 +18,82 @@ impl ControlPlane {
         fork_request: ForkRequest,
     ) -> Result<WorkerHandle> {
         self.cluster_settings(&settings)?;
-        let engine = match settings.dialect {
-            Dialect::Native => Some(self.engine(&settings)?),
-            Dialect::Node | Dialect::ListenFds => None,
-        };
-        if settings.dialect == Dialect::Node {
-            self.build_bridge()?;
-        }
-        let is_preloading = is_preloading(&settings, &fork_request.environment);
-        if is_preloading {
-            self.ensure_preload(&settings);
-        }
         let slot = self.place(fork_request.slot)?;
         let id = WorkerId(self.next_id);
         let predecessor = fork_request.predecessor.and_then(|old| self.workers.get(&old));
         let predecessor_slot = predecessor.map(|worker_entry| worker_entry.slot);
-        let inherited_sockets = self.inherited_sockets(&settings, slot, predecessor_slot)?;
-        let preload = self.preload.as_ref().filter(|_| is_preloading);
-        let worker_entry = WorkerEntry::start(SpawnContext {
+        let (control, bus) = (self.control.clone(), Arc::clone(&self.bus));
+        let (hands_over, has_data_path) = (self.hands_over(), self.data_path.is_some());
+        let ForkRequest { environment, inspect_port, predecessor, instance, .. } = fork_request;
+        let start = self.prepare(&settings, &environment, (slot, predecessor_slot))?;
+        let context = SpawnContext {
             id,
             slot,
             settings: &settings,
-            environment: fork_request.environment,
-            inspect_port: fork_request.inspect_port,
-            inherited_sockets,
-            engine,
-            has_inbox: self.data_path.is_some() && self.hands_over(),
-            hands_over: self.hands_over(),
-            predecessor: fork_request.predecessor,
+            start,
+            environment,
+            inspect_port,
+            hands_over,
+            predecessor,
             predecessor_slot,
-            instance: fork_request.instance,
+            instance,
             blocked_signals: fork_request.blocked_signals,
-            preload,
-            control: self.control.clone(),
-            bus: Arc::clone(&self.bus),
-        })?;
+            control,
+            bus,
+        };
+        let worker_entry = WorkerEntry::start(context, has_data_path)?;
         self.watch(&worker_entry.process, PROCESS | u64::from(id.0))?;
-        if let Some(incoming) = &worker_entry.incoming {
-            self.watch(incoming, CHANNEL | u64::from(id.0))?;
+        if let WorkerDialect::Native(native) = &worker_entry.dialect {
+            self.watch(&native.incoming, CHANNEL | u64::from(id.0))?;
         }
+        if let Some(grace) = settings.orphan_grace {
+            self.guard(&worker_entry.process.remote(), grace);
+        }
+        Ok(self.enter(worker_entry))
+    }
+
+    /// Prepares what a worker of this dialect needs before it starts. `slots` are the worker's and
+    /// its predecessor's.
+    fn prepare(
+        &mut self,
+        settings: &ClusterSettings,
+        environment: &[(OsString, OsString)],
+        slots: (Slot, Option<Slot>),
+    ) -> Result<WorkerStart<'_>> {
+        Ok(match settings.dialect {
+            Dialect::Native => {
+                WorkerStart::Native(native::Start { engine: self.engine(settings)? })
+            }
+            Dialect::ListenFds => {
+                WorkerStart::ListenFds(self.inherited_sockets(settings, slots.0, slots.1)?)
+            }
+            Dialect::Node => {
+                self.build_bridge()?;
+                let is_preloading = node::preload::is_wanted(settings, environment);
+                if is_preloading {
+                    self.ensure_preload(settings);
+                }
+                let preload = self.preload.as_ref().filter(|_| is_preloading);
+                WorkerStart::Node(node::Start { preload })
+            }
+        })
+    }
+
+    /// Makes a worker that runs one of the cluster's.
+    fn enter(&mut self, worker_entry: WorkerEntry) -> WorkerHandle {
+        let (id, slot, worker) = (worker_entry.id(), worker_entry.slot, worker_entry.handle());
         self.next_id += 1;
         if slot.index() >= self.places.len() {
             self.places.resize(slot.index() + 1, None);
         }
         self.places[slot.index()] = Some(id);
-        let worker = worker_entry.handle();
-        if let Some(grace) = settings.orphan_grace {
-            self.guard(&worker_entry.process.remote(), grace);
-        }
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
         registry.workers.insert(id, worker.clone());
         drop(registry);
         self.workers.insert(id, worker_entry);
-        match settings.dialect {
-            Dialect::Node => self.admit(id),
-            Dialect::ListenFds => self.hand_down(id, settings.readiness),
-            Dialect::Native => {}
-        }
+        self.admit(id);
         self.tell(Event::Fork { worker: worker.clone() });
-        Ok(worker)
+        worker
     }
 
     /// The place of a new worker.

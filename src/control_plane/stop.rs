@@ -10,22 +10,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::ControlPlane;
+use crate::dialect::WorkerDialect;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::WorkerId;
-use crate::sys::activity::{self, CpuTime};
+use crate::sys::activity;
 use crate::sys::clock::monotonic_ns;
-
-/// How often a Node worker without the preload is looked at once its channel has ended. If it has
-/// done nothing in between it gets SIGTERM: one that keeps nothing open ends, and works for it.
-const LOOK_NS: u64 = 100_000_000;
-
-/// A worker that has left and cannot tell what it has open.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Leftover {
-    look_ns: u64,
-    /// Its time on CPUs when it was looked at, if it was asleep.
-    asleep_at: Option<CpuTime>,
-}
 
 /// Programs have been told that everything stops.
 #[derive(Debug)]
@@ -44,10 +33,10 @@ impl ControlPlane {
     pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
         let hears = |worker_entry: &&super::WorkerEntry| {
             let told = worker_entry.leaving || worker_entry.ending.is_some();
-            worker_entry.is_node
+            worker_entry.dialect.is_bridged()
                 && worker_entry.connected
                 && !told
-                && worker_entry.shared.view.program_reports()
+                && worker_entry.state().view.program_reports()
         };
         let waiting: BTreeSet<WorkerId> =
             self.workers.values().filter(hears).map(super::WorkerEntry::id).collect();
@@ -59,9 +48,9 @@ impl ControlPlane {
         for id in &waiting {
             if let Some(worker_entry) = self.workers.get(id) {
                 // Its program may end at once.
-                worker_entry.shared.state().voluntary = Some(true);
+                worker_entry.state().life().voluntary = Some(true);
             }
-            self.order(BridgeRequest::Stop { worker: *id });
+            self.ask_bridge(BridgeRequest::Stop { worker: *id });
         }
         let half = |grace: Duration| u64::try_from((grace / 2).as_nanos()).unwrap_or(u64::MAX);
         let until_ns = grace.map(|grace| monotonic_ns().saturating_add(half(grace)));
@@ -82,17 +71,22 @@ impl ControlPlane {
     pub(crate) fn note_channel_end(&mut self, id: WorkerId) {
         self.note_stopped(id, false);
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
-        let ends_itself = !worker_entry.is_node || worker_entry.shared.view.program_reports();
-        if worker_entry.told && !ends_itself && worker_entry.ending.is_none() {
-            let look_ns = monotonic_ns().saturating_add(LOOK_NS);
-            worker_entry.leftover = Some(Leftover { look_ns, asleep_at: None });
+        let has_preload = worker_entry.state().view.program_reports();
+        let is_asked = worker_entry.told && worker_entry.ending.is_none();
+        if let WorkerDialect::Node(node) = &mut worker_entry.dialect
+            && is_asked
+            && !has_preload
+        {
+            node.on_left(monotonic_ns());
         }
     }
 
-    /// When something of this is to be done.
+    /// When something of this is due.
     pub(crate) fn next_stop_ns(&self) -> Option<u64> {
-        let leftovers = self.workers.values().filter_map(|worker_entry| worker_entry.leftover);
-        let looks = leftovers.map(|leftover| leftover.look_ns);
+        let looks = self.workers.values().filter_map(|worker_entry| match &worker_entry.dialect {
+            WorkerDialect::Node(node) => node.look_ns(),
+            WorkerDialect::Native(_) | WorkerDialect::ListenFds(_) => None,
+        });
         looks.chain(self.stopping.as_ref().and_then(|stopping| stopping.until_ns)).min()
     }
 
@@ -101,15 +95,11 @@ impl ControlPlane {
         let now_ns = monotonic_ns();
         let is_due = |time_ns: &mut u64| *time_ns <= now_ns;
         for worker_entry in self.workers.values_mut() {
-            let leftover = worker_entry.leftover.take_if(|one| is_due(&mut one.look_ns));
-            let Some(Leftover { asleep_at, .. }) = leftover else { continue };
-            let asleep = activity::asleep_at(worker_entry.shared.pid);
-            if asleep.is_some() && asleep == asleep_at {
-                // It can only fail if it has ended already.
-                let _ = worker_entry.shared.remote.signal(Signal::SIGTERM);
-            } else {
-                let look_ns = now_ns.saturating_add(LOOK_NS);
-                worker_entry.leftover = Some(Leftover { look_ns, asleep_at: asleep });
+            let (pid, remote) = (worker_entry.state().pid, worker_entry.state().remote.clone());
+            let WorkerDialect::Node(node) = &mut worker_entry.dialect else { continue };
+            if node.is_idle_leftover(now_ns, || activity::asleep_at(pid)) {
+                // Fails only if the process has ended.
+                let _ = remote.signal(Signal::SIGTERM);
             }
         }
         let late = |stopping: &mut Stopping| stopping.until_ns.as_mut().is_some_and(is_due);

@@ -17,11 +17,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
 use super::lookup::Lookups;
-use super::{BindRetry, ControlHandle, ControlPlane, REQUESTS, Request};
-use crate::cluster::Registry;
-use crate::cluster::bus::Bus;
+use super::{BindRetry, ControlPlane, REQUESTS};
 use crate::data_path::{ClusterCounts, LiveCounts};
 use crate::error::{Error, Result};
+use crate::handle::{Bus, ControlHandle, Registry, Request};
 use crate::sys::signal::spawn_without_signals;
 
 /// Says that nothing of the thread is left, when it is dropped.
@@ -118,13 +117,11 @@ impl ControlPlane {
         for mut worker_entry in std::mem::take(&mut self.workers).into_values() {
             // Before its channel ends, which would be the worker's own reason to go.
             let ending = worker_entry.process.end();
-            if let Some(mut outgoing) = worker_entry.shared.outgoing() {
-                outgoing.close();
-            }
-            let mut state = worker_entry.shared.state();
-            state.connected = false;
-            state.voluntary = Some(state.voluntary == Some(true));
-            state.ending = state.ending.or(ending);
+            worker_entry.dialect.close();
+            let mut life = worker_entry.state().life();
+            life.connected = false;
+            life.voluntary = Some(life.voluntary == Some(true));
+            life.ending = life.ending.or(ending);
         }
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).workers.clear();
         self.listeners.clear();

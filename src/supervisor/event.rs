@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 
-use crate::cluster::mailbox::{Found, Item, Mailbox};
+use crate::sync::mailbox::{Found, Item, Mailbox};
 use crate::sys::waker::Waker;
 use crate::{ClusterCounts, Error, Event, ListenerId, Result, Signal, WorkerId};
 

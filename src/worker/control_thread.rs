@@ -15,8 +15,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::inbox::Pulled;
 use super::shared::{Answer, Grant, Shared};
-use crate::cluster::message::Message;
 use crate::error::{Error, Result, errno_of};
+use crate::message::Message;
 use crate::protocol::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
 use crate::sys::process;
 

@@ -16,14 +16,14 @@ use serde::Serialize;
 
 use super::accept_queue::AcceptQueue;
 use super::inbox::Inbox;
-use crate::cluster::completion::Completion;
-use crate::cluster::mailbox::Mailbox;
-use crate::cluster::message::Message;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
+use crate::message::Message;
 use crate::protocol::control::{Flushed, ListenOptions, Outgoing, Serialization, ToPrimary};
 use crate::protocol::latency::HandoffLatency;
 use crate::protocol::scoreboard::{Statistic, WorkerPage};
+use crate::sync::completion::Completion;
+use crate::sync::mailbox::Mailbox;
 use crate::sys::clock::monotonic_ns;
 
 /// Shared by a worker's handles, listeners, connections and control thread.

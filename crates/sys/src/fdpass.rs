@@ -4,7 +4,7 @@
 //! Owns socket pairs and single messages. Framing and meaning belong to the callers.
 
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,7 +14,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 
 /// Maximum number of descriptors per message. The kernel's bound (SCM_MAX_FD) is 253.
 pub const DESCRIPTORS_PER_MESSAGE_MAX: usize = 32;
@@ -35,6 +35,15 @@ pub struct Arrival {
 pub fn set_nonblocking(descriptor: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     let flags = OFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFL)?);
     fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+/// A duplicate of a descriptor, to be sent.
+///
+/// # Errors
+/// Descriptors are exhausted.
+pub fn duplicate(descriptor: &impl AsFd) -> Result<OwnedFd> {
+    let duplicate = descriptor.as_fd().try_clone_to_owned();
+    duplicate.map_err(|error| Error::system("duplicate a socket to send it", errno_of(&error)))
 }
 
 /// A connected pair that keeps message boundaries (SOCK_SEQPACKET), non-blocking, close-on-exec.

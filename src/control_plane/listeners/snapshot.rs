@@ -1,7 +1,7 @@
 //! A listener as others can look at it.
 
 use super::{Entry, Socket};
-use crate::cluster::ListenerSnapshot;
+use crate::handle::ListenerSnapshot;
 use crate::sys::backlog;
 use crate::sys::listener::Listener;
 

@@ -16,14 +16,20 @@
 pub mod bridge;
 pub mod codec;
 mod env_file;
+pub(crate) mod listen_query;
+mod messages;
 pub mod preload;
 mod script_file;
 pub mod session;
+mod worker;
 
 use std::os::fd::RawFd;
 
 use crate::id::WorkerId;
 pub use codec::Serialization;
+pub(crate) use messages::MessageChannel;
+pub(crate) use worker::{Start, State};
+pub(super) use worker::{options, split};
 
 /// The variables that make a Node process a worker with a channel. Node deletes them before the
 /// program runs. All of them are needed: with an id and no channel, the program would silently

@@ -24,6 +24,7 @@ use super::env_file;
 pub use super::script_file::Reader;
 use super::script_file::{ScriptFile, folders};
 use crate::error::{Error, Result};
+use crate::settings::ClusterSettings;
 
 /// The variable with additional options for Node.
 const OPTIONS: &str = "NODE_OPTIONS";
@@ -146,6 +147,14 @@ impl Preload {
         let words = format!("{page},{waker},{inbox},{beat_ms},{}", self.option);
         [(OPTIONS.into(), all), (VARIABLE.into(), words.into())]
     }
+}
+
+/// Whether a worker with these variables of its own loads the script.
+pub(crate) fn is_wanted(settings: &ClusterSettings, environment: &[(OsString, OsString)]) -> bool {
+    let arguments: Vec<OsString> =
+        settings.exec_argv.iter().chain(&settings.args).cloned().collect();
+    let options = options_of(environment, &settings.exec_argv, settings.cwd.as_deref());
+    settings.preload && is_allowed(&arguments, options.as_deref())
 }
 
 /// The options of a worker other than those of its command line: those of its environment, or else

@@ -19,6 +19,7 @@ mod notices;
 mod outbox;
 mod own_inbox;
 mod send_quota;
+mod thread;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -42,6 +43,7 @@ pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX};
 pub use send_quota::{SendQuota, UserMessageOut};
 #[cfg(feature = "internals")]
 pub use send_quota::{USER_MESSAGE_BYTES_MAX, USER_MESSAGE_SOCKETS_MAX, USER_MESSAGES_MAX};
+pub(crate) use thread::BridgeThread;
 
 /// How long a connection may wait for its worker's window before it goes to another worker.
 const HOLD_NS: u64 = 20_000_000;

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use crate::sys::waker::Waker;
 use futures_core::Stream;
 
-use super::mailbox::{Found, Mailbox, Wakers};
 use super::{Event, WorkerHandle};
 use crate::error::Result;
 use crate::id::WorkerId;
+use crate::sync::mailbox::{Found, Mailbox, Wakers};
 
 /// The subscribers.
 #[derive(Debug)]

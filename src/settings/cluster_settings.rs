@@ -10,12 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::listen_rule::ListenRule;
+use super::{AcceptMechanism, Dialect, ListenRule, Policy, Readiness};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
 use crate::schedule::{SchedulerConfig, UnknownName};
-use crate::settings::{AcceptMechanism, Dialect, Policy, Readiness};
 use crate::sys::engine::EngineChoice;
 use crate::sys::limits::DescriptorLimit;
 
@@ -32,14 +31,14 @@ const INSPECT_PORT_FIRST: u16 = 1024;
 
 /// How workers are started, and how connections are shared out among them.
 ///
-/// Changed with [`Cluster::setup_primary`](super::Cluster::setup_primary). What concerns workers
+/// Changed with [`Cluster::setup_primary`](crate::Cluster::setup_primary). What concerns workers
 /// is valid for those forked afterwards; what concerns the whole cluster (from
 /// [`policy`](Self::policy) on) is fixed by the first setup or fork.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClusterSettings {
     /// The program of the workers (Node: `exec`). By default this very program, even if its file
-    /// has been replaced; what it is then decides [`role`](super::role).
+    /// has been replaced; what it is then decides [`role`](crate::role).
     pub exec: PathBuf,
     /// Arguments before those of the program (Node: `execArgv`): for an interpreter, or options
     /// that only workers get.
@@ -51,7 +50,7 @@ pub struct ClusterSettings {
     /// [`Serialization::Advanced`], arrives as null.
     ///
     /// With [`Dialect::ListenFds`] any program can be a worker that takes listening sockets over
-    /// by the convention of systemd: it gets all that are [held](super::Cluster::hold) at that
+    /// by the convention of systemd: it gets all that are [held](crate::Cluster::hold) at that
     /// moment, in their order, from descriptor 3 on, not close-on-exec and blocking. It has no
     /// channel: it is told to leave by SIGTERM, nothing is counted, and it gets no messages.
     pub dialect: Dialect,
@@ -78,7 +77,7 @@ pub struct ClusterSettings {
     /// How messages are written down (Node: `serialization`).
     pub serialization: Serialization,
     /// Standard output and error of the workers are pipes, which the
-    /// [`WorkerHandle`](super::WorkerHandle) has, instead of this process's own (Node: `silent`).
+    /// [`WorkerHandle`](crate::WorkerHandle) has, instead of this process's own (Node: `silent`).
     /// They must be read: a worker waits when it writes to a full pipe.
     pub silent: bool,
     /// The streams of the workers by their numbers: 0 standard input, 1 output, 2 error, further
@@ -137,7 +136,7 @@ pub struct ClusterSettings {
     pub engine: EngineChoice,
     /// The CPU of the data path's thread, if it shall be pinned.
     pub primary_cpu: Option<usize>,
-    /// Nothing is accepted before [`Cluster::open`](super::Cluster::open): so all workers begin
+    /// Nothing is accepted before [`Cluster::open`](crate::Cluster::open): so all workers begin
     /// with an equal share.
     pub start_closed: bool,
 }
@@ -150,7 +149,7 @@ pub enum StreamSetting {
     Inherit,
     /// Empty, and swallowing everything (Node: `'ignore'`); from 3 on it is closed.
     Ignore,
-    /// A pipe, whose other end the [`WorkerHandle`](super::WorkerHandle) has; from 3 on a pair of
+    /// A pipe, whose other end the [`WorkerHandle`](crate::WorkerHandle) has; from 3 on a pair of
     /// connected unix sockets (Node: `'pipe'`).
     Pipe,
     /// This descriptor.

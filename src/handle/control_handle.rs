@@ -5,15 +5,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::{ListenerSnapshot, WorkerHandle};
 use crate::address::ListenAddress;
-use crate::cluster::completion::Completion;
-use crate::cluster::{ClusterSettings, ListenerSnapshot, WorkerHandle};
 use crate::data_path::ClusterCounts;
 use crate::dialect::node::bridge::UserMessageOut;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::schedule::SchedulerConfig;
-use crate::settings::Policy;
+use crate::settings::{ClusterSettings, Policy};
+use crate::sync::completion::Completion;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
 

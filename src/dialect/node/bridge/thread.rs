@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use crate::sys::waker::Waker;
-
-use crate::cluster::mailbox::{EndWaker, Ended};
+use super::{Bridge, BridgeRequest, Endpoints, Notice, Notices};
 use crate::data_path::Command;
-use crate::dialect::node::bridge::{Bridge, BridgeRequest, Endpoints, Notice, Notices};
 use crate::error::{Error, Result, errno_of};
 use crate::id::WorkerId;
+use crate::sync::mailbox::{EndWaker, Ended};
+use crate::sys::waker::Waker;
 
 /// The running bridge. Dropping it closes every Node worker's channel.
 #[derive(Debug)]
@@ -36,11 +35,11 @@ impl BridgeThread {
         command_waker: Arc<Waker>,
     ) -> Result<Self> {
         let (request_waker, notice_waker) = (Arc::new(Waker::new()?), Arc::new(Waker::new()?));
-        let (requests, orders_out) = channel();
+        let (requests, requests_out) = channel();
         let notices = Notices::new(Arc::clone(&notice_waker), Arc::clone(&request_waker));
         let notices = Arc::new(notices);
         let bridge = Bridge::new(Endpoints {
-            requests: orders_out,
+            requests: requests_out,
             request_waker: Arc::clone(&request_waker),
             notices: Arc::clone(&notices),
             commands: commands.unwrap_or_else(|| channel().0),
@@ -59,9 +58,9 @@ impl BridgeThread {
     }
 
     /// Asks for something.
-    pub(crate) fn order(&self, order: BridgeRequest) {
+    pub(crate) fn request(&self, request: BridgeRequest) {
         // A bridge that has ended is found out by its notices.
-        let _ = self.requests.send(order);
+        let _ = self.requests.send(request);
         self.request_waker.wake();
     }
 
@@ -104,7 +103,7 @@ impl AsFd for BridgeThread {
 
 impl Drop for BridgeThread {
     fn drop(&mut self) {
-        self.order(BridgeRequest::End);
+        self.request(BridgeRequest::End);
         // Whatever it failed with, it has ended now, which is what was wanted.
         let _ = self.join();
     }

@@ -1,8 +1,17 @@
 //! Settings of a cluster's workers: their dialect, and when they count as serving.
 
+mod cluster_settings;
+mod listen_rule;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use cluster_settings::OWN_PROGRAM;
+pub use cluster_settings::{
+    ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
+};
+pub use listen_rule::ListenRule;
 
 pub(crate) use crate::schedule::{AcceptMechanism, Policy};
 

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::mailbox::Item;
 use crate::error::Result;
 use crate::protocol::control::Serialization;
+use crate::sync::mailbox::Item;
 use crate::sys::peer::{Kind, kind_of};
 
 /// A message that has arrived (Node's `message`). Clones share it, and its handle.

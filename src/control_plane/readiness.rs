@@ -1,0 +1,126 @@
+//! Workers without a channel: the sockets that they inherit, and when they count as serving.
+//!
+//! Owns the socket for their notifications. Anyone may write to it, so only what comes from a
+//! worker's own process counts.
+
+use super::{ControlPlane, NOTIFICATIONS};
+use crate::dialect::{WorkerDialect, listen_fds};
+use crate::error::{Error, Result};
+use crate::handle::Event;
+use crate::id::{ListenerId, Slot, WorkerId};
+use crate::settings::{ClusterSettings, Readiness};
+use crate::sys::clock::monotonic_ns;
+use crate::sys::notify::{Notification, NotifySocket};
+
+/// Notifications read before other sources have their turn.
+const NOTIFICATIONS_A_TURN_MAX: usize = 64;
+
+impl ControlPlane {
+    /// Everything that is held, for a worker in `slot`, which may replace the one in another.
+    ///
+    /// # Errors
+    /// Nothing is held, or descriptors are exhausted.
+    pub(crate) fn inherited_sockets(
+        &mut self,
+        settings: &ClusterSettings,
+        slot: Slot,
+        predecessor: Option<Slot>,
+    ) -> Result<listen_fds::Start> {
+        let notifies = settings.readiness == Readiness::Notified;
+        if notifies && self.notify.is_none() {
+            let notify = NotifySocket::open()?;
+            self.watch(&notify, NOTIFICATIONS)?;
+            self.notify = Some(notify);
+        }
+        let notify = self.notify.as_ref().filter(|_| notifies);
+        let mut start = listen_fds::Start::new(notify.map(|notify| notify.name().into()));
+        let held = self.listeners.iter_mut().filter(|entry| entry.is_handed_down());
+        for (place, entry) in held.enumerate() {
+            // No data path takes what waits in these sockets, so a new one needs no mention.
+            let (copy, _) = entry.copy_for(slot, predecessor, false)?;
+            let Some(socket) = copy else { continue };
+            start.add(socket, settings.socket_names.get(place));
+        }
+        if start.is_empty() {
+            return Err(Error::usage(
+                "there is no listening socket that a worker could take over",
+                "hold an address before the fork",
+            ));
+        }
+        Ok(start)
+    }
+
+    /// Records that a new worker has inherited everything that is held.
+    pub(crate) fn hand_down(&mut self, id: WorkerId) {
+        let Some(worker_entry) = self.workers.get_mut(&id) else { return };
+        for entry in self.listeners.iter_mut().filter(|entry| entry.is_handed_down()) {
+            entry.users.insert(id);
+            worker_entry.uses.insert(entry.id);
+        }
+    }
+
+    /// When the next worker has run for long enough.
+    pub(crate) fn next_settled_ns(&self) -> Option<u64> {
+        let workers = self.workers.values();
+        let settling = workers.filter_map(|worker_entry| match &worker_entry.dialect {
+            WorkerDialect::ListenFds(state) => state.settles_ns(),
+            WorkerDialect::Native(_) | WorkerDialect::Node(_) => None,
+        });
+        settling.min()
+    }
+
+    /// Lets workers that have run for long enough count as serving.
+    pub(crate) fn settle(&mut self) {
+        if self.next_settled_ns().is_some() {
+            let now_ns = monotonic_ns();
+            self.begin_serving(|_, state| state.on_time(now_ns));
+        }
+    }
+
+    /// Receives notifications.
+    pub(crate) fn on_notifications(&mut self) {
+        for _ in 0..NOTIFICATIONS_A_TURN_MAX {
+            let Some(notify) = &self.notify else { return };
+            match notify.receive() {
+                Ok(Some(Notification { pid, text })) => {
+                    self.begin_serving(|worker_pid, state| {
+                        worker_pid == pid && state.on_notification(&text)
+                    });
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    self.notify = None;
+                    return self.fail(error);
+                }
+            }
+        }
+    }
+
+    /// Lets the workers without a channel count as serving of whose process id and state
+    /// `has_begun` says so.
+    fn begin_serving(&mut self, has_begun: impl Fn(u32, &mut listen_fds::State) -> bool) {
+        let serving = self.workers.values_mut().filter_map(|worker_entry| {
+            let (id, pid) = (worker_entry.id(), worker_entry.state().pid);
+            match &mut worker_entry.dialect {
+                WorkerDialect::ListenFds(state) => has_begun(pid, state).then_some(id),
+                WorkerDialect::Native(_) | WorkerDialect::Node(_) => None,
+            }
+        });
+        let serving: Vec<WorkerId> = serving.collect();
+        serving.into_iter().for_each(|id| self.tell_serving(id));
+    }
+
+    fn tell_serving(&mut self, id: WorkerId) {
+        let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_none()) else {
+            return;
+        };
+        let worker = worker_entry.handle();
+        self.tell(Event::Online { worker: worker.clone() });
+        let uses: Vec<ListenerId> = worker_entry.uses.iter().copied().collect();
+        for listener in uses {
+            let Some(entry) = self.listeners.get_mut(listener) else { continue };
+            let address = entry.listening_address();
+            self.tell(Event::Listening { worker: worker.clone(), address });
+        }
+    }
+}
