@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::arguments::{parse, positive_time, time};
 use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
+use super::values::{parse, positive_time, time};
 use clusterlb::{Error, Result};
 use clusterlb_harness::bench::Comparison;
 use clusterlb_harness::environment::Environment;

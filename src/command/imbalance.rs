@@ -52,7 +52,7 @@ pub(super) struct ImbalanceArguments {
     repeats: Option<u16>,
 
     /// Only these mechanisms; can be repeated: rr, none:epoll, node:rr, … [default: all]
-    #[arg(long, value_name = "TARGET", value_parser = super::arguments::parse::<Target>)]
+    #[arg(long, value_name = "TARGET", value_parser = super::values::parse::<Target>)]
     target: Vec<Target>,
 
     /// Another server as two more rows, one for each policy [default: node, where it is

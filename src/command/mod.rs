@@ -2,16 +2,20 @@
 //!
 //! Owns dispatch. Everything it starts lives in the modules below it.
 
+mod absent;
 mod addresses;
 mod admin;
 mod arguments;
+mod balancing;
 mod bench;
+mod built_in;
 mod check;
 mod choices;
 mod console;
 mod engine;
 mod escape;
 mod event;
+mod headings;
 mod imbalance;
 mod inspect;
 mod known_programs;
@@ -32,6 +36,7 @@ mod start_errors;
 mod summary;
 mod unread_messages;
 mod usage;
+mod values;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -40,7 +45,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
-use clap::{Parser as _, ValueEnum};
+use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
 use crate::command::settings::{Runtime, Settings};
@@ -73,7 +78,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 /// Runs the command and gives the process's exit code.
 #[must_use]
 pub(crate) fn main() -> ExitCode {
-    let result = inherited::repair().and_then(|()| match Cli::try_parse() {
+    let result = inherited::repair().and_then(|()| match Cli::read(std::env::args_os()) {
         Ok(cli) => obey(cli),
         Err(error) => show(&error),
     });

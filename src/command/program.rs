@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::arguments::time;
+use super::absent;
+use super::arguments::Cli;
+use super::headings::PROGRAM;
 use super::inspect::{Inspection, inspection, options_before_script};
-use super::known_programs::{Known, Launched, find, launched, look_at};
+use super::known_programs::{Known, Launched, launched, look_at};
 use super::launcher::Launcher;
-use crate::command::settings::Program;
+use super::values::time;
+use crate::command::settings::{MessageFormat, Program};
 use clusterlb::{Dialect, Readiness, ReadyAfter};
 use clusterlb::{Error, Result};
 
@@ -45,42 +48,87 @@ enum ReadyChoice {
 /// How a program is run.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ProgramArguments {
-    /// What the workers of PROGRAM speak
-    #[arg(long, value_enum, default_value_t, requires = "program")]
-    dialect: DialectChoice,
-
-    /// When a worker of PROGRAM is ready: listening, or message, when it listens and has sent the
-    /// message ready (process.send('ready')) [default: listening]; with --dialect listen-fds after
-    /// a time, in which it has not ended, or notify, when it says READY=1 (sd_notify) [default: 1s]
-    ///
-    /// The run is ready when all workers are. With message a successor has settled when it says so,
-    /// and not after --settle. --start-limit is for all of this.
-    #[arg(
-        long,
-        value_name = "listening|message|TIME|notify",
-        value_parser = readiness,
-        requires = "program"
-    )]
-    ready_after: Option<ReadyChoice>,
-
-    /// What the sockets are called with --dialect listen-fds (LISTEN_FDNAMES), in the order of
-    /// --listen [default: listener-1, listener-2, …]
-    #[arg(long, value_name = "NAME[:NAME…]", value_delimiter = ':', requires = "program")]
-    fdname: Vec<String>,
-
-    /// A program to run as workers instead of the built-in one, and its arguments
+    /// A program to run as workers [default: a built-in one]
     ///
     /// Node programs need no change: what they listen on is opened once, and connections are
-    /// handed to them in turns. Others get listening sockets with --dialect listen-fds. SIGHUP
-    /// replaces the workers one after the other.
+    /// handed to them in turns. Others get listening sockets with --dialect listen-fds. What
+    /// follows the program is its own; options of clusterlb come before it. A -- in front of it is
+    /// needed if it has the name of a command of clusterlb. SIGHUP replaces the workers one after
+    /// the other.
     #[arg(
-        last = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = false,
         value_name = "PROGRAM",
+        help_heading = PROGRAM,
         conflicts_with_all = [
             "serve", "work", "work_seed", "runtime", "header_timeout", "idle_timeout"
         ]
     )]
     program: Vec<OsString>,
+
+    /// Its language: node, native, listen-fds
+    #[arg(
+        long, value_name = "NAME",
+        value_enum,
+        default_value_t,
+        requires = "program",
+        help_heading = PROGRAM
+    )]
+    dialect: DialectChoice,
+
+    /// When a worker of PROGRAM is ready [default: listening; 1s with --dialect listen-fds]
+    ///
+    /// listening, or message, when it listens and has sent the message ready
+    /// (process.send('ready')); with --dialect listen-fds after a time, in which it has not ended,
+    /// or notify, when it says READY=1 (sd_notify). The run is ready when all workers are. With
+    /// message a successor has settled when it says so, and not after --settle. --start-limit is
+    /// for all of this.
+    #[arg(
+        long,
+        value_name = "listening|message|TIME|notify",
+        value_parser = readiness,
+        requires = "program",
+        help_heading = PROGRAM,
+        hide_short_help = true
+    )]
+    ready_after: Option<ReadyChoice>,
+
+    /// What the sockets are called with --dialect listen-fds [default: listener-1:listener-2:…]
+    ///
+    /// They are the names in LISTEN_FDNAMES, in the order of --listen.
+    #[arg(
+        long,
+        value_name = "NAME[:NAME…]",
+        value_delimiter = ':',
+        requires = "program",
+        help_heading = PROGRAM,
+        hide_short_help = true
+    )]
+    fdname: Vec<String>,
+
+    /// How messages between the primary and PROGRAM are written down
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        requires = "program",
+        help_heading = PROGRAM,
+        hide_short_help = true
+    )]
+    pub(super) serialization: MessageFormat,
+
+    /// Whether Node workers load a small script before PROGRAM
+    ///
+    /// It tells when connections end, and lets clients of kept connections go when a worker leaves.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        requires = "program",
+        help_heading = PROGRAM,
+        hide_short_help = true
+    )]
+    pub(super) preload: PreloadChoice,
 }
 
 /// Whether Node workers load something before their program.
@@ -94,6 +142,11 @@ pub(super) enum PreloadChoice {
 }
 
 impl ProgramArguments {
+    /// Its words, none without a program.
+    pub(super) fn words(&self) -> &[OsString] {
+        &self.program
+    }
+
     /// Whether a program takes its sockets from us.
     pub(super) fn takes_sockets(&self) -> bool {
         self.dialect == DialectChoice::ListenFds
@@ -110,11 +163,9 @@ impl ProgramArguments {
         variable: &str,
     ) -> Result<Option<Program>> {
         let Some(path) = self.program.first().map(PathBuf::from) else { return Ok(None) };
-        if find(&path, directory).is_none() {
-            return Err(Error::usage(
-                format!("there is no program {}", path.display()),
-                "write its path, or a name that is found in PATH, behind the --",
-            ));
+        let commands = Cli::commands();
+        if let Some(error) = absent::objection(&path, directory, &commands) {
+            return Err(error);
         }
         let (line, known) = self.without_launcher(directory)?;
         let dialect = self.dialect(known.as_ref())?;
@@ -257,6 +308,8 @@ mod tests {
             dialect: DialectChoice::Auto,
             ready_after: None,
             fdname: vec![],
+            serialization: MessageFormat::Json,
+            preload: PreloadChoice::Auto,
             program: words.iter().map(OsString::from).collect(),
         };
         program.resolve(None, "").map(|program| program.expect("there are words"))
@@ -283,7 +336,10 @@ mod tests {
         }
 
         fn write(&self, name: &str, text: &str) {
-            std::fs::write(self.path(name), text).expect("the folder is writable");
+            let path = self.path(name);
+            std::fs::write(&path, text).expect("the folder is writable");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(path, mode).expect("it is ours");
         }
     }
 

@@ -16,6 +16,7 @@ use clap::Args;
 use clusterlb::{Result, SupervisorHandle, SupervisorStage, WorkerId, WorkerSnapshot, WorkerState};
 use clusterlb_sys::signal::spawn_without_signals;
 
+use super::headings::WORKERS;
 use super::usage::usage_of;
 
 /// How often workers are looked at.
@@ -29,17 +30,36 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 /// When workers have served enough.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub(super) struct RecycleArguments {
-    /// Replace a worker after so many requests, give or take J; connections, where it does not
-    /// count requests
-    #[arg(long, value_name = "N[±J]", value_parser = spread::<u64>)]
+    /// Replace a worker after so many requests, give or take J
+    ///
+    /// Connections count, where it does not count requests.
+    #[arg(
+        long,
+        value_name = "N[±J]",
+        value_parser = spread::<u64>,
+        help_heading = WORKERS,
+        hide_short_help = true
+    )]
     max_requests: Option<Spread<u64>>,
 
     /// Replace a worker that has lived for so long, give or take J
-    #[arg(long, value_name = "TIME[±J]", value_parser = spread::<Time>)]
+    #[arg(
+        long,
+        value_name = "TIME[±J]",
+        value_parser = spread::<Time>,
+        help_heading = WORKERS,
+        hide_short_help = true
+    )]
     lifetime: Option<Spread<Time>>,
 
     /// Replace a worker that has more memory resident: bytes, or a number and K, M or G
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = size,
+        help_heading = WORKERS,
+        hide_short_help = true
+    )]
     max_rss: Option<u64>,
 }
 
@@ -58,7 +78,7 @@ impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let time = super::arguments::time(text)?;
+        let time = super::values::time(text)?;
         Ok(Self(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
     }
 }

@@ -10,8 +10,9 @@ use clap::Args;
 use nix::errno::Errno;
 
 use super::addresses::PATIENCE;
-use super::arguments::parse;
+use super::headings::SURROUNDINGS;
 use super::settings::WorkerEnvironment;
+use super::values::parse;
 use clusterlb::protocol::environment;
 use clusterlb::{DescriptorLimit, Error, ListenRule, Result};
 use clusterlb_sys::account::{self, Account};
@@ -46,12 +47,12 @@ const SESSION: [&str; 21] = [
 /// What surrounds workers.
 #[derive(Clone, Debug, Args)]
 pub(super) struct WorkerEnvironmentArguments {
-    /// Let workers run as this user, by name or number, and in this user's group
-    #[arg(long, value_name = "USER")]
+    /// Let workers run as this user, and in this user's group; a name or number
+    #[arg(long, value_name = "USER", help_heading = SURROUNDINGS, hide_short_help = true)]
     user: Option<String>,
 
     /// Let workers run in this group, by name or number; further groups are dropped
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", help_heading = SURROUNDINGS, hide_short_help = true)]
     group: Option<String>,
 
     /// What workers may listen on; can be repeated
@@ -59,31 +60,45 @@ pub(super) struct WorkerEnvironmentArguments {
     /// An address, PORT or FROM-TO (0 stands for a port that the kernel chooses), HOST:FROM-TO, or
     /// unix:/folder/ for sockets in it. With --user it is by default what --listen names, and for
     /// programs the ports from 1024 on; otherwise everything that the primary can open.
-    #[arg(long, value_name = "RULE", value_parser = parse::<ListenRule>)]
+    #[arg(
+        long,
+        value_name = "RULE",
+        value_parser = parse::<ListenRule>,
+        help_heading = SURROUNDINGS,
+        hide_short_help = true
+    )]
     allow_listen: Vec<ListenRule>,
 
     /// With --user, leave the workers' environment as that of the primary
     ///
     /// Without it HOME, USER and LOGNAME are those of the user, and what belongs to the session of
     /// whoever has started the primary is left out.
-    #[arg(long)]
+    #[arg(long, help_heading = SURROUNDINGS, hide_short_help = true)]
     keep_env: bool,
 
     /// Let workers run in this folder
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", help_heading = SURROUNDINGS, hide_short_help = true)]
     chdir: Option<PathBuf>,
 
     /// A variable in the workers' environment; can be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    #[arg(
+        long,
+        value_name = "NAME=VALUE",
+        value_parser = variable,
+        help_heading = SURROUNDINGS, hide_short_help = true     )]
     env: Vec<Variable>,
 
-    /// How many descriptors a worker may open (soft limit): inherited, what clusterlb was started
-    /// with; hard, the hard limit; or a number. Node raises its own to the hard limit
+    /// How many descriptors a worker may open: inherited, hard or a number
+    ///
+    /// It is the soft limit: inherited, what clusterlb was started with; hard, the hard limit. Node
+    /// raises its own to the hard limit.
     #[arg(
         long,
         value_name = "inherited|hard|N",
         default_value = "inherited",
-        value_parser = descriptor_limit
+        value_parser = descriptor_limit,
+        help_heading = SURROUNDINGS,
+        hide_short_help = true
     )]
     worker_open_files: DescriptorLimit,
 
@@ -91,7 +106,7 @@ pub(super) struct WorkerEnvironmentArguments {
     ///
     /// Without it workers print where the primary does, and lines may mix. With it they print into
     /// pipes, so that some programs print later, in blocks, and without colours.
-    #[arg(long)]
+    #[arg(long, help_heading = SURROUNDINGS, hide_short_help = true)]
     prefix: bool,
 }
 

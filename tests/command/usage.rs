@@ -60,6 +60,14 @@ fn values_that_mean_nothing_are_named_with_what_would() {
         ("--json --quiet", &["--json", "--quiet"]),
         ("--workers 2 check", &["check", "<COMMAND>"]),
         ("surprise", &["surprise"]),
+        ("bnech", &["no program bnech", "clusterlb bench"]),
+        ("ndoe server.js", &["no program ndoe", "`node`"]),
+        ("Cargo.toml", &["no program Cargo.toml", "./Cargo.toml"]),
+        ("./Cargo.toml", &["not executable", "chmod +x"]),
+        ("src", &["src", "folder"]),
+        ("examples/messages.rs --port 1", &["examples/messages.rs", "not executable"]),
+        ("--policy rr --accept reuseport", &["--accept reuseport", "--policy none"]),
+        ("--admin node server.js", &["--admin -- node"]),
     ] {
         let words_given: Vec<&str> = arguments.split(' ').collect();
         let output = clusterlb(&words_given);
@@ -138,6 +146,64 @@ fn help_and_version_go_to_standard_output() {
     assert!(text(&clusterlb(&["-h"]).stdout).len() < help.stdout.len());
     let version = clusterlb(&["--version"]);
     assert_eq!(text(&version.stdout).trim(), concat!("clusterlb ", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_short_help_fits_one_screen_and_the_long_one_has_every_option_in_a_group() {
+    let (short, long) = (clusterlb(&["-h"]), clusterlb(&["--help"]));
+    let (short, long) = (text(&short.stdout), text(&long.stdout));
+    assert!(short.lines().count() <= 45, "{short}");
+    let wide: Vec<&str> = short.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(wide.is_empty(), "{wide:#?}");
+    let examples = short.lines().skip_while(|line| !line.starts_with("Examples"));
+    assert_eq!(examples.filter(|line| line.starts_with("  clusterlb ")).count(), 3, "{short}");
+    let headings = |help: &str| {
+        let is_heading = |line: &&str| line.ends_with(':') && !line.starts_with(' ');
+        help.lines().filter(is_heading).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let groups = headings(short);
+    for group in ["Commands:", "Program:", "Workers:", "Listening and balancing:", "Operation:"] {
+        assert!(groups.iter().any(|one| one == group), "no {group} in {groups:?}");
+    }
+    let all = headings(long);
+    assert!(groups[..5].iter().all(|group| all.contains(group)), "{groups:?} {all:?}");
+    // One without a group would be under this heading.
+    assert!(!all.iter().any(|group| group == "Options:" || group == "Arguments:"), "{all:?}");
+    let options = |help: &str| help.lines().filter(|line| line.contains(" --")).count();
+    assert!(options(short) < options(long));
+}
+
+#[test]
+fn a_program_needs_no_dashes_in_front_of_it() {
+    let script = "echo \"$0 $*\"; exec sleep 1000";
+    for before in [&[][..], &["--"]] {
+        let mut arguments =
+            vec!["--workers", "1", "--ready-after", "0s", "--dialect", "listen-fds"];
+        arguments.extend(["--listen", "127.0.0.1:0", "--prefix", "--grace", "0s"]);
+        arguments.extend(before);
+        arguments.extend(["sh", "-c", script, "name", "--port", "1", "-w", "--", "--workers"]);
+        let mut child = Command::new(BINARY)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the command starts");
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        output.read_line(&mut line).expect("the first line");
+        assert_eq!(line, "worker 1 | name --port 1 -w -- --workers\n");
+        machine::signal(child.id(), Signal::SIGTERM);
+        eventually("the run to end", || child.try_wait().expect("our child"));
+    }
+}
+
+#[test]
+fn a_way_to_accept_means_that_workers_accept() {
+    let cluster = Launch::new("--workers 2 --accept reuseport").listen("127.0.0.1:0").start();
+    let ended = cluster.stop(Signal::SIGTERM);
+    let listening = &ended.events[0];
+    assert_eq!((&listening["policy"], &listening["accept"]), (&"none".into(), &"reuseport".into()));
 }
 
 #[test]

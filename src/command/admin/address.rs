@@ -40,7 +40,12 @@ impl FromStr for AdminAddress {
             }
             Ok(address) => Ok(Self::At(address)),
             Err(error) => {
-                Err(Error::usage(error.to_string().replace("--listen", "--admin"), forms))
+                let what = error.to_string().replace("--listen", "--admin");
+                let hint = match text.contains(':') {
+                    true => forms.to_owned(),
+                    false => format!("{forms}, or `--admin -- {text}` if that is the program"),
+                };
+                Err(Error::usage(what, hint))
             }
         }
     }

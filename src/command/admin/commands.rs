@@ -11,29 +11,38 @@ use super::AdminAddress;
 use super::client::Client;
 use super::top;
 use super::views::{ListenersView, WorkersView};
-use crate::command::arguments::{parse, positive_time};
+use crate::command::headings::OPERATION;
+use crate::command::values::{parse, positive_time};
 
 /// How a run can be looked at and steered.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct AdminArguments {
-    /// Where the run can be looked at and steered while it goes on; can be repeated: unix:/path or
-    /// unix:@name (for its user and root), HOST:PORT or PORT (for looking) [without ADDRESS:
-    /// /run/clusterlb.sock for root, otherwise $XDG_RUNTIME_DIR/clusterlb.sock]
+    /// Let it be looked at and steered while it goes on
     ///
-    /// It speaks HTTP: /metrics, /livez, /readyz, /workers, /listeners, /config, /events, and POST
-    /// for what the commands status, top, reload, scale, drain and events do.
+    /// Can be repeated. ADDRESS is unix:/path or unix:@name (for its user and root), HOST:PORT or
+    /// PORT (for looking). Without one it is /run/clusterlb.sock for root, otherwise
+    /// $XDG_RUNTIME_DIR/clusterlb.sock. It speaks HTTP: /metrics, /livez, /readyz, /workers,
+    /// /listeners, /config, /events, and POST for what the commands status, top, reload, scale,
+    /// drain and events do.
     #[arg(
         id = "admin",
         long = "admin",
         value_name = "ADDRESS",
         num_args = 0..=1,
         default_missing_value = "default",
-        value_parser = parse::<AdminAddress>
+        value_parser = parse::<AdminAddress>,
+        help_heading = OPERATION
     )]
     pub(in crate::command) addresses: Vec<AdminAddress>,
 
     /// Every client that can connect to --admin HOST:PORT may steer the run, too
-    #[arg(id = "admin_allow_actions", long = "admin-allow-actions", requires = "admin")]
+    #[arg(
+        id = "admin_allow_actions",
+        long = "admin-allow-actions",
+        requires = "admin",
+        help_heading = OPERATION,
+        hide_short_help = true
+    )]
     pub(in crate::command) allow_actions: bool,
 }
 

@@ -18,7 +18,7 @@ use super::actions::{ending, ensure_permitted};
 use super::answers::{Refused, json};
 use super::server::Access;
 use super::views::DoneView;
-use crate::command::arguments::{
+use crate::command::values::{
     Switch, coalescing, credits, factor, nanoseconds, switched_time, time,
 };
 

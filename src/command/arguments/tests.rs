@@ -1,13 +1,14 @@
 //! Command lines that are understood, and those that are refused.
 
-use clap::CommandFactory;
-
 use super::*;
-use clusterlb::Readiness;
+use clusterlb::{Policy, Readiness};
+
+fn read(line: &str) -> std::result::Result<Cli, clap::Error> {
+    Cli::read(std::iter::once("clusterlb").chain(line.split_whitespace()).map(OsString::from))
+}
 
 fn settings(line: &str) -> Result<Settings> {
-    let words = std::iter::once("clusterlb").chain(line.split_whitespace());
-    Cli::try_parse_from(words).expect("clap accepts the line").run.settings()
+    read(line).expect("clap accepts the line").run.settings()
 }
 
 #[test]
@@ -89,8 +90,7 @@ fn nonsense_is_refused_by_name() {
         "--serve echo -- node server.js",
         "--workers 2 check",
     ] {
-        let words = std::iter::once("clusterlb").chain(line.split_whitespace());
-        let error = Cli::try_parse_from(words).expect_err(line);
+        let error = read(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");
     }
 }

@@ -1,0 +1,158 @@
+//! What is said of a program that cannot be started: what it was meant to be, as far as that can be
+//! guessed, and the line that starts it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use clusterlb::Error;
+
+use super::known_programs::find;
+
+/// From which likeness on one name is offered for another, as clap does for options.
+const LIKENESS_MIN: f64 = 0.7;
+/// Programs that people name often, beside the commands.
+const PROGRAMS: [&str; 4] = ["node", "gunicorn", "uvicorn", "python3"];
+/// What runs a file, by its ending.
+const INTERPRETERS: [(&str, &str); 10] = [
+    ("js", "node"),
+    ("cjs", "node"),
+    ("mjs", "node"),
+    ("ts", "node"),
+    ("py", "python3"),
+    ("rb", "ruby"),
+    ("pl", "perl"),
+    ("php", "php"),
+    ("sh", "sh"),
+    ("jar", "java -jar"),
+];
+
+/// Why the program cannot be started from `directory`, if that can be seen, and what to do.
+/// `commands` are the names that could have been meant instead.
+pub(super) fn objection(
+    path: &Path,
+    directory: Option<&Path>,
+    commands: &[String],
+) -> Option<Error> {
+    let shown = path.display();
+    if let Some(file) = find(path, directory) {
+        return (!may_be_run(&file)).then(|| {
+            let what = format!("{shown} is not executable");
+            Error::usage(what, way_to_run(path, &file))
+        });
+    }
+    // A file is here, and the name alone is only looked for in PATH.
+    let here = directory.unwrap_or_else(|| Path::new("")).join(path);
+    let (what, hint) = if here.is_dir() {
+        (format!("{shown} is a folder"), "name the program in it".to_owned())
+    } else if here.is_file() {
+        let what = format!("there is no program {shown} in PATH, only a file here");
+        let path = Path::new(".").join(path);
+        let hint = match may_be_run(&here) {
+            true => format!("write `clusterlb {}`", path.display()),
+            false => way_to_run(&path, &here),
+        };
+        (what, hint)
+    } else {
+        (format!("there is no program {shown}"), nearest_or_general(path, commands))
+    };
+    Some(Error::usage(what, hint))
+}
+
+/// Whether anyone may execute the file; whether this user may is the kernel's to say.
+fn may_be_run(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|found| found.permissions().mode() & 0o111 != 0)
+}
+
+fn way_to_run(path: &Path, file: &Path) -> String {
+    let shown = match path.to_string_lossy() {
+        text if text.contains('/') => text.into_owned(),
+        text => format!("./{text}"),
+    };
+    let ending = path.extension().and_then(OsStr::to_str);
+    let interpreter = INTERPRETERS.iter().find(|(known, _)| Some(*known) == ending);
+    let has_interpreter = fs::read(file).is_ok_and(|text| text.starts_with(b"#!"));
+    match interpreter {
+        Some((_, "node")) => format!("write `clusterlb node {shown}`"),
+        Some((_, program)) => format!(
+            "write `clusterlb --dialect listen-fds {program} {shown}`, if it takes its listening \
+             sockets over (LISTEN_FDS)"
+        ),
+        None if has_interpreter => format!("`chmod +x {shown}`"),
+        None => format!("`chmod +x {shown}`, if it is a program"),
+    }
+}
+
+fn nearest_or_general(path: &Path, commands: &[String]) -> String {
+    let general = "write its path, or a name that is found in PATH; a file here is ./NAME";
+    let name = path.to_string_lossy();
+    if name.contains('/') {
+        return "write the path of a file that is there, or a name that is found in PATH".into();
+    }
+    let nearest_command = nearest(&name, commands.iter().map(String::as_str));
+    let nearest_program = nearest(&name, PROGRAMS.into_iter());
+    match (nearest_command, nearest_program) {
+        (Some((command, likeness)), other) if other.is_none_or(|(_, least)| least <= likeness) => {
+            format!("a command of that kind is `clusterlb {command}`; otherwise, {general}")
+        }
+        (_, Some((program, _))) => format!("`{program}` is like it; otherwise, {general}"),
+        _ => general.into(),
+    }
+}
+
+/// The name that is most like this one, if any is like it, and how much.
+pub(super) fn nearest<'a>(
+    name: &str,
+    among: impl Iterator<Item = &'a str>,
+) -> Option<(&'a str, f64)> {
+    let likeness = |one: &str| match strsim::osa_distance(name, one) {
+        // In a short word one letter is much, and is mistyped as easily.
+        0 | 1 if name.len() > 2 => 0.95,
+        _ => strsim::jaro(name, one),
+    };
+    let rated = among.map(|one| (one, likeness(one)));
+    rated.filter(|(_, likeness)| *likeness > LIKENESS_MIN).max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_be_no_program_has_its_own_remedy() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str, mode: u32| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).expect("the folder is writable");
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+        };
+        write("server.js", "", 0o644);
+        write("my-script", "#!/bin/sh\n", 0o644);
+        write("app.py", "", 0o644);
+        write("is-ready", "#!/bin/sh\n", 0o755);
+        fs::create_dir(folder.path().join("lib")).expect("the folder is writable");
+        let commands = ["bench", "check", "top"].map(str::to_owned);
+        for (path, words) in [
+            ("server.js", &["PATH", "clusterlb node ./server.js"][..]),
+            ("./server.js", &["not executable", "clusterlb node ./server.js"]),
+            ("./my-script", &["not executable", "chmod +x ./my-script"]),
+            ("my-script", &["chmod +x ./my-script"]),
+            ("./app.py", &["--dialect listen-fds python3 ./app.py"]),
+            ("is-ready", &["clusterlb ./is-ready"]),
+            ("./lib", &["folder"]),
+            ("bnech", &["no program bnech", "clusterlb bench"]),
+            ("tpo", &["no program tpo", "clusterlb top"]),
+            ("ndoe", &["no program ndoe", "`node`"]),
+            ("nothing-like-it", &["no program nothing-like-it", "PATH"]),
+            ("./nothing", &["no program ./nothing", "path of a file that is there"]),
+        ] {
+            let error = objection(Path::new(path), Some(folder.path()), &commands).expect(path);
+            let text = format!("{error}; {}", error.hint());
+            assert_eq!(error.exit_code(), 2);
+            assert!(words.iter().all(|word| text.contains(word)), "{path}: {text}");
+        }
+        assert!(objection(Path::new("./is-ready"), Some(folder.path()), &commands).is_none());
+        assert!(objection(Path::new("sh"), Some(folder.path()), &commands).is_none());
+    }
+}
