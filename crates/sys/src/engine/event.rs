@@ -6,6 +6,9 @@ use nix::errno::Errno;
 
 use super::message::OutgoingMessage;
 
+/// Most bytes of a chunk: holds nearly every request head.
+pub const CHUNK_BYTES: u16 = 4096;
+
 /// The owner of an operation: an index into the caller's table, and the generation of that entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key {

@@ -50,16 +50,13 @@ mod tests;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 pub use choice::{EngineChoice, EngineDecision, EngineKind};
-pub use event::{Chunk, Event, Key, Opened, Outcome, SealedMessage};
+pub use event::{CHUNK_BYTES, Chunk, Event, Key, Opened, Outcome, SealedMessage};
 pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
 
 use crate::error::Result;
 use crate::ring::Ring;
 pub use crate::ring::RingShape;
 use epoll::EpollEngine;
-
-/// Most bytes of a chunk: holds nearly every request head.
-pub const CHUNK_BYTES: u16 = 4096;
 
 /// An engine and everything lent to it.
 #[derive(Debug)]

@@ -4,8 +4,18 @@
 //! A ring belongs to one thread (SINGLE_ISSUER, DEFER_TASKRUN; Linux 6.1). Completions are
 //! collected first and handled afterwards, so handlers never re-enter the ring.
 
+mod accept;
+mod alarm;
 mod buffers;
-mod operations;
+mod cancel;
+mod close;
+mod completion;
+mod operation;
+mod poll;
+mod receive;
+mod receive_message;
+mod send;
+mod send_message;
 mod shape;
 
 use std::collections::VecDeque;
@@ -26,7 +36,7 @@ use crate::engine::{Chunk, Event, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
 use crate::probe::refusal_error;
 use buffers::{BufferGroup, GroupShape};
-use operations::{Operation, Token};
+use operation::{Operation, Token};
 pub(crate) use shape::without_hurry;
 pub use shape::{RingShape, limit_locked_bytes};
 use shape::{group_bytes, locked_bytes_max};
@@ -299,7 +309,7 @@ impl Ring {
         if !armed && token.operation().is_some_and(Operation::is_awaited) {
             self.in_kernel = self.in_kernel.saturating_sub(1);
         }
-        operations::restore(self, token, entry.result(), flags, armed)
+        completion::restore(self, token, entry.result(), flags, armed)
     }
 }
 
