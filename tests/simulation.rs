@@ -6,6 +6,8 @@
 
 #[path = "simulation/checks.rs"]
 mod checks;
+#[path = "simulation/dispatch.rs"]
+mod dispatch;
 #[path = "simulation/front.rs"]
 mod front;
 #[path = "simulation/plan.rs"]
