@@ -5,14 +5,8 @@
 //! once must not fail for that. A worker may also ask for a port that another worker is just
 //! closing.
 
-use std::sync::mpsc::SyncSender;
-
 use super::ControlPlane;
-use super::listeners::{Key, Opening};
-use super::lookup::Candidates;
-use crate::dialect::node::session::QueryId;
-use crate::error::Result;
-use crate::id::{ListenerId, WorkerId};
+use super::listen_request::ListenRequest;
 use crate::sys::clock::monotonic_ns;
 
 /// How long a busy address is asked for.
@@ -23,36 +17,6 @@ const AGAIN_NS: u64 = 5_000_000;
 const WAITING_MAX: usize = 256;
 /// Of these, how many may be of one worker.
 const WAITING_PER_WORKER: usize = 32;
-
-/// A request for an address.
-#[derive(Debug)]
-pub(crate) struct ListenRequest {
-    pub(crate) key: Key,
-    /// What the key's address stands for, once it has been looked up.
-    pub(crate) candidates: Option<Candidates>,
-    pub(crate) opening: Opening,
-    pub(crate) origin: Origin,
-}
-
-/// Where a request for an address comes from, and its answer goes.
-#[derive(Debug)]
-pub(crate) enum Origin {
-    /// A worker of ours wants to serve it.
-    Native { worker: WorkerId, sequence: u32 },
-    /// A Node worker wants to serve it.
-    Node { worker: WorkerId, query: QueryId },
-    /// The program wants to keep it open.
-    Program { answer: SyncSender<Result<(ListenerId, String)>> },
-}
-
-impl Origin {
-    pub(crate) fn worker(&self) -> Option<WorkerId> {
-        match self {
-            Self::Native { worker, .. } | Self::Node { worker, .. } => Some(*worker),
-            Self::Program { .. } => None,
-        }
-    }
-}
 
 /// Requests that wait, oldest first, each until a moment.
 #[derive(Debug, Default)]

@@ -10,8 +10,8 @@ use std::sync::mpsc::SyncSender;
 
 use nix::errno::Errno;
 
-use super::bind_retry::{BindRetry, ListenRequest, Origin};
-use super::listeners::{Key, Opening};
+use super::bind_retry::BindRetry;
+use super::listen_request::{Key, ListenRequest, Opening, Origin};
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};

@@ -7,7 +7,9 @@
 
 use nix::errno::Errno;
 
-use super::listeners::{Entry, Key, Linger, is_busy};
+use super::listen_request::Key;
+use super::listeners::{Entry, Linger, is_busy};
+use super::worker_entry::Settling;
 use super::{ControlPlane, WorkerEntry};
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
@@ -24,18 +26,6 @@ const SETTLING_NS: u64 = 5_000_000_000;
 const USED_NS: u64 = 10_000_000;
 /// How long such a listener stays after its last server was closed.
 const LINGER_NS: u64 = 25_000_000;
-
-/// How far a worker is in asking for what its predecessor served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Settling {
-    /// It serves nothing yet.
-    #[default]
-    Starting,
-    /// It serves something, and may ask for more until this moment.
-    Serving { until_ns: u64 },
-    /// What it has not asked for, it does not need.
-    Settled,
-}
 
 impl ControlPlane {
     /// A worker has closed its last server on an address.
@@ -247,16 +237,6 @@ impl ControlPlane {
             self.bind_or_share(request, super::bind_retry::BindRetry::until_ns());
         }
         self.bind_retry.hurry();
-    }
-}
-
-impl WorkerEntry {
-    /// When it has settled, if it is on its way to that.
-    fn settles_ns(&self) -> Option<u64> {
-        match self.settling {
-            Settling::Serving { until_ns } => Some(until_ns),
-            Settling::Starting | Settling::Settled => None,
-        }
     }
 }
 

@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::bind_retry::ListenRequest;
-use super::lookup::Candidates;
+use super::listen_request::{Candidates, Key, ListenRequest, Opening};
 use super::reuseport::{Opened, OwnSockets, SocketOwners};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
@@ -29,28 +28,6 @@ use crate::sys::listener::{Listener, OpenOptions, open_shared};
 /// Chosen ports that are remembered for the next worker that asks for the same. Beyond it a new
 /// port is chosen again.
 const PORTS_REMEMBERED_MAX: usize = 1024;
-
-/// What a worker asks for: workers that ask for the same share a socket.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    /// The address as it was asked for.
-    pub(crate) address: ListenAddress,
-    /// How it shall be opened, but for the backlog: that is the one of whoever asks first.
-    pub(crate) options: ListenOptions,
-    /// For port 0: the how-manieth request of a worker it is, from 0.
-    index: u32,
-}
-
-/// How a socket is opened, as far as that is the cluster's choice.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Opening {
-    /// Connections that may wait.
-    pub(crate) backlog: u32,
-    /// Every worker gets a socket of its own (SO_REUSEPORT).
-    pub(crate) socket_for_each: bool,
-    /// Whoever accepts from it may wait in the call.
-    pub(crate) blocking: bool,
-}
 
 /// An address and its sockets.
 #[derive(Debug)]
@@ -116,14 +93,6 @@ pub(crate) struct Listeners {
     ports: HashMap<Key, SocketAddr>,
     /// Inherited sockets. Their numbers mean them as long as the cluster lives.
     inherited: HashMap<ListenAddress, Arc<Listener>>,
-}
-
-impl Key {
-    pub(crate) fn new(address: &ListenAddress, options: ListenOptions, index: u32) -> Self {
-        let mut options = options;
-        options.backlog = None;
-        Self { address: address.clone(), options, index }
-    }
 }
 
 impl Listeners {

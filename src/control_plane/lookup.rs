@@ -11,7 +11,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::ControlPlane;
-use super::bind_retry::{BindRetry, ListenRequest};
+use super::bind_retry::BindRetry;
+use super::listen_request::{Candidates, ListenRequest};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result, errno_of};
 use crate::sys::clock::monotonic_ns;
@@ -25,8 +26,6 @@ const THREADS_MAX: usize = 8;
 /// Addresses that wait at once; further ones are refused at once.
 const WAITING_MAX: usize = 256;
 
-/// What an address stands for.
-pub(crate) type Candidates = Arc<[ListenAddress]>;
 type Answer = (ListenAddress, Result<Vec<ListenAddress>>);
 
 /// An address that is looked up, and who asked for it.

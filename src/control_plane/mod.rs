@@ -9,6 +9,7 @@ mod data_path_thread;
 mod disconnect;
 mod inbound;
 mod listen;
+mod listen_request;
 mod listener_lifetime;
 pub(crate) mod listeners;
 mod lookup;

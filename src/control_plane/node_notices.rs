@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::bind_retry::Origin;
-use super::listeners::Key;
+use super::listen_request::{Key, Origin};
 use super::{
     ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, REMOVALS, WorkerEntry,
 };

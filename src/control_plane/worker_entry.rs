@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::listener_lifetime::Settling;
-use super::listeners::Key;
+use super::listen_request::Key;
 use crate::data_path::{CHANNEL_BYTES, NewLink};
 use crate::dialect::listen_fds::NOT_FOR_WORKERS;
 use crate::dialect::{Descriptors, Named, Spawn, WorkerDialect, WorkerStart};
@@ -65,6 +64,18 @@ pub(crate) struct WorkerEntry {
     pub(crate) handoff: Option<LatencySummary>,
     /// What the data path gets once the worker serves something.
     pub(crate) link: Option<NewLink>,
+}
+
+/// How far a worker is in asking for what its predecessor served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// It serves nothing yet.
+    #[default]
+    Starting,
+    /// It serves something, and may ask for more until this moment.
+    Serving { until_ns: u64 },
+    /// What it has not asked for, it does not need.
+    Settled,
 }
 
 /// A worker's requests for one such address.
@@ -171,6 +182,14 @@ impl WorkerEntry {
 
     pub(crate) fn handle(&self) -> WorkerHandle {
         self.handle.clone()
+    }
+
+    /// When it has settled, if it is on its way to that.
+    pub(crate) fn settles_ns(&self) -> Option<u64> {
+        match self.settling {
+            Settling::Serving { until_ns } => Some(until_ns),
+            Settling::Starting | Settling::Settled => None,
+        }
     }
 
     /// What it shares with its handles.

@@ -15,7 +15,9 @@ use crate::sys::listener::Listener;
 use crate::sys::{backlog, limits};
 
 use super::link::Mark;
-use super::steal::ROBBED_MAX;
+
+/// Connections stolen from one queue at once. The next look takes more.
+const STOLEN_A_LOOK_MAX: usize = 512;
 
 /// How long accepting rests after it failed for want of descriptors or memory.
 const STARVED_NS: u64 = 10_000_000;
@@ -134,7 +136,7 @@ impl Acceptor {
         else {
             return taken;
         };
-        while taken.len() < ROBBED_MAX {
+        while taken.len() < STOLEN_A_LOOK_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => {
                     let is_oldest = taken.is_empty();

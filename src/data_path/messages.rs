@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use crate::sys::waker::Waker;
 
-use super::{LiveCounts, NewLink};
+use super::{ClusterCounts, LiveCounts, NewLink};
 use crate::error::Result;
 use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
 use crate::protocol::scoreboard::Counters;
-use crate::schedule::{Policy, SchedulerConfig, Skips};
+use crate::schedule::{Policy, SchedulerConfig};
 use crate::sys::listener::Listener;
 
 /// Sockets that come back, with what was known of each.
@@ -160,36 +160,6 @@ pub enum Report {
     },
     /// The data path has ended.
     Ended(ClusterCounts),
-}
-
-/// Sums over all workers and listeners.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterCounts {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Of these, from sockets that are for workers to accept from: the worker did not do so in
-    /// time, or there was none.
-    pub stolen: u64,
-    /// Handoffs that a worker's full or closed channel refused; each is redispatched too.
-    pub refused: u64,
-    /// Sockets taken back from a worker, to be given to another or again.
-    pub redispatched: u64,
-    /// Of these, taken back early: they waited behind a worker's work while another was idle.
-    pub taken_back: u64,
-    /// Sockets closed because no worker could take them before the end.
-    pub dropped: u64,
-    /// Accepted connections that wait in the primary for a worker with room, at this moment.
-    pub waiting: u64,
-    /// Times that accepting stopped because no worker had room.
-    pub pauses: u64,
-    /// How long accepting was stopped for that, in nanoseconds.
-    pub paused_ns: u64,
-    /// Times that the loop waited so that several connections could be handed over at once.
-    pub coalesced: u64,
-    /// How often each stage passed over a worker.
-    pub skips: Skips,
-    /// Completion queue overflows.
-    pub overflows: u64,
 }
 
 /// How the control plane and the data path reach each other.

@@ -5,6 +5,7 @@
 //! to it in [`Command`]s and hears [`Report`]s; both are rare.
 
 mod acceptor;
+mod cluster_counts;
 mod completions;
 mod dispatch;
 mod link;
@@ -27,6 +28,7 @@ use crate::sys::engine::{Engine, EngineKind, Event, Key, RingShape};
 use crate::sys::limits;
 use crate::sys::peer;
 use acceptor::Acceptor;
+pub use cluster_counts::ClusterCounts;
 use link::SpareMessages;
 use link::{Accepted, Link};
 pub use link::{CHANNEL_BYTES, NewLink};
@@ -36,7 +38,7 @@ use listeners::Departure;
 pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
-pub use messages::{ClusterCounts, Command, Endpoints, Report};
+pub use messages::{Command, Endpoints, Report};
 use steal::Watch;
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).

@@ -16,8 +16,6 @@ use crate::schedule::{Finding, StallDetector};
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 
-/// Connections taken out of one queue at once. The rest follows at the next look.
-pub(super) const ROBBED_MAX: usize = 512;
 /// Queues told of in one turn; the others are in the next.
 const TOLD_MAX: usize = 64;
 

@@ -3,7 +3,6 @@
 //! Owns the explanations. They describe how each mechanism chooses a worker and do not rank them:
 //! the best spread depends on the workload.
 
-use super::imbalance::Report;
 use super::matrix::{Cell, SHARE_CALLED_OUT};
 use super::target::{Peer, Target};
 use crate::schedule::{AcceptMechanism, Policy};
@@ -88,32 +87,33 @@ fn accepting(accept: AcceptMechanism) -> &'static str {
     }
 }
 
-/// The text under a matrix, one string per paragraph.
+/// The text under a matrix with these rows, one string per paragraph. Each server had this many
+/// workers.
 #[must_use]
-pub fn of_matrix(report: &Report) -> Vec<String> {
-    let mut words = vec![called_out(report)];
-    words.extend(against_chance(report));
-    let shown = |target: &&Target| report.cells.iter().any(|cell| cell.target == **target);
-    let rows = report.targets.iter().filter(shown);
+pub fn of_matrix(targets: &[Target], cells: &[Cell], workers: usize) -> Vec<String> {
+    let mut words = vec![called_out(targets, cells, workers)];
+    words.extend(against_chance(targets, cells));
+    let shown = |target: &&Target| cells.iter().any(|cell| cell.target == **target);
+    let rows = targets.iter().filter(shown);
     words.extend(rows.map(|target| format!("{target}: {}", mechanism(*target))));
     words.push(ORIGIN.to_owned());
     words
 }
 
 /// Lists the cells above the well-known figure.
-fn called_out(report: &Report) -> String {
+fn called_out(targets: &[Target], all: &[Cell], workers: usize) -> String {
     let limit = 100.0 * SHARE_CALLED_OUT;
-    let measured = report.cells.iter().filter(|cell| cell.summary.is_some()).count();
+    let measured = all.iter().filter(|cell| cell.summary.is_some()).count();
     let mut lines = Vec::new();
-    for target in &report.targets {
-        let cells = report.cells.iter().filter(|cell| cell.target == *target);
+    for target in targets {
+        let cells = all.iter().filter(|cell| cell.target == *target);
         let cells: Vec<&Cell> = cells.filter(|cell| cell.is_called_out()).collect();
         let shares = cells.iter().filter_map(|cell| {
             let share = 100.0 * cell.summary?.top_two_share;
             Some(format!("{} {share:.1} %", cell.load))
         });
         let shares = shares.collect::<Vec<_>>().join("; ");
-        let shown = report.cells.iter().filter(|cell| cell.target == *target);
+        let shown = all.iter().filter(|cell| cell.target == *target);
         let shown = shown.filter(|cell| cell.summary.is_some()).count();
         if cells.len() == shown && shown > 1 {
             let shares = cells.iter().filter_map(|cell| cell.summary);
@@ -123,8 +123,7 @@ fn called_out(report: &Report) -> String {
             lines.push(format!("{target} ({shares})"));
         }
     }
-    let count = report.cells.iter().filter(|cell| cell.is_called_out()).count();
-    let workers = report.workers;
+    let count = all.iter().filter(|cell| cell.is_called_out()).count();
     if lines.is_empty() {
         return format!(
             "In none of the {measured} measured cells did two of {workers} workers get more than \
@@ -139,16 +138,15 @@ fn called_out(report: &Report) -> String {
 }
 
 /// Lists the targets that spread more evenly than random assignment.
-fn against_chance(report: &Report) -> Option<String> {
+fn against_chance(targets: &[Target], all: &[Cell]) -> Option<String> {
     let beats = |cell: &Cell| {
         let (summary, chance) = cell.summary.zip(cell.yardstick)?;
         Some(summary.top_two_share <= chance.top_two_share)
     };
-    let rows: Vec<String> = report
-        .targets
+    let rows: Vec<String> = targets
         .iter()
         .filter_map(|target| {
-            let cells = report.cells.iter().filter(|cell| cell.target == *target);
+            let cells = all.iter().filter(|cell| cell.target == *target);
             let judged: Vec<bool> = cells.filter_map(beats).collect();
             let better = judged.iter().filter(|better| **better).count();
             (!judged.is_empty()).then(|| format!("{target} {better} of {}", judged.len()))

@@ -124,7 +124,7 @@ pub fn run(
     let signal = fill(plan, &placement, &mut report.cells, interrupt, progress)?;
     report.interrupted = signal.is_some();
     report.took_s = begun.elapsed().as_secs_f64();
-    report.words = super::explain::of_matrix(&report);
+    report.words = super::explain::of_matrix(&report.targets, &report.cells, report.workers);
     Ok((report, signal))
 }
 

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aspect;
 pub mod balance;
 pub mod bench;
 pub mod budget;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use super::aspect::Aspect;
 use super::generator::{Load, Pace};
 use super::target::{Peer, Target};
-use super::validity::Aspect;
 use crate::error::Error;
 use crate::work::{ServiceTime, Work, WorkKind};
 

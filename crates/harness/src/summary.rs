@@ -3,12 +3,12 @@
 
 use serde::Serialize;
 
+use super::aspect::Aspect;
 use super::interval::{Comparison, Interval, SAMPLES_MIN, Verdict, median};
 use super::queueing::{Discipline, Latencies, Queue};
 use super::scenario::{Knobs, Scenario};
 use super::target::Target;
 use super::trial::{Outcome, Record};
-use super::validity::Aspect;
 use crate::schedule::Limits;
 
 /// Requests of a simulated queue, enough for a stable 99.9th percentile.

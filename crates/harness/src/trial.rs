@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::aspect::Aspect;
 use super::balance::Balance;
 use super::generator::{self, Load};
 use super::imbalance::unix_ms;
@@ -22,7 +23,7 @@ use super::scenario::{Fault, Knobs, Scenario};
 use super::server::{Books, Server, Setup};
 use super::target::Target;
 use super::usage::{Memory, Usage};
-use super::validity::{Aspect, Objection, counting, judged};
+use super::validity::{Objection, counting, judged};
 use crate::error::{Error, Result};
 
 /// Pause between warm-up and measurement, in which both sides close their connections.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use loadtest::Report;
 use serde::Serialize;
 
+use super::aspect::Aspect;
 use super::scenario::Scenario;
 
 /// Minimum share of the target rate.
@@ -19,30 +20,6 @@ const ACHIEVED_SHARE_MIN: f64 = 0.99;
 const GENERATOR_CPU_SHARE_MAX: f64 = 0.90;
 /// Maximum lateness of the 99th percentile of starts.
 const START_LATENESS_NS_MAX: u64 = 1_000_000;
-
-/// A kind of measure; an objection invalidates whole kinds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Aspect {
-    /// Rate and latencies.
-    Speed,
-    /// CPU time, memory, balance and failures: the cost of serving and how it is shared.
-    Cost,
-}
-
-impl Aspect {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Speed, Self::Cost];
-}
-
-impl fmt::Display for Aspect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Speed => "rate and latencies",
-            Self::Cost => "CPU, memory and balance",
-        })
-    }
-}
 
 /// An objection to a trial.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -8,8 +8,6 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use super::cpu::read_number;
-
 /// The smallest quota between this process's cgroup and the root, in every hierarchy and mount,
 /// since every level applies.
 pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
@@ -108,6 +106,11 @@ fn least_quota(top: &Path, unified: bool, below: &str) -> Option<u64> {
             ),
         })
         .min()
+}
+
+/// The number in a file of one line.
+pub(super) fn read_number<N: std::str::FromStr>(path: &Path) -> Option<N> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn unified_quota(text: &str) -> Option<u64> {

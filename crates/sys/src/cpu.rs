@@ -9,7 +9,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use super::cgroup;
+use super::cgroup::{self, read_number};
 use crate::error::{Error, Result};
 
 /// First CPU number that does not fit the fixed mask of the kernel interface.
@@ -171,10 +171,6 @@ fn numa_nodes(root: &Path) -> Vec<(usize, Vec<usize>)> {
         Some((number, read_list(&entry.path().join("cpulist"))?))
     };
     entries.filter_map(|entry| node(entry.ok()?)).collect()
-}
-
-pub(super) fn read_number<N: std::str::FromStr>(path: &Path) -> Option<N> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn read_list(path: &Path) -> Option<Vec<usize>> {

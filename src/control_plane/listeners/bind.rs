@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::super::lookup::Candidates;
+use super::super::listen_request::{Candidates, Key, Opening};
 use super::super::reuseport::OwnSockets;
-use super::{Key, Listeners, Opening, Socket, datagram_options, open_options};
+use super::{Listeners, Socket, datagram_options, open_options};
 use crate::address::ListenAddress;
 use crate::error::{Error, Result};
 use crate::protocol::control::Transport;

@@ -1,11 +1,11 @@
 //! Renders a comparison as an HTML page. Pure.
 
+use super::super::aspect::Aspect;
 use super::super::bench::Report;
 use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
 use super::super::interval::{Comparison, Interval, Verdict};
 use super::super::summary::Comparisons;
 use super::super::trial::{Outcome, Record};
-use super::super::validity::Aspect;
 use super::bench_text::{headings, ideal_rows, legend, objection_lines, row};
 use super::html::{environment, figure, page, paragraph, table, warnings};
 use super::matrix_page::{connection_bars, to_f64};

@@ -1,9 +1,10 @@
 //! Renders a comparison as text for a terminal. Pure.
 
+use super::super::aspect::Aspect;
 use super::super::bench::Report;
 use super::super::summary::{Comparisons, Ideal, Standing, Summary, Value};
 use super::super::trial::Outcome;
-use super::super::validity::{Aspect, Objection};
+use super::super::validity::Objection;
 use super::table::{Table, digits, time, wrapped};
 use super::text::{COLUMNS, heading};
 

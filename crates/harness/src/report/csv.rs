@@ -1,7 +1,7 @@
 //! Renders reports as CSV for other programs: one row per worker of each run. Pure.
 
+use super::super::aspect::Aspect;
 use super::super::trial::{Outcome, Share};
-use super::super::validity::Aspect;
 use super::super::{bench, imbalance};
 
 /// A value, quoted if necessary.

@@ -10,23 +10,14 @@ use std::os::fd::AsFd as _;
 
 use nix::errno::Errno;
 
-use super::messages::Endpoints;
-use super::node_worker::{End, NodeWorker};
+use super::endpoints::Endpoints;
+use super::node_worker::{End, Extent, NodeWorker};
 use crate::sys::fdpass;
 
 /// Maximum number of reads per turn, so that the other workers get theirs.
 const READS_A_TURN_MAX: usize = 16;
 /// Maximum number of descriptors received ahead of their messages. Node sends one at a time.
 const UNMATCHED_FDS_MAX: usize = 16;
-
-/// How far to read a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// Until the control plane is behind.
-    UntilHeldUp,
-    /// To the end.
-    Everything,
-}
 
 impl NodeWorker {
     /// Reads the channel. Returns whether there may be more.

@@ -3,16 +3,10 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
-
-use crate::sys::waker::Waker;
 
 use super::super::codec::{Listening, Query, Serialization, SocketName, UserMessage};
 use super::super::session::{Answer, QueryId, WindowRule};
-use super::notices::Notices;
 use super::send_quota::UserMessageOut;
-use crate::data_path::Command;
 use crate::id::{ListenerId, Slot, WorkerId};
 
 /// A request of the control plane.
@@ -47,7 +41,7 @@ pub enum BridgeRequest {
         message_out: UserMessageOut,
     },
     /// Make the worker close its servers and leave, once everything in its inbox has been handed
-    /// over. The data path ends the inbox: [`Command::Retire`].
+    /// over. The data path ends the inbox: [`Command::Retire`](crate::data_path::Command::Retire).
     Disconnect {
         /// Which worker.
         worker: WorkerId,
@@ -155,21 +149,6 @@ pub enum Notice {
     },
 }
 
-/// The queues and wakers between bridge, control plane and data path.
-#[derive(Debug)]
-pub struct Endpoints {
-    /// Requests to the bridge; wake it after sending.
-    pub requests: Receiver<BridgeRequest>,
-    /// Wakes the bridge after a request, and when notices have room again.
-    pub request_waker: Arc<Waker>,
-    /// Notices to the control plane. They wake it, and wake the bridge when there is room again.
-    pub notices: Arc<Notices>,
-    /// Commands to the data path.
-    pub commands: Sender<Command>,
-    /// Wakes the data path: after a command, and on behalf of workers that were asked to.
-    pub command_waker: Arc<Waker>,
-}
-
 impl Notice {
     /// The worker that the notice is about.
     #[must_use]
@@ -199,22 +178,6 @@ impl Notice {
             Self::Message { message, .. } => message.bytes().len(),
             _ => 0,
         }
-    }
-}
-
-impl Endpoints {
-    pub(super) fn notify(&self, notice: Notice) {
-        self.notices.push(notice);
-    }
-
-    pub(super) fn command(&self, command: Command) {
-        // Fails only if the data path has ended, in which case the process is ending.
-        let _ = self.commands.send(command);
-        self.ring_data_path();
-    }
-
-    pub(super) fn ring_data_path(&self) {
-        self.command_waker.wake();
     }
 }
 

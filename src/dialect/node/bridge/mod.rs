@@ -12,6 +12,7 @@
 //! accept time.
 
 mod ack_batching;
+mod endpoints;
 mod inbound;
 mod messages;
 mod node_worker;
@@ -34,9 +35,9 @@ use crate::id::{ListenerId, Slot, WorkerId};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::watch;
 use ack_batching::{AckBatching, Urgency};
-use inbound::Extent;
-pub use messages::{BridgeRequest, Endpoints, NewNodeWorker, Notice};
-use node_worker::{NodeWorker, READ_BYTES, Ready};
+pub use endpoints::Endpoints;
+pub use messages::{BridgeRequest, NewNodeWorker, Notice};
+use node_worker::{Extent, NodeWorker, READ_BYTES, Ready};
 pub use notices::Notices;
 #[cfg(feature = "internals")]
 pub use notices::{NOTICE_BYTES_MAX, NOTICES_MAX};

@@ -14,8 +14,8 @@ use slab::Slab;
 use super::super::codec::Decoder;
 use super::super::session::{Action, Answer, Attachment, ConnectionId, Event, QueryId, Session};
 use super::ack_batching::Urgency;
-use super::inbound::Extent;
-use super::messages::{Endpoints, NewNodeWorker, Notice};
+use super::endpoints::Endpoints;
+use super::messages::{NewNodeWorker, Notice};
 use super::outbox::{Attached, Left, Outbox};
 use super::send_quota::{Permit, UserMessageOut};
 use super::{HOLD_NS, UNREAD_BYTES_MAX};
@@ -26,6 +26,15 @@ use crate::protocol::handoff::{self, Record};
 use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass;
+
+/// How far to read a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Until the control plane is behind.
+    UntilHeldUp,
+    /// To the end.
+    Everything,
+}
 
 /// Size of the buffer for reading a channel.
 pub(super) const READ_BYTES: usize = 64 * 1024;
