@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the applications in tests/node/applications are made of below target/: express,
-# fastify, moleculer, NestJS, socket.io, throng, ws, in the versions of its package-lock.json.
+# fastify, log4js, moleculer, NestJS, prom-client, socket.io, throng, ws, in the versions of its
+# package-lock.json.
 #
 #     scripts/install-applications.sh
 #
@@ -22,4 +23,4 @@ if ! cmp -s "$source/package-lock.json" "$folder/package-lock.json"; then
         exit 1
     }
 fi
-echo "$folder has express, fastify, moleculer, NestJS, socket.io, throng and ws"
+echo "$folder has express, fastify, log4js, moleculer, NestJS, prom-client, socket.io, throng and ws"

@@ -15,6 +15,7 @@
 
 pub mod adapter;
 mod cluster;
+mod companion;
 mod control_plane;
 mod data_path;
 mod dialect;
@@ -35,6 +36,7 @@ use sys::{address, error};
 
 pub use cluster::{Cluster, ForkOptions, Role, is_primary, is_worker, role};
 pub use clusterlb_protocol as protocol;
+pub use companion::{COMPANION_VARIABLE, Companion, CompanionEvent, RunningCompanion};
 pub use data_path::{ClusterCounts, ListenerCounts};
 pub use handle::{
     AddressKind, Event, Events, ListenerSnapshot, ListeningAddress, WorkerCounts, WorkerHandle,

@@ -11,6 +11,7 @@ mod bench;
 mod built_in;
 mod check;
 mod choices;
+mod companion;
 mod console;
 mod engine;
 mod escape;

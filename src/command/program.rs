@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::absent;
 use super::arguments::Cli;
+use super::companion;
 use super::headings::PROGRAM;
 use super::inspect::{Inspection, inspection, options_before_script};
 use super::known_programs::{Known, Launched, launched, look_at};
@@ -92,6 +93,22 @@ pub(super) struct ProgramArguments {
         hide_short_help = true
     )]
     ready_after: Option<ReadyChoice>,
+
+    /// Run FILE, or with self PROGRAM, as primary of the workers, beside them
+    ///
+    /// One more Node process, which gets no connections. In it cluster.isPrimary is true, messages
+    /// of workers arrive, and cluster.workers, its events, worker.send and the like are those of
+    /// the real workers; cluster.fork() returns one of them, and adds a worker beyond those that
+    /// there are. log4js, prom-client, @socket.io/cluster-adapter and other programs for Node's own
+    /// primary work unchanged. It is started again when it ends.
+    #[arg(
+        long,
+        value_name = "self|FILE",
+        requires = "program",
+        help_heading = PROGRAM,
+        hide_short_help = true
+    )]
+    companion: Option<PathBuf>,
 
     /// What the sockets are called with --dialect listen-fds [default: listener-1:listener-2:…]
     ///
@@ -184,6 +201,13 @@ impl ProgramArguments {
             None => 0,
         };
         let (options, arguments) = arguments.split_at(count);
+        let script = before + options_before_script(node_words) - count;
+        let script = (words > 0 && script < arguments.len()).then_some(script);
+        let companion = self.companion.as_deref();
+        let companion = companion.map(|file| match dialect {
+            Dialect::Node => companion::arguments(file, arguments, script, directory),
+            _ => Err(companion::not_node()),
+        });
         Ok(Some(Program {
             path: path.into(),
             options: options.to_vec(),
@@ -198,6 +222,8 @@ impl ProgramArguments {
                 _ => ReadyAfter::default(),
             },
             socket_names: self.fdname.clone(),
+            script: script.map(|place| arguments[place].to_string_lossy().into_owned()),
+            companion: companion.transpose()?,
             inspect_port: asked.map(|asked| asked.port),
         }))
     }
@@ -307,6 +333,7 @@ mod tests {
         let program = ProgramArguments {
             dialect: DialectChoice::Auto,
             ready_after: None,
+            companion: None,
             fdname: vec![],
             serialization: MessageFormat::Json,
             preload: PreloadChoice::Auto,

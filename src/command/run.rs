@@ -4,18 +4,20 @@
 //! Owns the books of the run. Decides nothing about workers: the supervisor does.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, Cluster, ClusterCounts, Dialect, EngineDecision, Error, Event as ClusterEvent,
-    InspectPort, Policy, Restart, Result, Signal, Supervisor, SupervisorEvent, SupervisorHandle,
-    WorkerHandle, WorkerId,
+    AcceptMechanism, COMPANION_VARIABLE, Cluster, ClusterCounts, Companion, Dialect,
+    EngineDecision, Error, Event as ClusterEvent, Finished, InspectPort, Policy, Restart, Result,
+    RunningCompanion, Signal, Supervisor, SupervisorEvent, SupervisorHandle, WorkerHandle,
+    WorkerId,
 };
 
 use super::admin::{self, Admin, Doors, Run as Observed};
+use super::companion::in_words;
 use super::console::Console;
 use super::event::{Event, code_and_signal};
 use super::note_limit::NoteLimit;
@@ -30,6 +32,9 @@ use super::unread_messages::UnreadMessages;
 /// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
 /// machine that cannot.
 const FATAL_CODES: [i32; 2] = [2, 3];
+
+/// How long a companion may take to end after the run, if the grace period is longer.
+const COMPANION_GRACE_MAX: Duration = Duration::from_secs(5);
 
 /// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
 /// the signal that cut the end short.
@@ -47,31 +52,14 @@ pub(super) fn run(
     // A busy address is told before anything is started.
     let doors = Doors::open(&settings.admin, settings.admin_allows_actions)?;
     let feed = console.feed();
-    let foreign = |program: &Program| program.dialect != Dialect::Native;
-    let none = settings.policy == Policy::None;
-    let reporter = Reporter {
-        console,
-        manager: ServiceManager::from_environment(settings.listen.len()),
-        printer: printer.clone(),
-        policy: settings.policy,
-        accept: none.then_some(settings.accept),
-        engine: decision.clone(),
-        workers: plan.workers.len(),
-        cpu: plan.primary,
-        summary: Summary::default(),
-        uncounted: none && settings.program.as_ref().is_some_and(foreign),
-        online: false,
-        hung: BTreeSet::new(),
-        limit: NoteLimit::default(),
-        begun: Instant::now(),
-        unread: UnreadMessages::default(),
-    };
+    let reporter = Reporter::new(settings, plan, decision, console, printer);
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
     let cluster = cluster(settings)?;
     let mut supervisor = supervisor(cluster.clone(), settings, plan);
     let handle = supervisor.handle()?;
     let recycling = recycling(settings, &handle, &reporter)?;
+    let companion = companion(settings, &cluster, &handle, &reporter)?;
     let observed = Observed::new(
         handle,
         cluster,
@@ -83,26 +71,24 @@ pub(super) fn run(
     let observed = Arc::new(observed);
     for address in doors.addresses() {
         let address = address.to_owned();
-        reporter
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .console
-            .tell(Event::Admin { address });
+        lock(&reporter).console.tell(Event::Admin { address });
     }
     let observer = Arc::clone(&observed);
     let supervisor = supervisor.on_event(move |event| {
         observer.on_event(event);
-        told.lock().unwrap_or_else(PoisonError::into_inner).report(event);
+        lock(&told).report(event);
     });
     let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
     let finished = supervisor.run();
     drop(recycling);
+    if let (Some(companion), Ok(Finished { forced_by: None, .. })) = (companion, &finished) {
+        companion.end_within(settings.grace.min(COMPANION_GRACE_MAX));
+    }
+    lock(&reporter).tell_last();
     // Whoever follows has got everything, and nothing of the cluster is kept.
     drop(admin);
-    let finished = finished.map_err(|error| {
-        let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
-        in_words_of_the_command(error, settings, reporter.online)
-    })?;
+    let finished = finished
+        .map_err(|error| in_words_of_the_command(error, settings, lock(&reporter).online))?;
     Ok(finished.forced_by)
 }
 
@@ -117,10 +103,31 @@ fn recycling(
     }
     let reporter = Arc::clone(reporter);
     let tell = move |id: WorkerId, reason: String| {
-        let mut reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner);
-        reporter.console.tell(Event::Recycle { id, reason });
+        lock(&reporter).console.tell(Event::Recycle { id, reason });
     };
     Recycling::start(settings.recycle.clone(), handle.clone(), tell).map(Some)
+}
+
+/// The program's own primary branch, if it is to be run.
+fn companion(
+    settings: &Settings,
+    cluster: &Cluster,
+    handle: &SupervisorHandle,
+    reporter: &Arc<Mutex<Reporter>>,
+) -> Result<Option<RunningCompanion>> {
+    let Some(program) = &settings.program else { return Ok(None) };
+    let Some(arguments) = &program.companion else { return Ok(None) };
+    let reporter = Arc::clone(reporter);
+    let mut companion = Companion::new(arguments.clone()).on_event(move |event| {
+        lock(&reporter).note(in_words(&event));
+    });
+    for (name, value) in &settings.worker_environment.environment {
+        companion = companion.variable(name, value);
+    }
+    if let Some(script) = &program.script {
+        companion = companion.script(script);
+    }
+    companion.start(cluster.clone(), handle.clone()).map(Some)
 }
 
 /// A supervisor as the settings want it.
@@ -148,6 +155,9 @@ fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervis
     }
     for (name, value) in &settings.worker_environment.environment {
         supervisor = supervisor.variable(name, value);
+    }
+    if settings.has_companion() {
+        supervisor = supervisor.variable(COMPANION_VARIABLE, "1");
     }
     supervisor
 }
@@ -214,9 +224,54 @@ struct Reporter {
     limit: NoteLimit,
     begun: Instant,
     unread: UnreadMessages,
+    /// A program reads the messages of the workers.
+    has_companion: bool,
+    /// The summary, which is the last line, until the companion has ended.
+    last: Option<Event>,
+}
+
+fn lock(reporter: &Mutex<Reporter>) -> MutexGuard<'_, Reporter> {
+    reporter.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reporter {
+    fn new(
+        settings: &Settings,
+        plan: &CpuPlan,
+        decision: &EngineDecision,
+        console: Console,
+        printer: &Printer,
+    ) -> Self {
+        let foreign = |program: &Program| program.dialect != Dialect::Native;
+        let none = settings.policy == Policy::None;
+        Self {
+            console,
+            manager: ServiceManager::from_environment(settings.listen.len()),
+            printer: printer.clone(),
+            policy: settings.policy,
+            accept: none.then_some(settings.accept),
+            engine: decision.clone(),
+            workers: plan.workers.len(),
+            cpu: plan.primary,
+            summary: Summary::default(),
+            uncounted: none && settings.program.as_ref().is_some_and(foreign),
+            online: false,
+            hung: BTreeSet::new(),
+            limit: NoteLimit::default(),
+            begun: Instant::now(),
+            unread: UnreadMessages::default(),
+            has_companion: settings.has_companion(),
+            last: None,
+        }
+    }
+
+    /// Tells the summary, if it has not been told.
+    fn tell_last(&mut self) {
+        if let Some(summary) = self.last.take() {
+            self.console.tell(summary);
+        }
+    }
+
     fn report(&mut self, event: &SupervisorEvent) {
         if let SupervisorEvent::Cluster(event) = event {
             return self.report_of_cluster(event);
@@ -226,7 +281,10 @@ impl Reporter {
         }
         if let Some(told) = self.in_our_words(event) {
             self.manager.on_event(&told);
-            self.console.tell(told);
+            match told {
+                Event::Summary(_) if self.has_companion => self.last = Some(told),
+                told => self.console.tell(told),
+            }
         }
     }
 
@@ -237,8 +295,7 @@ impl Reporter {
     /// What the supervisor has decided, as it is told; some of it is not.
     fn in_our_words(&mut self, event: &SupervisorEvent) -> Option<Event> {
         let note = |text: String| Event::Note { text };
-        let milliseconds =
-            |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(match event.clone() {
             SupervisorEvent::Listening { listener, address } => Event::Listening {
                 address,
@@ -331,7 +388,10 @@ impl Reporter {
             ClusterEvent::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 let message = message.value().unwrap_or_default();
-                let unread = self.unread.note(&message);
+                let unread = match self.has_companion {
+                    true => None,
+                    false => self.unread.note(&message),
+                };
                 self.console.tell(Event::Message { id, pid, message });
                 unread.into_iter().for_each(|text| self.note(text));
             }

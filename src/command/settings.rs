@@ -71,6 +71,10 @@ pub(super) struct Program {
     pub ready_after: ReadyAfter,
     /// What they are told their sockets are called, with [`Dialect::ListenFds`].
     pub socket_names: Vec<String>,
+    /// The script that Node runs, as far as it is known.
+    pub script: Option<String>,
+    /// What Node is given to run the program's own primary branch, if it is run.
+    pub companion: Option<Vec<OsString>>,
     /// The first worker's port for a debugger, with [`Dialect::Node`]; the next one gets the next.
     pub inspect_port: Option<u16>,
 }
@@ -176,6 +180,11 @@ impl Settings {
         }
         rules.extend(self.listen.iter().cloned().map(ListenRule::Address));
         Some(rules)
+    }
+
+    /// The program's own primary branch is run, too.
+    pub(super) fn has_companion(&self) -> bool {
+        self.program.as_ref().is_some_and(|program| program.companion.is_some())
     }
 
     /// Checks what no single setting can check alone.

@@ -30,14 +30,14 @@ impl UnreadMessages {
         }
         let remedy = match &*kind {
             "topic \"log4js:message\"" => {
-                "log4js sends its lines to a primary that writes them: set disableClustering: \
-                 true, or leave --preload off out"
+                "log4js sends its lines to a primary that writes them: run that with --companion, \
+                 set disableClustering: true, or leave --preload off out"
             }
             "source \"_sac_adapter\"" => {
-                "the cluster adapter of socket.io needs its primary: use one with a server of its \
-                 own, such as the adapter for Redis"
+                "the cluster adapter of socket.io needs its primary, which calls setupPrimary(): \
+                 run it with --companion"
             }
-            _ => "what the program's primary did with it belongs into a program of its own",
+            _ => "run the program's own primary branch with --companion",
         };
         Some(format!("messages of the workers are read by no process ({kind}); {remedy}"))
     }
@@ -75,7 +75,7 @@ mod tests {
             (json!({ "topic": "log4js:message", "data": "1" }), Some("disableClustering")),
             (json!({ "topic": "log4js:message", "data": "2" }), None),
             (json!({ "type": 1, "cmd": "flush" }), Some("cmd \"flush\"")),
-            (json!({ "source": "_sac_adapter", "type": 3 }), Some("adapter for Redis")),
+            (json!({ "source": "_sac_adapter", "type": 3 }), Some("setupPrimary")),
             (json!("flush"), Some("(\"flush\")")),
             (json!([1]), Some("an array")),
             (json!([2]), None),

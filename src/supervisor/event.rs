@@ -178,6 +178,11 @@ impl Subscribers {
 }
 
 impl SupervisorEvents {
+    /// The next event, if there is one already, or the end.
+    pub(crate) fn try_take(&mut self) -> Found<SupervisorEvent> {
+        self.mailbox.try_take()
+    }
+
     /// The next event, if there is one already.
     pub fn try_next(&mut self) -> Option<SupervisorEvent> {
         found(self.mailbox.try_take())

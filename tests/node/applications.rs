@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::nodes::{Node, nodes};
 use super::script::Script;
-use crate::common::{Client, Cluster, GET, Launch, Response, Summary, lacking};
+use crate::common::{Client, Cluster, GET, Launch, Response, Summary, eventually, lacking};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/applications");
 const PACKAGES: &str =
@@ -212,4 +212,80 @@ fn sessions_of_tls_are_resumed_by_other_workers() {
         assert_eq!(served, pids(&cluster));
         end(cluster).assert_clean(6);
     }
+}
+
+/// Asks a server as often, each time on another connection, and tells who has answered.
+fn ask_all(cluster: &Cluster, times: usize) -> BTreeSet<String> {
+    let request = b"GET /asked HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    (0..times).map(|_| Client::to(&cluster.address()).ask(request).body).collect()
+}
+
+/// A program with a primary branch, which is the companion.
+fn with_companion(node: &Node, application: &str, notes: &Path) -> Cluster {
+    let launch = launch(node, "--workers 2 --credits 64 --companion self", application);
+    launch.variable("TEST_NOTES", notes.to_str().expect("a path in UTF-8")).start()
+}
+
+#[test]
+fn log4js_writes_in_the_primary_what_workers_log() {
+    let Some(node) = equipped() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let notes = folder.path().join("log");
+    let cluster = with_companion(&node, "log4js.js", &notes);
+    let workers = ask_all(&cluster, 6);
+    assert_eq!(workers, pids(&cluster));
+    let written = || fs::read_to_string(&notes).unwrap_or_default();
+    eventually("the lines", || (written().matches(" /asked\n").count() == 6).then_some(()));
+    end(cluster);
+    let text = written();
+    assert_eq!(text.matches(" primary\n").count(), 1, "{text}");
+    for worker in workers {
+        assert!(text.contains(&format!("{worker} /asked\n")), "{text}");
+        assert!(text.contains(&format!("{worker} leaves\n")), "its last line, too: {text}");
+    }
+    assert_eq!(text.lines().count(), 9, "each line once: {text}");
+}
+
+#[test]
+fn metrics_of_prom_client_are_summed_up() {
+    let Some(node) = equipped() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let notes = folder.path().join("address");
+    let cluster = with_companion(&node, "metrics.js", &notes);
+    assert_eq!(ask_all(&cluster, 10), pids(&cluster));
+    let address = eventually("the address of the metrics", || {
+        fs::read_to_string(&notes).ok().filter(|address| !address.is_empty())
+    });
+    let metrics = Client::to(&address).ask(GET).body;
+    assert!(metrics.contains("requests{path=\"/asked\"} 10\n"), "{metrics}");
+    end(cluster);
+}
+
+#[test]
+fn what_one_worker_emits_reaches_the_clients_of_socket_io_on_all() {
+    let Some(node) = equipped() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let cluster = with_companion(&node, "broadcast.js", &folder.path().join("none"));
+    let told = client(&node, "broadcast-client.js", &[&cluster.port().to_string(), "4"]);
+    assert_eq!(told.len(), 4);
+    assert!(told.iter().all(|one| one["text"] == "hello" && one["count"] == 4), "{told:?}");
+    let served: BTreeSet<String> = told.iter().map(|one| one["served"].to_string()).collect();
+    assert_eq!(served, pids(&cluster));
+    end(cluster);
+}
+
+#[test]
+fn the_primary_of_throng_runs_and_forks_no_further_workers() {
+    let Some(node) = equipped() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let notes = folder.path().join("notes");
+    let cluster = with_companion(&node, "throng.js", &notes);
+    let noted = || fs::read_to_string(&notes).unwrap_or_default();
+    eventually("its primary", || noted().contains("primary\n").then_some(()));
+    cluster.signal(Signal::SIGHUP);
+    cluster.event("reloaded", 0);
+    assert_eq!((cluster.worker_pids().len(), cluster.count("scaled")), (2, 0));
+    end(cluster);
+    assert_eq!(noted().matches("shut down by SIGTERM\n").count(), 4, "{}", noted());
+    assert_eq!(noted().matches("primary\n").count(), 1);
 }

@@ -8,6 +8,7 @@ mod command;
 #[expect(dead_code, unused_imports, reason = "the tests of the command use all of it")]
 #[path = "../common/mod.rs"]
 mod common;
+mod companion;
 mod defects;
 mod edges;
 mod front;

@@ -130,6 +130,18 @@ impl Preload {
         }
     }
 
+    /// The variables of a process that loads it as the program's own primary branch, with a channel
+    /// under this number. `options` are those that it would otherwise have.
+    #[must_use]
+    pub fn variables_of_companion(
+        &self,
+        channel: RawFd,
+        options: Option<&OsStr>,
+    ) -> [(OsString, OsString); 2] {
+        let words = format!("companion,{channel},{}", self.option);
+        [(OPTIONS.into(), self.with_own_option(options)), (VARIABLE.into(), words.into())]
+    }
+
     /// The variables of a worker that loads it. `options` are those that it would otherwise have.
     #[must_use]
     pub fn variables(
@@ -139,13 +151,17 @@ impl Preload {
     ) -> [(OsString, OsString); 2] {
         let Reporting { page, waker, inbox, hang_after } = reporting;
         let beat_ms = hang_after.map_or(0, beat_ms);
+        let words = format!("{page},{waker},{inbox},{beat_ms},{}", self.option);
+        [(OPTIONS.into(), self.with_own_option(options)), (VARIABLE.into(), words.into())]
+    }
+
+    fn with_own_option(&self, options: Option<&OsStr>) -> OsString {
         let mut all = OsString::from(&self.option);
         if let Some(options) = options.filter(|options| !options.is_empty()) {
             all.push(" ");
             all.push(options);
         }
-        let words = format!("{page},{waker},{inbox},{beat_ms},{}", self.option);
-        [(OPTIONS.into(), all), (VARIABLE.into(), words.into())]
+        all
     }
 }
 

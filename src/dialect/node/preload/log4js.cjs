@@ -3,9 +3,10 @@
 // In a worker of node:cluster log4js opens no appender. It sends each line to the primary, where
 // the program's own log4js is expected to write it. Under clusterlb no program reads messages
 // there, so each worker writes its own lines, as log4js does with `disableClustering: true`. A
-// configuration that sets this option keeps its value.
+// configuration that sets this option keeps its value. With a companion a program does read them.
 (() => {
-  if (!process.env.CLUSTERLB_PRELOAD || !require('cluster').isWorker) return;
+  const { CLUSTERLB_PRELOAD: own, CLUSTERLB_COMPANION: isRead } = process.env;
+  if (!own || isRead || !require('cluster').isWorker) return;
   const { _extensions: loaders } = require('module');
   const { '.js': load } = loaders;
   loaders['.js'] = function (module, file, ...rest) {

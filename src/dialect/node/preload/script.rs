@@ -18,6 +18,7 @@ const PARTS: &str = concat!(
     include_str!("leaving.cjs"),
     // Before the variable that shows where this runs is deleted.
     include_str!("log4js.cjs"),
+    include_str!("companion.cjs"),
     include_str!("start.cjs"),
 );
 

@@ -5,10 +5,23 @@ function parametersOf(env) {
   if (told === null) return undefined;
   delete env.CLUSTERLB_PRELOAD;
   const [page, bell, inbox, beatMs] = told.slice(1, 5).map(Number);
-  const options = (env.NODE_OPTIONS || '').replace(told[5], '').trim();
+  removeOption(env, told[5]);
+  return { page, bell, inbox, beatMs };
+}
+
+// The channel of a companion.
+function channelOf(env) {
+  const told = /^companion,(\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
+  if (told === null) return undefined;
+  delete env.CLUSTERLB_PRELOAD;
+  removeOption(env, told[2]);
+  return Number(told[1]);
+}
+
+function removeOption(env, option) {
+  const options = (env.NODE_OPTIONS || '').replace(option, '').trim();
   if (options === '') delete env.NODE_OPTIONS;
   else env.NODE_OPTIONS = options;
-  return { page, bell, inbox, beatMs };
 }
 
 function openInbox(inbox, page, tell) {
@@ -93,6 +106,8 @@ function join({ cluster, servers, kept, inbox, marks }) {
 }
 
 function main() {
+  const channel = channelOf(process.env);
+  if (channel !== undefined) return void new Companion(channel, require('cluster'));
   const parameters = parametersOf(process.env);
   if (parameters === undefined) return;
   const cluster = require('cluster');

@@ -1,0 +1,105 @@
+//! The option `--companion`: what Node is given, and how people are told of the process.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clusterlb::{CompanionEvent, Ending, Error, Result, Signal};
+
+/// The program itself, instead of another file.
+const SELF: &str = "self";
+
+/// What Node is given to run this file, or the program itself, as a companion. `arguments` are
+/// those of the workers, and `script` says which of them is what Node runs.
+///
+/// # Errors
+/// [`Error::Usage`]: there is no such file, or no place for it.
+pub(super) fn arguments(
+    file: &Path,
+    arguments: &[OsString],
+    script: Option<usize>,
+    directory: Option<&Path>,
+) -> Result<Vec<OsString>> {
+    let mut arguments = arguments.to_vec();
+    if file == Path::new(SELF) {
+        return Ok(arguments);
+    }
+    let Some(place) = script else {
+        return Err(Error::usage(
+            format!("--companion {}: PROGRAM does not show where Node's script is", file.display()),
+            "write `-- node server.js`, or say --companion self",
+        ));
+    };
+    if !directory.unwrap_or_else(|| Path::new("")).join(file).is_file() {
+        return Err(Error::usage(
+            format!("--companion: there is no file {}", file.display()),
+            "write its path, from the folder that --chdir names; or self, for PROGRAM itself",
+        ));
+    }
+    arguments[place] = file.into();
+    Ok(arguments)
+}
+
+/// The workers do not speak the channel of Node.
+pub(super) fn not_node() -> Error {
+    Error::usage(
+        "--companion is for programs of Node, and PROGRAM is none",
+        "say --dialect node if it runs Node, or leave --companion out",
+    )
+}
+
+/// What has happened to it.
+pub(super) fn in_words(event: &CompanionEvent) -> String {
+    match event {
+        CompanionEvent::Started { pid } => format!("the companion runs, pid {pid}"),
+        CompanionEvent::StartFailed { error, retry } => format!(
+            "the companion cannot be started: {error}; {}; trying again in {} ms",
+            error.hint(),
+            retry.as_millis()
+        ),
+        CompanionEvent::Ended { ending, retry } => {
+            let how = match ending {
+                Ending::Code(code) => format!("with code {code}"),
+                Ending::Signal(number) => match Signal::try_from(*number) {
+                    Ok(signal) => format!("by {signal}"),
+                    Err(_) => format!("by signal {number}"),
+                },
+            };
+            let retry_ms = retry.as_millis();
+            format!("the companion ended {how}; another one is started in {retry_ms} ms")
+        }
+        CompanionEvent::Behind => {
+            "the companion does not read: messages of workers are dropped".into()
+        }
+        CompanionEvent::CaughtUp { dropped } => {
+            format!("{dropped} messages of workers have not reached the companion")
+        }
+        CompanionEvent::Refused { reason } => {
+            format!("what the companion asked for is not done: {reason}")
+        }
+        _ => "something new has happened to the companion".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_companion_gets_what_workers_get_but_for_the_script() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("primary.js"), "").expect("the folder is writable");
+        let given = words("A=b node --no-warnings server.js --port 80");
+        let of =
+            |file: &str, script| arguments(Path::new(file), &given, script, Some(folder.path()));
+        let expected = words("A=b node --no-warnings primary.js --port 80");
+        assert_eq!(of("primary.js", Some(3)).ok(), Some(expected));
+        assert_eq!(of("self", None).ok(), Some(given.clone()));
+        for (file, script) in [("primary.js", None), ("missing.js", Some(3))] {
+            assert_eq!(of(file, script).expect_err(file).exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What a companion and the primary tell each other: JSON, one object a line. Pure.
+//!
+//! Owns the form of the lines on both ways, and what a companion is told at its start: the workers
+//! that there are, as far as their lives are.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{AddressKind, Ending, ListeningAddress, Signal, WorkerId};
+
+/// What a companion is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "act", rename_all = "lowercase")]
+pub(super) enum Told {
+    /// A worker was started.
+    Fork { id: u32, pid: u32 },
+    /// It runs.
+    Online { id: u32 },
+    /// It serves an address.
+    Listening { id: u32, address: NodeAddress },
+    /// It has said that it leaves.
+    Leaving { id: u32 },
+    /// Its channel has ended.
+    Disconnect { id: u32, voluntary: bool },
+    /// Its process has ended.
+    Exit { id: u32, code: Option<i32>, signal: Option<String>, voluntary: bool },
+    /// There are as many slots now.
+    Slots { count: usize },
+    /// What it asked for is not done.
+    Refused { reason: String },
+    /// The run has ended.
+    End,
+}
+
+/// An address as Node's event `listening` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct NodeAddress {
+    address: Option<String>,
+    port: Option<u16>,
+    #[serde(rename = "addressType")]
+    kind: Value,
+}
+
+/// What a companion asks for.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(tag = "act", rename_all = "lowercase")]
+pub(super) enum Asked {
+    /// Send a message to a worker.
+    Send { id: u32, message: Value },
+    /// Signal a worker.
+    Kill { id: u32, signal: String },
+    /// Let a worker leave.
+    Disconnect { id: u32 },
+    /// One more slot.
+    Fork,
+    /// End the run in order.
+    Stop,
+}
+
+/// The workers that there are.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    workers: BTreeMap<u32, Known>,
+}
+
+/// What is known of a worker.
+#[derive(Clone, Debug, Serialize)]
+struct Known {
+    id: u32,
+    pid: u32,
+    online: bool,
+    listening: Vec<NodeAddress>,
+}
+
+/// The first line.
+#[derive(Debug, Serialize)]
+struct Begin<'a> {
+    slots: usize,
+    script: Option<&'a str>,
+    workers: Vec<&'a Known>,
+}
+
+impl Told {
+    /// As a line.
+    pub(super) fn line(&self) -> Vec<u8> {
+        line(self)
+    }
+
+    /// The end of a worker.
+    pub(super) fn exit(id: WorkerId, ending: Ending, voluntary: bool) -> Self {
+        let (code, signal) = match ending {
+            Ending::Code(code) => (Some(code), None),
+            Ending::Signal(number) => {
+                let name = Signal::try_from(number).map(Signal::as_str);
+                (None, Some(name.map_or_else(|_| number.to_string(), str::to_owned)))
+            }
+        };
+        Self::Exit { id: id.0, code, signal, voluntary }
+    }
+}
+
+/// A worker's message as a line; `message` is JSON.
+pub(super) fn message_line(id: WorkerId, message: &[u8]) -> Vec<u8> {
+    let mut line = format!("{{\"act\":\"message\",\"id\":{id},\"message\":").into_bytes();
+    line.extend_from_slice(message);
+    line.extend_from_slice(b"}\n");
+    line
+}
+
+fn line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("it has no keys but names");
+    line.push(b'\n');
+    line
+}
+
+impl Roster {
+    /// Takes in what is told.
+    pub(super) fn note(&mut self, told: &Told) {
+        match told {
+            Told::Fork { id, pid } => {
+                let known = Known { id: *id, pid: *pid, online: false, listening: Vec::new() };
+                self.workers.insert(*id, known);
+            }
+            Told::Online { id } => {
+                if let Some(known) = self.workers.get_mut(id) {
+                    known.online = true;
+                }
+            }
+            Told::Listening { id, address } => {
+                if let Some(known) = self.workers.get_mut(id) {
+                    known.listening.push(address.clone());
+                }
+            }
+            // A companion that starts later sees it as one that is gone.
+            Told::Leaving { id } | Told::Disconnect { id, .. } | Told::Exit { id, .. } => {
+                self.workers.remove(id);
+            }
+            Told::Slots { .. } | Told::Refused { .. } | Told::End => {}
+        }
+    }
+
+    /// A worker does not serve an address any more.
+    pub(super) fn on_closed(&mut self, id: WorkerId, address: &NodeAddress) {
+        if let Some(known) = self.workers.get_mut(&id.0)
+            && let Some(place) = known.listening.iter().position(|one| one == address)
+        {
+            known.listening.remove(place);
+        }
+    }
+
+    /// The first line for a companion: `script` is what the workers run, as far as that is known.
+    pub(super) fn begin(&self, slots: usize, script: Option<&str>) -> Vec<u8> {
+        line(&Begin { slots, script, workers: self.workers.values().collect() })
+    }
+}
+
+impl From<&ListeningAddress> for NodeAddress {
+    fn from(address: &ListeningAddress) -> Self {
+        let kind = match address.kind {
+            AddressKind::V4 => 4.into(),
+            AddressKind::V6 => 6.into(),
+            AddressKind::Unix => (-1).into(),
+            AddressKind::Udp4 => "udp4".into(),
+            AddressKind::Udp6 => "udp6".into(),
+        };
+        Self { address: Some(address.address.clone()), port: address.port, kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn address(port: u16) -> NodeAddress {
+        NodeAddress { address: Some("::1".into()), port: Some(port), kind: 6.into() }
+    }
+
+    fn value(line: &[u8]) -> Value {
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        serde_json::from_slice(line).expect("JSON")
+    }
+
+    #[test]
+    fn what_is_told_is_a_line_each() {
+        let voluntary = false;
+        for (told, expected) in [
+            (Told::Fork { id: 1, pid: 2 }, json!({ "act": "fork", "id": 1, "pid": 2 })),
+            (
+                Told::Listening { id: 1, address: address(80) },
+                json!({ "act": "listening", "id": 1,
+                        "address": { "address": "::1", "port": 80, "addressType": 6 } }),
+            ),
+            (
+                Told::exit(WorkerId(3), Ending::Signal(9), voluntary),
+                json!({ "act": "exit", "id": 3, "code": null, "signal": "SIGKILL",
+                        "voluntary": false }),
+            ),
+            (
+                Told::exit(WorkerId(3), Ending::Code(7), true),
+                json!({ "act": "exit", "id": 3, "code": 7, "signal": null, "voluntary": true }),
+            ),
+            (Told::End, json!({ "act": "end" })),
+        ] {
+            assert_eq!(value(&told.line()), expected);
+        }
+        let message = message_line(WorkerId(4), br#"{"a":[1,"\n"]}"#);
+        let expected = json!({ "act": "message", "id": 4, "message": { "a": [1, "\n"] } });
+        assert_eq!(value(&message), expected);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_understood_and_nothing_else() {
+        for (line, expected) in [
+            (
+                r#"{"act":"send","id":3,"message":[null]}"#,
+                Asked::Send { id: 3, message: json!([null]) },
+            ),
+            (
+                r#"{"act":"kill","id":3,"signal":"SIGHUP"}"#,
+                Asked::Kill { id: 3, signal: "SIGHUP".into() },
+            ),
+            (r#"{"act":"disconnect","id":3}"#, Asked::Disconnect { id: 3 }),
+            (r#"{"act":"fork"}"#, Asked::Fork),
+            (r#"{"act":"stop"}"#, Asked::Stop),
+        ] {
+            let asked: Asked = serde_json::from_str(line).expect(line);
+            assert_eq!(asked, expected);
+        }
+        for line in ["", "{}", r#"{"act":"dance"}"#, r#"{"act":"kill","id":-1}"#] {
+            assert!(serde_json::from_str::<Asked>(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_companion_that_starts_later_learns_of_those_that_live() {
+        let mut roster = Roster::default();
+        for told in [
+            Told::Fork { id: 1, pid: 11 },
+            Told::Fork { id: 2, pid: 12 },
+            Told::Fork { id: 3, pid: 13 },
+            Told::Online { id: 1 },
+            Told::Listening { id: 1, address: address(80) },
+            Told::Listening { id: 1, address: address(81) },
+            Told::Online { id: 2 },
+            Told::Disconnect { id: 2, voluntary: true },
+            Told::Exit { id: 2, code: Some(0), signal: None, voluntary: true },
+        ] {
+            roster.note(&told);
+        }
+        roster.on_closed(WorkerId(1), &address(80));
+        let begin = value(&roster.begin(2, Some("server.js")));
+        let workers = json!([
+            { "id": 1, "pid": 11, "online": true,
+              "listening": [{ "address": "::1", "port": 81, "addressType": 6 }] },
+            { "id": 3, "pid": 13, "online": false, "listening": [] },
+        ]);
+        assert_eq!(begin, json!({ "slots": 2, "script": "server.js", "workers": workers }));
+    }
+}

@@ -1,0 +1,177 @@
+//! The process of a companion, and the socket to it.
+//!
+//! Owns how it is started: as a worker of Node is, but for the channel and the script.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use crate::dialect::node::preload::{self, Preload, Reader};
+use crate::sys::error::errno_of;
+use crate::sys::process::{Launch, Stream, WorkerProcess, copy_above};
+use crate::{Cluster, ClusterSettings, Error, Result};
+
+use super::outbox::Outbox;
+
+/// What would make it a worker, or is for one.
+const NOT_FOR_IT: [&str; 10] = [
+    "NODE_UNIQUE_ID",
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_APP_INSTANCE",
+    "CLUSTERLB_INSTANCE",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+];
+/// Longest line that it may send.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A running companion.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) process: WorkerProcess,
+    /// None once it has ended.
+    socket: Option<UnixStream>,
+    /// A line that is not complete.
+    incoming: Vec<u8>,
+    pub(super) since: Instant,
+    /// When it is killed.
+    pub(super) kill_at: Option<Instant>,
+}
+
+/// How the next one is started.
+#[derive(Debug)]
+pub(super) struct Starter {
+    pub(super) arguments: Vec<OsString>,
+    pub(super) environment: Vec<(OsString, OsString)>,
+    preload: Option<Preload>,
+}
+
+impl Starter {
+    pub(super) fn new(arguments: Vec<OsString>, environment: Vec<(OsString, OsString)>) -> Self {
+        Self { arguments, environment, preload: None }
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Too few descriptors or processes, no place for the script, or a program that cannot be
+    /// executed.
+    pub(super) fn start(&mut self, cluster: &Cluster) -> Result<Process> {
+        let settings = cluster.settings();
+        let failed = |error: io::Error| {
+            Error::system("create a socket pair for the companion", errno_of(&error))
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        // Above the standard streams, and blocking: it reads its first line before anything else.
+        let theirs = copy_above(2, theirs.as_fd())?;
+        let mut arguments = settings.exec_argv.clone();
+        if settings.inspect_port.is_some() {
+            // Workers have the ports that were named.
+            arguments.push("--inspect-port=0".into());
+        }
+        arguments.extend(self.arguments.iter().cloned());
+        let environment = self.variables(&settings, theirs.as_raw_fd(), &arguments)?;
+        let removed = NOT_FOR_IT.iter().map(OsString::from);
+        let launch = Launch {
+            program: settings.exec.clone(),
+            name: settings.exec.clone().into_os_string(),
+            arguments,
+            environment,
+            removed: removed.chain(settings.environment_removed.iter().cloned()).collect(),
+            id_variable: None,
+            directory: settings.cwd.clone(),
+            user: settings.uid,
+            group: settings.gid,
+            confined: settings.confine,
+            streams: [Stream::Nothing, Stream::Inherit, Stream::Inherit],
+            own_group: true,
+            blocked_signals: None,
+            descriptor_limit: settings.descriptor_limit,
+            ends_with_parent: false,
+            inherited: vec![theirs.as_fd()],
+            placed: Vec::new(),
+        };
+        let process = launch.start()?.process;
+        let (incoming, since) = (Vec::new(), Instant::now());
+        Ok(Process { process, socket: Some(ours), incoming, since, kill_at: None })
+    }
+
+    /// Its variables, those for the script included.
+    fn variables(
+        &mut self,
+        settings: &ClusterSettings,
+        channel: i32,
+        arguments: &[OsString],
+    ) -> Result<Vec<(OsString, OsString)>> {
+        let directory = settings.cwd.as_deref();
+        let options = preload::options_of(&self.environment, &settings.exec_argv, directory);
+        if !preload::is_allowed(arguments, options.as_deref()) {
+            return Err(Error::usage(
+                "Node may not read the script that makes a companion of it (--permission)",
+                "leave the companion out, or the restriction",
+            ));
+        }
+        let reader = Reader::from_ids(settings.uid, settings.gid);
+        let is_there = |preload: &mut Preload| preload.is_for(reader) && preload.restore();
+        if !self.preload.as_mut().is_some_and(is_there) {
+            self.preload = Some(Preload::write(reader)?);
+        }
+        let preload = self.preload.as_ref().expect("it has just been written");
+        let own = preload.variables_of_companion(channel, options.as_deref().map(OsStr::new));
+        Ok(self.environment.iter().cloned().chain(own).collect())
+    }
+}
+
+impl Process {
+    /// Writes what there is, as much as the socket takes.
+    pub(super) fn write(&mut self, outbox: &mut Outbox) {
+        let Some(socket) = &mut self.socket else { return };
+        while let Some(bytes) = outbox.front() {
+            match socket.write(bytes) {
+                Ok(written) => outbox.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It has closed the socket, which reading finds out.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Reads once, and gives the lines that are complete. Tells whether there may be more.
+    pub(super) fn read(&mut self, buffer: &mut [u8], lines: &mut Vec<Vec<u8>>) -> bool {
+        let Some(socket) = &mut self.socket else { return false };
+        let length = match socket.read(buffer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => 0,
+        };
+        if length == 0 || self.incoming.len() + length > LINE_BYTES_MAX {
+            self.socket = None;
+            return false;
+        }
+        for part in buffer[..length].split_inclusive(|byte| *byte == b'\n') {
+            self.incoming.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                lines.push(std::mem::take(&mut self.incoming));
+            }
+        }
+        true
+    }
+
+    /// Whether it can be heard and spoken to.
+    pub(super) fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+}
