@@ -47,7 +47,8 @@ pub use protocol::control::{LatencySummary, ListenOptions, Serialization, Transp
 pub use schedule::id::{ListenerId, Slot, WorkerId};
 pub use schedule::{
     AcceptMechanism, CLAIM_BOUNDS_NS, CREDITS_MAX, ClaimTimes, Client, CreditRule, Limits, Loads,
-    Policy, Scheduler, SchedulerConfig, SchedulerFactory, Skips, Status, UnknownName, WorkerLoad,
+    OverloadFactor, Policy, Scheduler, SchedulerConfig, SchedulerFactory, Skips, Status,
+    UnknownName, WorkerLoad,
 };
 pub use settings::{
     ClusterSettings, Dialect, InspectPort, LISTENERS_MAX, ListenRule, POLICY_VARIABLE, Readiness,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clusterlb::{AcceptMechanism, EngineChoice, Error, Policy, Result, policy_from_environment};
-use clusterlb_schedule::{CreditRule, Limits, SchedulerConfig};
+use clusterlb_schedule::{CreditRule, Limits, OverloadFactor, SchedulerConfig};
 
 use super::choices;
 use super::headings;
@@ -41,7 +41,7 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) engine: Option<EngineChoice>,
 
-    /// Most connections at one worker [default: no limit]
+    /// Most connections at one worker [default: no limit; 1 with --policy central]
     ///
     /// Beyond it the worker is passed over, and when all are, connections wait in the kernel.
     #[arg(
@@ -54,16 +54,17 @@ pub(super) struct BalancingArguments {
 
     /// Pass over a worker with more in flight than the average times this
     ///
-    /// off is for a strict rotation.
+    /// auto is 1, the average itself, and 1.25 with --policy sticky, where a client that moves may
+    /// miss its session. off is for a strict rotation.
     #[arg(
         long,
-        value_name = "off|FACTOR",
-        default_value = "1.0",
+        value_name = "auto|off|FACTOR",
+        default_value = "auto",
         value_parser = factor,
         help_heading = headings::BALANCING,
         hide_short_help = true
     )]
-    overload_factor: Switch<f32>,
+    overload_factor: OverloadFactor,
 
     /// How many connections a worker may be given before it claims one: auto or a number
     ///
@@ -107,7 +108,7 @@ pub(super) struct BalancingArguments {
 
     /// Give what a busy worker has not claimed for this long to an idle one
     ///
-    /// With --policy rr and least, and only while there is an idle worker.
+    /// Only while there is an idle worker, and not with --policy sticky.
     #[arg(
         long,
         value_name = "off|TIME",
@@ -178,7 +179,7 @@ impl BalancingArguments {
         SchedulerConfig {
             limits: Limits {
                 inflight_max: self.max_inflight,
-                overload_factor: self.overload_factor.0,
+                overload_factor: self.overload_factor,
             },
             credits: self.credits,
             hang_after_ns: self.hang_after.0.map(nanoseconds),

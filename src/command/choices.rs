@@ -37,6 +37,14 @@ fn about(policy: Policy) -> &'static str {
     match policy {
         Policy::Rr => "The primary accepts and hands over, round robin (SCHED_RR)",
         Policy::Least => "The primary hands over to the worker with the fewest in flight",
+        Policy::Fastest => {
+            "The primary hands over to the worker that should be done first: fewest in flight \
+             times what a connection usually takes it"
+        }
+        Policy::Central => {
+            "The primary hands over to an idle worker, one connection at a time; the others wait \
+             in one queue: for requests that keep a worker busy, not for kept connections"
+        }
         Policy::Sticky => {
             "The primary hands over to the worker that the client's address maps to, unless that \
              worker is overloaded: for sessions that live in one worker's memory"

@@ -218,6 +218,7 @@ fn forced_code(signal: Signal) -> u8 {
 fn introduction(settings: &Settings, plan: &CpuPlan, decision: &EngineDecision) -> Vec<String> {
     let policy = match settings.policy {
         Policy::None => format!("none (workers accept, {})", source(settings)),
+        Policy::Central => "central (one queue in front of idle workers)".to_owned(),
         policy => format!("{policy} (the primary accepts and hands over)"),
     };
     let place = plan.primary.map_or_else(|| "not pinned".to_owned(), |cpu| format!("on CPU {cpu}"));

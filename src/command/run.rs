@@ -367,8 +367,8 @@ impl Reporter {
                 let limits = &settings.scheduling.limits;
                 self.console.tell(Event::Rescheduled {
                     policy: settings.policy,
-                    max_inflight: limits.inflight_max,
-                    overload_factor: limits.overload_factor,
+                    max_inflight: limits.inflight_max_under(settings.policy),
+                    overload_factor: limits.overload_factor.under(settings.policy),
                 });
             }
             ClusterEvent::Fork { worker } => {

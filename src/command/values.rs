@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clusterlb::Error;
-use clusterlb_schedule::{CREDITS_MAX, CreditRule};
+use clusterlb_schedule::{CREDITS_MAX, CreditRule, OverloadFactor};
 
 /// A value that can be switched off.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +34,13 @@ pub(super) fn switched_time(text: &str) -> Result<Switch<Duration>, String> {
     switch(text, positive_time)
 }
 
-pub(super) fn factor(text: &str) -> Result<Switch<f32>, String> {
-    switch(text, |text| match text.parse::<f32>() {
-        Ok(factor) if (1.0..=1000.0).contains(&factor) => Ok(factor),
-        _ => Err("write off or a number from 1 to 1000; 1 is the average itself".into()),
-    })
+pub(super) fn factor(text: &str) -> Result<OverloadFactor, String> {
+    match (text, text.parse::<f32>()) {
+        ("auto", _) => Ok(OverloadFactor::Auto),
+        ("off", _) => Ok(OverloadFactor::Off),
+        (_, Ok(factor)) if (1.0..=1000.0).contains(&factor) => Ok(OverloadFactor::Times(factor)),
+        _ => Err("write auto, off or a number from 1 to 1000; 1 is the average itself".into()),
+    }
 }
 
 pub(super) fn credits(text: &str) -> Result<CreditRule, String> {

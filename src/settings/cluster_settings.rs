@@ -19,7 +19,7 @@ use crate::sys::engine::EngineChoice;
 use crate::sys::limits::DescriptorLimit;
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
-/// `rr`, `least`, `sticky` or `none`.
+/// `rr`, `least`, `fastest`, `central`, `sticky` or `none`.
 pub const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
 
 /// The running program itself, even when its file has been replaced or removed meanwhile.

@@ -4,7 +4,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use clusterlb::{
-    Cluster, Completion, Event, Events, ForkOptions, Policy, WorkerCounts, WorkerHandle,
+    Cluster, Completion, Event, Events, ForkOptions, OverloadFactor, Policy, WorkerCounts,
+    WorkerHandle,
 };
 
 use crate::server::{ADAPTER, ADDRESS, Adapter, FIRST_BYTES};
@@ -31,7 +32,7 @@ impl Stage {
                 // Otherwise a busy machine makes the scheduler skip workers, and no order is
                 // certain.
                 settings.scheduling.hang_after_ns = None;
-                settings.scheduling.limits.overload_factor = None;
+                settings.scheduling.limits.overload_factor = OverloadFactor::Off;
             })
             .expect("valid settings");
         let events = cluster.events().expect("descriptors");

@@ -46,7 +46,7 @@ fn connections_go_round() {
 }
 
 fn a_worker_shares_its_address_whatever_the_policy() {
-    for policy in [Policy::Rr, Policy::Least, Policy::Sticky, Policy::None] {
+    for policy in Policy::ALL {
         let mut stage = Stage::with(|settings| settings.policy = policy);
         let (_, address) = stage.shared(2);
         for _ in 0..20 {

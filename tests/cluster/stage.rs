@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clusterlb::{
     Cluster, ClusterSettings, Event, Events, ForkOptions, ListenOptions, ListeningAddress, Message,
-    Policy, WorkerHandle,
+    OverloadFactor, Policy, WorkerHandle,
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -40,7 +40,7 @@ impl Stage {
                 // Otherwise a busy machine makes the scheduler skip workers, and no order is
                 // certain.
                 settings.scheduling.hang_after_ns = None;
-                settings.scheduling.limits.overload_factor = None;
+                settings.scheduling.limits.overload_factor = OverloadFactor::Off;
                 change(settings);
             })
             .expect("valid settings");

@@ -7,9 +7,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clusterlb::{
-    Cluster, ClusterSettings, Ending, ErrorKind, Event, Finished, Result, SlotState, Snapshot,
-    Supervisor, SupervisorEvent, SupervisorHandle, SupervisorStage, WorkerHandle, WorkerId,
-    WorkerState,
+    Cluster, ClusterSettings, Ending, ErrorKind, Event, Finished, OverloadFactor, Result,
+    SlotState, Snapshot, Supervisor, SupervisorEvent, SupervisorHandle, SupervisorStage,
+    WorkerHandle, WorkerId, WorkerState,
 };
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
@@ -66,7 +66,7 @@ impl Kept {
         let setup = cluster.setup_primary(|settings| {
             settings.args.clear();
             settings.scheduling.hang_after_ns = None;
-            settings.scheduling.limits.overload_factor = None;
+            settings.scheduling.limits.overload_factor = OverloadFactor::Off;
             // The address outlives the workers that serve it.
             settings.hold = true;
             change(settings);

@@ -225,5 +225,8 @@ fn the_environment_sets_the_policy_and_the_flag_wins() {
     Launch::new("--workers 1")
         .variable("CLUSTERLB_SCHED_POLICY", "nonsense")
         .refused()
-        .assert_refusal(2, &["CLUSTERLB_SCHED_POLICY=nonsense", "rr, least, sticky, none"]);
+        .assert_refusal(
+            2,
+            &["CLUSTERLB_SCHED_POLICY=nonsense", "rr, least, fastest, central, sticky, none"],
+        );
 }

@@ -48,6 +48,8 @@ fn every_policy_and_every_mechanism_that_needs_no_ring_is_served_by_epoll() {
     for policy in [
         "--policy rr",
         "--policy least",
+        "--policy fastest",
+        "--policy central",
         "--policy sticky",
         "--policy none --accept epoll",
         "--policy none --accept epoll-drain",

@@ -20,7 +20,7 @@ const AT_ONCE: usize = 3;
 /// Requests to each server of a cell.
 const REQUESTS: usize = 4;
 
-const POLICIES: [&str; 5] = ["rr", "least", "sticky", "none", "none --accept reuseport"];
+const POLICIES: [&str; 6] = ["rr", "least", "fastest", "sticky", "none", "none --accept reuseport"];
 
 /// The usual file with two branches, and every kind of server that there is, behind one worker.
 const BRANCHES: &str = "

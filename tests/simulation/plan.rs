@@ -2,7 +2,9 @@
 //! time does not pass here.
 
 use clusterlb_harness::work::ServiceTime;
-use clusterlb_schedule::{CREDITS_MAX, CreditRule, Limits, Policy, SchedulerConfig};
+use clusterlb_schedule::{
+    CREDITS_MAX, CreditRule, Limits, OverloadFactor, Policy, SchedulerConfig,
+};
 use fastrand::Rng;
 
 pub(crate) const MICROSECOND: u64 = 1_000;
@@ -49,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) channel_messages: usize,
     pub(crate) service: ServiceTime,
     pub(crate) service_seed: u64,
+    /// What each worker takes for a request, as a multiple of its service time.
+    pub(crate) slowness: Vec<u64>,
     /// Percentage of connections that wait without keeping a worker's loop busy.
     pub(crate) held_percent: u8,
     /// Percentage of connections that the client resets before they are served.
@@ -94,6 +98,7 @@ impl Plan {
             channel_messages: if random.bool() { 80 } else { random.usize(1..6) },
             service,
             service_seed: random.u64(..),
+            slowness: (0..workers).map(|_| [1, 1, 1, 4][random.usize(0..4)]).collect(),
             held_percent: if random.bool() { 0 } else { random.u8(0..=100) },
             reset_percent: random.u8(0..20),
             probe_loss_percent: random.u8(0..30),
@@ -119,12 +124,25 @@ impl Plan {
         utilisation: f64,
         count: usize,
     ) -> Self {
+        Self::uneven(seed, vec![1; workers], service, utilisation, count)
+    }
+
+    /// The same with workers that take these multiples of the service times.
+    pub(crate) fn uneven(
+        seed: u64,
+        slowness: Vec<u64>,
+        service: ServiceTime,
+        utilisation: f64,
+        count: usize,
+    ) -> Self {
+        let workers = slowness.len();
         let mut random = Rng::with_seed(seed);
         let service_seed = random.u64(..);
         // There the chooser has a separate seed.
         let _ = random.u64(..);
-        #[expect(clippy::cast_precision_loss, reason = "a handful of workers")]
-        let between_ns = service.mean_ns() / (utilisation * workers as f64);
+        #[expect(clippy::cast_precision_loss, reason = "a small multiple")]
+        let capacity: f64 = slowness.iter().map(|one| 1.0 / *one as f64).sum();
+        let between_ns = service.mean_ns() / (utilisation * capacity);
         let arrivals = arrivals(&mut random, count, between_ns);
         Self {
             seed,
@@ -136,6 +154,7 @@ impl Plan {
             channel_messages: 80,
             service,
             service_seed,
+            slowness,
             held_percent: 0,
             reset_percent: 0,
             probe_loss_percent: 0,
@@ -185,7 +204,9 @@ fn service(random: &mut Rng) -> (ServiceTime, u64) {
 }
 
 fn policy(random: &mut Rng) -> Policy {
-    [Policy::Rr, Policy::Rr, Policy::Least, Policy::Sticky][random.usize(0..4)]
+    let handing_over =
+        Policy::ALL.map(|policy| if policy == Policy::None { Policy::Rr } else { policy });
+    handing_over[random.usize(0..handing_over.len())]
 }
 
 fn scheduling(random: &mut Rng) -> SchedulerConfig {
@@ -193,7 +214,11 @@ fn scheduling(random: &mut Rng) -> SchedulerConfig {
     SchedulerConfig {
         limits: Limits {
             inflight_max: random.bool().then(|| random.u32(1..40)),
-            overload_factor: [None, Some(1.0), Some(1.5)][random.usize(0..3)],
+            overload_factor: [
+                OverloadFactor::Auto,
+                OverloadFactor::Off,
+                OverloadFactor::Times(1.5),
+            ][random.usize(0..3)],
         },
         scheduler: None,
         credits: match random.bool() {

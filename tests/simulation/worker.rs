@@ -128,6 +128,7 @@ impl World {
             self.finish(slot, connection);
         } else if held {
             worker.held.push(connection);
+            let needs_ns = needs_ns * self.plan.slowness[slot];
             self.enter(self.now_ns + needs_ns, Event::Ripe { slot, life, connection });
         } else {
             worker.work.push(connection);
@@ -139,7 +140,8 @@ impl World {
         let life = self.workers[slot].life;
         match self.workers[slot].work.first() {
             Some(connection) => {
-                let at_ns = self.now_ns + self.stories[*connection].needs_ns;
+                let needs_ns = self.stories[*connection].needs_ns * self.plan.slowness[slot];
+                let at_ns = self.now_ns + needs_ns;
                 self.enter(at_ns, Event::Served { slot, life });
             }
             None => self.enter(self.now_ns + 2_000, Event::End { slot, life }),
@@ -148,7 +150,8 @@ impl World {
 
     pub(crate) fn served(&mut self, slot: usize) {
         let connection = self.workers[slot].work.remove(0);
-        self.workers[slot].is_slow = self.stories[connection].needs_ns > MILLISECOND;
+        let took_ns = self.stories[connection].needs_ns * self.plan.slowness[slot];
+        self.workers[slot].is_slow = took_ns > MILLISECOND;
         self.finish(slot, connection);
         self.publish(slot);
         let has_work = !self.workers[slot].work.is_empty();

@@ -32,6 +32,16 @@ pub fn mechanism(target: Target) -> &'static str {
              flight; ties go in turn. Short connections spread nearly evenly; with long ones the \
              numbers of open connections stay even."
         }
+        Target::Own { policy: Policy::Fastest, .. } => {
+            "Only the primary accepts. It multiplies what a worker has in flight by what a \
+             connection usually takes it, and gives to the lowest. Equal workers take turns; a \
+             slow one gets as much less as it is slower."
+        }
+        Target::Own { policy: Policy::Central, .. } => {
+            "Only the primary accepts, and gives to an idle worker, one connection at a time; \
+             the rest waits in the kernel's queue. Workers that are faster ask for more; where \
+             connections stay open, each occupies its worker."
+        }
         Target::Own { policy: Policy::Sticky, .. } => {
             "Only the primary accepts. The client's address decides the worker unless that \
              worker is overloaded, so few clients use few workers. This is intended."
@@ -168,11 +178,12 @@ mod tests {
 
     #[test]
     fn every_mechanism_is_explained_and_none_like_another() {
-        let peers = ["node:rr", "node:none"].map(|name| name.parse().expect("a target"));
-        let mut texts: Vec<&str> = mechanisms().into_iter().chain(peers).map(mechanism).collect();
+        let others = ["node:rr", "node:none", "least", "fastest", "central", "sticky"]
+            .map(|name| name.parse().expect("a target"));
+        let mut texts: Vec<&str> = mechanisms().into_iter().chain(others).map(mechanism).collect();
         assert!(texts.iter().all(|text| text.len() > 100));
         texts.sort_unstable();
         texts.dedup();
-        assert_eq!(texts.len(), 9);
+        assert_eq!(texts.len(), 13);
     }
 }

@@ -45,7 +45,8 @@ pub enum Discipline {
 /// Parameters of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
-    servers: usize,
+    /// What each server takes for a request, as a multiple of its service time.
+    slowness: Vec<f64>,
     service: ServiceTime,
     utilisation: f64,
     requests: usize,
@@ -93,7 +94,22 @@ impl Queue {
         if requests == 0 || requests > REQUESTS_MAX {
             return refuse(format!("{requests} requests"), format!("ask for 1 to {REQUESTS_MAX}"));
         }
-        Ok(Self { servers, service, utilisation, requests })
+        Ok(Self { slowness: vec![1.0; servers], service, utilisation, requests })
+    }
+
+    /// Makes servers slower, from the first on: each takes this multiple of the service times. The
+    /// utilisation is that of all of them together.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for more than there are, or a multiple that is not above 0.
+    pub fn with_slowness(mut self, slowness: &[f64]) -> Result<Self> {
+        let is_possible = |one: &f64| *one > 0.0 && one.is_finite();
+        if slowness.len() > self.slowness.len() || !slowness.iter().all(is_possible) {
+            let hint = "give at most one positive number for each server";
+            return Err(Error::usage(format!("servers as slow as {slowness:?}"), hint));
+        }
+        self.slowness[..slowness.len()].copy_from_slice(slowness);
+        Ok(self)
     }
 
     /// Runs the simulation. For a given seed, all disciplines see the same arrivals and service
@@ -102,18 +118,19 @@ impl Queue {
     pub fn simulate(&self, discipline: Discipline, seed: u64) -> Latencies {
         let mut arrivals = Rng::with_seed(seed);
         let mut service = Sampler::new(self.service.clone(), arrivals.u64(..));
-        let mut chooser = Chooser::new(discipline, self.servers, arrivals.u64(..));
-        let between_ns = self.service.mean_ns() / (self.utilisation * to_f64(self.servers));
+        let mut chooser = Chooser::new(discipline, self.slowness.len(), arrivals.u64(..));
+        let capacity: f64 = self.slowness.iter().map(|one| one.recip()).sum();
+        let between_ns = self.service.mean_ns() / (self.utilisation * capacity);
         let uncounted = self.requests / WARM_UP_ONE_IN;
         let mut latencies = Vec::with_capacity(self.requests - uncounted);
         let (mut now_ns, mut waited_ns) = (0.0, 0.0);
         for request in 0..self.requests {
             now_ns += between_ns * exponential(&mut arrivals);
             let needs_ns = whole(service.draw_ns());
-            let begins_ns = chooser.begin(now_ns, needs_ns);
+            let (begins_ns, took_ns) = chooser.begin(now_ns, needs_ns, &self.slowness);
             if request >= uncounted {
                 waited_ns += begins_ns - now_ns;
-                latencies.push(begins_ns - now_ns + needs_ns);
+                latencies.push(begins_ns - now_ns + took_ns);
             }
         }
         summarize(latencies, waited_ns)
@@ -143,7 +160,7 @@ fn per_mille(sorted: &[f64], rank: usize) -> f64 {
 enum Chooser {
     /// When each server becomes free, earliest first, as bit patterns: times are not negative, so
     /// the bits sort in the same order.
-    Central(BinaryHeap<Reverse<u64>>),
+    Central(BinaryHeap<Reverse<(u64, usize)>>),
     /// When each server has finished its queue.
     Random(Vec<f64>, Rng),
     InTurn(Vec<f64>, usize),
@@ -153,9 +170,9 @@ enum Chooser {
 impl Chooser {
     fn new(discipline: Discipline, servers: usize, seed: u64) -> Self {
         match discipline {
-            Discipline::CentralQueue => {
-                Self::Central((0..servers).map(|_| Reverse(0.0_f64.to_bits())).collect())
-            }
+            Discipline::CentralQueue => Self::Central(
+                (0..servers).map(|place| Reverse((0.0_f64.to_bits(), place))).collect(),
+            ),
             Discipline::Random => Self::Random(vec![0.0; servers], Rng::with_seed(seed)),
             Discipline::RoundRobin => Self::InTurn(vec![0.0; servers], 0),
             Discipline::RoundRobinRelative { factor } => Self::Relative(Relative {
@@ -167,28 +184,30 @@ impl Chooser {
         }
     }
 
-    /// Assigns a request that arrives now, and returns when its service begins.
-    fn begin(&mut self, now_ns: f64, needs_ns: f64) -> f64 {
-        let free_ns = match self {
+    /// Assigns a request that arrives now. Returns when its service begins, and how long it takes.
+    fn begin(&mut self, now_ns: f64, needs_ns: f64, slowness: &[f64]) -> (f64, f64) {
+        let (free_ns, took_ns) = match self {
             Self::Central(servers) => {
                 let mut first = servers.peek_mut().expect("there is a server");
-                let begins_ns = f64::from_bits(first.0).max(now_ns);
-                *first = Reverse((begins_ns + needs_ns).to_bits());
-                return begins_ns;
+                let (free_ns, place) = first.0;
+                let begins_ns = f64::from_bits(free_ns).max(now_ns);
+                let took_ns = needs_ns * slowness[place];
+                *first = Reverse(((begins_ns + took_ns).to_bits(), place));
+                return (begins_ns, took_ns);
             }
             Self::Random(servers, random) => {
                 let place = random.usize(0..servers.len());
-                &mut servers[place]
+                (&mut servers[place], needs_ns * slowness[place])
             }
             Self::InTurn(servers, cursor) => {
                 *cursor = (*cursor + 1) % servers.len();
-                &mut servers[*cursor]
+                (&mut servers[*cursor], needs_ns * slowness[*cursor])
             }
-            Self::Relative(servers) => return servers.begin(now_ns, needs_ns),
+            Self::Relative(servers) => return servers.begin(now_ns, needs_ns, slowness),
         };
         let begins_ns = free_ns.max(now_ns);
-        *free_ns = begins_ns + needs_ns;
-        begins_ns
+        *free_ns = begins_ns + took_ns;
+        (begins_ns, took_ns)
     }
 }
 
@@ -202,7 +221,7 @@ struct Relative {
 }
 
 impl Relative {
-    fn begin(&mut self, now_ns: f64, needs_ns: f64) -> f64 {
+    fn begin(&mut self, now_ns: f64, needs_ns: f64, slowness: &[f64]) -> (f64, f64) {
         for server in &mut self.ends_ns {
             while server.front().is_some_and(|end_ns| *end_ns <= now_ns) {
                 server.pop_front();
@@ -213,9 +232,10 @@ impl Relative {
         self.cursor = (place + 1) % self.ends_ns.len();
         let server = &mut self.ends_ns[place];
         let begins_ns = server.back().map_or(now_ns, |end_ns| end_ns.max(now_ns));
-        server.push_back(begins_ns + needs_ns);
+        let took_ns = needs_ns * slowness[place];
+        server.push_back(begins_ns + took_ns);
         self.in_flight += 1;
-        begins_ns
+        (begins_ns, took_ns)
     }
 
     /// The next server at or below the limit, or else the one with the fewest; ties go to the next

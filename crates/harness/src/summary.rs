@@ -9,7 +9,7 @@ use super::queueing::{Discipline, Latencies, Queue};
 use super::scenario::{Knobs, Scenario};
 use super::target::Target;
 use super::trial::{Outcome, Record};
-use crate::schedule::Limits;
+use crate::schedule::{OverloadFactor, Policy};
 
 /// Requests of a simulated queue, enough for a stable 99.9th percentile.
 const SIMULATED_REQUESTS: usize = 400_000;
@@ -278,7 +278,7 @@ impl Comparisons {
 fn ideal(scenario: Scenario, knobs: &Knobs) -> Option<Ideal> {
     let (work, utilisation) = scenario.work().zip(scenario.utilisation())?;
     let queue = Queue::new(knobs.workers, work.time, utilisation, SIMULATED_REQUESTS).ok()?;
-    let factor = Limits::default().overload_factor.map_or(1.0, f64::from);
+    let factor = OverloadFactor::Auto.under(Policy::Rr).map_or(1.0, f64::from);
     Some(Ideal {
         utilisation,
         central_queue: queue.simulate(Discipline::CentralQueue, knobs.seed),

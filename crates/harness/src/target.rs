@@ -59,10 +59,11 @@ pub fn mechanisms() -> Vec<Target> {
     none.chain([Target::RR]).collect()
 }
 
-const FORMS: &str = "name rr, least, sticky, none:MECHANISM (epoll, epoll-drain, epoll-exclusive, \
-     uring, uring-multishot or reuseport), the same with Node's workers (rr+node, least+node, \
-     sticky+node, none+node, none:reuseport+node), node, node:none, nginx, nginx:reuseport or \
-     haproxy; own ones may be followed by options, as in `rr --credits 8`";
+const FORMS: &str = "name rr, least, fastest, central, sticky, none:MECHANISM (epoll, epoll-drain, \
+     epoll-exclusive, uring, uring-multishot or reuseport), the same with Node's workers (rr+node, \
+     least+node, fastest+node, central+node, sticky+node, none+node, none:reuseport+node), node, \
+     node:none, nginx, nginx:reuseport or haproxy; own ones may be followed by options, as in \
+     `rr --credits 8`";
 /// Suffix of an own policy's name if its workers are Node processes.
 pub(super) const NODE_MARK: &str = "+node";
 
@@ -201,11 +202,12 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         let peers = ["node:rr", "node:none", "nginx", "nginx:reuseport", "haproxy"];
-        let under = ["rr+node", "least+node", "sticky+node", "none+node", "none:reuseport+node"];
+        let plain = ["least", "fastest", "central", "sticky"];
+        let under = ["rr+node", "fastest+node", "central+node", "none+node", "none:reuseport+node"];
         let names = mechanisms().into_iter().map(|target| target.to_string());
-        let others = peers.into_iter().chain(under).map(str::to_owned);
+        let others = peers.into_iter().chain(plain).chain(under).map(str::to_owned);
         let names: Vec<String> = names.chain(others).collect();
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 21);
         for name in names {
             let target: Target = name.parse().expect(&name);
             assert_eq!(target.to_string(), name);

@@ -22,8 +22,8 @@ pub struct SchedulerConfig {
     /// none.
     pub unserved_limit_ns: Option<u64>,
     /// A connection that a worker at work has not claimed for this long goes to an idle worker of
-    /// the same listener, if there is one; never, if none. Under [`Policy::Rr`](crate::Policy) and
-    /// [`Policy::Least`](crate::Policy) with the built-in scheduler.
+    /// the same listener, if there is one; never, if none. With the built-in scheduler, and not
+    /// under [`Policy::Sticky`](crate::Policy).
     pub take_back_after_ns: Option<u64>,
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,

@@ -6,26 +6,56 @@
 
 use serde::Serialize;
 
-use super::WorkerLoad;
 use super::loads::{Block, Loads, Normal};
+use super::{Policy, WorkerLoad};
 
 /// A worker that was at its hard limit is considered again at this share of it, in percent, so
 /// that it does not flap around the limit.
 const REENTRY_PERCENT: u32 = 90;
 
 /// The limits of the stages.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Limits {
-    /// Most connections in flight at one worker; none by default.
+    /// Most connections in flight at one worker; none by default, one under [`Policy::Central`].
     pub inflight_max: Option<u32>,
-    /// A worker with more in flight than the average times this is passed over; none switches the
-    /// relative stage off. Never below one connection.
-    pub overload_factor: Option<f32>,
+    /// How far above the average a worker may be before it is passed over.
+    pub overload_factor: OverloadFactor,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { inflight_max: None, overload_factor: Some(1.0) }
+impl Limits {
+    /// Most connections in flight at one worker under a policy.
+    #[must_use]
+    pub fn inflight_max_under(&self, policy: Policy) -> Option<u32> {
+        let one = if policy == Policy::Central { Some(1) } else { None };
+        self.inflight_max.or(one)
+    }
+}
+
+/// A worker with more in flight than the average times this is passed over. The limit is never
+/// below one connection. [`Policy::Least`] and [`Policy::Fastest`] compare all workers anyway and
+/// have no such stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum OverloadFactor {
+    /// 1.25 under [`Policy::Sticky`], where moving a client has a price; else 1, the average
+    /// itself.
+    #[default]
+    Auto,
+    /// No worker is passed over for that.
+    Off,
+    /// This factor; below 1 it counts as 1.
+    Times(f32),
+}
+
+impl OverloadFactor {
+    /// What it comes to under a policy; none if no worker is passed over for that.
+    #[must_use]
+    pub fn under(self, policy: Policy) -> Option<f32> {
+        match (policy, self) {
+            (_, Self::Off) => None,
+            (_, Self::Times(factor)) => Some(factor),
+            (Policy::Sticky, Self::Auto) => Some(1.25),
+            (_, Self::Auto) => Some(1.0),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub mod id;
 mod index_set;
 mod intake;
 mod loads;
+mod pace;
 mod picker;
 mod policy;
 mod roster;
@@ -26,7 +27,7 @@ pub use claim_times::{CLAIM_BOUNDS_NS, ClaimTimes};
 pub use coalescing::Coalescing;
 pub use config::SchedulerConfig;
 pub use credits::{CREDITS_MAX, CreditRule};
-pub use filter::{Limits, Skips};
+pub use filter::{Limits, OverloadFactor, Skips};
 pub use intake::Intake;
 pub use loads::Loads;
 pub use picker::Picker;
@@ -64,6 +65,9 @@ pub struct WorkerLoad {
     pub credits: u32,
     /// How far it has come in its slow start, in thousandths; 1000 is all the way.
     pub slow_start_permille: u16,
+    /// What a connection usually takes it from claim to finish, in microseconds; 0 if that is not
+    /// known or has not been tried for long. Kept under [`Policy::Fastest`] only.
+    pub usual_us: u32,
 }
 
 impl WorkerLoad {
@@ -76,6 +80,7 @@ impl WorkerLoad {
             in_flight,
             credits: CREDITS_MAX,
             slow_start_permille: 1000,
+            usual_us: 0,
         }
     }
 

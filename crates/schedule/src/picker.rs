@@ -1,8 +1,9 @@
-//! The policies: rotation, least in flight, sticky. All on the same stages. Pure.
+//! The policies: rotation, least in flight, done first, one queue, sticky. All on the same stages.
+//! Pure.
 
 use super::filter::{Limits, Skips, judge, relative_limit};
 use super::loads::{BLOCK, Loads};
-use super::{Client, Policy, Scheduler};
+use super::{Client, Policy, Scheduler, WorkerLoad};
 use crate::id::Slot;
 
 /// A policy. Each listener has its own, so that each spreads its connections evenly.
@@ -43,6 +44,15 @@ impl Lowest {
         }
     }
 
+    /// Offers these workers of a block by when they should be done with one more.
+    fn offer_times(&mut self, loads: &Loads, times: &Times, block: usize, mut workers: u64) {
+        while let Some(place) = first_of(block, workers) {
+            let load = &loads[place];
+            self.offer((u64::from(load.in_flight) + 1) * times.of(load), place);
+            workers &= workers - 1;
+        }
+    }
+
     /// Offers these workers of a block by how much a client prefers them.
     fn offer_homes(&mut self, client: Client, block: usize, mut workers: u64) {
         while let Some(place) = first_of(block, workers) {
@@ -56,6 +66,30 @@ impl Lowest {
     }
 }
 
+/// What connections take, as [`Policy::Fastest`] compares it.
+struct Times {
+    /// The least that counts: what differs by less than a half is equal, and takes turns.
+    least_us: u64,
+    /// The most that counts, so that a slow worker gets something when the others are busy.
+    most_us: u64,
+}
+
+/// A slow worker counts as at most so many times slower than the fastest.
+const SLOWER_MAX: u64 = 16;
+
+impl Times {
+    fn new(loads: &Loads) -> Self {
+        let known = loads.iter().filter(|load| load.can_take() && load.usual_us > 0);
+        let fastest_us = known.map(|load| u64::from(load.usual_us)).min().unwrap_or(1);
+        Self { least_us: (fastest_us * 3).div_ceil(2), most_us: fastest_us * SLOWER_MAX }
+    }
+
+    /// One of which nothing is known is as good as the fastest.
+    fn of(&self, load: &WorkerLoad) -> u64 {
+        u64::from(load.usual_us).clamp(self.least_us, self.most_us)
+    }
+}
+
 /// The place of the first of these workers of a block.
 fn first_of(block: usize, workers: u64) -> Option<usize> {
     (workers != 0).then(|| block * BLOCK + workers.trailing_zeros() as usize)
@@ -65,20 +99,24 @@ impl Picker {
     /// A policy that begins at slot 0.
     #[must_use]
     pub fn new(policy: Policy, limits: Limits) -> Self {
+        let limits = Limits { inflight_max: limits.inflight_max_under(policy), ..limits };
         Self { policy, limits, cursor: 0, memory: Vec::new(), skips: Skips::default() }
     }
 
     /// Picks by another policy and other limits from now on.
     pub(super) fn reconfigure(&mut self, policy: Policy, limits: Limits) {
-        (self.policy, self.limits) = (policy, limits);
+        self.policy = policy;
+        self.limits = Limits { inflight_max: limits.inflight_max_under(policy), ..limits };
     }
 
     /// The best of those who pass every stage.
     fn best(&mut self, loads: &Loads, client: Client) -> Option<usize> {
-        let share = match self.policy {
-            Policy::Least => None,
-            _ => self.limits.overload_factor.and_then(|one| relative_limit(loads.normal(), one)),
+        let factor = match self.policy {
+            Policy::Least | Policy::Fastest => None,
+            policy => self.limits.overload_factor.under(policy),
         };
+        let share = factor.and_then(|factor| relative_limit(loads.normal(), factor));
+        let times = (self.policy == Policy::Fastest).then(|| Times::new(loads));
         let mut best = Lowest::default();
         // The first block comes again when everybody else has been looked at.
         let mut first = None;
@@ -92,7 +130,9 @@ impl Picker {
             let passing = verdict.passing & span;
             let seen = match self.policy {
                 // A rotation looks at nobody behind the one that it takes.
-                Policy::Rr | Policy::None => span & (passing ^ passing.wrapping_sub(1)),
+                Policy::Rr | Policy::Central | Policy::None => {
+                    span & (passing ^ passing.wrapping_sub(1))
+                }
                 _ => span,
             };
             memory.resting = memory.resting & !seen | verdict.at_limit & seen;
@@ -101,9 +141,15 @@ impl Picker {
                 self.skips.count(&verdict, seen);
             }
             match self.policy {
-                Policy::Rr | Policy::None if passing != 0 => return first_of(block, passing),
-                Policy::Rr | Policy::None => {}
+                Policy::Rr | Policy::Central | Policy::None => match first_of(block, passing) {
+                    None => {}
+                    first => return first,
+                },
                 Policy::Least => best.offer_loads(loads, block, passing),
+                Policy::Fastest => {
+                    let times = times.as_ref().expect("made for this policy");
+                    best.offer_times(loads, times, block, passing);
+                }
                 Policy::Sticky => best.offer_homes(client, block, passing),
             }
         }

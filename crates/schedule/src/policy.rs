@@ -16,9 +16,16 @@ pub enum Policy {
     Rr,
     /// The primary hands over to the worker with the fewest connections in flight; ties rotate.
     Least,
+    /// The primary hands over to the worker that should be done first: fewest in flight times what
+    /// a connection usually takes it. For unequal cores, garbage collectors and noisy neighbours.
+    Fastest,
+    /// The primary hands over to an idle worker, and what finds none waits in the kernel's backlog:
+    /// one queue for all. For requests that keep their worker busy; a connection that stays open
+    /// occupies its worker. [`Limits::inflight_max`](crate::Limits) allows more than one.
+    Central,
     /// The primary hands over to the worker that the client's address maps to, unless that worker
     /// is overloaded (rendezvous hashing with bounded load): for sessions that live in one
-    /// worker's memory.
+    /// worker's memory. [`OverloadFactor`](crate::OverloadFactor) is the bound.
     Sticky,
     /// The workers accept from the shared listener, the kernel chooses (SCHED_NONE).
     None,
@@ -26,7 +33,8 @@ pub enum Policy {
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Self; 4] = [Self::Rr, Self::Least, Self::Sticky, Self::None];
+    pub const ALL: [Self; 6] =
+        [Self::Rr, Self::Least, Self::Fastest, Self::Central, Self::Sticky, Self::None];
 
     /// Its name on the command line.
     #[must_use]
@@ -34,6 +42,8 @@ impl Policy {
         match self {
             Self::Rr => "rr",
             Self::Least => "least",
+            Self::Fastest => "fastest",
+            Self::Central => "central",
             Self::Sticky => "sticky",
             Self::None => "none",
         }
@@ -105,7 +115,7 @@ impl FromStr for Policy {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
-        let unknown = UnknownName { known: "rr, least, sticky, none" };
+        let unknown = UnknownName { known: "rr, least, fastest, central, sticky, none" };
         Self::ALL.into_iter().find(|one| one.name() == name).ok_or(unknown)
     }
 }
@@ -145,7 +155,7 @@ mod tests {
         for mechanism in AcceptMechanism::ALL {
             assert_eq!(mechanism.to_string().parse(), Ok(mechanism));
         }
-        let known = "fastest".parse::<Policy>().expect_err("no such policy").known;
+        let known = "slowest".parse::<Policy>().expect_err("no such policy").known;
         assert!(Policy::ALL.iter().all(|policy| known.contains(policy.name())));
         let known = "poll".parse::<AcceptMechanism>().expect_err("no such mechanism").known;
         assert!(AcceptMechanism::ALL.iter().all(|mechanism| known.contains(mechanism.name())));

@@ -9,6 +9,7 @@ use super::credits::Credits;
 use super::filter::Skips;
 use super::index_set::IndexSet;
 use super::loads::Loads;
+use super::pace::Pace;
 use super::picker::Picker;
 use super::scheduler::Chooser;
 use super::{Client, Policy, Scheduler, Status, WorkerLoad};
@@ -53,6 +54,9 @@ struct WorkerEntry {
     /// It leaves connections in its own socket, or may be about to.
     stalled: bool,
     sample: Sample,
+    pace: Pace,
+    /// Connections that had been assigned to anybody when it got its last one.
+    assigned_at: u64,
 }
 
 /// All workers.
@@ -75,6 +79,12 @@ pub struct Roster {
     skips_before: Skips,
     /// When unclaimed connections were last looked at for one that could move.
     looked_ns: u64,
+    /// When counters were last read.
+    observed_ns: u64,
+    /// When what connections take was last learned from.
+    paced_ns: u64,
+    /// Connections assigned so far.
+    assigned: u64,
 }
 
 /// A worker with so many connections has enough to do for a while, if it is slow to claim them.
@@ -103,6 +113,9 @@ impl Roster {
             indices: Vec::new(),
             skips_before: Skips::default(),
             looked_ns: 0,
+            observed_ns: 0,
+            paced_ns: 0,
+            assigned: 0,
         };
         (0..listeners).map(ListenerId).for_each(|listener| roster.add_listener(listener));
         roster
@@ -178,6 +191,8 @@ impl Roster {
             suspected: false,
             stalled: false,
             sample: Sample::default(),
+            pace: Pace::new(now_ns),
+            assigned_at: self.assigned,
         });
         let came = WorkerLoad { status: Status::Ready, ..WorkerLoad::default() };
         self.loads.set(place, came);
@@ -238,6 +253,7 @@ impl Roster {
 
     /// Takes note of a worker's counters.
     pub fn observe(&mut self, slot: Slot, sample: Sample, now_ns: u64) {
+        self.observed_ns = now_ns;
         let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return };
         // Counts of another process: cut to what is possible.
         let given = worker.assigned - worker.returned;
@@ -267,6 +283,9 @@ impl Roster {
 
     /// Who shall have the next connection of a listener. The choice is counted at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
+        if self.policy == Policy::Fastest && self.paced_ns != self.observed_ns {
+            self.note_paces();
+        }
         let place = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
         let slot = self.listeners[place].as_mut()?.pick(loads, client)?;
@@ -275,7 +294,10 @@ impl Roster {
 
     /// Counts a connection for a worker.
     fn assign(&mut self, place: usize) -> Option<Slot> {
-        self.workers[place].as_mut()?.assigned += 1;
+        let worker = self.workers[place].as_mut()?;
+        worker.assigned += 1;
+        self.assigned += 1;
+        worker.assigned_at = self.assigned;
         self.loads.change(place, |load| {
             load.in_flight += 1;
             load.credits = load.credits.saturating_sub(1);
@@ -463,6 +485,7 @@ fn slow_start(age_ns: u64, config: &SchedulerConfig) -> u16 {
     u16::try_from(permille).unwrap_or(1000).min(1000)
 }
 
+mod paces;
 mod reconfigure;
 mod suspicion;
 mod take_back;

@@ -43,8 +43,8 @@ pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String,
     };
     let rules = json!({
         "policy": policy,
-        "overload_factor": scheduling.limits.overload_factor,
-        "max_inflight": scheduling.limits.inflight_max,
+        "overload_factor": scheduling.limits.overload_factor.under(policy),
+        "max_inflight": scheduling.limits.inflight_max_under(policy),
         "credits": credits,
         "hang_after_ms": scheduling.hang_after_ns.map(to_ms),
         "take_back_after_ms": scheduling.take_back_after_ns.map(to_ms),
@@ -134,7 +134,7 @@ fn set(
             .parse()
             .map(|one| *policy = one)
             .map_err(|error: clusterlb::UnknownName| error.to_string()),
-        "overload-factor" => factor(value).map(|one| rules.limits.overload_factor = one.0),
+        "overload-factor" => factor(value).map(|one| rules.limits.overload_factor = one),
         "max-inflight" => most(value).map(|one| rules.limits.inflight_max = one),
         "credits" => credits(value).map(|one| rules.credits = one),
         "hang-after" => switched_time(value).map(|one| rules.hang_after_ns = ns(one)),

@@ -82,6 +82,21 @@ fn a_heavy_tail_shows_what_a_discipline_is_worth() {
 }
 
 #[test]
+fn slow_servers_of_one_queue_make_its_tail() {
+    let service: ServiceTime = "exp:1ms".parse().expect("a distribution");
+    let queue = Queue::new(8, service, 0.7, REQUESTS).expect("a queue");
+    let same = queue.clone().with_slowness(&[1.0; 8]).expect("eight servers");
+    let equal = queue.simulate(Discipline::CentralQueue, 11);
+    assert_eq!(same.simulate(Discipline::CentralQueue, 11), equal);
+    let uneven = queue.clone().with_slowness(&[4.0, 4.0]).expect("eight servers");
+    let uneven = uneven.simulate(Discipline::CentralQueue, 11);
+    assert!(close(uneven.p99_ns / MS, 9.0, 0.08), "{uneven:?}");
+    for refused in [&[1.0; 9][..], &[0.0], &[f64::NAN]] {
+        assert!(queue.clone().with_slowness(refused).is_err(), "{refused:?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_simulated_is_refused() {
     let refused = |servers, utilisation, requests| {
         let queue = Queue::new(servers, ServiceTime::heavy(), utilisation, requests);

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::{CREDITS_MAX, Status, WorkerLoad};
+use super::super::{CREDITS_MAX, OverloadFactor, Status, WorkerLoad};
 use super::*;
 
 mod model;
@@ -20,25 +20,39 @@ fn any_load() -> impl Strategy<Value = WorkerLoad> {
     ];
     let credits = prop_oneof![1 => Just(0), 4 => 1..=CREDITS_MAX];
     let slow_start = prop_oneof![1 => 0u16..1000, 4 => Just(1000u16)];
-    (status, prop::bool::weighted(0.1), 0u32..9, credits, slow_start).prop_map(
-        |(status, hung, in_flight, credits, slow_start_permille)| WorkerLoad {
+    let usual = prop_oneof![1 => Just(0), 2 => 1u32..40, 1 => any::<u32>()];
+    (status, prop::bool::weighted(0.1), 0u32..9, credits, slow_start, usual).prop_map(
+        |(status, hung, in_flight, credits, slow_start_permille, usual_us)| WorkerLoad {
             status,
             hung,
             in_flight,
             credits,
             slow_start_permille,
+            usual_us,
         },
     )
 }
 
 fn any_limits() -> impl Strategy<Value = Limits> {
-    let factor = prop_oneof![Just(None), (1.0f32..3.0).prop_map(Some)];
+    let factor = prop_oneof![
+        Just(OverloadFactor::Auto),
+        Just(OverloadFactor::Off),
+        (1.0f32..3.0).prop_map(OverloadFactor::Times),
+    ];
     (prop::option::of(1u32..9), factor)
         .prop_map(|(inflight_max, overload_factor)| Limits { inflight_max, overload_factor })
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
-    prop_oneof![Just(Policy::Rr), Just(Policy::Least), Just(Policy::Sticky)]
+    prop::sample::select(&Policy::ALL[..5])
+}
+
+/// The limits as the policy sees them.
+fn under(policy: Policy, limits: Limits) -> Limits {
+    match (policy, limits.inflight_max) {
+        (Policy::Central, None) => Limits { inflight_max: Some(1), ..limits },
+        _ => limits,
+    }
 }
 
 /// Says in the plainest way who can take a connection at all.
@@ -77,7 +91,7 @@ fn a_full_turn_visits_everybody_in_order() {
 
 #[test]
 fn each_stage_counts_whom_it_passed_over() {
-    let limits = Limits { inflight_max: Some(5), overload_factor: Some(1.0) };
+    let limits = Limits { inflight_max: Some(5), overload_factor: OverloadFactor::Times(1.0) };
     let mut picker = Picker::new(Policy::Rr, limits);
     let ready = WorkerLoad::ready(0);
     let loads = [
@@ -113,7 +127,7 @@ fn one_connection_is_never_above_the_average() {
 
 #[test]
 fn a_worker_at_its_limit_comes_back_a_little_below_it() {
-    let limits = Limits { inflight_max: Some(100), overload_factor: None };
+    let limits = Limits { inflight_max: Some(100), overload_factor: OverloadFactor::Off };
     let mut picker = Picker::new(Policy::Rr, limits);
     assert_eq!(pick(&mut picker, &[WorkerLoad::ready(100)], EVERYBODY), None);
     assert_eq!(pick(&mut picker, &[WorkerLoad::ready(95)], EVERYBODY), None);
@@ -125,7 +139,7 @@ fn a_worker_at_its_limit_comes_back_a_little_below_it() {
 #[test]
 fn a_small_limit_is_left_with_the_first_connection_that_ends() {
     for limit in 1..10 {
-        let limits = Limits { inflight_max: Some(limit), overload_factor: None };
+        let limits = Limits { inflight_max: Some(limit), overload_factor: OverloadFactor::Off };
         let mut picker = Picker::new(Policy::Rr, limits);
         assert_eq!(pick(&mut picker, &[WorkerLoad::ready(limit)], EVERYBODY), None);
         assert_eq!(pick(&mut picker, &[WorkerLoad::ready(limit - 1)], EVERYBODY), Some(Slot(0)));
@@ -166,6 +180,68 @@ fn an_overloaded_home_sends_its_client_to_the_next() {
     loads[home.index()].in_flight = 50;
     let next = pick(&mut picker, &loads, client).expect("three are not overloaded");
     assert_ne!(next, home);
+}
+
+#[test]
+fn one_queue_gives_to_the_idle_and_waits_when_nobody_is() {
+    let mut picker = Picker::new(Policy::Central, Limits::default());
+    let mut loads = [WorkerLoad::ready(0); 3];
+    for expected in [Some(0), Some(1), Some(2), None] {
+        let slot = pick(&mut picker, &loads, EVERYBODY).map(Slot::index);
+        assert_eq!(slot, expected);
+        slot.into_iter().for_each(|place| loads[place].in_flight += 1);
+    }
+    assert!(!picker.has_room(&row(&loads)));
+    let limits = Limits { inflight_max: Some(2), ..Limits::default() };
+    let mut picker = Picker::new(Policy::Central, limits);
+    assert_eq!(pick(&mut picker, &loads, EVERYBODY), Some(Slot(0)), "another limit holds");
+}
+
+#[test]
+fn connections_go_to_workers_by_what_these_are_done_with_in_a_time() {
+    let mut picker = Picker::new(Policy::Fastest, Limits::default());
+    let times_us = [1_000, 1_000, 2_000, 4_000];
+    let mut loads = times_us.map(|usual_us| WorkerLoad { usual_us, ..WorkerLoad::ready(0) });
+    for _ in 0..110 {
+        let slot = pick(&mut picker, &loads, EVERYBODY).expect("all are ready");
+        loads[slot.index()].in_flight += 1;
+    }
+    // What differs by less than a half from the fastest is equal, so these count 1.5, 1.5, 2, 4.
+    let shares = loads.map(|load| load.in_flight);
+    assert_eq!(shares, [35, 35, 27, 13]);
+}
+
+#[test]
+fn equal_workers_take_turns_and_unknown_ones_are_tried() {
+    let mut picker = Picker::new(Policy::Fastest, Limits::default());
+    let times_us = [1_000, 1_100, 0, 1_499, 9_000];
+    let loads = times_us.map(|usual_us| WorkerLoad { usual_us, ..WorkerLoad::ready(0) });
+    assert_eq!(picks(&mut picker, &loads, 8), [0, 1, 2, 3, 0, 1, 2, 3]);
+}
+
+#[test]
+fn a_slow_worker_gets_something_when_the_fastest_has_sixteen() {
+    let mut picker = Picker::new(Policy::Fastest, Limits::default());
+    let fast = |in_flight| WorkerLoad { usual_us: 1_000, ..WorkerLoad::ready(in_flight) };
+    let slow = WorkerLoad { usual_us: u32::MAX, ..WorkerLoad::ready(0) };
+    assert_eq!(pick(&mut picker, &[fast(9), slow], EVERYBODY), Some(Slot(0)));
+    assert_eq!(pick(&mut picker, &[fast(16), slow], EVERYBODY), Some(Slot(1)));
+}
+
+#[test]
+fn a_client_moves_later_than_a_rotation_skips() {
+    let factor = |policy| OverloadFactor::Auto.under(policy);
+    assert_eq!((factor(Policy::Rr), factor(Policy::Sticky)), (Some(1.0), Some(1.25)));
+    assert_eq!(OverloadFactor::Off.under(Policy::Sticky), None);
+    let mut picker = Picker::new(Policy::Sticky, Limits::default());
+    let mut loads = [WorkerLoad::ready(8); 8];
+    let client = Client(7);
+    let home = pick(&mut picker, &loads, client).expect("everybody is ready");
+    // The average follows, a little: 8.25 times 1.25 is 10.3, and 8.375 times 1.25 is 10.5.
+    loads[home.index()].in_flight = 10;
+    assert_eq!(pick(&mut picker, &loads, client), Some(home));
+    loads[home.index()].in_flight = 11;
+    assert_ne!(pick(&mut picker, &loads, client), Some(home));
 }
 
 /// What happens to a row between two choices.
@@ -249,6 +325,7 @@ proptest! {
         clients in prop::collection::vec(any::<u64>(), 1..50),
     ) {
         let mut picker = Picker::new(policy, limits);
+        let limits = under(policy, limits);
         for client in clients {
             // Nobody rests in a fresh picker, and these loads do not change.
             let somebody = loads.iter().any(|load| can(load, &limits));
@@ -267,7 +344,7 @@ proptest! {
         client in any::<u64>(),
     ) {
         let loads: Vec<_> = in_flight.iter().map(|count| WorkerLoad::ready(*count)).collect();
-        let limits = Limits { inflight_max: None, overload_factor: Some(factor) };
+        let limits = Limits { inflight_max: None, overload_factor: OverloadFactor::Times(factor) };
         let share = model::share(&loads, factor).expect("everybody is ready");
         for policy in [Policy::Rr, Policy::Sticky] {
             let mut picker = Picker::new(policy, limits);
@@ -282,7 +359,7 @@ proptest! {
         loads in prop::collection::vec(any_load(), 1..70),
         count in 1usize..500,
     ) {
-        let limits = Limits { inflight_max: None, overload_factor: None };
+        let limits = Limits { inflight_max: None, overload_factor: OverloadFactor::Off };
         let mut picker = Picker::new(Policy::Rr, limits);
         let mut shares = vec![0u32; loads.len()];
         for place in picks(&mut picker, &loads, count) {
@@ -308,6 +385,46 @@ proptest! {
             prop_assert_eq!(Some(loads[slot.index()].in_flight), least);
             loads[slot.index()].in_flight += 1;
         }
+    }
+
+    #[test]
+    fn nobody_who_would_be_done_clearly_earlier_is_passed_over(
+        loads in prop::collection::vec((0u32..30, 1u32..1_000_000), 1..70),
+    ) {
+        let load =
+            |(in_flight, usual_us)| WorkerLoad { usual_us, ..WorkerLoad::ready(in_flight) };
+        let loads: Vec<_> = loads.into_iter().map(load).collect();
+        let mut picker = Picker::new(Policy::Fastest, Limits::default());
+        let slot = pick(&mut picker, &loads, EVERYBODY).expect("all ready");
+        let least_us = u64::from(loads.iter().map(|load| load.usual_us).min().expect("some"));
+        // Between a half above the fastest and sixteen times it.
+        let done_us = |load: &WorkerLoad| {
+            (u64::from(load.in_flight) + 1) * u64::from(load.usual_us).min(16 * least_us)
+        };
+        let chosen_us = done_us(&loads[slot.index()]);
+        for load in &loads {
+            prop_assert!(chosen_us * 2 <= done_us(load) * 3 + 2 * u64::from(load.in_flight + 1));
+        }
+    }
+
+    #[test]
+    fn no_client_is_left_with_a_worker_above_the_bound(
+        clients in prop::collection::vec(any::<u64>(), 1..400),
+        workers in 1usize..40,
+        factor in prop_oneof![Just(1.0f32), Just(1.25), 1.0f32..3.0],
+    ) {
+        let limits =
+            Limits { inflight_max: None, overload_factor: OverloadFactor::Times(factor) };
+        let mut picker = Picker::new(Policy::Sticky, limits);
+        let mut loads = vec![WorkerLoad::ready(0); workers];
+        for client in clients {
+            let slot = pick(&mut picker, &loads, Client(client)).expect("all ready");
+            loads[slot.index()].in_flight += 1;
+        }
+        let share = model::share(&loads, factor).expect("all ready");
+        #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
+        let bound = |load: &WorkerLoad| load.in_flight as f32 <= share + 1.0;
+        prop_assert!(loads.iter().all(bound), "{share} {loads:?}");
     }
 
     #[test]

@@ -23,6 +23,10 @@ impl Roster {
         for worker in self.workers.iter_mut().flatten() {
             worker.credits.reconfigure(self.config.credits);
         }
+        // Kept under one policy only; what was known may be old when it comes back.
+        for place in 0..self.loads.len() {
+            self.loads.change(place, |load| load.usual_us = 0);
+        }
     }
 
     /// How long a worker takes to claim connections, if it has claimed one since the last call.

@@ -44,9 +44,11 @@ impl Roster {
     /// An idle worker of a listener, which gets the connection. The choice is counted at once.
     pub fn pick_idle(&mut self, listener: ListenerId) -> Option<Slot> {
         let index = self.listener_index(listener)?;
+        let most_us = self.usual_us_max();
         let mut pairs = self.workers.iter().zip(&*self.loads);
         let place = pairs.position(|(worker, load)| {
-            matches!(worker, Some(worker) if worker.joined.contains(index)) && is_idle(load)
+            let serves = matches!(worker, Some(worker) if worker.joined.contains(index));
+            serves && is_idle(load, most_us)
         })?;
         self.assign(place)
     }
@@ -70,16 +72,25 @@ impl Roster {
     /// The limit, where a connection may move: a sticky policy has its reasons for the worker that
     /// it chose, and so may a scheduler of the user's.
     fn take_back_after_ns(&self) -> Option<u64> {
-        let moves = matches!(self.policy, Policy::Rr | Policy::Least);
+        let moves = !matches!(self.policy, Policy::Sticky);
         let moves = moves && self.config.scheduler.is_none() && self.workers.len() > 1;
         self.config.take_back_after_ns.filter(|_| moves)
     }
 
     fn has_idle(&self, joined: &IndexSet) -> bool {
+        let most_us = self.usual_us_max();
         let mut pairs = self.workers.iter().zip(&*self.loads);
         pairs.any(|(worker, load)| {
-            matches!(worker, Some(worker) if worker.joined.meets(joined)) && is_idle(load)
+            let serves = matches!(worker, Some(worker) if worker.joined.meets(joined));
+            serves && is_idle(load, most_us)
         })
+    }
+
+    /// A worker that usually takes longer is not worth moving to, idle or not: twice what the
+    /// fastest takes. Where that is not kept, every worker is.
+    fn usual_us_max(&self) -> u32 {
+        let known = self.loads.iter().map(|load| load.usual_us).filter(|usual_us| *usual_us > 0);
+        known.min().map_or(u32::MAX, |fastest_us| fastest_us.saturating_mul(2))
     }
 }
 
@@ -90,6 +101,6 @@ impl WorkerEntry {
     }
 }
 
-fn is_idle(load: &WorkerLoad) -> bool {
-    load.in_flight == 0 && load.can_take()
+fn is_idle(load: &WorkerLoad, usual_us_max: u32) -> bool {
+    load.in_flight == 0 && load.can_take() && load.usual_us <= usual_us_max
 }

@@ -266,3 +266,44 @@ fn looks_for_an_idle_worker_become_rare_and_end() {
     assert!(looks < 60, "{looks} looks");
     assert!(now_ns > 1_000 * MS, "they went on for {now_ns} ns");
 }
+
+/// A roster under `fastest` whose first worker takes ten times as long as the second, after this
+/// many connections, one at a time.
+fn unequal(connections: u64) -> (Roster, [u64; 2]) {
+    let config = SchedulerConfig { slow_start_ns: 0, ..SchedulerConfig::default() };
+    let mut roster = Roster::new(Policy::Fastest, config, 1);
+    for slot in [Slot(0), Slot(1)] {
+        roster.attach(slot, 0);
+        roster.join(slot, FIRST);
+    }
+    let (mut now_ns, mut done) = (0, [0; 2]);
+    for _ in 0..connections {
+        let slot = give(&mut roster, now_ns).expect("both are idle").index();
+        for look in 1..=10 {
+            let takes = if slot == 0 { 10 } else { 1 };
+            now_ns += MS;
+            for worker in [Slot(0), Slot(1)] {
+                let is_it = u64::from(worker.index() == slot);
+                let before = done[worker.index()];
+                let finished = before + is_it * u64::from(look >= takes);
+                let sample = Sample { claimed: before + is_it, finished, ..Sample::default() };
+                roster.observe(worker, sample, now_ns);
+            }
+            roster.note_paces();
+        }
+        done[slot] += 1;
+    }
+    (roster, done)
+}
+
+#[test]
+fn a_slow_worker_is_known_by_its_counters_and_tried_again_now_and_then() {
+    let (roster, done) = unequal(60);
+    let slowest_us = roster.loads().iter().map(|load| load.usual_us).max();
+    // A look at the end of each millisecond sees what is still there.
+    assert_eq!(slowest_us, Some(9_000));
+    // Until sixteen are finished nothing is known, and the two take turns.
+    assert_eq!(done, [16, 44]);
+    let (_, later) = unequal(3_000);
+    assert!((2..6).contains(&(later[0] - done[0])), "{done:?} {later:?}");
+}

@@ -17,13 +17,15 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn new(policy: Policy, limits: Limits) -> Self {
+        let limits = super::under(policy, limits);
         Self { policy, limits, cursor: 0, resting: Vec::new(), skips: Skips::default() }
     }
 
     pub(super) fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<usize> {
         self.resting.resize(loads.len(), false);
-        let share = self.limits.overload_factor.and_then(|factor| share(loads, factor));
-        let share = share.filter(|_| self.policy != Policy::Least);
+        let compares = matches!(self.policy, Policy::Least | Policy::Fastest);
+        let factor = self.limits.overload_factor.under(self.policy).filter(|_| !compares);
+        let share = factor.and_then(|factor| share(loads, factor));
         let start = self.cursor.min(loads.len());
         let mut best: Option<(bool, u64, usize)> = None;
         for place in (start..loads.len()).chain(0..start) {
@@ -35,14 +37,15 @@ impl Model {
             self.skips.above_average += u64::from(above);
             let rank = match self.policy {
                 _ if above => u64::from(load.in_flight),
-                Policy::Rr | Policy::None => 0,
+                Policy::Rr | Policy::Central | Policy::None => 0,
+                Policy::Fastest => u64::from(load.in_flight + 1) * time(load, loads),
                 Policy::Least => u64::from(load.in_flight),
                 Policy::Sticky => weight(client, place),
             };
             if best.is_none_or(|(other, lowest, _)| (above, rank) < (other, lowest)) {
                 best = Some((above, rank, place));
             }
-            if self.policy == Policy::Rr && !above {
+            if matches!(self.policy, Policy::Rr | Policy::Central) && !above {
                 break;
             }
         }
@@ -102,6 +105,13 @@ pub(super) fn share(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
     #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
     let average = (!normal.is_empty()).then(|| total as f32 / normal.len() as f32);
     average.map(|average| (average * factor.max(1.0)).max(1.0))
+}
+
+/// What a connection takes a worker, from a half above the fastest to sixteen times that.
+fn time(load: &WorkerLoad, loads: &[WorkerLoad]) -> u64 {
+    let able = loads.iter().filter(|load| load.can_take() && load.usual_us > 0);
+    let fastest = able.map(|load| u64::from(load.usual_us)).min().unwrap_or(1);
+    u64::from(load.usual_us).max((fastest * 3).div_ceil(2)).min(fastest * 16)
 }
 
 /// Whether a worker is above what the average allows, less while it is new.
