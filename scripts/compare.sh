@@ -9,7 +9,7 @@
 # Further words for `clusterlb bench` come from BENCH_OPTIONS, for `clusterlb imbalance` from
 # IMBALANCE_OPTIONS: BENCH_OPTIONS='--duration 10s --repeats 12' scripts/compare.sh
 #
-# Takes about an hour with the defaults. Everything runs on the loopback.
+# Takes about two hours with the defaults. Everything runs on the loopback.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -66,11 +66,15 @@ measure() {
 
 # shellcheck disable=SC2086 # options are words
 measure imbalance imbalance ${IMBALANCE_OPTIONS:-}
-# shellcheck disable=SC2086
-measure policies bench --scenario all ${BENCH_OPTIONS:-}
-if [ -n "$peers" ]; then
+# Where nothing is pinned, servers cost something else than on CPUs of their own.
+for placement in split shared; do
     # shellcheck disable=SC2086
-    measure peers bench --scenario all --against "$peers" ${BENCH_OPTIONS:-}
-fi
+    measure "policies-$placement" bench --placement "$placement" --scenario all ${BENCH_OPTIONS:-}
+    if [ -n "$peers" ]; then
+        # shellcheck disable=SC2086
+        measure "peers-$placement" bench --placement "$placement" --scenario all \
+            --against "$peers" ${BENCH_OPTIONS:-}
+    fi
+done
 
 echo "pages and tables are in $folder" >&2

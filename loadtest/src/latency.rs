@@ -87,6 +87,10 @@ pub struct Latency {
     pub p50_us: Option<f64>,
     /// 90 of 100 were as fast.
     pub p90_us: Option<f64>,
+    /// 95 of 100 were as fast.
+    pub p95_us: Option<f64>,
+    /// 98 of 100 were as fast.
+    pub p98_us: Option<f64>,
     /// 99 of 100 were as fast.
     pub p99_us: Option<f64>,
     /// 999 of 1000 were as fast.
@@ -124,6 +128,8 @@ impl Latency {
             mean_us: Some((histogram.mean()).round() / 1e3),
             p50_us: at(0.5),
             p90_us: at(0.9),
+            p95_us: at(0.95),
+            p98_us: at(0.98),
             p99_us: at(0.99),
             p999_us: at(0.999),
             p9999_us: at(0.9999),

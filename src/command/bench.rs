@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
+use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available};
 use super::values::{parse, positive_time, time};
 use clusterlb::{Error, Result};
 use clusterlb_harness::bench::Comparison;
@@ -34,9 +34,14 @@ Examples:
       what an option of this program is worth
   clusterlb bench --scenario capacity -w 2 -t node:rr -t rr+node -t none:reuseport+node
       Node's workers under its own primary, and the same under this one
+  clusterlb bench --scenario uneven -t rr -t least -t fastest -t central
+      which policy copes with slow workers
+  clusterlb bench --placement shared --scenario capacity --against nginx
+      as when a server is tried for the first time: nothing is pinned
   clusterlb bench --scenario all --target rr --target none:uring --duration 10s --json
 
-Scenarios: short, capacity, keep-alive, heavy-50, heavy-70, heavy-85, mixed, stall, stopped, burst.
+Scenarios: short, capacity, keep-alive, heavy-25, heavy-50, heavy-70, heavy-85, uneven, mixed,
+stall, stopped, burst.
 
 Exit codes: 0 done, 1 nothing could be run, 2 wrong usage, 3 this machine cannot (a server that is
 not installed), 4 done, but for some of what is compared too few trials count (which and why is
@@ -88,8 +93,32 @@ pub(super) struct BenchArguments {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     connections: u32,
 
+    /// Who runs where: split gives server and generator CPUs of their own, shared pins nothing.
+    /// What a connection costs differs by a third between the two
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    placement: PlacementChoice,
+
     #[command(flatten)]
     measuring: MeasuringArguments,
+}
+
+/// Who runs where.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum PlacementChoice {
+    /// Server and generator have CPUs of their own, if there are two or more
+    #[default]
+    Split,
+    /// The kernel places both, as when a server is tried for the first time
+    Shared,
+}
+
+impl From<PlacementChoice> for Sharing {
+    fn from(choice: PlacementChoice) -> Self {
+        match choice {
+            PlacementChoice::Split => Self::Apart,
+            PlacementChoice::Shared => Self::Shared,
+        }
+    }
 }
 
 impl BenchArguments {
@@ -163,7 +192,7 @@ impl BenchArguments {
         };
         comparison.check()?;
         let processes = usize::from(self.workers) + 1;
-        let (facts, placement) = self.measuring.place(processes, Sharing::Apart)?;
+        let (facts, placement) = self.measuring.place(processes, self.placement.into())?;
         let outputs = self.measuring.open()?;
         let environment = Environment::look(&facts, &placement, &comparison.targets);
         let mut interrupt = Interrupt::new()?;
@@ -174,13 +203,12 @@ impl BenchArguments {
         progress.clear();
         let (mut found, signal) = measured?;
         found.missing = missing.iter().map(Missing::sentence).collect();
-        outputs.write(
-            &found,
-            report::bench_text::bench,
-            report::csv::bench,
-            report::bench_page::bench,
-        )?;
+        let renderers = Renderers {
+            text: report::bench_text::bench,
+            csv: report::csv::bench,
+            page: report::bench_page::bench,
+        };
         let code = if found.is_lacking() { TOO_FEW_COUNT } else { 0 };
-        Ok(signal.map_or(code, signal_code))
+        outputs.end(&found, renderers, code, signal)
     }
 }

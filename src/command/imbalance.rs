@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::measuring::{MeasuringArguments, Missing, Progress, available, signal_code};
+use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available};
 use clusterlb::{Error, Result};
 use clusterlb_harness::environment::Environment;
 use clusterlb_harness::imbalance::{self, Plan};
@@ -137,13 +137,12 @@ impl ImbalanceArguments {
         progress.clear();
         let (mut found, signal) = measured?;
         found.missing = missing.iter().map(Missing::sentence).collect();
-        outputs.write(
-            &found,
-            report::text::imbalance,
-            report::csv::imbalance,
-            report::matrix_page::imbalance,
-        )?;
+        let renderers = Renderers {
+            text: report::text::imbalance,
+            csv: report::csv::imbalance,
+            page: report::matrix_page::imbalance,
+        };
         let failed = found.cells.iter().any(|cell| !cell.failures.is_empty());
-        Ok(signal.map_or_else(|| u8::from(failed), signal_code))
+        outputs.end(&found, renderers, u8::from(failed), signal)
     }
 }

@@ -114,6 +114,13 @@ impl MeasuringArguments {
     }
 }
 
+/// What a report looks like in each of its forms.
+pub(super) struct Renderers<R> {
+    pub(super) text: fn(&R) -> String,
+    pub(super) csv: fn(&R) -> String,
+    pub(super) page: fn(&R) -> String,
+}
+
 /// Where results go.
 #[derive(Debug)]
 pub(super) struct Outputs {
@@ -123,17 +130,19 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// Writes everything that was asked for.
+    /// Writes everything that was asked for, and tells the exit code: `code`, or that of the signal
+    /// that ended the measurement early.
     ///
     /// # Errors
     /// A file that cannot be written. A reader of standard output that has gone away is none.
-    pub(super) fn write<R: Serialize>(
+    pub(super) fn end<R: Serialize>(
         self,
         report: &R,
-        text: fn(&R) -> String,
-        csv: fn(&R) -> String,
-        page: fn(&R) -> String,
-    ) -> Result<()> {
+        renderers: Renderers<R>,
+        code: u8,
+        signal: Option<Signal>,
+    ) -> Result<u8> {
+        let Renderers { text, csv, page } = renderers;
         let shown = if self.json {
             serde_json::to_string_pretty(report).expect("a report is plain data") + "\n"
         } else {
@@ -145,7 +154,7 @@ impl Outputs {
                 save(&path, file, &render(report))?;
             }
         }
-        Ok(())
+        Ok(signal.map_or(code, signal_code))
     }
 }
 
@@ -197,7 +206,7 @@ impl Progress {
 }
 
 /// A shell's code for what a signal has ended.
-pub(super) fn signal_code(signal: Signal) -> u8 {
+fn signal_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal as i32).unwrap_or(1)
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{BINARY, eventually, has_program, machine};
@@ -194,6 +194,8 @@ fn a_comparison_is_paired_and_complete() {
     assert_eq!(scenario["scenario"], "heavy-50");
     assert_eq!(scenario["summaries"][0]["trials"], 6);
     assert!(scenario["ideal"]["central_queue"]["p99_ns"].as_f64().is_some_and(|ns| ns > 1e6));
+    let cautions = scenario["cautions"].as_array().expect("a list");
+    assert!(cautions[0].as_str().is_some_and(|text| text.starts_with("p99 means little")));
     surroundings_are_told(&report);
     let table = fs::read_to_string(csv).expect("the table was written");
     assert_eq!(table.lines().count(), 1 + 12 * 2);
@@ -233,6 +235,26 @@ fn what_counts_is_said(report: &Value, code: Option<i32>) {
 
 fn holds(list: &Value, text: &str) -> bool {
     list.as_array().expect("a list").iter().any(|one| one == text)
+}
+
+#[test]
+fn unequal_workers_are_compared_where_nothing_is_pinned() {
+    let words = "bench --workers 2 --duration 150ms --warmup 0s --repeats 6 --scenario uneven \
+                 --placement shared --target rr --target fastest --quiet --json";
+    let report = report(&run("uneven", words));
+    let placement = &report["environment"]["placement"];
+    assert_eq!((&placement["server_cpus"], &placement["load_cpus"]), (&json!([]), &json!([])));
+    for trial in report["trials"].as_array().expect("a list") {
+        assert_eq!(trial["failure"], Value::Null, "{trial}");
+        let response = &trial["record"]["response"];
+        for key in ["mean_us", "p95_us", "p98_us"] {
+            assert!(response[key].as_f64().is_some_and(|us| us > 500.0), "{key}: {trial}");
+        }
+        assert_eq!(trial["record"]["late_share"], Value::Null, "none of them is long");
+    }
+    let scenario = &report["scenarios"][0];
+    assert!(scenario["ideal"]["central_queue"]["p98_ns"].as_f64().is_some_and(|ns| ns > 1e6));
+    assert_eq!(scenario["cautions"], json!([]), "service times are all the same");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::child::{Child, failure};
 use super::interrupt::{Halt, Interrupt};
+use super::placement::Placement;
 use super::server::own_command;
 use crate::sys::cpu::format_cpu_list;
 
@@ -69,7 +70,7 @@ impl Load {
 
     /// The arguments of `load`, without the target.
     #[must_use]
-    pub fn arguments(&self, cpus: &[usize]) -> Vec<String> {
+    pub fn arguments(&self, placement: &Placement) -> Vec<String> {
         let mut words: Vec<String> = vec!["--json".into(), "--quiet".into()];
         let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
         match self.pace {
@@ -91,8 +92,9 @@ impl Load {
         add("--hold", self.hold.to_string());
         add("--timeout", format!("{}us", self.timeout.as_micros()));
         add("--seed", self.seed.to_string());
-        add("--threads", cpus.len().to_string());
-        add("--pin", format_cpu_list(cpus));
+        add("--threads", placement.load_threads.to_string());
+        let cpus = &placement.load_cpus;
+        add("--pin", if cpus.is_empty() { "none".into() } else { format_cpu_list(cpus) });
         words
     }
 }
@@ -105,12 +107,12 @@ impl Load {
 pub fn run(
     load: &Load,
     address: SocketAddr,
-    cpus: &[usize],
+    placement: &Placement,
     interrupt: &mut Interrupt,
     during: &mut dyn FnMut(Duration),
 ) -> Result<Report, Halt> {
     let mut command = own_command()?;
-    command.arg("load").args(load.arguments(cpus)).arg(address.to_string());
+    command.arg("load").args(load.arguments(placement)).arg(address.to_string());
     let mut child = Child::start("the load generator", &mut command)?;
     let within = load.duration.unwrap_or_default() + load.timeout + MARGIN;
     child.wait(within, interrupt, during)?;
@@ -140,8 +142,13 @@ mod tests {
             hold: 9,
             ..Load::clients(1)
         };
+        let placement =
+            Placement { load_cpus: vec![1, 0], load_threads: 2, ..Placement::default() };
+        let unpinned = Placement { load_threads: 1, ..Placement::default() };
+        let words = Load::clients(1).arguments(&unpinned).join(" ");
+        assert!(words.ends_with("--threads 1 --pin none"), "{words}");
         for load in [open, Load { requests: Some(77), ..Load::clients(3) }] {
-            let words = ["load".to_owned()].into_iter().chain(load.arguments(&[1, 0]));
+            let words = ["load".to_owned()].into_iter().chain(load.arguments(&placement));
             let words = words.chain(["127.0.0.1:80".to_owned()]);
             let arguments = Command::try_parse_from(words).expect("the generator's own words");
             let settings = arguments.load.settings().expect("a sound run");

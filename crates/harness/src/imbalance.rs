@@ -184,8 +184,7 @@ fn one(
     let server = Server::start(target, &setup, interrupt)?;
     let mut during = |_: Duration| ();
     let load = case.load();
-    let loaded =
-        generator::run(&load, server.address, &placement.load_cpus, interrupt, &mut during);
+    let loaded = generator::run(&load, server.address, placement, interrupt, &mut during);
     let books = server.end();
     let (loaded, books) = (loaded?, books?);
     let lost = |why: &str| {

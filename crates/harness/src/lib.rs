@@ -2,12 +2,12 @@
 //!
 //! Pure modules (numbers in; numbers, text or charts out; all randomness from a seed argument):
 //! [`balance`], [`budget`], [`interval`], [`plan`], [`queueing`], [`target`], [`placement`],
-//! [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`summary`], [`work`], [`chart`]
-//! and [`report`].
+//! [`peer`], [`matrix`], [`explain`], [`scenario`], [`validity`], [`steps`], [`summary`], [`work`],
+//! [`chart`] and [`report`].
 //!
 //! Modules that run servers and the load generator, each as a separate process: [`interrupt`],
-//! [`child`], [`server`], [`generator`], [`usage`], [`in_flight`], [`environment`], [`imbalance`],
-//! [`trial`], [`mod@bench`].
+//! [`child`], [`server`], [`generator`], [`duty_cycle`], [`usage`], [`in_flight`], [`environment`],
+//! [`imbalance`], [`trial`], [`mod@bench`].
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ pub mod bench;
 pub mod budget;
 pub mod chart;
 pub mod child;
+pub mod duty_cycle;
 pub mod environment;
 pub mod explain;
 pub mod generator;
@@ -32,6 +33,7 @@ pub mod queueing;
 pub mod report;
 pub mod scenario;
 pub mod server;
+pub mod steps;
 pub mod summary;
 pub mod target;
 mod temp_dir;

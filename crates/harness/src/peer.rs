@@ -23,7 +23,7 @@ const CONNECTIONS_MAX: u32 = 8192;
 pub struct PeerPlan<'a> {
     /// Worker processes, or threads.
     pub workers: usize,
-    /// CPUs, assigned to workers in turn.
+    /// CPUs, assigned to workers in turn; none if they are not pinned.
     pub cpus: &'a [usize],
     /// Port on the loopback interface.
     pub port: u16,
@@ -71,6 +71,10 @@ pub fn nginx_configuration(plan: &PeerPlan<'_>, reuseport: bool) -> String {
     }
     let masks: Vec<String> =
         plan.cpus.iter().cycle().take(*workers).map(|cpu| mask(*cpu)).collect();
+    let affinity = match masks.is_empty() {
+        true => String::new(),
+        false => format!("worker_cpu_affinity {};\n", masks.join(" ")),
+    };
     let socket = if reuseport { " reuseport" } else { "" };
     let (chance, locations) = plan.work.map_or_else(
         || (String::new(), answer("/", "return 200 \"hello world\\n\";")),
@@ -79,7 +83,7 @@ pub fn nginx_configuration(plan: &PeerPlan<'_>, reuseport: bool) -> String {
     let _ = write!(
         text,
         "worker_processes {workers};\n\
-         worker_cpu_affinity {};\n\
+         {affinity}\
          daemon off;\n\
          pid {temp_dir}/nginx.pid;\n\
          error_log stderr warn;\n\
@@ -98,8 +102,7 @@ pub fn nginx_configuration(plan: &PeerPlan<'_>, reuseport: bool) -> String {
          listen 127.0.0.1:{port} backlog={BACKLOG}{socket};\n\
          {locations}\
          }}\n\
-         }}\n",
-        masks.join(" ")
+         }}\n"
     );
     text
 }
@@ -187,6 +190,7 @@ mod tests {
         assert!(text.contains("worker_cpu_affinity 1 100 1;"), "{text}");
         assert!(text.contains("listen 127.0.0.1:8123 backlog=4096;"));
         assert!(text.contains("return 200 \"hello world\\n\"") && !text.contains("load_module"));
+        assert!(!nginx_configuration(&plan(None, &[]), false).contains("worker_cpu_affinity"));
         let text = nginx_configuration(&plan(None, &[0]), true);
         assert!(text.contains("backlog=4096 reuseport;"));
     }

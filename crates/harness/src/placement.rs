@@ -1,7 +1,8 @@
 //! Divides the CPUs between the server and the load generator. Pure.
 //!
 //! A generator that shares a CPU with the server delays both, so they get separate CPUs if there
-//! are enough; otherwise the report says so.
+//! are enough; otherwise the report says so. Or nothing is pinned from outside, as when a server is
+//! tried for the first time: the two kinds of placement give figures that differ by a third.
 
 use serde::Serialize;
 
@@ -20,15 +21,19 @@ pub enum Sharing {
     /// For spread: workers race only on two or more CPUs, so with few CPUs the server may use all
     /// of them.
     TogetherIfFew,
+    /// Nothing is pinned: the kernel places server and generator.
+    Shared,
 }
 
 /// CPUs of the server and of the generator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Placement {
-    /// The CPUs of the server's processes.
+    /// The CPUs of the server's processes; none if it is not pinned.
     pub server_cpus: Vec<usize>,
-    /// CPUs of the generator, one per thread.
+    /// CPUs of the generator, one per thread; none if it is not pinned.
     pub load_cpus: Vec<usize>,
+    /// Generator threads.
+    pub load_threads: usize,
     /// Caveats for the reader of a report, one sentence each.
     pub notes: Vec<String>,
 }
@@ -62,6 +67,9 @@ pub fn place(cpus: &[Cpu], wish: &Wish) -> Result<Placement> {
         let what = format!("{threads} generator threads for {} CPUs", allowed.len());
         return Err(Error::usage(what, "give --load-threads at most one for each CPU"));
     }
+    if wish.sharing == Sharing::Shared {
+        return shared(wish, threads);
+    }
     let load = wish.load.clone().unwrap_or_else(|| {
         let free =
             allowed.iter().filter(|cpu| !wish.server.iter().flatten().any(|own| own == *cpu));
@@ -81,7 +89,22 @@ pub fn place(cpus: &[Cpu], wish: &Wish) -> Result<Placement> {
         if rest.is_empty() || few { allowed.clone() } else { rest }
     });
     let notes = notes(cpus, &server_cpus, &load_cpus, wish.processes);
-    Ok(Placement { server_cpus, load_cpus, notes })
+    Ok(Placement { server_cpus, load_cpus, load_threads: threads, notes })
+}
+
+fn shared(wish: &Wish, load_threads: usize) -> Result<Placement> {
+    if wish.server.is_some() || wish.load.is_some() {
+        let hint = "leave --server-cpus and --load-cpus out, or say --placement split";
+        return Err(Error::usage("CPUs for a placement that pins nothing", hint));
+    }
+    let note = "Nothing is pinned: server and generator share the CPUs as the kernel decides, so \
+                what one takes is missing for the other.";
+    Ok(Placement {
+        server_cpus: Vec::new(),
+        load_cpus: Vec::new(),
+        load_threads,
+        notes: vec![note.to_owned()],
+    })
 }
 
 fn check(allowed: &[usize], named: &[usize]) -> Result<()> {
@@ -153,6 +176,17 @@ mod tests {
         let many = placed(16, &wish(Sharing::TogetherIfFew));
         assert_eq!((many.server_cpus.len(), many.load_cpus), (15, vec![15]));
         assert_eq!(many.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_shared_placement_pins_nothing_and_says_so() {
+        let shared = Wish { threads: 2, ..wish(Sharing::Shared) };
+        let placement = placed(2, &shared);
+        assert_eq!((placement.server_cpus, placement.load_cpus), (vec![], vec![]));
+        assert_eq!((placement.load_threads, placement.notes.len()), (2, 1));
+        let cpus: Vec<Cpu> = (0..2).map(Cpu::alone).collect();
+        let named = Wish { server: Some(vec![0]), ..shared };
+        assert_eq!(place(&cpus, &named).expect_err("impossible").exit_code(), 2);
     }
 
     #[test]

@@ -63,6 +63,10 @@ pub struct Latencies {
     pub p50_ns: f64,
     /// The 90th percentile.
     pub p90_ns: f64,
+    /// The 95th percentile.
+    pub p95_ns: f64,
+    /// The 98th percentile.
+    pub p98_ns: f64,
     /// The 99th percentile.
     pub p99_ns: f64,
     /// The 99.9th percentile.
@@ -145,6 +149,8 @@ fn summarize(mut latencies: Vec<f64>, waited_ns: f64) -> Latencies {
         mean_ns: latencies.iter().sum::<f64>() / count,
         p50_ns: per_mille(&latencies, 500),
         p90_ns: per_mille(&latencies, 900),
+        p95_ns: per_mille(&latencies, 950),
+        p98_ns: per_mille(&latencies, 980),
         p99_ns: per_mille(&latencies, 990),
         p999_ns: per_mille(&latencies, 999),
         max_ns: per_mille(&latencies, 1_000),

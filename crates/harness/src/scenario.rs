@@ -21,6 +21,12 @@ pub const STALL: Duration = Duration::from_millis(400);
 const TIMEOUT_WITHOUT_WORKER: Duration = Duration::from_secs(1);
 /// Number of idle connections held beside short ones.
 const HELD: u32 = 400;
+/// A slow worker takes so many times as long as the others.
+const SLOWNESS: f64 = 4.0;
+/// One worker in so many is slow.
+const SLOW_ONE_IN: usize = 4;
+/// How busy unequal workers are together, in percent.
+const UNEVEN_PERCENT: u8 = 70;
 /// Clients of a burst, as a multiple of the usual number.
 const BURST_FACTOR: u32 = 16;
 
@@ -36,6 +42,8 @@ pub enum Scenario {
     /// Blocking requests, one in a hundred of them fifty times as long, at this percentage of the
     /// workers' capacity.
     Heavy(u8),
+    /// Blocking requests while a quarter of the workers is slow.
+    Uneven,
     /// Short connections beside idle ones.
     Mixed,
     /// Short connections while one worker is stopped for a time.
@@ -47,13 +55,15 @@ pub enum Scenario {
 }
 
 /// Every scenario.
-pub const ALL: [Scenario; 10] = [
+pub const ALL: [Scenario; 12] = [
     Scenario::Short,
     Scenario::Capacity,
     Scenario::KeepAlive,
+    Scenario::Heavy(25),
     Scenario::Heavy(50),
     Scenario::Heavy(70),
     Scenario::Heavy(85),
+    Scenario::Uneven,
     Scenario::Mixed,
     Scenario::Stall,
     Scenario::Stopped,
@@ -116,6 +126,11 @@ impl Scenario {
                 "requests that block their worker, 99 % of them 1 ms and 1 % 50 ms, a connection \
                  each, random arrivals at {percent} % of what the workers can do"
             ),
+            Self::Uneven => format!(
+                "requests that block their worker for 1 ms, a connection each, random arrivals at \
+                 {UNEVEN_PERCENT} % of what the workers can do; a quarter of the workers takes \
+                 about {SLOWNESS} times as long, stopped and continued in turns"
+            ),
             Self::Mixed => {
                 format!("short connections at a constant rate, beside {HELD} idle ones held open")
             }
@@ -133,8 +148,24 @@ impl Scenario {
     /// Cost of a request.
     #[must_use]
     pub fn work(self) -> Option<Work> {
-        let heavy = matches!(self, Self::Heavy(_));
-        heavy.then(|| Work { kind: WorkKind::Block, time: ServiceTime::heavy() })
+        let time = match self {
+            Self::Heavy(_) => ServiceTime::heavy(),
+            Self::Uneven => ServiceTime::Constant { ns: 1_000_000 },
+            _ => return None,
+        };
+        Some(Work { kind: WorkKind::Block, time })
+    }
+
+    /// How many of so many workers are slow.
+    #[must_use]
+    pub fn slow_workers(self, workers: usize) -> usize {
+        if self == Self::Uneven { workers.div_ceil(SLOW_ONE_IN) } else { 0 }
+    }
+
+    /// What each of the slow workers takes, as a multiple of what the others take.
+    #[must_use]
+    pub fn slowness(self, workers: usize) -> Vec<f64> {
+        vec![SLOWNESS; self.slow_workers(workers)]
     }
 
     /// Utilisation of a worker that does nothing but serve.
@@ -142,6 +173,7 @@ impl Scenario {
     pub fn utilisation(self) -> Option<f64> {
         match self {
             Self::Heavy(percent) => Some(f64::from(percent) / 100.0),
+            Self::Uneven => Some(f64::from(UNEVEN_PERCENT) / 100.0),
             _ => None,
         }
     }
@@ -149,8 +181,8 @@ impl Scenario {
     /// Why a target cannot run this scenario; `None` if it can.
     #[must_use]
     pub fn objection(self, target: Target) -> Option<&'static str> {
-        let fault = matches!(self, Self::Stall | Self::Stopped);
-        if fault && target == Target::Peer(Peer::Haproxy) {
+        let stops = matches!(self, Self::Stall | Self::Stopped | Self::Uneven);
+        if stops && target == Target::Peer(Peer::Haproxy) {
             return Some(
                 "HAProxy's workers are threads of one process, none of which can be stopped",
             );
@@ -170,7 +202,7 @@ impl Scenario {
             Self::Short | Self::Stall => at_rate(knobs.rate_per_s, false),
             Self::Capacity => timed(Load::clients(knobs.connections)),
             Self::KeepAlive => timed(Load { keep_alive: true, ..Load::clients(knobs.connections) }),
-            Self::Heavy(_) => at_rate(self.heavy_rate_per_s(knobs), true),
+            Self::Heavy(_) | Self::Uneven => at_rate(self.rate_per_s(knobs), true),
             Self::Mixed => Load { hold: HELD, ..at_rate(knobs.rate_per_s, false) },
             Self::Stopped => {
                 Load { timeout: TIMEOUT_WITHOUT_WORKER, ..at_rate(knobs.rate_per_s, false) }
@@ -192,10 +224,12 @@ impl Scenario {
     }
 
     /// Requests per second for the requested utilisation.
-    fn heavy_rate_per_s(self, knobs: &Knobs) -> f64 {
-        let workers = u32::try_from(knobs.workers).map_or(f64::MAX, f64::from);
-        let mean_s = ServiceTime::heavy().mean_ns() / 1e9;
-        self.utilisation().unwrap_or(0.0) * workers / mean_s
+    fn rate_per_s(self, knobs: &Knobs) -> f64 {
+        let count = |workers| u32::try_from(workers).map_or(f64::MAX, f64::from);
+        let slow = self.slow_workers(knobs.workers);
+        let capacity = count(knobs.workers - slow) + count(slow) / SLOWNESS;
+        let mean_s = self.work().map_or(f64::MAX, |work| work.time.mean_ns() / 1e9);
+        self.utilisation().unwrap_or(0.0) * capacity / mean_s
     }
 
     /// The fault to inject.
@@ -243,6 +277,7 @@ impl fmt::Display for Scenario {
             Self::Capacity => f.write_str("capacity"),
             Self::KeepAlive => f.write_str("keep-alive"),
             Self::Heavy(percent) => write!(f, "heavy-{percent}"),
+            Self::Uneven => f.write_str("uneven"),
             Self::Mixed => f.write_str("mixed"),
             Self::Stall => f.write_str("stall"),
             Self::Stopped => f.write_str("stopped"),
@@ -307,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn slow_workers_count_for_as_much_less_as_they_are_slower() {
+        let load = Scenario::Uneven.load(&knobs(), 0);
+        let Pace::Rate { per_s, random: true } = load.pace else { panic!("{load:?}") };
+        // Six of eight workers do a thousand a second, two a quarter of that.
+        assert!((per_s - 0.7 * 6_500.0).abs() < 1e-6, "{per_s}");
+        assert_eq!(Scenario::Uneven.slowness(8), [4.0, 4.0]);
+        assert_eq!(Scenario::Uneven.slow_workers(2), 1);
+        assert_eq!(Scenario::Short.slow_workers(8), 0);
+    }
+
+    #[test]
     fn repeats_differ_and_a_warm_up_is_another_run_of_the_same() {
         let (first, second) =
             (Scenario::Short.load(&knobs(), 0), Scenario::Short.load(&knobs(), 1));
@@ -347,6 +393,7 @@ mod tests {
         let haproxy = Target::Peer(Peer::Haproxy);
         assert!(Scenario::Stall.objection(haproxy).is_some());
         assert!(Scenario::Heavy(50).objection(haproxy).is_some());
+        assert!(Scenario::Uneven.objection(haproxy).is_some());
         assert_eq!(Scenario::Short.objection(haproxy), None);
         assert_eq!(Scenario::Heavy(50).objection(Target::RR), None);
     }

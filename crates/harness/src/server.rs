@@ -40,7 +40,7 @@ const GRACE: &str = "1s";
 pub struct Setup {
     /// Worker processes.
     pub workers: usize,
-    /// CPUs of the server.
+    /// CPUs of the server; none if it is not pinned.
     pub cpus: Vec<usize>,
     /// Cost of a request.
     pub work: Option<Work>,
@@ -326,8 +326,12 @@ fn free_address() -> Result<SocketAddr> {
         .map_err(|error| Error::system("find a free port", errno_of(&error)))
 }
 
-/// Starts a process restricted to these CPUs; its descendants inherit the restriction.
+/// Starts a process restricted to these CPUs, if there are any; its descendants inherit the
+/// restriction.
 fn start_on(cpus: &[usize], name: &str, command: &mut Command) -> Result<Child> {
+    if cpus.is_empty() {
+        return Child::start(name, command);
+    }
     let this = Pid::from_raw(0);
     let failed = |errno: Errno| Error::system("choose the CPUs of a process", errno);
     let before = sched_getaffinity(this).map_err(failed)?;

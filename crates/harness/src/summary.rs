@@ -7,6 +7,7 @@ use super::aspect::Aspect;
 use super::interval::{Comparison, Interval, SAMPLES_MIN, Verdict, median};
 use super::queueing::{Discipline, Latencies, Queue};
 use super::scenario::{Knobs, Scenario};
+use super::steps::cautions;
 use super::target::Target;
 use super::trial::{Outcome, Record};
 use crate::schedule::{OverloadFactor, Policy};
@@ -29,13 +30,20 @@ pub struct Measure {
 }
 
 /// All measures, in the order of the report.
-pub const MEASURES: [Measure; 15] = [
+pub const MEASURES: [Measure; 19] = [
     speed("rate_per_s", "rate", |record| Some(record.rate_per_s)),
     speed("p50_us", "median latency", |record| record.response.p50_us),
     speed("p90_us", "90th percentile", |record| record.response.p90_us),
+    speed("p95_us", "95th percentile", |record| record.response.p95_us),
+    speed("p98_us", "98th percentile", |record| record.response.p98_us),
     speed("p99_us", "99th percentile", |record| record.response.p99_us),
     speed("p999_us", "99.9th percentile", |record| record.response.p999_us),
     speed("max_us", "longest", |record| record.response.max_us),
+    speed("mean_us", "mean latency", |record| record.response.mean_us),
+    Measure {
+        compared: false,
+        ..speed("late_share", "short requests that took more than 5 ms", |record| record.late_share)
+    },
     cost("server_cpu_us_per_request", "CPU of the server per request", |record| {
         Some(record.server_cpu_us_per_request)
     }),
@@ -238,6 +246,8 @@ pub struct Comparisons {
     pub ideal: Option<Ideal>,
     /// The findings, one sentence each.
     pub words: Vec<String>,
+    /// Figures that mean little under this load, one sentence each.
+    pub cautions: Vec<String>,
     /// Measures the scenario exists to show that have too few valid trials, one sentence each.
     pub too_few: Vec<String>,
 }
@@ -270,6 +280,7 @@ impl Comparisons {
             left_out,
             ideal: ideal(scenario, knobs),
             words,
+            cautions: scenario.work().map_or_else(Vec::new, |work| cautions(&work)),
             too_few,
         }
     }
@@ -278,6 +289,7 @@ impl Comparisons {
 fn ideal(scenario: Scenario, knobs: &Knobs) -> Option<Ideal> {
     let (work, utilisation) = scenario.work().zip(scenario.utilisation())?;
     let queue = Queue::new(knobs.workers, work.time, utilisation, SIMULATED_REQUESTS).ok()?;
+    let queue = queue.with_slowness(&scenario.slowness(knobs.workers)).ok()?;
     let factor = OverloadFactor::Auto.under(Policy::Rr).map_or(1.0, f64::from);
     Some(Ideal {
         utilisation,
@@ -296,7 +308,9 @@ fn sentences(summaries: &[Summary]) -> Vec<String> {
     let told = [
         "rate_per_s",
         "p50_us",
+        "p98_us",
         "p99_us",
+        "mean_us",
         "server_cpu_us_per_request",
         "primary_cpu_us_per_request",
         "workers_cpu_us_per_request",

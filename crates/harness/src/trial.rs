@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::aspect::Aspect;
 use super::balance::Balance;
+use super::duty_cycle::DutyCycle;
 use super::generator::{self, Load};
 use super::imbalance::unix_ms;
 use super::in_flight::{InFlight, Watch};
@@ -21,6 +22,7 @@ use super::interrupt::{Halt, Interrupt};
 use super::placement::Placement;
 use super::scenario::{Fault, Knobs, Scenario};
 use super::server::{Books, Server, Setup};
+use super::steps::late_share;
 use super::target::Target;
 use super::usage::{Memory, Usage};
 use super::validity::{Objection, counting, judged};
@@ -37,10 +39,16 @@ const COMPILE_WITHIN: Duration = Duration::from_secs(40);
 /// Percentiles of a latency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Percentiles {
+    /// The mean.
+    pub mean_us: Option<f64>,
     /// The median.
     pub p50_us: Option<f64>,
     /// The 90th percentile.
     pub p90_us: Option<f64>,
+    /// The 95th percentile.
+    pub p95_us: Option<f64>,
+    /// The 98th percentile.
+    pub p98_us: Option<f64>,
     /// The 99th percentile.
     pub p99_us: Option<f64>,
     /// The 99.9th percentile.
@@ -83,6 +91,9 @@ pub struct Record {
     pub corrected: bool,
     /// The response latency as a curve for plotting.
     pub curve: Vec<CurvePoint>,
+    /// Short requests that took more than 5 ms, over all short ones; `None` in scenarios without
+    /// long ones.
+    pub late_share: Option<f64>,
     /// CPU time of all processes of the server.
     pub server_cpu_ms: f64,
     /// The same per answered request.
@@ -146,25 +157,26 @@ impl Trial<'_> {
             seed: knobs.seed.wrapping_add(repeat as u64),
         };
         let server = Server::start(target, &setup, interrupt)?;
+        let slow = scenario.slow_workers(knobs.workers).min(server.workers.len());
+        let slowed = DutyCycle::of(&server.workers[..slow]);
         let warm_up = scenario.warm_up(knobs, repeat);
         let compile = warm_up.as_ref().and_then(|_| compile(target, knobs));
         for load in compile.iter().chain(&warm_up) {
-            let cpus = &placement.load_cpus;
-            generator::run(load, server.address, cpus, interrupt, &mut |_| ())?;
+            generator::run(load, server.address, placement, interrupt, &mut |_| ())?;
             interrupt.sleep(SETTLE)?;
         }
         let mut saboteur = Saboteur::new(scenario.fault(knobs), &server);
         let before = Usage::of_tree(server.root());
         let load = scenario.load(knobs, repeat);
-        let cpus = &placement.load_cpus;
         let mut watch = Watch::new(&server.workers, server.root());
-        let loaded = generator::run(&load, server.address, cpus, interrupt, &mut |now| {
+        let loaded = generator::run(&load, server.address, placement, interrupt, &mut |now| {
             saboteur.act(now);
             watch.look(now);
         })?;
         let used = Usage::of_tree(server.root()).since(&before);
         let memory = Memory::of_tree(server.root());
         saboteur.make_good();
+        drop(slowed);
         let (root, workers) = (server.root(), server.workers.clone());
         let in_flight = watch.finish();
         let books = server.end()?;
@@ -270,6 +282,7 @@ fn record(trial: &Trial<'_>, loaded: &Report, seen: Seen) -> Record {
         response: percentiles(&latency.response),
         corrected: latency.response.corrected,
         curve: latency.response.curve.clone(),
+        late_share: late_share(trial.scenario.work().as_ref(), &latency.response.curve),
         server_cpu_ms: to_f64(used.server_ns()) / 1e6,
         server_cpu_us_per_request: per_request(used.server_ns()),
         primary_cpu_us_per_request: split.map(|(primary, _)| per_request(primary)),
@@ -307,8 +320,11 @@ fn shares(seen: &Seen) -> (Option<Balance>, Option<Balance>, Vec<Share>) {
 
 fn percentiles(latency: &Latency) -> Percentiles {
     Percentiles {
+        mean_us: latency.mean_us,
         p50_us: latency.p50_us,
         p90_us: latency.p90_us,
+        p95_us: latency.p95_us,
+        p98_us: latency.p98_us,
         p99_us: latency.p99_us,
         p999_us: latency.p999_us,
         max_us: latency.max_us,

@@ -6,7 +6,7 @@ use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
 use super::super::interval::{Comparison, Interval, Verdict};
 use super::super::summary::Comparisons;
 use super::super::trial::{Outcome, Record};
-use super::bench_text::{headings, ideal_rows, legend, objection_lines, row};
+use super::bench_text::{headings, legend, objection_lines, rows};
 use super::html::{environment, figure, page, paragraph, table, warnings};
 use super::matrix_page::{connection_bars, to_f64};
 use super::table::{digits, time};
@@ -59,14 +59,8 @@ fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
         super::html::escaped(&scenario.scenario.to_string()),
         super::html::escaped(&scenario.description)
     );
-    let mut rows: Vec<Vec<String>> = scenario.summaries.iter().map(row).collect();
-    if let Some(ideal) = &scenario.ideal {
-        for (name, latencies) in ideal_rows(ideal) {
-            let shown = latencies.map(|ns| time(Some(ns / 1e3)));
-            rows.push([name.to_owned(), String::new()].into_iter().chain(shown).collect());
-        }
-    }
-    text += &table(headings(), rows);
+    text += &table(headings(scenario), rows(scenario));
+    text += &warnings(&scenario.cautions);
     text += &ratios(scenario);
     text.extend(scenario.left_out.iter().map(|line| paragraph(line)));
     text += &warnings(&scenario.too_few);
@@ -104,11 +98,13 @@ fn ratios(scenario: &Comparisons) -> String {
     let Some((first, others)) = scenario.summaries.split_first() else {
         return String::new();
     };
-    const KEYS: [(&str, &str); 8] = [
+    const KEYS: [(&str, &str); 10] = [
         ("rate", "rate_per_s"),
         ("p50", "p50_us"),
+        ("p98", "p98_us"),
         ("p99", "p99_us"),
         ("p99.9", "p999_us"),
+        ("mean", "mean_us"),
         ("cpu/req", "server_cpu_us_per_request"),
         ("primary", "primary_cpu_us_per_request"),
         ("workers", "workers_cpu_us_per_request"),
@@ -247,9 +243,9 @@ fn curves(workers: &[Vec<u64>]) -> Vec<(String, Vec<f64>)> {
     ]
 }
 
-const TRIAL_HEADINGS: [&str; 14] = [
-    "scenario", "target", "round", "rate/s", "p50", "p99", "p99.9", "max", "cpu/req", "primary",
-    "workers", "machine", "failed", "counts",
+const TRIAL_HEADINGS: [&str; 16] = [
+    "scenario", "target", "round", "rate/s", "p50", "p98", "p99", "p99.9", "max", "mean",
+    "cpu/req", "primary", "workers", "machine", "failed", "counts",
 ];
 
 fn trials_table(trials: &[Outcome]) -> String {
@@ -259,7 +255,8 @@ fn trials_table(trials: &[Outcome]) -> String {
         if let Some(record) = record {
             let response = &record.response;
             cells.push(format!("{:.0}", record.rate_per_s));
-            let latencies = [response.p50_us, response.p99_us, response.p999_us, response.max_us];
+            let tail = [response.p98_us, response.p99_us, response.p999_us, response.max_us];
+            let latencies = [response.p50_us].into_iter().chain(tail).chain([response.mean_us]);
             cells.extend(latencies.map(time));
             cells.push(time(Some(record.server_cpu_us_per_request)));
             let parts = [record.primary_cpu_us_per_request, record.workers_cpu_us_per_request];
@@ -267,7 +264,7 @@ fn trials_table(trials: &[Outcome]) -> String {
             cells.push(time(Some(record.machine_cpu_us_per_request)));
             cells.push(format!("{:.1} %", 100.0 * record.failed_share));
         } else {
-            cells.extend(std::iter::repeat_n("–".to_owned(), 10));
+            cells.extend(std::iter::repeat_n("–".to_owned(), 12));
         }
         let counts = match &counts_for[..] {
             [] => "no",

@@ -2,6 +2,7 @@
 
 use super::super::aspect::Aspect;
 use super::super::bench::Report;
+use super::super::queueing::Latencies;
 use super::super::summary::{Comparisons, Ideal, Standing, Summary, Value};
 use super::super::trial::Outcome;
 use super::super::validity::Objection;
@@ -11,12 +12,16 @@ use super::text::{COLUMNS, heading};
 /// A column of a scenario's table: heading, key of the measure, formatter.
 type Column = (&'static str, &'static str, fn(f64) -> String);
 
-const COLUMNS_SHOWN: [Column; 12] = [
+const COLUMNS_SHOWN: [Column; 16] = [
     ("rate/s", "rate_per_s", |value| format!("{value:.0}")),
     ("p50", "p50_us", |value| time(Some(value))),
     ("p90", "p90_us", |value| time(Some(value))),
+    ("p95", "p95_us", |value| time(Some(value))),
+    ("p98", "p98_us", |value| time(Some(value))),
     ("p99", "p99_us", |value| time(Some(value))),
     ("p99.9", "p999_us", |value| time(Some(value))),
+    ("mean", "mean_us", |value| time(Some(value))),
+    ("late", "late_share", |value| format!("{:.2} %", 100.0 * value)),
     ("top 2", "top_two_share", |value| format!("{:.1} %", 100.0 * value)),
     ("max/mean", "max_over_mean", |value| format!("{value:.2}")),
     ("cpu/req", "server_cpu_us_per_request", |value| time(Some(value))),
@@ -58,63 +63,82 @@ pub fn legend() -> String {
     "cpu/req is the CPU time of all processes of the server per answered request; primary is \
      the part of the process that started the others, workers the part of these; machine is \
      that of the whole machine, including the generator and unrelated processes: on loopback \
-     the sender does protocol work of the receiver. top 2 is the share of the two busiest workers, \
-     max/mean the busiest one's load over the mean, by connections where the server counts them, \
-     by CPU time for nginx. × is the median of the \
-     ratios round by round, with the interval that holds the true one with 95 % or more; where \
-     the interval holds 1, no difference is shown. speed ok and cost ok are the trials that count \
-     for rate and latencies and for everything else. In parentheses: no trial counts; ≥ before the \
-     rate of a closed loop: none counts because the generator could not send more requests; the \
-     server reached at least this rate."
+     the sender does protocol work of the receiver. late is the share of short requests that \
+     took more than 5 ms. top 2 is the share of the two busiest workers, max/mean the busiest \
+     one's load over the mean, by connections where the server counts them, by CPU time for \
+     nginx. × is the median of the ratios round by round, with the interval that holds the \
+     true one with 95 % or more; where the interval holds 1, no difference is shown. speed ok \
+     and cost ok are the trials that count for rate and latencies and for everything else. In \
+     parentheses: no trial counts; ≥ before the rate of a closed loop: none counts because \
+     the generator could not send more requests; the server reached at least this rate."
         .to_owned()
 }
 
 fn scenario_text(scenario: &Comparisons) -> String {
     let mut text = wrapped(&format!("{}: {}", scenario.scenario, scenario.description), COLUMNS, 0);
-    let headings = COLUMNS_SHOWN.iter().map(|column| column.0);
-    let mut table = Table::new(std::iter::once("").chain(headings).chain(LAST_HEADINGS));
-    for summary in &scenario.summaries {
-        table.row(row(summary));
-    }
-    if let Some(ideal) = &scenario.ideal {
-        for (name, latencies) in ideal_rows(ideal) {
-            let shown = latencies.map(|ns| time(Some(ns / 1e3)));
-            let cells = [name.to_owned(), String::new()].into_iter().chain(shown);
-            table.row(cells);
-        }
-    }
+    let mut table = Table::new(headings(scenario));
+    rows(scenario).into_iter().for_each(|row| table.row(row));
     text += &table.render();
-    for line in scenario.left_out.iter().chain(&scenario.too_few).chain(&scenario.words) {
+    let notes = scenario.cautions.iter().chain(&scenario.left_out);
+    for line in notes.chain(&scenario.too_few).chain(&scenario.words) {
         text += &wrapped(line, COLUMNS, 0);
     }
     text
 }
 
-/// Names and simulated latencies (50, 90, 99, 99.9 %) in nanoseconds.
+/// The columns that say something of a scenario.
+fn columns(scenario: &Comparisons) -> impl Iterator<Item = &'static Column> {
+    // Only loads of short and long requests have late ones.
+    let has_late = scenario.summaries.iter().any(|summary| summary.value("late_share").is_some());
+    COLUMNS_SHOWN.iter().filter(move |(_, key, _)| has_late || *key != "late_share")
+}
+
+/// The rows of a scenario's table: the targets, and what is simulated.
 #[must_use]
-pub fn ideal_rows(ideal: &Ideal) -> [(&'static str, [f64; 4]); 4] {
-    let of = |latencies: &super::super::queueing::Latencies| {
-        [latencies.p50_ns, latencies.p90_ns, latencies.p99_ns, latencies.p999_ns]
-    };
+pub fn rows(scenario: &Comparisons) -> Vec<Vec<String>> {
+    let targets = scenario.summaries.iter().map(|summary| row(scenario, summary));
+    let ideal = scenario.ideal.iter().flat_map(ideal_rows);
+    let ideal = ideal.map(|(name, latencies)| ideal_row(scenario, name, &latencies));
+    targets.chain(ideal).collect()
+}
+
+/// Names and simulated latencies.
+fn ideal_rows(ideal: &Ideal) -> [(&'static str, Latencies); 4] {
     [
-        ("bound: one queue", of(&ideal.central_queue)),
-        ("bound: rr's rule", of(&ideal.round_robin_relative)),
-        ("bound: in turn", of(&ideal.round_robin)),
-        ("bound: by chance", of(&ideal.random)),
+        ("bound: one queue", ideal.central_queue),
+        ("bound: rr's rule", ideal.round_robin_relative),
+        ("bound: in turn", ideal.round_robin),
+        ("bound: by chance", ideal.random),
     ]
 }
 
-/// Headings of the columns after [`COLUMNS_SHOWN`].
+fn ideal_row(scenario: &Comparisons, name: &str, latencies: &Latencies) -> Vec<String> {
+    let cell = |(_, key, write): &Column| {
+        let ns = match *key {
+            "p50_us" => latencies.p50_ns,
+            "p90_us" => latencies.p90_ns,
+            "p95_us" => latencies.p95_ns,
+            "p98_us" => latencies.p98_ns,
+            "p99_us" => latencies.p99_ns,
+            "p999_us" => latencies.p999_ns,
+            "mean_us" => latencies.mean_ns,
+            _ => return String::new(),
+        };
+        write(ns / 1e3)
+    };
+    std::iter::once(name.to_owned()).chain(columns(scenario).map(cell)).collect()
+}
+
+/// The column after [`COLUMNS_SHOWN`].
+const FAILED: Column = ("failed", "failed_share", |share| format!("{:.1} %", 100.0 * share));
+/// Headings of that column and of the last ones.
 const LAST_HEADINGS: [&str; 3] = ["failed", "speed ok", "cost ok"];
 
 /// Cells of a target's row, starting with its name.
-#[must_use]
-pub fn row(summary: &Summary) -> Vec<String> {
+fn row(scenario: &Comparisons, summary: &Summary) -> Vec<String> {
     let mut cells = vec![summary.target.to_string()];
-    let failed: fn(f64) -> String = |share| format!("{:.1} %", 100.0 * share);
-    let shown = COLUMNS_SHOWN.iter().map(|(_, key, write)| (*key, *write));
-    for (key, write) in shown.chain([("failed_share", failed)]) {
-        let value = summary.value(key).map(|value| cell(value, write));
+    for (_, key, write) in columns(scenario).chain([&FAILED]) {
+        let value = summary.value(key).map(|value| cell(value, *write));
         cells.push(value.unwrap_or_else(|| "–".to_owned()));
     }
     let counts = Aspect::ALL.map(|aspect| summary.trials_for(aspect));
@@ -132,11 +156,10 @@ fn cell(value: &Value, write: fn(f64) -> String) -> String {
     }
 }
 
-/// Headings of the columns of [`row`].
-pub fn headings() -> impl Iterator<Item = &'static str> {
-    std::iter::once("target")
-        .chain(COLUMNS_SHOWN.iter().map(|column| column.0))
-        .chain(LAST_HEADINGS)
+/// Headings of the columns of [`rows`].
+pub fn headings(scenario: &Comparisons) -> impl Iterator<Item = &'static str> {
+    let shown = columns(scenario).map(|column| column.0);
+    std::iter::once("").chain(shown).chain(LAST_HEADINGS)
 }
 
 /// Objections to trials and the measures they invalidate. One line per kind of reason, scenario and

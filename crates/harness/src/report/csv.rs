@@ -59,7 +59,8 @@ pub fn imbalance(report: &imbalance::Report) -> String {
 pub fn bench(report: &bench::Report) -> String {
     let mut text = "scenario,target,repeat,speed_counts,cost_counts,worker,connections,\
                     worker_cpu_ms,in_flight_mean,in_flight_max,rate_per_s,completed,\
-                    failed_share,p50_us,p90_us,p99_us,p999_us,max_us,server_cpu_ms,\
+                    failed_share,p50_us,p90_us,p95_us,p98_us,p99_us,p999_us,max_us,mean_us,\
+                    late_share,server_cpu_ms,\
                     server_cpu_us_per_request,primary_cpu_us_per_request,\
                     workers_cpu_us_per_request,machine_cpu_us_per_request,memory_peak_mib,\
                     objections\n"
@@ -75,7 +76,7 @@ fn trial_rows(trial: &Outcome) -> String {
     let mut head = vec![scenario.to_string(), target.to_string(), repeat.to_string()];
     head.extend(Aspect::ALL.map(|aspect| trial.counts_for(aspect).to_string()));
     let Some(record) = record else {
-        let rest = std::iter::repeat_n(String::new(), 19).chain(failure.clone());
+        let rest = std::iter::repeat_n(String::new(), 23).chain(failure.clone());
         return row(&head.into_iter().chain(rest).collect::<Vec<_>>());
     };
     let objections: Vec<&str> = record.objections.iter().map(|one| &*one.text).collect();
@@ -85,9 +86,13 @@ fn trial_rows(trial: &Outcome) -> String {
         record.failed_share.to_string(),
         number(record.response.p50_us),
         number(record.response.p90_us),
+        number(record.response.p95_us),
+        number(record.response.p98_us),
         number(record.response.p99_us),
         number(record.response.p999_us),
         number(record.response.max_us),
+        number(record.response.mean_us),
+        number(record.late_share),
         record.server_cpu_ms.to_string(),
         record.server_cpu_us_per_request.to_string(),
         number(record.primary_cpu_us_per_request),

@@ -133,8 +133,12 @@ pub fn environment(environment: &Environment) -> String {
     entry("kernel", &environment.kernel);
     entry("CPU", &environment.cpu_model);
     entry("allowed CPUs", &format_cpu_list(&environment.allowed_cpus));
-    entry("server on", &format_cpu_list(&placement.server_cpus));
-    entry("generator on", &format_cpu_list(&placement.load_cpus));
+    let on = |cpus: &[usize]| match cpus {
+        [] => "not pinned".to_owned(),
+        cpus => format_cpu_list(cpus),
+    };
+    entry("server on", &on(&placement.server_cpus));
+    entry("generator on", &on(&placement.load_cpus));
     entry("governor", &environment.governor);
     entry("io_uring", &environment.io_uring);
     entry("descriptors", &environment.descriptors_max.to_string());

@@ -104,7 +104,10 @@ pub fn heading(environment: &Environment) -> String {
         text += &wrapped(&format!("! {warning}"), COLUMNS, 0);
     }
     let Environment { version, commit, build_profile, kernel, cpu_model, .. } = environment;
-    let list = crate::sys::cpu::format_cpu_list;
+    let list = |cpus: &[usize]| match cpus {
+        [] => "any".to_owned(),
+        cpus => crate::sys::cpu::format_cpu_list(cpus),
+    };
     text +=
         &format!("clusterlb {version} ({commit}, {build_profile}), Linux {kernel}, {cpu_model}\n");
     text += &format!(
