@@ -166,7 +166,10 @@ impl Bench {
             waker: Waker::inherited(bell),
             sockets: Vec::new(),
         });
-        self.command(Command::Attach { slot, link: NewLink { sender, receiver, page, waker } });
+        self.command(Command::Attach {
+            slot,
+            link: NewLink { sender, receiver, page, waker, is_native: true },
+        });
         for listener in listeners.iter().copied() {
             self.command(Command::Join { slot, listener });
         }
@@ -195,7 +198,10 @@ impl Bench {
     fn report(&self) -> Report {
         loop {
             match self.reports.recv_timeout(PATIENCE).expect("a report") {
-                Report::Hung { .. } | Report::Recovered { .. } => {}
+                Report::Hung { .. }
+                | Report::Recovered { .. }
+                | Report::Outlier { .. }
+                | Report::OutlierEnded { .. } => {}
                 report => return report,
             }
         }

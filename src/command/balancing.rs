@@ -144,6 +144,20 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) hang_kill: Switch<Duration>,
 
+    /// Give nothing to an outlier for this long: a worker that closes connections without an answer
+    ///
+    /// Such a worker is always free and would attract load. It is ejected for a multiple of this
+    /// time when it happens again, up to ten times it. Without this it gets its share.
+    #[arg(
+        long,
+        value_name = "off|TIME",
+        default_value = "off",
+        value_parser = switched_time,
+        help_heading = headings::STUCK,
+        hide_short_help = true
+    )]
+    eject_outliers: Switch<Duration>,
+
     /// Close connections that no living worker serves after this long, and count them as dropped
     #[arg(
         long,
@@ -185,6 +199,7 @@ impl BalancingArguments {
             hang_after_ns: self.hang_after.0.map(nanoseconds),
             unserved_limit_ns: self.unserved_limit.0.map(nanoseconds),
             take_back_after_ns: self.take_back_after.0.map(nanoseconds),
+            eject_outliers_ns: self.eject_outliers.0.map(nanoseconds),
             slow_start_ns: nanoseconds(self.slow_start),
             coalesce_ns: self.coalesce.0.map(nanoseconds),
             ..SchedulerConfig::default()

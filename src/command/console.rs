@@ -145,6 +145,14 @@ fn in_words(event: &Event) -> Option<String> {
             "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
         ),
         Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
+        Event::Outlier { id, pid, ejected_ms } => {
+            let what = ejected_ms.map_or_else(
+                || "each counts as load for a while".into(),
+                |ejected_ms| format!("ejected for {ejected_ms} ms"),
+            );
+            format!("worker {id}: pid {pid} closes connections without an answer; {what}")
+        }
+        Event::OutlierEnded { id, pid } => format!("worker {id}: pid {pid} is no outlier any more"),
         Event::Recycle { id, reason } => format!("worker {id}: replaced, since {reason}"),
         Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
         Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),

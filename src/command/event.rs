@@ -120,6 +120,23 @@ pub(crate) enum Event {
         /// Its process id.
         pid: u32,
     },
+    /// A worker closes connections without an answer and attracts load by that: each counts as
+    /// load for a while.
+    Outlier {
+        /// The worker.
+        id: WorkerId,
+        /// Its process id.
+        pid: u32,
+        /// It gets no connections for this long, if outliers are ejected.
+        ejected_ms: Option<u64>,
+    },
+    /// An outlier answers, or takes as long as the others, again.
+    OutlierEnded {
+        /// The worker.
+        id: WorkerId,
+        /// Its process id.
+        pid: u32,
+    },
     /// A worker is replaced because it has served enough.
     Recycle {
         /// Which one.

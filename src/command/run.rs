@@ -421,6 +421,21 @@ impl Reporter {
                     self.note(format!("{error}; {}", error.hint()));
                 }
             }
+            _ => self.report_outlier(event),
+        }
+    }
+
+    fn report_outlier(&mut self, event: &ClusterEvent) {
+        match event {
+            ClusterEvent::Outlier { worker, ejected } => {
+                let (id, pid) = (worker.id(), worker.pid());
+                let ejected_ms =
+                    ejected.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+                self.console.tell(Event::Outlier { id, pid, ejected_ms });
+            }
+            ClusterEvent::OutlierEnded { worker } => {
+                self.console.tell(Event::OutlierEnded { id: worker.id(), pid: worker.pid() });
+            }
             _ => {}
         }
     }

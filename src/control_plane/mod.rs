@@ -284,6 +284,17 @@ impl ControlPlane {
                     self.tell(Event::Recovered { worker });
                 }
             }
+            Report::Outlier { slot, ejected_ns } => {
+                if let Some(worker) = self.worker_at(slot) {
+                    let ejected = ejected_ns.map(Duration::from_nanos);
+                    self.tell(Event::Outlier { worker, ejected });
+                }
+            }
+            Report::OutlierEnded { slot } => {
+                if let Some(worker) = self.worker_at(slot) {
+                    self.tell(Event::OutlierEnded { worker });
+                }
+            }
             Report::ListenerRemoved { listener } => self.listener_removed(listener),
             Report::Left { slot, listener } => self.listener_left(slot, listener),
             // The data path says so only when it was asked to end, which is when nobody listens.

@@ -134,7 +134,9 @@ impl WorkerEntry {
         let inherited = inherited.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
         let started = context.launch(variables, inherited, streams, placed).start()?;
         let Started { process, input, output, errors } = started;
-        let link = inbox.map(|(sender, receiver)| NewLink { sender, receiver, page, waker });
+        let is_native = context.start.is_native();
+        let new_link = |(sender, receiver)| NewLink { sender, receiver, page, waker, is_native };
+        let link = inbox.map(new_link);
         let (dialect, messages) =
             context.start.into_state(context.settings, control, link.as_ref())?;
         let state = WorkerState {

@@ -51,6 +51,7 @@ impl DataPath {
         if let Some(counts) = self.listener_counts.get(accepted.record.listener) {
             counts.assigned.add(1);
         }
+        self.look_at(slot, &accepted);
         let link = self.links[slot.index()].as_mut().expect("only attached workers are ready");
         let count = link.add(&mut self.ring, &mut self.spare, accepted);
         self.roster.deliver(slot, count, self.now_ns);
@@ -163,7 +164,8 @@ impl DataPath {
         for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
             let Some(link) = link else { continue };
             let is_short = self.short.iter().any(|listener| self.roster.serves(slot, *listener));
-            let wake = match (is_short, self.roster.is_suspected(slot)) {
+            let is_looked_at = self.looked_at.iter().any(|looked| looked.slot == slot);
+            let wake = match (is_short || is_looked_at, self.roster.is_suspected(slot)) {
                 (true, _) => Wake::Always,
                 (false, true) => Wake::Probe,
                 (false, false) => Wake::Never,

@@ -53,6 +53,9 @@ pub struct NewLink {
     /// What the worker wakes this thread with. It is the worker's alone: what it does to it, it
     /// does to nobody else.
     pub waker: Waker,
+    /// Its counters tell when connections end, even if its program reports nothing: it is no
+    /// worker that a bridge speaks for.
+    pub is_native: bool,
 }
 
 /// A moment in what a worker has been sent.
@@ -85,6 +88,7 @@ pub(super) struct Link {
     answered: u64,
     /// Nothing more will be sent.
     retired: bool,
+    is_native: bool,
 }
 
 impl Link {
@@ -102,6 +106,7 @@ impl Link {
             sent: 0,
             answered: 0,
             retired: false,
+            is_native: new.is_native,
         }
     }
 
@@ -121,6 +126,11 @@ impl Link {
 
     pub(super) fn counters(&self) -> Counters {
         self.page.counters()
+    }
+
+    /// Whether finished connections have ended, and are not only out of the primary's sight.
+    pub(super) fn tells_ends(&self) -> bool {
+        self.is_native || self.page.program_reports()
     }
 
     /// The worker serves something from now on, so it has said whether it receives by itself.

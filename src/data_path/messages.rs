@@ -146,6 +146,19 @@ pub enum Report {
         /// Which worker.
         slot: Slot,
     },
+    /// A worker closes connections without an answer and attracts load by that. Each counts as load
+    /// for a while.
+    Outlier {
+        /// Which worker.
+        slot: Slot,
+        /// It gets no connections for this long, if outliers are ejected.
+        ejected_ns: Option<u64>,
+    },
+    /// An outlier answers, or takes as long as the others, again.
+    OutlierEnded {
+        /// Which worker.
+        slot: Slot,
+    },
     /// A listener is closed, and everything accepted from it has been handed over.
     ListenerRemoved {
         /// Which one.

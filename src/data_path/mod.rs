@@ -13,6 +13,7 @@ mod listener_counts;
 mod listeners;
 mod live_counts;
 mod messages;
+mod outliers;
 mod reschedule;
 mod steal;
 mod unserved;
@@ -39,6 +40,7 @@ pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
 pub use messages::{Command, Endpoints, Report};
+use outliers::Looked;
 use steal::Watch;
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
@@ -97,6 +99,8 @@ pub struct DataPath {
     stage: Stage,
     /// Workers that have not answered a probe, as far as that has been reported.
     suspected: Vec<Slot>,
+    /// Connections of which a copy is kept for a moment, at most one a worker.
+    looked_at: Vec<Looked>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +164,7 @@ impl DataPath {
             now_ns: monotonic_ns(),
             stage: Stage::Starting,
             suspected: Vec::new(),
+            looked_at: Vec::new(),
         })
     }
 
@@ -187,6 +192,7 @@ impl DataPath {
             self.rescue();
             self.take_back_early();
             self.look_after();
+            self.judge_outliers();
             self.dispatch();
             self.control_intake();
             self.drop_overdue();
@@ -243,7 +249,8 @@ impl DataPath {
         let looks = self.acceptors.iter().flatten().filter_map(Acceptor::next_look_ns);
         let hangs = self.roster.next_deadline_ns();
         let unserved = self.next_drop_ns();
-        starved.chain(crowded).chain(looks).chain(hangs).chain(unserved).min()
+        let copies = self.looked_at.iter().map(|looked| looked.until_ns);
+        starved.chain(crowded).chain(looks).chain(hangs).chain(unserved).chain(copies).min()
     }
 
     /// Whether something waits for messages to have gone, which by themselves end no wait.

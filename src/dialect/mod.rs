@@ -92,6 +92,11 @@ impl WorkerStart<'_> {
         matches!(self, Self::Native(_))
     }
 
+    /// Whether the worker writes its counters, and no bridge in its name.
+    pub(crate) fn is_native(&self) -> bool {
+        !matches!(self, Self::Node(_))
+    }
+
     /// Whether the worker notices the end of its primary by its channel.
     pub(crate) fn has_channel(&self) -> bool {
         !matches!(self, Self::ListenFds(_))

@@ -1,6 +1,7 @@
 //! What happens in a cluster, as the program is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{ListeningAddress, WorkerCounts, WorkerHandle};
 use crate::error::Error;
@@ -104,6 +105,21 @@ pub enum Event {
         /// Which worker.
         worker: WorkerHandle,
     },
+    /// A worker is an outlier: it is done with connections far sooner than those that serve the
+    /// same, because it closes them without an answer. Each of these counts as load for a while, so
+    /// that it gets its share and not more.
+    Outlier {
+        /// Which worker.
+        worker: WorkerHandle,
+        /// It gets no connections for this long
+        /// ([`eject_outliers_ns`](clusterlb_schedule::SchedulerConfig::eject_outliers_ns)).
+        ejected: Option<Duration>,
+    },
+    /// An outlier answers, or takes as long as the others, again.
+    OutlierEnded {
+        /// Which worker.
+        worker: WorkerHandle,
+    },
 }
 
 impl Event {
@@ -123,7 +139,9 @@ impl Event {
             | Self::Disconnect { worker }
             | Self::Exit { worker, .. }
             | Self::Hung { worker, .. }
-            | Self::Recovered { worker } => Some(worker),
+            | Self::Recovered { worker }
+            | Self::Outlier { worker, .. }
+            | Self::OutlierEnded { worker } => Some(worker),
         }
     }
 }

@@ -4,8 +4,6 @@
 //!
 //! Where this runs as root, workers run as `nobody`.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -18,31 +16,17 @@ use crate::common::{Cluster, Launch, eventually, get, has_program, lacking, mach
 /// program under test may be a slow build on a busy machine.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// The hostile worker, where every user can read it.
-fn script() -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("clusterlb-hostile-{}", std::process::id()));
-    let path = folder.join("worker.py");
-    if !path.exists() {
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let readable = |mode| std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(&folder, readable(0o755)).expect("it is ours");
-        let own = folder.join(format!("{:?}.py", std::thread::current().id()));
-        std::fs::write(&own, include_str!("hostile/worker.py")).expect("room for a script");
-        std::fs::set_permissions(&own, readable(0o644)).expect("it is ours");
-        std::fs::rename(&own, &path).expect("the same folder");
-    }
-    path
-}
+/// The hostile worker. As an argument, because a file would have to be where every user can read it.
+const SCRIPT: &str = include_str!("hostile/worker.py");
 
-fn launch(arguments: &str, how: &str) -> Option<Launch> {
+pub(crate) fn launch(arguments: &str, how: &str) -> Option<Launch> {
     launch_at(arguments, how, &["127.0.0.1:0"])
 }
 
 /// The same with these addresses.
 pub(crate) fn launch_at(arguments: &str, how: &str, addresses: &[&str]) -> Option<Launch> {
-    let script = script();
     let user = if geteuid().is_root() { "--user nobody" } else { "" };
-    let mut words = vec!["python3", script.to_str().expect("a plain path")];
+    let mut words = vec!["python3", "-c", SCRIPT];
     words.extend(addresses);
     has_program("python3").then(|| {
         Launch::new(&format!("--workers 3 --grace 2s {user} {arguments}"))

@@ -16,6 +16,7 @@ mod http;
 mod limits;
 mod listen;
 mod listen_fds;
+mod outliers;
 mod output;
 mod room;
 mod steal;

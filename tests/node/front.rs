@@ -276,7 +276,7 @@ impl Front {
         drop(theirs);
         self.command(Command::Attach {
             slot,
-            link: NewLink { sender, receiver, page: primary_page, waker },
+            link: NewLink { sender, receiver, page: primary_page, waker, is_native: false },
         });
         let new_worker = Box::new(NewNodeWorker {
             channel,

@@ -230,6 +230,7 @@ fn scheduling(random: &mut Rng) -> SchedulerConfig {
         unserved_limit_ns: None,
         take_back_after_ns: [None, Some(1), Some(2), Some(10)][random.usize(0..4)]
             .map(|milliseconds: u64| milliseconds * MILLISECOND),
+        eject_outliers_ns: [None, Some(50 * MILLISECOND)][random.usize(0..2)],
         slow_start_ns: [0, 50, 1_000][random.usize(0..3)] * MILLISECOND,
         coalesce_ns: None,
     }

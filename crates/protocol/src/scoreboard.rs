@@ -245,6 +245,12 @@ impl PrimaryPage {
         Counters { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
     }
 
+    /// Whether the program behind this page reports finished connections itself.
+    #[must_use]
+    pub fn program_reports(&self) -> bool {
+        does(&self.page, REPORTS)
+    }
+
     /// Whether the program behind this page receives from its inbox itself, and therefore one
     /// connection per message.
     #[must_use]

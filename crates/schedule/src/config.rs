@@ -25,6 +25,10 @@ pub struct SchedulerConfig {
     /// the same listener, if there is one; never, if none. With the built-in scheduler, and not
     /// under [`Policy::Sticky`](crate::Policy).
     pub take_back_after_ns: Option<u64>,
+    /// An outlier, which is a worker that closes connections without an answer and attracts load by
+    /// that, gets no connections for this long, longer each time; never, if none. It counts as
+    /// hung for that time. At least half of the workers that serve the same stay.
+    pub eject_outliers_ns: Option<u64>,
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,
     /// How long handing over waits for more connections while at least three arrive in two such
@@ -43,6 +47,7 @@ impl Default for SchedulerConfig {
             hang_after_ns: Some(100_000_000),
             unserved_limit_ns: Some(60_000_000_000),
             take_back_after_ns: Some(2_000_000),
+            eject_outliers_ns: None,
             slow_start_ns: 1_000_000_000,
             coalesce_ns: Some(75_000),
         }

@@ -32,7 +32,7 @@ pub use intake::Intake;
 pub use loads::Loads;
 pub use picker::Picker;
 pub use policy::{AcceptMechanism, Policy, UnknownName};
-pub use roster::{LISTENERS_MAX, Refusal, Roster, Sample};
+pub use roster::{Judgement, LISTENERS_MAX, Look, Refusal, Roster, Sample};
 pub use scheduler::SchedulerFactory;
 pub use stall_detector::{Finding, StallDetector};
 
@@ -57,9 +57,10 @@ pub enum Status {
 pub struct WorkerLoad {
     /// Whether it takes connections.
     pub status: Status,
-    /// It has not moved for longer than is normal.
+    /// It has not moved for longer than is normal, or is ejected as an outlier.
     pub hung: bool,
-    /// Connections given to it and neither finished nor taken back.
+    /// Connections given to it and neither finished nor taken back; of an outlier, also what it
+    /// has closed without an answer, for as long as its peers would have served that.
     pub in_flight: u32,
     /// Connections that it may be given before it claims one.
     pub credits: u32,

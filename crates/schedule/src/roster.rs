@@ -14,6 +14,8 @@ use super::picker::Picker;
 use super::scheduler::Chooser;
 use super::{Client, Policy, Scheduler, Status, WorkerLoad};
 use crate::id::{ListenerId, Slot};
+use outliers::Conduct;
+pub use outliers::{Judgement, Look};
 
 /// What a worker's page says at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +59,7 @@ struct WorkerEntry {
     pace: Pace,
     /// Connections that had been assigned to anybody when it got its last one.
     assigned_at: u64,
+    conduct: Conduct,
 }
 
 /// All workers.
@@ -85,6 +88,8 @@ pub struct Roster {
     paced_ns: u64,
     /// Connections assigned so far.
     assigned: u64,
+    /// When the workers were last compared.
+    compared_ns: u64,
 }
 
 /// A worker with so many connections has enough to do for a while, if it is slow to claim them.
@@ -116,6 +121,7 @@ impl Roster {
             observed_ns: 0,
             paced_ns: 0,
             assigned: 0,
+            compared_ns: 0,
         };
         (0..listeners).map(ListenerId).for_each(|listener| roster.add_listener(listener));
         roster
@@ -193,6 +199,7 @@ impl Roster {
             sample: Sample::default(),
             pace: Pace::new(now_ns),
             assigned_at: self.assigned,
+            conduct: Conduct::default(),
         });
         let came = WorkerLoad { status: Status::Ready, ..WorkerLoad::default() };
         self.loads.set(place, came);
@@ -261,6 +268,7 @@ impl Roster {
         let claimed = sample.claimed.min(given);
         let finished = sample.finished.min(given);
         worker.credits.observe(claimed, sample.claimed_at_ns, now_ns);
+        worker.note_conduct(finished, now_ns);
         if worker.suspected && sample.answered_probes >= worker.probes {
             worker.suspected = false;
         }
@@ -270,13 +278,17 @@ impl Roster {
             }
             _ => false,
         };
+        let normal = self.loads.normal();
         let slow_start_permille = worker
             .came_ns
             .map_or(1000, |came_ns| slow_start(now_ns.saturating_sub(came_ns), &self.config));
         self.loads.change(slot.index(), |load| {
-            load.hung = worker.suspected || worker.stalled || stuck;
-            load.in_flight = narrow(given - finished);
-            load.credits = worker.credits.left(narrow(given - claimed));
+            let ejected = worker.conduct.is_ejected(now_ns);
+            load.hung = worker.suspected || worker.stalled || stuck || ejected;
+            let failures = worker.conduct.failure_load();
+            load.in_flight = narrow(given - finished).saturating_add(failures);
+            let credits = worker.credits.left(narrow(given - claimed));
+            load.credits = worker.conduct.limit_credits(credits, load.in_flight, normal);
             load.slow_start_permille = slow_start_permille;
         });
     }
@@ -426,7 +438,8 @@ impl Roster {
     /// then.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        let deadlines = [self.hang_deadline_ns(), self.take_back_deadline_ns()];
+        let deadlines =
+            [self.hang_deadline_ns(), self.take_back_deadline_ns(), self.outlier_deadline_ns()];
         deadlines.into_iter().flatten().min()
     }
 
@@ -456,6 +469,7 @@ impl Roster {
         let joined: Vec<&IndexSet> = joined.filter(|joined| !joined.is_empty()).collect();
         let is_common = |place: &usize| joined.iter().all(|one| one.contains(*place));
         self.common = (0..self.listeners.len()).filter(is_common).collect();
+        self.forgive_outliers_without_peers();
     }
 
     /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
@@ -485,6 +499,7 @@ fn slow_start(age_ns: u64, config: &SchedulerConfig) -> u16 {
     u16::try_from(permille).unwrap_or(1000).min(1000)
 }
 
+mod outliers;
 mod paces;
 mod reconfigure;
 mod suspicion;

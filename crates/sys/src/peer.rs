@@ -111,6 +111,35 @@ pub fn client_of(socket: &OwnedFd) -> Option<u64> {
     Some(hasher.finish())
 }
 
+/// Whether anything was ever written to a TCP connection, on whatever copy of the descriptor.
+/// `None` if that does not tell whether the client was answered: the client has closed its side,
+/// or this is no TCP connection.
+#[must_use]
+pub fn is_answered(socket: &impl AsRawFd) -> Option<bool> {
+    // SAFETY: it consists of numbers, which may all be zero.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("a few hundred bytes");
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            std::ptr::from_mut(&mut info).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).ok()?;
+    // Bytes that the client's window has no room for are an answer, too.
+    if info.tcpi_bytes_sent > 0 || info.tcpi_notsent_bytes > 0 {
+        return Some(true);
+    }
+    (info.tcpi_state == TCP_ESTABLISHED).then_some(false)
+}
+
+/// The kernel's number for a connection that neither side has closed.
+const TCP_ESTABLISHED: u8 = 1;
+
 /// Makes closing `socket` reset the connection (SO_LINGER with 0 seconds).
 ///
 /// For clients that keep sending: with a full window, an ordinary close would leave them waiting
@@ -125,6 +154,7 @@ pub fn reset_on_close(socket: &impl AsRawFd) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
@@ -149,6 +179,26 @@ mod tests {
         for (descriptor, kind) in all {
             assert_eq!(kind_of(&descriptor), kind);
         }
+    }
+
+    #[test]
+    fn an_answer_is_seen_on_every_copy() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let mut client = TcpStream::connect(address).expect("room");
+        let (mut server, _) = listener.accept().expect("it has come");
+        let copy = server.try_clone().expect("a duplicate");
+        client.write_all(b"question").expect("room");
+        assert_eq!(is_answered(&copy), Some(false));
+        server.write_all(b"answer").expect("room");
+        assert_eq!(is_answered(&copy), Some(true));
+        let gone = TcpStream::connect(address).expect("room");
+        let (mut server, _) = listener.accept().expect("it has come");
+        drop(gone);
+        assert_eq!(server.read(&mut [0]).expect("the end"), 0);
+        assert_eq!(is_answered(&server), None);
+        let (unix, _far) = UnixStream::pair().expect("a pair");
+        assert_eq!(is_answered(&unix), None);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(super) struct SlotRecord {
     pub(super) exits: Exits,
     /// Times that one of its workers hung.
     pub(super) hangs: u64,
+    /// Times that one of its workers was found to be an outlier.
+    pub(super) outliers: u64,
 }
 
 /// The sums of a run.
@@ -54,6 +56,9 @@ impl Ledger {
         match event {
             SupervisorEvent::Cluster(Event::Hung { worker, .. }) => {
                 self.slot(worker.instance()).hangs += 1;
+            }
+            SupervisorEvent::Cluster(Event::Outlier { worker, .. }) => {
+                self.slot(worker.instance()).outliers += 1;
             }
             SupervisorEvent::Cluster(Event::Exit { worker, ending, counts }) => {
                 self.on_exit(worker.id(), worker.instance(), *ending, counts);

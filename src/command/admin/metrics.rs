@@ -168,7 +168,7 @@ fn seconds(ns: u64) -> Value {
 type Field = fn(&SlotRecord) -> u64;
 
 /// What is known by slot, over all workers that it has had.
-const BY_SLOT: [(&str, Kind, Field, &str); 10] = [
+const BY_SLOT: [(&str, Kind, Field, &str); 11] = [
     (
         "clusterlb_worker_connections_assigned",
         Kind::Counter,
@@ -216,6 +216,12 @@ const BY_SLOT: [(&str, Kind, Field, &str); 10] = [
         Kind::Counter,
         |slot| slot.hangs,
         "Times that a worker left connections unclaimed for too long.",
+    ),
+    (
+        "clusterlb_worker_outliers",
+        Kind::Counter,
+        |slot| slot.outliers,
+        "Times that a worker was found to close connections without an answer.",
     ),
     (
         "clusterlb_worker_connections_in_flight",

@@ -23,7 +23,7 @@ use crate::command::values::{
 };
 
 /// What can change, as the command line calls it.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "policy",
     "overload-factor",
     "max-inflight",
@@ -33,6 +33,7 @@ const NAMES: [&str; 9] = [
     "unserved-limit",
     "slow-start",
     "coalesce",
+    "eject-outliers",
 ];
 
 /// How connections are shared out, as `/policy` and `/config` show it.
@@ -50,6 +51,7 @@ pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String,
         "take_back_after_ms": scheduling.take_back_after_ns.map(to_ms),
         "unserved_limit_ms": scheduling.unserved_limit_ns.map(to_ms),
         "slow_start_ms": to_ms(scheduling.slow_start_ns),
+        "eject_outliers_ms": scheduling.eject_outliers_ns.map(to_ms),
         "coalesce_us": scheduling.coalesce_ns.map(|ns| ns / 1_000),
     });
     match rules {
@@ -142,6 +144,7 @@ fn set(
         "unserved-limit" => switched_time(value).map(|one| rules.unserved_limit_ns = ns(one)),
         "slow-start" => time(value).map(|one| rules.slow_start_ns = nanoseconds(one)),
         "coalesce" => coalescing(value).map(|one| rules.coalesce_ns = ns(one)),
+        "eject-outliers" => switched_time(value).map(|one| rules.eject_outliers_ns = ns(one)),
         _ => return Err(wrong(format!("{name} cannot change during a run"), known())),
     };
     done.map_err(|why| wrong(format!("{name}={value}"), why))
@@ -163,7 +166,7 @@ mod tests {
     #[test]
     fn every_rule_is_changed_by_its_name_and_shown() {
         let (mut policy, mut scheduling) = (Policy::Rr, SchedulerConfig::default());
-        let values = ["least", "off", "7", "3", "off", "5ms", "1s", "2s", "100us"];
+        let values = ["least", "off", "7", "3", "off", "5ms", "1s", "2s", "100us", "30s"];
         for (name, value) in NAMES.into_iter().zip(values) {
             set(&mut policy, &mut scheduling, name, value).expect(name);
         }
@@ -173,7 +176,7 @@ mod tests {
             json!({
                 "policy": "least", "overload_factor": null, "max_inflight": 7, "credits": 3,
                 "hang_after_ms": null, "take_back_after_ms": 5.0, "unserved_limit_ms": 1000.0,
-                "slow_start_ms": 2000.0, "coalesce_us": 100,
+                "slow_start_ms": 2000.0, "coalesce_us": 100, "eject_outliers_ms": 30000.0,
             })
         );
     }

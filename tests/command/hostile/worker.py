@@ -5,6 +5,9 @@ import array, contextlib, json, mmap, os, random, select, socket, struct, sys, t
 
 HOW = os.environ.get("HOSTILE", "")
 FIRST = os.environ["CLUSTERLB_WORKER_ID"] == "1"
+# The first one closes what it gets, and the others take their time.
+DROPS = FIRST and HOW == "drop"
+DELAY = 0.004 if HOW == "drop" or HOW == "fast" and not FIRST else 0
 CONTROL, INBOX, BOARD, BELL = (
     int(os.environ[f"CLUSTERLB_{name}_FD"]) for name in ("CONTROL", "INBOX", "BOARD", "BELL")
 )
@@ -75,6 +78,9 @@ def serve(until=None):
         count(CLAIMED if connections else PROBES, len(connections) or 1)
         for one in connections:
             with contextlib.suppress(OSError), socket.socket(fileno=one) as connection:
+                if DROPS:
+                    raise ConnectionAbortedError
+                time.sleep(DELAY)
                 connection.settimeout(5)
                 connection.recv(65536)
                 body = b"hello world\n"
@@ -88,7 +94,7 @@ def junk():
     listener = socket.create_server(("127.0.0.1", 0))
     epoll = select.epoll()
     null = os.open("/dev/null", os.O_RDWR)
-    file = os.open(sys.argv[0], os.O_RDONLY)
+    file = os.open(sys.executable, os.O_RDONLY)
     return {"listener": listener.detach(), "epoll": epoll, "null": null, "file": file}
 
 
@@ -192,7 +198,7 @@ say(act="serving", listener=answer["listener"])
 if HOW == "unequal" and os.environ.get("CLUSTERLB_INSTANCE") == "0":
     say(act="listen", sequence=1, address=sys.argv[2], options={})
     say(act="serving", listener=hear()["listener"])
-if FIRST and HOW not in ("", "places", "surroundings", "unequal"):
+if FIRST and HOW not in ("", "places", "surroundings", "unequal", "drop", "fast"):
     serve(time.monotonic() + 3)  # Until the others do so as well.
     say(act="close", listener=answer["listener"])
     serve(time.monotonic() + 0.5)  # What was under way.

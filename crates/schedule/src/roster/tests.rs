@@ -15,6 +15,7 @@ fn roster(workers: u16) -> Roster {
         hang_after_ns: Some(100 * MS),
         unserved_limit_ns: None,
         take_back_after_ns: None,
+        eject_outliers_ns: None,
         slow_start_ns: 0,
         coalesce_ns: None,
     };

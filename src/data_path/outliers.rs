@@ -1,0 +1,82 @@
+//! Looking at connections of a worker that may be an outlier.
+//!
+//! The primary keeps a copy of one connection for a moment, until the worker is done with it, and
+//! asks the kernel whether anything was written to it. The copy delays the end that the client
+//! sees, so there is one at a time for a worker that is suspicious, for a few milliseconds at most.
+//! `schedule` decides what follows.
+
+use std::os::fd::OwnedFd;
+
+use super::link::Accepted;
+use super::{DataPath, Report};
+use crate::id::Slot;
+use crate::schedule::{Judgement, Look};
+use crate::sys::engine::Key;
+use crate::sys::peer;
+
+/// A copy is kept for at most this long. Nothing is known of a connection that takes longer. The
+/// worker wakes this thread when it is done, unless that was before it was asked to.
+const KEPT_NS: u64 = 5_000_000;
+
+/// A connection that is looked at.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// Whose it is.
+    key: Key,
+    pub(super) slot: Slot,
+    copy: OwnedFd,
+    pub(super) until_ns: u64,
+}
+
+impl DataPath {
+    /// Keeps a copy of a connection that goes to this worker, if it is to be looked at.
+    pub(super) fn look_at(&mut self, slot: Slot, accepted: &Accepted) {
+        let Some(Some(link)) = self.links.get(slot.index()) else { return };
+        if !link.tells_ends() || !self.roster.begin_look(slot, self.now_ns) {
+            return;
+        }
+        let (key, until_ns) = (link.key(), self.now_ns.saturating_add(KEPT_NS));
+        match accepted.socket.try_clone() {
+            Ok(copy) => self.looked_at.push(Looked { key, slot, copy, until_ns }),
+            // Without a free descriptor this connection stays unknown.
+            Err(_) => drop(self.roster.end_look(slot, None, self.now_ns)),
+        }
+    }
+
+    /// Ends looks whose connections are finished, and compares the workers.
+    pub(super) fn judge_outliers(&mut self) {
+        if !self.looked_at.is_empty() {
+            self.observe();
+        }
+        for looked in std::mem::take(&mut self.looked_at) {
+            let link = self.links.get(looked.slot.index()).and_then(Option::as_ref);
+            // Its successor has nothing to do with it.
+            if link.is_none_or(|link| link.key() != looked.key) {
+                continue;
+            }
+            let answered = match self.roster.look(looked.slot) {
+                Look::Pending if self.now_ns < looked.until_ns => {
+                    self.looked_at.push(looked);
+                    continue;
+                }
+                Look::Finished => peer::is_answered(&looked.copy),
+                Look::Pending | Look::Void => None,
+            };
+            let judgement = self.roster.end_look(looked.slot, answered, self.now_ns);
+            self.report_judgement(looked.slot, judgement);
+        }
+        if let Some((slot, judgement)) = self.roster.compare(self.now_ns) {
+            self.report_judgement(slot, Some(judgement));
+        }
+    }
+
+    fn report_judgement(&self, slot: Slot, judgement: Option<Judgement>) {
+        match judgement {
+            Some(Judgement::Outlier { ejected_ns }) => {
+                self.report(Report::Outlier { slot, ejected_ns });
+            }
+            Some(Judgement::Normal) => self.report(Report::OutlierEnded { slot }),
+            None => {}
+        }
+    }
+}
