@@ -208,9 +208,11 @@ impl ControlThread {
     fn lose_channel(&mut self) {
         self.open = false;
         let _ = self.epoll.delete(&self.incoming);
+        // Before the end of the channel: a program whose message is refused then finds that it is
+        // not connected any more.
+        self.shared.state().connected = false;
         self.shared.outgoing().close();
         let mut state = self.shared.state();
-        state.connected = false;
         let handler = state.on_disconnect.take();
         self.shared.announce(state);
         if self.shared.is_leaving() {
@@ -265,8 +267,8 @@ impl ControlThread {
             return;
         }
         self.open = false;
-        shared.outgoing().close();
         shared.state().connected = false;
+        shared.outgoing().close();
         shared.messages.close().wake();
         shared.left.complete();
     }
@@ -279,11 +281,12 @@ impl Drop for ControlThread {
         if self.shared.left.is_complete() {
             return;
         }
+        // First what a program asks that could not send a message.
+        self.shared.leaving.store(true, Ordering::SeqCst);
+        self.shared.state().connected = false;
         self.shared.outgoing().close();
         self.shared.messages.close().wake();
-        let mut state = self.shared.state();
-        state.connected = false;
-        self.shared.leaving.store(true, Ordering::SeqCst);
+        let state = self.shared.state();
         state.open_queues().for_each(|queue| queue.end());
         self.shared.announce(state);
         self.shared.left.complete();

@@ -16,7 +16,7 @@ use crate::common::{Cluster, Launch, eventually, get, has_program, lacking, mach
 /// program under test may be a slow build on a busy machine.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// The hostile worker. As an argument, because a file would have to be where every user can read it.
+/// The hostile worker. An argument, because a file would have to be where every user can read it.
 const SCRIPT: &str = include_str!("hostile/worker.py");
 
 pub(crate) fn launch(arguments: &str, how: &str) -> Option<Launch> {
