@@ -46,13 +46,14 @@ pub use nix::sys::signal::Signal;
 pub use protocol::control::{LatencySummary, ListenOptions, Serialization, Transport};
 pub use schedule::id::{ListenerId, Slot, WorkerId};
 pub use schedule::{
-    AcceptMechanism, CLAIM_BOUNDS_NS, CREDITS_MAX, ClaimTimes, Client, CreditRule, Limits, Loads,
-    OverloadFactor, Policy, Scheduler, SchedulerConfig, SchedulerFactory, Skips, Status,
-    UnknownName, WorkerLoad,
+    AcceptMechanism, CLAIM_BOUNDS_NS, CREDITS_MAX, ClaimTimes, Client, CreditRule, Dispatch,
+    Limits, Loads, OverloadFactor, Policy, Scheduler, SchedulerConfig, SchedulerFactory, Skips,
+    Status, UnknownName, WorkerLoad,
 };
 pub use settings::{
-    ClusterSettings, Dialect, InspectPort, LISTENERS_MAX, ListenRule, POLICY_VARIABLE, Readiness,
-    StreamSetting, WORKERS_MAX, policy_from_environment,
+    ClusterSettings, DISPATCH_VARIABLE, Dialect, InspectPort, LISTENERS_MAX, ListenRule,
+    POLICY_VARIABLE, Readiness, StreamSetting, WORKERS_MAX, dispatch_from_environment,
+    policy_from_environment,
 };
 pub use supervisor::{
     Finished, ReadyAfter, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot, Supervisor,

@@ -21,7 +21,9 @@ use crate::handle::{
     Request, WorkerCounts, WorkerHandle,
 };
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::settings::{ClusterSettings, Policy, policy_from_environment};
+use crate::settings::{
+    ClusterSettings, Policy, dispatch_from_environment, policy_from_environment,
+};
 use crate::sync::completion::Completion;
 use crate::sys::engine::EngineChoice;
 use crate::sys::limits;
@@ -109,8 +111,9 @@ impl Cluster {
     /// does. A process can have several clusters.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, which cannot have workers, and for a policy or an engine in
-    /// the environment that there is not; [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, which cannot have workers, and for a policy, an engine or a
+    /// dispatcher in the environment that there is not; [`Error::System`] when threads or
+    /// descriptors are short.
     pub fn primary() -> Result<Self> {
         Self::with_policy(policy_from_environment()?)
     }
@@ -118,8 +121,9 @@ impl Cluster {
     /// As [`primary`](Self::primary), whatever the environment says of the policy.
     ///
     /// # Errors
-    /// [`Error::Usage`] in a worker, and for an engine in the environment that there is not;
-    /// [`Error::System`] when threads or descriptors are short.
+    /// [`Error::Usage`] in a worker, and for an engine in the environment that there is not, or a
+    /// dispatcher that cannot follow the policy; [`Error::System`] when threads or descriptors are
+    /// short.
     pub fn with_policy(policy: Policy) -> Result<Self> {
         if is_worker() {
             return Err(Error::usage(
@@ -129,7 +133,11 @@ impl Cluster {
         }
         limits::raise_descriptor_limit()?;
         let engine = EngineChoice::from_environment()?;
-        let settings = Arc::new(ClusterSettings { engine, ..ClusterSettings::with_policy(policy) });
+        let dispatch = dispatch_from_environment()?;
+        let settings = ClusterSettings::with_policy(policy);
+        let settings = ClusterSettings { engine, dispatch, ..settings };
+        settings.validate()?;
+        let settings = Arc::new(settings);
         let waker = Arc::new(Waker::new()?);
         let (control, requests) = ControlHandle::new(Arc::clone(&waker));
         let bus = Arc::new(Bus::new(Arc::clone(&waker)));

@@ -23,7 +23,7 @@ use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::settings::{Program, RestartChoice, Settings};
 use clusterlb::Result;
 use clusterlb::topology::{Pin, Workers};
-use clusterlb::{Dialect, EngineChoice, ListenAddress};
+use clusterlb::{Dialect, EngineChoice, ListenAddress, dispatch_from_environment};
 
 /// Where the built-in worker listens unless it is told.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
@@ -325,6 +325,7 @@ impl RunArguments {
             start_limit: self.start_limit,
             settle: self.settle,
             policy,
+            dispatch: self.balancing.dispatch.map_or_else(dispatch_from_environment, Ok)?,
             accept: self.balancing.accept.unwrap_or_default(),
             engine: self.balancing.engine.map_or_else(EngineChoice::from_environment, Ok)?,
             listen: self.listen(program.as_ref()),

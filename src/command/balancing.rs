@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use clusterlb::{AcceptMechanism, EngineChoice, Error, Policy, Result, policy_from_environment};
+use clusterlb::{
+    AcceptMechanism, Dispatch, EngineChoice, Error, Policy, Result, policy_from_environment,
+};
 use clusterlb_schedule::{CreditRule, Limits, OverloadFactor, SchedulerConfig};
 
 use super::choices;
@@ -19,6 +21,18 @@ pub(super) struct BalancingArguments {
     /// the default.
     #[arg(short, long, value_parser = choices::policies(), help_heading = headings::BALANCING)]
     policy: Option<Policy>,
+
+    /// Who takes connections to the worker that the policy means [default: primary]
+    ///
+    /// The environment variable CLUSTERLB_DISPATCH, which the library reads as well, changes the
+    /// default.
+    #[arg(
+        long,
+        value_parser = choices::dispatchers(),
+        help_heading = headings::BALANCING,
+        hide_short_help = true
+    )]
+    pub(super) dispatch: Option<Dispatch>,
 
     /// How workers accept by themselves: with --policy none, which this implies [default: epoll]
     #[arg(
@@ -121,8 +135,8 @@ pub(super) struct BalancingArguments {
 
     /// Pass over a worker that has claimed nothing, or finished no turn of its loop, for this long
     ///
-    /// What it has not claimed goes to others; with --accept reuseport and Node workers, also what
-    /// it has not accepted from its own socket.
+    /// What it has not claimed goes to others; with --dispatch kernel, and with --accept reuseport
+    /// and Node workers, also what it has not accepted from its own socket.
     #[arg(
         long,
         value_name = "off|TIME",

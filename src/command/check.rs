@@ -3,6 +3,7 @@
 //! Owns the gathering of the facts and the verdicts on them, which are a pure function. Refuses
 //! to change anything and to print.
 
+mod dispatch;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use clusterlb_sys::cpu::{CpuFacts, format_cpu_list};
 use clusterlb_sys::probe::{
     self, Facility, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal,
 };
+use clusterlb_sys::steering::{Form, FormDecision};
 
 use super::needs;
 
@@ -55,6 +57,7 @@ struct Facts {
     counts_locked_memory: bool,
     /// What else a run needs, with the error where it does not work.
     facilities: Vec<(Facility, Option<Error>)>,
+    kernel_dispatch: FormDecision,
     may_pin: bool,
     has_proc: bool,
     backlog_max: Option<u64>,
@@ -130,6 +133,7 @@ pub(super) fn run() -> Result<Report> {
         open_files: limit(Resource::RLIMIT_NOFILE),
         locked_memory: limit(Resource::RLIMIT_MEMLOCK),
         facilities: Facility::ALL.map(|facility| (facility, facility.attempt().err())).into(),
+        kernel_dispatch: Form::find(),
         may_pin: probe::may_pin(),
         has_proc: fs::exists("/proc/self/exe").unwrap_or(false),
         backlog_max: fs::read_to_string("/proc/sys/net/core/somaxconn")
@@ -187,6 +191,7 @@ fn judge(facts: &Facts) -> Report {
     rows.push(seccomp_row(facts));
     rows.push(sysctl_row(facts));
     rows.extend(facts.facilities.iter().map(facility_row));
+    rows.push(dispatch::row(&facts.kernel_dispatch));
     rows.push(proc_row(facts.has_proc));
     let workers = workers_of(facts);
     rows.push(open_files_row(facts.open_files, workers));

@@ -1,12 +1,30 @@
 //! Choices that the library defines, with a line of help for each, as clap wants them.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clusterlb::{AcceptMechanism, EngineChoice, Policy};
+use clusterlb::{AcceptMechanism, Dispatch, EngineChoice, Policy};
 
 /// Reads a policy.
 pub(super) fn policies() -> impl TypedValueParser<Value = Policy> {
     let values = Policy::ALL.map(|policy| PossibleValue::new(policy.name()).help(about(policy)));
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
+}
+
+/// Reads who takes connections to workers.
+pub(super) fn dispatchers() -> impl TypedValueParser<Value = Dispatch> {
+    let values = Dispatch::ALL
+        .map(|dispatch| PossibleValue::new(dispatch.name()).help(about_dispatching(dispatch)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Dispatch>())
+}
+
+fn about_dispatching(dispatch: Dispatch) -> &'static str {
+    match dispatch {
+        Dispatch::Primary => "The primary accepts and hands over: exact, and a core of its own",
+        Dispatch::Kernel => {
+            "The kernel, over a listening socket of each worker's own: no process on the way. What \
+             a worker does not accept in time the primary gives to others. With --policy rr and \
+             least"
+        }
+    }
 }
 
 /// Reads how workers accept.

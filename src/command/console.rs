@@ -13,6 +13,7 @@ use super::event::Event;
 use super::printer::{Printer, Target};
 use super::summary::{Summary, WorkerSummary};
 use clusterlb::WorkerId;
+use clusterlb_schedule::Changes;
 
 /// Longest bar of the summary, in characters.
 const BAR_WIDTH: u64 = 24;
@@ -241,6 +242,14 @@ fn table(summary: &Summary) -> String {
          {dropped}, cut {aborted}; top two {:.1} %, max/mean {:.2}",
         summary.top_two_percent, summary.max_over_mean
     );
+    let Changes { workers, stalls, loads } = summary.steered;
+    if !summary.steered.is_none() {
+        let _ = write!(
+            text,
+            "\nthe kernel was told to choose otherwise: {workers} times because of workers, \
+             {stalls} of stalls, {loads} of loads"
+        );
+    }
     if let Some(slowest) =
         summary.workers.iter().filter_map(|one| one.handoff).max_by_key(|one| one.p99_us)
     {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::summary::Summary;
 use clusterlb::Ending;
-use clusterlb::{AcceptMechanism, Policy};
+use clusterlb::{AcceptMechanism, Dispatch, Policy};
 use clusterlb::{ListenerId, WorkerId};
 use clusterlb_sys::probe::FeatureLevel;
 
@@ -21,6 +21,12 @@ pub(crate) enum Event {
         listener: ListenerId,
         /// Who chooses the worker.
         policy: Policy,
+        /// Who takes connections of this listener to workers; not with the policy `none`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dispatch: Option<Dispatch>,
+        /// How the kernel chooses, where it does: `unprivileged` or `plain`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dispatch_form: Option<&'static str>,
         /// How workers accept; only with the policy `none`.
         #[serde(skip_serializing_if = "Option::is_none")]
         accept: Option<AcceptMechanism>,

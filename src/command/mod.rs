@@ -13,6 +13,7 @@ mod check;
 mod choices;
 mod companion;
 mod console;
+mod dispatching;
 mod engine;
 mod escape;
 mod event;
@@ -59,6 +60,7 @@ use clusterlb_sys::cpu::CpuFacts;
 use clusterlb_sys::process;
 use clusterlb_sys::{inherited, limits, ring, signal};
 use console::{Console, Style};
+use dispatching::Dispatching;
 use printer::Printer;
 
 /// Signals that come while the run is being prepared wait until it can obey them. SIGINT and
@@ -182,10 +184,11 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         let text = format!("rings are smaller: each may lock {} KiB (`ulimit -l`)", bytes / 1024);
         plan.notes.push(text);
     }
-    let introduction = introduction(&settings, &plan, &decision);
+    let dispatching = Dispatching::decide(&settings);
+    let introduction = introduction(&settings, &plan, &decision, &dispatching);
     let printer = Printer::start()?;
     let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
-    let forced_by = run::run(&settings, &plan, &decision, console, &printer);
+    let forced_by = run::run(&settings, &plan, &decision, &dispatching, console, &printer);
     // What has failed is told behind everything else.
     let lost = printer.finish();
     match (forced_by?, lost) {
@@ -215,11 +218,16 @@ fn forced_code(signal: Signal) -> u8 {
 }
 
 /// What is printed before the listeners are ready.
-fn introduction(settings: &Settings, plan: &CpuPlan, decision: &EngineDecision) -> Vec<String> {
+fn introduction(
+    settings: &Settings,
+    plan: &CpuPlan,
+    decision: &EngineDecision,
+    dispatching: &Dispatching,
+) -> Vec<String> {
     let policy = match settings.policy {
         Policy::None => format!("none (workers accept, {})", source(settings)),
         Policy::Central => "central (one queue in front of idle workers)".to_owned(),
-        policy => format!("{policy} (the primary accepts and hands over)"),
+        policy => dispatching.in_words(policy),
     };
     let place = plan.primary.map_or_else(|| "not pinned".to_owned(), |cpu| format!("on CPU {cpu}"));
     let served = match &settings.program {

@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, COMPANION_VARIABLE, Cluster, ClusterCounts, Companion, Dialect,
-    EngineDecision, Error, Event as ClusterEvent, Finished, InspectPort, Policy, Restart, Result,
-    RunningCompanion, Signal, Supervisor, SupervisorEvent, SupervisorHandle, WorkerHandle,
-    WorkerId,
+    AcceptMechanism, COMPANION_VARIABLE, Cluster, ClusterCounts, Companion, EngineDecision, Error,
+    Event as ClusterEvent, Finished, InspectPort, Policy, Restart, Result, RunningCompanion,
+    Signal, Supervisor, SupervisorEvent, SupervisorHandle, WorkerHandle, WorkerId,
 };
 
 use super::admin::{self, Admin, Doors, Run as Observed};
 use super::companion::in_words;
 use super::console::Console;
+use super::dispatching::Dispatching;
 use super::event::{Event, code_and_signal};
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
 use super::recycle::Recycling;
 use super::service_manager::ServiceManager;
-use super::settings::{MessageFormat, Program, RestartChoice, Settings, WorkerEnvironment};
+use super::settings::{MessageFormat, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
 use super::unread_messages::UnreadMessages;
@@ -46,13 +46,14 @@ pub(super) fn run(
     settings: &Settings,
     plan: &CpuPlan,
     decision: &EngineDecision,
+    dispatching: &Dispatching,
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
     // A busy address is told before anything is started.
     let doors = Doors::open(&settings.admin, settings.admin_allows_actions)?;
     let feed = console.feed();
-    let reporter = Reporter::new(settings, plan, decision, console, printer);
+    let reporter = Reporter::new(settings, plan, decision, dispatching, console, printer);
     let reporter = Arc::new(Mutex::new(reporter));
     let told = Arc::clone(&reporter);
     let cluster = cluster(settings)?;
@@ -166,6 +167,7 @@ fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervis
 fn cluster(settings: &Settings) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
+        cluster.dispatch = settings.dispatch;
         cluster.accept = settings.accept;
         cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
@@ -208,6 +210,7 @@ struct Reporter {
     manager: ServiceManager,
     printer: Printer,
     policy: Policy,
+    dispatching: Dispatching,
     /// How workers accept, if they do.
     accept: Option<AcceptMechanism>,
     engine: EngineDecision,
@@ -239,22 +242,23 @@ impl Reporter {
         settings: &Settings,
         plan: &CpuPlan,
         decision: &EngineDecision,
+        dispatching: &Dispatching,
         console: Console,
         printer: &Printer,
     ) -> Self {
-        let foreign = |program: &Program| program.dialect != Dialect::Native;
         let none = settings.policy == Policy::None;
         Self {
             console,
             manager: ServiceManager::from_environment(settings.listen.len()),
             printer: printer.clone(),
             policy: settings.policy,
+            dispatching: dispatching.clone(),
             accept: none.then_some(settings.accept),
             engine: decision.clone(),
             workers: plan.workers.len(),
             cpu: plan.primary,
             summary: Summary::default(),
-            uncounted: none && settings.program.as_ref().is_some_and(foreign),
+            uncounted: dispatching.is_uncounted,
             online: false,
             hung: BTreeSet::new(),
             limit: NoteLimit::default(),
@@ -297,18 +301,24 @@ impl Reporter {
         let note = |text: String| Event::Note { text };
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(match event.clone() {
-            SupervisorEvent::Listening { listener, address } => Event::Listening {
-                address,
-                listener,
-                policy: self.policy,
-                accept: self.accept,
-                engine: self.engine.kind.name(),
-                engine_reason: self.engine.reason.clone(),
-                feature_level: self.engine.level,
-                workers: self.workers,
-                pid: std::process::id(),
-                cpu: self.cpu,
-            },
+            SupervisorEvent::Listening { listener, address } => {
+                let (dispatch, dispatch_form) = self.dispatching.at(&address);
+                self.dispatching.note(&address).into_iter().for_each(|text| self.note(text));
+                Event::Listening {
+                    address,
+                    listener,
+                    policy: self.policy,
+                    dispatch,
+                    dispatch_form,
+                    accept: self.accept,
+                    engine: self.engine.kind.name(),
+                    engine_reason: self.engine.reason.clone(),
+                    feature_level: self.engine.level,
+                    workers: self.workers,
+                    pid: std::process::id(),
+                    cpu: self.cpu,
+                }
+            }
             SupervisorEvent::Silent { worker } => {
                 note(format!("worker {worker} serves nothing; the others do not wait for it"))
             }
@@ -343,8 +353,7 @@ impl Reporter {
             SupervisorEvent::Killed { workers, reason } => Event::Kill { ids: workers, reason },
             SupervisorEvent::ConnectionsReset { count } => note(format!(
                 "{count} connections were reset that waited for a worker whose slot stays empty; \
-                 with CAP_BPF and CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, others would have \
-                 got them"
+                 with CAP_BPF, or net.ipv4.tcp_migrate_req=1, others would have got them"
             )),
             SupervisorEvent::Ended { counts } => Event::Summary(self.close(&counts)),
             _ => return None,
@@ -463,6 +472,7 @@ impl Reporter {
         summary.pauses = counts.pauses;
         summary.paused_ms = counts.paused_ns / 1_000_000;
         summary.coalesced = counts.coalesced;
+        summary.steered = counts.steered;
         summary.skips = counts.skips;
         summary.uncounted = self.uncounted;
         summary.close();

@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{
-    AcceptMechanism, DescriptorLimit, Dialect, EngineChoice, Error, LISTENERS_MAX, ListenAddress,
-    ListenRule, Policy, Readiness, ReadyAfter, Result, SchedulerConfig,
+    AcceptMechanism, DescriptorLimit, Dialect, Dispatch, EngineChoice, Error, LISTENERS_MAX,
+    ListenAddress, ListenRule, Policy, Readiness, ReadyAfter, Result, SchedulerConfig,
 };
 use clusterlb_harness::work::Work;
+use clusterlb_schedule::Unsupported;
 use serde::{Deserialize, Serialize};
 
 use super::admin::AdminAddress;
@@ -121,6 +122,8 @@ pub(super) struct Settings {
     pub message_format: MessageFormat,
     /// Who chooses.
     pub policy: Policy,
+    /// Who takes connections to the worker that is chosen.
+    pub dispatch: Dispatch,
     /// How workers accept when they do.
     pub accept: AcceptMechanism,
     /// What moves connections, as far as that is asked for.
@@ -192,6 +195,7 @@ impl Settings {
     /// # Errors
     /// [`Error::Usage`] for settings that contradict each other.
     pub(super) fn validate(&self) -> Result<()> {
+        self.validate_dispatch()?;
         if let Some(program) = &self.program {
             self.validate_program(program)?;
             if program.dialect != Dialect::ListenFds {
@@ -222,6 +226,20 @@ impl Settings {
         }
         if self.policy == Policy::None {
             self.validate_accepting_workers()?;
+        }
+        Ok(())
+    }
+
+    fn validate_dispatch(&self) -> Result<()> {
+        let checked = self.dispatch.check(self.policy, &self.scheduling);
+        checked.map_err(|Unsupported { what, hint }| {
+            Error::usage(format!("--dispatch {}: {what}", self.dispatch), hint)
+        })?;
+        if self.dispatch == Dispatch::Kernel && self.serve.runtime != Runtime::Ring {
+            return Err(Error::usage(
+                "--runtime tokio-uring takes its connections from the primary",
+                "use --dispatch primary, or --runtime ring",
+            ));
         }
         Ok(())
     }

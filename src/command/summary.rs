@@ -5,7 +5,7 @@ use serde::Serialize;
 use clusterlb::WorkerCounts;
 use clusterlb::WorkerId;
 use clusterlb::protocol::control::LatencySummary;
-use clusterlb_schedule::Skips;
+use clusterlb_schedule::{Changes, Skips};
 
 /// Ended workers that are listed one by one; the oldest beyond it are summed up. Twice the most
 /// workers that can run at once.
@@ -66,6 +66,9 @@ pub(crate) struct Summary {
     pub paused_ms: u64,
     /// Times that handing over waited so that several connections could go at once.
     pub coalesced: u64,
+    /// How often the kernel was told to choose otherwise among workers' own sockets, by reason.
+    #[serde(skip_serializing_if = "Changes::is_none")]
+    pub steered: Changes,
     /// How often each stage of the choice passed over a worker.
     pub skips: Skips,
     /// Share of the two busiest workers, in percent; an even spread over n gives 200/n.

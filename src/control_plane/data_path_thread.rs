@@ -50,11 +50,13 @@ impl DataPathThread {
         let (policy, scheduling, backlog) =
             (settings.policy, settings.scheduling.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
+        let own_sockets = settings.own_socket_rules();
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
         let body = move || {
             let _end_bell = end_bell;
             let prepared = cpu.map_or(Ok(()), crate::sys::cpu::pin_to).and_then(|()| {
                 DataPath::new(engine, policy, scheduling, workers, backlog, endpoints)
+                    .map(|data_path| data_path.with_own_sockets(own_sockets))
             });
             match prepared {
                 Ok(primary) => {

@@ -247,8 +247,8 @@ fn reset(connections: usize, address: &str) -> Error {
             "give others {connections} connections that waited for a worker at {address}"
         ),
         source: Errno::ECONNRESET,
-        hint: "hold the address, and they wait for the next worker; with CAP_BPF and \
-               CAP_NET_ADMIN, or net.ipv4.tcp_migrate_req=1, other workers get them"
+        hint: "hold the address, and they wait for the next worker; with CAP_BPF, or \
+               net.ipv4.tcp_migrate_req=1, other workers get them"
             .into(),
     }
 }

@@ -295,6 +295,7 @@ impl ControlPlane {
                     self.tell(Event::OutlierEnded { worker });
                 }
             }
+            Report::Unsteered { error } => self.fail(error),
             Report::ListenerRemoved { listener } => self.listener_removed(listener),
             Report::Left { slot, listener } => self.listener_left(slot, listener),
             // The data path says so only when it was asked to end, which is when nobody listens.

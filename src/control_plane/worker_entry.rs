@@ -151,7 +151,6 @@ impl WorkerEntry {
             control: context.control,
             bus: context.bus,
             view,
-            accepts_itself: !context.hands_over,
             last_counts: OnceLock::new(),
         };
         Ok(Self {

@@ -58,6 +58,8 @@ pub(super) struct Acceptor {
     pub(super) number: Option<u16>,
     /// Workers that accept from it by themselves. As long as there are any, the primary does not.
     pub(super) owners: Vec<Slot>,
+    /// What they had accepted by themselves at the last look, if they tell.
+    pub(super) own_before: Option<u64>,
     /// The watch over what waits for them.
     pub(super) stall_detector: Option<StallDetector>,
     /// The listener shall go.
@@ -82,6 +84,7 @@ impl Acceptor {
             place: u32::try_from(place).expect("listeners are bounded"),
             number,
             owners: Vec::new(),
+            own_before: None,
             stall_detector: None,
             leaving: false,
             marks: None,
@@ -121,11 +124,19 @@ impl Acceptor {
             .and_then(StallDetector::next_look_ns)
     }
 
-    /// Looks at what waits for the workers, if it is time.
-    pub(super) fn look(&mut self, now_ns: u64) -> Option<Finding> {
-        self.next_look_ns().filter(|look_ns| *look_ns <= now_ns)?;
+    /// Looks at what waits for the workers, who have accepted `own` so far, if they tell.
+    pub(super) fn look(&mut self, own: Option<u64>, now_ns: u64) -> Option<Finding> {
+        let before = std::mem::replace(&mut self.own_before, own);
+        let has_accepted = own.map(|own| before.is_none_or(|before| before != own));
         let length = backlog::length(self.listener.as_deref()?).unwrap_or(0);
-        self.stall_detector.as_mut().map(|stall_detector| stall_detector.look(length, now_ns))
+        let stall_detector = self.stall_detector.as_mut()?;
+        Some(stall_detector.look(length, has_accepted, now_ns))
+    }
+
+    /// Takes at most so many of those that wait for the workers, oldest first.
+    pub(super) fn take_waiting(&mut self, most: usize) -> Vec<OwnedFd> {
+        let Some(listener) = &self.listener else { return Vec::new() };
+        std::iter::from_fn(|| listener.accept_now().ok().flatten()).take(most).collect()
     }
 
     /// Takes what waits for the workers, oldest first; only one connection, if that says that they

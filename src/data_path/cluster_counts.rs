@@ -1,6 +1,6 @@
 //! What became of all connections of a cluster.
 
-use crate::schedule::Skips;
+use crate::schedule::{Changes, Skips};
 
 /// Sums over all workers and listeners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct ClusterCounts {
     pub paused_ns: u64,
     /// Times that the loop waited so that several connections could be handed over at once.
     pub coalesced: u64,
+    /// How often the kernel was told to choose otherwise among workers' own sockets.
+    pub steered: Changes,
     /// How often each stage passed over a worker.
     pub skips: Skips,
     /// Completion queue overflows.

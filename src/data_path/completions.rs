@@ -154,6 +154,7 @@ impl DataPath {
             self.roster.taken_back(slot, promised);
             link.probe(&mut self.ring, &mut self.spare);
             self.suspected.push(slot);
+            self.steerer.is_due = true;
             self.rejoin(taken, promised);
             self.report(Report::Hung { slot, taken_back: promised });
         }
@@ -185,10 +186,12 @@ impl DataPath {
 
     /// Tells of workers that have answered their probes.
     pub(super) fn pardon(&mut self) {
+        self.trust_those_who_answered();
         let roster = &self.roster;
         let (still, free): (Vec<Slot>, Vec<Slot>) =
             self.suspected.iter().partition(|slot| roster.is_suspected(**slot));
         self.suspected = still;
+        self.steerer.is_due |= !free.is_empty();
         free.into_iter().for_each(|slot| self.report(Report::Recovered { slot }));
     }
 

@@ -26,6 +26,7 @@ impl DataPath {
 
     pub(super) fn add_socket(&mut self, id: ListenerId, number: u16, socket: Arc<Listener>) {
         self.add_acceptor(id, socket, Some(number));
+        self.steerer.add(id);
     }
 
     fn add_acceptor(&mut self, id: ListenerId, listener: Arc<Listener>, number: Option<u16>) {
@@ -106,6 +107,7 @@ impl DataPath {
                     self.roster.remove_listener(acceptor.id);
                     let directory = &self.endpoints.live_counts.listeners;
                     self.listener_counts.remove(acceptor.id, directory);
+                    self.steerer.remove(acceptor.id);
                     self.report(Report::ListenerRemoved { listener: acceptor.id });
                 }
             }

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::listener_counts::Directory;
 use super::{ClusterCounts, ListenerCounts};
 use crate::id::ListenerId;
-use crate::schedule::Skips;
+use crate::schedule::{Changes, Skips};
 
-const WORDS: usize = 19;
+const WORDS: usize = 22;
 
 /// The counts of one data path, from before its start to after its end.
 #[derive(Debug, Default)]
@@ -58,11 +58,13 @@ fn fields(counts: &mut ClusterCounts) -> [&mut u64; WORDS] {
         pauses,
         paused_ns,
         coalesced,
+        steered,
         skips,
         overflows,
     } = counts;
     let Skips { dead, hung, draining, full, at_limit, out_of_credits, above_average, fallbacks } =
         skips;
+    let Changes { workers, stalls, loads } = steered;
     [
         accepted,
         stolen,
@@ -75,6 +77,9 @@ fn fields(counts: &mut ClusterCounts) -> [&mut u64; WORDS] {
         paused_ns,
         coalesced,
         overflows,
+        workers,
+        stalls,
+        loads,
         dead,
         hung,
         draining,

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use crate::sys::waker::Waker;
 
 use super::{ClusterCounts, LiveCounts, NewLink};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff::Record;
 use crate::protocol::scoreboard::Counters;
@@ -158,6 +158,12 @@ pub enum Report {
     OutlierEnded {
         /// Which worker.
         slot: Slot,
+    },
+    /// Among the sockets of a listener the kernel chooses by its hash, because it cannot be told
+    /// otherwise.
+    Unsteered {
+        /// Why.
+        error: Error,
     },
     /// A listener is closed, and everything accepted from it has been handed over.
     ListenerRemoved {

@@ -16,6 +16,7 @@ mod messages;
 mod outliers;
 mod reschedule;
 mod steal;
+mod steering;
 mod unserved;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,6 +43,8 @@ pub use messages::Returned;
 pub use messages::{Command, Endpoints, Report};
 use outliers::Looked;
 use steal::Watch;
+pub use steering::OwnSocketRules;
+use steering::Steerer;
 
 /// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
 const CROWDED_NS: u64 = 5_000_000;
@@ -67,6 +70,8 @@ pub struct DataPath {
     /// Over sockets that workers accept from by themselves.
     watch: Watch,
     hang_after_ns: Option<u64>,
+    /// What the kernel chooses of these sockets.
+    steerer: Steerer,
     /// Workers that the credits are bounded for.
     workers_planned: usize,
     /// Descriptors that accepted connections can never take.
@@ -101,6 +106,8 @@ pub struct DataPath {
     suspected: Vec<Slot>,
     /// Connections of which a copy is kept for a moment, at most one a worker.
     looked_at: Vec<Looked>,
+    /// Workers that are asked whether they move, because they left what waits for them.
+    probed: Vec<Slot>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +150,7 @@ impl DataPath {
             removals: 0,
             watch: Watch::new()?,
             hang_after_ns,
+            steerer: Steerer::new(policy, scheduling.limits),
             workers_planned: workers,
             held_back,
             links: Vec::new(),
@@ -165,6 +173,7 @@ impl DataPath {
             stage: Stage::Starting,
             suspected: Vec::new(),
             looked_at: Vec::new(),
+            probed: Vec::new(),
         })
     }
 
@@ -197,6 +206,7 @@ impl DataPath {
             self.control_intake();
             self.drop_overdue();
             self.pardon();
+            self.steer();
             self.finish_removals();
             self.finish_departures();
             self.endpoints.live_counts.publish(self.counts());
@@ -217,6 +227,7 @@ impl DataPath {
             waiting: self.intake.len() as u64,
             pauses,
             paused_ns,
+            steered: self.steerer.changes,
             skips: self.roster.skips(),
             overflows: self.ring.overflows(),
             ..self.totals
@@ -250,6 +261,8 @@ impl DataPath {
         let hangs = self.roster.next_deadline_ns();
         let unserved = self.next_drop_ns();
         let copies = self.looked_at.iter().map(|looked| looked.until_ns);
+        let steering = self.steerer.next_deadline_ns();
+        let hangs = hangs.into_iter().chain(steering);
         starved.chain(crowded).chain(looks).chain(hangs).chain(unserved).chain(copies).min()
     }
 
@@ -319,13 +332,18 @@ impl DataPath {
     /// One that answers its probe wakes this thread, and perhaps no connection comes that would
     /// make it look.
     fn observe_suspected(&mut self) {
-        if !self.suspected.is_empty() {
+        if !self.suspected.is_empty() || !self.probed.is_empty() {
             self.observe();
         }
     }
 
     /// Takes in a connection that was accepted at one of the places.
     fn accept(&mut self, place: usize, socket: OwnedFd) {
+        self.take_over(place, socket, false);
+    }
+
+    /// The same with one that may have waited behind a worker's work.
+    fn take_over(&mut self, place: usize, socket: OwnedFd, has_waited: bool) {
         let acceptor = self.acceptors[place].as_ref();
         let acceptor = acceptor.expect("an acceptor stays until its last completion");
         let listener = acceptor.id;
@@ -336,7 +354,7 @@ impl DataPath {
         }
         let record = Record { listener, accepted_ns: self.now_ns };
         let client = self.client_of(&socket);
-        let accepted = Accepted { socket, record, client, has_waited: false };
+        let accepted = Accepted { socket, record, client, has_waited };
         let queued = self.intake.push(listener, accepted);
         debug_assert!(queued.is_ok(), "a listener stays as long as its acceptors");
     }

@@ -11,6 +11,7 @@ impl DataPath {
         self.unserved_limit_ns = config.unserved_limit_ns;
         self.coalescing = Coalescing::new(config.coalesce_ns);
         self.coalescing.spread_over(self.workers_planned);
+        self.steerer.reschedule(policy, config.limits);
         self.roster.reconfigure(policy, config);
         // What waits may be wanted by its client's worker now.
         self.observe();

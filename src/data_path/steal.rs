@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::acceptor::Acceptor;
-use super::{DataPath, Report, Stage};
+use super::{DataPath, OwnSocketRules, Report, Stage};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
-use crate::schedule::{Finding, StallDetector};
+use crate::schedule::{CHANGE_NS, Finding, StallDetector};
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 
@@ -67,9 +67,15 @@ impl DataPath {
             acceptor.as_mut().filter(|acceptor| wanted(acceptor)).map(|acceptor| (place, acceptor))
         });
         let Some((place, acceptor)) = found else { return };
+        let is_counted = self.steerer.rules.is_counted;
         let before = std::mem::replace(&mut acceptor.owners, owners);
         // How the old ones accepted says nothing about the new ones.
-        acceptor.stall_detector = self.hang_after_ns.map(StallDetector::new);
+        acceptor.stall_detector = self.hang_after_ns.map(|hang_after_ns| match is_counted {
+            true => StallDetector::looking_every(CHANGE_NS, hang_after_ns),
+            false => StallDetector::new(hang_after_ns),
+        });
+        acceptor.own_before = None;
+        self.steerer.is_due = true;
         match acceptor.is_owned() {
             true if acceptor.stall_detector.is_some() => self.ask(place),
             _ => self.unwatch(place),
@@ -106,10 +112,22 @@ impl DataPath {
     /// Looks at the queues whose time has come, and takes out what waits for somebody who does not
     /// accept.
     pub(super) fn look_after(&mut self) {
+        let OwnSocketRules { is_steered, is_counted } = self.steerer.rules;
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
-            match acceptor.look(self.now_ns) {
-                None | Some(Finding::Patient) => continue,
+            if acceptor.next_look_ns().is_none_or(|look_ns| look_ns > self.now_ns) {
+                continue;
+            }
+            let links = &self.links;
+            let own = acceptor.owners.iter().filter_map(|slot| links.get(slot.index())?.as_ref());
+            let own = is_counted.then(|| own.map(|link| link.page.sample().own).sum());
+            let finding = acceptor.look(own, self.now_ns);
+            self.steerer.is_due = true;
+            match finding {
+                None => continue,
+                Some(Finding::Patient) if !is_steered => continue,
+                Some(Finding::Patient) if is_counted => self.relieve(place),
+                Some(Finding::Patient) => {}
                 Some(Finding::Quiet) => self.ask(place),
                 Some(Finding::Overdue) => self.rob(place),
             }
@@ -117,6 +135,26 @@ impl DataPath {
             self.report_doubt(place);
         }
         self.trust_for_want_of_others();
+    }
+
+    /// Moves what waits behind the work of a worker to idle ones, one for each.
+    fn relieve(&mut self, place: usize) {
+        let Some(acceptor) = self.acceptors[place].as_ref().filter(|one| one.may_be_stalled())
+        else {
+            return;
+        };
+        let (id, owners) = (acceptor.id, acceptor.owners.clone());
+        if self.stage != Stage::Open || self.intake.len_of(id) > 0 {
+            return;
+        }
+        self.observe();
+        owners.iter().for_each(|slot| self.roster.set_stalled(*slot, true));
+        let idle = self.roster.idle_of(id);
+        let Some(acceptor) = self.acceptors[place].as_mut().filter(|_| idle > 0) else { return };
+        let taken =
+            limits::with_descriptors_held_back(self.held_back, || acceptor.take_waiting(idle));
+        taken.into_iter().for_each(|socket| self.take_over(place, socket, true));
+        self.probe_owners(place);
     }
 
     /// Nothing has come that would show whether these workers are stalled still, so nobody shall
@@ -143,7 +181,7 @@ impl DataPath {
                 continue;
             }
             if let Some(acceptor) = &mut self.acceptors[place] {
-                acceptor.stall_detector = self.hang_after_ns.map(StallDetector::new);
+                acceptor.stall_detector = acceptor.stall_detector.take().map(StallDetector::anew);
             }
             self.note_owners(place);
         }
@@ -176,7 +214,40 @@ impl DataPath {
                 self.report(Report::Hung { slot, taken_back: std::mem::take(&mut count) });
             }
         }
+        if stalled && self.steerer.rules.is_counted {
+            self.probe_owners(place);
+        }
         self.ask(place);
+    }
+
+    /// Asks the owners of a socket whether they move at all, as far as they can be asked.
+    fn probe_owners(&mut self, place: usize) {
+        let Some(acceptor) = &self.acceptors[place] else { return };
+        for slot in acceptor.owners.clone() {
+            let Some(Some(link)) = self.links.get_mut(slot.index()) else { continue };
+            if self.roster.doubt(slot) {
+                link.probe(&mut self.ring, &mut self.spare);
+                self.probed.push(slot);
+            }
+        }
+    }
+
+    /// Whoever has answered moves, so what its sockets have shown before says nothing any more.
+    pub(super) fn trust_those_who_answered(&mut self) {
+        let roster = &self.roster;
+        let (still, moves): (Vec<Slot>, Vec<Slot>) =
+            self.probed.iter().partition(|slot| roster.is_probed(**slot));
+        self.probed = still;
+        for slot in moves {
+            let own = self.acceptors.iter_mut().flatten().filter(|one| one.owners.contains(&slot));
+            own.for_each(|acceptor| {
+                if let Some(stall_detector) = &mut acceptor.stall_detector {
+                    stall_detector.has_moved(self.now_ns);
+                }
+            });
+            self.note_stalled(slot);
+            self.steerer.is_due = true;
+        }
     }
 
     fn note_owners(&mut self, place: usize) {

@@ -28,8 +28,6 @@ pub(crate) struct WorkerState {
     pub(crate) bus: Arc<Bus>,
     /// Its counters, in the page that it shares with the primary.
     pub(crate) view: PageView,
-    /// It accepts from listening sockets that it has.
-    pub(crate) accepts_itself: bool,
     /// Its counts when it ended.
     pub(crate) last_counts: OnceLock<WorkerCounts>,
 }
@@ -60,7 +58,7 @@ impl WorkerState {
 
     /// The counters in its page.
     pub(crate) fn counters(&self) -> Counters {
-        self.view.counters(self.accepts_itself)
+        self.view.counters()
     }
 
     pub(super) fn streams(&self) -> MutexGuard<'_, Streams> {

@@ -12,15 +12,20 @@ use std::time::Duration;
 
 use super::{AcceptMechanism, Dialect, ListenRule, Policy, Readiness};
 use crate::address::ListenAddress;
+use crate::data_path::OwnSocketRules;
 use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
-use crate::schedule::{SchedulerConfig, UnknownName};
+use crate::schedule::{Dispatch, SchedulerConfig, UnknownName, Unsupported};
 use crate::sys::engine::EngineChoice;
 use crate::sys::limits::DescriptorLimit;
 
 /// Sets the policy of a cluster whose program does not (Node's `NODE_CLUSTER_SCHED_POLICY`):
 /// `rr`, `least`, `fastest`, `central`, `sticky` or `none`.
 pub const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
+
+/// Sets who takes connections to workers in a cluster whose program does not: `primary` or
+/// `kernel`.
+pub const DISPATCH_VARIABLE: &str = "CLUSTERLB_DISPATCH";
 
 /// The running program itself, even when its file has been replaced or removed meanwhile.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -109,6 +114,12 @@ pub struct ClusterSettings {
 
     /// Who chooses the worker for a connection (Node: `schedulingPolicy`).
     pub policy: Policy,
+    /// Who takes connections to the worker that is chosen: the primary, or the kernel, which
+    /// spreads over sockets of the workers' own, one each for each TCP address. By default what
+    /// [`DISPATCH_VARIABLE`] names, otherwise the primary. With [`Dispatch::Kernel`] the policy is
+    /// [`Policy::Rr`] or [`Policy::Least`], and unix and inherited sockets, of which there is one
+    /// only, are dispatched by the primary all the same.
+    pub dispatch: Dispatch,
     /// How the built-in worker accepts under [`Policy::None`]. With
     /// [`AcceptMechanism::Reuseport`] every worker gets a socket of its own for each TCP address;
     /// if Node workers are forked first, what one of them leaves in it is given to others.
@@ -222,6 +233,7 @@ impl ClusterSettings {
             inspect_port: None,
             cpus: Vec::new(),
             policy,
+            dispatch: Dispatch::default(),
             accept: AcceptMechanism::default(),
             scheduling: SchedulerConfig::default(),
             backlog: 4096,
@@ -255,7 +267,8 @@ impl ClusterSettings {
         if self.dialect == Dialect::ListenFds {
             self.validate_taking_over(streams)?;
         }
-        Ok(())
+        let checked = self.dispatch.check(self.policy, &self.scheduling);
+        checked.map_err(|Unsupported { what, hint }| Error::usage(what, hint))
     }
 
     fn validate_taking_over(&self, streams: usize) -> Result<()> {
@@ -277,6 +290,7 @@ impl ClusterSettings {
     /// Whether what concerns the whole cluster is the same.
     pub(crate) fn has_same_cluster_settings(&self, other: &Self) -> bool {
         self.policy == other.policy
+            && self.dispatch == other.dispatch
             && self.accept == other.accept
             && self.scheduling == other.scheduling
             && self.hold == other.hold
@@ -296,7 +310,8 @@ impl ClusterSettings {
 
     /// Workers accept from sockets of their own instead of sharing one.
     pub(crate) fn has_socket_for_each(&self) -> bool {
-        self.policy == Policy::None && self.accept == AcceptMechanism::Reuseport
+        let by_hash = self.policy == Policy::None && self.accept == AcceptMechanism::Reuseport;
+        by_hash || self.dispatch == Dispatch::Kernel
     }
 
     /// The primary accepts and hands over.
@@ -304,9 +319,16 @@ impl ClusterSettings {
         self.policy != Policy::None
     }
 
+    /// How workers' own sockets are looked after.
+    pub(crate) fn own_socket_rules(&self) -> OwnSocketRules {
+        let is_steered = self.dispatch == Dispatch::Kernel;
+        OwnSocketRules { is_steered, is_counted: is_steered && self.dialect == Dialect::Native }
+    }
+
     /// The primary takes what waits in workers' own sockets for too long.
     pub(crate) fn steals(&self) -> bool {
-        self.has_socket_for_each() && self.dialect == Dialect::Node
+        let has_inboxes = self.dialect == Dialect::Node || self.dispatch == Dispatch::Kernel;
+        self.has_socket_for_each() && has_inboxes
     }
 }
 
@@ -320,6 +342,22 @@ pub fn policy_from_environment() -> Result<Policy> {
         Ok(text) => text.parse().map_err(|error: UnknownName| {
             Error::usage(
                 format!("{POLICY_VARIABLE}={text} is not a policy"),
+                format!("set it to one of {}, or unset it", error.known),
+            )
+        }),
+    }
+}
+
+/// Who takes connections to workers, as the environment sets it, or the default.
+///
+/// # Errors
+/// [`Error::Usage`] when [`DISPATCH_VARIABLE`] names neither.
+pub fn dispatch_from_environment() -> Result<Dispatch> {
+    match std::env::var(DISPATCH_VARIABLE) {
+        Err(_) => Ok(Dispatch::default()),
+        Ok(text) => text.parse().map_err(|error: UnknownName| {
+            Error::usage(
+                format!("{DISPATCH_VARIABLE}={text} names nothing that dispatches"),
                 format!("set it to one of {}, or unset it", error.known),
             )
         }),

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use cluster_settings::OWN_PROGRAM;
 pub use cluster_settings::{
-    ClusterSettings, InspectPort, POLICY_VARIABLE, StreamSetting, policy_from_environment,
+    ClusterSettings, DISPATCH_VARIABLE, InspectPort, POLICY_VARIABLE, StreamSetting,
+    dispatch_from_environment, policy_from_environment,
 };
 pub use listen_rule::ListenRule;
 

@@ -53,6 +53,13 @@ impl Connection {
         Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
     }
 
+    /// One that has just been accepted from a socket of this worker.
+    pub(crate) fn own(shared: &Arc<Shared>, socket: OwnedFd, listener: Option<ListenerId>) -> Self {
+        let accepted_ns = monotonic_ns();
+        shared.claim_own(accepted_ns);
+        Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
+    }
+
     /// The peer address.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ impl Inbox {
             Err(Errno::EAGAIN | Errno::EINTR) => return Pulled::Nothing,
             Ok(_) | Err(_) => {
                 state.closed = true;
-                shared.state().queues.values().for_each(|queue| queue.end());
+                shared.state().queues.values().for_each(|queue| queue.end_inbox());
                 return Pulled::End;
             }
         };

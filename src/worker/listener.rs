@@ -14,7 +14,6 @@ use super::inbox::Pulled;
 use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
-use crate::sys::clock::monotonic_ns;
 
 /// An address that this worker serves. Threads can share it, and each may accept.
 ///
@@ -81,42 +80,38 @@ impl Listener {
     /// # Errors
     /// As [`accept`](Self::accept).
     pub fn try_accept(&self) -> Result<Poll<Option<Connection>>> {
+        let mut own_is_empty = false;
         loop {
-            match self.queue.look() {
+            match self.queue.look(own_is_empty) {
                 Next::HandedOver(HandedOver { socket, accepted_ns }) => {
                     let connection = Connection::new(&self.shared, socket, self.id, accepted_ns);
                     return Ok(Poll::Ready(Some(connection)));
                 }
                 Next::End => return Ok(Poll::Ready(None)),
+                Next::Nothing => return Ok(self.pend()),
                 Next::AskInbox => {
                     let Some(inbox) = &self.shared.inbox else { return Ok(Poll::Ready(None)) };
-                    if self.queue.is_muted() {
-                        self.queue.mute(Some(inbox.as_fd()), false);
-                    }
                     match inbox.pull(&self.shared) {
                         Pulled::Something => {}
-                        Pulled::Nothing => return Ok(Poll::Pending),
+                        Pulled::Nothing if !own_is_empty && self.queue.has_own() => {}
+                        Pulled::Nothing => return Ok(self.pend()),
                         Pulled::NoRoom => return Ok(self.starve()),
                         Pulled::End => {
-                            self.queue.end();
+                            self.queue.end_inbox();
                             self.shared.waker.wake();
                         }
                     }
                 }
                 Next::AskOwn => match self.queue.accept_own() {
                     Ok(Some(socket)) => {
-                        let now_ns = monotonic_ns();
-                        let connection = Connection::new(&self.shared, socket, self.id, now_ns);
+                        let connection = Connection::own(&self.shared, socket, self.id);
                         return Ok(Poll::Ready(Some(connection)));
                     }
                     Ok(None) if self.shared.is_leaving() => {
-                        self.queue.end();
+                        self.queue.end_own();
                         self.shared.waker.wake();
                     }
-                    Ok(None) => {
-                        self.queue.mute(None, false);
-                        return Ok(Poll::Pending);
-                    }
+                    Ok(None) => own_is_empty = true,
                     // The client disconnected while queued (see `accept(2)`).
                     Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::EPERM) => {}
                     Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
@@ -126,6 +121,14 @@ impl Listener {
                 },
             }
         }
+    }
+
+    /// Nothing is there. The sources are polled again, if they were not.
+    fn pend(&self) -> Poll<Option<Connection>> {
+        if self.queue.is_muted() {
+            self.queue.mute(self.shared.inbox.as_ref().map(AsFd::as_fd), false);
+        }
+        Poll::Pending
     }
 
     /// No descriptor is free: the control thread wakes this listener when there may be one.

@@ -216,7 +216,7 @@ impl Worker {
         };
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();
-        let queue = Arc::new(AcceptQueue::of_own(socket)?);
+        let queue = Arc::new(AcceptQueue::new(Some(socket), None)?);
         self.shared.state().exclusive.push(Arc::clone(&queue));
         Ok(Listener::new(Arc::clone(&self.shared), queue, None, address))
     }
@@ -347,11 +347,8 @@ impl Worker {
 /// Creates a listener from the primary's grant, and reports to the primary that it is served.
 fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
     let Grant { listener: id, address, descriptor } = grant;
-    let queue = match (descriptor, &shared.inbox) {
-        (Some(socket), _) => AcceptQueue::of_own(Socket::adopt_copy(socket, address.clone())),
-        (None, Some(inbox)) => AcceptQueue::at_inbox(inbox.as_fd()),
-        (None, None) => Err(shared::leaving()),
-    };
+    let own = descriptor.map(|socket| Socket::adopt_copy(socket, address.clone()));
+    let queue = AcceptQueue::new(own, shared.inbox.as_ref().map(AsFd::as_fd));
     let queue = Arc::new(queue.inspect_err(|_| shared.give_up(id))?);
     shared.state().queues.insert(id, Arc::clone(&queue));
     // The control thread stops reading the inbox before connections can arrive.

@@ -161,6 +161,15 @@ impl Shared {
         books.publish();
     }
 
+    /// Counts a connection that the program has accepted from a socket of this worker.
+    pub(crate) fn claim_own(&self, accepted_ns: u64) {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        let mut books = self.books();
+        books.latency.record(accepted_ns, accepted_ns);
+        books.page.add_own();
+        books.publish();
+    }
+
     /// Counts a connection finished by the program.
     pub(crate) fn finish(&self) {
         let mut books = self.books();

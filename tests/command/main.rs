@@ -5,6 +5,7 @@ mod admin;
 mod common;
 mod crash;
 mod cross_check;
+mod dispatch;
 mod distribution;
 mod drain;
 mod engines;

@@ -21,7 +21,7 @@ use crate::common::{
 
 /// A server that tells its process id. `/block` holds its event loop up until the test opens the
 /// gate; `/close` closes its socket and listens again; everything is written down.
-const SERVER: &str = "
+pub(super) const SERVER: &str = "
     const fs = require('fs');
     const path = (name) => `${__dirname}/${name}`;
     const server = require('http').createServer((request, response) => {
@@ -37,52 +37,55 @@ const SERVER: &str = "
     server.listen(0, '127.0.0.1');";
 
 /// A script in a folder of its own.
-struct Script {
+pub(super) struct Script {
     folder: TempDir,
 }
 
 impl Script {
     /// None, if this machine has no Node.
-    fn new(text: &str) -> Option<Self> {
+    pub(super) fn new(text: &str) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("server.js"), text).expect("the folder is writable");
         has_program("node").then_some(Self { folder })
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 
-    fn launch(&self, arguments: &str) -> Launch {
-        let arguments = format!("--policy none --accept reuseport {arguments}");
-        Launch::new(&arguments).running(&["node", &self.path("server.js")])
+    pub(super) fn launch(&self, arguments: &str) -> Launch {
+        self.launch_with(&format!("--policy none --accept reuseport {arguments}"))
+    }
+
+    pub(super) fn launch_with(&self, arguments: &str) -> Launch {
+        Launch::new(arguments).running(&["node", &self.path("server.js")])
     }
 
     /// Blocks some worker and tells which; the client is answered when the gate opens.
-    fn block_one(&self, cluster: &Cluster) -> Client {
+    pub(super) fn block_one(&self, cluster: &Cluster) -> Client {
         let mut client = Client::to(&cluster.address());
         client.send(b"GET /block HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
         eventually("a worker to be blocked", || fs::metadata(self.path("blocked")).ok());
         client
     }
 
-    fn open_gate(&self) {
+    pub(super) fn open_gate(&self) {
         fs::write(self.path("gate"), "").expect("the folder is writable");
     }
 }
 
-fn asking(address: &str, count: usize) -> Vec<Client> {
+pub(super) fn asking(address: &str, count: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..count).map(|_| Client::to(address)).collect();
     clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
     clients
 }
 
-fn answers(clients: Vec<Client>) -> Vec<u32> {
+pub(super) fn answers(clients: Vec<Client>) -> Vec<u32> {
     let answer = |mut client: Client| client.receive().body.parse().expect("a process id");
     clients.into_iter().map(answer).collect()
 }
 
-fn ask(address: &str) -> u32 {
+pub(super) fn ask(address: &str) -> u32 {
     get(address).expect("an answer").body.parse().expect("a process id")
 }
 
@@ -194,7 +197,7 @@ fn a_stopped_worker_that_goes_on_finds_nothing_twice() {
 }
 
 /// Asks on new connections while something is done, and tells how many requests failed.
-fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> u64 {
+pub(super) fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> u64 {
     let (answered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let over = AtomicBool::new(false);
     let address = cluster.address();

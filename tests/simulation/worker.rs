@@ -197,6 +197,7 @@ impl World {
             let random = &mut self.random;
             let mut absurd = || if random.bool() { random.u64(..) } else { random.u64(0..9) };
             worker.page = Sample {
+                own: 0,
                 claimed: absurd(),
                 finished: absurd(),
                 claimed_at_ns: absurd(),

@@ -17,11 +17,21 @@ here); since version 1.45 it takes one connection a wake-up (epoll here). Whethe
 more or less than 70 % therefore neither confirms nor refutes the sentence; it shows what that \
 mechanism does there, under that load.";
 
+/// What makes the kernel choose.
+const BY_KERNEL: &str = "--dispatch kernel";
+
 /// How a target chooses the worker for a connection.
 #[must_use]
 pub fn mechanism(target: Target) -> &'static str {
     match target {
         Target::Own { accept: Some(accept), .. } => accepting(accept),
+        Target::Own { policy: Policy::Rr | Policy::Least, options, .. }
+            if options.contains(BY_KERNEL) =>
+        {
+            "Each worker accepts from a socket of its own. The kernel draws lots among the workers \
+             that the primary leaves in: those that accept and have no more open than the average, \
+             as of the last few milliseconds. Shares are near even, as lots are."
+        }
         Target::Own { policy: Policy::Rr, .. } => {
             "Only the primary accepts. It gives each connection to the next worker in turn and \
              skips workers that are behind. There is no race: the counts differ by the skips and \

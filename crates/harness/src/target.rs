@@ -56,7 +56,7 @@ pub fn mechanisms() -> Vec<Target> {
         options: "",
         node: false,
     });
-    none.chain([Target::RR]).collect()
+    none.chain([Target::RR, Target::RR_BY_KERNEL]).collect()
 }
 
 const FORMS: &str = "name rr, least, fastest, central, sticky, none:MECHANISM (epoll, epoll-drain, \
@@ -70,6 +70,10 @@ pub(super) const NODE_MARK: &str = "+node";
 impl Target {
     /// The primary accepts and hands over.
     pub const RR: Self = Self::Own { policy: Policy::Rr, accept: None, options: "", node: false };
+
+    /// The kernel chooses, by what the primary tells it.
+    pub const RR_BY_KERNEL: Self =
+        Self::Own { policy: Policy::Rr, accept: None, options: "--dispatch kernel", node: false };
 
     /// Whether the workers are Node processes.
     #[must_use]
@@ -207,7 +211,7 @@ mod tests {
         let names = mechanisms().into_iter().map(|target| target.to_string());
         let others = peers.into_iter().chain(plain).chain(under).map(str::to_owned);
         let names: Vec<String> = names.chain(others).collect();
-        assert_eq!(names.len(), 21);
+        assert_eq!(names.len(), 22);
         for name in names {
             let target: Target = name.parse().expect(&name);
             assert_eq!(target.to_string(), name);

@@ -15,7 +15,7 @@ use crate::sys::shared::SharedPage;
 /// First word of a page, which detects a page of another program ("CLBBOARD").
 const MAGIC: u64 = u64::from_le_bytes(*b"CLBBOARD");
 /// Version of the layout below.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 const HEADER: usize = 0;
 const PRIMARY: usize = 1;
@@ -36,6 +36,9 @@ const FINISHED: usize = 1;
 const CLAIMED_AT: usize = 2;
 const TURN_BEGUN: usize = 3;
 const PROBES: usize = 4;
+const OWN: usize = 5;
+/// More than any worker accepts, and few enough that sums over workers do not overflow.
+const OWN_MAX: u64 = 1 << 48;
 
 const DOES: usize = 0;
 const ENDED: usize = 1;
@@ -103,13 +106,22 @@ pub struct Counters {
     pub own: u64,
     /// Sockets taken back before the worker claimed them.
     pub returned: u64,
-    /// Sockets that the worker has received.
+    /// Sockets that the worker has received, plus those that it accepted itself.
     pub claimed: u64,
     /// Connections that the worker has finished.
     pub finished: u64,
 }
 
 impl Counters {
+    /// What the page says, with the worker's values clamped to what is possible.
+    fn new(page: &SharedPage, assigned: u64, returned: u64) -> Self {
+        let given = assigned - returned;
+        let own = own(page);
+        let claimed = claimed(page).min(given).saturating_add(own);
+        let finished = finished(page).min(given.saturating_add(own));
+        Self { assigned: assigned.saturating_add(own), own, returned, claimed, finished }
+    }
+
     /// Sockets assigned and neither finished nor taken back.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
@@ -149,6 +161,7 @@ pub enum Wake {
 #[derive(Debug)]
 pub struct WorkerPage {
     page: SharedPage,
+    own: u64,
     claimed: u64,
     finished: u64,
     probes: u64,
@@ -225,6 +238,7 @@ impl PrimaryPage {
     #[must_use]
     pub fn sample(&self) -> Sample {
         Sample {
+            own: own(&self.page),
             claimed: claimed(&self.page),
             finished: finished(&self.page),
             claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT))
@@ -239,10 +253,7 @@ impl PrimaryPage {
     /// The current counters, with the worker's values clamped to what is possible.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let given = self.assigned - self.returned;
-        let claimed = claimed(&self.page).min(given);
-        let finished = finished(&self.page).min(given);
-        Counters { assigned: self.assigned, own: 0, returned: self.returned, claimed, finished }
+        Counters::new(&self.page, self.assigned, self.returned)
     }
 
     /// Whether the program behind this page reports finished connections itself.
@@ -280,7 +291,20 @@ impl WorkerPage {
                 "let the primary and its workers be of one version",
             ));
         }
-        Ok(Self { page, claimed: 0, finished: 0, probes: 0, probed: false, statistics: [0; 8] })
+        Ok(Self {
+            page,
+            own: 0,
+            claimed: 0,
+            finished: 0,
+            probes: 0,
+            probed: false,
+            statistics: [0; 8],
+        })
+    }
+
+    /// Counts a connection that the worker has accepted from a socket of its own.
+    pub fn add_own(&mut self) {
+        self.own += 1;
     }
 
     /// Counts sockets received at `now_ns`.
@@ -353,6 +377,7 @@ impl WorkerPage {
     /// Publishes the counters. Returns whether the primary has asked to be woken for this.
     #[must_use]
     pub fn publish(&mut self) -> bool {
+        self.page.word(WORKER, OWN).store(self.own, Ordering::Release);
         self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
         self.page.word(WORKER, FINISHED).store(self.finished, Ordering::Release);
         self.page.word(WORKER, PROBES).store(self.probes, Ordering::Release);
@@ -365,20 +390,12 @@ impl WorkerPage {
 }
 
 impl PageView {
-    /// The current counters. For a worker that accepts connections itself, claimed counts as
-    /// assigned.
+    /// The current counters. What a worker accepts itself counts as assigned and claimed.
     #[must_use]
-    pub fn counters(&self, accepts_itself: bool) -> Counters {
-        let claimed = claimed(&self.page);
-        let finished = finished(&self.page);
-        if accepts_itself {
-            return Counters { assigned: claimed, own: claimed, returned: 0, claimed, finished };
-        }
+    pub fn counters(&self) -> Counters {
         let assigned = read(self.page.word(PRIMARY, ASSIGNED));
         let returned = read(self.page.word(PRIMARY, RETURNED)).min(assigned);
-        let given = assigned - returned;
-        let (claimed, finished) = (claimed.min(given), finished.min(given));
-        Counters { assigned, own: 0, returned, claimed, finished }
+        Counters::new(&self.page, assigned, returned)
     }
 
     /// Whether the program behind this page reports finished connections itself.
@@ -424,6 +441,11 @@ fn finished(page: &SharedPage) -> u64 {
 /// preload script.
 fn claimed(page: &SharedPage) -> u64 {
     read(page.word(WORKER, CLAIMED)).wrapping_add(read(page.word(PROGRAM, RECEIVED)))
+}
+
+/// Connections that the worker has accepted itself, which no other side can check.
+fn own(page: &SharedPage) -> u64 {
+    read(page.word(WORKER, OWN)).min(OWN_MAX)
 }
 
 fn does(page: &SharedPage, what: u64) -> bool {

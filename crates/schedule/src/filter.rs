@@ -172,7 +172,7 @@ fn reentry(limit: u32) -> u32 {
 pub(super) struct Share {
     exact: f32,
     /// The whole part of it, which is all that matters for a worker that is fully warm.
-    whole: u32,
+    pub(super) whole: u32,
 }
 
 /// What the relative stage allows; none while there is nobody to compare with.

@@ -11,6 +11,7 @@ mod claim_times;
 mod coalescing;
 mod config;
 mod credits;
+mod dispatch;
 mod filter;
 pub mod id;
 mod index_set;
@@ -22,11 +23,13 @@ mod policy;
 mod roster;
 mod scheduler;
 mod stall_detector;
+mod steering;
 
 pub use claim_times::{CLAIM_BOUNDS_NS, ClaimTimes};
 pub use coalescing::Coalescing;
 pub use config::SchedulerConfig;
 pub use credits::{CREDITS_MAX, CreditRule};
+pub use dispatch::{Dispatch, Unsupported};
 pub use filter::{Limits, OverloadFactor, Skips};
 pub use intake::Intake;
 pub use loads::Loads;
@@ -35,6 +38,7 @@ pub use policy::{AcceptMechanism, Policy, UnknownName};
 pub use roster::{Judgement, LISTENERS_MAX, Look, Refusal, Roster, Sample};
 pub use scheduler::SchedulerFactory;
 pub use stall_detector::{Finding, StallDetector};
+pub use steering::{CHANGE_NS, Change, Changes, OwnSocketLoad, Steering, Weight, weigh};
 
 use crate::id::Slot;
 

@@ -20,6 +20,8 @@ pub use outliers::{Judgement, Look};
 /// What a worker's page says at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
+    /// Connections that it has accepted by itself.
+    pub own: u64,
     /// Connections that it has received.
     pub claimed: u64,
     /// Connections that it has done with.
@@ -266,9 +268,10 @@ impl Roster {
         let given = worker.assigned - worker.returned;
         worker.sample = sample;
         let claimed = sample.claimed.min(given);
-        let finished = sample.finished.min(given);
+        let all = given.saturating_add(sample.own);
+        let finished = sample.finished.min(all);
         worker.credits.observe(claimed, sample.claimed_at_ns, now_ns);
-        worker.note_conduct(finished, now_ns);
+        worker.conduct.note(all, finished, now_ns);
         if worker.suspected && sample.answered_probes >= worker.probes {
             worker.suspected = false;
         }
@@ -286,7 +289,7 @@ impl Roster {
             let ejected = worker.conduct.is_ejected(now_ns);
             load.hung = worker.suspected || worker.stalled || stuck || ejected;
             let failures = worker.conduct.failure_load();
-            load.in_flight = narrow(given - finished).saturating_add(failures);
+            load.in_flight = narrow(all - finished).saturating_add(failures);
             let credits = worker.credits.left(narrow(given - claimed));
             load.credits = worker.conduct.limit_credits(credits, load.in_flight, normal);
             load.slow_start_permille = slow_start_permille;

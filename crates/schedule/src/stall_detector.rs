@@ -40,6 +40,9 @@ pub enum Finding {
 #[derive(Clone, Debug)]
 pub struct StallDetector {
     hang_after_ns: u64,
+    /// Looks are so far apart, and at the same moments for all queues; none, for a share of
+    /// `hang_after_ns` since the connection came.
+    interval_ns: Option<u64>,
     waiting: Option<Waiting>,
     stalled: bool,
     doubted_at_ns: u64,
@@ -62,7 +65,28 @@ impl StallDetector {
     /// The watch over a queue of which nothing is known.
     #[must_use]
     pub fn new(hang_after_ns: u64) -> Self {
-        Self { hang_after_ns, waiting: None, stalled: false, doubted_at_ns: 0, doubtful: false }
+        Self {
+            hang_after_ns,
+            interval_ns: None,
+            waiting: None,
+            stalled: false,
+            doubted_at_ns: 0,
+            doubtful: false,
+        }
+    }
+
+    /// The watch over the queue of a worker that tells how many connections it has accepted. One
+    /// that accepts is looked at again without being told of it, so that its queue wakes nobody.
+    #[must_use]
+    pub fn looking_every(interval_ns: u64, hang_after_ns: u64) -> Self {
+        let interval_ns = interval_ns.min(hang_after_ns / LOOKS).max(INTERVAL_MIN_NS);
+        Self { interval_ns: Some(interval_ns), ..Self::new(hang_after_ns) }
+    }
+
+    /// The same watch when nothing is known of the queue any more.
+    #[must_use]
+    pub fn anew(self) -> Self {
+        Self { interval_ns: self.interval_ns, ..Self::new(self.hang_after_ns) }
     }
 
     /// The worker does not accept.
@@ -95,29 +119,43 @@ impl StallDetector {
 
     /// A connection has come into the queue.
     pub fn came(&mut self, now_ns: u64) {
-        let look_ns = now_ns.saturating_add(self.interval_ns());
+        let look_ns = self.look_after(now_ns);
         self.waiting.get_or_insert(Waiting { since_ns: now_ns, length: 1, look_ns, still: false });
     }
 
-    /// Looks at the queue, in which so many wait.
-    pub fn look(&mut self, length: u32, now_ns: u64) -> Finding {
-        let (interval_ns, patience_ns) = (self.interval_ns(), self.patience_ns());
+    /// The worker has shown in another way that it moves: what waits has waited since now.
+    pub fn has_moved(&mut self, now_ns: u64) {
+        self.stalled = false;
+        self.doubtful = false;
+        if let Some(waiting) = &mut self.waiting {
+            (waiting.since_ns, waiting.still) = (now_ns, false);
+        }
+    }
+
+    /// Looks at the queue, in which so many wait. `has_accepted` is what the worker tells: that it
+    /// has accepted something since the last look, or not; none if it does not tell.
+    pub fn look(&mut self, length: u32, has_accepted: Option<bool>, now_ns: u64) -> Finding {
+        let (look_ns, patience_ns) = (self.look_after(now_ns), self.patience_ns());
         let Some(waiting) = &mut self.waiting else {
             self.doubtful = now_ns >= self.doubted_at_ns;
             return Finding::Quiet;
         };
-        waiting.still = length >= waiting.length;
-        if !waiting.still {
-            // Whatever came since, the worker has accepted something.
+        let has_moved = has_accepted.unwrap_or(length < waiting.length);
+        // What has come since the last look may have come just now.
+        let is_new = has_accepted.is_some() && waiting.length == 0 && !waiting.still;
+        waiting.still = !has_moved && !is_new;
+        if has_moved {
             self.stalled = false;
+        }
+        if !waiting.still {
             waiting.since_ns = now_ns;
         }
-        if length == 0 {
+        if length == 0 && has_accepted != Some(true) {
             self.waiting = None;
             return Finding::Quiet;
         }
         waiting.length = length;
-        waiting.look_ns = now_ns.saturating_add(interval_ns);
+        waiting.look_ns = look_ns;
         match now_ns.saturating_sub(waiting.since_ns) < patience_ns {
             true => Finding::Patient,
             false => Finding::Overdue,
@@ -133,7 +171,7 @@ impl StallDetector {
         self.waiting = (!self.stalled).then(|| Waiting {
             since_ns: now_ns,
             length: 0,
-            look_ns: now_ns.saturating_add(self.interval_ns()),
+            look_ns: self.look_after(now_ns),
             still: true,
         });
         self.doubtful = false;
@@ -143,7 +181,16 @@ impl StallDetector {
     }
 
     fn interval_ns(&self) -> u64 {
-        (self.hang_after_ns / LOOKS).max(INTERVAL_MIN_NS)
+        self.interval_ns.unwrap_or_else(|| (self.hang_after_ns / LOOKS).max(INTERVAL_MIN_NS))
+    }
+
+    /// When to look next: at common moments at least half an interval away, or after an interval.
+    fn look_after(&self, now_ns: u64) -> u64 {
+        let interval_ns = self.interval_ns();
+        match self.interval_ns {
+            None => now_ns.saturating_add(interval_ns),
+            Some(_) => (now_ns.saturating_add(interval_ns / 2) / interval_ns + 1) * interval_ns,
+        }
     }
 
     /// How long the oldest connection may wait.

@@ -57,6 +57,7 @@ pub mod resolve;
 pub mod ring;
 pub mod shared;
 pub mod signal;
+pub mod steering;
 pub mod terminal;
 mod unix_socket;
 pub mod waker;

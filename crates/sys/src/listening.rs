@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// State of a listening socket in the kernel's tables.
@@ -25,6 +26,19 @@ pub fn addresses_of(pid: u32) -> Vec<SocketAddr> {
         tables.iter().filter_map(|table| fs::read_to_string(table).ok()).collect();
     let found = tables.iter().flat_map(|table| table.lines()).filter_map(listening);
     found.filter(|(_, socket)| sockets.contains(socket)).map(|(address, _)| address).collect()
+}
+
+/// How many sockets listen at an address, whoever has them; none, if that cannot be read.
+///
+/// The kernel lists what listens before all connections, so that is all that is read.
+#[must_use]
+pub fn sockets_at(address: SocketAddr) -> Option<usize> {
+    let name = if address.is_ipv4() { "tcp" } else { "tcp6" };
+    let table = fs::File::open(format!("/proc/self/net/{name}")).ok()?;
+    let lines = BufReader::new(table).lines().skip(1).map_while(|line| line.ok());
+    let found = lines.map_while(|line| listening(&line).map(|(address, _)| address));
+    let bound = |one: &SocketAddr| (one.ip(), one.port()) == (address.ip(), address.port());
+    Some(found.filter(bound).count())
 }
 
 /// Address and inode number of a listening socket, parsed from its line.
@@ -66,6 +80,16 @@ mod tests {
             assert!(found.contains(&address), "{address}: {found:?}");
         }
         assert!(addresses_of(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn sockets_at_an_address_are_counted() {
+        let own = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = own.local_addr().expect("it is bound");
+        let _client = std::net::TcpStream::connect(address).expect("it listens");
+        assert_eq!(sockets_at(address), Some(1));
+        drop(own);
+        assert_eq!(sockets_at(address), Some(0));
     }
 
     #[test]

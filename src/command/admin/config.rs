@@ -26,6 +26,7 @@ pub(in crate::command) fn config(
         "workers": plan.workers.len(),
         "cpus": { "primary": plan.primary, "workers": plan.workers, "reason": plan.reason },
         "listen": listen,
+        "dispatch": settings.dispatch,
         "accept": settings.accept,
         "backlog": settings.backlog,
         "hang_kill_ms": settings.hang_kill.map(milliseconds),

@@ -16,6 +16,7 @@ use super::exposition::{Exposition, Format, Kind, Value};
 use super::ledger::SlotRecord;
 use super::observed;
 use crate::command::usage::{Usage, usage_of};
+use clusterlb_schedule::Changes;
 
 /// CPU time by slot that never falls: what ended workers were last seen to have used stays in it.
 #[derive(Debug, Default)]
@@ -154,6 +155,12 @@ fn connection_families(text: &mut Exposition, counts: &ClusterCounts) {
     text.single("clusterlb_accept_paused_seconds", Kind::Counter, help, seconds(counts.paused_ns));
     let help = "Accepted connections that wait in the primary for a worker with room.";
     text.single("clusterlb_connections_waiting", Kind::Gauge, help, counts.waiting.into());
+    let help = "Times that the kernel was told to choose otherwise among workers' own sockets.";
+    text.family("clusterlb_steering_changes", Kind::Counter, help);
+    let Changes { workers, stalls, loads } = counts.steered;
+    for (reason, count) in [("workers", workers), ("stalls", stalls), ("loads", loads)] {
+        text.sample(&[("reason", reason)], count.into());
+    }
     text.family("clusterlb_skips", Kind::Counter, "Times that a worker was skipped, by reason.");
     for (stage, count) in observed::skips_by_stage(&counts.skips) {
         text.sample(&[("stage", stage)], count.into());

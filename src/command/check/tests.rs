@@ -18,6 +18,7 @@ fn healthy() -> Facts {
         open_files: Some(Limit { soft: 1024, hard: 524_288 }),
         locked_memory: Some(Limit { soft: 8_388_608, hard: u64::MAX }),
         counts_locked_memory: false,
+        kernel_dispatch: FormDecision { form: Form::Unprivileged, reason: "drawn".into() },
         facilities: Facility::ALL.map(|facility| (facility, None)).into(),
         may_pin: true,
         has_proc: true,

@@ -1,4 +1,5 @@
-//! Listeners that the worker accepts from by itself (`--policy none`), one mechanism each.
+//! Listeners that the worker accepts from by itself (`--policy none` and `--dispatch kernel`), one
+//! mechanism each.
 //!
 //! Owns the worker's copies of the listeners. The mechanisms differ only in who is woken for a
 //! connection; that difference is what people measure, so none of them is polished.
@@ -309,7 +310,7 @@ impl AcceptSources {
 }
 
 fn claim(around: &mut Surroundings, connections: &mut Connections, socket: OwnedFd) {
-    around.page.add_claimed(1, around.now_ns);
+    around.page.add_own();
     connections.open(around, socket);
 }
 

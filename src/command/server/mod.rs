@@ -26,8 +26,8 @@ use nix::sys::signal::Signal;
 
 use crate::command::settings::{ServeSettings, Settings};
 use accept::AcceptSources;
-use clusterlb::Result;
 use clusterlb::protocol::environment::Inheritance;
+use clusterlb::{AcceptMechanism, Result};
 
 use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb_sys::clock::monotonic_ns;
@@ -103,7 +103,11 @@ impl Worker {
         }
         let engine = Engine::new(inheritance.engine, SHAPE)?.with_data_buffers()?;
         let (engine, sources) = match &inheritance.inbox {
-            Some(_) => (engine.with_message_buffers()?, AcceptSources::none(settings.accept)),
+            // The kernel may dispatch to sockets of each worker's own beside the inbox.
+            Some(_) => {
+                let sources = AcceptSources::none(AcceptMechanism::Reuseport);
+                (engine.with_message_buffers()?, sources)
+            }
             None => {
                 let sources = AcceptSources::new(settings.accept, &engine)?;
                 (engine, sources)

@@ -18,7 +18,7 @@ fn in_flight_is_the_difference_of_two_writers() {
     assert!(!worker.publish());
     let counters = primary.counters();
     assert_eq!((counters.in_flight(), counters.unclaimed()), (3, 1));
-    assert_eq!(primary.view().expect("a view").counters(false), counters);
+    assert_eq!(primary.view().expect("a view").counters(), counters);
 }
 
 #[test]
@@ -44,6 +44,25 @@ fn a_lying_worker_is_cut_to_what_is_possible() {
     worker.add_finished(1_000);
     let _ = worker.publish();
     assert_eq!(primary.counters().in_flight(), 0);
+}
+
+#[test]
+fn what_a_worker_accepts_by_itself_is_assigned_and_claimed() {
+    let (mut primary, mut worker) = pair();
+    primary.add_assigned(2);
+    worker.add_own();
+    worker.add_own();
+    worker.add_claimed(1, 7);
+    worker.add_finished(2);
+    let _ = worker.publish();
+    let counters = primary.counters();
+    assert_eq!((counters.assigned, counters.own, counters.claimed), (4, 2, 3));
+    assert_eq!((counters.in_flight(), counters.unclaimed()), (2, 1));
+    assert_eq!((primary.sample().own, primary.sample().claimed), (2, 1));
+    assert_eq!(primary.view().expect("a view").counters(), counters);
+    worker.add_finished(1_000);
+    let _ = worker.publish();
+    assert_eq!(primary.counters().in_flight(), 0, "cut to what is possible");
 }
 
 #[test]
@@ -81,7 +100,7 @@ fn what_a_program_reports_is_added_and_what_it_refused_is_not() {
     program.word(PROGRAM, MOVED).store(9, Ordering::Relaxed);
     assert_eq!((primary.counters().finished, primary.counters().in_flight()), (1, 1));
     assert_eq!((primary.sample().finished, primary.sample().turn_begun_ns), (1, 9));
-    assert_eq!(primary.view().expect("a view").counters(false), primary.counters());
+    assert_eq!(primary.view().expect("a view").counters(), primary.counters());
 }
 
 #[test]

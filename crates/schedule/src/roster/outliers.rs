@@ -5,7 +5,7 @@
 //! Times and numbers alone prove nothing: a worker may be fast, or its peers slow. They only say
 //! whose connections are looked at. What is found there is told from outside.
 
-use super::{Roster, WorkerEntry};
+use super::Roster;
 use crate::id::Slot;
 use crate::loads::Normal;
 use crate::{Policy, Status};
@@ -107,7 +107,7 @@ pub enum Judgement {
 
 impl Conduct {
     /// Counts what happened since the last observation, of which there were none in between.
-    fn note(&mut self, given: u64, finished: u64, now_ns: u64) {
+    pub(super) fn note(&mut self, given: u64, finished: u64, now_ns: u64) {
         let passed_ns = now_ns.saturating_sub(self.observed_ns);
         let ended = finished.saturating_sub(self.finished);
         self.observed_ns = now_ns;
@@ -192,14 +192,6 @@ impl Conduct {
         self.failures = 0;
         self.ejected_until_ns = 0;
         Judgement::Normal
-    }
-}
-
-impl WorkerEntry {
-    /// Takes note of how long connections are in its hands.
-    pub(super) fn note_conduct(&mut self, finished: u64, now_ns: u64) {
-        let given = self.assigned - self.returned;
-        self.conduct.note(given, finished, now_ns);
     }
 }
 

@@ -29,6 +29,27 @@ impl Roster {
         None
     }
 
+    /// The worker has not accepted what waits for it: it is passed over until it answers a probe.
+    /// Tells whether the caller is to send one; not if one is under way, or the worker is gone.
+    pub fn doubt(&mut self, slot: Slot) -> bool {
+        let is_dead = self.loads.get(slot.index()).is_none_or(|load| load.status == Status::Dead);
+        let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return false };
+        if is_dead || worker.suspected {
+            return false;
+        }
+        worker.suspected = true;
+        worker.probes += 1;
+        self.loads.change(slot.index(), |load| load.hung = true);
+        true
+    }
+
+    /// Whether the worker has still to answer a probe.
+    #[must_use]
+    pub fn is_probed(&self, slot: Slot) -> bool {
+        let worker = self.workers.get(slot.index());
+        matches!(worker, Some(Some(worker)) if worker.suspected)
+    }
+
     /// The probe could not be sent: the worker is no longer suspected, and judged again.
     pub fn probe_failed(&mut self, slot: Slot) {
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {

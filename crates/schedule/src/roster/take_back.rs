@@ -53,6 +53,19 @@ impl Roster {
         self.assign(place)
     }
 
+    /// How many workers of a listener are idle; none where connections may not move.
+    #[must_use]
+    pub fn idle_of(&self, listener: ListenerId) -> usize {
+        let Some(index) = self.listener_index(listener) else { return 0 };
+        let most_us = self.usual_us_max();
+        let pairs = self.workers.iter().zip(&*self.loads);
+        let idle = pairs.filter(|(worker, load)| {
+            let serves = matches!(worker, Some(worker) if worker.joined.contains(index));
+            serves && is_idle(load, most_us)
+        });
+        self.take_back_after_ns().map_or(0, |_| idle.count())
+    }
+
     /// When a worker may have to give something up, if nothing is claimed until then.
     pub(super) fn take_back_deadline_ns(&self) -> Option<u64> {
         let after_ns = self.take_back_after_ns()?;
@@ -97,7 +110,7 @@ impl Roster {
 impl WorkerEntry {
     /// It has claimed something that is not finished.
     fn is_at_work(&self) -> bool {
-        self.sample.claimed > self.sample.finished
+        self.sample.claimed.saturating_add(self.sample.own) > self.sample.finished
     }
 }
 

@@ -308,3 +308,16 @@ fn a_slow_worker_is_known_by_its_counters_and_tried_again_now_and_then() {
     let (_, later) = unequal(3_000);
     assert!((2..6).contains(&(later[0] - done[0])), "{done:?} {later:?}");
 }
+
+#[test]
+fn a_doubted_worker_is_passed_over_until_it_answers_and_own_connections_count() {
+    let mut roster = roster(2);
+    assert!(roster.doubt(Slot(0)) && roster.is_probed(Slot(0)));
+    assert!(!roster.doubt(Slot(0)), "one probe is enough");
+    assert_eq!(give(&mut roster, 0), Some(Slot(1)));
+    let answered = Sample { own: 3, finished: 1, answered_probes: 1, ..Sample::default() };
+    roster.observe(Slot(0), answered, 1);
+    assert!(!roster.is_probed(Slot(0)) && !roster.loads()[0].hung);
+    assert_eq!(roster.loads()[0].in_flight, 2);
+    assert!(!roster.doubt(Slot(7)), "nobody is there");
+}

@@ -61,7 +61,7 @@ impl World {
             return;
         }
         let length = u32::try_from(self.queue.len()).expect("few");
-        match self.stall_detector.look(length, self.now_ns) {
+        match self.stall_detector.look(length, None, self.now_ns) {
             Finding::Quiet => self.armed = true,
             Finding::Patient => {}
             Finding::Overdue => {
@@ -188,21 +188,21 @@ fn whether_a_worker_is_stalled_for_whom_nothing_comes_is_doubtful() {
     assert_eq!(stall_detector.next_look_ns(), Some(INTERVAL_NS));
     assert!(!stall_detector.may_be_stalled());
     for look in 1..LOOKS {
-        assert_eq!(stall_detector.look(1, look * INTERVAL_NS), Finding::Patient);
+        assert_eq!(stall_detector.look(1, None, look * INTERVAL_NS), Finding::Patient);
         assert!(stall_detector.may_be_stalled());
     }
-    assert_eq!(stall_detector.look(1, HANG_AFTER_NS), Finding::Overdue);
+    assert_eq!(stall_detector.look(1, None, HANG_AFTER_NS), Finding::Overdue);
     assert!(!stall_detector.is_stalled(), "that is for the oldest connection to say");
     assert!(stall_detector.judge(HANG_AFTER_NS, HANG_AFTER_NS));
     let doubted_ns = stall_detector.next_look_ns().expect("a next look is due");
-    assert_eq!(stall_detector.look(0, doubted_ns - 1), Finding::Quiet);
+    assert_eq!(stall_detector.look(0, None, doubted_ns - 1), Finding::Quiet);
     assert!(!stall_detector.is_doubtful());
-    assert_eq!(stall_detector.look(0, doubted_ns), Finding::Quiet);
+    assert_eq!(stall_detector.look(0, None, doubted_ns), Finding::Quiet);
     assert!(stall_detector.is_doubtful() && stall_detector.may_be_stalled());
     assert_eq!(stall_detector.next_look_ns(), None);
     // It was not, or it is no longer.
     stall_detector.came(2 * doubted_ns);
-    assert_eq!(stall_detector.look(0, 2 * doubted_ns + INTERVAL_NS), Finding::Quiet);
+    assert_eq!(stall_detector.look(0, None, 2 * doubted_ns + INTERVAL_NS), Finding::Quiet);
     assert!(!stall_detector.may_be_stalled());
 }
 
@@ -211,16 +211,16 @@ fn what_is_taken_from_a_worker_that_has_stopped_unseen_is_not_given_back_to_it()
     let mut stall_detector = StallDetector::new(HANG_AFTER_NS);
     stall_detector.came(0);
     // The first one was accepted between two looks, and is what the worker is blocked by.
-    assert_eq!(stall_detector.look(50, INTERVAL_NS), Finding::Patient);
-    assert_eq!(stall_detector.look(50, HANG_AFTER_NS), Finding::Overdue);
+    assert_eq!(stall_detector.look(50, None, INTERVAL_NS), Finding::Patient);
+    assert_eq!(stall_detector.look(50, None, HANG_AFTER_NS), Finding::Overdue);
     assert!(
         !stall_detector.judge(HANG_AFTER_NS - INTERVAL_NS, HANG_AFTER_NS),
         "it has moved since"
     );
     assert!(stall_detector.may_be_stalled());
-    assert_eq!(stall_detector.look(49, HANG_AFTER_NS + INTERVAL_NS), Finding::Patient);
+    assert_eq!(stall_detector.look(49, None, HANG_AFTER_NS + INTERVAL_NS), Finding::Patient);
     assert!(stall_detector.may_be_stalled());
-    assert_eq!(stall_detector.look(49, 2 * HANG_AFTER_NS), Finding::Overdue);
+    assert_eq!(stall_detector.look(49, None, 2 * HANG_AFTER_NS), Finding::Overdue);
     assert!(stall_detector.judge(2 * HANG_AFTER_NS - INTERVAL_NS, 2 * HANG_AFTER_NS));
 }
 
@@ -228,14 +228,56 @@ fn what_is_taken_from_a_worker_that_has_stopped_unseen_is_not_given_back_to_it()
 fn a_stalled_worker_is_robbed_again_sooner() {
     let mut stall_detector = StallDetector::new(HANG_AFTER_NS);
     stall_detector.came(0);
-    assert_eq!(stall_detector.look(3, HANG_AFTER_NS), Finding::Overdue);
+    assert_eq!(stall_detector.look(3, None, HANG_AFTER_NS), Finding::Overdue);
     assert!(stall_detector.judge(HANG_AFTER_NS, HANG_AFTER_NS));
     let now_ns = 2 * HANG_AFTER_NS;
     stall_detector.came(now_ns);
-    assert_eq!(stall_detector.look(1, now_ns + INTERVAL_NS), Finding::Overdue);
+    assert_eq!(stall_detector.look(1, None, now_ns + INTERVAL_NS), Finding::Overdue);
     assert!(stall_detector.judge(INTERVAL_NS, now_ns + INTERVAL_NS));
     // It has accepted the next one by itself.
     stall_detector.came(2 * now_ns);
-    assert_eq!(stall_detector.look(0, 2 * now_ns + INTERVAL_NS), Finding::Quiet);
+    assert_eq!(stall_detector.look(0, None, 2 * now_ns + INTERVAL_NS), Finding::Quiet);
+    assert!(!stall_detector.is_stalled());
+}
+
+const EVERY_NS: u64 = 5_000_000;
+
+#[test]
+fn a_worker_that_tells_what_it_accepts_is_looked_at_at_common_moments() {
+    let mut stall_detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
+    stall_detector.came(3 * EVERY_NS + 1);
+    assert_eq!(stall_detector.next_look_ns(), Some(4 * EVERY_NS));
+    assert_eq!(stall_detector.look(0, Some(true), 4 * EVERY_NS), Finding::Patient);
+    assert_eq!(stall_detector.next_look_ns(), Some(5 * EVERY_NS), "without being told");
+    assert!(!stall_detector.may_be_stalled());
+    assert_eq!(stall_detector.look(0, Some(false), 5 * EVERY_NS), Finding::Quiet);
+    assert_eq!(stall_detector.next_look_ns(), None, "nothing comes any more");
+}
+
+#[test]
+fn what_has_just_come_does_not_speak_against_a_worker_and_what_stays_does() {
+    let mut stall_detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
+    stall_detector.came(0);
+    stall_detector.look(0, Some(true), EVERY_NS);
+    assert_eq!(stall_detector.look(3, Some(false), 2 * EVERY_NS), Finding::Patient);
+    assert!(!stall_detector.may_be_stalled());
+    assert_eq!(stall_detector.look(2, Some(false), 3 * EVERY_NS), Finding::Patient);
+    assert!(stall_detector.may_be_stalled(), "others have taken one, and it none");
+    assert_eq!(stall_detector.look(2, Some(true), 4 * EVERY_NS), Finding::Patient);
+    assert!(!stall_detector.may_be_stalled());
+}
+
+#[test]
+fn a_worker_that_stops_accepting_is_emptied_after_its_time_and_cleared_when_it_accepts() {
+    let mut stall_detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
+    stall_detector.came(0);
+    let mut look = 1;
+    while stall_detector.look(1, Some(false), look * EVERY_NS) == Finding::Patient {
+        look += 1;
+        assert!(look * EVERY_NS <= HANG_AFTER_NS + EVERY_NS);
+    }
+    assert!(stall_detector.judge(look * EVERY_NS, look * EVERY_NS));
+    stall_detector.came(look * EVERY_NS);
+    assert_eq!(stall_detector.look(0, Some(true), (look + 1) * EVERY_NS), Finding::Patient);
     assert!(!stall_detector.is_stalled());
 }

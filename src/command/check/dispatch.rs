@@ -1,0 +1,19 @@
+//! The row about dispatching by the kernel.
+
+use clusterlb_sys::steering::{Form, FormDecision};
+
+use super::Row;
+
+const NAME: &str = "kernel dispatch";
+
+pub(super) fn row(decision: &FormDecision) -> Row {
+    match decision.form {
+        Form::Unprivileged => Row::ok(NAME, decision.to_string()),
+        Form::Plain => Row::note(
+            NAME,
+            decision.to_string(),
+            "let setsockopt(SO_ATTACH_REUSEPORT_CBPF) through, which needs no capability; until \
+             then --dispatch kernel leaves no worker out",
+        ),
+    }
+}

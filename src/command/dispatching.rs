@@ -1,0 +1,59 @@
+//! Who takes connections to workers in a run, and how that is told.
+
+use clusterlb::{Dialect, Dispatch, Policy};
+use clusterlb_sys::steering::{Form, FormDecision};
+
+use super::settings::{Program, Settings};
+
+/// Who takes connections to workers.
+#[derive(Clone, Debug)]
+pub(super) struct Dispatching {
+    /// None, if workers accept by themselves.
+    dispatch: Option<Dispatch>,
+    /// How the kernel chooses, if it does.
+    form: Option<FormDecision>,
+    /// Workers accept, and do not tell what.
+    pub(super) is_uncounted: bool,
+}
+
+impl Dispatching {
+    /// As the settings want it, and this machine allows it.
+    pub(super) fn decide(settings: &Settings) -> Self {
+        let foreign = |program: &Program| program.dialect != Dialect::Native;
+        let none = settings.policy == Policy::None;
+        let by_kernel = settings.dispatch == Dispatch::Kernel;
+        Self {
+            dispatch: (!none).then_some(settings.dispatch),
+            form: by_kernel.then(Form::find),
+            is_uncounted: (none || by_kernel) && settings.program.as_ref().is_some_and(foreign),
+        }
+    }
+
+    /// What is said of a policy at the start.
+    pub(super) fn in_words(&self, policy: Policy) -> String {
+        match &self.form {
+            Some(form) => format!("{policy}, dispatch kernel: {form}"),
+            None => format!("{policy} (the primary accepts and hands over)"),
+        }
+    }
+
+    /// Who takes the connections of a listener to workers, and in which form. Of a unix socket
+    /// there is one only.
+    pub(super) fn at(&self, address: &str) -> (Option<Dispatch>, Option<&'static str>) {
+        match &self.form {
+            Some(_) if is_single(address) => (Some(Dispatch::Primary), None),
+            form => (self.dispatch, form.as_ref().map(|decision| decision.form.name())),
+        }
+    }
+
+    /// What is worth knowing of a listener.
+    pub(super) fn note(&self, address: &str) -> Option<String> {
+        let is_exception = self.form.is_some() && is_single(address);
+        is_exception
+            .then(|| format!("{address} is one socket for all workers: the primary dispatches it"))
+    }
+}
+
+fn is_single(address: &str) -> bool {
+    address.starts_with("unix:")
+}

@@ -1,0 +1,203 @@
+//! Which of the workers' own sockets the kernel chooses for a connection (`--dispatch kernel`).
+//!
+//! Reads what workers say of themselves, has the decision made (`schedule::weigh`), and lets the
+//! kernel know. Nothing of it runs for a connection: it is done anew when workers come and go, and
+//! at the looks at what waits for them.
+
+use std::net::SocketAddr;
+
+use nix::errno::Errno;
+
+use super::acceptor::Acceptor;
+use super::{DataPath, Report};
+use crate::error::Error;
+use crate::id::{ListenerId, Slot};
+use crate::schedule::{Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, weigh};
+use crate::sys::listening;
+use crate::sys::steering::{Lot, steer};
+
+/// How soon it is looked again whether nobody else listens at an address: a socket that has just
+/// been opened may not be known here yet.
+const CHECK_NS: u64 = 20_000_000;
+/// So many looks decide that somebody does.
+const CHECKS_MAX: u32 = 10;
+
+/// How sockets of workers' own are looked after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnSocketRules {
+    /// The kernel is told which of them to choose.
+    pub is_steered: bool,
+    /// Their workers tell how many connections they accept.
+    pub is_counted: bool,
+}
+
+/// What is in effect for each listener.
+#[derive(Debug)]
+pub(super) struct Steerer {
+    pub(super) rules: OwnSocketRules,
+    policy: Policy,
+    limits: Limits,
+    ports: Vec<Port>,
+    /// Something has changed since the last decision.
+    pub(super) is_due: bool,
+    pub(super) changes: Changes,
+}
+
+#[derive(Debug)]
+struct Port {
+    listener: ListenerId,
+    steering: Steering,
+    /// With so many sockets nobody else listened there.
+    sockets_checked: usize,
+    checks: u32,
+    check_ns: Option<u64>,
+    /// The kernel spreads by its hash, and that has been told.
+    is_left_alone: bool,
+}
+
+impl Steerer {
+    pub(super) fn new(policy: Policy, limits: Limits) -> Self {
+        Self {
+            rules: OwnSocketRules::default(),
+            policy,
+            limits,
+            ports: Vec::new(),
+            is_due: false,
+            changes: Changes::default(),
+        }
+    }
+
+    /// Other rules are in force from now on.
+    pub(super) fn reschedule(&mut self, policy: Policy, limits: Limits) {
+        (self.policy, self.limits, self.is_due) = (policy, limits, true);
+    }
+
+    /// A socket of a listener has come.
+    pub(super) fn add(&mut self, listener: ListenerId) {
+        self.is_due = true;
+        if self.rules.is_steered && self.ports.iter().all(|port| port.listener != listener) {
+            self.ports.push(Port {
+                listener,
+                steering: Steering::default(),
+                sockets_checked: 0,
+                checks: 0,
+                check_ns: None,
+                is_left_alone: false,
+            });
+        }
+    }
+
+    pub(super) fn remove(&mut self, listener: ListenerId) {
+        self.ports.retain(|port| port.listener != listener);
+    }
+
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        let ports = self.ports.iter().filter(|port| !port.is_left_alone);
+        ports.flat_map(|port| [port.check_ns, port.steering.next_deadline_ns()]).flatten().min()
+    }
+}
+
+impl DataPath {
+    /// The rules for sockets of workers' own. To be set before there are any.
+    #[must_use]
+    pub fn with_own_sockets(mut self, rules: OwnSocketRules) -> Self {
+        self.steerer.rules = rules;
+        self
+    }
+
+    /// Decides anew what the kernel chooses, if something has changed.
+    pub(super) fn steer(&mut self) {
+        let overdue = self.steerer.next_deadline_ns().is_some_and(|at_ns| at_ns <= self.now_ns);
+        if !std::mem::take(&mut self.steerer.is_due) && !overdue || self.steerer.ports.is_empty() {
+            return;
+        }
+        self.observe();
+        let mut ports = std::mem::take(&mut self.steerer.ports);
+        ports.iter_mut().filter(|port| !port.is_left_alone).for_each(|port| self.steer_port(port));
+        self.steerer.ports = ports;
+    }
+
+    fn steer_port(&mut self, port: &mut Port) {
+        let mut own: Vec<&Acceptor> =
+            self.acceptors.iter().flatten().filter(|one| one.id == port.listener).collect();
+        own.retain(|acceptor| acceptor.number.is_some() && !acceptor.leaving);
+        own.sort_by_key(|acceptor| acceptor.number);
+        let sockets: Vec<OwnSocketLoad> = own.iter().map(|one| self.load_of(one)).collect();
+        let weights = weigh(self.steerer.policy, &self.steerer.limits, &sockets);
+        let Some(change) = port.steering.change(&weights, &sockets, self.now_ns) else { return };
+        let Some(listener) = own.first().and_then(|acceptor| acceptor.listener()) else { return };
+        let address = listener.address().to_owned();
+        match port.is_alone(&address, sockets.len(), self.now_ns) {
+            Some(true) => {}
+            None => return,
+            Some(false) => {
+                let step = format!("choose among the sockets of {address}");
+                return self.leave_alone(port, step, Errno::EADDRINUSE);
+            }
+        }
+        let lot = |Weight { socket, weight }: &Weight| Lot { place: *socket, weight: *weight };
+        match steer(listener, &weights.iter().map(lot).collect::<Vec<Lot>>()) {
+            Ok(()) => {
+                port.steering.note(weights, sockets, self.now_ns);
+                self.steerer.changes.count(change);
+            }
+            Err(errno) => {
+                let step =
+                    format!("choose among the sockets of {address} (SO_ATTACH_REUSEPORT_CBPF)");
+                self.leave_alone(port, step, errno);
+            }
+        }
+    }
+
+    /// What is known of the workers that accept from a socket.
+    fn load_of(&self, acceptor: &Acceptor) -> OwnSocketLoad {
+        let loads = self.roster.loads();
+        let owners = acceptor.owners.iter().filter_map(|slot| loads.get(slot.index()));
+        // Whether a doubtful one accepts again shows when it gets something.
+        let probed = |slot: &Slot| self.roster.is_probed(*slot);
+        let is_doubtful = acceptor.is_doubtful() && !acceptor.owners.iter().any(probed);
+        let able =
+            owners.filter(|load| load.status == Status::Ready && (!load.hung || is_doubtful));
+        let in_flight = able.map(|load| load.in_flight).min();
+        OwnSocketLoad {
+            is_owned: acceptor.is_owned(),
+            is_able: in_flight.is_some(),
+            in_flight: in_flight.unwrap_or(0),
+        }
+    }
+
+    fn leave_alone(&self, port: &mut Port, step: String, source: Errno) {
+        port.is_left_alone = true;
+        let hint = match source {
+            Errno::EADDRINUSE => {
+                "another process listens there, too; while it does, the kernel spreads connections \
+                 over all sockets by their hash"
+            }
+            _ => "the kernel spreads connections by their hash instead; let setsockopt through",
+        };
+        let error = Error::Environment { step, source, hint: hint.into() };
+        self.report(Report::Unsteered { error });
+    }
+}
+
+impl Port {
+    /// Whether nobody else listens there: the places of sockets would not be what is known here.
+    /// None as long as it is not clear.
+    fn is_alone(&mut self, address: &str, sockets: usize, now_ns: u64) -> Option<bool> {
+        if self.sockets_checked == sockets {
+            return Some(true);
+        }
+        if self.check_ns.is_some_and(|check_ns| now_ns < check_ns) {
+            return None;
+        }
+        let bound: Option<SocketAddr> = address.parse().ok();
+        // Where the kernel's table cannot be read, nobody else is expected.
+        if bound.and_then(listening::sockets_at).is_none_or(|found| found == sockets) {
+            (self.sockets_checked, self.checks, self.check_ns) = (sockets, 0, None);
+            return Some(true);
+        }
+        self.checks += 1;
+        self.check_ns = Some(now_ns.saturating_add(CHECK_NS));
+        (self.checks >= CHECKS_MAX).then_some(false)
+    }
+}

@@ -1,0 +1,200 @@
+//! Connections dispatched by the kernel (`--dispatch kernel`), to built-in and Node workers: who
+//! gets them, and what becomes of them when a worker is stopped, killed, replaced or gone.
+
+use std::collections::BTreeSet;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::steal::{SERVER, Script, answers, ask, asking, failures_during};
+use crate::common::{Client, Cluster, GET_CLOSE, Launch, eventually, get, machine};
+
+fn launch(arguments: &str) -> Launch {
+    Launch::new(&format!("--dispatch kernel {arguments}"))
+}
+
+/// Answers all, each after the other has come, and tells how many there were.
+fn all_answered(clients: Vec<Client>) -> usize {
+    let answers = clients.into_iter().map(|mut client| client.receive().assert_hello());
+    answers.count()
+}
+
+fn changes(summary: &Value, reason: &str) -> u64 {
+    summary["steered"][reason].as_u64().unwrap_or(0)
+}
+
+/// The last event of a run that is over: the books, with all their fields.
+fn books(cluster: Cluster) -> Value {
+    let ended = cluster.stop(Signal::SIGTERM);
+    ended.assert_in_order();
+    let summary = ended.summary();
+    assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
+    ended.events.last().expect("a summary").clone()
+}
+
+#[test]
+fn workers_accept_from_sockets_of_their_own_and_unix_sockets_are_the_primary_s() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let unix = format!("unix:{}", folder.path().join("socket").display());
+    let listeners = ["127.0.0.1:0", "[::1]:0", &unix];
+    let cluster = listeners.into_iter().fold(launch("--workers 4"), Launch::listen).start();
+    for address in cluster.addresses() {
+        (0..40).for_each(|_| get(&address).expect("an answer").assert_hello());
+    }
+    let dispatchers: Vec<(Value, Value)> = cluster.until("every listener", |heard| {
+        let told = heard.named("listening");
+        let told = told.map(|event| (event["dispatch"].clone(), event["dispatch_form"].clone()));
+        Some(told.collect()).filter(|told: &Vec<_>| told.len() == 3)
+    });
+    let kernel = (Value::from("kernel"), Value::from("unprivileged"));
+    assert_eq!(dispatchers, [kernel.clone(), kernel, ("primary".into(), Value::Null)]);
+    cluster.until("the note", |heard| {
+        let mut notes = heard.named("note").filter_map(|event| event["text"].as_str());
+        notes.any(|text| text.contains("the primary dispatches it")).then_some(())
+    });
+    let summary = books(cluster);
+    let workers = summary["workers"].as_array().expect("a list");
+    let own: u64 = workers.iter().filter_map(|worker| worker["own"].as_u64()).sum();
+    let stolen = summary["stolen"].as_u64().expect("a number");
+    assert_eq!((summary["accepted"].as_u64(), own + stolen), (Some(120), 80), "{summary}");
+    assert!(workers.iter().all(|worker| worker["own"].as_u64() > Some(0)), "{summary}");
+    assert!(changes(&summary, "workers") > 0, "{summary}");
+}
+
+#[test]
+fn a_stopped_worker_loses_what_waits_for_it_and_gets_nothing_more() {
+    let cluster = launch("--workers 4 --hang-after 100ms").start();
+    let address = cluster.address();
+    let stopped = cluster.worker_pids()[0];
+    machine::suspend(stopped);
+    assert_eq!(all_answered(asking(&address, 60)), 60);
+    let is_meant = |event: &&Value| event["pid"] == stopped;
+    eventually("it to be noticed", || {
+        get(&address).expect("an answer").assert_hello();
+        cluster.count("hung").checked_sub(1)
+    });
+    let hung = cluster.until("hung", |heard| heard.named("hung").find(is_meant).cloned());
+    let before: u64 = hung["taken_back"].as_u64().expect("a number");
+    (0..200).for_each(|_| get(&address).expect("an answer").assert_hello());
+    machine::signal(stopped, Signal::SIGCONT);
+    cluster.until("recovered", |heard| heard.named("recovered").find(is_meant).cloned());
+    let summary = books(cluster);
+    let later = summary["stolen"].as_u64().expect("a number") - before;
+    // A quarter of all would have been stolen if it had stayed in.
+    assert!(before > 0 && later < 40, "{summary}");
+    assert!(changes(&summary, "stalls") > 0, "{summary}");
+}
+
+#[test]
+fn what_waits_for_a_killed_worker_is_served_by_others() {
+    let cluster = launch("--workers 4 --hang-after off --restart never").start();
+    let victim = cluster.worker_pids()[0];
+    machine::suspend(victim);
+    let clients = asking(&cluster.address(), 200);
+    machine::signal(victim, Signal::SIGKILL);
+    cluster.event("exit", 0);
+    assert_eq!(all_answered(clients), 200);
+    assert_eq!(all_answered(asking(&cluster.address(), 100)), 100);
+    let ended = cluster.stop(Signal::SIGTERM);
+    let summary = ended.summary();
+    assert_eq!((summary.accepted, summary.dropped, summary.aborted), (300, 0, 0), "{summary:?}");
+    assert!(summary.stolen > 0, "{summary:?}");
+}
+
+#[test]
+fn nothing_fails_while_workers_are_replaced_added_and_taken_away() {
+    let cluster = launch("--workers 3 --hang-after 100ms").start();
+    let before = cluster.worker_pids();
+    let failed = failures_during(&cluster, |go_on| {
+        for round in 0..2 {
+            go_on(100);
+            cluster.signal(Signal::SIGHUP);
+            cluster.event("reloaded", round);
+        }
+        for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTTOU] {
+            let scaled = cluster.count("scaled");
+            cluster.signal(signal);
+            cluster.event("scaled", scaled);
+            go_on(100);
+        }
+    });
+    assert_eq!(failed, 0);
+    let after: BTreeSet<u32> = cluster.worker_pids().into_iter().collect();
+    assert!(before.iter().all(|pid| !after.contains(pid)));
+    books(cluster);
+}
+
+#[test]
+fn idle_workers_take_what_another_does_not_accept_long_before_it_hangs() {
+    let cluster = launch("--workers 3 --hang-after 1h --take-back-after 2ms").start();
+    let stopped = cluster.worker_pids()[0];
+    machine::suspend(stopped);
+    assert_eq!(all_answered(asking(&cluster.address(), 60)), 60);
+    machine::signal(stopped, Signal::SIGCONT);
+    let summary = books(cluster);
+    assert!(summary["stolen"].as_u64() > Some(0), "{summary}");
+}
+
+#[test]
+fn a_blocked_node_worker_delays_nobody() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let cluster = script.launch_with("--dispatch kernel --workers 3 --hang-after 100ms").start();
+    let address = cluster.address();
+    let mut waiting = script.block_one(&cluster);
+    let served: BTreeSet<u32> = answers(asking(&address, 100)).into_iter().collect();
+    assert!(!waiting.has_heard());
+    script.open_gate();
+    let blocked: u32 = waiting.receive().body.parse().expect("a process id");
+    assert!(!served.contains(&blocked), "{served:?}");
+    eventually("it to serve again", || (ask(&address) == blocked).then_some(()));
+    let failed = failures_during(&cluster, |go_on| {
+        go_on(50);
+        cluster.signal(Signal::SIGHUP);
+        cluster.event("reloaded", 0);
+        go_on(50);
+    });
+    assert_eq!(failed, 0);
+    books(cluster);
+}
+
+#[test]
+fn clients_that_connect_before_the_end_are_served() {
+    let cluster = launch("--workers 3").start();
+    let mut clients: Vec<Client> = (0..30).map(|_| Client::to(&cluster.address())).collect();
+    clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
+    cluster.signal(Signal::SIGTERM);
+    assert_eq!(all_answered(clients), 30);
+    let ended = cluster.wait();
+    ended.assert_in_order();
+    assert_eq!(ended.summary().accepted, 30);
+}
+
+#[test]
+fn what_the_kernel_cannot_do_is_refused() {
+    for (arguments, word) in [
+        ("--policy sticky", "sticky"),
+        ("--policy fastest", "fastest"),
+        ("--policy central", "central"),
+        ("--policy none", "none"),
+        ("--max-inflight 4", "limit"),
+        ("--runtime tokio-uring", "tokio-uring"),
+    ] {
+        launch(arguments).refused().assert_refusal(2, &[word]);
+    }
+    let cluster = Launch::new("--workers 2").variable("CLUSTERLB_DISPATCH", "kernel").start();
+    let told = cluster.event("listening", 0);
+    assert_eq!((&told["dispatch"], &told["policy"]), (&"kernel".into(), &"rr".into()));
+    books(cluster);
+    let wrong = Launch::new("--workers 2").variable("CLUSTERLB_DISPATCH", "nobody").refused();
+    wrong.assert_refusal(2, &["CLUSTERLB_DISPATCH", "primary, kernel"]);
+}
+
+#[test]
+fn the_form_is_told_at_the_start() {
+    let cluster = launch("--workers 2").in_words().start_unready();
+    cluster.until("the form", |heard| {
+        heard.errors.contains("policy rr, dispatch kernel: unprivileged (").then_some(())
+    });
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
