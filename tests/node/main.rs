@@ -14,6 +14,7 @@ mod edges;
 mod front;
 mod habits;
 mod handles;
+mod hostile;
 mod inbox;
 mod inspect;
 mod kept;
