@@ -56,9 +56,9 @@ pub use settings::{
     policy_from_environment,
 };
 pub use supervisor::{
-    Finished, ReadyAfter, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot, Supervisor,
-    SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, WorkerSnapshot,
-    WorkerState,
+    Finished, ReadyAfter, ReloadChanges, Restart, RestartPolicy, SlotSnapshot, SlotState, Snapshot,
+    Supervisor, SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage,
+    WorkerSnapshot, WorkerState,
 };
 pub use sync::completion::Completion;
 pub use sys::address::{Endpoint, FileAccess, ListenAddress};

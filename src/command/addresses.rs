@@ -36,7 +36,7 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
         let addresses: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
         let text = serde_json::to_string(&addresses).expect("texts can be written as JSON");
         let variable = (environment::LISTEN.into(), text.into());
-        settings.worker_environment.environment.push(variable);
+        settings.own_variables.push(variable);
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -16,17 +17,28 @@ use super::admin::AdminArguments;
 use super::balancing::BalancingArguments;
 use super::built_in::BuiltInArguments;
 use super::headings;
+use super::line::{Line, Unread};
+use super::log::LogFormat;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::recycle::RecycleArguments;
 use super::values::{parse, positive_time, time};
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::settings::{Program, RestartChoice, Settings};
 use clusterlb::Result;
+use clusterlb::protocol::environment;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{Dialect, EngineChoice, ListenAddress, dispatch_from_environment};
 
 /// Where the built-in worker listens unless it is told.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit: ",
+    env!("CLUSTERLB_BUILD_COMMIT"),
+    "\nfeatures: ",
+    env!("CLUSTERLB_BUILD_FEATURES")
+);
 
 const SHORT_EXAMPLES: &str = "\
 Examples (--help has more, and all options):
@@ -57,6 +69,7 @@ or something needs io_uring and it is refused), 130/143 cut short by a second SI
 #[command(
     name = "clusterlb",
     version,
+    long_version = LONG_VERSION,
     args_conflicts_with_subcommands = true,
     max_term_width = 100,
     override_usage = "clusterlb [OPTIONS] [PROGRAM [ARGUMENTS]...]\n       clusterlb <COMMAND>",
@@ -75,20 +88,36 @@ pub(super) struct Cli {
     /// Show the most common options, or all of them
     #[arg(short, long, action = ArgAction::Help, help_heading = headings::OPERATION)]
     help: Option<bool>,
-    /// Show the version
+    /// Show the version, and with --version the build
     #[arg(short = 'V', long, action = ArgAction::Version, help_heading = headings::OPERATION)]
     version: Option<bool>,
 }
 
 impl Cli {
-    /// Reads a command line, the first word of which is this program.
+    /// Reads a command line, the first word of which is this program, with what stands behind it.
     ///
     /// # Errors
     /// Help or the version is asked for, or the words mean nothing.
     pub(super) fn read(
         words: impl IntoIterator<Item = OsString>,
-    ) -> std::result::Result<Self, clap::Error> {
+    ) -> std::result::Result<Self, Unread> {
         let words: Vec<OsString> = words.into_iter().collect();
+        // A worker has the whole line from its primary.
+        if environment::is_worker() {
+            return Ok(Self::parse(&words)?);
+        }
+        let Some(line) = Line::behind(words.clone())? else { return Ok(Self::parse(&words)?) };
+        let mut cli = Self::parse(&line.words())?;
+        let run = match &mut cli.command {
+            Some(Command::Run(run)) => run,
+            _ => &mut cli.run,
+        };
+        run.line = line;
+        Ok(cli)
+    }
+
+    /// The command that reads these words.
+    pub(super) fn command_for(words: &[OsString]) -> clap::Command {
         let mut command = Self::command();
         if words.iter().any(|word| word == "-h") {
             // It has one screen, and says what matters of them in the text.
@@ -97,7 +126,12 @@ impl Cli {
                 argument.hide_possible_values(takes_values)
             });
         }
-        let cli = Self::from_arg_matches_mut(&mut command.try_get_matches_from(&words)?)?;
+        command
+    }
+
+    pub(super) fn parse(words: &[OsString]) -> std::result::Result<Self, clap::Error> {
+        let command = Self::command_for(words);
+        let cli = Self::from_arg_matches_mut(&mut command.try_get_matches_from(words)?)?;
         let program = cli.run.program.words();
         let is_marked = words.iter().rev().nth(program.len()).is_some_and(|word| word == "--");
         match program.first().and_then(|name| name.to_str()) {
@@ -132,6 +166,9 @@ pub(super) enum Command {
         /// Print one JSON object instead of a table
         #[arg(long)]
         json: bool,
+        /// Check this file of options, too, as a run with --config would read it
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Show which accept mechanism gives how much of the load to whom
     Imbalance(super::imbalance::ImbalanceArguments),
@@ -151,6 +188,11 @@ pub(super) enum Command {
     Drain(super::admin::ClientArguments),
     /// Follow a run's events as JSON lines, from now on
     Events(super::admin::ClientArguments),
+    /// Print completions of commands and options for a shell
+    Completions(super::generated::CompletionsArguments),
+    /// Write the man pages to a folder
+    #[command(hide = true)]
+    Man(super::generated::ManArguments),
 }
 
 /// How to serve.
@@ -293,6 +335,42 @@ pub(super) struct RunArguments {
     #[command(flatten)]
     pub(super) admin: AdminArguments,
 
+    /// Read options from a file of TOML
+    ///
+    /// The keys are the names of the options here, and program is a list of words:
+    /// workers = 4, listen = ["127.0.0.1:80", "[::1]:80"], program = ["node", "server.js"]. The
+    /// command line counts before the environment, and that before the file. Every option has a
+    /// variable with its name in capitals: CLUSTERLB_MAX_INFLIGHT for --max-inflight; several
+    /// values are separated by blanks. A reload reads the file again.
+    #[arg(long, value_name = "FILE", help_heading = headings::OPERATION)]
+    pub(super) config: Option<PathBuf>,
+
+    /// What the lines on standard error look like
+    ///
+    /// Without it they are words without a time. Where standard error goes to the journal of
+    /// systemd, each line has its level in front (<3> to <6>), which the journal understands.
+    #[arg(
+        long,
+        value_enum,
+        conflicts_with = "json",
+        help_heading = headings::OPERATION,
+        hide_short_help = true
+    )]
+    pub(super) log_format: Option<LogFormat>,
+
+    /// Write to the end of this file, with the time in each line, instead of standard error
+    ///
+    /// SIGUSR1 opens it again, after it has been renamed. Workers print where they did, and what
+    /// ends the run is told on standard error.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "json",
+        help_heading = headings::OPERATION,
+        hide_short_help = true
+    )]
+    pub(super) log_file: Option<PathBuf>,
+
     /// Tell events and the summary as JSON lines on stdout
     #[arg(long, help_heading = headings::OPERATION)]
     pub(super) json: bool,
@@ -304,6 +382,10 @@ pub(super) struct RunArguments {
     /// What the workers are, without a program.
     #[command(flatten)]
     pub(super) built_in: BuiltInArguments,
+
+    /// Where all of this comes from.
+    #[arg(skip)]
+    pub(super) line: Line,
 }
 
 impl RunArguments {
@@ -338,6 +420,9 @@ impl RunArguments {
             restart: self.restart,
             grace: self.grace,
             recycle: self.recycle.clone(),
+            has_log_file: self.log_file.is_some(),
+            line: self.line.clone(),
+            own_variables: Vec::new(),
             admin: self.admin.addresses.clone(),
             admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,

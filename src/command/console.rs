@@ -3,13 +3,14 @@
 //! Owns wording and layout. A reader that has gone away ends the telling, never the run.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 
 use super::admin::Feed;
 use super::escape;
 use super::event::Event;
+use super::log::{Dress, Level, level, time};
 use super::printer::{Printer, Target};
 use super::summary::{Summary, WorkerSummary};
 use clusterlb::WorkerId;
@@ -33,10 +34,11 @@ pub(super) enum Style {
 #[derive(Debug)]
 pub(super) struct Console {
     style: Style,
+    dress: Dress,
     begun: Instant,
     /// Events before the first `listening`, which is told first, since it is what readers wait
     /// for.
-    held: Option<Vec<(u128, Event)>>,
+    held: Option<Vec<(Moment, Event)>>,
     listeners_left: usize,
     /// What the run is, told to people with the first event: a run that cannot begin has only its
     /// error to tell.
@@ -47,11 +49,33 @@ pub(super) struct Console {
     feed: Feed,
 }
 
+/// When something has happened: since the beginning, and by the clock.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    at_ms: u128,
+    time: SystemTime,
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
     event: &'a Event,
     at_ms: u128,
+    time: String,
+    /// Only in a log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<Level>,
+}
+
+impl<'a> Line<'a> {
+    fn new(event: &'a Event, at: Moment, level: Option<Level>) -> Self {
+        Self { event, at_ms: at.at_ms, time: time(at.time), level }
+    }
+
+    fn render(&self) -> String {
+        let line = serde_json::to_string(self).expect("events are plain data with string keys");
+        escape::in_json(&line).into_owned()
+    }
 }
 
 impl Console {
@@ -59,12 +83,13 @@ impl Console {
     #[must_use]
     pub(super) fn new(
         style: Style,
+        dress: Dress,
         listeners: usize,
         introduction: Vec<String>,
         printer: Printer,
     ) -> Self {
         let (begun, held, feed) = (Instant::now(), Some(Vec::new()), Feed::new());
-        Self { style, begun, held, listeners_left: listeners, introduction, printer, feed }
+        Self { style, dress, begun, held, listeners_left: listeners, introduction, printer, feed }
     }
 
     /// Where those who follow from outside get what is told.
@@ -74,13 +99,13 @@ impl Console {
 
     /// Tells an event, or keeps it until every listener has been told.
     pub(super) fn tell(&mut self, event: Event) {
-        let at_ms = self.begun.elapsed().as_millis();
+        let at = Moment { at_ms: self.begun.elapsed().as_millis(), time: SystemTime::now() };
         match (&mut self.held, &event) {
             (Some(held), Event::Admin { .. } | Event::Fork { .. } | Event::Online { .. }) => {
-                held.push((at_ms, event));
+                held.push((at, event));
             }
             (_, Event::Listening { .. }) => {
-                self.write(at_ms, &event);
+                self.write(at, &event);
                 self.listeners_left = self.listeners_left.saturating_sub(1);
                 if self.listeners_left == 0 {
                     self.release();
@@ -88,40 +113,43 @@ impl Console {
             }
             _ => {
                 self.release();
-                self.write(at_ms, &event);
+                self.write(at, &event);
             }
         }
     }
 
     fn release(&mut self) {
-        for (at_ms, event) in self.held.take().unwrap_or_default() {
-            self.write(at_ms, &event);
+        for (at, event) in self.held.take().unwrap_or_default() {
+            self.write(at, &event);
         }
     }
 
-    fn write(&mut self, at_ms: u128, event: &Event) {
+    fn write(&mut self, at: Moment, event: &Event) {
         if self.style == Style::Json || self.feed.has_readers() {
-            let line = serde_json::to_string(&Line { event, at_ms })
-                .expect("events are plain data with string keys");
-            let line = escape::in_json(&line);
+            let line = Line::new(event, at, None).render();
             self.feed.emit(&line);
             if self.style == Style::Json {
                 self.printer.line(Target::Output, &line);
             }
         }
-        match self.style {
-            Style::Text => {
-                for text in self.introduction.drain(..) {
-                    self.printer.line(Target::Errors, &text);
+        match (self.style, self.dress) {
+            (Style::Text, Dress::Json) => {
+                let line = Line::new(event, at, Some(level(event))).render();
+                self.printer.line(Target::Log, &line);
+            }
+            (Style::Text, dress) => {
+                for text in std::mem::take(&mut self.introduction) {
+                    self.printer.line(Target::Log, &dress.dressed(&text, Level::Info, at.time));
                 }
                 if let Some(text) = in_words(event) {
                     // A table has lines, and nothing in it but numbers.
                     let is_ours = matches!(event, Event::Summary(_));
                     let text = if is_ours { text.into() } else { escape::on_one_line(&text) };
-                    self.printer.line(Target::Errors, &text);
+                    let text = dress.dressed(&text, level(event), at.time);
+                    self.printer.line(Target::Log, &text);
                 }
             }
-            Style::Json | Style::Quiet => {}
+            (Style::Json | Style::Quiet, _) => {}
         }
     }
 }
@@ -213,7 +241,10 @@ fn cut(aborted: u64) -> String {
 
 /// The books as a table with a bar for each worker.
 fn table(summary: &Summary) -> String {
-    let mut text = String::from("\nworker      pid   cpu    assigned     claimed    finished\n");
+    // Only workers that answer requests themselves count them.
+    let counts_requests = summary.requests > 0;
+    let mut text = String::from("\nworker      pid   cpu    assigned     claimed    finished");
+    text += if counts_requests { "    requests\n" } else { "\n" };
     let given = |worker: &WorkerSummary| worker.assigned - worker.returned;
     let total: u64 = summary.workers.iter().map(given).sum();
     let most = summary.workers.iter().map(given).max().unwrap_or(0);
@@ -224,10 +255,14 @@ fn table(summary: &Summary) -> String {
         };
         let cpu = worker.cpu.map_or_else(|| "-".into(), |cpu| cpu.to_string());
         let share = percent(given(worker), total);
+        let requests = match counts_requests {
+            true => format!(" {:>11}", worker.requests),
+            false => String::new(),
+        };
         let bar = "▇".repeat(length(given(worker), most));
         let _ = writeln!(
             text,
-            "{name:>6} {:>8} {cpu:>5} {:>11} {:>11} {:>11}  {share:>5.1} % {bar}",
+            "{name:>6} {:>8} {cpu:>5} {:>11} {:>11} {:>11}{requests}  {share:>5.1} % {bar}",
             worker.pid, worker.assigned, worker.claimed, worker.finished
         );
     }
@@ -249,6 +284,9 @@ fn table(summary: &Summary) -> String {
             "\nthe kernel was told to choose otherwise: {workers} times because of workers, \
              {stalls} of stalls, {loads} of loads"
         );
+    }
+    if counts_requests {
+        let _ = write!(text, "\nanswered {} requests on these connections", summary.requests);
     }
     if let Some(slowest) =
         summary.workers.iter().filter_map(|one| one.handoff).max_by_key(|one| one.p99_us)
@@ -290,12 +328,24 @@ mod tests {
         assert!(text.contains("75.0 %") && text.contains("25.0 %"), "{text}");
         assert!(text.contains("accepted 40") && text.contains("top two 100.0 %"), "{text}");
         assert!(text.contains(&"▇".repeat(24)), "{text}");
+        assert!(!text.contains("requests"), "{text}");
+        let mut counts = WorkerCounts::default();
+        (counts.assigned, counts.requests) = (1, 57_093);
+        summary.enter(WorkerSummary::new(WorkerId(3), 100, None, counts));
+        summary.close();
+        let text = table(&summary);
+        assert_eq!(text.matches("57093").count(), 2, "{text}");
     }
 
     #[test]
     fn events_are_one_json_object_with_their_name() {
         let event = Event::Online { id: WorkerId(3), pid: 17 };
-        let line = serde_json::to_string(&Line { event: &event, at_ms: 5 }).expect("plain data");
-        assert_eq!(line, r#"{"event":"online","id":3,"pid":17,"at_ms":5}"#);
+        let at = Moment { at_ms: 5, time: SystemTime::UNIX_EPOCH };
+        let line = Line::new(&event, at, None).render();
+        let (before, time) = line.split_once(r#","time""#).expect("the time is told");
+        assert_eq!(format!("{before}}}"), r#"{"event":"online","id":3,"pid":17,"at_ms":5}"#);
+        assert_eq!(time, r#":"1970-01-01T00:00:00.000Z"}"#);
+        let logged = Line::new(&event, at, Some(Level::Info)).render();
+        assert!(logged.ends_with(r#","level":"info"}"#), "{logged}");
     }
 }

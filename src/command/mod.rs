@@ -17,12 +17,16 @@ mod dispatching;
 mod engine;
 mod escape;
 mod event;
+mod generated;
 mod headings;
 mod imbalance;
 mod inspect;
 mod known_programs;
 mod launcher;
+mod layers;
+mod line;
 mod lines;
+mod log;
 mod measuring;
 mod needs;
 mod note_limit;
@@ -30,6 +34,7 @@ mod output;
 mod printer;
 mod program;
 mod recycle;
+mod reloading;
 mod run;
 mod server;
 mod service_manager;
@@ -42,6 +47,7 @@ mod values;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -61,6 +67,8 @@ use clusterlb_sys::process;
 use clusterlb_sys::{inherited, limits, ring, signal};
 use console::{Console, Style};
 use dispatching::Dispatching;
+use line::Unread;
+use log::{Dress, Level, goes_to_journal};
 use printer::Printer;
 
 /// Signals that come while the run is being prepared wait until it can obey them. SIGINT and
@@ -83,7 +91,8 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn main() -> ExitCode {
     let result = inherited::repair().and_then(|()| match Cli::read(std::env::args_os()) {
         Ok(cli) => obey(cli),
-        Err(error) => show(&error),
+        Err(Unread::Shown(error)) => show(&error),
+        Err(Unread::Failed(error)) => Err(error),
     });
     result.unwrap_or_else(|error| {
         complain(&error);
@@ -93,7 +102,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn obey(cli: Cli) -> Result<ExitCode> {
     let code = match cli.command {
-        Some(Command::Check { json }) => show_check(json),
+        Some(Command::Check { json, config }) => show_check(json, config),
         Some(Command::Bench(arguments)) => arguments.run(),
         Some(Command::Imbalance(arguments)) => arguments.run(),
         Some(Command::Load(arguments)) => return Ok(loadtest::run(&arguments)),
@@ -104,6 +113,8 @@ fn obey(cli: Cli) -> Result<ExitCode> {
         Some(Command::Scale(arguments)) => arguments.run(),
         Some(Command::Drain(arguments)) => arguments.drain(),
         Some(Command::Events(arguments)) => arguments.events(),
+        Some(Command::Completions(arguments)) => arguments.run(),
+        Some(Command::Man(arguments)) => arguments.run(),
         None => run(&cli.run),
     };
     code.map(ExitCode::from)
@@ -127,7 +138,10 @@ fn show(error: &clap::Error) -> Result<ExitCode> {
 /// end up for a while only: after a run no signal would end the wait.
 fn complain(error: &Error) {
     let text = format!("clusterlb: {error}; {}", error.hint());
-    let line = format!("{}\n", escape::on_one_line(&text));
+    let mut line = format!("{}\n", escape::on_one_line(&text));
+    if goes_to_journal() {
+        line = format!("<{}>{line}", Level::Err as u8);
+    }
     let say = |line: &str| drop(std::io::stderr().lock().write_all(line.as_bytes()));
     let (done, is_done) = sync_channel(1);
     let text = line.clone();
@@ -141,12 +155,22 @@ fn complain(error: &Error) {
     }
 }
 
-fn show_check(json: bool) -> Result<u8> {
+fn show_check(json: bool, config: Option<PathBuf>) -> Result<u8> {
+    if let Some(path) = &config {
+        let words = ["clusterlb".into(), "--config".into(), path.into()];
+        Cli::read(words).map_err(Unread::into_error)?.run.settings()?;
+    }
     let report = check::run()?;
+    let path = config.map(|path| path.display().to_string());
     let text = if json {
-        serde_json::to_string(&report).expect("a report is plain data")
+        let mut report = serde_json::to_value(&report).expect("a report is plain data");
+        if let Some(path) = path {
+            report["config"] = path.into();
+        }
+        report.to_string()
     } else {
-        check::render(&report)
+        let read = path.map(|path| format!("\n{path}: every key and value is right"));
+        check::render(&report).trim_end().to_owned() + &read.unwrap_or_default()
     };
     output::print(&format!("{}\n", text.trim_end()))?;
     Ok(check::exit_code(&report))
@@ -180,14 +204,16 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     if let Some(bytes) = share {
         ring::limit_locked_bytes(bytes);
         let variable = (environment::RING_BYTES.into(), bytes.to_string().into());
-        settings.worker_environment.environment.push(variable);
+        settings.own_variables.push(variable);
         let text = format!("rings are smaller: each may lock {} KiB (`ulimit -l`)", bytes / 1024);
         plan.notes.push(text);
     }
     let dispatching = Dispatching::decide(&settings);
     let introduction = introduction(&settings, &plan, &decision, &dispatching);
-    let printer = Printer::start()?;
-    let console = Console::new(style, settings.listen.len(), introduction, printer.clone());
+    let dress = Dress::of(arguments.log_format, arguments.log_file.as_deref());
+    let printer = Printer::start(arguments.log_file.clone())?;
+    let listeners = settings.listen.len();
+    let console = Console::new(style, dress, listeners, introduction, printer.clone());
     let forced_by = run::run(&settings, &plan, &decision, &dispatching, console, &printer);
     // What has failed is told behind everything else.
     let lost = printer.finish();

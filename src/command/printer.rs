@@ -4,8 +4,11 @@
 //! Workers whose pipes it does not read wait, as they would for the reader themselves.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -19,8 +22,9 @@ use nix::unistd::{read, write};
 use super::escape;
 use super::lines::Lines;
 use super::output;
-use clusterlb::Result;
 use clusterlb::WorkerId;
+use clusterlb::{Error, Result};
+use clusterlb_sys::error::errno_of;
 use clusterlb_sys::signal::spawn_without_signals;
 
 /// What waits to be written at most; further lines are dropped, and counted.
@@ -39,6 +43,8 @@ pub(crate) enum Target {
     Output,
     /// Standard error.
     Errors,
+    /// The log: its file, if there is one, otherwise standard error.
+    Log,
 }
 
 /// Prints. Clones print by the same thread.
@@ -56,6 +62,8 @@ struct Orders {
     /// Why standard output could not be written, other than that its reader has gone.
     failure: Option<Errno>,
     pipes: Vec<Pipe>,
+    /// The log's file is to be opened again, because it may have been renamed.
+    reopen: bool,
     end: Option<SyncSender<()>>,
 }
 
@@ -68,15 +76,17 @@ struct Pipe {
 }
 
 impl Printer {
-    /// Starts the thread.
+    /// Starts the thread. The log goes to a file, if one is named.
     ///
     /// # Errors
-    /// Too few descriptors or threads.
-    pub(crate) fn start() -> Result<Self> {
+    /// The file cannot be written; too few descriptors or threads.
+    pub(crate) fn start(log: Option<PathBuf>) -> Result<Self> {
+        let log = log.map(LogFile::open).transpose()?;
         let printer = Self { orders: Arc::default(), waker: Arc::new(Waker::new()?) };
         let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
         let on_terminal = std::io::stdout().is_terminal();
-        let body = move || Writer { orders, waker, pipes: vec![], told: vec![], on_terminal }.run();
+        let body =
+            move || Writer { orders, waker, pipes: vec![], told: vec![], log, on_terminal }.run();
         // Signals are for whoever waits for them, and must not end the process by way of this
         // thread.
         spawn_without_signals("printer", body).map(drop)?;
@@ -98,6 +108,12 @@ impl Printer {
         orders.waiting_bytes += length;
         orders.lines.push_back((target, format!("{text}\n").into_bytes()));
         drop(orders);
+        self.waker.wake();
+    }
+
+    /// Opens the log's file again, sooner or later, if there is one.
+    pub(crate) fn reopen(&self) {
+        self.orders().reopen = true;
         self.waker.wake();
     }
 
@@ -131,7 +147,7 @@ impl Target {
     fn is_coloured(self) -> bool {
         let is_terminal = match self {
             Self::Output => std::io::stdout().is_terminal(),
-            Self::Errors => std::io::stderr().is_terminal(),
+            Self::Errors | Self::Log => std::io::stderr().is_terminal(),
         };
         let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         is_terminal && !declined && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
@@ -141,7 +157,7 @@ impl Target {
     fn write(self, bytes: &[u8]) -> std::result::Result<(), Errno> {
         match self {
             Self::Output => write_all(std::io::stdout().as_fd(), bytes),
-            Self::Errors => write_all(std::io::stderr().as_fd(), bytes),
+            Self::Errors | Self::Log => write_all(std::io::stderr().as_fd(), bytes),
         }
     }
 }
@@ -162,6 +178,46 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Resul
     Ok(())
 }
 
+/// A file that the log is written to.
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogFile {
+    /// Opens it, to write at its end.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: it cannot be written.
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = appending(&path).map_err(|error| {
+            let why = errno_of(&error).desc();
+            let hint = "name a file in a folder that exists and that this user may write to";
+            Error::usage(format!("cannot write --log-file {}: {why}", path.display()), hint)
+        })?;
+        Ok(Self { path, file })
+    }
+
+    /// Opens it once more. Where that fails, what was open goes on.
+    fn reopen(&mut self) {
+        match appending(&self.path) {
+            Ok(file) => self.file = file,
+            Err(error) => {
+                let (path, why) = (self.path.display(), errno_of(&error).desc());
+                let text = format!("note: {path} cannot be opened again ({why}); going on\n");
+                let _ = Target::Errors.write(text.as_bytes());
+            }
+        }
+    }
+}
+
+fn appending(path: &Path) -> std::io::Result<File> {
+    // A pipe without a reader is refused, and not waited for.
+    let flags = OFlag::O_NONBLOCK.bits();
+    File::options().append(true).create(true).custom_flags(flags).open(path)
+}
+
 /// The thread's state.
 struct Writer {
     orders: Arc<Mutex<Orders>>,
@@ -169,6 +225,7 @@ struct Writer {
     pipes: Vec<Pipe>,
     /// What is being put together to be written at once.
     told: Vec<u8>,
+    log: Option<LogFile>,
     /// Standard output is a terminal.
     on_terminal: bool,
 }
@@ -213,7 +270,11 @@ impl Writer {
             let Some((target, line)) = orders.lines.pop_front() else {
                 let dropped = std::mem::take(&mut orders.dropped);
                 let end = orders.end.take();
+                let reopen = std::mem::take(&mut orders.reopen);
                 drop(orders);
+                if reopen && let Some(log) = &mut self.log {
+                    log.reopen();
+                }
                 if dropped > 0 {
                     let text = format!("{dropped} lines were not told: nobody read them in time\n");
                     let _ = Target::Errors.write(text.as_bytes());
@@ -269,10 +330,14 @@ impl Writer {
     /// Writes some lines. Where that fails they are lost, and a run goes on: the first time that a
     /// disk is full, or the like, that is told.
     fn write(&self, target: Target, bytes: &[u8]) {
-        let Err(errno) = target.write(bytes) else { return };
+        let written = match (target, &self.log) {
+            (Target::Log, Some(log)) => write_all(log.file.as_fd(), bytes),
+            (target, _) => target.write(bytes),
+        };
+        let Err(errno) = written else { return };
         // A terminal that is gone is a reader that is gone.
         let has_no_reader = errno == Errno::EPIPE || (errno == Errno::EIO && self.on_terminal);
-        if target == Target::Errors || has_no_reader {
+        if target != Target::Output || has_no_reader {
             return;
         }
         let mut orders = self.orders.lock().expect("nothing panics while it holds them");

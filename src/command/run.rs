@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, COMPANION_VARIABLE, Cluster, ClusterCounts, Companion, EngineDecision, Error,
-    Event as ClusterEvent, Finished, InspectPort, Policy, Restart, Result, RunningCompanion,
-    Signal, Supervisor, SupervisorEvent, SupervisorHandle, WorkerHandle, WorkerId,
+    AcceptMechanism, COMPANION_VARIABLE, Cluster, ClusterCounts, ClusterSettings, Companion,
+    EngineDecision, Error, Event as ClusterEvent, Finished, InspectPort, Policy, Restart, Result,
+    RunningCompanion, Signal, Supervisor, SupervisorEvent, SupervisorHandle, WorkerHandle,
+    WorkerId,
 };
 
 use super::admin::{self, Admin, Doors, Run as Observed};
@@ -23,6 +24,7 @@ use super::event::{Event, code_and_signal};
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
 use super::recycle::Recycling;
+use super::reloading::Reloading;
 use super::service_manager::ServiceManager;
 use super::settings::{MessageFormat, RestartChoice, Settings, WorkerEnvironment};
 use super::start_errors::in_words_of_the_command;
@@ -61,6 +63,11 @@ pub(super) fn run(
     let handle = supervisor.handle()?;
     let recycling = recycling(settings, &handle, &reporter)?;
     let companion = companion(settings, &cluster, &handle, &reporter)?;
+    let told_of_reload = Arc::clone(&reporter);
+    let mut reloading = Reloading::new(settings, cluster.clone(), move |text| {
+        lock(&told_of_reload).note(text);
+    });
+    let supervisor = supervisor.before_reload(move || reloading.prepare());
     let observed = Observed::new(
         handle,
         cluster,
@@ -131,16 +138,20 @@ fn companion(
     companion.start(cluster.clone(), handle.clone()).map(Some)
 }
 
-/// A supervisor as the settings want it.
-fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
-    let restart = match settings.restart {
+/// Which ended workers are replaced, in the words of the library.
+pub(super) fn restart_of(choice: RestartChoice) -> Restart {
+    match choice {
         RestartChoice::Always => Restart::Always,
         RestartChoice::OnFailure => Restart::OnFailure,
         RestartChoice::Never => Restart::Never,
-    };
+    }
+}
+
+/// A supervisor as the settings want it.
+fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
     let mut supervisor = Supervisor::new(cluster)
         .plan(plan.clone())
-        .restart(restart)
+        .restart(restart_of(settings.restart))
         .start_limit(settings.start_limit)
         .settle(settings.settle)
         .grace(settings.grace)
@@ -154,7 +165,8 @@ fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervis
     for address in &settings.listen {
         supervisor = supervisor.listen(address.clone());
     }
-    for (name, value) in &settings.worker_environment.environment {
+    let variables = settings.worker_environment.environment.iter();
+    for (name, value) in variables.chain(&settings.own_variables) {
         supervisor = supervisor.variable(name, value);
     }
     if settings.has_companion() {
@@ -176,32 +188,43 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
             MessageFormat::Json => Serialization::Json,
             MessageFormat::Advanced => Serialization::Advanced,
         };
-        let WorkerEnvironment { directory, user, group, prefix, removed, .. } =
-            &settings.worker_environment;
-        cluster.descriptor_limit = settings.worker_environment.descriptor_limit;
-        cluster.cwd.clone_from(directory);
-        cluster.silent = *prefix;
-        (cluster.uid, cluster.gid) = (*user, *group);
-        cluster.confine = user.is_some_and(|user| user != 0);
-        cluster.environment_removed.clone_from(removed);
+        set_workers(settings, cluster);
         cluster.allow_listen = settings.allow_listen();
         cluster.orphan_grace = Some(settings.grace);
         if let Some(program) = &settings.program {
-            cluster.exec.clone_from(&program.path);
-            cluster.exec_argv.clone_from(&program.options);
-            cluster.args.clone_from(&program.arguments);
             cluster.dialect = program.dialect;
-            cluster.preload = settings.preload;
             cluster.readiness = program.readiness;
             cluster.socket_names.clone_from(&program.socket_names);
-            // Node's primary has the first port itself; here the first worker does.
-            let before = program.inspect_port.map(|port| port.saturating_sub(1));
-            cluster.inspect_port = before.map(InspectPort::From);
             // Connections wait for the next worker when the last one has crashed.
             cluster.hold = true;
         }
     })?;
     Ok(cluster)
+}
+
+/// What can differ from one worker to its successor.
+pub(super) fn set_workers(settings: &Settings, cluster: &mut ClusterSettings) {
+    let WorkerEnvironment { directory, user, group, prefix, removed, descriptor_limit, .. } =
+        &settings.worker_environment;
+    cluster.descriptor_limit = *descriptor_limit;
+    cluster.cwd.clone_from(directory);
+    cluster.silent = *prefix;
+    (cluster.uid, cluster.gid) = (*user, *group);
+    cluster.confine = user.is_some_and(|user| user != 0);
+    cluster.environment_removed.clone_from(removed);
+    match &settings.program {
+        Some(program) => {
+            cluster.exec.clone_from(&program.path);
+            cluster.exec_argv.clone_from(&program.options);
+            cluster.args.clone_from(&program.arguments);
+            cluster.preload = settings.preload;
+            // Node's primary has the first port itself; here the first worker does.
+            let before = program.inspect_port.map(|port| port.saturating_sub(1));
+            cluster.inspect_port = before.map(InspectPort::From);
+        }
+        // The built-in worker reads the same line, and nothing that stands behind it.
+        None => cluster.args = settings.line.arguments(),
+    }
 }
 
 /// Tells what happens, and keeps the books.
@@ -219,6 +242,10 @@ struct Reporter {
     /// The data path's CPU.
     cpu: Option<usize>,
     summary: Summary,
+    /// The log goes to a file, which can be opened again.
+    has_log_file: bool,
+    /// How connections are shared out, in words that are only compared.
+    rules: String,
     /// Workers accept by themselves and do not tell what.
     uncounted: bool,
     /// A worker has said that it runs.
@@ -238,6 +265,7 @@ fn lock(reporter: &Mutex<Reporter>) -> MutexGuard<'_, Reporter> {
 }
 
 impl Reporter {
+    /// For a run that has not begun.
     fn new(
         settings: &Settings,
         plan: &CpuPlan,
@@ -259,6 +287,8 @@ impl Reporter {
             cpu: plan.primary,
             summary: Summary::default(),
             uncounted: dispatching.is_uncounted,
+            has_log_file: settings.has_log_file,
+            rules: format!("{} {:?}", settings.policy, settings.scheduling),
             online: false,
             hung: BTreeSet::new(),
             limit: NoteLimit::default(),
@@ -280,6 +310,12 @@ impl Reporter {
         if let SupervisorEvent::Cluster(event) = event {
             return self.report_of_cluster(event);
         }
+        if let SupervisorEvent::SignalUnused { signal: Signal::SIGUSR1 } = event
+            && self.has_log_file
+        {
+            self.printer.reopen();
+            return self.note("the log file is opened again".into());
+        }
         if let SupervisorEvent::Scaled { to, .. } = event {
             self.workers = usize::from(*to);
         }
@@ -290,6 +326,12 @@ impl Reporter {
                 told => self.console.tell(told),
             }
         }
+    }
+
+    /// Whether a setup changes how connections are shared out, as far as that is told.
+    fn has_other_rules(&mut self, settings: &ClusterSettings) -> bool {
+        let rules = format!("{} {:?}", settings.policy, settings.scheduling);
+        std::mem::replace(&mut self.rules, rules.clone()) != rules
     }
 
     fn note(&mut self, text: String) {
@@ -371,7 +413,7 @@ impl Reporter {
             self.note_left_out(worker, count);
         }
         match event {
-            ClusterEvent::Setup { settings } => {
+            ClusterEvent::Setup { settings } if self.has_other_rules(settings) => {
                 self.policy = settings.policy;
                 let limits = &settings.scheduling.limits;
                 self.console.tell(Event::Rescheduled {

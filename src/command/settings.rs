@@ -15,6 +15,7 @@ use clusterlb_schedule::Unsupported;
 use serde::{Deserialize, Serialize};
 
 use super::admin::AdminAddress;
+use super::line::Line;
 use super::recycle::RecycleArguments;
 use super::server::handler::Serve;
 
@@ -144,6 +145,12 @@ pub(super) struct Settings {
     pub grace: Duration,
     /// When workers have served enough.
     pub recycle: RecycleArguments,
+    /// The log goes to a file.
+    pub has_log_file: bool,
+    /// The command line, and what stands behind it.
+    pub line: Line,
+    /// Variables of workers that the primary sets itself.
+    pub own_variables: Vec<(OsString, OsString)>,
     /// Where the run can be looked at and steered.
     pub admin: Vec<AdminAddress>,
     /// Whoever can connect there by TCP can steer it, too.

@@ -60,6 +60,8 @@ pub(crate) struct Summary {
     pub dropped: u64,
     /// Connections that were open when their worker ended.
     pub aborted: u64,
+    /// Requests that workers answered, where they count them.
+    pub requests: u64,
     /// Times that accepting stopped because no worker had room.
     pub pauses: u64,
     /// How long it was stopped for that, in milliseconds.
@@ -134,6 +136,7 @@ impl Summary {
         let counts: Vec<u64> =
             self.workers.iter().map(|worker| worker.assigned - worker.returned).collect();
         (self.top_two_percent, self.max_over_mean) = shares(&counts);
+        self.requests = self.workers.iter().map(|worker| worker.requests).sum();
     }
 
     /// Whether every connection is accounted for.

@@ -18,6 +18,7 @@ use super::handle::{
     Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
     WorkerState,
 };
+use super::reload::BeforeReload;
 use super::signals::{Terminal, Wish};
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, READY, ReadyAfter, failures};
@@ -53,6 +54,7 @@ pub(super) struct Driver {
     /// Variables in the environment of each worker.
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) on_event: Option<OnEvent>,
+    pub(super) before_reload: Option<BeforeReload>,
     /// Addresses that were opened and have not been told of.
     pub(super) addresses: Vec<(ListenerId, String)>,
     /// Those that are or have been among these.
@@ -135,7 +137,7 @@ impl Driver {
     fn on_signal(&mut self, received: Received) {
         let (signal, now_ns) = (received.signal, monotonic_ns());
         match self.terminal.wish(received) {
-            Wish::Reload => self.state.reload(None, now_ns),
+            Wish::Reload => self.reload(None),
             Wish::Stop => {
                 if self.state.stop_or_force(signal.as_str(), now_ns) {
                     self.forced_by = Some(signal);
@@ -195,14 +197,14 @@ impl Driver {
     }
 
     /// Takes a request in. What comes of it is told by the completion, a refusal at once.
-    fn on_request(&mut self, request: Request) -> Completion {
+    pub(super) fn on_request(&mut self, request: Request) -> Completion {
         let now_ns = monotonic_ns();
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let completion = Completion::default();
         self.waiting.insert(ticket, completion.clone());
         match request {
-            Request::Reload => self.state.reload(Some(ticket), now_ns),
+            Request::Reload => self.reload(Some(ticket)),
             Request::Scale(workers) => self.state.scale(workers, ticket, now_ns),
             Request::Stop(grace) => {
                 let grace = grace.unwrap_or(self.grace);
@@ -294,7 +296,7 @@ impl Driver {
         !matches!(self.state.stage, Stage::Starting { .. }) || self.filled.contains(&slot)
     }
 
-    fn emit(&mut self, event: &SupervisorEvent) {
+    pub(super) fn emit(&mut self, event: &SupervisorEvent) {
         // Who hears of it may look at once.
         self.publish();
         if let Some(on_event) = &mut self.on_event {
@@ -377,7 +379,7 @@ impl Driver {
         self.state.kill_all("the run cannot go on".into());
     }
 
-    fn complete(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
+    pub(super) fn complete(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
         if let Some(completion) = self.waiting.remove(&ticket) {
             completion.settle(refusal.map(|refusal| failures::of_refusal(&refusal)));
         }

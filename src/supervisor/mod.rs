@@ -8,6 +8,7 @@ mod driver;
 mod event;
 mod failures;
 mod handle;
+mod reload;
 mod restart;
 mod signals;
 mod state;
@@ -25,6 +26,7 @@ pub use handle::{
     SlotSnapshot, SlotState, Snapshot, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };
+pub use reload::ReloadChanges;
 pub use restart::{Restart, RestartPolicy};
 
 use crate::sys::clock::monotonic_ns;
@@ -35,6 +37,7 @@ use crate::{
 };
 use driver::Driver;
 use handle::Order;
+use reload::BeforeReload;
 use restart::ns;
 use signals::Terminal;
 use state::{Rules, State};
@@ -89,6 +92,7 @@ pub struct Supervisor {
     rules: Rules,
     handles_signals: bool,
     on_event: Option<Mutex<OnEvent>>,
+    before_reload: Option<Mutex<BeforeReload>>,
     channel: Option<(SupervisorHandle, Mutex<Receiver<Order>>)>,
 }
 
@@ -126,6 +130,7 @@ impl Supervisor {
             },
             handles_signals: false,
             on_event: None,
+            before_reload: None,
             channel: None,
         }
     }
@@ -237,6 +242,19 @@ impl Supervisor {
         self
     }
 
+    /// Calls back before a reload replaces any worker, on the thread that runs the supervisor: the
+    /// program reads its settings again, changes those of the cluster, and says what changes of the
+    /// supervisor. With an error nothing changes and no worker is replaced
+    /// ([`SupervisorEvent::ReloadStopped`]). The callback must not ask a [`SupervisorHandle`] for
+    /// anything.
+    pub fn before_reload(
+        mut self,
+        callback: impl FnMut() -> Result<ReloadChanges> + Send + 'static,
+    ) -> Self {
+        self.before_reload = Some(Mutex::new(Box::new(callback)));
+        self
+    }
+
     /// A handle for other threads.
     ///
     /// # Errors
@@ -283,6 +301,9 @@ impl Supervisor {
             environment: self.environment,
             on_event: self
                 .on_event
+                .map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            before_reload: self
+                .before_reload
                 .map(|one| one.into_inner().unwrap_or_else(PoisonError::into_inner)),
             known: addresses.iter().map(|(listener, _)| *listener).collect(),
             addresses,

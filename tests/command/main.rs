@@ -3,6 +3,7 @@
 mod admin;
 #[path = "../common/mod.rs"]
 mod common;
+mod config;
 mod crash;
 mod cross_check;
 mod dispatch;

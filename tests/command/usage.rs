@@ -145,6 +145,10 @@ fn help_and_version_go_to_standard_output() {
     }
     assert!(text(&clusterlb(&["-h"]).stdout).len() < help.stdout.len());
     let version = clusterlb(&["--version"]);
+    let lines: Vec<&str> = text(&version.stdout).trim().lines().collect();
+    assert_eq!(lines[0], concat!("clusterlb ", env!("CARGO_PKG_VERSION")));
+    assert!(lines[1].starts_with("commit: ") && lines[2].starts_with("features: "), "{lines:?}");
+    let version = clusterlb(&["-V"]);
     assert_eq!(text(&version.stdout).trim(), concat!("clusterlb ", env!("CARGO_PKG_VERSION")));
 }
 
@@ -199,6 +203,91 @@ fn a_program_needs_no_dashes_in_front_of_it() {
 }
 
 #[test]
+fn completions_and_man_pages_have_every_command_and_option() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = clusterlb(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        for word in ["imbalance", "max-inflight", "drain-delay"] {
+            assert!(text(&output.stdout).contains(word), "no {word} for {shell}");
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("man1");
+    let output = clusterlb(&["man", path.to_str().expect("a plain path")]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let page = std::fs::read_to_string(path.join("clusterlb.1")).expect("the page is there");
+    assert!(page.contains("max\\-inflight") && page.contains("Examples"), "{page:.2000}");
+    assert!(path.join("clusterlb-bench.1").exists());
+    let output = clusterlb(&["man", "/proc/nowhere"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn a_log_has_a_time_and_a_level_where_that_is_wanted() {
+    let launch = || Launch::new("--workers 1").in_words().listen("127.0.0.1:0");
+    let ended = launch().option("--log-format", "json").start_unready();
+    ended.until("a line", |heard| heard.errors.contains("listening").then_some(()));
+    let ended = ended.stop(Signal::SIGTERM);
+    for line in ended.errors.lines() {
+        let line: Value = serde_json::from_str(line).expect("a JSON object");
+        assert!(line["time"].is_string() && line["level"].is_string(), "{line}");
+    }
+    let run = launch().option("--log-format", "text").start_unready();
+    run.until("a line", |heard| heard.errors.contains("listening").then_some(()));
+    let ended = run.stop(Signal::SIGTERM);
+    let is_timed = |line: &str| line.get(10..11) == Some("T") && line.get(23..25) == Some("Z ");
+    assert!(ended.errors.lines().all(is_timed), "{ended:?}");
+}
+
+#[test]
+fn the_journal_gets_levels() {
+    // What systemd would pass on is a file here: the variable names it as it names a socket.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let file = std::fs::File::options().append(true).create(true).open(&path);
+    let file = file.expect("the folder is writable");
+    let found = file.metadata().expect("it is open");
+    let stream = {
+        use std::os::linux::fs::MetadataExt as _;
+        format!("{}:{}", found.st_dev(), found.st_ino())
+    };
+    let run = |stream: &str| {
+        let mut command = Command::new(BINARY);
+        command.args(["--workers", "1", "--listen", "nowhere:1"]).env("JOURNAL_STREAM", stream);
+        let errors = file.try_clone().expect("a descriptor");
+        let status = command.stdin(Stdio::null()).stderr(errors).status();
+        assert!(!status.expect("the command starts").success());
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        file.set_len(0).expect("it is ours");
+        text
+    };
+    assert!(run("1:1").starts_with("clusterlb: "));
+    assert!(run(&stream).starts_with("<3>clusterlb: "));
+}
+
+#[test]
+fn sigusr1_opens_the_log_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, renamed) = (folder.path().join("log"), folder.path().join("log.1"));
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    let address = format!("unix:@clusterlb-test-log-{}", std::process::id());
+    let run = Launch::new("--workers 1")
+        .option("--log-file", path.to_str().expect("a plain path"))
+        .in_words()
+        .listen(&address)
+        .start_unready();
+    eventually("a line in the log", || read(&path).contains("listening").then_some(()));
+    std::fs::rename(&path, &renamed).expect("it is ours");
+    machine::signal(run.pid(), Signal::SIGUSR1);
+    eventually("a new log", || read(&path).contains("opened again").then_some(()));
+    let ended = run.stop(Signal::SIGTERM);
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(read(&path).contains("draining") && !read(&renamed).contains("draining"));
+    let refused = clusterlb(&["--log-file", "/nowhere/at/all"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+}
+
+#[test]
 fn a_way_to_accept_means_that_workers_accept() {
     let cluster = Launch::new("--workers 2 --accept reuseport").listen("127.0.0.1:0").start();
     let ended = cluster.stop(Signal::SIGTERM);
@@ -223,6 +312,11 @@ fn events_are_json_lines_from_listening_to_the_summary() {
     let counts = ["fork", "online", "exit", "respawn", "draining", "summary"].map(count);
     assert_eq!(counts, [4, 4, 4, 1, 1, 1], "{names:?}");
     assert!(ended.events.iter().all(|event| event["at_ms"].is_u64()), "{ended:?}");
+    let is_a_time = |event: &Value| {
+        let time = event["time"].as_str().unwrap_or_default();
+        time.len() == "2026-01-01T00:00:00.000Z".len() && time.ends_with('Z')
+    };
+    assert!(ended.events.iter().all(is_a_time), "{ended:?}");
     for (number, event) in ended.events[..2].iter().enumerate() {
         assert_eq!(event["listener"], number);
         assert_eq!((&event["policy"], &event["workers"]), (&"rr".into(), &3.into()));
@@ -251,6 +345,7 @@ fn people_are_told_on_standard_error() {
         "50.0 %",
         "accepted 10, refused 0, redispatched 0, dropped 0",
         "top two 100.0 %, max/mean 1.00",
+        "answered 10 requests on these connections",
     ] {
         assert!(ended.errors.contains(word), "no {word:?} in\n{}", ended.errors);
     }

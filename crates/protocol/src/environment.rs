@@ -26,7 +26,7 @@ pub const INBOX: &str = "CLUSTERLB_INBOX_FD";
 pub const CPU: &str = "CLUSTERLB_CPU";
 
 /// Where the built-in worker listens, as a JSON array: names are looked up by its primary.
-pub const LISTEN: &str = "CLUSTERLB_LISTEN";
+pub const LISTEN: &str = "CLUSTERLB_WORKER_LISTEN";
 /// Bytes of locked memory that the built-in worker's ring may take; absent where they do not count.
 pub const RING_BYTES: &str = "CLUSTERLB_RING_BYTES";
 /// The engine of the whole run, chosen by the primary: `io_uring` or `epoll`.

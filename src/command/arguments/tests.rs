@@ -3,8 +3,9 @@
 use super::*;
 use clusterlb::{Policy, Readiness};
 
-fn read(line: &str) -> std::result::Result<Cli, clap::Error> {
-    Cli::read(std::iter::once("clusterlb").chain(line.split_whitespace()).map(OsString::from))
+fn read(line: &str) -> Result<Cli> {
+    let words = std::iter::once("clusterlb").chain(line.split_whitespace());
+    Cli::read(words.map(OsString::from)).map_err(Unread::into_error)
 }
 
 fn settings(line: &str) -> Result<Settings> {

@@ -147,7 +147,7 @@ pub(super) enum Occupancy {
 /// The state.
 #[derive(Debug)]
 pub(super) struct State {
-    rules: Rules,
+    pub(super) rules: Rules,
     pub(super) stage: Stage,
     delayed_stop: Option<DelayedStop>,
     pub(super) slots: Vec<Slot>,

@@ -1,0 +1,60 @@
+//! What is made from the arguments for others: completions for shells, and man pages.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+use clusterlb::{Error, Result};
+use clusterlb_sys::error::errno_of;
+
+use super::arguments::Cli;
+use super::output;
+
+/// Which shell.
+#[derive(Clone, Debug, Args)]
+pub(super) struct CompletionsArguments {
+    /// The shell, as in `clusterlb completions bash > /etc/bash_completion.d/clusterlb`
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Where to.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ManArguments {
+    /// A folder, which is made if it is not there
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+}
+
+impl CompletionsArguments {
+    /// Prints the completions.
+    ///
+    /// # Errors
+    /// Standard output cannot be written.
+    pub(super) fn run(&self) -> Result<u8> {
+        let mut text = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "clusterlb", &mut text);
+        output::print(&String::from_utf8_lossy(&text))?;
+        Ok(0)
+    }
+}
+
+impl ManArguments {
+    /// Writes a page for the program, and one for each command.
+    ///
+    /// # Errors
+    /// A page cannot be written.
+    pub(super) fn run(&self) -> Result<u8> {
+        let written = fs::create_dir_all(&self.folder)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &self.folder));
+        written.map_err(|error| {
+            let why = errno_of(&error).desc();
+            Error::usage(
+                format!("cannot write man pages to {}: {why}", self.folder.display()),
+                "name a folder that this user may write to",
+            )
+        })?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,283 @@
+//! What stands behind the command line: options from the environment and from a file, turned into
+//! words in front of those that were given.
+//!
+//! Owns the names of keys and variables, which are those of the options, and the order: command
+//! line, environment, file. Knows no option of its own, but for the file's.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args as _, Command};
+use clusterlb::{Error, Result};
+
+use super::absent::nearest;
+use super::arguments::RunArguments;
+use file::File;
+
+/// What the names of variables begin with.
+const PREFIX: &str = "CLUSTERLB_";
+/// The option that names the file: it has a variable, and no key.
+const FILE: &str = "config";
+/// What is run, which is no option, and has a key.
+const PROGRAM: &str = "program";
+/// The policy's variable that the library reads.
+const POLICY: (&str, &str) = ("policy", "CLUSTERLB_SCHED_POLICY");
+
+/// The options that the environment and the file add to a command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Layers {
+    /// The words of each option.
+    options: BTreeMap<String, Vec<OsString>>,
+    program: Vec<OsString>,
+}
+
+/// Where a value comes from, to be named in an error.
+#[derive(Clone, Debug)]
+enum Origin {
+    Variable(String),
+    /// A line of the file.
+    Line(usize),
+}
+
+impl Layers {
+    /// What is to be added to the options that were given.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: a file that cannot be read or understood, or a value that means nothing.
+    pub(super) fn read(given: &ArgMatches) -> Result<Self> {
+        let command = command();
+        let path = match given.get_raw(FILE).and_then(|mut words| words.next_back()) {
+            Some(word) => Some(word.to_owned()),
+            None => std::env::var_os(variable(FILE)).filter(|value| !value.is_empty()),
+        };
+        let file = path.map(|path| File::read(Path::new(&path))).transpose()?;
+        if let Some(file) = &file {
+            file.ensure_known(command.get_arguments().filter_map(key))?;
+        }
+        let mut layers = Self::default();
+        let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
+        // What an upper layer says rules out what the ones below say against it.
+        let mut said: Vec<&Arg> =
+            command.get_arguments().filter(|arg| is_given(arg.get_id().as_str())).collect();
+        for from_file in [false, true] {
+            let mut of_this_layer = Vec::new();
+            for argument in command.get_arguments() {
+                let found = match (key(argument), &file) {
+                    (None | Some(FILE), _) => continue,
+                    (Some(key), Some(file)) if from_file => file.values(key, argument)?,
+                    (Some(_), None) if from_file => None,
+                    (Some(key), _) => from_variable(key, argument)?,
+                };
+                let Some((origin, values)) = found else { continue };
+                let words = words(&command, argument, &values, &origin, file.as_ref())?;
+                let is_ruled_out = said.iter().any(|other| {
+                    other.get_id() == argument.get_id() || conflict(&command, other, argument)
+                });
+                if !is_ruled_out {
+                    let key = key(argument).expect("it has been looked at");
+                    layers.options.insert(key.to_owned(), words);
+                    of_this_layer.push(argument);
+                }
+            }
+            said.extend(of_this_layer);
+        }
+        if let Some(file) = &file {
+            let has_program = command.get_arguments().find(|arg| arg.get_id() == PROGRAM);
+            let is_ruled_out = is_given(PROGRAM)
+                || said.iter().any(|other| {
+                    has_program.is_some_and(|program| conflict(&command, other, program))
+                });
+            if !is_ruled_out {
+                layers.program = file.program()?;
+            }
+        }
+        Ok(layers)
+    }
+
+    /// These, without one of the options.
+    pub(super) fn without(&self, key: &str) -> Self {
+        let mut rest = self.clone();
+        rest.options.remove(key);
+        rest
+    }
+
+    /// The words with those of the layers in front of the options, and the program at the end.
+    pub(super) fn apply(&self, words: &[OsString], options_from: usize) -> Vec<OsString> {
+        let (before, behind) = words.split_at(options_from.min(words.len()));
+        let mut all = before.to_vec();
+        all.extend(self.options.values().flatten().cloned());
+        all.extend_from_slice(behind);
+        if !self.program.is_empty() {
+            if behind.iter().all(|word| word != "--") {
+                all.push("--".into());
+            }
+            all.extend_from_slice(&self.program);
+        }
+        all
+    }
+
+    /// These, but for the options that cannot change while a run goes on, which stay as they were
+    /// in `before`; and the names of those that were to change.
+    pub(super) fn limited_to(mut self, may: &[&str], before: &Self) -> (Self, Vec<String>) {
+        let mut refused = Vec::new();
+        let keys = self.options.keys().chain(before.options.keys()).cloned();
+        let keys: std::collections::BTreeSet<String> = keys.collect();
+        for key in keys.into_iter().filter(|key| !may.contains(&key.as_str())) {
+            if self.options.get(&key) != before.options.get(&key) {
+                match before.options.get(&key) {
+                    Some(words) => drop(self.options.insert(key.clone(), words.clone())),
+                    None => drop(self.options.remove(&key)),
+                }
+                refused.push(key);
+            }
+        }
+        if self.program != before.program && (self.program.is_empty() || before.program.is_empty())
+        {
+            refused.push(PROGRAM.to_owned());
+            self.program.clone_from(&before.program);
+        }
+        (self, refused)
+    }
+
+    /// The options whose words differ, the program as well.
+    pub(super) fn changed_from(&self, before: &Self) -> Vec<String> {
+        let keys = self.options.keys().chain(before.options.keys());
+        let mut changed: Vec<String> = keys
+            .filter(|key| self.options.get(*key) != before.options.get(*key))
+            .cloned()
+            .collect();
+        changed.sort();
+        changed.dedup();
+        if self.program != before.program {
+            changed.push(PROGRAM.to_owned());
+        }
+        changed
+    }
+}
+
+/// The options of a run alone.
+fn command() -> Command {
+    RunArguments::augment_args(Command::new("clusterlb"))
+}
+
+/// The keys of all options.
+#[cfg(test)]
+pub(super) fn keys() -> Vec<String> {
+    command().get_arguments().filter_map(key).map(str::to_owned).collect()
+}
+
+/// The key of an option; the program has none as one.
+fn key(argument: &Arg) -> Option<&str> {
+    argument.get_long()
+}
+
+/// The variable of a key.
+pub(super) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('-', "_").to_uppercase())
+}
+
+/// What the environment says of an option. Several values of one that can be repeated are separated
+/// by blanks.
+fn from_variable(key: &str, argument: &Arg) -> Result<Option<(Origin, Vec<OsString>)>> {
+    let name = variable(key);
+    let Some(value) = std::env::var_os(&name).filter(|value| !value.is_empty()) else {
+        // The library reads this one.
+        let is_read_elsewhere = key == POLICY.0 && std::env::var_os(POLICY.1).is_some();
+        return Ok(is_read_elsewhere.then(|| (Origin::Variable(POLICY.1.into()), vec![])));
+    };
+    let text = value.to_str().ok_or_else(|| {
+        Error::usage(format!("{name} is not UTF-8"), "write the value in the file of --config")
+    })?;
+    let values = match argument.get_action() {
+        ArgAction::Append => text.split_whitespace().map(OsString::from).collect(),
+        ArgAction::SetTrue => match text {
+            "1" | "true" | "yes" | "on" => vec!["true".into()],
+            "0" | "false" | "no" | "off" => vec![],
+            _ => {
+                let what = format!("{name}={text}: it is switched on or off");
+                return Err(Error::usage(what, "write true or false"));
+            }
+        },
+        _ => vec![text.into()],
+    };
+    Ok(Some((Origin::Variable(name), values)))
+}
+
+/// The words of an option with these values, each of which is tried.
+fn words(
+    command: &Command,
+    argument: &Arg,
+    values: &[OsString],
+    origin: &Origin,
+    file: Option<&File>,
+) -> Result<Vec<OsString>> {
+    let key = argument.get_long().expect("it has a key");
+    let flag = format!("--{key}");
+    let with_value = |value: &OsString| {
+        let mut word = OsString::from(format!("{flag}="));
+        word.push(value);
+        word
+    };
+    let words: Vec<OsString> = match argument.get_action() {
+        ArgAction::SetTrue => values.iter().map(|_| flag.clone().into()).collect(),
+        _ => values.iter().map(with_value).collect(),
+    };
+    for (word, value) in words.iter().zip(values) {
+        let tried = command.clone().try_get_matches_from([OsStr::new("clusterlb"), word]);
+        let Err(error) = tried else { continue };
+        if let Some(why) = objection(&error) {
+            let value = value.to_string_lossy();
+            let place = match (origin, file) {
+                (Origin::Line(line), Some(file)) => file.place(*line),
+                (Origin::Variable(name), _) => name.clone(),
+                (Origin::Line(line), None) => format!("line {line}"),
+            };
+            return Err(Error::usage(
+                format!("{place}: {key} cannot be {value:?}"),
+                format!("{why} (`clusterlb --help` explains --{key})"),
+            ));
+        }
+    }
+    Ok(words)
+}
+
+/// What is wrong with a value alone, other than what it lacks beside it.
+fn objection(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue};
+    match error.kind() {
+        ErrorKind::ValueValidation => {
+            let why = std::error::Error::source(error).map(ToString::to_string);
+            Some(why.unwrap_or_else(|| "it means nothing".into()))
+        }
+        ErrorKind::InvalidValue => match error.get(ContextKind::ValidValue) {
+            Some(ContextValue::Strings(values)) if !values.is_empty() => {
+                Some(format!("write {}", values.join(", ")))
+            }
+            _ => Some("it takes a value".into()),
+        },
+        _ => None,
+    }
+}
+
+/// Whether two options cannot both be given.
+fn conflict(command: &Command, one: &Arg, other: &Arg) -> bool {
+    let names = |from: &Arg, to: &Arg| {
+        let all = command.get_arg_conflicts_with(from);
+        all.iter().any(|named| named.get_id() == to.get_id())
+    };
+    one.get_id() != other.get_id() && (names(one, other) || names(other, one))
+}
+
+/// The sentence about a key that there is not.
+fn unknown<'a>(what: String, key: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let hint = match nearest(key, known) {
+        Some((name, _)) => format!("the nearest is `{name}`"),
+        None => "the keys are the names of the options in `clusterlb --help`".to_owned(),
+    };
+    Error::usage(what, hint)
+}

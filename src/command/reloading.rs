@@ -1,0 +1,146 @@
+//! A reload: the environment and the file of `--config` are read again, and what can change while a
+//! run goes on is changed before the workers are replaced.
+//!
+//! Owns which options can change. A file that cannot be understood changes nothing.
+
+use std::ffi::OsString;
+use std::fmt;
+
+use clusterlb::topology::{self, CpuPlan};
+use clusterlb::{COMPANION_VARIABLE, Cluster, ReloadChanges, Result};
+use clusterlb_sys::cpu::CpuFacts;
+
+use super::line::Line;
+use super::needs;
+use super::run::{restart_of, set_workers};
+use super::settings::Settings;
+
+/// What is shared out anew at once.
+const RULES: [&str; 9] = [
+    "policy",
+    "max-inflight",
+    "overload-factor",
+    "credits",
+    "slow-start",
+    "coalesce",
+    "take-back-after",
+    "hang-after",
+    "unserved-limit",
+];
+/// What the supervisor is told.
+const SUPERVISION: [&str; 7] =
+    ["workers", "restart", "start-limit", "settle", "grace", "drain-delay", "hang-kill"];
+/// What new workers have, and those before them keep.
+const WORKERS: [&str; 12] = [
+    "chdir",
+    "env",
+    "header-timeout",
+    "idle-timeout",
+    "keep-env",
+    "preload",
+    "prefix",
+    "program",
+    "serve",
+    "work",
+    "work-seed",
+    "worker-open-files",
+];
+
+/// Every option that a reload can change.
+pub(super) fn changeable() -> Vec<&'static str> {
+    [&RULES[..], &SUPERVISION, &WORKERS].concat()
+}
+
+/// What a run was started with, and how it is told what has changed.
+pub(super) struct Reloading {
+    line: Line,
+    cluster: Cluster,
+    /// Variables that the primary has set itself.
+    own_variables: Vec<(OsString, OsString)>,
+    tell: Box<dyn FnMut(String) + Send>,
+}
+
+impl fmt::Debug for Reloading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloading").field("line", &self.line).finish_non_exhaustive()
+    }
+}
+
+impl Reloading {
+    /// For a run with this command line and these settings.
+    pub(super) fn new(
+        settings: &Settings,
+        cluster: Cluster,
+        tell: impl FnMut(String) + Send + 'static,
+    ) -> Self {
+        let mut own_variables = settings.own_variables.clone();
+        if settings.has_companion() {
+            own_variables.push((COMPANION_VARIABLE.into(), "1".into()));
+        }
+        Self { line: settings.line.clone(), cluster, own_variables, tell: Box::new(tell) }
+    }
+
+    /// Reads again, and changes what can change. What cannot is told.
+    ///
+    /// # Errors
+    /// The file, or what it says, cannot be understood; nothing has changed then.
+    pub(super) fn prepare(&mut self) -> Result<ReloadChanges> {
+        let mut changes = ReloadChanges::default();
+        let (line, refused) = self.line.read_again(&changeable())?;
+        let changed = line.changed_from(&self.line);
+        let settings = match changed.is_empty() {
+            true => None,
+            false => Some(line.settings()?),
+        };
+        if let Some(settings) = settings {
+            let has = |names: &[&str]| changed.iter().any(|key| names.contains(&key.as_str()));
+            let workers = has(&["workers"]).then(|| count(&settings)).transpose()?;
+            if has(&RULES) {
+                self.cluster.reschedule(|policy, rules| {
+                    *policy = settings.policy;
+                    *rules = settings.scheduling.clone();
+                })?;
+            }
+            self.cluster.setup_primary(|cluster| set_workers(&settings, cluster))?;
+            let mut variables = settings.worker_environment.environment.clone();
+            variables.extend(self.own_variables.iter().cloned());
+            changes.variables = Some(variables);
+            changes.workers = workers;
+            if has(&SUPERVISION) {
+                changes.restart = Some(restart_of(settings.restart).into());
+                changes.start_limit = Some(settings.start_limit);
+                changes.settle = Some(settings.settle);
+                changes.grace = Some(settings.grace);
+                changes.drain_delay = Some(settings.drain_delay);
+                changes.hang_kill = Some(settings.hang_kill);
+            }
+            (self.tell)(format!("changed by the reload: {}", changed.join(", ")));
+            self.line = line;
+        }
+        if !refused.is_empty() {
+            (self.tell)(format!("not before the next start: {}", refused.join(", ")));
+        }
+        Ok(changes)
+    }
+}
+
+/// How many workers are meant.
+fn count(settings: &Settings) -> Result<u16> {
+    let pin = needs::pin(&settings.pin)?;
+    let CpuPlan { workers, .. } = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;
+    Ok(u16::try_from(workers.len()).unwrap_or(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::layers;
+
+    #[test]
+    fn what_can_change_is_an_option_or_the_program() {
+        let keys = layers::keys();
+        for key in changeable() {
+            assert!(key == "program" || keys.iter().any(|one| one == key), "{key}");
+        }
+    }
+}
