@@ -85,8 +85,8 @@ pub(super) struct Cli {
     /// How to serve.
     #[command(flatten)]
     pub(super) run: RunArguments,
-    /// Show the most common options, or all of them
-    #[arg(short, long, action = ArgAction::Help, help_heading = headings::OPERATION)]
+    /// Show help: -h on one screen, --help all of it
+    #[arg(short, long, action = ArgAction::Help, global = true, help_heading = headings::OPERATION)]
     help: Option<bool>,
     /// Show the version, and with --version the build
     #[arg(short = 'V', long, action = ArgAction::Version, help_heading = headings::OPERATION)]

@@ -55,9 +55,10 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) engine: Option<EngineChoice>,
 
-    /// Most connections at one worker [default: no limit; 1 with --policy central]
+    /// Most connections at one worker [default: no limit]
     ///
-    /// Beyond it the worker is passed over, and when all are, connections wait in the kernel.
+    /// With --policy central the default is 1. Beyond it the worker is passed over, and when all
+    /// are, connections wait in the kernel.
     #[arg(
         long,
         value_name = "N",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available};
+use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
 use super::values::{parse, positive_time, time};
 use clusterlb::{Error, Result};
 use clusterlb_harness::bench::Comparison;
@@ -194,8 +194,9 @@ impl BenchArguments {
         let processes = usize::from(self.workers) + 1;
         let (facts, placement) = self.measuring.place(processes, self.placement.into())?;
         let outputs = self.measuring.open()?;
-        let environment = Environment::look(&facts, &placement, &comparison.targets);
+        let mut environment = Environment::look(&facts, &placement, &comparison.targets);
         let mut interrupt = Interrupt::new()?;
+        warn(self.measuring.quiet, &mut environment, &missing);
         let mut progress = Progress::new(self.measuring.quiet);
         let measured = comparison.run(environment, &mut interrupt, &mut |done, all, what| {
             progress.tell(done, all, what);

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available};
+use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
 use clusterlb::{Error, Result};
 use clusterlb_harness::environment::Environment;
 use clusterlb_harness::imbalance::{self, Plan};
@@ -113,7 +113,7 @@ impl ImbalanceArguments {
         let workers = usize::from(self.workers);
         let (facts, placement) = self.measuring.place(workers + 1, Sharing::TogetherIfFew)?;
         let outputs = self.measuring.open()?;
-        let environment = Environment::look(&facts, &placement, &targets);
+        let mut environment = Environment::look(&facts, &placement, &targets);
         let connections = self.connections.map_or_else(|| extent.connections(), u64::from);
         let plan = Plan {
             targets,
@@ -129,6 +129,7 @@ impl ImbalanceArguments {
             extent,
         };
         let mut interrupt = Interrupt::new()?;
+        warn(self.measuring.quiet, &mut environment, &missing);
         let mut progress = Progress::new(self.measuring.quiet);
         let measured =
             imbalance::run(&plan, environment, &mut interrupt, &mut |done, all, what| {

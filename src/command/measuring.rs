@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::errno::Errno;
@@ -13,7 +14,9 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::output;
-use clusterlb::{Error, Result};
+use clusterlb::{EngineChoice, EngineDecision, EngineKind, Error, Result};
+use clusterlb_harness::company::Company;
+use clusterlb_harness::environment::Environment;
 use clusterlb_harness::peer::NGINX_ECHO_MODULE;
 use clusterlb_harness::placement::{Placement, Sharing, Wish, place};
 use clusterlb_harness::server::find_program;
@@ -221,7 +224,8 @@ pub(super) struct Missing {
 impl Missing {
     /// What is not there and how to get it, in a sentence.
     pub(super) fn sentence(&self) -> String {
-        format!("{} is left out: {}; to install it: {}.", self.target, self.what, self.remedy)
+        let how = if self.target.needs_ring() { "" } else { "to install it: " };
+        format!("{} is left out: {}; {how}{}.", self.target, self.what, self.remedy)
     }
 
     /// The failure of a command that has nothing left to do without these.
@@ -230,7 +234,11 @@ impl Missing {
         let remedies: Vec<&str> = all.iter().map(|missing| missing.remedy).collect();
         Error::Environment {
             step: whats.join(", "),
-            source: Errno::ENOENT,
+            source: if all.iter().all(|one| one.target.needs_ring()) {
+                Errno::EOPNOTSUPP
+            } else {
+                Errno::ENOENT
+            },
             hint: remedies.join("; "),
         }
     }
@@ -240,7 +248,14 @@ impl Missing {
 /// nginx needs a module besides.
 pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, Vec<Missing>) {
     let mut missing = Vec::new();
+    let no_ring = targets.iter().any(|target| target.needs_ring()).then(refused_ring).flatten();
     let there = targets.into_iter().filter(|target| {
+        if let Some(why) = no_ring.as_ref().filter(|_| target.needs_ring()) {
+            let what = format!("{target} needs io_uring ({why})");
+            let remedy = "`clusterlb check` says what refuses it";
+            missing.push(Missing { target: *target, what, remedy });
+            return false;
+        }
         let Some(peer) = target.requires() else {
             return true;
         };
@@ -250,6 +265,38 @@ pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, V
         missing.last().is_none_or(|missing| missing.target != *target)
     });
     (there.collect(), missing)
+}
+
+/// Why io_uring is not to be had, if it is not.
+fn refused_ring() -> Option<String> {
+    let decision = EngineChoice::from_environment().and_then(EngineChoice::decide);
+    match decision {
+        Ok(EngineDecision { kind: EngineKind::IoUring, .. }) => None,
+        Ok(EngineDecision { reason, .. }) => Some(reason),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// How long the machine is looked at before anything is measured.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Tells what speaks against what is about to be measured, before minutes are spent on it.
+pub(super) fn warn(quiet: bool, environment: &mut Environment, missing: &[Missing]) {
+    let placement = &environment.placement;
+    let company = Company::look([&*placement.server_cpus, &*placement.load_cpus].concat());
+    thread::sleep(LOOK);
+    let busy = company.objection().map(|_| {
+        "The machine was busy with other processes before the measurement began.".to_owned()
+    });
+    environment.warnings.extend(busy);
+    if quiet {
+        return;
+    }
+    let missing = missing.iter().map(Missing::sentence);
+    for line in environment.warnings.iter().cloned().chain(missing) {
+        // Without a reader the measuring goes on.
+        let _ = writeln!(io::stderr().lock(), "! {line}");
+    }
 }
 
 /// What a peer lacks here, if anything.

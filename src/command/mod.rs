@@ -6,6 +6,7 @@ mod absent;
 mod addresses;
 mod admin;
 mod arguments;
+mod assembly;
 mod balancing;
 mod bench;
 mod built_in;

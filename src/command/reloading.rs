@@ -10,13 +10,13 @@ use clusterlb::topology::{self, CpuPlan};
 use clusterlb::{COMPANION_VARIABLE, Cluster, ReloadChanges, Result};
 use clusterlb_sys::cpu::CpuFacts;
 
+use super::assembly::{restart_of, set_workers};
 use super::line::Line;
 use super::needs;
-use super::run::{restart_of, set_workers};
 use super::settings::Settings;
 
 /// What is shared out anew at once.
-const RULES: [&str; 9] = [
+const RULES: [&str; 10] = [
     "policy",
     "max-inflight",
     "overload-factor",
@@ -26,6 +26,7 @@ const RULES: [&str; 9] = [
     "take-back-after",
     "hang-after",
     "unserved-limit",
+    "eject-outliers",
 ];
 /// What the supervisor is told.
 const SUPERVISION: [&str; 7] =

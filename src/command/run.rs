@@ -1,5 +1,4 @@
-//! A run: the settings turned into a cluster and its supervisor, and what happens turned into what
-//! is told.
+//! A run: what happens is turned into what is told.
 //!
 //! Owns the books of the run. Decides nothing about workers: the supervisor does.
 
@@ -7,16 +6,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
-    AcceptMechanism, COMPANION_VARIABLE, Cluster, ClusterCounts, ClusterSettings, Companion,
-    EngineDecision, Error, Event as ClusterEvent, Finished, InspectPort, Policy, Restart, Result,
-    RunningCompanion, Signal, Supervisor, SupervisorEvent, SupervisorHandle, WorkerHandle,
-    WorkerId,
+    AcceptMechanism, Cluster, ClusterCounts, ClusterSettings, Companion, EngineDecision, Error,
+    Event as ClusterEvent, Finished, Policy, Result, RunningCompanion, Signal, SupervisorEvent,
+    SupervisorHandle, WorkerHandle, WorkerId,
 };
 
 use super::admin::{self, Admin, Doors, Run as Observed};
+use super::assembly::{cluster, supervisor};
 use super::companion::in_words;
 use super::console::Console;
 use super::dispatching::Dispatching;
@@ -26,14 +24,10 @@ use super::printer::{Printer, Target};
 use super::recycle::Recycling;
 use super::reloading::Reloading;
 use super::service_manager::ServiceManager;
-use super::settings::{MessageFormat, RestartChoice, Settings, WorkerEnvironment};
+use super::settings::Settings;
 use super::start_errors::in_words_of_the_command;
 use super::summary::{Summary, WorkerSummary};
 use super::unread_messages::UnreadMessages;
-
-/// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
-/// machine that cannot.
-const FATAL_CODES: [i32; 2] = [2, 3];
 
 /// How long a companion may take to end after the run, if the grace period is longer.
 const COMPANION_GRACE_MAX: Duration = Duration::from_secs(5);
@@ -136,95 +130,6 @@ fn companion(
         companion = companion.script(script);
     }
     companion.start(cluster.clone(), handle.clone()).map(Some)
-}
-
-/// Which ended workers are replaced, in the words of the library.
-pub(super) fn restart_of(choice: RestartChoice) -> Restart {
-    match choice {
-        RestartChoice::Always => Restart::Always,
-        RestartChoice::OnFailure => Restart::OnFailure,
-        RestartChoice::Never => Restart::Never,
-    }
-}
-
-/// A supervisor as the settings want it.
-fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
-    let mut supervisor = Supervisor::new(cluster)
-        .plan(plan.clone())
-        .restart(restart_of(settings.restart))
-        .start_limit(settings.start_limit)
-        .settle(settings.settle)
-        .grace(settings.grace)
-        .drain_delay(settings.drain_delay)
-        .hang_kill(settings.hang_kill)
-        .fatal_exit_codes(&FATAL_CODES)
-        .handle_signals();
-    if let Some(program) = &settings.program {
-        supervisor = supervisor.ready_after(program.ready_after);
-    }
-    for address in &settings.listen {
-        supervisor = supervisor.listen(address.clone());
-    }
-    let variables = settings.worker_environment.environment.iter();
-    for (name, value) in variables.chain(&settings.own_variables) {
-        supervisor = supervisor.variable(name, value);
-    }
-    if settings.has_companion() {
-        supervisor = supervisor.variable(COMPANION_VARIABLE, "1");
-    }
-    supervisor
-}
-
-/// A cluster as the settings want it, without workers.
-fn cluster(settings: &Settings) -> Result<Cluster> {
-    let cluster = Cluster::with_policy(settings.policy)?;
-    cluster.setup_primary(|cluster| {
-        cluster.dispatch = settings.dispatch;
-        cluster.accept = settings.accept;
-        cluster.engine = settings.engine;
-        cluster.scheduling = settings.scheduling.clone();
-        cluster.backlog = settings.backlog;
-        cluster.serialization = match settings.message_format {
-            MessageFormat::Json => Serialization::Json,
-            MessageFormat::Advanced => Serialization::Advanced,
-        };
-        set_workers(settings, cluster);
-        cluster.allow_listen = settings.allow_listen();
-        cluster.orphan_grace = Some(settings.grace);
-        if let Some(program) = &settings.program {
-            cluster.dialect = program.dialect;
-            cluster.readiness = program.readiness;
-            cluster.socket_names.clone_from(&program.socket_names);
-            // Connections wait for the next worker when the last one has crashed.
-            cluster.hold = true;
-        }
-    })?;
-    Ok(cluster)
-}
-
-/// What can differ from one worker to its successor.
-pub(super) fn set_workers(settings: &Settings, cluster: &mut ClusterSettings) {
-    let WorkerEnvironment { directory, user, group, prefix, removed, descriptor_limit, .. } =
-        &settings.worker_environment;
-    cluster.descriptor_limit = *descriptor_limit;
-    cluster.cwd.clone_from(directory);
-    cluster.silent = *prefix;
-    (cluster.uid, cluster.gid) = (*user, *group);
-    cluster.confine = user.is_some_and(|user| user != 0);
-    cluster.environment_removed.clone_from(removed);
-    match &settings.program {
-        Some(program) => {
-            cluster.exec.clone_from(&program.path);
-            cluster.exec_argv.clone_from(&program.options);
-            cluster.args.clone_from(&program.arguments);
-            cluster.preload = settings.preload;
-            // Node's primary has the first port itself; here the first worker does.
-            let before = program.inspect_port.map(|port| port.saturating_sub(1));
-            cluster.inspect_port = before.map(InspectPort::From);
-        }
-        // The built-in worker reads the same line, and nothing that stands behind it.
-        None => cluster.args = settings.line.arguments(),
-    }
 }
 
 /// Tells what happens, and keeps the books.

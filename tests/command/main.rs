@@ -18,6 +18,7 @@ mod http;
 mod limits;
 mod listen;
 mod listen_fds;
+mod measuring;
 mod outliers;
 mod output;
 mod room;

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::balance::Balance;
+use super::company::Company;
 use super::environment::Environment;
 use super::generator;
 use super::interrupt::{Halt, Interrupt};
@@ -181,6 +182,7 @@ fn one(
         work: case.work.clone(),
         seed: plan.seed + repeat as u64,
     };
+    let company = Company::look([&*placement.server_cpus, &*placement.load_cpus].concat());
     let server = Server::start(target, &setup, interrupt)?;
     let mut during = |_: Duration| ();
     let load = case.load();
@@ -201,6 +203,7 @@ fn one(
     let reasons = loaded.validity.reasons.iter();
     let reasons = reasons.filter(|reason| !OF_NO_MATTER.contains(&&*reason.code));
     let mut problems: Vec<String> = reasons.map(|reason| reason.text.clone()).collect();
+    problems.extend(company.objection());
     if books.restarted > 0 {
         problems.push(format!("workers ended and were replaced: {}", books.restarted));
     }

@@ -6,7 +6,8 @@
 //! [`chart`] and [`report`].
 //!
 //! Modules that run servers and the load generator, each as a separate process: [`interrupt`],
-//! [`child`], [`server`], [`generator`], [`duty_cycle`], [`usage`], [`in_flight`], [`environment`],
+//! [`child`], [`server`], [`generator`], [`duty_cycle`], [`usage`], [`company`], [`in_flight`],
+//! [`environment`],
 //! [`imbalance`], [`trial`], [`mod@bench`].
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@ pub mod bench;
 pub mod budget;
 pub mod chart;
 pub mod child;
+pub mod company;
 pub mod duty_cycle;
 pub mod environment;
 pub mod explain;

@@ -91,6 +91,15 @@ impl Target {
         }
     }
 
+    /// Whether it runs with io_uring alone.
+    #[must_use]
+    pub fn needs_ring(self) -> bool {
+        let Self::Own { accept, options, node: false, .. } = self else { return false };
+        let by_ring = [AcceptMechanism::Uring, AcceptMechanism::UringMultishot];
+        accept.is_some_and(|accept| by_ring.contains(&accept))
+            || ["tokio-uring", "io_uring"].iter().any(|word| options.contains(word))
+    }
+
     /// Why this target cannot perform the work; `None` if it can.
     #[must_use]
     pub fn objection(&self, work: &Work) -> Option<&'static str> {
@@ -254,5 +263,10 @@ mod tests {
         assert_eq!(program("none:reuseport+node"), (Some("node"), true));
         assert_eq!(program("node:none"), (Some("node"), true));
         assert_eq!(program("nginx"), (Some("nginx"), false));
+        let needs_ring = |target: &str| target.parse::<Target>().expect("a target").needs_ring();
+        for target in ["none:uring", "none:uring-multishot", "rr --engine io_uring"] {
+            assert!(needs_ring(target), "{target}");
+        }
+        assert!(!needs_ring("rr") && !needs_ring("none:epoll") && !needs_ring("node"));
     }
 }

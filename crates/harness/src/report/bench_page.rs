@@ -7,7 +7,7 @@ use super::super::interval::{Comparison, Interval, Verdict};
 use super::super::summary::Comparisons;
 use super::super::trial::{Outcome, Record};
 use super::bench_text::{headings, legend, objection_lines, rows};
-use super::html::{environment, figure, page, paragraph, table, warnings};
+use super::html::{environment, figure, page, paragraph, table, table_with_keys, warnings};
 use super::matrix_page::{connection_bars, to_f64};
 use super::table::{digits, time};
 
@@ -275,7 +275,7 @@ fn trials_table(trials: &[Outcome]) -> String {
         cells.push(counts.to_owned());
         cells
     });
-    table(TRIAL_HEADINGS, rows)
+    table_with_keys(3, TRIAL_HEADINGS, rows)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use super::super::environment::Environment;
+use super::table::{column_widths, folds};
 use crate::sys::cpu::format_cpu_list;
 
 /// Style of a page: readable on a phone, in light and dark mode, and in print.
@@ -85,21 +86,56 @@ pub fn figure(heading: &str, svg: &str) -> String {
     format!("<figure><figcaption>{}</figcaption>\n{svg}</figure>\n", escaped(heading))
 }
 
-/// A table that scrolls horizontally if it is too wide.
+/// Width of a page's text on a screen of 1280 pixels, less what browsers differ by.
+const PAGE_PX: usize = 1120;
+/// A character of a table, and the space around a cell, at most.
+const CHARACTER_PX: usize = 8;
+const AROUND_CELL_PX: usize = 20;
+
+/// A table. Columns beyond the width of a page follow below, behind the first one once more; on a
+/// narrower screen it scrolls horizontally.
 #[must_use]
 pub fn table<'a>(
     headings: impl IntoIterator<Item = &'a str>,
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> String {
+    table_with_keys(1, headings, rows)
+}
+
+/// The same, where it takes as many columns to name a row.
+#[must_use]
+pub fn table_with_keys<'a>(
+    keys: usize,
+    headings: impl IntoIterator<Item = &'a str>,
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
+    let headings: Vec<String> = headings.into_iter().map(str::to_owned).collect();
+    let all: Vec<Vec<String>> = std::iter::once(headings).chain(rows).collect();
+    let widths = column_widths(&all).into_iter().map(|width| width * CHARACTER_PX + AROUND_CELL_PX);
+    let widths: Vec<usize> = widths.collect();
+    let folds = folds(&widths, keys, PAGE_PX).into_iter().map(|columns| {
+        let part = |row: &Vec<String>| {
+            let cells = row.iter().enumerate();
+            let cells = cells.filter(|(place, _)| *place < keys || columns.contains(place));
+            cells.map(|(_, cell)| escaped(cell)).collect::<Vec<String>>()
+        };
+        fold(&all.iter().map(part).collect::<Vec<_>>())
+    });
+    folds.collect()
+}
+
+/// A table of cells that are escaped, the first row of which are the headings.
+fn fold(rows: &[Vec<String>]) -> String {
     let mut text = "<div class=\"scroll\"><table>\n<thead><tr>".to_owned();
+    let (headings, rows) = rows.split_first().expect("there are headings");
     for heading in headings {
-        let _ = write!(text, "<th>{}</th>", escaped(heading));
+        let _ = write!(text, "<th>{heading}</th>");
     }
     text += "</tr></thead>\n<tbody>\n";
     for row in rows {
         text += "<tr>";
-        for cell in &row {
-            let _ = write!(text, "<td>{}</td>", escaped(cell));
+        for cell in row {
+            let _ = write!(text, "<td>{cell}</td>");
         }
         text += "</tr>\n";
     }
