@@ -1,14 +1,16 @@
 //! What can be changed of a cluster while it accepts, and whether it is alive.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cluster;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{Event, Request};
+use crate::id::ListenerId;
 use crate::schedule::SchedulerConfig;
 use crate::settings::Policy;
+use crate::sys::listener::Listener;
 
 impl Cluster {
     /// Shares connections out by another policy, or other rules, from now on. What is open stays
@@ -60,6 +62,27 @@ impl Cluster {
         // Still under the lock, so that setups are published in their order.
         self.shared.bus.publish(&Event::Setup { settings });
         Ok(())
+    }
+
+    /// Keeps a listening socket that this process has been given, by a service manager or an
+    /// earlier run: whatever asks for the address that it is bound to gets it, and nothing is
+    /// opened then. Gives the address.
+    ///
+    /// # Errors
+    /// It is no listening stream socket; the cluster has ended, or failed.
+    pub fn adopt(&self, socket: OwnedFd) -> Result<String> {
+        let listener = Box::new(Listener::from_passed(socket)?);
+        self.shared.control.ask(|answer| Request::Adopt { listener, answer })
+    }
+
+    /// Duplicates of the listening TCP sockets that workers share, with their bound addresses: for
+    /// a service manager, or another process, that keeps them open. Connections that come when
+    /// nothing accepts wait in them. Closes none.
+    ///
+    /// # Errors
+    /// The cluster has ended, or failed.
+    pub fn listener_sockets(&self) -> Result<Vec<(ListenerId, String, OwnedFd)>> {
+        self.shared.control.ask(|answer| Request::Sockets { answer })
     }
 
     /// Asks the control plane, and by way of it the data path, for an answer: both have finished

@@ -8,10 +8,31 @@ use std::time::Duration;
 use super::settings::Settings;
 use clusterlb::protocol::environment;
 use clusterlb::{Dialect, Error, ListenAddress, Result};
+use clusterlb_sys::passed::Passed;
 use clusterlb_sys::resolve;
 
 /// How long the system's databases may take over an answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Finds the sockets that `fd:NAME` means among those that the service manager has passed.
+///
+/// # Errors
+/// It has passed none of that name.
+pub(super) fn find_passed(settings: &mut Settings, passed: &[Passed]) -> Result<()> {
+    for address in &mut settings.listen {
+        let ListenAddress::InheritedName(name) = address else { continue };
+        let Some(found) = passed.iter().find(|one| one.name == *name) else {
+            let names: Vec<&str> = passed.iter().map(|one| &*one.name).collect();
+            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+            return Err(Error::usage(
+                format!("--listen fd:{name}: no socket of this name was passed"),
+                format!("LISTEN_FDNAMES has {names}; set FileDescriptorName= in the socket unit"),
+            ));
+        };
+        *address = ListenAddress::Inherited(found.number());
+    }
+    Ok(())
+}
 
 /// Looks up what the settings name, and lets workers know.
 ///

@@ -424,6 +424,7 @@ impl RunArguments {
             line: self.line.clone(),
             own_variables: Vec::new(),
             admin: self.admin.addresses.clone(),
+            agent_check: self.admin.agent_check.clone(),
             admin_allows_actions: self.admin.allow_actions,
             drain_delay: self.drain_delay,
         };

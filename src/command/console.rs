@@ -101,7 +101,13 @@ impl Console {
     pub(super) fn tell(&mut self, event: Event) {
         let at = Moment { at_ms: self.begun.elapsed().as_millis(), time: SystemTime::now() };
         match (&mut self.held, &event) {
-            (Some(held), Event::Admin { .. } | Event::Fork { .. } | Event::Online { .. }) => {
+            (
+                Some(held),
+                Event::Admin { .. }
+                | Event::AgentCheck { .. }
+                | Event::Fork { .. }
+                | Event::Online { .. },
+            ) => {
                 held.push((at, event));
             }
             (_, Event::Listening { .. }) => {
@@ -158,6 +164,7 @@ fn in_words(event: &Event) -> Option<String> {
     Some(match event {
         Event::Listening { address, .. } => format!("listening on {address}"),
         Event::Admin { address } => format!("admin interface on {address}"),
+        Event::AgentCheck { address } => format!("agent-check on {address}"),
         Event::Fork { id, pid, cpu } => {
             let place = cpu.map_or_else(|| "not pinned".into(), |cpu| format!("CPU {cpu}"));
             format!("worker {id}: pid {pid}, {place}")

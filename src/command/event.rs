@@ -48,6 +48,11 @@ pub(crate) enum Event {
         /// The bound address, with the port that was chosen.
         address: String,
     },
+    /// HAProxy's agent-check is answered here.
+    AgentCheck {
+        /// The bound address, with the port that was chosen.
+        address: String,
+    },
     /// A worker process was started (Node's `fork`).
     Fork {
         /// The worker.

@@ -65,7 +65,7 @@ use clusterlb::{AcceptMechanism, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
 use clusterlb_sys::process;
-use clusterlb_sys::{inherited, limits, ring, signal};
+use clusterlb_sys::{inherited, limits, passed, ring, signal};
 use console::{Console, Style};
 use dispatching::Dispatching;
 use line::Unread;
@@ -188,6 +188,8 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     if arguments.json {
         output::ensure_open()?;
     }
+    let passed = passed::take();
+    addresses::find_passed(&mut settings, &passed)?;
     addresses::resolve(&mut settings)?;
     let pin = needs::pin(&settings.pin)?;
     let mut plan = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;
@@ -215,7 +217,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let printer = Printer::start(arguments.log_file.clone())?;
     let listeners = settings.listen.len();
     let console = Console::new(style, dress, listeners, introduction, printer.clone());
-    let forced_by = run::run(&settings, &plan, &decision, &dispatching, console, &printer);
+    let forced_by = run::run(&settings, &plan, &decision, &dispatching, passed, console, &printer);
     // What has failed is told behind everything else.
     let lost = printer.finish();
     match (forced_by?, lost) {

@@ -12,6 +12,7 @@ use clusterlb::{
     Event as ClusterEvent, Finished, Policy, Result, RunningCompanion, Signal, SupervisorEvent,
     SupervisorHandle, WorkerHandle, WorkerId,
 };
+use clusterlb_sys::passed::Passed;
 
 use super::admin::{self, Admin, Doors, Run as Observed};
 use super::assembly::{cluster, supervisor};
@@ -43,18 +44,22 @@ pub(super) fn run(
     plan: &CpuPlan,
     decision: &EngineDecision,
     dispatching: &Dispatching,
+    passed: Vec<Passed>,
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
     // A busy address is told before anything is started.
-    let doors = Doors::open(&settings.admin, settings.admin_allows_actions)?;
+    let doors = Doors::open(&settings.admin, &settings.agent_check, settings.admin_allows_actions)?;
     let feed = console.feed();
-    let reporter = Reporter::new(settings, plan, decision, dispatching, console, printer);
-    let reporter = Arc::new(Mutex::new(reporter));
-    let told = Arc::clone(&reporter);
     let cluster = cluster(settings)?;
+    let given = adopt(&cluster, passed)?;
     let mut supervisor = supervisor(cluster.clone(), settings, plan);
     let handle = supervisor.handle()?;
+    let listeners = settings.listen.len();
+    let manager = ServiceManager::from_environment(listeners, &cluster, &handle, given)?;
+    let reporter = Reporter::new(settings, plan, decision, dispatching, manager, console, printer);
+    let reporter = Arc::new(Mutex::new(reporter));
+    let told = Arc::clone(&reporter);
     let recycling = recycling(settings, &handle, &reporter)?;
     let companion = companion(settings, &cluster, &handle, &reporter)?;
     let told_of_reload = Arc::clone(&reporter);
@@ -75,12 +80,16 @@ pub(super) fn run(
         let address = address.to_owned();
         lock(&reporter).console.tell(Event::Admin { address });
     }
+    for address in doors.agents() {
+        let address = address.to_owned();
+        lock(&reporter).console.tell(Event::AgentCheck { address });
+    }
     let observer = Arc::clone(&observed);
     let supervisor = supervisor.on_event(move |event| {
         observer.on_event(event);
         lock(&told).report(event);
     });
-    let admin = (!settings.admin.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
+    let admin = (!doors.is_empty()).then(|| Admin::start(doors, observed)).transpose()?;
     let finished = supervisor.run();
     drop(recycling);
     if let (Some(companion), Ok(Finished { forced_by: None, .. })) = (companion, &finished) {
@@ -89,9 +98,24 @@ pub(super) fn run(
     lock(&reporter).tell_last();
     // Whoever follows has got everything, and nothing of the cluster is kept.
     drop(admin);
+    drop(lock(&reporter).manager.take());
     let finished = finished
         .map_err(|error| in_words_of_the_command(error, settings, lock(&reporter).online))?;
     Ok(finished.forced_by)
+}
+
+/// Lets the cluster have what the service manager has passed. What is no listening socket of this
+/// machine's is nothing to it, and is closed.
+fn adopt(cluster: &Cluster, passed: Vec<Passed>) -> Result<Vec<String>> {
+    let mut addresses = Vec::new();
+    for one in passed {
+        match cluster.adopt(one.socket) {
+            Ok(address) => addresses.push(address),
+            Err(Error::Listen { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(addresses)
 }
 
 /// The thread that replaces workers that have served enough, if there is a limit.
@@ -135,7 +159,7 @@ fn companion(
 /// Tells what happens, and keeps the books.
 struct Reporter {
     console: Console,
-    manager: ServiceManager,
+    manager: Option<ServiceManager>,
     printer: Printer,
     policy: Policy,
     dispatching: Dispatching,
@@ -176,13 +200,14 @@ impl Reporter {
         plan: &CpuPlan,
         decision: &EngineDecision,
         dispatching: &Dispatching,
+        manager: ServiceManager,
         console: Console,
         printer: &Printer,
     ) -> Self {
         let none = settings.policy == Policy::None;
         Self {
             console,
-            manager: ServiceManager::from_environment(settings.listen.len()),
+            manager: Some(manager),
             printer: printer.clone(),
             policy: settings.policy,
             dispatching: dispatching.clone(),
@@ -212,6 +237,9 @@ impl Reporter {
     }
 
     fn report(&mut self, event: &SupervisorEvent) {
+        if let Some(manager) = &mut self.manager {
+            manager.on_event(event);
+        }
         if let SupervisorEvent::Cluster(event) = event {
             return self.report_of_cluster(event);
         }
@@ -225,7 +253,6 @@ impl Reporter {
             self.workers = usize::from(*to);
         }
         if let Some(told) = self.in_our_words(event) {
-            self.manager.on_event(&told);
             match told {
                 Event::Summary(_) if self.has_companion => self.last = Some(told),
                 told => self.console.tell(told),

@@ -1,45 +1,255 @@
-//! What a service manager is told of the run (`sd_notify(3)`): ready, reloading, stopping.
+//! What a service manager is told of the run (`sd_notify(3)`): ready, reloading, stopping, figures,
+//! that the primary is alive, and the listening sockets that it keeps across a restart.
 //!
-//! Owns the words and when they are due. A manager that does not read holds nothing up.
+//! Owns the words, when they are due, and the thread that says them: a manager that does not read
+//! holds nothing else up.
 
-use super::event::Event;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clusterlb::{Cluster, Result, SupervisorEvent, SupervisorHandle, SupervisorStage, WorkerState};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::notify::ManagerSocket;
+use clusterlb_sys::signal::spawn_without_signals;
+
+/// How often figures are told.
+const FIGURES_EVERY: Duration = Duration::from_secs(5);
+/// How long the primary's threads may take to answer before a sign of life is left out.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// The service manager, if it has started this process and wants to know.
 #[derive(Debug)]
 pub(super) struct ServiceManager {
-    socket: Option<ManagerSocket>,
+    words: Option<Sender<Word>>,
+    thread: Option<JoinHandle<()>>,
     /// Listeners that are not served yet.
     listeners_left: usize,
+}
+
+/// What the thread is to say.
+#[derive(Debug)]
+enum Word {
+    /// These assignments.
+    Text(String),
+    /// A listener was opened, so that its socket is to be kept, and then the assignments.
+    Served(Option<String>),
 }
 
 impl ServiceManager {
     /// The one that `NOTIFY_SOCKET` names, for a run with this many listeners. A program that
     /// listens itself is ready with its first.
-    pub(super) fn from_environment(listeners: usize) -> Self {
-        Self { socket: ManagerSocket::from_environment(), listeners_left: listeners.max(1) }
+    ///
+    /// # Errors
+    /// Too few threads.
+    pub(super) fn from_environment(
+        listeners: usize,
+        cluster: &Cluster,
+        handle: &SupervisorHandle,
+        given: Vec<String>,
+    ) -> Result<Self> {
+        let mut manager = Self { words: None, thread: None, listeners_left: listeners.max(1) };
+        let Some(socket) = ManagerSocket::from_environment() else { return Ok(manager) };
+        let (words, received) = channel();
+        let teller = Teller {
+            socket,
+            cluster: cluster.clone(),
+            handle: handle.clone(),
+            watchdog: watchdog(
+                std::process::id(),
+                std::env::var("WATCHDOG_USEC").ok().as_deref(),
+                std::env::var("WATCHDOG_PID").ok().as_deref(),
+            ),
+            given,
+            kept: BTreeMap::new(),
+            missed: BTreeSet::new(),
+            figures: String::new(),
+        };
+        manager.words = Some(words);
+        manager.thread =
+            Some(spawn_without_signals("service-manager", move || teller.run(&received))?);
+        Ok(manager)
     }
 
     /// Passes on what concerns it.
-    pub(super) fn on_event(&mut self, event: &Event) {
-        let Some(socket) = &self.socket else { return };
+    pub(super) fn on_event(&mut self, event: &SupervisorEvent) {
         let text = match event {
-            Event::Listening { address, workers, .. } if self.listeners_left > 0 => {
-                self.listeners_left -= 1;
-                if self.listeners_left > 0 {
-                    return;
-                }
-                format!("READY=1\nSTATUS={workers} workers serve {address}")
+            SupervisorEvent::Listening { address, .. } => {
+                let was_left = self.listeners_left;
+                self.listeners_left = was_left.saturating_sub(1);
+                let text = format!("READY=1\nSTATUS=serving {address}");
+                return self.say(Word::Served((was_left == 1).then_some(text)));
             }
-            Event::Reloading { .. } => {
+            SupervisorEvent::Reloading { .. } => {
                 let now_us = monotonic_ns() / 1000;
                 format!("RELOADING=1\nMONOTONIC_USEC={now_us}\nSTATUS=replacing workers")
             }
-            Event::Reloaded => "READY=1\nSTATUS=all workers are replaced".to_owned(),
-            Event::Draining { reason, .. } => format!("STOPPING=1\nSTATUS=draining ({reason})"),
+            SupervisorEvent::Reloaded => "READY=1\nSTATUS=all workers are replaced".to_owned(),
+            SupervisorEvent::ReloadStopped { reason } => {
+                format!("READY=1\nSTATUS=replacing stopped: {}", reason.replace('\n', " "))
+            }
+            SupervisorEvent::Stopping { reason, .. } => format!("STATUS=stopping soon ({reason})"),
+            SupervisorEvent::Draining { reason, .. } => {
+                format!("STOPPING=1\nSTATUS=draining ({reason})")
+            }
             _ => return,
         };
-        socket.send(&text);
+        self.say(Word::Text(text));
+    }
+
+    fn say(&self, word: Word) {
+        if let Some(words) = &self.words {
+            // The thread takes words as long as this end is there.
+            let _ = words.send(word);
+        }
+    }
+}
+
+impl Drop for ServiceManager {
+    /// What was to be said has been said then.
+    fn drop(&mut self) {
+        drop(self.words.take());
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did, there would be nothing left to end.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How often the manager wants a sign of life of this process, if it does.
+fn watchdog(pid: u32, usec: Option<&str>, receiver: Option<&str>) -> Option<Duration> {
+    let usec: u64 = usec?.parse().ok().filter(|usec| *usec > 0)?;
+    let is_ours = receiver.is_none_or(|receiver| receiver.parse() == Ok(pid));
+    is_ours.then(|| Duration::from_micros(usec))
+}
+
+/// The thread's state.
+#[derive(Debug)]
+struct Teller {
+    socket: ManagerSocket,
+    cluster: Cluster,
+    handle: SupervisorHandle,
+    watchdog: Option<Duration>,
+    /// Bound addresses of the sockets that the manager has passed, which it has itself.
+    given: Vec<String>,
+    /// Sockets that the manager keeps, by their names, with their addresses.
+    kept: BTreeMap<String, String>,
+    /// Of these, the ones that were not there at the last look.
+    missed: BTreeSet<String>,
+    figures: String,
+}
+
+impl Teller {
+    fn run(mut self, words: &Receiver<Word>) {
+        // Four signs of life in the time in which one is wanted, so that one that is late or lost
+        // ends nothing.
+        let interval = self.watchdog.map_or(FIGURES_EVERY, |time| (time / 4).min(FIGURES_EVERY));
+        let mut is_ready = false;
+        let mut next = Instant::now() + interval;
+        loop {
+            match words.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Word::Text(text)) => self.socket.send(&text),
+                Ok(Word::Served(ready)) => {
+                    self.keep_sockets();
+                    is_ready |= ready.is_some();
+                    if let Some(text) = ready {
+                        self.socket.send(&text);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    next = Instant::now() + interval;
+                    self.give_sign_of_life();
+                    if is_ready {
+                        self.keep_sockets();
+                        self.tell_figures();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Only if the control plane and the data path have answered.
+    fn give_sign_of_life(&self) {
+        let Some(time) = self.watchdog else { return };
+        if self.cluster.ping(ANSWER_LIMIT.min(time / 4)).is_ok() {
+            self.socket.send("WATCHDOG=1");
+        }
+    }
+
+    /// Lets the manager keep the sockets that there are, and close one that was closed here: it is
+    /// missed twice then. At the end of the run all stay, for the next one.
+    fn keep_sockets(&mut self) {
+        let Ok(sockets) = self.cluster.listener_sockets() else { return };
+        let stage = self.handle.snapshot().stage;
+        if !matches!(stage, SupervisorStage::Starting | SupervisorStage::Serving) {
+            return;
+        }
+        let mut missed: BTreeSet<String> = self.kept.keys().cloned().collect();
+        for (_, address, socket) in sockets {
+            if self.given.contains(&address) {
+                continue;
+            }
+            let name = name_of(&address);
+            missed.remove(&name);
+            if self.kept.insert(name.clone(), address).is_none() {
+                self.socket.send_with(&format!("FDSTORE=1\nFDNAME={name}"), socket.as_fd());
+            }
+        }
+        for name in missed.intersection(&self.missed) {
+            self.socket.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+            self.kept.remove(name);
+        }
+        self.missed = missed;
+    }
+
+    fn tell_figures(&mut self) {
+        let snapshot = self.handle.snapshot();
+        let serving = |state| state == WorkerState::Serving;
+        let serving = snapshot.workers.iter().filter(|one| serving(one.state)).count();
+        let in_flight: u64 = snapshot.workers.iter().map(|one| one.counts.in_flight()).sum();
+        let counts = self.cluster.counts();
+        let accepted = counts.accepted + self.cluster.worker_counts().own;
+        let figures = format!(
+            "STATUS={serving} of {} workers serve; {in_flight} connections in flight, {accepted} \
+             accepted, {} dropped",
+            snapshot.slots.len(),
+            counts.dropped
+        );
+        if figures != self.figures {
+            self.socket.send(&figures);
+            self.figures = figures;
+        }
+    }
+}
+
+/// What a socket is called in the manager's store, where a name has no colons.
+fn name_of(address: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    format!("clusterlb-{}", address.chars().map(plain).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watchdog_is_that_of_this_process() {
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(watchdog(7, Some("1000000"), Some("7")), second);
+        assert_eq!(watchdog(7, Some("1000000"), None), second);
+        for (usec, pid) in
+            [(None, None), (Some("0"), None), (Some("x"), None), (Some("1"), Some("8"))]
+        {
+            assert_eq!(watchdog(7, usec, pid), None, "{usec:?} {pid:?}");
+        }
+    }
+
+    #[test]
+    fn names_in_the_store_have_no_colons() {
+        assert_eq!(name_of("[::1]:80"), "clusterlb----1--80");
+        assert_ne!(name_of("127.0.0.1:80"), name_of("127.0.0.1:81"));
     }
 }

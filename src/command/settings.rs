@@ -153,6 +153,8 @@ pub(super) struct Settings {
     pub own_variables: Vec<(OsString, OsString)>,
     /// Where the run can be looked at and steered.
     pub admin: Vec<AdminAddress>,
+    /// Where HAProxy's agent-check is answered.
+    pub agent_check: Vec<AdminAddress>,
     /// Whoever can connect there by TCP can steer it, too.
     pub admin_allows_actions: bool,
     /// How long serving goes on once a signal wants the end.

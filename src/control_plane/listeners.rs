@@ -206,6 +206,13 @@ impl Listeners {
         }
     }
 
+    /// Keeps a listening socket for whatever asks for its address.
+    pub(crate) fn adopt(&mut self, listener: Listener) -> Result<String> {
+        let bound = listener.address().to_owned();
+        self.inherited.insert(bound.parse()?, Arc::new(listener));
+        Ok(bound)
+    }
+
     /// Gives inherited sockets up, so that their ports are free.
     pub(crate) fn forget_inherited(&mut self) {
         self.inherited.clear();

@@ -259,6 +259,13 @@ impl ControlPlane {
                 };
                 let _ = answer.send(Ok(lost));
             }
+            Request::Adopt { listener, answer } => {
+                let _ = answer.send(self.listeners.adopt(*listener));
+            }
+            Request::Sockets { answer } => {
+                let sockets = self.listeners.iter().filter_map(Entry::shared_socket);
+                let _ = answer.send(Ok(sockets.collect()));
+            }
             Request::Reschedule { policy, scheduling } => {
                 self.reschedule(policy, scheduling);
             }

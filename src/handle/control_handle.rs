@@ -1,6 +1,7 @@
 //! How handles reach the control plane: requests and a bell.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,8 +15,12 @@ use crate::id::{ListenerId, Slot, WorkerId};
 use crate::schedule::SchedulerConfig;
 use crate::settings::{ClusterSettings, Policy};
 use crate::sync::completion::Completion;
+use crate::sys::listener::Listener;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
+
+/// A listener, its bound address, and a duplicate of its socket.
+pub(crate) type ListenerSocket = (ListenerId, String, OwnedFd);
 
 /// What the control plane is asked for.
 #[derive(Debug)]
@@ -77,6 +82,18 @@ pub(crate) enum Request {
         coming: usize,
         /// Where the number of connections goes that were lost by that.
         answer: SyncSender<Result<usize>>,
+    },
+    /// Keep a listening socket for whatever asks for its address.
+    Adopt {
+        /// The socket.
+        listener: Box<Listener>,
+        /// Where the answer goes: the bound address.
+        answer: SyncSender<Result<String>>,
+    },
+    /// Duplicate the sockets of listeners.
+    Sockets {
+        /// Where the answer goes.
+        answer: SyncSender<Result<Vec<ListenerSocket>>>,
     },
     /// Share connections out by other rules from now on.
     Reschedule {

@@ -83,7 +83,11 @@ impl FromStr for ListenRule {
             return Ok(Self::Ports(ports));
         }
         if text.starts_with("unix:") || text.starts_with("fd:") {
-            return text.parse().map(Self::Address).map_err(|_: Error| wrong());
+            // Workers know passed sockets by their numbers only.
+            return match text.parse() {
+                Ok(ListenAddress::InheritedName(_)) | Err(_) => Err(wrong()),
+                Ok(address) => Ok(Self::Address(address)),
+            };
         }
         let (host, range) = text.rsplit_once(':').ok_or_else(wrong)?;
         match ports(range) {

@@ -17,6 +17,7 @@ mod puppet;
 mod settings;
 mod sharing;
 mod stage;
+mod steering;
 mod supervision;
 mod tricks;
 mod udp;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         leaving::trials(),
         listening::trials(),
         messages::trials(),
+        steering::trials(),
         opening::trials(),
         paths::trials(),
         settings::trials(),

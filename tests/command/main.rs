@@ -1,6 +1,7 @@
 //! The command as people run it: each test starts the real program and talks to it.
 
 mod admin;
+mod balancers;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
@@ -22,6 +23,7 @@ mod measuring;
 mod outliers;
 mod output;
 mod room;
+mod service_manager;
 mod steal;
 mod storm;
 mod streams;

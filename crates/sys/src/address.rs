@@ -27,6 +27,9 @@ pub enum ListenAddress {
     Abstract(String),
     /// A listening socket inherited under this descriptor number.
     Inherited(RawFd),
+    /// A listening socket that the service manager has passed under this name
+    /// (`LISTEN_FDNAMES`), written `fd:NAME`. The command finds its number.
+    InheritedName(String),
 }
 
 /// Permissions of a unix socket's file, where they differ from those of the umask and this
@@ -74,7 +77,7 @@ impl fmt::Display for Endpoint {
 
 const FORMS: &str = "write HOST:PORT (127.0.0.1:8000, [::1]:8000, [fe80::1%eth0]:8000, \
      localhost:8000, *:8000 for every address, port 0 for a free one), PORT, unix:/path, \
-     unix:/path,mode=660,user=NAME,group=NAME, unix:@name or fd:N";
+     unix:/path,mode=660,user=NAME,group=NAME, unix:@name, fd:N or fd:NAME";
 
 /// All permission bits, without set-id and sticky bits.
 const MODE_MAX: u32 = 0o777;
@@ -85,8 +88,7 @@ impl FromStr for ListenAddress {
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = |why: &str| Error::usage(format!("--listen {text}: {why}"), FORMS);
         if let Some(number) = text.strip_prefix("fd:") {
-            let number = number.parse().ok().filter(|number| *number >= 0);
-            return number.map(Self::Inherited).ok_or_else(|| wrong("not a descriptor number"));
+            return inherited(number).ok_or_else(|| wrong("neither a descriptor nor a name"));
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return unix(path).map_err(wrong);
@@ -118,6 +120,17 @@ fn scoped(host: &str) -> Option<&str> {
     let (address, interface) = inner.split_once('%')?;
     let is_name = !interface.is_empty() && !interface.contains(['/', '%', ' ', ']']);
     (is_name && address.parse::<Ipv6Addr>().is_ok()).then_some(inner)
+}
+
+/// A descriptor's number, or the name that a service manager gives to a socket.
+fn inherited(text: &str) -> Option<ListenAddress> {
+    if let Ok(number) = text.parse::<RawFd>() {
+        return (number >= 0).then_some(ListenAddress::Inherited(number));
+    }
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "._-@".contains(letter);
+    let is_name = text.starts_with(|letter: char| letter.is_ascii_alphabetic());
+    let is_name = is_name && text.chars().all(is_part);
+    is_name.then(|| ListenAddress::InheritedName(text.to_owned()))
 }
 
 fn unix(text: &str) -> Result<ListenAddress, &'static str> {
@@ -159,7 +172,9 @@ impl ListenAddress {
         match self {
             Self::Tcp(address) => address.port() == 0,
             Self::Name(_, port) => *port == 0,
-            Self::Unix(..) | Self::Abstract(_) | Self::Inherited(_) => false,
+            Self::Unix(..) | Self::Abstract(_) | Self::Inherited(_) | Self::InheritedName(_) => {
+                false
+            }
         }
     }
 }
@@ -188,6 +203,7 @@ impl fmt::Display for ListenAddress {
             Self::Unix(path, access) => write!(f, "unix:{}{access}", path.display()),
             Self::Abstract(name) => write!(f, "unix:@{name}"),
             Self::Inherited(number) => write!(f, "fd:{number}"),
+            Self::InheritedName(name) => write!(f, "fd:{name}"),
         }
     }
 }
@@ -211,6 +227,7 @@ mod tests {
             "unix:/run/a,mode=060,user=www-data,group=33",
             "unix:@a",
             "fd:3",
+            "fd:web.socket",
         ] {
             let address: ListenAddress = text.parse().expect("a valid form");
             assert_eq!(address.to_string(), text);
@@ -229,7 +246,9 @@ mod tests {
             "[fe80::1%]:80",
             "[host%eth0]:80",
             "fe80::1%eth0:80",
-            "fd:x",
+            "fd:",
+            "fd:3x",
+            "fd:a b",
             "fd:-1",
             "unix:",
             "unix:@",

@@ -48,6 +48,7 @@ pub mod migration;
 #[path = "../../../tests/common/missing.rs"]
 mod missing;
 pub mod notify;
+pub mod passed;
 pub mod peer;
 pub mod probe;
 pub mod process;

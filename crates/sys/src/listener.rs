@@ -66,8 +66,22 @@ impl Listener {
             ListenAddress::Unix(path, access) => open_unix(address, Some((path, access)), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
             ListenAddress::Inherited(number) => adopt(address, *number),
+            // What the service manager has passed is found by the command.
+            ListenAddress::InheritedName(_) => Err(failure(address, "find")(Errno::ENOENT)),
         };
         listener?.finished(options)
+    }
+
+    /// A listening socket that this process has been given.
+    ///
+    /// # Errors
+    /// It is not one.
+    pub fn from_passed(socket: OwnedFd) -> Result<Self> {
+        let address = ListenAddress::Inherited(socket.as_raw_fd());
+        check_and_prepare(&address, socket.as_fd())?;
+        // As on sockets that this process opens; of no use to those of unix.
+        let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
+        finish(&address, socket, None)
     }
 
     fn finished(self, options: OpenOptions) -> Result<Self> {
@@ -284,11 +298,10 @@ fn open_unix(
     finish(address, socket, file)
 }
 
-fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
+/// Ensures that it is a listening socket, and that accepting from it does not block.
+fn check_and_prepare(address: &ListenAddress, candidate: BorrowedFd<'_>) -> Result<()> {
     let failed = failure(address, "listen on inherited");
-    // SAFETY: the descriptor is only asked about, and only while this function runs.
-    let candidate = unsafe { BorrowedFd::borrow_raw(number.max(0)) };
-    let flags = fcntl(candidate, FcntlArg::F_GETFD).map_err(&failed)?;
+    fcntl(candidate, FcntlArg::F_GETFD).map_err(&failed)?;
     if !getsockopt(&candidate, sockopt::AcceptConn).map_err(&failed)? {
         return Err(failed(Errno::EINVAL));
     }
@@ -297,7 +310,15 @@ fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
     }
     let status = fcntl(candidate, FcntlArg::F_GETFL).map_err(&failed)?;
     let status = OFlag::from_bits_truncate(status) | OFlag::O_NONBLOCK;
-    fcntl(candidate, FcntlArg::F_SETFL(status)).map_err(&failed)?;
+    fcntl(candidate, FcntlArg::F_SETFL(status)).map_err(&failed).map(drop)
+}
+
+fn adopt(address: &ListenAddress, number: RawFd) -> Result<Listener> {
+    let failed = failure(address, "listen on inherited");
+    // SAFETY: the descriptor is only asked about, and only while this function runs.
+    let candidate = unsafe { BorrowedFd::borrow_raw(number.max(0)) };
+    let flags = fcntl(candidate, FcntlArg::F_GETFD).map_err(&failed)?;
+    check_and_prepare(address, candidate)?;
     if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
         // Sockets opened by this process are close-on-exec and have an owner here.
         let copy = candidate.try_clone_to_owned().map_err(|error| failed(errno_of(&error)))?;

@@ -4,7 +4,7 @@
 //! Owns a datagram socket that any program can address by name, and one connected to the manager.
 //! Reports the sender's pid; the caller decides whether to trust it.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,8 +14,8 @@ use std::time::Duration;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
-    bind, getsockname, recvmsg, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    UnixCredentials, bind, getsockname, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 
 use crate::error::{Error, Result};
@@ -57,6 +57,23 @@ impl ManagerSocket {
     /// Sends assignments to the manager, one per line.
     pub fn send(&self, text: &str) {
         let _ = self.socket.send_to_addr(text.as_bytes(), &self.address);
+    }
+}
+
+impl ManagerSocket {
+    /// Sends assignments together with a descriptor.
+    pub fn send_with(&self, text: &str, descriptor: BorrowedFd<'_>) {
+        let name = match self.address.as_pathname() {
+            Some(path) => UnixAddr::new(path),
+            None => UnixAddr::new_abstract(self.address.as_abstract_name().unwrap_or_default()),
+        };
+        let Ok(name) = name else { return };
+        let descriptors = [descriptor.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let slices = [IoSlice::new(text.as_bytes())];
+        let none = MsgFlags::empty();
+        // As in `send`: a manager that is slower than its time misses the message.
+        let _ = sendmsg(self.socket.as_raw_fd(), &slices, &rights, none, Some(&name));
     }
 }
 
@@ -130,7 +147,6 @@ impl AsFd for NotifySocket {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{ControlMessage, sendmsg};
     use std::io::pipe;
 
     use super::*;
@@ -149,7 +165,7 @@ mod tests {
         let (mut reader, writer) = pipe().expect("a pipe");
         let descriptors = [writer.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&descriptors)];
-        let slices = [std::io::IoSlice::new(b"BARRIER=1")];
+        let slices = [IoSlice::new(b"BARRIER=1")];
         let none = MsgFlags::empty();
         sendmsg::<UnixAddr>(client.as_raw_fd(), &slices, &rights, none, None).expect("room");
         drop(writer);

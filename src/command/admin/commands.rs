@@ -44,6 +44,19 @@ pub(in crate::command) struct AdminArguments {
         hide_short_help = true
     )]
     pub(in crate::command) allow_actions: bool,
+
+    /// Answer HAProxy's agent-check here
+    ///
+    /// Can be repeated: HOST:PORT, PORT or unix:/path. A client gets one line, such as
+    /// `up 73% maxconn:200`, or `drain`, and the connection ends.
+    #[arg(
+        long = "agent-check",
+        value_name = "ADDRESS",
+        value_parser = parse::<AdminAddress>,
+        help_heading = OPERATION,
+        hide_short_help = true
+    )]
+    pub(in crate::command) agent_check: Vec<AdminAddress>,
 }
 
 /// Which run.

@@ -6,6 +6,7 @@
 
 mod actions;
 mod address;
+mod agent;
 mod answers;
 mod client;
 mod commands;
@@ -33,6 +34,7 @@ use clusterlb_sys::signal::spawn_without_signals;
 use tokio::sync::{Semaphore, oneshot};
 
 pub(super) use address::AdminAddress;
+use agent::CpuUse;
 pub(super) use commands::{
     AdminArguments, ClientArguments, ScaleArguments, StatusArguments, TopArguments,
 };
@@ -63,6 +65,7 @@ pub(super) struct Run {
     pub(super) started: SystemTime,
     ledger: Mutex<Ledger>,
     cpu_times: Mutex<CpuTimes>,
+    cpu_use: Mutex<CpuUse>,
     /// Held from looking at the number of workers to asking for another one.
     scaling: tokio::sync::Mutex<()>,
     actions: Arc<Semaphore>,
@@ -89,6 +92,7 @@ impl Run {
             started: SystemTime::now(),
             ledger: Mutex::new(ledger),
             cpu_times: Mutex::default(),
+            cpu_use: Mutex::default(),
             scaling: tokio::sync::Mutex::default(),
             actions: Arc::new(Semaphore::new(ACTIONS_MAX)),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
@@ -104,6 +108,10 @@ impl Run {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn cpu_use(&self) -> MutexGuard<'_, CpuUse> {
+        self.cpu_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cpu_times(&self) -> MutexGuard<'_, CpuTimes> {
         self.cpu_times.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,6 +121,8 @@ impl Run {
 #[derive(Debug)]
 pub(super) struct Doors {
     listeners: Vec<Listener>,
+    /// Where HAProxy asks.
+    agents: Vec<Listener>,
     allow_actions: bool,
 }
 
@@ -121,7 +131,11 @@ impl Doors {
     ///
     /// # Errors
     /// An address is taken, or not to be had.
-    pub(super) fn open(addresses: &[AdminAddress], allow_actions: bool) -> Result<Self> {
+    pub(super) fn open(
+        addresses: &[AdminAddress],
+        agents: &[AdminAddress],
+        allow_actions: bool,
+    ) -> Result<Self> {
         let options = OpenOptions {
             backlog: BACKLOG,
             share_port: false,
@@ -134,8 +148,18 @@ impl Doors {
             let address = look_up(&address)?.swap_remove(0);
             Listener::open(&address, options).map_err(|error| in_words_of_admin(&error, &address))
         };
-        let listeners = addresses.iter().map(open).collect::<Result<_>>()?;
-        Ok(Self { listeners, allow_actions })
+        let all = |addresses: &[AdminAddress]| addresses.iter().map(open).collect::<Result<_>>();
+        Ok(Self { listeners: all(addresses)?, agents: all(agents)?, allow_actions })
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.listeners.is_empty() && self.agents.is_empty()
+    }
+
+    /// The bound addresses for HAProxy.
+    pub(super) fn agents(&self) -> impl Iterator<Item = &str> {
+        self.agents.iter().map(Listener::address)
     }
 
     /// The bound addresses.
@@ -161,7 +185,7 @@ pub(super) struct Admin {
     run: Arc<Run>,
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    _listeners: Vec<Listener>,
+    _listeners: [Vec<Listener>; 2],
 }
 
 impl Admin {
@@ -172,6 +196,8 @@ impl Admin {
     pub(super) fn start(doors: Doors, run: Arc<Run>) -> Result<Self> {
         let open = |listener: &Listener| Door::new(listener, doors.allow_actions);
         let open = doors.listeners.iter().map(open).collect::<Result<Vec<Door>>>()?;
+        let agents = doors.agents.iter().map(|one| Door::new(one, false));
+        let agents = agents.collect::<Result<Vec<Door>>>()?;
         let (end, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -181,12 +207,17 @@ impl Admin {
             .map_err(|error| Error::system("start the admin interface", errno_of(&error)))?;
         let served = Arc::clone(&run);
         let body = move || {
-            runtime.block_on(server::serve(open, served, ended));
+            runtime.block_on(server::serve(open, agents, served, ended));
             // What still waits for the supervisor has its answer by now, or waits for nothing.
             runtime.shutdown_background();
         };
         let thread = spawn_without_signals("admin", body)?;
-        Ok(Self { run, end: Some(end), thread: Some(thread), _listeners: doors.listeners })
+        Ok(Self {
+            run,
+            end: Some(end),
+            thread: Some(thread),
+            _listeners: [doors.listeners, doors.agents],
+        })
     }
 }
 

@@ -28,6 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::Run;
+use super::agent;
 use super::routes::{self, Following};
 use super::views::RefusedView;
 
@@ -42,7 +43,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How long connections have at the end of the run to get what is theirs.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
 /// How long accepting rests when it fails, mostly for want of descriptors.
-const REST: Duration = Duration::from_millis(50);
+pub(super) const REST: Duration = Duration::from_millis(50);
 
 /// What a client may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Door {
 
 /// An open socket that the runtime knows.
 #[derive(Debug)]
-enum Entrance {
+pub(super) enum Entrance {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -91,8 +92,13 @@ impl Entrance {
 }
 
 /// Serves until the other end of `ended` goes, and lets connections end then.
-pub(super) async fn serve(doors: Vec<Door>, run: Arc<Run>, ended: oneshot::Receiver<()>) {
-    let app = routes::router(run);
+pub(super) async fn serve(
+    doors: Vec<Door>,
+    agents: Vec<Door>,
+    run: Arc<Run>,
+    ended: oneshot::Receiver<()>,
+) {
+    let app = routes::router(Arc::clone(&run));
     let mut rooms = Vec::new();
     let mut loops = Vec::new();
     for door in doors {
@@ -101,6 +107,11 @@ pub(super) async fn serve(doors: Vec<Door>, run: Arc<Run>, ended: oneshot::Recei
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
         rooms.push(Arc::clone(&room));
         loops.push(tokio::spawn(accept(entrance, allow_actions, app.clone(), room)));
+    }
+    for door in agents {
+        if let Ok((entrance, _)) = Entrance::new(door) {
+            loops.push(tokio::spawn(agent::serve(entrance, Arc::clone(&run))));
+        }
     }
     // The sender is only ever dropped.
     let _ = ended.await;

@@ -1,9 +1,12 @@
 //! A listener as others can look at it.
 
+use std::os::fd::OwnedFd;
+
 use super::{Entry, Socket};
 use crate::handle::ListenerSnapshot;
+use crate::id::ListenerId;
 use crate::sys::backlog;
-use crate::sys::listener::Listener;
+use crate::sys::listener::{Family, Listener};
 
 impl Entry {
     /// What others can look at.
@@ -30,5 +33,14 @@ impl Entry {
             waiting,
             overflows,
         }
+    }
+
+    /// A duplicate of its socket, if it has one, of TCP, that all workers share.
+    pub(crate) fn shared_socket(&self) -> Option<(ListenerId, String, OwnedFd)> {
+        let Socket::Stream(listener) = &self.socket else { return None };
+        if self.closing || listener.family() == Family::Unix {
+            return None;
+        }
+        Some((self.id, self.address.clone(), listener.copy().ok()?))
     }
 }

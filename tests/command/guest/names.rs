@@ -1,19 +1,17 @@
-//! Addresses by name, socket files for others, and what a service manager is told.
+//! Addresses by name, and socket files for others.
 
 use std::fs;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixDatagram;
 
-use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 use nix::unistd::geteuid;
 
 use super::is_root;
-use crate::common::{Launch, PATIENCE, get, has_program, lacking};
+use crate::common::{Launch, get, has_program, lacking};
 
 /// A free port outside the range that the kernel chooses from, so that no other test gets it.
 fn free_port() -> u16 {
@@ -114,25 +112,4 @@ fn a_socket_file_is_for_whom_its_address_says() {
         assert_eq!((metadata.uid(), metadata.gid()), (54_321, 54_322));
     }
     cluster.end();
-}
-
-#[test]
-fn a_service_manager_is_told_what_the_run_does() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&path).expect("the folder is writable");
-    manager.set_read_timeout(Some(PATIENCE)).expect("a time");
-    let next = || {
-        let mut text = [0; 4096];
-        let count = manager.recv(&mut text).expect("a word in time");
-        String::from_utf8_lossy(&text[..count]).into_owned()
-    };
-    let launch = Launch::new("--workers 1 --settle 0s");
-    let cluster = launch.variable("NOTIFY_SOCKET", path.to_str().expect("a path")).start();
-    assert!(next().starts_with("READY=1\n"));
-    cluster.signal(Signal::SIGHUP);
-    assert!(next().starts_with("RELOADING=1\nMONOTONIC_USEC="));
-    assert!(next().starts_with("READY=1\n"));
-    cluster.end();
-    assert!(next().starts_with("STOPPING=1\n"));
 }

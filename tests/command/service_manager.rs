@@ -1,0 +1,158 @@
+//! Service managers: what they are told, the sockets that they pass, and those that they keep.
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::thread;
+
+use clusterlb_sys::fdpass;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::Signal;
+
+use crate::common::{Client, GET_CLOSE, Launch, eventually, get, has_program};
+
+/// A service manager's end.
+struct Manager {
+    socket: UnixDatagram,
+    folder: tempfile::TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = UnixDatagram::bind(folder.path().join("notify")).expect("a free path");
+        Self { socket, folder }
+    }
+
+    fn watch(&self, launch: Launch) -> Launch {
+        let path = self.folder.path().join("notify");
+        launch.variable("NOTIFY_SOCKET", path.to_str().expect("a path"))
+    }
+
+    /// The next word, and the descriptor that comes with it.
+    fn next(&self) -> (String, Option<OwnedFd>) {
+        let mut text = [0; 4096];
+        let mut passed = Vec::new();
+        let bytes = eventually("a word", || {
+            let received = fdpass::receive(self.socket.as_fd(), &mut text, &mut passed);
+            received.ok().map(|arrival| arrival.bytes)
+        });
+        (String::from_utf8_lossy(&text[..bytes]).into_owned(), passed.pop())
+    }
+
+    /// The next word that begins like this.
+    fn next_with(&self, beginning: &str) -> (String, Option<OwnedFd>) {
+        loop {
+            let (text, socket) = self.next();
+            if text.starts_with(beginning) {
+                return (text, socket);
+            }
+        }
+    }
+}
+
+/// Starts the command with a socket as descriptor 3, as a service manager does.
+fn with_socket(launch: Launch, socket: &OwnedFd, name: &str) -> Launch {
+    // Another test's program may inherit it as well; it holds no connection, and is closed here.
+    fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
+    let number = socket.as_raw_fd();
+    let script = format!(
+        "exec 3<&{number}; [ {number} = 3 ] || exec {number}<&-
+        export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name}; exec \"$@\""
+    );
+    launch.under(&["bash", "-c", &script, "bash"])
+}
+
+#[test]
+fn a_manager_hears_of_life_figures_and_every_stage() {
+    let manager = Manager::new();
+    let launch = Launch::new("--workers 2").variable("WATCHDOG_USEC", "400000");
+    let run = manager.watch(launch).start();
+    assert!(manager.next_with("READY=1").0.contains(&run.address()));
+    manager.next_with("WATCHDOG=1");
+    let figures = manager.next_with("STATUS=2 of 2 workers serve").0;
+    assert!(figures.contains("0 dropped"), "{figures}");
+    run.signal(Signal::SIGHUP);
+    manager.next_with("RELOADING=1\nMONOTONIC_USEC=");
+    manager.next_with("READY=1");
+    manager.next_with("WATCHDOG=1");
+    run.end();
+    manager.next_with("STOPPING=1");
+}
+
+#[test]
+fn a_reload_that_stops_is_over_for_the_manager_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let flag = folder.path().join("broken");
+    let script = format!("test -e {} && exit 7; exec sleep 1000", flag.display());
+    let launch = Launch::new("--dialect listen-fds --workers 1 --ready-after 300ms")
+        .listen("127.0.0.1:0")
+        .running(&["/bin/sh", "-c", &script]);
+    let manager = Manager::new();
+    let run = manager.watch(launch).start();
+    manager.next_with("READY=1");
+    std::fs::write(&flag, "").expect("it can be written");
+    run.signal(Signal::SIGHUP);
+    manager.next_with("RELOADING=1");
+    let over = manager.next_with("READY=1").0;
+    assert!(over.contains("replacing stopped"), "{over}");
+    assert_eq!(run.stop(Signal::SIGTERM).code, Some(0));
+}
+
+#[test]
+fn sockets_that_the_manager_keeps_let_no_client_be_refused_between_two_runs() {
+    let manager = Manager::new();
+    let run = manager.watch(Launch::new("--workers 1")).start();
+    let address = run.address();
+    let (text, socket) = manager.next_with("FDSTORE=1\nFDNAME=clusterlb-127-0-0-1-");
+    let socket = socket.expect("it comes with the word");
+    assert!(!text.lines().any(|line| line.trim_start_matches("FDNAME=").contains(':')), "{text}");
+    get(&address).expect("an answer").assert_hello();
+    run.end().assert_clean(1);
+    // Nothing accepts now, and nothing is refused.
+    let mut waiting = Client::to(&address);
+    waiting.send(GET_CLOSE);
+    let again = with_socket(Launch::new("--workers 1").listen(&*address), &socket, "stored");
+    let again = again.start();
+    drop(socket);
+    assert_eq!(again.address(), address);
+    waiting.receive().assert_hello();
+    get(&address).expect("an answer").assert_hello();
+    again.end().assert_clean(2);
+    assert!(Client::connect(&address).is_err(), "nothing keeps it open any more");
+}
+
+#[test]
+fn a_socket_is_taken_by_its_name_and_a_wrong_name_lists_the_right_ones() {
+    let socket: OwnedFd = TcpListener::bind("127.0.0.1:0").expect("a free port").into();
+    let run = with_socket(Launch::new("--workers 1").listen("fd:web"), &socket, "web").start();
+    get(&run.address()).expect("an answer").assert_hello();
+    run.end().assert_clean(1);
+    let wrong = with_socket(Launch::new("--workers 1").listen("fd:mail"), &socket, "web");
+    wrong.refused().assert_refusal(2, &["fd:mail", "LISTEN_FDNAMES has web"]);
+    Launch::new("--workers 1").listen("fd:web").refused().assert_refusal(2, &["has none"]);
+}
+
+#[test]
+fn systemd_socket_activate_starts_it_for_the_first_client() {
+    if !has_program("systemd-socket-activate") {
+        return;
+    }
+    // It opens the port itself, so this one is only likely to be free.
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = free.local_addr().expect("it is bound").to_string();
+    drop(free);
+    let listen = format!("--listen={address}");
+    let words = ["systemd-socket-activate", &listen, "--fdname=web", "--setenv=CLUSTERLB_TEST_RUN"];
+    let client = thread::spawn({
+        let address = address.clone();
+        move || {
+            let mut client = eventually("a listener", || Client::connect(&address).ok());
+            client.ask(GET_CLOSE).assert_hello();
+        }
+    });
+    let run = Launch::new("--workers 1").listen("fd:web").under(&words).start();
+    client.join().expect("it was served");
+    assert_eq!(run.address(), address);
+    run.end().assert_clean(1);
+}
