@@ -59,7 +59,7 @@ fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
         super::html::escaped(&scenario.scenario.to_string()),
         super::html::escaped(&scenario.description)
     );
-    text += &table(headings(scenario), rows(scenario));
+    text += &tables(&headings(scenario).collect::<Vec<_>>(), &rows(scenario));
     text += &warnings(&scenario.cautions);
     text += &ratios(scenario);
     text.extend(scenario.left_out.iter().map(|line| paragraph(line)));
@@ -75,6 +75,22 @@ fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
         })
         .collect();
     text += &pictures(&shown);
+    text
+}
+
+/// The first column that is not about rate or latencies.
+const FIRST_OF_COST: &str = "top 2";
+
+/// A scenario's table as two, since it is wider than a page: rate and latencies, and the rest.
+fn tables(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let at = headings.iter().position(|heading| *heading == FIRST_OF_COST);
+    let at = at.unwrap_or(headings.len());
+    let first = rows.iter().map(|row| row[..at.min(row.len())].to_vec());
+    let mut text = table(headings[..at].iter().copied(), first);
+    // Simulated rows have nothing to say of the rest.
+    let measured = rows.iter().filter(|row| row.len() == headings.len());
+    let rest = measured.map(|row| [&row[..1], &row[at..]].concat());
+    text += &table(headings[..1].iter().chain(&headings[at..]).copied(), rest);
     text
 }
 
@@ -281,6 +297,19 @@ fn trials_table(trials: &[Outcome]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wide_table_is_shown_as_two() {
+        let row = |cells: &[&str]| -> Vec<String> {
+            cells.iter().map(|cell| (*cell).to_owned()).collect()
+        };
+        let rows = [row(&["rr", "9", "25 %", "3"]), row(&["bound", "8", ""])];
+        let text = tables(&["", "p50", "top 2", "memory"], &rows);
+        let halves: Vec<&str> = text.split("</table>").collect();
+        assert!(halves[0].contains("<td>8</td>") && !halves[0].contains("top"), "{text}");
+        assert!(halves[1].contains("<td>rr</td><td>25\u{a0}%</td><td>3</td>"), "{text}");
+        assert!(!halves[1].contains("bound"), "{text}");
+    }
 
     #[test]
     fn few_workers_have_a_curve_each_and_many_share_three() {
