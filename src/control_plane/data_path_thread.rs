@@ -1,5 +1,6 @@
 //! The thread of the primary's data path, as the control plane holds it.
 
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
@@ -52,6 +53,8 @@ impl DataPathThread {
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
         let own_sockets = settings.own_socket_rules();
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
+        // Looked at before the thread is pinned to one of them.
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
         let body = move || {
             let _end_bell = end_bell;
             let prepared = cpu.map_or(Ok(()), crate::sys::cpu::pin_to).and_then(|()| {
@@ -61,7 +64,7 @@ impl DataPathThread {
             match prepared {
                 Ok(primary) => {
                     let _ = started.send(Ok(()));
-                    primary.run()
+                    primary.with_cpus(cpus).run()
                 }
                 Err(error) => {
                     let _ = started.send(Err(error));

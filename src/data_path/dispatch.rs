@@ -26,13 +26,21 @@ impl DataPath {
             return;
         }
         self.observe();
+        let in_a_row = self.coalescing.in_a_row(self.intake.len());
+        let mut row: Option<(Slot, ListenerId, usize)> = None;
         self.intake.begin_round();
         while let Some(turn) = self.intake.next_turn() {
             let Some(first) = self.intake.first(turn) else { break };
             let Accepted { record, client, has_waited, .. } = first;
-            let idle = has_waited.then(|| self.roster.pick_idle(record.listener)).flatten();
-            match idle.or_else(|| self.roster.pick(record.listener, *client)) {
+            let listener = record.listener;
+            let idle = has_waited.then(|| self.roster.pick_idle(listener)).flatten();
+            let same = row.filter(|(_, of, count)| *of == listener && *count < in_a_row);
+            let same = same.filter(|_| idle.is_none());
+            let again = same.filter(|(slot, ..)| self.roster.pick_again(*slot, listener));
+            let chosen = idle.or_else(|| again.map(|(slot, ..)| slot));
+            match chosen.or_else(|| self.roster.pick(listener, *client)) {
                 Some(slot) => {
+                    row = Some((slot, listener, again.map_or(1, |(_, _, count)| count + 1)));
                     let accepted = self.intake.take(turn).expect("a turn has a first one");
                     self.assign(slot, accepted);
                 }

@@ -177,6 +177,13 @@ impl DataPath {
         })
     }
 
+    /// The workers share so many CPUs. Unless this is known, each is taken to have its own.
+    #[must_use]
+    pub fn with_cpus(mut self, cpus: usize) -> Self {
+        self.coalescing.share_cpus(cpus);
+        self
+    }
+
     /// Runs until told to end.
     ///
     /// # Errors

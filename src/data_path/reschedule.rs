@@ -1,7 +1,7 @@
 //! Another policy, or other limits, while connections are accepted.
 
 use super::DataPath;
-use crate::schedule::{Coalescing, Policy, SchedulerConfig};
+use crate::schedule::{Policy, SchedulerConfig};
 
 impl DataPath {
     /// Shares connections out by other rules from now on. What waits for room is looked at again
@@ -9,8 +9,7 @@ impl DataPath {
     pub(super) fn reschedule(&mut self, policy: Policy, config: SchedulerConfig) {
         self.hang_after_ns = config.hang_after_ns;
         self.unserved_limit_ns = config.unserved_limit_ns;
-        self.coalescing = Coalescing::new(config.coalesce_ns);
-        self.coalescing.spread_over(self.workers_planned);
+        self.coalescing.set_window(config.coalesce_ns);
         self.steerer.reschedule(policy, config.limits);
         self.roster.reconfigure(policy, config);
         // What waits may be wanted by its client's worker now.

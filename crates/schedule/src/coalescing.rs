@@ -5,6 +5,9 @@
 //! short time lets several share all three. Waiting costs latency, so nobody waits while there
 //! would be hardly anybody to wait for. Unless it costs none: while every worker still has
 //! connections to take, one that comes now would only wait there instead of here.
+//!
+//! Where workers share CPUs, what has come together goes to as few of them as there are CPUs: no
+//! more can run at once, and each further one costs a message and a wake-up.
 
 /// The rate is measured over so many windows at a time: long enough that neither a burst nor chance
 /// counts for much.
@@ -19,13 +22,20 @@ const SLACK_MAX_NS: u64 = 500_000;
 /// so each message and each wake-up is for a single one. Then a window is twice as long.
 const FEW_WORKERS: usize = 4;
 
+/// A worker that finishes so many a second takes less than a millisecond for one, if it works on
+/// one at a time. Then a connection may wait for another of the same message.
+const QUICK_PER_S: u64 = 1_000;
+
 /// Watches the rate of arrivals and says how long to wait.
 #[derive(Clone, Debug)]
 pub struct Coalescing {
     /// How long to wait; never, if none.
     window_ns: Option<u64>,
-    /// Connections are spread over many workers.
-    spread: bool,
+    workers: usize,
+    /// CPUs that the workers have together; unknown, if none.
+    cpus: Option<usize>,
+    /// Each worker gets at least [`QUICK_PER_S`].
+    quick: bool,
     slot_begun_ns: u64,
     slot_arrivals: u64,
     busy: bool,
@@ -36,13 +46,43 @@ impl Coalescing {
     /// windows. With more than four workers a window is twice as long.
     #[must_use]
     pub fn new(window_ns: Option<u64>) -> Self {
-        let window_ns = window_ns.filter(|window_ns| *window_ns > 0);
-        Self { window_ns, spread: false, slot_begun_ns: 0, slot_arrivals: 0, busy: false }
+        let mut coalescing = Self {
+            window_ns: None,
+            workers: 0,
+            cpus: None,
+            quick: false,
+            slot_begun_ns: 0,
+            slot_arrivals: 0,
+            busy: false,
+        };
+        coalescing.set_window(window_ns);
+        coalescing
+    }
+
+    /// Waits for windows of another length from now on.
+    pub fn set_window(&mut self, window_ns: Option<u64>) {
+        self.window_ns = window_ns.filter(|window_ns| *window_ns > 0);
+        (self.busy, self.quick) = (false, false);
     }
 
     /// There are so many workers now.
     pub fn spread_over(&mut self, workers: usize) {
-        self.spread = workers > FEW_WORKERS;
+        self.workers = workers;
+    }
+
+    /// The workers have so many CPUs together.
+    pub fn share_cpus(&mut self, cpus: usize) {
+        self.cpus = Some(cpus.max(1));
+    }
+
+    /// How many of so many connections that have come together one worker gets, one after the
+    /// other: one, unless there are more workers than CPUs and each is quick.
+    #[must_use]
+    pub fn in_a_row(&self, waiting: usize) -> usize {
+        match self.cpus {
+            Some(cpus) if self.busy && self.quick && cpus < self.workers => waiting.div_ceil(cpus),
+            _ => 1,
+        }
     }
 
     /// Takes note of arrivals, and tells for how long, in nanoseconds, to wait for more before
@@ -50,11 +90,14 @@ impl Coalescing {
     /// long connections usually wait for a worker to take them, if none is idle
     /// ([`Roster::slack_ns`](super::Roster::slack_ns)).
     pub fn wait_ns(&mut self, arrivals: u64, slack_ns: Option<u64>, now_ns: u64) -> Option<u64> {
-        let window_ns = self.window_ns?.saturating_mul(if self.spread { 2 } else { 1 });
+        let window_ns =
+            self.window_ns?.saturating_mul(if self.workers > FEW_WORKERS { 2 } else { 1 });
         let passed_ns = now_ns.saturating_sub(self.slot_begun_ns);
         if passed_ns >= window_ns.saturating_mul(SLOT_WINDOWS) {
             let windows = passed_ns / window_ns;
             self.busy = self.slot_arrivals.saturating_mul(2) >= windows.saturating_mul(3);
+            let quick_ns = passed_ns.saturating_mul(self.workers as u64 * QUICK_PER_S);
+            self.quick = self.slot_arrivals.saturating_mul(1_000_000_000) >= quick_ns;
             self.slot_begun_ns = now_ns;
             self.slot_arrivals = 0;
         }
@@ -94,6 +137,24 @@ mod tests {
         let mut coalescing = Coalescing::new(Some(WINDOW_NS));
         assert!(waits(&mut coalescing, 1, WINDOW_NS / 10, 3000) > 0);
         assert_eq!(coalescing.wait_ns(1, None, 2_000_000_000), None);
+    }
+
+    #[test]
+    fn what_comes_together_goes_to_as_many_workers_as_there_are_cpus() {
+        let after = |workers: usize, cpus: Option<usize>, gap_ns| {
+            let mut coalescing = Coalescing::new(Some(WINDOW_NS));
+            coalescing.spread_over(workers);
+            cpus.into_iter().for_each(|cpus| coalescing.share_cpus(cpus));
+            waits(&mut coalescing, 1_000_000_000, gap_ns, 6000);
+            [1, 2, 7].map(|waiting| coalescing.in_a_row(waiting))
+        };
+        let often_ns = WINDOW_NS / 2;
+        assert_eq!(after(8, Some(1), often_ns), [1, 2, 7]);
+        assert_eq!(after(8, Some(2), often_ns), [1, 1, 4]);
+        assert_eq!(after(8, Some(8), often_ns), [1, 1, 1], "each has its CPU");
+        assert_eq!(after(8, None, often_ns), [1, 1, 1], "unknown");
+        assert_eq!(after(8, Some(1), 4 * WINDOW_NS), [1, 1, 1], "they come one by one");
+        assert_eq!(after(64, Some(1), often_ns), [1, 1, 1], "they may take more than 1 ms each");
     }
 
     #[test]

@@ -502,6 +502,7 @@ fn slow_start(age_ns: u64, config: &SchedulerConfig) -> u16 {
     u16::try_from(permille).unwrap_or(1000).min(1000)
 }
 
+mod in_a_row;
 mod outliers;
 mod paces;
 mod reconfigure;

@@ -1,7 +1,7 @@
 //! How suspicion, credits and slow start work together over simulated time.
 
 use super::*;
-use crate::{CREDITS_MAX, CreditRule, Limits, Policy};
+use crate::{CREDITS_MAX, CreditRule, Limits, OverloadFactor, Policy};
 
 const MS: u64 = 1_000_000;
 const FIRST: ListenerId = ListenerId(0);
@@ -320,4 +320,26 @@ fn a_doubted_worker_is_passed_over_until_it_answers_and_own_connections_count() 
     assert!(!roster.is_probed(Slot(0)) && !roster.loads()[0].hung);
     assert_eq!(roster.loads()[0].in_flight, 2);
     assert!(!roster.doubt(Slot(7)), "nobody is there");
+}
+
+#[test]
+fn a_worker_gets_several_in_a_row_as_long_as_it_can_take_them() {
+    let mut roster = roster(2);
+    assert_eq!(give(&mut roster, 0), Some(Slot(0)));
+    let again = (0..40).take_while(|_| roster.pick_again(Slot(0), FIRST)).count();
+    assert_eq!((again, roster.loads()[0].in_flight), (31, 32), "it has no more credits");
+    assert!(!roster.pick_again(Slot(1), ListenerId(9)), "it does not serve that one");
+    assert_eq!(give(&mut roster, 0), Some(Slot(1)));
+    let config = SchedulerConfig {
+        limits: Limits { inflight_max: Some(2), ..Limits::default() },
+        ..SchedulerConfig::default()
+    };
+    roster.reconfigure(Policy::Rr, config);
+    assert!(roster.pick_again(Slot(1), FIRST) && !roster.pick_again(Slot(1), FIRST));
+    let strict = Limits { overload_factor: OverloadFactor::Off, ..Limits::default() };
+    let strict = SchedulerConfig { limits: strict, ..SchedulerConfig::default() };
+    for (policy, config) in [(Policy::Least, SchedulerConfig::default()), (Policy::Rr, strict)] {
+        roster.reconfigure(policy, config);
+        assert!(!roster.pick_again(Slot(1), FIRST), "{policy} says strictly who is next");
+    }
 }
