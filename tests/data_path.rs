@@ -36,6 +36,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     ipv6_only: false,
     mode: None,
     blocking: false,
+    defer_accept: false,
 };
 const FIRST: ListenerId = ListenerId(0);
 /// Unclaimed connections allowed per worker.

@@ -58,6 +58,7 @@ pub(super) fn cluster(settings: &Settings) -> Result<Cluster> {
         cluster.engine = settings.engine;
         cluster.scheduling = settings.scheduling.clone();
         cluster.backlog = settings.backlog;
+        cluster.defer_accept = settings.defers_accept();
         cluster.serialization = match settings.message_format {
             MessageFormat::Json => Serialization::Json,
             MessageFormat::Advanced => Serialization::Advanced,

@@ -81,6 +81,18 @@ pub(super) struct Program {
     pub inspect_port: Option<u16>,
 }
 
+/// When connections are accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum DeferAccept {
+    /// On with the built-in HTTP server, off otherwise
+    #[default]
+    Auto,
+    /// When their first bytes have arrived
+    On,
+    /// At once
+    Off,
+}
+
 /// What surrounds a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct WorkerEnvironment {
@@ -133,6 +145,8 @@ pub(super) struct Settings {
     pub listen: Vec<ListenAddress>,
     /// Connections that may wait in the kernel for each listener.
     pub backlog: u32,
+    /// When connections are accepted.
+    pub defer_accept: DeferAccept,
     /// How workers are chosen and judged when the primary hands over.
     pub scheduling: SchedulerConfig,
     /// A worker that hangs for this long is killed and replaced; never, if none.
@@ -197,6 +211,15 @@ impl Settings {
     /// The program's own primary branch is run, too.
     pub(super) fn has_companion(&self) -> bool {
         self.program.as_ref().is_some_and(|program| program.companion.is_some())
+    }
+
+    /// Connections are accepted when their first bytes have arrived.
+    pub(super) fn defers_accept(&self) -> bool {
+        match self.defer_accept {
+            DeferAccept::Auto => self.program.is_none() && self.serve.serve == Serve::Hello,
+            DeferAccept::On => true,
+            DeferAccept::Off => false,
+        }
     }
 
     /// Checks what no single setting can check alone.

@@ -337,7 +337,8 @@ fn resolvable(address: &str) -> Result<ListenAddress> {
 fn opening(cluster_settings: &ClusterSettings, backlog: Option<u32>) -> Opening {
     let socket_for_each = cluster_settings.has_socket_for_each();
     let backlog = backlog.unwrap_or(cluster_settings.backlog);
-    Opening { backlog, socket_for_each, blocking: false }
+    let defer_accept = cluster_settings.defer_accept;
+    Opening { backlog, socket_for_each, blocking: false, defer_accept }
 }
 
 /// What a worker is told of a failure.

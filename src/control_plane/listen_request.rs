@@ -62,6 +62,8 @@ pub(crate) struct Opening {
     pub(crate) socket_for_each: bool,
     /// Whoever accepts from it may wait in the call.
     pub(crate) blocking: bool,
+    /// Connections wait in the kernel until their clients have sent something.
+    pub(crate) defer_accept: bool,
 }
 
 impl Key {

@@ -436,6 +436,7 @@ fn open_options(options: ListenOptions, opening: Opening) -> OpenOptions {
         ipv6_only: options.ipv6_only,
         mode: options.mode,
         blocking: opening.blocking,
+        defer_accept: opening.defer_accept,
     }
 }
 

@@ -180,6 +180,7 @@ mod tests {
             ipv6_only: false,
             mode: None,
             blocking: false,
+            defer_accept: false,
         };
         Listener::open(&"127.0.0.1:0".parse().expect("an address"), options)
     }

@@ -129,6 +129,11 @@ pub struct ClusterSettings {
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
     /// `net.core.somaxconn`. A worker can ask for another number.
     pub backlog: u32,
+    /// TCP connections are accepted when their first bytes have arrived, a second or so after they
+    /// were made at the latest (TCP_DEFER_ACCEPT): a worker then finds the request with the
+    /// connection, and is woken once instead of twice. Only where clients speak first, as with HTTP
+    /// and TLS. Off by default; sockets that are inherited stay as they are.
+    pub defer_accept: bool,
     /// What workers may listen on. Without rules it is everything that this process can open, its
     /// own descriptors (`fd:N`) and ports below 1024 included: workers are trusted with that.
     pub allow_listen: Option<Vec<ListenRule>>,
@@ -237,6 +242,7 @@ impl ClusterSettings {
             accept: AcceptMechanism::default(),
             scheduling: SchedulerConfig::default(),
             backlog: 4096,
+            defer_accept: false,
             allow_listen: None,
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
@@ -296,6 +302,7 @@ impl ClusterSettings {
             && self.hold == other.hold
             && self.allow_listen == other.allow_listen
             && self.backlog == other.backlog
+            && self.defer_accept == other.defer_accept
             && self.workers_expected == other.workers_expected
             && self.engine == other.engine
             && self.primary_cpu == other.primary_cpu

@@ -213,6 +213,7 @@ impl Worker {
             ipv6_only: false,
             mode: None,
             blocking: false,
+            defer_accept: false,
         };
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();

@@ -230,3 +230,22 @@ fn the_environment_sets_the_policy_and_the_flag_wins() {
             &["CLUSTERLB_SCHED_POLICY=nonsense", "rr, least, fastest, central, sticky, none"],
         );
 }
+
+#[test]
+fn a_client_that_is_silent_at_first_is_served_whenever_connections_are_accepted() {
+    for choice in ["auto", "on", "off"] {
+        let cluster = Launch::new(&format!("--workers 2 --defer-accept {choice}")).start();
+        let mut silent = Client::to(&cluster.address());
+        get(&cluster.address()).expect("an answer").assert_hello();
+        silent.ask(GET_CLOSE).assert_hello();
+        // One that never says anything is accepted, too, but later.
+        let mute = Client::to(&cluster.address());
+        let counted = eventually("every connection to be accepted", || {
+            let counted = machine::holders(&cluster.worker_pids(), &[mute.port()], cluster.port());
+            (!counted.is_empty()).then_some(counted.len())
+        });
+        assert_eq!(counted, 1, "{choice}");
+        drop(mute);
+        cluster.end().assert_clean(3);
+    }
+}

@@ -131,6 +131,7 @@ fn listener(address: &str) -> Arc<Listener> {
         ipv6_only: false,
         mode: None,
         blocking: false,
+        defer_accept: false,
     };
     let address = address.parse().expect("an address");
     Arc::new(Listener::open(&address, options).expect("a free address"))

@@ -181,6 +181,8 @@ fn one(
         cpus: placement.server_cpus.clone(),
         work: case.work.clone(),
         seed: plan.seed + repeat as u64,
+        // What accept mechanisms do is compared with servers that do not wait for a request.
+        accept_at_once: true,
     };
     let company = Company::look([&*placement.server_cpus, &*placement.load_cpus].concat());
     let server = Server::start(target, &setup, interrupt)?;

@@ -46,6 +46,8 @@ pub struct Setup {
     pub work: Option<Work>,
     /// Seed of the request costs.
     pub seed: u64,
+    /// Connections are accepted before their clients have sent anything, as by other servers.
+    pub accept_at_once: bool,
 }
 
 /// A running server.
@@ -167,6 +169,7 @@ fn own_arguments(target: Target, setup: &Setup) -> Vec<String> {
     let backlog = peer::BACKLOG.to_string();
     if !target.runs_node() {
         words.extend(["--listen", "127.0.0.1:0", "--backlog", &backlog]);
+        words.extend(["--defer-accept", "off"].iter().filter(|_| setup.accept_at_once));
     }
     let (workers, name) = (setup.workers.to_string(), target.to_string());
     words.extend(["--workers", &workers]);
@@ -417,13 +420,17 @@ mod tests {
             cpus: vec![0],
             work: Some("block:1ms".parse().expect("work")),
             seed: 7,
+            accept_at_once: false,
         };
         let words =
             |target: &str| own_arguments(target.parse().expect("a target"), &setup).join(" ");
         let text = words("none:epoll-drain");
         assert!(text.contains("--workers 8 --policy none --accept epoll-drain"), "{text}");
         assert!(text.ends_with("--work block:1ms --work-seed 7"));
-        assert!(!words("rr").contains("--accept"));
+        assert!(!words("rr").contains("accept"));
+        let at_once = Setup { accept_at_once: true, ..setup.clone() };
+        let text = own_arguments("rr".parse().expect("a target"), &at_once).join(" ");
+        assert!(text.contains("--defer-accept off"), "{text}");
         let text = words("rr --credits 8");
         assert!(text.contains("--policy rr ") && text.ends_with(" --credits 8"), "{text}");
         // The listening and working program is the script.

@@ -155,6 +155,8 @@ impl Trial<'_> {
             cpus: placement.server_cpus.clone(),
             work: scenario.work(),
             seed: knobs.seed.wrapping_add(repeat as u64),
+            // Connections that are held send nothing.
+            accept_at_once: scenario.load(knobs, repeat).hold > 0,
         };
         let server = Server::start(target, &setup, interrupt)?;
         let slow = scenario.slow_workers(knobs.workers).min(server.workers.len());

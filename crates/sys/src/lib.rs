@@ -6,6 +6,7 @@
 //! * [`shared`]: a sealed page of counters that two processes map.
 //! * [`error`], [`address`]: the error type, and addresses to listen on.
 //! * [`listener`]: listening sockets of every kind: opened, adopted, drained and removed.
+//! * `deferral`: connections that wait for their first bytes.
 //! * [`backlog`]: length of an accept queue, and the time spent in it.
 //! * [`datagram`]: datagram sockets that processes share.
 //! * [`peer`]: endpoints and type of a socket.
@@ -35,6 +36,7 @@ mod cgroup;
 pub mod clock;
 pub mod cpu;
 pub mod datagram;
+mod deferral;
 pub mod engine;
 pub mod error;
 pub mod fdpass;

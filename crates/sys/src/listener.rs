@@ -15,6 +15,7 @@ use nix::sys::socket::{
 };
 
 use crate::address::{FileAccess, ListenAddress};
+use crate::deferral;
 use crate::error::{Error, Result, errno_of};
 use crate::unix_socket::{SocketFile, SocketPlace};
 
@@ -51,6 +52,9 @@ pub struct OpenOptions {
     pub mode: Option<u32>,
     /// Make `accept` block, in every process that shares the socket.
     pub blocking: bool,
+    /// Let a TCP connection wait in the kernel until the client has sent something, a second or so
+    /// at most (TCP_DEFER_ACCEPT). Only where clients speak first.
+    pub defer_accept: bool,
 }
 
 impl Listener {
@@ -260,6 +264,9 @@ fn bind_tcp(address: &ListenAddress, tcp: SocketAddr, options: OpenOptions) -> R
     }
     // Accepted sockets inherit the option, which saves a system call per connection.
     setsockopt(&socket, sockopt::TcpNoDelay, &true).map_err(&set)?;
+    if options.defer_accept {
+        deferral::defer_accept(&socket).map_err(&set)?;
+    }
     let name = SockaddrStorage::from(tcp);
     bind(socket.as_raw_fd(), &name).map_err(failure(address, "bind"))?;
     Ok(socket)
@@ -380,6 +387,7 @@ mod tests {
         ipv6_only: false,
         mode: None,
         blocking: false,
+        defer_accept: false,
     };
 
     #[test]

@@ -112,6 +112,7 @@ mod tests {
             ipv6_only: false,
             mode: None,
             blocking: false,
+            defer_accept: false,
         };
         let address = "127.0.0.1:0".parse().expect("an address");
         let first = Listener::open(&address, options).expect("a free port");

@@ -29,6 +29,7 @@ pub(in crate::command) fn config(
         "dispatch": settings.dispatch,
         "accept": settings.accept,
         "backlog": settings.backlog,
+        "defer_accept": settings.defers_accept(),
         "hang_kill_ms": settings.hang_kill.map(milliseconds),
         "restart": settings.restart,
         "start_limit_ms": milliseconds(settings.start_limit),

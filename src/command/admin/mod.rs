@@ -142,6 +142,7 @@ impl Doors {
             ipv6_only: false,
             mode: Some(MODE),
             blocking: false,
+            defer_accept: false,
         };
         let open = |address: &AdminAddress| {
             let address = address.resolve()?;

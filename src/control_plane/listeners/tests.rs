@@ -2,7 +2,8 @@
 
 use super::*;
 
-const OPENING: Opening = Opening { backlog: 16, socket_for_each: false, blocking: false };
+const OPENING: Opening =
+    Opening { backlog: 16, socket_for_each: false, blocking: false, defer_accept: false };
 
 fn key(address: &str, index: u32) -> Key {
     let address = address.parse().expect("an address");
