@@ -411,32 +411,6 @@ impl Roster {
         });
     }
 
-    /// Connections were taken out of the worker's channel again.
-    pub fn taken_back(&mut self, slot: Slot, count: u32) {
-        self.give_back(slot, count);
-        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
-            worker.credits.withdraw(count);
-        }
-    }
-
-    /// The worker has sent connections back that it had taken and not claimed.
-    pub fn sent_back(&mut self, slot: Slot, count: u32) {
-        self.give_back(slot, count);
-        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
-            worker.credits.send_back(count);
-        }
-    }
-
-    fn give_back(&mut self, slot: Slot, count: u32) {
-        if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
-            worker.returned += u64::from(count);
-            let give_back = |load: &mut WorkerLoad| {
-                load.in_flight = load.in_flight.saturating_sub(count);
-            };
-            self.loads.change(slot.index(), give_back);
-        }
-    }
-
     /// When a worker may have to be suspected or give something up, if nothing is claimed until
     /// then.
     #[must_use]
@@ -506,6 +480,7 @@ mod in_a_row;
 mod outliers;
 mod paces;
 mod reconfigure;
+mod returns;
 mod suspicion;
 mod take_back;
 

@@ -78,8 +78,14 @@ impl fmt::Display for FormDecision {
 }
 
 fn attempt() -> Result<(), Errno> {
-    let options =
-        OpenOptions { backlog: 1, share_port: true, ipv6_only: false, mode: None, blocking: false };
+    let options = OpenOptions {
+        backlog: 1,
+        share_port: true,
+        ipv6_only: false,
+        mode: None,
+        blocking: false,
+        defer_accept: false,
+    };
     let address = "127.0.0.1:0".parse().map_err(|_| Errno::EINVAL)?;
     let listener = Listener::open(&address, options).map_err(|error| match error {
         Error::Listen { source, .. } | Error::System { source, .. } => source,
@@ -272,6 +278,7 @@ mod tests {
             ipv6_only: false,
             mode: None,
             blocking: false,
+            defer_accept: false,
         };
         let address = "127.0.0.1:0".parse().expect("an address");
         let first = Listener::open(&address, options).expect("a free port");

@@ -17,7 +17,11 @@ impl Entry {
             Socket::StreamEach(sockets) => sockets.all().map(|one| length(&one.listener)).sum(),
             Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
         };
-        let turned_away = |listener: &Listener| backlog::overflows(listener).ok().map(u64::from);
+        // Where connections wait for their first bytes, the kernel counts each handshake as a drop.
+        let is_told = !self.opening.defer_accept;
+        let turned_away = |listener: &Listener| {
+            backlog::overflows(listener).ok().filter(|_| is_told).map(u64::from)
+        };
         let overflows = match &self.socket {
             Socket::Stream(listener) => turned_away(listener),
             Socket::StreamEach(sockets) => {

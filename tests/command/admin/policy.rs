@@ -83,7 +83,8 @@ fn what_cannot_change_is_refused_and_nothing_changes() {
 
 #[test]
 fn connections_are_counted_by_listener_and_their_times_by_slot() {
-    let launch = Launch::new("--workers 1").listen("127.0.0.1:0").listen("127.0.0.1:0");
+    let launch =
+        Launch::new("--workers 1 --defer-accept off").listen("127.0.0.1:0").listen("127.0.0.1:0");
     let run = Steered::launch(launch);
     let addresses = run.cluster.addresses();
     get_from(&addresses[0], 1, 3);
