@@ -133,7 +133,7 @@ pub(super) fn run() -> Result<Report> {
         open_files: limit(Resource::RLIMIT_NOFILE),
         locked_memory: limit(Resource::RLIMIT_MEMLOCK),
         facilities: Facility::ALL.map(|facility| (facility, facility.attempt().err())).into(),
-        kernel_dispatch: Form::find(),
+        kernel_dispatch: Form::find(true),
         may_pin: probe::may_pin(),
         has_proc: fs::exists("/proc/self/exe").unwrap_or(false),
         backlog_max: fs::read_to_string("/proc/sys/net/core/somaxconn")

@@ -20,12 +20,13 @@ impl Dispatching {
     /// As the settings want it, and this machine allows it.
     pub(super) fn decide(settings: &Settings) -> Self {
         let foreign = |program: &Program| program.dialect != Dialect::Native;
+        let is_foreign = settings.program.as_ref().is_some_and(foreign);
         let none = settings.policy == Policy::None;
         let by_kernel = settings.dispatch == Dispatch::Kernel;
         Self {
             dispatch: (!none).then_some(settings.dispatch),
-            form: by_kernel.then(Form::find),
-            is_uncounted: (none || by_kernel) && settings.program.as_ref().is_some_and(foreign),
+            form: by_kernel.then(|| Form::find(!is_foreign)),
+            is_uncounted: (none || by_kernel) && is_foreign,
         }
     }
 

@@ -6,11 +6,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use crate::data_path::{ClusterCounts, Command, DataPath, Endpoints, LiveCounts, Report};
+use crate::data_path::{
+    ClusterCounts, Command, DataPath, Endpoints, LiveCounts, OwnSocketRules, Report,
+};
 use crate::error::{Error, ErrorKind, Result, errno_of};
+use crate::schedule::Dispatch;
 use crate::settings::ClusterSettings;
 use crate::sync::mailbox::{EndWaker, Ended};
 use crate::sys::engine::EngineKind;
+use crate::sys::steering::Form;
 use crate::sys::waker::Waker;
 
 /// The running data path.
@@ -23,6 +27,16 @@ pub(crate) struct DataPathThread {
     /// The thread ends, for whatever reason.
     ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// How workers' own sockets are looked after.
+fn own_socket_rules(settings: &ClusterSettings) -> OwnSocketRules {
+    let is_counted = settings.is_counted_by_kernel();
+    OwnSocketRules {
+        is_steered: settings.dispatch == Dispatch::Kernel,
+        is_counted,
+        is_exact: is_counted && Form::find(is_counted).form == Form::Exact,
+    }
 }
 
 impl DataPathThread {
@@ -51,7 +65,7 @@ impl DataPathThread {
         let (policy, scheduling, backlog) =
             (settings.policy, settings.scheduling.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
-        let own_sockets = settings.own_socket_rules();
+        let own_sockets = own_socket_rules(settings);
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
         // Looked at before the thread is pinned to one of them.
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);

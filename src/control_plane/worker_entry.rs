@@ -113,7 +113,7 @@ impl WorkerEntry {
     /// # Errors
     /// Descriptors, processes or memory are exhausted, or the program cannot be executed.
     pub(crate) fn start(mut context: SpawnContext<'_>, has_data_path: bool) -> Result<Self> {
-        let (cpu, page, waker) = (context.cpu(), PrimaryPage::create()?, Waker::new()?);
+        let (cpu, page, waker) = (context.cpu(), context.page()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
         let has_inbox = context.start.has_inbox(has_data_path && context.hands_over);
@@ -202,6 +202,13 @@ impl WorkerEntry {
 impl SpawnContext<'_> {
     fn spawn(&self, cpu: Option<usize>) -> Spawn<'_> {
         Spawn { id: self.id, settings: self.settings, cpu, inspect_port: self.inspect_port }
+    }
+
+    /// Its counters; where the kernel dispatches by them, in memory that it can read.
+    fn page(&self) -> Result<PrimaryPage> {
+        let for_kernel = self.settings.is_counted_by_kernel();
+        let page = if for_kernel { PrimaryPage::create_for_kernel() } else { None };
+        page.map_or_else(PrimaryPage::create, Ok)
     }
 
     /// The descriptors that it inherits, with numbers above `highest`.

@@ -112,7 +112,7 @@ impl DataPath {
     /// Looks at the queues whose time has come, and takes out what waits for somebody who does not
     /// accept.
     pub(super) fn look_after(&mut self) {
-        let OwnSocketRules { is_steered, is_counted } = self.steerer.rules;
+        let OwnSocketRules { is_steered, is_counted, .. } = self.steerer.rules;
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             if acceptor.next_look_ns().is_none_or(|look_ns| look_ns > self.now_ns) {

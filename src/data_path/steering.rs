@@ -9,10 +9,13 @@ use std::net::SocketAddr;
 use nix::errno::Errno;
 
 use super::acceptor::Acceptor;
+use super::picking::Exact;
 use super::{DataPath, Report};
 use crate::error::Error;
 use crate::id::{ListenerId, Slot};
-use crate::schedule::{Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, weigh};
+use crate::schedule::{
+    Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, WorkerLoad, weigh,
+};
 use crate::sys::listening;
 use crate::sys::steering::{Lot, steer};
 
@@ -29,6 +32,8 @@ pub struct OwnSocketRules {
     pub is_steered: bool,
     /// Their workers tell how many connections they accept.
     pub is_counted: bool,
+    /// The kernel may read that, and picks by it.
+    pub is_exact: bool,
 }
 
 /// What is in effect for each listener.
@@ -44,9 +49,11 @@ pub(super) struct Steerer {
 }
 
 #[derive(Debug)]
-struct Port {
+pub(super) struct Port {
     listener: ListenerId,
     steering: Steering,
+    /// What the kernel picks by, as long as it does.
+    pub(super) exact: Option<Exact>,
     /// With so many sockets nobody else listened there.
     sockets_checked: usize,
     checks: u32,
@@ -79,6 +86,7 @@ impl Steerer {
             self.ports.push(Port {
                 listener,
                 steering: Steering::default(),
+                exact: self.rules.is_exact.then(Exact::default),
                 sockets_checked: 0,
                 checks: 0,
                 check_ns: None,
@@ -122,6 +130,15 @@ impl DataPath {
             self.acceptors.iter().flatten().filter(|one| one.id == port.listener).collect();
         own.retain(|acceptor| acceptor.number.is_some() && !acceptor.leaving);
         own.sort_by_key(|acceptor| acceptor.number);
+        if port.exact.is_some() {
+            match self.pick_exactly(port, &own) {
+                Ok(change) => {
+                    return change.into_iter().for_each(|one| self.steerer.changes.count(one));
+                }
+                Err(errno) => self.report(Report::Unsteered { error: inexact(errno) }),
+            }
+            port.exact = None;
+        }
         let sockets: Vec<OwnSocketLoad> = own.iter().map(|one| self.load_of(one)).collect();
         let weights = weigh(self.steerer.policy, &self.steerer.limits, &sockets);
         let Some(change) = port.steering.change(&weights, &sockets, self.now_ns) else { return };
@@ -152,18 +169,21 @@ impl DataPath {
     /// What is known of the workers that accept from a socket.
     fn load_of(&self, acceptor: &Acceptor) -> OwnSocketLoad {
         let loads = self.roster.loads();
+        let is_doubtful = self.is_doubtful(acceptor);
         let owners = acceptor.owners.iter().filter_map(|slot| loads.get(slot.index()));
-        // Whether a doubtful one accepts again shows when it gets something.
-        let probed = |slot: &Slot| self.roster.is_probed(*slot);
-        let is_doubtful = acceptor.is_doubtful() && !acceptor.owners.iter().any(probed);
-        let able =
-            owners.filter(|load| load.status == Status::Ready && (!load.hung || is_doubtful));
+        let able = owners.filter(|load| is_able(load, is_doubtful));
         let in_flight = able.map(|load| load.in_flight).min();
         OwnSocketLoad {
             is_owned: acceptor.is_owned(),
             is_able: in_flight.is_some(),
             in_flight: in_flight.unwrap_or(0),
         }
+    }
+
+    /// Whether it shows only when they get something that they accept again.
+    pub(super) fn is_doubtful(&self, acceptor: &Acceptor) -> bool {
+        let probed = |slot: &Slot| self.roster.is_probed(*slot);
+        acceptor.is_doubtful() && !acceptor.owners.iter().any(probed)
     }
 
     fn leave_alone(&self, port: &mut Port, step: String, source: Errno) {
@@ -178,6 +198,21 @@ impl DataPath {
         let error = Error::Environment { step, source, hint: hint.into() };
         self.report(Report::Unsteered { error });
     }
+}
+
+/// Whether a worker can take a connection.
+pub(super) fn is_able(load: &WorkerLoad, is_doubtful: bool) -> bool {
+    load.status == Status::Ready && (!load.hung || is_doubtful)
+}
+
+/// The kernel draws lots instead of picking.
+fn inexact(source: Errno) -> Error {
+    let hint = match source {
+        Errno::E2BIG => "it can for sixty; it draws lots among all of them instead",
+        _ => "it draws lots among them instead",
+    };
+    let step = "let the kernel pick by the counters of workers".into();
+    Error::Environment { step, source, hint: hint.into() }
 }
 
 impl Port {

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use super::{AcceptMechanism, Dialect, ListenRule, Policy, Readiness};
 use crate::address::ListenAddress;
-use crate::data_path::OwnSocketRules;
 use crate::error::{Error, Result};
 use crate::protocol::control::Serialization;
 use crate::schedule::{Dispatch, SchedulerConfig, UnknownName, Unsupported};
@@ -326,10 +325,9 @@ impl ClusterSettings {
         self.policy != Policy::None
     }
 
-    /// How workers' own sockets are looked after.
-    pub(crate) fn own_socket_rules(&self) -> OwnSocketRules {
-        let is_steered = self.dispatch == Dispatch::Kernel;
-        OwnSocketRules { is_steered, is_counted: is_steered && self.dialect == Dialect::Native }
+    /// The kernel dispatches to workers that write down what they accept.
+    pub(crate) fn is_counted_by_kernel(&self) -> bool {
+        self.dispatch == Dispatch::Kernel && self.dialect == Dialect::Native
     }
 
     /// The primary takes what waits in workers' own sockets for too long.

@@ -7,10 +7,23 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::steal::{SERVER, Script, answers, ask, asking, failures_during};
-use crate::common::{Client, Cluster, GET_CLOSE, Launch, eventually, get, machine};
+use crate::common::{
+    Client, Cluster, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
+};
 
 fn launch(arguments: &str) -> Launch {
     Launch::new(&format!("--dispatch kernel {arguments}"))
+}
+
+/// The same without any capability, where this machine can take them away.
+fn unprivileged(arguments: &str) -> Option<Launch> {
+    has_program("setpriv")
+        .then(|| launch(arguments).under(&["setpriv", "--inh-caps=-all", "--bounding-set=-all"]))
+}
+
+/// In each form.
+fn both(arguments: &str) -> impl Iterator<Item = Launch> {
+    [Some(launch(arguments)), unprivileged(arguments)].into_iter().flatten()
 }
 
 /// Answers all, each after the other has come, and tells how many there were.
@@ -46,8 +59,9 @@ fn workers_accept_from_sockets_of_their_own_and_unix_sockets_are_the_primary_s()
         let told = told.map(|event| (event["dispatch"].clone(), event["dispatch_form"].clone()));
         Some(told.collect()).filter(|told: &Vec<_>| told.len() == 3)
     });
-    let kernel = (Value::from("kernel"), Value::from("unprivileged"));
-    assert_eq!(dispatchers, [kernel.clone(), kernel, ("primary".into(), Value::Null)]);
+    let forms = ["exact", "unprivileged"].map(Value::from);
+    assert!(dispatchers[..2].iter().all(|(who, form)| who == "kernel" && forms.contains(form)));
+    assert_eq!(dispatchers[2], ("primary".into(), Value::Null));
     cluster.until("the note", |heard| {
         let mut notes = heard.named("note").filter_map(|event| event["text"].as_str());
         notes.any(|text| text.contains("the primary dispatches it")).then_some(())
@@ -63,7 +77,12 @@ fn workers_accept_from_sockets_of_their_own_and_unix_sockets_are_the_primary_s()
 
 #[test]
 fn a_stopped_worker_loses_what_waits_for_it_and_gets_nothing_more() {
-    let cluster = launch("--workers 4 --hang-after 100ms").start();
+    for launch in both("--workers 4 --hang-after 100ms") {
+        stop_a_worker_of(launch.start());
+    }
+}
+
+fn stop_a_worker_of(cluster: Cluster) {
     let address = cluster.address();
     let stopped = cluster.worker_pids()[0];
     machine::suspend(stopped);
@@ -103,7 +122,12 @@ fn what_waits_for_a_killed_worker_is_served_by_others() {
 
 #[test]
 fn nothing_fails_while_workers_are_replaced_added_and_taken_away() {
-    let cluster = launch("--workers 3 --hang-after 100ms").start();
+    for launch in both("--workers 3 --hang-after 100ms") {
+        replace_workers_of(launch.start());
+    }
+}
+
+fn replace_workers_of(cluster: Cluster) {
     let before = cluster.worker_pids();
     let failed = failures_during(&cluster, |go_on| {
         for round in 0..2 {
@@ -193,8 +217,23 @@ fn what_the_kernel_cannot_do_is_refused() {
 fn the_form_is_told_at_the_start() {
     let cluster = launch("--workers 2").in_words().start_unready();
     cluster.until("the form", |heard| {
-        heard.errors.contains("policy rr, dispatch kernel: unprivileged (").then_some(())
+        heard.errors.contains("policy rr, dispatch kernel: ").then_some(())
     });
     let ended = cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn clients_that_stay_are_spread_exactly_where_the_kernel_may_count() {
+    let cluster = launch("--workers 8").start();
+    let is_exact = cluster.event("listening", 0)["dispatch_form"] == "exact";
+    // Each has been answered before the next one comes, so it has been counted.
+    let clients: Vec<Client> = (0..80).map(|_| Client::held(&cluster.address())).collect();
+    drop(clients);
+    let summary = cluster.end();
+    assert_eq!(summary.shares().iter().sum::<u64>(), 80, "{summary:?}");
+    if !is_exact {
+        return lacking("CAP_BPF, with which the kernel picks by counters");
+    }
+    assert_eq!(summary.shares(), [10; 8], "{summary:?}");
 }

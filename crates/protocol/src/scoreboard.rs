@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::error::{Error, Result};
 use crate::schedule::{CLAIM_BOUNDS_NS, ClaimTimes, Sample};
+use crate::sys::picking::BoardLayout;
 use crate::sys::shared::SharedPage;
 
 /// First word of a page, which detects a page of another program ("CLBBOARD").
@@ -30,6 +31,7 @@ const VERSION_WORD: usize = 1;
 
 const ASSIGNED: usize = 0;
 const RETURNED: usize = 1;
+const EXCLUDED: usize = 2;
 
 const CLAIMED: usize = 0;
 const FINISHED: usize = 1;
@@ -74,6 +76,17 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 14] = [
     ("WAKE_ALWAYS", Wake::Always as u64),
     ("WAKE_PROBE", Wake::Probe as u64),
 ];
+
+/// Where a program of the kernel finds what a worker of the library or the built-in one has in
+/// flight, and whether it is left out.
+pub const KERNEL_LAYOUT: BoardLayout = BoardLayout {
+    excluded: SharedPage::offset_of_word(PRIMARY, EXCLUDED),
+    come: [SharedPage::offset_of_word(PRIMARY, ASSIGNED), SharedPage::offset_of_word(WORKER, OWN)],
+    gone: [
+        SharedPage::offset_of_word(PRIMARY, RETURNED),
+        SharedPage::offset_of_word(WORKER, FINISHED),
+    ],
+};
 
 /// Counters of a worker other than those of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +152,7 @@ impl Counters {
 #[derive(Debug)]
 pub struct PrimaryPage {
     page: SharedPage,
+    is_map: bool,
     assigned: u64,
     returned: u64,
     wake: Wake,
@@ -182,10 +196,20 @@ impl PrimaryPage {
     /// # Errors
     /// Memory or descriptors are exhausted.
     pub fn create() -> Result<Self> {
-        let page = SharedPage::create()?;
+        SharedPage::create().map(|page| Self::begin(page, false))
+    }
+
+    /// As [`create`](Self::create), in memory that programs of the kernel read, too; none, if this
+    /// process may not create that.
+    #[must_use]
+    pub fn create_for_kernel() -> Option<Self> {
+        SharedPage::create_map().ok().map(|page| Self::begin(page, true))
+    }
+
+    fn begin(page: SharedPage, is_map: bool) -> Self {
         page.word(HEADER, VERSION_WORD).store(VERSION, Ordering::Relaxed);
         page.word(HEADER, MAGIC_WORD).store(MAGIC, Ordering::Release);
-        Ok(Self { page, assigned: 0, returned: 0, wake: Wake::Never })
+        Self { page, is_map, assigned: 0, returned: 0, wake: Wake::Never }
     }
 
     /// Maps the page again, for reading from another thread.
@@ -232,6 +256,17 @@ impl PrimaryPage {
         // next counters that the primary reads include what the worker has just published.
         // `tests/wake_up.rs` mirrors both halves and explores every interleaving of them.
         fence(Ordering::SeqCst);
+    }
+
+    /// Whether programs of the kernel can read it.
+    #[must_use]
+    pub fn is_map(&self) -> bool {
+        self.is_map
+    }
+
+    /// Leaves the worker out when the kernel picks, or does so no more.
+    pub fn set_excluded(&self, is_excluded: bool) {
+        self.page.word(PRIMARY, EXCLUDED).store(is_excluded.into(), Ordering::Release);
     }
 
     /// The worker's status as published, unchecked.
@@ -302,9 +337,11 @@ impl WorkerPage {
         })
     }
 
-    /// Counts a connection that the worker has accepted from a socket of its own.
+    /// Counts a connection that the worker has accepted from a socket of its own. Published at
+    /// once: if the worker is killed, nothing else tells of it, and the kernel may choose by it.
     pub fn add_own(&mut self) {
         self.own += 1;
+        self.page.word(WORKER, OWN).store(self.own, Ordering::Release);
     }
 
     /// Counts sockets received at `now_ns`.
@@ -377,7 +414,6 @@ impl WorkerPage {
     /// Publishes the counters. Returns whether the primary has asked to be woken for this.
     #[must_use]
     pub fn publish(&mut self) -> bool {
-        self.page.word(WORKER, OWN).store(self.own, Ordering::Release);
         self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
         self.page.word(WORKER, FINISHED).store(self.finished, Ordering::Release);
         self.page.word(WORKER, PROBES).store(self.probes, Ordering::Release);

@@ -32,6 +32,7 @@ pub mod account;
 pub mod activity;
 pub mod address;
 pub mod backlog;
+pub mod bpf;
 mod cgroup;
 pub mod clock;
 pub mod cpu;
@@ -52,6 +53,7 @@ mod missing;
 pub mod notify;
 pub mod passed;
 pub mod peer;
+pub mod picking;
 pub mod probe;
 pub mod process;
 #[cfg(feature = "tokio")]

@@ -10,12 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
+use crate::bpf;
 use crate::error::{Error, Result};
 
 /// Size of a page.
@@ -60,26 +62,40 @@ impl SharedPage {
         Self::map(memory)
     }
 
+    /// Creates a page of zeros that programs of the kernel can read, too.
+    ///
+    /// # Errors
+    /// This process may not create maps of BPF, memory is exhausted, or there is no /proc.
+    pub fn create_map() -> std::result::Result<Self, Errno> {
+        let bytes = u32::try_from(PAGE_BYTES).expect("a page is small");
+        let memory = bpf::create_array(bytes, true)?;
+        // Without /proc other processes could not see what it is, and would refuse it.
+        if !bpf::is_page(&memory) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        Self::map_at(memory)
+    }
+
     /// Maps a page that another process created.
     ///
     /// # Errors
-    /// `memory` is not a sealed page, so reading it could fault.
+    /// `memory` is neither a sealed page nor a map of one, so reading it could fault.
     pub fn open(memory: OwnedFd) -> Result<Self> {
-        let failed = |errno| Error::system("open the page of shared counters", errno);
-        let seals = fcntl(&memory, FcntlArg::F_GET_SEALS).map_err(failed)?;
-        let size = fstat(&memory).map_err(failed)?.st_size;
-        if !SealFlag::from_bits_truncate(seals).contains(SEALS) || size != 4096 {
-            return Err(failed(nix::errno::Errno::EINVAL));
+        if !is_sealed(&memory) && !bpf::is_page(&memory) {
+            return Err(Error::system("open the page of shared counters", Errno::EINVAL));
         }
         Self::map(memory)
     }
 
     fn map(memory: OwnedFd) -> Result<Self> {
+        Self::map_at(memory).map_err(|errno| Error::system("map a page of shared counters", errno))
+    }
+
+    fn map_at(memory: OwnedFd) -> std::result::Result<Self, Errno> {
         let length = NonZeroUsize::new(PAGE_BYTES).expect("a page is not empty");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-        let address = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &memory, 0) }
-            .map_err(|errno| Error::system("map a page of shared counters", errno))?;
+        let address = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &memory, 0) }?;
         Ok(Self { words: address.cast(), memory })
     }
 
@@ -87,6 +103,13 @@ impl SharedPage {
     #[must_use]
     pub const fn offset_of(line: usize) -> usize {
         line * LINE_BYTES
+    }
+
+    /// Offset of a word in bytes.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a page")]
+    pub const fn offset_of_word(line: usize, word: usize) -> i16 {
+        (Self::offset_of(line) + word * size_of::<u64>()) as i16
     }
 
     /// The word at `word` of `line`.
@@ -100,6 +123,13 @@ impl SharedPage {
         let words = unsafe { self.words.as_ref() };
         &words[line][word]
     }
+}
+
+/// Whether no process can shrink it.
+fn is_sealed(memory: &OwnedFd) -> bool {
+    let seals = fcntl(memory, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_truncate);
+    let size = fstat(memory).map(|data| data.st_size);
+    seals.is_ok_and(|seals| seals.contains(SEALS)) && size == Ok(4096)
 }
 
 impl AsFd for SharedPage {
@@ -129,6 +159,19 @@ mod tests {
         let second = SharedPage::open(memory).expect("the page can be mapped again");
         first.word(3, 1).store(42, Ordering::Release);
         assert_eq!(second.word(3, 1).load(Ordering::Acquire), 42);
+    }
+
+    #[test]
+    fn a_map_is_a_page_as_well() {
+        let Ok(first) = SharedPage::create_map() else {
+            return crate::missing::lacking("CAP_BPF, with which pages are maps");
+        };
+        let memory = first.as_fd().try_clone_to_owned().expect("the map can be duplicated");
+        let second = SharedPage::open(memory).expect("the map can be mapped again");
+        first.word(31, 15).store(42, Ordering::Release);
+        assert_eq!(second.word(31, 15).load(Ordering::Acquire), 42);
+        let other = bpf::create_array(8, false).expect("it was allowed before");
+        assert!(SharedPage::open(other).is_err(), "it is shorter");
     }
 
     #[test]

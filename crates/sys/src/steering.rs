@@ -14,6 +14,8 @@ use nix::libc;
 
 use crate::error::Error;
 use crate::listener::{Listener, OpenOptions};
+use crate::picking::{BoardLayout, Pickable, Picking};
+use crate::shared::SharedPage;
 
 /// How often a socket is drawn: so many of all weights together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,9 @@ pub struct Lot {
 /// How the kernel chooses among the sockets of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
+    /// By a program that reads the counters of the workers: it picks the one with the fewest
+    /// connections in flight. It takes CAP_BPF.
+    Exact,
     /// By a program that needs no capability: it draws lots among sockets that are left in.
     Unprivileged,
     /// By its hash, among all.
@@ -47,23 +52,41 @@ impl Form {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Exact => "exact",
             Self::Unprivileged => "unprivileged",
             Self::Plain => "plain",
         }
     }
 
-    /// Tries the best one with a socket of its own.
+    /// Tries the forms with a socket of its own, the best one first. Only workers that count what
+    /// they accept (`is_counted`) can be picked exactly.
     #[must_use]
-    pub fn find() -> FormDecision {
-        match attempt() {
+    pub fn find(is_counted: bool) -> FormDecision {
+        let exact = if is_counted { attempt(&pick) } else { Err(Errno::EOPNOTSUPP) };
+        let why_not = match exact {
+            Ok(()) => {
+                return FormDecision {
+                    form: Self::Exact,
+                    reason: "the kernel picks the worker with the fewest connections".into(),
+                };
+            }
+            Err(Errno::EOPNOTSUPP) if !is_counted => {
+                "these workers do not count what they accept".into()
+            }
+            Err(Errno::EPERM) => "exact picks take CAP_BPF".to_owned(),
+            Err(errno) => format!("exact picks fail: {}", errno.desc()),
+        };
+        match attempt(&|listener| steer(listener, &[Lot { place: 0, weight: 1 }])) {
             Ok(()) => FormDecision {
                 form: Self::Unprivileged,
-                reason: "the kernel draws lots among workers that can take a connection".into(),
+                reason: format!(
+                    "the kernel draws lots among workers that can take a connection; {why_not}"
+                ),
             },
             Err(errno) => FormDecision {
                 form: Self::Plain,
                 reason: format!(
-                    "by the kernel's hash; SO_ATTACH_REUSEPORT_CBPF fails: {}",
+                    "by the kernel's hash; SO_ATTACH_REUSEPORT_CBPF fails: {}; {why_not}",
                     errno.desc()
                 ),
             },
@@ -77,7 +100,14 @@ impl fmt::Display for FormDecision {
     }
 }
 
-fn attempt() -> Result<(), Errno> {
+fn pick(listener: &Listener) -> Result<(), Errno> {
+    let layout = BoardLayout { excluded: 0, come: [0; 2], gone: [0; 2] };
+    let (picking, board) = (Picking::new(1, layout)?, SharedPage::create_map()?);
+    picking.enter(0, listener)?;
+    picking.pick_among(listener, &[Pickable { socket: 0, board: board.as_fd() }])
+}
+
+fn attempt(form: &dyn Fn(&Listener) -> Result<(), Errno>) -> Result<(), Errno> {
     let options = OpenOptions {
         backlog: 1,
         share_port: true,
@@ -91,7 +121,7 @@ fn attempt() -> Result<(), Errno> {
         Error::Listen { source, .. } | Error::System { source, .. } => source,
         _ => Errno::EINVAL,
     })?;
-    steer(&listener, &[Lot { place: 0, weight: 1 }])
+    form(&listener)
 }
 
 /// `BPF_LD | BPF_W | BPF_ABS`: the accumulator gets what is at a place.
@@ -266,9 +296,12 @@ mod tests {
 
     #[test]
     fn the_form_is_found_and_says_why() {
-        let found = Form::find();
+        let found = Form::find(false);
         assert_eq!(found.form, Form::Unprivileged, "{found}");
         assert!(found.to_string().starts_with("unprivileged (the kernel draws"), "{found}");
+        let best = Form::find(true);
+        let is_allowed = SharedPage::create_map().is_ok();
+        assert_eq!(best.form == Form::Exact, is_allowed, "{best}");
     }
 
     fn group(count: usize) -> Vec<Listener> {

@@ -8,7 +8,13 @@ const NAME: &str = "kernel dispatch";
 
 pub(super) fn row(decision: &FormDecision) -> Row {
     match decision.form {
-        Form::Unprivileged => Row::ok(NAME, decision.to_string()),
+        Form::Exact => Row::ok(NAME, decision.to_string()),
+        Form::Unprivileged => Row::note(
+            NAME,
+            decision.to_string(),
+            "with CAP_BPF (AmbientCapabilities=CAP_BPF in a unit) --dispatch kernel picks by \
+             counters; does without",
+        ),
         Form::Plain => Row::note(
             NAME,
             decision.to_string(),

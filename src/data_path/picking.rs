@@ -1,0 +1,101 @@
+//! The kernel picks by the counters of workers, in the pages that they write to anyway.
+//!
+//! Owns which pages the program of a port reads: one for each socket that workers accept from. It
+//! is made anew when these change, and what leaves a worker out is a store into its page.
+
+use std::os::fd::AsFd as _;
+
+use nix::errno::Errno;
+
+use super::DataPath;
+use super::acceptor::Acceptor;
+use super::link::Link;
+use super::steering::{Port, is_able};
+use crate::id::Slot;
+use crate::protocol::scoreboard::KERNEL_LAYOUT;
+use crate::schedule::Change;
+use crate::settings::WORKERS_MAX;
+use crate::sys::engine::Key;
+use crate::sys::picking::{Pickable, Picking};
+
+/// What the kernel has been told of a port.
+#[derive(Debug, Default)]
+pub(super) struct Exact {
+    picking: Option<Picking>,
+    /// The first so many sockets are known to the kernel.
+    entered: u16,
+    /// Sockets, and whose counters they are picked by.
+    picked: Vec<(u16, Key)>,
+    /// Workers that are left out.
+    excluded: Vec<Slot>,
+}
+
+impl DataPath {
+    /// Lets the kernel pick among these sockets of a port. Tells what has changed.
+    ///
+    /// # Errors
+    /// It cannot: pages are not for the kernel, there are too many, or it refuses.
+    pub(super) fn pick_exactly(
+        &self,
+        port: &mut Port,
+        own: &[&Acceptor],
+    ) -> Result<Option<Change>, Errno> {
+        let (Some(exact), Some(first)) = (&mut port.exact, own.first()) else { return Ok(None) };
+        let mut excluded = Vec::new();
+        let owned = own.iter().filter_map(|acceptor| {
+            let number = acceptor.number?;
+            self.counting_owner(acceptor, &mut excluded).map(|link| (number, link))
+        });
+        let owned: Vec<(u16, &Link)> = owned.collect();
+        let is_other = std::mem::replace(&mut exact.excluded, excluded) != exact.excluded;
+        if owned.iter().any(|(_, link)| !link.page.is_map()) {
+            return Err(Errno::ENOTSUP);
+        }
+        let picked: Vec<(u16, Key)> =
+            owned.iter().map(|(number, link)| (*number, link.key())).collect();
+        if exact.picked == picked {
+            return Ok(is_other.then_some(Change::Stalls));
+        }
+        let sockets_max = u32::try_from(WORKERS_MAX).expect("workers are bounded");
+        let picking = match exact.picking.take() {
+            Some(picking) => picking,
+            None => Picking::new(sockets_max, KERNEL_LAYOUT)?,
+        };
+        let picking = exact.picking.insert(picking);
+        for acceptor in own {
+            if let (Some(number), Some(socket)) = (acceptor.number, acceptor.listener())
+                && number >= exact.entered
+            {
+                picking.enter(number, socket)?;
+                exact.entered = number + 1;
+            }
+        }
+        let pickable: Vec<Pickable<'_>> = owned
+            .iter()
+            .map(|(number, link)| Pickable { socket: *number, board: link.page.as_fd() })
+            .collect();
+        picking.pick_among(first.listener().ok_or(Errno::EBADF)?, &pickable)?;
+        exact.picked = picked;
+        Ok(Some(Change::Workers))
+    }
+
+    /// By whose counters a socket is picked: a worker that accepts from it and can take a
+    /// connection, if there is one. All of them learn whether they are left out.
+    fn counting_owner(&self, acceptor: &Acceptor, excluded: &mut Vec<Slot>) -> Option<&Link> {
+        let is_doubtful = self.is_doubtful(acceptor);
+        let link_of = |slot: &Slot| self.links.get(slot.index()).and_then(Option::as_ref);
+        let able = |slot: &Slot| {
+            let load = self.roster.loads().get(slot.index());
+            load.is_some_and(|load| is_able(load, is_doubtful))
+        };
+        let owners = acceptor.owners.iter().filter_map(|slot| {
+            let (able, link) = (able(slot), link_of(slot)?);
+            link.page.set_excluded(!able);
+            excluded.extend((!able).then_some(*slot));
+            Some((able, link))
+        });
+        let owners: Vec<(bool, &Link)> = owners.collect();
+        let best = owners.iter().find(|(able, _)| *able).or_else(|| owners.first());
+        best.map(|(_, link)| *link)
+    }
+}
