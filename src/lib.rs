@@ -42,7 +42,6 @@ pub use handle::{
     AddressKind, Event, Events, ListenerSnapshot, ListeningAddress, WorkerCounts, WorkerHandle,
 };
 pub use message::{Handle, Message};
-pub use nix::sys::signal::Signal;
 pub use protocol::control::{LatencySummary, ListenOptions, Serialization, Transport};
 pub use schedule::id::{ListenerId, Slot, WorkerId};
 pub use schedule::{
@@ -66,6 +65,7 @@ pub use sys::engine::choice::{ENGINE_VARIABLE, EngineChoice, EngineDecision, Eng
 pub use sys::error::{Error, ErrorKind, Result};
 pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;
+pub use sys::signal::Signal;
 pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
 
 /// Private modules for this project's own tests and benchmarks. No promise is made of them.

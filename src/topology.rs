@@ -160,7 +160,7 @@ fn listed<'a>(cpus: &'a [Cpu], list: &[usize]) -> Result<Vec<&'a Cpu>> {
     let plural = if unknown.len() == 1 { "" } else { "s" };
     Err(Error::usage(
         format!(
-            "--pin names CPU{plural} {}, which this process may not use",
+            "the list names CPU{plural} {}, which this process may not use",
             format_cpu_list(&unknown)
         ),
         format!("the CPUs it may use are {}", format_cpu_list(&allowed)),

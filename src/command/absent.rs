@@ -118,6 +118,7 @@ pub(super) fn nearest<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clusterlb::ErrorKind;
 
     #[test]
     fn every_way_to_be_no_program_has_its_own_remedy() {
@@ -149,7 +150,7 @@ mod tests {
         ] {
             let error = objection(Path::new(path), Some(folder.path()), &commands).expect(path);
             let text = format!("{error}; {}", error.hint());
-            assert_eq!(error.exit_code(), 2);
+            assert_eq!(error.kind(), ErrorKind::Usage);
             assert!(words.iter().all(|word| text.contains(word)), "{path}: {text}");
         }
         assert!(objection(Path::new("./is-ready"), Some(folder.path()), &commands).is_none());

@@ -336,7 +336,12 @@ fn facility_row((facility, error): &(Facility, Option<Error>)) -> Row {
         None => Row::ok(facility.name(), "yes".into()),
         Some(error) => {
             let remedy = match error {
-                Error::System { source: Errno::EPERM | Errno::EACCES | Errno::ENOSYS, .. } => {
+                Error::System { source, .. }
+                    if matches!(
+                        Errno::from(*source),
+                        Errno::EPERM | Errno::EACCES | Errno::ENOSYS
+                    ) =>
+                {
                     "allow it in the seccomp profile or security policy of the container".into()
                 }
                 error => error.hint(),

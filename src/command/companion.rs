@@ -59,9 +59,9 @@ pub(super) fn in_words(event: &CompanionEvent) -> String {
         CompanionEvent::Ended { ending, retry } => {
             let how = match ending {
                 Ending::Code(code) => format!("with code {code}"),
-                Ending::Signal(number) => match Signal::try_from(*number) {
-                    Ok(signal) => format!("by {signal}"),
-                    Err(_) => format!("by signal {number}"),
+                Ending::Signal(number) => match Signal::from_raw(*number) {
+                    Some(signal) => format!("by {signal}"),
+                    None => format!("by signal {number}"),
                 },
             };
             let retry_ms = retry.as_millis();
@@ -83,6 +83,7 @@ pub(super) fn in_words(event: &CompanionEvent) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clusterlb::ErrorKind;
 
     fn words(line: &str) -> Vec<OsString> {
         line.split_whitespace().map(OsString::from).collect()
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(of("primary.js", Some(3)).ok(), Some(expected));
         assert_eq!(of("self", None).ok(), Some(given.clone()));
         for (file, script) in [("primary.js", None), ("missing.js", Some(3))] {
-            assert_eq!(of(file, script).expect_err(file).exit_code(), 2);
+            assert_eq!(of(file, script).expect_err(file).kind(), ErrorKind::Usage);
         }
     }
 }

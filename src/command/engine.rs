@@ -27,15 +27,29 @@ pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
                      user"
                 .into(),
         },
-        false => settings.engine.decide()?,
+        false => settings.engine.decide().map_err(|error| with_way_out(error, settings.engine))?,
     };
     match (decision.kind, needed) {
         (EngineKind::Epoll, Some((what, instead))) => Err(Error::Environment {
             step: format!("{what} needs io_uring ({})", decision.reason),
-            source: Errno::EOPNOTSUPP,
+            source: Errno::EOPNOTSUPP.into(),
             hint: format!("{instead}; `clusterlb check` says what refuses io_uring here"),
         }),
         _ => Ok(decision),
+    }
+}
+
+/// Names the option that takes epoll where io_uring is asked for and refused. A shortage of memory
+/// or descriptors is no refusal.
+fn with_way_out(error: Error, choice: EngineChoice) -> Error {
+    match error {
+        Error::Environment { step, source, hint }
+            if choice == EngineChoice::IoUring
+                && !matches!(source.into(), Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) =>
+        {
+            Error::Environment { step, source, hint: format!("{hint}: --engine auto") }
+        }
+        error => error,
     }
 }
 

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::summary::Summary;
-use clusterlb::Ending;
 use clusterlb::{AcceptMechanism, Dispatch, Policy};
+use clusterlb::{Ending, Signal};
 use clusterlb::{ListenerId, WorkerId};
 use clusterlb_sys::probe::FeatureLevel;
 
@@ -208,8 +208,8 @@ pub(super) fn code_and_signal(ending: Ending) -> (Option<i32>, Option<String>) {
     match ending {
         Ending::Code(code) => (Some(code), None),
         Ending::Signal(number) => {
-            let name = nix::sys::signal::Signal::try_from(number)
-                .map_or_else(|_| format!("SIG{number}"), |signal| signal.as_str().to_owned());
+            let name = Signal::from_raw(number)
+                .map_or_else(|| format!("SIG{number}"), |signal| signal.to_string());
             (None, Some(name))
         }
     }

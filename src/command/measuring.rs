@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clusterlb_sys::signal::Signal;
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::output;
@@ -235,9 +235,9 @@ impl Missing {
         Error::Environment {
             step: whats.join(", "),
             source: if all.iter().all(|one| one.target.needs_ring()) {
-                Errno::EOPNOTSUPP
+                Errno::EOPNOTSUPP.into()
             } else {
-                Errno::ENOENT
+                Errno::ENOENT.into()
             },
             hint: remedies.join("; "),
         }

@@ -18,6 +18,7 @@ mod dispatching;
 mod engine;
 mod escape;
 mod event;
+mod failure;
 mod generated;
 mod headings;
 mod imbalance;
@@ -55,7 +56,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use nix::sys::signal::Signal;
+use clusterlb_sys::signal::Signal;
 
 use crate::command::settings::{Runtime, Settings};
 use arguments::{Cli, Command, RunArguments};
@@ -97,7 +98,7 @@ pub(crate) fn main() -> ExitCode {
     });
     result.unwrap_or_else(|error| {
         complain(&error);
-        error.exit_code().into()
+        failure::exit_code(&error).into()
     })
 }
 
@@ -138,7 +139,7 @@ fn show(error: &clap::Error) -> Result<ExitCode> {
 /// One line: what failed, why, and what to do. A terminal that takes nothing (Ctrl-S) holds the
 /// end up for a while only: after a run no signal would end the wait.
 fn complain(error: &Error) {
-    let text = format!("clusterlb: {error}; {}", error.hint());
+    let text = format!("clusterlb: {error}; {}", failure::remedy(error));
     let mut line = format!("{}\n", escape::on_one_line(&text));
     if goes_to_journal() {
         line = format!("<{}>{line}", Level::Err as u8);
@@ -192,7 +193,8 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     addresses::find_passed(&mut settings, &passed)?;
     addresses::resolve(&mut settings)?;
     let pin = needs::pin(&settings.pin)?;
-    let mut plan = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;
+    let mut plan = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)
+        .map_err(|error| Error::usage(format!("--pin: {error}"), error.hint()))?;
     if pin != settings.pin {
         plan.notes.push("nothing is pinned: sched_setaffinity is refused here".into());
     }

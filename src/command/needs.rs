@@ -58,7 +58,7 @@ pub(super) fn pin(wanted: &Pin) -> Result<Pin> {
         Pin::Auto => Ok(Pin::None),
         Pin::List(_) => Err(Error::Environment {
             step: "choose CPUs for the processes (sched_setaffinity)".into(),
-            source: Errno::EPERM,
+            source: Errno::EPERM.into(),
             hint: "allow it in the sandbox, or say --pin none".into(),
         }),
     }
@@ -67,7 +67,9 @@ pub(super) fn pin(wanted: &Pin) -> Result<Pin> {
 /// A facility that does not work here, as an error that names who has to act.
 fn refused(error: Error) -> Error {
     match error {
-        Error::System { step, source: source @ (Errno::EPERM | Errno::EACCES | Errno::ENOSYS) } => {
+        Error::System { step, source }
+            if matches!(source.into(), Errno::EPERM | Errno::EACCES | Errno::ENOSYS) =>
+        {
             let hint = "allow it in the seccomp profile or security policy of the container; \
                         `clusterlb check` lists what is needed";
             Error::Environment { step, source, hint: hint.into() }
@@ -84,7 +86,7 @@ fn ensure_descriptors(workers: usize) -> Result<()> {
     }
     Err(Error::Environment {
         step: format!("the hard limit of {limit} descriptors is too low for {workers} workers"),
-        source: Errno::EMFILE,
+        source: Errno::EMFILE.into(),
         hint: format!("raise it to {needed} or more (`ulimit -Hn`), or start fewer workers"),
     })
 }
@@ -117,7 +119,7 @@ pub(super) fn share_of(limit: u64, workers: usize, backlog: u32) -> Result<u64> 
             "the limit of {} KiB of locked memory is too low for the rings of {workers} workers",
             limit / 1024
         ),
-        source: Errno::ENOMEM,
+        source: Errno::ENOMEM.into(),
         hint: format!(
             "raise `ulimit -l` (LimitMEMLOCK=) to {} KiB, or to {} or more for smaller rings; or \
              start fewer workers",

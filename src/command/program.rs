@@ -328,6 +328,7 @@ fn readiness(text: &str) -> std::result::Result<ReadyChoice, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clusterlb::ErrorKind;
 
     fn resolve(words: &[&str]) -> Result<Program> {
         let program = ProgramArguments {
@@ -400,7 +401,7 @@ mod tests {
             ([&[&*path("python3.11")], &module[..]].concat(), "uvicorn --fd 3"),
         ] {
             let error = resolve(&words).expect_err(words[0]);
-            assert_eq!(error.exit_code(), 2);
+            assert_eq!(error.kind(), ErrorKind::Usage);
             assert!(error.hint().contains(remedy), "{error}: {}", error.hint());
         }
     }

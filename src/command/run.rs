@@ -20,6 +20,7 @@ use super::companion::in_words;
 use super::console::Console;
 use super::dispatching::Dispatching;
 use super::event::{Event, code_and_signal};
+use super::failure;
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
 use super::recycle::Recycling;
@@ -401,7 +402,7 @@ impl Reporter {
             // Whatever else fails ends the run, which says so, or a worker, which is killed.
             ClusterEvent::Error { worker: None, error } => {
                 if matches!(**error, Error::Environment { .. }) {
-                    self.note(format!("{error}; {}", error.hint()));
+                    self.note(format!("{error}; {}", failure::remedy(error)));
                 }
             }
             _ => self.report_outlier(event),

@@ -191,7 +191,7 @@ impl WorkerEnvironmentArguments {
         if !account::may_become(user, group) {
             return Err(Error::Environment {
                 step: "start workers as another user or group".into(),
-                source: Errno::EPERM,
+                source: Errno::EPERM.into(),
                 hint: "start clusterlb as root, or leave --user and --group out".into(),
             });
         }
@@ -240,6 +240,7 @@ fn variable(text: &str) -> std::result::Result<Variable, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clusterlb::ErrorKind;
 
     fn none() -> WorkerEnvironmentArguments {
         WorkerEnvironmentArguments {
@@ -265,10 +266,10 @@ mod tests {
         let stranger = WorkerEnvironmentArguments { user: Some("4000000000".into()), ..none() };
         assert!(stranger.identity().expect_err("no group").hint().contains("--group"));
         let nobody = WorkerEnvironmentArguments { user: Some("no such user".into()), ..none() };
-        assert_eq!(nobody.resolve().expect_err("there is none").exit_code(), 2);
+        assert_eq!(nobody.resolve().expect_err("there is none").kind(), ErrorKind::Usage);
         let nowhere =
             WorkerEnvironmentArguments { chdir: Some("/nowhere/at/all".into()), ..none() };
-        assert_eq!(nowhere.resolve().expect_err("there is none").exit_code(), 2);
+        assert_eq!(nowhere.resolve().expect_err("there is none").kind(), ErrorKind::Usage);
         assert_eq!(none().resolve().expect("nothing can be wrong"), WorkerEnvironment::default());
     }
 

@@ -309,8 +309,8 @@ impl Driver {
                 _ => Ok(()),
             },
             Asked::Kill { id, signal } => {
-                match (self.workers.get(&WorkerId(id)), signal.parse::<Signal>()) {
-                    (Some(worker), Ok(signal)) => worker.kill(signal),
+                match (self.workers.get(&WorkerId(id)), Signal::from_name(&signal)) {
+                    (Some(worker), Some(signal)) => worker.kill(signal),
                     _ => Ok(()),
                 }
             }

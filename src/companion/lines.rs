@@ -93,8 +93,8 @@ impl Told {
         let (code, signal) = match ending {
             Ending::Code(code) => (Some(code), None),
             Ending::Signal(number) => {
-                let name = Signal::try_from(number).map(Signal::as_str);
-                (None, Some(name.map_or_else(|_| number.to_string(), str::to_owned)))
+                let name = Signal::from_raw(number).map(|signal| signal.to_string());
+                (None, Some(name.unwrap_or_else(|| number.to_string())))
             }
         };
         Self::Exit { id: id.0, code, signal, voluntary }

@@ -5,14 +5,13 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::ControlPlane;
 use crate::data_path::Command;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::handle::Event;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::ToWorker;
+use crate::sys::signal::Signal;
 
 impl ControlPlane {
     /// Asks a worker to leave.

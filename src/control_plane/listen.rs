@@ -85,7 +85,7 @@ impl ControlPlane {
         let request = ListenRequest { key, candidates: None, opening, origin };
         if !allowed {
             let (address, step) = (request.key.address.to_string(), NOT_ALLOWED.to_owned());
-            let error = Error::Listen { address, step, source: Errno::EACCES };
+            let error = Error::Listen { address, step, source: Errno::EACCES.into() };
             return self.decline(request, error);
         }
         self.bind_or_share(request, BindRetry::until_ns());
@@ -151,7 +151,7 @@ impl ControlPlane {
         let taken = |step: &str| Error::Listen {
             address: entry.address.clone(),
             step: step.into(),
-            source: Errno::EADDRINUSE,
+            source: Errno::EADDRINUSE.into(),
         };
         let Some(worker) = request.origin.worker() else {
             if !is_new {
@@ -325,7 +325,7 @@ fn resolvable(address: &str) -> Result<ListenAddress> {
             let too_long = || Error::Listen {
                 address: address.to_owned(),
                 step: "bind".into(),
-                source: Errno::ENAMETOOLONG,
+                source: Errno::ENAMETOOLONG.into(),
             };
             below(path).and_then(|short| short.parse().ok()).ok_or_else(too_long)
         }
@@ -344,8 +344,8 @@ fn opening(cluster_settings: &ClusterSettings, backlog: Option<u32>) -> Opening 
 /// What a worker is told of a failure.
 fn step_and_errno(error: &Error) -> (String, i32) {
     match error {
-        Error::Listen { step, source, .. } => (step.clone(), *source as i32),
-        Error::System { step, source } => (format!("{step}, for"), *source as i32),
+        Error::Listen { step, source, .. } => (step.clone(), source.as_raw()),
+        Error::System { step, source } => (format!("{step}, for"), source.as_raw()),
         // A name that cannot be resolved, or an address that cannot be.
         _ => ("find".into(), Errno::EADDRNOTAVAIL as i32),
     }

@@ -181,7 +181,7 @@ impl ControlPlane {
     /// Whether an address that was refused may be free in a moment. A listener of ours that only
     /// lingers there goes at once.
     pub(crate) fn may_become_free(&mut self, error: &Error, key: &Key) -> bool {
-        if matches!(error, Error::Listen { source: Errno::ENOBUFS, .. }) {
+        if matches!(error, Error::Listen { source, .. } if *source == Errno::ENOBUFS) {
             return self.remove_lingering(|_, _| true);
         }
         if is_busy(error) {
@@ -246,7 +246,7 @@ fn reset(connections: usize, address: &str) -> Error {
         step: format!(
             "give others {connections} connections that waited for a worker at {address}"
         ),
-        source: Errno::ECONNRESET,
+        source: Errno::ECONNRESET.into(),
         hint: "hold the address, and they wait for the next worker; with CAP_BPF, or \
                net.ipv4.tcp_migrate_req=1, other workers get them"
             .into(),

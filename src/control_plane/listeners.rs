@@ -159,7 +159,7 @@ impl Listeners {
             return Err(Error::Listen {
                 address: key.address.to_string(),
                 step: format!("have more than {LISTENERS_MAX} listeners open, the last at"),
-                source: Errno::ENOBUFS,
+                source: Errno::ENOBUFS.into(),
             });
         }
         // Not if another listener of ours has been given the port by its number.
@@ -422,7 +422,7 @@ impl Entry {
 /// socket is there: it has been asked.
 pub(crate) fn is_busy(error: &Error) -> bool {
     match error {
-        Error::Listen { address, step, source: Errno::EADDRINUSE } => {
+        Error::Listen { address, step, source } if *source == Errno::EADDRINUSE => {
             step == "bind" && !address.starts_with("unix:")
         }
         _ => false,

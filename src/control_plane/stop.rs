@@ -7,14 +7,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::ControlPlane;
 use crate::dialect::WorkerDialect;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::id::WorkerId;
 use crate::sys::activity;
 use crate::sys::clock::monotonic_ns;
+use crate::sys::signal::Signal;
 
 /// Programs have been told that everything stops.
 #[derive(Debug)]

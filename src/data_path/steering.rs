@@ -195,7 +195,7 @@ impl DataPath {
             }
             _ => "the kernel spreads connections by their hash instead; let setsockopt through",
         };
-        let error = Error::Environment { step, source, hint: hint.into() };
+        let error = Error::Environment { step, source: source.into(), hint: hint.into() };
         self.report(Report::Unsteered { error });
     }
 }

@@ -7,7 +7,6 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::{Events, Request, WorkerCounts, WorkerState};
@@ -16,6 +15,7 @@ use crate::error::Result;
 use crate::id::WorkerId;
 use crate::sys::fdpass::duplicate;
 use crate::sys::process::Ending;
+use crate::sys::signal::Signal;
 
 /// A worker, seen from the primary (Node: `Worker`). Clones name the same worker, and go on naming
 /// it after its end.

@@ -26,7 +26,7 @@ pub enum ListenRule {
     Folder(PathBuf),
 }
 
-const FORMS: &str = "write an address as for --listen, PORT, FROM-TO, HOST:FROM-TO, or \
+const FORMS: &str = "write an address to listen on, PORT, FROM-TO, HOST:FROM-TO, or \
      unix:/folder/ with a slash at its end";
 
 impl ListenRule {

@@ -9,10 +9,6 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
-
 use super::event::SupervisorEvent;
 use super::handle::{
     Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
@@ -26,11 +22,13 @@ use crate::settings::Dialect;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::listening;
 use crate::sys::process::reap_orphans;
-use crate::sys::signal::{Received, Signals};
+use crate::sys::signal::{Received, Signal, Signals};
 use crate::{
     Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
     ListeningAddress, Result, WorkerHandle, WorkerId,
 };
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Events and requests taken in before signals and the time have their turn.
 const INPUTS_PER_TURN: usize = 256;
@@ -139,7 +137,7 @@ impl Driver {
         match self.terminal.wish(received) {
             Wish::Reload => self.reload(None),
             Wish::Stop => {
-                if self.state.stop_or_force(signal.as_str(), now_ns) {
+                if self.state.stop_or_force(&signal.to_string(), now_ns) {
                     self.forced_by = Some(signal);
                 }
             }

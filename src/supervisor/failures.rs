@@ -68,9 +68,9 @@ fn is_fatal(failure: &Failure) -> bool {
 fn ending_in_words(ending: Ending) -> String {
     match ending {
         Ending::Code(code) => format!("with exit code {code}"),
-        Ending::Signal(number) => match Signal::try_from(number) {
-            Ok(signal) => format!("by {}", signal.as_str()),
-            Err(_) => format!("by signal {number}"),
+        Ending::Signal(number) => match Signal::from_raw(number) {
+            Some(signal) => format!("by {signal}"),
+            None => format!("by signal {number}"),
         },
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::ErrorKind;
 
 /// `cores` physical cores of `threads` each, numbered as most machines do: all first
 /// threads, then all second ones; two nodes.
@@ -92,8 +93,11 @@ fn a_list_is_taken_in_its_order() {
     assert_eq!(places(&facts, Workers::Auto, "6,4"), (None, vec![6, 4]));
     let pin = Pin::List(vec![12, 3, 9, 8]);
     let error = plan(&facts, Workers::Auto, &pin).expect_err("CPUs that are not there");
-    assert_eq!(error.to_string(), "--pin names CPUs 8-9,12, which this process may not use");
-    assert_eq!((error.hint().as_str(), error.exit_code()), ("the CPUs it may use are 0-7", 2));
+    assert_eq!(error.to_string(), "the list names CPUs 8-9,12, which this process may not use");
+    assert_eq!(
+        (error.hint().as_str(), error.kind()),
+        ("the CPUs it may use are 0-7", ErrorKind::Usage)
+    );
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn settings_are_read_and_written() {
         ("", "`` is neither `auto` nor a number of workers"),
     ] {
         let error = text.parse::<Workers>().expect_err("no number of workers");
-        assert_eq!((error.to_string().as_str(), error.exit_code()), (what, 2));
+        assert_eq!((error.to_string().as_str(), error.kind()), (what, ErrorKind::Usage));
     }
     assert!("2-1".parse::<Pin>().is_err());
 }

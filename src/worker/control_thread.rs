@@ -15,7 +15,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::inbox::Pulled;
 use super::shared::{Answer, Grant, Shared};
-use crate::error::{Error, Result, errno_of};
+use crate::error::{Error, OsError, Result, errno_of};
 use crate::message::Message;
 use crate::protocol::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
 use crate::sys::process;
@@ -166,7 +166,7 @@ impl ControlThread {
                 self.answer(sequence, Ok(Grant { listener, address, descriptor }));
             }
             Body::Word(ToWorker::ListenFailed { sequence, step, errno }) => {
-                let source = Errno::from_raw(errno);
+                let source = OsError::from_raw(errno);
                 let error = Error::Listen { address: String::new(), step, source };
                 self.answer(sequence, Err(error));
             }

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 
 use clusterlb::{Dispatch, ErrorKind, Policy};
-use nix::sys::signal::Signal;
 
 use crate::puppet::Service;
 use crate::stage::{Stage, eventually, greeter, kept, until_refused};
@@ -85,7 +84,7 @@ fn what_waits_for_a_killed_worker_goes_to_others() {
     let mut stage = stage_with_detection();
     let (workers, address) = stage.shared(3);
     for (place, worker) in workers.iter().enumerate().take(2) {
-        worker.kill(Signal::SIGKILL).expect("it is ours");
+        worker.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
         // Even before the exit has been noticed.
         assert!(greeter(&address) > 1);
         stage.exit(worker);

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use clusterlb::Signal;
 use clusterlb::{Ending, Event, ForkOptions, Policy};
-use nix::sys::signal::Signal;
 
 use crate::puppet::{BRIEF, Order, SLEEPY, Service};
 use crate::stage::{

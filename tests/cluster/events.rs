@@ -148,7 +148,7 @@ fn a_worker_is_off_the_list_before_its_last_event() {
         }
         (listed, last)
     });
-    worker.kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    worker.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     stage.exit(&worker);
     let (listed, last) = watching.join().expect("it does not panic");
     assert!(!listed[1], "{listed:?}");

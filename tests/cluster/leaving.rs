@@ -3,9 +3,9 @@
 use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
 
+use clusterlb::Signal;
 use clusterlb::{Ending, Event, ListenOptions, Policy, Transport, WorkerHandle};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 
 use crate::puppet::{Order, Reply, Service};
 use crate::stage::{PATIENCE, Stage, eventually, greeter, is_alive, uninterrupted, until_free};

@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
+use clusterlb::Signal;
 use clusterlb::{AddressKind, ListenOptions, Policy, WorkerHandle};
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 
 use crate::missing::lacking;
 use crate::puppet::{Order, Reply, Service};

@@ -90,7 +90,7 @@ fn large_messages_pass_each_other_without_deadlock() {
 
 fn errno(result: clusterlb::Result<()>) -> Option<Errno> {
     match result {
-        Err(Error::System { source, .. }) => Some(source),
+        Err(Error::System { source, .. }) => Some(source.into()),
         _ => None,
     }
 }
@@ -106,7 +106,7 @@ fn a_worker_that_does_not_read_is_noticed() {
     // Other workers are not affected.
     let other = stage.puppet();
     assert_eq!(stage.ask(&other, &Order::Echo(1.into())), Reply::Echo(1.into()));
-    worker.kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    worker.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     stage.exit(&worker);
     stage.end();
 }
@@ -185,7 +185,7 @@ fn words_about_nothing_are_ignored() {
     assert!(!stage.has_heard(of_interest));
     assert!(odd.is_connected());
     assert!((0..4).all(|_| ask(&address).expect("it serves") == "worker 1\n"));
-    odd.kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    odd.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     stage.exit(&odd);
     stage.end();
 }

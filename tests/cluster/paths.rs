@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use clusterlb::Signal;
 use clusterlb::{AddressKind, ListenOptions, Policy};
-use nix::sys::signal::Signal;
 
 use crate::puppet::Service;
 use crate::stage::{Stage, another_primary, ask, eventually, greeter};

@@ -111,7 +111,7 @@ pub(crate) enum Reply {
 impl Reply {
     pub(crate) fn refused(error: &Error) -> Self {
         let errno = match error {
-            Error::Listen { source, .. } | Error::System { source, .. } => *source as i32,
+            Error::Listen { source, .. } | Error::System { source, .. } => source.as_raw(),
             _ => 0,
         };
         Self::Refused { errno, text: error.to_string() }
@@ -189,7 +189,10 @@ impl Puppet {
     /// Retries until the queue has room.
     fn insist(&self, reply: &Reply) {
         while let Err(error) = self.worker.send(reply) {
-            assert!(matches!(error, Error::System { source: Errno::EAGAIN, .. }), "{error}");
+            assert!(
+                matches!(error, Error::System { source, .. } if source == Errno::EAGAIN),
+                "{error}"
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -36,7 +36,7 @@ fn the_role_is_decided_by_the_environment() {
     assert!(clusterlb::is_primary() && !clusterlb::is_worker());
     assert!(matches!(clusterlb::role(), Ok(clusterlb::Role::Primary(_))));
     let refused = clusterlb::Worker::current().expect_err("this is a primary");
-    assert_eq!(refused.exit_code(), 2, "{refused}");
+    assert_eq!(refused.kind(), clusterlb::ErrorKind::Usage, "{refused}");
     let mut stage = Stage::new();
     let worker = stage.puppet();
     let facts = stage.facts(&worker);
@@ -229,7 +229,7 @@ fn workers_are_somebody_else_without_groups() {
     // It serves like any other worker: the sockets belong to the primary.
     let address = stage.listen(&worker, "127.0.0.1:0");
     assert_eq!(crate::stage::ask(&address).expect("it serves"), "worker 1\n");
-    worker.kill(nix::sys::signal::Signal::SIGTERM).expect("root may");
+    worker.kill(clusterlb::Signal::SIGTERM).expect("root may");
     assert_eq!(stage.exit(&worker).0, Ending::Signal(15));
     stage.end();
 }
@@ -288,7 +288,7 @@ fn places_and_numbers_of_workers() {
     let taken = stage.cluster.fork_with(ForkOptions::default().place(3));
     assert!(taken.expect_err("it is taken").to_string().contains("place 3 is taken"));
     assert!(stage.cluster.fork_with(ForkOptions::default().place(1024)).is_err());
-    first.kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    first.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     stage.exit(&first);
     let second = stage.puppet_with(ForkOptions::default().place(3));
     assert_eq!(second.id().0, 2, "the place is used again, the number is not");

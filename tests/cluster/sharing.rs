@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::TcpStream;
 
+use clusterlb::Signal;
 use clusterlb::{Event, ForkOptions, ListenOptions, Policy};
-use nix::sys::signal::Signal;
 
 use crate::puppet::{DESCRIPTORS, Order, Reply, Service};
 use crate::stage::{PATIENCE, Stage, ask, eventually, greeter, kept, signal, until_refused};

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clusterlb::Signal;
 use clusterlb::{
     Cluster, ClusterSettings, Event, Events, ForkOptions, ListenOptions, ListeningAddress, Message,
     OverloadFactor, Policy, WorkerHandle,
 };
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 
 use crate::puppet::{Facts, Order, Reply, Service};
 pub(crate) use crate::wait::{PATIENCE, eventually};
@@ -364,7 +364,7 @@ pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
 /// Sends a signal to a process.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
-    let _ = nix::sys::signal::kill(pid, signal);
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::from(signal));
 }
 
 /// Whether a process runs and is not merely waiting to be reaped.

@@ -94,7 +94,7 @@ fn each_worker_with_a_socket_of_its_own_gets_something() {
     let answered: BTreeSet<u32> = (0..80).map(|_| answerer(&address)).collect();
     assert_eq!(answered, [1, 2].into());
     // The socket of an ended worker gets no more datagrams.
-    workers[0].kill(nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+    workers[0].kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     stage.exit(&workers[0]);
     assert!((0..20).all(|_| answerer(&address) == 2));
     stage.end();

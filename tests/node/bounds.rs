@@ -136,7 +136,7 @@ fn a_subscriber_that_does_not_read_holds_up_what_workers_say_and_not_their_ends(
             let event = keen.next_within(PATIENCE).expect("an event");
             told += usize::from(matches!(event, Event::Message { .. }));
         }
-        worker.kill(Signal::SIGKILL).expect("it is ours");
+        worker.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
         loop {
             match keen.next_within(PATIENCE).expect("its end is told") {
                 Event::Exit { worker: one, .. } if one == worker => break,

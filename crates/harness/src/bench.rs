@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use nix::sys::signal::Signal;
+use crate::sys::signal::Signal;
 use serde::Serialize;
 
 use super::environment::Environment;

@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::sys::signal::Signal;
 use loadtest::Report;
-use nix::sys::signal::Signal;
 
 use super::child::{Child, failure};
 use super::interrupt::{Halt, Interrupt};

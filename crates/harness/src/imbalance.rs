@@ -6,7 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::signal::Signal;
+use crate::sys::signal::Signal;
 use serde::Serialize;
 
 use super::balance::Balance;

@@ -6,8 +6,8 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use crate::sys::signal::Signal;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 
 use crate::error::{Error, Result};
 use crate::sys::signal::Signals;

@@ -153,6 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::ErrorKind;
 
     fn wish(sharing: Sharing) -> Wish {
         Wish { threads: 1, processes: 9, sharing, server: None, load: None }
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!((placement.load_threads, placement.notes.len()), (2, 1));
         let cpus: Vec<Cpu> = (0..2).map(Cpu::alone).collect();
         let named = Wish { server: Some(vec![0]), ..shared };
-        assert_eq!(place(&cpus, &named).expect_err("impossible").exit_code(), 2);
+        assert_eq!(place(&cpus, &named).expect_err("impossible").kind(), ErrorKind::Usage);
     }
 
     #[test]
@@ -208,7 +209,7 @@ mod tests {
             Wish { threads: 5, ..wish(Sharing::Apart) },
         ] {
             let cpus: Vec<Cpu> = (0..4).map(Cpu::alone).collect();
-            assert_eq!(place(&cpus, &wrong).expect_err("impossible").exit_code(), 2);
+            assert_eq!(place(&cpus, &wrong).expect_err("impossible").kind(), ErrorKind::Usage);
         }
     }
 

@@ -92,6 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::ErrorKind;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -112,7 +113,7 @@ mod tests {
     fn plans_that_show_nothing_are_refused() {
         let refused = |targets, repeats, measured| {
             let error = Plan::new(targets, repeats, SECOND, measured).expect_err("no plan");
-            assert_eq!(error.exit_code(), 2);
+            assert_eq!(error.kind(), ErrorKind::Usage);
             error.to_string()
         };
         assert_eq!(refused(2, 5, SECOND), "5 repeats");

@@ -309,6 +309,7 @@ impl Serialize for Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn knobs() -> Knobs {
         Knobs {
@@ -326,7 +327,7 @@ mod tests {
         for scenario in ALL {
             assert_eq!(scenario.to_string().parse::<Scenario>().expect("its name"), scenario);
         }
-        assert_eq!("heavy-60".parse::<Scenario>().expect_err("unknown").exit_code(), 2);
+        assert_eq!("heavy-60".parse::<Scenario>().expect_err("unknown").kind(), ErrorKind::Usage);
     }
 
     #[test]

@@ -211,6 +211,7 @@ impl Serialize for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn names_are_read_back() {
@@ -236,7 +237,7 @@ mod tests {
         let nonsense = ["", "rr:epoll", "none:", "none:kqueue", "apache", "nginx:epoll"];
         let mixed = ["nginx --fast", "nginx+node", "node+node", "none:epoll+node", "+node"];
         for nonsense in nonsense.into_iter().chain(mixed) {
-            assert_eq!(target(nonsense).expect_err(nonsense).exit_code(), 2);
+            assert_eq!(target(nonsense).expect_err(nonsense).kind(), ErrorKind::Usage);
         }
     }
 

@@ -185,7 +185,7 @@ impl FromStr for Work {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = |why: String| Error::usage(format!("--work {text}: {why}"), FORMS);
+        let wrong = |why: String| Error::usage(format!("no work {text}: {why}"), FORMS);
         let (kind, time) = text
             .split_once(':')
             .ok_or_else(|| wrong("no colon between what is done and for how long".into()))?;

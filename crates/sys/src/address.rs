@@ -86,7 +86,8 @@ impl FromStr for ListenAddress {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = |why: &str| Error::usage(format!("--listen {text}: {why}"), FORMS);
+        let wrong =
+            |why: &str| Error::usage(format!("{text} is no address to listen on: {why}"), FORMS);
         if let Some(number) = text.strip_prefix("fd:") {
             return inherited(number).ok_or_else(|| wrong("neither a descriptor nor a name"));
         }
@@ -211,6 +212,7 @@ impl fmt::Display for ListenAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn every_form_is_understood_and_printed_back() {
@@ -260,7 +262,10 @@ mod tests {
             "unix:,mode=660",
         ] {
             let error = text.parse::<ListenAddress>().expect_err(text);
-            assert_eq!((error.exit_code(), error.hint().contains("HOST:PORT")), (2, true));
+            assert_eq!(
+                (error.kind(), error.hint().contains("HOST:PORT")),
+                (ErrorKind::Usage, true)
+            );
         }
         assert!(format!("unix:/{}", "a".repeat(107)).parse::<ListenAddress>().is_err());
     }

@@ -84,11 +84,11 @@ pub fn allowed() -> Result<Vec<usize>> {
 
 /// Pins the calling thread, and the threads and processes it starts later, to one CPU.
 pub fn pin_to(cpu: usize) -> Result<()> {
-    let failed = |source| Error::Environment {
+    let failed = |source: Errno| Error::Environment {
         step: format!("pin to CPU {cpu}"),
-        source,
-        hint: "that CPU is off, or the cpuset of this process has lost it: name others with \
-               --pin LIST, or leave the choice to the kernel with --pin none"
+        source: source.into(),
+        hint: "that CPU is off, or the cpuset of this process has lost it: name others, or leave \
+               the choice to the kernel"
             .into(),
     };
     // Checked here because nix indexes the mask without a check.

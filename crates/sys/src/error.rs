@@ -1,9 +1,9 @@
 //! The errors of the workspace, grouped by who can fix them, each with the failed step and a
 //! remedy.
 //!
-//! Owns the error type and the exit codes. Does not print: `main` does, once.
+//! Owns the error type. Options of a command and exit codes are the command's.
 
-use std::io;
+use std::{fmt, io};
 
 use nix::errno::Errno;
 
@@ -58,37 +58,94 @@ pub enum ErrorKind {
     Defect,
 }
 
+/// The kernel's number for a failure (`errno(3)`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct OsError(Errno);
+
+impl OsError {
+    /// The error with this number.
+    #[must_use]
+    pub fn from_raw(number: i32) -> Self {
+        Self(Errno::from_raw(number))
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn as_raw(self) -> i32 {
+        self.0 as i32
+    }
+}
+
+impl fmt::Display for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.desc())
+    }
+}
+
+impl fmt::Debug for OsError {
+    /// The name, such as `EAGAIN`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for OsError {}
+
+impl From<Errno> for OsError {
+    fn from(errno: Errno) -> Self {
+        Self(errno)
+    }
+}
+
+impl From<OsError> for Errno {
+    fn from(error: OsError) -> Self {
+        error.0
+    }
+}
+
+impl From<OsError> for io::Error {
+    fn from(error: OsError) -> Self {
+        Self::from_raw_os_error(error.as_raw())
+    }
+}
+
+impl PartialEq<Errno> for OsError {
+    fn eq(&self, errno: &Errno) -> bool {
+        self.0 == *errno
+    }
+}
+
 /// A failed step, its cause and a remedy.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The machine, the container or the account does not allow what is needed.
-    #[error("{step}: {}", .source.desc())]
+    #[error("{step}: {source}")]
     Environment {
         /// The failed step.
         step: String,
         /// The kernel's error.
-        source: Errno,
+        source: OsError,
         /// The remedy.
         hint: String,
     },
     /// An address cannot be opened.
-    #[error("cannot {step} {address}: {}", .source.desc())]
+    #[error("cannot {step} {address}: {source}")]
     Listen {
         /// The address as requested.
         address: String,
         /// The call that failed: `bind`, `listen on`, `open`, …
         step: String,
         /// The kernel's error.
-        source: Errno,
+        source: OsError,
     },
     /// A system call failed that does not fail on a healthy machine.
-    #[error("{step}: {}", .source.desc())]
+    #[error("{step}: {source}")]
     System {
         /// The failed step.
         step: String,
         /// The kernel's error.
-        source: Errno,
+        source: OsError,
     },
     /// An invalid argument or environment variable.
     #[error("{what}")]
@@ -132,7 +189,7 @@ impl Error {
             Self::Usage { .. } => ErrorKind::Usage,
             Self::Workers { .. } => ErrorKind::Workers,
             Self::Cluster { kind, .. } => *kind,
-            Self::Listen { source, .. } | Self::System { source, .. } => kind_of(*source),
+            Self::Listen { source, .. } | Self::System { source, .. } => kind_of(source.0),
         }
     }
 
@@ -142,13 +199,13 @@ impl Error {
         match self {
             Self::Environment { source, .. }
             | Self::Listen { source, .. }
-            | Self::System { source, .. } => Some(*source as i32),
+            | Self::System { source, .. } => Some(source.as_raw()),
             Self::Usage { .. } | Self::Workers { .. } | Self::Cluster { .. } => None,
         }
     }
 
     /// Creates the error of a system call; `step` names the failed step.
-    pub fn system(step: impl Into<String>, source: impl Into<Errno>) -> Self {
+    pub fn system(step: impl Into<String>, source: impl Into<OsError>) -> Self {
         Self::System { step: step.into(), source: source.into() }
     }
 
@@ -157,20 +214,7 @@ impl Error {
         Self::Usage { what: what.into(), hint: hint.into() }
     }
 
-    /// Exit code of the process: 2 for usage, 3 for the environment, otherwise 1.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Usage { .. } => 2,
-            Self::Environment { .. } => 3,
-            Self::Listen { .. }
-            | Self::System { .. }
-            | Self::Workers { .. }
-            | Self::Cluster { .. } => 1,
-        }
-    }
-
-    /// What a person at a terminal can do about it.
+    /// The remedy.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -178,8 +222,8 @@ impl Error {
             | Self::Usage { hint, .. }
             | Self::Workers { hint, .. }
             | Self::Cluster { hint, .. } => hint.clone(),
-            Self::Listen { address, source, .. } => listen_hint(address, *source),
-            Self::System { source, .. } => system_hint(*source),
+            Self::Listen { address, source, .. } => listen_hint(address, source.0),
+            Self::System { source, .. } => system_hint(source.0),
         }
     }
 }
@@ -225,12 +269,11 @@ fn listen_hint(address: &str, source: Errno) -> String {
     match source {
         Errno::EADDRINUSE => format!(
             "another process listens there (`ss -ltnp` names it): stop it, or choose another \
-             address with --listen (port 0 takes a free one) instead of {address}"
+             address (port 0 takes a free one) instead of {address}"
         ),
         Errno::EACCES | Errno::EPERM => "ports below 1024 and foreign directories need a \
              privilege: choose a port from 1024, give the binary CAP_NET_BIND_SERVICE, or pass \
-             an open socket with --listen fd:N; workers that run as another user may open what \
-             --allow-listen names"
+             an open socket as fd:N"
             .into(),
         Errno::EADDRNOTAVAIL => "this machine has no such address: `ip address` lists those it \
              has; 0.0.0.0 or [::] stand for all"
@@ -265,7 +308,7 @@ fn system_hint(source: Errno) -> String {
         Errno::ETIMEDOUT => "the name server or user database does not answer: check \
              /etc/resolv.conf and /etc/nsswitch.conf, or give numbers"
             .into(),
-        _ => "`clusterlb check` shows what this machine allows".into(),
+        _ => "check the limits and the security policy of this machine".into(),
     }
 }
 
@@ -274,23 +317,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_name_who_is_at_fault() {
-        let environment = Error::Environment {
-            step: "create an io_uring".into(),
-            source: Errno::EPERM,
-            hint: "allow it".into(),
-        };
-        assert_eq!(environment.exit_code(), 3);
-        assert_eq!(Error::usage("0 workers", "give 1 or more").exit_code(), 2);
-        assert_eq!(Error::system("fork", Errno::EAGAIN).exit_code(), 1);
-    }
-
-    #[test]
     fn kinds_can_be_matched_and_survive_the_way_to_the_standard_library() {
         let busy = Error::Listen {
             address: "127.0.0.1:80".into(),
             step: "bind".into(),
-            source: Errno::EADDRINUSE,
+            source: Errno::EADDRINUSE.into(),
         };
         assert_eq!((busy.kind(), busy.raw_os_error()), (ErrorKind::AddressInUse, Some(98)));
         let text = busy.to_string();
@@ -311,7 +342,7 @@ mod tests {
         let error = Error::Listen {
             address: "127.0.0.1:80".into(),
             step: "listen on".into(),
-            source: Errno::EADDRINUSE,
+            source: Errno::EADDRINUSE.into(),
         };
         assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:80: Address already in use");
         assert!(error.hint().contains("ss -ltnp"));

@@ -13,13 +13,14 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use nix::unistd::{chdir, setsid};
 
 use crate::clock::monotonic_ns;
 use crate::error::{Error, Result};
 use crate::fdpass;
 use crate::process::{Remote, WHOLE_GROUP};
+use crate::signal::Signal;
 
 /// Name in process listings.
 const NAME: &[u8] = b"clusterlb-guard";

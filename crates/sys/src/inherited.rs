@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use nix::sys::stat::{Mode, umask};
 
 use crate::error::{Error, Result};
+use crate::signal::Signal;
 
 /// Dispositions that this process changes for itself; children get the original ones.
 const CHANGED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU];
@@ -112,7 +113,7 @@ pub fn unblock_signals() -> Result<()> {
 fn dispose(signal: Signal, handler: SigHandler) -> Result<()> {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: neither ignoring a signal nor its default action runs code of this process.
-    let result = unsafe { sigaction(signal, &action) };
+    let result = unsafe { sigaction(signal.into(), &action) };
     result.map(drop).map_err(|errno| Error::system(format!("set what {signal} does"), errno))
 }
 
@@ -139,7 +140,7 @@ impl Restored {
             };
             let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
             // SAFETY: neither ignoring a signal nor its default action runs code of this process.
-            unsafe { sigaction(signal, &action) }?;
+            unsafe { sigaction(signal.into(), &action) }?;
         }
         if let Some(mode) = self.umask {
             umask(mode);

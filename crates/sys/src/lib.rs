@@ -62,6 +62,7 @@ pub mod resolve;
 pub mod ring;
 pub mod shared;
 pub mod signal;
+mod signal_number;
 pub mod steering;
 pub mod terminal;
 mod unix_socket;

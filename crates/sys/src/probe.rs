@@ -80,7 +80,8 @@ pub fn probe() -> RingSupport {
 #[must_use]
 pub fn refusal_error(source: Errno) -> Error {
     let (cause, hint) = ring_refusal(source, io_uring_disabled(), seccomp_mode());
-    Error::Environment { step: format!("create an io_uring ({cause})"), source, hint: hint.into() }
+    let step = format!("create an io_uring ({cause})");
+    Error::Environment { step, source: source.into(), hint: hint.into() }
 }
 
 /// Why a ring is refused, and the remedy. `disabled` is the value of `kernel.io_uring_disabled`,
@@ -139,7 +140,7 @@ pub fn ring_refusal(
         }
         _ => (
             "the kernel refuses io_uring for an unknown reason",
-            "`clusterlb check` shows what this machine allows",
+            "check the security policy of this machine",
         ),
     }
 }
@@ -242,6 +243,7 @@ fn missing_operations(ring: &IoUring) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn a_level_is_reached_when_nothing_of_it_is_missing() {
@@ -282,7 +284,7 @@ mod tests {
             assert!(found_hint.contains(hint), "{errno}: {found_hint}");
         }
         let error = refusal_error(Errno::ENOSYS);
-        assert_eq!(error.exit_code(), 3);
+        assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.to_string().starts_with("create an io_uring ("), "{error}");
     }
 

@@ -22,13 +22,12 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
 use nix::unistd::{Pid, chdir, geteuid, getpid, getppid, setpgid, setsid};
 
 use crate::error::{Error, Result, errno_of};
 use crate::inherited::Restored;
 use crate::limits::DescriptorLimit;
-use crate::signal::BlockedSignals;
+use crate::signal::{BlockedSignals, Signal};
 pub use descriptors::{copy_above, copy_of, inherited};
 use environment::Block;
 pub use family::{own_program, reap_orphans};
@@ -142,7 +141,7 @@ impl Launch<'_> {
         let failed = |source| match source {
             Errno::EPERM if changes_identity => Error::Environment {
                 step: step.clone(),
-                source,
+                source: source.into(),
                 hint: "running it as another user or group takes CAP_SETUID and CAP_SETGID, and \
                        in a user namespace that /proc/self/setgroups says allow"
                     .into(),
@@ -239,7 +238,7 @@ impl Preparation {
         }
         if let Some(parent) = self.parent {
             // After the change of user, which would reset it.
-            prctl::set_pdeathsig(Signal::SIGTERM)?;
+            prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?;
             if getppid() != parent {
                 return Err(Errno::ESRCH.into());
             }
@@ -388,7 +387,7 @@ impl Remote {
     }
 
     fn send(&self, signal: Signal, flags: libc::c_uint) -> std::result::Result<(), Errno> {
-        send(&self.watch, signal as i32, flags)
+        send(&self.watch, signal.as_raw(), flags)
     }
 }
 

@@ -51,7 +51,7 @@ pub fn resolve(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
 }
 
 fn unknown(address: &ListenAddress, why: &str, hint: &str) -> Error {
-    Error::usage(format!("--listen {address}: {why}"), hint)
+    Error::usage(format!("cannot listen on {address}: {why}"), hint)
 }
 
 fn scoped(
@@ -139,6 +139,7 @@ pub fn no_answer(what: &str, patience: Duration) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn resolved(text: &str) -> Result<Vec<String>> {
         let address: ListenAddress = text.parse().expect("a valid form");
@@ -169,7 +170,7 @@ mod tests {
             ("unix:/a,group=no-such-group", "group"),
         ] {
             let error = resolved(text).expect_err(text);
-            assert_eq!(error.exit_code(), 2);
+            assert_eq!(error.kind(), ErrorKind::Usage);
             assert!(error.to_string().contains(why), "{error}");
         }
     }

@@ -5,10 +5,11 @@ use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Error, Result, errno_of};
+pub use crate::signal_number::Signal;
 
 /// The sender of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Signals {
     /// # Errors
     /// Descriptors are exhausted.
     pub fn receive(signals: &[Signal]) -> Result<Self> {
-        let set: SigSet = signals.iter().copied().collect();
+        let set = set_of(signals);
         set.thread_block().map_err(|errno| Error::system("block signals", errno))?;
         SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map(|descriptor| Self { descriptor })
@@ -60,7 +61,7 @@ impl Signals {
                 libc::SI_KERNEL => Origin::Kernel,
                 _ => Origin::Process(information.ssi_pid),
             };
-            Signal::try_from(number).ok().map(|signal| Received { signal, origin })
+            Signal::from_raw(number).map(|signal| Received { signal, origin })
         }))
     }
 }
@@ -123,6 +124,10 @@ pub fn spawn_without_signals<T: Send + 'static>(
 /// # Errors
 /// The kernel refused the mask, which it never does for valid signals.
 pub fn block(signals: &[Signal]) -> Result<()> {
-    let set: SigSet = signals.iter().copied().collect();
+    let set = set_of(signals);
     set.thread_block().map_err(|errno| Error::system("block signals", errno))
+}
+
+fn set_of(signals: &[Signal]) -> SigSet {
+    signals.iter().map(|signal| nix::sys::signal::Signal::from(*signal)).collect()
 }

@@ -118,7 +118,7 @@ fn attempt(form: &dyn Fn(&Listener) -> Result<(), Errno>) -> Result<(), Errno> {
     };
     let address = "127.0.0.1:0".parse().map_err(|_| Errno::EINVAL)?;
     let listener = Listener::open(&address, options).map_err(|error| match error {
-        Error::Listen { source, .. } | Error::System { source, .. } => source,
+        Error::Listen { source, .. } | Error::System { source, .. } => source.into(),
         _ => Errno::EINVAL,
     })?;
     form(&listener)

@@ -175,7 +175,7 @@ fn in_words_of_admin(error: &Error, address: &impl std::fmt::Display) -> Error {
             "another run, or something else, has it: `clusterlb status --admin {address}` shows a \
              run; choose another --admin, or remove a file that is no socket"
         ),
-        _ => error.hint().replace("--listen", "--admin"),
+        _ => error.hint(),
     };
     Error::cluster(error.kind(), format!("admin interface: {error}"), hint)
 }

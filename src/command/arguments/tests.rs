@@ -1,6 +1,7 @@
 //! Command lines that are understood, and those that are refused.
 
 use super::*;
+use clusterlb::ErrorKind;
 use clusterlb::{Policy, Readiness};
 
 fn read(line: &str) -> Result<Cli> {
@@ -49,7 +50,7 @@ fn contradictions_are_refused() {
         "--chdir /nowhere/at/all",
         "-- /nowhere/at/all",
     ] {
-        assert_eq!(settings(line).expect_err(line).exit_code(), 2);
+        assert_eq!(settings(line).expect_err(line).kind(), ErrorKind::Usage);
     }
     assert!(settings("--listen 127.0.0.1:0 --listen 127.0.0.1:0").is_ok());
 }
@@ -95,6 +96,6 @@ fn nonsense_is_refused_by_name() {
         "--workers 2 check",
     ] {
         let error = read(line).expect_err(line);
-        assert_eq!(error.exit_code(), 2, "{line}");
+        assert_eq!(error.kind(), ErrorKind::Usage, "{line}");
     }
 }

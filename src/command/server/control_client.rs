@@ -88,7 +88,7 @@ impl ControlClient {
                     return Err(Error::Listen {
                         address: address.unwrap_or_default(),
                         step,
-                        source: Errno::from_raw(errno),
+                        source: Errno::from_raw(errno).into(),
                     });
                 }
                 // This worker closes no listener before it leaves.

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use clusterlb_sys::signal::Signal;
 
 use crate::command::settings::{ServeSettings, Settings};
 use accept::AcceptSources;

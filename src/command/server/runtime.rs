@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use clusterlb_sys::signal::Signal;
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_uring::net::TcpStream;

@@ -25,7 +25,7 @@ impl Listeners {
         let mut refused = None;
         for address in candidates {
             match self.bind(key, address, opening) {
-                Err(error @ Error::Listen { source, .. }) if is_not_ours(source) => {
+                Err(error @ Error::Listen { source, .. }) if is_not_ours(source.into()) => {
                     refused.get_or_insert(error);
                 }
                 result => return result,
@@ -34,7 +34,7 @@ impl Listeners {
         Err(refused.unwrap_or_else(|| Error::Listen {
             address: key.address.to_string(),
             step: "find".into(),
-            source: Errno::EADDRNOTAVAIL,
+            source: Errno::EADDRNOTAVAIL.into(),
         }))
     }
 

@@ -56,7 +56,7 @@ fn listeners_are_bounded_and_room_comes_back() {
         .collect();
     let one_more = unix(LISTENERS_MAX);
     let error = listeners.open(&one_more, false).expect_err("one too many");
-    assert!(matches!(error, Error::Listen { source: Errno::ENOBUFS, .. }), "{error}");
+    assert!(matches!(error, Error::Listen { source, .. } if source == Errno::ENOBUFS), "{error}");
     assert!(listeners.open(&unix(0), false).is_ok(), "one that is open is found");
     listeners.take(opened[7]);
     assert!(listeners.open(&one_more, false).is_ok());

@@ -65,7 +65,7 @@ fn inet(host: &str, port: u16) -> Result<ListenAddress> {
     let missing = || Error::Listen {
         address: text.clone(),
         step: "find".into(),
-        source: Errno::EADDRNOTAVAIL,
+        source: Errno::EADDRNOTAVAIL.into(),
     };
     match text.parse().map_err(|_| missing())? {
         // The host is a number, so the kernel alone answers.

@@ -70,8 +70,8 @@ impl Preload {
             // The error already names the location.
             Error::Environment {
                 step: format!("write the script for Node workers ({error})"),
-                source: error.raw_os_error().map_or(Errno::EACCES, Errno::from_raw),
-                hint: "they run as with --preload off; let TMPDIR name a folder that only this \
+                source: error.raw_os_error().map_or(Errno::EACCES, Errno::from_raw).into(),
+                hint: "they run without it; let TMPDIR name a folder that only this \
                        user can write to and workers can enter"
                     .into(),
             }

@@ -116,9 +116,17 @@ impl EngineChoice {
             }
             (_, Some(Unavailable { cause, source, hint, is_shortage })) => {
                 // A refusal is an error only if io_uring is requested.
-                let way_out = if is_shortage { "" } else { "; or let --engine auto take epoll" };
+                let way_out = if is_shortage {
+                    ""
+                } else {
+                    "; or let the engine be chosen, which takes epoll"
+                };
                 let step = format!("create an io_uring ({cause})");
-                Err(Error::Environment { step, source, hint: format!("{hint}{way_out}") })
+                Err(Error::Environment {
+                    step,
+                    source: source.into(),
+                    hint: format!("{hint}{way_out}"),
+                })
             }
         }
     }
@@ -150,8 +158,7 @@ fn unavailable(
     Some(Unavailable {
         cause: format!("it lacks {}", missing.join(", ")),
         source: Errno::EOPNOTSUPP,
-        hint: "`clusterlb check` says what each comes with (Linux 6.1 has all of it) and what may \
-               refuse it"
+        hint: "run on Linux 6.1 or newer, which has all of it, or allow it in the security policy"
             .into(),
         is_shortage: false,
     })
@@ -212,6 +219,7 @@ impl fmt::Display for EngineDecision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::probe::Feature;
 
     fn support(refusal: Option<Errno>, features: &[Feature]) -> RingSupport {
@@ -238,7 +246,7 @@ mod tests {
         for errno in [Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE] {
             let error = EngineChoice::Auto.decide_by(&support(Some(errno), &[]), None, None);
             let error = error.expect_err("the machine has io_uring");
-            assert_eq!(error.exit_code(), 3);
+            assert_eq!(error.kind(), ErrorKind::Environment);
             assert!(error.hint().contains("raise `ulimit"), "{}", error.hint());
         }
     }
@@ -248,8 +256,8 @@ mod tests {
         let refused = support(Some(Errno::EPERM), &[]);
         let error =
             EngineChoice::IoUring.decide_by(&refused, None, None).expect_err("there is none");
-        assert_eq!(error.exit_code(), 3);
-        assert!(error.hint().contains("--engine auto"), "{}", error.hint());
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        assert!(error.hint().contains("takes epoll"), "{}", error.hint());
         let old = support(None, &Feature::ALL[..5]);
         let error = EngineChoice::IoUring.decide_by(&old, None, None).expect_err("too old");
         assert!(error.to_string().contains("it lacks"), "{error}");

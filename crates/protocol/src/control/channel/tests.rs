@@ -98,7 +98,10 @@ fn a_reader_that_never_reads_is_noticed() {
     let body = Serialization::Json.encode(&"x".repeat(1_000_000)).expect("a string");
     let failed =
         (0..100).find_map(|_| left.outgoing.send_message(Serialization::Json, &body, vec![]).err());
-    assert!(matches!(failed, Some(Error::System { source: Errno::EAGAIN, .. })), "{failed:?}");
+    assert!(
+        matches!(failed, Some(Error::System { source, .. }) if source == Errno::EAGAIN),
+        "{failed:?}"
+    );
     left.send(&drain(1), vec![]).expect("there is room for words of ours");
     let failed = (0..20_000).find_map(|_| left.send(&drain(1), vec![]).err());
     assert!(failed.is_some(), "which is bounded, too");
@@ -109,7 +112,7 @@ fn a_message_that_is_too_long_is_refused_before_it_is_sent() {
     let (mut left, mut right) = pair();
     let body = vec![b' '; MESSAGE_BYTES_MAX + 1];
     let failed = left.outgoing.send_message(Serialization::Json, &body, vec![]);
-    assert!(matches!(failed, Err(Error::System { source: Errno::EMSGSIZE, .. })));
+    assert!(matches!(failed, Err(Error::System { source, .. }) if source == Errno::EMSGSIZE));
     left.send(&drain(1), vec![]).expect("the channel is as it was");
     assert_eq!(frames(&mut right).len(), 1);
 }
@@ -122,7 +125,7 @@ fn an_end_that_closes_is_seen_by_both() {
     assert_eq!(frames(&mut right).len(), 1, "what was sent arrives");
     assert!(right.is_closed());
     let failed = left.send(&drain(2), vec![]);
-    assert!(matches!(failed, Err(Error::System { source: Errno::EPIPE, .. })));
+    assert!(matches!(failed, Err(Error::System { source, .. }) if source == Errno::EPIPE));
 }
 
 #[test]
