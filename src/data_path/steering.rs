@@ -212,7 +212,7 @@ fn inexact(source: Errno) -> Error {
         _ => "it draws lots among them instead",
     };
     let step = "let the kernel pick by the counters of workers".into();
-    Error::Environment { step, source, hint: hint.into() }
+    Error::Environment { step, source: source.into(), hint: hint.into() }
 }
 
 impl Port {
