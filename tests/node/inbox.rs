@@ -5,7 +5,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 
-use super::nodes::{Node, nodes};
+use super::nodes::{Node, nodes, with_each};
 use super::script::Script;
 use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, machine};
 
@@ -235,4 +235,43 @@ fn nothing_is_said_about_what_the_script_is_made_of() {
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!((ended.code, &*ended.errors), (Some(0), ""), "{}", node.version);
     }
+}
+
+/// Each request blocks its worker. The program knows how many connections it has been given whose
+/// requests have not begun, and tells the most there were since the first request.
+const BLOCKING: &str = "
+    let [waiting, most] = [0, 0];
+    const server = require('http').createServer((request, response) => {
+        waiting -= 1;
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
+        response.end(String(most));
+        if (request.url === '/begin') most = 0;
+    });
+    server.on('connection', () => {
+        waiting += 1;
+        most = Math.max(most, waiting);
+    });
+    server.listen(0, '127.0.0.1');";
+
+#[test]
+fn a_worker_with_long_work_takes_one_connection_at_a_time() {
+    with_each(|node| {
+        let script = Script::named("server.js", BLOCKING);
+        let arguments = "--workers 1 --credits 64 --take-back-after off --hang-after off";
+        let cluster = script.launch_with(&node.program, arguments).start();
+        let address = cluster.address();
+        let ask = |path: &str| {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+            let most = Client::to(&address).ask(request.as_bytes()).body;
+            most.parse::<u32>().unwrap_or_else(|_| panic!("{most}"))
+        };
+        // Two, because the first one includes the start.
+        (0..2).for_each(|_| assert_eq!(ask("/begin"), 1));
+        let most = thread::scope(|scope| {
+            let clients: Vec<_> = (0..12).map(|_| scope.spawn(|| ask("/"))).collect();
+            clients.into_iter().map(|client| client.join().expect("an answer")).max()
+        });
+        assert!(most.is_some_and(|most| most <= 3), "{most:?} of 12 waited in the worker");
+        cluster.end();
+    });
 }

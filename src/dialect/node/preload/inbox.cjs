@@ -1,6 +1,6 @@
 // The worker's inbox. Node's channel needs a JSON message, two replies and a turn of the loop per
-// connection; the inbox delivers up to 32 connections per turn. Owns the rule that a connection is
-// taken only if a descriptor is free for it.
+// connection; the inbox delivers up to 32 connections per turn. Owns the rules that a connection is
+// taken only if a descriptor is free for it, and in one turn only as many as `Pace` allows.
 
 const { closeSync, openSync, readFileSync, readdirSync } = require('fs');
 const { performance } = require('perf_hooks');
@@ -9,6 +9,7 @@ const OPEN_FILES = /^Max open files +(\d+)/m;
 const DESCRIPTORS_RESERVED = 16;
 const SHORTEST_REST_MS = 5;
 const LONGEST_REST_MS = 250;
+// The program is supposed to use up no more than `FEW` descriptors in this time.
 const COUNTING_MS = 10;
 const FEW = 64;
 const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;
@@ -49,6 +50,11 @@ class Inbox {
     this.restMs = SHORTEST_REST_MS;
     this.resting = false;
     this.over = false;
+    this.pace = new Pace();
+    this.turn = undefined;
+    this.left = Infinity;
+    // Connections since the last announcement, and between that and the one before.
+    this.batch = [0, 0];
     // Called when no more connections can come, if the primary is gone.
     this.onEnd = undefined;
     this.open(inbox, new Pipe(constants.IPC));
@@ -112,6 +118,7 @@ class Inbox {
     } else if (length === 0) {
       // The inbox is empty for now.
     } else if (message[0] === LAYOUT.ANNOUNCEMENT) {
+      this.batch = [0, this.batch[0]];
       this.look();
     } else if (message[0] === LAYOUT.PROBE) {
       this.page.answerProbe();
@@ -128,10 +135,37 @@ class Inbox {
     if (server === undefined || isFull(server)) {
       return this.sendBack(handle, mark, server !== undefined);
     }
+    this.keepPace();
     this.page.countReceived();
     this.page.follow(handle);
     this.takeCare();
     socket.onconnection(0, handle);
+  }
+
+  keepPace() {
+    const { pace, page } = this;
+    if (this.turn !== page.turn) {
+      this.turn = page.turn;
+      this.left = pace.batch();
+    }
+    pace.taken += 1;
+    this.batch[0] += 1;
+    this.left -= 1;
+    // In the next turn of the loop the work begins, and the one after that may take more.
+    if (this.left <= 0) this.pause((go) => setImmediate(setImmediate, go), this.allowance <= FEW);
+  }
+
+  // Takes nothing until then.
+  pause(until, isCareful) {
+    if (this.resting) return;
+    this.resting = true;
+    until(() => {
+      this.resting = false;
+      // Before the first one of the next batch this is done anyway.
+      if (isCareful || Math.max(...this.batch) > 1) this.look();
+      this.read();
+    });
+    this.read();
   }
 
   sendBack(handle, listener, full) {
@@ -143,13 +177,9 @@ class Inbox {
   // free, or until another worker gets them.
   rest(lost) {
     this.tell({ act: 'short', lost });
-    this.resting = true;
-    this.read();
-    setTimeout(() => {
-      this.resting = false;
-      this.look();
-      this.read();
-    }, this.restMs).unref();
+    const { restMs } = this;
+    this.resting = false;
+    this.pause((go) => setTimeout(go, restMs).unref(), true);
     this.restMs = Math.min(this.restMs * 2, LONGEST_REST_MS);
   }
 
@@ -172,20 +202,14 @@ class Inbox {
     const left = this.limit - reserved - this.descriptorsInUse();
     this.allowance = Math.max(1, Math.ceil(left / 4));
     const done = performance.now();
-    this.countAgainAt = done + Math.max(COUNTING_MS, 100 * (done - begun));
+    const soonMs = COUNTING_MS * Math.max(1, this.allowance / FEW);
+    this.countAgainAt = done + Math.max(soonMs, 100 * (done - begun));
   }
 
   // With few descriptors left, each connection is checked.
   takeCare() {
     this.allowance -= 1;
-    if (this.allowance >= FEW || this.resting) return;
-    this.resting = true;
-    setImmediate(() => {
-      this.resting = false;
-      this.look();
-      this.read();
-    });
-    this.read();
+    if (this.allowance < FEW) this.pause(setImmediate, true);
   }
 
   descriptorsInUse() {

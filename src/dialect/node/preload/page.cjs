@@ -32,6 +32,8 @@ class Page {
     this.oneBytes = bytesOf(new BigUint64Array([1n]));
     this.received = 0;
     this.ended = 0;
+    // Since the last time that the words were written.
+    this.changed = true;
     this.due = false;
     this.probed = false;
     // Publish at once, because later may be too late.
@@ -41,13 +43,19 @@ class Page {
     this.moved = false;
     // Called on activity.
     this.onMove = undefined;
-    this.onTurn = () => this.publish();
+    // Turns of the loop in which something was published.
+    this.turn = 0;
+    this.onTurn = () => {
+      this.turn += 1;
+      this.publish();
+    };
     this.close = this.ending('close');
     this.reset = this.ending('reset');
   }
 
   write() {
     this.report[ENDED_WORD] = BigInt(this.ended);
+    this.changed = false;
     try {
       writeSync(this.page, this.reportBytes, 0, this.reportBytes.length, LAYOUT.REPORT_AT);
     } catch {
@@ -57,7 +65,7 @@ class Page {
 
   publish() {
     this.due = false;
-    this.write();
+    if (this.changed) this.write();
     try {
       // The primary may hold connections that no worker had room for, or wait for an answer.
       readSync(this.page, this.wakeBytes, 0, this.wakeBytes.length, LAYOUT.WAKE_AT);
@@ -86,6 +94,7 @@ class Page {
     if (this.onMove !== undefined) this.onMove();
     if (this.beat !== undefined || this.beatMs === 0) return;
     this.report[MOVED_WORD] = now();
+    this.changed = true;
     this.publish();
     this.expectBeat();
     this.beat = setInterval(() => this.onBeat(), this.beatMs);
@@ -107,6 +116,7 @@ class Page {
   onBeat() {
     this.measureDelay();
     this.report[MOVED_WORD] = this.moved ? now() : 0n;
+    this.changed = true;
     if (!this.moved) {
       clearInterval(this.beat);
       this.beat = undefined;
@@ -122,6 +132,7 @@ class Page {
       delete this.close;
       delete this.reset;
       page.ended += 1;
+      page.changed = true;
       page.publishSoon();
       page.move();
       return this[method](...words);
@@ -146,11 +157,13 @@ class Page {
 
   answerProbe() {
     this.report[ANSWERED_WORD] += 1n;
+    this.changed = true;
     this.probed = true;
     this.publish();
   }
 
   sayThatItReceives() {
     this.report[DOES_WORD] |= BigInt(LAYOUT.RECEIVES);
+    this.changed = true;
   }
 }

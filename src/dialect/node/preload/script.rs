@@ -12,6 +12,7 @@ const PARTS: &str = concat!(
     include_str!("page.cjs"),
     include_str!("servers.cjs"),
     include_str!("inbox.cjs"),
+    include_str!("pace.cjs"),
     include_str!("kept.cjs"),
     include_str!("handlers.cjs"),
     include_str!("signals.cjs"),
