@@ -26,5 +26,6 @@ mod nodes;
 mod preload;
 mod reload;
 mod script;
+mod soak;
 mod storm;
 mod theirs;
