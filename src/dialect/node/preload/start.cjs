@@ -111,7 +111,8 @@ function main() {
   const parameters = parametersOf(process.env);
   if (parameters === undefined) return;
   const cluster = require('cluster');
-  if (cluster.isWorker && process.connected) start(parameters, cluster);
+  // Node makes no worker of a program that it is given as text.
+  if (cluster.isWorker && cluster.worker && process.connected) start(parameters, cluster);
 }
 
 main();
