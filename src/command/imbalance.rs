@@ -42,7 +42,7 @@ pub(super) struct ImbalanceArguments {
     #[arg(long)]
     full: bool,
 
-    /// Connections of a cell [default: 2000 or what goes in 1.4 s; 800 or 350 ms with --quick;
+    /// Connections of a cell [default: 2000 or what goes in 1.35 s; 800 or 320 ms with --quick;
     /// 10000 with --full]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     connections: Option<u32>,

@@ -79,7 +79,7 @@ fn the_matrix_shows_who_gets_the_load() {
     assert_eq!(report["schema"], "clusterlb-imbalance/1");
     assert_eq!(report["workers"], 4);
     assert_eq!(report["interrupted"], false);
-    assert_eq!(report["cells"].as_array().map(Vec::len), Some(7 * 4));
+    assert_eq!(report["cells"].as_array().map(Vec::len), Some(8 * 4));
     for load in ["one client", "64 clients", "64 clients, blocking 1 ms", "held open"] {
         let multishot = cell(&report, "none:uring-multishot", load);
         assert_eq!(multishot["summary"]["top_two_share"], 1.0, "{load}");
@@ -96,7 +96,7 @@ fn the_matrix_shows_who_gets_the_load() {
     assert!(said("published without conditions"));
     surroundings_are_told(&report);
     let table = fs::read_to_string(csv).expect("the table was written");
-    assert_eq!(table.lines().count(), 1 + 7 * 4 * 4);
+    assert_eq!(table.lines().count(), 1 + 8 * 4 * 4);
     page_is_complete(&fs::read_to_string(page).expect("the page was written"));
 }
 

@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_matrix_takes_as_long_as_is_promised() {
-        assert_eq!(rows().len(), 9);
+        assert_eq!(rows().len(), 10);
         let quick = promised(Extent::Quick).expect("a bound");
         assert!(quick <= Duration::from_secs(30), "{quick:?}");
         let default = promised(Extent::Default).expect("a bound");

@@ -194,6 +194,6 @@ mod tests {
         assert!(texts.iter().all(|text| text.len() > 100));
         texts.sort_unstable();
         texts.dedup();
-        assert_eq!(texts.len(), 13);
+        assert_eq!(texts.len(), 14);
     }
 }

@@ -47,8 +47,8 @@ impl Extent {
     #[must_use]
     pub fn limit(self) -> Option<Duration> {
         match self {
-            Self::Quick => Some(Duration::from_millis(350)),
-            Self::Default => Some(Duration::from_millis(1_400)),
+            Self::Quick => Some(Duration::from_millis(320)),
+            Self::Default => Some(Duration::from_millis(1_350)),
             Self::Full => None,
         }
     }
