@@ -21,6 +21,7 @@ mod kept;
 mod leaving;
 mod listeners;
 mod load;
+mod loop_delay;
 mod matrix;
 mod nodes;
 mod preload;

@@ -118,11 +118,12 @@ fn line(run: &Run, now: Instant) -> String {
         };
     }
     let serving = count(snapshot.workers.iter().filter(|one| one.state == WorkerState::Serving));
+    let settings = run.cluster.settings();
     let load = Load {
         serving,
         wanted: count(snapshot.slots.iter()),
         in_flight: snapshot.workers.iter().map(|one| one.counts.in_flight()).sum(),
-        in_flight_max: run.cluster.settings().scheduling.limits.inflight_max,
+        in_flight_max: settings.scheduling.limits.inflight_max_under(settings.policy),
         cpu: cpu_part(run, &snapshot, serving, now),
         is_new: run.started.elapsed().is_ok_and(|time| time < READY_FOR),
     };

@@ -178,11 +178,14 @@ fn under_load_looking_scaling_and_replacing_lose_nothing() {
             scraped
         });
         let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for workers in [4, 1, 3] {
+            for workers in [8, 3, 1, 4] {
                 assert_eq!(run.post(&format!("/scale?workers={workers}")).status, 200);
             }
+            for policy in ["least", "sticky", "rr"] {
+                assert_eq!(run.post(&format!("/policy?policy={policy}")).status, 200);
+            }
             assert_eq!(run.post("/reload").status, 200);
-            assert_eq!(run.states().len(), 3);
+            assert_eq!(run.states().len(), 4);
         }));
         stop.store(true, Ordering::Relaxed);
         let asked: u64 = clients.into_iter().map(|one| one.join().expect("no request fails")).sum();

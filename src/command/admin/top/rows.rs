@@ -7,8 +7,8 @@ use crate::command::admin::views::{CountsView, SlotView, WorkerView, WorkersView
 
 /// The widest bar that is of any use.
 const BAR_WIDTH_MAX: u16 = 40;
-/// From here on there is room for everything.
-const WIDE: u16 = 120;
+/// The narrowest bar that shows anything.
+const BAR_WIDTH_MIN: u16 = 8;
 
 /// One worker, or a slot without one.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -128,23 +128,48 @@ fn part(count: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { count as f64 / whole as f64 }
 }
 
+/// Every column with its width, in order.
+const COLUMNS: [(Column, u16); 13] = [
+    (Column::Slot, 4),
+    (Column::Worker, 6),
+    (Column::Pid, 8),
+    (Column::State, 8),
+    (Column::InFlight, 9),
+    (Column::Unclaimed, 9),
+    (Column::Claimed, 11),
+    (Column::Rate, 8),
+    (Column::ClaimTime, 6),
+    (Column::Share, 6),
+    (Column::Restarts, 8),
+    (Column::Cpu, 6),
+    (Column::Resident, 7),
+];
+
+/// What is left out where there is no room for it, the first one first.
+const LEFT_OUT: [Column; 9] = [
+    Column::Claimed,
+    Column::Unclaimed,
+    Column::Pid,
+    Column::Worker,
+    Column::Restarts,
+    Column::ClaimTime,
+    Column::Resident,
+    Column::Cpu,
+    Column::Share,
+];
+
 /// The columns that fit, with their widths. The bar gets what is left.
 pub(super) fn columns(width: u16) -> Vec<(Column, u16)> {
-    use Column::{
-        Bar, ClaimTime, Claimed, Cpu, InFlight, Pid, Rate, Resident, Restarts, Share, Slot, State,
-        Unclaimed, Worker,
-    };
-    let mut columns = vec![(Slot, 4), (Worker, 6)];
-    if width >= WIDE {
-        columns.push((Pid, 8));
+    let mut columns = COLUMNS.to_vec();
+    let used = |columns: &[(Column, u16)]| columns.iter().map(|(_, width)| width + 1).sum::<u16>();
+    for column in LEFT_OUT {
+        if used(&columns) + BAR_WIDTH_MIN <= width {
+            break;
+        }
+        columns.retain(|(one, _)| *one != column);
     }
-    columns.extend([(State, 8), (InFlight, 9)]);
-    if width >= WIDE {
-        columns.extend([(Unclaimed, 9), (Claimed, 11)]);
-    }
-    columns.extend([(Rate, 8), (ClaimTime, 6), (Share, 6), (Restarts, 8), (Cpu, 6), (Resident, 7)]);
-    let used: u16 = columns.iter().map(|(_, width)| width + 1).sum();
-    columns.push((Bar, width.saturating_sub(used).min(BAR_WIDTH_MAX)));
+    let bar = width.saturating_sub(used(&columns)).min(BAR_WIDTH_MAX);
+    columns.push((Column::Bar, bar));
     columns
 }
 
@@ -254,14 +279,16 @@ mod tests {
 
     #[test]
     fn every_width_is_kept_to() {
-        for width in [20, 80, 100, 120, 160, 300] {
+        for width in [20, 40, 60, 80, 100, 120, 160, 300] {
             let columns = columns(width);
             let row = Row { bar: 1.0, state: "serving".into(), ..Row::default() };
             let line: Vec<String> =
                 columns.iter().map(|(column, width)| column.cell(&row, *width)).collect();
             let length = line.join(" ").chars().count();
-            assert!(length <= usize::from(width.max(71)), "{width}: {length}");
-            assert!(width < 80 || line.join(" ").contains('▇'), "{width}");
+            assert!(length <= usize::from(width.max(33)), "{width}: {length}");
+            assert!(width < 42 || line.join(" ").contains("▇▇▇▇▇▇▇▇"), "{width}");
+            let has_id = columns.iter().any(|(column, _)| *column == Column::Worker);
+            assert!(width < 100 || has_id, "actions name workers by their ids");
         }
     }
 

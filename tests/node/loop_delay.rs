@@ -1,0 +1,47 @@
+//! How late the event loop of a worker is, as the metrics tell.
+
+use std::path::Path;
+
+use super::script::Script;
+use crate::common::{Client, Cluster, eventually, get, has_program};
+
+/// Computes for 100 ms on each request to /busy.
+const SERVER: &str = "
+    require('http').createServer((request, response) => {
+        const end = Date.now() + (request.url === '/busy' ? 100 : 0);
+        while (Date.now() < end);
+        response.end('done');
+    }).listen(0, '127.0.0.1');";
+
+fn metric(cluster: &Cluster, name: &str) -> f64 {
+    let admin = cluster.event("admin", 0)["address"].as_str().expect("an address").to_owned();
+    let mut client = Client::to(&admin);
+    let body = client.ask(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").body;
+    let sample = format!("clusterlb_worker_loop_delay_seconds_{name}{{slot=\"0\"}} ");
+    let value = body.lines().find_map(|line| line.strip_prefix(&sample));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {sample} in {body}"))
+}
+
+#[test]
+fn a_worker_that_computes_is_late_and_the_metrics_say_so() {
+    if !has_program("node") {
+        return;
+    }
+    let script = Script::named("server.js", SERVER);
+    // The loop is looked at every 20 ms while there are connections.
+    let arguments = "--workers 1 --hang-after 100ms --admin 127.0.0.1:0";
+    let cluster = script.launch_with(Path::new("node"), arguments).start();
+    let address = cluster.address();
+    get(&address).expect("an answer");
+    let looked = eventually("a first look", || {
+        let count = metric(&cluster, "count");
+        (count > 0.0).then_some(count)
+    });
+    eventually("a busy turn to be seen", || {
+        let mut client = Client::to(&address);
+        client.ask(b"GET /busy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        (metric(&cluster, "sum") > 0.05).then_some(())
+    });
+    assert!(metric(&cluster, "count") > looked);
+    cluster.end();
+}
