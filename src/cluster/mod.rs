@@ -38,8 +38,8 @@ use crate::sys::waker::Waker;
 /// [`disconnect`](Self::disconnect) first.
 ///
 /// If the first of the two threads ever fails, everything ends as if the cluster had been dropped,
-/// and nobody is left waiting: there is an [`Event::Error`] without a worker, then the events end;
-/// completions are complete and have a [`failure`](Completion::failure); calls fail, and say so.
+/// and no caller waits forever: there is an [`Event::Error`] without a worker, then the events end;
+/// completions complete with a [`failure`](Completion::failure); calls return it.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     shared: Arc<Shared>,
@@ -65,7 +65,7 @@ struct Setup {
     inspected: u32,
 }
 
-/// What a worker is started with besides the settings.
+/// What one worker is started with, in addition to the settings.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct ForkOptions {
@@ -178,7 +178,8 @@ impl Cluster {
     /// as the policy, and is fixed by the first setup or fork. Nothing is changed then.
     ///
     /// # Panics
-    /// Not by itself; if `change` does, nothing is changed. It must not call this cluster.
+    /// Only if `change` panics; the settings stay unchanged. Calling this cluster from `change`
+    /// deadlocks.
     pub fn setup_primary(&self, change: impl FnOnce(&mut ClusterSettings)) -> Result<()> {
         let mut setup = self.setup();
         let mut settings = (*setup.settings).clone();
@@ -239,7 +240,7 @@ impl Cluster {
         self.fork_with(ForkOptions::default())
     }
 
-    /// Starts a worker with variables of its own (Node: `cluster.fork(env)`).
+    /// Starts a worker with additional variables (Node: `cluster.fork(env)`).
     ///
     /// # Errors
     /// As [`fork`](Self::fork); also when the place is taken.
@@ -375,8 +376,8 @@ impl Cluster {
     }
 
     /// Calls back for every event from now on, until the cluster ends (Node: `cluster.on`). Each
-    /// callback has a thread of its own, on which it may do anything, forking included; a slow one
-    /// delays nobody else.
+    /// callback runs on a separate thread, where it may do anything, forking included; a slow one
+    /// does not delay others.
     ///
     /// ```
     /// use clusterlb::{Cluster, Event};

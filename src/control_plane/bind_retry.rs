@@ -36,7 +36,7 @@ impl BindRetry {
         self.again_ns
     }
 
-    /// Whether one more may wait. A worker that asks and asks takes nobody else's turn.
+    /// Whether one more may wait. A worker's share is bounded, so that it leaves room for others.
     pub(crate) fn has_room_for(&self, request: &ListenRequest) -> bool {
         let owner = request.origin.worker();
         let own = self.waiting.iter().filter(|(one, _)| one.origin.worker() == owner).count();

@@ -100,7 +100,7 @@ impl DataPathThread {
         self.waker.wake();
     }
 
-    /// The sending end, for somebody else who commands.
+    /// The sending end, for the bridge.
     pub(crate) fn commands(&self) -> Sender<Command> {
         self.commands.clone()
     }
@@ -146,7 +146,7 @@ impl DataPathThread {
 }
 
 impl Drop for DataPathThread {
-    /// No thread goes on accepting that nobody commands.
+    /// Ends the thread, which could not be commanded any more.
     fn drop(&mut self) {
         self.command(Command::End);
         // Whatever it failed with, it has ended now, which is what was wanted.

@@ -1,7 +1,7 @@
 //! Workers that leave, by their own wish or the program's, one or all.
 //!
-//! Owns the order: first nobody new for the worker, but for what waits in a listener that nobody
-//! else serves; then the end of its inbox; then it finishes what it has and goes.
+//! Owns the order: the worker gets no new connections, except those that wait in a listener that
+//! only it serves; then its inbox ends; then it finishes what it has and exits.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl ControlPlane {
         }
     }
 
-    /// Asks everybody to leave and closes everything.
+    /// Asks all workers to leave and closes everything.
     pub(crate) fn drain_all(&mut self, grace: Option<Duration>) {
         // Told before everything has been handed over: workers at their limit make room for it
         // only if they no longer keep connections.
@@ -69,8 +69,8 @@ impl ControlPlane {
         }
     }
 
-    /// A worker leaves: listeners that nobody else stays for are closed, which gives it what waits
-    /// there; then it gets nothing more.
+    /// Lets a worker leave: listeners that no other worker will serve are closed, which gives it
+    /// what waits there; then it gets nothing more.
     pub(crate) fn let_go(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         if worker_entry.leaving {

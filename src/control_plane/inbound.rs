@@ -15,7 +15,7 @@ use crate::protocol::handoff::Record;
 use crate::sys::peer;
 
 impl ControlPlane {
-    /// Reads what a worker has said, unless somebody who wants events is too far behind.
+    /// Reads a worker's messages, unless a subscriber to its events is too far behind.
     pub(crate) fn hear(&mut self, id: WorkerId) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)

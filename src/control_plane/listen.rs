@@ -1,7 +1,8 @@
 //! Workers that want to serve an address, and those that do.
 //!
-//! Owns the way from a request to its answer: [`ControlPlane::bind_or_share`] finds or opens the
-//! listener ([`Listeners::find_or_open`](super::listeners::Listeners::find_or_open)) and grants it.
+//! Owns the way from a request to its answer. [`ControlPlane::bind_or_share`] finds or opens the
+//! listener ([`Listeners::find_or_open`](super::listeners::Listeners::find_or_open)), passes a new
+//! one on to the data path, and grants it.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -145,8 +146,9 @@ impl ControlPlane {
         }
     }
 
-    /// Lets the origin of a request have a listener.
+    /// Lets the origin of a request have a listener: the program holds it, a worker shares it.
     fn grant(&mut self, listener: ListenerId, is_new: bool, request: ListenRequest) {
+        let hands_over = self.hands_over();
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");
         let taken = |step: &str| Error::Listen {
             address: entry.address.clone(),
@@ -173,30 +175,23 @@ impl ControlPlane {
             // Its address is free only when it has gone.
             return entry.waiting.push(request);
         }
-        match self.share(worker, listener) {
-            Ok(descriptor) => self.answer(listener, &request.origin, descriptor),
+        let worker_entry = self.workers.get_mut(&worker).expect("it is not leaving");
+        let (slot, predecessor) = (worker_entry.slot, worker_entry.predecessor_slot);
+        match entry.copy_for(slot, predecessor, hands_over) {
+            Ok((descriptor, opened)) => {
+                entry.add_user(worker, monotonic_ns());
+                worker_entry.uses.insert(listener);
+                worker_entry.has_used.insert(listener);
+                if let Some(opened) = opened {
+                    self.add_socket(listener, opened);
+                }
+                self.answer(listener, &request.origin, descriptor);
+            }
             Err(error) => {
                 self.remove_if_abandoned(listener);
                 self.decline(request, error);
             }
         }
-    }
-
-    /// Makes a worker a user of a listener. Gives what it accepts from, if it does so itself.
-    fn share(&mut self, worker: WorkerId, listener: ListenerId) -> Result<Option<OwnedFd>> {
-        let hands_over = self.hands_over();
-        let worker_entry = self.workers.get_mut(&worker).expect("it is not leaving");
-        let entry = self.listeners.get_mut(listener).expect("it was found or opened");
-        let predecessor = worker_entry.predecessor_slot;
-        let copied = entry.copy_for(worker_entry.slot, predecessor, hands_over);
-        let (descriptor, opened) = copied?;
-        entry.add_user(worker, monotonic_ns());
-        worker_entry.uses.insert(listener);
-        worker_entry.has_used.insert(listener);
-        if let Some(opened) = opened {
-            self.add_socket(listener, opened);
-        }
-        Ok(descriptor)
     }
 
     fn answer(&mut self, listener: ListenerId, origin: &Origin, descriptor: Option<OwnedFd>) {

@@ -25,7 +25,7 @@ pub(crate) struct ListenRequest {
 /// Where a request for an address comes from, and its answer goes.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// A worker of ours wants to serve it.
+    /// A native worker wants to serve it.
     Native { worker: WorkerId, sequence: u32 },
     /// A Node worker wants to serve it.
     Node { worker: WorkerId, query: QueryId },
@@ -47,9 +47,9 @@ impl Origin {
 pub(crate) struct Key {
     /// The address as it was asked for.
     pub(crate) address: ListenAddress,
-    /// How it shall be opened, but for the backlog: that is the one of whoever asks first.
+    /// How to open it, without the backlog, which the first request decides.
     pub(crate) options: ListenOptions,
-    /// For port 0: the how-manieth request of a worker it is, from 0.
+    /// For port 0: this worker's nth request for the address, from 0.
     index: u32,
 }
 
@@ -58,9 +58,9 @@ pub(crate) struct Key {
 pub(crate) struct Opening {
     /// Connections that may wait.
     pub(crate) backlog: u32,
-    /// Every worker gets a socket of its own (SO_REUSEPORT).
+    /// Each worker gets a separate socket (SO_REUSEPORT).
     pub(crate) socket_for_each: bool,
-    /// Whoever accepts from it may wait in the call.
+    /// `accept` on it blocks.
     pub(crate) blocking: bool,
     /// Connections wait in the kernel until their clients have sent something.
     pub(crate) defer_accept: bool,

@@ -36,9 +36,9 @@ pub(crate) struct Entry {
     pub(crate) key: Key,
     /// The address that was bound.
     pub(crate) address: String,
-    /// Who uses it, or has been told that it may.
+    /// The workers that use it, or have been told that they may.
     pub(crate) users: BTreeSet<WorkerId>,
-    /// It stays open, whoever uses it.
+    /// It stays open even without users.
     pub(crate) held: bool,
     /// It outlives a worker that ends, for the next worker in that slot.
     pub(crate) outlives_workers: bool,
@@ -50,7 +50,7 @@ pub(crate) struct Entry {
     pub(crate) used_since_ns: u64,
     /// Its last server was closed, and it goes at this moment unless a worker asks for it.
     pub(crate) linger: Option<Linger>,
-    /// It goes: the data path gives away what is left in it.
+    /// It is closing: the data path hands over what is left in its backlog.
     pub(crate) closing: bool,
     /// Requests for the address that wait until it is free.
     pub(crate) waiting: Vec<ListenRequest>,
@@ -78,9 +78,9 @@ enum Socket {
     StreamEach(OwnSockets),
     /// One for all workers.
     Datagram(UdpSocket),
-    /// One for each worker, which nobody else keeps: the kernel would go on giving it datagrams.
+    /// One for each worker. The primary keeps no copy, to which the kernel would send datagrams.
     DatagramEach(Option<UdpSocket>),
-    /// None any more.
+    /// Already closed.
     Closed,
 }
 
@@ -122,7 +122,7 @@ impl Listeners {
         self.entries.values()
     }
 
-    /// The index of the next socket of an address that is opened for nobody yet.
+    /// The index of the next socket of an address that no worker has asked for.
     pub(crate) fn next_index(&self, address: &ListenAddress) -> u32 {
         if !address.is_port_zero() {
             return 0;
@@ -249,8 +249,8 @@ impl Entry {
         }
     }
 
-    /// Opens a unix socket anew whose file is gone or replaced. Connections that wait in the old
-    /// one are accepted before it goes.
+    /// Opens a unix socket again after its file was removed or replaced. Connections that wait in
+    /// the old socket are accepted before it closes.
     fn reopen(&mut self) -> Result<()> {
         let options = open_options(self.key.options, self.opening);
         self.socket = Socket::Stream(Arc::new(Listener::open(&self.resolved, options)?));
@@ -258,7 +258,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Tells once that its socket is another one than before.
+    /// Whether its socket was replaced since the last call.
     pub(crate) fn take_reopened(&mut self) -> bool {
         std::mem::take(&mut self.is_reopened)
     }
@@ -287,7 +287,7 @@ impl Entry {
         self.held && !self.closing && self.is_stream()
     }
 
-    /// Nobody uses it, and nothing keeps it.
+    /// Nothing uses it or keeps it open.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.users.is_empty() && self.heirs.is_empty() && !self.held && !self.closing
     }
@@ -321,8 +321,8 @@ impl Entry {
         matches!(self.socket, Socket::StreamEach(_))
     }
 
-    /// What the worker in `slot` gets to accept from or to receive from by itself; nothing, if the
-    /// primary accepts. Tells too which socket was opened for it.
+    /// The socket that the worker in `slot` accepts or receives from; `None` if the primary
+    /// accepts. Also returns the socket if it had to be opened.
     pub(crate) fn copy_for(
         &mut self,
         slot: Slot,
@@ -362,7 +362,8 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` accepts from now on. Tells of its own socket, if it has one.
+    /// The worker in `slot` accepts from now on. Returns the owners of its own socket, if it has
+    /// one.
     pub(crate) fn begin(&mut self, slot: Slot) -> Option<SocketOwners> {
         match &mut self.socket {
             Socket::StreamEach(sockets) => sockets.begin(slot),
@@ -370,9 +371,8 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` is going to leave, and takes what waits in its own socket. Tells of
-    /// that socket, if it has one. Where somebody else can empty it, the primary or a successor, it
-    /// is kept.
+    /// The worker in `slot` leaves, and accepts what waits in its own socket. Returns the owners of
+    /// that socket, if it has one. The socket is kept if the primary or a successor can empty it.
     pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<SocketOwners> {
         let kept = self.held || self.outlives_workers || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
@@ -394,23 +394,23 @@ impl Entry {
         let kept = self.held || self.outlives_workers || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return (None, 0) };
         let socket_owners = sockets.forget(slot);
-        // The last one's is closed with the address: what waits there has nobody to go to.
+        // The last worker's socket closes with the address, and what waits there is lost.
         let lost = if kept { 0 } else { sockets.shed(0) };
         (socket_owners, lost)
     }
 
-    /// So many workers are still to come, so what is left of further ones that are gone is of no
-    /// use. Tells how many connections were lost with it.
+    /// Closes the sockets that no worker will take: `coming` workers are still to start. Returns
+    /// how many connections were lost.
     #[must_use = "connections that were lost have to be told of"]
     pub(crate) fn shed(&mut self, coming: usize) -> usize {
         match &mut self.socket {
-            // Where nobody accepts, they can as well wait.
+            // While no worker accepts, the connections wait for the next one.
             Socket::StreamEach(sockets) if sockets.are_used() => sockets.shed(coming),
             _ => 0,
         }
     }
 
-    /// Lets go of the sockets. Tells whether the data path may still have some.
+    /// Closes the sockets. Returns whether the data path may still have some.
     pub(crate) fn close(&mut self) -> bool {
         self.closing = true;
         let socket = std::mem::replace(&mut self.socket, Socket::Closed);
@@ -418,8 +418,8 @@ impl Entry {
     }
 }
 
-/// Whether somebody outside has the address, perhaps for a moment only. Who listens on a unix
-/// socket is there: it has been asked.
+/// Whether another process has the address, perhaps only for a moment. For a unix socket it is
+/// certain: a connection was tried.
 pub(crate) fn is_busy(error: &Error) -> bool {
     match error {
         Error::Listen { address, step, source } if *source == Errno::EADDRINUSE => {

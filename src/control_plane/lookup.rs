@@ -86,7 +86,7 @@ impl Lookups {
             let address = lookup.address.clone();
             let body = move || {
                 let found = resolve::resolve(&address);
-                // Once the control plane has ended, nobody wants to know.
+                // Fails only once the control plane has ended.
                 let _ = sender.send((address, found));
                 waker.wake();
             };

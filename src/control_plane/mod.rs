@@ -64,8 +64,8 @@ const FRAMES_A_TURN_MAX: usize = 256;
 const BYTES_A_TURN_MAX: usize = 64 * 1024;
 const NOTICES_A_TURN_MAX: usize = 256;
 const NOTICE_BYTES_A_TURN_MAX: usize = 256 * 1024;
-/// Turns' worth that is read of a worker that has ended: more than its socket holds. Somebody that
-/// it has left behind may still write.
+/// Turns of reading from a worker that has ended, which is more than its socket holds. A process
+/// that it left behind may still write.
 const LAST_TURNS_MAX: usize = 256;
 
 /// Tokens of what is waited for. Those of workers are their ids and a bit for which descriptor.
@@ -87,12 +87,12 @@ pub(crate) struct ControlPlane {
     bus: Arc<Bus>,
     registry: Registry,
     workers: BTreeMap<WorkerId, WorkerEntry>,
-    /// Who is where.
+    /// The worker in each slot.
     places: Vec<Option<WorkerId>>,
     listeners: Listeners,
-    /// Who waits for an address.
+    /// Requests that wait for an address.
     bind_retry: BindRetry,
-    /// Who waits until a name has been looked up.
+    /// Requests that wait for a name to be looked up.
     lookups: Lookups,
     data_path: Option<DataPathThread>,
     /// What Node workers are connected to, once there has been one.
@@ -116,10 +116,10 @@ pub(crate) struct ControlPlane {
     retry_ns: Option<u64>,
     /// Programs have been told that everything stops, and are waited for.
     stopping: Option<Stopping>,
-    /// Kept when nobody is left.
+    /// Dropped when no worker is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
-    /// Who ends workers that outlive this process, once there has been one to be ended.
+    /// Ends workers that outlive this process.
     guard: Option<Guard>,
     /// Where the data path shows its counts.
     live_counts: Arc<LiveCounts>,
@@ -136,7 +136,7 @@ impl ControlPlane {
         self.bus.publish(&event);
     }
 
-    /// Does what is to be done until it is told to end.
+    /// Runs until told to end.
     ///
     /// # Errors
     /// It cannot wait any more.
@@ -148,7 +148,7 @@ impl ControlPlane {
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(Error::system("wait for workers (epoll)", errno)),
             };
-            // Ends of processes first: whatever the others have to say, somebody is missing.
+            // Ended processes first, so that what other events concern is known to run.
             let (ends, rest): (Vec<&EpollEvent>, Vec<&EpollEvent>) =
                 ready[..count].iter().partition(|event| is_end(event.data()));
             for event in ends.into_iter().chain(rest) {
@@ -198,7 +198,7 @@ impl ControlPlane {
                     self.waker.wake();
                 }
                 requests.into_iter().for_each(|request| self.obey(request));
-                // It also rings when somebody who was behind has read.
+                // The waker also says that a slow subscriber has read.
                 self.read_again();
                 self.heed_bridge();
             }
@@ -305,7 +305,7 @@ impl ControlPlane {
             Report::Unsteered { error } => self.fail(error),
             Report::ListenerRemoved { listener } => self.listener_removed(listener),
             Report::Left { slot, listener } => self.listener_left(slot, listener),
-            // The data path says so only when it was asked to end, which is when nobody listens.
+            // Sent only after the request to end, whose sender reads it itself.
             Report::Ended(_) => {}
         }
     }
@@ -342,7 +342,7 @@ impl ControlPlane {
         }
     }
 
-    /// Fixes what concerns the whole cluster, and starts the data path if there shall be one.
+    /// Fixes what concerns the whole cluster, and starts the data path if the settings need one.
     fn cluster_settings(
         &mut self,
         settings: &Arc<ClusterSettings>,

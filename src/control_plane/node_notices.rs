@@ -98,8 +98,8 @@ impl ControlPlane {
         self.ask_bridge(BridgeRequest::Admit { worker: id, slot, new_worker });
     }
 
-    /// Takes in what the bridge has told, except of workers whose events nobody reads in time. What
-    /// an ended worker has said last is told all the same, as its end is.
+    /// Handles the bridge's notices, except of workers whose events are read too slowly. The last
+    /// notices of an ended worker are always handled, as its end is.
     pub(crate) fn heed_bridge(&mut self) {
         if let Some(Err(error)) = self.bridge.as_mut().map(BridgeThread::check) {
             self.bridge = None;

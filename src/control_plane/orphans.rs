@@ -31,7 +31,7 @@ impl ControlPlane {
         {
             return Ok(());
         }
-        // There is none yet, or somebody has ended it; the next one watches everybody.
+        // None has been started, or it was killed; the next one watches all workers.
         let guard = Guard::start(grace)?;
         for worker_entry in self.workers.values() {
             guard.watch(&worker_entry.process.remote())?;

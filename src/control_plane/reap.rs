@@ -74,7 +74,7 @@ impl ControlPlane {
         let _ = self.epoll.delete(&worker_entry.process);
         worker_entry.state().life().ending = Some(ending);
         match self.is_bridged(id) {
-            // It may have told of the channel's end already, and nobody has listened.
+            // Its notice of the channel's end may already be in the queue, unread.
             true => self.heed_bridge(),
             false => self.lay_to_rest(id),
         }

@@ -1,9 +1,9 @@
 //! The sockets of one address when each worker has one of its own (SO_REUSEPORT).
 //!
-//! Owns who accepts from which. Closing a socket resets what the kernel has put into its queue, and
-//! there is no moment at which nothing can be on its way there. So none is closed as long as the
-//! address is served and somebody can empty it: a worker that comes gets the one of its
-//! predecessor, beside it, or one that nobody has, and only then a further one is opened.
+//! Owns which worker accepts from which socket. Closing a socket resets the connections in its
+//! queue, and one may arrive at any moment. So a socket stays open while the address is served and
+//! something can empty it. A new worker shares its predecessor's socket or takes an unused one; a
+//! further one is opened only if there is neither.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub(crate) struct OwnSockets {
 struct OwnSocket {
     number: u16,
     listener: Arc<Listener>,
-    /// Who has been given it, and whether it accepts.
+    /// The workers that have a copy, and whether each accepts.
     users: BTreeMap<Slot, bool>,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Opened {
     pub(crate) listener: Arc<Listener>,
 }
 
-/// Who accepts from a socket.
+/// The workers that accept from a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SocketOwners {
     pub(crate) number: u16,
@@ -45,7 +45,7 @@ pub(crate) struct SocketOwners {
 }
 
 impl OwnSockets {
-    /// With the first one, which nobody has yet.
+    /// Starts with one socket that no worker has.
     pub(crate) fn new(first: Arc<Listener>) -> Self {
         let mut sockets = Self { sockets: Vec::new(), opened: 0 };
         sockets.add(first);
@@ -105,9 +105,9 @@ impl OwnSockets {
         Some(socket.socket_owners())
     }
 
-    /// Lets go of those that nobody has, but for a few that somebody will come for: without anybody
-    /// to empty them they would get connections that nobody accepts. What waits in them goes to the
-    /// others, if there are any and the kernel lets us. Tells how many connections were lost.
+    /// Closes unused sockets, except `spare` ones for workers that are still to start: the kernel
+    /// would go on filling queues that no worker empties. Waiting connections move to the other
+    /// sockets, if there are any and the kernel permits it. Returns how many connections were lost.
     #[must_use = "connections that were lost have to be told of"]
     pub(crate) fn shed(&mut self, spare: usize) -> usize {
         let shed = self.take_idle(spare);
@@ -115,15 +115,15 @@ impl OwnSockets {
         shed.iter().map(|one| lose(&one.listener, others)).sum()
     }
 
-    /// Lets go of those that nobody has but a worker that leaves: it has a copy, and takes what
-    /// waits there before it closes that. Nothing is accepted here, which would be taken from it.
+    /// Closes the sockets that only a leaving worker still has. It accepts what waits in its copy
+    /// before it closes that, so nothing is accepted here.
     pub(crate) fn leave_behind(&mut self) {
         let left = self.take_idle(0);
         let others = !self.sockets.is_empty();
         left.iter().for_each(|one| _ = divert(&one.listener, others));
     }
 
-    /// Takes those out that nobody has, but for so many. The ones in which most waits stay.
+    /// Removes the unused sockets, except the `spare` ones with the longest queues.
     fn take_idle(&mut self, spare: usize) -> Vec<OwnSocket> {
         let (used, mut idle): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.sockets).into_iter().partition(|one| !one.users.is_empty());
@@ -134,24 +134,24 @@ impl OwnSockets {
         taken
     }
 
-    /// Whether somebody has one.
+    /// Whether a worker has one.
     pub(crate) fn are_used(&self) -> bool {
         self.sockets.iter().any(|one| !one.users.is_empty())
     }
 }
 
-/// Sees to it that nothing new is lost with a socket that is about to be closed. Tells whether what
-/// waits in it goes to others of its port, if there are any: this process may not always do that.
+/// Keeps new connections away from a socket that is about to be closed. Returns whether the waiting
+/// ones move to other sockets of the port, which takes a privilege.
 fn divert(listener: &Listener, others: bool) -> bool {
     if others && migration::arrange(listener).is_ok() {
         return true;
     }
-    // Who begins to connect in this moment tries again, and gets to somebody else.
+    // A client that is connecting now retries, and reaches another socket.
     listener.turn_away();
     false
 }
 
-/// Tells how many connections the end of a socket is going to reset.
+/// The number of connections that closing a socket will reset.
 fn lose(listener: &Listener, others: bool) -> usize {
     if divert(listener, others) || fdpass::set_nonblocking(listener.as_fd()).is_err() {
         return 0;
@@ -214,13 +214,13 @@ mod tests {
     fn who_has_been_given_a_socket_does_not_accept_before_it_says_so() {
         let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
         sockets.copy_for(Slot(0), None, socket).expect("it is there");
-        // And nobody else gets it meanwhile.
+        // Until then no other worker gets it.
         assert_eq!(comes(&mut sockets, 1, None), (1, true));
         assert_eq!(sockets.sockets[0].socket_owners().owners, []);
         assert!(sockets.begin(Slot(7)).is_none());
         sockets.forget(Slot(0));
         assert_eq!(sockets.shed(1), 0);
-        assert_eq!(sockets.all().count(), 2, "one is kept for somebody who comes");
+        assert_eq!(sockets.all().count(), 2, "one is kept for the next worker");
         assert_eq!(sockets.shed(0), 0, "nothing waits in it");
         assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [1]);
         sockets.forget(Slot(1));
@@ -247,7 +247,7 @@ mod tests {
         for busy in [0, 1] {
             let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
             comes(&mut sockets, 0, None);
-            // It has a port of its own here.
+            // In this test it has another port.
             comes(&mut sockets, 1, None);
             sockets.sockets.rotate_left(busy);
             let number = sockets.sockets[0].number;

@@ -39,7 +39,7 @@ impl ControlPlane {
         };
         let waiting: BTreeSet<WorkerId> =
             self.workers.values().filter(hears).map(super::WorkerEntry::id).collect();
-        // Whoever asks for the second time does not want to wait.
+        // A second request means: do not wait.
         if waiting.is_empty() || self.stopping.is_some() {
             self.stopping = None;
             return self.drain_all(grace);

@@ -1,8 +1,8 @@
-//! The control plane's thread: how it begins, and what its end means to whoever waits.
+//! The control plane's thread: how it starts, and what its end means to callers that wait.
 //!
-//! Owns the promise that nobody waits for a thread that is no more. Whatever ends it, workers go
-//! first, then listeners; then completions are complete, events end, and calls fail. If that was a
-//! failure, all of them say so.
+//! Owns the promise that no call waits for a thread that has ended. However it ends, workers end
+//! first, then listeners close; then completions complete, events end, and calls fail. After a
+//! failure all of them report it.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +47,7 @@ impl ControlPlane {
     ) -> Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("create an epoll set", errno))?;
-        // Who has started this process may have left it so that no exit status is kept.
+        // The parent may have ignored SIGCHLD, with which the kernel keeps no exit status.
         collect_children()?;
         let lookups = Lookups::new(Arc::clone(&waker));
         let last_word = LastWord(control.clone());
@@ -90,7 +90,7 @@ impl ControlPlane {
     }
 
     fn live(mut self) {
-        // Whatever a panic has left half done is only taken down from here on.
+        // After a panic the state is only torn down, so half-done changes do no harm.
         let failure = match catch_unwind(AssertUnwindSafe(|| self.run())) {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error),
@@ -125,7 +125,7 @@ impl ControlPlane {
         }
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).workers.clear();
         self.listeners.clear();
-        // It has nobody left to watch, and goes.
+        // No worker is left to watch.
         drop(self.guard.take());
     }
 }

@@ -101,7 +101,7 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) predecessor_slot: Option<Slot>,
     /// The number that it and its successors are known by.
     pub(crate) instance: Option<u16>,
-    /// Signals that are blocked in it, unless it has a group of its own.
+    /// Signals that are blocked in it, unless it leads a process group.
     pub(crate) blocked_signals: BlockedSignals,
     pub(crate) control: ControlHandle,
     pub(crate) bus: Arc<Bus>,

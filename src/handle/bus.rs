@@ -1,4 +1,4 @@
-//! Events on their way to whoever wants them.
+//! Events on their way to their subscribers.
 //!
 //! Owns the list of subscribers. Everybody gets every event since the subscription, in order; none
 //! is lost. At the bounds (16,384 unread events or 64 MiB of messages; 4,096 or 4 MiB of a worker)
@@ -35,7 +35,7 @@ struct State {
 
 #[derive(Debug)]
 struct Subscriber {
-    /// Whose events are wanted; without one, everybody's.
+    /// The worker whose events are wanted; `None` for all.
     worker: Option<WorkerId>,
     mailbox: Weak<Mailbox<Event>>,
 }
@@ -59,7 +59,7 @@ impl Bus {
         Self { state: Mutex::default(), room }
     }
 
-    /// Tells everybody.
+    /// Sends an event to all subscribers.
     pub(crate) fn publish(&self, event: &Event) {
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         let about = event.worker().map(WorkerHandle::id);
@@ -88,7 +88,7 @@ impl Bus {
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&self.room))?);
         let mut state = self.state.lock().expect("nothing panics while it holds the bus");
         match state.closed {
-            // Nobody can be waiting at it yet.
+            // Nothing waits for it yet.
             true => mailbox.close().wake(),
             false => {
                 let mailbox = Arc::downgrade(&mailbox);
@@ -161,7 +161,7 @@ impl AsFd for Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // Whoever was held up by it looks again.
+        // The control plane may have waited for it to read.
         self.room.wake();
     }
 }

@@ -1,4 +1,4 @@
-//! How handles reach the control plane: requests and a bell.
+//! How handles reach the control plane: a queue of requests and a waker.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -34,7 +34,7 @@ pub(crate) enum Request {
         /// Where the answer goes.
         answer: SyncSender<Result<WorkerHandle>>,
     },
-    /// Open an address and keep it open, whoever serves it.
+    /// Open an address and keep it open, even while no worker serves it.
     Hold {
         /// What concerns the whole cluster.
         settings: Arc<ClusterSettings>,
@@ -66,19 +66,19 @@ pub(crate) enum Request {
     Disconnect {
         /// Which one.
         id: WorkerId,
-        /// After which time its connections shall be cut.
+        /// Time after which its connections are cut.
         grace: Option<Duration>,
     },
-    /// Let everybody leave and close everything.
+    /// Let all workers leave and close everything.
     DisconnectAll {
-        /// After which time connections shall be cut.
+        /// Time after which connections are cut.
         grace: Option<Duration>,
         /// Kept when nothing is left.
         guard: CompletionGuard,
     },
     /// Close the sockets of places that stay empty.
     Shed {
-        /// So many workers are still to come into empty places.
+        /// Number of workers that are still to start.
         coming: usize,
         /// Where the number of connections goes that were lost by that.
         answer: SyncSender<Result<usize>>,
@@ -114,10 +114,10 @@ pub(crate) enum Request {
     },
 }
 
-/// What is wished of one worker alone.
+/// What a fork asks for beyond the settings.
 #[derive(Debug)]
 pub(crate) struct ForkRequest {
-    /// Variables of its own.
+    /// Variables for this worker alone.
     pub(crate) environment: Vec<(OsString, OsString)>,
     /// Its debugger's port.
     pub(crate) inspect_port: Option<u16>,
@@ -148,8 +148,8 @@ struct Outcome {
     ended: Completion,
 }
 
-/// Completes what is waited for when it is dropped, wherever that happens: even in a request that
-/// nobody reads any more.
+/// Completes a completion when it is dropped, wherever that happens: even in a request that is
+/// never read.
 #[derive(Debug)]
 pub(crate) struct CompletionGuard {
     completion: Completion,
@@ -173,8 +173,8 @@ impl ControlHandle {
         CompletionGuard { completion, outcome: Arc::clone(&self.outcome) }
     }
 
-    /// Says that the control plane cannot go on. Before anything of it is dropped, so that whoever
-    /// waits for that learns why.
+    /// Records that the control plane has failed. Called before anything of it is dropped, so that
+    /// callers that wait for that learn why.
     pub(crate) fn fail(&self, error: &Error) {
         let _ = self.outcome.failure.set(error.clone());
     }
@@ -189,7 +189,8 @@ impl ControlHandle {
         self.outcome.ended.complete();
     }
 
-    /// Why nobody answers. Whoever has just lost an answer may be earlier than the reason.
+    /// Why there is no answer. The reply channel can close before the failure is recorded, so this
+    /// waits for the end.
     fn ended(&self) -> Error {
         self.outcome.ended.wait();
         self.failure().unwrap_or_else(ended)

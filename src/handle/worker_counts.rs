@@ -10,15 +10,15 @@ use crate::schedule::ClaimTimes;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerCounts {
-    /// Connections given to it, or accepted by itself under the policy `none`.
+    /// Connections handed to it, or accepted by it under the policy `none`.
     pub assigned: u64,
-    /// Of these, the ones that it accepted by itself.
+    /// Of these, the ones that it accepted.
     pub own: u64,
     /// Connections taken back from it, or sent back by it, before it had claimed them.
     pub returned: u64,
     /// Connections that it received.
     pub claimed: u64,
-    /// Connections that it had done with.
+    /// Connections that it closed.
     pub finished: u64,
     /// Connections that it lost, or that were open when it ended.
     pub aborted: u64,

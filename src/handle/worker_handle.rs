@@ -48,8 +48,7 @@ impl WorkerHandle {
         self.state.id
     }
 
-    /// Its process id (Node: `worker.process.pid`). After its end the system may give the number
-    /// to somebody else.
+    /// Its process id (Node: `worker.process.pid`). After its end the system may reuse the number.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.state.pid
@@ -112,7 +111,7 @@ impl WorkerHandle {
         self.state.remote.signal(signal)
     }
 
-    /// Ends it by force, with what it has started, if it has a group of its own.
+    /// Kills it, and its process group if it leads one.
     pub fn kill_group(&self) -> Result<()> {
         self.state.remote.kill_group()
     }

@@ -26,7 +26,7 @@ pub const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
 /// `kernel`.
 pub const DISPATCH_VARIABLE: &str = "CLUSTERLB_DISPATCH";
 
-/// The running program itself, even when its file has been replaced or removed meanwhile.
+/// The running program, even after its file was replaced or removed.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Most streams of a worker.
 const STREAMS_MAX: usize = 64;
@@ -120,7 +120,7 @@ pub struct ClusterSettings {
     /// only, are dispatched by the primary all the same.
     pub dispatch: Dispatch,
     /// How the built-in worker accepts under [`Policy::None`]. With
-    /// [`AcceptMechanism::Reuseport`] every worker gets a socket of its own for each TCP address;
+    /// [`AcceptMechanism::Reuseport`] every worker gets a separate socket for each TCP address;
     /// if Node workers are forked first, what one of them leaves in it is given to others.
     pub accept: AcceptMechanism,
     /// How workers are judged when the primary hands over, whatever the policy.
@@ -149,7 +149,7 @@ pub struct ClusterSettings {
     /// [`ENGINE_VARIABLE`](crate::ENGINE_VARIABLE) names, otherwise io_uring where it works and
     /// epoll where it does not.
     pub engine: EngineChoice,
-    /// The CPU of the data path's thread, if it shall be pinned.
+    /// The CPU that the data path's thread is pinned to; `None` to leave the choice to the kernel.
     pub primary_cpu: Option<usize>,
     /// Nothing is accepted before [`Cluster::open`](crate::Cluster::open): so all workers begin
     /// with an equal share.

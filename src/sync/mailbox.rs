@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 use crate::sys::waker::Waker;
 
-/// From so many items on a mailbox is full, until it is half empty.
+/// A mailbox with this many items is full, until it is half empty.
 pub(crate) const ITEMS_MAX: usize = 16 * 1024;
-/// From so many bytes on.
+/// It is also full with this many bytes.
 pub(crate) const BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// From so much of one sender on its share is full, until it is half empty.
@@ -115,9 +115,9 @@ pub(crate) enum Found<T> {
     End,
 }
 
-/// Tasks that wait. Waking them runs code of the program's, so no lock is held meanwhile.
+/// Tasks that wait. Waking them runs the program's code, so it is done without a lock.
 #[derive(Debug, Default)]
-#[must_use = "somebody waits"]
+#[must_use = "a task waits"]
 pub(crate) struct Wakers(Vec<task::Waker>);
 
 impl Wakers {
@@ -130,7 +130,7 @@ impl Wakers {
     }
 }
 
-/// Rings when the thread that holds it ends, even if it panics: somebody must come and see.
+/// Wakes an observer when the thread that holds it ends, even by a panic.
 #[derive(Debug)]
 pub(crate) struct EndWaker {
     ended: Ended,
@@ -149,7 +149,7 @@ impl EndWaker {
 }
 
 impl Ended {
-    /// What the thread did before its end is seen by whoever has seen the end.
+    /// Acquire: seeing the end implies seeing everything before it.
     pub(crate) fn is_so(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -355,7 +355,7 @@ mod tests {
         assert!(!mailbox.is_full() && is_readable(&*room));
     }
 
-    /// Of somebody who sends as much as it likes.
+    /// From a sender without a limit.
     struct Sent(u32);
 
     impl Item for Sent {
