@@ -1,10 +1,17 @@
 //! The checks of the fuzz targets, on any compiler: over the committed corpus, and over mutations
 //! of it from a seed. `CLUSTERLB_SEED` runs one seed alone.
 
+#[path = "../fuzz/addresses.rs"]
+mod addresses;
 #[path = "../fuzz/checks.rs"]
 mod checks;
+#[path = "../fuzz/control.rs"]
+mod control;
+#[path = "../fuzz/http.rs"]
+mod http;
 
 use std::fs;
+use std::panic::RefUnwindSafe;
 use std::path::Path;
 
 use clusterlb::internals::dialect::node::Serialization;
@@ -44,9 +51,9 @@ fn mutate(bytes: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut Rng) {
     }
 }
 
-fn run(name: &str, serialization: Serialization) {
+fn run(name: &str, check: impl Fn(&[u8]) + RefUnwindSafe) {
     let corpus = corpus(name);
-    corpus.iter().for_each(|entry| checks::node(serialization, entry));
+    corpus.iter().for_each(|entry| check(entry));
     let seeds = match std::env::var("CLUSTERLB_SEED") {
         Ok(seed) => {
             let seed = seed.parse().expect("CLUSTERLB_SEED is a number");
@@ -59,7 +66,7 @@ fn run(name: &str, serialization: Serialization) {
         for entry in &corpus {
             let mut bytes = entry.clone();
             mutate(&mut bytes, &corpus, &mut rng);
-            let checked = std::panic::catch_unwind(|| checks::node(serialization, &bytes));
+            let checked = std::panic::catch_unwind(|| check(&bytes));
             if let Err(panic) = checked {
                 eprintln!("seed {seed} failed with {:?}", String::from_utf8_lossy(&bytes));
                 std::panic::resume_unwind(panic);
@@ -70,10 +77,25 @@ fn run(name: &str, serialization: Serialization) {
 
 #[test]
 fn lines_of_json_are_read_or_refused() {
-    run("node_json", Serialization::Json);
+    run("node_json", |bytes| checks::node(Serialization::Json, bytes));
 }
 
 #[test]
 fn blocks_of_v8_are_read_or_refused() {
-    run("node_advanced", Serialization::Advanced);
+    run("node_advanced", |bytes| checks::node(Serialization::Advanced, bytes));
+}
+
+#[test]
+fn heads_and_bodies_are_answered_alike_however_they_are_split() {
+    run("http", http::http);
+}
+
+#[test]
+fn frames_of_the_control_channel_are_read_or_refused() {
+    run("control", control::control);
+}
+
+#[test]
+fn addresses_are_understood_as_they_are_written_down() {
+    run("addresses", addresses::addresses);
 }

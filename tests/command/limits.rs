@@ -22,6 +22,9 @@ const POLICIES: [&str; 7] = [
     "--policy none --accept uring-multishot",
     "--policy none --accept reuseport",
 ];
+/// Connections that a worker has offered to receive before a limit of descriptors falls: as many as
+/// it had descriptors for.
+const OFFERED_MAX: usize = 160;
 /// Clients at once, far more than two workers with these descriptors can hold.
 const CLIENTS: usize = 400;
 
@@ -139,6 +142,46 @@ fn a_worker_can_be_replaced_while_descriptors_are_short() {
     let summary = cluster.end();
     assert_eq!((summary.accepted, summary.dropped), (CLIENTS as u64, 0), "{summary:?}");
     assert!(lost.into_inner() < summary.aborted, "besides the first one: {summary:?}");
+}
+
+/// How many of these get no answer.
+fn lost_of(clients: VecDeque<Client>) -> usize {
+    let is_lost = |mut client: Client| match client.try_receive(true) {
+        Ok(answer) => {
+            answer.assert_hello();
+            false
+        }
+        Err(_) => true,
+    };
+    clients.into_iter().map(is_lost).filter(|is_lost| *is_lost).count()
+}
+
+#[test]
+fn a_limit_that_falls_at_run_time_loses_nothing_but_what_is_claimed() {
+    let Some(_room) = Room::for_clients(CLIENTS) else { return };
+    for mechanism in
+        ["--policy rr", "--policy rr --runtime tokio-uring", "--policy none --accept epoll"]
+    {
+        let Some(launch) = limited(160, &format!("--workers 2 {mechanism}")) else { return };
+        let cluster = launch.start();
+        // Before it falls both workers serve, and some of their descriptors are taken.
+        let mut held: Vec<Client> = (0..8).map(|_| Client::held(&cluster.address())).collect();
+        processes(&cluster).into_iter().for_each(|pid| machine::set_descriptor_limit(pid, 80));
+        // A worker at a ring has told the kernel what it has room for before the limit fell; what
+        // comes at once may find none. It counts as claimed.
+        let lost = lost_of(crowd(&cluster));
+        let is_ring = mechanism == "--policy rr";
+        assert!(lost <= if is_ring { 2 * OFFERED_MAX } else { 0 }, "{mechanism}: {lost} lost");
+        assert_eq!(lost_of(crowd(&cluster)), 0, "{mechanism}");
+        held.iter_mut().for_each(|client| client.ask(GET).assert_hello());
+        // And after it has risen again.
+        processes(&cluster).into_iter().for_each(|pid| machine::set_descriptor_limit(pid, 160));
+        assert_eq!(lost_of(crowd(&cluster)), 0, "{mechanism}");
+        drop(held);
+        let summary = cluster.end();
+        assert_eq!((summary.accepted, summary.dropped), (3 * CLIENTS as u64 + 8, 0), "{summary:?}");
+        assert!(summary.aborted <= lost as u64, "{mechanism}: {lost} lost, {summary:?}");
+    }
 }
 
 #[test]

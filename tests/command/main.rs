@@ -2,6 +2,7 @@
 
 mod admin;
 mod balancers;
+mod clocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;

@@ -1,6 +1,6 @@
 //! The running system in a storm: workers are killed, stopped and continued, descriptors are
-//! short, clients are slow or reset while they wait. What was not in a killed worker's hands is
-//! answered, the books balance and nothing leaks.
+//! short, and become shorter by limits that fall, clients are slow or reset while they wait. What
+//! was not in a killed worker's hands is answered, the books balance and nothing leaks.
 //!
 //! Everything that is chosen follows from a seed, though not when it takes effect.
 //! `CLUSTERLB_SEED` chooses another, `CLUSTERLB_STORM_SECONDS` a longer storm and
@@ -19,7 +19,8 @@ use nix::sys::signal::Signal;
 use super::hostile;
 use super::room::Room;
 use crate::common::{
-    Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, Response, Summary, eventually, get, machine,
+    Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, Response, Summary, eventually, get,
+    has_program, machine,
 };
 
 /// Clients that ask on and on, each time on a new connection.
@@ -130,6 +131,12 @@ fn harm(cluster: &Cluster, mut random: Rng, until: Instant) -> u64 {
             machine::signal(victim.pid, Signal::SIGKILL);
             killed += 1;
             eventually("a successor", || (cluster.workers().len() == WORKERS).then_some(()));
+        } else if random.u8(0..4) == 0 {
+            // The limit falls for a while, the primary's or a worker's.
+            let pid = if random.bool() { cluster.pid() } else { victim.pid };
+            machine::set_descriptor_limit(pid, random.usize(80..DESCRIPTORS));
+            sleep(Duration::from_millis(random.u64(50..400)));
+            machine::set_descriptor_limit(pid, DESCRIPTORS);
         } else {
             machine::signal(victim.pid, Signal::SIGSTOP);
             sleep(Duration::from_millis(random.u64(50..400)));
@@ -225,6 +232,11 @@ fn storm(seed: u64, seconds: u64, shortage: Shortage) -> (Summary, Outcome, u64)
     (cluster.end(), outcome, killed)
 }
 
+/// Room for the clients, where limits of running processes can be set.
+fn room() -> Option<Room> {
+    if has_program("prlimit") { Room::for_clients(CROWD) } else { None }
+}
+
 /// Fails unless whatever was not in the hands of a killed worker was answered. `Cluster::end` has
 /// failed already unless the books balance and nobody is left.
 fn assert_answered(summary: &Summary, outcome: &Outcome, killed: u64) {
@@ -244,7 +256,7 @@ fn assert_answered(summary: &Summary, outcome: &Outcome, killed: u64) {
 
 #[test]
 fn a_storm_costs_only_what_killed_workers_had_claimed() {
-    let Some(_room) = Room::for_clients(CROWD) else { return };
+    let Some(_room) = room() else { return };
     let seconds = number("CLUSTERLB_STORM_SECONDS", 12);
     let (summary, outcome, killed) =
         storm(number("CLUSTERLB_SEED", 4), seconds, Shortage::Sometimes);
@@ -253,7 +265,7 @@ fn a_storm_costs_only_what_killed_workers_had_claimed() {
 
 #[test]
 fn a_storm_with_too_few_descriptors_all_the_time_costs_no_more() {
-    let Some(_room) = Room::for_clients(CROWD) else { return };
+    let Some(_room) = room() else { return };
     let seconds = number("CLUSTERLB_SHORTAGE_SECONDS", 5);
     let (summary, outcome, killed) = storm(number("CLUSTERLB_SEED", 5), seconds, Shortage::Always);
     assert_answered(&summary, &outcome, killed);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,6 +17,15 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
     // A process that has just ended need not be signalled.
     let _ = kill(pid, signal);
+}
+
+/// Sets the soft descriptor limit of a running process, unless it has ended.
+pub(crate) fn set_descriptor_limit(pid: u32, descriptors: usize) {
+    let limit = format!("--nofile={descriptors}:");
+    let output = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).output();
+    let output = output.expect("prlimit starts");
+    let has_ended = !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    assert!(output.status.success() || has_ended, "{output:?}");
 }
 
 /// Stops a process and waits until all of its threads are stopped.

@@ -184,13 +184,13 @@ async fn receive(worker: Rc<Worker>, inbox: OwnedFd) -> HandoffLatency {
     let Ok(ready) = Readiness::of(&inbox) else {
         return latency;
     };
-    let room = connections_max();
+    let used = limits::descriptors_open() + DESCRIPTORS_RESERVED;
     let mut payload = [0; PAYLOAD_BYTES_MAX];
     let mut sockets = Vec::new();
     loop {
         // The kernel drops descriptors that find no room, so a message is only taken when all of
         // it is sure to fit.
-        while !worker.has_room(room) {
+        while !worker.has_room(used) {
             // The runtime closes descriptors a little after a connection has ended.
             let _ = timeout(ROOM_RETRY, worker.finished.notified()).await;
         }
@@ -219,24 +219,21 @@ async fn receive(worker: Rc<Worker>, inbox: OwnedFd) -> HandoffLatency {
     }
 }
 
-fn connections_max() -> usize {
-    let used = limits::descriptors_open() + DESCRIPTORS_RESERVED;
-    descriptor_limit().saturating_sub(used).max(DESCRIPTORS_PER_MESSAGE_MAX)
-}
-
 fn descriptor_limit() -> usize {
     let (limit, _) = limits::descriptor_limits().unwrap_or((1024, 1024));
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 impl Worker {
-    /// Whether a full message's descriptors are sure to fit. Counting is only worth it when it may
-    /// be tight.
-    fn has_room(&self, room: usize) -> bool {
+    /// Whether a full message's descriptors are sure to fit, besides those `used` for other things.
+    /// Counting is only worth it when it may be tight. The limit may have fallen.
+    fn has_room(&self, used: usize) -> bool {
+        let limit = descriptor_limit();
+        let room = limit.saturating_sub(used).max(DESCRIPTORS_PER_MESSAGE_MAX);
         let open = self.open.get();
         open + 2 * DESCRIPTORS_PER_MESSAGE_MAX <= room
             || (open + DESCRIPTORS_PER_MESSAGE_MAX <= room
-                && limits::descriptors_open() + DESCRIPTORS_PER_MESSAGE_MAX <= descriptor_limit())
+                && limits::descriptors_open() + DESCRIPTORS_PER_MESSAGE_MAX <= limit)
     }
 
     fn claimed(&self, arrived: usize, lost: usize, now_ns: u64) {

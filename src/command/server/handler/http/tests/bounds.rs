@@ -1,8 +1,8 @@
 //! What happens at every bound, and how a session ends.
 
+use super::super::super::{Next, Serve, Session, Waiting};
+use super::super::{HEADER_COUNT_MAX, HttpLimits, HttpSession};
 use super::{HELLO, codes, context, feed, run, run_bytewise};
-use crate::command::server::handler::http::{HEADER_COUNT_MAX, HttpLimits, HttpSession};
-use crate::command::server::handler::{Next, Serve, Session, Waiting};
 
 #[test]
 fn endless_heads_end_at_the_bound() {

@@ -1,7 +1,7 @@
 //! Cases by their raw bytes: what each request is answered with, whole and byte by byte.
 
+use super::super::super::Next;
 use super::{HELLO, codes, run, run_bytewise};
-use crate::command::server::handler::Next;
 
 fn check(cases: &[(&str, &[u16], Next)]) {
     for (input, expected, next) in cases {

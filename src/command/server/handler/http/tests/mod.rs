@@ -4,8 +4,8 @@ mod bounds;
 mod cases;
 mod properties;
 
+use super::super::{Context, Next};
 use super::{HttpLimits, HttpSession};
-use crate::command::server::handler::{Context, Next};
 
 const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 12\r\n\

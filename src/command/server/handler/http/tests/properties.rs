@@ -4,9 +4,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::super::super::{Context, Next, Waiting};
+use super::super::{HttpLimits, HttpSession};
 use super::feed;
-use crate::command::server::handler::http::{HttpLimits, HttpSession};
-use crate::command::server::handler::{Context, Next, Waiting};
 
 /// No answer is longer.
 const ANSWER_BYTES_MAX: usize = 256;
