@@ -186,6 +186,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     }
     inherited::unblock_signals()?;
     signal::block(&EARLY_SIGNALS)?;
+    arguments.worker_environment.become_primary_user()?;
     if arguments.json {
         output::ensure_open()?;
     }

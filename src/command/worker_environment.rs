@@ -16,7 +16,7 @@ use super::values::parse;
 use clusterlb::protocol::environment;
 use clusterlb::{DescriptorLimit, Error, ListenRule, Result};
 use clusterlb_sys::account::{self, Account};
-use clusterlb_sys::resolve;
+use clusterlb_sys::{privileges, resolve};
 
 /// Variables of the session in which the primary was started. They lead to what is not for somebody
 /// else: agents, buses, folders, credentials.
@@ -54,6 +54,14 @@ pub(super) struct WorkerEnvironmentArguments {
     /// Let workers run in this group, by name or number; further groups are dropped
     #[arg(long, value_name = "GROUP", help_heading = SURROUNDINGS, hide_short_help = true)]
     group: Option<String>,
+
+    /// Let the primary run as this user from the start on, with the few rights that it needs
+    ///
+    /// It becomes this user before it opens anything, so sockets and files are this user's. It
+    /// keeps CAP_NET_BIND_SERVICE for ports below 1024, and with --user and --group what it takes
+    /// to start and end workers of another user: CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL.
+    #[arg(long, value_name = "USER", help_heading = SURROUNDINGS, hide_short_help = true)]
+    primary_user: Option<String>,
 
     /// What workers may listen on; can be repeated
     ///
@@ -145,6 +153,24 @@ impl WorkerEnvironmentArguments {
         })
     }
 
+    /// Becomes the user that the primary is to be, if one is named.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub(super) fn become_primary_user(&self) -> Result<()> {
+        let Some(name) = &self.primary_user else { return Ok(()) };
+        let account = find_account("--primary-user", name)?;
+        if !account::may_become(Some(account.user), account.group) {
+            return Err(Error::Environment {
+                step: "run the primary as another user".into(),
+                source: Errno::EPERM.into(),
+                hint: "start clusterlb as root, or leave --primary-user out".into(),
+            });
+        }
+        let starts_others = self.user.is_some() || self.group.is_some();
+        privileges::become_user(&account, starts_others)
+    }
+
     /// What of the environment a program sees under this name.
     pub(super) fn variable(&self, name: &str) -> Option<OsString> {
         let own = self.env.iter().rev().find(|(own, _)| own == name);
@@ -156,20 +182,7 @@ impl WorkerEnvironmentArguments {
             // It has been started as that user, and asks nobody who that is.
             return Ok((None, None));
         }
-        let missing = |option: &str, name: &str| {
-            Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
-        };
-        let account = match &self.user {
-            Some(name) => {
-                let question = name.clone();
-                let found =
-                    resolve::within(PATIENCE, &format!("look --user {name} up"), move || {
-                        account::find_user(&question)
-                    });
-                Some(found?.ok_or_else(|| missing("--user", name))?)
-            }
-            None => None,
-        };
+        let account = self.user.as_ref().map(|name| find_account("--user", name)).transpose()?;
         let group = match (&self.group, &account) {
             (Some(name), _) => {
                 let question = name.clone();
@@ -197,6 +210,18 @@ impl WorkerEnvironmentArguments {
         }
         Ok((account, group))
     }
+}
+
+fn find_account(option: &str, name: &str) -> Result<Account> {
+    let question = name.to_owned();
+    let found = resolve::within(PATIENCE, &format!("look {option} {name} up"), move || {
+        account::find_user(&question)
+    });
+    found?.ok_or_else(|| missing(option, name))
+}
+
+fn missing(option: &str, name: &str) -> Error {
+    Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
 }
 
 /// What another user's programs expect of their environment.
@@ -245,6 +270,7 @@ mod tests {
     fn none() -> WorkerEnvironmentArguments {
         WorkerEnvironmentArguments {
             user: None,
+            primary_user: None,
             group: None,
             allow_listen: vec![],
             keep_env: false,

@@ -23,6 +23,7 @@ mod listen_fds;
 mod measuring;
 mod outliers;
 mod output;
+mod primary_user;
 mod room;
 mod service_manager;
 mod steal;

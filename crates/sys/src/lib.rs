@@ -54,6 +54,7 @@ pub mod notify;
 pub mod passed;
 pub mod peer;
 pub mod picking;
+pub mod privileges;
 pub mod probe;
 pub mod process;
 #[cfg(feature = "tokio")]
