@@ -99,7 +99,7 @@ impl ForkOptions {
 
     /// Whom it is going to replace. Where workers have listening sockets of their own
     /// ([`AcceptMechanism::Reuseport`](crate::settings::AcceptMechanism)), both accept from the
-    /// same until the other one leaves, so that nobody waits where nobody accepts.
+    /// same until the other one leaves, so that no connection waits where no worker accepts.
     pub fn successor_of(mut self, predecessor: &WorkerHandle) -> Self {
         self.predecessor = Some(predecessor.id());
         self
@@ -302,8 +302,8 @@ impl Cluster {
     }
 
     /// Opens an address before any worker asks for it, and keeps it open until
-    /// [`disconnect`](Self::disconnect), whoever serves it: connections wait in the kernel while
-    /// nobody does. Tells the address that was bound. Port 0 can be opened several times, for the
+    /// [`disconnect`](Self::disconnect): connections wait in the kernel while no worker serves it.
+    /// Returns the address that was bound. Port 0 can be opened several times, for the
     /// first, second and further `listen` of each worker.
     ///
     /// # Errors
@@ -404,7 +404,7 @@ impl Cluster {
     }
 
     /// Closes the sockets of places that stay empty, where every worker has one of its own: but for
-    /// `coming` of them, nobody is going to accept from those. What waits there goes to the others,
+    /// `coming` of them, no worker will accept from those. What waits there goes to the others,
     /// if the kernel lets this process arrange that. Tells how many connections were lost.
     ///
     /// # Errors

@@ -384,7 +384,7 @@ impl Entry {
     }
 
     /// The worker in `slot` serves this no more. Tells of its own socket, if it had one and has not
-    /// left it before, and how many connections were lost that waited there. Where somebody else
+    /// left it before, and how many connections were lost that waited there. Where another process
     /// can empty it, it is kept.
     pub(crate) fn forget(
         &mut self,

@@ -62,7 +62,7 @@ pub(super) struct Acceptor {
     pub(super) own_before: Option<u64>,
     /// The watch over what waits for them.
     pub(super) stall_detector: Option<StallDetector>,
-    /// The listener shall go.
+    /// The listener is to close.
     pub(super) leaving: bool,
     /// What must have arrived before everything of this closed listener has been handed over.
     pub(super) marks: Option<Vec<Mark>>,
@@ -133,7 +133,7 @@ impl Acceptor {
         Some(stall_detector.look(length, has_accepted, now_ns))
     }
 
-    /// Takes at most so many of those that wait for the workers, oldest first.
+    /// Takes at most this many of the connections that wait for the workers, oldest first.
     pub(super) fn take_waiting(&mut self, most: usize) -> Vec<OwnedFd> {
         let Some(listener) = &self.listener else { return Vec::new() };
         std::iter::from_fn(|| listener.accept_now().ok().flatten()).take(most).collect()
@@ -193,7 +193,7 @@ impl Acceptor {
                 self.state = State::Stopping;
                 ring.cancel_accept(self.key());
             }
-            // Nothing is to be tried again by itself while accepting is stopped.
+            // Nothing is retried while accepting is stopped.
             State::Starved { .. } => self.state = State::Off,
             State::Off | State::Watched | State::Stopping | State::Closed => {}
         }
@@ -214,7 +214,7 @@ impl Acceptor {
         self.state == State::Off && self.listener.is_some()
     }
 
-    /// Takes at most so many out of the backlog.
+    /// Accepts at most this many from the backlog.
     pub(super) fn accept_by_hand(&mut self, most: u32, now_ns: u64) -> Vec<OwnedFd> {
         let mut taken = Vec::new();
         let Some(listener) = &self.listener else { return taken };
@@ -285,7 +285,7 @@ impl Acceptor {
     }
 
     /// Takes what waits in the backlog and closes the listener. While descriptors are short it
-    /// takes what it can, and is to be called again.
+    /// takes what it can, and must be called again.
     pub(super) fn close(&mut self, now_ns: u64, mut take: impl FnMut(OwnedFd)) {
         let Some(listener) = &self.listener else {
             return;

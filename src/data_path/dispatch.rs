@@ -11,7 +11,7 @@ use crate::protocol::scoreboard::Wake;
 /// What becomes of a listener in one look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing of it waits and somebody has room.
+    /// Nothing of it waits and a worker has room.
     Accept,
     /// Living workers serve it and none has room, or what waits for them has not gone yet.
     Short,

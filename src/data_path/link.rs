@@ -18,7 +18,7 @@ use crate::sys::waker::Waker;
 /// lets them pile up is full, and others get its share.
 pub const CHANNEL_BYTES: usize = 64 * 1024;
 
-/// So many messages with a socket each, and their announcements, find room there.
+/// Room for this many messages with a socket each, and their announcements.
 const SINGLES_MAX: u32 = 32;
 
 /// Messages to be used again. Boxed, because the kernel works on them where they lie.
@@ -78,7 +78,7 @@ pub(super) struct Link {
     /// The ring tells when the worker wakes this thread.
     awaits_wake: bool,
     outbox: Option<Box<OutgoingMessage>>,
-    /// Sockets in a message. One for a program that receives by itself: Node takes one descriptor
+    /// Sockets in a message. One for a program that reads its own inbox: Node takes one descriptor
     /// of what it reads at once.
     sockets_max: usize,
     /// It has been told in this turn that sockets follow.
@@ -133,7 +133,7 @@ impl Link {
         self.is_native || self.page.program_reports()
     }
 
-    /// The worker serves something from now on, so it has said whether it receives by itself.
+    /// The worker serves something from now on, so it has said whether it reads its own inbox.
     /// Tells how many connections its inbox has room for at least, if that is less than usual.
     pub(super) fn joined(&mut self) -> Option<u32> {
         let receives = self.page.program_receives();
@@ -141,7 +141,7 @@ impl Link {
         receives.then_some(SINGLES_MAX)
     }
 
-    /// Puts a socket into the message that is being filled, and tells how many it sent thereby.
+    /// Adds a socket to the message that is being filled. Returns how many that sent.
     pub(super) fn add(
         &mut self,
         ring: &mut Engine,
@@ -204,7 +204,7 @@ impl Link {
         self.sent == self.answered && self.outbox.is_none()
     }
 
-    /// Says when the worker shall wake this thread, and listens for it.
+    /// Sets when the worker wakes this thread, and listens for it.
     pub(super) fn ask_for_wake(&mut self, wake: Wake, ring: &mut Engine) {
         self.page.set_wake(wake);
         if wake != Wake::Never && !self.awaits_wake {

@@ -1,6 +1,6 @@
 //! Listeners that come and go while others are accepted from.
 //!
-//! Owns the rule that a listener which goes leaves nobody behind: what waits in its backlog is
+//! Owns the rule that a closing listener loses no connection: what waits in its backlog is
 //! accepted, what was accepted is handed over, and only then it has gone.
 
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl DataPath {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             if acceptor.id == listener && !acceptor.leaving {
                 acceptor.leaving = true;
-                // What is left is taken, whoever accepted from there.
+                // What is left is accepted here, whichever worker accepted before.
                 acceptor.owners.clear();
                 found += 1;
                 self.unwatch(place);
@@ -78,7 +78,7 @@ impl DataPath {
         self.acceptors.iter().flatten().find(|acceptor| acceptor.id == listener)
     }
 
-    /// Closes listeners that shall go as soon as nothing is armed on them, and tells of those that
+    /// Closes marked listeners as soon as nothing is armed on them, and reports those that
     /// have gone.
     pub(super) fn finish_removals(&mut self) {
         if self.removals == 0 {
@@ -114,7 +114,7 @@ impl DataPath {
         }
     }
 
-    /// Drops what came from listeners that go and that nobody serves any more.
+    /// Drops what came from closing listeners that no worker serves any more.
     fn drop_left_behind(&mut self) {
         let leaving = self.acceptors.iter().flatten().filter(|one| one.leaving);
         let unserved = leaving.map(|one| one.id).filter(|id| !self.roster.is_served(*id));

@@ -66,7 +66,7 @@ pub struct DataPath {
     ring: Engine,
     endpoints: Endpoints,
     acceptors: Vec<Option<Acceptor>>,
-    /// How many of the acceptors shall go.
+    /// Number of acceptors that are to close.
     removals: usize,
     /// Over sockets that workers accept from by themselves.
     watch: Watch,
@@ -86,7 +86,7 @@ pub struct DataPath {
     intake: Intake<Accepted>,
     /// Listeners whose workers have no room, as of the last look.
     short: Vec<ListenerId>,
-    /// How long connections wait for somebody to serve them where no living worker does.
+    /// How long connections wait while no living worker serves their listener.
     unserved_limit_ns: Option<u64>,
     /// When it was last looked for those.
     looked_ns: u64,
@@ -244,7 +244,7 @@ impl DataPath {
 
     /// Hands over what the last turn prepared, and collects what has happened since.
     fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
-        // What waits for room is given away as soon as somebody says that there is some.
+        // What waits for room is handed over as soon as a worker reports some.
         let is_free = accepted > 0 && self.intake.is_empty();
         let slack_ns = if is_free { self.roster.slack_ns() } else { None };
         if let Some(wait_ns) = self.coalescing.wait_ns(accepted, slack_ns, self.now_ns) {

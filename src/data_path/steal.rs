@@ -1,7 +1,7 @@
 //! Sockets that workers accept from by themselves, and what is taken out of them all the same.
 //!
-//! The primary holds a duplicate of each. While nobody accepts from one, it does so itself; while
-//! somebody does, it is told when something comes and looks whether that is accepted in time. Owns
+//! The primary holds a duplicate of each. While no worker accepts from one, the primary does; while
+//! one does, the primary is told of arrivals and checks that they are accepted in time. Owns
 //! the set of what is waited for. `schedule::stall_detector`
 //! decides whether to steal.
 
@@ -57,7 +57,7 @@ impl Watch {
 }
 
 impl DataPath {
-    /// From now on these accept from a socket by themselves; if nobody does, the primary does.
+    /// From now on these workers accept from a socket; if there are none, the primary does.
     pub(super) fn set_owners(&mut self, listener: ListenerId, number: u16, owners: Vec<Slot>) {
         let wanted = |acceptor: &Acceptor| {
             acceptor.id == listener && acceptor.number == Some(number) && !acceptor.leaving
@@ -109,7 +109,7 @@ impl DataPath {
         }
     }
 
-    /// Looks at the queues whose time has come, and takes out what waits for somebody who does not
+    /// Looks at the queues that are due, and takes out what waits for a worker that does not
     /// accept.
     pub(super) fn look_after(&mut self) {
         let OwnSocketRules { is_steered, is_counted, .. } = self.steerer.rules;
@@ -157,8 +157,7 @@ impl DataPath {
         self.probe_owners(place);
     }
 
-    /// Nothing has come that would show whether these workers are stalled still, so nobody shall
-    /// hold it against them.
+    /// Clears the suspicion against workers for which nothing has arrived that could confirm it.
     fn report_doubt(&mut self, place: usize) {
         let Some(acceptor) = self.acceptors[place].as_ref().filter(|one| one.is_doubtful()) else {
             return;
@@ -171,7 +170,7 @@ impl DataPath {
         }
     }
 
-    /// Where all have been stalled, whoever may accept again by now is as good as anybody.
+    /// If all owners were stalled, those that may have recovered are tried again.
     fn trust_for_want_of_others(&mut self) {
         for place in 0..self.acceptors.len() {
             let doubtful = self.acceptors[place].as_ref().filter(|one| one.is_doubtful());
@@ -187,7 +186,7 @@ impl DataPath {
         }
     }
 
-    /// Takes out what waits, if the oldest has waited too long and somebody else can have it.
+    /// Takes out what waits, if the oldest has waited too long and another worker can have it.
     fn rob(&mut self, place: usize) {
         let Some(acceptor) = &self.acceptors[place] else { return };
         if self.stage != Stage::Open || self.intake.len_of(acceptor.id) > 0 {
@@ -195,7 +194,7 @@ impl DataPath {
         }
         let (id, owners) = (acceptor.id, acceptor.owners.clone());
         self.observe();
-        // Whoever may be stalled is not who could have it.
+        // Never hand it to a worker that may be stalled.
         owners.iter().for_each(|slot| self.roster.set_stalled(*slot, true));
         if !self.roster.has_room(id) {
             return;
@@ -210,7 +209,7 @@ impl DataPath {
         for slot in owners {
             if stalled && !self.suspected.contains(&slot) {
                 self.suspected.push(slot);
-                // Each connection is told of once, whoever else accepts from there.
+                // Each connection is reported once, even if several accept from there.
                 self.report(Report::Hung { slot, taken_back: std::mem::take(&mut count) });
             }
         }
@@ -232,7 +231,7 @@ impl DataPath {
         }
     }
 
-    /// Whoever has answered moves, so what its sockets have shown before says nothing any more.
+    /// A worker that has answered is alive, so earlier findings on its sockets are void.
     pub(super) fn trust_those_who_answered(&mut self) {
         let roster = &self.roster;
         let (still, moves): (Vec<Slot>, Vec<Slot>) =

@@ -1,7 +1,7 @@
 //! Connections that no living worker serves: how long they wait, and their end.
 //!
 //! Owns the limit. As long as it lasts they wait for the next worker, in the kernel's backlog and
-//! here; then they are closed and counted, so that a client learns that nobody comes.
+//! here; then they are closed and counted, so that a client learns that no worker comes.
 
 use nix::errno::Errno;
 
@@ -59,7 +59,7 @@ impl DataPath {
             let (id, Some(listener)) = (acceptor.id, acceptor.listener()) else { return };
             match listener.accept_now() {
                 Ok(Some(socket)) => {
-                    // Of what is no TCP it is not known; nobody has served it for so long.
+                    // Unknown for other sockets than TCP. No worker has served it for that time.
                     let waited = backlog::waited(&socket).map(|waited| waited.as_nanos());
                     if waited.is_ok_and(|waited_ns| waited_ns < u128::from(limit_ns)) {
                         return self.accept(place, socket);

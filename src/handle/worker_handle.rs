@@ -117,7 +117,7 @@ impl WorkerHandle {
     }
 
     /// Asks it to leave: it gets nothing new, finishes what it has, closes its channel and can end
-    /// (Node: `worker.disconnect()`). If nobody else serves one of its listeners, that is closed
+    /// (Node: `worker.disconnect()`). If no other worker serves one of its listeners, that is closed
     /// once the worker has got everything that waits there. There is no time limit; the program
     /// may set one and [`kill`](Self::kill).
     pub fn disconnect(&self) {
@@ -157,7 +157,7 @@ impl WorkerHandle {
     /// # Errors
     /// As [`send`](Self::send); EAGAIN also when 256 sockets wait. EOPNOTSUPP for what a Node
     /// worker cannot take: it takes TCP, UDP and unix stream sockets, and they become non-blocking,
-    /// for whoever else has a duplicate too. The socket is closed then, too.
+    /// in every process that has a duplicate. The socket is closed then, too.
     pub fn send_handle<T: Serialize + ?Sized>(
         &self,
         message: &T,

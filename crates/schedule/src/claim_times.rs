@@ -23,7 +23,7 @@ pub struct ClaimTimes {
 }
 
 impl ClaimTimes {
-    /// So many were claimed after the same time.
+    /// Adds this many that were claimed after the same time.
     pub fn record(&mut self, took_ns: u64, count: u32) {
         let bucket = CLAIM_BOUNDS_NS.partition_point(|bound_ns| *bound_ns < took_ns);
         self.counts[bucket] += u64::from(count);

@@ -65,12 +65,12 @@ impl Coalescing {
         (self.busy, self.quick) = (false, false);
     }
 
-    /// There are so many workers now.
+    /// Sets the number of workers.
     pub fn spread_over(&mut self, workers: usize) {
         self.workers = workers;
     }
 
-    /// The workers have so many CPUs together.
+    /// Sets the number of CPUs that the workers share.
     pub fn share_cpus(&mut self, cpus: usize) {
         self.cpus = Some(cpus.max(1));
     }

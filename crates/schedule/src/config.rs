@@ -55,7 +55,7 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// The same rules with at most so many credits for a worker, and at least one.
+    /// The same rules with at most this many credits for a worker, and at least one.
     #[must_use]
     pub fn with_credits_up_to(self, credits_max: u32) -> Self {
         Self { credits_max: self.credits_max.min(credits_max).max(1), ..self }

@@ -86,7 +86,7 @@ impl Credits {
         std::mem::take(&mut self.has_new_times).then_some(&self.claim_times)
     }
 
-    /// Credits left for a worker with so many unclaimed.
+    /// Credits left for a worker with this many unclaimed connections.
     pub(super) fn left(&self, unclaimed: u32) -> u32 {
         self.allowed.saturating_sub(unclaimed)
     }
@@ -99,7 +99,7 @@ impl Credits {
         }
     }
 
-    /// A message with so many has not gone after all. It is one of the last.
+    /// A message with this many connections, one of the last, was refused.
     pub(super) fn undo(&mut self, count: u32) {
         self.delivered = self.delivered.saturating_sub(u64::from(count));
         let found = self.unclaimed.iter().rposition(|delivery| delivery.count == count);
@@ -117,7 +117,7 @@ impl Credits {
         self.unclaimed.clear();
     }
 
-    /// The worker has sent so many back that it had taken out of the channel and not claimed.
+    /// The worker has returned this many that it had received and not claimed.
     pub(super) fn send_back(&mut self, count: u32) {
         let count = u64::from(count);
         self.delivered = self.delivered.saturating_sub(count);

@@ -175,7 +175,7 @@ pub(super) struct Share {
     pub(super) whole: u32,
 }
 
-/// What the relative stage allows; none while there is nobody to compare with.
+/// What the relative stage allows; `None` while there is no worker to compare with.
 pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
     if normal.workers == 0 {
         return None;
@@ -192,7 +192,7 @@ pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
     Some(Share { exact, whole })
 }
 
-/// Who of `newcomers` is above what the average allows somebody who has come so far.
+/// The `newcomers` above what the average allows at their stage of the slow start.
 fn above_as_newcomers(row: &[WorkerLoad], share: Share, mut newcomers: u64) -> u64 {
     let mut above = 0;
     while newcomers != 0 {

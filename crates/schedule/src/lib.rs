@@ -45,7 +45,7 @@ use crate::id::Slot;
 /// Whether a worker can take connections at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
-    /// Nobody is there, or it has died.
+    /// The slot is empty, or its worker has died.
     #[default]
     Dead,
     /// It is leaving and must get nothing more.
@@ -76,7 +76,7 @@ pub struct WorkerLoad {
 }
 
 impl WorkerLoad {
-    /// A worker that takes connections and has so many in flight.
+    /// A worker that takes connections and has this many in flight.
     #[must_use]
     pub fn ready(in_flight: u32) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl WorkerLoad {
     }
 
     /// Whether it can take a connection at all: it is ready, has not hung and has a credit left.
-    /// To name one that cannot is to name nobody.
+    /// Naming one that cannot counts as naming none.
     #[must_use]
     pub fn can_take(&self) -> bool {
         self.status == Status::Ready && !self.hung && self.credits > 0

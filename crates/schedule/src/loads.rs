@@ -67,7 +67,7 @@ struct Marks {
     new: bool,
 }
 
-/// The workers that say what is normal: whoever is stuck or new would only distort it.
+/// The workers that define what is normal. Stuck and new ones would distort it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Normal {
     /// What they have in flight together.
@@ -187,7 +187,7 @@ impl Loads {
         self.normal.in_flight = self.normal.in_flight + more - in_flight;
     }
 
-    /// Makes the row at least so long, with nobody in the new places.
+    /// Makes the row at least this long, with empty new places.
     pub(super) fn extend_to(&mut self, workers: usize) {
         self.blocks.resize(workers.max(self.row.len()).div_ceil(BLOCK), Block::default());
         for place in self.row.len()..workers {

@@ -6,7 +6,7 @@
 //! pick, so they come with the connections, and arrivals at random moments see averages over time,
 //! however rare they are.
 
-/// A measurement is complete after so many finished connections.
+/// A measurement is complete after this many finished connections.
 const WINDOW: u64 = 16;
 /// The part of a new measurement in the smoothed time, as a divisor: the last sixty or so
 /// connections decide.

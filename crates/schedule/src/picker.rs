@@ -74,7 +74,7 @@ struct Times {
     most_us: u64,
 }
 
-/// A slow worker counts as at most so many times slower than the fastest.
+/// A slow worker counts as at most this many times slower than the fastest.
 const SLOWER_MAX: u64 = 16;
 
 impl Times {
@@ -129,7 +129,7 @@ impl Picker {
             first.get_or_insert((block, verdict));
             let passing = verdict.passing & span;
             let seen = match self.policy {
-                // A rotation looks at nobody behind the one that it takes.
+                // A rotation stops at the worker that it takes.
                 Policy::Rr | Policy::Central | Policy::None => {
                     span & (passing ^ passing.wrapping_sub(1))
                 }

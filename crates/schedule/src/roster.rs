@@ -20,7 +20,7 @@ pub use outliers::{Judgement, Look};
 /// What a worker's page says at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Connections that it has accepted by itself.
+    /// Connections that the worker accepted.
     pub own: u64,
     /// Connections that it has received.
     pub claimed: u64,
@@ -94,7 +94,7 @@ pub struct Roster {
     compared_ns: u64,
 }
 
-/// A worker with so many connections has enough to do for a while, if it is slow to claim them.
+/// A worker that claims slowly and has this many connections is busy for a while.
 const PLENTY: u32 = 4;
 /// Most listeners at a time.
 pub const LISTENERS_MAX: usize = 1024;
@@ -102,7 +102,7 @@ pub const LISTENERS_MAX: usize = 1024;
 const NOWHERE: u16 = u16::MAX;
 
 impl Roster {
-    /// A roster without workers, for the listeners from 0 to so many.
+    /// A roster without workers, for this many listeners.
     ///
     /// # Panics
     /// When that is more than [`LISTENERS_MAX`].
@@ -129,7 +129,7 @@ impl Roster {
         roster
     }
 
-    /// A listener has come, with a rotation of its own; nobody serves it yet.
+    /// Adds a listener with a separate rotation. No worker serves it yet.
     ///
     /// # Panics
     /// When there are [`LISTENERS_MAX`] already.
@@ -169,7 +169,7 @@ impl Roster {
         (place != NOWHERE).then_some(usize::from(place))
     }
 
-    /// Whether somebody takes connections of a listener, now or as soon as there is room.
+    /// Whether a worker takes connections of a listener, now or once it has room.
     #[must_use]
     pub fn is_served(&self, listener: ListenerId) -> bool {
         let Some(place) = self.listener_index(listener) else { return false };
@@ -296,7 +296,7 @@ impl Roster {
         });
     }
 
-    /// Who shall have the next connection of a listener. The choice is counted at once.
+    /// Picks the worker for the next connection of a listener, and counts the pick at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
         if self.policy == Policy::Fastest && self.paced_ns != self.observed_ns {
             self.note_paces();
@@ -320,7 +320,7 @@ impl Roster {
         u16::try_from(place).ok().map(Slot)
     }
 
-    /// Whether somebody could have a connection of a listener.
+    /// Whether a worker can take a connection of a listener.
     pub fn has_room(&mut self, listener: ListenerId) -> bool {
         let Some(place) = self.mask(listener) else { return false };
         let loads = if self.uniform { &self.loads } else { &self.masked };

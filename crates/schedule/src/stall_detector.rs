@@ -11,7 +11,7 @@
 //! A stalled worker's queue is looked at four times as often, until something shows that the
 //! worker has accepted. If nothing comes for a while, nothing can show it, and it is doubtful
 //! whether the worker is stalled still: it is no longer held against it, but what others have not
-//! accepted goes to it only if there is nobody else.
+//! accepted goes to it only if there is no other worker.
 
 /// Looks at a queue during `hang_after`; a stalled worker is robbed after one of these.
 const LOOKS: u64 = 4;
@@ -54,7 +54,7 @@ pub struct StallDetector {
 struct Waiting {
     /// Nothing was seen to be accepted since then.
     since_ns: u64,
-    /// So many waited at the last look.
+    /// Number waiting at the last look.
     length: u32,
     look_ns: u64,
     /// The last look has found as much as the one before, or more.

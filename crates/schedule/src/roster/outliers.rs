@@ -144,7 +144,7 @@ impl Conduct {
         self.ended *= share;
     }
 
-    /// How long a connection takes, if so many have ended.
+    /// How long a connection takes, once enough have ended.
     fn usual_ns(&self, known_after: f64) -> Option<f64> {
         (self.ended >= known_after).then(|| self.busy_ns / self.ended)
     }

@@ -129,7 +129,7 @@ fn listeners_come_and_go_while_others_are_served() {
     assert_eq!(roster.skips().dead, passed_over, "what was counted stays counted");
     assert!(!roster.has_room(second));
     assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(1)));
-    // A listener in the same lane begins with nobody, whoever served the one before it.
+    // A listener in the same lane begins without the workers of the one before it.
     roster.join(Slot(1), FIRST);
     roster.remove_listener(FIRST);
     roster.add_listener(ListenerId(701));

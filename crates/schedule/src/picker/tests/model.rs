@@ -94,7 +94,7 @@ fn reentry(limit: u32) -> u32 {
     u32::try_from(share).expect("less than the limit").max(1).min(limit - 1)
 }
 
-/// What the relative stage allows; none while there is nobody to compare with.
+/// What the relative stage allows; `None` while there is no worker to compare with.
 pub(super) fn share(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
     let is_normal = |load: &&WorkerLoad| {
         let there = matches!(load.status, Status::Ready | Status::Full);
