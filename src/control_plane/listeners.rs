@@ -383,9 +383,9 @@ impl Entry {
         socket_owners
     }
 
-    /// The worker in `slot` serves this no more. Tells of its own socket, if it had one and has not
-    /// left it before, and how many connections were lost that waited there. Where another process
-    /// can empty it, it is kept.
+    /// The worker in `slot` no longer serves this. Returns the owners of its own socket, if it had
+    /// one and has not left it before, and how many connections that waited there were lost. The
+    /// socket is kept if the primary or a successor can empty it.
     pub(crate) fn forget(
         &mut self,
         slot: Slot,

@@ -117,9 +117,9 @@ impl WorkerHandle {
     }
 
     /// Asks it to leave: it gets nothing new, finishes what it has, closes its channel and can end
-    /// (Node: `worker.disconnect()`). If no other worker serves one of its listeners, that is closed
-    /// once the worker has got everything that waits there. There is no time limit; the program
-    /// may set one and [`kill`](Self::kill).
+    /// (Node: `worker.disconnect()`). A listener that no other worker serves is closed once this
+    /// one has got everything that waits there. There is no time limit; the program may set one
+    /// and [`kill`](Self::kill).
     pub fn disconnect(&self) {
         self.part(None);
     }
