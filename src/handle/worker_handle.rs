@@ -145,8 +145,8 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// EPIPE when the worker is disconnected; EMSGSIZE beyond 16 MiB; EAGAIN when messages of
-    /// 32 MiB or 16,384 of them wait, because the worker does not read; [`Error::Usage`] for what
-    /// cannot be written down.
+    /// 32 MiB or 16,384 of them wait, because the worker does not read;
+    /// [`Error::Usage`](crate::Error::Usage) for what cannot be written down.
     pub fn send<T: Serialize + ?Sized>(&self, message: &T) -> Result<()> {
         self.dispatch(message, None)
     }
