@@ -267,14 +267,16 @@ impl Writer {
         loop {
             let mut orders = self.orders.lock().expect("nothing panics while it holds them");
             self.pipes.append(&mut orders.pipes);
+            // First, so that what is told of it is in the new file.
+            if std::mem::take(&mut orders.reopen)
+                && let Some(log) = &mut self.log
+            {
+                log.reopen();
+            }
             let Some((target, line)) = orders.lines.pop_front() else {
                 let dropped = std::mem::take(&mut orders.dropped);
                 let end = orders.end.take();
-                let reopen = std::mem::take(&mut orders.reopen);
                 drop(orders);
-                if reopen && let Some(log) = &mut self.log {
-                    log.reopen();
-                }
                 if dropped > 0 {
                     let text = format!("{dropped} lines were not told: nobody read them in time\n");
                     let _ = Target::Errors.write(text.as_bytes());

@@ -26,8 +26,8 @@ use super::printer::{Printer, Target};
 use super::recycle::Recycling;
 use super::reloading::Reloading;
 use super::service_manager::ServiceManager;
-use super::settings::Settings;
-use super::start_errors::in_words_of_the_command;
+use super::settings::{Program, Settings};
+use super::start_errors::{in_words_of_the_command, still_waiting};
 use super::summary::{Summary, WorkerSummary};
 use super::unread_messages::UnreadMessages;
 
@@ -172,6 +172,9 @@ struct Reporter {
     /// The data path's CPU.
     cpu: Option<usize>,
     summary: Summary,
+    /// What the workers are, and how long they may take to serve.
+    program: Option<Program>,
+    start_limit: Duration,
     /// The log goes to a file, which can be opened again.
     has_log_file: bool,
     /// How connections are shared out, in words that are only compared.
@@ -218,6 +221,8 @@ impl Reporter {
             cpu: plan.primary,
             summary: Summary::default(),
             uncounted: dispatching.is_uncounted,
+            program: settings.program.clone(),
+            start_limit: settings.start_limit,
             has_log_file: settings.has_log_file,
             rules: format!("{} {:?}", settings.policy, settings.scheduling),
             online: false,
@@ -293,6 +298,11 @@ impl Reporter {
                     pid: std::process::id(),
                     cpu: self.cpu,
                 }
+            }
+            SupervisorEvent::Waiting { workers } => {
+                let names: Vec<String> = workers.iter().map(ToString::to_string).collect();
+                let (program, limit) = (self.program.as_ref(), self.start_limit);
+                note(still_waiting(&names.join(", "), program, limit))
             }
             SupervisorEvent::Silent { worker } => {
                 note(format!("worker {worker} serves nothing; the others do not wait for it"))

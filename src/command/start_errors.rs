@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
 use clusterlb::{Dialect, Error, ErrorKind, Readiness, ReadyAfter};
 
@@ -25,6 +26,33 @@ pub(super) fn in_words_of_the_command(error: Error, settings: &Settings, online:
         ),
         _ => error,
     }
+}
+
+/// These workers do not serve after a while, and are waited for.
+pub(super) fn still_waiting(workers: &str, program: Option<&Program>, limit: Duration) -> String {
+    let limit = humantime::format_duration(limit);
+    let what = match program {
+        None => "not ready; this machine is busy".to_owned(),
+        Some(program) => {
+            let path = program.path.display();
+            match (program.dialect, program.readiness) {
+                (Dialect::ListenFds, Readiness::Notified) => format!(
+                    "not accepting: {path} has not said READY=1 (sd_notify); without --ready-after \
+                     notify it does not have to"
+                ),
+                (Dialect::ListenFds, Readiness::After(time)) => format!(
+                    "not accepting: {path} has not run for {} without an end",
+                    humantime::format_duration(time)
+                ),
+                _ => format!("not listening: {path} has to listen on something in its workers"),
+            }
+        }
+    };
+    let who = match workers.contains(',') {
+        true => format!("workers {workers} are"),
+        false => format!("worker {workers} is"),
+    };
+    format!("after 5 s {who} {what}; waiting until {limit} (--start-limit) are over")
 }
 
 /// The workers do not serve in time.

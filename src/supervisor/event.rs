@@ -27,6 +27,12 @@ pub enum SupervisorEvent {
         /// The bound address, with the port that was chosen.
         address: String,
     },
+    /// The start takes long: after 5 s these workers do not serve. It is told once, and the start
+    /// goes on until its limit.
+    Waiting {
+        /// Which workers.
+        workers: Vec<WorkerId>,
+    },
     /// A worker serves nothing while others do, and the start did not wait for it any longer.
     Silent {
         /// Which worker.

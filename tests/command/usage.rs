@@ -288,6 +288,20 @@ fn sigusr1_opens_the_log_again() {
 }
 
 #[test]
+fn a_program_that_does_not_come_to_serve_is_named_while_it_is_waited_for() {
+    let arguments = "--workers 2 --dialect listen-fds --ready-after notify";
+    let run = Launch::new(arguments).listen("127.0.0.1:0").running(&["/bin/sleep", "1000"]);
+    let run = run.start_unready();
+    run.until("the note", |heard| {
+        let mut notes = heard.events.iter().filter_map(|event| event["text"].as_str());
+        let words = ["after 5 s workers 1, 2 are not accepting", "/bin/sleep", "READY=1"];
+        notes.find(|note| words.iter().all(|word| note.contains(word))).map(drop)
+    });
+    assert_eq!(run.count("listening"), 0);
+    assert_eq!(run.stop(Signal::SIGTERM).code, Some(0));
+}
+
+#[test]
 fn a_way_to_accept_means_that_workers_accept() {
     let cluster = Launch::new("--workers 2 --accept reuseport").listen("127.0.0.1:0").start();
     let ended = cluster.stop(Signal::SIGTERM);

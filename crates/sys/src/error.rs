@@ -116,7 +116,7 @@ impl PartialEq<Errno> for OsError {
 }
 
 /// A failed step, its cause and a remedy.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The machine, the container or the account does not allow what is needed.
@@ -173,6 +173,13 @@ pub enum Error {
         /// The remedy.
         hint: String,
     },
+}
+
+/// What failed and what to do, because a program whose `main` returns the error shows this form.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}; {}", self.hint())
+    }
 }
 
 impl Error {
@@ -335,6 +342,12 @@ mod tests {
         assert_eq!(io::Error::from(usage).kind(), io::ErrorKind::InvalidInput);
         let late = Error::cluster(ErrorKind::StartTimeout, "too late", "wait");
         assert_eq!((late.kind(), late.hint()), (ErrorKind::StartTimeout, "wait".to_owned()));
+    }
+
+    #[test]
+    fn an_error_that_main_returns_shows_its_remedy() {
+        let error = Error::usage("3 is too many", "take two");
+        assert_eq!(format!("{error:?}"), "3 is too many; take two");
     }
 
     #[test]

@@ -158,6 +158,8 @@ pub(super) struct State {
     goals: Vec<(Ticket, Goal)>,
     actions: VecDeque<Action>,
     failure: Option<Failure>,
+    /// It has been told that the start takes long.
+    late_told: bool,
     /// A worker has ended with an error and stayed dead.
     lost_worker: bool,
     /// A slot has stayed empty, so there are fewer workers than sockets.
@@ -181,6 +183,7 @@ impl State {
             goals: Vec::new(),
             actions: VecDeque::new(),
             failure: None,
+            late_told: false,
             lost_worker: false,
             shrunk: false,
             changed: true,

@@ -9,6 +9,8 @@ use crate::{Ending, WorkerId};
 const EARLY_ENDS_MAX: u32 = 3;
 /// How long the others are waited for at least, once one worker serves.
 const PATIENCE_NS: u64 = 3_000_000_000;
+/// After this long it is told who does not serve yet.
+const LATE_NS: u64 = 5_000_000_000;
 
 impl State {
     /// A worker has ended before the run has begun. Tells whether that ends it: because the worker
@@ -65,16 +67,26 @@ impl State {
     /// When the time of the start is over, or that of the patience.
     pub(super) fn start_deadline_ns(&self, now_ns: u64) -> Option<u64> {
         match self.stage {
-            Stage::Starting { until_ns, patience_ns, .. } => {
+            Stage::Starting { began_ns, until_ns, patience_ns } => {
                 let patience_ns = patience_ns.filter(|patience_ns| *patience_ns > now_ns);
-                Some(until_ns.min(patience_ns.unwrap_or(until_ns)))
+                let late_ns = Some(began_ns.saturating_add(LATE_NS)).filter(|_| !self.late_told);
+                [Some(until_ns), patience_ns, late_ns].into_iter().flatten().min()
             }
             _ => None,
         }
     }
 
     pub(super) fn on_start_time(&mut self, now_ns: u64) {
-        let Stage::Starting { until_ns, patience_ns, .. } = self.stage else { return };
+        let Stage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
+        if !self.late_told && began_ns.saturating_add(LATE_NS) <= now_ns {
+            self.late_told = true;
+            let workers = self.slots.iter().filter_map(|slot| match slot.occupancy {
+                Occupancy::Current(worker) if !self.is_ready(worker) => Some(worker),
+                _ => None,
+            });
+            let workers = workers.collect();
+            self.emit(SupervisorEvent::Waiting { workers });
+        }
         let is_over = |time_ns: Option<u64>| time_ns.is_some_and(|time_ns| time_ns <= now_ns);
         if (is_over(patience_ns) || is_over(Some(until_ns))) && self.begin_without_silent() {
             return self.begin_to_serve(now_ns);

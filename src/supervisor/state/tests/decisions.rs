@@ -41,7 +41,16 @@ fn a_worker_that_serves_nothing_does_not_hold_the_others_up_for_ever() {
 fn a_start_that_takes_too_long_fails() {
     let mut world = World::new(rules(), 2);
     world.serves(1, 80);
-    world.pass(60_000);
+    world.pass(4_999);
+    let is_late = |event: &SupervisorEvent| match event {
+        SupervisorEvent::Waiting { workers } => *workers == [id(2)],
+        _ => false,
+    };
+    assert_eq!(world.count(is_late), 0);
+    world.pass(1);
+    assert_eq!(world.count(is_late), 1);
+    world.pass(55_000);
+    assert_eq!(world.count(is_late), 1);
     assert_eq!(world.state.failure(), Some(&Failure::StartTimeout));
     assert_eq!(world.killed.len(), 2);
     (1..=2).for_each(|number| world.ends(number, Ending::Signal(9)));
