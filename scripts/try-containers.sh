@@ -99,7 +99,7 @@ try() {
     expect '"event":"summary"'
     docker rm -f "$name" >"$folder/id"
     echo "$2: served, replaced a killed worker, ended after $took ms with code $code"
-    [ "$code" = 0 ] && [ "$took" -lt 5000 ]
+    [ "$code" = 0 ] && [ "$took" -lt 1000 ]
 }
 
 # The quota of one and a half CPUs leaves one worker, and check says so.
