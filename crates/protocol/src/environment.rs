@@ -86,7 +86,7 @@ impl Inheritance {
             waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,
             inbox: descriptor(INBOX)?,
             cpu: number(CPU)?,
-            ring_bytes: number(RING_BYTES)?,
+            ring_bytes: ring_bytes()?,
             engine: std::env::var(ENGINE)
                 .ok()
                 .and_then(|name| EngineKind::from_name(&name))
@@ -97,6 +97,14 @@ impl Inheritance {
                 .unwrap_or_default(),
         })
     }
+}
+
+/// Bytes of locked memory that this worker's ring may take, if that is bounded.
+///
+/// # Errors
+/// The variable is not a number.
+pub fn ring_bytes() -> Result<Option<u64>> {
+    number(RING_BYTES)
 }
 
 fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>> {

@@ -5,6 +5,7 @@
 //! * [`handoff`]: the layout of a message with accepted sockets.
 //! * [`scoreboard`]: the page of counters that the primary and one worker map.
 //! * [`latency`]: the time from accept to claim.
+//! * [`worker_end`]: what every worker does on its side, without a loop.
 //!
 //! Most programs use the `clusterlb` library, which implements this protocol. Use this crate to
 //! write a worker on another event loop.
@@ -16,6 +17,7 @@ pub mod environment;
 pub mod handoff;
 pub mod latency;
 pub mod scoreboard;
+pub mod worker_end;
 
 use clusterlb_schedule::{self as schedule, id};
 use clusterlb_sys::{self as sys, error};
