@@ -5,20 +5,22 @@ use std::net::TcpStream;
 
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::{
-    AcceptMechanism, AddressKind, Client, Cluster, ClusterCounts, ClusterSettings, Completion,
-    Connection, CreditRule, Datagrams, DescriptorLimit, Dialect, Ending, Endpoint, EngineChoice,
-    EngineDecision, EngineKind, Error, ErrorKind, Event, Events, FileAccess, Finished, ForkOptions,
-    Guard, Handle, InspectPort, LatencySummary, Limits, ListenAddress, ListenFuture, ListenOptions,
-    ListenRule, Listener, ListenerId, ListenerSnapshot, ListeningAddress, Loads, Message, Messages,
-    Policy, Readiness, Restart, RestartPolicy, Result, Role, SchedulerConfig, SchedulerFactory,
-    Serialization, Signal, Skips, Slot, SlotSnapshot, SlotState, Snapshot, Status, StreamSetting,
-    Supervisor, SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked,
-    Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
-    WorkerState,
+    AcceptMechanism, AddressKind, ClaimTimes, Client, Cluster, ClusterCounts, ClusterSettings,
+    Companion, CompanionEvent, Completion, Connection, CreditRule, Datagrams, DescriptorLimit,
+    Dialect, Dispatch, Ending, Endpoint, EngineChoice, EngineDecision, EngineKind, Error,
+    ErrorKind, Event, Events, FileAccess, Finished, ForkOptions, Guard, Handle, InspectPort,
+    LatencySummary, Limits, ListenAddress, ListenFuture, ListenOptions, ListenRule, Listener,
+    ListenerCounts, ListenerId, ListenerSnapshot, ListeningAddress, Loads, Message, Messages,
+    OverloadFactor, Policy, Readiness, ReadyAfter, ReloadChanges, Restart, RestartPolicy, Result,
+    Role, RunningCompanion, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot,
+    SlotSnapshot, SlotState, Snapshot, Status, StreamSetting, Supervisor, SupervisorEvent,
+    SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked, Transport, UnknownName, Worker,
+    WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot, WorkerState,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
 const fn is_shared_by_threads<T: Send + Sync + Unpin + 'static>() {}
+const fn moves_to_a_thread<T: Send + Unpin + 'static>() {}
 const fn is_a_stream<T: AsyncRead + AsyncWrite + Unpin>() {}
 const fn needs_no_order<T: Future + Send>(_: &T) {}
 
@@ -41,8 +43,12 @@ hold!(is_shared_by_threads:
     SupervisorEvent, SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked<TcpStream>,
     Transport, Worker, WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot,
     WorkerState,
-    DescriptorLimit, FileAccess, ListenRule, ListenerSnapshot,
+    DescriptorLimit, FileAccess, ListenRule, ListenerCounts, ListenerSnapshot,
+    ClaimTimes, CompanionEvent, Dispatch, OverloadFactor, ReadyAfter, RunningCompanion,
+    UnknownName, ReloadChanges,
 );
+// Its handler is a closure that is called by one thread.
+hold!(moves_to_a_thread: Companion);
 hold!(is_shared_by_threads: on_tokio::Listener, on_tokio::Stream);
 hold!(is_a_stream: on_tokio::Stream);
 
