@@ -1,7 +1,7 @@
 //! Connections for tokio-uring: one thread, with buffers that are lent to the kernel.
 //!
-//! The only file of the library, beside `runtime`, that names tokio-uring. Accepting waits for the
-//! listener's descriptor, because the primary accepts; reads and writes go through the ring.
+//! The only file of the library that names tokio-uring. Accepting waits for the listener's
+//! descriptor, because the primary accepts; reads and writes go through the ring.
 
 use std::net::Shutdown;
 use std::ops::Deref;

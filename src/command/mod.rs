@@ -231,17 +231,17 @@ fn run(arguments: &RunArguments) -> Result<u8> {
 }
 
 fn be_worker(settings: &Settings) -> Result<()> {
+    #[cfg(feature = "tokio-uring")]
+    if settings.serve.runtime == Runtime::TokioUring {
+        return server::runtime::run(settings);
+    }
     let inheritance = environment::Inheritance::take()?;
     limits::raise_descriptor_limit()?;
     if let Some(bytes) = inheritance.ring_bytes {
         ring::limit_locked_bytes(bytes);
     }
     process::set_name(&format!("clusterlb:{}", inheritance.id));
-    match settings.serve.runtime {
-        Runtime::Ring => server::run(settings, inheritance),
-        #[cfg(feature = "tokio-uring")]
-        Runtime::TokioUring => server::runtime::run(settings, inheritance),
-    }
+    server::run(settings, inheritance)
 }
 
 /// A shell's code for a process that a signal ended.

@@ -43,20 +43,13 @@ pub struct Tracked<T> {
 }
 
 impl Connection {
-    pub(crate) fn new(
+    /// Of a socket that has been claimed.
+    pub(super) fn new(
         shared: &Arc<Shared>,
         socket: OwnedFd,
         listener: Option<ListenerId>,
         accepted_ns: u64,
     ) -> Self {
-        shared.claim(accepted_ns);
-        Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
-    }
-
-    /// One that has just been accepted from a socket of this worker.
-    pub(crate) fn own(shared: &Arc<Shared>, socket: OwnedFd, listener: Option<ListenerId>) -> Self {
-        let accepted_ns = monotonic_ns();
-        shared.claim_own(accepted_ns);
         Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
     }
 

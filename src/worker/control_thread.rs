@@ -4,6 +4,7 @@
 //! Owns the receiving half of the channel. A program that is computing, or has no listener yet,
 //! therefore still reacts to its primary.
 
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,10 +15,11 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::inbox::Pulled;
-use super::shared::{Answer, Grant, Shared};
-use crate::error::{Error, OsError, Result, errno_of};
+use super::shared::{Answer, Shared};
+use crate::error::{Error, Result, errno_of};
 use crate::message::Message;
-use crate::protocol::control::{Body, Flushed, Incoming, Received, ToPrimary, ToWorker};
+use crate::protocol::control::{Body, Flushed, Incoming, Received, ToWorker};
+use crate::protocol::worker_end::{Grant, Heard};
 use crate::sys::process;
 
 /// Interval for retrying when descriptors are exhausted or too many are in flight.
@@ -36,16 +38,20 @@ pub(crate) struct ControlThread {
     open: bool,
     /// Too many descriptors are in flight: retry after [`RETRY_MS`].
     crowded: bool,
+    /// The inbox, to be watched while no listener reads it.
+    inbox: Option<Arc<OwnedFd>>,
     watches_inbox: bool,
-    /// The last message has been sent.
-    said_farewell: bool,
 }
 
 /// Starts the thread.
 ///
 /// # Errors
 /// Descriptors or threads are exhausted.
-pub(crate) fn start(shared: Arc<Shared>, incoming: Incoming) -> Result<()> {
+pub(super) fn start(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    inbox: Option<Arc<OwnedFd>>,
+) -> Result<()> {
     let failed = |errno| Error::system("prepare hearing the primary (epoll)", errno);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
     epoll.add(&incoming, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL)).map_err(failed)?;
@@ -56,8 +62,8 @@ pub(crate) fn start(shared: Arc<Shared>, incoming: Incoming) -> Result<()> {
         epoll,
         open: true,
         crowded: false,
+        inbox,
         watches_inbox: false,
-        said_farewell: false,
     };
     let thread = thread::Builder::new().name("cluster-worker".into());
     thread
@@ -111,9 +117,9 @@ impl ControlThread {
             // The channel was added with the set and is removed when it ends.
             let _ = self.epoll.modify(&self.incoming, &mut EpollEvent::new(flags, CHANNEL));
         }
-        if let Some(inbox) = &self.shared.inbox {
+        if let Some(inbox) = &self.inbox {
             // While no listener accepts, sockets that still arrive are sent back.
-            let wanted = self.shared.is_unattended() && !inbox.is_closed();
+            let wanted = self.shared.intake().is_unattended();
             if wanted != self.watches_inbox {
                 self.watches_inbox = wanted;
                 // Added and removed, because epoll reports a hang-up for any registered descriptor.
@@ -126,18 +132,19 @@ impl ControlThread {
     }
 
     fn empty_inbox(&mut self) {
-        let Some(inbox) = &self.shared.inbox else { return };
-        if !self.shared.is_unattended() {
+        let mut intake = self.shared.intake();
+        if !intake.is_unattended() {
             // A listener has begun to accept.
             return;
         }
-        match inbox.pull(&self.shared) {
-            Pulled::Something | Pulled::Nothing | Pulled::End => {}
-            Pulled::NoRoom => {
-                // The socket can be sent back only once a descriptor is free to receive it.
-                self.shared.starved.store(true, Ordering::Release);
-                thread::sleep(Duration::from_millis(RETRY_MS.into()));
-            }
+        let pulled = intake.empty();
+        let strays = intake.take_strays();
+        drop(intake);
+        self.shared.give_back(strays);
+        if pulled == Pulled::NoRoom {
+            // The socket can be sent back only once a descriptor is free to receive it.
+            self.shared.starved.store(true, Ordering::Release);
+            thread::sleep(Duration::from_millis(RETRY_MS.into()));
         }
     }
 
@@ -155,31 +162,19 @@ impl ControlThread {
 
     fn note(&mut self, frame: Received<ToWorker>) {
         let shared = &self.shared;
-        let mut descriptors = frame.descriptors;
-        match frame.body {
+        let word = match frame.body {
+            Body::Word(word) => word,
             Body::Message { serialization, bytes } => {
-                let message = Message::new(serialization, bytes, descriptors, frame.lost);
-                shared.messages.push(message).wake();
+                let message = Message::new(serialization, bytes, frame.descriptors, frame.lost);
+                return shared.messages.push(message).wake();
             }
-            Body::Word(ToWorker::Listening { sequence, listener, address }) => {
-                let descriptor = descriptors.pop();
-                self.answer(sequence, Ok(Grant { listener, address, descriptor }));
-            }
-            Body::Word(ToWorker::ListenFailed { sequence, step, errno }) => {
-                let source = OsError::from_raw(errno);
-                let error = Error::Listen { address: String::new(), step, source };
-                self.answer(sequence, Err(error));
-            }
-            Body::Word(ToWorker::Closed { listener }) => {
-                let mut state = shared.state();
-                // If the listener has been opened again, this reply is for its predecessor.
-                if state.queues.get(&listener).is_some_and(|queue| queue.is_closed()) {
-                    state.queues.remove(&listener);
-                }
-            }
-            Body::Word(ToWorker::Drain { grace_ms }) => {
-                shared.begin_to_leave(grace_ms.map(Duration::from_millis));
-            }
+        };
+        let heard = shared.state().conversation.hear(word, frame.descriptors);
+        match heard {
+            Heard::Answer { sequence, grant } => self.answer(sequence, grant),
+            // A closed listener has no queue any more.
+            Heard::Closed { .. } => {}
+            Heard::Leave { grace } => shared.begin_to_leave(grace),
         }
     }
 
@@ -239,11 +234,9 @@ impl ControlThread {
 
     /// Wakes the listeners that found no free descriptor once there may be one.
     fn relieve(&self) {
-        if self.shared.starved.load(Ordering::Acquire)
-            && self.shared.inbox.as_ref().is_none_or(|inbox| inbox.has_room())
-        {
+        if self.shared.starved.load(Ordering::Acquire) && self.shared.intake().has_room() {
             self.shared.starved.store(false, Ordering::Release);
-            self.shared.state().open_queues().for_each(|queue| queue.kick());
+            self.shared.intake().wake_all();
         }
     }
 
@@ -251,18 +244,16 @@ impl ControlThread {
     /// the channel.
     fn finish_leaving(&mut self) {
         let shared = &self.shared;
-        if !shared.is_leaving() || shared.open.load(Ordering::SeqCst) > 0 {
+        if !shared.is_leaving() || !shared.intake().is_done() {
             return;
         }
-        let inbox_closed = shared.inbox.as_ref().is_none_or(|inbox| inbox.is_closed());
-        if !inbox_closed || !shared.state().open_queues().all(|queue| queue.is_done()) {
-            return;
+        let mut state = shared.state();
+        if self.open
+            && let Some(word) = state.conversation.farewell(shared.intake().end.latency())
+        {
+            let _ = shared.say(&word, vec![]);
         }
-        if self.open && !self.said_farewell {
-            self.said_farewell = true;
-            let handoff = shared.latency();
-            let _ = shared.say(&ToPrimary::Farewell { handoff }, vec![]);
-        }
+        drop(state);
         if self.open && shared.outgoing().has_waiting() {
             return;
         }
@@ -287,8 +278,9 @@ impl Drop for ControlThread {
         self.shared.outgoing().close();
         self.shared.messages.close().wake();
         let state = self.shared.state();
-        state.open_queues().for_each(|queue| queue.end());
+        self.shared.intake().end_all();
         self.shared.announce(state);
+        self.shared.begins_to_leave.complete();
         self.shared.left.complete();
     }
 }

@@ -8,8 +8,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::shared::{Grant, Shared};
+use super::shared::Shared;
 use crate::error::{Error, Result};
+use crate::protocol::worker_end::Grant;
 
 /// A requested address. `await` it on any runtime, or block with [`wait`](Self::wait). Dropping it
 /// cancels the request.
@@ -24,7 +25,7 @@ pub struct ListenFuture<T> {
 #[derive(Debug)]
 enum Stage {
     /// The request has been sent.
-    Asked { sequence: u32, address: String },
+    Asked { sequence: u32 },
     /// The request could not be sent.
     Failed(Error),
     /// The result has been returned.
@@ -32,14 +33,14 @@ enum Stage {
 }
 
 impl<T> ListenFuture<T> {
-    /// Sends the request, unless `address` is already an error.
+    /// Waits for the reply to a request, if it could be sent.
     pub(crate) fn new(
         shared: &Arc<Shared>,
-        asked: Result<(u32, String)>,
+        asked: Result<u32>,
         take: fn(&Arc<Shared>, Grant) -> Result<T>,
     ) -> Self {
         let stage = match asked {
-            Ok((sequence, address)) => Stage::Asked { sequence, address },
+            Ok(sequence) => Stage::Asked { sequence },
             Err(error) => Stage::Failed(error),
         };
         Self { shared: Arc::clone(shared), stage, take }
@@ -51,24 +52,13 @@ impl<T> ListenFuture<T> {
     /// As for awaiting it.
     pub fn wait(mut self) -> Result<T> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Asked { sequence, address } => {
-                let grant = self.shared.await_answer(sequence);
-                self.finish(&address, grant)
+            Stage::Asked { sequence } => {
+                let grant = self.shared.await_answer(sequence)?;
+                (self.take)(&self.shared, grant)
             }
             Stage::Failed(error) => Err(error),
             Stage::Done => unreachable!("it is taken by its only wait"),
         }
-    }
-
-    fn finish(&self, address: &str, grant: Result<Grant>) -> Result<T> {
-        let grant = grant.map_err(|error| match error {
-            // The primary does not repeat the address.
-            Error::Listen { step, source, .. } => {
-                Error::Listen { address: address.to_owned(), step, source }
-            }
-            error => error,
-        })?;
-        (self.take)(&self.shared, grant)
     }
 }
 
@@ -79,15 +69,15 @@ impl<T> Future for ListenFuture<T> {
     /// If polled after completion.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Asked { sequence, address } => {
-                match self.shared.poll_answer(sequence, context) {
-                    Poll::Ready(grant) => Poll::Ready(self.finish(&address, grant)),
-                    Poll::Pending => {
-                        self.stage = Stage::Asked { sequence, address };
-                        Poll::Pending
-                    }
+            Stage::Asked { sequence } => match self.shared.poll_answer(sequence, context) {
+                Poll::Ready(grant) => {
+                    Poll::Ready(grant.and_then(|grant| (self.take)(&self.shared, grant)))
                 }
-            }
+                Poll::Pending => {
+                    self.stage = Stage::Asked { sequence };
+                    Poll::Pending
+                }
+            },
             Stage::Failed(error) => Poll::Ready(Err(error)),
             Stage::Done => panic!("an address is given once, and was awaited again"),
         }
@@ -96,7 +86,7 @@ impl<T> Future for ListenFuture<T> {
 
 impl<T> Drop for ListenFuture<T> {
     fn drop(&mut self) {
-        if let Stage::Asked { sequence, .. } = self.stage {
+        if let Stage::Asked { sequence } = self.stage {
             self.shared.forget_request(sequence);
         }
     }

@@ -2,15 +2,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::accept_queue::{AcceptQueue, HandedOver, Next};
 use super::connection::Connection;
-use super::inbox::Pulled;
+use super::gate::Waiting;
+use super::intake::{Claims, QueueKey, Taken};
 use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
@@ -21,19 +20,19 @@ use crate::id::ListenerId;
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
-    queue: Arc<AcceptQueue>,
-    id: Option<ListenerId>,
+    queue: QueueKey,
+    waiting: Waiting,
     address: String,
 }
 
 impl Listener {
-    pub(crate) fn new(
+    pub(super) fn new(
         shared: Arc<Shared>,
-        queue: Arc<AcceptQueue>,
-        id: Option<ListenerId>,
+        queue: QueueKey,
+        waiting: Waiting,
         address: String,
     ) -> Self {
-        Self { shared, queue, id, address }
+        Self { shared, queue, waiting, address }
     }
 
     /// The bound address, with the port that was chosen: `127.0.0.1:8000`, `[::1]:8000`,
@@ -52,7 +51,10 @@ impl Listener {
     /// Id in the cluster, the same in all workers; `None` for an exclusive listener.
     #[must_use]
     pub fn id(&self) -> Option<ListenerId> {
-        self.id
+        match self.queue {
+            QueueKey::Shared(id) => Some(id),
+            QueueKey::Exclusive(_) => None,
+        }
     }
 
     /// Waits for a connection (Node: `'connection'`). Returns `None` once the worker is leaving and
@@ -63,10 +65,10 @@ impl Listener {
     /// an error: connections wait until some are free.
     pub fn accept(&self) -> Result<Option<Connection>> {
         loop {
-            if let Poll::Ready(found) = self.try_accept()? {
+            if let Poll::Ready(found) = self.next(Claims::WhenIdle)? {
                 return Ok(found);
             }
-            let mut one = [PollFd::new(self.queue.as_fd(), PollFlags::POLLIN)];
+            let mut one = [PollFd::new(self.waiting.as_fd(), PollFlags::POLLIN)];
             match poll(&mut one, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Error::system("wait for connections (poll)", errno)),
@@ -77,66 +79,38 @@ impl Listener {
     /// Takes a connection if there is one. On `Pending`, the listener's descriptor becomes readable
     /// when it is worth trying again.
     ///
+    /// A connection that is taken cannot be given to another worker any more. So after a turn of
+    /// more than a millisecond, in which connections have waited for this worker, it is `Pending`
+    /// once behind each connection: work on it, then come back.
+    ///
     /// # Errors
     /// As [`accept`](Self::accept).
     pub fn try_accept(&self) -> Result<Poll<Option<Connection>>> {
-        let mut own_is_empty = false;
-        loop {
-            match self.queue.look(own_is_empty) {
-                Next::HandedOver(HandedOver { socket, accepted_ns }) => {
-                    let connection = Connection::new(&self.shared, socket, self.id, accepted_ns);
-                    return Ok(Poll::Ready(Some(connection)));
-                }
-                Next::End => return Ok(Poll::Ready(None)),
-                Next::Nothing => return Ok(self.pend()),
-                Next::AskInbox => {
-                    let Some(inbox) = &self.shared.inbox else { return Ok(Poll::Ready(None)) };
-                    match inbox.pull(&self.shared) {
-                        Pulled::Something => {}
-                        Pulled::Nothing if !own_is_empty && self.queue.has_own() => {}
-                        Pulled::Nothing => return Ok(self.pend()),
-                        Pulled::NoRoom => return Ok(self.starve()),
-                        Pulled::End => {
-                            self.queue.end_inbox();
-                            self.shared.waker.wake();
-                        }
-                    }
-                }
-                Next::AskOwn => match self.queue.accept_own() {
-                    Ok(Some(socket)) => {
-                        let connection = Connection::own(&self.shared, socket, self.id);
-                        return Ok(Poll::Ready(Some(connection)));
-                    }
-                    Ok(None) if self.shared.is_leaving() => {
-                        self.queue.end_own();
-                        self.shared.waker.wake();
-                    }
-                    Ok(None) => own_is_empty = true,
-                    // The client disconnected while queued (see `accept(2)`).
-                    Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::EPERM) => {}
-                    Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                        return Ok(self.starve());
-                    }
-                    Err(errno) => return Err(Error::system("accept a connection", errno)),
-                },
+        self.next(Claims::Paced)
+    }
+
+    fn next(&self, claims: Claims) -> Result<Poll<Option<Connection>>> {
+        let mut intake = self.shared.intake();
+        let taken = intake.take(self.queue, claims, &self.shared.leaving);
+        let strays = intake.take_strays();
+        drop(intake);
+        self.shared.give_back(strays);
+        match taken {
+            Taken::Connection(socket, accepted_ns) => {
+                let connection = Connection::new(&self.shared, socket, self.id(), accepted_ns);
+                Ok(Poll::Ready(Some(connection)))
             }
+            Taken::Nothing => Ok(Poll::Pending),
+            Taken::NoRoom => {
+                self.shared.starve();
+                Ok(Poll::Pending)
+            }
+            Taken::End => {
+                self.shared.waker.wake();
+                Ok(Poll::Ready(None))
+            }
+            Taken::Failed(errno) => Err(Error::system("accept a connection", errno)),
         }
-    }
-
-    /// Nothing is there. The sources are polled again, if they were not.
-    fn pend(&self) -> Poll<Option<Connection>> {
-        if self.queue.is_muted() {
-            self.queue.mute(self.shared.inbox.as_ref().map(AsFd::as_fd), false);
-        }
-        Poll::Pending
-    }
-
-    /// No descriptor is free: the control thread wakes this listener when there may be one.
-    fn starve(&self) -> Poll<Option<Connection>> {
-        self.queue.mute(self.shared.inbox.as_ref().map(AsFd::as_fd), true);
-        self.shared.starved.store(true, Ordering::Release);
-        self.shared.waker.wake();
-        Poll::Pending
     }
 
     /// Iterates over connections until this worker leaves. An error is yielded and does not end the
@@ -152,26 +126,17 @@ impl Listener {
 impl AsFd for Listener {
     /// Readable while there may be a connection. Use it for polling only; do not read from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.queue.as_fd()
+        self.waiting.as_fd()
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let left = self.queue.close();
-        let Some(id) = self.id else {
-            let queue = &self.queue;
-            self.shared.state().exclusive.retain(|one| !Arc::ptr_eq(one, queue));
-            self.shared.waker.wake();
-            return;
-        };
-        if self.shared.inbox.is_none() {
-            self.shared.state().queues.remove(&id);
+        let left = self.shared.intake().close(self.queue, &self.waiting);
+        if let Some(id) = self.id() {
+            self.shared.give_up(id);
         }
-        self.shared.give_up(id);
-        for HandedOver { socket, accepted_ns } in left {
-            self.shared.give_back(id, accepted_ns, socket);
-        }
+        self.shared.give_back(left);
         self.shared.waker.wake();
     }
 }

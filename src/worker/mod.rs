@@ -4,7 +4,9 @@ mod accept_queue;
 mod connection;
 mod control_thread;
 mod datagrams;
+mod gate;
 mod inbox;
+mod intake;
 mod listen_future;
 mod listener;
 mod shared;
@@ -13,7 +15,7 @@ use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -33,17 +35,17 @@ use crate::id::WorkerId;
 use crate::message::Message;
 use crate::protocol::control::{ListenOptions, ToPrimary, Transport, halves};
 use crate::protocol::environment::{self, Inheritance};
-use crate::protocol::latency::HandoffLatency;
-use crate::protocol::scoreboard::WorkerPage;
+use crate::protocol::scoreboard::Statistic;
+use crate::protocol::worker_end::{Conversation, Grant, WorkerEnd};
 use crate::sync::completion::Completion;
 use crate::sync::mailbox::{Found, Mailbox};
 use crate::sys::fdpass::duplicate;
 use crate::sys::listener::{Listener as Socket, OpenOptions};
 use crate::sys::waker::Waker;
 use crate::sys::{cpu, limits, process};
-use accept_queue::AcceptQueue;
 use inbox::Inbox;
-use shared::{Books, Grant, Shared, State};
+use intake::{Intake, QueueKey};
+use shared::{Shared, State};
 
 /// How long a worker that exits may take to send its last message.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -91,35 +93,32 @@ impl Worker {
         }
         let (incoming, outgoing) = halves(inheritance.control);
         let waker = Arc::new(Waker::new()?);
+        let inbox = inheritance.inbox.map(Arc::new);
         let shared = Arc::new(Shared {
             id: inheritance.id,
             serialization: inheritance.serialization,
             outgoing: Mutex::new(outgoing),
             waker: Arc::clone(&waker),
-            books: Mutex::new(Books {
-                page: WorkerPage::open(inheritance.page)?,
-                waker: inheritance.waker,
-                latency: HandoffLatency::new(),
-            }),
-            inbox: inheritance.inbox.map(Inbox::new).transpose()?,
+            intake: Mutex::new(Intake::new(
+                WorkerEnd::open(inheritance.page, inheritance.waker)?,
+                inbox.clone().map(Inbox::new).transpose()?,
+            )),
             state: Mutex::new(State {
                 connected: true,
-                sequence: 0,
+                conversation: Conversation::default(),
                 answers: BTreeMap::new(),
-                queues: BTreeMap::new(),
-                exclusive: Vec::new(),
                 grace: None,
                 on_disconnect: None,
             }),
             changed: Condvar::new(),
             messages: Arc::new(Mailbox::new(waker)?),
-            open: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             starved: AtomicBool::new(false),
+            begins_to_leave: Completion::default(),
             left: Completion::default(),
         });
-        shared.say(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
-        control_thread::start(Arc::clone(&shared), incoming)?;
+        shared.say(&Conversation::hello(), vec![])?;
+        control_thread::start(Arc::clone(&shared), incoming, inbox)?;
         Ok(Self { shared })
     }
 
@@ -196,7 +195,7 @@ impl Worker {
             if options.transport != Transport::Stream || options.reuse_address {
                 return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
             }
-            Ok((self.shared.ask(&address, options)?, address))
+            self.shared.ask(&address, options)
         });
         ListenFuture::new(&self.shared, asked, serve)
     }
@@ -217,9 +216,8 @@ impl Worker {
         };
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();
-        let queue = Arc::new(AcceptQueue::new(Some(socket), None)?);
-        self.shared.state().exclusive.push(Arc::clone(&queue));
-        Ok(Listener::new(Arc::clone(&self.shared), queue, None, address))
+        let (queue, waiting) = self.shared.intake().open_exclusive(socket)?;
+        Ok(Listener::new(Arc::clone(&self.shared), queue, waiting, address))
     }
 
     /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
@@ -249,8 +247,7 @@ impl Worker {
             if options.transport == Transport::Stream {
                 return Err(Error::usage("streams are not bound", "use `listen_with`"));
             }
-            let address = address.to_string();
-            Ok((self.shared.ask(&address, options)?, address))
+            self.shared.ask(&address.to_string(), options)
         });
         ListenFuture::new(&self.shared, asked, receive)
     }
@@ -307,6 +304,12 @@ impl Worker {
         self.shared.state().on_disconnect = Some(Box::new(handler));
     }
 
+    /// Adds to one of the counters that the primary reports for this worker, such as the number of
+    /// requests. What belongs to connections is counted by their guards.
+    pub fn count(&self, statistic: Statistic, count: u64) {
+        self.shared.intake().end.add(statistic, count);
+    }
+
     /// Leaves the cluster (Node: `worker.disconnect()`): takes no new connections, serves those
     /// already handed over, waits until every connection is finished, and closes the channel. Keep
     /// accepting until [`Listener::accept`] returns the end, or drop the listener. The process
@@ -314,12 +317,17 @@ impl Worker {
     /// finish.
     pub fn disconnect(&self) -> Completion {
         if !self.shared.is_leaving() {
-            // Sent first, because a worker without connections closes its channel at once. Sending
-            // it twice is harmless, and a lost primary does not need it.
-            let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
+            // Sent first, because a worker without connections closes its channel at once.
+            self.shared.announce_leaving();
             self.shared.begin_to_leave(None);
         }
         self.shared.left.clone()
+    }
+
+    /// Completes when this worker begins to leave, whichever side asked for it. The connections
+    /// that it has been assigned still come: close idle ones now, and keep accepting.
+    pub fn leaving(&self) -> Completion {
+        self.shared.begins_to_leave.clone()
     }
 
     /// Completes when this worker has left, whichever side asked for it. Wait for it at the end of
@@ -332,7 +340,7 @@ impl Worker {
     /// worker). Open connections are cut.
     pub fn kill(&self) -> ! {
         let deadline = Instant::now() + LAST_WORD;
-        let _ = self.shared.say(&ToPrimary::Leaving, vec![]);
+        self.shared.announce_leaving();
         let mut outgoing = self.shared.outgoing();
         while outgoing.has_waiting() && Instant::now() < deadline {
             let mut one = [PollFd::new(outgoing.as_fd(), PollFlags::POLLOUT)];
@@ -347,21 +355,21 @@ impl Worker {
 
 /// Creates a listener from the primary's grant, and reports to the primary that it is served.
 fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
-    let Grant { listener: id, address, descriptor } = grant;
-    let own = descriptor.map(|socket| Socket::adopt_copy(socket, address.clone()));
-    let queue = AcceptQueue::new(own, shared.inbox.as_ref().map(AsFd::as_fd));
-    let queue = Arc::new(queue.inspect_err(|_| shared.give_up(id))?);
-    shared.state().queues.insert(id, Arc::clone(&queue));
+    let Grant { listener: id, address, socket } = grant;
+    let own = socket.map(|socket| Socket::adopt_copy(socket, address.clone()));
+    let waiting = shared.intake().open(id, own);
+    let waiting = waiting.and_then(|waiting| waiting.ok_or_else(shared::leaving));
+    let waiting = waiting.inspect_err(|_| shared.give_up(id))?;
+    let listener = Listener::new(Arc::clone(shared), QueueKey::Shared(id), waiting, address);
     // The control thread stops reading the inbox before connections can arrive.
     shared.waker.wake();
-    let listener = Listener::new(Arc::clone(shared), queue, Some(id), address);
     shared.say(&ToPrimary::Serving { listener: id }, vec![])?;
     Ok(listener)
 }
 
 /// As `serve`, for datagrams.
 fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
-    let socket = UdpSocket::from(grant.descriptor.ok_or_else(shared::leaving)?);
+    let socket = UdpSocket::from(grant.socket.ok_or_else(shared::leaving)?);
     let datagrams = Datagrams::new(Arc::clone(shared), socket, grant.listener);
     shared.say(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
     Ok(datagrams)

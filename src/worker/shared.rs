@@ -1,11 +1,10 @@
 //! The state shared by all parts of a worker process: channel, counters, listeners.
 //!
-//! Owns the locks. They are acquired in this order only: inbox, state, the queue of a listener,
-//! channel, counters.
+//! Owns the locks. They are acquired in this order only: state, intake, channel.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{self, Context, Poll};
 use std::time::Duration;
@@ -14,17 +13,15 @@ use crate::sys::waker::Waker;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use super::accept_queue::AcceptQueue;
-use super::inbox::Inbox;
+use super::inbox::HandedOver;
+use super::intake::Intake;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::message::Message;
 use crate::protocol::control::{Flushed, ListenOptions, Outgoing, Serialization, ToPrimary};
-use crate::protocol::latency::HandoffLatency;
-use crate::protocol::scoreboard::{Statistic, WorkerPage};
+use crate::protocol::worker_end::{Conversation, Grant};
 use crate::sync::completion::Completion;
 use crate::sync::mailbox::Mailbox;
-use crate::sys::clock::monotonic_ns;
 
 /// Shared by a worker's handles, listeners, connections and control thread.
 #[derive(Debug)]
@@ -34,28 +31,17 @@ pub(crate) struct Shared {
     pub(crate) outgoing: Mutex<Outgoing>,
     /// Wakes the control thread.
     pub(crate) waker: Arc<Waker>,
-    pub(crate) books: Mutex<Books>,
-    /// Source of the primary's sockets; `None` if the workers accept.
-    pub(crate) inbox: Option<Inbox>,
+    pub(super) intake: Mutex<Intake>,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
     pub(crate) messages: Arc<Mailbox<Message>>,
-    /// Number of connections held by the program.
-    pub(crate) open: AtomicU64,
     pub(crate) leaving: AtomicBool,
     /// A listener found no free descriptor.
     pub(crate) starved: AtomicBool,
+    /// Completes when the worker begins to leave.
+    pub(super) begins_to_leave: Completion,
     /// Completes when the worker has left.
     pub(crate) left: Completion,
-}
-
-/// The counters on the scoreboard page.
-#[derive(Debug)]
-pub(crate) struct Books {
-    pub(crate) page: WorkerPage,
-    /// Wakes the primary's data path.
-    pub(crate) waker: Waker,
-    pub(crate) latency: HandoffLatency,
 }
 
 /// State of a request to listen.
@@ -67,40 +53,17 @@ pub(crate) enum Answer {
     Given(Result<Grant>),
 }
 
-/// An address that the primary granted.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    pub(crate) listener: ListenerId,
-    /// The bound address.
-    pub(crate) address: String,
-    /// Socket from which this worker accepts or receives directly.
-    pub(crate) descriptor: Option<OwnedFd>,
-}
-
 pub(crate) struct State {
     pub(crate) connected: bool,
-    pub(crate) sequence: u32,
+    pub(super) conversation: Conversation,
     pub(crate) answers: BTreeMap<u32, Answer>,
-    pub(crate) queues: BTreeMap<ListenerId, Arc<AcceptQueue>>,
-    /// Queues of exclusive listeners, unknown to the primary.
-    pub(crate) exclusive: Vec<Arc<AcceptQueue>>,
     pub(crate) grace: Option<Duration>,
     pub(crate) on_disconnect: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State")
-            .field("connected", &self.connected)
-            .field("gates", &self.queues.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl State {
-    /// Every open queue.
-    pub(crate) fn open_queues(&self) -> impl Iterator<Item = &Arc<AcceptQueue>> {
-        self.queues.values().chain(&self.exclusive).filter(|queue| !queue.is_closed())
+        f.debug_struct("State").field("connected", &self.connected).finish_non_exhaustive()
     }
 }
 
@@ -113,17 +76,12 @@ impl Shared {
         self.outgoing.lock().expect("nothing panics while it holds the channel")
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().expect("nothing panics while it holds the counters")
+    pub(super) fn intake(&self) -> MutexGuard<'_, Intake> {
+        self.intake.lock().expect("nothing panics while it holds the intake")
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
-    }
-
-    /// Whether no listener reads the inbox.
-    pub(crate) fn is_unattended(&self) -> bool {
-        self.state().queues.values().all(|queue| queue.is_closed())
     }
 
     /// Sends a control message to the primary.
@@ -151,65 +109,29 @@ impl Shared {
         }
     }
 
-    /// Counts a connection accepted by the program.
-    pub(crate) fn claim(&self, accepted_ns: u64) {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        let now_ns = monotonic_ns();
-        let mut books = self.books();
-        books.latency.record(accepted_ns, now_ns);
-        books.page.add_claimed(1, now_ns);
-        books.publish();
-    }
-
-    /// Counts a connection that the program has accepted from a socket of this worker.
-    pub(crate) fn claim_own(&self, accepted_ns: u64) {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        let mut books = self.books();
-        books.latency.record(accepted_ns, accepted_ns);
-        books.page.add_own();
-        books.publish();
-    }
-
     /// Counts a connection finished by the program.
-    pub(crate) fn finish(&self) {
-        let mut books = self.books();
-        books.page.add_finished(1);
-        books.publish();
-        drop(books);
-        // Ordered with `begin_to_leave`: at least one of the two sees the other's change.
-        self.open.fetch_sub(1, Ordering::SeqCst);
-        if self.leaving.load(Ordering::SeqCst) {
+    pub(super) fn finish(&self) {
+        self.intake().finish();
+        // Ordered by the lock with `ControlThread::finish_leaving`: at least one of the two sees
+        // the other's change.
+        if self.is_leaving() {
             self.waker.wake();
         }
     }
 
-    /// Counts connections lost on receipt because no descriptor was free.
-    pub(crate) fn lose(&self, count: usize) {
-        let count = count as u64;
-        let mut books = self.books();
-        books.page.add(Statistic::Truncated, count);
-        books.page.add_claimed(count, monotonic_ns());
-        books.page.add_finished(count);
-        books.publish();
+    /// No descriptor is free: the control thread wakes the listeners when there may be one.
+    pub(super) fn starve(&self) {
+        self.starved.store(true, Ordering::Release);
+        self.waker.wake();
     }
 
-    /// Answers a probe of the primary.
-    pub(crate) fn answer_probe(&self) {
-        let mut books = self.books();
-        books.page.answer_probe();
-        books.publish();
-    }
-
-    /// Latency from accept to claim over all connections.
-    pub(crate) fn latency(&self) -> Option<crate::protocol::control::LatencySummary> {
-        self.books().latency.summary()
-    }
-
-    /// Sends a socket back that no listener here will accept.
-    pub(crate) fn give_back(&self, listener: ListenerId, accepted_ns: u64, socket: OwnedFd) {
-        if self.say(&ToPrimary::Return { listener, accepted_ns }, vec![socket]).is_err() {
-            // The primary cannot take it back either, so it is dropped and counted as lost.
-            self.lose(1);
+    /// Sends sockets back that no listener here will accept.
+    pub(super) fn give_back(&self, sockets: Vec<HandedOver>) {
+        for HandedOver { listener, socket, accepted_ns } in sockets {
+            if self.say(&ToPrimary::Return { listener, accepted_ns }, vec![socket]).is_err() {
+                // The primary cannot take it back either, so it is dropped and counted as lost.
+                self.intake().lose_one();
+            }
         }
     }
 
@@ -217,14 +139,14 @@ impl Shared {
     pub(crate) fn ask(&self, address: &str, options: ListenOptions) -> Result<u32> {
         let mut state = self.state();
         self.ensure_staying(&state)?;
-        let sequence = state.sequence;
-        state.sequence = state.sequence.wrapping_add(1);
+        let (sequence, word) = state.conversation.ask(address, options);
         state.answers.insert(sequence, Answer::Awaited(None));
         drop(state);
-        let word = ToPrimary::Listen { sequence, address: address.to_owned(), options };
         let said = self.say(&word, vec![]);
         if said.is_err() {
-            self.state().answers.remove(&sequence);
+            let mut state = self.state();
+            state.conversation.forget(sequence);
+            state.answers.remove(&sequence);
         }
         said.map(|()| sequence)
     }
@@ -283,6 +205,14 @@ impl Shared {
         }
     }
 
+    /// Tells the primary once that this worker leaves. A lost primary does not need it.
+    pub(super) fn announce_leaving(&self) {
+        let word = self.state().conversation.leave();
+        if let Some(word) = word {
+            let _ = self.say(&word, vec![]);
+        }
+    }
+
     /// Wakes everything that waits for the primary.
     pub(crate) fn announce(&self, mut state: MutexGuard<'_, State>) {
         let wakers: Vec<task::Waker> = state
@@ -313,19 +243,10 @@ impl Shared {
         }
         state.grace = grace;
         // Workers that accept directly take what is queued, then see the end.
-        state.open_queues().for_each(|queue| queue.kick());
+        self.intake().wake_all();
         self.waker.wake();
         self.announce(state);
-    }
-}
-
-impl Books {
-    /// Publishes the counters, and wakes the primary if it has asked for it.
-    fn publish(&mut self) {
-        if self.page.publish() {
-            // A bell that is full is ringing already.
-            self.waker.wake();
-        }
+        self.begins_to_leave.complete();
     }
 }
 

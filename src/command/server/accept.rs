@@ -202,7 +202,7 @@ impl AcceptSources {
                 claim(around, connections, socket);
                 if !armed && !stopping {
                     if self.mechanism != AcceptMechanism::Uring {
-                        around.page.add(Statistic::Rearms, 1);
+                        around.end.add(Statistic::Rearms, 1);
                     }
                     self.begin(around, place);
                 }
@@ -231,7 +231,7 @@ impl AcceptSources {
                     let _ = epoll.delete(listener);
                 }
                 source.state = State::Off;
-                around.page.add(Statistic::DescriptorPauses, 1);
+                around.end.add(Statistic::DescriptorPauses, 1);
                 self.starved_until_ns = Some(around.now_ns + STARVED_NS);
             }
         }
@@ -298,7 +298,7 @@ impl AcceptSources {
                 // The client gave up while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                    around.page.add(Statistic::DescriptorPauses, 1);
+                    around.end.add(Statistic::DescriptorPauses, 1);
                     self.starved_until_ns = Some(around.now_ns + STARVED_NS);
                     self.sources[place].listener = Some(listener);
                     return;
@@ -310,7 +310,7 @@ impl AcceptSources {
 }
 
 fn claim(around: &mut Surroundings, connections: &mut Connections, socket: OwnedFd) {
-    around.page.add_own();
+    around.end.claim_own();
     connections.open(around, socket);
 }
 

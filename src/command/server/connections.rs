@@ -127,13 +127,13 @@ impl Connections {
             }
             // Out of buffers for a moment, or stopped on purpose: `advance` arms it again.
             Err(Errno::ENOBUFS) => {
-                around.page.add(Statistic::Rearms, 1);
+                around.end.add(Statistic::Rearms, 1);
                 self.advance(around, key);
             }
             Err(Errno::ECANCELED) => self.advance(around, key),
             Err(_) => {
                 if connection.stage != Stage::Closing {
-                    around.page.add(Statistic::Resets, 1);
+                    around.end.add(Statistic::Resets, 1);
                 }
                 self.close(around, key);
             }
@@ -220,7 +220,7 @@ impl Connections {
         let consumed = progress.consumed.min(input.len());
         connection.next = progress.next;
         if progress.answered > 0 {
-            around.page.add(Statistic::Requests, u64::from(progress.answered));
+            around.end.add(Statistic::Requests, u64::from(progress.answered));
             around.work(progress.answered);
         }
         consumed
@@ -276,7 +276,7 @@ impl Connections {
             }
             Err(_) => {
                 if connection.stage != Stage::Closing || parted {
-                    around.page.add(Statistic::Resets, 1);
+                    around.end.add(Statistic::Resets, 1);
                 }
                 self.deadlines.disarm(key.index);
                 self.close(around, key);
@@ -408,7 +408,7 @@ impl Connections {
             let connection = &mut self.table[index as usize];
             let key = Key { index, generation: connection.generation };
             if matches!(class, Class::Head | Class::Body | Class::Send) {
-                around.page.add(Statistic::Timeouts, 1);
+                around.end.add(Statistic::Timeouts, 1);
             }
             if matches!(class, Class::Send | Class::Linger) {
                 connection.reset_on_close();
@@ -477,7 +477,7 @@ impl Connections {
             around.engine.close(socket);
         }
         // Not before the kernel has the last answer: whoever is killed in between has lost it.
-        around.page.add_finished(1);
+        around.end.finish(1);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }

@@ -5,12 +5,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
-
-use clusterlb::ListenAddress;
-use clusterlb::ListenerId;
 use clusterlb::protocol::control::{Channel, LatencySummary, ListenOptions, ToPrimary, ToWorker};
-use clusterlb::{Error, Result};
+use clusterlb::protocol::worker_end::{Conversation, Grant, Heard};
+use clusterlb::{ListenAddress, ListenerId, Result};
 
 /// What the primary wants, or its end means.
 #[derive(Debug)]
@@ -35,11 +32,8 @@ pub(crate) enum PrimaryRequest {
 #[derive(Debug)]
 pub(crate) struct ControlClient {
     channel: Channel,
-    /// Answers to `Listen` still to come.
-    unanswered: usize,
-    /// What it asked for, in the order of the requests.
-    addresses: Vec<String>,
-    /// What the answers were.
+    conversation: Conversation,
+    /// What was granted and is not served yet.
     listeners: Vec<ListenerId>,
 }
 
@@ -47,13 +41,13 @@ impl ControlClient {
     /// Says hello and asks for every address, as a Node worker does when it listens.
     pub(crate) fn open(socket: OwnedFd, addresses: &[ListenAddress]) -> Result<Self> {
         let mut channel = Channel::new(socket);
-        channel.send(&ToPrimary::Online { pid: std::process::id() }, vec![])?;
-        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        for (sequence, address) in (0..).zip(addresses.clone()) {
-            let options = ListenOptions::default();
-            channel.send(&ToPrimary::Listen { sequence, address, options }, vec![])?;
+        let mut conversation = Conversation::default();
+        channel.send(&Conversation::hello(), vec![])?;
+        for address in addresses {
+            let (_, word) = conversation.ask(&address.to_string(), ListenOptions::default());
+            channel.send(&word, vec![])?;
         }
-        Ok(Self { channel, unanswered: addresses.len(), addresses, listeners: Vec::new() })
+        Ok(Self { channel, conversation, listeners: Vec::new() })
     }
 
     /// The primary is gone.
@@ -68,35 +62,19 @@ impl ControlClient {
     pub(crate) fn hear(&mut self) -> Result<Vec<PrimaryRequest>> {
         let mut orders = Vec::new();
         for (word, descriptors) in self.channel.receive::<ToWorker>()? {
-            match word {
-                ToWorker::Listening { address, listener, .. } => {
+            match self.conversation.hear(word, descriptors) {
+                Heard::Answer { grant, .. } => {
+                    let Grant { listener, address, socket } = grant?;
                     self.listeners.push(listener);
-                    let sockets = descriptors.into_iter();
-                    orders.extend(
-                        sockets.map(|socket| PrimaryRequest::Accept {
-                            socket,
-                            address: address.clone(),
-                        }),
-                    );
-                    self.unanswered = self.unanswered.saturating_sub(1);
-                    if self.unanswered == 0 {
+                    let accept = socket.map(|socket| PrimaryRequest::Accept { socket, address });
+                    orders.extend(accept);
+                    if !self.conversation.is_waiting() {
                         orders.push(PrimaryRequest::Begin);
                     }
                 }
-                ToWorker::ListenFailed { sequence, step, errno } => {
-                    let address = self.addresses.get(sequence as usize).cloned();
-                    return Err(Error::Listen {
-                        address: address.unwrap_or_default(),
-                        step,
-                        source: Errno::from_raw(errno).into(),
-                    });
-                }
                 // This worker closes no listener before it leaves.
-                ToWorker::Closed { .. } => {}
-                ToWorker::Drain { grace_ms } => {
-                    let grace = grace_ms.map(Duration::from_millis);
-                    orders.push(PrimaryRequest::Leave { grace });
-                }
+                Heard::Closed { .. } => {}
+                Heard::Leave { grace } => orders.push(PrimaryRequest::Leave { grace }),
             }
         }
         if self.channel.is_closed() {
@@ -125,12 +103,17 @@ impl ControlClient {
     /// # Errors
     /// The primary is gone.
     pub(crate) fn announce_leaving(&mut self) -> Result<()> {
-        self.channel.send(&ToPrimary::Leaving, vec![]).map(drop)
+        match self.conversation.leave() {
+            Some(word) => self.channel.send(&word, vec![]).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Says goodbye; a primary that is gone does not miss it.
     pub(crate) fn say_farewell(&mut self, handoff: Option<LatencySummary>) {
-        let _ = self.channel.send(&ToPrimary::Farewell { handoff }, vec![]);
+        if let Some(word) = self.conversation.farewell(handoff) {
+            let _ = self.channel.send(&word, vec![]);
+        }
     }
 }
 

@@ -41,7 +41,7 @@ impl Connections {
             let key = Key { index, generation: connection.generation };
             self.held_bytes -= std::mem::take(&mut connection.held_bytes);
             connection.reset_on_close();
-            around.page.add(Statistic::Shed, 1);
+            around.end.add(Statistic::Shed, 1);
             self.close(around, key);
         }
     }

@@ -27,9 +27,9 @@ use clusterlb_sys::signal::Signal;
 use crate::command::settings::{ServeSettings, Settings};
 use accept::AcceptSources;
 use clusterlb::protocol::environment::Inheritance;
+use clusterlb::protocol::scoreboard::Statistic;
+use clusterlb::protocol::worker_end::WorkerEnd;
 use clusterlb::{AcceptMechanism, Result};
-
-use clusterlb::protocol::scoreboard::{Statistic, WorkerPage};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::engine::{Engine, Event, Key, RingShape};
 use clusterlb_sys::listener::Listener;
@@ -116,11 +116,10 @@ impl Worker {
         let mut worker = Self {
             around: Surroundings {
                 engine,
-                page: WorkerPage::open(inheritance.page)?,
+                end: WorkerEnd::open(inheritance.page, inheritance.waker)?,
                 now_ns: monotonic_ns(),
                 date: String::new(),
                 draining: false,
-                waker: inheritance.waker,
                 synthetic_work: SyntheticWork::new(&settings.serve, inheritance.id.0),
                 worked: false,
             },
@@ -144,11 +143,11 @@ impl Worker {
         while !self.is_done() {
             self.wait(&mut events)?;
             self.around.now_ns = monotonic_ns();
-            self.around.page.begin_turn(self.around.now_ns);
+            self.around.end.begin_turn(self.around.now_ns);
             self.date.refresh(self.around.now_ns, &mut self.around.date);
             self.handle_all(&mut events)?;
             self.connections.expire(&mut self.around);
-            let finished = self.around.page.finished();
+            let finished = self.around.end.finished();
             let relieved = finished != finished_before;
             self.sources.recover(&mut self.around, &mut self.connections, relieved);
             finished_before = finished;
@@ -157,8 +156,8 @@ impl Worker {
                 inbox.top_up(&mut self.around, &self.connections, turn_ns);
             }
             // At the end of the turn the counters are true.
-            self.around.page.end_turn();
-            self.around.publish();
+            self.around.end.end_turn();
+            self.around.end.publish();
         }
         Ok(())
     }
@@ -183,7 +182,7 @@ impl Worker {
                         event => left.push_back(event),
                     }
                 }
-                self.around.publish();
+                self.around.end.publish();
             }
             if let Some(event) = left.pop_front() {
                 self.handle(event)?;
@@ -205,7 +204,7 @@ impl Worker {
             self.around.engine.wait(events, self.next_deadline_ns())?;
         }
         if self.around.engine.overflows() > overflows {
-            self.around.page.add(Statistic::Overflows, 1);
+            self.around.end.add(Statistic::Overflows, 1);
         }
         Ok(())
     }
@@ -302,10 +301,9 @@ impl Worker {
     }
 
     fn farewell(&mut self) -> Result<()> {
-        let handoff = self.inbox.as_ref().and_then(Inbox::latency);
         self.around.now_ns = monotonic_ns();
-        self.around.publish();
-        self.control_client.say_farewell(handoff);
+        self.around.end.publish();
+        self.control_client.say_farewell(self.around.end.latency());
         Ok(())
     }
 }
