@@ -1,6 +1,7 @@
 //! The cluster library, tested against its documentation and Node's. This program is the primary of
 //! every test. Started by a test, it is a worker: a puppet that follows the test's orders.
 
+mod claims;
 mod dispatch;
 mod ending;
 mod events;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     stage::hide_panics_on_purpose();
     let arguments = Arguments::from_args();
     let trials = [
+        claims::trials(),
         dispatch::trials(),
         ending::trials(),
         events::trials(),

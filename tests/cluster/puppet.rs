@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use clusterlb::Endpoint;
@@ -14,6 +16,7 @@ use clusterlb::{
     Transport, Worker,
 };
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{getegid, geteuid, getgroups};
@@ -88,6 +91,10 @@ pub(crate) enum Service {
     KeepByEdges,
     /// As `Greet`, in three threads that block in `accept`.
     GreetByThree,
+    /// Send the worker's number and wait for the client's end, in a thread that blocks in `accept`.
+    Work,
+    /// The same in a thread that accepts all there is before it works.
+    WorkInTurns,
     /// Close without sending anything.
     Drop,
     /// Do not accept.
@@ -316,6 +323,11 @@ impl Puppet {
             }
             return;
         }
+        if matches!(service, Service::Work | Service::WorkInTurns) {
+            let listener = shared.lock().expect("no thread panics").take().expect("it is open");
+            std::thread::spawn(move || work_on_all(&listener, id, service));
+            return;
+        }
         std::thread::spawn(move || attend(&shared, id, service, &kept));
     }
 
@@ -388,15 +400,49 @@ fn attend(
             None => return,
         };
         match found {
-            std::task::Poll::Ready(Some(connection)) => greet(connection, id, service, kept),
-            std::task::Poll::Ready(None) => return,
-            std::task::Poll::Pending if service == Service::KeepByEdges => {
+            Poll::Ready(Some(connection)) => greet(connection, id, service, kept),
+            Poll::Ready(None) => return,
+            Poll::Pending if service == Service::KeepByEdges => {
                 let mut ready = [EpollEvent::empty()];
                 while edges.wait(&mut ready, EpollTimeout::NONE).is_err() {}
             }
-            std::task::Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
+            Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
         }
     }
+}
+
+/// Works on connections until the worker leaves.
+fn work_on_all(listener: &Listener, id: u32, service: Service) {
+    if service == Service::Work {
+        listener.incoming().for_each(|connection| work(connection.expect("it is open"), id));
+        return;
+    }
+    let mut is_open = true;
+    while is_open {
+        let mut claimed = Vec::new();
+        while let Poll::Ready(found) = listener.try_accept().expect("it is open") {
+            match found {
+                Some(connection) => claimed.push(connection),
+                None => {
+                    is_open = false;
+                    break;
+                }
+            }
+        }
+        let has_worked = !claimed.is_empty();
+        claimed.into_iter().for_each(|connection| work(connection, id));
+        if is_open && !has_worked {
+            let mut one = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            while poll(&mut one, PollTimeout::NONE).is_err() {}
+        }
+    }
+}
+
+fn work(connection: Connection, id: u32) {
+    let mut stream = connection.into_tcp().expect("a TCP socket");
+    // Fails if the test's client has disconnected.
+    let _ = stream.write_all(format!("worker {id}\n").as_bytes());
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
 }
 
 fn greet(connection: Connection, id: u32, service: Service, kept: &Mutex<Vec<Tracked<TcpStream>>>) {
