@@ -10,7 +10,7 @@ use crate::sys::fdpass::DESCRIPTORS_PER_MESSAGE_MAX;
 const RESERVED_MAX: usize = 16;
 /// With a low limit the reserve is this part of it.
 const RESERVED_PART: usize = 16;
-/// How often the limit is read: another process may have lowered it.
+/// How often the limit is read in a process with connections only: another one may have lowered it.
 const LIMIT_NS: u64 = 50_000_000;
 
 /// The descriptors of a worker's process, as far as they are known.
@@ -57,10 +57,11 @@ impl DescriptorBudget {
         Self { limit, limit_read_ns: 0, others: open, margin, highest: 0 }
     }
 
-    /// Whether it is time to read the limit again.
+    /// Whether it is time to read the limit again: before each message in a process that may lower
+    /// it itself.
     #[must_use]
     pub fn wants_limit(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.limit_read_ns) > LIMIT_NS
+        self.margin > 0 || now_ns.saturating_sub(self.limit_read_ns) > LIMIT_NS
     }
 
     /// Notes the soft limit.
