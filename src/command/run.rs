@@ -119,6 +119,15 @@ fn adopt(cluster: &Cluster, passed: Vec<Passed>) -> Result<Vec<String>> {
     Ok(addresses)
 }
 
+/// CPUs to which one worker is pinned, and no other process of this run.
+fn own_cpus(plan: &CpuPlan) -> Vec<usize> {
+    let workers = || plan.workers.iter().flatten().copied();
+    let is_own = |cpu: &usize| {
+        plan.primary != Some(*cpu) && workers().filter(|other| other == cpu).count() == 1
+    };
+    workers().filter(is_own).collect()
+}
+
 /// The thread that replaces workers that have served enough, if there is a limit.
 fn recycling(
     settings: &Settings,
@@ -171,6 +180,8 @@ struct Reporter {
     workers: usize,
     /// The data path's CPU.
     cpu: Option<usize>,
+    /// CPUs that a worker has for itself.
+    own_cpus: Vec<usize>,
     summary: Summary,
     /// What the workers are, and how long they may take to serve.
     program: Option<Program>,
@@ -219,6 +230,7 @@ impl Reporter {
             engine: decision.clone(),
             workers: plan.workers.len(),
             cpu: plan.primary,
+            own_cpus: own_cpus(plan),
             summary: Summary::default(),
             uncounted: dispatching.is_uncounted,
             program: settings.program.clone(),
@@ -445,6 +457,7 @@ impl Reporter {
     }
 
     fn close(&mut self, counts: &ClusterCounts) -> Summary {
+        self.summary.crowded(&self.own_cpus).into_iter().for_each(|text| self.note(text));
         let mut summary = std::mem::take(&mut self.summary);
         // What workers have accepted by themselves they have told.
         let own: u64 = summary.workers.iter().map(|one| one.own).sum();

@@ -11,6 +11,9 @@ use clusterlb_schedule::{Changes, Skips};
 /// workers that can run at once.
 const ENDED_LISTED_MAX: usize = 2048;
 
+/// Waiting for less than this is no matter.
+const CROWDED_MS: u64 = 1_000;
+
 /// One worker's books.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct WorkerSummary {
@@ -34,6 +37,10 @@ pub(crate) struct WorkerSummary {
     pub aborted: u64,
     /// Requests that it answered.
     pub requests: u64,
+    /// How long it ran, in milliseconds.
+    pub ran_ms: u64,
+    /// How long it waited for a CPU although it could have run.
+    pub waited_ms: u64,
     /// From accept to claim; only for workers that left in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handoff: Option<LatencySummary>,
@@ -89,7 +96,7 @@ impl WorkerSummary {
     #[must_use]
     pub(crate) fn new(id: WorkerId, pid: u32, cpu: Option<usize>, counts: WorkerCounts) -> Self {
         let WorkerCounts { assigned, own, returned, claimed, finished, .. } = counts;
-        let WorkerCounts { aborted, requests, handoff, .. } = counts;
+        let WorkerCounts { aborted, requests, handoff, ran_ms, waited_ms, .. } = counts;
         let id = id.0;
         Self {
             id,
@@ -102,6 +109,8 @@ impl WorkerSummary {
             returned,
             aborted,
             requests,
+            ran_ms: ran_ms.into(),
+            waited_ms: waited_ms.into(),
             handoff,
         }
     }
@@ -114,6 +123,25 @@ impl WorkerSummary {
         self.returned += other.returned;
         self.aborted += other.aborted;
         self.requests += other.requests;
+        self.ran_ms += other.ran_ms;
+        self.waited_ms += other.waited_ms;
+    }
+
+    /// A sentence if something else took the CPU that was meant for it alone, for long: it waited
+    /// for more than a third of the time in which it wanted to run.
+    fn crowded(&self, own_cpus: &[usize]) -> Option<String> {
+        let cpu = self.cpu.filter(|cpu| own_cpus.contains(cpu))?;
+        let is_long = self.waited_ms >= CROWDED_MS && self.waited_ms >= self.ran_ms / 2;
+        is_long.then(|| {
+            let seconds = |ms: u64| to_f64(ms) / 1e3;
+            format!(
+                "worker {} waited {:.1} s for CPU {cpu} and ran {:.1} s on it: something else has \
+                 taken that CPU; --pin none lets the kernel choose another",
+                self.id,
+                seconds(self.waited_ms),
+                seconds(self.ran_ms),
+            )
+        })
     }
 }
 
@@ -129,6 +157,12 @@ impl Summary {
             (oldest.id, oldest.pid, oldest.cpu, oldest.handoff) = (0, 0, None, None);
             self.workers.insert(0, oldest);
         }
+    }
+
+    /// Names the workers whose CPU something else took for long. `own_cpus` are those with a single
+    /// process of this run.
+    pub(crate) fn crowded(&self, own_cpus: &[usize]) -> Vec<String> {
+        self.workers.iter().filter_map(|worker| worker.crowded(own_cpus)).collect()
     }
 
     /// Works out the shares.
@@ -200,6 +234,22 @@ mod tests {
         assert!(summary.balances());
         summary.dropped = 1;
         assert!(!summary.balances());
+    }
+
+    #[test]
+    fn a_worker_whose_cpu_was_taken_is_named_and_one_that_shares_it_is_not() {
+        let named = |cpu, ran_ms, waited_ms| {
+            let mut summary = Summary::default();
+            summary.enter(WorkerSummary { cpu, ran_ms, waited_ms, ..worker(3, 5) });
+            summary.crowded(&[1, 2])
+        };
+        let words = named(Some(2), 4_000, 2_500);
+        assert!(words[0].starts_with("worker 3 waited 2.5 s for CPU 2 and ran 4.0 s"), "{words:?}");
+        for (cpu, ran_ms, waited_ms) in
+            [(None, 10, 9_000), (Some(0), 10, 9_000), (Some(2), 10, 900), (Some(2), 60_000, 9_000)]
+        {
+            assert_eq!(named(cpu, ran_ms, waited_ms), Vec::<String>::new());
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::handle::{Event, WorkerCounts, WorkerHandle};
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::scoreboard::Counters;
 use crate::sys::process::Ending;
+use crate::sys::schedstat;
 
 impl ControlPlane {
     /// A worker's channel has ended, or is of no use any more.
@@ -53,6 +54,9 @@ impl ControlPlane {
         else {
             return;
         };
+        // The kernel forgets them with the process.
+        let times = schedstat::of_process(worker_entry.process.pid());
+        worker_entry.times = times.unwrap_or_default();
         let ending = match worker_entry.process.try_wait() {
             Ok(Some(ending)) => ending,
             Ok(None) => return,
@@ -107,7 +111,7 @@ impl ControlPlane {
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
         registry.workers.remove(&id);
         let living = WorkerCounts::living(counters, &worker_entry.state().view);
-        let counts = living.ended(worker_entry.handoff);
+        let counts = living.ended(worker_entry.handoff, worker_entry.times);
         registry.ended.add(&counts);
         let _ = worker_entry.state().last_counts.set(counts);
         drop(registry);

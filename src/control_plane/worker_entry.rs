@@ -21,6 +21,7 @@ use crate::protocol::scoreboard::PrimaryPage;
 use crate::settings::{ClusterSettings, OWN_PROGRAM, StreamSetting};
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Started, Stream, WorkerProcess};
+use crate::sys::schedstat::CpuTimes;
 use crate::sys::signal::BlockedSignals;
 use crate::sys::waker::Waker;
 
@@ -62,6 +63,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) repeats: HashMap<Key, Repeats>,
     /// From its farewell.
     pub(crate) handoff: Option<LatencySummary>,
+    /// As it ended.
+    pub(crate) times: CpuTimes,
     /// What the data path gets once the worker serves something.
     pub(crate) link: Option<NewLink>,
 }
@@ -173,6 +176,7 @@ impl WorkerEntry {
             serves: BTreeSet::new(),
             repeats: HashMap::new(),
             handoff: None,
+            times: CpuTimes::default(),
             link,
         })
     }

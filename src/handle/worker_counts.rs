@@ -3,6 +3,7 @@
 use crate::protocol::control::LatencySummary;
 use crate::protocol::scoreboard::{Counters, PageView, Statistic};
 use crate::schedule::ClaimTimes;
+use crate::sys::schedstat::CpuTimes;
 
 /// A worker's connections: those that it has now, and what became of the others.
 ///
@@ -33,6 +34,10 @@ pub struct WorkerCounts {
     pub beats: u64,
     /// How late its loop was, all looks together, in nanoseconds.
     pub late_ns: u64,
+    /// How long its main thread ran, once it has ended, in milliseconds.
+    pub ran_ms: u32,
+    /// How long that waited for a CPU although it could have run, once it has ended.
+    pub waited_ms: u32,
 }
 
 impl WorkerCounts {
@@ -53,12 +58,16 @@ impl WorkerCounts {
             claim_times: page.claim_times(),
             beats,
             late_ns,
+            ran_ms: 0,
+            waited_ms: 0,
         }
     }
 
     /// The same when the worker has ended: what was in flight is lost.
-    pub(crate) fn ended(self, handoff: Option<LatencySummary>) -> Self {
-        Self { aborted: self.aborted + self.in_flight(), handoff, ..self }
+    pub(crate) fn ended(self, handoff: Option<LatencySummary>, times: CpuTimes) -> Self {
+        let to_ms = |ns: u64| u32::try_from(ns / 1_000_000).unwrap_or(u32::MAX);
+        let (ran_ms, waited_ms) = (to_ms(times.ran_ns), to_ms(times.waited_ns));
+        Self { aborted: self.aborted + self.in_flight(), handoff, ran_ms, waited_ms, ..self }
     }
 
     /// Connections that it has been given and has not done with.
@@ -86,5 +95,7 @@ impl WorkerCounts {
         self.claim_times.add(&other.claim_times);
         self.beats = self.beats.saturating_add(other.beats);
         self.late_ns = self.late_ns.saturating_add(other.late_ns);
+        self.ran_ms = self.ran_ms.saturating_add(other.ran_ms);
+        self.waited_ms = self.waited_ms.saturating_add(other.waited_ms);
     }
 }

@@ -20,6 +20,7 @@
 //! * [`signal`]: signals as a readable descriptor.
 //! * [`limits`]: descriptor limits and what is left of them.
 //! * [`cpu`]: CPUs, the CPU quota, and pinning.
+//! * [`schedstat`]: how long a process ran, and waited for a CPU.
 //! * [`probe`]: what this kernel's io_uring supports.
 //! * `readiness`: waiting for a descriptor inside a tokio runtime.
 //! * [`waker`]: a descriptor that wakes a waiting thread.
@@ -61,6 +62,7 @@ pub mod process;
 pub mod readiness;
 pub mod resolve;
 pub mod ring;
+pub mod schedstat;
 pub mod shared;
 pub mod signal;
 mod signal_number;
