@@ -58,7 +58,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clusterlb_sys::signal::Signal;
 
-use crate::command::settings::{Runtime, Settings};
+use crate::command::settings::Settings;
 use arguments::{Cli, Command, RunArguments};
 use clusterlb::protocol::environment;
 use clusterlb::topology::{self, CpuPlan};
@@ -232,7 +232,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
 
 fn be_worker(settings: &Settings) -> Result<()> {
     #[cfg(feature = "tokio-uring")]
-    if settings.serve.runtime == Runtime::TokioUring {
+    if settings.serve.runtime == settings::Runtime::TokioUring {
         return server::runtime::run(settings);
     }
     let inheritance = environment::Inheritance::take()?;
