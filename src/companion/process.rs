@@ -6,10 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::dialect::node::preload::{self, Preload, Reader};
 use crate::sys::error::errno_of;
+use crate::sys::guard::Guard;
 use crate::sys::process::{Launch, Stream, WorkerProcess, copy_above};
 use crate::{Cluster, ClusterSettings, Error, Result};
 
@@ -30,6 +31,8 @@ const NOT_FOR_IT: [&str; 10] = [
 ];
 /// Longest line that it may send.
 const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long it may outlive this process.
+const ORPHAN: Duration = Duration::from_secs(2);
 
 /// A running companion.
 #[derive(Debug)]
@@ -50,11 +53,13 @@ pub(super) struct Starter {
     pub(super) arguments: Vec<OsString>,
     pub(super) environment: Vec<(OsString, OsString)>,
     preload: Option<Preload>,
+    /// Kills a companion that outlives this process because it is stopped or computing.
+    guard: Option<Guard>,
 }
 
 impl Starter {
     pub(super) fn new(arguments: Vec<OsString>, environment: Vec<(OsString, OsString)>) -> Self {
-        Self { arguments, environment, preload: None }
+        Self { arguments, environment, preload: None, guard: None }
     }
 
     /// Starts it.
@@ -98,9 +103,26 @@ impl Starter {
             inherited: vec![theirs.as_fd()],
             placed: Vec::new(),
         };
-        let process = launch.start()?.process;
+        let mut process = launch.start()?.process;
+        if let Err(error) = self.watch(&process) {
+            let _ = process.end();
+            return Err(error);
+        }
         let (incoming, since) = (Vec::new(), Instant::now());
         Ok(Process { process, socket: Some(ours), incoming, since, kill_at: None })
+    }
+
+    fn watch(&mut self, process: &WorkerProcess) -> Result<()> {
+        if let Some(guard) = &self.guard
+            && guard.watch(&process.remote()).is_ok()
+        {
+            return Ok(());
+        }
+        // None has been started, or it was killed.
+        let guard = Guard::start(ORPHAN)?;
+        guard.watch(&process.remote())?;
+        self.guard = Some(guard);
+        Ok(())
     }
 
     /// Its variables, those for the script included.

@@ -6,7 +6,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{Client, Cluster, Launch};
+use crate::common::{Client, Cluster, Launch, eventually, machine};
 use crate::nodes::{Node, with_each};
 use crate::script::Script;
 
@@ -194,6 +194,18 @@ fn a_companion_that_does_not_read_holds_up_nobody() {
         event["text"].as_str().is_some_and(|text| text.ends_with("not reached the companion"))
     };
     assert!(ended.events.iter().any(lost), "what was dropped is counted: {ended:?}");
+}
+
+#[test]
+fn a_companion_that_computes_does_not_outlive_a_killed_primary() {
+    let Some(node) = crate::nodes::nodes().into_iter().next() else { return };
+    let (_script, cluster) = start(&node, BROADCAST, "--workers 1");
+    let companion = companion_pid(&cluster, 0);
+    line(&cluster, "listening", 0);
+    ask(&cluster, "/sleep");
+    machine::signal(cluster.pid(), Signal::SIGKILL);
+    eventually("the companion to be gone", || kill(companion, None).is_err().then_some(()));
+    cluster.wait();
 }
 
 #[test]
