@@ -3,13 +3,14 @@
 generator of this project.
 
     scripts/compare-wrk.py [--rounds N] [--seconds S] [--clusterlb PATH] [--workers 2,4,8]
+                           [--servers NAMES] [--loads short,kept] [--generators wrk,load]
 
 For each placement (shared: nothing is pinned from outside; split: the server has one CPU and the
 generator another), number of workers, load (short: a connection for each request; kept) and
 generator: requests a second, the 99th percentile and the CPU of the server per request
 (/proc/PID/task/*/schedstat of all its processes), of clusterlb with its defaults, clusterlb with
---pin over the CPUs it may use, and nginx. The servers take turns, each round in another order. A
-figure is the median of the rounds; behind a ratio to nginx, which is the median of the rounds'
+--pin over the CPUs it may use, and nginx; --servers names others of the table SERVERS, nginx
+always being one of them. The servers take turns, each round in another order. A figure is the median of the rounds; behind a ratio to nginx, which is the median of the rounds'
 ratios, stand the smallest and the largest.
 
 Five rounds take about ten minutes. It needs wrk, nginx and two CPUs; everything runs on the
@@ -33,7 +34,17 @@ import time
 
 CONNECTIONS = 64
 START_WITHIN_S = 10
-SERVERS = ["default", "pinned", "nginx"]
+# What is added to the command line of clusterlb; nginx's listener for the others.
+SERVERS = {
+    "default": [],
+    "pinned": ["--pin", "all"],
+    "at-once": ["--defer-accept", "off"],
+    "epoll": ["--engine", "epoll"],
+    "kernel": ["--dispatch", "kernel"],
+    "reuseport": ["--policy", "none", "--accept", "reuseport"],
+    "nginx": "",
+    "nginx-deferred": "deferred",
+}
 NGINX = """daemon off; worker_processes {workers}; pid {folder}/pid; error_log stderr crit;
 events {{ worker_connections 8192; }}
 http {{
@@ -41,7 +52,7 @@ http {{
   client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
   uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port} backlog=4096 {option};
     location / {{ default_type text/plain; return 200 "hello world\\n"; }}
   }}
 }}
@@ -54,7 +65,16 @@ def arguments():
     parser.add_argument("--seconds", type=int, default=1, help="of each measurement")
     parser.add_argument("--clusterlb", default="target/release/clusterlb")
     parser.add_argument("--workers", default="2,4,8")
-    return parser.parse_args()
+    parser.add_argument("--servers", default="default,pinned,nginx")
+    parser.add_argument("--loads", default="short,kept")
+    parser.add_argument("--generators", default="wrk,load")
+    options = parser.parse_args()
+    options.servers = options.servers.split(",")
+    options.loads = options.loads.split(",")
+    unknown = set(options.servers) - set(SERVERS)
+    if unknown or "nginx" not in options.servers:
+        parser.error(f"--servers: nginx and some of {', '.join(SERVERS)}")
+    return options
 
 
 def processes(pid):
@@ -97,15 +117,16 @@ class Server:
         self.folder = tempfile.TemporaryDirectory()
         self.port = free_port()
         command = ["taskset", "-c", cpus] if cpus else []
-        if kind == "nginx":
+        if kind.startswith("nginx"):
             path = os.path.join(self.folder.name, "nginx.conf")
             with open(path, "w") as file:
-                file.write(NGINX.format(workers=workers, folder=self.folder.name, port=self.port))
+                file.write(NGINX.format(workers=workers, folder=self.folder.name, port=self.port,
+                                        option=SERVERS[kind]))
             command += ["nginx", "-p", self.folder.name, "-e", "stderr", "-c", path]
         else:
             command += [clusterlb, "--workers", str(workers)]
             command += ["--listen", f"127.0.0.1:{self.port}"]
-            command += ["--pin", cpus or all_cpus()] if kind == "pinned" else []
+            command += [cpus or all_cpus() if word == "all" else word for word in SERVERS[kind]]
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
         self.await_start(" ".join(command))
@@ -186,10 +207,10 @@ def one_round(options, generators, results):
     counts = [int(count) for count in options.workers.split(",")]
     for placement, workers in itertools.product(placements, counts):
         server_cpus, load_cpus = placements[placement]
-        for kind in random.sample(SERVERS, len(SERVERS)):
+        for kind in random.sample(options.servers, len(options.servers)):
             server = Server(kind, workers, options.clusterlb, server_cpus)
             try:
-                for load, generator in itertools.product(["short", "kept"], generators):
+                for load, generator in itertools.product(options.loads, generators):
                     found = measure(
                         server, generators[generator], load, options.seconds, load_cpus)
                     key = (placement, workers, load, generator)
@@ -204,13 +225,13 @@ def ratio(mine, theirs):
     return f"{middle:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
-def table(results):
+def table(results, kinds):
     print("| placement, workers, load, generator | server | rate | p99 | CPU | "
           "rate over nginx | p99 over nginx | CPU over nginx |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for key, servers in results.items():
         theirs = list(zip(*servers["nginx"]))
-        for kind in SERVERS:
+        for kind in kinds:
             mine = list(zip(*servers[kind]))
             rate, p99_us, cpu_us = [statistics.median(values) for values in mine]
             cells = [", ".join(map(str, key)), kind]
@@ -223,6 +244,7 @@ def table(results):
 def main():
     options = arguments()
     generators = {"wrk": by_wrk, "load": by_load(options.clusterlb)}
+    generators = {name: generators[name] for name in options.generators.split(",")}
     results = {}
     print(f"load average {os.getloadavg()[0]:.2f}, CPUs {all_cpus()}, rounds {options.rounds}")
     for number in range(options.rounds):
@@ -230,7 +252,7 @@ def main():
         one_round(options, generators, results)
         took_s = time.monotonic() - begun
         print(f"round {number + 1}: {took_s:.0f} s", file=sys.stderr, flush=True)
-    table(results)
+    table(results, options.servers)
 
 
 if __name__ == "__main__":
