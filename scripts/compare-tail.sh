@@ -8,7 +8,7 @@
 # lengths: BENCH_OPTIONS='-r 6 -d 300ms --warmup 100ms' scripts/compare-tail.sh tries it out.
 # CLUSTERLB names a program that has been built; else it is built here.
 #
-# Takes about seven minutes. Everything runs on the loopback. scripts/compare-wrk.py has the tables
+# Takes about twelve minutes. Everything runs on the loopback. scripts/compare-wrk.py has the tables
 # of what a connection costs.
 set -eu
 
