@@ -56,7 +56,7 @@ fn serve(worker: &Worker) -> Result<()> {
         let note: String = message.parse()?;
         // A message may carry any type of descriptor and keeps its type.
         if let Some(Handle::Tcp(client)) = message.take_handle() {
-            let id = worker.id().0;
+            let id = worker.id().get();
             thread::spawn(move || greet(client, id, &note));
         }
     }

@@ -328,7 +328,7 @@ mod tests {
         for (id, count) in [(1, 30), (2, 10)] {
             let mut counts = WorkerCounts::default();
             (counts.assigned, counts.claimed, counts.finished) = (count, count, count);
-            summary.enter(WorkerSummary::new(WorkerId(id), 100, Some(0), counts));
+            summary.enter(WorkerSummary::new(WorkerId::new(id), 100, Some(0), counts));
         }
         summary.close();
         let text = table(&summary);
@@ -338,7 +338,7 @@ mod tests {
         assert!(!text.contains("requests"), "{text}");
         let mut counts = WorkerCounts::default();
         (counts.assigned, counts.requests) = (1, 57_093);
-        summary.enter(WorkerSummary::new(WorkerId(3), 100, None, counts));
+        summary.enter(WorkerSummary::new(WorkerId::new(3), 100, None, counts));
         summary.close();
         let text = table(&summary);
         assert_eq!(text.matches("57093").count(), 2, "{text}");
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn events_are_one_json_object_with_their_name() {
-        let event = Event::Online { id: WorkerId(3), pid: 17 };
+        let event = Event::Online { id: WorkerId::new(3), pid: 17 };
         let at = Moment { at_ms: 5, time: SystemTime::UNIX_EPOCH };
         let line = Line::new(&event, at, None).render();
         let (before, time) = line.split_once(r#","time""#).expect("the time is told");

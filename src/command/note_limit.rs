@@ -64,8 +64,8 @@ impl NoteLimit {
 mod tests {
     use super::*;
 
-    const ONE: WorkerId = WorkerId(1);
-    const OTHER: WorkerId = WorkerId(2);
+    const ONE: WorkerId = WorkerId::new(1);
+    const OTHER: WorkerId = WorkerId::new(2);
 
     fn at(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)

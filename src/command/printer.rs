@@ -122,7 +122,7 @@ impl Printer {
         let descriptor = pipe.into();
         // It has just been created, and a pipe knows this flag.
         let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-        let lines = Lines::new(worker.0, target.is_coloured());
+        let lines = Lines::new(worker.get(), target.is_coloured());
         self.orders().pipes.push(Pipe { descriptor, target, lines });
         self.waker.wake();
     }

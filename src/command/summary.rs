@@ -97,7 +97,7 @@ impl WorkerSummary {
     pub(crate) fn new(id: WorkerId, pid: u32, cpu: Option<usize>, counts: WorkerCounts) -> Self {
         let WorkerCounts { assigned, own, returned, claimed, finished, .. } = counts;
         let WorkerCounts { aborted, requests, handoff, ran_ms, waited_ms, .. } = counts;
-        let id = id.0;
+        let id = id.get();
         Self {
             id,
             pid,
@@ -211,7 +211,7 @@ mod tests {
     fn worker(id: u32, assigned: u64) -> WorkerSummary {
         let mut counts = WorkerCounts::default();
         (counts.assigned, counts.claimed, counts.finished) = (assigned, assigned, assigned);
-        WorkerSummary::new(WorkerId(id), 100 + id, None, counts)
+        WorkerSummary::new(WorkerId::new(id), 100 + id, None, counts)
     }
 
     #[test]
@@ -228,7 +228,7 @@ mod tests {
         (counts.assigned, counts.returned, counts.claimed) = (10, 3, 7);
         (counts.finished, counts.aborted) = (5, 2);
         let mut summary = Summary { accepted: 17, redispatched: 3, ..Summary::default() };
-        summary.enter(WorkerSummary::new(WorkerId(1), 7, Some(1), counts));
+        summary.enter(WorkerSummary::new(WorkerId::new(1), 7, Some(1), counts));
         summary.enter(worker(2, 10));
         assert_eq!(summary.aborted, 2);
         assert!(summary.balances());

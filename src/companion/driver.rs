@@ -129,23 +129,23 @@ impl Driver {
         match event {
             Event::Fork { .. } => {
                 self.workers.insert(id, worker.clone());
-                self.tell(&Told::Fork { id: id.0, pid: worker.pid() });
+                self.tell(&Told::Fork { id: id.get(), pid: worker.pid() });
             }
             Event::Online { .. } => {
                 self.start_at.get_or_insert_with(Instant::now);
-                self.tell(&Told::Online { id: id.0 });
+                self.tell(&Told::Online { id: id.get() });
             }
             Event::Listening { address, .. } => {
-                self.tell(&Told::Listening { id: id.0, address: address.into() });
+                self.tell(&Told::Listening { id: id.get(), address: address.into() });
             }
             Event::Closed { address, .. } => {
                 self.roster.on_closed(id, &NodeAddress::from(address));
             }
-            Event::Leaving { .. } => self.tell(&Told::Leaving { id: id.0 }),
+            Event::Leaving { .. } => self.tell(&Told::Leaving { id: id.get() }),
             Event::Message { message, .. } => self.pass_on(id, message),
             Event::Disconnect { .. } => {
                 let voluntary = left_voluntarily(worker);
-                self.tell(&Told::Disconnect { id: id.0, voluntary });
+                self.tell(&Told::Disconnect { id: id.get(), voluntary });
             }
             Event::Exit { ending, .. } => {
                 self.workers.remove(&id);
@@ -303,19 +303,19 @@ impl Driver {
     fn carry_out(&mut self, asked: Asked) -> Result<()> {
         // Nobody waits for what comes of it, except by events.
         match asked {
-            Asked::Send { id, message } => match self.workers.get(&WorkerId(id)) {
+            Asked::Send { id, message } => match self.workers.get(&WorkerId::new(id)) {
                 // One that has just ended is no error, as for Node's primary.
                 Some(worker) if worker.is_connected() => worker.send(&message),
                 _ => Ok(()),
             },
             Asked::Kill { id, signal } => {
-                match (self.workers.get(&WorkerId(id)), Signal::from_name(&signal)) {
+                match (self.workers.get(&WorkerId::new(id)), Signal::from_name(&signal)) {
                     (Some(worker), Some(signal)) => worker.kill(signal),
                     _ => Ok(()),
                 }
             }
-            Asked::Disconnect { id } => match self.workers.contains_key(&WorkerId(id)) {
-                true => self.supervisor.drain(WorkerId(id)).map(drop),
+            Asked::Disconnect { id } => match self.workers.contains_key(&WorkerId::new(id)) {
+                true => self.supervisor.drain(WorkerId::new(id)).map(drop),
                 false => Ok(()),
             },
             Asked::Fork => {

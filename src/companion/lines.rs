@@ -97,7 +97,7 @@ impl Told {
                 (None, Some(name.unwrap_or_else(|| number.to_string())))
             }
         };
-        Self::Exit { id: id.0, code, signal, voluntary }
+        Self::Exit { id: id.get(), code, signal, voluntary }
     }
 }
 
@@ -143,7 +143,7 @@ impl Roster {
 
     /// A worker does not serve an address any more.
     pub(super) fn on_closed(&mut self, id: WorkerId, address: &NodeAddress) {
-        if let Some(known) = self.workers.get_mut(&id.0)
+        if let Some(known) = self.workers.get_mut(&id.get())
             && let Some(place) = known.listening.iter().position(|one| one == address)
         {
             known.listening.remove(place);
@@ -195,19 +195,19 @@ mod tests {
                         "address": { "address": "::1", "port": 80, "addressType": 6 } }),
             ),
             (
-                Told::exit(WorkerId(3), Ending::Signal(9), voluntary),
+                Told::exit(WorkerId::new(3), Ending::Signal(9), voluntary),
                 json!({ "act": "exit", "id": 3, "code": null, "signal": "SIGKILL",
                         "voluntary": false }),
             ),
             (
-                Told::exit(WorkerId(3), Ending::Code(7), true),
+                Told::exit(WorkerId::new(3), Ending::Code(7), true),
                 json!({ "act": "exit", "id": 3, "code": 7, "signal": null, "voluntary": true }),
             ),
             (Told::End, json!({ "act": "end" })),
         ] {
             assert_eq!(value(&told.line()), expected);
         }
-        let message = message_line(WorkerId(4), br#"{"a":[1,"\n"]}"#);
+        let message = message_line(WorkerId::new(4), br#"{"a":[1,"\n"]}"#);
         let expected = json!({ "act": "message", "id": 4, "message": { "a": [1, "\n"] } });
         assert_eq!(value(&message), expected);
     }
@@ -251,7 +251,7 @@ mod tests {
         ] {
             roster.note(&told);
         }
-        roster.on_closed(WorkerId(1), &address(80));
+        roster.on_closed(WorkerId::new(1), &address(80));
         let begin = value(&roster.begin(2, Some("server.js")));
         let workers = json!([
             { "id": 1, "pid": 11, "online": true,

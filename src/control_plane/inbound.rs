@@ -26,7 +26,7 @@ impl ControlPlane {
         let WorkerDialect::Native(native) = &mut worker_entry.dialect else { return };
         if self.bus.is_held_up(id) {
             native.is_read = false;
-            return native.watch(&self.epoll, CHANNEL | u64::from(id.0));
+            return native.watch(&self.epoll, CHANNEL | u64::from(id.get()));
         }
         self.read(id);
     }
@@ -41,7 +41,7 @@ impl ControlPlane {
             }
             native.is_read = true;
             if connected {
-                native.watch(&self.epoll, CHANNEL | u64::from(id.0));
+                native.watch(&self.epoll, CHANNEL | u64::from(id.get()));
                 self.unread.insert(id);
             }
         }

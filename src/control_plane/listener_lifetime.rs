@@ -148,7 +148,7 @@ impl ControlPlane {
             workers.filter(|one| !one.leaving && one.settling != Settling::Starting)
         };
         let have_settled = serving().all(|one| one.settling == Settling::Settled);
-        let oldest = serving().map(|one| one.id().0).min().filter(|_| have_settled);
+        let oldest = serving().map(|one| one.id().get()).min().filter(|_| have_settled);
         let mut abandoned = Vec::new();
         for entry in self.listeners.iter_mut().filter(|entry| !entry.heirs.is_empty()) {
             slots.iter().flatten().for_each(|slot| _ = entry.heirs.remove(slot));

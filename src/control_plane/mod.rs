@@ -214,7 +214,7 @@ impl ControlPlane {
             }
             NOTIFICATIONS => self.on_notifications(),
             _ => {
-                let id = WorkerId(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
+                let id = WorkerId::new(u32::try_from(token & 0xffff_ffff).unwrap_or(0));
                 if token & PROCESS != 0 {
                     return self.reap(id);
                 }
@@ -386,7 +386,7 @@ impl ControlPlane {
         if native.flush() == Flushed::Crowded {
             self.retry_ns.get_or_insert_with(|| monotonic_ns() + CROWDED_NS);
         }
-        native.watch(&self.epoll, CHANNEL | u64::from(id.0));
+        native.watch(&self.epoll, CHANNEL | u64::from(id.get()));
     }
 
     fn flush_everybody(&mut self) {

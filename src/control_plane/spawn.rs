@@ -19,7 +19,7 @@ impl ControlPlane {
     ) -> Result<WorkerHandle> {
         self.cluster_settings(&settings)?;
         let slot = self.place(fork_request.slot)?;
-        let id = WorkerId(self.next_id);
+        let id = WorkerId::new(self.next_id);
         let predecessor = fork_request.predecessor.and_then(|old| self.workers.get(&old));
         let predecessor_slot = predecessor.map(|worker_entry| worker_entry.slot);
         let (control, bus) = (self.control.clone(), Arc::clone(&self.bus));
@@ -42,9 +42,9 @@ impl ControlPlane {
             bus,
         };
         let worker_entry = WorkerEntry::start(context, has_data_path)?;
-        self.watch(&worker_entry.process, PROCESS | u64::from(id.0))?;
+        self.watch(&worker_entry.process, PROCESS | u64::from(id.get()))?;
         if let WorkerDialect::Native(native) = &worker_entry.dialect {
-            self.watch(&native.incoming, CHANNEL | u64::from(id.0))?;
+            self.watch(&native.incoming, CHANNEL | u64::from(id.get()))?;
         }
         if let Some(grace) = settings.orphan_grace {
             self.guard(&worker_entry.process.remote(), grace);

@@ -80,7 +80,7 @@ impl Bus {
     pub(crate) fn is_held_up(&self, worker: WorkerId) -> bool {
         let state = self.state.lock().expect("nothing panics while it holds the bus");
         let mut mailboxes = state.subscribers.iter().filter_map(|one| one.mailbox.upgrade());
-        mailboxes.any(|mailbox| mailbox.is_full_of(worker.0))
+        mailboxes.any(|mailbox| mailbox.is_full_of(worker.get()))
     }
 
     /// One more subscriber.

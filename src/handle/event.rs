@@ -170,6 +170,6 @@ impl Item for Event {
                 | Self::Closed { .. }
                 | Self::Error { .. }
         );
-        self.worker().filter(|_| as_often_as_it_likes).map(|worker| worker.id().0)
+        self.worker().filter(|_| as_often_as_it_likes).map(|worker| worker.id().get())
     }
 }

@@ -30,7 +30,7 @@ use crate::sys::signal::Signal;
 /// })?;
 /// let mut events = cluster.events()?;
 /// let worker = cluster.fork()?;
-/// assert_eq!((worker.id().0, worker.is_dead()), (1, false));
+/// assert_eq!((worker.id().get(), worker.is_dead()), (1, false));
 /// worker.kill(Signal::SIGTERM)?;
 /// while !matches!(events.next(), Some(Event::Exit { .. }) | None) {}
 /// assert_eq!(worker.ending(), Some(Ending::Signal(15)));
@@ -238,7 +238,10 @@ impl WorkerHandle {
 impl fmt::Debug for WorkerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let WorkerState { id, pid, .. } = &*self.state;
-        f.debug_struct("WorkerHandle").field("id", &id.0).field("pid", pid).finish_non_exhaustive()
+        f.debug_struct("WorkerHandle")
+            .field("id", &id.get())
+            .field("pid", pid)
+            .finish_non_exhaustive()
     }
 }
 

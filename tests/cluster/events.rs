@@ -39,7 +39,7 @@ fn a_life_is_told_in_order() {
     let all = stage.cluster.events().expect("descriptors");
     let worker = stage.puppet();
     assert!(worker.is_connected() && !worker.is_dead());
-    assert_eq!((worker.id().0, worker.exited_after_disconnect()), (1, None));
+    assert_eq!((worker.id().get(), worker.exited_after_disconnect()), (1, None));
     let address = stage.try_listen(&worker, "127.0.0.1:0", Default::default(), Service::Greet);
     let address = address.expect("a free port");
     let told = stage.listening(&worker);
@@ -88,11 +88,11 @@ fn a_callback_may_fork() {
     let (told, heard) = channel();
     let respawn = move |event| {
         if let Event::Exit { worker, .. } = event
-            && worker.id().0 < 4
+            && worker.id().get() < 4
         {
             let options = ForkOptions::default().variable(BRIEF, "7");
             let next = cluster.fork_with(options).expect("a worker");
-            told.send((worker.id().0, next.id().0)).expect("the test listens");
+            told.send((worker.id().get(), next.id().get())).expect("the test listens");
         }
     };
     stage.cluster.on(respawn).expect("a thread");

@@ -281,7 +281,7 @@ impl Puppet {
     fn facts(&self) -> Facts {
         let groups = getgroups().expect("every process has some");
         Facts {
-            id: self.worker.id().0,
+            id: self.worker.id().get(),
             pid: std::process::id(),
             arguments: std::env::args().skip(1).collect(),
             folder: std::env::current_dir().expect("it is there").display().to_string(),
@@ -309,7 +309,7 @@ impl Puppet {
         if service == Service::Ignore {
             return;
         }
-        let (id, kept) = (self.worker.id().0, Arc::clone(&self.kept));
+        let (id, kept) = (self.worker.id().get(), Arc::clone(&self.kept));
         if service == Service::GreetByThree {
             let listener = shared.lock().expect("no thread panics").take().expect("it is open");
             let listener = Arc::new(listener);
@@ -332,7 +332,7 @@ impl Puppet {
     }
 
     fn serve_handle(&self, handle: Handle) {
-        let greeting = format!("worker {}\n", self.worker.id().0);
+        let greeting = format!("worker {}\n", self.worker.id().get());
         let served = match handle {
             Handle::Tcp(mut stream) => stream.write_all(greeting.as_bytes()),
             Handle::Unix(mut stream) => stream.write_all(greeting.as_bytes()),
@@ -356,7 +356,7 @@ impl Puppet {
                 let bound = datagrams.local_addr().expect("it is bound").to_string();
                 self.datagrams.push((address.to_owned(), Arc::clone(&datagrams)));
                 self.reply(&Reply::Serving { address: bound });
-                let id = self.worker.id().0;
+                let id = self.worker.id().get();
                 let datagrams = Arc::downgrade(&datagrams);
                 std::thread::spawn(move || {
                     let mut buffer = [0; 2048];

@@ -291,6 +291,6 @@ fn places_and_numbers_of_workers() {
     first.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     stage.exit(&first);
     let second = stage.puppet_with(ForkOptions::default().place(3));
-    assert_eq!(second.id().0, 2, "the place is used again, the number is not");
+    assert_eq!(second.id().get(), 2, "the place is used again, the number is not");
     stage.end();
 }

@@ -136,7 +136,7 @@ impl Kept {
 }
 
 fn ids(snapshot: &Snapshot) -> Vec<u32> {
-    snapshot.workers.iter().map(|one| one.id.0).collect()
+    snapshot.workers.iter().map(|one| one.id.get()).collect()
 }
 
 fn a_worker_that_is_killed_is_replaced_and_keeps_its_slot() {
@@ -147,12 +147,12 @@ fn a_worker_that_is_killed_is_replaced_and_keeps_its_slot() {
     assert_eq!(before.slots.iter().map(|slot| slot.restarts).sum::<u64>(), 0);
     crate::stage::signal(before.workers[1].pid, clusterlb::Signal::SIGKILL);
     kept.until("the respawn", |event| match event {
-        SupervisorEvent::Respawn { slot: 1, worker: WorkerId(2), .. } => Some(()),
+        SupervisorEvent::Respawn { slot: 1, worker, .. } if *worker == WorkerId::new(2) => Some(()),
         _ => None,
     });
     let after = kept.settled(2);
     assert_eq!((ids(&after), after.workers[1].slot), (vec![1, 3], 1));
-    assert_eq!(after.slots[1].state, SlotState::Filled(WorkerId(3)));
+    assert_eq!(after.slots[1].state, SlotState::Filled(WorkerId::new(3)));
     assert_eq!((after.slots[0].restarts, after.slots[1].restarts), (0, 1));
     assert_eq!(after.workers[0].since, before.workers[0].since, "nothing has changed there");
     let greeters: BTreeSet<u32> = (0..4).map(|_| greeter(&address)).collect();
@@ -213,7 +213,7 @@ fn a_successor_that_ends_stops_the_reload_and_the_old_workers_stay() {
     let successor = eventually("the successor to serve", || {
         let serving = |one: &&clusterlb::WorkerSnapshot| one.state == WorkerState::Serving;
         let snapshot = kept.handle.snapshot();
-        snapshot.workers.iter().filter(serving).find(|one| one.id == WorkerId(4)).cloned()
+        snapshot.workers.iter().filter(serving).find(|one| one.id == WorkerId::new(4)).cloned()
     });
     assert_eq!((successor.slot, kept.handle.snapshot().reloading), (0, true));
     assert!(!reload.is_complete(), "it has not settled");
@@ -231,13 +231,13 @@ fn a_successor_that_ends_stops_the_reload_and_the_old_workers_stay() {
 fn single_workers_are_replaced_drained_and_killed() {
     let kept = Kept::start(2);
     kept.settled(2);
-    let asked = kept.handle.replace(WorkerId(1)).expect("it serves");
+    let asked = kept.handle.replace(WorkerId::new(1)).expect("it serves");
     assert!(asked.wait_for(PATIENCE) && asked.failure().is_none());
     let replaced = kept.settled(2);
     assert_eq!((ids(&replaced), replaced.workers[1].slot), (vec![2, 3], 0));
     for (drained, asked) in [
-        (WorkerId(2), kept.handle.drain(WorkerId(2))),
-        (WorkerId(3), kept.handle.kill(WorkerId(3))),
+        (WorkerId::new(2), kept.handle.drain(WorkerId::new(2))),
+        (WorkerId::new(3), kept.handle.kill(WorkerId::new(3))),
     ] {
         let asked = asked.expect("it is there");
         assert!(asked.wait_for(PATIENCE) && asked.failure().is_none());
@@ -246,12 +246,12 @@ fn single_workers_are_replaced_drained_and_killed() {
     assert_eq!(ids(&kept.settled(2)), [4, 5]);
     let killed = kept.until("the end of the killed one", |event| match event {
         SupervisorEvent::Cluster(Event::Exit { worker, ending, .. }) => {
-            (worker.id() == WorkerId(3)).then_some(*ending)
+            (worker.id() == WorkerId::new(3)).then_some(*ending)
         }
         _ => None,
     });
     assert_eq!(killed, Ending::Signal(9));
-    for asked in [kept.handle.replace(WorkerId(1)), kept.handle.kill(WorkerId(99))] {
+    for asked in [kept.handle.replace(WorkerId::new(1)), kept.handle.kill(WorkerId::new(99))] {
         assert_eq!(asked.expect_err("it is not there").kind(), ErrorKind::NoSuchWorker);
     }
     kept.end();
@@ -262,7 +262,7 @@ fn a_worker_that_leaves_is_replaced_before_it_has_ended() {
     let address = kept.address();
     let (mut open, first) = crate::stage::kept(&address);
     assert_eq!(first, 1);
-    let leaver = kept.worker(WorkerId(1));
+    let leaver = kept.worker(WorkerId::new(1));
     leaver.send(&Order::Disconnect).expect("the puppet reads");
     // The old worker cannot end, because a connection is open.
     eventually("the one to leave and the other to serve", || {
@@ -271,12 +271,12 @@ fn a_worker_that_leaves_is_replaced_before_it_has_ended() {
     });
     let (other, second) = crate::stage::kept(&address);
     assert_eq!(second, 2);
-    assert_eq!(kept.handle.snapshot().slots[0].state, SlotState::Filled(WorkerId(2)));
+    assert_eq!(kept.handle.snapshot().slots[0].state, SlotState::Filled(WorkerId::new(2)));
     leaver.send(&Order::Release).expect("the puppet reads");
     let mut rest = String::new();
     open.read_to_string(&mut rest).expect("an orderly end");
     assert_eq!(ids(&kept.settled(1)), [2], "its end starts no other one");
-    kept.worker(WorkerId(2)).send(&Order::Release).expect("the puppet reads");
+    kept.worker(WorkerId::new(2)).send(&Order::Release).expect("the puppet reads");
     drop(other);
     kept.end();
 }
@@ -288,7 +288,7 @@ fn a_program_that_is_away_is_waited_for() {
     let here = kept.cluster.settings().exec.clone();
     let change = |settings: &mut ClusterSettings| settings.exec = "/nowhere/at/all".into();
     kept.cluster.setup_primary(change).expect("valid settings");
-    crate::stage::signal(kept.worker(WorkerId(1)).pid(), clusterlb::Signal::SIGKILL);
+    crate::stage::signal(kept.worker(WorkerId::new(1)).pid(), clusterlb::Signal::SIGKILL);
     let failures = |event: &SupervisorEvent| {
         matches!(event, SupervisorEvent::SpawnFailed { error, retry: Some(_), .. }
             if error.kind() == ErrorKind::NotFound)
@@ -314,14 +314,14 @@ fn counts_are_read_while_connections_are_open() {
     for worker in kept.handle.snapshot().workers {
         assert_eq!((worker.counts.claimed, worker.counts.in_flight()), (3, 3));
     }
-    let first = kept.worker(WorkerId(1));
+    let first = kept.worker(WorkerId::new(1));
     first.send(&Order::Release).expect("the puppet reads");
     eventually("the connections to be finished", || {
         let counts = first.counts();
         (counts.finished == 3 && counts.in_flight() == 0).then_some(())
     });
     // Connections open at a worker's end are lost, and stay counted.
-    let second = kept.worker(WorkerId(2));
+    let second = kept.worker(WorkerId::new(2));
     second.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
     eventually("its end", || (second.counts().aborted == 3).then_some(()));
     assert_eq!(kept.cluster.worker_counts().aborted, 3);

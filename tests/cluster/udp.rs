@@ -74,7 +74,7 @@ fn a_shared_socket_answers_whoever_reads_it() {
             Some(answerer(&address)).filter(|number| !answered.contains(number))
         });
         answered.insert(fastest);
-        let worker = workers.iter().find(|worker| worker.id().0 == fastest);
+        let worker = workers.iter().find(|worker| worker.id().get() == fastest);
         stage.close(worker.expect("one of them"), "127.0.0.1:0");
     }
     stage.end();

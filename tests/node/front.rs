@@ -264,7 +264,7 @@ impl Front {
     /// Starts a worker, and waits until it listens on as many servers as its program opens.
     pub(crate) fn fork(&mut self, setup: &Setup, servers: usize) -> usize {
         let place = self.workers.len();
-        let id = WorkerId(u32::try_from(place).expect("few workers") + 1);
+        let id = WorkerId::new(u32::try_from(place).expect("few workers") + 1);
         let slot = Slot(u16::try_from(place).expect("few workers"));
         let (channel, theirs) = fdpass::stream_pair().expect("a pair");
         let (sender, receiver) = fdpass::packet_pair().expect("a pair");

@@ -80,7 +80,7 @@ impl Inheritance {
     /// by a primary.
     pub fn take() -> Result<Self> {
         Ok(Self {
-            id: WorkerId(number(ID)?.ok_or_else(|| missing(ID))?),
+            id: WorkerId::new(number(ID)?.ok_or_else(|| missing(ID))?),
             control: descriptor(CONTROL)?.ok_or_else(|| missing(CONTROL))?,
             page: descriptor(BOARD)?.ok_or_else(|| missing(BOARD))?,
             waker: descriptor(WAKER)?.map(Waker::inherited).ok_or_else(|| missing(WAKER))?,

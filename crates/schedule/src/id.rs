@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// A worker process, counted from 1 and never used twice in one run (Node's `worker.id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct WorkerId(pub u32);
+pub struct WorkerId(u32);
 
 /// A place for a worker, from 0. A worker that dies leaves its slot to its successor,
 /// so that the rotation keeps its order.
@@ -21,6 +21,20 @@ pub struct Slot(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ListenerId(pub u16);
+
+impl WorkerId {
+    /// The worker with this number.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
 
 impl Slot {
     /// The slot as a position in a table.

@@ -120,7 +120,7 @@ pub(super) async fn replace_worker(
 }
 
 fn worker(id: &str) -> Result<WorkerId, Refused> {
-    id.parse().map(WorkerId).map_err(|_| {
+    id.parse().map(WorkerId::new).map_err(|_| {
         Refused::new(
             StatusCode::NOT_FOUND,
             format!("there is no worker {id}"),

@@ -126,9 +126,9 @@ mod tests {
     #[test]
     fn a_slot_s_counts_outlive_its_workers() {
         let mut ledger = Ledger { wanted: 2, ..Ledger::default() };
-        ledger.on_exit(WorkerId(1), Some(1), Ending::Code(0), &counts(5));
-        ledger.on_exit(WorkerId(2), Some(1), Ending::Signal(9), &counts(7));
-        ledger.on_exit(WorkerId(3), Some(4), Ending::Code(1), &counts(1));
+        ledger.on_exit(WorkerId::new(1), Some(1), Ending::Code(0), &counts(5));
+        ledger.on_exit(WorkerId::new(2), Some(1), Ending::Signal(9), &counts(7));
+        ledger.on_exit(WorkerId::new(3), Some(4), Ending::Code(1), &counts(1));
         let slots = ledger.by_slot(&[]);
         assert_eq!(slots.keys().copied().collect::<Vec<_>>(), [0, 1, 4]);
         assert_eq!((slots[&1].counts.finished, slots[&4].counts.finished), (12, 1));
@@ -140,7 +140,7 @@ mod tests {
     fn many_ended_workers_are_summed_up_without_losing_a_connection() {
         let mut ledger = Ledger::default();
         for id in 1..=5000 {
-            ledger.on_exit(WorkerId(id), Some(0), Ending::Code(0), &counts(3));
+            ledger.on_exit(WorkerId::new(id), Some(0), Ending::Code(0), &counts(3));
         }
         assert_eq!(ledger.recent.len(), RECENT_MAX);
         let slots = ledger.by_slot(&[]);

@@ -408,7 +408,7 @@ mod tests {
     fn cpu_time_of_a_slot_never_falls() {
         let mut times = CpuTimes::default();
         let at = |entries: &[(u32, u16, f64)]| {
-            entries.iter().map(|(id, slot, used)| (WorkerId(*id), (*slot, *used))).collect()
+            entries.iter().map(|(id, slot, used)| (WorkerId::new(*id), (*slot, *used))).collect()
         };
         assert_eq!(times.observe(at(&[(1, 0, 2.0), (2, 1, 1.0)]))[&0], 2.0);
         // Its successor begins beside it, and goes on when it has ended.

@@ -67,7 +67,7 @@ pub(super) fn workers(run: &Run) -> WorkersView {
         slot: slot.number,
         state: slot_in_words(slot.state).to_owned(),
         worker: match slot.state {
-            SlotState::Filled(worker) => Some(worker.0),
+            SlotState::Filled(worker) => Some(worker.get()),
             _ => None,
         },
         restarts: slot.restarts,
@@ -98,7 +98,7 @@ fn slot_in_words(state: SlotState) -> &'static str {
 fn worker(one: &WorkerSnapshot, now: SystemTime) -> WorkerView {
     let usage = usage_of(one.pid);
     WorkerView {
-        id: one.id.0,
+        id: one.id.get(),
         slot: one.slot,
         pid: one.pid,
         cpu: one.cpu,

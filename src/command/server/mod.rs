@@ -120,7 +120,7 @@ impl Worker {
                 now_ns: monotonic_ns(),
                 date: String::new(),
                 draining: false,
-                synthetic_work: SyntheticWork::new(&settings.serve, inheritance.id.0),
+                synthetic_work: SyntheticWork::new(&settings.serve, inheritance.id.get()),
                 worked: false,
             },
             connections: Connections::new(settings.serve.serve, durations(&settings.serve)),

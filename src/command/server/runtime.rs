@@ -63,7 +63,7 @@ pub(crate) fn run(settings: &Settings) -> Result<()> {
         settings: settings.serve.clone(),
         limits: HttpLimits::default(),
         draining: watch::Sender::new(false),
-        synthetic_work: RefCell::new(SyntheticWork::new(&settings.serve, worker.id().0)),
+        synthetic_work: RefCell::new(SyntheticWork::new(&settings.serve, worker.id().get())),
         worker,
     });
     builder.start(async move {

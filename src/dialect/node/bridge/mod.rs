@@ -274,7 +274,7 @@ impl Bridge {
 
     fn serve(&mut self, event: EpollEvent, ready: Ready, now_ns: u64) {
         if let Ok(id) = u32::try_from(event.data()) {
-            self.turn(WorkerId(id), ready, now_ns);
+            self.turn(WorkerId::new(id), ready, now_ns);
         }
     }
 
@@ -358,7 +358,7 @@ fn inbox_event(worker: WorkerId) -> EpollEvent {
 }
 
 fn token(worker: WorkerId) -> u64 {
-    u64::from(worker.0)
+    u64::from(worker.get())
 }
 
 fn new_set() -> Result<Epoll> {

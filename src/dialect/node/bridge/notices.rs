@@ -108,8 +108,8 @@ mod tests {
 
     use super::*;
 
-    const ONE: WorkerId = WorkerId(1);
-    const OTHER: WorkerId = WorkerId(2);
+    const ONE: WorkerId = WorkerId::new(1);
+    const OTHER: WorkerId = WorkerId::new(2);
 
     fn waker() -> Arc<Waker> {
         Arc::new(Waker::new().expect("a descriptor"))

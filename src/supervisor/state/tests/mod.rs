@@ -52,7 +52,7 @@ pub(super) fn name(port: u16) -> Name {
 }
 
 pub(super) fn id(number: u32) -> WorkerId {
-    WorkerId(number)
+    WorkerId::new(number)
 }
 
 impl World {
@@ -92,7 +92,7 @@ impl World {
                     self.state.on_spawn_failed(slot, role, "it is away", self.now_ns);
                 }
                 Action::Spawn { slot, role, predecessor } => {
-                    let worker = WorkerId(self.next_id);
+                    let worker = WorkerId::new(self.next_id);
                     self.next_id += 1;
                     self.predecessors.extend(predecessor.map(|old| (worker, old)));
                     self.state.on_spawned(slot, role, worker, self.now_ns);
@@ -180,14 +180,14 @@ impl World {
     /// The workers that have slots, by their numbers.
     pub(super) fn currents(&self) -> Vec<Option<u32>> {
         let of = |slot: &Slot| match slot.occupancy {
-            Occupancy::Current(worker) => Some(worker.0),
+            Occupancy::Current(worker) => Some(worker.get()),
             _ => None,
         };
         self.state.slots.iter().map(of).collect()
     }
 
     pub(super) fn alive(&self) -> Vec<u32> {
-        self.state.children.keys().map(|worker| worker.0).collect()
+        self.state.children.keys().map(|worker| worker.get()).collect()
     }
 
     pub(super) fn count(&self, is: impl Fn(&SupervisorEvent) -> bool) -> usize {
