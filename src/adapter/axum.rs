@@ -24,7 +24,7 @@ impl axum::serve::Listener for Listener {
         loop {
             match Self::accept(self).await {
                 Ok(Some(stream)) => {
-                    if let Some(peer) = stream.peer().cloned() {
+                    if let Ok(peer) = stream.peer_addr() {
                         return (stream, peer);
                     }
                 }
@@ -35,12 +35,7 @@ impl axum::serve::Listener for Listener {
     }
 
     fn local_addr(&self) -> io::Result<Endpoint> {
-        let address = self.address();
-        Ok(match address.strip_prefix("unix:") {
-            Some(path) if path.starts_with('@') => Endpoint::Unix(None),
-            Some(path) => Endpoint::Unix(Some(path.into())),
-            None => Endpoint::Inet(address.parse().map_err(io::Error::other)?),
-        })
+        Ok(Self::local_addr(self).clone())
     }
 }
 

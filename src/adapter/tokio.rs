@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -153,10 +154,11 @@ impl Listener {
         }
     }
 
-    /// The bound address, with the port that was chosen.
+    /// The bound address, with the port that was chosen, as
+    /// [`Listener::local_addr`](crate::Listener::local_addr).
     #[must_use]
-    pub fn address(&self) -> &str {
-        self.async_listener.listener().address()
+    pub fn local_addr(&self) -> &Endpoint {
+        self.async_listener.listener().local_addr()
     }
 }
 
@@ -192,11 +194,11 @@ impl Stream {
 
     fn new(connection: Connection, unheard: Option<Unheard>) -> Result<Self> {
         let (listener, accepted_ns) = (connection.listener(), connection.accepted_ns());
-        let peer = connection.peer().ok();
+        let peer = connection.peer_addr().ok();
         // If the client has disconnected, the local address still tells the family.
         let is_unix = match &peer {
             Some(peer) => peer.inet().is_none(),
-            None => connection.local()?.inet().is_none(),
+            None => connection.local_addr()?.inet().is_none(),
         };
         let (socket, guard) = connection.into_parts();
         let socket = match is_unix {
@@ -208,10 +210,12 @@ impl Stream {
         Ok(Self { socket, peer, listener, accepted_ns, unheard, _guard: guard })
     }
 
-    /// The peer address; `None` if the client had disconnected before the accept.
-    #[must_use]
-    pub fn peer(&self) -> Option<&Endpoint> {
-        self.peer.as_ref()
+    /// The client's address, as [`Connection::peer_addr`].
+    ///
+    /// # Errors
+    /// ENOTCONN if the client had disconnected before the accept.
+    pub fn peer_addr(&self) -> Result<Endpoint> {
+        self.peer.clone().ok_or_else(|| Error::system("name a client", Errno::ENOTCONN))
     }
 
     /// As [`Connection::listener`].

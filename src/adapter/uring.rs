@@ -9,6 +9,7 @@ use std::ops::Deref;
 use tokio_uring::net::TcpStream;
 
 use super::async_listener::AsyncListener;
+use crate::address::Endpoint;
 use crate::error::Result;
 use crate::protocol::control::ListenOptions;
 use crate::worker::{Connection, Guard, Worker};
@@ -87,10 +88,11 @@ impl Listener {
         Ok(self.async_listener.accept().await?.map(Stream::of))
     }
 
-    /// The bound address, with the port that was chosen.
+    /// The bound address, with the port that was chosen, as
+    /// [`Listener::local_addr`](crate::Listener::local_addr).
     #[must_use]
-    pub fn address(&self) -> &str {
-        self.async_listener.listener().address()
+    pub fn local_addr(&self) -> &Endpoint {
+        self.async_listener.listener().local_addr()
     }
 }
 

@@ -53,11 +53,12 @@ impl Connection {
         Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
     }
 
-    /// The peer address.
+    /// The client's address. Unlike in `std` it may be that of a unix socket, so it is an
+    /// [`Endpoint`], whose [`inet`](Endpoint::inet) is the `SocketAddr`.
     ///
     /// # Errors
     /// ENOTCONN if the client has already disconnected.
-    pub fn peer(&self) -> Result<Endpoint> {
+    pub fn peer_addr(&self) -> Result<Endpoint> {
         peer::peer_of(&self.socket).map_err(|errno| Error::system("name a client", errno))
     }
 
@@ -65,7 +66,7 @@ impl Connection {
     ///
     /// # Errors
     /// The kernel does not know the socket, which cannot happen.
-    pub fn local(&self) -> Result<Endpoint> {
+    pub fn local_addr(&self) -> Result<Endpoint> {
         peer::local_of(&self.socket).map_err(|errno| Error::system("name a socket", errno))
     }
 

@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::gate::Waiting;
 use super::intake::{Claims, QueueKey, Taken};
 use super::shared::Shared;
+use crate::address::Endpoint;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
 
@@ -22,7 +23,7 @@ pub struct Listener {
     shared: Arc<Shared>,
     queue: QueueKey,
     waiting: Waiting,
-    address: String,
+    local_addr: Endpoint,
 }
 
 impl Listener {
@@ -30,22 +31,25 @@ impl Listener {
         shared: Arc<Shared>,
         queue: QueueKey,
         waiting: Waiting,
-        address: String,
+        address: &str,
     ) -> Self {
-        Self { shared, queue, waiting, address }
+        // A socket of another family that was inherited has no address, nor do its connections.
+        let local_addr = address.parse().unwrap_or(Endpoint::Unix(None));
+        Self { shared, queue, waiting, local_addr }
     }
 
-    /// The bound address, with the port that was chosen: `127.0.0.1:8000`, `[::1]:8000`,
-    /// `unix:/path` or `unix:@name`.
+    /// The bound address, with the port that was chosen. Unlike in `std` it may be that of a unix
+    /// socket, so it is an [`Endpoint`], whose [`inet`](Endpoint::inet) is the `SocketAddr`; and it
+    /// is known, so asking for it cannot fail.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn local_addr(&self) -> &Endpoint {
+        &self.local_addr
     }
 
     /// The port; `None` for a unix socket.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
-        self.address.parse().ok().map(|address: std::net::SocketAddr| address.port())
+        self.local_addr.inet().map(|address| address.port())
     }
 
     /// Id in the cluster, the same in all workers; `None` for an exclusive listener.

@@ -217,7 +217,7 @@ impl Worker {
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();
         let (queue, waiting) = self.shared.intake().open_exclusive(socket)?;
-        Ok(Listener::new(Arc::clone(&self.shared), queue, waiting, address))
+        Ok(Listener::new(Arc::clone(&self.shared), queue, waiting, &address))
     }
 
     /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
@@ -360,7 +360,7 @@ fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
     let waiting = shared.intake().open(id, own);
     let waiting = waiting.and_then(|waiting| waiting.ok_or_else(shared::leaving));
     let waiting = waiting.inspect_err(|_| shared.give_up(id))?;
-    let listener = Listener::new(Arc::clone(shared), QueueKey::Shared(id), waiting, address);
+    let listener = Listener::new(Arc::clone(shared), QueueKey::Shared(id), waiting, &address);
     // The control thread stops reading the inbox before connections can arrive.
     shared.waker.wake();
     shared.say(&ToPrimary::Serving { listener: id }, vec![])?;

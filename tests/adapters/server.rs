@@ -87,7 +87,7 @@ fn serve_std(worker: &Worker, address: &str) {
 }
 
 fn echo_std(connection: Connection) {
-    let local = connection.local().expect("it has an own end");
+    let local = connection.local_addr().expect("it has an own end");
     // A disconnected client is not an error here.
     let _ = match local.inet() {
         Some(_) => echo_blocking(connection.into_tcp().expect("a TCP socket")),

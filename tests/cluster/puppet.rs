@@ -297,7 +297,7 @@ impl Puppet {
     }
 
     fn serve(&mut self, asked: String, listener: Listener, service: Service) {
-        let address = listener.address().to_owned();
+        let address = listener.local_addr().to_string();
         let shared = Arc::new(Mutex::new(Some(listener)));
         // A second listener at the same address has another port.
         let name = match self.listeners.contains_key(&asked) {
@@ -449,16 +449,16 @@ fn greet(connection: Connection, id: u32, service: Service, kept: &Mutex<Vec<Tra
     if service == Service::Drop {
         return;
     }
-    let local = connection.local().expect("it has an own end");
+    let local = connection.local_addr().expect("it has an own end");
     let greeting = format!("worker {id}\n");
     if local.inet().is_none() {
-        let peer = connection.peer().expect("the client is connected");
+        let peer = connection.peer_addr().expect("the client is connected");
         assert_eq!(peer, Endpoint::Unix(None), "clients of unix sockets have no address");
         let mut stream: Tracked<UnixStream> = connection.into_unix().expect("a unix socket");
         stream.write_all(greeting.as_bytes()).expect("the peer reads");
         return;
     }
-    assert!(connection.peer().is_ok() && connection.accepted_ns() > 0);
+    assert!(connection.peer_addr().is_ok() && connection.accepted_ns() > 0);
     let mut stream = connection.into_tcp().expect("a TCP socket");
     // A greeted connection is already among the kept ones.
     let mut kept = kept.lock().expect("no thread panics");

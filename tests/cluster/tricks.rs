@@ -128,7 +128,7 @@ fn await_address(worker: &Worker, address: &str) -> Reply {
         }
     });
     match opened {
-        Ok(listener) => Reply::Serving { address: listener.address().to_owned() },
+        Ok(listener) => Reply::Serving { address: listener.local_addr().to_string() },
         Err(error) => Reply::refused(&error),
     }
 }

@@ -44,7 +44,8 @@ pub struct FileAccess {
     pub group: Option<String>,
 }
 
-/// An endpoint of a connection.
+/// An end of a connection, or what a listener is bound to: what `SocketAddr` is for TCP, for unix
+/// sockets, too. It is printed and parsed in the form of [`ListenAddress`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -52,6 +53,8 @@ pub enum Endpoint {
     Inet(SocketAddr),
     /// A unix socket and its path, if it is bound; a client's usually is not.
     Unix(Option<PathBuf>),
+    /// A unix socket in the abstract namespace, and its name.
+    Abstract(String),
 }
 
 impl Endpoint {
@@ -60,8 +63,25 @@ impl Endpoint {
     pub fn inet(&self) -> Option<SocketAddr> {
         match self {
             Self::Inet(address) => Some(*address),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Abstract(_) => None,
         }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let Some(path) = text.strip_prefix("unix:") else {
+            return text.parse().map(Self::Inet).map_err(|_| {
+                let forms = "write ADDRESS:PORT, unix:/path or unix:@name";
+                Error::usage(format!("{text} is no end of a connection"), forms)
+            });
+        };
+        Ok(match path.strip_prefix('@') {
+            Some(name) => Self::Abstract(name.to_owned()),
+            None => Self::Unix((!path.is_empty()).then(|| PathBuf::from(path))),
+        })
     }
 }
 
@@ -71,6 +91,7 @@ impl fmt::Display for Endpoint {
             Self::Inet(address) => write!(f, "{address}"),
             Self::Unix(Some(path)) => write!(f, "unix:{}", path.display()),
             Self::Unix(None) => write!(f, "unix:"),
+            Self::Abstract(name) => write!(f, "unix:@{name}"),
         }
     }
 }
@@ -235,6 +256,25 @@ mod tests {
             assert_eq!(address.to_string(), text);
         }
         assert_eq!("8000".parse::<ListenAddress>().expect("a port").to_string(), "127.0.0.1:8000");
+    }
+
+    #[test]
+    fn ends_of_connections_are_understood_and_printed_back() {
+        let path = Endpoint::Unix(Some(PathBuf::from("/run/a,mode=660")));
+        for (text, end) in [
+            ("127.0.0.1:80", Endpoint::Inet(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 80))),
+            ("[::1]:80", Endpoint::Inet(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 80))),
+            ("unix:/run/a,mode=660", path),
+            ("unix:@a", Endpoint::Abstract("a".to_owned())),
+            ("unix:", Endpoint::Unix(None)),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().expect("a valid form"), end);
+            assert_eq!(end.to_string(), text);
+        }
+        for text in ["", "80", "localhost:80", "fd:3", "/run/a"] {
+            let error = text.parse::<Endpoint>().expect_err(text);
+            assert_eq!((error.kind(), error.hint().contains("unix:")), (ErrorKind::Usage, true));
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use nix::sys::socket::{
 use crate::address::{FileAccess, ListenAddress};
 use crate::deferral;
 use crate::error::{Error, Result, errno_of};
+use crate::peer::unix_endpoint;
 use crate::unix_socket::{SocketFile, SocketPlace};
 
 /// A listening stream socket.
@@ -368,8 +369,8 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
 /// The address as requested, because the bound one may be relative to an opened directory. Of an
 /// inherited socket only the bound name is known.
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
-    match (address, bound.as_unix_addr().and_then(UnixAddr::path)) {
-        (ListenAddress::Inherited(_), Some(path)) => format!("unix:{}", path.display()),
+    match (address, bound.as_unix_addr()) {
+        (ListenAddress::Inherited(_), Some(bound)) => unix_endpoint(bound).to_string(),
         // Who may use the file is no part of where it is.
         (ListenAddress::Unix(path, _), _) => format!("unix:{}", path.display()),
         _ => address.to_string(),

@@ -3,6 +3,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -90,10 +91,15 @@ fn endpoint(address: SockaddrStorage) -> Endpoint {
     match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
         (Some(v4), _) => Endpoint::Inet((*v4).into()),
         (_, Some(v6)) => Endpoint::Inet((*v6).into()),
-        _ => {
-            let path = address.as_unix_addr().and_then(UnixAddr::path);
-            Endpoint::Unix(path.map(std::path::Path::to_owned))
-        }
+        _ => address.as_unix_addr().map_or(Endpoint::Unix(None), unix_endpoint),
+    }
+}
+
+/// The address of a unix socket.
+pub(crate) fn unix_endpoint(address: &UnixAddr) -> Endpoint {
+    match address.as_abstract() {
+        Some(name) => Endpoint::Abstract(String::from_utf8_lossy(name).into_owned()),
+        None => Endpoint::Unix(address.path().map(Path::to_owned)),
     }
 }
 
@@ -156,7 +162,8 @@ pub fn reset_on_close(socket: &impl AsRawFd) {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream, UdpSocket};
-    use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
 
@@ -212,5 +219,9 @@ mod tests {
         assert_eq!(local_of(&client), Ok(Endpoint::Inet(own)));
         let (unix, _far) = UnixStream::pair().expect("a pair");
         assert_eq!(peer_of(&unix.into()), Ok(Endpoint::Unix(None)));
+        let name = format!("clusterlb-test-peer-{}", std::process::id());
+        let address = UnixAddress::from_abstract_name(&name).expect("a short name");
+        let bound = UnixListener::bind_addr(&address).expect("a free name");
+        assert_eq!(local_of(&bound.into()), Ok(Endpoint::Abstract(name)));
     }
 }
