@@ -33,15 +33,15 @@ fn primary(cluster: &Cluster) -> Result<()> {
     }
     let (mut requests, mut tick) = (0_u64, Instant::now() + TICK);
     loop {
-        match events.next_within(tick.saturating_duration_since(Instant::now())) {
+        match events.recv_timeout(tick.saturating_duration_since(Instant::now())) {
             // A message is any value that serde can serialise and deserialise.
-            Some(Event::Message { message, .. }) if message.parse::<String>()? == "request" => {
+            Ok(Event::Message { message, .. }) if message.parse::<String>()? == "request" => {
                 requests += 1;
             }
-            Some(Event::Listening { worker, address }) => {
+            Ok(Event::Listening { worker, address }) => {
                 println!("worker {} serves {address}", worker.id());
             }
-            Some(Event::Exit { .. }) if cluster.workers().is_empty() => return Ok(()),
+            Ok(Event::Exit { .. }) if cluster.workers().is_empty() => return Ok(()),
             _ => {}
         }
         if Instant::now() >= tick {

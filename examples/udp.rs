@@ -47,7 +47,7 @@ fn serve(worker: &Worker) -> Result<()> {
     let socket = worker.bind_udp_with(&address, options)?;
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
-        let (length, sender) = socket.receive_from(&mut buffer)?;
+        let (length, sender) = socket.recv_from(&mut buffer)?;
         let text = String::from_utf8_lossy(&buffer[..length]);
         let answer = format!("worker {} has got {text}", worker.id());
         // UDP does not guarantee delivery; a failed send is a lost datagram.

@@ -220,7 +220,7 @@ impl Recycling {
                 tell(worker.id, why);
                 let Ok(replaced) = handle.replace(worker.id) else { continue };
                 // The end of the run ends this, too.
-                while !replaced.wait_for(LOOK_EVERY) {
+                while !replaced.wait_timeout(LOOK_EVERY) {
                     if ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Disconnected) {
                         return;
                     }

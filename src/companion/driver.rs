@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,7 +14,6 @@ use super::lines::{Asked, NodeAddress, Roster, Told, message_line};
 use super::outbox::Outbox;
 use super::process::{Process, Starter};
 use super::{Companion, CompanionEvent, Control, OnEvent};
-use crate::sync::mailbox::Found;
 use crate::{
     Cluster, Event, Message, Result, Serialization, Signal, SupervisorEvent, SupervisorEvents,
     SupervisorHandle, WorkerHandle, WorkerId,
@@ -107,14 +107,14 @@ impl Driver {
     fn take_events(&mut self) -> bool {
         self.control.waker.clear();
         for _ in 0..EVENTS_A_TURN_MAX {
-            match self.events.try_take() {
-                Found::Item(SupervisorEvent::Cluster(event)) => self.on_cluster_event(&event),
-                Found::Item(SupervisorEvent::Scaled { to, .. }) => {
+            match self.events.try_recv() {
+                Ok(SupervisorEvent::Cluster(event)) => self.on_cluster_event(&event),
+                Ok(SupervisorEvent::Scaled { to, .. }) => {
                     self.tell(&Told::Slots { count: usize::from(to) });
                 }
-                Found::Item(_) => {}
-                Found::Nothing => return false,
-                Found::End => {
+                Ok(_) => {}
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => {
                     self.events_ended = true;
                     return false;
                 }

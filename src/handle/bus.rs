@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use futures_core::Stream;
 use super::{Event, WorkerHandle};
 use crate::error::Result;
 use crate::id::WorkerId;
-use crate::sync::mailbox::{Found, Mailbox, Wakers};
+use crate::sync::mailbox::{Mailbox, Wakers};
 
 /// The subscribers.
 #[derive(Debug)]
@@ -114,20 +115,25 @@ impl Bus {
 }
 
 impl Events {
-    /// The next event, if it comes within this time. Nothing also means that the cluster has ended.
-    pub fn next_within(&mut self, time: Duration) -> Option<Event> {
-        match self.mailbox.wait(Some(Instant::now() + time)) {
-            Found::Item(event) => Some(event),
-            Found::Nothing | Found::End => None,
-        }
+    /// Waits for the next event, at most this long, as `std::sync::mpsc::Receiver` does.
+    ///
+    /// # Errors
+    /// [`RecvTimeoutError::Timeout`] if none has come; [`RecvTimeoutError::Disconnected`] when none
+    /// will, because the cluster has ended.
+    pub fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> std::result::Result<Event, RecvTimeoutError> {
+        self.mailbox.wait(Instant::now().checked_add(timeout)).or_timeout()
     }
 
     /// The next event, if there is one already.
-    pub fn try_next(&mut self) -> Option<Event> {
-        match self.mailbox.try_take() {
-            Found::Item(event) => Some(event),
-            Found::Nothing | Found::End => None,
-        }
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] if there is none yet; [`TryRecvError::Disconnected`] when none will
+    /// come, because the cluster has ended.
+    pub fn try_recv(&mut self) -> std::result::Result<Event, TryRecvError> {
+        self.mailbox.try_take().or_empty()
     }
 }
 
@@ -136,10 +142,7 @@ impl Iterator for Events {
 
     /// Waits for the next event; none comes after the cluster has ended.
     fn next(&mut self) -> Option<Event> {
-        match self.mailbox.wait(None) {
-            Found::Item(event) => Some(event),
-            Found::Nothing | Found::End => None,
-        }
+        self.mailbox.wait(None).item()
     }
 }
 

@@ -169,7 +169,7 @@ impl Driver {
             if bytes >= BYTES_PER_TURN {
                 break;
             }
-            let Some(event) = self.events.try_next() else { break };
+            let Ok(event) = self.events.try_recv() else { break };
             if let Event::Message { message, .. } = &event {
                 bytes += message.bytes().len();
             }

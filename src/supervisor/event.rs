@@ -2,13 +2,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::mpsc::TryRecvError;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
 
-use crate::sync::mailbox::{Found, Item, Mailbox};
+use crate::sync::mailbox::{Item, Mailbox};
 use crate::sys::waker::Waker;
 use crate::{ClusterCounts, Error, Event, ListenerId, Result, Signal, WorkerId};
 
@@ -184,21 +185,13 @@ impl Subscribers {
 }
 
 impl SupervisorEvents {
-    /// The next event, if there is one already, or the end.
-    pub(crate) fn try_take(&mut self) -> Found<SupervisorEvent> {
-        self.mailbox.try_take()
-    }
-
     /// The next event, if there is one already.
-    pub fn try_next(&mut self) -> Option<SupervisorEvent> {
-        found(self.mailbox.try_take())
-    }
-}
-
-fn found(found: Found<SupervisorEvent>) -> Option<SupervisorEvent> {
-    match found {
-        Found::Item(event) => Some(event),
-        Found::Nothing | Found::End => None,
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] if there is none yet; [`TryRecvError::Disconnected`] when none will
+    /// come, because the supervisor has ended or this subscriber was cut off.
+    pub fn try_recv(&mut self) -> std::result::Result<SupervisorEvent, TryRecvError> {
+        self.mailbox.try_take().or_empty()
     }
 }
 
@@ -207,7 +200,7 @@ impl Iterator for SupervisorEvents {
 
     /// Waits for the next event; none comes after the supervisor has ended.
     fn next(&mut self) -> Option<SupervisorEvent> {
-        found(self.mailbox.wait(None))
+        self.mailbox.wait(None).item()
     }
 }
 

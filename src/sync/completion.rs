@@ -44,8 +44,8 @@ impl Completion {
     }
 
     /// Blocks the thread until it has happened, or this time is over. Tells whether it has.
-    pub fn wait_for(&self, time: Duration) -> bool {
-        let deadline = Instant::now() + time;
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         let mut state = self.state();
         while !state.complete {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -112,12 +112,12 @@ mod tests {
     #[test]
     fn threads_wait_until_it_has_happened() {
         let completion = Completion::default();
-        assert!(!completion.wait_for(Duration::ZERO));
+        assert!(!completion.wait_timeout(Duration::ZERO));
         let other = completion.clone();
         let thread = std::thread::spawn(move || other.wait());
         completion.complete();
         thread.join().expect("it does not panic");
-        assert!(completion.is_complete() && completion.wait_for(Duration::ZERO));
+        assert!(completion.is_complete() && completion.wait_timeout(Duration::ZERO));
         completion.settle(Some(Error::usage("too late", "")));
         assert!(completion.failure().is_none(), "what has happened has happened");
     }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{self, Context, Poll};
 use std::time::{Duration, Instant};
@@ -113,6 +114,30 @@ pub(crate) enum Found<T> {
     Nothing,
     /// Nothing, and nothing will come.
     End,
+}
+
+impl<T> Found<T> {
+    /// As an iterator returns it.
+    pub(crate) fn item(self) -> Option<T> {
+        self.or_empty().ok()
+    }
+
+    /// As `Receiver::try_recv` of `std` returns it.
+    pub(crate) fn or_empty(self) -> std::result::Result<T, TryRecvError> {
+        match self {
+            Self::Item(item) => Ok(item),
+            Self::Nothing => Err(TryRecvError::Empty),
+            Self::End => Err(TryRecvError::Disconnected),
+        }
+    }
+
+    /// As `Receiver::recv_timeout` of `std` returns it.
+    pub(crate) fn or_timeout(self) -> std::result::Result<T, RecvTimeoutError> {
+        self.or_empty().map_err(|error| match error {
+            TryRecvError::Empty => RecvTimeoutError::Timeout,
+            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        })
+    }
 }
 
 /// Tasks that wait. Waking them runs the program's code, so it is done without a lock.

@@ -14,7 +14,8 @@ use crate::id::ListenerId;
 
 /// A bound, non-blocking UDP socket (Node: a socket of `dgram`). Dropping it closes it.
 ///
-/// In an async runtime, wait for its descriptor and use the `UdpSocket` methods. With tokio,
+/// Of its methods only [`recv_from`](Self::recv_from) waits; those of `UdpSocket` do not. In an
+/// async runtime, wait for its descriptor and use the latter. With tokio,
 /// `UdpSocket::from_std(datagrams.try_clone()?)` does both.
 ///
 /// Workers that share the address share one socket: do not change its options, and expect a receive
@@ -38,11 +39,13 @@ impl Datagrams {
     }
 
     /// Waits for a datagram (Node: `'message'` of `dgram`) and returns its length in bytes and its
-    /// sender. A datagram longer than `buffer` is truncated.
+    /// sender, like a blocking `UdpSocket`. A datagram longer than `buffer` is truncated. The
+    /// socket's own [`recv_from`](UdpSocket::recv_from) is `UdpSocket::recv_from(&datagrams, …)`;
+    /// it does not wait.
     ///
     /// # Errors
     /// Those of `recvfrom(2)`.
-    pub fn receive_from(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr)> {
+    pub fn recv_from(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr)> {
         let failed = |errno| Error::system("receive a datagram", errno);
         loop {
             match self.socket.recv_from(buffer).map_err(|error| errno_of(&error)) {

@@ -16,6 +16,7 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ use crate::protocol::environment::{self, Inheritance};
 use crate::protocol::scoreboard::Statistic;
 use crate::protocol::worker_end::{Conversation, Grant, WorkerEnd};
 use crate::sync::completion::Completion;
-use crate::sync::mailbox::{Found, Mailbox};
+use crate::sync::mailbox::Mailbox;
 use crate::sys::fdpass::duplicate;
 use crate::sys::listener::{Listener as Socket, OpenOptions};
 use crate::sys::waker::Waker;
@@ -384,22 +385,25 @@ fn absolute(address: &str) -> Result<String> {
 }
 
 impl Messages {
-    /// The next message, if it arrives within this time. `None` also means that the channel has
-    /// ended.
-    pub fn next_within(&mut self, time: Duration) -> Option<Message> {
-        item(self.mailbox.wait(Some(Instant::now() + time)))
+    /// Waits for the next message, at most this long, as `std::sync::mpsc::Receiver` does.
+    ///
+    /// # Errors
+    /// [`RecvTimeoutError::Timeout`] if none has come; [`RecvTimeoutError::Disconnected`] when none
+    /// will, because the channel has ended.
+    pub fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+    ) -> std::result::Result<Message, RecvTimeoutError> {
+        self.mailbox.wait(Instant::now().checked_add(timeout)).or_timeout()
     }
 
-    /// The next message, if one is queued.
-    pub fn try_next(&mut self) -> Option<Message> {
-        item(self.mailbox.try_take())
-    }
-}
-
-fn item(found: Found<Message>) -> Option<Message> {
-    match found {
-        Found::Item(message) => Some(message),
-        Found::Nothing | Found::End => None,
+    /// The next message, if there is one already.
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] if there is none yet; [`TryRecvError::Disconnected`] when none will
+    /// come, because the channel has ended.
+    pub fn try_recv(&mut self) -> std::result::Result<Message, TryRecvError> {
+        self.mailbox.try_take().or_empty()
     }
 }
 
@@ -408,7 +412,7 @@ impl Iterator for Messages {
 
     /// Waits for the next message; `None` after the channel has ended.
     fn next(&mut self) -> Option<Message> {
-        item(self.mailbox.wait(None))
+        self.mailbox.wait(None).item()
     }
 }
 

@@ -66,8 +66,8 @@ impl Stage {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let event = self.events.next_within(left);
-            let event = event.unwrap_or_else(|| panic!("in vain: waited for {what}"));
+            let event = self.events.recv_timeout(left);
+            let event = event.unwrap_or_else(|_| panic!("in vain: waited for {what}"));
             if let Some(found) = look(event) {
                 return found;
             }
@@ -86,7 +86,11 @@ impl Stage {
     /// Ends in order, which implies that no connection is open; returns the workers' counts.
     pub(crate) fn end(mut self) -> Vec<WorkerCounts> {
         let completion = self.leaving.take().unwrap_or_else(|| self.cluster.disconnect());
-        assert!(completion.wait_for(PATIENCE), "workers are left: {:?}", self.cluster.workers());
+        assert!(
+            completion.wait_timeout(PATIENCE),
+            "workers are left: {:?}",
+            self.cluster.workers()
+        );
         let exits = (0..self.workers).map(|_| {
             self.until("a worker to exit", |event| match event {
                 Event::Exit { worker, counts, .. } => Some((worker, counts)),

@@ -230,7 +230,7 @@ fn the_cluster_is_disconnected_when_the_last_worker_has_gone() {
     assert!(!completion.is_complete(), "the second one is still there");
     until_refused(&address);
     second.send(&Order::Release).expect("it still reads");
-    assert!(completion.wait_for(PATIENCE));
+    assert!(completion.wait_timeout(PATIENCE));
     assert!(second.is_dead());
     until_free(&address);
     stage.end();
@@ -238,10 +238,10 @@ fn the_cluster_is_disconnected_when_the_last_worker_has_gone() {
 
 fn a_cluster_without_workers_is_disconnected_at_once() {
     let stage = Stage::new();
-    assert!(stage.cluster.disconnect().wait_for(PATIENCE));
+    assert!(stage.cluster.disconnect().wait_timeout(PATIENCE));
     let held = stage.cluster.hold(&"127.0.0.1:0".parse().expect("an address"));
     let (_, address) = held.expect("a free port");
-    assert!(stage.cluster.disconnect().wait_for(PATIENCE));
+    assert!(stage.cluster.disconnect().wait_timeout(PATIENCE));
     // The held socket is closed too.
     until_refused(&address);
     stage.end();
@@ -264,7 +264,7 @@ fn a_cluster_can_go_on_after_a_disconnect() {
             assert!(before.is_none_or(|before| before == last), "the ports stay");
             let numbers = round * WORKERS + 1..=(round + 1) * WORKERS;
             assert!(last.iter().all(|address| numbers.contains(&greeter(address))));
-            assert!(stage.cluster.disconnect().wait_for(PATIENCE));
+            assert!(stage.cluster.disconnect().wait_timeout(PATIENCE));
             assert!(workers.iter().all(|worker| worker.is_dead()));
             last.iter().for_each(|address| until_free(address));
             before = Some(last);

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError, channel};
 
 use clusterlb::{AddressKind, Ending, Event, ForkOptions};
 use futures_core::Stream as _;
@@ -123,7 +123,10 @@ fn events_end_with_the_cluster() {
     let mut events = stage.cluster.events().expect("descriptors");
     drop(stage);
     assert!(events.by_ref().all(|event| event.worker() == Some(&worker)));
-    assert!(events.next().is_none() && events.try_next().is_none());
+    assert!(events.next().is_none());
+    assert_eq!(events.try_recv().err(), Some(TryRecvError::Disconnected));
+    let waited = events.recv_timeout(PATIENCE).err();
+    assert_eq!(waited, Some(RecvTimeoutError::Disconnected));
     assert!(worker.send("too late").is_err());
     worker.disconnect();
 }

@@ -48,7 +48,7 @@ fn a_control_plane_that_panics_is_told_of_and_leaves_nobody_waiting() {
     let (_open, _) = kept(&address);
     let events = stage.cluster.events().expect("descriptors");
     let before = stage.cluster.disconnect();
-    assert!(!before.wait_for(Duration::ZERO), "it has a connection to finish");
+    assert!(!before.wait_timeout(Duration::ZERO), "it has a connection to finish");
     let waiting = thread::spawn({
         let before: Completion = before.clone();
         move || before.wait()

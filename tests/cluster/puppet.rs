@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use clusterlb::Endpoint;
 use clusterlb::{
-    Cluster, Connection, Datagrams, Error, Handle, ListenOptions, Listener, Message, Tracked,
+    Cluster, Connection, Datagrams, Endpoint, Error, Handle, ListenOptions, Listener, Message, Tracked,
     Transport, Worker,
 };
 use nix::errno::Errno;
@@ -362,7 +361,8 @@ impl Puppet {
                     let mut buffer = [0; 2048];
                     // The thread ends with the process, or when the socket is closed.
                     while let Some(socket) = datagrams.upgrade() {
-                        let Ok((length, sender)) = socket.recv_from(&mut buffer) else {
+                        let received = UdpSocket::recv_from(&socket, &mut buffer);
+                        let Ok((length, sender)) = received else {
                             // No datagram, or another worker was faster.
                             drop(socket);
                             std::thread::sleep(Duration::from_millis(1));

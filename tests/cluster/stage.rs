@@ -78,8 +78,7 @@ impl Stage {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let event = self.events.next_within(left);
-            let Some(event) = event else {
+            let Ok(event) = self.events.recv_timeout(left) else {
                 panic!("in vain: waited for {what}; heard {:#?}", self.heard);
             };
             match look(&event) {
@@ -91,7 +90,7 @@ impl Stage {
 
     /// The same among the events that have already arrived.
     pub(crate) fn already<T>(&mut self, mut look: impl FnMut(&Event) -> Option<T>) -> Option<T> {
-        while let Some(event) = self.events.try_next() {
+        while let Ok(event) = self.events.try_recv() {
             self.heard.push(event);
         }
         let place = self.heard.iter().position(|event| look(event).is_some())?;
@@ -100,7 +99,7 @@ impl Stage {
 
     /// Whether such an event has arrived and not been taken.
     pub(crate) fn has_heard(&mut self, look: impl Fn(&Event) -> bool) -> bool {
-        while let Some(event) = self.events.try_next() {
+        while let Ok(event) = self.events.try_recv() {
             self.heard.push(event);
         }
         self.heard.iter().any(look)
@@ -215,7 +214,11 @@ impl Stage {
     /// Ends in order, and fails if anything is left.
     pub(crate) fn end(self) {
         let completion = self.cluster.disconnect();
-        assert!(completion.wait_for(PATIENCE), "workers are left: {:?}", self.cluster.workers());
+        assert!(
+            completion.wait_timeout(PATIENCE),
+            "workers are left: {:?}",
+            self.cluster.workers()
+        );
         assert!(self.cluster.workers().is_empty());
     }
 }

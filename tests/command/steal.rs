@@ -327,7 +327,7 @@ fn heard<T>(events: &mut Events, mut look: impl FnMut(Event) -> Option<T>) -> T 
     let deadline = Instant::now() + PATIENCE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let event = events.next_within(left).expect("the event comes");
+        let event = events.recv_timeout(left).expect("the event comes");
         if let Some(found) = look(event) {
             return found;
         }

@@ -133,19 +133,19 @@ fn a_subscriber_that_does_not_read_holds_up_what_workers_say_and_not_their_ends(
         let mut told = 0;
         // Somewhat below what one worker may be ahead of a subscriber.
         while told < 4_000 {
-            let event = keen.next_within(PATIENCE).expect("an event");
+            let event = keen.recv_timeout(PATIENCE).expect("an event");
             told += usize::from(matches!(event, Event::Message { .. }));
         }
         worker.kill(clusterlb::Signal::SIGKILL).expect("it is ours");
         loop {
-            match keen.next_within(PATIENCE).expect("its end is told") {
+            match keen.recv_timeout(PATIENCE).expect("its end is told") {
                 Event::Exit { worker: one, .. } if one == worker => break,
                 _ => {}
             }
         }
         let mut numbers: Vec<usize> = Vec::new();
         loop {
-            match behind.next_within(PATIENCE).expect("nothing is lost") {
+            match behind.recv_timeout(PATIENCE).expect("nothing is lost") {
                 Event::Message { message, .. } => numbers.push(message.parse().expect("a number")),
                 Event::Exit { .. } => break,
                 _ => {}

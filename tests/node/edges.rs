@@ -70,7 +70,7 @@ fn letters_of_a_stopped_worker(
     });
     change.expect("valid settings");
     let mut events = cluster.events().expect("descriptors");
-    let mut next = || events.next_within(PATIENCE).expect("it goes on");
+    let mut next = || events.recv_timeout(PATIENCE).expect("it goes on");
     let worker = cluster.fork().expect("Node starts");
     let mut addresses = Vec::new();
     while addresses.len() < 2 {

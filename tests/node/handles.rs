@@ -107,7 +107,7 @@ fn the_library_sends_sockets_to_node_workers() {
         let mut events = cluster.events().expect("descriptors");
         let worker = cluster.fork().expect("a worker");
         // A message that comes before the program listens for it is lost, as in Node.
-        while !matches!(events.next_within(PATIENCE), Some(Event::Listening { .. })) {}
+        while !matches!(events.recv_timeout(PATIENCE), Ok(Event::Listening { .. })) {}
         let (mut near, far) = pair();
         worker.send_shared("kept open", &far).expect("there is room");
         let mut text = [0; 9];
