@@ -61,7 +61,7 @@ fn report(event: &SupervisorEvent) {
 
 fn serve(worker: &Worker) -> Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
-    let listener = worker.listen(&address)?;
+    let listener = worker.bind(&address)?;
     let shutdown = Arc::new(AtomicBool::new(false));
     let (heard, messages) = (Arc::clone(&shutdown), worker.messages());
     thread::spawn(move || messages.for_each(|_| heard.store(true, Ordering::Relaxed)));

@@ -46,7 +46,7 @@ fn serve(worker: &Worker) -> Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
     // All workers request the same address and share it. The primary holds the socket, accepts, and
     // assigns each connection to a worker in turn.
-    let listener = worker.listen(&address)?;
+    let listener = worker.bind(&address)?;
     for connection in listener.incoming() {
         let connection = connection?;
         // However this thread ends, dropping the connection counts it as finished.

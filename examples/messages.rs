@@ -53,7 +53,7 @@ fn primary(cluster: &Cluster) -> Result<()> {
 
 fn serve(worker: &Worker) -> Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
-    let listener = worker.listen(&address)?;
+    let listener = worker.bind(&address)?;
     for connection in listener.incoming() {
         let (connection, worker) = (connection?, worker.clone());
         thread::spawn(move || {

@@ -52,7 +52,7 @@ fn report(event: &SupervisorEvent) {
 
 fn serve(worker: &Worker) -> Result<ExitCode> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
-    let listener = worker.listen(&address)?;
+    let listener = worker.bind(&address)?;
     // One client at a time, for simplicity.
     for connection in listener.incoming() {
         let mut client = connection?.into_tcp()?;

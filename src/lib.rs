@@ -66,7 +66,7 @@ pub use sys::error::{Error, ErrorKind, Result};
 pub use sys::limits::DescriptorLimit;
 pub use sys::process::Ending;
 pub use sys::signal::Signal;
-pub use worker::{Connection, Datagrams, Guard, ListenFuture, Listener, Messages, Tracked, Worker};
+pub use worker::{BindFuture, Connection, Datagrams, Guard, Listener, Messages, Tracked, Worker};
 
 /// Private modules for this project's own tests and benchmarks. No promise is made of them.
 #[cfg(feature = "internals")]

@@ -5,20 +5,20 @@
 //! dropped, failed, cancelled or in a panicking task. Adapters take no decisions and start no
 //! threads.
 //!
-//! | for | feature | listen with | accept with |
+//! | for | feature | bind with | accept with |
 //! | --- | --- | --- | --- |
-//! | `std`, blocking | – | [`Worker::listen`] | [`Listener::accept`], [`Connection::into_tcp`] |
+//! | `std`, blocking | – | [`Worker::bind`] | [`Listener::accept`], [`Connection::into_tcp`] |
 //! | tokio-uring | `tokio-uring`, a default one | `adapter::uring::Listener::bind` | its `accept` |
 //! | tokio | `tokio` | `adapter::tokio::Listener::bind` | its `accept` |
 //! | axum | `axum` | `adapter::tokio::Listener::bind` | `axum::serve`, which takes it |
 //!
-//! For other runtimes, use [`Worker::open`], [`Listener::try_accept`] with readiness of the
-//! listener's descriptor, and [`Connection::into_parts`]. A UDP socket of [`Worker::open_udp`] is
-//! non-blocking and has a descriptor too.
+//! For other runtimes, use [`Worker::bind_async`], [`Listener::try_accept`] with readiness of the
+//! listener's descriptor, and [`Connection::into_parts`]. A UDP socket of
+//! [`Worker::bind_udp_async`] is non-blocking and has a descriptor too.
 //!
-//! [`Worker::listen`]: crate::Worker::listen
-//! [`Worker::open`]: crate::Worker::open
-//! [`Worker::open_udp`]: crate::Worker::open_udp
+//! [`Worker::bind`]: crate::Worker::bind
+//! [`Worker::bind_async`]: crate::Worker::bind_async
+//! [`Worker::bind_udp_async`]: crate::Worker::bind_udp_async
 //! [`Listener::accept`]: crate::Listener::accept
 //! [`Listener::try_accept`]: crate::Listener::try_accept
 //! [`Connection::into_tcp`]: crate::Connection::into_tcp

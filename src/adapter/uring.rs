@@ -52,11 +52,11 @@ pub struct Stream {
 }
 
 impl Listener {
-    /// Requests an address, as [`Worker::listen`] does, without blocking the runtime's thread.
+    /// Requests an address, as [`Worker::bind`] does, without blocking the runtime's thread.
     /// Dropping the future cancels the request.
     ///
     /// # Errors
-    /// As [`Worker::listen`] and [`new`](Self::new).
+    /// As [`Worker::bind`] and [`new`](Self::new).
     pub async fn bind(worker: &Worker, address: &str) -> Result<Self> {
         Self::bind_with(worker, address, ListenOptions::default()).await
     }
@@ -64,12 +64,12 @@ impl Listener {
     /// As [`bind`](Self::bind), with options.
     ///
     /// # Errors
-    /// As [`Worker::listen_with`] and [`new`](Self::new).
+    /// As [`Worker::bind_with`] and [`new`](Self::new).
     pub async fn bind_with(worker: &Worker, address: &str, options: ListenOptions) -> Result<Self> {
-        Self::new(worker.open(address, options).await?)
+        Self::new(worker.bind_async(address, options).await?)
     }
 
-    /// Wraps an existing listener, such as one of [`Worker::listen_exclusive`]. Call it inside the
+    /// Wraps an existing listener, such as one of [`Worker::bind_exclusive`]. Call it inside the
     /// runtime.
     ///
     /// # Errors

@@ -304,7 +304,7 @@ impl Cluster {
     /// Opens an address before any worker asks for it, and keeps it open until
     /// [`disconnect`](Self::disconnect): connections wait in the kernel while no worker serves it.
     /// Returns the address that was bound. Port 0 can be opened several times, for the
-    /// first, second and further `listen` of each worker.
+    /// first, second and further call of each worker to serve it.
     ///
     /// # Errors
     /// [`Error::Listen`], as for any server that cannot have its address; [`Error::Workers`] beyond

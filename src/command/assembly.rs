@@ -37,7 +37,7 @@ pub(super) fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) 
         supervisor = supervisor.ready_after(program.ready_after);
     }
     for address in &settings.listen {
-        supervisor = supervisor.listen(address.clone());
+        supervisor = supervisor.hold(address.clone());
     }
     let variables = settings.worker_environment.environment.iter();
     for (name, value) in variables.chain(&settings.own_variables) {

@@ -63,7 +63,7 @@ impl ListeningAddress {
         Self { address, port: None, kind: AddressKind::Unix, listener, ephemeral }
     }
 
-    /// The same as one would give it to [`Worker::listen`](crate::Worker::listen).
+    /// The same as one would give it to [`Worker::bind`](crate::Worker::bind).
     #[must_use]
     pub fn to_listen_address(&self) -> ListenAddress {
         let inet =

@@ -75,7 +75,7 @@ type OnEvent = Box<dyn FnMut(&SupervisorEvent) + Send>;
 ///         Supervisor::new(cluster).workers(4).handle_signals().run()?;
 ///     }
 ///     Role::Worker(worker) => {
-///         for connection in worker.listen("127.0.0.1:8000")?.incoming() {
+///         for connection in worker.bind("127.0.0.1:8000")?.incoming() {
 ///             drop(connection?);
 ///         }
 ///     }
@@ -87,7 +87,7 @@ pub struct Supervisor {
     cluster: Cluster,
     workers: u16,
     plan: Option<CpuPlan>,
-    listen: Vec<ListenAddress>,
+    hold: Vec<ListenAddress>,
     environment: Vec<(OsString, OsString)>,
     rules: Rules,
     handles_signals: bool,
@@ -115,7 +115,7 @@ impl Supervisor {
             cluster,
             workers: u16::try_from(cpus.min(WORKERS_MAX)).expect("that is the most"),
             plan: None,
-            listen: Vec::new(),
+            hold: Vec::new(),
             environment: Vec::new(),
             rules: Rules {
                 restart: RestartPolicy::default(),
@@ -148,10 +148,11 @@ impl Supervisor {
         self
     }
 
-    /// One more address that is opened before there are workers, so that a busy one is told at
-    /// once, and held whichever worker serves it. The run begins when each worker serves as many.
-    pub fn listen(mut self, address: ListenAddress) -> Self {
-        self.listen.push(address);
+    /// One more address that is opened before there are workers ([`Cluster::hold`]), so that a busy
+    /// one is told at once, and held whichever worker serves it. The run begins when each worker
+    /// serves as many.
+    pub fn hold(mut self, address: ListenAddress) -> Self {
+        self.hold.push(address);
         self
     }
 
@@ -283,7 +284,7 @@ impl Supervisor {
         let signals = signals.transpose()?;
         self.prepare_cluster()?;
         let events = self.cluster.events()?;
-        let addresses = self.listen.iter().map(|address| self.cluster.hold(address));
+        let addresses = self.hold.iter().map(|address| self.cluster.hold(address));
         let addresses = addresses.collect::<Result<Vec<(ListenerId, String)>>>()?;
         self.rules.held = addresses.len();
         let (_, orders) = self.channel.take().expect("the handle has the other end");

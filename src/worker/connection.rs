@@ -70,9 +70,9 @@ impl Connection {
         peer::local_of(&self.socket).map_err(|errno| Error::system("name a socket", errno))
     }
 
-    /// The listener that accepted it; `None` for one of [`Worker::listen_exclusive`].
+    /// The listener that accepted it; `None` for one of [`Worker::bind_exclusive`].
     ///
-    /// [`Worker::listen_exclusive`]: super::Worker::listen_exclusive
+    /// [`Worker::bind_exclusive`]: super::Worker::bind_exclusive
     #[must_use]
     pub fn listener(&self) -> Option<ListenerId> {
         self.listener

@@ -1,13 +1,13 @@
 //! The worker API for its program (Node's `cluster.worker`).
 
 mod accept_queue;
+mod bind_future;
 mod connection;
 mod control_thread;
 mod datagrams;
 mod gate;
 mod inbox;
 mod intake;
-mod listen_future;
 mod listener;
 mod shared;
 
@@ -25,9 +25,9 @@ use futures_core::Stream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
+pub use bind_future::BindFuture;
 pub use connection::{Connection, Guard, Tracked};
 pub use datagrams::Datagrams;
-pub use listen_future::ListenFuture;
 pub use listener::Listener;
 
 use crate::address::ListenAddress;
@@ -158,27 +158,30 @@ impl Worker {
     /// `127.0.0.1:8000`, `[::]:8000` (IPv4 as well), `8000` (127.0.0.1), `localhost:8000`,
     /// `unix:/path`, `unix:@name`, `fd:7` (the **primary's** descriptor). With port 0, the nth call
     /// of every worker gets the same port. Blocks until the primary replies; inside an async
-    /// runtime use [`open`](Self::open), or the `bind` of an [adapter](crate::adapter).
+    /// runtime use [`bind_async`](Self::bind_async), or the `bind` of an
+    /// [adapter](crate::adapter).
+    ///
+    /// As with `TcpListener::bind` of `std`, the address is listened on when this returns.
     ///
     /// # Errors
     /// [`Error::Listen`] with the primary's error, such as EADDRINUSE or EACCES; EADDRINUSE also
     /// when this worker already serves the address; [`Error::Usage`] for an invalid address;
     /// ECANCELED when the worker is leaving.
-    pub fn listen(&self, address: &str) -> Result<Listener> {
-        self.listen_with(address, ListenOptions::default())
+    pub fn bind(&self, address: &str) -> Result<Listener> {
+        self.bind_with(address, ListenOptions::default())
     }
 
-    /// As [`listen`](Self::listen), with a backlog, IPv6 only, or the mode of a unix socket.
+    /// As [`bind`](Self::bind), with a backlog, IPv6 only, or the mode of a unix socket.
     /// Workers that request the same address with the same options share it, with the backlog of
     /// the first request.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen); [`Error::Usage`] for options that only datagrams have.
-    pub fn listen_with(&self, address: &str, options: ListenOptions) -> Result<Listener> {
-        self.open(address, options).wait()
+    /// As [`bind`](Self::bind); [`Error::Usage`] for options that only datagrams have.
+    pub fn bind_with(&self, address: &str, options: ListenOptions) -> Result<Listener> {
+        self.bind_async(address, options).wait()
     }
 
-    /// As [`listen_with`](Self::listen_with), but returns a future instead of blocking, like Node's
+    /// As [`bind_with`](Self::bind_with), but returns a future instead of blocking, like Node's
     /// `server.listen`.
     ///
     /// ```no_run
@@ -186,19 +189,19 @@ impl Worker {
     /// use clusterlb::{ListenOptions, Worker};
     ///
     /// let worker = Worker::current()?;
-    /// let listener = worker.open("127.0.0.1:8000", ListenOptions::default()).await?;
+    /// let listener = worker.bind_async("127.0.0.1:8000", ListenOptions::default()).await?;
     /// # drop(listener);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open(&self, address: &str, options: ListenOptions) -> ListenFuture<Listener> {
+    pub fn bind_async(&self, address: &str, options: ListenOptions) -> BindFuture<Listener> {
         let asked = absolute(address).and_then(|address| {
             if options.transport != Transport::Stream || options.reuse_address {
-                return Err(Error::usage("only streams can be listened to", "use `bind_udp_with`"));
+                return Err(Error::usage("these options are for datagrams", "use `bind_udp_with`"));
             }
             self.shared.ask(&address, options)
         });
-        ListenFuture::new(&self.shared, asked, serve)
+        BindFuture::new(&self.shared, asked, serve)
     }
 
     /// Serves an address in this worker only, without the primary (Node: `exclusive: true`). The
@@ -206,7 +209,7 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Listen`] if the address cannot be opened.
-    pub fn listen_exclusive(&self, address: &str) -> Result<Listener> {
+    pub fn bind_exclusive(&self, address: &str) -> Result<Listener> {
         let options = OpenOptions {
             backlog: EXCLUSIVE_BACKLOG,
             share_port: false,
@@ -227,7 +230,7 @@ impl Worker {
     /// primary replies.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen); EOPNOTSUPP for an address other than IP.
+    /// As [`bind`](Self::bind); EOPNOTSUPP for an address other than IP.
     pub fn bind_udp(&self, address: &str) -> Result<Datagrams> {
         self.bind_udp_with(address, ListenOptions::default().transport(Transport::Datagram))
     }
@@ -239,18 +242,18 @@ impl Worker {
     /// # Errors
     /// As [`bind_udp`](Self::bind_udp); [`Error::Usage`] for streams.
     pub fn bind_udp_with(&self, address: &str, options: ListenOptions) -> Result<Datagrams> {
-        self.open_udp(address, options).wait()
+        self.bind_udp_async(address, options).wait()
     }
 
     /// As [`bind_udp_with`](Self::bind_udp_with), but returns a future instead of blocking.
-    pub fn open_udp(&self, address: &str, options: ListenOptions) -> ListenFuture<Datagrams> {
+    pub fn bind_udp_async(&self, address: &str, options: ListenOptions) -> BindFuture<Datagrams> {
         let asked = address.parse().and_then(|address: ListenAddress| {
             if options.transport == Transport::Stream {
-                return Err(Error::usage("streams are not bound", "use `listen_with`"));
+                return Err(Error::usage("these options are for streams", "use `bind_with`"));
             }
             self.shared.ask(&address.to_string(), options)
         });
-        ListenFuture::new(&self.shared, asked, receive)
+        BindFuture::new(&self.shared, asked, receive)
     }
 
     /// Sends a message to the primary (Node: `process.send`). Never blocks: messages that the

@@ -5,14 +5,14 @@ use std::net::TcpStream;
 
 use clusterlb::adapter::{tokio as on_tokio, uring};
 use clusterlb::{
-    AcceptMechanism, AddressKind, ClaimTimes, Client, Cluster, ClusterCounts, ClusterSettings,
-    Companion, CompanionEvent, Completion, Connection, CreditRule, Datagrams, DescriptorLimit,
-    Dialect, Dispatch, Ending, Endpoint, EngineChoice, EngineDecision, EngineKind, Error,
-    ErrorKind, Event, Events, FileAccess, Finished, ForkOptions, Guard, Handle, InspectPort,
-    LatencySummary, Limits, ListenAddress, ListenFuture, ListenOptions, ListenRule, Listener,
-    ListenerCounts, ListenerId, ListenerSnapshot, ListeningAddress, Loads, Message, Messages,
-    OverloadFactor, Policy, Readiness, ReadyAfter, ReloadChanges, Restart, RestartPolicy, Result,
-    Role, RunningCompanion, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot,
+    AcceptMechanism, AddressKind, BindFuture, ClaimTimes, Client, Cluster, ClusterCounts,
+    ClusterSettings, Companion, CompanionEvent, Completion, Connection, CreditRule, Datagrams,
+    DescriptorLimit, Dialect, Dispatch, Ending, Endpoint, EngineChoice, EngineDecision, EngineKind,
+    Error, ErrorKind, Event, Events, FileAccess, Finished, ForkOptions, Guard, Handle, InspectPort,
+    LatencySummary, Limits, ListenAddress, ListenOptions, ListenRule, Listener, ListenerCounts,
+    ListenerId, ListenerSnapshot, ListeningAddress, Loads, Message, Messages, OverloadFactor,
+    Policy, Readiness, ReadyAfter, ReloadChanges, Restart, RestartPolicy, Result, Role,
+    RunningCompanion, SchedulerConfig, SchedulerFactory, Serialization, Signal, Skips, Slot,
     SlotSnapshot, SlotState, Snapshot, Status, StreamSetting, Supervisor, SupervisorEvent,
     SupervisorEvents, SupervisorHandle, SupervisorStage, Tracked, Transport, UnknownName, Worker,
     WorkerCounts, WorkerHandle, WorkerId, WorkerLoad, WorkerSnapshot, WorkerState,
@@ -36,7 +36,7 @@ hold!(is_shared_by_threads:
     Connection, CreditRule, Datagrams, Dialect, Ending, Endpoint, EngineChoice, EngineDecision,
     EngineKind, Error, ErrorKind, Event, Events, Finished, ForkOptions, Guard, Handle, InspectPort,
     LatencySummary, Limits,
-    ListenAddress, ListenFuture<Datagrams>, ListenFuture<Listener>, ListenOptions, Listener,
+    ListenAddress, BindFuture<Datagrams>, BindFuture<Listener>, ListenOptions, Listener,
     ListenerId, ListeningAddress, Loads, Message, Messages, Policy, Readiness, Restart,
     RestartPolicy, Result<()>, Role, SchedulerConfig, SchedulerFactory, Serialization, Signal,
     Skips, Slot, SlotSnapshot, SlotState, Snapshot, Status, StreamSetting, Supervisor,
@@ -58,7 +58,7 @@ fn what_is_awaited(listener: &on_tokio::Listener, worker: &Worker) {
     needs_no_order(&on_tokio::Listener::bind(worker, ""));
     needs_no_order(&listener.accept());
     needs_no_order(&listener.ended());
-    needs_no_order(&worker.open("", ListenOptions::default()));
+    needs_no_order(&worker.bind_async("", ListenOptions::default()));
     needs_no_order(&worker.disconnected());
     needs_no_order(&uring::Listener::bind(worker, ""));
 }

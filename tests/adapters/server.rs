@@ -78,7 +78,7 @@ fn fail_if_asked(request: &[u8]) {
 }
 
 fn serve_std(worker: &Worker, address: &str) {
-    let listener = worker.listen(address).expect("the address is free");
+    let listener = worker.bind(address).expect("the address is free");
     for connection in listener.incoming() {
         let connection = connection.expect("the listener is open");
         thread::spawn(move || echo_std(connection));

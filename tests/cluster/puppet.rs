@@ -11,8 +11,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use clusterlb::{
-    Cluster, Connection, Datagrams, Endpoint, Error, Handle, ListenOptions, Listener, Message, Tracked,
-    Transport, Worker,
+    Cluster, Connection, Datagrams, Endpoint, Error, Handle, ListenOptions, Listener, Message,
+    Tracked, Transport, Worker,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -210,12 +210,12 @@ impl Puppet {
     fn obey(&mut self, order: Order, message: &Message) -> Option<u8> {
         match order {
             Order::Listen { address, options, service } => {
-                match self.worker.listen_with(&address, options) {
+                match self.worker.bind_with(&address, options) {
                     Ok(listener) => self.serve(address, listener, service),
                     Err(error) => self.refuse(&error),
                 }
             }
-            Order::ListenAlone { address } => match self.worker.listen_exclusive(&address) {
+            Order::ListenAlone { address } => match self.worker.bind_exclusive(&address) {
                 Ok(listener) => self.serve(address, listener, Service::Greet),
                 Err(error) => self.refuse(&error),
             },

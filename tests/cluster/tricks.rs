@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use clusterlb::{ListenFuture, ListenOptions, Listener, Transport, Worker};
+use clusterlb::{BindFuture, ListenOptions, Listener, Transport, Worker};
 use futures_core::Stream as _;
 use serde::{Deserialize, Serialize};
 
@@ -64,12 +64,12 @@ pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Op
         Trick::Panic { address } => {
             let worker = worker.clone();
             let thread = std::thread::spawn(move || {
-                worker.listen(&address).expect(ON_PURPOSE);
+                worker.bind(&address).expect(ON_PURPOSE);
             });
             thread.join().expect_err("it is refused");
         }
         Trick::LeaveIfRefused { address } => {
-            worker.listen(&address).expect_err("another worker has it");
+            worker.bind(&address).expect_err("another worker has it");
             drop(worker.disconnect());
             return None;
         }
@@ -115,7 +115,7 @@ pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Op
 fn await_address(worker: &Worker, address: &str) -> Reply {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let opened: clusterlb::Result<Listener> = runtime.expect("a runtime").block_on(async {
-        let mut opening = worker.open(address, ListenOptions::default());
+        let mut opening = worker.bind_async(address, ListenOptions::default());
         let mut ticks = 0;
         loop {
             tokio::select! {
@@ -134,7 +134,7 @@ fn await_address(worker: &Worker, address: &str) -> Reply {
 }
 
 fn ask_in_vain(worker: &Worker, address: &str, options: ListenOptions, patience: Duration) {
-    fn begin<T>(mut opening: ListenFuture<T>, patience: Duration) {
+    fn begin<T>(mut opening: BindFuture<T>, patience: Duration) {
         if !patience.is_zero() {
             // A waker is registered for a reply that does not come.
             let mut context = Context::from_waker(Waker::noop());
@@ -143,8 +143,8 @@ fn ask_in_vain(worker: &Worker, address: &str, options: ListenOptions, patience:
         }
     }
     match options.transport {
-        Transport::Stream => begin(worker.open(address, options), patience),
-        _ => begin(worker.open_udp(address, options), patience),
+        Transport::Stream => begin(worker.bind_async(address, options), patience),
+        _ => begin(worker.bind_udp_async(address, options), patience),
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn run(settings: &Settings) -> Result<()> {
         let asked: Vec<_> = settings
             .listen
             .iter()
-            .map(|address| worker.open(&address.to_string(), ListenOptions::default()))
+            .map(|address| worker.bind_async(&address.to_string(), ListenOptions::default()))
             .collect();
         for listener in asked {
             let listener = Listener::new(listener.await?)?;

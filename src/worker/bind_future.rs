@@ -15,7 +15,7 @@ use crate::protocol::worker_end::Grant;
 /// A requested address. `await` it on any runtime, or block with [`wait`](Self::wait). Dropping it
 /// cancels the request.
 #[must_use = "the address is asked for; wait for it, or it is given back"]
-pub struct ListenFuture<T> {
+pub struct BindFuture<T> {
     shared: Arc<Shared>,
     stage: Stage,
     /// Converts the primary's reply.
@@ -32,7 +32,7 @@ enum Stage {
     Done,
 }
 
-impl<T> ListenFuture<T> {
+impl<T> BindFuture<T> {
     /// Waits for the reply to a request, if it could be sent.
     pub(crate) fn new(
         shared: &Arc<Shared>,
@@ -62,7 +62,7 @@ impl<T> ListenFuture<T> {
     }
 }
 
-impl<T> Future for ListenFuture<T> {
+impl<T> Future for BindFuture<T> {
     type Output = Result<T>;
 
     /// # Panics
@@ -84,7 +84,7 @@ impl<T> Future for ListenFuture<T> {
     }
 }
 
-impl<T> Drop for ListenFuture<T> {
+impl<T> Drop for BindFuture<T> {
     fn drop(&mut self) {
         if let Stage::Asked { sequence } = self.stage {
             self.shared.forget_request(sequence);
@@ -92,8 +92,8 @@ impl<T> Drop for ListenFuture<T> {
     }
 }
 
-impl<T> fmt::Debug for ListenFuture<T> {
+impl<T> fmt::Debug for BindFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Opening").field("stage", &self.stage).finish_non_exhaustive()
+        f.debug_struct("BindFuture").field("stage", &self.stage).finish_non_exhaustive()
     }
 }
