@@ -1,5 +1,5 @@
-//! What is said of a program that cannot be started: what it was meant to be, as far as that can be
-//! guessed, and the line that starts it.
+//! The error for a program that cannot be started: a guess at what was meant, and the command line
+//! that works.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,11 +10,11 @@ use clusterlb::Error;
 
 use super::known_programs::find;
 
-/// From which likeness on one name is offered for another, as clap does for options.
+/// Least similarity at which a name is suggested for another, as clap does for options.
 const LIKENESS_MIN: f64 = 0.7;
-/// Programs that people name often, beside the commands.
+/// Programs that are often named, in addition to the commands.
 const PROGRAMS: [&str; 4] = ["node", "gunicorn", "uvicorn", "python3"];
-/// What runs a file, by its ending.
+/// Interpreters by file extension.
 const INTERPRETERS: [(&str, &str); 10] = [
     ("js", "node"),
     ("cjs", "node"),
@@ -28,8 +28,8 @@ const INTERPRETERS: [(&str, &str); 10] = [
     ("jar", "java -jar"),
 ];
 
-/// Why the program cannot be started from `directory`, if that can be seen, and what to do.
-/// `commands` are the names that could have been meant instead.
+/// Why the program cannot be started from `directory`, if the cause is visible, and the remedy.
+/// `commands` are names that may have been meant instead.
 pub(super) fn objection(
     path: &Path,
     directory: Option<&Path>,
@@ -42,7 +42,7 @@ pub(super) fn objection(
             Error::usage(what, way_to_run(path, &file))
         });
     }
-    // A file is here, and the name alone is only looked for in PATH.
+    // The file exists here, but a bare name is only looked up in PATH.
     let here = directory.unwrap_or_else(|| Path::new("")).join(path);
     let (what, hint) = if here.is_dir() {
         (format!("{shown} is a folder"), "name the program in it".to_owned())
@@ -60,7 +60,7 @@ pub(super) fn objection(
     Some(Error::usage(what, hint))
 }
 
-/// Whether anyone may execute the file; whether this user may is the kernel's to say.
+/// Whether anyone may execute the file. Whether this user may, the kernel decides.
 fn may_be_run(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|found| found.permissions().mode() & 0o111 != 0)
 }
@@ -101,13 +101,13 @@ fn nearest_or_general(path: &Path, commands: &[String]) -> String {
     }
 }
 
-/// The name that is most like this one, if any is like it, and how much.
+/// The most similar name and its similarity, if any is similar enough.
 pub(super) fn nearest<'a>(
     name: &str,
     among: impl Iterator<Item = &'a str>,
 ) -> Option<(&'a str, f64)> {
     let likeness = |one: &str| match strsim::osa_distance(name, one) {
-        // In a short word one letter is much, and is mistyped as easily.
+        // In a short word one letter is a large share, and just as easily mistyped.
         0 | 1 if name.len() > 2 => 0.95,
         _ => strsim::jaro(name, one),
     };

@@ -1,7 +1,7 @@
-//! What `--listen` means on this machine: names are looked up once, at the start of a run.
+//! Resolves `--listen`: names are looked up once, at the start of a run.
 //!
-//! Owns how long that may take, and that workers listen where their primary does: they are told,
-//! and look nothing up themselves.
+//! Owns the time limit of the lookup, and that workers listen where their primary does: they get
+//! the addresses and look nothing up.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use clusterlb::{Dialect, Error, ListenAddress, Result};
 use clusterlb_sys::passed::Passed;
 use clusterlb_sys::resolve;
 
-/// How long the system's databases may take over an answer.
+/// How long a lookup may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Finds the sockets that `fd:NAME` means among those that the service manager has passed.
+/// Finds the sockets that `fd:NAME` refers to among those that the service manager passed.
 ///
 /// # Errors
-/// It has passed none of that name.
+/// No socket of that name was passed.
 pub(super) fn find_passed(settings: &mut Settings, passed: &[Passed]) -> Result<()> {
     for address in &mut settings.listen {
         let ListenAddress::InheritedName(name) = address else { continue };
@@ -34,18 +34,18 @@ pub(super) fn find_passed(settings: &mut Settings, passed: &[Passed]) -> Result<
     Ok(())
 }
 
-/// Looks up what the settings name, and lets workers know.
+/// Looks up the names in the settings and passes the addresses on to workers.
 ///
 /// # Errors
-/// There is no such name, or no answer in time.
+/// The name does not exist, or the lookup timed out.
 pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
     let takes_sockets =
         settings.program.as_ref().is_some_and(|program| program.dialect == Dialect::ListenFds);
     let mut found = Vec::new();
     for address in &settings.listen {
         let mut candidates = look_up(address)?;
-        // One free port cannot be free at several addresses for certain, and programs that take
-        // sockets over know one by its number.
+        // A port that is free at one address may be taken at another, and programs that inherit
+        // sockets know an address by its port.
         if address.is_port_zero() || takes_sockets {
             candidates.truncate(1);
         }
@@ -62,10 +62,10 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
     Ok(())
 }
 
-/// What an address stands for; never nothing.
+/// The addresses that a name stands for; at least one.
 ///
 /// # Errors
-/// There is no such name, or no answer in time.
+/// The name does not exist, or the lookup timed out.
 pub(super) fn look_up(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
     if resolve::is_resolved(address) {
         return Ok(vec![address.clone()]);
@@ -75,10 +75,10 @@ pub(super) fn look_up(address: &ListenAddress) -> Result<Vec<ListenAddress>> {
     resolve::within(PATIENCE, &what, move || resolve::resolve(&question))
 }
 
-/// Where a worker listens: where its primary says.
+/// The addresses of a worker, as its primary set them.
 ///
 /// # Errors
-/// The variable is not one that a primary has written.
+/// A primary did not write this variable.
 pub(super) fn take_over(settings: &mut Settings) -> Result<()> {
     let Ok(text) = std::env::var(environment::LISTEN) else { return Ok(()) };
     let wrong = || {

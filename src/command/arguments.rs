@@ -1,4 +1,4 @@
-//! The command line, as clap reads it, and its translation into settings.
+//! The command line as clap parses it, and its conversion to settings.
 //!
 //! Owns names, help and defaults. Refuses to act.
 
@@ -29,7 +29,7 @@ use clusterlb::protocol::environment;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{Dialect, EngineChoice, ListenAddress, dispatch_from_environment};
 
-/// Where the built-in worker listens unless it is told.
+/// Default address of the built-in worker.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
 const LONG_VERSION: &str = concat!(
@@ -55,7 +55,7 @@ Examples:
   clusterlb --dialect listen-fds --listen 0.0.0.0:8000 gunicorn MODULE:APP
       any program that takes its listening sockets over as from systemd
   clusterlb --workers 4 --listen 0.0.0.0:80 --listen '[::1]:8080' --listen unix:/run/hello.sock
-      several listeners, each with a rotation of its own
+      several listeners, each with its own rotation
   clusterlb --policy none --accept uring-multishot --workers 8
       let the kernel choose the worker, and see who gets the load
   clusterlb --json --listen 127.0.0.1:0
@@ -79,10 +79,10 @@ or something needs io_uring and it is refused), 130/143 cut short by a second SI
     disable_version_flag = true
 )]
 pub(super) struct Cli {
-    /// What to do instead of serving.
+    /// The command; none serves.
     #[command(subcommand)]
     pub(super) command: Option<Command>,
-    /// How to serve.
+    /// Options of a run.
     #[command(flatten)]
     pub(super) run: RunArguments,
     /// Show help: -h on one screen, --help all of it
@@ -94,15 +94,16 @@ pub(super) struct Cli {
 }
 
 impl Cli {
-    /// Reads a command line, the first word of which is this program, with what stands behind it.
+    /// Parses a command line whose first word is this program, and adds the environment and the
+    /// file.
     ///
     /// # Errors
-    /// Help or the version is asked for, or the words mean nothing.
+    /// Help or the version is requested, or the words are not valid.
     pub(super) fn read(
         words: impl IntoIterator<Item = OsString>,
     ) -> std::result::Result<Self, Unread> {
         let words: Vec<OsString> = words.into_iter().collect();
-        // A worker has the whole line from its primary.
+        // A worker gets the whole line from its primary.
         if environment::is_worker() {
             return Ok(Self::parse(&words)?);
         }
@@ -116,11 +117,11 @@ impl Cli {
         Ok(cli)
     }
 
-    /// The command that reads these words.
+    /// The command that parses these words.
     pub(super) fn command_for(words: &[OsString]) -> clap::Command {
         let mut command = Self::command();
         if words.iter().any(|word| word == "-h") {
-            // It has one screen, and says what matters of them in the text.
+            // The short help is one screen, and its text covers what matters of them.
             command = command.mut_args(|argument| {
                 let takes_values = argument.get_action().takes_values();
                 argument.hide_possible_values(takes_values)
@@ -135,7 +136,7 @@ impl Cli {
         let program = cli.run.program.words();
         let is_marked = words.iter().rev().nth(program.len()).is_some_and(|word| word == "--");
         match program.first().and_then(|name| name.to_str()) {
-            // The name of a command behind options of a run.
+            // A command's name behind options of a run.
             Some(name) if !is_marked && Self::commands().iter().any(|one| one == name) => {
                 Err(Self::command().error(
                     ErrorKind::ArgumentConflict,
@@ -156,7 +157,7 @@ impl Cli {
     }
 }
 
-/// What to do instead of serving.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Compare policies, and other servers, under the same loads
@@ -170,7 +171,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Show which accept mechanism gives how much of the load to whom
+    /// Show how each accept mechanism spreads the load over the workers
     Imbalance(super::imbalance::ImbalanceArguments),
     /// Put load on any server and measure its latency
     Load(loadtest::cli::LoadArgs),
@@ -195,10 +196,10 @@ pub(super) enum Command {
     Man(super::generated::ManArguments),
 }
 
-/// How to serve.
+/// Options of a run.
 #[derive(Clone, Debug, Args)]
 pub(super) struct RunArguments {
-    /// What is run.
+    /// The program.
     #[command(flatten)]
     pub(super) program: ProgramArguments,
 
@@ -253,9 +254,9 @@ pub(super) struct RunArguments {
     )]
     pub(super) start_limit: Duration,
 
-    /// How long a worker's successor serves beside it before it leaves
+    /// How long a worker's successor serves beside it before the worker leaves
     ///
-    /// If the successor ends in that time, replacing stops.
+    /// If the successor ends within that time, the reload stops.
     #[arg(
         long,
         value_name = "TIME",
@@ -266,17 +267,17 @@ pub(super) struct RunArguments {
     )]
     pub(super) settle: Duration,
 
-    /// When workers have served enough.
+    /// Limits after which workers are replaced.
     #[command(flatten)]
     pub(super) recycle: RecycleArguments,
 
-    /// What surrounds the workers.
+    /// The environment of workers.
     #[command(flatten)]
     pub(super) worker_environment: WorkerEnvironmentArguments,
 
     /// Where to listen; repeatable [default: 127.0.0.1:8000]
     ///
-    /// Programs that listen by themselves say where, and need it not.
+    /// Programs that open their own listeners do not need it.
     /// HOST:PORT, *:PORT, PORT, unix:/path[,mode=660,user=NAME,group=NAME], unix:@name or fd:N. A
     /// name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT take
     /// IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the same
@@ -301,7 +302,7 @@ pub(super) struct RunArguments {
     )]
     pub(super) backlog: u32,
 
-    /// Accept a TCP connection only when the client has sent something
+    /// Accept a TCP connection only when the client has sent data
     ///
     /// A worker then finds the request with the connection and is woken once instead of twice,
     /// which saves a third of the CPU of short connections. A client that sends nothing is accepted
@@ -316,13 +317,13 @@ pub(super) struct RunArguments {
     )]
     pub(super) defer_accept: DeferAccept,
 
-    /// Who gets which connection.
+    /// Options of balancing.
     #[command(flatten)]
     pub(super) balancing: BalancingArguments,
 
     /// How long open requests may take after SIGINT or SIGTERM
     ///
-    /// What is open then is cut.
+    /// Connections still open after that are cut.
     #[arg(
         long,
         value_name = "TIME",
@@ -335,7 +336,7 @@ pub(super) struct RunArguments {
 
     /// How long serving goes on after SIGINT or SIGTERM, so that balancers notice
     ///
-    /// Nothing is accepted any more afterwards, and the grace period begins.
+    /// After it the run stops accepting, and the grace period begins.
     #[arg(
         long,
         value_name = "TIME",
@@ -346,24 +347,24 @@ pub(super) struct RunArguments {
     )]
     pub(super) drain_delay: Duration,
 
-    /// How the run can be looked at and steered.
+    /// Options of the admin interface.
     #[command(flatten)]
     pub(super) admin: AdminArguments,
 
     /// Read options from a file of TOML
     ///
-    /// The keys are the names of the options here, and program is a list of words:
-    /// workers = 4, listen = ["127.0.0.1:80", "[::1]:80"], program = ["node", "server.js"]. The
-    /// command line counts before the environment, and that before the file. Every option has a
-    /// variable with its name in capitals: CLUSTERLB_MAX_INFLIGHT for --max-inflight; several
-    /// values are separated by blanks. A reload reads the file again.
+    /// The keys are the names of the options here, and program is a list of words: workers = 4,
+    /// listen = ["127.0.0.1:80", "[::1]:80"], program = ["node", "server.js"]. The command line
+    /// overrides the environment, which overrides the file. Every option has a variable with its
+    /// name in capitals: CLUSTERLB_MAX_INFLIGHT for --max-inflight; blanks separate several values.
+    /// A reload reads the file again.
     #[arg(long, value_name = "FILE", help_heading = headings::OPERATION)]
     pub(super) config: Option<PathBuf>,
 
-    /// What the lines on standard error look like
+    /// Format of the lines on standard error
     ///
-    /// Without it they are words without a time. Where standard error goes to the journal of
-    /// systemd, each line has its level in front (<3> to <6>), which the journal understands.
+    /// By default they are plain text without a time. Where standard error goes to the journal of
+    /// systemd, each line starts with its level (<3> to <6>), which the journal understands.
     #[arg(
         long,
         value_enum,
@@ -373,10 +374,10 @@ pub(super) struct RunArguments {
     )]
     pub(super) log_format: Option<LogFormat>,
 
-    /// Write to the end of this file, with the time in each line, instead of standard error
+    /// Append to this file, with the time in each line, instead of standard error
     ///
-    /// SIGUSR1 opens it again, after it has been renamed. Workers print where they did, and what
-    /// ends the run is told on standard error.
+    /// SIGUSR1 reopens it after it has been renamed. The output of workers is not redirected, and
+    /// the error that ends the run goes to standard error.
     #[arg(
         long,
         value_name = "FILE",
@@ -386,25 +387,25 @@ pub(super) struct RunArguments {
     )]
     pub(super) log_file: Option<PathBuf>,
 
-    /// Tell events and the summary as JSON lines on stdout
+    /// Print events and the summary as JSON lines on stdout
     #[arg(long, help_heading = headings::OPERATION)]
     pub(super) json: bool,
 
-    /// Tell nothing but errors
+    /// Print only errors
     #[arg(short, long, conflicts_with = "json", help_heading = headings::OPERATION)]
     pub(super) quiet: bool,
 
-    /// What the workers are, without a program.
+    /// Options of the built-in worker.
     #[command(flatten)]
     pub(super) built_in: BuiltInArguments,
 
-    /// Where all of this comes from.
+    /// The origin of these options.
     #[arg(skip)]
     pub(super) line: Line,
 }
 
 impl RunArguments {
-    /// The settings that these arguments mean.
+    /// Converts the arguments to settings.
     ///
     /// # Errors
     /// [`clusterlb::Error::Usage`] for arguments that contradict each other.
@@ -448,7 +449,7 @@ impl RunArguments {
         Ok(settings)
     }
 
-    /// Programs listen by themselves, but for those that take sockets over.
+    /// The listen addresses. Programs open their own listeners, except those that inherit sockets.
     fn listen(&self, program: Option<&Program>) -> Vec<ListenAddress> {
         let gets_some = program.is_none_or(|program| program.dialect == Dialect::ListenFds);
         match self.listen.is_empty() && gets_some {
@@ -457,7 +458,7 @@ impl RunArguments {
         }
     }
 
-    /// Programs of others are not pinned, so the primary is not either, unless that is asked for.
+    /// External programs are not pinned by default, and then the primary is not either.
     fn pin(&self, program: Option<&Program>) -> Pin {
         match (program, &self.pin) {
             (Some(Program { dialect: Dialect::Node | Dialect::ListenFds, .. }), Pin::Auto) => {

@@ -1,4 +1,4 @@
-//! The settings turned into a cluster and its supervisor.
+//! Builds a cluster and its supervisor from the settings.
 
 use clusterlb::protocol::control::Serialization;
 use clusterlb::topology::CpuPlan;
@@ -8,11 +8,11 @@ use clusterlb::{
 
 use super::settings::{MessageFormat, RestartChoice, Settings, WorkerEnvironment};
 
-/// Codes by which the built-in worker says that no other one will do better: wrong usage, and a
-/// machine that cannot.
+/// Exit codes of the built-in worker that a restart cannot mend: wrong usage, and a machine that
+/// lacks something.
 const FATAL_CODES: [i32; 2] = [2, 3];
 
-/// Which ended workers are replaced, in the words of the library.
+/// The restart rule as the library's type.
 pub(super) fn restart_of(choice: RestartChoice) -> Restart {
     match choice {
         RestartChoice::Always => Restart::Always,
@@ -21,7 +21,7 @@ pub(super) fn restart_of(choice: RestartChoice) -> Restart {
     }
 }
 
-/// A supervisor as the settings want it.
+/// A supervisor with these settings.
 pub(super) fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) -> Supervisor {
     let mut supervisor = Supervisor::new(cluster)
         .plan(plan.clone())
@@ -49,7 +49,7 @@ pub(super) fn supervisor(cluster: Cluster, settings: &Settings, plan: &CpuPlan) 
     supervisor
 }
 
-/// A cluster as the settings want it, without workers.
+/// A cluster with these settings, without workers.
 pub(super) fn cluster(settings: &Settings) -> Result<Cluster> {
     let cluster = Cluster::with_policy(settings.policy)?;
     cluster.setup_primary(|cluster| {
@@ -70,14 +70,14 @@ pub(super) fn cluster(settings: &Settings) -> Result<Cluster> {
             cluster.dialect = program.dialect;
             cluster.readiness = program.readiness;
             cluster.socket_names.clone_from(&program.socket_names);
-            // Connections wait for the next worker when the last one has crashed.
+            // After the last worker crashes, connections wait for its replacement.
             cluster.hold = true;
         }
     })?;
     Ok(cluster)
 }
 
-/// What can differ from one worker to its successor.
+/// Applies the settings that may differ between a worker and its successor.
 pub(super) fn set_workers(settings: &Settings, cluster: &mut ClusterSettings) {
     let WorkerEnvironment { directory, user, group, prefix, removed, descriptor_limit, .. } =
         &settings.worker_environment;
@@ -93,11 +93,11 @@ pub(super) fn set_workers(settings: &Settings, cluster: &mut ClusterSettings) {
             cluster.exec_argv.clone_from(&program.options);
             cluster.args.clone_from(&program.arguments);
             cluster.preload = settings.preload;
-            // Node's primary has the first port itself; here the first worker does.
+            // In Node the primary takes the first port; here the first worker does.
             let before = program.inspect_port.map(|port| port.saturating_sub(1));
             cluster.inspect_port = before.map(InspectPort::From);
         }
-        // The built-in worker reads the same line, and nothing that stands behind it.
+        // The built-in worker parses the same line, but not the environment and the file.
         None => cluster.args = settings.line.arguments(),
     }
 }

@@ -1,4 +1,4 @@
-//! The options about who gets which connection, and when.
+//! The options of balancing.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::choices;
 use super::headings;
 use super::values::{Switch, coalescing, credits, factor, nanoseconds, switched_time, time};
 
-/// Who gets which connection.
+/// Options of balancing.
 #[derive(Clone, Debug, Args)]
 pub(super) struct BalancingArguments {
     /// Who chooses the worker [default: rr]
@@ -34,7 +34,7 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) dispatch: Option<Dispatch>,
 
-    /// How workers accept by themselves: with --policy none, which this implies [default: epoll]
+    /// How workers accept themselves: with --policy none, which this implies [default: epoll]
     #[arg(
         long,
         value_parser = choices::mechanisms(),
@@ -43,7 +43,7 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) accept: Option<AcceptMechanism>,
 
-    /// What moves connections, for the primary and the built-in workers [default: auto]
+    /// The I/O engine of the primary and the built-in workers [default: auto]
     ///
     /// The environment variable CLUSTERLB_ENGINE, which the library reads as well, changes the
     /// default.
@@ -55,10 +55,10 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) engine: Option<EngineChoice>,
 
-    /// Most connections at one worker [default: no limit]
+    /// Most connections in flight at one worker [default: no limit]
     ///
-    /// With --policy central the default is 1. Beyond it the worker is passed over, and when all
-    /// are, connections wait in the kernel.
+    /// With --policy central the default is 1. A worker at the limit is skipped; when all are,
+    /// connections wait in the kernel.
     #[arg(
         long,
         value_name = "N",
@@ -67,10 +67,10 @@ pub(super) struct BalancingArguments {
     )]
     max_inflight: Option<u32>,
 
-    /// Pass over a worker with more in flight than the average times this
+    /// Skip a worker with more in flight than the average times this
     ///
     /// auto is 1, the average itself, and 1.25 with --policy sticky, where a client that moves may
-    /// miss its session. off is for a strict rotation.
+    /// lose its session. off keeps a strict rotation.
     #[arg(
         long,
         value_name = "auto|off|FACTOR",
@@ -83,8 +83,7 @@ pub(super) struct BalancingArguments {
 
     /// How many connections a worker may be given before it claims one: auto or a number
     ///
-    /// auto grows with fast claims, and collapses with a slow one; 1 is what Node's own primary
-    /// does.
+    /// auto grows with fast claims and drops to 1 on a slow one; 1 is what Node's own primary does.
     #[arg(
         long,
         value_name = "auto|N",
@@ -106,11 +105,11 @@ pub(super) struct BalancingArguments {
     )]
     slow_start: Duration,
 
-    /// How long connections are collected under load, to hand over several at once; up to 1ms
+    /// Batch handoffs under load: how long to wait for more connections; up to 1ms
     ///
-    /// While at least three connections arrive in two such times, the primary waits so long for
-    /// more: less CPU for each, for so much latency. Such times are twice as long with more than
-    /// four workers, and up to 500us while every worker is busy.
+    /// When at least three connections arrive within twice this time, the primary waits for more:
+    /// it saves CPU per connection and costs that much latency. The time doubles with more than
+    /// four workers, and grows to 500us while every worker is busy.
     #[arg(
         long,
         value_name = "off|TIME",
@@ -121,9 +120,9 @@ pub(super) struct BalancingArguments {
     )]
     coalesce: Switch<Duration>,
 
-    /// Give what a busy worker has not claimed for this long to an idle one
+    /// Give connections that a busy worker has not claimed for this long to an idle one
     ///
-    /// Only while there is an idle worker, and not with --policy sticky.
+    /// Needs an idle worker; has no effect with --policy sticky.
     #[arg(
         long,
         value_name = "off|TIME",
@@ -134,10 +133,10 @@ pub(super) struct BalancingArguments {
     )]
     take_back_after: Switch<Duration>,
 
-    /// Pass over a worker that has claimed nothing, or finished no turn of its loop, for this long
+    /// Skip a worker that claims nothing, or finishes no turn of its loop, for this long
     ///
-    /// What it has not claimed goes to others; with --dispatch kernel, and with --accept reuseport
-    /// and Node workers, also what it has not accepted from its own socket.
+    /// Its unclaimed connections go to others. With --dispatch kernel, and with --accept reuseport
+    /// and Node workers, so do those that wait in its own socket.
     #[arg(
         long,
         value_name = "off|TIME",
@@ -159,10 +158,10 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) hang_kill: Switch<Duration>,
 
-    /// Give nothing to an outlier for this long: a worker that closes connections without an answer
+    /// Eject an outlier for this long: a worker that closes connections without an answer
     ///
-    /// Such a worker is always free and would attract load. It is ejected for a multiple of this
-    /// time when it happens again, up to ten times it. Without this it gets its share.
+    /// Such a worker always looks free and attracts load. Each further time it is ejected for
+    /// longer, up to ten times this. Without this option it keeps its share.
     #[arg(
         long,
         value_name = "off|TIME",
@@ -173,7 +172,7 @@ pub(super) struct BalancingArguments {
     )]
     eject_outliers: Switch<Duration>,
 
-    /// Close connections that no living worker serves after this long, and count them as dropped
+    /// Close connections that no living worker serves after this time, and count them as dropped
     #[arg(
         long,
         value_name = "off|TIME",
@@ -186,7 +185,8 @@ pub(super) struct BalancingArguments {
 }
 
 impl BalancingArguments {
-    /// Who takes sockets over accepts from them, and only workers that accept have a way to.
+    /// Programs that inherit sockets accept themselves, and only accepting workers have a
+    /// mechanism.
     pub(super) fn policy(&self, takes_sockets: bool) -> Result<Policy> {
         match (self.policy, self.accept) {
             (Some(policy), Some(accept)) if policy != Policy::None => Err(Error::usage(
@@ -203,7 +203,7 @@ impl BalancingArguments {
         }
     }
 
-    /// The rules of sharing out.
+    /// The scheduling rules.
     pub(super) fn scheduling(&self) -> SchedulerConfig {
         SchedulerConfig {
             limits: Limits {

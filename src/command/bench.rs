@@ -1,4 +1,4 @@
-//! `clusterlb bench`: own policies and other servers under the same loads, compared.
+//! `clusterlb bench`: compares policies and other servers under the same loads.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use clusterlb_harness::report;
 use clusterlb_harness::scenario::{ALL, DEFAULT, Knobs, Scenario};
 use clusterlb_harness::target::Target;
 
-/// Too few trials count for what some scenario is about.
+/// Fewer trials cannot show what a scenario measures.
 const TOO_FEW_COUNT: u8 = 4;
-/// Below this a server has hardly started to be loaded.
+/// Below this the load has hardly started.
 const DURATION_MIN: Duration = Duration::from_millis(100);
-/// Most of a trial.
+/// Longest trial.
 const DURATION_MAX: Duration = Duration::from_secs(3600);
 
 const EXAMPLES: &str = "\
@@ -47,7 +47,7 @@ Exit codes: 0 done, 1 nothing could be run, 2 wrong usage, 3 this machine cannot
 not installed), 4 done, but for some of what is compared too few trials count (which and why is
 shown), 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
 
-/// What shall be compared.
+/// Options of the comparison.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct BenchArguments {
@@ -56,9 +56,9 @@ pub(super) struct BenchArguments {
     #[arg(short, long, value_name = "NAME")]
     scenario: Vec<String>,
 
-    /// A policy of this program, with options of its own if need be, as rr+node if the workers
-    /// shall be Node's; can be repeated. The others are compared with the first
-    /// [default: rr, none:epoll, none:reuseport; only rr with --against]
+    /// A policy of this program, with its own options after the name; rr+node has Node workers.
+    /// Can be repeated; the others are compared with the first [default: rr, none:epoll,
+    /// none:reuseport; only rr with --against]
     #[arg(short, long, value_name = "TARGET", value_parser = parse::<Target>)]
     target: Vec<Target>,
 
@@ -71,15 +71,15 @@ pub(super) struct BenchArguments {
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: u16,
 
-    /// Rounds, each with a trial of every target; six are the least that shows anything
+    /// Rounds, each with a trial of every target; fewer than six show nothing
     #[arg(short, long, value_name = "N", default_value_t = 8)]
     repeats: usize,
 
-    /// What is measured of each trial
+    /// Measured time of each trial
     #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = positive_time)]
     duration: Duration,
 
-    /// What is thrown away before it
+    /// Warm-up before it, not measured
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
     warmup: Duration,
 
@@ -93,8 +93,8 @@ pub(super) struct BenchArguments {
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     connections: u32,
 
-    /// Who runs where: split gives server and generator CPUs of their own, shared pins nothing.
-    /// What a connection costs differs by a third between the two
+    /// CPU placement: split gives server and generator separate CPUs, shared pins nothing. The cost
+    /// of a connection differs by a third between the two
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     placement: PlacementChoice,
 
@@ -102,10 +102,10 @@ pub(super) struct BenchArguments {
     measuring: MeasuringArguments,
 }
 
-/// Who runs where.
+/// CPU placement.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum PlacementChoice {
-    /// Server and generator have CPUs of their own, if there are two or more
+    /// Server and generator have separate CPUs, if there are two or more
     #[default]
     Split,
     /// The kernel places both, as when a server is tried for the first time
@@ -139,7 +139,7 @@ impl BenchArguments {
         Ok(scenarios)
     }
 
-    /// The targets that are there, and what was asked for and is not.
+    /// The available targets, and the requested ones that are missing.
     fn targets(&self, scenarios: &[Scenario]) -> Result<(Vec<Target>, Vec<Missing>)> {
         let defaults = ["rr", "none:epoll", "none:reuseport"];
         let few = if self.against.is_empty() { defaults.len() } else { 1 };
@@ -156,18 +156,18 @@ impl BenchArguments {
         }
         let blocking = scenarios.iter().any(|scenario| scenario.work().is_some());
         let (targets, missing) = available(once, blocking);
-        let nobody =
+        let none_of_them =
             !self.against.is_empty() && !targets.iter().any(|target| self.against.contains(target));
-        if !missing.is_empty() && (nobody || targets.is_empty()) {
+        if !missing.is_empty() && (none_of_them || targets.is_empty()) {
             return Err(Missing::error(&missing));
         }
         Ok((targets, missing))
     }
 
-    /// Measures and shows.
+    /// Measures and reports.
     ///
     /// # Errors
-    /// What was asked for cannot be, or nothing at all could be run.
+    /// The request is not valid, or nothing could be run.
     pub(super) fn run(&self) -> Result<u8> {
         if !(DURATION_MIN..=DURATION_MAX).contains(&self.duration) {
             return Err(Error::usage(

@@ -10,7 +10,7 @@ use super::server::handler::Serve;
 use super::settings::{Runtime, ServeSettings};
 use super::values::{parse, positive_time};
 
-/// What the built-in worker does.
+/// Options of the built-in worker.
 #[derive(Clone, Debug, Args)]
 pub(super) struct BuiltInArguments {
     /// What the built-in worker does with connections
@@ -23,7 +23,7 @@ pub(super) struct BuiltInArguments {
     )]
     serve: Serve,
 
-    /// What a request costs besides being answered: cpu:TIME computes, block:TIME waits
+    /// Cost of a request in addition to its answer: cpu:TIME computes, block:TIME waits
     ///
     /// It stands in for a real service. TIME is 200us, exp:1ms, lognormal:1ms,cv=2,
     /// mix:99x1ms+1x50ms or heavy (the last two are the same).
@@ -36,7 +36,7 @@ pub(super) struct BuiltInArguments {
     )]
     work: Option<Work>,
 
-    /// What the times of --work are drawn from; the same seed gives the same times
+    /// Seed of the times of --work; the same seed gives the same times
     #[arg(
         long,
         value_name = "N",
@@ -56,7 +56,7 @@ pub(super) struct BuiltInArguments {
     )]
     runtime: Runtime,
 
-    /// How long a request's head may take before it is answered with 408
+    /// Time limit of a request's head; after it the answer is 408
     #[arg(
         long,
         value_name = "TIME",
@@ -80,7 +80,7 @@ pub(super) struct BuiltInArguments {
 }
 
 impl BuiltInArguments {
-    /// What they mean.
+    /// Converts them to settings.
     pub(super) fn settings(&self) -> ServeSettings {
         ServeSettings {
             serve: self.serve,

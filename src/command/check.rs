@@ -1,7 +1,6 @@
-//! `clusterlb check`: what this machine allows, as a table, with a remedy where it falls short.
+//! `clusterlb check`: what this machine allows, as a table, with remedies.
 //!
-//! Owns the gathering of the facts and the verdicts on them, which are a pure function. Refuses
-//! to change anything and to print.
+//! Owns gathering the facts, and judging them, which is pure. Changes and prints nothing.
 
 mod dispatch;
 #[cfg(test)]
@@ -28,34 +27,34 @@ use super::needs;
 /// The name and version of the report's machine-readable form.
 pub(super) const SCHEMA: &str = "clusterlb-check/1";
 
-/// Descriptors per process below which a busy front end runs out.
+/// Fewer descriptors per process are too few for a busy front end.
 const OPEN_FILES_WANTED: u64 = 16_384;
 
-/// The backlog of a run that asks for no other one.
+/// The backlog without --backlog.
 const BACKLOG_DEFAULT: u32 = 4096;
-/// What a run with epoll does without.
+/// What a run with epoll lacks.
 const WITHOUT_RINGS: &str = "works, for more CPU a connection; --accept uring and uring-multishot \
                              and --runtime tokio-uring are not to be had";
 
 /// Shorter backlogs drop clients in a burst.
 const BACKLOG_WANTED: u64 = 4096;
 
-/// What was found on this machine.
+/// The facts about this machine.
 #[derive(Clone, Debug)]
 struct Facts {
     kernel: String,
-    /// The engine asked for by the environment.
+    /// The engine that the environment asks for.
     asked: EngineChoice,
-    /// Not looked at where epoll is asked for.
+    /// None where epoll is asked for.
     ring: Option<RingSupport>,
     missing_calls: Vec<MissingCall>,
     io_uring_disabled: Option<u8>,
     seccomp: Option<u8>,
     open_files: Option<Limit>,
     locked_memory: Option<Limit>,
-    /// Rings count against it.
+    /// Whether rings count as locked memory.
     counts_locked_memory: bool,
-    /// What else a run needs, with the error where it does not work.
+    /// Other needs of a run, each with its error where it is not met.
     facilities: Vec<(Facility, Option<Error>)>,
     kernel_dispatch: FormDecision,
     may_pin: bool,
@@ -78,9 +77,9 @@ pub(super) struct Report {
     pub schema: &'static str,
     /// Whether the front end can run here.
     pub can_run: bool,
-    /// The engine that a run would have, if it could run.
+    /// The engine of a run, if it can run.
     pub engine: Option<&'static str>,
-    /// How much of io_uring there is, if it was tried.
+    /// The io_uring features, if it was probed.
     pub io_uring: Option<FeatureLevel>,
     /// One line each.
     pub rows: Vec<Row>,
@@ -89,21 +88,21 @@ pub(super) struct Report {
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Row {
-    /// What was looked at.
+    /// The subject.
     pub name: &'static str,
-    /// What was found.
+    /// The finding.
     pub value: String,
-    /// What that means.
+    /// The verdict.
     pub verdict: Verdict,
-    /// What to do about it, where the verdict is not [`Verdict::Ok`].
+    /// The remedy, where the verdict is not [`Verdict::Ok`].
     pub remedy: Option<String>,
 }
 
-/// What a finding means.
+/// A verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Verdict {
-    /// As it should be.
+    /// As recommended.
     Ok,
     /// It runs, but not as well as it could.
     Note,
@@ -111,10 +110,10 @@ pub(super) enum Verdict {
     Cannot,
 }
 
-/// Looks at this machine. To be called before anything is pinned.
+/// Examines this machine. Must run before anything is pinned.
 ///
 /// # Errors
-/// The environment asks for an engine that there is not.
+/// The environment asks for an unknown engine.
 pub(super) fn run() -> Result<Report> {
     let asked = EngineChoice::from_environment()?;
     Ok(judge(&Facts {
@@ -123,8 +122,8 @@ pub(super) fn run() -> Result<Report> {
             |_| "unknown".into(),
             |names| names.release().to_string_lossy().into_owned(),
         ),
-        // A filter may kill a process that tries. First, as long as no ring that is being given up
-        // counts for a moment longer.
+        // A filter may kill a process that tries. This comes first: a closed ring still counts for
+        // a moment.
         counts_locked_memory: asked != EngineChoice::Epoll && probe::counts_locked_memory(),
         ring: (asked != EngineChoice::Epoll).then(probe::probe),
         missing_calls: probe::missing_calls(),
@@ -143,7 +142,7 @@ pub(super) fn run() -> Result<Report> {
     }))
 }
 
-/// The table as text, a line for each row and one for each remedy.
+/// The table as text: a line per row and per remedy.
 #[must_use]
 pub(super) fn render(report: &Report) -> String {
     let width = report.rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
@@ -178,7 +177,7 @@ fn judge(facts: &Facts) -> Report {
     let mut rows = vec![Row::ok("kernel", facts.kernel.clone()), engine_row(&decision)];
     rows.push(calls_row(&facts.missing_calls));
     if let Some(ring) = &facts.ring {
-        // Where epoll does instead, what is missing is only worth a note.
+        // Where epoll is used instead, a lack is only a note.
         let weigh = |row: Row| match decision {
             Ok(_) => Row { verdict: row.verdict.min(Verdict::Note), ..row },
             Err(_) => row,
@@ -215,7 +214,7 @@ fn judge(facts: &Facts) -> Report {
     }
 }
 
-/// What a run would decide.
+/// The engine that a run would use.
 fn decide(facts: &Facts) -> Result<EngineDecision> {
     let decision = match &facts.ring {
         Some(ring) => facts.asked.decide_by(ring, facts.io_uring_disabled, facts.seccomp),
@@ -292,7 +291,7 @@ fn feature_row(facts: &Facts, ring: &RingSupport, feature: Feature) -> Row {
     }
 }
 
-/// The first two numbers of a kernel release, which is all that features depend on.
+/// The first two numbers of a kernel release; features depend on no others.
 fn release(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -316,7 +315,7 @@ fn sysctl_row(facts: &Facts) -> Row {
     match facts.io_uring_disabled {
         None => Row::ok(name, "not known to this kernel".into()),
         Some(0) => Row::ok(name, "0".into()),
-        // Where a ring was refused, the row above has said what to do.
+        // If a ring was refused, the row above names the remedy.
         Some(value) => Row::note(
             name,
             value.to_string(),
@@ -325,7 +324,7 @@ fn sysctl_row(facts: &Facts) -> Row {
     }
 }
 
-/// How many workers a run would have by default.
+/// The default number of workers.
 fn workers_of(facts: &Facts) -> usize {
     let plan = facts.cpu.as_ref().map(|cpu| topology::plan(cpu, Workers::Auto, &Pin::Auto));
     plan.and_then(|plan| plan.ok()).map_or(1, |plan| plan.workers.len())
@@ -383,7 +382,7 @@ fn locked_memory_row(facts: &Facts, workers: usize) -> Row {
     match limit.soft {
         soft if soft >= most => Row::ok(name, value),
         soft if soft >= least => Row::note(name, value, remedy + ", or rings are made smaller"),
-        // The engine's row says what that means.
+        // The engine's row explains it.
         _ => Row::note(name, value, remedy + "; no ring fits"),
     }
 }
@@ -454,7 +453,7 @@ fn threads_row(facts: &CpuFacts) -> Row {
         .map(|siblings| siblings.iter().map(usize::to_string).collect::<Vec<_>>().join("+"))
         .collect();
     let value = match shared.as_slice() {
-        [] => "off: each CPU is a core of its own".into(),
+        [] => "off: each CPU is a separate core".into(),
         shared => format!("on: {} cores, {}", cores.len(), shared.join(" ")),
     };
     Row::ok("SMT", value)
@@ -467,7 +466,7 @@ fn workers_row(plan: &CpuPlan) -> Row {
         Some(primary) => {
             format!("{} (on {}, the primary on {primary})", plan.reason, format_cpu_list(&cpus))
         }
-        // The reason says why nothing is pinned.
+        // The reason explains why nothing is pinned.
         None => plan.reason.clone(),
     };
     Row::ok("workers auto", value)

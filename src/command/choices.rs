@@ -1,4 +1,4 @@
-//! Choices that the library defines, with a line of help for each, as clap wants them.
+//! The library's choices for clap, with a line of help each.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clusterlb::{AcceptMechanism, Dispatch, EngineChoice, Policy};
@@ -9,7 +9,7 @@ pub(super) fn policies() -> impl TypedValueParser<Value = Policy> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
 }
 
-/// Reads who takes connections to workers.
+/// Parses the dispatcher.
 pub(super) fn dispatchers() -> impl TypedValueParser<Value = Dispatch> {
     let values = Dispatch::ALL
         .map(|dispatch| PossibleValue::new(dispatch.name()).help(about_dispatching(dispatch)));
@@ -18,7 +18,7 @@ pub(super) fn dispatchers() -> impl TypedValueParser<Value = Dispatch> {
 
 fn about_dispatching(dispatch: Dispatch) -> &'static str {
     match dispatch {
-        Dispatch::Primary => "The primary accepts and hands over: exact, and a core of its own",
+        Dispatch::Primary => "The primary accepts and hands over: exact, and takes a core",
         Dispatch::Kernel => {
             "The kernel, over a listening socket of each worker's own: no process on the way. What \
              a worker does not accept in time the primary gives to others. With --policy rr and \
@@ -27,14 +27,14 @@ fn about_dispatching(dispatch: Dispatch) -> &'static str {
     }
 }
 
-/// Reads how workers accept.
+/// Parses the accept mechanism.
 pub(super) fn mechanisms() -> impl TypedValueParser<Value = AcceptMechanism> {
     let values = AcceptMechanism::ALL
         .map(|mechanism| PossibleValue::new(mechanism.name()).help(about_accepting(mechanism)));
     PossibleValuesParser::new(values).try_map(|name| name.parse::<AcceptMechanism>())
 }
 
-/// Reads which engine is asked for.
+/// Parses the engine.
 pub(super) fn engines() -> impl TypedValueParser<Value = EngineChoice> {
     let values = EngineChoice::ALL
         .map(|choice| PossibleValue::new(choice.name()).help(about_engine(choice)));

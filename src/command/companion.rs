@@ -1,4 +1,4 @@
-//! The option `--companion`: what Node is given, and how people are told of the process.
+//! The option `--companion`: Node's arguments, and the messages about the process.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,11 +8,11 @@ use clusterlb::{CompanionEvent, Ending, Error, Result, Signal};
 /// The program itself, instead of another file.
 const SELF: &str = "self";
 
-/// What Node is given to run this file, or the program itself, as a companion. `arguments` are
-/// those of the workers, and `script` says which of them is what Node runs.
+/// Node's arguments that run this file, or the program, as a companion. `arguments` are those of
+/// the workers; `script` is the one that Node runs.
 ///
 /// # Errors
-/// [`Error::Usage`]: there is no such file, or no place for it.
+/// [`Error::Usage`]: the file does not exist, or the script's position is unknown.
 pub(super) fn arguments(
     file: &Path,
     arguments: &[OsString],
@@ -39,7 +39,7 @@ pub(super) fn arguments(
     Ok(arguments)
 }
 
-/// The workers do not speak the channel of Node.
+/// The error for workers that do not speak Node's channel.
 pub(super) fn not_node() -> Error {
     Error::usage(
         "--companion is for programs of Node, and PROGRAM is none",
@@ -47,7 +47,7 @@ pub(super) fn not_node() -> Error {
     )
 }
 
-/// What has happened to it.
+/// An event of the companion, in words.
 pub(super) fn in_words(event: &CompanionEvent) -> String {
     match event {
         CompanionEvent::Started { pid } => format!("the companion runs, pid {pid}"),

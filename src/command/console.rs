@@ -1,6 +1,6 @@
-//! What a run tells: JSON lines on standard output, or text for people on standard error.
+//! Output of a run: JSON lines on standard output, or text on standard error.
 //!
-//! Owns wording and layout. A reader that has gone away ends the telling, never the run.
+//! Owns wording and layout. A reader that closes ends the output, never the run.
 
 use std::fmt::Write as _;
 use std::time::{Instant, SystemTime};
@@ -19,37 +19,36 @@ use clusterlb_schedule::Changes;
 /// Longest bar of the summary, in characters.
 const BAR_WIDTH: u64 = 24;
 
-/// How a run is told.
+/// The form of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     /// One JSON object a line.
     Json,
     /// Text.
     Text,
-    /// Nothing but the books of a run that failed.
+    /// Only the totals of a run that failed.
     Quiet,
 }
 
-/// Tells events.
+/// Prints events.
 #[derive(Debug)]
 pub(super) struct Console {
     style: Style,
     dress: Dress,
     begun: Instant,
-    /// Events before the first `listening`, which is told first, since it is what readers wait
-    /// for.
+    /// Events before the first `listening`, which is printed first: readers wait for it.
     held: Option<Vec<(Moment, Event)>>,
     listeners_left: usize,
-    /// What the run is, told to people with the first event: a run that cannot begin has only its
-    /// error to tell.
+    /// Describes the run, printed with the first event as text. A run that cannot start prints only
+    /// its error.
     introduction: Vec<String>,
-    /// Who writes it down, so that a reader who is behind holds nobody up.
+    /// Writes on its own thread, so a slow reader blocks nothing.
     printer: Printer,
-    /// Who follows the events from outside.
+    /// Clients that follow the events from outside.
     feed: Feed,
 }
 
-/// When something has happened: since the beginning, and by the clock.
+/// The time of an event: since the start, and by the clock.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     at_ms: u128,
@@ -79,7 +78,7 @@ impl<'a> Line<'a> {
 }
 
 impl Console {
-    /// A console that has told nothing yet.
+    /// A console that has printed nothing.
     #[must_use]
     pub(super) fn new(
         style: Style,
@@ -92,12 +91,12 @@ impl Console {
         Self { style, dress, begun, held, listeners_left: listeners, introduction, printer, feed }
     }
 
-    /// Where those who follow from outside get what is told.
+    /// The feed for clients that follow from outside.
     pub(super) fn feed(&self) -> Feed {
         self.feed.clone()
     }
 
-    /// Tells an event, or keeps it until every listener has been told.
+    /// Prints an event, or holds it until every listener is announced.
     pub(super) fn tell(&mut self, event: Event) {
         let at = Moment { at_ms: self.begun.elapsed().as_millis(), time: SystemTime::now() };
         match (&mut self.held, &event) {
@@ -148,7 +147,7 @@ impl Console {
                     self.printer.line(Target::Log, &dress.dressed(&text, Level::Info, at.time));
                 }
                 if let Some(text) = in_words(event) {
-                    // A table has lines, and nothing in it but numbers.
+                    // The table is made of our own words and numbers, and has several lines.
                     let is_ours = matches!(event, Event::Summary(_));
                     let text = if is_ours { text.into() } else { escape::on_one_line(&text) };
                     let text = dress.dressed(&text, level(event), at.time);
@@ -246,9 +245,9 @@ fn cut(aborted: u64) -> String {
     }
 }
 
-/// The books as a table with a bar for each worker.
+/// The totals as a table with a bar per worker.
 fn table(summary: &Summary) -> String {
-    // Only workers that answer requests themselves count them.
+    // Only workers that answer requests count them.
     let counts_requests = summary.requests > 0;
     let mut text = String::from("\nworker      pid   cpu    assigned     claimed    finished");
     text += if counts_requests { "    requests\n" } else { "\n" };

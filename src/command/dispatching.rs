@@ -1,23 +1,23 @@
-//! Who takes connections to workers in a run, and how that is told.
+//! Who dispatches connections to workers in a run, and the words for it.
 
 use clusterlb::{Dialect, Dispatch, Policy};
 use clusterlb_sys::steering::{Form, FormDecision};
 
 use super::settings::{Program, Settings};
 
-/// Who takes connections to workers.
+/// Who dispatches connections to workers.
 #[derive(Clone, Debug)]
 pub(super) struct Dispatching {
-    /// None, if workers accept by themselves.
+    /// None if workers accept.
     dispatch: Option<Dispatch>,
     /// How the kernel chooses, if it does.
     form: Option<FormDecision>,
-    /// Workers accept, and do not tell what.
+    /// Workers accept and report no counts.
     pub(super) is_uncounted: bool,
 }
 
 impl Dispatching {
-    /// As the settings want it, and this machine allows it.
+    /// As the settings ask for it and this machine allows it.
     pub(super) fn decide(settings: &Settings) -> Self {
         let foreign = |program: &Program| program.dialect != Dialect::Native;
         let is_foreign = settings.program.as_ref().is_some_and(foreign);
@@ -30,7 +30,7 @@ impl Dispatching {
         }
     }
 
-    /// What is said of a policy at the start.
+    /// The words about a policy at the start.
     pub(super) fn in_words(&self, policy: Policy) -> String {
         match &self.form {
             Some(form) => format!("{policy}, dispatch kernel: {form}"),
@@ -38,8 +38,8 @@ impl Dispatching {
         }
     }
 
-    /// Who takes the connections of a listener to workers, and in which form. Of a unix socket
-    /// there is one only.
+    /// Who dispatches a listener's connections, and in which form. A unix socket is only one, so
+    /// the kernel cannot choose among several.
     pub(super) fn at(&self, address: &str) -> (Option<Dispatch>, Option<&'static str>) {
         match &self.form {
             Some(_) if is_single(address) => (Some(Dispatch::Primary), None),
@@ -47,7 +47,7 @@ impl Dispatching {
         }
     }
 
-    /// What is worth knowing of a listener.
+    /// A remark about a listener.
     pub(super) fn note(&self, address: &str) -> Option<String> {
         let is_exception = self.form.is_some() && is_single(address);
         is_exception

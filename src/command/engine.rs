@@ -1,4 +1,4 @@
-//! What a run asks for that only io_uring can do, and which engine it gets.
+//! Which options of a run need io_uring, and which engine the run gets.
 
 use clusterlb::{AcceptMechanism, EngineChoice, EngineDecision, EngineKind, Policy};
 use clusterlb::{Error, Result};
@@ -11,8 +11,8 @@ use super::settings::{Runtime, Settings};
 /// Decides, once for the primary and all workers.
 ///
 /// # Errors
-/// [`Error::Environment`] where io_uring is asked for, or needed, and not to be had;
-/// [`Error::Usage`] where epoll is asked for together with what needs io_uring.
+/// [`Error::Environment`] where io_uring is asked for, or needed, and unavailable; [`Error::Usage`]
+/// where epoll is asked for together with an option that needs io_uring.
 pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
     let needed = needs_ring(settings);
     if let (EngineChoice::Epoll, Some((what, instead))) = (settings.engine, needed) {
@@ -39,8 +39,8 @@ pub(super) fn decide(settings: &Settings) -> Result<EngineDecision> {
     }
 }
 
-/// Names the option that takes epoll where io_uring is asked for and refused. A shortage of memory
-/// or descriptors is no refusal.
+/// Adds the option for epoll to the error where io_uring is asked for and refused. A lack of memory
+/// or descriptors is not a refusal.
 fn with_way_out(error: Error, choice: EngineChoice) -> Error {
     match error {
         Error::Environment { step, source, hint }
@@ -53,11 +53,11 @@ fn with_way_out(error: Error, choice: EngineChoice) -> Error {
     }
 }
 
-/// Decides, and makes sure of the memory that rings lock. Tells what each ring may take, if that is
-/// bounded.
+/// Decides, and makes sure of the locked memory for rings. Returns the limit of each ring, if there
+/// is one.
 ///
 /// # Errors
-/// As [`decide`]; [`Error::Environment`] where there is no memory for the smallest rings.
+/// As [`decide`]; [`Error::Environment`] where the smallest rings do not fit.
 pub(super) fn decide_with_memory(
     settings: &Settings,
     workers: usize,
@@ -66,19 +66,19 @@ pub(super) fn decide_with_memory(
     if decision.kind != EngineKind::IoUring {
         return Ok((decision, None));
     }
-    // Programs of others bring no ring with them.
+    // External programs have no ring.
     let workers = if settings.program.is_none() { workers } else { 0 };
     needs::ring_share(workers, settings.backlog).map(|share| (decision, share))
 }
 
-/// The primary may create a ring, and workers that become another user perhaps not: what is tried
-/// here does not show it.
+/// The primary may create a ring where workers of another user may not; probing here does not show
+/// it.
 fn is_refused_to_workers(settings: &Settings, io_uring_disabled: Option<u8>) -> bool {
     let changes_user = settings.program.is_none() && settings.worker_environment.user.is_some();
     settings.engine == EngineChoice::Auto && changes_user && io_uring_disabled == Some(1)
 }
 
-/// What of a run needs a ring, and what does without.
+/// The option that needs a ring, and one that does not.
 fn needs_ring(settings: &Settings) -> Option<(&'static str, &'static str)> {
     if settings.program.is_some() {
         return None;

@@ -1,11 +1,10 @@
-//! Text of workers on its way to a terminal or a log: it must not move cursors, hide what stands
-//! beside it, or begin a line that somebody else seems to have written. Pure.
+//! Makes worker text safe for a terminal or a log: it must not move cursors, hide text beside it,
+//! or forge a line of another source. Pure.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Text on one line: control characters, ends of lines and what changes the direction of writing
-/// are written as numbers.
+/// Text on one line: control characters, line ends and direction marks become numbers.
 pub(super) fn on_one_line(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_active) {
         return Cow::Borrowed(text);
@@ -22,8 +21,8 @@ pub(super) fn on_one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// A line of JSON, in which the lower control characters are escaped already: the others, which
-/// can only stand in strings, in the same way.
+/// A line of JSON. The lower control characters are escaped already; this escapes the others, which
+/// occur only in strings.
 pub(super) fn in_json(line: &str) -> Cow<'_, str> {
     if !line.chars().any(is_active) {
         return Cow::Borrowed(line);
@@ -38,15 +37,14 @@ pub(super) fn in_json(line: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// What a worker has printed, with its ends of lines, tabs and colours, and no other control
-/// character.
+/// Output of a worker. Line ends, tabs and colours stay; other control characters do not.
 pub(super) fn printed(bytes: &[u8], told: &mut Vec<u8>) {
     let mut place = 0;
     while let Some(byte) = bytes.get(place) {
         let rest = &bytes[place..];
         let length = match (byte, rest.get(1)) {
             (b'\n' | b'\t', _) => 1,
-            // The end of a line as others write it.
+            // A line end of Windows.
             (b'\r', Some(b'\n')) => 2,
             (0x1b, Some(b'[')) => colours(rest),
             (0xc2, Some(0x80..=0x9f)) => 0,
@@ -64,7 +62,7 @@ pub(super) fn printed(bytes: &[u8], told: &mut Vec<u8>) {
     }
 }
 
-/// Length of the sequence at the start, if it chooses colours and the like.
+/// Length of the sequence at the start, if it only sets colours and styles.
 fn colours(bytes: &[u8]) -> usize {
     let parameters = bytes[2..].iter().take_while(|byte| matches!(byte, b'0'..=b'9' | b';' | b':'));
     let end = 2 + parameters.count();
@@ -121,7 +119,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost, and whatever is printed, no control character is left but those named.
+        /// Whatever is printed, no text is lost, and only the named control characters remain.
         #[test]
         fn nothing_that_acts_is_left(bytes: Vec<u8>) {
             let mut told = Vec::new();

@@ -1,4 +1,4 @@
-//! What happens in a run, as it is told to the outside. Plain data; one JSON object a line.
+//! The events of a run as plain data; one JSON object a line.
 
 use serde::Serialize;
 
@@ -8,33 +8,33 @@ use clusterlb::{Ending, Signal};
 use clusterlb::{ListenerId, WorkerId};
 use clusterlb_sys::probe::FeatureLevel;
 
-/// Something happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub(crate) enum Event {
-    /// A listener is served by every worker (Node's `listening`, once for the whole cluster).
+    /// Every worker serves a listener (Node's `listening`, once for the whole cluster).
     Listening {
         /// The bound address, with the port that was chosen.
         address: String,
         /// Its number in this run.
         listener: ListenerId,
-        /// Who chooses the worker.
+        /// The policy.
         policy: Policy,
-        /// Who takes connections of this listener to workers; not with the policy `none`.
+        /// Who dispatches this listener's connections; not with the policy `none`.
         #[serde(skip_serializing_if = "Option::is_none")]
         dispatch: Option<Dispatch>,
-        /// How the kernel chooses, where it does: `unprivileged` or `plain`.
+        /// How the kernel chooses, if it does: `unprivileged` or `plain`.
         #[serde(skip_serializing_if = "Option::is_none")]
         dispatch_form: Option<&'static str>,
         /// How workers accept; only with the policy `none`.
         #[serde(skip_serializing_if = "Option::is_none")]
         accept: Option<AcceptMechanism>,
-        /// What moves the bytes.
+        /// The I/O engine.
         engine: &'static str,
-        /// Why it is this one.
+        /// Why this engine was chosen.
         engine_reason: String,
-        /// How much of io_uring there is here, if it was tried.
+        /// The io_uring features here, if it was probed.
         feature_level: Option<FeatureLevel>,
         /// Workers that serve it.
         workers: usize,
@@ -43,12 +43,12 @@ pub(crate) enum Event {
         /// The CPU of the primary's data path, if it is pinned.
         cpu: Option<usize>,
     },
-    /// The run can be looked at and steered here.
+    /// The admin interface is open.
     Admin {
         /// The bound address, with the port that was chosen.
         address: String,
     },
-    /// HAProxy's agent-check is answered here.
+    /// HAProxy's agent-check is open.
     AgentCheck {
         /// The bound address, with the port that was chosen.
         address: String,
@@ -69,39 +69,39 @@ pub(crate) enum Event {
         /// Its process id.
         pid: u32,
     },
-    /// A worker's program has sent a message (Node's `message`).
+    /// A worker's program sent a message (Node's `message`).
     Message {
         /// The worker.
         id: WorkerId,
         /// Its process id.
         pid: u32,
-        /// What it says; null, if JSON cannot say it.
+        /// The message; null if JSON cannot express it.
         message: serde_json::Value,
     },
-    /// Workers are being replaced, one after the other, without a request being lost.
+    /// A reload: workers are replaced one after the other, without losing a request.
     Reloading {
-        /// Who is going to be replaced.
+        /// The workers to replace.
         ids: Vec<WorkerId>,
     },
-    /// All of them have been replaced.
+    /// The reload is complete.
     Reloaded,
     /// The number of slots changes.
     Scaled {
-        /// What it was.
+        /// The old number.
         from: u16,
-        /// What it is.
+        /// The new number.
         to: u16,
     },
-    /// Connections are shared out by other rules from now on.
+    /// The scheduling rules changed.
     Rescheduled {
-        /// Who chooses the worker.
+        /// The policy.
         policy: Policy,
-        /// Most connections in flight at one worker.
+        /// The limit of connections in flight per worker.
         max_inflight: Option<u32>,
-        /// How far above the average a worker may be.
+        /// The factor over the average above which a worker is skipped.
         overload_factor: Option<f32>,
     },
-    /// A worker's process has ended (Node's `exit`).
+    /// A worker's process ended (Node's `exit`).
     Exit {
         /// The worker.
         id: WorkerId,
@@ -111,11 +111,11 @@ pub(crate) enum Event {
         code: Option<i32>,
         /// The signal that ended it.
         signal: Option<String>,
-        /// Connections that it had claimed and that ended with it.
+        /// Connections that it had claimed and left open.
         aborted: u64,
     },
-    /// A worker left connections unclaimed for too long: they went to others, and it gets nothing
-    /// until it answers.
+    /// A worker left connections unclaimed for too long: they went to others, and it gets no more
+    /// until it responds.
     Hung {
         /// The worker.
         id: WorkerId,
@@ -124,85 +124,85 @@ pub(crate) enum Event {
         /// Connections taken back from it.
         taken_back: u32,
     },
-    /// A hung worker has answered and gets connections again.
+    /// A hung worker responds and gets connections again.
     Recovered {
         /// The worker.
         id: WorkerId,
         /// Its process id.
         pid: u32,
     },
-    /// A worker closes connections without an answer and attracts load by that: each counts as
-    /// load for a while.
+    /// A worker closes connections without an answer, which attracts load: each of them now counts
+    /// as load for a while.
     Outlier {
         /// The worker.
         id: WorkerId,
         /// Its process id.
         pid: u32,
-        /// It gets no connections for this long, if outliers are ejected.
+        /// The length of its ejection, if outliers are ejected.
         ejected_ms: Option<u64>,
     },
-    /// An outlier answers, or takes as long as the others, again.
+    /// An outlier answers again, or takes as long as the others.
     OutlierEnded {
         /// The worker.
         id: WorkerId,
         /// Its process id.
         pid: u32,
     },
-    /// A worker is replaced because it has served enough.
+    /// A worker is replaced because it reached a limit.
     Recycle {
-        /// Which one.
+        /// The worker.
         id: WorkerId,
-        /// What it has reached.
+        /// The limit.
         reason: String,
     },
     /// An ended worker will be replaced.
     Respawn {
-        /// Who ended.
+        /// The ended worker.
         id: WorkerId,
-        /// How long that waits.
+        /// The delay.
         delay_ms: u64,
     },
-    /// A slot stays empty until the workers are replaced (SIGHUP).
+    /// A slot stays empty until a reload (SIGHUP).
     GiveUp {
-        /// Its number.
+        /// The slot.
         slot: u16,
-        /// Who ended last, if one could be started.
+        /// The last worker in it, if one could be started.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<WorkerId>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The run is about to end: serving goes on for a while.
+    /// The run is about to end and serves for a while longer.
     Stopping {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// For how long.
+        /// The delay.
         delay_ms: u64,
     },
-    /// The run is ending: nothing new is accepted.
+    /// The run is ending and accepts no more connections.
     Draining {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// How long open connections may take.
+        /// The grace period of open connections.
         grace_ms: u64,
     },
-    /// Workers were ended by force.
+    /// Workers were killed.
     Kill {
-        /// Who.
+        /// The workers.
         ids: Vec<WorkerId>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Something worth knowing that changes nothing.
+    /// Information without an effect.
     Note {
-        /// What.
+        /// The text.
         text: String,
     },
-    /// The run has ended.
+    /// The run ended.
     Summary(Summary),
 }
 
-/// The two ways to end, apart.
+/// Splits the two ways to end.
 #[must_use]
 pub(super) fn code_and_signal(ending: Ending) -> (Option<i32>, Option<String>) {
     match ending {

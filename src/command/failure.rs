@@ -1,4 +1,4 @@
-//! What an error means at the command line: the exit code, and the options that remedy it.
+//! Errors at the command line: the exit code, and the option that remedies them.
 
 use clusterlb::{Error, ErrorKind};
 
@@ -11,7 +11,7 @@ pub(super) fn exit_code(error: &Error) -> u8 {
     }
 }
 
-/// The remedy, with the options of this command that it takes.
+/// The remedy, with this command's option for it.
 pub(super) fn remedy(error: &Error) -> String {
     let options = match (error, error.kind()) {
         (_, ErrorKind::AddressInUse) => "--listen names another address",

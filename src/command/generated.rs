@@ -1,4 +1,4 @@
-//! What is made from the arguments for others: completions for shells, and man pages.
+//! Generated from the arguments: completions for shells, and man pages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use clusterlb_sys::error::errno_of;
 use super::arguments::Cli;
 use super::output;
 
-/// Which shell.
+/// Selects the shell.
 #[derive(Clone, Debug, Args)]
 pub(super) struct CompletionsArguments {
     /// The shell, as in `clusterlb completions bash > /etc/bash_completion.d/clusterlb`
@@ -19,10 +19,10 @@ pub(super) struct CompletionsArguments {
     shell: Shell,
 }
 
-/// Where to.
+/// Selects the folder.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ManArguments {
-    /// A folder, which is made if it is not there
+    /// A folder, which is created if missing
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }

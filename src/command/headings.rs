@@ -1,18 +1,18 @@
-//! The groups of options in the help, in the order in which it shows them.
+//! The groups of options in the help, in its order.
 
-/// What is run as workers.
+/// The program of the workers.
 pub(super) const PROGRAM: &str = "Program";
 /// How many workers, and when they are replaced.
 pub(super) const WORKERS: &str = "Workers";
-/// What workers find around them.
+/// The workers' environment.
 pub(super) const SURROUNDINGS: &str = "Surroundings of workers";
-/// Where connections come from, and who gets which.
+/// Listeners and scheduling.
 pub(super) const BALANCING: &str = "Listening and balancing";
-/// What becomes of workers that do not answer.
+/// Workers that do not respond.
 pub(super) const STUCK: &str = "Stuck workers";
 /// How a run ends.
 pub(super) const ENDING: &str = "Ending";
-/// How a run is configured, looked at and steered.
+/// Configuration and control.
 pub(super) const OPERATION: &str = "Operation";
 /// The built-in worker.
 pub(super) const BUILT_IN: &str = "Built-in worker";

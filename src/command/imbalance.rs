@@ -1,4 +1,4 @@
-//! `clusterlb imbalance`: which mechanism gives the load to whom, as a matrix.
+//! `clusterlb imbalance`: how each mechanism spreads the load over the workers, as a matrix.
 
 use clap::Args;
 
@@ -25,7 +25,7 @@ Examples:
 Exit codes: 0 done, 1 a mechanism could not be run, 2 wrong usage, 3 this machine cannot,
 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
 
-/// What the matrix shall hold.
+/// Options of the matrix.
 #[derive(Clone, Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct ImbalanceArguments {
@@ -42,7 +42,7 @@ pub(super) struct ImbalanceArguments {
     #[arg(long)]
     full: bool,
 
-    /// Connections of a cell [default: 2000 or what goes in 1.35 s; 800 or 320 ms with --quick;
+    /// Connections per cell [default: 2000 or as many as take 1.35 s; 800 or 320 ms with --quick;
     /// 10000 with --full]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     connections: Option<u32>,
@@ -71,7 +71,7 @@ const NODE: [Target; 2] = [
 ];
 
 impl ImbalanceArguments {
-    /// The rows, and what was asked for and is not there.
+    /// The rows, and the requested ones that are missing.
     fn targets(&self) -> Result<(Vec<Target>, Vec<Missing>)> {
         let mut wanted = if self.target.is_empty() { mechanisms() } else { self.target.clone() };
         let node = match self.peer.as_deref() {
@@ -91,7 +91,7 @@ impl ImbalanceArguments {
             ));
         }
         let (targets, missing) = available(wanted, false);
-        // Node that was not asked for is a row the less, and said to be.
+        // If Node was not requested, its row is left out with a remark.
         let asked = self.peer.is_some() || !self.target.is_empty();
         if !missing.is_empty() && asked {
             return Err(Missing::error(&missing));
@@ -99,10 +99,10 @@ impl ImbalanceArguments {
         Ok((targets, missing))
     }
 
-    /// Measures and shows.
+    /// Measures and reports.
     ///
     /// # Errors
-    /// What was asked for cannot be, or nothing at all could be run.
+    /// The request is not valid, or nothing could be run.
     pub(super) fn run(&self) -> Result<u8> {
         let extent = match (self.quick, self.full) {
             (true, _) => Extent::Quick,
@@ -117,7 +117,7 @@ impl ImbalanceArguments {
         let connections = self.connections.map_or_else(|| extent.connections(), u64::from);
         let plan = Plan {
             targets,
-            // Who asks for a number shall get it, however long it takes.
+            // An explicit number holds, however long it takes.
             cases: cases(
                 extent,
                 connections,

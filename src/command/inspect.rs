@@ -1,15 +1,15 @@
-//! Debuggers of Node workers: which of the program's words ask for one, and at which port.
+//! Debuggers of Node workers: which words of the program ask for one, and at which port.
 //!
-//! Owns what Node's own `cluster.fork()` looks for. Pure.
+//! Owns the rules that Node's own `cluster.fork()` follows. Pure.
 
 use std::ffi::OsString;
 
-/// Where Node listens for a debugger unless it is told (`process.debugPort`).
+/// Node's default debugger port (`process.debugPort`).
 const PORT_DEFAULT: u16 = 9229;
-/// Options that begin a debugger or say where it is.
+/// Options that start a debugger or set its address.
 const OPTIONS: [&str; 5] =
     ["--inspect", "--inspect-brk", "--inspect-wait", "--inspect-port", "--debug-port"];
-/// Options of Node that have their value in the next word.
+/// Options of Node with their value in the next word.
 const WITH_VALUE: [&str; 24] = [
     "-e",
     "--eval",
@@ -37,17 +37,17 @@ const WITH_VALUE: [&str; 24] = [
     "--input-type",
 ];
 
-/// A wish for debuggers.
+/// A request for debuggers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inspection {
-    /// How many of Node's words come before the place where a port can be added.
+    /// Number of Node's words in front of which a port can be added.
     pub(super) words: usize,
     /// The first port.
     pub(super) port: u16,
 }
 
-/// What Node's words, its options first, and `NODE_OPTIONS` ask for. Nothing also if each process
-/// shall find a free port (0).
+/// The request in Node's words, its options first, and in `NODE_OPTIONS`. `None` also if each
+/// process picks a free port (0).
 pub(super) fn inspection(words: &[OsString], variable: &str) -> Option<Inspection> {
     let mut port = None;
     for word in variable.split_whitespace() {
@@ -62,7 +62,7 @@ pub(super) fn inspection(words: &[OsString], variable: &str) -> Option<Inspectio
         let has_value = WITH_VALUE.contains(&word);
         place += if has_value { 2 } else { 1 };
         if let Some(named) = named(word, next.filter(|_| has_value)) {
-            // A bare option leaves the port as it is.
+            // An option without a value keeps the port.
             port = Some(named.or_else(|| port.flatten()));
             behind = place;
         }
@@ -71,7 +71,7 @@ pub(super) fn inspection(words: &[OsString], variable: &str) -> Option<Inspectio
     (port != 0).then_some(Inspection { words: behind.min(words.len()), port })
 }
 
-/// How many of Node's words come before its script.
+/// Number of Node's words before its script.
 pub(super) fn options_before_script(words: &[OsString]) -> usize {
     let mut place = 0;
     while let Some(word) = words.get(place).and_then(|word| word.to_str()) {
@@ -83,7 +83,7 @@ pub(super) fn options_before_script(words: &[OsString]) -> usize {
     place.min(words.len())
 }
 
-/// The port that a word names, if it is an option for debuggers at all.
+/// The port that a word sets, if it is a debugger option at all.
 fn named(word: &str, value: Option<&str>) -> Option<Option<u16>> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value)),

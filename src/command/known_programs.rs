@@ -1,7 +1,7 @@
-//! What programs are known for: by their names, behind links, `env`, `python -m` and the first line
-//! of a script.
+//! Recognizes programs by name, also behind links, `env`, `python -m` and the first line of a
+//! script.
 //!
-//! Owns the list of names and the look behind them.
+//! Owns the list of names and the search.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -12,40 +12,40 @@ use std::path::{Path, PathBuf};
 use super::inspect::options_before_script;
 use super::launcher::{Launcher, launcher, launches};
 
-/// Interpreters of interpreters that are looked behind.
+/// Levels of interpreters to follow.
 const DEPTH_MAX: usize = 4;
-/// What of a script is read to find its interpreter, as much as the kernel does (`execve(2)`).
+/// Bytes of a script to read for its interpreter line, as the kernel does (`execve(2)`).
 const FIRST_LINE_BYTES_MAX: u64 = 256;
-/// Node, as it is known without words.
+/// Node with no words known.
 const NODE: Known = Known::Node { words: Some(0) };
 
-/// What is known by a program's name.
+/// What a program's name says about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// Its options begin with the so many last of the words; none of them are known for a script.
+    /// Its options begin with this many last words; for a script none of them are known.
     Node { words: Option<usize> },
-    /// It says it is compatible with Node, and its workers do not speak as Node's do.
+    /// Claims compatibility with Node, but its workers do not speak Node's channel.
     Unlike(&'static str),
-    /// It starts Node as a process of its own, which knows nothing of us.
+    /// Starts Node as a separate process, which does not know clusterlb.
     Starter(&'static str),
-    /// So does this one, and there is something better. The so many last words are its own, and it
-    /// would start this Node.
+    /// Also a launcher, with a better command line. Its last `words` are its own; it would start
+    /// this Node.
     Launcher { launcher: Launcher, words: usize, node: OsString },
-    /// It takes listening sockets over; how it is told to.
+    /// Inherits listening sockets; how to configure that.
     Activated(&'static str, &'static str),
 }
 
-/// A launcher in a line of words.
+/// A launcher in a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Launched {
     pub(super) launcher: Launcher,
-    /// The word that would start it.
+    /// Its position in the line.
     pub(super) place: usize,
     /// What to start in its place, if the line does not start Node already.
     pub(super) node: Option<OsString>,
 }
 
-/// What the program of a line is known for.
+/// What the program of a command line is.
 pub(super) fn look_at(line: &[OsString], directory: Option<&Path>) -> Option<Known> {
     let (path, arguments) = line.split_first()?;
     look(Path::new(path), arguments, directory, DEPTH_MAX)
@@ -79,7 +79,7 @@ pub(super) fn launched(
     }
 }
 
-/// The file that a name means for a process in `directory` (`execvp(3)`).
+/// The file that a name refers to for a process in `directory` (`execvp(3)`).
 pub(super) fn find(path: &Path, directory: Option<&Path>) -> Option<PathBuf> {
     let from = directory.unwrap_or_else(|| Path::new(""));
     if path.as_os_str().as_bytes().contains(&b'/') {
@@ -91,7 +91,7 @@ pub(super) fn find(path: &Path, directory: Option<&Path>) -> Option<PathBuf> {
     files.find(|file| file.is_file())
 }
 
-/// What a program is known for, with the words that it is given.
+/// What a program with these arguments is.
 fn look(
     path: &Path,
     arguments: &[OsString],
@@ -115,7 +115,7 @@ fn look(
         return look(Path::new(&arguments[place]), rest, directory, depth - 1);
     }
     if named.as_bytes().starts_with(b"python") {
-        // A module that is run has the name of its program.
+        // A module is named like its program.
         let place = arguments.iter().position(|word| word == "-m")?;
         return known(arguments.get(place + 1)?, arguments.len() - place - 2);
     }

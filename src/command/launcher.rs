@@ -1,23 +1,23 @@
-//! Commands that start Node as another process, so that the worker would be the launcher and not
-//! the server.
+//! Commands that start Node as another process, so the worker would be the launcher instead of the
+//! server.
 //!
-//! Owns the list of them, and for each the line that works instead. `tsx` needs no other line: it
-//! is replaced by Node with the loader of tsx.
+//! Owns their list, with the working command line for each. `tsx` needs no other line: Node with
+//! the loader of tsx replaces it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
-/// What to do about a launcher.
+/// How to handle a launcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Launcher {
-    /// Node does the same with this option in front of the launcher's words.
+    /// Node with this option in front of the launcher's words does the same.
     Loader { option: String },
-    /// The launcher cannot be a worker; what can be written instead.
+    /// The launcher cannot be a worker; `line` can.
     Refused { name: String, line: String },
 }
 
-/// Names of packages whose commands have other names.
+/// Packages whose commands have other names.
 const PACKAGES: [(&str, &str); 5] = [
     ("dotenv-cli", "dotenv"),
     ("@dotenvx/dotenvx", "dotenvx"),
@@ -25,10 +25,10 @@ const PACKAGES: [(&str, &str); 5] = [
     ("ts-node-dev", "ts-node-dev"),
     ("npm-run-all", "npm-run-all"),
 ];
-/// What a server's file ends with.
+/// Extensions of a server's file.
 const SCRIPTS: [&str; 6] = ["js", "mjs", "cjs", "ts", "mts", "cts"];
 
-/// Whether `file`, a program or a script that Node is given, is a launcher with these words.
+/// The launcher that `file` is, as a program or a script of Node, with these words.
 pub(super) fn launcher(file: &Path, words: &[OsString]) -> Option<Launcher> {
     let name = name_of(file)?;
     let script = script_in(words).unwrap_or_else(|| "server.js".into());
@@ -55,7 +55,7 @@ pub(super) fn launcher(file: &Path, words: &[OsString]) -> Option<Launcher> {
     Some(Launcher::Refused { name, line })
 }
 
-/// What the options of Node ask for that makes it start another Node for the server.
+/// The option of Node that makes it start another Node for the server.
 pub(super) fn launches(options: &[OsString], rest: &[OsString]) -> Option<Launcher> {
     let is_one = |word: &&OsString| {
         let word = word.to_str().unwrap_or_default();
@@ -69,11 +69,11 @@ pub(super) fn launches(options: &[OsString], rest: &[OsString]) -> Option<Launch
     Some(Launcher::Refused { name: format!("node {name}"), line: format!("node {script}") })
 }
 
-/// The command's name: by the package that the file lies in, or by the file's own name.
+/// The command's name: that of its package, or of the file.
 fn name_of(file: &Path) -> Option<String> {
     let own = file.file_name()?.to_str()?.to_owned();
     let Some(package) = package_of(file) else { return Some(own) };
-    // A package with several commands tells them apart by its files.
+    // The files tell the commands of one package apart.
     if package == "ts-node" {
         let is_esm = own.starts_with("bin-esm");
         return Some(if is_esm { "ts-node-esm" } else { "ts-node" }.into());
@@ -112,7 +112,7 @@ fn tsx(file: &Path, words: &[OsString]) -> Launcher {
     if is_other {
         return refused(format!("tsx {script}"));
     }
-    // Beside the command, or, where that is a shell script of pnpm, in the package beside it.
+    // Beside the command, or, where pnpm made that a shell script, in the package beside it.
     let folder = file.parent().unwrap_or_else(|| Path::new("/"));
     let places = [folder.join("loader.mjs"), folder.join("../tsx/dist/loader.mjs")];
     match places.iter().find_map(|place| place.canonicalize().ok()) {
@@ -130,7 +130,7 @@ fn script_in(words: &[OsString]) -> Option<String> {
     words.iter().filter_map(|word| word.to_str()).find(is_script).map(str::to_owned)
 }
 
-/// The value of an option, in its word or in the next.
+/// The value of an option, in the same word or the next.
 fn value<'a>(words: &'a [OsString], option: &str) -> Option<&'a str> {
     let place = words.iter().position(|word| {
         let word = word.to_str().unwrap_or_default();
@@ -147,7 +147,7 @@ fn in_a_row(words: &[OsString]) -> String {
     words.join(" ")
 }
 
-/// A path as `--import` understands it, whatever letters it has.
+/// A path as `--import` accepts it, with any characters.
 fn file_url(path: &Path) -> String {
     let mut url = String::from("file://");
     for byte in path.as_os_str().as_bytes() {

@@ -1,8 +1,8 @@
-//! What stands behind the command line: options from the environment and from a file, turned into
-//! words in front of those that were given.
+//! The layers behind the command line: options from the environment and from a file, converted to
+//! words in front of the given ones.
 //!
-//! Owns the names of keys and variables, which are those of the options, and the order: command
-//! line, environment, file. Knows no option of its own, but for the file's.
+//! Owns the names of keys and variables, which are those of the options, and the precedence:
+//! command line, environment, file. It knows no single option but that of the file.
 
 mod file;
 
@@ -19,13 +19,13 @@ use super::absent::nearest;
 use super::arguments::RunArguments;
 use file::File;
 
-/// What the names of variables begin with.
+/// Prefix of the variables.
 const PREFIX: &str = "CLUSTERLB_";
-/// The option that names the file: it has a variable, and no key.
+/// The option that names the file: it has a variable, but no key.
 const FILE: &str = "config";
-/// What is run, which is no option, and has a key.
+/// The program: not an option, but it has a key.
 const PROGRAM: &str = "program";
-/// The policy's variable that the library reads.
+/// The policy's variable, which the library reads.
 const POLICY: (&str, &str) = ("policy", "CLUSTERLB_SCHED_POLICY");
 
 /// The options that the environment and the file add to a command line.
@@ -36,7 +36,7 @@ pub(super) struct Layers {
     program: Vec<OsString>,
 }
 
-/// Where a value comes from, to be named in an error.
+/// Where a value comes from, for errors.
 #[derive(Clone, Debug)]
 enum Origin {
     Variable(String),
@@ -45,10 +45,10 @@ enum Origin {
 }
 
 impl Layers {
-    /// What is to be added to the options that were given.
+    /// Reads the options to add to the given ones.
     ///
     /// # Errors
-    /// [`Error::Usage`]: a file that cannot be read or understood, or a value that means nothing.
+    /// [`Error::Usage`]: a file that cannot be read or parsed, or an invalid value.
     pub(super) fn read(given: &ArgMatches) -> Result<Self> {
         let command = command();
         let path = match given.get_raw(FILE).and_then(|mut words| words.next_back()) {
@@ -61,7 +61,7 @@ impl Layers {
         }
         let mut layers = Self::default();
         let is_given = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
-        // What an upper layer says rules out what the ones below say against it.
+        // An option in an upper layer excludes conflicting ones in the layers below.
         let mut said: Vec<&Arg> =
             command.get_arguments().filter(|arg| is_given(arg.get_id().as_str())).collect();
         for from_file in [false, true] {
@@ -99,7 +99,7 @@ impl Layers {
         Ok(layers)
     }
 
-    /// These, without one of the options.
+    /// These options without one.
     pub(super) fn without(&self, key: &str) -> Self {
         let mut rest = self.clone();
         rest.options.remove(key);
@@ -121,8 +121,8 @@ impl Layers {
         all
     }
 
-    /// These, but for the options that cannot change while a run goes on, which stay as they were
-    /// in `before`; and the names of those that were to change.
+    /// These options, with the ones that cannot change during a run taken from `before`; also
+    /// returns the names of those that differ.
     pub(super) fn limited_to(mut self, may: &[&str], before: &Self) -> (Self, Vec<String>) {
         let mut refused = Vec::new();
         let keys = self.options.keys().chain(before.options.keys()).cloned();
@@ -144,7 +144,7 @@ impl Layers {
         (self, refused)
     }
 
-    /// The options whose words differ, the program as well.
+    /// The options whose words differ, including the program.
     pub(super) fn changed_from(&self, before: &Self) -> Vec<String> {
         let keys = self.options.keys().chain(before.options.keys());
         let mut changed: Vec<String> = keys
@@ -160,7 +160,7 @@ impl Layers {
     }
 }
 
-/// The options of a run alone.
+/// The options of a run.
 fn command() -> Command {
     RunArguments::augment_args(Command::new("clusterlb"))
 }
@@ -171,7 +171,7 @@ pub(super) fn keys() -> Vec<String> {
     command().get_arguments().filter_map(key).map(str::to_owned).collect()
 }
 
-/// The key of an option; the program has none as one.
+/// The key of an option; the program has none.
 fn key(argument: &Arg) -> Option<&str> {
     argument.get_long()
 }
@@ -181,8 +181,8 @@ pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('-', "_").to_uppercase())
 }
 
-/// What the environment says of an option. Several values of one that can be repeated are separated
-/// by blanks.
+/// The value of an option in the environment. Blanks separate several values of an option that can
+/// be repeated.
 fn from_variable(key: &str, argument: &Arg) -> Result<Option<(Origin, Vec<OsString>)>> {
     let name = variable(key);
     let Some(value) = std::env::var_os(&name).filter(|value| !value.is_empty()) else {
@@ -208,7 +208,7 @@ fn from_variable(key: &str, argument: &Arg) -> Result<Option<(Origin, Vec<OsStri
     Ok(Some((Origin::Variable(name), values)))
 }
 
-/// The words of an option with these values, each of which is tried.
+/// The words of an option with these values; each is parsed.
 fn words(
     command: &Command,
     argument: &Arg,
@@ -246,7 +246,7 @@ fn words(
     Ok(words)
 }
 
-/// What is wrong with a value alone, other than what it lacks beside it.
+/// What is wrong with a value alone, regardless of other options.
 fn objection(error: &clap::Error) -> Option<String> {
     use clap::error::{ContextKind, ContextValue};
     match error.kind() {
@@ -264,7 +264,7 @@ fn objection(error: &clap::Error) -> Option<String> {
     }
 }
 
-/// Whether two options cannot both be given.
+/// Whether two options exclude each other.
 fn conflict(command: &Command, one: &Arg, other: &Arg) -> bool {
     let names = |from: &Arg, to: &Arg| {
         let all = command.get_arg_conflicts_with(from);
@@ -273,7 +273,7 @@ fn conflict(command: &Command, one: &Arg, other: &Arg) -> bool {
     one.get_id() != other.get_id() && (names(one, other) || names(other, one))
 }
 
-/// The sentence about a key that there is not.
+/// The error for an unknown key.
 fn unknown<'a>(what: String, key: &str, known: impl Iterator<Item = &'a str>) -> Error {
     let hint = match nearest(key, known) {
         Some((name, _)) => format!("the nearest is `{name}`"),

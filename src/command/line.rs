@@ -1,5 +1,5 @@
-//! The command line of a run: the words that were given, what stands behind them, and what it means
-//! when it is read again.
+//! The command line of a run: the given words, the layers behind them, and their meaning when read
+//! again.
 
 use std::ffi::OsString;
 
@@ -9,12 +9,12 @@ use super::arguments::{Cli, Command};
 use super::layers::Layers;
 use super::settings::Settings;
 
-/// Why a command line is not obeyed.
+/// Why a command line is refused.
 #[derive(Debug)]
 pub(super) enum Unread {
-    /// What clap has to say: help and the version, or wrong usage.
+    /// From clap: help and the version, or wrong usage.
     Shown(Box<clap::Error>),
-    /// What stands behind the command line means nothing.
+    /// A layer behind the command line is not valid.
     Failed(Error),
 }
 
@@ -30,7 +30,7 @@ impl From<Error> for Unread {
     }
 }
 
-/// The command line of a run: the words that were given, and what stands behind them.
+/// The command line of a run: the given words, and the layers behind them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Line {
     given: Vec<OsString>,
@@ -40,7 +40,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// What stands behind these words, if they are those of a run.
+    /// Reads the layers behind these words, if they are those of a run.
     pub(super) fn behind(given: Vec<OsString>) -> std::result::Result<Option<Self>, Unread> {
         let lenient = Cli::command_for(&given).ignore_errors(true);
         let found = lenient.try_get_matches_from(&given)?;
@@ -53,22 +53,21 @@ impl Line {
         Ok(Some(Self { given, options_from, layers }))
     }
 
-    /// All of it.
+    /// All words.
     pub(super) fn words(&self) -> Vec<OsString> {
         self.layers.apply(&self.given, self.options_from)
     }
 
-    /// What workers of the same program are started with: the same without this program's name,
-    /// and without variables that others would see in a list of processes.
+    /// The arguments of workers of this program: without this program's name, and without
+    /// variables, which other users would see in a list of processes.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         self.layers.without("env").apply(&self.given, self.options_from).split_off(1)
     }
 
-    /// The line as it would be now. Other options than those that `may` change stay as they are,
-    /// and are named.
+    /// Reads the line again. Options not in `may` stay as they are; their names are returned.
     ///
     /// # Errors
-    /// What stands behind the words means nothing.
+    /// A layer behind the words is not valid.
     pub(super) fn read_again(&self, may: &[&str]) -> Result<(Self, Vec<String>)> {
         let now = match Self::behind(self.given.clone()) {
             Ok(now) => now.unwrap_or_default(),
@@ -78,15 +77,15 @@ impl Line {
         Ok((Self { layers, ..now }, refused))
     }
 
-    /// The options whose values are others than `before`.
+    /// The options whose values differ from `before`.
     pub(super) fn changed_from(&self, before: &Self) -> Vec<String> {
         self.layers.changed_from(&before.layers)
     }
 
-    /// What the line means.
+    /// Converts the line to settings.
     ///
     /// # Errors
-    /// It contradicts itself.
+    /// The options contradict each other.
     pub(super) fn settings(&self) -> Result<Settings> {
         let cli = Cli::parse(&self.words()).map_err(|error| Unread::from(error).into_error())?;
         let mut run = match cli.command {
@@ -99,7 +98,7 @@ impl Line {
 }
 
 impl Unread {
-    /// As an error of ours, on one line.
+    /// As a library error, on one line.
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::Failed(error) => error,

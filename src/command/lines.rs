@@ -1,23 +1,23 @@
-//! Lines of a worker, each with its worker's name in front. Pure: bytes in, bytes out.
+//! A worker's output as lines, each with its worker's name in front. Pure: bytes in, bytes out.
 
-/// Longest line; a longer one is told in pieces.
+/// Longest line; a longer one is printed in pieces.
 const LINE_BYTES_MAX: usize = 16 * 1024;
 
-/// What a worker has printed, and has not ended with a line's end.
+/// Output of a worker without its line end yet.
 #[derive(Debug)]
 pub(super) struct Lines {
     /// In front of a line, and of the further pieces of a long one.
     marks: [Vec<u8>; 2],
     rest: Vec<u8>,
-    /// The rest goes on with a line of which a piece has been told.
+    /// The rest continues a line of which a piece has been printed.
     continues: bool,
 }
 
 impl Lines {
-    /// Nothing yet, from the worker with this number.
+    /// Empty, for the worker with this number.
     pub(super) fn new(worker: u32, coloured: bool) -> Self {
         let mark = |sign: char| match coloured {
-            // Six colours that are told apart on light and dark ground.
+            // Six colours that differ on light and dark backgrounds.
             true => format!("\x1b[3{}mworker {worker} {sign}\x1b[0m ", 1 + worker % 6),
             false => format!("worker {worker} {sign} "),
         };
@@ -25,7 +25,7 @@ impl Lines {
         Self { marks, rest: Vec::new(), continues: false }
     }
 
-    /// Takes more, and tells what is complete.
+    /// Adds bytes, and writes complete lines to `told`.
     pub(super) fn take(&mut self, bytes: &[u8], told: &mut Vec<u8>) {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.rest.extend_from_slice(part);
@@ -42,7 +42,7 @@ impl Lines {
         }
     }
 
-    /// Tells a last line that has no end.
+    /// Writes a last line without an end.
     pub(super) fn end(&mut self, told: &mut Vec<u8>) {
         if !self.rest.is_empty() {
             self.tell(self.rest.len(), told);
@@ -56,7 +56,7 @@ impl Lines {
     }
 }
 
-/// How much of some bytes ends with a whole character of UTF-8; all of it, if it is no UTF-8.
+/// Length up to the last whole UTF-8 character; everything if it is not UTF-8.
 fn whole_characters(bytes: &[u8]) -> usize {
     match std::str::from_utf8(bytes) {
         Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),

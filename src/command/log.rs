@@ -1,7 +1,6 @@
-//! How lines of the log look: plain for people and programs that read them, with the time, with the
-//! level in front as the journal takes it, or as JSON.
+//! Formats of log lines: plain, with the time, with the level in front for the journal, or as JSON.
 //!
-//! Owns levels and what is put in front of a line. Writes nothing.
+//! Owns levels and the text in front of a line. Writes nothing.
 
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
@@ -14,47 +13,47 @@ use serde::Serialize;
 
 use super::event::Event;
 
-/// The variable by which systemd tells which stream goes to the journal (`systemd.exec(5)`).
+/// The variable in which systemd names the stream that goes to the journal (`systemd.exec(5)`).
 const JOURNAL_VARIABLE: &str = "JOURNAL_STREAM";
 
-/// What a log is asked to be.
+/// The requested format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogFormat {
-    /// Words, with the time in front unless they go to a terminal.
+    /// Plain text, with the time in front unless it goes to a terminal.
     Text,
     /// A JSON object a line, with the time and a level.
     Json,
 }
 
-/// How much a line matters, by the names and numbers of syslog.
+/// Importance of a line, by the names and numbers of syslog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Level {
     /// The run serves less than it should, or not at all.
     Err = 3,
-    /// Something has failed and is being put right.
+    /// A failure that is being repaired.
     Warning = 4,
-    /// Something is worth knowing.
+    /// Worth knowing.
     Notice = 5,
-    /// What happens.
+    /// Normal operation.
     Info = 6,
 }
 
-/// What the lines of a log look like.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dress {
-    /// As they are.
+    /// Unchanged.
     Plain,
     /// With the time in front.
     Timed,
-    /// With the level in front, as `sd-daemon(3)` has it; the journal has the time.
+    /// With the level in front, as in `sd-daemon(3)`; the journal adds the time.
     Journal,
     /// As JSON.
     Json,
 }
 
 impl Dress {
-    /// The one for what is asked for, in a file or on standard error.
+    /// The format for the given options, file and standard error.
     pub(super) fn of(format: Option<LogFormat>, file: Option<&Path>) -> Self {
         match format {
             Some(LogFormat::Json) => Self::Json,
@@ -65,34 +64,33 @@ impl Dress {
         }
     }
 
-    /// A text in this dress, line by line.
+    /// A text in this format, line by line.
     pub(super) fn dressed(self, text: &str, level: Level, at: SystemTime) -> String {
         let front = match self {
             Self::Plain | Self::Json => return text.to_owned(),
             Self::Timed => format!("{} ", time(at)),
             Self::Journal => format!("<{}>", level as u8),
         };
-        // An empty line keeps a table apart, and would be noise with something in front of it.
+        // An empty line separates a table; with a prefix it would be noise.
         let lines = text.lines().filter(|line| !line.trim().is_empty());
         let lines: Vec<String> = lines.map(|line| format!("{front}{line}")).collect();
         lines.join("\n")
     }
 }
 
-/// A moment as logs have it (RFC 3339).
+/// A time as in RFC 3339.
 pub(super) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
 
-/// Whether standard error is the stream that the variable names, and not one that was put in its
-/// place.
+/// Whether standard error is the stream in the variable, and not a redirection.
 pub(super) fn goes_to_journal() -> bool {
     let Ok(stream) = std::env::var(JOURNAL_VARIABLE) else { return false };
     let Ok(found) = fstat(std::io::stderr().as_fd()) else { return false };
     stream == format!("{}:{}", found.st_dev, found.st_ino)
 }
 
-/// How much an event matters.
+/// The level of an event.
 pub(super) fn level(event: &Event) -> Level {
     match event {
         Event::GiveUp { .. } => Level::Err,

@@ -1,6 +1,6 @@
-//! What the measuring commands have in common: options on output and place, and the progress line.
+//! Shared by the measuring commands: options on output and placement, and the progress line.
 //!
-//! Owns where results go. Refuses to measure.
+//! Owns where results go. Measures nothing.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -25,7 +25,7 @@ use clusterlb_sys::cpu::{CpuFacts, parse_cpu_list};
 use clusterlb_sys::error::errno_of;
 use clusterlb_sys::limits;
 
-/// Where results go, and who runs where.
+/// Options on output and placement.
 #[derive(Clone, Debug, Args)]
 pub(super) struct MeasuringArguments {
     /// Print one JSON object instead of tables
@@ -40,11 +40,11 @@ pub(super) struct MeasuringArguments {
     #[arg(long, value_name = "FILE")]
     pub(super) report: Option<PathBuf>,
 
-    /// Tell no progress
+    /// Print no progress
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// CPUs of the server, as 0-3,6 [default: those that the generator leaves]
+    /// CPUs of the server, as 0-3,6 [default: those that the generator does not use]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
     pub(super) server_cpus: Option<CpuList>,
 
@@ -57,12 +57,12 @@ pub(super) struct MeasuringArguments {
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) load_threads: u16,
 
-    /// Decides every random choice that takes a seed
+    /// Seed of every random choice
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
 }
 
-/// CPUs in the order in which they were named.
+/// CPUs in the given order.
 #[derive(Clone, Debug)]
 pub(super) struct CpuList(Vec<usize>);
 
@@ -71,11 +71,10 @@ fn cpu_list(text: &str) -> std::result::Result<CpuList, String> {
 }
 
 impl MeasuringArguments {
-    /// Who runs where, with the facts that decided it. `processes` of the server want to run at
-    /// once.
+    /// The placement with the facts behind it. `processes` of the server run at the same time.
     ///
     /// # Errors
-    /// CPUs that may not be used.
+    /// The CPUs may not be used.
     pub(super) fn place(
         &self,
         processes: usize,
@@ -90,16 +89,16 @@ impl MeasuringArguments {
             load: self.load_cpus.clone().map(|list| list.0),
         };
         let placement = place(&facts.cpus, &wish)?;
-        // What is started inherits the limit, and peers do not raise it by themselves.
+        // Children inherit the limit, and other servers do not raise it.
         limits::raise_descriptor_limit()?;
         Ok((facts, placement))
     }
 
-    /// Opens the files that results go to: finding out after minutes that they cannot be written
-    /// is too late.
+    /// Opens the files of results before the measurement, so a file that cannot be written costs no
+    /// minutes.
     ///
     /// # Errors
-    /// A file that cannot be written, or standard output is closed.
+    /// A file cannot be written, or standard output is closed.
     pub(super) fn open(&self) -> Result<Outputs> {
         output::ensure_open()?;
         let create = |path: &PathBuf| {
@@ -117,7 +116,7 @@ impl MeasuringArguments {
     }
 }
 
-/// What a report looks like in each of its forms.
+/// The forms of a report.
 pub(super) struct Renderers<R> {
     pub(super) text: fn(&R) -> String,
     pub(super) csv: fn(&R) -> String,
@@ -133,11 +132,11 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// Writes everything that was asked for, and tells the exit code: `code`, or that of the signal
-    /// that ended the measurement early.
+    /// Writes all requested forms. Returns the exit code: `code`, or that of the signal that ended
+    /// the measurement early.
     ///
     /// # Errors
-    /// A file that cannot be written. A reader of standard output that has gone away is none.
+    /// A file cannot be written. A closed reader of standard output is not an error.
     pub(super) fn end<R: Serialize>(
         self,
         report: &R,
@@ -166,8 +165,8 @@ fn save(path: &Path, mut file: File, text: &str) -> Result<()> {
         .map_err(|error| Error::system(format!("write {}", path.display()), errno_of(&error)))
 }
 
-/// Tells on standard error how far a measurement has come: a line that is rewritten on a
-/// terminal, now and then a line elsewhere.
+/// Progress on standard error: a line that is rewritten on a terminal, and an occasional line
+/// elsewhere.
 #[derive(Debug)]
 pub(super) struct Progress {
     quiet: bool,
@@ -182,7 +181,7 @@ impl Progress {
         Self { quiet, terminal, begun: Instant::now(), told_percent: 0 }
     }
 
-    /// So many of all steps are done, and this one begins.
+    /// `done` of `all` steps are done, and `what` begins.
     pub(super) fn tell(&mut self, done: usize, all: usize, what: &str) {
         let percent = 100 * done / all.max(1);
         if self.quiet || (!self.terminal && done > 0 && percent < self.told_percent + 10) {
@@ -191,7 +190,7 @@ impl Progress {
         self.told_percent = percent;
         let took_s = self.begun.elapsed().as_secs();
         let mut stderr = io::stderr().lock();
-        // Nobody to tell is no reason to stop.
+        // A failed write must not end the measurement.
         let _ = if self.terminal {
             write!(stderr, "\r\x1b[2K{}/{all}  {took_s} s  {what}", done + 1)
         } else {
@@ -200,7 +199,7 @@ impl Progress {
         let _ = stderr.flush();
     }
 
-    /// Makes room for what comes after it.
+    /// Clears the line for other output.
     pub(super) fn clear(&self) {
         if self.terminal && !self.quiet {
             let _ = write!(io::stderr().lock(), "\r\x1b[2K");
@@ -208,7 +207,7 @@ impl Progress {
     }
 }
 
-/// A shell's code for what a signal has ended.
+/// A shell's exit code for a signal.
 fn signal_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal as i32).unwrap_or(1)
 }
@@ -222,13 +221,13 @@ pub(super) struct Missing {
 }
 
 impl Missing {
-    /// What is not there and how to get it, in a sentence.
+    /// What is missing and how to get it, in a sentence.
     pub(super) fn sentence(&self) -> String {
         let how = if self.target.needs_ring() { "" } else { "to install it: " };
         format!("{} is left out: {}; {how}{}.", self.target, self.what, self.remedy)
     }
 
-    /// The failure of a command that has nothing left to do without these.
+    /// The error of a command that has nothing to run without these.
     pub(super) fn error(all: &[Self]) -> Error {
         let whats: Vec<&str> = all.iter().map(|missing| &*missing.what).collect();
         let remedies: Vec<&str> = all.iter().map(|missing| missing.remedy).collect();
@@ -244,8 +243,8 @@ impl Missing {
     }
 }
 
-/// The targets whose programs are there, and those whose are not. Where requests shall block,
-/// nginx needs a module besides.
+/// The targets whose programs are installed, and those whose are not. nginx needs a module for
+/// requests that block.
 pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, Vec<Missing>) {
     let mut missing = Vec::new();
     let no_ring = targets.iter().any(|target| target.needs_ring()).then(refused_ring).flatten();
@@ -267,7 +266,7 @@ pub(super) fn available(targets: Vec<Target>, blocking: bool) -> (Vec<Target>, V
     (there.collect(), missing)
 }
 
-/// Why io_uring is not to be had, if it is not.
+/// Why io_uring is unavailable, if it is.
 fn refused_ring() -> Option<String> {
     let decision = EngineChoice::from_environment().and_then(EngineChoice::decide);
     match decision {
@@ -277,10 +276,10 @@ fn refused_ring() -> Option<String> {
     }
 }
 
-/// How long the machine is looked at before anything is measured.
+/// How long to observe the machine before measuring.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// Tells what speaks against what is about to be measured, before minutes are spent on it.
+/// Warns of conditions that distort results, before minutes are spent.
 pub(super) fn warn(quiet: bool, environment: &mut Environment, missing: &[Missing]) {
     let placement = &environment.placement;
     let company = Company::look([&*placement.server_cpus, &*placement.load_cpus].concat());
@@ -294,12 +293,12 @@ pub(super) fn warn(quiet: bool, environment: &mut Environment, missing: &[Missin
     }
     let missing = missing.iter().map(Missing::sentence);
     for line in environment.warnings.iter().cloned().chain(missing) {
-        // Without a reader the measuring goes on.
+        // A failed write must not end the measurement.
         let _ = writeln!(io::stderr().lock(), "! {line}");
     }
 }
 
-/// What a peer lacks here, if anything.
+/// What a server lacks here, if anything.
 fn absence(peer: Peer, blocking: bool) -> Option<String> {
     let program = peer.program();
     if find_program(program).is_none() {

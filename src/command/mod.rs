@@ -1,6 +1,6 @@
 //! The `clusterlb` command: arguments in, exit code out.
 //!
-//! Owns dispatch. Everything it starts lives in the modules below it.
+//! Owns dispatch to the subcommands. The modules below start everything else.
 
 mod absent;
 mod addresses;
@@ -73,8 +73,8 @@ use line::Unread;
 use log::{Dress, Level, goes_to_journal};
 use printer::Printer;
 
-/// Signals that come while the run is being prepared wait until it can obey them. SIGINT and
-/// SIGTERM end the process as long as nothing has been started.
+/// Signals that arrive while a run is prepared wait until it can handle them. Until anything is
+/// started, SIGINT and SIGTERM end the process.
 const EARLY_SIGNALS: [Signal; 7] = [
     Signal::SIGCHLD,
     Signal::SIGHUP,
@@ -85,10 +85,10 @@ const EARLY_SIGNALS: [Signal; 7] = [
     Signal::SIGUSR2,
 ];
 
-/// How long the last line waits for whatever reads it.
+/// How long the last line waits for its reader.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs the command and gives the process's exit code.
+/// Runs the command and returns the process's exit code.
 #[must_use]
 pub(crate) fn main() -> ExitCode {
     let result = inherited::repair().and_then(|()| match Cli::read(std::env::args_os()) {
@@ -122,11 +122,11 @@ fn obey(cli: Cli) -> Result<ExitCode> {
     code.map(ExitCode::from)
 }
 
-/// Shows what clap has to say: help and the version on standard output, or wrong usage.
+/// Prints clap's output: help and the version on standard output, or wrong usage.
 fn show(error: &clap::Error) -> Result<ExitCode> {
     let text = error.render();
     if error.use_stderr() {
-        // What cannot be shown cannot be complained of either.
+        // If printing fails, so would an error message.
         let _ = error.print();
     } else if std::io::stdout().is_terminal() {
         output::print(&text.ansi().to_string())?;
@@ -136,8 +136,8 @@ fn show(error: &clap::Error) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)))
 }
 
-/// One line: what failed, why, and what to do. A terminal that takes nothing (Ctrl-S) holds the
-/// end up for a while only: after a run no signal would end the wait.
+/// One line: what failed, the cause, the remedy. A stopped terminal (Ctrl-S) delays the end only
+/// for a limited time: after a run no signal would end the wait.
 fn complain(error: &Error) {
     let text = format!("clusterlb: {error}; {}", failure::remedy(error));
     let mut line = format!("{}\n", escape::on_one_line(&text));
@@ -221,7 +221,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let listeners = settings.listen.len();
     let console = Console::new(style, dress, listeners, introduction, printer.clone());
     let forced_by = run::run(&settings, &plan, &decision, &dispatching, passed, console, &printer);
-    // What has failed is told behind everything else.
+    // A write failure is reported after everything else.
     let lost = printer.finish();
     match (forced_by?, lost) {
         (Some(signal), _) => Ok(forced_code(signal)),
@@ -244,12 +244,12 @@ fn be_worker(settings: &Settings) -> Result<()> {
     server::run(settings, inheritance)
 }
 
-/// A shell's code for a process that a signal ended.
+/// A shell's exit code for a process that a signal ended.
 fn forced_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal as i32).unwrap_or(1)
 }
 
-/// What is printed before the listeners are ready.
+/// The lines printed before the listeners are ready.
 fn introduction(
     settings: &Settings,
     plan: &CpuPlan,
@@ -275,10 +275,10 @@ fn introduction(
     lines
 }
 
-/// From what workers accept by themselves.
+/// The sockets from which workers accept.
 fn source(settings: &Settings) -> String {
     match (&settings.program, settings.accept) {
-        (Some(_), AcceptMechanism::Reuseport) => "each from a socket of its own".into(),
+        (Some(_), AcceptMechanism::Reuseport) => "each from its own socket".into(),
         (Some(_), _) => "from one socket".into(),
         (None, accept) => format!("by {accept}"),
     }

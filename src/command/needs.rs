@@ -1,8 +1,7 @@
-//! What a run needs of the machine beside io_uring itself: descriptors, locked memory, facilities
-//! of the kernel, the right to choose CPUs.
+//! What a run needs of the machine in addition to io_uring: descriptors, locked memory, kernel
+//! facilities, the right to choose CPUs.
 //!
-//! Owns the numbers. `check` shows them and a run refuses to begin without them, so that the two
-//! never differ.
+//! Owns the numbers. `check` shows them and a run refuses to start without them, so the two agree.
 
 use clusterlb::topology::Pin;
 use clusterlb::{Error, Result};
@@ -14,12 +13,12 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::server;
 
-/// Descriptors that the primary needs besides connections: its own, and some for each worker.
+/// Descriptors of the primary in addition to connections: its own, and some per worker.
 const DESCRIPTORS_BASE: u64 = 64;
 const DESCRIPTORS_PER_WORKER: u64 = 6;
 /// Locked memory of a worker with the smallest ring: two pages of queues and two of buffers.
 const RING_BYTES_LEAST: u64 = 16 * 1024;
-/// Rings besides those of the workers: the primary's, and a successor's on a reload.
+/// Rings in addition to those of the workers: the primary's, and a successor's during a reload.
 const FURTHER_RINGS: u64 = 2;
 
 /// Descriptors that a primary needs with this many workers.
@@ -27,7 +26,7 @@ pub(super) fn descriptors(workers: usize) -> u64 {
     DESCRIPTORS_BASE + workers as u64 * DESCRIPTORS_PER_WORKER
 }
 
-/// Locked memory that the rings of a run take, at most and at least.
+/// Locked memory for the rings of a run, at most and at least.
 pub(super) fn locked_bytes(workers: usize, backlog: u32) -> (u64, u64) {
     let rings = workers as u64 + FURTHER_RINGS;
     let primary = RingShape::for_backlog(backlog).locked_bytes();
@@ -35,10 +34,10 @@ pub(super) fn locked_bytes(workers: usize, backlog: u32) -> (u64, u64) {
     (most, rings * RING_BYTES_LEAST)
 }
 
-/// Makes sure of everything but the engine before the run begins.
+/// Ensures everything but the engine before the run begins.
 ///
 /// # Errors
-/// [`Error::Environment`] naming what is missing, and the setting that lifts it.
+/// [`Error::Environment`] names what is missing, and the setting that provides it.
 pub(super) fn ensure(workers: usize) -> Result<()> {
     ensure_descriptors(workers)?;
     for facility in Facility::ALL.into_iter().filter(|one| *one != Facility::Process) {
@@ -47,10 +46,10 @@ pub(super) fn ensure(workers: usize) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the choice of CPUs to the kernel where that is all that it allows.
+/// Leaves the choice of CPUs to the kernel where it allows nothing else.
 ///
 /// # Errors
-/// [`Error::Environment`]: particular CPUs are asked for.
+/// [`Error::Environment`]: the options ask for particular CPUs.
 pub(super) fn pin(wanted: &Pin) -> Result<Pin> {
     match wanted {
         Pin::None => Ok(Pin::None),
@@ -64,7 +63,7 @@ pub(super) fn pin(wanted: &Pin) -> Result<Pin> {
     }
 }
 
-/// A facility that does not work here, as an error that names who has to act.
+/// The error for a facility that does not work here; it names where to allow it.
 fn refused(error: Error) -> Error {
     match error {
         Error::System { step, source }
@@ -91,11 +90,11 @@ fn ensure_descriptors(workers: usize) -> Result<()> {
     })
 }
 
-/// What each ring may take of the locked memory, where that is bounded: of the primary and so many
-/// workers with rings.
+/// The limit of locked memory per ring, where there is one, for the primary and this many workers
+/// with rings.
 ///
 /// # Errors
-/// [`Error::Environment`]: it suffices not even for the smallest.
+/// [`Error::Environment`]: the smallest rings do not fit.
 pub(super) fn ring_share(workers: usize, backlog: u32) -> Result<Option<u64>> {
     let Ok((limit, _)) = getrlimit(Resource::RLIMIT_MEMLOCK) else { return Ok(None) };
     let (most, _) = locked_bytes(workers, backlog);
@@ -105,10 +104,10 @@ pub(super) fn ring_share(workers: usize, backlog: u32) -> Result<Option<u64>> {
     share_of(limit, workers, backlog).map(Some)
 }
 
-/// The share of each ring in so much locked memory.
+/// The share of each ring in this much locked memory.
 ///
 /// # Errors
-/// [`Error::Environment`]: it suffices not even for the smallest.
+/// [`Error::Environment`]: the smallest rings do not fit.
 pub(super) fn share_of(limit: u64, workers: usize, backlog: u32) -> Result<u64> {
     let (most, least) = locked_bytes(workers, backlog);
     if limit >= least {

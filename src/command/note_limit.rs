@@ -1,18 +1,18 @@
-//! How much is told of what a worker can cause as often as it likes. Pure: time is an argument.
+//! Rate limit for notes that a worker can cause at will. Pure: time is an argument.
 //!
-//! Owns the bound: of each worker some notes at once, then a summary a second.
+//! Owns the bound: some notes per worker at once, then a summary per second.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clusterlb::WorkerId;
 
-/// Notes of a worker that are told in a second.
+/// Notes of a worker per second.
 const NOTES_MAX: u32 = 16;
 /// A second.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// What has been told of each worker lately.
+/// Recent notes of each worker.
 #[derive(Debug, Default)]
 pub(super) struct NoteLimit {
     windows: BTreeMap<WorkerId, Window>,
@@ -26,7 +26,7 @@ struct Window {
 }
 
 impl NoteLimit {
-    /// Whether one more note of a worker is told; otherwise it is counted.
+    /// Whether one more note of a worker is printed; otherwise it is counted.
     pub(super) fn admits(&mut self, worker: WorkerId, now: Duration) -> bool {
         let new = Window { begun: now, told: 0, left_out: 0 };
         let window = self.windows.entry(worker).or_insert(new);
@@ -36,7 +36,7 @@ impl NoteLimit {
         admits
     }
 
-    /// What has been left out of seconds that are over, and by whom.
+    /// Counts of notes left out in past seconds, by worker.
     pub(super) fn overdue(&mut self, now: Duration) -> Vec<(WorkerId, u64)> {
         let mut overdue = Vec::new();
         self.windows.retain(|worker, window| {
@@ -46,7 +46,7 @@ impl NoteLimit {
             if window.left_out > 0 {
                 overdue.push((*worker, window.left_out));
             }
-            // Who goes on like this has its next note when the next second is over.
+            // A worker that continues gets its next note after the next second.
             let goes_on = window.left_out > 0;
             *window = Window { begun: now, told: NOTES_MAX, left_out: 0 };
             goes_on
@@ -54,7 +54,7 @@ impl NoteLimit {
         overdue
     }
 
-    /// What has been left out of a worker that has ended.
+    /// Count of notes left out of an ended worker.
     pub(super) fn forget(&mut self, worker: WorkerId) -> u64 {
         self.windows.remove(&worker).map_or(0, |window| window.left_out)
     }

@@ -1,5 +1,5 @@
-//! Standard output of the subcommands that print something and end: all of it is written, or the
-//! command fails with the reason.
+//! Standard output of the subcommands that print and end: they write all of it, or fail with the
+//! reason.
 
 use std::io::Write as _;
 
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use clusterlb::{Error, Result};
 use clusterlb_sys::error::errno_of;
 
-/// Prints all of a text, unless its reader has gone away: it has had enough.
+/// Prints a text, unless its reader has closed, which is not an error.
 ///
 /// # Errors
 /// Standard output is closed, or its disk is full.
@@ -23,7 +23,7 @@ pub(super) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Whether anything can be printed at all.
+/// Ensures that standard output is open.
 ///
 /// # Errors
 /// This process was started with standard output closed.
@@ -34,7 +34,7 @@ pub(super) fn ensure_open() -> Result<()> {
     }
 }
 
-/// What is said when standard output has failed.
+/// The error when writing standard output fails.
 pub(super) fn failed(errno: Errno) -> Error {
     Error::system("write to standard output", errno)
 }

@@ -1,7 +1,7 @@
-//! The thread that writes to standard output and error: what is told, and what workers print.
+//! The thread that writes to standard output and error: the run's lines, and the output of workers.
 //!
-//! Owns both streams as long as it lives. It may wait for whoever reads them; nobody waits for it.
-//! Workers whose pipes it does not read wait, as they would for the reader themselves.
+//! Owns both streams while it lives. It may block on their readers; nothing else blocks on it.
+//! Workers whose pipes it does not read block, as they would on the reader.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -27,27 +27,27 @@ use clusterlb::{Error, Result};
 use clusterlb_sys::error::errno_of;
 use clusterlb_sys::signal::spawn_without_signals;
 
-/// What waits to be written at most; further lines are dropped, and counted.
+/// Most bytes that wait to be written; further lines are dropped and counted.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// What is read of a worker before others have their turn.
+/// Bytes read from one worker before the next one's turn.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// What is read of a worker's pipe at the end: more than a pipe holds was printed meanwhile.
+/// Bytes read from a worker's pipe at the end: more than a pipe holds was printed while reading.
 const LAST_BYTES_MAX: usize = 1024 * 1024;
-/// How long the end waits for whoever reads.
+/// How long the end waits for the reader.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where something is printed.
+/// A destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// Standard output.
     Output,
     /// Standard error.
     Errors,
-    /// The log: its file, if there is one, otherwise standard error.
+    /// The log's file, if there is one, otherwise standard error.
     Log,
 }
 
-/// Prints. Clones print by the same thread.
+/// Prints. Clones share the thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Printer {
     orders: Arc<Mutex<Orders>>,
@@ -59,15 +59,15 @@ struct Orders {
     lines: VecDeque<(Target, Vec<u8>)>,
     waiting_bytes: usize,
     dropped: u64,
-    /// Why standard output could not be written, other than that its reader has gone.
+    /// The first write error of standard output, except a closed reader.
     failure: Option<Errno>,
     pipes: Vec<Pipe>,
-    /// The log's file is to be opened again, because it may have been renamed.
+    /// Reopen the log's file: it may have been renamed.
     reopen: bool,
     end: Option<SyncSender<()>>,
 }
 
-/// What a worker prints into.
+/// A worker's pipe.
 #[derive(Debug)]
 struct Pipe {
     descriptor: OwnedFd,
@@ -76,7 +76,7 @@ struct Pipe {
 }
 
 impl Printer {
-    /// Starts the thread. The log goes to a file, if one is named.
+    /// Starts the thread. `log` is the log's file, if any.
     ///
     /// # Errors
     /// The file cannot be written; too few descriptors or threads.
@@ -87,8 +87,7 @@ impl Printer {
         let on_terminal = std::io::stdout().is_terminal();
         let body =
             move || Writer { orders, waker, pipes: vec![], told: vec![], log, on_terminal }.run();
-        // Signals are for whoever waits for them, and must not end the process by way of this
-        // thread.
+        // A signal must not end the process by way of this thread.
         spawn_without_signals("printer", body).map(drop)?;
         Ok(printer)
     }
@@ -97,7 +96,7 @@ impl Printer {
         self.orders.lock().expect("nothing panics while it holds what is to be printed")
     }
 
-    /// Prints a line, sooner or later.
+    /// Queues a line.
     pub(crate) fn line(&self, target: Target, text: &str) {
         let mut orders = self.orders();
         let length = text.len() + 1;
@@ -111,24 +110,24 @@ impl Printer {
         self.waker.wake();
     }
 
-    /// Opens the log's file again, sooner or later, if there is one.
+    /// Asks the thread to reopen the log's file, if there is one.
     pub(crate) fn reopen(&self) {
         self.orders().reopen = true;
         self.waker.wake();
     }
 
-    /// Prints what comes out of a worker's pipe, line by line, with the worker's number in front.
+    /// Prints a worker's pipe line by line, with the worker's number in front.
     pub(crate) fn attend(&self, worker: WorkerId, target: Target, pipe: impl Into<OwnedFd>) {
         let descriptor = pipe.into();
-        // It has just been created, and a pipe knows this flag.
+        // A new pipe accepts this flag.
         let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         let lines = Lines::new(worker.get(), target.is_coloured());
         self.orders().pipes.push(Pipe { descriptor, target, lines });
         self.waker.wake();
     }
 
-    /// Prints what there is, and waits until that has been done, unless nobody reads. Tells why
-    /// standard output could not be written, if that was so.
+    /// Prints what is queued and waits for it, up to a time limit. Returns the write error of
+    /// standard output, if there was one.
     pub(crate) fn finish(&self) -> Option<Errno> {
         let (done, is_done) = sync_channel(1);
         self.orders().end = Some(done);
@@ -139,7 +138,7 @@ impl Printer {
 }
 
 fn wait_for(is_done: &Receiver<()>) {
-    // Nobody reads, or the thread has gone: what is left is lost either way.
+    // Without a reader or the thread, the rest is lost.
     let _ = is_done.recv_timeout(LAST_PATIENCE);
 }
 
@@ -153,7 +152,7 @@ impl Target {
         is_terminal && !declined && std::env::var_os("TERM").is_none_or(|name| name != "dumb")
     }
 
-    /// Writes all of it, however long that takes.
+    /// Writes all bytes, however long it takes.
     fn write(self, bytes: &[u8]) -> std::result::Result<(), Errno> {
         match self {
             Self::Output => write_all(std::io::stdout().as_fd(), bytes),
@@ -167,7 +166,7 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Resul
         match write(descriptor, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::EINTR) => {}
-            // Somebody who shares it has made it so.
+            // Another process that shares the stream has set it to non-blocking.
             Err(Errno::EAGAIN) => {
                 let mut room = [PollFd::new(descriptor, PollFlags::POLLOUT)];
                 let _ = poll(&mut room, PollTimeout::NONE);
@@ -178,7 +177,7 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Resul
     Ok(())
 }
 
-/// A file that the log is written to.
+/// The log's file.
 #[derive(Debug)]
 struct LogFile {
     path: PathBuf,
@@ -186,7 +185,7 @@ struct LogFile {
 }
 
 impl LogFile {
-    /// Opens it, to write at its end.
+    /// Opens the file for appending.
     ///
     /// # Errors
     /// [`Error::Usage`]: it cannot be written.
@@ -199,7 +198,7 @@ impl LogFile {
         Ok(Self { path, file })
     }
 
-    /// Opens it once more. Where that fails, what was open goes on.
+    /// Reopens the file. On failure the open one stays.
     fn reopen(&mut self) {
         match appending(&self.path) {
             Ok(file) => self.file = file,
@@ -213,7 +212,7 @@ impl LogFile {
 }
 
 fn appending(path: &Path) -> std::io::Result<File> {
-    // A pipe without a reader is refused, and not waited for.
+    // A pipe without a reader fails instead of blocking.
     let flags = OFlag::O_NONBLOCK.bits();
     File::options().append(true).create(true).custom_flags(flags).open(path)
 }
@@ -223,7 +222,7 @@ struct Writer {
     orders: Arc<Mutex<Orders>>,
     waker: Arc<Waker>,
     pipes: Vec<Pipe>,
-    /// What is being put together to be written at once.
+    /// Bytes collected for one write.
     told: Vec<u8>,
     log: Option<LogFile>,
     /// Standard output is a terminal.
@@ -242,7 +241,7 @@ impl Writer {
                 let _ = done.send(());
                 return;
             }
-            // Backwards, since those that have ended are taken out.
+            // Backwards, since pipes that ended are removed.
             for place in (0..ready.len()).rev().filter(|place| ready[*place]) {
                 if self.pass_on(place) == Some(0) {
                     self.empty(place);
@@ -252,22 +251,22 @@ impl Writer {
         }
     }
 
-    /// Waits until something is to be done. Tells which of the pipes have something.
+    /// Waits for work. Returns which pipes are ready.
     fn wait(&self) -> Vec<bool> {
         let readable = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
         let pipes = self.pipes.iter().map(|pipe| readable(pipe.descriptor.as_fd()));
         let mut watched: Vec<PollFd<'_>> = pipes.chain([readable(self.waker.as_fd())]).collect();
-        // An interruption finds nothing ready.
+        // After an interruption none is ready.
         let _ = poll(&mut watched, PollTimeout::NONE);
         watched[..self.pipes.len()].iter().map(|one| one.any().unwrap_or(false)).collect()
     }
 
-    /// Prints the lines that wait. Tells whether it is the end.
+    /// Prints the queued lines. Returns the waiting end, if it is time.
     fn obey(&mut self) -> Option<SyncSender<()>> {
         loop {
             let mut orders = self.orders.lock().expect("nothing panics while it holds them");
             self.pipes.append(&mut orders.pipes);
-            // First, so that what is told of it is in the new file.
+            // Before the lines, so that the note about it is in the new file.
             if std::mem::take(&mut orders.reopen)
                 && let Some(log) = &mut self.log
             {
@@ -278,7 +277,7 @@ impl Writer {
                 let end = orders.end.take();
                 drop(orders);
                 if dropped > 0 {
-                    let text = format!("{dropped} lines were not told: nobody read them in time\n");
+                    let text = format!("{dropped} lines were lost: the reader was too slow\n");
                     let _ = Target::Errors.write(text.as_bytes());
                 }
                 return end;
@@ -289,8 +288,7 @@ impl Writer {
         }
     }
 
-    /// Reads once from a pipe and prints what is complete. Tells how much there was, if that can be
-    /// known now.
+    /// Reads once from a pipe and prints complete lines. Returns the number of bytes, if known yet.
     fn pass_on(&mut self, place: usize) -> Option<usize> {
         let pipe = &mut self.pipes[place];
         let mut chunk = [0; CHUNK_BYTES];
@@ -305,7 +303,7 @@ impl Writer {
         Some(count)
     }
 
-    /// Prints what is left in a pipe, the beginning of a line included.
+    /// Prints the rest of a pipe, including an incomplete line.
     fn empty(&mut self, place: usize) {
         let mut left = LAST_BYTES_MAX;
         while let Some(count @ 1..) = self.pass_on(place) {
@@ -329,15 +327,15 @@ impl Writer {
         self.told.clear();
     }
 
-    /// Writes some lines. Where that fails they are lost, and a run goes on: the first time that a
-    /// disk is full, or the like, that is told.
+    /// Writes some lines. On failure they are lost and the run continues; the first such failure,
+    /// as of a full disk, is reported.
     fn write(&self, target: Target, bytes: &[u8]) {
         let written = match (target, &self.log) {
             (Target::Log, Some(log)) => write_all(log.file.as_fd(), bytes),
             (target, _) => target.write(bytes),
         };
         let Err(errno) = written else { return };
-        // A terminal that is gone is a reader that is gone.
+        // A closed terminal is a closed reader.
         let has_no_reader = errno == Errno::EPIPE || (errno == Errno::EIO && self.on_terminal);
         if target != Target::Output || has_no_reader {
             return;

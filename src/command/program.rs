@@ -1,6 +1,6 @@
-//! Which program is to be run, what it speaks, and what surrounds it.
+//! The program of the workers: what it is, what it speaks, and its options.
 //!
-//! Owns the options for programs, and what follows from what is known of one.
+//! Owns the options for programs, and the defaults for known ones.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use clusterlb::{Error, Result};
 /// Longest name of a socket (`sd_listen_fds_with_names(3)`).
 const SOCKET_NAME_BYTES_MAX: usize = 255;
 
-/// What workers speak, as the command line has it.
+/// The dialect, as on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum DialectChoice {
     /// node, if PROGRAM is Node or a script of it, otherwise native.
@@ -30,32 +30,32 @@ pub(super) enum DialectChoice {
     Auto,
     /// The channel of node:cluster: any Node.js server, unmodified.
     Node,
-    /// This project's own.
+    /// This project's channel.
     Native,
-    /// None: PROGRAM takes listening sockets over as from systemd (LISTEN_FDS), and accepts by
-    /// itself. Implies --policy none.
+    /// None: PROGRAM inherits listening sockets as from systemd (LISTEN_FDS), and accepts. Implies
+    /// --policy none.
     ListenFds,
 }
 
-/// When a worker is ready, as the command line has it.
+/// When a worker is ready, as on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReadyChoice {
     /// For workers with a channel.
     Channel(ReadyAfter),
-    /// For those that take sockets over.
+    /// For programs that inherit sockets.
     Sockets(Readiness),
 }
 
-/// How a program is run.
+/// Options of a program.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ProgramArguments {
     /// A program to run as workers [default: a built-in one]
     ///
-    /// Node programs need no change: what they listen on is opened once, and connections are
-    /// handed to them in turns. Others get listening sockets with --dialect listen-fds. What
-    /// follows the program is its own; options of clusterlb come before it. A -- in front of it is
-    /// needed if it has the name of a command of clusterlb. SIGHUP replaces the workers one after
-    /// the other.
+    /// Node programs need no change: what they listen on is opened once, and connections are handed
+    /// to them in turns. Others inherit listening sockets with --dialect listen-fds. Words after
+    /// the program belong to it; options of clusterlb come before it. Write -- in front of a
+    /// program that is named like a command of clusterlb. SIGHUP replaces the workers one after the
+    /// other.
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = false,
@@ -67,7 +67,7 @@ pub(super) struct ProgramArguments {
     )]
     program: Vec<OsString>,
 
-    /// Its language: node, native, listen-fds
+    /// The protocol of its channel: node, native, listen-fds
     #[arg(
         long, value_name = "NAME",
         value_enum,
@@ -80,10 +80,10 @@ pub(super) struct ProgramArguments {
     /// When a worker of PROGRAM is ready [default: listening; 1s with --dialect listen-fds]
     ///
     /// listening, or message, when it listens and has sent the message ready
-    /// (process.send('ready')); with --dialect listen-fds after a time, in which it has not ended,
-    /// or notify, when it says READY=1 (sd_notify). The run is ready when all workers are. With
-    /// message a successor has settled when it says so, and not after --settle. --start-limit is
-    /// for all of this.
+    /// (process.send('ready')); with --dialect listen-fds a time for which it has to run, or
+    /// notify, when it reports READY=1 (sd_notify). The run is ready when all workers are. With
+    /// message a successor has settled when it says so, and not after --settle. --start-limit
+    /// covers all of this.
     #[arg(
         long,
         value_name = "listening|message|TIME|notify",
@@ -96,11 +96,11 @@ pub(super) struct ProgramArguments {
 
     /// Run FILE, or with self PROGRAM, as primary of the workers, beside them
     ///
-    /// One more Node process, which gets no connections. In it cluster.isPrimary is true, messages
-    /// of workers arrive, and cluster.workers, its events, worker.send and the like are those of
-    /// the real workers; cluster.fork() returns one of them, and adds a worker beyond those that
-    /// there are. log4js, prom-client, @socket.io/cluster-adapter and other programs for Node's own
-    /// primary work unchanged. It is started again when it ends.
+    /// One more Node process, which gets no connections. In it cluster.isPrimary is true, it
+    /// receives the messages of workers, and cluster.workers, its events, worker.send and the like
+    /// are those of the real workers; cluster.fork() returns one of them, and adds a worker when
+    /// all are returned. log4js, prom-client, @socket.io/cluster-adapter and other programs for
+    /// Node's own primary work unchanged. It is restarted when it ends.
     #[arg(
         long,
         value_name = "self|FILE",
@@ -110,9 +110,9 @@ pub(super) struct ProgramArguments {
     )]
     companion: Option<PathBuf>,
 
-    /// What the sockets are called with --dialect listen-fds [default: listener-1:listener-2:…]
+    /// Names of the sockets with --dialect listen-fds [default: listener-1:listener-2:…]
     ///
-    /// They are the names in LISTEN_FDNAMES, in the order of --listen.
+    /// LISTEN_FDNAMES has them, in the order of --listen.
     #[arg(
         long,
         value_name = "NAME[:NAME…]",
@@ -123,7 +123,7 @@ pub(super) struct ProgramArguments {
     )]
     fdname: Vec<String>,
 
-    /// How messages between the primary and PROGRAM are written down
+    /// Encoding of messages between the primary and PROGRAM
     #[arg(
         long,
         value_enum,
@@ -136,7 +136,7 @@ pub(super) struct ProgramArguments {
 
     /// Whether Node workers load a small script before PROGRAM
     ///
-    /// It tells when connections end, and lets clients of kept connections go when a worker leaves.
+    /// It reports when connections end, and closes kept connections when a worker leaves.
     #[arg(
         long,
         value_enum,
@@ -148,32 +148,32 @@ pub(super) struct ProgramArguments {
     pub(super) preload: PreloadChoice,
 }
 
-/// Whether Node workers load something before their program.
+/// Whether Node workers load the script.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum PreloadChoice {
     /// Unless their options forbid it.
     #[default]
     Auto,
-    /// Nothing is loaded.
+    /// Load nothing.
     Off,
 }
 
 impl ProgramArguments {
-    /// Its words, none without a program.
+    /// The program's words; empty without a program.
     pub(super) fn words(&self) -> &[OsString] {
         &self.program
     }
 
-    /// Whether a program takes its sockets from us.
+    /// Whether the program inherits its sockets.
     pub(super) fn takes_sockets(&self) -> bool {
         self.dialect == DialectChoice::ListenFds
     }
 
-    /// The program, if there is one. It is looked for from `directory`, and sees `variable` as
+    /// The program, if there is one. It is looked up from `directory`, and sees `variable` as
     /// `NODE_OPTIONS`.
     ///
     /// # Errors
-    /// [`Error::Usage`]: there is no such program, or it cannot be a worker.
+    /// [`Error::Usage`]: the program does not exist, or cannot be a worker.
     pub(super) fn resolve(
         &self,
         directory: Option<&Path>,
@@ -228,8 +228,8 @@ impl ProgramArguments {
         }))
     }
 
-    /// The words of the program, and what is known of it. A launcher is replaced by the Node that
-    /// it would start.
+    /// The words of the program, and what it is. A launcher is replaced by the Node that it would
+    /// start.
     fn without_launcher(&self, directory: Option<&Path>) -> Result<(Vec<OsString>, Option<Known>)> {
         let known = look_at(&self.program, directory);
         let is_node = matches!(self.dialect, DialectChoice::Auto | DialectChoice::Node);
@@ -238,7 +238,7 @@ impl ProgramArguments {
         match found {
             None => Ok((self.program.clone(), known)),
             Some(Launched { launcher: Launcher::Refused { name, line }, .. }) => Err(Error::usage(
-                format!("{name} starts the program as a process of its own"),
+                format!("{name} starts the program as a separate process"),
                 format!("write `clusterlb -- {line}`; SIGHUP replaces the workers by new ones"),
             )),
             Some(Launched { launcher: Launcher::Loader { option }, place, node }) => {
@@ -266,10 +266,10 @@ impl ProgramArguments {
                     ),
                 )),
                 Some(Known::Starter(name)) => Err(Error::usage(
-                    format!("{name} starts the program as a process of its own"),
+                    format!("{name} starts the program as a separate process"),
                     "name the program itself, as in `-- node server.js`",
                 )),
-                // One that is left is the launcher of something else.
+                // The remaining launchers start other programs.
                 Some(Known::Launcher { .. }) => Ok(Dialect::Native),
                 Some(Known::Activated(name, line)) => Err(Error::usage(
                     format!("{name} does not call home; it can take listening sockets over"),
@@ -347,7 +347,7 @@ mod tests {
         resolve(words).map(|program| program.dialect)
     }
 
-    /// A folder with these programs, none of which does anything.
+    /// A folder with these programs; they do nothing.
     struct Programs {
         folder: tempfile::TempDir,
     }

@@ -1,8 +1,7 @@
-//! Workers replaced because they have served enough: by requests, by age, by memory.
+//! Replaces workers that reached a limit: requests, age or memory.
 //!
-//! Owns the limits and a thread that looks once a second. It replaces one worker at a time, as a
-//! reload does; a limit that a new worker exceeds at once cannot make it replace one after the
-//! other.
+//! Owns the limits and a thread that checks once a second. It replaces one worker at a time, as a
+//! reload does. If new workers exceed a limit at once, their slot waits longer each time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,20 +18,20 @@ use clusterlb_sys::signal::spawn_without_signals;
 use super::headings::WORKERS;
 use super::usage::usage_of;
 
-/// How often workers are looked at.
+/// Interval of the checks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A worker that reaches a limit sooner makes its slot wait.
+/// A worker that reaches a limit before this age makes its slot wait.
 const SHORT_LIFE: Duration = Duration::from_secs(60);
-/// How long a worker of such a slot serves at least, at first and at most.
+/// Least age of workers in such a slot, at first and at most.
 const WAIT_MIN: Duration = Duration::from_secs(10);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// When workers have served enough.
+/// Limits after which workers are replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub(super) struct RecycleArguments {
-    /// Replace a worker after so many requests, give or take J
+    /// Replace a worker after N requests, give or take J
     ///
-    /// Connections count, where it does not count requests.
+    /// Connections count where the worker does not count requests.
     #[arg(
         long,
         value_name = "N[±J]",
@@ -42,7 +41,7 @@ pub(super) struct RecycleArguments {
     )]
     max_requests: Option<Spread<u64>>,
 
-    /// Replace a worker that has lived for so long, give or take J
+    /// Replace a worker of this age, give or take J
     #[arg(
         long,
         value_name = "TIME[±J]",
@@ -52,7 +51,7 @@ pub(super) struct RecycleArguments {
     )]
     lifetime: Option<Spread<Time>>,
 
-    /// Replace a worker that has more memory resident: bytes, or a number and K, M or G
+    /// Replace a worker with more resident memory: bytes, or a number and K, M or G
     #[arg(
         long,
         value_name = "SIZE",
@@ -63,7 +62,7 @@ pub(super) struct RecycleArguments {
     max_rss: Option<u64>,
 }
 
-/// A limit that differs from worker to worker, so that not all reach it at once.
+/// A limit that differs between workers, so that they do not reach it together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spread<T> {
     middle: T,
@@ -83,7 +82,7 @@ impl FromStr for Time {
     }
 }
 
-/// A number that has an order and can be taken for a plain one.
+/// A value with an order, convertible from a plain number.
 trait Plain: Copy {
     fn plain(self) -> u64;
 }
@@ -107,7 +106,7 @@ where
     let parse = |text: &str| text.parse::<T>().map_err(|error| format!("{text}: {error}"));
     let (middle, jitter) = match text.split_once('±').or_else(|| text.split_once("+-")) {
         Some((middle, jitter)) => (parse(middle)?, parse(jitter)?),
-        // Nothing either way.
+        // No jitter.
         None => {
             let zero = "0".parse::<T>().or_else(|_| "0s".parse()).map_err(|one| one.to_string())?;
             (parse(text)?, zero)
@@ -141,12 +140,12 @@ impl<T: Plain> Spread<T> {
 }
 
 impl RecycleArguments {
-    /// Whether there is any limit.
+    /// Whether there is a limit.
     pub(super) fn is_any(&self) -> bool {
         *self != Self::default()
     }
 
-    /// Which limit a worker has reached, if any.
+    /// The limit that a worker has reached, if any.
     fn reached(&self, look: Look) -> Option<String> {
         if self.max_requests.is_some_and(|limit| look.served >= limit.of(look.draw)) {
             return Some(format!("it has served {}", look.served));
@@ -160,17 +159,17 @@ impl RecycleArguments {
     }
 }
 
-/// What counts of a worker.
+/// A worker's readings.
 #[derive(Clone, Copy, Debug)]
 struct Look {
     served: u64,
     age_ms: u64,
     resident_bytes: Option<u64>,
-    /// Where in the width of the limits this worker's are.
+    /// Position of this worker's limits within their range.
     draw: u64,
 }
 
-/// How long the workers of slots have to serve before a limit counts.
+/// The least age per slot before a limit counts.
 #[derive(Debug, Default)]
 struct Waits {
     slots: BTreeMap<u16, Duration>,
@@ -181,10 +180,10 @@ impl Waits {
         age >= self.slots.get(&slot).copied().unwrap_or_default()
     }
 
-    /// A worker of the slot is replaced at this age.
+    /// The slot's worker is replaced at this age.
     fn on_replaced(&mut self, slot: u16, age: Duration) {
         let wait = self.slots.entry(slot).or_default();
-        // What it has waited itself was not its limit's doing.
+        // Its own wait made it older, not its limit.
         *wait = match age < SHORT_LIFE.max(*wait * 2) {
             true => (*wait * 2).clamp(WAIT_MIN, WAIT_MAX),
             false => Duration::ZERO,
@@ -192,7 +191,7 @@ impl Waits {
     }
 }
 
-/// The thread. When this is dropped, it ends.
+/// The thread. Dropping it ends the thread.
 #[derive(Debug)]
 pub(super) struct Recycling {
     end: Option<Sender<()>>,
@@ -200,7 +199,7 @@ pub(super) struct Recycling {
 }
 
 impl Recycling {
-    /// Starts to look. What is replaced, and why, is told.
+    /// Starts the checks. Replacements and their reasons are reported.
     ///
     /// # Errors
     /// Too many threads.
@@ -236,13 +235,13 @@ impl Drop for Recycling {
     fn drop(&mut self) {
         drop(self.end.take());
         if let Some(thread) = self.thread.take() {
-            // It does not panic; if it did, there would be nothing left to end.
+            // A panic there leaves nothing to clean up here.
             let _ = thread.join();
         }
     }
 }
 
-/// The oldest worker that has reached a limit, while nothing else is being replaced.
+/// The oldest worker that has reached a limit, unless a replacement is in progress.
 fn first_due(
     limits: &RecycleArguments,
     handle: &SupervisorHandle,
@@ -322,7 +321,7 @@ mod tests {
         let mut waits = Waits::default();
         assert!(waits.is_over(0, Duration::ZERO));
         for seconds in [10, 20, 40, 80, 160, 320, 600, 600] {
-            // At the first moment at which it may.
+            // At the first permitted moment.
             let age = waits.slots.get(&0).copied().unwrap_or_default();
             waits.on_replaced(0, age);
             assert!(!waits.is_over(0, Duration::from_secs(seconds - 1)), "{seconds}");

@@ -1,7 +1,7 @@
-//! A reload: the environment and the file of `--config` are read again, and what can change while a
-//! run goes on is changed before the workers are replaced.
+//! A reload: reads the environment and the file of `--config` again, and applies changes that are
+//! possible during a run before the workers are replaced.
 //!
-//! Owns which options can change. A file that cannot be understood changes nothing.
+//! Owns which options can change. A file that cannot be parsed changes nothing.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::line::Line;
 use super::needs;
 use super::settings::Settings;
 
-/// What is shared out anew at once.
+/// Scheduling rules, changed at once.
 const RULES: [&str; 10] = [
     "policy",
     "max-inflight",
@@ -28,10 +28,10 @@ const RULES: [&str; 10] = [
     "unserved-limit",
     "eject-outliers",
 ];
-/// What the supervisor is told.
+/// Options of the supervisor.
 const SUPERVISION: [&str; 7] =
     ["workers", "restart", "start-limit", "settle", "grace", "drain-delay", "hang-kill"];
-/// What new workers have, and those before them keep.
+/// Options of new workers; running ones keep theirs.
 const WORKERS: [&str; 12] = [
     "chdir",
     "env",
@@ -52,11 +52,11 @@ pub(super) fn changeable() -> Vec<&'static str> {
     [&RULES[..], &SUPERVISION, &WORKERS].concat()
 }
 
-/// What a run was started with, and how it is told what has changed.
+/// The line that a run was started with, and the way to report changes.
 pub(super) struct Reloading {
     line: Line,
     cluster: Cluster,
-    /// Variables that the primary has set itself.
+    /// Variables that the primary sets.
     own_variables: Vec<(OsString, OsString)>,
     tell: Box<dyn FnMut(String) + Send>,
 }
@@ -81,10 +81,10 @@ impl Reloading {
         Self { line: settings.line.clone(), cluster, own_variables, tell: Box::new(tell) }
     }
 
-    /// Reads again, and changes what can change. What cannot is told.
+    /// Reads again, and applies what can change. Reports the rest.
     ///
     /// # Errors
-    /// The file, or what it says, cannot be understood; nothing has changed then.
+    /// The file or an option in it is not valid; nothing has changed.
     pub(super) fn prepare(&mut self) -> Result<ReloadChanges> {
         let mut changes = ReloadChanges::default();
         let (line, refused) = self.line.read_again(&changeable())?;
@@ -125,7 +125,7 @@ impl Reloading {
     }
 }
 
-/// How many workers are meant.
+/// The number of workers in the settings.
 fn count(settings: &Settings) -> Result<u16> {
     let pin = needs::pin(&settings.pin)?;
     let CpuPlan { workers, .. } = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;

@@ -1,6 +1,6 @@
-//! A run: what happens is turned into what is told.
+//! A run: turns events into output.
 //!
-//! Owns the books of the run. Decides nothing about workers: the supervisor does.
+//! Owns the totals of the run. Decides nothing about workers: the supervisor does.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,15 +31,15 @@ use super::start_errors::{in_words_of_the_command, still_waiting};
 use super::summary::{Summary, WorkerSummary};
 use super::unread_messages::UnreadMessages;
 
-/// How long a companion may take to end after the run, if the grace period is longer.
+/// Longest time for a companion to end after the run, if the grace period is longer.
 const COMPANION_GRACE_MAX: Duration = Duration::from_secs(5);
 
-/// Runs to the end. What workers print goes by way of the printer, if it is prefixed. Gives
-/// the signal that cut the end short.
+/// Runs to the end. With a prefix, the printer prints the output of workers. Returns the signal
+/// that cut the end short.
 ///
 /// # Errors
-/// An address is not to be had, the machine refuses what is needed, or the run could not go on.
-/// Nothing is left behind.
+/// An address is unavailable, the machine refuses what is needed, or the run could not continue. It
+/// leaves nothing behind.
 pub(super) fn run(
     settings: &Settings,
     plan: &CpuPlan,
@@ -49,7 +49,7 @@ pub(super) fn run(
     console: Console,
     printer: &Printer,
 ) -> Result<Option<Signal>> {
-    // A busy address is told before anything is started.
+    // A busy address is an error before anything is started.
     let doors = Doors::open(&settings.admin, &settings.agent_check, settings.admin_allows_actions)?;
     let feed = console.feed();
     let cluster = cluster(settings)?;
@@ -97,7 +97,7 @@ pub(super) fn run(
         companion.end_within(settings.grace.min(COMPANION_GRACE_MAX));
     }
     lock(&reporter).tell_last();
-    // Whoever follows has got everything, and nothing of the cluster is kept.
+    // Followers have got everything; the cluster has no other owner.
     drop(admin);
     drop(lock(&reporter).manager.take());
     let finished = finished
@@ -105,8 +105,8 @@ pub(super) fn run(
     Ok(finished.forced_by)
 }
 
-/// Lets the cluster have what the service manager has passed. What is no listening socket of this
-/// machine's is nothing to it, and is closed.
+/// Gives the cluster the sockets that the service manager passed. A descriptor that is not a
+/// listening socket of this machine is closed.
 fn adopt(cluster: &Cluster, passed: Vec<Passed>) -> Result<Vec<String>> {
     let mut addresses = Vec::new();
     for one in passed {
@@ -119,7 +119,7 @@ fn adopt(cluster: &Cluster, passed: Vec<Passed>) -> Result<Vec<String>> {
     Ok(addresses)
 }
 
-/// CPUs to which one worker is pinned, and no other process of this run.
+/// CPUs to which a single process of this run is pinned, a worker.
 fn own_cpus(plan: &CpuPlan) -> Vec<usize> {
     let workers = || plan.workers.iter().flatten().copied();
     let is_own = |cpu: &usize| {
@@ -128,7 +128,7 @@ fn own_cpus(plan: &CpuPlan) -> Vec<usize> {
     workers().filter(is_own).collect()
 }
 
-/// The thread that replaces workers that have served enough, if there is a limit.
+/// The thread that replaces workers at their limits, if there is a limit.
 fn recycling(
     settings: &Settings,
     handle: &SupervisorHandle,
@@ -144,7 +144,7 @@ fn recycling(
     Recycling::start(settings.recycle.clone(), handle.clone(), tell).map(Some)
 }
 
-/// The program's own primary branch, if it is to be run.
+/// The program's own primary branch, if requested.
 fn companion(
     settings: &Settings,
     cluster: &Cluster,
@@ -166,7 +166,7 @@ fn companion(
     companion.start(cluster.clone(), handle.clone()).map(Some)
 }
 
-/// Tells what happens, and keeps the books.
+/// Prints events and keeps the totals.
 struct Reporter {
     console: Console,
     manager: Option<ServiceManager>,
@@ -180,19 +180,19 @@ struct Reporter {
     workers: usize,
     /// The data path's CPU.
     cpu: Option<usize>,
-    /// CPUs that a worker has for itself.
+    /// CPUs of a single worker.
     own_cpus: Vec<usize>,
     summary: Summary,
-    /// What the workers are, and how long they may take to serve.
+    /// The program, and the time limit for its start.
     program: Option<Program>,
     start_limit: Duration,
-    /// The log goes to a file, which can be opened again.
+    /// The log goes to a file that can be reopened.
     has_log_file: bool,
-    /// How connections are shared out, in words that are only compared.
+    /// The scheduling rules in words, used only to compare.
     rules: String,
-    /// Workers accept by themselves and do not tell what.
+    /// Workers accept and report no counts.
     uncounted: bool,
-    /// A worker has said that it runs.
+    /// A worker has reported that it runs.
     online: bool,
     hung: BTreeSet<WorkerId>,
     limit: NoteLimit,
@@ -200,7 +200,7 @@ struct Reporter {
     unread: UnreadMessages,
     /// A program reads the messages of the workers.
     has_companion: bool,
-    /// The summary, which is the last line, until the companion has ended.
+    /// The summary, held until the companion has ended: it is the last line.
     last: Option<Event>,
 }
 
@@ -209,7 +209,7 @@ fn lock(reporter: &Mutex<Reporter>) -> MutexGuard<'_, Reporter> {
 }
 
 impl Reporter {
-    /// For a run that has not begun.
+    /// For a run that has not started.
     fn new(
         settings: &Settings,
         plan: &CpuPlan,
@@ -247,7 +247,7 @@ impl Reporter {
         }
     }
 
-    /// Tells the summary, if it has not been told.
+    /// Prints the summary, unless that is done.
     fn tell_last(&mut self) {
         if let Some(summary) = self.last.take() {
             self.console.tell(summary);
@@ -278,7 +278,7 @@ impl Reporter {
         }
     }
 
-    /// Whether a setup changes how connections are shared out, as far as that is told.
+    /// Whether the scheduling rules changed, as far as they are printed.
     fn has_other_rules(&mut self, settings: &ClusterSettings) -> bool {
         let rules = format!("{} {:?}", settings.policy, settings.scheduling);
         std::mem::replace(&mut self.rules, rules.clone()) != rules
@@ -288,7 +288,7 @@ impl Reporter {
         self.console.tell(Event::Note { text });
     }
 
-    /// What the supervisor has decided, as it is told; some of it is not.
+    /// The supervisor's event as one of ours; some have none.
     fn in_our_words(&mut self, event: &SupervisorEvent) -> Option<Event> {
         let note = |text: String| Event::Note { text };
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -421,7 +421,7 @@ impl Reporter {
                     self.console.tell(Event::Recovered { id, pid });
                 }
             }
-            // Whatever else fails ends the run, which says so, or a worker, which is killed.
+            // Other failures end the run, which reports them, or a worker, which is killed.
             ClusterEvent::Error { worker: None, error } => {
                 if matches!(**error, Error::Environment { .. }) {
                     self.note(format!("{error}; {}", failure::remedy(error)));
@@ -446,7 +446,7 @@ impl Reporter {
         }
     }
 
-    /// What a worker prints is read from its pipes, if it has some.
+    /// Reads a worker's output from its pipes, if it has any.
     fn read_pipes(&self, worker: &WorkerHandle) {
         if let Some(pipe) = worker.take_stdout() {
             self.printer.attend(worker.id(), Target::Output, pipe);
@@ -459,7 +459,7 @@ impl Reporter {
     fn close(&mut self, counts: &ClusterCounts) -> Summary {
         self.summary.crowded(&self.own_cpus).into_iter().for_each(|text| self.note(text));
         let mut summary = std::mem::take(&mut self.summary);
-        // What workers have accepted by themselves they have told.
+        // Counts of what workers accepted come from the workers.
         let own: u64 = summary.workers.iter().map(|one| one.own).sum();
         summary.accepted = counts.accepted + own;
         summary.stolen = counts.stolen;

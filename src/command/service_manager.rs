@@ -1,8 +1,8 @@
-//! What a service manager is told of the run (`sd_notify(3)`): ready, reloading, stopping, figures,
-//! that the primary is alive, and the listening sockets that it keeps across a restart.
+//! Reports to the service manager (`sd_notify(3)`): ready, reloading, stopping, figures, signs of
+//! life, and the listening sockets that it keeps across a restart.
 //!
-//! Owns the words, when they are due, and the thread that says them: a manager that does not read
-//! holds nothing else up.
+//! Owns the messages, their timing, and the thread that sends them: a manager that does not read
+//! blocks nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
@@ -15,32 +15,32 @@ use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::notify::ManagerSocket;
 use clusterlb_sys::signal::spawn_without_signals;
 
-/// How often figures are told.
+/// Interval of figures.
 const FIGURES_EVERY: Duration = Duration::from_secs(5);
-/// How long the primary's threads may take to answer before a sign of life is left out.
+/// How long the primary's threads may take to answer before a sign of life is skipped.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// The service manager, if it has started this process and wants to know.
+/// The service manager, if it started this process with a notify socket.
 #[derive(Debug)]
 pub(super) struct ServiceManager {
     words: Option<Sender<Word>>,
     thread: Option<JoinHandle<()>>,
-    /// Listeners that are not served yet.
+    /// Listeners not served yet.
     listeners_left: usize,
 }
 
-/// What the thread is to say.
+/// A message for the thread.
 #[derive(Debug)]
 enum Word {
-    /// These assignments.
+    /// Sends these assignments.
     Text(String),
-    /// A listener was opened, so that its socket is to be kept, and then the assignments.
+    /// A listener was opened: stores its socket, then sends the assignments.
     Served(Option<String>),
 }
 
 impl ServiceManager {
-    /// The one that `NOTIFY_SOCKET` names, for a run with this many listeners. A program that
-    /// listens itself is ready with its first.
+    /// The manager that `NOTIFY_SOCKET` names, for a run with this many listeners. A program that
+    /// listens itself is ready with its first listener.
     ///
     /// # Errors
     /// Too few threads.
@@ -73,7 +73,7 @@ impl ServiceManager {
         Ok(manager)
     }
 
-    /// Passes on what concerns it.
+    /// Reports an event, if it concerns the manager.
     pub(super) fn on_event(&mut self, event: &SupervisorEvent) {
         let text = match event {
             SupervisorEvent::Listening { address, .. } => {
@@ -101,24 +101,24 @@ impl ServiceManager {
 
     fn say(&self, word: Word) {
         if let Some(words) = &self.words {
-            // The thread takes words as long as this end is there.
+            // The thread receives until this end closes.
             let _ = words.send(word);
         }
     }
 }
 
 impl Drop for ServiceManager {
-    /// What was to be said has been said then.
+    /// Waits until all messages are sent.
     fn drop(&mut self) {
         drop(self.words.take());
         if let Some(thread) = self.thread.take() {
-            // It does not panic; if it did, there would be nothing left to end.
+            // A panic there leaves nothing to clean up here.
             let _ = thread.join();
         }
     }
 }
 
-/// How often the manager wants a sign of life of this process, if it does.
+/// The interval in which the manager wants a sign of life of this process, if it does.
 fn watchdog(pid: u32, usec: Option<&str>, receiver: Option<&str>) -> Option<Duration> {
     let usec: u64 = usec?.parse().ok().filter(|usec| *usec > 0)?;
     let is_ours = receiver.is_none_or(|receiver| receiver.parse() == Ok(pid));
@@ -132,19 +132,18 @@ struct Teller {
     cluster: Cluster,
     handle: SupervisorHandle,
     watchdog: Option<Duration>,
-    /// Bound addresses of the sockets that the manager has passed, which it has itself.
+    /// Bound addresses of the sockets that the manager passed, and therefore has.
     given: Vec<String>,
-    /// Sockets that the manager keeps, by their names, with their addresses.
+    /// Sockets that the manager keeps: their names and addresses.
     kept: BTreeMap<String, String>,
-    /// Of these, the ones that were not there at the last look.
+    /// Those missing at the last check.
     missed: BTreeSet<String>,
     figures: String,
 }
 
 impl Teller {
     fn run(mut self, words: &Receiver<Word>) {
-        // Four signs of life in the time in which one is wanted, so that one that is late or lost
-        // ends nothing.
+        // Four signs of life per interval, so that a late or lost one does not end the run.
         let interval = self.watchdog.map_or(FIGURES_EVERY, |time| (time / 4).min(FIGURES_EVERY));
         let mut is_ready = false;
         let mut next = Instant::now() + interval;
@@ -179,8 +178,8 @@ impl Teller {
         }
     }
 
-    /// Lets the manager keep the sockets that there are, and close one that was closed here: it is
-    /// missed twice then. At the end of the run all stay, for the next one.
+    /// Stores the present sockets with the manager, and removes one that was closed here, once two
+    /// checks miss it. At the end of the run all stay, for the next one.
     fn keep_sockets(&mut self) {
         let Ok(sockets) = self.cluster.listener_sockets() else { return };
         let stage = self.handle.snapshot().stage;
@@ -225,7 +224,7 @@ impl Teller {
     }
 }
 
-/// What a socket is called in the manager's store, where a name has no colons.
+/// A socket's name in the manager's store, where names have no colons.
 fn name_of(address: &str) -> String {
     let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
     format!("clusterlb-{}", address.chars().map(plain).collect::<String>())

@@ -1,4 +1,4 @@
-//! What a run of the command is asked for, validated. Plain data that the command line fills in.
+//! The settings of a run, validated. Plain data from the command line.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use super::line::Line;
 use super::recycle::RecycleArguments;
 use super::server::handler::Serve;
 
-/// Which ended workers are replaced.
+/// Which ended workers are restarted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum RestartChoice {
@@ -32,14 +32,14 @@ pub(super) enum RestartChoice {
     Never,
 }
 
-/// How messages between the primary and programs are written down.
+/// Encoding of messages between the primary and programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum MessageFormat {
     /// JSON.
     #[default]
     Json,
-    /// V8's structured clone for Node, which keeps dates, maps and byte arrays apart; CBOR for
-    /// the native channel.
+    /// V8's structured clone for Node, which preserves dates, maps and byte arrays; CBOR for the
+    /// native channel.
     Advanced,
 }
 
@@ -56,28 +56,28 @@ pub(super) enum Runtime {
     TokioUring,
 }
 
-/// A program to be run as workers, instead of the built-in one.
+/// A program for the workers, instead of the built-in one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Program {
-    /// Its file, or a name to be looked up in `PATH`.
+    /// Its file, or a name to look up in `PATH`.
     pub path: PathBuf,
-    /// Its arguments that come before those of what it runs.
+    /// Its own arguments, before those of what it runs.
     pub options: Vec<OsString>,
     /// Its further arguments.
     pub arguments: Vec<OsString>,
-    /// What it speaks.
+    /// Its dialect.
     pub dialect: Dialect,
-    /// When its workers serve, with [`Dialect::ListenFds`].
+    /// When its workers are ready, with [`Dialect::ListenFds`].
     pub readiness: Readiness,
-    /// What makes a worker with a channel ready.
+    /// When a worker with a channel is ready.
     pub ready_after: ReadyAfter,
-    /// What they are told their sockets are called, with [`Dialect::ListenFds`].
+    /// Names of its sockets, with [`Dialect::ListenFds`].
     pub socket_names: Vec<String>,
-    /// The script that Node runs, as far as it is known.
+    /// The script that Node runs, if known.
     pub script: Option<String>,
-    /// What Node is given to run the program's own primary branch, if it is run.
+    /// Node's arguments for the program's own primary branch, if it runs.
     pub companion: Option<Vec<OsString>>,
-    /// The first worker's port for a debugger, with [`Dialect::Node`]; the next one gets the next.
+    /// The first worker's debugger port, with [`Dialect::Node`]; each further worker gets the next.
     pub inspect_port: Option<u16>,
 }
 
@@ -93,85 +93,85 @@ pub(super) enum DeferAccept {
     Off,
 }
 
-/// What surrounds a worker.
+/// The environment of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct WorkerEnvironment {
     /// Variables added to the environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// Variables of the primary's that are left out of it.
+    /// The primary's variables to leave out.
     pub removed: Vec<OsString>,
-    /// What workers may listen on, if anything is said about that.
+    /// What workers may listen on, if restricted.
     pub allow_listen: Vec<ListenRule>,
-    /// Where it runs; without one, where the primary does.
+    /// Its folder; by default the primary's.
     pub directory: Option<PathBuf>,
-    /// Who it runs as; supplementary groups are dropped.
+    /// Its user; supplementary groups are dropped.
     pub user: Option<u32>,
-    /// The group that it runs as.
+    /// Its group.
     pub group: Option<u32>,
-    /// How many descriptors it may open.
+    /// Its limit of descriptors.
     pub descriptor_limit: DescriptorLimit,
-    /// What it prints comes by way of the primary, which names it on each line.
+    /// The primary prints its output, with its name on each line.
     pub prefix: bool,
 }
 
 /// A run.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// What the workers are; without it the built-in ones.
+    /// The program of the workers; by default the built-in one.
     pub program: Option<Program>,
-    /// Node workers load a script of ours that reports connections, unless they must not.
+    /// Node workers load our script, which reports connections, unless they must not.
     pub preload: bool,
-    /// What surrounds them.
+    /// The environment of workers.
     pub worker_environment: WorkerEnvironment,
-    /// How long workers may take until they serve, at the start and when they replace others.
+    /// Time limit for workers to be ready, at the start and in a reload.
     pub start_limit: Duration,
     /// How long a successor serves before its predecessor leaves.
     pub settle: Duration,
-    /// How many workers.
+    /// Number of workers.
     pub workers: Workers,
-    /// Which process runs on which CPU.
+    /// CPU pinning.
     pub pin: Pin,
-    /// How messages to and from the program are written down.
+    /// Encoding of messages to and from the program.
     pub message_format: MessageFormat,
-    /// Who chooses.
+    /// The policy.
     pub policy: Policy,
-    /// Who takes connections to the worker that is chosen.
+    /// Who dispatches connections to the chosen worker.
     pub dispatch: Dispatch,
-    /// How workers accept when they do.
+    /// How workers accept, if they do.
     pub accept: AcceptMechanism,
-    /// What moves connections, as far as that is asked for.
+    /// The requested I/O engine.
     pub engine: EngineChoice,
-    /// Where to listen. Programs listen by themselves, but for those that take sockets over.
+    /// Listen addresses. Programs open their own listeners, except those that inherit sockets.
     pub listen: Vec<ListenAddress>,
-    /// Connections that may wait in the kernel for each listener.
+    /// Backlog of each listener.
     pub backlog: u32,
     /// When connections are accepted.
     pub defer_accept: DeferAccept,
-    /// How workers are chosen and judged when the primary hands over.
+    /// Rules for choosing and judging workers when the primary hands over.
     pub scheduling: SchedulerConfig,
-    /// A worker that hangs for this long is killed and replaced; never, if none.
+    /// A worker that hangs for this long is killed and replaced; never, if `None`.
     pub hang_kill: Option<Duration>,
     /// What the built-in worker does.
     pub serve: ServeSettings,
     /// Which ended workers are replaced.
     pub restart: RestartChoice,
-    /// How long a drain may take before open connections are cut.
+    /// Grace period of open connections during a drain.
     pub grace: Duration,
-    /// When workers have served enough.
+    /// Limits after which workers are replaced.
     pub recycle: RecycleArguments,
     /// The log goes to a file.
     pub has_log_file: bool,
-    /// The command line, and what stands behind it.
+    /// The command line and its layers.
     pub line: Line,
-    /// Variables of workers that the primary sets itself.
+    /// Variables of workers that the primary sets.
     pub own_variables: Vec<(OsString, OsString)>,
-    /// Where the run can be looked at and steered.
+    /// Addresses of the admin interface.
     pub admin: Vec<AdminAddress>,
-    /// Where HAProxy's agent-check is answered.
+    /// Addresses of HAProxy's agent-check.
     pub agent_check: Vec<AdminAddress>,
-    /// Whoever can connect there by TCP can steer it, too.
+    /// TCP clients of the admin interface may act, too.
     pub admin_allows_actions: bool,
-    /// How long serving goes on once a signal wants the end.
+    /// How long serving continues after a signal to end.
     pub drain_delay: Duration,
 }
 
@@ -180,21 +180,21 @@ pub(super) struct Settings {
 pub(super) struct ServeSettings {
     /// The protocol.
     pub serve: Serve,
-    /// What drives the connections.
+    /// What drives its connections.
     pub runtime: Runtime,
-    /// What a request costs besides being answered.
+    /// Cost of a request in addition to its answer.
     pub work: Option<Work>,
-    /// What the work's times are drawn from.
+    /// Seed of the work's times.
     pub work_seed: u64,
-    /// How long a request's head may take.
+    /// Time limit of a request's head.
     pub header_timeout: Duration,
-    /// How long a kept connection may be idle.
+    /// Time limit of an idle kept connection.
     pub idle_timeout: Duration,
 }
 
 impl Settings {
-    /// What workers may listen on. Those who run as another user may not use the primary's rights
-    /// for other addresses than are named, or need none.
+    /// What workers may listen on. Workers of another user may use the primary's rights only for
+    /// the named addresses, or those that need no rights.
     pub(super) fn allow_listen(&self) -> Option<Vec<ListenRule>> {
         let WorkerEnvironment { allow_listen, user, .. } = &self.worker_environment;
         if allow_listen.is_empty() && user.is_none() {
@@ -208,12 +208,12 @@ impl Settings {
         Some(rules)
     }
 
-    /// The program's own primary branch is run, too.
+    /// Whether the program's own primary branch runs, too.
     pub(super) fn has_companion(&self) -> bool {
         self.program.as_ref().is_some_and(|program| program.companion.is_some())
     }
 
-    /// Connections are accepted when their first bytes have arrived.
+    /// Whether connections are accepted only when their first bytes have arrived.
     pub(super) fn defers_accept(&self) -> bool {
         match self.defer_accept {
             DeferAccept::Auto => self.program.is_none() && self.serve.serve == Serve::Hello,
@@ -222,7 +222,7 @@ impl Settings {
         }
     }
 
-    /// Checks what no single setting can check alone.
+    /// Checks combinations of settings.
     ///
     /// # Errors
     /// [`Error::Usage`] for settings that contradict each other.
@@ -280,9 +280,11 @@ impl Settings {
         let takes_sockets = program.dialect == Dialect::ListenFds;
         if let Some(address) = self.listen.first().filter(|_| !takes_sockets) {
             return Err(Error::usage(
-                format!("--listen {address} has no meaning with a program: it listens by itself"),
+                format!(
+                    "--listen {address} has no meaning with a program: it opens its own listeners"
+                ),
                 "leave --listen out, and let the program listen there; or say --dialect \
-                 listen-fds, if it takes its listening sockets from whoever starts it",
+                 listen-fds, if it inherits its listening sockets",
             ));
         }
         if takes_sockets && self.policy != Policy::None {

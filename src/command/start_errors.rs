@@ -1,4 +1,4 @@
-//! Why workers do not come to serve, in words that say what to do.
+//! Errors of workers that do not become ready, with the remedy.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,12 +8,12 @@ use clusterlb::{Dialect, Error, ErrorKind, Readiness, ReadyAfter};
 
 use super::settings::{Program, Settings};
 
-/// Packages with which a primary of the program listens, and not its workers.
+/// Packages whose primary listens instead of its workers.
 const STICKY_PACKAGES: [&str; 4] =
     ["@socket.io/sticky", "sticky-session", "sticky-cluster", "socketio-sticky-session"];
 
-/// An error of the run, with what people can do about it at the command line. `online` is whether
-/// any worker has said that it runs.
+/// An error of the run, with its remedy at the command line. `online` is whether any worker has
+/// reported that it runs.
 pub(super) fn in_words_of_the_command(error: Error, settings: &Settings, online: bool) -> Error {
     match error.kind() {
         ErrorKind::StartTimeout => unready(settings, online),
@@ -28,7 +28,7 @@ pub(super) fn in_words_of_the_command(error: Error, settings: &Settings, online:
     }
 }
 
-/// These workers do not serve after a while, and are waited for.
+/// The note about workers that take long to become ready.
 pub(super) fn still_waiting(workers: &str, program: Option<&Program>, limit: Duration) -> String {
     let limit = humantime::format_duration(limit);
     let what = match program {
@@ -55,7 +55,7 @@ pub(super) fn still_waiting(workers: &str, program: Option<&Program>, limit: Dur
     format!("after 5 s {who} {what}; waiting until {limit} (--start-limit) are over")
 }
 
-/// The workers do not serve in time.
+/// The error for workers that are not ready in time.
 fn unready(settings: &Settings, online: bool) -> Error {
     let limit = humantime::format_duration(settings.start_limit);
     let (what, hint) = match &settings.program {
@@ -78,7 +78,7 @@ fn unready(settings: &Settings, online: bool) -> Error {
             format!("not every worker listens on something after {limit}"),
             match sticky_package(program, settings.worker_environment.directory.as_deref()) {
                 Some(package) => format!(
-                    "{package} lets a primary of its own listen: leave its setupMaster and \
+                    "{package} makes its own primary listen: leave its setupMaster and \
                      setupWorker out, listen in the workers, and say --policy sticky"
                 ),
                 None => format!(
@@ -94,7 +94,8 @@ fn unready(settings: &Settings, online: bool) -> Error {
     Error::cluster(ErrorKind::StartTimeout, what, hint)
 }
 
-/// A worker ended before it served. One that never said that it runs may speak another language.
+/// The error for a worker that ended before it was ready. One that never reported that it runs may
+/// speak another dialect.
 fn start_failed(error: Error, settings: &Settings, online: bool) -> Error {
     match &settings.program {
         Some(program) if !online && program.dialect == Dialect::Native => {
@@ -105,7 +106,7 @@ fn start_failed(error: Error, settings: &Settings, online: bool) -> Error {
     }
 }
 
-/// A package that the program may use to give connections to its workers itself.
+/// A package with which the program may distribute connections itself.
 fn sticky_package(program: &Program, directory: Option<&Path>) -> Option<&'static str> {
     let is_script = |word: &&OsString| !word.as_encoded_bytes().starts_with(b"-");
     let script = program.arguments.iter().find(is_script)?;
@@ -135,7 +136,7 @@ fn taking_over(program: &Program, limit: &str) -> (String, String) {
     }
 }
 
-/// What a program may speak that does not speak as was supposed.
+/// Other dialects that the program may speak.
 pub(super) fn other_dialects(Program { path, dialect, .. }: &Program) -> String {
     let path = path.display();
     match dialect {

@@ -1,4 +1,4 @@
-//! The books of a run: who got how many connections and what became of them. Pure.
+//! The totals of a run: how many connections each worker got, and their outcome. Pure.
 
 use serde::Serialize;
 
@@ -7,46 +7,46 @@ use clusterlb::WorkerId;
 use clusterlb::protocol::control::LatencySummary;
 use clusterlb_schedule::{Changes, Skips};
 
-/// Ended workers that are listed one by one; the oldest beyond it are summed up. Twice the most
-/// workers that can run at once.
+/// Ended workers listed one by one; older ones are summed up. Twice the most workers that can run
+/// at once.
 const ENDED_LISTED_MAX: usize = 2048;
 
-/// Waiting for less than this is no matter.
+/// Shorter waits are not reported.
 const CROWDED_MS: u64 = 1_000;
 
-/// One worker's books.
+/// The totals of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct WorkerSummary {
-    /// The worker, or 0 for the sum over workers too many to list.
+    /// The worker, or 0 for the sum of workers too many to list.
     pub id: u32,
     /// Its process id.
     pub pid: u32,
     /// Its CPU, if it was pinned.
     pub cpu: Option<usize>,
-    /// Connections given to it, or accepted by itself under `none`.
+    /// Connections given to it, or that it accepted under `none`.
     pub assigned: u64,
-    /// Of these, the ones that it accepted by itself.
+    /// Of these, the ones that it accepted.
     pub own: u64,
     /// Connections that it received.
     pub claimed: u64,
-    /// Connections that it has done with.
+    /// Connections that it finished.
     pub finished: u64,
-    /// Connections taken back from it before it had received them.
+    /// Connections taken back from it unclaimed.
     pub returned: u64,
     /// Connections that were open when it ended.
     pub aborted: u64,
     /// Requests that it answered.
     pub requests: u64,
-    /// How long it ran, in milliseconds.
+    /// How long it used a CPU, in milliseconds.
     pub ran_ms: u64,
-    /// How long it waited for a CPU although it could have run.
+    /// How long it waited for a CPU while runnable.
     pub waited_ms: u64,
     /// From accept to claim; only for workers that left in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handoff: Option<LatencySummary>,
 }
 
-/// The whole run's books.
+/// The totals of the run.
 ///
 /// `accepted = Σ assigned − redispatched + dropped`, and for each worker
 /// `assigned = returned + finished + aborted`.
@@ -54,8 +54,8 @@ pub(crate) struct WorkerSummary {
 pub(crate) struct Summary {
     /// Connections accepted.
     pub accepted: u64,
-    /// Of these, the ones that the primary took out of a worker's own socket, because the worker
-    /// did not accept them in time or was gone.
+    /// Of these, taken by the primary out of a worker's own socket, because the worker did not
+    /// accept them in time or was gone.
     pub stolen: u64,
     /// Handoffs that a worker's channel refused, because it was full or closed.
     pub refused: u64,
@@ -63,28 +63,28 @@ pub(crate) struct Summary {
     pub redispatched: u64,
     /// Of these, taken back early and given to idle workers.
     pub taken_back: u64,
-    /// Connections closed because nobody could take them before the end.
+    /// Connections closed because no worker could take them before the end.
     pub dropped: u64,
     /// Connections that were open when their worker ended.
     pub aborted: u64,
-    /// Requests that workers answered, where they count them.
+    /// Requests that workers answered, if they count them.
     pub requests: u64,
     /// Times that accepting stopped because no worker had room.
     pub pauses: u64,
-    /// How long it was stopped for that, in milliseconds.
+    /// How long accepting was stopped for that, in milliseconds.
     pub paused_ms: u64,
-    /// Times that handing over waited so that several connections could go at once.
+    /// Handoffs delayed so that several connections share one.
     pub coalesced: u64,
-    /// How often the kernel was told to choose otherwise among workers' own sockets, by reason.
+    /// How often the kernel's choice among workers' own sockets was changed, by reason.
     #[serde(skip_serializing_if = "Changes::is_none")]
     pub steered: Changes,
-    /// How often each stage of the choice passed over a worker.
+    /// How often each stage of the choice skipped a worker.
     pub skips: Skips,
     /// Share of the two busiest workers, in percent; an even spread over n gives 200/n.
     pub top_two_percent: f64,
     /// The busiest worker against the average; 1 is even.
     pub max_over_mean: f64,
-    /// The workers accepted by themselves and did not tell what: every count is zero.
+    /// The workers accepted and reported no counts: every count is zero.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub uncounted: bool,
     /// The workers, in the order of their ids.
@@ -92,7 +92,7 @@ pub(crate) struct Summary {
 }
 
 impl WorkerSummary {
-    /// Enters a worker's last counters.
+    /// The totals from a worker's last counters.
     #[must_use]
     pub(crate) fn new(id: WorkerId, pid: u32, cpu: Option<usize>, counts: WorkerCounts) -> Self {
         let WorkerCounts { assigned, own, returned, claimed, finished, .. } = counts;
@@ -127,8 +127,8 @@ impl WorkerSummary {
         self.waited_ms += other.waited_ms;
     }
 
-    /// A sentence if something else took the CPU that was meant for it alone, for long: it waited
-    /// for more than a third of the time in which it wanted to run.
+    /// A sentence if another process took the worker's exclusive CPU for long: the worker waited
+    /// for more than a third of the time in which it was runnable.
     fn crowded(&self, own_cpus: &[usize]) -> Option<String> {
         let cpu = self.cpu.filter(|cpu| own_cpus.contains(cpu))?;
         let is_long = self.waited_ms >= CROWDED_MS && self.waited_ms >= self.ran_ms / 2;
@@ -146,7 +146,7 @@ impl WorkerSummary {
 }
 
 impl Summary {
-    /// Lists an ended worker, summing up the oldest when there are too many.
+    /// Adds an ended worker, summing up the oldest when there are too many.
     pub(crate) fn enter(&mut self, worker: WorkerSummary) {
         self.aborted += worker.aborted;
         self.workers.push(worker);
@@ -159,13 +159,13 @@ impl Summary {
         }
     }
 
-    /// Names the workers whose CPU something else took for long. `own_cpus` are those with a single
-    /// process of this run.
+    /// Names the workers whose CPU other processes took for long. `own_cpus` are those with a
+    /// single process of this run.
     pub(crate) fn crowded(&self, own_cpus: &[usize]) -> Vec<String> {
         self.workers.iter().filter_map(|worker| worker.crowded(own_cpus)).collect()
     }
 
-    /// Works out the shares.
+    /// Computes the shares.
     pub(crate) fn close(&mut self) {
         let counts: Vec<u64> =
             self.workers.iter().map(|worker| worker.assigned - worker.returned).collect();
@@ -186,7 +186,7 @@ impl Summary {
     }
 }
 
-/// Share of the two largest in percent, and the largest over the average; 0 for nothing.
+/// Share of the two largest in percent, and the largest over the average; 0 without counts.
 fn shares(counts: &[u64]) -> (f64, f64) {
     let total: u64 = counts.iter().sum();
     if total == 0 {

@@ -1,28 +1,28 @@
-//! What programs send to a primary of theirs that is not there: told once for each kind.
+//! Messages for the program's own primary when it does not run: one note per kind.
 //!
-//! Owns what a kind is, and what helps where the sender is known. Pure.
+//! Owns the kinds, and the remedy where the sender is known. Pure.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Kinds that are told; beyond these, messages are like those before them.
+/// Kinds with a note; further ones get none.
 const KINDS_MAX: usize = 16;
-/// What is shown of a kind's name.
+/// Letters of a kind's name to show.
 const NAME_LETTERS_MAX: usize = 40;
-/// Where programs say what a message is.
+/// Keys in which programs name the kind of a message.
 const NAMES: [&str; 7] = ["topic", "type", "cmd", "event", "action", "kind", "source"];
-/// What says that a worker is ready needs no reader.
+/// Messages that a worker is ready need no reader.
 const UNASKED: [&str; 2] = ["ready", "online"];
 
-/// Kinds of messages that have come.
+/// Kinds seen so far.
 #[derive(Debug, Default)]
 pub(super) struct UnreadMessages {
     kinds: BTreeSet<String>,
 }
 
 impl UnreadMessages {
-    /// What people are told of a message, if it is the first one of its kind.
+    /// The note about a message, if it is the first of its kind.
     pub(super) fn note(&mut self, message: &Value) -> Option<String> {
         let kind = kind_of(message)?;
         if self.kinds.len() >= KINDS_MAX || !self.kinds.insert(kind.clone()) {

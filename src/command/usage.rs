@@ -1,25 +1,25 @@
-//! What a process has used of CPU and memory, as far as the system tells.
+//! CPU and memory use of a process, where the system reports it.
 
 use std::path::Path;
 
-/// What a process has used.
+/// Use of a process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::command) struct Usage {
     /// CPU time.
     pub(in crate::command) cpu_seconds: f64,
-    /// Memory that is resident.
+    /// Resident memory.
     pub(in crate::command) resident_bytes: u64,
 }
 
-/// What a process has used, where the system tells.
+/// The use of a process, where the system reports it.
 pub(in crate::command) fn usage_of(pid: u32) -> Option<Usage> {
     let stat =
         std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
     parse_stat(&stat, ticks_per_second(), page_bytes())
 }
 
-/// From `proc_pid_stat(5)`: fields 14, 15 and 24, counted from behind the name, which may hold
-/// anything.
+/// From `proc_pid_stat(5)`: fields 14, 15 and 24, counted from after the name, which may contain
+/// any character.
 fn parse_stat(stat: &str, ticks_per_second: f64, page_bytes: u64) -> Option<Usage> {
     let (_, behind) = stat.rsplit_once(')')?;
     let field =

@@ -1,4 +1,4 @@
-//! Values of options, as the command line writes them: times, switches, factors, types of ours.
+//! Values of options as on the command line: times, switches, factors, and types of this program.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn switch<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Sw
     }
 }
 
-/// Longer waits would be felt, and be more than a wake-up can ever cost.
+/// Longer waits would be noticed, and exceed the cost of any wake-up.
 const COALESCE_MAX: Duration = Duration::from_millis(1);
 
 pub(super) fn coalescing(text: &str) -> Result<Switch<Duration>, String> {
@@ -51,7 +51,7 @@ pub(super) fn credits(text: &str) -> Result<CreditRule, String> {
     }
 }
 
-/// Parses a type of ours, keeping the remedy in the message.
+/// Parses one of our types, with the remedy in the message.
 pub(super) fn parse<T: std::str::FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: Error| format!("{error}; {}", error.hint()))
 }

@@ -1,6 +1,6 @@
-//! What surrounds workers: variables, folder, user, group, and where their output goes.
+//! The environment of workers: variables, folder, user, group, and the destination of their output.
 //!
-//! Owns the options, and that what they name is there.
+//! Owns the options, and checks that what they name exists.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -18,8 +18,8 @@ use clusterlb::{DescriptorLimit, Error, ListenRule, Result};
 use clusterlb_sys::account::{self, Account};
 use clusterlb_sys::{privileges, resolve};
 
-/// Variables of the session in which the primary was started. They lead to what is not for somebody
-/// else: agents, buses, folders, credentials.
+/// Variables of the session in which the primary was started. They lead to agents, buses, folders
+/// and credentials that are not for other users.
 const SESSION: [&str; 21] = [
     "CREDENTIALS_DIRECTORY",
     "DBUS_SESSION_BUS_ADDRESS",
@@ -44,7 +44,7 @@ const SESSION: [&str; 21] = [
     "XDG_SESSION_ID",
 ];
 
-/// What surrounds workers.
+/// Options of the workers' environment.
 #[derive(Clone, Debug, Args)]
 pub(super) struct WorkerEnvironmentArguments {
     /// Let workers run as this user, and in this user's group; a name or number
@@ -58,16 +58,16 @@ pub(super) struct WorkerEnvironmentArguments {
     /// Let the primary run as this user from the start on, with the few rights that it needs
     ///
     /// It becomes this user before it opens anything, so sockets and files are this user's. It
-    /// keeps CAP_NET_BIND_SERVICE for ports below 1024, and with --user and --group what it takes
-    /// to start and end workers of another user: CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL.
+    /// keeps CAP_NET_BIND_SERVICE for ports below 1024, and with --user and --group the rights to
+    /// start and end workers of another user: CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL.
     #[arg(long, value_name = "USER", help_heading = SURROUNDINGS, hide_short_help = true)]
     primary_user: Option<String>,
 
     /// What workers may listen on; can be repeated
     ///
     /// An address, PORT or FROM-TO (0 stands for a port that the kernel chooses), HOST:FROM-TO, or
-    /// unix:/folder/ for sockets in it. With --user it is by default what --listen names, and for
-    /// programs the ports from 1024 on; otherwise everything that the primary can open.
+    /// unix:/folder/ for sockets in it. With --user the default is the addresses of --listen, and
+    /// for programs the ports from 1024 on; otherwise it is everything that the primary can open.
     #[arg(
         long,
         value_name = "RULE",
@@ -77,10 +77,10 @@ pub(super) struct WorkerEnvironmentArguments {
     )]
     allow_listen: Vec<ListenRule>,
 
-    /// With --user, leave the workers' environment as that of the primary
+    /// With --user, keep the primary's environment for workers
     ///
-    /// Without it HOME, USER and LOGNAME are those of the user, and what belongs to the session of
-    /// whoever has started the primary is left out.
+    /// By default HOME, USER and LOGNAME are those of the user, and variables of the session in
+    /// which the primary was started are removed.
     #[arg(long, help_heading = SURROUNDINGS, hide_short_help = true)]
     keep_env: bool,
 
@@ -112,8 +112,8 @@ pub(super) struct WorkerEnvironmentArguments {
 
     /// Put the worker's number in front of each line that it prints
     ///
-    /// Without it workers print where the primary does, and lines may mix. With it they print into
-    /// pipes, so that some programs print later, in blocks, and without colours.
+    /// By default workers print where the primary does, and lines may mix. With this option they
+    /// print into pipes, so some programs print later, in blocks, and without colours.
     #[arg(long, help_heading = SURROUNDINGS, hide_short_help = true)]
     prefix: bool,
 }
@@ -121,11 +121,11 @@ pub(super) struct WorkerEnvironmentArguments {
 type Variable = (OsString, OsString);
 
 impl WorkerEnvironmentArguments {
-    /// What they mean on this machine.
+    /// The environment on this machine.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a user, a group or a folder that there is not; [`Error::Environment`]
-    /// when this process cannot start others as somebody else.
+    /// [`Error::Usage`] for a user, a group or a folder that does not exist; [`Error::Environment`]
+    /// when this process may not start others as another user.
     pub(super) fn resolve(&self) -> Result<WorkerEnvironment> {
         let (account, group) = self.identity()?;
         let cleaned = account.as_ref().filter(|_| !self.keep_env);
@@ -153,7 +153,7 @@ impl WorkerEnvironmentArguments {
         })
     }
 
-    /// Becomes the user that the primary is to be, if one is named.
+    /// Becomes the user of --primary-user, if named.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).
@@ -171,7 +171,7 @@ impl WorkerEnvironmentArguments {
         privileges::become_user(&account, starts_others)
     }
 
-    /// What of the environment a program sees under this name.
+    /// The value of a variable in a program's environment.
     pub(super) fn variable(&self, name: &str) -> Option<OsString> {
         let own = self.env.iter().rev().find(|(own, _)| own == name);
         own.map(|(_, value)| value.clone()).or_else(|| std::env::var_os(name))
@@ -179,7 +179,7 @@ impl WorkerEnvironmentArguments {
 
     fn identity(&self) -> Result<(Option<Account>, Option<u32>)> {
         if environment::is_worker() {
-            // It has been started as that user, and asks nobody who that is.
+            // The primary was started as that user, so the account needs no lookup.
             return Ok((None, None));
         }
         let account = self.user.as_ref().map(|name| find_account("--user", name)).transpose()?;
@@ -194,8 +194,8 @@ impl WorkerEnvironmentArguments {
             }
             (None, Some(account)) => Some(account.group.ok_or_else(|| {
                 Error::usage(
-                    format!("--user {}: nobody says which group that user is in", account.user),
-                    "say it with --group",
+                    format!("--user {}: the group of that user is unknown", account.user),
+                    "name it with --group",
                 )
             })?),
             (None, None) => None,
@@ -224,7 +224,7 @@ fn missing(option: &str, name: &str) -> Error {
     Error::usage(format!("{option} {name}: there is none on this machine"), "see `getent`")
 }
 
-/// What another user's programs expect of their environment.
+/// Variables that programs of another user expect.
 fn own_variables(account: &Account) -> Vec<Variable> {
     let named = |name: &str, value: OsString| (OsString::from(name), value);
     match &account.entry {
@@ -291,8 +291,8 @@ mod tests {
         );
         let stranger = WorkerEnvironmentArguments { user: Some("4000000000".into()), ..none() };
         assert!(stranger.identity().expect_err("no group").hint().contains("--group"));
-        let nobody = WorkerEnvironmentArguments { user: Some("no such user".into()), ..none() };
-        assert_eq!(nobody.resolve().expect_err("there is none").kind(), ErrorKind::Usage);
+        let unknown = WorkerEnvironmentArguments { user: Some("no such user".into()), ..none() };
+        assert_eq!(unknown.resolve().expect_err("there is none").kind(), ErrorKind::Usage);
         let nowhere =
             WorkerEnvironmentArguments { chdir: Some("/nowhere/at/all".into()), ..none() };
         assert_eq!(nowhere.resolve().expect_err("there is none").kind(), ErrorKind::Usage);

@@ -1,5 +1,5 @@
-//! What the admin interface does: each action is asked of the supervisor, and answered when it is
-//! done, or has failed.
+//! The actions of the admin interface. Each asks the supervisor and answers once it has succeeded
+//! or failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,20 +16,20 @@ use super::answers::{Refused, json};
 use super::server::Access;
 use super::views::DoneView;
 
-/// What can be said about an action.
+/// The parameters of an action.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Wish {
-    /// How many workers, for `/scale`.
+    /// Number of workers, for `/scale`.
     workers: Option<String>,
-    /// 0, for an answer before it is done.
+    /// 0 answers before the action is done.
     wait: Option<String>,
-    /// How long open connections have, for `/drain`.
+    /// Grace period of open connections, for `/drain`.
     grace: Option<String>,
 }
 
 type Answer = Result<Response<Body>, Refused>;
 
-/// Who asks, in which way.
+/// The client and its request.
 pub(super) type Asking = (Extension<Access>, HeaderMap, Query<Wish>);
 
 pub(super) fn ending() -> Refused {
@@ -45,7 +45,7 @@ pub(super) async fn drain(
     (access, fields, Query(mut wish)): Asking,
 ) -> Answer {
     let grace = wish.grace.as_deref().map(grace).transpose()?;
-    // The interface ends with the run.
+    // The interface ends with the run, so it cannot answer afterwards.
     wish.wait = Some("0".into());
     let asking = (access, fields, Query(wish));
     act(&run, asking, "the run drains, and ends", move |handle| handle.stop(grace)).await
@@ -63,7 +63,7 @@ fn grace(text: &str) -> Result<Duration, Refused> {
 
 pub(super) async fn scale(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
     let wish = permitted(asking)?;
-    // Held until the number has changed, so that two steps at once are two steps.
+    // Held until the number has changed, so two concurrent steps add up.
     let guard = run.scaling.lock().await;
     let now = run.ledger().wanted;
     let workers = wanted(wish.workers.as_deref().unwrap_or_default(), now)?;
@@ -72,8 +72,8 @@ pub(super) async fn scale(State(run): State<Arc<Run>>, asking: Asking) -> Answer
     finish(asked, &wish, &format!("{workers} workers")).await
 }
 
-/// How many workers are asked for: a number, or a step from how many there are. A plus sign in a
-/// query stands for a space.
+/// The requested number of workers: absolute, or relative to the present one. In a query a plus
+/// sign arrives as a space.
 fn wanted(text: &str, now: u16) -> Result<u16, Refused> {
     let range = format!("write workers=N, from 1 to {WORKERS_MAX}, or a step such as +1 or -1");
     let wrong = |why: String| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, why, range.clone());
@@ -129,7 +129,7 @@ fn worker(id: &str) -> Result<WorkerId, Refused> {
     })
 }
 
-/// Does something, unless it may not be done in this way.
+/// Runs an action, if this client may.
 async fn act(
     run: &Arc<Run>,
     asking: Asking,
@@ -141,13 +141,13 @@ async fn act(
     finish(asked, &wish, done).await
 }
 
-/// Whether this client may act. A browser says where a page is from that makes it ask; no page has
-/// any business here.
+/// Whether this client may act. Browsers send the origin of the page that asks; no web page may
+/// act.
 fn permitted((Extension(access), fields, Query(wish)): Asking) -> Result<Wish, Refused> {
     ensure_permitted(access, &fields).map(|()| wish)
 }
 
-/// The same, whatever is wished.
+/// As [`permitted`], whatever the parameters are.
 pub(super) fn ensure_permitted(access: Access, fields: &HeaderMap) -> Result<(), Refused> {
     let refused =
         |error: &str, remedy: &str| Err(Refused::new(StatusCode::FORBIDDEN, error, remedy));
@@ -163,10 +163,10 @@ pub(super) fn ensure_permitted(access: Access, fields: &HeaderMap) -> Result<(),
     Ok(())
 }
 
-/// Something under way, and the place that it takes.
+/// An action in progress and the permit it holds.
 type Asked = (Completion, tokio::sync::OwnedSemaphorePermit);
 
-/// Asks the supervisor, on a thread that may wait for its answer.
+/// Asks the supervisor on a thread that may block.
 async fn ask(
     run: &Arc<Run>,
     what: impl FnOnce(&SupervisorHandle) -> ClusterResult<Completion> + Send + 'static,

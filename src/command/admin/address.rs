@@ -1,6 +1,6 @@
-//! What `--admin` names: where a run can be looked at and steered, and where that is by default.
+//! `--admin` addresses: where a run is inspected and controlled, and the default.
 //!
-//! Owns the rule for a path that is safe without being asked for. Opens nothing.
+//! Owns the rule for a safe default path. Opens nothing.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,15 +14,15 @@ use nix::unistd::{Uid, geteuid};
 const NAME: &str = "clusterlb.sock";
 /// Root's folder.
 const ROOT_FOLDER: &str = "/run";
-/// Others have a folder that no one else can write to, if a session manager made one.
+/// Folder of other users: only they can write to it, if a session manager made it.
 const FOLDER_VARIABLE: &str = "XDG_RUNTIME_DIR";
 
-/// Where a run is looked at and steered.
+/// Where a run is inspected and controlled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::command) enum AdminAddress {
-    /// The path of this user's run.
+    /// This user's default path.
     Default,
-    /// Somewhere else.
+    /// An explicit address.
     At(ListenAddress),
 }
 
@@ -61,10 +61,10 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
-    /// The address itself.
+    /// The address.
     ///
     /// # Errors
-    /// [`Error::Usage`]: this user has no folder that is safe.
+    /// [`Error::Usage`]: this user has no safe folder.
     pub(in crate::command) fn resolve(&self) -> Result<ListenAddress> {
         match self {
             Self::At(address) => Ok(address.clone()),
@@ -77,7 +77,7 @@ impl AdminAddress {
     }
 }
 
-/// The path of a user's run. A folder that others can write to could hold another user's socket.
+/// A user's default path. A folder that others can write to could hold another user's socket.
 fn default_path(user: Uid, folder: Option<&Path>) -> Result<PathBuf> {
     if user.is_root() {
         return Ok(Path::new(ROOT_FOLDER).join(NAME));

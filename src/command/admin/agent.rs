@@ -1,8 +1,8 @@
-//! HAProxy's agent-check: a balancer connects and gets one line that says how much more this run
-//! can take.
+//! HAProxy's agent-check: a balancer connects and gets one line with the spare capacity of this
+//! run.
 //!
-//! Owns the words and the arithmetic. A client need not send anything, and one that does not read
-//! is not waited for.
+//! Owns the line's words and arithmetic. A client may stay silent; one that does not read is
+//! dropped after a time limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,21 +19,21 @@ use crate::command::usage::usage_of;
 
 /// How long a client may take to read its line and close.
 const CLIENT_LIMIT: Duration = Duration::from_secs(1);
-/// Clients that are waited for at once. Others get their line, and the connection ends.
+/// Clients served at once. Others get their line, and the connection ends.
 const CLIENTS_MAX: usize = 64;
-/// What clients say is of no interest, up to this many bytes.
+/// Input of a client is discarded, up to this many bytes.
 const WORDS_MAX: u64 = 1024;
-/// CPU use is looked at again after this time.
+/// Interval between two readings of CPU use.
 const CPU_EVERY: Duration = Duration::from_millis(200);
-/// For so long after the start `ready` ends the drain of an earlier run at this address. Later it
-/// would undo what an operator has told the balancer.
+/// For this long after the start, `ready` ends the drain of an earlier run at this address. Later
+/// it would override an operator's command to the balancer.
 const READY_FOR: Duration = Duration::from_secs(60);
 
-/// What is remembered from one question to the next.
+/// State kept between two checks.
 #[derive(Debug)]
 pub(super) struct CpuUse {
     looked: Option<(Instant, f64)>,
-    /// The part of the CPUs that workers can use, from 0 to 1.
+    /// Used share of the CPUs that workers may use, from 0 to 1.
     part: f64,
 }
 
@@ -44,7 +44,7 @@ impl Default for CpuUse {
 }
 
 impl CpuUse {
-    /// Takes in the CPU time that workers have used so far.
+    /// Updates the share from the CPU time used so far.
     fn observe(&mut self, now: Instant, seconds: f64, cpus: f64) {
         let Some((before, used)) = self.looked else {
             self.looked = Some((now, seconds));
@@ -52,26 +52,26 @@ impl CpuUse {
         };
         let time = now.saturating_duration_since(before);
         if time >= CPU_EVERY {
-            // A worker that has ended takes its time with it.
+            // The sum shrinks when a worker ends.
             self.part = ((seconds - used).max(0.0) / time.as_secs_f64() / cpus).clamp(0.0, 1.0);
             self.looked = Some((now, seconds));
         }
     }
 }
 
-/// What the line is made of.
+/// The inputs of the line.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     serving: u32,
     wanted: u32,
     in_flight: u64,
-    /// Of one worker.
+    /// Limit of one worker.
     in_flight_max: Option<u32>,
     cpu: f64,
     is_new: bool,
 }
 
-/// Answers everyone who connects.
+/// Serves each client.
 pub(super) async fn serve(entrance: Entrance, run: Arc<Run>) {
     let room = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
@@ -95,19 +95,18 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin>(
     line: String,
     room: Arc<Semaphore>,
 ) {
-    // Nothing has been written to it yet, so this has room for a line.
+    // The socket's buffer is empty, so the line fits.
     if timeout(CLIENT_LIMIT, stream.write_all(line.as_bytes())).await.is_err() {
         return;
     }
     let _ = timeout(CLIENT_LIMIT, stream.shutdown()).await;
     let Ok(_permit) = room.try_acquire() else { return };
-    // Closed before what a client has sent was read, the connection would be reset, and the line
-    // perhaps lost.
+    // Closing with unread input would reset the connection, and the client could lose the line.
     let mut words = Vec::new();
     let _ = timeout(CLIENT_LIMIT, stream.take(WORDS_MAX).read_to_end(&mut words)).await;
 }
 
-/// The line as it is now.
+/// The present line.
 fn line(run: &Run, now: Instant) -> String {
     let snapshot = run.handle.snapshot();
     if let Err(why) = observed::readiness(&snapshot) {
@@ -144,8 +143,7 @@ fn cpu_part(run: &Run, snapshot: &Snapshot, serving: u32, now: Instant) -> f64 {
     cpu_use.part
 }
 
-/// How much of what all workers could take is left, in percent, never nothing: that would be a
-/// drain.
+/// Spare capacity of all workers in percent, at least 1: 0 would drain this run.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -1,4 +1,4 @@
-//! Answers of the admin interface: JSON with a status, and refusals that say what would work.
+//! Answers of the admin interface: JSON with a status, and refusals with a remedy.
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
@@ -15,7 +15,7 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
     typed(status, "application/json", text)
 }
 
-/// An answer of another kind. What is true now need not be so later, so no cache keeps it.
+/// An answer of another type. It must not be cached: it describes the present moment.
 pub(super) fn typed(
     status: StatusCode,
     kind: &'static str,
@@ -25,7 +25,7 @@ pub(super) fn typed(
     (status, fields, body.into()).into_response()
 }
 
-/// Why something is not done.
+/// A refusal.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) status: StatusCode,

@@ -1,6 +1,6 @@
-//! The other end of the admin interface: one request a connection, over a unix socket or TCP.
+//! The client of the admin interface: one request per connection, over a unix socket or TCP.
 //!
-//! Owns the wording of what can go wrong on the way. Its errors name the address that was tried.
+//! Owns the wording of its errors, which name the address that was tried.
 
 use std::io;
 use std::time::Duration;
@@ -23,9 +23,9 @@ use tokio::time::timeout;
 use super::AdminAddress;
 use super::views::{DoneView, RefusedView};
 
-/// How long an answer to a look may take.
+/// Time limit of a read-only request.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-/// How large an answer may be: 1024 workers need less than a tenth.
+/// Largest answer; 1024 workers take less than a tenth of it.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A client of a run.
@@ -39,7 +39,7 @@ impl Client {
     /// A client of the run at this address.
     ///
     /// # Errors
-    /// There is no default address; too few descriptors.
+    /// No default address; too few descriptors.
     pub(super) fn new(address: &AdminAddress) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime
@@ -47,16 +47,16 @@ impl Client {
         Ok(Self { runtime, address: address.resolve()? })
     }
 
-    /// Looks at something.
+    /// Sends a read-only request.
     ///
     /// # Errors
-    /// There is no run, it refuses, or its answer is none.
+    /// No run answers, it refuses, or the answer is not valid.
     pub(super) fn look<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let text = self.look_as_text(path)?;
         serde_json::from_str(&text).map_err(|_| self.no_run("its answer is no JSON as expected"))
     }
 
-    /// Looks at something, and takes the answer as it is.
+    /// Sends a read-only request and returns the answer's text.
     ///
     /// # Errors
     /// As [`look`](Self::look).
@@ -70,10 +70,10 @@ impl Client {
         })
     }
 
-    /// Does something, and waits until it is done. Gives what is said of it.
+    /// Runs an action and waits until it is done. Returns the outcome in words.
     ///
     /// # Errors
-    /// There is no run, it refuses, or what was asked for has failed.
+    /// No run answers, it refuses, or the action failed.
     pub(super) fn act(&self, path: &str) -> Result<String> {
         self.runtime.block_on(async {
             let response = self.send(Method::POST, path).await?;
@@ -83,10 +83,10 @@ impl Client {
         })
     }
 
-    /// Passes on what comes, until it ends or `take` does not want more.
+    /// Passes lines on until the stream ends or `take` returns false.
     ///
     /// # Errors
-    /// There is no run, or it refuses.
+    /// No run answers, or it refuses.
     pub(super) fn follow(
         &self,
         path: &str,
@@ -152,7 +152,7 @@ impl Client {
         sender.send_request(request).await.map_err(broken)
     }
 
-    /// The text of an answer, unless it is a refusal.
+    /// The text of an answer, or the refusal as an error.
     async fn text(&self, response: Response<Incoming>) -> Result<String> {
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

@@ -1,4 +1,4 @@
-//! The commands that look at a run and steer it: status, reload, scale, drain, events.
+//! The commands that inspect and control a run: status, reload, scale, drain, events.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -14,7 +14,7 @@ use super::views::{ListenersView, WorkersView};
 use crate::command::headings::OPERATION;
 use crate::command::values::{parse, positive_time};
 
-/// How a run can be looked at and steered.
+/// Options of the admin interface.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct AdminArguments {
     /// Let it be looked at and steered while it goes on
@@ -59,7 +59,7 @@ pub(in crate::command) struct AdminArguments {
     pub(in crate::command) agent_check: Vec<AdminAddress>,
 }
 
-/// Which run.
+/// Selects the run.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct ClientArguments {
     /// Where the run can be reached: unix:/path, unix:@name, HOST:PORT or PORT; by default as a run
@@ -75,7 +75,7 @@ pub(in crate::command) struct ClientArguments {
     admin: AdminAddress,
 }
 
-/// What to show of it.
+/// Selects the output.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct StatusArguments {
     #[command(flatten)]
@@ -85,7 +85,7 @@ pub(in crate::command) struct StatusArguments {
     json: bool,
 }
 
-/// How many workers.
+/// The number of workers.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct ScaleArguments {
     /// How many workers are wanted, or a step such as +1 or -1
@@ -95,7 +95,7 @@ pub(in crate::command) struct ScaleArguments {
     client: ClientArguments,
 }
 
-/// How to show it.
+/// Options of the display.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct TopArguments {
     #[command(flatten)]
@@ -112,7 +112,7 @@ impl ClientArguments {
     /// `clusterlb reload`.
     ///
     /// # Errors
-    /// There is no run, or replacing has stopped.
+    /// No run answers, or the reload stopped.
     pub(in crate::command) fn reload(&self) -> Result<u8> {
         self.act("/reload")
     }
@@ -120,7 +120,7 @@ impl ClientArguments {
     /// `clusterlb drain`.
     ///
     /// # Errors
-    /// There is no run.
+    /// No run answers.
     pub(in crate::command) fn drain(&self) -> Result<u8> {
         self.act("/drain")
     }
@@ -128,7 +128,7 @@ impl ClientArguments {
     /// `clusterlb events`.
     ///
     /// # Errors
-    /// There is no run, or it has too many readers.
+    /// No run answers, or it has too many readers.
     pub(in crate::command) fn events(&self) -> Result<u8> {
         let mut output = io::stdout().lock();
         let mut pass_on = |bytes: &[u8]| {
@@ -150,7 +150,7 @@ impl ScaleArguments {
     /// `clusterlb scale`.
     ///
     /// # Errors
-    /// There is no run, or there cannot be as many workers.
+    /// No run answers, or the number is out of range.
     pub(in crate::command) fn run(&self) -> Result<u8> {
         let signs = |letter: char| letter.is_ascii_digit() || "+-".contains(letter);
         if !self.workers.chars().all(signs) {
@@ -167,7 +167,7 @@ impl StatusArguments {
     /// `clusterlb status`.
     ///
     /// # Errors
-    /// There is no run.
+    /// No run answers.
     pub(in crate::command) fn run(&self) -> Result<u8> {
         let client = Client::new(&self.client.admin)?;
         let mut output = io::stdout().lock();
@@ -187,7 +187,7 @@ impl TopArguments {
     /// `clusterlb top`.
     ///
     /// # Errors
-    /// There is no run, or none any more.
+    /// No run answers, or it has ended.
     pub(in crate::command) fn run(&self) -> Result<u8> {
         let client = Client::new(&self.client.admin)?;
         top::run(&client, self.interval, self.count)?;

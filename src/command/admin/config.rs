@@ -1,4 +1,4 @@
-//! `/config`: the settings of a run, as far as they can be shown.
+//! `/config`: the settings of a run, without secrets.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::command::settings::{Program, Settings};
 
 /// The settings, without the rules that [`policy`](super::policy) shows, which can change. Of the
-/// variables that workers get only the names: values may be secrets.
+/// workers' variables it shows only the names: values may be secrets.
 pub(in crate::command) fn config(
     settings: &Settings,
     plan: &CpuPlan,

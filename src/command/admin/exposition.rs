@@ -5,39 +5,39 @@
 
 use std::fmt::Write as _;
 
-/// What a scraper understands.
+/// The two formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     OpenMetrics,
     Prometheus,
 }
 
-/// What a number is.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It only grows, and its samples end in `_total`.
+    /// Only grows; samples end in `_total`.
     Counter,
-    /// It is what it is now.
+    /// A present value.
     Gauge,
-    /// How many were how large: buckets, a sum and a count.
+    /// Counts by size: buckets, a sum and a count.
     Histogram,
     /// A sum and a count.
     Summary,
-    /// It is always 1; its labels are what there is to know, and its sample ends in `_info`.
+    /// Always 1; the information is in the labels, and the sample ends in `_info`.
     Info,
 }
 
-/// Metrics being written down.
+/// Metrics as text.
 #[derive(Debug)]
 pub(super) struct Exposition {
     format: Format,
     text: String,
-    /// The present family's samples have this name.
+    /// Name of the present family's samples.
     sample: String,
 }
 
 impl Format {
-    /// What a request's `Accept` field asks for; OpenMetrics, if it does not matter.
+    /// The format that an `Accept` field asks for; OpenMetrics if it has no preference.
     pub(super) fn accepted(accept: &str) -> Self {
         let wants_old = accept.contains("text/plain");
         match wants_old && !accept.contains("application/openmetrics-text") {
@@ -59,7 +59,7 @@ impl Exposition {
         Self { format, text: String::new(), sample: String::new() }
     }
 
-    /// Begins a family. Its samples follow.
+    /// Begins a family; its samples follow.
     pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
         let (suffix, word) = match kind {
             Kind::Counter => ("_total", "counter"),
@@ -77,12 +77,12 @@ impl Exposition {
         let _ = writeln!(self.text, "# TYPE {family} {word}\n# HELP {family} {}", escaped(help));
     }
 
-    /// One number of the family.
+    /// Adds a sample.
     pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: Value) {
         self.part("", labels, value);
     }
 
-    /// One number of a family that has several for the same labels.
+    /// Adds a sample to a family that has several per set of labels.
     pub(super) fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: Value) {
         let _ = write!(self.text, "{}{suffix}", self.sample);
         for (place, (name, value)) in labels.iter().enumerate() {
@@ -98,7 +98,7 @@ impl Exposition {
         };
     }
 
-    /// A family with one number and no labels.
+    /// A family with one sample and no labels.
     pub(super) fn single(&mut self, name: &str, kind: Kind, help: &str, value: Value) {
         self.family(name, kind, help);
         self.sample(&[], value);
@@ -112,7 +112,7 @@ impl Exposition {
     }
 }
 
-/// A number.
+/// A sample's value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
     Count(u64),

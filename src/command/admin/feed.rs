@@ -1,16 +1,16 @@
-//! The event lines of a run, for everyone who follows them at `/events`.
+//! The event lines of a run, for all readers of `/events`.
 //!
-//! Owns one bounded queue. Emitting never waits: who is too far behind misses lines and is told
-//! how many.
+//! Owns one bounded queue. Emitting never blocks: a reader that is too far behind misses lines and
+//! gets their number.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast::{Receiver, Sender, channel};
 
-/// Lines that wait for a reader that is behind.
+/// Lines kept for a slow reader.
 const LINES_MAX: usize = 1024;
 
-/// Where event lines go.
+/// Distributes event lines.
 #[derive(Clone, Debug)]
 pub(in crate::command) struct Feed {
     lines: Arc<Mutex<Option<Sender<Arc<str>>>>>,
@@ -32,18 +32,18 @@ impl Feed {
     pub(in crate::command) fn emit(&self, line: &str) {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lines) = lines.as_ref() {
-            // Without readers there is nothing to do.
+            // It fails only without readers.
             let _ = lines.send(line.into());
         }
     }
 
-    /// Everything from now on; none after the end.
+    /// All lines from now on; `None` after the end.
     pub(super) fn subscribe(&self) -> Option<Receiver<Arc<str>>> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.as_ref().map(Sender::subscribe)
     }
 
-    /// Nothing more will come: readers get what waits, and then the end.
+    /// Closes the feed: readers get the lines that wait, then the end.
     pub(super) fn close(&self) {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

@@ -1,17 +1,17 @@
-//! What a run adds up for those who look at it: counts by slot that outlive workers, and what has
-//! happened how often.
+//! Sums of a run for the admin interface: counts by slot that outlive workers, and counts of
+//! events.
 //!
-//! Owns sums. The supervisor's events feed it; the numbers of living workers are read from their
-//! pages when someone looks.
+//! Owns the sums. The supervisor's events feed it; counters of living workers are read from their
+//! pages on request.
 
 use std::collections::BTreeMap;
 
 use clusterlb::{Ending, Event, SupervisorEvent, WorkerCounts, WorkerId, WorkerSnapshot};
 
-/// Ended workers that are kept apart, in case a snapshot from before their end still has them.
+/// Ended workers kept apart, in case an older snapshot still lists them.
 const RECENT_MAX: usize = 2048;
 
-/// How workers of a slot have ended.
+/// How workers of a slot ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Exits {
     /// With code 0.
@@ -22,17 +22,17 @@ pub(super) struct Exits {
     pub(super) signal: u64,
 }
 
-/// A slot's sums.
+/// The sums of a slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotRecord {
-    /// Over ended workers; with the living ones where [`Ledger::by_slot`] says so.
+    /// Of ended workers; [`Ledger::by_slot`] adds the living ones.
     pub(super) counts: WorkerCounts,
-    /// Given to living workers and not received.
+    /// Given to living workers and not yet received.
     pub(super) unclaimed: u64,
     pub(super) exits: Exits,
-    /// Times that one of its workers hung.
+    /// How often one of its workers hung.
     pub(super) hangs: u64,
-    /// Times that one of its workers was found to be an outlier.
+    /// How often one of its workers was an outlier.
     pub(super) outliers: u64,
 }
 
@@ -40,9 +40,9 @@ pub(super) struct SlotRecord {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     slots: BTreeMap<u16, SlotRecord>,
-    /// Ended lately, and not in the sums yet.
+    /// Workers that ended lately, not yet in the sums.
     recent: BTreeMap<WorkerId, (u16, WorkerCounts)>,
-    /// How many workers are wanted.
+    /// Target number of workers.
     pub(super) wanted: u16,
     pub(super) reloads_complete: u64,
     pub(super) reloads_stopped: u64,
@@ -51,7 +51,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Takes in what has happened.
+    /// Counts an event.
     pub(super) fn on_event(&mut self, event: &SupervisorEvent) {
         match event {
             SupervisorEvent::Cluster(Event::Hung { worker, .. }) => {
@@ -96,8 +96,8 @@ impl Ledger {
         }
     }
 
-    /// Every slot that there is or was, with its living workers. The snapshot is older than the
-    /// ledger, so a worker that has ended in between counts once, by its last counts.
+    /// Every slot that exists or existed, with its living workers. The snapshot is older than the
+    /// ledger, so a worker that ended in between counts once, by its last counts.
     pub(super) fn by_slot(&self, living: &[WorkerSnapshot]) -> BTreeMap<u16, SlotRecord> {
         let mut slots = self.slots.clone();
         (0..self.wanted).for_each(|slot| _ = slots.entry(slot).or_default());

@@ -1,4 +1,4 @@
-//! `/metrics`: every number of a run by its name.
+//! `/metrics`: the numbers of a run.
 //!
 //! Owns names, labels and help texts; `docs/OPERATIONS.md` has the same table. Labels are slots and
 //! listeners, which outlive processes.
@@ -18,7 +18,7 @@ use super::observed;
 use crate::command::usage::{Usage, usage_of};
 use clusterlb_schedule::Changes;
 
-/// CPU time by slot that never falls: what ended workers were last seen to have used stays in it.
+/// CPU time by slot that never falls: the last reading of an ended worker stays in it.
 #[derive(Debug, Default)]
 pub(super) struct CpuTimes {
     ended: BTreeMap<u16, f64>,
@@ -26,7 +26,7 @@ pub(super) struct CpuTimes {
 }
 
 impl CpuTimes {
-    /// Takes in what living workers have used, and tells it by slot.
+    /// Adds the readings of living workers and returns the sums by slot.
     fn observe(&mut self, now: BTreeMap<WorkerId, (u16, f64)>) -> BTreeMap<u16, f64> {
         for (worker, (slot, seconds)) in std::mem::replace(&mut self.living, now) {
             if !self.living.contains_key(&worker) {
@@ -41,10 +41,10 @@ impl CpuTimes {
     }
 }
 
-/// Everything, as a scraper reads it.
+/// All metrics, as a scraper reads them.
 pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) -> String {
     let mut text = Exposition::new(format);
-    // Before the ledger: see there.
+    // Taken before the ledger is read: see [`Ledger::by_slot`](super::ledger::Ledger::by_slot).
     let snapshot = run.handle.snapshot();
     run_families(&mut text, run, &snapshot);
     connection_families(&mut text, &observed::counts(&run.cluster));
@@ -171,10 +171,10 @@ fn seconds(ns: u64) -> Value {
     Duration::from_nanos(ns).as_secs_f64().into()
 }
 
-/// A number of a slot.
+/// A count of a slot.
 type Field = fn(&SlotRecord) -> u64;
 
-/// What is known by slot, over all workers that it has had.
+/// Counts by slot, over all its workers.
 const BY_SLOT: [(&str, Kind, Field, &str); 11] = [
     (
         "clusterlb_worker_connections_assigned",
@@ -301,7 +301,7 @@ fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     text.single("clusterlb_primary_resident_bytes", Kind::Gauge, help, own.resident_bytes.into());
 }
 
-/// Times by slot: of claims, and of how late the loops of Node workers are.
+/// Durations by slot: handoff to claim, and event-loop delay of Node workers.
 fn time_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
     let help = "Time from the handoff of a connection to its claim, as the primary sees it.";
     text.family("clusterlb_worker_claim_seconds", Kind::Histogram, help);
@@ -326,10 +326,10 @@ fn time_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
     }
 }
 
-/// A number of a listener.
+/// A count of a listener.
 type ListenerField = fn(&ListenerCounts) -> u64;
 
-/// What is counted by listener, where the primary accepts.
+/// Counts by listener, where the primary accepts.
 const BY_LISTENER: [(&str, ListenerField, &str); 6] = [
     (
         "clusterlb_listener_connections_accepted",
@@ -411,7 +411,7 @@ mod tests {
             entries.iter().map(|(id, slot, used)| (WorkerId::new(*id), (*slot, *used))).collect()
         };
         assert_eq!(times.observe(at(&[(1, 0, 2.0), (2, 1, 1.0)]))[&0], 2.0);
-        // Its successor begins beside it, and goes on when it has ended.
+        // The successor starts while it runs, and continues after it ends.
         assert_eq!(times.observe(at(&[(1, 0, 3.0), (3, 0, 0.5), (2, 1, 1.0)]))[&0], 3.5);
         let slots = times.observe(at(&[(3, 0, 0.75)]));
         assert_eq!((slots[&0], slots[&1]), (3.75, 1.0));

@@ -1,8 +1,8 @@
-//! Looking at a run and steering it from outside: an HTTP server on a thread of its own, and the
-//! commands that are its clients.
+//! Inspects and controls a run from outside: an HTTP server on its own thread, and the commands
+//! that are its clients.
 //!
-//! Owns that thread. It reads memory and asks the supervisor; a client that hangs keeps a place in
-//! a bounded table until its time is over, and keeps nothing else waiting.
+//! Owns that thread. It reads memory and asks the supervisor. A client that hangs holds a place in
+//! a bounded table until its time limit, and blocks no other.
 
 mod actions;
 mod address;
@@ -48,7 +48,7 @@ use server::Door;
 const BACKLOG: u32 = 1024;
 /// The permissions of a socket file.
 const MODE: u32 = 0o600;
-/// Actions that may be under way at once.
+/// Actions in progress at once.
 const ACTIONS_MAX: usize = 16;
 /// Readers of `/events` at once.
 const FOLLOWERS_MAX: usize = 16;
@@ -66,7 +66,7 @@ pub(super) struct Run {
     ledger: Mutex<Ledger>,
     cpu_times: Mutex<CpuTimes>,
     cpu_use: Mutex<CpuUse>,
-    /// Held from looking at the number of workers to asking for another one.
+    /// Held between reading the number of workers and requesting another.
     scaling: tokio::sync::Mutex<()>,
     actions: Arc<Semaphore>,
     followers: Arc<Semaphore>,
@@ -99,7 +99,7 @@ impl Run {
         }
     }
 
-    /// Takes in what has happened.
+    /// Records an event.
     pub(super) fn on_event(&self, event: &SupervisorEvent) {
         self.ledger().on_event(event);
     }
@@ -117,20 +117,20 @@ impl Run {
     }
 }
 
-/// Sockets that are open, before anything is served.
+/// Bound sockets, not yet served.
 #[derive(Debug)]
 pub(super) struct Doors {
     listeners: Vec<Listener>,
-    /// Where HAProxy asks.
+    /// Addresses of HAProxy's agent-check.
     agents: Vec<Listener>,
     allow_actions: bool,
 }
 
 impl Doors {
-    /// Opens the addresses.
+    /// Binds the addresses.
     ///
     /// # Errors
-    /// An address is taken, or not to be had.
+    /// An address is taken or unavailable.
     pub(super) fn open(
         addresses: &[AdminAddress],
         agents: &[AdminAddress],
@@ -153,12 +153,12 @@ impl Doors {
         Ok(Self { listeners: all(addresses)?, agents: all(agents)?, allow_actions })
     }
 
-    /// Whether there are none.
+    /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.listeners.is_empty() && self.agents.is_empty()
     }
 
-    /// The bound addresses for HAProxy.
+    /// The bound addresses of HAProxy's agent-check.
     pub(super) fn agents(&self) -> impl Iterator<Item = &str> {
         self.agents.iter().map(Listener::address)
     }
@@ -180,7 +180,7 @@ fn in_words_of_admin(error: &Error, address: &impl std::fmt::Display) -> Error {
     Error::cluster(error.kind(), format!("admin interface: {error}"), hint)
 }
 
-/// The thread. When this is dropped, it ends, and the socket files are removed.
+/// The thread. Dropping it ends the thread and removes the socket files.
 #[derive(Debug)]
 pub(super) struct Admin {
     run: Arc<Run>,
@@ -190,7 +190,7 @@ pub(super) struct Admin {
 }
 
 impl Admin {
-    /// Starts to serve.
+    /// Starts serving.
     ///
     /// # Errors
     /// Too few descriptors or threads.
@@ -209,7 +209,7 @@ impl Admin {
         let served = Arc::clone(&run);
         let body = move || {
             runtime.block_on(server::serve(open, agents, served, ended));
-            // What still waits for the supervisor has its answer by now, or waits for nothing.
+            // Requests that still wait for the supervisor are answered by now, or never will be.
             runtime.shutdown_background();
         };
         let thread = spawn_without_signals("admin", body)?;
@@ -227,7 +227,7 @@ impl Drop for Admin {
         self.run.feed.close();
         drop(self.end.take());
         if let Some(thread) = self.thread.take() {
-            // It does not panic; if it did, there would be nothing left to end.
+            // A panic there leaves nothing to clean up here.
             let _ = thread.join();
         }
     }

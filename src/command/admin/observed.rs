@@ -1,7 +1,7 @@
-//! What a run looks like at one moment: the supervisor's state, the counters and what the system
-//! says of the processes, put together.
+//! The present view of a run: the supervisor's state, the counters, and the system's data about the
+//! processes.
 //!
-//! Reads memory and `/proc`; asks no thread that has connections to serve.
+//! Reads memory and `/proc`; never asks a thread that serves connections.
 
 use std::time::SystemTime;
 
@@ -14,7 +14,7 @@ use super::Run;
 use super::views::{CountsView, SlotView, TotalsView, WorkerView, WorkersView};
 use crate::command::usage::usage_of;
 
-/// Whether connections would be served now: accepting, not draining, and a worker serves.
+/// Whether new connections are served: accepting, not draining, and a worker is ready.
 pub(super) fn readiness(snapshot: &Snapshot) -> Result<(), String> {
     match snapshot.stage {
         SupervisorStage::Serving => {}
@@ -46,7 +46,7 @@ pub(super) fn state_in_words(state: WorkerState) -> &'static str {
     }
 }
 
-/// The stages at which workers are skipped, as they are named everywhere.
+/// The stages at which workers are skipped, by their public names.
 pub(super) fn skips_by_stage(skips: &Skips) -> [(&'static str, u64); 7] {
     let Skips { dead, hung, draining, full, at_limit, out_of_credits, above_average, .. } = *skips;
     [
@@ -131,7 +131,7 @@ fn totals(cluster: &Cluster) -> TotalsView {
     }
 }
 
-/// The counts of the run, with what workers accepted themselves.
+/// The counts of the run, including connections that workers accepted.
 pub(super) fn counts(cluster: &Cluster) -> ClusterCounts {
     let mut counts = cluster.counts();
     counts.accepted += cluster.worker_counts().own;

@@ -1,6 +1,6 @@
-//! `/policy`: how connections are shared out, and what of it can change during a run.
+//! `/policy`: how connections are distributed, and which rules can change during a run.
 //!
-//! Owns the words: they are those of the command line.
+//! Owns the names: those of the command line.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::command::values::{
     Switch, coalescing, credits, factor, nanoseconds, switched_time, time,
 };
 
-/// What can change, as the command line calls it.
+/// The rules that can change, by their option names.
 const NAMES: [&str; 10] = [
     "policy",
     "overload-factor",
@@ -36,7 +36,7 @@ const NAMES: [&str; 10] = [
     "eject-outliers",
 ];
 
-/// How connections are shared out, as `/policy` and `/config` show it.
+/// The rules of distribution, as `/policy` and `/config` show them.
 pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String, Value> {
     let credits = match scheduling.credits {
         CreditRule::Adaptive => json!("auto"),
@@ -60,7 +60,7 @@ pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String,
     }
 }
 
-/// The same of a cluster as it is now.
+/// The present rules of a cluster.
 pub(super) fn current(settings: &ClusterSettings) -> Map<String, Value> {
     rules(settings.policy, &settings.scheduling)
 }
@@ -86,7 +86,7 @@ pub(super) async fn change(
         return Err(wrong("nothing to change is named".into(), known()));
     }
     let wishes: BTreeMap<String, String> = wishes.into_iter().collect();
-    // Waiting for the lock of the settings, and never long, but not on the thread of all clients.
+    // The lock of the settings is held briefly, but must not block the thread of all clients.
     let changed = tokio::task::spawn_blocking(move || {
         let mut refused = None;
         let settings = run.cluster.settings();
@@ -101,7 +101,7 @@ pub(super) async fn change(
         }
         run.cluster.reschedule(|now, rules| {
             for (name, value) in &wishes {
-                // It has been understood before.
+                // The check above has parsed it.
                 let _ = set(now, rules, name, value);
             }
         })?;
@@ -150,7 +150,7 @@ fn set(
     done.map_err(|why| wrong(format!("{name}={value}"), why))
 }
 
-/// A limit, or none.
+/// A limit, or off.
 fn most(text: &str) -> Result<Option<u32>, String> {
     match (text, text.parse()) {
         ("off", _) => Ok(None),

@@ -1,4 +1,4 @@
-//! The paths of the admin interface, and what is answered to those who look.
+//! The paths of the admin interface, and the answers to read-only requests.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use super::exposition::Format;
 use super::views::{ListenerView, ListenersView, RefusedView};
 use super::{Run, actions, metrics, observed, policy};
 
-/// Every path, for those who have missed it.
+/// Every path, listed in the answer to an unknown one.
 const PATHS: [&str; 15] = [
     "GET /livez",
     "GET /readyz",
@@ -40,14 +40,14 @@ const PATHS: [&str; 15] = [
     "POST /workers/ID/replace",
 ];
 
-/// Lines on their way to one reader.
+/// Lines queued for one reader.
 const LINES_MAX: usize = 16;
 
-/// Marks an answer that goes on as long as its reader wants it.
+/// Marks an answer without a time limit: it lasts as long as its reader.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Following;
 
-/// What is answered where.
+/// The routes.
 pub(super) fn router(run: Arc<Run>) -> Router {
     Router::new()
         .route("/livez", get(livez))
@@ -69,7 +69,7 @@ pub(super) fn router(run: Arc<Run>) -> Router {
         .with_state(run)
 }
 
-/// The answer to another user.
+/// The answer to another user's process.
 pub(super) fn stranger() -> Response<Body> {
     Refused::new(
         StatusCode::FORBIDDEN,
@@ -110,7 +110,7 @@ async fn readyz(State(run): State<Arc<Run>>) -> Response<Body> {
 async fn show_metrics(State(run): State<Arc<Run>>, fields: HeaderMap) -> Response<Body> {
     let accept = fields.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept.unwrap_or_default());
-    // Without an answer of the control plane the other numbers are worth having.
+    // Without the control plane's answer the other numbers are still useful.
     let listeners = listeners(&run).await.unwrap_or_default();
     typed(StatusCode::OK, format.content_type(), metrics::render(&run, &listeners, format))
 }
@@ -129,7 +129,7 @@ async fn show_listeners(State(run): State<Arc<Run>>) -> Result<Response<Body>, R
     Ok(json(StatusCode::OK, &ListenersView { listeners: listeners.collect() }))
 }
 
-/// Asks the control plane, on a thread that may wait for it.
+/// Asks the control plane on a thread that may block.
 async fn listeners(run: &Arc<Run>) -> Result<Vec<ListenerSnapshot>, Refused> {
     let run = Arc::clone(run);
     let asked = tokio::task::spawn_blocking(move || run.cluster.listeners()).await;
@@ -147,7 +147,7 @@ async fn show_config(State(run): State<Arc<Run>>) -> Response<Body> {
     json(StatusCode::OK, &config)
 }
 
-/// The lines that `--json` prints, from now on.
+/// The lines of `--json`, from now on.
 async fn follow(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> {
     let Ok(permit) = Arc::clone(&run.followers).try_acquire_owned() else {
         return Err(Refused::new(
@@ -183,7 +183,7 @@ async fn follow(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> 
     Ok(response)
 }
 
-/// A body that goes on.
+/// A body without an end.
 struct Lines {
     receiver: mpsc::Receiver<Bytes>,
     _permit: OwnedSemaphorePermit,

@@ -1,7 +1,7 @@
-//! The admin thread's sockets: who may come in, how many at once, and for how long.
+//! The admin thread's sockets: who may connect, how many at once, and for how long.
 //!
-//! Owns bounds. One connection carries one request; a head that is not complete in time is answered
-//! with 408, and an answer that is not read in time is given up.
+//! Owns the bounds. One connection carries one request. A head that is incomplete at its time limit
+//! gets a 408; an answer that is not read in time is dropped.
 
 use std::future::poll_fn;
 use std::io;
@@ -34,29 +34,29 @@ use super::views::RefusedView;
 
 /// Connections of one address at once. Further ones wait in the kernel.
 const CONNECTIONS_MAX: u32 = 128;
-/// How long a request's head may take.
+/// Time limit of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
-/// How long an answer may take to be read.
+/// Time limit for reading an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How large a request's head may be.
+/// Largest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// How long connections have at the end of the run to get what is theirs.
+/// Time that connections get at the end of the run to finish.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
-/// How long accepting rests when it fails, mostly for want of descriptors.
+/// Pause after accepting fails, mostly for lack of descriptors.
 pub(super) const REST: Duration = Duration::from_millis(50);
 
-/// What a client may do.
+/// Rights of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Look and act.
+    /// Read and act.
     Full,
-    /// Look.
+    /// Read.
     ReadOnly,
-    /// Nothing: it is another user's.
+    /// None: it belongs to another user.
     Refused,
 }
 
-/// A socket that is open.
+/// A bound socket.
 #[derive(Debug)]
 pub(super) struct Door {
     socket: OwnedFd,
@@ -65,7 +65,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// A further descriptor of a listener's socket.
+    /// Duplicates a listener's descriptor.
     ///
     /// # Errors
     /// Too few descriptors.
@@ -74,7 +74,7 @@ impl Door {
     }
 }
 
-/// An open socket that the runtime knows.
+/// A bound socket registered with the runtime.
 #[derive(Debug)]
 pub(super) enum Entrance {
     Tcp(TcpListener),
@@ -91,7 +91,7 @@ impl Entrance {
     }
 }
 
-/// Serves until the other end of `ended` goes, and lets connections end then.
+/// Serves until the sender of `ended` drops, then lets connections finish.
 pub(super) async fn serve(
     doors: Vec<Door>,
     agents: Vec<Door>,
@@ -102,7 +102,7 @@ pub(super) async fn serve(
     let mut rooms = Vec::new();
     let mut loops = Vec::new();
     for door in doors {
-        // Registering fails only for want of descriptors: the other addresses are served.
+        // Registering fails only for lack of descriptors; the other addresses are still served.
         let Ok((entrance, allow_actions)) = Entrance::new(door) else { continue };
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
         rooms.push(Arc::clone(&room));
@@ -113,12 +113,12 @@ pub(super) async fn serve(
             loops.push(tokio::spawn(agent::serve(entrance, Arc::clone(&run))));
         }
     }
-    // The sender is only ever dropped.
+    // The sender only ever drops.
     let _ = ended.await;
     loops.iter().for_each(tokio::task::JoinHandle::abort);
     let all_gone = async {
         for room in rooms {
-            // Nothing closes it.
+            // The semaphore is never closed.
             let _ = room.acquire_many(CONNECTIONS_MAX).await;
         }
     };
@@ -188,13 +188,13 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     };
     let mut stream = connection.into_parts().io.into_inner();
     if result.is_err_and(|error| error.is_timeout()) {
-        // A client that does not read either is not waited for.
+        // A client that does not read is not waited for.
         let _ = timeout(HEAD_LIMIT, stream.write_all(too_slow().as_bytes())).await;
     }
     let _ = timeout(HEAD_LIMIT, stream.shutdown()).await;
 }
 
-/// The answer to half a request and then silence.
+/// The answer to an incomplete request.
 fn too_slow() -> String {
     let refused = RefusedView {
         error: "the request's head was not complete in time".into(),

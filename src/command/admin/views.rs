@@ -1,4 +1,5 @@
-//! What the admin interface answers, as plain data: the server writes it, the command reads it.
+//! The answers of the admin interface as plain data: the server writes them, the commands read
+//! them.
 
 use clusterlb::{ListenerCounts, ListenerSnapshot, WorkerCounts};
 use serde::{Deserialize, Serialize};
@@ -6,23 +7,23 @@ use serde::{Deserialize, Serialize};
 /// `/workers`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct WorkersView {
-    /// How far the run is: starting, serving, stopping, draining, killing or ended.
+    /// The stage: starting, serving, stopping, draining, killing or ended.
     pub(super) stage: String,
-    /// As `/readyz` says.
+    /// As `/readyz` reports.
     pub(super) ready: bool,
     /// Workers are being replaced.
     pub(super) reloading: bool,
     /// The primary's process id.
     pub(super) pid: u32,
-    /// How long the run has lasted.
+    /// Age of the run.
     pub(super) uptime_ms: u64,
-    /// Who chooses the worker.
+    /// The policy.
     pub(super) policy: String,
     /// Sums over the run.
     pub(super) totals: TotalsView,
-    /// The slots, by their numbers.
+    /// The slots, by number.
     pub(super) slots: Vec<SlotView>,
-    /// The workers, by their ids.
+    /// The workers, by id.
     pub(super) workers: Vec<WorkerView>,
 }
 
@@ -52,7 +53,7 @@ pub(super) struct SlotView {
     pub(super) state: String,
     /// The worker in it.
     pub(super) worker: Option<u32>,
-    /// Workers that were started in it after the first one.
+    /// Workers started in it after the first one.
     pub(super) restarts: u64,
 }
 
@@ -62,26 +63,26 @@ pub(super) struct WorkerView {
     pub(super) id: u32,
     pub(super) slot: u16,
     pub(super) pid: u32,
-    /// The CPU that it is pinned to.
+    /// The CPU it is pinned to.
     pub(super) cpu: Option<usize>,
     /// starting, serving, hung or leaving.
     pub(super) state: String,
-    /// How long it has lived.
+    /// Its age.
     pub(super) uptime_ms: u64,
-    /// How long it has been in this state.
+    /// Time in this state.
     pub(super) state_ms: u64,
-    /// What it serves.
+    /// The addresses it serves.
     pub(super) addresses: Vec<String>,
     /// Its connections.
     #[serde(flatten)]
     pub(super) counts: CountsView,
-    /// CPU time that its process has used; none where the system does not tell.
+    /// CPU time of its process; none where the system does not report it.
     pub(super) cpu_seconds: Option<f64>,
-    /// Memory that its process has resident.
+    /// Resident memory of its process.
     pub(super) resident_bytes: Option<u64>,
 }
 
-/// What became of a worker's connections.
+/// The counts of a worker's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CountsView {
     /// Given and not done.
@@ -90,7 +91,7 @@ pub(super) struct CountsView {
     pub(super) unclaimed: u64,
     /// Given, or accepted by the worker.
     pub(super) assigned: u64,
-    /// Of these, the ones that the worker accepted.
+    /// Of these, accepted by the worker.
     pub(super) own: u64,
     /// Received.
     pub(super) claimed: u64,
@@ -98,13 +99,13 @@ pub(super) struct CountsView {
     pub(super) finished: u64,
     /// Taken back or sent back unclaimed.
     pub(super) returned: u64,
-    /// Lost.
+    /// Open when their worker ended.
     pub(super) aborted: u64,
     /// Requests answered.
     pub(super) requests: u64,
-    /// Connections whose time from handoff to claim was measured.
+    /// Connections with a measured time from handoff to claim.
     pub(super) claims_measured: u64,
-    /// These times together, in microseconds.
+    /// The sum of these times, in microseconds.
     pub(super) claims_us: u64,
 }
 
@@ -129,7 +130,7 @@ impl From<&WorkerCounts> for CountsView {
 /// `/listeners`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct ListenersView {
-    /// The listeners, in the order in which they were opened.
+    /// The listeners, in the order of opening.
     pub(super) listeners: Vec<ListenerView>,
 }
 
@@ -140,13 +141,13 @@ pub(super) struct ListenerView {
     pub(super) address: String,
     /// Workers that serve it.
     pub(super) workers: usize,
-    /// Connections that wait in the kernel; only for TCP.
+    /// Connections waiting in the kernel; only for TCP.
     pub(super) backlog: Option<u32>,
-    /// Connections that may.
+    /// The limit of waiting connections.
     pub(super) backlog_max: u32,
     /// Connections that found the backlog full.
     pub(super) overflows: Option<u64>,
-    /// What became of its connections in the primary; none where workers accept themselves.
+    /// The primary's counts of its connections; none where workers accept.
     pub(super) counts: Option<ListenerCountsView>,
 }
 
@@ -171,7 +172,7 @@ impl ListenerView {
     }
 }
 
-/// What became of a listener's connections, as far as the primary had them.
+/// The primary's counts of a listener's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ListenerCountsView {
     pub(super) accepted: u64,
@@ -182,21 +183,21 @@ pub(super) struct ListenerCountsView {
     pub(super) dropped: u64,
 }
 
-/// What an action has come to.
+/// The outcome of an action.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct DoneView {
-    /// What there is to say.
+    /// The outcome in words.
     pub(super) done: String,
 }
 
-/// Why something is refused.
+/// A refusal.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct RefusedView {
     /// What is wrong.
     pub(super) error: String,
-    /// What would work.
+    /// The remedy.
     pub(super) remedy: String,
-    /// The paths that there are, if this was none of them.
+    /// The existing paths, if this one does not exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) paths: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Command lines that are understood, and those that are refused.
+//! Command lines that are accepted, and those that are refused.
 
 use super::*;
 use clusterlb::ErrorKind;

@@ -1,4 +1,4 @@
-//! The row about dispatching by the kernel.
+//! The row about kernel dispatch.
 
 use clusterlb_sys::steering::{Form, FormDecision};
 
@@ -8,7 +8,7 @@ const NAME: &str = "kernel dispatch";
 
 pub(super) fn row(decision: &FormDecision) -> Row {
     match decision.form {
-        // What keeps a run from the exact form is in the reason; it is no defect of a machine.
+        // The reason says why the exact form is unavailable; it is not a defect of the machine.
         Form::Exact | Form::Unprivileged => Row::ok(NAME, decision.to_string()),
         Form::Plain => Row::note(
             NAME,

@@ -1,4 +1,4 @@
-//! The verdicts on made-up machines, and the table's looks.
+//! The verdicts on invented machines, and the table's layout.
 
 use super::*;
 use clusterlb_sys::cpu::Cpu;
@@ -27,7 +27,7 @@ fn healthy() -> Facts {
     }
 }
 
-/// Of one who insists on io_uring.
+/// A machine whose user asks for io_uring.
 fn strict() -> Facts {
     Facts { asked: EngineChoice::IoUring, ..healthy() }
 }
@@ -51,7 +51,7 @@ fn a_healthy_machine_has_nothing_to_mend() {
     let workers = "4 allowed CPUs, one kept for the primary → 3 workers \
                    (on 0-2, the primary on 3)";
     assert_eq!(row(&report, "workers auto").value, workers);
-    assert_eq!(row(&report, "SMT").value, "off: each CPU is a core of its own");
+    assert_eq!(row(&report, "SMT").value, "off: each CPU is a separate core");
     assert_eq!(row(&report, "locked memory").value, "8388608 bytes (hard unlimited)");
 }
 
@@ -88,11 +88,11 @@ fn where_io_uring_is_refused_epoll_runs_and_what_is_lost_is_told() {
     let lost = engine.remedy.as_ref().expect("something is lost");
     assert!(lost.contains("uring-multishot") && lost.contains("tokio-uring"), "{lost}");
     assert_eq!(row(&report, "io_uring").verdict, Verdict::Note);
-    // Out of memory is not refused.
+    // A lack of memory is not a refusal.
     ring(&mut facts).refusal = Some(Errno::ENOMEM);
     let report = judge(&facts);
     assert_eq!((report.engine, exit_code(&report)), (None, 3));
-    // Whoever asks for epoll is not told of io_uring, which has not been touched.
+    // When epoll is asked for, the report does not mention io_uring, which was not probed.
     let report = judge(&Facts { asked: EngineChoice::Epoll, ring: None, ..facts });
     assert_eq!((report.engine, report.io_uring, exit_code(&report)), (Some("epoll"), None, 0));
     assert!(report.rows.iter().all(|row| row.name != "io_uring"));

@@ -1,4 +1,4 @@
-//! The file of `--config`: TOML, whose keys are the names of options.
+//! The file of `--config`: TOML with the names of options as keys.
 
 use std::ffi::OsString;
 use std::fs;
@@ -30,23 +30,23 @@ struct Entry {
     value: Value,
 }
 
-/// What a key has, as far as options have it.
+/// The value of a key, in the kinds that options know.
 #[derive(Debug)]
 enum Value {
     Switch(bool),
     Text(String),
     List(Vec<String>),
-    /// Names and what they have.
+    /// Names with values.
     Pairs(Vec<(String, String)>),
-    /// Something else, by its name.
+    /// Another kind, by its name.
     Other(&'static str),
 }
 
 impl File {
-    /// Reads it.
+    /// Reads the file.
     ///
     /// # Errors
-    /// [`Error::Usage`]: it cannot be read, or is no TOML.
+    /// [`Error::Usage`]: it cannot be read, or is not TOML.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = text(path)?;
         let table = DeTable::parse(&text).map_err(|error| {
@@ -70,15 +70,15 @@ impl File {
         Ok(Self { path: path.to_owned(), entries })
     }
 
-    /// Where something is, for people.
+    /// A position, for people.
     pub(super) fn place(&self, line: usize) -> String {
         format!("{}, line {line}", self.path.display())
     }
 
-    /// Whether every key is one of these, or the program's.
+    /// Checks that every key is one of these or the program's.
     ///
     /// # Errors
-    /// [`Error::Usage`] names the first that is not, and the nearest that is.
+    /// [`Error::Usage`] names the first unknown key and the nearest known one.
     pub(super) fn ensure_known<'a>(&self, keys: impl Iterator<Item = &'a str>) -> Result<()> {
         let keys: Vec<&str> = keys.filter(|key| *key != FILE).chain([PROGRAM]).collect();
         match self.entries.iter().find(|entry| !keys.contains(&entry.key.as_str())) {
@@ -90,10 +90,10 @@ impl File {
         }
     }
 
-    /// What the file says of an option.
+    /// The values of an option in the file.
     ///
     /// # Errors
-    /// [`Error::Usage`]: that is of a kind that the option does not take.
+    /// [`Error::Usage`]: the option does not take a value of this kind.
     pub(super) fn values(
         &self,
         key: &str,
@@ -130,10 +130,10 @@ impl File {
         Ok(Some((Origin::Line(entry.line), values)))
     }
 
-    /// The words of the program, if the file has one.
+    /// The words of the program, if the file names one.
     ///
     /// # Errors
-    /// [`Error::Usage`]: it has something else there.
+    /// [`Error::Usage`]: the value is not a list of words.
     pub(super) fn program(&self) -> Result<Vec<OsString>> {
         let Some(entry) = self.entries.iter().find(|entry| entry.key == PROGRAM) else {
             return Ok(vec![]);
@@ -169,7 +169,7 @@ impl Value {
         }
     }
 
-    /// What it is, in the words of a complaint.
+    /// The kind, for errors.
     fn kind(&self) -> &'static str {
         match self {
             Self::Switch(_) => "cannot be true or false",
@@ -181,7 +181,7 @@ impl Value {
     }
 }
 
-/// A text or a number as the command line writes it.
+/// A text or a number, spelled as on the command line.
 fn scalar(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
@@ -202,7 +202,7 @@ fn text(path: &Path) -> Result<String> {
         )
     };
     let why = |error: &std::io::Error| cannot(errno_of(error).desc());
-    // A pipe could keep a reader waiting for ever.
+    // Reading a pipe could block forever.
     if !fs::metadata(path).map_err(|error| why(&error))?.is_file() {
         return Err(cannot("it is not a file"));
     }
@@ -215,7 +215,7 @@ fn text(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| cannot("it is not UTF-8"))
 }
 
-/// The line of a place, counted from 1.
+/// The line of a byte offset, counted from 1.
 fn line_of(text: &str, place: usize) -> usize {
     text.bytes().take(place).filter(|byte| *byte == b'\n').count() + 1
 }

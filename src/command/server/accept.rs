@@ -1,8 +1,8 @@
-//! Listeners that the worker accepts from by itself (`--policy none` and `--dispatch kernel`), one
+//! Listeners that the worker accepts from (`--policy none` and `--dispatch kernel`), with one
 //! mechanism each.
 //!
-//! Owns the worker's copies of the listeners. The mechanisms differ only in who is woken for a
-//! connection; that difference is what people measure, so none of them is polished.
+//! Owns the worker's copies of the listeners. The mechanisms differ only in which worker a
+//! connection wakes. Measurements compare that difference, so none of them is tuned.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -18,14 +18,14 @@ use clusterlb::{Error, Result};
 use clusterlb_sys::engine::{Engine, Key, Outcome};
 use clusterlb_sys::listener::Listener;
 
-/// How long a listener is left alone after accepting failed for want of descriptors or memory,
-/// unless a connection ends before.
+/// How long a listener rests after accepting failed for lack of descriptors or memory, unless a
+/// connection ends before.
 const STARVED_NS: u64 = 50_000_000;
-/// Connections accepted for one readiness when draining; a backlog is not longer.
+/// Most connections accepted per readiness when draining; no backlog is longer.
 const DRAIN_MAX: usize = 65_536;
-/// Connections taken from the backlog when the worker leaves; others are left to their fate.
+/// Most connections taken from the backlog when the worker leaves; the rest is not served.
 const LAST_ACCEPTS_MAX: usize = 65_536;
-/// The epoll token of the engine; listeners have their positions.
+/// The epoll token of the engine; a listener's token is its position.
 const ENGINE_TOKEN: u64 = u64::MAX;
 
 /// All listeners of this worker.
@@ -33,11 +33,11 @@ const ENGINE_TOKEN: u64 = u64::MAX;
 pub(super) struct AcceptSources {
     mechanism: AcceptMechanism,
     epoll: Option<Epoll>,
-    /// Tells the epoll set that the engine has something; held only to stay open.
+    /// Signals the epoll set when the engine has an event; held only to stay open.
     _notifier: Option<OwnedFd>,
     sources: Vec<Source>,
     starved_until_ns: Option<u64>,
-    /// What waits is still taken, then the listeners are closed.
+    /// Accepts what waits, then closes the listeners.
     stopping: bool,
 }
 
@@ -49,15 +49,15 @@ struct Source {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Not accepting: not begun, starved, or stopped.
+    /// Not accepting: not started, starved, or stopped.
     Off,
     Accepting,
-    /// Told to stop; the last completion is still to come.
+    /// Cancelled; the last completion is still to come.
     Stopping,
 }
 
 impl AcceptSources {
-    /// Prepares accepting by `mechanism`.
+    /// Prepares accepting with `mechanism`.
     pub(super) fn new(mechanism: AcceptMechanism, engine: &Engine) -> Result<Self> {
         let mut sources = Self::none(mechanism);
         if matches!(
@@ -67,7 +67,7 @@ impl AcceptSources {
             let failed = |errno| Error::system("create an epoll set", errno);
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
             let notifier = engine.notifier()?;
-            // Edge-triggered, so that nobody has to read it.
+            // Edge-triggered, so it needs no read.
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
             epoll.add(&notifier, EpollEvent::new(flags, ENGINE_TOKEN)).map_err(failed)?;
             sources.epoll = Some(epoll);
@@ -88,12 +88,12 @@ impl AcceptSources {
         }
     }
 
-    /// Adds a listener; accepting begins with `start`.
+    /// Adds a listener; `start` begins accepting.
     pub(super) fn add(&mut self, listener: Listener) {
         self.sources.push(Source { listener: Some(listener), state: State::Off });
     }
 
-    /// Begins accepting wherever it is not going on.
+    /// Begins accepting from each listener that is off.
     pub(super) fn start(&mut self, around: &mut Surroundings) {
         for place in 0..self.sources.len() {
             if self.sources[place].state == State::Off {
@@ -118,7 +118,7 @@ impl AcceptSources {
                     source.state = State::Off;
                 }
             }
-            // Validation has seen to it that there is a ring.
+            // Validation ensures that there is a ring.
             (None, AcceptMechanism::Uring) => {
                 if let Some(ring) = around.engine.ring() {
                     ring.accept_one(key(place), listener.as_fd());
@@ -128,13 +128,13 @@ impl AcceptSources {
         }
     }
 
-    /// Whether waiting is done here, at an epoll set of its own, instead of in the engine.
+    /// Whether the loop waits here, at an epoll set, instead of in the engine.
     pub(super) fn wait_by_epoll(&self) -> bool {
         self.epoll.is_some()
     }
 
-    /// Waits until the engine or a listener has something, then accepts from each listener that
-    /// has: one connection, as libuv does since 1.45, or as many as there are.
+    /// Waits for the engine or a listener, then accepts from each ready listener: one connection,
+    /// as libuv does since 1.45, or all.
     pub(super) fn wait(
         &mut self,
         around: &mut Surroundings,
@@ -145,7 +145,7 @@ impl AcceptSources {
         let mut ready = [EpollEvent::empty(); 64];
         let timeout = match timeout {
             None => EpollTimeout::NONE,
-            // Rounded up: waking a moment too early would make the loop spin until the time.
+            // Rounded up: waking too early would spin until the deadline.
             Some(timeout) => {
                 let timeout_ms = u16::try_from(timeout.as_nanos().div_ceil(1_000_000));
                 EpollTimeout::from(timeout_ms.unwrap_or(u16::MAX))
@@ -177,13 +177,13 @@ impl AcceptSources {
             match self.sources[place].listener.as_ref().map(Listener::accept_now) {
                 Some(Ok(Some(socket))) => claim(around, connections, socket),
                 Some(Err(errno)) => return self.failed(around, place, errno),
-                // Another worker was faster, or nothing is left.
+                // Another worker was faster, or the backlog is empty.
                 Some(Ok(None)) | None => return,
             }
         }
     }
 
-    /// The engine has accepted a connection, or accepting has ended.
+    /// The engine accepted a connection, or accepting ended.
     pub(super) fn accepted(
         &mut self,
         around: &mut Surroundings,
@@ -218,15 +218,15 @@ impl AcceptSources {
     fn failed(&mut self, around: &mut Surroundings, place: usize, errno: Errno) {
         let source = &mut self.sources[place];
         match errno {
-            // The client has given up in the meantime.
+            // The client has closed already.
             Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::EPERM => {
                 if source.state == State::Off {
                     self.begin(around, place);
                 }
             }
             _ => {
-                // Descriptors or memory ran out. The client stays in the backlog; trying again at
-                // once would only spin.
+                // Descriptors or memory ran out. The client stays in the backlog; an immediate
+                // retry would spin.
                 if let (Some(epoll), Some(listener)) = (&self.epoll, &source.listener) {
                     let _ = epoll.delete(listener);
                 }
@@ -237,12 +237,12 @@ impl AcceptSources {
         }
     }
 
-    /// When starved listeners are tried again.
+    /// When starved listeners are retried.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         self.starved_until_ns
     }
 
-    /// Tries starved listeners again if it is time or `relieved` tells that connections ended.
+    /// Retries starved listeners at their deadline, or once `relieved` says that connections ended.
     pub(super) fn recover(
         &mut self,
         around: &mut Surroundings,
@@ -259,7 +259,7 @@ impl AcceptSources {
         }
     }
 
-    /// Stops accepting, after taking what waits in the backlog.
+    /// Accepts what waits in the backlog, then stops.
     pub(super) fn stop(&mut self, around: &mut Surroundings, connections: &mut Connections) {
         self.stopping = true;
         self.starved_until_ns = None;
@@ -277,13 +277,13 @@ impl AcceptSources {
         }
     }
 
-    /// Nothing is accepted any more and nothing under way.
+    /// Whether nothing is accepted any more and nothing is in progress.
     pub(super) fn is_stopped(&self) -> bool {
         self.sources.iter().all(|source| source.listener.is_none())
     }
 
-    /// Takes what waits in the backlog and closes the listener. While descriptors are short it
-    /// takes what it can, and is tried again.
+    /// Accepts what waits in the backlog and closes the listener. If descriptors run out, it stays
+    /// open and is retried.
     fn finish(&mut self, around: &mut Surroundings, connections: &mut Connections, place: usize) {
         let Some(listener) = self.sources[place].listener.take() else {
             return;
@@ -295,7 +295,7 @@ impl AcceptSources {
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => claim(around, connections, socket),
-                // The client gave up while it was queued.
+                // The client closed while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
                     around.end.add(Statistic::DescriptorPauses, 1);

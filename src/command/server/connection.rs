@@ -1,4 +1,4 @@
-//! One connection of a worker: its socket, its session, and what is under way for it.
+//! One connection of a worker: its socket, its session, and its operations in progress.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -11,27 +11,27 @@ use clusterlb_sys::peer;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The engine has it once it was told to close it behind the last answer.
+    /// `None` once the engine has it, to close it after the last answer.
     pub(super) socket: Option<OwnedFd>,
     pub(super) generation: u32,
     pub(super) session: Session,
-    /// Received and not yet consumed.
+    /// Received, not yet consumed.
     pub(super) input: Vec<u8>,
-    /// Produced and not yet handed to the kernel.
+    /// Produced, not yet handed to the kernel.
     pub(super) output: Vec<u8>,
-    /// How much of the buffer under way has gone, while `sending`.
+    /// Bytes sent of the buffer in progress, while `sending`.
     pub(super) sent: usize,
     pub(super) next: Next,
     pub(super) stage: Stage,
     pub(super) receive: Receive,
-    /// A piece that came was as long as one can be, so there may have been more.
+    /// The last piece had the full length, so there may be more.
     pub(super) fills: bool,
     pub(super) sending: bool,
-    /// Memory of what is being sent.
+    /// Memory of the buffer in progress.
     pub(super) sending_bytes: usize,
-    /// What it held when that was last looked at.
+    /// Memory held at the last accounting.
     pub(super) held_bytes: usize,
-    /// The client has half-closed.
+    /// The client half-closed.
     pub(super) ended: bool,
     pub(super) lingered: u32,
 }
@@ -39,9 +39,9 @@ pub(super) struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Open,
-    /// Answered and half-closed by us; the rest of the input is read away.
+    /// Answered and half-closed by us; the rest of the input is discarded.
     Lingering,
-    /// Only waiting for the last completions.
+    /// Waits only for the last completions.
     Closing,
 }
 
@@ -50,12 +50,12 @@ pub(super) enum Receive {
     Off,
     Once,
     Many,
-    /// Armed, but told to stop because too much input waits.
+    /// Armed but cancelled, because too much input waits.
     Stopping,
 }
 
 impl Connection {
-    /// Memory that it holds. One that is closing gives it back soon.
+    /// Memory it holds. A closing connection frees its own soon.
     pub(super) fn bytes(&self) -> usize {
         match self.stage {
             Stage::Closing => 0,
@@ -63,13 +63,13 @@ impl Connection {
         }
     }
 
-    /// Between two requests, with nothing under way.
+    /// Between two requests, with nothing in progress.
     pub(super) fn is_idle(&self) -> bool {
         let busy = self.sending || self.stage != Stage::Open || !self.input.is_empty();
         !busy && self.session.waiting() == Waiting::NextRequest
     }
 
-    /// Half or whole. A call of its own: as an operation of the ring it would start a kernel
+    /// Half or whole. It is a system call: as an operation of the ring it would start a kernel
     /// thread. It fails harmlessly if the client is gone.
     pub(super) fn shut_down(&self, how: Shutdown) {
         if let Some(socket) = &self.socket {
@@ -77,7 +77,7 @@ impl Connection {
         }
     }
 
-    /// Makes the coming close a reset.
+    /// Makes the next close a reset.
     pub(super) fn reset_on_close(&self) {
         if let Some(socket) = &self.socket {
             peer::reset_on_close(socket);
@@ -85,7 +85,7 @@ impl Connection {
     }
 }
 
-/// The connection that `key` means, unless its place has another tenant by now.
+/// The connection for `key`, unless another one has its place by now.
 pub(super) fn current(table: &mut Slab<Connection>, key: Key) -> Option<&mut Connection> {
     table.get_mut(key.index as usize).filter(|connection| connection.generation == key.generation)
 }

@@ -1,8 +1,8 @@
-//! The connections of a worker: each a socket, a protocol session and what is under way for it.
+//! The connections of a worker: each a socket, a protocol session and the operations in progress.
 //!
-//! Owns the state machine between the engine and the session. A connection's place is given to
-//! another one only after the last completion that names it. Bounded by the descriptors of the
-//! process; what a connection may hold, and all of them, is bounded in `memory`.
+//! Owns the state machine between the engine and the session. A connection's place is reused only
+//! after the last completion that names it. The process's descriptors bound their number; `memory`
+//! bounds the memory of each and of all.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,10 +18,10 @@ use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session,
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::{CHUNK_BYTES, Chunk, Key, Outcome};
 
-/// Buffers kept for the next answer, and the largest that is worth keeping.
+/// Buffers kept for reuse, and the largest one to keep.
 const SPARE_BUFFERS_MAX: usize = 256;
 const SPARE_BYTES_MAX: usize = 16 * 1024;
-/// Bytes read away after an error answer before the connection is closed anyway.
+/// Most bytes discarded after an error answer before the connection is closed anyway.
 const LINGER_BYTES_MAX: u32 = 1024 * 1024;
 
 /// All connections.
@@ -33,7 +33,7 @@ pub(super) struct Connections {
     pub(super) deadlines: Deadlines,
     spare: Vec<Vec<u8>>,
     generation: u32,
-    /// What all connections hold.
+    /// Memory that all connections hold.
     pub(super) held_bytes: usize,
 }
 
@@ -54,19 +54,19 @@ impl Connections {
         self.table.len()
     }
 
-    /// When the next wait is over.
+    /// The next deadline.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         self.deadlines.next_ns()
     }
 
-    /// Takes a socket that has been counted as claimed.
+    /// Takes a socket that was counted as claimed.
     pub(super) fn open(&mut self, around: &mut Surroundings, socket: OwnedFd) {
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
         let place = self.table.vacant_key();
         let index = u32::try_from(place).expect("connections are bounded by descriptors");
         let key = Key { index, generation: self.generation };
-        // One receive first: most short connections bring their request with them and end with
-        // the answer, and an armed multishot receive would have to be cancelled then.
+        // One receive first: most short connections bring their request and end with the answer,
+        // and an armed multishot receive would have to be cancelled then.
         around.engine.receive_once(key, socket.as_fd());
         self.table.insert(Connection {
             socket: Some(socket),
@@ -91,7 +91,7 @@ impl Connections {
         }
     }
 
-    /// Bytes, an end or a failure from the client.
+    /// The client sent bytes, an end or an error.
     pub(super) fn on_received(
         &mut self,
         around: &mut Surroundings,
@@ -125,7 +125,7 @@ impl Connections {
                 connection.ended = true;
                 self.advance(around, key);
             }
-            // Out of buffers for a moment, or stopped on purpose: `advance` arms it again.
+            // Out of buffers for a moment, or stopped on purpose; `advance` arms it again.
             Err(Errno::ENOBUFS) => {
                 around.end.add(Statistic::Rearms, 1);
                 self.advance(around, key);
@@ -159,8 +159,8 @@ impl Connections {
                 memory::keep(&mut connection.input, around.engine.bytes(&chunk));
                 around.engine.recycle(chunk);
                 if connection.sending {
-                    // It sends faster than it takes. What has come with this is kept, and nothing
-                    // more is received until its answers have gone.
+                    // The client sends faster than it reads. Keep this piece, and receive no more
+                    // until its answers are sent.
                     if connection.receive == Receive::Many {
                         connection.receive = Receive::Stopping;
                         around.engine.cancel_receive(key);
@@ -195,7 +195,7 @@ impl Connections {
         }
     }
 
-    /// Lets the session look at input; tells how much it consumed.
+    /// Passes input to the session; returns how much it consumed.
     fn step(&mut self, around: &mut Surroundings, key: Key, source: Source<'_>) -> usize {
         let connection = &mut self.table[key.index as usize];
         if connection.output.capacity() == 0 {
@@ -226,7 +226,7 @@ impl Connections {
         consumed
     }
 
-    /// A send has ended; `buffer` comes back.
+    /// A send ended; `buffer` comes back.
     pub(super) fn on_sent(
         &mut self,
         around: &mut Surroundings,
@@ -250,8 +250,7 @@ impl Connections {
         };
         connection.sending = false;
         connection.sending_bytes = 0;
-        // Closed with its last answer: there is no way to send the rest of it, or to see a reset
-        // but by this.
+        // Closed with its last answer: the rest of it cannot be sent, and a reset shows only here.
         let parted = connection.socket.is_none();
         match outcome {
             Ok(count) if connection.sent + count < buffer.len() && count > 0 && !parted => {
@@ -284,7 +283,7 @@ impl Connections {
         }
     }
 
-    /// Does whatever is due next: send, receive, linger, close, or free the place.
+    /// Takes the next step: send, receive, linger, close, or free the place.
     fn advance(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
         if connection.stage == Stage::Closing {
@@ -303,7 +302,7 @@ impl Connections {
             (_, Next::Close) => self.close(around, key),
             (_, Next::CloseLingering) => self.linger(around, key),
             (_, Next::Read | Next::Resume) if connection.ended => self.end(around, key),
-            // Its answer was under way when the others like it were closed.
+            // Its answer was in progress when the other idle connections were closed.
             (_, Next::Read | Next::Resume) if around.draining && connection.is_idle() => {
                 self.close(around, key);
             }
@@ -314,7 +313,7 @@ impl Connections {
         }
     }
 
-    /// Sends what there is, and closes with it if that was the last.
+    /// Sends the output, and closes with it if it is the last.
     fn send(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
         let output = std::mem::take(&mut connection.output);
@@ -332,7 +331,7 @@ impl Connections {
         }
     }
 
-    /// The client has half-closed and everything it sent before has been looked at.
+    /// The client half-closed, and all its input has been processed.
     fn end(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
         let output_max = memory::output_bytes_max(connection.input.len());
@@ -344,7 +343,7 @@ impl Connections {
         };
         let input = std::mem::take(&mut connection.input);
         let _ = connection.session.on_end(&input, &mut connection.output, &context);
-        // Whatever the session would like next: nothing more can come.
+        // Whatever the session wants next: the client sends nothing more.
         connection.next = Next::Close;
         self.advance(around, key);
     }
@@ -355,8 +354,8 @@ impl Connections {
             return;
         }
         let Some(socket) = &connection.socket else { return };
-        // Many pieces at once are for a client that takes its answers, and has never sent more than
-        // fits into one. They must not come on top of what waits.
+        // Multishot receives are for clients that read their answers and whose input always fits
+        // into one piece. They must not add to waiting input.
         let waiting = connection.session.waiting();
         let sends_much = waiting == Waiting::Stream || connection.fills && waiting != Waiting::Body;
         if !connection.input.is_empty() || sends_much {
@@ -372,7 +371,7 @@ impl Connections {
         let connection = &mut self.table[key.index as usize];
         connection.stage = Stage::Lingering;
         connection.input = Vec::new();
-        // A call of its own: as an operation of the ring it would start a kernel thread. It fails
+        // A system call: as an operation of the ring it would start a kernel thread. It fails
         // harmlessly if the client is gone.
         connection.shut_down(Shutdown::Write);
         self.deadlines.arm(key.index, Class::Linger, around.now_ns);
@@ -382,8 +381,8 @@ impl Connections {
         self.keep_receiving(around, key);
     }
 
-    /// Sets the limit for what the session waits for. A head must be complete within its limit,
-    /// however many pieces it comes in, so a limit once set for it stays.
+    /// Sets the deadline for what the session waits for. A head must be complete by its deadline,
+    /// in however many pieces it arrives, so the deadline does not move.
     fn watch(&mut self, around: &Surroundings, key: Key) {
         let connection = &self.table[key.index as usize];
         let armed = self.deadlines.class(key.index);
@@ -396,13 +395,13 @@ impl Connections {
         };
         match wanted {
             None => self.deadlines.disarm(key.index),
-            // A body's limit begins again with every piece.
+            // Each piece of a body renews its deadline.
             Some(class) if armed == Some(class) && class != Class::Body => {}
             Some(class) => self.deadlines.arm(key.index, class, around.now_ns),
         }
     }
 
-    /// Ends every wait that is over.
+    /// Ends every wait past its deadline.
     pub(super) fn expire(&mut self, around: &mut Surroundings) {
         while let Some((index, class)) = self.deadlines.expire(around.now_ns) {
             let connection = &mut self.table[index as usize];
@@ -429,7 +428,7 @@ impl Connections {
         }
     }
 
-    /// The worker is leaving: idle connections go now, others after their answer.
+    /// The worker is leaving: close idle connections now, others after their answer.
     pub(super) fn drain(&mut self, around: &mut Surroundings) {
         let keys: Vec<Key> = self
             .table
@@ -450,14 +449,15 @@ impl Connections {
         }
     }
 
-    /// Closes as soon as nothing is under way any more.
+    /// Closes once nothing is in progress.
     pub(super) fn close(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
         if connection.stage != Stage::Closing {
             connection.stage = Stage::Closing;
             self.deadlines.disarm(key.index);
             if connection.receive != Receive::Off || connection.sending {
-                // Ends whatever is armed on the socket; fails harmlessly if the client was faster.
+                // Ends the armed operations on the socket; fails harmlessly if the client has
+                // closed.
                 connection.shut_down(Shutdown::Both);
             }
         } else if connection.socket.is_none() && connection.sending {
@@ -476,7 +476,7 @@ impl Connections {
         if let Some(socket) = connection.socket {
             around.engine.close(socket);
         }
-        // Not before the kernel has the last answer: whoever is killed in between has lost it.
+        // Only once the kernel has the last answer: a worker killed in between has lost it.
         around.end.finish(1);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
@@ -491,7 +491,7 @@ impl Connections {
     }
 }
 
-/// Where a step's input lies.
+/// Where the input of a step is.
 #[derive(Clone, Copy)]
 enum Source<'a> {
     Chunk(&'a Chunk),

@@ -1,6 +1,6 @@
-//! A worker's side of the control channel: says hello, asks for its addresses, hears orders.
+//! A worker's side of the control channel: says hello, requests its addresses, receives orders.
 //!
-//! Owns the conversation. What an order means for connections is the loop's business.
+//! Owns the conversation. The loop carries the orders out.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -9,21 +9,21 @@ use clusterlb::protocol::control::{Channel, LatencySummary, ListenOptions, ToPri
 use clusterlb::protocol::worker_end::{Conversation, Grant, Heard};
 use clusterlb::{ListenAddress, ListenerId, Result};
 
-/// What the primary wants, or its end means.
+/// An order of the primary, or the effect of its end.
 #[derive(Debug)]
 pub(crate) enum PrimaryRequest {
-    /// Accept from this socket yourself.
+    /// Accept from this socket.
     Accept {
         /// The listening socket.
         socket: OwnedFd,
         /// Its address.
         address: String,
     },
-    /// Every address is known: begin, and then say that you are ready.
+    /// All addresses are known: begin, then report that the worker is ready.
     Begin,
-    /// Take nothing new, finish what is open.
+    /// Take no new connections, finish the open ones.
     Leave {
-        /// After this time open connections are cut; without one, after the worker's own.
+        /// Cut open connections after this time; without one, after the worker's own.
         grace: Option<Duration>,
     },
 }
@@ -33,12 +33,12 @@ pub(crate) enum PrimaryRequest {
 pub(crate) struct ControlClient {
     channel: Channel,
     conversation: Conversation,
-    /// What was granted and is not served yet.
+    /// Granted, not yet served.
     listeners: Vec<ListenerId>,
 }
 
 impl ControlClient {
-    /// Says hello and asks for every address, as a Node worker does when it listens.
+    /// Says hello and requests every address, as a Node worker does when it listens.
     pub(crate) fn open(socket: OwnedFd, addresses: &[ListenAddress]) -> Result<Self> {
         let mut channel = Channel::new(socket);
         let mut conversation = Conversation::default();
@@ -50,15 +50,15 @@ impl ControlClient {
         Ok(Self { channel, conversation, listeners: Vec::new() })
     }
 
-    /// The primary is gone.
+    /// Whether the primary is gone.
     pub(crate) fn is_closed(&self) -> bool {
         self.channel.is_closed()
     }
 
-    /// What the primary has said since the last call.
+    /// The primary's orders since the last call.
     ///
     /// # Errors
-    /// An address cannot be served, or the primary does not keep to the format.
+    /// An address cannot be served, or the primary violates the format.
     pub(crate) fn hear(&mut self) -> Result<Vec<PrimaryRequest>> {
         let mut orders = Vec::new();
         for (word, descriptors) in self.channel.receive::<ToWorker>()? {
@@ -72,13 +72,13 @@ impl ControlClient {
                         orders.push(PrimaryRequest::Begin);
                     }
                 }
-                // This worker closes no listener before it leaves.
+                // This worker closes listeners only when it leaves.
                 Heard::Closed { .. } => {}
                 Heard::Leave { grace } => orders.push(PrimaryRequest::Leave { grace }),
             }
         }
         if self.channel.is_closed() {
-            // With the primary goes whoever could replace this worker. What is open is finished,
+            // Without the primary nothing can replace this worker, so it finishes open connections,
             // as after a request to leave.
             orders.push(PrimaryRequest::Leave { grace: None });
         } else {
@@ -87,7 +87,7 @@ impl ControlClient {
         Ok(orders)
     }
 
-    /// Tells the primary that this worker serves every address it wants to.
+    /// Reports that this worker serves all its addresses.
     ///
     /// # Errors
     /// The primary is gone.
@@ -98,7 +98,7 @@ impl ControlClient {
         Ok(())
     }
 
-    /// Tells the primary that this worker was asked by somebody else to leave.
+    /// Reports that something other than the primary asked this worker to leave.
     ///
     /// # Errors
     /// The primary is gone.
@@ -109,7 +109,7 @@ impl ControlClient {
         }
     }
 
-    /// Says goodbye; a primary that is gone does not miss it.
+    /// Says goodbye; a primary that is gone needs none.
     pub(crate) fn say_farewell(&mut self, handoff: Option<LatencySummary>) {
         if let Some(word) = self.conversation.farewell(handoff) {
             let _ = self.channel.send(&word, vec![]);

@@ -1,8 +1,8 @@
-//! The present time as an HTTP date, made once a second.
+//! The present time as an HTTP date, formatted once a second.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A date and when it stops being true.
+/// A date and when it expires.
 #[derive(Debug, Default)]
 pub(super) struct Date {
     good_until_ns: u64,

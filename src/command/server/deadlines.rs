@@ -1,10 +1,10 @@
-//! Which connection has waited too long. Pure: time is an argument.
+//! Which connections have waited too long. Pure: time is an argument.
 //!
-//! All waits of one class last equally long, so each class is a queue in order of its deadlines:
-//! arming, moving and disarming cost a few writes, and a turn of the loop only looks at the
-//! front of each queue.
+//! All waits of a class last equally long, so each class is a queue ordered by deadline: arming,
+//! moving and disarming cost a few writes, and a turn of the loop checks only the front of each
+//! queue.
 
-/// What a connection waits for, as far as it has a limit.
+/// What a connection waits for, where that has a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(super) enum Class {
@@ -14,7 +14,7 @@ pub(super) enum Class {
     Idle = 1,
     /// More of a request's body.
     Body = 2,
-    /// The client to take what is sent.
+    /// The client to read the output.
     Send = 3,
     /// The client to close after an error answer.
     Linger = 4,
@@ -25,7 +25,7 @@ pub(super) enum Class {
 /// Number of classes.
 const CLASSES: usize = 6;
 
-/// How long each class may last, in nanoseconds.
+/// The time limit of each class, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Durations {
     pub(super) by_class_ns: [u64; CLASSES],
@@ -63,7 +63,7 @@ impl Deadlines {
         self.links.get(index as usize).and_then(|link| link.class)
     }
 
-    /// Starts a wait now, ending the one before.
+    /// Starts a wait, ending the previous one.
     pub(super) fn arm(&mut self, index: u32, class: Class, now_ns: u64) {
         self.disarm(index);
         let place = index as usize;
@@ -99,18 +99,18 @@ impl Deadlines {
         self.links[index as usize] = UNLINKED;
     }
 
-    /// When the next wait is over, if there is any.
+    /// The next deadline, if any.
     pub(super) fn next_ns(&self) -> Option<u64> {
         let fronts = self.first.iter().filter(|front| **front != NONE);
         fronts.map(|front| self.links[*front as usize].deadline_ns).min()
     }
 
-    /// Who has waited longest in a class.
+    /// The connection that has waited longest in a class.
     pub(super) fn first(&self, class: Class) -> Option<u32> {
         Some(self.first[class as usize]).filter(|first| *first != NONE)
     }
 
-    /// Ends one wait that is over and tells whose.
+    /// Ends one wait past its deadline, and returns whose.
     pub(super) fn expire(&mut self, now_ns: u64) -> Option<(u32, Class)> {
         for queue in 0..CLASSES {
             let front = self.first[queue];
@@ -151,7 +151,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compared with a plain table that is searched from end to end.
+        /// Compared with a plain table, searched linearly.
         #[test]
         fn behaves_like_a_plain_table(
             steps in prop::collection::vec((0u32..20, 0usize..8, 0u64..15), 1..300),

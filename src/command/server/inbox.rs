@@ -1,8 +1,8 @@
-//! Where the primary's sockets arrive, many in one message.
+//! Receives the primary's sockets, many per message.
 //!
 //! Owns the worker's end of the handoff channel. It takes a message only when every descriptor in
-//! it is sure to find room: the kernel drops those that do not. What is not taken stays in the
-//! channel, where the primary can still give it to another worker.
+//! it is sure to fit: the kernel drops those that do not. The others stay in the channel, where the
+//! primary can still give them to another worker.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -20,7 +20,7 @@ use clusterlb_sys::limits;
 /// Messages that the kernel may receive ahead of the worker.
 const MESSAGES_AHEAD_MAX: usize = 32;
 
-/// The key under which messages are received; there is one inbox.
+/// The key for received messages; there is one inbox.
 const KEY: Key = Key { index: 0, generation: 0 };
 
 fn limit() -> Result<usize> {
@@ -42,7 +42,7 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new(socket: OwnedFd) -> Result<Self> {
-        // The engine and the listeners are open; from here on it opens connections alone.
+        // The engine and the listeners are open; only connections open descriptors from here on.
         let count = Count { limit: limit()?, open: limits::descriptors_open() };
         Ok(Self {
             socket,
@@ -55,12 +55,12 @@ impl Inbox {
         })
     }
 
-    /// The primary will send nothing more, and everything it sent has been taken.
+    /// The primary sends no more, and every socket has been taken.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// A message, the end, or a failure.
+    /// Handles a message, the end, or a failure.
     pub(super) fn received(
         &mut self,
         around: &mut Surroundings,
@@ -72,8 +72,7 @@ impl Inbox {
         match outcome {
             Ok(Some(sealed)) => self.claim(around, connections, sealed),
             Ok(None) => self.closed = true,
-            // Nothing may be received for want of descriptors, or the receive was interrupted:
-            // `top_up` arms it again when it can.
+            // Too few descriptors, or an interrupted receive: `top_up` arms it again when it can.
             Err(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => {
                 around.end.add(Statistic::Rearms, 1);
             }
@@ -97,9 +96,9 @@ impl Inbox {
         }
     }
 
-    /// Lets the kernel receive as many messages as there are descriptors for. After a turn that
-    /// took long it is one, so that a claim means that work begins: the rest stays in the channel,
-    /// where the primary can give it to an idle worker.
+    /// Lets the kernel receive as many messages as there are descriptors for. After a long turn it
+    /// is one, so that a claim means that work begins: the rest stays in the channel, where the
+    /// primary can give it to an idle worker.
     pub(super) fn top_up(
         &mut self,
         around: &mut Surroundings,

@@ -1,7 +1,7 @@
-//! What connections hold in memory: the bounds of one, and of all together.
+//! Memory of connections: the bound of each, and of all.
 //!
-//! A client that never reads, or sends more than it takes, costs its own bound and no more. Buffers
-//! grow in steps, since doubling them would make a bound mean twice as much.
+//! A client that never reads, or sends more than it reads, costs at most its own bound. Buffers
+//! grow in steps, since doubling them would double the bound.
 
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::Key;
@@ -11,24 +11,24 @@ use super::connections::Connections;
 use super::deadlines::Class;
 use super::surroundings::Surroundings;
 
-/// What one connection holds of input that waits and output that has not gone.
+/// Input that waits and unsent output of one connection.
 const CONNECTION_BYTES_MAX: usize = 120 * 1024;
 /// Output of one step; at the bound the session waits until it is sent. An answer begun below it
 /// still fits into 64 KiB.
 const OUTPUT_BYTES_MAX: usize = 60 * 1024;
-/// Output of one step of a connection whose input takes all that it may hold.
+/// Output of one step for a connection whose input fills its bound.
 const OUTPUT_BYTES_MIN: usize = 4 * 1024;
-/// What a new output buffer has room for; doubled again and again that is 64 KiB.
+/// Capacity of a new output buffer; repeated doubling reaches 64 KiB.
 const OUTPUT_BYTES_FIRST: usize = 512;
-/// Steps in which kept input grows.
+/// Growth step of kept input.
 const INPUT_BYTES_STEP: usize = 16 * 1024;
-/// What all connections of a worker hold. At the bound the one whose client has taken nothing for
-/// the longest time is reset.
+/// Memory of all connections of a worker. At the bound, the connection whose client has read
+/// nothing for the longest time is reset.
 const WORKER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl Connections {
-    /// Notes what a connection holds now. Where all hold too much, resets those whose clients have
-    /// taken nothing for the longest time.
+    /// Accounts for a connection's memory. Above the bound of all, resets those whose clients have
+    /// read nothing for the longest time.
     pub(super) fn account(&mut self, around: &mut Surroundings, key: Key) {
         if let Some(connection) = current(&mut self.table, key) {
             let (before, now) = (connection.held_bytes, connection.bytes());
@@ -47,7 +47,7 @@ impl Connections {
     }
 }
 
-/// Output of one step of a connection that keeps so much input.
+/// Output of one step for a connection with this much kept input.
 pub(super) fn output_bytes_max(kept_bytes: usize) -> usize {
     CONNECTION_BYTES_MAX.saturating_sub(kept_bytes).clamp(OUTPUT_BYTES_MIN, OUTPUT_BYTES_MAX)
 }
@@ -57,7 +57,7 @@ pub(super) fn output_buffer() -> Vec<u8> {
     Vec::with_capacity(OUTPUT_BYTES_FIRST)
 }
 
-/// Keeps more input.
+/// Adds kept input.
 pub(super) fn keep(input: &mut Vec<u8>, bytes: &[u8]) {
     let needed = input.len() + bytes.len();
     if needed > input.capacity() {

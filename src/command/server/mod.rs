@@ -1,8 +1,8 @@
-//! A worker process: takes connections from its primary or accepts them itself, and serves them
-//! on one engine.
+//! A worker process: receives connections from its primary or accepts them, and serves them on one
+//! engine.
 //!
-//! Owns the loop. It does not know the policy's reasons; it tells the primary numbers, through
-//! the load board, and leaves when told to, when asked by SIGTERM, or when the primary is gone.
+//! Owns the loop. It does not know the policy. It reports counts through the scoreboard, and leaves
+//! on request, on SIGTERM, or when the primary is gone.
 
 mod accept;
 mod connection;
@@ -42,7 +42,7 @@ use inbox::Inbox;
 use surroundings::Surroundings;
 pub(crate) use synthetic_work::SyntheticWork;
 
-/// Signals that mean something to the primary, and nothing to a worker that gets them with it.
+/// Signals for the primary, ignored by a worker that receives them with it.
 const FOR_THE_PRIMARY: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -54,23 +54,23 @@ const FOR_THE_PRIMARY: [Signal; 7] = [
 ];
 
 const SHAPE: RingShape = RingShape { submissions: 1024, completions: 8192 };
-/// How long a client may send nothing in the middle of a body, or take nothing of an answer.
+/// How long a client may pause within a body, or read nothing of an answer.
 const STALL: Duration = Duration::from_secs(60);
-/// How long the rest of a refused request is read away.
+/// How long the rest of a refused request is discarded.
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a leaving worker waits for the first request of a connection.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Keys of the descriptors that the loop watches.
+/// Keys of the watched descriptors.
 const CONTROL: Key = Key { index: 0, generation: 0 };
 const SIGNALS: Key = Key { index: 1, generation: 0 };
 
-/// What the ring of a worker counts as locked memory.
+/// Locked memory of a worker's ring.
 pub(super) fn ring_bytes() -> u64 {
     clusterlb_sys::ring::Ring::locked_bytes(SHAPE)
 }
 
-/// Runs as a worker until the primary or a signal says otherwise.
+/// Runs as a worker until the primary or a signal ends it.
 ///
 /// # Errors
 /// The inheritance is incomplete, the machine refuses the engine, or an address cannot be served.
@@ -90,7 +90,7 @@ struct Worker {
     sources: AcceptSources,
     date: Date,
     grace: Duration,
-    /// When open connections are cut, once the worker is leaving.
+    /// When to cut open connections, once the worker is leaving.
     cut_ns: Option<u64>,
 }
 
@@ -103,7 +103,7 @@ impl Worker {
         }
         let engine = Engine::new(inheritance.engine, SHAPE)?.with_data_buffers()?;
         let (engine, sources) = match &inheritance.inbox {
-            // The kernel may dispatch to sockets of each worker's own beside the inbox.
+            // With kernel dispatch, workers have their own sockets in addition to the inbox.
             Some(_) => {
                 let sources = AcceptSources::none(AcceptMechanism::Reuseport);
                 (engine.with_message_buffers()?, sources)
@@ -155,15 +155,15 @@ impl Worker {
                 let turn_ns = monotonic_ns().saturating_sub(self.around.now_ns);
                 inbox.top_up(&mut self.around, &self.connections, turn_ns);
             }
-            // At the end of the turn the counters are true.
+            // The published counters are exact at the end of a turn.
             self.around.end.end_turn();
             self.around.end.publish();
         }
         Ok(())
     }
 
-    /// Handles what has happened. After a request that cost work its answer goes out and is done
-    /// with before the next one is looked at, as in a server that works on one at a time.
+    /// Handles events. After a request with work, its answer is sent and completed before the next
+    /// one, as in a server that handles one at a time.
     fn handle_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
         let mut left: VecDeque<Event> = VecDeque::new();
         for event in events.drain(..) {
@@ -217,7 +217,7 @@ impl Worker {
 
     fn until_next_deadline(&self) -> Option<Duration> {
         let left_ns = self.next_deadline_ns()?.saturating_sub(monotonic_ns());
-        // Zero would mean "do not wait", which is right, but never less than that.
+        // Zero means "do not wait", which is right; the time left is never below it.
         Some(Duration::from_nanos(left_ns))
     }
 
@@ -262,8 +262,8 @@ impl Worker {
                 }
                 PrimaryRequest::Begin => {
                     self.sources.start(&mut self.around);
-                    // Accepting must have begun before anybody is told so: whoever arms late
-                    // takes what is waiting at that moment, whatever the mechanism.
+                    // Accepting must begin before it is reported: with any mechanism, a worker that
+                    // arms late takes all connections that wait at that moment.
                     self.around.engine.submit();
                     self.control_client.announce_ready()?;
                 }
@@ -276,7 +276,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes nothing new by itself, lets open connections finish, and cuts them after `grace`.
+    /// Accepts nothing new, lets open connections finish, and cuts them after `grace`.
     fn leave(&mut self, grace: Duration) {
         if self.cut_ns.is_some() {
             return;
@@ -295,7 +295,7 @@ impl Worker {
         if self.around.now_ns >= cut_ns {
             return true;
         }
-        // The inbox ends when the primary has sent its last socket.
+        // The inbox ends after the primary's last socket.
         let inbox_closed = self.inbox.as_ref().is_none_or(Inbox::is_closed);
         inbox_closed && self.sources.is_stopped() && self.connections.len() == 0
     }

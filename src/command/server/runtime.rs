@@ -1,9 +1,9 @@
-//! The built-in worker as a program on the library's adapter for tokio-uring: one task a
-//! connection, the same protocols.
+//! The built-in worker on the library's adapter for tokio-uring: one task per connection, the same
+//! protocols.
 //!
-//! It exists for people who write handlers as async functions and for comparing that with the
-//! worker's own loop (`--runtime`). Its runtime is driven by epoll, needs two system calls a turn,
-//! and cannot accept; connections come from the primary's inbox.
+//! For async handlers, and for comparison with the worker's own loop (`--runtime`). Its runtime is
+//! driven by epoll, needs two system calls a turn, and cannot accept; connections come from the
+//! primary's inbox.
 
 use std::cell::RefCell;
 use std::net::Shutdown;
@@ -26,36 +26,36 @@ use clusterlb_sys::readiness::Readiness;
 use clusterlb_sys::ring::{self, RingShape};
 use clusterlb_sys::signal::{self, Signal, Signals};
 
-/// Bytes read at once.
+/// Bytes per read.
 const READ_BYTES: usize = 4096;
 /// Output of one step; at the bound the session waits until it is sent.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
-/// How long a client may send nothing in the middle of a body, or take nothing of an answer.
+/// How long a client may pause within a body, or read nothing of an answer.
 const STALL: Duration = Duration::from_secs(60);
-/// How long the rest of a refused request is read away.
+/// How long the rest of a refused request is discarded.
 const LINGER: Duration = Duration::from_secs(2);
-/// Bytes read away after an error answer before the connection is closed anyway.
+/// Most bytes discarded after an error answer before the connection is closed anyway.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// How long a leaving worker waits for the first request of a connection.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Runs as a worker until the primary or a signal says otherwise.
+/// Runs as a worker until the primary or a signal ends it.
 ///
 /// # Errors
 /// The inheritance is incomplete, or an address cannot be served.
 pub(crate) fn run(settings: &Settings) -> Result<()> {
-    // Blocked before the library starts its thread, so that there, too.
+    // Blocked before the library starts its thread, which inherits the mask.
     signal::block(&super::FOR_THE_PRIMARY)?;
     let signals = Signals::receive(&[Signal::SIGTERM])?;
     let worker = Worker::current()?;
     process::set_name(&format!("clusterlb:{}", worker.id()));
-    // With the primary goes what could replace this worker. What is open is finished, as after a
-    // request to leave.
+    // Without the primary nothing can replace this worker, so it finishes open connections, as
+    // after a request to leave.
     worker.on_disconnect(|| {});
     let mut builder = tokio_uring::builder();
     if let Some(bytes) = environment::ring_bytes()? {
         ring::limit_locked_bytes(bytes);
-        // As many completions as would be there twice over by default, less where memory is short.
+        // Twice the default number of completions, less where memory is short.
         let shape = RingShape { submissions: 256, completions: 512 }.within(bytes);
         builder.entries(shape.submissions);
     }
@@ -81,14 +81,14 @@ pub(crate) fn run(settings: &Settings) -> Result<()> {
         server.draining.send_replace(true);
         let cut = Instant::now() + worker.grace().unwrap_or(settings.grace);
         if timeout_at(cut, worker.disconnected()).await.is_err() {
-            // The process ends with its connections, which so do not count as finished.
+            // The process ends with open connections, so they must not count as finished.
             worker.kill();
         }
         Ok(())
     })
 }
 
-/// Waits until the primary or a signal wants this worker to leave.
+/// Waits until the primary or a signal asks this worker to leave.
 async fn request_to_leave(worker: &Worker, mut signals: Signals) -> Result<()> {
     let ready = Readiness::of(&signals)?;
     tokio::select! {
@@ -103,15 +103,15 @@ async fn request_to_leave(worker: &Worker, mut signals: Signals) -> Result<()> {
     }
 }
 
-/// Takes connections until there will be no more, a task for each.
+/// Takes connections until there are no more, a task for each.
 async fn accept(server: Rc<Server>, listener: Listener) {
-    // It fails only if the runtime ends.
+    // It fails only when the runtime ends.
     while let Ok(Some(stream)) = listener.accept().await {
         tokio_uring::spawn(serve(Rc::clone(&server), stream));
     }
 }
 
-/// What every connection is served with.
+/// Shared by all connections.
 #[derive(Debug)]
 struct Server {
     worker: Worker,
@@ -144,7 +144,7 @@ impl Server {
         })
     }
 
-    /// How long the session may wait, and whether it waits for a request that need not come.
+    /// The session's time limit; a stream has none.
     fn patience(&self, session: &Session) -> Option<Duration> {
         match session.waiting() {
             Waiting::FirstRequest | Waiting::Head => Some(self.settings.header_timeout),
@@ -215,7 +215,7 @@ async fn converse(server: &Server, stream: &Stream) -> std::io::Result<()> {
     }
 }
 
-/// Appends what the client sends to `kept`, or tells why nothing came.
+/// Appends received bytes to `kept`, or returns why there are none.
 async fn read(
     server: &Server,
     stream: &Stream,
@@ -247,7 +247,7 @@ async fn read(
                 kept.extend_from_slice(&buffer[..count]);
                 return Ok((count == 0).then_some(Quiet::Ended));
             }
-            // The worker begins to leave: the limits above are set anew.
+            // The worker begins to leave: the limits above change.
             _ = draining.changed() => {}
             () = sleep_until(until) => {
                 if deadline.is_some() {
@@ -258,7 +258,8 @@ async fn read(
     }
 }
 
-/// Reads the rest away, so that closing does not reset the connection and lose the answer.
+/// Discards the rest of the input, so that closing does not reset the connection and lose the
+/// answer.
 async fn linger(stream: &Stream) -> std::io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     let rest = async {
@@ -274,7 +275,7 @@ async fn linger(stream: &Stream) -> std::io::Result<()> {
         }
         std::io::Result::Ok(left > 0)
     };
-    // A client that has not stopped by now is not going to.
+    // The client is still sending; it will not stop.
     if !matches!(timeout(LINGER, rest).await, Ok(Ok(true))) {
         reset_on_close(&**stream);
     }

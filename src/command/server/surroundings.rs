@@ -1,4 +1,4 @@
-//! What every connection of a worker is served with, and its counters.
+//! Shared by all connections of a worker, and its counters.
 
 use clusterlb::protocol::worker_end::WorkerEnd;
 use clusterlb_sys::clock::monotonic_ns;
@@ -6,7 +6,7 @@ use clusterlb_sys::engine::Engine;
 
 use super::SyntheticWork;
 
-/// What every connection is served with.
+/// Shared by all connections of a worker.
 #[derive(Debug)]
 pub(super) struct Surroundings {
     pub(super) engine: Engine,
@@ -14,21 +14,21 @@ pub(super) struct Surroundings {
     pub(super) now_ns: u64,
     pub(super) date: String,
     pub(super) draining: bool,
-    /// What a request costs besides being answered.
+    /// Cost of a request in addition to its answer.
     pub(super) synthetic_work: Option<SyntheticWork>,
-    /// Work has been done since this was last cleared.
+    /// Whether work was done since this was last cleared.
     pub(super) worked: bool,
 }
 
 impl Surroundings {
-    /// Does the work of answered requests, during which this worker does nothing else.
+    /// Does the work of answered requests; the worker does nothing else in that time.
     pub(super) fn work(&mut self, requests: u32) {
         let Some(mut synthetic_work) = self.synthetic_work.take() else { return };
         self.end.publish();
         (0..requests).for_each(|_| synthetic_work.perform());
         self.synthetic_work = Some(synthetic_work);
         self.now_ns = monotonic_ns();
-        // Each piece of work is progress: a busy worker is not a stuck one.
+        // Each piece of work is progress: a busy worker is not stuck.
         self.end.begin_turn(self.now_ns);
         self.worked = true;
     }

@@ -1,6 +1,6 @@
-//! `clusterlb top`: a live table with a bar for each worker; plain text where there is no terminal.
+//! `clusterlb top`: a live table with a bar per worker; plain text without a terminal.
 //!
-//! Owns the terminal while it runs, and the time between two looks.
+//! Owns the terminal while it runs, and the interval between samples.
 
 mod rows;
 
@@ -20,10 +20,10 @@ use super::client::Client;
 use super::views::{ListenersView, WorkersView};
 use rows::{Column, Row, columns};
 
-/// How wide a table is where no terminal says it.
+/// Width of a table without a terminal.
 pub(super) const TEXT_COLUMNS: u16 = 100;
 
-/// A look at a run, and when it was.
+/// A sample of a run and its time.
 #[derive(Debug)]
 struct Look {
     at: Instant,
@@ -31,7 +31,7 @@ struct Look {
     listeners: ListenersView,
 }
 
-/// An earlier look, and how long ago it was.
+/// An earlier sample and its age.
 pub(super) type Earlier<'a> = Option<(&'a WorkersView, Duration)>;
 
 impl Look {
@@ -40,16 +40,16 @@ impl Look {
         Ok(Self { run, listeners: client.look("/listeners")?, at: Instant::now() })
     }
 
-    /// This look as what is earlier than `later`.
+    /// This sample as the one before `later`.
     fn before(&self, later: &Self) -> (&WorkersView, Duration) {
         (&self.run, later.at.duration_since(self.at))
     }
 }
 
-/// Shows tables until that many were shown, the run ends, or the reader has had enough.
+/// Shows tables until `count` is reached, the run ends, or the user quits.
 ///
 /// # Errors
-/// There is no run, or none any more; the terminal is none.
+/// No run answers, or it ended; the terminal cannot be used.
 pub(super) fn run(client: &Client, interval: Duration, count: Option<u32>) -> Result<()> {
     let first = Look::take(client)?;
     if !io::stdout().is_terminal() {
@@ -62,7 +62,7 @@ pub(super) fn run(client: &Client, interval: Duration, count: Option<u32>) -> Re
     result
 }
 
-/// Tables one below the other. A reader that has gone ends that.
+/// Prints tables one below the other, until the reader closes.
 fn print(client: &Client, first: Look, interval: Duration, count: Option<u32>) -> Result<()> {
     let mut earlier: Option<Look> = None;
     let mut now = first;
@@ -114,7 +114,7 @@ fn draw(
     }
 }
 
-/// What the reader wants.
+/// A key of the user.
 enum Key {
     Quit,
     Redraw,
@@ -184,7 +184,7 @@ fn table_row(row: &Row, columns: &[(Column, u16)]) -> TableRow<'static> {
     TableRow::new(cells).style(style)
 }
 
-/// What there is to say about the whole run.
+/// The lines about the whole run.
 pub(super) fn heading(run: &WorkersView, before: Earlier<'_>) -> Vec<String> {
     let totals = &run.totals;
     let ready = if run.ready { "ready" } else { "not ready" };

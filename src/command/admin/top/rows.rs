@@ -1,13 +1,13 @@
-//! The numbers of the live table: rates from two looks, shares, bars. Pure.
+//! The numbers of the live table: rates from two samples, shares, bars. Pure.
 
 use std::time::Duration;
 
 use super::Earlier;
 use crate::command::admin::views::{CountsView, SlotView, WorkerView, WorkersView};
 
-/// The widest bar that is of any use.
+/// Widest useful bar.
 const BAR_WIDTH_MAX: u16 = 40;
-/// The narrowest bar that shows anything.
+/// Narrowest useful bar.
 const BAR_WIDTH_MIN: u16 = 8;
 
 /// One worker, or a slot without one.
@@ -22,14 +22,14 @@ pub(super) struct Row {
     pub(super) claimed: u64,
     /// Mean time from handoff to claim, in microseconds.
     pub(super) claim_us: Option<u64>,
-    /// Connections a second; needs an earlier look.
+    /// Connections per second; needs an earlier sample.
     pub(super) rate: Option<f64>,
-    /// Of all that workers have received since the earlier look, or ever.
+    /// Share of all connections received since the earlier sample, or in total.
     pub(super) share: f64,
-    /// The bar, from 0 to 1: the share against the largest one.
+    /// The bar, from 0 to 1: this share over the largest one.
     pub(super) bar: f64,
     pub(super) restarts: u64,
-    /// In percent of one CPU; needs an earlier look.
+    /// In percent of one CPU; needs an earlier sample.
     pub(super) cpu: Option<f64>,
     pub(super) resident_bytes: Option<u64>,
 }
@@ -53,14 +53,14 @@ pub(super) enum Column {
     Bar,
 }
 
-/// How often something has happened in a second.
+/// Events per second.
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 pub(super) fn rate(count: u64, time: Duration) -> f64 {
     let seconds = time.as_secs_f64();
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
-/// A row for each worker, by slots, and one for each slot without a worker.
+/// A row per worker, ordered by slot, and one per slot without a worker.
 pub(super) fn rows(run: &WorkersView, before: Earlier<'_>) -> Vec<Row> {
     let mut rows: Vec<Row> = run.workers.iter().map(|one| row(one, run, before)).collect();
     let weights: Vec<u64> = run.workers.iter().map(|one| received(one, before)).collect();
@@ -81,13 +81,13 @@ pub(super) fn rows(run: &WorkersView, before: Earlier<'_>) -> Vec<Row> {
     rows
 }
 
-/// What a worker has received since the earlier look, or ever.
+/// Connections received since the earlier sample, or in total.
 fn received(worker: &WorkerView, before: Earlier<'_>) -> u64 {
     let was = earlier(worker, before).map_or(0, |one| one.counts.claimed);
     worker.counts.claimed.saturating_sub(was)
 }
 
-/// How long connections have waited to be claimed since the earlier look, or ever.
+/// Mean time from handoff to claim since the earlier sample, or in total.
 fn claim_us(worker: &WorkerView, before: Earlier<'_>) -> Option<u64> {
     let was = earlier(worker, before).map_or_else(CountsView::default, |one| one.counts);
     let count = worker.counts.claims_measured.saturating_sub(was.claims_measured);
@@ -145,7 +145,7 @@ const COLUMNS: [(Column, u16); 13] = [
     (Column::Resident, 7),
 ];
 
-/// What is left out where there is no room for it, the first one first.
+/// Columns dropped when the table is too wide, the first one first.
 const LEFT_OUT: [Column; 9] = [
     Column::Claimed,
     Column::Unclaimed,
@@ -158,7 +158,7 @@ const LEFT_OUT: [Column; 9] = [
     Column::Share,
 ];
 
-/// The columns that fit, with their widths. The bar gets what is left.
+/// The columns that fit, with their widths. The bar takes the rest.
 pub(super) fn columns(width: u16) -> Vec<(Column, u16)> {
     let mut columns = COLUMNS.to_vec();
     let used = |columns: &[(Column, u16)]| columns.iter().map(|(_, width)| width + 1).sum::<u16>();
@@ -174,7 +174,7 @@ pub(super) fn columns(width: u16) -> Vec<(Column, u16)> {
 }
 
 impl Column {
-    /// What stands above it.
+    /// The column's heading.
     pub(super) fn name(self, width: u16) -> String {
         let name = match self {
             Self::Slot => "slot",
@@ -195,7 +195,7 @@ impl Column {
         format!("{name:>0$}", usize::from(width))
     }
 
-    /// What stands in it.
+    /// The column's value in a row.
     pub(super) fn cell(self, row: &Row, width: u16) -> String {
         let width = usize::from(width);
         let dash = || "-".to_owned();
@@ -229,7 +229,7 @@ fn bar_length(part: f64, width: usize) -> usize {
     (part.clamp(0.0, 1.0) * width as f64).round() as usize
 }
 
-/// A time in at most six signs.
+/// A time in at most six characters.
 fn time(us: u64) -> String {
     match us {
         0..10_000 => format!("{us}us"),
@@ -238,7 +238,7 @@ fn time(us: u64) -> String {
     }
 }
 
-/// A size in at most seven signs.
+/// A size in at most seven characters.
 fn size(bytes: u64) -> String {
     match bytes >> 20 {
         0 => format!("{}K", bytes >> 10),

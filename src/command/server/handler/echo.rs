@@ -1,4 +1,4 @@
-//! The two protocols without requests: bytes back, bytes away. Pure.
+//! The two protocols without requests: echo and discard. Pure.
 
 use super::{Context, Next, Progress};
 
@@ -11,7 +11,7 @@ pub(super) fn on_bytes(input: &[u8], output: &mut Vec<u8>, context: &Context<'_>
     Progress { consumed, answered: 0, next }
 }
 
-/// Throws everything away.
+/// Discards all input.
 pub(super) fn discard(input: &[u8]) -> Progress {
     Progress { consumed: input.len(), answered: 0, next: Next::Read }
 }

@@ -1,7 +1,7 @@
 //! What the built-in worker does with a connection's bytes.
 //!
-//! Pure: bytes in, bytes out, a verdict. No socket, no clock, no allocation of its own beyond
-//! the output it is given, so that every engine (ring, async runtime, test) drives the same code.
+//! Pure: bytes in, bytes out, a verdict. It has no socket and no clock, and allocates only in the
+//! output it is given, so every engine (ring, async runtime, test) drives the same code.
 
 mod echo;
 mod http;
@@ -23,7 +23,7 @@ pub(crate) enum Serve {
     Discard,
 }
 
-/// What the surroundings tell a session at each step.
+/// The engine's input to a session at each step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
     /// The present time as an HTTP date (RFC 9110, 5.6.7).
@@ -36,35 +36,34 @@ pub(crate) struct Context<'a> {
     pub output_max: usize,
 }
 
-/// What a step did and what shall happen next.
+/// The result of a step, and what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// Bytes of the input that are done with. The rest is offered again, with more behind it.
+    /// Consumed bytes of the input. The rest is offered again, with more after it.
     pub consumed: usize,
-    /// Requests answered in this step, those refused with an error not counted.
+    /// Requests answered in this step, without those refused with an error.
     pub answered: u32,
-    /// What shall happen once the output is sent.
+    /// What to do once the output is sent.
     pub next: Next,
 }
 
-/// What shall happen once the output is sent.
+/// What to do once the output is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Read more.
     Read,
-    /// Offer the rest of the input again: the step stopped because the output was full. Until
-    /// that is done, [`Session::waiting`] says nothing yet about the rest, and an end of the
-    /// input must be held back.
+    /// Offer the rest of the input again: the step stopped because the output was full. Until then
+    /// [`Session::waiting`] does not cover the rest, and an end of the input must be held back.
     Resume,
-    /// Close. The client has nothing more to say that would matter.
+    /// Close. The client sends nothing more that matters.
     Close,
-    /// Close, but the client may still be sending: shut down writing and read the rest away for
-    /// a while first, since closing with unread bytes makes the kernel reset the connection and
-    /// the client lose the answer (RFC 9112, 9.6).
+    /// Close, but the client may still be sending: shut down writing first and discard its input
+    /// for a while. Closing with unread bytes makes the kernel reset the connection and the client
+    /// lose the answer (RFC 9112, 9.6).
     CloseLingering,
 }
 
-/// What a session waits for, which decides how long it may.
+/// What a session waits for, which decides its time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiting {
     /// The first byte of a first request.
@@ -75,7 +74,7 @@ pub(crate) enum Waiting {
     Head,
     /// The rest of a request's body.
     Body,
-    /// Bytes of a stream with no requests in it.
+    /// Bytes of a stream without requests.
     Stream,
 }
 
@@ -84,14 +83,14 @@ pub(crate) enum Waiting {
 pub(crate) enum Session {
     /// HTTP/1.1.
     Http(HttpSession),
-    /// Bytes back.
+    /// Echoes all bytes.
     Echo,
-    /// Bytes away.
+    /// Discards all bytes.
     Discard,
 }
 
 impl Session {
-    /// A fresh connection.
+    /// A new connection.
     #[must_use]
     pub(crate) fn new(serve: Serve) -> Self {
         match serve {
@@ -101,9 +100,9 @@ impl Session {
         }
     }
 
-    /// Offers received bytes, appends what shall be sent to `output`. What is not consumed must
-    /// be offered again at the front of the next input, unchanged. After a verdict to close, only
-    /// bytes to be thrown away may still be offered.
+    /// Takes received bytes and appends the answer to `output`. Unconsumed bytes must be offered
+    /// again at the front of the next input, unchanged. After a verdict to close, only bytes to
+    /// discard may be offered.
     pub(crate) fn on_bytes(
         &mut self,
         input: &[u8],
@@ -117,7 +116,7 @@ impl Session {
         }
     }
 
-    /// The client has half-closed; `rest` is the input that was offered but never consumed.
+    /// The client half-closed; `rest` is the unconsumed input.
     pub(crate) fn on_end(
         &mut self,
         rest: &[u8],
@@ -130,7 +129,7 @@ impl Session {
         }
     }
 
-    /// The time that [`Session::waiting`] allows has passed.
+    /// The time limit of [`Session::waiting`] has passed.
     pub(crate) fn on_timeout(&mut self, output: &mut Vec<u8>, context: &Context<'_>) -> Next {
         match self {
             Self::Http(session) => session.on_timeout(output, context),

@@ -1,7 +1,7 @@
-//! Request bodies: where one ends. Their bytes are passed over, never kept.
+//! Request bodies: finds their end. Skips their bytes and never keeps them.
 //!
-//! Owns the framing of RFC 9112, sections 6 and 7. Refuses to buffer: what a line needs to be
-//! understood stays in the caller's input, within a bound.
+//! Owns the framing of RFC 9112, sections 6 and 7. Never buffers: an incomplete line stays in the
+//! caller's input, within a bound.
 
 use httparse::{EMPTY_HEADER, Status};
 
@@ -12,7 +12,7 @@ use super::{HEADER_COUNT_MAX, HttpLimits};
 /// Longest chunk size line with its extensions and newline, in bytes; a longer one is refused.
 const CHUNK_LINE_BYTES_MAX: usize = 256;
 
-/// Where in a body the next byte lies.
+/// Position of the next byte within a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {
     /// In a body of known length.
@@ -23,16 +23,16 @@ pub(super) enum Body {
     Chunk { left: u64 },
     /// In the line end behind a chunk.
     ChunkEnd,
-    /// In the trailer section, whose first `scanned` bytes hold no end of it.
+    /// In the trailer section, whose first `scanned` bytes do not contain its end.
     Trailers { scanned: usize },
 }
 
-/// How far an input led through a body.
+/// How far an input reaches through a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Advance {
-    /// So many bytes are done with; the body goes on behind the input.
+    /// This many bytes are consumed; the body continues after the input.
     Starved(usize),
-    /// So many bytes were the last of the body.
+    /// This many bytes end the body.
     Ended(usize),
     /// The framing is broken.
     Refused(Refusal),
@@ -47,7 +47,7 @@ enum Step {
 }
 
 impl Body {
-    /// The body behind a head, if there is one.
+    /// The body of a request with this framing, if it has one.
     pub(super) fn of(framing: Framing) -> Option<Self> {
         match framing {
             Framing::Length(0) => None,
@@ -56,7 +56,7 @@ impl Body {
         }
     }
 
-    /// Passes over as much of `input` as belongs to the body and is complete enough.
+    /// Skips the bytes of `input` that belong to the body and are complete enough.
     pub(super) fn advance(&mut self, input: &[u8], limits: &HttpLimits) -> Advance {
         let mut done = 0;
         loop {
@@ -96,14 +96,14 @@ impl Body {
     }
 }
 
-/// How many of `left` bytes `rest` holds, and how many stay to come.
+/// How many of `left` bytes are in `rest`, and how many are still missing.
 fn pass_over(rest: &[u8], left: u64) -> (usize, u64) {
     let length = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
     (length, left - length as u64)
 }
 
-/// Stricter than httparse, which takes a missing size for 0 and lets a lone newline or any
-/// control byte pass in an extension, where two readers could disagree about the line's end.
+/// Stricter than httparse, which reads a missing size as 0 and allows a lone newline or a control
+/// byte in an extension, where two readers could disagree about the line's end.
 fn chunk_size(rest: &[u8]) -> Step {
     let window = &rest[..rest.len().min(CHUNK_LINE_BYTES_MAX)];
     let newline = window.iter().position(|byte| *byte == b'\n');
@@ -126,7 +126,7 @@ fn chunk_size(rest: &[u8]) -> Step {
     }
 }
 
-/// Trailers obey the bounds of a head, and like one are looked at only when they can be whole.
+/// Trailers have the bounds of a head, and are parsed only when they can be complete.
 fn trailers(rest: &[u8], scanned: &mut usize, limits: &HttpLimits) -> Step {
     let window = &rest[..rest.len().min(limits.head_bytes_max)];
     let full = window.len() == limits.head_bytes_max;

@@ -1,7 +1,7 @@
-//! Request heads: where one ends, what it says about framing and the connection.
+//! Request heads: finds their end and reads framing and connection fields.
 //!
-//! Owns the rules of RFC 9112, sections 2 to 6. Refuses to keep bytes: a head is read from the
-//! caller's input or not at all.
+//! Owns the rules of RFC 9112, sections 2 to 6. Keeps no bytes: it reads a head from the caller's
+//! input.
 
 use std::mem::MaybeUninit;
 
@@ -10,18 +10,18 @@ use httparse::{EMPTY_HEADER, Error, Header, Status};
 use super::response::{Connection, Refusal, Reply};
 use super::{HEADER_COUNT_MAX, HttpLimits};
 
-/// What the first bytes of an input turned out to be.
+/// Result of parsing the start of an input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// Not yet a whole head.
+    /// An incomplete head.
     Partial,
-    /// A head of so many bytes.
+    /// A head of this many bytes.
     Whole(usize, Head),
-    /// Nothing that could become an acceptable head.
+    /// Input that cannot become an acceptable head.
     Refused(Refusal),
 }
 
-/// What a head says that matters to a server with one answer.
+/// The parts of a head that matter to a server with one answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) framing: Framing,
@@ -30,20 +30,20 @@ pub(super) struct Head {
     pub(super) expects_continue: bool,
 }
 
-/// How the end of the body is found.
+/// How to find the end of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// After so many bytes; 0 where there is no body.
+    /// After this many bytes; 0 without a body.
     Length(u64),
     /// After the chunk of size 0 and the trailers.
     Chunked,
 }
 
-/// Parses a head at the start of `rest`, of which the first `scanned` bytes are known to hold no
-/// end of a head. A head that comes byte by byte is parsed twice at most, not once a byte.
+/// Parses a head at the start of `rest`, whose first `scanned` bytes do not contain its end. A head
+/// that arrives byte by byte is parsed at most twice.
 pub(super) fn parse(rest: &[u8], scanned: usize, limits: &HttpLimits) -> Parsed {
     let window = &rest[..rest.len().min(limits.head_bytes_max)];
-    // The input may have room for no more than the longest head: a full window is the bound.
+    // The input may have room only for the longest head: a full window is the bound.
     let full = window.len() == limits.head_bytes_max;
     let ended = scanned > 0 && block_end(window, scanned).is_some();
     if scanned > 0 && !ended && !full {
@@ -56,7 +56,7 @@ pub(super) fn parse(rest: &[u8], scanned: usize, limits: &HttpLimits) -> Parsed 
     }
 }
 
-/// Where a block of lines ends with an empty one, if it does so behind the first `scanned` bytes.
+/// End of a block of lines, marked by an empty one, if it lies after the first `scanned` bytes.
 pub(super) fn block_end(block: &[u8], scanned: usize) -> Option<usize> {
     // The two newlines may lie on both sides of the border, with a carriage return between.
     let mut at = scanned.saturating_sub(2);
@@ -94,7 +94,7 @@ fn parse_other_version(window: &[u8], header_count_max: usize) -> Parsed {
     };
     let line = &window[..newline];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    // Method and target were found sound before the version was looked at.
+    // Method and target are valid: they are parsed before the version.
     let mut words = line.split(|byte| *byte == b' ');
     let (method, _target, version) = (words.next(), words.next(), words.next());
     let major = match (version, words.next()) {
@@ -118,7 +118,7 @@ fn parse_other_version(window: &[u8], header_count_max: usize) -> Parsed {
     }
 }
 
-/// What a syntax error in a head or a trailer section is answered with.
+/// The refusal for a syntax error in a head or a trailer section.
 pub(super) fn refusal_of(error: Error) -> Refusal {
     match error {
         Error::TooManyHeaders => Refusal::HeadTooLarge,
@@ -136,15 +136,15 @@ fn examine(length: usize, method: &str, speaks_1_1: bool, fields: &[Header<'_>])
         Ok(framing) => framing,
         Err(refusal) => return Parsed::Refused(refusal),
     };
-    // Expectations of HTTP/1.0 clients are to be ignored (RFC 9110, 10.1.1).
+    // Expectations of HTTP/1.0 clients are ignored (RFC 9110, 10.1.1).
     if speaks_1_1 && said.other_expectation {
         return Parsed::Refused(Refusal::ExpectationFailed);
     }
     let connection = if said.close {
         Connection::Close
     } else if method == "CONNECT" {
-        // To the client everything behind this answer is a tunnel's, so it must not be read
-        // as requests.
+        // The client treats what follows this answer as a tunnel, so it must not be parsed as
+        // requests.
         Connection::CloseUnasked
     } else {
         match (speaks_1_1, said.keep_alive) {
@@ -158,7 +158,7 @@ fn examine(length: usize, method: &str, speaks_1_1: bool, fields: &[Header<'_>])
     Parsed::Whole(length, Head { framing, reply, expects_continue })
 }
 
-/// What the fields of one head say, gathered in one pass.
+/// The fields of one head, collected in one pass.
 #[derive(Default)]
 struct Said {
     host_count: usize,
@@ -175,7 +175,7 @@ struct Said {
 impl Said {
     #[inline]
     fn hear(&mut self, name: &str, value: &[u8]) {
-        // The length tells most fields apart without looking at a letter.
+        // The length alone tells most fields apart.
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 self.host_count += 1;
@@ -209,7 +209,7 @@ impl Said {
         }
     }
 
-    /// Repetitions of one length are harmless, in one field or in several (RFC 9110, 8.6).
+    /// The same length may be repeated, in one field or in several (RFC 9110, 8.6).
     fn hear_length(&mut self, value: &[u8]) {
         for digits in value.split(|byte| *byte == b',') {
             let length = decimal(digits.trim_ascii());
@@ -225,8 +225,8 @@ impl Said {
         }
         match (self.encoding_count, self.length) {
             (0, length) => Ok(Framing::Length(length.unwrap_or(0))),
-            // Two answers to where the body ends, or an encoding that HTTP/1.0 does not know:
-            // what one reader takes for a body is another one's request (RFC 9112, 6.1).
+            // Two contradicting ends of the body, or an encoding unknown to HTTP/1.0: one reader's
+            // body is another one's request (RFC 9112, 6.1).
             (_, Some(_)) => Err(Refusal::BadRequest),
             _ if !speaks_1_1 => Err(Refusal::BadRequest),
             (1, None) if self.chunked => Ok(Framing::Chunked),

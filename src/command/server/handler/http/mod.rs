@@ -1,12 +1,12 @@
 //! HTTP/1.x, just enough to answer every request with `hello world`. Pure.
 //!
-//! Owns one connection's progress through its requests, in a few words of state. Refuses to
-//! buffer: a partial head stays in the caller's input, a body is passed over as it comes.
+//! Owns one connection's progress through its requests, in a few words of state. Never buffers: an
+//! incomplete head stays in the caller's input, a body is skipped as it arrives.
 //!
-//! Choices the standard leaves open: a line may end with a lone newline in a head, not in chunk
-//! framing. A request is answered when its body has been read. CONNECT is answered like any
-//! other method, then the connection is closed, since what follows would be a tunnel's. A client
-//! that shuts down writing amid a request gets a 400, which it may still read.
+//! Choices the standard leaves open: a line may end with a lone newline in a head, but not in chunk
+//! framing. A request is answered after its body. CONNECT is answered like any other method, then
+//! the connection is closed, since a tunnel would follow. A client that shuts down writing within a
+//! request gets a 400, which it may still read.
 
 mod body;
 mod head;
@@ -23,14 +23,14 @@ use response::{Connection, Refusal, Reply};
 /// Most header fields a request may have; [`HttpLimits::header_count_max`] can only lower it.
 pub(crate) const HEADER_COUNT_MAX: usize = 100;
 
-/// Empty lines tolerated before a request line, as some old clients send one after a body.
+/// Empty lines allowed before a request line, as some old clients send one after a body.
 const EMPTY_LINE_COUNT_MAX: u8 = 8;
 
 /// Bounds on a request.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpLimits {
-    /// Longest request head and longest trailer section, in bytes; a longer one is answered
-    /// with 431. The input must have room for as many.
+    /// Longest request head and longest trailer section, in bytes; a longer one is answered with
+    /// 431. The input must have room for this many.
     pub head_bytes_max: usize,
     /// Most header fields, and most trailer fields; more are answered with 431.
     pub header_count_max: usize,
@@ -46,7 +46,7 @@ impl Default for HttpLimits {
 #[derive(Debug)]
 pub(crate) struct HttpSession {
     phase: Phase,
-    /// Since the last request.
+    /// Empty lines since the last request.
     empty_line_count: u8,
     /// A request has been answered on this connection.
     served: bool,
@@ -54,21 +54,21 @@ pub(crate) struct HttpSession {
 
 #[derive(Debug)]
 enum Phase {
-    /// Before or in a head, whose first `scanned` bytes hold no end of it.
+    /// Before or in a head, whose first `scanned` bytes do not contain its end.
     Head { scanned: usize },
-    /// In a body; the reply is due behind it.
+    /// In a body; the reply follows it.
     Body { body: Body, reply: Reply },
-    /// The last answer has been given.
+    /// After the last answer.
     Over,
 }
 
-/// What a step did.
+/// The result of a step.
 enum Step {
-    /// So many bytes are done with, and what follows them is not enough to go on.
+    /// This many bytes are consumed; the next step needs more input.
     Starved(usize),
-    /// So many bytes are done with.
+    /// This many bytes are consumed.
     Onward(usize),
-    /// So many bytes completed a request.
+    /// This many bytes complete a request.
     Complete(usize, Reply),
     /// The request is refused.
     Refused { refusal: Refusal, without_body: bool },
@@ -92,7 +92,7 @@ impl HttpSession {
             if rest.is_empty() {
                 break Next::Read;
             }
-            // An output bound of 0 would never be got out of.
+            // An output bound of 0 would block forever.
             if output.len() >= context.output_max.max(1) {
                 break Next::Resume;
             }
@@ -121,9 +121,8 @@ impl HttpSession {
         Progress { consumed, answered, next }
     }
 
-    /// Closes in silence between requests; a request that stops half-way is told so, although
-    /// RFC 9112, section 8 would allow silence, because a client that only shut down writing
-    /// can learn from it what it forgot.
+    /// Closes silently between requests. An incomplete request gets an answer, although RFC 9112,
+    /// section 8 allows silence: a client that only shut down writing learns what it forgot.
     pub(super) fn on_end(
         &mut self,
         rest: &[u8],
@@ -139,7 +138,7 @@ impl HttpSession {
         Next::Close
     }
 
-    /// Closes in silence between requests, with a 408 amid one.
+    /// Closes silently between requests, with a 408 within one.
     pub(super) fn on_timeout(&mut self, output: &mut Vec<u8>, context: &Context<'_>) -> Next {
         let begun = matches!(self.waiting(), Waiting::Head | Waiting::Body);
         let next = if begun {
@@ -193,8 +192,8 @@ impl HttpSession {
                     Step::Refused { refusal, without_body: reply.without_body }
                 }
             },
-            // The client was told that nothing more would be answered; what it still sends
-            // while the connection lingers is thrown away.
+            // The client was told that no more answers follow; what it sends while the connection
+            // lingers is discarded.
             Phase::Over => Step::Starved(rest.len()),
         }
     }
@@ -238,7 +237,7 @@ impl HttpSession {
         Some(closing)
     }
 
-    /// Whether an error answer must do without a body: a client does not expect one behind HEAD.
+    /// Whether an error answer has no body: a client expects none after HEAD.
     fn is_without_body(&self, rest: &[u8]) -> bool {
         match self.phase {
             Phase::Body { reply, .. } => reply.without_body,

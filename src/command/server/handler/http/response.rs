@@ -1,37 +1,37 @@
 //! The bytes of every answer.
 //!
-//! Owns how an answer is written. Refuses to decide which one is due.
+//! Owns the format of answers. Does not choose them.
 
 use super::super::Context;
 
-/// What every request is answered with.
+/// The body of every answer.
 const BODY: &[u8] = b"hello world\n";
 
-/// Everything up to the date, which is the only part that changes.
+/// The part before the date, which alone changes.
 const OK_PREFIX: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 12\r\nDate: ";
 
-/// Asks a client that waits for leave to go on and send its body.
+/// Asks a waiting client to send its body.
 pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// How a complete request shall be answered.
+/// How to answer a complete request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) connection: Connection,
-    /// The request was HEAD: the headers alone.
+    /// The request was HEAD: no body.
     pub(super) without_body: bool,
 }
 
-/// What becomes of the connection after an answer.
+/// What happens to the connection after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Connection {
-    /// Stays, which HTTP/1.1 need not say.
+    /// It stays open, the default of HTTP/1.1.
     Keep,
-    /// Stays, which HTTP/1.0 wants to hear.
+    /// It stays open, which HTTP/1.0 needs to be told.
     KeepAloud,
-    /// Closes, as the client asked: it sends nothing more.
+    /// It closes, as the client asked: the client sends nothing more.
     Close,
-    /// Closes although the client may be sending more.
+    /// It closes although the client may be sending more.
     CloseUnasked,
 }
 
@@ -59,7 +59,7 @@ impl Refusal {
     }
 }
 
-/// Appends `200 OK` and its greeting.
+/// Appends `200 OK` and the body.
 #[inline]
 pub(super) fn write_hello(output: &mut Vec<u8>, reply: Reply, context: &Context<'_>) {
     let suffix: &[u8] = match reply.connection {
@@ -77,7 +77,7 @@ pub(super) fn write_hello(output: &mut Vec<u8>, reply: Reply, context: &Context<
     output.extend_from_slice(suffix);
 }
 
-/// Appends an error answer whose body names its reason.
+/// Appends an error answer with its reason as the body.
 #[cold]
 pub(super) fn write_refusal(
     output: &mut Vec<u8>,

@@ -1,4 +1,4 @@
-//! What happens at every bound, and how a session ends.
+//! Behaviour at every bound, and the end of a session.
 
 use super::super::super::{Next, Serve, Session, Waiting};
 use super::super::{HEADER_COUNT_MAX, HttpLimits, HttpSession};

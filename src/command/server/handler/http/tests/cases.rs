@@ -1,4 +1,4 @@
-//! Cases by their raw bytes: what each request is answered with, whole and byte by byte.
+//! Cases by their raw bytes: the answer to each request, sent whole and byte by byte.
 
 use super::super::super::Next;
 use super::{HELLO, codes, run, run_bytewise};
@@ -182,7 +182,7 @@ fn leave_to_go_on_is_given_to_those_who_wait_for_it() {
     ] {
         assert_eq!(codes(&run(input.as_bytes()).0), [200], "{input:?}");
     }
-    // An HTTP/1.0 client would take the interim answer for the final one.
+    // An HTTP/1.0 client would mistake the interim answer for the final one.
     let old = head.replace("HTTP/1.1", "HTTP/1.0");
     assert_eq!(run(old.as_bytes()).0, "");
 }

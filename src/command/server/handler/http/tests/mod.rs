@@ -1,4 +1,4 @@
-//! What the tests of the session share: a driver that behaves like an engine.
+//! Shared by the tests of the session: a driver that behaves like an engine.
 
 mod bounds;
 mod cases;
@@ -15,7 +15,7 @@ fn context(limits: &HttpLimits) -> Context<'_> {
     Context { date: DATE, draining: false, limits, output_max: usize::MAX }
 }
 
-/// Feeds the pieces as an engine would; gives what was sent, the last verdict and the rest.
+/// Feeds the pieces as an engine would; returns the output, the last verdict and the rest.
 fn feed<'a>(
     session: &mut HttpSession,
     pieces: impl Iterator<Item = &'a [u8]>,
@@ -54,7 +54,7 @@ fn run_bytewise(input: &[u8]) -> (String, Next) {
     (String::from_utf8(sent).expect("answers are ASCII"), next)
 }
 
-/// The status codes of all answers in what was sent.
+/// The status codes of all answers in the output.
 fn codes(sent: &str) -> Vec<u16> {
     let answers = sent.split("HTTP/1.1 ").skip(1);
     answers.map(|answer| answer[..3].parse().expect("a status code")).collect()

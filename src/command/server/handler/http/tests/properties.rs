@@ -1,5 +1,5 @@
-//! What holds for every input: the cut of the stream does not matter, nothing grows, no body
-//! byte comes back.
+//! Properties for every input: cuts of the stream do not matter, memory is bounded, no byte of a
+//! body comes back.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,10 +8,10 @@ use super::super::super::{Context, Next, Waiting};
 use super::super::{HttpLimits, HttpSession};
 use super::feed;
 
-/// No answer is longer.
+/// Longest answer.
 const ANSWER_BYTES_MAX: usize = 256;
 
-/// A byte that bodies are full of and that no answer contains.
+/// A byte that fills bodies and occurs in no answer.
 const MARK: u8 = b'~';
 
 fn context(limits: &HttpLimits, output_max: usize) -> Context<'_> {
@@ -149,7 +149,7 @@ proptest! {
                     }
                 }
             }
-            // What stays behind for the next piece is less than the longest head or chunk line.
+            // The rest kept for the next piece is shorter than the longest head or chunk line.
             prop_assert!(input.len() < 256, "{} bytes kept", input.len());
             prop_assert!(session_is_in_body(&session) || input.len() < limits.head_bytes_max);
         }
