@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handle_is_taken_once_by_whoever_is_first() {
+    fn a_handle_is_taken_once_by_the_first_taker() {
         let (socket, _far) = UnixStream::pair().expect("a pair");
         let bytes = Serialization::Json.encode("hi there").expect("a string");
         let message = Message::new(Serialization::Json, bytes, vec![socket.into()], 0);

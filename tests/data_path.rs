@@ -231,7 +231,7 @@ fn scheduling<S: Scheduler + 'static>(
     }
 }
 
-fn a_scheduler_of_ones_own_decides_who_gets_a_connection(engine: EngineKind) {
+fn a_custom_scheduler_decides_which_worker_gets_a_connection(engine: EngineKind) {
     let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 3);
     let mut clients = bench.connect(2 * CREDITS + 1);
     bench.expect(&[CREDITS, CREDITS, 1]);
@@ -244,7 +244,7 @@ fn a_scheduler_of_ones_own_decides_who_gets_a_connection(engine: EngineKind) {
     assert_eq!((totals.accepted, totals.refused, totals.dropped), (clients.len() as u64, 0, 0));
 }
 
-fn what_nobody_can_take_waits_until_somebody_can(engine: EngineKind) {
+fn connections_wait_until_a_worker_can_take_them(engine: EngineKind) {
     let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
     let clients = bench.connect(3 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
@@ -293,7 +293,7 @@ fn a_careless_scheduler_cannot_harm_the_data_path(engine: EngineKind) {
     assert_eq!((totals.accepted, totals.dropped), (client.len() as u64, 0));
 }
 
-fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects(engine: EngineKind) {
+fn a_worker_that_answers_its_probe_is_trusted_again_without_a_new_connection(engine: EngineKind) {
     let hang_after = Duration::from_millis(20);
     let scheduling =
         SchedulerConfig { hang_after_ns: Some(20_000_000), ..scheduling(|| FirstOfAll) };
@@ -316,7 +316,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects(engin
     assert_eq!(bench.end().redispatched, client.len() as u64);
 }
 
-fn where_many_arrive_they_wait_for_each_other_and_nobody_is_lost(engine: EngineKind) {
+fn many_arrivals_are_coalesced_and_none_is_lost(engine: EngineKind) {
     // With this, three connections in two milliseconds count as many, which a busy machine achieves
     // too.
     const WAIT_NS: u64 = 1_000_000;
@@ -439,7 +439,7 @@ fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
     assert_eq!(totals.dropped, 0);
 }
 
-fn the_primary_accepts_from_a_socket_while_nobody_else_does(engine: EngineKind) {
+fn the_primary_accepts_from_a_socket_while_its_worker_does_not(engine: EngineKind) {
     let mut sharers = Sharers::start(engine, 10_000_000_000);
     sharers.set_owners(0, vec![]);
     let clients = sharers.bench.connect(40);
@@ -483,11 +483,11 @@ macro_rules! on_each_engine {
 mod unequal;
 
 on_each_engine! {
-    a_scheduler_of_ones_own_decides_who_gets_a_connection
-    what_nobody_can_take_waits_until_somebody_can
+    a_custom_scheduler_decides_which_worker_gets_a_connection
+    connections_wait_until_a_worker_can_take_them
     a_careless_scheduler_cannot_harm_the_data_path
-    a_worker_that_answers_its_probe_is_trusted_again_though_nobody_connects
-    where_many_arrive_they_wait_for_each_other_and_nobody_is_lost
+    a_worker_that_answers_its_probe_is_trusted_again_without_a_new_connection
+    many_arrivals_are_coalesced_and_none_is_lost
     what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others
-    the_primary_accepts_from_a_socket_while_nobody_else_does
+    the_primary_accepts_from_a_socket_while_its_worker_does_not
 }

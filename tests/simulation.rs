@@ -69,7 +69,7 @@ fn nothing_is_lost_and_nothing_is_served_twice_whatever_fails() {
 }
 
 #[test]
-fn a_worker_that_is_stopped_for_good_delays_its_credits_and_nobody_else() {
+fn a_worker_that_stays_stopped_delays_only_its_credits() {
     for seed in seeds(72) {
         let fixed = u32::try_from(seed % 24).expect("it is small");
         let (rule, credits) = match fixed {

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_name_who_is_at_fault() {
+    fn exit_codes_name_the_kind_of_error() {
         let environment = Error::Environment {
             step: "create an io_uring".into(),
             source: Errno::EPERM.into(),

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_from_who_leaves() {
+    fn nothing_is_taken_from_a_leaving_worker() {
         let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
         let copied = sockets.copy_for(Slot(0), None, socket);
         let own = TcpListener::from(copied.expect("it is there").0);

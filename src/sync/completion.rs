@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_to_everybody() {
+    fn failures_reach_every_waiter() {
         let completion = Completion::default();
         let other = completion.clone();
         completion.settle(Some(Error::usage("it broke", "")));

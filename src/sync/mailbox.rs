@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_is_woken() {
+    fn waiting_threads_are_woken() {
         let mailbox = Mailbox::new(Arc::new(Waker::new().expect("a waker"))).expect("a mailbox");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| mailbox.wait(None));

@@ -31,8 +31,8 @@ const TESTS: [Test; 7] = [
     ("a_thousand_connections_are_served_at_once", a_thousand_connections_are_served_at_once),
     ("open_requests_are_answered_when_the_worker_leaves", open_requests_are_answered_under_rr),
     ("the_same_when_workers_accept_by_themselves", open_requests_are_answered_under_none),
-    ("whoever_has_connected_is_answered", whoever_has_connected_is_answered),
-    ("whoever_has_connected_may_be_silent_so_far", whoever_has_connected_may_be_silent_so_far),
+    ("connected_clients_are_answered", connected_clients_are_answered),
+    ("connected_clients_may_be_silent_at_first", connected_clients_may_be_silent_at_first),
     ("every_way_to_end_is_counted", every_way_to_end_is_counted),
     ("unix_sockets_are_served", unix_sockets_are_served),
 ];
@@ -141,7 +141,7 @@ fn leave_and_look(stage: &mut Stage, address: &str) -> usize {
 
 /// When the workers are told to leave, possibly none of the connections has been accepted, and none
 /// read.
-fn whoever_has_connected_is_answered(adapter: Adapter) {
+fn connected_clients_are_answered(adapter: Adapter) {
     let mut stage = Stage::new(adapter, Policy::Rr, 2);
     let address = stage.serve("127.0.0.1:0");
     let mut clients: Vec<Client> =
@@ -155,7 +155,7 @@ fn whoever_has_connected_is_answered(adapter: Adapter) {
 }
 
 /// The requests come after the worker has accepted its last connection.
-fn whoever_has_connected_may_be_silent_so_far(adapter: Adapter) {
+fn connected_clients_may_be_silent_at_first(adapter: Adapter) {
     let mut stage = Stage::new(adapter, Policy::Rr, 2);
     let address = stage.serve("127.0.0.1:0");
     let clients: Vec<Client> =

@@ -19,19 +19,19 @@ use crate::trials;
 trials!(
     the_code_of_an_exit_is_told,
     the_signal_of_a_kill_is_told,
-    exited_after_disconnect_tells_who_was_asked,
+    exited_after_disconnect_tells_which_worker_was_asked,
     a_worker_that_disconnects_finishes_its_connections_first,
-    a_worker_that_leaves_by_itself_finishes_its_connections_first,
+    a_worker_that_leaves_unasked_finishes_its_connections_first,
     what_waits_goes_to_the_last_worker_that_leaves,
     an_idle_worker_can_be_disconnected_right_after_its_fork,
     disconnecting_twice_and_killing_afterwards_is_harmless,
-    racing_ends_leave_nobody_behind,
+    racing_ends_leave_no_process_behind,
     the_cluster_is_disconnected_when_the_last_worker_has_gone,
     a_cluster_without_workers_is_disconnected_at_once,
     a_cluster_can_go_on_after_a_disconnect,
-    a_dropped_cluster_leaves_nobody_behind,
+    a_dropped_cluster_leaves_no_process_behind,
     workers_end_when_their_primary_is_lost_unless_they_know_better,
-    a_channel_that_somebody_else_inherited_does_not_delay_the_end,
+    a_channel_inherited_by_another_process_does_not_delay_the_end,
 );
 
 fn the_code_of_an_exit_is_told() {
@@ -63,7 +63,7 @@ fn the_signal_of_a_kill_is_told() {
     stage.end();
 }
 
-fn exited_after_disconnect_tells_who_was_asked() {
+fn exited_after_disconnect_tells_which_worker_was_asked() {
     let mut stage = Stage::new();
     let orders = [
         (None, true),
@@ -128,7 +128,7 @@ fn a_worker_that_disconnects_finishes_its_connections_first() {
     }
 }
 
-fn a_worker_that_leaves_by_itself_finishes_its_connections_first() {
+fn a_worker_that_leaves_unasked_finishes_its_connections_first() {
     for policy in [Policy::Rr, Policy::None] {
         let leave = |worker: &clusterlb::WorkerHandle| worker.send(&Order::Disconnect);
         finishes_first(policy, |worker| leave(worker).expect("the puppet reads"));
@@ -190,7 +190,7 @@ fn disconnecting_twice_and_killing_afterwards_is_harmless() {
     stage.end();
 }
 
-fn racing_ends_leave_nobody_behind() {
+fn racing_ends_leave_no_process_behind() {
     let mut stage = Stage::new();
     for round in 0..3 {
         let workers: Vec<_> = (0..6).map(|_| stage.puppet()).collect();
@@ -273,7 +273,7 @@ fn a_cluster_can_go_on_after_a_disconnect() {
     }
 }
 
-fn a_dropped_cluster_leaves_nobody_behind() {
+fn a_dropped_cluster_leaves_no_process_behind() {
     let mut stage = Stage::new();
     let workers = [stage.puppet(), stage.puppet()];
     let address = stage.listen(&workers[0], "127.0.0.1:0");
@@ -316,7 +316,7 @@ fn workers_end_when_their_primary_is_lost_unless_they_know_better() {
     until_free(address);
 }
 
-fn a_channel_that_somebody_else_inherited_does_not_delay_the_end() {
+fn a_channel_inherited_by_another_process_does_not_delay_the_end() {
     let mut stage = Stage::with(|settings| {
         settings.exec = "/bin/sh".into();
         // The worker's child keeps all of its descriptors for a while.

@@ -18,7 +18,7 @@ trials!(
     events_of_one_worker_are_its_own,
     events_end_with_the_cluster,
     a_worker_is_off_the_list_before_its_last_event,
-    nothing_is_lost_for_somebody_who_is_behind,
+    a_slow_subscriber_loses_no_event,
 );
 
 fn name(event: &Event) -> &'static str {
@@ -158,7 +158,7 @@ fn a_worker_is_off_the_list_before_its_last_event() {
     assert!(matches!(last, Some(Event::Exit { .. })));
 }
 
-fn nothing_is_lost_for_somebody_who_is_behind() {
+fn a_slow_subscriber_loses_no_event() {
     const COUNT: u64 = 60_000;
     let mut stage = Stage::new();
     let worker = stage.puppet();

@@ -18,11 +18,11 @@ use crate::trials;
 use crate::tricks::{Trick, bomb};
 
 trials!(
-    a_control_plane_that_panics_is_told_of_and_leaves_nobody_waiting,
+    a_panic_in_the_control_plane_is_reported_and_releases_every_waiter,
     a_fork_that_is_under_way_hears_of_the_panic,
     a_data_path_that_panics_is_told_of,
     a_change_of_the_settings_may_panic,
-    a_worker_that_hears_nobody_any_more_ends,
+    a_worker_that_can_no_longer_read_its_channel_ends,
     a_handler_that_panics_does_not_keep_a_worker,
 );
 
@@ -41,7 +41,7 @@ fn names_the_plane(error: &clusterlb::Error) -> bool {
     text.contains("control plane has failed") && text.contains("a waker panics")
 }
 
-fn a_control_plane_that_panics_is_told_of_and_leaves_nobody_waiting() {
+fn a_panic_in_the_control_plane_is_reported_and_releases_every_waiter() {
     let mut stage = Stage::new();
     let worker = stage.puppet();
     let address = stage.serve(&worker, "127.0.0.1:0", Service::Keep);
@@ -144,7 +144,7 @@ fn a_change_of_the_settings_may_panic() {
     stage.end();
 }
 
-fn a_worker_that_hears_nobody_any_more_ends() {
+fn a_worker_that_can_no_longer_read_its_channel_ends() {
     let mut stage = Stage::new();
     let worker = stage.puppet();
     let address = stage.listen(&worker, "127.0.0.1:0");

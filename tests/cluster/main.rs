@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     if clusterlb::is_worker() {
         return puppet::main();
     }
-    if let Some(code) = stage::primary_of_its_own() {
+    if let Some(code) = stage::separate_primary() {
         return code;
     }
     stage::hide_panics_on_purpose();

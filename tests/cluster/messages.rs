@@ -12,7 +12,7 @@ use crate::tricks::{Exotic, Trick};
 
 trials!(
     messages_are_echoed,
-    messages_are_kept_until_somebody_reads_them,
+    messages_are_kept_until_they_are_read,
     advanced_messages_hold_what_json_does_not,
     large_messages_pass_each_other_without_deadlock,
     a_worker_that_does_not_read_is_noticed,
@@ -31,7 +31,7 @@ fn messages_are_echoed() {
     stage.end();
 }
 
-fn messages_are_kept_until_somebody_reads_them() {
+fn messages_are_kept_until_they_are_read() {
     let mut stage = Stage::new();
     let sleepy = ForkOptions::default().variable(SLEEPY, "200");
     let worker = stage.cluster.fork_with(sleepy).expect("a worker");

@@ -11,8 +11,8 @@ use crate::tricks::Trick;
 
 trials!(
     an_address_is_awaited_without_holding_up_the_thread,
-    errors_are_told_to_who_awaits,
-    what_nobody_waits_for_is_given_back,
+    errors_reach_the_awaiting_task,
+    an_address_without_a_waiter_is_given_back,
     datagrams_are_closed_while_they_are_bound,
     a_panic_at_a_refusal_breaks_nothing_else,
 );
@@ -41,7 +41,7 @@ fn an_address_is_awaited_without_holding_up_the_thread() {
     stage.end();
 }
 
-fn errors_are_told_to_who_awaits() {
+fn errors_reach_the_awaiting_task() {
     let mut stage = Stage::new();
     let worker = stage.puppet();
     let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -70,7 +70,7 @@ fn ask_in_vain(
     assert_eq!(stage.ask(worker, &Order::Trick(trick)), Reply::Done);
 }
 
-fn what_nobody_waits_for_is_given_back() {
+fn an_address_without_a_waiter_is_given_back() {
     let options = ListenOptions::default();
     for policy in [Policy::Rr, Policy::None] {
         let mut stage = Stage::with(|settings| settings.policy = policy);

@@ -25,7 +25,7 @@ trials!(
     the_output_of_silent_workers_is_read_from_pipes,
     streams_are_placed_under_their_numbers,
     streams_are_written_to_and_inherited,
-    workers_are_somebody_else_without_groups,
+    workers_run_as_another_user_without_groups,
     debuggers_get_ports_of_their_own,
     a_program_that_is_not_there_is_told,
     impossible_settings_are_refused,
@@ -216,7 +216,7 @@ fn streams_are_written_to_and_inherited() {
     stage.end();
 }
 
-fn workers_are_somebody_else_without_groups() {
+fn workers_run_as_another_user_without_groups() {
     if !nix::unistd::geteuid().is_root() {
         return lacking("root, who alone can start workers as another user");
     }

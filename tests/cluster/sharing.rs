@@ -22,7 +22,7 @@ trials!(
     many_connections_are_served_and_counted,
     threads_and_edges_are_woken_for_every_connection,
     more_connections_than_descriptors_wait_and_are_served,
-    an_address_that_is_going_is_given_to_who_asks_for_it,
+    an_address_being_closed_is_given_to_a_worker_that_requests_it,
 );
 
 fn a_listener_is_closed_and_opened_again() {
@@ -265,7 +265,7 @@ fn more_connections_than_descriptors_wait_and_are_served() {
     }
 }
 
-fn an_address_that_is_going_is_given_to_who_asks_for_it() {
+fn an_address_being_closed_is_given_to_a_worker_that_requests_it() {
     let mut stage = Stage::with(|settings| settings.scheduling.limits.inflight_max = Some(1));
     let first = stage.puppet();
     let address = stage.serve(&first, "127.0.0.1:0", Service::Keep);

@@ -314,7 +314,7 @@ pub(crate) fn another_primary(role: &str, program: &Path) -> std::process::Comma
 }
 
 /// The main function of such a primary: it reports its policy, or serves until it is killed.
-pub(crate) fn primary_of_its_own() -> Option<ExitCode> {
+pub(crate) fn separate_primary() -> Option<ExitCode> {
     let role = std::env::var(ROLE).ok()?;
     match role.as_str() {
         "policy" => match Cluster::primary() {

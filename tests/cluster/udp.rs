@@ -13,8 +13,8 @@ use crate::stage::{PATIENCE, Stage, eventually, uninterrupted};
 use crate::trials;
 
 trials!(
-    a_shared_socket_answers_whoever_reads_it,
-    each_worker_with_a_socket_of_its_own_gets_something,
+    any_worker_that_reads_a_shared_socket_answers,
+    each_worker_with_its_own_socket_gets_datagrams,
     port_zero_is_one_port_for_all_workers,
     a_descriptor_is_the_primarys,
     an_address_is_used_again_if_all_allow_it,
@@ -54,7 +54,7 @@ fn answerer(address: &str) -> u32 {
     number.parse().expect("a number")
 }
 
-fn a_shared_socket_answers_whoever_reads_it() {
+fn any_worker_that_reads_a_shared_socket_answers() {
     let mut stage = Stage::new();
     let workers = [stage.puppet(), stage.puppet(), stage.puppet()];
     let mut addresses = BTreeSet::new();
@@ -81,7 +81,7 @@ fn a_shared_socket_answers_whoever_reads_it() {
     eventually("the port to be free", || UdpSocket::bind(&address).ok());
 }
 
-fn each_worker_with_a_socket_of_its_own_gets_something() {
+fn each_worker_with_its_own_socket_gets_datagrams() {
     let mut stage = Stage::new();
     let workers = [stage.puppet(), stage.puppet()];
     let mut address = String::new();

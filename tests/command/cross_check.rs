@@ -196,7 +196,7 @@ fn a_run_that_time_ends_is_off_by_what_is_under_way() {
 }
 
 #[test]
-fn a_known_delay_is_reported_by_everybody() {
+fn a_known_delay_is_reported_by_every_generator() {
     for kept in [true, false] {
         let ask = Ask { requests: 60, clients: 2, kept };
         let all = [OWN, AB, WRK, H2LOAD];

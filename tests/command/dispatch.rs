@@ -160,7 +160,7 @@ fn idle_workers_take_what_another_does_not_accept_long_before_it_hangs() {
 }
 
 #[test]
-fn a_blocked_node_worker_delays_nobody() {
+fn a_blocked_node_worker_delays_no_client() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch_with("--dispatch kernel --workers 3 --hang-after 100ms").start();
     let address = cluster.address();

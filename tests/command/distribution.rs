@@ -29,7 +29,7 @@ fn round_robin_is_exact_for_many_clients_at_once() {
 }
 
 #[test]
-fn passing_over_the_busy_leaves_nobody_out() {
+fn skipping_busy_workers_excludes_none() {
     let cluster = Launch::new("--workers 8").with_defaults().start();
     get_from(&cluster.address(), 64, 13);
     // How even it was depends on how busy each worker's CPU is with other things; one that was late
@@ -58,7 +58,7 @@ fn holders(cluster: &Cluster, clients: &[Client], port: u16) -> Vec<u32> {
 }
 
 #[test]
-fn every_listener_has_a_rotation_of_its_own() {
+fn every_listener_has_its_own_rotation() {
     let cluster = Launch::new("--workers 4")
         .listen("127.0.0.1:0")
         .listen("127.0.0.2:0")
@@ -170,17 +170,17 @@ fn kernel_chooses(mechanism: &str) -> Vec<u64> {
 }
 
 #[test]
-fn epoll_answers_everybody() {
+fn epoll_answers_every_client() {
     kernel_chooses("epoll");
 }
 
 #[test]
-fn exclusive_epoll_answers_everybody() {
+fn exclusive_epoll_answers_every_client() {
     kernel_chooses("epoll-exclusive");
 }
 
 #[test]
-fn single_ring_accepts_answer_everybody() {
+fn single_ring_accepts_answer_every_client() {
     kernel_chooses("uring");
 }
 

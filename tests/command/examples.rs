@@ -186,7 +186,7 @@ fn graceful_lets_connections_say_goodbye() {
 }
 
 #[test]
-fn graceful_cuts_who_takes_too_long() {
+fn graceful_cuts_slow_connections() {
     let mut example = Example::start("graceful", &["127.0.0.1:0", "0"]);
     let address = example.addresses(" serves ", 2);
     let mut client = connect(&address);
@@ -203,7 +203,7 @@ fn graceful_cuts_who_takes_too_long() {
 }
 
 #[test]
-fn respawn_replaces_who_dies_and_not_who_leaves() {
+fn respawn_replaces_workers_that_die_but_not_those_that_leave() {
     let example = Example::start("respawn", &["127.0.0.1:0"]);
     let address = example.addresses(" serves ", 2);
     assert_eq!(exchange(&address, b"crash\n"), "");

@@ -64,7 +64,7 @@ fn cell<'a>(report: &'a Value, target: &str, load: &str) -> &'a Value {
 }
 
 #[test]
-fn the_matrix_shows_who_gets_the_load() {
+fn the_matrix_shows_which_worker_gets_the_load() {
     let folder = folder();
     let (csv, page) = (folder.path().join("table.csv"), folder.path().join("page.html"));
     let words = format!(
@@ -101,7 +101,7 @@ fn the_matrix_shows_who_gets_the_load() {
 }
 
 #[test]
-fn turns_are_even_where_nobody_is_passed_over() {
+fn turns_are_even_if_no_worker_is_skipped() {
     // What passes over a worker because the machine keeps it from running is switched off.
     let steady = "rr --hang-after off --overload-factor off";
     let words = "imbalance --quick --workers 4 --connections 40 --quiet --json --target";

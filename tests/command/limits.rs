@@ -185,7 +185,7 @@ fn a_limit_that_falls_at_run_time_loses_nothing_but_what_is_claimed() {
 }
 
 #[test]
-fn draining_while_descriptors_are_short_answers_everybody() {
+fn draining_while_descriptors_are_short_answers_every_client() {
     let Some(_room) = Room::for_clients(CLIENTS) else { return };
     for policy in ["--policy rr", "--policy none --accept epoll", "--policy none --accept uring"] {
         let Some(launch) = limited(128, &format!("--workers 2 {policy}")) else { return };

@@ -128,7 +128,7 @@ fn listeners_of_all_kinds_are_served_at_once() {
 }
 
 #[test]
-fn a_short_backlog_still_serves_everybody() {
+fn a_short_backlog_still_serves_every_client() {
     let cluster = Launch::new("--workers 2 --backlog 1").start();
     get_from(&cluster.address(), 16, 10);
     cluster.end().assert_clean(160);
@@ -232,7 +232,7 @@ fn unix_paths_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn a_socket_file_that_somebody_else_has_replaced_is_left_alone() {
+fn a_replaced_socket_file_is_left_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("socket");
     let cluster = Launch::new("--workers 1").listen(format!("unix:{}", path.display())).start();

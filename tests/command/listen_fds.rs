@@ -36,7 +36,7 @@ fn told_pids(cluster: &Cluster) -> BTreeSet<String> {
 
 /// Has requests answered on new connections before, while and after everybody is replaced. None
 /// may be refused. Tells how many were accepted and not answered.
-fn replace_everybody(cluster: &Cluster) -> u64 {
+fn replace_all_workers(cluster: &Cluster) -> u64 {
     let (answered, cut) = (AtomicU64::new(0), AtomicU64::new(0));
     let refused = AtomicU64::new(0);
     let over = AtomicBool::new(false);
@@ -134,11 +134,11 @@ fn the_convention_is_kept_to_the_letter() {
 }
 
 #[test]
-fn sighup_replaces_everybody_and_no_request_fails() {
+fn sighup_replaces_all_workers_without_a_failed_request() {
     for way in WAYS {
         let Some(launch) = example(&format!("--workers 2 {way}")) else { return };
         let cluster = launch.start();
-        assert_eq!(replace_everybody(&cluster), 0);
+        assert_eq!(replace_all_workers(&cluster), 0);
         cluster.stop(Signal::SIGTERM).assert_in_order();
     }
 }
@@ -223,7 +223,7 @@ fn the_socket_of_a_dead_worker_waits_for_a_successor_that_is_not_ready_yet() {
 }
 
 #[test]
-fn a_successor_that_fails_harms_nobody() {
+fn a_failing_successor_does_no_harm() {
     if !has_program("python3") {
         return;
     }
@@ -308,7 +308,7 @@ fn serve_with(program: &str, options: &[&str], application: &str, ready_after: &
         let arguments = format!("--workers 2 --ready-after {ready_after} --chdir {folder} {way}");
         let cluster = launch(&arguments, &words).start();
         // uvicorn closes what it has accepted and not yet read when it is told to leave.
-        let cut = replace_everybody(&cluster);
+        let cut = replace_all_workers(&cluster);
         assert!(cut == 0 || program.ends_with("uvicorn"), "{cut} requests were not answered");
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!(ended.code, Some(0), "{:?}", ended.events);
@@ -342,7 +342,7 @@ async def app(scope, receive, send):
 }
 
 #[test]
-fn workers_run_as_who_and_where_and_with_what_was_asked_for() {
+fn workers_run_with_the_given_user_folder_and_environment() {
     let script = "echo $(id -u):$(id -g):$(id -G) in $(pwd) with $COLOUR and $PATH
         exec sleep 1000";
     let (identity, told) = match geteuid().is_root() {
@@ -366,7 +366,7 @@ fn workers_run_as_who_and_where_and_with_what_was_asked_for() {
 }
 
 #[test]
-fn built_in_workers_can_run_as_somebody_else_too() {
+fn built_in_workers_can_run_as_another_user_too() {
     if !geteuid().is_root() {
         return lacking("root, who alone can start workers as another user");
     }

@@ -50,7 +50,7 @@ fn last_words_of_a_killed_worker_are_told() {
 }
 
 #[test]
-fn a_flood_that_nobody_reads_costs_no_memory_and_holds_nobody_up() {
+fn an_unread_flood_costs_no_memory_and_blocks_nothing() {
     let mut child = Command::new(BINARY)
         .args(["--json", "--prefix", "--dialect", "listen-fds", "--ready-after", "0s"])
         .args(["--workers", "1", "--listen", "127.0.0.1:0", "--grace", "60s", "--", "yes"])

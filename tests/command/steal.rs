@@ -95,7 +95,7 @@ fn assert_nothing_lost(summary: &Summary) {
 }
 
 #[test]
-fn nobody_waits_for_a_blocked_worker() {
+fn no_client_waits_for_a_blocked_worker() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 4 --hang-after 100ms").start();
     let address = cluster.address();
@@ -224,7 +224,7 @@ pub(super) fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))
 }
 
 #[test]
-fn everybody_is_replaced_and_no_request_fails() {
+fn all_workers_are_replaced_without_a_failed_request() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 3").start();
     let before = cluster.worker_pids();
@@ -265,7 +265,7 @@ fn built_in_workers_are_replaced_in_the_same_way() {
 }
 
 #[test]
-fn a_worker_that_closes_its_server_leaves_nobody_behind() {
+fn a_worker_that_closes_its_server_leaves_no_client_behind() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 2").start();
     let address = cluster.address();
@@ -281,7 +281,7 @@ fn a_worker_that_closes_its_server_leaves_nobody_behind() {
 }
 
 #[test]
-fn whoever_has_connected_before_the_end_is_served() {
+fn clients_connected_before_the_end_are_served() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 3").start();
     let address = cluster.address();

@@ -90,7 +90,7 @@ fn open_streams_are_cut_when_the_grace_period_is_over() {
 }
 
 #[test]
-fn garbage_is_answered_or_closed_and_harms_nobody() {
+fn garbage_is_answered_or_closed_without_harm() {
     for cluster in runtimes("") {
         for round in 0..60_usize {
             let mut client = Client::to(&cluster.address());

@@ -94,7 +94,7 @@ fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: E
     assert_eq!((totals.accepted, totals.dropped), ((lost.len() + served) as u64, 5));
 }
 
-fn what_a_worker_does_to_its_waker_reaches_nobody_else(engine: EngineKind) {
+fn abuse_of_a_waker_affects_only_its_worker(engine: EngineKind) {
     let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
     let mut clients = bench.connect(2 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
@@ -118,5 +118,5 @@ on_each_engine! {
     a_listener_whose_only_worker_takes_nothing_holds_up_no_other
     of_a_listener_that_only_some_serve_no_more_is_accepted_than_they_take
     what_no_living_worker_serves_is_dropped_after_the_limit_and_counted
-    what_a_worker_does_to_its_waker_reaches_nobody_else
+    abuse_of_a_waker_affects_only_its_worker
 }

@@ -85,7 +85,7 @@ fn what_a_worker_has_said_before_its_end_is_told_however_late() {
 }
 
 #[test]
-fn a_worker_that_does_not_read_is_sent_so_much_and_no_more() {
+fn a_worker_that_does_not_read_is_sent_a_bounded_amount() {
     let echo = "process.on('message', ([number]) => process.send(number));
         require('http').createServer().listen(0);";
     with_each(|node| {

@@ -238,7 +238,7 @@ fn what_a_killed_worker_had_not_taken_is_served_by_another() {
 }
 
 #[test]
-fn garbage_ends_the_worker_that_sends_it_and_nobody_else() {
+fn garbage_ends_only_the_worker_that_sends_it() {
     let garbage = format!(
         "{SERVER} require('cluster').worker.on('error', () => {{}});
         setTimeout(() =>

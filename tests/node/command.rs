@@ -124,7 +124,7 @@ fn connections_wait_while_the_only_worker_is_replaced() {
 }
 
 #[test]
-fn sighup_replaces_everybody_and_no_request_fails() {
+fn sighup_replaces_all_workers_without_a_failed_request() {
     for policy in ["--policy rr", "--policy none"] {
         let Some(script) = Script::new(SERVER) else { return };
         let cluster = script.launch(&format!("--workers 2 {policy}")).start();
@@ -164,7 +164,7 @@ fn built_in_workers_are_replaced_in_the_same_way() {
 }
 
 #[test]
-fn a_successor_that_fails_ends_the_replacing_and_harms_nobody() {
+fn a_failing_successor_ends_the_reload_without_harm() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 2").start();
     let before = cluster.worker_pids();
@@ -204,7 +204,7 @@ fn several_servers_and_unix_sockets_are_served_by_all() {
 }
 
 #[test]
-fn every_worker_can_have_a_socket_of_its_own() {
+fn every_worker_can_have_its_own_socket() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 2 --policy none --accept reuseport").start();
     let address = cluster.address();
@@ -311,7 +311,7 @@ fn a_busy_port_is_told_by_name() {
 }
 
 #[test]
-fn who_waits_for_a_busy_port_keeps_nobody_waiting() {
+fn waiting_for_a_busy_port_delays_no_other_request() {
     let busy = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = busy.local_addr().expect("it is bound").port();
     let text = format!(

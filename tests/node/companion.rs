@@ -176,7 +176,7 @@ fn a_companion_that_dies_is_started_again_and_finds_the_workers() {
 }
 
 #[test]
-fn a_companion_that_does_not_read_holds_up_nobody() {
+fn a_companion_that_does_not_read_blocks_no_worker() {
     let Some(node) = crate::nodes::nodes().into_iter().next() else { return };
     let (_script, cluster) = start(&node, BROADCAST, "--workers 2");
     line(&cluster, "listening", 1);
@@ -209,7 +209,7 @@ fn a_companion_that_computes_does_not_outlive_a_killed_primary() {
 }
 
 #[test]
-fn a_primary_of_its_own_file_may_be_a_module() {
+fn a_separate_primary_file_may_be_a_module() {
     with_each(|node| {
         let script = Script::named(
             "server.js",

@@ -234,7 +234,7 @@ fn harm(cluster: &Cluster) -> String {
 }
 
 #[test]
-fn garbage_ends_the_worker_that_sends_it_with_a_reason_and_nobody_else() {
+fn garbage_ends_only_its_sender_and_names_the_reason() {
     let ways = ["no-json", "no-key", "no-number", "no-port", "arrival-of-nothing", "strangers"];
     for way in ways {
         puppets(way, "--workers 2", |cluster| {
@@ -272,7 +272,7 @@ fn garbage_ends_the_worker_that_sends_it_with_a_reason_and_nobody_else() {
 }
 
 #[test]
-fn a_worker_that_cuts_its_channel_is_replaced_and_nobody_notices() {
+fn a_worker_that_cuts_its_channel_is_replaced_unnoticed() {
     let text = "
         require('http').createServer((request, response) => {
             response.end(String(process.pid), () => {

@@ -98,7 +98,7 @@ fn descriptors_that_no_message_names_end_their_sender() {
 }
 
 #[test]
-fn handles_of_every_kind_go_to_nobody_else() {
+fn handles_of_every_kind_reach_no_other_worker() {
     endure("strangers");
 }
 

@@ -68,7 +68,7 @@ fn ports(cluster: &Cluster) -> BTreeSet<u16> {
 }
 
 #[test]
-fn every_worker_has_a_debugger_at_a_port_of_its_own() {
+fn every_worker_has_a_debugger_at_its_own_port() {
     let Some(folder) = script() else { return };
     let first = free_ports(5);
     let cluster = launch(&folder, 3, &[&format!("--inspect={first}")]).start();

@@ -224,7 +224,7 @@ fn workers_of_a_killed_primary_finish_what_is_open_and_end() {
 }
 
 #[test]
-fn a_connection_on_which_nothing_was_asked_holds_nobody() {
+fn a_connection_without_a_request_delays_no_worker() {
     with_each_node(|stand| {
         let cluster = stand.start("--workers 1 --grace 10m", "");
         let silent = Client::to(&cluster.address());

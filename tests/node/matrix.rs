@@ -162,7 +162,7 @@ fn messages_have_arrived(cluster: &Cluster) {
 }
 
 #[test]
-fn every_request_is_answered_and_everybody_leaves_in_order() {
+fn every_request_is_answered_and_all_workers_leave_in_order() {
     let nodes = nodes();
     let versions: Vec<&str> = nodes.iter().map(|node| &*node.version).collect();
     // Past the test harness, which would keep it to itself: who reads the log of a run has to

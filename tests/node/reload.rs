@@ -65,7 +65,7 @@ fn a_worker_that_listens_on_nothing_is_a_worker_too_and_can_be_replaced() {
 }
 
 #[test]
-fn a_version_that_crashes_soon_after_it_listens_replaces_nobody() {
+fn a_version_that_crashes_soon_after_listening_replaces_no_worker() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 2 --settle 1h").start();
     let before = cluster.worker_pids();
@@ -158,7 +158,7 @@ fn a_worker_is_ready_when_its_program_says_so() {
 }
 
 #[test]
-fn without_its_message_a_successor_replaces_nobody() {
+fn a_successor_without_its_message_replaces_no_worker() {
     let Some(script) = Script::new(&format!("{SERVER} {WARMING_UP}")) else { return };
     let say = |text: &str| fs::write(script.path("ready-after"), text).expect("a file");
     say("0");

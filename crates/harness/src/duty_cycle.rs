@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_ended_is_no_trouble() {
+    fn ended_processes_cause_no_error() {
         let mut child = Command::new("true").spawn().expect("a process");
         let slowed = DutyCycle::of(&[child.id()]);
         child.wait().expect("it ends");

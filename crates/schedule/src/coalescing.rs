@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn while_nobody_is_idle_waiting_is_free() {
+    fn while_no_worker_is_idle_waiting_is_free() {
         let mut coalescing = Coalescing::new(Some(WINDOW_NS));
         let mut wait_ns = |slack_ns, now_ns| coalescing.wait_ns(1, slack_ns, now_ns);
         assert_eq!(wait_ns(Some(4 * WINDOW_NS), 1), None, "a worker that is fast is idle soon");

@@ -220,7 +220,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_is_chosen_can_take_something_if_anybody_can(
+        fn the_chosen_worker_has_room_if_any_has(
             sockets in prop::collection::vec((any::<bool>(), any::<bool>(), 0u32..50), 0..70),
             least in any::<bool>(),
         ) {

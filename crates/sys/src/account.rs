@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn anybody_may_stay_what_they_are() {
+    fn any_user_may_keep_its_identity() {
         let (user, group) = (geteuid().as_raw(), getegid().as_raw());
         assert!(may_become(None, None) && may_become(Some(user), Some(group)));
         assert_eq!(may_become(Some(user.wrapping_add(1)), None), geteuid().is_root());

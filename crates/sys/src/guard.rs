@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_left_is_killed_after_the_grace_period_and_nobody_before() {
+    fn remaining_processes_are_killed_after_the_grace_period_and_not_before() {
         let guard = Guard::start(Duration::from_millis(300)).expect("a process");
         let ((mut stopped, remote), (mut ended, other)) = (sleeper(), sleeper());
         guard.watch(&remote).expect("it listens");

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_turned_away_does_not_get_in_and_who_had_connected_is_accepted() {
+    fn refused_clients_stay_out_and_connected_clients_are_accepted() {
         let shared = OpenOptions { share_port: true, ..OPTIONS };
         let patience = Duration::from_millis(20);
         for address in ["127.0.0.1:0", "[::1]:0"] {

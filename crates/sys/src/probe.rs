@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_who_refuses() {
+    fn a_refusal_names_its_source() {
         for (errno, disabled, seccomp, cause, hint) in [
             (Errno::EPERM, Some(2), Some(2), "io_uring_disabled is 2", "sysctl"),
             (Errno::EPERM, Some(1), Some(0), "io_uring_disabled is 1", "io_uring_group"),

@@ -56,7 +56,7 @@ fn a_healthy_machine_has_nothing_to_mend() {
 }
 
 #[test]
-fn a_refused_ring_says_who_refuses_and_hides_the_features() {
+fn a_refused_ring_names_the_cause_and_hides_the_features() {
     let mut facts = strict();
     ring(&mut facts).refusal = Some(Errno::EPERM);
     ring(&mut facts).features.clear();

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_goes_with_the_last_of_those_who_share_it() {
+    fn the_file_is_removed_with_its_last_user() {
         let folder = tempfile::tempdir().expect("a folder");
         let (first, second) = (write(folder.path()).expect("room"), write(folder.path()));
         let second = second.expect("it is there already");

@@ -47,7 +47,7 @@ fn a_lying_worker_is_cut_to_what_is_possible() {
 }
 
 #[test]
-fn what_a_worker_accepts_by_itself_is_assigned_and_claimed() {
+fn a_connection_that_a_worker_accepts_is_assigned_and_claimed() {
     let (mut primary, mut worker) = pair();
     primary.add_assigned(2);
     worker.add_own();
@@ -104,7 +104,7 @@ fn what_a_program_reports_is_added_and_what_it_refused_is_not() {
 }
 
 #[test]
-fn what_a_program_receives_by_itself_is_claimed() {
+fn a_connection_that_a_program_receives_is_claimed() {
     let (mut primary, mut worker) = pair();
     let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
     let program = program.expect("a page");

@@ -77,14 +77,14 @@ fn picks(picker: &mut Picker, loads: &[WorkerLoad], count: usize) -> Vec<u16> {
 }
 
 #[test]
-fn nobody_means_none() {
+fn without_eligible_workers_the_pick_is_none() {
     let mut picker = Picker::new(Policy::Rr, Limits::default());
     assert_eq!(pick(&mut picker, &[], EVERYBODY), None);
     assert_eq!(pick(&mut picker, &[WorkerLoad::default(); 3], EVERYBODY), None);
 }
 
 #[test]
-fn a_full_turn_visits_everybody_in_order() {
+fn a_full_turn_visits_every_worker_in_order() {
     let mut picker = Picker::new(Policy::Rr, Limits::default());
     assert_eq!(picks(&mut picker, &[WorkerLoad::ready(0); 4], 8), [0, 1, 2, 3, 0, 1, 2, 3]);
 }
@@ -183,7 +183,7 @@ fn an_overloaded_home_sends_its_client_to_the_next() {
 }
 
 #[test]
-fn one_queue_gives_to_the_idle_and_waits_when_nobody_is() {
+fn one_queue_gives_to_idle_workers_and_waits_without_any() {
     let mut picker = Picker::new(Policy::Central, Limits::default());
     let mut loads = [WorkerLoad::ready(0); 3];
     for expected in [Some(0), Some(1), Some(2), None] {
@@ -318,7 +318,7 @@ proptest! {
 
 proptest! {
     #[test]
-    fn only_those_who_can_are_chosen_and_somebody_is_if_anybody_can(
+    fn only_eligible_workers_are_chosen_and_one_is_if_any_exists(
         loads in prop::collection::vec(any_load(), 1..70),
         limits in any_limits(),
         policy in any_policy(),
@@ -338,7 +338,7 @@ proptest! {
     }
 
     #[test]
-    fn nobody_above_the_average_is_chosen_while_somebody_is_not(
+    fn no_worker_above_the_average_is_chosen_while_another_is_not(
         in_flight in prop::collection::vec(0u32..30, 1..40),
         factor in 1.0f32..2.0,
         client in any::<u64>(),
@@ -373,7 +373,7 @@ proptest! {
     }
 
     #[test]
-    fn least_never_passes_over_somebody_with_less(
+    fn least_never_skips_a_worker_with_fewer_connections(
         in_flight in prop::collection::vec(0u32..30, 1..40),
         count in 1usize..100,
     ) {
@@ -388,7 +388,7 @@ proptest! {
     }
 
     #[test]
-    fn nobody_who_would_be_done_clearly_earlier_is_passed_over(
+    fn no_worker_that_would_be_done_clearly_earlier_is_skipped(
         loads in prop::collection::vec((0u32..30, 1u32..1_000_000), 1..70),
     ) {
         let load =
@@ -428,7 +428,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_becomes_eligible_is_served_within_one_turn(
+    fn a_worker_that_becomes_eligible_is_served_within_one_turn(
         count in 1usize..70,
         warm_up in 0usize..200,
         late in any::<prop::sample::Index>(),

@@ -63,7 +63,7 @@ fn a_worker_stuck_in_a_turn_is_passed_over_while_it_is() {
 }
 
 #[test]
-fn out_of_credits_means_somebody_else_or_nobody() {
+fn without_credits_another_worker_or_none_is_picked() {
     let mut roster = roster(1);
     let given = (0..1000).map_while(|_| give(&mut roster, 0)).count();
     assert_eq!(given, 32);
@@ -97,7 +97,7 @@ fn a_full_channel_is_waited_for_once() {
 }
 
 #[test]
-fn a_listener_only_sees_those_who_serve_it() {
+fn a_listener_only_sees_workers_that_serve_it() {
     let mut roster = Roster::new(Policy::Rr, roster(0).config, 2);
     for slot in [Slot(0), Slot(1)] {
         roster.attach(slot, 0);
@@ -151,7 +151,7 @@ fn what_a_worker_sends_back_is_not_in_flight() {
 }
 
 #[test]
-fn there_is_slack_while_everybody_has_plenty_and_is_slow_to_claim() {
+fn there_is_slack_while_every_worker_has_plenty_and_is_slow_to_claim() {
     let mut roster = roster(2);
     for number in 0..2 * u64::from(PLENTY) {
         assert_eq!(roster.slack_ns(), None, "somebody has {number} at most");
@@ -171,7 +171,7 @@ fn there_is_slack_while_everybody_has_plenty_and_is_slow_to_claim() {
 }
 
 #[test]
-fn slow_start_is_for_who_comes_to_others_and_not_for_those_of_the_beginning() {
+fn slow_start_applies_to_joining_workers_and_not_to_the_first_ones() {
     let config = SchedulerConfig { coalesce_ns: None, ..SchedulerConfig::default() };
     let mut roster = Roster::new(Policy::Rr, config, 1);
     let come = |roster: &mut Roster, slot| {

@@ -96,7 +96,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn behind_a_stopped_worker_nobody_waits_longer_than_patience_and_a_look(
+    fn behind_a_stopped_worker_no_connection_waits_longer_than_patience_and_a_look(
         arrivals in arrivals(),
     ) {
         let mut world = World::new();
@@ -147,7 +147,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_wakes_up_is_trusted_again_and_keeps_what_comes(
+    fn a_worker_that_wakes_up_is_trusted_again_and_keeps_new_connections(
         blocked in arrivals(),
         awake in arrivals(),
     ) {
@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn each_connection_is_taken_once_by_somebody(
+    fn each_connection_is_taken_exactly_once(
         arrivals in arrivals(),
         accepts in prop::collection::vec(0usize..4, 1..50),
     ) {

@@ -131,7 +131,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn the_program_picks_what_it_shall(
+    fn the_program_picks_the_expected_socket(
         boards in prop::collection::vec((any_board(), 1u16..3), 1..PICKED_MAX),
         last in 0usize..200,
     ) {

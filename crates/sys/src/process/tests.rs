@@ -52,7 +52,7 @@ fn a_process_is_told_its_own_id_before_it_runs() {
 }
 
 #[test]
-fn a_process_in_a_group_of_its_own_has_no_signals_blocked() {
+fn a_process_in_its_own_group_has_no_signals_blocked() {
     let blocked = |own_group| {
         // Not through a shell, which might change the environment.
         let program = "/bin/grep".into();
@@ -99,7 +99,7 @@ fn a_program_that_is_not_there_is_told_even_with_placed_descriptors() {
 }
 
 #[test]
-fn somebody_else_has_no_groups_of_ours() {
+fn another_user_has_none_of_our_groups() {
     if !geteuid().is_root() {
         return crate::missing::lacking("root, who alone can start workers as another user");
     }

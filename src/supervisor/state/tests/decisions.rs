@@ -132,7 +132,7 @@ fn a_worker_that_has_lost_its_channel_and_lives_on_is_replaced_soon() {
 }
 
 #[test]
-fn the_policy_says_who_is_replaced_and_the_last_end_is_that_of_the_run() {
+fn the_restart_rule_decides_replacements_and_the_last_end_ends_the_run() {
     let policy = |restart: Restart| Rules { restart: restart.into(), ..rules() };
     let mut world = World::serving(policy(Restart::Never), 2);
     world.crashes(1);

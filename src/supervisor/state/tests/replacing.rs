@@ -102,7 +102,7 @@ fn a_successor_serves_what_its_predecessor_serves_now() {
 }
 
 #[test]
-fn where_each_worker_has_a_port_of_its_own_a_successor_has_another_one() {
+fn with_a_port_per_worker_a_successor_has_another_one() {
     let mut world = World::serving(rules(), 2);
     (1..=2).for_each(|worker| world.serves(worker, 9100 + u16::try_from(worker).expect("few")));
     world.reloads();
@@ -224,7 +224,7 @@ fn a_reload_fills_slots_that_were_given_up_and_forgets_short_lives() {
 }
 
 #[test]
-fn a_predecessor_that_ends_meanwhile_is_replaced_by_its_successor() {
+fn a_predecessor_that_ends_early_is_replaced_by_its_successor() {
     let mut world = World::serving(rules(), 2);
     world.reloads();
     world.crashes(1);
@@ -246,7 +246,7 @@ fn a_successor_without_a_predecessor_is_replaced_like_any_other() {
 }
 
 #[test]
-fn a_predecessor_that_leaves_meanwhile_is_waited_for() {
+fn a_predecessor_that_leaves_early_is_waited_for() {
     let mut world = World::serving(rules(), 1);
     world.reloads();
     world.leaves(1);

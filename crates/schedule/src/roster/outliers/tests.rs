@@ -163,7 +163,7 @@ impl Model {
 const OUTLIER: (Slot, Judgement) = (Slot(0), Judgement::Outlier { ejected_ns: None });
 
 #[test]
-fn a_worker_that_closes_at_once_attracts_no_more_than_its_share() {
+fn a_worker_that_closes_at_once_attracts_at_most_its_share() {
     for serial in [false, true] {
         for policy in [Policy::Rr, Policy::Least, Policy::Fastest] {
             let model = Model { serial, policy, ..MODEL };
@@ -211,7 +211,7 @@ fn an_ejected_outlier_gets_a_trial_after_each_time_and_longer_times() {
 }
 
 #[test]
-fn of_two_workers_one_stays_and_who_is_alone_is_needed() {
+fn of_two_workers_one_stays_and_an_only_one_is_needed() {
     let model = Model { workers: 2, eject_ns: Some(1_000 * MS), ..MODEL };
     let outcome = model.run(500 * MS, 5_000 * MS);
     assert!(outcome.first_percent() < 20.0, "{outcome:?}");

@@ -174,7 +174,7 @@ fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
 }
 
 #[test]
-fn a_descriptor_that_does_not_arrive_is_given_to_somebody_else() {
+fn a_descriptor_that_does_not_arrive_is_given_to_another_worker() {
     let (mut session, _) = listening(WindowRule::Fixed(2));
     give(&mut session, 0, 0);
     let second = give(&mut session, 1, 0);
@@ -262,7 +262,7 @@ fn requests_that_cannot_be_are_declined_at_once() {
 }
 
 #[test]
-fn data_of_the_first_is_told_to_everybody() {
+fn data_of_the_first_worker_reaches_all_workers() {
     let mut session = session(WindowRule::default());
     let mut request = query(1, 4);
     request["data"] = json!({ "ticketKeys": "ab" });

@@ -167,7 +167,7 @@ fn malformed_heads() {
 }
 
 #[test]
-fn leave_to_go_on_is_given_to_those_who_wait_for_it() {
+fn clients_that_wait_for_100_continue_get_it() {
     let head = "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n";
     let (sent, next) = run(head.as_bytes());
     assert_eq!(sent, "HTTP/1.1 100 Continue\r\n\r\n");
