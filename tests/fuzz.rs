@@ -1,5 +1,5 @@
-//! The checks of the fuzz targets, on any compiler: over the committed corpus, and over mutations
-//! of it from a seed. `CLUSTERLB_SEED` runs one seed alone.
+//! The checks of the fuzz targets on any compiler: over the committed corpus, and over seeded
+//! mutations of it. `CLUSTERLB_SEED` runs a single seed.
 
 #[path = "../fuzz/addresses.rs"]
 mod addresses;
@@ -29,7 +29,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).expect("a corpus is readable")).collect()
 }
 
-/// Changes, removes, repeats or inserts something in a few places, or glues another entry to it.
+/// Changes, removes, repeats or inserts bytes in a few places, or appends another entry.
 fn mutate(bytes: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut Rng) {
     for _ in 0..rng.usize(1..6) {
         let place = rng.usize(0..=bytes.len());

@@ -1,8 +1,8 @@
-//! The house rules that a machine can check, over every Rust file and document of the project.
+//! The house rules that can be checked automatically, over every Rust file and document.
 //!
-//! A rule is a function from a file to its findings, a test that holds the tree to it, and a test
-//! that shows it finding something. Rules read text with comments and literals blanked out; they
-//! do not parse Rust, and they leave to the compiler and to clippy what those can do.
+//! A rule is a function from a file to its findings, a test that applies it to the tree, and a test
+//! that shows a finding. Rules read text with comments and literals blanked out; they do not parse
+//! Rust, and leave to the compiler and to clippy what those check.
 
 #[path = "tidy/books.rs"]
 mod books;
@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 
 use source::Source;
 
-/// Folders whose Rust files the rules cover, as far as they exist.
+/// Folders whose Rust files the rules cover, if they exist.
 const ROOTS: [&str; 7] = ["src", "crates", "loadtest", "benches", "tests", "examples", "fuzz"];
 
 /// A place that breaks a rule.
@@ -52,7 +52,7 @@ fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files below `folder` that end in `extension`, but for build output.
+/// All files below `folder` that end in `extension`, except build output.
 fn files_below(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
@@ -71,7 +71,7 @@ fn files_below(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every file with this extension in these folders, read.
+/// All files with this extension in these folders, with their text.
 fn sources_in(folders: &[&str], extension: &str) -> Vec<Source> {
     let mut paths = Vec::new();
     for folder in folders {
@@ -94,7 +94,7 @@ fn read(path: &Path) -> Source {
     Source::new(&name.to_string_lossy(), &text)
 }
 
-/// Holds every file to a rule.
+/// Applies a rule to every file.
 fn hold(sources: &[Source], reason: &str, rule: fn(&Source) -> Vec<Finding>) {
     report(sources.iter().flat_map(rule).collect(), reason);
 }
@@ -105,7 +105,7 @@ fn report(findings: Vec<Finding>, reason: &str) {
     assert!(lines.is_empty(), "\n{}\nthe reason: {reason}\n", lines.join("\n"));
 }
 
-/// The lines that a rule finds in a made-up file.
+/// The lines that a rule finds in an invented file.
 fn lines_found(rule: fn(&Source) -> Vec<Finding>, path: &str, text: &str) -> Vec<usize> {
     rule(&Source::new(path, text)).iter().map(|finding| finding.line).collect()
 }

@@ -1,6 +1,6 @@
-//! The bell between a primary that waits for room and a worker that makes some: in every
-//! interleaving that the memory model allows, either the worker sees that it shall ring or the
-//! primary sees what the worker has published. Without one of the two fences that is not so.
+//! The wake-up between a primary that waits for room and a worker that makes room: in every
+//! interleaving that the memory model allows, the worker sees the request to wake, or the primary
+//! sees the published counters. Without one of the two fences this does not hold.
 //!
 //! A model of `PrimaryPage::set_wake` followed by `PrimaryPage::sample`, and of
 //! `WorkerPage::publish`, in `crates/protocol/src/scoreboard.rs`: the same stores and loads in the
@@ -14,7 +14,7 @@ use loom::thread;
 const NEVER: u64 = 0;
 const ALWAYS: u64 = 1;
 
-/// Which of the two fences are there.
+/// Which of the two fences are present.
 #[derive(Clone, Copy)]
 struct Fences {
     primary: bool,
@@ -43,7 +43,7 @@ impl Page {
         self.finished.load(Ordering::Acquire)
     }
 
-    /// `WorkerPage::publish`: whether to ring.
+    /// `WorkerPage::publish`: whether to wake the primary.
     fn publish(&self, fences: Fences, finished: u64) -> bool {
         self.finished.store(finished, Ordering::Release);
         if fences.worker {
@@ -53,14 +53,15 @@ impl Page {
     }
 }
 
-/// Explores every execution in which each of the workers publishes so many times while the primary
-/// asks for the bell, and tells in how many of them it waits for what has been published already.
+/// Explores every execution in which each worker publishes `publications` times while the primary
+/// requests a wake-up. Returns in how many the primary waits for counters that are already
+/// published.
 fn lost(fences: Fences, workers: usize, publications: u64) -> usize {
     let lost = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = std::sync::Arc::clone(&lost);
     Builder::new().check(move || {
         let pages: Arc<Vec<Page>> = Arc::new((0..workers).map(|_| Page::new()).collect());
-        // The bell itself is an eventfd: a system call, which loses nothing.
+        // The waker itself is an eventfd: a system call, which loses nothing.
         let rung = Arc::new(AtomicUsize::new(0));
         let threads = (0..workers).map(|place| {
             let (pages, rung) = (Arc::clone(&pages), Arc::clone(&rung));

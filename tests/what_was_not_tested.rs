@@ -1,8 +1,7 @@
-//! The end of a run: one list of what was not tested because this machine lacks something.
+//! The end of a run: a list of what was not tested because this machine lacks something.
 //!
-//! Cargo runs the test programs of a package one after the other in the order of their names, and
-//! this one is the last. What the crates below miss after that is told by `.ci/run`. Owns the files
-//! of other runs, too, and deletes them.
+//! Cargo runs the test programs of a package in the order of their names, and this is the last one.
+//! `.ci/run` reports what later crates miss. Owns the files of other runs, too, and deletes them.
 
 #[expect(dead_code, reason = "this program lacks nothing: it tells what others lacked")]
 #[path = "common/missing.rs"]
@@ -25,7 +24,7 @@ fn what_was_not_tested_is_told() {
     for (what, times) in times {
         told += &format!("  {times} × {what}\n");
     }
-    // Past the test harness, which would keep it to itself.
+    // Bypasses the test harness, which would capture it.
     let _ = std::io::stderr().write_all(told.as_bytes());
     let folder = path.parent().expect("it is in a folder");
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -277,10 +277,11 @@ pub(super) struct RunArguments {
 
     /// Where to listen; repeatable [default: 127.0.0.1:8000]
     ///
-    /// Programs that open their own listeners do not need it.
-    /// HOST:PORT, *:PORT, PORT, unix:/path[,mode=660,user=NAME,group=NAME], unix:@name or fd:N. A
-    /// name is looked up at the start, and all its addresses are served. *:PORT and [::]:PORT take
-    /// IPv6 and IPv4, [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the same
+    /// Programs that open their own listeners do not need it. HOST:PORT, *:PORT, PORT,
+    /// unix:/path[,mode=660,user=NAME,group=NAME], unix:@name or fd:N. A name is looked up at the
+    /// start, and all its addresses are served. *:PORT and [::]:PORT take IPv6 and IPv4,
+    /// [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the same for all workers.
+    /// fd:N is a listening socket inherited from the parent process.
     /// for all workers. fd:N is a listening socket inherited from the parent process.
     #[arg(
         short,

@@ -39,12 +39,13 @@ impl Waiting {
     }
 }
 
-/// Two workers work on a connection each; two more wait for each of them. The first worker then
-/// gets one of its two, and works on it. The other worker gets everything else.
+/// Two workers each work on a connection; two more wait for each of them. The first worker then
+/// gets one of its two, and works on it. The other worker gets all the rest.
 fn what_is_not_claimed_goes_to_others(service: Service) {
     let mut stage = Stage::with(|settings| {
         settings.scheduling.credits = CreditRule::Fixed(8);
-        // On a machine so busy that the looks for an idle worker have ended, this one takes over.
+        // On a machine so busy that the search for an idle worker ends early, this limit takes
+        // over.
         settings.scheduling.hang_after_ns = Some(5_000_000_000);
     });
     let workers = [stage.puppet(), stage.puppet()];
@@ -59,12 +60,12 @@ fn what_is_not_claimed_goes_to_others(service: Service) {
     let busy = first.1;
     let mut waiting = Vec::new();
     for count in 3..=6 {
-        // One after the other, so that each is a message of its own.
+        // One after the other, so that each is a separate message.
         waiting.push(Waiting::at(&address));
         eventually("it to be assigned", || (assigned(0) + assigned(1) == count).then_some(()));
     }
     assert_eq!((assigned(0), assigned(1)), (3, 3), "two wait for each worker");
-    // Longer than a turn may take before others wait for it.
+    // Longer than a turn may take before the worker counts as busy.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(20) {
         assert!(waiting.iter_mut().all(|one| one.greeter().is_none()), "both work");

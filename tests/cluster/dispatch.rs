@@ -1,5 +1,5 @@
-//! Workers to which the kernel dispatches: they accept from a socket of their own, and take from
-//! their inbox what the primary gives them of others.
+//! Workers with kernel dispatch: they accept from their own sockets, and receive connections of
+//! other workers from the primary through their inboxes.
 
 use std::collections::BTreeSet;
 
@@ -104,7 +104,7 @@ fn threads_and_edges_are_woken_by_both_sources() {
     let (threads, edges) = (stage.puppet(), stage.puppet());
     let address = stage.serve(&threads, "127.0.0.1:0", Service::GreetByThree);
     stage.serve(&edges, "127.0.0.1:0", Service::KeepByEdges);
-    // What this one leaves comes to them by way of their inboxes.
+    // The connections this one leaves unaccepted reach them through their inboxes.
     let lazy = stage.puppet();
     stage.serve(&lazy, "127.0.0.1:0", Service::Ignore);
     let mut greeters = BTreeSet::new();

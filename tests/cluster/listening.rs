@@ -112,7 +112,7 @@ fn a_chosen_port_stays_after_all_workers_were_replaced() {
     }
 }
 
-/// A fixed port is shared, whatever number of times the worker has opened it before.
+/// A fixed port is shared, however often the worker has opened it before.
 fn a_fixed_port_is_shared_however_often_it_was_opened() {
     for policy in [Policy::Rr, Policy::None] {
         let mut stage = Stage::with(|settings| settings.policy = policy);

@@ -1,4 +1,4 @@
-//! Addresses requested asynchronously, or in vain.
+//! Addresses requested asynchronously, or without success.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 

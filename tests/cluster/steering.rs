@@ -1,4 +1,4 @@
-//! What changes of a cluster while it accepts, and whether its threads are alive.
+//! Settings that change while a cluster accepts, and whether its threads are alive.
 
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -19,12 +19,12 @@ trials!(
     a_socket_that_was_given_is_the_one_for_its_address,
 );
 
-/// Waits for a word before each choice.
+/// Waits for a message before each choice.
 struct Stuck(Arc<Mutex<Receiver<()>>>);
 
 impl Scheduler for Stuck {
     fn pick(&mut self, _: &Loads, _: Client) -> Option<clusterlb::Slot> {
-        // The end of the other side is a word, too.
+        // The end of the channel counts as a message.
         let _ = self.0.lock().expect("no other one panics").recv();
         None
     }
@@ -70,7 +70,7 @@ fn a_socket_that_was_given_is_the_one_for_its_address() {
     let stranger: OwnedFd = TcpStream::connect(&address).expect("it listens").into();
     assert!(stage.cluster.adopt(stranger).is_err());
     let worker = stage.puppet();
-    // Opening it again would fail: the port is taken, by this process.
+    // Opening it again would fail: this process already has the port.
     assert_eq!(stage.serve(&worker, &address, Service::Keep), address);
     let sockets = stage.cluster.listener_sockets().expect("the cluster lives");
     assert_eq!(sockets.len(), 1);

@@ -66,7 +66,7 @@ fn any_worker_that_reads_a_shared_socket_answers() {
     let address = addresses.pop_first().expect("an address");
     assert!(addresses.is_empty(), "they share it");
     assert!((0..30).all(|_| (1..=3).contains(&answerer(&address))));
-    // The fastest worker closes it and the others go on, until each has had its turn.
+    // The fastest worker closes it and the others continue, until each has had its turn.
     let mut answered = BTreeSet::new();
     while answered.len() < workers.len() {
         // A thread that is just closing the socket may answer once more.
@@ -89,8 +89,8 @@ fn each_worker_with_its_own_socket_gets_datagrams() {
         let bound = bind(&mut stage, worker, "127.0.0.1:0", options(Transport::DatagramEach));
         address = bound.expect("a free port");
     }
-    // The kernel selects by client port: it is out of the question that eighty ports all hit one of
-    // two.
+    // The kernel selects by client port: it is practically impossible that eighty ports all map to
+    // one of two sockets.
     let answered: BTreeSet<u32> = (0..80).map(|_| answerer(&address)).collect();
     assert_eq!(answered, [1, 2].into());
     // The socket of an ended worker gets no more datagrams.

@@ -18,7 +18,7 @@ use crate::common::{
     lacking, machine,
 };
 
-/// A run with an admin socket in a folder of its own.
+/// A run with an admin socket in a temporary folder.
 struct Steered {
     cluster: Cluster,
     admin: String,
@@ -214,7 +214,7 @@ fn documented() -> Vec<String> {
 
 #[test]
 fn every_metric_is_documented_and_every_documented_one_is_there() {
-    // With it the kernel's count of what found the backlog full says something else.
+    // Deferred accepts change the kernel's count of backlog overflows.
     let run = Steered::start("--workers 1 --defer-accept off");
     let body = run.get("/metrics").body;
     let samples = body.lines().filter(|line| !line.starts_with('#'));

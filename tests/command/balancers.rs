@@ -21,7 +21,7 @@ struct Haproxy {
 }
 
 impl Haproxy {
-    /// Starts it with a configuration and a socket to look at it.
+    /// Starts it with a configuration and a socket for its statistics.
     fn start(configuration: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("stats");
@@ -126,7 +126,7 @@ fn an_agent_says_down_while_no_worker_serves() {
 fn clients_of_the_agent_that_hang_hold_nothing_up() {
     let run = Launch::new("--workers 1 --agent-check 127.0.0.1:0").start();
     let agent = agent_of(&run);
-    // What HAProxy is told to send (agent-send) is read and ignored.
+    // The text that HAProxy is configured to send (agent-send) is read and ignored.
     let mut stream = TcpStream::connect(&agent).expect("it listens");
     stream.write_all(b"machine one\n").expect("it reads");
     stream.shutdown(Shutdown::Write).expect("it is open");
@@ -191,13 +191,13 @@ fn haproxy_follows_readiness_and_the_agent_by_the_example() {
     eventually("both to be up", || is_up("one").and_then(|()| is_up("two")));
     let front = format!("127.0.0.1:{front}");
     (0..4).for_each(|_| get(&front).expect("an answer").assert_hello());
-    // Half of its limit is taken: half of its weight is left, or less if its CPU is busy.
+    // Half of its limit is in use: half of its weight is left, or less if its CPU is busy.
     let open: Vec<Client> = (0..5).map(|_| Client::held(&one.address())).collect();
     eventually("the weight to follow", || {
         (1..=50).contains(&haproxy.server("one").1).then_some(())
     });
     drop(open);
-    // One is told to stop: it is drained, and requests go to the other one.
+    // One gets SIGTERM: it is drained, and requests go to the other one.
     one.signal(Signal::SIGTERM);
     one.event("stopping", 0);
     eventually("it to be drained, or down", || {

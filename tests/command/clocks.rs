@@ -1,5 +1,5 @@
-//! Time where it is not the machine's: in a time namespace, as containers that were moved have one,
-//! deadlines hold on either engine, and what waits for them.
+//! Clocks that differ from the machine's: in a time namespace, as in containers that were migrated,
+//! deadlines hold on either engine.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,12 +10,12 @@ use crate::common::{Client, Launch, get, has_program, lacking, machine};
 
 /// Seconds that the clocks of the namespace are ahead.
 const AHEAD: &str = "100000000";
-/// Far more than anything here takes, and far less than the clocks differ.
+/// Far more than any step here takes, and far less than the clocks differ.
 const SOON: Duration = Duration::from_secs(30);
 
 const UNSHARE: [&str; 6] = ["unshare", "--time", "--monotonic", AHEAD, "--boottime", AHEAD];
 
-/// Whether a program that is started so is in such a namespace itself, and not only its children.
+/// Whether a program started this way is in the namespace itself, and not only its children.
 fn can_shift() -> bool {
     if !has_program("unshare") {
         return false;
@@ -33,8 +33,8 @@ fn can_shift() -> bool {
     is_ahead
 }
 
-/// A clock that is ahead must end nothing at once, and one that is looked at from outside must not
-/// keep it for years.
+/// A clock that is ahead must end nothing at once, and one read from outside must not delay it for
+/// years.
 fn deadlines_hold(arguments: &str) {
     let launch = Launch::new(&format!("--workers 2 --header-timeout 1s {arguments}"));
     let cluster = launch.with_defaults().under(&UNSHARE).start();

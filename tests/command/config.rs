@@ -1,5 +1,4 @@
-//! Options from a file and from the environment: what counts, what is refused, and what a reload
-//! changes.
+//! Options from a file and from the environment: precedence, refusals, and changes by a reload.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,7 +43,7 @@ fn launch(config: &Config, arguments: &str) -> Launch {
     Launch::new(arguments).option("--config", config.path().to_str().expect("a plain path"))
 }
 
-/// A variable of a process as it was when it was started.
+/// A variable of a process, as it was at its start.
 fn variable(pid: u32, name: &str) -> Option<String> {
     let all = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let all = String::from_utf8_lossy(&all).into_owned();
@@ -125,7 +124,7 @@ fn the_command_line_counts_before_the_environment_and_that_before_the_file() {
     get(&cluster.address()).expect("an answer").assert_hello();
     let ended = cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.events[0]["policy"], "sticky");
-    // What a list of processes shows has no variables of workers.
+    // A list of processes must not show the workers' variables.
     let config = Config::new("");
     launch(&config, "--workers 1").listen("127.0.0.1:0").start().stop(Signal::SIGTERM);
 }

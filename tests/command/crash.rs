@@ -1,5 +1,5 @@
-//! Processes that die or hang: what they had not claimed is served by others, the rest is
-//! counted, and the run goes on.
+//! Processes that die or hang: other workers serve their unclaimed connections, the rest is
+//! counted, and the run continues.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, Summary, eventually, get, machine};
 
-/// Clients that ask on and on, each time on a new connection.
+/// Clients that send requests without a pause, each on a new connection.
 struct Load {
     answered: AtomicU64,
     failed: AtomicU64,
@@ -32,7 +32,7 @@ impl Load {
         }
     }
 
-    /// Puts the cluster under load while `harm` is done to it, and gives the load's counts.
+    /// Runs `harm` while the cluster is under load, and returns the load's counts.
     fn during(cluster: &Cluster, harm: impl FnOnce(&Self)) -> (u64, u64) {
         let load =
             Self { answered: AtomicU64::new(0), failed: AtomicU64::new(0), over: false.into() };
@@ -47,7 +47,7 @@ impl Load {
         (load.answered.into_inner(), load.failed.into_inner())
     }
 
-    /// Waits until so many more requests have been answered.
+    /// Waits until `count` more requests have been answered.
     fn go_on(&self, count: u64) {
         let before = self.answered.load(Ordering::Relaxed);
         eventually("requests to be answered", || {
@@ -56,7 +56,8 @@ impl Load {
     }
 }
 
-/// Says at its end, be it a panic, that it is over, so that nobody waits for those who ask on.
+/// Ends the load when dropped, also by a panic, so that no thread waits for clients that would
+/// continue.
 struct AtEnd<'a>(&'a AtomicBool);
 
 impl Drop for AtEnd<'_> {
@@ -65,12 +66,12 @@ impl Drop for AtEnd<'_> {
     }
 }
 
-/// Clients that come one after the other, whether those before them were answered or not, until
-/// the load is over. Tells how many came and were answered or disappointed in the end.
+/// Clients one after the other, whether earlier ones were answered or not, until the load ends.
+/// Returns how many there were; each was answered or cut.
 ///
-/// The kernel wakes one of those who wait for a connection, and for a moment that may be the ring
-/// of a killed worker, which it takes down in its own time. Whoever came at that moment waits for
-/// the next one who comes to the same socket; a load that stops until it is answered sends nobody.
+/// The kernel wakes one of the waiting acceptors, which for a moment may be the ring of a killed
+/// worker that is still being torn down. A client of that moment waits until the next one connects
+/// to the same socket, which a load that waits for answers never does.
 fn trickle(cluster: &Cluster, over: &AtomicBool) -> u64 {
     let (mut came, mut clients) = (0, Vec::new());
     let hear = |client: &mut Client| {
@@ -92,7 +93,7 @@ fn trickle(cluster: &Cluster, over: &AtomicBool) -> u64 {
     came
 }
 
-/// A small generator of repeatable choices (Marsaglia's xorshift).
+/// A small deterministic generator (Marsaglia's xorshift).
 struct Choices(u64);
 
 impl Choices {
@@ -148,15 +149,15 @@ fn killed_under_load(policy: &str, seed: u64) -> (Summary, u64) {
 fn killing_workers_under_load_costs_only_what_they_had_claimed() {
     for (seed, runtime) in [(11, "ring"), (12, "ring"), (13, "tokio-uring")] {
         let (summary, failed) = killed_under_load(&format!("--runtime {runtime}"), seed);
-        // One that the killed worker had answered and not yet counted is aborted too.
+        // A connection that the killed worker had answered and not yet counted is aborted too.
         assert!(failed <= summary.aborted, "{failed} failed, {summary:#?}");
     }
 }
 
 #[test]
 fn killing_workers_that_accept_by_themselves_costs_only_what_they_had_accepted() {
-    // What the kernel had accepted for the killed worker and it had not yet looked at was known
-    // to nobody else, so here the books can be short of a failure.
+    // Connections that the kernel had accepted for the killed worker are unknown to the primary
+    // until the worker reads them, so here the counts may miss a failure.
     for mechanism in ["epoll", "epoll-exclusive", "uring", "uring-multishot", "reuseport"] {
         killed_under_load(&format!("--policy none --accept {mechanism}"), 14);
     }
@@ -189,7 +190,7 @@ fn workers_are_never_replaced_if_so_wished() {
     let cluster = Launch::new("--workers 2 --restart never").start();
     let address = cluster.address();
     for (place, pid) in cluster.worker_pids().into_iter().enumerate() {
-        // Kept, because one that is answered and closed may be counted only after the kill.
+        // Kept, because a closed connection may be counted only after the kill.
         let kept = Client::held(&address);
         machine::signal(pid, Signal::SIGKILL);
         assert_eq!(cluster.event("exit", place)["aborted"], 1);
@@ -214,7 +215,7 @@ fn workers_are_replaced_on_failure_only_if_so_wished() {
     cluster.event("online", 3);
     let left = cluster.workers();
     assert_eq!(left.iter().map(|worker| worker.id).collect::<Vec<_>>(), [3, 4]);
-    // When the last one has left in order, the run is over in order.
+    // If the last worker left in order, the run ends in order.
     left.iter().for_each(|worker| machine::signal(worker.pid, Signal::SIGTERM));
     let ended = cluster.wait();
     assert_eq!((ended.code, ended.errors.as_str()), (Some(0), ""), "{ended:?}");
@@ -244,13 +245,14 @@ fn a_worker_that_always_dies_is_given_up() {
 
 #[test]
 fn what_a_stopped_worker_has_not_claimed_is_served_by_others_when_it_dies() {
-    // With credits of their own accord the stopped one would get less than its turn.
+    // With automatic credits the stopped worker would get less than its turn.
     let cluster = Launch::new("--workers 2 --credits 256").start();
     let victim = cluster.worker_pids()[0];
     machine::suspend(victim);
     let mut clients: Vec<Client> = (0..40).map(|_| Client::to(&cluster.address())).collect();
     clients.iter_mut().for_each(|client| client.send(GET));
-    // The rotation begins with the stopped one: when the other one has its twenty, so has it.
+    // The rotation begins with the stopped worker: when the other one has its twenty, so has this
+    // one.
     eventually("half of the clients to be answered", || {
         (clients.iter().filter(|client| client.has_heard()).count() == 20).then_some(())
     });
@@ -270,7 +272,7 @@ fn what_a_stopped_worker_has_not_claimed_is_served_by_others_while_it_hangs() {
     for _ in 0..40 {
         get(&cluster.address()).expect("an answer").assert_hello();
     }
-    // On a busy machine the other one may be late for a moment, too.
+    // On a busy machine the other worker may be late for a moment, too.
     let told = |name: &str| {
         cluster.until(&format!("event {name} of the stopped worker"), |heard| {
             heard.named(name).any(|event| event["id"] == workers[0].id).then_some(())
@@ -345,7 +347,7 @@ fn workers_end_by_themselves_when_the_primary_is_killed() {
         let ended = cluster.stop(Signal::SIGKILL);
         assert_eq!(ended.signal, Some(9));
         drop(kept);
-        // The kernel takes a ring with an armed accept down in its own time.
+        // The kernel tears a ring with an armed accept down asynchronously.
         eventually("the port to be free", || TcpListener::bind(&address).ok());
     }
 }

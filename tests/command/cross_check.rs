@@ -1,9 +1,9 @@
-//! The generator against others of its kind: `wrk`, `ab` and `h2load`, as far as they are there.
+//! The load generator against others: `wrk`, `ab` and `h2load`, where installed.
 //!
-//! Counts have to agree exactly with the server's own books: what one generator asks, a server
-//! serves, and the generator reports is one number. Latencies are compared with a server that is
-//! known to need 20 ms: nobody may report less, and the fastest of many answers cannot lie in
-//! another order of magnitude, however busy the machine is.
+//! Counts must agree exactly with the server's own: requests sent by a generator, served by the
+//! server, and reported by the generator are one number. Latencies are compared with a server that
+//! takes 20 ms: no generator may report less, and the fastest of many answers must be of the same
+//! order of magnitude, however busy the machine is.
 
 use std::process::{Command, Stdio};
 
@@ -11,27 +11,27 @@ use serde_json::Value;
 
 use crate::common::{BINARY, Launch, Summary, has_program};
 
-/// What a generator reports of a run.
+/// A generator's report of a run.
 #[derive(Debug)]
 struct Told {
     completed: u64,
     failed: u64,
-    /// The fastest answer or, of who does not tell that, the median.
+    /// The fastest answer, or the median if the generator does not report it.
     fast_ms: f64,
 }
 
-/// A generator: the program, and how it is asked for so many requests by so many clients.
+/// A generator: the program, and its arguments for a number of requests and clients.
 struct Generator {
     program: &'static str,
     arguments: fn(&Ask, address: &str) -> String,
     told: fn(&str) -> Option<Told>,
 }
 
-/// What is asked for.
+/// The load.
 struct Ask {
     requests: u64,
     clients: u64,
-    /// Connections are used again.
+    /// Connections are reused.
     kept: bool,
 }
 
@@ -63,7 +63,7 @@ const AB: Generator = Generator {
         Some(Told {
             completed: number(output, "Complete requests:")?,
             failed: number(output, "Failed requests:")?,
-            // Least, mean, deviation, median and most, in whole milliseconds.
+            // Minimum, mean, deviation, median and maximum, in whole milliseconds.
             fast_ms: number(output, "Total:")?,
         })
     },
@@ -108,7 +108,7 @@ const WRK: Generator = Generator {
     },
 };
 
-/// What follows a label at the beginning of a line, up to the line's end.
+/// The rest of the line after a label at its beginning.
 fn after<'a>(output: &'a str, label: &str) -> Option<&'a str> {
     output.lines().find_map(|line| line.trim_start().strip_prefix(label))
 }
@@ -127,7 +127,7 @@ fn milliseconds(text: &str) -> Option<f64> {
 }
 
 impl Generator {
-    /// Loads a fresh server and brings both stories.
+    /// Loads a fresh server and returns both reports.
     fn run(&self, ask: &Ask, server: &str) -> (Told, Summary) {
         let cluster = Launch::new(server).start();
         let arguments = (self.arguments)(ask, &cluster.address());
@@ -149,7 +149,7 @@ fn served(summary: &Summary) -> u64 {
     summary.workers.iter().map(|worker| worker.requests).sum()
 }
 
-/// The generators that are there; those that are not are named.
+/// The installed generators; the others are reported as missing.
 fn there(all: &[Generator]) -> impl Iterator<Item = &Generator> {
     all.iter().filter(|one| one.program == BINARY || has_program(one.program))
 }
@@ -157,13 +157,13 @@ fn there(all: &[Generator]) -> impl Iterator<Item = &Generator> {
 #[test]
 fn what_is_asked_is_what_is_served_and_what_is_told() {
     let ask = Ask { requests: 500, clients: 8, kept: false };
-    // h2load cannot be told to open a connection for each request.
+    // h2load cannot open a connection for each request.
     for generator in there(&[OWN, AB]) {
         let (told, summary) = generator.run(&ask, "--workers 2");
         let name = generator.program;
         assert_eq!((told.completed, told.failed), (500, 0), "{name}: {told:?}");
         assert_eq!(served(&summary), 500, "{name}: {summary:?}");
-        // At its end ab opens a connection for each client more, and asks for nothing on it.
+        // At its end ab opens one more connection per client without a request.
         let unused = if name == BINARY { 0 } else { ask.clients };
         assert!((500..=500 + unused).contains(&summary.accepted), "{name}: {summary:?}");
     }

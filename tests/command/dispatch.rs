@@ -1,5 +1,5 @@
-//! Connections dispatched by the kernel (`--dispatch kernel`), to built-in and Node workers: who
-//! gets them, and what becomes of them when a worker is stopped, killed, replaced or gone.
+//! Connections dispatched by the kernel (`--dispatch kernel`) to built-in and Node workers: which
+//! worker gets them, and their outcome when a worker is stopped, killed, replaced or gone.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ fn launch(arguments: &str) -> Launch {
     Launch::new(&format!("--dispatch kernel {arguments}"))
 }
 
-/// The same without any capability, where this machine can take them away.
+/// A launch without any capability, where this machine can drop them.
 fn unprivileged(arguments: &str) -> Option<Launch> {
     has_program("setpriv")
         .then(|| launch(arguments).under(&["setpriv", "--inh-caps=-all", "--bounding-set=-all"]))
@@ -26,7 +26,7 @@ fn both(arguments: &str) -> impl Iterator<Item = Launch> {
     [Some(launch(arguments)), unprivileged(arguments)].into_iter().flatten()
 }
 
-/// Answers all, each after the other has come, and tells how many there were.
+/// Sends a request to each in sequence, and returns how many were answered.
 fn all_answered(clients: Vec<Client>) -> usize {
     let answers = clients.into_iter().map(|mut client| client.receive().assert_hello());
     answers.count()
@@ -36,7 +36,7 @@ fn changes(summary: &Value, reason: &str) -> u64 {
     summary["steered"][reason].as_u64().unwrap_or(0)
 }
 
-/// The last event of a run that is over: the books, with all their fields.
+/// The last event of a finished run: the summary, with all its fields.
 fn books(cluster: Cluster) -> Value {
     let ended = cluster.stop(Signal::SIGTERM);
     ended.assert_in_order();
@@ -99,7 +99,7 @@ fn stop_a_worker_of(cluster: Cluster) {
     cluster.until("recovered", |heard| heard.named("recovered").find(is_meant).cloned());
     let summary = books(cluster);
     let later = summary["stolen"].as_u64().expect("a number") - before;
-    // A quarter of all would have been stolen if it had stayed in.
+    // A quarter of all would have been stolen if it had stayed selectable.
     assert!(before > 0 && later < 40, "{summary}");
     assert!(changes(&summary, "stalls") > 0, "{summary}");
 }
@@ -209,7 +209,7 @@ fn what_the_kernel_cannot_do_is_refused() {
     let told = cluster.event("listening", 0);
     assert_eq!((&told["dispatch"], &told["policy"]), (&"kernel".into(), &"rr".into()));
     books(cluster);
-    let wrong = Launch::new("--workers 2").variable("CLUSTERLB_DISPATCH", "nobody").refused();
+    let wrong = Launch::new("--workers 2").variable("CLUSTERLB_DISPATCH", "anyone").refused();
     wrong.assert_refusal(2, &["CLUSTERLB_DISPATCH", "primary, kernel"]);
 }
 
@@ -227,7 +227,7 @@ fn the_form_is_told_at_the_start() {
 fn clients_that_stay_are_spread_exactly_where_the_kernel_may_count() {
     let cluster = launch("--workers 8").start();
     let is_exact = cluster.event("listening", 0)["dispatch_form"] == "exact";
-    // Each has been answered before the next one comes, so it has been counted.
+    // Each has been answered, and so counted, before the next one connects.
     let clients: Vec<Client> = (0..80).map(|_| Client::held(&cluster.address())).collect();
     drop(clients);
     let summary = cluster.end();

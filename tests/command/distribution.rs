@@ -1,4 +1,5 @@
-//! Who gets the connections: exactly even by the primary, in the kernel's way by each mechanism.
+//! Which worker gets the connections: exactly even by the primary, and as the kernel does by each
+//! mechanism.
 
 use crate::common::books::assert_even;
 use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, get_from, machine};
@@ -32,9 +33,9 @@ fn round_robin_is_exact_for_many_clients_at_once() {
 fn skipping_busy_workers_excludes_none() {
     let cluster = Launch::new("--workers 8").with_defaults().start();
     get_from(&cluster.address(), 64, 13);
-    // How even it was depends on how busy each worker's CPU is with other things; one that was late
-    // may have lost its whole share to the others. But it does not stay out: of clients that come
-    // and stay, every worker gets some.
+    // How even it is depends on the load of each worker's CPU; a late worker may lose its whole
+    // share to the others. But it is not excluded: of clients that stay connected, every worker
+    // gets some.
     let (mut clients, mut left) = (Vec::new(), cluster.worker_pids());
     eventually("every worker to hold a client", || {
         let before = clients.len();
@@ -66,7 +67,7 @@ fn every_listener_has_its_own_rotation() {
         .start();
     let addresses = cluster.addresses();
     let mut clients: Vec<Vec<Client>> = addresses.iter().map(|_| vec![]).collect();
-    // In an order that would make one common rotation uneven for each listener.
+    // An order in which one common rotation would be uneven for each listener.
     for round in 0..10 {
         for (place, address) in addresses.iter().enumerate() {
             for _ in 0..=(round + place) % 2 {
@@ -122,14 +123,14 @@ fn clients_wait_in_the_backlog_while_all_workers_are_at_the_limit() {
         waiting.push_back(client);
     }
     for round in 0..ROUNDS {
-        // Whoever finishes lets exactly one of those go on who wait, the one that came first:
-        // a wake-up that got lost would leave it waiting.
+        // Each finished connection lets exactly one waiting client in, the first one: with a lost
+        // wake-up it would wait forever.
         if round % 2 == 0 {
             held.pop_front();
         } else {
-            held.pop_front().expect("somebody is held").ask(GET_CLOSE).assert_hello();
+            held.pop_front().expect("a client is held").ask(GET_CLOSE).assert_hello();
         }
-        let mut next = waiting.pop_front().expect("somebody waits");
+        let mut next = waiting.pop_front().expect("a client waits");
         next.receive().assert_hello();
         held.push_back(next);
         let mut client = Client::to(&address);
@@ -238,7 +239,7 @@ fn a_client_that_is_silent_at_first_is_served_whenever_connections_are_accepted(
         let mut silent = Client::to(&cluster.address());
         get(&cluster.address()).expect("an answer").assert_hello();
         silent.ask(GET_CLOSE).assert_hello();
-        // One that never says anything is accepted, too, but later.
+        // A client that sends nothing is accepted, too, but later.
         let mute = Client::to(&cluster.address());
         let counted = eventually("every connection to be accepted", || {
             let counted = machine::holders(&cluster.worker_pids(), &[mute.port()], cluster.port());

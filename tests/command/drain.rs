@@ -1,4 +1,5 @@
-//! The end of a run: open requests are answered, nothing new is taken, nothing is left.
+//! The end of a run: open requests are answered, no connection is accepted, no process or file is
+//! left.
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -22,24 +23,24 @@ fn start(policy: &str) -> Cluster {
     Launch::new(&format!("--workers 2 {policy}")).start()
 }
 
-/// A request whose body is still to come, on a connection that some worker holds.
+/// A request without its body yet, on a connection that a worker holds.
 fn open_request(address: &str) -> Client {
     let mut client = Client::held(address);
     client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
-    // The answer shows that the head has been read.
+    // The interim answer shows that the head has been read.
     assert_eq!(client.receive_head().status, 100);
     client
 }
 
 fn until_refused(address: &str) {
     eventually("new connections to be refused", || {
-        // One that comes at the very moment of the closing is reset instead.
+        // A client that connects at the moment of closing is reset instead.
         let error = Client::connect(address).err()?;
         (error.kind() == ErrorKind::ConnectionRefused).then_some(())
     });
 }
 
-/// Fails unless the port can be bound by somebody else at once.
+/// Fails unless another socket can bind the port at once.
 fn assert_port_free(address: &str) {
     let bound = TcpListener::bind(address);
     assert!(bound.is_ok(), "{address} is still busy: {bound:?}");
@@ -55,7 +56,7 @@ fn drain_with_open_requests(policy: &str, signal: Signal) {
     let address = cluster.address();
     let mut idle: Vec<Client> = (0..3).map(|_| Client::held(&address)).collect();
     let mut in_head = Client::to(&address);
-    // In one piece with a whole request, whose answer shows that the half one has been read.
+    // In one piece with a whole request, whose answer shows that the incomplete one has been read.
     in_head.ask(&[GET, b"GET / HTTP/1.1\r\nHo"].concat()).assert_hello();
     let in_body = open_request(&address);
     cluster.signal(signal);
@@ -86,7 +87,7 @@ fn sigint_drains_too() {
 
 #[test]
 fn a_signal_to_the_whole_group_is_one_signal() {
-    // A terminal's Ctrl-C reaches every process; only the primary decides what it means.
+    // A terminal's Ctrl-C reaches every process; only the primary acts on it.
     let cluster = start("--policy rr");
     let mut open = open_request(&cluster.address());
     for pid in cluster.worker_pids() {
@@ -107,7 +108,7 @@ fn requests_that_outlast_the_grace_period_are_cut_and_counted() {
         let mut open: Vec<Client> = (0..3).map(|_| open_request(&address)).collect();
         cluster.signal(Signal::SIGTERM);
         for client in &mut open {
-            // Whatever the kernel makes of the end of a process, it is an end.
+            // The error depends on how the kernel closes the socket of an ended process.
             assert!(client.try_receive(true).is_err());
         }
         let ended = cluster.wait();
@@ -137,7 +138,7 @@ fn a_second_signal_ends_at_once_with_the_code_of_that_signal() {
         let _open = open_request(&address);
         cluster.signal(signal);
         cluster.event("draining", 0);
-        // One that comes too soon counts as the echo of the first, so it is said again.
+        // An early second signal counts as the echo of the first, so it is repeated.
         while cluster.count("kill") == 0 {
             std::thread::sleep(Duration::from_millis(60));
             cluster.signal(signal);
@@ -175,7 +176,7 @@ fn connections_in_the_backlog_at_the_signal_are_still_answered() {
 fn connections_behind_a_limit_are_still_answered() {
     let cluster = Launch::new("--workers 2 --max-inflight 1").start();
     let address = cluster.address();
-    // One worker at its limit only keeps a connection, the other one still has to answer.
+    // One worker at its limit only keeps a connection, the other one still owes an answer.
     let mut idle = Client::held(&address);
     let mut open = open_request(&address);
     let mut waiting: Vec<Client> = (0..10).map(|_| Client::to(&address)).collect();
@@ -186,7 +187,7 @@ fn connections_behind_a_limit_are_still_answered() {
     drop(idle);
     open.ask(b"12345").assert_hello();
     drop(open);
-    // Each closes when it has its answer, which lets the next one in.
+    // Each closes after its answer, which lets the next one in.
     for mut client in waiting {
         client.receive().assert_hello();
     }
@@ -213,7 +214,7 @@ fn a_worker_that_hangs_is_killed_after_the_grace_period() {
 #[test]
 fn a_signal_during_the_start_ends_it() {
     let cluster = Launch::new("--workers 4").start_unready();
-    // From the first worker on, the primary is past the point where a signal just kills it.
+    // Once the first worker runs, a signal no longer just kills the primary.
     eventually("a worker to be started", || (!cluster.family().is_empty()).then_some(()));
     let ended = cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -244,7 +245,7 @@ fn serving_goes_on_for_the_drain_delay_and_a_second_signal_ends_that() {
     cluster.signal(Signal::SIGTERM);
     cluster.event("stopping", 0);
     (0..10).for_each(|_| get(&cluster.address()).expect("it still accepts").assert_hello());
-    // Longer than a second signal counts as an echo of the first.
+    // Longer than the time in which a second signal counts as an echo of the first.
     std::thread::sleep(Duration::from_millis(100));
     let ended = cluster.stop(Signal::SIGTERM);
     assert_in_order(&ended);

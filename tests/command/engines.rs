@@ -1,4 +1,4 @@
-//! Which engine a run gets, where io_uring is refused in one way or another, and that it serves.
+//! Which engine a run gets where io_uring is refused in various ways, and that it serves.
 
 use std::process::{Command, Output, Stdio};
 
@@ -10,7 +10,7 @@ use crate::common::cluster::ENGINE_VARIABLE;
 use crate::common::seccomp::Filter;
 use crate::common::{BINARY, Launch, get_from, has_program};
 
-/// What sandboxes have been seen to answer with, and one that nobody has.
+/// Errors that known sandboxes return, and one that none does.
 const ANSWERS: [Errno; 5] =
     [Errno::EPERM, Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::EXDEV];
 
@@ -22,7 +22,7 @@ fn auto(arguments: &str) -> Launch {
     Launch::new(arguments).variable(ENGINE_VARIABLE, "auto")
 }
 
-/// Serves, on this engine, and ends in order; tells why it is this one.
+/// Serves on this engine and ends in order; returns the reason for the engine.
 fn assert_serves(launch: Launch, engine: &str) -> String {
     let cluster = launch.start();
     get_from(&cluster.address(), 1, 20);
@@ -64,7 +64,7 @@ fn every_policy_and_every_mechanism_that_needs_no_ring_is_served_by_epoll() {
 
 #[test]
 fn epoll_that_is_asked_for_never_calls_io_uring() {
-    // The filter kills every process that does, workers included.
+    // The filter kills every process that creates a ring, including workers.
     for policy in ["--policy rr", "--policy none", "--policy none --accept reuseport"] {
         let launch = auto(&format!("--workers 2 --engine epoll {policy}"));
         let Some(launch) = Filter::Kill.before(launch) else { return };
@@ -103,15 +103,15 @@ fn a_tiny_limit_of_locked_memory_is_named_and_epoll_serves_within_it() {
     if !has_program("prlimit") || !has_program("setpriv") {
         return;
     }
-    // Without the capability that would lift the limit.
+    // Without the capability that lifts the limit.
     let confined = ["prlimit", "--memlock=4096:4096", "setpriv", "--bounding-set", "-ipc_lock"];
     let launch = auto("--workers 2 --engine epoll");
     assert_serves(launch.under(&confined), "epoll");
     let mut check = Command::new(confined[0]);
     check.args(&confined[1..]).args([BINARY, "check"]).env(ENGINE_VARIABLE, "auto");
     let check = check.output().expect("it has been started before");
-    // Kernels from 5.12 on did not charge rings to it, and recent ones do again. Too little memory
-    // is not the same as no io_uring.
+    // Kernels from 5.12 on did not charge rings to it, and recent ones do again. A lack of memory
+    // is not a refusal of io_uring.
     let launch = auto("--workers 2").under(&confined);
     match check.status.code() {
         Some(0) => drop(assert_serves(launch, "io_uring")),

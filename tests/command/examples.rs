@@ -1,6 +1,7 @@
-//! Runs every example as its head says, talks to it, and ends it.
+//! Runs every example as its header says, talks to it, and ends it.
 //!
-//! An example's workers write to the same pipe as their primary: when it ends, nobody is left.
+//! An example's workers write to the same pipe as their primary: the pipe ends with the last
+//! process.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use crate::common::PATIENCE;
 
-/// How long an answer to a datagram may take before it is sent again.
+/// Time limit of an answer to a datagram before it is sent again.
 const DATAGRAM_PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// An example that runs.
+/// A running example.
 struct Example {
     child: Child,
     lines: Receiver<String>,
@@ -40,7 +41,7 @@ impl Example {
         let (sender, lines) = channel();
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                // A test that has failed reads no more.
+                // A failed test reads no more.
                 let _ = sender.send(line);
             }
         });
@@ -62,13 +63,13 @@ impl Example {
         }
     }
 
-    /// Waits for a line with this in it.
+    /// Waits for a line that contains this text.
     fn says(&self, text: &str) {
         self.until(text, |line| line.contains(text).then_some(()));
     }
 
-    /// Waits until there was a line with each of these, in whatever order: a busy machine can take
-    /// so long to end a process that the next one comes first.
+    /// Waits for a line with each of these, in any order: a busy machine can take so long to end a
+    /// process that the next line comes first.
     fn says_each(&self, texts: &[&str]) {
         let left = RefCell::new(texts.to_vec());
         self.until(&texts.join(", "), |line| {
@@ -77,7 +78,7 @@ impl Example {
         });
     }
 
-    /// Waits until so many workers have said, in a line with this word, where they are to be found.
+    /// Waits until `count` workers have printed their address in a line with this word.
     fn addresses(&self, word: &str, count: usize) -> String {
         let told = |line: &str| line.split_once(word).map(|(_, address)| address.trim().to_owned());
         let addresses: BTreeSet<_> = (0..count).map(|_| self.until(word, told)).collect();
@@ -85,25 +86,25 @@ impl Example {
         addresses.into_iter().next().expect("one")
     }
 
-    /// Waits for the end of everybody, and returns what had not been read.
+    /// Waits for the end of all processes, and returns the unread lines.
     fn rest(&self) -> Vec<String> {
         let mut rest = Vec::new();
         loop {
             match self.lines.recv_timeout(PATIENCE) {
                 Ok(line) => rest.push(line),
                 Err(RecvTimeoutError::Disconnected) => return rest,
-                Err(RecvTimeoutError::Timeout) => panic!("somebody is left who says nothing"),
+                Err(RecvTimeoutError::Timeout) => panic!("a silent process is left"),
             }
         }
     }
 
-    /// Ends the primary by force, and waits until its workers have gone after it.
+    /// Kills the primary, and waits until its workers have ended.
     fn kill(mut self) {
         self.child.kill().expect("it is this test's own");
         self.rest();
     }
 
-    /// Waits until it has ended by itself, and returns what it has said.
+    /// Waits until it has ended, and returns its output.
     fn end(mut self) -> Vec<String> {
         let rest = self.rest();
         assert!(self.child.wait().expect("it has ended").success(), "{rest:#?}");
@@ -113,19 +114,19 @@ impl Example {
 
 impl Drop for Example {
     fn drop(&mut self) {
-        // Both are harmless for a process that has ended, as at the end of every test that passes.
+        // Both are harmless for a process that has ended, as after every successful test.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("somebody listens");
+    let stream = TcpStream::connect(address).expect("a worker listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     stream
 }
 
-/// What is said until the connection ends, after these bytes.
+/// Sends these bytes, and returns what arrives until the connection ends.
 fn exchange(address: &str, bytes: &[u8]) -> String {
     let mut stream = connect(address);
     stream.write_all(bytes).expect("the connection is open");
@@ -177,7 +178,7 @@ fn graceful_lets_connections_say_goodbye() {
         lines.next().expect("an echo").expect("a line")
     };
     assert_eq!(echo(), "hello");
-    // The end of the input is as good as Enter.
+    // The end of the input counts as Enter.
     drop(example.child.stdin.take());
     while echo() != "hello, and goodbye" {}
     let said = example.end();
@@ -198,7 +199,7 @@ fn graceful_cuts_slow_connections() {
     let said = example.end();
     assert!(said.iter().any(|line| line.contains("takes too long")), "{said:#?}");
     assert!(said.iter().any(|line| line == "all workers have gone"), "{said:#?}");
-    // Cut, in whatever way.
+    // Cut, by a reset or an end.
     assert!(matches!(client.read(&mut echo), Ok(0) | Err(_)));
 }
 
@@ -234,7 +235,7 @@ fn send_socket_routes_by_content() {
     example.kill();
 }
 
-/// Sends until there is an answer: nobody promises that a datagram arrives.
+/// Sends until there is an answer: a datagram may be lost.
 fn datagram(address: &str) -> String {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     socket.set_read_timeout(Some(DATAGRAM_PATIENCE)).expect("it is a socket");

@@ -1,5 +1,6 @@
-//! The measuring commands, run for real and small: what they say of who got the load, the layout
-//! of their data, and that nothing is left behind. Never a speed: the machine decides that.
+//! The measuring commands, run at a small scale: their report of the load per worker, the format of
+//! their data, and that they leave nothing behind. Speeds are not tested: they depend on the
+//! machine.
 
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::common::{BINARY, eventually, has_program, machine};
 
-/// Names the run that a process belongs to, in the environment that everything inherits.
+/// Names the run of a process, in the environment that all its children inherit.
 const RUN_VARIABLE: &str = "HARNESS_TEST_RUN";
 
 fn mark(name: &str) -> String {
@@ -32,14 +33,14 @@ fn start_with<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Child {
         .expect("the command starts")
 }
 
-/// Runs a command to its end and looks for processes that it has left.
+/// Runs a command to its end and checks that it leaves no process behind.
 fn run(name: &str, words: &str) -> Output {
     let output = start(name, words).wait_with_output().expect("it can be waited for");
     nothing_is_left(name);
     output
 }
 
-/// What was killed may need a moment to be gone where many want to run; what was forgotten stays.
+/// On a busy machine a killed process may take a moment to end; a forgotten one stays.
 fn nothing_is_left(name: &str) {
     let own = format!("{RUN_VARIABLE}={}", mark(name));
     eventually(&format!("the end of everything that {name} has started"), || {
@@ -52,7 +53,7 @@ fn report(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
 }
 
-/// A folder of this test alone, which goes with it.
+/// A temporary folder of this test.
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder can be made")
 }
@@ -102,7 +103,7 @@ fn the_matrix_shows_which_worker_gets_the_load() {
 
 #[test]
 fn turns_are_even_if_no_worker_is_skipped() {
-    // What passes over a worker because the machine keeps it from running is switched off.
+    // Skipping of workers that the machine keeps from running is off.
     let steady = "rr --hang-after off --overload-factor off";
     let words = "imbalance --quick --workers 4 --connections 40 --quiet --json --target";
     let output = start_with("even", words.split_whitespace().chain([steady]));
@@ -169,7 +170,7 @@ fn a_comparison_is_paired_and_complete() {
     let output = start_with("bench", words.split_whitespace().chain(["--target", turned]));
     let output = output.wait_with_output().expect("it can be waited for");
     nothing_is_left("bench");
-    // On a busy machine trials do not count, which is said by the exit code.
+    // On a busy machine trials do not count, which the exit code reports.
     assert!(matches!(output.status.code(), Some(0 | 4)), "{output:?}");
     let report = report(&output);
     assert_eq!(report["schema"], "clusterlb-bench/1");
@@ -202,8 +203,7 @@ fn a_comparison_is_paired_and_complete() {
     page_is_complete(&fs::read_to_string(page).expect("the page was written"));
 }
 
-/// Objections, what counts in spite of them, how many trials that leaves, and the exit code are
-/// one story.
+/// Objections, the trials that count in spite of them, their number, and the exit code agree.
 fn what_counts_is_said(report: &Value, code: Option<i32>) {
     let trials = report["trials"].as_array().expect("a list");
     let counting = |target: &Value, aspect: &str| {
@@ -272,7 +272,7 @@ fn a_busy_generator_leaves_a_closed_loop_what_it_is_about() {
             assert_eq!(value["standing"], "at-least");
         }
     }
-    // A busy generator alone, whatever the machine does, is none of the server's cost.
+    // A busy generator alone, whatever the machine does, is not a cost of the server.
     for trial in report["trials"].as_array().expect("a list") {
         for objection in trial["record"]["objections"].as_array().expect("a list") {
             if objection["code"] == "generator_busy" {
@@ -319,7 +319,7 @@ fn peers_are_started_loaded_and_ended() {
         assert!(record["completed"].as_u64().is_some_and(|count| count > 0), "{trial}");
         let number = |key: &str| record[key].as_f64();
         let parts = number("primary_cpu_us_per_request").zip(number("workers_cpu_us_per_request"));
-        // HAProxy's workers are threads of the only process.
+        // HAProxy's workers are threads of a single process.
         assert_eq!(parts.is_none(), trial["target"] == "haproxy", "{trial}");
         if let Some((primary, workers)) = parts {
             let whole = number("server_cpu_us_per_request").expect("the whole");
@@ -363,7 +363,7 @@ fn nonsense_is_refused_in_one_line() {
         ("bench --scenario heavy-50 --target haproxy", 2, "none of the targets"),
         ("bench --report /nowhere/at/all.html", 2, "cannot write"),
     ] {
-        // A server that is not there is refused for that.
+        // A server that is not installed is refused with that reason.
         if words.contains("haproxy") && !has_program("haproxy") {
             continue;
         }

@@ -1,6 +1,6 @@
-//! A worker that turns against its run: whatever it does, the others serve, an ended one is
-//! replaced, and the run ends when it is told to. What a worker is not trusted with is listed in
-//! `docs/SECURITY.md`, each line with a test of these.
+//! A hostile worker: whatever it does, the others serve, an ended one is replaced, and the run ends
+//! on request. `docs/SECURITY.md` lists what a worker is not trusted with, each line with a test
+//! from this file.
 //!
 //! Where this runs as root, workers run as `nobody`.
 
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use crate::common::{Cluster, Launch, eventually, get, has_program, lacking, machine};
 
-/// Within this time something must have happened though a worker floods the primary. Generous: the
-/// program under test may be a slow build on a busy machine.
+/// Time limit of every step while a worker floods the primary. Generous: the program under test may
+/// be a slow build on a busy machine.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// The hostile worker. An argument, because a file would have to be where every user can read it.
+/// The hostile worker. An argument, because every user would have to be able to read a file.
 const SCRIPT: &str = include_str!("hostile/worker.py");
 
 pub(crate) fn launch(arguments: &str, how: &str) -> Option<Launch> {
@@ -35,7 +35,7 @@ pub(crate) fn launch_at(arguments: &str, how: &str, addresses: &[&str]) -> Optio
     })
 }
 
-/// The workers that are no enemies answer.
+/// The workers that are not hostile answer.
 fn assert_served(cluster: &Cluster) {
     for _ in 0..40 {
         let begun = Instant::now();
@@ -44,7 +44,7 @@ fn assert_served(cluster: &Cluster) {
     }
 }
 
-/// One of the others is killed, and another comes.
+/// Another worker is killed and replaced.
 fn assert_replaced(cluster: &Cluster) {
     let victim = *cluster.workers().last().expect("there are workers");
     assert_ne!(victim.id, 1, "not the hostile one");
@@ -58,7 +58,7 @@ fn assert_replaced(cluster: &Cluster) {
     assert!(begun.elapsed() < PROMPT, "replaced after {:?}", begun.elapsed());
 }
 
-/// The run ends when it is told to, whatever goes on.
+/// The run ends on request, whatever happens.
 fn assert_ends(cluster: Cluster) {
     let begun = Instant::now();
     let ended = cluster.stop(Signal::SIGTERM);
@@ -66,7 +66,7 @@ fn assert_ends(cluster: Cluster) {
     assert_eq!(ended.code, Some(0), "{:?}", ended.errors);
 }
 
-/// The others do not notice the first worker, which goes on.
+/// The other workers are unaffected by the first one, which continues.
 fn endure(how: &str) {
     let Some(launch) = launch("", how) else { return };
     let cluster = launch.start();
@@ -76,7 +76,7 @@ fn endure(how: &str) {
     assert_ends(cluster);
 }
 
-/// The first worker is ended by name, and the others do not notice.
+/// The first worker is killed with a reason, and the others are unaffected.
 fn expel(how: &str, word: &str) {
     let Some(launch) = launch("", how) else { return };
     let cluster = launch.start();
@@ -103,9 +103,9 @@ fn descriptors_without_frames_end_their_sender() {
 #[test]
 fn what_is_no_connection_does_not_come_back_to_others() {
     for which in ["listener", "epoll", "null", "file"] {
-        expel(&format!("return:{which}"), "no connection of its own");
+        expel(&format!("return:{which}"), "a connection that it was not given");
     }
-    expel("stranger", "no connection of its own");
+    expel("stranger", "a connection that it was not given");
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn text_of_a_worker_cannot_write_lines_or_move_cursors() {
     assert!(!ended.errors.lines().any(|line| line.starts_with("worker 9")), "{}", ended.errors);
 }
 
-/// What the first worker tells of itself.
+/// What the first worker reports about itself.
 fn told(launch: Launch, what: &str) -> Value {
     let cluster = launch.start();
     let message = cluster.until("what the worker tells", |heard| {
@@ -174,7 +174,7 @@ fn told(launch: Launch, what: &str) -> Value {
     message
 }
 
-/// Needs root, to have something that the workers do not have.
+/// Needs root, so that there are rights that workers lack.
 fn as_root() -> bool {
     let is_root = geteuid().is_root();
     if !is_root {
@@ -245,7 +245,7 @@ fn a_worker_of_another_user_has_nothing_of_the_primarys() {
         .variable("SSH_AUTH_SOCK", "/tmp/agent")
         .variable("NOTIFY_SOCKET", "/tmp/notify")
         .variable("LISTEN_FDS", "1");
-    // As from a shell that has left something open for whomever it starts.
+    // As from a shell that leaves descriptors open for its children.
     let launch =
         launch.under(&["bash", "-c", "exec 9</etc/passwd 33</etc/group; exec \"$0\" \"$@\""]);
     let found = told(launch, "environment");

@@ -144,8 +144,7 @@ fn heads_that_are_too_large_are_refused_even_if_they_never_end() {
 
         let mut endless = Client::to(&cluster.address());
         endless.send(b"GET / HTTP/1.1\r\n");
-        // The server goes on reading for a while so that the client can see the answer, but it
-        // does not read for ever.
+        // The server keeps reading for a while so that the client sees the answer, but not forever.
         let mut sent = 0;
         while sent < 64_000_000 && endless.try_send(field.as_bytes()).is_ok() {
             sent += field.len();
@@ -168,7 +167,7 @@ fn a_head_that_takes_too_long_is_answered_with_408() {
             client.assert_closed();
         }
         silent.assert_closed();
-        // A drip does not begin the time anew.
+        // A drip of bytes does not extend the deadline.
         let mut drip = Client::to(&cluster.address());
         drip.send(b"GET / HTTP/1.1\r\nHost: x\r\nX: ");
         while drip.try_send(b"x").is_ok() {
@@ -221,8 +220,8 @@ fn a_client_that_does_not_read_waits_without_filling_the_memory() {
         let mut client = Client::to(&cluster.address());
         let mut writer = client.writer();
         let writing = std::thread::spawn(move || writer.write_all(&GET.repeat(REQUESTS)));
-        // The answers are far longer than the requests, so the server has to stop reading. It
-        // has when the writer makes no progress, which nobody can see; meanwhile others go on.
+        // The answers are far longer than the requests, so the server has to stop reading. The test
+        // cannot see when it does; other clients are served all the time.
         for _ in 0..50 {
             get(&cluster.address()).expect("an answer").assert_hello();
         }

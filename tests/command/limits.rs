@@ -1,5 +1,5 @@
-//! What runs out: descriptors, of the primary and of its workers. Whoever finds none left waits
-//! in the kernel and is served later; nothing spins and nothing leaks.
+//! A lack of descriptors, in the primary and in its workers. Connections without one wait in the
+//! kernel and are served later; nothing spins and nothing leaks.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,19 +22,19 @@ const POLICIES: [&str; 7] = [
     "--policy none --accept uring-multishot",
     "--policy none --accept reuseport",
 ];
-/// Connections that a worker has offered to receive before a limit of descriptors falls: as many as
-/// it had descriptors for.
+/// Connections that a worker may already have asked to receive when its limit of descriptors falls:
+/// as many as it had descriptors for.
 const OFFERED_MAX: usize = 160;
-/// Clients at once, far more than two workers with these descriptors can hold.
+/// Clients at once, far more than two workers with this limit can hold.
 const CLIENTS: usize = 400;
 
-/// The command with so few descriptors that it cannot get more by itself either.
+/// The command with a hard limit of descriptors, which it cannot raise.
 fn limited(descriptors: u32, arguments: &str) -> Option<Launch> {
     let limit = format!("--nofile={descriptors}:{descriptors}");
     has_program("prlimit").then(|| Launch::new(arguments).under(&["prlimit", &limit, "--"]))
 }
 
-/// More clients than descriptors, each with a request, on connections that stay.
+/// More clients than descriptors, each with a request on a kept connection.
 fn crowd(cluster: &Cluster) -> VecDeque<Client> {
     let connect = |_| {
         let mut client = Client::to(&cluster.address());
@@ -51,8 +51,8 @@ fn processes(cluster: &Cluster) -> Vec<u32> {
     processes
 }
 
-/// Fails if a cluster in which nothing happens uses half a CPU for it. Processor time is not
-/// wall time: a busy machine only makes it less.
+/// Fails if an idle cluster uses half a CPU. CPU time is not wall time: a busy machine only reduces
+/// it.
 fn assert_quiet(cluster: &Cluster) {
     let used_ms = || processes(cluster).into_iter().map(machine::cpu_time_ms).sum::<u64>();
     let before_ms = used_ms();
@@ -69,7 +69,7 @@ fn surplus_waits(policy: &str) {
     clients[0].receive().assert_hello();
     assert_quiet(&cluster);
     clients[0].ask(GET).assert_hello();
-    // Whoever leaves makes room for another one, in the order in which they came.
+    // Each client that leaves makes room for the next, in the order of arrival.
     clients.pop_front().expect("there is a first").ask(GET_CLOSE).assert_hello();
     for mut client in clients {
         client.receive().assert_hello();
@@ -105,7 +105,7 @@ fn a_burst_beyond_the_primarys_own_descriptors_is_served() {
     let Some(launch) = limited(128, "--workers 2") else { return };
     let cluster = launch.start();
     for _ in 0..5 {
-        // All of them stand in the backlog when the primary sees the first.
+        // All of them are in the backlog when the primary sees the first.
         machine::suspend(cluster.pid());
         let mut clients: Vec<Client> =
             (0..CLIENTS).map(|_| Client::to(&cluster.address())).collect();
@@ -127,8 +127,8 @@ fn a_worker_can_be_replaced_while_descriptors_are_short() {
     let victim = machine::holder(&pids, clients[0].port(), cluster.port());
     machine::signal(victim, Signal::SIGKILL);
     cluster.event("online", 2);
-    // What the killed worker held and had not answered is lost and counted; everybody else is
-    // served, though not in order any more.
+    // Connections that the killed worker held unanswered are lost and counted; all others are
+    // served, though no longer in order.
     let lost = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for mut client in clients.drain(1..) {
@@ -141,7 +141,7 @@ fn a_worker_can_be_replaced_while_descriptors_are_short() {
     });
     let summary = cluster.end();
     assert_eq!((summary.accepted, summary.dropped), (CLIENTS as u64, 0), "{summary:?}");
-    assert!(lost.into_inner() < summary.aborted, "besides the first one: {summary:?}");
+    assert!(lost.into_inner() < summary.aborted, "in addition to the first one: {summary:?}");
 }
 
 /// How many of these get no answer.
@@ -164,17 +164,17 @@ fn a_limit_that_falls_at_run_time_loses_nothing_but_what_is_claimed() {
     {
         let Some(launch) = limited(160, &format!("--workers 2 {mechanism}")) else { return };
         let cluster = launch.start();
-        // Before it falls both workers serve, and some of their descriptors are taken.
+        // Before it falls, both workers serve, and some of their descriptors are in use.
         let mut held: Vec<Client> = (0..8).map(|_| Client::held(&cluster.address())).collect();
         processes(&cluster).into_iter().for_each(|pid| machine::set_descriptor_limit(pid, 80));
-        // A worker at a ring has told the kernel what it has room for before the limit fell; what
-        // comes at once may find none. It counts as claimed.
+        // A worker on a ring may already have asked the kernel for more than the new limit allows;
+        // a burst may exceed it. Those connections count as claimed.
         let lost = lost_of(crowd(&cluster));
         let is_ring = mechanism == "--policy rr";
         assert!(lost <= if is_ring { 2 * OFFERED_MAX } else { 0 }, "{mechanism}: {lost} lost");
         assert_eq!(lost_of(crowd(&cluster)), 0, "{mechanism}");
         held.iter_mut().for_each(|client| client.ask(GET).assert_hello());
-        // And after it has risen again.
+        // And after the limit has risen again.
         processes(&cluster).into_iter().for_each(|pid| machine::set_descriptor_limit(pid, 160));
         assert_eq!(lost_of(crowd(&cluster)), 0, "{mechanism}");
         drop(held);
@@ -217,7 +217,7 @@ fn the_soft_limit_is_raised_to_the_hard_one() {
     }
     let launch = Launch::new("--workers 2").under(&["prlimit", "--nofile=64:2048", "--"]);
     let cluster = launch.start();
-    // All at once, which 64 descriptors in each process would not allow.
+    // All at once, which 64 descriptors per process would not allow.
     let mut clients = crowd(&cluster);
     clients.iter_mut().for_each(|client| client.receive().assert_hello());
     drop(clients);
@@ -231,7 +231,7 @@ fn no_descriptor_leaks() {
         let count = || -> Vec<usize> {
             processes(&cluster).into_iter().map(machine::descriptor_count).collect()
         };
-        // What is opened once has been opened after a few requests.
+        // After a few requests, all descriptors that stay open are open.
         get_from(&cluster.address(), 4, 5);
         let before = count();
         get_from(&cluster.address(), 8, 250);

@@ -1,4 +1,4 @@
-//! Where one can listen, and what is said where one cannot.
+//! Addresses to listen on, and the errors for others.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -9,7 +9,7 @@ use nix::unistd::Uid;
 
 use crate::common::{BINARY, Client, Ended, Launch, get, get_from, has_program, lacking};
 
-/// Opens a socket as told by its first argument, passes it on as descriptor 7, and becomes the
+/// Opens a socket as its first argument says, passes it on as descriptor 7, and executes the
 /// command that follows.
 const PASS_ON: &str = "\
 import os, socket, sys
@@ -44,7 +44,7 @@ fn has_ipv6() -> bool {
 
 #[test]
 fn a_port_that_becomes_free_in_a_moment_is_waited_for() {
-    // On a busy machine the moment may be over before the other one has let go.
+    // On a busy machine the time limit may pass before the other socket is closed.
     let waited = (0..20).any(|_| {
         let other = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = other.local_addr().expect("it is bound").to_string();
@@ -182,7 +182,7 @@ fn a_port_in_use_is_refused_and_left_alone() {
     refused_at(&address, &["Address already in use", "--listen"]);
     let reuseport = Launch::new("--workers 2 --policy none --accept reuseport").listen(&address);
     reuseport.refused().assert_refusal(1, &["Address already in use"]);
-    // Two runs do not share a port behind each other's back either.
+    // Two runs cannot share a port unnoticed either.
     for policy in ["--policy rr", "--policy none --accept reuseport"] {
         let first = Launch::new(&format!("--workers 2 {policy}")).start();
         let second = Launch::new(&format!("--workers 2 {policy}")).listen(first.address());
@@ -225,7 +225,7 @@ fn unix_paths_that_cannot_be_are_refused() {
     let live = Launch::new("--workers 1").listen(inside("live")).start();
     refused_at(&inside("live"), &["Address already in use"]);
     get(&inside("live")).expect("an answer").assert_hello();
-    // Each of the others has asked whether somebody listens there.
+    // Each of the others has connected to find out whether a server listens there.
     live.end().assert_clean(4);
     let ended = Launch::new("--workers 2").listen(inside(&"x".repeat(120))).refused();
     assert!(ended.code == Some(2) && ended.errors.contains("107 bytes"), "{ended:?}");
@@ -288,7 +288,7 @@ fn a_folder_that_is_not_ours_is_refused() {
 fn udp_on_the_same_port_does_not_matter() {
     let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let address = udp.local_addr().expect("it is bound").to_string();
-    // Somebody else may have the TCP port of that number by chance.
+    // Another program may have the TCP port of that number by chance.
     if TcpListener::bind(&address).is_ok() {
         let cluster = Launch::new("--workers 1").listen(&address).start();
         Client::held(&address);

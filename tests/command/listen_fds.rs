@@ -1,5 +1,5 @@
-//! The command with programs that take listening sockets over, as from systemd, and with what
-//! surrounds workers of any kind.
+//! Programs that inherit listening sockets, as from systemd, and the environment of workers of any
+//! kind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::common::{
 };
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/listen_fds.py");
-/// Where `scripts/install-python.sh` puts programs of others.
+/// Where `scripts/install-python.sh` installs other programs.
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin");
 /// One socket for all workers, and one for each.
 const WAYS: [&str; 2] = ["", "--accept reuseport"];
@@ -24,7 +24,7 @@ fn launch(arguments: &str, program: &[&str]) -> Launch {
     Launch::new(&arguments).listen("127.0.0.1:0").running(program)
 }
 
-/// The example, which says when it serves; nothing, if this machine has no Python.
+/// The example, which reports when it serves; `None` if this machine has no Python.
 fn example(arguments: &str) -> Option<Launch> {
     let arguments = format!("--ready-after notify {arguments}");
     has_program("python3").then(|| launch(&arguments, &["python3", EXAMPLE]))
@@ -34,8 +34,8 @@ fn told_pids(cluster: &Cluster) -> BTreeSet<String> {
     cluster.worker_pids().iter().map(u32::to_string).collect()
 }
 
-/// Has requests answered on new connections before, while and after everybody is replaced. None
-/// may be refused. Tells how many were accepted and not answered.
+/// Sends requests on new connections before, during and after a reload. None may be refused.
+/// Returns how many were accepted and not answered.
 fn replace_all_workers(cluster: &Cluster) -> u64 {
     let (answered, cut) = (AtomicU64::new(0), AtomicU64::new(0));
     let refused = AtomicU64::new(0);
@@ -117,7 +117,7 @@ fn the_convention_is_kept_to_the_letter() {
     let cluster = launch("--workers 1 --ready-after 0s --fdname web:api", &["sh", "-c", script])
         .listen("127.0.0.1:0")
         .servers(2)
-        .variable("NOTIFY_SOCKET", "/run/of/somebody/else")
+        .variable("NOTIFY_SOCKET", "/run/of/another/program")
         .variable("LISTEN_PID", "1")
         .start();
     let flags = cluster.until("the program to tell what it has", |heard| {
@@ -176,12 +176,12 @@ fn the_socket_of_a_place_that_stays_empty_is_taken_out_of_service() {
         let answers = clients.iter_mut().map(|client| client.try_receive(true));
         let lost = answers.filter(|answer| answer.is_err()).count();
         if lost > 0 {
-            // Otherwise the others have got what waited for the dead one.
+            // Otherwise others got the connections in the dead worker's socket.
             let note = cluster.event("note", 0)["text"].to_string();
             assert!(note.contains(&format!("\"{lost} connections were reset")), "{note}");
             lacking("CAP_BPF, with which others are given such connections");
         }
-        // Of so many some would be for the dead one.
+        // Some of this many would be for the dead worker.
         (0..60).for_each(|_| assert_eq!(get(&address).expect("an answer").status, 200));
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!(ended.events.iter().filter(|event| event["event"] == "kill").count(), 0);
@@ -192,12 +192,12 @@ fn the_socket_of_a_place_that_stays_empty_is_taken_out_of_service() {
 fn the_socket_of_a_dead_worker_waits_for_a_successor_that_is_not_ready_yet() {
     let folder = tempfile::tempdir().expect("a folder");
     let gate = folder.path().join("closed");
-    // While the file is there, a worker does not come to listen.
+    // While the file exists, a worker does not get to listen.
     let script = format!("while test -e {}; do sleep 0.02; done; exec \"$@\"", gate.display());
     let arguments = "--policy none --accept reuseport --workers 3 --restart on-failure";
     let worker = [&[BINARY], &*arguments.split(' ').collect::<Vec<_>>()].concat();
     let worker = [&["sh", "-c", &script, "sh"], &*worker, &["--listen", "127.0.0.1:0"]].concat();
-    // The socket of the dead one comes after, or before, that of who leaves.
+    // The dead worker's socket comes after, or before, that of the leaving one.
     for (dies, leaves) in [(1, 0), (0, 1)] {
         let cluster = Launch::new(arguments).running(&worker).start();
         let address = cluster.address();
@@ -215,7 +215,7 @@ fn the_socket_of_a_dead_worker_waits_for_a_successor_that_is_not_ready_yet() {
         for client in &mut clients {
             assert_eq!(client.receive().status, 200);
         }
-        // And no socket is left that nobody accepts from.
+        // And every remaining socket has a worker that accepts from it.
         (0..60).for_each(|_| assert_eq!(get(&address).expect("an answer").status, 200));
         assert_eq!(cluster.count("note"), 0);
         cluster.end();
@@ -245,7 +245,7 @@ fn a_failing_successor_does_no_harm() {
 #[test]
 fn workers_do_not_survive_their_primary() {
     let Some(launch) = example("--workers 2") else { return };
-    // Waits for them to notice.
+    // Waits until they have noticed.
     assert_eq!(launch.start().stop(Signal::SIGKILL).signal, Some(9));
 }
 
@@ -254,7 +254,7 @@ fn what_a_worker_has_started_is_killed_with_it() {
     if kernel_before(6, 9) {
         return lacking("Linux 6.9, from which on a group can be found safely");
     }
-    // Neither hears the signal that asks them to leave.
+    // Neither handles the signal that asks it to leave.
     let script = "trap '' TERM; sleep 1000 & echo started $!; wait; wait";
     let arguments = "--workers 2 --ready-after 0s --grace 100ms";
     let cluster = launch(arguments, &["sh", "-c", script]).start();
@@ -262,7 +262,7 @@ fn what_a_worker_has_started_is_killed_with_it() {
         (heard.output.matches("started").count() == 2).then_some(())
     });
     assert_eq!(cluster.family().len(), 4);
-    // It looks whether anybody of the run is left.
+    // Checks that no process of the run is left.
     let ended = cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(ended.events.iter().filter(|event| event["event"] == "kill").count(), 1);
@@ -287,7 +287,7 @@ fn what_does_not_come_to_serve_is_told_why() {
     refused.assert_refusal(2, &["no policy but none", "leave --policy out"]);
 }
 
-/// A program that `scripts/install-python.sh` installs; says so if that has not been done.
+/// A program that `scripts/install-python.sh` installs; reports it as missing otherwise.
 fn installed(name: &str) -> Option<String> {
     let path: PathBuf = Path::new(PROGRAMS).join(name);
     if !path.is_file() {
@@ -297,7 +297,7 @@ fn installed(name: &str) -> Option<String> {
     Some(path.display().to_string())
 }
 
-/// Runs a Python server with an application that tells its process id.
+/// Runs a Python server with an application that answers with its process id.
 fn serve_with(program: &str, options: &[&str], application: &str, ready_after: &str) {
     let Some(program) = installed(program) else { return };
     let folder = tempfile::tempdir().expect("a folder");
@@ -307,14 +307,14 @@ fn serve_with(program: &str, options: &[&str], application: &str, ready_after: &
         let folder = folder.path().display();
         let arguments = format!("--workers 2 --ready-after {ready_after} --chdir {folder} {way}");
         let cluster = launch(&arguments, &words).start();
-        // uvicorn closes what it has accepted and not yet read when it is told to leave.
+        // uvicorn closes unread connections when it is asked to leave.
         let cut = replace_all_workers(&cluster);
         assert!(cut == 0 || program.ends_with("uvicorn"), "{cut} requests were not answered");
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!(ended.code, Some(0), "{:?}", ended.events);
         for event in &ended.events {
             assert!(event["event"] != "kill", "{:?}", ended.events);
-            // Some end by the signal itself, once they have done what it asks for.
+            // Some end by the signal itself, once they have cleaned up.
             let in_order = event["code"] == 0 || event["signal"] == "SIGTERM";
             assert!(event["event"] != "exit" || in_order, "{:?}", ended.events);
         }

@@ -1,4 +1,4 @@
-//! The command as people run it: each test starts the real program and talks to it.
+//! The command as users run it: each test starts the real program and talks to it.
 
 mod admin;
 mod balancers;

@@ -1,4 +1,5 @@
-//! What the measuring commands say before minutes are spent on what cannot be, or is worth nothing.
+//! Errors and warnings of the measuring commands before minutes are spent on an invalid
+//! measurement.
 
 use std::process::{Command, Output, Stdio};
 

@@ -1,5 +1,5 @@
-//! A worker that closes its connections at once: it gets its share and not more, the run tells of
-//! it, and ejects it if that is wanted.
+//! A worker that closes its connections at once: it gets at most its share, the run reports it, and
+//! ejects it if asked to.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,11 +11,10 @@ use nix::sys::signal::Signal;
 use crate::common::{Cluster, GET_CLOSE};
 use crate::hostile::launch;
 
-/// Clients at a time. More than the other workers, which take one after the other, have room for at
-/// once.
+/// Concurrent clients: more than the other workers, which serve one at a time, have room for.
 const CLIENTS: u64 = 12;
 
-/// Connections of all clients together: answered, and closed without a word.
+/// Connections of all clients together: answered, and closed without an answer.
 #[derive(Debug, Default)]
 struct Count {
     answered: AtomicU64,
@@ -23,12 +22,12 @@ struct Count {
 }
 
 impl Count {
-    /// One connection after the other until it is enough.
+    /// One connection after the other until `is_enough`.
     fn connect(&self, address: &str, is_enough: impl Fn() -> bool) {
         while !is_enough() {
             let mut client = TcpStream::connect(address).expect("room in the backlog");
             client.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
-            // One that is closed already may be reset.
+            // A connection that is closed already may be reset.
             let _ = client.write_all(GET_CLOSE);
             let mut answer = Vec::new();
             let _ = client.read_to_end(&mut answer);
@@ -56,7 +55,7 @@ fn until_told(cluster: &Cluster, event: &str, times: usize) {
     });
 }
 
-/// Of so many connections of all clients, the percentage that was closed without an answer.
+/// The percentage of this many connections that were closed without an answer.
 #[expect(clippy::cast_precision_loss, reason = "a ratio of counts needs no more")]
 fn percent_dropped(cluster: &Cluster, connections: u64) -> f64 {
     let count = Count::default();
@@ -76,7 +75,7 @@ fn a_worker_that_closes_at_once_gets_its_share_and_is_reported() {
     let event = cluster.event("outlier", 0);
     assert_eq!((&event["id"], event["ejected_ms"].is_null()), (&1.into(), true), "{event}");
     let percent = percent_dropped(&cluster, 1500);
-    // 33 % and what chance and a busy machine add; nearly everything, if nothing is done.
+    // 33 %, plus chance and a busy machine; nearly 100 % without a counter-measure.
     assert!(percent < 40.0, "{percent} %");
     let ended = cluster.stop(Signal::SIGTERM);
     assert!(ended.named("outlier").all(|event| event["id"] == 1), "{:?}", ended.events);

@@ -1,5 +1,5 @@
-//! What workers print, with the worker's number in front of each line, and what the command tells
-//! while nobody reads.
+//! The output of workers, with the worker's number in front of each line, and the command's output
+//! while its reader is slow.
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::{BINARY, Launch, PATIENCE, eventually, machine};
 
-/// A worker that needs no connection and runs a script of the shell.
+/// A worker without connections that runs a shell script.
 fn launch(arguments: &str, script: &str) -> Launch {
     let arguments = format!("--dialect listen-fds --prefix {arguments}");
     Launch::new(&arguments).listen("127.0.0.1:0").running(&["/bin/sh", "-c", script])
@@ -17,7 +17,7 @@ fn launch(arguments: &str, script: &str) -> Launch {
 
 #[test]
 fn every_line_names_its_worker_and_no_two_are_mixed() {
-    // In pieces, so that lines are under way when others print.
+    // In pieces, so that lines are incomplete when others print.
     let script = "for i in 1 2 3 4 5 6 7 8 9; do printf 'a%s' $i; printf 'b\\n'; done
         printf last; echo wrong >&2; exec sleep 1000";
     let cluster = launch("--workers 3 --ready-after 0s", script).start();
@@ -31,7 +31,7 @@ fn every_line_names_its_worker_and_no_two_are_mixed() {
         let own: Vec<&str> =
             ended.output.lines().filter_map(|line| line.strip_prefix(&*mark)).collect();
         let mut expected: Vec<String> = (1..=9).map(|number| format!("a{number}b")).collect();
-        // What had no end is told at the worker's.
+        // Text without a line end is printed when the worker ends.
         expected.push("last".into());
         assert_eq!(own, expected);
         assert_eq!(ended.errors.matches(&format!("{mark}wrong\n")).count(), 1);
@@ -70,7 +70,7 @@ fn an_unread_flood_costs_no_memory_and_blocks_nothing() {
         pid.filter(|_| !path.is_empty())
     };
     let first = eventually("a worker to run", children);
-    // It waits for the printer, which waits for us.
+    // The worker waits for the printer, which waits for this test.
     eventually("the worker to wait", || {
         let before = machine::cpu_time_ms(first);
         std::thread::yield_now();
@@ -79,13 +79,13 @@ fn an_unread_flood_costs_no_memory_and_blocks_nothing() {
     });
     let resident_kib = machine::resident_kib(child.id());
     assert!(resident_kib < 128 * 1024, "{resident_kib} KiB");
-    // The keeper is not held up: it replaces who ends.
+    // The supervisor is not blocked: it replaces the ended worker.
     machine::signal(first, Signal::SIGKILL);
     eventually("the successor to run", || children().filter(|pid| *pid != first));
     machine::signal(child.id(), Signal::SIGTERM);
     let begun = Instant::now();
     eventually("everybody to have gone", || children().is_none().then_some(()));
-    // Now somebody reads, and everything ends.
+    // Once the pipe is read, everything ends.
     let mut output = child.stdout.take().expect("it is a pipe");
     let mut text = Vec::new();
     output.read_to_end(&mut text).expect("it can be read");

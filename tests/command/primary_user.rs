@@ -1,5 +1,5 @@
-//! A primary that gives up the rights of root: it serves below 1024, starts and replaces workers of
-//! another user, reloads and ends, and has only the capabilities that this takes.
+//! A primary that drops the rights of root: it serves below 1024, starts and replaces workers of
+//! another user, reloads and ends, and keeps only the capabilities for that.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 use crate::common::{Cluster, Launch, get, lacking, machine};
 
 const NET_BIND_SERVICE: u64 = 1 << 10;
-/// An address of which no other test has ports.
+/// An address that no other test uses.
 const LOW: &str = "127.0.7.1:977";
 const KILL: u64 = 1 << 5;
 const SETGID: u64 = 1 << 6;
@@ -24,7 +24,7 @@ fn as_root() -> bool {
     is_root
 }
 
-/// Of every thread of a process: its user and its capabilities.
+/// The user and the capabilities of each thread of a process.
 fn rights(pid: u32) -> Vec<(u32, u64)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     let of_task = |task: fs::DirEntry| {

@@ -1,6 +1,6 @@
 //! Descriptors for tests with hundreds of clients. All tests of this program share its limit.
 //!
-//! Owns how many of them are taken. Who finds too few left waits for another test to end.
+//! Owns the number in use. A test that finds too few waits for another one to end.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -8,20 +8,20 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::common::lacking;
 
-/// What is left to the tests that have few clients each.
+/// Reserved for tests with few clients.
 const FOR_OTHERS: u64 = 200;
 
 static TAKEN: Mutex<u64> = Mutex::new(0);
 static RETURNED: Condvar = Condvar::new();
 
-/// Room for so many clients, until it is dropped.
+/// Room for a number of clients, until dropped.
 #[derive(Debug)]
 pub(crate) struct Room {
     clients: u64,
 }
 
 impl Room {
-    /// Waits for room. None, if the limit is too low for so many clients at any time.
+    /// Waits for room. `None` if the limit is too low for this many clients.
     pub(crate) fn for_clients(clients: usize) -> Option<Self> {
         let clients = clients as u64;
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits can be read");

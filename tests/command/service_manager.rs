@@ -1,4 +1,4 @@
-//! Service managers: what they are told, the sockets that they pass, and those that they keep.
+//! Service managers: the messages they get, the sockets they pass, and those they store.
 
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -29,7 +29,7 @@ impl Manager {
         launch.variable("NOTIFY_SOCKET", path.to_str().expect("a path"))
     }
 
-    /// The next word, and the descriptor that comes with it.
+    /// The next message, and the descriptor that comes with it.
     fn next(&self) -> (String, Option<OwnedFd>) {
         let mut text = [0; 4096];
         let mut passed = Vec::new();
@@ -40,7 +40,7 @@ impl Manager {
         (String::from_utf8_lossy(&text[..bytes]).into_owned(), passed.pop())
     }
 
-    /// The next word that begins like this.
+    /// The next message that begins like this.
     fn next_with(&self, beginning: &str) -> (String, Option<OwnedFd>) {
         loop {
             let (text, socket) = self.next();
@@ -109,7 +109,7 @@ fn sockets_that_the_manager_keeps_let_no_client_be_refused_between_two_runs() {
     assert!(!text.lines().any(|line| line.trim_start_matches("FDNAME=").contains(':')), "{text}");
     get(&address).expect("an answer").assert_hello();
     run.end().assert_clean(1);
-    // Nothing accepts now, and nothing is refused.
+    // Nothing accepts now, yet no client is refused.
     let mut waiting = Client::to(&address);
     waiting.send(GET_CLOSE);
     let again = with_socket(Launch::new("--workers 1").listen(&*address), &socket, "stored");
@@ -138,7 +138,7 @@ fn systemd_socket_activate_starts_it_for_the_first_client() {
     if !has_program("systemd-socket-activate") {
         return;
     }
-    // It opens the port itself, so this one is only likely to be free.
+    // The run opens the port itself, so this one is only likely to be free.
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = free.local_addr().expect("it is bound").to_string();
     drop(free);

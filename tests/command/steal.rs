@@ -1,8 +1,8 @@
-//! Workers with listening sockets of their own (`--policy none --accept reuseport`), and what
-//! becomes of the connections in them when a worker is blocked, stopped, killed or replaced.
+//! Workers with their own listening sockets (`--policy none --accept reuseport`), and the
+//! connections in them when a worker is blocked, stopped, killed or replaced.
 //!
-//! Which worker answers tells who has accepted, so nothing here measures time: a connection that
-//! was in a blocked worker's socket is answered by another one while the block still lasts.
+//! The answer tells which worker accepted, so nothing here measures time: another worker answers a
+//! connection from a blocked worker's socket while the block still lasts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,8 +19,8 @@ use crate::common::{
     machine,
 };
 
-/// A server that tells its process id. `/block` holds its event loop up until the test opens the
-/// gate; `/close` closes its socket and listens again; everything is written down.
+/// A server that answers with its process id. `/block` blocks its event loop until the test opens
+/// the gate; `/close` closes its socket and listens again; it logs everything to files.
 pub(super) const SERVER: &str = "
     const fs = require('fs');
     const path = (name) => `${__dirname}/${name}`;
@@ -36,7 +36,7 @@ pub(super) const SERVER: &str = "
     });
     server.listen(0, '127.0.0.1');";
 
-/// A script in a folder of its own.
+/// A script in a temporary folder.
 pub(super) struct Script {
     folder: TempDir,
 }
@@ -61,7 +61,7 @@ impl Script {
         Launch::new(arguments).running(&["node", &self.path("server.js")])
     }
 
-    /// Blocks some worker and tells which; the client is answered when the gate opens.
+    /// Blocks a worker; the client is answered when the gate opens.
     pub(super) fn block_one(&self, cluster: &Cluster) -> Client {
         let mut client = Client::to(&cluster.address());
         client.send(b"GET /block HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
@@ -100,15 +100,15 @@ fn no_client_waits_for_a_blocked_worker() {
     let cluster = script.launch("--workers 4 --hang-after 100ms").start();
     let address = cluster.address();
     let mut waiting = script.block_one(&cluster);
-    // All of them are answered while the block lasts, whomever the kernel had chosen.
+    // All of them are answered while the block lasts, whichever worker the kernel chose.
     let served: BTreeSet<u32> = answers(asking(&address, 200)).into_iter().collect();
     assert!(!waiting.has_heard());
-    // It goes on as long as the block does.
+    // It continues as long as the block does.
     let later: BTreeSet<u32> = (0..40).map(|_| ask(&address)).collect();
     script.open_gate();
     let blocked: u32 = waiting.receive().body.parse().expect("a process id");
     assert!(!served.contains(&blocked) && !later.contains(&blocked), "{served:?} {later:?}");
-    // And it ends with the block: what the kernel gives to the worker is for the worker.
+    // And it ends with the block: the worker gets what the kernel gives it.
     eventually("it to serve again", || (ask(&address) == blocked).then_some(()));
     // On a busy machine others may have been slow as well.
     let told = |name: &str| {
@@ -138,7 +138,7 @@ fn with_hang_detection_off_they_wait_and_nothing_is_stolen() {
 #[test]
 fn what_a_killed_worker_had_in_its_socket_is_served_by_others() {
     let Some(script) = Script::new(SERVER) else { return };
-    // Nobody takes the place of the dead one, so what comes later is the primary's to accept.
+    // The dead worker has no successor, so the primary has to accept later connections.
     let cluster = script.launch("--workers 4 --hang-after off --restart never").start();
     let address = cluster.address();
     let victim = cluster.worker_pids()[0];
@@ -161,7 +161,7 @@ fn a_successor_takes_the_socket_of_a_dead_worker_over() {
     let address = cluster.address();
     machine::signal(cluster.worker_pids()[0], Signal::SIGKILL);
     cluster.event("exit", 0);
-    // Nobody is there who could be given them; they wait.
+    // No worker can take them; they wait.
     let clients = asking(&address, 20);
     let served = answers(clients);
     assert_eq!(served, vec![cluster.worker_pids()[0]; 20]);
@@ -196,7 +196,7 @@ fn a_stopped_worker_that_goes_on_finds_nothing_twice() {
     assert_eq!(numbers, (0..100).collect::<Vec<u32>>());
 }
 
-/// Asks on new connections while something is done, and tells how many requests failed.
+/// Sends requests on new connections during `harm`, and returns how many failed.
 pub(super) fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> u64 {
     let (answered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let over = AtomicBool::new(false);
@@ -239,7 +239,7 @@ fn all_workers_are_replaced_without_a_failed_request() {
     assert_eq!(failed, 0);
     let after: BTreeSet<u32> = cluster.worker_pids().into_iter().collect();
     assert!(after.len() == 3 && before.iter().all(|pid| !after.contains(pid)));
-    // Each has a socket, so each gets something.
+    // Each has a socket, so each gets some.
     eventually("all of them to answer", || {
         let answered: BTreeSet<u32> = (0..64).map(|_| ask(&cluster.address())).collect();
         (answered == after).then_some(())
@@ -257,7 +257,7 @@ fn built_in_workers_are_replaced_in_the_same_way() {
         go_on(50);
     });
     assert_eq!(failed, 0);
-    // No socket is left that nobody accepts from.
+    // Every remaining socket has a worker that accepts from it.
     (0..64).for_each(|_| get(&cluster.address()).expect("an answer").assert_hello());
     let summary = cluster.end();
     let own: u64 = summary.workers.iter().map(|one| one.own).sum();
@@ -290,7 +290,7 @@ fn clients_connected_before_the_end_are_served() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                // Until nobody gets in any more.
+                // Until no client gets in.
                 while let Ok(mut client) = Client::connect(&address) {
                     let sent = client.try_send(GET_CLOSE);
                     let answered = sent.and_then(|()| client.try_receive(true));
@@ -308,7 +308,7 @@ fn clients_connected_before_the_end_are_served() {
     assert_nothing_lost(&ended.summary());
 }
 
-/// A cluster of the library without a data path, whose workers are the command's.
+/// A library cluster without a data path, with the command's workers.
 fn library_cluster() -> (clusterlb::Cluster, Events) {
     let cluster = clusterlb::Cluster::primary().expect("a primary");
     let arguments = "--policy none --accept reuseport --listen 127.0.0.1:0";

@@ -1,10 +1,10 @@
-//! The running system in a storm: workers are killed, stopped and continued, descriptors are
-//! short, and become shorter by limits that fall, clients are slow or reset while they wait. What
-//! was not in a killed worker's hands is answered, the books balance and nothing leaks.
+//! The running system in a storm: workers are killed, stopped and continued, descriptors are short,
+//! limits fall, clients are slow or reset while they wait. Connections that no killed worker had
+//! claimed are answered, the counts balance and nothing leaks.
 //!
-//! Everything that is chosen follows from a seed, though not when it takes effect.
-//! `CLUSTERLB_SEED` chooses another, `CLUSTERLB_STORM_SECONDS` a longer storm and
-//! `CLUSTERLB_SHORTAGE_SECONDS` a longer one in which descriptors are short all the time.
+//! A seed decides every choice, though not when it takes effect. `CLUSTERLB_SEED` sets another one,
+//! `CLUSTERLB_STORM_SECONDS` a longer storm and `CLUSTERLB_SHORTAGE_SECONDS` a longer one in which
+//! descriptors are short all the time.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd as _;
@@ -23,13 +23,13 @@ use crate::common::{
     has_program, machine,
 };
 
-/// Clients that ask on and on, each time on a new connection.
+/// Clients that send requests without a pause, each on a new connection.
 const CLIENTS: u64 = 12;
 const WORKERS: usize = 4;
 /// Descriptors of each process.
 const DESCRIPTORS: usize = 128;
-/// Connections that are open at once: more than all workers and the primary together could have,
-/// even with every one of their descriptors, so that some wait in the kernel.
+/// Connections open at once: more than the primary and all workers could hold even with all their
+/// descriptors, so that some wait in the kernel.
 const CROWD: usize = (WORKERS + 1) * DESCRIPTORS + 60;
 
 /// When there are more clients than descriptors.
@@ -39,17 +39,17 @@ enum Shortage {
     Always,
 }
 
-/// What became of the clients.
+/// The outcomes of the clients.
 #[derive(Debug, Default)]
 struct Outcome {
     answered: AtomicU64,
-    /// Torn down by the client itself, perhaps before anybody had looked at it.
+    /// Reset by the client, perhaps before a worker read it.
     reset: AtomicU64,
     failed: AtomicU64,
     over: AtomicBool,
 }
 
-/// Ends the storm when it is dropped, be it by a panic.
+/// Ends the storm when dropped, also by a panic.
 struct AtEnd<'a>(&'a Outcome);
 
 impl Drop for AtEnd<'_> {
@@ -72,7 +72,7 @@ impl Outcome {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Counts an answer, or that there was none.
+    /// Counts an answer or a failure.
     fn note(&self, answer: std::io::Result<Response>) {
         match answer {
             Ok(response) => {
@@ -80,7 +80,7 @@ impl Outcome {
                 add(&self.answered);
             }
             Err(error) => {
-                // Patience is far longer than any fault here: nobody is forgotten.
+                // The time limit is far longer than any fault here: no client is forgotten.
                 let kind = error.kind();
                 let timed_out = [std::io::ErrorKind::WouldBlock, std::io::ErrorKind::TimedOut];
                 assert!(!timed_out.contains(&kind), "a client was left without any answer");
@@ -119,20 +119,20 @@ fn slow(address: &str, random: &mut Rng) -> std::io::Result<Response> {
     client.try_receive(true)
 }
 
-/// Does harm to the workers until the storm is over, then makes sure that nobody stays stopped.
+/// Harms the workers until the storm ends, then makes sure that none stays stopped.
 fn harm(cluster: &Cluster, mut random: Rng, until: Instant) -> u64 {
     let (mut killed, begun) = (0, Instant::now());
     while Instant::now() < until {
         sleep(Duration::from_millis(random.u64(50..500)));
         let workers = cluster.workers();
         let Some(victim) = random.choice(&workers) else { continue };
-        // A slot has ten restarts in a minute; more would be the end of it, not a storm.
+        // A slot has ten restarts per minute; more would give it up.
         if random.u8(0..4) == 0 && killed < 8 * (1 + begun.elapsed().as_secs() / 60) {
             machine::signal(victim.pid, Signal::SIGKILL);
             killed += 1;
             eventually("a successor", || (cluster.workers().len() == WORKERS).then_some(()));
         } else if random.u8(0..4) == 0 {
-            // The limit falls for a while, the primary's or a worker's.
+            // The limit of the primary or a worker falls for a while.
             let pid = if random.bool() { cluster.pid() } else { victim.pid };
             machine::set_descriptor_limit(pid, random.usize(80..DESCRIPTORS));
             sleep(Duration::from_millis(random.u64(50..400)));
@@ -146,8 +146,8 @@ fn harm(cluster: &Cluster, mut random: Rng, until: Instant) -> u64 {
     killed
 }
 
-/// Holds more connections than there are descriptors for until `until`: whoever is served goes, and
-/// another one comes. Then lets them go.
+/// Holds more connections than there are descriptors for until `until`; each served client is
+/// replaced by another. Then closes them.
 fn crowd(address: &str, outcome: &Outcome, until: Instant) {
     let connect = || {
         let mut client = Client::to(address);
@@ -156,7 +156,7 @@ fn crowd(address: &str, outcome: &Outcome, until: Instant) {
     };
     let mut clients: VecDeque<Client> = (0..CROWD).map(|_| connect()).collect();
     let deadline = until + PATIENCE;
-    // Whoever is served makes room for the others only when it goes, in whatever order.
+    // A served client makes room only by closing, in any order.
     while let Some(mut client) = clients.pop_front() {
         let mut waiting = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
         let heard = poll(&mut waiting, PollTimeout::from(2_u8)).expect("a descriptor to wait for");
@@ -171,7 +171,7 @@ fn crowd(address: &str, outcome: &Outcome, until: Instant) {
     }
 }
 
-/// Crowds of a storm that lasts so long from now on.
+/// Crowds for a storm of this length.
 fn crowds(address: &str, outcome: &Outcome, shortage: Shortage, lasts: Duration) {
     let until = Instant::now() + lasts;
     if shortage == Shortage::Always {
@@ -184,7 +184,7 @@ fn crowds(address: &str, outcome: &Outcome, shortage: Shortage, lasts: Duration)
     }
 }
 
-/// Descriptors of the primary when nothing is under way, and the most that a worker has.
+/// Descriptors of an idle primary, and the most of any worker.
 fn settled(cluster: &Cluster) -> (usize, usize) {
     let mut counts = Vec::new();
     eventually("descriptors to settle", || {
@@ -237,14 +237,14 @@ fn room() -> Option<Room> {
     if has_program("prlimit") { Room::for_clients(CROWD) } else { None }
 }
 
-/// Fails unless whatever was not in the hands of a killed worker was answered. `Cluster::end` has
-/// failed already unless the books balance and nobody is left.
+/// Fails unless every connection that no killed worker held was answered. `Cluster::end` fails
+/// unless the counts balance and no process is left.
 fn assert_answered(summary: &Summary, outcome: &Outcome, killed: u64) {
     println!("{killed} killed; {outcome:?}; {summary:?}");
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     assert!(count(&outcome.answered) > 0 && summary.redispatched > 0, "hardly a storm");
     assert_eq!(summary.dropped, 0, "{summary:#?}");
-    // Some of those that were aborted may have been resets, and answered a moment before.
+    // Some aborted ones may have been resets, answered a moment before.
     assert!(count(&outcome.failed) <= summary.aborted, "{outcome:?}, {summary:#?}");
     assert!(killed > 0 || summary.aborted == 0, "{summary:#?}");
     let asked = count(&outcome.answered) + count(&outcome.failed) + count(&outcome.reset);
@@ -272,7 +272,7 @@ fn a_storm_with_too_few_descriptors_all_the_time_costs_no_more() {
 }
 
 /// Workers serve unequal listeners, and those of one are stopped and killed: clients of the other
-/// do not notice.
+/// are unaffected.
 #[test]
 fn a_storm_over_the_only_worker_of_a_listener_is_not_felt_at_the_other() {
     let addresses = ["127.0.0.1:0", "localhost:0"];
@@ -281,7 +281,7 @@ fn a_storm_over_the_only_worker_of_a_listener_is_not_felt_at_the_other() {
     let [main, other] = cluster.addresses().try_into().expect("two addresses");
     let mut random = Rng::with_seed(number("CLUSTERLB_SEED", 6));
     for round in 0..4 {
-        // The newest worker is in the first place, once one there has been killed.
+        // Once a worker in the first slot has been killed, the newest worker is in it.
         let workers = cluster.workers();
         let place = if round == 0 { workers.first() } else { workers.last() };
         let victim = *place.expect("there are workers");
@@ -307,7 +307,7 @@ fn a_storm_over_the_only_worker_of_a_listener_is_not_felt_at_the_other() {
         let online = cluster.count("online");
         machine::signal(victim.pid, Signal::SIGKILL);
         cluster.event("online", online);
-        eventually("somebody to serve the other address", || get(&other).ok());
+        eventually("a worker to serve the other address", || get(&other).ok());
     }
     cluster.end();
 }

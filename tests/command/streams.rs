@@ -1,4 +1,4 @@
-//! The two protocols without requests, bytes that are none, and clients that tear down.
+//! The two protocols without requests, invalid bytes, and clients that reset.
 
 use std::io::Write as _;
 
@@ -84,7 +84,7 @@ fn open_streams_are_cut_when_the_grace_period_is_over() {
         client.send(b"ping");
         assert_eq!(client.try_receive_bytes(4).expect("an echo"), b"ping");
         assert_eq!(cluster.end().aborted, 1);
-        // An end or a reset, but nothing more.
+        // An end or a reset, but no bytes.
         assert!(client.rest().unwrap_or_default().is_empty());
     }
 }
@@ -98,7 +98,7 @@ fn garbage_is_answered_or_closed_without_harm() {
                 .iter()
                 .map(|byte| byte.wrapping_mul(round.to_le_bytes()[0]))
                 .collect();
-            // The server may have answered and closed before it has taken everything.
+            // The server may have answered and closed before it has read everything.
             let _ = client.try_send(&garbage);
             client.try_half_close();
             let _ = client.rest();
@@ -110,7 +110,7 @@ fn garbage_is_answered_or_closed_without_harm() {
 
 #[test]
 fn resets_amid_a_request_are_survived() {
-    // Those that send nothing are accepted as well.
+    // Clients that send nothing are accepted as well.
     for cluster in runtimes("--defer-accept off") {
         for bytes in [&b""[..], b"GET / HT", GET, &GET.repeat(1000)] {
             for _ in 0..20 {
@@ -131,7 +131,7 @@ fn hundreds_of_clients_that_reset_while_they_wait_are_counted() {
         let mut processes = cluster.worker_pids();
         processes.push(cluster.pid());
         for _ in 0..3 {
-            // Nobody accepts, so that all of them are reset in the backlog.
+            // No worker accepts, so all of them are reset in the backlog.
             processes.iter().copied().for_each(machine::suspend);
             let mut good: Vec<Client> = vec![];
             for place in 0..300 {

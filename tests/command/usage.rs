@@ -1,5 +1,5 @@
-//! What is said: to somebody who asks for what cannot be, on a machine that cannot, and in the
-//! course of a run.
+//! Output of the command: errors for wrong usage and for a machine that lacks something, and the
+//! text of a run.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Output, Stdio};
@@ -171,7 +171,7 @@ fn the_short_help_fits_one_screen_and_the_long_one_has_every_option_in_a_group()
     }
     let all = headings(long);
     assert!(groups[..5].iter().all(|group| all.contains(group)), "{groups:?} {all:?}");
-    // One without a group would be under this heading.
+    // An option without a group would be under this heading.
     assert!(!all.iter().any(|group| group == "Options:" || group == "Arguments:"), "{all:?}");
     let options = |help: &str| help.lines().filter(|line| line.contains(" --")).count();
     assert!(options(short) < options(long));
@@ -241,7 +241,7 @@ fn a_log_has_a_time_and_a_level_where_that_is_wanted() {
 
 #[test]
 fn the_journal_gets_levels() {
-    // What systemd would pass on is a file here: the variable names it as it names a socket.
+    // A file stands for what systemd passes: the variable names it like a socket.
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let file = std::fs::File::options().append(true).create(true).open(&path);
@@ -367,7 +367,7 @@ fn people_are_told_on_standard_error() {
 
 #[test]
 fn the_quiet_say_nothing() {
-    // Without any output there is no port to learn, so the listener is one with a name.
+    // Without output there is no port to read, so the listener has a name.
     let address = format!("unix:@clusterlb-test-quiet-{}", std::process::id());
     let cluster = Launch::new("--workers 2 --quiet").in_words().listen(&address).start_unready();
     eventually("the quiet cluster to serve", || get(&address).ok()).assert_hello();

@@ -41,7 +41,7 @@ fn connect_to(address: &str, count: usize) -> Vec<TcpStream> {
 
 fn a_listener_whose_only_worker_takes_nothing_holds_up_no_other(engine: EngineKind) {
     let (mut bench, other) = unequal(engine, scheduling(|| FirstOfAll));
-    // More than the second worker may get, which claims nothing.
+    // More than the second worker may get; it claims nothing.
     let stuck = connect_to(&other, 3 * CREDITS);
     bench.expect(&[0, CREDITS]);
     for _ in 0..10 {
@@ -98,7 +98,7 @@ fn abuse_of_a_waker_affects_only_its_worker(engine: EngineKind) {
     let mut bench = Bench::start(engine, scheduling(|| FirstOfAll), 2);
     let mut clients = bench.connect(2 * CREDITS);
     bench.expect(&[CREDITS, CREDITS]);
-    // It now blocks, is full, and is read by the worker itself.
+    // The waker now blocks, is full, and the worker itself reads it.
     let waker = &bench.inboxes[0].waker;
     fcntl(waker, FcntlArg::F_SETFL(OFlag::empty())).expect("it is open");
     clients.extend(bench.connect(2));

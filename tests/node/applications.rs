@@ -1,5 +1,5 @@
-//! Applications from npm behind the command, as people write them: their clients get right
-//! answers, every worker has its share, sessions stay where they are, and the end is in order.
+//! Applications from npm behind the command, in their usual form: clients get correct answers,
+//! every worker gets its share, sessions stay with their worker, and the end is in order.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/applicatio
 const PACKAGES: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/target/node-applications/node_modules");
 
-/// The first Node that fastify runs on, and what npm has to have installed.
+/// The first Node that fastify supports, if npm has installed the applications.
 fn equipped() -> Option<Node> {
     if !Path::new(PACKAGES).is_dir() {
         lacking("express, NestJS and others (scripts/install-applications.sh)");
@@ -39,7 +39,7 @@ fn launch(node: &Node, arguments: &str, application: &str) -> Launch {
     Launch::new(arguments).running(&[program, &script]).variable("NODE_PATH", PACKAGES)
 }
 
-/// Runs a client of an application to its end, and takes what it tells.
+/// Runs a client of an application to its end, and returns its report.
 fn client(node: &Node, name: &str, arguments: &[&str]) -> Vec<Value> {
     let output = Command::new(&node.program)
         .arg(format!("{FOLDER}/{name}"))
@@ -74,7 +74,7 @@ fn worker_of(response: &Response) -> String {
     line.expect("every answer names its worker")
 }
 
-/// Routes, bodies and errors, from several clients on kept connections, and who has answered.
+/// Routes, bodies and errors, from several clients on kept connections, and which workers answered.
 fn routes_are_served(application: &str) {
     let Some(node) = equipped() else { return };
     let cluster = launch(&node, "--workers 2 --credits 64", application).start();
@@ -102,7 +102,7 @@ fn routes_are_served(application: &str) {
         clients.into_iter().map(|client| client.join().expect("right answers")).collect()
     });
     assert_eq!(workers.into_iter().collect::<BTreeSet<_>>(), pids(&cluster));
-    // On a busy machine a worker may be passed over, so the shares need not be even.
+    // On a busy machine a worker may be skipped, so the shares need not be even.
     assert_eq!(end(cluster).accepted, 12);
 }
 
@@ -116,7 +116,7 @@ fn fastify_answers_on_every_route() {
     routes_are_served("fastify.js");
 }
 
-/// What an application notes when its worker leaves, and that it does not use up its grace period.
+/// The application's notes when its worker leaves, and that it does not use up its grace period.
 fn tidies_up(application: &str, expected: &[&str]) {
     let Some(node) = equipped() else { return };
     let folder = tempfile::tempdir().expect("a folder");
@@ -184,7 +184,7 @@ fn sessions_of_socket_io_stay_with_their_worker() {
     }
     // Twelve addresses on two workers.
     assert_eq!(served, workers);
-    // In turns, a session's connections find workers that do not know it.
+    // In rotation, a session's connections reach workers that do not know it.
     let (told, _) = ask("rr");
     assert!(told.iter().any(|one| one["failure"].is_string()), "{told:?}");
 }
@@ -203,7 +203,7 @@ fn sessions_of_tls_are_resumed_by_other_workers() {
         let cluster = launch.start();
         let told = client(&node, "resumption-client.js", &[&cluster.address(), protocol, "6"]);
         assert_eq!(told.len(), 6, "{told:?}");
-        // Workers take turns, so each session is resumed by another than has begun it.
+        // Workers take turns, so another worker than the first one resumes each session.
         for (place, one) in told.iter().enumerate() {
             assert_eq!(one["reused"], place > 0, "{protocol}: {told:?}");
         }
@@ -214,13 +214,13 @@ fn sessions_of_tls_are_resumed_by_other_workers() {
     }
 }
 
-/// Asks a server as often, each time on another connection, and tells who has answered.
+/// Sends this many requests, each on another connection, and returns which workers answered.
 fn ask_all(cluster: &Cluster, times: usize) -> BTreeSet<String> {
     let request = b"GET /asked HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     (0..times).map(|_| Client::to(&cluster.address()).ask(request).body).collect()
 }
 
-/// A program with a primary branch, which is the companion.
+/// A program with a primary branch, which runs as the companion.
 fn with_companion(node: &Node, application: &str, notes: &Path) -> Cluster {
     let launch = launch(node, "--workers 2 --credits 64 --companion self", application);
     launch.variable("TEST_NOTES", notes.to_str().expect("a path in UTF-8")).start()

@@ -1,4 +1,4 @@
-//! What happens when somebody does not read: nothing grows, nothing is lost, others go on.
+//! Readers that stop reading: nothing grows, nothing is lost, others continue.
 
 use clusterlb::Dialect;
 use clusterlb::internals::dialect::node::Serialization;
@@ -11,7 +11,7 @@ use super::front::{Front, Setup};
 use super::nodes::{Node, with_each};
 use crate::common::{Client, GET, PATIENCE, eventually, machine};
 
-/// Sends so many long messages once it is asked to, and tells how many have gone.
+/// Sends this many long messages on request, and reports how many were sent.
 const FLOOD: &str = "
     let sent = 0;
     require('http').createServer((request, response) => {
@@ -36,7 +36,7 @@ fn a_worker_that_floods_a_primary_which_is_behind_waits_and_others_go_on() {
             let other = front.fork(&Setup { serialization, ..Setup::new(node, SERVER) }, 1);
             front.deaf = true;
             inside.ask(FLOOD_NOW);
-            // Its writes stop at what the bridge and the socket hold.
+            // Its writes stop once the bridge and the socket are full.
             let mut sent = 0;
             let mut same = 0;
             while same < 20 {
@@ -45,7 +45,7 @@ fn a_worker_that_floods_a_primary_which_is_behind_waits_and_others_go_on() {
                 sent = now;
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
-            assert!(sent < 100, "{sent} messages of 65 KB went to nobody");
+            assert!(sent < 100, "{sent} messages of 65 KB were never read");
             let answers: Vec<String> = (0..20).map(|_| ask(front.address(0))).collect();
             let pid = front.workers[other].pid().to_string();
             assert!(answers.contains(&pid), "{answers:?}");
@@ -131,7 +131,7 @@ fn a_subscriber_that_does_not_read_holds_up_what_workers_say_and_not_their_ends(
         let mut keen = cluster.events().expect("descriptors");
         let worker = cluster.fork().expect("a worker");
         let mut told = 0;
-        // Somewhat below what one worker may be ahead of a subscriber.
+        // Somewhat below the limit by which a worker may be ahead of a subscriber.
         while told < 4_000 {
             let event = keen.recv_timeout(PATIENCE).expect("an event");
             told += usize::from(matches!(event, Event::Message { .. }));

@@ -1,7 +1,7 @@
-//! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and what
-//! a worker may do wrong. With every Node that there is.
+//! Unmodified Node programs behind the data path: every kind of listen, refusals, deaths, and
+//! misbehaving workers. With every installed Node.
 //!
-//! What can go wrong with descriptors on Node's channel is seen by `edges.rs`.
+//! `edges.rs` covers what can go wrong with descriptors on Node's channel.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -16,7 +16,7 @@ use super::front::{Front, Setup};
 use super::nodes::with_each;
 use crate::common::{Client, GET, GET_CLOSE, PATIENCE, machine};
 
-/// A program that never heard of workers: it answers with its process id.
+/// A program without any cluster code: it answers with its process id.
 pub(crate) const SERVER: &str = "
     require('http').createServer((request, response) => response.end(String(process.pid)))
         .listen(0, '127.0.0.1');";
@@ -142,7 +142,7 @@ fn a_server_that_is_closed_and_opened_again_goes_on() {
         let mut front = Front::start();
         let worker = front.fork(&Setup::new(node, script), 1);
         let other = front.fork(&Setup::new(node, SERVER), 1);
-        // The second one serves another address, so its connections are its own.
+        // The second worker serves another address, so its connections are separate.
         let address = front.address(0).to_owned();
         let again = b"GET /again HTTP/1.1\r\nHost: test\r\n\r\n";
         assert_eq!(Client::to(&address).ask(again).body, "again");
@@ -176,14 +176,14 @@ fn a_worker_at_its_limit_is_not_asked_again_and_again() {
         assert_ne!(pids[0], pids[1], "the second was refused by the first's worker");
         let mut third = Client::to(&address);
         third.send(GET);
-        // It is refused by both, until one of them has room.
+        // Both refuse it, until one of them has room.
         std::thread::sleep(std::time::Duration::from_millis(500));
         drop(first);
         assert_eq!(third.receive().body, pids[0]);
         drop((second, third));
         let passed_ms = begun.elapsed().as_millis();
         let redispatched = u128::from(front.finish().redispatched);
-        // Rests of 5, 10, 20, … and at last 250 ms, for each of two workers.
+        // Pauses of 5, 10, 20, … and at last 250 ms, for each of two workers.
         assert!(redispatched >= 2, "{redispatched}");
         assert!(redispatched <= 2 * (8 + passed_ms / 250), "{redispatched} in {passed_ms} ms");
     });
@@ -224,7 +224,7 @@ fn what_a_killed_worker_had_not_taken_is_served_by_another() {
         machine::suspend(pid);
         let mut clients: Vec<Client> = (0..30).map(|_| Client::to(&address)).collect();
         clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
-        // Some of them are in the victim's channel by now, where nobody can take them back.
+        // Some of them are in the victim's channel by now, from where they cannot be taken back.
         front.until("the victim to be found out", |front| front.hangs > 0);
         machine::signal(pid, Signal::SIGKILL);
         front.until("the victim's channel to close", |front| front.workers[victim].gone.is_some());
@@ -248,7 +248,7 @@ fn garbage_ends_only_the_worker_that_sends_it() {
         let mut front = Front::start();
         let fine = front.fork(&Setup::new(node, SERVER), 1);
         let bad = front.fork(&Setup::new(node, &garbage), 0);
-        // Without a channel a worker leaves by itself, whatever it was doing.
+        // A worker leaves when its channel closes, whatever it was doing.
         front.until("the worker to leave", |front| {
             front.workers[bad].gone.is_some() && front.workers[bad].ending.is_some()
         });
@@ -334,7 +334,7 @@ fn long_messages_and_connections_do_not_get_mixed_up() {
             machine::suspend(pid);
             let mut clients = Vec::new();
             for turn in 0..8_usize {
-                // Just around the length of what Node reads at once, or anything.
+                // A length around Node's read size, or any length.
                 let length = match round % 2 {
                     0 if turn % 3 == 0 => 65_300 + 40 * (8 * round + turn) % 400,
                     0 => 100,

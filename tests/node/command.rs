@@ -1,5 +1,5 @@
-//! The command with programs of others as its workers: Node servers that know nothing of it, and
-//! programs that speak its own protocol.
+//! The command with external programs as workers: unmodified Node servers, and programs that speak
+//! the native protocol.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +32,7 @@ fn scripts_of_either_kind_get_their_requests_in_turns() {
         let pids: Vec<String> = (0..20).map(|_| ask(&address)).collect();
         let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
         assert_eq!(pids.iter().cloned().collect::<BTreeSet<_>>(), told);
-        assert_eq!(cluster.family().len(), 2, "nobody but the workers was started");
+        assert_eq!(cluster.family().len(), 2, "only the workers were started");
         let ended = cluster.stop(Signal::SIGTERM);
         ended.assert_in_order();
         ended.summary().assert_clean(20);
@@ -51,7 +51,7 @@ fn sigterm_lets_open_requests_be_answered() {
         let mut open: Vec<Client> = (0..4).map(|_| Client::to(&address)).collect();
         for client in &mut open {
             client.send(head);
-            // So a worker has it.
+            // A worker has it by now.
             assert_eq!(client.receive_head().status, 100);
         }
         cluster.signal(Signal::SIGTERM);
@@ -104,7 +104,7 @@ fn a_worker_that_leaves_and_does_not_end_is_replaced_after_the_grace_period() {
     let address = cluster.address();
     let leave = b"GET /leave HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     let before = Client::to(&address).ask(leave).body;
-    // Nobody else serves meanwhile, so this one waits for the successor.
+    // No other worker serves, so this request waits for the successor.
     assert_ne!(ask(&address), before);
     assert_eq!(cluster.event("exit", 0)["signal"], "SIGKILL");
     let summary = cluster.end();
@@ -177,7 +177,7 @@ fn a_failing_successor_ends_the_reload_without_harm() {
     });
     assert_eq!(load.failed, [0_u16; 0]);
     assert_eq!(cluster.worker_pids(), before);
-    // Mended, it works.
+    // After a repair it works.
     fs::write(script.path("server.js"), SERVER).expect("a file");
     cluster.signal(Signal::SIGHUP);
     cluster.event("reloaded", 0);
@@ -277,7 +277,7 @@ fn a_worker_at_its_limit_is_passed_over() {
     assert_ne!(answers[0], answers[1]);
     let mut third = Client::to(&address);
     third.send(GET);
-    // Nobody has room before this one goes.
+    // No worker has room until this client closes.
     drop(first);
     assert_eq!(third.receive().body, answers[0]);
     drop((second, third));
@@ -328,7 +328,7 @@ fn waiting_for_a_busy_port_delays_no_other_request() {
         let cluster = script.launch(&format!("--workers 2 {policy}")).start();
         cluster.event("message", 3);
         for pid in cluster.worker_pids() {
-            // The busy one may become free, so that is the last to be answered.
+            // The busy port may become free, so its error comes last.
             let told = cluster.until("what a worker was told", |heard| {
                 let of_it = heard.named("message").filter(|event| event["pid"] == pid);
                 Some(of_it.map(|event| event["message"].clone()).collect::<Vec<_>>())
@@ -354,7 +354,7 @@ fn a_program_that_is_no_worker_is_told_apart() {
     let sleeper = Launch::new("--workers 1 --start-limit 100ms").running(&["sleep", "1000"]);
     sleeper.refused().assert_refusal(1, &["called home", "--dialect node"]);
     let Some(script) = Script::new("setInterval(() => {}, 1000)") else { return };
-    // Long enough for Node to come up on a busy machine, or the other reason would be told.
+    // Long enough for Node to start on a busy machine; otherwise the error is a different one.
     let idle = script.launch("--workers 1 --start-limit 10s").refused();
     idle.assert_refusal(1, &["listens", "--start-limit"]);
 }
@@ -381,7 +381,7 @@ fn a_worker_in_another_language_needs_no_library() {
     let launch = Launch::new("--workers 2 --credits 64 --hang-after 100ms").running(&program);
     let cluster = launch.start();
     let address = cluster.address();
-    // The end of its answer is the end of the connection.
+    // Its answer ends with the connection.
     let ask = || {
         let mut client = Client::to(&address);
         client.send(GET_CLOSE);
@@ -390,7 +390,7 @@ fn a_worker_in_another_language_needs_no_library() {
     };
     let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
     assert_eq!((0..20).map(|_| ask()).collect::<BTreeSet<_>>(), told);
-    // One that hangs is passed over, answers its probe, and gets connections again.
+    // A worker that hangs is skipped, answers its probe, and gets connections again.
     let [first, second] = cluster.worker_pids()[..] else { panic!("two workers") };
     machine::suspend(first);
     let hung = |cluster: &Cluster| cluster.count("hung") > 0;

@@ -1,5 +1,5 @@
 //! A program's own primary branch beside the workers: what it sees of them, what it can do to them,
-//! and that it holds up nothing.
+//! and that it blocks nothing.
 
 use std::fs;
 
@@ -10,8 +10,8 @@ use crate::common::{Client, Cluster, Launch, eventually, machine};
 use crate::nodes::{Node, with_each};
 use crate::script::Script;
 
-/// A program for Node's own primary. Its primary tells what happens on standard output, and sends
-/// everything that a worker says to all of them; they say what they get.
+/// A program for Node's own primary. Its primary prints events on standard output, and sends every
+/// worker message to all workers; they print what they get.
 const BROADCAST: &str = "
     const cluster = require('cluster');
     const say = (...words) => process.stdout.write(`${words.join(' ')}\\n`);
@@ -53,7 +53,7 @@ fn start(node: &Node, text: &str, arguments: &str) -> (Script, Cluster) {
     (script, cluster)
 }
 
-/// Waits for a line on standard output that begins like this, after as many others of this kind.
+/// Waits for a line on standard output that begins like this, after `before` others.
 fn line(cluster: &Cluster, beginning: &str, before: usize) -> String {
     cluster.until(beginning, |heard| {
         let mut lines = heard.output.lines().filter(|line| line.starts_with(beginning));
@@ -101,7 +101,7 @@ fn a_primary_branch_hears_of_the_workers_and_speaks_to_them() {
         let ended = cluster.stop(Signal::SIGTERM);
         assert_eq!(ended.code, Some(0), "{ended:?}");
         for worker in workers {
-            // What a worker says at its end arrives, and then the end itself.
+            // The last messages of a worker arrive before its end.
             let place =
                 |line: String| ended.output.find(&line).unwrap_or_else(|| panic!("{ended:?}"));
             let last = place(format!("last of {}\n", worker.pid));

@@ -1,6 +1,6 @@
-//! What Node's own primary does wrong, and this one does not, side by side with the same worker
-//! script. What Node does is looked at and told for each version, not asserted: some day it will
-//! be mended. What is asserted is ours.
+//! Defects of Node's own primary that this one does not have, side by side with the same worker
+//! script. Node's behaviour is observed and printed for each version, not asserted: it may be fixed
+//! one day. Only ours is asserted.
 
 use std::io::Write as _;
 use std::process::Command;
@@ -15,10 +15,10 @@ use super::script::{SERVER, Script};
 use super::theirs::Theirs;
 use crate::common::{Client, GET, GET_CLOSE, eventually, has_program, machine};
 
-/// Requests that show whether a worker is still given any.
+/// Requests that show whether a worker still gets any.
 const MANY: usize = 40;
 
-/// Looks at a defect with every Node, and tells which one has it.
+/// Checks a defect with every Node, and prints which ones have it.
 fn with_each_node(defect: &str, has: impl Fn(&Node) -> bool + Sync) {
     let nodes = nodes();
     let found = std::thread::scope(|scope| {
@@ -27,12 +27,12 @@ fn with_each_node(defect: &str, has: impl Fn(&Node) -> bool + Sync) {
     });
     for (node, has) in nodes.iter().zip(found) {
         let told = if has { "does" } else { "does not (any more?)" };
-        // Past the test harness, which would keep it to itself.
+        // Bypasses the test harness, which would capture it.
         let _ = writeln!(std::io::stderr(), "Node {} {told}: {defect}", node.version);
     }
 }
 
-/// Looks at ours with every Node, with the preload and with Node's channel alone.
+/// Tests ours with every Node, with the preload and with Node's channel alone.
 fn ours(look: impl Fn(&Node, &str) + Sync) {
     with_each(|node| {
         ["--preload auto", "--preload off"].iter().for_each(|preload| look(node, preload));
@@ -51,8 +51,8 @@ fn port_of(address: &str) -> u16 {
     address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
 }
 
-/// Clients that have asked while one of two workers is stopped, until all that the other one can
-/// answer are answered. What is left is on its way to the first.
+/// Clients that send requests while one of two workers is stopped, until the other one has answered
+/// all it can. The rest is on its way to the first.
 fn asked_while_stopped(address: &str, victim: u32, survivor: u32) -> Vec<Client> {
     machine::suspend(victim);
     let mut clients: Vec<Client> = (0..4).map(|_| Client::to(address)).collect();
@@ -75,14 +75,14 @@ fn a_connection_on_its_way_to_a_worker_that_dies() {
         let ports: Vec<u16> = waiting.iter().map(|client| client.port()).collect();
         let hang = !ports.is_empty();
         if hang {
-            // Nobody but the primary has it: its client waits for ever, and so does its descriptor.
+            // Only the primary has it: its client waits forever, and the descriptor leaks.
             let holders = machine::holders(&[theirs.pid()], &ports, port_of(&address));
             assert!(holders.iter().all(|holder| *holder == theirs.pid()));
         }
         hang
     });
     ours(|node, preload| {
-        // Replaced, it would serve, too.
+        // A successor would serve it, too.
         let arguments = format!("--workers 2 --hang-after 100ms --restart never {preload}");
         let cluster = script.launch_with(&node.program, &arguments).start();
         let address = cluster.address();
@@ -104,7 +104,7 @@ fn a_connection_on_its_way_to_a_worker_that_dies() {
     });
 }
 
-/// Leaves a process no descriptors, or gives it some.
+/// Sets a process's limit of descriptors.
 fn limit_descriptors(pid: u32, most: u32) {
     let limit = format!("--nofile={most}:1024");
     let done = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status();
@@ -137,7 +137,7 @@ fn a_worker_that_once_had_no_descriptor_left() {
         let mut clients: Vec<Client> = (0..2).map(|_| Client::to(&address)).collect();
         clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
         for client in &mut clients {
-            assert_eq!(client.receive().body, survivor.to_string(), "nobody hangs");
+            assert_eq!(client.receive().body, survivor.to_string(), "no worker hangs");
         }
         limit_descriptors(victim, 1024);
         eventually("the worker to be used again", || (ask(&address) == victim).then_some(()));
@@ -159,7 +159,7 @@ fn a_connection_that_no_worker_has_room_for() {
         let mut clients: Vec<Client> = (0..2).map(|_| Client::to(address)).collect();
         let pids: Vec<u32> = clients.iter_mut().map(|client| pid_of(client, GET)).collect();
         assert_ne!(pids[0], pids[1], "the second was refused by the first's worker");
-        // Refused by both until one of them goes.
+        // Both refuse it until one of the clients closes.
         clients.push(Client::to(address));
         clients[2].send(GET);
         clients
@@ -193,13 +193,13 @@ fn a_connection_that_no_worker_has_room_for() {
         drop(clients);
         let summary = cluster.end();
         assert_eq!((summary.accepted, summary.dropped, summary.aborted), (3, 0, 0));
-        // Rests of 5, 10, 20, … and at last 250 ms, for each of two workers.
+        // Pauses of 5, 10, 20, … and at last 250 ms, for each of two workers.
         let most = 2 * (8 + passed_ms / 250);
         assert!((1..=most).contains(&summary.redispatched), "{most} at most: {summary:?}");
     });
 }
 
-/// Of two workers, one that finishes what it has only when its client goes.
+/// Of two workers, one finishes its connection only when its client closes.
 #[test]
 fn the_moment_at_which_a_cluster_is_disconnected() {
     let text = "
@@ -220,7 +220,7 @@ fn the_moment_at_which_a_cluster_is_disconnected() {
         theirs.event("exit", 0);
         theirs.say("refusals");
         theirs.event("refusals", 0);
-        // What was said before that answer has been heard.
+        // Messages sent before that answer have arrived.
         let early = theirs.has_told("disconnected");
         drop(client);
         theirs.event("exit", 1);
@@ -259,7 +259,7 @@ fn the_moment_at_which_a_cluster_is_disconnected() {
 
 #[test]
 fn a_second_listen_on_the_same_port() {
-    // A port of an address that no other test and no client has.
+    // A port of an address that no other test or client uses.
     let id = std::process::id();
     let address = format!("127.88.{}.{}", id >> 8 & 255, 1 + id % 254);
     let text = format!(

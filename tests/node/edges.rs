@@ -1,9 +1,9 @@
-//! The edges of Node's channel, with the command and real processes: what would not be noticed as
-//! long as all goes well. With every Node that there is, with the preload and without it, because
-//! without it every connection goes over the channel.
+//! Edge cases of Node's channel, with the command and real processes: defects that normal operation
+//! would hide. With every installed Node, with and without the preload, because without it every
+//! connection goes over the channel.
 //!
-//! What only a primary can do wrong is looked for by a worker that reads the channel itself
-//! (`node/puppet.py`); it also says what Node never says.
+//! A worker that reads the channel itself (`node/puppet.py`) checks what only a primary can do
+//! wrong; it also sends what Node never sends.
 
 use std::collections::BTreeSet;
 
@@ -41,7 +41,7 @@ fn assert_in_order(ended: &Ended) {
     assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
 }
 
-/// Each server answers with its letter, and what has been said to the program is said back.
+/// Each server answers with its letter, and messages to the program are echoed.
 const LETTERS: &str = "
     const net = require('net');
     process.on('message', (text) => process.send(text.length));
@@ -49,7 +49,7 @@ const LETTERS: &str = "
         net.createServer((socket) => socket.end(letter)).listen(0, '127.0.0.1');
     serve('a'); serve('b');";
 
-/// Of what lies in a stopped worker's channel, Node reads 64 KiB at once.
+/// Node reads 64 KiB at once from a stopped worker's channel.
 const LENGTHS: [usize; 8] = [0, 70_000, 200, 65_400, 5_000, 100, 65_300, 30_000];
 
 fn letters_of_a_stopped_worker(
@@ -78,7 +78,7 @@ fn letters_of_a_stopped_worker(
             addresses.push(format!("{}:{}", address.address, address.port.expect("it is TCP")));
         }
     }
-    // The first server's answer tells which of them that is.
+    // The first server's answer identifies it.
     let first = Client::to(&addresses[0]).rest().expect("an answer");
     let letters = if first == b"a" { [b"a", b"b"] } else { [b"b", b"a"] };
     for round in 0..3 {
@@ -129,7 +129,7 @@ fn one_at_a_time_means_that_a_stopped_worker_holds_one() {
         machine::suspend(stopped);
         let mut clients: Vec<Client> = (0..20).map(|_| Client::to(&address)).collect();
         clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
-        // One lies in the channel and one may lie in front of it.
+        // One is in the channel and one may be in front of it.
         eventually("everybody but two to be answered", || {
             let answered = clients.iter().filter(|client| client.has_heard()).count();
             (answered >= 18).then_some(())
@@ -146,7 +146,7 @@ fn puppets(way: &str, arguments: &str, test: impl Fn(Cluster)) {
     if !has_program("python3") {
         return;
     }
-    // It loads nothing, so with the preload it is as a program that lost its environment.
+    // It loads nothing, so with the preload it resembles a program that lost its environment.
     for preload in PRELOADS {
         let arguments = format!("--dialect node {arguments} {preload}");
         test(Launch::new(&arguments).running(&["python3", PUPPET, way]).start());
@@ -165,7 +165,7 @@ fn a_worker_gets_each_connection_wrapped_and_alone_however_it_speaks() {
         puppets(way, "--workers 2 --credits 64", |cluster| {
             let address = cluster.address();
             let pids = cluster.worker_pids();
-            // Many lie in a channel at once when its worker reads again.
+            // Many messages are in a channel when its worker reads again.
             machine::suspend(pids[0]);
             let mut clients: Vec<Client> = (0..40).map(|_| Client::to(&address)).collect();
             clients.iter_mut().for_each(|client| client.send(GET_CLOSE));
@@ -177,7 +177,7 @@ fn a_worker_gets_each_connection_wrapped_and_alone_however_it_speaks() {
                 clients.iter_mut().map(|client| client.receive().body).collect();
             assert_eq!(answers, pids.iter().map(u32::to_string).collect());
             if way == "strange" {
-                // What is not Node's own is the program's.
+                // Messages that are not Node's own belong to the program.
                 assert_eq!(cluster.event("message", 0)["message"], json!({ "cmd": "NODE_" }));
             }
             assert_no_complaint(&cluster.stop(Signal::SIGTERM));
@@ -216,14 +216,14 @@ fn sockets_for_the_primary_are_received_in_whatever_pieces_they_come() {
     });
 }
 
-/// One worker is made to do something unheard of; the other one goes on and the first is replaced.
+/// One worker misbehaves in a new way; the other one continues and the first is replaced.
 fn harm(cluster: &Cluster) -> String {
     let address = cluster.address();
     let before = cluster.worker_pids();
     let harm = b"GET /harm HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     let victim = Client::to(&address).ask(harm).body;
     let exit = cluster.event("exit", 0);
-    assert_eq!(exit["pid"].to_string(), victim, "nobody else");
+    assert_eq!(exit["pid"].to_string(), victim, "no other worker");
     cluster.event("online", 2);
     (0..10).for_each(|_| assert_ne!(ask(&address), victim));
     eventually("its successor to serve", || {
@@ -248,7 +248,7 @@ fn garbage_ends_only_its_sender_and_names_the_reason() {
             assert_eq!(ended.summary().dropped, 0);
         });
     }
-    // What a real one does then.
+    // As a real one does then.
     let text = "
         require('http').createServer((request, response) => {
             response.end(String(process.pid), () => {
@@ -288,7 +288,7 @@ fn a_worker_that_cuts_its_channel_is_replaced_unnoticed() {
         let codes = ended.events.iter().filter(|event| event["event"] == "exit");
         assert!(codes.map(|event| &event["code"]).all(|code| *code == 0), "{ended:?}");
         let summary = ended.summary();
-        // It ends at once, and may have answered without having closed.
+        // It ends at once, and may have answered without closing.
         assert!(summary.dropped == 0 && summary.aborted <= 1, "{summary:?}");
     });
 }
@@ -298,7 +298,7 @@ fn workers_end_with_a_primary_that_is_killed_whatever_they_are_doing() {
     with_each_node(SERVER, |node, script, preload| {
         let arguments = format!("--workers 2 {preload}");
         let launch = script.launch_with(&node.program, &arguments);
-        // Nobody will be there to remove what its workers have loaded.
+        // After the kill no process removes the script.
         let cluster = launch.variable("RUNTIME_DIRECTORY", &script.path("")).start();
         let address = cluster.address();
         let stopped = cluster.worker_pids()[0];
@@ -307,10 +307,10 @@ fn workers_end_with_a_primary_that_is_killed_whatever_they_are_doing() {
         machine::suspend(stopped);
         machine::signal(cluster.pid(), Signal::SIGKILL);
         machine::signal(stopped, Signal::SIGCONT);
-        // It waits until none of them is left.
+        // Waits until no process is left.
         assert_eq!(cluster.wait().signal, Some(Signal::SIGKILL as i32));
         drop(kept);
-        // The kernel takes the primary's ring down a moment later.
+        // The kernel tears the primary's ring down a moment later.
         eventually("the port to be free", || std::net::TcpListener::bind(&address).ok());
     });
 }
@@ -332,7 +332,7 @@ fn connections_of_a_unix_socket_are_served_and_counted_like_others() {
         assert_eq!(answers.into_iter().collect::<BTreeSet<_>>(), pids);
         let mut third = Client::to(&address);
         third.send(GET_CLOSE);
-        // With the preload there is room for it only now.
+        // Only now is there room for it with the preload.
         drop(clients);
         assert!(pids.contains(&third.receive().body));
         drop(third);
@@ -342,7 +342,7 @@ fn connections_of_a_unix_socket_are_served_and_counted_like_others() {
 
 #[test]
 fn a_server_that_closes_and_listens_again_loses_nothing() {
-    // One of them at a time: an address that no worker serves for 25 ms is closed.
+    // One at a time: an address without a worker is closed after 25 ms.
     let text = "
         const server = require('http').createServer((request, response) => {
             response.end(String(process.pid));

@@ -1,6 +1,6 @@
-//! A primary for Node workers made of the data path and the bridge, with as little control plane
-//! as a test needs: it starts workers, answers their requests to listen with listeners that were
-//! opened before, and buries them.
+//! A primary for Node workers made of the data path and the bridge, with the minimum of a control
+//! plane: it starts workers, answers their requests to listen with listeners that are open already,
+//! and reaps them.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -34,7 +34,7 @@ use tempfile::TempDir;
 use super::nodes::Node;
 use crate::common::PATIENCE;
 
-/// TCP listeners that requests for ports are answered with, one after the other.
+/// TCP listeners that answer requests for ports, in order.
 const TCP_LISTENERS: usize = 4;
 
 /// How workers are started.
@@ -44,7 +44,7 @@ pub(crate) struct Setup {
     pub(crate) script: String,
     pub(crate) serialization: Serialization,
     pub(crate) window: WindowRule,
-    /// Descriptors that a worker may have.
+    /// A worker's limit of descriptors.
     pub(crate) descriptors: Option<u32>,
 }
 
@@ -60,7 +60,7 @@ impl Setup {
     }
 }
 
-/// A worker as the notices tell of it.
+/// A worker, as the notices report it.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
@@ -74,7 +74,7 @@ pub(crate) struct Worker {
     pub(crate) leaving: bool,
     pub(crate) messages: Vec<Value>,
     pub(crate) descriptors: usize,
-    /// Its channel is closed, and why if that was our doing.
+    /// Its channel is closed; the reason if we closed it.
     pub(crate) gone: Option<Option<String>>,
     pub(crate) ending: Option<Ending>,
     buried: bool,
@@ -88,13 +88,13 @@ impl Worker {
     /// Whether its process has ended.
     pub(crate) fn try_ended(&mut self) -> bool {
         if self.ending.is_none() {
-            self.ending = self.process.try_wait().expect("nobody else waits for it");
+            self.ending = self.process.try_wait().expect("only this test waits for it");
         }
         self.ending.is_some()
     }
 }
 
-/// Two threads and what they have said.
+/// Two threads and their messages.
 pub(crate) struct Front {
     threads: Vec<JoinHandle<Result<()>>>,
     commands: Sender<Command>,
@@ -102,17 +102,17 @@ pub(crate) struct Front {
     requests: Sender<BridgeRequest>,
     request_waker: Arc<Waker>,
     notices: Arc<Notices>,
-    /// What the bridge tells is left where it is.
+    /// Leaves the bridge's messages unread.
     pub(crate) deaf: bool,
     reports: Receiver<Report>,
     addresses: Vec<String>,
-    /// Duplicates of the listeners, for workers that accept by themselves.
+    /// Duplicates of the listeners, for workers that accept.
     sockets: Vec<OwnedFd>,
-    /// Workers accept by themselves.
+    /// Workers accept.
     pub(crate) shares: bool,
-    /// What datagrams are asked for with.
+    /// The socket for datagram requests.
     pub(crate) udp: UdpSocket,
-    /// What has been asked for, in the order of the listeners that it was answered with.
+    /// The requests, in the order of the listeners that answered them.
     asked: Vec<String>,
     pub(crate) workers: Vec<Worker>,
     pub(crate) totals: ClusterCounts,
@@ -224,7 +224,7 @@ impl Front {
         self.request_waker.wake();
     }
 
-    /// Sends a message to a worker's program. Tells whether there was room for it.
+    /// Sends a message to a worker's program. Returns whether there was room.
     pub(crate) fn send(&self, place: usize, message: &Value) -> bool {
         self.post(place, ToWorker::User(message), None)
     }
@@ -251,8 +251,7 @@ impl Front {
         true
     }
 
-    /// Where the listener is that a request was answered with, as many requests for other places
-    /// before it.
+    /// The address of the listener that answered a request, after as many for other addresses.
     pub(crate) fn address(&self, listener: usize) -> &str {
         &self.addresses[listener]
     }
@@ -347,7 +346,7 @@ impl Front {
         launch.start().expect("Node starts").process
     }
 
-    /// Goes on until something has come about.
+    /// Processes notices until the condition holds.
     pub(crate) fn until(&mut self, what: &str, come: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -420,7 +419,7 @@ impl Front {
         (Answer::HandOver { listener, name: name.map(SocketName::from) }, None)
     }
 
-    /// Buries workers whose processes have ended and whose channels are closed.
+    /// Reaps workers whose processes have ended and whose channels are closed.
     fn bury(&mut self) {
         for place in 0..self.workers.len() {
             let worker = &mut self.workers[place];
@@ -452,7 +451,7 @@ impl Front {
         self.order(BridgeRequest::Disconnect { worker });
     }
 
-    /// Waits until a worker has ended by itself, with this code.
+    /// Waits until a worker has exited with this code.
     pub(crate) fn ended(&mut self, place: usize, code: i32) {
         self.until("a worker to leave", |front| {
             front.workers[place].ending.is_some() && front.workers[place].gone.is_some()
@@ -465,7 +464,7 @@ impl Front {
         self.order(BridgeRequest::End);
         let bridge = self.threads.pop().expect("two threads were started");
         bridge.join().expect("no panic").expect("the bridge ends in order");
-        // Workers without a channel leave by themselves; those that cannot are killed on drop.
+        // Workers without a channel leave; those that cannot are killed on drop.
         self.command(Command::End);
         let data = self.threads.pop().expect("two threads were started");
         data.join().expect("no panic").expect("the data path ends in order");

@@ -1,5 +1,5 @@
-//! What Node programs are used to: launchers, files of variables, packages that rely on a primary,
-//! and a script of clusterlb's that no sweeper of temporary folders takes from them.
+//! Habits of Node programs: launchers, env files, packages that rely on a primary, and that no
+//! sweeper of temporary folders removes clusterlb's script.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,7 +16,7 @@ fn ask(address: &str) -> String {
     get(address).expect("an answer").body
 }
 
-/// Writes a file with everything above it.
+/// Writes a file, creating its folders.
 fn write(path: &str, text: &str) {
     let path = Path::new(path);
     fs::create_dir_all(path.parent().expect("a folder")).expect("the folder is writable");
@@ -24,7 +24,7 @@ fn write(path: &str, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
 }
 
-/// Tells what a thread of it says.
+/// Prints the messages of a thread.
 const THREADS: &str = "
     const { Worker } = require('worker_threads');
     require('http').createServer((request, response) => {
@@ -47,7 +47,7 @@ fn threads_and_successors_find_the_script_after_a_sweep() {
         for sweep in [fs::remove_dir_all::<&str>, |path| {
             fs::read_dir(path)?.try_for_each(|file| fs::remove_file(file?.path()))
         }] {
-            // The primary may be faster, and has written it again while this goes on.
+            // The primary may be faster, and rewrite it during the sweep.
             let _ = sweep(&own);
             eventually("the script to be there again", || fs::read_dir(&own).ok()?.next())
                 .expect("a folder that can be read");
@@ -85,7 +85,7 @@ fn the_script_does_not_lie_where_another_user_could_replace_it() {
     cluster.end();
 }
 
-/// Whether this Node knows files of variables.
+/// Whether this Node supports env files.
 fn has_env_file(version: &str) -> bool {
     !version.starts_with("v18.")
 }
@@ -114,8 +114,8 @@ fn options_in_a_file_of_variables_count_as_they_do_without_workers() {
     });
 }
 
-/// A package of this name that stands in for tsx: its loader leaves a mark, and its command would
-/// start a process.
+/// A package that stands in for tsx: its loader leaves a mark, and its command would start a
+/// process.
 fn tsx(script: &Script) -> String {
     let package = script.path("node_modules/tsx/dist");
     write(&format!("{package}/loader.mjs"), "globalThis.loaded = 'by the loader';");
@@ -167,7 +167,7 @@ fn launchers_are_refused_with_the_line_that_works() {
 
 #[test]
 fn log4js_writes_in_each_worker_unless_it_is_told_otherwise() {
-    // What of log4js decides who writes.
+    // The part of log4js that decides which process writes.
     let configuration = "
         const listeners = [];
         exports.addPreProcessingListener = (listener) => listeners.push(listener);

@@ -106,7 +106,7 @@ fn the_library_sends_sockets_to_node_workers() {
         change.expect("valid settings");
         let mut events = cluster.events().expect("descriptors");
         let worker = cluster.fork().expect("a worker");
-        // A message that comes before the program listens for it is lost, as in Node.
+        // A message that arrives before the program listens for it is lost, as in Node.
         while !matches!(events.recv_timeout(PATIENCE), Ok(Event::Listening { .. })) {}
         let (mut near, far) = pair();
         worker.send_shared("kept open", &far).expect("there is room");

@@ -1,5 +1,5 @@
-//! A worker that speaks Node's channel and turns against its run, beside real Node workers: these
-//! serve, one that ends is replaced, and the run ends when it is told to.
+//! A hostile worker on Node's channel, beside real Node workers: these serve, an ended one is
+//! replaced, and the run ends on request.
 //!
 //! Where this runs as root, workers run as `nobody`.
 
@@ -12,13 +12,13 @@ use serde_json::json;
 use super::script::SERVER;
 use crate::common::{Cluster, Launch, get, has_program, machine};
 
-/// Within this time something must have happened though a worker floods the primary. Generous: the
-/// program under test may be a slow build on a busy machine.
+/// Time limit of every step while a worker floods the primary. Generous: the program under test may
+/// be a slow build on a busy machine.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// The first worker is the hostile one. Scripts come as arguments, because files would have to be
-/// where every user can read them. Node takes a script from its command line for a worker only if
-/// another argument follows.
+/// The first worker is the hostile one. Scripts are arguments, because every user would have to be
+/// able to read a file. Node runs a script from its command line in a worker only if another
+/// argument follows.
 const CHOOSE: &str = "if [ \"$NODE_UNIQUE_ID\" = 1 ]; then exec python3 -c \"$0\" \"$2\"; fi; \
                       exec node -e \"$1\" server";
 const ATTACK: &str = include_str!("hostile.py");
@@ -42,7 +42,7 @@ fn assert_served(cluster: &Cluster) {
     }
 }
 
-/// One of them is killed, and another comes.
+/// One of them is killed and replaced.
 fn assert_replaced(cluster: &Cluster) {
     let victim = *cluster.workers().last().expect("there are workers");
     assert_ne!(victim.id, 1, "not the hostile one");
@@ -62,7 +62,7 @@ fn assert_ends(cluster: Cluster) {
     assert_eq!(ended.code, Some(0), "{:?}", ended.errors);
 }
 
-/// The others do not notice the first worker, which goes on.
+/// The other workers are unaffected by the first one, which continues.
 fn endure(how: &str) {
     let Some(cluster) = start(how) else { return };
     assert_served(&cluster);
@@ -73,7 +73,7 @@ fn endure(how: &str) {
     assert_ends(cluster);
 }
 
-/// The first worker is ended by name, and the others do not notice.
+/// The first worker is killed with a reason, and the others are unaffected.
 fn expel(how: &str) {
     let Some(cluster) = start(how) else { return };
     let reason = cluster.until("why the hostile worker is killed", |heard| {

@@ -1,5 +1,5 @@
-//! Node workers that take connections out of their inbox by themselves, without a message on
-//! Node's channel for each. With every Node that there is.
+//! Node workers that take connections from their inbox, without a message on Node's channel for
+//! each. With every installed Node.
 
 use std::thread;
 
@@ -9,11 +9,11 @@ use super::nodes::{Node, nodes, with_each};
 use super::script::Script;
 use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, eventually, get, machine};
 
-/// Connections that are in a worker's inbox while it does not look.
+/// Connections in a worker's inbox while it is blocked.
 const WAITING: usize = 6;
 
-/// Two servers, of which each answer tells the process and how many messages with a connection it
-/// has had. The second one is told to block until there is a file, and to close the first one.
+/// Two servers. Each answer names the process and its number of messages with a connection. A
+/// request can block the second one until a file exists, or make it close the first one.
 const TWO: &str = "
     const fs = require('fs');
     let messages = 0;
@@ -34,14 +34,14 @@ fn launch(node: &Node, script: &Script, arguments: &str) -> Cluster {
     script.launch_with(&node.program, &arguments).servers(2).start()
 }
 
-/// The process that answered, and how many messages it had had.
+/// The process that answered, and its number of messages.
 fn ask(address: &str) -> (u32, u32) {
     let body = get(address).expect("an answer").body;
     let (pid, messages) = body.split_once(' ').expect("two words");
     (pid.parse().expect("a process"), messages.parse().expect("a number"))
 }
 
-/// Two workers, the first of which does not look into its inbox before it is let.
+/// Two workers; the first one does not read its inbox until it is released.
 struct Blocked {
     cluster: Cluster,
     script: Script,
@@ -162,7 +162,7 @@ fn a_worker_that_is_told_to_leave_serves_what_waits_for_it_first() {
 fn connections_wait_while_a_worker_has_no_descriptors_for_them() {
     const LIMIT: &str = "48";
     const CLIENTS: usize = 80;
-    // Nobody has so many at a time, and each is held for a while.
+    // Far fewer are open at a time, and each is held for a while.
     let text = "
         require('http').createServer((request, response) =>
             setTimeout(() => response.end(String(process.pid)), 50)).listen(0, '127.0.0.1');";
@@ -185,8 +185,8 @@ fn connections_wait_while_a_worker_has_no_descriptors_for_them() {
     }
 }
 
-/// Leaves itself three descriptors of a hundred and more when it is asked for that, and otherwise
-/// answers.
+/// On one request it uses up all but three of more than a hundred descriptors; it answers all
+/// others.
 const GREEDY: &str = "
     const { closeSync, openSync } = require('fs');
     require('http').createServer((request, response) => {
@@ -237,8 +237,8 @@ fn nothing_is_said_about_what_the_script_is_made_of() {
     }
 }
 
-/// Each request blocks its worker. The program knows how many connections it has been given whose
-/// requests have not begun, and tells the most there were since the first request.
+/// Each request blocks its worker. The program counts the connections it holds whose requests have
+/// not begun, and reports the maximum since the first request.
 const BLOCKING: &str = "
     let [waiting, most] = [0, 0];
     const server = require('http').createServer((request, response) => {

@@ -9,13 +9,13 @@ use tempfile::TempDir;
 
 use crate::common::{Client, Cluster, Launch, eventually, get, has_program, machine};
 
-/// A server that tells its process id and its debugger's port.
+/// A server that answers with its process id and its debugger's port.
 const SERVER: &str = "
     require('http').createServer((request, response) => {
         response.end(`${process.pid} ${process.debugPort}`);
     }).listen(0, '127.0.0.1');";
 
-/// The first of so many free ports in a row; somebody else may be faster, though hardly ever.
+/// The first of `count` free ports in a row; another program may take one, though hardly ever.
 fn free_ports(count: u16) -> u16 {
     eventually("some free ports in a row", || {
         let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -27,7 +27,7 @@ fn free_ports(count: u16) -> u16 {
     })
 }
 
-/// A server in a folder of its own; nothing, if this machine has no Node.
+/// A server in a temporary folder; `None` if this machine has no Node.
 fn script() -> Option<TempDir> {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("server.js"), SERVER).expect("the folder is writable");
@@ -50,7 +50,7 @@ fn has_debugger(port: u16) -> bool {
     answer.is_ok_and(|answer| answer.body.contains("node.js/v"))
 }
 
-/// The ports of the workers' debuggers, which all answer.
+/// The ports of the workers' debuggers; each of them answers.
 fn ports(cluster: &Cluster) -> BTreeSet<u16> {
     let workers = cluster.worker_pids();
     let mut told: BTreeMap<u32, u16> = BTreeMap::new();
@@ -62,7 +62,7 @@ fn ports(cluster: &Cluster) -> BTreeSet<u16> {
     });
     told.retain(|pid, _| workers.contains(pid));
     for port in told.values() {
-        assert!(has_debugger(*port), "nobody answers at {port}");
+        assert!(has_debugger(*port), "no debugger answers at {port}");
     }
     told.into_values().collect()
 }
@@ -73,7 +73,7 @@ fn every_worker_has_a_debugger_at_its_own_port() {
     let first = free_ports(5);
     let cluster = launch(&folder, 3, &[&format!("--inspect={first}")]).start();
     assert_eq!(ports(&cluster), (first..first + 3).collect());
-    // Who comes later gets the next one, as from Node's own primary.
+    // A later worker gets the next port, as from Node's own primary.
     machine::signal(cluster.worker_pids()[0], Signal::SIGKILL);
     cluster.event("exit", 0);
     cluster.event("online", 3);

@@ -1,5 +1,5 @@
-//! Connections that clients of Node workers keep, other than plain HTTP/1: https, and HTTP/2 with
-//! and without TLS. Their worker leaves, and no request fails. With every Node that there is.
+//! Kept connections of Node workers, other than plain HTTP/1: https, and HTTP/2 with and without
+//! TLS. Their worker leaves, and no request fails. With every installed Node.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -15,7 +15,7 @@ use crate::common::{Cluster, PATIENCE};
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/kept-client.js");
 
-/// One server of each kind. They tell their process id.
+/// One server of each kind. They answer with their process id.
 const SERVERS: &str = "
     const read = (name) => require('fs').readFileSync(process.env[name]);
     const identity = { key: read('TEST_KEY'), cert: read('TEST_CERTIFICATE') };
@@ -25,7 +25,7 @@ const SERVERS: &str = "
     http2.createSecureServer(identity, answer).listen(0, '127.0.0.2');
     http2.createServer(answer).listen(0, '127.0.0.3');";
 
-/// A client of a certified script's servers; nothing, if no certificate can be made.
+/// Runs a test with a client that trusts the script's servers, unless no certificate can be made.
 fn with_each_node(text: &str, test: impl Fn(&Node, &Script) + Sync) {
     let script = Script::named("server.js", text);
     if script.certify() {
@@ -33,7 +33,7 @@ fn with_each_node(text: &str, test: impl Fn(&Node, &Script) + Sync) {
     }
 }
 
-/// The address whose host is this one: the three hosts are told in any order.
+/// The address with this host: the three are reported in any order.
 fn address(cluster: &Cluster, host: &str) -> String {
     let addresses = cluster.addresses();
     addresses.into_iter().find(|one| one.starts_with(host)).expect("it is served")
@@ -41,7 +41,7 @@ fn address(cluster: &Cluster, host: &str) -> String {
 
 type Heard = Arc<(Mutex<Vec<Value>>, Condvar)>;
 
-/// A client that runs until it is told to stop.
+/// A client that runs until the test stops it.
 struct Kept {
     child: Child,
     input: Option<ChildStdin>,
@@ -64,7 +64,7 @@ impl Kept {
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let word = line.parse().expect("it tells JSON");
-                theirs.0.lock().expect("nobody panics").push(word);
+                theirs.0.lock().expect("no thread panics").push(word);
                 theirs.1.notify_all();
             }
         });
@@ -73,15 +73,15 @@ impl Kept {
     }
 
     fn until(&self, what: &str, look: impl Fn(&Value) -> bool) -> Value {
-        let words = self.heard.0.lock().expect("nobody panics");
+        let words = self.heard.0.lock().expect("no thread panics");
         let missing = |words: &mut Vec<Value>| !words.last().is_some_and(&look);
         let (words, wait) =
-            self.heard.1.wait_timeout_while(words, PATIENCE, missing).expect("nobody panics");
+            self.heard.1.wait_timeout_while(words, PATIENCE, missing).expect("no thread panics");
         assert!(!wait.timed_out(), "in vain: waited for {what}: {:?}", words.last());
         words.last().cloned().expect("something was found")
     }
 
-    /// Waits until so many more requests of each kind have been answered.
+    /// Waits until `more` further requests of each kind have been answered.
     fn go_on(&self, more: u64) {
         let last = self.until("a word", |_| true);
         let kinds = ["https", "h2", "h2c", "crowd"];
@@ -111,7 +111,7 @@ impl Drop for Kept {
 fn no_request_fails_over_tls_or_by_http_2_while_workers_are_replaced() {
     with_each_node(SERVERS, |node, script| {
         for policy in ["rr", "none"] {
-            // The grace period is a minute: nobody waits for it, or is ended after it.
+            // The grace period is a minute: no worker waits for it, or is killed after it.
             let arguments = format!("--workers 2 --policy {policy}");
             let cluster = script.launch_with(&node.program, &arguments).servers(3).start();
             let kept = Kept::start(&cluster);
@@ -121,8 +121,8 @@ fn no_request_fails_over_tls_or_by_http_2_while_workers_are_replaced() {
             kept.go_on(20);
             let told = kept.stop();
             assert_eq!(told["failed"], json!([]), "{policy}");
-            // Who asks for several things at once may be refused some, and ask again. Node 18
-            // cannot say that an answer is the last one before that answer.
+            // A client with concurrent requests may see some refused, and repeats them. Node 18
+            // cannot announce the last answer before it.
             if !node.version.starts_with("v18.") {
                 assert_eq!(
                     (&told["refused"]["h2"], &told["refused"]["h2c"]),
@@ -169,7 +169,7 @@ fn a_kept_connection_on_which_nothing_is_asked_does_not_hold_its_worker() {
             words.by_ref().take(3).map(|one| one.to_string()).collect();
         assert_eq!(answered, ["\"http\"", "\"https\""].map(str::to_owned).into());
         cluster.signal(Signal::SIGTERM);
-        // It ends when all of its connections have been closed, the sessions with a last word.
+        // It ends when all its connections are closed, the sessions with a goodbye frame.
         let told: BTreeSet<String> = words.map(|word| word.to_string()).collect();
         assert!(child.wait().expect("it ends").success());
         assert_eq!(told, ["[\"http\",0]", "[\"https\",0]"].map(str::to_owned).into());

@@ -1,5 +1,5 @@
-//! How workers leave: what their programs have registered runs, what is open is finished, and what
-//! is idle holds nobody up. The grace period is ten minutes where nobody may wait for it.
+//! How workers leave: the handlers of their programs run, open requests are finished, and idle
+//! connections delay nothing. The grace period is ten minutes where no worker may wait for it.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,9 +10,9 @@ use crate::common::{Client, Cluster, GET, Launch, eventually, get, machine};
 use crate::nodes::{self, Node};
 use crate::script::Script;
 
-/// A server with an idle connection to a database and a timer, as most are. It answers `/slow` when
-/// there is a file `answer`, `/file` with much, and anything else at once. `note` writes down what
-/// happened; `TEST_PROGRAM` is what it does besides.
+/// A server with an idle connection to a database and a timer, as most have. It answers `/slow`
+/// when there is a file `answer`, `/file` with much, and anything else at once. `note` logs to a
+/// file; `TEST_PROGRAM` adds further code.
 const SERVER: &str = "
     const fs = require('fs');
     const note = (word) => fs.appendFileSync(`${__dirname}/notes`, `${word}\\n`);
@@ -74,7 +74,7 @@ impl Stand {
         }
     }
 
-    /// Asks for what is answered later, and waits until it is being worked on.
+    /// Sends a request with a delayed answer, and waits until the server has it.
     fn ask_slowly(&self, cluster: &Cluster) -> Client {
         let before = self.count("asked");
         let mut client = Client::to(&cluster.address());
@@ -92,7 +92,7 @@ fn with_each_node(test: impl Fn(&Stand) + Sync) {
     nodes::with_each(|node| test(&Stand::new(node)));
 }
 
-/// What programs do at their end, and what a worker notes of it.
+/// Code that programs run at their end, and a worker's log of it.
 const PROGRAMS: [(&str, &[&str]); 11] = [
     ("", &["exit 0"]),
     ("process.on('SIGTERM', () => note('tidy'));", &["tidy", "exit 0"]),
@@ -122,7 +122,7 @@ const PROGRAMS: [(&str, &[&str]); 11] = [
         });",
         &["tidy", "exit 0"],
     ),
-    // As frameworks end: by the signal itself, once nothing listens for it.
+    // As frameworks end: by the signal itself, once no handler is left.
     (
         "process.on('SIGTERM', function end(signal) {
             note('tidy');
@@ -189,7 +189,7 @@ fn open_requests_are_finished_whatever_the_program_does_at_its_end() {
                         cluster.signal(Signal::SIGTERM);
                     }
                 }
-                // It has seen that when it serves nothing new, or has closed.
+                // It has noticed when it serves no new request, or has closed.
                 eventually("the worker to leave", || {
                     let answer = get(&cluster.address());
                     answer.map_or(true, |answer| answer.body != worker.to_string()).then_some(())
@@ -228,7 +228,7 @@ fn a_connection_without_a_request_delays_no_worker() {
     with_each_node(|stand| {
         let cluster = stand.start("--workers 1 --grace 10m", "");
         let silent = Client::to(&cluster.address());
-        // The one worker takes them in turn.
+        // The only worker takes them in order.
         get(&cluster.address()).expect("an answer");
         cluster.signal(Signal::SIGHUP);
         cluster.event("reloaded", 0);

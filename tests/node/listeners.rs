@@ -1,5 +1,5 @@
-//! How long the addresses of Node programs stay open: as long as a worker serves them, or the next
-//! worker in its slot may. With every Node that there is.
+//! How long the addresses of Node programs stay open: while a worker serves them, or the next
+//! worker in its slot may. With every installed Node.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,12 +25,12 @@ fn is_refused(address: &str) -> bool {
     TcpStream::connect(address).is_err()
 }
 
-/// The first messages of the program.
+/// The program's first messages.
 fn sent(cluster: &Cluster, count: usize) -> Vec<Value> {
     (0..count).map(|before| cluster.event("message", before)["message"].clone()).collect()
 }
 
-/// Opens a server when it is asked to, answers on it once, closes it, and tells its port.
+/// Opens a server on request, answers on it once, closes it, and reports its port.
 const TRANSFERS: &str = "
     const net = require('net');
     require('http').createServer(async (request, response) => {
@@ -123,7 +123,7 @@ fn a_worker_can_have_hundreds_of_sockets_at_once() {
     });
 }
 
-/// Outside the range that the kernel chooses from, so that no other test gets one of them.
+/// Outside the kernel's ephemeral range, so that no other test gets one of them.
 fn port_below_four_free_ones() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 1500).expect("less than 1500");
@@ -137,7 +137,7 @@ fn port_below_four_free_ones() -> u16 {
 
 #[test]
 fn what_no_successor_asks_for_is_closed_after_a_reload() {
-    // A port of each worker's own, above one for all of them.
+    // A separate port per worker, above a shared one.
     let text = "
         const { id } = require('cluster').worker;
         const serve = () => require('http').createServer((request, response) => {

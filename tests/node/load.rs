@@ -1,4 +1,4 @@
-//! Requests without a pause while something is done to whoever answers them.
+//! Continuous requests while something is done to the workers.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use crate::common::{Client, GET_CLOSE, eventually};
 /// Clients at once.
 const CLIENTS: usize = 4;
 
-/// What came of the requests.
+/// The outcome of the requests.
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) answered: u64,
@@ -16,7 +16,7 @@ pub(crate) struct Load {
     pub(crate) failed: Vec<u16>,
 }
 
-/// Asks on new connections while something is done, which can wait for so many answers more.
+/// Sends requests on new connections during `harm`, which can wait for a number of further answers.
 pub(crate) fn during(address: &str, harm: impl FnOnce(&dyn Fn(u64))) -> Load {
     let answered = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
@@ -35,28 +35,28 @@ pub(crate) fn during(address: &str, harm: impl FnOnce(&dyn Fn(u64))) -> Load {
                         Ok(()) => {
                             answered.fetch_add(1, Ordering::Relaxed);
                         }
-                        Err(port) => failed.lock().expect("nobody has panicked").push(port),
+                        Err(port) => failed.lock().expect("no client has panicked").push(port),
                     }
                 }
             });
         }
-        // Whatever becomes of it, the clients have to end.
+        // The clients have to end in any case.
         let harmed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| harm(&go_on)));
         over.store(true, Ordering::Relaxed);
         if let Err(panic) = harmed {
             std::panic::resume_unwind(panic);
         }
     });
-    let failed = failed.into_inner().expect("nobody has panicked");
+    let failed = failed.into_inner().expect("no client has panicked");
     Load { answered: answered.into_inner(), failed }
 }
 
-/// One request. If it fails, the port of the client, 0 if it found nobody.
+/// One request. On failure, the client's port, or 0 if it could not connect.
 fn ask(address: &str) -> Result<(), u16> {
     let mut client = Client::connect(address).map_err(|_| 0_u16)?;
     let port = client.port();
     let answer = client.try_send(GET_CLOSE).and_then(|()| client.try_receive(true));
-    // The server closes, and says nothing beside its answer.
+    // The server closes without further bytes.
     let mut closed = || client.rest().is_ok_and(|rest| rest.is_empty());
     match answer {
         Ok(response) if response.status == 200 && closed() => Ok(()),

@@ -1,4 +1,4 @@
-//! How late the event loop of a worker is, as the metrics tell.
+//! The event-loop delay of a worker in the metrics.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn a_worker_that_computes_is_late_and_the_metrics_say_so() {
         return;
     }
     let script = Script::named("server.js", SERVER);
-    // The loop is looked at every 20 ms while there are connections.
+    // The loop is sampled every 20 ms while there are connections.
     let arguments = "--workers 1 --hang-after 100ms --admin 127.0.0.1:0";
     let cluster = script.launch_with(Path::new("node"), arguments).start();
     let address = cluster.address();

@@ -1,5 +1,5 @@
-//! Node programs as workers: what they are handed, what they say, what becomes of them, with every
-//! Node that there is.
+//! Node programs as workers: what they get, what they send, and how they end, with every installed
+//! Node.
 
 mod applications;
 mod bounds;

@@ -1,5 +1,5 @@
-//! The command with every Node that there is, in both serializations, under every policy, with
-//! every kind of script: each request is answered by a worker, and the end is in order.
+//! The command with every installed Node, in both serializations, under every policy, with every
+//! kind of script: a worker answers each request, and the end is in order.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,7 +22,7 @@ const REQUESTS: usize = 4;
 
 const POLICIES: [&str; 6] = ["rr", "least", "fastest", "sticky", "none", "none --accept reuseport"];
 
-/// The usual file with two branches, and every kind of server that there is, behind one worker.
+/// The usual file with two branches, and every kind of server, behind one worker.
 const BRANCHES: &str = "
     const cluster = require('cluster');
     if (cluster.isPrimary) {
@@ -42,7 +42,7 @@ const BRANCHES: &str = "
         process.send({ kinds: ['http', 'net', 'https', 'unix'], of: process.pid });
     }";
 
-/// The same server as an ECMAScript module, twice, on ports that nobody has chosen.
+/// The same server as an ECMAScript module, twice, on ports that the kernel chooses.
 const MODULE: &str = "
     import { createServer } from 'node:http';
     const answer = (request, response) => response.end(String(process.pid));
@@ -95,14 +95,14 @@ impl Cell<'_> {
             return;
         }
         let Self { node, serialization, policy, .. } = self;
-        // As many on their way at once as there may be, unless the cell says how many.
+        // As many credits as possible, unless the cell sets them.
         let credits = if policy.contains("--credits") { "" } else { "--credits 64" };
         let arguments =
             format!("--workers 2 {credits} --serialization {serialization} --policy {policy}");
         let launch = script.launch_with(&node.program, &arguments);
         let cluster = launch.servers(self.kind.servers()).start();
         let told: BTreeSet<String> = cluster.worker_pids().iter().map(u32::to_string).collect();
-        assert_eq!(cluster.family().len(), 2, "nobody but the workers was started");
+        assert_eq!(cluster.family().len(), 2, "only the workers were started");
         for address in cluster.addresses() {
             let answers: Vec<String> = answers(&address);
             assert_eq!(answers.len(), REQUESTS);
@@ -152,7 +152,7 @@ fn answers(address: &str) -> Vec<String> {
     (0..REQUESTS).map(ask).collect()
 }
 
-/// What programs send arrives in either serialization.
+/// Messages of programs arrive in either serialization.
 fn messages_have_arrived(cluster: &Cluster) {
     for number in 0..2 {
         let event = cluster.event("message", number);
@@ -165,8 +165,7 @@ fn messages_have_arrived(cluster: &Cluster) {
 fn every_request_is_answered_and_all_workers_leave_in_order() {
     let nodes = nodes();
     let versions: Vec<&str> = nodes.iter().map(|node| &*node.version).collect();
-    // Past the test harness, which would keep it to itself: who reads the log of a run has to
-    // know what it ran with.
+    // Bypasses the test harness, which would capture it: the log of a run has to name the versions.
     let _ = writeln!(std::io::stderr(), "the matrix ran with Node {}", versions.join(", "));
     if nodes.len() < 2 {
         lacking("another Node than its own (scripts/install-nodes.sh)");
@@ -205,7 +204,7 @@ fn every_request_is_answered_and_all_workers_leave_in_order() {
     assert!(failures.is_empty(), "{} of {} cells: {failures:#?}", failures.len(), cells.len());
 }
 
-/// The next of those that are left. The lock is not held while it runs.
+/// The next remaining cell. The lock is not held while it runs.
 fn next<'a, T>(queue: &Mutex<std::slice::Iter<'a, T>>) -> Option<&'a T> {
     queue.lock().expect("not held in a panic").next()
 }

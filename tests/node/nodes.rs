@@ -1,4 +1,4 @@
-//! Which Nodes there are on this machine, and tests that run with each of them.
+//! The installed Nodes, and tests that run with each of them.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,7 @@ const AT_ONCE: usize = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) program: PathBuf,
-    /// As it tells it: `v20.1.2`.
+    /// As it reports it: `v20.1.2`.
     pub(crate) version: String,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn nodes() -> Vec<Node> {
     found
 }
 
-/// Runs a test with each Node, and says which ones it failed with.
+/// Runs a test with each Node, and names the ones that failed.
 pub(crate) fn with_each(test: impl Fn(&Node) + Sync) {
     let nodes = nodes();
     let (queue, failed) = (Mutex::new(nodes.iter()), Mutex::new(Vec::new()));

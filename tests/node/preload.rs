@@ -1,5 +1,5 @@
-//! What Node workers report by the script that they load, and how they let clients of kept
-//! connections go. With every Node that there is.
+//! Reports of Node workers from the script that they load, and how they close kept connections.
+//! With every installed Node.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +15,12 @@ use tempfile::TempDir;
 use super::nodes::{Node, with_each};
 use crate::common::{Client, Cluster, GET, Launch, eventually, get, machine};
 
-/// It tells its process id.
+/// It answers with its process id.
 const SERVER: &str = "
     require('http').createServer((request, response) => response.end(String(process.pid)))
         .listen(0, '127.0.0.1');";
 
-/// A Node and a script in a folder of its own.
+/// A Node and a script in a temporary folder.
 struct Stand {
     node: Node,
     folder: TempDir,
@@ -31,7 +31,7 @@ impl Stand {
         let program = self.node.program.display().to_string();
         Launch::new(&format!("--dialect node {arguments}"))
             .running(&[&program, &self.path("server.js")])
-            // What is loaded lies there, so that it can be seen to be gone.
+            // The script is written there, so that the test can see its removal.
             .variable("RUNTIME_DIRECTORY", &self.path("runtime"))
     }
 
@@ -59,7 +59,7 @@ fn ask(address: &str) -> String {
     get(address).expect("an answer").body
 }
 
-/// Connections that one worker holds, all others having closed theirs; and that worker.
+/// Connections that one worker holds, after all others have closed theirs; and that worker.
 fn lopsided(address: &str) -> (String, Vec<Client>) {
     let mut held: BTreeMap<String, Vec<Client>> = BTreeMap::new();
     for _ in 0..20 {
@@ -78,7 +78,7 @@ fn a_worker_that_holds_many_open_connections_is_passed_over() {
             let cluster = stand.launch(&format!("{arguments} --overload-factor 1")).start();
             let address = cluster.address();
             let (busy, held) = lopsided(&address);
-            // The others' ends are reported before long.
+            // The ends of the others are reported soon.
             eventually("the busy one to be passed over", || {
                 (0..10).all(|_| ask(&address) != busy).then_some(())
             });
@@ -117,7 +117,7 @@ fn the_limit_on_connections_holds_back_what_waits_and_lets_it_go_on() {
         assert_ne!(pids[0], pids[1]);
         let mut third = Client::to(&address);
         third.send(GET);
-        // Whoever has room says so without being asked.
+        // A worker with room reports that unasked.
         drop(second);
         assert_eq!(third.receive().body, pids[1]);
         drop((first, third));
@@ -125,7 +125,7 @@ fn the_limit_on_connections_holds_back_what_waits_and_lets_it_go_on() {
     });
 }
 
-/// Stands still when it is asked to, until there is a file.
+/// Blocks on request until a file exists.
 const BLOCKING: &str = "
     const fs = require('fs');
     require('http').createServer((request, response) => {
@@ -143,7 +143,7 @@ fn a_worker_whose_loop_stands_still_is_not_given_anything_to_find_out() {
         let address = cluster.address();
         let mut blocked = Client::to(&address);
         let pid = blocked.ask(GET).body;
-        // The other one may be kept from running for so long by a busy machine.
+        // A busy machine may keep the other one from running for this long.
         let hung = || {
             let of_it = |event: &&Value| event["pid"].as_u64() == pid.parse().ok();
             cluster.until("events", |heard| Some(heard.named("hung").filter(of_it).count()))
@@ -151,7 +151,7 @@ fn a_worker_whose_loop_stands_still_is_not_given_anything_to_find_out() {
         let before = hung();
         blocked.send(b"GET /block HTTP/1.1\r\nHost: test\r\n\r\n");
         eventually("it to stand still", || fs::exists(stand.path("blocked")).ok()?.then_some(()));
-        // Longer than it may.
+        // Longer than the limit.
         std::thread::sleep(Duration::from_millis(200));
         assert!((0..20).all(|_| ask(&address) != pid));
         assert_eq!(hung(), before, "nothing had to be taken back from it");
@@ -163,8 +163,8 @@ fn a_worker_whose_loop_stands_still_is_not_given_anything_to_find_out() {
     });
 }
 
-/// Asks on new and on kept connections while something is done, and tells how many requests failed
-/// and how many were answered. A kept connection is given up when an answer says so.
+/// Sends requests on new and on kept connections during `harm`, and returns how many failed and how
+/// many were answered. A kept connection is closed when an answer says so.
 fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> Vec<String> {
     let answered = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
@@ -179,7 +179,7 @@ fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> Vec<St
     let note = |outcome: Result<(), String>| {
         match outcome {
             Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
-            Err(why) => failures.lock().expect("nobody panics").push(why),
+            Err(why) => failures.lock().expect("no thread panics").push(why),
         }
         // Without it they would keep a small machine from starting workers.
         std::thread::sleep(Duration::from_millis(2));
@@ -202,7 +202,7 @@ fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> Vec<St
         over.store(true, Ordering::Relaxed);
         threads.into_iter().for_each(|thread| thread.join().expect("no client panics"));
     });
-    failures.into_inner().expect("nobody panics")
+    failures.into_inner().expect("no thread panics")
 }
 
 fn ask_on(kept: &mut Option<Client>, address: &str) -> std::io::Result<()> {
@@ -220,7 +220,7 @@ fn ask_on(kept: &mut Option<Client>, address: &str) -> std::io::Result<()> {
 
 #[test]
 fn no_request_fails_on_new_or_kept_connections_while_workers_are_replaced() {
-    // But for those who want it closed: they wait for that.
+    // Except clients that asked for a close: they wait for it.
     let keeping = SERVER.replace(
         "response.end",
         "(request.headers.connection === 'close' ? response
@@ -230,7 +230,7 @@ fn no_request_fails_on_new_or_kept_connections_while_workers_are_replaced() {
         with_each_node(script, |stand| {
             let policies: &[&str] = if script == SERVER { &["rr", "none"] } else { &["rr"] };
             for policy in policies {
-                // The grace period is a minute: nobody waits for it.
+                // The grace period is a minute: no worker waits for it.
                 let cluster = stand.launch(&format!("--workers 2 --policy {policy}")).start();
                 let failed = failures_during(&cluster, |go_on| {
                     go_on(50);
@@ -262,7 +262,7 @@ fn a_kept_connection_that_says_nothing_does_not_keep_its_worker() {
     });
 }
 
-/// A program that looks at everything that might have been changed around it.
+/// A program that checks everything the script might have changed.
 const CURIOUS: &str = "
     const { spawnSync } = require('child_process');
     const { Worker } = require('worker_threads');
@@ -333,7 +333,7 @@ fn what_workers_load_is_there_as_long_as_they_are() {
         assert_eq!(ask(&cluster.address()), "7", "threads load it, too");
         machine::signal(cluster.pid(), Signal::SIGKILL);
         assert_eq!(cluster.wait().signal, Some(Signal::SIGKILL as i32));
-        // Nobody was there to remove it, and there is nothing but its own text.
+        // No process was left to remove it; it contains only its own text.
         for folder in stand.loaded() {
             let names = fs::read_dir(&folder).expect("it is ours").flatten();
             let names = names.map(|file| file.file_name().to_string_lossy().into_owned());

@@ -1,4 +1,4 @@
-//! Reloads of Node servers: what a successor is judged by, what stops them, and what they restore.
+//! Reloads of Node servers: how a successor is judged, what stops them, and what they restore.
 
 use std::fs;
 use std::time::Duration;
@@ -13,14 +13,14 @@ fn ask(address: &str) -> String {
     get(address).expect("an answer").body
 }
 
-/// Replaces the workers and waits for the end of that.
+/// Replaces the workers and waits until the reload is complete.
 fn reload(cluster: &Cluster) {
     let before = cluster.count("reloaded");
     cluster.signal(Signal::SIGHUP);
     cluster.event("reloaded", before);
 }
 
-/// What workers have sent as messages, with their process ids.
+/// Messages of workers, with their process ids.
 fn told(cluster: &Cluster, count: usize) -> Vec<String> {
     cluster.until("what the workers say", |heard| {
         let messages = heard.named("message").map(|event| event["message"].to_string());
@@ -40,7 +40,7 @@ fn a_server_that_was_open_for_a_moment_is_not_asked_of_a_successor() {
     let cluster = script.launch("--workers 2").start_unready();
     cluster.event("listening", 0);
     told(&cluster, 2);
-    // The successors do without it.
+    // The successors run without it.
     fs::write(script.path("server.js"), SERVER).expect("a file");
     reload(&cluster);
     assert_eq!(cluster.worker_pids().len(), 2);
@@ -101,7 +101,7 @@ fn a_reload_during_the_start_is_carried_out_once_when_the_workers_serve() {
     let text = format!("setTimeout(() => {{ {SERVER} }}, 400);");
     let Some(script) = Script::new(&text) else { return };
     let cluster = script.launch("--workers 2 --settle 1h").start_unready();
-    // From the first worker on, signals are received.
+    // Once the first worker runs, the primary handles signals.
     eventually("a worker to be started", || (!cluster.family().is_empty()).then_some(()));
     (0..3).for_each(|_| cluster.signal(Signal::SIGHUP));
     cluster.event("reloaded", 0);
@@ -135,7 +135,7 @@ fn a_reload_fills_a_slot_that_was_given_up() {
     cluster.end();
 }
 
-/// A server that is ready after as many milliseconds as its folder's file says, or never.
+/// A server that is ready after as many milliseconds as a file in its folder says, or never.
 const WARMING_UP: &str = "
     const after = Number(require('fs').readFileSync(`${__dirname}/ready-after`));
     if (after >= 0) setTimeout(() => process.send('ready'), after);";

@@ -1,4 +1,4 @@
-//! Scripts for Node, each in a folder of its own, and the command that runs them.
+//! Scripts for Node, each in a temporary folder, and the command that runs them.
 
 use std::fs;
 use std::path::Path;
@@ -8,20 +8,20 @@ use tempfile::TempDir;
 
 use crate::common::{Launch, has_program, lacking};
 
-/// A server that never heard of workers. It tells its process id, after the request's body.
+/// A server without any cluster code. It answers with its process id, after the request's body.
 pub(crate) const SERVER: &str = "
     require('http').createServer((request, response) => {
         request.resume().on('end', () => response.end(String(process.pid)));
     }).listen(0, '127.0.0.1');";
 
-/// A script in a folder of its own.
+/// A script in a temporary folder.
 pub(crate) struct Script {
     folder: TempDir,
     name: &'static str,
 }
 
 impl Script {
-    /// None, if this machine has no Node.
+    /// `None` if this machine has no Node.
     pub(crate) fn new(text: &str) -> Option<Self> {
         has_program("node").then(|| Self::named("server.js", text))
     }
@@ -51,7 +51,7 @@ impl Script {
         launch.variable("TEST_CERTIFICATE", &self.path("certificate.pem"))
     }
 
-    /// Makes a key and a certificate for it; says so if this machine cannot.
+    /// Makes a key and a certificate for it; reports openssl as missing otherwise.
     pub(crate) fn certify(&self) -> bool {
         let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
                      -subj /CN=test -keyout";

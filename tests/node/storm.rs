@@ -1,5 +1,5 @@
-//! Node workers that are killed and replaced under load: nothing that a worker had not
-//! acknowledged is lost, and nothing at all when they are replaced in order.
+//! Node workers that are killed and replaced under load: no connection is lost that a worker had
+//! not acknowledged, and none at all in an orderly reload.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +11,11 @@ use super::nodes::nodes;
 use super::script::{SERVER, Script};
 use crate::common::{eventually, machine};
 
-/// Workers that are killed, one after the other.
+/// Number of workers to kill, one after the other.
 const KILLS: usize = 6;
 
-/// Writes down who came: the client's port with an `r` before the connection is acknowledged, if a
-/// message comes with it, and with an `a` after that. Written at once, so that it outlives the
-/// worker.
+/// Logs each client's port: with an `r` before the connection is acknowledged, if it came with a
+/// message, and with an `a` after that. Written synchronously, so that the log outlives the worker.
 const DIARY: &str = "
     const { openSync, writeSync } = require('fs');
     const diary = openSync(`${__dirname}/${process.pid}.diary`, 'a');
@@ -30,7 +29,7 @@ const DIARY: &str = "
         .on('connection', (socket) => writeSync(diary, `a ${socket.remotePort}\\n`))
         .listen(0, '127.0.0.1');";
 
-/// The ports that the killed workers have written down.
+/// The ports that the killed workers have logged.
 struct Diaries {
     received: BTreeSet<u16>,
     acknowledged: BTreeSet<u16>,
@@ -65,7 +64,7 @@ fn what_killed_workers_had_not_acknowledged_is_served_by_others() {
         let load = load::during(&cluster.address(), |go_on| {
             for kill in 0..KILLS {
                 go_on(100);
-                let victim = *cluster.worker_pids().first().expect("somebody runs");
+                let victim = *cluster.worker_pids().first().expect("a worker runs");
                 machine::signal(victim, Signal::SIGKILL);
                 killed.push(victim);
                 cluster.event("exit", kill);
@@ -75,15 +74,15 @@ fn what_killed_workers_had_not_acknowledged_is_served_by_others() {
             go_on(100);
         });
         let diaries = Diaries::of(&script, &killed);
-        // Only what a killed worker had is lost: answers that it was about to give.
+        // Only answers that a killed worker was about to give are lost.
         let lost: Vec<u16> = load.failed;
         if preload == "off" {
             let unknown: Vec<&u16> =
                 lost.iter().filter(|port| !diaries.received.contains(port)).collect();
             assert!(unknown.is_empty(), "{}: lost, no worker had it: {unknown:?}", node.version);
         }
-        // A worker takes one connection at a time, so at most one of each was received and
-        // acknowledged without having been written down as acknowledged.
+        // A worker takes one connection at a time, so at most one of each was acknowledged without
+        // a log entry for it.
         let unacknowledged =
             lost.iter().filter(|port| !diaries.acknowledged.contains(port)).count();
         assert!(unacknowledged <= KILLS, "{}: {unacknowledged} of {lost:?}", node.version);
@@ -91,8 +90,8 @@ fn what_killed_workers_had_not_acknowledged_is_served_by_others() {
         assert_eq!(ended.code, Some(0), "{ended:?}");
         let summary = ended.summary();
         assert_eq!(summary.dropped, 0, "{summary:?}");
-        // What the killed ones had acknowledged and not closed is told as cut, if anybody tells of
-        // closing.
+        // Connections that the killed workers had acknowledged and not closed are counted as
+        // aborted, if closing is reported at all.
         let acknowledged = if preload == "auto" { lost.len() - unacknowledged } else { 0 };
         assert!(summary.aborted >= acknowledged as u64, "{lost:?}: {summary:?}");
         let asked = load.answered + u64::try_from(lost.len()).expect("a few");
@@ -119,7 +118,7 @@ fn workers_are_replaced_again_and_again_and_no_request_fails() {
             assert_eq!(load.failed, [0_u16; 0], "{} {policy}", node.version);
             let after = cluster.worker_pids();
             assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
-            eventually("nobody but the workers to be there", || {
+            eventually("only the workers to be left", || {
                 (cluster.family().len() == 2).then_some(())
             });
             let ended = cluster.stop(Signal::SIGTERM);

@@ -1,4 +1,4 @@
-//! Node's own primary as a process: started with a worker script, heard, spoken to, ended.
+//! Node's own primary as a process, with a worker script and a channel to the test.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -13,7 +13,7 @@ use crate::common::{PATIENCE, machine};
 
 const PRIMARY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/primary.js");
 
-/// It runs two workers.
+/// A run of two workers.
 pub(crate) struct Theirs {
     child: Child,
     input: Option<ChildStdin>,
@@ -36,7 +36,7 @@ impl Theirs {
         let (sender, output) = channel();
         std::thread::spawn(move || {
             let events = lines.map_while(Result::ok).filter_map(|line| line.parse().ok());
-            // Nobody listens any more once the test is over.
+            // The receiver is gone once the test is over.
             events.for_each(|event| drop(sender.send(event)));
         });
         let input = child.stdin.take();
@@ -54,7 +54,7 @@ impl Theirs {
         self.child.id()
     }
 
-    /// Waits for the event of this name that comes after `before` others of it.
+    /// Waits for the event of this name, after `before` others.
     pub(crate) fn event(&mut self, name: &str, before: usize) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -69,7 +69,7 @@ impl Theirs {
         }
     }
 
-    /// Whether such an event was among those that have been heard.
+    /// Whether such an event has arrived.
     pub(crate) fn has_told(&self, name: &str) -> bool {
         self.named(name).next().is_some()
     }
@@ -102,7 +102,7 @@ impl Theirs {
 
 impl Drop for Theirs {
     fn drop(&mut self) {
-        // A worker that is stopped does not see its primary go.
+        // A stopped worker does not see its primary go.
         for event in self.events.iter().filter(|event| event["event"] == "online") {
             let pid = event["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
             let ended = |exit: &&Value| exit["event"] == "exit" && exit["id"] == event["id"];

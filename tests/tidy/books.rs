@@ -1,5 +1,5 @@
-//! Rules on what the project says of itself: every dependency is accounted for, and no file names
-//! a place that exists on one machine only.
+//! Rules on the project's statements about itself: every dependency is accounted for, and no file
+//! names a place that exists on one machine only.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use super::{Finding, hold, lines_found, read, report, sources_in, top};
 
 /// The document with a table that names every dependency in backticks in its first column.
 const BOOK: &str = "docs/ARCHITECTURE.md";
-/// Whose dependencies it accounts for.
+/// The manifests whose dependencies it accounts for.
 const MANIFESTS: [&str; 7] = [
     "Cargo.toml",
     "crates/harness/Cargo.toml",
@@ -22,19 +22,19 @@ const MANIFESTS: [&str; 7] = [
 ];
 /// Crates that measure the server from outside.
 const OUTSIDE: [&str; 2] = ["crates/harness/Cargo.toml", "loadtest/Cargo.toml"];
-/// Where every dependency comes from.
+/// The registry of every dependency.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// Places that a reader does not have, each put together so that this file does not hold it.
+/// Places that a reader does not have, split so that this file does not contain them.
 const ELSEWHERE: [(&str, &str); 5] = [
-    (concat!("/ro", "ot/"), "somebody's home"),
-    (concat!("/ho", "me/"), "somebody's home"),
-    (concat!("/wo", "rk/"), "somebody's working copy"),
-    (concat!("/tmp", "/h-"), "somebody's working copy"),
+    (concat!("/ro", "ot/"), "a home folder"),
+    (concat!("/ho", "me/"), "a home folder"),
+    (concat!("/wo", "rk/"), "a working copy"),
+    (concat!("/tmp", "/h-"), "a working copy"),
     (concat!("..", "/shared/"), "a page that is not part of the project"),
 ];
 
-/// The dependencies of a manifest with the lines that name them, of whatever kind they are.
+/// The dependencies of a manifest with the lines that name them, of any kind.
 fn dependencies(manifest: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut inside = false;
@@ -59,7 +59,7 @@ fn dependencies(manifest: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Whatever stands in backticks in the first column of a document's tables.
+/// Names in backticks in the first column of a document's tables.
 fn accounted_for(book: &str) -> BTreeSet<&str> {
     let rows = book.lines().filter_map(|line| line.trim().strip_prefix('|'));
     let cells = rows.map(|row| row.split('|').next().unwrap_or(""));
@@ -84,7 +84,7 @@ fn elsewhere(source: &Source) -> Vec<Finding> {
     let mut found = Vec::new();
     for (place, whose) in ELSEWHERE {
         for (offset, _) in source.text.match_indices(place) {
-            // A path that goes on from something else is a different place.
+            // A path that continues another word is a different place.
             let before = source.text[..offset].chars().next_back();
             let goes_on =
                 before.is_some_and(|letter| letter.is_alphanumeric() || "_-.*}".contains(letter));
@@ -107,7 +107,7 @@ fn other_registries(lock: &Source) -> Vec<Finding> {
     found
 }
 
-/// Every text file that is kept or about to be: what git lists, or else all that is there.
+/// Every text file that git lists, or all files without git.
 fn kept_files() -> Vec<Source> {
     let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let listed = Command::new("git").args(arguments).current_dir(top()).output();

@@ -1,4 +1,4 @@
-//! A rule on the library's modules: none of them needs one that needs it.
+//! A rule on the library's modules: no two of them need each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use super::paths::paths;
 use super::source::Source;
 use super::sources_in;
 
-/// A module of the library and the modules that it names by `crate::`, each with one place.
+/// Each module of the library with the modules that it names by `crate::`, and one place each.
 type Arrows = BTreeMap<String, BTreeMap<String, String>>;
 
 /// The top-level module that a file of the library belongs to.
@@ -16,7 +16,7 @@ fn module_of(path: &str) -> Option<&str> {
     (!matches!(module, "lib" | "main" | "command")).then_some(module)
 }
 
-/// The modules of the names that `lib.rs` takes out of them.
+/// The modules whose names `lib.rs` re-exports.
 fn reexports<'a>(sources: &[Source], modules: &BTreeSet<&'a str>) -> BTreeMap<String, &'a str> {
     let library = sources.iter().filter(|source| source.path == "src/lib.rs");
     let names = library.flat_map(|source| {

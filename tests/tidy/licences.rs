@@ -1,5 +1,5 @@
-//! A rule on what others have written: every crate that is linked has a licence that `deny.toml`
-//! allows. `cargo deny` checks the same and more, where it is installed.
+//! A rule on external code: every linked crate has a licence that `deny.toml` allows. `cargo deny`
+//! checks the same and more, where it is installed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,13 +16,12 @@ fn allowed(deny: &str) -> BTreeSet<&str> {
     list.lines().filter_map(|line| line.split('"').nth(1)).collect()
 }
 
-/// Whether an SPDX expression can be met: one of the alternatives, with everything it asks for.
-/// `/` is how older manifests write OR.
+/// Whether the allowed licences satisfy an SPDX expression. Older manifests write `/` for OR.
 fn is_met(expression: &str, allowed: &BTreeSet<&str>) -> bool {
     let plain = expression.replace('/', " OR ").replace(['(', ')'], " ");
     let alternatives = plain.split(" OR ").map(|one| one.split(" AND ").map(str::trim));
     let mut met = alternatives.map(|mut all| all.all(|licence| allowed.contains(licence)));
-    // An expression in brackets is read as if AND were weaker than OR, which asks for more.
+    // An expression in brackets is read as if OR bound tighter than AND, which is stricter.
     if expression.contains('(') {
         let groups = plain.split(" AND ");
         return groups

@@ -25,7 +25,7 @@ fn expand(rest: &mut &str, prefix: &str, leaves: &mut Vec<String>) {
         *rest = group;
         while !rest.trim_start().is_empty() && !rest.trim_start().starts_with('}') {
             expand(rest, prefix, leaves);
-            // What a leaf is renamed to is of no interest.
+            // The new name of a leaf does not matter.
             let next = rest.find([',', '}']).unwrap_or(rest.len());
             *rest = rest[next..].trim_start_matches(',');
         }
@@ -35,7 +35,7 @@ fn expand(rest: &mut &str, prefix: &str, leaves: &mut Vec<String>) {
     let length = rest.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let (word, behind) = rest.split_at(length.unwrap_or(rest.len()));
     if word.is_empty() {
-        // A star, or the beginning of something that is no path.
+        // A star, or the start of something other than a path.
         leaves.push(format!("{prefix}::*"));
         *rest = behind.trim_start_matches('*');
         return;

@@ -1,16 +1,16 @@
-//! Rules on what documents promise: the tests that they name exist, and every example is run.
+//! Rules on promises of documents: the tests that they name exist, and every example is run.
 
 use super::source::Source;
 use super::{Finding, read, report, sources_in, top};
 
-/// The documents whose tables have tests in their last columns, and how many rows at least.
+/// The documents with tests in the last columns of their tables, and their minimum number of rows.
 const BOOKS: [(&str, usize); 2] = [("docs/NODE-PARITY.md", 50), ("docs/SECURITY.md", 20)];
-/// Where a test is whose name gives no path.
+/// Folder of a test whose name has no path.
 const DEFAULT_FOLDER: &str = "tests/cluster";
-/// What a column of tests is headed by.
+/// Heading of a column of tests.
 const HEADING: &str = "tests";
 
-/// The tests of a row by line, file and name; none of a row that names no test.
+/// The tests of a row by line, file and name; empty if a row names none.
 type Row = (usize, Vec<(String, String)>);
 
 /// The rows of the tables whose last column holds tests.
@@ -57,7 +57,7 @@ fn has_test(text: &str, name: &str) -> bool {
     attribute || listed.any(|names| names.split(',').any(|one| one.trim() == name))
 }
 
-/// What is wrong with the tests of a document, whose files `text_of` knows.
+/// Errors in a document's tests; `text_of` returns the text of a file.
 fn broken(book: &Source, text_of: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let mut found = Vec::new();
     let finding = |line, what| Finding { path: book.path.clone(), line, what };
@@ -106,5 +106,5 @@ fn examples_are_run() {
     let name = |path: &str| path.trim_start_matches("examples/").trim_end_matches(".rs").to_owned();
     let unused = examples.iter().filter(|one| !tests.contains(&format!("\"{}\"", name(&one.path))));
     let findings = unused.map(|one| one.finding(0, "is run by no test")).collect();
-    report(findings, "an example that nobody runs is soon one that does not run");
+    report(findings, "an example that is never run soon stops working");
 }

@@ -1,11 +1,11 @@
-//! A rule on what decisions must not know: the machine. Which crate may name which is Cargo's to
-//! keep.
+//! A rule on decisions: they do not depend on the machine. Cargo controls which crate may use
+//! which.
 
 use super::paths::paths;
 use super::source::Source;
 use super::{Finding, hold, lines_found, rust_sources};
 
-/// Files and folders that hold decisions only: no descriptor, no clock, no input or output.
+/// Files and folders with decisions only: no descriptor, no clock, no input or output.
 const PURE: [&str; 17] = [
     "crates/schedule/src/",
     "crates/protocol/src/handoff.rs",
@@ -26,7 +26,7 @@ const PURE: [&str; 17] = [
     "src/command/keeper/summary.rs",
 ];
 
-/// What a decision must not depend on.
+/// Words that a decision must not use.
 const IMPURE_WORDS: [&str; 10] = [
     "OwnedFd",
     "BorrowedFd",

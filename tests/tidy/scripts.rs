@@ -1,7 +1,7 @@
-//! Rules on form for the parts of the script that Node workers load: what holds for Rust files.
+//! Rules on the form of the scripts that Node workers load, as for Rust files.
 //!
-//! Owns how a function of JavaScript is found: in these files one begins at the margin or one step
-//! in, in a class, and ends with the next brace at its own depth.
+//! Owns finding functions of JavaScript: in these files one begins at the margin or one step in, in
+//! a class, and ends with the next brace at the same depth.
 
 use super::source::Source;
 use super::{Finding, hold, lines_found, sources_in};
@@ -26,7 +26,7 @@ fn without_header(source: &Source) -> Vec<Finding> {
     vec![source.finding(0, "does not open with a comment")]
 }
 
-/// Lines with where they begin.
+/// Lines with their offsets.
 fn lines(source: &Source) -> impl Iterator<Item = (usize, &str)> {
     source.text.split('\n').scan(0, |offset, line| {
         let begin = *offset;

@@ -1,8 +1,8 @@
-//! A file as the rules see it: its text, the same text with comments and literals blanked out,
-//! and where its functions, modules and test-only parts lie.
+//! A file as the rules see it: its text, the same text with comments and literals blanked out, and
+//! the positions of its functions, modules and test-only parts.
 //!
-//! Owns a lexer just good enough for that: strings, raw strings, characters, lifetimes and nested
-//! comments. It knows no grammar beyond matching brackets.
+//! Owns a minimal lexer: strings, raw strings, characters, lifetimes and nested comments. It knows
+//! no grammar beyond matching brackets.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ pub(crate) struct Source {
     /// Relative to the project's top folder.
     pub(crate) path: String,
     pub(crate) text: String,
-    /// As long as `text`, byte for byte, with only code left in it and nothing beyond ASCII.
+    /// As long as `text`, byte for byte, with only ASCII code left.
     pub(crate) code: String,
     tests: Vec<Range<usize>>,
 }
@@ -82,7 +82,7 @@ fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
         .map(|word| (word.as_ptr() as usize - code.as_ptr() as usize, word))
 }
 
-/// Where the item that goes on at `from` ends, and whether it ends with a body in braces.
+/// The end of the item that continues at `from`, and whether it ends with a body in braces.
 fn item_end(code: &str, from: usize) -> Option<(usize, bool)> {
     let mut depth = 0_usize;
     for (place, byte) in code.bytes().enumerate().skip(from) {
@@ -113,7 +113,7 @@ fn closing(code: &str, open: usize) -> Option<usize> {
     None
 }
 
-/// The items under `#[cfg(test)]`, or under a condition that has `test` in it and no `not`.
+/// Items under `#[cfg(test)]`, or under a condition that contains `test` and no `not`.
 fn test_parts(code: &str) -> Vec<Range<usize>> {
     let attributes = code.match_indices("#[cfg(");
     let parts = attributes.filter_map(|(start, _)| {
@@ -125,7 +125,7 @@ fn test_parts(code: &str) -> Vec<Range<usize>> {
     parts.collect()
 }
 
-/// Blanks out comments and literals. Lines and offsets stay what they are.
+/// Blanks out comments and literals. Lines and offsets stay the same.
 fn blank(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut code = String::with_capacity(text.len());
@@ -160,7 +160,7 @@ fn skipped_until(bytes: &[u8], place: usize) -> usize {
     place + length
 }
 
-/// The length of a comment that may hold others.
+/// The length of a comment, which may be nested.
 fn comment_length(rest: &[u8]) -> usize {
     let (mut depth, mut place) = (0_usize, 0);
     while place < rest.len() {
@@ -176,7 +176,7 @@ fn comment_length(rest: &[u8]) -> usize {
     place.min(rest.len())
 }
 
-/// The length of a literal in quotes, where a backslash takes the meaning from what follows it.
+/// The length of a literal in quotes, where a backslash escapes the next byte.
 fn quoted_length(rest: &[u8], quote: u8) -> usize {
     let mut place = 1;
     while place < rest.len() && rest[place] != quote {
@@ -190,7 +190,7 @@ fn character_length(rest: &[u8]) -> usize {
     if rest.get(1) == Some(&b'\\') {
         return quoted_length(rest, b'\'');
     }
-    // The first byte of a character beyond ASCII tells how many there are.
+    // The first byte of a character beyond ASCII determines its length.
     let bytes = match rest.get(1) {
         None => return 0,
         Some(0..=0x7f) => 1,
@@ -201,7 +201,7 @@ fn character_length(rest: &[u8]) -> usize {
     if rest.get(1 + bytes) == Some(&b'\'') { bytes + 2 } else { 0 }
 }
 
-/// The length of a raw string, or 0 for a word that only begins like one.
+/// The length of a raw string, or 0 for a word that only starts like one.
 fn raw_length(rest: &[u8]) -> usize {
     let prefix = rest.iter().take_while(|byte| b"bcr".contains(byte)).count();
     let hashes = rest[prefix..].iter().take_while(|byte| **byte == b'#').count();

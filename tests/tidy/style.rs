@@ -9,13 +9,13 @@ const COLUMNS_MAX: usize = 100;
 const FUNCTION_LINES_MAX: usize = 70;
 /// Longest file.
 const FILE_LINES_MAX: usize = 600;
-/// From here on a file is better split.
+/// Above this length a file is better split.
 const FILE_LINES_WANTED: usize = 400;
 
-/// Words that mark unfinished work, put together here so that this file does not hold them.
+/// Words that mark unfinished work, split so that this file does not contain them.
 const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
 
-/// The crates in which system calls end: the only ones whose roots may leave `unsafe` possible.
+/// The crates that make system calls: only their roots may permit `unsafe`.
 const SYSTEM_CRATES: [&str; 2] = ["crates/sys/", "loadtest/"];
 
 fn without_header(source: &Source) -> Vec<Finding> {
@@ -63,7 +63,7 @@ fn long_files(source: &Source) -> Vec<Finding> {
     Vec::new()
 }
 
-/// A crate whose compiler does not refuse `unsafe`.
+/// A crate that does not forbid `unsafe`.
 fn possible_unsafe(source: &Source) -> Vec<Finding> {
     let is_root = ["src/lib.rs", "src/main.rs"].iter().any(|end| source.path.ends_with(end));
     let is_system = SYSTEM_CRATES.iter().any(|place| source.path.starts_with(place));
@@ -96,7 +96,7 @@ fn unwraps(source: &Source) -> Vec<Finding> {
     calls.map(|(offset, _)| source.finding(offset, "`.unwrap()` names no invariant")).collect()
 }
 
-/// Where a worker of a program ends that has lost its primary: as a library has no `main`.
+/// Ends a library program's worker that has lost its primary, as a library has no `main`.
 const LAST_RESORT: &str = "crates/sys/src/process.rs";
 
 fn early_exits(source: &Source) -> Vec<Finding> {

@@ -1,4 +1,4 @@
-//! A run that is steered from outside.
+//! Control of a run from outside.
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
@@ -64,7 +64,7 @@ fn steps_at_the_same_time_are_all_taken() {
         }
     });
     eventually("four workers", || (run.states() == ["serving"; 4]).then_some(()));
-    // Of two that contradict each other the last one wins, and the other is told.
+    // Of two that contradict each other the last one wins, and the other is answered, too.
     std::thread::scope(|scope| {
         let both = [2, 3].map(|count| {
             let path = format!("/scale?workers={count}");
@@ -113,7 +113,7 @@ fn events_are_followed_to_the_last_line() {
         .spawn()
         .expect("the command starts");
     let mut output = follower.stdout.take().expect("it is a pipe");
-    // It follows when it has heard of the first one.
+    // It follows once it has received the first one.
     let mut heard = [0; 1];
     let done = Arc::new(AtomicBool::new(false));
     let (is_done, admin) = (Arc::clone(&done), run.admin.clone());
@@ -216,7 +216,7 @@ fn a_worker_that_has_served_enough_is_replaced_once() {
     }
     let summary = run.cluster.end();
     assert_eq!((summary.accepted, summary.dropped, summary.aborted), (120, 0, 0));
-    // Their successors reach the limit at once as well, and have to serve for a while first.
+    // Their successors also reach the limit at once, and have to serve for a minimum time first.
     assert!(
         summary.workers.len() == 4 || begun.elapsed() > Duration::from_secs(10),
         "{summary:#?}"

@@ -1,4 +1,4 @@
-//! Rules that change while connections are shared out, and what is counted by listener.
+//! Rules that change during a run, and counts by listener.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,14 +46,14 @@ fn a_changed_policy_decides_about_the_next_connection() {
     let run = Steered::start("--workers 2");
     let address = run.cluster.address();
     assert_eq!(run.post("/policy?policy=sticky").status, 200);
-    // All of one client, so all at the worker that its address maps to.
+    // All from one client, so all at the worker that its address maps to.
     let mut open: Vec<Client> = (0..4).map(|_| Client::held(&address)).collect();
     let view = run.json("/workers");
     let workers = view["workers"].as_array().expect("a list").iter();
     let mut in_flight: Vec<u64> = workers.filter_map(|one| one["in_flight"].as_u64()).collect();
     in_flight.sort_unstable();
     assert_eq!(in_flight, [0, 4], "{view}");
-    // A limit that is lowered below what is open lets nothing more in, and cuts nothing.
+    // A limit lowered below the open connections admits no more, and cuts none.
     assert_eq!(run.post("/policy?policy=rr&max-inflight=1").status, 200);
     let mut other = Client::held(&address);
     open.iter_mut().for_each(|client| client.ask(GET_CLOSE).assert_hello());
@@ -101,7 +101,7 @@ fn connections_are_counted_by_listener_and_their_times_by_slot() {
         }
         assert_eq!((&one["counts"]["dropped"], &one["overflows"]), (&0.into(), &0.into()));
     }
-    // The time of the last one is known when the next one comes.
+    // The time of the last one is known when the next one arrives.
     let measured = run.metric("clusterlb_worker_claim_seconds_count{slot=\"0\"}");
     assert!((7.0..=8.0).contains(&measured), "{measured}");
     let all = "clusterlb_worker_claim_seconds_bucket{slot=\"0\",le=\"+Inf\"}";

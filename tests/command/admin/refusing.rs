@@ -1,5 +1,5 @@
-//! Clients that hang, ask for what cannot be, or are not welcome: each gets a clear answer, and no
-//! one else is delayed.
+//! Clients that hang, send invalid requests, or have no rights: each gets a clear answer, and
+//! delays no other.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -157,7 +157,7 @@ fn commands_without_a_run_name_what_they_tried() {
         assert!(said.contains(&admin) && said.contains("--admin"), "{words}: {said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     }
-    // Nobody answers there, or something else does.
+    // No server answers there, or another one does.
     let listener = UnixListener::bind(&path).expect("a free path");
     let other = std::thread::spawn(move || {
         let (mut stream, _): (UnixStream, _) = listener.accept().expect("a client");

@@ -1,5 +1,5 @@
-//! What a parent leaves behind: ignored and blocked signals, closed descriptors, limits, a umask,
-//! children.
+//! What the command inherits from its parent: ignored and blocked signals, closed descriptors,
+//! limits, a umask, children.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use super::{PYTHON, is_root, prepared, status_of};
 use crate::common::{BINARY, Cluster, Launch, eventually, get, has_program, machine};
 
-/// A program that takes sockets over, says something, and waits.
+/// A program that inherits sockets, prints a line, and waits.
 fn saying(arguments: &str, words: &str) -> Launch {
     let script = format!("{words}; exec sleep 600");
     let arguments = format!("--workers 1 --dialect listen-fds --ready-after 0s {arguments}");
@@ -97,7 +97,7 @@ fn pid_1_reaps_the_orphans_of_its_workers() {
         .stdin(Stdio::null())
         .spawn()
         .expect("unshare can be started");
-    // The guard is the primary's own.
+    // The guard is a child of the primary, too.
     let is_guard = |pid: &u32| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm"));
         name.is_ok_and(|name| name == "clusterlb-guard\n")

@@ -1,5 +1,4 @@
-//! A good guest: the command does well under whatever it is started with, or says in a line what
-//! is missing.
+//! The command in unusual environments: it works, or names in one line what is missing.
 
 mod inherited;
 mod names;
@@ -11,10 +10,10 @@ use nix::unistd::geteuid;
 
 use crate::common::{Launch, has_program, lacking};
 
-/// Python, started by which a command finds another world.
+/// Python, which prepares the environment of a command.
 const PYTHON: &str = "python3";
 
-/// A run that a Python script prepares the process for.
+/// A run whose process a Python script prepares.
 fn prepared(arguments: &str, script: &str) -> Option<Launch> {
     let body = format!("import os, signal, sys\n{script}\nos.execvp(sys.argv[1], sys.argv[1:])");
     has_program(PYTHON).then(|| Launch::new(arguments).under(&[PYTHON, "-c", &body]))

@@ -1,5 +1,4 @@
-//! What a run needs of the machine: what is missing is named in a line, and `check` says the same
-//! beforehand.
+//! Needs of a run: what is missing is named in one line, and `check` says the same beforehand.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +13,7 @@ use crate::common::{BINARY, Launch, get, has_program};
 
 const REFUSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/command/guest/refuse.py");
 
-/// What comes before a command that shall not be able to make a system call.
+/// The words in front of a command that deny it a system call.
 fn without(call: i64) -> [String; 4] {
     [PYTHON.into(), REFUSE.into(), call.to_string(), (Errno::EPERM as i32).to_string()]
 }

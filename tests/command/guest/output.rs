@@ -1,4 +1,5 @@
-//! A full disk, a closed standard output and a file that may not grow: a reason, and exit code 1.
+//! A full disk, a closed standard output and a file size limit: an error with the reason, and exit
+//! code 1.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -11,7 +12,7 @@ use crate::common::{BINARY, eventually, has_program, machine};
 const SHORT: [&[&str]; 6] =
     [&["--help"], &["-h"], &["--version"], &["check"], &["check", "--json"], &["bench", "--help"]];
 
-/// Fails unless the command ended with 1 and one line with these words.
+/// Fails unless the command ends with 1 and one line with these words.
 fn assert_fails(command: &mut Command, what: &[&str], words: &[&str]) {
     let output = command.stderr(Stdio::piped()).output().expect("it can be started");
     let said = String::from_utf8_lossy(&output.stderr);

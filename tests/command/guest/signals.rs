@@ -1,4 +1,4 @@
-//! What signals do, and a terminal that goes away.
+//! Effects of signals, and a terminal that closes.
 
 use std::process::Command;
 
@@ -32,7 +32,7 @@ fn a_run_with_nohup_outlives_its_terminal() {
 #[test]
 fn signals_without_a_task_change_nothing_and_say_so() {
     let cluster = Launch::new("--workers 1").start();
-    // With one worker there is none to take away.
+    // With one worker there is none to remove.
     let unused = [Signal::SIGUSR1, Signal::SIGTTOU];
     for (number, signal) in unused.into_iter().enumerate() {
         cluster.signal(signal);
