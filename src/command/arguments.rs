@@ -282,7 +282,6 @@ pub(super) struct RunArguments {
     /// start, and all its addresses are served. *:PORT and [::]:PORT take IPv6 and IPv4,
     /// [fe80::1%eth0]:PORT names the interface, port 0 takes a free port, the same for all workers.
     /// fd:N is a listening socket inherited from the parent process.
-    /// for all workers. fd:N is a listening socket inherited from the parent process.
     #[arg(
         short,
         long,

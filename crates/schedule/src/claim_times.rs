@@ -1,6 +1,6 @@
 //! How long connections wait in a worker's channel before it claims them, as a histogram. Pure.
 
-/// The upper bounds of the buckets; what took longer is in one more.
+/// The upper bounds of the buckets; one more bucket has longer times.
 pub const CLAIM_BOUNDS_NS: [u64; 9] = [
     50_000,
     100_000,
@@ -13,24 +13,24 @@ pub const CLAIM_BOUNDS_NS: [u64; 9] = [
     1_000_000_000,
 ];
 
-/// How many connections waited how long, from handoff to claim.
+/// Histogram of the waits from handoff to claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClaimTimes {
-    /// Connections by bucket; the last one is for those above every bound.
+    /// Connections by bucket; the last one has those above every bound.
     pub counts: [u64; CLAIM_BOUNDS_NS.len() + 1],
-    /// All their times together.
+    /// The sum of all times.
     pub sum_ns: u64,
 }
 
 impl ClaimTimes {
-    /// Adds this many that were claimed after the same time.
+    /// Adds this many connections with the same time.
     pub fn record(&mut self, took_ns: u64, count: u32) {
         let bucket = CLAIM_BOUNDS_NS.partition_point(|bound_ns| *bound_ns < took_ns);
         self.counts[bucket] += u64::from(count);
         self.sum_ns = self.sum_ns.saturating_add(took_ns.saturating_mul(u64::from(count)));
     }
 
-    /// Adds those of another worker.
+    /// Adds the times of another worker.
     pub fn add(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
             *count = count.saturating_add(more);
@@ -38,7 +38,7 @@ impl ClaimTimes {
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
     }
 
-    /// How many there are.
+    /// The number of connections.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))

@@ -1,40 +1,39 @@
 //! Whether to hand over at once or to wait for more connections. Pure: time is an argument.
 //!
-//! What network cards call interrupt coalescing. A connection that is handed over alone costs the
-//! primary a wake-up and a message, and its worker a wake-up. While many arrive, waiting for a
-//! short time lets several share all three. Waiting costs latency, so nobody waits while there
-//! would be hardly anybody to wait for. Unless it costs none: while every worker still has
-//! connections to take, one that comes now would only wait there instead of here.
+//! Network cards call it interrupt coalescing. A connection handed over alone costs the primary a
+//! wake-up and a message, and its worker a wake-up. While many arrive, a short wait lets several
+//! share all three. Waiting costs latency, so there is no wait at low rates. The exception is free:
+//! while every worker still has connections to take, a new one would only wait there instead of
+//! here.
 //!
-//! Where workers share CPUs, what has come together goes to as few of them as there are CPUs: no
-//! more can run at once, and each further one costs a message and a wake-up.
+//! Where workers share CPUs, connections that arrive together go to as few workers as there are
+//! CPUs: more cannot run at once, and each further one costs a message and a wake-up.
 
-/// The rate is measured over so many windows at a time: long enough that neither a burst nor chance
-/// counts for much.
+/// The rate is measured over this many windows: long enough to average out bursts and chance.
 const SLOT_WINDOWS: u64 = 200;
-/// While nobody is idle, handing over waits for such a part of the time that connections usually
-/// wait to be taken: so short that hardly anybody will have become idle.
+/// While no worker is idle, the wait is this part of the usual time from handoff to claim: so short
+/// that hardly any worker becomes idle in it.
 const SLACK_SHARE: u64 = 4;
-/// And never longer than this.
+/// Longest such wait.
 const SLACK_MAX_NS: u64 = 500_000;
 
-/// With more workers than this, what comes in one window hardly gives any of them two connections,
-/// so each message and each wake-up is for a single one. Then a window is twice as long.
+/// With more workers than this, arrivals of one window hardly give any of them two connections, so
+/// each message and wake-up is for a single one. The window is then twice as long.
 const FEW_WORKERS: usize = 4;
 
-/// A worker that finishes so many a second takes less than a millisecond for one, if it works on
-/// one at a time. Then a connection may wait for another of the same message.
+/// A worker that finishes this many per second takes less than a millisecond for one, if it works
+/// on one at a time. A connection may then wait for another of the same message.
 const QUICK_PER_S: u64 = 1_000;
 
-/// Watches the rate of arrivals and says how long to wait.
+/// Measures the arrival rate and decides how long to wait.
 #[derive(Clone, Debug)]
 pub struct Coalescing {
-    /// How long to wait; never, if none.
+    /// The length of a wait; `None` never waits.
     window_ns: Option<u64>,
     workers: usize,
-    /// CPUs that the workers have together; unknown, if none.
+    /// CPUs that the workers share, if known.
     cpus: Option<usize>,
-    /// Each worker gets at least [`QUICK_PER_S`].
+    /// Whether each worker finishes at least [`QUICK_PER_S`].
     quick: bool,
     slot_begun_ns: u64,
     slot_arrivals: u64,
@@ -42,8 +41,8 @@ pub struct Coalescing {
 }
 
 impl Coalescing {
-    /// Waits for a window of `window_ns` at a time while at least three connections arrive in two
-    /// windows. With more than four workers a window is twice as long.
+    /// Waits for `window_ns` while at least three connections arrive in two windows. With more than
+    /// four workers a window is twice as long.
     #[must_use]
     pub fn new(window_ns: Option<u64>) -> Self {
         let mut coalescing = Self {
@@ -59,7 +58,7 @@ impl Coalescing {
         coalescing
     }
 
-    /// Waits for windows of another length from now on.
+    /// Changes the length of a window.
     pub fn set_window(&mut self, window_ns: Option<u64>) {
         self.window_ns = window_ns.filter(|window_ns| *window_ns > 0);
         (self.busy, self.quick) = (false, false);
@@ -75,8 +74,8 @@ impl Coalescing {
         self.cpus = Some(cpus.max(1));
     }
 
-    /// How many of so many connections that have come together one worker gets, one after the
-    /// other: one, unless there are more workers than CPUs and each is quick.
+    /// How many of `together` connections one worker gets in a row: one, unless there are more
+    /// workers than CPUs and each is quick.
     #[must_use]
     pub fn in_a_row(&self, waiting: usize) -> usize {
         match self.cpus {
@@ -85,10 +84,9 @@ impl Coalescing {
         }
     }
 
-    /// Takes note of arrivals, and tells for how long, in nanoseconds, to wait for more before
-    /// the loop looks again. What has arrived is handed over before that wait. `slack_ns` is how
-    /// long connections usually wait for a worker to take them, if none is idle
-    /// ([`Roster::slack_ns`](super::Roster::slack_ns)).
+    /// Records arrivals, and returns for how long, in nanoseconds, to wait for more before the next
+    /// turn. What has arrived is handed over before that wait. `slack_ns` is the usual time from
+    /// handoff to claim, if no worker is idle ([`Roster::slack_ns`](super::Roster::slack_ns)).
     pub fn wait_ns(&mut self, arrivals: u64, slack_ns: Option<u64>, now_ns: u64) -> Option<u64> {
         let window_ns =
             self.window_ns?.saturating_mul(if self.workers > FEW_WORKERS { 2 } else { 1 });
@@ -116,7 +114,7 @@ mod tests {
 
     const WINDOW_NS: u64 = 50_000;
 
-    /// How many of so many arrivals, one each `gap_ns`, are followed by a wait.
+    /// How many of `arrivals`, one each `gap_ns`, are followed by a wait.
     fn waits(coalescing: &mut Coalescing, begin_ns: u64, gap_ns: u64, arrivals: u64) -> u64 {
         let times = (0..arrivals).map(|number| begin_ns + number * gap_ns);
         times.map(|now_ns| u64::from(coalescing.wait_ns(1, None, now_ns).is_some())).sum()
@@ -192,8 +190,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever arrives when, nobody waits for nothing, or for longer than the window or the
-        /// slack allows.
+        /// For any arrivals, each wait has a reason, and none exceeds the window or the slack.
         #[test]
         fn waits_are_bounded_and_follow_an_arrival(
             window_ns in 1u64..1_000_000,

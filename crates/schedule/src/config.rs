@@ -1,38 +1,38 @@
-//! How workers are chosen and judged, as it is set for a run.
+//! The rules for choosing and judging workers.
 
 use super::credits::{CREDITS_MAX, CreditRule};
 use super::filter::Limits;
 use super::scheduler::SchedulerFactory;
 
-/// How workers are chosen and judged.
+/// The rules for choosing and judging workers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
     /// The limits of the filters.
     pub limits: Limits,
-    /// Makes schedulers that choose instead of the built-in policy; the policy does, if none.
+    /// Makes schedulers that replace the built-in policy, if set.
     pub scheduler: Option<SchedulerFactory>,
-    /// How credits are found.
+    /// The rule for credits.
     pub credits: CreditRule,
     /// Most credits of a worker.
     pub credits_max: u32,
-    /// A worker that has not claimed, or not finished a turn of its loop, for this long is passed
-    /// over, and what it has not claimed goes to others; never, if none.
+    /// A worker that has not claimed, or not finished a turn of its loop, for this long is skipped,
+    /// and its unclaimed connections go to others; never, if `None`.
     pub hang_after_ns: Option<u64>,
-    /// A connection that no living worker serves is closed and counted after this long; never, if
-    /// none.
+    /// A connection without a living worker to serve it is closed and counted after this long;
+    /// never, if `None`.
     pub unserved_limit_ns: Option<u64>,
-    /// A connection that a worker at work has not claimed for this long goes to an idle worker of
-    /// the same listener, if there is one; never, if none. With the built-in scheduler, and not
-    /// under [`Policy::Sticky`](crate::Policy).
+    /// A connection that a working worker has not claimed for this long goes to an idle worker of
+    /// the same listener, if there is one; never, if `None`. Applies to the built-in scheduler,
+    /// except for [`Policy::Sticky`](crate::Policy).
     pub take_back_after_ns: Option<u64>,
-    /// An outlier, which is a worker that closes connections without an answer and attracts load by
-    /// that, gets no connections for this long, longer each time; never, if none. It counts as
-    /// hung for that time. At least half of the workers that serve the same stay.
+    /// An outlier closes connections without an answer and so attracts load. It is ejected for this
+    /// long, longer each time; never, if `None`. While ejected it counts as hung. At least half of
+    /// the workers that serve the same listeners stay.
     pub eject_outliers_ns: Option<u64>,
     /// How long a new worker takes to get its full share.
     pub slow_start_ns: u64,
-    /// How long handing over waits for more connections while at least three arrive in two such
-    /// times, and at least while all workers have plenty to do; never, if none. See
+    /// How long handing over waits for more connections while at least three arrive within twice
+    /// this time, and at least while all workers have plenty to do; never, if `None`. See
     /// [`Coalescing`](super::Coalescing).
     pub coalesce_ns: Option<u64>,
 }

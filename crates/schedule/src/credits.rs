@@ -1,8 +1,8 @@
 //! How many connections a worker may be given before it claims one. Pure: time is an argument.
 //!
-//! A worker that claims at once gets many, which makes full messages and few wake-ups. One that is
-//! slow gets few, so that what it cannot take yet stays where somebody else can have it. In flow,
-//! many credits make the system a pipeline and few make it one central queue.
+//! A worker that claims at once gets many: full messages and few wake-ups. A slow one gets few, so
+//! that what it cannot take yet stays available to other workers. With many credits the system
+//! works as a pipeline, with few as one central queue.
 
 use std::collections::VecDeque;
 
@@ -10,40 +10,39 @@ use super::ClaimTimes;
 
 /// Most credits of a worker: eight full messages.
 pub const CREDITS_MAX: u32 = 256;
-/// Fewest; with none a worker could never show that it is fast again.
+/// Fewest credits; with none a worker could never show that it is fast again.
 const CREDITS_MIN: u32 = 1;
-/// What a new worker begins with: a full message.
+/// Credits of a new worker: a full message.
 const CREDITS_FIRST: u32 = 32;
 /// A claim within this time is fast.
 const FAST_NS: u64 = 1_000_000;
 /// A claim that takes longer than this is slow.
 const SLOW_NS: u64 = 5_000_000;
 
-/// How the number of credits is found.
+/// The rule for the number of credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CreditRule {
-    /// Grows by what is claimed fast, collapses when something is not.
+    /// Grows with fast claims, drops on a slow one.
     #[default]
     Adaptive,
     /// Always the same.
     Fixed(u32),
 }
 
-/// One worker's credits and what has been delivered to it and not claimed.
+/// One worker's credits, and its unclaimed deliveries.
 #[derive(Clone, Debug)]
 pub(super) struct Credits {
     rule: CreditRule,
     allowed: u32,
     most: u32,
-    /// Connections put into its channel so far, less those taken out again.
+    /// Connections put into its channel so far, minus those taken out again.
     delivered: u64,
-    /// How long connections wait to be claimed, the last eight counting for two thirds of it.
+    /// Smoothed wait for a claim; the last eight count for two thirds of it.
     usual_ns: u64,
-    /// Deliveries that have not been claimed entirely, oldest first. Bounded by the messages that
-    /// a channel holds.
+    /// Deliveries not claimed entirely, oldest first. Bounded by the messages in a channel.
     unclaimed: VecDeque<Delivery>,
     claim_times: ClaimTimes,
-    /// The times have changed since they were last taken.
+    /// The times have changed since the last call of `take_claim_times`.
     has_new_times: bool,
 }
 
@@ -73,7 +72,7 @@ impl Credits {
         }
     }
 
-    /// Finds credits by another rule from now on.
+    /// Changes the rule.
     pub(super) fn reconfigure(&mut self, rule: CreditRule) {
         self.rule = rule;
         if let CreditRule::Fixed(count) = rule {
@@ -81,7 +80,7 @@ impl Credits {
         }
     }
 
-    /// How long connections waited to be claimed, if that has changed since the last call.
+    /// The times from handoff to claim, if they have changed since the last call.
     pub(super) fn take_claim_times(&mut self) -> Option<&ClaimTimes> {
         std::mem::take(&mut self.has_new_times).then_some(&self.claim_times)
     }
@@ -91,7 +90,7 @@ impl Credits {
         self.allowed.saturating_sub(unclaimed)
     }
 
-    /// A message has gone into the channel.
+    /// A message was put into the channel.
     pub(super) fn deliver(&mut self, count: u32, now_ns: u64) {
         self.delivered += u64::from(count);
         if count > 0 {
@@ -99,7 +98,7 @@ impl Credits {
         }
     }
 
-    /// A message with this many connections, one of the last, was refused.
+    /// A recent message with this many connections was refused.
     pub(super) fn undo(&mut self, count: u32) {
         self.delivered = self.delivered.saturating_sub(u64::from(count));
         let found = self.unclaimed.iter().rposition(|delivery| delivery.count == count);
@@ -110,14 +109,14 @@ impl Credits {
         }
     }
 
-    /// Everything that was in the channel has been taken out of it, so many connections. What was
-    /// delivered and not claimed before is in the worker's hands, not in the channel.
+    /// The channel was emptied of this many connections. Earlier deliveries without a claim are in
+    /// the worker's hands, not in the channel.
     pub(super) fn withdraw(&mut self, count: u32) {
         self.delivered = self.delivered.saturating_sub(u64::from(count));
         self.unclaimed.clear();
     }
 
-    /// The worker has returned this many that it had received and not claimed.
+    /// The worker returned this many connections that it had received and not claimed.
     pub(super) fn send_back(&mut self, count: u32) {
         let count = u64::from(count);
         self.delivered = self.delivered.saturating_sub(count);
@@ -126,13 +125,13 @@ impl Credits {
         }
     }
 
-    /// Lowers the most that there can be.
+    /// Lowers the maximum.
     pub(super) fn bound(&mut self, most: u32) {
         self.most = self.most.min(most).max(CREDITS_MIN);
         self.allowed = self.allowed.min(self.most);
     }
 
-    /// Learns from what the worker has claimed so far and when it last did.
+    /// Learns from the worker's claims so far and the time of the last one.
     pub(super) fn observe(&mut self, claimed: u64, claimed_at_ns: u64, now_ns: u64) {
         while self.unclaimed.front().is_some_and(|delivery| delivery.until <= claimed) {
             let Some(delivery) = self.unclaimed.pop_front() else { break };
@@ -165,12 +164,12 @@ impl Credits {
         }
     }
 
-    /// How long connections usually wait to be claimed.
+    /// The usual wait for a claim.
     pub(super) fn usual_ns(&self) -> u64 {
         self.usual_ns
     }
 
-    /// When the oldest delivery that is not entirely claimed was made.
+    /// The time of the oldest delivery not claimed entirely.
     pub(super) fn oldest_ns(&self) -> Option<u64> {
         self.unclaimed.front().map(|delivery| delivery.at_ns)
     }

@@ -1,6 +1,6 @@
-//! Who takes a connection to the worker that a policy chooses: the primary, or the kernel.
+//! Who dispatches a connection to the chosen worker: the primary, or the kernel.
 //!
-//! Owns the names of both, as the command line and the environment spell them, and which rules the
+//! Owns the names of both, as on the command line and in the environment, and the rules that the
 //! kernel cannot follow.
 
 use std::fmt;
@@ -11,25 +11,25 @@ use serde::{Deserialize, Serialize};
 use super::policy::UnknownName;
 use super::{Policy, SchedulerConfig};
 
-/// Who takes connections to workers, whatever the policy.
+/// Who dispatches connections, for any policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dispatch {
     /// The primary accepts, chooses and hands over.
     #[default]
     Primary,
-    /// Each worker accepts from a listening socket of its own (SO_REUSEPORT), and the kernel
-    /// chooses among those that the primary lets take part. What a worker does not accept in time
-    /// the primary gives to others.
+    /// Each worker accepts from its own listening socket (SO_REUSEPORT), and the kernel chooses
+    /// among the sockets that the primary leaves enabled. The primary gives connections that a
+    /// worker does not accept in time to others.
     Kernel,
 }
 
 /// A rule that the kernel cannot follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported {
-    /// What contradicts.
+    /// The contradiction.
     pub what: &'static str,
-    /// What to do about it.
+    /// The remedy.
     pub hint: &'static str,
 }
 
@@ -46,7 +46,7 @@ impl Dispatch {
         }
     }
 
-    /// Checks that connections can be dispatched like this by these rules.
+    /// Checks that connections can be dispatched this way under these rules.
     ///
     /// # Errors
     /// [`Unsupported`]: the first rule that the kernel cannot follow.
@@ -58,7 +58,7 @@ impl Dispatch {
             (Self::Kernel, Policy::None) => refuse(
                 "with the policy none workers accept by themselves: nothing is dispatched",
                 "use the policy rr or least; or leave dispatching out, and let each worker accept \
-                 from a socket of its own (reuseport)",
+                 from its own socket (reuseport)",
             ),
             (Self::Kernel, Policy::Sticky) => refuse(
                 "the kernel cannot keep a client at the worker of the policy sticky",
@@ -72,7 +72,7 @@ impl Dispatch {
                 refuse("the kernel has no central queue, as the policy central does", primary)
             }
             (Self::Kernel, _) if config.scheduler.is_some() => {
-                refuse("the kernel cannot ask a scheduler of one's own", primary)
+                refuse("the kernel cannot ask a custom scheduler", primary)
             }
             (Self::Kernel, _) if config.limits.inflight_max.is_some() => refuse(
                 "the kernel does not keep to a limit of connections in flight",

@@ -1,24 +1,26 @@
 //! The stages that a worker must pass before it is considered: dead, hung, draining, full, at its
 //! hard limit, out of credits, above the average. Pure.
 //!
-//! The absolute stages say who can take a connection, the relative one who should. Relative, and
-//! with a fallback, because absolute gates on load lock everybody out when everybody is loaded.
+//! The absolute stages decide which workers can take a connection, the relative one which should.
+//! That one is relative, with a fallback, because an absolute bound on load would exclude all
+//! workers when all are loaded.
 
 use serde::Serialize;
 
 use super::loads::{Block, Loads, Normal};
 use super::{Policy, WorkerLoad};
 
-/// A worker that was at its hard limit is considered again at this share of it, in percent, so
-/// that it does not flap around the limit.
+/// A worker at its hard limit is considered again at this percentage of it, so that it does not
+/// flap around the limit.
 const REENTRY_PERCENT: u32 = 90;
 
 /// The limits of the stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Limits {
-    /// Most connections in flight at one worker; none by default, one under [`Policy::Central`].
+    /// Most connections in flight at one worker; by default unlimited, and one under
+    /// [`Policy::Central`].
     pub inflight_max: Option<u32>,
-    /// How far above the average a worker may be before it is passed over.
+    /// How far above the average a worker may be before it is skipped.
     pub overload_factor: OverloadFactor,
 }
 
@@ -31,23 +33,23 @@ impl Limits {
     }
 }
 
-/// A worker with more in flight than the average times this is passed over. The limit is never
-/// below one connection. [`Policy::Least`] and [`Policy::Fastest`] compare all workers anyway and
-/// have no such stage.
+/// A worker with more in flight than the average times this is skipped. The limit is at least one
+/// connection. [`Policy::Least`] and [`Policy::Fastest`] compare all workers anyway and have no
+/// such stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum OverloadFactor {
-    /// 1.25 under [`Policy::Sticky`], where moving a client has a price; else 1, the average
+    /// 1.25 under [`Policy::Sticky`], where moving a client has a cost; otherwise 1, the average
     /// itself.
     #[default]
     Auto,
-    /// No worker is passed over for that.
+    /// Skips no worker.
     Off,
     /// This factor; below 1 it counts as 1.
     Times(f32),
 }
 
 impl OverloadFactor {
-    /// What it comes to under a policy; none if no worker is passed over for that.
+    /// The factor under a policy; `None` skips no worker.
     #[must_use]
     pub fn under(self, policy: Policy) -> Option<f32> {
         match (policy, self) {
@@ -59,29 +61,29 @@ impl OverloadFactor {
     }
 }
 
-/// How often each stage passed over a worker, and how often a fallback chose.
+/// How often each stage skipped a worker, and how often a fallback chose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Skips {
     /// It was dead.
     pub dead: u64,
-    /// It had not moved for too long.
+    /// It had made no progress for too long.
     pub hung: u64,
     /// It was draining.
     pub draining: u64,
     /// Its channel was full.
     pub full: u64,
-    /// It had as many connections in flight as it may.
+    /// It was at its limit of connections in flight.
     pub at_limit: u64,
-    /// It had too many connections that it had not claimed.
+    /// It had too many unclaimed connections.
     pub out_of_credits: u64,
     /// It had more in flight than the average allows.
     pub above_average: u64,
-    /// Everybody who could was above the average: the least loaded was chosen.
+    /// Every eligible worker was above the average: the least loaded was chosen.
     pub fallbacks: u64,
 }
 
 impl Skips {
-    /// Counts those of `seen` who were passed over, each at the stage that was the first to do it.
+    /// Counts the skipped workers of `seen`, each at its first stage.
     pub(super) fn count(&mut self, verdict: &Verdict, seen: u64) {
         let ones = |stage: u64| u64::from((stage & seen).count_ones());
         self.dead += ones(verdict.dead);
@@ -106,7 +108,7 @@ impl Skips {
     }
 }
 
-/// What became of the workers of a block: each is in exactly one of the sets.
+/// The result for the workers of a block: each is in exactly one of the sets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Verdict {
     dead: u64,
@@ -119,8 +121,8 @@ pub(super) struct Verdict {
     pub(super) passing: u64,
 }
 
-/// Judges all workers of a block at once. `resting` were at their limit and have not come down far
-/// enough since; `share` is what the relative stage allows, none if there is no such stage.
+/// Filters all workers of a block at once. `resting` were at their limit and are still too close to
+/// it; `share` is the relative limit, if there is such a stage.
 #[inline]
 pub(super) fn judge(
     loads: &Loads,
@@ -171,11 +173,11 @@ fn reentry(limit: u32) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Share {
     exact: f32,
-    /// The whole part of it, which is all that matters for a worker that is fully warm.
+    /// Its whole part, which alone matters for a worker past its slow start.
     pub(super) whole: u32,
 }
 
-/// What the relative stage allows; `None` while there is no worker to compare with.
+/// The relative limit; `None` while there is no worker to compare with.
 pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
     if normal.workers == 0 {
         return None;
@@ -192,7 +194,7 @@ pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
     Some(Share { exact, whole })
 }
 
-/// The `newcomers` above what the average allows at their stage of the slow start.
+/// The `newcomers` above the relative limit at their stage of the slow start.
 fn above_as_newcomers(row: &[WorkerLoad], share: Share, mut newcomers: u64) -> u64 {
     let mut above = 0;
     while newcomers != 0 {

@@ -1,6 +1,6 @@
-//! Names for things that are numbers: which worker, which slot, which listener.
+//! Numbers with a type: worker, slot, listener.
 //!
-//! Owns the newtypes; knows nothing of what they name.
+//! Owns the newtypes; knows nothing about what they number.
 
 use std::fmt;
 

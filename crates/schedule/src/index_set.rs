@@ -1,7 +1,7 @@
-//! A set of small numbers, for which a worker's listeners are kept.
+//! A set of small numbers, which holds a worker's listeners.
 //!
-//! Owns the representation: one word for the first 64, so that a question about a few listeners
-//! reads no other memory, and further words only when there are more. Bounded by its caller.
+//! Owns the representation: one word for the first 64, so that a lookup among few listeners reads
+//! no other memory, and further words only when needed. Bounded by its caller.
 
 const WORD_BITS: usize = 64;
 
@@ -9,11 +9,11 @@ const WORD_BITS: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IndexSet {
     first: u64,
-    /// For the numbers from 64 on; absent if there are none, so that equal sets are equal.
+    /// For the numbers from 64 on; `None` if there are none, so that equal sets compare equal.
     further: Option<Box<Further>>,
 }
 
-/// The words for further numbers. Apart, so that a set of few numbers is small.
+/// The words for further numbers. Boxed, so that a set of few numbers is small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Further {
     /// The last word is never zero.

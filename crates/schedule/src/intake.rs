@@ -1,9 +1,9 @@
-//! What has been accepted and not been given to a worker yet: a queue for each listener, and which
-//! of them is next. Pure: time is an argument.
+//! Accepted connections not given to a worker yet: a queue per listener, and the queue that is
+//! next. Pure: time is an argument.
 //!
 //! Owns the promise that listeners do not wait for each other. A connection that no worker of its
-//! listener can take holds up that listener alone, and where workers serve several listeners, each
-//! of these gets a connection in turn.
+//! listener can take blocks that listener alone, and where workers serve several listeners, each of
+//! these gets a connection in turn.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ pub struct Intake<T> {
     cursor: usize,
     waiting: usize,
     pauses: u64,
-    /// Of pauses that are over.
+    /// Of pauses that have ended.
     paused_ns: u64,
 }
 
@@ -27,9 +27,9 @@ struct Queue<T> {
     items: VecDeque<T>,
     /// No worker takes the first one in this round.
     blocked: bool,
-    /// Accepting has stopped for want of workers with room.
+    /// Accepting stopped then, for lack of workers with room.
     paused_since_ns: Option<u64>,
-    /// No living worker serves the listener.
+    /// No living worker has served the listener since then.
     unserved_since_ns: Option<u64>,
 }
 
@@ -40,7 +40,7 @@ impl<T> Default for Intake<T> {
 }
 
 impl<T> Intake<T> {
-    /// A listener has come.
+    /// Adds a listener.
     pub fn add_listener(&mut self, listener: ListenerId) {
         if self.place_of(listener).is_none() {
             self.queues.push(Queue {
@@ -53,7 +53,8 @@ impl<T> Intake<T> {
         }
     }
 
-    /// A listener has gone. Tells how many connections of it were still waiting; they are dropped.
+    /// Removes a listener. Returns how many of its connections were still waiting; they are
+    /// dropped.
     pub fn remove_listener(&mut self, listener: ListenerId, now_ns: u64) -> u64 {
         let Some(place) = self.place_of(listener) else { return 0 };
         self.note_pause(listener, false, now_ns);
@@ -77,19 +78,19 @@ impl<T> Intake<T> {
         self.waiting == 0
     }
 
-    /// How many wait.
+    /// The number of waiting connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.waiting
     }
 
-    /// How many of one listener wait.
+    /// The number of one listener's waiting connections.
     #[must_use]
     pub fn len_of(&self, listener: ListenerId) -> usize {
         self.place_of(listener).map_or(0, |place| self.queues[place].items.len())
     }
 
-    /// All that wait, those of one listener oldest first.
+    /// All waiting connections, those of one listener oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.queues.iter().flat_map(|queue| &queue.items)
     }
@@ -99,10 +100,10 @@ impl<T> Intake<T> {
         self.place_of(listener).into_iter().flat_map(|place| &self.queues[place].items)
     }
 
-    /// One more, behind the others of its listener. Given back if there is no such listener.
+    /// Appends a connection to its listener's queue, or returns it if there is no such listener.
     ///
     /// # Errors
-    /// The listener has gone.
+    /// The listener was removed.
     pub fn push(&mut self, listener: ListenerId, item: T) -> Result<(), T> {
         match self.queue_of(listener) {
             Some(queue) => queue.items.push_back(item),
@@ -112,10 +113,10 @@ impl<T> Intake<T> {
         Ok(())
     }
 
-    /// One that comes back, before the others of its listener.
+    /// Puts a returned connection at the front of its listener's queue.
     ///
     /// # Errors
-    /// The listener has gone.
+    /// The listener was removed.
     pub fn push_front(&mut self, listener: ListenerId, item: T) -> Result<(), T> {
         match self.queue_of(listener) {
             Some(queue) => queue.items.push_front(item),
@@ -130,8 +131,8 @@ impl<T> Intake<T> {
         self.queues.iter_mut().for_each(|queue| queue.blocked = false);
     }
 
-    /// The queue whose turn it is: the queues that have something and are not blocked, round and
-    /// round. None if there is none. The number is good until a listener comes or goes.
+    /// The next queue in rotation that is not empty and not blocked. The number is valid until a
+    /// listener is added or removed.
     #[inline]
     pub fn next_turn(&mut self) -> Option<usize> {
         if self.waiting == 0 {
@@ -147,13 +148,13 @@ impl<T> Intake<T> {
         Some(turn)
     }
 
-    /// The oldest of a queue whose turn it is.
+    /// The oldest of the queue that is next.
     #[must_use]
     pub fn first(&self, turn: usize) -> Option<&T> {
         self.queues[turn].items.front()
     }
 
-    /// Takes the oldest of a queue whose turn it is.
+    /// Takes the oldest of the queue that is next.
     pub fn take(&mut self, turn: usize) -> Option<T> {
         let item = self.queues[turn].items.pop_front();
         self.waiting -= usize::from(item.is_some());
@@ -165,7 +166,7 @@ impl<T> Intake<T> {
         self.queues[turn].blocked = true;
     }
 
-    /// Drops everything of a listener, and tells how much that was.
+    /// Drops all connections of a listener, and returns their number.
     pub fn drain(&mut self, listener: ListenerId) -> u64 {
         let Some(place) = self.place_of(listener) else { return 0 };
         let count = self.queues[place].items.len();
@@ -174,7 +175,7 @@ impl<T> Intake<T> {
         count as u64
     }
 
-    /// Whether accepting from a listener has stopped for want of workers with room.
+    /// Records whether accepting from a listener is stopped for lack of workers with room.
     pub fn note_pause(&mut self, listener: ListenerId, paused: bool, now_ns: u64) {
         let Some(queue) = self.queue_of(listener) else { return };
         match (paused, queue.paused_since_ns) {
@@ -190,7 +191,7 @@ impl<T> Intake<T> {
         }
     }
 
-    /// How often accepting has stopped, and for how long in all, summed up over the listeners.
+    /// How often accepting has stopped, and for how long in total, summed over the listeners.
     #[must_use]
     pub fn pauses(&self, now_ns: u64) -> (u64, u64) {
         let since = self.queues.iter().filter_map(|queue| queue.paused_since_ns);
@@ -198,7 +199,7 @@ impl<T> Intake<T> {
         (self.pauses, self.paused_ns + going_on)
     }
 
-    /// Whether a living worker serves a listener.
+    /// Records whether a living worker serves a listener.
     pub fn note_served(&mut self, listener: ListenerId, served: bool, now_ns: u64) {
         if let Some(queue) = self.queue_of(listener) {
             match served {
@@ -214,7 +215,7 @@ impl<T> Intake<T> {
         self.place_of(listener).and_then(|place| self.queues[place].unserved_since_ns)
     }
 
-    /// Listeners that no living worker has served since this moment or longer.
+    /// Listeners that no living worker has served since this moment or earlier.
     pub fn unserved_since(&self, since_ns: u64) -> impl Iterator<Item = ListenerId> {
         let unserved = self.queues.iter().filter(move |queue| {
             queue.unserved_since_ns.is_some_and(|unserved_ns| unserved_ns <= since_ns)
@@ -222,7 +223,7 @@ impl<T> Intake<T> {
         unserved.map(|queue| queue.listener)
     }
 
-    /// The earliest moment since when no living worker serves some listener.
+    /// The earliest moment since which some listener has had no living worker.
     #[must_use]
     pub fn longest_unserved_ns(&self) -> Option<u64> {
         self.queues.iter().filter_map(|queue| queue.unserved_since_ns).min()
@@ -248,7 +249,7 @@ mod tests {
         intake
     }
 
-    /// Takes everything that listeners other than `held` let go of.
+    /// Takes everything from listeners other than `held`.
     fn round(intake: &mut Intake<(u16, usize)>, held: &[u16]) -> Vec<(u16, usize)> {
         let mut taken = Vec::new();
         intake.begin_round();

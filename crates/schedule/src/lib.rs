@@ -1,8 +1,8 @@
-//! Who gets the next connection. Pure: no descriptor, no clock, no I/O.
+//! Which worker gets the next connection. Pure: no descriptor, no clock, no I/O.
 //!
-//! A [`Scheduler`] sees a row of [`WorkerLoad`]s, one a slot, and names a slot or nobody. It never
-//! sees a socket. The [`Roster`] keeps the row ([`Loads`]) true from what is assigned, delivered,
-//! claimed and finished; it is driven by the primary's data path and, with the same code, by the
+//! A [`Scheduler`] sees a row of [`WorkerLoad`]s, one per slot, and names a slot or none. It never
+//! sees a socket. The [`Roster`] keeps the row ([`Loads`]) up to date from assignments, deliveries,
+//! claims and finished connections. The primary's data path drives it and, with the same code, the
 //! simulation in `tests/simulation.rs`.
 
 #![forbid(unsafe_code)]
@@ -48,30 +48,30 @@ pub enum Status {
     /// The slot is empty, or its worker has died.
     #[default]
     Dead,
-    /// It is leaving and must get nothing more.
+    /// It is leaving and must get no more connections.
     Draining,
-    /// Its channel has no room; it will say when it has.
+    /// Its channel has no room; it reports when it has.
     Full,
     /// It takes connections.
     Ready,
 }
 
-/// What is known of the worker in a slot.
+/// The state of the worker in a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerLoad {
     /// Whether it takes connections.
     pub status: Status,
-    /// It has not moved for longer than is normal, or is ejected as an outlier.
+    /// It has made no progress for too long, or is ejected as an outlier.
     pub hung: bool,
-    /// Connections given to it and neither finished nor taken back; of an outlier, also what it
-    /// has closed without an answer, for as long as its peers would have served that.
+    /// Connections given to it and neither finished nor taken back; of an outlier, also those it
+    /// closed without an answer, for as long as its peers would have served them.
     pub in_flight: u32,
     /// Connections that it may be given before it claims one.
     pub credits: u32,
-    /// How far it has come in its slow start, in thousandths; 1000 is all the way.
+    /// Progress of its slow start, in thousandths; 1000 is complete.
     pub slow_start_permille: u16,
-    /// What a connection usually takes it from claim to finish, in microseconds; 0 if that is not
-    /// known or has not been tried for long. Kept under [`Policy::Fastest`] only.
+    /// Its usual time from claim to finish, in microseconds; 0 if unknown or outdated. Kept under
+    /// [`Policy::Fastest`] only.
     pub usual_us: u32,
 }
 
@@ -89,7 +89,7 @@ impl WorkerLoad {
         }
     }
 
-    /// Whether it can take a connection at all: it is ready, has not hung and has a credit left.
+    /// Whether it can take a connection at all: it is ready, not hung, and has a credit left.
     /// Naming one that cannot counts as naming none.
     #[must_use]
     pub fn can_take(&self) -> bool {
@@ -97,33 +97,33 @@ impl WorkerLoad {
     }
 }
 
-/// What a scheduler may know of a connection: a number that is the same for the same client.
+/// The identity of a client for the scheduler: the same number for the same client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client(pub u64);
 
-/// Chooses workers. Bring your own by implementing it and giving a [`SchedulerFactory`] to
-/// [`SchedulerConfig::scheduler`]. The thread that accepts asks it for each connection: while it
-/// answers, all clients wait.
+/// Chooses workers. Implement it for a custom policy and pass a [`SchedulerFactory`] in
+/// [`SchedulerConfig::scheduler`]. The accepting thread calls it for each connection: all clients
+/// wait for its answer.
 pub trait Scheduler: Send {
-    /// The slot that shall have the next connection, or nobody. The caller then counts the
-    /// connection in the row before it asks again.
+    /// The slot that gets the next connection, or none. The caller counts the connection in the row
+    /// before it asks again.
     ///
-    /// Whoever is named and cannot take a connection ([`WorkerLoad::can_take`]) counts as nobody:
-    /// the connection waits, and the question comes again when a worker has done something.
+    /// A named worker that cannot take a connection ([`WorkerLoad::can_take`]) counts as none: the
+    /// connection waits until a worker has changed, then the scheduler is asked again.
     fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot>;
 
-    /// Whether [`Scheduler::pick`] would name somebody. While it would not, nothing is accepted
-    /// and clients wait in the kernel's backlog.
+    /// Whether [`Scheduler::pick`] would name a worker. While it would not, no connection is
+    /// accepted and clients wait in the kernel's backlog.
     fn has_room(&self, loads: &Loads) -> bool {
         loads.iter().any(WorkerLoad::can_take)
     }
 
-    /// Whether the client matters; finding it out costs a system call a connection.
+    /// Whether the client matters; finding it out costs a system call per connection.
     fn wants_client(&self) -> bool {
         false
     }
 
-    /// How often each stage passed over a worker, for the run's summary.
+    /// How often each stage skipped a worker, for the run's summary.
     fn skips(&self) -> Skips {
         Skips::default()
     }

@@ -1,8 +1,8 @@
-//! The row of loads, and beside it what makes a choice cheap: sets of workers, one bit each, and
-//! the sum that the average is made of. Pure.
+//! The row of loads, with what makes a choice cheap: sets of workers, one bit each, and the sum for
+//! the average. Pure.
 //!
-//! Owns the promise that all of it says the same: a load changes by being [set](Loads::set) and in
-//! no other way. It decides nothing.
+//! Owns the promise that all of it agrees: a load changes only through [set](Loads::set). Decides
+//! nothing.
 
 use std::ops::Deref;
 
@@ -11,8 +11,8 @@ use super::{Status, WorkerLoad};
 /// Workers in a block: one bit of a word each.
 pub(super) const BLOCK: usize = u64::BITS as usize;
 
-/// What is known of the workers, one a slot: a slice of [`WorkerLoad`]s that changes by
-/// [`Loads::set`] only.
+/// The state of the workers, one per slot: a slice of [`WorkerLoad`]s that changes only through
+/// [`Loads::set`].
 ///
 /// ```
 /// use clusterlb_schedule::{Loads, WorkerLoad};
@@ -28,34 +28,34 @@ pub struct Loads {
     normal: Normal,
 }
 
-/// Sets of sixty-four workers. Dead, hung, draining and full share nobody: whoever belongs to
-/// several of them is in the first.
+/// Sets of sixty-four workers. Dead, hung, draining and full are disjoint: a worker in several of
+/// these states is in the first set.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Block {
-    /// Who has a place in the row at all.
+    /// Workers with a place in the row.
     pub(super) present: u64,
     pub(super) dead: u64,
     pub(super) hung: u64,
     pub(super) draining: u64,
     pub(super) full: u64,
-    /// Without a credit.
+    /// Workers without a credit.
     pub(super) spent: u64,
-    /// In their slow start.
+    /// Workers in their slow start.
     pub(super) new: u64,
     pub(super) in_flight: Counts,
 }
 
-/// A count for each of sixty-four workers, laid out so that a word has one digit of all of them: a
-/// comparison with all costs a step a digit, not one a worker.
+/// A count for each of sixty-four workers, laid out so that a word holds one digit of all of them:
+/// a comparison with all takes a step per digit, not one per worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
-    /// Who has the binary digit of this value in its count, the lowest first.
+    /// The workers whose count has the binary digit of this value, lowest digit first.
     digits: [u64; u32::BITS as usize],
-    /// Digits that anybody has ever had.
+    /// Number of digits in use so far.
     used: usize,
 }
 
-/// Which sets of its block a worker belongs to.
+/// The sets of its block that a worker belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one set")]
 struct Marks {
@@ -67,10 +67,10 @@ struct Marks {
     new: bool,
 }
 
-/// The workers that define what is normal. Stuck and new ones would distort it.
+/// The workers that define the average. Stuck and new ones would distort it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Normal {
-    /// What they have in flight together.
+    /// The sum of their connections in flight.
     pub(super) in_flight: u64,
     pub(super) workers: u32,
 }
@@ -86,13 +86,13 @@ impl Counts {
         }
     }
 
-    /// Whose count is higher than this.
+    /// The workers with a count above the limit.
     pub(super) fn above(&self, limit: u32) -> u64 {
         let digits = &self.digits[..self.used];
         if u64::from(limit) >> digits.len() != 0 {
             return 0;
         }
-        // From the lowest digit on: the higher one decides, unless both have the same.
+        // From the lowest digit on: a higher digit decides, unless it is equal.
         let mut higher = 0;
         for (place, has) in digits.iter().enumerate() {
             let limit_has = 0u64.wrapping_sub(u64::from(limit >> place & 1));
@@ -101,7 +101,7 @@ impl Counts {
         higher
     }
 
-    /// Those of `places` with the lowest count.
+    /// The workers of `places` with the lowest count.
     pub(super) fn lowest(&self, places: u64) -> u64 {
         self.digits[..self.used].iter().rev().fold(places, |lowest, has| match lowest & !has {
             0 => lowest,
@@ -146,11 +146,11 @@ impl Loads {
     /// Sets the load of the worker at `place`.
     ///
     /// # Panics
-    /// When the row is not that long.
+    /// If the row is shorter.
     #[inline(always)]
     pub fn set(&mut self, place: usize, load: WorkerLoad) {
         let before = self.row[place];
-        // Most that are looked at have done nothing since.
+        // Most workers read have not changed.
         if before == load {
             return;
         }
@@ -159,7 +159,7 @@ impl Loads {
         self.account(place, of(&before), of(&load));
     }
 
-    /// Changes the load of the worker at `place`, if the row is that long.
+    /// Changes the load of the worker at `place`, if the row is long enough.
     #[inline(always)]
     pub(super) fn change(&mut self, place: usize, change: impl FnOnce(&mut WorkerLoad)) {
         if let Some(load) = self.row.get(place) {
@@ -169,8 +169,8 @@ impl Loads {
         }
     }
 
-    /// Lets sets and sum follow. It is told of parts, and what calls it is inlined, so that a load
-    /// that changes is not written to memory and read again at once.
+    /// Updates sets and sum. It takes the parts as arguments, and its caller is inlined, so that a
+    /// changed load is not written to memory and read again at once.
     #[inline(never)]
     fn account(&mut self, place: usize, before: (Marks, u32), after: (Marks, u32)) {
         let (block, bit) = (&mut self.blocks[place / BLOCK], place % BLOCK);
@@ -191,15 +191,15 @@ impl Loads {
     pub(super) fn extend_to(&mut self, workers: usize) {
         self.blocks.resize(workers.max(self.row.len()).div_ceil(BLOCK), Block::default());
         for place in self.row.len()..workers {
-            let nobody = WorkerLoad::default();
-            self.row.push(nobody);
+            let empty = WorkerLoad::default();
+            self.row.push(empty);
             let block = &mut self.blocks[place / BLOCK];
             block.present |= 1 << (place % BLOCK);
-            block.mark(place % BLOCK, Marks::of(&nobody));
+            block.mark(place % BLOCK, Marks::of(&empty));
         }
     }
 
-    /// The loads of a block, by their bits.
+    /// The loads of a block, by bit.
     pub(super) fn row_of(&self, block: usize) -> &[WorkerLoad] {
         &self.row[block * BLOCK..self.row.len().min((block + 1) * BLOCK)]
     }
@@ -212,13 +212,13 @@ impl Loads {
         self.normal
     }
 
-    /// The places from `start` on, all the way round: blocks, and which of their places. From the
-    /// first, if the row ends before `start`.
+    /// The places from `start` on, all the way round: blocks, with a mask of their places. From the
+    /// first place, if the row ends before `start`.
     pub(super) fn spans(&self, start: usize) -> impl Iterator<Item = (usize, u64)> + '_ {
         let start = if start < self.row.len() { start } else { 0 };
         let (first, behind) = (start / BLOCK, u64::MAX << (start % BLOCK));
         let count = self.blocks.len();
-        // The first block comes again in the end, with the places before the start.
+        // The first block comes again at the end, with the places before the start.
         let spans = (0..=count).map(move |step| {
             let block = first + step;
             match step {

@@ -1,37 +1,36 @@
-//! How long a worker takes for a connection, from claim to finish, smoothed. Pure: time and
-//! counters are arguments.
+//! A worker's time per connection, from claim to finish, smoothed. Pure: time and counters are
+//! arguments.
 //!
-//! Two counters tell it without a message, by Little's law: what a worker has in service on
-//! average is the rate at which it finishes times what each takes. The looks are those before a
-//! pick, so they come with the connections, and arrivals at random moments see averages over time,
-//! however rare they are.
+//! Two counters suffice, by Little's law: the average number in service is the finish rate times
+//! the time of each. Samples are taken before a pick, so they coincide with arrivals, and arrivals
+//! at random moments see averages over time, however rare they are.
 
 /// A measurement is complete after this many finished connections.
 const WINDOW: u64 = 16;
-/// The part of a new measurement in the smoothed time, as a divisor: the last sixty or so
-/// connections decide.
+/// Weight of a new measurement in the smoothed time, as a divisor: the last sixty or so connections
+/// decide.
 const SHARE: u64 = 4;
 
-/// The time that one worker takes.
+/// The time of one worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
-    /// In service, summed up over the looks of this measurement.
+    /// In service, summed over the samples of this measurement.
     seen: u64,
     looks: u64,
-    /// At the beginning of this measurement.
+    /// At the start of this measurement.
     finished: u64,
     since_ns: u64,
-    /// None is known while it is 0.
+    /// 0 while unknown.
     smoothed_us: u32,
 }
 
 impl Pace {
-    /// A worker that has just come.
+    /// A new worker.
     pub(super) fn new(now_ns: u64) -> Self {
         Self { since_ns: now_ns, ..Self::default() }
     }
 
-    /// Learns from what it has in service and has finished so far.
+    /// Learns from the numbers in service and finished so far.
     pub(super) fn look(&mut self, in_service: u64, finished: u64, now_ns: u64) {
         self.seen = self.seen.saturating_add(in_service);
         self.looks += 1;
@@ -42,7 +41,7 @@ impl Pace {
         let passed_us = u128::from(now_ns.saturating_sub(self.since_ns) / 1_000);
         let looks_done = u128::from(self.looks) * u128::from(done);
         let took_us = u128::from(self.seen) * passed_us / looks_done;
-        // What is never seen in service is fast, and not unknown.
+        // A worker never seen with one in service is fast, and not unknown.
         let took_us = u32::try_from(took_us).unwrap_or(u32::MAX).max(1);
         self.smoothed_us = match self.smoothed_us {
             0 => took_us,
@@ -52,7 +51,7 @@ impl Pace {
         *self = Self { finished, smoothed_us, ..Self::new(now_ns) };
     }
 
-    /// The smoothed time in microseconds, 0 while it is not known.
+    /// The smoothed time in microseconds, 0 while unknown.
     pub(super) fn usual_us(&self) -> u32 {
         self.smoothed_us
     }
@@ -71,7 +70,7 @@ mod tests {
 
     const MICROSECOND: u64 = 1_000;
 
-    /// A worker that is always busy with so many, and finishes one in this time.
+    /// A worker that always has `in_service`, and finishes one in this time.
     fn busy(in_service: u64, each_us: u64, looks: u64) -> Pace {
         let mut pace = Pace::new(0);
         for look in 1..=looks {
@@ -88,7 +87,7 @@ mod tests {
 
     #[test]
     fn connections_that_overlap_take_as_long_as_each_is_open() {
-        // A hundred at a time, one done each millisecond: each is open for a tenth of a second.
+        // A hundred at a time, one finished per millisecond: each is open for a tenth of a second.
         assert_eq!(busy(100, 1_000, 64).usual_us(), 100_000);
     }
 

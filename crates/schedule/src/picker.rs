@@ -1,5 +1,5 @@
-//! The policies: rotation, least in flight, done first, one queue, sticky. All on the same stages.
-//! Pure.
+//! The policies: rotation, least in flight, fastest, one queue, sticky. All use the same filter
+//! stages. Pure.
 
 use super::filter::{Limits, Skips, judge, relative_limit};
 use super::loads::{BLOCK, Loads};
@@ -13,20 +13,20 @@ pub struct Picker {
     limits: Limits,
     /// Where the search for the next worker begins.
     cursor: usize,
-    /// What it knows of the workers besides their loads, sixty-four in one of them.
+    /// State of the workers in addition to their loads, sixty-four per entry.
     memory: Vec<Memory>,
     skips: Skips,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Memory {
-    /// Who was at the hard limit and has not come down far enough since.
+    /// Workers that were at the hard limit and are still too close to it.
     resting: u64,
-    /// Who was above the average when last looked at and passes all other stages.
+    /// Workers above the average at the last look that pass all other stages.
     above_average: u64,
 }
 
-/// The first of all that were offered with the lowest rank.
+/// The first of the offered workers with the lowest rank.
 #[derive(Debug, Default)]
 struct Lowest(Option<(u64, usize)>);
 
@@ -44,7 +44,7 @@ impl Lowest {
         }
     }
 
-    /// Offers these workers of a block by when they should be done with one more.
+    /// Offers these workers of a block by when they should finish one more.
     fn offer_times(&mut self, loads: &Loads, times: &Times, block: usize, mut workers: u64) {
         while let Some(place) = first_of(block, workers) {
             let load = &loads[place];
@@ -53,7 +53,7 @@ impl Lowest {
         }
     }
 
-    /// Offers these workers of a block by how much a client prefers them.
+    /// Offers these workers of a block by the client's preference.
     fn offer_homes(&mut self, client: Client, block: usize, mut workers: u64) {
         while let Some(place) = first_of(block, workers) {
             self.offer(weight(client, place), place);
@@ -66,11 +66,11 @@ impl Lowest {
     }
 }
 
-/// What connections take, as [`Policy::Fastest`] compares it.
+/// Times per connection, as [`Policy::Fastest`] compares them.
 struct Times {
-    /// The least that counts: what differs by less than a half is equal, and takes turns.
+    /// The lowest time that counts: differences below a half are equal, and take turns.
     least_us: u64,
-    /// The most that counts, so that a slow worker gets something when the others are busy.
+    /// The highest time that counts, so that a slow worker gets some when the others are busy.
     most_us: u64,
 }
 
@@ -84,7 +84,7 @@ impl Times {
         Self { least_us: (fastest_us * 3).div_ceil(2), most_us: fastest_us * SLOWER_MAX }
     }
 
-    /// One of which nothing is known is as good as the fastest.
+    /// An unknown worker counts as the fastest.
     fn of(&self, load: &WorkerLoad) -> u64 {
         u64::from(load.usual_us).clamp(self.least_us, self.most_us)
     }
@@ -96,20 +96,20 @@ fn first_of(block: usize, workers: u64) -> Option<usize> {
 }
 
 impl Picker {
-    /// A policy that begins at slot 0.
+    /// A policy that starts at slot 0.
     #[must_use]
     pub fn new(policy: Policy, limits: Limits) -> Self {
         let limits = Limits { inflight_max: limits.inflight_max_under(policy), ..limits };
         Self { policy, limits, cursor: 0, memory: Vec::new(), skips: Skips::default() }
     }
 
-    /// Picks by another policy and other limits from now on.
+    /// Changes the policy and the limits.
     pub(super) fn reconfigure(&mut self, policy: Policy, limits: Limits) {
         self.policy = policy;
         self.limits = Limits { inflight_max: limits.inflight_max_under(policy), ..limits };
     }
 
-    /// The best of those who pass every stage.
+    /// The best of the workers that pass every stage.
     fn best(&mut self, loads: &Loads, client: Client) -> Option<usize> {
         let factor = match self.policy {
             Policy::Least | Policy::Fastest => None,
@@ -118,7 +118,7 @@ impl Picker {
         let share = factor.and_then(|factor| relative_limit(loads.normal(), factor));
         let times = (self.policy == Policy::Fastest).then(|| Times::new(loads));
         let mut best = Lowest::default();
-        // The first block comes again when everybody else has been looked at.
+        // The first block comes again after all others.
         let mut first = None;
         for (block, span) in loads.spans(self.cursor) {
             let memory = &mut self.memory[block];
@@ -129,7 +129,7 @@ impl Picker {
             first.get_or_insert((block, verdict));
             let passing = verdict.passing & span;
             let seen = match self.policy {
-                // A rotation stops at the worker that it takes.
+                // A rotation stops at the first worker.
                 Policy::Rr | Policy::Central | Policy::None => {
                     span & (passing ^ passing.wrapping_sub(1))
                 }
@@ -156,8 +156,7 @@ impl Picker {
         best.place()
     }
 
-    /// The least in flight of those who would have passed but for the average. Ties follow the
-    /// cursor.
+    /// The least in flight of the workers that fail only the average. The cursor breaks ties.
     fn least_above(&mut self, loads: &Loads) -> Option<usize> {
         let mut least = Lowest::default();
         for (block, span) in loads.spans(self.cursor) {
@@ -167,7 +166,7 @@ impl Picker {
         least.place()
     }
 
-    /// Fits what is remembered to the row, which may have become shorter, too.
+    /// Fits the state to the row, which may also have become shorter.
     fn fit(&mut self, workers: usize) {
         self.memory.resize(workers.div_ceil(BLOCK), Memory::default());
         if let (Some(last), left @ 1..) = (self.memory.last_mut(), workers % BLOCK) {
@@ -200,8 +199,8 @@ impl Scheduler for Picker {
     }
 }
 
-/// How much a client prefers a place: a mix of both (`splitmix64`), so that a worker that goes
-/// away moves its own clients only.
+/// A client's preference for a place: a mix of both (`splitmix64`), so that a worker that leaves
+/// moves only its own clients.
 fn weight(client: Client, place: usize) -> u64 {
     let mut mixed = client.0 ^ (place as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,13 +1,13 @@
-//! Who chooses the worker for a connection, and how workers accept when none is chosen.
+//! How the worker for a connection is chosen, and how workers accept when none is chosen.
 //!
-//! Owns the names of both, as the command line and the environment spell them.
+//! Owns the names of both, as on the command line and in the environment.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Who chooses the worker for a connection (Node's `schedulingPolicy`).
+/// How the worker for a connection is chosen (Node's `schedulingPolicy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -16,12 +16,13 @@ pub enum Policy {
     Rr,
     /// The primary hands over to the worker with the fewest connections in flight; ties rotate.
     Least,
-    /// The primary hands over to the worker that should be done first: fewest in flight times what
-    /// a connection usually takes it. For unequal cores, garbage collectors and noisy neighbours.
+    /// The primary hands over to the worker that should finish first: fewest in flight times its
+    /// usual time per connection. For unequal cores, garbage collectors and noisy neighbours.
     Fastest,
-    /// The primary hands over to an idle worker, and what finds none waits in the kernel's backlog:
-    /// one queue for all. For requests that keep their worker busy; a connection that stays open
-    /// occupies its worker. [`Limits::inflight_max`](crate::Limits) allows more than one.
+    /// The primary hands over to an idle worker; without one, connections wait in the kernel's
+    /// backlog: one queue for all. For requests that keep their worker busy; a connection that
+    /// stays open occupies its worker. [`Limits::inflight_max`](crate::Limits) allows more than
+    /// one.
     Central,
     /// The primary hands over to the worker that the client's address maps to, unless that worker
     /// is overloaded (rendezvous hashing with bounded load): for sessions that live in one
@@ -65,8 +66,8 @@ pub enum AcceptMechanism {
     Uring,
     /// A multishot io_uring accept: the first worker to arm it gets everything.
     UringMultishot,
-    /// A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash. What a Node
-    /// worker does not accept in time is given to others.
+    /// A listening socket for each worker (SO_REUSEPORT): the kernel spreads by hash. Connections
+    /// that a Node worker does not accept in time are given to others.
     Reuseport,
 }
 
@@ -95,11 +96,11 @@ impl AcceptMechanism {
     }
 }
 
-/// A name that no policy or mechanism has.
+/// A name that is neither a policy nor a mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnknownName {
-    /// The names there are, with commas between them.
+    /// The known names, separated by commas.
     pub known: &'static str,
 }
 

@@ -1,8 +1,8 @@
-//! Everything the primary knows of its workers, and what follows from it. Pure: time and the
-//! workers' counters are arguments.
+//! The primary's knowledge of its workers, and the decisions from it. Pure: time and the workers'
+//! counters are arguments.
 //!
-//! Owns standing, credits, suspicion and the row of loads. The data path tells it what happened to
-//! sockets and does what it says; a simulation can do the same.
+//! Owns status, credits, suspicion and the row of loads. The data path reports what happened to
+//! sockets and carries out the decisions; a simulation can do the same.
 
 use super::config::SchedulerConfig;
 use super::credits::Credits;
@@ -17,18 +17,18 @@ use crate::id::{ListenerId, Slot};
 use outliers::Conduct;
 pub use outliers::{Judgement, Look};
 
-/// What a worker's page says at one moment.
+/// A reading of a worker's page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Connections that the worker accepted.
     pub own: u64,
     /// Connections that it has received.
     pub claimed: u64,
-    /// Connections that it has done with.
+    /// Connections that it has finished.
     pub finished: u64,
     /// When it last received one.
     pub claimed_at_ns: u64,
-    /// Since when its loop has been in its present turn; 0 while it waits.
+    /// Start of its loop's present turn; 0 while it waits.
     pub turn_begun_ns: u64,
     /// Probes that it has answered.
     pub answered_probes: u64,
@@ -37,9 +37,9 @@ pub struct Sample {
 /// Why a message came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The channel has no room; it will say when it has.
+    /// The channel has no room; it reports when it has.
     Full,
-    /// The worker takes nothing any more.
+    /// The worker receives no more.
     Closed,
 }
 
@@ -50,7 +50,7 @@ struct WorkerEntry {
     assigned: u64,
     returned: u64,
     credits: Credits,
-    /// When it came, if others had been serving.
+    /// When it joined, if others were already serving.
     came_ns: Option<u64>,
     /// Probes sent; it is suspected until it has answered them all.
     probes: u64,
@@ -59,7 +59,7 @@ struct WorkerEntry {
     stalled: bool,
     sample: Sample,
     pace: Pace,
-    /// Connections that had been assigned to anybody when it got its last one.
+    /// Total of assigned connections when it got its last one.
     assigned_at: u64,
     conduct: Conduct,
 }
@@ -74,19 +74,19 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Loads,
     uniform: bool,
-    /// Positions of listeners that every worker serves which serves any.
+    /// Positions of listeners that every serving worker serves.
     common: IndexSet,
-    /// The listeners' rotations. Their positions are the numbers in `WorkerEntry::joined`.
+    /// The listeners' choosers. Their positions are the numbers in `WorkerEntry::joined`.
     listeners: Vec<Option<Chooser>>,
     /// The positions in `listeners`, by the numbers of the listeners.
     indices: Vec<u16>,
-    /// Of listeners that are gone.
+    /// Of removed listeners.
     skips_before: Skips,
-    /// When unclaimed connections were last looked at for one that could move.
+    /// When unclaimed connections were last checked for one that could move.
     looked_ns: u64,
     /// When counters were last read.
     observed_ns: u64,
-    /// When what connections take was last learned from.
+    /// When the times per connection were last updated.
     paced_ns: u64,
     /// Connections assigned so far.
     assigned: u64,
@@ -94,18 +94,18 @@ pub struct Roster {
     compared_ns: u64,
 }
 
-/// A worker that claims slowly and has this many connections is busy for a while.
+/// A worker that claims slowly and has this many connections stays busy for a while.
 const PLENTY: u32 = 4;
 /// Most listeners at a time.
 pub const LISTENERS_MAX: usize = 1024;
-/// Where [`Roster::indices`] has no listener.
+/// Marks a missing listener in [`Roster::indices`].
 const NOWHERE: u16 = u16::MAX;
 
 impl Roster {
     /// A roster without workers, for this many listeners.
     ///
     /// # Panics
-    /// When that is more than [`LISTENERS_MAX`].
+    /// If that is more than [`LISTENERS_MAX`].
     #[must_use]
     pub fn new(policy: Policy, config: SchedulerConfig, listeners: u16) -> Self {
         let mut roster = Self {
@@ -132,7 +132,7 @@ impl Roster {
     /// Adds a listener with a separate rotation. No worker serves it yet.
     ///
     /// # Panics
-    /// When there are [`LISTENERS_MAX`] already.
+    /// If there are [`LISTENERS_MAX`] already.
     pub fn add_listener(&mut self, listener: ListenerId) {
         let chooser = match &self.config.scheduler {
             None => Chooser::BuiltIn(Picker::new(self.policy, self.config.limits)),
@@ -153,7 +153,7 @@ impl Roster {
         self.note_uniformity();
     }
 
-    /// A listener has gone.
+    /// Removes a listener.
     pub fn remove_listener(&mut self, listener: ListenerId) {
         let Some(place) = self.listener_index(listener) else { return };
         if let Some(chooser) = self.listeners[place].take() {
@@ -179,11 +179,11 @@ impl Roster {
         })
     }
 
-    /// A worker has come.
+    /// Adds a worker.
     pub fn attach(&mut self, slot: Slot, now_ns: u64) {
         let place = slot.index();
-        // Slow start is for who comes to others that have long been serving. Those of the beginning
-        // are all as new as each other, and are compared with each other from the first connection.
+        // Slow start applies to a worker that joins others that have long been serving. Workers
+        // started together are equally new, and compared with each other from the first connection.
         let is_beginning = self.workers.iter().flatten().all(|worker| worker.assigned == 0);
         if place >= self.workers.len() {
             self.workers.resize_with(place + 1, || None);
@@ -209,7 +209,7 @@ impl Roster {
         self.observe(slot, Sample::default(), now_ns);
     }
 
-    /// The worker serves a listener from now on.
+    /// The worker now serves a listener.
     pub fn join(&mut self, slot: Slot, listener: ListenerId) {
         let entry = self.listener_index(listener);
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
@@ -218,7 +218,7 @@ impl Roster {
         self.note_uniformity();
     }
 
-    /// The worker does not serve a listener any more.
+    /// The worker no longer serves a listener.
     pub fn leave(&mut self, slot: Slot, listener: ListenerId) {
         let entry = self.listener_index(listener);
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
@@ -227,21 +227,21 @@ impl Roster {
         self.note_uniformity();
     }
 
-    /// Bounds the credits of every worker that is there or comes.
+    /// Bounds the credits of every present and future worker.
     pub fn bound_credits(&mut self, credits_max: u32) {
         self.config.credits_max = self.config.credits_max.min(credits_max).max(1);
         let most = self.config.credits_max;
         self.workers.iter_mut().flatten().for_each(|worker| worker.credits.bound(most));
     }
 
-    /// Bounds the credits of one worker, for as long as it is there.
+    /// Bounds the credits of one worker while it is attached.
     pub fn bound_credits_of(&mut self, slot: Slot, credits_max: u32) {
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
             worker.credits.bound(credits_max);
         }
     }
 
-    /// The worker leaves: nothing more for it.
+    /// The worker leaves and gets no more connections.
     pub fn retire(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Draining);
         self.note_uniformity();
@@ -254,17 +254,17 @@ impl Roster {
         self.note_uniformity();
     }
 
-    /// The worker's process has ended, but its seat is still being cleared.
+    /// The worker's process has ended, but its slot is still being cleared.
     pub fn bury(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Dead);
         self.note_uniformity();
     }
 
-    /// Takes note of a worker's counters.
+    /// Records a worker's counters.
     pub fn observe(&mut self, slot: Slot, sample: Sample, now_ns: u64) {
         self.observed_ns = now_ns;
         let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return };
-        // Counts of another process: cut to what is possible.
+        // Another process wrote these counts: limit them to what is possible.
         let given = worker.assigned - worker.returned;
         worker.sample = sample;
         let claimed = sample.claimed.min(given);
@@ -296,7 +296,7 @@ impl Roster {
         });
     }
 
-    /// Picks the worker for the next connection of a listener, and counts the pick at once.
+    /// Picks the worker for the next connection of a listener, and counts it at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
         if self.policy == Policy::Fastest && self.paced_ns != self.observed_ns {
             self.note_paces();
@@ -327,7 +327,7 @@ impl Roster {
         self.listeners[place].as_ref().is_some_and(|chooser| chooser.has_room(loads))
     }
 
-    /// How many connections of a listener its workers could be given now.
+    /// How many connections of a listener its workers can take now.
     pub fn room_of(&mut self, listener: ListenerId) -> u32 {
         if !self.has_room(listener) {
             return 0;
@@ -337,7 +337,7 @@ impl Roster {
         able.fold(0, |sum, load| sum.saturating_add(load.credits))
     }
 
-    /// Whether every worker that serves something and goes on doing so serves this listener.
+    /// Whether every serving worker that is not leaving serves this listener.
     #[must_use]
     pub fn is_served_by_all(&self, listener: ListenerId) -> bool {
         self.listener_index(listener).is_some_and(|place| self.common.contains(place))
@@ -351,14 +351,14 @@ impl Roster {
         worker.zip(place).is_some_and(|(worker, place)| worker.joined.contains(place))
     }
 
-    /// Whether the policy wants to know the client.
+    /// Whether the policy needs the client.
     #[must_use]
     pub fn wants_client(&self) -> bool {
         self.listeners.iter().flatten().any(Chooser::wants_client)
     }
 
-    /// How long connections usually wait for the fastest worker to claim them; none while a worker
-    /// that may have more has so few that it may be through with them before long.
+    /// The usual wait until the fastest worker claims a connection; `None` while a worker with free
+    /// credits has so few that it may soon be idle.
     #[must_use]
     pub fn slack_ns(&self) -> Option<u64> {
         let pairs = self.workers.iter().zip(self.loads.iter());
@@ -383,8 +383,8 @@ impl Roster {
         }
     }
 
-    /// Connections came back without having been in the channel. Tells whether the caller should
-    /// wait for room, which is so only for the first refusal.
+    /// Connections came back without having been in the channel. Returns whether the caller should
+    /// wait for room, which only the first refusal asks for.
     pub fn refused(&mut self, slot: Slot, count: u32, refusal: Refusal) -> bool {
         self.give_back(slot, count);
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
@@ -411,8 +411,8 @@ impl Roster {
         });
     }
 
-    /// When a worker may have to be suspected or give something up, if nothing is claimed until
-    /// then.
+    /// When a worker may have to be suspected or lose unclaimed connections, if nothing is claimed
+    /// until then.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let deadlines =
@@ -420,13 +420,13 @@ impl Roster {
         deadlines.into_iter().flatten().min()
     }
 
-    /// The row of loads, one a slot.
+    /// The row of loads, one per slot.
     #[must_use]
     pub fn loads(&self) -> &Loads {
         &self.loads
     }
 
-    /// How often each stage passed over a worker, over all listeners.
+    /// How often each stage skipped a worker, over all listeners.
     #[must_use]
     pub fn skips(&self) -> Skips {
         let mut sum = self.skips_before;
@@ -442,7 +442,7 @@ impl Roster {
         let takes = |load: &WorkerLoad| matches!(load.status, Status::Ready | Status::Full);
         let pairs = self.workers.iter().zip(&*self.loads).filter(|(_, load)| takes(load));
         let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| &one.joined));
-        // One that serves nothing yet says nothing about who is left out.
+        // A worker that serves nothing yet does not affect the comparison.
         let joined: Vec<&IndexSet> = joined.filter(|joined| !joined.is_empty()).collect();
         let is_common = |place: &usize| joined.iter().all(|one| one.contains(*place));
         self.common = (0..self.listeners.len()).filter(is_common).collect();
@@ -450,7 +450,7 @@ impl Roster {
     }
 
     /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
-    /// Tells the listener's lane.
+    /// Returns the listener's position.
     fn mask(&mut self, listener: ListenerId) -> Option<usize> {
         let place = self.listener_index(listener)?;
         if self.uniform {
@@ -470,7 +470,7 @@ fn narrow(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// How far a worker of this age has come in its slow start.
+/// Progress of the slow start of a worker of this age.
 fn slow_start(age_ns: u64, config: &SchedulerConfig) -> u16 {
     let permille = age_ns.saturating_mul(1000).checked_div(config.slow_start_ns).unwrap_or(1000);
     u16::try_from(permille).unwrap_or(1000).min(1000)

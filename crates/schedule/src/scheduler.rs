@@ -1,8 +1,7 @@
-//! What chooses for a listener: a built-in policy, or a scheduler that the library's user brings.
-//! Pure.
+//! The chooser of a listener: a built-in policy, or a custom scheduler. Pure.
 //!
-//! Owns the promise that whoever chooses, nobody gets a connection who cannot take one: what a
-//! foreign scheduler says is checked, what the built-in ones say need not be.
+//! Owns the promise that no worker gets a connection that it cannot take: the choice of a custom
+//! scheduler is checked, that of a built-in one need not be.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,8 +11,8 @@ use super::picker::Picker;
 use super::{Client, Loads, Scheduler, WorkerLoad};
 use crate::id::{ListenerId, Slot};
 
-/// Makes a scheduler for each listener of a run, so that each listener can spread its connections
-/// by itself.
+/// Makes a scheduler for each listener of a run, so that each listener spreads its connections
+/// separately.
 ///
 /// ```
 /// use clusterlb_schedule::id::{ListenerId, Slot};
@@ -46,7 +45,7 @@ use crate::id::{ListenerId, Slot};
 pub struct SchedulerFactory(Arc<dyn Fn(ListenerId) -> Box<dyn Scheduler> + Send + Sync>);
 
 impl SchedulerFactory {
-    /// `make` is called once for each listener, before anything is accepted from it.
+    /// `make` is called once per listener, before accepting from it.
     pub fn new(make: impl Fn(ListenerId) -> Box<dyn Scheduler> + Send + Sync + 'static) -> Self {
         Self(Arc::new(make))
     }
@@ -56,7 +55,7 @@ impl SchedulerFactory {
     }
 }
 
-/// The same factory, not one that makes the same.
+/// Equal only to itself and its clones.
 impl PartialEq for SchedulerFactory {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -69,7 +68,7 @@ impl fmt::Debug for SchedulerFactory {
     }
 }
 
-/// A listener's scheduler. Two cases rather than one trait object: a pick of the built-in policies
+/// A listener's scheduler. Two cases instead of one trait object: a pick of the built-in policies
 /// costs no indirect call.
 pub(super) enum Chooser {
     BuiltIn(Picker),

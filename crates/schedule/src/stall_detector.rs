@@ -1,47 +1,46 @@
-//! When a worker's own listening socket is robbed. Pure: time, the length of the queue and the age
-//! of its oldest connection are arguments.
+//! When to steal from a worker's own listening socket. Pure: time, the length of the queue and the
+//! age of its oldest connection are arguments.
 //!
-//! Nobody tells how many connections a worker accepts from a socket of its own. What can be seen
-//! is how many wait, at moments of our choosing. A queue that was never empty and never shorter
-//! than before for as long as `hang_after` is suspicious, but one that is filled as fast as it is
-//! emptied looks the same. So the oldest connection is taken out and tells how long it has waited:
-//! if that is too long, the worker is stalled and the rest follows; if not, the worker moves, and
-//! has lost one connection to others.
+//! The number of connections that a worker accepts from its own socket is unknown. Visible is the
+//! length of the queue at chosen moments. A queue that was never empty or shorter than before for
+//! `hang_after` is suspicious, but a queue that fills as fast as it empties looks the same. So the
+//! detector takes out the oldest connection, whose age decides: if it is too old, the worker is
+//! stalled and the rest follows; if not, the worker accepts, and has lost one connection to others.
 //!
-//! A stalled worker's queue is looked at four times as often, until something shows that the
-//! worker has accepted. If nothing comes for a while, nothing can show it, and it is doubtful
-//! whether the worker is stalled still: it is no longer held against it, but what others have not
-//! accepted goes to it only if there is no other worker.
+//! A stalled worker's queue is checked four times as often, until the worker is seen to accept. If
+//! nothing arrives for a while, nothing can show that, and the stall is doubtful: it no longer
+//! counts against the worker, but the worker gets connections of other queues only if there is no
+//! other worker.
 
-/// Looks at a queue during `hang_after`; a stalled worker is robbed after one of these.
+/// Checks of a queue during `hang_after`; one of these decides to steal from a stalled worker.
 const LOOKS: u64 = 4;
-/// Whether a worker is stalled is doubtful when nothing has come for it for so many times
-/// `hang_after`.
+/// A stall is doubtful when nothing has arrived for the worker for this many times `hang_after`.
 const DOUBTED_AFTER: u64 = 10;
-/// The kernel tells ages in ticks of its clock, at most this long.
+/// The kernel counts ages in ticks of at most this length.
 const TICK_NS: u64 = 10_000_000;
-/// Looks are at least so far apart.
+/// Least interval of checks.
 const INTERVAL_MIN_NS: u64 = 1_000_000;
 
-/// What a look has found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// Nothing to look after before the next connection comes; ask to be told of it
+    /// Nothing to check before the next connection arrives; ask to be notified of it
     /// ([`StallDetector::came`]).
     Quiet,
-    /// Something waits, and not for too long as far as can be seen.
+    /// Connections wait, apparently not for too long.
     Patient,
-    /// Nothing seems to have been accepted for too long: take the oldest connection and
-    /// [`judge`](StallDetector::judge). If no other worker can take it, leave it; it comes again.
+    /// Apparently nothing was accepted for too long: take the oldest connection and
+    /// [`judge`](StallDetector::judge). If no other worker can take it, leave it; the finding
+    /// repeats.
     Overdue,
 }
 
-/// The watch over one queue.
+/// The detector of one queue.
 #[derive(Clone, Debug)]
 pub struct StallDetector {
     hang_after_ns: u64,
-    /// Looks are so far apart, and at the same moments for all queues; none, for a share of
-    /// `hang_after_ns` since the connection came.
+    /// Interval of checks, at the same moments for all queues; if `None`, a share of
+    /// `hang_after_ns` after the connection arrived.
     interval_ns: Option<u64>,
     waiting: Option<Waiting>,
     stalled: bool,
@@ -49,20 +48,20 @@ pub struct StallDetector {
     doubtful: bool,
 }
 
-/// Something waits.
+/// A queue with connections.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    /// Nothing was seen to be accepted since then.
+    /// No accept was seen since then.
     since_ns: u64,
-    /// Number waiting at the last look.
+    /// Length at the last check.
     length: u32,
     look_ns: u64,
-    /// The last look has found as much as the one before, or more.
+    /// The last check found as many as the one before, or more.
     still: bool,
 }
 
 impl StallDetector {
-    /// The watch over a queue of which nothing is known.
+    /// A detector for a queue of unknown state.
     #[must_use]
     pub fn new(hang_after_ns: u64) -> Self {
         Self {
@@ -75,15 +74,15 @@ impl StallDetector {
         }
     }
 
-    /// The watch over the queue of a worker that tells how many connections it has accepted. One
-    /// that accepts is looked at again without being told of it, so that its queue wakes nobody.
+    /// A detector for a worker that reports how many connections it has accepted. Its queue is
+    /// checked without notifications while it accepts, so that arrivals cause no wake-up.
     #[must_use]
     pub fn looking_every(interval_ns: u64, hang_after_ns: u64) -> Self {
         let interval_ns = interval_ns.min(hang_after_ns / LOOKS).max(INTERVAL_MIN_NS);
         Self { interval_ns: Some(interval_ns), ..Self::new(hang_after_ns) }
     }
 
-    /// The same watch when nothing is known of the queue any more.
+    /// The same detector with the state of the queue unknown again.
     #[must_use]
     pub fn anew(self) -> Self {
         Self { interval_ns: self.interval_ns, ..Self::new(self.hang_after_ns) }
@@ -95,20 +94,20 @@ impl StallDetector {
         self.stalled
     }
 
-    /// It was stalled, and nothing has come since that would show whether it is.
+    /// It was stalled, and nothing has arrived since that could show whether it is.
     #[must_use]
     pub fn is_doubtful(&self) -> bool {
         self.stalled && self.doubtful
     }
 
-    /// The worker may be stalled, so that it had better get nothing of others: it is, or the last
-    /// look has seen nothing accepted.
+    /// The worker may be stalled and should get no connections of other queues: it is, or the last
+    /// check saw no accept.
     #[must_use]
     pub fn may_be_stalled(&self) -> bool {
         self.stalled || self.waiting.is_some_and(|waiting| waiting.still)
     }
 
-    /// When to look next, if nothing comes before.
+    /// The next check, if nothing arrives before.
     #[must_use]
     pub fn next_look_ns(&self) -> Option<u64> {
         match self.waiting {
@@ -117,13 +116,13 @@ impl StallDetector {
         }
     }
 
-    /// A connection has come into the queue.
+    /// A connection has arrived in the queue.
     pub fn came(&mut self, now_ns: u64) {
         let look_ns = self.look_after(now_ns);
         self.waiting.get_or_insert(Waiting { since_ns: now_ns, length: 1, look_ns, still: false });
     }
 
-    /// The worker has shown in another way that it moves: what waits has waited since now.
+    /// The worker has shown progress in another way: the wait of its queue starts anew.
     pub fn has_moved(&mut self, now_ns: u64) {
         self.stalled = false;
         self.doubtful = false;
@@ -132,8 +131,8 @@ impl StallDetector {
         }
     }
 
-    /// Looks at the queue, in which so many wait. `has_accepted` is what the worker tells: that it
-    /// has accepted something since the last look, or not; none if it does not tell.
+    /// Checks the queue with this many waiting. `has_accepted` is the worker's report whether it
+    /// has accepted since the last check; `None` if it does not report.
     pub fn look(&mut self, length: u32, has_accepted: Option<bool>, now_ns: u64) -> Finding {
         let (look_ns, patience_ns) = (self.look_after(now_ns), self.patience_ns());
         let Some(waiting) = &mut self.waiting else {
@@ -141,7 +140,7 @@ impl StallDetector {
             return Finding::Quiet;
         };
         let has_moved = has_accepted.unwrap_or(length < waiting.length);
-        // What has come since the last look may have come just now.
+        // Connections since the last check may have arrived just now.
         let is_new = has_accepted.is_some() && waiting.length == 0 && !waiting.still;
         waiting.still = !has_moved && !is_new;
         if has_moved {
@@ -162,12 +161,12 @@ impl StallDetector {
         }
     }
 
-    /// The oldest connection has been taken out of the queue; so long it has waited. Tells whether
-    /// the rest is to be taken too. Either way ask to be told when something has come or is there.
+    /// The oldest connection was taken out of the queue after this wait. Returns whether the rest
+    /// should be taken too. In either case, ask to be notified of connections.
     pub fn judge(&mut self, waited_ns: u64, now_ns: u64) -> bool {
         self.stalled = waited_ns.saturating_add(TICK_NS) >= self.patience_ns();
-        // One that has moved in the meantime may have stopped since: it must show that it goes on
-        // before it gets anything of others, and what has just been taken out of its own queue.
+        // A worker that made progress may have stopped since: it has to show progress before it
+        // gets connections of others, including the one just taken out of its queue.
         self.waiting = (!self.stalled).then(|| Waiting {
             since_ns: now_ns,
             length: 0,
@@ -184,7 +183,7 @@ impl StallDetector {
         self.interval_ns.unwrap_or_else(|| (self.hang_after_ns / LOOKS).max(INTERVAL_MIN_NS))
     }
 
-    /// When to look next: at common moments at least half an interval away, or after an interval.
+    /// The next check: at a common moment at least half an interval away, or after an interval.
     fn look_after(&self, now_ns: u64) -> u64 {
         let interval_ns = self.interval_ns();
         match self.interval_ns {
@@ -193,7 +192,7 @@ impl StallDetector {
         }
     }
 
-    /// How long the oldest connection may wait.
+    /// The longest acceptable wait of the oldest connection.
     fn patience_ns(&self) -> u64 {
         match self.stalled {
             true => self.interval_ns(),

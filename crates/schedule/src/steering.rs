@@ -1,8 +1,7 @@
-//! Which of the workers' own sockets the kernel may choose, and how often each. Pure.
+//! Which of the workers' own sockets the kernel may choose, and how often. Pure.
 //!
-//! Owns the decision, when it is made anew, and why. When workers come or go it goes into effect at
-//! once, otherwise at most once in [`CHANGE_NS`]; what is decided in between is decided again when
-//! that time is over.
+//! Owns the decision, its timing, and its reason. It takes effect at once when workers come or go,
+//! otherwise at most once per [`CHANGE_NS`]; a postponed decision is made again after that.
 
 use serde::Serialize;
 
@@ -10,59 +9,59 @@ use super::filter::relative_limit;
 use super::loads::Normal;
 use super::{Limits, Policy};
 
-/// At least this long between two changes.
+/// Least time between two changes.
 pub const CHANGE_NS: u64 = 5_000_000;
 /// Highest weight of a socket.
 const WEIGHT_MAX: u32 = 16;
 
-/// What is known of a socket that workers accept from.
+/// State of a socket that workers accept from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnSocketLoad {
     /// A worker accepts from it.
     pub is_owned: bool,
-    /// One that does is ready, and has not hung or stalled.
+    /// One of its workers is ready, and neither hung nor stalled.
     pub is_able: bool,
-    /// What those workers have in flight.
+    /// Connections in flight of its workers.
     pub in_flight: u32,
 }
 
-/// How often the kernel is to choose a socket: so many of all weights together.
+/// How often the kernel chooses a socket: its share of the sum of all weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weight {
-    /// Which socket of its port, in the order in which they were opened.
+    /// Index of the socket at its port, in the order of opening.
     pub socket: u16,
     /// At least 1.
     pub weight: u32,
 }
 
-/// Why sockets are chosen differently from now on.
+/// Why the weights change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Workers have come or gone.
+    /// Workers came or left.
     Workers,
-    /// One has stopped accepting, or does so again.
+    /// A worker stopped accepting, or resumed.
     Stalls,
-    /// They have other loads.
+    /// The loads changed.
     Loads,
 }
 
-/// Changes so far, by their reasons.
+/// Changes so far, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Changes {
-    /// Because workers had come or gone.
+    /// Workers came or left.
     pub workers: u64,
-    /// Because one had stopped accepting, or did so again.
+    /// A worker stopped accepting, or resumed.
     pub stalls: u64,
-    /// Because of their loads.
+    /// The loads changed.
     pub loads: u64,
 }
 
-/// Decides which sockets the kernel chooses. No weight at all means that it may choose any: nobody
-/// accepts from one of them.
+/// The weights of the sockets. Without any weight the kernel may choose any of them: no worker
+/// accepts from one.
 ///
-/// Those of workers that cannot take a connection are left out, unless none can. Of the others
-/// those above the average are, as by the filter of the policies. The kernel draws lots: with
-/// [`Policy::Least`] a socket gets the more of them the less its worker has in flight.
+/// Sockets whose workers cannot take a connection are left out, unless none can; of the others,
+/// those above the average, as in the policies' filter. The kernel draws at random: under
+/// [`Policy::Least`] the fewer connections a worker has in flight, the higher its socket's weight.
 #[must_use]
 pub fn weigh(policy: Policy, limits: &Limits, sockets: &[OwnSocketLoad]) -> Vec<Weight> {
     let chosen = |is_meant: &dyn Fn(&OwnSocketLoad) -> bool| {
@@ -92,7 +91,7 @@ pub fn weigh(policy: Policy, limits: &Limits, sockets: &[OwnSocketLoad]) -> Vec<
         .collect()
 }
 
-/// What is in effect for the sockets of a port.
+/// The weights in effect for the sockets of a port.
 #[derive(Clone, Debug, Default)]
 pub struct Steering {
     weights: Vec<Weight>,
@@ -102,8 +101,7 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Whether what has been decided is to go into effect now, and why. If it is, tell
-    /// [`Steering::note`].
+    /// Whether to apply a new decision now, and why. After applying it, call [`Steering::note`].
     pub fn change(
         &mut self,
         weights: &[Weight],
@@ -123,20 +121,20 @@ impl Steering {
             (false, true) => Change::Stalls,
             (false, false) => Change::Loads,
         };
-        // Workers come and go rarely, and until it is known the others get everything.
+        // Workers rarely come and go, and until the change the others get everything.
         let is_early = self.next_ns().is_some_and(|next_ns| now_ns < next_ns);
         self.waits = is_early && change != Change::Workers;
         (!self.waits).then_some(change)
     }
 
-    /// It is in effect.
+    /// Records the weights in effect.
     pub fn note(&mut self, weights: Vec<Weight>, sockets: Vec<OwnSocketLoad>, now_ns: u64) {
         self.weights = weights;
         self.sockets = sockets;
         self.changed_ns = Some(now_ns);
     }
 
-    /// When to decide again, if that had to wait.
+    /// When to decide again, if that was postponed.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.next_ns().filter(|_| self.waits)
@@ -157,7 +155,7 @@ impl Changes {
         } += 1;
     }
 
-    /// Whether there was none.
+    /// Whether there was no change.
     #[must_use]
     pub fn is_none(&self) -> bool {
         *self == Self::default()

@@ -1,4 +1,4 @@
-//! What every policy must do, whatever the loads.
+//! Properties of every policy, under any loads.
 
 use proptest::prelude::*;
 
@@ -55,7 +55,7 @@ fn under(policy: Policy, limits: Limits) -> Limits {
     }
 }
 
-/// Says in the plainest way who can take a connection at all.
+/// The plainest form of whether a worker can take a connection at all.
 fn can(load: &WorkerLoad, limits: &Limits) -> bool {
     load.status == Status::Ready
         && !load.hung
@@ -206,7 +206,7 @@ fn connections_go_to_workers_by_what_these_are_done_with_in_a_time() {
         let slot = pick(&mut picker, &loads, EVERYBODY).expect("all are ready");
         loads[slot.index()].in_flight += 1;
     }
-    // What differs by less than a half from the fastest is equal, so these count 1.5, 1.5, 2, 4.
+    // Differences below a half from the fastest are equal, so these count 1.5, 1.5, 2, 4.
     let shares = loads.map(|load| load.in_flight);
     assert_eq!(shares, [35, 35, 27, 13]);
 }
@@ -244,12 +244,12 @@ fn a_client_moves_later_than_a_rotation_skips() {
     assert_ne!(pick(&mut picker, &loads, client), Some(home));
 }
 
-/// What happens to a row between two choices.
+/// A change of the row between two choices.
 #[derive(Clone, Debug)]
 enum Change {
-    /// Somebody's load becomes another.
+    /// A load changes.
     Load(prop::sample::Index, WorkerLoad),
-    /// Whoever was chosen last has done with so many.
+    /// The worker that was chosen last finishes this many.
     Finish(u32),
     /// The row becomes shorter or longer.
     Length(usize),
@@ -327,9 +327,9 @@ proptest! {
         let mut picker = Picker::new(policy, limits);
         let limits = under(policy, limits);
         for client in clients {
-            // Nobody rests in a fresh picker, and these loads do not change.
-            let somebody = loads.iter().any(|load| can(load, &limits));
-            prop_assert_eq!(picker.has_room(&row(&loads)), somebody);
+            // A fresh picker has no resting worker, and these loads do not change.
+            let any_can = loads.iter().any(|load| can(load, &limits));
+            prop_assert_eq!(picker.has_room(&row(&loads)), any_can);
             match pick(&mut picker, &loads, Client(client)) {
                 Some(slot) => prop_assert!(can(&loads[slot.index()], &limits)),
                 None => prop_assert!(!loads.iter().any(|load| can(load, &limits))),
@@ -397,7 +397,7 @@ proptest! {
         let mut picker = Picker::new(Policy::Fastest, Limits::default());
         let slot = pick(&mut picker, &loads, EVERYBODY).expect("all ready");
         let least_us = u64::from(loads.iter().map(|load| load.usual_us).min().expect("some"));
-        // Between a half above the fastest and sixteen times it.
+        // Between half above the fastest and sixteen times it.
         let done_us = |load: &WorkerLoad| {
             (u64::from(load.in_flight) + 1) * u64::from(load.usual_us).min(16 * least_us)
         };

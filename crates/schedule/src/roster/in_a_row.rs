@@ -1,4 +1,4 @@
-//! Several connections for one worker, one after the other. Pure.
+//! Several connections for one worker in a row. Pure.
 
 use super::Roster;
 use crate::id::{ListenerId, Slot};
@@ -6,8 +6,8 @@ use crate::{OverloadFactor, Policy};
 
 impl Roster {
     /// Gives one more connection of a listener to the worker that has just got one, if it can take
-    /// it and the policy takes turns, though not strictly (an overload factor of off). The choice
-    /// is counted at once.
+    /// it and the policy rotates, though not strictly (an overload factor of off). The choice is
+    /// counted at once.
     pub fn pick_again(&mut self, slot: Slot, listener: ListenerId) -> bool {
         let limits = &self.config.limits;
         let limit = limits.inflight_max.unwrap_or(u32::MAX);

@@ -1,58 +1,58 @@
-//! Outlier detection: a worker that is done with its connections far sooner than its peers attracts
-//! load, since it is always free. If connections that are looked at turn out to be closed without
-//! an answer, each one counts as load for as long as its peers would have served it. Pure.
+//! Outlier detection: a worker that finishes its connections far sooner than its peers attracts
+//! load, since it is always free. If inspected connections turn out to be closed without an answer,
+//! each one counts as load for as long as its peers would have served it. Pure.
 //!
-//! Times and numbers alone prove nothing: a worker may be fast, or its peers slow. They only say
-//! whose connections are looked at. What is found there is told from outside.
+//! Times and numbers alone prove nothing: a worker may be fast, or its peers slow. They only select
+//! whose connections to inspect. The caller reports the findings.
 
 use super::Roster;
 use crate::id::Slot;
 use crate::loads::Normal;
 use crate::{Policy, Status};
 
-/// Connections looked at in a row that make an outlier, or of an outlier a normal worker.
+/// Consecutive findings that make a worker an outlier, or an outlier normal.
 const STREAK: u32 = 5;
-/// A worker's connections are looked at if they take less than its peers' divided by this,
+/// A worker's connections are inspected if they take less than its peers' divided by this,
 const FASTER: f64 = 4.0;
-/// or if so many times as many have ended as of its peers: it attracts load.
+/// or if this many times as many have ended as of its peers: it attracts load.
 const MORE: f64 = 1.5;
-/// An outlier whose connections take this share of its peers' time is normal if it has not been
-/// seen to fail for a while: connections that take long cannot be looked at.
+/// An outlier whose connections take this share of its peers' time is normal if no failure was
+/// found for a while: long connections cannot be inspected.
 const AS_LONG: f64 = 0.75;
 const FORGOTTEN_NS: u64 = 2_000_000_000;
-/// Finished connections, weighted by age, from which a worker's time is known.
+/// Finished connections, weighted by age, after which a worker's time is known.
 const KNOWN_AFTER: f64 = 8.0;
 /// The same for a peer, which may be slow.
 const PEER_KNOWN_AFTER: f64 = 2.0;
-/// After this time what has been seen counts half.
+/// Half-life of observations.
 const HALF_LIFE_NS: f64 = 1e9;
-/// How often workers are compared.
+/// Interval of comparisons.
 const COMPARE_NS: u64 = 50_000_000;
-/// Between two looks at connections of one worker.
+/// Pause between two inspections of one worker.
 const PAUSE_NS: u64 = 10_000_000;
-/// Of connections that have ended between two observations it is not known when. They count half
-/// of that time, up to this.
+/// It is unknown when connections between two observations ended. They count half of that time, up
+/// to this.
 const ENDED_NS_MAX: u64 = 1_000_000;
 /// A failure counts as load for at most this long.
 const LOAD_NS_MAX: f64 = 1e9;
 /// Ejections become longer up to this many times.
 const EJECTIONS_MAX: u32 = 10;
 
-/// How long a worker's connections take, and what was found when they were looked at.
+/// The time of a worker's connections, and what inspections found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Conduct {
     observed_ns: u64,
-    /// Since when the sums below have not been reduced by age.
+    /// When the sums below were last aged.
     aged_ns: u64,
     finished: u64,
-    /// How long connections were in the worker's hands, all together.
+    /// Total time of connections in the worker's hands.
     busy_ns: f64,
     ended: f64,
-    /// It is done with them much sooner than its peers, or with many more.
+    /// It finishes them much sooner than its peers, or many more.
     is_suspicious: bool,
-    /// How long the peers' connections take.
+    /// The time of the peers' connections.
     peers_ns: f64,
-    /// What had been given to it, and taken back from it, when the look began that is not over.
+    /// Connections given to it, and taken back, when the present inspection began.
     look: Option<(u64, u64)>,
     looked_ns: u64,
     failed_ns: u64,
@@ -61,16 +61,16 @@ pub(super) struct Conduct {
     is_outlier: bool,
     /// Failures that count as load.
     ghosts: f64,
-    /// It has no credits, because it has more load than the average.
+    /// It has no credits, because its load is above the average.
     is_limited: bool,
     ejections: u32,
     ejected_until_ns: u64,
 }
 
-/// What a worker is compared with.
+/// The peers to compare with.
 #[derive(Clone, Copy, Debug)]
 struct Peers {
-    /// What a connection takes.
+    /// Usual time of a connection.
     usual_ns: f64,
     /// Connections that have ended, weighted by age.
     ended: f64,
@@ -81,32 +81,32 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// How far a look at a connection has come.
+/// Progress of an inspection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
     /// The worker has it.
     Pending,
     /// The worker has finished as many as it had been given. It may have finished later ones before
-    /// this one, but hardly as often as it takes to be judged.
+    /// this one, but hardly often enough to affect the verdict.
     Finished,
-    /// It cannot be known what became of it.
+    /// The outcome cannot be determined.
     Void,
 }
 
-/// What has changed about a worker by what was found.
+/// A change of a worker's verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// It closes connections without an answer. With how long it is ejected, if it is.
+    /// It closes connections without an answer. Carries the length of its ejection, if any.
     Outlier {
         /// It gets no connections for this long.
         ejected_ns: Option<u64>,
     },
-    /// It was an outlier and is not any more.
+    /// It is no longer an outlier.
     Normal,
 }
 
 impl Conduct {
-    /// Counts what happened since the last observation, of which there were none in between.
+    /// Counts what happened since the last observation.
     pub(super) fn note(&mut self, given: u64, finished: u64, now_ns: u64) {
         let passed_ns = now_ns.saturating_sub(self.observed_ns);
         let ended = finished.saturating_sub(self.finished);
@@ -144,12 +144,12 @@ impl Conduct {
         self.ended *= share;
     }
 
-    /// How long a connection takes, once enough have ended.
+    /// Usual time of a connection, once enough have ended.
     fn usual_ns(&self, known_after: f64) -> Option<f64> {
         (self.ended >= known_after).then(|| self.busy_ns / self.ended)
     }
 
-    /// No failure has been seen for a while.
+    /// No failure was found for a while.
     fn fails_no_more(&self, now_ns: u64) -> bool {
         now_ns.saturating_sub(self.failed_ns) > FORGOTTEN_NS
     }
@@ -196,8 +196,7 @@ impl Conduct {
 }
 
 impl Roster {
-    /// Compares the workers, now and then. Tells of an outlier that takes as long as its peers
-    /// again.
+    /// Compares the workers at intervals. Returns an outlier that takes as long as its peers again.
     pub fn compare(&mut self, now_ns: u64) -> Option<(Slot, Judgement)> {
         if now_ns < self.compared_ns.saturating_add(COMPARE_NS) || !self.looks_for_outliers() {
             return None;
@@ -224,7 +223,7 @@ impl Roster {
         normal
     }
 
-    /// What workers that serve the same do: the medians.
+    /// The medians of workers that serve the same listeners.
     fn peers(&self, place: usize) -> Option<Peers> {
         let joined = &self.workers.get(place)?.as_ref()?.joined;
         let peers = self.workers.iter().enumerate().filter(|(peer, _)| *peer != place);
@@ -238,14 +237,14 @@ impl Roster {
         Some(Peers { usual_ns: median(times)?, ended: median(counts)? })
     }
 
-    /// Only where the load decides, and by the built-in rules.
+    /// Only where the load decides, under the built-in rules.
     fn looks_for_outliers(&self) -> bool {
         let by_load = !matches!(self.policy, Policy::Sticky | Policy::None);
         by_load && self.config.scheduler.is_none() && self.workers.len() > 1
     }
 
-    /// Whether the connection that the worker has just been given is to be looked at. If so, one
-    /// look begins, and [`Roster::look`] tells how far it is.
+    /// Whether to inspect the connection that the worker has just been given. If so, one inspection
+    /// begins, and [`Roster::look`] returns its progress.
     pub fn begin_look(&mut self, slot: Slot, now_ns: u64) -> bool {
         let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return false };
         let began = (worker.assigned, worker.returned);
@@ -259,7 +258,7 @@ impl Roster {
         true
     }
 
-    /// How far the look at a worker's connection has come.
+    /// Progress of the inspection of a worker's connection.
     #[must_use]
     pub fn look(&self, slot: Slot) -> Look {
         let Some(Some(worker)) = self.workers.get(slot.index()) else { return Look::Void };
@@ -272,8 +271,7 @@ impl Roster {
         }
     }
 
-    /// The look is over: the connection has been answered or not, or nothing is known. Tells what
-    /// that changes.
+    /// Ends the inspection: answered, not answered, or unknown. Returns a change of the verdict.
     pub fn end_look(
         &mut self,
         slot: Slot,
@@ -304,7 +302,7 @@ impl Roster {
         (!was_outlier).then_some(Judgement::Outlier { ejected_ns: None })
     }
 
-    /// At least half of the workers that serve the same stay.
+    /// At least half of the workers that serve the same listeners stay.
     fn may_eject(&self, slot: Slot, now_ns: u64) -> bool {
         let Some(Some(worker)) = self.workers.get(slot.index()) else { return false };
         let pairs = self.workers.iter().zip(&*self.loads);
@@ -318,7 +316,7 @@ impl Roster {
         ejected * 2 <= all
     }
 
-    /// Workers have gone: who is left without peers is needed, and no outlier any more.
+    /// After workers left: an outlier without peers is needed, and no longer an outlier.
     pub(super) fn forgive_outliers_without_peers(&mut self) {
         for place in 0..self.workers.len() {
             let Some(Some(worker)) = self.workers.get(place) else { continue };
@@ -340,7 +338,7 @@ impl Roster {
         }
     }
 
-    /// When an outlier may have credits again, though nothing happens until then.
+    /// When an outlier may have credits again without any event.
     pub(super) fn outlier_deadline_ns(&self) -> Option<u64> {
         let limited = self.workers.iter().flatten().filter(|worker| worker.conduct.is_limited);
         limited.map(|worker| worker.conduct.observed_ns.saturating_add(PAUSE_NS)).min()

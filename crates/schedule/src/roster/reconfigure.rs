@@ -1,4 +1,4 @@
-//! Another policy, or other limits, while connections are shared out.
+//! Another policy, or other limits, during a run.
 
 use super::Roster;
 use crate::id::Slot;
@@ -6,8 +6,8 @@ use crate::scheduler::Chooser;
 use crate::{ClaimTimes, Policy, SchedulerConfig};
 
 impl Roster {
-    /// Schedules by other rules from now on. What is known of the workers stays, and so do the
-    /// bounds on credits and a scheduler of the program's own.
+    /// Changes the rules. The knowledge of the workers stays, and so do the bounds on credits and a
+    /// custom scheduler.
     pub fn reconfigure(&mut self, policy: Policy, config: SchedulerConfig) {
         self.policy = policy;
         self.config = SchedulerConfig {
@@ -23,13 +23,13 @@ impl Roster {
         for worker in self.workers.iter_mut().flatten() {
             worker.credits.reconfigure(self.config.credits);
         }
-        // Kept under one policy only; what was known may be old when it comes back.
+        // Kept under one policy only; old values may be outdated when it returns.
         for place in 0..self.loads.len() {
             self.loads.change(place, |load| load.usual_us = 0);
         }
     }
 
-    /// How long a worker takes to claim connections, if it has claimed one since the last call.
+    /// A worker's times from handoff to claim, if it has claimed one since the last call.
     pub fn take_claim_times(&mut self, slot: Slot) -> Option<&ClaimTimes> {
         self.workers.get_mut(slot.index())?.as_mut()?.credits.take_claim_times()
     }

@@ -1,11 +1,11 @@
-//! Connections that come back without having been claimed. Pure.
+//! Connections that come back unclaimed. Pure.
 
 use super::Roster;
 use crate::WorkerLoad;
 use crate::id::Slot;
 
 impl Roster {
-    /// Connections were taken out of the worker's channel again.
+    /// Connections were taken back out of the worker's channel.
     pub fn taken_back(&mut self, slot: Slot, count: u32) {
         self.give_back(slot, count);
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
@@ -13,7 +13,7 @@ impl Roster {
         }
     }
 
-    /// The worker has sent connections back that it had taken and not claimed.
+    /// The worker sent back connections that it had received and not claimed.
     pub fn sent_back(&mut self, slot: Slot, count: u32) {
         self.give_back(slot, count);
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {

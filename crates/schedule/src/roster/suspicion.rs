@@ -1,13 +1,13 @@
-//! Suspicion: a worker that leaves connections unclaimed for too long is passed over until it
-//! answers a probe. Pure.
+//! Suspicion: a worker that leaves connections unclaimed for too long is skipped until it answers a
+//! probe. Pure.
 
 use super::Roster;
 use crate::Status;
 use crate::id::Slot;
 
 impl Roster {
-    /// A worker that has left a connection unclaimed for too long. From now on it is passed over
-    /// until it answers a probe; the caller takes its channel back and sends the probe.
+    /// A worker that has left a connection unclaimed for too long. From now on it is skipped until
+    /// it answers a probe; the caller takes its channel back and sends the probe.
     pub fn suspect(&mut self, now_ns: u64) -> Option<Slot> {
         let hang_after_ns = self.config.hang_after_ns?;
         for (place, worker) in self.workers.iter_mut().enumerate() {
@@ -16,8 +16,8 @@ impl Roster {
                 .credits
                 .oldest_ns()
                 .is_some_and(|oldest| now_ns.saturating_sub(oldest) > hang_after_ns);
-            // One that leaves will not answer and gets nothing more anyway, but what it does not
-            // take belongs to others just the same.
+            // A leaving worker does not answer and gets no more anyway, but its unclaimed
+            // connections go to others just the same.
             let alive = self.loads[place].status != Status::Dead;
             if late && alive && !worker.suspected {
                 worker.suspected = true;
@@ -29,8 +29,9 @@ impl Roster {
         None
     }
 
-    /// The worker has not accepted what waits for it: it is passed over until it answers a probe.
-    /// Tells whether the caller is to send one; not if one is under way, or the worker is gone.
+    /// The worker has not accepted what waits for it: it is skipped until it answers a probe.
+    /// Returns whether the caller has to send one; not if one is outstanding, or the worker is
+    /// gone.
     pub fn doubt(&mut self, slot: Slot) -> bool {
         let is_dead = self.loads.get(slot.index()).is_none_or(|load| load.status == Status::Dead);
         let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return false };
@@ -43,14 +44,14 @@ impl Roster {
         true
     }
 
-    /// Whether the worker has still to answer a probe.
+    /// Whether the worker has an unanswered probe.
     #[must_use]
     pub fn is_probed(&self, slot: Slot) -> bool {
         let worker = self.workers.get(slot.index());
         matches!(worker, Some(Some(worker)) if worker.suspected)
     }
 
-    /// The probe could not be sent: the worker is no longer suspected, and judged again.
+    /// The probe could not be sent: the worker is no longer suspected, and judged anew.
     pub fn probe_failed(&mut self, slot: Slot) {
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
             worker.suspected = false;
@@ -66,8 +67,8 @@ impl Roster {
         matches!(worker, Some(Some(worker)) if worker.suspected || worker.stalled)
     }
 
-    /// The worker does not accept from its own socket as far as can be seen, or does so again:
-    /// while it does not, it gets nothing of others either.
+    /// The worker apparently does not accept from its own socket, or does again: while it does not,
+    /// it gets no connections of others either.
     pub fn set_stalled(&mut self, slot: Slot, stalled: bool) {
         if let Some(Some(worker)) = self.workers.get_mut(slot.index()) {
             worker.stalled = stalled;

@@ -1,27 +1,27 @@
-//! Early take-back: what a busy worker has not claimed goes to an idle one. Pure.
+//! Early take-back: a busy worker's unclaimed connections go to an idle one. Pure.
 //!
-//! Gives separate processes the tail of one central queue: a connection that waits behind a long
-//! job moves as soon as another worker has nothing to do. While no worker is idle nothing moves,
-//! since a connection would only wait elsewhere.
+//! Gives separate processes the tail latency of one central queue: a connection that waits behind a
+//! long job moves as soon as another worker is idle. While none is idle nothing moves, since a
+//! connection would only wait elsewhere.
 
 use super::{Roster, WorkerEntry};
 use crate::id::{ListenerId, Slot};
 use crate::index_set::IndexSet;
 use crate::{Policy, Status, WorkerLoad};
 
-/// A further look is due after this share of the time that the oldest connection has waited.
+/// The next check is due after this share of the time that the oldest connection has waited.
 const LOOKS_SHARE: u64 = 8;
-/// After this time a worker is a case for the hang limit.
+/// After this time the hang limit takes over.
 const LOOKS_END_NS: u64 = 1_000_000_000;
 
 impl Roster {
-    /// A worker that is at work and has left a connection unclaimed for
+    /// A working worker that has left a connection unclaimed for
     /// [`take_back_after_ns`](crate::SchedulerConfig::take_back_after_ns), while a worker of the
     /// same listeners is idle. The caller takes its channel back and prefers
-    /// [`pick_idle`](Self::pick_idle) for what was in it.
+    /// [`pick_idle`](Self::pick_idle) for the connections in it.
     ///
-    /// A worker with nothing in service is not meant: it has not been scheduled yet, and neither
-    /// would another be.
+    /// A worker with nothing in service does not count: it has not been scheduled yet, and another
+    /// one would not be either.
     pub fn movable(&mut self, now_ns: u64) -> Option<Slot> {
         let after_ns = self.take_back_after_ns()?;
         self.looked_ns = now_ns;
@@ -31,7 +31,7 @@ impl Roster {
         };
         let found = self.workers.iter().zip(&*self.loads).position(|(worker, load)| {
             let Some(worker) = worker else { return false };
-            // A draining worker's rest is for others as well; a suspected one has been emptied.
+            // A draining worker's rest also goes to others; a suspected one has been emptied.
             load.status != Status::Dead
                 && !worker.suspected
                 && is_late(worker)
@@ -41,7 +41,7 @@ impl Roster {
         found.and_then(|place| u16::try_from(place).ok()).map(Slot)
     }
 
-    /// An idle worker of a listener, which gets the connection. The choice is counted at once.
+    /// An idle worker of a listener for the connection. The choice is counted at once.
     pub fn pick_idle(&mut self, listener: ListenerId) -> Option<Slot> {
         let index = self.listener_index(listener)?;
         let most_us = self.usual_us_max();
@@ -53,7 +53,7 @@ impl Roster {
         self.assign(place)
     }
 
-    /// How many workers of a listener are idle; none where connections may not move.
+    /// The number of idle workers of a listener; `None` where connections may not move.
     #[must_use]
     pub fn idle_of(&self, listener: ListenerId) -> usize {
         let Some(index) = self.listener_index(listener) else { return 0 };
@@ -66,7 +66,7 @@ impl Roster {
         self.take_back_after_ns().map_or(0, |_| idle.count())
     }
 
-    /// When a worker may have to give something up, if nothing is claimed until then.
+    /// When a worker may have to lose unclaimed connections, if nothing is claimed until then.
     pub(super) fn take_back_deadline_ns(&self) -> Option<u64> {
         let after_ns = self.take_back_after_ns()?;
         let workers = self.workers.iter().flatten().filter(|worker| !worker.suspected);
@@ -74,16 +74,16 @@ impl Roster {
         if self.looked_ns <= oldest_ns {
             return Some(oldest_ns.saturating_add(after_ns).saturating_add(1));
         }
-        // No worker was idle at the last look. The longer this lasts the rarer are the looks, and
-        // they end: a worker that never claims costs a few wake-ups and not hundreds a second.
+        // No worker was idle at the last check. The longer this lasts the rarer are the checks, and
+        // they end: a worker that never claims costs a few wake-ups, not hundreds a second.
         let waited_ns = self.looked_ns - oldest_ns;
         let pause_ns = after_ns.max(waited_ns / LOOKS_SHARE);
         let next_ns = self.looked_ns.saturating_add(pause_ns).saturating_add(1);
         (waited_ns < LOOKS_END_NS).then_some(next_ns)
     }
 
-    /// The limit, where a connection may move: a sticky policy has its reasons for the worker that
-    /// it chose, and so may a scheduler of the user's.
+    /// The limit, where a connection may move: a sticky policy or a custom scheduler has reasons
+    /// for its choice.
     fn take_back_after_ns(&self) -> Option<u64> {
         let moves = !matches!(self.policy, Policy::Sticky);
         let moves = moves && self.config.scheduler.is_none() && self.workers.len() > 1;
@@ -99,8 +99,8 @@ impl Roster {
         })
     }
 
-    /// A worker that usually takes longer is not worth moving to, idle or not: twice what the
-    /// fastest takes. Where that is not kept, every worker is.
+    /// A worker that usually takes longer is not worth moving to, even if idle: twice the time of
+    /// the fastest. Without known times, every worker is.
     fn usual_us_max(&self) -> u32 {
         let known = self.loads.iter().map(|load| load.usual_us).filter(|usual_us| *usual_us > 0);
         known.min().map_or(u32::MAX, |fastest_us| fastest_us.saturating_mul(2))
@@ -108,7 +108,7 @@ impl Roster {
 }
 
 impl WorkerEntry {
-    /// It has claimed something that is not finished.
+    /// It has claimed connections that are not finished.
     fn is_at_work(&self) -> bool {
         self.sample.claimed.saturating_add(self.sample.own) > self.sample.finished
     }

@@ -42,7 +42,7 @@ fn a_worker_that_does_not_claim_is_suspected_once_and_trusted_when_it_answers() 
     assert_eq!(roster.suspect(100 * MS + 1), Some(Slot(0)));
     assert_eq!(roster.suspect(100 * MS + 1), None);
     roster.taken_back(Slot(0), 1);
-    // Nothing is unclaimed any more, and still it gets nothing: it has not answered.
+    // It has no unclaimed connection, and still gets none: it has not answered.
     roster.observe(Slot(0), Sample::default(), 200 * MS);
     assert_eq!(give(&mut roster, 200 * MS), Some(Slot(1)));
     assert_eq!(roster.loads()[0].in_flight, 0);
@@ -129,7 +129,7 @@ fn listeners_come_and_go_while_others_are_served() {
     assert_eq!(roster.skips().dead, passed_over, "what was counted stays counted");
     assert!(!roster.has_room(second));
     assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(1)));
-    // A listener in the same lane begins without the workers of the one before it.
+    // A new listener at the same position starts without the workers of the old one.
     roster.join(Slot(1), FIRST);
     roster.remove_listener(FIRST);
     roster.add_listener(ListenerId(701));
@@ -154,10 +154,10 @@ fn what_a_worker_sends_back_is_not_in_flight() {
 fn there_is_slack_while_every_worker_has_plenty_and_is_slow_to_claim() {
     let mut roster = roster(2);
     for number in 0..2 * u64::from(PLENTY) {
-        assert_eq!(roster.slack_ns(), None, "somebody has {number} at most");
+        assert_eq!(roster.slack_ns(), None, "a worker has {number} at most");
         give(&mut roster, 0);
     }
-    assert_eq!(roster.slack_ns(), Some(0), "nobody knows yet how long they take");
+    assert_eq!(roster.slack_ns(), Some(0), "their times are not known yet");
     let slow = |claimed, at_ms| Sample { claimed, claimed_at_ns: at_ms * MS, ..Sample::default() };
     for (slot, ms) in [(Slot(0), 4), (Slot(1), 2)] {
         roster.observe(slot, slow(PLENTY.into(), ms), ms * MS);
@@ -167,7 +167,7 @@ fn there_is_slack_while_every_worker_has_plenty_and_is_slow_to_claim() {
     roster.observe(Slot(0), Sample { finished: 1, ..slow(PLENTY.into(), 4) }, 5 * MS);
     assert_eq!(roster.slack_ns(), None, "it is through with them before long");
     roster.retire(Slot(0));
-    assert!(roster.slack_ns().is_some(), "who leaves gets nothing and is waited for by nobody");
+    assert!(roster.slack_ns().is_some(), "a leaving worker gets nothing and does not count");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn slow_start_applies_to_joining_workers_and_not_to_the_first_ones() {
     for slot in (0..4).map(Slot) {
         come(&mut roster, slot);
     }
-    // The last one claims nothing, the others do: who has more than the average gets nothing.
+    // The last one claims nothing, the others do: a worker above the average gets nothing.
     for number in 0..4 * u64::from(CREDITS_MAX) {
         let now_ns = number * 1000;
         let Some(_) = give(&mut roster, now_ns) else { break };
@@ -301,9 +301,9 @@ fn unequal(connections: u64) -> (Roster, [u64; 2]) {
 fn a_slow_worker_is_known_by_its_counters_and_tried_again_now_and_then() {
     let (roster, done) = unequal(60);
     let slowest_us = roster.loads().iter().map(|load| load.usual_us).max();
-    // A look at the end of each millisecond sees what is still there.
+    // A check at the end of each millisecond sees the remaining ones.
     assert_eq!(slowest_us, Some(9_000));
-    // Until sixteen are finished nothing is known, and the two take turns.
+    // Until sixteen are finished the times are unknown, and the two take turns.
     assert_eq!(done, [16, 44]);
     let (_, later) = unequal(3_000);
     assert!((2..6).contains(&(later[0] - done[0])), "{done:?} {later:?}");
@@ -319,7 +319,7 @@ fn a_doubted_worker_is_passed_over_until_it_answers_and_own_connections_count() 
     roster.observe(Slot(0), answered, 1);
     assert!(!roster.is_probed(Slot(0)) && !roster.loads()[0].hung);
     assert_eq!(roster.loads()[0].in_flight, 2);
-    assert!(!roster.doubt(Slot(7)), "nobody is there");
+    assert!(!roster.doubt(Slot(7)), "the slot is empty");
 }
 
 #[test]

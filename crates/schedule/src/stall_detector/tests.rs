@@ -1,4 +1,4 @@
-//! A queue, a worker that takes from it or does not, and the watch over it, in simulated time.
+//! A queue, a worker that accepts from it or not, and its detector, in simulated time.
 
 use std::collections::VecDeque;
 
@@ -10,17 +10,17 @@ const MS: u64 = 1_000_000;
 const HANG_AFTER_NS: u64 = 100 * MS;
 const INTERVAL_NS: u64 = HANG_AFTER_NS / LOOKS;
 
-/// A queue as the kernel has it: the ages of connections in whole milliseconds, readiness told
-/// once after it was asked for.
+/// A queue as in the kernel: the ages of connections in whole milliseconds, readiness reported once
+/// per request.
 struct World {
     stall_detector: StallDetector,
     queue: VecDeque<u64>,
     armed: bool,
     now_ns: u64,
     accepted: u64,
-    /// How long each stolen connection had waited, and when it was stolen.
+    /// The wait of each stolen connection, and when it was stolen.
     stolen: Vec<(u64, u64)>,
-    /// How often the worker was found to move when it was suspected.
+    /// How often the suspected worker turned out to make progress.
     suspected_in_vain: u64,
 }
 
@@ -51,7 +51,7 @@ impl World {
         Some(waited_ns / MS * MS)
     }
 
-    /// What the data path does in a turn of its loop.
+    /// The data path's actions in a turn of its loop.
     fn attend(&mut self) {
         if self.armed && !self.queue.is_empty() {
             self.armed = false;
@@ -76,7 +76,7 @@ impl World {
         }
     }
 
-    /// Runs for so many milliseconds: in each, arrivals as drawn, then the worker, then the watch.
+    /// Runs for some milliseconds: in each, arrivals as drawn, then the worker, then the detector.
     fn run(&mut self, arrivals: &[u8], mut accepts: impl FnMut(u64, usize) -> usize) {
         for count in arrivals {
             (0..*count).for_each(|_| self.arrive());
@@ -105,7 +105,7 @@ proptest! {
         prop_assert!(longest <= HANG_AFTER_NS + INTERVAL_NS, "{longest}");
         let oldest = world.queue.front().map_or(0, |came_ns| world.now_ns - came_ns);
         prop_assert!(oldest <= HANG_AFTER_NS + INTERVAL_NS, "{oldest} and still there");
-        // It was found out without a single connection of a moving worker.
+        // No connection of a working worker was needed to find out.
         prop_assert_eq!(world.suspected_in_vain, 0);
     }
 
@@ -117,7 +117,7 @@ proptest! {
         let mut world = World::new();
         world.run(&arrivals, |ms, waiting| if ms % pause_ms == 0 { waiting } else { 0 });
         prop_assert!(!world.stall_detector.is_stalled());
-        // What came in between may hide that the queue was empty, but never for long.
+        // Arrivals in between may hide that the queue was empty, but never for long.
         let stolen = world.stolen.len() as u64;
         prop_assert_eq!(stolen, world.suspected_in_vain);
         prop_assert!(stolen <= world.now_ns / HANG_AFTER_NS, "{stolen}");
@@ -128,12 +128,12 @@ proptest! {
         arrivals in prop::collection::vec(2u8..6, 300..700),
         most in 1usize..3,
     ) {
-        // Everything in the queue is younger than the limit as long as the queue is short.
+        // While the queue is short, everything in it is younger than the limit.
         let mut world = World::new();
         let mut given = 0;
         for window in arrivals.chunks(50) {
             world.run(window, |_, _| most);
-            // Somebody closes what is too old before it gets too long.
+            // A client closes what is too old before it gets too long.
             while world.queue.len() > 40 * most {
                 world.accept();
                 given += 1;
@@ -157,7 +157,7 @@ proptest! {
         let end_of_block_ns = blocked.len() as u64 * MS;
         let (_, last_ns) = world.stolen.last().copied().unwrap_or_default();
         prop_assert!(last_ns < end_of_block_ns, "robbed at {last_ns} after it woke up");
-        // The next one that it accepts shows it, if none has so far.
+        // The next accept shows it, if none has so far.
         world.run(&[0; 1200], |_, waiting| waiting);
         world.run(&[1, 0], |_, waiting| waiting);
         world.stall_detector.came(world.now_ns);
@@ -200,7 +200,7 @@ fn whether_a_worker_is_stalled_for_whom_nothing_comes_is_doubtful() {
     assert_eq!(stall_detector.look(0, None, doubted_ns), Finding::Quiet);
     assert!(stall_detector.is_doubtful() && stall_detector.may_be_stalled());
     assert_eq!(stall_detector.next_look_ns(), None);
-    // It was not, or it is no longer.
+    // It was not, or no longer is.
     stall_detector.came(2 * doubted_ns);
     assert_eq!(stall_detector.look(0, None, 2 * doubted_ns + INTERVAL_NS), Finding::Quiet);
     assert!(!stall_detector.may_be_stalled());
@@ -210,7 +210,7 @@ fn whether_a_worker_is_stalled_for_whom_nothing_comes_is_doubtful() {
 fn what_is_taken_from_a_worker_that_has_stopped_unseen_is_not_given_back_to_it() {
     let mut stall_detector = StallDetector::new(HANG_AFTER_NS);
     stall_detector.came(0);
-    // The first one was accepted between two looks, and is what the worker is blocked by.
+    // The first one was accepted between two checks, and blocks the worker.
     assert_eq!(stall_detector.look(50, None, INTERVAL_NS), Finding::Patient);
     assert_eq!(stall_detector.look(50, None, HANG_AFTER_NS), Finding::Overdue);
     assert!(
@@ -234,7 +234,7 @@ fn a_stalled_worker_is_robbed_again_sooner() {
     stall_detector.came(now_ns);
     assert_eq!(stall_detector.look(1, None, now_ns + INTERVAL_NS), Finding::Overdue);
     assert!(stall_detector.judge(INTERVAL_NS, now_ns + INTERVAL_NS));
-    // It has accepted the next one by itself.
+    // It has accepted the next one.
     stall_detector.came(2 * now_ns);
     assert_eq!(stall_detector.look(0, None, 2 * now_ns + INTERVAL_NS), Finding::Quiet);
     assert!(!stall_detector.is_stalled());

@@ -1,12 +1,12 @@
-//! The policies as a reader would write them: one worker after the other, stage by stage. What the
-//! picker does with sets of workers must come to the same.
+//! The policies in their plainest form: one worker after the other, stage by stage. The picker,
+//! which uses sets of workers, must give the same results.
 
 use crate::Policy;
 use crate::filter::{Limits, Skips};
 use crate::picker::weight;
 use crate::{Client, Status, WorkerLoad};
 
-/// A policy that looks at one worker at a time.
+/// A policy that checks one worker at a time.
 pub(super) struct Model {
     pub(super) policy: Policy,
     pub(super) limits: Limits,
@@ -94,7 +94,7 @@ fn reentry(limit: u32) -> u32 {
     u32::try_from(share).expect("less than the limit").max(1).min(limit - 1)
 }
 
-/// What the relative stage allows; `None` while there is no worker to compare with.
+/// The relative limit; `None` while there is no worker to compare with.
 pub(super) fn share(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
     let is_normal = |load: &&WorkerLoad| {
         let there = matches!(load.status, Status::Ready | Status::Full);
@@ -107,14 +107,14 @@ pub(super) fn share(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
     average.map(|average| (average * factor.max(1.0)).max(1.0))
 }
 
-/// What a connection takes a worker, from a half above the fastest to sixteen times that.
+/// A worker's time per connection, from half above the fastest to sixteen times that.
 fn time(load: &WorkerLoad, loads: &[WorkerLoad]) -> u64 {
     let able = loads.iter().filter(|load| load.can_take() && load.usual_us > 0);
     let fastest = able.map(|load| u64::from(load.usual_us)).min().unwrap_or(1);
     u64::from(load.usual_us).max((fastest * 3).div_ceil(2)).min(fastest * 16)
 }
 
-/// Whether a worker is above what the average allows, less while it is new.
+/// Whether a worker is above the relative limit, which is lower while it is new.
 pub(super) fn above(load: &WorkerLoad, share: f32) -> bool {
     #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
     let in_flight = load.in_flight as f32;

@@ -1,5 +1,5 @@
-//! A small simulation: clients that come back at once, workers that serve, and one of them that
-//! closes everything as soon as it has it, or is only fast.
+//! A small simulation: clients that return at once, workers that serve, and one of them that closes
+//! every connection at once, or is only fast.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,14 +18,14 @@ const FIRST: ListenerId = ListenerId(0);
 struct Model {
     workers: usize,
     clients: usize,
-    /// What a connection takes at the others.
+    /// Time of a connection at the others.
     service_ns: u64,
     /// One after the other, or all at once.
     serial: bool,
-    /// The worker in slot 0: what a connection takes there, and whether it is answered.
+    /// The worker in slot 0: its time of a connection, and whether it answers.
     first_ns: u64,
     first_answers: bool,
-    /// From when on it is like the others.
+    /// From then on it is like the others.
     mended_ns: u64,
     eject_ns: Option<u64>,
     policy: Policy,
@@ -65,13 +65,13 @@ struct Worker {
     claimed_at_ns: u64,
 }
 
-/// Something happens: a client comes, or the connection of a worker ends.
+/// An event: a client connects, or a worker's connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Comes,
     Claims(usize),
     Ends(usize),
-    /// Nothing but time has passed.
+    /// Only time passes.
     Passes,
 }
 
@@ -119,7 +119,7 @@ impl Model {
                     agenda.push(Reverse((now_ns + 100 * US, Event::Comes)));
                 }
             }
-            // As in the data path, which is woken by connections and by what is looked at.
+            // As in the data path, which connections and inspections wake.
             if waiting == 0 && looks.is_empty() {
                 continue;
             }
@@ -167,7 +167,7 @@ fn a_worker_that_closes_at_once_attracts_at_most_its_share() {
     for serial in [false, true] {
         for policy in [Policy::Rr, Policy::Least, Policy::Fastest] {
             let model = Model { serial, policy, ..MODEL };
-            // Without the knowledge of what it does, it gets far more.
+            // Without detection it gets far more.
             let unknown = Model { first_answers: true, ..model }.run(2_000 * MS, 10_000 * MS);
             assert!(unknown.first_percent() > 40.0, "{model:?}: {unknown:?}");
             let known = model.run(2_000 * MS, 10_000 * MS);
@@ -188,7 +188,7 @@ fn a_fast_worker_that_answers_keeps_what_it_can_serve() {
 #[test]
 fn an_outlier_that_is_mended_gets_its_share_again() {
     for first_answers in [false, true] {
-        // Its time says so, or what is found when its connections are looked at.
+        // Its time shows it, or the findings of inspections.
         let model = Model { mended_ns: 5_000 * MS, first_ns: 20 * US, first_answers, ..MODEL };
         let outcome = model.run(8_000 * MS, 16_000 * MS);
         let expected: &[_] =
