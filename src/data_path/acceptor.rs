@@ -1,7 +1,7 @@
-//! One listening socket: its multishot accept, armed, ended, starved, stopped; accepting from it by
-//! hand; or who else accepts from it.
+//! One listening socket: the state of its multishot accept, accepting by hand, and the workers that
+//! accept from it.
 //!
-//! Owns the state of the accept and of a listener that goes. Refuses to look at connections.
+//! Owns the state of the accept and of a closing listener. Does not look at connections.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -16,27 +16,27 @@ use crate::sys::{backlog, limits};
 
 use super::link::Mark;
 
-/// Connections stolen from one queue at once. The next look takes more.
+/// Connections stolen from one queue at once. The next check takes more.
 const STOLEN_A_LOOK_MAX: usize = 512;
 
-/// How long accepting rests after it failed for want of descriptors or memory.
+/// Pause after accepting fails for lack of descriptors or memory.
 const STARVED_NS: u64 = 10_000_000;
-/// Connections taken from the backlog when accepting stops for good; the kernel's own bound on a
-/// backlog is far below.
+/// Connections taken from the backlog when accepting ends; the kernel's own bound on a backlog is
+/// far below.
 const LAST_ACCEPTS_MAX: usize = 65_536;
 
-/// Connections accepted by hand in one turn: a message.
+/// Connections accepted by hand per turn: a message.
 const BY_HAND_MAX: u32 = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Off,
     Armed,
-    /// Accepted from by hand, once the watch tells that something has come.
+    /// Accepted from by hand, once the watch reports an arrival.
     Watched,
-    /// Told to stop; connections may still arrive until the last completion.
+    /// Cancelled; connections may still arrive until the last completion.
     Stopping,
-    /// Out of descriptors or memory until this moment.
+    /// Out of descriptors or memory until this time.
     Starved {
         until_ns: u64,
     },
@@ -50,21 +50,21 @@ pub(super) struct Acceptor {
     pub(super) id: ListenerId,
     listener: Option<Arc<Listener>>,
     state: State,
-    /// Descriptors that accepted connections can never take.
+    /// Descriptors reserved for other uses than accepted connections.
     held_back: u64,
-    /// Its position in the table, by which completions find it.
+    /// Its position in the table, which completions name.
     place: u32,
-    /// Which of the sockets of its listener it is, if workers have sockets of their own.
+    /// Index among the sockets of its listener, if workers have their own sockets.
     pub(super) number: Option<u16>,
-    /// Workers that accept from it by themselves. As long as there are any, the primary does not.
+    /// Workers that accept from it. While there are any, the primary does not.
     pub(super) owners: Vec<Slot>,
-    /// What they had accepted by themselves at the last look, if they tell.
+    /// Connections they had accepted at the last check, if they report it.
     pub(super) own_before: Option<u64>,
-    /// The watch over what waits for them.
+    /// Watches the connections that wait for them.
     pub(super) stall_detector: Option<StallDetector>,
-    /// The listener is to close.
+    /// The listener is closing.
     pub(super) leaving: bool,
-    /// What must have arrived before everything of this closed listener has been handed over.
+    /// Deliveries to await before everything of this closed listener has been handed over.
     pub(super) marks: Option<Vec<Mark>>,
 }
 
@@ -96,27 +96,28 @@ impl Acceptor {
         self.listener.as_deref()
     }
 
-    /// Workers accept from it by themselves.
+    /// Whether workers accept from it.
     pub(super) fn is_owned(&self) -> bool {
         !self.owners.is_empty()
     }
 
-    /// Those workers do not accept.
+    /// Whether those workers are stalled.
     pub(super) fn is_stalled(&self) -> bool {
         self.is_owned() && self.stall_detector.as_ref().is_some_and(StallDetector::is_stalled)
     }
 
-    /// Those workers had better get nothing of others.
+    /// Whether those workers should get no connections of other sockets.
     pub(super) fn may_be_stalled(&self) -> bool {
         self.is_owned() && self.stall_detector.as_ref().is_some_and(StallDetector::may_be_stalled)
     }
 
-    /// Those workers did not accept, and nothing has come that shows whether they do.
+    /// Whether those workers were stalled, and nothing has arrived since that shows whether they
+    /// are.
     pub(super) fn is_doubtful(&self) -> bool {
         self.is_owned() && self.stall_detector.as_ref().is_some_and(StallDetector::is_doubtful)
     }
 
-    /// When to look at what waits for the workers.
+    /// The next check of the workers' queue.
     pub(super) fn next_look_ns(&self) -> Option<u64> {
         self.stall_detector
             .as_ref()
@@ -124,7 +125,7 @@ impl Acceptor {
             .and_then(StallDetector::next_look_ns)
     }
 
-    /// Looks at what waits for the workers, who have accepted `own` so far, if they tell.
+    /// Checks the workers' queue; they have accepted `own` so far, if they report it.
     pub(super) fn look(&mut self, own: Option<u64>, now_ns: u64) -> Option<Finding> {
         let before = std::mem::replace(&mut self.own_before, own);
         let has_accepted = own.map(|own| before.is_none_or(|before| before != own));
@@ -133,13 +134,13 @@ impl Acceptor {
         Some(stall_detector.look(length, has_accepted, now_ns))
     }
 
-    /// Takes at most this many of the connections that wait for the workers, oldest first.
+    /// Takes at most this many of the workers' waiting connections, oldest first.
     pub(super) fn take_waiting(&mut self, most: usize) -> Vec<OwnedFd> {
         let Some(listener) = &self.listener else { return Vec::new() };
         std::iter::from_fn(|| listener.accept_now().ok().flatten()).take(most).collect()
     }
 
-    /// Takes what waits for the workers, oldest first; only one connection, if that says that they
+    /// Steals the workers' waiting connections, oldest first; only one, if its age shows that they
     /// do accept.
     pub(super) fn rob(&mut self, now_ns: u64) -> Vec<OwnedFd> {
         let mut taken = Vec::new();
@@ -158,7 +159,7 @@ impl Acceptor {
                         break;
                     }
                 }
-                // The client gave up while it was queued.
+                // The client closed while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Ok(None) | Err(_) => break,
             }
@@ -170,7 +171,7 @@ impl Acceptor {
         Key { index: self.place, generation: u32::from(self.id.0) }
     }
 
-    /// Begins accepting, unless it goes on already or must rest.
+    /// Begins accepting, unless it is armed already or must pause.
     pub(super) fn arm(&mut self, ring: &mut Engine, now_ns: u64) {
         match self.state {
             State::Off | State::Watched => {}
@@ -181,25 +182,25 @@ impl Acceptor {
             return;
         };
         ring.accept_many(self.key(), listener.as_fd());
-        // The kernel keeps the descriptor limit that is in force when it sees the accept.
+        // The kernel uses the descriptor limit in force when it sees the accept.
         limits::with_descriptors_held_back(self.held_back, || ring.submit());
         self.state = State::Armed;
     }
 
-    /// Stops accepting for now: the kernel's backlog is the queue.
+    /// Pauses accepting: connections wait in the kernel's backlog.
     pub(super) fn pause(&mut self, ring: &mut Engine) {
         match self.state {
             State::Armed => {
                 self.state = State::Stopping;
                 ring.cancel_accept(self.key());
             }
-            // Nothing is retried while accepting is stopped.
+            // No retry while accepting is paused.
             State::Starved { .. } => self.state = State::Off,
             State::Off | State::Watched | State::Stopping | State::Closed => {}
         }
     }
 
-    /// Whether something may be taken by hand now. Ends a multishot accept first.
+    /// Whether connections may be taken by hand now. Ends a multishot accept first.
     pub(super) fn begin_by_hand(&mut self, ring: &mut Engine, now_ns: u64) -> bool {
         match self.state {
             State::Armed => self.pause(ring),
@@ -209,7 +210,7 @@ impl Acceptor {
         self.is_ready()
     }
 
-    /// Accepting by hand may find something.
+    /// Whether accepting by hand may find a connection.
     pub(super) fn is_ready(&self) -> bool {
         self.state == State::Off && self.listener.is_some()
     }
@@ -223,7 +224,7 @@ impl Acceptor {
             while taken.len() < most {
                 match listener.accept_now() {
                     Ok(Some(socket)) => taken.push(socket),
-                    // The client gave up while it was queued.
+                    // The client closed while it was queued.
                     Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                     Ok(None) => break,
                     Err(_) => return State::Starved { until_ns: now_ns + STARVED_NS },
@@ -231,12 +232,12 @@ impl Acceptor {
             }
             State::Off
         };
-        // As many descriptors are left alone as by the ring.
+        // Reserves as many descriptors as the ring does.
         self.state = limits::with_descriptors_held_back(self.held_back, accept);
         taken
     }
 
-    /// Nothing is left to take by hand. Tells whether the watch has to be asked for a word.
+    /// The queue is empty. Returns whether to ask the watch for a notification.
     pub(super) fn await_next(&mut self) -> bool {
         let waits = self.is_ready();
         if waits {
@@ -245,14 +246,14 @@ impl Acceptor {
         waits
     }
 
-    /// The watch tells that something has come.
+    /// The watch reports an arrival.
     pub(super) fn has_come(&mut self) {
         if self.state == State::Watched {
             self.state = State::Off;
         }
     }
 
-    /// Notes what an accept's completion says about the accept itself, and passes the socket on.
+    /// Updates the state from an accept's completion, and returns the socket.
     pub(super) fn accepted(
         &mut self,
         outcome: Outcome<OwnedFd>,
@@ -264,7 +265,7 @@ impl Acceptor {
         }
         match outcome {
             Ok(socket) => return Some(socket),
-            // Cancelled on purpose, or the client gave up while it was queued (`accept(2)`).
+            // Cancelled on purpose, or the client closed while it was queued (`accept(2)`).
             Err(Errno::ECANCELED | Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
             // Out of descriptors or memory: the client waits in the backlog, and arming again at
             // once would fail at once.
@@ -274,31 +275,31 @@ impl Acceptor {
         None
     }
 
-    /// Nothing is armed any more, so that the listener can be closed.
+    /// Whether nothing is armed, so that the listener can be closed.
     pub(super) fn is_quiet(&self) -> bool {
         !matches!(self.state, State::Armed | State::Stopping)
     }
 
-    /// The listener is closed.
+    /// Whether the listener is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// Takes what waits in the backlog and closes the listener. While descriptors are short it
-    /// takes what it can, and must be called again.
+    /// Accepts what waits in the backlog and closes the listener. If descriptors run out, it stays
+    /// open and must be closed again.
     pub(super) fn close(&mut self, now_ns: u64, mut take: impl FnMut(OwnedFd)) {
         let Some(listener) = &self.listener else {
             return;
         };
         if self.number.is_some() {
-            // Workers keep it open until they hear that they shall close it, and what came
-            // meanwhile would be reset then.
+            // Workers keep it open until they are told to close it; connections that arrive in
+            // between would be reset then.
             listener.turn_away();
         }
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => take(socket),
-                // The client gave up while it was queued.
+                // The client closed while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
                     self.state = State::Starved { until_ns: now_ns + STARVED_NS };
@@ -311,7 +312,7 @@ impl Acceptor {
         self.state = State::Closed;
     }
 
-    /// When a starved accept may be tried again.
+    /// When a starved accept may be retried.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         match self.state {
             State::Starved { until_ns } => Some(until_ns),

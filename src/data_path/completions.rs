@@ -1,4 +1,4 @@
-//! What became of messages and workers: delivered, refused, taken back.
+//! The outcome of messages and workers: delivered, refused, taken back.
 //!
 //! Owns the rule that a socket which did not reach a worker goes back to the front of the queue.
 
@@ -13,7 +13,7 @@ use crate::schedule::Refusal;
 use crate::sys::engine::{Key, Outcome, OutgoingMessage};
 
 impl DataPath {
-    /// A message has gone, or has not.
+    /// Handles the completion of a message.
     pub(super) fn settle(
         &mut self,
         key: Key,
@@ -26,8 +26,8 @@ impl DataPath {
             link.answered();
         }
         match outcome {
-            // The channel holds its own references, and the ring has closed ours, which would
-            // keep a connection from ending when the worker closes it.
+            // The channel holds its own references, and the ring has closed ours; an open copy
+            // would keep the connection alive after the worker closes it.
             Ok(()) => {}
             Err(errno) => self.refused(slot, &mut message, errno),
         }
@@ -59,13 +59,13 @@ impl DataPath {
                 Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS => {
                     Refusal::Full
                 }
-                // The worker has closed its inbox; the control plane will hear of its end.
+                // The worker has closed its inbox; the control plane will learn of its end.
                 _ => Refusal::Closed,
             };
             let first = self.roster.refused(slot, count, refusal);
             match errno {
                 Errno::EAGAIN if first => link.await_room(&mut self.ring),
-                // The kernel does not say when there is room for this.
+                // The kernel does not report when there is room for this.
                 _ if first => self.crowded.push((slot, self.now_ns + CROWDED_NS)),
                 _ => {}
             }
@@ -73,7 +73,7 @@ impl DataPath {
         self.refused.extend(returned);
     }
 
-    /// Puts back what was refused in this turn, all of it at once so that its order stays.
+    /// Puts back everything refused in this turn at once, which keeps the order.
     pub(super) fn put_back_refused(&mut self) {
         if !self.refused.is_empty() {
             let refused = std::mem::take(&mut self.refused);
@@ -81,7 +81,7 @@ impl DataPath {
         }
     }
 
-    /// Puts sockets back to the front of the queue, oldest first.
+    /// Puts sockets back at the front of the queue, oldest first.
     fn put_back(&mut self, sockets: Vec<Accepted>) {
         self.totals.redispatched += sockets.len() as u64;
         for mut accepted in sockets.into_iter().rev() {
@@ -91,14 +91,14 @@ impl DataPath {
                 counts.redispatched.add(1);
             }
             if self.intake.push_front(listener, accepted).is_err() {
-                // Its listener has gone, and with it every worker that served it.
+                // Its listener was removed, and with it every worker that served it.
                 self.totals.dropped += 1;
             }
         }
     }
 
-    /// Puts sockets taken out of a channel back into the queue; those that the kernel dropped on
-    /// the way are counted.
+    /// Puts sockets taken out of a channel back into the queue, and counts those that the kernel
+    /// dropped on the way.
     fn rejoin(&mut self, taken: Vec<Accepted>, promised: u32) {
         let lost = u64::from(promised) - taken.len() as u64;
         self.totals.redispatched += lost;
@@ -106,8 +106,8 @@ impl DataPath {
         self.put_back(taken);
     }
 
-    /// Takes in what a worker had taken and sends back unclaimed, and lets the worker rest. A
-    /// worker has no more to send back than it has not claimed: the rest did not come from here.
+    /// Takes what a worker sends back unclaimed, and pauses the worker. A worker can return at most
+    /// what it has not claimed: the rest did not come from here.
     pub(super) fn take_in(&mut self, slot: Slot, mut sockets: Returned, backoff_ns: u64) {
         let Some(Some(link)) = self.links.get_mut(slot.index()) else { return };
         let unclaimed = usize::try_from(link.counters().unclaimed()).unwrap_or(usize::MAX);
@@ -115,7 +115,7 @@ impl DataPath {
         link.page.add_returned(sockets.len() as u64);
         let count = u32::try_from(sockets.len()).expect("bounded by the worker's credits");
         self.roster.sent_back(slot, count);
-        // A worker that rests is full until its time is over.
+        // A pausing worker counts as full until its time is over.
         if backoff_ns > 0 && self.roster.refused(slot, 0, Refusal::Full) {
             self.crowded.push((slot, self.now_ns.saturating_add(backoff_ns)));
         }
@@ -142,7 +142,7 @@ impl DataPath {
         });
     }
 
-    /// Looks for workers that have left something unclaimed for too long, and gives it to others.
+    /// Finds workers with connections unclaimed for too long, and gives these to others.
     pub(super) fn rescue(&mut self) {
         if !self.is_due() {
             return;
@@ -160,7 +160,7 @@ impl DataPath {
         }
     }
 
-    /// Moves what waits behind a worker's work, if another worker is idle.
+    /// Moves connections that wait behind a worker's work, if another worker is idle.
     pub(super) fn take_back_early(&mut self) {
         if !self.is_due() {
             return;
@@ -184,7 +184,7 @@ impl DataPath {
         self.roster.next_deadline_ns().is_some_and(|deadline_ns| deadline_ns <= self.now_ns)
     }
 
-    /// Tells of workers that have answered their probes.
+    /// Reports workers that have answered their probes.
     pub(super) fn pardon(&mut self) {
         self.trust_those_who_answered();
         let roster = &self.roster;
@@ -195,7 +195,7 @@ impl DataPath {
         free.into_iter().for_each(|slot| self.report(Report::Recovered { slot }));
     }
 
-    /// Takes back what ended workers left, once nothing is under way to them.
+    /// Takes back what ended workers left, once no message to them is in flight.
     pub(super) fn bury(&mut self) {
         let mut unfinished = Vec::new();
         for slot in std::mem::take(&mut self.buried) {

@@ -1,26 +1,27 @@
-//! Giving accepted sockets away, and accepting only as fast as they are taken.
+//! Hands accepted sockets over, and accepts only as fast as workers take them.
 //!
 //! Owns the promise that listeners do not wait for each other: each is accepted from, paused and
-//! dispatched by itself.
+//! dispatched separately.
 
 use super::link::Accepted;
 use super::{DataPath, Stage};
 use crate::id::{ListenerId, Slot};
 use crate::protocol::scoreboard::Wake;
 
-/// What becomes of a listener in one look.
+/// The state of a listener at one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing of it waits and a worker has room.
+    /// None of its connections waits, and a worker has room.
     Accept,
-    /// Living workers serve it and none has room, or what waits for them has not gone yet.
+    /// Living workers serve it and none has room, or its waiting connections are not handed over
+    /// yet.
     Short,
     /// No living worker serves it.
     Unserved,
 }
 
 impl DataPath {
-    /// Gives away what waits, as far as there are takers, and sends one message a worker.
+    /// Hands over what waits, as far as workers have room, and sends one message per worker.
     pub(super) fn dispatch(&mut self) {
         if self.intake.is_empty() {
             return;
@@ -44,7 +45,7 @@ impl DataPath {
                     let accepted = self.intake.take(turn).expect("a turn has a first one");
                     self.assign(slot, accepted);
                 }
-                // It stays in order for the next round.
+                // It keeps its place for the next round.
                 None => self.intake.block(turn),
             }
         }
@@ -65,7 +66,7 @@ impl DataPath {
         self.roster.deliver(slot, count, self.now_ns);
     }
 
-    /// Reads what the workers say of themselves.
+    /// Reads the workers' counters.
     pub(super) fn observe(&mut self) {
         for (link, slot) in self.links.iter().zip((0..).map(Slot)) {
             if let Some(link) = link {
@@ -77,8 +78,8 @@ impl DataPath {
         }
     }
 
-    /// Accepts where there are takers; elsewhere lets the kernel's backlog be the queue and asks
-    /// the workers concerned to wake this thread when they have done something.
+    /// Accepts where workers have room. Elsewhere connections wait in the kernel's backlog, and the
+    /// workers concerned are asked to wake this thread on progress.
     pub(super) fn control_intake(&mut self) {
         self.has_more = false;
         let open = self.stage == Stage::Open;
@@ -91,14 +92,14 @@ impl DataPath {
             if self.short.is_empty() {
                 return;
             }
-            // A worker may have finished something between the choice and the request to be
-            // woken; one that finishes after it wakes this thread.
+            // A worker may have made progress between the choice and the request for a wake-up;
+            // later progress wakes this thread.
             self.observe();
             self.dispatch();
         }
     }
 
-    /// Looks at every listener, and begins or stops to accept. Notes who is short of room.
+    /// Checks every listener, and begins or stops accepting. Records listeners without room.
     fn admit(&mut self, open: bool, pauses: bool) {
         self.short.clear();
         for place in 0..self.acceptors.len() {
@@ -137,9 +138,9 @@ impl DataPath {
         }
     }
 
-    /// A listener that every worker serves is accepted from as fast as connections come. From one
-    /// that only some serve, only as much is accepted as these have room for: what they leave
-    /// would take descriptors from the others.
+    /// A listener that every worker serves is accepted from as fast as connections arrive. From one
+    /// that only some serve, only as many are accepted as these have room for: the rest would take
+    /// descriptors from the others.
     fn begin_accepting(&mut self, place: usize, listener: ListenerId) {
         let acceptor = self.acceptors[place].as_mut().expect("it was there");
         if self.roster.is_served_by_all(listener) {
@@ -157,7 +158,7 @@ impl DataPath {
         self.dispatch();
     }
 
-    /// Asks to be told when something comes into a queue that is accepted from by hand.
+    /// Asks for a notification of arrivals in a queue that is accepted from by hand.
     fn await_next(&mut self, place: usize) {
         let Some(acceptor) = &mut self.acceptors[place] else { return };
         if acceptor.await_next()
@@ -167,7 +168,7 @@ impl DataPath {
         }
     }
 
-    /// Only workers that could take something of what waits are asked.
+    /// Asks only workers that could take a waiting connection.
     fn ask_for_wakes(&mut self) {
         for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
             let Some(link) = link else { continue };

@@ -1,8 +1,8 @@
-//! The primary's side of one worker: its channel, its page of the load board, and the message
-//! that is being filled for it.
+//! The primary's side of one worker: its channel, its scoreboard page, and the message being filled
+//! for it.
 //!
-//! Owns the rule that a socket is in exactly one place: waiting here, in a message under way, or
-//! in the channel, from which either the worker or the primary takes it, once.
+//! Owns the rule that a socket is in exactly one place: waiting here, in a message in flight, or in
+//! the channel, from which either the worker or the primary takes it, once.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,14 +14,14 @@ use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
 use crate::sys::limits;
 use crate::sys::waker::Waker;
 
-/// Bytes of kernel memory for unread messages in a channel, some eighty of them. A worker that
-/// lets them pile up is full, and others get its share.
+/// Bytes of kernel memory for unread messages in a channel, about eighty of them. A worker that
+/// lets them pile up counts as full, and others get its share.
 pub const CHANNEL_BYTES: usize = 64 * 1024;
 
 /// Room for this many messages with a socket each, and their announcements.
 const SINGLES_MAX: u32 = 32;
 
-/// Messages to be used again. Boxed, because the kernel works on them where they lie.
+/// Messages for reuse. Boxed, because the kernel uses them in place.
 pub(super) type SpareMessages = Vec<Box<OutgoingMessage>>;
 
 /// A socket between accept and handoff.
@@ -30,12 +30,12 @@ pub(super) struct Accepted {
     pub(super) socket: OwnedFd,
     pub(super) record: Record,
     pub(super) client: Client,
-    /// It has waited behind a worker's work and is for an idle worker first.
+    /// It has waited behind a worker's work and goes to an idle worker first.
     pub(super) has_waited: bool,
 }
 
 impl Accepted {
-    /// A socket that comes back; where it went does not bind it any more.
+    /// A socket taken back; it may go to any worker now.
     pub(super) fn again(socket: OwnedFd, record: Record) -> Self {
         Self { socket, record, client: Client::default(), has_waited: false }
     }
@@ -50,20 +50,20 @@ pub struct NewLink {
     pub receiver: OwnedFd,
     /// The worker's page.
     pub page: PrimaryPage,
-    /// What the worker wakes this thread with. It is the worker's alone: what it does to it, it
-    /// does to nobody else.
+    /// The worker's waker for this thread. It is not shared: what the worker does to it affects no
+    /// other worker.
     pub waker: Waker,
-    /// Its counters tell when connections end, even if its program reports nothing: it is no
-    /// worker that a bridge speaks for.
+    /// Its counters show when connections end, even if its program reports nothing: no bridge
+    /// speaks for it.
     pub is_native: bool,
 }
 
-/// A moment in what a worker has been sent.
+/// A position in the messages to a worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
     /// Which worker.
     pub(super) key: Key,
-    /// Messages that the kernel had been given.
+    /// Messages handed to the kernel by then.
     sent: u64,
 }
 
@@ -75,18 +75,18 @@ pub(super) struct Link {
     receiver: OwnedFd,
     pub(super) page: PrimaryPage,
     waker: Waker,
-    /// The ring tells when the worker wakes this thread.
+    /// The ring reports when the worker wakes this thread.
     awaits_wake: bool,
     outbox: Option<Box<OutgoingMessage>>,
-    /// Sockets in a message. One for a program that reads its own inbox: Node takes one descriptor
-    /// of what it reads at once.
+    /// Sockets per message. One for a program that reads its own inbox: Node takes one descriptor
+    /// per read.
     sockets_max: usize,
-    /// It has been told in this turn that sockets follow.
+    /// In this turn it has been told that sockets follow.
     announced: bool,
-    /// Messages that the kernel has been given, and those that it has answered for.
+    /// Messages handed to the kernel, and completed ones.
     sent: u64,
     answered: u64,
-    /// Nothing more will be sent.
+    /// No more will be sent.
     retired: bool,
     is_native: bool,
 }
@@ -110,12 +110,12 @@ impl Link {
         }
     }
 
-    /// Everything that has been sent so far. The message that is being filled is no part of it.
+    /// The position after everything sent so far, without the message being filled.
     pub(super) fn mark(&self) -> Mark {
         Mark { key: self.key, sent: self.sent }
     }
 
-    /// Everything up to a mark has been answered for.
+    /// Whether every message up to a mark has completed.
     pub(super) fn has_passed(&self, mark: Mark) -> bool {
         self.answered >= mark.sent
     }
@@ -128,20 +128,20 @@ impl Link {
         self.page.counters()
     }
 
-    /// Whether finished connections have ended, and are not only out of the primary's sight.
+    /// Whether finished connections have ended, instead of merely leaving the primary's sight.
     pub(super) fn tells_ends(&self) -> bool {
         self.is_native || self.page.program_reports()
     }
 
-    /// The worker serves something from now on, so it has said whether it reads its own inbox.
-    /// Tells how many connections its inbox has room for at least, if that is less than usual.
+    /// The worker now serves a listener, so it has reported whether it reads its own inbox. Returns
+    /// how many connections its inbox holds at least, if fewer than usual.
     pub(super) fn joined(&mut self) -> Option<u32> {
         let receives = self.page.program_receives();
         self.sockets_max = if receives { 1 } else { DESCRIPTORS_PER_MESSAGE_MAX };
         receives.then_some(SINGLES_MAX)
     }
 
-    /// Adds a socket to the message that is being filled. Returns how many that sent.
+    /// Adds a socket to the message being filled. Returns how many were sent.
     pub(super) fn add(
         &mut self,
         ring: &mut Engine,
@@ -161,13 +161,13 @@ impl Link {
         if message.descriptors() >= self.sockets_max { self.flush(ring) } else { 0 }
     }
 
-    /// Sends what is left at the end of a turn, and tells how many sockets are in it.
+    /// Sends the rest at the end of a turn, and returns its number of sockets.
     pub(super) fn finish(&mut self, ring: &mut Engine) -> u32 {
         self.announced = false;
         self.flush(ring)
     }
 
-    /// Sends the message that is being filled, and tells how many sockets are in it.
+    /// Sends the message being filled, and returns its number of sockets.
     fn flush(&mut self, ring: &mut Engine) -> u32 {
         let (Some(message), Some(sender)) = (self.outbox.take(), &self.sender) else {
             return 0;
@@ -178,7 +178,7 @@ impl Link {
         count
     }
 
-    /// Sends a message without sockets, which the worker counts when it takes it.
+    /// Sends a message without sockets, which the worker counts when it receives it.
     pub(super) fn probe(&mut self, ring: &mut Engine, spare: &mut SpareMessages) {
         debug_assert!(self.outbox.is_none(), "what is being filled is sent when its turn ends");
         let mut message = spare.pop().unwrap_or_default();
@@ -190,7 +190,7 @@ impl Link {
         self.flush(ring);
     }
 
-    /// A message has been answered for.
+    /// A message has completed.
     pub(super) fn answered(&mut self) {
         self.answered += 1;
     }
@@ -199,12 +199,12 @@ impl Link {
         self.retired
     }
 
-    /// Nothing is under way.
+    /// Whether no message is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         self.sent == self.answered && self.outbox.is_none()
     }
 
-    /// Sets when the worker wakes this thread, and listens for it.
+    /// Sets when the worker wakes this thread, and polls for it.
     pub(super) fn ask_for_wake(&mut self, wake: Wake, ring: &mut Engine) {
         self.page.set_wake(wake);
         if wake != Wake::Never && !self.awaits_wake {
@@ -213,41 +213,41 @@ impl Link {
         }
     }
 
-    /// The worker has woken this thread. One that does so without being asked is not listened to.
+    /// The worker has woken this thread. A wake-up that was not asked for ends the polling.
     pub(super) fn has_woken(&mut self) {
         self.awaits_wake = false;
         self.waker.clear();
     }
 
-    /// Nothing of the ring's refers to this link any more, once that has been submitted.
+    /// After this is submitted, nothing in the ring refers to this link.
     pub(super) fn let_go(&mut self, ring: &mut Engine) {
         if std::mem::take(&mut self.awaits_wake) {
             ring.cancel_poll(wake_key(self.key), self.waker.as_fd());
         }
     }
 
-    /// Asks to be told when the channel has room.
+    /// Asks for a notification when the channel has room.
     pub(super) fn await_room(&self, ring: &mut Engine) {
         if let Some(sender) = &self.sender {
             ring.poll_writable(self.key, sender.as_fd());
         }
     }
 
-    /// Lets the worker see the end of its inbox once it has taken what is in it.
+    /// Lets the worker see the end of its inbox once it has read everything in it.
     pub(super) fn retire(&mut self) {
         self.retired = true;
     }
 
-    /// Closes the sending end of a retired link as soon as nothing is under way.
+    /// Closes the sending end of a retired link as soon as no message is in flight.
     pub(super) fn close_if_retired(&mut self) {
         if self.retired && self.is_quiet() {
             self.sender = None;
         }
     }
 
-    /// Takes back every socket that the worker has not claimed, oldest first, and tells how many
-    /// there should have been. A message is received once, by the worker or here, so nothing can
-    /// be served twice. The descriptors for it are kept free (see `DataPath::new`).
+    /// Takes back every unclaimed socket, oldest first, and returns how many there should have
+    /// been. A message is received once, by the worker or here, so no connection is served twice.
+    /// Descriptors are reserved for this (see `DataPath::new`).
     pub(super) fn take_back(&mut self) -> (Vec<Accepted>, u32) {
         limits::with_all_descriptors(|| self.take_all_back())
     }
@@ -281,13 +281,13 @@ fn wake_key(key: Key) -> Key {
     Key { index: key.index + WAKE_KEYS, ..key }
 }
 
-/// The link whose waker a key is of, if it is one.
+/// The link whose waker has this key, if any.
 pub(super) fn woken_link(key: Key) -> Option<Key> {
     let index = key.index.checked_sub(WAKE_KEYS).filter(|index| *index < WAKE_KEYS)?;
     Some(Key { index, ..key })
 }
 
-/// Turns a message that was not delivered back into its sockets.
+/// Returns the sockets of a message that was not delivered.
 pub(super) fn unpack(message: &mut OutgoingMessage) -> Vec<Accepted> {
     let records: Vec<Record> =
         handoff::records(message.payload()).map(Iterator::collect).unwrap_or_default();

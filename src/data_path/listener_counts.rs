@@ -1,7 +1,6 @@
-//! What became of each listener's connections, where other threads can read it while the data path
-//! works.
+//! The counts of each listener, which other threads can read while the data path works.
 //!
-//! One writer. A reader gets each count as it was at some recent moment.
+//! One writer. A reader gets each count as of some recent moment.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::id::ListenerId;
 
-/// What became of the connections of one listener, as far as the primary has them.
+/// The primary's counts of one listener's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenerCounts {
@@ -27,7 +26,7 @@ pub struct ListenerCounts {
     pub dropped: u64,
 }
 
-/// A listener's counts, in memory that others read.
+/// A listener's counts, in shared memory.
 #[derive(Debug, Default)]
 pub(super) struct LiveListenerCounts {
     pub(super) accepted: Count,
@@ -66,7 +65,7 @@ impl LiveListenerCounts {
     }
 }
 
-/// The listeners that there are. The data path locks it when one comes or goes.
+/// The present listeners. The data path locks it when one is added or removed.
 #[derive(Debug, Default)]
 pub(super) struct Directory(Mutex<BTreeMap<ListenerId, Arc<LiveListenerCounts>>>);
 
@@ -80,7 +79,7 @@ impl Directory {
     }
 }
 
-/// The writing end, by the listeners' numbers.
+/// The writing end, by listener number.
 #[derive(Debug, Default)]
 pub(super) struct ListenerTable(Vec<Option<Arc<LiveListenerCounts>>>);
 
@@ -102,7 +101,7 @@ impl ListenerTable {
         }
     }
 
-    /// A listener's counts, as long as it is there.
+    /// A listener's counts, while it exists.
     pub(super) fn get(&self, id: ListenerId) -> Option<&LiveListenerCounts> {
         self.0.get(usize::from(id.0))?.as_deref()
     }

@@ -1,7 +1,7 @@
-//! Listeners that come and go while others are accepted from.
+//! Listeners added and removed while others are accepted from.
 //!
-//! Owns the rule that a closing listener loses no connection: what waits in its backlog is
-//! accepted, what was accepted is handed over, and only then it has gone.
+//! Owns the rule that a closing listener loses no connection: its backlog is accepted, accepted
+//! connections are handed over, and only then is it removed.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{DataPath, Report};
 use crate::id::{ListenerId, Slot};
 use crate::sys::listener::Listener;
 
-/// A worker that does not serve a listener any more, until everything under way has arrived.
+/// A worker that no longer serves a listener, until all messages in flight have arrived.
 #[derive(Debug)]
 pub(super) struct Departure {
     slot: Slot,
@@ -45,7 +45,7 @@ impl DataPath {
         }
     }
 
-    /// A unix socket was opened anew, because clients could not find it any more.
+    /// A unix socket was opened anew, because its path had been removed.
     pub(super) fn replace_listener(&mut self, id: ListenerId, listener: Arc<Listener>) {
         self.removals += self.begin_leaving(id);
         self.add_acceptor(id, listener, None);
@@ -58,14 +58,14 @@ impl DataPath {
         }
     }
 
-    /// Lets the sockets of a listener go. Tells how many.
+    /// Marks the sockets of a listener as leaving. Returns how many.
     fn begin_leaving(&mut self, listener: ListenerId) -> usize {
         let mut found = 0;
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             if acceptor.id == listener && !acceptor.leaving {
                 acceptor.leaving = true;
-                // What is left is accepted here, whichever worker accepted before.
+                // The primary accepts the rest, whichever worker accepted before.
                 acceptor.owners.clear();
                 found += 1;
                 self.unwatch(place);
@@ -78,8 +78,7 @@ impl DataPath {
         self.acceptors.iter().flatten().find(|acceptor| acceptor.id == listener)
     }
 
-    /// Closes marked listeners as soon as nothing is armed on them, and reports those that
-    /// have gone.
+    /// Closes leaving listeners as soon as nothing is armed on them, and reports removed ones.
     pub(super) fn finish_removals(&mut self) {
         if self.removals == 0 {
             return;
@@ -114,7 +113,7 @@ impl DataPath {
         }
     }
 
-    /// Drops what came from closing listeners that no worker serves any more.
+    /// Drops connections of closing listeners that no worker serves any more.
     fn drop_left_behind(&mut self) {
         let leaving = self.acceptors.iter().flatten().filter(|one| one.leaving);
         let unserved = leaving.map(|one| one.id).filter(|id| !self.roster.is_served(*id));
@@ -124,8 +123,8 @@ impl DataPath {
         }
     }
 
-    /// Whether a listener is closed and nothing of it waits or is under way. A message under way
-    /// may still come back, so those of this moment are waited for.
+    /// Whether a listener is closed and none of its connections waits or is in flight. A message in
+    /// flight may still come back, so those of this moment are awaited.
     fn is_gone(&mut self, place: usize) -> bool {
         let Some(acceptor) = &mut self.acceptors[place] else { return false };
         if !acceptor.leaving || !acceptor.is_closed() {
@@ -153,7 +152,7 @@ impl DataPath {
         self.departures.push(Departure { slot, listener, mark });
     }
 
-    /// Tells of workers to which nothing of a listener they left is under way any more.
+    /// Reports workers to which no connection of a listener they left is in flight any more.
     pub(super) fn finish_departures(&mut self) {
         if self.departures.is_empty() {
             return;

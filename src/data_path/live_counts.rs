@@ -1,7 +1,7 @@
-//! The data path's counts where other threads can read them while it works.
+//! The data path's counts, which other threads can read while it works.
 //!
-//! One writer, which stores all of them once in a turn of its loop and never waits. A reader gets
-//! each count as it was at some recent moment, not all of them at the same one.
+//! One writer, which stores all of them once per turn and never waits. A reader gets each count as
+//! of some recent moment, not all of the same one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,14 +21,14 @@ pub struct LiveCounts {
 }
 
 impl LiveCounts {
-    /// Lets others see these counts.
+    /// Stores these counts for readers.
     pub fn publish(&self, mut counts: ClusterCounts) {
         for (word, count) in self.words.iter().zip(fields(&mut counts)) {
             word.store(*count, Ordering::Relaxed);
         }
     }
 
-    /// The counts as they were published last.
+    /// The counts published last.
     #[must_use]
     pub fn read(&self) -> ClusterCounts {
         let mut counts = ClusterCounts::default();
@@ -38,7 +38,7 @@ impl LiveCounts {
         counts
     }
 
-    /// The counts of each listener that there is.
+    /// The counts of each present listener.
     #[must_use]
     pub fn read_listeners(&self) -> BTreeMap<ListenerId, ListenerCounts> {
         self.listeners.read()
@@ -46,7 +46,7 @@ impl LiveCounts {
 }
 
 fn fields(counts: &mut ClusterCounts) -> [&mut u64; WORDS] {
-    // With every name, so that one that is added is not forgotten here.
+    // Names every field, so that a new one is not forgotten here.
     let ClusterCounts {
         accepted,
         stolen,

@@ -1,5 +1,5 @@
-//! What the control plane and the data path tell each other. Rare, and about one connection only
-//! when a worker sends it back.
+//! Messages between the control plane and the data path. They are rare, and concern a single
+//! connection only when a worker sends it back.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,184 +15,183 @@ use crate::protocol::scoreboard::Counters;
 use crate::schedule::{Policy, SchedulerConfig};
 use crate::sys::listener::Listener;
 
-/// Sockets that come back, with what was known of each.
+/// Returned sockets, with their records.
 pub type Returned = Vec<(OwnedFd, Record)>;
 
-/// What the control plane asks for.
+/// A command of the control plane.
 #[derive(Debug)]
 pub enum Command {
-    /// A listener has been opened. At most 64 at a time.
+    /// A listener was opened. At most 64 at a time.
     AddListener {
-        /// Its number, which no other listener of this run has.
+        /// Its number, unique in this run.
         id: ListenerId,
         /// Its socket.
         listener: Arc<Listener>,
     },
-    /// A socket of a listener has been opened that a worker shall accept from by itself: one of
-    /// several that share an address. Until somebody does, and whenever nobody does, the primary
-    /// accepts from it.
+    /// A worker's own socket of a listener was opened: one of several that share an address. While
+    /// it has no owner, the primary accepts from it.
     AddSocket {
         /// The number of the listener, the same for all its sockets.
         id: ListenerId,
-        /// Which of them it is.
+        /// Its index among them.
         number: u16,
         /// The socket.
         socket: Arc<Listener>,
     },
-    /// These workers accept from such a socket by themselves from now on. What they leave in it
-    /// for too long is given to others.
+    /// These workers now accept from such a socket. Connections that they leave in it for too long
+    /// go to others.
     SetOwners {
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
-        /// Which of its sockets.
+        /// The index of the socket.
         number: u16,
-        /// Who.
+        /// The workers.
         owners: Vec<Slot>,
     },
-    /// Accept from another socket for a listener, and close the one of before as if it was removed.
+    /// Accept from another socket for a listener, and close the previous one like a removed one.
     ReplaceListener {
         /// Its number.
         id: ListenerId,
-        /// Where to accept from now on.
+        /// The new socket.
         listener: Arc<Listener>,
     },
-    /// Close a listener: take what waits in its backlog, hand that over, say when done. What
-    /// nobody serves any more is dropped.
+    /// Close a listener: accept its backlog, hand everything over, then report. Connections that no
+    /// worker serves any more are dropped.
     RemoveListener {
-        /// Which one.
+        /// The listener.
         listener: ListenerId,
     },
-    /// A worker has come to this slot.
+    /// A worker was added in this slot.
     Attach {
-        /// Where.
+        /// The slot.
         slot: Slot,
-        /// With what.
+        /// Its channel and page.
         link: NewLink,
     },
-    /// The worker serves this listener from now on.
+    /// The worker now serves this listener.
     Join {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
     },
-    /// The worker does not serve this listener any more. Answered when everything that was under
-    /// way to it is in its channel.
+    /// The worker no longer serves this listener. Answered when everything in flight to it is in
+    /// its channel.
     Leave {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
     },
-    /// Sockets that the worker, or who speaks for it, had taken and not claimed: give them to
+    /// Sockets that the worker, or the bridge for it, received and did not claim: give them to
     /// others.
     Return {
-        /// Whose they were.
+        /// The worker.
         slot: Slot,
         /// The sockets, oldest first, as they were handed over.
         sockets: Returned,
-        /// The worker refuses connections and gets none for so long, in nanoseconds; 0 if it may
+        /// The worker refuses connections and gets none for this long, in nanoseconds; 0 if it may
         /// have others at once.
         backoff_ns: u64,
     },
     /// Accept.
     Open,
-    /// The worker gets nothing more and sees the end of its inbox.
+    /// The worker gets no more connections and sees the end of its inbox.
     Retire {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
     },
-    /// The worker's process has ended: give what it had not claimed to others.
+    /// The worker's process has ended: give its unclaimed connections to others.
     Reap {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
     },
-    /// Share connections out by other rules from now on.
+    /// Change the scheduling rules.
     Reschedule {
-        /// Who chooses; not [`Policy::None`].
+        /// The policy; not [`Policy::None`].
         policy: Policy,
         /// The rules.
         scheduling: Box<SchedulerConfig>,
     },
-    /// Answer, to show that the loop turns.
+    /// Answer, to show that the loop runs.
     Ping {
-        /// Where the answer goes.
+        /// Receives the answer.
         answer: SyncSender<Result<()>>,
     },
     /// Drop what could not be handed over and end.
     End,
 }
 
-/// What the data path tells the control plane.
+/// A report of the data path to the control plane.
 #[derive(Debug)]
 pub enum Report {
-    /// A buried worker's last numbers.
+    /// The last counters of a reaped worker.
     Reaped {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
-        /// Its counters, with everything unclaimed taken back.
+        /// Its counters, after everything unclaimed was taken back.
         counters: Counters,
     },
-    /// A worker has left connections unclaimed for too long; they went to others, and it gets
-    /// nothing until it answers a probe.
+    /// A worker left connections unclaimed for too long; they went to others, and it gets none
+    /// until it answers a probe.
     Hung {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
         /// Connections taken back from it.
         taken_back: u32,
     },
     /// A hung worker has answered.
     Recovered {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
     },
-    /// A worker closes connections without an answer and attracts load by that. Each counts as load
-    /// for a while.
+    /// A worker closes connections without an answer, which attracts load. Each of them now counts
+    /// as load for a while.
     Outlier {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
-        /// It gets no connections for this long, if outliers are ejected.
+        /// The length of its ejection, if outliers are ejected.
         ejected_ns: Option<u64>,
     },
-    /// An outlier answers, or takes as long as the others, again.
+    /// An outlier answers again, or takes as long as the others.
     OutlierEnded {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
     },
-    /// Among the sockets of a listener the kernel chooses by its hash, because it cannot be told
-    /// otherwise.
+    /// The kernel spreads a listener's connections over its sockets by hash, because its choice
+    /// cannot be changed.
     Unsteered {
-        /// Why.
+        /// The cause.
         error: Error,
     },
     /// A listener is closed, and everything accepted from it has been handed over.
     ListenerRemoved {
-        /// Which one.
+        /// The listener.
         listener: ListenerId,
     },
-    /// Nothing more of this listener will come into the worker's channel.
+    /// No more connections of this listener will arrive in the worker's channel.
     Left {
-        /// Which worker.
+        /// The worker.
         slot: Slot,
-        /// Which listener.
+        /// The listener.
         listener: ListenerId,
     },
     /// The data path has ended.
     Ended(ClusterCounts),
 }
 
-/// How the control plane and the data path reach each other.
+/// The channels between the control plane and the data path.
 #[derive(Debug)]
 pub struct Endpoints {
     /// Commands to the data path; wake it after sending.
     pub commands: Receiver<Command>,
     /// Reports to the control plane.
     pub reports: Sender<Report>,
-    /// Woken by the control plane and the bridge after a command, and by the bridge in the name of
-    /// workers that were asked to. Workers have one each.
+    /// Woken by the control plane and the bridge after a command, and by the bridge on behalf of
+    /// its workers when they were asked to. Other workers have one each.
     pub waker: Arc<Waker>,
     /// Woken by the data path after a report.
     pub report_waker: Arc<Waker>,
-    /// Where the data path shows its counts.
+    /// Where the data path publishes its counts.
     pub live_counts: Arc<LiveCounts>,
 }

@@ -1,8 +1,8 @@
-//! The primary's data path: accept, choose, hand over. One thread, one engine, nothing else.
+//! The primary's data path: accept, choose, hand over, on one thread and one engine.
 //!
-//! Owns accepted sockets until a worker's channel has them. Never reads a client's bytes, never
-//! logs and never allocates for a connection once its tables have grown. The control plane talks
-//! to it in [`Command`]s and hears [`Report`]s; both are rare.
+//! Owns accepted sockets until a worker's channel has them. It never reads a client's bytes, never
+//! logs, and allocates nothing per connection once its tables have grown. The control plane sends
+//! it [`Command`]s and receives [`Report`]s; both are rare.
 
 mod acceptor;
 mod cluster_counts;
@@ -47,17 +47,17 @@ use steal::Watch;
 pub use steering::OwnSocketRules;
 use steering::Steerer;
 
-/// How long a worker rests after the kernel had too many descriptors under way (ETOOMANYREFS).
+/// Pause of a worker after the kernel had too many descriptors in flight (ETOOMANYREFS).
 const CROWDED_NS: u64 = 5_000_000;
-/// Descriptors of the primary that are neither for accepted nor for taken back connections.
+/// Descriptors of the primary other than those of accepted or returned connections.
 const DESCRIPTORS_RESERVED: u64 = 32;
-/// Commands carried out in one turn.
+/// Most commands per turn.
 const COMMANDS_PER_TURN: usize = 256;
 /// Messages kept for reuse.
 const SPARE_MESSAGES_MAX: usize = 256;
-/// The key of the bell; links have their slots, whose generations begin at 1.
+/// The key of the waker; links have their slots, whose generations begin at 1.
 const WAKER: Key = Key { index: u32::MAX, generation: 0 };
-/// The key of the watch over workers' own sockets.
+/// The key of the watch on workers' own sockets.
 const WATCH: Key = Key { index: u32::MAX - 1, generation: 0 };
 
 /// The data path.
@@ -66,34 +66,34 @@ pub struct DataPath {
     ring: Engine,
     endpoints: Endpoints,
     acceptors: Vec<Option<Acceptor>>,
-    /// Number of acceptors that are to close.
+    /// Number of closing acceptors.
     removals: usize,
-    /// Over sockets that workers accept from by themselves.
+    /// Watches sockets that workers accept from.
     watch: Watch,
     hang_after_ns: Option<u64>,
-    /// What the kernel chooses of these sockets.
+    /// Sets the kernel's choice among these sockets.
     steerer: Steerer,
-    /// Workers that the credits are bounded for.
+    /// Number of workers for which credits are bounded.
     workers_planned: usize,
-    /// Descriptors that accepted connections can never take.
+    /// Descriptors reserved for other uses than accepted connections.
     held_back: u64,
     links: Vec<Option<Link>>,
     roster: Roster,
     coalescing: Coalescing,
-    /// Accepted and not yet given to a worker. Bounded: accepting from a listener stops while
-    /// anything of it is here, so at most one burst of the completion queue can be; of one that
-    /// only some workers serve, what they have room for.
+    /// Accepted, not yet given to a worker. Bounded: accepting from a listener stops while any of
+    /// its connections is here, so there is at most one burst of the completion queue; for a
+    /// listener that only some workers serve, at most their room.
     intake: Intake<Accepted>,
-    /// Listeners whose workers have no room, as of the last look.
+    /// Listeners whose workers had no room at the last check.
     short: Vec<ListenerId>,
     /// How long connections wait while no living worker serves their listener.
     unserved_limit_ns: Option<u64>,
-    /// When it was last looked for those.
+    /// When the last check for those was.
     looked_ns: u64,
-    /// More can be accepted by hand at once.
+    /// More connections can be accepted by hand at once.
     has_more: bool,
     spare: SpareMessages,
-    /// Refused in this turn and not yet back in the queue.
+    /// Refused in this turn, not yet back in the queue.
     refused: Vec<Accepted>,
     buried: Vec<Slot>,
     departures: Vec<Departure>,
@@ -103,11 +103,11 @@ pub struct DataPath {
     generation: u32,
     now_ns: u64,
     stage: Stage,
-    /// Workers that have not answered a probe, as far as that has been reported.
+    /// Workers that have not answered a probe, as last reported.
     suspected: Vec<Slot>,
-    /// Connections of which a copy is kept for a moment, at most one a worker.
+    /// Connections with a copy kept for inspection, at most one per worker.
     looked_at: Vec<Looked>,
-    /// Workers that are asked whether they move, because they left what waits for them.
+    /// Workers probed because they left connections in their sockets.
     probed: Vec<Slot>,
 }
 
@@ -120,8 +120,8 @@ enum Stage {
 }
 
 impl DataPath {
-    /// Prepares the data path for the calling thread, which must be the one that runs it. There
-    /// may be more than `workers`, and longer backlogs; then it works with less ahead.
+    /// Prepares the data path for the calling thread, which must be the one that runs it. `workers`
+    /// and the backlog are estimates: more of either only shorten its look-ahead.
     ///
     /// # Errors
     /// The machine refuses the engine.
@@ -135,8 +135,8 @@ impl DataPath {
     ) -> Result<Self> {
         let shape = RingShape::for_backlog(backlog);
         let ring = Engine::new(engine, shape)?;
-        // Half of the descriptors are for what may have to be taken back from workers, so that it
-        // always finds room; the rest are for what is accepted and waits.
+        // Half of the descriptors are for connections taken back from workers, so that they always
+        // fit; the rest are for accepted ones that wait.
         let (limit, _) = limits::descriptor_limits()?;
         let held_back = limit / 2;
         let mut coalescing = Coalescing::new(scheduling.coalesce_ns);
@@ -178,7 +178,7 @@ impl DataPath {
         })
     }
 
-    /// The workers share so many CPUs. Unless this is known, each is taken to have its own.
+    /// The workers share this many CPUs. By default each counts as having its own.
     #[must_use]
     pub fn with_cpus(mut self, cpus: usize) -> Self {
         self.coalescing.share_cpus(cpus);
@@ -221,14 +221,14 @@ impl DataPath {
         }
         self.totals.dropped += self.intake.len() as u64;
         let counts = ClusterCounts { waiting: 0, ..self.counts() };
-        // Closed before the end is told, so that clients learn it first.
+        // Closed before the end is reported, so clients learn it first.
         self.intake = Intake::default();
         self.endpoints.live_counts.publish(counts);
         self.report(Report::Ended(counts));
         Ok(())
     }
 
-    /// The sums as they are now.
+    /// The present sums.
     fn counts(&self) -> ClusterCounts {
         let (pauses, paused_ns) = self.intake.pauses(self.now_ns);
         ClusterCounts {
@@ -242,16 +242,16 @@ impl DataPath {
         }
     }
 
-    /// Hands over what the last turn prepared, and collects what has happened since.
+    /// Submits what the last turn prepared, and collects completions.
     fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
-        // What waits for room is handed over as soon as a worker reports some.
+        // Waiting connections are handed over as soon as a worker reports room.
         let is_free = accepted > 0 && self.intake.is_empty();
         let slack_ns = if is_free { self.roster.slack_ns() } else { None };
         if let Some(wait_ns) = self.coalescing.wait_ns(accepted, slack_ns, self.now_ns) {
             self.totals.coalesced += 1;
             self.ring.submit();
-            // Not a wait of the ring: every connection would end that, and the point is to be
-            // woken once for several of them.
+            // Not a wait of the ring: every connection would end that, and the point is one wake-up
+            // for several of them.
             clock::sleep(wait_ns);
             return self.ring.turn(events);
         }
@@ -274,7 +274,7 @@ impl DataPath {
         starved.chain(crowded).chain(looks).chain(hangs).chain(unserved).chain(copies).min()
     }
 
-    /// Whether something waits for messages to have gone, which by themselves end no wait.
+    /// Whether something depends on completions of messages, which do not end a wait.
     fn awaits_answers(&self) -> bool {
         let leaving = self.removals > 0 || !self.departures.is_empty();
         let ending = leaving || !self.buried.is_empty();
@@ -283,7 +283,7 @@ impl DataPath {
     }
 
     fn report(&self, report: Report) {
-        // A control plane that is gone needs no reports: the process is ending.
+        // A missing control plane needs no reports: the process is ending.
         let _ = self.endpoints.reports.send(report);
         self.endpoints.report_waker.wake();
     }
@@ -311,16 +311,16 @@ impl DataPath {
                 Some(key) => self.heed_wake(key),
                 None => self.revive(key),
             },
-            // Nothing else is ever asked of this ring, or its answer does not matter.
+            // The ring has no other operations, or their results do not matter.
             _ => {}
         }
     }
 
-    /// Does what is asked for, as far as one turn is for that: clients are not to wait for it.
+    /// Carries out commands, up to the limit per turn: clients must not wait for them.
     fn heed_commands(&mut self) {
         for _ in 0..COMMANDS_PER_TURN {
             let Ok(command) = self.endpoints.commands.try_recv() else {
-                // The bridge wakes this thread in the name of its workers.
+                // The bridge wakes this thread on behalf of its workers.
                 return self.observe_suspected();
             };
             self.obey(command);
@@ -337,20 +337,20 @@ impl DataPath {
         }
     }
 
-    /// One that answers its probe wakes this thread, and perhaps no connection comes that would
-    /// make it look.
+    /// A worker that answers its probe wakes this thread, and perhaps no connection arrives that
+    /// would make it check.
     fn observe_suspected(&mut self) {
         if !self.suspected.is_empty() || !self.probed.is_empty() {
             self.observe();
         }
     }
 
-    /// Takes in a connection that was accepted at one of the places.
+    /// Takes a connection accepted at one of the places.
     fn accept(&mut self, place: usize, socket: OwnedFd) {
         self.take_over(place, socket, false);
     }
 
-    /// The same with one that may have waited behind a worker's work.
+    /// Takes a connection that may have waited behind a worker's work.
     fn take_over(&mut self, place: usize, socket: OwnedFd, has_waited: bool) {
         let acceptor = self.acceptors[place].as_ref();
         let acceptor = acceptor.expect("an acceptor stays until its last completion");
@@ -367,7 +367,7 @@ impl DataPath {
         debug_assert!(queued.is_ok(), "a listener stays as long as its acceptors");
     }
 
-    /// The client, if the policy wants to know it. Those without an address take turns.
+    /// The client, if the policy needs it. Clients without an address take turns.
     fn client_of(&self, socket: &OwnedFd) -> Client {
         match self.roster.wants_client() {
             true => Client(peer::client_of(socket).unwrap_or(self.totals.accepted)),
@@ -434,8 +434,7 @@ impl DataPath {
     }
 }
 
-/// Credits that each worker may have so that all unclaimed connections together find descriptors
-/// when they are taken back.
+/// Credits per worker such that descriptors suffice for taking back all unclaimed connections.
 fn credits_each(descriptors: u64, workers: usize) -> u32 {
     let for_connections = descriptors.saturating_sub(DESCRIPTORS_RESERVED);
     let each = for_connections / (workers as u64).max(1);

@@ -1,9 +1,9 @@
-//! Looking at connections of a worker that may be an outlier.
+//! Inspection of connections of a worker that may be an outlier.
 //!
-//! The primary keeps a copy of one connection for a moment, until the worker is done with it, and
-//! asks the kernel whether anything was written to it. The copy delays the end that the client
-//! sees, so there is one at a time for a worker that is suspicious, for a few milliseconds at most.
-//! `schedule` decides what follows.
+//! The primary keeps a copy of one connection until the worker is done with it, and asks the kernel
+//! whether anything was written to it. The copy delays the end that the client sees, so there is
+//! one at a time, only for a suspicious worker, and only for a few milliseconds. `schedule` decides
+//! what follows.
 
 use std::os::fd::OwnedFd;
 
@@ -14,14 +14,14 @@ use crate::schedule::{Judgement, Look};
 use crate::sys::engine::Key;
 use crate::sys::peer;
 
-/// A copy is kept for at most this long. Nothing is known of a connection that takes longer. The
-/// worker wakes this thread when it is done, unless that was before it was asked to.
+/// Longest time to keep a copy; a connection that takes longer stays unknown. The worker wakes this
+/// thread when it is done, unless it was done before it was asked to.
 const KEPT_NS: u64 = 5_000_000;
 
-/// A connection that is looked at.
+/// A connection under inspection.
 #[derive(Debug)]
 pub(super) struct Looked {
-    /// Whose it is.
+    /// Its worker.
     key: Key,
     pub(super) slot: Slot,
     copy: OwnedFd,
@@ -29,7 +29,7 @@ pub(super) struct Looked {
 }
 
 impl DataPath {
-    /// Keeps a copy of a connection that goes to this worker, if it is to be looked at.
+    /// Keeps a copy of a connection to this worker, if it should be inspected.
     pub(super) fn look_at(&mut self, slot: Slot, accepted: &Accepted) {
         let Some(Some(link)) = self.links.get(slot.index()) else { return };
         if !link.tells_ends() || !self.roster.begin_look(slot, self.now_ns) {
@@ -43,14 +43,14 @@ impl DataPath {
         }
     }
 
-    /// Ends looks whose connections are finished, and compares the workers.
+    /// Ends inspections of finished connections, and compares the workers.
     pub(super) fn judge_outliers(&mut self) {
         if !self.looked_at.is_empty() {
             self.observe();
         }
         for looked in std::mem::take(&mut self.looked_at) {
             let link = self.links.get(looked.slot.index()).and_then(Option::as_ref);
-            // Its successor has nothing to do with it.
+            // The successor in the slot is not responsible for it.
             if link.is_none_or(|link| link.key() != looked.key) {
                 continue;
             }

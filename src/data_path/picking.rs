@@ -1,7 +1,8 @@
-//! The kernel picks by the counters of workers, in the pages that they write to anyway.
+//! Picking by the kernel according to the workers' counters, in the pages that they write to
+//! anyway.
 //!
-//! Owns which pages the program of a port reads: one for each socket that workers accept from. It
-//! is made anew when these change, and what leaves a worker out is a store into its page.
+//! Owns which pages a port's program reads: one for each socket that workers accept from. It is
+//! rebuilt when these change; a store into a worker's page excludes that worker.
 
 use std::os::fd::AsFd as _;
 
@@ -18,23 +19,23 @@ use crate::settings::WORKERS_MAX;
 use crate::sys::engine::Key;
 use crate::sys::picking::{Pickable, Picking};
 
-/// What the kernel has been told of a port.
+/// The state given to the kernel for a port.
 #[derive(Debug, Default)]
 pub(super) struct Exact {
     picking: Option<Picking>,
-    /// The first so many sockets are known to the kernel.
+    /// The first `entered` sockets are known to the kernel.
     entered: u16,
-    /// Sockets, and whose counters they are picked by.
+    /// Sockets, and the workers whose counters apply.
     picked: Vec<(u16, Key)>,
-    /// Workers that are left out.
+    /// Excluded workers.
     excluded: Vec<Slot>,
 }
 
 impl DataPath {
-    /// Lets the kernel pick among these sockets of a port. Tells what has changed.
+    /// Lets the kernel pick among these sockets of a port. Returns what has changed.
     ///
     /// # Errors
-    /// It cannot: pages are not for the kernel, there are too many, or it refuses.
+    /// It is impossible: the pages are not for the kernel, there are too many, or it refuses.
     pub(super) fn pick_exactly(
         &self,
         port: &mut Port,
@@ -79,8 +80,8 @@ impl DataPath {
         Ok(Some(Change::Workers))
     }
 
-    /// By whose counters a socket is picked: a worker that accepts from it and can take a
-    /// connection, if there is one. All of them learn whether they are left out.
+    /// The worker whose counters decide about a socket: one that accepts from it and can take a
+    /// connection, if any. Its other workers learn whether they are excluded.
     fn counting_owner(&self, acceptor: &Acceptor, excluded: &mut Vec<Slot>) -> Option<&Link> {
         let is_doubtful = self.is_doubtful(acceptor);
         let link_of = |slot: &Slot| self.links.get(slot.index()).and_then(Option::as_ref);

@@ -1,9 +1,8 @@
-//! Sockets that workers accept from by themselves, and what is taken out of them all the same.
+//! Workers' own sockets, and stealing from them.
 //!
-//! The primary holds a duplicate of each. While no worker accepts from one, the primary does; while
-//! one does, the primary is told of arrivals and checks that they are accepted in time. Owns
-//! the set of what is waited for. `schedule::stall_detector`
-//! decides whether to steal.
+//! The primary holds a duplicate of each. While a socket has no owner, the primary accepts from it;
+//! otherwise the primary is notified of arrivals and checks that they are accepted in time. Owns
+//! the set of watched queues. `schedule::stall_detector` decides when to steal.
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -16,11 +15,11 @@ use crate::schedule::{CHANGE_NS, Finding, StallDetector};
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 
-/// Queues told of in one turn; the others are in the next.
+/// Queues reported per turn; the rest follow in the next.
 const TOLD_MAX: usize = 64;
 
-/// Tells when something comes into a queue. An epoll set, because it holds no reference to what is
-/// in it: a poll of the ring would keep a socket listening that everybody has closed.
+/// Reports arrivals in queues. An epoll set, because it holds no reference to its members: a poll
+/// of the ring would keep a socket listening that every owner has closed.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) epoll: Epoll,
@@ -33,11 +32,11 @@ impl Watch {
         Ok(Self { epoll })
     }
 
-    /// Asks to be told once when something is in the queue, or comes.
+    /// Asks for one notification of a present or future connection in the queue.
     pub(super) fn ask(&self, listener: &Listener, place: usize) {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
         let mut event = EpollEvent::new(flags, place as u64);
-        // Without memory for it the worker is left alone, which is no worse than not watching.
+        // Without memory for it the worker is left alone, which equals not watching.
         if self.epoll.modify(listener, &mut event) == Err(Errno::ENOENT) {
             let _ = self.epoll.add(listener, event);
         }
@@ -47,7 +46,7 @@ impl Watch {
         let _ = self.epoll.delete(listener);
     }
 
-    /// The places of queues that something has come into.
+    /// The places of queues with arrivals.
     fn told(&self) -> Vec<usize> {
         let mut ready = [EpollEvent::empty(); TOLD_MAX];
         let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
@@ -57,7 +56,7 @@ impl Watch {
 }
 
 impl DataPath {
-    /// From now on these workers accept from a socket; if there are none, the primary does.
+    /// Sets the workers that accept from a socket; if there are none, the primary does.
     pub(super) fn set_owners(&mut self, listener: ListenerId, number: u16, owners: Vec<Slot>) {
         let wanted = |acceptor: &Acceptor| {
             acceptor.id == listener && acceptor.number == Some(number) && !acceptor.leaving
@@ -69,7 +68,7 @@ impl DataPath {
         let Some((place, acceptor)) = found else { return };
         let is_counted = self.steerer.rules.is_counted;
         let before = std::mem::replace(&mut acceptor.owners, owners);
-        // How the old ones accepted says nothing about the new ones.
+        // The history of the old owners does not apply to the new ones.
         acceptor.stall_detector = self.hang_after_ns.map(|hang_after_ns| match is_counted {
             true => StallDetector::looking_every(CHANGE_NS, hang_after_ns),
             false => StallDetector::new(hang_after_ns),
@@ -83,7 +82,7 @@ impl DataPath {
         before.into_iter().for_each(|slot| self.note_stalled(slot));
     }
 
-    /// Nothing needs to be told of this place any more.
+    /// Ends notifications for this place.
     pub(super) fn unwatch(&self, place: usize) {
         let listener = self.acceptors[place].as_ref().and_then(Acceptor::listener);
         if let Some(listener) = listener {
@@ -98,7 +97,7 @@ impl DataPath {
         }
     }
 
-    /// Something has come into some queues.
+    /// Some queues have arrivals.
     pub(super) fn heed_watch(&mut self) {
         for place in self.watch.told() {
             let Some(Some(acceptor)) = self.acceptors.get_mut(place) else { continue };
@@ -109,8 +108,7 @@ impl DataPath {
         }
     }
 
-    /// Looks at the queues that are due, and takes out what waits for a worker that does not
-    /// accept.
+    /// Checks the queues that are due, and steals from workers that do not accept.
     pub(super) fn look_after(&mut self) {
         let OwnSocketRules { is_steered, is_counted, .. } = self.steerer.rules;
         for place in 0..self.acceptors.len() {
@@ -137,7 +135,7 @@ impl DataPath {
         self.trust_for_want_of_others();
     }
 
-    /// Moves what waits behind the work of a worker to idle ones, one for each.
+    /// Moves connections that wait behind a worker's work to idle workers, one for each.
     fn relieve(&mut self, place: usize) {
         let Some(acceptor) = self.acceptors[place].as_ref().filter(|one| one.may_be_stalled())
         else {
@@ -170,7 +168,7 @@ impl DataPath {
         }
     }
 
-    /// If all owners were stalled, those that may have recovered are tried again.
+    /// If all owners are stalled, retries those that may have recovered.
     fn trust_for_want_of_others(&mut self) {
         for place in 0..self.acceptors.len() {
             let doubtful = self.acceptors[place].as_ref().filter(|one| one.is_doubtful());
@@ -186,7 +184,7 @@ impl DataPath {
         }
     }
 
-    /// Takes out what waits, if the oldest has waited too long and another worker can have it.
+    /// Steals what waits, if the oldest has waited too long and another worker can take it.
     fn rob(&mut self, place: usize) {
         let Some(acceptor) = &self.acceptors[place] else { return };
         if self.stage != Stage::Open || self.intake.len_of(acceptor.id) > 0 {
@@ -201,7 +199,7 @@ impl DataPath {
         }
         let Some(acceptor) = &mut self.acceptors[place] else { return };
         let now_ns = self.now_ns;
-        // As many descriptors are left alone as when accepting.
+        // Reserves as many descriptors as accepting does.
         let taken = limits::with_descriptors_held_back(self.held_back, || acceptor.rob(now_ns));
         let stalled = acceptor.is_stalled();
         let mut count = u32::try_from(taken.len()).expect("bounded");
@@ -219,7 +217,7 @@ impl DataPath {
         self.ask(place);
     }
 
-    /// Asks the owners of a socket whether they move at all, as far as they can be asked.
+    /// Probes the owners of a socket, where possible.
     fn probe_owners(&mut self, place: usize) {
         let Some(acceptor) = &self.acceptors[place] else { return };
         for slot in acceptor.owners.clone() {
@@ -255,7 +253,7 @@ impl DataPath {
         owners.into_iter().for_each(|slot| self.note_stalled(slot));
     }
 
-    /// A worker gets nothing of others as long as one of its sockets speaks against it.
+    /// A worker gets no connections of others while one of its sockets is suspicious.
     fn note_stalled(&mut self, slot: Slot) {
         let acceptors = self.acceptors.iter().flatten();
         let mut own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));

@@ -1,8 +1,8 @@
 //! Which of the workers' own sockets the kernel chooses for a connection (`--dispatch kernel`).
 //!
-//! Reads what workers say of themselves, has the decision made (`schedule::weigh`), and lets the
-//! kernel know. Nothing of it runs for a connection: it is done anew when workers come and go, and
-//! at the looks at what waits for them.
+//! Reads the workers' counters, obtains the decision (`schedule::weigh`), and applies it in the
+//! kernel. Nothing here runs per connection: it runs when workers come and go, and when their
+//! queues are checked.
 
 use std::net::SocketAddr;
 
@@ -19,20 +19,20 @@ use crate::schedule::{
 use crate::sys::listening;
 use crate::sys::steering::{Lot, steer};
 
-/// How soon it is looked again whether nobody else listens at an address: a socket that has just
-/// been opened may not be known here yet.
+/// Delay until the next check whether another process listens at an address: this process may not
+/// know a socket yet that it has just opened.
 const CHECK_NS: u64 = 20_000_000;
-/// So many looks decide that somebody does.
+/// This many checks decide that another process does.
 const CHECKS_MAX: u32 = 10;
 
-/// How sockets of workers' own are looked after.
+/// How workers' own sockets are managed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnSocketRules {
-    /// The kernel is told which of them to choose.
+    /// The kernel's choice among them is controlled.
     pub is_steered: bool,
-    /// Their workers tell how many connections they accept.
+    /// Their workers report how many connections they accept.
     pub is_counted: bool,
-    /// The kernel may read that, and picks by it.
+    /// The kernel reads these counters and picks by them.
     pub is_exact: bool,
 }
 
@@ -52,13 +52,13 @@ pub(super) struct Steerer {
 pub(super) struct Port {
     listener: ListenerId,
     steering: Steering,
-    /// What the kernel picks by, as long as it does.
+    /// The kernel's exact pick, while in use.
     pub(super) exact: Option<Exact>,
-    /// With so many sockets nobody else listened there.
+    /// With this many sockets no other process listened there.
     sockets_checked: usize,
     checks: u32,
     check_ns: Option<u64>,
-    /// The kernel spreads by its hash, and that has been told.
+    /// The kernel spreads by hash, and that was reported.
     is_left_alone: bool,
 }
 
@@ -74,12 +74,12 @@ impl Steerer {
         }
     }
 
-    /// Other rules are in force from now on.
+    /// Changes the scheduling rules.
     pub(super) fn reschedule(&mut self, policy: Policy, limits: Limits) {
         (self.policy, self.limits, self.is_due) = (policy, limits, true);
     }
 
-    /// A socket of a listener has come.
+    /// A socket of a listener was added.
     pub(super) fn add(&mut self, listener: ListenerId) {
         self.is_due = true;
         if self.rules.is_steered && self.ports.iter().all(|port| port.listener != listener) {
@@ -106,7 +106,7 @@ impl Steerer {
 }
 
 impl DataPath {
-    /// The rules for sockets of workers' own. To be set before there are any.
+    /// Sets how workers' own sockets are managed. Call it before there are any.
     #[must_use]
     pub fn with_own_sockets(mut self, rules: OwnSocketRules) -> Self {
         self.steerer.rules = rules;
@@ -166,7 +166,7 @@ impl DataPath {
         }
     }
 
-    /// What is known of the workers that accept from a socket.
+    /// The state of the workers that accept from a socket.
     fn load_of(&self, acceptor: &Acceptor) -> OwnSocketLoad {
         let loads = self.roster.loads();
         let is_doubtful = self.is_doubtful(acceptor);
@@ -180,7 +180,7 @@ impl DataPath {
         }
     }
 
-    /// Whether it shows only when they get something that they accept again.
+    /// Whether only a new connection can show that they accept again.
     pub(super) fn is_doubtful(&self, acceptor: &Acceptor) -> bool {
         let probed = |slot: &Slot| self.roster.is_probed(*slot);
         acceptor.is_doubtful() && !acceptor.owners.iter().any(probed)
@@ -205,7 +205,7 @@ pub(super) fn is_able(load: &WorkerLoad, is_doubtful: bool) -> bool {
     load.status == Status::Ready && (!load.hung || is_doubtful)
 }
 
-/// The kernel draws lots instead of picking.
+/// The kernel draws at random instead of picking.
 fn inexact(source: Errno) -> Error {
     let hint = match source {
         Errno::E2BIG => "it can for sixty; it draws lots among all of them instead",
@@ -216,8 +216,8 @@ fn inexact(source: Errno) -> Error {
 }
 
 impl Port {
-    /// Whether nobody else listens there: the places of sockets would not be what is known here.
-    /// None as long as it is not clear.
+    /// Whether no other process listens there: otherwise the positions of sockets differ from those
+    /// known here. `None` while unclear.
     fn is_alone(&mut self, address: &str, sockets: usize, now_ns: u64) -> Option<bool> {
         if self.sockets_checked == sockets {
             return Some(true);
@@ -226,7 +226,7 @@ impl Port {
             return None;
         }
         let bound: Option<SocketAddr> = address.parse().ok();
-        // Where the kernel's table cannot be read, nobody else is expected.
+        // If the kernel's table cannot be read, no other process is assumed.
         if bound.and_then(listening::sockets_at).is_none_or(|found| found == sockets) {
             (self.sockets_checked, self.checks, self.check_ns) = (sockets, 0, None);
             return Some(true);
