@@ -27,8 +27,8 @@ pub enum ListenAddress {
     Abstract(String),
     /// A listening socket inherited under this descriptor number.
     Inherited(RawFd),
-    /// A listening socket that the service manager has passed under this name
-    /// (`LISTEN_FDNAMES`), written `fd:NAME`. The command finds its number.
+    /// A listening socket that the service manager passed under this name (`LISTEN_FDNAMES`),
+    /// written `fd:NAME`. The command finds its number.
     InheritedName(String),
 }
 

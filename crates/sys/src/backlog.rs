@@ -15,11 +15,11 @@ pub fn length(listener: &impl AsFd) -> Result<u32, Errno> {
     information(listener).map(|information| information.tcpi_unacked)
 }
 
-/// Connections that the kernel has turned away because the queue was full, since the socket was
-/// opened (`SO_MEMINFO`).
+/// Connections that the kernel rejected because the queue was full, since the socket was opened
+/// (`SO_MEMINFO`).
 ///
 /// # Errors
-/// The kernel does not tell.
+/// The kernel does not report it.
 pub fn overflows(listener: &impl AsFd) -> Result<u32, Errno> {
     const DROPS: usize = 8;
     let mut numbers = [0_u32; DROPS + 1];

@@ -1,7 +1,6 @@
 //! The few parts of `bpf(2)` that programs of a socket group need: instructions, maps, loading.
 //!
-//! Owns the system call and its structures. What a program does is its author's business. All of it
-//! needs CAP_BPF.
+//! Owns the system call and its structures. The caller writes the program. All of it needs CAP_BPF.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
@@ -26,10 +25,10 @@ const MAY_MIGRATE: u32 = 40;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
-    /// What it does.
+    /// The operation.
     pub code: u8,
     registers: u8,
-    /// How far a jump goes, or where a value lies.
+    /// The length of a jump, or the offset of a value.
     pub offset: i16,
     /// A constant.
     pub value: i32,
@@ -67,7 +66,7 @@ struct Create {
     value_bytes: u32,
     entries: u32,
     flags: u32,
-    /// What later kernels have added.
+    /// Fields of later kernels.
     rest: [u32; 5],
 }
 
@@ -139,7 +138,7 @@ pub fn is_page(map: &impl AsFd) -> bool {
         && has("map_flags:", "0x400")
 }
 
-/// Puts a listening socket into such a map. It leaves it when it is closed.
+/// Puts a listening socket into such a map. Closing the socket removes it.
 ///
 /// # Errors
 /// It does not listen with SO_REUSEPORT, or the map is shorter.
@@ -160,11 +159,10 @@ pub fn set_socket(map: &impl AsFd, key: u32, socket: BorrowedFd<'_>) -> Result<(
     Errno::result(result).map(drop)
 }
 
-/// Loads a program that selects a socket of a group, or says what becomes of the queue of a closing
-/// one.
+/// Loads a program that selects a socket of a group, or decides about the queue of a closing one.
 ///
 /// # Errors
-/// This process may not load it, or the kernel finds fault with it.
+/// This process may not load it, or the kernel rejects the program.
 pub fn load(program: &[Instruction]) -> Result<OwnedFd, Errno> {
     let license = c"MIT";
     let load = Load {

@@ -1,12 +1,12 @@
-//! Connections that wait in the kernel until their clients have sent something.
+//! Connections that wait in the kernel until their clients have sent data.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
 
-/// Has connections wait for their first bytes (TCP_DEFER_ACCEPT). After a second the kernel asks a
-/// silent client again, and lets the connection be accepted when that has answered.
+/// Makes connections wait for their first bytes (TCP_DEFER_ACCEPT). After a second the kernel
+/// probes a silent client, and the connection can be accepted once it has answered.
 pub(crate) fn defer_accept(socket: &OwnedFd) -> Result<(), Errno> {
     let seconds: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>());

@@ -53,7 +53,7 @@ pub struct OpenOptions {
     pub mode: Option<u32>,
     /// Make `accept` block, in every process that shares the socket.
     pub blocking: bool,
-    /// Let a TCP connection wait in the kernel until the client has sent something, a second or so
+    /// Let a TCP connection wait in the kernel until the client has sent data, for about a second
     /// at most (TCP_DEFER_ACCEPT). Only where clients speak first.
     pub defer_accept: bool,
 }
@@ -71,20 +71,20 @@ impl Listener {
             ListenAddress::Unix(path, access) => open_unix(address, Some((path, access)), options),
             ListenAddress::Abstract(_) => open_unix(address, None, options),
             ListenAddress::Inherited(number) => adopt(address, *number),
-            // What the service manager has passed is found by the command.
+            // The command finds the sockets that the service manager passed.
             ListenAddress::InheritedName(_) => Err(failure(address, "find")(Errno::ENOENT)),
         };
         listener?.finished(options)
     }
 
-    /// A listening socket that this process has been given.
+    /// A listening socket passed to this process.
     ///
     /// # Errors
-    /// It is not one.
+    /// It is not a listening socket.
     pub fn from_passed(socket: OwnedFd) -> Result<Self> {
         let address = ListenAddress::Inherited(socket.as_raw_fd());
         check_and_prepare(&address, socket.as_fd())?;
-        // As on sockets that this process opens; of no use to those of unix.
+        // As on sockets that this process opens; without effect on unix sockets.
         let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
         finish(&address, socket, None)
     }
@@ -97,7 +97,7 @@ impl Listener {
         Ok(self)
     }
 
-    /// The bound address, with the port that was chosen.
+    /// The bound address, with the chosen port.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
@@ -371,7 +371,7 @@ fn finish(address: &ListenAddress, socket: OwnedFd, file: Option<SocketFile>) ->
 fn unix_name(bound: &SockaddrStorage, address: &ListenAddress) -> String {
     match (address, bound.as_unix_addr()) {
         (ListenAddress::Inherited(_), Some(bound)) => unix_endpoint(bound).to_string(),
-        // Who may use the file is no part of where it is.
+        // The file's permissions are not part of the address.
         (ListenAddress::Unix(path, _), _) => format!("unix:{}", path.display()),
         _ => address.to_string(),
     }

@@ -28,9 +28,9 @@ pub fn addresses_of(pid: u32) -> Vec<SocketAddr> {
     found.filter(|(_, socket)| sockets.contains(socket)).map(|(address, _)| address).collect()
 }
 
-/// How many sockets listen at an address, whoever has them; none, if that cannot be read.
+/// How many sockets listen at an address, of any process; `None` if that cannot be read.
 ///
-/// The kernel lists what listens before all connections, so that is all that is read.
+/// The kernel lists listening sockets before all connections, so only those are read.
 #[must_use]
 pub fn sockets_at(address: SocketAddr) -> Option<usize> {
     let name = if address.is_ipv4() { "tcp" } else { "tcp6" };

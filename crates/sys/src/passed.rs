@@ -1,8 +1,7 @@
-//! Sockets that a service manager passes to this process (`sd_listen_fds(3)`): of socket units, and
-//! those that an earlier run has stored.
+//! Sockets that a service manager passes to this process (`sd_listen_fds(3)`): those of socket
+//! units, and those that an earlier run stored.
 //!
-//! Owns the descriptors from 3 on that `LISTEN_FDS` announces. What they are is found out by
-//! whatever uses them.
+//! Owns the descriptors from 3 on that `LISTEN_FDS` announces. The caller determines their types.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,32 +9,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-/// The first descriptor that is passed.
+/// The first passed descriptor.
 const FIRST: RawFd = 3;
-/// Sockets that are taken; a service manager passes fewer.
+/// Most sockets to take; a service manager passes fewer.
 const SOCKETS_MAX: usize = 1024;
 
-/// They are taken once, because they have one owner.
+/// Taken once, because they have one owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// A socket that was passed.
 #[derive(Debug)]
 pub struct Passed {
-    /// What it is called (`FileDescriptorName=`), if that was said.
+    /// Its name (`FileDescriptorName=`), if it has one.
     pub name: String,
     /// The socket, close-on-exec from now on.
     pub socket: OwnedFd,
 }
 
 impl Passed {
-    /// Its descriptor's number, by which `fd:N` means it.
+    /// The number of its descriptor, as in `fd:N`.
     #[must_use]
     pub fn number(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
 }
 
-/// Takes the sockets that were passed to this very process; none the second time.
+/// Takes the sockets passed to this process; none the second time.
 pub fn take() -> Vec<Passed> {
     let variable = |name: &str| std::env::var_os(name);
     let announced = announced(
@@ -50,17 +49,17 @@ pub fn take() -> Vec<Passed> {
     (FIRST..).zip(announced).filter_map(|(number, name)| own(number, name)).collect()
 }
 
-/// A descriptor that was announced, if it is there.
+/// An announced descriptor, if it is open.
 fn own(number: RawFd, name: String) -> Option<Passed> {
     // SAFETY: the descriptor is only asked about and marked, while this function runs.
     let candidate = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl(candidate, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: it is open, and the announcement says that it is for this process. It was there
-    // before this process opened anything, and it is taken once.
+    // It is open, and announced for this process. It was open before this process opened any
+    // descriptor, and it is taken once.
     Some(Passed { name, socket: unsafe { OwnedFd::from_raw_fd(number) } })
 }
 
-/// The names of the sockets in their order, if they are for this process.
+/// The names of the sockets in order, if they are for this process.
 fn announced(
     pid: u32,
     receiver: Option<OsString>,

@@ -117,9 +117,9 @@ pub fn client_of(socket: &OwnedFd) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// Whether anything was ever written to a TCP connection, on whatever copy of the descriptor.
-/// `None` if that does not tell whether the client was answered: the client has closed its side,
-/// or this is no TCP connection.
+/// Whether anything was ever written to a TCP connection, through any copy of the descriptor.
+/// `None` if that does not show whether the client was answered: the client has closed its side, or
+/// this is not a TCP connection.
 #[must_use]
 pub fn is_answered(socket: &impl AsRawFd) -> Option<bool> {
     // SAFETY: it consists of numbers, which may all be zero.
@@ -136,7 +136,7 @@ pub fn is_answered(socket: &impl AsRawFd) -> Option<bool> {
         )
     };
     Errno::result(result).ok()?;
-    // Bytes that the client's window has no room for are an answer, too.
+    // Bytes that do not fit the client's window are an answer, too.
     if info.tcpi_bytes_sent > 0 || info.tcpi_notsent_bytes > 0 {
         return Some(true);
     }

@@ -1,10 +1,10 @@
 //! Makes the kernel pick the listening socket whose worker has the fewest connections in flight.
 //!
-//! Owns the assembly of the program, an SK_REUSEPORT one, which takes CAP_BPF. Workers write their
-//! counters into pages that are maps, so a plain store of a worker is what the kernel reads at the
-//! next connection; another store, by the primary, leaves a worker out. Workers with equally many
-//! take turns from the one behind the last: that is all the program remembers, so nothing can leak
-//! with a connection that never comes about.
+//! Owns the assembly of the program, an SK_REUSEPORT one, which needs CAP_BPF. Workers write their
+//! counters into pages that are BPF maps, so the kernel reads a worker's plain store at the next
+//! connection; the primary excludes a worker by another store. Workers with equally many
+//! connections take turns after the last one picked: the program remembers only that, so nothing
+//! leaks with a connection that is never established.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
@@ -12,17 +12,17 @@ use nix::errno::Errno;
 
 use crate::bpf::{self, Instruction};
 
-/// Most sockets of a program: a program has at most 64 maps, and two are for others than counters.
+/// Most sockets of a program: a program has at most 64 maps, and two have other uses.
 pub const PICKED_MAX: usize = 60;
 
-/// Where in a page the program finds what it reads, in bytes from its start.
+/// Offsets of the program's inputs in a page, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BoardLayout {
-    /// Not zero: the worker is left out.
+    /// Not zero: the worker is excluded.
     pub excluded: i16,
-    /// Added up: connections that have come to the worker.
+    /// Added: connections that arrived at the worker.
     pub come: [i16; 2],
-    /// Subtracted: connections that it has no more.
+    /// Subtracted: connections that have left it.
     pub gone: [i16; 2],
 }
 
@@ -31,7 +31,7 @@ pub struct BoardLayout {
 pub struct Pickable<'a> {
     /// Its key in the map of sockets.
     pub socket: u16,
-    /// The page of the worker that accepts from it, which is a map.
+    /// The page of the worker that accepts from it, which is a BPF map.
     pub board: BorrowedFd<'a>,
 }
 
@@ -43,19 +43,19 @@ pub struct Picking {
     layout: BoardLayout,
 }
 
-/// `r1` to `r5` are arguments, `r0` is the result, `r6` to `r9` stay, `r10` is the stack.
+/// `r1` to `r5` are arguments, `r0` is the result, `r6` to `r9` are preserved, `r10` is the stack.
 pub(crate) const RESULT: u8 = 0;
 const CONTEXT: u8 = 6;
 const LAST: u8 = 7;
 const BEST: u8 = 8;
 const CHOSEN: u8 = 9;
 const STACK: u8 = 10;
-/// Where the key of a lookup and the place of the cursor lie on the stack.
+/// Stack offsets of a lookup's key and of the cursor.
 const KEY_AT: i16 = -4;
 const CURSOR_AT: i16 = -16;
-/// The place while none has been found.
-const NOBODY: i32 = -1;
-/// Beyond so many in flight all are equal. Sixteen bits below are for the turn.
+/// The place before one is found.
+const NONE_FOUND: i32 = -1;
+/// All higher numbers in flight count as equal. The lower sixteen bits hold the turn.
 const IN_FLIGHT_MAX: i32 = 0x000f_ffff;
 const TURN_BITS: i32 = 16;
 /// Helpers: `bpf_map_lookup_elem`, `bpf_sk_select_reuseport`.
@@ -113,7 +113,7 @@ pub mod code {
 }
 
 impl Picking {
-    /// Room for so many sockets of a port.
+    /// Room for this many sockets of a port.
     ///
     /// # Errors
     /// This process may not create maps, or memory is exhausted.
@@ -122,7 +122,7 @@ impl Picking {
         Ok(Self { sockets, cursor: bpf::create_array(8, false)?, layout })
     }
 
-    /// Enters a socket.
+    /// Adds a socket.
     ///
     /// # Errors
     /// There is no room, or it does not listen.
@@ -130,8 +130,8 @@ impl Picking {
         bpf::set_socket(&self.sockets, key.into(), socket.as_fd())
     }
 
-    /// From now on one of these is picked for a connection to the port of `socket`. If all of them
-    /// are left out, or are gone, the kernel chooses by its hash.
+    /// Makes the kernel pick one of these for each connection to the port of `socket`. If all of
+    /// them are excluded, or gone, the kernel chooses by hash.
     ///
     /// # Errors
     /// The kernel refuses the program, or there are too many (E2BIG).
@@ -168,7 +168,7 @@ pub fn assemble(
     program.push(op(code::STORE, STACK, RESULT, CURSOR_AT, 0));
     program.push(op(code::LOAD, LAST, RESULT, 0, 0));
     program.push(op(code::MODULO, LAST, 0, 0, count));
-    program.extend([set(BEST, -1), set(CHOSEN, NOBODY)]);
+    program.extend([set(BEST, -1), set(CHOSEN, NONE_FOUND)]);
     for (place, (_, board)) in (0..).zip(entries) {
         program.extend(look_up(*board));
         let rival = rival(place, count, layout);
@@ -176,13 +176,12 @@ pub fn assemble(
         program.push(op(code::IF_EQUAL, RESULT, 0, over, 0));
         program.extend(rival);
     }
-    // Not the best load, which the kernel's check of the program would then have to know exactly on
-    // every path.
-    program.push(op(code::UNLESS_EQUAL, CHOSEN, 0, 2, NOBODY));
+    // Comparing the best load instead would make the verifier track it exactly on every path.
+    program.push(op(code::UNLESS_EQUAL, CHOSEN, 0, 2, NONE_FOUND));
     program.extend(pass);
     program.push(op(code::LOAD, 1, STACK, CURSOR_AT, 0));
     program.push(op(code::STORE, 1, CHOSEN, 0, 0));
-    // Places are counted through; the key is the socket's own number.
+    // The loop counts places; the key is the socket's number.
     program.extend(keys(entries));
     program.push(op(code::STORE_HALF, STACK, CHOSEN, KEY_AT, 0));
     program.push(op(code::MOVE, 1, CONTEXT, 0, 0));
@@ -204,7 +203,7 @@ fn rival(place: i32, count: i32, layout: BoardLayout) -> Vec<Instruction> {
         sum.extend([load(2, at), op(code::ADD, 1, 2, 0, 0)]);
     }
     let body = [
-        // Counters are read one after the other, so for a moment there may be less than none.
+        // Counters are read one after the other, so the difference may briefly be negative.
         op(code::IF_SIGNED_FROM, 1, 0, 1, 0),
         set(1, 0),
         op(code::IF_UP_TO, 1, 0, 1, IN_FLIGHT_MAX),
@@ -225,10 +224,10 @@ fn rival(place: i32, count: i32, layout: BoardLayout) -> Vec<Instruction> {
     rival
 }
 
-/// Turns a place into the number of its socket, where the two differ.
+/// Converts a place to its socket's number, where the two differ.
 fn keys(entries: &[(u16, RawFd)]) -> Vec<Instruction> {
     let differing = (0..).zip(entries).filter(|(place, (socket, _))| *place != i32::from(*socket));
-    // From the last one on, since a number may be a later place: none is turned twice.
+    // From the last one on, since a number may equal a later place: no place is converted twice.
     let mut pairs: Vec<(i32, i32)> =
         differing.map(|(place, (socket, _))| (place, i32::from(*socket))).collect();
     pairs.reverse();

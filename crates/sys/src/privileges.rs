@@ -1,7 +1,8 @@
-//! Giving up the rights of root for good, except for those that a primary still needs.
+//! Drops the rights of root permanently, except those that a primary still needs.
 //!
-//! Owns the order, and which capabilities stay. Call it while the process has no other threads that
-//! need rights: capabilities belong to threads, and those that start later inherit them.
+//! Owns the order of the steps, and the set of remaining capabilities. Call it while the process
+//! has no other threads that need rights: capabilities belong to threads, and later threads inherit
+//! them.
 
 use std::ffi::CString;
 
@@ -17,12 +18,12 @@ const ALWAYS: [Capability; 1] = [Capability::CAP_NET_BIND_SERVICE];
 const FOR_OTHER_USERS: [Capability; 4] =
     [Capability::CAP_SETUID, Capability::CAP_SETGID, Capability::CAP_SETPCAP, Capability::CAP_KILL];
 
-/// Becomes this user, in its groups. What stays of the capabilities is CAP_NET_BIND_SERVICE, and
-/// with `starts_other_users` CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL. Programs that are
-/// started as the same user have none.
+/// Becomes this user, in its groups. The remaining capabilities are CAP_NET_BIND_SERVICE, and with
+/// `starts_other_users` CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_KILL. Programs started as the
+/// same user have none.
 ///
 /// # Errors
-/// This process may not do so, or there is no group for the user.
+/// This process may not do so, or the user's group is unknown.
 pub fn become_user(account: &Account, starts_other_users: bool) -> Result<()> {
     let failed = |step: &str| {
         let step = format!("become the user {}: {step}", account.user);
@@ -38,8 +39,8 @@ pub fn become_user(account: &Account, starts_other_users: bool) -> Result<()> {
     let kept = kept(starts_other_users)?;
     for capability in caps::all() {
         if !kept.contains(&capability) {
-            // Fails for what this kernel does not know. The bounding set matters only to programs
-            // that grant capabilities.
+            // Fails for capabilities that this kernel does not know. The bounding set matters only
+            // to programs that grant capabilities.
             let _ = caps::drop(None, CapSet::Bounding, capability);
         }
     }
@@ -57,7 +58,7 @@ pub fn become_user(account: &Account, starts_other_users: bool) -> Result<()> {
     caps::securebits::set_keepcaps(false).map_err(refused)
 }
 
-/// Of those that are needed, the ones that this process has.
+/// The needed capabilities that this process has.
 fn kept(starts_other_users: bool) -> Result<CapsHashSet> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(refused)?;
     let others: &[_] = if starts_other_users { &FOR_OTHER_USERS } else { &[] };

@@ -463,7 +463,7 @@ pub fn set_name(name: &str) {
     }
 }
 
-/// Exits at once, without running destructors, as a worker does that has lost its primary.
+/// Exits at once, without running destructors, for a worker that has lost its primary.
 pub fn end(code: i32) -> ! {
     #[expect(clippy::exit, reason = "a library has no other way to end a program, as Node's does")]
     std::process::exit(code)

@@ -1,4 +1,4 @@
-//! What the kernel's scheduler has counted for a process.
+//! The kernel scheduler's times of a process.
 
 use std::fs;
 
@@ -7,11 +7,11 @@ use std::fs;
 pub struct CpuTimes {
     /// How long it ran.
     pub ran_ns: u64,
-    /// How long it could have run and waited for a CPU.
+    /// How long it was runnable and waited for a CPU.
     pub waited_ns: u64,
 }
 
-/// The times of a process that runs, or has ended and not been reaped. None where the kernel does
+/// The times of a process that runs, or has ended and is not reaped. `None` where the kernel does
 /// not count them, or `/proc` is not mounted.
 #[must_use]
 pub fn of_process(pid: u32) -> Option<CpuTimes> {

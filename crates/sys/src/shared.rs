@@ -62,14 +62,14 @@ impl SharedPage {
         Self::map(memory)
     }
 
-    /// Creates a page of zeros that programs of the kernel can read, too.
+    /// Creates a page of zeros that BPF programs can read, too.
     ///
     /// # Errors
-    /// This process may not create maps of BPF, memory is exhausted, or there is no /proc.
+    /// This process may not create BPF maps, memory is exhausted, or there is no /proc.
     pub fn create_map() -> std::result::Result<Self, Errno> {
         let bytes = u32::try_from(PAGE_BYTES).expect("a page is small");
         let memory = bpf::create_array(bytes, true)?;
-        // Without /proc other processes could not see what it is, and would refuse it.
+        // Without /proc other processes could not recognize it, and would refuse it.
         if !bpf::is_page(&memory) {
             return Err(Errno::EOPNOTSUPP);
         }

@@ -1,4 +1,4 @@
-//! The signals of Linux, but for the real-time ones.
+//! The signals of Linux, except the real-time ones.
 
 use std::fmt;
 
@@ -109,7 +109,7 @@ impl Signal {
         Self::SIGSYS,
     ];
 
-    /// The signal with this number; `None` for real-time signals and what is no signal.
+    /// The signal with this number; `None` for real-time signals and other numbers.
     #[must_use]
     pub fn from_raw(number: i32) -> Option<Self> {
         Self::ALL.into_iter().find(|signal| *signal as i32 == number)

@@ -1,9 +1,9 @@
-//! Makes the kernel draw lots among some of the listening sockets of a port (SO_REUSEPORT).
+//! Makes the kernel draw at random among some of the listening sockets of a port (SO_REUSEPORT).
 //!
-//! Owns the assembly of the program, one of classic BPF, which any process may attach: it needs no
-//! capability. It runs for each connection that begins, draws a random number and names a socket by
-//! its place in the port's group: sockets are in the order in which they began to listen, as long
-//! as none of them is closed. A place that there is not makes the kernel choose by its hash.
+//! Owns the assembly of the program, in classic BPF, which any process may attach without a
+//! capability. It runs for each new connection, draws a random number and names a socket by its
+//! place in the port's group: sockets are in the order in which they began to listen, while none of
+//! them is closed. For a place that does not exist the kernel chooses by hash.
 
 use std::os::fd::{AsFd, AsRawFd as _};
 
@@ -17,7 +17,7 @@ use crate::listener::{Listener, OpenOptions};
 use crate::picking::{BoardLayout, Pickable, Picking};
 use crate::shared::SharedPage;
 
-/// How often a socket is drawn: so many of all weights together.
+/// How often a socket is drawn: its share of the sum of all weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lot {
     /// Its place in the group.
@@ -29,21 +29,21 @@ pub struct Lot {
 /// How the kernel chooses among the sockets of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// By a program that reads the counters of the workers: it picks the one with the fewest
-    /// connections in flight. It takes CAP_BPF.
+    /// A program reads the counters of the workers and picks the one with the fewest connections in
+    /// flight. It needs CAP_BPF.
     Exact,
-    /// By a program that needs no capability: it draws lots among sockets that are left in.
+    /// A program draws at random among the sockets that are not excluded. It needs no capability.
     Unprivileged,
-    /// By its hash, among all.
+    /// By hash, among all.
     Plain,
 }
 
-/// Which form there is here, with the reason.
+/// The form available here, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormDecision {
     /// The form.
     pub form: Form,
-    /// Why it is this one.
+    /// The reason for it.
     pub reason: String,
 }
 
@@ -58,8 +58,8 @@ impl Form {
         }
     }
 
-    /// Tries the forms with a socket of its own, the best one first. Only workers that count what
-    /// they accept (`is_counted`) can be picked exactly.
+    /// Tries the forms on a temporary socket, the best one first. Only workers that count the
+    /// connections they accept (`is_counted`) can be picked exactly.
     #[must_use]
     pub fn find(is_counted: bool) -> FormDecision {
         let exact = if is_counted { attempt(&pick) } else { Err(Errno::EOPNOTSUPP) };
@@ -124,22 +124,22 @@ fn attempt(form: &dyn Fn(&Listener) -> Result<(), Errno>) -> Result<(), Errno> {
     form(&listener)
 }
 
-/// `BPF_LD | BPF_W | BPF_ABS`: the accumulator gets what is at a place.
+/// `BPF_LD | BPF_W | BPF_ABS`: loads the accumulator from an offset.
 const LOAD: u16 = 0x20;
-/// The place of a random number (`SKF_AD_OFF + SKF_AD_RANDOM`).
+/// The offset of a random number (`SKF_AD_OFF + SKF_AD_RANDOM`).
 const RANDOM: u32 = 0xffff_f000 + 56;
 /// `BPF_ALU | BPF_MOD | BPF_K`.
 const MODULO: u16 = 0x94;
 /// `BPF_ALU | BPF_ADD | BPF_K`.
 const ADD: u16 = 0x04;
-/// `BPF_JMP | BPF_JGE | BPF_K`: jumps over so many instructions from a value on.
+/// `BPF_JMP | BPF_JGE | BPF_K`: skips a number of instructions from a value on.
 const JUMP_FROM: u16 = 0x35;
 /// `BPF_RET | BPF_K`.
 const RETURN: u16 = 0x06;
 /// `BPF_RET | BPF_A`.
 const RETURN_ACCUMULATOR: u16 = 0x16;
 
-/// Sockets beside each other that are drawn equally often.
+/// Adjacent sockets with the same weight.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     first: u16,
@@ -147,11 +147,11 @@ struct Run {
     weight: u32,
 }
 
-/// From now on connections to the port of `socket` are drawn by these lots. Those that have begun
-/// stay where they are.
+/// Draws new connections to the port of `socket` by these lots. Earlier connections stay where they
+/// are.
 ///
 /// # Errors
-/// The kernel refuses the program, or the port has one socket only (EINVAL).
+/// The kernel refuses the program, or the port has only one socket (EINVAL).
 pub fn steer(socket: &impl AsFd, lots: &[Lot]) -> Result<(), Errno> {
     let mut program = assemble(lots);
     let program = libc::sock_fprog {
@@ -173,9 +173,9 @@ pub fn steer(socket: &impl AsFd, lots: &[Lot]) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// The program: a random number less than the sum of the weights, and a ladder of comparisons. A
-/// run of sockets with one lot each is one step. Without a lot the place is none, so that the
-/// kernel chooses by its hash.
+/// The program: a random number below the sum of the weights, and a chain of comparisons. A run of
+/// sockets with one lot each is one step. Without a lot the result is no place, so the kernel
+/// chooses by hash.
 fn assemble(lots: &[Lot]) -> Vec<libc::sock_filter> {
     let sum: u32 = lots.iter().map(|lot| lot.weight).sum();
     if sum == 0 {
@@ -188,7 +188,7 @@ fn assemble(lots: &[Lot]) -> Vec<libc::sock_filter> {
         drawn += sockets * weight;
         let step = match sockets {
             1 => vec![instruction(RETURN, 0, first.into())],
-            // Both count up together, so the place is the number and a difference.
+            // Both count up together, so the place is the number plus a constant.
             _ => vec![
                 instruction(ADD, 0, u32::from(first).wrapping_sub(before)),
                 instruction(RETURN_ACCUMULATOR, 0, 0),
@@ -235,7 +235,7 @@ mod tests {
 
     const BACKLOG: u32 = 512;
 
-    /// What the kernel does with the program when it draws `random`.
+    /// Interprets the program as the kernel does when it draws `random`.
     fn run(program: &[libc::sock_filter], random: u32) -> u32 {
         let (mut accumulator, mut next) = (0u32, 0);
         loop {

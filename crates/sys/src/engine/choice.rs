@@ -92,7 +92,7 @@ impl EngineChoice {
         }
     }
 
-    /// Decides by what has been found; `disabled` and `seccomp` are those of
+    /// Decides from a probe; `disabled` and `seccomp` are those of
     /// [`ring_refusal`](probe::ring_refusal).
     ///
     /// # Errors

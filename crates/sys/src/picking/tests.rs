@@ -1,4 +1,4 @@
-//! The program without a kernel, against what it shall pick, and in the kernel where that is
+//! The program without a kernel, against the expected pick, and in the kernel where that is
 //! allowed.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ const CURSOR: RawFd = 1001;
 const MAP_BYTES: u64 = 0x1_0000;
 const STACK_END: u64 = 0x10;
 
-/// What the kernel does with these instructions: memory by address, of words of 8 bytes.
+/// The kernel's semantics of these instructions: memory by address, in words of 8 bytes.
 struct Machine {
     memory: HashMap<u64, u64>,
     selected: Option<u64>,
@@ -113,7 +113,7 @@ impl Board {
     }
 }
 
-/// What shall be picked: of those with the fewest in flight the first behind the last.
+/// The expected pick: among those with the fewest in flight, the first after the last pick.
 fn expected(boards: &[Board], last: usize) -> Option<usize> {
     let count = boards.len();
     let turn = |place: usize| (place + count - 1 - last % count) % count;
@@ -216,7 +216,7 @@ fn the_kernel_picks_by_plain_stores_of_others() {
     boards.iter().for_each(|board| board.word(0, 0).store(1, Ordering::Release));
     clients.extend((0..40).map(connect));
     assert_eq!(accepted(&group).iter().sum::<usize>(), 40, "by hash, and none is lost");
-    // The number of a socket is its key, whichever are left.
+    // The number of a socket is its key, whichever sockets remain.
     let last = [Pickable { socket: 6, board: boards[6].as_fd() }];
     boards[6].word(0, 0).store(0, Ordering::Release);
     picking.pick_among(&group[0], &last).expect("the kernel takes it");

@@ -1,4 +1,4 @@
-//! Cancelling operations. What was cancelled still reports, with its own completion.
+//! Cancels operations. A cancelled operation still reports, with its own completion.
 
 use io_uring::opcode;
 
