@@ -9,7 +9,7 @@ use clusterlb_protocol::control::{ToPrimary, ToWorker, halves};
 use clusterlb_protocol::handoff;
 use serde::de::DeserializeOwned;
 
-/// Written at once. A socket has room for so many, and a frame may be longer.
+/// Bytes per write. A socket has room for them, and a frame may be longer.
 const PIECE_BYTES: usize = 32 * 1024;
 
 /// Checks one input.

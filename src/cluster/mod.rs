@@ -343,9 +343,9 @@ impl Cluster {
         self.part(None)
     }
 
-    /// As [`disconnect`](Self::disconnect), and tells the workers after which time connections
-    /// shall be cut, as [`Worker::grace`](crate::Worker::grace). The built-in worker does that; a
-    /// program's worker may ask for it.
+    /// As [`disconnect`](Self::disconnect), and tells the workers when to cut connections, as
+    /// [`Worker::grace`](crate::Worker::grace). The built-in worker does so; a program's worker may
+    /// ask for it.
     pub fn disconnect_within(&self, grace: Duration) -> Completion {
         self.part(Some(grace))
     }
@@ -403,9 +403,9 @@ impl Cluster {
             .map_err(|error| Error::system("start a thread for events", errno_of(&error)))
     }
 
-    /// Closes the sockets of places that stay empty, where every worker has one of its own: but for
-    /// `coming` of them, no worker will accept from those. What waits there goes to the others,
-    /// if the kernel lets this process arrange that. Tells how many connections were lost.
+    /// If every worker has its own sockets, closes those of slots that stay empty: except for
+    /// `coming` of them, no worker will accept from these. Their queues go to the other sockets, if
+    /// the kernel lets this process arrange that. Returns how many connections were lost.
     ///
     /// # Errors
     /// The cluster has ended, or failed.

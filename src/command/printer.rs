@@ -93,7 +93,7 @@ impl Printer {
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().expect("nothing panics while it holds what is to be printed")
+        self.orders.lock().expect("nothing panics while it holds the lines")
     }
 
     /// Queues a line.

@@ -301,7 +301,7 @@ impl Driver {
     }
 
     fn carry_out(&mut self, asked: Asked) -> Result<()> {
-        // Nobody waits for what comes of it, except by events.
+        // The outcome is reported only by events.
         match asked {
             Asked::Send { id, message } => match self.workers.get(&WorkerId::new(id)) {
                 // One that has just ended is no error, as for Node's primary.

@@ -362,8 +362,8 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` accepts from now on. Returns the owners of its own socket, if it has
-    /// one.
+    /// The worker in `slot` accepts from now on. Returns the owners of its socket, if it has a
+    /// separate one.
     pub(crate) fn begin(&mut self, slot: Slot) -> Option<SocketOwners> {
         match &mut self.socket {
             Socket::StreamEach(sockets) => sockets.begin(slot),
@@ -383,7 +383,7 @@ impl Entry {
         socket_owners
     }
 
-    /// The worker in `slot` no longer serves this. Returns the owners of its own socket, if it had
+    /// The worker in `slot` no longer serves this. Returns the owners of its socket, if it had
     /// one and has not left it before, and how many connections that waited there were lost. The
     /// socket is kept if the primary or a successor can empty it.
     pub(crate) fn forget(

@@ -1,4 +1,4 @@
-//! The sockets of one address when each worker has one of its own (SO_REUSEPORT).
+//! The sockets of one address with one socket per worker (SO_REUSEPORT).
 //!
 //! Owns which worker accepts from which socket. Closing a socket resets the connections in its
 //! queue, and one may arrive at any moment. So a socket stays open while the address is served and

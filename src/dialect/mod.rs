@@ -114,7 +114,7 @@ impl WorkerStart<'_> {
         }
     }
 
-    /// The descriptors that it inherits under numbers of its own.
+    /// The descriptors that it inherits under fixed numbers.
     pub(crate) fn take_placed(&mut self) -> Vec<(RawFd, OwnedFd)> {
         match self {
             Self::ListenFds(start) => start.take_sockets(),

@@ -124,8 +124,8 @@ impl WorkerHandle {
         self.part(None);
     }
 
-    /// As [`disconnect`](Self::disconnect), and tells the worker after which time its connections
-    /// shall be cut. The built-in worker does that; a program's worker may ask for it.
+    /// As [`disconnect`](Self::disconnect), and tells the worker when to cut its connections. The
+    /// built-in worker does so; a program's worker may ask for it.
     pub fn disconnect_within(&self, grace: Duration) {
         self.part(Some(grace));
     }

@@ -69,7 +69,7 @@ pub(super) struct Driver {
     pub(super) refusal: Option<Arc<Error>>,
     /// Workers that have served something.
     pub(super) served: BTreeSet<WorkerId>,
-    /// A worker that has served nothing here listens on this by itself.
+    /// A worker that serves nothing here listens on this address, bypassing the primary.
     pub(super) past_primary: Option<(WorkerId, SocketAddr)>,
 }
 

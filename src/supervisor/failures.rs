@@ -18,11 +18,9 @@ pub(super) fn of_run(
         return Error::cluster(
             ErrorKind::StartFailed,
             format!(
-                "worker {worker} listens on {address} by itself, so no connection comes to it from \
-                 here"
+                "worker {worker} itself listens on {address}, so it gets no connection from here"
             ),
-            "leave out exclusive: true, reusePort: true, or whatever else makes it bypass the \
-             primary",
+            "remove exclusive: true, reusePort: true, or other options that bypass the primary",
         );
     }
     match failure {

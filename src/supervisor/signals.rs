@@ -31,7 +31,7 @@ pub(super) enum Wish {
     Stop,
     /// The end, in order, because the terminal is gone.
     HangUp,
-    /// So many workers more, or less.
+    /// A change of the number of workers.
     Step(i16),
     /// A process has ended that may not be a worker.
     Reap,

@@ -131,17 +131,17 @@ mod tests {
         assert_eq!(other.failure().map(|error| error.to_string()).as_deref(), Some("it broke"));
     }
 
-    /// A task that nobody runs.
-    struct Nobody;
+    /// A task that never runs.
+    struct Idle;
 
-    impl std::task::Wake for Nobody {
+    impl std::task::Wake for Idle {
         fn wake(self: Arc<Self>) {}
     }
 
     #[test]
     fn tasks_are_woken() {
         let mut completion = Completion::default();
-        let waker = Waker::from(Arc::new(Nobody));
+        let waker = Waker::from(Arc::new(Idle));
         let mut context = Context::from_waker(&waker);
         assert!(Pin::new(&mut completion).poll(&mut context).is_pending());
         assert!(Pin::new(&mut completion).poll(&mut context).is_pending());

@@ -78,7 +78,7 @@ impl AcceptQueue {
         }
     }
 
-    /// Whether this worker accepts from a socket of its own.
+    /// Whether this worker accepts from its own socket.
     pub(super) fn has_own(&self) -> bool {
         self.own.is_some()
     }

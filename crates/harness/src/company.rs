@@ -37,8 +37,8 @@ impl Company {
         Self { at: Instant::now(), busy, own: own(), cpus }
     }
 
-    /// What is to be said of a measurement that began with this look, if it had too much company.
-    /// All that it started has to have ended.
+    /// The objection to a measurement that began with this sample, if other processes were too
+    /// busy. Everything that it started must have ended.
     #[must_use]
     pub fn objection(&self) -> Option<String> {
         let now = Self::look(self.cpus.iter().copied());
@@ -47,8 +47,8 @@ impl Company {
         let share = share(passed, busy, now.own.saturating_sub(self.own), self.cpus.len())?;
         (share > SHARE_MAX).then(|| {
             format!(
-                "other processes took {:.0} % of the CPUs meanwhile: who got the load may be \
-                 their doing",
+                "other processes took {:.0} % of the CPUs during this: they may have shifted the \
+                 load",
                 100.0 * share
             )
         })

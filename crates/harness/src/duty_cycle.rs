@@ -35,7 +35,7 @@ impl DutyCycle {
     }
 }
 
-/// Whoever has ended is left alone from then on: its number may become another's.
+/// A process that has ended gets no further signals: its number may be reused.
 fn run(mut processes: Vec<Pid>, ended: &AtomicBool) {
     let mut signal = |signal| processes.retain(|process| kill(*process, signal).is_ok());
     while !ended.load(Ordering::Relaxed) {

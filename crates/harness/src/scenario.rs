@@ -21,9 +21,9 @@ pub const STALL: Duration = Duration::from_millis(400);
 const TIMEOUT_WITHOUT_WORKER: Duration = Duration::from_secs(1);
 /// Number of idle connections held beside short ones.
 const HELD: u32 = 400;
-/// A slow worker takes so many times as long as the others.
+/// A slow worker takes this many times as long as the others.
 const SLOWNESS: f64 = 4.0;
-/// One worker in so many is slow.
+/// One in this many workers is slow.
 const SLOW_ONE_IN: usize = 4;
 /// How busy unequal workers are together, in percent.
 const UNEVEN_PERCENT: u8 = 70;
@@ -156,7 +156,7 @@ impl Scenario {
         Some(Work { kind: WorkKind::Block, time })
     }
 
-    /// How many of so many workers are slow.
+    /// How many of `workers` are slow.
     #[must_use]
     pub fn slow_workers(self, workers: usize) -> usize {
         if self == Self::Uneven { workers.div_ceil(SLOW_ONE_IN) } else { 0 }

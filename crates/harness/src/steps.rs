@@ -15,7 +15,7 @@ const NEAR: f64 = 0.25;
 /// Times that differ by less than this factor are no step.
 const STEP_MIN: f64 = 2.0;
 
-/// A step of a distribution: so many percent take at most the shorter time, the others at least
+/// A step of a distribution: this percentage takes at most the shorter time, the others at least
 /// the longer one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {

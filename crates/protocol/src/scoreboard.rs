@@ -337,8 +337,8 @@ impl WorkerPage {
         })
     }
 
-    /// Counts a connection that the worker has accepted from a socket of its own. Published at
-    /// once: if the worker is killed, nothing else tells of it, and the kernel may choose by it.
+    /// Counts a connection that the worker accepted from its own socket. Published at once: if the
+    /// worker is killed, nothing else reports it, and the kernel may choose by it.
     pub fn add_own(&mut self) {
         self.own += 1;
         self.page.word(WORKER, OWN).store(self.own, Ordering::Release);

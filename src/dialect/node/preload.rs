@@ -165,7 +165,7 @@ impl Preload {
     }
 }
 
-/// Whether a worker with these variables of its own loads the script.
+/// Whether a worker with these additional variables loads the script.
 pub(crate) fn is_wanted(settings: &ClusterSettings, environment: &[(OsString, OsString)]) -> bool {
     let arguments: Vec<OsString> =
         settings.exec_argv.iter().chain(&settings.args).cloned().collect();

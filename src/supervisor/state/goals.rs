@@ -25,7 +25,7 @@ pub(in crate::supervisor) enum Refusal {
 /// What a caller waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// There are so many slots, each with a worker that serves or with none for good, and no other
+    /// There are this many slots, each with a serving worker or permanently empty, and no other
     /// worker.
     Slots(u16),
     /// The worker has ended.

@@ -228,8 +228,8 @@ impl State {
         !child.goes() && child.online && child.ready && serves
     }
 
-    /// Where each worker has addresses of its own, such as a port derived from its number, the
-    /// successor's are others: only their number counts.
+    /// If each worker has separate addresses, such as a port derived from its number, the
+    /// successor's differ: only their number counts.
     fn without_own(&self, old: &Child, wanted: Names) -> (Names, usize) {
         let others = || {
             let stays = |one: &&Child| one.stays() && !std::ptr::eq(*one, old);

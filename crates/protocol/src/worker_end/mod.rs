@@ -67,7 +67,7 @@ impl WorkerEnd {
         self.page.add_claimed(1, now_ns);
     }
 
-    /// Counts a connection that this worker has accepted from a socket of its own.
+    /// Counts a connection that this worker accepted from its own socket.
     pub fn claim_own(&mut self) {
         self.page.add_own();
     }

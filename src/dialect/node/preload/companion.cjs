@@ -1,6 +1,6 @@
-// A companion: the program's own primary branch, in a process that has no workers of its own. Owns
-// what `cluster` is there: the workers are those of clusterlb, which this process hears of and
-// speaks to in lines of JSON on a socket.
+// A companion: the program's own primary branch, in a process without child workers. Owns `cluster`
+// there: its workers are those of clusterlb, with which this process exchanges lines of JSON on a
+// socket.
 
 // The lines before the program can handle them wait for its first listener, at most for this time.
 const HELD_AT_MOST_MS = 1000;

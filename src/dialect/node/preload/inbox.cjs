@@ -9,7 +9,7 @@ const OPEN_FILES = /^Max open files +(\d+)/m;
 const DESCRIPTORS_RESERVED = 16;
 const SHORTEST_REST_MS = 5;
 const LONGEST_REST_MS = 250;
-// The program is supposed to use up no more than `FEW` descriptors in this time.
+// The program is expected to open at most `FEW` descriptors in this time.
 const COUNTING_MS = 10;
 const FEW = 64;
 const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;

@@ -108,7 +108,7 @@ fn with_a_port_per_worker_a_successor_has_another_one() {
     world.reloads();
     world.serves(3, 80);
     world.pass(30_000);
-    assert!(world.disconnected.is_empty(), "it has none of its own yet");
+    assert!(world.disconnected.is_empty(), "it has no separate port yet");
     world.serves(3, 9103);
     world.pass(2_000);
     assert_eq!(world.disconnected, [id(1)].into());
