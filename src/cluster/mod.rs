@@ -32,10 +32,9 @@ use crate::sys::waker::Waker;
 
 /// A primary's workers and everything they share. Clones are the same cluster.
 ///
-/// The work is done by two threads: one starts workers, listens to them and tells of events, the
-/// other accepts connections and hands them over. When the last clone is dropped, workers that are
-/// left are killed and every listener is closed; to end in order, wait for
-/// [`disconnect`](Self::disconnect) first.
+/// Two threads do the work: one starts workers, reads their messages and publishes events, the
+/// other accepts connections and hands them over. Dropping the last clone kills remaining workers
+/// and closes every listener; to end in order, wait for [`disconnect`](Self::disconnect) first.
 ///
 /// If the first of the two threads ever fails, everything ends as if the cluster had been dropped,
 /// and no caller waits forever: there is an [`Event::Error`] without a worker, then the events end;
@@ -57,11 +56,11 @@ struct Shared {
 #[derive(Debug)]
 struct Setup {
     settings: Arc<ClusterSettings>,
-    /// What concerns the whole cluster is fixed.
+    /// The settings of the whole cluster are fixed.
     fixed: bool,
-    /// And something has been started or opened with it.
+    /// A worker was started or a listener opened with them.
     in_use: bool,
-    /// Forks with the present way to find debuggers' ports.
+    /// Forks with the present rule for debugger ports.
     inspected: u32,
 }
 
@@ -76,30 +75,30 @@ pub struct ForkOptions {
 }
 
 impl ForkOptions {
-    /// A variable in the environment of this worker alone.
+    /// A variable in the environment of this worker.
     pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Its place, from 0: a worker that takes the place of another one has its turn in the
-    /// rotation and its CPU. Otherwise it gets the first free one.
+    /// Its place, from 0: a worker that takes another's place inherits its turn in the rotation and
+    /// its CPU. Otherwise it gets the first free one.
     pub fn place(mut self, place: u16) -> Self {
         self.place = Some(Slot(place));
         self
     }
 
-    /// The number that it is known by, from 0, whichever place it has: it sees it in
-    /// `CLUSTERLB_INSTANCE` and `NODE_APP_INSTANCE`, and gets the CPU of that number. A worker that
-    /// takes over from another one gets the same.
+    /// Its instance number, from 0, independent of its place: it sees it in `CLUSTERLB_INSTANCE`
+    /// and `NODE_APP_INSTANCE`, and gets the CPU of that number. A successor gets the same number.
     pub fn instance(mut self, number: u16) -> Self {
         self.instance = Some(number);
         self
     }
 
-    /// Whom it is going to replace. Where workers have listening sockets of their own
+    /// The worker that it will replace. Where workers have their own listening sockets
     /// ([`AcceptMechanism::Reuseport`](crate::settings::AcceptMechanism)), both accept from the
-    /// same until the other one leaves, so that no connection waits where no worker accepts.
+    /// same one until the predecessor leaves, so that no connection waits in a socket without a
+    /// worker.
     pub fn successor_of(mut self, predecessor: &WorkerHandle) -> Self {
         self.predecessor = Some(predecessor.id());
         self
@@ -118,7 +117,7 @@ impl Cluster {
         Self::with_policy(policy_from_environment()?)
     }
 
-    /// As [`primary`](Self::primary), whatever the environment says of the policy.
+    /// As [`primary`](Self::primary), but ignores the policy in the environment.
     ///
     /// # Errors
     /// [`Error::Usage`] in a worker, and for an engine in the environment that there is not, or a
@@ -195,13 +194,13 @@ impl Cluster {
         setup.inspected = 0;
         setup.settings = Arc::new(settings);
         let settings = Arc::clone(&setup.settings);
-        // Still under the lock, so that setups are told in their order.
+        // Under the lock, so that setups are published in order.
         self.shared.bus.publish(&Event::Setup { settings });
         Ok(())
     }
 
-    /// Changes settings of a cluster that is going to be supervised. What concerns the whole
-    /// cluster may change only if `change` is told that nothing has been started with it.
+    /// Changes settings of a cluster that will be supervised. Settings of the whole cluster may
+    /// change only if `change` is told that nothing has been started with them.
     pub(crate) fn prepare(&self, change: impl FnOnce(&mut ClusterSettings, bool)) -> Result<()> {
         let mut setup = self.setup();
         let mut settings = (*setup.settings).clone();
@@ -214,12 +213,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Why the control plane could not go on, if it could not.
+    /// Why the control plane failed, if it did.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.shared.control.failure()
     }
 
-    /// The settings as they are (Node: `cluster.settings`).
+    /// The present settings (Node: `cluster.settings`).
     #[must_use]
     pub fn settings(&self) -> Arc<ClusterSettings> {
         Arc::clone(&self.setup().settings)
@@ -275,23 +274,22 @@ impl Cluster {
         self.shared.registry.lock().expect("nothing panics while it holds the workers")
     }
 
-    /// What became of all connections so far, as the data path counts them. Reads memory, asks no
-    /// thread, and can be called as often as one likes; after the end, the last counts. Under the
-    /// policy `none` the data path accepts nothing, and [`worker_counts`](Self::worker_counts) has
-    /// what workers accepted.
+    /// The data path's counts of all connections so far. Reads memory, asks no thread, and is cheap
+    /// to call; after the end, returns the last counts. Under the policy `none` the data path
+    /// accepts nothing, and [`worker_counts`](Self::worker_counts) has what workers accepted.
     #[must_use]
     pub fn counts(&self) -> ClusterCounts {
         self.shared.live_counts.read()
     }
 
-    /// What became of each listener's connections, as the data path counts them. Reads memory, asks
-    /// no thread. A listener that has closed is not among them.
+    /// The data path's counts of each listener. Reads memory, asks no thread. Closed listeners are
+    /// not included.
     #[must_use]
     pub fn listener_counts(&self) -> BTreeMap<ListenerId, ListenerCounts> {
         self.shared.live_counts.read_listeners()
     }
 
-    /// The counts of all workers together, those that have ended included. Reads memory, as
+    /// The sum of all workers' counts, including ended ones. Reads memory, as
     /// [`WorkerHandle::counts`] does.
     #[must_use]
     pub fn worker_counts(&self) -> WorkerCounts {
@@ -307,7 +305,7 @@ impl Cluster {
     /// first, second and further call of each worker to serve it.
     ///
     /// # Errors
-    /// [`Error::Listen`], as for any server that cannot have its address; [`Error::Workers`] beyond
+    /// [`Error::Listen`], as for any server whose address is unavailable; [`Error::Workers`] beyond
     /// 64 listeners.
     pub fn hold(&self, address: &ListenAddress) -> Result<(ListenerId, String)> {
         let mut setup = self.setup();
@@ -359,7 +357,7 @@ impl Cluster {
         }
         let completion = Completion::default();
         let guard = self.shared.control.guard(completion.clone());
-        // With the control plane everything else has ended, too, and the promise is kept.
+        // If the control plane has ended, so has everything else, and the completion resolves.
         let _ = self.shared.control.send(Request::DisconnectAll { grace, guard });
         completion
     }
@@ -413,7 +411,7 @@ impl Cluster {
         self.shared.control.ask(|answer| Request::Shed { coming, answer })
     }
 
-    /// Ends what is left by force, and gives the sums of the data path.
+    /// Kills remaining workers, and returns the sums of the data path.
     ///
     /// # Errors
     /// The cluster has ended, or failed.
@@ -424,7 +422,7 @@ impl Cluster {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // A control plane that has ended already has left nothing.
+        // A control plane that has already ended has left nothing behind.
         let _: Result<ClusterCounts> = self.control.ask(|answer| Request::End { answer });
     }
 }

@@ -1,4 +1,4 @@
-//! Which of the two this process is.
+//! The role of this process.
 
 use super::Cluster;
 use crate::error::Result;

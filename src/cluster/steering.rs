@@ -1,4 +1,4 @@
-//! What can be changed of a cluster while it accepts, and whether it is alive.
+//! Changes to a cluster while it accepts, and a check that it responds.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,10 +13,9 @@ use crate::settings::Policy;
 use crate::sys::listener::Listener;
 
 impl Cluster {
-    /// Shares connections out by another policy, or other rules, from now on. What is open stays
-    /// where it is. Publishes [`Event::Setup`]. What
-    /// [`scheduler`](SchedulerConfig::scheduler) and
-    /// [`credits_max`](SchedulerConfig::credits_max) say stays as it is.
+    /// Changes the policy or the scheduling rules. Open connections stay where they are. Publishes
+    /// [`Event::Setup`]. [`scheduler`](SchedulerConfig::scheduler) and
+    /// [`credits_max`](SchedulerConfig::credits_max) keep their values.
     ///
     /// ```
     /// use clusterlb::{Cluster, Policy};
@@ -32,8 +31,8 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::Usage`]: from or to [`Policy::None`], because workers have been given listening
-    /// sockets, or connections, once and for all; the policy, while a scheduler of the program's
-    /// own chooses. The cluster has failed. Nothing is changed then.
+    /// sockets, or connections, permanently; the policy, while a custom scheduler chooses. The
+    /// cluster has failed. Nothing is changed then.
     ///
     /// # Panics
     /// If `change` does; nothing is changed then. It must not call this cluster.
@@ -59,25 +58,25 @@ impl Cluster {
         self.shared.control.send(Request::Reschedule { policy: after, scheduling })?;
         setup.settings = Arc::new(settings);
         let settings = Arc::clone(&setup.settings);
-        // Still under the lock, so that setups are published in their order.
+        // Under the lock, so that setups are published in order.
         self.shared.bus.publish(&Event::Setup { settings });
         Ok(())
     }
 
-    /// Keeps a listening socket that this process has been given, by a service manager or an
-    /// earlier run: whatever asks for the address that it is bound to gets it, and nothing is
-    /// opened then. Gives the address.
+    /// Keeps a listening socket that this process was given, by a service manager or an earlier
+    /// run: a request for the address it is bound to gets this socket instead of a new one. Returns
+    /// the address.
     ///
     /// # Errors
-    /// It is no listening stream socket; the cluster has ended, or failed.
+    /// It is not a listening stream socket; the cluster has ended, or failed.
     pub fn adopt(&self, socket: OwnedFd) -> Result<String> {
         let listener = Box::new(Listener::from_passed(socket)?);
         self.shared.control.ask(|answer| Request::Adopt { listener, answer })
     }
 
     /// Duplicates of the listening TCP sockets that workers share, with their bound addresses: for
-    /// a service manager, or another process, that keeps them open. Connections that come when
-    /// nothing accepts wait in them. Closes none.
+    /// a service manager, or another process, that keeps them open. Connections wait in them while
+    /// nothing accepts. Closes none.
     ///
     /// # Errors
     /// The cluster has ended, or failed.
@@ -85,11 +84,11 @@ impl Cluster {
         self.shared.control.ask(|answer| Request::Sockets { answer })
     }
 
-    /// Asks the control plane, and by way of it the data path, for an answer: both have finished
-    /// a turn of their loops.
+    /// Waits for an answer of the control plane, and through it of the data path: both have
+    /// finished a turn of their loops.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`]: there is none in this time; the cluster has ended, or failed.
+    /// [`ErrorKind::Busy`]: no answer in this time; the cluster has ended, or failed.
     pub fn ping(&self, within: Duration) -> Result<()> {
         let answer = self.shared.control.ask_within(within, |answer| Request::Ping { answer })?;
         answer.ok_or_else(|| {

@@ -1,24 +1,23 @@
-//! Addresses that are taken for a moment: a request for one waits, and no other request does.
+//! Addresses that are briefly taken: a request for one waits without delaying others.
 //!
-//! Owns how long that is. A process with an armed io_uring accept leaves its port busy for some
-//! milliseconds after its death, while the kernel takes the ring down, and a run that follows at
-//! once must not fail for that. A worker may also ask for a port that another worker is just
-//! closing.
+//! Owns the time limit. A process with an armed io_uring accept leaves its port busy for some
+//! milliseconds after its death, while the kernel tears the ring down, and the next run must not
+//! fail for that. A worker may also request a port that another worker is just closing.
 
 use super::ControlPlane;
 use super::listen_request::ListenRequest;
 use crate::sys::clock::monotonic_ns;
 
-/// How long a busy address is asked for.
+/// How long a busy address is retried.
 const PATIENCE_NS: u64 = 200_000_000;
-/// How often.
+/// Interval of the retries.
 const AGAIN_NS: u64 = 5_000_000;
-/// Requests that wait at once; further ones fail at once.
+/// Most waiting requests; further ones fail at once.
 const WAITING_MAX: usize = 256;
-/// Of these, how many may be of one worker.
+/// Most waiting requests of one worker.
 const WAITING_PER_WORKER: usize = 32;
 
-/// Requests that wait, oldest first, each until a moment.
+/// Waiting requests, oldest first, each with its deadline.
 #[derive(Debug, Default)]
 pub(crate) struct BindRetry {
     waiting: Vec<(ListenRequest, u64)>,
@@ -26,17 +25,17 @@ pub(crate) struct BindRetry {
 }
 
 impl BindRetry {
-    /// Until when a new request may wait.
+    /// The deadline of a new request.
     pub(crate) fn until_ns() -> u64 {
         monotonic_ns().saturating_add(PATIENCE_NS)
     }
 
-    /// When they are tried again.
+    /// The next retry.
     pub(crate) fn again_ns(&self) -> Option<u64> {
         self.again_ns
     }
 
-    /// Whether one more may wait. A worker's share is bounded, so that it leaves room for others.
+    /// Whether one more may wait. A worker's share is bounded, which leaves room for others.
     pub(crate) fn has_room_for(&self, request: &ListenRequest) -> bool {
         let owner = request.origin.worker();
         let own = self.waiting.iter().filter(|(one, _)| one.origin.worker() == owner).count();
@@ -48,14 +47,14 @@ impl BindRetry {
         self.again_ns.get_or_insert_with(|| now_ns.saturating_add(AGAIN_NS));
     }
 
-    /// An address has become free: they are tried again in this turn.
+    /// An address has become free: retry in this turn.
     pub(crate) fn hurry(&mut self) {
         self.again_ns = self.again_ns.map(|_| 0);
     }
 }
 
 impl ControlPlane {
-    /// Tries requests that wait again.
+    /// Retries waiting requests.
     pub(crate) fn retry_binds(&mut self) {
         if self.bind_retry.again_ns.is_some_and(|again_ns| again_ns <= monotonic_ns()) {
             let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
@@ -65,7 +64,7 @@ impl ControlPlane {
         }
     }
 
-    /// No address is opened any more: requests that wait are answered by this.
+    /// No more addresses are opened: waiting requests fail.
     pub(crate) fn fail_listen_requests(&mut self) {
         let BindRetry { waiting, .. } = std::mem::take(&mut self.bind_retry);
         waiting.into_iter().for_each(|(request, _)| self.bind_or_share(request, 0));

@@ -1,4 +1,4 @@
-//! The thread of the primary's data path, as the control plane holds it.
+//! The control plane's handle of the data path's thread.
 
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,12 +24,12 @@ pub(crate) struct DataPathThread {
     reports: Receiver<Report>,
     waker: Arc<Waker>,
     report_waker: Arc<Waker>,
-    /// The thread ends, for whatever reason.
+    /// Resolves when the thread ends, for any reason.
     ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// How workers' own sockets are looked after.
+/// How workers' own sockets are managed.
 fn own_socket_rules(settings: &ClusterSettings) -> OwnSocketRules {
     let is_counted = settings.is_counted_by_kernel();
     OwnSocketRules {
@@ -40,8 +40,8 @@ fn own_socket_rules(settings: &ClusterSettings) -> OwnSocketRules {
 }
 
 impl DataPathThread {
-    /// Starts the thread and waits until it has its engine. `waker` is what workers ring, and
-    /// `live_counts` is where the counts are shown.
+    /// Starts the thread and waits until it has its engine. Workers wake `waker`, and the counts
+    /// are published in `live_counts`.
     ///
     /// # Errors
     /// The machine refuses the engine, or the CPU.
@@ -67,7 +67,7 @@ impl DataPathThread {
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
         let own_sockets = own_socket_rules(settings);
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
-        // Looked at before the thread is pinned to one of them.
+        // Counted before the thread is pinned to one of them.
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
         let body = move || {
             let _end_bell = end_bell;
@@ -93,9 +93,9 @@ impl DataPathThread {
         Ok(Self { commands, reports, waker, report_waker, ended, thread: Some(thread) })
     }
 
-    /// Asks for something.
+    /// Sends a command.
     pub(crate) fn command(&self, command: Command) {
-        // A data path that has ended has told so; there is nothing more to ask of it.
+        // A data path that has ended has reported it and takes no more commands.
         let _ = self.commands.send(command);
         self.waker.wake();
     }
@@ -105,13 +105,13 @@ impl DataPathThread {
         self.commands.clone()
     }
 
-    /// What it has reported since the last call.
+    /// Its reports since the last call.
     ///
     /// # Errors
-    /// It has ended without being asked to.
+    /// It has ended unasked.
     pub(crate) fn reports(&mut self) -> Result<Vec<Report>> {
         self.report_waker.clear();
-        // Looked at first: what was reported before the end is there, then.
+        // Checked first: reports from before the end are then in the queue.
         let ended = self.ended.is_so();
         let reports: Vec<Report> = self.reports.try_iter().collect();
         if ended && !reports.iter().any(|report| matches!(report, Report::Ended(_))) {
@@ -121,10 +121,10 @@ impl DataPathThread {
         Ok(reports)
     }
 
-    /// Drops what could not be handed over, ends the thread and tells the sums.
+    /// Drops what could not be handed over, ends the thread and returns the sums.
     ///
     /// # Errors
-    /// What the data path failed with.
+    /// The data path's error.
     pub(crate) fn end(mut self) -> Result<ClusterCounts> {
         self.command(Command::End);
         self.join()?;
@@ -146,10 +146,10 @@ impl DataPathThread {
 }
 
 impl Drop for DataPathThread {
-    /// Ends the thread, which could not be commanded any more.
+    /// Ends the thread, which can no longer receive commands.
     fn drop(&mut self) {
         self.command(Command::End);
-        // Whatever it failed with, it has ended now, which is what was wanted.
+        // It has ended, which was the goal; its error does not matter.
         let _ = self.join();
     }
 }

@@ -1,4 +1,4 @@
-//! Workers that leave, by their own wish or the program's, one or all.
+//! Workers that leave, on their own or on request, one or all.
 //!
 //! Owns the order: the worker gets no new connections, except those that wait in a listener that
 //! only it serves; then its inbox ends; then it finishes what it has and exits.
@@ -23,8 +23,8 @@ impl ControlPlane {
 
     /// Asks all workers to leave and closes everything.
     pub(crate) fn drain_all(&mut self, grace: Option<Duration>) {
-        // Told before everything has been handed over: workers at their limit make room for it
-        // only if they no longer keep connections.
+        // Sent before everything has been handed over: workers at their limit make room only if
+        // they no longer keep connections.
         let everybody: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in &everybody {
             if self.ask_to_leave(*id, grace)
@@ -58,7 +58,7 @@ impl ControlPlane {
         true
     }
 
-    /// A worker has said that it leaves.
+    /// A worker has announced that it leaves.
     pub(crate) fn leaves(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
         worker_entry.state().life().voluntary = Some(true);
@@ -69,8 +69,8 @@ impl ControlPlane {
         }
     }
 
-    /// Lets a worker leave: listeners that no other worker will serve are closed, which gives it
-    /// what waits there; then it gets nothing more.
+    /// Lets a worker leave: closes listeners that no other worker will serve, which hands their
+    /// queues over; then it gets no more connections.
     pub(crate) fn let_go(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         if worker_entry.leaving {
@@ -103,7 +103,7 @@ impl ControlPlane {
     }
 
     /// Lets a leaving worker see the end of its inbox, unless a closing listener may still have
-    /// something for it.
+    /// connections for it.
     pub(crate) fn retire(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let awaits = self.listeners.iter().any(|entry| entry.closing && entry.users.contains(&id));
@@ -111,7 +111,7 @@ impl ControlPlane {
             return;
         }
         worker_entry.retired = true;
-        // One that never served anything holds its own link; dropping it ends its inbox.
+        // A worker that never served anything holds its own link; dropping it ends its inbox.
         worker_entry.link = None;
         let slot = worker_entry.slot;
         let tells = worker_entry.dialect.is_bridged() && worker_entry.connected;

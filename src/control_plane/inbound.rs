@@ -1,4 +1,4 @@
-//! What workers say.
+//! Messages of workers.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl ControlPlane {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
         else {
-            // The event of a descriptor that was closed in this very round.
+            // An event of a descriptor that was closed in this round.
             return;
         };
         let WorkerDialect::Native(native) = &mut worker_entry.dialect else { return };
@@ -31,7 +31,7 @@ impl ControlPlane {
         self.read(id);
     }
 
-    /// Reads again from workers whose events were read too slowly and now are not.
+    /// Reads from workers again whose subscribers have caught up.
     pub(crate) fn read_again(&mut self) {
         for worker_entry in self.workers.values_mut() {
             let (id, connected) = (worker_entry.id(), worker_entry.connected);
@@ -47,7 +47,7 @@ impl ControlPlane {
         }
     }
 
-    /// Reads for one turn. Tells whether there was something.
+    /// Reads for one turn. Returns whether there was anything.
     pub(crate) fn read(&mut self, id: WorkerId) -> bool {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
         let mut frames: Vec<Received<ToPrimary>> = Vec::new();
@@ -81,7 +81,7 @@ impl ControlPlane {
                 let message = Message::new(serialization, bytes, frame.descriptors, frame.lost);
                 self.tell(Event::Message { worker, message });
             }
-            // Once is enough for everybody.
+            // Reported once.
             Body::Word(ToPrimary::Online { .. }) if worker_entry.online => {}
             Body::Word(ToPrimary::Online { .. }) => {
                 worker_entry.online = true;
@@ -100,8 +100,8 @@ impl ControlPlane {
         }
     }
 
-    /// A worker gives a connection back. What it gives must be one, of a listener that it had: the
-    /// others would choke on anything else.
+    /// A worker returns a connection. It must be a connection, of a listener that the worker had:
+    /// other workers could not serve anything else.
     fn take_return(&mut self, id: WorkerId, record: Record, descriptors: Vec<OwnedFd>) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
         let slot = worker_entry.slot;
@@ -117,8 +117,8 @@ impl ControlPlane {
         }
     }
 
-    /// Says something to a worker. A failure means that it is going, or does not read and will be
-    /// found out by its end.
+    /// Sends a message to a worker. On failure the worker is ending, or does not read and will be
+    /// detected by its end.
     pub(crate) fn say(&mut self, id: WorkerId, word: &ToWorker, descriptors: Vec<OwnedFd>) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
@@ -132,7 +132,7 @@ impl ControlPlane {
         }
     }
 
-    /// Everything of a listener that was under way to a worker has arrived.
+    /// Every connection of a listener in flight to a worker has arrived.
     pub(crate) fn listener_left(&mut self, slot: Slot, listener: ListenerId) {
         let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
         self.say(id, &ToWorker::Closed { listener }, vec![]);

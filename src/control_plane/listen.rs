@@ -1,4 +1,4 @@
-//! Workers that want to serve an address, and those that do.
+//! Workers that request an address, and those that serve one.
 //!
 //! Owns the way from a request to its answer. [`ControlPlane::bind_or_share`] finds or opens the
 //! listener ([`Listeners::find_or_open`](super::listeners::Listeners::find_or_open)), passes a new
@@ -27,11 +27,11 @@ use crate::protocol::control::{ListenOptions, ToWorker};
 use crate::settings::{ClusterSettings, Dialect};
 use crate::sys::clock::monotonic_ns;
 
-/// What a worker fails in that asks for an address which no rule names.
+/// The failing step for a worker that requests an address no rule allows.
 const NOT_ALLOWED: &str = "let a worker listen on";
 
 impl ControlPlane {
-    /// Opens an address for no worker yet, and keeps it open.
+    /// Opens an address before any worker requests it, and keeps it open.
     pub(crate) fn hold(
         &mut self,
         settings: &Arc<ClusterSettings>,
@@ -45,7 +45,7 @@ impl ControlPlane {
         let index = self.listeners.next_index(address);
         let key = Key::new(address, ListenOptions::default(), index);
         let opening = Opening {
-            // Programs take them over that know nothing of us, as from systemd.
+            // Programs without any clusterlb code inherit them, as from systemd.
             blocking: settings.dialect == Dialect::ListenFds,
             ..opening(&cluster_settings, None)
         };
@@ -56,7 +56,7 @@ impl ControlPlane {
         );
     }
 
-    /// A worker wants to serve an address.
+    /// A worker requests an address.
     pub(crate) fn listen(
         &mut self,
         id: WorkerId,
@@ -66,7 +66,7 @@ impl ControlPlane {
     ) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         if worker_entry.leaving {
-            // It has been told so, or has said so, and does not wait for an answer.
+            // It is leaving and does not wait for an answer.
             return;
         }
         let origin = Origin::Native { worker: id, sequence };
@@ -92,11 +92,11 @@ impl ControlPlane {
         self.bind_or_share(request, BindRetry::until_ns());
     }
 
-    /// Finds or opens the address of a request and answers it. While the address is busy, and
-    /// until that moment, the request waits.
+    /// Finds or opens the requested address and answers. While the address is busy, the request
+    /// waits until its deadline.
     pub(crate) fn bind_or_share(&mut self, request: ListenRequest, until_ns: u64) {
         if request.origin.worker().is_some_and(|worker| self.is_leaving(worker)) {
-            // It does not wait for an answer any more.
+            // It no longer waits for an answer.
             return;
         }
         if self.hands_over() && self.data_path.is_none() {
@@ -125,7 +125,7 @@ impl ControlPlane {
         self.workers.get(&id).is_none_or(|worker_entry| worker_entry.leaving)
     }
 
-    /// Lets the data path have a listener that has just been opened, or opened anew.
+    /// Passes a new or reopened listener to the data path.
     fn pass_on(&mut self, id: ListenerId, is_new: bool) {
         let hands_over = self.hands_over();
         let outlives_workers = self.cluster_settings.as_ref().is_some_and(|one| one.hold);
@@ -146,7 +146,7 @@ impl ControlPlane {
         }
     }
 
-    /// Lets the origin of a request have a listener: the program holds it, a worker shares it.
+    /// Gives a listener to the origin of a request: the program holds it, a worker shares it.
     fn grant(&mut self, listener: ListenerId, is_new: bool, request: ListenRequest) {
         let hands_over = self.hands_over();
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");
@@ -172,7 +172,7 @@ impl ControlPlane {
             return self.decline(request, error);
         }
         if entry.closing {
-            // Its address is free only when it has gone.
+            // Its address becomes free only when it is removed.
             return entry.waiting.push(request);
         }
         let worker_entry = self.workers.get_mut(&worker).expect("it is not leaving");
@@ -217,7 +217,7 @@ impl ControlPlane {
         }
     }
 
-    /// An address is not to be had.
+    /// The address is unavailable.
     pub(crate) fn decline(&mut self, request: ListenRequest, error: Error) {
         let worker = request.origin.worker();
         if let Some(worker_entry) = worker.and_then(|worker| self.workers.get_mut(&worker)) {
@@ -250,13 +250,13 @@ impl ControlPlane {
         self.command(Command::AddSocket { id, number, socket: listener });
     }
 
-    /// Lets the data path know who accepts from a socket that is for workers.
+    /// Tells the data path which workers accept from a socket.
     pub(crate) fn set_owners(&self, listener: ListenerId, socket_owners: SocketOwners) {
         let SocketOwners { number, owners } = socket_owners;
         self.command(Command::SetOwners { listener, number, owners });
     }
 
-    /// A worker has got its answer and serves.
+    /// A worker has its answer and serves.
     pub(crate) fn serve(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let uses = worker_entry.uses.contains(&listener);
@@ -284,8 +284,8 @@ impl ControlPlane {
 }
 
 impl WorkerEntry {
-    /// Which of the sockets of an address with port 0, or of one that can be had several times,
-    /// this request is for: the first of every worker is the same, so is the second, and so on.
+    /// Which socket this request is for, where an address has several (port 0, or one socket per
+    /// worker): every worker's first request shares one, every second another, and so on.
     fn count_in(&mut self, first: Key) -> u32 {
         if !first.address.is_port_zero() && !first.options.reuse_address {
             return 0;
@@ -308,8 +308,8 @@ impl WorkerEntry {
     }
 }
 
-/// The address that a worker asks for. A path that is too long for the kernel may have a short name
-/// as seen from the primary's folder; Node does the same.
+/// The requested address. A path that is too long for the kernel may be short relative to the
+/// primary's folder; Node does the same.
 fn resolvable(address: &str) -> Result<ListenAddress> {
     let below = |path: &str| {
         let folder = std::env::current_dir().ok()?;
@@ -328,7 +328,7 @@ fn resolvable(address: &str) -> Result<ListenAddress> {
     }
 }
 
-/// How sockets are opened.
+/// The options for opening sockets.
 fn opening(cluster_settings: &ClusterSettings, backlog: Option<u32>) -> Opening {
     let socket_for_each = cluster_settings.has_socket_for_each();
     let backlog = backlog.unwrap_or(cluster_settings.backlog);
@@ -336,12 +336,12 @@ fn opening(cluster_settings: &ClusterSettings, backlog: Option<u32>) -> Opening 
     Opening { backlog, socket_for_each, blocking: false, defer_accept }
 }
 
-/// What a worker is told of a failure.
+/// The failed step and error number for a worker.
 fn step_and_errno(error: &Error) -> (String, i32) {
     match error {
         Error::Listen { step, source, .. } => (step.clone(), source.as_raw()),
         Error::System { step, source } => (format!("{step}, for"), source.as_raw()),
-        // A name that cannot be resolved, or an address that cannot be.
+        // A name that cannot be resolved, or an invalid address.
         _ => ("find".into(), Errno::EADDRNOTAVAIL as i32),
     }
 }

@@ -9,20 +9,20 @@ use crate::error::Result;
 use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::ListenOptions;
 
-/// What an address stands for.
+/// The addresses that a name stands for.
 pub(crate) type Candidates = Arc<[ListenAddress]>;
 
 /// A request for an address.
 #[derive(Debug)]
 pub(crate) struct ListenRequest {
     pub(crate) key: Key,
-    /// What the key's address stands for, once it has been looked up.
+    /// The addresses for the key, once looked up.
     pub(crate) candidates: Option<Candidates>,
     pub(crate) opening: Opening,
     pub(crate) origin: Origin,
 }
 
-/// Where a request for an address comes from, and its answer goes.
+/// The origin of a request, which gets the answer.
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// A native worker wants to serve it.
@@ -42,18 +42,18 @@ impl Origin {
     }
 }
 
-/// What a worker asks for: workers that ask for the same share a socket.
+/// The key of a request: workers with equal keys share a socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    /// The address as it was asked for.
+    /// The address as requested.
     pub(crate) address: ListenAddress,
-    /// How to open it, without the backlog, which the first request decides.
+    /// The options, without the backlog, which the first request decides.
     pub(crate) options: ListenOptions,
     /// For port 0: this worker's nth request for the address, from 0.
     index: u32,
 }
 
-/// How a socket is opened, as far as that is the cluster's choice.
+/// The cluster's choices for opening a socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
     /// Connections that may wait.
@@ -62,7 +62,7 @@ pub(crate) struct Opening {
     pub(crate) socket_for_each: bool,
     /// `accept` on it blocks.
     pub(crate) blocking: bool,
-    /// Connections wait in the kernel until their clients have sent something.
+    /// Connections wait in the kernel until their clients have sent data.
     pub(crate) defer_accept: bool,
 }
 

@@ -1,9 +1,9 @@
-//! How long a listener stays open: as long as it is used, or will be.
+//! How long a listener stays open: while it is used, or will be.
 //!
-//! Owns these rules. A listener that the program holds stays. When a worker closes its last server
-//! on an address and goes on living, the listener goes unless another worker serves it. When a
-//! worker ends, by a crash or replaced by a successor, the listener stays for the next worker in
-//! that slot, its heir, and goes when every heir has settled without asking for it.
+//! Owns these rules. A listener held by the program stays. When a worker closes its last server on
+//! an address and keeps running, the listener closes unless another worker serves it. When a worker
+//! ends, by a crash or replaced by a successor, the listener stays for the next worker in that
+//! slot, its heir, and closes when every heir has settled without requesting it.
 
 use nix::errno::Errno;
 
@@ -19,10 +19,10 @@ use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::ToWorker;
 use crate::sys::clock::monotonic_ns;
 
-/// How long after its first server a worker may ask for what its predecessor served.
+/// How long after its first server a worker may request its predecessor's addresses.
 const SETTLING_NS: u64 = 5_000_000_000;
-/// A listener that was used for this long is more than a look for a free port. A worker that closes
-/// it may open it again at once, or be about to leave, which it says later.
+/// A listener used for this long was not only a search for a free port. A worker that closes it may
+/// reopen it at once, or be about to leave, which it announces later.
 const USED_NS: u64 = 10_000_000;
 /// How long such a listener stays after its last server was closed.
 const LINGER_NS: u64 = 25_000_000;
@@ -36,7 +36,7 @@ impl ControlPlane {
         }
         let (slot, attached) = (worker_entry.slot, worker_entry.attached);
         if attached {
-            // The worker is told when nothing more of it will come.
+            // The worker is notified when no more of its connections will arrive.
             self.command(Command::Leave { slot, listener });
         } else {
             self.say(id, &ToWorker::Closed { listener }, vec![]);
@@ -45,7 +45,7 @@ impl ControlPlane {
         self.release(id, listener);
     }
 
-    /// A worker closes what it served at an address.
+    /// A worker closes its server at an address.
     pub(crate) fn emit_closed(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(worker) = self.workers.get(&id).map(WorkerEntry::handle) else { return };
         if let Some(entry) = self.listeners.get_mut(listener) {
@@ -54,8 +54,8 @@ impl ControlPlane {
         }
     }
 
-    /// Takes a worker off the list of those who use a listener, because it has closed its last
-    /// server there, leaves or has ended.
+    /// Removes a worker from a listener's users, because it closed its last server there, leaves or
+    /// has ended.
     pub(crate) fn release(&mut self, id: WorkerId, listener: ListenerId) {
         let is_leaving = self.workers.get(&id).is_none_or(|worker_entry| worker_entry.leaving);
         let deserted_before = self.next_id;
@@ -85,8 +85,8 @@ impl ControlPlane {
         }
     }
 
-    /// The slot of the worker that will take the place of one that ends; none if a successor
-    /// serves already, and so has asked for what it needs.
+    /// The slot of the worker that will replace an ending one; none if a successor already serves,
+    /// and so has requested what it needs.
     fn heir_of(&self, id: WorkerId) -> Option<Slot> {
         let mut successors = self.workers.values().filter(|one| one.predecessor == Some(id));
         let is_replaced = successors.any(|one| !one.leaving && one.settling != Settling::Starting);
@@ -94,8 +94,8 @@ impl ControlPlane {
         worker_entry.map(|worker_entry| worker_entry.slot)
     }
 
-    /// A worker that leaves has heirs for what it uses, and for what it has just closed in order to
-    /// leave.
+    /// A leaving worker has heirs for the listeners it uses, and for those it has just closed in
+    /// order to leave.
     pub(crate) fn leave_to_heirs(&mut self, id: WorkerId) {
         let Some(heir) = self.heir_of(id) else { return };
         for entry in self.listeners.iter_mut().filter(|entry| entry.outlives_workers) {
@@ -106,7 +106,7 @@ impl ControlPlane {
         }
     }
 
-    /// A worker serves something: from now on it has some time to ask for the rest.
+    /// A worker serves its first address: from now on it has limited time to request others.
     pub(crate) fn begin_settling(&mut self, id: WorkerId) {
         if let Some(worker_entry) = self.workers.get_mut(&id)
             && worker_entry.settling == Settling::Starting
@@ -116,14 +116,14 @@ impl ControlPlane {
         }
     }
 
-    /// When the next worker has settled, or a listener has lingered for long enough.
+    /// The next deadline of settling or lingering.
     pub(crate) fn next_lifetime_ns(&self) -> Option<u64> {
         let settling = self.workers.values().filter_map(WorkerEntry::settles_ns);
         let lingers = self.listeners.iter().filter_map(|entry| entry.linger);
         settling.chain(lingers.map(|linger| linger.until_ns)).min()
     }
 
-    /// Closes listeners whose time is over.
+    /// Closes listeners at the end of their time.
     pub(crate) fn end_lifetimes(&mut self) {
         let now_ns = monotonic_ns();
         if self.next_lifetime_ns().is_none_or(|next_ns| next_ns > now_ns) {
@@ -136,13 +136,13 @@ impl ControlPlane {
         settled.into_iter().for_each(|id| self.settle_heir(id));
     }
 
-    /// A worker has asked for all it needs: it is the heir of nothing more.
+    /// A worker has requested all it needs: it inherits no more listeners.
     fn settle_heir(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         worker_entry.settling = Settling::Settled;
         let slots = [Some(worker_entry.slot), worker_entry.predecessor_slot];
-        // Slots that stay empty have no heir. When every worker that serves is younger than what
-        // is left, none of them asks for it.
+        // Slots that stay empty have no heir. When every serving worker is younger than the
+        // remaining listeners, none requests them.
         let serving = || {
             let workers = self.workers.values();
             workers.filter(|one| !one.leaving && one.settling != Settling::Starting)
@@ -160,7 +160,7 @@ impl ControlPlane {
         abandoned.into_iter().for_each(|listener| self.remove_if_abandoned(listener));
     }
 
-    /// No worker serves a listener whose last user goes on living: it goes, at once or soon.
+    /// The last user of a listener keeps running: the listener closes, at once or soon.
     fn let_linger(&mut self, id: WorkerId, listener: ListenerId) {
         let now_ns = monotonic_ns();
         let Some(entry) = self.listeners.get_mut(listener) else { return };
@@ -173,13 +173,13 @@ impl ControlPlane {
             return;
         }
         let key = entry.key.clone();
-        // A program that looks for a free port wants another one the next time.
+        // A program that searches for a free port wants another one the next time.
         self.listeners.forget_port(&key);
         self.remove(listener);
     }
 
-    /// Whether an address that was refused may be free in a moment. A listener of ours that only
-    /// lingers there goes at once.
+    /// Whether a refused address may soon be free. A listener of ours that only lingers there
+    /// closes at once.
     pub(crate) fn may_become_free(&mut self, error: &Error, key: &Key) -> bool {
         if matches!(error, Error::Listen { source, .. } if *source == Errno::ENOBUFS) {
             return self.remove_lingering(|_, _| true);
@@ -191,7 +191,7 @@ impl ControlPlane {
         false
     }
 
-    /// Closes listeners that only linger. Tells whether there were any.
+    /// Closes listeners that only linger. Returns whether there were any.
     fn remove_lingering(&mut self, is_meant: impl Fn(&Entry, Linger) -> bool) -> bool {
         let lingering = self.listeners.iter().filter_map(|entry| {
             entry.linger.filter(|linger| is_meant(entry, *linger)).map(|_| entry.id)
@@ -208,7 +208,7 @@ impl ControlPlane {
         }
     }
 
-    /// Closes a listener. With a data path it has gone when that says so.
+    /// Closes a listener. With a data path it is removed when that reports it.
     pub(crate) fn remove(&mut self, listener: ListenerId) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         if entry.closing {
@@ -220,7 +220,7 @@ impl ControlPlane {
         }
     }
 
-    /// A listener has gone: requests that waited for its address are answered now.
+    /// A listener is removed: requests that waited for its address are answered now.
     pub(crate) fn listener_removed(&mut self, listener: ListenerId) {
         let Some(entry) = self.listeners.take(listener) else { return };
         for id in &entry.users {
@@ -240,7 +240,7 @@ impl ControlPlane {
     }
 }
 
-/// What waited in the own socket of a worker that does not serve it any more went with it.
+/// A worker no longer serves an address, and the queue of its own socket was reset.
 fn reset(connections: usize, address: &str) -> Error {
     Error::Environment {
         step: format!(

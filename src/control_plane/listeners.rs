@@ -1,8 +1,8 @@
-//! The listeners of a cluster and who shares them.
+//! The listeners of a cluster and the workers that share them.
 //!
-//! Owns every socket that the primary has opened for workers. The first worker to ask for an
-//! address opens it, and others that ask for the same share it. How long it stays open is decided
-//! in `listener_lifetime`.
+//! Owns every socket that the primary has opened for workers. The first worker to request an
+//! address opens it, and equal requests share it. `listener_lifetime` decides how long it stays
+//! open.
 
 mod bind;
 mod snapshot;
@@ -25,8 +25,7 @@ use crate::settings::LISTENERS_MAX;
 use crate::sys::datagram::{self, DatagramOptions};
 use crate::sys::listener::{Listener, OpenOptions, open_shared};
 
-/// Chosen ports that are remembered for the next worker that asks for the same. Beyond it a new
-/// port is chosen again.
+/// Chosen ports remembered for the next equal request. Beyond this a new port is chosen.
 const PORTS_REMEMBERED_MAX: usize = 1024;
 
 /// An address and its sockets.
@@ -34,9 +33,9 @@ const PORTS_REMEMBERED_MAX: usize = 1024;
 pub(crate) struct Entry {
     pub(crate) id: ListenerId,
     pub(crate) key: Key,
-    /// The address that was bound.
+    /// The bound address.
     pub(crate) address: String,
-    /// The workers that use it, or have been told that they may.
+    /// The workers that use it, or have been granted it.
     pub(crate) users: BTreeSet<WorkerId>,
     /// It stays open even without users.
     pub(crate) held: bool,
@@ -48,24 +47,24 @@ pub(crate) struct Entry {
     pub(crate) deserted_before: u32,
     /// Since when it has had users.
     pub(crate) used_since_ns: u64,
-    /// Its last server was closed, and it goes at this moment unless a worker asks for it.
+    /// Its last server was closed, and it closes at this time unless a worker requests it.
     pub(crate) linger: Option<Linger>,
-    /// It is closing: the data path hands over what is left in its backlog.
+    /// It is closing: the data path hands its backlog over.
     pub(crate) closing: bool,
-    /// Requests for the address that wait until it is free.
+    /// Requests that wait until the address is free.
     pub(crate) waiting: Vec<ListenRequest>,
-    /// The same as the key's, with the numbers of what it names.
+    /// The key's address with names resolved.
     resolved: ListenAddress,
     socket: Socket,
     opening: Opening,
-    /// The data path still has the socket of before.
+    /// The data path still has the previous socket.
     is_reopened: bool,
 }
 
-/// A listener without users that is about to go.
+/// A listener without users that will close soon.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Linger {
-    /// Who used it last.
+    /// Its last user.
     pub(crate) worker: WorkerId,
     pub(crate) until_ns: u64,
 }
@@ -89,9 +88,9 @@ enum Socket {
 pub(crate) struct Listeners {
     entries: BTreeMap<ListenerId, Entry>,
     last: u16,
-    /// The ports that were chosen, so that they stay the same after all workers were replaced.
+    /// The chosen ports, kept when all workers are replaced.
     ports: HashMap<Key, SocketAddr>,
-    /// Inherited sockets. Their numbers mean them as long as the cluster lives.
+    /// Inherited sockets. Their numbers stay valid as long as the cluster lives.
     inherited: HashMap<ListenAddress, Arc<Listener>>,
 }
 
@@ -112,17 +111,17 @@ impl Listeners {
         self.entries.remove(&id)
     }
 
-    /// Every listener, in the order in which they were opened.
+    /// Every listener, in the order of opening.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
         self.entries.values_mut()
     }
 
-    /// The same, to be looked at.
+    /// The same, read-only.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
     }
 
-    /// The index of the next socket of an address that no worker has asked for.
+    /// The next socket index of an address that no worker has requested.
     pub(crate) fn next_index(&self, address: &ListenAddress) -> u32 {
         if !address.is_port_zero() {
             return 0;
@@ -131,17 +130,17 @@ impl Listeners {
         u32::try_from(same.count()).expect("listeners are bounded")
     }
 
-    /// Whether there is what a key names.
+    /// Whether there is a listener for a key.
     pub(crate) fn has(&self, key: &Key) -> bool {
         self.entries.values().any(|entry| entry.key == *key)
     }
 
-    /// Finds what a key names, or opens it: the first of the candidates that this machine has, if
-    /// the address had to be looked up. A port that was chosen before is chosen again, unless
-    /// another process has it and `insists` is not set. Tells whether it was opened.
+    /// Finds the listener of a key, or opens it: the first candidate that this machine has, if the
+    /// address was looked up. A port chosen before is chosen again, unless another process has it
+    /// and `insists` is not set. Returns whether it was opened.
     ///
     /// # Errors
-    /// [`Error::Listen`]: the address is not to be had, or 1024 listeners are open (`ENOBUFS`).
+    /// [`Error::Listen`]: the address is unavailable, or 1024 listeners are open (`ENOBUFS`).
     pub(crate) fn find_or_open(
         &mut self,
         key: &Key,
@@ -162,7 +161,7 @@ impl Listeners {
                 source: Errno::ENOBUFS.into(),
             });
         }
-        // Not if another listener of ours has been given the port by its number.
+        // Unless another listener of ours was given the port by number.
         let is_free = |port: &&SocketAddr| {
             let port = port.to_string();
             !self.entries.values().any(|one| one.address == port && one.linger.is_none())
@@ -190,12 +189,12 @@ impl Listeners {
         Ok((id, true))
     }
 
-    /// The next worker that asks for port 0 gets another port than the one chosen for this key.
+    /// The next request for port 0 gets another port than the one chosen for this key.
     pub(crate) fn forget_port(&mut self, key: &Key) {
         self.ports.remove(key);
     }
 
-    /// A number that no listener has, and had not for a long time.
+    /// A number that no listener has had for a long time.
     fn next_id(&mut self) -> ListenerId {
         loop {
             let id = ListenerId(self.last);
@@ -206,14 +205,14 @@ impl Listeners {
         }
     }
 
-    /// Keeps a listening socket for whatever asks for its address.
+    /// Keeps a listening socket for a request of its address.
     pub(crate) fn adopt(&mut self, listener: Listener) -> Result<String> {
         let bound = listener.address().to_owned();
         self.inherited.insert(bound.parse()?, Arc::new(listener));
         Ok(bound)
     }
 
-    /// Gives inherited sockets up, so that their ports are free.
+    /// Drops inherited sockets, which frees their ports.
     pub(crate) fn forget_inherited(&mut self) {
         self.inherited.clear();
     }
@@ -241,7 +240,7 @@ impl Entry {
         }
     }
 
-    /// Clients find it: the file of a unix socket is still there, and still this one.
+    /// Whether clients can reach it: the file of a unix socket still exists and is the same.
     fn is_reachable(&self) -> bool {
         match &self.socket {
             Socket::Stream(listener) => listener.is_reachable(),
@@ -263,7 +262,7 @@ impl Entry {
         std::mem::take(&mut self.is_reopened)
     }
 
-    /// The address as the program is told it.
+    /// The address for the program.
     pub(crate) fn listening_address(&self) -> ListeningAddress {
         let (transport, ephemeral) = (self.key.options.transport, self.key.address.is_port_zero());
         ListeningAddress::new(&self.address, transport, self.id, ephemeral)
@@ -277,29 +276,29 @@ impl Entry {
         }
     }
 
-    /// Whether it is one for connections, open or not.
+    /// Whether it is for connections, open or not.
     pub(crate) fn is_stream(&self) -> bool {
         self.key.options.transport == Transport::Stream
     }
 
-    /// Workers without a channel get it at their birth.
+    /// Workers without a channel get it at their start.
     pub(crate) fn is_handed_down(&self) -> bool {
         self.held && !self.closing && self.is_stream()
     }
 
-    /// Nothing uses it or keeps it open.
+    /// Whether nothing uses it or keeps it open.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.users.is_empty() && self.heirs.is_empty() && !self.held && !self.closing
     }
 
-    /// Its socket has what another key asks for.
+    /// Whether its socket occupies the address of another key.
     pub(crate) fn is_in_the_way_of(&self, key: &Key) -> bool {
         let port = |address: &str| address.rsplit(':').next().map(str::to_owned);
         let wanted = key.address.to_string();
         self.address == wanted || port(&self.address) == port(&wanted)
     }
 
-    /// A worker uses it from now on, or has been told that it may.
+    /// A worker uses it, or was granted it.
     pub(crate) fn add_user(&mut self, worker: WorkerId, now_ns: u64) {
         if self.users.is_empty() {
             self.used_since_ns = now_ns;
@@ -308,7 +307,7 @@ impl Entry {
         self.users.insert(worker);
     }
 
-    /// The sockets that there are, if workers have sockets of their own.
+    /// The present sockets, if workers have their own.
     pub(crate) fn own_sockets(&self) -> Vec<Opened> {
         match &self.socket {
             Socket::StreamEach(sockets) => sockets.all().collect(),
@@ -316,7 +315,7 @@ impl Entry {
         }
     }
 
-    /// Whether workers have sockets of their own.
+    /// Whether workers have their own sockets.
     pub(crate) fn has_own_sockets(&self) -> bool {
         matches!(self.socket, Socket::StreamEach(_))
     }
@@ -355,7 +354,7 @@ impl Entry {
                 };
                 Ok(Some(own.into()))
             }
-            // Where each worker has its own, nothing is shared.
+            // With a socket per worker, nothing is shared.
             Socket::StreamEach(_) | Socket::Closed => {
                 Err(Error::system("share a closed listener", Errno::EBADF))
             }
@@ -371,7 +370,7 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` leaves, and accepts what waits in its own socket. Returns the owners of
+    /// The worker in `slot` leaves, and accepts the queue of its own socket. Returns the owners of
     /// that socket, if it has one. The socket is kept if the primary or a successor can empty it.
     pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<SocketOwners> {
         let kept = self.held || self.outlives_workers || primary_accepts;
@@ -394,7 +393,7 @@ impl Entry {
         let kept = self.held || self.outlives_workers || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return (None, 0) };
         let socket_owners = sockets.forget(slot);
-        // The last worker's socket closes with the address, and what waits there is lost.
+        // The last worker's socket closes with the address, and its queue is lost.
         let lost = if kept { 0 } else { sockets.shed(0) };
         (socket_owners, lost)
     }
@@ -418,8 +417,8 @@ impl Entry {
     }
 }
 
-/// Whether another process has the address, perhaps only for a moment. For a unix socket it is
-/// certain: a connection was tried.
+/// Whether another process has the address, perhaps briefly. For a unix socket it is certain: a
+/// connection was tried.
 pub(crate) fn is_busy(error: &Error) -> bool {
     match error {
         Error::Listen { address, step, source } if *source == Errno::EADDRINUSE => {

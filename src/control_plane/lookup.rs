@@ -1,7 +1,7 @@
-//! Names in addresses, looked up by threads beside the control plane's own.
+//! Looks up names in addresses, on separate threads.
 //!
-//! Owns how many are looked up at once and how long an answer may take. The system's resolver can
-//! wait half a minute for a name server that is away; a thread that waits in it is left behind.
+//! Owns the number of concurrent lookups and their time limit. The system's resolver can wait half
+//! a minute for an unreachable name server; a thread stuck in it is abandoned.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,16 +19,16 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::resolve::{self, no_answer};
 use crate::sys::waker::Waker;
 
-/// How long an answer may take, with the wait for a free thread.
+/// Time limit of an answer, including the wait for a free thread.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Threads that look something up at once, those included that have been left behind.
+/// Most concurrent lookups, including abandoned ones.
 const THREADS_MAX: usize = 8;
-/// Addresses that wait at once; further ones are refused at once.
+/// Most waiting addresses; further ones are refused at once.
 const WAITING_MAX: usize = 256;
 
 type Answer = (ListenAddress, Result<Vec<ListenAddress>>);
 
-/// An address that is looked up, and who asked for it.
+/// An address being looked up, and its requests.
 #[derive(Debug)]
 struct Lookup {
     address: ListenAddress,
@@ -37,7 +37,7 @@ struct Lookup {
     started: bool,
 }
 
-/// Everything that is looked up, oldest first.
+/// All lookups, oldest first.
 #[derive(Debug)]
 pub(crate) struct Lookups {
     waiting: Vec<Lookup>,
@@ -54,12 +54,12 @@ impl Lookups {
         Self { waiting: Vec::new(), threads: 0, sender, answers, waker }
     }
 
-    /// When the next one has taken too long.
+    /// The next deadline.
     pub(crate) fn deadline_ns(&self) -> Option<u64> {
         self.waiting.iter().map(|lookup| lookup.until_ns).min()
     }
 
-    /// Looks the address of a request up, unless that is being done already.
+    /// Looks up the address of a request, unless that is in progress.
     fn add(&mut self, request: ListenRequest) {
         let address = request.key.address.clone();
         if let Some(lookup) = self.waiting.iter_mut().find(|one| one.address == address) {
@@ -75,7 +75,7 @@ impl Lookups {
         });
     }
 
-    /// Starts threads for those that have none yet, as far as there may be more.
+    /// Starts threads for waiting lookups, up to the limit.
     fn start(&mut self) {
         let Self { waiting, threads, sender, waker, .. } = self;
         for lookup in waiting.iter_mut().filter(|lookup| !lookup.started) {
@@ -102,7 +102,7 @@ impl Lookups {
         }
     }
 
-    /// The next answer, with those who wait for it: none, if it came too late.
+    /// The next answer with its requests; none if it came too late.
     fn answer(&mut self) -> Option<(Vec<ListenRequest>, Result<Candidates>)> {
         let (address, found) = self.answers.try_recv().ok()?;
         self.threads -= 1;
@@ -111,7 +111,7 @@ impl Lookups {
         Some((requests.unwrap_or_default(), found.map(Candidates::from)))
     }
 
-    /// The next one that has taken too long.
+    /// The next lookup past its deadline.
     fn overdue(&mut self, now_ns: u64) -> Option<Lookup> {
         let place = self.waiting.iter().position(|lookup| lookup.until_ns <= now_ns)?;
         Some(self.waiting.remove(place))
@@ -119,13 +119,13 @@ impl Lookups {
 }
 
 impl ControlPlane {
-    /// Whether a request names something that has to be looked up before it can be opened.
+    /// Whether a request names something to look up before it can be opened.
     pub(crate) fn needs_lookup(&self, request: &ListenRequest) -> bool {
         let is_known = request.candidates.is_some() || resolve::is_resolved(&request.key.address);
         !is_known && !self.listeners.has(&request.key)
     }
 
-    /// Looks up what a request names.
+    /// Looks up a request's address.
     pub(crate) fn look_up(&mut self, request: ListenRequest) {
         if self.lookups.waiting.len() >= WAITING_MAX {
             let step = format!("look {} up beside others", request.key.address);
@@ -135,7 +135,7 @@ impl ControlPlane {
         self.lookups.start();
     }
 
-    /// Goes on with what has been looked up, and refuses what has taken too long.
+    /// Continues requests whose lookup is done, and refuses those past the deadline.
     pub(crate) fn on_lookups(&mut self) {
         while let Some((requests, found)) = self.lookups.answer() {
             for request in requests {
@@ -159,7 +159,7 @@ impl ControlPlane {
         self.lookups.start();
     }
 
-    /// Nothing is looked up any more.
+    /// Abandons all lookups.
     pub(crate) fn abandon_lookups(&mut self) {
         for lookup in std::mem::take(&mut self.lookups.waiting) {
             let error = Error::system(format!("look {} up", lookup.address), Errno::ECANCELED);

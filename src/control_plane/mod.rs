@@ -1,8 +1,8 @@
 //! The control plane: one thread that starts workers, answers them, and notices their ends.
 //!
-//! Owns processes, channels, listeners and the data path's thread. It does what it is asked for and
-//! tells of events. It knows nothing of replacing workers or of signals, and nothing of it is on a
-//! connection's way.
+//! Owns processes, channels, listeners and the data path's thread. It carries out requests and
+//! publishes events. It knows nothing about replacing workers or signals, and no connection passes
+//! through it.
 
 mod bind_retry;
 mod data_path_thread;
@@ -54,21 +54,21 @@ use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
 
-/// How soon a channel is tried again when too many descriptors are under way.
+/// Delay until a channel is retried after too many descriptors were in flight.
 const CROWDED_NS: u64 = 5_000_000;
 
-/// What is done in one turn: requests of the program, then words of a worker and bytes of what it
-/// sends, and what the bridge tells.
+/// Bounds of one turn: requests of the program, then frames and bytes of a worker, and notices of
+/// the bridge.
 const REQUESTS_A_TURN_MAX: usize = 1024;
 const FRAMES_A_TURN_MAX: usize = 256;
 const BYTES_A_TURN_MAX: usize = 64 * 1024;
 const NOTICES_A_TURN_MAX: usize = 256;
 const NOTICE_BYTES_A_TURN_MAX: usize = 256 * 1024;
-/// Turns of reading from a worker that has ended, which is more than its socket holds. A process
-/// that it left behind may still write.
+/// Turns of reading from an ended worker, more than its socket holds. A child process of it may
+/// still write.
 const LAST_TURNS_MAX: usize = 256;
 
-/// Tokens of what is waited for. Those of workers are their ids and a bit for which descriptor.
+/// Epoll tokens. A worker's tokens are its id and a bit for the descriptor.
 const REQUESTS: u64 = 0;
 const REPORTS: u64 = 1;
 const NOTICES: u64 = 2;
@@ -90,38 +90,38 @@ pub(crate) struct ControlPlane {
     /// The worker in each slot.
     places: Vec<Option<WorkerId>>,
     listeners: Listeners,
-    /// Requests that wait for an address.
+    /// Requests that wait for a busy address.
     bind_retry: BindRetry,
-    /// Requests that wait for a name to be looked up.
+    /// Requests that wait for a name lookup.
     lookups: Lookups,
     data_path: Option<DataPathThread>,
-    /// What Node workers are connected to, once there has been one.
+    /// Connects Node workers, once there has been one.
     bridge: Option<BridgeThread>,
-    /// What they load, once there has been one that does.
+    /// The script they load, once one has.
     preload: Option<Preload>,
-    /// It could not be written, and that has been told.
+    /// The script could not be written, which has been reported.
     lacks_preload: bool,
-    /// Where workers without a channel say that they serve, once there has been one.
+    /// Where workers without a channel notify, once there has been one.
     notify: Option<NotifySocket>,
-    /// What wakes the data path. No worker has it.
+    /// Wakes the data path. No worker has it.
     data_path_waker: Arc<Waker>,
-    /// What concerns the whole cluster, once that is fixed.
+    /// Settings of the whole cluster, once fixed.
     cluster_settings: Option<Arc<ClusterSettings>>,
     /// The engine of the run, once it is decided.
     engine: Option<EngineKind>,
     next_id: u32,
-    /// Workers of whom something has been received and not been looked at yet.
+    /// Workers with received, unhandled messages.
     unread: BTreeSet<WorkerId>,
     /// When crowded channels are tried again.
     retry_ns: Option<u64>,
-    /// Programs have been told that everything stops, and are waited for.
+    /// Programs were told that everything stops, and are waited for.
     stopping: Option<Stopping>,
     /// Dropped when no worker is left.
     disconnecting: Vec<CompletionGuard>,
     ending: Option<SyncSender<Result<ClusterCounts>>>,
     /// Ends workers that outlive this process.
     guard: Option<Guard>,
-    /// Where the data path shows its counts.
+    /// Where the data path publishes its counts.
     live_counts: Arc<LiveCounts>,
 }
 
@@ -139,7 +139,7 @@ impl ControlPlane {
     /// Runs until told to end.
     ///
     /// # Errors
-    /// It cannot wait any more.
+    /// It can no longer wait.
     fn run(&mut self) -> Result<()> {
         let mut ready = [EpollEvent::empty(); 64];
         while self.ending.is_none() {
@@ -148,7 +148,7 @@ impl ControlPlane {
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(Error::system("wait for workers (epoll)", errno)),
             };
-            // Ended processes first, so that what other events concern is known to run.
+            // Ended processes first, so that other events concern running ones.
             let (ends, rest): (Vec<&EpollEvent>, Vec<&EpollEvent>) =
                 ready[..count].iter().partition(|event| is_end(event.data()));
             for event in ends.into_iter().chain(rest) {
@@ -181,7 +181,7 @@ impl ControlPlane {
         let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
-            // Rounded up: waking a moment too early would make the loop spin until the time.
+            // Rounded up: waking too early would spin until the deadline.
             let left_ms = u16::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u16::MAX);
             EpollTimeout::from(left_ms)
         })
@@ -191,14 +191,14 @@ impl ControlPlane {
         match token {
             REQUESTS => {
                 self.waker.clear();
-                // What is left then is for the next turn.
+                // The rest is for the next turn.
                 let requests: Vec<Request> =
                     self.requests.try_iter().take(REQUESTS_A_TURN_MAX).collect();
                 if requests.len() == REQUESTS_A_TURN_MAX {
                     self.waker.wake();
                 }
                 requests.into_iter().for_each(|request| self.obey(request));
-                // The waker also says that a slow subscriber has read.
+                // The waker also reports that a slow subscriber has read.
                 self.read_again();
                 self.heed_bridge();
             }
@@ -319,7 +319,7 @@ impl ControlPlane {
         self.entry_at(slot).map(|worker_entry| worker_entry.handle())
     }
 
-    /// The primary accepts, and workers get what it hands over.
+    /// The primary accepts and hands connections over.
     fn hands_over(&self) -> bool {
         self.cluster_settings.as_ref().is_some_and(|cluster_settings| cluster_settings.hands_over())
     }
@@ -330,7 +330,7 @@ impl ControlPlane {
         }
     }
 
-    /// Other rules for the data path, and for one that is started later.
+    /// Changes the rules of the data path, also of one started later.
     fn reschedule(&mut self, policy: Policy, scheduling: Box<SchedulerConfig>) {
         if let Some(settings) = &mut self.cluster_settings {
             let settings = Arc::make_mut(settings);
@@ -342,7 +342,7 @@ impl ControlPlane {
         }
     }
 
-    /// Fixes what concerns the whole cluster, and starts the data path if the settings need one.
+    /// Fixes the settings of the whole cluster, and starts the data path if they need one.
     fn cluster_settings(
         &mut self,
         settings: &Arc<ClusterSettings>,
@@ -375,7 +375,7 @@ impl ControlPlane {
         Ok(engine)
     }
 
-    /// Sends what waits in a worker's channel, and arranges for the rest to be sent later.
+    /// Sends what waits in a worker's channel, and schedules the rest.
     fn flush(&mut self, id: WorkerId) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
@@ -398,8 +398,7 @@ impl ControlPlane {
         self.tell(Event::Error { worker: None, error: Arc::new(error) });
     }
 
-    /// The data path has failed: nothing is accepted any more, and workers see the end of their
-    /// inboxes.
+    /// The data path has failed: accepting stops, and workers see the end of their inboxes.
     fn lose_data_path(&mut self, error: Error) {
         self.data_path = None;
         self.listeners.clear();

@@ -39,8 +39,8 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Makes sure that what Node workers load is there. Without it they run as with `--preload
-    /// off`, and that is told once.
+    /// Ensures that the script of Node workers exists. Without it they run as with `--preload off`,
+    /// which is reported once.
     pub(crate) fn ensure_preload(&mut self, settings: &ClusterSettings) {
         let reader = Reader::from_ids(settings.uid, settings.gid);
         let is_there = |preload: &mut Preload| preload.is_for(reader) && preload.restore();
@@ -51,7 +51,7 @@ impl ControlPlane {
         match Preload::write(reader) {
             Ok(preload) => {
                 if let Some(removals) = preload.watch() {
-                    // Without memory for that it is looked after before each start only.
+                    // Without memory for it, the script is only checked before each start.
                     let _ = self.watch(&removals, REMOVALS);
                 }
                 self.preload = Some(preload);
@@ -79,7 +79,7 @@ impl ControlPlane {
         self.bridge.is_some() && self.workers.get(&id).is_some_and(is_bridged)
     }
 
-    /// Connects a new worker to what its dialect needs.
+    /// Connects a new worker as its dialect requires.
     pub(crate) fn admit(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let new_worker = match &mut worker_entry.dialect {
@@ -98,8 +98,8 @@ impl ControlPlane {
         self.ask_bridge(BridgeRequest::Admit { worker: id, slot, new_worker });
     }
 
-    /// Handles the bridge's notices, except of workers whose events are read too slowly. The last
-    /// notices of an ended worker are always handled, as its end is.
+    /// Handles the bridge's notices, except those of workers whose events are read too slowly. The
+    /// last notices of an ended worker are always handled, as its end is.
     pub(crate) fn heed_bridge(&mut self) {
         if let Some(Err(error)) = self.bridge.as_mut().map(BridgeThread::check) {
             self.bridge = None;
@@ -118,7 +118,7 @@ impl ControlPlane {
                 held_up.insert(worker);
             }
             if notices == NOTICES_A_TURN_MAX || bytes >= NOTICE_BYTES_A_TURN_MAX {
-                // The rest has its turn after the others.
+                // The rest follows after other sources.
                 self.waker.wake();
                 break;
             }
@@ -184,7 +184,7 @@ impl ControlPlane {
         self.tell(Event::Message { worker, message });
     }
 
-    /// A worker wants to listen.
+    /// A worker requests an address.
     fn meet(&mut self, id: WorkerId, query: QueryId, request: &Query) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
         if worker_entry.leaving {
@@ -210,8 +210,8 @@ impl ControlPlane {
         self.ask_bridge(BridgeRequest::Answer { worker, query, answer, socket });
     }
 
-    /// A server of a worker listens. Node names the address as it was asked for, so the listener
-    /// is the oldest one that fits.
+    /// A server of a worker listens. Node names the address as requested, so the listener is the
+    /// oldest match.
     fn tell_listening(&mut self, id: WorkerId, listening: &Listening) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let WorkerDialect::Node(node) = &mut worker_entry.dialect else { return };
@@ -228,7 +228,7 @@ impl ControlPlane {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let address = entry.listening_address();
         if let Some(socket_owners) = entry.begin(slot) {
-            // It can be given what waits in the sockets of others as well.
+            // It can also get connections from other sockets.
             self.command(Command::Join { slot, listener });
             self.set_owners(listener, socket_owners);
         }
@@ -236,8 +236,8 @@ impl ControlPlane {
         self.tell(Event::Listening { worker, address });
     }
 
-    /// A worker has closed its last server on a listener. That may be because it leaves: Node says
-    /// so only afterwards.
+    /// A worker has closed its last server on a listener. It may be leaving: Node announces that
+    /// only afterwards.
     fn leave_listener(&mut self, id: WorkerId, listener: ListenerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let WorkerDialect::Node(node) = &mut worker_entry.dialect else { return };
@@ -245,7 +245,7 @@ impl ControlPlane {
         node.unannounced.retain(|other| *other != listener);
         let slot = worker_entry.slot;
         if self.listeners.get_mut(listener).is_some_and(|entry| entry.has_own_sockets()) {
-            // The bridge has said so already, and perhaps before it joined.
+            // The bridge has already done so, perhaps before the worker joined.
             self.command(Command::Leave { slot, listener });
         }
         if was_told {

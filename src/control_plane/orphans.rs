@@ -1,7 +1,7 @@
-//! Workers that outlive this process: a guard process beside it ends them.
+//! Workers that outlive this process: a guard process ends them.
 //!
-//! Owns that every worker is watched by a guard that lives. Without one a worker that is stopped,
-//! or computes without end, would never notice that its primary has been killed.
+//! Owns that a living guard watches every worker. Otherwise a worker that is stopped, or computes
+//! without end, would never notice that its primary was killed.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::sys::guard::Guard;
 use crate::sys::process::Remote;
 
 impl ControlPlane {
-    /// Has a new worker ended this long after the end of this process, if it lives until then.
+    /// Ends a new worker this long after the end of this process, if it still runs.
     pub(crate) fn guard(&mut self, worker: &Remote, grace: Duration) {
         if let Err(error) = self.try_to_guard(worker, grace) {
-            // The worker serves all the same.
+            // The worker serves anyway.
             self.fail(match error {
                 Error::System { step, source } => {
                     let hint = "workers that do not notice the end of the primary outlive it";
@@ -31,7 +31,7 @@ impl ControlPlane {
         {
             return Ok(());
         }
-        // None has been started, or it was killed; the next one watches all workers.
+        // There is none, or it was killed; the next one watches all workers.
         let guard = Guard::start(grace)?;
         for worker_entry in self.workers.values() {
             guard.watch(&worker_entry.process.remote())?;

@@ -1,7 +1,7 @@
-//! Channels that end and processes that do.
+//! Ends of channels and processes.
 //!
-//! Owns the order of the last two events: the channel's end is told first, and before the second
-//! one the worker is taken off the list.
+//! Owns the order of the last two events: the channel's end comes first, and the worker is removed
+//! from the list before the second one.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::sys::process::Ending;
 use crate::sys::schedstat;
 
 impl ControlPlane {
-    /// A worker's channel has ended, or is of no use any more.
+    /// A worker's channel has ended, or is unusable.
     pub(crate) fn part_with(&mut self, id: WorkerId) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
@@ -43,7 +43,7 @@ impl ControlPlane {
 
     /// A worker's process has ended.
     pub(crate) fn reap(&mut self, id: WorkerId) {
-        // What it said last may still be in the channel.
+        // Its last messages may still be in the channel.
         for _ in 0..LAST_TURNS_MAX {
             let connected = self.workers.get(&id).is_some_and(|one| one.connected);
             if !connected || !self.read(id) {
@@ -54,21 +54,22 @@ impl ControlPlane {
         else {
             return;
         };
-        // The kernel forgets them with the process.
+        // The kernel drops them with the process.
         let times = schedstat::of_process(worker_entry.process.pid());
         worker_entry.times = times.unwrap_or_default();
         let ending = match worker_entry.process.try_wait() {
             Ok(Some(ending)) => ending,
             Ok(None) => return,
             Err(error) => {
-                // Something else in this program has reaped it, and with it the way it ended.
+                // Other code in this program has reaped it, so its exit status is unknown.
                 let worker = worker_entry.handle();
                 self.tell(Event::Error { worker: Some(worker), error: Arc::new(error) });
                 Ending::Code(-1)
             }
         };
         if self.is_bridged(id) {
-            // What it had not taken is still with the bridge, which says when it has let go.
+            // The bridge still has its unacknowledged connections, and reports when it has released
+            // them.
             self.ask_bridge(BridgeRequest::Cut { worker: id });
         } else {
             self.part_with(id);
@@ -84,7 +85,7 @@ impl ControlPlane {
         }
     }
 
-    /// Neither process nor channel of a worker is left.
+    /// Both the process and the channel of a worker are gone.
     pub(crate) fn lay_to_rest(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_some()) else {
             return;
@@ -99,7 +100,7 @@ impl ControlPlane {
         }
     }
 
-    /// Everything that an ended worker left behind has been taken care of.
+    /// Everything that an ended worker left behind has been handled.
     pub(crate) fn bury(&mut self, slot: Slot, counters: Counters) {
         let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
         let Some(ending) = self.workers.get(&id).and_then(|worker_entry| worker_entry.ending)

@@ -45,7 +45,7 @@ pub(crate) struct SocketOwners {
 }
 
 impl OwnSockets {
-    /// Starts with one socket that no worker has.
+    /// Starts with one unused socket.
     pub(crate) fn new(first: Arc<Listener>) -> Self {
         let mut sockets = Self { sockets: Vec::new(), opened: 0 };
         sockets.add(first);
@@ -53,7 +53,7 @@ impl OwnSockets {
     }
 
     fn add(&mut self, listener: Arc<Listener>) -> Opened {
-        // Every one was opened for a worker, and those are bounded.
+        // Each was opened for a worker, whose number is bounded.
         let number = self.opened;
         self.opened = self.opened.wrapping_add(1);
         let opened = Opened { number, listener: Arc::clone(&listener) };
@@ -98,7 +98,7 @@ impl OwnSockets {
         Some(socket.socket_owners())
     }
 
-    /// The worker in `slot` goes.
+    /// The worker in `slot` is gone.
     pub(crate) fn forget(&mut self, slot: Slot) -> Option<SocketOwners> {
         let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
         socket.users.remove(&slot);

@@ -79,7 +79,7 @@ impl ControlPlane {
         })
     }
 
-    /// Makes a worker that runs one of the cluster's.
+    /// Adds a running worker to the cluster.
     fn enter(&mut self, worker_entry: WorkerEntry) -> WorkerHandle {
         let (id, slot, worker) = (worker_entry.id(), worker_entry.slot, worker_entry.handle());
         self.next_id += 1;

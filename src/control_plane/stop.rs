@@ -1,6 +1,6 @@
-//! Stopping everything when there are Node workers with the preload in them: their programs hear of
-//! it first, and accepting goes on until none of them waits any more. And SIGTERM for those that
-//! have left and do not end.
+//! Stops everything when Node workers with the preload run: their programs are told first, and
+//! accepting continues until none of them waits. Also sends SIGTERM to workers that have left and
+//! do not end.
 //!
 //! Owns how long programs are waited for, and when a worker without the preload is told to end.
 
@@ -15,20 +15,20 @@ use crate::sys::activity;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::signal::Signal;
 
-/// Programs have been told that everything stops.
+/// Programs were told that everything stops.
 #[derive(Debug)]
 pub(crate) struct Stopping {
-    /// Those that have not answered.
+    /// Those without an answer yet.
     waiting: BTreeSet<WorkerId>,
-    /// They are not waited for beyond this.
+    /// The deadline for their answers.
     until_ns: Option<u64>,
     grace: Option<Duration>,
 }
 
 impl ControlPlane {
     /// Asks every worker to leave and closes everything, once the programs of Node workers have
-    /// heard of it. A program that takes its time gets at most half of the grace period; the other
-    /// half is for what is then open. The first one that closes ends the waiting for all.
+    /// been told. A program gets at most half of the grace period; the other half is for requests
+    /// still open. The first one that closes ends the wait for all.
     pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
         let hears = |worker_entry: &&super::WorkerEntry| {
             let told = worker_entry.leaving || worker_entry.ending.is_some();
@@ -39,7 +39,7 @@ impl ControlPlane {
         };
         let waiting: BTreeSet<WorkerId> =
             self.workers.values().filter(hears).map(super::WorkerEntry::id).collect();
-        // A second request means: do not wait.
+        // A second request skips the wait.
         if waiting.is_empty() || self.stopping.is_some() {
             self.stopping = None;
             return self.drain_all(grace);
@@ -56,7 +56,7 @@ impl ControlPlane {
         self.stopping = Some(Stopping { waiting, until_ns, grace });
     }
 
-    /// A program has heard that everything stops and does not wait any more, or has ended.
+    /// A program was told that everything stops and no longer waits, or has ended.
     pub(crate) fn note_stopped(&mut self, id: WorkerId, closes: bool) {
         let Some(stopping) = &mut self.stopping else { return };
         if stopping.waiting.remove(&id) && (closes || stopping.waiting.is_empty()) {
@@ -66,7 +66,7 @@ impl ControlPlane {
         }
     }
 
-    /// A worker's channel has ended: with the preload in it, it ends as soon as it serves nothing.
+    /// A worker's channel has ended: with the preload, it ends once it serves nothing.
     pub(crate) fn note_channel_end(&mut self, id: WorkerId) {
         self.note_stopped(id, false);
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
@@ -80,7 +80,7 @@ impl ControlPlane {
         }
     }
 
-    /// When something of this is due.
+    /// The next deadline.
     pub(crate) fn next_stop_ns(&self) -> Option<u64> {
         let looks = self.workers.values().filter_map(|worker_entry| match &worker_entry.dialect {
             WorkerDialect::Node(node) => node.look_ns(),
@@ -89,7 +89,7 @@ impl ControlPlane {
         looks.chain(self.stopping.as_ref().and_then(|stopping| stopping.until_ns)).min()
     }
 
-    /// Does what is due.
+    /// Acts on deadlines.
     pub(crate) fn meet_stop_deadlines(&mut self) {
         let now_ns = monotonic_ns();
         let is_due = |time_ns: &mut u64| *time_ns <= now_ns;

@@ -1,9 +1,8 @@
-//! The control plane's thread: how it starts, and what its end means to callers that wait.
+//! The control plane's thread: its start, and what its end means to waiting callers.
 //!
 //! Owns the promise that no call waits for a thread that has ended. However it ends, workers end
-//! first, then listeners close; then completions complete, events end, and calls fail. After a
+//! first, then listeners close; then completions resolve, events end, and calls fail. After a
 //! failure all of them report it.
-
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::handle::{Bus, ControlHandle, Registry, Request};
 use crate::sys::signal::spawn_without_signals;
 
-/// Says that nothing of the thread is left, when it is dropped.
+/// When dropped, reports that nothing of the thread is left.
 struct LastWord(ControlHandle);
 
 impl Drop for LastWord {
@@ -85,7 +84,7 @@ impl ControlPlane {
             let _last_word = last_word;
             plane.live();
         };
-        // The threads that it starts inherit that: signals are for the program's own.
+        // Threads it starts inherit that: signals are for the program's threads.
         spawn_without_signals("control-plane", body).map(drop)
     }
 
@@ -110,12 +109,12 @@ impl ControlPlane {
         }
     }
 
-    /// Ends what is left by force.
+    /// Kills remaining workers.
     fn dismiss(&mut self) {
-        // Before the data path ends, which takes back what Node workers had not taken.
+        // Before the data path ends, which takes back unacknowledged connections of Node workers.
         drop(self.bridge.take());
         for mut worker_entry in std::mem::take(&mut self.workers).into_values() {
-            // Before its channel ends, which would be the worker's own reason to go.
+            // Before its channel ends, on which the worker would exit.
             let ending = worker_entry.process.end();
             worker_entry.dialect.close();
             let mut life = worker_entry.state().life();

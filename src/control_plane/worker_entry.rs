@@ -1,6 +1,6 @@
-//! One worker as the control plane holds it: process, channel, counters, what it serves.
+//! The control plane's state of one worker: process, channel, counters, addresses.
 //!
-//! Owns its start with everything that it inherits. When one starts or ends is decided elsewhere.
+//! Owns its start with all inherited descriptors. Others decide when one starts or ends.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -33,20 +33,20 @@ pub(crate) struct WorkerEntry {
     /// The worker that it replaces, and runs beside until that one leaves.
     pub(crate) predecessor: Option<WorkerId>,
     pub(crate) predecessor_slot: Option<Slot>,
-    /// How far it is in asking for what its predecessor served.
+    /// Progress of requesting its predecessor's addresses.
     pub(crate) settling: Settling,
     /// What depends on its dialect.
     pub(crate) dialect: WorkerDialect,
     pub(crate) process: WorkerProcess,
     /// It has said that it runs, which is emitted once.
     pub(crate) online: bool,
-    /// Its channel is open, or it never had one and runs.
+    /// Its channel is open, or it has none and runs.
     pub(crate) connected: bool,
-    /// It has been asked to leave, or has said that it does.
+    /// It was asked to leave, or has announced that it does.
     pub(crate) leaving: bool,
     /// The primary has asked it to leave.
     pub(crate) told: bool,
-    /// The data path knows that it gets nothing more.
+    /// The data path knows that it gets no more connections.
     pub(crate) retired: bool,
     /// The data path knows it.
     pub(crate) attached: bool,
@@ -54,22 +54,22 @@ pub(crate) struct WorkerEntry {
     pub(crate) ending: Option<Ending>,
     /// The listeners that it was given and has not closed.
     pub(crate) uses: BTreeSet<ListenerId>,
-    /// All listeners that it was ever given: a connection that it returns is from one of these.
+    /// All listeners that it was ever given: a returned connection must be from one of these.
     pub(crate) has_used: BTreeSet<ListenerId>,
     /// The listeners that it has said it serves.
     pub(crate) serves: BTreeSet<ListenerId>,
     /// Its requests for addresses that can have several sockets, by the key of the first socket,
     /// for as long as one of them is open.
     pub(crate) repeats: HashMap<Key, Repeats>,
-    /// From its farewell.
+    /// From its goodbye.
     pub(crate) handoff: Option<LatencySummary>,
-    /// As it ended.
+    /// Its CPU times at the end.
     pub(crate) times: CpuTimes,
     /// What the data path gets once the worker serves something.
     pub(crate) link: Option<NewLink>,
 }
 
-/// How far a worker is in asking for what its predecessor served.
+/// Progress of requesting its predecessor's addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Settling {
     /// It serves nothing yet.
@@ -77,7 +77,7 @@ pub(crate) enum Settling {
     Starting,
     /// It serves something, and may ask for more until this moment.
     Serving { until_ns: u64 },
-    /// What it has not asked for, it does not need.
+    /// It needs nothing that it has not requested.
     Settled,
 }
 
@@ -88,7 +88,7 @@ pub(crate) struct Repeats {
     pub(crate) open: u32,
 }
 
-/// What a worker is started with.
+/// The inputs of a worker's start.
 #[derive(Debug)]
 pub(crate) struct SpawnContext<'a> {
     pub(crate) id: WorkerId,
@@ -102,16 +102,16 @@ pub(crate) struct SpawnContext<'a> {
     pub(crate) hands_over: bool,
     pub(crate) predecessor: Option<WorkerId>,
     pub(crate) predecessor_slot: Option<Slot>,
-    /// The number that it and its successors are known by.
+    /// Its number, which successors inherit.
     pub(crate) instance: Option<u16>,
-    /// Signals that are blocked in it, unless it leads a process group.
+    /// Signals blocked in it, unless it leads a process group.
     pub(crate) blocked_signals: BlockedSignals,
     pub(crate) control: ControlHandle,
     pub(crate) bus: Arc<Bus>,
 }
 
 impl WorkerEntry {
-    /// Starts a worker. `has_data_path` tells whether there is something to fill its inbox.
+    /// Starts a worker. `has_data_path` is whether a data path fills its inbox.
     ///
     /// # Errors
     /// Descriptors, processes or memory are exhausted, or the program cannot be executed.
@@ -189,7 +189,7 @@ impl WorkerEntry {
         self.handle.clone()
     }
 
-    /// When it has settled, if it is on its way to that.
+    /// When it will have settled, if it serves.
     pub(crate) fn settles_ns(&self) -> Option<u64> {
         match self.settling {
             Settling::Serving { until_ns } => Some(until_ns),
@@ -208,7 +208,7 @@ impl SpawnContext<'_> {
         Spawn { id: self.id, settings: self.settings, cpu, inspect_port: self.inspect_port }
     }
 
-    /// Its counters; where the kernel dispatches by them, in memory that it can read.
+    /// Its counters; for kernel dispatch by counters, in memory that the kernel can read.
     fn page(&self) -> Result<PrimaryPage> {
         let for_kernel = self.settings.is_counted_by_kernel();
         let page = if for_kernel { PrimaryPage::create_for_kernel() } else { None };
@@ -261,7 +261,7 @@ impl SpawnContext<'_> {
         }
     }
 
-    /// Variables that are for this process alone.
+    /// Variables only for this process.
     fn removed(&self) -> Vec<OsString> {
         let own = NOT_FOR_WORKERS.map(OsString::from);
         own.into_iter().chain(self.settings.environment_removed.iter().cloned()).collect()
@@ -284,7 +284,7 @@ impl SpawnContext<'_> {
         cpus[number.checked_rem(cpus.len())?]
     }
 
-    /// The variables by which the workers of a run are told apart across replacements.
+    /// The variables that identify workers across replacements.
     fn instance_variables(&self) -> Vec<(OsString, OsString)> {
         let names = [environment::INSTANCE, environment::NODE_INSTANCE];
         let number = self.instance.map(|number| OsString::from(number.to_string()));
@@ -311,7 +311,7 @@ fn new_inbox() -> Result<(OwnedFd, OwnedFd)> {
     Ok((sender, receiver))
 }
 
-/// What the program sees as its own name.
+/// The program's name as it sees it.
 fn name_of(settings: &ClusterSettings) -> OsString {
     match settings.exec.as_os_str() == OsStr::new(OWN_PROGRAM) {
         true => std::env::args_os().next().unwrap_or_else(|| OsString::from("clusterlb")),

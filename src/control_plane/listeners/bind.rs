@@ -1,4 +1,4 @@
-//! Sockets opened for what a key names.
+//! Opens the sockets of a key.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ impl Listeners {
             let bound = inherited.address().to_owned();
             return Ok((Socket::Stream(Arc::clone(inherited)), bound));
         }
-        // Only TCP knows ports that several sockets share.
+        // Only TCP has ports that several sockets share.
         let is_tcp = matches!(address, ListenAddress::Tcp(_));
         let opening = Opening { socket_for_each: opening.socket_for_each && is_tcp, ..opening };
         let listener = Arc::new(Listener::open(address, open_options(key.options, opening))?);
@@ -72,7 +72,7 @@ impl Listeners {
     }
 }
 
-/// Whether an address cannot be had here because this machine does not have it.
+/// Whether this machine does not have the address.
 fn is_not_ours(errno: Errno) -> bool {
     matches!(errno, Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT)
 }

@@ -1,4 +1,4 @@
-//! A listener as others can look at it.
+//! Snapshots of listeners.
 
 use std::os::fd::OwnedFd;
 
@@ -9,7 +9,7 @@ use crate::sys::backlog;
 use crate::sys::listener::{Family, Listener};
 
 impl Entry {
-    /// What others can look at.
+    /// The public state.
     pub(crate) fn snapshot(&self) -> ListenerSnapshot {
         let length = |listener: &Listener| backlog::length(listener).ok();
         let waiting = match &self.socket {
@@ -39,7 +39,7 @@ impl Entry {
         }
     }
 
-    /// A duplicate of its socket, if it has one, of TCP, that all workers share.
+    /// A duplicate of its shared TCP socket, if it has one.
     pub(crate) fn shared_socket(&self) -> Option<(ListenerId, String, OwnedFd)> {
         let Socket::Stream(listener) = &self.socket else { return None };
         if self.closing || listener.family() == Family::Unix {
