@@ -3,6 +3,7 @@
 //! Owns the promise that no call waits for a thread that has ended. However it ends, workers end
 //! first, then listeners close; then completions resolve, events end, and calls fail. After a
 //! failure all of them report it.
+
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};

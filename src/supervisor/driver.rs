@@ -1,4 +1,4 @@
-//! The supervisor's loop: it waits, tells the decisions what has happened, and does what they say.
+//! The supervisor's loop: waits, reports what happened to the decisions, and carries them out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -30,11 +30,11 @@ use crate::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Events and requests taken in before signals and the time have their turn.
+/// Most events and requests per turn, before signals and deadlines.
 const INPUTS_PER_TURN: usize = 256;
-/// Where Node listens for debuggers, one port a worker, unless another one is named.
+/// Node's default debugger ports, one per worker.
 const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
-/// Of messages, likewise.
+/// Most bytes of messages per turn.
 const BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// A running supervisor.
@@ -53,31 +53,31 @@ pub(super) struct Driver {
     pub(super) environment: Vec<(OsString, OsString)>,
     pub(super) on_event: Option<OnEvent>,
     pub(super) before_reload: Option<BeforeReload>,
-    /// Addresses that were opened and have not been told of.
+    /// Addresses that were opened and not yet reported.
     pub(super) addresses: Vec<(ListenerId, String)>,
-    /// Those that are or have been among these.
+    /// Addresses that are or were among these.
     pub(super) known: BTreeSet<ListenerId>,
     pub(super) workers: BTreeMap<WorkerId, WorkerHandle>,
     pub(super) waiting: BTreeMap<Ticket, Completion>,
     pub(super) next_ticket: u64,
     pub(super) forced_by: Option<Signal>,
-    /// What failed, if it was not a worker.
+    /// A failure other than of a worker.
     pub(super) failure: Option<Error>,
-    /// A slot has been filled, so that a failure to do so is no failure of the start.
+    /// Slots that were filled once, so that a later failure is not one of the start.
     pub(super) filled: BTreeSet<u16>,
     /// Why an address was refused to a worker.
     pub(super) refusal: Option<Arc<Error>>,
-    /// Workers that have served something.
+    /// Workers that have served an address.
     pub(super) served: BTreeSet<WorkerId>,
     /// A worker that serves nothing here listens on this address, bypassing the primary.
     pub(super) past_primary: Option<(WorkerId, SocketAddr)>,
 }
 
 impl Driver {
-    /// Runs until no worker is left and none will come.
+    /// Runs until no worker is left and none will be started.
     ///
     /// # Errors
-    /// The first start failed, or the run could not go on.
+    /// The first start failed, or the run could not continue.
     pub(super) fn run(mut self) -> Result<Finished> {
         let result = self.turn_until_the_end();
         let finished = result.and_then(|()| self.finish());
@@ -109,7 +109,7 @@ impl Driver {
         watched.extend(self.signals.as_ref().map(|signals| readable(signals.as_fd())));
         let now_ns = monotonic_ns();
         let left = self.state.next_deadline_ns(now_ns).map_or(PollTimeout::NONE, |next_ns| {
-            // Rounded up: waking a moment too early would make the loop spin until the time.
+            // Rounded up: waking too early would spin until the deadline.
             let left_ms = next_ns.saturating_sub(now_ns).div_ceil(1_000_000);
             PollTimeout::from(u16::try_from(left_ms).unwrap_or(u16::MAX))
         });
@@ -151,7 +151,7 @@ impl Driver {
         }
     }
 
-    /// More or fewer workers by a signal; one step too far changes nothing.
+    /// Adds or removes a worker on a signal; beyond the limits it changes nothing.
     fn on_step(&mut self, signal: Signal, step: i16) {
         let slots = u16::try_from(self.state.slots.len()).expect("slots are bounded");
         match slots.checked_add_signed(step) {
@@ -186,15 +186,15 @@ impl Driver {
             let Ok(Order { request, answer }) = self.orders.try_recv() else { break };
             let completion = self.on_request(request);
             self.carry_out()?;
-            // A reload that has begun was no wrong request, even if it has stopped already.
+            // A reload that began was a valid request, even if it has stopped already.
             let refused = completion.failure().filter(|one| one.kind() != ErrorKind::ReloadStopped);
-            // A caller that does not wait for the answer does not want it.
+            // A caller that does not wait does not want the answer.
             let _ = answer.send(refused.map_or(Ok(completion), Err));
         }
         Ok(())
     }
 
-    /// Takes a request in. What comes of it is told by the completion, a refusal at once.
+    /// Accepts a request. The completion reports the outcome, a refusal at once.
     pub(super) fn on_request(&mut self, request: Request) -> Completion {
         let now_ns = monotonic_ns();
         let ticket = Ticket(self.next_ticket);
@@ -216,7 +216,7 @@ impl Driver {
         completion
     }
 
-    /// Does what the decisions say.
+    /// Carries out the decisions.
     fn carry_out(&mut self) -> Result<()> {
         while let Some(action) = self.state.next_action() {
             match action {
@@ -228,12 +228,12 @@ impl Driver {
                         worker.disconnect_within(self.grace);
                     }
                 }
-                // Its end is known by the exits of the workers.
+                // The exits of the workers report its end.
                 Action::DisconnectAll { grace } => drop(self.cluster.disconnect_within(grace)),
                 Action::Kill { worker } => {
                     self.look_past_primary(worker);
                     if let Some(worker) = self.workers.get(&worker) {
-                        // It runs as we do, so this can only fail if it has ended.
+                        // It has the same user, so this fails only if it has ended.
                         let _ = worker.kill_group();
                     }
                 }
@@ -243,7 +243,7 @@ impl Driver {
                     }
                 }
                 Action::Shed { coming } => {
-                    // A cluster that has failed says so by an event.
+                    // A cluster that has failed reports it as an event.
                     let count = self.cluster.shed(coming).unwrap_or(0);
                     if count > 0 {
                         self.emit(&SupervisorEvent::ConnectionsReset { count });
@@ -277,7 +277,7 @@ impl Driver {
                 self.filled.insert(slot);
                 self.state.on_spawned(slot, role, id, monotonic_ns());
             }
-            // Nothing has been served yet that would have to go on.
+            // No connection has been served yet that the run would have to continue for.
             Err(error) if self.filled.is_empty() || !self.is_filled(slot) => return Err(error),
             Err(error) => {
                 let reason = error.to_string();
@@ -295,7 +295,7 @@ impl Driver {
     }
 
     pub(super) fn emit(&mut self, event: &SupervisorEvent) {
-        // Who hears of it may look at once.
+        // A listener of the event may look at once.
         self.publish();
         if let Some(on_event) = &mut self.on_event {
             on_event(event);
@@ -342,7 +342,7 @@ impl Driver {
             Event::Error { worker: Some(worker), error } => {
                 self.state.kill(worker.id(), format!("worker {}: {error}", worker.id()));
             }
-            // It has lost something and goes on.
+            // It has lost something and continues.
             Event::Error { worker: None, error } if matches!(*error, Error::Environment { .. }) => {
             }
             Event::Error { worker: None, error } => self.fail((*error).clone()),
@@ -352,7 +352,7 @@ impl Driver {
         }
     }
 
-    /// A worker that never came to serve may have opened its address itself, unless it listens on
+    /// A worker that never served may have opened its address itself, unless it listens on
     /// inherited sockets anyway.
     fn look_past_primary(&mut self, id: WorkerId) {
         if self.cluster.settings().dialect == Dialect::ListenFds {
@@ -401,7 +401,7 @@ impl Driver {
         }
     }
 
-    /// Completes what callers still wait for, and ends the events.
+    /// Completes pending requests, and ends the events.
     fn end(&mut self, failure: Option<&Error>) {
         self.publish();
         self.handle.shared.published().stage = SupervisorStage::Ended;
@@ -411,7 +411,7 @@ impl Driver {
         self.handle.shared.subscribers().close();
     }
 
-    /// Lets handles see what there is.
+    /// Publishes the state for handles.
     fn publish(&mut self) {
         if !self.state.take_changed() {
             return;

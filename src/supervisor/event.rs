@@ -1,4 +1,4 @@
-//! What a supervisor tells of, and those who listen.
+//! The events of a supervisor, and their subscribers.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
@@ -13,131 +13,130 @@ use crate::sync::mailbox::{Item, Mailbox};
 use crate::sys::waker::Waker;
 use crate::{ClusterCounts, Error, Event, ListenerId, Result, Signal, WorkerId};
 
-/// Something happened under a [`Supervisor`](super::Supervisor).
+/// An event of a [`Supervisor`](super::Supervisor).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SupervisorEvent {
-    /// Something happened in the cluster.
+    /// An event of the cluster.
     Cluster(Event),
     /// Every worker serves, and connections are accepted from now on.
     Started,
-    /// An address is served; told once for each, the first ones at the start.
+    /// An address is served; reported once per address, the first ones at the start.
     Listening {
         /// The listener's number.
         listener: ListenerId,
         /// The bound address, with the port that was chosen.
         address: String,
     },
-    /// The start takes long: after 5 s these workers do not serve. It is told once, and the start
-    /// goes on until its limit.
+    /// The start takes long: after 5 s these workers do not serve. Reported once; the start
+    /// continues until its limit.
     Waiting {
-        /// Which workers.
+        /// The workers.
         workers: Vec<WorkerId>,
     },
-    /// A worker serves nothing while others do, and the start did not wait for it any longer.
+    /// A worker serves nothing while others do, and the start no longer waits for it.
     Silent {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
     },
-    /// A worker has ended, or said that it leaves, and is replaced.
+    /// A worker has ended, or announced that it leaves, and is replaced.
     Respawn {
         /// Its slot.
         slot: u16,
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// How long that waits.
+        /// The delay.
         delay: Duration,
     },
     /// A worker could not be started.
     SpawnFailed {
-        /// The slot that it was for.
+        /// Its slot.
         slot: u16,
-        /// Why.
+        /// The cause.
         error: Arc<Error>,
-        /// When it is tried again; not at all, if nothing is said.
+        /// When it is tried again; `None` if it is not.
         retry: Option<Duration>,
     },
     /// A slot stays empty until the next reload.
     GaveUp {
-        /// Which slot.
+        /// The slot.
         slot: u16,
         /// The worker that ended last, if one was started.
         worker: Option<WorkerId>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Workers are being replaced, one after the other.
     Reloading {
-        /// Which ones.
+        /// The workers.
         workers: Vec<WorkerId>,
     },
-    /// A reload was asked for at a moment when it could not begin: it follows.
+    /// A reload was requested when it could not begin; it follows.
     ReloadQueued,
     /// All of them have been replaced.
     Reloaded,
-    /// Replacing has stopped; workers that had not been replaced stay as they are.
+    /// The reload has stopped; the remaining workers stay as they are.
     ReloadStopped {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The number of slots changes.
     Scaled {
-        /// What it was.
+        /// The old number.
         from: u16,
-        /// What it is.
+        /// The new number.
         to: u16,
     },
-    /// A signal has arrived that changes nothing.
+    /// A signal without an effect has arrived.
     SignalUnused {
-        /// Which one.
+        /// The signal.
         signal: Signal,
     },
-    /// The run is about to end: serving goes on for a while ([`Supervisor::drain_delay`]).
+    /// The run is about to end and serves for a while longer ([`Supervisor::drain_delay`]).
     ///
     /// [`Supervisor::drain_delay`]: crate::Supervisor::drain_delay
     Stopping {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// For how long.
+        /// The delay.
         delay: Duration,
     },
-    /// The run is ending: nothing new is accepted.
+    /// The run is ending and accepts no more connections.
     Draining {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// How long open connections may take.
+        /// The grace period of open connections.
         grace: Duration,
     },
-    /// Workers are ended by force.
+    /// Workers were killed.
     Killed {
-        /// Which ones.
+        /// The workers.
         workers: Vec<WorkerId>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The run has ended, and this is the last event.
     Ended {
-        /// What became of all connections.
+        /// The counts of all connections.
         counts: ClusterCounts,
     },
-    /// Connections were reset that waited in the own socket of a worker whose slot stays empty.
+    /// The queue of a worker's own socket was reset, because its slot stays empty.
     ConnectionsReset {
-        /// How many.
+        /// The number of connections.
         count: usize,
     },
 }
 
-/// What happens under a supervisor, as it comes: a blocking iterator, and a stream for any async
-/// runtime.
+/// The events of a supervisor: a blocking iterator, and a stream for any async runtime.
 ///
-/// It begins with what happens after the subscription and ends with the supervisor. A subscriber
-/// that is 16,384 events or messages of 64 MiB behind is cut off: its events end there.
+/// It starts at the subscription and ends with the supervisor. A subscriber that is 16,384 events
+/// or messages of 64 MiB behind is cut off: its events end there.
 #[derive(Debug)]
 pub struct SupervisorEvents {
     mailbox: Arc<Mailbox<SupervisorEvent>>,
 }
 
-/// Those who listen.
+/// The subscribers.
 #[derive(Debug, Default)]
 pub(super) struct Subscribers {
     mailboxes: Vec<Weak<Mailbox<SupervisorEvent>>>,
@@ -155,7 +154,7 @@ impl Item for SupervisorEvent {
 
 impl Subscribers {
     pub(super) fn subscribe(&mut self) -> Result<SupervisorEvents> {
-        // Nothing waits for room here.
+        // No sender waits for room here.
         let mailbox = Arc::new(Mailbox::new(Arc::new(Waker::new()?))?);
         match self.closed {
             true => mailbox.close().wake(),

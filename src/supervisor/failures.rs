@@ -1,4 +1,4 @@
-//! Why a run or a request failed, in words that say what to do.
+//! Errors of a run or a request, with remedies.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::ReadyAfter;
 use super::state::{Failure, Refusal};
 use crate::{Ending, Error, ErrorKind, Signal, WorkerId};
 
-/// Why a run could not go on.
+/// Why a run could not continue.
 pub(super) fn of_run(
     failure: &Failure,
     (ready_after, limit): (ReadyAfter, Duration),
@@ -58,7 +58,7 @@ pub(super) fn of_run(
     }
 }
 
-/// Whether the worker has said itself why it could not start, or there is nothing to explain.
+/// Whether the worker has reported why it could not start, or there is nothing to explain.
 fn is_fatal(failure: &Failure) -> bool {
     matches!(failure, Failure::StartFailed { fatal: true, .. } | Failure::NoWorkersLeft)
 }
@@ -73,7 +73,7 @@ fn ending_in_words(ending: Ending) -> String {
     }
 }
 
-/// Why something that was asked for did not come to pass.
+/// The error of a refused request.
 pub(super) fn of_refusal(refusal: &Refusal) -> Error {
     let (kind, what, hint) = match refusal {
         Refusal::NoSuchWorker(worker) => (

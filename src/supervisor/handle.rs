@@ -1,4 +1,4 @@
-//! A supervisor as other threads see it: what they can ask of it, and what they can look at.
+//! A supervisor's handle for other threads: requests and snapshots.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,25 +11,25 @@ use crate::{Completion, Error, ErrorKind, Result, WorkerCounts, WorkerHandle, Wo
 /// Requests that may wait for the supervisor's loop.
 const REQUESTS_MAX: usize = 64;
 
-/// A [`Supervisor`](super::Supervisor) as other threads see it. Clones are the same supervisor.
+/// A handle of a [`Supervisor`](super::Supervisor) for other threads. Clones refer to the same one.
 ///
-/// Requests go through one queue of 64 and are carried out in their order by the supervisor's
-/// thread; each is answered. One beyond the bound is refused at once
-/// ([`ErrorKind::Busy`]). Looking at the state asks no thread.
+/// Requests go through one queue of 64, and the supervisor's thread carries them out in order; each
+/// is answered. One beyond the bound is refused at once ([`ErrorKind::Busy`]). Snapshots ask no
+/// thread.
 #[derive(Clone, Debug)]
 pub struct SupervisorHandle {
     pub(super) shared: Arc<Shared>,
     requests: SyncSender<Order>,
 }
 
-/// A request, and where the answer goes.
+/// A request, and where its answer goes.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) request: Request,
     pub(super) answer: SyncSender<Result<Completion>>,
 }
 
-/// What can be asked of a supervisor.
+/// A request to a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     Reload,
@@ -40,7 +40,7 @@ pub(super) enum Request {
     Kill(WorkerId),
 }
 
-/// What a supervisor and its handles share.
+/// Shared by a supervisor and its handles.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) waker: Arc<Waker>,
@@ -48,7 +48,7 @@ pub(super) struct Shared {
     published: Mutex<Published>,
 }
 
-/// What can be looked at.
+/// The published state.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     pub(super) stage: SupervisorStage,
@@ -67,7 +67,7 @@ pub(super) struct PublishedWorker {
     pub(super) addresses: Vec<String>,
 }
 
-/// How far a supervisor's run is.
+/// The stage of a supervisor's run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SupervisorStage {
@@ -76,27 +76,27 @@ pub enum SupervisorStage {
     Starting,
     /// Connections are accepted.
     Serving,
-    /// Connections are accepted for a while yet, and then the run ends.
+    /// Connections are accepted for a while longer, then the run ends.
     Stopping,
-    /// Nothing new is accepted, and workers finish what they have.
+    /// Accepting has stopped, and workers finish their connections.
     Draining,
-    /// Workers are being ended by force.
+    /// Workers are being killed.
     Killing,
     /// The run has ended.
     Ended,
 }
 
-/// What a supervisor was at one moment. The counts are those of the moment it was looked at.
+/// The state of a supervisor at one moment. The counts are as of the snapshot.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// How far the run is.
+    /// The stage of the run.
     pub stage: SupervisorStage,
     /// Workers are being replaced, one after the other.
     pub reloading: bool,
-    /// The slots, by their numbers.
+    /// The slots, by number.
     pub slots: Vec<SlotSnapshot>,
-    /// The workers, by their ids: those in slots, successors, and those that leave.
+    /// The workers, by id: those in slots, successors, and leaving ones.
     pub workers: Vec<WorkerSnapshot>,
 }
 
@@ -106,23 +106,23 @@ pub struct Snapshot {
 pub struct SlotSnapshot {
     /// Its number, from 0, as its workers see it in `CLUSTERLB_INSTANCE`.
     pub number: u16,
-    /// What is in it.
+    /// Its contents.
     pub state: SlotState,
-    /// Workers that were started in it after the first one.
+    /// Workers started in it after the first one.
     pub restarts: u64,
 }
 
-/// What is in a slot.
+/// The contents of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlotState {
     /// This worker.
     Filled(WorkerId),
-    /// Nothing until this moment.
+    /// Empty until this moment.
     Waiting(SystemTime),
-    /// Nothing until the next reload: its workers had too many short lives.
+    /// Empty until the next reload: its workers had too many short lives.
     GivenUp,
-    /// Nothing: its worker left, and the policy says that it is not replaced.
+    /// Empty: its worker left, and the policy does not replace it.
     Empty,
 }
 
@@ -136,21 +136,21 @@ pub struct WorkerSnapshot {
     pub pid: u32,
     /// Its CPU, if it is pinned.
     pub cpu: Option<usize>,
-    /// The slot that it has, is going to have, or had.
+    /// Its present, future or former slot.
     pub slot: u16,
-    /// How far its life is.
+    /// Its state.
     pub state: WorkerState,
     /// When it was started.
     pub started: SystemTime,
-    /// Since when it has been in this state.
+    /// When it entered this state.
     pub since: SystemTime,
-    /// What it serves.
+    /// The addresses it serves.
     pub addresses: Vec<String>,
     /// Its connections.
     pub counts: WorkerCounts,
 }
 
-/// How far a worker's life is.
+/// The state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WorkerState {
@@ -160,7 +160,7 @@ pub enum WorkerState {
     Serving,
     /// It leaves connections unclaimed and gets none.
     Hung,
-    /// It gets nothing new and finishes what it has.
+    /// It gets no new connections and finishes those it has.
     Leaving,
 }
 
@@ -196,10 +196,9 @@ impl SupervisorHandle {
         answered.recv().unwrap_or_else(|_| Err(ended()))
     }
 
-    /// Replaces every worker, one after the other, fills slots that were given up, and forgets what
-    /// was held against any slot. During the start, or while workers are being replaced, that
-    /// follows, once. Complete when all are replaced, or replacing has stopped, which is the
-    /// completion's failure then.
+    /// Replaces every worker, one after the other, fills slots that were given up, and resets all
+    /// restart budgets. During the start or another reload it follows afterwards, once. Completes
+    /// when all are replaced, or when the reload stops, which is the completion's failure.
     ///
     /// # Errors
     /// The run is ending or has ended; too many requests wait.
@@ -207,9 +206,9 @@ impl SupervisorHandle {
         self.ask(Request::Reload)
     }
 
-    /// Changes the number of slots, and so of workers: from 1 to 1024. New ones are started at
-    /// once; those with the highest numbers leave in order. Complete when as many serve, or cannot,
-    /// and those that are too many have ended.
+    /// Changes the number of slots, and so of workers: from 1 to 1024. New workers are started at
+    /// once; those with the highest numbers leave in order. Completes when as many serve, or
+    /// cannot, and the surplus ones have ended.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for another number; the run is ending or has ended; too many requests
@@ -219,8 +218,8 @@ impl SupervisorHandle {
         self.ask(Request::Scale(workers))
     }
 
-    /// Ends the run in order: nothing new is accepted, and workers have this long to finish what
-    /// they have, or as long as the supervisor was told. Complete when the run has ended.
+    /// Ends the run in order: accepting stops, and workers have this long to finish their
+    /// connections, or the supervisor's grace period. Completes when the run has ended.
     ///
     /// # Errors
     /// The run has ended; too many requests wait.
@@ -228,8 +227,8 @@ impl SupervisorHandle {
         self.ask(Request::Stop(grace))
     }
 
-    /// Replaces one worker as a reload does. Complete when it has been replaced, or replacing has
-    /// stopped, which is the completion's failure then.
+    /// Replaces one worker as a reload does. Completes when it has been replaced, or when that
+    /// stops, which is the completion's failure.
     ///
     /// # Errors
     /// [`ErrorKind::NoSuchWorker`]; the run does not serve; too many requests wait.
@@ -238,7 +237,7 @@ impl SupervisorHandle {
     }
 
     /// Lets one worker leave, and starts another one for its slot without waiting for its end.
-    /// Complete when it has ended.
+    /// Completes when it has ended.
     ///
     /// # Errors
     /// As [`replace`](Self::replace).
@@ -246,7 +245,7 @@ impl SupervisorHandle {
         self.ask(Request::Drain(worker))
     }
 
-    /// Ends one worker by force; it is replaced as any that ends. Complete when it has ended.
+    /// Kills one worker; it is replaced like any that ends. Completes when it has ended.
     ///
     /// # Errors
     /// [`ErrorKind::NoSuchWorker`]; too many requests wait.
@@ -254,8 +253,8 @@ impl SupervisorHandle {
         self.ask(Request::Kill(worker))
     }
 
-    /// What there is: stage, slots and workers with their counts. Reads memory, asks no thread, and
-    /// can be called as often as one likes.
+    /// A snapshot: stage, slots and workers with their counts. Reads memory, asks no thread, and is
+    /// cheap to call.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let published = self.shared.published();
@@ -278,7 +277,7 @@ impl SupervisorHandle {
         }
     }
 
-    /// What happens from now on.
+    /// The events from now on.
     ///
     /// # Errors
     /// Too few descriptors.

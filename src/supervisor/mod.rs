@@ -1,8 +1,8 @@
-//! A number of workers kept alive: replaced when they end, one by one on a reload, until the
-//! run ends in order.
+//! Keeps a number of workers alive: replaces those that end, replaces all one by one on a reload,
+//! and ends the run in order.
 //!
-//! Owns the policy of keeping. The decisions are pure ([`state`]); the loop ([`driver`]) only waits
-//! and does what they say, by nothing but what any program can do with a [`Cluster`].
+//! Owns the policy. The decisions are pure ([`state`]); the loop ([`driver`]) only waits and
+//! carries them out, by means that any program has with a [`Cluster`].
 
 mod driver;
 mod event;
@@ -42,10 +42,10 @@ use restart::ns;
 use signals::Terminal;
 use state::{Rules, State};
 
-/// The message by which a worker says that it is ready ([`ReadyAfter::Message`]).
+/// The message with which a worker reports that it is ready ([`ReadyAfter::Message`]).
 const READY: &str = "ready";
 
-/// What makes a worker ready, at the start and as a successor.
+/// When a worker is ready, at the start and as a successor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadyAfter {
@@ -63,9 +63,9 @@ type OnEvent = Box<dyn FnMut(&SupervisorEvent) + Send>;
 ///
 /// Each worker has a **slot**, whose number from 0 it sees in `CLUSTERLB_INSTANCE` and
 /// `NODE_APP_INSTANCE`; its successors inherit the number, and the CPU. A worker that ends is
-/// replaced ([`restart`](Self::restart)); one that says that it leaves, already when it does. A
-/// reload replaces all, one after the other, each successor serving beside its predecessor for a
-/// while before that leaves ([`settle`](Self::settle)).
+/// replaced ([`restart`](Self::restart)), one that announces that it leaves already then. A reload
+/// replaces all, one after the other; each successor serves beside its predecessor for a while
+/// before that leaves ([`settle`](Self::settle)).
 ///
 /// ```no_run
 /// use clusterlb::{Role, Supervisor};
@@ -96,19 +96,19 @@ pub struct Supervisor {
     channel: Option<(SupervisorHandle, Mutex<Receiver<Order>>)>,
 }
 
-/// How a supervisor's run ended in order.
+/// The result of a run that ended in order.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Finished {
-    /// What became of all connections.
+    /// The counts of all connections.
     pub counts: ClusterCounts,
     /// The signal that cut the end short.
     pub forced_by: Option<Signal>,
 }
 
 impl Supervisor {
-    /// For a cluster without workers. Unless something else is said there is a worker for each CPU
-    /// that this process may use.
+    /// For a cluster without workers. By default there is a worker for each CPU that this process
+    /// may use.
     pub fn new(cluster: Cluster) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
@@ -135,21 +135,21 @@ impl Supervisor {
         }
     }
 
-    /// How many workers, from 1 to 1024. [`SupervisorHandle::scale`] changes that later.
+    /// The number of workers, from 1 to 1024. [`SupervisorHandle::scale`] changes it later.
     pub fn workers(mut self, workers: u16) -> Self {
         self.workers = workers;
         self
     }
 
-    /// How many workers, and which CPU each of them and the data path get, by their slots.
+    /// The number of workers, and the CPU of each of them and of the data path, by slot.
     pub fn plan(mut self, plan: CpuPlan) -> Self {
         self.workers = u16::try_from(plan.workers.len()).unwrap_or(u16::MAX);
         self.plan = Some(plan);
         self
     }
 
-    /// One more address that is opened before there are workers ([`Cluster::hold`]), so that a busy
-    /// one is told at once, and held whichever worker serves it. The run begins when each worker
+    /// Adds an address that is opened before there are workers ([`Cluster::hold`]), so that a busy
+    /// one fails at once, and held whichever worker serves it. The run begins when each worker
     /// serves as many.
     pub fn hold(mut self, address: ListenAddress) -> Self {
         self.hold.push(address);
@@ -169,38 +169,37 @@ impl Supervisor {
     }
 
     /// How long workers may take until they serve, at the start and as successors: 60 s by default.
-    /// A start that takes longer fails; a successor that does ends the replacing.
+    /// Beyond it a start fails, and a reload stops.
     pub fn start_limit(mut self, limit: Duration) -> Self {
         self.rules.start_limit_ns = ns(limit);
         self
     }
 
-    /// How long a successor serves before its predecessor leaves: 1 s by default. If it ends in
-    /// that time, replacing stops. At zero the predecessor leaves as soon as the successor serves.
+    /// How long a successor serves before its predecessor leaves: 1 s by default. If it ends within
+    /// that time, the reload stops. At zero the predecessor leaves as soon as the successor serves.
     pub fn settle(mut self, time: Duration) -> Self {
         self.rules.settle_ns = ns(time);
         self
     }
 
-    /// What makes a worker ready: that it listens, unless something else is said. The run begins
-    /// when all workers are, and a predecessor leaves when its successor is;
-    /// [`start_limit`](Self::start_limit) is for both. Connections come as soon as a worker listens
-    /// while others serve.
+    /// When a worker is ready: by default when it listens. The run begins when all workers are
+    /// ready, and a predecessor leaves when its successor is; [`start_limit`](Self::start_limit)
+    /// covers both. While others serve, a worker gets connections as soon as it listens.
     pub fn ready_after(mut self, what: ReadyAfter) -> Self {
         self.rules.ready_after = what;
         self
     }
 
-    /// How long workers that leave may take to finish what they have: 10 s by default. Then they
+    /// How long leaving workers may take to finish their connections: 10 s by default. Then they
     /// are killed.
     pub fn grace(mut self, time: Duration) -> Self {
         self.rules.grace = time;
         self
     }
 
-    /// How long serving goes on after a signal to end, so that balancers notice before accepting
-    /// stops; by default not at all. A second signal begins the end at once. The
-    /// grace period comes afterwards.
+    /// How long serving continues after a signal to end, so that balancers notice before accepting
+    /// stops; by default not at all. A second signal begins the end at once. The grace period
+    /// follows.
     pub fn drain_delay(mut self, time: Duration) -> Self {
         self.rules.drain_delay = time;
         self
@@ -213,41 +212,39 @@ impl Supervisor {
         self
     }
 
-    /// Exit codes by which a worker says before it serves that no other one will do better: they
-    /// end the start at once. Otherwise three workers of a slot have to fail.
+    /// Exit codes by which a worker reports, before it serves, that a restart cannot help: they end
+    /// the start at once. Otherwise three workers of a slot have to fail.
     pub fn fatal_exit_codes(mut self, codes: &[i32]) -> Self {
         self.rules.fatal_codes = codes.to_vec();
         self
     }
 
     /// SIGTERM, SIGINT, SIGQUIT and SIGUSR2 end the run in order, and a second one at once. SIGHUP
-    /// reloads, unless it says that the terminal was closed: that ends the run, too, if SIGHUP was
-    /// not ignored when this process was started (`nohup`). SIGTTIN adds a worker,
-    /// SIGTTOU takes one away, but never the last. SIGUSR1 changes nothing
-    /// ([`SupervisorEvent::SignalUnused`]). SIGCHLD makes the thread reap what the process
-    /// has not started itself, as PID 1 of a container has to.
+    /// reloads, unless the terminal was closed: that also ends the run, if SIGHUP was not ignored
+    /// when this process was started (`nohup`). SIGTTIN adds a worker, SIGTTOU removes one, but
+    /// never the last. SIGUSR1 changes nothing ([`SupervisorEvent::SignalUnused`]). On SIGCHLD the
+    /// thread reaps processes that this one did not start, as PID 1 of a container must.
     ///
-    /// The thread that runs the supervisor blocks these signals, so call it on the main thread,
-    /// before there are other threads of the program's own. Workers get process groups and
-    /// sessions of their own, so that a terminal's Ctrl-C is for the supervisor alone.
+    /// The thread that runs the supervisor blocks these signals, so call this on the main thread,
+    /// before the program starts other threads. Each worker gets its own process group and session,
+    /// so that a terminal's Ctrl-C reaches only the supervisor.
     pub fn handle_signals(mut self) -> Self {
         self.handles_signals = true;
         self
     }
 
-    /// Calls back for everything that happens, on the thread that runs the supervisor: the run
-    /// waits for it. The callback must not ask a [`SupervisorHandle`] for anything; it may look at
-    /// a snapshot.
+    /// Calls back for every event, on the thread that runs the supervisor: the run waits for it.
+    /// The callback must not send requests to a [`SupervisorHandle`]; it may take a snapshot.
     pub fn on_event(mut self, callback: impl FnMut(&SupervisorEvent) + Send + 'static) -> Self {
         self.on_event = Some(Mutex::new(Box::new(callback)));
         self
     }
 
     /// Calls back before a reload replaces any worker, on the thread that runs the supervisor: the
-    /// program reads its settings again, changes those of the cluster, and says what changes of the
-    /// supervisor. With an error nothing changes and no worker is replaced
-    /// ([`SupervisorEvent::ReloadStopped`]). The callback must not ask a [`SupervisorHandle`] for
-    /// anything.
+    /// program reads its settings again, changes those of the cluster, and returns the changes for
+    /// the supervisor. On an error nothing changes and no worker is replaced
+    /// ([`SupervisorEvent::ReloadStopped`]). The callback must not send requests to a
+    /// [`SupervisorHandle`].
     pub fn before_reload(
         mut self,
         callback: impl FnMut() -> Result<ReloadChanges> + Send + 'static,
@@ -269,13 +266,13 @@ impl Supervisor {
         Ok(handle)
     }
 
-    /// Starts the workers, and keeps them until the run ends: by a signal, as a handle asks, or
-    /// because no worker is left.
+    /// Starts the workers, and keeps them until the run ends: by a signal, by a request of a
+    /// handle, or because no worker is left.
     ///
     /// # Errors
-    /// An address is not to be had, the machine refuses what is needed, workers cannot be started
-    /// or do not serve ([`ErrorKind`](crate::ErrorKind) tells these apart), none is left because of
-    /// failures, or the cluster itself failed. No worker is left in any case.
+    /// An address is unavailable, the machine refuses what is needed, workers cannot be started or
+    /// do not serve ([`ErrorKind`](crate::ErrorKind) distinguishes these), none is left because of
+    /// failures, or the cluster itself failed. In any case no worker is left.
     pub fn run(mut self) -> Result<Finished> {
         ensure_count(self.workers)?;
         let handle = self.handle()?;
@@ -321,7 +318,7 @@ impl Supervisor {
         driver.run()
     }
 
-    /// Settings that a supervised cluster has.
+    /// The settings of a supervised cluster.
     fn prepare_cluster(&self) -> Result<()> {
         let workers = NonZeroUsize::new(usize::from(self.workers)).unwrap_or(NonZeroUsize::MIN);
         self.cluster.prepare(|settings, is_fresh| {
@@ -334,7 +331,8 @@ impl Supervisor {
             if is_fresh {
                 settings.primary_cpu = self.plan.as_ref().and_then(|plan| plan.primary);
                 settings.workers_expected = workers;
-                // No worker gets anything before all are there, so all begin with an equal share.
+                // No worker gets a connection before all are ready, so all begin with an equal
+                // share.
                 settings.start_closed = true;
             }
         })

@@ -1,4 +1,4 @@
-//! What a reload changes of a running supervisor: asked of the program before any worker is
+//! The changes of a reload to a running supervisor: requested from the program before any worker is
 //! replaced.
 
 use std::ffi::OsString;
@@ -12,17 +12,17 @@ use super::state::{Refusal, Rules, Stage, Ticket};
 use crate::Result;
 use crate::sys::clock::monotonic_ns;
 
-/// Asks the program what is to change, or why nothing can.
+/// Asks the program for the changes, or for an error.
 pub(super) type BeforeReload = Box<dyn FnMut() -> Result<ReloadChanges> + Send>;
 
-/// What changes with a reload; `None` leaves something as it is. What concerns the workers alone is
+/// The changes of a reload; `None` leaves a setting as it is. Settings of the workers alone are
 /// changed by [`Cluster::setup_primary`](crate::Cluster::setup_primary).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ReloadChanges {
-    /// How many workers.
+    /// The number of workers.
     pub workers: Option<u16>,
-    /// All variables in the environment of each worker, instead of those before.
+    /// All variables in the environment of each worker, instead of the previous ones.
     pub variables: Option<Vec<(OsString, OsString)>>,
     /// Which ended workers are replaced, and how soon.
     pub restart: Option<RestartPolicy>,
@@ -30,11 +30,11 @@ pub struct ReloadChanges {
     pub start_limit: Option<Duration>,
     /// How long a successor serves before its predecessor leaves.
     pub settle: Option<Duration>,
-    /// How long workers that leave may take.
+    /// How long leaving workers may take.
     pub grace: Option<Duration>,
-    /// How long serving goes on after a signal to end.
+    /// How long serving continues after a signal to end.
     pub drain_delay: Option<Duration>,
-    /// How long a worker may hang before it is killed, if that has an end.
+    /// How long a worker may hang before it is killed; the inner `None` is forever.
     pub hang_kill: Option<Option<Duration>>,
 }
 
@@ -54,8 +54,8 @@ impl Rules {
 }
 
 impl Driver {
-    /// Asks the program what changes, and then replaces every worker. Where the program finds an
-    /// error, nothing changes and no worker is replaced.
+    /// Asks the program for the changes, and then replaces every worker. On an error of the program
+    /// nothing changes and no worker is replaced.
     pub(super) fn reload(&mut self, ticket: Option<Ticket>) {
         let is_ending = matches!(self.state.stage, Stage::Draining { .. } | Stage::Killing);
         let asked = self.before_reload.as_mut().filter(|_| !is_ending).map(|ask| ask());

@@ -1,8 +1,8 @@
 //! Whether and when an ended worker is replaced. Pure: time is an argument.
 //!
 //! Owns the budget. It counts short lives, not ends: a worker that serves for a while and then ends
-//! is replaced at once, all day long; one that ends right after it began to serve, or before,
-//! waits longer each time, and is given up in the end.
+//! is replaced at once, always; one that ends right after it began to serve, or before, waits
+//! longer each time, and is given up in the end.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub enum Restart {
     /// All of them.
     #[default]
     Always,
-    /// Those that a signal ended, or that left with a code other than 0.
+    /// Those that ended by a signal, or with a code other than 0.
     OnFailure,
     /// None.
     Never,
@@ -40,7 +40,7 @@ pub struct RestartPolicy {
     pub delay: Duration,
     /// The longest delay; by default 5 s.
     pub delay_max: Duration,
-    /// Short lives of a slot within the window that are not too many; by default 10.
+    /// Allowed short lives of a slot within the window; by default 10.
     pub short_lives_max: usize,
     /// The window; by default 60 s.
     pub window: Duration,
@@ -68,23 +68,23 @@ impl From<Restart> for RestartPolicy {
 /// How a worker's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Life {
-    /// How long it served; nothing, if it never did.
+    /// How long it served; `None` if it never did.
     pub(super) served_ns: Option<u64>,
-    /// It left in order: it said that it leaves, or ended with code 0.
+    /// It left in order: it announced that it leaves, or ended with code 0.
     pub(super) in_order: bool,
     /// It had received a connection.
     pub(super) was_used: bool,
 }
 
-/// What to do about an end.
+/// The reaction to an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Start another one after this time.
+    /// Start another one after this delay.
     After {
         /// Nanoseconds.
         delay_ns: u64,
     },
-    /// The policy says that this end is final.
+    /// The policy does not replace it.
     Leave,
     /// Too many short lives: the next one would be no longer.
     GiveUp,
@@ -99,14 +99,14 @@ pub(super) struct Budget {
 }
 
 impl Life {
-    /// Whether it ended: by its code.
+    /// The life of a worker that ended with this code or signal.
     pub(super) fn ended(ending: Ending, served_ns: Option<u64>, was_used: bool) -> Self {
         Self { served_ns, in_order: ending == Ending::Code(0), was_used }
     }
 }
 
 impl Budget {
-    /// Decides about a worker whose life ended like this.
+    /// Decides after a worker's life.
     pub(super) fn after_life(
         &mut self,
         policy: &RestartPolicy,
@@ -119,8 +119,8 @@ impl Budget {
             Restart::OnFailure | Restart::Always => {}
         }
         let long = life.served_ns.is_some_and(|served_ns| served_ns >= ns(policy.short_life));
-        // One that leaves in order after it was of use, as after a number of requests, is no
-        // failure however soon that was.
+        // A worker that leaves in order after use, for example after a number of requests, has not
+        // failed, however soon that was.
         if long || (life.in_order && life.was_used) {
             self.in_a_row = 0;
             return Decision::After { delay_ns: 0 };
@@ -132,8 +132,8 @@ impl Budget {
         Decision::After { delay_ns: self.next_delay_ns(policy) }
     }
 
-    /// Decides about a worker that could not be started. What its program lacks may come back, so
-    /// as long as others serve the slot is not given up.
+    /// Decides after a failed start. The missing program may return, so while others serve the slot
+    /// is not given up.
     pub(super) fn after_failed_spawn(
         &mut self,
         policy: &RestartPolicy,
@@ -149,7 +149,7 @@ impl Budget {
                 return Decision::GiveUp;
             }
         }
-        // The first failure waits, too: nothing has been changed by trying.
+        // The first failure waits, too: nothing has changed since the attempt.
         self.in_a_row = self.in_a_row.max(1);
         Decision::After { delay_ns: self.next_delay_ns(policy) }
     }

@@ -1,15 +1,14 @@
-//! What each signal asks a supervisor for.
+//! The effect of each signal on a supervisor.
 //!
-//! Owns the table of docs/OPERATIONS.md, and the difference between a closed terminal, which ends
-//! the run, and a person who wants the workers to be replaced. No signal ends the run by its
-//! default action.
+//! Owns the table in docs/OPERATIONS.md, and the difference between a closed terminal, which ends
+//! the run, and a person who requests a reload. No signal ends the run by its default action.
 
 use crate::Signal;
 use crate::sys::inherited;
 use crate::sys::signal::{Origin, Received};
 use crate::sys::terminal;
 
-/// Every signal that a supervisor receives instead of doing what it does by default.
+/// Every signal that a supervisor receives instead of its default action.
 pub(super) const RECEIVED: [Signal; 9] = [
     Signal::SIGCHLD,
     Signal::SIGHUP,
@@ -22,29 +21,29 @@ pub(super) const RECEIVED: [Signal; 9] = [
     Signal::SIGUSR2,
 ];
 
-/// What is asked for.
+/// The effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// New workers.
+    /// Replace the workers.
     Reload,
-    /// The end, in order; a second time at once.
+    /// End in order; a second time at once.
     Stop,
-    /// The end, in order, because the terminal is gone.
+    /// End in order, because the terminal is gone.
     HangUp,
     /// A change of the number of workers.
     Step(i16),
     /// A process has ended that may not be a worker.
     Reap,
-    /// Nothing, which is told.
+    /// Nothing, which is reported.
     Nothing,
-    /// Nothing, as was to be expected.
+    /// Nothing, as expected.
     Ignore,
 }
 
 /// The terminal that this process was started from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terminal {
-    /// There was one.
+    /// There was a terminal.
     present: bool,
     /// The leader of its session, usually the shell, which passes a hangup on.
     leader: Option<u32>,
@@ -53,7 +52,7 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// Looks at it, at the start.
+    /// Examines it, at the start.
     pub(super) fn look() -> Self {
         Self {
             present: terminal::is_present(),
@@ -62,14 +61,14 @@ impl Terminal {
         }
     }
 
-    /// What a signal asks for.
+    /// The effect of a signal.
     pub(super) fn wish(self, received: Received) -> Wish {
         let Received { signal, origin } = received;
         match signal {
             Signal::SIGCHLD => Wish::Reap,
             Signal::SIGHUP => self.hangup(self.is_closed(origin, terminal::is_present)),
             Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => Wish::Stop,
-            // The kernel sends them to those who use the terminal in the background.
+            // The kernel sends them to background jobs that use the terminal.
             Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Ignore,
             Signal::SIGTTIN => Wish::Step(1),
             Signal::SIGTTOU => Wish::Step(-1),

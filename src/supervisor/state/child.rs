@@ -10,21 +10,21 @@ pub(in crate::supervisor) struct Name {
     pub(in crate::supervisor) kind: AddressKind,
     /// The bound address.
     pub(in crate::supervisor) address: String,
-    /// Its port was chosen by the kernel. One that is opened for a moment, as for an answer to one
-    /// request, is mostly of this kind.
+    /// Its port was chosen by the kernel. Listeners opened only briefly, such as for one transfer,
+    /// are mostly of this kind.
     pub(in crate::supervisor) ephemeral: bool,
 }
 
 pub(in crate::supervisor) type Names = BTreeSet<Name>;
 
-/// What a worker is in its slot.
+/// The role of a worker in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::supervisor) enum Role {
-    /// The one whose slot it is.
+    /// It has the slot.
     Current,
-    /// The one whose slot it is going to be.
+    /// It will get the slot.
     Successor,
-    /// One that leaves: its slot is another's.
+    /// It leaves, and has lost the slot.
     Leaving,
 }
 
@@ -35,17 +35,17 @@ pub(in crate::supervisor) struct Child {
     pub(in crate::supervisor) role: Role,
     pub(in crate::supervisor) born_ns: u64,
     pub(super) online: bool,
-    /// Its program has said that it is ready, or need not.
+    /// Its program has reported that it is ready, or need not.
     pub(super) ready: bool,
-    /// What it serves now.
+    /// The addresses it serves.
     pub(in crate::supervisor) serving: Names,
-    /// When it first served anything and was ready.
+    /// When it first served an address and was ready.
     pub(in crate::supervisor) serving_since_ns: Option<u64>,
-    /// What the last worker of its slot served.
+    /// The addresses that the last worker of its slot served.
     pub(super) wanted: Names,
-    /// It has been told to leave, or has left, and is killed at this moment.
+    /// It was told to leave, or has left, and is killed at this time.
     pub(super) cut_ns: Option<u64>,
-    /// Its channel has ended, and its slot is another's from this moment on.
+    /// Its channel has ended, and it loses its slot at this time.
     pub(super) lost_ns: Option<u64>,
     pub(super) killed: bool,
     pub(in crate::supervisor) hung_since_ns: Option<u64>,
@@ -69,19 +69,19 @@ impl Child {
         }
     }
 
-    /// It has its slot, and is neither dying nor on its way out.
+    /// Whether it has its slot, and is neither dying nor leaving.
     pub(super) fn stays(&self) -> bool {
         self.role == Role::Current && !self.goes()
     }
 
-    /// It is dying, or on its way out.
+    /// Whether it is dying or leaving.
     pub(super) fn goes(&self) -> bool {
         self.killed || self.cut_ns.is_some()
     }
 
-    /// What a successor has to serve: what this one does now, by name. Ports that the kernel chose
-    /// count only for a worker that has no others. One that does not serve yet stands for the last
-    /// one that did.
+    /// The addresses that a successor has to serve: those of this worker now, by name. Ports that
+    /// the kernel chose count only for a worker without others. A worker that does not serve yet
+    /// inherits those of the last one that did.
     pub(super) fn wanted_of_successor(&self) -> Names {
         if self.serving.is_empty() && self.serving_since_ns.is_none() {
             return self.wanted.clone();

@@ -1,13 +1,13 @@
-//! What was asked for and takes a while: who waits for what.
+//! Requests that take a while, and their callers.
 
 use super::{Action, Occupancy, State};
 use crate::WorkerId;
 
-/// Names something that was asked for.
+/// Identifies a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::supervisor) struct Ticket(pub(in crate::supervisor) u64);
 
-/// Why something that was asked for does not come to pass.
+/// Why a request fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::supervisor) enum Refusal {
     /// There is no such worker, or it is leaving already.
@@ -16,13 +16,13 @@ pub(in crate::supervisor) enum Refusal {
     NotServing,
     /// The run is ending.
     Ending,
-    /// Replacing has stopped.
+    /// The reload has stopped.
     Stopped(String),
-    /// Something else was asked for since.
+    /// A later request has replaced it.
     Superseded,
 }
 
-/// What a caller waits for.
+/// The goal of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
     /// There are this many slots, each with a serving worker or permanently empty, and no other
@@ -53,7 +53,7 @@ impl State {
         self.await_goal(ticket, Goal::Over);
     }
 
-    /// Tells those whose goal is reached, or cannot be any more.
+    /// Answers requests whose goal is reached, or has become impossible.
     pub(super) fn look_at_goals(&mut self) {
         if self.goals.is_empty() {
             return;
@@ -82,12 +82,12 @@ impl State {
                 (settled && !self.children.values().any(is_surplus)).then_some(None)
             }
             Goal::End(worker) => (!self.children.contains_key(&worker)).then_some(None),
-            // Told by the loop, when nothing is left of the cluster either.
+            // The loop reports it, when nothing is left of the cluster either.
             Goal::Over => None,
         }
     }
 
-    /// The run ends: nothing that was asked for will come to pass, but for the ends of workers.
+    /// The run ends: all requests fail, except those for the ends of workers.
     pub(super) fn forget_goals(&mut self) {
         let (ends, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.goals)
             .into_iter()

@@ -1,7 +1,7 @@
-//! What a supervisor decides. Pure: events, requests and the time come in, actions come out.
+//! The decisions of a supervisor. Pure: events, requests and the time go in, actions come out.
 //!
-//! Owns slots, the workers in them and the stage of the run. Starts no process, reads no clock and
-//! waits for nothing: the loop above does that, and tests play it.
+//! Owns slots, their workers and the stage of the run. Starts no process, reads no clock and waits
+//! for nothing: the loop above does, and tests simulate it.
 
 mod child;
 mod goals;
@@ -27,10 +27,10 @@ use rolling::Rolling;
 
 /// How long after its grace period a worker that does not end is left alone.
 const KILL_SLACK_NS: u64 = 250_000_000;
-/// How long a worker may live on without its channel before another one is started for its slot.
+/// How long a worker may live without its channel before its slot is refilled.
 const LOST_NS: u64 = 500_000_000;
 
-/// How a supervisor decides.
+/// The rules of the decisions.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     pub(super) restart: RestartPolicy,
@@ -38,60 +38,60 @@ pub(super) struct Rules {
     pub(super) start_limit_ns: u64,
     /// How long a successor serves before its predecessor leaves.
     pub(super) settle_ns: u64,
-    /// What makes a worker ready.
+    /// When a worker is ready.
     pub(super) ready_after: ReadyAfter,
-    /// How long a worker that leaves may take.
+    /// The grace period of a leaving worker.
     pub(super) grace: Duration,
-    /// How long serving goes on once a signal wants the end.
+    /// How long serving continues after a signal to end.
     pub(super) drain_delay: Duration,
     /// A worker that hangs for this long is killed.
     pub(super) hang_kill_ns: Option<u64>,
-    /// Addresses that each worker serves from the start: those that are held for them.
+    /// The number of held addresses, which each worker serves from the start.
     pub(super) held: usize,
     /// Exit codes that end the start at once.
     pub(super) fatal_codes: Vec<i32>,
 }
 
-/// What the loop has to do.
+/// An action for the loop.
 #[derive(Debug)]
 pub(super) enum Action {
-    /// Start a worker, in place of another one that still lives, if there is one.
+    /// Start a worker, beside the predecessor, if there is one.
     Spawn { slot: u16, role: Role, predecessor: Option<WorkerId> },
     /// Let a worker leave within the grace period.
     Disconnect { worker: WorkerId },
     /// Let every worker leave within this time, and close everything.
     DisconnectAll { grace: Duration },
-    /// End a worker by force.
+    /// Kill a worker.
     Kill { worker: WorkerId },
     /// Begin to accept.
     Open,
-    /// Close the sockets of slots that stay empty, but for this many.
+    /// Close the sockets of slots that stay empty, except this many.
     Shed { coming: usize },
-    /// Tell of something.
+    /// Emit an event.
     Emit(SupervisorEvent),
-    /// Something that was asked for has come to its end.
+    /// A request has ended.
     Finish { ticket: Ticket, refusal: Option<Refusal> },
 }
 
-/// How far the run is.
+/// The stage of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The first workers are on their way.
+    /// The first workers are starting.
     Starting {
         began_ns: u64,
         until_ns: u64,
-        /// The others are not waited for any longer than this, once one serves.
+        /// Once one serves, the deadline for the others.
         patience_ns: Option<u64>,
     },
     /// Connections are accepted.
     Serving,
-    /// Workers finish what they have.
+    /// Workers finish their connections.
     Draining { since_ns: u64, cut_ns: u64 },
     /// Every worker has been killed.
     Killing,
 }
 
-/// The run is to end, and goes on serving until then.
+/// The run will end, and keeps serving until then.
 #[derive(Debug)]
 struct DelayedStop {
     reason: String,
@@ -99,46 +99,46 @@ struct DelayedStop {
     at_ns: u64,
 }
 
-/// Why a run cannot go on.
+/// Why a run cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// Workers did not serve within the start limit.
     StartTimeout,
-    /// A worker ended before it served, and those before it did, too; or its code says that the
-    /// next one would.
+    /// A worker ended before it served, as did those before it; or its code says that a restart
+    /// cannot help.
     StartFailed { worker: WorkerId, ending: Ending, fatal: bool },
     /// No worker is left, and none will be started.
     NoWorkersLeft,
 }
 
-/// A place for one worker, and for its successors after it. Its number stays the same.
+/// A place for one worker and its successors. Its number stays the same.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) occupancy: Occupancy,
     budget: Budget,
     /// Workers that ended here before the run had begun to serve.
     early_ends: u32,
-    /// Workers that were started here after the first one.
+    /// Workers started here after the first one.
     pub(super) restarts: u64,
     was_filled: bool,
-    /// What its last worker served.
+    /// The addresses of its last worker.
     names: Names,
-    /// Its last worker, which leaves and may still live.
+    /// Its last worker, which leaves and may still run.
     leaver: Option<WorkerId>,
-    /// Its workers serve nothing, as far as that is known.
+    /// Its workers serve nothing, as far as known.
     silent: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Occupancy {
-    /// No worker, and none will come.
+    /// Empty for good.
     #[default]
     Empty,
-    /// No worker, and none will come before the next reload.
+    /// Empty until the next reload.
     GivenUp,
-    /// No worker until this moment.
+    /// Empty until this time.
     Waiting { at_ns: u64 },
-    /// One is being started.
+    /// A worker is being started.
     Spawning,
     /// A worker.
     Current(WorkerId),
@@ -153,23 +153,23 @@ pub(super) struct State {
     pub(super) slots: Vec<Slot>,
     pub(super) children: BTreeMap<WorkerId, Child>,
     rolling: Option<Rolling>,
-    /// A reload that follows what is under way, and who waits for it.
+    /// A reload that follows the present one, and its callers.
     queued_reload: Option<Vec<Ticket>>,
     goals: Vec<(Ticket, Goal)>,
     actions: VecDeque<Action>,
     failure: Option<Failure>,
-    /// It has been told that the start takes long.
+    /// The slow start was reported.
     late_told: bool,
-    /// A worker has ended with an error and stayed dead.
+    /// A worker has failed and was not replaced.
     lost_worker: bool,
     /// A slot has stayed empty, so there are fewer workers than sockets.
     shrunk: bool,
-    /// Something has changed that others can look at.
+    /// The published state has changed.
     changed: bool,
 }
 
 impl State {
-    /// Begins with this many workers to start.
+    /// Starts with this many workers to spawn.
     pub(super) fn new(rules: Rules, workers: u16, now_ns: u64) -> Self {
         let until_ns = now_ns.saturating_add(rules.start_limit_ns);
         let mut state = Self {
@@ -192,12 +192,12 @@ impl State {
         state
     }
 
-    /// The next thing to do. Its outcome is told before the next is asked for.
+    /// The next action. Its outcome is reported before the next call.
     pub(super) fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Whether something has changed since the last call.
+    /// Whether the published state has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -206,7 +206,7 @@ impl State {
         self.rolling.is_some() || self.queued_reload.is_some()
     }
 
-    /// Why the run could not go on, if it could not.
+    /// Why the run could not continue, if it failed.
     pub(super) fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
@@ -254,8 +254,8 @@ impl State {
         }
     }
 
-    /// A worker could not be started, for this reason. Tells when it is tried again. The first
-    /// start of all is not for here: it ends the run.
+    /// A worker could not be started. Returns when it is tried again. A failure of the very first
+    /// start is not handled here: it ends the run.
     pub(super) fn on_spawn_failed(
         &mut self,
         slot: u16,
@@ -283,7 +283,7 @@ impl State {
         }
     }
 
-    /// A worker runs and has said so.
+    /// A worker has reported that it runs.
     pub(super) fn on_online(&mut self, worker: WorkerId, now_ns: u64) {
         if let Some(child) = self.children.get_mut(&worker) {
             child.online = true;
@@ -300,7 +300,7 @@ impl State {
         }
     }
 
-    /// A worker does not serve an address any more.
+    /// A worker no longer serves an address.
     pub(super) fn on_closed(&mut self, worker: WorkerId, name: &Name, now_ns: u64) {
         if let Some(child) = self.children.get_mut(&worker) {
             child.serving.remove(name);
@@ -308,14 +308,14 @@ impl State {
         }
     }
 
-    /// What a worker serves has changed.
+    /// The addresses of a worker have changed.
     fn look(&mut self, worker: WorkerId, now_ns: u64) {
         self.changed = true;
         if let Some(child) = self.children.get_mut(&worker)
             && child.ready
             && !child.serving.is_empty()
         {
-            // What a worker closes later does not make its life shorter.
+            // Closing an address later does not shorten the worker's life.
             child.serving_since_ns.get_or_insert(now_ns);
         }
         match self.stage {
@@ -329,7 +329,7 @@ impl State {
         }
     }
 
-    /// Whether a worker serves what it should.
+    /// Whether a worker serves all it should.
     pub(super) fn is_ready(&self, worker: WorkerId) -> bool {
         let Some(child) = self.children.get(&worker) else { return false };
         if child.role == Role::Successor {
@@ -338,15 +338,15 @@ impl State {
         child.ready && child.serving.len() >= self.rules.held.max(1)
     }
 
-    /// How long a worker has served, or lived, if those of its slot serve nothing.
+    /// How long a worker has served; how long it has lived, if those of its slot serve nothing.
     fn served_ns(&self, child: &Child, now_ns: u64) -> Option<u64> {
         let silent = self.slots.get(usize::from(child.slot)).is_some_and(|slot| slot.silent);
         let since_ns = child.serving_since_ns.or_else(|| silent.then_some(child.born_ns));
         since_ns.map(|since_ns| now_ns.saturating_sub(since_ns))
     }
 
-    /// A worker has said that it leaves, and gets nothing more: another one takes its slot, without
-    /// waiting for its end.
+    /// A worker has announced that it leaves, and gets no more connections: another one takes its
+    /// slot, without waiting for its end.
     pub(super) fn on_leaving(&mut self, worker: WorkerId, was_used: bool, now_ns: u64) {
         self.changed = true;
         let cut_ns = self.cut_ns(now_ns);
@@ -358,7 +358,7 @@ impl State {
         self.give_up_worker(worker, true, was_used, now_ns);
     }
 
-    /// A worker gets nothing more: it has no slot from now on, and is no successor.
+    /// A worker gets no more connections: it loses its slot, and is not a successor.
     pub(super) fn give_up_worker(
         &mut self,
         worker: WorkerId,
@@ -375,7 +375,7 @@ impl State {
         self.successor_ended(worker, now_ns);
     }
 
-    /// A worker gets nothing more, and its slot is another's, without waiting for its end.
+    /// A worker gets no more connections, and loses its slot without waiting for its end.
     fn give_slot_up(&mut self, worker: WorkerId, in_order: bool, was_used: bool, now_ns: u64) {
         let Some(child) = self.children.get(&worker).filter(|one| one.role == Role::Current) else {
             return;
@@ -393,8 +393,8 @@ impl State {
         }
     }
 
-    /// A worker's channel has ended. It gets nothing more, so it has as long to end as one that was
-    /// told to leave.
+    /// A worker's channel has ended. It gets no more connections, so it has as long to end as one
+    /// that was told to leave.
     pub(super) fn on_disconnect(
         &mut self,
         worker: WorkerId,
@@ -409,7 +409,7 @@ impl State {
         let cut_ns = self.cut_ns(now_ns);
         if let Some(child) = self.children.get_mut(&worker) {
             child.cut_ns.get_or_insert(cut_ns);
-            // Most have crashed, and their end is told in a moment.
+            // Most have crashed, and their end is reported in a moment.
             child.lost_ns = Some(now_ns.saturating_add(LOST_NS));
         }
     }
@@ -449,7 +449,7 @@ impl State {
             (Stage::Starting { .. }, _) => {}
             (Stage::Serving, Role::Leaving) => self.predecessor_ended(worker, now_ns),
             (Stage::Serving, Role::Successor) => self.successor_ended(worker, now_ns),
-            // It may have been one for which a socket was kept.
+            // A socket may have been kept for it.
             (Stage::Serving, Role::Current) if self.is_rolled(worker, now_ns) => self.shed(),
             (Stage::Serving, Role::Current) => {
                 self.replace(slot, worker, life, now_ns);
@@ -460,7 +460,7 @@ impl State {
         self.look_at_goals();
     }
 
-    /// What a worker serves is what the next one in its slot should.
+    /// The addresses of a worker are those that the next one in its slot should serve.
     fn remember_names(&mut self, worker: WorkerId) {
         let Some(child) = self.children.get(&worker) else { return };
         let names = child.wanted_of_successor();
@@ -477,7 +477,7 @@ impl State {
         }
     }
 
-    /// A worker answers again.
+    /// A worker responds again.
     pub(super) fn on_recovered(&mut self, worker: WorkerId) {
         if let Some(child) = self.children.get_mut(&worker) {
             child.hung_since_ns = None;
@@ -485,7 +485,7 @@ impl State {
         }
     }
 
-    /// Ends a worker by force. It is replaced like others that end.
+    /// Kills a worker. It is replaced like others that end.
     pub(super) fn kill(&mut self, worker: WorkerId, reason: String) {
         let Some(child) = self.children.get_mut(&worker) else { return };
         if !std::mem::replace(&mut child.killed, true) {

@@ -1,4 +1,4 @@
-//! Slots whose workers have ended: filled at once, later, or not at all.
+//! Slots whose workers have ended: refilled at once, later, or not at all.
 
 use std::time::Duration;
 
@@ -59,8 +59,8 @@ impl State {
         }
     }
 
-    /// Closes sockets that were for those whose slots stay empty. As long as no worker accepts,
-    /// they are kept; so this is done again when one begins to.
+    /// Closes sockets of workers whose slots stay empty. While no worker accepts they are kept, so
+    /// this is repeated when one begins to.
     pub(super) fn shed(&mut self) {
         if !self.shrunk {
             return;
@@ -69,7 +69,7 @@ impl State {
             matches!(slot.occupancy, Occupancy::Waiting { .. } | Occupancy::Spawning)
         };
         let waiting = self.slots.iter().filter(waits).count();
-        // One that has been started and does not serve yet has not been given its socket.
+        // A worker that is starting and does not serve yet has not been given its socket.
         let comes = |(worker, child): &(&WorkerId, &Child)| {
             child.role != Role::Leaving && !self.is_ready(**worker)
         };
@@ -77,7 +77,7 @@ impl State {
         self.act(Action::Shed { coming });
     }
 
-    /// Starts workers for slots whose time has come.
+    /// Starts workers for slots that are due.
     pub(super) fn fill_slots(&mut self, now_ns: u64) {
         if matches!(self.stage, Stage::Draining { .. } | Stage::Killing) {
             return;

@@ -1,9 +1,9 @@
-//! Workers replaced one after the other while the run goes on.
+//! Replaces workers one after the other during the run.
 //!
-//! Owns the order: a successor is started beside its predecessor, serves what that one serves now,
-//! and goes on serving for the settling time; only then is the predecessor told to leave, and only
-//! when that has ended is the next one's turn. A successor that fails ends the replacing, and the
-//! workers that have not been replaced stay.
+//! Owns the order: a successor is started beside its predecessor, serves the same addresses, and
+//! keeps serving for the settling time; only then is the predecessor told to leave, and only after
+//! its end does the next one follow. A failing successor stops the reload, and the remaining
+//! workers stay.
 
 use std::collections::VecDeque;
 
@@ -14,44 +14,43 @@ use crate::supervisor::ReadyAfter;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::restart::Budget;
 
-/// Workers being replaced.
+/// The reload in progress.
 #[derive(Debug)]
 pub(super) struct Rolling {
-    /// Whose turn is to come.
+    /// The workers still to replace.
     todo: VecDeque<WorkerId>,
     step: Step,
     settle_ns: u64,
-    /// Who waits for the end.
+    /// The callers that wait for the end.
     tickets: Vec<Ticket>,
 }
 
-/// How far the replacing of one worker is.
+/// Progress of replacing one worker.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Idle,
-    /// The successor is being started, and then expected to serve.
+    /// The successor is being started, and has to serve.
     Starting {
         slot: u16,
         old: WorkerId,
         successor: Option<WorkerId>,
         until_ns: u64,
     },
-    /// The successor serves, and has to go on until this moment.
+    /// The successor serves, and has to keep serving until this time.
     Settling {
         slot: u16,
         old: WorkerId,
         successor: WorkerId,
         until_ns: u64,
     },
-    /// The successor has the slot, and the predecessor finishes what it has.
+    /// The successor has the slot, and the predecessor finishes its connections.
     Leaving {
         old: WorkerId,
     },
 }
 
 impl Step {
-    /// The worker that is being replaced, its successor and their slot, before the slot changes
-    /// hands.
+    /// The worker to replace, its successor and their slot, before the slot changes hands.
     fn pair(self) -> Option<(u16, WorkerId, Option<WorkerId>)> {
         match self {
             Self::Starting { slot, old, successor, .. } => Some((slot, old, successor)),
@@ -62,9 +61,8 @@ impl Step {
 }
 
 impl State {
-    /// Replaces every worker that there is, starts those of slots that were given up, and forgets
-    /// what was held against any slot. During the start, or while workers are being replaced, that
-    /// follows, once.
+    /// Replaces every worker, starts those of slots that were given up, and resets all restart
+    /// budgets. During the start or another reload it follows afterwards, once.
     pub(in crate::supervisor) fn reload(&mut self, ticket: Option<Ticket>, now_ns: u64) {
         self.changed = true;
         let tickets = ticket.into_iter();
@@ -161,7 +159,7 @@ impl State {
                 self.finish_all(tickets, None);
                 return self.begin_queued_reload(now_ns);
             };
-            // One that has ended has been replaced anyway.
+            // A worker that has ended has been replaced anyway.
             if let Some(child) = self.children.get(&old).filter(|child| child.stays()) {
                 let slot = child.slot;
                 rolling.step = Step::Starting { slot, old, successor: None, until_ns };
@@ -189,7 +187,7 @@ impl State {
         self.rolling.as_ref().map_or(Step::Idle, |rolling| rolling.step)
     }
 
-    /// Ends the replacing. There is no successor any more.
+    /// Stops the reload. There is no successor any more.
     pub(super) fn stop_rolling(&mut self, reason: String, now_ns: u64) {
         let Some(rolling) = self.rolling.take() else { return };
         self.finish_all(rolling.tickets, Some(Refusal::Stopped(reason.clone())));
@@ -197,7 +195,7 @@ impl State {
         self.begin_queued_reload(now_ns);
     }
 
-    /// Gives up replacing because the run ends. Its end is told by that of the run.
+    /// Abandons the reload because the run ends. Its callers are answered by the end of the run.
     pub(super) fn forget_rolling(&mut self) {
         let rolling = self.rolling.take().map(|rolling| rolling.tickets);
         let tickets = rolling.into_iter().chain(self.queued_reload.take()).flatten().collect();
@@ -211,8 +209,8 @@ impl State {
         }
     }
 
-    /// Whether a successor serves, by name, what its predecessor serves now. One whose predecessor
-    /// serves nothing only has to run.
+    /// Whether a successor serves, by name, its predecessor's present addresses. If the predecessor
+    /// serves nothing, it only has to run.
     pub(super) fn is_ready_to_succeed(&self, worker: WorkerId, child: &Child) -> bool {
         let old = match self.step().pair() {
             Some((_, old, Some(successor))) if successor == worker => self.children.get(&old),
@@ -244,8 +242,8 @@ impl State {
         }
     }
 
-    /// What a worker serves has changed: the successor may have become ready, or not be it any
-    /// more.
+    /// The addresses of a worker have changed: the successor may have become ready, or have ceased
+    /// to be.
     pub(super) fn look_at_rolling(&mut self, now_ns: u64) {
         let settle_ns = match self.rules.ready_after {
             ReadyAfter::Listening => self.rolling.as_ref().map_or(0, |rolling| rolling.settle_ns),
@@ -271,7 +269,7 @@ impl State {
         }
     }
 
-    /// Whether a worker is dying or on its way out.
+    /// Whether a worker is dying or leaving.
     fn goes(&self, worker: WorkerId) -> bool {
         self.children.get(&worker).is_some_and(Child::goes)
     }
@@ -279,7 +277,7 @@ impl State {
     /// A successor that has settled takes the slot, and its predecessor leaves.
     fn settle(&mut self, now_ns: u64) {
         let Step::Settling { slot, old, successor, until_ns } = self.step() else { return };
-        // The end of one that goes is what stops the replacing.
+        // The end of a dying successor stops the reload.
         if until_ns > now_ns || self.goes(successor) {
             return;
         }
@@ -301,7 +299,7 @@ impl State {
         }
     }
 
-    /// Tells a worker to leave, which gives its slot to another.
+    /// Tells a worker to leave, which frees its slot.
     pub(super) fn leave(&mut self, worker: WorkerId, now_ns: u64) {
         let cut_ns = self.cut_ns(now_ns);
         if let Some(child) = self.children.get_mut(&worker)
@@ -313,8 +311,8 @@ impl State {
         }
     }
 
-    /// Whether the end of a worker, or its leaving, is part of the replacing, so that no other one
-    /// is started for it: its successor is on its way already.
+    /// Whether the end of a worker, or its leaving, is part of the reload, so that no other one is
+    /// started for it: its successor is already starting.
     pub(super) fn is_rolled(&mut self, worker: WorkerId, now_ns: u64) -> bool {
         let Some((slot, old, successor)) = self.step().pair() else { return false };
         if old != worker {
@@ -327,8 +325,7 @@ impl State {
         true
     }
 
-    /// A worker has ended, or leaves. If it is a successor that has not settled, that ends the
-    /// replacing.
+    /// A worker has ended, or leaves. If it is a successor that has not settled, the reload stops.
     pub(super) fn successor_ended(&mut self, worker: WorkerId, now_ns: u64) {
         if !matches!(self.step().pair(), Some((_, _, Some(successor))) if successor == worker) {
             return;
@@ -351,7 +348,7 @@ impl State {
         }
     }
 
-    /// A successor whose slot is no more is not waited for. Its end is no part of the replacing.
+    /// A successor whose slot was removed is not waited for. Its end does not affect the reload.
     pub(super) fn forget_slots_from(&mut self, count: u16, now_ns: u64) {
         let Some((slot, _, successor)) = self.step().pair() else { return };
         if slot < count {
@@ -364,7 +361,7 @@ impl State {
         self.roll_on(now_ns);
     }
 
-    /// The next moment at which the replacing goes on.
+    /// The next deadline of the reload.
     pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
         match self.step() {
             Step::Settling { successor, .. } if self.goes(successor) => None,
@@ -379,7 +376,7 @@ impl State {
             Step::Starting { slot, old, successor: Some(successor), until_ns }
                 if until_ns <= now_ns =>
             {
-                // Its end is what stops the replacing.
+                // Its end stops the reload.
                 let (successor_, until_ns) = (Some(successor), u64::MAX);
                 self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
                 let said = self.children.get(&successor).is_none_or(|child| child.ready);

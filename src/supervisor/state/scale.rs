@@ -1,4 +1,4 @@
-//! More or fewer slots, and single workers, as asked for while the run goes on.
+//! Changes of the number of slots and of single workers, on request.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 
 impl State {
-    /// Adds slots, in which workers are started at once.
+    /// Adds slots; their workers are started at once.
     pub(super) fn add_slots(&mut self, count: u16) {
         for _ in 0..count {
             let slot = u16::try_from(self.slots.len()).expect("slots are bounded");
@@ -18,7 +18,7 @@ impl State {
         }
     }
 
-    /// Changes the number of slots. New ones are filled; workers in those that go, the ones with
+    /// Changes the number of slots. New ones are filled; workers in the removed ones, which have
     /// the highest numbers, leave in order.
     pub(in crate::supervisor) fn scale(&mut self, count: u16, ticket: Ticket, now_ns: u64) {
         if matches!(self.stage, Stage::Draining { .. } | Stage::Killing) {
@@ -38,7 +38,7 @@ impl State {
         }
         if count < from {
             self.forget_slots_from(count, now_ns);
-            // Sockets that were for those that go are of no use.
+            // Sockets of removed workers are unused.
             self.shrunk = true;
             self.shed();
             self.look_at_start(now_ns);
@@ -68,7 +68,7 @@ impl State {
                 self.remember_names(worker);
                 self.leave(worker, now_ns);
                 if !self.is_rolled(worker, now_ns) {
-                    // It was not its own wish: nothing is held against its slot.
+                    // The worker did not fail: its slot's budget is unaffected.
                     let at_ns = now_ns;
                     if let Some(place) = self.slot_mut(slot) {
                         place.occupancy = Occupancy::Waiting { at_ns };
@@ -84,7 +84,7 @@ impl State {
         self.await_goal(ticket, Goal::End(worker));
     }
 
-    /// Ends one worker by force, as asked for.
+    /// Kills one worker on request.
     pub(in crate::supervisor) fn kill_worker(&mut self, worker: WorkerId, ticket: Ticket) {
         if !self.children.contains_key(&worker) {
             return self.finish(ticket, Some(Refusal::NoSuchWorker(worker)));

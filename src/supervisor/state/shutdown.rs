@@ -1,4 +1,5 @@
-//! The run's end: nothing new, then what is open, then force. And what else depends on the time.
+//! The end of a run: stop accepting, finish open connections, then kill. Also handles all
+//! deadlines.
 
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use crate::supervisor::restart::ns;
 const ECHO_NS: u64 = 50_000_000;
 
 impl State {
-    /// Ends the run in order; a second call that is no echo of the first ends it at once. Tells
-    /// whether it does that.
+    /// Ends the run in order; a second call that is not an echo of the first ends it at once.
+    /// Returns whether it does.
     pub(in crate::supervisor) fn stop_or_force(&mut self, reason: &str, now_ns: u64) -> bool {
         if self.stage == Stage::Serving && self.delays_stop(reason, now_ns) {
             return false;
@@ -32,8 +33,8 @@ impl State {
         }
     }
 
-    /// Serving goes on for a while, until balancers have noticed. The second wish, and not just at
-    /// the same moment, ends that.
+    /// Keeps serving until balancers have noticed. A second request, unless it is an echo, ends
+    /// that.
     fn delays_stop(&mut self, reason: &str, now_ns: u64) -> bool {
         if let Some(stop) = &self.delayed_stop {
             return now_ns < stop.since_ns.saturating_add(ECHO_NS);
@@ -50,12 +51,12 @@ impl State {
         true
     }
 
-    /// Whether the end has been wished for, and serving goes on for a while.
+    /// Whether the end was requested, and serving continues for a while.
     pub(in crate::supervisor) fn is_stopping(&self) -> bool {
         self.delayed_stop.is_some() && self.stage == Stage::Serving
     }
 
-    /// Ends the run in order: workers finish what they have, for at most this time.
+    /// Ends the run in order: workers finish their connections within this time.
     pub(in crate::supervisor) fn stop(&mut self, reason: String, grace: Duration, now_ns: u64) {
         if !matches!(self.stage, Stage::Starting { .. } | Stage::Serving) {
             return;
@@ -70,13 +71,13 @@ impl State {
         self.act(Action::DisconnectAll { grace });
     }
 
-    /// The run cannot go on.
+    /// The run cannot continue.
     pub(super) fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);
         self.kill_all("the run cannot go on".into());
     }
 
-    /// Ends every worker by force.
+    /// Kills every worker.
     pub(in crate::supervisor) fn kill_all(&mut self, reason: String) {
         self.stage = Stage::Killing;
         self.forget_rolling();
@@ -101,7 +102,7 @@ impl State {
                 slot.occupancy = Occupancy::Empty;
             }
         }
-        // What has been decided and not done yet is not done any more.
+        // Drops decisions that were not carried out yet.
         self.actions.retain(|action| !matches!(action, Action::Spawn { .. }));
     }
 
@@ -110,7 +111,7 @@ impl State {
         matches!(self.stage, Stage::Draining { .. } | Stage::Killing) && self.children.is_empty()
     }
 
-    /// The next moment at which the time alone asks for something.
+    /// The next deadline.
     pub(in crate::supervisor) fn next_deadline_ns(&self, now_ns: u64) -> Option<u64> {
         let waiting = self.slots.iter().filter_map(|slot| match slot.occupancy {
             Occupancy::Waiting { at_ns } => Some(at_ns),
@@ -131,7 +132,7 @@ impl State {
         waiting.chain(children).chain(others.into_iter().flatten()).min()
     }
 
-    /// Does what the time asks for.
+    /// Acts on deadlines.
     pub(in crate::supervisor) fn on_time(&mut self, now_ns: u64) {
         let is_over = |time_ns: Option<u64>| time_ns.is_some_and(|time_ns| time_ns <= now_ns);
         let limit_ns = self.rules.hang_kill_ns;
@@ -150,7 +151,7 @@ impl State {
         hung.into_iter().for_each(|one| self.kill(one, "it has hung for too long".into()));
         cut.into_iter().for_each(|one| self.kill(one, "the grace period is over".into()));
         if self.stage == Stage::Serving {
-            // Whether they were used is not known, and does not matter for one that is lost.
+            // Whether they were used is unknown, and does not matter for a lost worker.
             lost.into_iter().for_each(|one| self.give_up_worker(one, false, true, now_ns));
         }
         self.on_rolling_time(now_ns);

@@ -1,4 +1,5 @@
-//! The start: connections are accepted once every worker serves, so that all begin alike.
+//! The start: connections are accepted once every worker serves, so that all begin with equal
+//! shares.
 
 use super::{Failure, Occupancy, Stage, State};
 use crate::supervisor::event::SupervisorEvent;
@@ -7,14 +8,14 @@ use crate::{Ending, WorkerId};
 
 /// This many workers of a slot that end before the run has begun end it.
 const EARLY_ENDS_MAX: u32 = 3;
-/// How long the others are waited for at least, once one worker serves.
+/// Least time to wait for the others, once one worker serves.
 const PATIENCE_NS: u64 = 3_000_000_000;
-/// After this long it is told who does not serve yet.
+/// After this time the workers that do not serve yet are reported.
 const LATE_NS: u64 = 5_000_000_000;
 
 impl State {
-    /// A worker has ended before the run has begun. Tells whether that ends it: because the worker
-    /// has said why, or because those before it did not do better.
+    /// A worker has ended before the run has begun. Returns whether that ends the run: because its
+    /// code says so, or because those before it failed, too.
     pub(super) fn early_end(
         &mut self,
         slot: u16,
@@ -33,7 +34,7 @@ impl State {
         (fatal || hopeless).then_some(Failure::StartFailed { worker, ending, fatal })
     }
 
-    /// A worker's program has said that it is ready.
+    /// A worker's program has reported that it is ready.
     pub(in crate::supervisor) fn on_ready(&mut self, worker: WorkerId, now_ns: u64) {
         if let Some(child) = self.children.get_mut(&worker)
             && !std::mem::replace(&mut child.ready, true)
@@ -64,7 +65,7 @@ impl State {
         }
     }
 
-    /// When the time of the start is over, or that of the patience.
+    /// The deadline of the start, or of waiting for the last workers.
     pub(super) fn start_deadline_ns(&self, now_ns: u64) -> Option<u64> {
         match self.stage {
             Stage::Starting { began_ns, until_ns, patience_ns } => {
@@ -96,7 +97,8 @@ impl State {
         }
     }
 
-    /// Whether those that do not serve are workers all the same, which serve nothing: one of
+    /// Whether the workers that do not serve are valid ones that serve nothing: one of several may
+    /// have another task.
     /// several may have another task.
     fn begin_without_silent(&mut self) -> bool {
         let mut silent = Vec::new();
@@ -131,7 +133,7 @@ impl State {
         self.emit(SupervisorEvent::Started);
         self.look_at_goals();
         if let Some(tickets) = self.queued_reload.take() {
-            // Nothing has served yet that would have to be protected from what comes.
+            // No worker has served yet that would have to be protected from the new version.
             self.begin_reload(tickets, 0, now_ns);
         }
     }

@@ -159,7 +159,7 @@ fn a_program_that_is_away_for_a_while_costs_nothing_but_time() {
     world.program_is_away = false;
     world.pass(5_000);
     assert_eq!(world.currents(), [Some(3), Some(2)]);
-    // With no worker left it is no reason to go on for ever.
+    // Without a worker the run must not try forever.
     world.program_is_away = true;
     (2..=3).for_each(|number| world.crashes(number));
     world.pass(600_000);

@@ -1,4 +1,4 @@
-//! A world for the decisions: workers that do what a test says, and a clock that it turns.
+//! A world for the decisions: workers that do what a test says, and a simulated clock.
 
 mod decisions;
 mod properties;
@@ -14,14 +14,14 @@ use crate::AddressKind;
 pub(super) const MS: u64 = 1_000_000;
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What the decisions act on.
+/// The world that the decisions act on.
 pub(super) struct World {
     pub(super) state: State,
     pub(super) now_ns: u64,
     next_id: u32,
-    /// Beside which other ones workers were started.
+    /// The predecessors of started workers.
     pub(super) predecessors: BTreeMap<WorkerId, WorkerId>,
-    /// Nothing can be started.
+    /// No worker can be started.
     pub(super) program_is_away: bool,
     pub(super) events: Vec<SupervisorEvent>,
     pub(super) finished: Vec<(Ticket, Option<Refusal>)>,
@@ -56,7 +56,7 @@ pub(super) fn id(number: u32) -> WorkerId {
 }
 
 impl World {
-    /// With this many workers on their way.
+    /// A world with this many starting workers.
     pub(super) fn new(rules: Rules, workers: u16) -> Self {
         let mut world = Self {
             state: State::new(rules, workers, 0),
@@ -76,7 +76,7 @@ impl World {
         world
     }
 
-    /// With this many workers that serve port 80.
+    /// A world with this many workers that serve port 80.
     pub(super) fn serving(rules: Rules, workers: u16) -> Self {
         let mut world = Self::new(rules, workers);
         (1..=u32::from(workers)).for_each(|number| world.serves(number, 80));
@@ -84,7 +84,7 @@ impl World {
         world
     }
 
-    /// Does what the decisions say.
+    /// Carries out the decisions.
     pub(super) fn act(&mut self) {
         while let Some(action) = self.state.next_action() {
             match action {
@@ -115,7 +115,7 @@ impl World {
         Ticket(self.next_ticket)
     }
 
-    /// How what was asked for under this ticket has ended, if it has.
+    /// The outcome of the request with this ticket, if it has ended.
     pub(super) fn outcome(&self, ticket: Ticket) -> Option<Option<Refusal>> {
         let found = self.finished.iter().find(|(finished, _)| *finished == ticket);
         found.map(|(_, refusal)| refusal.clone())
@@ -161,7 +161,7 @@ impl World {
         self.act();
     }
 
-    /// Lets time pass, with a look at every deadline.
+    /// Lets time pass, and acts on every deadline.
     pub(super) fn pass(&mut self, time_ms: u64) {
         let until_ns = self.now_ns + time_ms * MS;
         while let Some(next_ns) = self.state.next_deadline_ns(self.now_ns) {

@@ -1,11 +1,11 @@
-//! Whatever happens, in whatever order: no slot has two workers, none is left without one, and no
+//! Properties for any order of events: no slot has two workers, none is left without one, and no
 //! predecessor leaves before its successor serves.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Something that happens to one of the workers that are alive, or is asked for.
+/// An event of a living worker, or a request.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Online(usize),
@@ -93,7 +93,7 @@ fn check(world: &World) {
     assert!(of_role(Role::Successor) <= 1, "one at a time");
 }
 
-/// Everything goes well from now on, until nothing more happens.
+/// No more faults, until no more events follow.
 fn goes_well(world: &mut World) {
     world.program_is_away = false;
     for _ in 0..400 {
