@@ -119,7 +119,7 @@ fn adopt(cluster: &Cluster, passed: Vec<Passed>) -> Result<Vec<String>> {
     Ok(addresses)
 }
 
-/// CPUs to which a single process of this run is pinned, a worker.
+/// CPUs to which only one process of this run is pinned, and that is a worker.
 fn own_cpus(plan: &CpuPlan) -> Vec<usize> {
     let workers = || plan.workers.iter().flatten().copied();
     let is_own = |cpu: &usize| {

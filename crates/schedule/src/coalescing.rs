@@ -74,7 +74,7 @@ impl Coalescing {
         self.cpus = Some(cpus.max(1));
     }
 
-    /// How many of `together` connections one worker gets in a row: one, unless there are more
+    /// How many of `waiting` connections one worker gets in a row: one, unless there are more
     /// workers than CPUs and each is quick.
     #[must_use]
     pub fn in_a_row(&self, waiting: usize) -> usize {

@@ -12,7 +12,7 @@
 //! counts against the worker, but the worker gets connections of other queues only if there is no
 //! other worker.
 
-/// Checks of a queue during `hang_after`; one of these decides to steal from a stalled worker.
+/// Checks of a queue during `hang_after`; from a stalled worker, one interval suffices to steal.
 const LOOKS: u64 = 4;
 /// A stall is doubtful when nothing has arrived for the worker for this many times `hang_after`.
 const DOUBTED_AFTER: u64 = 10;

@@ -83,7 +83,7 @@ impl Client {
         })
     }
 
-    /// Passes lines on until the stream ends or `take` returns false.
+    /// Passes lines on until the stream ends or `take` fails.
     ///
     /// # Errors
     /// No run answers, or it refuses.

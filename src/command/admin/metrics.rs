@@ -44,7 +44,7 @@ impl CpuTimes {
 /// All metrics, as a scraper reads them.
 pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) -> String {
     let mut text = Exposition::new(format);
-    // Taken before the ledger is read: see [`Ledger::by_slot`](super::ledger::Ledger::by_slot).
+    // Taken before the ledger is read, as `Ledger::by_slot` requires.
     let snapshot = run.handle.snapshot();
     run_families(&mut text, run, &snapshot);
     connection_families(&mut text, &observed::counts(&run.cluster));

@@ -99,7 +99,6 @@ impl State {
 
     /// Whether the workers that do not serve are valid ones that serve nothing: one of several may
     /// have another task.
-    /// several may have another task.
     fn begin_without_silent(&mut self) -> bool {
         let mut silent = Vec::new();
         let mut serving = 0;
