@@ -1,20 +1,20 @@
-//! When a companion that has ended is started again. Pure.
+//! When an ended companion is restarted. Pure.
 
 use std::time::Duration;
 
 const DELAY: Duration = Duration::from_millis(50);
 const DELAY_MAX: Duration = Duration::from_secs(5);
-/// One that has run for this long has not failed at its start.
+/// A companion that ran for this long did not fail at its start.
 const LONG: Duration = Duration::from_secs(10);
 
-/// How often it has ended soon, in a row.
+/// How often it ended early, in a row.
 #[derive(Debug, Default)]
 pub(super) struct BackOff {
     short_lives: u32,
 }
 
 impl BackOff {
-    /// How long to wait after one that ran for this long.
+    /// The delay after one that ran for this long.
     pub(super) fn after(&mut self, ran: Duration) -> Duration {
         if ran >= LONG {
             self.short_lives = 0;

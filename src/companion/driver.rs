@@ -1,5 +1,5 @@
-//! The thread of a companion: it waits, passes on what happens, does what is asked for, and starts
-//! the process again.
+//! The thread of a companion: it waits, passes events on, carries out requests, and restarts the
+//! process.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -19,25 +19,25 @@ use crate::{
     SupervisorHandle, WorkerHandle, WorkerId,
 };
 
-/// Events and reads before everything else has its turn.
+/// Most events and reads per turn.
 const EVENTS_A_TURN_MAX: usize = 256;
 const READS_A_TURN_MAX: usize = 16;
 const BUFFER_BYTES: usize = 64 * 1024;
-/// How long a process may live on that has closed its channel.
+/// How long a process may live after closing its channel.
 const LOST: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     cluster: Cluster,
     supervisor: SupervisorHandle,
     events: SupervisorEvents,
-    /// No more of them will come.
+    /// No more events will arrive.
     events_ended: bool,
     control: Arc<Control>,
     on_event: Option<OnEvent>,
     script: Option<String>,
     starter: Starter,
     process: Option<Process>,
-    /// When the next process is started; nothing before a worker runs.
+    /// When the next process starts; `None` before a worker runs.
     start_at: Option<Instant>,
     back_off: BackOff,
     outbox: Outbox,
@@ -103,7 +103,7 @@ impl Driver {
         }
     }
 
-    /// Takes in what has happened. Tells whether there may be more.
+    /// Handles events. Returns whether there may be more.
     fn take_events(&mut self) -> bool {
         self.control.waker.clear();
         for _ in 0..EVENTS_A_TURN_MAX {
@@ -159,7 +159,7 @@ impl Driver {
         self.roster.note(told);
         let is_heard = self.process.as_ref().is_some_and(Process::is_connected);
         if is_heard && self.outbox.push(told.line()).is_err() {
-            // The next one begins with what there is then.
+            // The next one starts with the present state.
             self.kill_process();
         }
     }
@@ -197,7 +197,7 @@ impl Driver {
         }
     }
 
-    /// Looks whether the process has ended, and kills it when its time is over.
+    /// Checks whether the process has ended, and kills it at its deadline.
     fn reap(&mut self) {
         let Some(process) = &mut self.process else { return };
         let now = Instant::now();
@@ -227,7 +227,7 @@ impl Driver {
         }
     }
 
-    /// The run has ended, and so does the process, at the latest at this moment.
+    /// The run has ended, and the process must end by this time.
     fn end_by(&mut self, at: Instant) {
         let Some(process) = &mut self.process else { return };
         process.kill_at = Some(process.kill_at.map_or(at, |earlier| earlier.min(at)));
@@ -272,14 +272,14 @@ impl Driver {
         }
         let left = next.map_or(PollTimeout::NONE, |at| {
             let left = at.saturating_duration_since(Instant::now());
-            // Rounded up, so that it has come when the wait is over.
+            // Rounded up, so that the deadline has passed after the wait.
             PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
         });
-        // An interrupted wait is a short one, and a failed one cannot be helped.
+        // An interrupted wait is a short one, and a failed one cannot be remedied.
         let _ = poll(&mut watched, left);
     }
 
-    /// Reads what the companion asks for, and does it.
+    /// Reads the companion's requests and carries them out.
     fn read(&mut self, buffer: &mut [u8]) {
         let mut lines = Vec::new();
         if let Some(process) = &mut self.process {
@@ -289,7 +289,7 @@ impl Driver {
             }
         }
         for line in lines {
-            // What is no request comes from the program, which has found the descriptor.
+            // Other lines come from the program, which has found the descriptor.
             if let Ok(asked) = serde_json::from_slice(&line)
                 && let Err(error) = self.carry_out(asked)
             {

@@ -1,7 +1,7 @@
-//! What a companion and the primary tell each other: JSON, one object a line. Pure.
+//! The lines between a companion and the primary: JSON, one object a line. Pure.
 //!
-//! Owns the form of the lines on both ways, and what a companion is told at its start: the workers
-//! that there are, as far as their lives are.
+//! Owns the format of the lines in both directions, and the first line: the present workers and
+//! their states.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{AddressKind, Ending, ListeningAddress, Signal, WorkerId};
 
-/// What a companion is told.
+/// A line to the companion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "act", rename_all = "lowercase")]
 pub(super) enum Told {
@@ -20,21 +20,21 @@ pub(super) enum Told {
     Online { id: u32 },
     /// It serves an address.
     Listening { id: u32, address: NodeAddress },
-    /// It has said that it leaves.
+    /// It has announced that it leaves.
     Leaving { id: u32 },
     /// Its channel has ended.
     Disconnect { id: u32, voluntary: bool },
     /// Its process has ended.
     Exit { id: u32, code: Option<i32>, signal: Option<String>, voluntary: bool },
-    /// There are as many slots now.
+    /// The number of slots.
     Slots { count: usize },
-    /// What it asked for is not done.
+    /// Its request is refused.
     Refused { reason: String },
     /// The run has ended.
     End,
 }
 
-/// An address as Node's event `listening` has it.
+/// An address as in Node's event `listening`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct NodeAddress {
     address: Option<String>,
@@ -43,7 +43,7 @@ pub(super) struct NodeAddress {
     kind: Value,
 }
 
-/// What a companion asks for.
+/// A request of the companion.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "act", rename_all = "lowercase")]
 pub(super) enum Asked {
@@ -53,19 +53,19 @@ pub(super) enum Asked {
     Kill { id: u32, signal: String },
     /// Let a worker leave.
     Disconnect { id: u32 },
-    /// One more slot.
+    /// Add a slot.
     Fork,
     /// End the run in order.
     Stop,
 }
 
-/// The workers that there are.
+/// The present workers.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     workers: BTreeMap<u32, Known>,
 }
 
-/// What is known of a worker.
+/// The state of a worker.
 #[derive(Clone, Debug, Serialize)]
 struct Known {
     id: u32,
@@ -116,7 +116,7 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 }
 
 impl Roster {
-    /// Takes in what is told.
+    /// Updates the workers.
     pub(super) fn note(&mut self, told: &Told) {
         match told {
             Told::Fork { id, pid } => {
@@ -141,7 +141,7 @@ impl Roster {
         }
     }
 
-    /// A worker does not serve an address any more.
+    /// A worker no longer serves an address.
     pub(super) fn on_closed(&mut self, id: WorkerId, address: &NodeAddress) {
         if let Some(known) = self.workers.get_mut(&id.get())
             && let Some(place) = known.listening.iter().position(|one| one == address)
@@ -150,7 +150,7 @@ impl Roster {
         }
     }
 
-    /// The first line for a companion: `script` is what the workers run, as far as that is known.
+    /// The first line for a companion; `script` is the workers' script, if known.
     pub(super) fn begin(&self, slots: usize, script: Option<&str>) -> Vec<u8> {
         line(&Begin { slots, script, workers: self.workers.values().collect() })
     }

@@ -1,10 +1,10 @@
 //! A companion: a Node program's own primary branch, as one more process beside the workers.
 //!
-//! Owns that process: its channel, what it is told and what it asks for, and its restarts. It is
-//! never on a connection's path, and nothing waits for it: what it does not read in time is dropped
-//! and counted ([`outbox`]). In the process a script makes `cluster` what it would be in Node's own
-//! primary (`src/dialect/node/preload/companion.cjs`). Everything here is done by what any program
-//! can do with a [`Cluster`] and a [`SupervisorHandle`].
+//! Owns that process: its channel, its lines, its requests, and its restarts. It is never on a
+//! connection's path, and nothing waits for it: lines that it does not read in time are dropped and
+//! counted ([`outbox`]). A script in the process gives `cluster` the behaviour it has in Node's own
+//! primary (`src/dialect/node/preload/companion.cjs`). Everything here uses means that any program
+//! has with a [`Cluster`] and a [`SupervisorHandle`].
 
 mod back_off;
 mod driver;
@@ -35,8 +35,8 @@ type OnEvent = Box<dyn FnMut(CompanionEvent) + Send>;
 ///
 /// In its process `cluster.isPrimary` is true, and `cluster.workers`, its events and the methods of
 /// a worker are those of the real workers. `cluster.fork()` returns a worker that runs or is about
-/// to, and adds a slot where there is none that it has not returned yet. It is started when the
-/// first worker runs, and again when it ends, with a back-off.
+/// to, and adds a slot when all of them have been returned. It is started when the first worker
+/// runs, and again when it ends, with a back-off.
 ///
 /// Workers need [`COMPANION_VARIABLE`] in their environment
 /// ([`Supervisor::variable`](crate::Supervisor::variable)).
@@ -48,44 +48,44 @@ pub struct Companion {
     on_event: Option<OnEvent>,
 }
 
-/// Something happened to a companion.
+/// An event of a companion.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CompanionEvent {
     /// Its process was started.
     Started {
-        /// The process.
+        /// Its process id.
         pid: u32,
     },
     /// It could not be started.
     StartFailed {
-        /// Why.
+        /// The cause.
         error: Error,
-        /// When that is tried again.
+        /// The delay until the next attempt.
         retry: Duration,
     },
-    /// Its process has ended while the run goes on.
+    /// Its process has ended during the run.
     Ended {
-        /// With which code, or by which signal.
+        /// Its exit code or signal.
         ending: Ending,
-        /// When another one is started.
+        /// The delay until the next one starts.
         retry: Duration,
     },
-    /// It is behind: messages of workers are dropped from now on.
+    /// It is behind: messages of workers are dropped.
     Behind,
-    /// It has read what waited.
+    /// It has read the waiting messages.
     CaughtUp {
-        /// How many messages of workers were dropped.
+        /// The number of dropped messages.
         dropped: u64,
     },
-    /// It has asked for something that is not done.
+    /// Its request was refused.
     Refused {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// A companion that has been started. Dropping it ends its process by force.
+/// A started companion. Dropping it kills its process.
 #[derive(Debug)]
 pub struct RunningCompanion {
     control: Arc<Control>,
@@ -96,20 +96,20 @@ pub struct RunningCompanion {
 #[derive(Debug)]
 struct Control {
     waker: Arc<Waker>,
-    /// When the process has to have ended.
+    /// The deadline for the process to end.
     end: Mutex<Option<Instant>>,
 }
 
 impl Companion {
-    /// A program that Node is given by these arguments, its script first. What comes before them is
-    /// what workers are started with ([`ClusterSettings::exec`](crate::ClusterSettings::exec) and
+    /// A program that Node runs with these arguments, its script first. Options before them are
+    /// those of the workers ([`ClusterSettings::exec`](crate::ClusterSettings::exec) and
     /// `exec_argv`), and so are user, folder and limits.
     pub fn new(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
         Self { arguments, script: None, environment: Vec::new(), on_event: None }
     }
 
-    /// The script that the workers run, so that a program is warned that asks for another one.
+    /// The script of the workers, so that a program that asks for another one is warned.
     pub fn script(mut self, script: impl Into<String>) -> Self {
         self.script = Some(script.into());
         self
@@ -121,14 +121,14 @@ impl Companion {
         self
     }
 
-    /// Calls back for what happens to it, on its thread.
+    /// Calls back for its events, on its thread.
     pub fn on_event(mut self, callback: impl FnMut(CompanionEvent) + Send + 'static) -> Self {
         self.on_event = Some(Box::new(callback));
         self
     }
 
-    /// Starts the thread for it, which hears of the workers from now on: call it before the
-    /// supervisor runs.
+    /// Starts its thread, which follows the workers from now on: call it before the supervisor
+    /// runs.
     ///
     /// # Errors
     /// Too few descriptors or threads.
@@ -142,8 +142,8 @@ impl Companion {
 }
 
 impl RunningCompanion {
-    /// Lets it end in order, now that the run has: it gets what is still on its way to it, and is
-    /// told. What runs after this time is killed.
+    /// Ends it in order after the run: it gets the remaining lines and a notification. It is killed
+    /// after this time.
     pub fn end_within(mut self, time: Duration) {
         self.end(time);
     }
@@ -151,7 +151,7 @@ impl RunningCompanion {
     fn end(&mut self, time: Duration) {
         if let Some(thread) = self.thread.take() {
             self.control.set_end(Instant::now() + time);
-            // Where it has panicked, it has said so, and its process has ended with it.
+            // A panic was reported, and has ended the process.
             let _ = thread.join();
         }
     }

@@ -1,8 +1,8 @@
-//! Lines on their way to a companion. Pure.
+//! Lines queued for a companion. Pure.
 //!
 //! Owns the bounds. Messages of workers beyond theirs are dropped and counted, so a companion that
-//! does not read holds up nothing. What happens to workers is never dropped, because the companion
-//! would go on with a wrong picture: beyond that bound it has to be started anew.
+//! does not read blocks nothing. Events of workers are never dropped, because the companion would
+//! continue with a wrong view: beyond their bound it must be restarted.
 
 use std::collections::VecDeque;
 
@@ -12,11 +12,11 @@ const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Further lines that may wait.
 const OTHERS_MAX: usize = 4096;
 
-/// Lines, the oldest first.
+/// Lines, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     lines: VecDeque<Line>,
-    /// Bytes of the first one that have gone.
+    /// Bytes of the first one already written.
     gone: usize,
     messages: usize,
     message_bytes: usize,
@@ -29,12 +29,12 @@ struct Line {
     is_message: bool,
 }
 
-/// There are more lines than may wait.
+/// There are more lines than allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
 impl Outbox {
-    /// Adds a worker's message. Tells whether it is the first one that is dropped.
+    /// Adds a worker's message. Returns whether it is the first one dropped.
     pub(super) fn push_message(&mut self, bytes: Vec<u8>) -> bool {
         let has_room =
             self.messages < MESSAGES_MAX && self.message_bytes + bytes.len() <= BYTES_MAX;
@@ -51,7 +51,7 @@ impl Outbox {
     /// Adds any other line.
     ///
     /// # Errors
-    /// Too many wait.
+    /// Too many lines wait.
     pub(super) fn push(&mut self, bytes: Vec<u8>) -> Result<(), Full> {
         if self.lines.len() - self.messages >= OTHERS_MAX {
             return Err(Full);
@@ -60,12 +60,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// What has to be written next.
+    /// The next bytes to write.
     pub(super) fn front(&self) -> Option<&[u8]> {
         self.lines.front().map(|line| &line.bytes[self.gone..])
     }
 
-    /// As many bytes of that have been written.
+    /// This many bytes of it were written.
     pub(super) fn advance(&mut self, bytes: usize) {
         self.gone += bytes;
         if self.lines.front().is_some_and(|line| line.bytes.len() <= self.gone) {
@@ -83,8 +83,8 @@ impl Outbox {
         }
     }
 
-    /// For the next companion: this line comes first, then the messages that wait. What has been
-    /// begun is lost with the last companion, which may have read it.
+    /// For the next companion: this line first, then the waiting messages. A partly written line is
+    /// lost with the last companion, which may have read it.
     pub(super) fn begin_anew(&mut self, first: Vec<u8>) {
         if self.gone > 0 {
             self.pop();
@@ -97,12 +97,12 @@ impl Outbox {
         self.lines.is_empty()
     }
 
-    /// How many messages wait.
+    /// The number of waiting messages.
     pub(super) fn messages(&self) -> usize {
         self.messages
     }
 
-    /// How many messages have been dropped since the last call.
+    /// The number of messages dropped since the last call.
     pub(super) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }

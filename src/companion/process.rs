@@ -1,6 +1,6 @@
 //! The process of a companion, and the socket to it.
 //!
-//! Owns how it is started: as a worker of Node is, but for the channel and the script.
+//! Owns how it is started: like a Node worker, except for the channel and the script.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
@@ -16,7 +16,7 @@ use crate::{Cluster, ClusterSettings, Error, Result};
 
 use super::outbox::Outbox;
 
-/// What would make it a worker, or is for one.
+/// Variables that would make it a worker, or are for workers.
 const NOT_FOR_IT: [&str; 10] = [
     "NODE_UNIQUE_ID",
     "NODE_CHANNEL_FD",
@@ -40,14 +40,14 @@ pub(super) struct Process {
     pub(super) process: WorkerProcess,
     /// None once it has ended.
     socket: Option<UnixStream>,
-    /// A line that is not complete.
+    /// An incomplete line.
     incoming: Vec<u8>,
     pub(super) since: Instant,
-    /// When it is killed.
+    /// When to kill it.
     pub(super) kill_at: Option<Instant>,
 }
 
-/// How the next one is started.
+/// How to start the next one.
 #[derive(Debug)]
 pub(super) struct Starter {
     pub(super) arguments: Vec<OsString>,
@@ -64,8 +64,8 @@ impl Starter {
 
     /// Starts it.
     ///
-    /// # Errors
-    /// Too few descriptors or processes, no place for the script, or a program that cannot be
+    /// Too few descriptors or processes, no folder for the script, or a program that cannot be
+    /// executed.
     /// executed.
     pub(super) fn start(&mut self, cluster: &Cluster) -> Result<Process> {
         let settings = cluster.settings();
@@ -78,7 +78,7 @@ impl Starter {
         let theirs = copy_above(2, theirs.as_fd())?;
         let mut arguments = settings.exec_argv.clone();
         if settings.inspect_port.is_some() {
-            // Workers have the ports that were named.
+            // Workers have the named ports.
             arguments.push("--inspect-port=0".into());
         }
         arguments.extend(self.arguments.iter().cloned());
@@ -125,7 +125,7 @@ impl Starter {
         Ok(())
     }
 
-    /// Its variables, those for the script included.
+    /// Its variables, including those of the script.
     fn variables(
         &mut self,
         settings: &ClusterSettings,
@@ -152,7 +152,7 @@ impl Starter {
 }
 
 impl Process {
-    /// Writes what there is, as much as the socket takes.
+    /// Writes queued lines, as much as the socket takes.
     pub(super) fn write(&mut self, outbox: &mut Outbox) {
         let Some(socket) = &mut self.socket else { return };
         while let Some(bytes) = outbox.front() {
@@ -160,13 +160,13 @@ impl Process {
                 Ok(written) => outbox.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // It has closed the socket, which reading finds out.
+                // It has closed the socket, which reading detects.
                 Err(_) => return,
             }
         }
     }
 
-    /// Reads once, and gives the lines that are complete. Tells whether there may be more.
+    /// Reads once, and appends the complete lines. Returns whether there may be more.
     pub(super) fn read(&mut self, buffer: &mut [u8], lines: &mut Vec<Vec<u8>>) -> bool {
         let Some(socket) = &mut self.socket else { return false };
         let length = match socket.read(buffer) {
@@ -188,7 +188,7 @@ impl Process {
         true
     }
 
-    /// Whether it can be heard and spoken to.
+    /// Whether its socket is open.
     pub(super) fn is_connected(&self) -> bool {
         self.socket.is_some()
     }
