@@ -66,7 +66,6 @@ impl Starter {
     ///
     /// Too few descriptors or processes, no folder for the script, or a program that cannot be
     /// executed.
-    /// executed.
     pub(super) fn start(&mut self, cluster: &Cluster) -> Result<Process> {
         let settings = cluster.settings();
         let failed = |error: io::Error| {
