@@ -1,4 +1,4 @@
-//! How handles reach the control plane: a queue of requests and a waker.
+//! The handles' way to the control plane: a queue of requests and a waker.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -22,49 +22,49 @@ use crate::sys::waker::Waker;
 /// A listener, its bound address, and a duplicate of its socket.
 pub(crate) type ListenerSocket = (ListenerId, String, OwnedFd);
 
-/// What the control plane is asked for.
+/// A request to the control plane.
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Start a worker.
     Fork {
-        /// How.
+        /// The settings.
         settings: Arc<ClusterSettings>,
-        /// What is for this one alone.
+        /// Options of this worker.
         fork_request: ForkRequest,
-        /// Where the answer goes.
+        /// Receives the answer.
         answer: SyncSender<Result<WorkerHandle>>,
     },
     /// Open an address and keep it open, even while no worker serves it.
     Hold {
-        /// What concerns the whole cluster.
+        /// Settings of the whole cluster.
         settings: Arc<ClusterSettings>,
-        /// Which address.
+        /// The address.
         address: ListenAddress,
-        /// Where the answer goes: the number and the bound address.
+        /// Receives the number and the bound address.
         answer: SyncSender<Result<(ListenerId, String)>>,
     },
-    /// Tell of the listeners.
+    /// List the listeners.
     Listeners {
-        /// Where the answer goes.
+        /// Receives the answer.
         answer: SyncSender<Result<Vec<ListenerSnapshot>>>,
     },
     /// Accept.
     Open,
     /// A message for the program of a Node worker.
     Post {
-        /// Whose.
+        /// The worker.
         id: WorkerId,
-        /// What.
+        /// The message.
         message_out: UserMessageOut,
     },
     /// Something waits for room in a worker's channel.
     Flush {
-        /// Whose.
+        /// The worker.
         id: WorkerId,
     },
     /// Let a worker leave.
     Disconnect {
-        /// Which one.
+        /// The worker.
         id: WorkerId,
         /// Time after which its connections are cut.
         grace: Option<Duration>,
@@ -73,65 +73,65 @@ pub(crate) enum Request {
     DisconnectAll {
         /// Time after which connections are cut.
         grace: Option<Duration>,
-        /// Kept when nothing is left.
+        /// Dropped when nothing is left.
         guard: CompletionGuard,
     },
     /// Close the sockets of places that stay empty.
     Shed {
         /// Number of workers that are still to start.
         coming: usize,
-        /// Where the number of connections goes that were lost by that.
+        /// Receives the number of lost connections.
         answer: SyncSender<Result<usize>>,
     },
-    /// Keep a listening socket for whatever asks for its address.
+    /// Keep a listening socket for a request of its address.
     Adopt {
         /// The socket.
         listener: Box<Listener>,
-        /// Where the answer goes: the bound address.
+        /// Receives the bound address.
         answer: SyncSender<Result<String>>,
     },
     /// Duplicate the sockets of listeners.
     Sockets {
-        /// Where the answer goes.
+        /// Receives the answer.
         answer: SyncSender<Result<Vec<ListenerSocket>>>,
     },
-    /// Share connections out by other rules from now on.
+    /// Change the scheduling rules.
     Reschedule {
-        /// Who chooses.
+        /// The policy.
         policy: Policy,
         /// The rules.
         scheduling: Box<SchedulerConfig>,
     },
     /// Answer, and let the data path answer, if there is one.
     Ping {
-        /// Where the answer goes.
+        /// Receives the answer.
         answer: SyncSender<Result<()>>,
     },
-    /// End whatever is left by force, and the control plane.
+    /// Kill what is left, and end the control plane.
     End {
-        /// Where the sums go.
+        /// Receives the sums.
         answer: SyncSender<Result<ClusterCounts>>,
     },
 }
 
-/// What a fork asks for beyond the settings.
+/// Options of a fork in addition to the settings.
 #[derive(Debug)]
 pub(crate) struct ForkRequest {
-    /// Variables for this worker alone.
+    /// Variables of this worker.
     pub(crate) environment: Vec<(OsString, OsString)>,
     /// Its debugger's port.
     pub(crate) inspect_port: Option<u16>,
-    /// Its place; the first free one, if none is wanted.
+    /// Its place; by default the first free one.
     pub(crate) slot: Option<Slot>,
-    /// Whom it is going to replace.
+    /// The worker that it will replace.
     pub(crate) predecessor: Option<WorkerId>,
-    /// The number that it and its successors are known by.
+    /// Its number, which successors inherit.
     pub(crate) instance: Option<u16>,
-    /// Signals that are blocked where the fork was asked for.
+    /// Signals blocked in the thread that forks.
     pub(crate) blocked_signals: BlockedSignals,
 }
 
-/// The asking end.
+/// The sending end.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlHandle {
     requests: Sender<Request>,
@@ -139,17 +139,17 @@ pub(crate) struct ControlHandle {
     outcome: Arc<Outcome>,
 }
 
-/// What becomes of the control plane.
+/// The end of the control plane.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// Why it could not go on.
+    /// Why it failed.
     failure: OnceLock<Error>,
     /// Its thread has left nothing behind.
     ended: Completion,
 }
 
-/// Completes a completion when it is dropped, wherever that happens: even in a request that is
-/// never read.
+/// Completes a completion when dropped, wherever that happens: even in a request that is never
+/// read.
 #[derive(Debug)]
 pub(crate) struct CompletionGuard {
     completion: Completion,
@@ -168,23 +168,23 @@ impl ControlHandle {
         (Self { requests, waker, outcome: Arc::default() }, received)
     }
 
-    /// What completes `completion` when it is dropped.
+    /// Completes `completion` when dropped.
     pub(crate) fn guard(&self, completion: Completion) -> CompletionGuard {
         CompletionGuard { completion, outcome: Arc::clone(&self.outcome) }
     }
 
-    /// Records that the control plane has failed. Called before anything of it is dropped, so that
-    /// callers that wait for that learn why.
+    /// Records that the control plane has failed. Called before any of its state is dropped, so
+    /// that waiting callers learn the cause.
     pub(crate) fn fail(&self, error: &Error) {
         let _ = self.outcome.failure.set(error.clone());
     }
 
-    /// Why the control plane could not go on, if it could not.
+    /// Why the control plane failed, if it did.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.outcome.failure.get().cloned()
     }
 
-    /// Says that nothing of the control plane is left.
+    /// Reports that nothing of the control plane is left.
     pub(crate) fn end(&self) {
         self.outcome.ended.complete();
     }
@@ -196,7 +196,7 @@ impl ControlHandle {
         self.failure().unwrap_or_else(ended)
     }
 
-    /// Asks for something.
+    /// Sends a request.
     ///
     /// # Errors
     /// The cluster has ended, or failed.
@@ -206,10 +206,10 @@ impl ControlHandle {
         Ok(())
     }
 
-    /// Asks for something and waits for the answer.
+    /// Sends a request and waits for the answer.
     ///
     /// # Errors
-    /// What the answer is, or the cluster has ended, or failed.
+    /// The answer's error, or the cluster has ended, or failed.
     pub(crate) fn ask<T>(
         &self,
         request: impl FnOnce(SyncSender<Result<T>>) -> Request,
@@ -219,7 +219,7 @@ impl ControlHandle {
         answered.recv().unwrap_or_else(|_| Err(self.ended()))
     }
 
-    /// As [`ask`](Self::ask), and gives up after some time.
+    /// As [`ask`](Self::ask), with a time limit.
     ///
     /// # Errors
     /// As [`ask`](Self::ask).

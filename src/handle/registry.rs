@@ -1,4 +1,4 @@
-//! The workers of a cluster, and what can be seen of its listeners.
+//! The workers of a cluster, and snapshots of its listeners.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use super::{WorkerCounts, WorkerHandle};
 use crate::id::{ListenerId, WorkerId};
 
-/// The workers of a cluster and the sums of those that have ended. Filled by the control plane.
+/// The workers of a cluster and the sums of ended ones. Filled by the control plane.
 pub(crate) type Registry = Arc<Mutex<Registered>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Registered {
     pub(crate) workers: BTreeMap<WorkerId, WorkerHandle>,
-    /// Sums over those that have ended.
+    /// Sums of ended workers.
     pub(crate) ended: WorkerCounts,
 }
 
@@ -24,12 +24,12 @@ pub struct ListenerSnapshot {
     pub id: ListenerId,
     /// The bound address.
     pub address: String,
-    /// Workers that serve it, or have been told that they may.
+    /// Workers that serve it, or were granted it.
     pub workers: usize,
-    /// Connections that may wait in the kernel, as far as `net.core.somaxconn` allows.
+    /// The limit of connections waiting in the kernel, capped by `net.core.somaxconn`.
     pub backlog_max: u32,
-    /// Connections that wait in the kernel, in all its sockets; only for TCP.
+    /// Connections waiting in the kernel, in all its sockets; only for TCP.
     pub waiting: Option<u32>,
-    /// Connections that the kernel has turned away because the queue was full, since it was opened.
+    /// Connections that the kernel rejected because the queue was full, since it was opened.
     pub overflows: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! What the control plane and all handles of a worker share.
+//! Shared by the control plane and all handles of a worker.
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
@@ -37,8 +37,8 @@ pub(crate) struct WorkerState {
 pub(crate) struct LifeState {
     pub(crate) connected: bool,
     pub(crate) ending: Option<Ending>,
-    /// Whether it leaves because it was asked to, or asked to. Known at the latest when it has
-    /// left.
+    /// Whether it leaves because it was asked to, or asked to itself. Known at the latest when it
+    /// has left.
     pub(crate) voluntary: Option<bool>,
 }
 

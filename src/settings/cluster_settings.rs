@@ -1,6 +1,6 @@
-//! How workers are started and connections are shared out (Node's `cluster.settings`).
+//! How workers are started and connections are distributed (Node's `cluster.settings`).
 //!
-//! Owns the defaults and what an environment variable changes. Plain data; acts on nothing.
+//! Owns the defaults and the effect of environment variables. Plain data; acts on nothing.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -22,137 +22,134 @@ use crate::sys::limits::DescriptorLimit;
 /// `rr`, `least`, `fastest`, `central`, `sticky` or `none`.
 pub const POLICY_VARIABLE: &str = "CLUSTERLB_SCHED_POLICY";
 
-/// Sets who takes connections to workers in a cluster whose program does not: `primary` or
-/// `kernel`.
+/// Sets who dispatches connections in a cluster whose program does not: `primary` or `kernel`.
 pub const DISPATCH_VARIABLE: &str = "CLUSTERLB_DISPATCH";
 
 /// The running program, even after its file was replaced or removed.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Most streams of a worker.
 const STREAMS_MAX: usize = 64;
-/// Ports for debuggers begin here again after the last one, as in Node.
+/// Debugger ports restart here after the last one, as in Node.
 const INSPECT_PORT_FIRST: u16 = 1024;
 
-/// How workers are started, and how connections are shared out among them.
+/// How workers are started, and how connections are distributed among them.
 ///
-/// Changed with [`Cluster::setup_primary`](crate::Cluster::setup_primary). What concerns workers
-/// is valid for those forked afterwards; what concerns the whole cluster (from
-/// [`policy`](Self::policy) on) is fixed by the first setup or fork.
+/// Changed with [`Cluster::setup_primary`](crate::Cluster::setup_primary). Settings of workers
+/// apply to those forked afterwards; settings of the whole cluster (from [`policy`](Self::policy)
+/// on) are fixed by the first setup or fork.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClusterSettings {
-    /// The program of the workers (Node: `exec`). By default this very program, even if its file
-    /// has been replaced; what it is then decides [`role`](crate::role).
+    /// The program of the workers (Node: `exec`). By default this program, even if its file has
+    /// been replaced; its role is then decided by [`role`](crate::role).
     pub exec: PathBuf,
     /// Arguments before those of the program (Node: `execArgv`): for an interpreter, or options
-    /// that only workers get.
+    /// only for workers.
     pub exec_argv: Vec<OsString>,
-    /// What the workers speak. Unmodified Node.js programs are started with
-    /// [`Dialect::Node`]: what they `listen` on is opened here, and connections are handed to them
-    /// as Node's own primary would. Such a worker is not pinned, and takes messages that JSON can
-    /// hold only. A message of its program that JSON cannot hold, possible with
-    /// [`Serialization::Advanced`], arrives as null.
+    /// The protocol of the workers. With [`Dialect::Node`] they are unmodified Node.js programs:
+    /// their listen addresses are opened here, and connections are handed to them as by Node's own
+    /// primary. Such a worker is not pinned, and takes only messages that JSON can express. A
+    /// message of its program that JSON cannot express, possible with [`Serialization::Advanced`],
+    /// arrives as null.
     ///
-    /// With [`Dialect::ListenFds`] any program can be a worker that takes listening sockets over
-    /// by the convention of systemd: it gets all that are [held](crate::Cluster::hold) at that
-    /// moment, in their order, from descriptor 3 on, not close-on-exec and blocking. It has no
-    /// channel: it is told to leave by SIGTERM, nothing is counted, and it gets no messages.
+    /// With [`Dialect::ListenFds`] any program can be a worker that inherits listening sockets by
+    /// the convention of systemd: it gets all that are [held](crate::Cluster::hold) at that moment,
+    /// in order, from descriptor 3 on, not close-on-exec and blocking. It has no channel: it is
+    /// told to leave by SIGTERM, reports no counts, and gets no messages.
     pub dialect: Dialect,
-    /// Node workers load a script of ours before their program (by `NODE_OPTIONS`). With it they
-    /// tell when connections end, so that those in flight are the open ones; without it a
-    /// connection counts as finished as soon as a Node worker has it. And with it clients of kept
-    /// connections are told to go when their worker leaves.
+    /// Node workers load our script before their program (by `NODE_OPTIONS`). With it they report
+    /// when connections end, so in flight means open; without it a connection counts as finished as
+    /// soon as a Node worker has it. With it, leaving workers also close kept connections.
     pub preload: bool,
     /// When a worker without a channel is online and listening.
     pub readiness: Readiness,
-    /// What a worker without a channel is told its listening sockets are called, in the order in
-    /// which they were held (`LISTEN_FDNAMES`); by default `listener-1` and so on.
+    /// The names of the listening sockets of a worker without a channel, in the order in which they
+    /// were held (`LISTEN_FDNAMES`); by default `listener-1` and so on.
     pub socket_names: Vec<String>,
-    /// The workers get process groups and sessions of their own, so that what a terminal sends to
-    /// this process's group (Ctrl-C) is for this process alone.
+    /// Each worker gets its own process group and session, so that a terminal's signals (Ctrl-C)
+    /// reach only this process.
     pub own_groups: bool,
-    /// How many descriptors a worker may open (`RLIMIT_NOFILE`): by default what this process was
-    /// started with, not what it has raised its own limit to.
+    /// The descriptor limit of a worker (`RLIMIT_NOFILE`): by default the limit that this process
+    /// was started with, not the one it has raised itself to.
     pub descriptor_limit: DescriptorLimit,
     /// The arguments of the program (Node: `args`). By default those of this process.
     pub args: Vec<OsString>,
     /// Where workers run (Node: `cwd`); by default where this process does.
     pub cwd: Option<PathBuf>,
-    /// How messages are written down (Node: `serialization`).
+    /// The encoding of messages (Node: `serialization`).
     pub serialization: Serialization,
     /// Standard output and error of the workers are pipes, which the
     /// [`WorkerHandle`](crate::WorkerHandle) has, instead of this process's own (Node: `silent`).
     /// They must be read: a worker waits when it writes to a full pipe.
     pub silent: bool,
-    /// The streams of the workers by their numbers: 0 standard input, 1 output, 2 error, further
-    /// ones from 3 on (Node: `stdio`). Overrides `silent`. What is not named is as by default:
-    /// input empty, output and error as in this process. There is no entry for the channel, which
-    /// finds its own number.
+    /// The streams of the workers by number: 0 standard input, 1 output, 2 error, further ones from
+    /// 3 on (Node: `stdio`). Overrides `silent`. Streams not named have the defaults: input empty,
+    /// output and error as in this process. The channel has no entry; it finds its own number.
     pub stdio: Option<Vec<StreamSetting>>,
     /// The user that workers run as (`setuid(2)`; Node: `uid`). Supplementary groups are dropped.
     pub uid: Option<u32>,
     /// The group that workers run as (`setgid(2)`, before the user; Node: `gid`). Supplementary
     /// groups are dropped.
     pub gid: Option<u32>,
-    /// Workers keep no capability, and cannot get any by what they execute (`no_new_privs`). For
-    /// workers that run as a user who is not trusted.
+    /// Workers keep no capability, and cannot gain any by an exec (`no_new_privs`). For workers of
+    /// an untrusted user.
     pub confine: bool,
-    /// Variables of this process that workers do not get. What a service manager has told this
-    /// process (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like) they never get.
+    /// Variables of this process that workers do not get. They never get those of a service manager
+    /// (`NOTIFY_SOCKET`, `LISTEN_FDS` and the like).
     pub environment_removed: Vec<OsString>,
-    /// Workers that still run this long after this process has been killed are killed as well, by a
-    /// small process that is forked beside the first of them. Without it a worker that is stopped,
-    /// or never looks at its channel, lives on.
+    /// Workers that still run this long after this process was killed are killed as well, by a
+    /// small process that is forked with the first of them. Without it a worker that is stopped, or
+    /// never reads its channel, lives on.
     pub orphan_grace: Option<Duration>,
-    /// A port for each worker's debugger, told to it in `CLUSTERLB_INSPECT_PORT` (Node:
-    /// `inspectPort`); to one of [`Dialect::Node`] by `--inspect-port` behind
-    /// [`exec_argv`](Self::exec_argv), as by Node.
+    /// A debugger port for each worker, in its variable `CLUSTERLB_INSPECT_PORT` (Node:
+    /// `inspectPort`); for [`Dialect::Node`] in the option `--inspect-port` after
+    /// [`exec_argv`](Self::exec_argv), as in Node.
     pub inspect_port: Option<InspectPort>,
-    /// The CPUs of the workers by their places, round and round; none are pinned if it is empty.
+    /// The CPUs of the workers by place, repeated in order; if empty, none are pinned.
     pub cpus: Vec<Option<usize>>,
 
-    /// Who chooses the worker for a connection (Node: `schedulingPolicy`).
+    /// The policy (Node: `schedulingPolicy`).
     pub policy: Policy,
-    /// Who takes connections to the worker that is chosen: the primary, or the kernel, which
-    /// spreads over sockets of the workers' own, one each for each TCP address. By default what
-    /// [`DISPATCH_VARIABLE`] names, otherwise the primary. With [`Dispatch::Kernel`] the policy is
-    /// [`Policy::Rr`] or [`Policy::Least`], and unix and inherited sockets, of which there is one
-    /// only, are dispatched by the primary all the same.
+    /// Who dispatches connections to the chosen worker: the primary, or the kernel, which chooses
+    /// among the workers' own sockets, one per worker and TCP address. By default as
+    /// [`DISPATCH_VARIABLE`] says, otherwise the primary. With [`Dispatch::Kernel`] the policy is
+    /// [`Policy::Rr`] or [`Policy::Least`], and the primary still dispatches unix and inherited
+    /// sockets, which cannot be one per worker.
     pub dispatch: Dispatch,
-    /// How the built-in worker accepts under [`Policy::None`]. With
-    /// [`AcceptMechanism::Reuseport`] every worker gets a separate socket for each TCP address;
-    /// if Node workers are forked first, what one of them leaves in it is given to others.
+    /// How the built-in worker accepts under [`Policy::None`]. With [`AcceptMechanism::Reuseport`]
+    /// every worker gets a separate socket for each TCP address; if Node workers are forked first,
+    /// connections that one of them leaves in it are given to others.
     pub accept: AcceptMechanism,
-    /// How workers are judged when the primary hands over, whatever the policy.
+    /// How workers are judged when the primary hands over, under any policy.
     pub scheduling: SchedulerConfig,
     /// Connections that may wait in the kernel for each listener, from 1 to 65,535 and at most
-    /// `net.core.somaxconn`. A worker can ask for another number.
+    /// `net.core.somaxconn`. A worker can request another number.
     pub backlog: u32,
-    /// TCP connections are accepted when their first bytes have arrived, a second or so after they
-    /// were made at the latest (TCP_DEFER_ACCEPT): a worker then finds the request with the
-    /// connection, and is woken once instead of twice. Only where clients speak first, as with HTTP
-    /// and TLS. Off by default; sockets that are inherited stay as they are.
+    /// TCP connections are accepted when their first bytes have arrived, or after about a second
+    /// (TCP_DEFER_ACCEPT): a worker then finds the request with the connection, and is woken once
+    /// instead of twice. Only where clients speak first, as with HTTP and TLS. Off by default;
+    /// inherited sockets stay as they are.
     pub defer_accept: bool,
-    /// What workers may listen on. Without rules it is everything that this process can open, its
-    /// own descriptors (`fd:N`) and ports below 1024 included: workers are trusted with that.
+    /// What workers may listen on. Without rules it is everything that this process can open,
+    /// including its descriptors (`fd:N`) and ports below 1024: workers are trusted with that.
     pub allow_listen: Option<Vec<ListenRule>>,
     /// Listeners stay open when the last worker that serves them ends: connections wait in the
-    /// kernel for the next worker in its slot, until that has served for 5 s without asking for the
-    /// address. Without it they are refused, as by Node. What a worker closes and no other worker
-    /// serves is closed either way.
+    /// kernel for the next worker in its slot, until that has served for 5 s without requesting the
+    /// address. Without it they are refused, as by Node. An address that a worker closes and no
+    /// other worker serves is closed either way.
     pub hold: bool,
-    /// How many workers there are going to be. More are possible; the number only divides what
-    /// can be under way to workers among them. By default the CPUs.
+    /// The expected number of workers. More are possible; the number only divides what can be in
+    /// flight to workers among them. By default the number of CPUs.
     pub workers_expected: NonZeroUsize,
-    /// What moves connections: decided once, when the first worker is forked or the first address
-    /// is opened, for the data path and the built-in workers. By default what
-    /// [`ENGINE_VARIABLE`](crate::ENGINE_VARIABLE) names, otherwise io_uring where it works and
+    /// The I/O engine: decided once, when the first worker is forked or the first address is
+    /// opened, for the data path and the built-in workers. By default as
+    /// [`ENGINE_VARIABLE`](crate::ENGINE_VARIABLE) says, otherwise io_uring where it works and
     /// epoll where it does not.
     pub engine: EngineChoice,
     /// The CPU that the data path's thread is pinned to; `None` to leave the choice to the kernel.
     pub primary_cpu: Option<usize>,
-    /// Nothing is accepted before [`Cluster::open`](crate::Cluster::open): so all workers begin
-    /// with an equal share.
+    /// Nothing is accepted before [`Cluster::open`](crate::Cluster::open), so that all workers
+    /// begin with an equal share.
     pub start_closed: bool,
 }
 
@@ -162,7 +159,7 @@ pub struct ClusterSettings {
 pub enum StreamSetting {
     /// The one of this process with the same number (Node: `'inherit'`).
     Inherit,
-    /// Empty, and swallowing everything (Node: `'ignore'`); from 3 on it is closed.
+    /// Empty, discarding all output (Node: `'ignore'`); from 3 on it is closed.
     Ignore,
     /// A pipe, whose other end the [`WorkerHandle`](crate::WorkerHandle) has; from 3 on a pair of
     /// connected unix sockets (Node: `'pipe'`).
@@ -171,7 +168,7 @@ pub enum StreamSetting {
     Descriptor(Arc<OwnedFd>),
 }
 
-/// How the ports of debuggers are found.
+/// How debugger ports are chosen.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum InspectPort {
@@ -179,7 +176,7 @@ pub enum InspectPort {
     From(u16),
     /// Every worker gets the same (Node: a number).
     Same(u16),
-    /// What the function says, asked at each fork (Node: a function).
+    /// The function's result at each fork (Node: a function).
     Function(Arc<dyn Fn() -> u16 + Send + Sync>),
 }
 
@@ -194,7 +191,7 @@ impl fmt::Debug for InspectPort {
 }
 
 impl InspectPort {
-    /// The port of a worker, the `nth` to be forked with this, from 1.
+    /// The port of the `nth` worker forked with this, from 1.
     pub(crate) fn nth(&self, nth: u32) -> u16 {
         match self {
             Self::From(first) => {
@@ -251,10 +248,10 @@ impl ClusterSettings {
         }
     }
 
-    /// Checks what the types allow and the system does not.
+    /// Checks what the types cannot.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what cannot be.
+    /// [`Error::Usage`] for invalid settings.
     pub(crate) fn validate(&self) -> Result<()> {
         if self.backlog == 0 || self.backlog > u32::from(u16::MAX) {
             return Err(Error::usage(
@@ -292,7 +289,7 @@ impl ClusterSettings {
         Ok(())
     }
 
-    /// Whether what concerns the whole cluster is the same.
+    /// Whether the settings of the whole cluster are equal.
     pub(crate) fn has_same_cluster_settings(&self, other: &Self) -> bool {
         self.policy == other.policy
             && self.dispatch == other.dispatch
@@ -308,13 +305,13 @@ impl ClusterSettings {
             && self.start_closed == other.start_closed
     }
 
-    /// Whether workers may ask for an address.
+    /// Whether workers may request an address.
     pub(crate) fn allows(&self, address: &ListenAddress) -> bool {
         let rules = self.allow_listen.as_ref();
         rules.is_none_or(|rules| rules.iter().any(|rule| rule.allows(address)))
     }
 
-    /// Workers accept from sockets of their own instead of sharing one.
+    /// Workers accept from their own sockets instead of a shared one.
     pub(crate) fn has_socket_for_each(&self) -> bool {
         let by_hash = self.policy == Policy::None && self.accept == AcceptMechanism::Reuseport;
         by_hash || self.dispatch == Dispatch::Kernel
@@ -325,19 +322,19 @@ impl ClusterSettings {
         self.policy != Policy::None
     }
 
-    /// The kernel dispatches to workers that write down what they accept.
+    /// The kernel dispatches to workers that count what they accept.
     pub(crate) fn is_counted_by_kernel(&self) -> bool {
         self.dispatch == Dispatch::Kernel && self.dialect == Dialect::Native
     }
 
-    /// The primary takes what waits in workers' own sockets for too long.
+    /// The primary steals from workers' own sockets.
     pub(crate) fn steals(&self) -> bool {
         let has_inboxes = self.dialect == Dialect::Node || self.dispatch == Dispatch::Kernel;
         self.has_socket_for_each() && has_inboxes
     }
 }
 
-/// The policy that the environment sets, or the default.
+/// The policy in the environment, or the default.
 ///
 /// # Errors
 /// [`Error::Usage`] when [`POLICY_VARIABLE`] names no policy.
@@ -353,7 +350,7 @@ pub fn policy_from_environment() -> Result<Policy> {
     }
 }
 
-/// Who takes connections to workers, as the environment sets it, or the default.
+/// The dispatcher in the environment, or the default.
 ///
 /// # Errors
 /// [`Error::Usage`] when [`DISPATCH_VARIABLE`] names neither.

@@ -1,4 +1,4 @@
-//! Which addresses workers may ask for. Parses and compares; opens nothing.
+//! Addresses that workers may request. Parses and compares; opens nothing.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,21 +8,21 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::sys::address::ListenAddress;
 
-/// Addresses that workers may listen on, though the primary opens them with its own rights.
+/// Addresses that workers may listen on, although the primary opens them with its own rights.
 ///
-/// As text it is what [`ListenAddress`] is, for one address; `PORT` or `FROM-TO` for these ports of
-/// every host, where 0 stands for one that the kernel chooses; `HOST:FROM-TO` for ports of one
-/// host; and `unix:/folder/` for unix sockets right in this folder.
+/// As text: a [`ListenAddress`] for one address; `PORT` or `FROM-TO` for these ports of every host,
+/// where 0 stands for one that the kernel chooses; `HOST:FROM-TO` for ports of one host; and
+/// `unix:/folder/` for unix sockets directly in this folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ListenRule {
-    /// This one.
+    /// This address.
     Address(ListenAddress),
     /// TCP and UDP ports of every host.
     Ports(RangeInclusive<u16>),
-    /// TCP and UDP ports of one host, as it is written in the address.
+    /// TCP and UDP ports of one host, spelled as in the address.
     PortsOf(String, RangeInclusive<u16>),
-    /// Paths of unix sockets right in this folder.
+    /// Paths of unix sockets directly in this folder.
     Folder(PathBuf),
 }
 
@@ -30,13 +30,13 @@ const FORMS: &str = "write an address to listen on, PORT, FROM-TO, HOST:FROM-TO,
      unix:/folder/ with a slash at its end";
 
 impl ListenRule {
-    /// What needs no privilege: ports from 1024 on, and those that the kernel chooses.
+    /// Ports that need no privilege: those from 1024 on, and those that the kernel chooses.
     #[must_use]
     pub fn unprivileged() -> Vec<Self> {
         vec![Self::Ports(0..=0), Self::Ports(1024..=u16::MAX)]
     }
 
-    /// Whether a worker may ask for this address.
+    /// Whether a worker may request this address.
     #[must_use]
     pub fn allows(&self, address: &ListenAddress) -> bool {
         match self {
@@ -62,7 +62,7 @@ fn host_and_port(address: &ListenAddress) -> Option<(String, u16)> {
     }
 }
 
-/// By the words alone: what is a link is found out when the socket is created.
+/// Compares only the text; links are detected when the socket is created.
 fn is_right_in(path: &Path, folder: &Path) -> bool {
     let (Ok(path), Ok(folder)) = (std::path::absolute(path), std::path::absolute(folder)) else {
         return false;
@@ -83,7 +83,7 @@ impl FromStr for ListenRule {
             return Ok(Self::Ports(ports));
         }
         if text.starts_with("unix:") || text.starts_with("fd:") {
-            // Workers know passed sockets by their numbers only.
+            // Workers know passed sockets only by number.
             return match text.parse() {
                 Ok(ListenAddress::InheritedName(_)) | Err(_) => Err(wrong()),
                 Ok(address) => Ok(Self::Address(address)),

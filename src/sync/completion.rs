@@ -1,4 +1,4 @@
-//! Something that will have happened: waited for by threads and by tasks alike.
+//! A future event, awaited by threads and by tasks.
 
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};

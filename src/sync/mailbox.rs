@@ -1,8 +1,7 @@
-//! A queue that one thread fills and others wait at: blocking, as a future, or by a descriptor.
+//! A queue that one thread fills and others wait on: blocking, as a future, or by a descriptor.
 //!
-//! Owns the bounds, of the whole and of each sender's share: a full mailbox still takes everything,
-//! since what is in it must not be lost, but says that it is full, so that its writer stops
-//! reading what would fill it further.
+//! Owns the bounds, of the whole and of each sender's share: a full mailbox still accepts items,
+//! since none may be lost, but reports that it is full, so that its writer stops reading more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,21 +19,21 @@ pub(crate) const ITEMS_MAX: usize = 16 * 1024;
 /// It is also full with this many bytes.
 pub(crate) const BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// From so much of one sender on its share is full, until it is half empty.
+/// A sender's share is full from this amount on, until it is half empty.
 pub(crate) const SHARE_MAX: Amount =
     Amount { items: 4096, bytes: 4 * 1024 * 1024, descriptors: 64 };
 
-/// What can lie in a mailbox.
+/// An item of a mailbox.
 pub(crate) trait Item {
-    /// Bytes of memory that it holds on to, beyond what every item does.
+    /// Bytes of memory that it holds, beyond the size of every item.
     fn bytes(&self) -> usize;
 
-    /// Descriptors that it holds on to.
+    /// Descriptors that it holds.
     fn descriptors(&self) -> usize {
         0
     }
 
-    /// Who can send as many of these as it likes.
+    /// The sender, if it can send any number of items.
     fn sender(&self) -> Option<u32> {
         None
     }
@@ -77,7 +76,7 @@ impl Amount {
     }
 }
 
-/// What of a mailbox is one sender's.
+/// The share of one sender.
 #[derive(Debug, Default)]
 struct Share {
     amount: Amount,
@@ -89,9 +88,9 @@ struct Share {
 pub(crate) struct Mailbox<T> {
     state: Mutex<State<T>>,
     arrived: Condvar,
-    /// Readable while there is something, or the end.
+    /// Readable while there is an item, or the end.
     ready: Waker,
-    /// Rung when a full mailbox has room again.
+    /// Woken when a full mailbox has room again.
     room: Arc<Waker>,
 }
 
@@ -105,14 +104,14 @@ struct State<T> {
     wakers: Vec<task::Waker>,
 }
 
-/// What a look into a mailbox finds.
+/// The result of taking from a mailbox.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found<T> {
     /// The oldest item.
     Item(T),
-    /// Nothing, yet.
+    /// Empty for now.
     Nothing,
-    /// Nothing, and nothing will come.
+    /// Empty, and no more will arrive.
     End,
 }
 
@@ -140,7 +139,7 @@ impl<T> Found<T> {
     }
 }
 
-/// Tasks that wait. Waking them runs the program's code, so it is done without a lock.
+/// Waiting tasks. Waking them runs the program's code, so it happens without a lock.
 #[derive(Debug, Default)]
 #[must_use = "a task waits"]
 pub(crate) struct Wakers(Vec<task::Waker>);
@@ -162,7 +161,7 @@ pub(crate) struct EndWaker {
     waker: Arc<Waker>,
 }
 
-/// Whether an [`EndWaker`] has rung: the thread has ended, or ends now.
+/// Whether an [`EndWaker`] has woken its observer: the thread has ended, or is ending.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ended(Arc<AtomicBool>);
 
@@ -188,7 +187,7 @@ impl Drop for EndWaker {
 }
 
 impl<T: Item> Mailbox<T> {
-    /// An empty mailbox, which rings `room` when it is no longer full.
+    /// An empty mailbox, which wakes `room` when it is no longer full.
     ///
     /// # Errors
     /// Too few descriptors.
@@ -216,7 +215,7 @@ impl<T: Item> Mailbox<T> {
         Wakers(wakers)
     }
 
-    /// Puts something in. After the end it is dropped.
+    /// Appends an item. After the end it is dropped.
     pub(crate) fn push(&self, item: T) -> Wakers {
         let mut state = self.state();
         if state.closed {
@@ -236,7 +235,7 @@ impl<T: Item> Mailbox<T> {
         self.wakers(state)
     }
 
-    /// Nothing more will come. What is there can still be taken.
+    /// No more items will arrive. The present ones can still be taken.
     pub(crate) fn close(&self) -> Wakers {
         let mut state = self.state();
         state.closed = true;
@@ -244,12 +243,13 @@ impl<T: Item> Mailbox<T> {
         self.wakers(state)
     }
 
-    /// Whether it holds so much that its writer should stop.
+    /// Whether it is so full that its writer should stop.
     pub(crate) fn is_full(&self) -> bool {
         self.state().full
     }
 
-    /// Whether it holds so much of this sender, or in all, that nothing more should be read of it.
+    /// Whether it is so full of this sender's items, or in total, that its writer should stop
+    /// reading this sender.
     pub(crate) fn is_full_of(&self, sender: u32) -> bool {
         let state = self.state();
         state.full || state.shares.get(&sender).is_some_and(|share| share.full)
@@ -312,7 +312,7 @@ impl<T: Item> Mailbox<T> {
         }
     }
 
-    /// Takes the oldest item, or has the task woken when there is one.
+    /// Takes the oldest item, or registers the task to be woken when there is one.
     pub(crate) fn poll_take(&self, context: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.state();
         match self.take(&mut state) {
