@@ -240,7 +240,7 @@ impl ControlPlane {
     }
 }
 
-/// A worker no longer serves an address, and the queue of its own socket was reset.
+/// A worker no longer serves an address, and the queue of its socket was reset.
 fn reset(connections: usize, address: &str) -> Error {
     Error::Environment {
         step: format!(

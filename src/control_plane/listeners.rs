@@ -370,7 +370,7 @@ impl Entry {
         }
     }
 
-    /// The worker in `slot` leaves, and accepts the queue of its own socket. Returns the owners of
+    /// The worker in `slot` leaves, and accepts the queue of its socket. Returns the owners of
     /// that socket, if it has one. The socket is kept if the primary or a successor can empty it.
     pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<SocketOwners> {
         let kept = self.held || self.outlives_workers || primary_accepts;
