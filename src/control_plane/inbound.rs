@@ -108,7 +108,7 @@ impl ControlPlane {
         let had = worker_entry.has_used.contains(&record.listener);
         for socket in descriptors {
             if !had || !peer::is_connection(&socket) {
-                let what = "the worker gave back a socket that is not one of its connections".to_owned();
+                let what = "the worker returned what is not one of its connections".to_owned();
                 let hint = "its program writes to the control channel itself; it is ended";
                 self.tell_error(id, Error::Workers { what, hint: hint.into() });
                 return self.part_with(id);
