@@ -64,6 +64,7 @@ impl Starter {
 
     /// Starts it.
     ///
+    /// # Errors
     /// Too few descriptors or processes, no folder for the script, or a program that cannot be
     /// executed.
     pub(super) fn start(&mut self, cluster: &Cluster) -> Result<Process> {

@@ -28,9 +28,9 @@ pub fn mechanism(target: Target) -> &'static str {
         Target::Own { policy: Policy::Rr | Policy::Least, options, .. }
             if options.contains(BY_KERNEL) =>
         {
-            "Each worker accepts from its own socket. The kernel chooses at random among the workers \
-             that the primary enables: those that accept and have at most the average open, as of \
-             the last few milliseconds. Shares are nearly even."
+            "Each worker accepts from its own socket. The kernel chooses at random among those \
+             that the primary enables: workers that accept and have at most the average open, as \
+             of the last few milliseconds. Shares are nearly even."
         }
         Target::Own { policy: Policy::Rr, .. } => {
             "Only the primary accepts. It gives each connection to the next worker in turn and \

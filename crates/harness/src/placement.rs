@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_process_gets_a_cpu(count in 1_usize..64, threads in 1_usize..8, few in any::<bool>()) {
+        fn processes_get_a_cpu(count in 1_usize..64, threads in 1_usize..8, few in any::<bool>()) {
             prop_assume!(threads <= count);
             let sharing = if few { Sharing::TogetherIfFew } else { Sharing::Apart };
             let placement = placed(count, &Wish { threads, ..wish(sharing) });

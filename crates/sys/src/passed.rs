@@ -54,8 +54,8 @@ fn own(number: RawFd, name: String) -> Option<Passed> {
     // SAFETY: the descriptor is only asked about and marked, while this function runs.
     let candidate = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl(candidate, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: it is open, and announced for this process. It was open before this process opened any
-    // descriptor, and it is taken once.
+    // SAFETY: it is open, and announced for this process. It was open before this process opened
+    // any descriptor, and it is taken once.
     Some(Passed { name, socket: unsafe { OwnedFd::from_raw_fd(number) } })
 }
 
