@@ -67,7 +67,7 @@ pub(super) struct ProgramArguments {
     )]
     program: Vec<OsString>,
 
-    /// The protocol of its channel: node, native, listen-fds
+    /// Its protocol: node, native, listen-fds
     #[arg(
         long, value_name = "NAME",
         value_enum,
