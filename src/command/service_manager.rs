@@ -34,7 +34,7 @@ pub(super) struct ServiceManager {
 enum Word {
     /// Sends these assignments.
     Text(String),
-    /// A listener was opened: stores its socket, then sends the assignments.
+    /// A listener was opened: sends the assignments, then stores its socket.
     Served(Option<String>),
 }
 
@@ -151,16 +151,20 @@ impl Teller {
             match words.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Word::Text(text)) => self.socket.send(&text),
                 Ok(Word::Served(ready)) => {
-                    self.keep_sockets();
-                    is_ready |= ready.is_some();
+                    // First of all messages: some managers read only one.
                     if let Some(text) = ready {
+                        is_ready = true;
                         self.socket.send(&text);
+                    }
+                    if is_ready {
+                        self.keep_sockets();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     next = Instant::now() + interval;
-                    self.give_sign_of_life();
+                    // A manager counts the time from READY=1 on.
                     if is_ready {
+                        self.give_sign_of_life();
                         self.keep_sockets();
                         self.tell_figures();
                     }
