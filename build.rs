@@ -1,6 +1,6 @@
 //! Lets `clusterlb --version` name the commit and the features that it was built with.
 //!
-//! The commit is that of the package or the checkout, if one of them tells it.
+//! The commit is that of CLUSTERLB_COMMIT, the package or the checkout, the first that tells it.
 
 use std::env;
 use std::fs;
@@ -9,9 +9,11 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=CLUSTERLB_COMMIT");
     let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     let folder = Path::new(&folder);
-    let commit = packaged(folder).or_else(|| checked_out(folder));
+    let given = env::var("CLUSTERLB_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let commit = given.or_else(|| packaged(folder)).or_else(|| checked_out(folder));
     println!("cargo:rustc-env=CLUSTERLB_BUILD_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
     let features = env::vars().filter_map(|(name, _)| {
         let name = name.strip_prefix("CARGO_FEATURE_")?.to_lowercase().replace('_', "-");

@@ -14,38 +14,23 @@ set -eu
 
 cd "$(dirname "$0")/.."
 folder=${1:-measurements}
-if [ -z "${CLUSTERLB:-}" ]; then
-    cargo build --release --bin clusterlb
-    CLUSTERLB=${CARGO_TARGET_DIR:-target}/release/clusterlb
-fi
-mkdir -p "$folder"
+. scripts/measure.sh
 lengths=${BENCH_OPTIONS:--r 6 -d 2s --warmup 500ms}
 
-# A measurement of which too few trials count for something ends with 4, which is a result; what is
-# not installed is left out.
-measure() {
+# NAME and the further words for `clusterlb bench`.
+bench() {
     name=$1
     shift
-    code=0
-    # shellcheck disable=SC2086 # options are words
-    "$CLUSTERLB" bench --quiet $lengths "$@" --report "$folder/$name.html" \
-        --csv "$folder/$name.csv" >"$folder/$name.txt" || code=$?
-    case $code in
-    0) ;;
-    3) echo "$name: $(cat "$folder/$name.txt") left out" >&2 ;;
-    4) echo "$name: too few trials count; $folder/$name.txt says of what and why" >&2 ;;
-    *) exit "$code" ;;
-    esac
-    cat "$folder/$name.txt"
+    # shellcheck disable=SC2086 # lengths are words
+    measure "$name" bench --quiet $lengths "$@"
 }
 
 own='-t rr -t least -t fastest -t central -t none:epoll -t none:uring'
 # shellcheck disable=SC2086
-measure tail -w 8 -s heavy-70 $own --against nginx
-# shellcheck disable=SC2086
-measure uneven -w 8 -s uneven -t rr -t least -t fastest -t central -t none:uring
+bench tail -w 8 -s heavy-70 $own --against nginx
+bench uneven -w 8 -s uneven -t rr -t least -t fastest -t central -t none:uring
 if command -v node >/dev/null 2>&1; then
-    measure tail-node -w 8 -s heavy-25 -t none+node -t rr+node -t 'rr+node --hang-after 5ms' \
+    bench tail-node -w 8 -s heavy-25 -t none+node -t rr+node -t 'rr+node --hang-after 5ms' \
         -t node:rr
 fi
 

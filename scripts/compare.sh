@@ -41,28 +41,7 @@ for program in nginx haproxy node; do
     fi
 done
 
-CLUSTERLB_COMMIT=$(git describe --always --dirty=+changes --abbrev=12 --exclude='*' 2>/dev/null ||
-    echo unknown)
-export CLUSTERLB_COMMIT
-cargo build --release --bin clusterlb
-unset CLUSTERLB_COMMIT
-program=${CARGO_TARGET_DIR:-target}/release/clusterlb
-mkdir -p "$folder"
-
-# A measurement of which too few trials count for something ends with 4, which is a result.
-measure() {
-    name=$1
-    shift
-    code=0
-    "$program" "$@" --report "$folder/$name.html" --csv "$folder/$name.csv" \
-        >"$folder/$name.txt" || code=$?
-    case $code in
-    0) ;;
-    4) echo "$name: too few trials count; $folder/$name.txt says of what and why" >&2 ;;
-    *) exit "$code" ;;
-    esac
-    cat "$folder/$name.txt"
-}
+. scripts/measure.sh
 
 # shellcheck disable=SC2086 # options are words
 measure imbalance imbalance ${IMBALANCE_OPTIONS:-}

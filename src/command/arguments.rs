@@ -32,6 +32,9 @@ use clusterlb::{Dialect, EngineChoice, ListenAddress, dispatch_from_environment}
 /// Default address of the built-in worker.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
+/// The commit it was built from, or "unknown".
+pub(super) const COMMIT: &str = env!("CLUSTERLB_BUILD_COMMIT");
+
 const LONG_VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     "\ncommit: ",

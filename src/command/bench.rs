@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::arguments::COMMIT;
 use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
 use super::values::{parse, positive_time, time};
 use clusterlb::{Error, Result};
@@ -194,7 +195,7 @@ impl BenchArguments {
         let processes = usize::from(self.workers) + 1;
         let (facts, placement) = self.measuring.place(processes, self.placement.into())?;
         let outputs = self.measuring.open()?;
-        let mut environment = Environment::look(&facts, &placement, &comparison.targets);
+        let mut environment = Environment::look(&facts, &placement, &comparison.targets, COMMIT);
         let mut interrupt = Interrupt::new()?;
         warn(self.measuring.quiet, &mut environment, &missing);
         let mut progress = Progress::new(self.measuring.quiet);

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::arguments::COMMIT;
 use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
 use clusterlb::{Error, Result};
 use clusterlb_harness::environment::Environment;
@@ -113,7 +114,7 @@ impl ImbalanceArguments {
         let workers = usize::from(self.workers);
         let (facts, placement) = self.measuring.place(workers + 1, Sharing::TogetherIfFew)?;
         let outputs = self.measuring.open()?;
-        let mut environment = Environment::look(&facts, &placement, &targets);
+        let mut environment = Environment::look(&facts, &placement, &targets, COMMIT);
         let connections = self.connections.map_or_else(|| extent.connections(), u64::from);
         let plan = Plan {
             targets,

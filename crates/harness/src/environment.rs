@@ -65,9 +65,10 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads the environment. Call it before starting any process.
+    /// Reads the environment of a program built from this commit. Call it before starting any
+    /// process.
     #[must_use]
-    pub fn look(facts: &CpuFacts, placement: &Placement, targets: &[Target]) -> Self {
+    pub fn look(facts: &CpuFacts, placement: &Placement, targets: &[Target], commit: &str) -> Self {
         let support = probe::probe();
         let mut peers = BTreeMap::new();
         for target in targets {
@@ -94,7 +95,7 @@ impl Environment {
         Self {
             command: command(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: commit(),
+            commit: known(commit),
             build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
             kernel: uname().map_or_else(
                 |_| "unknown".to_owned(),
@@ -144,22 +145,6 @@ fn load_average(loadavg: &str) -> String {
     known(&loadavg.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
 }
 
-/// The commit passed to the build, or that of the checkout that contains this program.
-fn commit() -> String {
-    if let Some(commit) = option_env!("CLUSTERLB_COMMIT") {
-        return known(commit);
-    }
-    let Some(temp_dir) =
-        std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()))
-    else {
-        return "unknown".to_owned();
-    };
-    let arguments = ["describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"];
-    let told = Command::new("git").arg("-C").arg(temp_dir).args(arguments).output();
-    let told = told.ok().filter(|told| told.status.success());
-    known(&told.map_or_else(String::new, |told| String::from_utf8_lossy(&told.stdout).into_owned()))
-}
-
 /// The version that a program reports.
 fn version_of(peer: Peer) -> String {
     let argument = if matches!(peer, Peer::Node { .. }) { "--version" } else { "-v" };
@@ -188,7 +173,7 @@ mod tests {
     fn warnings_begin_with_the_build() {
         let facts = CpuFacts { cpus: Vec::new(), quota_milli_cpus: Some(1500) };
         let placement = Placement { notes: vec!["Two.".into()], ..Placement::default() };
-        let found = Environment::look(&facts, &placement, &[]);
+        let found = Environment::look(&facts, &placement, &[], "0123abcd");
         let debug = usize::from(cfg!(debug_assertions));
         assert_eq!(found.warnings.len(), 2 + debug);
         assert!(found.warnings[debug + 1].contains("1.500 CPUs"));
