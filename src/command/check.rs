@@ -2,6 +2,7 @@
 //!
 //! Owns gathering the facts, and judging them, which is pure. Changes and prints nothing.
 
+mod cpus;
 mod dispatch;
 #[cfg(test)]
 mod tests;
@@ -14,9 +15,9 @@ use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use clusterlb::Error;
-use clusterlb::topology::{self, CpuPlan, Pin, Workers};
+use clusterlb::topology::{self, Pin, Workers};
 use clusterlb::{EngineChoice, EngineDecision, EngineKind, Result};
-use clusterlb_sys::cpu::{CpuFacts, format_cpu_list};
+use clusterlb_sys::cpu::CpuFacts;
 use clusterlb_sys::probe::{
     self, Facility, Feature, FeatureLevel, MissingCall, RingSupport, ring_refusal,
 };
@@ -198,7 +199,7 @@ fn judge(facts: &Facts) -> Report {
     rows.push(backlog_row(facts.backlog_max));
     rows.push(affinity_row(facts.may_pin));
     match &facts.cpu {
-        Some(cpu) => rows.extend(cpu_rows(cpu)),
+        Some(cpu) => rows.extend(cpus::rows(cpu)),
         None => rows.push(Row::cannot(
             "CPUs",
             "the affinity mask cannot be read".into(),
@@ -422,54 +423,6 @@ fn backlog_row(backlog_max: Option<u64>) -> Row {
         ),
         Some(max) => Row::ok(name, max.to_string()),
     }
-}
-
-fn cpu_rows(facts: &CpuFacts) -> Vec<Row> {
-    let ids = facts.ids();
-    let quota = match facts.quota_milli_cpus {
-        None => Row::ok("CPU quota", "none".into()),
-        Some(quota) if quota < 1000 * ids.len() as u64 => Row::note(
-            "CPU quota",
-            topology::cpus_text(quota),
-            "fewer CPUs than are allowed: pinned processes are throttled hardest",
-        ),
-        Some(quota) => Row::ok("CPU quota", topology::cpus_text(quota)),
-    };
-    let workers = match topology::plan(facts, Workers::Auto, &Pin::Auto) {
-        Ok(plan) => workers_row(&plan),
-        Err(error) => Row::cannot("workers auto", error.to_string(), error.hint()),
-    };
-    let allowed = format!("{} ({})", ids.len(), format_cpu_list(&ids));
-    vec![Row::ok("CPUs", allowed), threads_row(facts), quota, workers]
-}
-
-fn threads_row(facts: &CpuFacts) -> Row {
-    let mut cores: Vec<&[usize]> = facts.cpus.iter().map(|cpu| cpu.siblings.as_slice()).collect();
-    cores.sort_unstable();
-    cores.dedup();
-    let shared: Vec<String> = cores
-        .iter()
-        .filter(|siblings| siblings.len() > 1)
-        .map(|siblings| siblings.iter().map(usize::to_string).collect::<Vec<_>>().join("+"))
-        .collect();
-    let value = match shared.as_slice() {
-        [] => "off: each CPU is a separate core".into(),
-        shared => format!("on: {} cores, {}", cores.len(), shared.join(" ")),
-    };
-    Row::ok("SMT", value)
-}
-
-fn workers_row(plan: &CpuPlan) -> Row {
-    let mut cpus: Vec<usize> = plan.workers.iter().flatten().copied().collect();
-    cpus.sort_unstable();
-    let value = match plan.primary {
-        Some(primary) => {
-            format!("{} (on {}, the primary on {primary})", plan.reason, format_cpu_list(&cpus))
-        }
-        // The reason explains why nothing is pinned.
-        None => plan.reason.clone(),
-    };
-    Row::ok("workers auto", value)
 }
 
 fn limit(resource: Resource) -> Option<Limit> {
