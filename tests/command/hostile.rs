@@ -4,17 +4,14 @@
 //!
 //! Where this runs as root, workers run as `nobody`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
+use crate::common::hostile::{PROMPT, assert_ends, assert_replaced};
 use crate::common::{Cluster, Launch, eventually, get, has_program, lacking, machine};
-
-/// Time limit of every step while a worker floods the primary. Generous: the program under test may
-/// be a slow build on a busy machine.
-const PROMPT: Duration = Duration::from_secs(20);
 
 /// The hostile worker. An argument, because every user would have to be able to read a file.
 const SCRIPT: &str = include_str!("hostile/worker.py");
@@ -42,28 +39,6 @@ fn assert_served(cluster: &Cluster) {
         get(&cluster.address()).expect("an answer").assert_hello();
         assert!(begun.elapsed() < PROMPT, "{:?} for an answer", begun.elapsed());
     }
-}
-
-/// Another worker is killed and replaced.
-fn assert_replaced(cluster: &Cluster) {
-    let victim = *cluster.workers().last().expect("there are workers");
-    assert_ne!(victim.id, 1, "not the hostile one");
-    let begun = Instant::now();
-    let online = cluster.count("online");
-    machine::signal(victim.pid, Signal::SIGKILL);
-    cluster.until("another worker", |heard| {
-        let exited = heard.named("exit").any(|event| event["id"] == victim.id);
-        (exited && heard.named("online").count() > online).then_some(())
-    });
-    assert!(begun.elapsed() < PROMPT, "replaced after {:?}", begun.elapsed());
-}
-
-/// The run ends on request, whatever happens.
-fn assert_ends(cluster: Cluster) {
-    let begun = Instant::now();
-    let ended = cluster.stop(Signal::SIGTERM);
-    assert!(begun.elapsed() < PROMPT, "ended after {:?}", begun.elapsed());
-    assert_eq!(ended.code, Some(0), "{:?}", ended.errors);
 }
 
 /// The other workers are unaffected by the first one, which continues.

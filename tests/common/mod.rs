@@ -6,6 +6,7 @@
 pub(crate) mod books;
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod hostile;
 pub(crate) mod machine;
 mod missing;
 pub(crate) mod seccomp;

@@ -5,16 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::json;
 
 use super::script::SERVER;
-use crate::common::{Cluster, Launch, get, has_program, machine};
-
-/// Time limit of every step while a worker floods the primary. Generous: the program under test may
-/// be a slow build on a busy machine.
-const PROMPT: Duration = Duration::from_secs(20);
+use crate::common::hostile::{PROMPT, assert_ends, assert_replaced};
+use crate::common::{Cluster, Launch, get, has_program};
 
 /// The first worker is the hostile one. Scripts are arguments, because every user would have to be
 /// able to read a file. Node runs a script from its command line in a worker only if another
@@ -40,26 +36,6 @@ fn assert_served(cluster: &Cluster) {
         answer.body.parse::<u32>().expect("a process id");
         assert!(begun.elapsed() < PROMPT, "{:?} for an answer", begun.elapsed());
     }
-}
-
-/// One of them is killed and replaced.
-fn assert_replaced(cluster: &Cluster) {
-    let victim = *cluster.workers().last().expect("there are workers");
-    assert_ne!(victim.id, 1, "not the hostile one");
-    let (begun, online) = (Instant::now(), cluster.count("online"));
-    machine::signal(victim.pid, Signal::SIGKILL);
-    cluster.until("another worker", |heard| {
-        let exited = heard.named("exit").any(|event| event["id"] == victim.id);
-        (exited && heard.named("online").count() > online).then_some(())
-    });
-    assert!(begun.elapsed() < PROMPT, "replaced after {:?}", begun.elapsed());
-}
-
-fn assert_ends(cluster: Cluster) {
-    let begun = Instant::now();
-    let ended = cluster.stop(Signal::SIGTERM);
-    assert!(begun.elapsed() < PROMPT, "ended after {:?}", begun.elapsed());
-    assert_eq!(ended.code, Some(0), "{:?}", ended.errors);
 }
 
 /// The other workers are unaffected by the first one, which continues.
