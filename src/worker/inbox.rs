@@ -74,7 +74,12 @@ impl Inbox {
         let received =
             fdpass::receive(self.socket.as_fd(), &mut self.payload[..], &mut self.descriptors);
         let bytes = match received {
-            Ok(arrival) if arrival.bytes > 0 => arrival.bytes,
+            Ok(arrival) if arrival.bytes > 0 => {
+                if arrival.truncated {
+                    self.budget.on_truncation();
+                }
+                arrival.bytes
+            }
             Err(Errno::EAGAIN | Errno::EINTR) => return Pulled::Nothing,
             Ok(_) | Err(_) => {
                 self.is_closed = true;

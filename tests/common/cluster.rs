@@ -20,6 +20,11 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
 
 /// Selects the engine of the command; the whole suite can be run with each.
 pub(crate) const ENGINE_VARIABLE: &str = "CLUSTERLB_ENGINE";
+
+/// Whether these tests run on epoll.
+pub(crate) fn is_epoll() -> bool {
+    std::env::var(ENGINE_VARIABLE).is_ok_and(|engine| engine == "epoll")
+}
 /// Identifies the run that a process belongs to; workers inherit it.
 const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 

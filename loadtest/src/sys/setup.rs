@@ -2,7 +2,10 @@
 //!
 //! Flags are tried; the kernel's version is not looked at.
 
-use io_uring::IoUring;
+use std::thread::sleep;
+use std::time::Duration;
+
+use io_uring::{Builder, IoUring};
 use nix::errno::Errno;
 
 use crate::error::{Error, errno_of};
@@ -13,6 +16,12 @@ use crate::error::{Error, errno_of};
 const SUBMISSION_ENTRIES: u32 = 32;
 /// Kernel threads that may wait for blocking operations; further ones wait for a thread.
 const WAITERS_MAX: u32 = 64;
+/// Attempts while memory is short, which may pass: dropped rings count as locked until the kernel
+/// has torn them down, and under pressure it refuses pages that it reclaims a moment later.
+const ATTEMPTS: u32 = 100;
+/// The time between these attempts.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// Opens a ring with the best flags this kernel grants.
 pub(super) fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
     // Three operations of a slot and their cancels may complete before any is read.
@@ -36,7 +45,7 @@ pub(super) fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
             }
             _ => {}
         }
-        match builder.build(SUBMISSION_ENTRIES) {
+        match build(&builder) {
             Ok(ring) if ring.params().is_feature_ext_arg() => {
                 // Only a connect to a unix socket whose queue is full needs a kernel thread to
                 // wait in. Kernels before 5.15 know no bound.
@@ -44,13 +53,26 @@ pub(super) fn open(slots: usize) -> Result<(IoUring, &'static str), Error> {
                 return Ok((ring, flags));
             }
             Ok(_) => break,
-            Err(error) => errno = errno_of(&error),
+            Err(found) => errno = found,
         }
         if errno != Errno::EINVAL {
             break;
         }
     }
     Err(unavailable(errno))
+}
+
+fn build(builder: &Builder) -> Result<IoUring, Errno> {
+    let mut attempts = 1;
+    loop {
+        match builder.build(SUBMISSION_ENTRIES).map_err(|error| errno_of(&error)) {
+            Err(Errno::ENOMEM) if attempts < ATTEMPTS => {
+                attempts += 1;
+                sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn unavailable(errno: Errno) -> Error {

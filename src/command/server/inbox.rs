@@ -87,7 +87,10 @@ impl Inbox {
         sealed: SealedMessage,
     ) {
         self.payload.clear();
-        around.engine.open_message(sealed, &mut self.payload, &mut self.descriptors);
+        let opened = around.engine.open_message(sealed, &mut self.payload, &mut self.descriptors);
+        if opened.truncated {
+            self.budget.on_truncation();
+        }
         let arrived = self.descriptors.len();
         let records = around.end.received(&self.payload, arrived, around.now_ns);
         for (socket, record) in self.descriptors.drain(..).zip(records) {

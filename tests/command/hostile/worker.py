@@ -72,7 +72,10 @@ def serve(until=None):
             poller.unregister(control)  # It has been told to leave, or the primary is gone.
         if INBOX not in ready:
             continue
-        payload, connections, _, _ = socket.recv_fds(inbox, 1024, 32)
+        try:
+            payload, connections, _, _ = socket.recv_fds(inbox, 1024, 32)
+        except BlockingIOError:
+            continue  # The primary has taken the message back.
         payload or sys.exit()
         board[CLAIMED_AT] = time.monotonic_ns()
         count(CLAIMED if connections else PROBES, len(connections) or 1)

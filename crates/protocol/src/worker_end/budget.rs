@@ -69,6 +69,11 @@ impl DescriptorBudget {
         (self.limit, self.limit_read_ns) = (limit, now_ns);
     }
 
+    /// Notes that the kernel dropped descriptors: the limit is lower than it was.
+    pub fn on_truncation(&mut self) {
+        self.limit_read_ns = 0;
+    }
+
     /// Notes a descriptor that a message brought.
     pub fn saw(&mut self, descriptor: usize) {
         self.highest = self.highest.max(descriptor);
@@ -135,6 +140,8 @@ mod tests {
         budget.set_limit(60, LIMIT_NS + 1);
         assert!(!budget.wants_limit(2 * LIMIT_NS));
         assert_eq!((budget.messages(0, || 10), budget.messages(20, || 30)), (1, 0));
+        budget.on_truncation();
+        assert!(budget.wants_limit(2 * LIMIT_NS), "at once where descriptors were dropped");
     }
 
     proptest! {

@@ -260,7 +260,8 @@ impl Engine {
         either!(self, engine => engine.cancel_receive_messages(key));
     }
 
-    /// Allows messages to be received until `target` of them are unopened.
+    /// Allows messages to be received until `target` of them are unopened. A smaller target than
+    /// before takes effect at once with epoll; io_uring keeps the buffers that it has been given.
     pub fn offer_messages(&mut self, target: u16) {
         either!(self, engine => engine.offer_messages(target));
     }

@@ -99,7 +99,7 @@ impl EpollEngine {
 
     pub(in super::super) fn offer_messages(&mut self, target: u16) {
         let room = MESSAGES_MAX - self.inbox.unopened();
-        self.inbox.offered = self.inbox.offered.max(target.min(room));
+        self.inbox.offered = target.min(room);
         self.watch_inbox();
     }
 
