@@ -1,7 +1,7 @@
 //! Invariants of the built-in worker's HTTP for arbitrary input: the answers do not depend on how
 //! the bytes are split, nothing is kept beyond a head's bound, and every request has one answer.
 
-#[path = "../src/command/server/handler/mod.rs"]
+#[path = "../src/command/handler/mod.rs"]
 #[allow(dead_code, unused_imports, unreachable_pub, reason = "the command uses the rest of it")]
 mod handler;
 

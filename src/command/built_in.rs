@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use clusterlb_harness::work::Work;
 
+use super::handler::Serve;
 use super::headings::BUILT_IN;
-use super::server::handler::Serve;
 use super::settings::{Runtime, ServeSettings};
 use super::values::{parse, positive_time};
 

@@ -5,6 +5,7 @@
 mod absent;
 mod addresses;
 mod admin;
+mod admin_address;
 mod arguments;
 mod assembly;
 mod balancing;
@@ -20,6 +21,7 @@ mod escape;
 mod event;
 mod failure;
 mod generated;
+mod handler;
 mod headings;
 mod imbalance;
 mod inspect;

@@ -14,10 +14,10 @@ use clusterlb_harness::work::Work;
 use clusterlb_schedule::Unsupported;
 use serde::{Deserialize, Serialize};
 
-use super::admin::AdminAddress;
+use super::admin_address::AdminAddress;
+use super::handler::Serve;
 use super::line::Line;
 use super::recycle::RecycleArguments;
-use super::server::handler::Serve;
 
 /// Which ended workers are restarted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

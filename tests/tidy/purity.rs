@@ -20,7 +20,7 @@ const PURE: [&str; 17] = [
     "src/dialect/node/codec/",
     "src/dialect/node/session/",
     "src/command/settings.rs",
-    "src/command/server/handler/",
+    "src/command/handler/",
     "src/command/server/deadlines.rs",
     "src/command/keeper/restart.rs",
     "src/command/keeper/summary.rs",

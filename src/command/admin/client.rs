@@ -20,8 +20,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use super::AdminAddress;
 use super::views::{DoneView, RefusedView};
+use crate::command::admin_address::AdminAddress;
 
 /// Time limit of a read-only request.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);

@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use clusterlb::Result;
 
-use super::AdminAddress;
 use super::client::Client;
 use super::top;
 use super::views::{ListenersView, WorkersView};
+use crate::command::admin_address::AdminAddress;
 use crate::command::headings::OPERATION;
 use crate::command::values::{parse, positive_time};
 

@@ -5,7 +5,6 @@
 //! a bounded table until its time limit, and blocks no other.
 
 mod actions;
-mod address;
 mod agent;
 mod answers;
 mod client;
@@ -27,13 +26,13 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use super::addresses::look_up;
+use super::admin_address::AdminAddress;
 use clusterlb::{Cluster, EngineDecision, Error, Result, SupervisorEvent, SupervisorHandle};
 use clusterlb_sys::error::errno_of;
 use clusterlb_sys::listener::{Listener, OpenOptions};
 use clusterlb_sys::signal::spawn_without_signals;
 use tokio::sync::{Semaphore, oneshot};
 
-pub(super) use address::AdminAddress;
 use agent::CpuUse;
 pub(super) use commands::{
     AdminArguments, ClientArguments, ScaleArguments, StatusArguments, TopArguments,

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::sys::socket::{Shutdown, shutdown};
 use slab::Slab;
 
-use crate::command::server::handler::{Next, Session, Waiting};
+use crate::command::handler::{Next, Session, Waiting};
 use clusterlb_sys::engine::Key;
 use clusterlb_sys::peer;
 

@@ -4,6 +4,8 @@
 //! after the last completion that names it. The process's descriptors bound their number; `memory`
 //! bounds the memory of each and of all.
 
+mod memory;
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -12,9 +14,8 @@ use slab::Slab;
 
 use super::connection::{Connection, Receive, Stage, current};
 use super::deadlines::{Class, Deadlines, Durations};
-use super::memory;
 use super::surroundings::Surroundings;
-use crate::command::server::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
+use crate::command::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::{CHUNK_BYTES, Chunk, Key, Outcome};
 

@@ -10,9 +10,7 @@ mod connections;
 mod control_client;
 mod date;
 mod deadlines;
-pub(super) mod handler;
 mod inbox;
-mod memory;
 #[cfg(feature = "tokio-uring")]
 pub(super) mod runtime;
 mod surroundings;

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::command::handler::{Context, HttpLimits, Next, Session, Waiting};
 use crate::command::server::SyntheticWork;
-use crate::command::server::handler::{Context, HttpLimits, Next, Session, Waiting};
 use crate::command::settings::{ServeSettings, Settings};
 use clusterlb::adapter::uring::{Listener, Stream};
 use clusterlb::protocol::environment;

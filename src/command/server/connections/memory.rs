@@ -6,10 +6,10 @@
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::Key;
 
-use super::connection::current;
-use super::connections::Connections;
-use super::deadlines::Class;
-use super::surroundings::Surroundings;
+use super::Connections;
+use crate::command::server::connection::current;
+use crate::command::server::deadlines::Class;
+use crate::command::server::surroundings::Surroundings;
 
 /// Input that waits and unsent output of one connection.
 const CONNECTION_BYTES_MAX: usize = 120 * 1024;

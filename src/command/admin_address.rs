@@ -19,7 +19,7 @@ const FOLDER_VARIABLE: &str = "XDG_RUNTIME_DIR";
 
 /// Where a run is inspected and controlled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::command) enum AdminAddress {
+pub(super) enum AdminAddress {
     /// This user's default path.
     Default,
     /// An explicit address.
@@ -65,7 +65,7 @@ impl AdminAddress {
     ///
     /// # Errors
     /// [`Error::Usage`]: this user has no safe folder.
-    pub(in crate::command) fn resolve(&self) -> Result<ListenAddress> {
+    pub(super) fn resolve(&self) -> Result<ListenAddress> {
         match self {
             Self::At(address) => Ok(address.clone()),
             Self::Default => {
