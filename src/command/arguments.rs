@@ -1,23 +1,18 @@
-//! The command line as clap parses it, and its conversion to settings.
+//! The options of a run as clap parses them, and their conversion to settings.
 //!
 //! Owns names, help and defaults. Refuses to act.
 
-#[cfg(test)]
-mod tests;
-
-use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::Args;
 
 use super::admin::AdminArguments;
 use super::balancing::BalancingArguments;
 use super::built_in::BuiltInArguments;
 use super::headings;
-use super::line::{Line, Unread};
+use super::line::Line;
 use super::log::LogFormat;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::recycle::RecycleArguments;
@@ -25,179 +20,11 @@ use super::values::{parse, positive_time, time};
 use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::settings::{DeferAccept, Program, RestartChoice, Settings};
 use clusterlb::Result;
-use clusterlb::protocol::environment;
 use clusterlb::topology::{Pin, Workers};
 use clusterlb::{Dialect, EngineChoice, ListenAddress, dispatch_from_environment};
 
 /// Default address of the built-in worker.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
-
-/// The commit it was built from, or "unknown".
-pub(super) const COMMIT: &str = env!("CLUSTERLB_BUILD_COMMIT");
-
-const LONG_VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    "\ncommit: ",
-    env!("CLUSTERLB_BUILD_COMMIT"),
-    "\nfeatures: ",
-    env!("CLUSTERLB_BUILD_FEATURES")
-);
-
-const SHORT_EXAMPLES: &str = "\
-Examples (--help has more, and all options):
-  clusterlb --workers 4 node server.js   a Node server in four processes
-  clusterlb --listen 0.0.0.0:80          hello world, a worker for each CPU
-  clusterlb check                        whether and how it can run here";
-
-const EXAMPLES: &str = "\
-Examples:
-  clusterlb --workers auto
-      hello world on 127.0.0.1:8000, a worker for each CPU
-  clusterlb --workers 4 node server.js
-      an unmodified Node server in four processes; kill -HUP replaces them one by one
-  clusterlb --dialect listen-fds --listen 0.0.0.0:8000 gunicorn MODULE:APP
-      any program that takes its listening sockets over as from systemd
-  clusterlb --workers 4 --listen 0.0.0.0:80 --listen '[::1]:8080' --listen unix:/run/hello.sock
-      several listeners, each with its own rotation
-  clusterlb --policy none --accept uring-multishot --workers 8
-      let the kernel choose the worker, and see who gets the load
-  clusterlb --json --listen 127.0.0.1:0
-      a free port, told as JSON on standard output
-
-Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (too few descriptors,
-or something needs io_uring and it is refused), 130/143 cut short by a second SIGINT/SIGTERM.";
-
-/// Load balancing over worker processes: a primary accepts and hands sockets over
-#[derive(Debug, Parser)]
-#[command(
-    name = "clusterlb",
-    version,
-    long_version = LONG_VERSION,
-    args_conflicts_with_subcommands = true,
-    max_term_width = 100,
-    override_usage = "clusterlb [OPTIONS] [PROGRAM [ARGUMENTS]...]\n       clusterlb <COMMAND>",
-    after_help = SHORT_EXAMPLES,
-    after_long_help = EXAMPLES,
-    disable_help_flag = true,
-    disable_version_flag = true
-)]
-pub(super) struct Cli {
-    /// The command; none serves.
-    #[command(subcommand)]
-    pub(super) command: Option<Command>,
-    /// Options of a run.
-    #[command(flatten)]
-    pub(super) run: RunArguments,
-    /// Show help: -h on one screen, --help all of it
-    #[arg(short, long, action = ArgAction::Help, global = true, help_heading = headings::OPERATION)]
-    help: Option<bool>,
-    /// Show the version, and with --version the build
-    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = headings::OPERATION)]
-    version: Option<bool>,
-}
-
-impl Cli {
-    /// Parses a command line whose first word is this program, and adds the environment and the
-    /// file.
-    ///
-    /// # Errors
-    /// Help or the version is requested, or the words are not valid.
-    pub(super) fn read(
-        words: impl IntoIterator<Item = OsString>,
-    ) -> std::result::Result<Self, Unread> {
-        let words: Vec<OsString> = words.into_iter().collect();
-        // A worker gets the whole line from its primary.
-        if environment::is_worker() {
-            return Ok(Self::parse(&words)?);
-        }
-        let Some(line) = Line::behind(words.clone())? else { return Ok(Self::parse(&words)?) };
-        let mut cli = Self::parse(&line.words())?;
-        let run = match &mut cli.command {
-            Some(Command::Run(run)) => run,
-            _ => &mut cli.run,
-        };
-        run.line = line;
-        Ok(cli)
-    }
-
-    /// The command that parses these words.
-    pub(super) fn command_for(words: &[OsString]) -> clap::Command {
-        let mut command = Self::command();
-        if words.iter().any(|word| word == "-h") {
-            // The short help is one screen, and its text covers what matters of them.
-            command = command.mut_args(|argument| {
-                let takes_values = argument.get_action().takes_values();
-                argument.hide_possible_values(takes_values)
-            });
-        }
-        command
-    }
-
-    pub(super) fn parse(words: &[OsString]) -> std::result::Result<Self, clap::Error> {
-        let command = Self::command_for(words);
-        let cli = Self::from_arg_matches_mut(&mut command.try_get_matches_from(words)?)?;
-        let program = cli.run.program.words();
-        let is_marked = words.iter().rev().nth(program.len()).is_some_and(|word| word == "--");
-        match program.first().and_then(|name| name.to_str()) {
-            // A command's name behind options of a run.
-            Some(name) if !is_marked && Self::commands().iter().any(|one| one == name) => {
-                Err(Self::command().error(
-                    ErrorKind::ArgumentConflict,
-                    format!(
-                        "the command '{name}' cannot be used with options in front of it; write \
-                         `-- {name}` if that is your program"
-                    ),
-                ))
-            }
-            _ => Ok(cli),
-        }
-    }
-
-    /// The names of the commands.
-    pub(super) fn commands() -> Vec<String> {
-        let command = Self::command();
-        command.get_subcommands().map(|one| one.get_name().to_owned()).collect()
-    }
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Compare policies, and other servers, under the same loads
-    Bench(super::bench::BenchArguments),
-    /// Show what this machine allows, and which engine a run would have
-    Check {
-        /// Print one JSON object instead of a table
-        #[arg(long)]
-        json: bool,
-        /// Check this file of options, too, as a run with --config would read it
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-    },
-    /// Show how each accept mechanism spreads the load over the workers
-    Imbalance(super::imbalance::ImbalanceArguments),
-    /// Put load on any server and measure its latency
-    Load(loadtest::cli::LoadArgs),
-    /// Serve; the same as giving no subcommand
-    Run(Box<RunArguments>),
-    /// Show a run that has --admin: its state, listeners and workers
-    Status(super::admin::StatusArguments),
-    /// Show a run's workers live, with a bar for each; q quits
-    Top(super::admin::TopArguments),
-    /// Replace a run's workers one by one, and wait until that is done
-    Reload(super::admin::ClientArguments),
-    /// Change how many workers a run has, and wait until that is done
-    Scale(super::admin::ScaleArguments),
-    /// Let a run end in order: open requests are finished
-    Drain(super::admin::ClientArguments),
-    /// Follow a run's events as JSON lines, from now on
-    Events(super::admin::ClientArguments),
-    /// Print completions of commands and options for a shell
-    Completions(super::generated::CompletionsArguments),
-    /// Write the man pages to a folder
-    #[command(hide = true)]
-    Man(super::generated::ManArguments),
-}
 
 /// Options of a run.
 #[derive(Clone, Debug, Args)]
@@ -408,15 +235,21 @@ pub(super) struct RunArguments {
 }
 
 impl RunArguments {
-    /// Converts the arguments to settings.
+    /// A command that has these options alone.
+    pub(super) fn command() -> clap::Command {
+        Self::augment_args(clap::Command::new("clusterlb"))
+    }
+
+    /// Converts the arguments to settings. `commands` are names that may have been meant by a
+    /// program that does not exist.
     ///
     /// # Errors
     /// [`clusterlb::Error::Usage`] for arguments that contradict each other.
-    pub(super) fn settings(&self) -> Result<Settings> {
+    pub(super) fn settings(&self, commands: &[String]) -> Result<Settings> {
         let worker_environment = self.worker_environment.resolve()?;
         let node_options = self.worker_environment.variable("NODE_OPTIONS").unwrap_or_default();
         let directory = worker_environment.directory.as_deref();
-        let program = self.program.resolve(directory, &node_options.to_string_lossy())?;
+        let program = self.program.resolve(directory, &node_options.to_string_lossy(), commands)?;
         let policy = self.balancing.policy(self.program.takes_sockets())?;
         let settings = Settings {
             workers: self.workers,

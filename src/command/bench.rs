@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::arguments::COMMIT;
 use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
 use super::values::{parse, positive_time, time};
+use super::version::COMMIT;
 use clusterlb::{Error, Result};
 use clusterlb_harness::bench::Comparison;
 use clusterlb_harness::environment::Environment;

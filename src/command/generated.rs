@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use clusterlb::{Error, Result};
 use clusterlb_sys::error::errno_of;
 
-use super::arguments::Cli;
 use super::output;
 
 /// Selects the shell.
@@ -28,13 +27,13 @@ pub(super) struct ManArguments {
 }
 
 impl CompletionsArguments {
-    /// Prints the completions.
+    /// Prints the completions of `command`.
     ///
     /// # Errors
     /// Standard output cannot be written.
-    pub(super) fn run(&self) -> Result<u8> {
+    pub(super) fn run(&self, mut command: Command) -> Result<u8> {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "clusterlb", &mut text);
+        clap_complete::generate(self.shell, &mut command, "clusterlb", &mut text);
         output::print(&String::from_utf8_lossy(&text))?;
         Ok(0)
     }
@@ -45,9 +44,9 @@ impl ManArguments {
     ///
     /// # Errors
     /// A page cannot be written.
-    pub(super) fn run(&self) -> Result<u8> {
+    pub(super) fn run(&self, command: Command) -> Result<u8> {
         let written = fs::create_dir_all(&self.folder)
-            .and_then(|()| clap_mangen::generate_to(Cli::command(), &self.folder));
+            .and_then(|()| clap_mangen::generate_to(command, &self.folder));
         written.map_err(|error| {
             let why = errno_of(&error).desc();
             Error::usage(

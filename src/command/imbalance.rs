@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::arguments::COMMIT;
 use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
+use super::version::COMMIT;
 use clusterlb::{Error, Result};
 use clusterlb_harness::environment::Environment;
 use clusterlb_harness::imbalance::{self, Plan};

@@ -12,11 +12,10 @@ use std::path::Path;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args as _, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use clusterlb::{Error, Result};
 
 use super::absent::nearest;
-use super::arguments::RunArguments;
 use file::File;
 
 /// Prefix of the variables.
@@ -45,12 +44,11 @@ enum Origin {
 }
 
 impl Layers {
-    /// Reads the options to add to the given ones.
+    /// Reads the options of `command` to add to the given ones.
     ///
     /// # Errors
     /// [`Error::Usage`]: a file that cannot be read or parsed, or an invalid value.
-    pub(super) fn read(given: &ArgMatches) -> Result<Self> {
-        let command = command();
+    pub(super) fn read(command: &Command, given: &ArgMatches) -> Result<Self> {
         let path = match given.get_raw(FILE).and_then(|mut words| words.next_back()) {
             Some(word) => Some(word.to_owned()),
             None => std::env::var_os(variable(FILE)).filter(|value| !value.is_empty()),
@@ -74,9 +72,9 @@ impl Layers {
                     (Some(key), _) => from_variable(key, argument)?,
                 };
                 let Some((origin, values)) = found else { continue };
-                let words = words(&command, argument, &values, &origin, file.as_ref())?;
+                let words = words(command, argument, &values, &origin, file.as_ref())?;
                 let is_ruled_out = said.iter().any(|other| {
-                    other.get_id() == argument.get_id() || conflict(&command, other, argument)
+                    other.get_id() == argument.get_id() || conflict(command, other, argument)
                 });
                 if !is_ruled_out {
                     let key = key(argument).expect("it has been looked at");
@@ -90,7 +88,7 @@ impl Layers {
             let has_program = command.get_arguments().find(|arg| arg.get_id() == PROGRAM);
             let is_ruled_out = is_given(PROGRAM)
                 || said.iter().any(|other| {
-                    has_program.is_some_and(|program| conflict(&command, other, program))
+                    has_program.is_some_and(|program| conflict(command, other, program))
                 });
             if !is_ruled_out {
                 layers.program = file.program()?;
@@ -158,17 +156,6 @@ impl Layers {
         }
         changed
     }
-}
-
-/// The options of a run.
-fn command() -> Command {
-    RunArguments::augment_args(Command::new("clusterlb"))
-}
-
-/// The keys of all options.
-#[cfg(test)]
-pub(super) fn keys() -> Vec<String> {
-    command().get_arguments().filter_map(key).map(str::to_owned).collect()
 }
 
 /// The key of an option; the program has none.

@@ -13,6 +13,7 @@ mod bench;
 mod built_in;
 mod check;
 mod choices;
+mod cli;
 mod companion;
 mod console;
 mod dispatching;
@@ -48,6 +49,7 @@ mod summary;
 mod unread_messages;
 mod usage;
 mod values;
+mod version;
 mod worker_environment;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -57,21 +59,22 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{CommandFactory as _, ValueEnum};
 use clusterlb_sys::signal::Signal;
 
 use crate::command::settings::Settings;
-use arguments::{Cli, Command, RunArguments};
+use arguments::RunArguments;
+use cli::{Cli, Command, Unread};
 use clusterlb::protocol::environment;
 use clusterlb::topology::{self, CpuPlan};
 use clusterlb::{AcceptMechanism, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
+use clusterlb_sys::engine::ring;
 use clusterlb_sys::process;
-use clusterlb_sys::{inherited, limits, passed, ring, signal};
+use clusterlb_sys::{inherited, limits, passed, signal};
 use console::{Console, Style};
 use dispatching::Dispatching;
-use line::Unread;
 use log::{Dress, Level, goes_to_journal};
 use printer::Printer;
 
@@ -117,8 +120,8 @@ fn obey(cli: Cli) -> Result<ExitCode> {
         Some(Command::Scale(arguments)) => arguments.run(),
         Some(Command::Drain(arguments)) => arguments.drain(),
         Some(Command::Events(arguments)) => arguments.events(),
-        Some(Command::Completions(arguments)) => arguments.run(),
-        Some(Command::Man(arguments)) => arguments.run(),
+        Some(Command::Completions(arguments)) => arguments.run(Cli::command()),
+        Some(Command::Man(arguments)) => arguments.run(Cli::command()),
         None => run(&cli.run),
     };
     code.map(ExitCode::from)
@@ -162,7 +165,7 @@ fn complain(error: &Error) {
 fn show_check(json: bool, config: Option<PathBuf>) -> Result<u8> {
     if let Some(path) = &config {
         let words = ["clusterlb".into(), "--config".into(), path.into()];
-        Cli::read(words).map_err(Unread::into_error)?.run.settings()?;
+        Cli::read(words).map_err(Unread::into_error)?.run.settings(&Cli::commands())?;
     }
     let report = check::run()?;
     let path = config.map(|path| path.display().to_string());
@@ -181,7 +184,7 @@ fn show_check(json: bool, config: Option<PathBuf>) -> Result<u8> {
 }
 
 fn run(arguments: &RunArguments) -> Result<u8> {
-    let mut settings = arguments.settings()?;
+    let mut settings = arguments.settings(&Cli::commands())?;
     if environment::is_worker() {
         addresses::take_over(&mut settings)?;
         return be_worker(&settings).map(|()| 0);

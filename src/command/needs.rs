@@ -5,9 +5,9 @@
 
 use clusterlb::topology::Pin;
 use clusterlb::{Error, Result};
+use clusterlb_sys::engine::RingShape;
 use clusterlb_sys::limits;
 use clusterlb_sys::probe::{self, Facility};
-use clusterlb_sys::ring::RingShape;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::absent;
-use super::arguments::Cli;
 use super::companion;
 use super::headings::PROGRAM;
 use super::inspect::{Inspection, inspection, options_before_script};
@@ -170,7 +169,7 @@ impl ProgramArguments {
     }
 
     /// The program, if there is one. It is looked up from `directory`, and sees `variable` as
-    /// `NODE_OPTIONS`.
+    /// `NODE_OPTIONS`. `commands` are names that may have been meant instead.
     ///
     /// # Errors
     /// [`Error::Usage`]: the program does not exist, or cannot be a worker.
@@ -178,10 +177,10 @@ impl ProgramArguments {
         &self,
         directory: Option<&Path>,
         variable: &str,
+        commands: &[String],
     ) -> Result<Option<Program>> {
         let Some(path) = self.program.first().map(PathBuf::from) else { return Ok(None) };
-        let commands = Cli::commands();
-        if let Some(error) = absent::objection(&path, directory, &commands) {
+        if let Some(error) = absent::objection(&path, directory, commands) {
             return Err(error);
         }
         let (line, known) = self.without_launcher(directory)?;
@@ -340,7 +339,7 @@ mod tests {
             preload: PreloadChoice::Auto,
             program: words.iter().map(OsString::from).collect(),
         };
-        program.resolve(None, "").map(|program| program.expect("there are words"))
+        program.resolve(None, "", &[]).map(|program| program.expect("there are words"))
     }
 
     fn dialect(words: &[&str]) -> Result<Dialect> {

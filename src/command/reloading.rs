@@ -11,6 +11,7 @@ use clusterlb::{COMPANION_VARIABLE, Cluster, ReloadChanges, Result};
 use clusterlb_sys::cpu::CpuFacts;
 
 use super::assembly::{restart_of, set_workers};
+use super::cli::Cli;
 use super::line::Line;
 use super::needs;
 use super::settings::Settings;
@@ -87,11 +88,11 @@ impl Reloading {
     /// The file or an option in it is not valid; nothing has changed.
     pub(super) fn prepare(&mut self) -> Result<ReloadChanges> {
         let mut changes = ReloadChanges::default();
-        let (line, refused) = self.line.read_again(&changeable())?;
+        let (line, refused) = Cli::read_again(&self.line, &changeable())?;
         let changed = line.changed_from(&self.line);
         let settings = match changed.is_empty() {
             true => None,
-            false => Some(line.settings()?),
+            false => Some(Cli::settings_of(line.clone())?),
         };
         if let Some(settings) = settings {
             let has = |names: &[&str]| changed.iter().any(|key| names.contains(&key.as_str()));
@@ -135,13 +136,14 @@ fn count(settings: &Settings) -> Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::layers;
+    use crate::command::arguments::RunArguments;
 
     #[test]
     fn what_can_change_is_an_option_or_the_program() {
-        let keys = layers::keys();
+        let command = RunArguments::command();
+        let keys: Vec<&str> = command.get_arguments().filter_map(|one| one.get_long()).collect();
         for key in changeable() {
-            assert!(key == "program" || keys.iter().any(|one| one == key), "{key}");
+            assert!(key == "program" || keys.contains(&key), "{key}");
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Safe interfaces to the kernel, one facility per file. The only code with `unsafe`.
 //!
-//! * [`engine`]: the system calls of an event loop, by io_uring or by epoll.
-//! * [`ring`]: an io_uring whose operations own their buffers until they complete.
+//! * [`engine`]: the system calls of an event loop, by io_uring ([`engine::ring`]) or by epoll.
 //! * [`fdpass`]: sending descriptors over a unix socket, outside a ring.
 //! * [`shared`]: a sealed page of counters that two processes map.
 //! * [`error`], [`address`]: the error type, and addresses to listen on.
@@ -61,7 +60,6 @@ pub mod process;
 #[cfg(feature = "tokio")]
 pub mod readiness;
 pub mod resolve;
-pub mod ring;
 pub mod schedstat;
 pub mod shared;
 pub mod signal;

@@ -8,16 +8,20 @@ mod calls;
 mod facility;
 mod feature;
 
-use std::fs;
+use std::time::Duration;
+use std::{fs, io};
 
 use crate::error::{Error, errno_of};
-use crate::ring::without_hurry;
 use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
 pub use calls::{MissingCall, missing_calls};
 pub use facility::{Facility, counts_locked_memory, may_pin};
 pub use feature::{Feature, FeatureLevel};
+
+/// Number of attempts and their interval when memory is exhausted.
+const TRIES: u32 = 100;
+const TRY: Duration = Duration::from_millis(5);
 
 /// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,11 +216,26 @@ fn setup_features() -> Vec<Feature> {
 
 /// A small ring. Where rings count as locked memory, the previous trials' rings are still counted
 /// for a moment.
-fn ring_with(features: &[Feature]) -> std::io::Result<IoUring> {
+fn ring_with(features: &[Feature]) -> io::Result<IoUring> {
     without_hurry(|| ring_at_once(features))
 }
 
-fn ring_at_once(features: &[Feature]) -> std::io::Result<IoUring> {
+/// Retries for up to half a second while memory is exhausted: dropped rings count as locked until
+/// the kernel has torn them down.
+pub(crate) fn without_hurry<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut tries = 0;
+    loop {
+        match attempt() {
+            Err(error) if errno_of(&error) == Errno::ENOMEM && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(TRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn ring_at_once(features: &[Feature]) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     for feature in features {
         match feature {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::Run;
 use super::answers::{Refused, json};
-use super::server::Access;
+use super::door::Access;
 use super::views::DoneView;
 
 /// The parameters of an action.

@@ -13,8 +13,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::Run;
+use super::door::{Entrance, REST};
 use super::observed;
-use super::server::{Entrance, REST};
 use crate::command::usage::usage_of;
 
 /// How long a client may take to read its line and close.

@@ -10,6 +10,7 @@ mod answers;
 mod client;
 mod commands;
 mod config;
+mod door;
 mod exposition;
 mod feed;
 mod ledger;
@@ -38,10 +39,10 @@ pub(super) use commands::{
     AdminArguments, ClientArguments, ScaleArguments, StatusArguments, TopArguments,
 };
 pub(super) use config::config;
+use door::Door;
 pub(super) use feed::Feed;
 use ledger::Ledger;
 use metrics::CpuTimes;
-use server::Door;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::Run;
 use super::actions::{ending, ensure_permitted};
 use super::answers::{Refused, json};
-use super::server::Access;
+use super::door::Access;
 use super::views::DoneView;
 use crate::command::values::{
     Switch, coalescing, credits, factor, nanoseconds, switched_time, time,

@@ -1,21 +1,15 @@
-//! The admin thread's sockets: who may connect, how many at once, and for how long.
+//! The admin thread's connections: how many at once, and for how long.
 //!
 //! Owns the bounds. One connection carries one request. A head that is incomplete at its time limit
 //! gets a 408; an answer that is not read in time is dropped.
 
 use std::future::poll_fn;
-use std::io;
-use std::net::TcpListener as StdTcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use clusterlb::Result;
-use clusterlb_sys::listener::{Family, Listener};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -23,12 +17,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::Run;
 use super::agent;
+use super::door::{Access, Door, Entrance, REST};
 use super::routes::{self, Following};
 use super::views::RefusedView;
 
@@ -42,54 +36,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Time that connections get at the end of the run to finish.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
-/// Pause after accepting fails, mostly for lack of descriptors.
-pub(super) const REST: Duration = Duration::from_millis(50);
-
-/// Rights of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Read and act.
-    Full,
-    /// Read.
-    ReadOnly,
-    /// None: it belongs to another user.
-    Refused,
-}
-
-/// A bound socket.
-#[derive(Debug)]
-pub(super) struct Door {
-    socket: OwnedFd,
-    family: Family,
-    allow_actions: bool,
-}
-
-impl Door {
-    /// Duplicates a listener's descriptor.
-    ///
-    /// # Errors
-    /// Too few descriptors.
-    pub(super) fn new(listener: &Listener, allow_actions: bool) -> Result<Self> {
-        Ok(Self { socket: listener.copy()?, family: listener.family(), allow_actions })
-    }
-}
-
-/// A bound socket registered with the runtime.
-#[derive(Debug)]
-pub(super) enum Entrance {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Entrance {
-    fn new(door: Door) -> io::Result<(Self, bool)> {
-        let entrance = match door.family {
-            Family::Tcp(_) => Self::Tcp(TcpListener::from_std(StdTcpListener::from(door.socket))?),
-            Family::Unix => Self::Unix(UnixListener::from_std(StdUnixListener::from(door.socket))?),
-        };
-        Ok((entrance, door.allow_actions))
-    }
-}
 
 /// Serves until the sender of `ended` drops, then lets connections finish.
 pub(super) async fn serve(

@@ -65,7 +65,7 @@ const SIGNALS: Key = Key { index: 1, generation: 0 };
 
 /// Locked memory of a worker's ring.
 pub(super) fn ring_bytes() -> u64 {
-    clusterlb_sys::ring::Ring::locked_bytes(SHAPE)
+    clusterlb_sys::engine::ring::Ring::locked_bytes(SHAPE)
 }
 
 /// Runs as a worker until the primary or a signal ends it.

@@ -20,10 +20,10 @@ use clusterlb::adapter::uring::{Listener, Stream};
 use clusterlb::protocol::environment;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::{ListenOptions, Result, Worker};
+use clusterlb_sys::engine::ring::{self, RingShape};
 use clusterlb_sys::peer::reset_on_close;
 use clusterlb_sys::process;
 use clusterlb_sys::readiness::Readiness;
-use clusterlb_sys::ring::{self, RingShape};
 use clusterlb_sys::signal::{self, Signal, Signals};
 
 /// Bytes per read.

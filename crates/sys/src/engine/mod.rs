@@ -44,6 +44,7 @@ pub mod choice;
 pub mod epoll;
 pub(crate) mod event;
 pub(crate) mod message;
+pub mod ring;
 #[cfg(test)]
 mod tests;
 
@@ -54,9 +55,9 @@ pub use event::{CHUNK_BYTES, Chunk, Event, Key, Opened, Outcome, SealedMessage};
 pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
 
 use crate::error::Result;
-use crate::ring::Ring;
-pub use crate::ring::RingShape;
 use epoll::EpollEngine;
+use ring::Ring;
+pub use ring::RingShape;
 
 /// An engine and everything lent to it.
 #[derive(Debug)]

@@ -193,7 +193,7 @@ impl Buffers {
     fn register(&mut self, ring: &IoUring) -> io::Result<()> {
         let address = self.ring.0.as_mut_ptr().expose_provenance() as u64;
         let submitter = ring.submitter();
-        crate::ring::without_hurry(|| {
+        super::without_hurry(|| {
             // SAFETY: the page holds more than two entries, and stays until the group is
             // unregistered or, where that fails, for ever; no other code accesses it.
             unsafe { submitter.register_buf_ring_with_flags(address, 2, GROUP, 0) }

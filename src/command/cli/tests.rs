@@ -1,8 +1,10 @@
 //! Command lines that are accepted, and those that are refused.
 
+use std::time::Duration;
+
 use super::*;
-use clusterlb::ErrorKind;
-use clusterlb::{Policy, Readiness};
+use clusterlb::topology::{Pin, Workers};
+use clusterlb::{ErrorKind, Policy, Readiness};
 
 fn read(line: &str) -> Result<Cli> {
     let words = std::iter::once("clusterlb").chain(line.split_whitespace());
@@ -10,7 +12,7 @@ fn read(line: &str) -> Result<Cli> {
 }
 
 fn settings(line: &str) -> Result<Settings> {
-    read(line).expect("clap accepts the line").run.settings()
+    read(line).expect("clap accepts the line").run.settings(&Cli::commands())
 }
 
 #[test]

@@ -9,7 +9,6 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use super::shape::without_hurry;
 use io_uring::types::BufRingEntry;
 use io_uring::{IoUring, Submitter};
 use nix::errno::Errno;
@@ -17,6 +16,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::engine::event::BufferId;
 use crate::error::{Error, Result, errno_of};
+use crate::probe::without_hurry;
 
 /// Shape of a group.
 #[derive(Clone, Copy, Debug)]

@@ -3,13 +3,7 @@
 //! Owns the bound for this process. The kernel counts rings against `RLIMIT_MEMLOCK` of the whole
 //! account unless it has CAP_IPC_LOCK (before Linux 5.12, and again since 6.14).
 
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use nix::errno::Errno;
-
-use crate::error::errno_of;
 
 const PAGE_BYTES: u64 = 4096;
 /// Maximum size of the kernel's header before the completions.
@@ -81,25 +75,6 @@ pub fn limit_locked_bytes(bytes: u64) {
 /// The bound of this process.
 pub(super) fn locked_bytes_max() -> u64 {
     BYTES_MAX.load(Ordering::Relaxed)
-}
-
-/// Number of attempts and their interval when memory is exhausted.
-const TRIES: u32 = 100;
-const TRY: Duration = Duration::from_millis(5);
-
-/// Retries for up to half a second while memory is exhausted: dropped rings count as locked until
-/// the kernel has torn them down.
-pub(crate) fn without_hurry<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    let mut tries = 0;
-    loop {
-        match attempt() {
-            Err(error) if errno_of(&error) == Errno::ENOMEM && tries < TRIES => {
-                tries += 1;
-                std::thread::sleep(TRY);
-            }
-            result => return result,
-        }
-    }
 }
 
 /// Locked memory of a group of this many receive buffers.

@@ -34,10 +34,9 @@ use crate::clock::monotonic_ns;
 use crate::engine::CHUNK_BYTES;
 use crate::engine::{Chunk, Event, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
-use crate::probe::refusal_error;
+use crate::probe::{refusal_error, without_hurry};
 use buffers::{BufferGroup, GroupShape};
 use operation::{Operation, Token};
-pub(crate) use shape::without_hurry;
 pub use shape::{RingShape, limit_locked_bytes};
 use shape::{group_bytes, locked_bytes_max};
 
