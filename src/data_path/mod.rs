@@ -14,7 +14,6 @@ mod listeners;
 mod live_counts;
 mod messages;
 mod outliers;
-mod picking;
 mod reschedule;
 mod steal;
 mod steering;

@@ -4,12 +4,13 @@
 //! kernel. Nothing here runs per connection: it runs when workers come and go, and when their
 //! queues are checked.
 
+mod picking;
+
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
 
 use super::acceptor::Acceptor;
-use super::picking::Exact;
 use super::{DataPath, Report};
 use crate::error::Error;
 use crate::id::{ListenerId, Slot};
@@ -18,6 +19,7 @@ use crate::schedule::{
 };
 use crate::sys::listening;
 use crate::sys::steering::{Lot, steer};
+use picking::Exact;
 
 /// Delay until the next check whether another process listens at an address: this process may not
 /// know a socket yet that it has just opened.
@@ -49,11 +51,11 @@ pub(super) struct Steerer {
 }
 
 #[derive(Debug)]
-pub(super) struct Port {
+struct Port {
     listener: ListenerId,
     steering: Steering,
     /// The kernel's exact pick, while in use.
-    pub(super) exact: Option<Exact>,
+    exact: Option<Exact>,
     /// With this many sockets no other process listened there.
     sockets_checked: usize,
     checks: u32,
@@ -181,7 +183,7 @@ impl DataPath {
     }
 
     /// Whether only a new connection can show that they accept again.
-    pub(super) fn is_doubtful(&self, acceptor: &Acceptor) -> bool {
+    fn is_doubtful(&self, acceptor: &Acceptor) -> bool {
         let probed = |slot: &Slot| self.roster.is_probed(*slot);
         acceptor.is_doubtful() && !acceptor.owners.iter().any(probed)
     }
@@ -201,7 +203,7 @@ impl DataPath {
 }
 
 /// Whether a worker can take a connection.
-pub(super) fn is_able(load: &WorkerLoad, is_doubtful: bool) -> bool {
+fn is_able(load: &WorkerLoad, is_doubtful: bool) -> bool {
     load.status == Status::Ready && (!load.hung || is_doubtful)
 }
 

@@ -1,5 +1,7 @@
 //! The supervisor's loop: waits, reports what happened to the decisions, and carries them out.
 
+mod reload;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use super::handle::{
     Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
     WorkerState,
 };
-use super::reload::BeforeReload;
+use super::reload_changes::BeforeReload;
 use super::signals::{Terminal, Wish};
 use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
 use super::{Finished, OnEvent, READY, ReadyAfter, failures};
@@ -195,7 +197,7 @@ impl Driver {
     }
 
     /// Accepts a request. The completion reports the outcome, a refusal at once.
-    pub(super) fn on_request(&mut self, request: Request) -> Completion {
+    fn on_request(&mut self, request: Request) -> Completion {
         let now_ns = monotonic_ns();
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
@@ -294,7 +296,7 @@ impl Driver {
         !matches!(self.state.stage, Stage::Starting { .. }) || self.filled.contains(&slot)
     }
 
-    pub(super) fn emit(&mut self, event: &SupervisorEvent) {
+    fn emit(&mut self, event: &SupervisorEvent) {
         // A listener of the event may look at once.
         self.publish();
         if let Some(on_event) = &mut self.on_event {
@@ -377,7 +379,7 @@ impl Driver {
         self.state.kill_all("the run cannot go on".into());
     }
 
-    pub(super) fn complete(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
+    fn complete(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
         if let Some(completion) = self.waiting.remove(&ticket) {
             completion.settle(refusal.map(|refusal| failures::of_refusal(&refusal)));
         }

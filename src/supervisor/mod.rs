@@ -8,7 +8,7 @@ mod driver;
 mod event;
 mod failures;
 mod handle;
-mod reload;
+mod reload_changes;
 mod restart;
 mod signals;
 mod state;
@@ -26,7 +26,7 @@ pub use handle::{
     SlotSnapshot, SlotState, Snapshot, SupervisorHandle, SupervisorStage, WorkerSnapshot,
     WorkerState,
 };
-pub use reload::ReloadChanges;
+pub use reload_changes::ReloadChanges;
 pub use restart::{Restart, RestartPolicy};
 
 use crate::sys::clock::monotonic_ns;
@@ -37,7 +37,7 @@ use crate::{
 };
 use driver::Driver;
 use handle::Order;
-use reload::BeforeReload;
+use reload_changes::BeforeReload;
 use restart::ns;
 use signals::Terminal;
 use state::{Rules, State};

@@ -8,10 +8,10 @@ use std::os::fd::AsFd as _;
 
 use nix::errno::Errno;
 
-use super::DataPath;
-use super::acceptor::Acceptor;
-use super::link::Link;
-use super::steering::{Port, is_able};
+use super::{Port, is_able};
+use crate::data_path::DataPath;
+use crate::data_path::acceptor::Acceptor;
+use crate::data_path::link::Link;
 use crate::id::Slot;
 use crate::protocol::scoreboard::KERNEL_LAYOUT;
 use crate::schedule::Change;

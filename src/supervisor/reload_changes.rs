@@ -5,12 +5,9 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::RestartPolicy;
-use super::driver::Driver;
-use super::event::SupervisorEvent;
 use super::restart::ns;
-use super::state::{Refusal, Rules, Stage, Ticket};
+use super::state::Rules;
 use crate::Result;
-use crate::sys::clock::monotonic_ns;
 
 /// Asks the program for the changes, or for an error.
 pub(super) type BeforeReload = Box<dyn FnMut() -> Result<ReloadChanges> + Send>;
@@ -39,7 +36,7 @@ pub struct ReloadChanges {
 }
 
 impl Rules {
-    fn change(&mut self, changes: &ReloadChanges) {
+    pub(super) fn change(&mut self, changes: &ReloadChanges) {
         let ReloadChanges { restart, start_limit, settle, grace, drain_delay, hang_kill, .. } =
             changes;
         if let Some(restart) = restart {
@@ -50,41 +47,5 @@ impl Rules {
         self.grace = grace.unwrap_or(self.grace);
         self.drain_delay = drain_delay.unwrap_or(self.drain_delay);
         self.hang_kill_ns = hang_kill.map_or(self.hang_kill_ns, |time| time.map(ns));
-    }
-}
-
-impl Driver {
-    /// Asks the program for the changes, and then replaces every worker. On an error of the program
-    /// nothing changes and no worker is replaced.
-    pub(super) fn reload(&mut self, ticket: Option<Ticket>) {
-        let is_ending = matches!(self.state.stage, Stage::Draining { .. } | Stage::Killing);
-        let asked = self.before_reload.as_mut().filter(|_| !is_ending).map(|ask| ask());
-        match asked {
-            Some(Err(error)) => {
-                let reason = format!("{error}; {}", error.hint());
-                self.emit(&SupervisorEvent::ReloadStopped { reason: reason.clone() });
-                if let Some(ticket) = ticket {
-                    self.complete(ticket, Some(Refusal::Stopped(reason)));
-                }
-            }
-            Some(Ok(changes)) => {
-                self.change(changes);
-                self.state.reload(ticket, monotonic_ns());
-            }
-            None => self.state.reload(ticket, monotonic_ns()),
-        }
-    }
-
-    fn change(&mut self, changes: ReloadChanges) {
-        self.state.rules.change(&changes);
-        self.grace = changes.grace.unwrap_or(self.grace);
-        self.start_limit = changes.start_limit.unwrap_or(self.start_limit);
-        if let Some(variables) = changes.variables {
-            self.environment = variables;
-        }
-        if let Some(workers) = changes.workers.filter(|count| super::ensure_count(*count).is_ok()) {
-            // The reload's caller waits for the reload.
-            drop(self.on_request(super::handle::Request::Scale(workers)));
-        }
     }
 }
