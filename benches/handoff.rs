@@ -89,7 +89,7 @@ impl Bench {
         while sockets.peek().is_some() {
             let mut message = self.spare.pop().unwrap_or_default();
             for socket in sockets.by_ref().take(batch) {
-                let record = Record { listener: ListenerId(0), accepted_ns: 1 };
+                let record = Record { listener: ListenerId::new(0), accepted_ns: 1 };
                 handoff::append(message.payload_mut(), record);
                 message.push(socket).expect("a batch fits into a message");
             }

@@ -110,10 +110,10 @@ fn roster(scheduler: Option<SchedulerFactory>, workers: usize) -> Roster {
         ..SchedulerConfig::default()
     };
     let mut roster = Roster::new(Policy::Rr, scheduling, 2);
-    for slot in (0..).map(Slot).take(workers) {
+    for slot in (0..).map(Slot::new).take(workers) {
         roster.attach(slot, 0);
-        roster.join(slot, ListenerId(0));
-        roster.join(slot, ListenerId(1));
+        roster.join(slot, ListenerId::new(0));
+        roster.join(slot, ListenerId::new(1));
     }
     roster
 }
@@ -129,14 +129,14 @@ struct Observed {
 impl Observed {
     fn new(mut roster: Roster, workers: usize) -> Self {
         let chosen: VecDeque<_> = (0..workers * 5)
-            .filter_map(|_| roster.pick(ListenerId(0), Client::default()))
+            .filter_map(|_| roster.pick(ListenerId::new(0), Client::default()))
             .collect();
         assert_eq!(chosen.len(), workers * 5, "no worker runs out of credits");
         Self { roster, claimed: vec![0; workers], chosen }
     }
 
     fn pick(&mut self) {
-        let chosen = self.roster.pick(black_box(ListenerId(0)), Client::default());
+        let chosen = self.roster.pick(black_box(ListenerId::new(0)), Client::default());
         self.chosen.extend(chosen);
         let Some(slot) = self.chosen.pop_front() else { return };
         let claimed = &mut self.claimed[slot.index()];
@@ -154,7 +154,7 @@ fn pick_by_roster(criterion: &mut Criterion) {
         for (name, factory) in [("built in", None), ("foreign", Some(foreign.clone()))] {
             let mut roster = roster(factory, workers);
             group.bench_function(BenchmarkId::new(name, workers), |bencher| {
-                bencher.iter(|| roster.pick(black_box(ListenerId(0)), Client::default()));
+                bencher.iter(|| roster.pick(black_box(ListenerId::new(0)), Client::default()));
             });
         }
     }
@@ -165,9 +165,9 @@ fn pick_by_roster(criterion: &mut Criterion) {
         });
         // One worker does not serve the other listener, so each listener has its own row of loads.
         let mut apart = roster(None, workers);
-        apart.leave(Slot(0), ListenerId(1));
+        apart.leave(Slot::new(0), ListenerId::new(1));
         group.bench_function(BenchmarkId::new("one serves less", workers), |bencher| {
-            bencher.iter(|| apart.pick(black_box(ListenerId(0)), Client::default()));
+            bencher.iter(|| apart.pick(black_box(ListenerId::new(0)), Client::default()));
         });
     }
     group.finish();

@@ -7,7 +7,7 @@ use clusterlb::internals::dialect::node::session::{
 };
 use clusterlb_schedule::id::ListenerId;
 
-const LISTENER: ListenerId = ListenerId(0);
+const LISTENER: ListenerId = ListenerId::new(0);
 
 /// Decoding does not depend on how a worker's bytes are split, and for any input, every connection
 /// given to the worker ends exactly once.

@@ -38,7 +38,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     blocking: false,
     defer_accept: false,
 };
-const FIRST: ListenerId = ListenerId(0);
+const FIRST: ListenerId = ListenerId::new(0);
 /// Unclaimed connections allowed per worker.
 const CREDITS: usize = 3;
 
@@ -49,7 +49,7 @@ struct FirstOfAll;
 impl Scheduler for FirstOfAll {
     fn pick(&mut self, loads: &Loads, _: Client) -> Option<Slot> {
         let place = loads.iter().position(WorkerLoad::can_take)?;
-        u16::try_from(place).ok().map(Slot)
+        u16::try_from(place).ok().map(Slot::new)
     }
 }
 
@@ -139,7 +139,7 @@ impl Bench {
         });
         let mut bench = Self { address, inboxes: vec![], commands, reports, waker, thread };
         first.into_iter().for_each(|command| bench.command(command));
-        for slot in (0..workers).map(Slot) {
+        for slot in (0..workers).map(Slot::new) {
             bench.attach(slot);
         }
         bench.command(Command::Open);
@@ -265,7 +265,7 @@ struct Careless {
 
 impl Scheduler for Careless {
     fn pick(&mut self, _: &Loads, _: Client) -> Option<Slot> {
-        let slot = Slot(self.next);
+        let slot = Slot::new(self.next);
         self.next = (self.next + 1) % 5;
         self.asked.send(slot).expect("the test listens");
         Some(slot)
@@ -284,10 +284,10 @@ fn a_careless_scheduler_cannot_harm_the_data_path(engine: EngineKind) {
     eventually("the scheduler to name an existing slot", || {
         bench.claim(1);
         named.extend(answers.try_iter());
-        named.contains(&Slot(0)).then_some(())
+        named.contains(&Slot::new(0)).then_some(())
     });
     bench.expect(&[1, 0]);
-    assert_eq!(named[..3], [Slot(3), Slot(4), Slot(0)]);
+    assert_eq!(named[..3], [Slot::new(3), Slot::new(4), Slot::new(0)]);
     bench.claim(0);
     let totals = bench.end();
     assert_eq!((totals.accepted, totals.dropped), (client.len() as u64, 0));
@@ -304,7 +304,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_without_a_new_connection(eng
     let _ = bench.inboxes[1].page.publish();
     let client = bench.connect(1);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
-    assert!(matches!(report, Report::Hung { slot: Slot(0), .. }), "{report:?}");
+    assert!(matches!(report, Report::Hung { slot, .. } if slot.get() == 0), "{report:?}");
     bench.expect(&[0, 1]);
     // The second worker's claim is read when it could be late. After that only a wake-up makes the
     // primary read it again.
@@ -312,7 +312,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_without_a_new_connection(eng
     bench.inboxes[0].page.answer_probe();
     bench.claim(0);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
-    assert!(matches!(report, Report::Recovered { slot: Slot(0) }), "{report:?}");
+    assert!(matches!(report, Report::Recovered { slot } if slot.get() == 0), "{report:?}");
     assert_eq!(bench.end().redispatched, client.len() as u64);
 }
 
@@ -376,7 +376,7 @@ impl Sharers {
         });
         let bench = Bench::open(engine, scheduling, 2, address, added.collect());
         let sharers = Self { bench, sockets, own: Vec::new() };
-        (0..2).for_each(|number| sharers.set_owners(number, vec![Slot(number)]));
+        (0..2).for_each(|number| sharers.set_owners(number, vec![Slot::new(number)]));
         sharers
     }
 
@@ -405,8 +405,8 @@ impl Sharers {
             self.accept(1);
             let mut reports = self.bench.reports.try_iter();
             reports.find(|report| match report {
-                Report::Hung { slot, .. } => hangs && *slot == Slot(0),
-                Report::Recovered { slot } => !hangs && *slot == Slot(0),
+                Report::Hung { slot, .. } => hangs && *slot == Slot::new(0),
+                Report::Recovered { slot } => !hangs && *slot == Slot::new(0),
                 _ => false,
             })
         });
@@ -449,7 +449,7 @@ fn the_primary_accepts_from_a_socket_while_its_worker_does_not(engine: EngineKin
     });
     assert!(!sharers.own.is_empty() && sharers.own.len() < clients.len());
     // A successor takes over the socket.
-    sharers.set_owners(0, vec![Slot(0), Slot(1)]);
+    sharers.set_owners(0, vec![Slot::new(0), Slot::new(1)]);
     let mut later = 0;
     eventually("a connection to be left to the successor", || {
         later += sharers.bench.connect(1).len();

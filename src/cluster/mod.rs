@@ -84,7 +84,7 @@ impl ForkOptions {
     /// Its place, from 0: a worker that takes another's place inherits its turn in the rotation and
     /// its CPU. Otherwise it gets the first free one.
     pub fn place(mut self, place: u16) -> Self {
-        self.place = Some(Slot(place));
+        self.place = Some(Slot::new(place));
         self
     }
 
@@ -362,7 +362,7 @@ impl Cluster {
         completion
     }
 
-    /// What happens from now on, as a blocking iterator and as a stream (Node: `cluster.on`).
+    /// What happens from now on, for threads and for async runtimes (Node: `cluster.on`).
     ///
     /// # Errors
     /// Too few descriptors; the cluster has failed.

@@ -197,7 +197,7 @@ impl Listeners {
     /// A number that no listener has had for a long time.
     fn next_id(&mut self) -> ListenerId {
         loop {
-            let id = ListenerId(self.last);
+            let id = ListenerId::new(self.last);
             self.last = self.last.wrapping_add(1);
             if !self.entries.contains_key(&id) {
                 return id;

@@ -186,10 +186,10 @@ mod tests {
     }
 
     fn comes(sockets: &mut OwnSockets, slot: u16, predecessor: Option<u16>) -> (u16, bool) {
-        let copied = sockets.copy_for(Slot(slot), predecessor.map(Slot), socket);
+        let copied = sockets.copy_for(Slot::new(slot), predecessor.map(Slot::new), socket);
         let (_, opened) = copied.expect("a free port");
-        let socket_owners = sockets.begin(Slot(slot)).expect("it has one");
-        assert!(socket_owners.owners.contains(&Slot(slot)));
+        let socket_owners = sockets.begin(Slot::new(slot)).expect("it has one");
+        assert!(socket_owners.owners.contains(&Slot::new(slot)));
         (socket_owners.number, opened.is_some())
     }
 
@@ -200,12 +200,12 @@ mod tests {
         assert_eq!(comes(&mut sockets, 1, None), (1, true));
         // A successor shares with its predecessor, which leaves.
         assert_eq!(comes(&mut sockets, 2, Some(1)), (1, false));
-        let left = SocketOwners { number: 1, owners: vec![Slot(2)] };
-        assert_eq!(sockets.forget(Slot(1)), Some(left));
+        let left = SocketOwners { number: 1, owners: vec![Slot::new(2)] };
+        assert_eq!(sockets.forget(Slot::new(1)), Some(left));
         // One that dies leaves its socket to the next one.
         let left = SocketOwners { number: 0, owners: vec![] };
-        assert_eq!(sockets.forget(Slot(0)), Some(left));
-        assert_eq!(sockets.forget(Slot(0)), None);
+        assert_eq!(sockets.forget(Slot::new(0)), Some(left));
+        assert_eq!(sockets.forget(Slot::new(0)), None);
         assert_eq!(comes(&mut sockets, 5, Some(9)), (0, false));
         assert_eq!(sockets.all().count(), 2);
     }
@@ -213,17 +213,17 @@ mod tests {
     #[test]
     fn who_has_been_given_a_socket_does_not_accept_before_it_says_so() {
         let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
-        sockets.copy_for(Slot(0), None, socket).expect("it is there");
+        sockets.copy_for(Slot::new(0), None, socket).expect("it is there");
         // Until then no other worker gets it.
         assert_eq!(comes(&mut sockets, 1, None), (1, true));
         assert_eq!(sockets.sockets[0].socket_owners().owners, []);
-        assert!(sockets.begin(Slot(7)).is_none());
-        sockets.forget(Slot(0));
+        assert!(sockets.begin(Slot::new(7)).is_none());
+        sockets.forget(Slot::new(0));
         assert_eq!(sockets.shed(1), 0);
         assert_eq!(sockets.all().count(), 2, "one is kept for the next worker");
         assert_eq!(sockets.shed(0), 0, "nothing waits in it");
         assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [1]);
-        sockets.forget(Slot(1));
+        sockets.forget(Slot::new(1));
         assert!(!sockets.are_used());
     }
 
@@ -238,7 +238,7 @@ mod tests {
         let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
         comes(&mut sockets, 0, None);
         let clients = connect(&sockets);
-        sockets.forget(Slot(0));
+        sockets.forget(Slot::new(0));
         assert_eq!(sockets.shed(0), clients.len());
     }
 
@@ -253,7 +253,7 @@ mod tests {
             let number = sockets.sockets[0].number;
             let _clients = connect(&sockets);
             sockets.sockets.rotate_left(busy);
-            (0..2).for_each(|slot| _ = sockets.forget(Slot(slot)));
+            (0..2).for_each(|slot| _ = sockets.forget(Slot::new(slot)));
             assert_eq!(sockets.shed(1), 0);
             assert_eq!(sockets.all().map(|one| one.number).collect::<Vec<u16>>(), [number]);
         }
@@ -262,10 +262,10 @@ mod tests {
     #[test]
     fn nothing_is_taken_from_a_leaving_worker() {
         let mut sockets = OwnSockets::new(Arc::new(socket().expect("a free port")));
-        let copied = sockets.copy_for(Slot(0), None, socket);
+        let copied = sockets.copy_for(Slot::new(0), None, socket);
         let own = TcpListener::from(copied.expect("it is there").0);
         let clients = connect(&sockets);
-        sockets.forget(Slot(0));
+        sockets.forget(Slot::new(0));
         sockets.leave_behind();
         assert_eq!(sockets.all().count(), 0);
         for _ in clients {

@@ -102,16 +102,16 @@ impl ControlPlane {
         let refused = |what: String, hint: &str| Err(Error::cluster(ErrorKind::NoRoom, what, hint));
         match wanted {
             Some(slot) if slot.index() >= WORKERS_MAX => refused(
-                format!("place {} is beyond the last one", slot.0),
+                format!("place {} is beyond the last one", slot.get()),
                 "there is room for 1024 workers, in the places 0 to 1023",
             ),
             Some(slot) if !free(slot.index()) => refused(
-                format!("place {} is taken", slot.0),
+                format!("place {} is taken", slot.get()),
                 "wait for the exit event of the worker there",
             ),
             Some(slot) => Ok(slot),
             None => match (0..WORKERS_MAX).find(|place| free(*place)) {
-                Some(place) => Ok(Slot(u16::try_from(place).expect("workers are bounded"))),
+                Some(place) => Ok(Slot::new(u16::try_from(place).expect("workers are bounded"))),
                 None => refused(
                     format!("there are {WORKERS_MAX} workers already"),
                     "more processes than CPUs gain nothing; start a second cluster if you must",

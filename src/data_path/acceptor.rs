@@ -168,7 +168,7 @@ impl Acceptor {
     }
 
     fn key(&self) -> Key {
-        Key { index: self.place, generation: u32::from(self.id.0) }
+        Key { index: self.place, generation: u32::from(self.id.get()) }
     }
 
     /// Begins accepting, unless it is armed already or must pause.

@@ -219,5 +219,5 @@ impl DataPath {
 }
 
 fn slot_of(key: Key) -> Slot {
-    Slot(u16::try_from(key.index).expect("keys of links are slots"))
+    Slot::new(u16::try_from(key.index).expect("keys of links are slots"))
 }

@@ -49,7 +49,7 @@ impl DataPath {
                 None => self.intake.block(turn),
             }
         }
-        for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
+        for (link, slot) in self.links.iter_mut().zip((0..).map(Slot::new)) {
             let Some(link) = link else { continue };
             let count = link.finish(&mut self.ring);
             self.roster.deliver(slot, count, self.now_ns);
@@ -68,7 +68,7 @@ impl DataPath {
 
     /// Reads the workers' counters.
     pub(super) fn observe(&mut self) {
-        for (link, slot) in self.links.iter().zip((0..).map(Slot)) {
+        for (link, slot) in self.links.iter().zip((0..).map(Slot::new)) {
             if let Some(link) = link {
                 self.roster.observe(slot, link.page.sample(), self.now_ns);
                 if let Some(times) = self.roster.take_claim_times(slot) {
@@ -170,7 +170,7 @@ impl DataPath {
 
     /// Asks only workers that could take a waiting connection.
     fn ask_for_wakes(&mut self) {
-        for (link, slot) in self.links.iter_mut().zip((0..).map(Slot)) {
+        for (link, slot) in self.links.iter_mut().zip((0..).map(Slot::new)) {
             let Some(link) = link else { continue };
             let is_short = self.short.iter().any(|listener| self.roster.serves(slot, *listener));
             let is_looked_at = self.looked_at.iter().any(|looked| looked.slot == slot);

@@ -85,7 +85,7 @@ pub(super) struct ListenerTable(Vec<Option<Arc<LiveListenerCounts>>>);
 
 impl ListenerTable {
     pub(super) fn add(&mut self, id: ListenerId, directory: &Directory) {
-        let place = usize::from(id.0);
+        let place = id.index();
         if place >= self.0.len() {
             self.0.resize(place + 1, None);
         }
@@ -96,14 +96,14 @@ impl ListenerTable {
 
     pub(super) fn remove(&mut self, id: ListenerId, directory: &Directory) {
         directory.lock().remove(&id);
-        if let Some(place) = self.0.get_mut(usize::from(id.0)) {
+        if let Some(place) = self.0.get_mut(id.index()) {
             *place = None;
         }
     }
 
     /// A listener's counts, while it exists.
     pub(super) fn get(&self, id: ListenerId) -> Option<&LiveListenerCounts> {
-        self.0.get(usize::from(id.0))?.as_deref()
+        self.0.get(id.index())?.as_deref()
     }
 }
 
@@ -114,15 +114,18 @@ mod tests {
     #[test]
     fn counts_are_seen_as_long_as_there_is_the_listener() {
         let (directory, mut table) = (Directory::default(), ListenerTable::default());
-        table.add(ListenerId(7), &directory);
-        table.add(ListenerId(2), &directory);
-        let counts = table.get(ListenerId(7)).expect("it has come");
+        table.add(ListenerId::new(7), &directory);
+        table.add(ListenerId::new(2), &directory);
+        let counts = table.get(ListenerId::new(7)).expect("it has come");
         counts.accepted.add(3);
         counts.dropped.add(1);
         let seen = directory.read();
-        assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [ListenerId(2), ListenerId(7)]);
-        assert_eq!((seen[&ListenerId(7)].accepted, seen[&ListenerId(7)].dropped), (3, 1));
-        table.remove(ListenerId(7), &directory);
-        assert!(table.get(ListenerId(7)).is_none() && directory.read().len() == 1);
+        assert_eq!(
+            seen.keys().copied().collect::<Vec<_>>(),
+            [ListenerId::new(2), ListenerId::new(7)]
+        );
+        assert_eq!((seen[&ListenerId::new(7)].accepted, seen[&ListenerId::new(7)].dropped), (3, 1));
+        table.remove(ListenerId::new(7), &directory);
+        assert!(table.get(ListenerId::new(7)).is_none() && directory.read().len() == 1);
     }
 }

@@ -418,7 +418,7 @@ impl DataPath {
             self.links.resize_with(place + 1, || None);
         }
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
-        let key = Key { index: u32::from(slot.0), generation: self.generation };
+        let key = Key { index: u32::from(slot.get()), generation: self.generation };
         if let Some(before) = &mut self.links[place] {
             before.let_go(&mut self.ring);
         }

@@ -6,14 +6,12 @@
 //! read half of it: so drop what you do not read.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::sys::waker::Waker;
-use futures_core::Stream;
 
 use super::{Event, WorkerHandle};
 use crate::error::Result;
@@ -41,8 +39,8 @@ struct Subscriber {
     mailbox: Weak<Mailbox<Event>>,
 }
 
-/// Events as they come (Node: listeners of `cluster`): a blocking iterator, and a stream for any
-/// async runtime.
+/// Events as they come (Node: listeners of `cluster`): a blocking iterator, and
+/// [`recv_async`](Self::recv_async) for any async runtime.
 ///
 /// It begins with what happens after the subscription and ends when the cluster has ended. If that
 /// was a failure, the last event is an [`Event::Error`] without a worker that says so. What is
@@ -135,6 +133,17 @@ impl Events {
     pub fn try_recv(&mut self) -> std::result::Result<Event, TryRecvError> {
         self.mailbox.try_take().or_empty()
     }
+
+    /// Waits for the next event in any async runtime; `None` after the cluster has ended.
+    /// Dropping the future loses no event.
+    pub async fn recv_async(&mut self) -> Option<Event> {
+        std::future::poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    /// Polls for the next event, for futures and streams of a program.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.mailbox.poll_take(context)
+    }
 }
 
 impl Iterator for Events {
@@ -143,14 +152,6 @@ impl Iterator for Events {
     /// Waits for the next event; none comes after the cluster has ended.
     fn next(&mut self) -> Option<Event> {
         self.mailbox.wait(None).item()
-    }
-}
-
-impl Stream for Events {
-    type Item = Event;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.mailbox.poll_take(context)
     }
 }
 

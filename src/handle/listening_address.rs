@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn addresses_are_told_as_node_does() {
         let told = |bound: &str, transport| {
-            let address = ListeningAddress::new(bound, transport, ListenerId(0), false);
+            let address = ListeningAddress::new(bound, transport, ListenerId::new(0), false);
             assert_eq!(address.to_string(), bound);
             (address.address, address.port, address.kind)
         };

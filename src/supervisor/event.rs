@@ -1,13 +1,10 @@
 //! The events of a supervisor, and their subscribers.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
 use std::sync::mpsc::TryRecvError;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-use futures_core::Stream;
 
 use crate::sync::mailbox::{Item, Mailbox};
 use crate::sys::waker::Waker;
@@ -127,7 +124,8 @@ pub enum SupervisorEvent {
     },
 }
 
-/// The events of a supervisor: a blocking iterator, and a stream for any async runtime.
+/// The events of a supervisor: a blocking iterator, and [`recv_async`](Self::recv_async) for any
+/// async runtime.
 ///
 /// It starts at the subscription and ends with the supervisor. A subscriber that is 16,384 events
 /// or messages of 64 MiB behind is cut off: its events end there.
@@ -192,6 +190,17 @@ impl SupervisorEvents {
     pub fn try_recv(&mut self) -> std::result::Result<SupervisorEvent, TryRecvError> {
         self.mailbox.try_take().or_empty()
     }
+
+    /// Waits for the next event in any async runtime; `None` after the supervisor has ended.
+    /// Dropping the future loses no event.
+    pub async fn recv_async(&mut self) -> Option<SupervisorEvent> {
+        std::future::poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    /// Polls for the next event, for futures and streams of a program.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<SupervisorEvent>> {
+        self.mailbox.poll_take(context)
+    }
 }
 
 impl Iterator for SupervisorEvents {
@@ -200,14 +209,6 @@ impl Iterator for SupervisorEvents {
     /// Waits for the next event; none comes after the supervisor has ended.
     fn next(&mut self) -> Option<SupervisorEvent> {
         self.mailbox.wait(None).item()
-    }
-}
-
-impl Stream for SupervisorEvents {
-    type Item = SupervisorEvent;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SupervisorEvent>> {
-        self.mailbox.poll_take(context)
     }
 }
 

@@ -14,14 +14,12 @@ mod shared;
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_core::Stream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
@@ -62,8 +60,8 @@ pub struct Worker {
     shared: Arc<Shared>,
 }
 
-/// Messages from the primary (Node: `process.on('message')`): a blocking iterator, and a stream for
-/// any async runtime.
+/// Messages from the primary (Node: `process.on('message')`): a blocking iterator, and
+/// [`recv_async`](Self::recv_async) for any async runtime.
 ///
 /// Includes messages that arrived before it was created. Several instances share the messages: each
 /// message goes to one of them. At the bound (16,384 messages or 64 MiB) the worker stops reading
@@ -408,6 +406,17 @@ impl Messages {
     pub fn try_recv(&mut self) -> std::result::Result<Message, TryRecvError> {
         self.mailbox.try_take().or_empty()
     }
+
+    /// Waits for the next message in any async runtime; `None` after the channel has ended.
+    /// Dropping the future loses no message.
+    pub async fn recv_async(&mut self) -> Option<Message> {
+        std::future::poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    /// Polls for the next message, for futures and streams of a program.
+    pub fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.mailbox.poll_take(context)
+    }
 }
 
 impl Iterator for Messages {
@@ -416,14 +425,6 @@ impl Iterator for Messages {
     /// Waits for the next message; `None` after the channel has ended.
     fn next(&mut self) -> Option<Message> {
         self.mailbox.wait(None).item()
-    }
-}
-
-impl Stream for Messages {
-    type Item = Message;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
-        self.mailbox.poll_take(context)
     }
 }
 

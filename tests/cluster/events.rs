@@ -1,11 +1,8 @@
 //! The events of a primary, their order, and the ways to receive them.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError, channel};
 
 use clusterlb::{AddressKind, Ending, Event, ForkOptions};
-use futures_core::Stream as _;
 
 use crate::puppet::{BRIEF, Order, Reply, Service};
 use crate::stage::{PATIENCE, Stage, ask};
@@ -13,7 +10,7 @@ use crate::trials;
 
 trials!(
     a_life_is_told_in_order,
-    callbacks_iterator_and_stream_tell_the_same,
+    callbacks_threads_and_tasks_are_told_the_same,
     a_callback_may_fork,
     events_of_one_worker_are_its_own,
     events_end_with_the_cluster,
@@ -56,18 +53,18 @@ fn a_life_is_told_in_order() {
     assert!(!worker.is_connected() && worker.is_dead());
 }
 
-fn callbacks_iterator_and_stream_tell_the_same() {
+fn callbacks_threads_and_tasks_are_told_the_same() {
     let mut stage = Stage::new();
     let (told, heard) = channel();
     let tell = move |event| told.send(name(&event)).expect("the test listens");
     stage.cluster.on(tell).expect("a thread");
     let iterator = stage.cluster.events().expect("descriptors");
-    let mut stream = stage.cluster.events().expect("descriptors");
-    let streaming = std::thread::spawn(move || {
+    let mut events = stage.cluster.events().expect("descriptors");
+    let awaiting = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
             let mut names = Vec::new();
-            while let Some(event) = poll_fn(|task| Pin::new(&mut stream).poll_next(task)).await {
+            while let Some(event) = events.recv_async().await {
                 names.push(name(&event));
             }
             names
@@ -78,7 +75,7 @@ fn callbacks_iterator_and_stream_tell_the_same() {
     stage.end();
     let iterated: Vec<&str> = iterator.map(|event| name(&event)).collect();
     assert_eq!(iterated, ["fork", "online", "message", "disconnect", "exit"]);
-    assert_eq!(streaming.join().expect("it does not panic"), iterated);
+    assert_eq!(awaiting.join().expect("it does not panic"), iterated);
     assert_eq!(heard.iter().collect::<Vec<_>>(), iterated, "and the callback's thread has ended");
 }
 

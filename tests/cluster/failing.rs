@@ -3,14 +3,12 @@
 //! The failures come from code of the program that runs on these threads: a waker, a scheduler.
 
 use std::net::TcpListener;
-use std::pin::Pin;
 use std::task::Context;
 use std::thread;
 use std::time::Duration;
 
 use clusterlb::{Cluster, Completion, Ending, Event, Events};
 use clusterlb_schedule::{Client, Loads, Scheduler, SchedulerFactory};
-use futures_core::Stream as _;
 
 use crate::puppet::{Order, Reply, Service};
 use crate::stage::{ON_PURPOSE, PATIENCE, Stage, eventually, is_alive, kept, until_refused};
@@ -30,7 +28,7 @@ trials!(
 fn arm(cluster: &Cluster) -> Events {
     let mut events = cluster.events().expect("descriptors");
     let waker = bomb();
-    let polled = Pin::new(&mut events).poll_next(&mut Context::from_waker(&waker));
+    let polled = events.poll_recv(&mut Context::from_waker(&waker));
     assert!(polled.is_pending());
     events
 }

@@ -10,7 +10,6 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use clusterlb::{BindFuture, ListenOptions, Listener, Transport, Worker};
-use futures_core::Stream as _;
 use serde::{Deserialize, Serialize};
 
 use crate::puppet::Reply;
@@ -100,7 +99,7 @@ pub(crate) fn perform(worker: &Worker, trick: Trick, last: &mut Vec<Last>) -> Op
         }
         Trick::LoseHearing => {
             let mut messages = worker.messages();
-            let polled = Pin::new(&mut messages).poll_next(&mut Context::from_waker(&bomb()));
+            let polled = messages.poll_recv(&mut Context::from_waker(&bomb()));
             assert!(polled.is_pending(), "no reply has come");
         }
         Trick::PanicWhenLost { address } => {

@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use super::wait::PATIENCE;
 use super::{BACKLOG, Bench, CREDITS, FIRST, FirstOfAll, OPTIONS, scheduling};
 
-const SECOND: ListenerId = ListenerId(1);
+const SECOND: ListenerId = ListenerId::new(1);
 
 /// Two listeners and two workers: both serve the first listener, the second worker alone serves the
 /// second.
@@ -30,8 +30,8 @@ fn unequal(engine: EngineKind, scheduling: SchedulerConfig) -> (Bench, String) {
     let added = added.map(|(id, listener)| Command::AddListener { id, listener });
     let [address, other] = addresses;
     let mut bench = Bench::open(engine, scheduling, 0, address, added.into());
-    bench.attach_to(Slot(0), &[FIRST]);
-    bench.attach_to(Slot(1), &[FIRST, SECOND]);
+    bench.attach_to(Slot::new(0), &[FIRST]);
+    bench.attach_to(Slot::new(1), &[FIRST, SECOND]);
     (bench, other)
 }
 
@@ -73,7 +73,7 @@ fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: E
     let scheduling =
         SchedulerConfig { unserved_limit_ns: Some(50_000_000), ..scheduling(|| FirstOfAll) };
     let (mut bench, other) = unequal(engine, scheduling);
-    bench.command(Command::Reap { slot: Slot(1) });
+    bench.command(Command::Reap { slot: Slot::new(1) });
     assert!(matches!(bench.report(), Report::Reaped { .. }));
     bench.inboxes.remove(1);
     let mut lost = connect_to(&other, 5);
@@ -86,7 +86,7 @@ fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: E
     let clients = bench.connect(1);
     bench.expect(&[1]);
     std::thread::sleep(2 * limit);
-    bench.attach_to(Slot(2), &[FIRST, SECOND]);
+    bench.attach_to(Slot::new(2), &[FIRST, SECOND]);
     let later = connect_to(&other, 1);
     bench.expect(&[1, 1]);
     let totals = bench.end();

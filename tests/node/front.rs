@@ -207,7 +207,7 @@ impl Front {
             hangs: 0,
             folder,
         };
-        for (id, listener) in (0..).map(ListenerId).zip(listeners) {
+        for (id, listener) in (0..).map(ListenerId::new).zip(listeners) {
             front.command(Command::AddListener { id, listener });
         }
         front.command(Command::Open);
@@ -264,7 +264,7 @@ impl Front {
     pub(crate) fn fork(&mut self, setup: &Setup, servers: usize) -> usize {
         let place = self.workers.len();
         let id = WorkerId::new(u32::try_from(place).expect("few workers") + 1);
-        let slot = Slot(u16::try_from(place).expect("few workers"));
+        let slot = Slot::new(u16::try_from(place).expect("few workers"));
         let (channel, theirs) = fdpass::stream_pair().expect("a pair");
         let (sender, receiver) = fdpass::packet_pair().expect("a pair");
         fdpass::bound_send_buffer(sender.as_fd(), data_path::CHANNEL_BYTES).expect("a bound");
@@ -404,14 +404,14 @@ impl Front {
             Place::Unix(path) if self.unix_address() == format!("unix:{path}") => TCP_LISTENERS,
             Place::Inherited(number) => usize::try_from(*number).expect("not negative"),
             Place::Udp { .. } => {
-                let listener = ListenerId(u16::MAX);
+                let listener = ListenerId::new(u16::MAX);
                 let socket = self.udp.try_clone().expect("a duplicate");
                 return (Answer::Share { listener, datagram: true }, Some(socket.into()));
             }
             _ => return (Answer::Fail(Errno::EADDRNOTAVAIL), None),
         };
         let name = self.addresses[place].parse::<SocketAddr>().ok();
-        let listener = ListenerId(u16::try_from(place).expect("few listeners"));
+        let listener = ListenerId::new(u16::try_from(place).expect("few listeners"));
         if self.shares {
             let socket = self.sockets[place].try_clone().expect("a duplicate");
             return (Answer::Share { listener, datagram: false }, Some(socket));

@@ -129,7 +129,7 @@ impl World {
         for (slot, worker) in self.workers.iter().enumerate() {
             let sound = worker.alive && !worker.stopped && !worker.lies && !worker.leaving;
             let id = u16::try_from(slot).expect("few workers");
-            let suspected = self.front.roster.is_suspected(Slot(id));
+            let suspected = self.front.roster.is_suspected(Slot::new(id));
             assert!(!(sound && suspected), "worker {slot} stays suspected");
         }
     }

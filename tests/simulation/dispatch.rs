@@ -19,7 +19,7 @@ impl World {
         self.front.queue.begin_round();
         while let Some(turn) = self.front.queue.next_turn() {
             let connection = *self.front.queue.first(turn).expect("a turn has a first one");
-            let listener = ListenerId(self.stories[connection].listener);
+            let listener = ListenerId::new(self.stories[connection].listener);
             // Eleven clients, so that some return.
             let client = Client(connection as u64 % 11);
             let roster = &mut self.front.roster;
@@ -36,7 +36,7 @@ impl World {
     }
 
     pub(super) fn queue_up(&mut self, connection: Connection) {
-        let listener = ListenerId(self.stories[connection].listener);
+        let listener = ListenerId::new(self.stories[connection].listener);
         self.front.queue.push(listener, connection).expect("listeners stay");
     }
 
@@ -92,7 +92,7 @@ impl World {
     pub(super) fn control_intake(&mut self) {
         for _ in 0..2 {
             let mut short = Vec::new();
-            for listener in (0..self.plan.listeners).map(ListenerId) {
+            for listener in (0..self.plan.listeners).map(ListenerId::new) {
                 let takes = self.front.roster.has_room(listener);
                 let waits = self.front.queue.len_of(listener) > 0;
                 if (waits || !takes) && (takes || self.front.roster.is_served(listener)) {
@@ -122,7 +122,7 @@ impl World {
     /// With an armed accept if every worker serves the listener; otherwise one by one, up to the
     /// room of those that do.
     fn accept_from(&mut self, listener: ListenerId, accepts: bool) {
-        let place = usize::from(listener.0);
+        let place = listener.index();
         let by_ring = accepts && self.front.roster.is_served_by_all(listener);
         self.front.accepting[place] = by_ring;
         self.front.watched[place] = false;

@@ -95,7 +95,7 @@ impl Link {
 impl Front {
     pub(crate) fn new(roster: Roster, listeners: u16) -> Self {
         let mut queue = Intake::default();
-        (0..listeners).map(ListenerId).for_each(|listener| queue.add_listener(listener));
+        (0..listeners).map(ListenerId::new).for_each(|listener| queue.add_listener(listener));
         Self {
             roster,
             queue,
@@ -117,7 +117,7 @@ pub(super) fn narrow(count: usize) -> u32 {
 }
 
 pub(super) fn slot_of(place: usize) -> Slot {
-    Slot(u16::try_from(place).expect("few workers"))
+    Slot::new(u16::try_from(place).expect("few workers"))
 }
 
 impl World {
@@ -192,7 +192,7 @@ impl World {
                 self.links[slot] = Some(Link { generation, ..Link::default() });
                 self.front.roster.attach(slot_of(slot), now_ns);
                 for listener in self.plan.served_by(slot) {
-                    self.front.roster.join(slot_of(slot), ListenerId(listener));
+                    self.front.roster.join(slot_of(slot), ListenerId::new(listener));
                 }
             }
             Notice::Retire(slot, life) => {
@@ -244,12 +244,12 @@ impl World {
         for connection in connections.into_iter().rev() {
             self.stories[connection].place = Place::Queue;
             self.stories[connection].returns += 1;
-            let listener = ListenerId(self.stories[connection].listener);
+            let listener = ListenerId::new(self.stories[connection].listener);
             self.front.queue.push_front(listener, connection).expect("listeners stay");
         }
         for listener in 0..self.plan.listeners {
             let own = batch.iter().filter(|one| self.stories[**one].listener == listener).count();
-            let first = self.front.queue.iter_of(ListenerId(listener)).take(own);
+            let first = self.front.queue.iter_of(ListenerId::new(listener)).take(own);
             let sorted = first.is_sorted_by_key(|one| self.stories[*one].given);
             assert!(sorted, "connections came back in another order than they were given");
         }

@@ -68,7 +68,7 @@ pub fn append(payload: &mut Vec<u8>, record: Record) {
         begin(payload);
     }
     payload.extend_from_slice(&record.accepted_ns.to_le_bytes());
-    payload.extend_from_slice(&record.listener.0.to_le_bytes());
+    payload.extend_from_slice(&record.listener.get().to_le_bytes());
     payload.extend_from_slice(&[0; 6]);
     let count = (payload.len() - HEADER_BYTES) / RECORD_BYTES;
     let count = u16::try_from(count).expect("a message has few sockets");
@@ -86,7 +86,7 @@ pub fn records(payload: &[u8]) -> Option<impl ExactSizeIterator<Item = Record> +
     }
     Some(rest.chunks_exact(RECORD_BYTES).map(|record| Record {
         accepted_ns: u64::from_le_bytes(record[..8].try_into().expect("eight bytes")),
-        listener: ListenerId(u16::from_le_bytes([record[8], record[9]])),
+        listener: ListenerId::new(u16::from_le_bytes([record[8], record[9]])),
     }))
 }
 
@@ -111,7 +111,7 @@ mod tests {
         ) {
             let entries: Vec<Record> = entries
                 .into_iter()
-                .map(|(accepted_ns, id)| Record { accepted_ns, listener: ListenerId(id) })
+                .map(|(accepted_ns, id)| Record { accepted_ns, listener: ListenerId::new(id) })
                 .collect();
             let mut payload = Vec::new();
             entries.iter().for_each(|record| append(&mut payload, *record));
@@ -123,7 +123,7 @@ mod tests {
         fn only_a_message_without_records_is_a_probe(count in 0usize..3) {
             let mut payload = Vec::new();
             begin(&mut payload);
-            let record = Record { listener: ListenerId(1), accepted_ns: 2 };
+            let record = Record { listener: ListenerId::new(1), accepted_ns: 2 };
             (0..count).for_each(|_| append(&mut payload, record));
             prop_assert_eq!(is_probe(&payload), count == 0);
             prop_assert!(!is_probe(&ANNOUNCEMENT) && records(&ANNOUNCEMENT).is_none());

@@ -15,12 +15,12 @@ pub struct WorkerId(u32);
 /// so that the rotation keeps its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Slot(pub u16);
+pub struct Slot(u16);
 
 /// A listener of this run, from 0 in the order of `--listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ListenerId(pub u16);
+pub struct ListenerId(u16);
 
 impl WorkerId {
     /// The worker with this number.
@@ -37,6 +37,18 @@ impl WorkerId {
 }
 
 impl Slot {
+    /// The slot with this number.
+    #[must_use]
+    pub const fn new(number: u16) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+
     /// The slot as a position in a table.
     #[must_use]
     pub fn index(self) -> usize {
@@ -45,6 +57,18 @@ impl Slot {
 }
 
 impl ListenerId {
+    /// The listener with this number.
+    #[must_use]
+    pub const fn new(number: u16) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+
     /// The listener as a position in a table.
     #[must_use]
     pub fn index(self) -> usize {

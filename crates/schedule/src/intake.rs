@@ -236,14 +236,14 @@ mod tests {
 
     use super::*;
 
-    const LISTENERS: [ListenerId; 3] = [ListenerId(7), ListenerId(2), ListenerId(9)];
+    const LISTENERS: [ListenerId; 3] = [ListenerId::new(7), ListenerId::new(2), ListenerId::new(9)];
 
     fn intake(counts: [usize; 3]) -> Intake<(u16, usize)> {
         let mut intake = Intake::default();
         for (listener, count) in LISTENERS.into_iter().zip(counts) {
             intake.add_listener(listener);
             for number in 0..count {
-                intake.push(listener, (listener.0, number)).expect("it is there");
+                intake.push(listener, (listener.get(), number)).expect("it is there");
             }
         }
         intake
@@ -275,29 +275,29 @@ mod tests {
     fn a_listener_without_workers_holds_up_itself_alone() {
         let mut intake = intake([2, 2, 0]);
         assert_eq!(round(&mut intake, &[7]), [(2, 0), (2, 1)]);
-        assert_eq!((intake.len(), intake.len_of(ListenerId(7))), (2, 2));
-        intake.push_front(ListenerId(7), (7, 9)).expect("it is there");
+        assert_eq!((intake.len(), intake.len_of(ListenerId::new(7))), (2, 2));
+        intake.push_front(ListenerId::new(7), (7, 9)).expect("it is there");
         assert_eq!(round(&mut intake, &[]), [(7, 9), (7, 0), (7, 1)]);
     }
 
     #[test]
     fn what_waits_for_a_listener_that_goes_is_counted() {
         let mut intake = intake([2, 3, 1]);
-        assert_eq!(intake.remove_listener(ListenerId(2), 5), 3);
-        assert_eq!(intake.push(ListenerId(2), (2, 0)), Err((2, 0)));
-        assert_eq!((intake.len(), intake.drain(ListenerId(7)), intake.len()), (3, 2, 1));
+        assert_eq!(intake.remove_listener(ListenerId::new(2), 5), 3);
+        assert_eq!(intake.push(ListenerId::new(2), (2, 0)), Err((2, 0)));
+        assert_eq!((intake.len(), intake.drain(ListenerId::new(7)), intake.len()), (3, 2, 1));
         assert_eq!(round(&mut intake, &[]), [(9, 0)]);
     }
 
     #[test]
     fn pauses_are_summed_up_over_listeners() {
         let mut intake = intake([0, 0, 0]);
-        intake.note_pause(ListenerId(7), true, 10);
-        intake.note_pause(ListenerId(7), true, 20);
-        intake.note_pause(ListenerId(2), true, 30);
-        intake.note_pause(ListenerId(7), false, 40);
+        intake.note_pause(ListenerId::new(7), true, 10);
+        intake.note_pause(ListenerId::new(7), true, 20);
+        intake.note_pause(ListenerId::new(2), true, 30);
+        intake.note_pause(ListenerId::new(7), false, 40);
         assert_eq!(intake.pauses(50), (2, 50));
-        intake.remove_listener(ListenerId(2), 60);
+        intake.remove_listener(ListenerId::new(2), 60);
         assert_eq!(intake.pauses(99), (2, 60));
     }
 
@@ -305,12 +305,12 @@ mod tests {
     fn unserved_listeners_are_told_by_their_time() {
         let mut intake = intake([0, 0, 0]);
         assert_eq!(intake.longest_unserved_ns(), None);
-        intake.note_served(ListenerId(2), false, 10);
-        intake.note_served(ListenerId(2), false, 20);
-        intake.note_served(ListenerId(9), false, 30);
-        assert_eq!(intake.unserved_since(20).collect::<Vec<_>>(), [ListenerId(2)]);
+        intake.note_served(ListenerId::new(2), false, 10);
+        intake.note_served(ListenerId::new(2), false, 20);
+        intake.note_served(ListenerId::new(9), false, 30);
+        assert_eq!(intake.unserved_since(20).collect::<Vec<_>>(), [ListenerId::new(2)]);
         assert_eq!(intake.longest_unserved_ns(), Some(10));
-        intake.note_served(ListenerId(2), true, 40);
+        intake.note_served(ListenerId::new(2), true, 40);
         assert_eq!(intake.longest_unserved_ns(), Some(30));
     }
 
@@ -330,8 +330,8 @@ mod tests {
                 let left = |listener: u16| {
                     taken[place + 1..].iter().any(|(other, _)| *other == listener)
                 };
-                let others = LISTENERS.iter().filter(|one| one.0 != pair[0].0);
-                let waits = others.into_iter().any(|one| left(one.0));
+                let others = LISTENERS.iter().filter(|one| one.get() != pair[0].0);
+                let waits = others.into_iter().any(|one| left(one.get()));
                 prop_assert!(pair[0].0 != pair[1].0 || !waits, "{:?}", taken);
             }
         }

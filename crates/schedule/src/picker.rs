@@ -180,7 +180,7 @@ impl Scheduler for Picker {
         self.fit(loads.len());
         let place = self.best(loads, client).or_else(|| self.least_above(loads))?;
         self.cursor = if place + 1 < loads.len() { place + 1 } else { 0 };
-        u16::try_from(place).ok().map(Slot)
+        u16::try_from(place).ok().map(Slot::new)
     }
 
     fn has_room(&self, loads: &Loads) -> bool {

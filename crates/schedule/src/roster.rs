@@ -125,7 +125,7 @@ impl Roster {
             assigned: 0,
             compared_ns: 0,
         };
-        (0..listeners).map(ListenerId).for_each(|listener| roster.add_listener(listener));
+        (0..listeners).map(ListenerId::new).for_each(|listener| roster.add_listener(listener));
         roster
     }
 
@@ -145,7 +145,7 @@ impl Roster {
             Some(place) => self.listeners[place] = Some(chooser),
             None => self.listeners.push(Some(chooser)),
         }
-        let number = usize::from(listener.0);
+        let number = listener.index();
         if number >= self.indices.len() {
             self.indices.resize(number + 1, NOWHERE);
         }
@@ -159,13 +159,13 @@ impl Roster {
         if let Some(chooser) = self.listeners[place].take() {
             self.skips_before.add(&chooser.skips());
         }
-        self.indices[usize::from(listener.0)] = NOWHERE;
+        self.indices[listener.index()] = NOWHERE;
         self.workers.iter_mut().flatten().for_each(|worker| worker.joined.remove(place));
         self.note_uniformity();
     }
 
     fn listener_index(&self, listener: ListenerId) -> Option<usize> {
-        let place = self.indices.get(usize::from(listener.0)).copied()?;
+        let place = self.indices.get(listener.index()).copied()?;
         (place != NOWHERE).then_some(usize::from(place))
     }
 
@@ -317,7 +317,7 @@ impl Roster {
             load.in_flight += 1;
             load.credits = load.credits.saturating_sub(1);
         });
-        u16::try_from(place).ok().map(Slot)
+        u16::try_from(place).ok().map(Slot::new)
     }
 
     /// Whether a worker can take a connection of a listener.

@@ -26,7 +26,7 @@ use crate::id::{ListenerId, Slot};
 /// impl Scheduler for FirstOfAll {
 ///     fn pick(&mut self, loads: &Loads, _: Client) -> Option<Slot> {
 ///         let place = loads.iter().position(WorkerLoad::can_take)?;
-///         u16::try_from(place).ok().map(Slot)
+///         u16::try_from(place).ok().map(Slot::new)
 ///     }
 /// }
 ///
@@ -34,12 +34,12 @@ use crate::id::{ListenerId, Slot};
 /// // `ClusterSettings::scheduling` takes such a configuration; a roster alone needs no machine.
 /// let config = SchedulerConfig { scheduler, ..SchedulerConfig::default() };
 /// let mut roster = Roster::new(Policy::Rr, config, 1);
-/// for slot in [Slot(0), Slot(1)] {
+/// for slot in [Slot::new(0), Slot::new(1)] {
 ///     roster.attach(slot, 0);
-///     roster.join(slot, ListenerId(0));
+///     roster.join(slot, ListenerId::new(0));
 /// }
-/// let picks: Vec<_> = (0..3).map(|_| roster.pick(ListenerId(0), Client::default())).collect();
-/// assert_eq!(picks, [Some(Slot(0)); 3]);
+/// let mut pick = || roster.pick(ListenerId::new(0), Client::default());
+/// assert_eq!([pick(), pick(), pick()], [Some(Slot::new(0)); 3]);
 /// ```
 #[derive(Clone)]
 pub struct SchedulerFactory(Arc<dyn Fn(ListenerId) -> Box<dyn Scheduler> + Send + Sync>);

@@ -369,7 +369,7 @@ fn listener_families(
     counts: &BTreeMap<ListenerId, ListenerCounts>,
 ) {
     let labelled = |text: &mut Exposition, one: &ListenerSnapshot, value: Value| {
-        text.sample(&[("listener", &one.id.0.to_string()), ("address", &one.address)], value);
+        text.sample(&[("listener", &one.id.get().to_string()), ("address", &one.address)], value);
     };
     for (name, field, help) in BY_LISTENER {
         text.family(name, Kind::Counter, help);

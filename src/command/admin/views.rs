@@ -154,7 +154,7 @@ pub(super) struct ListenerView {
 impl ListenerView {
     pub(super) fn new(one: ListenerSnapshot, counts: Option<&ListenerCounts>) -> Self {
         Self {
-            listener: one.id.0,
+            listener: one.id.get(),
             address: one.address,
             workers: one.workers,
             backlog: one.waiting,

@@ -170,7 +170,7 @@ mod tests {
                 let word = match granted >> sequence & 1 {
                     1 => ToWorker::Listening {
                         sequence,
-                        listener: ListenerId(3),
+                        listener: ListenerId::new(3),
                         address: "unix:@a".into(),
                     },
                     _ => ToWorker::ListenFailed { sequence, step: "bind".into(), errno: 13 },

@@ -150,7 +150,7 @@ mod tests {
         let mut payload = Vec::new();
         handoff::begin(&mut payload);
         for accepted_ns in 0..records as u64 {
-            handoff::append(&mut payload, Record { listener: ListenerId(1), accepted_ns });
+            handoff::append(&mut payload, Record { listener: ListenerId::new(1), accepted_ns });
         }
         payload
     }

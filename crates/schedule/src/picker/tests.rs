@@ -73,7 +73,7 @@ fn pick(picker: &mut Picker, loads: &[WorkerLoad], client: Client) -> Option<Slo
 
 fn picks(picker: &mut Picker, loads: &[WorkerLoad], count: usize) -> Vec<u16> {
     let loads = row(loads);
-    (0..count).filter_map(|_| picker.pick(&loads, EVERYBODY)).map(|slot| slot.0).collect()
+    (0..count).filter_map(|_| picker.pick(&loads, EVERYBODY)).map(|slot| slot.get()).collect()
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn each_stage_counts_whom_it_passed_over() {
         WorkerLoad::ready(4),
         ready,
     ];
-    assert_eq!(pick(&mut picker, &loads, EVERYBODY), Some(Slot(7)));
+    assert_eq!(pick(&mut picker, &loads, EVERYBODY), Some(Slot::new(7)));
     let expected = Skips {
         dead: 1,
         hung: 1,
@@ -132,8 +132,8 @@ fn a_worker_at_its_limit_comes_back_a_little_below_it() {
     assert_eq!(pick(&mut picker, &[WorkerLoad::ready(100)], EVERYBODY), None);
     assert_eq!(pick(&mut picker, &[WorkerLoad::ready(95)], EVERYBODY), None);
     assert!(!picker.has_room(&row(&[WorkerLoad::ready(95)])));
-    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(90)], EVERYBODY), Some(Slot(0)));
-    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(95)], EVERYBODY), Some(Slot(0)));
+    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(90)], EVERYBODY), Some(Slot::new(0)));
+    assert_eq!(pick(&mut picker, &[WorkerLoad::ready(95)], EVERYBODY), Some(Slot::new(0)));
 }
 
 #[test]
@@ -142,7 +142,10 @@ fn a_small_limit_is_left_with_the_first_connection_that_ends() {
         let limits = Limits { inflight_max: Some(limit), overload_factor: OverloadFactor::Off };
         let mut picker = Picker::new(Policy::Rr, limits);
         assert_eq!(pick(&mut picker, &[WorkerLoad::ready(limit)], EVERYBODY), None);
-        assert_eq!(pick(&mut picker, &[WorkerLoad::ready(limit - 1)], EVERYBODY), Some(Slot(0)));
+        assert_eq!(
+            pick(&mut picker, &[WorkerLoad::ready(limit - 1)], EVERYBODY),
+            Some(Slot::new(0))
+        );
     }
 }
 
@@ -166,7 +169,7 @@ fn a_client_stays_with_its_worker_and_only_the_clients_of_a_lost_one_move() {
         assert_eq!(pick(&mut picker, &loads, client), Some(home));
         homes[home.index()] += 1;
         let other = pick(&mut picker, &without_three, client).expect("seven are ready");
-        assert!(home == other || home == Slot(3));
+        assert!(home == other || home == Slot::new(3));
     }
     assert!(homes.iter().all(|count| (80..180).contains(count)), "{homes:?}");
 }
@@ -194,7 +197,7 @@ fn one_queue_gives_to_idle_workers_and_waits_without_any() {
     assert!(!picker.has_room(&row(&loads)));
     let limits = Limits { inflight_max: Some(2), ..Limits::default() };
     let mut picker = Picker::new(Policy::Central, limits);
-    assert_eq!(pick(&mut picker, &loads, EVERYBODY), Some(Slot(0)), "another limit holds");
+    assert_eq!(pick(&mut picker, &loads, EVERYBODY), Some(Slot::new(0)), "another limit holds");
 }
 
 #[test]
@@ -224,8 +227,8 @@ fn a_slow_worker_gets_something_when_the_fastest_has_sixteen() {
     let mut picker = Picker::new(Policy::Fastest, Limits::default());
     let fast = |in_flight| WorkerLoad { usual_us: 1_000, ..WorkerLoad::ready(in_flight) };
     let slow = WorkerLoad { usual_us: u32::MAX, ..WorkerLoad::ready(0) };
-    assert_eq!(pick(&mut picker, &[fast(9), slow], EVERYBODY), Some(Slot(0)));
-    assert_eq!(pick(&mut picker, &[fast(16), slow], EVERYBODY), Some(Slot(1)));
+    assert_eq!(pick(&mut picker, &[fast(9), slow], EVERYBODY), Some(Slot::new(0)));
+    assert_eq!(pick(&mut picker, &[fast(16), slow], EVERYBODY), Some(Slot::new(1)));
 }
 
 #[test]

@@ -217,7 +217,7 @@ impl Roster {
             conduct.peers_ns = peers.usual_ns;
             let is_slow = usual_ns > peers.usual_ns * AS_LONG && conduct.fails_no_more(now_ns);
             if conduct.is_outlier && is_slow && normal.is_none() {
-                normal = u16::try_from(place).ok().map(|slot| (Slot(slot), conduct.clear()));
+                normal = u16::try_from(place).ok().map(|slot| (Slot::new(slot), conduct.clear()));
             }
         }
         normal

@@ -23,7 +23,7 @@ impl Roster {
                 worker.suspected = true;
                 worker.probes += 1;
                 self.loads.change(place, |load| load.hung = true);
-                return u16::try_from(place).ok().map(Slot);
+                return u16::try_from(place).ok().map(Slot::new);
             }
         }
         None

@@ -38,7 +38,7 @@ impl Roster {
                 && worker.is_at_work()
                 && self.has_idle(&worker.joined)
         });
-        found.and_then(|place| u16::try_from(place).ok()).map(Slot)
+        found.and_then(|place| u16::try_from(place).ok()).map(Slot::new)
     }
 
     /// An idle worker of a listener for the connection. The choice is counted at once.

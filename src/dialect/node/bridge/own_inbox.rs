@@ -35,7 +35,7 @@ impl NodeWorker {
             return self.fail("the worker gave back what is no connection".into());
         }
         let SentBack { listener, accepted_ns, .. } = connection;
-        let record = Record { listener: ListenerId(listener), accepted_ns };
+        let record = Record { listener: ListenerId::new(listener), accepted_ns };
         self.returning.push(ConnectionId(self.held.insert(Held { socket, record })));
     }
 

@@ -297,7 +297,7 @@ impl Session {
             return false;
         }
         let (key, sequence) = (self.listens.new_key(), self.next_sequence());
-        let mark = |listener: &ListenerId| self.marks.then_some(listener.0);
+        let mark = |listener: &ListenerId| self.marks.then_some(listener.get());
         match answer {
             Answer::Fail(errno) => self.decline(&key, to, data, *errno),
             Answer::HandOver { listener, name } => {

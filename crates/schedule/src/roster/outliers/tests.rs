@@ -12,7 +12,7 @@ use crate::{Client, Sample, SchedulerConfig};
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000 * US;
-const FIRST: ListenerId = ListenerId(0);
+const FIRST: ListenerId = ListenerId::new(0);
 
 #[derive(Clone, Copy, Debug)]
 struct Model {
@@ -97,7 +97,7 @@ impl Model {
 
     /// Shares of the time after `from_ns`, until `until_ns`.
     fn run(self, from_ns: u64, until_ns: u64) -> Outcome {
-        let slots: Vec<Slot> = (0..).map(Slot).take(self.workers).collect();
+        let slots: Vec<Slot> = (0..).map(Slot::new).take(self.workers).collect();
         let mut roster = self.roster(&slots);
         let mut workers: Vec<Worker> = slots.iter().map(|_| Worker::default()).collect();
         let mut outcome = Outcome { shares: vec![0; self.workers], ..Outcome::default() };
@@ -132,7 +132,7 @@ impl Model {
             looks.retain(|slot| match roster.look(*slot) {
                 Look::Pending => true,
                 look => {
-                    let answers = slot.0 > 0 || self.first_answers || now_ns >= self.mended_ns;
+                    let answers = slot.get() > 0 || self.first_answers || now_ns >= self.mended_ns;
                     let known = (look == Look::Finished).then_some(answers);
                     let judgement = roster.end_look(*slot, known, now_ns);
                     outcome.judgements.extend(judgement.map(|one| (*slot, one)));
@@ -160,7 +160,7 @@ impl Model {
     }
 }
 
-const OUTLIER: (Slot, Judgement) = (Slot(0), Judgement::Outlier { ejected_ns: None });
+const OUTLIER: (Slot, Judgement) = (Slot::new(0), Judgement::Outlier { ejected_ns: None });
 
 #[test]
 fn a_worker_that_closes_at_once_attracts_at_most_its_share() {
@@ -192,7 +192,7 @@ fn an_outlier_that_is_mended_gets_its_share_again() {
         let model = Model { mended_ns: 5_000 * MS, first_ns: 20 * US, first_answers, ..MODEL };
         let outcome = model.run(8_000 * MS, 16_000 * MS);
         let expected: &[_] =
-            if first_answers { &[] } else { &[OUTLIER, (Slot(0), Judgement::Normal)] };
+            if first_answers { &[] } else { &[OUTLIER, (Slot::new(0), Judgement::Normal)] };
         assert_eq!(outcome.judgements, expected);
         assert!((outcome.first_percent() - 33.3).abs() < 1.0, "{outcome:?}");
     }
@@ -203,7 +203,7 @@ fn an_ejected_outlier_gets_a_trial_after_each_time_and_longer_times() {
     let model = Model { eject_ns: Some(1_000 * MS), ..MODEL };
     let outcome = model.run(500 * MS, 10_000 * MS);
     let times = outcome.judgements.iter().map(|(slot, judgement)| match judgement {
-        Judgement::Outlier { ejected_ns: Some(ejected_ns) } => (slot.0, ejected_ns / MS),
+        Judgement::Outlier { ejected_ns: Some(ejected_ns) } => (slot.get(), ejected_ns / MS),
         other => panic!("{other:?}"),
     });
     assert_eq!(times.collect::<Vec<_>>(), [1, 2, 3, 4].map(|one| (0, one * 1_000)));
@@ -217,35 +217,35 @@ fn of_two_workers_one_stays_and_an_only_one_is_needed() {
     assert!(outcome.first_percent() < 20.0, "{outcome:?}");
     let config = SchedulerConfig { eject_outliers_ns: Some(1_000 * MS), ..Default::default() };
     let mut roster = Roster::new(Policy::Rr, config, 1);
-    for slot in [Slot(0), Slot(1)] {
+    for slot in [Slot::new(0), Slot::new(1)] {
         roster.attach(slot, 0);
         roster.join(slot, FIRST);
     }
     for _ in 0..STREAK {
-        roster.end_look(Slot(0), Some(false), MS);
+        roster.end_look(Slot::new(0), Some(false), MS);
     }
-    assert!(!roster.may_eject(Slot(1), MS), "it is the last");
-    roster.observe(Slot(0), Sample::default(), MS);
+    assert!(!roster.may_eject(Slot::new(1), MS), "it is the last");
+    roster.observe(Slot::new(0), Sample::default(), MS);
     let hung = |roster: &Roster| [0, 1].map(|place: usize| roster.loads()[place].hung);
     assert_eq!(hung(&roster), [true, false]);
-    roster.bury(Slot(1));
+    roster.bury(Slot::new(1));
     assert!(!hung(&roster)[0] && roster.has_room(FIRST));
 }
 
 #[test]
 fn what_comes_back_says_nothing() {
     let mut roster = Roster::new(Policy::Rr, SchedulerConfig::default(), 1);
-    roster.attach(Slot(0), 0);
-    roster.join(Slot(0), FIRST);
-    assert_eq!(roster.look(Slot(0)), Look::Void);
+    roster.attach(Slot::new(0), 0);
+    roster.join(Slot::new(0), FIRST);
+    assert_eq!(roster.look(Slot::new(0)), Look::Void);
     roster.workers[0].as_mut().expect("it is there").conduct.is_suspicious = true;
-    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot(0)));
-    assert!(roster.begin_look(Slot(0), PAUSE_NS));
-    assert!(!roster.begin_look(Slot(0), 3 * PAUSE_NS), "one at a time");
-    assert_eq!(roster.look(Slot(0)), Look::Pending);
-    roster.taken_back(Slot(0), 1);
-    assert_eq!(roster.look(Slot(0)), Look::Void);
-    assert_eq!(roster.end_look(Slot(0), None, PAUSE_NS), None);
+    assert_eq!(roster.pick(FIRST, Client::default()), Some(Slot::new(0)));
+    assert!(roster.begin_look(Slot::new(0), PAUSE_NS));
+    assert!(!roster.begin_look(Slot::new(0), 3 * PAUSE_NS), "one at a time");
+    assert_eq!(roster.look(Slot::new(0)), Look::Pending);
+    roster.taken_back(Slot::new(0), 1);
+    assert_eq!(roster.look(Slot::new(0)), Look::Void);
+    assert_eq!(roster.end_look(Slot::new(0), None, PAUSE_NS), None);
 }
 
 proptest! {

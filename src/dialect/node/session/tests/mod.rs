@@ -9,7 +9,7 @@ use super::super::codec::{Decoder, SocketKind};
 use super::*;
 
 const MILLISECOND: u64 = 1_000_000;
-const LISTENER: ListenerId = ListenerId(3);
+const LISTENER: ListenerId = ListenerId::new(3);
 
 fn session(window: WindowRule) -> Session {
     Session::new(Serialization::Json, window)
@@ -157,7 +157,7 @@ fn a_worker_that_refuses_rests_longer_each_time() {
 #[test]
 fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
     let (mut session, first) = listening(WindowRule::Fixed(4));
-    let second = listen(&mut session, ListenerId(4));
+    let second = listen(&mut session, ListenerId::new(4));
     assert_ne!(first, second);
     let sequence = give(&mut session, 0, 0);
     let close = json!({ "cmd": "NODE_CLUSTER", "act": "close", "key": first, "seq": 5 });
@@ -167,7 +167,7 @@ fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
     assert_eq!(done(&mut session), [Done::Told(Event::Left(LISTENER)), Done::Refused(0)]);
     assert_eq!(session.backoff_until_ns(0), None);
     assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
-    assert!(session.hand_over(ConnectionId(1), ListenerId(4), 0));
+    assert!(session.hand_over(ConnectionId(1), ListenerId::new(4), 0));
     // Another request for the same listener creates another server.
     assert!(![first, second].contains(&listen(&mut session, LISTENER)));
     assert!(session.serves(LISTENER));
@@ -372,7 +372,7 @@ fn nothing_follows_a_descriptor_that_may_lie_across_the_end_of_a_read() {
     give(&mut session, 2, 0);
     assert_eq!(session.room(0), 0, "but nothing may follow it");
     say(&mut session, &query(1, 4), 0);
-    let share = Answer::Share { listener: ListenerId(9), datagram: false };
+    let share = Answer::Share { listener: ListenerId::new(9), datagram: false };
     assert!(session.answer(QueryId(2), &share, &Value::Null));
     assert!(!done(&mut session).iter().any(|one| matches!(one, Done::Sent(..))), "nor an answer");
     say(&mut session, &arrived(), 0);
