@@ -12,7 +12,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use clusterlb_protocol::handoff::{self, Record};
+use clusterlb_protocol::handoff_layout::{self, Record};
 use clusterlb_schedule::id::ListenerId;
 use clusterlb_sys::engine::{Engine, EngineKind, Event, Key, OutgoingMessage, RingShape};
 use clusterlb_sys::fdpass;
@@ -90,7 +90,7 @@ impl Bench {
             let mut message = self.spare.pop().unwrap_or_default();
             for socket in sockets.by_ref().take(batch) {
                 let record = Record { listener: ListenerId::new(0), accepted_ns: 1 };
-                handoff::append(message.payload_mut(), record);
+                handoff_layout::append(message.payload_mut(), record);
                 message.push(socket).expect("a batch fits into a message");
             }
             self.sending.send_message(KEY, self.sender.as_fd(), message);
@@ -132,7 +132,7 @@ impl Bench {
                 let opened =
                     self.receiving.open_message(sealed, &mut self.payload, &mut self.descriptors);
                 assert!(!opened.truncated, "descriptors are left");
-                let records = handoff::records(&self.payload).expect("a message of ours");
+                let records = handoff_layout::records(&self.payload).expect("a message of ours");
                 assert_eq!(records.len(), self.descriptors.len());
                 left -= self.descriptors.len();
                 for socket in self.descriptors.drain(..) {

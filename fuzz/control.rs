@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 
 use clusterlb_protocol::control::{ToPrimary, ToWorker, halves};
-use clusterlb_protocol::handoff;
+use clusterlb_protocol::handoff_layout;
 use serde::de::DeserializeOwned;
 
 /// Bytes per write. A socket has room for them, and a frame may be longer.
@@ -16,7 +16,7 @@ const PIECE_BYTES: usize = 32 * 1024;
 pub(crate) fn control(bytes: &[u8]) {
     assert_eq!(frames::<ToPrimary>(bytes, PIECE_BYTES), frames::<ToPrimary>(bytes, 7));
     assert_eq!(frames::<ToWorker>(bytes, PIECE_BYTES), frames::<ToWorker>(bytes, 5));
-    if let Some(records) = handoff::records(bytes) {
+    if let Some(records) = handoff_layout::records(bytes) {
         assert!(records.count() <= bytes.len());
     }
 }

@@ -11,7 +11,7 @@ use crate::handle::Event;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::message::Message;
 use crate::protocol::control::{Body, Received, ToPrimary, ToWorker};
-use crate::protocol::handoff::Record;
+use crate::protocol::handoff_layout::Record;
 use crate::sys::peer;
 
 impl ControlPlane {

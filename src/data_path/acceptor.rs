@@ -14,7 +14,7 @@ use crate::sys::engine::{Engine, Key, Outcome};
 use crate::sys::listener::Listener;
 use crate::sys::{backlog, limits};
 
-use super::link::Mark;
+use super::handoff::Mark;
 
 /// Connections stolen from one queue at once. The next check takes more.
 const STOLEN_A_LOOK_MAX: usize = 512;

@@ -4,11 +4,11 @@
 
 use nix::errno::Errno;
 
-use super::link::{self, Accepted};
+use super::handoff::{self, Accepted};
 use super::messages::Returned;
 use super::{CROWDED_NS, DataPath, Report, SPARE_MESSAGES_MAX};
 use crate::id::Slot;
-use crate::protocol::handoff;
+use crate::protocol::handoff_layout;
 use crate::schedule::Refusal;
 use crate::sys::engine::{Key, Outcome, OutgoingMessage};
 
@@ -41,8 +41,8 @@ impl DataPath {
     }
 
     fn refused(&mut self, slot: Slot, message: &mut OutgoingMessage, errno: Errno) {
-        let is_probe = handoff::is_probe(message.payload());
-        let returned = link::unpack(message);
+        let is_probe = handoff_layout::is_probe(message.payload());
+        let returned = handoff::unpack(message);
         if is_probe {
             self.roster.probe_failed(slot);
         }

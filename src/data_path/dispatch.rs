@@ -3,7 +3,7 @@
 //! Owns the promise that listeners do not wait for each other: each is accepted from, paused and
 //! dispatched separately.
 
-use super::link::Accepted;
+use super::handoff::Accepted;
 use super::{DataPath, Stage};
 use crate::id::{ListenerId, Slot};
 use crate::protocol::scoreboard::Wake;

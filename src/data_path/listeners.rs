@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::acceptor::Acceptor;
-use super::link::Mark;
+use super::handoff::Mark;
 use super::{DataPath, Report};
 use crate::id::{ListenerId, Slot};
 use crate::sys::listener::Listener;

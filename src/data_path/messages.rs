@@ -10,7 +10,7 @@ use crate::sys::waker::Waker;
 use super::{ClusterCounts, LiveCounts, NewLink};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
-use crate::protocol::handoff::Record;
+use crate::protocol::handoff_layout::Record;
 use crate::protocol::scoreboard::Counters;
 use crate::schedule::{Policy, SchedulerConfig};
 use crate::sys::listener::Listener;

@@ -8,7 +8,7 @@ mod acceptor;
 mod cluster_counts;
 mod completions;
 mod dispatch;
-mod link;
+mod handoff;
 mod listener_counts;
 mod listeners;
 mod live_counts;
@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::error::Result;
 use crate::id::{ListenerId, Slot};
-use crate::protocol::handoff::Record;
+use crate::protocol::handoff_layout::Record;
 use crate::schedule::{Client, Coalescing, Intake, Policy, Roster, SchedulerConfig};
 use crate::sys::clock::{self, monotonic_ns};
 use crate::sys::engine::{Engine, EngineKind, Event, Key, RingShape};
@@ -31,9 +31,9 @@ use crate::sys::limits;
 use crate::sys::peer;
 use acceptor::Acceptor;
 pub use cluster_counts::ClusterCounts;
-use link::SpareMessages;
-use link::{Accepted, Link};
-pub use link::{CHANNEL_BYTES, NewLink};
+use handoff::SpareMessages;
+use handoff::{Accepted, Link};
+pub use handoff::{CHANNEL_BYTES, NewLink};
 pub use listener_counts::ListenerCounts;
 use listener_counts::ListenerTable;
 use listeners::Departure;
@@ -306,7 +306,7 @@ impl DataPath {
                 self.heed_watch();
                 self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
             }
-            Event::Ready { key, .. } => match link::woken_link(key) {
+            Event::Ready { key, .. } => match handoff::woken_link(key) {
                 Some(key) => self.heed_wake(key),
                 None => self.revive(key),
             },

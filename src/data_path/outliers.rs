@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::link::Accepted;
+use super::handoff::Accepted;
 use super::{DataPath, Report};
 use crate::id::Slot;
 use crate::schedule::{Judgement, Look};

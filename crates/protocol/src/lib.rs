@@ -2,7 +2,7 @@
 //!
 //! * [`environment`]: the variables and descriptors that a worker inherits.
 //! * [`control`]: framed messages over a stream socket, with descriptors attached.
-//! * [`handoff`]: the layout of a message with accepted sockets.
+//! * [`handoff_layout`]: the layout of a message with accepted sockets.
 //! * [`scoreboard`]: the page of counters that the primary and one worker map.
 //! * [`latency`]: the time from accept to claim.
 //! * [`worker_end`]: what every worker does on its side, without a loop.
@@ -14,7 +14,7 @@
 
 pub mod control;
 pub mod environment;
-pub mod handoff;
+pub mod handoff_layout;
 pub mod latency;
 pub mod scoreboard;
 pub mod worker_end;

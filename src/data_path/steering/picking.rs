@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::{Port, is_able};
 use crate::data_path::DataPath;
 use crate::data_path::acceptor::Acceptor;
-use crate::data_path::link::Link;
+use crate::data_path::handoff::Link;
 use crate::id::Slot;
 use crate::protocol::scoreboard::KERNEL_LAYOUT;
 use crate::schedule::Change;

@@ -7,8 +7,8 @@ use super::super::interval::{Comparison, Interval, Verdict};
 use super::super::summary::Comparisons;
 use super::super::trial::{Outcome, Record};
 use super::bench_text::{headings, legend, objection_lines, rows};
-use super::html::{environment, figure, page, paragraph, table, table_with_keys, warnings};
 use super::matrix_page::{connection_bars, to_f64};
+use super::page_parts::{environment, figure, page, paragraph, table, table_with_keys, warnings};
 use super::table::{digits, time};
 
 /// The page of a comparison.
@@ -20,7 +20,7 @@ pub fn bench(report: &Report) -> String {
     body += &format!(
         "<p class=\"faint\">{}; {} workers, {} rounds of {:?} after {:?} of warm-up, targets \
          taking turns; {:.0} s in all</p>\n",
-        super::html::escaped(&targets.join(", ")),
+        super::page_parts::escaped(&targets.join(", ")),
         settings.workers,
         report.repeats,
         settings.duration,
@@ -47,7 +47,9 @@ pub fn bench(report: &Report) -> String {
     let against = objection_lines(&report.trials);
     if !against.is_empty() {
         body += "<h2>What speaks against trials</h2>\n";
-        body.extend(against.iter().map(|line| format!("<p>{}</p>\n", super::html::escaped(line))));
+        body.extend(
+            against.iter().map(|line| format!("<p>{}</p>\n", super::page_parts::escaped(line))),
+        );
     }
     body += &environment(&report.environment);
     page("clusterlb: servers compared", &body)
@@ -56,8 +58,8 @@ pub fn bench(report: &Report) -> String {
 fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
     let mut text = format!(
         "<h2>{}</h2>\n<p>{}.</p>\n",
-        super::html::escaped(&scenario.scenario.to_string()),
-        super::html::escaped(&scenario.description)
+        super::page_parts::escaped(&scenario.scenario.to_string()),
+        super::page_parts::escaped(&scenario.description)
     );
     text += &tables(&headings(scenario).collect::<Vec<_>>(), &rows(scenario));
     text += &warnings(&scenario.cautions);

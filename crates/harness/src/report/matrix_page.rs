@@ -3,7 +3,7 @@
 use super::super::chart::{Bar, HeatMap, HeatRow, bars, heat_map};
 use super::super::imbalance;
 use super::super::matrix::{Case, Cell, SHARE_CALLED_OUT};
-use super::html::{environment, figure, page, paragraph, table, warnings};
+use super::page_parts::{environment, figure, page, paragraph, table, warnings};
 use super::table::time;
 use super::text::{amount, column_headings, problems};
 
@@ -170,7 +170,7 @@ fn case_table(report: &imbalance::Report, column: usize) -> String {
     }
     let headings = CASE_HEADINGS.into_iter().enumerate().filter(|(place, _)| shown(place));
     let headings = headings.map(|(_, heading)| heading);
-    let name = super::html::escaped(&report.loads[column].name);
+    let name = super::page_parts::escaped(&report.loads[column].name);
     format!("<h3>{name}</h3>\n{}", table(headings, rows))
 }
 

@@ -6,8 +6,9 @@
 pub mod bench_page;
 pub mod bench_text;
 pub mod csv;
-pub mod html;
+
 pub mod matrix_page;
+pub mod page_parts;
 
 pub mod table;
 pub mod text;

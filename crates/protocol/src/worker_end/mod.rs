@@ -17,7 +17,7 @@ pub use pace::{ClaimPace, SLOW_TURN_NS, is_slow_turn};
 
 use crate::control::LatencySummary;
 use crate::error::Result;
-use crate::handoff::{self, Record};
+use crate::handoff_layout::{self, Record};
 use crate::latency::HandoffLatency;
 use crate::scoreboard::{Statistic, WorkerPage};
 use crate::sys::waker::Waker;
@@ -51,7 +51,7 @@ impl WorkerEnd {
         sockets: usize,
         now_ns: u64,
     ) -> impl Iterator<Item = Record> + use<'a> {
-        let records = handoff::records(payload);
+        let records = handoff_layout::records(payload);
         let promised = records.as_ref().map_or(0, ExactSizeIterator::len);
         let kept = promised.min(sockets);
         match promised.max(sockets) {
@@ -148,9 +148,12 @@ mod tests {
 
     fn message(records: usize) -> Vec<u8> {
         let mut payload = Vec::new();
-        handoff::begin(&mut payload);
+        handoff_layout::begin(&mut payload);
         for accepted_ns in 0..records as u64 {
-            handoff::append(&mut payload, Record { listener: ListenerId::new(1), accepted_ns });
+            handoff_layout::append(
+                &mut payload,
+                Record { listener: ListenerId::new(1), accepted_ns },
+            );
         }
         payload
     }

@@ -22,7 +22,7 @@ use super::{HOLD_NS, UNREAD_BYTES_MAX};
 use crate::data_path::Command;
 use crate::error::Result;
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::protocol::handoff::{self, Record};
+use crate::protocol::handoff_layout::{self, Record};
 use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass;
@@ -418,9 +418,9 @@ impl NodeWorker {
                 return false;
             }
         };
-        let records = handoff::records(&payload[..bytes]);
+        let records = handoff_layout::records(&payload[..bytes]);
         let count = records.as_ref().map_or(0, ExactSizeIterator::len);
-        if handoff::is_probe(&payload[..bytes]) {
+        if handoff_layout::is_probe(&payload[..bytes]) {
             self.page.answer_probe();
             self.touched = true;
         }

@@ -7,7 +7,7 @@ use super::super::codec::SentBack;
 use super::super::session::ConnectionId;
 use super::node_worker::{Held, NodeWorker};
 use crate::id::ListenerId;
-use crate::protocol::handoff::Record;
+use crate::protocol::handoff_layout::Record;
 use crate::protocol::scoreboard::Statistic;
 use crate::sys::peer;
 

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::protocol::handoff::EVEN_LAYOUT;
+use crate::protocol::handoff_layout::EVEN_LAYOUT;
 use crate::protocol::scoreboard::PROGRAM_LAYOUT;
 
 const PARTS: &str = concat!(

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::protocol::handoff::{self, Record};
+use crate::protocol::handoff_layout::{self, Record};
 use crate::protocol::scoreboard::{Counters, PrimaryPage, Wake};
 use crate::schedule::Client;
 use crate::sys::engine::{Engine, Key, OutgoingMessage, PAYLOAD_BYTES_MAX};
@@ -152,11 +152,11 @@ impl Link {
         if self.sockets_max == 1 && !self.announced {
             self.announced = true;
             if let Some(sender) = &self.sender {
-                ring.remark(sender.as_fd(), &handoff::ANNOUNCEMENT);
+                ring.remark(sender.as_fd(), &handoff_layout::ANNOUNCEMENT);
             }
         }
         let message = self.outbox.get_or_insert_with(|| spare.pop().unwrap_or_default());
-        handoff::append(message.payload_mut(), accepted.record);
+        handoff_layout::append(message.payload_mut(), accepted.record);
         message.push(accepted.socket).expect("a full message has been sent before");
         if message.descriptors() >= self.sockets_max { self.flush(ring) } else { 0 }
     }
@@ -183,8 +183,8 @@ impl Link {
         debug_assert!(self.outbox.is_none(), "what is being filled is sent when its turn ends");
         let mut message = spare.pop().unwrap_or_default();
         match self.sockets_max {
-            1 => handoff::begin_evenly(message.payload_mut()),
-            _ => handoff::begin(message.payload_mut()),
+            1 => handoff_layout::begin_evenly(message.payload_mut()),
+            _ => handoff_layout::begin(message.payload_mut()),
         }
         self.outbox = Some(message);
         self.flush(ring);
@@ -259,7 +259,7 @@ impl Link {
         loop {
             match fdpass::receive(self.receiver.as_fd(), &mut payload, &mut descriptors) {
                 Ok(arrival) if arrival.bytes > 0 => {
-                    if let Some(records) = handoff::records(&payload[..arrival.bytes]) {
+                    if let Some(records) = handoff_layout::records(&payload[..arrival.bytes]) {
                         promised += records.len();
                         let pairs = descriptors.drain(..).zip(records);
                         taken.extend(pairs.map(|(socket, record)| Accepted::again(socket, record)));
@@ -290,7 +290,7 @@ pub(super) fn woken_link(key: Key) -> Option<Key> {
 /// Returns the sockets of a message that was not delivered.
 pub(super) fn unpack(message: &mut OutgoingMessage) -> Vec<Accepted> {
     let records: Vec<Record> =
-        handoff::records(message.payload()).map(Iterator::collect).unwrap_or_default();
+        handoff_layout::records(message.payload()).map(Iterator::collect).unwrap_or_default();
     let sockets = message.drain();
     sockets.zip(records).map(|(socket, record)| Accepted::again(socket, record)).collect()
 }
