@@ -1,14 +1,12 @@
 //! TLS against a real server of the same library: certificates, names, resumption, failures.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
-use common::{
+use crate::common::{
     Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request,
     read_whole_request,
 };

@@ -3,8 +3,6 @@
 //! Servers run on threads of the test, listen on port 0 and end with it. The test says what they
 //! do to a connection; what they have seen is counted here.
 
-#![allow(dead_code, reason = "every test file uses its own part of this")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddrV4, TcpListener, TcpStream};

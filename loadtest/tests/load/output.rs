@@ -1,12 +1,10 @@
 //! Results: JSON, table, CSV, histogram log; and that an interruption loses none of them.
 
-mod common;
-
 use std::fs::File;
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{Directory, Server, command, complaints, good, hello, http, run, sleep_ms};
+use crate::common::{Directory, Server, command, complaints, good, hello, http, run, sleep_ms};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};

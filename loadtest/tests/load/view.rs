@@ -1,13 +1,11 @@
 //! The live view: drawn on a terminal, absent elsewhere and with `--quiet`.
 
-mod common;
-
 use std::fs::File;
 use std::io::Read;
 use std::process::Stdio;
 use std::thread;
 
-use common::{Server, command, hello, http};
+use crate::common::{Server, command, hello, http};
 use nix::pty::{Winsize, openpty};
 
 /// What the command draws on a terminal of 100 columns.

@@ -1,8 +1,6 @@
 //! Exit codes for scripts: conditions on the results, and answers that are all errors.
 
-mod common;
-
-use common::{Server, complaints, good, hello, http, report, run, status};
+use crate::common::{Server, complaints, good, hello, http, report, run, status};
 
 #[test]
 fn conditions_that_are_met_leave_the_exit_code_alone() {

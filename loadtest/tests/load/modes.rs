@@ -1,10 +1,10 @@
 //! What travels over the connections, as the server sees it: modes, reuse, sources, endings.
 
-mod common;
-
 use std::sync::atomic::Ordering;
 
-use common::{Server, UnixServer, await_that, echo, good, hello, http, lacking, write};
+use crate::common::{
+    self, Server, UnixServer, await_that, echo, good, hello, http, lacking, read_request, write,
+};
 
 #[test]
 fn a_connection_per_request_is_the_default() {
@@ -75,7 +75,7 @@ fn bodies_are_sent_and_large_answers_read() {
 #[test]
 fn an_answer_may_end_with_the_connection() {
     let server = Server::start(|mut stream, seen| {
-        common::read_request(&mut std::io::BufReader::new(stream.twin()), seen);
+        read_request(&mut std::io::BufReader::new(stream.twin()), seen);
         write(&mut *stream, "HTTP/1.0 200 OK\r\n\r\nuntil the end");
     });
     let report = good(&format!("-n 10 -c 2 {}", server.address));

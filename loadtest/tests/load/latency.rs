@@ -3,12 +3,10 @@
 //! All bounds are from below. A busy machine can only add to a latency, so no bound here can be
 //! broken by noise.
 
-mod common;
-
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use common::{Server, good, hello, http, report, sleep_ms, write};
+use crate::common::{Server, good, hello, http, report, sleep_ms, write};
 
 #[test]
 fn a_known_delay_is_reported_as_that_delay() {

@@ -1,14 +1,12 @@
 //! What a server receives: paths, queries, headers, methods, bodies, users, and several URLs.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::BufReader;
 use std::net::{Ipv6Addr, TcpListener};
 use std::process::Command;
 use std::thread;
 
-use common::{
+use crate::common::{
     Directory, Seen, Server, UnixServer, good, hello, http, lacking, read_request, report, status,
     write,
 };

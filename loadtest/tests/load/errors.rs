@@ -1,11 +1,9 @@
 //! Targets that fail and arguments that are refused: one clear line each, and the right exit code.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::net::ToSocketAddrs;
 
-use common::{
+use crate::common::{
     Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request, report,
     run, sleep_ms, write,
 };
