@@ -1,29 +1,56 @@
-//! The CPU quota of the cgroup.
+//! The CPU quota and memory limit of the cgroup.
 //!
 //! Owns finding this process's cgroup files, in both versions of the interface and in any number of
-//! mounts. Never fails: a missing file means no quota.
+//! mounts. Never fails: a missing file means no limit.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-/// The smallest quota between this process's cgroup and the root, in every hierarchy and mount,
-/// since every level applies.
+/// The smallest quota of the cgroups that this process is in.
 pub(super) fn quota_milli_cpus(root: &Path) -> Option<u64> {
+    least(root, "cpu", |level, unified| match unified {
+        true => unified_quota(&fs::read_to_string(level.join("cpu.max")).ok()?),
+        false => share(
+            read_number(&level.join("cpu.cfs_quota_us"))?,
+            read_number(&level.join("cpu.cfs_period_us"))?,
+        ),
+    })
+}
+
+/// The smallest limit of memory of the cgroups that this process is in.
+pub(super) fn memory_limit_bytes(root: &Path) -> Option<u64> {
+    least(root, "memory", |level, unified| {
+        read_number(&level.join(if unified { "memory.max" } else { "memory.limit_in_bytes" }))
+    })
+}
+
+/// Reads a limit in a cgroup's directory; whether the hierarchy is of the unified version.
+type Read = fn(&Path, bool) -> Option<u64>;
+
+/// The smallest limit between this process's cgroup and the root, in every hierarchy and mount that
+/// has the controller, since every level applies.
+fn least(root: &Path, controller: &str, read: Read) -> Option<u64> {
     let own = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
     let hierarchies = own.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
         let unified = controllers.is_empty();
-        let counts = unified || controllers.split(',').any(|name| name == "cpu");
+        let counts = unified || controllers.split(',').any(|name| name == controller);
         counts.then_some((unified, path))
     });
     hierarchies
         .filter_map(|(unified, path)| {
-            let mounts = mounts.lines().filter_map(|line| cgroup_mount(line, unified));
-            hierarchy_quota(root, unified, path, &mounts.collect::<Vec<_>>())
+            let mounts = mounts.lines().filter_map(|line| {
+                cgroup_mount(line, if unified { None } else { Some(controller) })
+            });
+            let mounts = mounts.collect::<Vec<_>>();
+            directories(root, path, &mounts)
+                .into_iter()
+                .filter_map(|(top, below)| least_upwards(&top, below, |level| read(level, unified)))
+                .min()
         })
         .min()
 }
@@ -44,13 +71,14 @@ impl CgroupMount {
     }
 }
 
-fn cgroup_mount(line: &str, unified: bool) -> Option<CgroupMount> {
+/// The mount of a line of mountinfo, if it has the controller, or is unified for `None`.
+fn cgroup_mount(line: &str, controller: Option<&str>) -> Option<CgroupMount> {
     let (place, kind) = line.split_once(" - ")?;
     let mut kind = kind.split(' ');
     let (filesystem, options) = (kind.next()?, kind.nth(1)?);
-    let found = match unified {
-        true => filesystem == "cgroup2",
-        false => filesystem == "cgroup" && options.split(',').any(|name| name == "cpu"),
+    let found = match controller {
+        None => filesystem == "cgroup2",
+        Some(name) => filesystem == "cgroup" && options.split(',').any(|option| option == name),
     };
     let mut place = place.split(' ').skip(3);
     let (seen, at) = (place.next()?, place.next()?);
@@ -81,7 +109,8 @@ fn unescape(text: &str) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-fn hierarchy_quota(root: &Path, unified: bool, path: &str, mounts: &[CgroupMount]) -> Option<u64> {
+/// For each mount, its directory, and the path of this process's cgroup below it.
+fn directories<'a>(root: &Path, path: &'a str, mounts: &[CgroupMount]) -> Vec<(PathBuf, &'a str)> {
     let inside = mounts.iter().filter_map(|mount| Some((mount, mount.below(path)?)));
     let mut seen: Vec<(&CgroupMount, &str)> = inside.collect();
     if seen.is_empty() {
@@ -89,23 +118,14 @@ fn hierarchy_quota(root: &Path, unified: bool, path: &str, mounts: &[CgroupMount
         // part: then a mount point is its cgroup.
         seen = mounts.iter().map(|mount| (mount, "")).collect();
     }
-    seen.into_iter()
-        .filter_map(|(mount, below)| least_quota(&root.join(&mount.at), unified, below))
-        .min()
+    seen.into_iter().map(|(mount, below)| (root.join(&mount.at), below)).collect()
 }
 
-fn least_quota(top: &Path, unified: bool, below: &str) -> Option<u64> {
-    top.join(below)
-        .ancestors()
-        .take_while(|level| level.starts_with(top))
-        .filter_map(|level| match unified {
-            true => unified_quota(&fs::read_to_string(level.join("cpu.max")).ok()?),
-            false => share(
-                read_number(&level.join("cpu.cfs_quota_us"))?,
-                read_number(&level.join("cpu.cfs_period_us"))?,
-            ),
-        })
-        .min()
+/// The smallest limit at or above a cgroup, as far as its hierarchy is mounted.
+fn least_upwards(top: &Path, below: &str, read: impl Fn(&Path) -> Option<u64>) -> Option<u64> {
+    let levels = top.join(below);
+    let levels = levels.ancestors().take_while(|level| level.starts_with(top));
+    levels.filter_map(read).min()
 }
 
 /// The number in a file of one line.
@@ -166,6 +186,24 @@ mod tests {
         let period = ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
         let set = ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "100000\n");
         assert_eq!(quota(&[elsewhere, mounts, period, set]), Some(1000));
+    }
+
+    #[test]
+    fn the_least_limit_of_memory_is_that_of_either_version() {
+        let own = ("proc/self/cgroup", "4:memory:/m\n0::/a\n");
+        let mounts = (
+            "proc/self/mountinfo",
+            "40 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+             41 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+        );
+        let limit = |files: &[(&str, &str)]| memory_limit_bytes(tree(files).path());
+        assert_eq!(limit(&[own, mounts]), None);
+        let older = ("sys/fs/cgroup/memory/m/memory.limit_in_bytes", "104857600\n");
+        assert_eq!(limit(&[own, mounts, older]), Some(100 << 20));
+        let free = ("sys/fs/cgroup/unified/a/memory.max", "max\n");
+        assert_eq!(limit(&[own, mounts, older, free]), Some(100 << 20));
+        let newer = ("sys/fs/cgroup/unified/a/memory.max", "52428800\n");
+        assert_eq!(limit(&[own, mounts, older, newer]), Some(50 << 20));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod descriptors;
 mod environment;
 mod family;
 mod identity;
+mod memory_score;
 mod pipes;
 
 use std::ffi::{CString, OsString};
@@ -32,6 +33,7 @@ pub use descriptors::{copy_above, copy_of, inherited};
 use environment::Block;
 pub use family::{own_program, reap_orphans};
 use identity::Identity;
+use memory_score::MemoryScore;
 use pipes::Pipes;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP`: signals every process in the group that the process leads.
@@ -173,6 +175,7 @@ impl Launch<'_> {
         let mut preparation = Preparation {
             inherited,
             placed,
+            memory_score: MemoryScore::of_worker(),
             identity,
             directory,
             leads: self.own_group,
@@ -205,6 +208,7 @@ impl Launch<'_> {
 struct Preparation {
     inherited: Vec<RawFd>,
     placed: Vec<(RawFd, RawFd)>,
+    memory_score: MemoryScore,
     identity: Identity,
     directory: Option<CString>,
     /// Start a session.
@@ -232,6 +236,7 @@ impl Preparation {
             let result = unsafe { libc::dup2(*descriptor, *number) };
             Errno::result(result)?;
         }
+        self.memory_score.assume();
         self.identity.assume()?;
         if let Some(directory) = &self.directory {
             chdir(directory.as_c_str())?;

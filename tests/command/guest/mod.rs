@@ -1,6 +1,7 @@
 //! The command in unusual environments: it works, or names in one line what is missing.
 
 mod inherited;
+mod memory;
 mod names;
 mod needs;
 mod output;
