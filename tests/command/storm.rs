@@ -1,10 +1,14 @@
-//! The running system in a storm: workers are killed, stopped and continued, descriptors are short,
-//! limits fall, clients are slow or reset while they wait. Connections that no killed worker had
-//! claimed are answered, the counts balance and nothing leaks.
+//! The running system in a storm: two listeners, whose workers are killed, stopped and continued,
+//! descriptors are short, limits fall, clients are slow or reset while they wait. Every client is
+//! answered but those whose connection a killed worker held, one by one; the counts balance and
+//! nothing leaks.
 //!
 //! A seed decides every choice, though not when it takes effect. `CLUSTERLB_SEED` sets another one,
 //! `CLUSTERLB_STORM_SECONDS` a longer storm and `CLUSTERLB_SHORTAGE_SECONDS` a longer one in which
 //! descriptors are short all the time.
+
+mod losses;
+mod unequal;
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd as _;
@@ -22,10 +26,13 @@ use crate::common::{
     Client, Cluster, GET, GET_CLOSE, Launch, PATIENCE, Response, Summary, eventually, get,
     has_program, machine,
 };
+use losses::{Connected, Losses};
 
 /// Clients that send requests without a pause, each on a new connection.
 const CLIENTS: u64 = 12;
 const WORKERS: usize = 4;
+/// Requests before the storm.
+const FIRST: usize = 2 * WORKERS;
 /// Descriptors of each process.
 const DESCRIPTORS: usize = 128;
 /// Connections open at once: more than the primary and all workers could hold even with all their
@@ -45,7 +52,7 @@ struct Outcome {
     answered: AtomicU64,
     /// Reset by the client, perhaps before a worker read it.
     reset: AtomicU64,
-    failed: AtomicU64,
+    losses: Losses,
     over: AtomicBool,
 }
 
@@ -72,8 +79,8 @@ impl Outcome {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Counts an answer or a failure.
-    fn note(&self, answer: std::io::Result<Response>) {
+    /// Counts an answer or a loss.
+    fn note(&self, connected: &Connected, answer: std::io::Result<Response>) {
         match answer {
             Ok(response) => {
                 response.assert_hello();
@@ -84,25 +91,33 @@ impl Outcome {
                 let kind = error.kind();
                 let timed_out = [std::io::ErrorKind::WouldBlock, std::io::ErrorKind::TimedOut];
                 assert!(!timed_out.contains(&kind), "a client was left without any answer");
-                add(&self.failed);
+                self.losses.note(connected, &error);
             }
         }
     }
 
     /// One client of the storm.
-    fn ask_on(&self, address: &str, mut random: Rng) {
+    fn ask_on(&self, addresses: &[String], mut random: Rng) {
         while !self.is_over() {
+            let address = random.choice(addresses).expect("there are addresses");
+            let mut connected = Connected::to(address);
             match random.u8(0..10) {
                 0 => {
-                    let mut client = Client::to(address);
+                    // A worker that is killed at this moment is the first to reset.
                     if random.bool() {
-                        client.send(GET);
+                        let _ = connected.client.try_send(GET);
                     }
-                    client.reset();
+                    connected.client.reset();
                     add(&self.reset);
                 }
-                1 => self.note(slow(address, &mut random)),
-                _ => self.note(get(address)),
+                1 => {
+                    let answer = slow(&mut connected.client, &mut random);
+                    self.note(&connected, answer);
+                }
+                _ => {
+                    let answer = at_once(&mut connected.client);
+                    self.note(&connected, answer);
+                }
             }
             sleep(Duration::from_millis(random.u64(0..8)));
         }
@@ -110,8 +125,7 @@ impl Outcome {
 }
 
 /// A request in two parts with a pause between them.
-fn slow(address: &str, random: &mut Rng) -> std::io::Result<Response> {
-    let mut client = Client::connect(address)?;
+fn slow(client: &mut Client, random: &mut Rng) -> std::io::Result<Response> {
     let (first, rest) = GET_CLOSE.split_at(random.usize(1..GET_CLOSE.len()));
     client.try_send(first)?;
     sleep(Duration::from_millis(random.u64(1..80)));
@@ -119,17 +133,26 @@ fn slow(address: &str, random: &mut Rng) -> std::io::Result<Response> {
     client.try_receive(true)
 }
 
+/// A request, and nothing behind its answer.
+fn at_once(client: &mut Client) -> std::io::Result<Response> {
+    client.try_send(GET_CLOSE)?;
+    let response = client.try_receive(true)?;
+    let rest = client.rest()?;
+    assert!(rest.is_empty(), "{} bytes behind the answer", rest.len());
+    Ok(response)
+}
+
 /// Harms the workers until the storm ends, then makes sure that none stays stopped.
-fn harm(cluster: &Cluster, mut random: Rng, until: Instant) -> u64 {
-    let (mut killed, begun) = (0, Instant::now());
+fn harm(cluster: &Cluster, losses: &Losses, mut random: Rng, until: Instant) {
+    let (addresses, begun) = (cluster.addresses(), Instant::now());
     while Instant::now() < until {
         sleep(Duration::from_millis(random.u64(50..500)));
         let workers = cluster.workers();
         let Some(victim) = random.choice(&workers) else { continue };
         // A slot has ten restarts per minute; more would give it up.
-        if random.u8(0..4) == 0 && killed < 8 * (1 + begun.elapsed().as_secs() / 60) {
-            machine::signal(victim.pid, Signal::SIGKILL);
-            killed += 1;
+        let kills_max = 8 * (1 + begun.elapsed().as_secs() / 60);
+        if random.u8(0..4) == 0 && losses.kills() < kills_max {
+            losses.kill(*victim, &addresses);
             eventually("a successor", || (cluster.workers().len() == WORKERS).then_some(()));
         } else if random.u8(0..4) == 0 {
             // The limit of the primary or a worker falls for a while.
@@ -143,28 +166,30 @@ fn harm(cluster: &Cluster, mut random: Rng, until: Instant) -> u64 {
             machine::signal(victim.pid, Signal::SIGCONT);
         }
     }
-    killed
 }
 
 /// Holds more connections than there are descriptors for until `until`; each served client is
 /// replaced by another. Then closes them.
-fn crowd(address: &str, outcome: &Outcome, until: Instant) {
-    let connect = || {
-        let mut client = Client::to(address);
-        client.send(GET);
-        client
+fn crowd(addresses: &[String], outcome: &Outcome, until: Instant) {
+    let mut turns = addresses.iter().cycle();
+    let mut connect = || {
+        let mut connected = Connected::to(turns.next().expect("there are addresses"));
+        let sent = connected.client.try_send(GET);
+        (connected, sent)
     };
-    let mut clients: VecDeque<Client> = (0..CROWD).map(|_| connect()).collect();
+    let mut clients: VecDeque<_> = (0..CROWD).map(|_| connect()).collect();
     let deadline = until + PATIENCE;
     // A served client makes room only by closing, in any order.
-    while let Some(mut client) = clients.pop_front() {
-        let mut waiting = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
+    while let Some((mut connected, sent)) = clients.pop_front() {
+        let mut waiting = [PollFd::new(connected.client.as_fd(), PollFlags::POLLIN)];
         let heard = poll(&mut waiting, PollTimeout::from(2_u8)).expect("a descriptor to wait for");
         if heard == 0 && Instant::now() < deadline {
-            clients.push_back(client);
+            clients.push_back((connected, sent));
             continue;
         }
-        outcome.note(client.try_receive(true));
+        let answer = sent.and_then(|()| connected.client.try_receive(true));
+        outcome.note(&connected, answer);
+        drop(connected);
         if Instant::now() < until {
             clients.push_back(connect());
         }
@@ -172,15 +197,15 @@ fn crowd(address: &str, outcome: &Outcome, until: Instant) {
 }
 
 /// Crowds for a storm of this length.
-fn crowds(address: &str, outcome: &Outcome, shortage: Shortage, lasts: Duration) {
+fn crowds(addresses: &[String], outcome: &Outcome, shortage: Shortage, lasts: Duration) {
     let until = Instant::now() + lasts;
     if shortage == Shortage::Always {
-        return crowd(address, outcome, until);
+        return crowd(addresses, outcome, until);
     }
     let pause = lasts / 4;
     while Instant::now() + pause < until {
         sleep(pause);
-        crowd(address, outcome, Instant::now() + Duration::from_millis(300));
+        crowd(addresses, outcome, Instant::now() + Duration::from_millis(300));
     }
 }
 
@@ -197,39 +222,49 @@ fn settled(cluster: &Cluster) -> (usize, usize) {
     counts.pop().expect("they were counted")
 }
 
-fn storm(seed: u64, seconds: u64, shortage: Shortage) -> (Summary, Outcome, u64) {
+fn storm(launch: Launch, seed: u64, seconds: u64, shortage: Shortage) {
     println!("this storm: CLUSTERLB_SEED={seed}, {seconds} s, descriptors short: {shortage:?}");
     let script = format!("ulimit -n {DESCRIPTORS} && exec \"$0\" \"$@\"");
-    let launch = Launch::new(&format!("--workers {WORKERS}")).with_defaults();
-    let cluster = launch.under(&["sh", "-c", &script]).start();
-    let address = cluster.address();
-    for _ in 0..2 * WORKERS {
-        get(&address).expect("an answer").assert_hello();
+    let cluster = launch.with_defaults().under(&["sh", "-c", &script]).start();
+    let addresses = cluster.addresses();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    for number in 0..FIRST {
+        get(&addresses[number % 2]).expect("an answer").assert_hello();
     }
     let before = settled(&cluster);
     let mut random = Rng::with_seed(seed);
     let outcome = Outcome::default();
     let lasts = Duration::from_secs(seconds);
     let until = Instant::now() + lasts;
-    let killed = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
             let random = random.fork();
-            let (address, outcome) = (&address, &outcome);
-            scope.spawn(move || outcome.ask_on(address, random));
+            let (addresses, outcome) = (&addresses, &outcome);
+            scope.spawn(move || outcome.ask_on(addresses, random));
         }
-        let crowds = scope.spawn(|| crowds(&address, &outcome, shortage, lasts));
+        let crowds = scope.spawn(|| crowds(&addresses, &outcome, shortage, lasts));
         let end = AtEnd(&outcome);
-        let killed = harm(&cluster, random.fork(), until);
+        harm(&cluster, &outcome.losses, random.fork(), until);
         drop(end);
         crowds.join().expect("no client was left without an answer");
-        killed
     });
     eventually("the workers", || (cluster.workers().len() == WORKERS).then_some(()));
     eventually("everybody to have as few descriptors as before", || {
         let now = settled(&cluster);
         (now.0 == before.0 && now.1 <= before.1).then_some(())
     });
-    (cluster.end(), outcome, killed)
+    assert_answered(&cluster.end(), &outcome);
+}
+
+/// The built-in workers: each serves both addresses.
+fn equal() -> Launch {
+    let launch = Launch::new(&format!("--workers {WORKERS}"));
+    launch.listen("127.0.0.1:0").listen("127.0.0.2:0")
+}
+
+/// Workers of a program: one of them serves the second address alone.
+fn unequal() -> Launch {
+    unequal::launch(&format!("--workers {WORKERS}"))
 }
 
 /// Room for the clients, where limits of running processes can be set.
@@ -237,18 +272,19 @@ fn room() -> Option<Room> {
     if has_program("prlimit") { Room::for_clients(CROWD) } else { None }
 }
 
-/// Fails unless every connection that no killed worker held was answered. `Cluster::end` fails
-/// unless the counts balance and no process is left.
-fn assert_answered(summary: &Summary, outcome: &Outcome, killed: u64) {
-    println!("{killed} killed; {outcome:?}; {summary:?}");
+/// Fails unless every client was answered but those whose connection a killed worker held.
+/// `Cluster::end` fails unless the counts balance and no process is left.
+fn assert_answered(summary: &Summary, outcome: &Outcome) {
+    let losses = &outcome.losses;
+    println!("{} killed; {outcome:?}; {summary:?}", losses.kills());
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     assert!(count(&outcome.answered) > 0 && summary.redispatched > 0, "hardly a storm");
     assert_eq!(summary.dropped, 0, "{summary:#?}");
+    losses.assert_matched(summary);
     // Some aborted ones may have been resets, answered a moment before.
-    assert!(count(&outcome.failed) <= summary.aborted, "{outcome:?}, {summary:#?}");
-    assert!(killed > 0 || summary.aborted == 0, "{summary:#?}");
-    let asked = count(&outcome.answered) + count(&outcome.failed) + count(&outcome.reset);
-    let asked = asked + 2 * WORKERS as u64;
+    assert!(losses.lost() <= summary.aborted, "{outcome:?}, {summary:#?}");
+    assert!(losses.kills() > 0 || summary.aborted == 0, "{summary:#?}");
+    let asked = count(&outcome.answered) + losses.lost() + count(&outcome.reset) + FIRST as u64;
     // A client that resets may be gone before it is accepted.
     assert!(summary.accepted <= asked, "{asked} asked, {summary:#?}");
     assert!(summary.accepted + count(&outcome.reset) >= asked, "{asked} asked, {summary:#?}");
@@ -258,17 +294,24 @@ fn assert_answered(summary: &Summary, outcome: &Outcome, killed: u64) {
 fn a_storm_costs_only_what_killed_workers_had_claimed() {
     let Some(_room) = room() else { return };
     let seconds = number("CLUSTERLB_STORM_SECONDS", 12);
-    let (summary, outcome, killed) =
-        storm(number("CLUSTERLB_SEED", 4), seconds, Shortage::Sometimes);
-    assert_answered(&summary, &outcome, killed);
+    storm(equal(), number("CLUSTERLB_SEED", 4), seconds, Shortage::Sometimes);
+}
+
+#[test]
+fn a_storm_over_unequal_workers_costs_no_more() {
+    let Some(_room) = room() else { return };
+    let seconds = number("CLUSTERLB_STORM_SECONDS", 12);
+    storm(unequal(), number("CLUSTERLB_SEED", 7), seconds, Shortage::Sometimes);
 }
 
 #[test]
 fn a_storm_with_too_few_descriptors_all_the_time_costs_no_more() {
     let Some(_room) = room() else { return };
     let seconds = number("CLUSTERLB_SHORTAGE_SECONDS", 5);
-    let (summary, outcome, killed) = storm(number("CLUSTERLB_SEED", 5), seconds, Shortage::Always);
-    assert_answered(&summary, &outcome, killed);
+    let seed = number("CLUSTERLB_SEED", 5);
+    for launch in [equal(), unequal()] {
+        storm(launch, seed, seconds, Shortage::Always);
+    }
 }
 
 /// Workers serve unequal listeners, and those of one are stopped and killed: clients of the other

@@ -104,6 +104,13 @@ pub(crate) fn holder(pids: &[u32], client_port: u16, server_port: u16) -> u32 {
     holders(pids, &[client_port], server_port)[0]
 }
 
+/// Client ports of the connections to `server_port` whose server's end a process holds.
+pub(crate) fn clients_of(pid: u32, server_port: u16) -> Vec<u16> {
+    let links = links_by_client(server_port);
+    let held = sockets_of(&[pid]);
+    links.into_iter().filter(|(_, link)| held.contains_key(link)).map(|(port, _)| port).collect()
+}
+
 /// Processes by their open sockets.
 fn sockets_of(pids: &[u32]) -> HashMap<String, u32> {
     let mut holders = HashMap::new();
