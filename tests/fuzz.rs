@@ -7,8 +7,12 @@ mod addresses;
 mod checks;
 #[path = "../fuzz/control.rs"]
 mod control;
+#[path = "../fuzz/env_file.rs"]
+mod env_file;
 #[path = "../fuzz/http.rs"]
 mod http;
+#[path = "../fuzz/queries.rs"]
+mod queries;
 
 use std::fs;
 use std::panic::RefUnwindSafe;
@@ -98,4 +102,14 @@ fn frames_of_the_control_channel_are_read_or_refused() {
 #[test]
 fn addresses_are_understood_as_they_are_written_down() {
     run("addresses", addresses::addresses);
+}
+
+#[test]
+fn files_of_variables_are_read_alike_behind_other_lines() {
+    run("env_file", env_file::env_file);
+}
+
+#[test]
+fn requests_to_the_admin_interface_are_understood_or_refused() {
+    run("queries", queries::queries);
 }

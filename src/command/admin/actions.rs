@@ -2,18 +2,18 @@
 //! or failed.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
-use clusterlb::{Completion, Result as ClusterResult, SupervisorHandle, WORKERS_MAX, WorkerId};
+use clusterlb::{Completion, Result as ClusterResult, SupervisorHandle};
 use serde::Deserialize;
 
 use super::Run;
 use super::answers::{Refused, json};
 use super::door::Access;
+use super::query::{grace, worker, workers};
 use super::views::DoneView;
 
 /// The parameters of an action.
@@ -51,42 +51,15 @@ pub(super) async fn drain(
     act(&run, asking, "the run drains, and ends", move |handle| handle.stop(grace)).await
 }
 
-fn grace(text: &str) -> Result<Duration, Refused> {
-    humantime::parse_duration(text).map_err(|error| {
-        Refused::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            format!("grace={text}: {error}"),
-            "write a number and a unit, such as 10s",
-        )
-    })
-}
-
 pub(super) async fn scale(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
     let wish = permitted(asking)?;
     // Held until the number has changed, so two concurrent steps add up.
     let guard = run.scaling.lock().await;
     let now = run.ledger().wanted;
-    let workers = wanted(wish.workers.as_deref().unwrap_or_default(), now)?;
+    let workers = workers(wish.workers.as_deref().unwrap_or_default(), now)?;
     let asked = ask(&run, move |handle| handle.scale(workers)).await?;
     drop(guard);
     finish(asked, &wish, &format!("{workers} workers")).await
-}
-
-/// The requested number of workers: absolute, or relative to the present one. In a query a plus
-/// sign arrives as a space.
-fn wanted(text: &str, now: u16) -> Result<u16, Refused> {
-    let range = format!("write workers=N, from 1 to {WORKERS_MAX}, or a step such as +1 or -1");
-    let wrong = |why: String| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, why, range.clone());
-    if text.is_empty() {
-        return Err(wrong("/scale needs a number of workers".into()));
-    }
-    let text = text.replacen(' ', "+", 1);
-    let number: i64 = text.parse().map_err(|_| wrong(format!("{text} is no number of workers")))?;
-    let is_step = text.starts_with(['+', '-']);
-    let number = if is_step { number.saturating_add(now.into()) } else { number };
-    let fits = u16::try_from(number).ok();
-    let fits = fits.filter(|number| (1..=WORKERS_MAX).contains(&usize::from(*number)));
-    fits.ok_or_else(|| wrong(format!("{number} workers cannot be")))
 }
 
 pub(super) async fn drain_worker(
@@ -117,16 +90,6 @@ pub(super) async fn replace_worker(
     let worker = worker(&id)?;
     let done = format!("worker {worker} is replaced");
     act(&run, asking, &done, move |handle| handle.replace(worker)).await
-}
-
-fn worker(id: &str) -> Result<WorkerId, Refused> {
-    id.parse().map(WorkerId::new).map_err(|_| {
-        Refused::new(
-            StatusCode::NOT_FOUND,
-            format!("there is no worker {id}"),
-            "GET /workers lists those that there are",
-        )
-    })
 }
 
 /// Runs an action, if this client may.
@@ -194,22 +157,5 @@ async fn finish((completion, _permit): Asked, wish: &Wish, done: &str) -> Answer
     match completion.failure() {
         Some(error) => Err(error.into()),
         None => Ok(json(StatusCode::OK, &DoneView { done: done.to_owned() })),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_and_steps_are_understood_and_the_range_is_told() {
-        for (text, workers) in [("3", 3), (" 1", 5), ("+2", 6), ("-1", 3), ("1024", 1024)] {
-            assert_eq!(wanted(text, 4).expect(text), workers);
-        }
-        for text in ["", "0", "1025", "100000", "-4", "many", "99999999999999999999"] {
-            let refused = wanted(text, 4).expect_err(text);
-            assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
-            assert!(refused.view.remedy.contains("from 1 to 1024"), "{refused:?}");
-        }
     }
 }

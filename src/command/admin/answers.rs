@@ -6,6 +6,7 @@ use axum::response::IntoResponse;
 use clusterlb::{Error, ErrorKind};
 use serde::Serialize;
 
+use super::query::Wrong;
 use super::views::RefusedView;
 
 /// An answer in JSON.
@@ -56,6 +57,16 @@ impl From<Error> for Refused {
             _ => error.hint(),
         };
         Self::new(status, error.to_string(), remedy)
+    }
+}
+
+impl From<Wrong> for Refused {
+    fn from(Wrong { is_nowhere, error, remedy }: Wrong) -> Self {
+        let status = match is_nowhere {
+            true => StatusCode::NOT_FOUND,
+            false => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::new(status, error, remedy)
     }
 }
 

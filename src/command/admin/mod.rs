@@ -17,6 +17,7 @@ mod ledger;
 mod metrics;
 mod observed;
 mod policy;
+mod query;
 mod routes;
 mod server;
 mod top;
@@ -28,6 +29,7 @@ use std::time::SystemTime;
 
 use super::addresses::look_up;
 use super::admin_address::AdminAddress;
+use super::values;
 use clusterlb::{Cluster, EngineDecision, Error, Result, SupervisorEvent, SupervisorHandle};
 use clusterlb_sys::error::errno_of;
 use clusterlb_sys::listener::{Listener, OpenOptions};

@@ -1,6 +1,6 @@
 //! `/policy`: how connections are distributed, and which rules can change during a run.
 //!
-//! Owns the names: those of the command line.
+//! Owns the names in the answers; `query.rs` has those in requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,24 +17,8 @@ use super::Run;
 use super::actions::{ending, ensure_permitted};
 use super::answers::{Refused, json};
 use super::door::Access;
+use super::query::{nothing_named, set};
 use super::views::DoneView;
-use crate::command::values::{
-    Switch, coalescing, credits, factor, nanoseconds, switched_time, time,
-};
-
-/// The rules that can change, by their option names.
-const NAMES: [&str; 10] = [
-    "policy",
-    "overload-factor",
-    "max-inflight",
-    "credits",
-    "hang-after",
-    "take-back-after",
-    "unserved-limit",
-    "slow-start",
-    "coalesce",
-    "eject-outliers",
-];
 
 /// The rules of distribution, as `/policy` and `/config` show them.
 pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String, Value> {
@@ -83,7 +67,7 @@ pub(super) async fn change(
 ) -> Result<Response<Body>, Refused> {
     ensure_permitted(access, &fields)?;
     if wishes.is_empty() {
-        return Err(wrong("nothing to change is named".into(), known()));
+        return Err(nothing_named().into());
     }
     let wishes: BTreeMap<String, String> = wishes.into_iter().collect();
     // The lock of the settings is held briefly, but must not block the thread of all clients.
@@ -97,7 +81,7 @@ pub(super) async fn change(
             }
         }
         if let Some(refused) = refused {
-            return Err(refused);
+            return Err(Refused::from(refused));
         }
         run.cluster.reschedule(|now, rules| {
             for (name, value) in &wishes {
@@ -115,52 +99,9 @@ pub(super) async fn change(
     }
 }
 
-fn known() -> String {
-    format!("name some of {}, each with a value as on the command line", NAMES.join(", "))
-}
-
-fn wrong(error: String, remedy: String) -> Refused {
-    Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error, remedy)
-}
-
-/// Changes one of the rules.
-fn set(
-    policy: &mut Policy,
-    rules: &mut SchedulerConfig,
-    name: &str,
-    value: &str,
-) -> Result<(), Refused> {
-    let ns = |switch: Switch<Duration>| switch.0.map(nanoseconds);
-    let done = match name {
-        "policy" => value
-            .parse()
-            .map(|one| *policy = one)
-            .map_err(|error: clusterlb::UnknownName| error.to_string()),
-        "overload-factor" => factor(value).map(|one| rules.limits.overload_factor = one),
-        "max-inflight" => most(value).map(|one| rules.limits.inflight_max = one),
-        "credits" => credits(value).map(|one| rules.credits = one),
-        "hang-after" => switched_time(value).map(|one| rules.hang_after_ns = ns(one)),
-        "take-back-after" => switched_time(value).map(|one| rules.take_back_after_ns = ns(one)),
-        "unserved-limit" => switched_time(value).map(|one| rules.unserved_limit_ns = ns(one)),
-        "slow-start" => time(value).map(|one| rules.slow_start_ns = nanoseconds(one)),
-        "coalesce" => coalescing(value).map(|one| rules.coalesce_ns = ns(one)),
-        "eject-outliers" => switched_time(value).map(|one| rules.eject_outliers_ns = ns(one)),
-        _ => return Err(wrong(format!("{name} cannot change during a run"), known())),
-    };
-    done.map_err(|why| wrong(format!("{name}={value}"), why))
-}
-
-/// A limit, or off.
-fn most(text: &str) -> Result<Option<u32>, String> {
-    match (text, text.parse()) {
-        ("off", _) => Ok(None),
-        (_, Ok(count @ 1..)) => Ok(Some(count)),
-        _ => Err("write off or a number from 1".into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::query::NAMES;
     use super::*;
 
     #[test]
@@ -192,7 +133,7 @@ mod tests {
         ] {
             let (mut policy, mut scheduling) = (Policy::Rr, SchedulerConfig::default());
             let refused = set(&mut policy, &mut scheduling, name, value).expect_err(name);
-            assert!(refused.view.remedy.contains(remedy), "{refused:?}");
+            assert!(refused.remedy.contains(remedy), "{refused:?}");
             assert_eq!((policy, scheduling), (Policy::Rr, SchedulerConfig::default()));
         }
     }

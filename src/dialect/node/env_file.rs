@@ -43,7 +43,7 @@ fn files(options: &[OsString]) -> impl Iterator<Item = &str> {
 }
 
 /// The last value of a name in a text, by Node's rules for such files.
-fn value_in(text: &str, name: &str) -> Option<String> {
+pub(super) fn value_in(text: &str, name: &str) -> Option<String> {
     let mut found = None;
     let mut rest = text.trim_start();
     while !rest.is_empty() {
