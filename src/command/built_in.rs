@@ -77,6 +77,14 @@ pub(super) struct BuiltInArguments {
         hide_short_help = true
     )]
     idle_timeout: Duration,
+
+    /// Allow the primary and the built-in workers only the system calls that they need
+    ///
+    /// A worker that makes another one is ended by SIGSYS and replaced; in the primary the call
+    /// fails with EPERM. Either way a line on standard error names it. Not for a PROGRAM, which
+    /// would have to live with the primary's filter.
+    #[arg(long, help_heading = BUILT_IN, hide_short_help = true)]
+    seccomp: bool,
 }
 
 impl BuiltInArguments {
@@ -89,6 +97,7 @@ impl BuiltInArguments {
             work_seed: self.work_seed,
             header_timeout: self.header_timeout,
             idle_timeout: self.idle_timeout,
+            seccomp: self.seccomp,
         }
     }
 }

@@ -169,7 +169,8 @@ fn in_words(event: &Event) -> Option<String> {
             format!("worker {id}: pid {pid}, {place}")
         }
         Event::Exit { id, pid, code, signal, aborted } => {
-            let how = match (code, signal) {
+            let how = match (code, signal.as_deref()) {
+                (_, Some("SIGSYS")) => "was ended by SIGSYS: seccomp refused a call".to_owned(),
                 (_, Some(signal)) => format!("was ended by {signal}"),
                 (Some(0), None) => return aborted_only(*id, *pid, *aborted),
                 (code, None) => format!("ended with exit code {}", code.unwrap_or(-1)),

@@ -41,6 +41,7 @@ mod program;
 mod recycle;
 mod reloading;
 mod run;
+mod seccomp;
 mod server;
 mod service_manager;
 mod settings;
@@ -223,6 +224,10 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let introduction = introduction(&settings, &plan, &decision, &dispatching);
     let dress = Dress::of(arguments.log_format, arguments.log_file.as_deref());
     let printer = Printer::start(arguments.log_file.clone())?;
+    if settings.serve.seccomp {
+        seccomp::restrict_rings();
+        seccomp::confine_primary()?;
+    }
     let listeners = settings.listen.len();
     let console = Console::new(style, dress, listeners, introduction, printer.clone());
     let forced_by = run::run(&settings, &plan, &decision, &dispatching, passed, console, &printer);
@@ -244,6 +249,9 @@ fn be_worker(settings: &Settings) -> Result<()> {
     limits::raise_descriptor_limit()?;
     if let Some(bytes) = inheritance.ring_bytes {
         ring::limit_locked_bytes(bytes);
+    }
+    if settings.serve.seccomp {
+        seccomp::restrict_rings();
     }
     process::set_name(&format!("clusterlb:{}", inheritance.id));
     server::run(settings, inheritance)

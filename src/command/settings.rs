@@ -190,6 +190,8 @@ pub(super) struct ServeSettings {
     pub header_timeout: Duration,
     /// Time limit of an idle kept connection.
     pub idle_timeout: Duration,
+    /// Primary and workers may make only the system calls that they need.
+    pub seccomp: bool,
 }
 
 impl Settings {
@@ -254,6 +256,12 @@ impl Settings {
             return Err(Error::usage(
                 "--work is done for each request, and only --serve hello has requests",
                 "use --serve hello, or leave --work out",
+            ));
+        }
+        if self.serve.seccomp && self.serve.runtime != Runtime::Ring {
+            return Err(Error::usage(
+                "--seccomp knows the system calls of --runtime ring",
+                "use --runtime ring, or leave --seccomp out",
             ));
         }
         if self.policy == Policy::None {

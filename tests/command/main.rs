@@ -25,6 +25,7 @@ mod outliers;
 mod output;
 mod primary_user;
 mod room;
+mod seccomp;
 mod service_manager;
 mod steal;
 mod storm;

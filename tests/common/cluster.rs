@@ -20,11 +20,14 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_clusterlb");
 
 /// Selects the engine of the command; the whole suite can be run with each.
 pub(crate) const ENGINE_VARIABLE: &str = "CLUSTERLB_ENGINE";
+/// Confines the command and its built-in workers; the suite can be run with it.
+const SECCOMP_VARIABLE: &str = "CLUSTERLB_SECCOMP";
 
 /// Whether these tests run on epoll.
 pub(crate) fn is_epoll() -> bool {
     std::env::var(ENGINE_VARIABLE).is_ok_and(|engine| engine == "epoll")
 }
+
 /// Identifies the run that a process belongs to; workers inherit it.
 const RUN_VARIABLE: &str = "CLUSTERLB_TEST_RUN";
 
@@ -152,6 +155,9 @@ impl Launch {
         }
         if self.needs_ring() {
             command.env_remove(ENGINE_VARIABLE);
+        }
+        if self.is_program() || self.arguments.iter().any(|word| word == "tokio-uring") {
+            command.env_remove(SECCOMP_VARIABLE);
         }
         let child = command
             .env_remove("CLUSTERLB_SCHED_POLICY")
@@ -379,7 +385,8 @@ impl Cluster {
         ended.summary()
     }
 
-    /// Waits for its end, and fails if it leaves a process, a socket file or an unbalanced summary.
+    /// Waits for its end, and fails if it leaves a process, a socket file or an unbalanced summary,
+    /// or if a confined process has made a call that is not listed.
     pub(crate) fn wait(mut self) -> Ended {
         let status = eventually("the primary to end", || self.try_ended());
         if status.signal().is_none() {
@@ -406,6 +413,7 @@ impl Cluster {
             errors: std::mem::take(&mut heard.errors),
         };
         drop(heard);
+        assert!(!ended.errors.contains("--seccomp refuses"), "{ended:?}");
         if ended.events.iter().any(|event| event["event"] == "summary") {
             ended.summary();
         }

@@ -20,6 +20,7 @@
 //! * [`limits`]: descriptor limits and what is left of them.
 //! * [`cpu`]: CPUs, the CPU quota, and pinning.
 //! * [`schedstat`]: how long a process ran, and waited for a CPU.
+//! * `seccomp`: a filter over the system calls of this process.
 //! * [`probe`]: what this kernel's io_uring supports.
 //! * `readiness`: waiting for a descriptor inside a tokio runtime.
 //! * [`waker`]: a descriptor that wakes a waiting thread.
@@ -61,6 +62,8 @@ pub mod process;
 pub mod readiness;
 pub mod resolve;
 pub mod schedstat;
+#[cfg(feature = "seccomp")]
+pub mod seccomp;
 pub mod shared;
 pub mod signal;
 mod signal_number;

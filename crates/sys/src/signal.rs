@@ -103,7 +103,8 @@ impl BlockedSignals {
 }
 
 /// Starts a thread with all signals blocked, so that they are delivered to the thread that waits
-/// for them.
+/// for them. SIGSYS, which a seccomp filter raises in the thread itself, would end the process if
+/// it were blocked.
 ///
 /// # Errors
 /// Too many threads.
@@ -113,7 +114,9 @@ pub fn spawn_without_signals<T: Send + 'static>(
 ) -> Result<JoinHandle<T>> {
     let masked = |errno| Error::system("block signals", errno);
     // The new thread inherits the current mask.
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
+    let mut blocked = SigSet::all();
+    blocked.remove(nix::sys::signal::Signal::SIGSYS);
+    let before = blocked.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(masked)?;
     let thread = thread::Builder::new().name(name.into()).spawn(body);
     before.thread_set_mask().map_err(masked)?;
     thread.map_err(|error| Error::system(format!("start the thread {name}"), errno_of(&error)))

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use clusterlb_sys::signal::Signal;
 
+use crate::command::seccomp::confine_worker;
 use crate::command::settings::{ServeSettings, Settings};
 use accept::AcceptSources;
 use clusterlb::protocol::environment::Inheritance;
@@ -73,7 +74,11 @@ pub(super) fn ring_bytes() -> u64 {
 /// # Errors
 /// The inheritance is incomplete, the machine refuses the engine, or an address cannot be served.
 pub(super) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
+    let engine = inheritance.engine;
     let mut worker = Worker::start(settings, inheritance)?;
+    if settings.serve.seccomp {
+        confine_worker(engine)?;
+    }
     worker.serve()?;
     worker.farewell()
 }

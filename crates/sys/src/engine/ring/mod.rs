@@ -14,6 +14,7 @@ mod operation;
 mod poll;
 mod receive;
 mod receive_message;
+mod restriction;
 mod send;
 mod send_message;
 mod shape;
@@ -37,6 +38,8 @@ use crate::error::{Error, Result, errno_of};
 use crate::probe::{refusal_error, without_hurry};
 use buffers::{BufferGroup, GroupShape};
 use operation::{Operation, Token};
+pub use restriction::restrict_operations;
+use restriction::{restrict, restricts};
 pub use shape::{RingShape, limit_locked_bytes};
 use shape::{group_bytes, locked_bytes_max};
 
@@ -376,7 +379,12 @@ fn build(shape: RingShape) -> io::Result<IoUring> {
         if without_array {
             builder.setup_no_sqarray();
         }
-        builder.build(shape.submissions)
+        if !restricts() {
+            return builder.build(shape.submissions);
+        }
+        let uring = builder.setup_r_disabled().build(shape.submissions)?;
+        restrict(&uring)?;
+        Ok(uring)
     };
     attempt(true).or_else(|error| match errno_of(&error) {
         Errno::EINVAL => attempt(false),
