@@ -3,15 +3,21 @@
 generator of this project.
 
     scripts/compare-wrk.py [--rounds N] [--seconds S] [--clusterlb PATH] [--workers 2,4,8]
-                           [--servers NAMES] [--loads short,kept] [--generators wrk,load]
+                           [--servers NAMES] [--loads short,kept] [--generators wrk,load,rate]
+                           [--rate N]
 
 For each placement (shared: nothing is pinned from outside; split: the server has one CPU and the
 generator another), number of workers, load (short: a connection for each request; kept) and
 generator: requests a second, the 99th percentile and the CPU of the server per request
 (/proc/PID/task/*/schedstat of all its processes), of clusterlb with its defaults, clusterlb with
 --pin over the CPUs it may use, and nginx; --servers names others of the table SERVERS, nginx
-always being one of them. The servers take turns, each round in another order. A figure is the median of the rounds; behind a ratio to nginx, which is the median of the rounds'
-ratios, stand the smallest and the largest.
+always being one of them. The servers take turns, each round in another order. A figure is the
+median of the rounds; behind a ratio to nginx, which is the median of the rounds' ratios, stand the
+smallest and the largest.
+
+wrk and load go as fast as the server lets them; a server that is faster than they are waits more
+often, and each wait costs it. The generator rate starts --rate requests a second, the same for each
+server.
 
 Five rounds take about ten minutes. It needs wrk, nginx and two CPUs; everything runs on the
 loopback. scripts/compare-tail.sh has the tables of the tail.
@@ -68,6 +74,7 @@ def arguments():
     parser.add_argument("--servers", default="default,pinned,nginx")
     parser.add_argument("--loads", default="short,kept")
     parser.add_argument("--generators", default="wrk,load")
+    parser.add_argument("--rate", type=int, default=12000, help="of the generator rate")
     options = parser.parse_args()
     options.servers = options.servers.split(",")
     options.loads = options.loads.split(",")
@@ -171,10 +178,11 @@ def by_wrk(port, load, seconds):
     )
 
 
-def by_load(clusterlb):
+def by_load(clusterlb, rate=None):
     def words(port, load, seconds):
         words = [clusterlb, "load", "--json", "--quiet", "--pin", "none"]
-        words += ["--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
+        how = ["--rate", str(rate), "--connections-max"] if rate else ["--connections"]
+        words += how + [str(CONNECTIONS), "--duration", f"{seconds}s"]
         words += ["--requests-per-connection", "unlimited"] if load == "kept" else []
 
         def read(text):
@@ -243,7 +251,11 @@ def table(results, kinds):
 
 def main():
     options = arguments()
-    generators = {"wrk": by_wrk, "load": by_load(options.clusterlb)}
+    generators = {
+        "wrk": by_wrk,
+        "load": by_load(options.clusterlb),
+        "rate": by_load(options.clusterlb, options.rate),
+    }
     generators = {name: generators[name] for name in options.generators.split(",")}
     results = {}
     print(f"load average {os.getloadavg()[0]:.2f}, CPUs {all_cpus()}, rounds {options.rounds}")
