@@ -282,11 +282,23 @@ impl Cluster {
         self.shared.live_counts.read()
     }
 
-    /// The data path's counts of each listener. Reads memory, asks no thread. Closed listeners are
-    /// not included.
+    /// The counts of each listener. Reads memory, asks no thread. Closed listeners are not
+    /// included.
     #[must_use]
     pub fn listener_counts(&self) -> BTreeMap<ListenerId, ListenerCounts> {
-        self.shared.live_counts.read_listeners()
+        let mut counts = self.shared.live_counts.read_listeners();
+        // Under the policy `none` the workers alone count.
+        let workers_accept = counts.is_empty();
+        for (id, end) in self.registered().by_listener() {
+            if workers_accept || counts.contains_key(&id) {
+                let sum = counts.entry(id).or_default();
+                sum.accepted += end.own;
+                sum.assigned += end.own;
+                sum.finished += end.finished;
+                sum.aborted += end.aborted;
+            }
+        }
+        counts
     }
 
     /// The sum of all workers' counts, including ended ones. Reads memory, as

@@ -103,6 +103,10 @@ impl Listeners {
         self.entries.clear();
     }
 
+    pub(crate) fn contains(&self, id: ListenerId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
     pub(crate) fn get_mut(&mut self, id: ListenerId) -> Option<&mut Entry> {
         self.entries.get_mut(&id)
     }

@@ -280,7 +280,7 @@ impl ControlPlane {
 
     fn heed(&mut self, report: Report) {
         match report {
-            Report::Reaped { slot, counters } => self.bury(slot, counters),
+            Report::Reaped { slot, counters, given } => self.bury(slot, counters, &given),
             Report::Hung { slot, taken_back } => {
                 if let Some(worker) = self.worker_at(slot) {
                     self.tell(Event::Hung { worker, taken_back });
@@ -409,7 +409,7 @@ impl ControlPlane {
         }
         let ended = self.workers.values().filter(|worker_entry| worker_entry.ending.is_some());
         let ended: Vec<_> = ended.map(|one| (one.slot, one.state().counters())).collect();
-        ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters));
+        ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters, &[]));
     }
 
     fn complete_disconnects(&mut self) {

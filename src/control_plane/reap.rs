@@ -11,7 +11,7 @@ use crate::dialect::WorkerDialect;
 use crate::dialect::node::bridge::BridgeRequest;
 use crate::handle::{Event, WorkerCounts, WorkerHandle};
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::protocol::scoreboard::Counters;
+use crate::protocol::scoreboard::{Counters, settle};
 use crate::sys::process::Ending;
 use crate::sys::schedstat;
 
@@ -95,13 +95,13 @@ impl ControlPlane {
             _ => {
                 let counters = worker_entry.state().counters();
                 let slot = worker_entry.slot;
-                self.heed(Report::Reaped { slot, counters });
+                self.heed(Report::Reaped { slot, counters, given: vec![] });
             }
         }
     }
 
     /// Everything that an ended worker left behind has been handled.
-    pub(crate) fn bury(&mut self, slot: Slot, counters: Counters) {
+    pub(crate) fn bury(&mut self, slot: Slot, counters: Counters, given: &[(ListenerId, u64)]) {
         let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
         let Some(ending) = self.workers.get(&id).and_then(|worker_entry| worker_entry.ending)
         else {
@@ -111,9 +111,13 @@ impl ControlPlane {
         self.places[slot.index()] = None;
         let mut registry = self.registry.lock().expect("nothing panics while it holds the workers");
         registry.workers.remove(&id);
-        let living = WorkerCounts::living(counters, &worker_entry.state().view);
+        let view = &worker_entry.state().view;
+        let living = WorkerCounts::living(counters, view);
         let counts = living.ended(worker_entry.handoff, worker_entry.times);
         registry.ended.add(&counts);
+        let shares = view.by_listener(&counters);
+        let present = |id: &ListenerId| self.listeners.contains(*id);
+        registry.count_ended(settle(given, &shares, &counters, living.aborted), present);
         let _ = worker_entry.state().last_counts.set(counts);
         drop(registry);
         let worker: WorkerHandle = worker_entry.handle();

@@ -54,7 +54,7 @@ impl DataPath {
             }
         }
         if let Some(link) = &mut self.links[slot.index()] {
-            link.page.add_returned(u64::from(count));
+            link.count_returned(returned.iter().map(|accepted| accepted.record));
             let refusal = match errno {
                 Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS => {
                     Refusal::Full
@@ -112,7 +112,7 @@ impl DataPath {
         let Some(Some(link)) = self.links.get_mut(slot.index()) else { return };
         let unclaimed = usize::try_from(link.counters().unclaimed()).unwrap_or(usize::MAX);
         sockets.truncate(unclaimed);
-        link.page.add_returned(sockets.len() as u64);
+        link.count_returned(sockets.iter().map(|(_, record)| *record));
         let count = u32::try_from(sockets.len()).expect("bounded by the worker's credits");
         self.roster.sent_back(slot, count);
         // A pausing worker counts as full until its time is over.
@@ -207,12 +207,12 @@ impl DataPath {
                 continue;
             }
             let (taken, promised) = link.take_back();
-            let counters = link.counters();
+            let (counters, given) = (link.counters(), link.given().to_vec());
             link.let_go(&mut self.ring);
             *place = None;
             self.roster.vacate(slot);
             self.rejoin(taken, promised);
-            self.report(Report::Reaped { slot, counters });
+            self.report(Report::Reaped { slot, counters, given });
         }
         self.buried = unfinished;
     }

@@ -6,8 +6,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use crate::id::ListenerId;
 use crate::protocol::handoff_layout::{self, Record};
-use crate::protocol::scoreboard::{Counters, PrimaryPage, Wake};
+use crate::protocol::scoreboard::{Counters, LISTENERS_MAX, PrimaryPage, Wake};
 use crate::schedule::Client;
 use crate::sys::engine::{Engine, Key, OutgoingMessage, PAYLOAD_BYTES_MAX};
 use crate::sys::fdpass::{self, DESCRIPTORS_PER_MESSAGE_MAX};
@@ -20,6 +21,9 @@ pub const CHANNEL_BYTES: usize = 64 * 1024;
 
 /// Room for this many messages with a socket each, and their announcements.
 const SINGLES_MAX: u32 = 32;
+
+/// Listeners whose sockets are counted separately for a worker; a worker tells of fewer.
+const GIVEN_MAX: usize = 2 * LISTENERS_MAX;
 
 /// Messages for reuse. Boxed, because the kernel uses them in place.
 pub(super) type SpareMessages = Vec<Box<OutgoingMessage>>;
@@ -89,6 +93,8 @@ pub(super) struct Link {
     /// No more will be sent.
     retired: bool,
     is_native: bool,
+    /// Sockets given to the worker that have not come back, by listener.
+    given: Vec<(ListenerId, u64)>,
 }
 
 impl Link {
@@ -107,6 +113,7 @@ impl Link {
             answered: 0,
             retired: false,
             is_native: new.is_native,
+            given: Vec::new(),
         }
     }
 
@@ -149,6 +156,7 @@ impl Link {
         accepted: Accepted,
     ) -> u32 {
         self.page.add_assigned(1);
+        self.count_given(accepted.record.listener);
         if self.sockets_max == 1 && !self.announced {
             self.announced = true;
             if let Some(sender) = &self.sender {
@@ -159,6 +167,31 @@ impl Link {
         handoff_layout::append(message.payload_mut(), accepted.record);
         message.push(accepted.socket).expect("a full message has been sent before");
         if message.descriptors() >= self.sockets_max { self.flush(ring) } else { 0 }
+    }
+
+    fn count_given(&mut self, listener: ListenerId) {
+        if let Some((_, count)) = self.given.iter_mut().find(|(id, _)| *id == listener) {
+            *count += 1;
+        } else if self.given.len() < GIVEN_MAX {
+            self.given.push((listener, 1));
+        }
+    }
+
+    /// Counts sockets that have come back.
+    pub(super) fn count_returned(&mut self, records: impl Iterator<Item = Record>) {
+        let mut all = 0;
+        for Record { listener, .. } in records {
+            all += 1;
+            if let Some((_, count)) = self.given.iter_mut().find(|(id, _)| *id == listener) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        self.page.add_returned(all);
+    }
+
+    /// Sockets given to the worker that have not come back, by listener.
+    pub(super) fn given(&self) -> &[(ListenerId, u64)] {
+        &self.given
     }
 
     /// Sends the rest at the end of a turn, and returns its number of sockets.
@@ -253,14 +286,16 @@ impl Link {
     }
 
     fn take_all_back(&mut self) -> (Vec<Accepted>, u32) {
-        let (mut taken, mut promised) = (Vec::new(), 0);
+        let (mut taken, mut promised) = (Vec::new(), 0_u32);
         let mut payload = [0; PAYLOAD_BYTES_MAX];
         let mut descriptors = Vec::new();
         loop {
             match fdpass::receive(self.receiver.as_fd(), &mut payload, &mut descriptors) {
                 Ok(arrival) if arrival.bytes > 0 => {
                     if let Some(records) = handoff_layout::records(&payload[..arrival.bytes]) {
-                        promised += records.len();
+                        let records: Vec<Record> = records.collect();
+                        promised += u32::try_from(records.len()).expect("bounded by a message");
+                        self.count_returned(records.iter().copied());
                         let pairs = descriptors.drain(..).zip(records);
                         taken.extend(pairs.map(|(socket, record)| Accepted::again(socket, record)));
                     }
@@ -269,8 +304,7 @@ impl Link {
                 Ok(_) | Err(_) => break,
             }
         }
-        self.page.add_returned(promised as u64);
-        (taken, u32::try_from(promised).expect("bounded by a channel"))
+        (taken, promised)
     }
 }
 

@@ -8,14 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::id::ListenerId;
 
-/// The primary's counts of one listener's connections.
+/// The counts of one listener's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenerCounts {
-    /// Connections accepted.
+    /// Connections accepted, by the primary or by workers that report it.
     pub accepted: u64,
-    /// Connections given to workers; one that came back can be given again.
+    /// Connections given to workers, or accepted by them; one that came back can be given again.
     pub assigned: u64,
+    /// Connections that workers have closed, as far as they report of which listener they were.
+    pub finished: u64,
+    /// Connections that were open when their worker ended.
+    pub aborted: u64,
     /// Handoffs that a worker's full or closed channel refused.
     pub refused: u64,
     /// Connections taken back from a worker, to be given to another or again.
@@ -57,6 +61,8 @@ impl LiveListenerCounts {
         ListenerCounts {
             accepted: self.accepted.get(),
             assigned: self.assigned.get(),
+            finished: 0,
+            aborted: 0,
             refused: self.refused.get(),
             redispatched: self.redispatched.get(),
             taken_back: self.taken_back.get(),

@@ -131,6 +131,8 @@ pub enum Report {
         slot: Slot,
         /// Its counters, after everything unclaimed was taken back.
         counters: Counters,
+        /// Connections that it was given and that did not come back, by listener.
+        given: Vec<(ListenerId, u64)>,
     },
     /// A worker left connections unclaimed for too long; they went to others, and it gets none
     /// until it answers a probe.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{WorkerCounts, WorkerHandle};
 use crate::id::{ListenerId, WorkerId};
+use crate::protocol::scoreboard::ListenerEnd;
 
 /// The workers of a cluster and the sums of ended ones. Filled by the control plane.
 pub(crate) type Registry = Arc<Mutex<Registered>>;
@@ -14,6 +15,36 @@ pub(crate) struct Registered {
     pub(crate) workers: BTreeMap<WorkerId, WorkerHandle>,
     /// Sums of ended workers.
     pub(crate) ended: WorkerCounts,
+    /// The same by listener, for those that were open at the end of the last worker.
+    pub(crate) ended_by_listener: BTreeMap<ListenerId, ListenerEnd>,
+}
+
+impl Registered {
+    /// Adds what became of an ended worker's connections, and forgets listeners that are closed.
+    pub(crate) fn count_ended(
+        &mut self,
+        ends: Vec<(ListenerId, ListenerEnd)>,
+        is_open: impl Fn(&ListenerId) -> bool,
+    ) {
+        for (id, end) in ends {
+            let sum = self.ended_by_listener.entry(id).or_default();
+            sum.own += end.own;
+            sum.finished += end.finished;
+            sum.aborted += end.aborted;
+        }
+        self.ended_by_listener.retain(|id, _| is_open(id));
+    }
+
+    /// What became of connections by listener, in ended and living workers.
+    pub(crate) fn by_listener(&self) -> BTreeMap<ListenerId, ListenerEnd> {
+        let mut sums = self.ended_by_listener.clone();
+        for share in self.workers.values().flat_map(WorkerHandle::by_listener) {
+            let sum = sums.entry(share.listener).or_default();
+            sum.own += share.own;
+            sum.finished += share.finished;
+        }
+        sums
+    }
 }
 
 /// A listener at one moment.

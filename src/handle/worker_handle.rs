@@ -13,6 +13,7 @@ use super::{Events, Request, WorkerCounts, WorkerState};
 use crate::dialect::Sent;
 use crate::error::Result;
 use crate::id::WorkerId;
+use crate::protocol::scoreboard::ListenerShare;
 use crate::sys::fdpass::duplicate;
 use crate::sys::process::Ending;
 use crate::sys::signal::Signal;
@@ -100,6 +101,14 @@ impl WorkerHandle {
     pub fn counts(&self) -> WorkerCounts {
         let living = || WorkerCounts::living(self.state.counters(), &self.state.view);
         self.state.last_counts.get().copied().unwrap_or_else(living)
+    }
+
+    /// Its connections by listener, as far as it reports them; none once it has ended.
+    pub(crate) fn by_listener(&self) -> Vec<ListenerShare> {
+        match self.state.last_counts.get() {
+            None => self.state.view.by_listener(&self.state.counters()),
+            Some(_) => Vec::new(),
+        }
     }
 
     /// Sends a signal to its process, at once (Node's `kill` without a signal sends SIGTERM).

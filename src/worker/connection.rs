@@ -22,7 +22,6 @@ use crate::sys::peer;
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
-    listener: Option<ListenerId>,
     accepted_ns: u64,
     guard: Guard,
 }
@@ -33,6 +32,7 @@ pub struct Connection {
 /// Drop it after the socket, so that the connection is not counted as finished while still open.
 pub struct Guard {
     shared: Arc<Shared>,
+    listener: Option<ListenerId>,
 }
 
 /// A connection in the program's own form, with its guard. Dropping it drops the inner value first.
@@ -50,7 +50,8 @@ impl Connection {
         listener: Option<ListenerId>,
         accepted_ns: u64,
     ) -> Self {
-        Self { socket, listener, accepted_ns, guard: Guard { shared: Arc::clone(shared) } }
+        let guard = Guard { shared: Arc::clone(shared), listener };
+        Self { socket, accepted_ns, guard }
     }
 
     /// The client's address. Unlike in `std` it may be that of a unix socket, so it is an
@@ -75,7 +76,7 @@ impl Connection {
     /// [`Worker::bind_exclusive`]: super::Worker::bind_exclusive
     #[must_use]
     pub fn listener(&self) -> Option<ListenerId> {
-        self.listener
+        self.guard.listener
     }
 
     /// Time of the accept, in the primary or in this process, in nanoseconds of CLOCK_MONOTONIC.
@@ -135,7 +136,7 @@ impl AsFd for Connection {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.shared.finish();
+        self.shared.finish(self.listener);
     }
 }
 

@@ -43,6 +43,16 @@ pub(super) enum QueueKey {
     Exclusive(u64),
 }
 
+impl QueueKey {
+    /// The listener, if the primary knows it.
+    pub(super) fn listener(self) -> Option<ListenerId> {
+        match self {
+            Self::Shared(id) => Some(id),
+            Self::Exclusive(_) => None,
+        }
+    }
+}
+
 /// When a caller claims a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claims {
@@ -122,7 +132,7 @@ impl Intake {
             }
             match (queue.next_source(own_is_empty), &mut self.inbox) {
                 (Source::Own, inbox) => match queue.accept_own() {
-                    Ok(Some(socket)) => return self.claim_own(socket),
+                    Ok(Some(socket)) => return self.claim_own(key, socket),
                     // Read behind the lock: whatever sets it wakes this queue later.
                     Ok(None) if leaving.load(Ordering::Acquire) => queue.end_own(),
                     Ok(None) => own_is_empty = true,
@@ -172,11 +182,11 @@ impl Intake {
         Taken::Connection(socket, accepted_ns)
     }
 
-    fn claim_own(&mut self, socket: OwnedFd) -> Taken {
+    fn claim_own(&mut self, key: QueueKey, socket: OwnedFd) -> Taken {
         let now_ns = monotonic_ns();
         self.open += 1;
         self.end.record_latency(now_ns, now_ns);
-        self.end.claim_own();
+        self.end.claim_own(key.listener());
         self.end.publish();
         Taken::Connection(socket, now_ns)
     }
@@ -218,9 +228,9 @@ impl Intake {
     }
 
     /// Counts a connection finished by the program.
-    pub(super) fn finish(&mut self) {
+    pub(super) fn finish(&mut self, listener: Option<ListenerId>) {
         self.open -= 1;
-        self.end.finish(1);
+        self.end.finish(listener);
         self.end.publish();
     }
 

@@ -55,10 +55,7 @@ impl Listener {
     /// Id in the cluster, the same in all workers; `None` for an exclusive listener.
     #[must_use]
     pub fn id(&self) -> Option<ListenerId> {
-        match self.queue {
-            QueueKey::Shared(id) => Some(id),
-            QueueKey::Exclusive(_) => None,
-        }
+        self.queue.listener()
     }
 
     /// Waits for a connection (Node: `'connection'`). Returns `None` once the worker is leaving and

@@ -110,8 +110,8 @@ impl Shared {
     }
 
     /// Counts a connection finished by the program.
-    pub(super) fn finish(&self) {
-        self.intake().finish();
+    pub(super) fn finish(&self, listener: Option<ListenerId>) {
+        self.intake().finish(listener);
         // Ordered by the lock with `ControlThread::finish_leaving`: at least one of the two sees
         // the other's change.
         if self.is_leaving() {

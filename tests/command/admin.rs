@@ -2,6 +2,8 @@
 
 #[path = "admin/acting.rs"]
 mod acting;
+#[path = "admin/counting.rs"]
+mod counting;
 #[path = "admin/policy.rs"]
 mod policy;
 #[path = "admin/refusing.rs"]

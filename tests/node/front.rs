@@ -434,7 +434,7 @@ impl Front {
     fn hear_reports(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Reaped { slot, counters } => {
+                Report::Reaped { slot, counters, .. } => {
                     assert_eq!((counters.unclaimed(), counters.in_flight()), (0, 0), "{slot:?}");
                 }
                 Report::Hung { .. } => self.hangs += 1,

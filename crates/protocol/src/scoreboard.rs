@@ -5,10 +5,18 @@
 //! read-modify-write, and no line is written by two cores. Owns the meaning of the words and clamps
 //! the values of the other side. Takes no decisions.
 
+mod by_listener;
+mod view;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use by_listener::ByListener;
+pub use by_listener::{LISTENERS_MAX, ListenerEnd, ListenerShare, settle};
+pub use view::PageView;
+
 use crate::error::{Error, Result};
+use crate::id::ListenerId;
 use crate::schedule::{CLAIM_BOUNDS_NS, ClaimTimes, Sample};
 use crate::sys::picking::BoardLayout;
 use crate::sys::shared::SharedPage;
@@ -25,6 +33,7 @@ const WORKER: usize = 3;
 const STATISTICS: usize = 4;
 const PROGRAM: usize = 5;
 const CLAIM_TIMES: usize = 6;
+const LISTENERS: usize = 7;
 
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
@@ -50,6 +59,12 @@ const RECEIVED_AT: usize = 4;
 const ANSWERED: usize = 5;
 const BEATS: usize = 6;
 const LATE: usize = 7;
+/// Ended connections by listener, as in [`LISTENERS`].
+const ENDED_OF: usize = 8;
+
+/// Connections by listener: finished ones, and ones that the worker accepted.
+const FINISHED_OF: usize = 0;
+const OWN_OF: usize = LISTENERS_MAX;
 
 const CLAIM_SUM: usize = CLAIM_BOUNDS_NS.len() + 1;
 
@@ -60,7 +75,7 @@ const RECEIVES: u64 = 2;
 /// Layout for programs in other languages that write their counters themselves: byte offsets of
 /// their words and of the primary's request, the order of the words, and their values. Generated
 /// into the code that such a program loads.
-pub const PROGRAM_LAYOUT: [(&str, u64); 14] = [
+pub const PROGRAM_LAYOUT: [(&str, u64); 16] = [
     ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
     ("DOES_WORD", DOES as u64),
     ("ENDED_WORD", ENDED as u64),
@@ -70,6 +85,8 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 14] = [
     ("ANSWERED_WORD", ANSWERED as u64),
     ("BEATS_WORD", BEATS as u64),
     ("LATE_WORD", LATE as u64),
+    ("ENDED_OF_WORD", ENDED_OF as u64),
+    ("LISTENERS_MAX", LISTENERS_MAX as u64),
     ("REPORTS", REPORTS),
     ("RECEIVES", RECEIVES),
     ("WAKE_AT", SharedPage::offset_of(WAKER) as u64),
@@ -178,16 +195,12 @@ pub struct WorkerPage {
     own: u64,
     claimed: u64,
     finished: u64,
+    own_of: ByListener,
+    finished_of: ByListener,
     probes: u64,
     /// A probe has been answered since the last publication.
     probed: bool,
     statistics: [u64; 8],
-}
-
-/// Read-only access to a page.
-#[derive(Debug)]
-pub struct PageView {
-    page: SharedPage,
 }
 
 impl PrimaryPage {
@@ -221,7 +234,7 @@ impl PrimaryPage {
         let memory = memory.map_err(|error| {
             Error::system("duplicate a page of counters", crate::error::errno_of(&error))
         })?;
-        Ok(PageView { page: SharedPage::open(memory)? })
+        Ok(PageView::new(SharedPage::open(memory)?))
     }
 
     /// Counts sockets assigned to the worker. Call it when the worker is chosen, before the message
@@ -331,6 +344,8 @@ impl WorkerPage {
             own: 0,
             claimed: 0,
             finished: 0,
+            own_of: ByListener::default(),
+            finished_of: ByListener::default(),
             probes: 0,
             probed: false,
             statistics: [0; 8],
@@ -339,8 +354,12 @@ impl WorkerPage {
 
     /// Counts a connection that the worker accepted from its own socket. Published at once: if the
     /// worker is killed, nothing else reports it, and the kernel may choose by it.
-    pub fn add_own(&mut self) {
+    pub fn add_own(&mut self, listener: Option<ListenerId>) {
         self.own += 1;
+        let found = listener.and_then(|listener| self.own_of.add(listener, 1));
+        if let Some((place, word)) = found {
+            self.page.word(LISTENERS, OWN_OF + place).store(word, Ordering::Relaxed);
+        }
         self.page.word(WORKER, OWN).store(self.own, Ordering::Release);
     }
 
@@ -350,9 +369,13 @@ impl WorkerPage {
         self.page.word(WORKER, CLAIMED_AT).store(now_ns, Ordering::Relaxed);
     }
 
-    /// Counts finished connections.
-    pub fn add_finished(&mut self, count: u64) {
+    /// Counts finished connections, of a listener or of none that the primary knows.
+    pub fn add_finished(&mut self, listener: Option<ListenerId>, count: u64) {
         self.finished += count;
+        let found = listener.and_then(|listener| self.finished_of.add(listener, count));
+        if let Some((place, word)) = found {
+            self.page.word(LISTENERS, FINISHED_OF + place).store(word, Ordering::Relaxed);
+        }
     }
 
     /// Answers a probe: a message without sockets by which the primary checks that the worker
@@ -422,46 +445,6 @@ impl WorkerPage {
         let asked = self.page.word(WAKER, 0).load(Ordering::Relaxed);
         let probed = std::mem::take(&mut self.probed);
         asked == Wake::Always as u64 || (asked == Wake::Probe as u64 && probed)
-    }
-}
-
-impl PageView {
-    /// The current counters. What a worker accepts itself counts as assigned and claimed.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        let assigned = read(self.page.word(PRIMARY, ASSIGNED));
-        let returned = read(self.page.word(PRIMARY, RETURNED)).min(assigned);
-        Counters::new(&self.page, assigned, returned)
-    }
-
-    /// Whether the program behind this page reports finished connections itself.
-    #[must_use]
-    pub fn program_reports(&self) -> bool {
-        does(&self.page, REPORTS)
-    }
-
-    /// How long the worker takes to claim connections.
-    #[must_use]
-    pub fn claim_times(&self) -> ClaimTimes {
-        let mut times = ClaimTimes::default();
-        for (word, count) in times.counts.iter_mut().enumerate() {
-            *count = read(self.page.word(CLAIM_TIMES, word));
-        }
-        times.sum_ns = read(self.page.word(CLAIM_TIMES, CLAIM_SUM));
-        times
-    }
-
-    /// How often the program has looked how late its loop is, and the sum of what it found, in
-    /// nanoseconds.
-    #[must_use]
-    pub fn loop_delay(&self) -> (u64, u64) {
-        (read(self.page.word(PROGRAM, BEATS)), read(self.page.word(PROGRAM, LATE)))
-    }
-
-    /// One of the other counters.
-    #[must_use]
-    pub fn statistic(&self, statistic: Statistic) -> u64 {
-        read(self.page.word(STATISTICS, statistic as usize))
     }
 }
 

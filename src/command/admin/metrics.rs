@@ -329,17 +329,27 @@ fn time_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
 /// A count of a listener.
 type ListenerField = fn(&ListenerCounts) -> u64;
 
-/// Counts by listener, where the primary accepts.
-const BY_LISTENER: [(&str, ListenerField, &str); 6] = [
+/// Counts by listener.
+const BY_LISTENER: [(&str, ListenerField, &str); 8] = [
     (
         "clusterlb_listener_connections_accepted",
         |counts| counts.accepted,
-        "Connections that the primary accepted from the listener.",
+        "Connections accepted from the listener.",
     ),
     (
         "clusterlb_listener_connections_assigned",
         |counts| counts.assigned,
-        "Connections given to workers; one that came back can be given again.",
+        "Connections given to workers, or accepted by them; one that came back can be given again.",
+    ),
+    (
+        "clusterlb_listener_connections_finished",
+        |counts| counts.finished,
+        "Connections that are done, as far as workers tell of which listener they were.",
+    ),
+    (
+        "clusterlb_listener_connections_aborted",
+        |counts| counts.aborted,
+        "Connections that were open when their worker ended.",
     ),
     (
         "clusterlb_listener_handoffs_refused",

@@ -147,7 +147,7 @@ pub(super) struct ListenerView {
     pub(super) backlog_max: u32,
     /// Connections that found the backlog full.
     pub(super) overflows: Option<u64>,
-    /// The primary's counts of its connections; none where workers accept.
+    /// The counts of its connections; none where workers accept and do not count.
     pub(super) counts: Option<ListenerCountsView>,
 }
 
@@ -163,6 +163,8 @@ impl ListenerView {
             counts: counts.map(|counts| ListenerCountsView {
                 accepted: counts.accepted,
                 assigned: counts.assigned,
+                finished: counts.finished,
+                aborted: counts.aborted,
                 refused: counts.refused,
                 redispatched: counts.redispatched,
                 taken_back: counts.taken_back,
@@ -172,11 +174,13 @@ impl ListenerView {
     }
 }
 
-/// The primary's counts of a listener's connections.
+/// The counts of a listener's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ListenerCountsView {
     pub(super) accepted: u64,
     pub(super) assigned: u64,
+    pub(super) finished: u64,
+    pub(super) aborted: u64,
     pub(super) refused: u64,
     pub(super) redispatched: u64,
     pub(super) taken_back: u64,

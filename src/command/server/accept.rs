@@ -13,6 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::connections::Connections;
 use super::surroundings::Surroundings;
 use clusterlb::AcceptMechanism;
+use clusterlb::ListenerId;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::{Error, Result};
 use clusterlb_sys::engine::{Engine, Key, Outcome};
@@ -43,6 +44,7 @@ pub(super) struct AcceptSources {
 
 #[derive(Debug)]
 struct Source {
+    id: ListenerId,
     listener: Option<Listener>,
     state: State,
 }
@@ -89,8 +91,8 @@ impl AcceptSources {
     }
 
     /// Adds a listener; `start` begins accepting.
-    pub(super) fn add(&mut self, listener: Listener) {
-        self.sources.push(Source { listener: Some(listener), state: State::Off });
+    pub(super) fn add(&mut self, id: ListenerId, listener: Listener) {
+        self.sources.push(Source { id, listener: Some(listener), state: State::Off });
     }
 
     /// Begins accepting from each listener that is off.
@@ -173,9 +175,10 @@ impl AcceptSources {
             AcceptMechanism::EpollDrain => DRAIN_MAX,
             _ => 1,
         };
+        let id = self.sources[place].id;
         for _ in 0..most {
             match self.sources[place].listener.as_ref().map(Listener::accept_now) {
-                Some(Ok(Some(socket))) => claim(around, connections, socket),
+                Some(Ok(Some(socket))) => claim(around, connections, id, socket),
                 Some(Err(errno)) => return self.failed(around, place, errno),
                 // Another worker was faster, or the backlog is empty.
                 Some(Ok(None)) | None => return,
@@ -199,7 +202,7 @@ impl AcceptSources {
         }
         match outcome {
             Ok(socket) => {
-                claim(around, connections, socket);
+                claim(around, connections, self.sources[place].id, socket);
                 if !armed && !stopping {
                     if self.mechanism != AcceptMechanism::Uring {
                         around.end.add(Statistic::Rearms, 1);
@@ -294,7 +297,9 @@ impl AcceptSources {
         self.sources[place].state = State::Off;
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
-                Ok(Some(socket)) => claim(around, connections, socket),
+                Ok(Some(socket)) => {
+                    claim(around, connections, self.sources[place].id, socket);
+                }
                 // The client closed while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
@@ -309,9 +314,14 @@ impl AcceptSources {
     }
 }
 
-fn claim(around: &mut Surroundings, connections: &mut Connections, socket: OwnedFd) {
-    around.end.claim_own();
-    connections.open(around, socket);
+fn claim(
+    around: &mut Surroundings,
+    connections: &mut Connections,
+    id: ListenerId,
+    socket: OwnedFd,
+) {
+    around.end.claim_own(Some(id));
+    connections.open(around, id, socket);
 }
 
 fn key(place: usize) -> Key {

@@ -6,6 +6,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use slab::Slab;
 
 use crate::command::handler::{Next, Session, Waiting};
+use clusterlb::ListenerId;
 use clusterlb_sys::engine::Key;
 use clusterlb_sys::peer;
 
@@ -13,6 +14,7 @@ use clusterlb_sys::peer;
 pub(super) struct Connection {
     /// `None` once the engine has it, to close it after the last answer.
     pub(super) socket: Option<OwnedFd>,
+    pub(super) listener: ListenerId,
     pub(super) generation: u32,
     pub(super) session: Session,
     /// Received, not yet consumed.

@@ -16,6 +16,7 @@ use super::connection::{Connection, Receive, Stage, current};
 use super::deadlines::{Class, Deadlines, Durations};
 use super::surroundings::Surroundings;
 use crate::command::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
+use clusterlb::ListenerId;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::{CHUNK_BYTES, Chunk, Key, Outcome};
 
@@ -61,7 +62,12 @@ impl Connections {
     }
 
     /// Takes a socket that was counted as claimed.
-    pub(super) fn open(&mut self, around: &mut Surroundings, socket: OwnedFd) {
+    pub(super) fn open(
+        &mut self,
+        around: &mut Surroundings,
+        listener: ListenerId,
+        socket: OwnedFd,
+    ) {
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
         let place = self.table.vacant_key();
         let index = u32::try_from(place).expect("connections are bounded by descriptors");
@@ -71,6 +77,7 @@ impl Connections {
         around.engine.receive_once(key, socket.as_fd());
         self.table.insert(Connection {
             socket: Some(socket),
+            listener,
             generation: self.generation,
             session: Session::new(self.serve),
             input: Vec::new(),
@@ -478,7 +485,7 @@ impl Connections {
             around.engine.close(socket);
         }
         // Only once the kernel has the last answer: a worker killed in between has lost it.
-        around.end.finish(1);
+        around.end.finish(Some(connection.listener));
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }

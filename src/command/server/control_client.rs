@@ -14,6 +14,8 @@ use clusterlb::{ListenAddress, ListenerId, Result};
 pub(crate) enum PrimaryRequest {
     /// Accept from this socket.
     Accept {
+        /// The listener.
+        listener: ListenerId,
         /// The listening socket.
         socket: OwnedFd,
         /// Its address.
@@ -66,7 +68,8 @@ impl ControlClient {
                 Heard::Answer { grant, .. } => {
                     let Grant { listener, address, socket } = grant?;
                     self.listeners.push(listener);
-                    let accept = socket.map(|socket| PrimaryRequest::Accept { socket, address });
+                    let accept =
+                        socket.map(|socket| PrimaryRequest::Accept { listener, socket, address });
                     orders.extend(accept);
                     if !self.conversation.is_waiting() {
                         orders.push(PrimaryRequest::Begin);

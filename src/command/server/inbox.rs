@@ -95,7 +95,7 @@ impl Inbox {
         let records = around.end.received(&self.payload, arrived, around.now_ns);
         for (socket, record) in self.descriptors.drain(..).zip(records) {
             around.end.claim(record.accepted_ns, around.now_ns);
-            connections.open(around, socket);
+            connections.open(around, record.listener, socket);
         }
     }
 

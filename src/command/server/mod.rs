@@ -260,8 +260,8 @@ impl Worker {
     fn hear_primary(&mut self) -> Result<()> {
         for order in self.control_client.hear()? {
             match order {
-                PrimaryRequest::Accept { socket, address } => {
-                    self.sources.add(Listener::adopt_copy(socket, address));
+                PrimaryRequest::Accept { listener, socket, address } => {
+                    self.sources.add(listener, Listener::adopt_copy(socket, address));
                 }
                 PrimaryRequest::Begin => {
                     self.sources.start(&mut self.around);

@@ -5,9 +5,12 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::Signal;
 
 use super::{Steered, ask, assert_done, assert_refused, command, text};
-use crate::common::{BINARY, Client, Launch, get_from, has_program, lacking};
+use crate::common::{BINARY, Client, Launch, eventually, get, get_from, has_program, lacking};
 use crate::room::Room;
 
 #[test]
@@ -189,4 +192,45 @@ fn there_is_a_default_address_for_each_user() {
     }
     assert!(text(&without).contains("XDG_RUNTIME_DIR"), "{}", text(&without));
     assert_eq!(without.status.code(), Some(2));
+}
+
+#[test]
+fn what_is_refused_and_what_comes_at_once_does_not_affect_traffic() {
+    let run = Steered::start("--workers 2");
+    let address = run.cluster.address();
+    let done = AtomicBool::new(false);
+    let served = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut served = 0;
+            while !done.load(Ordering::Relaxed) {
+                get(&address).expect("it is served").assert_hello();
+                served += 1;
+            }
+            served
+        });
+        let mut silent = Client::to(&run.admin);
+        silent.send(b"POST /reload HTT");
+        for (path, status) in [
+            ("/nowhere", 404),
+            ("/workers/99/kill", 404),
+            ("/workers", 405),
+            ("/scale?workers=0", 422),
+            ("/scale?workers=100000", 422),
+            ("/policy?workers=3", 422),
+        ] {
+            assert_refused(&run.post(path), status, &[]);
+        }
+        let both = ["/reload", "/reload", "/scale?workers=3"].map(|path| {
+            let run = &run;
+            scope.spawn(move || run.post(path))
+        });
+        for response in both.map(|one| one.join().expect("it does not panic")) {
+            assert!(matches!(response.status, 200 | 409), "{response:?}");
+        }
+        done.store(true, Ordering::Relaxed);
+        client.join().expect("every request was answered")
+    });
+    assert!(served > 0);
+    eventually("three workers", || (run.states() == ["serving"; 3]).then_some(()));
+    assert_eq!(run.cluster.stop(Signal::SIGTERM).code, Some(0));
 }

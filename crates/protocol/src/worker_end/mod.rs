@@ -18,6 +18,7 @@ pub use pace::{ClaimPace, SLOW_TURN_NS, is_slow_turn};
 use crate::control::LatencySummary;
 use crate::error::Result;
 use crate::handoff_layout::{self, Record};
+use crate::id::ListenerId;
 use crate::latency::HandoffLatency;
 use crate::scoreboard::{Statistic, WorkerPage};
 use crate::sys::waker::Waker;
@@ -68,8 +69,8 @@ impl WorkerEnd {
     }
 
     /// Counts a connection that this worker accepted from its own socket.
-    pub fn claim_own(&mut self) {
-        self.page.add_own();
+    pub fn claim_own(&mut self, listener: Option<ListenerId>) {
+        self.page.add_own(listener);
     }
 
     /// Adds to the times from accept to claim. [`claim`](Self::claim) does so itself.
@@ -77,9 +78,9 @@ impl WorkerEnd {
         self.latency.record(accepted_ns, now_ns);
     }
 
-    /// Counts closed connections.
-    pub fn finish(&mut self, connections: usize) {
-        self.page.add_finished(connections as u64);
+    /// Counts a closed connection of this listener; of none, if the primary does not know it.
+    pub fn finish(&mut self, listener: Option<ListenerId>) {
+        self.page.add_finished(listener, 1);
     }
 
     /// Counts sockets that were received and that are not served.
@@ -87,7 +88,7 @@ impl WorkerEnd {
         if sockets > 0 {
             self.page.add(Statistic::Truncated, sockets as u64);
             self.page.add_claimed(sockets as u64, now_ns);
-            self.page.add_finished(sockets as u64);
+            self.page.add_finished(None, sockets as u64);
         }
     }
 
@@ -134,7 +135,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::ListenerId;
     use crate::scoreboard::{PrimaryPage, Wake};
 
     fn pair() -> (PrimaryPage, Waker, WorkerEnd) {
@@ -173,10 +173,10 @@ mod tests {
     #[test]
     fn only_what_the_primary_accepted_has_a_latency() {
         let (mut page, _waker, mut end) = pair();
-        end.claim_own();
+        end.claim_own(None);
         assert!(end.latency().is_none());
         end.claim(1_000_000, 3_000_000);
-        end.finish(1);
+        end.finish(None);
         end.publish();
         page.add_assigned(1);
         assert_eq!(end.latency().map(|latency| (latency.count, latency.max_us)), Some((1, 2_000)));
@@ -199,7 +199,7 @@ mod tests {
             let promised = if is_garbled { 0 } else { promised };
             prop_assert_eq!(served.len(), promised.min(arrived));
             served.iter().for_each(|record| end.claim(record.accepted_ns, 9));
-            end.finish(served.len());
+            served.iter().for_each(|_| end.finish(None));
             end.publish();
             let all = promised.max(arrived);
             page.add_assigned(all as u64);

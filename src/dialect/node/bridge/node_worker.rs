@@ -300,10 +300,11 @@ impl NodeWorker {
                     self.outbox.push(frame, attached, permit);
                 }
                 Action::Accepted(connection) => {
-                    self.held.try_remove(connection.0);
+                    let held = self.held.try_remove(connection.0);
                     self.page.add_claimed(1, now_ns);
                     if !self.page.program_reports() {
-                        self.page.add_finished(1);
+                        let listener = held.map(|held| held.record.listener);
+                        self.page.add_finished(listener, 1);
                     }
                     self.touched = true;
                 }

@@ -51,7 +51,7 @@ impl NodeWorker {
     pub(super) fn note_lost(&mut self, count: u64, now_ns: u64) {
         self.page.add(Statistic::Truncated, count);
         self.page.add_claimed(count, now_ns);
-        self.page.add_finished(count);
+        self.page.add_finished(None, count);
         self.touched = true;
     }
 }

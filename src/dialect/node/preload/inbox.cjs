@@ -137,7 +137,7 @@ class Inbox {
     }
     this.keepPace();
     this.page.countReceived();
-    this.page.follow(handle);
+    this.page.follow(handle, mark);
     this.takeCare();
     socket.onconnection(0, handle);
   }

@@ -18,12 +18,13 @@ function safely(act) {
 // The generated text before this defines the offsets (LAYOUT).
 const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
 const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD, BEATS_WORD, LATE_WORD } = LAYOUT;
+const { ENDED_OF_WORD, LISTENERS_MAX } = LAYOUT;
 const [WAKE_ALWAYS, WAKE_PROBE] = [LAYOUT.WAKE_ALWAYS, LAYOUT.WAKE_PROBE].map(BigInt);
 
 class Page {
   constructor({ page, bell, beatMs }) {
     Object.assign(this, { page, bell, beatMs });
-    this.report = new BigUint64Array(LATE_WORD + 1);
+    this.report = new BigUint64Array(ENDED_OF_WORD + LISTENERS_MAX);
     this.report[DOES_WORD] = BigInt(LAYOUT.REPORTS);
     this.wake = new BigUint64Array(1);
     const bytesOf = (words) => new Uint8Array(words.buffer);
@@ -32,6 +33,8 @@ class Page {
     this.oneBytes = bytesOf(new BigUint64Array([1n]));
     this.received = 0;
     this.ended = 0;
+    // Listeners with a count of ended connections.
+    this.marks = 0;
     // Since the last time that the words were written.
     this.changed = true;
     this.due = false;
@@ -49,8 +52,8 @@ class Page {
       this.turn += 1;
       this.publish();
     };
-    this.close = this.ending('close');
-    this.reset = this.ending('reset');
+    // By the mark of a listener: what counts the ends of its connections.
+    this.endings = new Map();
   }
 
   write() {
@@ -125,13 +128,33 @@ class Page {
     this.publish();
   }
 
+  // What counts the ends of a listener's connections; in the sum alone without a mark, or room.
+  endingsOf(mark) {
+    const known = this.endings.get(mark);
+    if (known !== undefined) return known;
+    if (mark !== undefined && this.marks === LISTENERS_MAX) return this.endingsOf();
+    let count = () => {};
+    if (mark !== undefined) {
+      const word = ENDED_OF_WORD + this.marks;
+      this.marks += 1;
+      this.report[word] = BigInt(mark + 1) << 48n;
+      count = () => {
+        this.report[word] += 1n;
+      };
+    }
+    const endings = { close: this.ending('close', count), reset: this.ending('reset', count) };
+    this.endings.set(mark, endings);
+    return endings;
+  }
+
   // Replaces methods of a connection's handle until one of them ends the connection.
-  ending(method) {
+  ending(method, count) {
     const page = this;
     return function (...words) {
       delete this.close;
       delete this.reset;
       page.ended += 1;
+      count();
       page.changed = true;
       page.publishSoon();
       page.move();
@@ -140,9 +163,10 @@ class Page {
   }
 
   // Counts the end of a connection.
-  follow(handle) {
-    handle.close = this.close;
-    handle.reset = this.reset;
+  follow(handle, mark) {
+    const { close, reset } = this.endingsOf(mark);
+    handle.close = close;
+    handle.reset = reset;
     this.move();
   }
 
