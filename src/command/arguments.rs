@@ -246,6 +246,10 @@ impl RunArguments {
     /// # Errors
     /// [`clusterlb::Error::Usage`] for arguments that contradict each other.
     pub(super) fn settings(&self, commands: &[String]) -> Result<Settings> {
+        self.resolve(commands).map_err(|error| self.line.translate(error))
+    }
+
+    fn resolve(&self, commands: &[String]) -> Result<Settings> {
         let worker_environment = self.worker_environment.resolve()?;
         let node_options = self.worker_environment.variable("NODE_OPTIONS").unwrap_or_default();
         let directory = worker_environment.directory.as_deref();

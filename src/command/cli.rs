@@ -89,17 +89,20 @@ impl Cli {
             return Ok(Self::parse(&words)?);
         }
         match Self::line_of(&words)? {
-            Some(line) => Ok(Self::parse_line(line)?),
+            Some(line) => Self::parse_line(line),
             None => Ok(Self::parse(&words)?),
         }
     }
 
-    /// Reads the line of a run again. Options not in `may` stay as they are; their names are
-    /// returned.
+    /// Reads the line of a run again. Options that may not change stay as they are; their names
+    /// are returned.
     ///
     /// # Errors
     /// A layer behind the words is not valid.
-    pub(super) fn read_again(line: &Line, may: &[&str]) -> Result<(Line, Vec<String>)> {
+    pub(super) fn read_again(
+        line: &Line,
+        may: impl Fn(&str) -> bool,
+    ) -> Result<(Line, Vec<String>)> {
         let now = Self::line_of(line.given()).map_err(Unread::into_error)?.unwrap_or_default();
         Ok(now.limited_to(may, line))
     }
@@ -109,7 +112,7 @@ impl Cli {
     /// # Errors
     /// The options contradict each other.
     pub(super) fn settings_of(line: Line) -> Result<Settings> {
-        let mut cli = Self::parse_line(line).map_err(|error| Unread::from(error).into_error())?;
+        let mut cli = Self::parse_line(line).map_err(Unread::into_error)?;
         cli.run_arguments().settings(&Self::commands())
     }
 
@@ -134,8 +137,12 @@ impl Cli {
         Ok(Some(Line::new(given.to_vec(), options_from, layers)))
     }
 
-    fn parse_line(line: Line) -> std::result::Result<Self, clap::Error> {
-        let mut cli = Self::parse(&line.words())?;
+    fn parse_line(line: Line) -> std::result::Result<Self, Unread> {
+        let mut cli = Self::parse(&line.words()).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unread::from(error),
+            _ if !line.has_layers() => Unread::from(error),
+            _ => Unread::Failed(line.translate(Unread::from(error).into_error())),
+        })?;
         cli.run_arguments().line = line;
         Ok(cli)
     }

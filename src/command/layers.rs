@@ -5,6 +5,7 @@
 //! command line, environment, file. It knows no single option but that of the file.
 
 mod file;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -17,6 +18,7 @@ use clusterlb::{Error, Result};
 
 use super::absent::nearest;
 use file::File;
+use terms::Terms;
 
 /// Prefix of the variables.
 const PREFIX: &str = "CLUSTERLB_";
@@ -33,6 +35,8 @@ pub(super) struct Layers {
     /// The words of each option.
     options: BTreeMap<String, Vec<OsString>>,
     program: Vec<OsString>,
+    /// What they are called where they stand.
+    terms: Terms,
 }
 
 /// Where a value comes from, for errors.
@@ -79,6 +83,13 @@ impl Layers {
                 if !is_ruled_out {
                     let key = key(argument).expect("it has been looked at");
                     layers.options.insert(key.to_owned(), words);
+                    match (origin, &file) {
+                        (Origin::Variable(name), _) => layers.terms.add_variable(key, &name),
+                        (Origin::Line(line), Some(file)) => {
+                            layers.terms.add_key(key, file.place(line));
+                        }
+                        (Origin::Line(_), None) => {}
+                    }
                     of_this_layer.push(argument);
                 }
             }
@@ -95,6 +106,11 @@ impl Layers {
             }
         }
         Ok(layers)
+    }
+
+    /// The same error, with options called as in the file or the environment if they stand there.
+    pub(super) fn translate(&self, error: Error) -> Error {
+        self.terms.translate(error)
     }
 
     /// These options without one.
@@ -121,11 +137,15 @@ impl Layers {
 
     /// These options, with the ones that cannot change during a run taken from `before`; also
     /// returns the names of those that differ.
-    pub(super) fn limited_to(mut self, may: &[&str], before: &Self) -> (Self, Vec<String>) {
+    pub(super) fn limited_to(
+        mut self,
+        may: impl Fn(&str) -> bool,
+        before: &Self,
+    ) -> (Self, Vec<String>) {
         let mut refused = Vec::new();
         let keys = self.options.keys().chain(before.options.keys()).cloned();
         let keys: std::collections::BTreeSet<String> = keys.collect();
-        for key in keys.into_iter().filter(|key| !may.contains(&key.as_str())) {
+        for key in keys.into_iter().filter(|key| !may(key)) {
             if self.options.get(&key) != before.options.get(&key) {
                 match before.options.get(&key) {
                     Some(words) => drop(self.options.insert(key.clone(), words.clone())),
@@ -224,13 +244,34 @@ fn words(
                 (Origin::Variable(name), _) => name.clone(),
                 (Origin::Line(line), None) => format!("line {line}"),
             };
+            // Remedies for the command line alone.
+            let why = why.split(", or `--").next().unwrap_or_default();
+            let form = form(argument, origin);
             return Err(Error::usage(
                 format!("{place}: {key} cannot be {value:?}"),
-                format!("{why} (`clusterlb --help` explains --{key})"),
+                format!("{why}; the form is {form}"),
             ));
         }
     }
     Ok(words)
+}
+
+/// How an option is written in the file or the environment.
+fn form(argument: &Arg, origin: &Origin) -> String {
+    let key = argument.get_long().unwrap_or_default();
+    let value = argument.get_value_names().and_then(|names| names.first());
+    let value = value.map_or("VALUE", |name| name.as_str());
+    let can_repeat = matches!(argument.get_action(), ArgAction::Append);
+    match (origin, can_repeat) {
+        (Origin::Variable(name), false) => format!("{name}='{value}'"),
+        (Origin::Variable(name), true) => {
+            format!("{name}='{value}', with blanks between several")
+        }
+        (Origin::Line(_), false) => format!("{key} = \"{value}\""),
+        (Origin::Line(_), true) => {
+            format!("{key} = \"{value}\", or {key} = [\"{value}\", \"{value}\"] for several")
+        }
+    }
 }
 
 /// What is wrong with a value alone, regardless of other options.

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use clusterlb::Error;
+
 use super::layers::Layers;
 
 /// The command line of a run: the given words, and the layers behind them.
@@ -34,11 +36,25 @@ impl Line {
         self.layers.without("env").apply(&self.given, self.options_from).split_off(1)
     }
 
-    /// This line, with the options that are not in `may` taken from `before`; also returns the
-    /// names of those that differ.
-    pub(super) fn limited_to(self, may: &[&str], before: &Self) -> (Self, Vec<String>) {
+    /// This line, with the options that may not change taken from `before`; also returns the names
+    /// of those that differ.
+    pub(super) fn limited_to(
+        self,
+        may: impl Fn(&str) -> bool,
+        before: &Self,
+    ) -> (Self, Vec<String>) {
         let (layers, refused) = self.layers.limited_to(may, &before.layers);
         (Self { layers, ..self }, refused)
+    }
+
+    /// The same error, with options called as where they stand.
+    pub(super) fn translate(&self, error: Error) -> Error {
+        self.layers.translate(error)
+    }
+
+    /// Whether there are options that the command line does not have.
+    pub(super) fn has_layers(&self) -> bool {
+        self.layers != Layers::default()
     }
 
     /// The options whose values differ from `before`.

@@ -11,6 +11,7 @@ mod assembly;
 mod balancing;
 mod bench;
 mod built_in;
+mod changes;
 mod check;
 mod choices;
 mod cli;

@@ -1,7 +1,7 @@
 //! A reload: reads the environment and the file of `--config` again, and applies changes that are
 //! possible during a run before the workers are replaced.
 //!
-//! Owns which options can change. A file that cannot be parsed changes nothing.
+//! `changes` has which options can change. A file that cannot be parsed changes nothing.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,47 +11,11 @@ use clusterlb::{COMPANION_VARIABLE, Cluster, ReloadChanges, Result};
 use clusterlb_sys::cpu::CpuFacts;
 
 use super::assembly::{restart_of, set_workers};
+use super::changes::{self, When};
 use super::cli::Cli;
 use super::line::Line;
 use super::needs;
 use super::settings::Settings;
-
-/// Scheduling rules, changed at once.
-const RULES: [&str; 10] = [
-    "policy",
-    "max-inflight",
-    "overload-factor",
-    "credits",
-    "slow-start",
-    "coalesce",
-    "take-back-after",
-    "hang-after",
-    "unserved-limit",
-    "eject-outliers",
-];
-/// Options of the supervisor.
-const SUPERVISION: [&str; 7] =
-    ["workers", "restart", "start-limit", "settle", "grace", "drain-delay", "hang-kill"];
-/// Options of new workers; running ones keep theirs.
-const WORKERS: [&str; 12] = [
-    "chdir",
-    "env",
-    "header-timeout",
-    "idle-timeout",
-    "keep-env",
-    "preload",
-    "prefix",
-    "program",
-    "serve",
-    "work",
-    "work-seed",
-    "worker-open-files",
-];
-
-/// Every option that a reload can change.
-pub(super) fn changeable() -> Vec<&'static str> {
-    [&RULES[..], &SUPERVISION, &WORKERS].concat()
-}
 
 /// The line that a run was started with, and the way to report changes.
 pub(super) struct Reloading {
@@ -88,16 +52,17 @@ impl Reloading {
     /// The file or an option in it is not valid; nothing has changed.
     pub(super) fn prepare(&mut self) -> Result<ReloadChanges> {
         let mut changes = ReloadChanges::default();
-        let (line, refused) = Cli::read_again(&self.line, &changeable())?;
+        let (line, refused) = Cli::read_again(&self.line, changes::with_a_reload)?;
         let changed = line.changed_from(&self.line);
         let settings = match changed.is_empty() {
             true => None,
             false => Some(Cli::settings_of(line.clone())?),
         };
         if let Some(settings) = settings {
-            let has = |names: &[&str]| changed.iter().any(|key| names.contains(&key.as_str()));
-            let workers = has(&["workers"]).then(|| count(&settings)).transpose()?;
-            if has(&RULES) {
+            let has = |what: When| changed.iter().any(|key| changes::when(key) == what);
+            let counts = changed.iter().any(|key| key == "workers");
+            let workers = counts.then(|| count(&settings)).transpose()?;
+            if has(When::Rules) {
                 self.cluster.reschedule(|policy, rules| {
                     *policy = settings.policy;
                     *rules = settings.scheduling.clone();
@@ -108,7 +73,7 @@ impl Reloading {
             variables.extend(self.own_variables.iter().cloned());
             changes.variables = Some(variables);
             changes.workers = workers;
-            if has(&SUPERVISION) {
+            if has(When::Supervision) {
                 changes.restart = Some(restart_of(settings.restart).into());
                 changes.start_limit = Some(settings.start_limit);
                 changes.settle = Some(settings.settle);
@@ -131,19 +96,4 @@ fn count(settings: &Settings) -> Result<u16> {
     let pin = needs::pin(&settings.pin)?;
     let CpuPlan { workers, .. } = topology::plan(&CpuFacts::gather()?, settings.workers, &pin)?;
     Ok(u16::try_from(workers.len()).unwrap_or(u16::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::command::arguments::RunArguments;
-
-    #[test]
-    fn what_can_change_is_an_option_or_the_program() {
-        let command = RunArguments::command();
-        let keys: Vec<&str> = command.get_arguments().filter_map(|one| one.get_long()).collect();
-        for key in changeable() {
-            assert!(key == "program" || keys.contains(&key), "{key}");
-        }
-    }
 }

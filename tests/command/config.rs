@@ -66,6 +66,14 @@ fn a_broken_file_names_the_line_the_key_and_the_nearest_known_one() {
         ("program = true\n", &["line 1", "program", "words"]),
         ("config = \"other\"\n", &["line 1", "`config`"]),
         ("dialect = \"node\"\n", &["PROGRAM"]),
+        ("\nlisten = \"127.0.0.1\"\n", &["line 2", "no port", "listen = [\"ADDRESS\""]),
+        ("admin = \"127.0.0.1\"\n", &["line 1", "admin = \"ADDRESS\""]),
+        (
+            "policy = \"none\"\nmax-inflight = 3\n",
+            &["line 2: `max-inflight`", "with `policy` none", "leave `max-inflight` out"],
+        ),
+        ("json = true\nquiet = true\n", &["`json`", "`quiet`"]),
+        ("listen = [\"127.0.0.1:9\", \"127.0.0.1:9\"]\n", &["line 1: `listen` 127.0.0.1:9"]),
     ] {
         let config = Config::new(text);
         let path = config.path();
@@ -75,6 +83,8 @@ fn a_broken_file_names_the_line_the_key_and_the_nearest_known_one() {
             assert_eq!(output.status.code(), Some(2), "{text}: {output:?}");
             let told = errors(&output);
             assert!(words.iter().all(|word| told.contains(word)), "{text}: {told}");
+            let rest = told.replace("clusterlb --help", "");
+            assert!(!rest.contains("--"), "in the words of the command line: {told}");
         }
     }
 }

@@ -101,8 +101,17 @@ pub(super) async fn change(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::query::NAMES;
     use super::*;
+    use crate::command::changes::{self, When};
+
+    #[test]
+    fn what_changes_here_is_what_the_list_of_changes_says() {
+        let rules: BTreeSet<&str> = changes::all(When::Rules).collect();
+        assert_eq!(BTreeSet::from(NAMES), rules);
+    }
 
     #[test]
     fn every_rule_is_changed_by_its_name_and_shown() {

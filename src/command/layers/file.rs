@@ -105,7 +105,7 @@ impl File {
         let refuse = |takes: &str| {
             Err(Error::usage(
                 format!("{}: `{key}` {}", self.place(entry.line), entry.value.kind()),
-                format!("{takes} (`clusterlb --help` explains --{key})"),
+                takes,
             ))
         };
         let can_repeat = matches!(argument.get_action(), ArgAction::Append);
