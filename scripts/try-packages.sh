@@ -86,7 +86,7 @@ make_small() {
     mkdir -p "$target"/{etc,tmp,usr/lib,usr/lib64}
     chroot "$base/debian" dpkg -L libc6 libgcc-s1 | sed -n 's,^/\([^.].*\),\1,p' |
         tar -C "$base/debian" --no-recursion -c -T - | tar -C "$target" -x
-    echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' >"$target/etc/passwd"
+    echo 'nonroot:x:65532:65532:nonroot:/nonexistent:/sbin/nologin' >"$target/etc/passwd"
     tar -C "$target" -c . | docker import --change 'USER 65532' - "$1" >"$folder/imported"
     rm -rf "$target"
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
+use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, look_first};
 use super::values::{parse, positive_time, time};
 use super::version::COMMIT;
 use clusterlb::{Error, Result};
@@ -45,8 +45,8 @@ Scenarios: short, capacity, keep-alive, heavy-25, heavy-50, heavy-70, heavy-85, 
 stall, stopped, burst.
 
 Exit codes: 0 done, 1 nothing could be run, 2 wrong usage, 3 this machine cannot (a server that is
-not installed), 4 done, but for some of what is compared too few trials count (which and why is
-shown), 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+not installed) or is too busy, 4 done, but for some of what is compared too few trials count (which
+and why is shown), 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
 
 /// Options of the comparison.
 #[derive(Clone, Debug, Args)]
@@ -197,7 +197,7 @@ impl BenchArguments {
         let outputs = self.measuring.open()?;
         let mut environment = Environment::look(&facts, &placement, &comparison.targets, COMMIT);
         let mut interrupt = Interrupt::new()?;
-        warn(self.measuring.quiet, &mut environment, &missing);
+        look_first(&self.measuring, &mut environment, &missing)?;
         let mut progress = Progress::new(self.measuring.quiet);
         let measured = comparison.run(environment, &mut interrupt, &mut |done, all, what| {
             progress.tell(done, all, what);

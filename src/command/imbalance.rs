@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, warn};
+use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, look_first};
 use super::version::COMMIT;
 use clusterlb::{Error, Result};
 use clusterlb_harness::environment::Environment;
@@ -23,8 +23,8 @@ Examples:
       six runs of every cell with 10 000 connections each; an hour
   clusterlb imbalance --target rr --target none:epoll-exclusive --workers 4
 
-Exit codes: 0 done, 1 a mechanism could not be run, 2 wrong usage, 3 this machine cannot,
-130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+Exit codes: 0 done, 1 a mechanism could not be run, 2 wrong usage, 3 this machine cannot, or is too
+busy, 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
 
 /// Options of the matrix.
 #[derive(Clone, Debug, Args)]
@@ -130,7 +130,7 @@ impl ImbalanceArguments {
             extent,
         };
         let mut interrupt = Interrupt::new()?;
-        warn(self.measuring.quiet, &mut environment, &missing);
+        look_first(&self.measuring, &mut environment, &missing)?;
         let mut progress = Progress::new(self.measuring.quiet);
         let measured =
             imbalance::run(&plan, environment, &mut interrupt, &mut |done, all, what| {

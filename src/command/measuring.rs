@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::output;
 use clusterlb::{EngineChoice, EngineDecision, EngineKind, Error, Result};
-use clusterlb_harness::company::Company;
+use clusterlb_harness::company::{Company, SHARE_MAX};
 use clusterlb_harness::environment::Environment;
 use clusterlb_harness::peer::NGINX_ECHO_MODULE;
 use clusterlb_harness::placement::{Placement, Sharing, Wish, place};
@@ -43,6 +43,10 @@ pub(super) struct MeasuringArguments {
     /// Print no progress
     #[arg(short, long)]
     pub(super) quiet: bool,
+
+    /// Measure even while other processes take most of the CPUs
+    #[arg(long)]
+    pub(super) anyway: bool,
 
     /// CPUs of the server, as 0-3,6 [default: those that the generator does not use]
     #[arg(long, value_name = "LIST", value_parser = cpu_list)]
@@ -276,26 +280,65 @@ fn refused_ring() -> Option<String> {
     }
 }
 
-/// How long to observe the machine before measuring.
+/// How long to observe the machine before measuring, and how often while it is too busy.
 const LOOK: Duration = Duration::from_millis(300);
+const LOOKS_MAX: usize = 5;
+/// With others on more than this share of the CPUs the result would be worthless: it shows what
+/// they do.
+const WORTHLESS: f64 = 0.6;
 
-/// Warns of conditions that distort results, before minutes are spent.
-pub(super) fn warn(quiet: bool, environment: &mut Environment, missing: &[Missing]) {
+/// Says what distorts results before minutes are spent.
+///
+/// # Errors
+/// Other processes take most of the CPUs, and measuring was not asked for anyway.
+pub(super) fn look_first(
+    arguments: &MeasuringArguments,
+    environment: &mut Environment,
+    missing: &[Missing],
+) -> Result<()> {
     let placement = &environment.placement;
-    let company = Company::look([&*placement.server_cpus, &*placement.load_cpus].concat());
-    thread::sleep(LOOK);
-    let busy = company.objection().map(|_| {
-        "The machine was busy with other processes before the measurement began.".to_owned()
+    let cpus = [&*placement.server_cpus, &*placement.load_cpus].concat();
+    let busy = least_busy(|| {
+        let company = Company::look(cpus.iter().copied());
+        thread::sleep(LOOK);
+        company.share().unwrap_or_default()
     });
-    environment.warnings.extend(busy);
-    if quiet {
-        return;
+    if busy > WORTHLESS && !arguments.anyway {
+        return Err(Error::Environment {
+            step: format!(
+                "other processes take {:.0} % of the CPUs: a measurement would be worthless",
+                100.0 * busy
+            ),
+            source: Errno::EBUSY.into(),
+            hint: "end them, or measure with --anyway".into(),
+        });
+    }
+    if busy > SHARE_MAX {
+        let text = "The machine was busy with other processes before the measurement began.";
+        environment.warnings.push(text.to_owned());
+    }
+    if arguments.quiet {
+        return Ok(());
     }
     let missing = missing.iter().map(Missing::sentence);
     for line in environment.warnings.iter().cloned().chain(missing) {
         // A failed write must not end the measurement.
         let _ = writeln!(io::stderr().lock(), "! {line}");
     }
+    Ok(())
+}
+
+/// The share of the CPUs that others take, by the first look that finds it bearable, or the best of
+/// all: what has just ended, such as a build, must not refuse a measurement.
+fn least_busy(mut look: impl FnMut() -> f64) -> f64 {
+    let mut least = f64::INFINITY;
+    for _ in 0..LOOKS_MAX {
+        least = least.min(look());
+        if least <= WORTHLESS {
+            break;
+        }
+    }
+    least
 }
 
 /// What a server lacks here, if anything.
@@ -307,4 +350,23 @@ fn absence(peer: Peer, blocking: bool) -> Option<String> {
     let module = blocking && matches!(peer, Peer::Nginx { .. });
     let lacking = module && !Path::new(NGINX_ECHO_MODULE).exists();
     lacking.then(|| format!("no echo module of nginx at {NGINX_ECHO_MODULE}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_has_some_time_to_become_quiet() {
+        for (shares, found, looks) in [
+            (&[0.1][..], 0.1, 1),
+            (&[0.9, 0.5], 0.5, 2),
+            (&[0.9, 0.8, 0.95, 0.7, 0.99], 0.7, LOOKS_MAX),
+        ] {
+            let mut left = shares.iter();
+            let least = least_busy(|| *left.next().expect("no further look"));
+            assert!((least - found).abs() < f64::EPSILON, "{shares:?}: {least}");
+            assert_eq!(shares.len() - left.len(), looks);
+        }
+    }
 }

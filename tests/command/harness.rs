@@ -25,6 +25,8 @@ fn start(name: &str, words: &str) -> Child {
 fn start_with<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Child {
     Command::new(BINARY)
         .args(words)
+        // Other tests run at the same time.
+        .arg("--anyway")
         .env(RUN_VARIABLE, mark(name))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -13,7 +13,7 @@ use nix::sys::time::TimeValLike as _;
 const TICK: Duration = Duration::from_millis(10);
 /// Others that take more than this share of the CPUs change who gets a connection: workers that
 /// wait for a CPU are passed over.
-const SHARE_MAX: f64 = 0.25;
+pub const SHARE_MAX: f64 = 0.25;
 /// Too few ticks to tell.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -41,17 +41,22 @@ impl Company {
     /// busy. Everything that it started must have ended.
     #[must_use]
     pub fn objection(&self) -> Option<String> {
-        let now = Self::look(self.cpus.iter().copied());
-        let passed = now.at.duration_since(self.at);
-        let busy = now.busy.saturating_sub(self.busy);
-        let share = share(passed, busy, now.own.saturating_sub(self.own), self.cpus.len())?;
-        (share > SHARE_MAX).then(|| {
+        self.share().filter(|share| *share > SHARE_MAX).map(|share| {
             format!(
                 "other processes took {:.0} % of the CPUs during this: they may have shifted the \
                  load",
                 100.0 * share
             )
         })
+    }
+
+    /// The share of these CPUs that other processes have taken since; none after too short a time.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        let now = Self::look(self.cpus.iter().copied());
+        let passed = now.at.duration_since(self.at);
+        let busy = now.busy.saturating_sub(self.busy);
+        share(passed, busy, now.own.saturating_sub(self.own), self.cpus.len())
     }
 }
 
