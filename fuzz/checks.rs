@@ -68,7 +68,8 @@ fn settle(session: &mut Session, ended: &mut Vec<usize>) {
             | Action::Returned(connection)
             | Action::Refused(connection) => ended.push(connection.0),
             Action::Tell(Event::Query(query, request)) => {
-                let answer = Answer::HandOver { listener: LISTENER, name: None };
+                let answer =
+                    Answer::HandOver { listener: LISTENER, name: None, proxy_protocol: false };
                 session.answer(query, &answer, &request.data);
             }
             Action::Tell(Event::Message(message) | Event::Handle(message)) => {

@@ -11,6 +11,8 @@ mod control;
 mod env_file;
 #[path = "../fuzz/http.rs"]
 mod http;
+#[path = "../fuzz/proxy_protocol.rs"]
+mod proxy_protocol;
 #[path = "../fuzz/queries.rs"]
 mod queries;
 
@@ -112,4 +114,9 @@ fn files_of_variables_are_read_alike_behind_other_lines() {
 #[test]
 fn requests_to_the_admin_interface_are_understood_or_refused() {
     run("queries", queries::queries);
+}
+
+#[test]
+fn headers_of_balancers_are_read_or_refused_alike_however_they_are_split() {
+    run("proxy_protocol", proxy_protocol::proxy_protocol);
 }

@@ -5,6 +5,7 @@
 //! * [`handoff_layout`]: the layout of a message with accepted sockets.
 //! * [`scoreboard`]: the page of counters that the primary and one worker map.
 //! * [`latency`]: the time from accept to claim.
+//! * [`proxy_protocol`]: the header that a balancer puts in front of a client's bytes.
 //! * [`worker_end`]: what every worker does on its side, without a loop.
 //!
 //! Most programs use the `clusterlb` library, which implements this protocol. Use this crate to
@@ -16,6 +17,7 @@ pub mod control;
 pub mod environment;
 pub mod handoff_layout;
 pub mod latency;
+pub mod proxy_protocol;
 pub mod scoreboard;
 pub mod worker_end;
 
