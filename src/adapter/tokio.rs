@@ -21,7 +21,8 @@ use crate::address::Endpoint;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
 use crate::protocol::control::ListenOptions;
-use crate::worker::{Connection, Guard, Worker};
+use crate::protocol::proxy_protocol::Header;
+use crate::worker::{Connection, Guard, Worker, local_of, peer_of};
 
 /// How long [`ended`](Listener::ended) waits for the first bytes of the last connections.
 const FIRST_BYTES: Duration = Duration::from_secs(1);
@@ -56,6 +57,7 @@ pub struct Listener {
 pub struct Stream {
     socket: Socket,
     peer: Option<Endpoint>,
+    header: Header,
     listener: Option<ListenerId>,
     accepted_ns: u64,
     /// Counts the connection as unheard until its first bytes or its end.
@@ -194,20 +196,25 @@ impl Stream {
 
     fn new(connection: Connection, unheard: Option<Unheard>) -> Result<Self> {
         let (listener, accepted_ns) = (connection.listener(), connection.accepted_ns());
-        let peer = connection.peer_addr().ok();
-        // If the client has disconnected, the local address still tells the family.
-        let is_unix = match &peer {
-            Some(peer) => peer.inet().is_none(),
-            None => connection.local_addr()?.inet().is_none(),
-        };
+        let header = connection.header().clone();
         let (socket, guard) = connection.into_parts();
+        let far = peer_of(&Header::Local, &socket).ok();
+        // If the client has disconnected, the local address still tells the family.
+        let is_unix = match &far {
+            Some(far) => far.inet().is_none(),
+            None => local_of(&Header::Local, &socket)?.inet().is_none(),
+        };
+        let peer = match &header {
+            Header::Proxied { peer, .. } => Some(peer.clone()),
+            Header::Local => far,
+        };
         let socket = match is_unix {
             true => UnixStream::from_std(socket.into()).map(Socket::Unix),
             false => TcpStream::from_std(socket.into()).map(Socket::Tcp),
         };
         let failed = |error| Error::system("watch a connection", errno_of(&error));
         let socket = socket.map_err(failed)?;
-        Ok(Self { socket, peer, listener, accepted_ns, unheard, _guard: guard })
+        Ok(Self { socket, peer, header, listener, accepted_ns, unheard, _guard: guard })
     }
 
     /// The client's address, as [`Connection::peer_addr`].
@@ -216,6 +223,14 @@ impl Stream {
     /// ENOTCONN if the client had disconnected before the accept.
     pub fn peer_addr(&self) -> Result<Endpoint> {
         self.peer.clone().ok_or_else(|| Error::system("name a client", Errno::ENOTCONN))
+    }
+
+    /// The local address, as [`Connection::local_addr`].
+    ///
+    /// # Errors
+    /// As [`Connection::local_addr`].
+    pub fn local_addr(&self) -> Result<Endpoint> {
+        local_of(&self.header, &self.as_fd())
     }
 
     /// As [`Connection::listener`].

@@ -12,7 +12,8 @@ use super::async_listener::AsyncListener;
 use crate::address::Endpoint;
 use crate::error::Result;
 use crate::protocol::control::ListenOptions;
-use crate::worker::{Connection, Guard, Worker};
+use crate::protocol::proxy_protocol::Header;
+use crate::worker::{Connection, Guard, Worker, local_of, peer_of};
 
 /// A worker's listener inside a tokio-uring runtime.
 ///
@@ -47,6 +48,7 @@ pub struct Listener {
 /// not keep it open.
 pub struct Stream {
     socket: TcpStream,
+    header: Header,
     // Declared last, so that it is dropped after the socket.
     _guard: Guard,
 }
@@ -100,10 +102,27 @@ impl Stream {
     /// Wraps a connection, for example one accepted outside the runtime. Call it inside a runtime.
     #[must_use]
     pub fn of(connection: Connection) -> Self {
+        let header = connection.header().clone();
         let (socket, guard) = connection.into_parts();
         // The runtime only needs a stream socket; its family does not matter.
         let socket = TcpStream::from_std(std::net::TcpStream::from(socket));
-        Self { socket, _guard: guard }
+        Self { socket, header, _guard: guard }
+    }
+
+    /// The client's address, as [`Connection::peer_addr`].
+    ///
+    /// # Errors
+    /// As [`Connection::peer_addr`].
+    pub fn peer_addr(&self) -> Result<Endpoint> {
+        peer_of(&self.header, &self.socket)
+    }
+
+    /// The local address, as [`Connection::local_addr`].
+    ///
+    /// # Errors
+    /// As [`Connection::local_addr`].
+    pub fn local_addr(&self) -> Result<Endpoint> {
+        local_of(&self.header, &self.socket)
     }
 }
 

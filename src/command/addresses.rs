@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::settings::Settings;
 use clusterlb::protocol::environment;
-use clusterlb::{Dialect, Error, ListenAddress, Result};
+use clusterlb::{Dialect, Error, ListenAddress, ListenRule, Result};
 use clusterlb_sys::passed::Passed;
 use clusterlb_sys::resolve;
 
@@ -49,10 +49,16 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
         if address.is_port_zero() || takes_sockets {
             candidates.truncate(1);
         }
+        let named = ListenRule::Address(address.clone());
+        if let Some(place) = settings.proxy_protocol.iter().position(|rule| *rule == named) {
+            let rules = candidates.iter().cloned().map(ListenRule::Address);
+            settings.proxy_protocol.splice(place..=place, rules);
+        }
         found.extend(candidates);
     }
     settings.listen = found;
     settings.validate()?;
+    ensure_meant(settings)?;
     if settings.program.is_none() {
         let addresses: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
         let text = serde_json::to_string(&addresses).expect("texts can be written as JSON");
@@ -60,6 +66,20 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
         settings.own_variables.push(variable);
     }
     Ok(())
+}
+
+/// Ensures that every rule for headers is about a listener, if these are known: one that is
+/// mistyped would leave a listener without.
+fn ensure_meant(settings: &Settings) -> Result<()> {
+    let is_meant = |rule: &&ListenRule| settings.listen.iter().any(|one| rule.allows(one));
+    let idle = settings.proxy_protocol.iter().find(|rule| !is_meant(rule));
+    match idle.filter(|_| settings.program.is_none()) {
+        Some(rule) => Err(Error::usage(
+            format!("--proxy-protocol {rule} is about no --listen"),
+            "write the address as in --listen, its port, or all",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The addresses that a name stands for; at least one.

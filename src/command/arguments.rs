@@ -21,7 +21,7 @@ use super::worker_environment::WorkerEnvironmentArguments;
 use crate::command::settings::{DeferAccept, Program, RestartChoice, Settings};
 use clusterlb::Result;
 use clusterlb::topology::{Pin, Workers};
-use clusterlb::{Dialect, EngineChoice, ListenAddress, dispatch_from_environment};
+use clusterlb::{Dialect, EngineChoice, ListenAddress, ListenRule, dispatch_from_environment};
 
 /// Default address of the built-in worker.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
@@ -147,6 +147,21 @@ pub(super) struct RunArguments {
     )]
     pub(super) defer_accept: DeferAccept,
 
+    /// Listeners behind a balancer that sends the PROXY protocol (v1 or v2); can be repeated
+    ///
+    /// all, an address, PORT or FROM-TO, HOST:FROM-TO, or unix:/folder/. Workers read the header in
+    /// front of each connection, and programs see the client's address: Node programs unchanged,
+    /// those of the library in its connections. A connection without a header is closed, so let
+    /// only the balancer reach these listeners.
+    #[arg(
+        long,
+        value_name = "RULE",
+        value_parser = parse::<ListenRule>,
+        help_heading = headings::BALANCING,
+        hide_short_help = true
+    )]
+    proxy_protocol: Vec<ListenRule>,
+
     /// Options of balancing.
     #[command(flatten)]
     pub(super) balancing: BalancingArguments,
@@ -270,6 +285,7 @@ impl RunArguments {
             program,
             backlog: self.backlog,
             defer_accept: self.defer_accept,
+            proxy_protocol: self.proxy_protocol.clone(),
             scheduling: self.balancing.scheduling(),
             hang_kill: self.balancing.hang_kill.0,
             serve: self.built_in.settings(),

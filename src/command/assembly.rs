@@ -65,6 +65,7 @@ pub(super) fn cluster(settings: &Settings) -> Result<Cluster> {
         };
         set_workers(settings, cluster);
         cluster.allow_listen = settings.allow_listen();
+        cluster.proxy_protocol.clone_from(&settings.proxy_protocol);
         cluster.orphan_grace = Some(settings.grace);
         if let Some(program) = &settings.program {
             cluster.dialect = program.dialect;

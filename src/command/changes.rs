@@ -73,6 +73,7 @@ const OPTIONS: &[(&str, When)] = &[
     ("max-rss", NextStart),
     ("pin", NextStart),
     ("primary-user", NextStart),
+    ("proxy-protocol", NextStart),
     ("quiet", NextStart),
     ("ready-after", NextStart),
     ("runtime", NextStart),

@@ -292,6 +292,10 @@ fn table(summary: &Summary) -> String {
              {stalls} of stalls, {loads} of loads"
         );
     }
+    if summary.headers_refused > 0 {
+        let count = summary.headers_refused;
+        let _ = write!(text, "\nclosed {count} connections for lack of a PROXY protocol header");
+    }
     if counts_requests {
         let _ = write!(text, "\nanswered {} requests on these connections", summary.requests);
     }

@@ -147,6 +147,8 @@ pub(super) struct Settings {
     pub backlog: u32,
     /// When connections are accepted.
     pub defer_accept: DeferAccept,
+    /// Listeners whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<ListenRule>,
     /// Rules for choosing and judging workers when the primary hands over.
     pub scheduling: SchedulerConfig,
     /// A worker that hangs for this long is killed and replaced; never, if `None`.
@@ -302,6 +304,7 @@ impl Settings {
                 "leave --policy out; with --accept reuseport the kernel spreads them by hash",
             ));
         }
+        self.validate_headers(program)?;
         let (names, sockets) = (program.socket_names.len(), self.listen.len());
         if names > 0 && names != sockets {
             return Err(Error::usage(
@@ -322,6 +325,25 @@ impl Settings {
             return self.validate_accepting_workers();
         }
         Ok(())
+    }
+
+    /// Programs see a client's address only if something of clusterlb is in them.
+    fn validate_headers(&self, program: &Program) -> Result<()> {
+        let Some(rule) = self.proxy_protocol.first() else { return Ok(()) };
+        match program.dialect {
+            Dialect::ListenFds => Err(Error::usage(
+                format!(
+                    "--proxy-protocol {rule}: programs with --dialect listen-fds accept by \
+                     themselves, and would take the header for a request"
+                ),
+                "leave it out; if the program can read the header, tell the program",
+            )),
+            Dialect::Node if !self.preload => Err(Error::usage(
+                format!("--proxy-protocol {rule}: the preload reads the header"),
+                "leave --preload off out",
+            )),
+            Dialect::Native | Dialect::Node => Ok(()),
+        }
     }
 
     fn validate_accepting_workers(&self) -> Result<()> {

@@ -37,6 +37,8 @@ pub(crate) struct WorkerSummary {
     pub aborted: u64,
     /// Requests that it answered.
     pub requests: u64,
+    /// Connections that it closed for lack of a header of the PROXY protocol.
+    pub headers_refused: u64,
     /// How long it used a CPU, in milliseconds.
     pub ran_ms: u64,
     /// How long it waited for a CPU while runnable.
@@ -69,6 +71,8 @@ pub(crate) struct Summary {
     pub aborted: u64,
     /// Requests that workers answered, if they count them.
     pub requests: u64,
+    /// Connections that workers closed for lack of a header of the PROXY protocol.
+    pub headers_refused: u64,
     /// Times that accepting stopped because no worker had room.
     pub pauses: u64,
     /// How long accepting was stopped for that, in milliseconds.
@@ -96,7 +100,8 @@ impl WorkerSummary {
     #[must_use]
     pub(crate) fn new(id: WorkerId, pid: u32, cpu: Option<usize>, counts: WorkerCounts) -> Self {
         let WorkerCounts { assigned, own, returned, claimed, finished, .. } = counts;
-        let WorkerCounts { aborted, requests, handoff, ran_ms, waited_ms, .. } = counts;
+        let WorkerCounts { aborted, requests, headers_refused, .. } = counts;
+        let WorkerCounts { handoff, ran_ms, waited_ms, .. } = counts;
         let id = id.get();
         Self {
             id,
@@ -109,6 +114,7 @@ impl WorkerSummary {
             returned,
             aborted,
             requests,
+            headers_refused,
             ran_ms: ran_ms.into(),
             waited_ms: waited_ms.into(),
             handoff,
@@ -123,6 +129,7 @@ impl WorkerSummary {
         self.returned += other.returned;
         self.aborted += other.aborted;
         self.requests += other.requests;
+        self.headers_refused += other.headers_refused;
         self.ran_ms += other.ran_ms;
         self.waited_ms += other.waited_ms;
     }
@@ -171,6 +178,7 @@ impl Summary {
             self.workers.iter().map(|worker| worker.assigned - worker.returned).collect();
         (self.top_two_percent, self.max_over_mean) = shares(&counts);
         self.requests = self.workers.iter().map(|worker| worker.requests).sum();
+        self.headers_refused = self.workers.iter().map(|worker| worker.headers_refused).sum();
     }
 
     /// Whether every connection is accounted for.

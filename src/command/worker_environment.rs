@@ -65,9 +65,10 @@ pub(super) struct WorkerEnvironmentArguments {
 
     /// What workers may listen on; can be repeated
     ///
-    /// An address, PORT or FROM-TO (0 stands for a port that the kernel chooses), HOST:FROM-TO, or
-    /// unix:/folder/ for sockets in it. With --user the default is the addresses of --listen, and
-    /// for programs the ports from 1024 on; otherwise it is everything that the primary can open.
+    /// An address, PORT or FROM-TO (0 stands for a port that the kernel chooses), HOST:FROM-TO,
+    /// unix:/folder/ for sockets in it, or all. With --user the default is the addresses of
+    /// --listen, and for programs the ports from 1024 on; otherwise it is everything that the
+    /// primary can open.
     #[arg(
         long,
         value_name = "RULE",

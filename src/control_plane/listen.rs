@@ -23,12 +23,14 @@ use crate::dialect::node::session::Answer;
 use crate::error::{Error, Result};
 use crate::handle::Event;
 use crate::id::{ListenerId, WorkerId};
-use crate::protocol::control::{ListenOptions, ToWorker};
+use crate::protocol::control::{ListenOptions, ToWorker, Transport};
 use crate::settings::{ClusterSettings, Dialect};
 use crate::sys::clock::monotonic_ns;
 
 /// The failing step for a worker that requests an address no rule allows.
 const NOT_ALLOWED: &str = "let a worker listen on";
+/// The failing step for a Node worker that could not read the headers of a balancer.
+const NO_PRELOAD: &str = "read the PROXY protocol without the preload, on";
 
 impl ControlPlane {
     /// Opens an address before any worker requests it, and keeps it open.
@@ -89,7 +91,26 @@ impl ControlPlane {
             let error = Error::Listen { address, step, source: Errno::EACCES.into() };
             return self.decline(request, error);
         }
+        if self.expects_header(&request.key) && self.cannot_read_header(&request.origin) {
+            let (address, step) = (request.key.address.to_string(), NO_PRELOAD.to_owned());
+            let error = Error::Listen { address, step, source: Errno::EPROTONOSUPPORT.into() };
+            return self.decline(request, error);
+        }
         self.bind_or_share(request, BindRetry::until_ns());
+    }
+
+    /// Whether connections begin with a header of the PROXY protocol.
+    fn expects_header(&self, key: &Key) -> bool {
+        let by_rule = |one: &Arc<ClusterSettings>| one.expects_header(&key.address);
+        let by_rule = self.cluster_settings.as_ref().is_some_and(by_rule);
+        key.options.transport == Transport::Stream && (key.options.proxy_protocol || by_rule)
+    }
+
+    /// In Node the preload reads it.
+    fn cannot_read_header(&self, origin: &Origin) -> bool {
+        let Origin::Node { worker, .. } = origin else { return false };
+        let worker_entry = self.workers.get(worker);
+        worker_entry.is_some_and(|one| !one.state().view.program_reports())
     }
 
     /// Finds or opens the requested address and answers. While the address is busy, the request
@@ -197,9 +218,11 @@ impl ControlPlane {
     fn answer(&mut self, listener: ListenerId, origin: &Origin, descriptor: Option<OwnedFd>) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let (address, datagram) = (entry.address.clone(), !entry.is_stream());
+        let key = entry.key.clone();
+        let proxy_protocol = self.expects_header(&key);
         match *origin {
             Origin::Native { worker, sequence } => {
-                let word = ToWorker::Listening { sequence, listener, address };
+                let word = ToWorker::Listening { sequence, listener, address, proxy_protocol };
                 self.say(worker, &word, descriptor.into_iter().collect());
             }
             Origin::Node { worker, query } => {
@@ -208,8 +231,11 @@ impl ControlPlane {
                     node.unannounced.push(listener);
                 }
                 let answer = match descriptor {
-                    Some(_) => Answer::Share { listener, datagram },
-                    None => Answer::HandOver { listener, name: listen_query::name_of(&address) },
+                    Some(_) => Answer::Share { listener, datagram, proxy_protocol },
+                    None => {
+                        let name = listen_query::name_of(&address);
+                        Answer::HandOver { listener, name, proxy_protocol }
+                    }
                 };
                 self.answer_node(worker, query, answer, descriptor);
             }

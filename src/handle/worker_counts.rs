@@ -25,6 +25,9 @@ pub struct WorkerCounts {
     pub aborted: u64,
     /// Requests that it answered, if it counts them.
     pub requests: u64,
+    /// Connections that it closed for lack of a header of the PROXY protocol: a part of
+    /// [`finished`](Self::finished).
+    pub headers_refused: u64,
     /// From accept to claim; only for workers that left in order and measure it.
     pub handoff: Option<LatencySummary>,
     /// From handoff to claim, as the data path sees it when it next looks.
@@ -54,6 +57,7 @@ impl WorkerCounts {
             finished: counters.finished - lost,
             aborted: lost,
             requests: page.statistic(Statistic::Requests),
+            headers_refused: page.statistic(Statistic::HeadersRefused),
             handoff: None,
             claim_times: page.claim_times(),
             beats,
@@ -92,6 +96,7 @@ impl WorkerCounts {
         self.finished += other.finished;
         self.aborted += other.aborted;
         self.requests += other.requests;
+        self.headers_refused = self.headers_refused.saturating_add(other.headers_refused);
         self.claim_times.add(&other.claim_times);
         self.beats = self.beats.saturating_add(other.beats);
         self.late_ns = self.late_ns.saturating_add(other.late_ns);

@@ -133,6 +133,12 @@ pub struct ClusterSettings {
     /// What workers may listen on. Without rules it is everything that this process can open,
     /// including its descriptors (`fd:N`) and ports below 1024: workers are trusted with that.
     pub allow_listen: Option<Vec<ListenRule>>,
+    /// Addresses whose connections begin with a header of the PROXY protocol, as a balancer sends
+    /// it: workers read it before anything else, and close connections without one. Node workers
+    /// need the [`preload`](Self::preload) for it; those that take sockets over do not read it. A
+    /// worker can also ask for it itself
+    /// ([`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol)).
+    pub proxy_protocol: Vec<ListenRule>,
     /// Listeners stay open when the last worker that serves them ends: connections wait in the
     /// kernel for the next worker in its slot, until that has served for 5 s without requesting the
     /// address. Without it they are refused, as by Node. An address that a worker closes and no
@@ -240,6 +246,7 @@ impl ClusterSettings {
             backlog: 4096,
             defer_accept: false,
             allow_listen: None,
+            proxy_protocol: Vec::new(),
             hold: false,
             workers_expected: cpus.unwrap_or(NonZeroUsize::MIN),
             engine: EngineChoice::default(),
@@ -280,6 +287,12 @@ impl ClusterSettings {
                 "set the policy to none, under which the kernel chooses among them",
             ));
         }
+        if !self.proxy_protocol.is_empty() {
+            return Err(Error::usage(
+                "workers that take sockets over do not read the PROXY protocol",
+                "leave it off in the balancer, or let the program read it",
+            ));
+        }
         if streams > 3 {
             return Err(Error::usage(
                 "workers that take sockets over have these from descriptor 3 on",
@@ -297,6 +310,7 @@ impl ClusterSettings {
             && self.scheduling == other.scheduling
             && self.hold == other.hold
             && self.allow_listen == other.allow_listen
+            && self.proxy_protocol == other.proxy_protocol
             && self.backlog == other.backlog
             && self.defer_accept == other.defer_accept
             && self.workers_expected == other.workers_expected
@@ -309,6 +323,11 @@ impl ClusterSettings {
     pub(crate) fn allows(&self, address: &ListenAddress) -> bool {
         let rules = self.allow_listen.as_ref();
         rules.is_none_or(|rules| rules.iter().any(|rule| rule.allows(address)))
+    }
+
+    /// Whether connections to an address begin with a header of the PROXY protocol.
+    pub(crate) fn expects_header(&self, address: &ListenAddress) -> bool {
+        self.proxy_protocol.iter().any(|rule| rule.allows(address))
     }
 
     /// Workers accept from their own sockets instead of a shared one.

@@ -1,4 +1,4 @@
-//! Addresses that workers may request. Parses and compares; opens nothing.
+//! Rules for the addresses that workers request. Parses and compares; opens nothing.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,14 +8,17 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::sys::address::ListenAddress;
 
-/// Addresses that workers may listen on, although the primary opens them with its own rights.
+/// Addresses of workers: those that they may listen on, although the primary opens them with its
+/// own rights, or those behind a balancer.
 ///
-/// As text: a [`ListenAddress`] for one address; `PORT` or `FROM-TO` for these ports of every host,
-/// where 0 stands for one that the kernel chooses; `HOST:FROM-TO` for ports of one host; and
-/// `unix:/folder/` for unix sockets directly in this folder.
+/// As text: `all`; a [`ListenAddress`] for one address; `PORT` or `FROM-TO` for these ports of
+/// every host, where 0 stands for one that the kernel chooses; `HOST:FROM-TO` for ports of one
+/// host; and `unix:/folder/` for unix sockets directly in this folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ListenRule {
+    /// Every address.
+    All,
     /// This address.
     Address(ListenAddress),
     /// TCP and UDP ports of every host.
@@ -26,8 +29,8 @@ pub enum ListenRule {
     Folder(PathBuf),
 }
 
-const FORMS: &str = "write an address to listen on, PORT, FROM-TO, HOST:FROM-TO, or \
-     unix:/folder/ with a slash at its end";
+const FORMS: &str = "write an address to listen on, PORT, FROM-TO, HOST:FROM-TO, \
+     unix:/folder/ with a slash at its end, or all";
 
 impl ListenRule {
     /// Ports that need no privilege: those from 1024 on, and those that the kernel chooses.
@@ -36,10 +39,11 @@ impl ListenRule {
         vec![Self::Ports(0..=0), Self::Ports(1024..=u16::MAX)]
     }
 
-    /// Whether a worker may request this address.
+    /// Whether it is about this address, as a worker requests it.
     #[must_use]
     pub fn allows(&self, address: &ListenAddress) -> bool {
         match self {
+            Self::All => true,
             Self::Address(allowed) => allowed == address,
             Self::Ports(ports) => {
                 host_and_port(address).is_some_and(|(_, port)| ports.contains(&port))
@@ -76,6 +80,9 @@ impl FromStr for ListenRule {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = || Error::usage(format!("{text} is no rule for addresses"), FORMS);
+        if text == "all" {
+            return Ok(Self::All);
+        }
         if let Some(folder) = text.strip_prefix("unix:").filter(|path| path.ends_with('/')) {
             return Ok(Self::Folder(PathBuf::from(folder)));
         }
@@ -109,6 +116,7 @@ fn ports(text: &str) -> Option<RangeInclusive<u16>> {
 impl fmt::Display for ListenRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::All => f.write_str("all"),
             Self::Address(address) => write!(f, "{address}"),
             Self::Ports(ports) => write!(f, "{}-{}", ports.start(), ports.end()),
             Self::PortsOf(host, ports) => {
@@ -136,6 +144,7 @@ mod tests {
     fn rules_allow_what_they_name_and_nothing_else() {
         for (rule, allowed, refused) in [
             ("80", "127.0.0.1:80", "127.0.0.1:81"),
+            ("all:80", "all:80", "127.0.0.1:80"),
             ("1024-65535", "[::1]:1024", "[::1]:1023"),
             ("1024-65535", "localhost:8080", "localhost:0"),
             ("0", "0.0.0.0:0", "0.0.0.0:1"),
@@ -157,9 +166,16 @@ mod tests {
     }
 
     #[test]
+    fn every_address_is_meant_by_all() {
+        for address in ["127.0.0.1:0", "[::]:80", "unix:/run/a", "unix:@a", "fd:3"] {
+            assert!(allows("all", address), "{address}");
+        }
+    }
+
+    #[test]
     fn rules_are_printed_as_they_are_written() {
-        for text in ["80-81", "127.0.0.1:1-2", "[::1]:1-2", "unix:/a/", "unix:/", "unix:@a", "fd:3"]
-        {
+        let hosts = ["80-81", "127.0.0.1:1-2", "[::1]:1-2"];
+        for text in hosts.into_iter().chain(["unix:/a/", "unix:/", "unix:@a", "fd:3", "all"]) {
             let rule: ListenRule = text.parse().expect(text);
             assert_eq!(rule.to_string(), text);
         }

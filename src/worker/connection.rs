@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use super::shared::Shared;
 use crate::address::Endpoint;
 use crate::error::{Error, Result, errno_of};
 use crate::id::ListenerId;
+use crate::protocol::proxy_protocol::Header;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::peer;
 
@@ -23,6 +24,8 @@ use crate::sys::peer;
 pub struct Connection {
     socket: OwnedFd,
     accepted_ns: u64,
+    /// What a balancer says of its client, which is not at the other end of the socket.
+    header: Header,
     guard: Guard,
 }
 
@@ -51,24 +54,33 @@ impl Connection {
         accepted_ns: u64,
     ) -> Self {
         let guard = Guard { shared: Arc::clone(shared), listener };
-        Self { socket, accepted_ns, guard }
+        Self { socket, accepted_ns, header: Header::Local, guard }
+    }
+
+    /// With the header that was in front of it.
+    pub(super) fn proxied(self, header: Header) -> Self {
+        Self { header, ..self }
     }
 
     /// The client's address. Unlike in `std` it may be that of a unix socket, so it is an
     /// [`Endpoint`], whose [`inet`](Endpoint::inet) is the `SocketAddr`.
     ///
+    /// With [`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol) it is the one
+    /// that the balancer names; the balancer's own is that of the socket.
+    ///
     /// # Errors
     /// ENOTCONN if the client has already disconnected.
     pub fn peer_addr(&self) -> Result<Endpoint> {
-        peer::peer_of(&self.socket).map_err(|errno| Error::system("name a client", errno))
+        peer_of(&self.header, &self.socket)
     }
 
-    /// The local address, to which the client connected.
+    /// The local address, to which the client connected; with
+    /// [`ListenOptions::proxy_protocol`](crate::ListenOptions::proxy_protocol) one of the balancer.
     ///
     /// # Errors
     /// The kernel does not know the socket, which cannot happen.
     pub fn local_addr(&self) -> Result<Endpoint> {
-        peer::local_of(&self.socket).map_err(|errno| Error::system("name a socket", errno))
+        local_of(&self.header, &self.socket)
     }
 
     /// The listener that accepted it; `None` for one of [`Worker::bind_exclusive`].
@@ -97,6 +109,12 @@ impl Connection {
         (self.socket, self.guard)
     }
 
+    /// What a balancer says of its client.
+    #[cfg(any(feature = "tokio", feature = "tokio-uring"))]
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
     /// Converts to any type that can be made from a socket; the socket stays non-blocking.
     #[must_use]
     pub fn into_inner<T: From<OwnedFd>>(self) -> Tracked<T> {
@@ -121,6 +139,26 @@ impl Connection {
         let stream: Tracked<UnixStream> = self.into_inner();
         stream.set_nonblocking(false).map_err(blocking)?;
         Ok(stream)
+    }
+}
+
+/// The client's address: that in the header, or else that of the socket.
+pub(crate) fn peer_of(header: &Header, socket: &impl AsRawFd) -> Result<Endpoint> {
+    match header {
+        Header::Proxied { peer, .. } => Ok(peer.clone()),
+        Header::Local => {
+            peer::peer_of(socket).map_err(|errno| Error::system("name a client", errno))
+        }
+    }
+}
+
+/// The local address: that in the header, or else that of the socket.
+pub(crate) fn local_of(header: &Header, socket: &impl AsRawFd) -> Result<Endpoint> {
+    match header {
+        Header::Proxied { local, .. } => Ok(local.clone()),
+        Header::Local => {
+            peer::local_of(socket).map_err(|errno| Error::system("name a socket", errno))
+        }
     }
 }
 

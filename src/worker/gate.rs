@@ -79,6 +79,13 @@ impl Gate {
     }
 }
 
+impl Waiting {
+    /// Makes it readable while another source is, which never is muted.
+    pub(super) fn add(&self, source: &impl AsFd) -> nix::Result<()> {
+        self.0.add(source, EpollEvent::new(EpollFlags::EPOLLIN, 2))
+    }
+}
+
 impl AsFd for Waiting {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.0.as_fd()

@@ -240,6 +240,20 @@ impl Intake {
         self.end.publish();
     }
 
+    /// Wakes the callers of a listener.
+    pub(super) fn wake(&mut self, key: QueueKey) {
+        if let Some(queue) = self.queues.get_mut(&key) {
+            queue.wake();
+        }
+    }
+
+    /// Wakes no caller of a listener that is at its end, until `wake`.
+    pub(super) fn silence(&mut self, key: QueueKey) {
+        if let Some(queue) = self.queues.get_mut(&key) {
+            queue.pend(None, true);
+        }
+    }
+
     /// Wakes the callers of every listener.
     pub(super) fn wake_all(&mut self) {
         self.queues.values_mut().for_each(AcceptQueue::wake);

@@ -10,20 +10,25 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::connection::Connection;
 use super::gate::Waiting;
 use super::intake::{Claims, QueueKey, Taken};
+use super::proxied::{Found, Proxied};
 use super::shared::Shared;
 use crate::address::Endpoint;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
+use crate::protocol::scoreboard::Statistic;
 
 /// An address that this worker serves. Threads can share it, and each may accept.
 ///
-/// Dropping it closes it. Connections already sent to this worker for it go to other workers.
+/// Dropping it closes it. Connections already sent to this worker for it go to other workers, and
+/// those that wait for a header of the PROXY protocol are closed.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
     queue: QueueKey,
     waiting: Waiting,
     local_addr: Endpoint,
+    /// Connections begin with a header of the PROXY protocol.
+    proxied: Option<Proxied>,
 }
 
 impl Listener {
@@ -32,10 +37,15 @@ impl Listener {
         queue: QueueKey,
         waiting: Waiting,
         address: &str,
-    ) -> Self {
+        proxy_protocol: bool,
+    ) -> Result<Self> {
         // A socket of another family that was inherited has no address, nor do its connections.
         let local_addr = address.parse().unwrap_or(Endpoint::Unix(None));
-        Self { shared, queue, waiting, local_addr }
+        let proxied = proxy_protocol.then(|| Proxied::at(&waiting)).transpose();
+        // Not dropped before it is whole: the queue closes with it.
+        let failed = |_: &Error| drop(shared.intake().close(queue, &waiting));
+        let proxied = proxied.inspect_err(failed)?;
+        Ok(Self { shared, queue, waiting, local_addr, proxied })
     }
 
     /// The bound address, with the port that was chosen. Unlike in `std` it may be that of a unix
@@ -91,6 +101,53 @@ impl Listener {
     }
 
     fn next(&self, claims: Claims) -> Result<Poll<Option<Connection>>> {
+        let Some(proxied) = &self.proxied else { return self.take(claims) };
+        loop {
+            let found = match proxied.next() {
+                Some(found) => found,
+                None => match self.take(claims)? {
+                    Poll::Ready(Some(connection)) => proxied.begin(connection),
+                    Poll::Ready(None) => return Ok(self.end_behind(proxied)),
+                    Poll::Pending => return Ok(Poll::Pending),
+                },
+            };
+            match found {
+                Found::Whole(connection) => {
+                    self.notice_last(proxied);
+                    return Ok(Poll::Ready(Some(connection)));
+                }
+                Found::Waiting => {}
+                Found::Refused(connection) => {
+                    self.shared.intake().end.add(Statistic::HeadersRefused, 1);
+                    drop(connection);
+                    self.notice_last(proxied);
+                }
+            }
+        }
+    }
+
+    /// Nothing more is accepted: the end, unless a connection still waits for its header. Then
+    /// callers wait for that alone.
+    fn end_behind(&self, proxied: &Proxied) -> Poll<Option<Connection>> {
+        let mut state = proxied.state();
+        if state.is_empty() {
+            return Poll::Ready(None);
+        }
+        state.is_last = true;
+        self.shared.intake().silence(self.queue);
+        Poll::Pending
+    }
+
+    /// Wakes the other callers behind the last connection, because the end has come.
+    fn notice_last(&self, proxied: &Proxied) {
+        let state = proxied.state();
+        if state.is_last && state.is_empty() {
+            self.shared.intake().wake(self.queue);
+        }
+    }
+
+    /// The next connection, whether or not a header is in front of it.
+    fn take(&self, claims: Claims) -> Result<Poll<Option<Connection>>> {
         let mut intake = self.shared.intake();
         let taken = intake.take(self.queue, claims, &self.shared.leaving);
         let strays = intake.take_strays();

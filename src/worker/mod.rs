@@ -9,6 +9,7 @@ mod gate;
 mod inbox;
 mod intake;
 mod listener;
+mod proxied;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ use serde::Serialize;
 
 pub use bind_future::BindFuture;
 pub use connection::{Connection, Guard, Tracked};
+#[cfg(any(feature = "tokio", feature = "tokio-uring"))]
+pub(crate) use connection::{local_of, peer_of};
 pub use datagrams::Datagrams;
 pub use listener::Listener;
 
@@ -169,7 +172,8 @@ impl Worker {
         self.bind_with(address, ListenOptions::default())
     }
 
-    /// As [`bind`](Self::bind), with a backlog, IPv6 only, or the mode of a unix socket.
+    /// As [`bind`](Self::bind), with a backlog, IPv6 only, the mode of a unix socket, or the PROXY
+    /// protocol.
     /// Workers that request the same address with the same options share it, with the backlog of
     /// the first request.
     ///
@@ -219,7 +223,7 @@ impl Worker {
         let socket = Socket::open(&address.parse()?, options)?;
         let address = socket.address().to_owned();
         let (queue, waiting) = self.shared.intake().open_exclusive(socket)?;
-        Ok(Listener::new(Arc::clone(&self.shared), queue, waiting, &address))
+        Listener::new(Arc::clone(&self.shared), queue, waiting, &address, false)
     }
 
     /// Receives datagrams at an address (Node: `socket.bind` of `dgram`), from a socket that all
@@ -246,7 +250,7 @@ impl Worker {
     /// As [`bind_udp_with`](Self::bind_udp_with), but returns a future instead of blocking.
     pub fn bind_udp_async(&self, address: &str, options: ListenOptions) -> BindFuture<Datagrams> {
         let asked = address.parse().and_then(|address: ListenAddress| {
-            if options.transport == Transport::Stream {
+            if options.transport == Transport::Stream || options.proxy_protocol {
                 return Err(Error::usage("these options are for streams", "use `bind_with`"));
             }
             self.shared.ask(&address.to_string(), options)
@@ -357,12 +361,14 @@ impl Worker {
 
 /// Creates a listener from the primary's grant, and reports to the primary that it is served.
 fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
-    let Grant { listener: id, address, socket } = grant;
+    let Grant { listener: id, address, socket, proxy_protocol } = grant;
     let own = socket.map(|socket| Socket::adopt_copy(socket, address.clone()));
     let waiting = shared.intake().open(id, own);
     let waiting = waiting.and_then(|waiting| waiting.ok_or_else(shared::leaving));
     let waiting = waiting.inspect_err(|_| shared.give_up(id))?;
-    let listener = Listener::new(Arc::clone(shared), QueueKey::Shared(id), waiting, &address);
+    let key = QueueKey::Shared(id);
+    let listener = Listener::new(Arc::clone(shared), key, waiting, &address, proxy_protocol)
+        .inspect_err(|_| shared.give_up(id))?;
     // The control thread stops reading the inbox before connections can arrive.
     shared.waker.wake();
     shared.say(&ToPrimary::Serving { listener: id }, vec![])?;

@@ -1,6 +1,7 @@
 //! The state shared by all parts of a worker process: channel, counters, listeners.
 //!
-//! Owns the locks. They are acquired in this order only: state, intake, channel.
+//! Owns the locks. They are acquired in this order only: headers of a listener
+//! (`proxied`), state, intake, channel.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! A blocking client of the echo servers: lines, or HTTP for axum.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 
 use crate::server::Adapter;
@@ -51,6 +51,7 @@ impl Client {
             None => {
                 let stream = TcpStream::connect(address).expect("a server listens");
                 stream.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+                stream.set_nodelay(true).expect("it is a socket");
                 Socket::Tcp(stream)
             }
         };
@@ -63,6 +64,21 @@ impl Client {
             Socket::Tcp(stream) => stream.local_addr().expect("it is connected").to_string(),
             Socket::Unix(_) => panic!("it has none"),
         }
+    }
+
+    /// Sends what is no request, in pieces.
+    pub(crate) fn send_header(&mut self, bytes: &[u8], piece_bytes: usize) {
+        for piece in bytes.chunks(piece_bytes) {
+            self.stream.get_mut().write_all(piece).expect("the peer reads");
+        }
+    }
+
+    /// Says that nothing more comes; the server may have closed already.
+    pub(crate) fn half_close(&self) {
+        let _ = match self.stream.get_ref() {
+            Socket::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Socket::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
     }
 
     fn write(&mut self, text: &str) {

@@ -2,7 +2,10 @@
 //! test, it is a worker that echoes through the adapter named by its environment.
 
 mod client;
+#[path = "../common/headers.rs"]
+mod headers;
 mod promises;
+mod proxied;
 mod server;
 mod stage;
 #[path = "../common/wait.rs"]
@@ -27,7 +30,7 @@ const SOME_CLIENTS: usize = 120;
 type Test = (&'static str, fn(Adapter));
 
 /// The tests that every adapter must pass.
-const TESTS: [Test; 7] = [
+const TESTS: [Test; 10] = [
     ("a_thousand_connections_are_served_at_once", a_thousand_connections_are_served_at_once),
     ("open_requests_are_answered_when_the_worker_leaves", open_requests_are_answered_under_rr),
     ("the_same_when_workers_accept_by_themselves", open_requests_are_answered_under_none),
@@ -35,6 +38,9 @@ const TESTS: [Test; 7] = [
     ("connected_clients_may_be_silent_at_first", connected_clients_may_be_silent_at_first),
     ("every_way_to_end_is_counted", every_way_to_end_is_counted),
     ("unix_sockets_are_served", unix_sockets_are_served),
+    ("clients_are_those_that_a_balancer_names", proxied::clients_are_those_that_are_named),
+    ("a_connection_without_a_header_is_closed", proxied::one_without_a_header_is_closed),
+    ("late_headers_hold_nothing_up_and_have_a_limit", proxied::late_headers),
 ];
 
 /// The tests of single adapters.

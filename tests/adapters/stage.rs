@@ -4,11 +4,11 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use clusterlb::{
-    Cluster, Completion, Event, Events, ForkOptions, OverloadFactor, Policy, WorkerCounts,
-    WorkerHandle,
+    Cluster, Completion, Event, Events, ForkOptions, ListenRule, OverloadFactor, Policy,
+    WorkerCounts, WorkerHandle,
 };
 
-use crate::server::{ADAPTER, ADDRESS, Adapter, FIRST_BYTES};
+use crate::server::{ADAPTER, ADDRESS, Adapter, FIRST_BYTES, PROXIED};
 pub(crate) use crate::wait::{PATIENCE, eventually};
 
 /// A cluster under test. Dropping it ends all processes.
@@ -19,16 +19,29 @@ pub(crate) struct Stage {
     workers: usize,
     /// axum's timeout for the first bytes of its last clients.
     pub(crate) first_bytes: Duration,
+    /// Connections begin with a header, because the workers say so.
+    pub(crate) is_proxied: bool,
     leaving: Option<Completion>,
 }
 
 impl Stage {
     pub(crate) fn new(adapter: Adapter, policy: Policy, workers: usize) -> Self {
+        Self::behind(adapter, policy, workers, vec![])
+    }
+
+    /// With a balancer in front of these addresses.
+    pub(crate) fn behind(
+        adapter: Adapter,
+        policy: Policy,
+        workers: usize,
+        proxied: Vec<ListenRule>,
+    ) -> Self {
         let cluster = Cluster::primary().expect("a primary");
         cluster
             .setup_primary(|settings| {
                 settings.args.clear();
                 settings.policy = policy;
+                settings.proxy_protocol = proxied;
                 // Otherwise a busy machine makes the scheduler skip workers, and no order is
                 // certain.
                 settings.scheduling.hang_after_ns = None;
@@ -36,7 +49,8 @@ impl Stage {
             })
             .expect("valid settings");
         let events = cluster.events().expect("descriptors");
-        Self { cluster, events, adapter, workers, first_bytes: PATIENCE, leaving: None }
+        let (first_bytes, is_proxied) = (PATIENCE, false);
+        Self { cluster, events, adapter, workers, first_bytes, is_proxied, leaving: None }
     }
 
     /// Starts the workers, and returns the bound address.
@@ -44,6 +58,7 @@ impl Stage {
         for _ in 0..self.workers {
             let options = ForkOptions::default()
                 .variable(ADAPTER, self.adapter.to_string())
+                .variable(PROXIED, self.is_proxied.to_string())
                 .variable(FIRST_BYTES, self.first_bytes.as_millis().to_string())
                 .variable(ADDRESS, address);
             self.cluster.fork_with(options).expect("a worker");

@@ -24,6 +24,7 @@ mod measuring;
 mod outliers;
 mod output;
 mod primary_user;
+mod proxied;
 mod room;
 mod seccomp;
 mod service_manager;

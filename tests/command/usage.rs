@@ -32,6 +32,9 @@ fn contradictions_and_impossible_settings_are_told_in_one_line() {
         ("--policy none --runtime tokio-uring", &["tokio-uring", "--policy rr"]),
         ("--listen 127.0.0.1:1 --listen 127.0.0.1:1", &["127.0.0.1:1", "twice"]),
         ("--listen unix:/tmp/x --policy none --accept reuseport", &["reuseport", "unix:/tmp/x"]),
+        ("--proxy-protocol 81 --listen 127.0.0.1:0", &["--proxy-protocol 81", "no --listen"]),
+        ("--dialect listen-fds --proxy-protocol all -- cat", &["--proxy-protocol", "tell the"]),
+        ("--dialect node --preload off --proxy-protocol all -- cat", &["the preload reads"]),
     ] {
         Launch::new(arguments).refused().assert_refusal(2, words);
     }
@@ -50,6 +53,7 @@ fn values_that_mean_nothing_are_named_with_what_would() {
         ("--listen nowhere", &["--listen", "nowhere", "HOST:PORT"]),
         ("--listen 127.0.0.1:70000", &["--listen", "70000", "65535"]),
         ("--listen fd:many", &["--listen", "fd:many"]),
+        ("--proxy-protocol every", &["--proxy-protocol", "every", "or all"]),
         ("--backlog 0", &["--backlog", "0", "1..=65535"]),
         ("--max-inflight 0", &["--max-inflight", "0"]),
         ("--grace soon", &["--grace", "soon", "10s"]),

@@ -73,6 +73,7 @@ pub(crate) struct Books {
     pub(crate) returned: u64,
     pub(crate) aborted: u64,
     pub(crate) requests: u64,
+    pub(crate) headers_refused: u64,
 }
 
 impl Summary {

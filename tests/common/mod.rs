@@ -6,6 +6,8 @@
 pub(crate) mod books;
 pub(crate) mod client;
 pub(crate) mod cluster;
+mod haproxy;
+mod headers;
 pub(crate) mod hostile;
 pub(crate) mod machine;
 mod missing;
@@ -15,6 +17,8 @@ mod wait;
 pub(crate) use books::{Ended, Summary};
 pub(crate) use client::{Client, GET, GET_CLOSE, HELLO, Response, get, get_from};
 pub(crate) use cluster::{BINARY, Cluster, Launch};
+pub(crate) use haproxy::{Haproxy, free_ports};
+pub(crate) use headers::{headers, without_header};
 pub(crate) use missing::lacking;
 pub(crate) use wait::{PATIENCE, eventually};
 

@@ -406,7 +406,10 @@ impl Front {
             Place::Udp { .. } => {
                 let listener = ListenerId::new(u16::MAX);
                 let socket = self.udp.try_clone().expect("a duplicate");
-                return (Answer::Share { listener, datagram: true }, Some(socket.into()));
+                return (
+                    Answer::Share { listener, datagram: true, proxy_protocol: false },
+                    Some(socket.into()),
+                );
             }
             _ => return (Answer::Fail(Errno::EADDRNOTAVAIL), None),
         };
@@ -414,9 +417,15 @@ impl Front {
         let listener = ListenerId::new(u16::try_from(place).expect("few listeners"));
         if self.shares {
             let socket = self.sockets[place].try_clone().expect("a duplicate");
-            return (Answer::Share { listener, datagram: false }, Some(socket));
+            return (
+                Answer::Share { listener, datagram: false, proxy_protocol: false },
+                Some(socket),
+            );
         }
-        (Answer::HandOver { listener, name: name.map(SocketName::from) }, None)
+        (
+            Answer::HandOver { listener, name: name.map(SocketName::from), proxy_protocol: false },
+            None,
+        )
     }
 
     /// Reaps workers whose processes have ended and whose channels are closed.

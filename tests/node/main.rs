@@ -25,6 +25,7 @@ mod loop_delay;
 mod matrix;
 mod nodes;
 mod preload;
+mod proxied;
 mod reload;
 mod script;
 mod soak;

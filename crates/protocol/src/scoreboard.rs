@@ -75,7 +75,7 @@ const RECEIVES: u64 = 2;
 /// Layout for programs in other languages that write their counters themselves: byte offsets of
 /// their words and of the primary's request, the order of the words, and their values. Generated
 /// into the code that such a program loads.
-pub const PROGRAM_LAYOUT: [(&str, u64); 16] = [
+pub const PROGRAM_LAYOUT: [(&str, u64); 17] = [
     ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
     ("DOES_WORD", DOES as u64),
     ("ENDED_WORD", ENDED as u64),
@@ -87,6 +87,7 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 16] = [
     ("LATE_WORD", LATE as u64),
     ("ENDED_OF_WORD", ENDED_OF as u64),
     ("LISTENERS_MAX", LISTENERS_MAX as u64),
+    ("REFUSED_AT", (SharedPage::offset_of(STATISTICS) + HEADERS_REFUSED * size_of::<u64>()) as u64),
     ("REPORTS", REPORTS),
     ("RECEIVES", RECEIVES),
     ("WAKE_AT", SharedPage::offset_of(WAKER) as u64),
@@ -125,7 +126,13 @@ pub enum Statistic {
     Timeouts = 6,
     /// Connections reset because all of them together held too much memory.
     Shed = 7,
+    /// Connections closed because no header of the PROXY protocol was in front of them. The preload
+    /// script writes it, too.
+    HeadersRefused = 8,
 }
+
+const HEADERS_REFUSED: usize = Statistic::HeadersRefused as usize;
+const STATISTICS_COUNT: usize = HEADERS_REFUSED + 1;
 
 /// A snapshot of a worker's counters, as the primary sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -200,7 +207,7 @@ pub struct WorkerPage {
     probes: u64,
     /// A probe has been answered since the last publication.
     probed: bool,
-    statistics: [u64; 8],
+    statistics: [u64; STATISTICS_COUNT],
 }
 
 impl PrimaryPage {
@@ -348,7 +355,7 @@ impl WorkerPage {
             finished_of: ByListener::default(),
             probes: 0,
             probed: false,
-            statistics: [0; 8],
+            statistics: [0; STATISTICS_COUNT],
         })
     }
 

@@ -75,7 +75,7 @@ pub fn is_connection(descriptor: &OwnedFd) -> bool {
 ///
 /// # Errors
 /// ENOTCONN if the peer has disconnected.
-pub fn peer_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
+pub fn peer_of(socket: &impl AsRawFd) -> Result<Endpoint, Errno> {
     getpeername(socket.as_raw_fd()).map(endpoint)
 }
 
@@ -83,7 +83,7 @@ pub fn peer_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
 ///
 /// # Errors
 /// ENOTSOCK if it is not a socket.
-pub fn local_of(socket: &OwnedFd) -> Result<Endpoint, Errno> {
+pub fn local_of(socket: &impl AsRawFd) -> Result<Endpoint, Errno> {
     getsockname(socket.as_raw_fd()).map(endpoint)
 }
 
@@ -214,14 +214,13 @@ mod tests {
         let bound = listener.local_addr().expect("bound");
         let client = TcpStream::connect(bound).expect("room");
         let own = client.local_addr().expect("connected");
-        let client = OwnedFd::from(client);
         assert_eq!(peer_of(&client), Ok(Endpoint::Inet(bound)));
         assert_eq!(local_of(&client), Ok(Endpoint::Inet(own)));
         let (unix, _far) = UnixStream::pair().expect("a pair");
-        assert_eq!(peer_of(&unix.into()), Ok(Endpoint::Unix(None)));
+        assert_eq!(peer_of(&unix), Ok(Endpoint::Unix(None)));
         let name = format!("clusterlb-test-peer-{}", std::process::id());
         let address = UnixAddress::from_abstract_name(&name).expect("a short name");
         let bound = UnixListener::bind_addr(&address).expect("a free name");
-        assert_eq!(local_of(&bound.into()), Ok(Endpoint::Abstract(name)));
+        assert_eq!(local_of(&bound), Ok(Endpoint::Abstract(name)));
     }
 }

@@ -16,6 +16,7 @@ pub(in crate::command) fn config(
     engine: &EngineDecision,
 ) -> Value {
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+    let proxied: Vec<String> = settings.proxy_protocol.iter().map(ToString::to_string).collect();
     let admin: Vec<String> = settings.admin.iter().map(ToString::to_string).collect();
     let environment = settings.worker_environment.environment.iter();
     let environment: Vec<String> =
@@ -30,6 +31,7 @@ pub(in crate::command) fn config(
         "accept": settings.accept,
         "backlog": settings.backlog,
         "defer_accept": settings.defers_accept(),
+        "proxy_protocol": proxied,
         "hang_kill_ms": settings.hang_kill.map(milliseconds),
         "restart": settings.restart,
         "start_limit_ms": milliseconds(settings.start_limit),

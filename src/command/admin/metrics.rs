@@ -175,7 +175,7 @@ fn seconds(ns: u64) -> Value {
 type Field = fn(&SlotRecord) -> u64;
 
 /// Counts by slot, over all its workers.
-const BY_SLOT: [(&str, Kind, Field, &str); 11] = [
+const BY_SLOT: [(&str, Kind, Field, &str); 12] = [
     (
         "clusterlb_worker_connections_assigned",
         Kind::Counter,
@@ -217,6 +217,12 @@ const BY_SLOT: [(&str, Kind, Field, &str); 11] = [
         Kind::Counter,
         |slot| slot.counts.requests,
         "Requests answered, by workers that count them.",
+    ),
+    (
+        "clusterlb_worker_headers_refused",
+        Kind::Counter,
+        |slot| slot.counts.headers_refused,
+        "Connections closed because no PROXY protocol header was in front of them.",
     ),
     (
         "clusterlb_worker_hangs",

@@ -103,6 +103,8 @@ pub(super) struct CountsView {
     pub(super) aborted: u64,
     /// Requests answered.
     pub(super) requests: u64,
+    /// Closed for lack of a header of the PROXY protocol.
+    pub(super) headers_refused: u64,
     /// Connections with a measured time from handoff to claim.
     pub(super) claims_measured: u64,
     /// The sum of these times, in microseconds.
@@ -121,6 +123,7 @@ impl From<&WorkerCounts> for CountsView {
             returned: counts.returned,
             aborted: counts.aborted,
             requests: counts.requests,
+            headers_refused: counts.headers_refused,
             claims_measured: counts.claim_times.count(),
             claims_us: counts.claim_times.sum_ns / 1000,
         }

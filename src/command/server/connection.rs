@@ -35,6 +35,8 @@ pub(super) struct Connection {
     pub(super) held_bytes: usize,
     /// The client half-closed.
     pub(super) ended: bool,
+    /// Its header of the PROXY protocol has not arrived.
+    pub(super) awaits_header: bool,
     pub(super) lingered: u32,
 }
 

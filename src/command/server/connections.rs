@@ -5,7 +5,9 @@
 //! bounds the memory of each and of all.
 
 mod memory;
+mod proxied;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -37,6 +39,8 @@ pub(super) struct Connections {
     generation: u32,
     /// Memory that all connections hold.
     pub(super) held_bytes: usize,
+    /// Listeners whose connections begin with a header of the PROXY protocol.
+    proxied: BTreeSet<ListenerId>,
 }
 
 impl Connections {
@@ -49,6 +53,7 @@ impl Connections {
             spare: Vec::new(),
             generation: 0,
             held_bytes: 0,
+            proxied: BTreeSet::new(),
         }
     }
 
@@ -72,6 +77,7 @@ impl Connections {
         let place = self.table.vacant_key();
         let index = u32::try_from(place).expect("connections are bounded by descriptors");
         let key = Key { index, generation: self.generation };
+        let is_proxied = self.proxied.contains(&listener);
         // One receive first: most short connections bring their request and end with the answer,
         // and an armed multishot receive would have to be cancelled then.
         around.engine.receive_once(key, socket.as_fd());
@@ -91,9 +97,10 @@ impl Connections {
             sending_bytes: 0,
             held_bytes: 0,
             ended: false,
+            awaits_header: is_proxied,
             lingered: 0,
         });
-        if self.serve == Serve::Hello {
+        if self.serve == Serve::Hello || is_proxied {
             let class = if around.draining { Class::Leave } else { Class::Head };
             self.deadlines.arm(index, class, around.now_ns);
         }
@@ -162,6 +169,9 @@ impl Connections {
                     connection.reset_on_close();
                     return self.close(around, key);
                 }
+            }
+            Stage::Open if connection.awaits_header => {
+                return self.take_header(around, key, chunk);
             }
             Stage::Open if connection.sending || !connection.input.is_empty() => {
                 memory::keep(&mut connection.input, around.engine.bytes(&chunk));
@@ -342,6 +352,9 @@ impl Connections {
     /// The client half-closed, and all its input has been processed.
     fn end(&mut self, around: &mut Surroundings, key: Key) {
         let connection = &mut self.table[key.index as usize];
+        if connection.awaits_header {
+            return self.refuse(around, key);
+        }
         let output_max = memory::output_bytes_max(connection.input.len());
         let context = Context {
             date: &around.date,
@@ -394,7 +407,11 @@ impl Connections {
     fn watch(&mut self, around: &Surroundings, key: Key) {
         let connection = &self.table[key.index as usize];
         let armed = self.deadlines.class(key.index);
-        let wanted = match connection.session.waiting() {
+        let waiting = match connection.awaits_header {
+            true => Waiting::FirstRequest,
+            false => connection.session.waiting(),
+        };
+        let wanted = match waiting {
             Waiting::FirstRequest if around.draining => Some(Class::Leave),
             Waiting::FirstRequest | Waiting::Head => Some(Class::Head),
             Waiting::NextRequest => Some(Class::Idle),
@@ -422,6 +439,10 @@ impl Connections {
             }
             if matches!(class, Class::Send | Class::Linger | Class::Leave) {
                 self.close(around, key);
+                continue;
+            }
+            if connection.awaits_header {
+                self.refuse(around, key);
                 continue;
             }
             let output_max = memory::output_bytes_max(connection.input.len());
@@ -452,6 +473,7 @@ impl Connections {
             match connection.session.waiting() {
                 Waiting::NextRequest if !busy => self.close(around, key),
                 Waiting::FirstRequest if !busy => self.watch(around, key),
+                _ if connection.awaits_header => self.watch(around, key),
                 _ => {}
             }
         }

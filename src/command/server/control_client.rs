@@ -21,6 +21,11 @@ pub(crate) enum PrimaryRequest {
         /// Its address.
         address: String,
     },
+    /// Connections of this listener begin with a header of the PROXY protocol.
+    ExpectHeaders {
+        /// The listener.
+        listener: ListenerId,
+    },
     /// All addresses are known: begin, then report that the worker is ready.
     Begin,
     /// Take no new connections, finish the open ones.
@@ -66,8 +71,11 @@ impl ControlClient {
         for (word, descriptors) in self.channel.receive::<ToWorker>()? {
             match self.conversation.hear(word, descriptors) {
                 Heard::Answer { grant, .. } => {
-                    let Grant { listener, address, socket } = grant?;
+                    let Grant { listener, address, socket, proxy_protocol } = grant?;
                     self.listeners.push(listener);
+                    if proxy_protocol {
+                        orders.push(PrimaryRequest::ExpectHeaders { listener });
+                    }
                     let accept =
                         socket.map(|socket| PrimaryRequest::Accept { listener, socket, address });
                     orders.extend(accept);

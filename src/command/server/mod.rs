@@ -263,6 +263,9 @@ impl Worker {
                 PrimaryRequest::Accept { listener, socket, address } => {
                     self.sources.add(listener, Listener::adopt_copy(socket, address));
                 }
+                PrimaryRequest::ExpectHeaders { listener } => {
+                    self.connections.expect_headers(listener);
+                }
                 PrimaryRequest::Begin => {
                     self.sources.start(&mut self.around);
                     // Accepting must begin before it is reported: with any mechanism, a worker that

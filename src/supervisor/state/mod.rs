@@ -54,6 +54,7 @@ pub(super) struct Rules {
 
 /// An action for the loop.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a few exist, and for a moment")]
 pub(super) enum Action {
     /// Start a worker, beside the predecessor, if there is one.
     Spawn { slot: u16, role: Role, predecessor: Option<WorkerId> },

@@ -91,6 +91,17 @@ pub struct ListenOptions {
     /// `reuseAddr`). A worker can then open the address several times; its nth socket is shared
     /// with the nth of other workers.
     pub reuse_address: bool,
+    /// For streams: every connection begins with a header of the PROXY protocol, version 1 or 2,
+    /// which the worker reads. One without a header is closed. For an address that the primary
+    /// holds, set it in the primary.
+    #[serde(skip_serializing_if = "is_off")]
+    pub proxy_protocol: bool,
+}
+
+/// Whether a word may leave a flag out, as older ones do.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_off(flag: &bool) -> bool {
+    !*flag
 }
 
 impl ListenOptions {
@@ -123,6 +134,13 @@ impl ListenOptions {
     pub fn reuse_address(self) -> Self {
         Self { reuse_address: true, ..self }
     }
+
+    /// Reads a header of the PROXY protocol, version 1 or 2, in front of every connection, as a
+    /// balancer sends it: addresses are then those of its client.
+    #[must_use]
+    pub fn proxy_protocol(self) -> Self {
+        Self { proxy_protocol: true, ..self }
+    }
 }
 
 /// From a primary to a worker.
@@ -138,6 +156,10 @@ pub enum ToWorker {
         listener: ListenerId,
         /// The bound address.
         address: String,
+        /// Every connection begins with a header of the PROXY protocol, because the worker or the
+        /// primary's settings say so. The worker reads it, and closes connections without one.
+        #[serde(default, skip_serializing_if = "is_off")]
+        proxy_protocol: bool,
     },
     /// The reply to a `Listen` that failed.
     ListenFailed {

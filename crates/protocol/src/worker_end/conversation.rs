@@ -21,6 +21,8 @@ pub struct Grant {
     /// The socket from which this worker accepts or receives itself; without one, connections
     /// arrive in its inbox.
     pub socket: Option<OwnedFd>,
+    /// Every connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 /// What the primary has said.
@@ -84,9 +86,10 @@ impl Conversation {
     /// What a word of the primary means.
     pub fn hear(&mut self, word: ToWorker, mut descriptors: Vec<OwnedFd>) -> Heard {
         match word {
-            ToWorker::Listening { sequence, listener, address } => {
+            ToWorker::Listening { sequence, listener, address, proxy_protocol } => {
                 self.asked.remove(&sequence);
-                let grant = Grant { listener, address, socket: descriptors.pop() };
+                let socket = descriptors.pop();
+                let grant = Grant { listener, address, socket, proxy_protocol };
                 Heard::Answer { sequence, grant: Ok(grant) }
             }
             ToWorker::ListenFailed { sequence, step, errno } => {
@@ -172,6 +175,7 @@ mod tests {
                         sequence,
                         listener: ListenerId::new(3),
                         address: "unix:@a".into(),
+                        proxy_protocol: false,
                     },
                     _ => ToWorker::ListenFailed { sequence, step: "bind".into(), errno: 13 },
                 };

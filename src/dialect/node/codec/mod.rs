@@ -12,7 +12,7 @@ mod v8;
 
 pub use decoder::Decoder;
 pub use from_worker::{FromWorker, Listening, Place, Query, SentBack};
-pub use to_worker::{SocketKind, SocketName, ToWorker};
+pub use to_worker::{Own, SocketKind, SocketName, ToWorker};
 pub use user::UserMessage;
 
 /// The `cmd` of messages to and from the preload script.

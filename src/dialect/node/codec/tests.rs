@@ -239,27 +239,22 @@ fn what_is_said_to_a_worker_is_what_node_says() {
     );
     let name = SocketName::new("127.0.0.1".into(), false, 80);
     let (data, name) = (&Value::Null, Some(&name));
-    let share = |mark| ToWorker::ListenYourself {
-        key: "k",
-        to: 1,
-        data,
-        datagram: true,
-        mark,
-        sequence: 0,
-    };
+    let share =
+        |own| ToWorker::ListenYourself { key: "k", to: 1, data, datagram: true, own, sequence: 0 };
     assert_eq!(
-        text(ToWorker::Listen { key: "k", to: 1, data, name, mark: None, sequence: 0 }),
+        text(ToWorker::Listen { key: "k", to: 1, data, name, own: Own::default(), sequence: 0 }),
         "{\"cmd\":\"NODE_CLUSTER\",\"key\":\"k\",\"errno\":null,\"data\":null,\"sockname\":\
          {\"address\":\"127.0.0.1\",\"family\":\"IPv4\",\"port\":80},\"ack\":1,\"seq\":0}\n"
     );
     assert_eq!(
-        text(share(None)),
+        text(share(Own::default())),
         "{\"cmd\":\"NODE_HANDLE\",\"type\":\"dgram.Native\",\"msg\":{\"cmd\":\"NODE_CLUSTER\",\
          \"key\":\"k\",\"errno\":0,\"data\":null,\"ack\":1,\"seq\":0}}\n"
     );
-    // The only field unknown to Node, sent only on request.
-    let marked = text(share(Some(7)));
-    assert_eq!(marked.replace(",\"clusterlb\":7", ""), text(share(None)));
+    // The only fields unknown to Node, sent only on request.
+    let marked = text(share(Own::new(Some(7), true)));
+    let unknown = ",\"clusterlb\":7,\"clusterlbProxied\":true";
+    assert_eq!(marked.replace(unknown, ""), text(share(Own::default())));
     assert_eq!(
         text(ToWorker::ListenFailed { key: "k", to: 2, data, errno: 98, sequence: 1 }),
         "{\"cmd\":\"NODE_CLUSTER\",\"key\":\"k\",\"errno\":-98,\"data\":null,\"ack\":2,\"seq\":1}\n"

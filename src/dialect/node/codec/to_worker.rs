@@ -35,8 +35,8 @@ pub enum ToWorker<'a> {
         data: &'a Value,
         /// The bound address; `None` for unix sockets.
         name: Option<&'a SocketName>,
-        /// Mark of its connections, for the preload script.
-        mark: Option<u16>,
+        /// What the preload script is told.
+        own: Own,
         /// Sequence number of this message.
         sequence: i64,
     },
@@ -50,9 +50,9 @@ pub enum ToWorker<'a> {
         data: &'a Value,
         /// Whether it is a datagram socket.
         datagram: bool,
-        /// Mark of the connections that other sockets of this listener accept, for the preload
-        /// script.
-        mark: Option<u16>,
+        /// What the preload script is told. The mark is of the connections that other sockets of
+        /// this listener accept.
+        own: Own,
         /// Sequence number of this message.
         sequence: i64,
     },
@@ -162,9 +162,27 @@ struct Outcome<'a> {
     data: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sockname: Option<&'a SocketName>,
-    /// Not a field of Node, which ignores it.
+    #[serde(flatten)]
+    own: Own,
+}
+
+/// What the preload script is told about a listener, in fields that Node ignores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Own {
+    /// Mark of its connections.
     #[serde(rename = "clusterlb", skip_serializing_if = "Option::is_none")]
     mark: Option<u16>,
+    /// `true` if its connections begin with a header of the PROXY protocol.
+    #[serde(rename = "clusterlbProxied", skip_serializing_if = "Option::is_none")]
+    is_proxied: Option<bool>,
+}
+
+impl Own {
+    /// Of a listener with this mark.
+    #[must_use]
+    pub fn new(mark: Option<u16>, proxy_protocol: bool) -> Self {
+        Self { mark, is_proxied: proxy_protocol.then_some(true) }
+    }
 }
 
 /// The envelope of a message with a descriptor.
@@ -186,7 +204,7 @@ impl<T> Handle<T> {
 
 /// A message to the preload script.
 #[derive(Serialize)]
-struct Own {
+struct Word {
     cmd: &'static str,
     act: &'static str,
 }
@@ -217,20 +235,20 @@ impl ToWorker<'_> {
                 connection_line(key, sequence)
             }
             Self::Connection { key, sequence } => frame(&connection(key, sequence), serialization),
-            Self::Listen { key, to, data, name, mark, sequence } => {
-                let outcome = Outcome { errno: None, data: Some(data), sockname: name, mark };
+            Self::Listen { key, to, data, name, own, sequence } => {
+                let outcome = Outcome { errno: None, data: Some(data), sockname: name, own };
                 frame(&answer(key, to, outcome, sequence), serialization)
             }
-            Self::ListenYourself { key, to, data, datagram, mark, sequence } => {
+            Self::ListenYourself { key, to, data, datagram, own, sequence } => {
                 let data = Some(data);
-                let outcome = Outcome { errno: Some(0), data, sockname: None, mark };
+                let outcome = Outcome { errno: Some(0), data, sockname: None, own };
                 let kind = if datagram { DATAGRAM } else { STREAM };
                 let message = answer(key, to, outcome, sequence);
                 frame(&Handle::new(kind, message), serialization)
             }
             Self::ListenFailed { key, to, data, errno, sequence } => {
                 let (errno, data) = (Some(-errno), Some(data));
-                let outcome = Outcome { errno, data, sockname: None, mark: None };
+                let outcome = Outcome { errno, data, sockname: None, own: Own::default() };
                 frame(&answer(key, to, outcome, sequence), serialization)
             }
             Self::Farewell { to, sequence } => {
@@ -240,7 +258,7 @@ impl ToWorker<'_> {
                 let act = Some("disconnect");
                 frame(&Cluster { act, ..Cluster::new(sequence) }, serialization)
             }
-            Self::Stop => frame(&Own { cmd: OWN_COMMAND, act: "stop" }, serialization),
+            Self::Stop => frame(&Word { cmd: OWN_COMMAND, act: "stop" }, serialization),
             Self::HandleArrived => frame(&sockets("NODE_HANDLE_ACK"), serialization),
             Self::HandleLost => frame(&sockets("NODE_HANDLE_NACK"), serialization),
             Self::SocketsClosed { key } => {

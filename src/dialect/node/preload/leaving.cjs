@@ -161,7 +161,7 @@ class Leaving {
   }
 
   isServing() {
-    return this.servers.accepted().length > 0;
+    return this.servers.accepted().length + this.servers.proxied.waiting > 0;
   }
 
   begin() {

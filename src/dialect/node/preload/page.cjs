@@ -30,6 +30,8 @@ class Page {
     const bytesOf = (words) => new Uint8Array(words.buffer);
     this.reportBytes = bytesOf(this.report);
     this.wakeBytes = bytesOf(this.wake);
+    this.refused = new BigUint64Array(1);
+    this.refusedBytes = bytesOf(this.refused);
     this.oneBytes = bytesOf(new BigUint64Array([1n]));
     this.received = 0;
     this.ended = 0;
@@ -177,6 +179,16 @@ class Page {
     this.report[RECEIVED_AT_WORD] = now();
     this.write();
     this.publishSoon();
+  }
+
+  // A connection without a header of the PROXY protocol.
+  countRefused() {
+    this.refused[0] += 1n;
+    try {
+      writeSync(this.page, this.refusedBytes, 0, this.refusedBytes.length, LAYOUT.REFUSED_AT);
+    } catch {
+      // The next one tells of it.
+    }
   }
 
   answerProbe() {

@@ -1,11 +1,12 @@
 //! The script for Node workers, assembled from its parts.
 //!
-//! Owns their order. Offsets in the page and the inbox messages are generated from the definitions
-//! in `scoreboard` and `handoff`, so that they exist once.
+//! Owns their order. Offsets in the page and the inbox messages, and bounds, are generated from the
+//! definitions in `scoreboard`, `handoff` and `proxy_protocol`, so that they exist once.
 
 use std::fmt::Write as _;
 
 use crate::protocol::handoff_layout::EVEN_LAYOUT;
+use crate::protocol::proxy_protocol::{HEADER_BYTES_MAX, HEADER_LIMIT};
 use crate::protocol::scoreboard::PROGRAM_LAYOUT;
 
 const PARTS: &str = concat!(
@@ -13,6 +14,7 @@ const PARTS: &str = concat!(
     include_str!("servers.cjs"),
     include_str!("inbox.cjs"),
     include_str!("pace.cjs"),
+    include_str!("proxied.cjs"),
     include_str!("kept.cjs"),
     include_str!("handlers.cjs"),
     include_str!("signals.cjs"),
@@ -26,7 +28,11 @@ const PARTS: &str = concat!(
 /// The whole script.
 pub(super) fn text() -> String {
     let mut text = String::from("'use strict';\n\nconst LAYOUT = {\n");
-    for (name, value) in PROGRAM_LAYOUT.iter().chain(&EVEN_LAYOUT) {
+    let header = [
+        ("HEADER_BYTES_MAX", HEADER_BYTES_MAX as u64),
+        ("HEADER_LIMIT_MS", HEADER_LIMIT.as_secs() * 1000),
+    ];
+    for (name, value) in PROGRAM_LAYOUT.iter().chain(&EVEN_LAYOUT).chain(&header) {
         writeln!(text, "  {name}: {value},").expect("a string takes everything");
     }
     text + "};\n\n" + PARTS

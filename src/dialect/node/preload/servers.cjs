@@ -2,9 +2,10 @@
 // queried from Node when needed.
 
 class Servers {
-  constructor() {
+  constructor(proxied) {
     // Servers that listen through the primary.
     this.listening = new Set();
+    this.proxied = proxied;
   }
 
   // `socket` receives the server's connections; closing it ends the server.
@@ -20,7 +21,7 @@ class Servers {
 
   // Number of connections, as the servers count them.
   get connections() {
-    let count = 0;
+    let count = this.proxied.waiting;
     for (const server of this.listening) count += server._connections ?? 0;
     return count;
   }

@@ -42,7 +42,8 @@ function start(parameters, cluster) {
     const told = { cmd: 'NODE_CLUSTERLB', received: page.received, ...words };
     Reflect.apply(send, process, [told, handle, undefined, done]);
   };
-  const servers = new Servers();
+  const proxied = new Proxied(page);
+  const servers = new Servers(proxied);
   const kept = new Kept(servers);
   const inbox = openInbox(parameters.inbox, page, tell);
   const leaving = new Leaving({ cluster, page, kept, servers, inbox, tell });
@@ -81,6 +82,7 @@ function listen(page, leaving) {
     if (message.cmd !== 'NODE_CLUSTER') return;
     // The mark of connections for the server that Node is about to answer.
     page.mark = message.clusterlb;
+    page.isProxied = message.clusterlbProxied === true;
     if (message.act === 'newconn' && handle) page.follow(handle);
     else if (message.act === 'disconnect') safely(() => leaving.onDisconnect());
   });
@@ -99,7 +101,11 @@ function join({ cluster, servers, kept, inbox, marks }) {
         if (marks.mark !== undefined) inbox.serve(server, socket, marks.mark);
         servers.add(server, socket);
       }
-      return callback(error, socket);
+      const { isProxied } = marks;
+      const result = callback(error, socket);
+      // The server has set what is called for a connection.
+      if (!error && socket && isProxied) servers.proxied.join(server, socket);
+      return result;
     };
     return Reflect.apply(getServer, this, [server, query, answered]);
   };

@@ -22,8 +22,8 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::codec::{
-    FromWorker, Garbage, Listening, Place, Query, SentBack, Serialization, SocketName, ToWorker,
-    UserMessage,
+    FromWorker, Garbage, Listening, Own, Place, Query, SentBack, Serialization, SocketName,
+    ToWorker, UserMessage,
 };
 use crate::id::ListenerId;
 use backoff::Backoff;
@@ -51,6 +51,8 @@ pub enum Answer {
         listener: ListenerId,
         /// The bound address; `None` for unix sockets.
         name: Option<SocketName>,
+        /// Its connections begin with a header of the PROXY protocol.
+        proxy_protocol: bool,
     },
     /// The worker accepts from a socket attached to the reply: bound, non-blocking, and possibly
     /// not listening.
@@ -59,6 +61,8 @@ pub enum Answer {
         listener: ListenerId,
         /// Whether it is a datagram socket.
         datagram: bool,
+        /// Its connections begin with a header of the PROXY protocol.
+        proxy_protocol: bool,
     },
     /// The request failed.
     Fail(Errno),
@@ -300,16 +304,16 @@ impl Session {
         let mark = |listener: &ListenerId| self.marks.then_some(listener.get());
         match answer {
             Answer::Fail(errno) => self.decline(&key, to, data, *errno),
-            Answer::HandOver { listener, name } => {
-                let (name, mark) = (name.as_ref(), mark(listener));
-                self.send(&ToWorker::Listen { key: &key, to, data, name, mark, sequence });
+            Answer::HandOver { listener, name, proxy_protocol } => {
+                let (name, own) = (name.as_ref(), Own::new(mark(listener), *proxy_protocol));
+                self.send(&ToWorker::Listen { key: &key, to, data, name, own, sequence });
                 self.listens.open(key, *listener, true);
             }
-            Answer::Share { listener, datagram } => {
+            Answer::Share { listener, datagram, proxy_protocol } => {
                 let datagram = *datagram;
-                let mark = mark(listener).filter(|_| !datagram);
+                let own = Own::new(mark(listener).filter(|_| !datagram), *proxy_protocol);
                 let frame =
-                    ToWorker::ListenYourself { key: &key, to, data, datagram, mark, sequence }
+                    ToWorker::ListenYourself { key: &key, to, data, datagram, own, sequence }
                         .frame(self.serialization);
                 self.listens.open(key.clone(), *listener, !datagram);
                 let cover = Cover::Answer { key, to, data: data.clone() };
