@@ -1,7 +1,7 @@
 //! The running system in a storm: two listeners, whose workers are killed, stopped and continued,
 //! descriptors are short, limits fall, clients are slow or reset while they wait. Every client is
-//! answered but those whose connection a killed worker held, one by one; the counts balance and
-//! nothing leaks.
+//! answered but those whose connection a killed worker held, one by one, or that a worker had no
+//! descriptor for when its limit fell; the counts balance and nothing leaks.
 //!
 //! A seed decides every choice, though not when it takes effect. `CLUSTERLB_SEED` sets another one,
 //! `CLUSTERLB_STORM_SECONDS` a longer storm and `CLUSTERLB_SHORTAGE_SECONDS` a longer one in which
@@ -156,7 +156,11 @@ fn harm(cluster: &Cluster, losses: &Losses, mut random: Rng, until: Instant) {
             eventually("a successor", || (cluster.workers().len() == WORKERS).then_some(()));
         } else if random.u8(0..4) == 0 {
             // The limit of the primary or a worker falls for a while.
-            let pid = if random.bool() { cluster.pid() } else { victim.pid };
+            let is_primary = random.bool();
+            if !is_primary {
+                losses.limit(*victim);
+            }
+            let pid = if is_primary { cluster.pid() } else { victim.pid };
             machine::set_descriptor_limit(pid, random.usize(80..DESCRIPTORS));
             sleep(Duration::from_millis(random.u64(50..400)));
             machine::set_descriptor_limit(pid, DESCRIPTORS);
@@ -283,7 +287,6 @@ fn assert_answered(summary: &Summary, outcome: &Outcome) {
     losses.assert_matched(summary);
     // Some aborted ones may have been resets, answered a moment before.
     assert!(losses.lost() <= summary.aborted, "{outcome:?}, {summary:#?}");
-    assert!(losses.kills() > 0 || summary.aborted == 0, "{summary:#?}");
     let asked = count(&outcome.answered) + losses.lost() + count(&outcome.reset) + FIRST as u64;
     // A client that resets may be gone before it is accepted.
     assert!(summary.accepted <= asked, "{asked} asked, {summary:#?}");
