@@ -2,9 +2,10 @@
 //!
 //! Owns how it is started: like a Node worker, except for the channel and the script.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,10 @@ impl Starter {
             arguments.push("--inspect-port=0".into());
         }
         arguments.extend(self.arguments.iter().cloned());
-        let environment = self.variables(&settings, theirs.as_raw_fd(), &arguments)?;
+        self.prepare(&settings, &arguments)?;
+        let link = self.preload.as_ref().and_then(Preload::link);
+        let link = link.map(|link| copy_above(2, link)).transpose()?;
+        let environment = self.variables(&settings, theirs.as_raw_fd(), link.as_ref());
         let removed = NOT_FOR_IT.iter().map(OsString::from);
         let launch = Launch {
             program: settings.exec.clone(),
@@ -100,7 +104,10 @@ impl Starter {
             blocked_signals: None,
             descriptor_limit: settings.descriptor_limit,
             ends_with_parent: false,
-            inherited: vec![theirs.as_fd()],
+            inherited: [Some(theirs.as_fd()), link.as_ref().map(AsFd::as_fd)]
+                .into_iter()
+                .flatten()
+                .collect(),
             placed: Vec::new(),
         };
         let mut process = launch.start()?.process;
@@ -125,15 +132,9 @@ impl Starter {
         Ok(())
     }
 
-    /// Its variables, including those of the script.
-    fn variables(
-        &mut self,
-        settings: &ClusterSettings,
-        channel: i32,
-        arguments: &[OsString],
-    ) -> Result<Vec<(OsString, OsString)>> {
-        let directory = settings.cwd.as_deref();
-        let options = preload::options_of(&self.environment, &settings.exec_argv, directory);
+    /// Ensures that the script is there and may be loaded.
+    fn prepare(&mut self, settings: &ClusterSettings, arguments: &[OsString]) -> Result<()> {
+        let options = self.options(settings);
         if !preload::is_allowed(arguments, options.as_deref()) {
             return Err(Error::usage(
                 "Node may not read the script that makes a companion of it (--permission)",
@@ -145,9 +146,26 @@ impl Starter {
         if !self.preload.as_mut().is_some_and(is_there) {
             self.preload = Some(Preload::write(reader)?);
         }
-        let preload = self.preload.as_ref().expect("it has just been written");
-        let own = preload.variables_of_companion(channel, options.as_deref().map(OsStr::new));
-        Ok(self.environment.iter().cloned().chain(own).collect())
+        Ok(())
+    }
+
+    /// Its variables, including those of the script.
+    fn variables(
+        &self,
+        settings: &ClusterSettings,
+        channel: RawFd,
+        link: Option<&OwnedFd>,
+    ) -> Vec<(OsString, OsString)> {
+        let options = self.options(settings);
+        let link = link.map_or(-1, |link| link.as_raw_fd());
+        let preload = self.preload.as_ref().expect("it has just been prepared");
+        let own = preload.variables_of_companion(channel, link, options.as_deref());
+        self.environment.iter().cloned().chain(own).collect()
+    }
+
+    fn options(&self, settings: &ClusterSettings) -> Option<Cow<'_, OsStr>> {
+        let directory = settings.cwd.as_deref();
+        preload::options_of(&self.environment, &settings.exec_argv, directory)
     }
 }
 

@@ -103,10 +103,10 @@ impl WorkerStart<'_> {
     }
 
     /// The descriptors that it inherits under numbers of the primary's choice.
-    pub(crate) fn inherited<'a>(
-        &self,
-        descriptors: &Descriptors<'a>,
-    ) -> Vec<Named<BorrowedFd<'a>>> {
+    pub(crate) fn inherited<'b>(
+        &'b self,
+        descriptors: &Descriptors<'b>,
+    ) -> Vec<Named<BorrowedFd<'b>>> {
         match self {
             Self::Native(_) => native::inherited(descriptors),
             Self::ListenFds(_) => Vec::new(),

@@ -31,3 +31,4 @@ mod script;
 mod soak;
 mod storm;
 mod theirs;
+mod threads;

@@ -20,6 +20,7 @@ pub(crate) mod listen_query;
 mod messages;
 pub mod preload;
 mod script_file;
+mod script_link;
 pub mod session;
 mod worker;
 

@@ -7,13 +7,15 @@
 //!
 //! The script is a file because `--require` resolves the real path of what it loads, which memory
 //! does not have. `--import` takes the text itself, but then Node loads the program like a module,
-//! which not every program supports. `script_file` chooses the file's location and keeps it there.
+//! which not every program supports. `script_file` chooses the file's location and keeps it there;
+//! `script_link` is the way to it, which each worker closes behind itself, so that its threads load
+//! nothing.
 
 mod script;
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use super::env_file;
 pub use super::script_file::Reader;
 use super::script_file::{ScriptFile, folders};
+use super::script_link::{link_to, path_of};
 use crate::error::{Error, Result};
 use crate::settings::ClusterSettings;
 
@@ -41,8 +44,9 @@ pub struct Preload {
     /// Reports removals in the file's directory. `None` if the system is out of inotify instances;
     /// the file is then checked only before each start.
     watch: Option<Inotify>,
-    /// The option that makes Node load it.
-    option: String,
+    /// What workers inherit in order to load it. `None` where that cannot be; they then load the
+    /// file by its path, and so do their threads.
+    link: Option<OwnedFd>,
 }
 
 /// Descriptors that a worker inherits for its script.
@@ -54,6 +58,8 @@ pub struct Reporting {
     pub waker: RawFd,
     /// The receiving end of its inbox.
     pub inbox: RawFd,
+    /// What the process inherits of [`Preload::link`]; negative if that is nothing.
+    pub link: RawFd,
     /// Time without a turn of the loop after which the worker counts as stalled; `None` for no
     /// limit.
     pub hang_after: Option<Duration>,
@@ -76,8 +82,8 @@ impl Preload {
                     .into(),
             }
         })?;
-        let option = format!("--require {}", quoted(&file.path().to_string_lossy()));
-        let mut preload = Self { file, watch: None, option };
+        let link = link_to(&file.path(), file.text());
+        let mut preload = Self { file, watch: None, link };
         preload.begin_watch();
         Ok(preload)
     }
@@ -106,6 +112,12 @@ impl Preload {
         self.watch.as_ref().map(AsFd::as_fd)
     }
 
+    /// What a process that loads it inherits.
+    #[must_use]
+    pub fn link(&self) -> Option<BorrowedFd<'_>> {
+        self.link.as_ref().map(AsFd::as_fd)
+    }
+
     /// Handles a removal in the directory.
     pub fn on_removal(&mut self) {
         if let Some(watch) = &self.watch {
@@ -131,15 +143,15 @@ impl Preload {
     }
 
     /// The variables of a process that loads it as the program's own primary branch, with a channel
-    /// under this number. `options` are those that it would otherwise have.
+    /// and the link under these numbers. `options` are those that it would otherwise have.
     #[must_use]
     pub fn variables_of_companion(
         &self,
         channel: RawFd,
+        link: RawFd,
         options: Option<&OsStr>,
     ) -> [(OsString, OsString); 2] {
-        let words = format!("companion,{channel},{}", self.option);
-        [(OPTIONS.into(), self.with_own_option(options)), (VARIABLE.into(), words.into())]
+        self.variables_with(&format!("companion,{channel}"), link, options)
     }
 
     /// The variables of a worker that loads it. `options` are those that it would otherwise have.
@@ -149,19 +161,26 @@ impl Preload {
         reporting: Reporting,
         options: Option<&OsStr>,
     ) -> [(OsString, OsString); 2] {
-        let Reporting { page, waker, inbox, hang_after } = reporting;
+        let Reporting { page, waker, inbox, link, hang_after } = reporting;
         let beat_ms = hang_after.map_or(0, beat_ms);
-        let words = format!("{page},{waker},{inbox},{beat_ms},{}", self.option);
-        [(OPTIONS.into(), self.with_own_option(options)), (VARIABLE.into(), words.into())]
+        self.variables_with(&format!("{page},{waker},{inbox},{beat_ms}"), link, options)
     }
 
-    fn with_own_option(&self, options: Option<&OsStr>) -> OsString {
-        let mut all = OsString::from(&self.option);
+    fn variables_with(
+        &self,
+        parameters: &str,
+        link: RawFd,
+        options: Option<&OsStr>,
+    ) -> [(OsString, OsString); 2] {
+        let path = if link < 0 { self.file.path() } else { path_of(link) };
+        let own = format!("--require {}", quoted(&path.to_string_lossy()));
+        let words = format!("{parameters},{link},{own}");
+        let mut all = OsString::from(own);
         if let Some(options) = options.filter(|options| !options.is_empty()) {
             all.push(" ");
             all.push(options);
         }
-        all
+        [(OPTIONS.into(), all), (VARIABLE.into(), words.into())]
     }
 }
 
@@ -244,16 +263,16 @@ mod tests {
     #[test]
     fn options_of_the_user_stay() {
         let preload = Preload::write(own()).expect("room");
-        let reporting =
-            Reporting { page: 4, waker: 5, inbox: 6, hang_after: Some(Duration::from_millis(100)) };
+        let hang_after = Some(Duration::from_millis(100));
+        let reporting = Reporting { page: 4, waker: 5, inbox: 6, link: 7, hang_after };
+        let own = r#"--require "/proc/self/fd/7""#;
         let [(_, alone), (_, words)] = preload.variables(reporting, None);
-        assert_eq!(alone, *preload.option);
-        assert_eq!(words, *format!("4,5,6,20,{}", preload.option));
+        assert_eq!(alone, own);
+        assert_eq!(words, *format!("4,5,6,20,7,{own}"));
         let [(name, all), _] = preload.variables(reporting, Some(OsStr::new("--no-warnings")));
-        assert_eq!(
-            (name, all),
-            (OPTIONS.into(), format!("{} --no-warnings", preload.option).into())
-        );
+        assert_eq!((name, all), (OPTIONS.into(), format!("{own} --no-warnings").into()));
+        let [(_, alone), _] = preload.variables(Reporting { link: -1, ..reporting }, None);
+        assert_eq!(alone, *format!("--require \"{}\"", preload.file.path().display()));
         assert_eq!(quoted("/a b/\"c\\"), "\"/a b/\\\"c\\\\\"");
         assert_eq!(
             [0, 24, 25, 60_000].map(|ms| beat_ms(Duration::from_millis(ms))),

@@ -1,11 +1,10 @@
 //! The location of the script for Node workers, and its lifetime.
 //!
-//! Owns the choice of the directory, the file and its removal. Node reads the file again in every
-//! thread that a worker starts, so the path must stay valid for the life of all workers: cleaners
-//! of temporary directories (systemd-tmpfiles, tmpreaper) must not remove it, and no other user may
-//! replace it. One file serves all primaries of a user. Each holds a shared lock on it, and the
-//! last one removes it, so a killed primary leaves at most one file behind, which the next one
-//! adopts.
+//! Owns the choice of the directory, the file and its removal. Every worker reads it once, when it
+//! starts. Cleaners of temporary directories (systemd-tmpfiles, tmpreaper) should not remove it,
+//! and no other user may replace it. One file serves all primaries of a user. Each holds a shared
+//! lock on it, and the last one removes it, so a killed primary leaves at most one file behind,
+//! which the next one adopts.
 
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Read as _, Write as _};
@@ -14,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Uid};
+
+use super::script_link::SUFFIX;
 
 /// A directory writable by all users is safe only if users can replace their own entries only.
 const STICKY: u32 = 0o1000;
@@ -50,8 +51,7 @@ impl ScriptFile {
         text: String,
         reader: Reader,
     ) -> io::Result<Self> {
-        // Not `.js`, whose meaning depends on a `package.json` in a parent directory.
-        let name = format!("preload-{:016x}.cjs", checksum(&text));
+        let name = name_of(&text);
         let mut file = Self { folder: PathBuf::new(), name, text, reader, lock: None };
         let mut failure = io::Error::other("there is no folder for it");
         for folder in folders {
@@ -73,6 +73,10 @@ impl ScriptFile {
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     pub(super) fn path(&self) -> PathBuf {
@@ -181,6 +185,11 @@ impl Reader {
         let group = group.unwrap_or_else(|| Gid::effective().as_raw());
         Self { user, group }
     }
+}
+
+/// Not `.js`, whose meaning depends on a `package.json` in a parent directory.
+fn name_of(text: &str) -> String {
+    format!("preload-{:016x}.cjs{SUFFIX}", checksum(text))
 }
 
 /// FNV-1a, which distinguishes versions of a text.
@@ -298,7 +307,7 @@ mod tests {
         let own = folder.path().join("clusterlb");
         for text in [TEXT, "something else"] {
             fs::create_dir(&own).expect("room");
-            let path = own.join(format!("preload-{:016x}.cjs", checksum(TEXT)));
+            let path = own.join(name_of(TEXT));
             fs::write(&path, text).expect("room");
             fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("it is ours");
             let file = write(folder.path()).expect("room");
@@ -349,7 +358,7 @@ mod tests {
         assert!(write(folder.path()).is_err(), "the folder is a link");
         fs::remove_file(&own).expect("it is a link");
         fs::create_dir(&own).expect("room");
-        let path = own.join(format!("preload-{:016x}.cjs", checksum(TEXT)));
+        let path = own.join(name_of(TEXT));
         fs::write(&path, TEXT).expect("room");
         fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("it is ours");
         assert!(write(folder.path()).is_err(), "others may write it");

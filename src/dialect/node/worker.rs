@@ -25,6 +25,8 @@ use crate::sys::fdpass::duplicate;
 /// How often a worker without the preload is looked at once its channel has ended. If it has used
 /// no CPU in between it gets SIGTERM. One that keeps nothing open exits on its own.
 const LOOK_NS: u64 = 100_000_000;
+/// The name of the inherited link to the preload's script. There is no variable of this name.
+const LINK: &str = "link";
 
 /// A worker that is about to be started.
 #[derive(Debug)]
@@ -80,17 +82,19 @@ pub(in crate::dialect) fn options(spawn: &Spawn<'_>) -> Vec<OsString> {
 }
 
 impl Start<'_> {
-    /// What it inherits: the channel, and for the preload the page, the waker and the inbox.
-    pub(in crate::dialect) fn inherited<'a>(
-        &self,
-        descriptors: &Descriptors<'a>,
-    ) -> Vec<Named<BorrowedFd<'a>>> {
+    /// What it inherits: the channel, and for the preload the page, the waker, the inbox and the
+    /// link.
+    pub(in crate::dialect) fn inherited<'b>(
+        &'b self,
+        descriptors: &Descriptors<'b>,
+    ) -> Vec<Named<BorrowedFd<'b>>> {
         let Descriptors { control, page, waker, inbox } = *descriptors;
         let mut inherited = vec![(variable::CONTROL, control.as_fd())];
-        if self.preload.is_some() {
+        if let Some(preload) = self.preload {
             inherited.push((variable::BOARD, page.as_fd()));
             inherited.push((variable::WAKER, waker.as_fd()));
             inherited.extend(inbox.map(|inbox| (variable::INBOX, inbox.as_fd())));
+            inherited.extend(preload.link().map(|link| (LINK, link)));
         }
         inherited
     }
@@ -113,6 +117,7 @@ impl Start<'_> {
                 page: number(variable::BOARD),
                 waker: number(variable::WAKER),
                 inbox: number(variable::INBOX),
+                link: number(LINK),
                 hang_after: settings.scheduling.hang_after_ns.map(Duration::from_nanos),
             };
             let own = preload.variables(reporting, options.as_deref());

@@ -1,20 +1,22 @@
 // The entry point: reads the primary's parameters from the environment, and connects the parts.
 
 function parametersOf(env) {
-  const told = /^(\d+),(\d+),(\d+),(\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
+  const told = /^(\d+),(\d+),(\d+),(\d+),(-?\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
   if (told === null) return undefined;
   delete env.CLUSTERLB_PRELOAD;
-  const [page, bell, inbox, beatMs] = told.slice(1, 5).map(Number);
-  removeOption(env, told[5]);
+  const [page, bell, inbox, beatMs, link] = told.slice(1, 6).map(Number);
+  removeOption(env, told[6]);
+  redirect(link);
   return { page, bell, inbox, beatMs };
 }
 
 // The channel of a companion.
 function channelOf(env) {
-  const told = /^companion,(\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
+  const told = /^companion,(\d+),(-?\d+),(.*)$/s.exec(env.CLUSTERLB_PRELOAD);
   if (told === null) return undefined;
   delete env.CLUSTERLB_PRELOAD;
-  removeOption(env, told[2]);
+  removeOption(env, told[3]);
+  redirect(Number(told[2]));
   return Number(told[1]);
 }
 
@@ -22,6 +24,23 @@ function removeOption(env, option) {
   const options = (env.NODE_OPTIONS || '').replace(option, '').trim();
   if (options === '') delete env.NODE_OPTIONS;
   else env.NODE_OPTIONS = options;
+}
+
+// Threads load what this process has been told to load, which is the link: from now on it leads
+// them to an empty script, whatever happens to the file.
+function redirect(link) {
+  if (link < 0) return;
+  const { openSync, closeSync } = require('fs');
+  const empty = '/dev/null';
+  const lower = [];
+  safely(() => {
+    // The lowest free number is used first, so the one that is closed must be the only lower one.
+    do lower.push(openSync(empty));
+    while (lower[lower.length - 1] < link);
+    closeSync(link);
+    openSync(empty);
+  });
+  lower.forEach((number) => closeSync(number));
 }
 
 function openInbox(inbox, page, tell) {
