@@ -43,7 +43,8 @@ pub(crate) struct Response {
 impl Response {
     /// Whether the server says that it will close.
     pub(crate) fn closes(&self) -> bool {
-        self.head.contains("\r\nConnection: close\r\n")
+        let head = self.head.to_ascii_lowercase();
+        head.contains("\r\nconnection: close\r\n")
     }
 
     /// Fails unless this is the greeting.
@@ -53,6 +54,21 @@ impl Response {
 }
 
 impl Client {
+    /// Sends one request on a new connection, which must end behind the answer.
+    pub(crate) fn get(address: &str, path: &str) -> io::Result<Response> {
+        let mut client = Self::connect(address)?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        client.try_send(request.as_bytes())?;
+        let response = client.try_receive(true)?;
+        match client.rest()? {
+            rest if rest.is_empty() => Ok(response),
+            rest => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} bytes behind the answer", rest.len()),
+            )),
+        }
+    }
+
     /// Connects to an address as printed by the server.
     pub(crate) fn connect(address: &str) -> io::Result<Self> {
         let stream = match address.strip_prefix("unix:") {
@@ -235,16 +251,7 @@ impl Write for Stream {
 
 /// One request on a new connection, which the server closes.
 pub(crate) fn get(address: &str) -> io::Result<Response> {
-    let mut client = Client::connect(address)?;
-    client.try_send(GET_CLOSE)?;
-    let response = client.try_receive(true)?;
-    match client.rest()? {
-        rest if rest.is_empty() => Ok(response),
-        rest => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{} bytes behind the answer", rest.len()),
-        )),
-    }
+    Client::get(address, "/")
 }
 
 /// Runs `clients` threads that send `each` requests on new connections, and fails unless all are

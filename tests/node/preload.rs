@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::nodes::{Node, with_each};
-use crate::common::{Client, Cluster, GET, Launch, eventually, get, machine};
+use crate::common::{Client, Cluster, GET, Launch, Response, eventually, get, machine};
 
 /// It answers with its process id.
 const SERVER: &str = "
@@ -165,7 +165,11 @@ fn a_worker_whose_loop_stands_still_is_not_given_anything_to_find_out() {
 
 /// Sends requests on new and on kept connections during `harm`, and returns how many failed and how
 /// many were answered. A kept connection is closed when an answer says so.
-fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> Vec<String> {
+pub(crate) fn failures_during(
+    cluster: &Cluster,
+    path: &str,
+    harm: impl FnOnce(&dyn Fn(u64)),
+) -> Vec<String> {
     let answered = AtomicU64::new(0);
     let failures = Mutex::new(Vec::new());
     let over = AtomicBool::new(false);
@@ -187,13 +191,14 @@ fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> Vec<St
     let keep = || {
         let mut kept: Option<Client> = None;
         while !over.load(Ordering::Relaxed) {
-            let outcome = ask_on(&mut kept, &address).map_err(|error| format!("kept: {error:?}"));
-            note(outcome);
+            let outcome = ask_on(&mut kept, &address, path);
+            note(outcome.map_err(|error| format!("kept: {error:?}")));
         }
     };
     let renew = || {
         while !over.load(Ordering::Relaxed) {
-            note(get(&address).map(drop).map_err(|error| format!("new: {error:?}")));
+            let outcome = Client::get(&address, path).and_then(served);
+            note(outcome.map_err(|error| format!("new: {error:?}")));
         }
     };
     std::thread::scope(|scope| {
@@ -205,17 +210,22 @@ fn failures_during(cluster: &Cluster, harm: impl FnOnce(&dyn Fn(u64))) -> Vec<St
     failures.into_inner().expect("no thread panics")
 }
 
-fn ask_on(kept: &mut Option<Client>, address: &str) -> std::io::Result<()> {
+fn served(response: Response) -> std::io::Result<()> {
+    let is_served = response.status == 200;
+    if is_served { Ok(()) } else { Err(std::io::Error::other(format!("{response:?}"))) }
+}
+
+fn ask_on(kept: &mut Option<Client>, address: &str, path: &str) -> std::io::Result<()> {
     let mut client = match kept.take() {
         Some(client) => client,
         None => Client::connect(address)?,
     };
-    client.try_send(GET)?;
+    client.try_send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes())?;
     let response = client.try_receive(true)?;
     if !response.closes() {
         *kept = Some(client);
     }
-    Ok(())
+    served(response)
 }
 
 #[test]
@@ -232,7 +242,7 @@ fn no_request_fails_on_new_or_kept_connections_while_workers_are_replaced() {
             for policy in policies {
                 // The grace period is a minute: no worker waits for it.
                 let cluster = stand.launch(&format!("--workers 2 --policy {policy}")).start();
-                let failed = failures_during(&cluster, |go_on| {
+                let failed = failures_during(&cluster, "/", |go_on| {
                     go_on(50);
                     cluster.signal(Signal::SIGHUP);
                     cluster.event("reloaded", 0);
@@ -243,6 +253,46 @@ fn no_request_fails_on_new_or_kept_connections_while_workers_are_replaced() {
                 assert_eq!(ended.code, Some(0), "{ended:?}");
                 assert!(ended.events.iter().all(|event| event["event"] != "kill"), "{ended:?}");
             }
+        });
+    }
+}
+
+#[test]
+fn no_request_fails_if_the_program_closes_idle_connections_itself() {
+    // As hapi, stoppable and http-terminator do.
+    let closing = "
+        const busy = new Map();
+        const server = require('http').createServer((request, response) => {
+            busy.set(request.socket, true);
+            response.on('finish', () => busy.set(request.socket, false));
+            setImmediate(() => response.end(String(process.pid)));
+        });
+        server.on('connection', (socket) => {
+            busy.set(socket, false);
+            socket.on('close', () => busy.delete(socket));
+        });
+        server.listen(0, '127.0.0.1');
+        process.on('SIGTERM', () => {
+            server.close(() => process.exit());
+            for (const [socket, isBusy] of busy) if (!isBusy) socket.CLOSE();
+        });";
+    for close in ["end", "destroy"] {
+        with_each_node(&closing.replace("CLOSE", close), |stand| {
+            let cluster = stand.launch("--workers 2").start();
+            let failed = failures_during(&cluster, "/", |go_on| {
+                for before in 0..2 {
+                    go_on(50);
+                    cluster.signal(Signal::SIGHUP);
+                    cluster.event("reloaded", before);
+                }
+                go_on(50);
+            });
+            assert_eq!(failed, [""; 0], "{close}");
+            let mut idle = Client::to(&cluster.address());
+            idle.ask(GET);
+            let ended = cluster.stop(Signal::SIGTERM);
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+            assert!(ended.events.iter().all(|event| event["event"] != "kill"), "{ended:?}");
         });
     }
 }

@@ -28,6 +28,7 @@ class Kept {
     // request in transit, or never.
     this.sessions = new Set();
     this.follow = (session) => this.followSession(session);
+    this.destroy = (socket) => socket.destroy();
   }
 
   followSession(session) {
@@ -49,6 +50,33 @@ class Kept {
       Server.prototype.closeIdleConnections = () => {};
     }
     for (const session of this.sessions) session.close = () => {};
+    this.spareIdle(require('net').Socket.prototype);
+  }
+
+  // Programs close idle connections themselves, too (those with hapi, stoppable, http-terminator),
+  // even with a request in transit. Calls with arguments are for other reasons.
+  spareIdle(prototype) {
+    const { end, destroy, destroySoon } = prototype;
+    let byNode = false;
+    const isIdle = ({ server, parser, _httpMessage: answer, writable, readableEnded }) =>
+      server && parser && !answer && writable && !readableEnded;
+    const sparing = (close) => function (...words) {
+      const isSpared = words.length === 0 && !byNode && isIdle(this);
+      return isSpared ? this : Reflect.apply(close, this, words);
+    };
+    prototype.end = sparing(end);
+    prototype.destroy = sparing(destroy);
+    // After the last answer.
+    prototype.destroySoon = function (...words) {
+      const before = byNode;
+      byNode = true;
+      try {
+        Reflect.apply(destroySoon, this, words);
+      } finally {
+        byNode = before;
+      }
+    };
+    this.destroy = (socket) => Reflect.apply(destroy, socket, []);
   }
 
   // The worker leaves.
@@ -109,6 +137,6 @@ class Kept {
       this.silent.set(socket, seen);
     }
     const unused = bytesRead === 0 ? SILENCE_OF_UNUSED_MS : Infinity;
-    if (at - seen.since >= Math.min(this.silenceMs, unused)) socket.destroy();
+    if (at - seen.since >= Math.min(this.silenceMs, unused)) this.destroy(socket);
   }
 }
