@@ -64,8 +64,9 @@ pub(super) fn in_words(event: &CompanionEvent) -> String {
                     None => format!("by signal {number}"),
                 },
             };
-            let retry_ms = retry.as_millis();
-            format!("the companion ended {how}; another one is started in {retry_ms} ms")
+            let next =
+                retry.map(|retry| format!("; another one is started in {} ms", retry.as_millis()));
+            format!("the companion ended {how}{}", next.unwrap_or_default())
         }
         CompanionEvent::Behind => {
             "the companion does not read: messages of workers are dropped".into()

@@ -16,7 +16,7 @@ use super::process::{Process, Starter};
 use super::{Companion, CompanionEvent, Control, OnEvent};
 use crate::{
     Cluster, Event, Message, Result, Serialization, Signal, SupervisorEvent, SupervisorEvents,
-    SupervisorHandle, WorkerHandle, WorkerId,
+    SupervisorHandle, SupervisorStage, WorkerHandle, WorkerId,
 };
 
 /// Most events and reads per turn.
@@ -177,9 +177,19 @@ impl Driver {
         }
     }
 
+    /// Whether the run has been told to end, which takes as long as workers have requests open.
+    fn is_stopping(&self) -> bool {
+        use SupervisorStage::{Serving, Starting};
+        !matches!(self.supervisor.snapshot().stage, Starting | Serving)
+    }
+
     fn start_if_due(&mut self) {
         let is_due = self.start_at.is_some_and(|at| at <= Instant::now());
         if self.process.is_some() || !is_due {
+            return;
+        }
+        if self.is_stopping() {
+            self.start_at = None;
             return;
         }
         match self.starter.start(&self.cluster) {
@@ -214,8 +224,8 @@ impl Driver {
         };
         let ran = now.saturating_duration_since(process.since);
         self.process = None;
-        let retry = self.back_off.after(ran);
-        self.start_at = Some(now + retry);
+        let retry = (!self.is_stopping()).then(|| self.back_off.after(ran));
+        self.start_at = retry.map(|retry| now + retry);
         if let (Some(ending), None) = (ending, self.control.end()) {
             self.emit(CompanionEvent::Ended { ending, retry });
         }

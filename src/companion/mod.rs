@@ -36,7 +36,7 @@ type OnEvent = Box<dyn FnMut(CompanionEvent) + Send>;
 /// In its process `cluster.isPrimary` is true, and `cluster.workers`, its events and the methods of
 /// a worker are those of the real workers. `cluster.fork()` returns a worker that runs or is about
 /// to, and adds a slot when all of them have been returned. It is started when the first worker
-/// runs, and again when it ends, with a back-off.
+/// runs, and again when it ends, with a back-off, unless the run has been told to end.
 ///
 /// Workers need [`COMPANION_VARIABLE`] in their environment
 /// ([`Supervisor::variable`](crate::Supervisor::variable)).
@@ -68,8 +68,9 @@ pub enum CompanionEvent {
     Ended {
         /// Its exit code or signal.
         ending: Ending,
-        /// The delay until the next one starts.
-        retry: Duration,
+        /// The delay until the next one starts; `None` if the run ends, too, as when a service
+        /// manager signals every process.
+        retry: Option<Duration>,
     },
     /// It is behind: messages of workers are dropped.
     Behind,

@@ -176,6 +176,61 @@ fn a_companion_that_dies_is_started_again_and_finds_the_workers() {
 }
 
 #[test]
+fn a_companion_that_ends_with_all_others_is_not_started_again() {
+    let text = "
+        const cluster = require('cluster');
+        const fs = require('fs');
+        if (cluster.isPrimary) {
+            if (process.env.TEST_LISTENS)
+                process.on('SIGTERM', () => process.stdout.write('told of the end\\n'));
+            cluster.on('online', () => {});
+            fs.writeFileSync(`${__dirname}/ready`, '');
+        } else {
+            require('http').createServer((request, response) => {
+                fs.writeFileSync(`${__dirname}/asked`, '');
+                const look = setInterval(() => {
+                    if (!fs.existsSync(`${__dirname}/go`)) return;
+                    clearInterval(look);
+                    response.end('finished');
+                }, 5);
+            }).listen(0, '127.0.0.1');
+        }";
+    let Some(node) = crate::nodes::nodes().into_iter().next() else { return };
+    for listens in ["", "1"] {
+        let script = Script::named("server.js", text);
+        let launch = script.launch_with(&node.program, "--companion self --workers 1");
+        let cluster = launch.variable("TEST_LISTENS", listens).start();
+        let companion = companion_pid(&cluster, 0);
+        let is_there = |name: &str| {
+            let path = script.path(name);
+            eventually(name, || fs::exists(&path).is_ok_and(|is_there| is_there).then_some(()));
+        };
+        is_there("ready");
+        let mut client = Client::to(&cluster.address());
+        client.send(crate::common::GET_CLOSE);
+        is_there("asked");
+        for pid in cluster.worker_pids().into_iter().chain([cluster.pid()]) {
+            machine::signal(pid, Signal::SIGTERM);
+        }
+        kill(companion, Signal::SIGTERM).expect("it is alive");
+        match listens {
+            "" => drop(note(&cluster, "the companion ended by SIGTERM", 0)),
+            _ => drop(line(&cluster, "told of the end", 0)),
+        }
+        // Longer than it would take to start another one.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        fs::write(script.path("go"), "").expect("the folder is writable");
+        assert_eq!(client.receive().body, "finished");
+        let ended = cluster.wait();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let text = format!("{ended:?}");
+        assert_eq!(text.matches("the companion runs").count(), 1, "{text}");
+        let times = usize::from(!listens.is_empty());
+        assert_eq!(ended.output.matches("told of the end").count(), times, "{text}");
+    }
+}
+
+#[test]
 fn a_companion_that_does_not_read_blocks_no_worker() {
     let Some(node) = crate::nodes::nodes().into_iter().next() else { return };
     let (_script, cluster) = start(&node, BROADCAST, "--workers 2");

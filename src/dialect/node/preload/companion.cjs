@@ -100,6 +100,7 @@ class Companion {
     this.script = begin.script;
     begin.workers.forEach((one) => this.enter(one.id, one.pid));
     this.replaceParts();
+    this.noteSignal();
     const { Socket } = require('net');
     this.socket = new Socket({ fd: channel, readable: true, writable: true });
     this.socket.on('error', () => {});
@@ -126,6 +127,15 @@ class Companion {
     prototype.destroy = prototype.kill;
     // For `import { fork } from 'cluster'`.
     require('module').syncBuiltinESMExports();
+  }
+
+  // A service manager may signal every process, and the program is told once.
+  noteSignal() {
+    const { emit } = process;
+    process.emit = (...words) => {
+      if (words[0] === 'SIGTERM') this.isTold = true;
+      return Reflect.apply(emit, process, words);
+    };
   }
 
   // The program registers its listeners in its first turn or, as a module, in a later one.
@@ -342,7 +352,8 @@ class Companion {
     this.over = true;
     this.socket.destroy();
     this.expected.forEach((worker) => this.remove(worker));
-    if (process.listenerCount('SIGTERM') > 0) process.emit('SIGTERM', 'SIGTERM', 15);
+    const isListening = process.listenerCount('SIGTERM') > 0;
+    if (isListening && !this.isTold) process.emit('SIGTERM', 'SIGTERM', 15);
     const until = performance.now() + LAST_AT_MOST_MS;
     let busyAt = performance.now();
     const look = () => {
