@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what the applications in tests/node/applications are made of below target/: express,
-# fastify, log4js, moleculer, NestJS, prom-client, socket.io, throng, ws, in the versions of its
-# package-lock.json.
+# Installs what the applications in tests/node/applications are made of below target/: egg, express,
+# fastify, gRPC, hapi, hono, koa, log4js, moleculer, NestJS, prom-client, socket.io, throng and ws,
+# in the versions of its package-lock.json. They take 125 MB.
 #
 #     scripts/install-applications.sh
 #
@@ -23,4 +23,4 @@ if ! cmp -s "$source/package-lock.json" "$folder/package-lock.json"; then
         exit 1
     }
 fi
-echo "$folder has express, fastify, log4js, moleculer, NestJS, prom-client, socket.io, throng and ws"
+echo "$folder has egg, express, fastify, gRPC, hapi, hono, koa, NestJS, socket.io and others"

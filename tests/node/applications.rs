@@ -3,19 +3,23 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::nodes::{Node, nodes};
+use super::preload::failures_during;
 use super::script::Script;
 use crate::common::{Client, Cluster, GET, Launch, Response, Summary, eventually, lacking};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/applications");
 const PACKAGES: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/target/node-applications/node_modules");
+
+const HELLO_PATH: &[u8] = b"GET /hello/1 HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// The first Node that fastify supports, if npm has installed the applications.
 fn equipped() -> Option<Node> {
@@ -114,6 +118,94 @@ fn express_answers_on_every_route() {
 #[test]
 fn fastify_answers_on_every_route() {
     routes_are_served("fastify.js");
+}
+
+#[test]
+fn koa_answers_on_every_route() {
+    routes_are_served("koa.js");
+}
+
+#[test]
+fn hono_answers_on_every_route() {
+    routes_are_served("hono.js");
+}
+
+#[test]
+fn hapi_answers_on_every_route() {
+    routes_are_served("hapi.js");
+}
+
+/// Replaces the workers while requests run, and ends while a connection is idle, long before the
+/// grace period is over.
+fn is_reloaded_under_load(node: &Node, application: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let cluster = launch(node, "--workers 2 --grace 10m", application)
+        .variable("TEST_FOLDER", &path(""))
+        .variable("TEST_NOTES", &path("notes"))
+        .start();
+    let before = pids(&cluster);
+    let failed = failures_during(&cluster, "/hello/1", |go_on| {
+        go_on(20);
+        cluster.signal(Signal::SIGHUP);
+        cluster.event("reloaded", 0);
+        go_on(20);
+    });
+    assert_eq!(failed, [""; 0], "{application}");
+    assert!(pids(&cluster).is_disjoint(&before), "{application}");
+    assert_eq!(Client::to(&cluster.address()).ask(HELLO_PATH).status, 200);
+    let mut idle = Client::to(&cluster.address());
+    idle.ask(HELLO_PATH);
+    end(cluster);
+}
+
+#[test]
+fn no_request_fails_while_the_workers_of_an_application_are_replaced() {
+    let Some(node) = equipped() else { return };
+    let applications = ["express.js", "fastify.js", "koa.js", "hono.js", "hapi.js", "nest.js"];
+    for application in applications {
+        is_reloaded_under_load(&node, application);
+    }
+}
+
+#[test]
+fn an_application_of_egg_runs_without_its_own_cluster() {
+    let Some(node) = equipped() else { return };
+    is_reloaded_under_load(&node, "egg.js");
+}
+
+#[test]
+fn no_call_of_grpc_fails_while_workers_are_replaced() {
+    let Some(node) = equipped() else { return };
+    let cluster = launch(&node, "--workers 2 --grace 10m", "grpc.js").start();
+    let mut client = Command::new(&node.program)
+        .args([&format!("{FOLDER}/grpc-client.js"), &*cluster.address(), "4"])
+        .env("NODE_PATH", PACKAGES)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Node starts");
+    let (mut input, output) = (client.stdin.take(), client.stdout.take());
+    let mut lines = BufReader::new(output.expect("a pipe")).lines();
+    let mut next = || -> Value {
+        let line = lines.next().expect("a line").expect("text");
+        line.parse().unwrap_or_else(|_| panic!("{line}"))
+    };
+    (0..4).for_each(|_| assert_eq!(next()["ready"], true));
+    let before = pids(&cluster);
+    cluster.signal(Signal::SIGHUP);
+    cluster.event("reloaded", 0);
+    let after = pids(&cluster);
+    input.as_mut().expect("a pipe").write_all(b"\n").expect("it reads");
+    let told = next();
+    assert_eq!(told["failures"], serde_json::json!([]), "{told}");
+    let answered =
+        |of: &BTreeSet<String>| of.iter().any(|pid| told["pids"].to_string().contains(pid));
+    assert!(answered(&before) && answered(&after), "{before:?} {after:?} {told}");
+    // Its channels are open and idle.
+    end(cluster);
+    drop(input);
+    assert!(client.wait().expect("it ends").success());
 }
 
 /// The application's notes when its worker leaves, and that it does not use up its grace period.
