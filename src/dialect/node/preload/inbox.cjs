@@ -18,6 +18,8 @@ const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;
 // deprecated; the warning is suppressed, because it does not concern the program.
 function bindingOf(name) {
   const { noDeprecation } = process;
+  // With `--no-deprecation` it cannot be set, and is.
+  if (noDeprecation) return process.binding(name);
   process.noDeprecation = true;
   try {
     return process.binding(name);

@@ -83,7 +83,7 @@ function endOf(family, address, port) {
 class Proxied {
   constructor(page) {
     this.page = page;
-    this.stream = bindingOf('stream_wrap');
+    this.stream = undefined;
     // Connections whose header has not arrived.
     this.waiting = 0;
   }
@@ -110,6 +110,7 @@ class Proxied {
 
   // Reads from a connection that has no owner yet.
   read(handle, pass) {
+    this.stream ??= bindingOf('stream_wrap');
     const { streamBaseState, kReadBytesOrError, kArrayBufferOffset } = this.stream;
     let bytes = Buffer.alloc(0);
     const stop = () => {
