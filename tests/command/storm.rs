@@ -153,7 +153,11 @@ fn harm(cluster: &Cluster, losses: &Losses, mut random: Rng, until: Instant) {
         let kills_max = 8 * (1 + begun.elapsed().as_secs() / 60);
         if random.u8(0..4) == 0 && losses.kills() < kills_max {
             losses.kill(*victim, &addresses);
-            eventually("a successor", || (cluster.workers().len() == WORKERS).then_some(()));
+            // Until its end is reported it still counts as running.
+            eventually("a successor", || {
+                let now = cluster.workers();
+                (now.len() == WORKERS && !now.contains(victim)).then_some(())
+            });
         } else if random.u8(0..4) == 0 {
             // The limit of the primary or a worker falls for a while.
             let is_primary = random.bool();
