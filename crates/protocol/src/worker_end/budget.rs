@@ -12,6 +12,8 @@ const RESERVED_MAX: usize = 16;
 const RESERVED_PART: usize = 16;
 /// How often the limit is read in a process with connections only: another one may have lowered it.
 const LIMIT_NS: u64 = 50_000_000;
+/// The same in a process that runs code of others, which may lower it itself.
+const SHARED_LIMIT_NS: u64 = 10_000_000;
 
 /// The descriptors of a worker's process, as far as they are known.
 #[derive(Debug)]
@@ -57,11 +59,12 @@ impl DescriptorBudget {
         Self { limit, limit_read_ns: 0, others: open, margin, highest: 0 }
     }
 
-    /// Whether it is time to read the limit again: before each message in a process that may lower
-    /// it itself.
+    /// Whether it is time to read the limit again. What is received within that time after it has
+    /// fallen may be lost, but is counted.
     #[must_use]
     pub fn wants_limit(&self, now_ns: u64) -> bool {
-        self.margin > 0 || now_ns.saturating_sub(self.limit_read_ns) > LIMIT_NS
+        let age_max_ns = if self.margin > 0 { SHARED_LIMIT_NS } else { LIMIT_NS };
+        self.limit_read_ns == 0 || now_ns.saturating_sub(self.limit_read_ns) > age_max_ns
     }
 
     /// Notes the soft limit.
@@ -142,6 +145,18 @@ mod tests {
         assert_eq!((budget.messages(0, || 10), budget.messages(20, || 30)), (1, 0));
         budget.on_truncation();
         assert!(budget.wants_limit(2 * LIMIT_NS), "at once where descriptors were dropped");
+    }
+
+    #[test]
+    fn a_process_with_code_of_others_reads_its_limit_again_soon() {
+        let mut budget = DescriptorBudget::shared(Count { limit: 4_096, open: 12 });
+        let begin_ns = 7 * LIMIT_NS;
+        assert!(budget.wants_limit(begin_ns));
+        budget.set_limit(4_096, begin_ns);
+        assert!(!budget.wants_limit(begin_ns + SHARED_LIMIT_NS));
+        assert!(budget.wants_limit(begin_ns + SHARED_LIMIT_NS + 1));
+        budget.on_truncation();
+        assert!(budget.wants_limit(begin_ns));
     }
 
     proptest! {

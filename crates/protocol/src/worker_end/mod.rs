@@ -8,6 +8,7 @@
 mod budget;
 mod conversation;
 mod pace;
+mod received;
 
 use std::os::fd::OwnedFd;
 
@@ -17,7 +18,7 @@ pub use pace::{ClaimPace, SLOW_TURN_NS, is_slow_turn};
 
 use crate::control::LatencySummary;
 use crate::error::Result;
-use crate::handoff_layout::{self, Record};
+use crate::handoff_layout::Record;
 use crate::id::ListenerId;
 use crate::latency::HandoffLatency;
 use crate::scoreboard::{Statistic, WorkerPage};
@@ -52,14 +53,7 @@ impl WorkerEnd {
         sockets: usize,
         now_ns: u64,
     ) -> impl Iterator<Item = Record> + use<'a> {
-        let records = handoff_layout::records(payload);
-        let promised = records.as_ref().map_or(0, ExactSizeIterator::len);
-        let kept = promised.min(sockets);
-        match promised.max(sockets) {
-            0 => self.page.answer_probe(),
-            all => self.lose(all - kept, now_ns),
-        }
-        records.into_iter().flatten().take(kept)
+        self.page.received(payload, sockets, now_ns)
     }
 
     /// Counts a socket that the primary accepted at `accepted_ns` and on which work begins.
@@ -85,11 +79,7 @@ impl WorkerEnd {
 
     /// Counts sockets that were received and that are not served.
     pub fn lose(&mut self, sockets: usize, now_ns: u64) {
-        if sockets > 0 {
-            self.page.add(Statistic::Truncated, sockets as u64);
-            self.page.add_claimed(sockets as u64, now_ns);
-            self.page.add_finished(None, sockets as u64);
-        }
+        self.page.lose(sockets, now_ns);
     }
 
     /// Adds to one of the other counters.
@@ -135,6 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::handoff_layout;
     use crate::scoreboard::{PrimaryPage, Wake};
 
     fn pair() -> (PrimaryPage, Waker, WorkerEnd) {

@@ -22,7 +22,7 @@ use super::{HOLD_NS, UNREAD_BYTES_MAX};
 use crate::data_path::Command;
 use crate::error::Result;
 use crate::id::{ListenerId, Slot, WorkerId};
-use crate::protocol::handoff_layout::{self, Record};
+use crate::protocol::handoff_layout::Record;
 use crate::protocol::scoreboard::WorkerPage;
 use crate::sys::engine::PAYLOAD_BYTES_MAX;
 use crate::sys::fdpass;
@@ -419,20 +419,12 @@ impl NodeWorker {
                 return false;
             }
         };
-        let records = handoff_layout::records(&payload[..bytes]);
-        let count = records.as_ref().map_or(0, ExactSizeIterator::len);
-        if handoff_layout::is_probe(&payload[..bytes]) {
-            self.page.answer_probe();
-            self.touched = true;
-        }
         // The data path keeps descriptors free for all sockets it may have to take back, including
-        // these. If some are lost nevertheless, they are counted.
-        let lost = count.saturating_sub(sockets.len()) as u64;
-        if lost > 0 {
-            self.note_lost(lost, now_ns);
-        }
+        // these, so none should be lost here.
+        let records = self.page.received(&payload[..bytes], sockets.len(), now_ns);
+        self.touched = true;
         self.queued_since_ns = now_ns;
-        for (socket, record) in sockets.into_iter().zip(records.into_iter().flatten()) {
+        for (socket, record) in sockets.into_iter().zip(records) {
             let connection = ConnectionId(self.held.insert(Held { socket, record }));
             self.queue.push_back(connection);
         }

@@ -40,18 +40,10 @@ impl NodeWorker {
     }
 
     pub(super) fn note_shortage(&mut self, lost: bool, now_ns: u64) {
-        if lost {
-            self.note_lost(1, now_ns);
-        } else {
-            self.page.add(Statistic::DescriptorPauses, 1);
+        match lost {
+            true => self.page.lose(1, now_ns),
+            false => self.page.add(Statistic::DescriptorPauses, 1),
         }
-    }
-
-    /// Counts connections lost because descriptors were exhausted.
-    pub(super) fn note_lost(&mut self, count: u64, now_ns: u64) {
-        self.page.add(Statistic::Truncated, count);
-        self.page.add_claimed(count, now_ns);
-        self.page.add_finished(None, count);
         self.touched = true;
     }
 }
