@@ -76,16 +76,17 @@ pub(super) struct ProgramArguments {
     )]
     dialect: DialectChoice,
 
-    /// When a worker of PROGRAM is ready [default: listening; 1s with --dialect listen-fds]
+    /// When a worker of PROGRAM is ready [default: listening; accepting with --dialect listen-fds]
     ///
     /// listening, or message, when it listens and has sent the message ready
-    /// (process.send('ready')); with --dialect listen-fds a time for which it has to run, or
-    /// notify, when it reports READY=1 (sd_notify). The run is ready when all workers are. With
+    /// (process.send('ready')); with --dialect listen-fds accepting, when it waits for connections
+    /// (seen in /proc), a time for which it has to run, or notify, when it reports READY=1
+    /// (sd_notify). The run is ready when all workers are. With
     /// message a successor has settled when it says so, and not after --settle. --start-limit
     /// covers all of this.
     #[arg(
         long,
-        value_name = "listening|message|TIME|notify",
+        value_name = "listening|message|accepting|TIME|notify",
         value_parser = readiness,
         requires = "program",
         help_heading = PROGRAM,
@@ -287,11 +288,11 @@ impl ProgramArguments {
             return Err(Error::usage(
                 "programs that take listening sockets over send no messages, and none says that \
                  it listens",
-                "say --ready-after notify, or name a time",
+                "say --ready-after accepting or notify, or name a time",
             ));
         }
         let time = matches!(self.ready_after, Some(ReadyChoice::Sockets(_)));
-        let given = time.then_some("--ready-after with a time or notify");
+        let given = time.then_some("--ready-after with accepting, a time or notify");
         let given = given.or_else(|| (!self.fdname.is_empty()).then_some("--fdname"));
         if let Some(option) = given.filter(|_| !takes_sockets) {
             return Err(Error::usage(
@@ -317,10 +318,11 @@ fn readiness(text: &str) -> std::result::Result<ReadyChoice, String> {
     match text {
         "listening" => Ok(ReadyChoice::Channel(ReadyAfter::Listening)),
         "message" => Ok(ReadyChoice::Channel(ReadyAfter::Message)),
+        "accepting" => Ok(ReadyChoice::Sockets(Readiness::Accepting)),
         "notify" => Ok(ReadyChoice::Sockets(Readiness::Notified)),
         text => time(text)
             .map(|time| ReadyChoice::Sockets(Readiness::After(time)))
-            .map_err(|error| format!("{error}; or listening, message, notify")),
+            .map_err(|error| format!("{error}; or listening, message, accepting, notify")),
     }
 }
 

@@ -40,6 +40,10 @@ pub(super) fn still_waiting(workers: &str, program: Option<&Program>, limit: Dur
                     "not accepting: {path} has not said READY=1 (sd_notify); without --ready-after \
                      notify it does not have to"
                 ),
+                (Dialect::ListenFds, Readiness::Accepting) => format!(
+                    "not accepting: {path} does not wait for connections on the sockets that it \
+                     has inherited (LISTEN_FDS)"
+                ),
                 (Dialect::ListenFds, Readiness::After(time)) => format!(
                     "not accepting: {path} has not run for {} without an end",
                     humantime::format_duration(time)
@@ -126,6 +130,14 @@ fn taking_over(program: &Program, limit: &str) -> (String, String) {
             format!(
                 "if {} does not know sd_notify, leave --ready-after notify out; if it needs more \
                  time, see --start-limit",
+                program.path.display()
+            ),
+        ),
+        Readiness::Accepting => (
+            format!("not every worker waits for connections after {limit}"),
+            format!(
+                "see whether {} takes the sockets in LISTEN_FDS; if it does in a way that /proc \
+                 does not show, say --ready-after 1s",
                 program.path.display()
             ),
         ),

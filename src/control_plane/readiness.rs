@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::handle::Event;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::{ClusterSettings, Readiness};
+use crate::sys::accepting;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::{Notification, NotifySocket};
 
@@ -59,7 +60,7 @@ impl ControlPlane {
         }
     }
 
-    /// When the next worker has run for long enough.
+    /// When the next worker may have begun to serve.
     pub(crate) fn next_settled_ns(&self) -> Option<u64> {
         let workers = self.workers.values();
         let settling = workers.filter_map(|worker_entry| match &worker_entry.dialect {
@@ -69,11 +70,13 @@ impl ControlPlane {
         settling.min()
     }
 
-    /// Lets workers that have run for long enough count as serving.
+    /// Lets workers that have run for long enough, or accept, count as serving.
     pub(crate) fn settle(&mut self) {
         if self.next_settled_ns().is_some() {
             let now_ns = monotonic_ns();
-            self.begin_serving(|_, state| state.on_time(now_ns));
+            self.begin_serving(|pid, state| {
+                state.on_time(now_ns, |sockets| accepting::accepts(pid, sockets))
+            });
         }
     }
 

@@ -164,8 +164,8 @@ impl WorkerStart<'_> {
                 let (state, channel) = native::split(control, settings.serialization);
                 Ok((WorkerDialect::Native(state), MessageChannel::Native(channel)))
             }
-            Self::ListenFds(_) => {
-                let state = listen_fds::State::new(settings.readiness);
+            Self::ListenFds(start) => {
+                let state = start.into_state(settings.readiness);
                 Ok((WorkerDialect::ListenFds(state), MessageChannel::ListenFds))
             }
             Self::Node(_) => {

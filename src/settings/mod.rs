@@ -36,16 +36,14 @@ pub enum Dialect {
 }
 
 /// When a worker without a channel counts as serving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Readiness {
+    /// Once it, or a process that it has started, waits for connections on a socket that it has
+    /// inherited (`/proc`); after a second, where that cannot be seen.
+    #[default]
+    Accepting,
     /// After it has run for this time.
     After(Duration),
     /// After it has sent `READY=1` (`sd_notify(3)`).
     Notified,
-}
-
-impl Default for Readiness {
-    fn default() -> Self {
-        Self::After(Duration::from_secs(1))
-    }
 }

@@ -287,6 +287,70 @@ fn what_does_not_come_to_serve_is_told_why() {
     refused.assert_refusal(2, &["no policy but none", "leave --policy out"]);
 }
 
+/// Waits for connections in one of several ways, but only once a file exists, and in a process of
+/// its own.
+const HESITANT: &str = r#"
+import os, select, signal, socket, sys, time
+listener = socket.socket(fileno=3)
+child = os.fork()
+if child:
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+    os.wait()
+    sys.exit()
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+def wait():
+    if sys.argv[1] == "select":
+        select.select([listener], [], [])
+    elif sys.argv[1] == "poll":
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        poll.poll()
+    elif sys.argv[1] == "epoll":
+        epoll = select.epoll()
+        epoll.register(listener, select.EPOLLIN)
+        epoll.poll()
+while True:
+    wait()
+    client, _ = listener.accept()
+    client.recv(4096)
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\nhello world\n")
+    client.close()
+"#;
+
+#[test]
+fn a_worker_listens_once_it_waits_for_connections() {
+    if !has_program("python3") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    std::thread::scope(|scope| {
+        for way in ["accept", "select", "poll", "epoll"] {
+            let flag = folder.path().join(way);
+            scope.spawn(move || {
+                let flag = flag.to_str().expect("a plain path");
+                let words = ["python3", "-c", HESITANT, way, flag];
+                let run = launch("--workers 1", &words).start_unready();
+                run.until("the note about what it lacks", |heard| {
+                    let mut notes = heard.named("note").filter_map(|note| note["text"].as_str());
+                    notes.find(|text| text.contains("does not wait for connections")).map(drop)
+                });
+                assert_eq!(run.count("listening"), 0, "{way}");
+                fs::write(flag, "").expect("the folder is writable");
+                run.event("listening", 0);
+                get(&run.address()).expect("an answer").assert_hello();
+                assert_eq!(run.stop(Signal::SIGTERM).code, Some(0), "{way}");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_worker_that_does_not_wait_for_connections_is_named() {
+    let idle = launch("--workers 1 --start-limit 300ms", &["sleep", "1000"]);
+    idle.refused().assert_refusal(1, &["waits for connections", "sleep", "--ready-after 1s"]);
+}
+
 /// A program that `scripts/install-python.sh` installs; reports it as missing otherwise.
 fn installed(name: &str) -> Option<String> {
     let path: PathBuf = Path::new(PROGRAMS).join(name);

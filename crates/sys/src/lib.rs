@@ -29,6 +29,7 @@
 //!
 //! This crate takes no decisions: policies, limits and retries belong to its callers.
 
+pub mod accepting;
 pub mod account;
 pub mod activity;
 pub mod address;
