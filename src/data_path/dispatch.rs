@@ -62,7 +62,7 @@ impl DataPath {
         }
         self.look_at(slot, &accepted);
         let link = self.links[slot.index()].as_mut().expect("only attached workers are ready");
-        let count = link.add(&mut self.ring, &mut self.spare, accepted);
+        let count = link.add(&mut self.ring, &mut self.spare, accepted, self.now_ns);
         self.roster.deliver(slot, count, self.now_ns);
     }
 

@@ -21,6 +21,9 @@ pub const CHANNEL_BYTES: usize = 64 * 1024;
 
 /// Room for this many messages with a socket each, and their announcements.
 const SINGLES_MAX: u32 = 32;
+/// Messages that follow one another within this time need no announcement where the program has
+/// many descriptors: it cannot use up thousands of them so fast.
+const ROOMY_NS: u64 = 10_000_000;
 
 /// Listeners whose sockets are counted separately for a worker; a worker tells of fewer.
 const GIVEN_MAX: usize = 2 * LISTENERS_MAX;
@@ -85,7 +88,7 @@ pub(super) struct Link {
     /// Sockets per message. One for a program that reads its own inbox: Node takes one descriptor
     /// per read.
     sockets_max: usize,
-    /// In this turn it has been told that sockets follow.
+    /// In this turn it has been told that sockets follow, or need not be.
     announced: bool,
     /// Messages handed to the kernel, and completed ones.
     sent: u64,
@@ -154,12 +157,15 @@ impl Link {
         ring: &mut Engine,
         spare: &mut SpareMessages,
         accepted: Accepted,
+        now_ns: u64,
     ) -> u32 {
         self.page.add_assigned(1);
         self.count_given(accepted.record.listener);
         if self.sockets_max == 1 && !self.announced {
             self.announced = true;
-            if let Some(sender) = &self.sender {
+            let is_roomy = |at_ns| now_ns.saturating_sub(at_ns) < ROOMY_NS;
+            let needs_none = self.page.roomy_at_ns().is_some_and(is_roomy);
+            if let Some(sender) = self.sender.as_ref().filter(|_| !needs_none) {
                 ring.remark(sender.as_fd(), &handoff_layout::ANNOUNCEMENT);
             }
         }

@@ -49,7 +49,8 @@ pub fn begin_evenly(payload: &mut Vec<u8>) {
 }
 
 /// Announces messages with sockets to a worker that receives one at a time and first checks that it
-/// has a free descriptor. Losing it does no harm.
+/// has a free descriptor. Losing it does no harm. One that has many needs none for messages that
+/// follow closely.
 pub const ANNOUNCEMENT: [u8; EVEN_BYTES] = [b'!'; EVEN_BYTES];
 
 /// Constants of these messages, in bytes, for programs in other languages. They are generated into

@@ -68,14 +68,16 @@ const OWN_OF: usize = LISTENERS_MAX;
 
 const CLAIM_SUM: usize = CLAIM_BOUNDS_NS.len() + 1;
 
-/// Flags for what a program does without help: it reports ends; it receives from its inbox.
+/// Flags for what a program does without help: it reports ends; it receives from its inbox, and has
+/// many descriptors for that.
 const REPORTS: u64 = 1;
 const RECEIVES: u64 = 2;
+const ROOMY: u64 = 4;
 
 /// Layout for programs in other languages that write their counters themselves: byte offsets of
 /// their words and of the primary's request, the order of the words, and their values. Generated
 /// into the code that such a program loads.
-pub const PROGRAM_LAYOUT: [(&str, u64); 17] = [
+pub const PROGRAM_LAYOUT: [(&str, u64); 18] = [
     ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
     ("DOES_WORD", DOES as u64),
     ("ENDED_WORD", ENDED as u64),
@@ -90,6 +92,7 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 17] = [
     ("REFUSED_AT", (SharedPage::offset_of(STATISTICS) + HEADERS_REFUSED * size_of::<u64>()) as u64),
     ("REPORTS", REPORTS),
     ("RECEIVES", RECEIVES),
+    ("ROOMY", ROOMY),
     ("WAKE_AT", SharedPage::offset_of(WAKER) as u64),
     ("WAKE_ALWAYS", Wake::Always as u64),
     ("WAKE_PROBE", Wake::Probe as u64),
@@ -322,6 +325,12 @@ impl PrimaryPage {
     #[must_use]
     pub fn program_receives(&self) -> bool {
         does(&self.page, RECEIVES)
+    }
+
+    /// When the program last received a connection, if it had many free descriptors then.
+    #[must_use]
+    pub fn roomy_at_ns(&self) -> Option<u64> {
+        does(&self.page, ROOMY).then(|| read(self.page.word(PROGRAM, RECEIVED_AT)))
     }
 }
 

@@ -12,6 +12,9 @@ const LONGEST_REST_MS = 250;
 // The program is expected to open at most `FEW` descriptors in this time.
 const COUNTING_MS = 10;
 const FEW = 64;
+// With at least this many descriptors, half of them free, the primary need not announce messages
+// that follow closely.
+const MANY = 4096;
 const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;
 
 // Internal bindings of Node, which are the only way to receive a descriptor. Their use is
@@ -51,6 +54,12 @@ class Inbox {
     this.countAgainAt = 0;
     this.restMs = SHORTEST_REST_MS;
     this.resting = false;
+    this.isRoomy = false;
+    this.onSkipped = () => {
+      this.resting = false;
+      this.lookBeforeMore(this.allowance <= FEW);
+      this.read();
+    };
     this.over = false;
     this.pace = new Pace();
     this.turn = undefined;
@@ -138,6 +147,8 @@ class Inbox {
       return this.sendBack(handle, mark, server !== undefined);
     }
     this.keepPace();
+    // The kernel assigns the lowest free number.
+    if (this.isRoomy && handle.fd > this.limit / 2) this.setRoomy(false);
     this.page.countReceived();
     this.page.follow(handle, mark);
     this.takeCare();
@@ -153,8 +164,21 @@ class Inbox {
     pace.taken += 1;
     this.batch[0] += 1;
     this.left -= 1;
-    // In the next turn of the loop the work begins, and the one after that may take more.
-    if (this.left <= 0) this.pause((go) => setImmediate(setImmediate, go), this.allowance <= FEW);
+    if (this.left <= 0) this.skipTurn();
+  }
+
+  // In the next turn of the loop the work begins, and the one after that may take more.
+  skipTurn() {
+    if (this.resting) return;
+    this.resting = true;
+    this.pipe.readStop();
+    this.page.publishAfterNext(this.onSkipped);
+  }
+
+  // Before the first one of the next batch this is done anyway.
+  lookBeforeMore(isCareful) {
+    const isUnannounced = this.isRoomy ? this.allowance <= 0 : Math.max(...this.batch) > 1;
+    if (isCareful || isUnannounced) this.look();
   }
 
   // Takes nothing until then.
@@ -163,8 +187,7 @@ class Inbox {
     this.resting = true;
     until(() => {
       this.resting = false;
-      // Before the first one of the next batch this is done anyway.
-      if (isCareful || Math.max(...this.batch) > 1) this.look();
+      this.lookBeforeMore(isCareful);
       this.read();
     });
     this.read();
@@ -203,9 +226,16 @@ class Inbox {
     const reserved = Math.min(DESCRIPTORS_RESERVED, this.limit / 16);
     const left = this.limit - reserved - this.descriptorsInUse();
     this.allowance = Math.max(1, Math.ceil(left / 4));
+    this.setRoomy(this.limit >= MANY && left > this.limit / 2);
     const done = performance.now();
     const soonMs = COUNTING_MS * Math.max(1, this.allowance / FEW);
     this.countAgainAt = done + Math.max(soonMs, 100 * (done - begun));
+  }
+
+  setRoomy(isRoomy) {
+    if (this.isRoomy === isRoomy) return;
+    this.isRoomy = isRoomy;
+    this.page.sayWhetherRoomy(isRoomy);
   }
 
   // With few descriptors left, each connection is checked.

@@ -56,6 +56,11 @@ class Page {
     };
     // By the mark of a listener: what counts the ends of its connections.
     this.endings = new Map();
+    this.onNextTurn = () => setImmediate(this.onTurnAfter);
+    this.onTurnAfter = () => {
+      this.onTurn();
+      this.afterPublished();
+    };
   }
 
   write() {
@@ -91,6 +96,13 @@ class Page {
       this.due = true;
       setImmediate(this.onTurn);
     }
+  }
+
+  // As `publishSoon`, for the changes of this turn and the next one together, and calls `then`.
+  publishAfterNext(then) {
+    this.due = true;
+    this.afterPublished = then;
+    setImmediate(this.onNextTurn);
   }
 
   // Records activity: until it stops, the primary can see whether the loop turns.
@@ -149,12 +161,13 @@ class Page {
     return endings;
   }
 
-  // Replaces methods of a connection's handle until one of them ends the connection.
+  // Replaces methods of a connection's handle until one of them ends the connection. Then they are
+  // replaced again and not deleted, because an object loses its fast layout with a property.
   ending(method, count) {
     const page = this;
     return function (...words) {
-      delete this.close;
-      delete this.reset;
+      const { close, reset } = Object.getPrototypeOf(this);
+      Object.assign(this, { close, reset });
       page.ended += 1;
       count();
       page.changed = true;
@@ -201,5 +214,11 @@ class Page {
   sayThatItReceives() {
     this.report[DOES_WORD] |= BigInt(LAYOUT.RECEIVES);
     this.changed = true;
+  }
+
+  // Written with the next change.
+  sayWhetherRoomy(isRoomy) {
+    const others = this.report[DOES_WORD] & ~BigInt(LAYOUT.ROOMY);
+    this.report[DOES_WORD] = others | (isRoomy ? BigInt(LAYOUT.ROOMY) : 0n);
   }
 }
