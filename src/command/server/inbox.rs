@@ -36,6 +36,8 @@ pub(super) struct Inbox {
     closed: bool,
     budget: DescriptorBudget,
     paused: bool,
+    /// The last turn that finished connections, or a later one, was long.
+    is_slow: bool,
     payload: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
@@ -50,6 +52,7 @@ impl Inbox {
             closed: false,
             budget: DescriptorBudget::fixed(count),
             paused: false,
+            is_slow: false,
             payload: Vec::with_capacity(clusterlb_sys::engine::PAYLOAD_BYTES_MAX),
             descriptors: Vec::with_capacity(DESCRIPTORS_PER_MESSAGE_MAX),
         })
@@ -101,12 +104,14 @@ impl Inbox {
 
     /// Lets the kernel receive as many messages as there are descriptors for. After a long turn it
     /// is one, so that a claim means that work begins: the rest stays in the channel, where the
-    /// primary can give it to an idle worker.
+    /// primary can give it to an idle worker. Only a short turn that `finished` something ends
+    /// this: one without work says nothing about the next.
     pub(super) fn top_up(
         &mut self,
         around: &mut Surroundings,
         connections: &Connections,
         turn_ns: u64,
+        finished: bool,
     ) {
         if self.closed {
             return;
@@ -116,7 +121,8 @@ impl Inbox {
         {
             self.budget.set_limit(limit, around.now_ns);
         }
-        let ahead_max = if is_slow_turn(turn_ns) { 1 } else { MESSAGES_AHEAD_MAX };
+        self.is_slow = is_slow_turn(turn_ns) || (self.is_slow && !finished);
+        let ahead_max = if self.is_slow { 1 } else { MESSAGES_AHEAD_MAX };
         let fitting = self.budget.messages(connections.len(), limits::descriptors_open);
         let messages = fitting.min(ahead_max);
         let messages = u16::try_from(messages).expect("bounded by MESSAGES_AHEAD_MAX");

@@ -145,8 +145,10 @@ impl Worker {
         let mut finished_before = 0;
         while !self.is_done() {
             self.wait(&mut events)?;
-            self.around.now_ns = monotonic_ns();
-            self.around.end.begin_turn(self.around.now_ns);
+            // Work moves the loop's time on, but not this.
+            let begun_ns = monotonic_ns();
+            self.around.now_ns = begun_ns;
+            self.around.end.begin_turn(begun_ns);
             self.date.refresh(self.around.now_ns, &mut self.around.date);
             self.handle_all(&mut events)?;
             self.connections.expire(&mut self.around);
@@ -155,8 +157,8 @@ impl Worker {
             self.sources.recover(&mut self.around, &mut self.connections, relieved);
             finished_before = finished;
             if let Some(inbox) = &mut self.inbox {
-                let turn_ns = monotonic_ns().saturating_sub(self.around.now_ns);
-                inbox.top_up(&mut self.around, &self.connections, turn_ns);
+                let turn_ns = monotonic_ns().saturating_sub(begun_ns);
+                inbox.top_up(&mut self.around, &self.connections, turn_ns, relieved);
             }
             // The published counters are exact at the end of a turn.
             self.around.end.end_turn();
