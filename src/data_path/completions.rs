@@ -163,7 +163,11 @@ impl DataPath {
     /// Moves connections that wait behind a worker's work, if another worker is idle.
     pub(super) fn take_back_early(&mut self) {
         if !self.is_due() {
-            return;
+            // A worker that has become idle gets what waits before what has just arrived.
+            if !self.roster.waits_late() || self.intake.is_empty() {
+                return;
+            }
+            self.observe();
         }
         while let Some(slot) = self.roster.movable(self.now_ns) {
             let Some(link) = &mut self.links[slot.index()] else { break };

@@ -318,7 +318,10 @@ impl World {
 
     fn take_back_early(&mut self) {
         if !self.is_due() {
-            return;
+            if !self.front.roster.waits_late() || self.front.queue.is_empty() {
+                return;
+            }
+            self.observe();
         }
         while let Some(slot) = self.front.roster.movable(self.now_ns) {
             let taken = self.take_back(slot.index());

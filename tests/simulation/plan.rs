@@ -61,6 +61,9 @@ pub(crate) struct Plan {
     pub(crate) probe_loss_percent: u8,
     /// Whether a worker reads messages between two requests of a turn.
     pub(crate) receives_midway: bool,
+    /// Whether a worker publishes its claims before it works on them, and its turns are longer than
+    /// the work in them, as those of the built-in worker.
+    pub(crate) publishes_claims: bool,
     /// Maximum time from a wake-up to the turn.
     pub(crate) latency_ns: u64,
     pub(crate) arrivals: Vec<u64>,
@@ -104,6 +107,7 @@ impl Plan {
             probe_loss_percent: random.u8(0..30),
             receives_midway: random.bool(),
             latency_ns: random.u64(2..200) * MICROSECOND,
+            publishes_claims: random.bool(),
             arrivals,
             strikes,
         }
@@ -159,6 +163,7 @@ impl Plan {
             reset_percent: 0,
             probe_loss_percent: 0,
             receives_midway: true,
+            publishes_claims: false,
             latency_ns: 20 * MICROSECOND,
             arrivals,
             strikes: Vec::new(),

@@ -139,8 +139,11 @@ impl World {
     fn go_on(&mut self, slot: usize) {
         let life = self.workers[slot].life;
         match self.workers[slot].work.first() {
-            Some(connection) => {
-                let needs_ns = self.stories[*connection].needs_ns * self.plan.slowness[slot];
+            Some(&connection) => {
+                let needs_ns = self.stories[connection].needs_ns * self.plan.slowness[slot];
+                if self.plan.publishes_claims {
+                    self.publish(slot);
+                }
                 let at_ns = self.now_ns + needs_ns;
                 self.enter(at_ns, Event::Served { slot, life });
             }
@@ -151,7 +154,8 @@ impl World {
     pub(crate) fn served(&mut self, slot: usize) {
         let connection = self.workers[slot].work.remove(0);
         let took_ns = self.stories[connection].needs_ns * self.plan.slowness[slot];
-        self.workers[slot].is_slow = took_ns > MILLISECOND;
+        let turn_ns = took_ns + u64::from(self.plan.publishes_claims);
+        self.workers[slot].is_slow = turn_ns > MILLISECOND;
         self.finish(slot, connection);
         self.publish(slot);
         let has_work = !self.workers[slot].work.is_empty();

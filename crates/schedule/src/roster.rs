@@ -16,6 +16,7 @@ use super::{Client, Policy, Scheduler, Status, WorkerLoad};
 use crate::id::{ListenerId, Slot};
 use outliers::Conduct;
 pub use outliers::{Judgement, Look};
+use take_back::Emptied;
 
 /// A reading of a worker's page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +62,8 @@ struct WorkerEntry {
     pace: Pace,
     /// Total of assigned connections when it got its last one.
     assigned_at: u64,
+    /// It was at work and lost what waited for it.
+    emptied: Option<Emptied>,
     conduct: Conduct,
 }
 
@@ -84,6 +87,8 @@ pub struct Roster {
     skips_before: Skips,
     /// When unclaimed connections were last checked for one that could move.
     looked_ns: u64,
+    /// One that had waited for long enough could not move then.
+    waits_late: bool,
     /// When counters were last read.
     observed_ns: u64,
     /// When the times per connection were last updated.
@@ -120,6 +125,7 @@ impl Roster {
             indices: Vec::new(),
             skips_before: Skips::default(),
             looked_ns: 0,
+            waits_late: false,
             observed_ns: 0,
             paced_ns: 0,
             assigned: 0,
@@ -201,6 +207,7 @@ impl Roster {
             sample: Sample::default(),
             pace: Pace::new(now_ns),
             assigned_at: self.assigned,
+            emptied: None,
             conduct: Conduct::default(),
         });
         let came = WorkerLoad { status: Status::Ready, ..WorkerLoad::default() };
@@ -272,6 +279,7 @@ impl Roster {
         let finished = sample.finished.min(all);
         worker.credits.observe(claimed, sample.claimed_at_ns, now_ns);
         worker.conduct.note(all, finished, now_ns);
+        worker.emptied = worker.emptied.filter(|emptied| emptied.holds(&sample, now_ns));
         if worker.suspected && sample.answered_probes >= worker.probes {
             worker.suspected = false;
         }
@@ -290,7 +298,10 @@ impl Roster {
             load.hung = worker.suspected || worker.stalled || stuck || ejected;
             let failures = worker.conduct.failure_load();
             load.in_flight = narrow(all - finished).saturating_add(failures);
-            let credits = worker.credits.left(narrow(given - claimed));
+            let credits = match worker.emptied {
+                Some(_) => 0,
+                None => worker.credits.left(narrow(given - claimed)),
+            };
             load.credits = worker.conduct.limit_credits(credits, load.in_flight, normal);
             load.slow_start_permille = slow_start_permille;
         });

@@ -4,15 +4,36 @@
 //! long job moves as soon as another worker is idle. While none is idle nothing moves, since a
 //! connection would only wait elsewhere.
 
-use super::{Roster, WorkerEntry};
+use super::{Roster, Sample, WorkerEntry};
 use crate::id::{ListenerId, Slot};
 use crate::index_set::IndexSet;
 use crate::{Policy, Status, WorkerLoad};
 
-/// The next check is due after this share of the time that the oldest connection has waited.
+/// The next check is due after this share of the time that the oldest connection has waited, and
+/// not before the other share of the limit.
 const LOOKS_SHARE: u64 = 8;
+const LIMIT_SHARE: u64 = 4;
+/// A worker that has lost what waited for it gets nothing until it has gone on, or for this time.
+const EMPTIED_NS: u64 = 100_000_000;
 /// After this time the hang limit takes over.
 const LOOKS_END_NS: u64 = 1_000_000_000;
+
+/// The state of a worker when connections were taken from it because it was at work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Emptied {
+    finished: u64,
+    turn_begun_ns: u64,
+    until_ns: u64,
+}
+
+impl Emptied {
+    /// Whether the worker still does what it did then. Another connection would wait as long.
+    pub(super) fn holds(&self, sample: &Sample, now_ns: u64) -> bool {
+        now_ns < self.until_ns
+            && sample.finished == self.finished
+            && sample.turn_begun_ns == self.turn_begun_ns
+    }
+}
 
 impl Roster {
     /// A working worker that has left a connection unclaimed for
@@ -29,16 +50,33 @@ impl Roster {
             let oldest_ns = worker.credits.oldest_ns();
             oldest_ns.is_some_and(|oldest_ns| now_ns.saturating_sub(oldest_ns) > after_ns)
         };
+        let mut waits = false;
         let found = self.workers.iter().zip(&*self.loads).position(|(worker, load)| {
             let Some(worker) = worker else { return false };
             // A draining worker's rest also goes to others; a suspected one has been emptied.
-            load.status != Status::Dead
+            let may_move = load.status != Status::Dead
                 && !worker.suspected
                 && is_late(worker)
-                && worker.is_at_work()
-                && self.has_idle(&worker.joined)
+                && worker.is_at_work();
+            waits |= may_move;
+            may_move && self.has_idle(&worker.joined)
         });
-        found.and_then(|place| u16::try_from(place).ok()).map(Slot::new)
+        self.waits_late = waits;
+        let place = found?;
+        if let Some(Some(worker)) = self.workers.get_mut(place) {
+            let Sample { finished, turn_begun_ns, .. } = worker.sample;
+            let until_ns = now_ns.saturating_add(EMPTIED_NS);
+            worker.emptied = Some(Emptied { finished, turn_begun_ns, until_ns });
+            self.loads.change(place, |load| load.credits = 0);
+        }
+        u16::try_from(place).ok().map(Slot::new)
+    }
+
+    /// Whether a connection has waited for longer than the limit, and no worker was idle at the
+    /// last check. One that is idle when the next connection arrives is to get the older one.
+    #[must_use]
+    pub fn waits_late(&self) -> bool {
+        self.waits_late
     }
 
     /// An idle worker of a listener for the connection. The choice is counted at once.
@@ -69,6 +107,13 @@ impl Roster {
     /// When a worker may have to lose unclaimed connections, if nothing is claimed until then.
     pub(super) fn take_back_deadline_ns(&self) -> Option<u64> {
         let after_ns = self.take_back_after_ns()?;
+        let emptied = self.workers.iter().flatten().filter_map(|worker| worker.emptied);
+        let emptied_ns = emptied.map(|emptied| emptied.until_ns).min();
+        let waiting_ns = self.late_deadline_ns(after_ns);
+        waiting_ns.into_iter().chain(emptied_ns).min()
+    }
+
+    fn late_deadline_ns(&self, after_ns: u64) -> Option<u64> {
         let workers = self.workers.iter().flatten().filter(|worker| !worker.suspected);
         let oldest_ns = workers.filter_map(|worker| worker.credits.oldest_ns()).min()?;
         if self.looked_ns <= oldest_ns {
@@ -77,7 +122,7 @@ impl Roster {
         // No worker was idle at the last check. The longer this lasts the rarer are the checks, and
         // they end: a worker that never claims costs a few wake-ups, not hundreds a second.
         let waited_ns = self.looked_ns - oldest_ns;
-        let pause_ns = after_ns.max(waited_ns / LOOKS_SHARE);
+        let pause_ns = (after_ns / LIMIT_SHARE).max(waited_ns / LOOKS_SHARE);
         let next_ns = self.looked_ns.saturating_add(pause_ns).saturating_add(1);
         (waited_ns < LOOKS_END_NS).then_some(next_ns)
     }

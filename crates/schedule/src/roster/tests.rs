@@ -225,7 +225,7 @@ fn what_waits_behind_work_moves_to_an_idle_worker() {
     roster.observe(Slot::new(1), busy, MS);
     assert_eq!(roster.next_deadline_ns(), Some(3 * MS + 1));
     assert_eq!(roster.movable(3 * MS + 1), None, "the other one is busy");
-    assert_eq!(roster.next_deadline_ns(), Some(5 * MS + 2), "and looked at again");
+    assert_eq!(roster.next_deadline_ns(), Some(3 * MS + MS / 2 + 2), "and looked at again soon");
     roster.observe(Slot::new(1), Sample { finished: 1, ..busy }, 4 * MS);
     assert_eq!(roster.movable(4 * MS), Some(Slot::new(0)));
     roster.taken_back(Slot::new(0), 1);
