@@ -82,7 +82,7 @@ impl Inbox {
     fn claim(&mut self) {
         let count = self.sockets.drain(..).count() as u64;
         self.page.add_claimed(count, monotonic_ns());
-        self.page.add_finished(None, count);
+        self.page.add_finished(None, count, monotonic_ns());
         if self.page.publish() {
             self.waker.wake();
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cluster;
+use crate::control_plane::check_form;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{Event, Request};
 use crate::id::ListenerId;
@@ -32,7 +33,8 @@ impl Cluster {
     /// # Errors
     /// [`Error::Usage`]: from or to [`Policy::None`], because workers have been given listening
     /// sockets, or connections, permanently; the policy, while a custom scheduler chooses. The
-    /// cluster has failed. Nothing is changed then.
+    /// cluster has failed. [`Error::Environment`]: the kernel dispatches and cannot follow the
+    /// policy here. Nothing is changed then.
     ///
     /// # Panics
     /// If `change` does; nothing is changed then. It must not call this cluster.
@@ -54,6 +56,7 @@ impl Cluster {
             ));
         }
         settings.validate()?;
+        check_form(&settings)?;
         let scheduling = Box::new(settings.scheduling.clone());
         self.shared.control.send(Request::Reschedule { policy: after, scheduling })?;
         setup.settings = Arc::new(settings);

@@ -21,8 +21,8 @@ fn about_dispatching(dispatch: Dispatch) -> &'static str {
         Dispatch::Primary => "The primary accepts and hands over: exact, and takes a core",
         Dispatch::Kernel => {
             "The kernel, over a listening socket of each worker's own: no process on the way. What \
-             a worker does not accept in time the primary gives to others. With --policy rr and \
-             least"
+             a worker does not accept in time the primary gives to others. With every --policy but \
+             central and none"
         }
     }
 }

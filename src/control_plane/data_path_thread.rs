@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
+use nix::errno::Errno;
+
 use crate::data_path::{
     ClusterCounts, Command, DataPath, Endpoints, LiveCounts, OwnSocketRules, Report,
 };
@@ -14,7 +16,7 @@ use crate::schedule::Dispatch;
 use crate::settings::ClusterSettings;
 use crate::sync::mailbox::{EndWaker, Ended};
 use crate::sys::engine::EngineKind;
-use crate::sys::steering::Form;
+use crate::sys::steering::{Form, FormDecision};
 use crate::sys::waker::Waker;
 
 /// The running data path.
@@ -30,12 +32,34 @@ pub(crate) struct DataPathThread {
 }
 
 /// How workers' own sockets are managed.
-fn own_socket_rules(settings: &ClusterSettings) -> OwnSocketRules {
+fn own_socket_rules(settings: &ClusterSettings) -> Result<OwnSocketRules> {
+    check_form(settings)?;
     let is_counted = settings.is_counted_by_kernel();
-    OwnSocketRules {
+    Ok(OwnSocketRules {
         is_steered: settings.dispatch == Dispatch::Kernel,
         is_counted,
         is_exact: is_counted && Form::find(is_counted).form == Form::Exact,
+    })
+}
+
+/// Checks that the kernel can follow the policy here, if it dispatches.
+///
+/// # Errors
+/// The policy takes the workers' counters, which the kernel cannot read here.
+pub(crate) fn check_form(settings: &ClusterSettings) -> Result<()> {
+    if !settings.dispatch.takes_counters(settings.policy) {
+        return Ok(());
+    }
+    match Form::find(settings.is_counted_by_kernel()) {
+        FormDecision { form: Form::Exact, .. } => Ok(()),
+        FormDecision { reason, .. } => Err(Error::Environment {
+            step: format!("let the kernel dispatch by the policy {}", settings.policy),
+            source: Errno::EPERM.into(),
+            hint: format!(
+                "it takes the form exact, and here: {reason}; give the primary CAP_BPF and workers \
+                 that count, use the policy rr or least, or leave dispatching to the primary"
+            ),
+        }),
     }
 }
 
@@ -65,7 +89,7 @@ impl DataPathThread {
         let (policy, scheduling, backlog) =
             (settings.policy, settings.scheduling.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
-        let own_sockets = own_socket_rules(settings);
+        let own_sockets = own_socket_rules(settings)?;
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
         // Counted before the thread is pinned to one of them.
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);

@@ -49,6 +49,7 @@ use crate::sys::notify::NotifySocket;
 use crate::sys::waker::Waker;
 use bind_retry::BindRetry;
 use data_path_thread::DataPathThread;
+pub(crate) use data_path_thread::check_form;
 use listeners::{Entry, Listeners};
 use lookup::Lookups;
 use stop::Stopping;

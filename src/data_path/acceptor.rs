@@ -60,6 +60,8 @@ pub(super) struct Acceptor {
     pub(super) owners: Vec<Slot>,
     /// Connections they had accepted at the last check, if they report it.
     pub(super) own_before: Option<u64>,
+    /// Connections that waited for them at the last check.
+    pub(super) waiting: u32,
     /// Watches the connections that wait for them.
     pub(super) stall_detector: Option<StallDetector>,
     /// The listener is closing.
@@ -85,6 +87,7 @@ impl Acceptor {
             number,
             owners: Vec::new(),
             own_before: None,
+            waiting: 0,
             stall_detector: None,
             leaving: false,
             marks: None,
@@ -125,19 +128,34 @@ impl Acceptor {
             .and_then(StallDetector::next_look_ns)
     }
 
-    /// Checks the workers' queue; they have accepted `own` so far, if they report it.
-    pub(super) fn look(&mut self, own: Option<u64>, now_ns: u64) -> Option<Finding> {
+    /// Checks the workers' queue; they have accepted `own` so far, if they report it, and perhaps
+    /// everything that the kernel picked them for.
+    pub(super) fn look(&mut self, own: Option<u64>, all: bool, now_ns: u64) -> Option<Finding> {
         let before = std::mem::replace(&mut self.own_before, own);
         let has_accepted = own.map(|own| before.is_none_or(|before| before != own));
-        let length = backlog::length(self.listener.as_deref()?).unwrap_or(0);
+        let listener = self.listener.as_deref()?;
+        // The counters alone never show that a worker has stopped.
+        let is_empty = all && has_accepted == Some(true);
+        self.waiting = if is_empty { 0 } else { backlog::length(listener).unwrap_or(0) };
         let stall_detector = self.stall_detector.as_mut()?;
-        Some(stall_detector.look(length, has_accepted, now_ns))
+        Some(stall_detector.look(self.waiting, has_accepted, now_ns))
     }
 
     /// Takes at most this many of the workers' waiting connections, oldest first.
     pub(super) fn take_waiting(&mut self, most: usize) -> Vec<OwnedFd> {
         let Some(listener) = &self.listener else { return Vec::new() };
         std::iter::from_fn(|| listener.accept_now().ok().flatten()).take(most).collect()
+    }
+
+    /// How long no accept has been seen while connections wait.
+    pub(super) fn still_ns(&self, now_ns: u64) -> u64 {
+        self.stall_detector.as_ref().map_or(0, |one| one.still_ns(now_ns))
+    }
+
+    /// This many of the workers' waiting connections went to others.
+    pub(super) fn has_lost(&mut self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.waiting = self.waiting.saturating_sub(count);
     }
 
     /// Steals the workers' waiting connections, oldest first; only one, if its age shows that they

@@ -15,6 +15,9 @@ use crate::schedule::{CHANGE_NS, Finding, StallDetector};
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 
+/// A worker that works on nothing has probably not been scheduled for this long, and another one
+/// would not be either; later it is stopped.
+const UNSCHEDULED_NS: u64 = 25_000_000;
 /// Queues reported per turn; the rest follow in the next.
 const TOLD_MAX: usize = 64;
 
@@ -74,10 +77,17 @@ impl DataPath {
             false => StallDetector::new(hang_after_ns),
         });
         acceptor.own_before = None;
+        let is_checked = acceptor.stall_detector.is_some();
         self.steerer.is_due = true;
         match acceptor.is_owned() {
-            true if acceptor.stall_detector.is_some() => self.ask(place),
+            true if is_checked => self.ask(place),
             _ => self.unwatch(place),
+        }
+        if !is_checked {
+            // Without checks nothing would correct what the kernel counts.
+            let owners = self.acceptors[place].iter().flat_map(|acceptor| &acceptor.owners);
+            let links = owners.filter_map(|slot| self.links.get(slot.index())?.as_ref());
+            links.for_each(|link| link.page.ignore_picks());
         }
         before.into_iter().for_each(|slot| self.note_stalled(slot));
     }
@@ -110,17 +120,21 @@ impl DataPath {
 
     /// Checks the queues that are due, and steals from workers that do not accept.
     pub(super) fn look_after(&mut self) {
-        let OwnSocketRules { is_steered, is_counted, .. } = self.steerer.rules;
+        let OwnSocketRules { is_steered, is_counted, is_exact } = self.steerer.rules;
+        let mut has_looked = false;
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             if acceptor.next_look_ns().is_none_or(|look_ns| look_ns > self.now_ns) {
                 continue;
             }
             let links = &self.links;
-            let own = acceptor.owners.iter().filter_map(|slot| links.get(slot.index())?.as_ref());
-            let own = is_counted.then(|| own.map(|link| link.page.sample().own).sum());
-            let finding = acceptor.look(own, self.now_ns);
+            let pages = acceptor.owners.iter();
+            let pages = pages.filter_map(|slot| Some(&links.get(slot.index())?.as_ref()?.page));
+            let all = is_exact && pages.clone().all(|page| page.waiting_picks() == 0);
+            let own = is_counted.then(|| pages.map(|page| page.sample().own).sum());
+            let finding = acceptor.look(own, all, self.now_ns);
             self.steerer.is_due = true;
+            has_looked = true;
             match finding {
                 None => continue,
                 Some(Finding::Patient) if !is_steered => continue,
@@ -132,7 +146,21 @@ impl DataPath {
             self.note_owners(place);
             self.report_doubt(place);
         }
+        if has_looked && is_counted {
+            self.correct_picks();
+        }
         self.trust_for_want_of_others();
+    }
+
+    /// Tells the kernel how many of the connections that it picked workers for still wait for them:
+    /// a handshake that never completes would count for ever.
+    fn correct_picks(&self) {
+        for (link, slot) in self.links.iter().zip((0..).map(Slot::new)) {
+            let Some(link) = link else { continue };
+            let acceptors = self.acceptors.iter().flatten();
+            let own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));
+            link.page.correct_picks(own.map(|acceptor| acceptor.waiting).sum());
+        }
     }
 
     /// Moves connections that wait behind a worker's work to idle workers, one for each.
@@ -142,15 +170,21 @@ impl DataPath {
             return;
         };
         let (id, owners) = (acceptor.id, acceptor.owners.clone());
+        let still_ns = acceptor.still_ns(self.now_ns);
         if self.stage != Stage::Open || self.intake.len_of(id) > 0 {
             return;
         }
         self.observe();
+        let is_at_work = owners.iter().any(|slot| self.roster.is_at_work(*slot));
+        if !is_at_work && still_ns < UNSCHEDULED_NS {
+            return;
+        }
         owners.iter().for_each(|slot| self.roster.set_stalled(*slot, true));
         let idle = self.roster.idle_of(id);
         let Some(acceptor) = self.acceptors[place].as_mut().filter(|_| idle > 0) else { return };
         let taken =
             limits::with_descriptors_held_back(self.held_back, || acceptor.take_waiting(idle));
+        acceptor.has_lost(taken.len());
         taken.into_iter().for_each(|socket| self.take_over(place, socket, true));
         self.probe_owners(place);
     }
@@ -202,6 +236,7 @@ impl DataPath {
         // Reserves as many descriptors as accepting does.
         let taken = limits::with_descriptors_held_back(self.held_back, || acceptor.rob(now_ns));
         let stalled = acceptor.is_stalled();
+        acceptor.has_lost(taken.len());
         let mut count = u32::try_from(taken.len()).expect("bounded");
         taken.into_iter().for_each(|socket| self.accept(place, socket));
         for slot in owners {

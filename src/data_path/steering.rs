@@ -18,6 +18,7 @@ use crate::schedule::{
     Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, WorkerLoad, weigh,
 };
 use crate::sys::listening;
+use crate::sys::picking::Rule;
 use crate::sys::steering::{Lot, steer};
 use picking::Exact;
 
@@ -97,6 +98,18 @@ impl Steerer {
         }
     }
 
+    /// Whom the kernel picks.
+    pub(super) fn rule(&self) -> Rule {
+        match self.policy {
+            Policy::Fastest => Rule::Fastest,
+            Policy::Sticky => {
+                let factor = self.limits.overload_factor;
+                Rule::Sticky { bound_permille: factor.permille_under(self.policy) }
+            }
+            _ => Rule::Least,
+        }
+    }
+
     pub(super) fn remove(&mut self, listener: ListenerId) {
         self.ports.retain(|port| port.listener != listener);
     }
@@ -122,6 +135,15 @@ impl DataPath {
             return;
         }
         self.observe();
+        if self.steerer.policy == Policy::Fastest {
+            let times = self.roster.compared_times();
+            let links = self
+                .links
+                .iter()
+                .zip(times)
+                .filter_map(|(link, time)| Some((link.as_ref()?, time)));
+            links.for_each(|(link, time_us)| link.page.set_time(time_us));
+        }
         let mut ports = std::mem::take(&mut self.steerer.ports);
         ports.iter_mut().filter(|port| !port.is_left_alone).for_each(|port| self.steer_port(port));
         self.steerer.ports = ports;
@@ -137,7 +159,10 @@ impl DataPath {
                 Ok(change) => {
                     return change.into_iter().for_each(|one| self.steerer.changes.count(one));
                 }
-                Err(errno) => self.report(Report::Unsteered { error: inexact(errno) }),
+                Err(errno) => {
+                    let error = inexact(self.steerer.policy, errno);
+                    self.report(Report::Unsteered { error });
+                }
             }
             port.exact = None;
         }
@@ -208,9 +233,10 @@ fn is_able(load: &WorkerLoad, is_doubtful: bool) -> bool {
 }
 
 /// The kernel draws at random instead of picking.
-fn inexact(source: Errno) -> Error {
-    let hint = match source {
-        Errno::E2BIG => "it can for sixty; it draws lots among all of them instead",
+fn inexact(policy: Policy, source: Errno) -> Error {
+    let hint = match (policy, source) {
+        (Policy::Sticky, _) => "it draws lots instead: clients do not stay at their workers",
+        (_, Errno::E2BIG) => "it can for sixty; it draws lots among all of them instead",
         _ => "it draws lots among them instead",
     };
     let step = "let the kernel pick by the counters of workers".into();

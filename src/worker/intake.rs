@@ -186,7 +186,7 @@ impl Intake {
         let now_ns = monotonic_ns();
         self.open += 1;
         self.end.record_latency(now_ns, now_ns);
-        self.end.claim_own(key.listener());
+        self.end.claim_own(key.listener(), now_ns);
         self.end.publish();
         Taken::Connection(socket, now_ns)
     }
@@ -230,7 +230,7 @@ impl Intake {
     /// Counts a connection finished by the program.
     pub(super) fn finish(&mut self, listener: Option<ListenerId>) {
         self.open -= 1;
-        self.end.finish(listener);
+        self.end.finish(listener, monotonic_ns());
         self.end.publish();
     }
 

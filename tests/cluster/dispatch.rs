@@ -121,7 +121,7 @@ fn threads_and_edges_are_woken_by_both_sources() {
 
 fn rules_that_the_kernel_cannot_follow_are_refused() {
     let cluster = clusterlb::Cluster::with_policy(Policy::Rr).expect("a primary");
-    for policy in [Policy::Sticky, Policy::None] {
+    for policy in [Policy::Central, Policy::None] {
         let set = cluster.setup_primary(|settings| {
             (settings.policy, settings.dispatch) = (policy, Dispatch::Kernel);
         });
@@ -129,7 +129,7 @@ fn rules_that_the_kernel_cannot_follow_are_refused() {
     }
     let set = cluster.setup_primary(|settings| settings.dispatch = Dispatch::Kernel);
     set.expect("rr is possible");
-    let changed = cluster.reschedule(|policy, _| *policy = Policy::Sticky);
+    let changed = cluster.reschedule(|policy, _| *policy = Policy::Central);
     assert_eq!(changed.expect_err("nor later").kind(), ErrorKind::Usage);
     cluster.reschedule(|policy, _| *policy = Policy::Least).expect("that is possible");
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use serde_json::Value;
 
 use super::steal::{SERVER, Script, answers, ask, asking, failures_during};
@@ -120,6 +121,48 @@ fn what_waits_for_a_killed_worker_is_served_by_others() {
     assert!(summary.stolen > 0, "{summary:?}");
 }
 
+/// What ends the last worker, which is stopped, and the event that tells it.
+fn ends(cluster: &Cluster, how: &str) {
+    let victim = *cluster.worker_pids().last().expect("workers");
+    match how {
+        "killed" => {
+            machine::signal(victim, Signal::SIGKILL);
+            cluster.event("exit", 0);
+        }
+        "replaced" => {
+            cluster.signal(Signal::SIGHUP);
+            cluster.event("reloaded", 0);
+        }
+        _ => {
+            cluster.signal(Signal::SIGTTOU);
+            cluster.event("scaled", 0);
+        }
+    }
+}
+
+#[test]
+fn no_queued_connection_is_reset_whatever_ends_its_worker() {
+    let options = "--workers 3 --hang-after off --grace 100ms";
+    let user = geteuid().is_root().then_some("--primary-user nobody");
+    for how in ["killed", "replaced", "taken away"] {
+        let launches = both(options).chain(user.map(|user| launch(&format!("{options} {user}"))));
+        for launch in launches {
+            let listeners = ["127.0.0.1:0", "[::1]:0"];
+            let cluster = listeners.into_iter().fold(launch, Launch::listen).start();
+            machine::suspend(*cluster.worker_pids().last().expect("workers"));
+            let addresses = cluster.addresses();
+            let asking = addresses.iter().flat_map(|address| asking(address, 60));
+            let clients: Vec<Client> = asking.collect();
+            ends(&cluster, how);
+            assert_eq!(all_answered(clients), 120, "{how}");
+            let ended = cluster.stop(Signal::SIGTERM);
+            let summary = ended.summary();
+            let lost = (summary.dropped, summary.aborted);
+            assert_eq!((summary.accepted, lost), (120, (0, 0)), "{how}: {summary:?}");
+        }
+    }
+}
+
 #[test]
 fn nothing_fails_while_workers_are_replaced_added_and_taken_away() {
     for launch in both("--workers 3 --hang-after 100ms") {
@@ -196,14 +239,17 @@ fn clients_that_connect_before_the_end_are_served() {
 #[test]
 fn what_the_kernel_cannot_do_is_refused() {
     for (arguments, word) in [
-        ("--policy sticky", "sticky"),
-        ("--policy fastest", "fastest"),
         ("--policy central", "central"),
         ("--policy none", "none"),
         ("--max-inflight 4", "limit"),
         ("--runtime tokio-uring", "tokio-uring"),
     ] {
         launch(arguments).refused().assert_refusal(2, &[word]);
+    }
+    for policy in ["sticky", "fastest"] {
+        if let Some(launch) = unprivileged(&format!("--policy {policy}")) {
+            launch.refused().assert_refusal(3, &[policy, "CAP_BPF", "exact"]);
+        }
     }
     let cluster = Launch::new("--workers 2").variable("CLUSTERLB_DISPATCH", "kernel").start();
     let told = cluster.event("listening", 0);
@@ -225,7 +271,8 @@ fn the_form_is_told_at_the_start() {
 
 #[test]
 fn clients_that_stay_are_spread_exactly_where_the_kernel_may_count() {
-    let cluster = launch("--workers 8").start();
+    // On a busy machine a worker that has not been scheduled would be left out for a while.
+    let cluster = launch("--workers 8 --hang-after off").start();
     let is_exact = cluster.event("listening", 0)["dispatch_form"] == "exact";
     // Each has been answered, and so counted, before the next one connects.
     let clients: Vec<Client> = (0..80).map(|_| Client::held(&cluster.address())).collect();
@@ -236,4 +283,68 @@ fn clients_that_stay_are_spread_exactly_where_the_kernel_may_count() {
         return lacking("CAP_BPF, with which the kernel picks by counters");
     }
     assert_eq!(summary.shares(), [10; 8], "{summary:?}");
+}
+
+/// Clients that stay, as many at each worker: every one of them is known to the kernel then.
+fn held_by_all(cluster: &Cluster) -> Vec<Client> {
+    let workers = cluster.worker_pids();
+    let mut clients = Vec::new();
+    eventually("every worker to be picked", || {
+        clients.push(Client::held(&cluster.address()));
+        let ports: Vec<u16> = clients.iter().map(Client::port).collect();
+        let holders = machine::holders(&workers, &ports, cluster.port());
+        let each = |worker| holders.iter().filter(|holder| *holder == worker).count();
+        workers.iter().all(|worker| each(worker) * workers.len() == clients.len()).then_some(())
+    });
+    clients
+}
+
+#[test]
+fn clients_that_come_at_once_are_spread_exactly_where_the_kernel_may_count() {
+    let cluster = launch("--workers 8 --hang-after 1h").start();
+    if cluster.event("listening", 0)["dispatch_form"] != "exact" {
+        return lacking("CAP_BPF, with which the kernel picks by counters");
+    }
+    let held = held_by_all(&cluster);
+    // No worker accepts any of them before the last one has come, and the primary leaves no worker
+    // out because of that.
+    let workers = cluster.worker_pids();
+    machine::suspend(cluster.pid());
+    workers.iter().for_each(|worker| machine::suspend(*worker));
+    let clients = asking(&cluster.address(), 80);
+    workers.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
+    machine::signal(cluster.pid(), Signal::SIGCONT);
+    assert_eq!(all_answered(clients), 80);
+    let each = held.len() as u64 / 8 + 10;
+    drop(held);
+    let summary = cluster.end();
+    assert_eq!(summary.shares(), [each; 8], "{summary:?}");
+}
+
+#[test]
+fn the_kernel_follows_sticky_and_fastest_where_it_may_count() {
+    let cluster = launch("--workers 4 --policy rr").start();
+    if cluster.event("listening", 0)["dispatch_form"] != "exact" {
+        return lacking("CAP_BPF, with which the kernel picks by counters");
+    }
+    drop(cluster);
+    let cluster = launch("--workers 4 --policy sticky").start();
+    let mut homes = Vec::new();
+    // At the beginning the kernel may not know all of them.
+    eventually("a client to stay at its worker", || {
+        let client = Client::held(&cluster.address());
+        homes.push(machine::holder(&cluster.worker_pids(), client.port(), cluster.port()));
+        let last = homes.len().checked_sub(20)?;
+        homes[last..].iter().all(|home| *home == homes[last]).then_some(())
+    });
+    drop(cluster);
+    // Beyond the bound they go to others.
+    let cluster = launch("--workers 4 --policy sticky").with_defaults().start();
+    let clients: Vec<Client> = (0..40).map(|_| Client::held(&cluster.address())).collect();
+    drop(clients);
+    let summary = cluster.end();
+    assert!(summary.shares().into_iter().all(|share| share <= 20), "{summary:?}");
+    let cluster = launch("--workers 4 --policy fastest").start();
+    drop(held_by_all(&cluster));
+    cluster.end();
 }

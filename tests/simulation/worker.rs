@@ -202,6 +202,7 @@ impl World {
             let mut absurd = || if random.bool() { random.u64(..) } else { random.u64(0..9) };
             worker.page = Sample {
                 own: 0,
+                open_us: absurd(),
                 claimed: absurd(),
                 finished: absurd(),
                 claimed_at_ns: absurd(),

@@ -2,10 +2,11 @@
 //! writes which word.
 //!
 //! Every word has one writer, and the writers use different cache lines. No counter needs a
-//! read-modify-write, and no line is written by two cores. Owns the meaning of the words and clamps
+//! read-modify-write, and no line is written by two sides. Owns the meaning of the words and clamps
 //! the values of the other side. Takes no decisions.
 
 mod by_listener;
+mod picks;
 mod view;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,8 +19,8 @@ pub use view::PageView;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
 use crate::schedule::{CLAIM_BOUNDS_NS, ClaimTimes, Sample};
-use crate::sys::picking::BoardLayout;
 use crate::sys::shared::SharedPage;
+pub use picks::KERNEL_LAYOUT;
 
 /// First word of a page, which detects a page of another program ("CLBBOARD").
 const MAGIC: u64 = u64::from_le_bytes(*b"CLBBOARD");
@@ -48,6 +49,7 @@ const CLAIMED_AT: usize = 2;
 const TURN_BEGUN: usize = 3;
 const PROBES: usize = 4;
 const OWN: usize = 5;
+const OPEN: usize = 6;
 /// More than any worker accepts, and few enough that sums over workers do not overflow.
 const OWN_MAX: u64 = 1 << 48;
 
@@ -97,17 +99,6 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 18] = [
     ("WAKE_ALWAYS", Wake::Always as u64),
     ("WAKE_PROBE", Wake::Probe as u64),
 ];
-
-/// Where a program of the kernel finds what a worker of the library or the built-in one has in
-/// flight, and whether it is left out.
-pub const KERNEL_LAYOUT: BoardLayout = BoardLayout {
-    excluded: SharedPage::offset_of_word(PRIMARY, EXCLUDED),
-    come: [SharedPage::offset_of_word(PRIMARY, ASSIGNED), SharedPage::offset_of_word(WORKER, OWN)],
-    gone: [
-        SharedPage::offset_of_word(PRIMARY, RETURNED),
-        SharedPage::offset_of_word(WORKER, FINISHED),
-    ],
-};
 
 /// Counters of a worker other than those of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +198,10 @@ pub struct WorkerPage {
     finished: u64,
     own_of: ByListener,
     finished_of: ByListener,
+    /// Time for which connections have been open until `changed_ns`, summed over them.
+    open_ns: u64,
+    /// When their number last changed.
+    changed_ns: u64,
     probes: u64,
     /// A probe has been answered since the last publication.
     probed: bool,
@@ -297,6 +292,7 @@ impl PrimaryPage {
     pub fn sample(&self) -> Sample {
         Sample {
             own: own(&self.page),
+            open_us: read(self.page.word(WORKER, OPEN)),
             claimed: claimed(&self.page),
             finished: finished(&self.page),
             claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT))
@@ -362,6 +358,8 @@ impl WorkerPage {
             finished: 0,
             own_of: ByListener::default(),
             finished_of: ByListener::default(),
+            open_ns: 0,
+            changed_ns: 0,
             probes: 0,
             probed: false,
             statistics: [0; STATISTICS_COUNT],
@@ -370,7 +368,8 @@ impl WorkerPage {
 
     /// Counts a connection that the worker accepted from its own socket. Published at once: if the
     /// worker is killed, nothing else reports it, and the kernel may choose by it.
-    pub fn add_own(&mut self, listener: Option<ListenerId>) {
+    pub fn add_own(&mut self, listener: Option<ListenerId>, now_ns: u64) {
+        self.pass_time(now_ns);
         self.own += 1;
         let found = listener.and_then(|listener| self.own_of.add(listener, 1));
         if let Some((place, word)) = found {
@@ -381,17 +380,27 @@ impl WorkerPage {
 
     /// Counts sockets received at `now_ns`.
     pub fn add_claimed(&mut self, count: u64, now_ns: u64) {
+        self.pass_time(now_ns);
         self.claimed += count;
         self.page.word(WORKER, CLAIMED_AT).store(now_ns, Ordering::Relaxed);
     }
 
     /// Counts finished connections, of a listener or of none that the primary knows.
-    pub fn add_finished(&mut self, listener: Option<ListenerId>, count: u64) {
+    pub fn add_finished(&mut self, listener: Option<ListenerId>, count: u64, now_ns: u64) {
+        self.pass_time(now_ns);
         self.finished += count;
         let found = listener.and_then(|listener| self.finished_of.add(listener, count));
         if let Some((place, word)) = found {
             self.page.word(LISTENERS, FINISHED_OF + place).store(word, Ordering::Relaxed);
         }
+    }
+
+    /// Sums up how long connections have been open, before their number changes.
+    fn pass_time(&mut self, now_ns: u64) {
+        let open = self.own.wrapping_add(self.claimed).saturating_sub(self.finished);
+        let passed_ns = now_ns.saturating_sub(self.changed_ns);
+        self.open_ns = self.open_ns.wrapping_add(open.wrapping_mul(passed_ns));
+        self.changed_ns = self.changed_ns.max(now_ns);
     }
 
     /// Answers a probe: a message without sockets by which the primary checks that the worker
@@ -453,6 +462,7 @@ impl WorkerPage {
     /// Publishes the counters. Returns whether the primary has asked to be woken for this.
     #[must_use]
     pub fn publish(&mut self) -> bool {
+        self.page.word(WORKER, OPEN).store(self.open_ns / 1_000, Ordering::Relaxed);
         self.page.word(WORKER, CLAIMED).store(self.claimed, Ordering::Release);
         self.page.word(WORKER, FINISHED).store(self.finished, Ordering::Release);
         self.page.word(WORKER, PROBES).store(self.probes, Ordering::Release);

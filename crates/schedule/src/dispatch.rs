@@ -51,7 +51,8 @@ impl Dispatch {
     /// # Errors
     /// [`Unsupported`]: the first rule that the kernel cannot follow.
     pub fn check(self, policy: Policy, config: &SchedulerConfig) -> Result<(), Unsupported> {
-        let primary = "use the policy rr or least, or leave dispatching to the primary";
+        let primary =
+            "use the policy rr, least, fastest or sticky, or leave dispatching to the primary";
         let refuse = |what, hint| Err(Unsupported { what, hint });
         match (self, policy) {
             (Self::Primary, _) => Ok(()),
@@ -59,14 +60,6 @@ impl Dispatch {
                 "with the policy none workers accept by themselves: nothing is dispatched",
                 "use the policy rr or least; or leave dispatching out, and let each worker accept \
                  from its own socket (reuseport)",
-            ),
-            (Self::Kernel, Policy::Sticky) => refuse(
-                "the kernel cannot keep a client at the worker of the policy sticky",
-                primary,
-            ),
-            (Self::Kernel, Policy::Fastest) => refuse(
-                "the kernel does not know how long connections take, as fastest does",
-                primary,
             ),
             (Self::Kernel, Policy::Central) => {
                 refuse("the kernel has no central queue, as the policy central does", primary)
@@ -78,8 +71,14 @@ impl Dispatch {
                 "the kernel does not keep to a limit of connections in flight",
                 "leave the limit out, or leave dispatching to the primary",
             ),
-            (Self::Kernel, Policy::Rr | Policy::Least) => Ok(()),
+            (Self::Kernel, _) => Ok(()),
         }
+    }
+
+    /// Whether the kernel can follow a policy only by the workers' counters.
+    #[must_use]
+    pub fn takes_counters(self, policy: Policy) -> bool {
+        self == Self::Kernel && matches!(policy, Policy::Fastest | Policy::Sticky)
     }
 }
 
@@ -119,7 +118,7 @@ mod tests {
         let limited = SchedulerConfig { limits, ..config.clone() };
         for policy in Policy::ALL {
             assert_eq!(Dispatch::Primary.check(policy, &limited), Ok(()));
-            let is_possible = matches!(policy, Policy::Rr | Policy::Least);
+            let is_possible = !matches!(policy, Policy::None | Policy::Central);
             assert_eq!(Dispatch::Kernel.check(policy, &config).is_ok(), is_possible, "{policy}");
             assert!(Dispatch::Kernel.check(policy, &limited).is_err(), "{policy}");
         }

@@ -59,6 +59,20 @@ impl OverloadFactor {
             (_, Self::Auto) => Some(1.0),
         }
     }
+
+    /// The same in thousandths, at least 1000.
+    #[must_use]
+    pub fn permille_under(self, policy: Policy) -> Option<u32> {
+        self.under(policy).map(permille)
+    }
+}
+
+/// A factor in thousandths; beyond this it skips no worker anyway.
+fn permille(factor: f32) -> u32 {
+    const FACTOR_MAX: f32 = 1000.0;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is clamped")]
+    let permille = (factor.clamp(1.0, FACTOR_MAX) * 1000.0).round() as u32;
+    permille
 }
 
 /// How often each stage skipped a worker, and how often a fallback chose.
@@ -169,29 +183,23 @@ fn reentry(limit: u32) -> u32 {
     u32::try_from(share).unwrap_or(u32::MAX).max(1).min(limit.saturating_sub(1))
 }
 
-/// The most that a worker may have in flight to pass the relative stage.
+/// The most that a worker may have in flight to pass the relative stage. In whole numbers, as a
+/// program of the kernel computes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Share {
-    exact: f32,
-    /// Its whole part, which alone matters for a worker past its slow start.
+    /// In thousandths, of all normal workers together.
+    sum_permille: u64,
+    workers: u64,
+    /// That of a worker past its slow start.
     pub(super) whole: u32,
 }
 
 /// The relative limit; `None` while there is no worker to compare with.
 pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
-    if normal.workers == 0 {
-        return None;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a ratio of counts needs no more")]
-    let average = normal.in_flight as f32 / normal.workers as f32;
-    let exact = (average * factor.max(1.0)).max(1.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "it is at least 1, and the conversion saturates"
-    )]
-    let whole = exact as u32;
-    Some(Share { exact, whole })
+    let workers = u64::from(normal.workers);
+    let sum_permille = normal.in_flight.saturating_mul(permille(factor).into());
+    let whole = sum_permille.checked_div(workers * 1000)?;
+    Some(Share { sum_permille, workers, whole: u32::try_from(whole).unwrap_or(u32::MAX).max(1) })
 }
 
 /// The `newcomers` above the relative limit at their stage of the slow start.
@@ -200,10 +208,9 @@ fn above_as_newcomers(row: &[WorkerLoad], share: Share, mut newcomers: u64) -> u
     while newcomers != 0 {
         let bit = newcomers.trailing_zeros();
         let load = &row[bit as usize];
-        let slow_start = f32::from(load.slow_start_permille) / 1000.0;
-        #[expect(clippy::cast_precision_loss, reason = "a comparison of counts needs no more")]
-        let in_flight = load.in_flight as f32;
-        above |= u64::from(in_flight > (share.exact * slow_start).max(1.0)) << bit;
+        let most = share.sum_permille.saturating_mul(load.slow_start_permille.into());
+        let own = u64::from(load.in_flight).saturating_mul(share.workers * 1_000_000);
+        above |= u64::from(load.in_flight > 1 && own > most) << bit;
         newcomers &= newcomers - 1;
     }
     above

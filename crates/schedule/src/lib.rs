@@ -33,7 +33,7 @@ pub use dispatch::{Dispatch, Unsupported};
 pub use filter::{Limits, OverloadFactor, Skips};
 pub use intake::Intake;
 pub use loads::Loads;
-pub use picker::Picker;
+pub use picker::{Picker, compared_times};
 pub use policy::{AcceptMechanism, Policy, UnknownName};
 pub use roster::{Judgement, LISTENERS_MAX, Look, Refusal, Roster, Sample};
 pub use scheduler::SchedulerFactory;

@@ -20,6 +20,8 @@ pub(super) struct Pace {
     /// At the start of this measurement.
     finished: u64,
     since_ns: u64,
+    /// The worker's own sum, at the start of this measurement.
+    open_us: u64,
     /// 0 while unknown.
     smoothed_us: u32,
 }
@@ -41,6 +43,21 @@ impl Pace {
         let passed_us = u128::from(now_ns.saturating_sub(self.since_ns) / 1_000);
         let looks_done = u128::from(self.looks) * u128::from(done);
         let took_us = u128::from(self.seen) * passed_us / looks_done;
+        self.learn(u64::try_from(took_us).unwrap_or(u64::MAX), finished, now_ns);
+    }
+
+    /// Learns from the sum of the times that its connections have been open, which the worker
+    /// itself keeps.
+    pub(super) fn read(&mut self, open_us: u64, finished: u64, now_ns: u64) {
+        let done = finished.saturating_sub(self.finished);
+        if done < WINDOW {
+            return;
+        }
+        self.learn(open_us.wrapping_sub(self.open_us) / done, finished, now_ns);
+        self.open_us = open_us;
+    }
+
+    fn learn(&mut self, took_us: u64, finished: u64, now_ns: u64) {
         // A worker never seen with one in service is fast, and not unknown.
         let took_us = u32::try_from(took_us).unwrap_or(u32::MAX).max(1);
         self.smoothed_us = match self.smoothed_us {
@@ -105,6 +122,15 @@ mod tests {
         assert_eq!(busy(0, 10_000, 16).usual_us(), 1);
     }
 
+    #[test]
+    fn a_worker_that_keeps_the_sum_itself_is_known_as_exactly() {
+        let mut pace = Pace::new(0);
+        (1..=16).for_each(|finished| pace.read(finished * 250, finished, finished));
+        assert_eq!(pace.usual_us(), 250);
+        (17..=32).for_each(|finished| pace.read(finished * 250, finished, finished));
+        assert_eq!(pace.usual_us(), 250);
+    }
+
     proptest! {
         #[test]
         fn absurd_counters_do_no_harm(
@@ -113,6 +139,7 @@ mod tests {
             let mut pace = Pace::new(0);
             for (in_service, finished, now_ns) in looks {
                 pace.look(in_service, finished, now_ns);
+                pace.read(in_service, finished, now_ns);
             }
         }
 

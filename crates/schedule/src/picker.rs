@@ -90,6 +90,13 @@ impl Times {
     }
 }
 
+/// What [`Policy::Fastest`] multiplies by for each slot: what a connection takes there, in
+/// microseconds, within bounds that depend on the others.
+pub fn compared_times(loads: &Loads) -> impl Iterator<Item = u64> {
+    let times = Times::new(loads);
+    loads.iter().map(move |load| times.of(load))
+}
+
 /// The place of the first of these workers of a block.
 fn first_of(block: usize, workers: u64) -> Option<usize> {
     (workers != 0).then(|| block * BLOCK + workers.trailing_zeros() as usize)

@@ -23,6 +23,8 @@ use take_back::Emptied;
 pub struct Sample {
     /// Connections that the worker accepted.
     pub own: u64,
+    /// How long its connections have been open, summed over them, if it accepts any itself.
+    pub open_us: u64,
     /// Connections that it has received.
     pub claimed: u64,
     /// Connections that it has finished.
@@ -273,6 +275,11 @@ impl Roster {
         let Some(Some(worker)) = self.workers.get_mut(slot.index()) else { return };
         // Another process wrote these counts: limit them to what is possible.
         let given = worker.assigned - worker.returned;
+        let accepted = sample.own.saturating_sub(worker.sample.own);
+        if accepted > 0 {
+            self.assigned = self.assigned.saturating_add(accepted);
+            worker.assigned_at = self.assigned;
+        }
         worker.sample = sample;
         let claimed = sample.claimed.min(given);
         let all = given.saturating_add(sample.own);

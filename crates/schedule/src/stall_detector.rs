@@ -107,6 +107,12 @@ impl StallDetector {
         self.stalled || self.waiting.is_some_and(|waiting| waiting.still)
     }
 
+    /// How long no accept has been seen while connections wait.
+    #[must_use]
+    pub fn still_ns(&self, now_ns: u64) -> u64 {
+        self.waiting.map_or(0, |waiting| now_ns.saturating_sub(waiting.since_ns))
+    }
+
     /// The next check, if nothing arrives before.
     #[must_use]
     pub fn next_look_ns(&self) -> Option<u64> {

@@ -21,6 +21,77 @@ const OF_REUSEPORT: u32 = 21;
 /// `BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`.
 const MAY_MIGRATE: u32 = 40;
 
+/// `r0` has the result.
+pub(crate) const RESULT: u8 = 0;
+/// The result that lets a connection pass.
+pub(crate) const PASS: i32 = 1;
+
+/// Codes: arithmetic and jumps of 64 bits, with a constant or with a register.
+pub mod code {
+    /// `target = constant` of 64 bits, in two instructions.
+    pub const LOAD_WIDE: u8 = 0x18;
+    /// Jumps always.
+    pub const JUMP: u8 = 0x05;
+    /// `target = *(u64 *)(source + offset)`.
+    pub const LOAD: u8 = 0x79;
+    /// `target = *(u32 *)(source + offset)`.
+    pub const LOAD_HALF: u8 = 0x61;
+    /// `*(u32 *)(target + offset) = source`.
+    pub const STORE_HALF: u8 = 0x63;
+    /// `*(u64 *)(target + offset) = source`.
+    pub const STORE: u8 = 0x7b;
+    /// `*(u32 *)(target + offset) = constant`.
+    pub const STORE_CONSTANT: u8 = 0x62;
+    /// `target = constant`.
+    pub const SET: u8 = 0xb7;
+    /// `target = source`.
+    pub const MOVE: u8 = 0xbf;
+    /// `target += constant`.
+    pub const ADD_CONSTANT: u8 = 0x07;
+    /// `target += source`.
+    pub const ADD: u8 = 0x0f;
+    /// `target -= source`.
+    pub const SUBTRACT: u8 = 0x1f;
+    /// `target *= constant`.
+    pub const MULTIPLY_CONSTANT: u8 = 0x27;
+    /// `target *= source`.
+    pub const MULTIPLY: u8 = 0x2f;
+    /// `target /= source`; by zero it is zero.
+    pub const DIVIDE: u8 = 0x3f;
+    /// `target %= constant`.
+    pub const MODULO: u8 = 0x97;
+    /// `target = -target`.
+    pub const NEGATE: u8 = 0x87;
+    /// `target |= source`.
+    pub const OR: u8 = 0x4f;
+    /// `target &= constant`.
+    pub const AND_CONSTANT: u8 = 0x57;
+    /// `target &= source`.
+    pub const AND: u8 = 0x5f;
+    /// `target ^= constant`.
+    pub const XOR_CONSTANT: u8 = 0xa7;
+    /// `target ^= source`.
+    pub const XOR: u8 = 0xaf;
+    /// `target <<= constant`.
+    pub const SHIFT: u8 = 0x67;
+    /// `target >>= constant`.
+    pub const SHIFT_DOWN: u8 = 0x77;
+    /// `target >>= constant`, signed.
+    pub const SHIFT_SIGN_DOWN: u8 = 0xc7;
+    /// Jumps if `target == constant`.
+    pub const IF_EQUAL: u8 = 0x15;
+    /// Jumps if `target != constant`.
+    pub const UNLESS_EQUAL: u8 = 0x55;
+    /// Jumps if `target >= source`.
+    pub const IF_FROM: u8 = 0x3d;
+    /// Jumps if `target > source`.
+    pub const IF_ABOVE: u8 = 0x2d;
+    /// Calls a helper.
+    pub const CALL: u8 = 0x85;
+    /// Ends the program.
+    pub const EXIT: u8 = 0x95;
+}
+
 /// `struct bpf_insn`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! * [`shared`]: a sealed page of counters that two processes map.
 //! * [`error`], [`address`]: the error type, and addresses to listen on.
 //! * [`listener`]: listening sockets of every kind: opened, adopted, drained and removed.
+//! * `hashing`: the hash of a client's address, for programs of the kernel, too.
 //! * `deferral`: connections that wait for their first bytes.
 //! * [`backlog`]: length of an accept queue, and the time spent in it.
 //! * [`datagram`]: datagram sockets that processes share.
@@ -44,6 +45,7 @@ pub mod engine;
 pub mod error;
 pub mod fdpass;
 pub mod guard;
+mod hashing;
 pub mod inherited;
 pub mod limits;
 pub mod listener;

@@ -9,8 +9,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use crate::bpf::{self, Instruction};
-use crate::picking::{PASS, RESULT, code};
+use crate::bpf::{self, Instruction, PASS, RESULT, code};
 
 /// Passes the connection on without selecting a socket, so the kernel selects by hash.
 static PROGRAM: [Instruction; 2] =

@@ -1,7 +1,6 @@
 //! Properties of a socket: its endpoints and type, and resetting it on close.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use nix::sys::socket::{
 };
 
 use crate::address::Endpoint;
+use crate::hashing;
 
 /// The type of a received descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,13 +108,27 @@ pub(crate) fn unix_endpoint(address: &UnixAddr) -> Endpoint {
 #[must_use]
 pub fn client_of(socket: &OwnedFd) -> Option<u64> {
     let peer: SockaddrStorage = getpeername(socket.as_raw_fd()).ok()?;
-    let mut hasher = DefaultHasher::new();
     match (peer.as_sockaddr_in(), peer.as_sockaddr_in6()) {
-        (Some(v4), _) => v4.ip().hash(&mut hasher),
-        (_, Some(v6)) => v6.ip().hash(&mut hasher),
-        _ => return None,
+        (Some(v4), _) => Some(client_at(v4.ip().into())),
+        (_, Some(v6)) => Some(client_at(v6.ip().into())),
+        _ => None,
     }
-    Some(hasher.finish())
+}
+
+/// The hash of an address; an IPv4 address in an IPv6 one counts as itself.
+#[must_use]
+pub fn client_at(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => hashing::of_address(0, u32::from_ne_bytes(v4.octets()).into()),
+        IpAddr::V6(v6) => {
+            let [upper, lower] = [0, 8].map(|at| {
+                let mut half = [0; 8];
+                half.copy_from_slice(&v6.octets()[at..at + 8]);
+                u64::from_ne_bytes(half)
+            });
+            hashing::of_address(upper, lower)
+        }
+    }
 }
 
 /// Whether anything was ever written to a TCP connection, through any copy of the descriptor.

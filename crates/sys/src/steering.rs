@@ -14,7 +14,7 @@ use nix::libc;
 
 use crate::error::Error;
 use crate::listener::{Listener, OpenOptions};
-use crate::picking::{BoardLayout, Pickable, Picking};
+use crate::picking::{BoardLayout, Pickable, Picking, Rule};
 use crate::shared::SharedPage;
 
 /// How often a socket is drawn: its share of the sum of all weights.
@@ -67,7 +67,7 @@ impl Form {
             Ok(()) => {
                 return FormDecision {
                     form: Self::Exact,
-                    reason: "the kernel picks the worker with the fewest connections".into(),
+                    reason: "the kernel picks by the counters of workers".into(),
                 };
             }
             Err(Errno::EOPNOTSUPP) if !is_counted => {
@@ -101,10 +101,18 @@ impl fmt::Display for FormDecision {
 }
 
 fn pick(listener: &Listener) -> Result<(), Errno> {
-    let layout = BoardLayout { excluded: 0, come: [0; 2], gone: [0; 2] };
+    let layout = BoardLayout {
+        excluded: 0,
+        come: [0; 2],
+        gone: [0; 2],
+        picked: 0,
+        accepted: 0,
+        correction: 0,
+        time: 0,
+    };
     let (picking, board) = (Picking::new(1, layout)?, SharedPage::create_map()?);
     picking.enter(0, listener)?;
-    picking.pick_among(listener, &[Pickable { socket: 0, board: board.as_fd() }])
+    picking.pick_among(listener, Rule::Least, &[Pickable { socket: 0, board: board.as_fd() }])
 }
 
 fn attempt(form: &dyn Fn(&Listener) -> Result<(), Errno>) -> Result<(), Errno> {

@@ -320,7 +320,7 @@ fn claim(
     id: ListenerId,
     socket: OwnedFd,
 ) {
-    around.end.claim_own(Some(id));
+    around.end.claim_own(Some(id), around.now_ns);
     connections.open(around, id, socket);
 }
 

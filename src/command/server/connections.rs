@@ -507,7 +507,7 @@ impl Connections {
             around.engine.close(socket);
         }
         // Only once the kernel has the last answer: a worker killed in between has lost it.
-        around.end.finish(Some(connection.listener));
+        around.end.finish(Some(connection.listener), around.now_ns);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }

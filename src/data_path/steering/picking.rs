@@ -17,7 +17,7 @@ use crate::protocol::scoreboard::KERNEL_LAYOUT;
 use crate::schedule::Change;
 use crate::settings::WORKERS_MAX;
 use crate::sys::engine::Key;
-use crate::sys::picking::{Pickable, Picking};
+use crate::sys::picking::{Pickable, Picking, Rule};
 
 /// The state given to the kernel for a port.
 #[derive(Debug, Default)]
@@ -25,8 +25,8 @@ pub(super) struct Exact {
     picking: Option<Picking>,
     /// The first `entered` sockets are known to the kernel.
     entered: u16,
-    /// Sockets, and the workers whose counters apply.
-    picked: Vec<(u16, Key)>,
+    /// The rule, and the sockets with the workers whose counters apply.
+    picked: Option<(Rule, Vec<(u16, Key)>)>,
     /// Excluded workers.
     excluded: Vec<Slot>,
 }
@@ -52,8 +52,9 @@ impl DataPath {
         if owned.iter().any(|(_, link)| !link.page.is_map()) {
             return Err(Errno::ENOTSUP);
         }
-        let picked: Vec<(u16, Key)> =
-            owned.iter().map(|(number, link)| (*number, link.key())).collect();
+        let rule = self.steerer.rule();
+        let keys = owned.iter().map(|(number, link)| (*number, link.key()));
+        let picked = Some((rule, keys.collect()));
         if exact.picked == picked {
             return Ok(is_other.then_some(Change::Stalls));
         }
@@ -75,7 +76,7 @@ impl DataPath {
             .iter()
             .map(|(number, link)| Pickable { socket: *number, board: link.page.as_fd() })
             .collect();
-        picking.pick_among(first.listener().ok_or(Errno::EBADF)?, &pickable)?;
+        picking.pick_among(first.listener().ok_or(Errno::EBADF)?, rule, &pickable)?;
         exact.picked = picked;
         Ok(Some(Change::Workers))
     }

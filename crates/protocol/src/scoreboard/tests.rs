@@ -14,7 +14,7 @@ fn in_flight_is_the_difference_of_two_writers() {
     primary.add_assigned(5);
     primary.add_returned(1);
     worker.add_claimed(3, 7);
-    worker.add_finished(None, 1);
+    worker.add_finished(None, 1, 8);
     assert!(!worker.publish());
     let counters = primary.counters();
     assert_eq!((counters.in_flight(), counters.unclaimed()), (3, 1));
@@ -41,7 +41,7 @@ fn a_lying_worker_is_cut_to_what_is_possible() {
     let (mut primary, mut worker) = pair();
     primary.add_assigned(2);
     worker.add_claimed(1_000, 7);
-    worker.add_finished(None, 1_000);
+    worker.add_finished(None, 1_000, 8);
     let _ = worker.publish();
     assert_eq!(primary.counters().in_flight(), 0);
 }
@@ -50,17 +50,17 @@ fn a_lying_worker_is_cut_to_what_is_possible() {
 fn a_connection_that_a_worker_accepts_is_assigned_and_claimed() {
     let (mut primary, mut worker) = pair();
     primary.add_assigned(2);
-    worker.add_own(None);
-    worker.add_own(None);
+    worker.add_own(None, 7);
+    worker.add_own(None, 7);
     worker.add_claimed(1, 7);
-    worker.add_finished(None, 2);
+    worker.add_finished(None, 2, 8);
     let _ = worker.publish();
     let counters = primary.counters();
     assert_eq!((counters.assigned, counters.own, counters.claimed), (4, 2, 3));
     assert_eq!((counters.in_flight(), counters.unclaimed()), (2, 1));
     assert_eq!((primary.sample().own, primary.sample().claimed), (2, 1));
     assert_eq!(primary.view().expect("a view").counters(), counters);
-    worker.add_finished(None, 1_000);
+    worker.add_finished(None, 1_000, 8);
     let _ = worker.publish();
     assert_eq!(primary.counters().in_flight(), 0, "cut to what is possible");
 }
@@ -69,10 +69,10 @@ fn a_connection_that_a_worker_accepts_is_assigned_and_claimed() {
 fn connections_are_seen_by_listener() {
     let (mut primary, mut worker) = pair();
     primary.add_assigned(5);
-    worker.add_own(Some(ListenerId::new(4)));
-    worker.add_finished(Some(ListenerId::new(3)), 2);
-    worker.add_finished(Some(ListenerId::new(4)), 1);
-    worker.add_finished(None, 1);
+    worker.add_own(Some(ListenerId::new(4)), 7);
+    worker.add_finished(Some(ListenerId::new(3)), 2, 8);
+    worker.add_finished(Some(ListenerId::new(4)), 1, 8);
+    worker.add_finished(None, 1, 8);
     let _ = worker.publish();
     let program = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
     let program = program.expect("a page");

@@ -63,8 +63,8 @@ impl WorkerEnd {
     }
 
     /// Counts a connection that this worker accepted from its own socket.
-    pub fn claim_own(&mut self, listener: Option<ListenerId>) {
-        self.page.add_own(listener);
+    pub fn claim_own(&mut self, listener: Option<ListenerId>, now_ns: u64) {
+        self.page.add_own(listener, now_ns);
     }
 
     /// Adds to the times from accept to claim. [`claim`](Self::claim) does so itself.
@@ -73,8 +73,8 @@ impl WorkerEnd {
     }
 
     /// Counts a closed connection of this listener; of none, if the primary does not know it.
-    pub fn finish(&mut self, listener: Option<ListenerId>) {
-        self.page.add_finished(listener, 1);
+    pub fn finish(&mut self, listener: Option<ListenerId>, now_ns: u64) {
+        self.page.add_finished(listener, 1, now_ns);
     }
 
     /// Counts sockets that were received and that are not served.
@@ -164,14 +164,16 @@ mod tests {
     #[test]
     fn only_what_the_primary_accepted_has_a_latency() {
         let (mut page, _waker, mut end) = pair();
-        end.claim_own(None);
+        end.claim_own(None, 2_000_000);
         assert!(end.latency().is_none());
         end.claim(1_000_000, 3_000_000);
-        end.finish(None);
+        end.finish(None, 3_500_000);
         end.publish();
         page.add_assigned(1);
         assert_eq!(end.latency().map(|latency| (latency.count, latency.max_us)), Some((1, 2_000)));
         assert_eq!((page.counters().claimed, page.counters().finished), (2, 1));
+        // One alone for a millisecond, then two for half of one.
+        assert_eq!(page.sample().open_us, 2_000);
     }
 
     proptest! {
@@ -190,7 +192,7 @@ mod tests {
             let promised = if is_garbled { 0 } else { promised };
             prop_assert_eq!(served.len(), promised.min(arrived));
             served.iter().for_each(|record| end.claim(record.accepted_ns, 9));
-            served.iter().for_each(|_| end.finish(None));
+            served.iter().for_each(|_| end.finish(None, 9));
             end.publish();
             let all = promised.max(arrived);
             page.add_assigned(all as u64);

@@ -29,7 +29,7 @@ impl WorkerPage {
         if sockets > 0 {
             self.add(Statistic::Truncated, sockets as u64);
             self.add_claimed(sockets as u64, now_ns);
-            self.add_finished(None, sockets as u64);
+            self.add_finished(None, sockets as u64, now_ns);
         }
     }
 }

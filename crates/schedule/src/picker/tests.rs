@@ -348,7 +348,8 @@ proptest! {
     ) {
         let loads: Vec<_> = in_flight.iter().map(|count| WorkerLoad::ready(*count)).collect();
         let limits = Limits { inflight_max: None, overload_factor: OverloadFactor::Times(factor) };
-        let share = model::share(&loads, factor).expect("everybody is ready");
+        let permille = limits.overload_factor.permille_under(Policy::Rr).expect("it is a number");
+        let share = model::share(&loads, permille).expect("all ready");
         for policy in [Policy::Rr, Policy::Sticky] {
             let mut picker = Picker::new(policy, limits);
             let slot = pick(&mut picker, &loads, Client(client)).expect("all ready");
@@ -424,10 +425,11 @@ proptest! {
             let slot = pick(&mut picker, &loads, Client(client)).expect("all ready");
             loads[slot.index()].in_flight += 1;
         }
-        let share = model::share(&loads, factor).expect("all ready");
-        #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
-        let bound = |load: &WorkerLoad| load.in_flight as f32 <= share + 1.0;
-        prop_assert!(loads.iter().all(bound), "{share} {loads:?}");
+        let permille = limits.overload_factor.permille_under(Policy::Sticky).expect("a number");
+        let (sum, count) = model::share(&loads, permille).expect("all ready");
+        let most = sum.max(count) + count;
+        let bound = |load: &WorkerLoad| u128::from(load.in_flight) * count <= most;
+        prop_assert!(loads.iter().all(bound), "{sum}/{count} {loads:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The time per connection of each worker, for the loads. Pure.
 
-use super::Roster;
+use super::{Roster, WorkerEntry};
+use crate::compared_times;
 
 /// An idle worker that was skipped for this many connections is tried again, like an unknown one:
 /// the cause of its slowness may have ended.
@@ -13,14 +14,15 @@ impl Roster {
         for (place, worker) in self.workers.iter_mut().enumerate() {
             let Some(worker) = worker else { continue };
             // Another process wrote these counts: limit them to what is possible.
+            let sample = worker.sample;
             let given = worker.assigned - worker.returned;
-            let claimed = worker.sample.claimed.min(given);
-            let finished = worker.sample.finished.min(given);
-            // A worker in a turn of its loop works on a connection, though its claim may not be
-            // published yet.
-            let is_working = worker.sample.turn_begun_ns != 0 && finished < given;
-            let in_service = claimed.saturating_sub(finished).max(u64::from(is_working));
-            worker.pace.look(in_service, finished, self.observed_ns);
+            if sample.own > 0 {
+                // Nothing is read when its connections arrive, but it measures itself.
+                let finished = sample.finished.min(given.saturating_add(sample.own));
+                worker.pace.read(sample.open_us, finished, self.observed_ns);
+            } else {
+                look(worker, given, self.observed_ns);
+            }
             let passed_over = self.assigned - worker.assigned_at;
             let usual_us = worker.pace.usual_us();
             self.loads.change(place, |load| {
@@ -29,4 +31,21 @@ impl Roster {
             });
         }
     }
+
+    /// What [`Policy::Fastest`](crate::Policy) multiplies by, for each slot.
+    pub fn compared_times(&mut self) -> impl Iterator<Item = u64> {
+        self.note_paces();
+        compared_times(&self.loads)
+    }
+}
+
+/// Learns from what a worker has in service at this moment.
+fn look(worker: &mut WorkerEntry, given: u64, now_ns: u64) {
+    let claimed = worker.sample.claimed.min(given);
+    let finished = worker.sample.finished.min(given);
+    // A worker in a turn of its loop works on a connection, though its claim may not be published
+    // yet.
+    let is_working = worker.sample.turn_begun_ns != 0 && finished < given;
+    let in_service = claimed.saturating_sub(finished).max(u64::from(is_working));
+    worker.pace.look(in_service, finished, now_ns);
 }

@@ -79,6 +79,13 @@ impl Roster {
         self.waits_late
     }
 
+    /// Whether a worker has begun connections that are not finished, as of the last reading.
+    #[must_use]
+    pub fn is_at_work(&self, slot: Slot) -> bool {
+        let worker = self.workers.get(slot.index()).and_then(Option::as_ref);
+        worker.is_some_and(WorkerEntry::is_at_work)
+    }
+
     /// An idle worker of a listener for the connection. The choice is counted at once.
     pub fn pick_idle(&mut self, listener: ListenerId) -> Option<Slot> {
         let index = self.listener_index(listener)?;

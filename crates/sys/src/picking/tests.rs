@@ -1,101 +1,34 @@
-//! The program without a kernel, against the expected pick, and in the kernel where that is
-//! allowed.
+//! The program without a kernel, against the policies of the scheduler, and in the kernel where
+//! that is allowed.
 
-use std::collections::HashMap;
-use std::net::TcpStream;
+mod machine;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::sync::atomic::Ordering;
 
+use clusterlb_schedule::{
+    Client, Limits, Loads, OverloadFactor, Picker, Policy, Scheduler as _, WorkerLoad,
+    compared_times,
+};
 use proptest::prelude::*;
 
 use super::*;
 use crate::listener::{Listener, OpenOptions, open_shared};
+use crate::peer::client_at;
 use crate::shared::SharedPage;
+use machine::Machine;
 
-const LAYOUT: BoardLayout = BoardLayout { excluded: 0, come: [128, 136], gone: [256, 264] };
-const SOCKETS: RawFd = 1000;
-const CURSOR: RawFd = 1001;
-
-/// A map is at this address in the interpreter's memory; the stack ends at [`STACK_END`].
-const MAP_BYTES: u64 = 0x1_0000;
-const STACK_END: u64 = 0x10;
-
-/// The kernel's semantics of these instructions: memory by address, in words of 8 bytes.
-struct Machine {
-    memory: HashMap<u64, u64>,
-    selected: Option<u64>,
-}
-
-impl Machine {
-    fn new() -> Self {
-        Self { memory: HashMap::new(), selected: None }
-    }
-
-    fn address(map: RawFd) -> u64 {
-        u64::try_from(map).expect("a number") * MAP_BYTES
-    }
-
-    fn set(&mut self, map: RawFd, offset: i16, value: u64) {
-        let offset = u64::try_from(offset).expect("inside");
-        self.memory.insert(Self::address(map) + offset, value);
-    }
-
-    fn run(&mut self, program: &[Instruction]) -> u64 {
-        let mut registers = [0u64; 11];
-        registers[usize::from(STACK)] = STACK_END;
-        let (mut next, mut steps) = (0usize, 0);
-        loop {
-            steps += 1;
-            assert!(steps < 10_000, "it ends");
-            let Instruction { code, offset, value, .. } = program[next];
-            let (target, source) = program[next].registers();
-            let (to, from) = (usize::from(target), usize::from(source));
-            let constant = i64::from(value).cast_unsigned();
-            next += 1;
-            let at = |base: u64| base.wrapping_add(i64::from(offset).cast_unsigned());
-            let mut jump_if = |condition: bool| {
-                if condition {
-                    next = next.checked_add_signed(isize::from(offset)).expect("forward");
-                }
-            };
-            match code {
-                code::LOAD_WIDE => {
-                    assert_eq!(source, IS_MAP);
-                    registers[to] = Self::address(value);
-                    next += 1;
-                }
-                code::LOAD => registers[to] = *self.memory.get(&at(registers[from])).unwrap_or(&0),
-                code::STORE | code::STORE_HALF => {
-                    self.memory.insert(at(registers[to]), registers[from]);
-                }
-                code::STORE_CONSTANT => _ = self.memory.insert(at(registers[to]), constant),
-                code::SET => registers[to] = constant,
-                code::MOVE => registers[to] = registers[from],
-                code::ADD_CONSTANT => registers[to] = registers[to].wrapping_add(constant),
-                code::ADD => registers[to] = registers[to].wrapping_add(registers[from]),
-                code::SUBTRACT => registers[to] = registers[to].wrapping_sub(registers[from]),
-                code::OR => registers[to] |= registers[from],
-                code::SHIFT => registers[to] <<= constant,
-                code::MODULO => registers[to] %= constant,
-                code::JUMP => jump_if(true),
-                code::IF_EQUAL => jump_if(registers[to] == constant),
-                code::UNLESS_EQUAL => jump_if(registers[to] != constant),
-                code::IF_FROM => jump_if(registers[to] >= registers[from]),
-                code::IF_UP_TO => jump_if(registers[to] <= constant),
-                code::IF_SIGNED_FROM => jump_if(registers[to].cast_signed() >= i64::from(value)),
-                code::CALL if value == LOOK_UP => {
-                    assert_eq!(self.memory[&registers[2]], 0, "each map has one entry");
-                    registers[usize::from(RESULT)] = registers[1];
-                }
-                code::CALL => {
-                    assert_eq!((value, registers[2]), (SELECT, Self::address(SOCKETS)));
-                    self.selected = Some(self.memory[&registers[3]]);
-                }
-                code::EXIT => return registers[usize::from(RESULT)],
-                code => panic!("an instruction of another kind: {code:#x}"),
-            }
-        }
-    }
-}
+const LAYOUT: BoardLayout = BoardLayout {
+    excluded: 0,
+    come: [128, 136],
+    gone: [256, 264],
+    picked: 384,
+    accepted: 136,
+    correction: 152,
+    time: 144,
+};
+/// Picks from each state; each changes it.
+const PICKS: usize = 4;
 
 /// A worker as the program sees it.
 #[derive(Clone, Copy, Debug)]
@@ -103,71 +36,148 @@ struct Board {
     excluded: bool,
     come: [u32; 2],
     gone: [u32; 2],
+    picked: u32,
+    correction: i32,
+    time_us: u32,
 }
 
 impl Board {
-    fn in_flight(&self) -> u64 {
+    fn in_flight(&self) -> u32 {
         let sum = |two: [u32; 2]| two.into_iter().map(i64::from).sum::<i64>();
-        let count = (sum(self.come) - sum(self.gone)).max(0).cast_unsigned();
-        count.min(u64::from(IN_FLIGHT_MAX.cast_unsigned()))
+        let waits = i64::from(self.picked) + i64::from(self.correction) - i64::from(self.come[1]);
+        let count = (waits.max(0) + sum(self.come) - sum(self.gone))
+            .clamp(0, program::IN_FLIGHT_MAX.into());
+        u32::try_from(count).expect("it is clamped")
+    }
+
+    fn load(&self) -> WorkerLoad {
+        WorkerLoad {
+            hung: self.excluded,
+            usual_us: self.time_us,
+            ..WorkerLoad::ready(self.in_flight())
+        }
     }
 }
 
-/// The expected pick: among those with the fewest in flight, the first after the last pick.
-fn expected(boards: &[Board], last: usize) -> Option<usize> {
-    let count = boards.len();
-    let turn = |place: usize| (place + count - 1 - last % count) % count;
-    let able = (0..count).filter(|place| !boards[*place].excluded);
-    able.min_by_key(|place| (boards[*place].in_flight(), turn(*place)))
-}
-
 fn any_board() -> impl Strategy<Value = Board> {
-    let few = || prop_oneof![4 => 0u32..4, 1 => any::<u32>()];
-    (prop::bool::weighted(0.2), [few(), few()], [few(), few()])
-        .prop_map(|(excluded, come, gone)| Board { excluded, come, gone })
+    let few = || prop_oneof![4 => 0u32..6, 1 => 0u32..0x0010_0000, 1 => any::<u32>()];
+    let time_us = prop_oneof![1 => Just(0), 4 => 1u32..5_000, 1 => any::<u32>()];
+    let picked = (few(), prop_oneof![4 => -5i32..6, 1 => any::<i32>()]);
+    (prop::bool::weighted(0.2), [few(), few()], [few(), few()], picked, time_us).prop_map(
+        |(excluded, come, gone, (picked, correction), time_us)| Board {
+            excluded,
+            come,
+            gone,
+            picked,
+            correction,
+            time_us,
+        },
+    )
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10_000))]
-
-    #[test]
-    fn the_program_picks_the_expected_socket(
-        boards in prop::collection::vec((any_board(), 1u16..3), 1..PICKED_MAX),
-        last in 0usize..200,
-    ) {
+/// Boards by the numbers of their sockets, of which some are missing.
+fn any_boards() -> impl Strategy<Value = Vec<(u16, Board)>> {
+    // A long program takes long to run.
+    let count = prop_oneof![19 => 1..=9usize, 1 => 1..=PICKED_MAX];
+    let boards = count.prop_flat_map(|count| prop::collection::vec((any_board(), 1u16..3), count));
+    boards.prop_map(|boards| {
         let mut socket = 0;
-        let entries: Vec<(u16, RawFd)> = (0..).zip(&boards).map(|(place, (_, step))| {
+        let numbered = boards.into_iter().map(|(board, step)| {
             socket += step;
-            (socket - 1, place + 1)
-        }).collect();
-        let boards: Vec<Board> = boards.into_iter().map(|(board, _)| board).collect();
-        let program = assemble(&entries, (SOCKETS, CURSOR), LAYOUT);
-        let mut machine = Machine::new();
-        machine.set(CURSOR, 0, last as u64);
-        for (board, (_, map)) in boards.iter().zip(&entries) {
-            machine.set(*map, LAYOUT.excluded, u64::from(board.excluded));
+            (socket - 1, board)
+        });
+        numbered.collect()
+    })
+}
+
+/// Picks by both from the same state, a few times.
+fn compare(
+    rule: Rule,
+    policy: Policy,
+    overload_factor: OverloadFactor,
+    mut boards: Vec<(u16, Board)>,
+    client: IpAddr,
+) -> Result<(), TestCaseError> {
+    let mut picker = Picker::new(policy, Limits { overload_factor, ..Limits::default() });
+    let mut machine = Machine::new(rule, &boards.iter().map(|(one, _)| *one).collect::<Vec<_>>());
+    machine.connect_from(client);
+    for (place, (_, board)) in boards.iter().enumerate() {
+        machine.set(place, LAYOUT.picked, board.picked.into());
+    }
+    for _ in 0..PICKS {
+        let places = usize::from(boards[boards.len() - 1].0) + 1;
+        let mut row = vec![WorkerLoad::default(); places];
+        boards.iter().for_each(|(socket, board)| row[usize::from(*socket)] = board.load());
+        let loads: Loads = row.into_iter().collect();
+        let times: Vec<u64> = compared_times(&loads).collect();
+        for (place, (socket, board)) in boards.iter().enumerate() {
+            machine.set(place, LAYOUT.excluded, u64::from(board.excluded));
+            machine.set(place, LAYOUT.time, times[usize::from(*socket)]);
+            machine.set(place, LAYOUT.correction, i64::from(board.correction).cast_unsigned());
             for turn in 0..2 {
-                machine.set(*map, LAYOUT.come[turn], board.come[turn].into());
-                machine.set(*map, LAYOUT.gone[turn], board.gone[turn].into());
+                machine.set(place, LAYOUT.come[turn], board.come[turn].into());
+                machine.set(place, LAYOUT.gone[turn], board.gone[turn].into());
             }
         }
-        prop_assert_eq!(machine.run(&program), 1);
-        let expected = expected(&boards, last);
-        prop_assert_eq!(machine.selected, expected.map(|place| u64::from(entries[place].0)));
-        if let Some(place) = expected {
-            prop_assert_eq!(machine.memory[&Machine::address(CURSOR)], place as u64);
+        let expected = picker.pick(&loads, Client(client_at(client)));
+        prop_assert_eq!(machine.run(), expected.map(|slot| slot.get()));
+        let chosen = boards.iter_mut().enumerate();
+        let mut chosen =
+            chosen.filter(|(_, (socket, _))| expected.is_some_and(|slot| slot.get() == *socket));
+        if let Some((place, (_, board))) = chosen.next() {
+            let picked = u64::from(board.picked) + 1;
+            prop_assert_eq!(machine.get(place, LAYOUT.picked), picked);
+            board.picked = u32::try_from(picked).unwrap_or(u32::MAX);
         }
+    }
+    Ok(())
+}
+
+fn any_address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        any::<u32>().prop_map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
+        any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+    ]
+}
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+proptest! {
+    // Four states each.
+    #![proptest_config(ProptestConfig::with_cases(2_500))]
+
+    #[test]
+    fn the_program_picks_the_least_loaded_as_the_scheduler_does(boards in any_boards()) {
+        compare(Rule::Least, Policy::Least, OverloadFactor::Auto, boards, LOCAL)?;
+    }
+
+    #[test]
+    fn the_program_picks_the_fastest_as_the_scheduler_does(boards in any_boards()) {
+        compare(Rule::Fastest, Policy::Fastest, OverloadFactor::Auto, boards, LOCAL)?;
+    }
+
+    #[test]
+    fn the_program_picks_a_client_s_worker_as_the_scheduler_does(
+        boards in any_boards(),
+        client in any_address(),
+        factor in prop_oneof![
+            Just(OverloadFactor::Auto),
+            Just(OverloadFactor::Off),
+            (0.5f32..9.0).prop_map(OverloadFactor::Times),
+        ],
+    ) {
+        let rule = Rule::Sticky { bound_permille: factor.permille_under(Policy::Sticky) };
+        compare(rule, Policy::Sticky, factor, boards, client)?;
     }
 }
 
 #[test]
-fn without_sockets_the_kernel_chooses() {
-    let mut machine = Machine::new();
-    assert_eq!(machine.run(&assemble(&[], (SOCKETS, CURSOR), LAYOUT)), 1);
-    assert_eq!(machine.selected, None);
+fn without_sockets_or_an_address_the_kernel_chooses() {
+    assert_eq!(Machine::new(Rule::Least, &[]).run(), None);
+    assert_eq!(Machine::new(Rule::Sticky { bound_permille: None }, &[0, 1]).run(), None);
 }
 
-fn group(count: usize) -> Vec<Listener> {
+fn group(address: &str, count: usize) -> Vec<Listener> {
     let options = OpenOptions {
         backlog: 512,
         share_port: true,
@@ -176,7 +186,7 @@ fn group(count: usize) -> Vec<Listener> {
         blocking: false,
         defer_accept: false,
     };
-    let address = "127.0.0.1:0".parse().expect("an address");
+    let address = address.parse().expect("an address");
     let mut group = vec![Listener::open(&address, options).expect("a free port")];
     while group.len() < count {
         group.push(open_shared(group[0].address(), options).expect("one more"));
@@ -189,12 +199,12 @@ fn accepted(group: &[Listener]) -> Vec<usize> {
     group.iter().map(take).collect()
 }
 
-fn pick_among(picking: &Picking, group: &[Listener], boards: &[SharedPage]) {
+fn pick_among(picking: &Picking, rule: Rule, group: &[Listener], boards: &[SharedPage]) {
     let pickable: Vec<Pickable<'_>> = (0..)
         .zip(boards)
         .map(|(socket, board)| Pickable { socket, board: board.as_fd() })
         .collect();
-    picking.pick_among(&group[0], &pickable).expect("the kernel takes it");
+    picking.pick_among(&group[0], rule, &pickable).expect("the kernel takes it");
 }
 
 #[test]
@@ -203,23 +213,31 @@ fn the_kernel_picks_by_plain_stores_of_others() {
     let (Ok(boards), Ok(picking)) = (boards, Picking::new(8, LAYOUT)) else {
         return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
     };
-    let group = group(8);
+    let group = group("127.0.0.1:0", 8);
     (0..).zip(&group).for_each(|(key, socket)| picking.enter(key, socket).expect("it listens"));
-    pick_among(&picking, &group, &boards);
+    pick_among(&picking, Rule::Least, &group, &boards);
     let connect = |_| TcpStream::connect(group[0].address()).expect("it listens, and has room");
     let mut clients: Vec<TcpStream> = (0..80).map(connect).collect();
-    assert_eq!(accepted(&group), [10; 8], "all have none in flight, so they take turns");
+    assert_eq!(accepted(&group), [10; 8], "each has as many as were picked for it");
+    let correct = |board: &SharedPage| {
+        let picked = board.word(3, 0).load(Ordering::Acquire);
+        board.word(1, 3).store(picked.wrapping_neg(), Ordering::Release);
+    };
+    boards.iter().for_each(correct);
     boards[0].word(0, 0).store(1, Ordering::Release);
     (1..3).for_each(|place| boards[place].word(1, 0).store(5, Ordering::Release));
     clients.extend((0..50).map(connect));
-    assert_eq!(accepted(&group), [0, 0, 0, 10, 10, 10, 10, 10], "one is left out, two have more");
+    let counts = accepted(&group);
+    assert_eq!((counts[0], counts.iter().sum::<usize>()), (0, 50), "one is left out: {counts:?}");
+    assert!(counts[1..3].iter().all(|count| (3..=4).contains(count)), "two had more: {counts:?}");
+    assert!(counts[3..].iter().all(|count| (8..=9).contains(count)), "{counts:?}");
     boards.iter().for_each(|board| board.word(0, 0).store(1, Ordering::Release));
     clients.extend((0..40).map(connect));
     assert_eq!(accepted(&group).iter().sum::<usize>(), 40, "by hash, and none is lost");
     // The number of a socket is its key, whichever sockets remain.
     let last = [Pickable { socket: 6, board: boards[6].as_fd() }];
     boards[6].word(0, 0).store(0, Ordering::Release);
-    picking.pick_among(&group[0], &last).expect("the kernel takes it");
+    picking.pick_among(&group[0], Rule::Least, &last).expect("the kernel takes it");
     clients.extend((0..5).map(connect));
     assert_eq!(accepted(&group), [0, 0, 0, 0, 0, 0, 5, 0]);
 }
@@ -231,13 +249,79 @@ fn the_longest_program_is_one_that_the_kernel_takes() {
     let (Ok(boards), Ok(picking)) = (boards, Picking::new(64, LAYOUT)) else {
         return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
     };
-    let group = group(1);
+    let group = group("127.0.0.1:0", 1);
     let pickable: Vec<Pickable<'_>> = (0..)
         .step_by(2)
         .zip(&boards)
         .map(|(socket, board)| Pickable { socket, board: board.as_fd() })
         .collect();
-    picking.pick_among(&group[0], &pickable).expect("the kernel takes it");
+    for rule in
+        [Rule::Least, Rule::Fastest, sticky(None), sticky(Some(1250)), sticky(Some(u32::MAX))]
+    {
+        picking.pick_among(&group[0], rule, &pickable).expect("the kernel takes it");
+    }
     let more: Vec<Pickable<'_>> = pickable.iter().chain(&pickable[..1]).copied().collect();
-    assert_eq!(picking.pick_among(&group[0], &more), Err(Errno::E2BIG));
+    assert_eq!(picking.pick_among(&group[0], Rule::Least, &more), Err(Errno::E2BIG));
+}
+
+fn sticky(bound_permille: Option<u32>) -> Rule {
+    Rule::Sticky { bound_permille }
+}
+
+#[test]
+fn the_kernel_picks_the_worker_that_should_finish_first() {
+    let boards: nix::Result<Vec<SharedPage>> = (0..3).map(|_| SharedPage::create_map()).collect();
+    let (Ok(boards), Ok(picking)) = (boards, Picking::new(3, LAYOUT)) else {
+        return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
+    };
+    let group = group("127.0.0.1:0", 3);
+    (0..).zip(&group).for_each(|(key, socket)| picking.enter(key, socket).expect("it listens"));
+    // Two in flight at a fast one end before the only one at a slow one.
+    for (board, (time_us, come)) in boards.iter().zip([(100, 2), (1_000, 0), (200, 0)]) {
+        board.word(1, 2).store(time_us, Ordering::Release);
+        board.word(1, 0).store(come, Ordering::Release);
+    }
+    pick_among(&picking, Rule::Fastest, &group, &boards);
+    let connect = |_: i32| TcpStream::connect(group[0].address()).expect("it listens");
+    // 300, 1000 and 200; then 300, 1000 and 400; then 400, 1000 and 400; until all have 1000.
+    let _clients: Vec<TcpStream> = (0..12).map(connect).collect();
+    assert_eq!(accepted(&group), [7, 1, 4]);
+}
+
+#[test]
+fn the_kernel_keeps_a_client_at_its_worker_while_that_is_within_the_bound() {
+    let boards: nix::Result<Vec<SharedPage>> = (0..4).map(|_| SharedPage::create_map()).collect();
+    let (Ok(boards), Ok(picking)) = (boards, Picking::new(4, LAYOUT)) else {
+        return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
+    };
+    for (address, client) in
+        [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")]
+    {
+        let group = group(address, 4);
+        let picking = &picking;
+        (0..).zip(&group).for_each(|(key, socket)| picking.enter(key, socket).expect("it listens"));
+        for board in &boards {
+            board.word(1, 0).store(0, Ordering::Release);
+            // Nothing here tells what has been accepted.
+            board.word(1, 3).store((i64::MIN / 2).cast_unsigned(), Ordering::Release);
+        }
+        pick_among(picking, sticky(Some(1250)), &group, &boards);
+        let port = group[0].address().rsplit(':').next().expect("a port").parse().expect("one");
+        let client: IpAddr = client.parse().expect("an address");
+        let connect = |_| TcpStream::connect((client, port)).expect("it listens");
+        let mut clients: Vec<TcpStream> = (0..20).map(connect).collect();
+        let mut picker = Picker::new(Policy::Sticky, Limits::default());
+        let mut loads: Loads = (0..4).map(|_| WorkerLoad::ready(0)).collect();
+        let home = picker.pick(&loads, Client(client_at(client))).expect("all are ready");
+        let mut expected = [0; 4];
+        expected[home.index()] = 20;
+        assert_eq!(accepted(&group), expected, "{address}");
+        boards[home.index()].word(1, 0).store(9, Ordering::Release);
+        loads.set(home.index(), WorkerLoad::ready(9));
+        let next = picker.pick(&loads, Client(client_at(client))).expect("all are ready");
+        clients.extend((0..20).map(connect));
+        (expected[home.index()], expected[next.index()]) = (0, 20);
+        assert_ne!(home, next);
+        assert_eq!(accepted(&group), expected, "{address}");
+    }
 }

@@ -304,7 +304,7 @@ impl NodeWorker {
                     self.page.add_claimed(1, now_ns);
                     if !self.page.program_reports() {
                         let listener = held.map(|held| held.record.listener);
-                        self.page.add_finished(listener, 1);
+                        self.page.add_finished(listener, 1, now_ns);
                     }
                     self.touched = true;
                 }

@@ -24,7 +24,7 @@ impl Model {
     pub(super) fn pick(&mut self, loads: &[WorkerLoad], client: Client) -> Option<usize> {
         self.resting.resize(loads.len(), false);
         let compares = matches!(self.policy, Policy::Least | Policy::Fastest);
-        let factor = self.limits.overload_factor.under(self.policy).filter(|_| !compares);
+        let factor = self.limits.overload_factor.permille_under(self.policy).filter(|_| !compares);
         let share = factor.and_then(|factor| share(loads, factor));
         let start = self.cursor.min(loads.len());
         let mut best: Option<(bool, u64, usize)> = None;
@@ -94,17 +94,16 @@ fn reentry(limit: u32) -> u32 {
     u32::try_from(share).expect("less than the limit").max(1).min(limit - 1)
 }
 
-/// The relative limit; `None` while there is no worker to compare with.
-pub(super) fn share(loads: &[WorkerLoad], factor: f32) -> Option<f32> {
+/// The average of all normal workers times the factor, as a fraction; `None` while there is no
+/// worker to compare with.
+pub(super) fn share(loads: &[WorkerLoad], permille: u32) -> Option<(u128, u128)> {
     let is_normal = |load: &&WorkerLoad| {
         let there = matches!(load.status, Status::Ready | Status::Full);
         there && !load.hung && load.slow_start_permille >= 1000
     };
     let normal: Vec<_> = loads.iter().filter(is_normal).collect();
-    let total: u64 = normal.iter().map(|load| u64::from(load.in_flight)).sum();
-    #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
-    let average = (!normal.is_empty()).then(|| total as f32 / normal.len() as f32);
-    average.map(|average| (average * factor.max(1.0)).max(1.0))
+    let total: u128 = normal.iter().map(|load| u128::from(load.in_flight)).sum();
+    (!normal.is_empty()).then(|| (total * u128::from(permille), normal.len() as u128 * 1000))
 }
 
 /// A worker's time per connection, from half above the fastest to sixteen times that.
@@ -114,12 +113,8 @@ fn time(load: &WorkerLoad, loads: &[WorkerLoad]) -> u64 {
     u64::from(load.usual_us).max((fastest * 3).div_ceil(2)).min(fastest * 16)
 }
 
-/// Whether a worker is above the relative limit, which is lower while it is new.
-pub(super) fn above(load: &WorkerLoad, share: f32) -> bool {
-    #[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
-    let in_flight = load.in_flight as f32;
-    if load.slow_start_permille >= 1000 {
-        return in_flight > share;
-    }
-    in_flight > (share * (f32::from(load.slow_start_permille) / 1000.0)).max(1.0)
+/// Whether a worker is above the relative limit, which is lower while it is new and at least one.
+pub(super) fn above(load: &WorkerLoad, (sum, count): (u128, u128)) -> bool {
+    let stage = u128::from(load.slow_start_permille.min(1000));
+    load.in_flight > 1 && u128::from(load.in_flight) * count * 1000 > sum * stage
 }
