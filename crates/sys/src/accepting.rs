@@ -3,7 +3,7 @@
 //! It does if one of its epoll sets has the socket, or if one of its threads is blocked with it in
 //! accept, poll, select or a receive. Owns the parsing, and takes its descendants into account:
 //! servers accept in processes that they fork. What cannot be read is not known, and a ring shows
-//! nothing. It only reads, and at most [`PROCESSES_MAX`] processes.
+//! nothing. It only reads, and at most 64 processes.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
