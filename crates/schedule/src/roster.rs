@@ -10,7 +10,6 @@ use super::filter::Skips;
 use super::index_set::IndexSet;
 use super::loads::Loads;
 use super::pace::Pace;
-use super::picker::Picker;
 use super::scheduler::Chooser;
 use super::{Client, Policy, Scheduler, Status, WorkerLoad};
 use crate::id::{ListenerId, Slot};
@@ -137,56 +136,6 @@ impl Roster {
         roster
     }
 
-    /// Adds a listener with a separate rotation. No worker serves it yet.
-    ///
-    /// # Panics
-    /// If there are [`LISTENERS_MAX`] already.
-    pub fn add_listener(&mut self, listener: ListenerId) {
-        let chooser = match &self.config.scheduler {
-            None => Chooser::BuiltIn(Picker::new(self.policy, self.config.limits)),
-            Some(factory) => Chooser::Foreign(factory.make(listener)),
-        };
-        let free = self.listeners.iter().position(Option::is_none);
-        let place = free.unwrap_or(self.listeners.len());
-        assert!(place < LISTENERS_MAX, "listeners are bounded");
-        match free {
-            Some(place) => self.listeners[place] = Some(chooser),
-            None => self.listeners.push(Some(chooser)),
-        }
-        let number = listener.index();
-        if number >= self.indices.len() {
-            self.indices.resize(number + 1, NOWHERE);
-        }
-        self.indices[number] = u16::try_from(place).expect("listeners are bounded");
-        self.note_uniformity();
-    }
-
-    /// Removes a listener.
-    pub fn remove_listener(&mut self, listener: ListenerId) {
-        let Some(place) = self.listener_index(listener) else { return };
-        if let Some(chooser) = self.listeners[place].take() {
-            self.skips_before.add(&chooser.skips());
-        }
-        self.indices[listener.index()] = NOWHERE;
-        self.workers.iter_mut().flatten().for_each(|worker| worker.joined.remove(place));
-        self.note_uniformity();
-    }
-
-    fn listener_index(&self, listener: ListenerId) -> Option<usize> {
-        let place = self.indices.get(listener.index()).copied()?;
-        (place != NOWHERE).then_some(usize::from(place))
-    }
-
-    /// Whether a worker takes connections of a listener, now or once it has room.
-    #[must_use]
-    pub fn is_served(&self, listener: ListenerId) -> bool {
-        let Some(place) = self.listener_index(listener) else { return false };
-        self.workers.iter().zip(&*self.loads).any(|(worker, load)| {
-            let joined = matches!(worker, Some(worker) if worker.joined.contains(place));
-            joined && matches!(load.status, Status::Ready | Status::Full)
-        })
-    }
-
     /// Adds a worker.
     pub fn attach(&mut self, slot: Slot, now_ns: u64) {
         let place = slot.index();
@@ -216,24 +165,6 @@ impl Roster {
         self.loads.set(place, came);
         self.note_uniformity();
         self.observe(slot, Sample::default(), now_ns);
-    }
-
-    /// The worker now serves a listener.
-    pub fn join(&mut self, slot: Slot, listener: ListenerId) {
-        let entry = self.listener_index(listener);
-        if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
-            worker.joined.insert(place);
-        }
-        self.note_uniformity();
-    }
-
-    /// The worker no longer serves a listener.
-    pub fn leave(&mut self, slot: Slot, listener: ListenerId) {
-        let entry = self.listener_index(listener);
-        if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
-            worker.joined.remove(place);
-        }
-        self.note_uniformity();
     }
 
     /// Bounds the credits of every present and future worker.
@@ -355,20 +286,6 @@ impl Roster {
         able.fold(0, |sum, load| sum.saturating_add(load.credits))
     }
 
-    /// Whether every serving worker that is not leaving serves this listener.
-    #[must_use]
-    pub fn is_served_by_all(&self, listener: ListenerId) -> bool {
-        self.listener_index(listener).is_some_and(|place| self.common.contains(place))
-    }
-
-    /// Whether a worker serves a listener.
-    #[must_use]
-    pub fn serves(&self, slot: Slot, listener: ListenerId) -> bool {
-        let worker = self.workers.get(slot.index()).and_then(Option::as_ref);
-        let place = self.listener_index(listener);
-        worker.zip(place).is_some_and(|(worker, place)| worker.joined.contains(place))
-    }
-
     /// Whether the policy needs the client.
     #[must_use]
     pub fn wants_client(&self) -> bool {
@@ -451,37 +368,6 @@ impl Roster {
         self.listeners.iter().flatten().for_each(|chooser| sum.add(&chooser.skips()));
         sum
     }
-
-    fn note_uniformity(&mut self) {
-        let places = self.listeners.iter().enumerate();
-        let everything: IndexSet =
-            places.filter(|(_, one)| one.is_some()).map(|(place, _)| place).collect();
-        self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
-        let takes = |load: &WorkerLoad| matches!(load.status, Status::Ready | Status::Full);
-        let pairs = self.workers.iter().zip(&*self.loads).filter(|(_, load)| takes(load));
-        let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| &one.joined));
-        // A worker that serves nothing yet does not affect the comparison.
-        let joined: Vec<&IndexSet> = joined.filter(|joined| !joined.is_empty()).collect();
-        let is_common = |place: &usize| joined.iter().all(|one| one.contains(*place));
-        self.common = (0..self.listeners.len()).filter(is_common).collect();
-        self.forgive_outliers_without_peers();
-    }
-
-    /// Prepares the loads as `listener` sees them: workers that do not serve it count as dead.
-    /// Returns the listener's position.
-    fn mask(&mut self, listener: ListenerId) -> Option<usize> {
-        let place = self.listener_index(listener)?;
-        if self.uniform {
-            return Some(place);
-        }
-        self.masked.clone_from(&self.loads);
-        for (slot, worker) in self.workers.iter().enumerate() {
-            if !matches!(worker, Some(worker) if worker.joined.contains(place)) {
-                self.masked.set(slot, WorkerLoad::default());
-            }
-        }
-        Some(place)
-    }
 }
 
 fn narrow(count: u64) -> u32 {
@@ -499,6 +385,7 @@ mod outliers;
 mod paces;
 mod reconfigure;
 mod returns;
+mod served;
 mod suspicion;
 mod take_back;
 

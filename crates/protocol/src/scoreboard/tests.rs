@@ -1,6 +1,7 @@
 //! The page as its sides see it.
 
 use super::*;
+use crate::id::ListenerId;
 
 fn pair() -> (PrimaryPage, WorkerPage) {
     let primary = PrimaryPage::create().expect("a page");

@@ -26,7 +26,7 @@ impl PageView {
         Counters::new(&self.page, assigned, returned)
     }
 
-    /// The connections by listener, as far as the worker tells, and no more than `counters` allow.
+    /// The connections by listener that the worker reports. Their sums never exceed `counters`.
     #[must_use]
     pub fn by_listener(&self, counters: &Counters) -> Vec<ListenerShare> {
         let words = |line, from: usize| {
