@@ -10,9 +10,9 @@
 set -euo pipefail
 binary=$(realpath "${1:-target/debug/clusterlb}")
 folder=$(mktemp -d)
+. "$(dirname "$0")/docker-daemon.sh"
 # Podman leaves a file where it was started.
 cd "$folder"
-daemon=
 name=clusterlb-test-$$
 # The program that runs containers, with its options, and the limits that it can set.
 engine=()
@@ -33,22 +33,10 @@ leave_engine() {
 clean_up() {
     leave_engine
     cd /
-    if [ -n "$daemon" ]; then
-        kill "$daemon" || true
-        wait "$daemon" || true
-        umount "$folder"/exec/netns/* 2>"$folder/removed" || true
-    fi
+    end_daemon
     rm -rf "$folder" || true
 }
 trap clean_up EXIT
-
-wait_for() {
-    for _ in $(seq 150); do
-        if "$@"; then return 0; fi
-        sleep 0.2
-    done
-    return 1
-}
 
 # What Docker's default profile does to the three calls. The rest of it is the engine's own.
 refused=$folder/refused.json
@@ -171,22 +159,8 @@ try_engine() {
     leave_engine
 }
 
-has_daemon() { docker info >"$folder/info" 2>&1; }
-
-find_docker() {
-    command -v docker >"$folder/which" || return 1
-    if has_daemon; then return; fi
-    if [ "$(id -u)" != 0 ] || ! command -v dockerd >"$folder/which"; then return 1; fi
-    export DOCKER_HOST=unix://$folder/socket
-    dockerd --host "$DOCKER_HOST" --pidfile "$folder/pid" --data-root "$folder/data" \
-        --exec-root "$folder/exec" --iptables=false --bridge=none --storage-driver vfs \
-        >"$folder/daemon.log" 2>&1 &
-    daemon=$!
-    wait_for has_daemon
-}
-
 all_limits=(--memory 100m --memory-swap 100m --cpus 1.5)
-if find_docker; then
+if begin_daemon; then
     engine=(docker)
     limits=("${all_limits[@]}")
     try_engine Docker

@@ -100,7 +100,7 @@ try_docker() {
     trap 'docker rm -f "$name" >"$folder/removed" 2>&1 || true
         docker rmi -f "$name" >"$folder/removed" 2>&1 || true
         end_daemon; rm -rf "$folder"' EXIT
-    begin_daemon
+    begin_daemon || missing "Docker is not installed, or no daemon runs or starts here"
     builder=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' packaging/Dockerfile)
     small=$(sed -n 's/^FROM \([^ ]*\)$/\1/p' packaging/Dockerfile)
     if ! docker pull "$builder" >"$folder/pulled" 2>&1 ||

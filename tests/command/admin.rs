@@ -11,12 +11,13 @@ mod refusing;
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::{
-    BINARY, Client, Cluster, GET_CLOSE, Launch, Response, eventually, get_from, has_program,
+    BINARY, Client, Cluster, GET_CLOSE, Launch, Response, eventually, get, get_from, has_program,
     lacking, machine,
 };
 
@@ -63,6 +64,28 @@ impl Steered {
         let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         let line = line.unwrap_or_else(|| panic!("no {sample} in {text}"));
         line.parse().expect("a number")
+    }
+
+    /// Does something while clients come one after another, each of which is answered. Returns how
+    /// many.
+    fn under_traffic(&self, act: impl FnOnce()) -> u64 {
+        let address = self.cluster.address();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let mut served = 0;
+                while !done.load(Ordering::Relaxed) {
+                    get(&address).expect("it is served").assert_hello();
+                    served += 1;
+                }
+                served
+            });
+            // Also if it fails: the client must end.
+            let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+            done.store(true, Ordering::Relaxed);
+            acted.unwrap_or_else(|failure| std::panic::resume_unwind(failure));
+            client.join().expect("every request was answered")
+        })
     }
 
     fn states(&self) -> Vec<String> {

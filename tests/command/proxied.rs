@@ -109,20 +109,8 @@ fn haproxy_s_headers_and_its_checks_are_read() {
         return;
     }
     let cluster = start("--workers 2");
-    let ports = free_ports(&["127.0.0.1"], 2);
-    let mut configuration = String::from(
-        "defaults\n    mode tcp\n    timeout connect 30s\n    timeout client 60s\n    \
-         timeout server 60s\n",
-    );
-    for (port, version) in ports.iter().zip(["send-proxy", "send-proxy-v2"]) {
-        configuration += &format!(
-            "listen {version}\n    bind 127.0.0.1:{port}\n    \
-             server {version} {} {version} check inter 100ms\n",
-            cluster.address()
-        );
-    }
-    let haproxy = Haproxy::start(&configuration);
-    for port in &ports {
+    let (haproxy, ports) = Haproxy::with_headers(&cluster.address(), "check inter 100ms");
+    for port in ports {
         for _ in 0..4 {
             get(&format!("127.0.0.1:{port}")).expect("an answer").assert_hello();
         }

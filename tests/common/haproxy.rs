@@ -33,6 +33,23 @@ impl Haproxy {
         haproxy
     }
 
+    /// Puts one listener in front of a server for each version of the PROXY protocol's header.
+    /// `check` is what its lines for the server say beyond that.
+    pub(crate) fn with_headers(server: &str, check: &str) -> (Self, Vec<u16>) {
+        let ports = free_ports(&["127.0.0.1"], 2);
+        let mut configuration = String::from(
+            "defaults\n    mode tcp\n    timeout connect 30s\n    timeout client 60s\n    \
+             timeout server 60s\n",
+        );
+        for (port, version) in ports.iter().zip(["send-proxy", "send-proxy-v2"]) {
+            configuration += &format!(
+                "listen {version}\n    bind 127.0.0.1:{port}\n    \
+                 server {version} {server} {version} {check}\n"
+            );
+        }
+        (Self::start(&configuration), ports)
+    }
+
     fn try_statistics(&self) -> Option<String> {
         let mut stream = UnixStream::connect(self.folder.path().join("stats")).ok()?;
         stream.write_all(b"show stat\n").ok()?;

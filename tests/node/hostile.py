@@ -95,7 +95,7 @@ def attack():
         many = lines(word(act="online"), word(act="listening", **{**PLACE, "port": 1}))
         while True:
             channel.sendall(many * 1000)
-    if HOW == "acks":  # It has received what nobody has sent.
+    if HOW == "acks":  # It acknowledges what was never sent.
         many = lines({"cmd": "NODE_HANDLE_ACK"}, word(ack=-1, accepted=True))
         while True:
             channel.sendall(many * 1000)

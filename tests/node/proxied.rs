@@ -14,8 +14,7 @@ use nix::sys::signal::Signal;
 use super::nodes::{Node, with_each};
 use super::script::Script;
 use crate::common::{
-    Client, Cluster, GET, GET_CLOSE, Haproxy, Launch, free_ports, has_program, headers,
-    without_header,
+    Client, Cluster, GET, GET_CLOSE, Haproxy, Launch, has_program, headers, without_header,
 };
 
 /// One server of each kind. They answer with the addresses of the connection.
@@ -181,19 +180,7 @@ fn late_headers_hold_nothing_up_and_have_a_limit() {
 fn haproxy_s_client_is_the_server_s() {
     let Some(script) = Script::new(WHO).filter(|_| has_program("haproxy")) else { return };
     let cluster = script.launch("--workers 2 --proxy-protocol all").start();
-    let ports = free_ports(&["127.0.0.1"], 2);
-    let mut configuration = String::from(
-        "defaults\n    mode tcp\n    timeout connect 30s\n    timeout client 60s\n    \
-         timeout server 60s\n",
-    );
-    for (port, version) in ports.iter().zip(["send-proxy", "send-proxy-v2"]) {
-        configuration += &format!(
-            "listen {version}\n    bind 127.0.0.1:{port}\n    \
-             server {version} {} {version}\n",
-            cluster.address()
-        );
-    }
-    let haproxy = Haproxy::start(&configuration);
+    let (haproxy, ports) = Haproxy::with_headers(&cluster.address(), "");
     for port in ports {
         let mut client = Client::to(&format!("127.0.0.1:{port}"));
         let own = format!("127.0.0.1:{}", client.port());

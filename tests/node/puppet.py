@@ -62,7 +62,7 @@ def take(message, descriptor):
         os.close(descriptor)
         return write({"cmd": "NODE_HANDLE_NACK"})
     if way == "strange":
-        say(act="close", key="a key that nobody has given")
+        say(act="close", key="a key that was never given")
         say(act="suicide")
         say(ack=1000000, accepted=True)
         say(ack=-7)

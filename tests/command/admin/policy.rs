@@ -1,24 +1,12 @@
 //! Rules that change during a run, and counts by listener.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::{Steered, assert_refused};
-use crate::common::{Client, GET_CLOSE, Launch, get, get_from};
+use crate::common::{Client, GET_CLOSE, Launch, get_from};
 
 #[test]
 fn the_policy_and_its_limits_change_while_clients_come() {
     let run = Steered::start("--workers 3");
-    let address = run.cluster.address();
-    let done = AtomicBool::new(false);
-    let served = std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            let mut served = 0;
-            while !done.load(Ordering::Relaxed) {
-                get(&address).expect("it is served").assert_hello();
-                served += 1;
-            }
-            served
-        });
+    let served = run.under_traffic(|| {
         for policy in ["least", "sticky", "rr", "least"] {
             let changed = run.post(&format!("/policy?policy={policy}"));
             assert_eq!(changed.status, 200, "{changed:?}");
@@ -27,8 +15,6 @@ fn the_policy_and_its_limits_change_while_clients_come() {
         }
         let many = "max-inflight=100&overload-factor=1.5&credits=4&hang-after=2s&coalesce=off";
         assert_eq!(run.post(&format!("/policy?{many}")).status, 200);
-        done.store(true, Ordering::Relaxed);
-        client.join().expect("every request was answered")
     });
     let rules = run.json("/policy");
     assert_eq!((&rules["policy"], &rules["max_inflight"]), (&"least".into(), &100.into()));

@@ -5,12 +5,11 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
 use super::{Steered, ask, assert_done, assert_refused, command, text};
-use crate::common::{BINARY, Client, Launch, eventually, get, get_from, has_program, lacking};
+use crate::common::{BINARY, Client, Launch, eventually, get_from, has_program, lacking};
 use crate::room::Room;
 
 #[test]
@@ -197,17 +196,7 @@ fn there_is_a_default_address_for_each_user() {
 #[test]
 fn what_is_refused_and_what_comes_at_once_does_not_affect_traffic() {
     let run = Steered::start("--workers 2");
-    let address = run.cluster.address();
-    let done = AtomicBool::new(false);
-    let served = std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            let mut served = 0;
-            while !done.load(Ordering::Relaxed) {
-                get(&address).expect("it is served").assert_hello();
-                served += 1;
-            }
-            served
-        });
+    let served = run.under_traffic(|| {
         let mut silent = Client::to(&run.admin);
         silent.send(b"POST /reload HTT");
         for (path, status) in [
@@ -220,15 +209,14 @@ fn what_is_refused_and_what_comes_at_once_does_not_affect_traffic() {
         ] {
             assert_refused(&run.post(path), status, &[]);
         }
-        let both = ["/reload", "/reload", "/scale?workers=3"].map(|path| {
+        std::thread::scope(|scope| {
             let run = &run;
-            scope.spawn(move || run.post(path))
+            let at_once = ["/reload", "/reload", "/scale?workers=3"];
+            for response in at_once.map(|path| scope.spawn(move || run.post(path))) {
+                let response = response.join().expect("it does not panic");
+                assert!(matches!(response.status, 200 | 409), "{response:?}");
+            }
         });
-        for response in both.map(|one| one.join().expect("it does not panic")) {
-            assert!(matches!(response.status, 200 | 409), "{response:?}");
-        }
-        done.store(true, Ordering::Relaxed);
-        client.join().expect("every request was answered")
     });
     assert!(served > 0);
     eventually("three workers", || (run.states() == ["serving"; 3]).then_some(()));

@@ -8,5 +8,5 @@ server.on('connection', (socket) => {
   socket.send(String(process.pid));
   socket.on('message', (message, binary) => socket.send(message, { binary }));
 });
-// Sockets outlive the HTTP server that they came from; whoever leaves says goodbye.
+// Sockets outlive the HTTP server that they came from; a worker that leaves closes them.
 process.on('disconnect', () => server.clients.forEach((socket) => socket.close(1001)));
