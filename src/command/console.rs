@@ -294,7 +294,7 @@ fn table(summary: &Summary) -> String {
     }
     if summary.headers_refused > 0 {
         let count = summary.headers_refused;
-        let _ = write!(text, "\nclosed {count} connections for lack of a PROXY protocol header");
+        let _ = write!(text, "\nconnections closed for lack of a PROXY protocol header: {count}");
     }
     if counts_requests {
         let _ = write!(text, "\nanswered {} requests on these connections", summary.requests);

@@ -59,7 +59,7 @@ pub(super) enum Found {
     Whole(Connection),
     /// It waits for more of it.
     Waiting,
-    /// It is to be closed. Count it behind the lock.
+    /// It has no valid header: close it. Count it behind the lock.
     Refused(Connection),
 }
 

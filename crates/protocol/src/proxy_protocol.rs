@@ -14,7 +14,7 @@ use crate::sys::address::Endpoint;
 
 /// Longest header, extensions included; nginx has the same bound. A longer one is malformed.
 pub const HEADER_BYTES_MAX: usize = 4096;
-/// How long a worker waits for a header, unless it has a limit of its own for first bytes.
+/// How long a worker waits for a header. The built-in worker uses `--header-timeout` instead.
 pub const HEADER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest line of version 1, its end included.

@@ -171,7 +171,7 @@ fn tell(call: libc::c_int) {
     let _ = unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.length) };
 }
 
-/// A line in memory of its own.
+/// A line in a fixed buffer: a signal handler must not allocate.
 struct Line {
     bytes: [u8; 128],
     length: usize,

@@ -1,5 +1,4 @@
-//! A link to the script for Node workers that each of them can redirect, because it is a descriptor
-//! of its own.
+//! The script for Node workers as a descriptor, which each worker can redirect for itself.
 //!
 //! Owns the memory behind the descriptor, and its name. Node loads `/proc/self/fd/N`, and every
 //! thread of it loads that once more; a worker lets N mean `/dev/null` as soon as it has the

@@ -1,8 +1,8 @@
 //! The program by which the kernel picks, assembled by hand.
 //!
-//! Owns the instructions. Each worker's page is a map of its own, so the program has no loop. What
-//! a worker contributes is computed without jumps where possible: the kernel's verifier follows
-//! every path, and must see that sixty workers are no more than sixty.
+//! Owns the instructions. Each worker's page is a separate map, so the program has no loop. Each
+//! worker's part is computed without jumps where possible: the kernel's verifier follows every
+//! path, and jumps would multiply the paths with each of sixty workers.
 
 use std::os::fd::RawFd;
 

@@ -46,7 +46,7 @@ fn end_of(refusal: Refusal, attempt: fn() -> libc::c_long) -> (WaitStatus, Strin
                 },
                 Err(_) => 3,
             };
-            // SAFETY: a number; nothing is to be cleaned up.
+            // SAFETY: it takes a number, and the child has nothing to clean up.
             unsafe { libc::_exit(code) }
         }
         ForkResult::Parent { child } => {
