@@ -14,6 +14,8 @@ mod messages;
 mod missing;
 mod opening;
 mod paths;
+#[path = "../common/ports.rs"]
+mod ports;
 mod puppet;
 mod settings;
 mod sharing;

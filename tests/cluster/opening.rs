@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use clusterlb::{ListenOptions, Policy, Transport, WorkerHandle};
 
+use crate::ports::free_ports;
 use crate::puppet::{Order, Reply, Service};
 use crate::stage::{Stage, eventually, greeter, kept};
 use crate::trials;
@@ -99,9 +100,7 @@ fn datagrams_are_closed_while_they_are_bound() {
     let mut stage = Stage::new();
     let worker = stage.puppet();
     let options = ListenOptions::default().transport(Transport::Datagram);
-    let probe = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    let address = probe.local_addr().expect("it is bound").to_string();
-    drop(probe);
+    let address = format!("127.0.0.1:{}", free_ports(&["127.0.0.1"], 1)[0]);
     for patience_ms in [0, 0, 0, 1, 30] {
         ask_in_vain(&mut stage, &worker, &address, options, patience_ms);
         eventually("the address to be free", || UdpSocket::bind(&address).ok());

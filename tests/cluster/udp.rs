@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use clusterlb::{AddressKind, ListenOptions, Transport, WorkerHandle};
 use nix::errno::Errno;
 
 use crate::missing::lacking;
+use crate::ports::free_ports;
 use crate::puppet::{Order, Reply};
-use crate::stage::{PATIENCE, Stage, eventually, uninterrupted};
+use crate::stage::{Stage, eventually, uninterrupted};
 use crate::trials;
 
 trials!(
@@ -39,15 +41,22 @@ fn options(transport: Transport) -> ListenOptions {
     ListenOptions::default().transport(transport)
 }
 
+/// Time after which a datagram is sent again.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// The number of the worker that answers a datagram from a new port.
 fn answerer(address: &str) -> u32 {
     let client = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    client.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    client.set_read_timeout(Some(AGAIN)).expect("it is a socket");
     // Connected, so that only answers from this address are received.
     client.connect(address).expect("a loopback has routes");
-    client.send(b"ping").expect("a loopback has room");
     let mut buffer = [0; 64];
-    let length = uninterrupted(|| client.recv(&mut buffer)).expect("an answer");
+    // A worker that another test is just starting has a copy of every descriptor until its exec: a
+    // socket that is closed meanwhile takes datagrams along.
+    let length = eventually("an answer", || {
+        client.send(b"ping").expect("a loopback has room");
+        uninterrupted(|| client.recv(&mut buffer)).ok()
+    });
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     let (number, rest) = text.split_once(' ').expect("a number and what was sent");
     assert_eq!(rest, "ping");
@@ -156,9 +165,7 @@ fn an_address_is_used_again_if_all_allow_it() {
     let mut stage = Stage::new();
     let workers = [stage.puppet(), stage.puppet()];
     let again = options(Transport::Datagram).reuse_address();
-    let probe = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    let address = probe.local_addr().expect("it is bound").to_string();
-    drop(probe);
+    let address = format!("127.0.0.1:{}", free_ports(&["127.0.0.1"], 1)[0]);
     let mut told = Vec::new();
     for worker in &workers {
         for _ in 0..2 {

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -28,7 +29,7 @@ fn line_of(agent: &str) -> String {
 
 #[test]
 fn an_agent_tells_what_is_left_and_what_the_run_does() {
-    let arguments = "--workers 1 --max-inflight 4 --agent-check 127.0.0.1:0 --drain-delay 3s \
+    let arguments = "--workers 1 --max-inflight 4 --agent-check 127.0.0.1:0 --drain-delay 10m \
                      --grace 1s";
     let run = Launch::new(arguments).start();
     let agent = agent_of(&run);
@@ -46,7 +47,9 @@ fn an_agent_tells_what_is_left_and_what_the_run_does() {
     run.signal(Signal::SIGTERM);
     run.event("stopping", 0);
     assert_eq!(line_of(&agent), "drain\n");
-    let ended = run.wait();
+    // Longer than the time in which a second signal counts as an echo of the first.
+    std::thread::sleep(Duration::from_millis(100));
+    let ended = run.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(0), "{ended:?}");
 }
 
@@ -97,7 +100,7 @@ fn haproxy_follows_readiness_and_the_agent_by_the_example() {
         return;
     }
     let hosts = ["127.0.0.2", "127.0.0.3"];
-    let ports = free_ports(&hosts, 4);
+    let ports = free_ports(&["127.0.0.1", hosts[0], hosts[1]], 4);
     let (web, admin, agent, front) = (ports[0], ports[1], ports[2], ports[3]);
     let start = |host: &str| {
         let arguments = format!(
@@ -115,7 +118,9 @@ fn haproxy_follows_readiness_and_the_agent_by_the_example() {
         .replace("port 9100", &format!("port {admin}"))
         .replace("agent-port 9101", &format!("agent-port {agent}"))
         .replace("0.0.0.0:8080", &format!("127.0.0.1:{front}"))
-        .replace("inter 1s", "inter 100ms");
+        .replace("inter 1s", "inter 100ms")
+        // A busy machine may take longer than the interval to answer a check.
+        .replace("timeout connect 2s", "timeout connect 30s\n    timeout check 30s");
     let haproxy = Haproxy::start(&configuration);
     let is_up = |name: &str| haproxy.server(name).0.starts_with("UP").then_some(());
     eventually("both to be up", || is_up("one").and_then(|()| is_up("two")));

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use nix::unistd::Uid;
 
-use crate::common::{BINARY, Client, Ended, Launch, get, get_from, has_program, lacking};
+use crate::common::{
+    BINARY, Client, Ended, Launch, free_ports, get, get_from, has_program, lacking,
+};
 
 /// Opens a socket as its first argument says, passes it on as descriptor 7, and executes the
 /// command that follows.
@@ -286,12 +288,9 @@ fn a_folder_that_is_not_ours_is_refused() {
 
 #[test]
 fn udp_on_the_same_port_does_not_matter() {
-    let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-    let address = udp.local_addr().expect("it is bound").to_string();
-    // Another program may have the TCP port of that number by chance.
-    if TcpListener::bind(&address).is_ok() {
-        let cluster = Launch::new("--workers 1").listen(&address).start();
-        Client::held(&address);
-        cluster.end().assert_clean(1);
-    }
+    let address = format!("127.0.0.1:{}", free_ports(&["127.0.0.1"], 1)[0]);
+    let _udp = UdpSocket::bind(&address).expect("a free port");
+    let cluster = Launch::new("--workers 1").listen(&address).start();
+    Client::held(&address);
+    cluster.end().assert_clean(1);
 }

@@ -1,15 +1,14 @@
 //! Service managers: the messages they get, the sockets they pass, and those they store.
 
 use std::net::TcpListener;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::thread;
 
 use clusterlb_sys::fdpass;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 
-use crate::common::{Client, GET_CLOSE, Launch, eventually, get, has_program};
+use crate::common::{Client, GET_CLOSE, Launch, eventually, free_ports, get, has_program};
 
 /// A service manager's end.
 struct Manager {
@@ -53,14 +52,11 @@ impl Manager {
 
 /// Starts the command with a socket as descriptor 3, as a service manager does.
 fn with_socket(launch: Launch, socket: &OwnedFd, name: &str) -> Launch {
-    // Another test's program may inherit it as well; it holds no connection, and is closed here.
-    fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
-    let number = socket.as_raw_fd();
     let script = format!(
-        "exec 3<&{number}; [ {number} = 3 ] || exec {number}<&-
+        "exec 3<&0 </dev/null
         export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name}; exec \"$@\""
     );
-    launch.under(&["bash", "-c", &script, "bash"])
+    launch.input(socket).under(&["bash", "-c", &script, "bash"])
 }
 
 #[test]
@@ -85,7 +81,8 @@ fn a_reload_that_stops_is_over_for_the_manager_too() {
     let folder = tempfile::tempdir().expect("a folder");
     let flag = folder.path().join("broken");
     let script = format!("test -e {} && exit 7; exec sleep 1000", flag.display());
-    let launch = Launch::new("--dialect listen-fds --workers 1 --ready-after 300ms")
+    // Long enough for a shell to start and end on a busy machine.
+    let launch = Launch::new("--dialect listen-fds --workers 1 --ready-after 2s")
         .listen("127.0.0.1:0")
         .running(&["/bin/sh", "-c", &script]);
     let manager = Manager::new();
@@ -140,10 +137,7 @@ fn systemd_socket_activate_starts_it_for_the_first_client() {
     if !has_program("systemd-socket-activate") {
         return;
     }
-    // The run opens the port itself, so this one is only likely to be free.
-    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = free.local_addr().expect("it is bound").to_string();
-    drop(free);
+    let address = format!("127.0.0.1:{}", free_ports(&["127.0.0.1"], 1)[0]);
     let listen = format!("--listen={address}");
     let words = ["systemd-socket-activate", &listen, "--fdname=web", "--setenv=CLUSTERLB_TEST_RUN"];
     let client = thread::spawn({

@@ -2,6 +2,7 @@
 //! what it leaves behind.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -56,6 +57,8 @@ pub(crate) struct Launch {
     workers: Vec<String>,
     /// Number of addresses that this program listens on.
     servers: usize,
+    /// Standard input; nothing otherwise.
+    input: Option<Arc<OwnedFd>>,
     json: bool,
     steady: bool,
 }
@@ -70,6 +73,7 @@ impl Launch {
             variables: vec![],
             workers: vec![],
             servers: 1,
+            input: None,
             json: true,
             steady: true,
         }
@@ -104,6 +108,13 @@ impl Launch {
     /// Sets the number of addresses that it listens on.
     pub(crate) fn servers(mut self, servers: usize) -> Self {
         self.servers = servers;
+        self
+    }
+
+    /// Gives it this descriptor as standard input, and no copy to another program.
+    pub(crate) fn input(mut self, descriptor: &OwnedFd) -> Self {
+        let copy = descriptor.try_clone().expect("a descriptor to spare");
+        self.input = Some(Arc::new(copy));
         self
     }
 
@@ -159,11 +170,14 @@ impl Launch {
         if self.is_program() || self.arguments.iter().any(|word| word == "tokio-uring") {
             command.env_remove(SECCOMP_VARIABLE);
         }
+        let input = self.input.as_ref().map_or_else(Stdio::null, |input| {
+            input.try_clone().expect("a descriptor to spare").into()
+        });
         let child = command
             .env_remove("CLUSTERLB_SCHED_POLICY")
             .env(RUN_VARIABLE, &run)
             .envs(self.variables.iter().cloned())
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();

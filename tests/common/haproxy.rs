@@ -1,12 +1,11 @@
-//! The real HAProxy in front of a run, and ports for it.
+//! The real HAProxy in front of a run.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
-use super::eventually;
+use super::{eventually, free_ports};
 
 /// A running HAProxy. Dropping it kills it.
 pub(crate) struct Haproxy {
@@ -39,7 +38,7 @@ impl Haproxy {
         let ports = free_ports(&["127.0.0.1"], 2);
         let mut configuration = String::from(
             "defaults\n    mode tcp\n    timeout connect 30s\n    timeout client 60s\n    \
-             timeout server 60s\n",
+             timeout server 60s\n    timeout check 30s\n",
         );
         for (port, version) in ports.iter().zip(["send-proxy", "send-proxy-v2"]) {
             configuration += &format!(
@@ -77,20 +76,4 @@ impl Drop for Haproxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Ports that are free at each of some addresses.
-pub(crate) fn free_ports(hosts: &[&str], count: usize) -> Vec<u16> {
-    let mut held = Vec::new();
-    let mut ports = Vec::new();
-    while ports.len() < count {
-        let first = TcpListener::bind((hosts[0], 0)).expect("a free port");
-        let port = first.local_addr().expect("it is bound").port();
-        let all = hosts[1..].iter().map(|host| TcpListener::bind((*host, port)));
-        if let Ok(all) = all.collect::<Result<Vec<_>, _>>() {
-            held.push((first, all));
-            ports.push(port);
-        }
-    }
-    ports
 }

@@ -11,15 +11,17 @@ mod headers;
 pub(crate) mod hostile;
 pub(crate) mod machine;
 mod missing;
+mod ports;
 pub(crate) mod seccomp;
 mod wait;
 
 pub(crate) use books::{Ended, Summary};
 pub(crate) use client::{Client, GET, GET_CLOSE, HELLO, Response, get, get_from};
 pub(crate) use cluster::{BINARY, Cluster, Launch};
-pub(crate) use haproxy::{Haproxy, free_ports};
+pub(crate) use haproxy::Haproxy;
 pub(crate) use headers::{headers, without_header};
 pub(crate) use missing::lacking;
+pub(crate) use ports::free_ports;
 pub(crate) use wait::{PATIENCE, eventually};
 
 /// Whether a program is installed; reports it as missing otherwise.

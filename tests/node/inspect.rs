@@ -2,30 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::TcpListener;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::{Client, Cluster, Launch, eventually, get, has_program, machine};
+use crate::common::{Client, Cluster, Launch, eventually, free_ports, get, has_program, machine};
 
 /// A server that answers with its process id and its debugger's port.
 const SERVER: &str = "
     require('http').createServer((request, response) => {
         response.end(`${process.pid} ${process.debugPort}`);
     }).listen(0, '127.0.0.1');";
-
-/// The first of `count` free ports in a row; another program may take one, though hardly ever.
-fn free_ports(count: u16) -> u16 {
-    eventually("some free ports in a row", || {
-        let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let first = probe.local_addr().expect("it is bound").port();
-        drop(probe);
-        let last = first.checked_add(count)?;
-        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        (first..last).all(free).then_some(first)
-    })
-}
 
 /// A server in a temporary folder; `None` if this machine has no Node.
 fn script() -> Option<TempDir> {
@@ -70,7 +57,7 @@ fn ports(cluster: &Cluster) -> BTreeSet<u16> {
 #[test]
 fn every_worker_has_a_debugger_at_its_own_port() {
     let Some(folder) = script() else { return };
-    let first = free_ports(5);
+    let first = free_ports(&["127.0.0.1"], 5)[0];
     let cluster = launch(&folder, 3, &[&format!("--inspect={first}")]).start();
     assert_eq!(ports(&cluster), (first..first + 3).collect());
     // A later worker gets the next port, as from Node's own primary.
@@ -84,12 +71,12 @@ fn every_worker_has_a_debugger_at_its_own_port() {
 #[test]
 fn the_port_may_be_said_in_any_of_nodes_ways() {
     let Some(folder) = script() else { return };
-    let first = free_ports(2);
+    let first = free_ports(&["127.0.0.1"], 2)[0];
     let port = format!("--inspect-port={first}");
     let cluster = launch(&folder, 2, &["--no-warnings", &port, "--inspect"]).start();
     assert_eq!(ports(&cluster), [first, first + 1].into());
     cluster.end();
-    let first = free_ports(2);
+    let first = free_ports(&["127.0.0.1"], 2)[0];
     let value = format!("--inspect=127.0.0.1:{first}");
     let cluster = launch(&folder, 2, &[]).variable("NODE_OPTIONS", &value).start();
     assert_eq!(ports(&cluster), [first, first + 1].into());

@@ -4,14 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::nodes::{Node, with_each};
 use super::script::Script;
-use crate::common::{Client, Cluster, eventually, get, machine};
+use crate::common::{Client, Cluster, eventually, free_ports, get, machine};
 
 fn with_each_node(text: &str, test: impl Fn(&Node, &Script) + Sync) {
     with_each(|node| test(node, &Script::named("server.js", text)));
@@ -123,18 +122,6 @@ fn a_worker_can_have_hundreds_of_sockets_at_once() {
     });
 }
 
-/// Outside the kernel's ephemeral range, so that no other test gets one of them.
-fn port_below_four_free_ones() -> u16 {
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 1500).expect("less than 1500");
-    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut bases = (0..1500).map(|_| {
-        let block = first + TAKEN.fetch_add(1, Ordering::Relaxed);
-        20_000 + block % 1500 * 5
-    });
-    bases.find(|base| (1..=4).all(|above| is_free(base + above))).expect("four free ports in a row")
-}
-
 #[test]
 fn what_no_successor_asks_for_is_closed_after_a_reload() {
     // A separate port per worker, above a shared one.
@@ -147,7 +134,8 @@ fn what_no_successor_asks_for_is_closed_after_a_reload() {
         const own = serve().on('error', () => process.send('taken'));
         own.listen(Number(process.env.TEST_PORT) + id, '127.0.0.1', () => process.send('serves'));";
     with_each_node(text, |node, script| {
-        let base = u32::from(port_below_four_free_ones());
+        // Workers have the numbers from 1 to 4.
+        let base = u32::from(free_ports(&["127.0.0.1"], 5)[0]);
         let launch = script.launch_with(&node.program, "--workers 2 --settle 0s");
         let cluster = launch.variable("TEST_PORT", &base.to_string()).servers(3).start();
         if sent(&cluster, 2).iter().any(|word| word == "taken") {

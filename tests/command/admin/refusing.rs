@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::{Steered, ask, assert_done, assert_refused, command, text};
-use crate::common::{BINARY, Client, Launch, eventually, get_from, has_program, lacking};
+use crate::common::{BINARY, Client, Launch, eventually, get_from, has_program, lacking, machine};
 use crate::room::Room;
 
 #[test]
@@ -63,10 +63,13 @@ fn a_thousand_scrapers_at_once_are_all_answered() {
     let Some(_room) = Room::for_clients(1000) else { return };
     let run = Launch::new("--workers 1 --admin 127.0.0.1:0").start();
     let admin = run.event("admin", 0)["address"].as_str().expect("an address").to_owned();
+    // All of them are there, with their requests, when the first one is accepted.
+    machine::suspend(run.pid());
     let mut clients: Vec<Client> = (0..1000).map(|_| Client::to(&admin)).collect();
     for client in &mut clients {
         client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n");
     }
+    machine::signal(run.pid(), Signal::SIGCONT);
     for client in &mut clients {
         assert_eq!(client.receive().status, 200);
     }
@@ -105,7 +108,7 @@ fn another_user_is_refused() {
     if !has_program("setpriv") || !has_program("curl") {
         return;
     }
-    let name = format!("clusterlb-test-{}", std::process::id());
+    let name = format!("clusterlb-test-admin-{}", std::process::id());
     let run = Launch::new(&format!("--workers 1 --admin unix:@{name}")).start();
     let curl = |words: &[&str]| {
         let mut command = Command::new("setpriv");

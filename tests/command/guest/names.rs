@@ -11,15 +11,7 @@ use nix::sys::socket::{
 use nix::unistd::geteuid;
 
 use super::is_root;
-use crate::common::{Launch, get, has_program, lacking};
-
-/// A free port outside the range that the kernel chooses from, so that no other test gets it.
-fn free_port() -> u16 {
-    let first = u16::try_from(std::process::id() % 9000).expect("less than 9000");
-    let mut ports = (0..9000).map(|step| 10_000 + (first + step) % 9000);
-    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    ports.find(is_free).expect("one of thousands is free")
-}
+use crate::common::{Launch, free_ports, get, has_program, lacking};
 
 fn has_ipv6() -> bool {
     let has = std::net::TcpListener::bind("[::1]:0").is_ok();
@@ -31,7 +23,7 @@ fn has_ipv6() -> bool {
 
 #[test]
 fn a_name_is_served_at_all_its_addresses_that_this_machine_has() {
-    let port = free_port();
+    let port = free_ports(&["127.0.0.1"], 1)[0];
     let cluster = Launch::new("--workers 2").listen(format!("localhost:{port}")).start();
     let addresses = cluster.addresses();
     assert!(addresses.contains(&format!("127.0.0.1:{port}")), "{addresses:?}");
