@@ -416,7 +416,8 @@ impl Sharers {
 fn what_waits_in_the_socket_of_a_worker_that_does_not_accept_is_given_to_others(
     engine: EngineKind,
 ) {
-    let mut sharers = Sharers::start(engine, 100_000_000);
+    // Long enough for this test, which works for the second one, to run.
+    let mut sharers = Sharers::start(engine, 1_000_000_000);
     let clients = sharers.bench.connect(40);
     sharers.told(true);
     eventually("all of them to be somewhere", || {

@@ -275,11 +275,12 @@ fn readiness_follows_the_run_however_busy_the_workers_are() {
     held.send(b"GET / HTTP/1.1\r\n");
     assert_eq!(run.post("/drain").status, 202);
     run.cluster.event("draining", 0);
+    // On a busy machine the worker may count as hung before that.
     let ready = eventually("the drain to be seen", || {
         let ready = run.get("/readyz");
-        (ready.status == 503).then_some(ready)
+        (ready.body == "draining\n").then_some(ready)
     });
-    assert_eq!((&*ready.body, run.get("/livez").status), ("draining\n", 200));
+    assert_eq!((ready.status, run.get("/livez").status), (503, 200));
     drop(held);
     let ended = run.cluster.wait();
     assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::common::cluster::ENGINE_VARIABLE;
 use crate::common::seccomp::Filter;
-use crate::common::{BINARY, has_program};
+use crate::common::{BINARY, eventually, has_program, machine};
 
 fn without_rings(words: &str) -> Option<Output> {
     let before = Filter::Refuse(1).command();
@@ -73,7 +73,12 @@ impl Loops {
             command.args(["-c", &cpu.to_string(), "sh", "-c", "while :; do :; done"]);
             command.stdin(Stdio::null()).spawn().expect("taskset starts")
         };
-        Self((0..4).map(start).collect())
+        let loops = Self((0..4).map(start).collect());
+        for child in &loops.0 {
+            let is_busy = || machine::cpu_time_ms(child.id()) >= 20;
+            eventually("a loop to run", || is_busy().then_some(()));
+        }
+        loops
     }
 }
 

@@ -111,6 +111,21 @@ pub(crate) fn clients_of(pid: u32, server_port: u16) -> Vec<u16> {
     links.into_iter().filter(|(_, link)| held.contains_key(link)).map(|(port, _)| port).collect()
 }
 
+/// Number of connections to a port that wait to be accepted.
+pub(crate) fn queued(server_port: u16) -> usize {
+    const LISTENS: &str = "0A";
+    let port = format!(":{server_port:04X}");
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
+    let lines = tables.iter().flatten().flat_map(|table| table.lines());
+    let queues = lines.filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, _, state, queues, ..] = fields[..] else { return None };
+        let (_, waiting) = queues.split_once(':').filter(|_| state == LISTENS)?;
+        usize::from_str_radix(waiting, 16).ok().filter(|_| local.ends_with(&port))
+    });
+    queues.sum()
+}
+
 /// Processes by their open sockets.
 fn sockets_of(pids: &[u32]) -> HashMap<String, u32> {
     let mut holders = HashMap::new();

@@ -46,9 +46,9 @@ fn a_worker_that_floods_a_primary_which_is_behind_waits_and_others_go_on() {
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
             assert!(sent < 100, "{sent} messages of 65 KB were never read");
-            let answers: Vec<String> = (0..20).map(|_| ask(front.address(0))).collect();
             let pid = front.workers[other].pid().to_string();
-            assert!(answers.contains(&pid), "{answers:?}");
+            // On a busy machine it may be passed over for a while.
+            eventually("the other one to answer", || (ask(front.address(0)) == pid).then_some(()));
             front.deaf = false;
             front.until("every message", |front| front.workers[flooder].messages.len() == 300);
             let numbers = front.workers[flooder].messages.iter().map(|one| one[0].as_u64());

@@ -100,7 +100,7 @@ fn a_worker_that_leaves_and_does_not_end_is_replaced_after_the_grace_period() {
         request.resume()",
     );
     let Some(script) = Script::new(&text) else { return };
-    let cluster = script.launch("--workers 1 --grace 100ms").start();
+    let cluster = script.launch("--workers 1 --grace 1s").start();
     let address = cluster.address();
     let leave = b"GET /leave HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     let before = Client::to(&address).ask(leave).body;

@@ -20,7 +20,7 @@ use clusterlb::internals::dialect::node::codec::{
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
 use clusterlb::{DescriptorLimit, EngineChoice, EngineKind, Result};
-use clusterlb_protocol::scoreboard::PrimaryPage;
+use clusterlb_protocol::scoreboard::{PageView, PrimaryPage};
 use clusterlb_schedule::id::{ListenerId, Slot, WorkerId};
 use clusterlb_schedule::{Policy, SchedulerConfig};
 use clusterlb_sys::fdpass;
@@ -66,6 +66,7 @@ pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) slot: Slot,
     process: WorkerProcess,
+    counts: PageView,
     serialization: Serialization,
     pub(crate) postage: SendQuota,
     pub(crate) online: bool,
@@ -270,6 +271,7 @@ impl Front {
         fdpass::bound_send_buffer(sender.as_fd(), data_path::CHANNEL_BYTES).expect("a bound");
         let inbox = receiver.try_clone().expect("a duplicate");
         let primary_page = PrimaryPage::create().expect("a page");
+        let counts = primary_page.view().expect("a page");
         let waker = Waker::new().expect("a descriptor");
         let page = primary_page.as_fd().try_clone_to_owned().expect("a duplicate");
         let process = self.launch(setup, id, &theirs);
@@ -290,6 +292,7 @@ impl Front {
             id,
             slot,
             process,
+            counts,
             serialization: setup.serialization,
             postage: SendQuota::default(),
             online: false,
@@ -470,6 +473,11 @@ impl Front {
 
     /// Ends everything; no connection may have been dropped.
     pub(crate) fn finish(mut self) -> ClusterCounts {
+        // A client may have its answer before the worker's acknowledgement has been read.
+        self.until("every connection to be acknowledged", |front| {
+            let mut workers = front.workers.iter().filter(|worker| worker.gone.is_none());
+            workers.all(|worker| worker.counts.counters().unclaimed() == 0)
+        });
         self.order(BridgeRequest::End);
         let bridge = self.threads.pop().expect("two threads were started");
         bridge.join().expect("no panic").expect("the bridge ends in order");

@@ -215,7 +215,7 @@ fn a_program_that_bypasses_the_primary_is_told_so() {
     let text = "
         require('net').createServer().listen({ port: 0, host: '127.0.0.1', exclusive: true });";
     let Some(script) = Script::new(text) else { return };
-    let ended = script.launch("--workers 1 --start-limit 2s").start_unready().wait();
+    let ended = script.launch("--workers 1 --start-limit 6s").start_unready().wait();
     ended.assert_refusal(1, &["listens on 127.0.0.1:", "exclusive: true"]);
 }
 
@@ -226,6 +226,6 @@ fn a_sticky_package_that_waits_for_a_primary_is_named() {
         setInterval(() => {}, 1000);";
     let Some(script) = Script::new(text) else { return };
     write(&script.path("node_modules/@socket.io/sticky/index.js"), "");
-    let ended = script.launch("--workers 1 --start-limit 2s").start_unready().wait();
+    let ended = script.launch("--workers 1 --start-limit 6s").start_unready().wait();
     ended.assert_refusal(1, &["@socket.io/sticky", "--policy sticky"]);
 }

@@ -93,7 +93,7 @@ fn connections_come_without_a_message_each_if_the_script_is_loaded() {
     let script = Script::named("server.js", TWO);
     for node in nodes() {
         for (preload, messages) in [("auto", [0, 0, 0]), ("off", [1, 2, 3])] {
-            let arguments = format!("--preload {preload} --overload-factor off");
+            let arguments = format!("--preload {preload} --overload-factor off --credits 64");
             let cluster = launch(&node, &script, &arguments);
             let address = &cluster.addresses()[0];
             let answers: Vec<(u32, u32)> = (0..6).map(|_| ask(address)).collect();

@@ -298,7 +298,7 @@ fn accepting_goes_on_as_long_as_programs_let_time_pass() {
 fn programs_that_let_time_pass_for_ever_are_waited_for_half_the_grace_period() {
     let wait = "process.on('SIGTERM', () => setTimeout(() => {}, 500000));";
     with_each_node(|stand| {
-        let cluster = stand.start("--workers 1 --grace 2s", wait);
+        let cluster = stand.start("--workers 1 --grace 6s", wait);
         cluster.stop(Signal::SIGTERM).assert_in_order();
     });
 }

@@ -139,7 +139,7 @@ const BLOCKING: &str = "
 #[test]
 fn a_worker_whose_loop_stands_still_is_not_given_anything_to_find_out() {
     with_each_node(BLOCKING, |stand| {
-        let cluster = stand.launch("--workers 2 --hang-after 100ms").start();
+        let cluster = stand.launch("--workers 2 --hang-after 500ms").start();
         let address = cluster.address();
         let mut blocked = Client::to(&address);
         let pid = blocked.ask(GET).body;
@@ -152,7 +152,7 @@ fn a_worker_whose_loop_stands_still_is_not_given_anything_to_find_out() {
         blocked.send(b"GET /block HTTP/1.1\r\nHost: test\r\n\r\n");
         eventually("it to stand still", || fs::exists(stand.path("blocked")).ok()?.then_some(()));
         // Longer than the limit.
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(1000));
         assert!((0..20).all(|_| ask(&address) != pid));
         assert_eq!(hung(), before, "nothing had to be taken back from it");
         fs::write(stand.path("go on"), "").expect("the folder is writable");

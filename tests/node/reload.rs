@@ -146,7 +146,7 @@ fn a_worker_is_ready_when_its_program_says_so() {
         let script = Script::named("server.js", &format!("{SERVER} {WARMING_UP}"));
         let say = |text: &str| fs::write(script.path("ready-after"), text).expect("a file");
         say("300");
-        let arguments = "--workers 2 --ready-after message --settle 1h --start-limit 10s";
+        let arguments = "--workers 2 --ready-after message --settle 1h --start-limit 60s";
         let cluster = script.launch_with(&node.program, arguments).start_unready();
         cluster.event("listening", 0);
         let sent = cluster.count("message");
@@ -162,7 +162,7 @@ fn a_successor_without_its_message_replaces_no_worker() {
     let Some(script) = Script::new(&format!("{SERVER} {WARMING_UP}")) else { return };
     let say = |text: &str| fs::write(script.path("ready-after"), text).expect("a file");
     say("0");
-    let arguments = "--workers 2 --ready-after message --start-limit 3s";
+    let arguments = "--workers 2 --ready-after message --start-limit 8s";
     let cluster = script.launch(arguments).start();
     let before = cluster.worker_pids();
     say("-1");
@@ -173,6 +173,6 @@ fn a_successor_without_its_message_replaces_no_worker() {
     assert_eq!(cluster.worker_pids(), before);
     assert!(before.iter().any(|pid| pid.to_string() == ask(&cluster.address())));
     cluster.end();
-    let refused = script.launch("--workers 2 --ready-after message --start-limit 2s").refused();
+    let refused = script.launch("--workers 2 --ready-after message --start-limit 6s").refused();
     refused.assert_refusal(1, &["process.send('ready')", "--ready-after message"]);
 }

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::net::ToSocketAddrs;
 
 use crate::common::{
-    Directory, Port, Seen, Server, Stream, command, complaints, hello, http, read_request, report,
-    run, sleep_ms, write,
+    Directory, Port, Seen, Server, Stream, await_that, command, complaints, hello, http,
+    read_request, report, run, sleep_ms, write,
 };
 use loadtest::tally::ErrorKind;
 
@@ -45,9 +45,7 @@ fn a_target_that_goes_away_ends_the_run_with_its_results() {
     let child = command(&format!("--rate 50 --duration 60s --json {}", server.address))
         .spawn()
         .expect("the command starts");
-    while server.seen.requests() < 10 {
-        sleep_ms(10);
-    }
+    await_that(|| server.seen.ended() >= 10);
     server.stop();
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::process::Stdio;
 
-use crate::common::{Directory, Server, command, complaints, good, hello, http, run, sleep_ms};
+use crate::common::{Directory, Server, await_that, command, complaints, good, hello, http, run};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
@@ -158,9 +158,7 @@ fn an_interruption_loses_no_results() {
         let child = command(&format!("--rate 100 --duration 60s --json {}", server.address))
             .spawn()
             .expect("the command starts");
-        while server.seen.requests() < 20 {
-            sleep_ms(10);
-        }
+        await_that(|| server.seen.ended() >= 20);
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
         kill(pid, signal).expect("it is running");
         let output = child.wait_with_output().expect("it ends");

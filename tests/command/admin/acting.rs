@@ -84,7 +84,8 @@ fn a_reload_that_fails_says_why_and_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let flag = folder.path().join("broken");
     let script = format!("test -e {} && exit 7; exec sleep 1000", flag.display());
-    let launch = Launch::new("--dialect listen-fds --workers 1 --ready-after 300ms")
+    // Long enough for a shell to start and end on a busy machine.
+    let launch = Launch::new("--dialect listen-fds --workers 1 --ready-after 2s")
         .listen("127.0.0.1:0")
         .running(&["/bin/sh", "-c", &script]);
     let run = Steered::launch(launch);

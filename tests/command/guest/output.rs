@@ -2,7 +2,7 @@
 //! code 1.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -66,10 +66,9 @@ fn a_run_whose_events_find_no_room_serves_and_fails_at_its_end() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("it can be started");
-    let mut errors = child.stderr.take().expect("a pipe");
-    let mut said = [0; 4096];
-    let count = errors.read(&mut said).expect("a pipe");
-    let note = String::from_utf8_lossy(&said[..count]).into_owned();
+    let mut errors = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut note = String::new();
+    errors.read_line(&mut note).expect("a line");
     assert!(note.contains("lines are lost") && note.contains("No space left"), "{note}");
     assert!(child.try_wait().expect("it is our child").is_none(), "it goes on");
     machine::signal(child.id(), Signal::SIGTERM);

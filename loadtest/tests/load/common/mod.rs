@@ -58,6 +58,11 @@ impl Seen {
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::SeqCst)
     }
+
+    /// Connections that the client has closed, so that it has counted what it received.
+    pub(crate) fn ended(&self) -> u64 {
+        self.connections().saturating_sub(self.open.load(Ordering::SeqCst))
+    }
 }
 
 /// A connection of either family.
@@ -364,13 +369,13 @@ pub(crate) fn complaints(output: &Output) -> Vec<String> {
 
 /// Waits until `condition` holds: a server sees how a connection ends after the client has ended.
 pub(crate) fn await_that(condition: impl Fn() -> bool) {
-    for _ in 0..2000 {
+    for _ in 0..24_000 {
         if condition() {
             return;
         }
         sleep_ms(5);
     }
-    panic!("it has not happened in ten seconds");
+    panic!("it has not happened in two minutes");
 }
 
 /// A pause.
