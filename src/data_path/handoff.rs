@@ -138,6 +138,11 @@ impl Link {
         self.page.counters()
     }
 
+    /// Connections that the worker has closed for lack of a header of the PROXY protocol.
+    pub(super) fn headers_refused(&self) -> u64 {
+        self.page.headers_refused()
+    }
+
     /// Whether finished connections have ended, instead of merely leaving the primary's sight.
     pub(super) fn tells_ends(&self) -> bool {
         self.is_native || self.page.program_reports()

@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::handoff::Accepted;
+use super::handoff::{Accepted, Link};
 use super::{DataPath, Report};
 use crate::id::Slot;
 use crate::schedule::{Judgement, Look};
@@ -25,7 +25,16 @@ pub(super) struct Looked {
     key: Key,
     pub(super) slot: Slot,
     copy: OwnedFd,
+    /// Connections that the worker had closed for lack of a header when it got this one.
+    headers_refused: u64,
     pub(super) until_ns: u64,
+}
+
+impl Looked {
+    /// Whether the worker has closed a connection for lack of a header since, probably this one.
+    fn is_refused(&self, link: &Link) -> bool {
+        link.headers_refused() != self.headers_refused
+    }
 }
 
 impl DataPath {
@@ -36,8 +45,11 @@ impl DataPath {
             return;
         }
         let (key, until_ns) = (link.key(), self.now_ns.saturating_add(KEPT_NS));
+        let headers_refused = link.headers_refused();
         match accepted.socket.try_clone() {
-            Ok(copy) => self.looked_at.push(Looked { key, slot, copy, until_ns }),
+            Ok(copy) => {
+                self.looked_at.push(Looked { key, slot, copy, headers_refused, until_ns });
+            }
             // Without a free descriptor this connection stays unknown.
             Err(_) => drop(self.roster.end_look(slot, None, self.now_ns)),
         }
@@ -51,15 +63,15 @@ impl DataPath {
         for looked in std::mem::take(&mut self.looked_at) {
             let link = self.links.get(looked.slot.index()).and_then(Option::as_ref);
             // The successor in the slot is not responsible for it.
-            if link.is_none_or(|link| link.key() != looked.key) {
-                continue;
-            }
+            let Some(link) = link.filter(|link| link.key() == looked.key) else { continue };
             let answered = match self.roster.look(looked.slot) {
                 Look::Pending if self.now_ns < looked.until_ns => {
                     self.looked_at.push(looked);
                     continue;
                 }
-                Look::Finished => peer::is_answered(&looked.copy),
+                // A client without a header is at fault, not the worker.
+                Look::Finished => peer::is_answered(&looked.copy)
+                    .filter(|answered| *answered || !looked.is_refused(link)),
                 Look::Pending | Look::Void => None,
             };
             let judgement = self.roster.end_look(looked.slot, answered, self.now_ns);

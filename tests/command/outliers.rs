@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Cluster, GET_CLOSE};
+use crate::common::{Client, Cluster, GET, GET_CLOSE, Launch, headers};
 use crate::hostile::launch;
 
 /// Concurrent clients: more than the other workers, which serve one at a time, have room for.
@@ -99,6 +99,34 @@ fn workers_that_answer_are_no_outliers_however_fast() {
     let Some(launch) = launch("", "fast") else { return };
     let cluster = launch.with_defaults().start();
     assert!(percent_dropped(&cluster, 1500) < 0.1);
+    let ended = cluster.stop(Signal::SIGTERM);
+    assert_eq!(ended.named("outlier").count(), 0, "{:?}", ended.events);
+    ended.summary();
+}
+
+#[test]
+fn clients_without_a_header_make_no_worker_an_outlier() {
+    let launch = Launch::new("--workers 2 --policy least --proxy-protocol all --eject-outliers 1h");
+    let cluster = launch.with_defaults().start();
+    let address = cluster.address();
+    let good = headers().swap_remove(0).0;
+    let served = || {
+        let mut client = Client::to(&address);
+        client.send(&[&good, GET].concat());
+        client.receive().assert_hello();
+        client
+    };
+    // Both workers are known to take their time; then one of them gets all that are refused.
+    for _ in 0..4 {
+        let both = [served(), served()];
+        std::thread::sleep(Duration::from_millis(30));
+        drop(both);
+    }
+    let held = served();
+    let count = Count::default();
+    count.connect(&address, || count.total() >= 1500);
+    drop(held);
+    assert_eq!(count.dropped.load(Ordering::Relaxed), 1500);
     let ended = cluster.stop(Signal::SIGTERM);
     assert_eq!(ended.named("outlier").count(), 0, "{:?}", ended.events);
     ended.summary();

@@ -292,6 +292,12 @@ impl PrimaryPage {
         Counters::new(&self.page, self.assigned, self.returned)
     }
 
+    /// Connections that the worker has closed for lack of a header of the PROXY protocol.
+    #[must_use]
+    pub fn headers_refused(&self) -> u64 {
+        read(self.page.word(STATISTICS, HEADERS_REFUSED))
+    }
+
     /// Whether the program behind this page reports finished connections itself.
     #[must_use]
     pub fn program_reports(&self) -> bool {
