@@ -15,10 +15,19 @@ use clusterlb_sys::error::errno_of;
 /// Standard output is closed, or its disk is full.
 pub(super) fn print(text: &str) -> Result<()> {
     ensure_open()?;
+    pass_on(text.as_bytes()).map(drop)
+}
+
+/// Prints a part of what follows. Returns whether a reader is there for the rest.
+///
+/// # Errors
+/// The disk of standard output is full.
+pub(super) fn pass_on(bytes: &[u8]) -> Result<bool> {
     let mut output = std::io::stdout().lock();
-    let written = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+    let written = output.write_all(bytes).and_then(|()| output.flush());
     match written.map_err(|error| errno_of(&error)) {
-        Ok(()) | Err(Errno::EPIPE) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Errno::EPIPE) => Ok(false),
         Err(errno) => Err(failed(errno)),
     }
 }

@@ -83,15 +83,11 @@ impl Client {
         })
     }
 
-    /// Passes lines on until the stream ends or `take` fails.
+    /// Passes lines on until the stream ends or `take` wants no more.
     ///
     /// # Errors
-    /// No run answers, or it refuses.
-    pub(super) fn follow(
-        &self,
-        path: &str,
-        mut take: impl FnMut(&[u8]) -> io::Result<()>,
-    ) -> Result<()> {
+    /// No run answers, or it refuses; `take` failed.
+    pub(super) fn follow(&self, path: &str, take: impl Fn(&[u8]) -> Result<bool>) -> Result<()> {
         self.runtime.block_on(async {
             let response = self.send(Method::GET, path).await?;
             if response.status() != StatusCode::OK {
@@ -99,7 +95,8 @@ impl Client {
             }
             let mut body = response.into_body();
             while let Some(Ok(frame)) = body.frame().await {
-                if frame.data_ref().is_some_and(|bytes: &Bytes| take(bytes).is_err()) {
+                let wants_more = frame.data_ref().map_or(Ok(true), |bytes: &Bytes| take(bytes));
+                if !wants_more? {
                     break;
                 }
             }

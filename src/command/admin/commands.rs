@@ -1,7 +1,6 @@
 //! The commands that inspect and control a run: status, reload, scale, drain, events.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,6 +11,7 @@ use super::top;
 use super::views::{ListenersView, WorkersView};
 use crate::command::admin_address::AdminAddress;
 use crate::command::headings::OPERATION;
+use crate::command::output;
 use crate::command::values::{parse, positive_time};
 
 /// Options of the admin interface.
@@ -130,18 +130,14 @@ impl ClientArguments {
     /// # Errors
     /// No run answers, or it has too many readers.
     pub(in crate::command) fn events(&self) -> Result<u8> {
-        let mut output = io::stdout().lock();
-        let mut pass_on = |bytes: &[u8]| {
-            output.write_all(bytes)?;
-            output.flush()
-        };
-        Client::new(&self.admin)?.follow("/events", &mut pass_on)?;
+        output::ensure_open()?;
+        Client::new(&self.admin)?.follow("/events", output::pass_on)?;
         Ok(0)
     }
 
     fn act(&self, path: &str) -> Result<u8> {
         let done = Client::new(&self.admin)?.act(path)?;
-        let _ = writeln!(io::stdout().lock(), "{done}");
+        output::print(&format!("{done}\n"))?;
         Ok(0)
     }
 }
@@ -170,15 +166,13 @@ impl StatusArguments {
     /// No run answers.
     pub(in crate::command) fn run(&self) -> Result<u8> {
         let client = Client::new(&self.client.admin)?;
-        let mut output = io::stdout().lock();
         if self.json {
-            let text = client.look_as_text("/workers")?;
-            let _ = output.write_all(text.as_bytes());
+            output::print(&client.look_as_text("/workers")?)?;
             return Ok(0);
         }
         let workers: WorkersView = client.look("/workers")?;
         let listeners: ListenersView = client.look("/listeners")?;
-        let _ = output.write_all(status(&workers, &listeners).as_bytes());
+        output::print(&status(&workers, &listeners))?;
         Ok(0)
     }
 }

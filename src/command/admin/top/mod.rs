@@ -1,15 +1,16 @@
-//! `clusterlb top`: a live table with a bar per worker; plain text without a terminal.
+//! `clusterlb top`: a live table with a bar per worker; plain text without a terminal, or on one
+//! that cannot move its cursor.
 //!
 //! Owns the terminal while it runs, and the interval between samples.
 
 mod rows;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use clusterlb::{Error, Result};
 use clusterlb_sys::error::errno_of;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
@@ -18,10 +19,16 @@ use ratatui::{DefaultTerminal, Frame};
 
 use super::client::Client;
 use super::views::{ListenersView, WorkersView};
-use rows::{Column, Row, columns};
+use crate::command::output;
+use rows::{Column, Row, Step, Window, columns, fold};
 
 /// Width of a table without a terminal.
 pub(super) const TEXT_COLUMNS: u16 = 100;
+
+/// Most lines that one of those above the table takes.
+const LINES_MAX: usize = 3;
+/// Lines below which a terminal is low.
+const LOW: u16 = 16;
 
 /// A sample of a run and its time.
 #[derive(Debug)]
@@ -51,8 +58,10 @@ impl Look {
 /// # Errors
 /// No run answers, or it ended; the terminal cannot be used.
 pub(super) fn run(client: &Client, interval: Duration, count: Option<u32>) -> Result<()> {
+    output::ensure_open()?;
     let first = Look::take(client)?;
-    if !io::stdout().is_terminal() {
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    if is_dumb || !io::stdout().is_terminal() {
         return print(client, first, interval, count);
     }
     let terminal = ratatui::try_init()
@@ -72,11 +81,9 @@ fn print(client: &Client, first: Look, interval: Duration, count: Option<u32>) -
         let mut lines = heading(&now.run, before);
         lines.extend(backlogs(&now.listeners));
         let text = format!("{}\n{}\n", lines.join("\n"), table(&now.run, before, TEXT_COLUMNS));
-        let mut output = io::stdout().lock();
-        if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+        if !output::pass_on(text.as_bytes())? {
             return Ok(());
         }
-        drop(output);
         shown += 1;
         if count.is_some_and(|count| shown >= count) {
             return Ok(());
@@ -97,12 +104,17 @@ fn draw(
     let mut earlier: Option<Look> = None;
     let mut now = first;
     let mut shown = 0;
+    let mut window = Window::default();
     loop {
         let before = earlier.as_ref().map(|one| one.before(&now));
-        terminal.draw(|frame| screen(frame, &now, before)).map_err(failed)?;
+        terminal.draw(|frame| screen(frame, &now, before, &mut window)).map_err(failed)?;
         let next = now.at + interval;
         match wait_for_key(next).map_err(failed)? {
             Key::Quit => return Ok(()),
+            Key::Move(step) => {
+                window.scroll(step);
+                continue;
+            }
             Key::Redraw => continue,
             Key::None => {}
         }
@@ -118,6 +130,8 @@ fn draw(
 enum Key {
     Quit,
     Redraw,
+    /// Further down or up in the table.
+    Move(Step),
     None,
 }
 
@@ -129,21 +143,38 @@ fn wait_for_key(until: Instant) -> io::Result<Key> {
         }
         match event::read()? {
             Event::Resize(..) => return Ok(Key::Redraw),
-            Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
-                KeyCode::Char('q') | KeyCode::Esc => return Ok(Key::Quit),
-                KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
-                    return Ok(Key::Quit);
+            Event::Key(key) if key.kind == KeyEventKind::Press => {
+                if let Some(meant) = meaning(key) {
+                    return Ok(meant);
                 }
-                _ => {}
-            },
+            }
             _ => {}
         }
     }
 }
 
-fn screen(frame: &mut Frame<'_>, now: &Look, before: Earlier<'_>) {
+/// What a key does, as in pagers.
+fn meaning(key: KeyEvent) -> Option<Key> {
+    Some(match key.code {
+        KeyCode::Char('q') | KeyCode::Esc => Key::Quit,
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
+        KeyCode::Down | KeyCode::Char('j') => Key::Move(Step::Rows(1)),
+        KeyCode::Up | KeyCode::Char('k') => Key::Move(Step::Rows(-1)),
+        KeyCode::PageDown | KeyCode::Char(' ') => Key::Move(Step::Pages(1)),
+        KeyCode::PageUp | KeyCode::Char('b') => Key::Move(Step::Pages(-1)),
+        KeyCode::Home | KeyCode::Char('g') => Key::Move(Step::First),
+        KeyCode::End | KeyCode::Char('G') => Key::Move(Step::Last),
+        _ => return None,
+    })
+}
+
+fn screen(frame: &mut Frame<'_>, now: &Look, before: Earlier<'_>, window: &mut Window) {
+    let width = usize::from(frame.area().width);
+    // A low terminal has room for the workers first.
+    let lines_max = if frame.area().height < LOW { 1 } else { LINES_MAX };
     let mut lines = heading(&now.run, before);
     lines.extend(backlogs(&now.listeners));
+    let lines: Vec<String> = lines.iter().flat_map(|line| fold(line, width, lines_max)).collect();
     let height = u16::try_from(lines.len()).unwrap_or(u16::MAX);
     let [above, below, last] =
         Layout::vertical([Constraint::Length(height), Constraint::Min(0), Constraint::Length(1)])
@@ -156,14 +187,19 @@ fn screen(frame: &mut Frame<'_>, now: &Look, before: Earlier<'_>) {
     let widths = columns.iter().map(|(_, width)| Constraint::Length(*width));
     let names = columns.iter().map(|(column, width)| column.name(*width));
     let rows = rows::rows(&now.run, before);
-    let hidden = rows.len().saturating_sub(usize::from(below.height.saturating_sub(1)));
-    let table = Table::new(rows.iter().map(|row| table_row(row, &columns)), widths)
+    let shown = window.of(rows.len(), usize::from(below.height.saturating_sub(1)));
+    let table = Table::new(rows[shown.clone()].iter().map(|row| table_row(row, &columns)), widths)
         .header(TableRow::new(names).style(Style::new().add_modifier(Modifier::REVERSED)))
         .column_spacing(1);
     frame.render_widget(table, below);
-    let hint = match hidden {
-        0 => "q quits".to_owned(),
-        hidden => format!("q quits; {hidden} more workers do not fit"),
+    let hint = match shown.len() == rows.len() {
+        true => "q quits".to_owned(),
+        false => format!(
+            "q quits; arrows and page keys move: {} to {} of {}",
+            shown.start + 1,
+            shown.end,
+            rows.len()
+        ),
     };
     frame.render_widget(Paragraph::new(hint).style(Style::new().fg(Color::DarkGray)), last);
 }

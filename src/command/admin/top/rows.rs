@@ -1,5 +1,6 @@
 //! The numbers of the live table: rates from two samples, shares, bars. Pure.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::Earlier;
@@ -51,6 +52,58 @@ pub(super) enum Column {
     Cpu,
     Resident,
     Bar,
+}
+
+/// Which rows are shown of a table that is higher than the terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Window {
+    first: usize,
+    height: usize,
+}
+
+/// A movement of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Rows(isize),
+    Pages(isize),
+    First,
+    Last,
+}
+
+impl Window {
+    /// Moves it. Where the table ends is known when it is drawn.
+    pub(super) fn scroll(&mut self, step: Step) {
+        let page = self.height.cast_signed();
+        self.first = match step {
+            Step::Rows(count) => self.first.saturating_add_signed(count),
+            Step::Pages(count) => self.first.saturating_add_signed(count.saturating_mul(page)),
+            Step::First => 0,
+            Step::Last => usize::MAX,
+        };
+    }
+
+    /// The rows to show in this height, always as many as fit.
+    pub(super) fn of(&mut self, rows: usize, height: usize) -> Range<usize> {
+        self.height = height;
+        self.first = self.first.min(rows.saturating_sub(height));
+        self.first..rows.min(self.first + height)
+    }
+}
+
+/// A line in pieces that are as wide as the terminal, broken behind commas. What does not fit the
+/// last one is cut off there.
+pub(super) fn fold(line: &str, width: usize, lines_max: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for part in line.split_inclusive(", ") {
+        let last = lines.len() - 1;
+        let length = lines[last].chars().count() + part.trim_end().chars().count();
+        if length > width && !lines[last].is_empty() && lines.len() < lines_max {
+            lines.push(format!("  {part}"));
+        } else {
+            lines[last].push_str(part);
+        }
+    }
+    lines
 }
 
 /// Events per second.
@@ -290,6 +343,35 @@ mod tests {
             let has_id = columns.iter().any(|(column, _)| *column == Column::Worker);
             assert!(width < 100 || has_id, "actions name workers by their ids");
         }
+    }
+
+    #[test]
+    fn a_table_that_is_too_high_is_moved_through() {
+        let mut window = Window::default();
+        assert_eq!(window.of(3, 10), 0..3);
+        assert_eq!(window.of(40, 10), 0..10);
+        for (step, rows) in [
+            (Step::Rows(1), 1..11),
+            (Step::Pages(1), 11..21),
+            (Step::Last, 30..40),
+            (Step::Rows(1), 30..40),
+            (Step::Pages(-1), 20..30),
+            (Step::First, 0..10),
+            (Step::Rows(-1), 0..10),
+        ] {
+            window.scroll(step);
+            assert_eq!(window.of(40, 10), rows, "{step:?}");
+        }
+        window.scroll(Step::Last);
+        assert_eq!((window.of(40, 10), window.of(5, 10), window.of(5, 0)), (30..40, 0..5, 0..0));
+    }
+
+    #[test]
+    fn lines_are_folded_behind_commas() {
+        assert_eq!(fold("one, two", 20, 3), ["one, two"]);
+        assert_eq!(fold("one, two, three", 9, 3), ["one, two, ", "  three"]);
+        assert_eq!(fold("a, b, c, d", 1, 2), ["a, ", "  b, c, d"]);
+        assert_eq!(fold("", 0, 3), [""]);
     }
 
     #[test]
