@@ -61,6 +61,25 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
+    /// Whether a run that has this one cannot open the other.
+    pub(super) fn rules_out(&self, other: &ListenAddress) -> bool {
+        let Self::At(own) = self else { return false };
+        match (own, other) {
+            (ListenAddress::Tcp(own), ListenAddress::Tcp(other)) => {
+                let is_same_port = own.port() != 0 && own.port() == other.port();
+                let is_any = own.ip().is_unspecified() || other.ip().is_unspecified();
+                let is_same_family = own.is_ipv4() == other.is_ipv4();
+                is_same_port && (own.ip() == other.ip() || (is_any && is_same_family))
+            }
+            (ListenAddress::Tcp(own), ListenAddress::Name(name, port))
+            | (ListenAddress::Name(name, port), ListenAddress::Tcp(own)) => {
+                name == "*" && *port != 0 && own.port() == *port
+            }
+            (ListenAddress::Unix(own, _), ListenAddress::Unix(other, _)) => own == other,
+            (own, other) => own == other && !own.is_port_zero(),
+        }
+    }
+
     /// The address.
     ///
     /// # Errors
@@ -115,6 +134,26 @@ mod tests {
             let error = text.parse::<AdminAddress>().expect_err(text);
             assert!(error.hint().contains("unix:/path"), "{}", error.hint());
             assert!(!error.to_string().contains("--listen"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_rule_each_other_out_are_known() {
+        for (own, other, rules_out) in [
+            ("9100", "127.0.0.1:9100", true),
+            ("0.0.0.0:9100", "127.0.0.1:9100", true),
+            ("127.0.0.1:9100", "*:9100", true),
+            ("unix:/run/a", "unix:/run/a,mode=660", true),
+            ("unix:@a", "unix:@a", true),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("127.0.0.1:9100", "127.0.0.2:9100", false),
+            ("[::1]:9100", "0.0.0.0:9100", false),
+            ("127.0.0.1:9100", "*:9101", false),
+            ("default", "unix:/run/clusterlb.sock", false),
+        ] {
+            let own: AdminAddress = own.parse().expect("an address");
+            let other = other.parse().expect("an address");
+            assert_eq!(own.rules_out(&other), rules_out, "{own} {other}");
         }
     }
 

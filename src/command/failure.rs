@@ -14,7 +14,7 @@ pub(super) fn exit_code(error: &Error) -> u8 {
 /// The remedy, with this command's option for it.
 pub(super) fn remedy(error: &Error) -> String {
     let options = match (error, error.kind()) {
-        (_, ErrorKind::AddressInUse) => "--listen names another address",
+        (Error::Listen { .. }, ErrorKind::AddressInUse) => "--listen names another address",
         (Error::Listen { .. }, ErrorKind::PermissionDenied) => {
             "--allow-listen names what workers that run as another user may open"
         }

@@ -204,6 +204,18 @@ struct Reporter {
     last: Option<Event>,
 }
 
+/// Why a signal has had no effect.
+fn unused(signal: Signal) -> String {
+    let what = match signal {
+        Signal::SIGTTOU => "leaves the last worker",
+        _ => "changes nothing here",
+    };
+    format!(
+        "{signal} {what}: SIGHUP replaces the workers, SIGTTIN adds one, SIGTTOU takes one away, \
+         SIGTERM ends the run"
+    )
+}
+
 fn lock(reporter: &Mutex<Reporter>) -> MutexGuard<'_, Reporter> {
     reporter.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -337,10 +349,7 @@ impl Reporter {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
             SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
-            SupervisorEvent::SignalUnused { signal } => note(format!(
-                "{signal} changes nothing here: SIGHUP replaces the workers, SIGTTIN adds one, \
-                 SIGTTOU takes one away, SIGTERM ends the run"
-            )),
+            SupervisorEvent::SignalUnused { signal } => note(unused(signal)),
             SupervisorEvent::Stopping { reason, delay } => {
                 Event::Stopping { reason, delay_ms: milliseconds(delay) }
             }

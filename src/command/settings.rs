@@ -232,6 +232,7 @@ impl Settings {
     /// [`Error::Usage`] for settings that contradict each other.
     pub(super) fn validate(&self) -> Result<()> {
         self.validate_dispatch()?;
+        self.validate_admin()?;
         if let Some(program) = &self.program {
             self.validate_program(program)?;
             if program.dialect != Dialect::ListenFds {
@@ -268,6 +269,21 @@ impl Settings {
         }
         if self.policy == Policy::None {
             self.validate_accepting_workers()?;
+        }
+        Ok(())
+    }
+
+    /// An address of the admin interface is no other one's.
+    fn validate_admin(&self) -> Result<()> {
+        let admin = self.admin.iter().map(|one| ("--admin", one));
+        let agents = self.agent_check.iter().map(|one| ("--agent-check", one));
+        for (option, address) in admin.chain(agents) {
+            if let Some(other) = self.listen.iter().find(|other| address.rules_out(other)) {
+                return Err(Error::usage(
+                    format!("{option} {address} and --listen {other} cannot both be had"),
+                    "give each an address of its own",
+                ));
+            }
         }
         Ok(())
     }

@@ -8,51 +8,40 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use clusterlb::{Completion, Result as ClusterResult, SupervisorHandle};
-use serde::Deserialize;
 
 use super::Run;
 use super::answers::{Refused, json};
 use super::door::Access;
-use super::query::{grace, worker, workers};
+use super::query::{Wish, grace, wish, worker, workers};
 use super::views::DoneView;
-
-/// The parameters of an action.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct Wish {
-    /// Number of workers, for `/scale`.
-    workers: Option<String>,
-    /// 0 answers before the action is done.
-    wait: Option<String>,
-    /// Grace period of open connections, for `/drain`.
-    grace: Option<String>,
-}
 
 type Answer = Result<Response<Body>, Refused>;
 
 /// The client and its request.
-pub(super) type Asking = (Extension<Access>, HeaderMap, Query<Wish>);
+pub(super) type Asking = (Extension<Access>, HeaderMap, Query<Vec<(String, String)>>);
+
+/// What every action takes.
+const WAIT: &str = "wait";
 
 pub(super) fn ending() -> Refused {
     Refused::new(StatusCode::CONFLICT, "the run is ending", "start another one")
 }
 
 pub(super) async fn reload(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
-    act(&run, asking, "every worker is replaced", |handle| handle.reload()).await
+    let wish = permitted(asking, &[WAIT])?;
+    act(&run, &wish, "every worker is replaced", |handle| handle.reload()).await
 }
 
-pub(super) async fn drain(
-    State(run): State<Arc<Run>>,
-    (access, fields, Query(mut wish)): Asking,
-) -> Answer {
+pub(super) async fn drain(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
+    let wish = permitted(asking, &["grace", WAIT])?;
     let grace = wish.grace.as_deref().map(grace).transpose()?;
     // The interface ends with the run, so it cannot answer afterwards.
-    wish.wait = Some("0".into());
-    let asking = (access, fields, Query(wish));
-    act(&run, asking, "the run drains, and ends", move |handle| handle.stop(grace)).await
+    let wish = Wish { at_once: true, ..wish };
+    act(&run, &wish, "the run drains, and ends", move |handle| handle.stop(grace)).await
 }
 
 pub(super) async fn scale(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
-    let wish = permitted(asking)?;
+    let wish = permitted(asking, &["workers", WAIT])?;
     // Held until the number has changed, so two concurrent steps add up.
     let guard = run.scaling.lock().await;
     let now = run.ledger().wanted;
@@ -67,9 +56,9 @@ pub(super) async fn drain_worker(
     Path(id): Path<String>,
     asking: Asking,
 ) -> Answer {
-    let worker = worker(&id)?;
+    let (worker, wish) = (worker(&id)?, permitted(asking, &[WAIT])?);
     let done = format!("worker {worker} has left");
-    act(&run, asking, &done, move |handle| handle.drain(worker)).await
+    act(&run, &wish, &done, move |handle| handle.drain(worker)).await
 }
 
 pub(super) async fn kill_worker(
@@ -77,9 +66,9 @@ pub(super) async fn kill_worker(
     Path(id): Path<String>,
     asking: Asking,
 ) -> Answer {
-    let worker = worker(&id)?;
+    let (worker, wish) = (worker(&id)?, permitted(asking, &[WAIT])?);
     let done = format!("worker {worker} has ended");
-    act(&run, asking, &done, move |handle| handle.kill(worker)).await
+    act(&run, &wish, &done, move |handle| handle.kill(worker)).await
 }
 
 pub(super) async fn replace_worker(
@@ -87,30 +76,33 @@ pub(super) async fn replace_worker(
     Path(id): Path<String>,
     asking: Asking,
 ) -> Answer {
-    let worker = worker(&id)?;
+    let (worker, wish) = (worker(&id)?, permitted(asking, &[WAIT])?);
     let done = format!("worker {worker} is replaced");
-    act(&run, asking, &done, move |handle| handle.replace(worker)).await
+    act(&run, &wish, &done, move |handle| handle.replace(worker)).await
 }
 
-/// Runs an action, if this client may.
+/// Runs an action.
 async fn act(
     run: &Arc<Run>,
-    asking: Asking,
+    wish: &Wish,
     done: &str,
     what: impl FnOnce(&SupervisorHandle) -> ClusterResult<Completion> + Send + 'static,
 ) -> Answer {
-    let wish = permitted(asking)?;
     let asked = ask(run, what).await?;
-    finish(asked, &wish, done).await
+    finish(asked, wish, done).await
+}
+
+/// The parameters, if this client may act and the action knows them.
+fn permitted(
+    (Extension(access), fields, Query(pairs)): Asking,
+    known: &[&str],
+) -> Result<Wish, Refused> {
+    ensure_permitted(access, &fields)?;
+    Ok(wish(pairs, known)?)
 }
 
 /// Whether this client may act. Browsers send the origin of the page that asks; no web page may
 /// act.
-fn permitted((Extension(access), fields, Query(wish)): Asking) -> Result<Wish, Refused> {
-    ensure_permitted(access, &fields).map(|()| wish)
-}
-
-/// As [`permitted`], whatever the parameters are.
 pub(super) fn ensure_permitted(access: Access, fields: &HeaderMap) -> Result<(), Refused> {
     let refused =
         |error: &str, remedy: &str| Err(Refused::new(StatusCode::FORBIDDEN, error, remedy));
@@ -149,7 +141,7 @@ async fn ask(
 }
 
 async fn finish((completion, _permit): Asked, wish: &Wish, done: &str) -> Answer {
-    if wish.wait.as_deref() == Some("0") {
+    if wish.at_once {
         let done = format!("asked for: {done}");
         return Ok(json(StatusCode::ACCEPTED, &DoneView { done }));
     }

@@ -148,7 +148,8 @@ impl Doors {
         };
         let open = |address: &AdminAddress| {
             let address = address.resolve()?;
-            let address = look_up(&address)?.swap_remove(0);
+            let address = look_up(&address);
+            let address = address.map_err(|error| of_admin(&error, error.hint()))?.swap_remove(0);
             Listener::open(&address, options).map_err(|error| in_words_of_admin(&error, &address))
         };
         let all = |addresses: &[AdminAddress]| addresses.iter().map(open).collect::<Result<_>>();
@@ -179,6 +180,10 @@ fn in_words_of_admin(error: &Error, address: &impl std::fmt::Display) -> Error {
         ),
         _ => error.hint(),
     };
+    of_admin(error, hint)
+}
+
+fn of_admin(error: &Error, hint: String) -> Error {
     Error::cluster(error.kind(), format!("admin interface: {error}"), hint)
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Owns the names in the answers; `query.rs` has those in requests.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::Run;
 use super::actions::{ending, ensure_permitted};
 use super::answers::{Refused, json};
 use super::door::Access;
-use super::query::{nothing_named, set};
+use super::query::{each_once, nothing_named, set};
 use super::views::DoneView;
 
 /// The rules of distribution, as `/policy` and `/config` show them.
@@ -69,7 +68,7 @@ pub(super) async fn change(
     if wishes.is_empty() {
         return Err(nothing_named().into());
     }
-    let wishes: BTreeMap<String, String> = wishes.into_iter().collect();
+    let wishes = each_once(wishes)?;
     // The lock of the settings is held briefly, but must not block the thread of all clients.
     let changed = tokio::task::spawn_blocking(move || {
         let mut refused = None;

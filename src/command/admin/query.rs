@@ -2,6 +2,7 @@
 //!
 //! Owns their names, ranges and remedies. Pure: any text is understood or refused.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clusterlb::{Policy, SchedulerConfig, WORKERS_MAX, WorkerId};
@@ -30,6 +31,55 @@ pub(super) const NAMES: [&str; 10] = [
     "coalesce",
     "eject-outliers",
 ];
+
+/// The parameters of an action.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// Number of workers, for `/scale`.
+    pub(super) workers: Option<String>,
+    /// Answers before the action is done.
+    pub(super) at_once: bool,
+    /// Grace period of open connections, for `/drain`.
+    pub(super) grace: Option<String>,
+}
+
+/// The parameters of an action that knows these. A mistyped one is refused, because the action
+/// would be another one than is meant.
+pub(super) fn wish(pairs: Vec<(String, String)>, known: &[&str]) -> Result<Wish, Wrong> {
+    let mut wish = Wish::default();
+    for (name, value) in each_once(pairs)? {
+        if !known.contains(&&*name) {
+            let known = known.join(" and ");
+            return Err(wrong(
+                format!("there is no parameter {name}"),
+                format!("it takes {known}"),
+            ));
+        }
+        match (&*name, &*value) {
+            ("workers", _) => wish.workers = Some(value),
+            ("grace", _) => wish.grace = Some(value),
+            (_, "0") => wish.at_once = true,
+            (_, "1") => wish.at_once = false,
+            _ => {
+                let remedy = "write wait=0 for an answer at once, or leave it out";
+                return Err(wrong(format!("{name}={value}"), remedy.into()));
+            }
+        }
+    }
+    Ok(wish)
+}
+
+/// Parameters by name. Of two with one name neither is certain to be meant.
+pub(super) fn each_once(pairs: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Wrong> {
+    let mut all = BTreeMap::new();
+    for (name, value) in pairs {
+        if all.contains_key(&name) {
+            return Err(wrong(format!("{name} is named twice"), "name it once".into()));
+        }
+        all.insert(name, value);
+    }
+    Ok(all)
+}
 
 /// The grace period of `/drain`.
 pub(super) fn grace(text: &str) -> Result<Duration, Wrong> {
@@ -116,6 +166,27 @@ fn most(text: &str) -> Result<Option<u32>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pairs(query: &[(&str, &str)]) -> Vec<(String, String)> {
+        query.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn parameters_that_are_unknown_or_named_twice_are_refused() {
+        let known = ["grace", "wait"];
+        let understood = wish(pairs(&[("grace", "5s"), ("wait", "0")]), &known).expect("known");
+        let wanted = Wish { grace: Some("5s".into()), at_once: true, workers: None };
+        assert_eq!(understood, wanted);
+        for (query, word) in [
+            (&[("grase", "5s")][..], "grace and wait"),
+            (&[("workers", "3")], "grace and wait"),
+            (&[("grace", "5s"), ("grace", "6s")], "once"),
+            (&[("wait", "no")], "wait=0"),
+        ] {
+            let refused = wish(pairs(query), &known).expect_err(word);
+            assert!(refused.remedy.contains(word), "{refused:?}");
+        }
+    }
 
     #[test]
     fn numbers_and_steps_are_understood_and_the_range_is_told() {

@@ -79,6 +79,16 @@ pub(super) fn stranger() -> Response<Body> {
     .into_response()
 }
 
+/// The answer to a request that a web page of the internet may have sent.
+pub(super) fn rebound() -> Response<Body> {
+    Refused::new(
+        StatusCode::FORBIDDEN,
+        "a loopback address is asked for by a name of the internet, as web pages can",
+        "name the address itself, or localhost",
+    )
+    .into_response()
+}
+
 async fn unknown_path(uri: Uri) -> Response<Body> {
     let view = RefusedView {
         error: format!("there is no {}", uri.path()),

@@ -4,12 +4,13 @@
 //! gets a 408; an answer that is not read in time is dropped.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -22,7 +23,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Run;
 use super::agent;
-use super::door::{Access, Door, Entrance, REST};
+use super::door::{Access, Door, Entrance, REST, is_rebound};
 use super::routes::{self, Following};
 use super::views::RefusedView;
 
@@ -77,13 +78,14 @@ async fn accept(entrance: Entrance, allow_actions: bool, app: Router, room: Arc<
         let accepted = match &entrance {
             Entrance::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                 let access = if allow_actions { Access::Full } else { Access::ReadOnly };
-                tokio::spawn(answer(stream, access, app.clone(), permit));
+                let local = stream.local_addr().ok().map(|address| address.ip());
+                tokio::spawn(answer(stream, access, local, app.clone(), permit));
             }),
             Entrance::Unix(listener) => listener.accept().await.map(|(stream, _)| {
                 let peer = stream.peer_cred().map(|peer| peer.uid());
                 let known = peer.is_ok_and(|user| user == 0 || user == geteuid().as_raw());
                 let access = if known { Access::Full } else { Access::Refused };
-                tokio::spawn(answer(stream, access, app.clone(), permit));
+                tokio::spawn(answer(stream, access, None, app.clone(), permit));
             }),
         };
         if accepted.is_err() {
@@ -92,10 +94,11 @@ async fn accept(entrance: Entrance, allow_actions: bool, app: Router, room: Arc<
     }
 }
 
-/// Serves one connection.
+/// Serves one connection, over TCP to this address.
 async fn answer<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: T,
     access: Access,
+    local: Option<IpAddr>,
     app: Router,
     _permit: OwnedSemaphorePermit,
 ) {
@@ -104,10 +107,12 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let app = TowerToHyperService::new(app);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(access);
+        let rebound = local.is_some_and(|local| is_rebound(local, host(&request)));
         let (app, has_answered) = (app.clone(), Arc::clone(&has_answered));
         Box::pin(async move {
             let response = match access {
                 Access::Refused => Ok(routes::stranger()),
+                _ if rebound => Ok(routes::rebound()),
                 _ => app.call(request.map(Body::new)).await,
             };
             if let Ok(response) = &response
@@ -138,6 +143,13 @@ async fn answer<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let _ = timeout(HEAD_LIMIT, stream.write_all(too_slow().as_bytes())).await;
     }
     let _ = timeout(HEAD_LIMIT, stream.shutdown()).await;
+}
+
+/// The host that a request is for. A probe is answered by whatever name: it tells nothing.
+fn host(request: &Request<Incoming>) -> Option<&str> {
+    let is_probe = matches!(request.uri().path(), "/livez" | "/readyz");
+    let field = request.headers().get(header::HOST).filter(|_| !is_probe)?;
+    field.to_str().ok()
 }
 
 /// The answer to an incomplete request.

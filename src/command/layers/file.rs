@@ -52,8 +52,9 @@ impl File {
         let table = DeTable::parse(&text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_of(&text, span.start));
             let why = error.message().lines().collect::<Vec<_>>().join(", ");
+            let key = key_in(&text, line).map_or_else(String::new, |key| format!("{key}: "));
             Error::usage(
-                format!("{}, line {line}: {why}", path.display()),
+                format!("{}, line {line}: {key}{why}", path.display()),
                 "write KEY = VALUE as in TOML: \"text\", 1, true, or [\"one\", \"two\"]",
             )
         })?;
@@ -213,6 +214,14 @@ fn text(path: &Path) -> Result<String> {
         return Err(cannot("it is larger than 1 MiB"));
     }
     String::from_utf8(bytes).map_err(|_| cannot("it is not UTF-8"))
+}
+
+/// The key of a line that is no TOML.
+fn key_in(text: &str, line: usize) -> Option<String> {
+    let (key, _) = text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
+    let key = key.trim();
+    let is_name = |letter: char| letter.is_ascii_alphanumeric() || "-_.\"".contains(letter);
+    (!key.is_empty() && key.chars().all(is_name)).then(|| format!("`{key}`"))
 }
 
 /// The line of a byte offset, counted from 1.

@@ -59,6 +59,70 @@ fn tcp_is_for_looking_unless_actions_are_allowed() {
 }
 
 #[test]
+fn no_web_page_looks_at_a_run_by_a_name_that_its_owner_points_here() {
+    let run = Launch::new("--workers 1 --admin 127.0.0.1:0 --admin-allow-actions").start();
+    let admin = run.event("admin", 0)["address"].as_str().expect("an address").to_owned();
+    let ask_for = |host: &str, method: &str, path: &str| {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        Client::to(&admin).ask(request.as_bytes())
+    };
+    for (method, path) in [("GET", "/config"), ("GET", "/events"), ("POST", "/reload")] {
+        assert_refused(&ask_for("page.example", method, path), 403, &["localhost"]);
+    }
+    // A balancer may probe by any name.
+    assert_eq!(ask_for("page.example", "GET", "/readyz").status, 200);
+    for host in [&admin, "localhost:9100", "balancer"] {
+        assert_eq!(ask_for(host, "GET", "/config").status, 200, "{host}");
+    }
+    run.end();
+}
+
+#[test]
+fn what_an_action_does_not_know_is_refused_and_nothing_happens() {
+    let run = Steered::start("--workers 2");
+    for (path, words) in [
+        ("/drain?grase=1h", ["grase", "grace and wait"]),
+        ("/reload?workers=1", ["workers", "it takes wait"]),
+        ("/workers/1/kill?force=1", ["force", "it takes wait"]),
+        ("/scale?workers=1&workers=3", ["workers", "once"]),
+        ("/scale?workers=1&wait=yes", ["wait=yes", "wait=0"]),
+        ("/policy?policy=least&policy=sticky", ["policy", "once"]),
+    ] {
+        assert_refused(&run.post(path), 422, &words);
+    }
+    assert_eq!(run.states(), ["serving"; 2]);
+    assert_eq!(run.json("/policy")["policy"], "rr");
+    let summary = run.cluster.end();
+    assert_eq!(summary.workers.len(), 2, "{summary:?}");
+}
+
+#[test]
+fn an_address_is_not_for_clients_and_operators_both() {
+    for (listen, admin) in [
+        ("127.0.0.1:9100", "--admin 9100"),
+        ("0.0.0.0:9100", "--agent-check 127.0.0.1:9100"),
+        ("unix:/run/one.sock", "--admin unix:/run/one.sock"),
+    ] {
+        let refused = Launch::new(&format!("--workers 1 {admin}")).listen(listen).refused();
+        refused.assert_refusal(2, &["--listen", "of its own"]);
+    }
+}
+
+#[test]
+fn answers_that_cannot_be_printed_are_failures() {
+    let run = Steered::start("--workers 1");
+    for words in ["status", "status --json", "scale 1", "top -n 1"] {
+        let mut command = Command::new(BINARY);
+        command.args(words.split_whitespace()).args(["--admin", &run.admin]);
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+        let output = command.stdout(full).output().expect("the command starts");
+        assert_eq!(output.status.code(), Some(1), "{words}: {}", text(&output));
+        assert!(text(&output).contains("standard output"), "{}", text(&output));
+    }
+    run.cluster.end();
+}
+
+#[test]
 fn a_thousand_scrapers_at_once_are_all_answered() {
     let Some(_room) = Room::for_clients(1000) else { return };
     let run = Launch::new("--workers 1 --admin 127.0.0.1:0").start();
