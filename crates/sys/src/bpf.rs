@@ -10,6 +10,9 @@ use nix::libc;
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
+/// The kernel gives up on a program (EAGAIN) if a signal or other work is pending for this thread,
+/// as on a busy machine. It does that work when the call returns, so another try helps.
+const LOAD_TRIES: usize = 20;
 /// `BPF_MAP_TYPE_ARRAY`.
 const ARRAY: u32 = 2;
 /// `BPF_MAP_TYPE_REUSEPORT_SOCKARRAY`.
@@ -235,6 +238,16 @@ pub fn set_socket(map: &impl AsFd, key: u32, socket: BorrowedFd<'_>) -> Result<(
 /// # Errors
 /// This process may not load it, or the kernel rejects the program.
 pub fn load(program: &[Instruction]) -> Result<OwnedFd, Errno> {
+    let mut tries = 1;
+    loop {
+        match load_once(program) {
+            Err(Errno::EAGAIN) if tries < LOAD_TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}
+
+fn load_once(program: &[Instruction]) -> Result<OwnedFd, Errno> {
     let license = c"MIT";
     let load = Load {
         kind: OF_REUSEPORT,
