@@ -19,6 +19,9 @@ use super::door::Access;
 use super::query::{each_once, nothing_named, set};
 use super::views::DoneView;
 
+/// How long a change waits for the data path to heed it.
+const HEEDED_WITHIN: Duration = Duration::from_secs(5);
+
 /// The rules of distribution, as `/policy` and `/config` show them.
 pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String, Value> {
     let credits = match scheduling.credits {
@@ -88,6 +91,9 @@ pub(super) async fn change(
                 let _ = set(now, rules, name, value);
             }
         })?;
+        // A connection that comes after the answer is distributed by these rules. If the data path
+        // is stuck, they hold from its next turn on.
+        let _ = run.cluster.ping(HEEDED_WITHIN);
         let words: Vec<String> =
             wishes.iter().map(|(name, value)| format!("{name} {value}")).collect();
         Ok(words.join(", "))
