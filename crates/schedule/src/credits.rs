@@ -158,7 +158,8 @@ impl Credits {
         }
     }
 
-    fn collapse(&mut self) {
+    /// A claim is slow, or the channel was emptied before one could be.
+    pub(super) fn collapse(&mut self) {
         if self.rule == CreditRule::Adaptive {
             self.allowed = CREDITS_MIN;
         }

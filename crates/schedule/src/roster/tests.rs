@@ -233,6 +233,9 @@ fn what_waits_behind_work_moves_to_an_idle_worker() {
     assert_eq!(roster.pick_idle(FIRST), None);
     assert_eq!((roster.loads()[0].in_flight, roster.loads()[1].in_flight), (1, 1));
     assert_eq!(roster.movable(9 * MS), None, "nothing is left to move");
+    assert_eq!(roster.loads()[0].credits, 0, "it is still at work");
+    roster.observe(Slot::new(0), Sample { finished: 1, ..working(1) }, 10 * MS);
+    assert_eq!(roster.loads()[0].credits, 1, "the next one shows whether it is fast again");
 }
 
 #[test]
