@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clusterlb_protocol::handoff_layout::{self, Record};
 use clusterlb_schedule::id::ListenerId;
-use clusterlb_sys::engine::{Engine, EngineKind, Event, Key, OutgoingMessage, RingShape};
+use clusterlb_sys::engine::{Engine, EngineEvent, EngineKind, Key, OutgoingMessage, RingShape};
 use clusterlb_sys::fdpass;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
@@ -51,7 +51,7 @@ struct Bench {
     _client: TcpStream,
     #[expect(clippy::vec_box, reason = "the engine lends and returns messages in their boxes")]
     spare: Vec<Box<OutgoingMessage>>,
-    events: Vec<Event>,
+    events: Vec<EngineEvent>,
     payload: Vec<u8>,
     descriptors: Vec<OwnedFd>,
     armed: bool,
@@ -101,7 +101,7 @@ impl Bench {
             // copies are closed.
             self.sending.turn(&mut self.events).expect("an engine");
             for event in self.events.drain(..) {
-                if let Event::MessageSent { mut message, outcome, .. } = event {
+                if let EngineEvent::MessageSent { mut message, outcome, .. } = event {
                     outcome.expect("the channel has room for a round");
                     message.drain();
                     self.spare.push(message);
@@ -123,7 +123,7 @@ impl Bench {
             }
             wait(&mut self.receiving, &mut self.events);
             for event in self.events.drain(..) {
-                let Event::MessageReceived { outcome, armed, .. } = event else {
+                let EngineEvent::MessageReceived { outcome, armed, .. } = event else {
                     continue;
                 };
                 self.armed = armed;
@@ -144,7 +144,7 @@ impl Bench {
     }
 }
 
-fn wait(engine: &mut Engine, events: &mut Vec<Event>) {
+fn wait(engine: &mut Engine, events: &mut Vec<EngineEvent>) {
     engine.wait(events, None).expect("the engine is usable");
     assert!(!events.is_empty(), "something was under way");
 }

@@ -3,7 +3,7 @@
 use clusterlb::internals::dialect::node::Serialization;
 use clusterlb::internals::dialect::node::codec::{Decoder, FromWorker};
 use clusterlb::internals::dialect::node::session::{
-    Action, Answer, ConnectionId, Event, Session, WindowRule,
+    Action, Answer, ConnectionId, Session, SessionEvent, WindowRule,
 };
 use clusterlb_schedule::id::ListenerId;
 
@@ -67,17 +67,17 @@ fn settle(session: &mut Session, ended: &mut Vec<usize>) {
             Action::Accepted(connection)
             | Action::Returned(connection)
             | Action::Refused(connection) => ended.push(connection.0),
-            Action::Tell(Event::Query(query, request)) => {
+            Action::Emit(SessionEvent::Query(query, request)) => {
                 let answer =
                     Answer::HandOver { listener: LISTENER, name: None, proxy_protocol: false };
                 session.answer(query, &answer, &request.data);
             }
-            Action::Tell(Event::Message(message) | Event::Handle(message)) => {
+            Action::Emit(SessionEvent::Message(message) | SessionEvent::Handle(message)) => {
                 let _ = message.value();
             }
             // The owner of the sockets would look for an attached one, and may find none.
             Action::SentBack(_) | Action::InboxEnded | Action::ShortOfDescriptors { .. } => {}
-            Action::Send { .. } | Action::Deliver { .. } | Action::Tell(_) => {}
+            Action::Send { .. } | Action::Deliver { .. } | Action::Emit(_) => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Number of workers, and the CPU of each process.
 //!
-//! Owns this decision, as a pure function of the facts and the two settings. Does not read files or
-//! pin threads.
+//! Owns this decision: a pure function of the facts and the two settings. Reads no files and pins
+//! no threads.
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +49,7 @@ pub enum Pin {
 
 /// The assignment of CPUs, with its reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CpuPlan {
     /// CPU of the primary; `None` if it is not pinned.
     pub primary: Option<usize>,
@@ -67,6 +68,10 @@ pub struct CpuPlan {
 }
 
 /// Decides the number of workers and their CPUs.
+///
+/// # Errors
+/// [`Error::Usage`]: the list names a CPU that this process may not use. [`Error::System`]: there
+/// is no CPU.
 pub fn plan(facts: &CpuFacts, workers: Workers, pin: &Pin) -> Result<CpuPlan> {
     let order = match pin {
         Pin::Auto | Pin::None => in_order(&facts.cpus),

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clusterlb::internals::data_path::{
-    ClusterCounts, Command, DataPath, Endpoints, NewLink, Report,
+    ClusterCounts, Command, DataPath, DataPathReport, Endpoints, NewLink,
 };
 use clusterlb_protocol::scoreboard::{PrimaryPage, WorkerPage};
 use clusterlb_schedule::id::{ListenerId, Slot};
@@ -95,7 +95,7 @@ struct Bench {
     address: String,
     inboxes: Vec<Inbox>,
     commands: Sender<Command>,
-    reports: Receiver<Report>,
+    reports: Receiver<DataPathReport>,
     waker: Arc<Waker>,
     thread: JoinHandle<()>,
 }
@@ -196,13 +196,13 @@ impl Bench {
     }
 
     /// The next report that does not concern a worker.
-    fn report(&self) -> Report {
+    fn report(&self) -> DataPathReport {
         loop {
             match self.reports.recv_timeout(PATIENCE).expect("a report") {
-                Report::Hung { .. }
-                | Report::Recovered { .. }
-                | Report::Outlier { .. }
-                | Report::OutlierEnded { .. } => {}
+                DataPathReport::Hung { .. }
+                | DataPathReport::Recovered { .. }
+                | DataPathReport::Outlier { .. }
+                | DataPathReport::OutlierEnded { .. } => {}
                 report => return report,
             }
         }
@@ -211,9 +211,11 @@ impl Bench {
     /// Stops accepting, waits until everything is handed over, and ends.
     fn end(self) -> ClusterCounts {
         self.command(Command::RemoveListener { listener: FIRST });
-        assert!(matches!(self.report(), Report::ListenerRemoved { .. }));
+        assert!(matches!(self.report(), DataPathReport::ListenerRemoved { .. }));
         self.command(Command::End);
-        let Report::Ended(totals) = self.report() else { panic!("nothing else was to come") };
+        let DataPathReport::Ended(totals) = self.report() else {
+            panic!("nothing else was to come")
+        };
         self.thread.join().expect("the data path has not panicked");
         totals
     }
@@ -304,7 +306,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_without_a_new_connection(eng
     let _ = bench.inboxes[1].page.publish();
     let client = bench.connect(1);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
-    assert!(matches!(report, Report::Hung { slot, .. } if slot.get() == 0), "{report:?}");
+    assert!(matches!(report, DataPathReport::Hung { slot, .. } if slot.get() == 0), "{report:?}");
     bench.expect(&[0, 1]);
     // The second worker's claim is read when it could be late. After that only a wake-up makes the
     // primary read it again.
@@ -312,7 +314,7 @@ fn a_worker_that_answers_its_probe_is_trusted_again_without_a_new_connection(eng
     bench.inboxes[0].page.answer_probe();
     bench.claim(0);
     let report = bench.reports.recv_timeout(PATIENCE).expect("a report");
-    assert!(matches!(report, Report::Recovered { slot } if slot.get() == 0), "{report:?}");
+    assert!(matches!(report, DataPathReport::Recovered { slot } if slot.get() == 0), "{report:?}");
     assert_eq!(bench.end().redispatched, client.len() as u64);
 }
 
@@ -405,8 +407,8 @@ impl Sharers {
             self.accept(1);
             let mut reports = self.bench.reports.try_iter();
             reports.find(|report| match report {
-                Report::Hung { slot, .. } => hangs && *slot == Slot::new(0),
-                Report::Recovered { slot } => !hangs && *slot == Slot::new(0),
+                DataPathReport::Hung { slot, .. } => hangs && *slot == Slot::new(0),
+                DataPathReport::Recovered { slot } => !hangs && *slot == Slot::new(0),
                 _ => false,
             })
         });

@@ -36,7 +36,7 @@ pub struct Report {
     /// The conditions of `--expect`, compared with what was measured.
     #[serde(default)]
     pub expectations: Vec<Checked>,
-    /// The surroundings.
+    /// The environment of the run.
     pub environment: Environment,
     /// What was asked for.
     pub settings: Settings,

@@ -33,7 +33,7 @@ pub(super) struct RunArguments {
     #[command(flatten)]
     pub(super) program: ProgramArguments,
 
-    /// How many: auto (one a CPU) or a number
+    /// How many workers: auto (one per CPU) or a number
     ///
     /// auto counts allowed CPUs and the cgroup's quota, and leaves one CPU to the primary from
     /// three on.
@@ -179,7 +179,7 @@ pub(super) struct RunArguments {
     )]
     pub(super) grace: Duration,
 
-    /// How long serving goes on after SIGINT or SIGTERM, so that balancers notice
+    /// How long to go on serving after SIGINT or SIGTERM, so that balancers notice
     ///
     /// After it the run stops accepting, and the grace period begins.
     #[arg(

@@ -15,14 +15,14 @@ use super::values::{Switch, coalescing, credits, factor, nanoseconds, switched_t
 /// Options of balancing.
 #[derive(Clone, Debug, Args)]
 pub(super) struct BalancingArguments {
-    /// Who chooses the worker [default: rr]
+    /// How a connection's worker is chosen [default: rr]
     ///
     /// The environment variable CLUSTERLB_SCHED_POLICY, which the library reads as well, changes
     /// the default.
     #[arg(short, long, value_parser = choices::policies(), help_heading = headings::BALANCING)]
     policy: Option<Policy>,
 
-    /// Who takes connections to the worker that the policy means [default: primary]
+    /// How connections reach the chosen worker [default: primary]
     ///
     /// The environment variable CLUSTERLB_DISPATCH, which the library reads as well, changes the
     /// default.
@@ -34,7 +34,7 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) dispatch: Option<Dispatch>,
 
-    /// How workers accept themselves: with --policy none, which this implies [default: epoll]
+    /// How workers accept connections themselves; implies --policy none [default: epoll]
     #[arg(
         long,
         value_parser = choices::mechanisms(),
@@ -55,7 +55,7 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) engine: Option<EngineChoice>,
 
-    /// Most connections at one worker [default: no limit]
+    /// Maximum of open connections per worker [default: no limit]
     ///
     /// With --policy central the default is 1. A worker at the limit is skipped; when all are,
     /// connections wait in the kernel.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, look_first};
+use super::measuring::{
+    MeasuringArguments, Missing, Progress, Renderers, available, check_machine,
+};
 use super::values::{parse, positive_time, time};
 use super::version::COMMIT;
 use clusterlb::{Error, Result};
@@ -26,9 +28,9 @@ const DURATION_MAX: Duration = Duration::from_secs(3600);
 const EXAMPLES: &str = "\
 Examples:
   clusterlb bench
-      rr, none:epoll and none:reuseport in four scenarios; some twelve minutes
+      rr, none:epoll and none:reuseport in four scenarios; about twelve minutes
   clusterlb bench --scenario heavy-70 --scenario stall --repeats 10 --report tail.html
-      who keeps the tail short, as a page for a browser as well
+      who keeps the tail short, and write a page for a browser
   clusterlb bench --target rr --against nginx,haproxy,node --scenario short
       the same load on other servers, which are started and stopped by this command
   clusterlb bench --scenario heavy-70 --target rr --target 'rr --overload-factor off'
@@ -46,7 +48,7 @@ stall, stopped, burst.
 
 Exit codes: 0 done, 1 nothing could be run, 2 wrong usage, 3 this machine cannot (a server that is
 not installed) or is too busy, 4 done, but for some of what is compared too few trials count (which
-and why is shown), 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+and why is shown), 130/143 ended by SIGINT/SIGTERM (what was measured is shown).";
 
 /// Options of the comparison.
 #[derive(Clone, Debug, Args)]
@@ -197,10 +199,10 @@ impl BenchArguments {
         let outputs = self.measuring.open()?;
         let mut environment = Environment::look(&facts, &placement, &comparison.targets, COMMIT);
         let mut interrupt = Interrupt::new()?;
-        look_first(&self.measuring, &mut environment, &missing)?;
+        check_machine(&self.measuring, &mut environment, &missing)?;
         let mut progress = Progress::new(self.measuring.quiet);
         let measured = comparison.run(environment, &mut interrupt, &mut |done, all, what| {
-            progress.tell(done, all, what);
+            progress.show(done, all, what);
         });
         progress.clear();
         let (mut found, signal) = measured?;

@@ -35,7 +35,7 @@ const OPEN_FILES_WANTED: u64 = 16_384;
 const BACKLOG_DEFAULT: u32 = 4096;
 /// What a run with epoll lacks.
 const WITHOUT_RINGS: &str = "works, for more CPU a connection; --accept uring and uring-multishot \
-                             and --runtime tokio-uring are not to be had";
+                             and --runtime tokio-uring do not work";
 
 /// Shorter backlogs drop clients in a burst.
 const BACKLOG_WANTED: u64 = 4096;
@@ -73,7 +73,7 @@ struct Limit {
 
 /// The table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Report {
+pub(super) struct CheckReport {
     /// [`SCHEMA`].
     pub schema: &'static str,
     /// Whether the front end can run here.
@@ -115,7 +115,7 @@ pub(super) enum Verdict {
 ///
 /// # Errors
 /// The environment asks for an unknown engine.
-pub(super) fn run() -> Result<Report> {
+pub(super) fn run() -> Result<CheckReport> {
     let asked = EngineChoice::from_environment()?;
     Ok(judge(&Facts {
         asked,
@@ -145,7 +145,7 @@ pub(super) fn run() -> Result<Report> {
 
 /// The table as text: a line per row and per remedy.
 #[must_use]
-pub(super) fn render(report: &Report) -> String {
+pub(super) fn render(report: &CheckReport) -> String {
     let width = report.rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for row in &report.rows {
@@ -169,11 +169,11 @@ pub(super) fn render(report: &Report) -> String {
 
 /// The exit code of the command: 0 if the front end can run here, 3 if not.
 #[must_use]
-pub(super) fn exit_code(report: &Report) -> u8 {
+pub(super) fn exit_code(report: &CheckReport) -> u8 {
     if report.can_run { 0 } else { 3 }
 }
 
-fn judge(facts: &Facts) -> Report {
+fn judge(facts: &Facts) -> CheckReport {
     let decision = decide(facts);
     let mut rows = vec![Row::ok("kernel", facts.kernel.clone()), engine_row(&decision)];
     rows.push(calls_row(&facts.missing_calls));
@@ -206,7 +206,7 @@ fn judge(facts: &Facts) -> Report {
             "allow sched_getaffinity",
         )),
     }
-    Report {
+    CheckReport {
         schema: SCHEMA,
         can_run: rows.iter().all(|row| row.verdict != Verdict::Cannot),
         engine: decision.ok().map(|decision| decision.kind.name()),

@@ -20,9 +20,9 @@ fn about_dispatching(dispatch: Dispatch) -> &'static str {
     match dispatch {
         Dispatch::Primary => "The primary accepts and hands over: exact, and takes a core",
         Dispatch::Kernel => {
-            "The kernel, over a listening socket of each worker's own: no process on the way. What \
-             a worker does not accept in time the primary gives to others. With every --policy but \
-             central and none"
+            "The kernel, through a listening socket for each worker: no process in between. The \
+             primary gives what a worker does not accept in time to others. With every --policy \
+             but central and none"
         }
     }
 }
@@ -46,8 +46,8 @@ fn about_engine(choice: EngineChoice) -> &'static str {
         EngineChoice::Auto => {
             "io_uring where it works; epoll where anything refuses it, as container runtimes do"
         }
-        EngineChoice::IoUring => "io_uring, or the run fails and says why it is not to be had",
-        EngineChoice::Epoll => "epoll; io_uring is not even tried",
+        EngineChoice::IoUring => "io_uring; where it does not work, the run fails and says why",
+        EngineChoice::Epoll => "epoll; io_uring is not tried",
     }
 }
 

@@ -40,7 +40,7 @@ Examples:
   clusterlb --policy none --accept uring-multishot --workers 8
       let the kernel choose the worker, and see who gets the load
   clusterlb --json --listen 127.0.0.1:0
-      a free port, told as JSON on standard output
+      a free port, reported as JSON on standard output
 
 Exit codes: 0 ended in order, 1 failed, 2 wrong usage, 3 this machine cannot (too few descriptors,
 or something needs io_uring and it is refused), 130/143 cut short by a second SIGINT/SIGTERM.";
@@ -215,7 +215,7 @@ pub(super) enum Command {
     Reload(super::admin::ClientArguments),
     /// Change how many workers a run has, and wait until that is done
     Scale(super::admin::ScaleArguments),
-    /// Let a run end in order: open requests are finished
+    /// End a run in order: open requests are finished first
     Drain(super::admin::ClientArguments),
     /// Follow a run's events as JSON lines, from now on
     Events(super::admin::ClientArguments),

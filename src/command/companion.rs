@@ -77,7 +77,7 @@ pub(super) fn in_words(event: &CompanionEvent) -> String {
         CompanionEvent::Refused { reason } => {
             format!("what the companion asked for is not done: {reason}")
         }
-        _ => "something new has happened to the companion".into(),
+        _ => "the companion reported an unknown event".into(),
     }
 }
 

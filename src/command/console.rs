@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::admin::Feed;
 use super::escape;
-use super::event::Event;
+use super::event::ConsoleEvent;
 use super::log::{Dress, Level, level, time};
 use super::printer::{Printer, Target};
 use super::summary::{Summary, WorkerSummary};
@@ -37,7 +37,7 @@ pub(super) struct Console {
     dress: Dress,
     begun: Instant,
     /// Events before the first `listening`, which is printed first: readers wait for it.
-    held: Option<Vec<(Moment, Event)>>,
+    held: Option<Vec<(Moment, ConsoleEvent)>>,
     listeners_left: usize,
     /// Describes the run, printed with the first event as text. A run that cannot start prints only
     /// its error.
@@ -58,7 +58,7 @@ struct Moment {
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
-    event: &'a Event,
+    event: &'a ConsoleEvent,
     at_ms: u128,
     time: String,
     /// Only in a log.
@@ -67,7 +67,7 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(event: &'a Event, at: Moment, level: Option<Level>) -> Self {
+    fn new(event: &'a ConsoleEvent, at: Moment, level: Option<Level>) -> Self {
         Self { event, at_ms: at.at_ms, time: time(at.time), level }
     }
 
@@ -97,19 +97,19 @@ impl Console {
     }
 
     /// Prints an event, or holds it until every listener is announced.
-    pub(super) fn tell(&mut self, event: Event) {
+    pub(super) fn emit(&mut self, event: ConsoleEvent) {
         let at = Moment { at_ms: self.begun.elapsed().as_millis(), time: SystemTime::now() };
         match (&mut self.held, &event) {
             (
                 Some(held),
-                Event::Admin { .. }
-                | Event::AgentCheck { .. }
-                | Event::Fork { .. }
-                | Event::Online { .. },
+                ConsoleEvent::Admin { .. }
+                | ConsoleEvent::AgentCheck { .. }
+                | ConsoleEvent::Fork { .. }
+                | ConsoleEvent::Online { .. },
             ) => {
                 held.push((at, event));
             }
-            (_, Event::Listening { .. }) => {
+            (_, ConsoleEvent::Listening { .. }) => {
                 self.write(at, &event);
                 self.listeners_left = self.listeners_left.saturating_sub(1);
                 if self.listeners_left == 0 {
@@ -129,7 +129,7 @@ impl Console {
         }
     }
 
-    fn write(&mut self, at: Moment, event: &Event) {
+    fn write(&mut self, at: Moment, event: &ConsoleEvent) {
         if self.style == Style::Json || self.feed.has_readers() {
             let line = Line::new(event, at, None).render();
             self.feed.emit(&line);
@@ -148,7 +148,7 @@ impl Console {
                 }
                 if let Some(text) = in_words(event) {
                     // The table is made of our own words and numbers, and has several lines.
-                    let is_ours = matches!(event, Event::Summary(_));
+                    let is_ours = matches!(event, ConsoleEvent::Summary(_));
                     let text = if is_ours { text.into() } else { escape::on_one_line(&text) };
                     let text = dress.dressed(&text, level(event), at.time);
                     self.printer.line(Target::Log, &text);
@@ -159,16 +159,16 @@ impl Console {
     }
 }
 
-fn in_words(event: &Event) -> Option<String> {
+fn in_words(event: &ConsoleEvent) -> Option<String> {
     Some(match event {
-        Event::Listening { address, .. } => format!("listening on {address}"),
-        Event::Admin { address } => format!("admin interface on {address}"),
-        Event::AgentCheck { address } => format!("agent-check on {address}"),
-        Event::Fork { id, pid, cpu } => {
+        ConsoleEvent::Listening { address, .. } => format!("listening on {address}"),
+        ConsoleEvent::Admin { address } => format!("admin interface on {address}"),
+        ConsoleEvent::AgentCheck { address } => format!("agent-check on {address}"),
+        ConsoleEvent::Fork { id, pid, cpu } => {
             let place = cpu.map_or_else(|| "not pinned".into(), |cpu| format!("CPU {cpu}"));
             format!("worker {id}: pid {pid}, {place}")
         }
-        Event::Exit { id, pid, code, signal, aborted } => {
+        ConsoleEvent::Exit { id, pid, code, signal, aborted } => {
             let how = match (code, signal.as_deref()) {
                 (_, Some("SIGSYS")) => "was ended by SIGSYS: seccomp refused a call".to_owned(),
                 (_, Some(signal)) => format!("was ended by {signal}"),
@@ -177,54 +177,48 @@ fn in_words(event: &Event) -> Option<String> {
             };
             format!("worker {id}: pid {pid} {how}{}", cut(*aborted))
         }
-        Event::Hung { id, pid, taken_back } => format!(
+        ConsoleEvent::Hung { id, pid, taken_back } => format!(
             "worker {id}: pid {pid} hangs; {taken_back} connections went to others, no more for it"
         ),
-        Event::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
-        Event::Outlier { id, pid, ejected_ms } => {
+        ConsoleEvent::Recovered { id, pid } => format!("worker {id}: pid {pid} answers again"),
+        ConsoleEvent::Outlier { id, pid, ejected_ms } => {
             let what = ejected_ms.map_or_else(
                 || "each counts as load for a while".into(),
                 |ejected_ms| format!("ejected for {ejected_ms} ms"),
             );
             format!("worker {id}: pid {pid} closes connections without an answer; {what}")
         }
-        Event::OutlierEnded { id, pid } => format!("worker {id}: pid {pid} is no outlier any more"),
-        Event::Recycle { id, reason } => format!("worker {id}: replaced, since {reason}"),
-        Event::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
-        Event::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
-        Event::GiveUp { id: Some(id), reason, .. } => {
+        ConsoleEvent::OutlierEnded { id, pid } => {
+            format!("worker {id}: pid {pid} is no outlier any more")
+        }
+        ConsoleEvent::Recycle { id, reason } => format!("worker {id}: replaced, since {reason}"),
+        ConsoleEvent::Respawn { id, delay_ms: 0 } => format!("worker {id}: replaced at once"),
+        ConsoleEvent::Respawn { id, delay_ms } => format!("worker {id}: replaced in {delay_ms} ms"),
+        ConsoleEvent::GiveUp { id: Some(id), reason, .. } => {
             format!("worker {id}: not replaced any more: {reason}")
         }
-        Event::GiveUp { slot, reason, .. } => format!("slot {slot} stays empty: {reason}"),
-        Event::Stopping { reason, delay_ms } => format!(
+        ConsoleEvent::GiveUp { slot, reason, .. } => format!("slot {slot} stays empty: {reason}"),
+        ConsoleEvent::Stopping { reason, delay_ms } => format!(
             "stopping ({reason}): serving goes on for {} s; a second signal ends that",
             delay_ms.div_ceil(1000)
         ),
-        Event::Draining { reason, grace_ms } => format!(
+        ConsoleEvent::Draining { reason, grace_ms } => format!(
             "draining ({reason}): open requests have {} s; a second signal ends at once",
             grace_ms.div_ceil(1000)
         ),
-        Event::Kill { ids, reason } => {
+        ConsoleEvent::Kill { ids, reason } => {
             format!("killed worker {}: {reason}", in_a_row(ids))
         }
-        Event::Reloading { ids } => {
+        ConsoleEvent::Reloading { ids } => {
             format!("replacing worker {}, one after the other", in_a_row(ids))
         }
-        Event::Reloaded => "all of them are replaced".into(),
-        Event::Scaled { from, to } => format!("{to} workers instead of {from}"),
-        Event::Rescheduled { policy, .. } => {
-            format!("connections are shared out by other rules, policy {policy}")
+        ConsoleEvent::Reloaded => "all of them are replaced".into(),
+        ConsoleEvent::Scaled { from, to } => format!("{to} workers instead of {from}"),
+        ConsoleEvent::Rescheduled { policy, .. } => {
+            format!("the scheduling rules have changed, policy {policy}")
         }
-        Event::Note { text } => text.clone(),
-        Event::Summary(Summary { uncounted: true, stolen: 0, .. }) => {
-            "\nnothing was counted: the workers accepted by themselves, and do not tell".into()
-        }
-        Event::Summary(summary) if summary.uncounted => format!(
-            "\nonly what others got instead is counted: what workers accept by themselves they do \
-             not tell\n{}",
-            table(summary)
-        ),
-        Event::Summary(summary) => table(summary),
+        ConsoleEvent::Note { text } => text.clone(),
+        ConsoleEvent::Summary(summary) => in_a_table(summary),
         _ => return None,
     })
 }
@@ -243,6 +237,22 @@ fn cut(aborted: u64) -> String {
         0 => String::new(),
         1 => ", 1 connection cut".into(),
         count => format!(", {count} connections cut"),
+    }
+}
+
+fn in_a_table(summary: &Summary) -> String {
+    match summary.stolen {
+        _ if !summary.uncounted => table(summary),
+        0 => {
+            "\nnothing was counted: the workers accepted connections themselves, and do not report \
+              them"
+                .into()
+        }
+        _ => format!(
+            "\nonly what went to other workers is counted: workers do not report what they accept \
+             themselves\n{}",
+            table(summary)
+        ),
     }
 }
 
@@ -288,8 +298,8 @@ fn table(summary: &Summary) -> String {
     if !summary.steered.is_none() {
         let _ = write!(
             text,
-            "\nthe kernel was told to choose otherwise: {workers} times because of workers, \
-             {stalls} of stalls, {loads} of loads"
+            "\nchanges of the kernel's choice: {workers} because of workers, {stalls} of stalls, \
+             {loads} of loads"
         );
     }
     if summary.headers_refused > 0 {
@@ -350,7 +360,7 @@ mod tests {
 
     #[test]
     fn events_are_one_json_object_with_their_name() {
-        let event = Event::Online { id: WorkerId::new(3), pid: 17 };
+        let event = ConsoleEvent::Online { id: WorkerId::new(3), pid: 17 };
         let at = Moment { at_ms: 5, time: SystemTime::UNIX_EPOCH };
         let line = Line::new(&event, at, None).render();
         let (before, time) = line.split_once(r#","time""#).expect("the time is told");

@@ -12,7 +12,7 @@ use clusterlb_sys::probe::FeatureLevel;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub(crate) enum Event {
+pub(crate) enum ConsoleEvent {
     /// Every worker serves a listener (Node's `listening`, once for the whole cluster).
     Listening {
         /// The bound address, with the port that was chosen.

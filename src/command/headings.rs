@@ -5,7 +5,7 @@ pub(super) const PROGRAM: &str = "Program";
 /// How many workers, and when they are replaced.
 pub(super) const WORKERS: &str = "Workers";
 /// The workers' environment.
-pub(super) const SURROUNDINGS: &str = "Surroundings of workers";
+pub(super) const ENVIRONMENT: &str = "Worker environment";
 /// Listeners and scheduling.
 pub(super) const BALANCING: &str = "Listening and balancing";
 /// Workers that do not respond.

@@ -2,7 +2,9 @@
 
 use clap::Args;
 
-use super::measuring::{MeasuringArguments, Missing, Progress, Renderers, available, look_first};
+use super::measuring::{
+    MeasuringArguments, Missing, Progress, Renderers, available, check_machine,
+};
 use super::version::COMMIT;
 use clusterlb::{Error, Result};
 use clusterlb_harness::environment::Environment;
@@ -18,13 +20,13 @@ Examples:
   clusterlb imbalance
       every mechanism and Node, if it is installed, under ten loads; three minutes at most
   clusterlb imbalance --quick --report matrix.html
-      the loads that differ most, as a page for a browser as well
+      the loads that differ most, and write a page for a browser
   clusterlb imbalance --full --csv runs.csv
       six runs of every cell with 10 000 connections each; an hour
   clusterlb imbalance --target rr --target none:epoll-exclusive --workers 4
 
 Exit codes: 0 done, 1 a mechanism could not be run, 2 wrong usage, 3 this machine cannot, or is too
-busy, 130/143 ended by SIGINT/SIGTERM (what there was is shown).";
+busy, 130/143 ended by SIGINT/SIGTERM (what was measured is shown).";
 
 /// Options of the matrix.
 #[derive(Clone, Debug, Args)]
@@ -87,7 +89,7 @@ impl ImbalanceArguments {
             |target: &&Target| matches!(target, Target::Peer(Peer::Nginx { .. } | Peer::Haproxy));
         if let Some(target) = wanted.iter().find(uncounted) {
             return Err(Error::usage(
-                format!("{target} does not tell how many connections each worker got"),
+                format!("{target} does not report how many connections each worker got"),
                 "compare it with `clusterlb bench --against` instead",
             ));
         }
@@ -130,11 +132,11 @@ impl ImbalanceArguments {
             extent,
         };
         let mut interrupt = Interrupt::new()?;
-        look_first(&self.measuring, &mut environment, &missing)?;
+        check_machine(&self.measuring, &mut environment, &missing)?;
         let mut progress = Progress::new(self.measuring.quiet);
         let measured =
             imbalance::run(&plan, environment, &mut interrupt, &mut |done, all, what| {
-                progress.tell(done, all, what);
+                progress.show(done, all, what);
             });
         progress.clear();
         let (mut found, signal) = measured?;

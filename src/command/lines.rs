@@ -25,34 +25,34 @@ impl Lines {
         Self { marks, rest: Vec::new(), continues: false }
     }
 
-    /// Adds bytes, and writes complete lines to `told`.
-    pub(super) fn take(&mut self, bytes: &[u8], told: &mut Vec<u8>) {
+    /// Adds bytes, and writes complete lines to `output`.
+    pub(super) fn take(&mut self, bytes: &[u8], output: &mut Vec<u8>) {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.rest.extend_from_slice(part);
             while self.rest.len() > LINE_BYTES_MAX {
                 let length = whole_characters(&self.rest[..LINE_BYTES_MAX]);
-                self.tell(length, told);
-                told.push(b'\n');
+                self.put(length, output);
+                output.push(b'\n');
                 self.continues = true;
             }
             if self.rest.ends_with(b"\n") {
-                self.tell(self.rest.len(), told);
+                self.put(self.rest.len(), output);
                 self.continues = false;
             }
         }
     }
 
     /// Writes a last line without an end.
-    pub(super) fn end(&mut self, told: &mut Vec<u8>) {
+    pub(super) fn end(&mut self, output: &mut Vec<u8>) {
         if !self.rest.is_empty() {
-            self.tell(self.rest.len(), told);
-            told.push(b'\n');
+            self.put(self.rest.len(), output);
+            output.push(b'\n');
         }
     }
 
-    fn tell(&mut self, length: usize, told: &mut Vec<u8>) {
-        told.extend_from_slice(&self.marks[usize::from(self.continues)]);
-        told.extend(self.rest.drain(..length));
+    fn put(&mut self, length: usize, output: &mut Vec<u8>) {
+        output.extend_from_slice(&self.marks[usize::from(self.continues)]);
+        output.extend(self.rest.drain(..length));
     }
 }
 
@@ -70,26 +70,26 @@ mod tests {
 
     use super::*;
 
-    fn told(parts: &[&[u8]]) -> String {
-        let (mut lines, mut told) = (Lines::new(3, false), Vec::new());
-        parts.iter().for_each(|part| lines.take(part, &mut told));
-        lines.end(&mut told);
-        String::from_utf8(told).expect("text")
+    fn output(parts: &[&[u8]]) -> String {
+        let (mut lines, mut output) = (Lines::new(3, false), Vec::new());
+        parts.iter().for_each(|part| lines.take(part, &mut output));
+        lines.end(&mut output);
+        String::from_utf8(output).expect("text")
     }
 
     #[test]
     fn lines_are_told_whole() {
         assert_eq!(
-            told(&[b"one\ntw", b"o\n\nthree"]),
+            output(&[b"one\ntw", b"o\n\nthree"]),
             concat!("worker 3 | one\n", "worker 3 | two\n", "worker 3 | \n", "worker 3 | three\n")
         );
-        assert_eq!(told(&[b""]), "");
+        assert_eq!(output(&[b""]), "");
     }
 
     #[test]
     fn long_lines_are_told_in_pieces_of_whole_characters() {
         let long = "ö".repeat(LINE_BYTES_MAX);
-        let text = told(&[b"x", long.as_bytes(), b"\nshort\n"]);
+        let text = output(&[b"x", long.as_bytes(), b"\nshort\n"]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert!(lines[0].starts_with("worker 3 | x") && lines[1].starts_with("worker 3 + "));
@@ -99,9 +99,9 @@ mod tests {
 
     #[test]
     fn colours_end_before_the_line_begins() {
-        let (mut lines, mut told) = (Lines::new(1, true), Vec::new());
-        lines.take(b"a\n", &mut told);
-        assert_eq!(told, b"\x1b[32mworker 1 |\x1b[0m a\n");
+        let (mut lines, mut output) = (Lines::new(1, true), Vec::new());
+        lines.take(b"a\n", &mut output);
+        assert_eq!(output, b"\x1b[32mworker 1 |\x1b[0m a\n");
     }
 
     proptest! {
@@ -111,17 +111,17 @@ mod tests {
             cut in 0usize..200,
         ) {
             let cut = cut.min(bytes.len());
-            let (mut lines, mut told) = (Lines::new(3, false), Vec::new());
-            lines.take(&bytes[..cut], &mut told);
-            lines.take(&bytes[cut..], &mut told);
-            lines.end(&mut told);
+            let (mut lines, mut output) = (Lines::new(3, false), Vec::new());
+            lines.take(&bytes[..cut], &mut output);
+            lines.take(&bytes[cut..], &mut output);
+            lines.end(&mut output);
             let mut expected = Vec::new();
             for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                 expected.extend_from_slice(b"worker 3 | ");
                 expected.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
                 expected.push(b'\n');
             }
-            prop_assert_eq!(told, expected);
+            prop_assert_eq!(output, expected);
         }
     }
 }

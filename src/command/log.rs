@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use nix::sys::stat::fstat;
 use serde::Serialize;
 
-use super::event::Event;
+use super::event::ConsoleEvent;
 
 /// The variable in which systemd names the stream that goes to the journal (`systemd.exec(5)`).
 const JOURNAL_VARIABLE: &str = "JOURNAL_STREAM";
@@ -91,13 +91,15 @@ pub(super) fn goes_to_journal() -> bool {
 }
 
 /// The level of an event.
-pub(super) fn level(event: &Event) -> Level {
+pub(super) fn level(event: &ConsoleEvent) -> Level {
     match event {
-        Event::GiveUp { .. } => Level::Err,
-        Event::Hung { .. } | Event::Kill { .. } | Event::Respawn { .. } => Level::Warning,
-        Event::Exit { code: Some(0), aborted: 0, .. } => Level::Info,
-        Event::Exit { .. } => Level::Warning,
-        Event::Note { .. } => Level::Notice,
+        ConsoleEvent::GiveUp { .. } => Level::Err,
+        ConsoleEvent::Hung { .. } | ConsoleEvent::Kill { .. } | ConsoleEvent::Respawn { .. } => {
+            Level::Warning
+        }
+        ConsoleEvent::Exit { code: Some(0), aborted: 0, .. } => Level::Info,
+        ConsoleEvent::Exit { .. } => Level::Warning,
+        ConsoleEvent::Note { .. } => Level::Notice,
         _ => Level::Info,
     }
 }

@@ -15,10 +15,10 @@ use serde::Serialize;
 
 use super::output;
 use clusterlb::{EngineChoice, EngineDecision, EngineKind, Error, Result};
-use clusterlb_harness::company::{Company, SHARE_MAX};
 use clusterlb_harness::environment::Environment;
+use clusterlb_harness::other_load::{OtherLoad, SHARE_MAX};
 use clusterlb_harness::peer::NGINX_ECHO_MODULE;
-use clusterlb_harness::placement::{Placement, Sharing, Wish, place};
+use clusterlb_harness::placement::{Placement, PlacementRequest, Sharing, place};
 use clusterlb_harness::server::find_program;
 use clusterlb_harness::target::{Peer, Target};
 use clusterlb_sys::cpu::{CpuFacts, parse_cpu_list};
@@ -85,14 +85,14 @@ impl MeasuringArguments {
         sharing: Sharing,
     ) -> Result<(CpuFacts, Placement)> {
         let facts = CpuFacts::gather()?;
-        let wish = Wish {
+        let request = PlacementRequest {
             threads: usize::from(self.load_threads),
             processes,
             sharing,
             server: self.server_cpus.clone().map(|list| list.0),
             load: self.load_cpus.clone().map(|list| list.0),
         };
-        let placement = place(&facts.cpus, &wish)?;
+        let placement = place(&facts.cpus, &request)?;
         // Children inherit the limit, and other servers do not raise it.
         limits::raise_descriptor_limit()?;
         Ok((facts, placement))
@@ -176,22 +176,22 @@ pub(super) struct Progress {
     quiet: bool,
     terminal: bool,
     begun: Instant,
-    told_percent: usize,
+    shown_percent: usize,
 }
 
 impl Progress {
     pub(super) fn new(quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
-        Self { quiet, terminal, begun: Instant::now(), told_percent: 0 }
+        Self { quiet, terminal, begun: Instant::now(), shown_percent: 0 }
     }
 
     /// `done` of `all` steps are done, and `what` begins.
-    pub(super) fn tell(&mut self, done: usize, all: usize, what: &str) {
+    pub(super) fn show(&mut self, done: usize, all: usize, what: &str) {
         let percent = 100 * done / all.max(1);
-        if self.quiet || (!self.terminal && done > 0 && percent < self.told_percent + 10) {
+        if self.quiet || (!self.terminal && done > 0 && percent < self.shown_percent + 10) {
             return;
         }
-        self.told_percent = percent;
+        self.shown_percent = percent;
         let took_s = self.begun.elapsed().as_secs();
         let mut stderr = io::stderr().lock();
         // A failed write must not end the measurement.
@@ -291,7 +291,7 @@ const WORTHLESS: f64 = 0.6;
 ///
 /// # Errors
 /// Other processes take most of the CPUs, and measuring was not asked for anyway.
-pub(super) fn look_first(
+pub(super) fn check_machine(
     arguments: &MeasuringArguments,
     environment: &mut Environment,
     missing: &[Missing],
@@ -299,9 +299,9 @@ pub(super) fn look_first(
     let placement = &environment.placement;
     let cpus = [&*placement.server_cpus, &*placement.load_cpus].concat();
     let busy = least_busy(|| {
-        let company = Company::look(cpus.iter().copied());
+        let other_load = OtherLoad::look(cpus.iter().copied());
         thread::sleep(LOOK);
-        company.share().unwrap_or_default()
+        other_load.share().unwrap_or_default()
     });
     if busy > WORTHLESS && !arguments.anyway {
         return Err(Error::Environment {

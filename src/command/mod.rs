@@ -99,7 +99,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 #[must_use]
 pub(crate) fn main() -> ExitCode {
     let result = inherited::repair().and_then(|()| match Cli::read(std::env::args_os()) {
-        Ok(cli) => obey(cli),
+        Ok(cli) => run_command(cli),
         Err(Unread::Shown(error)) => show(&error),
         Err(Unread::Failed(error)) => Err(error),
     });
@@ -109,7 +109,7 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-fn obey(cli: Cli) -> Result<ExitCode> {
+fn run_command(cli: Cli) -> Result<ExitCode> {
     let code = match cli.command {
         Some(Command::Check { json, config }) => show_check(json, config),
         Some(Command::Bench(arguments)) => arguments.run(),

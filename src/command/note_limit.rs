@@ -21,17 +21,17 @@ pub(super) struct NoteLimit {
 #[derive(Debug)]
 struct Window {
     begun: Duration,
-    told: u32,
+    admitted: u32,
     left_out: u64,
 }
 
 impl NoteLimit {
     /// Whether one more note of a worker is printed; otherwise it is counted.
     pub(super) fn admits(&mut self, worker: WorkerId, now: Duration) -> bool {
-        let new = Window { begun: now, told: 0, left_out: 0 };
+        let new = Window { begun: now, admitted: 0, left_out: 0 };
         let window = self.windows.entry(worker).or_insert(new);
-        let admits = window.told < NOTES_MAX;
-        window.told += u32::from(admits);
+        let admits = window.admitted < NOTES_MAX;
+        window.admitted += u32::from(admits);
         window.left_out += u64::from(!admits);
         admits
     }
@@ -48,7 +48,7 @@ impl NoteLimit {
             }
             // A worker that continues gets its next note after the next second.
             let goes_on = window.left_out > 0;
-            *window = Window { begun: now, told: NOTES_MAX, left_out: 0 };
+            *window = Window { begun: now, admitted: NOTES_MAX, left_out: 0 };
             goes_on
         });
         overdue

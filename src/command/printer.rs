@@ -86,7 +86,7 @@ impl Printer {
         let (orders, waker) = (Arc::clone(&printer.orders), Arc::clone(&printer.waker));
         let on_terminal = std::io::stdout().is_terminal();
         let body =
-            move || Writer { orders, waker, pipes: vec![], told: vec![], log, on_terminal }.run();
+            move || Writer { orders, waker, pipes: vec![], output: vec![], log, on_terminal }.run();
         // A signal must not end the process by way of this thread.
         spawn_without_signals("printer", body).map(drop)?;
         Ok(printer)
@@ -117,7 +117,12 @@ impl Printer {
     }
 
     /// Prints a worker's pipe line by line, with the worker's number in front.
-    pub(crate) fn attend(&self, worker: WorkerId, target: Target, pipe: impl Into<OwnedFd>) {
+    pub(crate) fn print_lines_of(
+        &self,
+        worker: WorkerId,
+        target: Target,
+        pipe: impl Into<OwnedFd>,
+    ) {
         let descriptor = pipe.into();
         // A new pipe accepts this flag.
         let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
@@ -223,7 +228,7 @@ struct Writer {
     waker: Arc<Waker>,
     pipes: Vec<Pipe>,
     /// Bytes collected for one write.
-    told: Vec<u8>,
+    output: Vec<u8>,
     log: Option<LogFile>,
     /// Standard output is a terminal.
     on_terminal: bool,
@@ -234,7 +239,7 @@ impl Writer {
         loop {
             let ready = self.wait();
             self.waker.clear();
-            if let Some(done) = self.obey() {
+            if let Some(done) = self.print_queued() {
                 for place in 0..self.pipes.len() {
                     self.empty(place);
                 }
@@ -262,7 +267,7 @@ impl Writer {
     }
 
     /// Prints the queued lines. Returns the waiting end, if it is time.
-    fn obey(&mut self) -> Option<SyncSender<()>> {
+    fn print_queued(&mut self) -> Option<SyncSender<()>> {
         loop {
             let mut orders = self.orders.lock().expect("nothing panics while it holds them");
             self.pipes.append(&mut orders.pipes);
@@ -297,9 +302,9 @@ impl Writer {
             Err(Errno::EAGAIN | Errno::EINTR) => return None,
             Err(_) => 0,
         };
-        pipe.lines.take(&chunk[..count], &mut self.told);
+        pipe.lines.take(&chunk[..count], &mut self.output);
         let target = pipe.target;
-        self.write_told(target);
+        self.write_output(target);
         Some(count)
     }
 
@@ -313,18 +318,18 @@ impl Writer {
             }
         }
         let pipe = &mut self.pipes[place];
-        pipe.lines.end(&mut self.told);
+        pipe.lines.end(&mut self.output);
         let target = pipe.target;
-        self.write_told(target);
+        self.write_output(target);
     }
 
-    fn write_told(&mut self, target: Target) {
-        let told = std::mem::take(&mut self.told);
-        let mut escaped = Vec::with_capacity(told.len());
-        escape::printed(&told, &mut escaped);
+    fn write_output(&mut self, target: Target) {
+        let output = std::mem::take(&mut self.output);
+        let mut escaped = Vec::with_capacity(output.len());
+        escape::printed(&output, &mut escaped);
         self.write(target, &escaped);
-        self.told = told;
-        self.told.clear();
+        self.output = output;
+        self.output.clear();
     }
 
     /// Writes some lines. On failure they are lost and the run continues; the first such failure,

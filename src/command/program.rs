@@ -94,7 +94,7 @@ pub(super) struct ProgramArguments {
     )]
     ready_after: Option<ReadyChoice>,
 
-    /// Run FILE, or with self PROGRAM, as primary of the workers, beside them
+    /// Run FILE, or with self PROGRAM, as Node's primary beside the workers
     ///
     /// One more Node process, which gets no connections. In it cluster.isPrimary is true, it
     /// receives the messages of workers, and cluster.workers, its events, worker.send and the like
@@ -272,7 +272,10 @@ impl ProgramArguments {
                 // The remaining launchers start other programs.
                 Some(Known::Launcher { .. }) => Ok(Dialect::Native),
                 Some(Known::Activated(name, line)) => Err(Error::usage(
-                    format!("{name} does not call home; it can take listening sockets over"),
+                    format!(
+                        "{name} does not speak the worker protocol; it can take listening sockets \
+                         over"
+                    ),
                     format!(
                         "write `clusterlb --dialect listen-fds --listen 127.0.0.1:8000 -- {line}`"
                     ),

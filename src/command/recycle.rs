@@ -114,7 +114,7 @@ where
     };
     match middle.plain() > jitter.plain() {
         true => Ok(Spread { middle, jitter }),
-        false => Err("it must be more than what it may differ by, and more than nothing".into()),
+        false => Err("it must be larger than what it may differ by, and not 0".into()),
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use clusterlb::topology::CpuPlan;
 use clusterlb::{
     AcceptMechanism, Cluster, ClusterCounts, ClusterSettings, Companion, EngineDecision, Error,
-    Event as ClusterEvent, Finished, Policy, Result, RunningCompanion, Signal, SupervisorEvent,
-    SupervisorHandle, WorkerHandle, WorkerId,
+    Event, Finished, Policy, Result, RunningCompanion, Signal, SupervisorEvent, SupervisorHandle,
+    WorkerHandle, WorkerId,
 };
 use clusterlb_sys::passed::Passed;
 
@@ -19,7 +19,7 @@ use super::assembly::{cluster, supervisor};
 use super::companion::in_words;
 use super::console::Console;
 use super::dispatching::Dispatching;
-use super::event::{Event, code_and_signal};
+use super::event::{ConsoleEvent, code_and_signal};
 use super::failure;
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
@@ -79,11 +79,11 @@ pub(super) fn run(
     let observed = Arc::new(observed);
     for address in doors.addresses() {
         let address = address.to_owned();
-        lock(&reporter).console.tell(Event::Admin { address });
+        lock(&reporter).console.emit(ConsoleEvent::Admin { address });
     }
     for address in doors.agents() {
         let address = address.to_owned();
-        lock(&reporter).console.tell(Event::AgentCheck { address });
+        lock(&reporter).console.emit(ConsoleEvent::AgentCheck { address });
     }
     let observer = Arc::clone(&observed);
     let supervisor = supervisor.on_event(move |event| {
@@ -96,7 +96,7 @@ pub(super) fn run(
     if let (Some(companion), Ok(Finished { forced_by: None, .. })) = (companion, &finished) {
         companion.end_within(settings.grace.min(COMPANION_GRACE_MAX));
     }
-    lock(&reporter).tell_last();
+    lock(&reporter).emit_summary();
     // Followers have got everything; the cluster has no other owner.
     drop(admin);
     drop(lock(&reporter).manager.take());
@@ -139,7 +139,7 @@ fn recycling(
     }
     let reporter = Arc::clone(reporter);
     let tell = move |id: WorkerId, reason: String| {
-        lock(&reporter).console.tell(Event::Recycle { id, reason });
+        lock(&reporter).console.emit(ConsoleEvent::Recycle { id, reason });
     };
     Recycling::start(settings.recycle.clone(), handle.clone(), tell).map(Some)
 }
@@ -201,7 +201,7 @@ struct Reporter {
     /// A program reads the messages of the workers.
     has_companion: bool,
     /// The summary, held until the companion has ended: it is the last line.
-    last: Option<Event>,
+    last: Option<ConsoleEvent>,
 }
 
 /// Why a signal has had no effect.
@@ -260,9 +260,9 @@ impl Reporter {
     }
 
     /// Prints the summary, unless that is done.
-    fn tell_last(&mut self) {
+    fn emit_summary(&mut self) {
         if let Some(summary) = self.last.take() {
-            self.console.tell(summary);
+            self.console.emit(summary);
         }
     }
 
@@ -282,10 +282,10 @@ impl Reporter {
         if let SupervisorEvent::Scaled { to, .. } = event {
             self.workers = usize::from(*to);
         }
-        if let Some(told) = self.in_our_words(event) {
-            match told {
-                Event::Summary(_) if self.has_companion => self.last = Some(told),
-                told => self.console.tell(told),
+        if let Some(own) = self.in_our_words(event) {
+            match own {
+                ConsoleEvent::Summary(_) if self.has_companion => self.last = Some(own),
+                own => self.console.emit(own),
             }
         }
     }
@@ -297,18 +297,18 @@ impl Reporter {
     }
 
     fn note(&mut self, text: String) {
-        self.console.tell(Event::Note { text });
+        self.console.emit(ConsoleEvent::Note { text });
     }
 
     /// The supervisor's event as one of ours; some have none.
-    fn in_our_words(&mut self, event: &SupervisorEvent) -> Option<Event> {
-        let note = |text: String| Event::Note { text };
+    fn in_our_words(&mut self, event: &SupervisorEvent) -> Option<ConsoleEvent> {
+        let note = |text: String| ConsoleEvent::Note { text };
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(match event.clone() {
             SupervisorEvent::Listening { listener, address } => {
                 let (dispatch, dispatch_form) = self.dispatching.at(&address);
                 self.dispatching.note(&address).into_iter().for_each(|text| self.note(text));
-                Event::Listening {
+                ConsoleEvent::Listening {
                     address,
                     listener,
                     policy: self.policy,
@@ -332,36 +332,38 @@ impl Reporter {
                 note(format!("worker {worker} serves nothing; the others do not wait for it"))
             }
             SupervisorEvent::Respawn { worker, delay, .. } => {
-                Event::Respawn { id: worker, delay_ms: milliseconds(delay) }
+                ConsoleEvent::Respawn { id: worker, delay_ms: milliseconds(delay) }
             }
             SupervisorEvent::SpawnFailed { error, retry: Some(retry), .. } => {
                 note(format!("{error}; trying again in {} ms", milliseconds(retry)))
             }
             SupervisorEvent::GaveUp { slot, worker, reason } => {
-                Event::GiveUp { slot, id: worker, reason }
+                ConsoleEvent::GiveUp { slot, id: worker, reason }
             }
-            SupervisorEvent::Reloading { workers } => Event::Reloading { ids: workers },
+            SupervisorEvent::Reloading { workers } => ConsoleEvent::Reloading { ids: workers },
             SupervisorEvent::ReloadQueued => {
                 note("the workers are replaced after what is under way".into())
             }
-            SupervisorEvent::Reloaded => Event::Reloaded,
+            SupervisorEvent::Reloaded => ConsoleEvent::Reloaded,
             SupervisorEvent::ReloadStopped { reason } => {
                 note(format!("replacing stopped: {reason}; the other workers stay as they are"))
             }
-            SupervisorEvent::Scaled { from, to } => Event::Scaled { from, to },
+            SupervisorEvent::Scaled { from, to } => ConsoleEvent::Scaled { from, to },
             SupervisorEvent::SignalUnused { signal } => note(unused(signal)),
             SupervisorEvent::Stopping { reason, delay } => {
-                Event::Stopping { reason, delay_ms: milliseconds(delay) }
+                ConsoleEvent::Stopping { reason, delay_ms: milliseconds(delay) }
             }
             SupervisorEvent::Draining { reason, grace } => {
-                Event::Draining { reason, grace_ms: milliseconds(grace) }
+                ConsoleEvent::Draining { reason, grace_ms: milliseconds(grace) }
             }
-            SupervisorEvent::Killed { workers, reason } => Event::Kill { ids: workers, reason },
+            SupervisorEvent::Killed { workers, reason } => {
+                ConsoleEvent::Kill { ids: workers, reason }
+            }
             SupervisorEvent::ConnectionsReset { count } => note(format!(
                 "{count} connections were reset that waited for a worker whose slot stays empty; \
                  with CAP_BPF, or net.ipv4.tcp_migrate_req=1, others would have got them"
             )),
-            SupervisorEvent::Ended { counts } => Event::Summary(self.close(&counts)),
+            SupervisorEvent::Ended { counts } => ConsoleEvent::Summary(self.close(&counts)),
             _ => return None,
         })
     }
@@ -372,66 +374,66 @@ impl Reporter {
         }
     }
 
-    fn report_of_cluster(&mut self, event: &ClusterEvent) {
+    fn report_of_cluster(&mut self, event: &Event) {
         for (worker, count) in self.limit.overdue(self.begun.elapsed()) {
             self.note_left_out(worker, count);
         }
         match event {
-            ClusterEvent::Setup { settings } if self.has_other_rules(settings) => {
+            Event::Setup { settings } if self.has_other_rules(settings) => {
                 self.policy = settings.policy;
                 let limits = &settings.scheduling.limits;
-                self.console.tell(Event::Rescheduled {
+                self.console.emit(ConsoleEvent::Rescheduled {
                     policy: settings.policy,
                     max_inflight: limits.inflight_max_under(settings.policy),
                     overload_factor: limits.overload_factor.under(settings.policy),
                 });
             }
-            ClusterEvent::Fork { worker } => {
+            Event::Fork { worker } => {
                 self.read_pipes(worker);
                 let (id, pid, cpu) = (worker.id(), worker.pid(), worker.cpu());
-                self.console.tell(Event::Fork { id, pid, cpu });
+                self.console.emit(ConsoleEvent::Fork { id, pid, cpu });
             }
-            ClusterEvent::Online { worker } => {
+            Event::Online { worker } => {
                 self.online = true;
-                self.console.tell(Event::Online { id: worker.id(), pid: worker.pid() });
+                self.console.emit(ConsoleEvent::Online { id: worker.id(), pid: worker.pid() });
             }
-            ClusterEvent::Refused { worker, error }
+            Event::Refused { worker, error }
                 if self.limit.admits(worker.id(), self.begun.elapsed()) =>
             {
                 self.note(format!("worker {}: {error}", worker.id()));
             }
-            ClusterEvent::Message { worker, message } => {
+            Event::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 let message = message.value().unwrap_or_default();
                 let unread = match self.has_companion {
                     true => None,
                     false => self.unread.note(&message),
                 };
-                self.console.tell(Event::Message { id, pid, message });
+                self.console.emit(ConsoleEvent::Message { id, pid, message });
                 unread.into_iter().for_each(|text| self.note(text));
             }
-            ClusterEvent::Exit { worker, ending, counts } => {
+            Event::Exit { worker, ending, counts } => {
                 let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
                 self.hung.remove(&id);
                 let left_out = self.limit.forget(id);
                 self.note_left_out(id, left_out);
                 self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), *counts));
                 let (code, signal) = code_and_signal(*ending);
-                self.console.tell(Event::Exit { id, pid, code, signal, aborted });
+                self.console.emit(ConsoleEvent::Exit { id, pid, code, signal, aborted });
             }
-            ClusterEvent::Hung { worker, taken_back } => {
+            Event::Hung { worker, taken_back } => {
                 let (id, pid, taken_back) = (worker.id(), worker.pid(), *taken_back);
                 self.hung.insert(id);
-                self.console.tell(Event::Hung { id, pid, taken_back });
+                self.console.emit(ConsoleEvent::Hung { id, pid, taken_back });
             }
-            ClusterEvent::Recovered { worker } => {
+            Event::Recovered { worker } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 if self.hung.remove(&id) {
-                    self.console.tell(Event::Recovered { id, pid });
+                    self.console.emit(ConsoleEvent::Recovered { id, pid });
                 }
             }
             // Other failures end the run, which reports them, or a worker, which is killed.
-            ClusterEvent::Error { worker: None, error } => {
+            Event::Error { worker: None, error } => {
                 if matches!(**error, Error::Environment { .. }) {
                     self.note(format!("{error}; {}", failure::remedy(error)));
                 }
@@ -440,16 +442,17 @@ impl Reporter {
         }
     }
 
-    fn report_outlier(&mut self, event: &ClusterEvent) {
+    fn report_outlier(&mut self, event: &Event) {
         match event {
-            ClusterEvent::Outlier { worker, ejected } => {
+            Event::Outlier { worker, ejected } => {
                 let (id, pid) = (worker.id(), worker.pid());
                 let ejected_ms =
                     ejected.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-                self.console.tell(Event::Outlier { id, pid, ejected_ms });
+                self.console.emit(ConsoleEvent::Outlier { id, pid, ejected_ms });
             }
-            ClusterEvent::OutlierEnded { worker } => {
-                self.console.tell(Event::OutlierEnded { id: worker.id(), pid: worker.pid() });
+            Event::OutlierEnded { worker } => {
+                self.console
+                    .emit(ConsoleEvent::OutlierEnded { id: worker.id(), pid: worker.pid() });
             }
             _ => {}
         }
@@ -458,10 +461,10 @@ impl Reporter {
     /// Reads a worker's output from its pipes, if it has any.
     fn read_pipes(&self, worker: &WorkerHandle) {
         if let Some(pipe) = worker.take_stdout() {
-            self.printer.attend(worker.id(), Target::Output, pipe);
+            self.printer.print_lines_of(worker.id(), Target::Output, pipe);
         }
         if let Some(pipe) = worker.take_stderr() {
-            self.printer.attend(worker.id(), Target::Errors, pipe);
+            self.printer.print_lines_of(worker.id(), Target::Errors, pipe);
         }
     }
 

@@ -23,7 +23,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// The service manager, if it started this process with a notify socket.
 #[derive(Debug)]
 pub(super) struct ServiceManager {
-    words: Option<Sender<Word>>,
+    notices: Option<Sender<Notice>>,
     thread: Option<JoinHandle<()>>,
     /// Listeners not served yet.
     listeners_left: usize,
@@ -31,7 +31,7 @@ pub(super) struct ServiceManager {
 
 /// A message for the thread.
 #[derive(Debug)]
-enum Word {
+enum Notice {
     /// Sends these assignments.
     Text(String),
     /// A listener was opened: sends the assignments, then stores its socket.
@@ -50,9 +50,9 @@ impl ServiceManager {
         handle: &SupervisorHandle,
         given: Vec<String>,
     ) -> Result<Self> {
-        let mut manager = Self { words: None, thread: None, listeners_left: listeners.max(1) };
+        let mut manager = Self { notices: None, thread: None, listeners_left: listeners.max(1) };
         let Some(socket) = ManagerSocket::from_environment() else { return Ok(manager) };
-        let (words, received) = channel();
+        let (notices, received) = channel();
         let teller = Teller {
             socket,
             cluster: cluster.clone(),
@@ -67,7 +67,7 @@ impl ServiceManager {
             missed: BTreeSet::new(),
             figures: String::new(),
         };
-        manager.words = Some(words);
+        manager.notices = Some(notices);
         manager.thread =
             Some(spawn_without_signals("service-manager", move || teller.run(&received))?);
         Ok(manager)
@@ -80,7 +80,7 @@ impl ServiceManager {
                 let was_left = self.listeners_left;
                 self.listeners_left = was_left.saturating_sub(1);
                 let text = format!("READY=1\nSTATUS=serving {address}");
-                return self.say(Word::Served((was_left == 1).then_some(text)));
+                return self.send(Notice::Served((was_left == 1).then_some(text)));
             }
             SupervisorEvent::Reloading { .. } => {
                 let now_us = monotonic_ns() / 1000;
@@ -96,13 +96,13 @@ impl ServiceManager {
             }
             _ => return,
         };
-        self.say(Word::Text(text));
+        self.send(Notice::Text(text));
     }
 
-    fn say(&self, word: Word) {
-        if let Some(words) = &self.words {
+    fn send(&self, notice: Notice) {
+        if let Some(notices) = &self.notices {
             // The thread receives until this end closes.
-            let _ = words.send(word);
+            let _ = notices.send(notice);
         }
     }
 }
@@ -110,7 +110,7 @@ impl ServiceManager {
 impl Drop for ServiceManager {
     /// Waits until all messages are sent.
     fn drop(&mut self) {
-        drop(self.words.take());
+        drop(self.notices.take());
         if let Some(thread) = self.thread.take() {
             // A panic there leaves nothing to clean up here.
             let _ = thread.join();
@@ -142,15 +142,15 @@ struct Teller {
 }
 
 impl Teller {
-    fn run(mut self, words: &Receiver<Word>) {
+    fn run(mut self, notices: &Receiver<Notice>) {
         // Four signs of life per interval, so that a late or lost one does not end the run.
         let interval = self.watchdog.map_or(FIGURES_EVERY, |time| (time / 4).min(FIGURES_EVERY));
         let mut is_ready = false;
         let mut next = Instant::now() + interval;
         loop {
-            match words.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Word::Text(text)) => self.socket.send(&text),
-                Ok(Word::Served(ready)) => {
+            match notices.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Notice::Text(text)) => self.socket.send(&text),
+                Ok(Notice::Served(ready)) => {
                     // First of all messages: some managers read only one.
                     if let Some(text) = ready {
                         is_ready = true;
@@ -166,7 +166,7 @@ impl Teller {
                     if is_ready {
                         self.give_sign_of_life();
                         self.keep_sockets();
-                        self.tell_figures();
+                        self.send_figures();
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -208,7 +208,7 @@ impl Teller {
         self.missed = missed;
     }
 
-    fn tell_figures(&mut self) {
+    fn send_figures(&mut self) {
         let snapshot = self.handle.snapshot();
         let serving = |state| state == WorkerState::Serving;
         let serving = snapshot.workers.iter().filter(|one| serving(one.state)).count();

@@ -315,8 +315,8 @@ impl Settings {
         }
         if takes_sockets && self.policy != Policy::None {
             return Err(Error::usage(
-                "programs with --dialect listen-fds accept by themselves: no policy but none can \
-                 choose among them",
+                "programs with --dialect listen-fds accept connections themselves: no policy but \
+                 none can choose among them",
                 "leave --policy out; with --accept reuseport the kernel spreads them by hash",
             ));
         }
@@ -349,14 +349,14 @@ impl Settings {
         match program.dialect {
             Dialect::ListenFds => Err(Error::usage(
                 format!(
-                    "--proxy-protocol {rule}: programs with --dialect listen-fds accept by \
-                     themselves, and would take the header for a request"
+                    "--proxy-protocol {rule}: programs with --dialect listen-fds accept \
+                     connections themselves, and would take the header for a request"
                 ),
                 "leave it out; if the program can read the header, tell the program",
             )),
             Dialect::Node if !self.preload => Err(Error::usage(
                 format!("--proxy-protocol {rule}: the preload reads the header"),
-                "leave --preload off out",
+                "omit --preload off",
             )),
             Dialect::Native | Dialect::Node => Ok(()),
         }

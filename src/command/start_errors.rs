@@ -91,9 +91,10 @@ fn unready(settings: &Settings, online: bool) -> Error {
                 ),
             },
         ),
-        Some(program) => {
-            (format!("no worker has called home after {limit}"), other_dialects(program))
-        }
+        Some(program) => (
+            format!("no worker has connected to the primary after {limit}"),
+            other_dialects(program),
+        ),
     };
     Error::cluster(ErrorKind::StartTimeout, what, hint)
 }

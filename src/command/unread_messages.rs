@@ -31,7 +31,7 @@ impl UnreadMessages {
         let remedy = match &*kind {
             "topic \"log4js:message\"" => {
                 "log4js sends its lines to a primary that writes them: run that with --companion, \
-                 set disableClustering: true, or leave --preload off out"
+                 set disableClustering: true, or omit --preload off"
             }
             "source \"_sac_adapter\"" => {
                 "the cluster adapter of socket.io needs its primary, which calls setupPrimary(): \
@@ -39,7 +39,7 @@ impl UnreadMessages {
             }
             _ => "run the program's own primary branch with --companion",
         };
-        Some(format!("messages of the workers are read by no process ({kind}); {remedy}"))
+        Some(format!("no process reads the workers' messages ({kind}); {remedy}"))
     }
 }
 

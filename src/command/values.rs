@@ -63,7 +63,7 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 
 pub(super) fn positive_time(text: &str) -> Result<Duration, String> {
     time(text).and_then(|duration| match duration {
-        Duration::ZERO => Err("must be longer than nothing".into()),
+        Duration::ZERO => Err("must not be 0".into()),
         duration => Ok(duration),
     })
 }

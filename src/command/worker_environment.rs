@@ -10,7 +10,7 @@ use clap::Args;
 use nix::errno::Errno;
 
 use super::addresses::PATIENCE;
-use super::headings::SURROUNDINGS;
+use super::headings::ENVIRONMENT;
 use super::settings::WorkerEnvironment;
 use super::values::parse;
 use clusterlb::protocol::environment;
@@ -47,20 +47,20 @@ const SESSION: [&str; 21] = [
 /// Options of the workers' environment.
 #[derive(Clone, Debug, Args)]
 pub(super) struct WorkerEnvironmentArguments {
-    /// Let workers run as this user, and in this user's group; a name or number
-    #[arg(long, value_name = "USER", help_heading = SURROUNDINGS, hide_short_help = true)]
+    /// Run workers as this user, in this user's group; a name or number
+    #[arg(long, value_name = "USER", help_heading = ENVIRONMENT, hide_short_help = true)]
     user: Option<String>,
 
-    /// Let workers run in this group, by name or number; further groups are dropped
-    #[arg(long, value_name = "GROUP", help_heading = SURROUNDINGS, hide_short_help = true)]
+    /// Run workers in this group, by name or number; supplementary groups are dropped
+    #[arg(long, value_name = "GROUP", help_heading = ENVIRONMENT, hide_short_help = true)]
     group: Option<String>,
 
-    /// Let the primary run as this user from the start on, with the few rights that it needs
+    /// Run the primary as this user from the start, with the few rights that it needs
     ///
     /// It becomes this user before it opens anything, so sockets and files are this user's. It
     /// keeps CAP_NET_BIND_SERVICE for ports below 1024, and with --user and --group the rights to
     /// start and end workers of another user: CAP_SETUID, CAP_SETGID, CAP_SETPCAP, CAP_KILL.
-    #[arg(long, value_name = "USER", help_heading = SURROUNDINGS, hide_short_help = true)]
+    #[arg(long, value_name = "USER", help_heading = ENVIRONMENT, hide_short_help = true)]
     primary_user: Option<String>,
 
     /// What workers may listen on; can be repeated
@@ -73,7 +73,7 @@ pub(super) struct WorkerEnvironmentArguments {
         long,
         value_name = "RULE",
         value_parser = parse::<ListenRule>,
-        help_heading = SURROUNDINGS,
+        help_heading = ENVIRONMENT,
         hide_short_help = true
     )]
     allow_listen: Vec<ListenRule>,
@@ -82,19 +82,19 @@ pub(super) struct WorkerEnvironmentArguments {
     ///
     /// By default HOME, USER and LOGNAME are those of the user, and variables of the session in
     /// which the primary was started are removed.
-    #[arg(long, help_heading = SURROUNDINGS, hide_short_help = true)]
+    #[arg(long, help_heading = ENVIRONMENT, hide_short_help = true)]
     keep_env: bool,
 
-    /// Let workers run in this folder
-    #[arg(long, value_name = "FOLDER", help_heading = SURROUNDINGS, hide_short_help = true)]
+    /// Run workers in this folder
+    #[arg(long, value_name = "FOLDER", help_heading = ENVIRONMENT, hide_short_help = true)]
     chdir: Option<PathBuf>,
 
-    /// A variable in the workers' environment; can be repeated
+    /// Set a variable in the workers' environment; can be repeated
     #[arg(
         long,
         value_name = "NAME=VALUE",
         value_parser = variable,
-        help_heading = SURROUNDINGS, hide_short_help = true     )]
+        help_heading = ENVIRONMENT, hide_short_help = true     )]
     env: Vec<Variable>,
 
     /// How many descriptors a worker may open: inherited, hard or a number
@@ -106,7 +106,7 @@ pub(super) struct WorkerEnvironmentArguments {
         value_name = "inherited|hard|N",
         default_value = "inherited",
         value_parser = descriptor_limit,
-        help_heading = SURROUNDINGS,
+        help_heading = ENVIRONMENT,
         hide_short_help = true
     )]
     worker_open_files: DescriptorLimit,
@@ -115,7 +115,7 @@ pub(super) struct WorkerEnvironmentArguments {
     ///
     /// By default workers print where the primary does, and lines may mix. With this option they
     /// print into pipes, so some programs print later, in blocks, and without colours.
-    #[arg(long, help_heading = SURROUNDINGS, hide_short_help = true)]
+    #[arg(long, help_heading = ENVIRONMENT, hide_short_help = true)]
     prefix: bool,
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::back_off::BackOff;
-use super::lines::{Asked, NodeAddress, Roster, Told, message_line};
+use super::lines::{FromCompanion, NodeAddress, Roster, ToCompanion, message_line};
 use super::outbox::Outbox;
 use super::process::{Process, Starter};
 use super::{Companion, CompanionEvent, Control, OnEvent};
@@ -110,7 +110,7 @@ impl Driver {
             match self.events.try_recv() {
                 Ok(SupervisorEvent::Cluster(event)) => self.on_cluster_event(&event),
                 Ok(SupervisorEvent::Scaled { to, .. }) => {
-                    self.tell(&Told::Slots { count: usize::from(to) });
+                    self.send(&ToCompanion::Slots { count: usize::from(to) });
                 }
                 Ok(_) => {}
                 Err(TryRecvError::Empty) => return false,
@@ -129,36 +129,36 @@ impl Driver {
         match event {
             Event::Fork { .. } => {
                 self.workers.insert(id, worker.clone());
-                self.tell(&Told::Fork { id: id.get(), pid: worker.pid() });
+                self.send(&ToCompanion::Fork { id: id.get(), pid: worker.pid() });
             }
             Event::Online { .. } => {
                 self.start_at.get_or_insert_with(Instant::now);
-                self.tell(&Told::Online { id: id.get() });
+                self.send(&ToCompanion::Online { id: id.get() });
             }
             Event::Listening { address, .. } => {
-                self.tell(&Told::Listening { id: id.get(), address: address.into() });
+                self.send(&ToCompanion::Listening { id: id.get(), address: address.into() });
             }
             Event::Closed { address, .. } => {
                 self.roster.on_closed(id, &NodeAddress::from(address));
             }
-            Event::Leaving { .. } => self.tell(&Told::Leaving { id: id.get() }),
+            Event::Leaving { .. } => self.send(&ToCompanion::Leaving { id: id.get() }),
             Event::Message { message, .. } => self.pass_on(id, message),
             Event::Disconnect { .. } => {
                 let voluntary = left_voluntarily(worker);
-                self.tell(&Told::Disconnect { id: id.get(), voluntary });
+                self.send(&ToCompanion::Disconnect { id: id.get(), voluntary });
             }
             Event::Exit { ending, .. } => {
                 self.workers.remove(&id);
-                self.tell(&Told::exit(id, *ending, left_voluntarily(worker)));
+                self.send(&ToCompanion::exit(id, *ending, left_voluntarily(worker)));
             }
             _ => {}
         }
     }
 
-    fn tell(&mut self, told: &Told) {
-        self.roster.note(told);
+    fn send(&mut self, message: &ToCompanion) {
+        self.roster.update(message);
         let is_heard = self.process.as_ref().is_some_and(Process::is_connected);
-        if is_heard && self.outbox.push(told.line()).is_err() {
+        if is_heard && self.outbox.push(message.line()).is_err() {
             // The next one starts with the present state.
             self.kill_process();
         }
@@ -242,7 +242,7 @@ impl Driver {
         let Some(process) = &mut self.process else { return };
         process.kill_at = Some(process.kill_at.map_or(at, |earlier| earlier.min(at)));
         if !std::mem::replace(&mut self.told_end, true) {
-            self.tell(&Told::End);
+            self.send(&ToCompanion::End);
         }
     }
 
@@ -300,39 +300,40 @@ impl Driver {
         }
         for line in lines {
             // Other lines come from the program, which has found the descriptor.
-            if let Ok(asked) = serde_json::from_slice(&line)
-                && let Err(error) = self.carry_out(asked)
+            if let Ok(request) = serde_json::from_slice(&line)
+                && let Err(error) = self.carry_out(request)
             {
                 let reason = error.to_string();
-                self.tell(&Told::Refused { reason: reason.clone() });
+                self.send(&ToCompanion::Refused { reason: reason.clone() });
                 self.emit(CompanionEvent::Refused { reason });
             }
         }
     }
 
-    fn carry_out(&mut self, asked: Asked) -> Result<()> {
+    fn carry_out(&mut self, request: FromCompanion) -> Result<()> {
         // The outcome is reported only by events.
-        match asked {
-            Asked::Send { id, message } => match self.workers.get(&WorkerId::new(id)) {
+        match request {
+            FromCompanion::Send { id, message } => match self.workers.get(&WorkerId::new(id)) {
                 // One that has just ended is no error, as for Node's primary.
                 Some(worker) if worker.is_connected() => worker.send(&message),
                 _ => Ok(()),
             },
-            Asked::Kill { id, signal } => {
+            FromCompanion::Kill { id, signal } => {
                 match (self.workers.get(&WorkerId::new(id)), Signal::from_name(&signal)) {
                     (Some(worker), Some(signal)) => worker.kill(signal),
                     _ => Ok(()),
                 }
             }
-            Asked::Disconnect { id } => match self.workers.contains_key(&WorkerId::new(id)) {
+            FromCompanion::Disconnect { id } => match self.workers.contains_key(&WorkerId::new(id))
+            {
                 true => self.supervisor.drain(WorkerId::new(id)).map(drop),
                 false => Ok(()),
             },
-            Asked::Fork => {
+            FromCompanion::Fork => {
                 let slots = self.supervisor.snapshot().slots.len() + 1;
                 self.supervisor.scale(u16::try_from(slots).unwrap_or(u16::MAX)).map(drop)
             }
-            Asked::Stop => self.supervisor.stop(None).map(drop),
+            FromCompanion::Stop => self.supervisor.stop(None).map(drop),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{AddressKind, Ending, ListeningAddress, Signal, WorkerId};
 /// A line to the companion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "act", rename_all = "lowercase")]
-pub(super) enum Told {
+pub(super) enum ToCompanion {
     /// A worker was started.
     Fork { id: u32, pid: u32 },
     /// It runs.
@@ -46,7 +46,7 @@ pub(super) struct NodeAddress {
 /// A request of the companion.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(tag = "act", rename_all = "lowercase")]
-pub(super) enum Asked {
+pub(super) enum FromCompanion {
     /// Send a message to a worker.
     Send { id: u32, message: Value },
     /// Signal a worker.
@@ -82,7 +82,7 @@ struct Begin<'a> {
     workers: Vec<&'a Known>,
 }
 
-impl Told {
+impl ToCompanion {
     /// As a line.
     pub(super) fn line(&self) -> Vec<u8> {
         line(self)
@@ -117,27 +117,29 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 
 impl Roster {
     /// Updates the workers.
-    pub(super) fn note(&mut self, told: &Told) {
-        match told {
-            Told::Fork { id, pid } => {
+    pub(super) fn update(&mut self, message: &ToCompanion) {
+        match message {
+            ToCompanion::Fork { id, pid } => {
                 let known = Known { id: *id, pid: *pid, online: false, listening: Vec::new() };
                 self.workers.insert(*id, known);
             }
-            Told::Online { id } => {
+            ToCompanion::Online { id } => {
                 if let Some(known) = self.workers.get_mut(id) {
                     known.online = true;
                 }
             }
-            Told::Listening { id, address } => {
+            ToCompanion::Listening { id, address } => {
                 if let Some(known) = self.workers.get_mut(id) {
                     known.listening.push(address.clone());
                 }
             }
             // A companion that starts later sees it as one that is gone.
-            Told::Leaving { id } | Told::Disconnect { id, .. } | Told::Exit { id, .. } => {
+            ToCompanion::Leaving { id }
+            | ToCompanion::Disconnect { id, .. }
+            | ToCompanion::Exit { id, .. } => {
                 self.workers.remove(id);
             }
-            Told::Slots { .. } | Told::Refused { .. } | Told::End => {}
+            ToCompanion::Slots { .. } | ToCompanion::Refused { .. } | ToCompanion::End => {}
         }
     }
 
@@ -187,25 +189,25 @@ mod tests {
     #[test]
     fn what_is_told_is_a_line_each() {
         let voluntary = false;
-        for (told, expected) in [
-            (Told::Fork { id: 1, pid: 2 }, json!({ "act": "fork", "id": 1, "pid": 2 })),
+        for (message, expected) in [
+            (ToCompanion::Fork { id: 1, pid: 2 }, json!({ "act": "fork", "id": 1, "pid": 2 })),
             (
-                Told::Listening { id: 1, address: address(80) },
+                ToCompanion::Listening { id: 1, address: address(80) },
                 json!({ "act": "listening", "id": 1,
                         "address": { "address": "::1", "port": 80, "addressType": 6 } }),
             ),
             (
-                Told::exit(WorkerId::new(3), Ending::Signal(9), voluntary),
+                ToCompanion::exit(WorkerId::new(3), Ending::Signal(9), voluntary),
                 json!({ "act": "exit", "id": 3, "code": null, "signal": "SIGKILL",
                         "voluntary": false }),
             ),
             (
-                Told::exit(WorkerId::new(3), Ending::Code(7), true),
+                ToCompanion::exit(WorkerId::new(3), Ending::Code(7), true),
                 json!({ "act": "exit", "id": 3, "code": 7, "signal": null, "voluntary": true }),
             ),
-            (Told::End, json!({ "act": "end" })),
+            (ToCompanion::End, json!({ "act": "end" })),
         ] {
-            assert_eq!(value(&told.line()), expected);
+            assert_eq!(value(&message.line()), expected);
         }
         let message = message_line(WorkerId::new(4), br#"{"a":[1,"\n"]}"#);
         let expected = json!({ "act": "message", "id": 4, "message": { "a": [1, "\n"] } });
@@ -217,39 +219,39 @@ mod tests {
         for (line, expected) in [
             (
                 r#"{"act":"send","id":3,"message":[null]}"#,
-                Asked::Send { id: 3, message: json!([null]) },
+                FromCompanion::Send { id: 3, message: json!([null]) },
             ),
             (
                 r#"{"act":"kill","id":3,"signal":"SIGHUP"}"#,
-                Asked::Kill { id: 3, signal: "SIGHUP".into() },
+                FromCompanion::Kill { id: 3, signal: "SIGHUP".into() },
             ),
-            (r#"{"act":"disconnect","id":3}"#, Asked::Disconnect { id: 3 }),
-            (r#"{"act":"fork"}"#, Asked::Fork),
-            (r#"{"act":"stop"}"#, Asked::Stop),
+            (r#"{"act":"disconnect","id":3}"#, FromCompanion::Disconnect { id: 3 }),
+            (r#"{"act":"fork"}"#, FromCompanion::Fork),
+            (r#"{"act":"stop"}"#, FromCompanion::Stop),
         ] {
-            let asked: Asked = serde_json::from_str(line).expect(line);
-            assert_eq!(asked, expected);
+            let request: FromCompanion = serde_json::from_str(line).expect(line);
+            assert_eq!(request, expected);
         }
         for line in ["", "{}", r#"{"act":"dance"}"#, r#"{"act":"kill","id":-1}"#] {
-            assert!(serde_json::from_str::<Asked>(line).is_err(), "{line}");
+            assert!(serde_json::from_str::<FromCompanion>(line).is_err(), "{line}");
         }
     }
 
     #[test]
     fn a_companion_that_starts_later_learns_of_those_that_live() {
         let mut roster = Roster::default();
-        for told in [
-            Told::Fork { id: 1, pid: 11 },
-            Told::Fork { id: 2, pid: 12 },
-            Told::Fork { id: 3, pid: 13 },
-            Told::Online { id: 1 },
-            Told::Listening { id: 1, address: address(80) },
-            Told::Listening { id: 1, address: address(81) },
-            Told::Online { id: 2 },
-            Told::Disconnect { id: 2, voluntary: true },
-            Told::Exit { id: 2, code: Some(0), signal: None, voluntary: true },
+        for message in [
+            ToCompanion::Fork { id: 1, pid: 11 },
+            ToCompanion::Fork { id: 2, pid: 12 },
+            ToCompanion::Fork { id: 3, pid: 13 },
+            ToCompanion::Online { id: 1 },
+            ToCompanion::Listening { id: 1, address: address(80) },
+            ToCompanion::Listening { id: 1, address: address(81) },
+            ToCompanion::Online { id: 2 },
+            ToCompanion::Disconnect { id: 2, voluntary: true },
+            ToCompanion::Exit { id: 2, code: Some(0), signal: None, voluntary: true },
         ] {
-            roster.note(&told);
+            roster.update(&message);
         }
         roster.on_closed(WorkerId::new(1), &address(80));
         let begin = value(&roster.begin(2, Some("server.js")));

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use nix::errno::Errno;
 
 use crate::data_path::{
-    ClusterCounts, Command, DataPath, Endpoints, LiveCounts, OwnSocketRules, Report,
+    ClusterCounts, Command, DataPath, DataPathReport, Endpoints, LiveCounts, OwnSocketRules,
 };
 use crate::error::{Error, ErrorKind, Result, errno_of};
 use crate::schedule::Dispatch;
@@ -23,7 +23,7 @@ use crate::sys::waker::Waker;
 #[derive(Debug)]
 pub(crate) struct DataPathThread {
     commands: Sender<Command>,
-    reports: Receiver<Report>,
+    reports: Receiver<DataPathReport>,
     waker: Arc<Waker>,
     report_waker: Arc<Waker>,
     /// Resolves when the thread ends, for any reason.
@@ -133,12 +133,12 @@ impl DataPathThread {
     ///
     /// # Errors
     /// It has ended unasked.
-    pub(crate) fn reports(&mut self) -> Result<Vec<Report>> {
+    pub(crate) fn reports(&mut self) -> Result<Vec<DataPathReport>> {
         self.report_waker.clear();
         // Checked first: reports from before the end are then in the queue.
         let ended = self.ended.is_so();
-        let reports: Vec<Report> = self.reports.try_iter().collect();
-        if ended && !reports.iter().any(|report| matches!(report, Report::Ended(_))) {
+        let reports: Vec<DataPathReport> = self.reports.try_iter().collect();
+        if ended && !reports.iter().any(|report| matches!(report, DataPathReport::Ended(_))) {
             self.join()?;
             return Err(died());
         }
@@ -153,7 +153,7 @@ impl DataPathThread {
         self.command(Command::End);
         self.join()?;
         let totals = self.reports.try_iter().find_map(|report| match report {
-            Report::Ended(totals) => Some(totals),
+            DataPathReport::Ended(totals) => Some(totals),
             _ => None,
         });
         totals.ok_or_else(died)

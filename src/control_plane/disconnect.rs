@@ -42,7 +42,7 @@ impl ControlPlane {
 
     fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
-        let is_first = !std::mem::replace(&mut worker_entry.told, true);
+        let is_first = !std::mem::replace(&mut worker_entry.asked_to_leave, true);
         let connected = worker_entry.connected;
         let leaves_by_signal = worker_entry.dialect.leaves_by_signal(connected, is_first);
         if leaves_by_signal && worker_entry.ending.is_none() {
@@ -54,7 +54,7 @@ impl ControlPlane {
         }
         worker_entry.state().life().voluntary = Some(true);
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-        self.say(id, &ToWorker::Drain { grace_ms }, vec![]);
+        self.send(id, &ToWorker::Drain { grace_ms }, vec![]);
         true
     }
 
@@ -65,7 +65,7 @@ impl ControlPlane {
         let (worker, was_asked) = (worker_entry.handle(), worker_entry.leaving);
         self.let_go(id);
         if !was_asked {
-            self.tell(Event::Leaving { worker });
+            self.emit(Event::Leaving { worker });
         }
     }
 
@@ -78,7 +78,7 @@ impl ControlPlane {
         }
         worker_entry.leaving = true;
         let slot = worker_entry.slot;
-        self.leave_to_heirs(id);
+        self.leave_to_successors(id);
         let steals = self.data_path.is_some();
         let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
         let left: Vec<_> = used

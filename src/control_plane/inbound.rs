@@ -16,7 +16,7 @@ use crate::sys::peer;
 
 impl ControlPlane {
     /// Reads a worker's messages, unless a subscriber to its events is too far behind.
-    pub(crate) fn hear(&mut self, id: WorkerId) {
+    pub(crate) fn on_channel_ready(&mut self, id: WorkerId) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
         else {
@@ -56,47 +56,47 @@ impl ControlPlane {
         let before = incoming.received_bytes();
         let outcome = incoming.receive_some(&mut frames, FRAMES_A_TURN_MAX, BYTES_A_TURN_MAX);
         let closed = incoming.is_closed() && !incoming.has_more();
-        let heard = !frames.is_empty() || incoming.received_bytes() != before;
+        let received = !frames.is_empty() || incoming.received_bytes() != before;
         if incoming.has_more() {
             self.unread.insert(id);
         }
         for frame in frames {
-            self.note(id, frame);
+            self.on_frame(id, frame);
         }
         if let Err(error) = outcome {
             let worker = self.workers.get(&id).map(|worker_entry| worker_entry.handle());
-            self.tell(Event::Error { worker, error: Arc::new(error) });
-            self.part_with(id);
+            self.emit(Event::Error { worker, error: Arc::new(error) });
+            self.on_disconnected(id);
         } else if closed {
-            self.part_with(id);
+            self.on_disconnected(id);
         }
-        heard
+        received
     }
 
-    fn note(&mut self, id: WorkerId, frame: Received<ToPrimary>) {
+    fn on_frame(&mut self, id: WorkerId, frame: Received<ToPrimary>) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let worker = worker_entry.handle();
         match frame.body {
             Body::Message { serialization, bytes } => {
                 let message = Message::new(serialization, bytes, frame.descriptors, frame.lost);
-                self.tell(Event::Message { worker, message });
+                self.emit(Event::Message { worker, message });
             }
             // Reported once.
-            Body::Word(ToPrimary::Online { .. }) if worker_entry.online => {}
-            Body::Word(ToPrimary::Online { .. }) => {
+            Body::Control(ToPrimary::Online { .. }) if worker_entry.online => {}
+            Body::Control(ToPrimary::Online { .. }) => {
                 worker_entry.online = true;
-                self.tell(Event::Online { worker });
+                self.emit(Event::Online { worker });
             }
-            Body::Word(ToPrimary::Listen { sequence, address, options }) => {
+            Body::Control(ToPrimary::Listen { sequence, address, options }) => {
                 self.listen(id, sequence, &address, options);
             }
-            Body::Word(ToPrimary::Serving { listener }) => self.serve(id, listener),
-            Body::Word(ToPrimary::Close { listener }) => self.close(id, listener),
-            Body::Word(ToPrimary::Return { listener, accepted_ns }) => {
+            Body::Control(ToPrimary::Serving { listener }) => self.serve(id, listener),
+            Body::Control(ToPrimary::Close { listener }) => self.close(id, listener),
+            Body::Control(ToPrimary::Return { listener, accepted_ns }) => {
                 self.take_return(id, Record { listener, accepted_ns }, frame.descriptors);
             }
-            Body::Word(ToPrimary::Leaving) => self.leaves(id),
-            Body::Word(ToPrimary::Farewell { handoff }) => worker_entry.handoff = handoff,
+            Body::Control(ToPrimary::Leaving) => self.leaves(id),
+            Body::Control(ToPrimary::Farewell { handoff }) => worker_entry.handoff = handoff,
         }
     }
 
@@ -110,8 +110,8 @@ impl ControlPlane {
             if !had || !peer::is_connection(&socket) {
                 let what = "the worker returned what is not one of its connections".to_owned();
                 let hint = "its program writes to the control channel itself; it is ended";
-                self.tell_error(id, Error::Workers { what, hint: hint.into() });
-                return self.part_with(id);
+                self.emit_error(id, Error::Workers { what, hint: hint.into() });
+                return self.on_disconnected(id);
             }
             self.command(Command::Return { slot, sockets: vec![(socket, record)], backoff_ns: 0 });
         }
@@ -119,7 +119,7 @@ impl ControlPlane {
 
     /// Sends a message to a worker. On failure the worker is ending, or does not read and will be
     /// detected by its end.
-    pub(crate) fn say(&mut self, id: WorkerId, word: &ToWorker, descriptors: Vec<OwnedFd>) {
+    pub(crate) fn send(&mut self, id: WorkerId, message: &ToWorker, descriptors: Vec<OwnedFd>) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
         else {
@@ -127,7 +127,7 @@ impl ControlPlane {
         };
         // The bridge speaks to Node workers.
         let WorkerDialect::Native(native) = &worker_entry.dialect else { return };
-        if native.send(word, descriptors).is_ok() {
+        if native.send(message, descriptors).is_ok() {
             self.flush(id);
         }
     }
@@ -135,6 +135,6 @@ impl ControlPlane {
     /// Every connection of a listener in flight to a worker has arrived.
     pub(crate) fn listener_left(&mut self, slot: Slot, listener: ListenerId) {
         let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
-        self.say(id, &ToWorker::Closed { listener }, vec![]);
+        self.send(id, &ToWorker::Closed { listener }, vec![]);
     }
 }

@@ -222,8 +222,8 @@ impl ControlPlane {
         let proxy_protocol = self.expects_header(&key);
         match *origin {
             Origin::Native { worker, sequence } => {
-                let word = ToWorker::Listening { sequence, listener, address, proxy_protocol };
-                self.say(worker, &word, descriptor.into_iter().collect());
+                let message = ToWorker::Listening { sequence, listener, address, proxy_protocol };
+                self.send(worker, &message, descriptor.into_iter().collect());
             }
             Origin::Node { worker, query } => {
                 let worker_entry = self.workers.get_mut(&worker);
@@ -257,8 +257,8 @@ impl ControlPlane {
         let (step, errno) = step_and_errno(error);
         match origin {
             Origin::Native { worker, sequence } => {
-                let word = ToWorker::ListenFailed { sequence, step, errno };
-                self.say(worker, &word, vec![]);
+                let message = ToWorker::ListenFailed { sequence, step, errno };
+                self.send(worker, &message, vec![]);
             }
             Origin::Node { worker, query } => {
                 self.answer_node(worker, query, Answer::Fail(Errno::from_raw(errno)), None);
@@ -267,7 +267,7 @@ impl ControlPlane {
         }
         if let Some(worker_entry) = worker.and_then(|worker| self.workers.get(&worker)) {
             let worker = worker_entry.handle();
-            self.tell(Event::Refused { worker, error: Arc::new(error.clone()) });
+            self.emit(Event::Refused { worker, error: Arc::new(error.clone()) });
         }
     }
 
@@ -305,7 +305,7 @@ impl ControlPlane {
             self.set_owners(listener, socket_owners);
         }
         self.begin_settling(id);
-        self.tell(Event::Listening { worker, address });
+        self.emit(Event::Listening { worker, address });
     }
 }
 

@@ -39,7 +39,7 @@ impl ControlPlane {
             // The worker is notified when no more of its connections will arrive.
             self.command(Command::Leave { slot, listener });
         } else {
-            self.say(id, &ToWorker::Closed { listener }, vec![]);
+            self.send(id, &ToWorker::Closed { listener }, vec![]);
         }
         self.emit_closed(id, listener);
         self.release(id, listener);
@@ -50,7 +50,7 @@ impl ControlPlane {
         let Some(worker) = self.workers.get(&id).map(WorkerEntry::handle) else { return };
         if let Some(entry) = self.listeners.get_mut(listener) {
             let address = entry.listening_address();
-            self.tell(Event::Closed { worker, address });
+            self.emit(Event::Closed { worker, address });
         }
     }
 
@@ -96,7 +96,7 @@ impl ControlPlane {
 
     /// A leaving worker has heirs for the listeners it uses, and for those it has just closed in
     /// order to leave.
-    pub(crate) fn leave_to_heirs(&mut self, id: WorkerId) {
+    pub(crate) fn leave_to_successors(&mut self, id: WorkerId) {
         let Some(heir) = self.heir_of(id) else { return };
         for entry in self.listeners.iter_mut().filter(|entry| entry.outlives_workers) {
             let has_closed = entry.linger.take_if(|linger| linger.worker == id).is_some();
@@ -244,7 +244,7 @@ impl ControlPlane {
 fn reset(connections: usize, address: &str) -> Error {
     Error::Environment {
         step: format!(
-            "give others {connections} connections that waited for a worker at {address}"
+            "give other workers {connections} connections that waited for a worker at {address}"
         ),
         source: Errno::ECONNRESET.into(),
         hint: "hold the address, and they wait for the next worker; with CAP_BPF, or \

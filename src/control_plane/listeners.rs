@@ -286,7 +286,7 @@ impl Entry {
     }
 
     /// Workers without a channel get it at their start.
-    pub(crate) fn is_handed_down(&self) -> bool {
+    pub(crate) fn is_inherited(&self) -> bool {
         self.held && !self.closing && self.is_stream()
     }
 
@@ -404,7 +404,7 @@ impl Entry {
 
     /// Closes the sockets that no worker will take: `coming` workers are still to start. Returns
     /// how many connections were lost.
-    #[must_use = "connections that were lost have to be told of"]
+    #[must_use = "lost connections must be reported"]
     pub(crate) fn shed(&mut self, coming: usize) -> usize {
         match &mut self.socket {
             // While no worker accepts, the connections wait for the next one.

@@ -32,7 +32,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::data_path::{ClusterCounts, Command, LiveCounts, Report};
+use crate::data_path::{ClusterCounts, Command, DataPathReport, LiveCounts};
 use crate::dialect::WorkerDialect;
 use crate::dialect::node::bridge::{BridgeRequest, BridgeThread};
 use crate::dialect::node::preload::Preload;
@@ -133,7 +133,7 @@ impl ControlPlane {
             .map_err(|errno| Error::system("watch a descriptor (epoll_ctl)", errno))
     }
 
-    fn tell(&self, event: Event) {
+    fn emit(&self, event: Event) {
         self.bus.publish(&event);
     }
 
@@ -153,10 +153,10 @@ impl ControlPlane {
             let (ends, rest): (Vec<&EpollEvent>, Vec<&EpollEvent>) =
                 ready[..count].iter().partition(|event| is_end(event.data()));
             for event in ends.into_iter().chain(rest) {
-                self.attend(event.data(), event.events());
+                self.on_ready(event.data(), event.events());
             }
             for id in std::mem::take(&mut self.unread) {
-                self.hear(id);
+                self.on_channel_ready(id);
             }
             if self.retry_ns.is_some_and(|retry_ns| retry_ns <= monotonic_ns()) {
                 self.retry_ns = None;
@@ -166,7 +166,7 @@ impl ControlPlane {
             self.end_lifetimes();
             self.retry_binds();
             self.settle();
-            self.meet_stop_deadlines();
+            self.on_stop_deadlines();
             self.complete_disconnects();
         }
         Ok(())
@@ -188,7 +188,7 @@ impl ControlPlane {
         })
     }
 
-    fn attend(&mut self, token: u64, flags: EpollFlags) {
+    fn on_ready(&mut self, token: u64, flags: EpollFlags) {
         match token {
             REQUESTS => {
                 self.waker.clear();
@@ -198,16 +198,16 @@ impl ControlPlane {
                 if requests.len() == REQUESTS_A_TURN_MAX {
                     self.waker.wake();
                 }
-                requests.into_iter().for_each(|request| self.obey(request));
+                requests.into_iter().for_each(|request| self.on_request(request));
                 // The waker also reports that a slow subscriber has read.
                 self.read_again();
-                self.heed_bridge();
+                self.on_bridge_notices();
             }
             REPORTS => match self.data_path.as_mut().map_or(Ok(vec![]), DataPathThread::reports) {
-                Ok(reports) => reports.into_iter().for_each(|report| self.heed(report)),
+                Ok(reports) => reports.into_iter().for_each(|report| self.on_report(report)),
                 Err(error) => self.lose_data_path(error),
             },
-            NOTICES => self.heed_bridge(),
+            NOTICES => self.on_bridge_notices(),
             REMOVALS => {
                 if let Some(preload) = &mut self.preload {
                     preload.on_removal();
@@ -225,13 +225,13 @@ impl ControlPlane {
                 if flags
                     .intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
                 {
-                    self.hear(id);
+                    self.on_channel_ready(id);
                 }
             }
         }
     }
 
-    fn obey(&mut self, request: Request) {
+    fn on_request(&mut self, request: Request) {
         match request {
             Request::Fork { settings, fork_request, answer } => {
                 let _ = answer.send(self.fork(settings, fork_request));
@@ -279,35 +279,37 @@ impl ControlPlane {
         }
     }
 
-    fn heed(&mut self, report: Report) {
+    fn on_report(&mut self, report: DataPathReport) {
         match report {
-            Report::Reaped { slot, counters, given } => self.bury(slot, counters, &given),
-            Report::Hung { slot, taken_back } => {
+            DataPathReport::Reaped { slot, counters, given } => {
+                self.on_reaped(slot, counters, &given)
+            }
+            DataPathReport::Hung { slot, taken_back } => {
                 if let Some(worker) = self.worker_at(slot) {
-                    self.tell(Event::Hung { worker, taken_back });
+                    self.emit(Event::Hung { worker, taken_back });
                 }
             }
-            Report::Recovered { slot } => {
+            DataPathReport::Recovered { slot } => {
                 if let Some(worker) = self.worker_at(slot) {
-                    self.tell(Event::Recovered { worker });
+                    self.emit(Event::Recovered { worker });
                 }
             }
-            Report::Outlier { slot, ejected_ns } => {
+            DataPathReport::Outlier { slot, ejected_ns } => {
                 if let Some(worker) = self.worker_at(slot) {
                     let ejected = ejected_ns.map(Duration::from_nanos);
-                    self.tell(Event::Outlier { worker, ejected });
+                    self.emit(Event::Outlier { worker, ejected });
                 }
             }
-            Report::OutlierEnded { slot } => {
+            DataPathReport::OutlierEnded { slot } => {
                 if let Some(worker) = self.worker_at(slot) {
-                    self.tell(Event::OutlierEnded { worker });
+                    self.emit(Event::OutlierEnded { worker });
                 }
             }
-            Report::Unsteered { error } => self.fail(error),
-            Report::ListenerRemoved { listener } => self.listener_removed(listener),
-            Report::Left { slot, listener } => self.listener_left(slot, listener),
+            DataPathReport::Unsteered { error } => self.fail(error),
+            DataPathReport::ListenerRemoved { listener } => self.listener_removed(listener),
+            DataPathReport::Left { slot, listener } => self.listener_left(slot, listener),
             // Sent only after the request to end, whose sender reads it itself.
-            Report::Ended(_) => {}
+            DataPathReport::Ended(_) => {}
         }
     }
 
@@ -396,7 +398,7 @@ impl ControlPlane {
     }
 
     fn fail(&mut self, error: Error) {
-        self.tell(Event::Error { worker: None, error: Arc::new(error) });
+        self.emit(Event::Error { worker: None, error: Arc::new(error) });
     }
 
     /// The data path has failed: accepting stops, and workers see the end of their inboxes.
@@ -410,7 +412,7 @@ impl ControlPlane {
         }
         let ended = self.workers.values().filter(|worker_entry| worker_entry.ending.is_some());
         let ended: Vec<_> = ended.map(|one| (one.slot, one.state().counters())).collect();
-        ended.into_iter().for_each(|(slot, counters)| self.bury(slot, counters, &[]));
+        ended.into_iter().for_each(|(slot, counters)| self.on_reaped(slot, counters, &[]));
     }
 
     fn complete_disconnects(&mut self) {

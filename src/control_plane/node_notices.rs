@@ -84,7 +84,7 @@ impl ControlPlane {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let new_worker = match &mut worker_entry.dialect {
             WorkerDialect::Native(_) => return,
-            WorkerDialect::ListenFds(_) => return self.hand_down(id),
+            WorkerDialect::ListenFds(_) => return self.record_inherited(id),
             WorkerDialect::Node(node) => node.new_worker.take(),
         };
         let (Some(new_worker), slot) = (new_worker, worker_entry.slot) else { return };
@@ -100,7 +100,7 @@ impl ControlPlane {
 
     /// Handles the bridge's notices, except those of workers whose events are read too slowly. The
     /// last notices of an ended worker are always handled, as its end is.
-    pub(crate) fn heed_bridge(&mut self) {
+    pub(crate) fn on_bridge_notices(&mut self) {
         if let Some(Err(error)) = self.bridge.as_mut().map(BridgeThread::check) {
             self.bridge = None;
             return self.fail(error);
@@ -113,7 +113,7 @@ impl ControlPlane {
         while let Some(notice) = self.notice(|worker| !held_up.contains(&worker)) {
             let worker = notice.worker();
             (notices, bytes) = (notices + 1, bytes + notice.bytes());
-            self.heed_notice(notice);
+            self.on_notice(notice);
             if self.bus.is_held_up(worker) {
                 held_up.insert(worker);
             }
@@ -126,7 +126,7 @@ impl ControlPlane {
         let ended = self.workers.values().filter(is_bridged).filter(|one| one.ending.is_some());
         for id in ended.map(WorkerEntry::id).collect::<Vec<_>>() {
             while let Some(notice) = self.notice(|worker| worker == id) {
-                self.heed_notice(notice);
+                self.on_notice(notice);
             }
         }
     }
@@ -135,45 +135,45 @@ impl ControlPlane {
         self.bridge.as_ref().and_then(|bridge| bridge.notice(of))
     }
 
-    fn heed_notice(&mut self, notice: Notice) {
+    fn on_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Online { worker } => {
                 let worker_entry = self.workers.get_mut(&worker).filter(|one| !one.online);
                 if let Some(worker_entry) = worker_entry {
                     worker_entry.online = true;
                     let worker = worker_entry.handle();
-                    self.tell(Event::Online { worker });
+                    self.emit(Event::Online { worker });
                 }
             }
-            Notice::Query { worker, query, request } => self.meet(worker, query, &request),
-            Notice::Listening { worker, listening } => self.tell_listening(worker, &listening),
+            Notice::Query { worker, query, request } => self.on_query(worker, query, &request),
+            Notice::Listening { worker, listening } => self.emit_listening(worker, &listening),
             Notice::Left { worker, listener } => self.leave_listener(worker, listener),
             Notice::Leaving { worker } => self.leaves(worker),
             Notice::Message { worker, message, descriptor } => {
-                self.tell_message(worker, &message, descriptor);
+                self.emit_message(worker, &message, descriptor);
             }
-            Notice::Stopped { worker, closes } => self.note_stopped(worker, closes),
+            Notice::Stopped { worker, closes } => self.on_stopped(worker, closes),
             Notice::SocketLost { worker } => {
                 let step = "send a socket to a worker, which has no descriptor for it";
-                self.tell_error(worker, Error::system(step, Errno::EMFILE));
+                self.emit_error(worker, Error::system(step, Errno::EMFILE));
             }
             Notice::Gone { worker, failure } => {
                 if let Some(what) = failure {
                     let hint = "its program wrote to the channel of Node itself, or did not read";
-                    self.tell_error(worker, Error::Workers { what, hint: hint.into() });
+                    self.emit_error(worker, Error::Workers { what, hint: hint.into() });
                 }
-                self.part_with(worker);
-                self.lay_to_rest(worker);
+                self.on_disconnected(worker);
+                self.on_gone(worker);
             }
         }
     }
 
-    pub(crate) fn tell_error(&self, id: WorkerId, error: Error) {
+    pub(crate) fn emit_error(&self, id: WorkerId, error: Error) {
         let worker = self.workers.get(&id).map(|worker_entry| worker_entry.handle());
-        self.tell(Event::Error { worker, error: Arc::new(error) });
+        self.emit(Event::Error { worker, error: Arc::new(error) });
     }
 
-    fn tell_message(&self, id: WorkerId, message: &UserMessage, descriptor: Option<OwnedFd>) {
+    fn emit_message(&self, id: WorkerId, message: &UserMessage, descriptor: Option<OwnedFd>) {
         let Some(worker) = self.workers.get(&id).map(|worker_entry| worker_entry.handle()) else {
             return;
         };
@@ -181,11 +181,11 @@ impl ControlPlane {
         let bytes = serde_json::to_vec(&value).expect("a value of JSON can be written as JSON");
         let descriptors = descriptor.into_iter().collect();
         let message = Message::new(Serialization::Json, bytes, descriptors, 0);
-        self.tell(Event::Message { worker, message });
+        self.emit(Event::Message { worker, message });
     }
 
     /// A worker requests an address.
-    fn meet(&mut self, id: WorkerId, query: QueryId, request: &Query) {
+    fn on_query(&mut self, id: WorkerId, query: QueryId, request: &Query) {
         let Some(worker_entry) = self.workers.get(&id) else { return };
         if worker_entry.leaving {
             return self.answer_node(id, query, Answer::Fail(Errno::ECANCELED), None);
@@ -212,7 +212,7 @@ impl ControlPlane {
 
     /// A server of a worker listens. Node names the address as requested, so the listener is the
     /// oldest match.
-    fn tell_listening(&mut self, id: WorkerId, listening: &Listening) {
+    fn emit_listening(&mut self, id: WorkerId, listening: &Listening) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let WorkerDialect::Node(node) = &mut worker_entry.dialect else { return };
         let port = listening.port.and_then(|port| u16::try_from(port).ok());
@@ -233,7 +233,7 @@ impl ControlPlane {
             self.set_owners(listener, socket_owners);
         }
         self.begin_settling(id);
-        self.tell(Event::Listening { worker, address });
+        self.emit(Event::Listening { worker, address });
     }
 
     /// A worker has closed its last server on a listener. It may be leaving: Node announces that

@@ -35,7 +35,7 @@ impl ControlPlane {
         }
         let notify = self.notify.as_ref().filter(|_| notifies);
         let mut start = listen_fds::Start::new(notify.map(|notify| notify.name().into()));
-        let held = self.listeners.iter_mut().filter(|entry| entry.is_handed_down());
+        let held = self.listeners.iter_mut().filter(|entry| entry.is_inherited());
         for (place, entry) in held.enumerate() {
             // No data path takes what waits in these sockets, so a new one needs no mention.
             let (copy, _) = entry.copy_for(slot, predecessor, false)?;
@@ -52,9 +52,9 @@ impl ControlPlane {
     }
 
     /// Records that a new worker has inherited everything that is held.
-    pub(crate) fn hand_down(&mut self, id: WorkerId) {
+    pub(crate) fn record_inherited(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
-        for entry in self.listeners.iter_mut().filter(|entry| entry.is_handed_down()) {
+        for entry in self.listeners.iter_mut().filter(|entry| entry.is_inherited()) {
             entry.users.insert(id);
             worker_entry.uses.insert(entry.id);
         }
@@ -110,20 +110,20 @@ impl ControlPlane {
             }
         });
         let serving: Vec<WorkerId> = serving.collect();
-        serving.into_iter().for_each(|id| self.tell_serving(id));
+        serving.into_iter().for_each(|id| self.emit_serving(id));
     }
 
-    fn tell_serving(&mut self, id: WorkerId) {
+    fn emit_serving(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_none()) else {
             return;
         };
         let worker = worker_entry.handle();
-        self.tell(Event::Online { worker: worker.clone() });
+        self.emit(Event::Online { worker: worker.clone() });
         let uses: Vec<ListenerId> = worker_entry.uses.iter().copied().collect();
         for listener in uses {
             let Some(entry) = self.listeners.get_mut(listener) else { continue };
             let address = entry.listening_address();
-            self.tell(Event::Listening { worker: worker.clone(), address });
+            self.emit(Event::Listening { worker: worker.clone(), address });
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{ControlPlane, LAST_TURNS_MAX, Report};
+use super::{ControlPlane, DataPathReport, LAST_TURNS_MAX};
 use crate::data_path::Command;
 use crate::dialect::WorkerDialect;
 use crate::dialect::node::bridge::BridgeRequest;
@@ -17,7 +17,7 @@ use crate::sys::schedstat;
 
 impl ControlPlane {
     /// A worker's channel has ended, or is unusable.
-    pub(crate) fn part_with(&mut self, id: WorkerId) {
+    pub(crate) fn on_disconnected(&mut self, id: WorkerId) {
         let Some(worker_entry) =
             self.workers.get_mut(&id).filter(|worker_entry| worker_entry.connected)
         else {
@@ -34,9 +34,9 @@ impl ControlPlane {
         drop(life);
         worker_entry.leaving = true;
         let (worker, uses) = (worker_entry.handle(), worker_entry.uses.clone());
-        self.tell(Event::Disconnect { worker });
-        self.note_channel_end(id);
-        self.leave_to_heirs(id);
+        self.emit(Event::Disconnect { worker });
+        self.on_channel_end(id);
+        self.leave_to_successors(id);
         uses.into_iter().for_each(|listener: ListenerId| self.release(id, listener));
         self.retire(id);
     }
@@ -63,7 +63,7 @@ impl ControlPlane {
             Err(error) => {
                 // Other code in this program has reaped it, so its exit status is unknown.
                 let worker = worker_entry.handle();
-                self.tell(Event::Error { worker: Some(worker), error: Arc::new(error) });
+                self.emit(Event::Error { worker: Some(worker), error: Arc::new(error) });
                 Ending::Code(-1)
             }
         };
@@ -72,7 +72,7 @@ impl ControlPlane {
             // them.
             self.ask_bridge(BridgeRequest::Cut { worker: id });
         } else {
-            self.part_with(id);
+            self.on_disconnected(id);
         }
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         worker_entry.ending = Some(ending);
@@ -80,13 +80,13 @@ impl ControlPlane {
         worker_entry.state().life().ending = Some(ending);
         match self.is_bridged(id) {
             // Its notice of the channel's end may already be in the queue, unread.
-            true => self.heed_bridge(),
-            false => self.lay_to_rest(id),
+            true => self.on_bridge_notices(),
+            false => self.on_gone(id),
         }
     }
 
     /// Both the process and the channel of a worker are gone.
-    pub(crate) fn lay_to_rest(&mut self, id: WorkerId) {
+    pub(crate) fn on_gone(&mut self, id: WorkerId) {
         let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_some()) else {
             return;
         };
@@ -95,13 +95,18 @@ impl ControlPlane {
             _ => {
                 let counters = worker_entry.state().counters();
                 let slot = worker_entry.slot;
-                self.heed(Report::Reaped { slot, counters, given: vec![] });
+                self.on_report(DataPathReport::Reaped { slot, counters, given: vec![] });
             }
         }
     }
 
     /// Everything that an ended worker left behind has been handled.
-    pub(crate) fn bury(&mut self, slot: Slot, counters: Counters, given: &[(ListenerId, u64)]) {
+    pub(crate) fn on_reaped(
+        &mut self,
+        slot: Slot,
+        counters: Counters,
+        given: &[(ListenerId, u64)],
+    ) {
         let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
         let Some(ending) = self.workers.get(&id).and_then(|worker_entry| worker_entry.ending)
         else {
@@ -121,6 +126,6 @@ impl ControlPlane {
         let _ = worker_entry.state().last_counts.set(counts);
         drop(registry);
         let worker: WorkerHandle = worker_entry.handle();
-        self.tell(Event::Exit { worker, ending, counts });
+        self.emit(Event::Exit { worker, ending, counts });
     }
 }

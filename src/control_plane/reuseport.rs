@@ -108,7 +108,7 @@ impl OwnSockets {
     /// Closes unused sockets, except `spare` ones for workers that are still to start: the kernel
     /// would go on filling queues that no worker empties. Waiting connections move to the other
     /// sockets, if there are any and the kernel permits it. Returns how many connections were lost.
-    #[must_use = "connections that were lost have to be told of"]
+    #[must_use = "lost connections must be reported"]
     pub(crate) fn shed(&mut self, spare: usize) -> usize {
         let shed = self.take_idle(spare);
         let others = !self.sockets.is_empty();

@@ -92,7 +92,7 @@ impl ControlPlane {
         drop(registry);
         self.workers.insert(id, worker_entry);
         self.admit(id);
-        self.tell(Event::Fork { worker: worker.clone() });
+        self.emit(Event::Fork { worker: worker.clone() });
         worker
     }
 

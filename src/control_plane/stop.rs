@@ -57,7 +57,7 @@ impl ControlPlane {
     }
 
     /// A program was told that everything stops and no longer waits, or has ended.
-    pub(crate) fn note_stopped(&mut self, id: WorkerId, closes: bool) {
+    pub(crate) fn on_stopped(&mut self, id: WorkerId, closes: bool) {
         let Some(stopping) = &mut self.stopping else { return };
         if stopping.waiting.remove(&id) && (closes || stopping.waiting.is_empty()) {
             let grace = stopping.grace;
@@ -67,11 +67,11 @@ impl ControlPlane {
     }
 
     /// A worker's channel has ended: with the preload, it ends once it serves nothing.
-    pub(crate) fn note_channel_end(&mut self, id: WorkerId) {
-        self.note_stopped(id, false);
+    pub(crate) fn on_channel_end(&mut self, id: WorkerId) {
+        self.on_stopped(id, false);
         let Some(worker_entry) = self.workers.get_mut(&id) else { return };
         let has_preload = worker_entry.state().view.program_reports();
-        let is_asked = worker_entry.told && worker_entry.ending.is_none();
+        let is_asked = worker_entry.asked_to_leave && worker_entry.ending.is_none();
         if let WorkerDialect::Node(node) = &mut worker_entry.dialect
             && is_asked
             && !has_preload
@@ -90,7 +90,7 @@ impl ControlPlane {
     }
 
     /// Acts on deadlines.
-    pub(crate) fn meet_stop_deadlines(&mut self) {
+    pub(crate) fn on_stop_deadlines(&mut self) {
         let now_ns = monotonic_ns();
         let is_due = |time_ns: &mut u64| *time_ns <= now_ns;
         for worker_entry in self.workers.values_mut() {

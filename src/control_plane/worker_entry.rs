@@ -45,7 +45,7 @@ pub(crate) struct WorkerEntry {
     /// It was asked to leave, or has announced that it does.
     pub(crate) leaving: bool,
     /// The primary has asked it to leave.
-    pub(crate) told: bool,
+    pub(crate) asked_to_leave: bool,
     /// The data path knows that it gets no more connections.
     pub(crate) retired: bool,
     /// The data path knows it.
@@ -167,7 +167,7 @@ impl WorkerEntry {
             online: false,
             connected: true,
             leaving: false,
-            told: false,
+            asked_to_leave: false,
             retired: false,
             attached: false,
             ending: None,

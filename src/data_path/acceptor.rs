@@ -160,7 +160,7 @@ impl Acceptor {
 
     /// Steals the workers' waiting connections, oldest first; only one, if its age shows that they
     /// do accept.
-    pub(super) fn rob(&mut self, now_ns: u64) -> Vec<OwnedFd> {
+    pub(super) fn steal(&mut self, now_ns: u64) -> Vec<OwnedFd> {
         let mut taken = Vec::new();
         let (Some(listener), Some(stall_detector)) = (&self.listener, &mut self.stall_detector)
         else {

@@ -4,6 +4,7 @@ use crate::schedule::{Changes, Skips};
 
 /// Sums over all workers and listeners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClusterCounts {
     /// Connections accepted.
     pub accepted: u64,

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::handoff::{self, Accepted};
 use super::messages::Returned;
-use super::{CROWDED_NS, DataPath, Report, SPARE_MESSAGES_MAX};
+use super::{CROWDED_NS, DataPath, DataPathReport, SPARE_MESSAGES_MAX};
 use crate::id::Slot;
 use crate::protocol::handoff_layout;
 use crate::schedule::Refusal;
@@ -14,7 +14,7 @@ use crate::sys::engine::{Key, Outcome, OutgoingMessage};
 
 impl DataPath {
     /// Handles the completion of a message.
-    pub(super) fn settle(
+    pub(super) fn on_message_sent(
         &mut self,
         key: Key,
         mut message: Box<OutgoingMessage>,
@@ -124,14 +124,14 @@ impl DataPath {
     }
 
     /// A full channel has room again.
-    pub(super) fn revive(&mut self, key: Key) {
+    pub(super) fn on_room(&mut self, key: Key) {
         let current = matches!(&self.links[key.index as usize], Some(link) if link.key() == key);
         if current {
             self.roster.has_room_again(slot_of(key));
         }
     }
 
-    pub(super) fn relieve_crowded(&mut self) {
+    pub(super) fn retry_crowded(&mut self) {
         let now_ns = self.now_ns;
         let roster = &mut self.roster;
         self.crowded.retain(|(slot, until_ns)| {
@@ -143,7 +143,7 @@ impl DataPath {
     }
 
     /// Finds workers with connections unclaimed for too long, and gives these to others.
-    pub(super) fn rescue(&mut self) {
+    pub(super) fn take_back_from_hung(&mut self) {
         if !self.is_due() {
             return;
         }
@@ -156,7 +156,7 @@ impl DataPath {
             self.suspected.push(slot);
             self.steerer.is_due = true;
             self.rejoin(taken, promised);
-            self.report(Report::Hung { slot, taken_back: promised });
+            self.report(DataPathReport::Hung { slot, taken_back: promised });
         }
     }
 
@@ -189,21 +189,21 @@ impl DataPath {
     }
 
     /// Reports workers that have answered their probes.
-    pub(super) fn pardon(&mut self) {
+    pub(super) fn report_recovered(&mut self) {
         self.trust_those_who_answered();
         let roster = &self.roster;
         let (still, free): (Vec<Slot>, Vec<Slot>) =
             self.suspected.iter().partition(|slot| roster.is_suspected(**slot));
         self.suspected = still;
         self.steerer.is_due |= !free.is_empty();
-        free.into_iter().for_each(|slot| self.report(Report::Recovered { slot }));
+        free.into_iter().for_each(|slot| self.report(DataPathReport::Recovered { slot }));
     }
 
     /// Takes back what ended workers left, once no message to them is in flight.
-    pub(super) fn bury(&mut self) {
+    pub(super) fn reap(&mut self) {
         let mut unfinished = Vec::new();
-        for slot in std::mem::take(&mut self.buried) {
-            self.roster.bury(slot);
+        for slot in std::mem::take(&mut self.ended) {
+            self.roster.mark_dead(slot);
             let Some(place) = self.links.get_mut(slot.index()) else { continue };
             let Some(link) = place else { continue };
             if !link.is_quiet() {
@@ -216,9 +216,9 @@ impl DataPath {
             *place = None;
             self.roster.vacate(slot);
             self.rejoin(taken, promised);
-            self.report(Report::Reaped { slot, counters, given });
+            self.report(DataPathReport::Reaped { slot, counters, given });
         }
-        self.buried = unfinished;
+        self.ended = unfinished;
     }
 }
 

@@ -4,7 +4,7 @@
 //! dispatched separately.
 
 use super::handoff::Accepted;
-use super::{DataPath, Stage};
+use super::{DataPath, DataPathStage};
 use crate::id::{ListenerId, Slot};
 use crate::protocol::scoreboard::Wake;
 
@@ -82,7 +82,7 @@ impl DataPath {
     /// workers concerned are asked to wake this thread on progress.
     pub(super) fn control_intake(&mut self) {
         self.has_more = false;
-        let open = self.stage == Stage::Open;
+        let open = self.stage == DataPathStage::Open;
         if !open && self.removals == 0 {
             return;
         }

@@ -144,7 +144,7 @@ impl Link {
     }
 
     /// Whether finished connections have ended, instead of merely leaving the primary's sight.
-    pub(super) fn tells_ends(&self) -> bool {
+    pub(super) fn reports_ends(&self) -> bool {
         self.is_native || self.page.program_reports()
     }
 

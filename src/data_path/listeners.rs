@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::acceptor::Acceptor;
 use super::handoff::Mark;
-use super::{DataPath, Report};
+use super::{DataPath, DataPathReport};
 use crate::id::{ListenerId, Slot};
 use crate::sys::listener::Listener;
 
@@ -53,7 +53,7 @@ impl DataPath {
 
     pub(super) fn remove_listener(&mut self, listener: ListenerId) {
         match self.begin_leaving(listener) {
-            0 => self.report(Report::ListenerRemoved { listener }),
+            0 => self.report(DataPathReport::ListenerRemoved { listener }),
             found => self.removals += found,
         }
     }
@@ -107,7 +107,7 @@ impl DataPath {
                     let directory = &self.endpoints.live_counts.listeners;
                     self.listener_counts.remove(acceptor.id, directory);
                     self.steerer.remove(acceptor.id);
-                    self.report(Report::ListenerRemoved { listener: acceptor.id });
+                    self.report(DataPathReport::ListenerRemoved { listener: acceptor.id });
                 }
             }
         }
@@ -168,7 +168,7 @@ impl DataPath {
             std::mem::take(&mut self.departures).into_iter().partition(arrived);
         self.departures = left;
         for Departure { slot, listener, .. } in done {
-            self.report(Report::Left { slot, listener });
+            self.report(DataPathReport::Left { slot, listener });
         }
     }
 }

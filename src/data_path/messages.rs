@@ -124,7 +124,7 @@ pub enum Command {
 
 /// A report of the data path to the control plane.
 #[derive(Debug)]
-pub enum Report {
+pub enum DataPathReport {
     /// The last counters of a reaped worker.
     Reaped {
         /// The worker.
@@ -188,7 +188,7 @@ pub struct Endpoints {
     /// Commands to the data path; wake it after sending.
     pub commands: Receiver<Command>,
     /// Reports to the control plane.
-    pub reports: Sender<Report>,
+    pub reports: Sender<DataPathReport>,
     /// Woken by the control plane and the bridge after a command, and by the bridge on behalf of
     /// its workers when they were asked to. Other workers have one each.
     pub waker: Arc<Waker>,

@@ -2,7 +2,7 @@
 //!
 //! Owns accepted sockets until a worker's channel has them. It never reads a client's bytes, never
 //! logs, and allocates nothing per connection once its tables have grown. The control plane sends
-//! it [`Command`]s and receives [`Report`]s; both are rare.
+//! it [`Command`]s and receives [`DataPathReport`]s; both are rare.
 
 mod acceptor;
 mod cluster_counts;
@@ -26,7 +26,7 @@ use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff_layout::Record;
 use crate::schedule::{Client, Coalescing, Intake, Policy, Roster, SchedulerConfig};
 use crate::sys::clock::{self, monotonic_ns};
-use crate::sys::engine::{Engine, EngineKind, Event, Key, RingShape};
+use crate::sys::engine::{Engine, EngineEvent, EngineKind, Key, RingShape};
 use crate::sys::limits;
 use crate::sys::peer;
 use acceptor::Acceptor;
@@ -40,7 +40,7 @@ use listeners::Departure;
 pub use live_counts::LiveCounts;
 #[cfg(feature = "internals")]
 pub use messages::Returned;
-pub use messages::{Command, Endpoints, Report};
+pub use messages::{Command, DataPathReport, Endpoints};
 use outliers::Looked;
 use steal::Watch;
 pub use steering::OwnSocketRules;
@@ -94,14 +94,14 @@ pub struct DataPath {
     spare: SpareMessages,
     /// Refused in this turn, not yet back in the queue.
     refused: Vec<Accepted>,
-    buried: Vec<Slot>,
+    ended: Vec<Slot>,
     departures: Vec<Departure>,
     crowded: Vec<(Slot, u64)>,
     totals: ClusterCounts,
     listener_counts: ListenerTable,
     generation: u32,
     now_ns: u64,
-    stage: Stage,
+    stage: DataPathStage,
     /// Workers that have not answered a probe, as last reported.
     suspected: Vec<Slot>,
     /// Connections with a copy kept for inspection, at most one per worker.
@@ -111,7 +111,7 @@ pub struct DataPath {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum DataPathStage {
     /// Not accepting yet.
     Starting,
     Open,
@@ -163,14 +163,14 @@ impl DataPath {
             has_more: false,
             spare: Vec::new(),
             refused: Vec::new(),
-            buried: Vec::new(),
+            ended: Vec::new(),
             departures: Vec::new(),
             crowded: Vec::new(),
             totals: ClusterCounts::default(),
             listener_counts: ListenerTable::default(),
             generation: 0,
             now_ns: monotonic_ns(),
-            stage: Stage::Starting,
+            stage: DataPathStage::Starting,
             suspected: Vec::new(),
             looked_at: Vec::new(),
             probed: Vec::new(),
@@ -194,26 +194,20 @@ impl DataPath {
         clock::sleep_precisely();
         self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
         self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
-        while self.stage != Stage::Ended {
+        while self.stage != DataPathStage::Ended {
             let accepted = self.totals.accepted - accepted_before;
             accepted_before = self.totals.accepted;
             self.wait(&mut events, accepted)?;
             self.now_ns = monotonic_ns();
             for event in events.drain(..) {
-                self.handle(event);
+                self.on_event(event);
             }
-            self.put_back_refused();
-            self.bury();
-            self.relieve_crowded();
-            self.rescue();
-            self.take_back_early();
-            self.look_after();
-            self.judge_outliers();
+            // Sockets that come back join the queue before it is dispatched, in front: the oldest
+            // connection gets the next worker. Accepting then follows what is left, and listeners
+            // and workers end last, because all of the above may still involve them.
+            self.take_back();
             self.dispatch();
-            self.control_intake();
-            self.drop_overdue();
-            self.pardon();
-            self.steer();
+            self.adjust();
             self.finish_removals();
             self.finish_departures();
             self.endpoints.live_counts.publish(self.counts());
@@ -223,8 +217,28 @@ impl DataPath {
         // Closed before the end is reported, so clients learn it first.
         self.intake = Intake::default();
         self.endpoints.live_counts.publish(counts);
-        self.report(Report::Ended(counts));
+        self.report(DataPathReport::Ended(counts));
         Ok(())
+    }
+
+    /// Takes back the sockets that others can have: refused by a full channel, left by ended
+    /// workers, or waiting for workers that are hung, busy or do not accept.
+    fn take_back(&mut self) {
+        self.put_back_refused();
+        self.reap();
+        self.retry_crowded();
+        self.take_back_from_hung();
+        self.take_back_early();
+        self.check_own_sockets();
+        self.judge_outliers();
+    }
+
+    /// Adjusts accepting, and the kernel's choice among own sockets, to what dispatching has shown.
+    fn adjust(&mut self) {
+        self.control_intake();
+        self.drop_overdue();
+        self.report_recovered();
+        self.steer();
     }
 
     /// The present sums.
@@ -242,7 +256,7 @@ impl DataPath {
     }
 
     /// Submits what the last turn prepared, and collects completions.
-    fn wait(&mut self, events: &mut Vec<Event>, accepted: u64) -> Result<()> {
+    fn wait(&mut self, events: &mut Vec<EngineEvent>, accepted: u64) -> Result<()> {
         // Waiting connections are handed over as soon as a worker reports room.
         let is_free = accepted > 0 && self.intake.is_empty();
         let slack_ns = if is_free { self.roster.slack_ns() } else { None };
@@ -276,39 +290,41 @@ impl DataPath {
     /// Whether something depends on completions of messages, which do not end a wait.
     fn awaits_answers(&self) -> bool {
         let leaving = self.removals > 0 || !self.departures.is_empty();
-        let ending = leaving || !self.buried.is_empty();
+        let ending = leaving || !self.ended.is_empty();
         let mut links = self.links.iter().flatten();
         links.any(|link| !link.is_quiet() && (ending || link.is_retired()))
     }
 
-    fn report(&self, report: Report) {
+    fn report(&self, report: DataPathReport) {
         // A missing control plane needs no reports: the process is ending.
         let _ = self.endpoints.reports.send(report);
         self.endpoints.report_waker.wake();
     }
 
-    fn handle(&mut self, event: Event) {
+    fn on_event(&mut self, event: EngineEvent) {
         match event {
-            Event::Accepted { key, outcome, armed } => {
+            EngineEvent::Accepted { key, outcome, armed } => {
                 let acceptor = self.acceptors[key.index as usize].as_mut();
                 let acceptor = acceptor.expect("an acceptor stays until its last completion");
                 if let Some(socket) = acceptor.accepted(outcome, armed, self.now_ns) {
                     self.accept(key.index as usize, socket);
                 }
             }
-            Event::MessageSent { key, message, outcome } => self.settle(key, message, outcome),
-            Event::Ready { key, .. } if key == WAKER => {
+            EngineEvent::MessageSent { key, message, outcome } => {
+                self.on_message_sent(key, message, outcome)
+            }
+            EngineEvent::Ready { key, .. } if key == WAKER => {
                 self.endpoints.waker.clear();
                 self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
-                self.heed_commands();
+                self.on_commands();
             }
-            Event::Ready { key, .. } if key == WATCH => {
-                self.heed_watch();
+            EngineEvent::Ready { key, .. } if key == WATCH => {
+                self.on_arrivals();
                 self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
             }
-            Event::Ready { key, .. } => match handoff::woken_link(key) {
-                Some(key) => self.heed_wake(key),
-                None => self.revive(key),
+            EngineEvent::Ready { key, .. } => match handoff::woken_link(key) {
+                Some(key) => self.on_worker_wake(key),
+                None => self.on_room(key),
             },
             // The ring has no other operations, or their results do not matter.
             _ => {}
@@ -316,19 +332,19 @@ impl DataPath {
     }
 
     /// Carries out commands, up to the limit per turn: clients must not wait for them.
-    fn heed_commands(&mut self) {
+    fn on_commands(&mut self) {
         for _ in 0..COMMANDS_PER_TURN {
             let Ok(command) = self.endpoints.commands.try_recv() else {
                 // The bridge wakes this thread on behalf of its workers.
                 return self.observe_suspected();
             };
-            self.obey(command);
+            self.on_command(command);
         }
         self.endpoints.waker.wake();
     }
 
     /// A worker has woken this thread.
-    fn heed_wake(&mut self, key: Key) {
+    fn on_worker_wake(&mut self, key: Key) {
         let link = self.links.get_mut(key.index as usize).and_then(Option::as_mut);
         if let Some(link) = link.filter(|link| link.key() == key) {
             link.has_woken();
@@ -374,7 +390,7 @@ impl DataPath {
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn on_command(&mut self, command: Command) {
         match command {
             Command::AddListener { id, listener } => self.add_listener(id, listener),
             Command::AddSocket { id, number, socket } => self.add_socket(id, number, socket),
@@ -395,7 +411,9 @@ impl DataPath {
             Command::Return { slot, sockets, backoff_ns } => {
                 self.take_in(slot, sockets, backoff_ns)
             }
-            Command::Open if self.stage == Stage::Starting => self.stage = Stage::Open,
+            Command::Open if self.stage == DataPathStage::Starting => {
+                self.stage = DataPathStage::Open
+            }
             Command::Open => {}
             Command::Retire { slot } => {
                 if let Some(Some(link)) = self.links.get_mut(slot.index()) {
@@ -404,11 +422,11 @@ impl DataPath {
                     self.roster.retire(slot);
                 }
             }
-            Command::Reap { slot } => self.buried.push(slot),
+            Command::Reap { slot } => self.ended.push(slot),
             Command::Reschedule { policy, scheduling } => self.reschedule(policy, *scheduling),
             // A caller that has not waited does not want the answer.
             Command::Ping { answer } => drop(answer.try_send(Ok(()))),
-            Command::End => self.stage = Stage::Ended,
+            Command::End => self.stage = DataPathStage::Ended,
         }
     }
 

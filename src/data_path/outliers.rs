@@ -8,7 +8,7 @@
 use std::os::fd::OwnedFd;
 
 use super::handoff::{Accepted, Link};
-use super::{DataPath, Report};
+use super::{DataPath, DataPathReport};
 use crate::id::Slot;
 use crate::schedule::{Judgement, Look};
 use crate::sys::engine::Key;
@@ -41,7 +41,7 @@ impl DataPath {
     /// Keeps a copy of a connection to this worker, if it should be inspected.
     pub(super) fn look_at(&mut self, slot: Slot, accepted: &Accepted) {
         let Some(Some(link)) = self.links.get(slot.index()) else { return };
-        if !link.tells_ends() || !self.roster.begin_look(slot, self.now_ns) {
+        if !link.reports_ends() || !self.roster.begin_look(slot, self.now_ns) {
             return;
         }
         let (key, until_ns) = (link.key(), self.now_ns.saturating_add(KEPT_NS));
@@ -85,9 +85,9 @@ impl DataPath {
     fn report_judgement(&self, slot: Slot, judgement: Option<Judgement>) {
         match judgement {
             Some(Judgement::Outlier { ejected_ns }) => {
-                self.report(Report::Outlier { slot, ejected_ns });
+                self.report(DataPathReport::Outlier { slot, ejected_ns });
             }
-            Some(Judgement::Normal) => self.report(Report::OutlierEnded { slot }),
+            Some(Judgement::Normal) => self.report(DataPathReport::OutlierEnded { slot }),
             None => {}
         }
     }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::acceptor::Acceptor;
-use super::{DataPath, OwnSocketRules, Report, Stage};
+use super::{DataPath, DataPathReport, DataPathStage, OwnSocketRules};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{CHANGE_NS, Finding, StallDetector};
@@ -50,7 +50,7 @@ impl Watch {
     }
 
     /// The places of queues with arrivals.
-    fn told(&self) -> Vec<usize> {
+    fn ready(&self) -> Vec<usize> {
         let mut ready = [EpollEvent::empty(); TOLD_MAX];
         let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
         let places = ready[..count].iter().map(EpollEvent::data);
@@ -89,7 +89,7 @@ impl DataPath {
             let links = owners.filter_map(|slot| self.links.get(slot.index())?.as_ref());
             links.for_each(|link| link.page.ignore_picks());
         }
-        before.into_iter().for_each(|slot| self.note_stalled(slot));
+        before.into_iter().for_each(|slot| self.update_stalled(slot));
     }
 
     /// Ends notifications for this place.
@@ -108,8 +108,8 @@ impl DataPath {
     }
 
     /// Some queues have arrivals.
-    pub(super) fn heed_watch(&mut self) {
-        for place in self.watch.told() {
+    pub(super) fn on_arrivals(&mut self) {
+        for place in self.watch.ready() {
             let Some(Some(acceptor)) = self.acceptors.get_mut(place) else { continue };
             acceptor.has_come();
             if let Some(stall_detector) = &mut acceptor.stall_detector {
@@ -119,7 +119,7 @@ impl DataPath {
     }
 
     /// Checks the queues that are due, and steals from workers that do not accept.
-    pub(super) fn look_after(&mut self) {
+    pub(super) fn check_own_sockets(&mut self) {
         let OwnSocketRules { is_steered, is_counted, is_exact } = self.steerer.rules;
         let mut has_looked = false;
         for place in 0..self.acceptors.len() {
@@ -138,12 +138,12 @@ impl DataPath {
             match finding {
                 None => continue,
                 Some(Finding::Patient) if !is_steered => continue,
-                Some(Finding::Patient) if is_counted => self.relieve(place),
+                Some(Finding::Patient) if is_counted => self.move_waiting(place),
                 Some(Finding::Patient) => {}
                 Some(Finding::Quiet) => self.ask(place),
-                Some(Finding::Overdue) => self.rob(place),
+                Some(Finding::Overdue) => self.steal(place),
             }
-            self.note_owners(place);
+            self.update_owners(place);
             self.report_doubt(place);
         }
         if has_looked && is_counted {
@@ -164,14 +164,14 @@ impl DataPath {
     }
 
     /// Moves connections that wait behind a worker's work to idle workers, one for each.
-    fn relieve(&mut self, place: usize) {
+    fn move_waiting(&mut self, place: usize) {
         let Some(acceptor) = self.acceptors[place].as_ref().filter(|one| one.may_be_stalled())
         else {
             return;
         };
         let (id, owners) = (acceptor.id, acceptor.owners.clone());
         let still_ns = acceptor.still_ns(self.now_ns);
-        if self.stage != Stage::Open || self.intake.len_of(id) > 0 {
+        if self.stage != DataPathStage::Open || self.intake.len_of(id) > 0 {
             return;
         }
         self.observe();
@@ -197,7 +197,7 @@ impl DataPath {
         for slot in acceptor.owners.clone() {
             if let Some(suspected) = self.suspected.iter().position(|one| *one == slot) {
                 self.suspected.remove(suspected);
-                self.report(Report::Recovered { slot });
+                self.report(DataPathReport::Recovered { slot });
             }
         }
     }
@@ -214,14 +214,14 @@ impl DataPath {
             if let Some(acceptor) = &mut self.acceptors[place] {
                 acceptor.stall_detector = acceptor.stall_detector.take().map(StallDetector::anew);
             }
-            self.note_owners(place);
+            self.update_owners(place);
         }
     }
 
     /// Steals what waits, if the oldest has waited too long and another worker can take it.
-    fn rob(&mut self, place: usize) {
+    fn steal(&mut self, place: usize) {
         let Some(acceptor) = &self.acceptors[place] else { return };
-        if self.stage != Stage::Open || self.intake.len_of(acceptor.id) > 0 {
+        if self.stage != DataPathStage::Open || self.intake.len_of(acceptor.id) > 0 {
             return;
         }
         let (id, owners) = (acceptor.id, acceptor.owners.clone());
@@ -234,7 +234,7 @@ impl DataPath {
         let Some(acceptor) = &mut self.acceptors[place] else { return };
         let now_ns = self.now_ns;
         // Reserves as many descriptors as accepting does.
-        let taken = limits::with_descriptors_held_back(self.held_back, || acceptor.rob(now_ns));
+        let taken = limits::with_descriptors_held_back(self.held_back, || acceptor.steal(now_ns));
         let stalled = acceptor.is_stalled();
         acceptor.has_lost(taken.len());
         let mut count = u32::try_from(taken.len()).expect("bounded");
@@ -243,7 +243,7 @@ impl DataPath {
             if stalled && !self.suspected.contains(&slot) {
                 self.suspected.push(slot);
                 // Each connection is reported once, even if several accept from there.
-                self.report(Report::Hung { slot, taken_back: std::mem::take(&mut count) });
+                self.report(DataPathReport::Hung { slot, taken_back: std::mem::take(&mut count) });
             }
         }
         if stalled && self.steerer.rules.is_counted {
@@ -277,19 +277,19 @@ impl DataPath {
                     stall_detector.has_moved(self.now_ns);
                 }
             });
-            self.note_stalled(slot);
+            self.update_stalled(slot);
             self.steerer.is_due = true;
         }
     }
 
-    fn note_owners(&mut self, place: usize) {
+    fn update_owners(&mut self, place: usize) {
         let Some(acceptor) = &self.acceptors[place] else { return };
         let owners = acceptor.owners.clone();
-        owners.into_iter().for_each(|slot| self.note_stalled(slot));
+        owners.into_iter().for_each(|slot| self.update_stalled(slot));
     }
 
     /// A worker gets no connections of others while one of its sockets is suspicious.
-    fn note_stalled(&mut self, slot: Slot) {
+    fn update_stalled(&mut self, slot: Slot) {
         let acceptors = self.acceptors.iter().flatten();
         let mut own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));
         let stalled = own.any(Acceptor::may_be_stalled);

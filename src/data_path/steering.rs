@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use nix::errno::Errno;
 
 use super::acceptor::Acceptor;
-use super::{DataPath, Report};
+use super::{DataPath, DataPathReport};
 use crate::error::Error;
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{
@@ -161,7 +161,7 @@ impl DataPath {
                 }
                 Err(errno) => {
                     let error = inexact(self.steerer.policy, errno);
-                    self.report(Report::Unsteered { error });
+                    self.report(DataPathReport::Unsteered { error });
                 }
             }
             port.exact = None;
@@ -223,7 +223,7 @@ impl DataPath {
             _ => "the kernel spreads connections by their hash instead; let setsockopt through",
         };
         let error = Error::Environment { step, source: source.into(), hint: hint.into() };
-        self.report(Report::Unsteered { error });
+        self.report(DataPathReport::Unsteered { error });
     }
 }
 
@@ -235,9 +235,9 @@ fn is_able(load: &WorkerLoad, is_doubtful: bool) -> bool {
 /// The kernel draws at random instead of picking.
 fn inexact(policy: Policy, source: Errno) -> Error {
     let hint = match (policy, source) {
-        (Policy::Sticky, _) => "it draws lots instead: clients do not stay at their workers",
-        (_, Errno::E2BIG) => "it can for sixty; it draws lots among all of them instead",
-        _ => "it draws lots among them instead",
+        (Policy::Sticky, _) => "it chooses at random instead: clients do not stay at their workers",
+        (_, Errno::E2BIG) => "it can for sixty; it chooses at random among all of them instead",
+        _ => "it chooses at random among them instead",
     };
     let step = "let the kernel pick by the counters of workers".into();
     Error::Environment { step, source: source.into(), hint: hint.into() }

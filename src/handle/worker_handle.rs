@@ -121,6 +121,9 @@ impl WorkerHandle {
     }
 
     /// Kills it, and its process group if it leads one.
+    ///
+    /// # Errors
+    /// As [`kill`](Self::kill).
     pub fn kill_group(&self) -> Result<()> {
         self.state.remote.kill_group()
     }

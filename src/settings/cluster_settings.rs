@@ -283,7 +283,7 @@ impl ClusterSettings {
     fn validate_taking_over(&self, streams: usize) -> Result<()> {
         if self.policy != Policy::None {
             return Err(Error::usage(
-                "workers that take sockets over accept by themselves",
+                "workers that take sockets over accept connections themselves",
                 "set the policy to none, under which the kernel chooses among them",
             ));
         }
@@ -378,7 +378,7 @@ pub fn dispatch_from_environment() -> Result<Dispatch> {
         Err(_) => Ok(Dispatch::default()),
         Ok(text) => text.parse().map_err(|error: UnknownName| {
             Error::usage(
-                format!("{DISPATCH_VARIABLE}={text} names nothing that dispatches"),
+                format!("{DISPATCH_VARIABLE}={text} is not a way to dispatch"),
                 format!("set it to one of {}, or unset it", error.known),
             )
         }),

@@ -18,7 +18,7 @@ use super::handle::{
 };
 use super::reload_changes::BeforeReload;
 use super::signals::{Terminal, Wish};
-use super::state::{Action, Child, Name, Occupancy, Refusal, Role, Stage, State, Ticket};
+use super::state::{Action, Child, GoalRefusal, Name, Occupancy, Role, RunStage, State, Ticket};
 use super::{Finished, OnEvent, READY, ReadyAfter, failures};
 use crate::settings::Dialect;
 use crate::sys::clock::monotonic_ns;
@@ -293,7 +293,7 @@ impl Driver {
 
     /// Whether a failure to start a worker in this slot is not one of the start.
     fn is_filled(&self, slot: u16) -> bool {
-        !matches!(self.state.stage, Stage::Starting { .. }) || self.filled.contains(&slot)
+        !matches!(self.state.stage, RunStage::Starting { .. }) || self.filled.contains(&slot)
     }
 
     fn emit(&mut self, event: &SupervisorEvent) {
@@ -315,7 +315,7 @@ impl Driver {
                 }
                 self.served.insert(worker.id());
                 self.state.on_listening(worker.id(), name_of(&address), now_ns);
-                if self.state.stage == Stage::Serving {
+                if self.state.stage == RunStage::Serving {
                     self.emit_addresses();
                 }
             }
@@ -379,7 +379,7 @@ impl Driver {
         self.state.kill_all("the run cannot go on".into());
     }
 
-    fn complete(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
+    fn complete(&mut self, ticket: Ticket, refusal: Option<GoalRefusal>) {
         if let Some(completion) = self.waiting.remove(&ticket) {
             completion.settle(refusal.map(|refusal| failures::of_refusal(&refusal)));
         }
@@ -452,11 +452,11 @@ impl Driver {
         published.slots = slots.collect();
         published.reloading = self.state.is_reloading();
         published.stage = match self.state.stage {
-            Stage::Starting { .. } => SupervisorStage::Starting,
-            Stage::Serving if self.state.is_stopping() => SupervisorStage::Stopping,
-            Stage::Serving => SupervisorStage::Serving,
-            Stage::Draining { .. } => SupervisorStage::Draining,
-            Stage::Killing => SupervisorStage::Killing,
+            RunStage::Starting { .. } => SupervisorStage::Starting,
+            RunStage::Serving if self.state.is_stopping() => SupervisorStage::Stopping,
+            RunStage::Serving => SupervisorStage::Serving,
+            RunStage::Draining { .. } => SupervisorStage::Draining,
+            RunStage::Killing => SupervisorStage::Killing,
         };
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::ReadyAfter;
-use super::state::{Failure, Refusal};
+use super::state::{Failure, GoalRefusal};
 use crate::{Ending, Error, ErrorKind, Signal, WorkerId};
 
 /// Why a run could not continue.
@@ -74,25 +74,27 @@ fn ending_in_words(ending: Ending) -> String {
 }
 
 /// The error of a refused request.
-pub(super) fn of_refusal(refusal: &Refusal) -> Error {
+pub(super) fn of_refusal(refusal: &GoalRefusal) -> Error {
     let (kind, what, hint) = match refusal {
-        Refusal::NoSuchWorker(worker) => (
+        GoalRefusal::NoSuchWorker(worker) => (
             ErrorKind::NoSuchWorker,
             format!("there is no worker {worker}, or it leaves already"),
             "look at a snapshot for those that there are",
         ),
-        Refusal::NotServing => (
+        GoalRefusal::NotServing => (
             ErrorKind::Busy,
             "the workers do not serve yet".to_owned(),
             "wait for the start, and ask again",
         ),
-        Refusal::Ending => (ErrorKind::Ended, "the run is ending".to_owned(), "start another one"),
-        Refusal::Stopped(reason) => (
+        GoalRefusal::Ending => {
+            (ErrorKind::Ended, "the run is ending".to_owned(), "start another one")
+        }
+        GoalRefusal::Stopped(reason) => (
             ErrorKind::ReloadStopped,
             format!("replacing stopped: {reason}"),
-            "workers that had not been replaced stay as they are; mend the cause, and ask again",
+            "workers that had not been replaced stay as they are; remove the cause, and ask again",
         ),
-        Refusal::Superseded => (
+        GoalRefusal::Superseded => (
             ErrorKind::Busy,
             "another number of workers was asked for since".to_owned(),
             "wait for one before you ask for the next",

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::gate::{Gate, Waiting};
 use super::inbox::HandedOver;
+use super::wait_set::{WaitSet, Waiting};
 use crate::error::Result;
 use crate::protocol::worker_end::ClaimPace;
 use crate::sys::listener::Listener as Socket;
@@ -18,7 +18,7 @@ pub(super) struct AcceptQueue {
     /// What the primary handed over and the program has not accepted.
     pub(super) waiting: VecDeque<HandedOver>,
     pub(super) pace: ClaimPace,
-    gate: Gate,
+    wait_set: WaitSet,
     /// The socket from which this worker accepts directly.
     own: Option<Socket>,
     /// How often it was asked without a look into the inbox.
@@ -38,24 +38,24 @@ pub(super) enum Source {
 
 impl AcceptQueue {
     pub(super) fn new(own: Option<Socket>, inbox: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let gate = Gate::at(own.as_ref().map(AsFd::as_fd).into_iter().chain(inbox))?;
+        let wait_set = WaitSet::at(own.as_ref().map(AsFd::as_fd).into_iter().chain(inbox))?;
         Ok(Self {
             waiting: VecDeque::new(),
             pace: ClaimPace::default(),
-            gate,
+            wait_set,
             own,
             own_in_a_row: 0,
             has_inbox: inbox.is_some(),
         })
     }
 
-    pub(super) fn gate(&self) -> Waiting {
-        self.gate.waiting()
+    pub(super) fn wait_set(&self) -> Waiting {
+        self.wait_set.waiting()
     }
 
     /// Whether callers wait for this queue.
     pub(super) fn is(&self, waiting: &Waiting) -> bool {
-        self.gate.is(waiting)
+        self.wait_set.is(waiting)
     }
 
     /// No further connections will come.
@@ -91,31 +91,31 @@ impl AcceptQueue {
     /// Nothing more comes from the own socket, which is closed.
     pub(super) fn end_own(&mut self) {
         self.own = None;
-        self.gate.open();
+        self.wait_set.open();
     }
 
     /// Nothing more comes from the inbox.
     pub(super) fn end_inbox(&mut self) {
         self.has_inbox = false;
-        self.gate.open();
+        self.wait_set.open();
     }
 
     /// Wakes all callers.
     pub(super) fn wake(&mut self) {
-        self.gate.open();
+        self.wait_set.open();
     }
 
     /// Wakes all callers once more, also those that wait for edges.
     pub(super) fn wake_again(&mut self) {
-        self.gate.renew();
+        self.wait_set.renew();
     }
 
     /// Nothing is there: callers wait for the sources, or without room until they are woken.
     pub(super) fn pend(&mut self, inbox: Option<BorrowedFd<'_>>, has_room: bool) {
-        if self.gate.set_muted(!has_room) {
+        if self.wait_set.set_muted(!has_room) {
             let sources = self.own.as_ref().map(AsFd::as_fd).into_iter().chain(inbox);
-            sources.for_each(|source| self.gate.mute(source, !has_room));
+            sources.for_each(|source| self.wait_set.mute(source, !has_room));
         }
-        self.gate.close();
+        self.wait_set.close();
     }
 }

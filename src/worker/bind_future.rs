@@ -17,13 +17,13 @@ use crate::protocol::worker_end::Grant;
 #[must_use = "the address is asked for; wait for it, or it is given back"]
 pub struct BindFuture<T> {
     shared: Arc<Shared>,
-    stage: Stage,
+    stage: BindStage,
     /// Converts the primary's reply.
     take: fn(&Arc<Shared>, Grant) -> Result<T>,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum BindStage {
     /// The request has been sent.
     Asked { sequence: u32 },
     /// The request could not be sent.
@@ -40,8 +40,8 @@ impl<T> BindFuture<T> {
         take: fn(&Arc<Shared>, Grant) -> Result<T>,
     ) -> Self {
         let stage = match asked {
-            Ok(sequence) => Stage::Asked { sequence },
-            Err(error) => Stage::Failed(error),
+            Ok(sequence) => BindStage::Asked { sequence },
+            Err(error) => BindStage::Failed(error),
         };
         Self { shared: Arc::clone(shared), stage, take }
     }
@@ -51,13 +51,13 @@ impl<T> BindFuture<T> {
     /// # Errors
     /// As for awaiting it.
     pub fn wait(mut self) -> Result<T> {
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Asked { sequence } => {
+        match std::mem::replace(&mut self.stage, BindStage::Done) {
+            BindStage::Asked { sequence } => {
                 let grant = self.shared.await_answer(sequence)?;
                 (self.take)(&self.shared, grant)
             }
-            Stage::Failed(error) => Err(error),
-            Stage::Done => unreachable!("it is taken by its only wait"),
+            BindStage::Failed(error) => Err(error),
+            BindStage::Done => unreachable!("it is taken by its only wait"),
         }
     }
 }
@@ -68,25 +68,25 @@ impl<T> Future for BindFuture<T> {
     /// # Panics
     /// If polled after completion.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Asked { sequence } => match self.shared.poll_answer(sequence, context) {
+        match std::mem::replace(&mut self.stage, BindStage::Done) {
+            BindStage::Asked { sequence } => match self.shared.poll_answer(sequence, context) {
                 Poll::Ready(grant) => {
                     Poll::Ready(grant.and_then(|grant| (self.take)(&self.shared, grant)))
                 }
                 Poll::Pending => {
-                    self.stage = Stage::Asked { sequence };
+                    self.stage = BindStage::Asked { sequence };
                     Poll::Pending
                 }
             },
-            Stage::Failed(error) => Poll::Ready(Err(error)),
-            Stage::Done => panic!("an address is given once, and was awaited again"),
+            BindStage::Failed(error) => Poll::Ready(Err(error)),
+            BindStage::Done => panic!("an address is given once, and was awaited again"),
         }
     }
 }
 
 impl<T> Drop for BindFuture<T> {
     fn drop(&mut self) {
-        if let Stage::Asked { sequence } = self.stage {
+        if let BindStage::Asked { sequence } = self.stage {
             self.shared.forget_request(sequence);
         }
     }

@@ -19,7 +19,7 @@ use super::shared::{Answer, Shared};
 use crate::error::{Error, Result, errno_of};
 use crate::message::Message;
 use crate::protocol::control::{Body, Flushed, Incoming, Received, ToWorker};
-use crate::protocol::worker_end::{Grant, Heard};
+use crate::protocol::worker_end::{FromPrimary, Grant};
 use crate::sys::process;
 
 /// Interval for retrying when descriptors are exhausted or too many are in flight.
@@ -52,11 +52,11 @@ pub(super) fn start(
     incoming: Incoming,
     inbox: Option<Arc<OwnedFd>>,
 ) -> Result<()> {
-    let failed = |errno| Error::system("prepare hearing the primary (epoll)", errno);
+    let failed = |errno| Error::system("watch the channel to the primary (epoll)", errno);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
     epoll.add(&incoming, EpollEvent::new(EpollFlags::EPOLLIN, CHANNEL)).map_err(failed)?;
     epoll.add(&shared.waker, EpollEvent::new(EpollFlags::EPOLLIN, WAKER)).map_err(failed)?;
-    let attendant = ControlThread {
+    let control_thread = ControlThread {
         shared,
         incoming,
         epoll,
@@ -67,7 +67,7 @@ pub(super) fn start(
     };
     let thread = thread::Builder::new().name("cluster-worker".into());
     thread
-        .spawn(move || attendant.run())
+        .spawn(move || control_thread.run())
         .map(drop)
         .map_err(|error| Error::system("start a worker's own thread", errno_of(&error)))
 }
@@ -85,7 +85,7 @@ impl ControlThread {
             };
             for event in &ready[..count] {
                 match event.data() {
-                    CHANNEL => self.hear(),
+                    CHANNEL => self.on_channel_ready(),
                     WAKER => {
                         self.shared.waker.clear();
                     }
@@ -94,7 +94,7 @@ impl ControlThread {
             }
             self.flush();
             if count == 0 {
-                self.relieve();
+                self.wake_starved();
             }
             self.finish_leaving();
         }
@@ -148,37 +148,37 @@ impl ControlThread {
         }
     }
 
-    fn hear(&mut self) {
+    fn on_channel_ready(&mut self) {
         if !self.open {
             return;
         }
         let mut frames: Vec<Received<ToWorker>> = Vec::new();
         let outcome = self.incoming.receive(&mut frames);
-        frames.into_iter().for_each(|frame| self.note(frame));
+        frames.into_iter().for_each(|frame| self.on_frame(frame));
         if outcome.is_err() || self.incoming.is_closed() {
             self.lose_channel();
         }
     }
 
-    fn note(&mut self, frame: Received<ToWorker>) {
+    fn on_frame(&mut self, frame: Received<ToWorker>) {
         let shared = &self.shared;
-        let word = match frame.body {
-            Body::Word(word) => word,
+        let control = match frame.body {
+            Body::Control(control) => control,
             Body::Message { serialization, bytes } => {
                 let message = Message::new(serialization, bytes, frame.descriptors, frame.lost);
                 return shared.messages.push(message).wake();
             }
         };
-        let heard = shared.state().conversation.hear(word, frame.descriptors);
-        match heard {
-            Heard::Answer { sequence, grant } => self.answer(sequence, grant),
+        let message = shared.state().conversation.on_message(control, frame.descriptors);
+        match message {
+            FromPrimary::Answer { sequence, grant } => self.on_answer(sequence, grant),
             // A closed listener has no queue any more.
-            Heard::Closed { .. } => {}
-            Heard::Leave { grace } => shared.begin_to_leave(grace),
+            FromPrimary::Closed { .. } => {}
+            FromPrimary::Leave { grace } => shared.begin_to_leave(grace),
         }
     }
 
-    fn answer(&self, sequence: u32, grant: Result<Grant>) {
+    fn on_answer(&self, sequence: u32, grant: Result<Grant>) {
         let mut state = self.shared.state();
         match (state.answers.get_mut(&sequence), grant) {
             (Some(place), grant) => {
@@ -209,7 +209,7 @@ impl ControlThread {
         self.shared.outgoing().close();
         let mut state = self.shared.state();
         let handler = state.on_disconnect.take();
-        self.shared.announce(state);
+        self.shared.wake_waiting(state);
         if self.shared.is_leaving() {
             return;
         }
@@ -233,7 +233,7 @@ impl ControlThread {
     }
 
     /// Wakes the listeners that found no free descriptor once there may be one.
-    fn relieve(&self) {
+    fn wake_starved(&self) {
         if self.shared.starved.load(Ordering::Acquire) && self.shared.intake().has_room() {
             self.shared.starved.store(false, Ordering::Release);
             self.shared.intake().wake_all();
@@ -249,9 +249,9 @@ impl ControlThread {
         }
         let mut state = shared.state();
         if self.open
-            && let Some(word) = state.conversation.farewell(shared.intake().end.latency())
+            && let Some(message) = state.conversation.farewell(shared.intake().end.latency())
         {
-            let _ = shared.say(&word, vec![]);
+            let _ = shared.send_control(&message, vec![]);
         }
         drop(state);
         if self.open && shared.outgoing().has_waiting() {
@@ -272,14 +272,14 @@ impl Drop for ControlThread {
         if self.shared.left.is_complete() {
             return;
         }
-        // First what a program asks that could not send a message.
+        // Cleared first: a program whose message is refused asks for this.
         self.shared.leaving.store(true, Ordering::SeqCst);
         self.shared.state().connected = false;
         self.shared.outgoing().close();
         self.shared.messages.close().wake();
         let state = self.shared.state();
         self.shared.intake().end_all();
-        self.shared.announce(state);
+        self.shared.wake_waiting(state);
         self.shared.begins_to_leave.complete();
         self.shared.left.complete();
     }

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 
 use super::accept_queue::{AcceptQueue, Source};
-use super::gate::Waiting;
 use super::inbox::{HandedOver, Inbox, Pulled};
+use super::wait_set::Waiting;
 use crate::error::Result;
 use crate::id::ListenerId;
 use crate::protocol::worker_end::WorkerEnd;
@@ -90,7 +90,7 @@ impl Intake {
             return Ok(None);
         }
         let queue = AcceptQueue::new(own, inbox)?;
-        let waiting = queue.gate();
+        let waiting = queue.wait_set();
         self.queues.insert(QueueKey::Shared(id), queue);
         Ok(Some(waiting))
     }
@@ -98,7 +98,7 @@ impl Intake {
     /// Opens the queue of a listener that the primary does not know.
     pub(super) fn open_exclusive(&mut self, own: Socket) -> Result<(QueueKey, Waiting)> {
         let queue = AcceptQueue::new(Some(own), None)?;
-        let (key, waiting) = (QueueKey::Exclusive(self.exclusive), queue.gate());
+        let (key, waiting) = (QueueKey::Exclusive(self.exclusive), queue.wait_set());
         self.exclusive += 1;
         self.queues.insert(key, queue);
         Ok((key, waiting))
@@ -248,7 +248,7 @@ impl Intake {
     }
 
     /// Wakes no caller of a listener that is at its end, until `wake`.
-    pub(super) fn silence(&mut self, key: QueueKey) {
+    pub(super) fn suspend_wakes(&mut self, key: QueueKey) {
         if let Some(queue) = self.queues.get_mut(&key) {
             queue.pend(None, true);
         }

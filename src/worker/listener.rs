@@ -8,10 +8,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::connection::Connection;
-use super::gate::Waiting;
 use super::intake::{Claims, QueueKey, Taken};
 use super::proxied::{Found, Proxied};
 use super::shared::Shared;
+use super::wait_set::Waiting;
 use crate::address::Endpoint;
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
@@ -134,7 +134,7 @@ impl Listener {
             return Poll::Ready(None);
         }
         state.is_last = true;
-        self.shared.intake().silence(self.queue);
+        self.shared.intake().suspend_wakes(self.queue);
         Poll::Pending
     }
 

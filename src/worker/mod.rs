@@ -5,12 +5,12 @@ mod bind_future;
 mod connection;
 mod control_thread;
 mod datagrams;
-mod gate;
 mod inbox;
 mod intake;
 mod listener;
 mod proxied;
 mod shared;
+mod wait_set;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -119,7 +119,7 @@ impl Worker {
             begins_to_leave: Completion::default(),
             left: Completion::default(),
         });
-        shared.say(&Conversation::hello(), vec![])?;
+        shared.send_control(&Conversation::hello(), vec![])?;
         control_thread::start(Arc::clone(&shared), incoming, inbox)?;
         Ok(Self { shared })
     }
@@ -324,7 +324,7 @@ impl Worker {
     pub fn disconnect(&self) -> Completion {
         if !self.shared.is_leaving() {
             // Sent first, because a worker without connections closes its channel at once.
-            self.shared.announce_leaving();
+            self.shared.send_leaving();
             self.shared.begin_to_leave(None);
         }
         self.shared.left.clone()
@@ -346,7 +346,7 @@ impl Worker {
     /// worker). Open connections are cut.
     pub fn kill(&self) -> ! {
         let deadline = Instant::now() + LAST_WORD;
-        self.shared.announce_leaving();
+        self.shared.send_leaving();
         let mut outgoing = self.shared.outgoing();
         while outgoing.has_waiting() && Instant::now() < deadline {
             let mut one = [PollFd::new(outgoing.as_fd(), PollFlags::POLLOUT)];
@@ -371,7 +371,7 @@ fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
         .inspect_err(|_| shared.give_up(id))?;
     // The control thread stops reading the inbox before connections can arrive.
     shared.waker.wake();
-    shared.say(&ToPrimary::Serving { listener: id }, vec![])?;
+    shared.send_control(&ToPrimary::Serving { listener: id }, vec![])?;
     Ok(listener)
 }
 
@@ -379,7 +379,7 @@ fn serve(shared: &Arc<Shared>, grant: Grant) -> Result<Listener> {
 fn receive(shared: &Arc<Shared>, grant: Grant) -> Result<Datagrams> {
     let socket = UdpSocket::from(grant.socket.ok_or_else(shared::leaving)?);
     let datagrams = Datagrams::new(Arc::clone(shared), socket, grant.listener);
-    shared.say(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
+    shared.send_control(&ToPrimary::Serving { listener: grant.listener }, vec![])?;
     Ok(datagrams)
 }
 

@@ -16,7 +16,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::connection::Connection;
-use super::gate::Waiting;
+use super::wait_set::Waiting;
 use crate::error::{Error, Result};
 use crate::protocol::proxy_protocol::{HEADER_BYTES_MAX, HEADER_LIMIT, Header, parse};
 use crate::sys::clock::monotonic_ns;

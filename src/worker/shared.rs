@@ -86,8 +86,12 @@ impl Shared {
     }
 
     /// Sends a control message to the primary.
-    pub(crate) fn say(&self, word: &ToPrimary, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let flushed = self.outgoing().send(word, descriptors)?;
+    pub(crate) fn send_control(
+        &self,
+        message: &ToPrimary,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let flushed = self.outgoing().send(message, descriptors)?;
         self.sent(flushed);
         Ok(())
     }
@@ -129,7 +133,10 @@ impl Shared {
     /// Sends sockets back that no listener here will accept.
     pub(super) fn give_back(&self, sockets: Vec<HandedOver>) {
         for HandedOver { listener, socket, accepted_ns } in sockets {
-            if self.say(&ToPrimary::Return { listener, accepted_ns }, vec![socket]).is_err() {
+            if self
+                .send_control(&ToPrimary::Return { listener, accepted_ns }, vec![socket])
+                .is_err()
+            {
                 // The primary cannot take it back either, so it is dropped and counted as lost.
                 self.intake().lose_one();
             }
@@ -140,16 +147,16 @@ impl Shared {
     pub(crate) fn ask(&self, address: &str, options: ListenOptions) -> Result<u32> {
         let mut state = self.state();
         self.ensure_staying(&state)?;
-        let (sequence, word) = state.conversation.ask(address, options);
+        let (sequence, message) = state.conversation.ask(address, options);
         state.answers.insert(sequence, Answer::Awaited(None));
         drop(state);
-        let said = self.say(&word, vec![]);
-        if said.is_err() {
+        let sent = self.send_control(&message, vec![]);
+        if sent.is_err() {
             let mut state = self.state();
             state.conversation.forget(sequence);
             state.answers.remove(&sequence);
         }
-        said.map(|()| sequence)
+        sent.map(|()| sequence)
     }
 
     /// The reply to a request; an error if none can come any more; `None` while it is pending.
@@ -202,20 +209,20 @@ impl Shared {
     pub(crate) fn give_up(&self, listener: ListenerId) {
         if !self.is_leaving() {
             // A lost primary has already closed it.
-            let _ = self.say(&ToPrimary::Close { listener }, vec![]);
+            let _ = self.send_control(&ToPrimary::Close { listener }, vec![]);
         }
     }
 
     /// Tells the primary once that this worker leaves. A lost primary does not need it.
-    pub(super) fn announce_leaving(&self) {
-        let word = self.state().conversation.leave();
-        if let Some(word) = word {
-            let _ = self.say(&word, vec![]);
+    pub(super) fn send_leaving(&self) {
+        let message = self.state().conversation.leave();
+        if let Some(message) = message {
+            let _ = self.send_control(&message, vec![]);
         }
     }
 
     /// Wakes everything that waits for the primary.
-    pub(crate) fn announce(&self, mut state: MutexGuard<'_, State>) {
+    pub(crate) fn wake_waiting(&self, mut state: MutexGuard<'_, State>) {
         let wakers: Vec<task::Waker> = state
             .answers
             .values_mut()
@@ -246,7 +253,7 @@ impl Shared {
         // Workers that accept directly take what is queued, then see the end.
         self.intake().wake_all();
         self.waker.wake();
-        self.announce(state);
+        self.wake_waiting(state);
         self.begins_to_leave.complete();
     }
 }

@@ -97,7 +97,7 @@ fn the_matrix_shows_which_worker_gets_the_load() {
     let said = |text: &str| words.iter().any(|words| words.as_str().unwrap_or("").contains(text));
     assert!(said("none:uring-multishot (each of its 4, 100.0 % or more)"), "{words:#?}");
     assert!(said("published without conditions"));
-    surroundings_are_told(&report);
+    environment_is_reported(&report);
     let table = fs::read_to_string(csv).expect("the table was written");
     assert_eq!(table.lines().count(), 1 + 8 * 4 * 4);
     page_is_complete(&fs::read_to_string(page).expect("the page was written"));
@@ -119,7 +119,7 @@ fn turns_are_even_if_no_worker_is_skipped() {
     }
 }
 
-fn surroundings_are_told(report: &Value) {
+fn environment_is_reported(report: &Value) {
     let environment = &report["environment"];
     for key in ["kernel", "cpu_model", "commit", "build_profile", "io_uring", "command"] {
         assert!(environment[key].as_str().is_some_and(|text| !text.is_empty()), "{key}");
@@ -199,7 +199,7 @@ fn a_comparison_is_paired_and_complete() {
     assert!(scenario["ideal"]["central_queue"]["p99_ns"].as_f64().is_some_and(|ns| ns > 1e6));
     let cautions = scenario["cautions"].as_array().expect("a list");
     assert!(cautions[0].as_str().is_some_and(|text| text.starts_with("p99 means little")));
-    surroundings_are_told(&report);
+    environment_is_reported(&report);
     let table = fs::read_to_string(csv).expect("the table was written");
     assert_eq!(table.lines().count(), 1 + 12 * 2);
     page_is_complete(&fs::read_to_string(page).expect("the page was written"));
@@ -355,10 +355,10 @@ fn nonsense_is_refused_in_one_line() {
     for (words, code, says) in [
         ("imbalance --workers 0", 2, "--workers"),
         ("imbalance --target apache", 2, "no target"),
-        ("imbalance --target nginx", 2, "does not tell"),
+        ("imbalance --target nginx", 2, "does not report"),
         ("imbalance --server-cpus 1023", 2, "1023"),
         ("bench --repeats 5", 2, "5 repeats"),
-        ("bench --duration 0s", 2, "longer than nothing"),
+        ("bench --duration 0s", 2, "must not be 0"),
         ("bench --duration 1ms", 2, "measurement of 1ms"),
         ("bench --rate 0", 2, "--rate"),
         ("bench --scenario lunch", 2, "no scenario"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clusterlb::EngineKind;
-use clusterlb::internals::data_path::{Command, Report};
+use clusterlb::internals::data_path::{Command, DataPathReport};
 use clusterlb_schedule::SchedulerConfig;
 use clusterlb_schedule::id::{ListenerId, Slot};
 use clusterlb_sys::listener::Listener;
@@ -74,7 +74,7 @@ fn what_no_living_worker_serves_is_dropped_after_the_limit_and_counted(engine: E
         SchedulerConfig { unserved_limit_ns: Some(50_000_000), ..scheduling(|| FirstOfAll) };
     let (mut bench, other) = unequal(engine, scheduling);
     bench.command(Command::Reap { slot: Slot::new(1) });
-    assert!(matches!(bench.report(), Report::Reaped { .. }));
+    assert!(matches!(bench.report(), DataPathReport::Reaped { .. }));
     bench.inboxes.remove(1);
     let mut lost = connect_to(&other, 5);
     for client in &mut lost {

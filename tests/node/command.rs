@@ -352,7 +352,7 @@ fn a_script_that_cannot_run_is_given_up() {
 #[test]
 fn a_program_that_is_no_worker_is_told_apart() {
     let sleeper = Launch::new("--workers 1 --start-limit 100ms").running(&["sleep", "1000"]);
-    sleeper.refused().assert_refusal(1, &["called home", "--dialect node"]);
+    sleeper.refused().assert_refusal(1, &["connected to the primary", "--dialect node"]);
     let Some(script) = Script::new("setInterval(() => {}, 1000)") else { return };
     // Long enough for Node to start on a busy machine; otherwise the error is a different one.
     let idle = script.launch("--workers 1 --start-limit 10s").refused();

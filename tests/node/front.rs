@@ -10,12 +10,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use clusterlb::internals::data_path::{self, ClusterCounts, Command, DataPath, NewLink, Report};
+use clusterlb::internals::data_path::{
+    self, ClusterCounts, Command, DataPath, DataPathReport, NewLink,
+};
 use clusterlb::internals::dialect::node::bridge::{
     Bridge, BridgeRequest, Endpoints, NewNodeWorker, Notice, Notices, SendQuota,
 };
 use clusterlb::internals::dialect::node::codec::{
-    Listening, Place, Query, SocketKind, SocketName, ToWorker,
+    ListenTarget, Listening, Query, SocketKind, SocketName, ToWorker,
 };
 use clusterlb::internals::dialect::node::session::{Answer, WindowRule};
 use clusterlb::internals::dialect::node::{Serialization, environment};
@@ -105,7 +107,7 @@ pub(crate) struct Front {
     notices: Arc<Notices>,
     /// Leaves the bridge's messages unread.
     pub(crate) deaf: bool,
-    reports: Receiver<Report>,
+    reports: Receiver<DataPathReport>,
     addresses: Vec<String>,
     /// Duplicates of the listeners, for workers that accept.
     sockets: Vec<OwnedFd>,
@@ -355,9 +357,9 @@ impl Front {
         loop {
             while let Some(notice) = (!self.deaf).then(|| self.notices.take_of(|_| true)).flatten()
             {
-                self.hear(notice);
+                self.on_notice(notice);
             }
-            self.bury();
+            self.reap();
             self.hear_reports();
             if come(self) {
                 return;
@@ -367,7 +369,7 @@ impl Front {
         }
     }
 
-    fn hear(&mut self, notice: Notice) {
+    fn on_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Online { worker } => self.worker(worker).online = true,
             Notice::Query { worker, query, request } => {
@@ -396,7 +398,7 @@ impl Front {
 
     fn find(&mut self, request: &Query) -> (Answer, Option<OwnedFd>) {
         let place = match &request.place {
-            Place::Tcp { host, port } => {
+            ListenTarget::Tcp { host, port } => {
                 let asked = format!("{host:?} {port} {}", request.index);
                 let known = self.asked.iter().position(|other| *other == asked);
                 known.unwrap_or_else(|| {
@@ -404,9 +406,11 @@ impl Front {
                     self.asked.len() - 1
                 })
             }
-            Place::Unix(path) if self.unix_address() == format!("unix:{path}") => TCP_LISTENERS,
-            Place::Inherited(number) => usize::try_from(*number).expect("not negative"),
-            Place::Udp { .. } => {
+            ListenTarget::Unix(path) if self.unix_address() == format!("unix:{path}") => {
+                TCP_LISTENERS
+            }
+            ListenTarget::Inherited(number) => usize::try_from(*number).expect("not negative"),
+            ListenTarget::Udp { .. } => {
                 let listener = ListenerId::new(u16::MAX);
                 let socket = self.udp.try_clone().expect("a duplicate");
                 return (
@@ -432,7 +436,7 @@ impl Front {
     }
 
     /// Reaps workers whose processes have ended and whose channels are closed.
-    fn bury(&mut self) {
+    fn reap(&mut self) {
         for place in 0..self.workers.len() {
             let worker = &mut self.workers[place];
             if worker.try_ended() && worker.gone.is_some() && !worker.buried {
@@ -446,11 +450,11 @@ impl Front {
     fn hear_reports(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::Reaped { slot, counters, .. } => {
+                DataPathReport::Reaped { slot, counters, .. } => {
                     assert_eq!((counters.unclaimed(), counters.in_flight()), (0, 0), "{slot:?}");
                 }
-                Report::Hung { .. } => self.hangs += 1,
-                Report::Ended(totals) => self.totals = totals,
+                DataPathReport::Hung { .. } => self.hangs += 1,
+                DataPathReport::Ended(totals) => self.totals = totals,
                 _ => {}
             }
         }

@@ -205,7 +205,7 @@ fn messages_that_no_process_reads_are_told_once_for_each_kind() {
     let ended = cluster.stop(Signal::SIGTERM);
     let notes = ended.events.iter().filter(|event| event["event"] == "note");
     let notes = notes.filter_map(|note| note["text"].as_str());
-    let notes: Vec<&str> = notes.filter(|text| text.contains("read by no process")).collect();
+    let notes: Vec<&str> = notes.filter(|text| text.contains("no process reads")).collect();
     assert_eq!(notes.len(), 2, "{notes:?}");
     assert!(notes.iter().any(|text| text.contains("disableClustering")), "{notes:?}");
 }

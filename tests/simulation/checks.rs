@@ -96,8 +96,8 @@ impl World {
     /// The counters of a worker when it is reaped.
     pub(crate) fn check_books(&self, slot: usize) {
         let worker = &self.workers[slot];
-        let link = self.links[slot].as_ref().expect("it is being buried");
-        assert!(!worker.alive, "worker {slot} is buried alive");
+        let link = self.links[slot].as_ref().expect("it is being ended");
+        assert!(!worker.alive, "worker {slot} is ended alive");
         assert_eq!(
             link.assigned,
             link.returned + worker.finished + worker.aborted,

@@ -23,12 +23,12 @@ pub(crate) enum Notice {
         outcome: Result<(), Trouble>,
     },
     Room(usize, u32),
-    Bell,
+    Woken,
     /// A connection has arrived at a listener without an armed accept.
     Come,
     Attach(usize),
     Retire(usize, u32),
-    Bury(usize),
+    Reap(usize),
 }
 
 /// Why the kernel refused a message.
@@ -48,7 +48,7 @@ pub(crate) struct Front {
     pub(crate) accepting: Vec<bool>,
     /// Listeners that the primary polls for the next connection.
     pub(crate) watched: Vec<bool>,
-    buried: Vec<usize>,
+    ended: Vec<usize>,
     crowded: Vec<(usize, u64)>,
     /// Time of its loop's next turn, if scheduled.
     due_ns: Option<u64>,
@@ -102,7 +102,7 @@ impl Front {
             notices: Vec::new(),
             accepting: vec![false; usize::from(listeners)],
             watched: vec![false; usize::from(listeners)],
-            buried: Vec::new(),
+            ended: Vec::new(),
             crowded: Vec::new(),
             due_ns: None,
             accepted: 0,
@@ -146,11 +146,11 @@ impl World {
         }
         self.front.due_ns = None;
         for notice in std::mem::take(&mut self.front.notices) {
-            self.hear(notice);
+            self.on_notice(notice);
         }
-        self.bury();
-        self.relieve_crowded();
-        self.rescue();
+        self.reap();
+        self.retry_crowded();
+        self.take_back_from_hung();
         self.take_back_early();
         self.dispatch();
         self.control_intake();
@@ -169,16 +169,16 @@ impl World {
 
     /// Whether anything waits for sent messages.
     fn awaits_answers(&self) -> bool {
-        let ending = !self.front.buried.is_empty();
+        let ending = !self.front.ended.is_empty();
         let mut links = self.links.iter().flatten();
         links.any(|link| !link.is_quiet() && (ending || link.retired))
     }
 
-    fn hear(&mut self, notice: Notice) {
+    fn on_notice(&mut self, notice: Notice) {
         let now_ns = self.now_ns;
         match notice {
             Notice::Accepted(connection) => self.queue_up(connection),
-            Notice::Sent { slot, message, outcome } => self.settle(slot, message, outcome),
+            Notice::Sent { slot, message, outcome } => self.on_message_sent(slot, message, outcome),
             Notice::Room(slot, generation) => {
                 let current =
                     self.links[slot].as_ref().is_some_and(|link| link.generation == generation);
@@ -186,7 +186,7 @@ impl World {
                     self.front.roster.has_room_again(slot_of(slot));
                 }
             }
-            Notice::Bell | Notice::Come => {}
+            Notice::Woken | Notice::Come => {}
             Notice::Attach(slot) => {
                 let generation = self.workers[slot].life;
                 self.links[slot] = Some(Link { generation, ..Link::default() });
@@ -204,12 +204,12 @@ impl World {
                     self.wake(slot);
                 }
             }
-            Notice::Bury(slot) => self.front.buried.push(slot),
+            Notice::Reap(slot) => self.front.ended.push(slot),
         }
     }
 
-    fn settle(&mut self, slot: usize, message: Message, outcome: Result<(), Trouble>) {
-        let link = self.links[slot].as_mut().expect("buried only when quiet");
+    fn on_message_sent(&mut self, slot: usize, message: Message, outcome: Result<(), Trouble>) {
+        let link = self.links[slot].as_mut().expect("ended only when quiet");
         link.under_way -= 1;
         let count = narrow(message.connections.len());
         let roster = &mut self.front.roster;
@@ -265,12 +265,12 @@ impl World {
         taken
     }
 
-    fn bury(&mut self) {
-        for slot in std::mem::take(&mut self.front.buried) {
-            self.front.roster.bury(slot_of(slot));
+    fn reap(&mut self) {
+        for slot in std::mem::take(&mut self.front.ended) {
+            self.front.roster.mark_dead(slot_of(slot));
             let Some(link) = &self.links[slot] else { continue };
             if !link.is_quiet() {
-                self.front.buried.push(slot);
+                self.front.ended.push(slot);
                 continue;
             }
             let taken = self.take_back(slot);
@@ -283,7 +283,7 @@ impl World {
         }
     }
 
-    fn relieve_crowded(&mut self) {
+    fn retry_crowded(&mut self) {
         let (now_ns, roster) = (self.now_ns, &mut self.front.roster);
         self.front.crowded.retain(|(slot, until_ns)| {
             if *until_ns <= now_ns {
@@ -293,7 +293,7 @@ impl World {
         });
     }
 
-    fn rescue(&mut self) {
+    fn take_back_from_hung(&mut self) {
         if !self.is_due() {
             return;
         }

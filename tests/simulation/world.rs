@@ -238,7 +238,7 @@ impl World {
             }
             Event::Reopen { slot, life } if self.workers[slot].lives(life) => self.wake(slot),
             Event::Continue { .. } | Event::Reopen { .. } => {}
-            Event::Noticed { slot } => self.tell(Notice::Bury(slot)),
+            Event::Noticed { slot } => self.tell(Notice::Reap(slot)),
             Event::Respawn { slot } => self.respawn(slot),
         }
     }
@@ -327,7 +327,7 @@ impl World {
     pub(crate) fn ring(&mut self, slot: usize, probed: bool) {
         let wake = self.links[slot].as_ref().map_or(Wake::Never, |link| link.wake);
         if wake == Wake::Always || (wake == Wake::Probe && probed) {
-            self.tell(Notice::Bell);
+            self.tell(Notice::Woken);
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct Comparison {
 
 /// The result of a comparison.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// [`SCHEMA`].
     pub schema: &'static str,
     /// Start time, in milliseconds of Unix time.
@@ -63,7 +63,7 @@ pub struct Report {
     pub missing: Vec<String>,
 }
 
-impl Report {
+impl BenchReport {
     /// Whether a scenario has too few valid trials for the measures it exists to show.
     #[must_use]
     pub fn is_lacking(&self) -> bool {
@@ -126,7 +126,7 @@ impl Comparison {
         environment: Environment,
         interrupt: &mut Interrupt,
         progress: &mut dyn FnMut(usize, usize, &str),
-    ) -> Result<(Report, Option<Signal>)> {
+    ) -> Result<(BenchReport, Option<Signal>)> {
         self.check()?;
         let (started_unix_ms, begun) = (unix_ms(), Instant::now());
         let mut trials = Vec::new();
@@ -135,7 +135,7 @@ impl Comparison {
             let (targets, left_out) = self.admitted(*scenario);
             Comparisons::of(*scenario, &targets, left_out, &trials, &self.knobs)
         });
-        let report = Report {
+        let report = BenchReport {
             schema: SCHEMA,
             started_unix_ms,
             took_s: 0.0,
@@ -149,7 +149,7 @@ impl Comparison {
             trials,
             missing: Vec::new(),
         };
-        Ok((Report { took_s: begun.elapsed().as_secs_f64(), ..report }, signal))
+        Ok((BenchReport { took_s: begun.elapsed().as_secs_f64(), ..report }, signal))
     }
 
     fn fill(

@@ -10,11 +10,11 @@ use crate::sys::signal::Signal;
 use serde::Serialize;
 
 use super::balance::Balance;
-use super::company::Company;
 use super::environment::Environment;
 use super::generator;
 use super::interrupt::{Halt, Interrupt};
 use super::matrix::{Case, Cell, Extent, Run};
+use super::other_load::OtherLoad;
 use super::placement::Placement;
 use super::server::{Server, Setup};
 use super::target::Target;
@@ -45,7 +45,7 @@ pub struct Plan {
 
 /// The result of a matrix.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct ImbalanceReport {
     /// [`SCHEMA`].
     pub schema: &'static str,
     /// Start time, in milliseconds of Unix time.
@@ -76,7 +76,7 @@ pub struct Report {
     pub words: Vec<String>,
 }
 
-impl Report {
+impl ImbalanceReport {
     /// The cell at a row and column, both counted from 0.
     #[must_use]
     pub fn cell(&self, row: usize, column: usize) -> Option<&Cell> {
@@ -103,10 +103,10 @@ pub fn run(
     environment: Environment,
     interrupt: &mut Interrupt,
     progress: &mut dyn FnMut(usize, usize, &str),
-) -> Result<(Report, Option<Signal>)> {
+) -> Result<(ImbalanceReport, Option<Signal>)> {
     let (started_unix_ms, begun) = (unix_ms(), std::time::Instant::now());
     let placement = environment.placement.clone();
-    let mut report = Report {
+    let mut report = ImbalanceReport {
         schema: SCHEMA,
         started_unix_ms,
         took_s: 0.0,
@@ -184,7 +184,7 @@ fn one(
         // What accept mechanisms do is compared with servers that do not wait for a request.
         accept_at_once: true,
     };
-    let company = Company::look([&*placement.server_cpus, &*placement.load_cpus].concat());
+    let other_load = OtherLoad::look([&*placement.server_cpus, &*placement.load_cpus].concat());
     let server = Server::start(target, &setup, interrupt)?;
     let mut during = |_: Duration| ();
     let load = case.load();
@@ -205,7 +205,7 @@ fn one(
     let reasons = loaded.validity.reasons.iter();
     let reasons = reasons.filter(|reason| !OF_NO_MATTER.contains(&&*reason.code));
     let mut problems: Vec<String> = reasons.map(|reason| reason.text.clone()).collect();
-    problems.extend(company.objection());
+    problems.extend(other_load.objection());
     if books.restarted > 0 {
         problems.push(format!("workers ended and were replaced: {}", books.restarted));
     }

@@ -6,9 +6,8 @@
 //! [`chart`] and [`report`].
 //!
 //! Modules that run servers and the load generator, each as a separate process: [`interrupt`],
-//! [`child`], [`server`], [`generator`], [`duty_cycle`], [`usage`], [`company`], [`in_flight`],
-//! [`environment`],
-//! [`imbalance`], [`trial`], [`mod@bench`].
+//! [`child`], [`server`], [`generator`], [`duty_cycle`], [`usage`], [`other_load`], [`in_flight`],
+//! [`environment`], [`imbalance`], [`trial`], [`mod@bench`].
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +17,6 @@ pub mod bench;
 pub mod budget;
 pub mod chart;
 pub mod child;
-pub mod company;
 pub mod duty_cycle;
 pub mod environment;
 pub mod explain;
@@ -28,6 +26,7 @@ pub mod in_flight;
 pub mod interrupt;
 pub mod interval;
 pub mod matrix;
+pub mod other_load;
 pub mod peer;
 pub mod placement;
 pub mod plan;
@@ -46,3 +45,8 @@ pub mod work;
 
 use clusterlb_schedule as schedule;
 use clusterlb_sys::{self as sys, error};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -40,7 +40,7 @@ pub struct Placement {
 
 /// The requirements.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct PlacementRequest {
     /// Generator threads.
     pub threads: usize,
     /// Server processes or threads that run at the same time.
@@ -57,22 +57,22 @@ pub struct Wish {
 ///
 /// # Errors
 /// [`Error::Usage`] for CPUs outside the affinity mask, and for fewer CPUs than generator threads.
-pub fn place(cpus: &[Cpu], wish: &Wish) -> Result<Placement> {
+pub fn place(cpus: &[Cpu], request: &PlacementRequest) -> Result<Placement> {
     let allowed: Vec<usize> = cpus.iter().map(|cpu| cpu.id).collect();
-    for named in [&wish.server, &wish.load].into_iter().flatten() {
+    for named in [&request.server, &request.load].into_iter().flatten() {
         check(&allowed, named)?;
     }
-    let threads = wish.threads.max(1);
+    let threads = request.threads.max(1);
     if threads > allowed.len() {
         let what = format!("{threads} generator threads for {} CPUs", allowed.len());
         return Err(Error::usage(what, "give --load-threads at most one for each CPU"));
     }
-    if wish.sharing == Sharing::Shared {
-        return shared(wish, threads);
+    if request.sharing == Sharing::Shared {
+        return shared(request, threads);
     }
-    let load = wish.load.clone().unwrap_or_else(|| {
+    let load = request.load.clone().unwrap_or_else(|| {
         let free =
-            allowed.iter().filter(|cpu| !wish.server.iter().flatten().any(|own| own == *cpu));
+            allowed.iter().filter(|cpu| !request.server.iter().flatten().any(|own| own == *cpu));
         let free: Vec<usize> = free.copied().collect();
         let from = if free.len() >= threads { free } else { allowed.clone() };
         from[from.len() - threads..].to_vec()
@@ -82,18 +82,18 @@ pub fn place(cpus: &[Cpu], wish: &Wish) -> Result<Placement> {
         return Err(Error::usage(what, "name a CPU for each thread with --load-cpus"));
     }
     let load_cpus = load[..threads].to_vec();
-    let server_cpus = wish.server.clone().unwrap_or_else(|| {
+    let server_cpus = request.server.clone().unwrap_or_else(|| {
         let rest: Vec<usize> =
             allowed.iter().filter(|cpu| !load_cpus.contains(cpu)).copied().collect();
-        let few = wish.sharing == Sharing::TogetherIfFew && allowed.len() < APART_FROM;
+        let few = request.sharing == Sharing::TogetherIfFew && allowed.len() < APART_FROM;
         if rest.is_empty() || few { allowed.clone() } else { rest }
     });
-    let notes = notes(cpus, &server_cpus, &load_cpus, wish.processes);
+    let notes = notes(cpus, &server_cpus, &load_cpus, request.processes);
     Ok(Placement { server_cpus, load_cpus, load_threads: threads, notes })
 }
 
-fn shared(wish: &Wish, load_threads: usize) -> Result<Placement> {
-    if wish.server.is_some() || wish.load.is_some() {
+fn shared(request: &PlacementRequest, load_threads: usize) -> Result<Placement> {
+    if request.server.is_some() || request.load.is_some() {
         let hint = "leave --server-cpus and --load-cpus out, or say --placement split";
         return Err(Error::usage("CPUs for a placement that pins nothing", hint));
     }
@@ -155,58 +155,60 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    fn wish(sharing: Sharing) -> Wish {
-        Wish { threads: 1, processes: 9, sharing, server: None, load: None }
+    fn request(sharing: Sharing) -> PlacementRequest {
+        PlacementRequest { threads: 1, processes: 9, sharing, server: None, load: None }
     }
 
-    fn placed(count: usize, wish: &Wish) -> Placement {
+    fn placed(count: usize, request: &PlacementRequest) -> Placement {
         let cpus: Vec<Cpu> = (0..count).map(Cpu::alone).collect();
-        place(&cpus, wish).expect("there is a way")
+        place(&cpus, request).expect("there is a way")
     }
 
     #[test]
     fn generator_and_server_are_kept_apart_where_it_can_be() {
-        let two = placed(2, &wish(Sharing::Apart));
+        let two = placed(2, &request(Sharing::Apart));
         assert_eq!((two.server_cpus, two.load_cpus), (vec![0], vec![1]));
         assert!(two.notes[0].contains("9 processes of the server share 1 CPU,"));
-        let one = placed(1, &wish(Sharing::Apart));
+        let one = placed(1, &request(Sharing::Apart));
         assert_eq!((one.server_cpus, one.load_cpus), (vec![0], vec![0]));
         assert!(one.notes[1].contains("shares CPU 0"));
-        let race = placed(2, &wish(Sharing::TogetherIfFew));
+        let race = placed(2, &request(Sharing::TogetherIfFew));
         assert_eq!((race.server_cpus, race.load_cpus), (vec![0, 1], vec![1]));
-        let many = placed(16, &wish(Sharing::TogetherIfFew));
+        let many = placed(16, &request(Sharing::TogetherIfFew));
         assert_eq!((many.server_cpus.len(), many.load_cpus), (15, vec![15]));
         assert_eq!(many.notes, Vec::<String>::new());
     }
 
     #[test]
     fn a_shared_placement_pins_nothing_and_says_so() {
-        let shared = Wish { threads: 2, ..wish(Sharing::Shared) };
+        let shared = PlacementRequest { threads: 2, ..request(Sharing::Shared) };
         let placement = placed(2, &shared);
         assert_eq!((placement.server_cpus, placement.load_cpus), (vec![], vec![]));
         assert_eq!((placement.load_threads, placement.notes.len()), (2, 1));
         let cpus: Vec<Cpu> = (0..2).map(Cpu::alone).collect();
-        let named = Wish { server: Some(vec![0]), ..shared };
+        let named = PlacementRequest { server: Some(vec![0]), ..shared };
         assert_eq!(place(&cpus, &named).expect_err("impossible").kind(), ErrorKind::Usage);
     }
 
     #[test]
     fn threads_of_one_core_are_told() {
         let twin = |id| Cpu { siblings: vec![0, 1], ..Cpu::alone(id) };
-        let placement = place(&[twin(0), twin(1)], &wish(Sharing::Apart)).expect("there is a way");
+        let placement =
+            place(&[twin(0), twin(1)], &request(Sharing::Apart)).expect("there is a way");
         assert!(placement.notes[1].contains("one physical core"));
     }
 
     #[test]
     fn named_cpus_are_taken_and_checked() {
-        let named = Wish { server: Some(vec![3]), threads: 2, ..wish(Sharing::Apart) };
+        let named =
+            PlacementRequest { server: Some(vec![3]), threads: 2, ..request(Sharing::Apart) };
         let placement = placed(4, &named);
         assert_eq!((placement.server_cpus, placement.load_cpus), (vec![3], vec![1, 2]));
         for wrong in [
-            Wish { server: Some(vec![7]), ..wish(Sharing::Apart) },
-            Wish { load: Some(vec![]), ..wish(Sharing::Apart) },
-            Wish { load: Some(vec![1]), threads: 2, ..wish(Sharing::Apart) },
-            Wish { threads: 5, ..wish(Sharing::Apart) },
+            PlacementRequest { server: Some(vec![7]), ..request(Sharing::Apart) },
+            PlacementRequest { load: Some(vec![]), ..request(Sharing::Apart) },
+            PlacementRequest { load: Some(vec![1]), threads: 2, ..request(Sharing::Apart) },
+            PlacementRequest { threads: 5, ..request(Sharing::Apart) },
         ] {
             let cpus: Vec<Cpu> = (0..4).map(Cpu::alone).collect();
             assert_eq!(place(&cpus, &wrong).expect_err("impossible").kind(), ErrorKind::Usage);
@@ -218,7 +220,7 @@ mod tests {
         fn processes_get_a_cpu(count in 1_usize..64, threads in 1_usize..8, few in any::<bool>()) {
             prop_assume!(threads <= count);
             let sharing = if few { Sharing::TogetherIfFew } else { Sharing::Apart };
-            let placement = placed(count, &Wish { threads, ..wish(sharing) });
+            let placement = placed(count, &PlacementRequest { threads, ..request(sharing) });
             prop_assert_eq!(placement.load_cpus.len(), threads);
             prop_assert!(!placement.server_cpus.is_empty());
             let shared = placement.load_cpus.iter().any(|cpu| placement.server_cpus.contains(cpu));

@@ -209,7 +209,7 @@ fn own(
         let Some(line) = line else {
             return Err(server.child.failure("ended before its workers ran").into());
         };
-        if let Ok(Told { event, id, pid: Some(pid), .. }) = serde_json::from_str(&line)
+        if let Ok(EventLine { event, id, pid: Some(pid), .. }) = serde_json::from_str(&line)
             && event == "online"
         {
             online.push((id, pid));
@@ -244,7 +244,7 @@ pub fn own_command() -> Result<Command> {
 
 /// A line of output from a server.
 #[derive(Deserialize)]
-struct Told {
+struct EventLine {
     event: String,
     address: Option<SocketAddr>,
     id: Option<u32>,
@@ -264,7 +264,8 @@ fn until_told(
         let Some(line) = child.next_line(START_WITHIN, interrupt)? else {
             return Err(child.failure("ended before it served").into());
         };
-        let Ok(Told { event, address: Some(address), workers, .. }) = serde_json::from_str(&line)
+        let Ok(EventLine { event, address: Some(address), workers, .. }) =
+            serde_json::from_str(&line)
         else {
             continue;
         };
@@ -355,7 +356,7 @@ fn cpu_set(cpus: &[usize]) -> CpuSet {
 
 /// Parses the final output of a server.
 fn books(lines: &[String], workers: usize) -> Books {
-    let told = lines.iter().filter_map(|line| serde_json::from_str::<Told>(line).ok());
+    let told = lines.iter().filter_map(|line| serde_json::from_str::<EventLine>(line).ok());
     let mut books = Books::default();
     // Node's workers report their own counts, so that both primaries are measured in the same way.
     let mut reports = BTreeMap::new();

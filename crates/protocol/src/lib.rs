@@ -23,3 +23,8 @@ pub mod worker_end;
 
 use clusterlb_schedule::{self as schedule, id};
 use clusterlb_sys::{self as sys, error};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -57,7 +57,7 @@ impl Dispatch {
         match (self, policy) {
             (Self::Primary, _) => Ok(()),
             (Self::Kernel, Policy::None) => refuse(
-                "with the policy none workers accept by themselves: nothing is dispatched",
+                "with the policy none workers accept connections themselves: nothing is dispatched",
                 "use the policy rr or least; or leave dispatching out, and let each worker accept \
                  from its own socket (reuseport)",
             ),

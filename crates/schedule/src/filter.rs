@@ -152,9 +152,9 @@ pub(super) fn judge(
     let out_of_credits = able & sets.spent;
     let able = able & !out_of_credits;
     let above_average = share.map_or(0, |share| {
-        let newcomers = able & sets.new;
-        let settled = able & !newcomers & sets.in_flight.above(share.whole);
-        settled | above_as_newcomers(loads.row_of(block), share, newcomers)
+        let new_workers = able & sets.new;
+        let settled = able & !new_workers & sets.in_flight.above(share.whole);
+        settled | above_in_slow_start(loads.row_of(block), share, new_workers)
     });
     Verdict {
         dead: sets.dead,
@@ -202,16 +202,16 @@ pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
     Some(Share { sum_permille, workers, whole: u32::try_from(whole).unwrap_or(u32::MAX).max(1) })
 }
 
-/// The `newcomers` above the relative limit at their stage of the slow start.
-fn above_as_newcomers(row: &[WorkerLoad], share: Share, mut newcomers: u64) -> u64 {
+/// The `new_workers` above the relative limit at their stage of the slow start.
+fn above_in_slow_start(row: &[WorkerLoad], share: Share, mut new_workers: u64) -> u64 {
     let mut above = 0;
-    while newcomers != 0 {
-        let bit = newcomers.trailing_zeros();
+    while new_workers != 0 {
+        let bit = new_workers.trailing_zeros();
         let load = &row[bit as usize];
         let most = share.sum_permille.saturating_mul(load.slow_start_permille.into());
         let own = u64::from(load.in_flight).saturating_mul(share.workers * 1_000_000);
         above |= u64::from(load.in_flight > 1 && own > most) << bit;
-        newcomers &= newcomers - 1;
+        new_workers &= new_workers - 1;
     }
     above
 }

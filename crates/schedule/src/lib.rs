@@ -128,3 +128,8 @@ pub trait Scheduler: Send {
         Skips::default()
     }
 }
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -163,7 +163,7 @@ impl Roster {
         });
         let came = WorkerLoad { status: Status::Ready, ..WorkerLoad::default() };
         self.loads.set(place, came);
-        self.note_uniformity();
+        self.update_common();
         self.observe(slot, Sample::default(), now_ns);
     }
 
@@ -184,20 +184,20 @@ impl Roster {
     /// The worker leaves and gets no more connections.
     pub fn retire(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Draining);
-        self.note_uniformity();
+        self.update_common();
     }
 
     /// The worker is gone.
     pub fn vacate(&mut self, slot: Slot) {
         self.workers[slot.index()] = None;
         self.loads.set(slot.index(), WorkerLoad::default());
-        self.note_uniformity();
+        self.update_common();
     }
 
     /// The worker's process has ended, but its slot is still being cleared.
-    pub fn bury(&mut self, slot: Slot) {
+    pub fn mark_dead(&mut self, slot: Slot) {
         self.loads.change(slot.index(), |load| load.status = Status::Dead);
-        self.note_uniformity();
+        self.update_common();
     }
 
     /// Records a worker's counters.
@@ -248,7 +248,7 @@ impl Roster {
     /// Picks the worker for the next connection of a listener, and counts it at once.
     pub fn pick(&mut self, listener: ListenerId, client: Client) -> Option<Slot> {
         if self.policy == Policy::Fastest && self.paced_ns != self.observed_ns {
-            self.note_paces();
+            self.update_paces();
         }
         let place = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };

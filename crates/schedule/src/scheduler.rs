@@ -72,14 +72,14 @@ impl fmt::Debug for SchedulerFactory {
 /// costs no indirect call.
 pub(super) enum Chooser {
     BuiltIn(Picker),
-    Foreign(Box<dyn Scheduler>),
+    Custom(Box<dyn Scheduler>),
 }
 
 impl fmt::Debug for Chooser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BuiltIn(picker) => picker.fmt(f),
-            Self::Foreign(_) => f.debug_struct("Foreign").finish_non_exhaustive(),
+            Self::Custom(_) => f.debug_struct("Custom").finish_non_exhaustive(),
         }
     }
 }
@@ -88,7 +88,7 @@ impl Scheduler for Chooser {
     fn pick(&mut self, loads: &Loads, client: Client) -> Option<Slot> {
         match self {
             Self::BuiltIn(picker) => picker.pick(loads, client),
-            Self::Foreign(scheduler) => {
+            Self::Custom(scheduler) => {
                 let named = scheduler.pick(loads, client);
                 named.filter(|slot| loads.get(slot.index()).is_some_and(WorkerLoad::can_take))
             }
@@ -98,7 +98,7 @@ impl Scheduler for Chooser {
     fn has_room(&self, loads: &Loads) -> bool {
         match self {
             Self::BuiltIn(picker) => picker.has_room(loads),
-            Self::Foreign(scheduler) => {
+            Self::Custom(scheduler) => {
                 loads.iter().any(WorkerLoad::can_take) && scheduler.has_room(loads)
             }
         }
@@ -107,14 +107,14 @@ impl Scheduler for Chooser {
     fn wants_client(&self) -> bool {
         match self {
             Self::BuiltIn(picker) => picker.wants_client(),
-            Self::Foreign(scheduler) => scheduler.wants_client(),
+            Self::Custom(scheduler) => scheduler.wants_client(),
         }
     }
 
     fn skips(&self) -> Skips {
         match self {
             Self::BuiltIn(picker) => picker.skips(),
-            Self::Foreign(scheduler) => scheduler.skips(),
+            Self::Custom(scheduler) => scheduler.skips(),
         }
     }
 }

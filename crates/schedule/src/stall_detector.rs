@@ -124,7 +124,7 @@ impl StallDetector {
 
     /// A connection has arrived in the queue.
     pub fn came(&mut self, now_ns: u64) {
-        let look_ns = self.look_after(now_ns);
+        let look_ns = self.next_look_behind(now_ns);
         self.waiting.get_or_insert(Waiting { since_ns: now_ns, length: 1, look_ns, still: false });
     }
 
@@ -140,7 +140,7 @@ impl StallDetector {
     /// Checks the queue with this many waiting. `has_accepted` is the worker's report whether it
     /// has accepted since the last check; `None` if it does not report.
     pub fn look(&mut self, length: u32, has_accepted: Option<bool>, now_ns: u64) -> Finding {
-        let (look_ns, patience_ns) = (self.look_after(now_ns), self.patience_ns());
+        let (look_ns, patience_ns) = (self.next_look_behind(now_ns), self.patience_ns());
         let Some(waiting) = &mut self.waiting else {
             self.doubtful = now_ns >= self.doubted_at_ns;
             return Finding::Quiet;
@@ -176,7 +176,7 @@ impl StallDetector {
         self.waiting = (!self.stalled).then(|| Waiting {
             since_ns: now_ns,
             length: 0,
-            look_ns: self.look_after(now_ns),
+            look_ns: self.next_look_behind(now_ns),
             still: true,
         });
         self.doubtful = false;
@@ -190,7 +190,7 @@ impl StallDetector {
     }
 
     /// The next check: at a common moment at least half an interval away, or after an interval.
-    fn look_after(&self, now_ns: u64) -> u64 {
+    fn next_look_behind(&self, now_ns: u64) -> u64 {
         let interval_ns = self.interval_ns();
         match self.interval_ns {
             None => now_ns.saturating_add(interval_ns),

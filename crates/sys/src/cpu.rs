@@ -56,6 +56,9 @@ pub struct CpuFacts {
 impl CpuFacts {
     /// Reads the facts of this process. Call it before pinning, because a pinned thread sees a
     /// single CPU.
+    ///
+    /// # Errors
+    /// The affinity mask cannot be read.
     pub fn gather() -> Result<Self> {
         Ok(Self::read(Path::new("/"), &allowed()?))
     }
@@ -76,6 +79,9 @@ impl CpuFacts {
 }
 
 /// The CPUs in the calling thread's affinity mask, in ascending order.
+///
+/// # Errors
+/// The affinity mask cannot be read.
 pub fn allowed() -> Result<Vec<usize>> {
     let cores = core_affinity::get_core_ids()
         .ok_or_else(|| Error::system("read the CPU affinity mask", Errno::last()))?;
@@ -83,6 +89,9 @@ pub fn allowed() -> Result<Vec<usize>> {
 }
 
 /// Pins the calling thread, and the threads and processes it starts later, to one CPU.
+///
+/// # Errors
+/// [`Error::Environment`]: this process may not use the CPU.
 pub fn pin_to(cpu: usize) -> Result<()> {
     let failed = |source: Errno| Error::Environment {
         step: format!("pin to CPU {cpu}"),
@@ -103,6 +112,10 @@ pub fn pin_to(cpu: usize) -> Result<()> {
 }
 
 /// Parses a CPU list in the syntax of `taskset` and sysfs (`0-3,6,8-14:2`) and keeps its order.
+///
+/// # Errors
+/// What is wrong with the text: it is no list, a range is empty, or a CPU is named twice or is too
+/// high.
 pub fn parse_cpu_list(text: &str) -> std::result::Result<Vec<usize>, String> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {

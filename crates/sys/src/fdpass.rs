@@ -223,14 +223,14 @@ mod tests {
     #[test]
     fn descriptors_travel_with_their_message() {
         let (left, right) = packet_pair().expect("a pair");
-        let (passenger, far) = stream_pair().expect("a pair");
-        send(left.as_fd(), b"one", &[passenger.as_fd()]).expect("room for one message");
-        drop(passenger);
+        let (socket, far) = stream_pair().expect("a pair");
+        send(left.as_fd(), b"one", &[socket.as_fd()]).expect("room for one message");
+        drop(socket);
         let mut bytes = [0; 16];
         let mut descriptors = Vec::new();
         let arrival = receive(right.as_fd(), &mut bytes, &mut descriptors).expect("a message");
         assert_eq!(arrival, Arrival { bytes: 3, truncated: false });
-        send(descriptors[0].as_fd(), b"hi", &[]).expect("the passenger still works");
+        send(descriptors[0].as_fd(), b"hi", &[]).expect("the socket still works");
         let arrival = receive(far.as_fd(), &mut bytes, &mut descriptors).expect("bytes");
         assert_eq!((arrival.bytes, &bytes[..2]), (2, &b"hi"[..]));
     }

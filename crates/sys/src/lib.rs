@@ -1,32 +1,38 @@
 //! Safe interfaces to the kernel, one facility per file. The only code with `unsafe`.
 //!
+//! Event loops:
+//!
 //! * [`engine`]: the system calls of an event loop, by io_uring ([`engine::ring`]) or by epoll.
-//! * [`fdpass`]: sending descriptors over a unix socket, outside a ring.
-//! * [`shared`]: a sealed page of counters that two processes map.
-//! * [`error`], [`address`]: the error type, and addresses to listen on.
-//! * [`listener`]: listening sockets of every kind: opened, adopted, drained and removed.
-//! * `hashing`: the hash of a client's address, for programs of the kernel, too.
-//! * `deferral`: connections that wait for their first bytes.
-//! * [`backlog`]: length of an accept queue, and the time spent in it.
-//! * [`datagram`]: datagram sockets that processes share.
-//! * [`peer`]: endpoints and type of a socket.
-//! * [`process`]: starting, watching and ending worker processes.
-//! * [`guard`]: a process that ends the workers of a killed primary.
-//! * [`notify`]: readiness messages in systemd's protocol.
-//! * [`inherited`]: resets what a parent left behind, for this process and its children.
-//! * [`terminal`]: the controlling terminal, and whether it still exists.
-//! * [`account`]: users and groups by name.
-//! * [`resolve`]: name lookups that do not block the caller.
-//! * [`signal`]: signals as a readable descriptor.
-//! * [`limits`]: descriptor limits and what is left of them.
-//! * [`cpu`]: CPUs, the CPU quota, and pinning.
-//! * [`schedstat`]: how long a process ran, and waited for a CPU.
-//! * `seccomp`: a filter over the system calls of this process.
 //! * [`probe`]: what this kernel's io_uring supports.
-//! * `readiness`: waiting for a descriptor inside a tokio runtime.
 //! * [`waker`]: a descriptor that wakes a waiting thread.
 //! * [`watch`]: epoll waits shorter than a millisecond.
 //! * [`clock`]: monotonic time, comparable between processes.
+//! * [`signal`]: signals as a readable descriptor.
+//! * `readiness`: waiting for a descriptor inside a tokio runtime.
+//!
+//! Sockets:
+//!
+//! * [`address`], [`resolve`]: addresses to listen on, and lookups that do not block the caller.
+//! * [`listener`], [`datagram`]: sockets of every kind: opened, adopted, drained and removed.
+//! * `deferral`: connections that wait for their first bytes.
+//! * [`backlog`]: length of an accept queue, and the time spent in it.
+//! * [`peer`]: endpoints and type of a socket.
+//! * [`fdpass`]: sending descriptors over a unix socket, outside a ring.
+//! * [`passed`], [`notify`]: sockets from a service manager, and readiness messages to it.
+//! * [`steering`], [`picking`], [`migration`], [`bpf`]: programs by which the kernel chooses among
+//!   the sockets of a port; `hashing` is the hash of a client's address, the same in both worlds.
+//!
+//! Processes:
+//!
+//! * [`process`], [`guard`]: starting, watching and ending workers, also those of a killed primary.
+//! * [`shared`]: a sealed page of counters that two processes map.
+//! * [`inherited`], [`terminal`]: what a parent left behind, and the controlling terminal.
+//! * [`account`], [`privileges`], `seccomp`: users and groups, and the rights that a process keeps.
+//! * [`limits`], [`cpu`]: descriptor limits; CPUs, the CPU quota, and pinning.
+//! * [`schedstat`], [`activity`], [`accepting`], [`listening`]: what `/proc` knows of a process:
+//!   its CPU time, its state, and the sockets from which it accepts.
+//!
+//! [`error`] is the error type of all of them.
 //!
 //! This crate takes no decisions: policies, limits and retries belong to its callers.
 
@@ -75,3 +81,8 @@ pub mod terminal;
 mod unix_socket;
 pub mod waker;
 pub mod watch;
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -122,7 +122,7 @@ extern "C" fn on_refusal(
     if code == SYS_SECCOMP {
         // SAFETY: for this code the number is at this place, on every 64-bit architecture.
         let call = unsafe { info.cast::<libc::c_int>().wrapping_add(CALL_AT).read() };
-        tell(call);
+        report(call);
         if !ENDS.load(Ordering::Relaxed) {
             // SAFETY: the kernel passes the interrupted thread's state, restored on return.
             let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
@@ -150,7 +150,7 @@ fn fail(context: &mut libc::ucontext_t) {
 
 /// Writes a line about a refused call, the first time. Safe in a signal handler: no allocation, no
 /// lock.
-fn tell(call: libc::c_int) {
+fn report(call: libc::c_int) {
     let number = usize::try_from(call).unwrap_or(NUMBERS);
     if let Some(word) = TOLD.get(number / 64) {
         let bit = 1 << (number % 64);

@@ -80,7 +80,8 @@ impl Form {
             Ok(()) => FormDecision {
                 form: Self::Unprivileged,
                 reason: format!(
-                    "the kernel draws lots among workers that can take a connection; {why_not}"
+                    "the kernel chooses at random among workers that can take a connection; \
+                     {why_not}"
                 ),
             },
             Err(errno) => FormDecision {

@@ -49,11 +49,11 @@ mod tests {
     #[test]
     fn it_ends_with_an_event_or_with_the_time() {
         let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("a set");
-        let bell = EventFd::new().expect("an eventfd");
-        set.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, 7)).expect("room for one");
+        let eventfd = EventFd::new().expect("an eventfd");
+        set.add(&eventfd, EpollEvent::new(EpollFlags::EPOLLIN, 7)).expect("room for one");
         let mut ready = [EpollEvent::empty(); 2];
         assert_eq!(wait(&set, &mut ready, Some(1_000)), Ok(0));
-        bell.write(1).expect("room for one");
+        eventfd.write(1).expect("room for one");
         assert_eq!(wait(&set, &mut ready, None), Ok(1));
         assert_eq!(ready[0].data(), 7);
     }

@@ -31,7 +31,9 @@ pub(super) fn resolve(
     let cause = loop {
         match answer.recv_timeout(Duration::from_millis(TICK_MS)) {
             Ok(addresses) => return addresses,
-            Err(RecvTimeoutError::Disconnected) => break "the resolver broke off".to_owned(),
+            Err(RecvTimeoutError::Disconnected) => {
+                break "the resolver stopped without an answer".to_owned();
+            }
             Err(RecvTimeoutError::Timeout) if interrupted() => break "interrupted".to_owned(),
             Err(RecvTimeoutError::Timeout) => {}
         }

@@ -14,7 +14,7 @@ use crate::sys::socket;
 use crate::tally::ErrorKind;
 
 /// Where a due request may go.
-enum Place {
+enum StartPlace {
     Existing(u32),
     New,
 }
@@ -29,11 +29,11 @@ impl Thread {
                 return false;
             }
             match self.place() {
-                Some(Place::Existing(slot)) => {
+                Some(StartPlace::Existing(slot)) => {
                     self.take_turn();
                     self.refill(slot, 1);
                 }
-                Some(Place::New) => self.open_next(),
+                Some(StartPlace::New) => self.open_next(),
                 None => return false,
             }
         }
@@ -42,18 +42,18 @@ impl Thread {
 
     /// An idle connection to the server whose turn it is, else a new one, else one with room in
     /// its pipeline. If none can be had, any other server's.
-    fn place(&mut self) -> Option<Place> {
+    fn place(&mut self) -> Option<StartPlace> {
         let (server, _) = self.job.routes[self.next_route];
         if let Some(slot) = self.take_idle(server) {
-            return Some(Place::Existing(slot));
+            return Some(StartPlace::Existing(slot));
         }
         if self.busy + self.demand.paused() < self.limit && !self.free.is_empty() {
-            return Some(Place::New);
+            return Some(StartPlace::New);
         }
         let servers = self.available.len();
         let turns = (0..servers).map(|step| (server + step) % servers);
         turns.into_iter().find_map(|server| {
-            self.take_idle(server).or_else(|| self.take_roomy(server)).map(Place::Existing)
+            self.take_idle(server).or_else(|| self.take_roomy(server)).map(StartPlace::Existing)
         })
     }
 

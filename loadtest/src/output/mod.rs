@@ -40,15 +40,15 @@ impl OutputFile {
 
 /// Prints an error: what failed and why, then what to do.
 pub(crate) fn complain(what: &str, hint: &str) {
-    say("error:", "1;31", &format!("{what}; {hint}"));
+    print("error:", "1;31", &format!("{what}; {hint}"));
 }
 
 /// Prints a note.
 pub(crate) fn note(what: &str) {
-    say("note:", "1;33", what);
+    print("note:", "1;33", what);
 }
 
-fn say(word: &str, color: &str, rest: &str) {
+fn print(word: &str, color: &str, rest: &str) {
     let mut stderr = io::stderr().lock();
     // If stderr is gone, there is no place left for a complaint.
     let _ = if colored(&stderr) {

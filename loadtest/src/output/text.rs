@@ -11,7 +11,7 @@ use crate::units::{bytes, count, micros};
 /// Writes the table.
 pub(crate) fn write(writer: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(writer, "{}", headline(&report.settings))?;
-    writeln!(writer, "{}\n", surroundings(report))?;
+    writeln!(writer, "{}\n", environment(report))?;
     latencies(writer, report)?;
     rates(writer, report)?;
     errors(writer, report)?;
@@ -47,7 +47,7 @@ fn headline(settings: &Settings) -> String {
     line
 }
 
-fn surroundings(report: &Report) -> String {
+fn environment(report: &Report) -> String {
     let settings = &report.settings;
     let environment = &report.environment;
     let mut line = format!("{:.1} s measured", report.measured_ms / 1e3);

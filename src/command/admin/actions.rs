@@ -108,12 +108,15 @@ pub(super) fn ensure_permitted(access: Access, fields: &HeaderMap) -> Result<(),
         |error: &str, remedy: &str| Err(Refused::new(StatusCode::FORBIDDEN, error, remedy));
     if access != Access::Full {
         return refused(
-            "this address is for looking only",
+            "this address allows no actions",
             "use a unix socket, or start the run with --admin-allow-actions",
         );
     }
     if fields.contains_key(header::ORIGIN) {
-        return refused("a web page asks", "use the command, or a client that is no browser");
+        return refused(
+            "a web page sent this request",
+            "use the command, or a client that is no browser",
+        );
     }
     Ok(())
 }

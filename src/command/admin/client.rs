@@ -53,7 +53,7 @@ impl Client {
     /// No run answers, it refuses, or the answer is not valid.
     pub(super) fn look<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let text = self.look_as_text(path)?;
-        serde_json::from_str(&text).map_err(|_| self.no_run("its answer is no JSON as expected"))
+        serde_json::from_str(&text).map_err(|_| self.no_run("its answer is not the expected JSON"))
     }
 
     /// Sends a read-only request and returns the answer's text.
@@ -79,7 +79,8 @@ impl Client {
             let response = self.send(Method::POST, path).await?;
             let text = self.text(response).await?;
             let done: Option<DoneView> = serde_json::from_str(&text).ok();
-            done.map(|done| done.done).ok_or_else(|| self.no_run("its answer is none"))
+            done.map(|done| done.done)
+                .ok_or_else(|| self.no_run("it answered with something else than HTTP"))
         })
     }
 
@@ -135,7 +136,7 @@ impl Client {
         method: Method,
         path: &str,
     ) -> Result<Response<Incoming>> {
-        let broken = |_| self.no_run("what listens there speaks no HTTP");
+        let broken = |_| self.no_run("the program that listens there does not speak HTTP");
         let (mut sender, connection) =
             http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
@@ -145,7 +146,12 @@ impl Client {
             .header(header::HOST, "clusterlb")
             .header(header::ACCEPT, "application/json, */*")
             .body(Body::empty())
-            .map_err(|error| Error::usage(format!("{path}: {error}"), "leave odd signs out"))?;
+            .map_err(|error| {
+                Error::usage(
+                    format!("{path}: {error}"),
+                    "leave out characters that do not belong in an address",
+                )
+            })?;
         sender.send_request(request).await.map_err(broken)
     }
 
@@ -196,7 +202,7 @@ impl Client {
         Error::cluster(
             ErrorKind::Disconnected,
             format!("no answer from a run at {}: {why}", self.address),
-            "see that the run lives, and that this is the address of its --admin",
+            "check that the run is alive, and that this is the address of its --admin",
         )
     }
 }

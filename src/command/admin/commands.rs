@@ -17,13 +17,13 @@ use crate::command::values::{parse, positive_time};
 /// Options of the admin interface.
 #[derive(Clone, Debug, Args)]
 pub(in crate::command) struct AdminArguments {
-    /// Let it be looked at and steered while it goes on
+    /// Serve an interface that shows and controls the run
     ///
-    /// Can be repeated. ADDRESS is unix:/path or unix:@name (for its user and root), HOST:PORT or
-    /// PORT (for looking). Without one it is /run/clusterlb.sock for root, otherwise
-    /// $XDG_RUNTIME_DIR/clusterlb.sock. It speaks HTTP: /metrics, /livez, /readyz, /workers,
-    /// /listeners, /config, /events, and POST for what the commands status, top, reload, scale,
-    /// drain and events do.
+    /// Can be repeated. ADDRESS is unix:/path or unix:@name (for the run's user and root),
+    /// HOST:PORT or PORT (read only). Without one it is /run/clusterlb.sock for root, otherwise
+    /// $XDG_RUNTIME_DIR/clusterlb.sock. It speaks HTTP: GET /metrics, /livez, /readyz, /workers,
+    /// /listeners, /config and /events, and POST for actions. The commands status, top, reload,
+    /// scale, drain and events use it.
     #[arg(
         id = "admin",
         long = "admin",
@@ -35,7 +35,7 @@ pub(in crate::command) struct AdminArguments {
     )]
     pub(in crate::command) addresses: Vec<AdminAddress>,
 
-    /// Every client that can connect to --admin HOST:PORT may steer the run, too
+    /// Let every client that can connect to --admin HOST:PORT control the run, too
     #[arg(
         id = "admin_allow_actions",
         long = "admin-allow-actions",

@@ -90,7 +90,7 @@ fn run_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     text.single("clusterlb_reloading", Kind::Gauge, help, snapshot.reloading.into());
     let slots = snapshot.slots.len() as u64;
     text.single("clusterlb_slots", Kind::Gauge, "Workers wanted.", slots.into());
-    text.family("clusterlb_workers", Kind::Gauge, "Workers that there are, by state.");
+    text.family("clusterlb_workers", Kind::Gauge, "Workers, by state.");
     for state in
         [WorkerState::Starting, WorkerState::Serving, WorkerState::Hung, WorkerState::Leaving]
     {
@@ -155,7 +155,7 @@ fn connection_families(text: &mut Exposition, counts: &ClusterCounts) {
     text.single("clusterlb_accept_paused_seconds", Kind::Counter, help, seconds(counts.paused_ns));
     let help = "Accepted connections that wait in the primary for a worker with room.";
     text.single("clusterlb_connections_waiting", Kind::Gauge, help, counts.waiting.into());
-    let help = "Times that the kernel was told to choose otherwise among workers' own sockets.";
+    let help = "Changes of the kernel's choice among the workers' own sockets.";
     text.family("clusterlb_steering_changes", Kind::Counter, help);
     let Changes { workers, stalls, loads } = counts.steered;
     for (reason, count) in [("workers", workers), ("stalls", stalls), ("loads", loads)] {
@@ -222,7 +222,7 @@ const BY_SLOT: [(&str, Kind, Field, &str); 12] = [
         "clusterlb_worker_headers_refused",
         Kind::Counter,
         |slot| slot.counts.headers_refused,
-        "Connections closed because no PROXY protocol header was in front of them.",
+        "Connections closed because they did not begin with a PROXY protocol header.",
     ),
     (
         "clusterlb_worker_hangs",
@@ -257,7 +257,7 @@ fn slot_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
             text.sample(&[("slot", &slot.to_string())], field(record).into());
         }
     }
-    text.family("clusterlb_worker_exits", Kind::Counter, "Ends of workers, by reason.");
+    text.family("clusterlb_worker_exits", Kind::Counter, "Workers that ended, by reason.");
     for (slot, SlotRecord { exits, .. }) in slots {
         let slot = slot.to_string();
         for (reason, count) in
@@ -292,18 +292,14 @@ fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     for (slot, usage) in used.values() {
         *resident.entry(*slot).or_default() += usage.resident_bytes;
     }
-    text.family(
-        "clusterlb_worker_resident_bytes",
-        Kind::Gauge,
-        "Memory that workers have resident.",
-    );
+    text.family("clusterlb_worker_resident_bytes", Kind::Gauge, "Resident memory of the workers.");
     for (slot, bytes) in resident {
         text.sample(&[("slot", &slot.to_string())], bytes.into());
     }
     let Some(own) = usage_of(std::process::id()) else { return };
     let help = "CPU time that the primary has used.";
     text.single("clusterlb_primary_cpu_seconds", Kind::Counter, help, own.cpu_seconds.into());
-    let help = "Memory that the primary has resident.";
+    let help = "Resident memory of the primary.";
     text.single("clusterlb_primary_resident_bytes", Kind::Gauge, help, own.resident_bytes.into());
 }
 
@@ -323,7 +319,7 @@ fn time_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
         text.part("_sum", &[("slot", &slot)], seconds(times.sum_ns));
         text.part("_count", &[("slot", &slot)], times.count().into());
     }
-    let help = "How late the event loops of Node workers were, each time that they looked.";
+    let help = "How late the event loops of Node workers ran their timers, at each sample.";
     text.family("clusterlb_worker_loop_delay_seconds", Kind::Summary, help);
     for (slot, SlotRecord { counts, .. }) in slots {
         let slot = slot.to_string();
@@ -350,7 +346,7 @@ const BY_LISTENER: [(&str, ListenerField, &str); 8] = [
     (
         "clusterlb_listener_connections_finished",
         |counts| counts.finished,
-        "Connections that are done, as far as workers tell of which listener they were.",
+        "Connections that are done, by workers that count them by listener.",
     ),
     (
         "clusterlb_listener_connections_aborted",

@@ -65,19 +65,19 @@ pub(super) async fn change(
     State(run): State<Arc<Run>>,
     Extension(access): Extension<Access>,
     fields: HeaderMap,
-    Query(wishes): Query<Vec<(String, String)>>,
+    Query(changes): Query<Vec<(String, String)>>,
 ) -> Result<Response<Body>, Refused> {
     ensure_permitted(access, &fields)?;
-    if wishes.is_empty() {
+    if changes.is_empty() {
         return Err(nothing_named().into());
     }
-    let wishes = each_once(wishes)?;
+    let changes = each_once(changes)?;
     // The lock of the settings is held briefly, but must not block the thread of all clients.
     let changed = tokio::task::spawn_blocking(move || {
         let mut refused = None;
         let settings = run.cluster.settings();
         let (mut policy, mut scheduling) = (settings.policy, settings.scheduling.clone());
-        for (name, value) in &wishes {
+        for (name, value) in &changes {
             if let Err(error) = set(&mut policy, &mut scheduling, name, value) {
                 refused.get_or_insert(error);
             }
@@ -86,7 +86,7 @@ pub(super) async fn change(
             return Err(Refused::from(refused));
         }
         run.cluster.reschedule(|now, rules| {
-            for (name, value) in &wishes {
+            for (name, value) in &changes {
                 // The check above has parsed it.
                 let _ = set(now, rules, name, value);
             }
@@ -95,7 +95,7 @@ pub(super) async fn change(
         // is stuck, they hold from its next turn on.
         let _ = run.cluster.ping(HEEDED_WITHIN);
         let words: Vec<String> =
-            wishes.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            changes.iter().map(|(name, value)| format!("{name} {value}")).collect();
         Ok(words.join(", "))
     });
     match changed.await {

@@ -116,7 +116,7 @@ pub(super) fn worker(id: &str) -> Result<WorkerId, Wrong> {
 
 /// The refusal of a `POST /policy` without parameters.
 pub(super) fn nothing_named() -> Wrong {
-    wrong("nothing to change is named".into(), known())
+    wrong("the request names nothing to change".into(), known())
 }
 
 fn known() -> String {

@@ -102,7 +102,7 @@ async fn wrong_method(method: Method, uri: Uri) -> Refused {
     Refused::new(
         StatusCode::METHOD_NOT_ALLOWED,
         format!("{method} is not for {}", uri.path()),
-        "GET looks, POST acts; the field Allow names what this path takes",
+        "GET reads, POST acts; the field Allow names what this path accepts",
     )
 }
 

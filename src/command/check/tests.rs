@@ -36,7 +36,7 @@ fn ring(facts: &mut Facts) -> &mut RingSupport {
     facts.ring.as_mut().expect("it was looked at")
 }
 
-fn row<'a>(report: &'a Report, name: &str) -> &'a Row {
+fn row<'a>(report: &'a CheckReport, name: &str) -> &'a Row {
     let found = report.rows.iter().find(|row| row.name == name);
     found.unwrap_or_else(|| panic!("no row {name}"))
 }
@@ -168,7 +168,7 @@ fn tight_limits_are_noted_with_a_remedy() {
 
 #[test]
 fn the_table_is_aligned_and_ends_with_the_outcome() {
-    let report = Report {
+    let report = CheckReport {
         schema: SCHEMA,
         can_run: false,
         engine: None,

@@ -156,7 +156,7 @@ impl Value {
             DeValue::Boolean(on) => Self::Switch(*on),
             DeValue::Array(array) => {
                 let texts = array.iter().map(|one| scalar(one.get_ref())).collect::<Option<_>>();
-                texts.map_or(Self::Other("is a list of something else than values"), Self::List)
+                texts.map_or(Self::Other("is a list with something other than values"), Self::List)
             }
             DeValue::Table(table) => {
                 let pairs = table.iter().map(|(name, value)| {

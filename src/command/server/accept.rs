@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::connections::Connections;
-use super::surroundings::Surroundings;
+use super::shared::Shared;
 use clusterlb::AcceptMechanism;
 use clusterlb::ListenerId;
 use clusterlb::protocol::scoreboard::Statistic;
@@ -96,15 +96,15 @@ impl AcceptSources {
     }
 
     /// Begins accepting from each listener that is off.
-    pub(super) fn start(&mut self, around: &mut Surroundings) {
+    pub(super) fn start(&mut self, shared: &mut Shared) {
         for place in 0..self.sources.len() {
             if self.sources[place].state == State::Off {
-                self.begin(around, place);
+                self.begin(shared, place);
             }
         }
     }
 
-    fn begin(&mut self, around: &mut Surroundings, place: usize) {
+    fn begin(&mut self, shared: &mut Shared, place: usize) {
         let source = &mut self.sources[place];
         let Some(listener) = source.listener.as_ref().filter(|_| !self.stopping) else {
             return;
@@ -122,11 +122,11 @@ impl AcceptSources {
             }
             // Validation ensures that there is a ring.
             (None, AcceptMechanism::Uring) => {
-                if let Some(ring) = around.engine.ring() {
+                if let Some(ring) = shared.engine.ring() {
                     ring.accept_one(key(place), listener.as_fd());
                 }
             }
-            (None, _) => around.engine.accept_many(key(place), listener.as_fd()),
+            (None, _) => shared.engine.accept_many(key(place), listener.as_fd()),
         }
     }
 
@@ -139,7 +139,7 @@ impl AcceptSources {
     /// as libuv does since 1.45, or all.
     pub(super) fn wait(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         connections: &mut Connections,
         timeout: Option<Duration>,
     ) -> Result<()> {
@@ -160,17 +160,12 @@ impl AcceptSources {
         };
         for event in ready[..count].iter().filter(|event| event.data() != ENGINE_TOKEN) {
             let place = usize::try_from(event.data()).expect("positions are small");
-            self.take_ready(around, connections, place);
+            self.take_ready(shared, connections, place);
         }
         Ok(())
     }
 
-    fn take_ready(
-        &mut self,
-        around: &mut Surroundings,
-        connections: &mut Connections,
-        place: usize,
-    ) {
+    fn take_ready(&mut self, shared: &mut Shared, connections: &mut Connections, place: usize) {
         let most = match self.mechanism {
             AcceptMechanism::EpollDrain => DRAIN_MAX,
             _ => 1,
@@ -178,8 +173,8 @@ impl AcceptSources {
         let id = self.sources[place].id;
         for _ in 0..most {
             match self.sources[place].listener.as_ref().map(Listener::accept_now) {
-                Some(Ok(Some(socket))) => claim(around, connections, id, socket),
-                Some(Err(errno)) => return self.failed(around, place, errno),
+                Some(Ok(Some(socket))) => claim(shared, connections, id, socket),
+                Some(Err(errno)) => return self.failed(shared, place, errno),
                 // Another worker was faster, or the backlog is empty.
                 Some(Ok(None)) | None => return,
             }
@@ -189,7 +184,7 @@ impl AcceptSources {
     /// The engine accepted a connection, or accepting ended.
     pub(super) fn accepted(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         connections: &mut Connections,
         key: Key,
         outcome: Outcome<OwnedFd>,
@@ -202,29 +197,29 @@ impl AcceptSources {
         }
         match outcome {
             Ok(socket) => {
-                claim(around, connections, self.sources[place].id, socket);
+                claim(shared, connections, self.sources[place].id, socket);
                 if !armed && !stopping {
                     if self.mechanism != AcceptMechanism::Uring {
-                        around.end.add(Statistic::Rearms, 1);
+                        shared.end.add(Statistic::Rearms, 1);
                     }
-                    self.begin(around, place);
+                    self.begin(shared, place);
                 }
             }
             Err(Errno::ECANCELED) => {}
-            Err(errno) => self.failed(around, place, errno),
+            Err(errno) => self.failed(shared, place, errno),
         }
         if stopping && !armed {
-            self.finish(around, connections, place);
+            self.finish(shared, connections, place);
         }
     }
 
-    fn failed(&mut self, around: &mut Surroundings, place: usize, errno: Errno) {
+    fn failed(&mut self, shared: &mut Shared, place: usize, errno: Errno) {
         let source = &mut self.sources[place];
         match errno {
             // The client has closed already.
             Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::EPERM => {
                 if source.state == State::Off {
-                    self.begin(around, place);
+                    self.begin(shared, place);
                 }
             }
             _ => {
@@ -234,8 +229,8 @@ impl AcceptSources {
                     let _ = epoll.delete(listener);
                 }
                 source.state = State::Off;
-                around.end.add(Statistic::DescriptorPauses, 1);
-                self.starved_until_ns = Some(around.now_ns + STARVED_NS);
+                shared.end.add(Statistic::DescriptorPauses, 1);
+                self.starved_until_ns = Some(shared.now_ns + STARVED_NS);
             }
         }
     }
@@ -248,22 +243,22 @@ impl AcceptSources {
     /// Retries starved listeners at their deadline, or once `relieved` says that connections ended.
     pub(super) fn recover(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         connections: &mut Connections,
         relieved: bool,
     ) {
-        if self.starved_until_ns.is_some_and(|until| relieved || until <= around.now_ns) {
+        if self.starved_until_ns.is_some_and(|until| relieved || until <= shared.now_ns) {
             self.starved_until_ns = None;
             if self.stopping {
-                self.stop(around, connections);
+                self.stop(shared, connections);
             } else {
-                self.start(around);
+                self.start(shared);
             }
         }
     }
 
     /// Accepts what waits in the backlog, then stops.
-    pub(super) fn stop(&mut self, around: &mut Surroundings, connections: &mut Connections) {
+    pub(super) fn stop(&mut self, shared: &mut Shared, connections: &mut Connections) {
         self.stopping = true;
         self.starved_until_ns = None;
         for place in 0..self.sources.len() {
@@ -272,10 +267,10 @@ impl AcceptSources {
             match source.state {
                 State::Accepting if by_engine => {
                     source.state = State::Stopping;
-                    around.engine.cancel_accept(key(place));
+                    shared.engine.cancel_accept(key(place));
                 }
                 State::Stopping => {}
-                _ => self.finish(around, connections, place),
+                _ => self.finish(shared, connections, place),
             }
         }
     }
@@ -287,7 +282,7 @@ impl AcceptSources {
 
     /// Accepts what waits in the backlog and closes the listener. If descriptors run out, it stays
     /// open and is retried.
-    fn finish(&mut self, around: &mut Surroundings, connections: &mut Connections, place: usize) {
+    fn finish(&mut self, shared: &mut Shared, connections: &mut Connections, place: usize) {
         let Some(listener) = self.sources[place].listener.take() else {
             return;
         };
@@ -298,13 +293,13 @@ impl AcceptSources {
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => {
-                    claim(around, connections, self.sources[place].id, socket);
+                    claim(shared, connections, self.sources[place].id, socket);
                 }
                 // The client closed while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                    around.end.add(Statistic::DescriptorPauses, 1);
-                    self.starved_until_ns = Some(around.now_ns + STARVED_NS);
+                    shared.end.add(Statistic::DescriptorPauses, 1);
+                    self.starved_until_ns = Some(shared.now_ns + STARVED_NS);
                     self.sources[place].listener = Some(listener);
                     return;
                 }
@@ -314,14 +309,9 @@ impl AcceptSources {
     }
 }
 
-fn claim(
-    around: &mut Surroundings,
-    connections: &mut Connections,
-    id: ListenerId,
-    socket: OwnedFd,
-) {
-    around.end.claim_own(Some(id), around.now_ns);
-    connections.open(around, id, socket);
+fn claim(shared: &mut Shared, connections: &mut Connections, id: ListenerId, socket: OwnedFd) {
+    shared.end.claim_own(Some(id), shared.now_ns);
+    connections.open(shared, id, socket);
 }
 
 fn key(place: usize) -> Key {

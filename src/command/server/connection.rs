@@ -24,7 +24,7 @@ pub(super) struct Connection {
     /// Bytes sent of the buffer in progress, while `sending`.
     pub(super) sent: usize,
     pub(super) next: Next,
-    pub(super) stage: Stage,
+    pub(super) stage: ConnectionStage,
     pub(super) receive: Receive,
     /// The last piece had the full length, so there may be more.
     pub(super) fills: bool,
@@ -41,7 +41,7 @@ pub(super) struct Connection {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum ConnectionStage {
     Open,
     /// Answered and half-closed by us; the rest of the input is discarded.
     Lingering,
@@ -62,14 +62,14 @@ impl Connection {
     /// Memory it holds. A closing connection frees its own soon.
     pub(super) fn bytes(&self) -> usize {
         match self.stage {
-            Stage::Closing => 0,
+            ConnectionStage::Closing => 0,
             _ => self.input.capacity() + self.output.capacity() + self.sending_bytes,
         }
     }
 
     /// Between two requests, with nothing in progress.
     pub(super) fn is_idle(&self) -> bool {
-        let busy = self.sending || self.stage != Stage::Open || !self.input.is_empty();
+        let busy = self.sending || self.stage != ConnectionStage::Open || !self.input.is_empty();
         !busy && self.session.waiting() == Waiting::NextRequest
     }
 

@@ -14,9 +14,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use slab::Slab;
 
-use super::connection::{Connection, Receive, Stage, current};
+use super::connection::{Connection, ConnectionStage, Receive, current};
 use super::deadlines::{Class, Deadlines, Durations};
-use super::surroundings::Surroundings;
+use super::shared::Shared;
 use crate::command::handler::{Context, HttpLimits, Next, Serve, Session, Waiting};
 use clusterlb::ListenerId;
 use clusterlb::protocol::scoreboard::Statistic;
@@ -67,12 +67,7 @@ impl Connections {
     }
 
     /// Takes a socket that was counted as claimed.
-    pub(super) fn open(
-        &mut self,
-        around: &mut Surroundings,
-        listener: ListenerId,
-        socket: OwnedFd,
-    ) {
+    pub(super) fn open(&mut self, shared: &mut Shared, listener: ListenerId, socket: OwnedFd) {
         self.generation = self.generation.wrapping_add(1) & 0x00ff_ffff;
         let place = self.table.vacant_key();
         let index = u32::try_from(place).expect("connections are bounded by descriptors");
@@ -80,7 +75,7 @@ impl Connections {
         let is_proxied = self.proxied.contains(&listener);
         // One receive first: most short connections bring their request and end with the answer,
         // and an armed multishot receive would have to be cancelled then.
-        around.engine.receive_once(key, socket.as_fd());
+        shared.engine.receive_once(key, socket.as_fd());
         self.table.insert(Connection {
             socket: Some(socket),
             listener,
@@ -90,7 +85,7 @@ impl Connections {
             output: Vec::new(),
             sent: 0,
             next: Next::Read,
-            stage: Stage::Open,
+            stage: ConnectionStage::Open,
             receive: Receive::Once,
             fills: false,
             sending: false,
@@ -101,33 +96,33 @@ impl Connections {
             lingered: 0,
         });
         if self.serve == Serve::Hello || is_proxied {
-            let class = if around.draining { Class::Leave } else { Class::Head };
-            self.deadlines.arm(index, class, around.now_ns);
+            let class = if shared.draining { Class::Leave } else { Class::Head };
+            self.deadlines.arm(index, class, shared.now_ns);
         }
     }
 
     /// The client sent bytes, an end or an error.
     pub(super) fn on_received(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         key: Key,
         outcome: Outcome<Option<Chunk>>,
         armed: bool,
     ) {
-        self.received(around, key, outcome, armed);
-        self.account(around, key);
+        self.received(shared, key, outcome, armed);
+        self.account(shared, key);
     }
 
     fn received(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         key: Key,
         outcome: Outcome<Option<Chunk>>,
         armed: bool,
     ) {
         let Some(connection) = current(&mut self.table, key) else {
             if let Ok(Some(chunk)) = outcome {
-                around.engine.recycle(chunk);
+                shared.engine.recycle(chunk);
             }
             return;
         };
@@ -135,75 +130,75 @@ impl Connections {
             connection.receive = Receive::Off;
         }
         match outcome {
-            Ok(Some(chunk)) => self.take_chunk(around, key, chunk),
+            Ok(Some(chunk)) => self.take_chunk(shared, key, chunk),
             Ok(None) => {
                 connection.ended = true;
-                self.advance(around, key);
+                self.advance(shared, key);
             }
             // Out of buffers for a moment, or stopped on purpose; `advance` arms it again.
             Err(Errno::ENOBUFS) => {
-                around.end.add(Statistic::Rearms, 1);
-                self.advance(around, key);
+                shared.end.add(Statistic::Rearms, 1);
+                self.advance(shared, key);
             }
-            Err(Errno::ECANCELED) => self.advance(around, key),
+            Err(Errno::ECANCELED) => self.advance(shared, key),
             Err(_) => {
-                if connection.stage != Stage::Closing {
-                    around.end.add(Statistic::Resets, 1);
+                if connection.stage != ConnectionStage::Closing {
+                    shared.end.add(Statistic::Resets, 1);
                 }
-                self.close(around, key);
+                self.close(shared, key);
             }
         }
     }
 
-    fn take_chunk(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
+    fn take_chunk(&mut self, shared: &mut Shared, key: Key, chunk: Chunk) {
         let connection = &mut self.table[key.index as usize];
-        let length = around.engine.bytes(&chunk).len();
+        let length = shared.engine.bytes(&chunk).len();
         connection.fills |= length == usize::from(CHUNK_BYTES);
         match connection.stage {
-            Stage::Closing => around.engine.recycle(chunk),
-            Stage::Lingering => {
-                around.engine.recycle(chunk);
+            ConnectionStage::Closing => shared.engine.recycle(chunk),
+            ConnectionStage::Lingering => {
+                shared.engine.recycle(chunk);
                 let length = u32::try_from(length).unwrap_or(u32::MAX);
                 connection.lingered = connection.lingered.saturating_add(length);
                 if connection.lingered > LINGER_BYTES_MAX {
                     connection.reset_on_close();
-                    return self.close(around, key);
+                    return self.close(shared, key);
                 }
             }
-            Stage::Open if connection.awaits_header => {
-                return self.take_header(around, key, chunk);
+            ConnectionStage::Open if connection.awaits_header => {
+                return self.take_header(shared, key, chunk);
             }
-            Stage::Open if connection.sending || !connection.input.is_empty() => {
-                memory::keep(&mut connection.input, around.engine.bytes(&chunk));
-                around.engine.recycle(chunk);
+            ConnectionStage::Open if connection.sending || !connection.input.is_empty() => {
+                memory::keep(&mut connection.input, shared.engine.bytes(&chunk));
+                shared.engine.recycle(chunk);
                 if connection.sending {
                     // The client sends faster than it reads. Keep this piece, and receive no more
                     // until its answers are sent.
                     if connection.receive == Receive::Many {
                         connection.receive = Receive::Stopping;
-                        around.engine.cancel_receive(key);
+                        shared.engine.cancel_receive(key);
                     }
                 } else {
-                    self.step_from_input(around, key);
+                    self.step_from_input(shared, key);
                 }
             }
-            Stage::Open => {
-                let consumed = self.step(around, key, Source::Chunk(&chunk));
+            ConnectionStage::Open => {
+                let consumed = self.step(shared, key, Source::Chunk(&chunk));
                 let connection = &mut self.table[key.index as usize];
                 if consumed < length {
-                    let rest = &around.engine.bytes(&chunk)[consumed..];
+                    let rest = &shared.engine.bytes(&chunk)[consumed..];
                     memory::keep(&mut connection.input, rest);
                 }
-                around.engine.recycle(chunk);
+                shared.engine.recycle(chunk);
             }
         }
-        self.advance(around, key);
+        self.advance(shared, key);
     }
 
     /// Offers the kept input to the session again.
-    fn step_from_input(&mut self, around: &mut Surroundings, key: Key) {
+    fn step_from_input(&mut self, shared: &mut Shared, key: Key) {
         let input = std::mem::take(&mut self.table[key.index as usize].input);
-        let consumed = self.step(around, key, Source::Kept(&input));
+        let consumed = self.step(shared, key, Source::Kept(&input));
         let connection = &mut self.table[key.index as usize];
         if consumed == input.len() {
             self.spare_buffer(input);
@@ -214,7 +209,7 @@ impl Connections {
     }
 
     /// Passes input to the session; returns how much it consumed.
-    fn step(&mut self, around: &mut Surroundings, key: Key, source: Source<'_>) -> usize {
+    fn step(&mut self, shared: &mut Shared, key: Key, source: Source<'_>) -> usize {
         let connection = &mut self.table[key.index as usize];
         if connection.output.capacity() == 0 {
             connection.output = self.spare.pop().unwrap_or_else(memory::output_buffer);
@@ -225,21 +220,21 @@ impl Connections {
         };
         let output_max = memory::output_bytes_max(kept_bytes);
         let context = Context {
-            date: &around.date,
-            draining: around.draining,
+            date: &shared.date,
+            draining: shared.draining,
             limits: &self.limits,
             output_max,
         };
         let input = match source {
-            Source::Chunk(chunk) => around.engine.bytes(chunk),
+            Source::Chunk(chunk) => shared.engine.bytes(chunk),
             Source::Kept(bytes) => bytes,
         };
         let progress = connection.session.on_bytes(input, &mut connection.output, &context);
         let consumed = progress.consumed.min(input.len());
         connection.next = progress.next;
         if progress.answered > 0 {
-            around.end.add(Statistic::Requests, u64::from(progress.answered));
-            around.work(progress.answered);
+            shared.end.add(Statistic::Requests, u64::from(progress.answered));
+            shared.work(progress.answered);
         }
         consumed
     }
@@ -247,22 +242,16 @@ impl Connections {
     /// A send ended; `buffer` comes back.
     pub(super) fn on_sent(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         key: Key,
         buffer: Vec<u8>,
         outcome: Outcome<usize>,
     ) {
-        self.sent(around, key, buffer, outcome);
-        self.account(around, key);
+        self.sent(shared, key, buffer, outcome);
+        self.account(shared, key);
     }
 
-    fn sent(
-        &mut self,
-        around: &mut Surroundings,
-        key: Key,
-        buffer: Vec<u8>,
-        outcome: Outcome<usize>,
-    ) {
+    fn sent(&mut self, shared: &mut Shared, key: Key, buffer: Vec<u8>, outcome: Outcome<usize>) {
         let Some(connection) = current(&mut self.table, key) else {
             return;
         };
@@ -274,12 +263,12 @@ impl Connections {
             Ok(count) if connection.sent + count < buffer.len() && count > 0 && !parted => {
                 connection.sent += count;
                 connection.output = buffer;
-                self.send(around, key);
+                self.send(shared, key);
             }
-            Ok(_) if connection.stage == Stage::Closing => {
+            Ok(_) if connection.stage == ConnectionStage::Closing => {
                 self.deadlines.disarm(key.index);
                 self.spare_buffer(buffer);
-                self.advance(around, key);
+                self.advance(shared, key);
             }
             Ok(_) => {
                 self.spare_buffer(buffer);
@@ -287,78 +276,78 @@ impl Connections {
                 let connection = &mut self.table[key.index as usize];
                 let more = matches!(connection.next, Next::Read | Next::Resume);
                 if more && connection.output.is_empty() && !connection.input.is_empty() {
-                    self.step_from_input(around, key);
+                    self.step_from_input(shared, key);
                 }
-                self.advance(around, key);
+                self.advance(shared, key);
             }
             Err(_) => {
-                if connection.stage != Stage::Closing || parted {
-                    around.end.add(Statistic::Resets, 1);
+                if connection.stage != ConnectionStage::Closing || parted {
+                    shared.end.add(Statistic::Resets, 1);
                 }
                 self.deadlines.disarm(key.index);
-                self.close(around, key);
+                self.close(shared, key);
             }
         }
     }
 
     /// Takes the next step: send, receive, linger, close, or free the place.
-    fn advance(&mut self, around: &mut Surroundings, key: Key) {
+    fn advance(&mut self, shared: &mut Shared, key: Key) {
         let connection = &mut self.table[key.index as usize];
-        if connection.stage == Stage::Closing {
-            return self.free_when_quiet(around, key);
+        if connection.stage == ConnectionStage::Closing {
+            return self.free_when_quiet(shared, key);
         }
         if connection.sending {
             return;
         }
         if !connection.output.is_empty() {
             connection.sent = 0;
-            return self.send(around, key);
+            return self.send(shared, key);
         }
         match (connection.stage, connection.next) {
-            (Stage::Lingering, _) if connection.ended => self.close(around, key),
-            (Stage::Lingering, _) => self.keep_receiving(around, key),
-            (_, Next::Close) => self.close(around, key),
-            (_, Next::CloseLingering) => self.linger(around, key),
-            (_, Next::Read | Next::Resume) if connection.ended => self.end(around, key),
+            (ConnectionStage::Lingering, _) if connection.ended => self.close(shared, key),
+            (ConnectionStage::Lingering, _) => self.keep_receiving(shared, key),
+            (_, Next::Close) => self.close(shared, key),
+            (_, Next::CloseLingering) => self.linger(shared, key),
+            (_, Next::Read | Next::Resume) if connection.ended => self.end(shared, key),
             // Its answer was in progress when the other idle connections were closed.
-            (_, Next::Read | Next::Resume) if around.draining && connection.is_idle() => {
-                self.close(around, key);
+            (_, Next::Read | Next::Resume) if shared.draining && connection.is_idle() => {
+                self.close(shared, key);
             }
             (_, Next::Read | Next::Resume) => {
-                self.keep_receiving(around, key);
-                self.watch(around, key);
+                self.keep_receiving(shared, key);
+                self.watch(shared, key);
             }
         }
     }
 
     /// Sends the output, and closes with it if it is the last.
-    fn send(&mut self, around: &mut Surroundings, key: Key) {
+    fn send(&mut self, shared: &mut Shared, key: Key) {
         let connection = &mut self.table[key.index as usize];
         let output = std::mem::take(&mut connection.output);
         connection.sending = true;
         connection.sending_bytes = output.capacity();
-        self.deadlines.arm(key.index, Class::Send, around.now_ns);
+        self.deadlines.arm(key.index, Class::Send, shared.now_ns);
         let last = connection.next == Next::Close && connection.receive == Receive::Off;
-        if last && connection.stage == Stage::Open && connection.sent == 0 {
-            connection.stage = Stage::Closing;
+        if last && connection.stage == ConnectionStage::Open && connection.sent == 0 {
+            connection.stage = ConnectionStage::Closing;
             if let Some(socket) = connection.socket.take() {
-                around.engine.send_last(key, socket, output);
+                shared.engine.send_last(key, socket, output);
             }
         } else if let Some(socket) = &connection.socket {
-            around.engine.send(key, socket.as_fd(), output, connection.sent);
+            shared.engine.send(key, socket.as_fd(), output, connection.sent);
         }
     }
 
     /// The client half-closed, and all its input has been processed.
-    fn end(&mut self, around: &mut Surroundings, key: Key) {
+    fn end(&mut self, shared: &mut Shared, key: Key) {
         let connection = &mut self.table[key.index as usize];
         if connection.awaits_header {
-            return self.refuse(around, key);
+            return self.refuse(shared, key);
         }
         let output_max = memory::output_bytes_max(connection.input.len());
         let context = Context {
-            date: &around.date,
-            draining: around.draining,
+            date: &shared.date,
+            draining: shared.draining,
             limits: &self.limits,
             output_max,
         };
@@ -366,10 +355,10 @@ impl Connections {
         let _ = connection.session.on_end(&input, &mut connection.output, &context);
         // Whatever the session wants next: the client sends nothing more.
         connection.next = Next::Close;
-        self.advance(around, key);
+        self.advance(shared, key);
     }
 
-    fn keep_receiving(&mut self, around: &mut Surroundings, key: Key) {
+    fn keep_receiving(&mut self, shared: &mut Shared, key: Key) {
         let connection = &mut self.table[key.index as usize];
         if connection.receive != Receive::Off || connection.ended {
             return;
@@ -381,10 +370,10 @@ impl Connections {
         let sends_much = waiting == Waiting::Stream || connection.fills && waiting != Waiting::Body;
         if !connection.input.is_empty() || sends_much {
             connection.receive = Receive::Once;
-            around.engine.receive_once(key, socket.as_fd());
+            shared.engine.receive_once(key, socket.as_fd());
         } else {
             connection.receive = Receive::Many;
-            around.engine.receive_many(key, socket.as_fd());
+            shared.engine.receive_many(key, socket.as_fd());
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use clusterlb::protocol::control::{Channel, LatencySummary, ListenOptions, ToPrimary, ToWorker};
-use clusterlb::protocol::worker_end::{Conversation, Grant, Heard};
+use clusterlb::protocol::worker_end::{Conversation, FromPrimary, Grant};
 use clusterlb::{ListenAddress, ListenerId, Result};
 
 /// An order of the primary, or the effect of its end.
@@ -51,8 +51,8 @@ impl ControlClient {
         let mut conversation = Conversation::default();
         channel.send(&Conversation::hello(), vec![])?;
         for address in addresses {
-            let (_, word) = conversation.ask(&address.to_string(), ListenOptions::default());
-            channel.send(&word, vec![])?;
+            let (_, message) = conversation.ask(&address.to_string(), ListenOptions::default());
+            channel.send(&message, vec![])?;
         }
         Ok(Self { channel, conversation, listeners: Vec::new() })
     }
@@ -66,11 +66,11 @@ impl ControlClient {
     ///
     /// # Errors
     /// An address cannot be served, or the primary violates the format.
-    pub(crate) fn hear(&mut self) -> Result<Vec<PrimaryRequest>> {
+    pub(crate) fn receive(&mut self) -> Result<Vec<PrimaryRequest>> {
         let mut orders = Vec::new();
-        for (word, descriptors) in self.channel.receive::<ToWorker>()? {
-            match self.conversation.hear(word, descriptors) {
-                Heard::Answer { grant, .. } => {
+        for (message, descriptors) in self.channel.receive::<ToWorker>()? {
+            match self.conversation.on_message(message, descriptors) {
+                FromPrimary::Answer { grant, .. } => {
                     let Grant { listener, address, socket, proxy_protocol } = grant?;
                     self.listeners.push(listener);
                     if proxy_protocol {
@@ -84,8 +84,8 @@ impl ControlClient {
                     }
                 }
                 // This worker closes listeners only when it leaves.
-                Heard::Closed { .. } => {}
-                Heard::Leave { grace } => orders.push(PrimaryRequest::Leave { grace }),
+                FromPrimary::Closed { .. } => {}
+                FromPrimary::Leave { grace } => orders.push(PrimaryRequest::Leave { grace }),
             }
         }
         if self.channel.is_closed() {
@@ -102,7 +102,7 @@ impl ControlClient {
     ///
     /// # Errors
     /// The primary is gone.
-    pub(crate) fn announce_ready(&mut self) -> Result<()> {
+    pub(crate) fn send_ready(&mut self) -> Result<()> {
         for listener in std::mem::take(&mut self.listeners) {
             self.channel.send(&ToPrimary::Serving { listener }, vec![])?;
         }
@@ -113,17 +113,17 @@ impl ControlClient {
     ///
     /// # Errors
     /// The primary is gone.
-    pub(crate) fn announce_leaving(&mut self) -> Result<()> {
+    pub(crate) fn send_leaving(&mut self) -> Result<()> {
         match self.conversation.leave() {
-            Some(word) => self.channel.send(&word, vec![]).map(drop),
+            Some(message) => self.channel.send(&message, vec![]).map(drop),
             None => Ok(()),
         }
     }
 
     /// Says goodbye; a primary that is gone needs none.
-    pub(crate) fn say_farewell(&mut self, handoff: Option<LatencySummary>) {
-        if let Some(word) = self.conversation.farewell(handoff) {
-            let _ = self.channel.send(&word, vec![]);
+    pub(crate) fn send_farewell(&mut self, handoff: Option<LatencySummary>) {
+        if let Some(message) = self.conversation.farewell(handoff) {
+            let _ = self.channel.send(&message, vec![]);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::connections::Connections;
-use super::surroundings::Surroundings;
+use super::shared::Shared;
 use clusterlb::Result;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::protocol::worker_end::{Count, DescriptorBudget, is_slow_turn};
@@ -66,39 +66,34 @@ impl Inbox {
     /// Handles a message, the end, or a failure.
     pub(super) fn received(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         connections: &mut Connections,
         outcome: Outcome<Option<SealedMessage>>,
         armed: bool,
     ) {
         self.armed = armed;
         match outcome {
-            Ok(Some(sealed)) => self.claim(around, connections, sealed),
+            Ok(Some(sealed)) => self.claim(shared, connections, sealed),
             Ok(None) => self.closed = true,
             // Too few descriptors, or an interrupted receive: `top_up` arms it again when it can.
             Err(Errno::ENOBUFS | Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM) => {
-                around.end.add(Statistic::Rearms, 1);
+                shared.end.add(Statistic::Rearms, 1);
             }
             Err(_) => self.closed = true,
         }
     }
 
-    fn claim(
-        &mut self,
-        around: &mut Surroundings,
-        connections: &mut Connections,
-        sealed: SealedMessage,
-    ) {
+    fn claim(&mut self, shared: &mut Shared, connections: &mut Connections, sealed: SealedMessage) {
         self.payload.clear();
-        let opened = around.engine.open_message(sealed, &mut self.payload, &mut self.descriptors);
+        let opened = shared.engine.open_message(sealed, &mut self.payload, &mut self.descriptors);
         if opened.truncated {
             self.budget.on_truncation();
         }
         let arrived = self.descriptors.len();
-        let records = around.end.received(&self.payload, arrived, around.now_ns);
+        let records = shared.end.received(&self.payload, arrived, shared.now_ns);
         for (socket, record) in self.descriptors.drain(..).zip(records) {
-            around.end.claim(record.accepted_ns, around.now_ns);
-            connections.open(around, record.listener, socket);
+            shared.end.claim(record.accepted_ns, shared.now_ns);
+            connections.open(shared, record.listener, socket);
         }
     }
 
@@ -108,7 +103,7 @@ impl Inbox {
     /// this: one without work says nothing about the next.
     pub(super) fn top_up(
         &mut self,
-        around: &mut Surroundings,
+        shared: &mut Shared,
         connections: &Connections,
         turn_ns: u64,
         finished: bool,
@@ -116,24 +111,24 @@ impl Inbox {
         if self.closed {
             return;
         }
-        if self.budget.wants_limit(around.now_ns)
+        if self.budget.wants_limit(shared.now_ns)
             && let Ok(limit) = limit()
         {
-            self.budget.set_limit(limit, around.now_ns);
+            self.budget.set_limit(limit, shared.now_ns);
         }
         self.is_slow = is_slow_turn(turn_ns) || (self.is_slow && !finished);
         let ahead_max = if self.is_slow { 1 } else { MESSAGES_AHEAD_MAX };
         let fitting = self.budget.messages(connections.len(), limits::descriptors_open);
         let messages = fitting.min(ahead_max);
         let messages = u16::try_from(messages).expect("bounded by MESSAGES_AHEAD_MAX");
-        around.engine.offer_messages(messages);
-        let possible = around.engine.messages_offered() > 0;
+        shared.engine.offer_messages(messages);
+        let possible = shared.engine.messages_offered() > 0;
         if !self.armed && possible {
             self.armed = true;
-            around.engine.receive_messages(KEY, self.socket.as_fd());
+            shared.engine.receive_messages(KEY, self.socket.as_fd());
         }
         if !possible && !self.paused {
-            around.end.add(Statistic::DescriptorPauses, 1);
+            shared.end.add(Statistic::DescriptorPauses, 1);
         }
         self.paused = !possible;
     }

@@ -13,7 +13,7 @@ mod deadlines;
 mod inbox;
 #[cfg(feature = "tokio-uring")]
 pub(super) mod runtime;
-mod surroundings;
+mod shared;
 mod synthetic_work;
 
 use std::collections::VecDeque;
@@ -30,7 +30,7 @@ use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb::protocol::worker_end::WorkerEnd;
 use clusterlb::{AcceptMechanism, Result};
 use clusterlb_sys::clock::monotonic_ns;
-use clusterlb_sys::engine::{Engine, Event, Key, RingShape};
+use clusterlb_sys::engine::{Engine, EngineEvent, Key, RingShape};
 use clusterlb_sys::listener::Listener;
 use clusterlb_sys::signal::Signals;
 use connections::Connections;
@@ -38,7 +38,7 @@ pub(crate) use control_client::{ControlClient, PrimaryRequest};
 use date::Date;
 use deadlines::Durations;
 use inbox::Inbox;
-use surroundings::Surroundings;
+use shared::Shared;
 pub(crate) use synthetic_work::SyntheticWork;
 
 /// Signals for the primary, ignored by a worker that receives them with it.
@@ -85,7 +85,7 @@ pub(super) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
 
 #[derive(Debug)]
 struct Worker {
-    around: Surroundings,
+    shared: Shared,
     connections: Connections,
     control_client: ControlClient,
     signals: Signals,
@@ -117,7 +117,7 @@ impl Worker {
             }
         };
         let mut worker = Self {
-            around: Surroundings {
+            shared: Shared {
                 engine,
                 end: WorkerEnd::open(inheritance.page, inheritance.waker)?,
                 now_ns: monotonic_ns(),
@@ -135,8 +135,8 @@ impl Worker {
             grace: settings.grace,
             cut_ns: None,
         };
-        worker.around.engine.poll_readable(CONTROL, worker.control_client.as_fd());
-        worker.around.engine.poll_readable(SIGNALS, worker.signals.as_fd());
+        worker.shared.engine.poll_readable(CONTROL, worker.control_client.as_fd());
+        worker.shared.engine.poll_readable(SIGNALS, worker.signals.as_fd());
         Ok(worker)
     }
 
@@ -147,47 +147,47 @@ impl Worker {
             self.wait(&mut events)?;
             // Work moves the loop's time on, but not this.
             let begun_ns = monotonic_ns();
-            self.around.now_ns = begun_ns;
-            self.around.end.begin_turn(begun_ns);
-            self.date.refresh(self.around.now_ns, &mut self.around.date);
+            self.shared.now_ns = begun_ns;
+            self.shared.end.begin_turn(begun_ns);
+            self.date.refresh(self.shared.now_ns, &mut self.shared.date);
             self.handle_all(&mut events)?;
-            self.connections.expire(&mut self.around);
-            let finished = self.around.end.finished();
+            self.connections.expire(&mut self.shared);
+            let finished = self.shared.end.finished();
             let relieved = finished != finished_before;
-            self.sources.recover(&mut self.around, &mut self.connections, relieved);
+            self.sources.recover(&mut self.shared, &mut self.connections, relieved);
             finished_before = finished;
             if let Some(inbox) = &mut self.inbox {
                 let turn_ns = monotonic_ns().saturating_sub(begun_ns);
-                inbox.top_up(&mut self.around, &self.connections, turn_ns, relieved);
+                inbox.top_up(&mut self.shared, &self.connections, turn_ns, relieved);
             }
             // The published counters are exact at the end of a turn.
-            self.around.end.end_turn();
-            self.around.end.publish();
+            self.shared.end.end_turn();
+            self.shared.end.publish();
         }
         Ok(())
     }
 
     /// Handles events. After a request with work, its answer is sent and completed before the next
     /// one, as in a server that handles one at a time.
-    fn handle_all(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let mut left: VecDeque<Event> = VecDeque::new();
+    fn handle_all(&mut self, events: &mut Vec<EngineEvent>) -> Result<()> {
+        let mut left: VecDeque<EngineEvent> = VecDeque::new();
         for event in events.drain(..) {
-            if left.is_empty() && !self.around.worked {
+            if left.is_empty() && !self.shared.worked {
                 self.handle(event)?;
             } else {
                 left.push_back(event);
             }
         }
-        while self.around.worked || !left.is_empty() {
-            if std::mem::take(&mut self.around.worked) {
-                self.around.engine.turn(events)?;
+        while self.shared.worked || !left.is_empty() {
+            if std::mem::take(&mut self.shared.worked) {
+                self.shared.engine.turn(events)?;
                 for event in events.drain(..) {
                     match event {
-                        Event::Sent { .. } => self.handle(event)?,
+                        EngineEvent::Sent { .. } => self.handle(event)?,
                         event => left.push_back(event),
                     }
                 }
-                self.around.end.publish();
+                self.shared.end.publish();
             }
             if let Some(event) = left.pop_front() {
                 self.handle(event)?;
@@ -196,20 +196,20 @@ impl Worker {
         Ok(())
     }
 
-    fn wait(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let overflows = self.around.engine.overflows();
+    fn wait(&mut self, events: &mut Vec<EngineEvent>) -> Result<()> {
+        let overflows = self.shared.engine.overflows();
         if self.sources.wait_by_epoll() {
-            self.around.engine.turn(events)?;
+            self.shared.engine.turn(events)?;
             if events.is_empty() {
                 let timeout = self.until_next_deadline();
-                self.sources.wait(&mut self.around, &mut self.connections, timeout)?;
-                self.around.engine.turn(events)?;
+                self.sources.wait(&mut self.shared, &mut self.connections, timeout)?;
+                self.shared.engine.turn(events)?;
             }
         } else {
-            self.around.engine.wait(events, self.next_deadline_ns())?;
+            self.shared.engine.wait(events, self.next_deadline_ns())?;
         }
-        if self.around.engine.overflows() > overflows {
-            self.around.end.add(Statistic::Overflows, 1);
+        if self.shared.engine.overflows() > overflows {
+            self.shared.end.add(Statistic::Overflows, 1);
         }
         Ok(())
     }
@@ -226,41 +226,43 @@ impl Worker {
         Some(Duration::from_nanos(left_ns))
     }
 
-    fn handle(&mut self, event: Event) -> Result<()> {
-        let (around, connections) = (&mut self.around, &mut self.connections);
+    fn handle(&mut self, event: EngineEvent) -> Result<()> {
+        let (shared, connections) = (&mut self.shared, &mut self.connections);
         match event {
-            Event::Received { key, outcome, armed } => {
-                connections.on_received(around, key, outcome, armed);
+            EngineEvent::Received { key, outcome, armed } => {
+                connections.on_received(shared, key, outcome, armed);
             }
-            Event::Sent { key, buffer, outcome } => {
-                connections.on_sent(around, key, buffer, outcome)
+            EngineEvent::Sent { key, buffer, outcome } => {
+                connections.on_sent(shared, key, buffer, outcome)
             }
-            Event::MessageReceived { outcome, armed, .. } => {
+            EngineEvent::MessageReceived { outcome, armed, .. } => {
                 if let Some(inbox) = &mut self.inbox {
-                    inbox.received(around, connections, outcome, armed);
+                    inbox.received(shared, connections, outcome, armed);
                 }
             }
-            Event::Accepted { key, outcome, armed } => {
-                self.sources.accepted(around, connections, key, outcome, armed);
+            EngineEvent::Accepted { key, outcome, armed } => {
+                self.sources.accepted(shared, connections, key, outcome, armed);
             }
-            Event::Ready { key, .. } if key == CONTROL => return self.hear_primary(),
-            Event::Ready { key, .. } if key == SIGNALS => return self.hear_signals(),
-            Event::Ready { .. } | Event::MessageSent { .. } | Event::Cancelled { .. } => {}
+            EngineEvent::Ready { key, .. } if key == CONTROL => return self.on_primary_ready(),
+            EngineEvent::Ready { key, .. } if key == SIGNALS => return self.on_signals(),
+            EngineEvent::Ready { .. }
+            | EngineEvent::MessageSent { .. }
+            | EngineEvent::Cancelled { .. } => {}
         }
         Ok(())
     }
 
-    fn hear_signals(&mut self) -> Result<()> {
+    fn on_signals(&mut self) -> Result<()> {
         while self.signals.next_signal()?.is_some() {
-            self.control_client.announce_leaving()?;
+            self.control_client.send_leaving()?;
             self.leave(self.grace);
         }
-        self.around.engine.poll_readable(SIGNALS, self.signals.as_fd());
+        self.shared.engine.poll_readable(SIGNALS, self.signals.as_fd());
         Ok(())
     }
 
-    fn hear_primary(&mut self) -> Result<()> {
-        for order in self.control_client.hear()? {
+    fn on_primary_ready(&mut self) -> Result<()> {
+        for order in self.control_client.receive()? {
             match order {
                 PrimaryRequest::Accept { listener, socket, address } => {
                     self.sources.add(listener, Listener::adopt_copy(socket, address));
@@ -269,17 +271,17 @@ impl Worker {
                     self.connections.expect_headers(listener);
                 }
                 PrimaryRequest::Begin => {
-                    self.sources.start(&mut self.around);
+                    self.sources.start(&mut self.shared);
                     // Accepting must begin before it is reported: with any mechanism, a worker that
                     // arms late takes all connections that wait at that moment.
-                    self.around.engine.submit();
-                    self.control_client.announce_ready()?;
+                    self.shared.engine.submit();
+                    self.control_client.send_ready()?;
                 }
                 PrimaryRequest::Leave { grace } => self.leave(grace.unwrap_or(self.grace)),
             }
         }
         if !self.control_client.is_closed() {
-            self.around.engine.poll_readable(CONTROL, self.control_client.as_fd());
+            self.shared.engine.poll_readable(CONTROL, self.control_client.as_fd());
         }
         Ok(())
     }
@@ -291,16 +293,16 @@ impl Worker {
         }
         let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
         self.cut_ns = Some(monotonic_ns().saturating_add(grace_ns));
-        self.around.draining = true;
-        self.sources.stop(&mut self.around, &mut self.connections);
-        self.connections.drain(&mut self.around);
+        self.shared.draining = true;
+        self.sources.stop(&mut self.shared, &mut self.connections);
+        self.connections.drain(&mut self.shared);
     }
 
     fn is_done(&self) -> bool {
         let Some(cut_ns) = self.cut_ns else {
             return false;
         };
-        if self.around.now_ns >= cut_ns {
+        if self.shared.now_ns >= cut_ns {
             return true;
         }
         // The inbox ends after the primary's last socket.
@@ -309,9 +311,9 @@ impl Worker {
     }
 
     fn farewell(&mut self) -> Result<()> {
-        self.around.now_ns = monotonic_ns();
-        self.around.end.publish();
-        self.control_client.say_farewell(self.around.end.latency());
+        self.shared.now_ns = monotonic_ns();
+        self.shared.end.publish();
+        self.control_client.send_farewell(self.shared.end.latency());
         Ok(())
     }
 }

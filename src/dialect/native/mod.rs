@@ -90,8 +90,8 @@ impl State {
     ///
     /// # Errors
     /// The channel is closed, or too much waits in it.
-    pub(crate) fn send(&self, word: &ToWorker, descriptors: Vec<OwnedFd>) -> Result<()> {
-        locked(&self.outgoing).send(word, descriptors).map(drop)
+    pub(crate) fn send(&self, message: &ToWorker, descriptors: Vec<OwnedFd>) -> Result<()> {
+        locked(&self.outgoing).send(message, descriptors).map(drop)
     }
 
     /// Sends what waits. A channel whose other end is closed counts as flushed: reading it finds

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::codec::{Place, Query, SocketName};
+use super::codec::{ListenTarget, Query, SocketName};
 use crate::address::{FileAccess, ListenAddress};
 use crate::error::{Error, Result};
 use crate::protocol::control::{ListenOptions, Transport};
@@ -27,9 +27,9 @@ pub(crate) fn address_of(query: &Query) -> Result<(ListenAddress, ListenOptions)
     options.ipv6_only = query.flags & IPV6_ONLY != 0;
     options.mode = mode_of(query);
     let address = match &query.place {
-        Place::Tcp { host: Some(host), port } => inet(host, *port)?,
-        Place::Tcp { host: None, port } => ListenAddress::Tcp(unspecified(*port)),
-        Place::Udp { host, port, v6 } => {
+        ListenTarget::Tcp { host: Some(host), port } => inet(host, *port)?,
+        ListenTarget::Tcp { host: None, port } => ListenAddress::Tcp(unspecified(*port)),
+        ListenTarget::Udp { host, port, v6 } => {
             options.transport = Transport::Datagram;
             options.backlog = None;
             options.reuse_address = query.flags & UDP_REUSE_ADDRESS != 0;
@@ -41,10 +41,10 @@ pub(crate) fn address_of(query: &Query) -> Result<(ListenAddress, ListenOptions)
             let host = host.as_ref().map(|host| inet(host, *port)).transpose()?;
             host.unwrap_or(unspecified)
         }
-        Place::Unix(path) => ListenAddress::Unix(PathBuf::from(path), FileAccess::default()),
-        Place::Abstract(name) => ListenAddress::Abstract(name.clone()),
-        Place::Inherited(number) => ListenAddress::Inherited(*number),
-        Place::Nowhere => {
+        ListenTarget::Unix(path) => ListenAddress::Unix(PathBuf::from(path), FileAccess::default()),
+        ListenTarget::Abstract(name) => ListenAddress::Abstract(name.clone()),
+        ListenTarget::Inherited(number) => ListenAddress::Inherited(*number),
+        ListenTarget::Nowhere => {
             return Err(Error::system("listen on an open handle of the worker's", Errno::EINVAL));
         }
     };

@@ -5,21 +5,21 @@ use crate::supervisor::ensure_count;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::handle::Request;
 use crate::supervisor::reload_changes::ReloadChanges;
-use crate::supervisor::state::{Refusal, Stage, Ticket};
+use crate::supervisor::state::{GoalRefusal, RunStage, Ticket};
 use crate::sys::clock::monotonic_ns;
 
 impl Driver {
     /// Asks the program for the changes, and then replaces every worker. On an error of the program
     /// nothing changes and no worker is replaced.
     pub(super) fn reload(&mut self, ticket: Option<Ticket>) {
-        let is_ending = matches!(self.state.stage, Stage::Draining { .. } | Stage::Killing);
+        let is_ending = matches!(self.state.stage, RunStage::Draining { .. } | RunStage::Killing);
         let asked = self.before_reload.as_mut().filter(|_| !is_ending).map(|ask| ask());
         match asked {
             Some(Err(error)) => {
                 let reason = format!("{error}; {}", error.hint());
                 self.emit(&SupervisorEvent::ReloadStopped { reason: reason.clone() });
                 if let Some(ticket) = ticket {
-                    self.complete(ticket, Some(Refusal::Stopped(reason)));
+                    self.complete(ticket, Some(GoalRefusal::Stopped(reason)));
                 }
             }
             Some(Ok(changes)) => {

@@ -9,7 +9,7 @@ pub(in crate::supervisor) struct Ticket(pub(in crate::supervisor) u64);
 
 /// Why a request fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::supervisor) enum Refusal {
+pub(in crate::supervisor) enum GoalRefusal {
     /// There is no such worker, or it is leaving already.
     NoSuchWorker(WorkerId),
     /// The run has not begun to serve.
@@ -35,11 +35,11 @@ pub(super) enum Goal {
 }
 
 impl State {
-    pub(super) fn finish(&mut self, ticket: Ticket, refusal: Option<Refusal>) {
+    pub(super) fn finish(&mut self, ticket: Ticket, refusal: Option<GoalRefusal>) {
         self.act(Action::Finish { ticket, refusal });
     }
 
-    pub(super) fn finish_all(&mut self, tickets: Vec<Ticket>, refusal: Option<Refusal>) {
+    pub(super) fn finish_all(&mut self, tickets: Vec<Ticket>, refusal: Option<GoalRefusal>) {
         tickets.into_iter().for_each(|ticket| self.finish(ticket, refusal.clone()));
     }
 
@@ -67,10 +67,10 @@ impl State {
     }
 
     /// Whether a goal is reached, or why it cannot be.
-    fn outcome_of(&self, goal: Goal) -> Option<Option<Refusal>> {
+    fn outcome_of(&self, goal: Goal) -> Option<Option<GoalRefusal>> {
         match goal {
             Goal::Slots(count) if usize::from(count) != self.slots.len() => {
-                Some(Some(Refusal::Superseded))
+                Some(Some(GoalRefusal::Superseded))
             }
             Goal::Slots(count) => {
                 let is_surplus = |child: &super::Child| child.slot >= count;
@@ -94,6 +94,6 @@ impl State {
             .partition(|(_, goal)| matches!(goal, Goal::End(_) | Goal::Over));
         self.goals = ends;
         let tickets = others.into_iter().map(|(ticket, _)| ticket).collect();
-        self.finish_all(tickets, Some(Refusal::Ending));
+        self.finish_all(tickets, Some(GoalRefusal::Ending));
     }
 }

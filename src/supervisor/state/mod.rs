@@ -22,7 +22,7 @@ use super::restart::{Budget, Decision, Life, RestartPolicy};
 use crate::{Ending, WorkerId};
 pub(super) use child::{Child, Name, Names, Role};
 use goals::Goal;
-pub(super) use goals::{Refusal, Ticket};
+pub(super) use goals::{GoalRefusal, Ticket};
 use rolling::Rolling;
 
 /// How long after its grace period a worker that does not end is left alone.
@@ -71,12 +71,12 @@ pub(super) enum Action {
     /// Emit an event.
     Emit(SupervisorEvent),
     /// A request has ended.
-    Finish { ticket: Ticket, refusal: Option<Refusal> },
+    Finish { ticket: Ticket, refusal: Option<GoalRefusal> },
 }
 
 /// The stage of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum RunStage {
     /// The first workers are starting.
     Starting {
         began_ns: u64,
@@ -149,7 +149,7 @@ pub(super) enum Occupancy {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) rules: Rules,
-    pub(super) stage: Stage,
+    pub(super) stage: RunStage,
     delayed_stop: Option<DelayedStop>,
     pub(super) slots: Vec<Slot>,
     pub(super) children: BTreeMap<WorkerId, Child>,
@@ -175,7 +175,7 @@ impl State {
         let until_ns = now_ns.saturating_add(rules.start_limit_ns);
         let mut state = Self {
             rules,
-            stage: Stage::Starting { began_ns: now_ns, until_ns, patience_ns: None },
+            stage: RunStage::Starting { began_ns: now_ns, until_ns, patience_ns: None },
             delayed_stop: None,
             slots: Vec::new(),
             children: BTreeMap::new(),
@@ -320,13 +320,13 @@ impl State {
             child.serving_since_ns.get_or_insert(now_ns);
         }
         match self.stage {
-            Stage::Starting { .. } => self.look_at_start(now_ns),
-            Stage::Serving => {
+            RunStage::Starting { .. } => self.look_at_start(now_ns),
+            RunStage::Serving => {
                 self.look_at_rolling(now_ns);
                 self.shed();
                 self.look_at_goals();
             }
-            Stage::Draining { .. } | Stage::Killing => {}
+            RunStage::Draining { .. } | RunStage::Killing => {}
         }
     }
 
@@ -353,7 +353,7 @@ impl State {
         let cut_ns = self.cut_ns(now_ns);
         let Some(child) = self.children.get_mut(&worker) else { return };
         child.cut_ns.get_or_insert(cut_ns);
-        if self.stage != Stage::Serving || child.role == Role::Leaving {
+        if self.stage != RunStage::Serving || child.role == Role::Leaving {
             return;
         }
         self.give_up_worker(worker, true, was_used, now_ns);
@@ -441,22 +441,22 @@ impl State {
         }
         let life = Life::ended(ending, self.served_ns(&child, now_ns), was_used);
         match (self.stage, child.role) {
-            (Stage::Starting { .. }, Role::Current) => {
+            (RunStage::Starting { .. }, Role::Current) => {
                 match self.early_end(slot, worker, ending, ready) {
                     Some(failure) => self.fail(failure),
                     None => self.replace(slot, worker, life, now_ns),
                 }
             }
-            (Stage::Starting { .. }, _) => {}
-            (Stage::Serving, Role::Leaving) => self.predecessor_ended(worker, now_ns),
-            (Stage::Serving, Role::Successor) => self.successor_ended(worker, now_ns),
+            (RunStage::Starting { .. }, _) => {}
+            (RunStage::Serving, Role::Leaving) => self.predecessor_ended(worker, now_ns),
+            (RunStage::Serving, Role::Successor) => self.successor_ended(worker, now_ns),
             // A socket may have been kept for it.
-            (Stage::Serving, Role::Current) if self.is_rolled(worker, now_ns) => self.shed(),
-            (Stage::Serving, Role::Current) => {
+            (RunStage::Serving, Role::Current) if self.is_rolled(worker, now_ns) => self.shed(),
+            (RunStage::Serving, Role::Current) => {
                 self.replace(slot, worker, life, now_ns);
                 self.successor_ended(worker, now_ns);
             }
-            (Stage::Draining { .. } | Stage::Killing, _) => {}
+            (RunStage::Draining { .. } | RunStage::Killing, _) => {}
         }
         self.look_at_goals();
     }

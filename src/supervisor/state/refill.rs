@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Child, Failure, Occupancy, Role, Slot, Stage, State};
+use super::{Action, Child, Failure, Occupancy, Role, RunStage, Slot, State};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::restart::{Decision, Life, budget_in_words};
@@ -79,7 +79,7 @@ impl State {
 
     /// Starts workers for slots that are due.
     pub(super) fn fill_slots(&mut self, now_ns: u64) {
-        if matches!(self.stage, Stage::Draining { .. } | Stage::Killing) {
+        if matches!(self.stage, RunStage::Draining { .. } | RunStage::Killing) {
             return;
         }
         for slot in 0..self.slots.len() {

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use super::child::{Name, Names};
-use super::{Action, Child, Occupancy, Refusal, Role, Stage, State, Ticket};
+use super::{Action, Child, GoalRefusal, Occupancy, Role, RunStage, State, Ticket};
 use crate::WorkerId;
 use crate::supervisor::ReadyAfter;
 use crate::supervisor::event::SupervisorEvent;
@@ -67,16 +67,16 @@ impl State {
         self.changed = true;
         let tickets = ticket.into_iter();
         match self.stage {
-            Stage::Serving if self.rolling.is_none() => {
+            RunStage::Serving if self.rolling.is_none() => {
                 self.begin_reload(tickets.collect(), self.rules.settle_ns, now_ns);
             }
-            Stage::Serving | Stage::Starting { .. } => {
+            RunStage::Serving | RunStage::Starting { .. } => {
                 self.queued_reload.get_or_insert_default().extend(tickets);
                 self.emit(SupervisorEvent::ReloadQueued);
             }
-            Stage::Draining { .. } | Stage::Killing => {
+            RunStage::Draining { .. } | RunStage::Killing => {
                 let reason = "the run is ending".to_owned();
-                self.finish_all(tickets.collect(), Some(Refusal::Ending));
+                self.finish_all(tickets.collect(), Some(GoalRefusal::Ending));
                 self.emit(SupervisorEvent::ReloadStopped { reason });
             }
         }
@@ -91,10 +91,10 @@ impl State {
     ) {
         self.changed = true;
         if !self.children.get(&worker).is_some_and(Child::stays) {
-            return self.finish(ticket, Some(Refusal::NoSuchWorker(worker)));
+            return self.finish(ticket, Some(GoalRefusal::NoSuchWorker(worker)));
         }
-        if self.stage != Stage::Serving {
-            return self.finish(ticket, Some(Refusal::NotServing));
+        if self.stage != RunStage::Serving {
+            return self.finish(ticket, Some(GoalRefusal::NotServing));
         }
         match &mut self.rolling {
             Some(rolling) => {
@@ -170,7 +170,7 @@ impl State {
     }
 
     fn begin_queued_reload(&mut self, now_ns: u64) {
-        if self.stage == Stage::Serving
+        if self.stage == RunStage::Serving
             && let Some(tickets) = self.queued_reload.take()
         {
             self.begin_reload(tickets, self.rules.settle_ns, now_ns);
@@ -190,7 +190,7 @@ impl State {
     /// Stops the reload. There is no successor any more.
     pub(super) fn stop_rolling(&mut self, reason: String, now_ns: u64) {
         let Some(rolling) = self.rolling.take() else { return };
-        self.finish_all(rolling.tickets, Some(Refusal::Stopped(reason.clone())));
+        self.finish_all(rolling.tickets, Some(GoalRefusal::Stopped(reason.clone())));
         self.emit(SupervisorEvent::ReloadStopped { reason });
         self.begin_queued_reload(now_ns);
     }
@@ -199,7 +199,7 @@ impl State {
     pub(super) fn forget_rolling(&mut self) {
         let rolling = self.rolling.take().map(|rolling| rolling.tickets);
         let tickets = rolling.into_iter().chain(self.queued_reload.take()).flatten().collect();
-        self.finish_all(tickets, Some(Refusal::Ending));
+        self.finish_all(tickets, Some(GoalRefusal::Ending));
     }
 
     /// The successor has been started.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::goals::Goal;
-use super::{Action, Occupancy, Refusal, Role, Slot, Stage, State, Ticket};
+use super::{Action, GoalRefusal, Occupancy, Role, RunStage, Slot, State, Ticket};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 
@@ -21,8 +21,8 @@ impl State {
     /// Changes the number of slots. New ones are filled; workers in the removed ones, which have
     /// the highest numbers, leave in order.
     pub(in crate::supervisor) fn scale(&mut self, count: u16, ticket: Ticket, now_ns: u64) {
-        if matches!(self.stage, Stage::Draining { .. } | Stage::Killing) {
-            return self.finish(ticket, Some(Refusal::Ending));
+        if matches!(self.stage, RunStage::Draining { .. } | RunStage::Killing) {
+            return self.finish(ticket, Some(GoalRefusal::Ending));
         }
         let from = u16::try_from(self.slots.len()).expect("slots are bounded");
         if count != from {
@@ -54,14 +54,14 @@ impl State {
         now_ns: u64,
     ) {
         let Some(child) = self.children.get(&worker) else {
-            return self.finish(ticket, Some(Refusal::NoSuchWorker(worker)));
+            return self.finish(ticket, Some(GoalRefusal::NoSuchWorker(worker)));
         };
-        if self.stage != Stage::Serving {
-            return self.finish(ticket, Some(Refusal::NotServing));
+        if self.stage != RunStage::Serving {
+            return self.finish(ticket, Some(GoalRefusal::NotServing));
         }
         match (child.role, child.slot) {
             (Role::Successor, _) => {
-                return self.finish(ticket, Some(Refusal::NoSuchWorker(worker)));
+                return self.finish(ticket, Some(GoalRefusal::NoSuchWorker(worker)));
             }
             (Role::Leaving, _) => {}
             (Role::Current, slot) => {
@@ -87,7 +87,7 @@ impl State {
     /// Kills one worker on request.
     pub(in crate::supervisor) fn kill_worker(&mut self, worker: WorkerId, ticket: Ticket) {
         if !self.children.contains_key(&worker) {
-            return self.finish(ticket, Some(Refusal::NoSuchWorker(worker)));
+            return self.finish(ticket, Some(GoalRefusal::NoSuchWorker(worker)));
         }
         self.kill(worker, "it was asked for".into());
         self.await_goal(ticket, Goal::End(worker));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Action, DelayedStop, Failure, KILL_SLACK_NS, Occupancy, Stage, State};
+use super::{Action, DelayedStop, Failure, KILL_SLACK_NS, Occupancy, RunStage, State};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::restart::ns;
@@ -15,21 +15,23 @@ impl State {
     /// Ends the run in order; a second call that is not an echo of the first ends it at once.
     /// Returns whether it does.
     pub(in crate::supervisor) fn stop_or_force(&mut self, reason: &str, now_ns: u64) -> bool {
-        if self.stage == Stage::Serving && self.delays_stop(reason, now_ns) {
+        if self.stage == RunStage::Serving && self.delays_stop(reason, now_ns) {
             return false;
         }
         match self.stage {
-            Stage::Starting { .. } | Stage::Serving => {
+            RunStage::Starting { .. } | RunStage::Serving => {
                 self.stop(reason.to_owned(), self.rules.grace, now_ns);
                 false
             }
             // `timeout` and some service managers signal the process and its group at once.
-            Stage::Draining { since_ns, .. } if now_ns < since_ns.saturating_add(ECHO_NS) => false,
-            Stage::Draining { .. } => {
+            RunStage::Draining { since_ns, .. } if now_ns < since_ns.saturating_add(ECHO_NS) => {
+                false
+            }
+            RunStage::Draining { .. } => {
                 self.kill_all(format!("a second signal, {reason}"));
                 true
             }
-            Stage::Killing => false,
+            RunStage::Killing => false,
         }
     }
 
@@ -53,18 +55,18 @@ impl State {
 
     /// Whether the end was requested, and serving continues for a while.
     pub(in crate::supervisor) fn is_stopping(&self) -> bool {
-        self.delayed_stop.is_some() && self.stage == Stage::Serving
+        self.delayed_stop.is_some() && self.stage == RunStage::Serving
     }
 
     /// Ends the run in order: workers finish their connections within this time.
     pub(in crate::supervisor) fn stop(&mut self, reason: String, grace: Duration, now_ns: u64) {
-        if !matches!(self.stage, Stage::Starting { .. } | Stage::Serving) {
+        if !matches!(self.stage, RunStage::Starting { .. } | RunStage::Serving) {
             return;
         }
         self.delayed_stop = None;
         self.emit(SupervisorEvent::Draining { reason, grace });
         let cut_ns = now_ns.saturating_add(ns(grace)).saturating_add(KILL_SLACK_NS);
-        self.stage = Stage::Draining { since_ns: now_ns, cut_ns };
+        self.stage = RunStage::Draining { since_ns: now_ns, cut_ns };
         self.forget_rolling();
         self.forget_goals();
         self.await_no_one();
@@ -79,7 +81,7 @@ impl State {
 
     /// Kills every worker.
     pub(in crate::supervisor) fn kill_all(&mut self, reason: String) {
-        self.stage = Stage::Killing;
+        self.stage = RunStage::Killing;
         self.forget_rolling();
         self.forget_goals();
         self.await_no_one();
@@ -108,7 +110,8 @@ impl State {
 
     /// Whether no worker is left and none will come.
     pub(in crate::supervisor) fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Draining { .. } | Stage::Killing) && self.children.is_empty()
+        matches!(self.stage, RunStage::Draining { .. } | RunStage::Killing)
+            && self.children.is_empty()
     }
 
     /// The next deadline.
@@ -118,7 +121,7 @@ impl State {
             _ => None,
         });
         let stop = match self.stage {
-            Stage::Draining { cut_ns, .. } => Some(cut_ns),
+            RunStage::Draining { cut_ns, .. } => Some(cut_ns),
             _ => None,
         };
         let alive = self.children.values().filter(|child| !child.killed);
@@ -150,7 +153,7 @@ impl State {
         }
         hung.into_iter().for_each(|one| self.kill(one, "it has hung for too long".into()));
         cut.into_iter().for_each(|one| self.kill(one, "the grace period is over".into()));
-        if self.stage == Stage::Serving {
+        if self.stage == RunStage::Serving {
             // Whether they were used is unknown, and does not matter for a lost worker.
             lost.into_iter().for_each(|one| self.give_up_worker(one, false, true, now_ns));
         }
@@ -159,7 +162,7 @@ impl State {
         if let Some(stop) = self.delayed_stop.take_if(|stop| stop.at_ns <= now_ns) {
             self.stop(stop.reason, self.rules.grace, now_ns);
         }
-        if matches!(self.stage, Stage::Draining { cut_ns, .. } if cut_ns <= now_ns) {
+        if matches!(self.stage, RunStage::Draining { cut_ns, .. } if cut_ns <= now_ns) {
             self.kill_all("the grace period is over".into());
         }
         self.fill_slots(now_ns);

@@ -1,7 +1,7 @@
 //! The start: connections are accepted once every worker serves, so that all begin with equal
 //! shares.
 
-use super::{Failure, Occupancy, Stage, State};
+use super::{Failure, Occupancy, RunStage, State};
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::state::Action;
 use crate::{Ending, WorkerId};
@@ -45,7 +45,7 @@ impl State {
 
     /// Begins to accept, if every worker serves.
     pub(super) fn look_at_start(&mut self, now_ns: u64) {
-        let Stage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
+        let RunStage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
         let workers: Vec<Option<WorkerId>> = self
             .slots
             .iter()
@@ -61,14 +61,14 @@ impl State {
         if patience_ns.is_none() && workers.iter().any(is_ready) {
             let patience_ns = now_ns.saturating_sub(began_ns).saturating_mul(2).max(PATIENCE_NS);
             let patience_ns = Some(now_ns.saturating_add(patience_ns));
-            self.stage = Stage::Starting { began_ns, until_ns, patience_ns };
+            self.stage = RunStage::Starting { began_ns, until_ns, patience_ns };
         }
     }
 
     /// The deadline of the start, or of waiting for the last workers.
     pub(super) fn start_deadline_ns(&self, now_ns: u64) -> Option<u64> {
         match self.stage {
-            Stage::Starting { began_ns, until_ns, patience_ns } => {
+            RunStage::Starting { began_ns, until_ns, patience_ns } => {
                 let patience_ns = patience_ns.filter(|patience_ns| *patience_ns > now_ns);
                 let late_ns = Some(began_ns.saturating_add(LATE_NS)).filter(|_| !self.late_told);
                 [Some(until_ns), patience_ns, late_ns].into_iter().flatten().min()
@@ -78,7 +78,7 @@ impl State {
     }
 
     pub(super) fn on_start_time(&mut self, now_ns: u64) {
-        let Stage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
+        let RunStage::Starting { began_ns, until_ns, patience_ns } = self.stage else { return };
         if !self.late_told && began_ns.saturating_add(LATE_NS) <= now_ns {
             self.late_told = true;
             let workers = self.slots.iter().filter_map(|slot| match slot.occupancy {
@@ -127,7 +127,7 @@ impl State {
     }
 
     fn begin_to_serve(&mut self, now_ns: u64) {
-        self.stage = Stage::Serving;
+        self.stage = RunStage::Serving;
         self.act(Action::Open);
         self.emit(SupervisorEvent::Started);
         self.look_at_goals();

@@ -1,7 +1,7 @@
 //! Renders a comparison as an HTML page. Pure.
 
 use super::super::aspect::Aspect;
-use super::super::bench::Report;
+use super::super::bench::BenchReport;
 use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
 use super::super::interval::{Comparison, Interval, Verdict};
 use super::super::summary::Comparisons;
@@ -13,7 +13,7 @@ use super::table::{digits, time};
 
 /// The page of a comparison.
 #[must_use]
-pub fn bench(report: &Report) -> String {
+pub fn bench(report: &BenchReport) -> String {
     let mut body = "<h1>Servers compared</h1>\n".to_owned();
     let settings = &report.settings;
     let targets: Vec<String> = report.targets.iter().map(ToString::to_string).collect();
@@ -55,7 +55,7 @@ pub fn bench(report: &Report) -> String {
     page("clusterlb: servers compared", &body)
 }
 
-fn scenario_part(report: &Report, scenario: &Comparisons) -> String {
+fn scenario_part(report: &BenchReport, scenario: &Comparisons) -> String {
     let mut text = format!(
         "<h2>{}</h2>\n<p>{}.</p>\n",
         super::page_parts::escaped(&scenario.scenario.to_string()),

@@ -1,7 +1,7 @@
 //! Renders a comparison as text for a terminal. Pure.
 
 use super::super::aspect::Aspect;
-use super::super::bench::Report;
+use super::super::bench::BenchReport;
 use super::super::queueing::Latencies;
 use super::super::summary::{Comparisons, Ideal, Standing, Summary, Value};
 use super::super::trial::Outcome;
@@ -33,7 +33,7 @@ const COLUMNS_SHOWN: [Column; 16] = [
 
 /// The whole report.
 #[must_use]
-pub fn bench(report: &Report) -> String {
+pub fn bench(report: &BenchReport) -> String {
     let mut text = heading(&report.environment);
     let settings = &report.settings;
     text += &format!(

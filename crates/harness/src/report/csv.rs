@@ -25,7 +25,7 @@ pub fn number(value: Option<f64>) -> String {
 
 /// The matrix.
 #[must_use]
-pub fn imbalance(report: &imbalance::Report) -> String {
+pub fn imbalance(report: &imbalance::ImbalanceReport) -> String {
     let mut text = "target,load,repeat,worker,connections,top_two_share,max_over_mean,variation,\
                     jain,idle_workers,rate_per_s,p50_us,p99_us,problems\n"
         .to_owned();
@@ -56,7 +56,7 @@ pub fn imbalance(report: &imbalance::Report) -> String {
 
 /// The trials of a comparison.
 #[must_use]
-pub fn bench(report: &bench::Report) -> String {
+pub fn bench(report: &bench::BenchReport) -> String {
     let mut text = "scenario,target,repeat,speed_counts,cost_counts,worker,connections,\
                     worker_cpu_ms,in_flight_mean,in_flight_max,rate_per_s,completed,\
                     failed_share,p50_us,p90_us,p95_us,p98_us,p99_us,p999_us,max_us,mean_us,\

@@ -9,7 +9,7 @@ use super::text::{amount, column_headings, problems};
 
 /// The page of a matrix.
 #[must_use]
-pub fn imbalance(report: &imbalance::Report) -> String {
+pub fn imbalance(report: &imbalance::ImbalanceReport) -> String {
     let mut body = "<h1>Who takes the load</h1>\n".to_owned();
     let plural = if report.repeats == 1 { "" } else { "s" };
     body += &format!(
@@ -45,7 +45,7 @@ pub fn imbalance(report: &imbalance::Report) -> String {
 }
 
 /// One heat map per kind of work, so that each fits the width of a phone.
-fn heat_maps(report: &imbalance::Report) -> Vec<String> {
+fn heat_maps(report: &imbalance::ImbalanceReport) -> Vec<String> {
     let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
     for (place, case) in report.loads.iter().enumerate() {
         let (group, _) = column_headings(case);
@@ -101,7 +101,7 @@ fn short_name(case: &Case) -> String {
 }
 
 /// The load shown as bars: many clients without work, or else the first.
-fn worker_bars(report: &imbalance::Report) -> String {
+fn worker_bars(report: &imbalance::ImbalanceReport) -> String {
     let wanted = |case: &Case| case.clients > 8 && case.work.is_none();
     let column = report.loads.iter().position(wanted).unwrap_or(0);
     let Some(case) = report.loads.get(column) else {
@@ -145,7 +145,7 @@ pub(super) fn to_f64(count: u64) -> f64 {
 const CASE_HEADINGS: [&str; 10] =
     ["", "top two", "lowest", "highest", "max/mean", "CV", "Jain", "idle", "p50", "p99"];
 
-fn case_table(report: &imbalance::Report, column: usize) -> String {
+fn case_table(report: &imbalance::ImbalanceReport, column: usize) -> String {
     let cells = (0..report.targets.len()).filter_map(|row| report.cell(row, column));
     let mut rows: Vec<Vec<String>> = cells.filter_map(case_row).collect();
     let chance = report.cell(0, column).and_then(|cell| cell.yardstick);

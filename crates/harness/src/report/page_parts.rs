@@ -156,7 +156,7 @@ pub fn warnings<'a>(lines: impl IntoIterator<Item = &'a String>) -> String {
 /// The machine, the build, the programs.
 #[must_use]
 pub fn environment(environment: &Environment) -> String {
-    let mut text = "<h2>Surroundings</h2>\n<dl>\n".to_owned();
+    let mut text = "<h2>Environment</h2>\n<dl>\n".to_owned();
     let mut entry = |name: &str, value: &str| {
         let _ = writeln!(text, "<dt>{}</dt><dd>{}</dd>", escaped(name), escaped(value));
     };

@@ -1,7 +1,7 @@
 //! Renders the matrix as text for a terminal. Pure.
 
 use super::super::environment::Environment;
-use super::super::imbalance::Report;
+use super::super::imbalance::ImbalanceReport;
 use super::super::matrix::{Case, CellSummary, SHARE_CALLED_OUT};
 use super::table::{Table, time, wrapped};
 use crate::balance::Yardstick;
@@ -54,7 +54,7 @@ const MEASURES: [Measure; 6] = [
 
 /// The whole report.
 #[must_use]
-pub fn imbalance(report: &Report) -> String {
+pub fn imbalance(report: &ImbalanceReport) -> String {
     let mut text = heading(&report.environment);
     text += &format!(
         "{} workers, {} a cell, {} run{} of each; even is {:.1} %\n",
@@ -92,7 +92,7 @@ pub fn amount(loads: &[Case]) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "workers are few")]
-fn workers(report: &Report) -> f64 {
+fn workers(report: &ImbalanceReport) -> f64 {
     report.workers as f64
 }
 
@@ -134,7 +134,7 @@ pub fn column_headings(case: &Case) -> (String, String) {
     (cost.to_owned(), clients)
 }
 
-fn matrix(report: &Report, measure: &Measure) -> String {
+fn matrix(report: &ImbalanceReport, measure: &Measure) -> String {
     let headings: Vec<(String, String)> = report.loads.iter().map(column_headings).collect();
     // The name of a group is printed above its first column only.
     let mut shown = Vec::new();
@@ -166,7 +166,7 @@ fn matrix(report: &Report, measure: &Measure) -> String {
 
 /// Problems, one line each.
 #[must_use]
-pub fn problems(report: &Report) -> Vec<String> {
+pub fn problems(report: &ImbalanceReport) -> Vec<String> {
     let mut lines = Vec::new();
     for cell in &report.cells {
         let (target, load) = (cell.target, &cell.load);

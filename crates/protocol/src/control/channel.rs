@@ -43,8 +43,12 @@ impl Channel {
     ///
     /// # Errors
     /// The peer has closed its end, or has not read for so long that the queue is full.
-    pub fn send<W: Serialize>(&mut self, word: &W, descriptors: Vec<OwnedFd>) -> Result<Flushed> {
-        self.outgoing.send(word, descriptors)
+    pub fn send<W: Serialize>(
+        &mut self,
+        message: &W,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Flushed> {
+        self.outgoing.send(message, descriptors)
     }
 
     /// Sends queued data, as far as the socket has room.
@@ -63,11 +67,11 @@ impl Channel {
     pub fn receive<W: DeserializeOwned>(&mut self) -> Result<Vec<(W, Vec<OwnedFd>)>> {
         let mut frames: Vec<Received<W>> = Vec::new();
         self.incoming.receive(&mut frames)?;
-        let words = frames.into_iter().filter_map(|frame| match frame.body {
-            Body::Word(word) => Some((word, frame.descriptors)),
+        let messages = frames.into_iter().filter_map(|frame| match frame.body {
+            Body::Control(message) => Some((message, frame.descriptors)),
             Body::Message { .. } => None,
         });
-        Ok(words.collect())
+        Ok(messages.collect())
     }
 }
 

@@ -88,7 +88,7 @@ impl Header {
             return Err(garbage("the header of a frame is impossible"));
         };
         let kind = Kind::from_number(kind)
-            .ok_or_else(|| garbage(&format!("there is no kind {kind} of frames")))?;
+            .ok_or_else(|| garbage(&format!("there are no frames of kind {kind}")))?;
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         if length > kind.bytes_max() {
             return Err(garbage(&format!("a frame of {length} bytes is too long")));

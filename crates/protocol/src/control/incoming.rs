@@ -51,7 +51,7 @@ struct Group {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body<W> {
     /// A control message.
-    Word(W),
+    Control(W),
     /// A well-formed message of the program.
     Message {
         /// Format of the message.
@@ -172,7 +172,7 @@ impl Incoming {
             return Ok(None);
         };
         let body = match header.kind {
-            Kind::Control => Body::Word(
+            Kind::Control => Body::Control(
                 serde_json::from_slice(body).map_err(|error| garbage(&error.to_string()))?,
             ),
             Kind::Message(serialization) if serialization.is_value(body) => {
@@ -182,18 +182,18 @@ impl Incoming {
                 return Err(garbage(&format!("a message is not {}", serialization.name())));
             }
         };
-        let (descriptors, lost) = self.passengers(header.descriptors)?;
+        let (descriptors, lost) = self.take_descriptors(header.descriptors)?;
         Ok(Some((Received { body, descriptors, lost }, begin + header.length)))
     }
 
-    fn passengers(&mut self, count: usize) -> Result<(Vec<OwnedFd>, usize)> {
+    fn take_descriptors(&mut self, count: usize) -> Result<(Vec<OwnedFd>, usize)> {
         if count == 0 {
             return Ok((Vec::new(), 0));
         }
         let group = self.groups.pop_front().ok_or_else(|| garbage("a descriptor is missing"))?;
         match count.checked_sub(group.descriptors.len()) {
             Some(lost) if lost == 0 || group.truncated => Ok((group.descriptors, lost)),
-            _ => Err(garbage("a frame came with another number of descriptors than it says")),
+            _ => Err(garbage("a frame came with a different number of descriptors than it names")),
         }
     }
 

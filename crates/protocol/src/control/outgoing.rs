@@ -70,8 +70,12 @@ impl Outgoing {
     ///
     /// # Errors
     /// The peer has closed its end, or has not read for so long that the queue is full.
-    pub fn send<M: Serialize>(&mut self, word: &M, descriptors: Vec<OwnedFd>) -> Result<Flushed> {
-        let body = Serialization::Json.encode(word)?;
+    pub fn send<M: Serialize>(
+        &mut self,
+        message: &M,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Flushed> {
+        let body = Serialization::Json.encode(message)?;
         self.enqueue(Kind::Control, &body, descriptors)
     }
 

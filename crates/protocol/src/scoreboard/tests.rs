@@ -89,7 +89,7 @@ fn connections_are_seen_by_listener() {
 }
 
 #[test]
-fn the_bell_is_asked_for_and_heard() {
+fn a_wake_up_is_asked_for_and_arrives() {
     let (mut primary, mut worker) = pair();
     primary.set_wake(Wake::Always);
     assert!(worker.publish() && worker.is_awaited());

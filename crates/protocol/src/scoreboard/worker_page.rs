@@ -42,7 +42,7 @@ impl WorkerPage {
         let version = page.word(HEADER, VERSION_WORD).load(Ordering::Relaxed);
         if magic != MAGIC || version != VERSION {
             return Err(Error::usage(
-                format!("the load board has version {version}, this worker knows {VERSION}"),
+                format!("the scoreboard has version {version}, this worker knows {VERSION}"),
                 "let the primary and its workers be of one version",
             ));
         }

@@ -1,7 +1,8 @@
-//! What a worker says to its primary, and what the replies mean. Pure: words in, words out.
+//! The control messages that a worker sends its primary, and what the replies mean. Pure: messages
+//! in, messages out.
 //!
-//! Owns the requests to listen that wait for their replies, and that leaving and farewell are said
-//! once. What a grant or a request to leave means for connections is up to the worker.
+//! Owns the requests to listen that wait for their replies, and sends leaving and farewell once.
+//! What a grant or a request to leave means for connections is up to the worker.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -25,9 +26,9 @@ pub struct Grant {
     pub proxy_protocol: bool,
 }
 
-/// What the primary has said.
+/// What a message of the primary means.
 #[derive(Debug)]
-pub enum Heard {
+pub enum FromPrimary {
     /// The reply to a request to listen. The error names the address.
     Answer {
         /// The number of the request.
@@ -58,13 +59,13 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// The first word of a worker.
+    /// The first message of a worker.
     #[must_use]
     pub fn hello() -> ToPrimary {
         ToPrimary::Online { pid: std::process::id() }
     }
 
-    /// Asks to serve an address. Returns the number of the request and what to say.
+    /// Asks to serve an address. Returns the number of the request and the message to send.
     pub fn ask(&mut self, address: &str, options: ListenOptions) -> (u32, ToPrimary) {
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
@@ -83,34 +84,37 @@ impl Conversation {
         !self.asked.is_empty()
     }
 
-    /// What a word of the primary means.
-    pub fn hear(&mut self, word: ToWorker, mut descriptors: Vec<OwnedFd>) -> Heard {
-        match word {
+    /// Interprets a message of the primary.
+    pub fn on_message(&mut self, message: ToWorker, mut descriptors: Vec<OwnedFd>) -> FromPrimary {
+        match message {
             ToWorker::Listening { sequence, listener, address, proxy_protocol } => {
                 self.asked.remove(&sequence);
                 let socket = descriptors.pop();
                 let grant = Grant { listener, address, socket, proxy_protocol };
-                Heard::Answer { sequence, grant: Ok(grant) }
+                FromPrimary::Answer { sequence, grant: Ok(grant) }
             }
             ToWorker::ListenFailed { sequence, step, errno } => {
                 // The primary does not repeat the address.
                 let address = self.asked.remove(&sequence).unwrap_or_default();
                 let source = OsError::from_raw(errno);
-                Heard::Answer { sequence, grant: Err(Error::Listen { address, step, source }) }
+                FromPrimary::Answer {
+                    sequence,
+                    grant: Err(Error::Listen { address, step, source }),
+                }
             }
-            ToWorker::Closed { listener } => Heard::Closed { listener },
+            ToWorker::Closed { listener } => FromPrimary::Closed { listener },
             ToWorker::Drain { grace_ms } => {
-                Heard::Leave { grace: grace_ms.map(Duration::from_millis) }
+                FromPrimary::Leave { grace: grace_ms.map(Duration::from_millis) }
             }
         }
     }
 
-    /// What to say when this worker begins to leave; `None` if it has been said.
+    /// What to say when this worker begins to leave; `None` if it has been sent.
     pub fn leave(&mut self) -> Option<ToPrimary> {
         (!std::mem::replace(&mut self.is_leaving, true)).then_some(ToPrimary::Leaving)
     }
 
-    /// The last word; `None` if it has been said.
+    /// The last message; `None` if it has been sent.
     pub fn farewell(&mut self, handoff: Option<LatencySummary>) -> Option<ToPrimary> {
         (!std::mem::replace(&mut self.is_over, true)).then_some(ToPrimary::Farewell { handoff })
     }
@@ -127,15 +131,15 @@ mod tests {
     fn a_refusal_names_the_address_that_was_asked_for() {
         let mut conversation = Conversation::default();
         let (first, _) = conversation.ask("127.0.0.1:1", ListenOptions::default());
-        let (second, word) = conversation.ask("127.0.0.1:2", ListenOptions::default());
-        assert!(matches!(word, ToPrimary::Listen { sequence, .. } if sequence == second));
+        let (second, message) = conversation.ask("127.0.0.1:2", ListenOptions::default());
+        assert!(matches!(message, ToPrimary::Listen { sequence, .. } if sequence == second));
         let failed = |sequence| ToWorker::ListenFailed {
             sequence,
             step: "bind".into(),
             errno: Errno::EADDRINUSE as i32,
         };
-        let Heard::Answer { sequence, grant: Err(Error::Listen { address, source, .. }) } =
-            conversation.hear(failed(second), vec![])
+        let FromPrimary::Answer { sequence, grant: Err(Error::Listen { address, source, .. }) } =
+            conversation.on_message(failed(second), vec![])
         else {
             panic!("it is a refusal");
         };
@@ -170,7 +174,7 @@ mod tests {
             }
             for sequence in replies {
                 prop_assert!(conversation.is_waiting());
-                let word = match granted >> sequence & 1 {
+                let message = match granted >> sequence & 1 {
                     1 => ToWorker::Listening {
                         sequence,
                         listener: ListenerId::new(3),
@@ -179,7 +183,8 @@ mod tests {
                     },
                     _ => ToWorker::ListenFailed { sequence, step: "bind".into(), errno: 13 },
                 };
-                let Heard::Answer { sequence: answered, grant } = conversation.hear(word, vec![])
+                let meaning = conversation.on_message(message, vec![]);
+                let FromPrimary::Answer { sequence: answered, grant } = meaning
                 else {
                     panic!("it is an answer");
                 };

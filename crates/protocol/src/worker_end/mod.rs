@@ -13,7 +13,7 @@ mod received;
 use std::os::fd::OwnedFd;
 
 pub use budget::{Count, DescriptorBudget};
-pub use conversation::{Conversation, Grant, Heard};
+pub use conversation::{Conversation, FromPrimary, Grant};
 pub use pace::{ClaimPace, SLOW_TURN_NS, is_slow_turn};
 
 use crate::control::LatencySummary;

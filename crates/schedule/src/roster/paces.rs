@@ -9,7 +9,7 @@ const TRIED_AGAIN_AFTER: u64 = 1024;
 
 impl Roster {
     /// Learns times per connection from the last counters, once per reading.
-    pub(super) fn note_paces(&mut self) {
+    pub(super) fn update_paces(&mut self) {
         self.paced_ns = self.observed_ns;
         for (place, worker) in self.workers.iter_mut().enumerate() {
             let Some(worker) = worker else { continue };
@@ -34,7 +34,7 @@ impl Roster {
 
     /// What [`Policy::Fastest`](crate::Policy) multiplies by, for each slot.
     pub fn compared_times(&mut self) -> impl Iterator<Item = u64> {
-        self.note_paces();
+        self.update_paces();
         compared_times(&self.loads)
     }
 }

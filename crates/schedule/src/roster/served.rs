@@ -14,7 +14,7 @@ impl Roster {
     pub fn add_listener(&mut self, listener: ListenerId) {
         let chooser = match &self.config.scheduler {
             None => Chooser::BuiltIn(Picker::new(self.policy, self.config.limits)),
-            Some(factory) => Chooser::Foreign(factory.make(listener)),
+            Some(factory) => Chooser::Custom(factory.make(listener)),
         };
         let free = self.listeners.iter().position(Option::is_none);
         let place = free.unwrap_or(self.listeners.len());
@@ -28,7 +28,7 @@ impl Roster {
             self.indices.resize(number + 1, NOWHERE);
         }
         self.indices[number] = u16::try_from(place).expect("listeners are bounded");
-        self.note_uniformity();
+        self.update_common();
     }
 
     /// Removes a listener.
@@ -39,7 +39,7 @@ impl Roster {
         }
         self.indices[listener.index()] = NOWHERE;
         self.workers.iter_mut().flatten().for_each(|worker| worker.joined.remove(place));
-        self.note_uniformity();
+        self.update_common();
     }
 
     pub(super) fn listener_index(&self, listener: ListenerId) -> Option<usize> {
@@ -63,7 +63,7 @@ impl Roster {
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
             worker.joined.insert(place);
         }
-        self.note_uniformity();
+        self.update_common();
     }
 
     /// The worker no longer serves a listener.
@@ -72,7 +72,7 @@ impl Roster {
         if let (Some(Some(worker)), Some(place)) = (self.workers.get_mut(slot.index()), entry) {
             worker.joined.remove(place);
         }
-        self.note_uniformity();
+        self.update_common();
     }
 
     /// Whether every serving worker that is not leaving serves this listener.
@@ -89,7 +89,7 @@ impl Roster {
         worker.zip(place).is_some_and(|(worker, place)| worker.joined.contains(place))
     }
 
-    pub(super) fn note_uniformity(&mut self) {
+    pub(super) fn update_common(&mut self) {
         let places = self.listeners.iter().enumerate();
         let everything: IndexSet =
             places.filter(|(_, one)| one.is_some()).map(|(place, _)| place).collect();

@@ -296,7 +296,7 @@ fn unequal(connections: u64) -> (Roster, [u64; 2]) {
                 let sample = Sample { claimed: before + is_it, finished, ..Sample::default() };
                 roster.observe(worker, sample, now_ns);
             }
-            roster.note_paces();
+            roster.update_paces();
         }
         done[slot] += 1;
     }

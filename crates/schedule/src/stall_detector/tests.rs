@@ -52,7 +52,7 @@ impl World {
     }
 
     /// The data path's actions in a turn of its loop.
-    fn attend(&mut self) {
+    fn accept_all(&mut self) {
         if self.armed && !self.queue.is_empty() {
             self.armed = false;
             self.stall_detector.came(self.now_ns);
@@ -82,7 +82,7 @@ impl World {
             (0..*count).for_each(|_| self.arrive());
             let accepts = accepts(self.now_ns / MS, self.queue.len());
             (0..accepts).for_each(|_| self.accept());
-            self.attend();
+            self.accept_all();
             self.now_ns += MS;
         }
     }

@@ -39,7 +39,7 @@ pub type Outcome<T> = Result<T, Errno>;
 
 /// An event.
 #[derive(Debug)]
-pub enum Event {
+pub enum EngineEvent {
     /// A connection was accepted, or accepting failed or ended.
     Accepted {
         /// Key of the accept.

@@ -6,8 +6,8 @@
 //! **Requests.** Methods request operations and never block. An operation is identified by its kind
 //! and a [`Key`] of the caller; a key has at most one of each kind. It may be carried out at once,
 //! and is carried out at the latest in the next [`Engine::submit`], [`Engine::turn`] or
-//! [`Engine::wait`]. Its outcome is an [`Event`] of one of the latter two: handlers run between
-//! calls, never inside a method.
+//! [`Engine::wait`]. Its outcome is an [`EngineEvent`] of one of the latter two: handlers run
+//! between calls, never inside a method.
 //!
 //! **Order.** Events of one key and kind come in the order in which they happened. There is no
 //! order between keys or kinds.
@@ -23,14 +23,14 @@
 //! does. `turn` never blocks. Both return a bounded number of events, and the rest in the next
 //! call.
 //!
-//! **Ownership.** Lent objects come back: a buffer with [`Event::Sent`], a message with
-//! [`Event::MessageSent`]. Once a message is sent, this process holds no copy of its descriptors
-//! after the call of `submit`, `turn` or `wait` that sent it; a refused message brings them back. A
-//! [`Chunk`] and a [`SealedMessage`] occupy a buffer of the engine until they are recycled or
-//! opened; without a free buffer nothing is received, and nothing is lost. A descriptor lent for an
-//! operation must stay open until the operation has ended. Close a socket that is received from or
-//! sent on with [`Engine::close`] or [`Engine::send_last`]. Polled descriptors may be closed at any
-//! time.
+//! **Ownership.** Lent objects come back: a buffer with [`EngineEvent::Sent`], a message with
+//! [`EngineEvent::MessageSent`]. Once a message is sent, this process holds no copy of its
+//! descriptors after the call of `submit`, `turn` or `wait` that sent it; a refused message brings
+//! them back. A [`Chunk`] and a [`SealedMessage`] occupy a buffer of the engine until they are
+//! recycled or opened; without a free buffer nothing is received, and nothing is lost. A descriptor
+//! lent for an operation must stay open until the operation has ended. Close a socket that is
+//! received from or sent on with [`Engine::close`] or [`Engine::send_last`]. Polled descriptors may
+//! be closed at any time.
 //!
 //! **Limits.** An accept takes no descriptor at or above the soft RLIMIT_NOFILE at the time the
 //! engine was first entered after it was armed; at the bound it ends with EMFILE and the client
@@ -51,7 +51,7 @@ mod tests;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 pub use choice::{EngineChoice, EngineDecision, EngineKind};
-pub use event::{CHUNK_BYTES, Chunk, Event, Key, Opened, Outcome, SealedMessage};
+pub use event::{CHUNK_BYTES, Chunk, EngineEvent, Key, Opened, Outcome, SealedMessage};
 pub use message::{OutgoingMessage, PAYLOAD_BYTES_MAX};
 
 use crate::error::Result;
@@ -150,7 +150,7 @@ impl Engine {
     ///
     /// # Errors
     /// The engine is unusable, which only a kernel defect causes.
-    pub fn wait(&mut self, events: &mut Vec<Event>, deadline_ns: Option<u64>) -> Result<()> {
+    pub fn wait(&mut self, events: &mut Vec<EngineEvent>, deadline_ns: Option<u64>) -> Result<()> {
         either!(self, engine => engine.wait(events, deadline_ns))
     }
 
@@ -158,7 +158,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::wait`].
-    pub fn turn(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    pub fn turn(&mut self, events: &mut Vec<EngineEvent>) -> Result<()> {
         either!(self, engine => engine.turn(events))
     }
 

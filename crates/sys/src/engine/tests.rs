@@ -24,7 +24,10 @@ fn engine(kind: EngineKind) -> Engine {
 }
 
 /// Waits until an event matches.
-fn await_event<T>(engine: &mut Engine, mut look: impl FnMut(Event, &mut Engine) -> Option<T>) -> T {
+fn await_event<T>(
+    engine: &mut Engine,
+    mut look: impl FnMut(EngineEvent, &mut Engine) -> Option<T>,
+) -> T {
     let until_ns = monotonic_ns() + PATIENCE_NS;
     let mut events = Vec::new();
     loop {
@@ -56,7 +59,7 @@ fn connection() -> (OwnedFd, TcpStream) {
 fn received(engine: &mut Engine, bytes: usize) -> (Vec<u8>, bool) {
     let mut collected = Vec::new();
     let armed = await_event(engine, |event, engine| {
-        let Event::Received { key: KEY, outcome, armed } = event else { return None };
+        let EngineEvent::Received { key: KEY, outcome, armed } = event else { return None };
         if let Some(chunk) = outcome.expect("bytes or an end") {
             collected.extend_from_slice(engine.bytes(&chunk));
             engine.recycle(chunk);
@@ -94,9 +97,9 @@ fn has_ended(end: &OwnedFd) -> bool {
     }
 }
 
-fn answers(events: &mut Vec<Event>) -> Vec<Outcome<usize>> {
+fn answers(events: &mut Vec<EngineEvent>) -> Vec<Outcome<usize>> {
     let answer = |event| match event {
-        Event::MessageSent { key, message, outcome } => {
+        EngineEvent::MessageSent { key, message, outcome } => {
             assert_eq!(key, KEY);
             Some(outcome.map(|()| message.descriptors()))
         }
@@ -106,7 +109,7 @@ fn answers(events: &mut Vec<Event>) -> Vec<Outcome<usize>> {
 }
 
 fn when_a_message_has_gone_no_copy_is_left_here(kind: EngineKind) {
-    type Enter = fn(&mut Engine, &mut Vec<Event>);
+    type Enter = fn(&mut Engine, &mut Vec<EngineEvent>);
     let ways: [Enter; 3] = [
         |engine, _| engine.submit(),
         |engine, events| engine.turn(events).expect("an engine"),
@@ -114,7 +117,7 @@ fn when_a_message_has_gone_no_copy_is_left_here(kind: EngineKind) {
     ];
     for enter in ways {
         let mut engine = engine(kind);
-        let bell = EventFd::from_value(1).expect("a descriptor");
+        let eventfd = EventFd::from_value(1).expect("a descriptor");
         let (sender, receiver) = packet_pair().expect("two descriptors");
         let mut far = Vec::new();
         for descriptors in [1, 2, 3, 32] {
@@ -123,7 +126,7 @@ fn when_a_message_has_gone_no_copy_is_left_here(kind: EngineKind) {
             far.extend(ends);
         }
         // Another event has happened, so there is nothing to wait for.
-        engine.poll_readable(Key::default(), bell.as_fd());
+        engine.poll_readable(Key::default(), eventfd.as_fd());
         let mut events = Vec::new();
         enter(&mut engine, &mut events);
         // The channel's references are dropped with it, and then every connection has ended.
@@ -156,7 +159,7 @@ fn a_message_that_has_not_gone_ends_a_wait_and_brings_everything_back(kind: Engi
         engine.wait(&mut events, Some(until_ns)).expect("an engine");
         assert!(monotonic_ns() < until_ns, "only the alarm ended the wait");
         let back = events.iter().find_map(|event| match event {
-            Event::MessageSent { message, .. } => Some(message.descriptors()),
+            EngineEvent::MessageSent { message, .. } => Some(message.descriptors()),
             _ => None,
         });
         assert_eq!(back, Some(descriptors));
@@ -222,14 +225,17 @@ fn a_cancelled_receive_says_so_once(kind: EngineKind) {
     engine.turn(&mut Vec::new()).expect("an engine");
     engine.cancel_receive(KEY);
     let outcome = await_event(&mut engine, |event, _| match event {
-        Event::Received { key: KEY, outcome, armed: false } => Some(outcome.map(|_| ())),
+        EngineEvent::Received { key: KEY, outcome, armed: false } => Some(outcome.map(|_| ())),
         _ => None,
     });
     assert_eq!(outcome, Err(Errno::ECANCELED));
     far.write_all(b"later").expect("room");
     let mut events = Vec::new();
     engine.wait(&mut events, Some(monotonic_ns() + 20_000_000)).expect("an engine");
-    assert!(!events.iter().any(|event| matches!(event, Event::Received { .. })), "{events:?}");
+    assert!(
+        !events.iter().any(|event| matches!(event, EngineEvent::Received { .. })),
+        "{events:?}"
+    );
     engine.receive_once(KEY, near.as_fd());
     assert_eq!(received(&mut engine, 5), (b"later".to_vec(), false));
     engine.close(near);
@@ -251,7 +257,9 @@ fn a_send_waits_for_room_and_the_last_one_closes_behind_itself(kind: EngineKind)
     let mut left = 1;
     while left < buffer.len() {
         let (sent, back) = await_event(&mut engine, |event, _| match event {
-            Event::Sent { key: KEY, buffer, outcome } => Some((outcome.expect("a client"), buffer)),
+            EngineEvent::Sent { key: KEY, buffer, outcome } => {
+                Some((outcome.expect("a client"), buffer))
+            }
             _ => None,
         });
         assert!(back == buffer && sent > 0);
@@ -262,7 +270,7 @@ fn a_send_waits_for_room_and_the_last_one_closes_behind_itself(kind: EngineKind)
     }
     engine.send_last(KEY, near, b"the end".to_vec());
     let sent = await_event(&mut engine, |event, _| match event {
-        Event::Sent { key: KEY, outcome, .. } => Some(outcome),
+        EngineEvent::Sent { key: KEY, outcome, .. } => Some(outcome),
         _ => None,
     });
     assert_eq!(sent, Ok(7));
@@ -277,7 +285,7 @@ fn a_cancelled_last_send_closes_its_socket(kind: EngineKind) {
     engine.turn(&mut Vec::new()).expect("an engine");
     engine.cancel_send(KEY);
     let back = await_event(&mut engine, |event, _| match event {
-        Event::Sent { key: KEY, buffer, .. } => Some(buffer.len()),
+        EngineEvent::Sent { key: KEY, buffer, .. } => Some(buffer.len()),
         _ => None,
     });
     assert_eq!(back, 8 << 20);
@@ -296,7 +304,7 @@ fn an_accept_goes_on_until_it_is_cancelled(kind: EngineKind) {
     engine.accept_many(KEY, listener.as_fd());
     let mut sockets = Vec::new();
     await_event(&mut engine, |event, _| match event {
-        Event::Accepted { key: KEY, outcome, armed: true } => {
+        EngineEvent::Accepted { key: KEY, outcome, armed: true } => {
             sockets.push(outcome.expect("a socket"));
             (sockets.len() == 100).then_some(())
         }
@@ -304,23 +312,26 @@ fn an_accept_goes_on_until_it_is_cancelled(kind: EngineKind) {
     });
     engine.cancel_accept(KEY);
     let outcome = await_event(&mut engine, |event, _| match event {
-        Event::Accepted { key: KEY, outcome, armed: false } => Some(outcome.map(drop)),
+        EngineEvent::Accepted { key: KEY, outcome, armed: false } => Some(outcome.map(drop)),
         _ => None,
     });
     assert_eq!(outcome, Err(Errno::ECANCELED));
     let _later: Vec<TcpStream> = connect(1).collect();
     let mut events = Vec::new();
     engine.wait(&mut events, Some(monotonic_ns() + 20_000_000)).expect("an engine");
-    assert!(!events.iter().any(|event| matches!(event, Event::Accepted { .. })), "{events:?}");
+    assert!(
+        !events.iter().any(|event| matches!(event, EngineEvent::Accepted { .. })),
+        "{events:?}"
+    );
     assert!(listener.accept().is_ok(), "it has stayed in the backlog");
 }
 
 fn messages_are_received_only_as_far_as_there_is_room(kind: EngineKind) {
     let mut engine = engine(kind);
     let (sender, receiver) = packet_pair().expect("two descriptors");
-    let (passenger, _far) = stream_pair().expect("two descriptors");
+    let (socket, _far) = stream_pair().expect("two descriptors");
     for _ in 0..5 {
-        fdpass::send(sender.as_fd(), b"come in", &[passenger.as_fd()]).expect("room");
+        fdpass::send(sender.as_fd(), b"come in", &[socket.as_fd()]).expect("room");
     }
     engine.offer_messages(2);
     assert_eq!(engine.messages_offered(), 2);
@@ -333,7 +344,9 @@ fn messages_are_received_only_as_far_as_there_is_room(kind: EngineKind) {
         while sealed.len() < count && monotonic_ns() < until_ns {
             engine.wait(&mut events, Some(until_ns)).expect("an engine");
             for event in events.drain(..) {
-                let Event::MessageReceived { key: KEY, outcome, armed } = event else { continue };
+                let EngineEvent::MessageReceived { key: KEY, outcome, armed } = event else {
+                    continue;
+                };
                 *armed_still = armed;
                 sealed.extend(outcome.ok().flatten());
             }
@@ -345,7 +358,7 @@ fn messages_are_received_only_as_far_as_there_is_room(kind: EngineKind) {
     let mut events = Vec::new();
     engine.wait(&mut events, Some(monotonic_ns() + 20_000_000)).expect("an engine");
     for event in events {
-        let Event::MessageReceived { outcome: Err(Errno::ENOBUFS), armed, .. } = event else {
+        let EngineEvent::MessageReceived { outcome: Err(Errno::ENOBUFS), armed, .. } = event else {
             continue;
         };
         armed_still = armed;
@@ -362,7 +375,7 @@ fn messages_are_received_only_as_far_as_there_is_room(kind: EngineKind) {
     assert_eq!(take(&mut engine, 3, &mut armed_still).len(), 3);
     drop(sender);
     let end = await_event(&mut engine, |event, _| match event {
-        Event::MessageReceived { outcome, armed: false, .. } => {
+        EngineEvent::MessageReceived { outcome, armed: false, .. } => {
             Some(outcome.map(|one| one.is_none()))
         }
         _ => None,
@@ -372,12 +385,12 @@ fn messages_are_received_only_as_far_as_there_is_room(kind: EngineKind) {
 
 fn a_poll_tells_once_and_again_when_asked(kind: EngineKind) {
     let mut engine = engine(kind);
-    let bell = EventFd::new().expect("a descriptor");
-    bell.write(1).expect("room");
+    let eventfd = EventFd::new().expect("a descriptor");
+    eventfd.write(1).expect("room");
     for _ in 0..2 {
-        engine.poll_readable(KEY, bell.as_fd());
+        engine.poll_readable(KEY, eventfd.as_fd());
         await_event(&mut engine, |event, _| {
-            matches!(event, Event::Ready { key: KEY, .. }).then_some(())
+            matches!(event, EngineEvent::Ready { key: KEY, .. }).then_some(())
         });
         let mut events = Vec::new();
         engine.wait(&mut events, Some(monotonic_ns() + 5_000_000)).expect("an engine");
@@ -392,7 +405,7 @@ fn a_poll_tells_once_and_again_when_asked(kind: EngineKind) {
     assert!(events.is_empty(), "{events:?}");
     while fdpass::receive(receiver.as_fd(), &mut [0; 512], &mut Vec::new()).is_ok() {}
     await_event(&mut engine, |event, _| {
-        matches!(event, Event::Ready { key: KEY, .. }).then_some(())
+        matches!(event, EngineEvent::Ready { key: KEY, .. }).then_some(())
     });
 }
 

@@ -101,7 +101,7 @@ pub fn may_pin() -> bool {
     if read < 0 {
         return false;
     }
-    // SAFETY: the kernel reads the set, and gets back what it has just said.
+    // SAFETY: the kernel reads the set that it has just written.
     let result =
         unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
     result == 0

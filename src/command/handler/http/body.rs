@@ -6,7 +6,7 @@
 use httparse::{EMPTY_HEADER, Status};
 
 use super::head::{Framing, block_end, refusal_of};
-use super::response::Refusal;
+use super::response::HttpRefusal;
 use super::{HEADER_COUNT_MAX, HttpLimits};
 
 /// Longest chunk size line with its extensions and newline, in bytes; a longer one is refused.
@@ -35,7 +35,7 @@ pub(super) enum Advance {
     /// This many bytes end the body.
     Ended(usize),
     /// The framing is broken.
-    Refused(Refusal),
+    Refused(HttpRefusal),
 }
 
 /// One step of an [`Advance`].
@@ -43,7 +43,7 @@ enum Step {
     Starved,
     Onward(usize, Body),
     Ended(usize),
-    Refused(Refusal),
+    Refused(HttpRefusal),
 }
 
 impl Body {
@@ -89,7 +89,7 @@ impl Body {
             Self::ChunkEnd => match rest {
                 [b'\r', b'\n', ..] => Step::Onward(2, Self::ChunkSize),
                 [b'\r'] => Step::Starved,
-                _ => Step::Refused(Refusal::BadRequest),
+                _ => Step::Refused(HttpRefusal::BadRequest),
             },
             Self::Trailers { scanned } => trailers(rest, scanned, limits),
         }
@@ -116,13 +116,13 @@ fn chunk_size(rest: &[u8]) -> Step {
     let clean = text.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
     let waits = newline.is_none() && window.len() < CHUNK_LINE_BYTES_MAX;
     if !sized || !clean {
-        return Step::Refused(Refusal::BadRequest);
+        return Step::Refused(HttpRefusal::BadRequest);
     }
     match httparse::parse_chunk_size(line) {
         Ok(Status::Complete((length, 0))) => Step::Onward(length, Body::Trailers { scanned: 0 }),
         Ok(Status::Complete((length, left))) => Step::Onward(length, Body::Chunk { left }),
         Ok(Status::Partial) if waits => Step::Starved,
-        Ok(Status::Partial) | Err(_) => Step::Refused(Refusal::BadRequest),
+        Ok(Status::Partial) | Err(_) => Step::Refused(HttpRefusal::BadRequest),
     }
 }
 
@@ -139,7 +139,7 @@ fn trailers(rest: &[u8], scanned: &mut usize, limits: &HttpLimits) -> Step {
     let header_count_max = limits.header_count_max.min(HEADER_COUNT_MAX);
     match httparse::parse_headers(window, &mut headers[..header_count_max]) {
         Ok(Status::Complete((length, _))) => Step::Ended(length),
-        Ok(Status::Partial) if full => Step::Refused(Refusal::HeadTooLarge),
+        Ok(Status::Partial) if full => Step::Refused(HttpRefusal::HeadTooLarge),
         Ok(Status::Partial) => {
             *scanned = window.len();
             Step::Starved

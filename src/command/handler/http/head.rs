@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use httparse::{EMPTY_HEADER, Error, Header, Status};
 
-use super::response::{Connection, Refusal, Reply};
+use super::response::{Connection, HttpRefusal, Reply};
 use super::{HEADER_COUNT_MAX, HttpLimits};
 
 /// Result of parsing the start of an input.
@@ -18,7 +18,7 @@ pub(super) enum Parsed {
     /// A head of this many bytes.
     Whole(usize, Head),
     /// Input that cannot become an acceptable head.
-    Refused(Refusal),
+    Refused(HttpRefusal),
 }
 
 /// The parts of a head that matter to a server with one answer.
@@ -50,8 +50,8 @@ pub(super) fn parse(rest: &[u8], scanned: usize, limits: &HttpLimits) -> Parsed 
         return Parsed::Partial;
     }
     match parse_window(window, limits.header_count_max.min(HEADER_COUNT_MAX)) {
-        Parsed::Partial if ended => Parsed::Refused(Refusal::BadRequest),
-        Parsed::Partial if full => Parsed::Refused(Refusal::HeadTooLarge),
+        Parsed::Partial if ended => Parsed::Refused(HttpRefusal::BadRequest),
+        Parsed::Partial if full => Parsed::Refused(HttpRefusal::HeadTooLarge),
         parsed => parsed,
     }
 }
@@ -103,10 +103,10 @@ fn parse_other_version(window: &[u8], header_count_max: usize) -> Parsed {
         {
             *major
         }
-        _ => return Parsed::Refused(Refusal::BadRequest),
+        _ => return Parsed::Refused(HttpRefusal::BadRequest),
     };
     if major != b'1' {
-        return Parsed::Refused(Refusal::VersionNotSupported);
+        return Parsed::Refused(HttpRefusal::VersionNotSupported);
     }
     let method = std::str::from_utf8(method.unwrap_or_default()).unwrap_or_default();
     let mut headers = [EMPTY_HEADER; HEADER_COUNT_MAX];
@@ -119,48 +119,48 @@ fn parse_other_version(window: &[u8], header_count_max: usize) -> Parsed {
 }
 
 /// The refusal for a syntax error in a head or a trailer section.
-pub(super) fn refusal_of(error: Error) -> Refusal {
+pub(super) fn refusal_of(error: Error) -> HttpRefusal {
     match error {
-        Error::TooManyHeaders => Refusal::HeadTooLarge,
-        _ => Refusal::BadRequest,
+        Error::TooManyHeaders => HttpRefusal::HeadTooLarge,
+        _ => HttpRefusal::BadRequest,
     }
 }
 
 #[inline]
-fn examine(length: usize, method: &str, speaks_1_1: bool, fields: &[Header<'_>]) -> Parsed {
-    let mut said = Said::default();
-    for field in fields {
-        said.hear(field.name, field.value);
+fn examine(length: usize, method: &str, speaks_1_1: bool, headers: &[Header<'_>]) -> Parsed {
+    let mut fields = Fields::default();
+    for field in headers {
+        fields.on_field(field.name, field.value);
     }
-    let framing = match said.framing(speaks_1_1) {
+    let framing = match fields.framing(speaks_1_1) {
         Ok(framing) => framing,
         Err(refusal) => return Parsed::Refused(refusal),
     };
     // Expectations of HTTP/1.0 clients are ignored (RFC 9110, 10.1.1).
-    if speaks_1_1 && said.other_expectation {
-        return Parsed::Refused(Refusal::ExpectationFailed);
+    if speaks_1_1 && fields.other_expectation {
+        return Parsed::Refused(HttpRefusal::ExpectationFailed);
     }
-    let connection = if said.close {
+    let connection = if fields.close {
         Connection::Close
     } else if method == "CONNECT" {
         // The client treats what follows this answer as a tunnel, so it must not be parsed as
         // requests.
         Connection::CloseUnasked
     } else {
-        match (speaks_1_1, said.keep_alive) {
+        match (speaks_1_1, fields.keep_alive) {
             (true, _) => Connection::Keep,
             (false, true) => Connection::KeepAloud,
             (false, false) => Connection::Close,
         }
     };
     let reply = Reply { connection, without_body: method == "HEAD" };
-    let expects_continue = speaks_1_1 && said.expects_continue && framing != Framing::Length(0);
+    let expects_continue = speaks_1_1 && fields.expects_continue && framing != Framing::Length(0);
     Parsed::Whole(length, Head { framing, reply, expects_continue })
 }
 
 /// The fields of one head, collected in one pass.
 #[derive(Default)]
-struct Said {
+struct Fields {
     host_count: usize,
     length: Option<u64>,
     encoding_count: usize,
@@ -172,18 +172,18 @@ struct Said {
     other_expectation: bool,
 }
 
-impl Said {
+impl Fields {
     #[inline]
-    fn hear(&mut self, name: &str, value: &[u8]) {
+    fn on_field(&mut self, name: &str, value: &[u8]) {
         // The length alone tells most fields apart.
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => {
                 self.host_count += 1;
                 self.malformed |= !is_host(value);
             }
-            6 if name.eq_ignore_ascii_case("expect") => self.hear_expectations(value),
-            10 if name.eq_ignore_ascii_case("connection") => self.hear_connection(value),
-            14 if name.eq_ignore_ascii_case("content-length") => self.hear_length(value),
+            6 if name.eq_ignore_ascii_case("expect") => self.on_expect(value),
+            10 if name.eq_ignore_ascii_case("connection") => self.on_connection(value),
+            14 if name.eq_ignore_ascii_case("content-length") => self.on_content_length(value),
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 self.encoding_count += 1;
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
@@ -192,7 +192,7 @@ impl Said {
         }
     }
 
-    fn hear_expectations(&mut self, value: &[u8]) {
+    fn on_expect(&mut self, value: &[u8]) {
         for expectation in elements(value) {
             if expectation.eq_ignore_ascii_case(b"100-continue") {
                 self.expects_continue = true;
@@ -202,7 +202,7 @@ impl Said {
         }
     }
 
-    fn hear_connection(&mut self, value: &[u8]) {
+    fn on_connection(&mut self, value: &[u8]) {
         for option in elements(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");
             self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
@@ -210,7 +210,7 @@ impl Said {
     }
 
     /// The same length may be repeated, in one field or in several (RFC 9110, 8.6).
-    fn hear_length(&mut self, value: &[u8]) {
+    fn on_content_length(&mut self, value: &[u8]) {
         for digits in value.split(|byte| *byte == b',') {
             let length = decimal(digits.trim_ascii());
             self.malformed |= length.is_none() || self.length.is_some_and(|l| Some(l) != length);
@@ -218,19 +218,19 @@ impl Said {
         }
     }
 
-    fn framing(&self, speaks_1_1: bool) -> Result<Framing, Refusal> {
+    fn framing(&self, speaks_1_1: bool) -> Result<Framing, HttpRefusal> {
         let host_missing = speaks_1_1 && self.host_count == 0;
         if self.malformed || host_missing || self.host_count > 1 {
-            return Err(Refusal::BadRequest);
+            return Err(HttpRefusal::BadRequest);
         }
         match (self.encoding_count, self.length) {
             (0, length) => Ok(Framing::Length(length.unwrap_or(0))),
             // Two contradicting ends of the body, or an encoding unknown to HTTP/1.0: one reader's
             // body is another one's request (RFC 9112, 6.1).
-            (_, Some(_)) => Err(Refusal::BadRequest),
-            _ if !speaks_1_1 => Err(Refusal::BadRequest),
+            (_, Some(_)) => Err(HttpRefusal::BadRequest),
+            _ if !speaks_1_1 => Err(HttpRefusal::BadRequest),
             (1, None) if self.chunked => Ok(Framing::Chunked),
-            (_, None) => Err(Refusal::NotImplemented),
+            (_, None) => Err(HttpRefusal::NotImplemented),
         }
     }
 }

@@ -18,7 +18,7 @@ mod tests;
 use super::{Context, Next, Progress, Waiting};
 use body::{Advance, Body};
 use head::Parsed;
-use response::{Connection, Refusal, Reply};
+use response::{Connection, HttpRefusal, Reply};
 
 /// Most header fields a request may have; [`HttpLimits::header_count_max`] can only lower it.
 pub(crate) const HEADER_COUNT_MAX: usize = 100;
@@ -71,7 +71,7 @@ enum Step {
     /// This many bytes complete a request.
     Complete(usize, Reply),
     /// The request is refused.
-    Refused { refusal: Refusal, without_body: bool },
+    Refused { refusal: HttpRefusal, without_body: bool },
 }
 
 impl HttpSession {
@@ -132,7 +132,7 @@ impl HttpSession {
         let begun = matches!(self.waiting(), Waiting::Head | Waiting::Body);
         if begun {
             let without_body = self.is_without_body(rest);
-            response::write_refusal(output, Refusal::BadRequest, without_body, context);
+            response::write_refusal(output, HttpRefusal::BadRequest, without_body, context);
         }
         self.phase = Phase::Over;
         Next::Close
@@ -143,7 +143,7 @@ impl HttpSession {
         let begun = matches!(self.waiting(), Waiting::Head | Waiting::Body);
         let next = if begun {
             let without_body = self.is_without_body(&[]);
-            response::write_refusal(output, Refusal::Timeout, without_body, context);
+            response::write_refusal(output, HttpRefusal::Timeout, without_body, context);
             Next::CloseLingering
         } else {
             Next::Close
@@ -208,7 +208,7 @@ impl HttpSession {
         };
         self.empty_line_count += 1;
         if length == 0 || self.empty_line_count > EMPTY_LINE_COUNT_MAX {
-            return Step::Refused { refusal: Refusal::BadRequest, without_body: false };
+            return Step::Refused { refusal: HttpRefusal::BadRequest, without_body: false };
         }
         Step::Onward(length)
     }

@@ -37,7 +37,7 @@ pub(super) enum Connection {
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum HttpRefusal {
     BadRequest,
     Timeout,
     ExpectationFailed,
@@ -46,7 +46,7 @@ pub(super) enum Refusal {
     VersionNotSupported,
 }
 
-impl Refusal {
+impl HttpRefusal {
     fn status(self) -> &'static str {
         match self {
             Self::BadRequest => "400 Bad Request",
@@ -81,7 +81,7 @@ pub(super) fn write_hello(output: &mut Vec<u8>, reply: Reply, context: &Context<
 #[cold]
 pub(super) fn write_refusal(
     output: &mut Vec<u8>,
-    refusal: Refusal,
+    refusal: HttpRefusal,
     without_body: bool,
     context: &Context<'_>,
 ) {

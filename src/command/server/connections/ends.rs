@@ -7,30 +7,30 @@ use nix::sys::socket::Shutdown;
 
 use super::{Connections, memory};
 use crate::command::handler::{Context, Waiting};
-use crate::command::server::connection::{Receive, Stage};
+use crate::command::server::connection::{ConnectionStage, Receive};
 use crate::command::server::deadlines::Class;
-use crate::command::server::surroundings::Surroundings;
+use crate::command::server::shared::Shared;
 use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::Key;
 
 impl Connections {
-    pub(super) fn linger(&mut self, around: &mut Surroundings, key: Key) {
+    pub(super) fn linger(&mut self, shared: &mut Shared, key: Key) {
         let connection = &mut self.table[key.index as usize];
-        connection.stage = Stage::Lingering;
+        connection.stage = ConnectionStage::Lingering;
         connection.input = Vec::new();
         // A system call: as an operation of the ring it would start a kernel thread. It fails
         // harmlessly if the client is gone.
         connection.shut_down(Shutdown::Write);
-        self.deadlines.arm(key.index, Class::Linger, around.now_ns);
+        self.deadlines.arm(key.index, Class::Linger, shared.now_ns);
         if connection.ended {
-            return self.close(around, key);
+            return self.close(shared, key);
         }
-        self.keep_receiving(around, key);
+        self.keep_receiving(shared, key);
     }
 
     /// Sets the deadline for what the session waits for. A head must be complete by its deadline,
     /// in however many pieces it arrives, so the deadline does not move.
-    pub(super) fn watch(&mut self, around: &Surroundings, key: Key) {
+    pub(super) fn watch(&mut self, shared: &Shared, key: Key) {
         let connection = &self.table[key.index as usize];
         let armed = self.deadlines.class(key.index);
         let waiting = match connection.awaits_header {
@@ -38,7 +38,7 @@ impl Connections {
             false => connection.session.waiting(),
         };
         let wanted = match waiting {
-            Waiting::FirstRequest if around.draining => Some(Class::Leave),
+            Waiting::FirstRequest if shared.draining => Some(Class::Leave),
             Waiting::FirstRequest | Waiting::Head => Some(Class::Head),
             Waiting::NextRequest => Some(Class::Idle),
             Waiting::Body => Some(Class::Body),
@@ -48,43 +48,43 @@ impl Connections {
             None => self.deadlines.disarm(key.index),
             // Each piece of a body renews its deadline.
             Some(class) if armed == Some(class) && class != Class::Body => {}
-            Some(class) => self.deadlines.arm(key.index, class, around.now_ns),
+            Some(class) => self.deadlines.arm(key.index, class, shared.now_ns),
         }
     }
 
     /// Ends every wait past its deadline.
-    pub(in super::super) fn expire(&mut self, around: &mut Surroundings) {
-        while let Some((index, class)) = self.deadlines.expire(around.now_ns) {
+    pub(in super::super) fn expire(&mut self, shared: &mut Shared) {
+        while let Some((index, class)) = self.deadlines.expire(shared.now_ns) {
             let connection = &mut self.table[index as usize];
             let key = Key { index, generation: connection.generation };
             if matches!(class, Class::Head | Class::Body | Class::Send) {
-                around.end.add(Statistic::Timeouts, 1);
+                shared.end.add(Statistic::Timeouts, 1);
             }
             if matches!(class, Class::Send | Class::Linger) {
                 connection.reset_on_close();
             }
             if matches!(class, Class::Send | Class::Linger | Class::Leave) {
-                self.close(around, key);
+                self.close(shared, key);
                 continue;
             }
             if connection.awaits_header {
-                self.refuse(around, key);
+                self.refuse(shared, key);
                 continue;
             }
             let output_max = memory::output_bytes_max(connection.input.len());
             let context = Context {
-                date: &around.date,
-                draining: around.draining,
+                date: &shared.date,
+                draining: shared.draining,
                 limits: &self.limits,
                 output_max,
             };
             connection.next = connection.session.on_timeout(&mut connection.output, &context);
-            self.advance(around, key);
+            self.advance(shared, key);
         }
     }
 
     /// The worker is leaving: close idle connections now, others after their answer.
-    pub(in super::super) fn drain(&mut self, around: &mut Surroundings) {
+    pub(in super::super) fn drain(&mut self, shared: &mut Shared) {
         let keys: Vec<Key> = self
             .table
             .iter()
@@ -95,21 +95,21 @@ impl Connections {
             .collect();
         for key in keys {
             let connection = &self.table[key.index as usize];
-            let busy = connection.sending || connection.stage != Stage::Open;
+            let busy = connection.sending || connection.stage != ConnectionStage::Open;
             match connection.session.waiting() {
-                Waiting::NextRequest if !busy => self.close(around, key),
-                Waiting::FirstRequest if !busy => self.watch(around, key),
-                _ if connection.awaits_header => self.watch(around, key),
+                Waiting::NextRequest if !busy => self.close(shared, key),
+                Waiting::FirstRequest if !busy => self.watch(shared, key),
+                _ if connection.awaits_header => self.watch(shared, key),
                 _ => {}
             }
         }
     }
 
     /// Closes once nothing is in progress.
-    pub(in super::super) fn close(&mut self, around: &mut Surroundings, key: Key) {
+    pub(in super::super) fn close(&mut self, shared: &mut Shared, key: Key) {
         let connection = &mut self.table[key.index as usize];
-        if connection.stage != Stage::Closing {
-            connection.stage = Stage::Closing;
+        if connection.stage != ConnectionStage::Closing {
+            connection.stage = ConnectionStage::Closing;
             self.deadlines.disarm(key.index);
             if connection.receive != Receive::Off || connection.sending {
                 // Ends the armed operations on the socket; fails harmlessly if the client has
@@ -117,12 +117,12 @@ impl Connections {
                 connection.shut_down(Shutdown::Both);
             }
         } else if connection.socket.is_none() && connection.sending {
-            around.engine.cancel_send(key);
+            shared.engine.cancel_send(key);
         }
-        self.free_when_quiet(around, key);
+        self.free_when_quiet(shared, key);
     }
 
-    pub(super) fn free_when_quiet(&mut self, around: &mut Surroundings, key: Key) {
+    pub(super) fn free_when_quiet(&mut self, shared: &mut Shared, key: Key) {
         let connection = &self.table[key.index as usize];
         if connection.receive != Receive::Off || connection.sending {
             return;
@@ -130,10 +130,10 @@ impl Connections {
         let connection = self.table.remove(key.index as usize);
         self.held_bytes -= connection.held_bytes;
         if let Some(socket) = connection.socket {
-            around.engine.close(socket);
+            shared.engine.close(socket);
         }
         // Only once the kernel has the last answer: a worker killed in between has lost it.
-        around.end.finish(Some(connection.listener), around.now_ns);
+        shared.end.finish(Some(connection.listener), shared.now_ns);
         self.spare_buffer(connection.input);
         self.spare_buffer(connection.output);
     }

@@ -9,7 +9,7 @@ use clusterlb_sys::engine::Key;
 use super::Connections;
 use crate::command::server::connection::current;
 use crate::command::server::deadlines::Class;
-use crate::command::server::surroundings::Surroundings;
+use crate::command::server::shared::Shared;
 
 /// Input that waits and unsent output of one connection.
 const CONNECTION_BYTES_MAX: usize = 120 * 1024;
@@ -29,7 +29,7 @@ const WORKER_BYTES_MAX: usize = 64 * 1024 * 1024;
 impl Connections {
     /// Accounts for a connection's memory. Above the bound of all, resets those whose clients have
     /// read nothing for the longest time.
-    pub(super) fn account(&mut self, around: &mut Surroundings, key: Key) {
+    pub(super) fn account(&mut self, shared: &mut Shared, key: Key) {
         if let Some(connection) = current(&mut self.table, key) {
             let (before, now) = (connection.held_bytes, connection.bytes());
             connection.held_bytes = now;
@@ -41,8 +41,8 @@ impl Connections {
             let key = Key { index, generation: connection.generation };
             self.held_bytes -= std::mem::take(&mut connection.held_bytes);
             connection.reset_on_close();
-            around.end.add(Statistic::Shed, 1);
-            self.close(around, key);
+            shared.end.add(Statistic::Shed, 1);
+            self.close(shared, key);
         }
     }
 }

@@ -9,7 +9,7 @@ use clusterlb::protocol::scoreboard::Statistic;
 use clusterlb_sys::engine::{Chunk, Key};
 
 use super::{Connections, memory};
-use crate::command::server::surroundings::Surroundings;
+use crate::command::server::shared::Shared;
 
 impl Connections {
     /// Connections of this listener begin with a header.
@@ -18,25 +18,25 @@ impl Connections {
     }
 
     /// Takes bytes of a connection that waits for its header.
-    pub(super) fn take_header(&mut self, around: &mut Surroundings, key: Key, chunk: Chunk) {
+    pub(super) fn take_header(&mut self, shared: &mut Shared, key: Key, chunk: Chunk) {
         let connection = &mut self.table[key.index as usize];
-        memory::keep(&mut connection.input, around.engine.bytes(&chunk));
-        around.engine.recycle(chunk);
+        memory::keep(&mut connection.input, shared.engine.bytes(&chunk));
+        shared.engine.recycle(chunk);
         match parse(&connection.input) {
             Ok(Some((_, length))) => {
                 connection.awaits_header = false;
                 connection.input.drain(..length);
-                self.step_from_input(around, key);
+                self.step_from_input(shared, key);
             }
             Ok(None) => {}
-            Err(_) => return self.refuse(around, key),
+            Err(_) => return self.refuse(shared, key),
         }
-        self.advance(around, key);
+        self.advance(shared, key);
     }
 
     /// Closes a connection that has no header.
-    pub(super) fn refuse(&mut self, around: &mut Surroundings, key: Key) {
-        around.end.add(Statistic::HeadersRefused, 1);
-        self.close(around, key);
+    pub(super) fn refuse(&mut self, shared: &mut Shared, key: Key) {
+        shared.end.add(Statistic::HeadersRefused, 1);
+        self.close(shared, key);
     }
 }

@@ -31,10 +31,10 @@ impl Endpoints {
     pub(super) fn command(&self, command: Command) {
         // Fails only if the data path has ended, in which case the process is ending.
         let _ = self.commands.send(command);
-        self.ring_data_path();
+        self.wake_data_path();
     }
 
-    pub(super) fn ring_data_path(&self) {
+    pub(super) fn wake_data_path(&self) {
         self.command_waker.wake();
     }
 }

@@ -21,7 +21,7 @@ const UNMATCHED_FDS_MAX: usize = 16;
 
 impl NodeWorker {
     /// Reads the channel. Returns whether there may be more.
-    pub(super) fn hear(
+    pub(super) fn read_channel(
         &mut self,
         endpoints: &Endpoints,
         buffer: &mut [u8],
@@ -30,7 +30,7 @@ impl NodeWorker {
     ) -> bool {
         for _ in 0..READS_A_TURN_MAX {
             // Messages may be left from before the back-pressure.
-            self.understand(endpoints, extent, now_ns);
+            self.on_messages(endpoints, extent, now_ns);
             if self.end.is_some() || self.held_up {
                 return false;
             }
@@ -43,7 +43,7 @@ impl NodeWorker {
                     self.unmatched_fds.extend(descriptors);
                     self.decoder.feed(&buffer[..arrival.bytes]);
                     if emptied {
-                        self.understand(endpoints, extent, now_ns);
+                        self.on_messages(endpoints, extent, now_ns);
                         return false;
                     }
                 }
@@ -53,11 +53,11 @@ impl NodeWorker {
                 Err(_) => self.end = Some(End::Closed),
             }
         }
-        self.understand(endpoints, extent, now_ns);
+        self.on_messages(endpoints, extent, now_ns);
         true
     }
 
-    fn understand(&mut self, endpoints: &Endpoints, extent: Extent, now_ns: u64) {
+    fn on_messages(&mut self, endpoints: &Endpoints, extent: Extent, now_ns: u64) {
         while self.end.is_none() {
             self.held_up = extent == Extent::UntilHeldUp && endpoints.notices.is_full(self.worker);
             if self.held_up {

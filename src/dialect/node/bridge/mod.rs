@@ -61,13 +61,13 @@ const EVENTS_MAX: usize = 64;
 
 /// A worker and its registrations.
 #[derive(Debug)]
-struct Place {
+struct BridgeEntry {
     node_worker: NodeWorker,
     /// The events watched on its channel. The channel is removed from the epoll set while there are
     /// none, because epoll would report a hang-up repeatedly.
     watched: Option<EpollFlags>,
     /// Whether its inbox is watched.
-    attentive: bool,
+    inbox_watched: bool,
 }
 
 /// The bridge.
@@ -80,7 +80,7 @@ pub struct Bridge {
     listening: bool,
     ack_batching: AckBatching,
     endpoints: Endpoints,
-    places: BTreeMap<WorkerId, Place>,
+    entries: BTreeMap<WorkerId, BridgeEntry>,
     /// Data of the first worker on each listener, shared with all others: TLS ticket keys, so that
     /// a session started with one worker can be resumed with another.
     data: BTreeMap<ListenerId, Value>,
@@ -105,7 +105,7 @@ impl Bridge {
             listening: true,
             ack_batching: AckBatching::default(),
             endpoints,
-            places: BTreeMap::new(),
+            entries: BTreeMap::new(),
             data: BTreeMap::new(),
             buffer: vec![0; READ_BYTES],
             ending: false,
@@ -126,22 +126,27 @@ impl Bridge {
             if ready.iter().any(|event| event.data() == CHANNELS)
                 || self.ack_batching.is_over(now_ns)
             {
-                self.hear(now_ns)?;
+                self.on_channels_ready(now_ns)?;
             }
             for event in ready {
                 match event.data() {
-                    WAKER => self.obey(now_ns),
+                    WAKER => self.on_requests(now_ns),
                     CHANNELS => {}
                     _ => self.serve(*event, Ready { channel: false, inbox: true }, now_ns),
                 }
             }
-            self.meet_deadlines(now_ns);
+            self.on_deadlines(now_ns);
             self.settle(now_ns);
         }
         let now_ns = monotonic_ns();
-        for mut place in std::mem::take(&mut self.places).into_values() {
+        for mut place in std::mem::take(&mut self.entries).into_values() {
             // A connection that it has confirmed must not go to another worker.
-            place.node_worker.hear(&self.endpoints, &mut self.buffer, Extent::Everything, now_ns);
+            place.node_worker.read_channel(
+                &self.endpoints,
+                &mut self.buffer,
+                Extent::Everything,
+                now_ns,
+            );
             place.node_worker.close(&self.endpoints, now_ns);
         }
         Ok(())
@@ -150,11 +155,11 @@ impl Bridge {
     /// Waits until there is something to do.
     fn wait(&mut self, ready: &mut [EpollEvent]) -> Result<usize> {
         let now_ns = monotonic_ns();
-        let needs = self.places.values().map(|place| place.node_worker.need(now_ns));
+        let needs = self.entries.values().map(|place| place.node_worker.need(now_ns));
         let need = needs.max().unwrap_or(Urgency::Nothing);
         let until_ns = self.ack_batching.until_ns(need, now_ns);
         self.listen(until_ns.is_none())?;
-        let deadlines = self.places.values().filter_map(|place| place.node_worker.deadline_ns());
+        let deadlines = self.entries.values().filter_map(|place| place.node_worker.deadline_ns());
         let next_ns = deadlines.chain(until_ns).min();
         let left_ns = next_ns.map(|next_ns| next_ns.saturating_sub(now_ns));
         ended(watch::wait(&self.epoll, ready, left_ns))
@@ -171,7 +176,7 @@ impl Bridge {
     }
 
     /// Serves the readable channels.
-    fn hear(&mut self, now_ns: u64) -> Result<()> {
+    fn on_channels_ready(&mut self, now_ns: u64) -> Result<()> {
         let mut ready = [EpollEvent::empty(); EVENTS_MAX];
         let count = ended(self.channels.wait(&mut ready, EpollTimeout::ZERO))?;
         for event in &ready[..count] {
@@ -184,7 +189,7 @@ impl Bridge {
         Ok(())
     }
 
-    fn obey(&mut self, now_ns: u64) {
+    fn on_requests(&mut self, now_ns: u64) {
         self.endpoints.request_waker.clear();
         while let Ok(order) = self.endpoints.requests.try_recv() {
             match order {
@@ -199,25 +204,25 @@ impl Bridge {
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Send { worker, message_out } => {
-                    if let Some(place) = self.places.get_mut(&worker) {
+                    if let Some(place) = self.entries.get_mut(&worker) {
                         place.node_worker.send(message_out);
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Disconnect { worker } => {
-                    if let Some(place) = self.places.get_mut(&worker) {
+                    if let Some(place) = self.entries.get_mut(&worker) {
                         place.node_worker.disconnect();
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Stop { worker } => {
-                    if let Some(place) = self.places.get_mut(&worker) {
+                    if let Some(place) = self.entries.get_mut(&worker) {
                         place.node_worker.stop();
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Cut { worker } => {
-                    if let Some(place) = self.places.get_mut(&worker) {
+                    if let Some(place) = self.entries.get_mut(&worker) {
                         place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
@@ -231,7 +236,7 @@ impl Bridge {
     /// Resumes reading workers whose messages the control plane has caught up with.
     fn read_on(&mut self, now_ns: u64) {
         let notices = &self.endpoints.notices;
-        let stopped = self.places.iter().filter(|(_, place)| place.node_worker.is_held_up());
+        let stopped = self.entries.iter().filter(|(_, place)| place.node_worker.is_held_up());
         let has_room = stopped.map(|(worker, _)| *worker).filter(|one| !notices.is_full(*one));
         for worker in has_room.collect::<Vec<_>>() {
             self.turn(worker, Ready { channel: true, inbox: false }, now_ns);
@@ -244,7 +249,7 @@ impl Bridge {
         self.channels.add(node_worker.channel(), channel).map_err(unwatched)?;
         self.epoll.add(node_worker.inbox(), inbox_event(worker)).map_err(unwatched)?;
         let watched = Some(EpollFlags::EPOLLIN);
-        self.places.insert(worker, Place { node_worker, watched, attentive: true });
+        self.entries.insert(worker, BridgeEntry { node_worker, watched, inbox_watched: true });
         Ok(())
     }
 
@@ -256,7 +261,7 @@ impl Bridge {
         socket: Option<OwnedFd>,
         now_ns: u64,
     ) {
-        let Some(place) = self.places.get_mut(&worker) else { return };
+        let Some(place) = self.entries.get_mut(&worker) else { return };
         let node_worker = &mut place.node_worker;
         let own = node_worker.data_of(query).cloned().unwrap_or_default();
         let data = match answer {
@@ -279,15 +284,16 @@ impl Bridge {
     }
 
     fn turn(&mut self, worker: WorkerId, ready: Ready, now_ns: u64) {
-        if let Some(place) = self.places.get_mut(&worker) {
+        if let Some(place) = self.entries.get_mut(&worker) {
             place.node_worker.turn(&self.endpoints, &mut self.buffer, ready, now_ns);
         }
     }
 
-    fn meet_deadlines(&mut self, now_ns: u64) {
-        let late =
-            |place: &Place| place.node_worker.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns);
-        let late = self.places.iter().filter(|(_, place)| late(place)).map(|(worker, _)| *worker);
+    fn on_deadlines(&mut self, now_ns: u64) {
+        let late = |place: &BridgeEntry| {
+            place.node_worker.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns)
+        };
+        let late = self.entries.iter().filter(|(_, place)| late(place)).map(|(worker, _)| *worker);
         for worker in late.collect::<Vec<_>>() {
             self.turn(worker, Ready::default(), now_ns);
         }
@@ -295,21 +301,24 @@ impl Bridge {
 
     /// Updates what is watched, and closes channels that are over.
     fn settle(&mut self, now_ns: u64) {
-        for (worker, place) in &mut self.places {
+        for (worker, place) in &mut self.entries {
             let watched = place.watch(&self.channels, *worker);
-            if let Err(error) = watched.and_then(|()| place.attend(&self.epoll, *worker, now_ns)) {
+            if let Err(error) =
+                watched.and_then(|()| place.watch_inbox(&self.epoll, *worker, now_ns))
+            {
                 // An unwatched worker would never be served.
                 place.node_worker.fail(error.to_string());
             }
         }
-        let over = self.places.iter().filter(|(_, place)| place.node_worker.is_over());
+        let over = self.entries.iter().filter(|(_, place)| place.node_worker.is_over());
         for worker in over.map(|(worker, _)| *worker).collect::<Vec<_>>() {
-            let Some(Place { node_worker, attentive, .. }) = self.places.remove(&worker) else {
+            let Some(BridgeEntry { node_worker, inbox_watched, .. }) = self.entries.remove(&worker)
+            else {
                 continue;
             };
             // The data path holds a duplicate of the inbox, so closing this one does not remove it
             // from the set.
-            if attentive {
+            if inbox_watched {
                 let _ = self.epoll.delete(node_worker.inbox());
             }
             node_worker.close(&self.endpoints, now_ns);
@@ -317,7 +326,7 @@ impl Bridge {
     }
 }
 
-impl Place {
+impl BridgeEntry {
     fn watch(&mut self, channels: &Epoll, worker: WorkerId) -> Result<()> {
         let mut flags = EpollFlags::empty();
         flags.set(EpollFlags::EPOLLIN, !self.node_worker.is_held_up());
@@ -339,15 +348,15 @@ impl Place {
     }
 
     /// Watches the inbox, unless the worker empties it itself.
-    fn attend(&mut self, epoll: &Epoll, worker: WorkerId, now_ns: u64) -> Result<()> {
+    fn watch_inbox(&mut self, epoll: &Epoll, worker: WorkerId, now_ns: u64) -> Result<()> {
         let inbox = self.node_worker.inbox();
         let wanted = self.node_worker.reads_inbox(now_ns);
-        match (self.attentive, wanted) {
+        match (self.inbox_watched, wanted) {
             (false, true) => epoll.add(inbox, inbox_event(worker)).map_err(unwatched)?,
             (true, false) => epoll.delete(inbox).map_err(unwatched)?,
             _ => {}
         }
-        self.attentive = wanted;
+        self.inbox_watched = wanted;
         Ok(())
     }
 }

@@ -12,7 +12,9 @@ use serde_json::Value;
 use slab::Slab;
 
 use super::super::codec::Decoder;
-use super::super::session::{Action, Answer, Attachment, ConnectionId, Event, QueryId, Session};
+use super::super::session::{
+    Action, Answer, Attachment, ConnectionId, QueryId, Session, SessionEvent,
+};
 use super::ack_batching::Urgency;
 use super::endpoints::Endpoints;
 use super::messages::{NewNodeWorker, Notice};
@@ -98,7 +100,7 @@ pub(super) struct NodeWorker {
     /// Sockets for replies that have not been sent.
     sockets: Vec<(QueryId, OwnedFd)>,
     /// The program's messages held by the session, oldest first.
-    parcels: VecDeque<(Option<OwnedFd>, Permit)>,
+    queued_messages: VecDeque<(Option<OwnedFd>, Permit)>,
     /// The control plane is behind with this worker's messages, so it is not read. Connections it
     /// has taken count as unconfirmed, so it gets few new ones on its channel; its clients are
     /// served.
@@ -130,7 +132,7 @@ impl NodeWorker {
             returning: Vec::new(),
             unmatched_fds: VecDeque::new(),
             sockets: Vec::new(),
-            parcels: VecDeque::new(),
+            queued_messages: VecDeque::new(),
             held_up: false,
             disconnecting: false,
             end: None,
@@ -227,7 +229,7 @@ impl NodeWorker {
     pub(super) fn send(&mut self, message_out: UserMessageOut) {
         let UserMessageOut { frame, socket, permit } = message_out;
         if self.session.send_message(frame, socket.is_some()) {
-            self.parcels.push_back((socket, permit));
+            self.queued_messages.push_back((socket, permit));
         }
     }
 
@@ -242,7 +244,9 @@ impl NodeWorker {
     /// Handles the end of the worker's process. Everything it has said counts, however far the
     /// control plane is behind: its socket bounds the amount.
     pub(super) fn cut(&mut self, endpoints: &Endpoints, buffer: &mut [u8], now_ns: u64) {
-        while self.end.is_none() && self.hear(endpoints, buffer, Extent::Everything, now_ns) {}
+        while self.end.is_none() && self.read_channel(endpoints, buffer, Extent::Everything, now_ns)
+        {
+        }
         self.turn(endpoints, buffer, Ready { channel: false, inbox: true }, now_ns);
         self.end.get_or_insert(End::Closed);
     }
@@ -265,7 +269,7 @@ impl NodeWorker {
         }
         self.act(endpoints, now_ns);
         if ready.channel {
-            self.hear(endpoints, buffer, Extent::UntilHeldUp, now_ns);
+            self.read_channel(endpoints, buffer, Extent::UntilHeldUp, now_ns);
         }
         for _ in 0..MESSAGES_A_TURN_MAX {
             self.serve_queue(endpoints, now_ns);
@@ -295,7 +299,7 @@ impl NodeWorker {
                     self.outbox.push(frame, attached, None);
                 }
                 Action::Deliver { frame, .. } => {
-                    let (socket, permit) = self.parcels.pop_front().unzip();
+                    let (socket, permit) = self.queued_messages.pop_front().unzip();
                     let attached = socket.flatten().map_or(Attached::Nothing, Attached::Socket);
                     self.outbox.push(frame, attached, permit);
                 }
@@ -318,8 +322,8 @@ impl NodeWorker {
                 }
                 Action::SentBack(connection) => self.take_back(connection),
                 Action::InboxEnded => self.inbox_ended = true,
-                Action::ShortOfDescriptors { lost } => self.note_shortage(lost, now_ns),
-                Action::Tell(event) => self.tell(endpoints, event),
+                Action::ShortOfDescriptors { lost } => self.on_shortage(lost, now_ns),
+                Action::Emit(event) => self.emit(endpoints, event),
             }
         }
         self.flush(now_ns);
@@ -354,24 +358,24 @@ impl NodeWorker {
         }
     }
 
-    fn tell(&mut self, endpoints: &Endpoints, event: Event) {
+    fn emit(&mut self, endpoints: &Endpoints, event: SessionEvent) {
         let (worker, slot) = (self.worker, self.slot);
         endpoints.notify(match event {
-            Event::Online => Notice::Online { worker },
-            Event::Query(query, request) => Notice::Query { worker, query, request },
-            Event::Listening(listening) => Notice::Listening { worker, listening },
-            Event::Left(listener) => {
+            SessionEvent::Online => Notice::Online { worker },
+            SessionEvent::Query(query, request) => Notice::Query { worker, query, request },
+            SessionEvent::Listening(listening) => Notice::Listening { worker, listening },
+            SessionEvent::Left(listener) => {
                 endpoints.command(Command::Leave { slot, listener });
                 Notice::Left { worker, listener }
             }
-            Event::Leaving => {
+            SessionEvent::Leaving => {
                 endpoints.command(Command::Retire { slot });
                 Notice::Leaving { worker }
             }
-            Event::Stopped { closes } => Notice::Stopped { worker, closes },
-            Event::SocketLost => Notice::SocketLost { worker },
-            Event::Message(message) => Notice::Message { worker, message, descriptor: None },
-            Event::Handle(message) => {
+            SessionEvent::Stopped { closes } => Notice::Stopped { worker, closes },
+            SessionEvent::SocketLost => Notice::SocketLost { worker },
+            SessionEvent::Message(message) => Notice::Message { worker, message, descriptor: None },
+            SessionEvent::Handle(message) => {
                 let descriptor = self.unmatched_fds.pop_front();
                 Notice::Message { worker, message, descriptor }
             }
@@ -433,7 +437,7 @@ impl NodeWorker {
 
     fn publish(&mut self, endpoints: &Endpoints) {
         if std::mem::take(&mut self.touched) && self.page.publish() {
-            endpoints.ring_data_path();
+            endpoints.wake_data_path();
         }
     }
 

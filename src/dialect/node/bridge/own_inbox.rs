@@ -39,7 +39,7 @@ impl NodeWorker {
         self.returning.push(ConnectionId(self.held.insert(Held { socket, record })));
     }
 
-    pub(super) fn note_shortage(&mut self, lost: bool, now_ns: u64) {
+    pub(super) fn on_shortage(&mut self, lost: bool, now_ns: u64) {
         match lost {
             true => self.page.lose(1, now_ns),
             false => self.page.add(Statistic::DescriptorPauses, 1),

@@ -22,7 +22,7 @@ pub struct SendQuota {
 
 #[derive(Debug, Default)]
 struct Counts {
-    parcels: AtomicUsize,
+    messages: AtomicUsize,
     bytes: AtomicUsize,
     sockets: AtomicUsize,
 }
@@ -48,9 +48,9 @@ impl SendQuota {
     #[must_use]
     pub fn message_out(&self, frame: Vec<u8>, socket: Option<OwnedFd>) -> Option<UserMessageOut> {
         let (bytes, sockets) = (frame.len(), usize::from(socket.is_some()));
-        let Counts { parcels, bytes: all_bytes, sockets: all_sockets } = &*self.counts;
+        let Counts { messages, bytes: all_bytes, sockets: all_sockets } = &*self.counts;
         // Added before the comparison, so that two senders cannot both take the last place.
-        let before = parcels.fetch_add(1, Ordering::Relaxed);
+        let before = messages.fetch_add(1, Ordering::Relaxed);
         let bytes_before = all_bytes.fetch_add(bytes, Ordering::Relaxed);
         let sockets_before = all_sockets.fetch_add(sockets, Ordering::Relaxed);
         let permit = Permit { counts: Arc::clone(&self.counts), bytes, sockets };
@@ -63,7 +63,7 @@ impl SendQuota {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.counts.parcels.fetch_sub(1, Ordering::Relaxed);
+        self.counts.messages.fetch_sub(1, Ordering::Relaxed);
         self.counts.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.counts.sockets.fetch_sub(self.sockets, Ordering::Relaxed);
     }

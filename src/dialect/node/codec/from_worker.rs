@@ -103,7 +103,7 @@ pub struct Query {
     /// Sequence number for the reply.
     pub sequence: i64,
     /// The requested address.
-    pub place: Place,
+    pub place: ListenTarget,
     /// Index among this worker's requests for the same address, from 0.
     pub index: u32,
     /// libuv's flags. TCP: 1 is IPv6 only. UDP: 1 is IPv6 only and 4 is SO_REUSEADDR.
@@ -122,7 +122,7 @@ pub struct Query {
 
 /// A requested address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ListenTarget {
     /// TCP; without a host, every address: IPv6 and IPv4, or IPv4 alone if there is no IPv6.
     Tcp {
         /// An IP address, which the worker has resolved.
@@ -387,27 +387,29 @@ impl Wire<'_> {
         })
     }
 
-    fn place(&self) -> Result<Place, Garbage> {
+    fn place(&self) -> Result<ListenTarget, Garbage> {
         let host = self.address.as_deref().filter(|host| !host.is_empty()).map(str::to_owned);
         let port = || {
             u16::try_from(self.port.unwrap_or(0))
                 .map_err(|_| Garbage::new("a request to listen has an impossible port"))
         };
         if let Some(number @ 0..) = self.fd {
-            return Ok(Place::Inherited(number));
+            return Ok(ListenTarget::Inherited(number));
         }
         match (&self.address_type, host) {
-            (Some(AddressType::Number(4 | 6)), host) => Ok(Place::Tcp { host, port: port()? }),
+            (Some(AddressType::Number(4 | 6)), host) => {
+                Ok(ListenTarget::Tcp { host, port: port()? })
+            }
             (Some(AddressType::Number(-1)), Some(path)) => Ok(match path.split_once('\0') {
                 // Node prepends the working directory to a path, but not to an abstract name, which
                 // starts with a null byte.
-                Some((_, name)) => Place::Abstract(name.to_owned()),
-                None => Place::Unix(path),
+                Some((_, name)) => ListenTarget::Abstract(name.to_owned()),
+                None => ListenTarget::Unix(path),
             }),
             (Some(AddressType::Name(kind)), host) if kind == "udp4" || kind == "udp6" => {
-                Ok(Place::Udp { host, port: port()?, v6: kind == "udp6" })
+                Ok(ListenTarget::Udp { host, port: port()?, v6: kind == "udp6" })
             }
-            _ => Ok(Place::Nowhere),
+            _ => Ok(ListenTarget::Nowhere),
         }
     }
 

@@ -11,7 +11,7 @@ mod user;
 mod v8;
 
 pub use decoder::Decoder;
-pub use from_worker::{FromWorker, Listening, Place, Query, SentBack};
+pub use from_worker::{FromWorker, ListenTarget, Listening, Query, SentBack};
 pub use to_worker::{Own, SocketKind, SocketName, ToWorker};
 pub use user::UserMessage;
 

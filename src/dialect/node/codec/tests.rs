@@ -48,21 +48,24 @@ fn every_kind_of_listen_is_told_apart() {
     let place = |fields: &str| {
         query(&format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,{fields}}}"#)).place
     };
-    let tcp = |host: Option<&str>, port| Place::Tcp { host: host.map(str::to_owned), port };
+    let tcp = |host: Option<&str>, port| ListenTarget::Tcp { host: host.map(str::to_owned), port };
     let table = [
         (r#""address":null,"port":8000,"addressType":4"#, tcp(None, 8000)),
         (r#""address":"::1","port":0,"addressType":6,"flags":0"#, tcp(Some("::1"), 0)),
-        (r#""address":"/a/b","port":-1,"addressType":-1"#, Place::Unix("/a/b".into())),
-        (r#""address":"/a/\u0000b","port":-1,"addressType":-1"#, Place::Abstract("b".into())),
-        (r#""address":null,"port":null,"addressType":null,"fd":7"#, Place::Inherited(7)),
-        (r#""address":null,"port":-1,"addressType":-1"#, Place::Nowhere),
+        (r#""address":"/a/b","port":-1,"addressType":-1"#, ListenTarget::Unix("/a/b".into())),
+        (
+            r#""address":"/a/\u0000b","port":-1,"addressType":-1"#,
+            ListenTarget::Abstract("b".into()),
+        ),
+        (r#""address":null,"port":null,"addressType":null,"fd":7"#, ListenTarget::Inherited(7)),
+        (r#""address":null,"port":-1,"addressType":-1"#, ListenTarget::Nowhere),
         (
             r#""address":"0.0.0.0","addressType":"udp4","fd":-1,"flags":4"#,
-            Place::Udp { host: Some("0.0.0.0".into()), port: 0, v6: false },
+            ListenTarget::Udp { host: Some("0.0.0.0".into()), port: 0, v6: false },
         ),
         (
             r#""address":null,"port":5,"addressType":"udp6","fd":null"#,
-            Place::Udp { host: None, port: 5, v6: true },
+            ListenTarget::Udp { host: None, port: 5, v6: true },
         ),
     ];
     for (fields, expected) in table {

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::super::codec::Garbage;
-use super::{Action, Attachment, Event, QueryId, Session};
+use super::{Action, Attachment, QueryId, Session, SessionEvent};
 
 /// Size of libuv's read buffer. While the message of one descriptor may extend across the end of a
 /// read, a second descriptor must not be sent: the rest of the first message would be read together
@@ -20,7 +20,7 @@ const UNSPLIT_BYTES_MAX: usize = 16 * 1024;
 
 /// A message with a descriptor whose arrival has not been confirmed.
 #[derive(Clone, Debug)]
-pub(super) enum Cover {
+pub(super) enum UnconfirmedFd {
     Connection { sequence: i64 },
     Answer { key: String, to: i64, data: Value },
     Program,
@@ -29,31 +29,31 @@ pub(super) enum Cover {
 /// A message that must wait: it has a socket, or follows one that has.
 #[derive(Clone, Debug)]
 pub(super) enum Delayed {
-    Answer { query: QueryId, frame: Vec<u8>, cover: Cover },
+    Answer { query: QueryId, frame: Vec<u8>, fd: UnconfirmedFd },
     Message { frame: Vec<u8>, with_socket: bool },
 }
 
 impl Session {
-    pub(super) fn cover_arrived(&mut self) -> Result<(), Garbage> {
-        self.next_cover()?;
+    pub(super) fn on_fd_arrived(&mut self) -> Result<(), Garbage> {
+        self.next_unconfirmed()?;
         self.send_delayed();
         Ok(())
     }
 
-    pub(super) fn cover_lost(&mut self, now_ns: u64) -> Result<(), Garbage> {
-        match self.next_cover()? {
-            Cover::Connection { sequence } => {
+    pub(super) fn on_fd_lost(&mut self, now_ns: u64) -> Result<(), Garbage> {
+        match self.next_unconfirmed()? {
+            UnconfirmedFd::Connection { sequence } => {
                 if let Some(flight) = self.take_flight(sequence) {
-                    self.note_refusal(now_ns);
+                    self.on_refusal(now_ns);
                     self.actions.push_back(Action::Returned(flight.connection));
                 }
             }
             // Otherwise the server would wait forever.
-            Cover::Answer { key, to, data } => {
+            UnconfirmedFd::Answer { key, to, data } => {
                 self.decline(&key, to, &data, Errno::EMFILE);
                 self.close(&key);
             }
-            Cover::Program => self.tell(Event::SocketLost),
+            UnconfirmedFd::Program => self.emit(SessionEvent::SocketLost),
         }
         self.send_delayed();
         Ok(())
@@ -61,20 +61,20 @@ impl Session {
 
     /// The oldest message with a descriptor that has not been confirmed; confirmations come in
     /// order.
-    fn next_cover(&mut self) -> Result<Cover, Garbage> {
-        let cover = self.covers.pop_front();
-        let cover = cover.ok_or_else(|| {
+    fn next_unconfirmed(&mut self) -> Result<UnconfirmedFd, Garbage> {
+        let fd = self.unconfirmed_fds.pop_front();
+        let fd = fd.ok_or_else(|| {
             Garbage::new("the arrival of a descriptor is acknowledged that was never sent")
         })?;
-        self.solitary &= !self.covers.is_empty();
-        Ok(cover)
+        self.solitary &= !self.unconfirmed_fds.is_empty();
+        Ok(fd)
     }
 
     pub(super) fn send_delayed(&mut self) {
         while let Some(next) = self.delayed.pop_front() {
             match next {
-                Delayed::Answer { query, frame, cover } if self.may_send_cover(frame.len()) => {
-                    self.note_cover(frame.len(), cover);
+                Delayed::Answer { query, frame, fd } if self.may_send_cover(frame.len()) => {
+                    self.record_fd(frame.len(), fd);
                     let attachment = Some(Attachment::Socket(query));
                     self.actions.push_back(Action::Send { frame, attachment });
                 }
@@ -83,7 +83,7 @@ impl Session {
                     self.actions.push_back(Action::Deliver { frame, with_socket: false });
                 }
                 Delayed::Message { frame, .. } if self.may_send_cover(frame.len()) => {
-                    self.note_cover(frame.len(), Cover::Program);
+                    self.record_fd(frame.len(), UnconfirmedFd::Program);
                     self.actions.push_back(Action::Deliver { frame, with_socket: true });
                 }
                 waits => return self.delayed.push_front(waits),
@@ -93,7 +93,7 @@ impl Session {
 
     /// Whether a message of this length with a descriptor may follow those in flight.
     pub(super) fn may_send_cover(&self, length: usize) -> bool {
-        self.covers.is_empty() || !self.solitary && !self.may_be_read_in_parts(length)
+        self.unconfirmed_fds.is_empty() || !self.solitary && !self.may_be_read_in_parts(length)
     }
 
     pub(super) fn may_be_read_in_parts(&self, length: usize) -> bool {
@@ -101,9 +101,9 @@ impl Session {
     }
 
     /// Records that a message with a descriptor is sent.
-    pub(super) fn note_cover(&mut self, length: usize, cover: Cover) {
+    pub(super) fn record_fd(&mut self, length: usize, fd: UnconfirmedFd) {
         self.solitary = self.may_be_read_in_parts(length);
         self.plain_bytes = 0;
-        self.covers.push_back(cover);
+        self.unconfirmed_fds.push_back(fd);
     }
 }

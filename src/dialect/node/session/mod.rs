@@ -22,12 +22,12 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::codec::{
-    FromWorker, Garbage, Listening, Own, Place, Query, SentBack, Serialization, SocketName,
+    FromWorker, Garbage, ListenTarget, Listening, Own, Query, SentBack, Serialization, SocketName,
     ToWorker, UserMessage,
 };
 use crate::id::ListenerId;
 use backoff::Backoff;
-use fd_ordering::{Cover, Delayed};
+use fd_ordering::{Delayed, UnconfirmedFd};
 use listens::{Asked, Listens};
 use window::Window;
 pub use window::WindowRule;
@@ -111,12 +111,12 @@ pub enum Action {
         lost: bool,
     },
     /// Report an event to the worker's owner.
-    Tell(Event),
+    Emit(SessionEvent),
 }
 
 /// Events of a worker.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum SessionEvent {
     /// The worker's Node runs; its program has not started.
     Online,
     /// It wants to listen; reply with [`Session::answer`].
@@ -141,7 +141,7 @@ pub enum Event {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum SessionStage {
     Open,
     /// It has been told to leave, or has said that it leaves: it gets no more connections.
     Leaving,
@@ -161,14 +161,14 @@ struct Flight {
 #[derive(Debug)]
 pub struct Session {
     serialization: Serialization,
-    stage: Stage,
+    stage: SessionStage,
     sequence: i64,
     queries: u64,
     listens: Listens,
     window: Window,
     rest: Backoff,
     flights: VecDeque<Flight>,
-    covers: VecDeque<Cover>,
+    unconfirmed_fds: VecDeque<UnconfirmedFd>,
     delayed: VecDeque<Delayed>,
     /// Bytes sent since the last message with a descriptor.
     plain_bytes: usize,
@@ -188,14 +188,14 @@ impl Session {
     pub fn new(serialization: Serialization, window: WindowRule) -> Self {
         Self {
             serialization,
-            stage: Stage::Open,
+            stage: SessionStage::Open,
             sequence: 0,
             queries: 0,
             listens: Listens::default(),
             window: Window::new(window),
             rest: Backoff::new(),
             flights: VecDeque::new(),
-            covers: VecDeque::new(),
+            unconfirmed_fds: VecDeque::new(),
             delayed: VecDeque::new(),
             plain_bytes: 0,
             solitary: false,
@@ -213,7 +213,7 @@ impl Session {
     /// Number of connections that may be given now.
     #[must_use]
     pub fn room(&self, now_ns: u64) -> usize {
-        let busy = self.stage != Stage::Open || !self.delayed.is_empty();
+        let busy = self.stage != SessionStage::Open || !self.delayed.is_empty();
         if busy || self.backoff_until_ns(now_ns).is_some() {
             return 0;
         }
@@ -234,7 +234,7 @@ impl Session {
     /// Whether the worker can still get connections.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.stage == Stage::Open
+        self.stage == SessionStage::Open
     }
 
     /// Whether a message waits for the confirmation of an earlier one.
@@ -273,7 +273,7 @@ impl Session {
         let sequence = self.next_sequence();
         let frame = ToWorker::Connection { key: &key, sequence }.frame(self.serialization);
         self.flights.push_back(Flight { connection, sequence, key, sent_ns: now_ns });
-        self.note_cover(frame.len(), Cover::Connection { sequence });
+        self.record_fd(frame.len(), UnconfirmedFd::Connection { sequence });
         let attachment = Some(Attachment::Connection(connection));
         self.actions.push_back(Action::Send { frame, attachment });
         true
@@ -297,7 +297,7 @@ impl Session {
         let Some(Asked { to, .. }) = self.listens.take_asked(query) else {
             return false;
         };
-        if self.stage != Stage::Open {
+        if self.stage != SessionStage::Open {
             return false;
         }
         let (key, sequence) = (self.listens.new_key(), self.next_sequence());
@@ -316,8 +316,8 @@ impl Session {
                     ToWorker::ListenYourself { key: &key, to, data, datagram, own, sequence }
                         .frame(self.serialization);
                 self.listens.open(key.clone(), *listener, !datagram);
-                let cover = Cover::Answer { key, to, data: data.clone() };
-                self.delayed.push_back(Delayed::Answer { query, frame, cover });
+                let fd = UnconfirmedFd::Answer { key, to, data: data.clone() };
+                self.delayed.push_back(Delayed::Answer { query, frame, fd });
                 self.send_delayed();
             }
         }
@@ -327,7 +327,7 @@ impl Session {
     /// Queues a message for the worker's program, as a complete frame. Messages are sent in the
     /// order of the calls. Returns `false` after the end of the channel.
     pub fn send_message(&mut self, frame: Vec<u8>, with_socket: bool) -> bool {
-        if self.stage == Stage::Ended {
+        if self.stage == SessionStage::Ended {
             return false;
         }
         self.delayed.push_back(Delayed::Message { frame, with_socket });
@@ -335,9 +335,9 @@ impl Session {
         true
     }
 
-    /// Tells the preload script of the shutdown. It replies with [`Event::Stopped`].
+    /// Tells the preload script of the shutdown. It replies with [`SessionEvent::Stopped`].
     pub fn stop(&mut self) {
-        if self.stage == Stage::Open {
+        if self.stage == SessionStage::Open {
             self.send(&ToWorker::Stop);
         }
     }
@@ -345,8 +345,8 @@ impl Session {
     /// Tells the worker to close its servers and then the channel. It may still take connections in
     /// flight.
     pub fn disconnect(&mut self) {
-        if self.stage == Stage::Open {
-            self.stage = Stage::Leaving;
+        if self.stage == SessionStage::Open {
+            self.stage = SessionStage::Leaving;
             let sequence = self.next_sequence();
             self.send(&ToWorker::Disconnect { sequence });
         }
@@ -355,10 +355,10 @@ impl Session {
     /// Ends the session, because the channel is closed or unusable: every unconfirmed connection is
     /// returned, oldest first.
     pub fn end(&mut self) {
-        self.stage = Stage::Ended;
+        self.stage = SessionStage::Ended;
         let flights = std::mem::take(&mut self.flights);
         self.actions.extend(flights.into_iter().map(|one| Action::Returned(one.connection)));
-        self.covers.clear();
+        self.unconfirmed_fds.clear();
         self.delayed.clear();
     }
 
@@ -373,18 +373,18 @@ impl Session {
         now_ns: u64,
     ) -> Result<(), Garbage> {
         match message {
-            FromWorker::Online => self.tell(Event::Online),
+            FromWorker::Online => self.emit(SessionEvent::Online),
             FromWorker::Query(query) => self.ask(query),
-            FromWorker::Listening(listening) => self.tell(Event::Listening(listening)),
+            FromWorker::Listening(listening) => self.emit(SessionEvent::Listening(listening)),
             FromWorker::Close { key } => self.close(&key),
             FromWorker::Leaving { sequence: to } => self.let_go(to),
             FromWorker::Answer { to, accepted } => self.settle(to, accepted, now_ns),
-            FromWorker::HandleArrived => self.cover_arrived()?,
-            FromWorker::HandleLost => self.cover_lost(now_ns)?,
+            FromWorker::HandleArrived => self.on_fd_arrived()?,
+            FromWorker::HandleLost => self.on_fd_lost(now_ns)?,
             FromWorker::Handle(message) if arrived => {
                 // Sent at once: the worker holds back its other messages until then.
                 self.send(&ToWorker::HandleArrived);
-                self.tell(Event::Handle(message));
+                self.emit(SessionEvent::Handle(message));
             }
             FromWorker::Handle(_) => self.send(&ToWorker::HandleLost),
             FromWorker::SocketsClose { key } => self.send(&ToWorker::SocketsClosed { key: &key }),
@@ -392,23 +392,23 @@ impl Session {
             FromWorker::SentBack(connection) => self.take_back(connection, arrived, now_ns),
             FromWorker::InboxEnded => self.actions.push_back(Action::InboxEnded),
             FromWorker::ShortOfDescriptors { lost, received } => {
-                self.note_rest(received, now_ns);
+                self.on_rejection(received, now_ns);
                 self.actions.push_back(Action::ShortOfDescriptors { lost });
             }
-            FromWorker::Stopped { closes } => self.tell(Event::Stopped { closes }),
+            FromWorker::Stopped { closes } => self.emit(SessionEvent::Stopped { closes }),
             FromWorker::Other => {}
-            FromWorker::User(message) => self.tell(Event::Message(message)),
+            FromWorker::User(message) => self.emit(SessionEvent::Message(message)),
         }
         Ok(())
     }
 
     fn ask(&mut self, request: Box<Query>) {
         // Requests after the order to leave are ignored, as in Node.
-        if self.stage != Stage::Open {
+        if self.stage != SessionStage::Open {
             return;
         }
         let refusal = match request.place {
-            Place::Nowhere => Some(Errno::EINVAL),
+            ListenTarget::Nowhere => Some(Errno::EINVAL),
             _ if self.listens.is_full() => Some(Errno::ENOBUFS),
             _ => None,
         };
@@ -420,7 +420,7 @@ impl Session {
         let query = QueryId(self.queries);
         let data = request.data.clone();
         self.listens.ask(Asked { query, to: request.sequence, data });
-        self.tell(Event::Query(query, request));
+        self.emit(SessionEvent::Query(query, request));
     }
 
     fn decline(&mut self, key: &str, to: i64, data: &Value, errno: Errno) {
@@ -430,17 +430,17 @@ impl Session {
 
     fn close(&mut self, key: &str) {
         if let Some(listener) = self.listens.close(key) {
-            self.tell(Event::Left(listener));
+            self.emit(SessionEvent::Left(listener));
         }
     }
 
     fn let_go(&mut self, to: Option<i64>) {
         let sequence = self.next_sequence();
         self.send(&ToWorker::Farewell { to, sequence });
-        if self.stage == Stage::Open {
-            self.stage = Stage::Leaving;
+        if self.stage == SessionStage::Open {
+            self.stage = SessionStage::Leaving;
         }
-        self.tell(Event::Leaving);
+        self.emit(SessionEvent::Leaving);
     }
 
     /// Processes the confirmation of a connection. One for an unknown connection is ignored, as in
@@ -455,12 +455,12 @@ impl Session {
         // A server closed since then refuses connections in flight, which says nothing about the
         // worker's other servers.
         if self.listens.has(&flight.key) {
-            self.note_refusal(now_ns);
+            self.on_refusal(now_ns);
         }
         self.actions.push_back(Action::Refused(flight.connection));
     }
 
-    fn note_refusal(&mut self, now_ns: u64) {
+    fn on_refusal(&mut self, now_ns: u64) {
         self.window.refused();
         self.rest.refused(now_ns);
     }
@@ -476,8 +476,8 @@ impl Session {
         self.actions.push_back(Action::Send { frame, attachment: None });
     }
 
-    fn tell(&mut self, event: Event) {
-        self.actions.push_back(Action::Tell(event));
+    fn emit(&mut self, event: SessionEvent) {
+        self.actions.push_back(Action::Emit(event));
     }
 
     fn next_sequence(&mut self) -> i64 {

@@ -27,14 +27,14 @@ impl Session {
             return self.actions.push_back(Action::ShortOfDescriptors { lost: true });
         }
         if connection.full {
-            self.note_rest(connection.received, now_ns);
+            self.on_rejection(connection.received, now_ns);
         }
         self.actions.push_back(Action::SentBack(connection));
     }
 
     /// Records that the worker, which has taken `received` connections so far, rejects more for
     /// now.
-    pub(super) fn note_rest(&mut self, received: u64, now_ns: u64) {
+    pub(super) fn on_rejection(&mut self, received: u64, now_ns: u64) {
         // It has taken some since the last rejection, so it is not permanently full.
         if received > self.received {
             self.rest.taken();

@@ -96,7 +96,7 @@ fn a_worker_that_crashes_in_its_first_second_backs_off_and_is_given_up() {
         world.pass(5_000);
     }
     assert_eq!((world.given_up(), world.currents()), (1, vec![Some(1), None]));
-    assert_eq!(world.state.stage, Stage::Serving);
+    assert_eq!(world.state.stage, RunStage::Serving);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn the_restart_rule_decides_replacements_and_the_last_end_ends_the_run() {
     let policy = |restart: Restart| Rules { restart: restart.into(), ..rules() };
     let mut world = World::serving(policy(Restart::Never), 2);
     world.crashes(1);
-    assert_eq!(world.state.stage, Stage::Serving);
+    assert_eq!(world.state.stage, RunStage::Serving);
     world.crashes(2);
     assert!(world.state.is_over());
     assert_eq!(world.state.failure(), Some(&Failure::NoWorkersLeft));
@@ -221,7 +221,7 @@ fn single_workers_are_drained_replaced_and_killed() {
     assert_eq!((world.outcome(kill), world.currents()), (Some(None), vec![Some(5), Some(4)]));
     world.state.replace_worker(id(1), unknown, world.now_ns);
     world.act();
-    assert_eq!(world.outcome(unknown), Some(Some(Refusal::NoSuchWorker(id(1)))));
+    assert_eq!(world.outcome(unknown), Some(Some(GoalRefusal::NoSuchWorker(id(1)))));
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(super) struct World {
     /// No worker can be started.
     pub(super) program_is_away: bool,
     pub(super) events: Vec<SupervisorEvent>,
-    pub(super) finished: Vec<(Ticket, Option<Refusal>)>,
+    pub(super) finished: Vec<(Ticket, Option<GoalRefusal>)>,
     pub(super) disconnected: BTreeSet<WorkerId>,
     pub(super) killed: BTreeSet<WorkerId>,
     pub(super) opened: bool,
@@ -116,7 +116,7 @@ impl World {
     }
 
     /// The outcome of the request with this ticket, if it has ended.
-    pub(super) fn outcome(&self, ticket: Ticket) -> Option<Option<Refusal>> {
+    pub(super) fn outcome(&self, ticket: Ticket) -> Option<Option<GoalRefusal>> {
         let found = self.finished.iter().find(|(finished, _)| *finished == ticket);
         found.map(|(_, refusal)| refusal.clone())
     }

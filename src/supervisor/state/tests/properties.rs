@@ -135,7 +135,7 @@ proptest! {
         let unfinished: Vec<_> =
             tickets.iter().filter(|one| world.outcome(**one).is_none()).collect();
         match world.state.stage {
-            Stage::Serving => {
+            RunStage::Serving => {
                 let filled = world.state.slots.iter().all(|slot| {
                     matches!(slot.occupancy, Occupancy::Current(_) | Occupancy::GivenUp)
                 });

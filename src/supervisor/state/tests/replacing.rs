@@ -285,7 +285,7 @@ fn who_waits_for_a_reload_is_told_how_it_ended() {
     replaces(&mut world, 1, 2);
     assert_eq!((world.outcome(good), world.outcome(bad)), (Some(None), None));
     world.crashes(3);
-    assert!(matches!(world.outcome(bad), Some(Some(Refusal::Stopped(_)))));
+    assert!(matches!(world.outcome(bad), Some(Some(GoalRefusal::Stopped(_)))));
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn a_stop_ends_the_replacing() {
     world.state.stop("it was asked for".into(), GRACE, world.now_ns);
     world.act();
     for ticket in [one, other] {
-        assert_eq!(world.outcome(ticket), Some(Some(Refusal::Ending)));
+        assert_eq!(world.outcome(ticket), Some(Some(GoalRefusal::Ending)));
     }
     (1..=3).for_each(|number| world.ends(number, Ending::Code(0)));
     assert!(world.state.is_over());

@@ -34,9 +34,9 @@ fn leaving(channel: &mut Channel, count: u32) {
 #[test]
 fn words_and_their_descriptors_stay_together() {
     let (mut left, mut right) = pair();
-    let (passenger, _far) = fdpass::stream_pair().expect("a pair");
+    let (socket, _far) = fdpass::stream_pair().expect("a pair");
     left.send(&drain(1), vec![]).expect("room");
-    left.send(&drain(2), vec![passenger]).expect("room");
+    left.send(&drain(2), vec![socket]).expect("room");
     left.send(&drain(3), vec![]).expect("room");
     let received: Vec<(ToWorker, Vec<OwnedFd>)> = right.receive().expect("frames");
     let counts: Vec<usize> = received.iter().map(|(_, descriptors)| descriptors.len()).collect();
@@ -48,8 +48,8 @@ fn words_and_their_descriptors_stay_together() {
 fn many_frames_with_descriptors_keep_their_own() {
     let (mut left, mut right) = pair();
     for count in [1, 3, 0, 8, 1] {
-        let passengers = (0..count).map(|_| fdpass::stream_pair().expect("a pair").0).collect();
-        left.send(&drain(count), passengers).expect("room");
+        let sockets = (0..count).map(|_| fdpass::stream_pair().expect("a pair").0).collect();
+        left.send(&drain(count), sockets).expect("room");
     }
     let mut counts = Vec::new();
     while counts.len() < 5 {

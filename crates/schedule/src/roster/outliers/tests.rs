@@ -228,7 +228,7 @@ fn of_two_workers_one_stays_and_an_only_one_is_needed() {
     roster.observe(Slot::new(0), Sample::default(), MS);
     let hung = |roster: &Roster| [0, 1].map(|place: usize| roster.loads()[place].hung);
     assert_eq!(hung(&roster), [true, false]);
-    roster.bury(Slot::new(1));
+    roster.mark_dead(Slot::new(1));
     assert!(!hung(&roster)[0] && roster.has_room(FIRST));
 }
 

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 
-use super::super::event::{Event, Key};
+use super::super::event::{EngineEvent, Key};
 use super::{EpollEngine, Kind};
 use crate::limits;
 
@@ -90,7 +90,11 @@ impl EpollEngine {
                     // SAFETY: accept4 has just installed this descriptor for us.
                     let socket = unsafe { OwnedFd::from_raw_fd(raw) };
                     accept.is_at_limit = number(&socket).saturating_add(1) >= accept.limit();
-                    self.happened.push(Event::Accepted { key, outcome: Ok(socket), armed: true });
+                    self.happened.push(EngineEvent::Accepted {
+                        key,
+                        outcome: Ok(socket),
+                        armed: true,
+                    });
                 }
                 Err(Errno::EAGAIN) => return,
                 // The client disconnected while queued.
@@ -110,8 +114,8 @@ impl EpollEngine {
     }
 }
 
-fn failed(key: Key, errno: Errno) -> Event {
-    Event::Accepted { key, outcome: Err(errno), armed: false }
+fn failed(key: Key, errno: Errno) -> EngineEvent {
+    EngineEvent::Accepted { key, outcome: Err(errno), armed: false }
 }
 
 fn number(descriptor: &OwnedFd) -> u64 {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
-use super::super::event::{BufferId, Event, Key, Opened, Outcome, SealedMessage};
+use super::super::event::{BufferId, EngineEvent, Key, Opened, Outcome, SealedMessage};
 use super::{EpollEngine, Kind};
 use crate::fdpass;
 
@@ -116,7 +116,7 @@ impl EpollEngine {
             Some(Ok(Some(sealed))) => {
                 let key = self.inbox.key;
                 let outcome = Ok(Some(sealed));
-                self.happened.push(Event::MessageReceived { key, outcome, armed: true });
+                self.happened.push(EngineEvent::MessageReceived { key, outcome, armed: true });
                 self.watch_inbox();
             }
             Some(outcome) => self.end_inbox(outcome),
@@ -164,7 +164,7 @@ impl EpollEngine {
     fn end_inbox(&mut self, outcome: Outcome<Option<SealedMessage>>) {
         self.inbox.armed = false;
         let key = self.inbox.key;
-        self.happened.push(Event::MessageReceived { key, outcome, armed: false });
+        self.happened.push(EngineEvent::MessageReceived { key, outcome, armed: false });
         self.watch_inbox();
     }
 }

@@ -18,7 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::event::{Event, Key};
+use super::event::{EngineEvent, Key};
 use super::message::OutgoingMessage;
 use crate::clock::monotonic_ns;
 use crate::error::{Error, Result, errno_of};
@@ -56,9 +56,9 @@ pub struct EpollEngine {
     unentered: bool,
     inbox: Inbox,
     /// Events that end a wait, in order.
-    happened: Vec<Event>,
+    happened: Vec<EngineEvent>,
     /// Events of sent messages, which do not end a wait.
-    gone: Vec<Event>,
+    gone: Vec<EngineEvent>,
     turns_ahead: u32,
     timer: TimerFd,
     /// Expiry of the timer, if it is set.
@@ -100,7 +100,11 @@ impl EpollEngine {
         self.set.0.as_fd().try_clone_to_owned().map_err(failed)
     }
 
-    pub(super) fn wait(&mut self, events: &mut Vec<Event>, deadline_ns: Option<u64>) -> Result<()> {
+    pub(super) fn wait(
+        &mut self,
+        events: &mut Vec<EngineEvent>,
+        deadline_ns: Option<u64>,
+    ) -> Result<()> {
         self.enter(events, |engine| match deadline_ns {
             None => Ok(EpollTimeout::NONE),
             Some(deadline_ns) if deadline_ns <= monotonic_ns() => Ok(EpollTimeout::ZERO),
@@ -108,7 +112,7 @@ impl EpollEngine {
         })
     }
 
-    pub(super) fn turn(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    pub(super) fn turn(&mut self, events: &mut Vec<EngineEvent>) -> Result<()> {
         self.enter(events, |_| Ok(EpollTimeout::ZERO))
     }
 
@@ -122,7 +126,7 @@ impl EpollEngine {
     /// `patience` says.
     fn enter(
         &mut self,
-        events: &mut Vec<Event>,
+        events: &mut Vec<EngineEvent>,
         patience: impl FnOnce(&mut Self) -> Result<EpollTimeout>,
     ) -> Result<()> {
         self.submit();
@@ -148,7 +152,7 @@ impl EpollEngine {
         Ok(())
     }
 
-    fn hand_over(&mut self, events: &mut Vec<Event>) {
+    fn hand_over(&mut self, events: &mut Vec<EngineEvent>) {
         events.append(&mut self.happened);
         events.append(&mut self.gone);
     }
@@ -160,7 +164,7 @@ impl EpollEngine {
             kind if kind == Kind::Accept as u8 => self.on_accept_ready(key),
             kind if kind == Kind::Inbox as u8 => self.on_inbox_ready(),
             kind if kind == Kind::Poll as u8 => {
-                self.happened.push(Event::Ready { key, outcome: Ok(()) });
+                self.happened.push(EngineEvent::Ready { key, outcome: Ok(()) });
             }
             _ => self.alarm_ns = None,
         }
@@ -190,7 +194,7 @@ impl EpollEngine {
         // worker cannot close its connection.
         let outcome = message.send(socket);
         let answers = if outcome.is_ok() { &mut self.gone } else { &mut self.happened };
-        answers.push(Event::MessageSent { key, message, outcome });
+        answers.push(EngineEvent::MessageSent { key, message, outcome });
     }
 
     pub(super) fn remark(&mut self, socket: BorrowedFd<'_>, remark: &'static [u8]) {
@@ -221,7 +225,7 @@ impl EpollEngine {
             asked => asked,
         };
         if let Err(errno) = asked {
-            self.happened.push(Event::Ready { key, outcome: Err(errno) });
+            self.happened.push(EngineEvent::Ready { key, outcome: Err(errno) });
         }
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::super::CHUNK_BYTES;
-use super::super::event::{BufferId, Chunk, Event, Key};
+use super::super::event::{BufferId, Chunk, EngineEvent, Key};
 use super::{EpollEngine, Kind};
 
 const BUFFER_BYTES: usize = CHUNK_BYTES as usize;
@@ -194,7 +194,7 @@ impl EpollEngine {
                 }
                 let length = u32::try_from(length).expect("bounded by a buffer");
                 let outcome = Ok(Some(Chunk { buffer, length }));
-                self.happened.push(Event::Received { key, outcome, armed });
+                self.happened.push(EngineEvent::Received { key, outcome, armed });
                 if armed && is_empty && !is_watched {
                     return self.watch_stream(key, Watched::Reading);
                 }
@@ -289,7 +289,7 @@ impl EpollEngine {
             self.happened.push(ended(key, Err(errno)));
         }
         if let Some(Send { buffer, .. }) = stream.send.take() {
-            self.happened.push(Event::Sent { key, buffer, outcome: Err(errno) });
+            self.happened.push(EngineEvent::Sent { key, buffer, outcome: Err(errno) });
         }
     }
 
@@ -321,7 +321,7 @@ impl EpollEngine {
 
     fn begin_sending(&mut self, key: Key, raw: RawFd, mut send: Send) {
         if let Some(outcome) = send.attempt(raw) {
-            return self.happened.push(Event::Sent { key, buffer: send.buffer, outcome });
+            return self.happened.push(EngineEvent::Sent { key, buffer: send.buffer, outcome });
         }
         self.streams[key.index as usize].send = Some(send);
         if self.streams[key.index as usize].watched != Watched::Both {
@@ -335,7 +335,7 @@ impl EpollEngine {
         let Some(mut send) = stream.send.take() else { return };
         match send.attempt(stream.raw) {
             Some(outcome) => {
-                self.happened.push(Event::Sent { key, buffer: send.buffer, outcome });
+                self.happened.push(EngineEvent::Sent { key, buffer: send.buffer, outcome });
             }
             None => stream.send = Some(send),
         }
@@ -344,7 +344,7 @@ impl EpollEngine {
     pub(in super::super) fn cancel_send(&mut self, key: Key) {
         let Some(send) = self.known(key).and_then(|stream| stream.send.take()) else { return };
         let outcome = if send.sent > 0 { Ok(send.sent) } else { Err(Errno::ECANCELED) };
-        self.happened.push(Event::Sent { key, buffer: send.buffer, outcome });
+        self.happened.push(EngineEvent::Sent { key, buffer: send.buffer, outcome });
     }
 }
 
@@ -355,6 +355,6 @@ impl Input {
     }
 }
 
-fn ended(key: Key, outcome: Result<Option<Chunk>, Errno>) -> Event {
-    Event::Received { key, outcome, armed: false }
+fn ended(key: Key, outcome: Result<Option<Chunk>, Errno>) -> EngineEvent {
+    EngineEvent::Received { key, outcome, armed: false }
 }

@@ -8,7 +8,7 @@ use nix::libc;
 
 use super::Ring;
 use super::operation::Operation;
-use crate::engine::{Event, Key, Outcome};
+use crate::engine::{EngineEvent, Key, Outcome};
 
 const ACCEPT_FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
@@ -30,8 +30,8 @@ impl Ring {
 }
 
 /// The event of a completion whose outcome is the descriptor of the new socket.
-pub(super) fn accepted(key: Key, outcome: Outcome<u32>, result: i32, armed: bool) -> Event {
-    Event::Accepted { key, outcome: outcome.map(|_| adopt(result)), armed }
+pub(super) fn accepted(key: Key, outcome: Outcome<u32>, result: i32, armed: bool) -> EngineEvent {
+    EngineEvent::Accepted { key, outcome: outcome.map(|_| adopt(result)), armed }
 }
 
 fn adopt(raw: i32) -> OwnedFd {

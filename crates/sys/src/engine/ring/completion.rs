@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::operation::{Operation, Token};
 use super::{Ring, accept, receive, receive_message, send, send_message};
-use crate::engine::Event;
+use crate::engine::EngineEvent;
 
 /// Turns a completion into an event; closes and stale user data give none.
 pub(super) fn restore(
@@ -13,7 +13,7 @@ pub(super) fn restore(
     result: i32,
     flags: u32,
     armed: bool,
-) -> Option<Event> {
+) -> Option<EngineEvent> {
     let key = token.key();
     let place = key.index as usize;
     let outcome = u32::try_from(result).map_err(|_| Errno::from_raw(-result));
@@ -21,16 +21,16 @@ pub(super) fn restore(
         Operation::Accept => Some(accept::accepted(key, outcome, result, armed)),
         Operation::Receive => {
             let outcome = receive::received(ring, outcome, flags);
-            Some(Event::Received { key, outcome, armed })
+            Some(EngineEvent::Received { key, outcome, armed })
         }
         Operation::Send => send::sent(ring, place, outcome),
         Operation::SendMessage => send_message::message_sent(ring, place, outcome),
         Operation::ReceiveMessage => {
             let outcome = receive_message::message_received(ring, outcome, flags);
-            Some(Event::MessageReceived { key, outcome, armed })
+            Some(EngineEvent::MessageReceived { key, outcome, armed })
         }
-        Operation::Poll => Some(Event::Ready { key, outcome: outcome.map(drop) }),
-        Operation::Cancel => Some(Event::Cancelled { key }),
+        Operation::Poll => Some(EngineEvent::Ready { key, outcome: outcome.map(drop) }),
+        Operation::Cancel => Some(EngineEvent::Cancelled { key }),
         Operation::Alarm => {
             ring.alarm_ns = None;
             None

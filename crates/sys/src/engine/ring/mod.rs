@@ -33,7 +33,7 @@ use slab::Slab;
 
 use crate::clock::monotonic_ns;
 use crate::engine::CHUNK_BYTES;
-use crate::engine::{Chunk, Event, Key, OutgoingMessage};
+use crate::engine::{Chunk, EngineEvent, Key, OutgoingMessage};
 use crate::error::{Error, Result, errno_of};
 use crate::probe::{refusal_error, without_hurry};
 use buffers::{BufferGroup, GroupShape};
@@ -69,7 +69,7 @@ pub struct Ring {
     /// Outstanding completions until all messages are sent and their descriptors closed.
     steps: usize,
     /// Completions that arrived outside of `wait` and `turn`.
-    early: Vec<Event>,
+    early: Vec<EngineEvent>,
     /// Kept to reuse its allocation.
     chain: Vec<squeue::Entry>,
     in_kernel: u64,
@@ -174,7 +174,7 @@ impl Ring {
     ///
     /// # Errors
     /// The ring is unusable, which only a kernel defect causes.
-    pub fn wait(&mut self, events: &mut Vec<Event>, deadline_ns: Option<u64>) -> Result<()> {
+    pub fn wait(&mut self, events: &mut Vec<EngineEvent>, deadline_ns: Option<u64>) -> Result<()> {
         if let Some(deadline_ns) = deadline_ns {
             self.set_alarm(deadline_ns);
         }
@@ -185,7 +185,7 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::wait`].
-    pub fn turn(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    pub fn turn(&mut self, events: &mut Vec<EngineEvent>) -> Result<()> {
         self.enter(events, 0)
     }
 
@@ -193,7 +193,7 @@ impl Ring {
     /// refused, and `others` other operations have completed. The kernel advances chains only when
     /// it looks for completions, so without waiting it would leave most closes to later calls; and
     /// a connection cannot end while a copy is open here.
-    fn enter(&mut self, events: &mut Vec<Event>, others: usize) -> Result<()> {
+    fn enter(&mut self, events: &mut Vec<EngineEvent>, others: usize) -> Result<()> {
         let mut others = if self.early.is_empty() { others } else { 0 };
         events.append(&mut self.early);
         loop {
@@ -209,7 +209,7 @@ impl Ring {
         }
     }
 
-    fn entered(&mut self, events: &mut Vec<Event>, entered: io::Result<usize>) -> Result<()> {
+    fn entered(&mut self, events: &mut Vec<EngineEvent>, entered: io::Result<usize>) -> Result<()> {
         self.note_overflow();
         match entered.map_err(|error| errno_of(&error)) {
             // EINTR: a signal. EBUSY: completions must be collected before more can be submitted.
@@ -283,7 +283,7 @@ impl Ring {
         }
     }
 
-    fn collect(&mut self, events: &mut Vec<Event>) {
+    fn collect(&mut self, events: &mut Vec<EngineEvent>) {
         loop {
             let before = events.len();
             // One at a time, because turning an entry into an event needs the whole ring.
@@ -304,7 +304,7 @@ impl Ring {
         self.uring.0.completion().next()
     }
 
-    fn restore(&mut self, entry: &cqueue::Entry) -> Option<Event> {
+    fn restore(&mut self, entry: &cqueue::Entry) -> Option<EngineEvent> {
         let token = Token(entry.user_data());
         let flags = entry.flags();
         let armed = cqueue::more(flags);

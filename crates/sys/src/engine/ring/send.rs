@@ -8,7 +8,7 @@ use nix::libc;
 
 use super::Ring;
 use super::operation::{Operation, place_key};
-use crate::engine::{Event, Key, Outcome};
+use crate::engine::{EngineEvent, Key, Outcome};
 
 impl Ring {
     /// Sends `buffer[from..]`; the buffer comes back with the completion.
@@ -56,7 +56,7 @@ impl Ring {
 }
 
 /// The event of a completion, with the buffer that was lent under `place`.
-pub(super) fn sent(ring: &mut Ring, place: usize, outcome: Outcome<u32>) -> Option<Event> {
+pub(super) fn sent(ring: &mut Ring, place: usize, outcome: Outcome<u32>) -> Option<EngineEvent> {
     let (key, buffer) = ring.sends.try_remove(place)?;
-    Some(Event::Sent { key, buffer, outcome: outcome.map(|sent| sent as usize) })
+    Some(EngineEvent::Sent { key, buffer, outcome: outcome.map(|sent| sent as usize) })
 }

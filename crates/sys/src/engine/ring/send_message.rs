@@ -8,7 +8,7 @@ use nix::libc;
 
 use super::Ring;
 use super::operation::{Operation, Token, place_key};
-use crate::engine::{Event, Key, Outcome, OutgoingMessage};
+use crate::engine::{EngineEvent, Key, Outcome, OutgoingMessage};
 
 impl Ring {
     /// Sends `message` without blocking and, if it was sent, closes its descriptors, in a single
@@ -70,7 +70,11 @@ fn steps_of(message: &OutgoingMessage) -> usize {
 }
 
 /// The event of a completed send, with the message that was lent under `place`.
-pub(super) fn message_sent(ring: &mut Ring, place: usize, outcome: Outcome<u32>) -> Option<Event> {
+pub(super) fn message_sent(
+    ring: &mut Ring,
+    place: usize,
+    outcome: Outcome<u32>,
+) -> Option<EngineEvent> {
     let (key, mut message) = ring.messages_out.try_remove(place)?;
     match outcome {
         Ok(_) => {
@@ -81,7 +85,7 @@ pub(super) fn message_sent(ring: &mut Ring, place: usize, outcome: Outcome<u32>)
         // ends a wait.
         Err(_) => ring.steps = ring.steps.saturating_sub(steps_of(&message)),
     }
-    Some(Event::MessageSent { key, message, outcome: outcome.map(drop) })
+    Some(EngineEvent::MessageSent { key, message, outcome: outcome.map(drop) })
 }
 
 /// Counts the completion of the last close of a chain. A cancelled one was counted with its send.

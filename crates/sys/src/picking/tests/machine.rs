@@ -26,7 +26,7 @@ const HEADER_BYTES: usize = 40;
 
 /// What helpers see.
 #[derive(Debug, Default)]
-struct Surroundings {
+struct Inputs {
     /// The address of the pages, whose descriptors are their indices.
     pages: u64,
     cursor: u64,
@@ -36,7 +36,7 @@ struct Surroundings {
 }
 
 thread_local! {
-    static SURROUNDINGS: RefCell<Surroundings> = RefCell::default();
+    static INPUTS: RefCell<Inputs> = RefCell::default();
 }
 
 pub(super) struct Machine {
@@ -87,9 +87,9 @@ impl Machine {
     pub(super) fn run(&mut self) -> Option<u16> {
         let pages = self.pages.as_mut_ptr_range();
         let cursor = ptr::from_mut(&mut *self.cursor) as u64;
-        let surroundings =
-            Surroundings { pages: pages.start as u64, cursor, header: self.header, selected: None };
-        SURROUNDINGS.replace(surroundings);
+        let inputs =
+            Inputs { pages: pages.start as u64, cursor, header: self.header, selected: None };
+        INPUTS.replace(inputs);
         let mut machine = EbpfVmRaw::new(Some(&self.program)).expect("well-formed");
         machine.register_allowed_memory(pages.start as u64..pages.end as u64);
         machine.register_allowed_memory(cursor..cursor + size_of::<u64>() as u64);
@@ -103,7 +103,7 @@ impl Machine {
         let at = usize::try_from(PROTOCOL_AT).expect("inside");
         context[at..at + 4].copy_from_slice(&u32::from(self.protocol).to_ne_bytes());
         assert_eq!(machine.execute_program(&mut context).expect("it ends"), 1);
-        let selected = SURROUNDINGS.with_borrow(|surroundings| surroundings.selected);
+        let selected = INPUTS.with_borrow(|inputs| inputs.selected);
         selected.map(|socket| u16::try_from(socket).expect("the number of a socket"))
     }
 }
@@ -122,16 +122,16 @@ fn look_up(map: u64, key: u64, _: u64, _: u64, _: u64) -> u64 {
     // SAFETY: the program passes the address of an aligned number on its stack.
     let key = unsafe { *(key as *const u32) };
     assert_eq!(key, 0, "each map has one entry");
-    SURROUNDINGS.with_borrow(|surroundings| match RawFd::try_from(map) {
-        Ok(CURSOR) => surroundings.cursor,
-        _ => surroundings.pages + map * (PAGE_WORDS * size_of::<u64>()) as u64,
+    INPUTS.with_borrow(|inputs| match RawFd::try_from(map) {
+        Ok(CURSOR) => inputs.cursor,
+        _ => inputs.pages + map * (PAGE_WORDS * size_of::<u64>()) as u64,
     })
 }
 
 /// `bpf_skb_load_bytes_relative(context, offset, to, length, start)`.
 fn load_bytes(_: u64, offset: u64, to: u64, length: u64, start: u64) -> u64 {
     assert_eq!(start, 1, "from the network header");
-    let Some(header) = SURROUNDINGS.with_borrow(|surroundings| surroundings.header) else {
+    let Some(header) = INPUTS.with_borrow(|inputs| inputs.header) else {
         return u64::MAX;
     };
     let [offset, length] = [offset, length].map(|one| usize::try_from(one).expect("short"));
@@ -146,6 +146,6 @@ fn select(_: u64, map: u64, key: u64, _: u64, _: u64) -> u64 {
     assert_eq!(RawFd::try_from(map), Ok(SOCKETS));
     // SAFETY: the program passes the address of an aligned number on its stack.
     let key = unsafe { *(key as *const u32) };
-    SURROUNDINGS.with_borrow_mut(|surroundings| surroundings.selected = Some(key));
+    INPUTS.with_borrow_mut(|inputs| inputs.selected = Some(key));
     0
 }

@@ -43,7 +43,7 @@ enum Done {
     SentBack(SentBack),
     InboxEnded,
     Short(bool),
-    Told(Event),
+    Told(SessionEvent),
 }
 
 fn done(session: &mut Session) -> Vec<Done> {
@@ -63,7 +63,7 @@ fn done(session: &mut Session) -> Vec<Done> {
             Action::SentBack(connection) => Done::SentBack(connection),
             Action::InboxEnded => Done::InboxEnded,
             Action::ShortOfDescriptors { lost } => Done::Short(lost),
-            Action::Tell(event) => Done::Told(event),
+            Action::Emit(event) => Done::Told(event),
         })
         .collect()
 }
@@ -164,7 +164,7 @@ fn a_closed_server_refuses_what_was_under_way_and_the_worker_goes_on() {
     say(&mut session, &close, 0);
     say(&mut session, &close, 0);
     say(&mut session, &answered(sequence, false), 0);
-    assert_eq!(done(&mut session), [Done::Told(Event::Left(LISTENER)), Done::Refused(0)]);
+    assert_eq!(done(&mut session), [Done::Told(SessionEvent::Left(LISTENER)), Done::Refused(0)]);
     assert_eq!(session.backoff_until_ns(0), None);
     assert!(!session.hand_over(ConnectionId(1), LISTENER, 0));
     assert!(session.hand_over(ConnectionId(1), ListenerId::new(4), 0));
@@ -211,7 +211,7 @@ fn a_worker_that_leaves_is_answered_and_gets_nothing_more() {
         0,
     );
     match &done(&mut session)[..] {
-        [Done::Sent(reply, None), Done::Told(Event::Leaving)] => assert_eq!(reply["ack"], 9),
+        [Done::Sent(reply, None), Done::Told(SessionEvent::Leaving)] => assert_eq!(reply["ack"], 9),
         other => panic!("{other:?}"),
     }
     assert_eq!(session.room(0), 0);
@@ -283,14 +283,14 @@ fn a_shared_socket_that_does_not_arrive_is_an_error_of_listen() {
     let share = Answer::Share { listener: LISTENER, datagram: false, proxy_protocol: false };
     assert!(session.answer(QueryId(1), &share, &Value::Null));
     match done(&mut session).last() {
-        Some(Done::Sent(cover, Some(Attachment::Socket(QueryId(1))))) => {
-            assert_eq!((&cover["type"], &cover["msg"]["errno"]), (&json!("net.Native"), &json!(0)));
+        Some(Done::Sent(fd, Some(Attachment::Socket(QueryId(1))))) => {
+            assert_eq!((&fd["type"], &fd["msg"]["errno"]), (&json!("net.Native"), &json!(0)));
         }
         other => panic!("{other:?}"),
     }
     say(&mut session, &lost(), 0);
     match &done(&mut session)[..] {
-        [Done::Sent(reply, None), Done::Told(Event::Left(LISTENER))] => {
+        [Done::Sent(reply, None), Done::Told(SessionEvent::Left(LISTENER))] => {
             assert_eq!((&reply["ack"], &reply["errno"]), (&json!(1), &json!(-24)));
         }
         other => panic!("{other:?}"),
@@ -304,7 +304,7 @@ fn handles_of_the_program_are_acknowledged_and_never_kept() {
         json!({ "cmd": "NODE_HANDLE", "type": "net.Socket", "msg": { "a": 1 }, "key": "4:null:0" });
     hear(&mut session, &handle, true, 0).expect("it is fine");
     match &done(&mut session)[..] {
-        [Done::Sent(reply, None), Done::Told(Event::Handle(message))] => {
+        [Done::Sent(reply, None), Done::Told(SessionEvent::Handle(message))] => {
             assert_eq!((reply, message.value()), (&arrived(), Some(json!({ "a": 1 }))));
         }
         other => panic!("{other:?}"),
@@ -325,13 +325,13 @@ fn messages_of_the_program_keep_their_order_when_sockets_travel_with_them() {
     let (mut session, _) = listening(WindowRule::Fixed(8));
     let send = |number: i64, bytes: usize, session: &mut Session| {
         let message = json!([number, "x".repeat(bytes)]);
-        let cover = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };
-        assert!(session.send_message(cover.frame(Serialization::Json), true));
+        let fd = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };
+        assert!(session.send_message(fd.frame(Serialization::Json), true));
     };
     let numbers = |session: &mut Session| -> Vec<i64> {
         let delivered = done(session).into_iter().map(|one| match one {
             Done::Delivered(Value::Array(list), false) => list[0].as_i64(),
-            Done::Delivered(cover, true) => cover["msg"][0].as_i64(),
+            Done::Delivered(fd, true) => fd["msg"][0].as_i64(),
             other => panic!("{other:?}"),
         });
         delivered.map(|number| number.expect("a number")).collect()
@@ -347,7 +347,7 @@ fn messages_of_the_program_keep_their_order_when_sockets_travel_with_them() {
     say(&mut session, &arrived(), 0);
     assert_eq!(numbers(&mut session), [2, 3]);
     say(&mut session, &lost(), 0);
-    assert_eq!(done(&mut session), [Done::Told(Event::SocketLost)]);
+    assert_eq!(done(&mut session), [Done::Told(SessionEvent::SocketLost)]);
     session.end();
     assert!(!session.send_message(vec![], false), "nothing goes after the end");
 }

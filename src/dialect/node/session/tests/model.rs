@@ -70,10 +70,10 @@ struct World {
     carried: BTreeMap<i64, usize>,
     /// Sockets of the program, numbered below zero; as descriptors they are numbered after all
     /// connections.
-    parcels: i64,
-    parcels_met: i64,
+    user_messages: i64,
+    user_messages_seen: i64,
     /// The outcome of each connection.
-    fates: BTreeMap<usize, &'static str>,
+    outcomes: BTreeMap<usize, &'static str>,
     given: usize,
 }
 
@@ -104,14 +104,14 @@ impl World {
                 Action::Accepted(connection) => self.note(connection.0, "accepted"),
                 Action::Returned(connection) => self.note(connection.0, "returned"),
                 Action::Refused(connection) => self.note(connection.0, "refused"),
-                Action::Tell(_) => {}
+                Action::Emit(_) => {}
                 other => panic!("unexpected without an inbox: {other:?}"),
             }
         }
     }
 
-    fn note(&mut self, connection: usize, fate: &'static str) {
-        assert_eq!(self.fates.insert(connection, fate), None, "{connection} ends twice");
+    fn note(&mut self, connection: usize, outcome: &'static str) {
+        assert_eq!(self.outcomes.insert(connection, outcome), None, "{connection} ends twice");
         assert!(connection < self.given, "{connection} was never given");
     }
 
@@ -147,8 +147,8 @@ impl World {
                 let expected = self.carried.remove(&sequence);
                 assert_eq!(self.pending.take(), expected, "a descriptor met another message");
                 if sequence < 0 {
-                    self.parcels_met -= 1;
-                    assert_eq!(sequence, self.parcels_met, "messages keep their order");
+                    self.user_messages_seen -= 1;
+                    assert_eq!(sequence, self.user_messages_seen, "messages keep their order");
                 }
                 if std::mem::take(&mut self.starved) {
                     say(session, &lost(), self.now_ns);
@@ -201,10 +201,11 @@ impl World {
             Step::Starve => self.starved = true,
             Step::Chat(bytes) => chat(session, &json!("x".repeat(bytes.into()))),
             Step::UserMessageOut(bytes) => {
-                self.parcels -= 1;
-                let message = json!({ "seq": self.parcels, "text": "x".repeat(bytes.into()) });
-                let cover = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };
-                assert!(session.send_message(cover.frame(Serialization::Json), true));
+                self.user_messages -= 1;
+                let message =
+                    json!({ "seq": self.user_messages, "text": "x".repeat(bytes.into()) });
+                let fd = ToWorker::UserSocket { kind: SocketKind::Stream, message: &message };
+                assert!(session.send_message(fd.frame(Serialization::Json), true));
             }
             Step::Pass(microseconds) => self.now_ns += u64::from(microseconds) * 1_000,
             Step::Toggle => self.toggle(session),
@@ -230,13 +231,13 @@ proptest! {
             world.step(&mut session, step);
             prop_assert!(session.unanswered() <= usize::from(most), "the window is exceeded");
         }
-        while world.parcels_met > world.parcels {
-            let before = world.parcels_met;
+        while world.user_messages_seen > world.user_messages {
+            let before = world.user_messages_seen;
             world.step(&mut session, Step::Read);
-            prop_assert!(world.parcels_met < before, "a message waits for ever");
+            prop_assert!(world.user_messages_seen < before, "a message waits for ever");
         }
         session.end();
         world.settle(&mut session);
-        prop_assert_eq!(world.fates.len(), world.given, "every one has ended");
+        prop_assert_eq!(world.outcomes.len(), world.given, "every one has ended");
     }
 }

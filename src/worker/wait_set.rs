@@ -10,7 +10,7 @@ use crate::sys::waker::Waker;
 
 /// The part that belongs to the owner of the connections, who holds a lock to use it.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct WaitSet {
     waiting: Arc<Epoll>,
     ready: Waker,
     /// Callers are told to look, whether or not a source has something.
@@ -23,8 +23,8 @@ pub(super) struct Gate {
 #[derive(Clone, Debug)]
 pub(super) struct Waiting(Arc<Epoll>);
 
-impl Gate {
-    /// A gate that is readable when one of `sources` is.
+impl WaitSet {
+    /// A set that is readable when one of `sources` is.
     pub(super) fn at<'a>(sources: impl Iterator<Item = BorrowedFd<'a>>) -> Result<Self> {
         let failed = |errno| Error::system("prepare waiting for connections (epoll)", errno);
         let ready = Waker::new()?;
@@ -40,12 +40,12 @@ impl Gate {
         Waiting(Arc::clone(&self.waiting))
     }
 
-    /// Whether callers wait for this gate.
+    /// Whether callers wait for this set.
     pub(super) fn is(&self, waiting: &Waiting) -> bool {
         Arc::ptr_eq(&self.waiting, &waiting.0)
     }
 
-    /// Wakes every caller, until the gate is closed.
+    /// Wakes every caller, until `close`.
     pub(super) fn open(&mut self) {
         if !std::mem::replace(&mut self.is_open, true) {
             self.ready.wake();
@@ -74,7 +74,7 @@ impl Gate {
     /// Stops or resumes polling a source.
     pub(super) fn mute(&self, source: BorrowedFd<'_>, is_muted: bool) {
         let flags = if is_muted { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
-        // It was added with the gate and stays in the set while it is open.
+        // It was added with the set, and stays in it while it is open.
         let _ = self.waiting.modify(source, &mut EpollEvent::new(flags, 1));
     }
 }

@@ -19,14 +19,14 @@ const SHORTEST: Duration = Duration::from_millis(100);
 
 /// The CPU time up to a moment.
 #[derive(Clone, Debug)]
-pub struct Company {
+pub struct OtherLoad {
     at: Instant,
     busy: Duration,
     own: Duration,
     cpus: Vec<usize>,
 }
 
-impl Company {
+impl OtherLoad {
     /// Begins to look at these CPUs.
     #[must_use]
     pub fn look(cpus: impl IntoIterator<Item = usize>) -> Self {
@@ -110,6 +110,6 @@ mod tests {
         let stat = "cpu  9 9 9 9 9 9 9 9\ncpu0 1 2 3 100 100 4 5 6 7 8\ncpu1 9 0 0 0\ncpu10 7\n";
         assert_eq!(busy(stat, &[0]), TICK * 21);
         assert_eq!(busy(stat, &[0, 1, 10, 11]), TICK * 37);
-        assert!(own() > Duration::ZERO && !Company::look([0]).cpus.is_empty());
+        assert!(own() > Duration::ZERO && !OtherLoad::look([0]).cpus.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use super::SyntheticWork;
 
 /// Shared by all connections of a worker.
 #[derive(Debug)]
-pub(super) struct Surroundings {
+pub(super) struct Shared {
     pub(super) engine: Engine,
     pub(super) end: WorkerEnd,
     pub(super) now_ns: u64,
@@ -20,7 +20,7 @@ pub(super) struct Surroundings {
     pub(super) worked: bool,
 }
 
-impl Surroundings {
+impl Shared {
     /// Does the work of answered requests; the worker does nothing else in that time.
     pub(super) fn work(&mut self, requests: u32) {
         let Some(mut synthetic_work) = self.synthetic_work.take() else { return };
