@@ -81,12 +81,6 @@ fn unfinished(source: &Source) -> Vec<Finding> {
             found.push(source.finding(offset, format!("`{word}` is left over")));
         }
     }
-    for (offset, word) in source.words() {
-        let call = source.code[offset + word.len()..].starts_with('!');
-        if call && ["dbg", "todo", "unimplemented"].contains(&word) {
-            found.push(source.finding(offset, format!("`{word}!` is left over")));
-        }
-    }
     found
 }
 
@@ -94,17 +88,6 @@ fn unwraps(source: &Source) -> Vec<Finding> {
     let calls = source.code.match_indices(".unwrap()");
     let calls = calls.filter(|(offset, _)| !source.is_test(*offset));
     calls.map(|(offset, _)| source.finding(offset, "`.unwrap()` names no invariant")).collect()
-}
-
-/// Ends a library program's worker that has lost its primary, as a library has no `main`.
-const LAST_RESORT: &str = "crates/sys/src/process.rs";
-
-fn early_exits(source: &Source) -> Vec<Finding> {
-    if source.path.ends_with("src/main.rs") || source.path == LAST_RESORT {
-        return Vec::new();
-    }
-    let calls = source.code.match_indices("process::exit");
-    calls.map(|(offset, _)| source.finding(offset, "ends the process")).collect()
 }
 
 #[test]
@@ -153,8 +136,9 @@ fn nothing_is_left_over() {
     let reason = "unfinished work belongs in the issues, where it is seen";
     hold(&rust_sources(), reason, unfinished);
     hold(&sources_in(&["docs"], "md"), reason, unfinished);
-    let text = format!("// {}: later\ndbg!(a);\n// dbg!(b)\nlet todo = 1;\n", UNFINISHED[0]);
-    assert_eq!(lines_found(unfinished, "src/x.rs", &text), [1, 2]);
+    let text =
+        format!("// {}: later\nlet todo = 1;\nlet text = {:?};\n", UNFINISHED[0], UNFINISHED[1]);
+    assert_eq!(lines_found(unfinished, "src/x.rs", &text), [1, 3]);
 }
 
 #[test]
@@ -164,13 +148,4 @@ fn expectations_are_named() {
     let text = "a.unwrap();\n// b.unwrap()\n#[cfg(test)]\nmod tests { fn c() { d.unwrap() } }\n";
     assert_eq!(lines_found(unwraps, "src/x.rs", text), [1]);
     assert_eq!(lines_found(unwraps, "src/x/tests.rs", text), [0_usize; 0]);
-}
-
-#[test]
-fn only_main_and_lost_workers_end_the_process() {
-    let reason = "an exit in the middle skips every destructor, sockets and children included";
-    hold(&rust_sources(), reason, early_exits);
-    let text = "use std::process;\nfn a() { process::exit(1) }\n";
-    assert_eq!(lines_found(early_exits, "src/x.rs", text), [2]);
-    assert_eq!(lines_found(early_exits, "src/main.rs", text), [0_usize; 0]);
 }
