@@ -2,7 +2,7 @@
 //! out, ended. What is different with TLS is in `encrypted`.
 //!
 //! Every request of a connection ends exactly once: completed, failed with a kind, or counted as
-//! unfinished when the run ends. A slot is freed after its last completion, never before.
+//! unfinished when the run ends. A slot is freed once the kernel has completed everything of it.
 
 use nix::errno::Errno;
 
@@ -36,9 +36,11 @@ impl Thread {
     /// Hands a completion to its handler.
     pub(super) fn on_completion(&mut self, completion: Completion, now_ns: u64) {
         let Completion { operation, slot, result } = completion;
-        if self.connections[slot as usize].phase == Phase::Ending {
-            self.end_if_quiet(slot);
-            return;
+        match self.connections[slot as usize].phase {
+            // The last completions of a slot may come at once, and the first of them frees it.
+            Phase::Free => return,
+            Phase::Ending => return self.end_if_quiet(slot),
+            Phase::Connecting | Phase::Handshaking | Phase::Open => {}
         }
         let result = usize::try_from(result).map_err(|_| Errno::from_raw(-result));
         match operation {

@@ -140,6 +140,18 @@ fn a_silent_server_times_out() {
 }
 
 #[test]
+fn a_server_that_does_not_even_read_times_out() {
+    // Connected by the kernel and never accepted: the request is on its way when the time is over.
+    let port = Port::new();
+    let _listener = port.listen(16);
+    let words = "-n 6 -c 2 --body-bytes 20000000 --timeout 200ms";
+    let (report, output) = report(&format!("{words} {}", port.address));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(report.totals.errors[&ErrorKind::Timeout], 6);
+    assert_eq!(report.totals.started, 6);
+}
+
+#[test]
 fn a_full_queue_is_a_connect_timeout() {
     // Two connections fit a queue of length 1 that is never emptied, further ones do not.
     let port = Port::new();
