@@ -191,6 +191,44 @@ fn metrics_outlive_workers_and_are_labelled_by_slot() {
 }
 
 #[test]
+fn no_counter_falls_or_goes_when_workers_do() {
+    let run = Steered::start("--workers 2 --settle 0s");
+    let counters = || -> Vec<(String, f64)> {
+        let body = run.get("/metrics").body;
+        let samples = body.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.filter_map(|line| line.rsplit_once(' '));
+        let is_counter = |name: &str| {
+            let name = name.split('{').next().unwrap_or(name);
+            ["_total", "_bucket", "_count", "_sum"].iter().any(|end| name.ends_with(end))
+        };
+        let counters = samples.filter(|(name, _)| is_counter(name));
+        counters.map(|(name, value)| (name.into(), value.parse().expect("a number"))).collect()
+    };
+    let mut before = counters();
+    for (path, ends) in [
+        ("/reload", 2),
+        ("/workers/3/kill", 3),
+        ("/scale?workers=1", 4),
+        ("/scale?workers=2", 4),
+        ("/scale?workers=1", 5),
+    ] {
+        get_from(&run.cluster.address(), 1, 3);
+        assert_eq!(run.post(path).status, 200, "{path}");
+        eventually("a worker to serve", || (run.get("/readyz").status == 200).then_some(()));
+        run.cluster.event("exit", ends - 1);
+        let now = counters();
+        for (name, value) in before {
+            let found = now.iter().find(|(other, _)| *other == name);
+            let (_, later) = found.unwrap_or_else(|| panic!("{name} has gone after {path}"));
+            assert!(*later >= value, "{name} has fallen from {value} to {later} after {path}");
+        }
+        before = now;
+    }
+    assert!(before.iter().any(|(name, value)| name.contains("restarts") && *value > 0.0));
+    run.cluster.end();
+}
+
+#[test]
 fn real_parsers_accept_the_metrics() {
     let run = Steered::start("--workers 2");
     get_from(&run.cluster.address(), 1, 1);

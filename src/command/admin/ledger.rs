@@ -30,6 +30,9 @@ pub(super) struct SlotRecord {
     /// Given to living workers and not yet received.
     pub(super) unclaimed: u64,
     pub(super) exits: Exits,
+    /// Workers started in it after the first one. A slot that scaling brings back begins anew.
+    pub(super) restarts: u64,
+    was_filled: bool,
     /// How often one of its workers hung.
     pub(super) hangs: u64,
     /// How often one of its workers was an outlier.
@@ -63,7 +66,8 @@ impl Ledger {
             SupervisorEvent::Cluster(Event::Exit { worker, ending, counts }) => {
                 self.on_exit(worker.id(), worker.instance(), *ending, counts);
             }
-            SupervisorEvent::Scaled { to, .. } => self.wanted = *to,
+            SupervisorEvent::Cluster(Event::Fork { worker }) => self.on_fork(worker.instance()),
+            SupervisorEvent::Scaled { to, .. } => self.on_scaled(*to),
             SupervisorEvent::Reloaded => self.reloads_complete += 1,
             SupervisorEvent::ReloadStopped { .. } => self.reloads_stopped += 1,
             SupervisorEvent::GaveUp { .. } => self.given_up += 1,
@@ -73,6 +77,16 @@ impl Ledger {
 
     fn slot(&mut self, number: Option<u16>) -> &mut SlotRecord {
         self.slots.entry(number.unwrap_or_default()).or_default()
+    }
+
+    fn on_fork(&mut self, slot: Option<u16>) {
+        let record = self.slot(slot);
+        record.restarts += u64::from(std::mem::replace(&mut record.was_filled, true));
+    }
+
+    fn on_scaled(&mut self, to: u16) {
+        self.wanted = to;
+        self.slots.range_mut(to..).for_each(|(_, record)| record.was_filled = false);
     }
 
     fn on_exit(
@@ -134,6 +148,22 @@ mod tests {
         assert_eq!((slots[&1].counts.finished, slots[&4].counts.finished), (12, 1));
         assert_eq!(slots[&1].exits, Exits { success: 1, failure: 0, signal: 1 });
         assert_eq!(slots[&0].counts, WorkerCounts::default());
+    }
+
+    #[test]
+    fn restarts_are_kept_when_a_slot_comes_back() {
+        let mut ledger = Ledger { wanted: 2, ..Ledger::default() };
+        [0, 1, 1, 1].into_iter().for_each(|slot| ledger.on_fork(Some(slot)));
+        let restarts = |ledger: &Ledger| ledger.by_slot(&[]).get(&1).map(|slot| slot.restarts);
+        assert_eq!(restarts(&ledger), Some(2));
+        ledger.on_scaled(1);
+        assert_eq!(restarts(&ledger), Some(2));
+        ledger.on_scaled(2);
+        ledger.on_fork(Some(1));
+        assert_eq!(restarts(&ledger), Some(2), "the first one of a new slot");
+        ledger.on_fork(Some(1));
+        assert_eq!(restarts(&ledger), Some(3));
+        assert_eq!(ledger.by_slot(&[])[&0].restarts, 0);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) 
     drop(ledger);
     slot_families(&mut text, &slots);
     time_families(&mut text, &slots);
-    restarts(&mut text, &snapshot);
+    restarts(&mut text, &slots);
     process_families(&mut text, run, &snapshot);
     listener_families(&mut text, listeners, &run.cluster.listener_counts());
     text.finish()
@@ -268,11 +268,11 @@ fn slot_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
     }
 }
 
-fn restarts(text: &mut Exposition, snapshot: &Snapshot) {
+fn restarts(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
     let help = "Workers that were started in the slot after the first one.";
     text.family("clusterlb_worker_restarts", Kind::Counter, help);
-    for slot in &snapshot.slots {
-        text.sample(&[("slot", &slot.number.to_string())], slot.restarts.into());
+    for (slot, record) in slots {
+        text.sample(&[("slot", &slot.to_string())], record.restarts.into());
     }
 }
 
