@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, header};
+use clusterlb_sys::limits;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -27,8 +28,10 @@ use super::door::{Access, Door, Entrance, REST, is_rebound};
 use super::routes::{self, Following};
 use super::views::RefusedView;
 
-/// Connections of one address at once. Further ones wait in the kernel.
-const CONNECTIONS_MAX: u32 = 128;
+/// Connections of one address at once: as many as this part of the primary's descriptors, within
+/// these bounds. Further ones wait in the kernel, behind clients that may hang.
+const DESCRIPTORS_PART: u64 = 16;
+const CONNECTIONS: [u64; 2] = [128, 1024];
 /// Time limit of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for reading an answer.
@@ -46,12 +49,13 @@ pub(super) async fn serve(
     ended: oneshot::Receiver<()>,
 ) {
     let app = routes::router(Arc::clone(&run));
+    let connections_max = connections_max(limits::descriptor_limits().map_or(0, |(soft, _)| soft));
     let mut rooms = Vec::new();
     let mut loops = Vec::new();
     for door in doors {
         // Registering fails only for lack of descriptors; the other addresses are still served.
         let Ok((entrance, allow_actions)) = Entrance::new(door) else { continue };
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+        let room = Arc::new(Semaphore::new(connections_max as usize));
         rooms.push(Arc::clone(&room));
         loops.push(tokio::spawn(accept(entrance, allow_actions, app.clone(), room)));
     }
@@ -66,10 +70,16 @@ pub(super) async fn serve(
     let all_gone = async {
         for room in rooms {
             // The semaphore is never closed.
-            let _ = room.acquire_many(CONNECTIONS_MAX).await;
+            let _ = room.acquire_many(connections_max).await;
         }
     };
     let _ = timeout(LAST_LIMIT, all_gone).await;
+}
+
+fn connections_max(descriptors: u64) -> u32 {
+    let [least, most] = CONNECTIONS;
+    let count = (descriptors / DESCRIPTORS_PART).clamp(least, most);
+    u32::try_from(count).expect("it is within the bounds")
 }
 
 async fn accept(entrance: Entrance, allow_actions: bool, app: Router, room: Arc<Semaphore>) {
@@ -165,4 +175,16 @@ fn too_slow() -> String {
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}\n",
         body.len() + 1
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_get_a_part_of_the_descriptors() {
+        for (descriptors, connections) in [(0, 128), (1024, 128), (8192, 512), (u64::MAX, 1024)] {
+            assert_eq!(connections_max(descriptors), connections);
+        }
+    }
 }

@@ -1,11 +1,12 @@
 //! Clients that hang, send invalid requests, or have no rights: each gets a clear answer, and
 //! delays no other.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 
 use super::{Steered, ask, assert_done, assert_refused, command, text};
@@ -37,6 +38,29 @@ fn half_a_request_and_then_silence_is_answered_and_delays_no_one() {
     silent.assert_closed();
     let mut garbage = Client::to(&run.admin);
     assert_eq!(garbage.ask(b"\x16\x03\x01 nonsense\r\n\r\n").status, 400);
+    run.cluster.end();
+}
+
+#[test]
+fn probes_do_not_wait_for_hundreds_of_clients_that_hang() {
+    let Some(_room) = Room::for_clients(300) else { return };
+    if getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(_, hard)| hard < 8192) {
+        return lacking("8192 descriptors for the primary (ulimit -Hn)");
+    }
+    let run = Steered::start("--workers 1");
+    let path = run.folder.path().join("admin.sock");
+    let begin = || {
+        let mut client = UnixStream::connect(&path).expect("room in the backlog");
+        client.write_all(b"GET /livez HT").expect("room");
+        client
+    };
+    let hanging: Vec<UnixStream> = (0..300).map(|_| begin()).collect();
+    assert_eq!(run.get("/livez").status, 200);
+    // Those in front are neither complete nor late yet.
+    let mut one = &hanging[200];
+    one.set_nonblocking(true).expect("a socket");
+    let early = one.read(&mut [0]).expect_err("no answer yet");
+    assert_eq!(early.kind(), ErrorKind::WouldBlock);
     run.cluster.end();
 }
 
