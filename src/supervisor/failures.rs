@@ -99,6 +99,11 @@ pub(super) fn of_refusal(refusal: &GoalRefusal) -> Error {
             "another number of workers was asked for since".to_owned(),
             "wait for one before you ask for the next",
         ),
+        GoalRefusal::GivenUp(count) => (
+            ErrorKind::StartFailed,
+            format!("{count} slots have no worker: theirs ended too soon, too often"),
+            "mend the cause, and reload: that fills them",
+        ),
     };
     Error::cluster(kind, what, hint)
 }

@@ -207,8 +207,9 @@ impl SupervisorHandle {
     }
 
     /// Changes the number of slots, and so of workers: from 1 to 1024. New workers are started at
-    /// once; those with the highest numbers leave in order. Completes when as many serve, or
-    /// cannot, and the surplus ones have ended.
+    /// once; those with the highest numbers leave in order. Completes when as many serve, and the
+    /// surplus ones have ended. Slots that were given up are the completion's failure
+    /// ([`ErrorKind::StartFailed`]).
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for another number; the run is ending or has ended; too many requests

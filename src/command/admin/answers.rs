@@ -49,7 +49,10 @@ impl From<Error> for Refused {
         let status = match error.kind() {
             ErrorKind::Usage => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::NoSuchWorker => StatusCode::NOT_FOUND,
-            ErrorKind::Busy | ErrorKind::Ended | ErrorKind::ReloadStopped => StatusCode::CONFLICT,
+            ErrorKind::Busy
+            | ErrorKind::Ended
+            | ErrorKind::ReloadStopped
+            | ErrorKind::StartFailed => StatusCode::CONFLICT,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let remedy = match error.kind() {

@@ -20,6 +20,8 @@ pub(in crate::supervisor) enum GoalRefusal {
     Stopped(String),
     /// A later request has replaced it.
     Superseded,
+    /// This many of the slots have no worker, because theirs had too many short lives.
+    GivenUp(usize),
 }
 
 /// The goal of a request.
@@ -79,7 +81,10 @@ impl State {
                     Occupancy::Waiting { .. } | Occupancy::Spawning => false,
                     Occupancy::Current(worker) => self.is_serving(worker),
                 });
-                (settled && !self.children.values().any(is_surplus)).then_some(None)
+                let given_up =
+                    self.slots.iter().filter(|slot| slot.occupancy == Occupancy::GivenUp).count();
+                let refusal = (given_up > 0).then_some(GoalRefusal::GivenUp(given_up));
+                (settled && !self.children.values().any(is_surplus)).then_some(refusal)
             }
             Goal::End(worker) => (!self.children.contains_key(&worker)).then_some(None),
             // The loop reports it, when nothing is left of the cluster either.

@@ -330,11 +330,16 @@ impl State {
         if !matches!(self.step().pair(), Some((_, _, Some(successor))) if successor == worker) {
             return;
         }
-        let how = match self.step() {
-            Step::Settling { .. } => "ended before it had settled",
-            _ if self.rules.ready_after == ReadyAfter::Message => {
-                "ended before it served and had sent the message \"ready\""
+        // Without a limit any more it was killed for having missed it.
+        let how = match (self.step(), self.rules.ready_after) {
+            (Step::Settling { .. }, _) => "ended before it had settled",
+            (Step::Starting { until_ns: u64::MAX, .. }, ReadyAfter::Message) => {
+                "did not serve and send the message \"ready\" within the start limit"
             }
+            (Step::Starting { until_ns: u64::MAX, .. }, _) => {
+                "did not serve within the start limit"
+            }
+            (_, ReadyAfter::Message) => "ended before it served and had sent the message \"ready\"",
             _ => "ended before it served",
         };
         self.stop_rolling(format!("worker {worker} {how}"), now_ns);

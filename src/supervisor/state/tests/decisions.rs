@@ -199,6 +199,25 @@ fn scaling_fills_new_slots_and_empties_the_highest() {
 }
 
 #[test]
+fn scaling_fails_where_new_workers_do_not_stay() {
+    let mut world = World::serving(rules(), 1);
+    let more = world.ticket();
+    world.state.scale(2, more, world.now_ns);
+    world.act();
+    for number in 2..=12 {
+        assert_eq!(world.outcome(more), None);
+        world.crashes(number);
+        world.pass(5_000);
+    }
+    assert_eq!(world.given_up(), 1);
+    assert_eq!(world.outcome(more), Some(Some(GoalRefusal::GivenUp(1))));
+    let back = world.ticket();
+    world.state.scale(1, back, world.now_ns);
+    world.act();
+    assert_eq!(world.outcome(back), Some(None));
+}
+
+#[test]
 fn single_workers_are_drained_replaced_and_killed() {
     let mut world = World::serving(rules(), 2);
     let [drain, replace, kill, unknown] = [(); 4].map(|()| world.ticket());
