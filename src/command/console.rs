@@ -168,9 +168,10 @@ fn in_words(event: &ConsoleEvent) -> Option<String> {
             let place = cpu.map_or_else(|| "not pinned".into(), |cpu| format!("CPU {cpu}"));
             format!("worker {id}: pid {pid}, {place}")
         }
-        ConsoleEvent::Exit { id, pid, code, signal, aborted } => {
+        ConsoleEvent::Exit { id, pid, code, signal, refused_call, aborted } => {
+            let refused = refused_call.as_deref().unwrap_or("a system call");
             let how = match (code, signal.as_deref()) {
-                (_, Some("SIGSYS")) => "was ended by SIGSYS: seccomp refused a call".to_owned(),
+                (_, Some("SIGSYS")) => format!("was ended by SIGSYS: seccomp refused {refused}"),
                 (_, Some(signal)) => format!("was ended by {signal}"),
                 (Some(0), None) => return aborted_only(*id, *pid, *aborted),
                 (code, None) => format!("ended with exit code {}", code.unwrap_or(-1)),

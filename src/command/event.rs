@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
+use super::seccomp;
 use super::summary::Summary;
 use clusterlb::{AcceptMechanism, Dispatch, Policy};
 use clusterlb::{Ending, Signal};
-use clusterlb::{ListenerId, WorkerId};
+use clusterlb::{ListenerId, WorkerHandle, WorkerId};
 use clusterlb_sys::probe::FeatureLevel;
 
 /// An event.
@@ -111,6 +112,9 @@ pub(crate) enum ConsoleEvent {
         code: Option<i32>,
         /// The signal that ended it.
         signal: Option<String>,
+        /// The system call for which `--seccomp` ended it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        refused_call: Option<String>,
         /// Connections that it had claimed and left open.
         aborted: u64,
     },
@@ -202,9 +206,18 @@ pub(crate) enum ConsoleEvent {
     Summary(Summary),
 }
 
+impl ConsoleEvent {
+    /// A worker's process has ended.
+    pub(super) fn exit(worker: &WorkerHandle, ending: Ending, aborted: u64) -> Self {
+        let (code, signal) = code_and_signal(ending);
+        let refused_call = worker.refused_call().map(seccomp::in_words);
+        let (id, pid) = (worker.id(), worker.pid());
+        Self::Exit { id, pid, code, signal, refused_call, aborted }
+    }
+}
+
 /// Splits the two ways to end.
-#[must_use]
-pub(super) fn code_and_signal(ending: Ending) -> (Option<i32>, Option<String>) {
+fn code_and_signal(ending: Ending) -> (Option<i32>, Option<String>) {
     match ending {
         Ending::Code(code) => (Some(code), None),
         Ending::Signal(number) => {

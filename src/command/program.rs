@@ -61,7 +61,7 @@ pub(super) struct ProgramArguments {
         value_name = "PROGRAM",
         help_heading = PROGRAM,
         conflicts_with_all = [
-            "serve", "work", "work_seed", "runtime", "header_timeout", "idle_timeout", "seccomp"
+            "serve", "work", "work_seed", "runtime", "header_timeout", "idle_timeout"
         ]
     )]
     program: Vec<OsString>,

@@ -19,7 +19,7 @@ use super::assembly::{cluster, supervisor};
 use super::companion::in_words;
 use super::console::Console;
 use super::dispatching::Dispatching;
-use super::event::{ConsoleEvent, code_and_signal};
+use super::event::ConsoleEvent;
 use super::failure;
 use super::note_limit::NoteLimit;
 use super::printer::{Printer, Target};
@@ -413,13 +413,12 @@ impl Reporter {
                 unread.into_iter().for_each(|text| self.note(text));
             }
             Event::Exit { worker, ending, counts } => {
-                let (id, pid, aborted) = (worker.id(), worker.pid(), counts.aborted);
+                let (id, pid) = (worker.id(), worker.pid());
                 self.hung.remove(&id);
                 let left_out = self.limit.forget(id);
                 self.note_left_out(id, left_out);
                 self.summary.enter(WorkerSummary::new(id, pid, worker.cpu(), *counts));
-                let (code, signal) = code_and_signal(*ending);
-                self.console.emit(ConsoleEvent::Exit { id, pid, code, signal, aborted });
+                self.console.emit(ConsoleEvent::exit(worker, *ending, counts.aborted));
             }
             Event::Hung { worker, taken_back } => {
                 let (id, pid, taken_back) = (worker.id(), worker.pid(), *taken_back);

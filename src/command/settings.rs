@@ -303,6 +303,17 @@ impl Settings {
     }
 
     fn validate_program(&self, program: &Program) -> Result<()> {
+        if self.serve.seccomp {
+            return Err(Error::usage(
+                format!(
+                    "--seccomp knows the system calls of the built-in worker, and {} would have \
+                     to live with them",
+                    program.path.display()
+                ),
+                "leave --seccomp out; let the program install a filter of its own, or confine the \
+                 whole service, for example with SystemCallFilter= of systemd",
+            ));
+        }
         let takes_sockets = program.dialect == Dialect::ListenFds;
         if let Some(address) = self.listen.first().filter(|_| !takes_sockets) {
             return Err(Error::usage(

@@ -87,6 +87,14 @@ impl WorkerHandle {
         self.state.life().ending
     }
 
+    /// The number of the system call for which its seccomp filter ended it by SIGSYS. Only the
+    /// built-in worker reports it.
+    #[must_use]
+    pub fn refused_call(&self) -> Option<u32> {
+        let ended = self.ending() == Some(Ending::Signal(Signal::SIGSYS as i32));
+        self.state.view.refused_call().filter(|_| ended)
+    }
+
     /// Whether it left because it was asked to, or asked to itself: nothing while it runs and has
     /// not been asked, then true or false. So a primary knows whom to replace (Node:
     /// `worker.exitedAfterDisconnect`).

@@ -3,8 +3,11 @@
 
 use std::fs;
 
+use nix::libc;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
+use crate::common::seccomp::Filter;
 use crate::common::{Cluster, Launch, get, get_from, machine};
 
 /// Every way in which the built-in worker gets its connections.
@@ -88,11 +91,25 @@ fn a_confined_primary_has_unix_sockets_an_admin_interface_and_names() {
     assert!(!path.exists());
 }
 
+/// A call that the worker needs is refused by a filter from outside: the event names it. A request
+/// is answered by `sendto`, which only workers on epoll call.
+#[test]
+fn the_end_of_a_worker_names_the_refused_call() {
+    let launch = Launch::new("--workers 1 --seccomp --engine epoll");
+    let Some(launch) = Filter::Trap(libc::SYS_sendto).before(launch) else { return };
+    let cluster = launch.start();
+    assert!(get(&cluster.address()).is_err(), "answered without the call");
+    let ended = cluster.event("exit", 0);
+    assert_eq!((&ended["signal"], &ended["refused_call"]), (&json!("SIGSYS"), &json!("sendto")));
+    let line = format!("refuses the system call {} (sendto)\n", libc::SYS_sendto);
+    cluster.until("the line", |heard| heard.errors.contains(&line).then_some(()));
+    cluster.event("online", 1);
+}
+
 #[test]
 fn programs_and_other_runtimes_are_not_confined() {
     let program = Launch::new("--seccomp --dialect native").running(&["true"]).refused();
-    assert_eq!(program.code, Some(2), "{program:?}");
-    assert!(program.errors.contains("--seccomp"), "{program:?}");
+    program.assert_refusal(2, &["--seccomp", "built-in worker", "SystemCallFilter="]);
     let other = Launch::new("--seccomp --runtime tokio-uring").listen("127.0.0.1:0").refused();
     other.assert_refusal(2, &["--seccomp", "--runtime ring"]);
 }

@@ -287,7 +287,7 @@ impl Cluster {
         Self { child, mark, heard }
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    pub(crate) fn heard(&self) -> MutexGuard<'_, Heard> {
         self.heard.0.lock().expect("no reader has panicked")
     }
 

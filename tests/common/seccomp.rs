@@ -5,9 +5,11 @@
 
 use super::{Launch, has_program};
 
-/// The filter's treatment of the three io_uring calls.
+/// The filter's treatment of the three io_uring calls, or of another one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Filter {
+    /// Raises SIGSYS for this call.
+    Trap(i64),
     /// Fails all of them with this error number.
     Refuse(u16),
     /// Allows creating a ring, and fails its use with EPERM.
@@ -16,13 +18,13 @@ pub(crate) enum Filter {
     Kill,
 }
 
-/// The first argument is the filter's action, the second the first call it applies to. The filter
-/// loads the call's number and applies the action from there up to 427 (425 is io_uring_setup,
-/// followed by enter and register); otherwise it allows the call.
+/// The first argument is the filter's action, the next two are the first and the last call that it
+/// applies to. The filter loads the call's number, and allows all others. (425 is io_uring_setup,
+/// followed by enter and register.)
 const PROGRAM: &str = "\
 import ctypes, os, struct, sys
-action, first = int(sys.argv[1]), int(sys.argv[2])
-rules = [(0x20, 0, 0, 0), (0x35, 0, 2, first), (0x25, 1, 0, 427), (0x06, 0, 0, action),
+action, first, last = map(int, sys.argv[1:4])
+rules = [(0x20, 0, 0, 0), (0x35, 0, 2, first), (0x25, 1, 0, last), (0x06, 0, 0, action),
          (0x06, 0, 0, 0x7fff0000)]
 code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *rule) for rule in rules))
 class Program(ctypes.Structure):
@@ -31,20 +33,22 @@ program = Program(len(rules), ctypes.addressof(code))
 prctl = ctypes.CDLL(None, use_errno=True).prctl
 assert prctl(38, 1, 0, 0, 0) == 0, ctypes.get_errno()
 assert prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
-os.execv(sys.argv[3], sys.argv[3:])
+os.execv(sys.argv[4], sys.argv[4:])
 ";
 
 impl Filter {
     /// The command line to put before the command.
     pub(crate) fn command(self) -> Vec<String> {
-        // SECCOMP_RET_ERRNO and SECCOMP_RET_KILL_PROCESS.
-        let (action, first) = match self {
-            Self::Refuse(errno) => (0x0005_0000 | u32::from(errno), 425),
-            Self::OnlySetup => (0x0005_0001, 426),
-            Self::Kill => (0x8000_0000, 425),
+        // SECCOMP_RET_TRAP, SECCOMP_RET_ERRNO and SECCOMP_RET_KILL_PROCESS.
+        let (action, first, last) = match self {
+            Self::Trap(call) => (0x0003_0000, call, call),
+            Self::Refuse(errno) => (0x0005_0000 | u32::from(errno), 425, 427),
+            Self::OnlySetup => (0x0005_0001, 426, 427),
+            Self::Kill => (0x8000_0000, 425, 427),
         };
-        let words = ["python3", "-c", PROGRAM, &action.to_string(), &first.to_string()];
-        words.map(str::to_owned).to_vec()
+        let numbers = [i64::from(action), first, last].map(|number| number.to_string());
+        let words = ["python3", "-c", PROGRAM].map(str::to_owned);
+        words.into_iter().chain(numbers).collect()
     }
 
     /// Starts the command under the filter, where that is possible.

@@ -128,6 +128,8 @@ pub enum Statistic {
 
 const HEADERS_REFUSED: usize = Statistic::HeadersRefused as usize;
 const STATISTICS_COUNT: usize = HEADERS_REFUSED + 1;
+/// Word of the same line: the number of a system call that ended the worker, and one more.
+const REFUSED_CALL: usize = STATISTICS_COUNT;
 
 /// A snapshot of a worker's counters, as the primary sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

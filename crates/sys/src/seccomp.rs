@@ -4,6 +4,7 @@
 //! is for the caller to decide.
 
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
@@ -13,6 +14,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
+
+use syscalls::Sysno;
 
 use crate::error::{Error, Result, errno_of};
 
@@ -27,39 +30,14 @@ pub struct Call {
 
 /// What becomes of a call that is not listed. Either way a line on standard error names it, once
 /// for each call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Refusal {
     /// It fails with EPERM.
     Fails,
-    /// The process ends by SIGSYS.
-    Ends,
+    /// The process ends by SIGSYS. The call's number, and one more, is stored here first.
+    Ends(&'static AtomicU64),
 }
 
-/// Calls that an attacker would make, by name. Others are told by number.
-const NAMES: [(libc::c_long, &str); 22] = [
-    (libc::SYS_bind, "bind"),
-    (libc::SYS_bpf, "bpf"),
-    (libc::SYS_clone, "clone"),
-    (libc::SYS_clone3, "clone3"),
-    (libc::SYS_connect, "connect"),
-    (libc::SYS_execve, "execve"),
-    (libc::SYS_execveat, "execveat"),
-    (libc::SYS_io_uring_setup, "io_uring_setup"),
-    (libc::SYS_kill, "kill"),
-    (libc::SYS_listen, "listen"),
-    (libc::SYS_memfd_create, "memfd_create"),
-    (libc::SYS_mmap, "mmap"),
-    (libc::SYS_mount, "mount"),
-    (libc::SYS_mprotect, "mprotect"),
-    (libc::SYS_openat, "openat"),
-    (libc::SYS_openat2, "openat2"),
-    (libc::SYS_process_vm_writev, "process_vm_writev"),
-    (libc::SYS_ptrace, "ptrace"),
-    (libc::SYS_setns, "setns"),
-    (libc::SYS_socket, "socket"),
-    (libc::SYS_unlinkat, "unlinkat"),
-    (libc::SYS_unshare, "unshare"),
-];
 /// `si_code` of a signal that seccomp has raised.
 const SYS_SECCOMP: libc::c_int = 1;
 /// Place of the call's number in `siginfo_t`, counted in numbers of this size.
@@ -68,6 +46,7 @@ const CALL_AT: usize = 6;
 const NUMBERS: usize = 512;
 
 static ENDS: AtomicBool = AtomicBool::new(false);
+static RECORD: OnceLock<&AtomicU64> = OnceLock::new();
 static TOLD: [AtomicU64; NUMBERS / 64] = [const { AtomicU64::new(0) }; NUMBERS / 64];
 
 /// Refuses every call that is not listed, in all threads and for good. A process that has a filter
@@ -77,7 +56,10 @@ static TOLD: [AtomicU64; NUMBERS / 64] = [const { AtomicU64::new(0) }; NUMBERS /
 /// The kernel has no seccomp, or a sandbox forbids further filters.
 pub fn confine(calls: impl IntoIterator<Item = Call>, refusal: Refusal) -> Result<()> {
     let program = program(calls).map_err(|error| failed(&error))?;
-    ENDS.store(refusal == Refusal::Ends, Ordering::Relaxed);
+    if let Refusal::Ends(record) = refusal {
+        let _ = RECORD.set(record);
+        ENDS.store(true, Ordering::Relaxed);
+    }
     let handler = SigHandler::SigAction(on_refusal);
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_NODEFER;
     let action = SigAction::new(handler, flags, SigSet::empty());
@@ -85,6 +67,12 @@ pub fn confine(calls: impl IntoIterator<Item = Call>, refusal: Refusal) -> Resul
     let handled = unsafe { sigaction(Signal::SIGSYS, &action) };
     handled.map_err(|errno| Error::system("handle SIGSYS", errno))?;
     seccompiler::apply_filter_all_threads(&program).map_err(|error| failed(&error))
+}
+
+/// The name of a system call of this architecture.
+#[must_use]
+pub fn name_of(number: u32) -> Option<&'static str> {
+    Sysno::new(usize::try_from(number).ok()?).map(|call| call.name())
 }
 
 fn program(calls: impl IntoIterator<Item = Call>) -> seccompiler::Result<BpfProgram> {
@@ -122,11 +110,14 @@ extern "C" fn on_refusal(
     if code == SYS_SECCOMP {
         // SAFETY: for this code the number is at this place, on every 64-bit architecture.
         let call = unsafe { info.cast::<libc::c_int>().wrapping_add(CALL_AT).read() };
-        report(call);
+        report(call.cast_unsigned());
         if !ENDS.load(Ordering::Relaxed) {
             // SAFETY: the kernel passes the interrupted thread's state, restored on return.
             let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
             return fail(context);
+        }
+        if let Some(record) = RECORD.get() {
+            record.store(u64::from(call.cast_unsigned()) + 1, Ordering::Release);
         }
     }
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
@@ -150,7 +141,7 @@ fn fail(context: &mut libc::ucontext_t) {
 
 /// Writes a line about a refused call, the first time. Safe in a signal handler: no allocation, no
 /// lock.
-fn report(call: libc::c_int) {
+fn report(call: u32) {
     let number = usize::try_from(call).unwrap_or(NUMBERS);
     if let Some(word) = TOLD.get(number / 64) {
         let bit = 1 << (number % 64);
@@ -161,7 +152,7 @@ fn report(call: libc::c_int) {
     let mut line = Line { bytes: [0; 128], length: 0 };
     line.add(b"clusterlb: --seccomp refuses the system call ");
     line.add_number(number);
-    if let Some((_, name)) = NAMES.iter().find(|(one, _)| *one == libc::c_long::from(call)) {
+    if let Some(name) = name_of(call) {
         line.add(b" (");
         line.add(name.as_bytes());
         line.add(b")");

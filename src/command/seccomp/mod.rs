@@ -6,6 +6,8 @@
 
 mod calls;
 
+use std::sync::atomic::AtomicU64;
+
 use clusterlb::{EngineKind, Result};
 use clusterlb_sys::engine::ring;
 use clusterlb_sys::seccomp::{self, Refusal};
@@ -25,10 +27,15 @@ pub(super) fn confine_primary() -> Result<()> {
 }
 
 /// Confines a built-in worker, once it has its engine. Another call ends it by SIGSYS and is
-/// reported: the primary replaces it.
+/// reported, also in `record` for the primary, which replaces it.
 ///
 /// # Errors
 /// As [`confine_primary`].
-pub(super) fn confine_worker(engine: EngineKind) -> Result<()> {
-    seccomp::confine(calls::of_worker(engine), Refusal::Ends)
+pub(super) fn confine_worker(engine: EngineKind, record: &'static AtomicU64) -> Result<()> {
+    seccomp::confine(calls::of_worker(engine), Refusal::Ends(record))
+}
+
+/// The name of a system call, or its number.
+pub(super) fn in_words(call: u32) -> String {
+    seccomp::name_of(call).map_or_else(|| format!("system call {call}"), str::to_owned)
 }

@@ -77,7 +77,7 @@ pub(super) fn run(settings: &Settings, inheritance: Inheritance) -> Result<()> {
     let engine = inheritance.engine;
     let mut worker = Worker::start(settings, inheritance)?;
     if settings.serve.seccomp {
-        confine_worker(engine)?;
+        confine_worker(engine, worker.shared.end.refused_call()?)?;
     }
     worker.serve()?;
     worker.farewell()

@@ -3,8 +3,8 @@
 use super::by_listener;
 use super::{
     ASSIGNED, BEATS, CLAIM_SUM, CLAIM_TIMES, ClaimTimes, Counters, ENDED_OF, FINISHED_OF, LATE,
-    LISTENERS, LISTENERS_MAX, ListenerShare, OWN_OF, PRIMARY, PROGRAM, REPORTS, RETURNED,
-    STATISTICS, SharedPage, Statistic, does, read,
+    LISTENERS, LISTENERS_MAX, ListenerShare, OWN_OF, PRIMARY, PROGRAM, REFUSED_CALL, REPORTS,
+    RETURNED, STATISTICS, SharedPage, Statistic, does, read,
 };
 
 /// Read-only access to a page.
@@ -58,6 +58,13 @@ impl PageView {
     #[must_use]
     pub fn loop_delay(&self) -> (u64, u64) {
         (read(self.page.word(PROGRAM, BEATS)), read(self.page.word(PROGRAM, LATE)))
+    }
+
+    /// The number of the system call for which a filter ended the worker, as it says.
+    #[must_use]
+    pub fn refused_call(&self) -> Option<u32> {
+        let stored = read(self.page.word(STATISTICS, REFUSED_CALL));
+        u32::try_from(stored).ok()?.checked_sub(1)
     }
 
     /// One of the other counters.

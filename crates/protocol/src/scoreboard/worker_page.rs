@@ -1,12 +1,12 @@
 //! The worker's side of its page: it counts in its own memory, and publishes.
 
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{Ordering, fence};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::{
     ByListener, CLAIMED, CLAIMED_AT, FINISHED, FINISHED_OF, HEADER, LISTENERS, MAGIC, MAGIC_WORD,
-    OPEN, OWN, OWN_OF, PROBES, RECEIVES, REPORTS, STATISTICS, STATISTICS_COUNT, Statistic,
-    TURN_BEGUN, VERSION, VERSION_WORD, WAKER, WORKER, Wake, does,
+    OPEN, OWN, OWN_OF, PROBES, RECEIVES, REFUSED_CALL, REPORTS, STATISTICS, STATISTICS_COUNT,
+    Statistic, TURN_BEGUN, VERSION, VERSION_WORD, WAKER, WORKER, Wake, does,
 };
 use crate::error::{Error, Result};
 use crate::id::ListenerId;
@@ -134,6 +134,20 @@ impl WorkerPage {
         let word = statistic as usize;
         self.statistics[word] += count;
         self.page.word(STATISTICS, word).store(self.statistics[word], Ordering::Relaxed);
+    }
+
+    /// Where a signal handler stores the number of the system call for which a filter ends this
+    /// process, and one more. Mapped once more and for good: the handler may run at any time.
+    ///
+    /// # Errors
+    /// Memory or descriptors are exhausted.
+    pub fn refused_call(&self) -> Result<&'static AtomicU64> {
+        let memory = self.page.as_fd().try_clone_to_owned();
+        let memory = memory.map_err(|error| {
+            Error::system("duplicate a page of counters", crate::error::errno_of(&error))
+        })?;
+        let page: &'static SharedPage = Box::leak(Box::new(SharedPage::open(memory)?));
+        Ok(page.word(STATISTICS, REFUSED_CALL))
     }
 
     /// Marks the start of a turn of the worker's loop; a turn that takes too long marks the worker

@@ -11,6 +11,7 @@ mod pace;
 mod received;
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 
 pub use budget::{Count, DescriptorBudget};
 pub use conversation::{Conversation, FromPrimary, Grant};
@@ -85,6 +86,14 @@ impl WorkerEnd {
     /// Adds to one of the other counters.
     pub fn add(&mut self, statistic: Statistic, count: u64) {
         self.page.add(statistic, count);
+    }
+
+    /// Where a signal handler stores the system call for which a filter ends this process.
+    ///
+    /// # Errors
+    /// Memory or descriptors are exhausted.
+    pub fn refused_call(&self) -> Result<&'static AtomicU64> {
+        self.page.refused_call()
     }
 
     /// Closed connections so far.

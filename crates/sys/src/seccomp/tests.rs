@@ -7,6 +7,8 @@ use nix::unistd::{ForkResult, fork, pipe};
 
 use super::*;
 
+static RECORD_OF_TEST: AtomicU64 = AtomicU64::new(0);
+
 const NEEDED: [libc::c_long; 12] = [
     libc::SYS_close,
     libc::SYS_exit_group,
@@ -81,7 +83,7 @@ const FORBIDDEN: [Attempt; 6] = [
 #[test]
 fn a_call_that_is_not_listed_ends_the_process_and_is_named() {
     for (name, attempt) in FORBIDDEN {
-        let (status, text) = end_of(Refusal::Ends, attempt);
+        let (status, text) = end_of(Refusal::Ends(&RECORD_OF_TEST), attempt);
         let ended = matches!(status, WaitStatus::Signaled(_, Signal::SIGSYS, _));
         assert!(ended, "{name}: {status:?}, {text:?}");
         assert!(text.starts_with("clusterlb: --seccomp refuses the system call "), "{text:?}");
@@ -101,7 +103,8 @@ fn a_call_that_is_not_listed_fails_where_the_process_must_go_on() {
 #[test]
 fn listed_calls_are_as_before() {
     // SAFETY: no arguments.
-    let (status, text) = end_of(Refusal::Ends, || unsafe { libc::syscall(libc::SYS_getpid) });
+    let (status, text) =
+        end_of(Refusal::Ends(&RECORD_OF_TEST), || unsafe { libc::syscall(libc::SYS_getpid) });
     assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}, {text:?}");
     assert_eq!(text, "");
 }
