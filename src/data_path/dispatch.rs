@@ -112,7 +112,8 @@ impl DataPath {
             let verdict = self.judge(id);
             self.intake.note_pause(id, open && verdict != Verdict::Accept, self.now_ns);
             self.intake.note_served(id, !open || verdict != Verdict::Unserved, self.now_ns);
-            if verdict == Verdict::Short && !self.short.contains(&id) {
+            // A listener with several sockets may be there several times.
+            if verdict == Verdict::Short && self.short.last() != Some(&id) {
                 self.short.push(id);
             }
             if leaving {

@@ -13,6 +13,9 @@ use crate::id::ListenerId;
 #[derive(Debug)]
 pub struct Intake<T> {
     queues: Vec<Queue<T>>,
+    /// The queue of each listener, by its number: with many listeners a search would take long, and
+    /// every one of them is looked at in every turn.
+    places: Vec<u16>,
     /// Where the search for the next queue begins.
     cursor: usize,
     waiting: usize,
@@ -33,9 +36,13 @@ struct Queue<T> {
     unserved_since_ns: Option<u64>,
 }
 
+/// No queue.
+const NOWHERE: u16 = u16::MAX;
+
 impl<T> Default for Intake<T> {
     fn default() -> Self {
-        Self { queues: Vec::new(), cursor: 0, waiting: 0, pauses: 0, paused_ns: 0 }
+        let (queues, places) = (Vec::new(), Vec::new());
+        Self { queues, places, cursor: 0, waiting: 0, pauses: 0, paused_ns: 0 }
     }
 }
 
@@ -50,6 +57,7 @@ impl<T> Intake<T> {
                 paused_since_ns: None,
                 unserved_since_ns: None,
             });
+            self.note_places(self.queues.len() - 1);
         }
     }
 
@@ -59,17 +67,33 @@ impl<T> Intake<T> {
         let Some(place) = self.place_of(listener) else { return 0 };
         self.note_pause(listener, false, now_ns);
         let queue = self.queues.remove(place);
+        self.places[listener.index()] = NOWHERE;
+        self.note_places(place);
         self.cursor = 0;
         self.waiting -= queue.items.len();
         queue.items.len() as u64
     }
 
-    fn place_of(&self, listener: ListenerId) -> Option<usize> {
-        self.queues.iter().position(|queue| queue.listener == listener)
+    /// Notes the places of the queues from this one on.
+    fn note_places(&mut self, first: usize) {
+        for (place, queue) in self.queues.iter().enumerate().skip(first) {
+            let number = queue.listener.index();
+            if number >= self.places.len() {
+                self.places.resize(number + 1, NOWHERE);
+            }
+            self.places[number] = u16::try_from(place).expect("listeners are bounded");
+        }
     }
 
+    #[inline]
+    fn place_of(&self, listener: ListenerId) -> Option<usize> {
+        let place = self.places.get(listener.index()).copied()?;
+        (place != NOWHERE).then_some(usize::from(place))
+    }
+
+    #[inline]
     fn queue_of(&mut self, listener: ListenerId) -> Option<&mut Queue<T>> {
-        self.queues.iter_mut().find(|queue| queue.listener == listener)
+        self.place_of(listener).map(|place| &mut self.queues[place])
     }
 
     /// Whether nothing waits.
