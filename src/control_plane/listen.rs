@@ -26,6 +26,7 @@ use crate::id::{ListenerId, WorkerId};
 use crate::protocol::control::{ListenOptions, ToWorker, Transport};
 use crate::settings::{ClusterSettings, Dialect};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::limits;
 
 /// The failing step for a worker that requests an address no rule allows.
 const NOT_ALLOWED: &str = "let a worker listen on";
@@ -130,7 +131,10 @@ impl ControlPlane {
         let now_ns = monotonic_ns();
         let insists = now_ns < until_ns && self.bind_retry.has_room_for(&request);
         let ListenRequest { key, candidates, opening, .. } = &request;
-        match self.listeners.find_or_open(key, candidates.as_ref(), *opening, insists) {
+        let opened = self.ensure_room(&request).and_then(|()| {
+            self.listeners.find_or_open(key, candidates.as_ref(), *opening, insists)
+        });
+        match opened {
             Ok((listener, is_new)) => {
                 self.pass_on(listener, is_new);
                 self.grant(listener, is_new, request);
@@ -140,6 +144,17 @@ impl ControlPlane {
             }
             Err(error) => self.decline(request, error),
         }
+    }
+
+    /// Whether there is room for a listener that is not open yet.
+    fn ensure_room(&self, request: &ListenRequest) -> Result<()> {
+        let Some(worker) = request.origin.worker() else { return Ok(()) };
+        if self.listeners.has(&request.key) {
+            return Ok(());
+        }
+        let (limit, _) = limits::descriptor_limits()?;
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        self.listeners.ensure_room(&request.key, worker, limit)
     }
 
     fn is_leaving(&self, id: WorkerId) -> bool {

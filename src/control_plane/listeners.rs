@@ -5,6 +5,7 @@
 //! open.
 
 mod bind;
+mod room;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

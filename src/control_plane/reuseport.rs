@@ -45,6 +45,11 @@ pub(crate) struct SocketOwners {
 }
 
 impl OwnSockets {
+    /// The number of sockets.
+    pub(crate) fn count(&self) -> usize {
+        self.sockets.len()
+    }
+
     /// Starts with one unused socket.
     pub(crate) fn new(first: Arc<Listener>) -> Self {
         let mut sockets = Self { sockets: Vec::new(), opened: 0 };

@@ -106,6 +106,21 @@ fn requests_for_addresses_and_names_slow_down_their_sender_alone() {
     endure("names");
 }
 
+/// Whatever the primary may open: without a bound the ports would take every descriptor.
+#[test]
+fn ports_without_end_leave_the_others_their_descriptors() {
+    let Some(launch) = launch("", "ports") else { return };
+    let cluster = launch.under(&["sh", "-c", "ulimit -n 256; exec \"$0\" \"$@\""]).start();
+    cluster.until("a refusal", |heard| {
+        let mut texts = heard.named("note").filter_map(|event| event["text"].as_str());
+        texts.any(|text| text.contains("of the 256 descriptors")).then_some(())
+    });
+    assert_served(&cluster);
+    assert_replaced(&cluster);
+    assert_served(&cluster);
+    assert_ends(cluster);
+}
+
 #[test]
 fn the_eventfd_and_the_page_of_a_worker_are_its_own() {
     endure("bell");
@@ -244,6 +259,61 @@ fn the_environment_is_kept_if_that_is_wanted() {
     let found = told(launch, "environment");
     assert_eq!(found["environment"]["SSH_AUTH_SOCK"], "/tmp/agent", "{found:#}");
     assert!(found["environment"]["NOTIFY_SOCKET"].is_null(), "{found:#}");
+}
+
+#[test]
+fn attempts_of_every_kind_change_nothing_for_the_others() {
+    endure("mixture");
+}
+
+#[test]
+fn words_that_mean_nothing_end_their_sender() {
+    for how in ["nested", "farewell"] {
+        expel(how, "");
+    }
+}
+
+/// What it is trusted with: flags are common to all who hold a connection.
+#[test]
+fn connections_that_come_back_with_other_flags_are_served() {
+    let Some(launch) = launch("", "returns") else { return };
+    let cluster = launch.start();
+    eventually("connections that came back", || {
+        get(&cluster.address()).expect("an answer").assert_hello();
+        let heard = cluster.heard();
+        let mut messages = heard.named("message").map(|event| &event["message"]);
+        messages.any(|message| message["returned"] == 3).then_some(())
+    });
+    assert!(cluster.end().redispatched >= 3);
+}
+
+/// What it is trusted with: processes of one user can end each other.
+#[test]
+fn workers_of_one_user_that_end_each_other_are_replaced() {
+    let Some(launch) = launch("", "peers") else { return };
+    let cluster = launch.start();
+    cluster.until("the ends of the others", |heard| {
+        let killed = |id: u64| heard.named("exit").any(|event| event["id"] == id);
+        (killed(2) && killed(3)).then_some(())
+    });
+    eventually("others", || (cluster.workers().len() == 3).then_some(()));
+    assert_served(&cluster);
+    assert_ends(cluster);
+}
+
+/// What it is trusted with, where nothing says otherwise.
+#[test]
+fn without_another_user_workers_get_the_places_that_they_name() {
+    if !has_program("python3") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = format!("unix:{}/a", folder.path().display());
+    let places = json!([[path, {"mode": 0o777}], ["127.0.0.1:0", {}]]);
+    let launch = Launch::new("--workers 1").variable("HOSTILE", "places");
+    let launch = launch.variable("PLACES", &places.to_string());
+    let found = told(launch.running(&["python3", "-c", SCRIPT, "127.0.0.1:0"]), "places");
+    assert_eq!(found[&path], json!("listening"), "{found:#}");
 }
 
 #[test]

@@ -76,3 +76,27 @@ fn a_unix_socket_whose_file_is_gone_is_opened_anew() {
     assert!(listeners.get_mut(id).expect("it is open").take_reopened());
     std::os::unix::net::UnixStream::connect(&path).expect("it listens");
 }
+
+#[test]
+fn a_worker_has_a_share_of_the_descriptors_for_what_it_has_opened() {
+    let mut listeners = Listeners::default();
+    let (greedy, other) = (WorkerId::new(1), WorkerId::new(2));
+    let unix =
+        |index: usize| key(&format!("unix:@clusterlb-room-{}-{index}", std::process::id()), 0);
+    let mut open = |index: usize, worker: WorkerId| {
+        listeners.ensure_room(&unix(index), worker, 80)?;
+        let id = listeners.open(&unix(index), false)?;
+        let entry = listeners.get_mut(id).expect("it is open");
+        entry.add_user(worker, 1);
+        Ok::<_, Error>(())
+    };
+    let is_full =
+        |error: &Error| matches!(error, Error::Listen { source, .. } if *source == Errno::ENOBUFS);
+    // A quarter of the descriptors, and three quarters of that.
+    (0..15).for_each(|index| open(index, greedy).expect("within its share"));
+    assert!(is_full(&open(15, greedy).expect_err("beyond its share")));
+    (15..20).for_each(|index| open(index, other).expect("what is left"));
+    assert!(is_full(&open(20, other).expect_err("beyond the share of all")));
+    listeners.iter_mut().for_each(|entry| entry.held = true);
+    assert!(listeners.ensure_room(&unix(20), greedy, 80).is_ok(), "what is held is the program's");
+}

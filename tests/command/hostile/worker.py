@@ -1,12 +1,14 @@
 """A worker that serves, and one that does what no worker should: the first of a run, once it has
 seen the others answer. What it does is in HOSTILE; where it listens is its argument. With the word
 unequal nobody is hostile, and the worker in the first place serves a further address alone."""
-import array, contextlib, json, mmap, os, random, select, socket, struct, sys, time
+import array, contextlib, ctypes, json, mmap, os, random, select, signal, socket, struct
+import sys, time
 
 HOW = os.environ.get("HOSTILE", "")
 FIRST = os.environ["CLUSTERLB_WORKER_ID"] == "1"
 # The first one closes what it gets, and the others take their time.
 DROPS = FIRST and HOW == "drop"
+RETURNS = FIRST and HOW == "returns"
 DELAY = 0.004 if HOW == "drop" or HOW == "fast" and not FIRST else 0
 CONTROL, INBOX, BOARD, BELL = (
     int(os.environ[f"CLUSTERLB_{name}_FD"]) for name in ("CONTROL", "INBOX", "BOARD", "BELL")
@@ -55,6 +57,18 @@ def iter_exactly(count):
             yield part
 
 
+def give_back(listener, connection):
+    """Returns a connection with another flag, which all who hold it have in common."""
+    os.set_blocking(connection, True)
+    say([connection], act="return", listener=listener, accepted_ns=time.monotonic_ns())
+    os.close(connection)
+    returned.append(connection)
+    tell({"returned": len(returned)})
+
+
+returned = []
+
+
 def count(word, more):
     board[word] += more
     if board[WAKE]:
@@ -77,8 +91,10 @@ def serve(until=None):
         except BlockingIOError:
             continue  # The primary has taken the message back.
         payload or sys.exit()
+        if RETURNS and connections and len(returned) < 3:
+            give_back(answer["listener"], connections.pop())
         board[CLAIMED_AT] = time.monotonic_ns()
-        count(CLAIMED if connections else PROBES, len(connections) or 1)
+        count(CLAIMED if connections else PROBES, len(connections) or not returned)
         for one in connections:
             with contextlib.suppress(OSError), socket.socket(fileno=one) as connection:
                 if DROPS:
@@ -131,6 +147,10 @@ def attack(listener):
         for number in range(1, 100_000):
             say(act="listen", sequence=number, address="127.0.0.1:1", options={})
             hear()
+    if name == "ports":  # It asks for ports that nobody has, and reads the answers.
+        for number in range(1, 10_000):
+            say(act="listen", sequence=number, address="127.0.0.1:0", options={})
+            hear()
     if name == "deaf":  # It asks and asks, and reads nothing.
         many = frame(json.dumps({"act": "listen", "sequence": 1, "address": "unix:/nowhere/a",
                                  "options": {}}).encode())
@@ -152,10 +172,54 @@ def attack(listener):
         numbers = random.Random(2)
         while True:
             board[numbers.randrange(512)] = numbers.getrandbits(64)
+    if name == "mixture":
+        mixture(listener)
+    if name == "nested":  # A value that a parser could lose its stack over.
+        put(frame(b"[" * 60_000))
+    if name == "farewell":
+        say(act="farewell", handoff={"count": -1})
+    if name == "peers":  # The others have the same parent, and the same user.
+        for other in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                parent = open(f"/proc/{other}/stat").read().rsplit(")", 1)[1].split()[1]
+                if parent == str(os.getppid()) and other != str(os.getpid()):
+                    os.kill(int(other), signal.SIGKILL)
+        serve()
     if name == "escapes":
         address = "unix:/nowhere/\x1b[2J\nworker 9: fine\x7f\u009b1m"
         say(act="listen", sequence=1, address=address, options={})
     time.sleep(600)
+
+
+def mixture(listener):
+    """All that neither helps it nor ends it."""
+    for attempt in (lambda: os.ftruncate(BOARD, 0), lambda: os.ftruncate(BOARD, 8192),
+                    lambda: os.posix_fallocate(BOARD, 0, 65536)):
+        with contextlib.suppress(OSError):
+            attempt()
+    with contextlib.suppress(OSError):  # Into the inbox, until it is full.
+        while True:
+            socket.send_fds(inbox, [b"x" * 100], [0] * 32)
+    ours, _theirs = socket.socketpair()
+    for _ in range(1000):  # More than it was given.
+        say([ours.fileno()], act="return", listener=listener, accepted_ns=2**64 - 1)
+    for address in ("unix:" + "a" * 50_000, "[" * 1000, "fd:-1", "fd:99999999999", "unix:", "\0",
+                    "127.0.0.1:65536", "unix:@" + "x" * 200, "127.0.0.1:0%lo"):
+        say(act="listen", sequence=7, address=address, options={"mode": 2**31})
+    for number in (0, 63, 64, 65535):  # What it never had.
+        say(act="serving", listener=number)
+        say(act="close", listener=number)
+    for _ in range(300):  # More claims than connections, and none.
+        count(CLAIMED, 1000)
+        count(FINISHED, 1000)
+        board[CLAIMED] = board[FINISHED] = 0
+        time.sleep(0.001)
+    # The kernel drops every message before it arrives; then there are none, in either direction.
+    rules = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(rules))
+    inbox.setsockopt(socket.SOL_SOCKET, 26, program)
+    serve(time.monotonic() + 1)
+    inbox.shutdown(socket.SHUT_RDWR)
 
 
 def places():
@@ -201,7 +265,7 @@ say(act="serving", listener=answer["listener"])
 if HOW == "unequal" and os.environ.get("CLUSTERLB_INSTANCE") == "0":
     say(act="listen", sequence=1, address=sys.argv[2], options={})
     say(act="serving", listener=hear()["listener"])
-if FIRST and HOW not in ("", "places", "surroundings", "unequal", "drop", "fast"):
+if FIRST and HOW not in ("", "places", "surroundings", "unequal", "drop", "fast", "returns"):
     serve(time.monotonic() + 3)  # Until the others do so as well.
     say(act="close", listener=answer["listener"])
     serve(time.monotonic() + 0.5)  # What was under way.
