@@ -269,6 +269,21 @@ fn what_a_worker_has_started_is_killed_with_it() {
     assert_eq!(ended.events.iter().filter(|event| event["event"] == "kill").count(), 1);
 }
 
+/// What workers that share a listening socket are trusted with: each can end it for all of them.
+#[test]
+fn a_worker_can_end_the_listening_socket_of_all() {
+    let end = "import os, signal, socket\nif os.environ['CLUSTERLB_INSTANCE'] == '1': \
+               socket.socket(fileno=3).shutdown(2)\nsignal.pause()";
+    if !has_program("python3") {
+        return;
+    }
+    let cluster = launch("--workers 2 --ready-after 0s", &["python3", "-c", end]).start();
+    let address = cluster.address();
+    eventually("the end of the socket", || Client::connect(&address).is_err().then_some(()));
+    assert_eq!(cluster.workers().len(), 2);
+    cluster.stop(Signal::SIGTERM);
+}
+
 fn kernel_before(major: u32, minor: u32) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());

@@ -85,6 +85,13 @@ def attack():
         channel.sendall(random.Random(1).randbytes(65536) + b"\n")
     if HOW == "deep":  # A value that a parser could lose its stack over.
         channel.sendall(b"[" * 1_000_000 + b"\n")
+    if HOW == "odd":  # What Node would never say.
+        for text in ('{"cmd":"NODE_CLUSTER","act":"listening","cmd":1}', '"\\ud800"',
+                     '{"cmd":"NODE_CLUSTER","act":null,"seq":1e308}', '{"cmd":"NODE_HANDLE_NACK"}',
+                     '{"cmd":"NODE_CLUSTER","act":"close","key":"' + "k" * 5000 + '","seq":-1}',
+                     '{"cmd":"NODE_CLUSTER","ack":0,"accepted":"yes"}', '{"cmd":"NODE_HANDLE"}',
+                     '{"cmd":"NODE_","act":"__proto__"}', "{", "\0"):
+            channel.sendall(text.encode() + b"\n")
     if HOW == "long":  # A line that does not end.
         while True:
             channel.sendall(b'"' + b"x" * 1_000_000)
@@ -102,6 +109,10 @@ def attack():
     if HOW == "queries":  # It asks and asks, and reads nothing.
         while True:
             say(act="queryServer", **{**PLACE, "address": "/nowhere/a", "addressType": -1})
+    if HOW == "ports":  # It asks for ports that nobody has, and reads the answers.
+        for number in range(3_000):
+            say(act="queryServer", **{**PLACE, "index": number + 1})
+            channel.recv(65536)
     if HOW == "names":
         for number in range(10_000):
             say(act="queryServer", **{**PLACE, "address": f"n{number}.invalid", "port": 8080})

@@ -65,7 +65,7 @@ fn expel(how: &str) {
 
 #[test]
 fn garbage_ends_its_sender() {
-    ["garbage", "deep", "long"].iter().for_each(|how| expel(how));
+    ["garbage", "deep", "long", "odd"].iter().for_each(|how| expel(how));
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn floods_of_messages_slow_down_their_sender_alone() {
 
 #[test]
 fn requests_for_addresses_slow_down_their_sender_alone() {
-    ["queries", "names"].iter().for_each(|how| endure(how));
+    ["queries", "names", "ports"].iter().for_each(|how| endure(how));
 }
 
 #[test]

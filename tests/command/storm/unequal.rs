@@ -36,9 +36,12 @@ fn workers_serve_unequal_addresses() {
     let Ok(Role::Worker(worker)) = clusterlb::role() else { panic!("not a worker") };
     let is_first = std::env::var(SLOT_VARIABLE).is_ok_and(|slot| slot == "0");
     let served = &ADDRESSES[..if is_first { 2 } else { 1 }];
+    // All of them before the first connection: those may take every descriptor that a falling limit
+    // leaves.
+    let bind = |address: &&str| worker.bind(address).expect("the primary opens it");
+    let listeners: Vec<_> = served.iter().map(bind).collect();
     thread::scope(|scope| {
-        for address in served {
-            let listener = worker.bind(address).expect("the primary opens it");
+        for listener in listeners {
             scope.spawn(move || {
                 // One thread for each: a slow client holds up no other.
                 for connection in listener.incoming() {
