@@ -1,5 +1,5 @@
 # For scripts that try something under a real systemd, which source this: a small Debian made by
-# debootstrap in target/systemd-root, and systemd as PID 1 of namespaces of its own in it. They have
+# debootstrap in target/systemd-root, and systemd as PID 1 of separate namespaces in it. They have
 # a folder in $work, and call `halt` at their end.
 
 root=$PWD/target/systemd-root

@@ -185,7 +185,7 @@ engine+=(--root "$folder/podman" --runroot "$folder/podman-run")
 limits=("${all_limits[@]}")
 try_engine Podman
 
-# As another user, which needs user ids of its own: these are given to it in a mount namespace.
+# As another user, which needs separate user ids: these are given to it in a mount namespace.
 mkdir -p "$folder/user/run"
 chown -R nobody "$folder/user"
 echo nobody:100000:65536 >"$folder/ids"

@@ -70,7 +70,7 @@ make_builder() {
     cp "$sysroot"/bin/{cargo,rustc} "$target/usr/local/bin"
     cp "$sysroot"/lib/*.so* "$target/usr/local/lib"
     cp -a "$sysroot/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')" "$target/usr/local/lib/rustlib"
-    # Where the network has an authority of its own, this machine knows it.
+    # Where the network has a private authority, this machine knows it.
     cp /etc/ssl/certs/ca-certificates.crt "$target/etc/ssl/certs/ca-certificates.crt"
     tar -C "$target" -c . | docker import \
         --change 'ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin' \

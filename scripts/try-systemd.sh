@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the unit of packaging/systemd under a real systemd that is PID 1 of namespaces of its own, in
+# Runs the unit of packaging/systemd under a real systemd that is PID 1 of separate namespaces, in
 # a small Debian made by debootstrap. Under load: reload, restart by the stored sockets, restart by
 # the socket unit, all without a refused connection; and the watchdog ends a primary that is stopped.
 # Needs root, debootstrap, and 300 MB for the folder, which is kept below target/.

@@ -33,7 +33,7 @@ pub(super) struct RunArguments {
     #[command(flatten)]
     pub(super) program: ProgramArguments,
 
-    /// How many workers: auto (one per CPU) or a number
+    /// How many; auto is one per CPU
     ///
     /// auto counts allowed CPUs and the cgroup's quota, and leaves one CPU to the primary from
     /// three on.

@@ -55,7 +55,7 @@ pub(super) struct BalancingArguments {
     )]
     pub(super) engine: Option<EngineChoice>,
 
-    /// Maximum of open connections per worker [default: no limit]
+    /// Most open connections per worker [default: no limit]
     ///
     /// With --policy central the default is 1. A worker at the limit is skipped; when all are,
     /// connections wait in the kernel.

@@ -281,7 +281,7 @@ impl Settings {
             if let Some(other) = self.listen.iter().find(|other| address.rules_out(other)) {
                 return Err(Error::usage(
                     format!("{option} {address} and --listen {other} cannot both be had"),
-                    "give each an address of its own",
+                    "give each a separate address",
                 ));
             }
         }

@@ -30,15 +30,15 @@ impl ControlPlane {
     /// been told. A program gets at most half of the grace period; the other half is for requests
     /// still open. The first one that closes ends the wait for all.
     pub(crate) fn disconnect_all(&mut self, grace: Option<Duration>) {
-        let hears = |worker_entry: &&super::WorkerEntry| {
-            let told = worker_entry.leaving || worker_entry.ending.is_some();
+        let is_notified = |worker_entry: &&super::WorkerEntry| {
+            let is_leaving = worker_entry.leaving || worker_entry.ending.is_some();
             worker_entry.dialect.is_bridged()
                 && worker_entry.connected
-                && !told
+                && !is_leaving
                 && worker_entry.state().view.program_reports()
         };
         let waiting: BTreeSet<WorkerId> =
-            self.workers.values().filter(hears).map(super::WorkerEntry::id).collect();
+            self.workers.values().filter(is_notified).map(super::WorkerEntry::id).collect();
         // A second request skips the wait.
         if waiting.is_empty() || self.stopping.is_some() {
             self.stopping = None;

@@ -52,7 +52,7 @@ fn answerer(address: &str) -> u32 {
     client.connect(address).expect("a loopback has routes");
     let mut buffer = [0; 64];
     // A worker that another test is just starting has a copy of every descriptor until its exec: a
-    // socket that is closed meanwhile takes datagrams along.
+    // socket that is closed in the meantime takes datagrams along.
     let length = eventually("an answer", || {
         client.send(b"ping").expect("a loopback has room");
         uninterrupted(|| client.recv(&mut buffer)).ok()

@@ -19,7 +19,7 @@ use super::door::Access;
 use super::query::{each_once, nothing_named, set};
 use super::views::DoneView;
 
-/// How long a change waits for the data path to heed it.
+/// How long a change waits for the data path to apply it.
 const HEEDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The rules of distribution, as `/policy` and `/config` show them.

@@ -128,7 +128,7 @@ fn an_address_is_not_for_clients_and_operators_both() {
         ("unix:/run/one.sock", "--admin unix:/run/one.sock"),
     ] {
         let refused = Launch::new(&format!("--workers 1 {admin}")).listen(listen).refused();
-        refused.assert_refusal(2, &["--listen", "of its own"]);
+        refused.assert_refusal(2, &["--listen", "a separate address"]);
     }
 }
 

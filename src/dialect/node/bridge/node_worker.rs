@@ -212,15 +212,15 @@ impl NodeWorker {
     ) {
         self.sockets.extend(socket.map(|socket| (query, socket)));
         self.find_out_who_receives();
-        let heard = self.session.answer(query, answer, data);
+        let is_open = self.session.answer(query, answer, data);
         // Sent before the worker joins: a connection in its inbox for a server that it does not
         // know would come back.
         self.act(endpoints, now_ns);
         match answer {
-            Answer::HandOver { listener, .. } if heard => {
+            Answer::HandOver { listener, .. } if is_open => {
                 endpoints.command(Command::Join { slot: self.slot, listener: *listener });
             }
-            _ if heard => {}
+            _ if is_open => {}
             _ => self.sockets.retain(|(other, _)| *other != query),
         }
     }

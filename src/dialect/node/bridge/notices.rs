@@ -115,7 +115,7 @@ mod tests {
         Arc::new(Waker::new().expect("a descriptor"))
     }
 
-    fn heard(waker: &Waker) -> bool {
+    fn woken(waker: &Waker) -> bool {
         waker.clear()
     }
 
@@ -123,19 +123,19 @@ mod tests {
     fn a_worker_that_fills_its_share_leaves_the_others_theirs() {
         let (arrived, room) = (waker(), waker());
         let notices = Notices::new(Arc::clone(&arrived), Arc::clone(&room));
-        assert!(notices.take_of(|_| true).is_none() && !heard(&arrived));
+        assert!(notices.take_of(|_| true).is_none() && !woken(&arrived));
         for _ in 0..NOTICES_MAX {
             assert!(!notices.is_full(ONE));
             notices.push(Notice::Leaving { worker: ONE });
         }
         notices.push(Notice::Online { worker: OTHER });
-        assert!(notices.is_full(ONE) && !notices.is_full(OTHER) && heard(&arrived));
+        assert!(notices.is_full(ONE) && !notices.is_full(OTHER) && woken(&arrived));
         for _ in 0..NOTICES_MAX / 2 - 1 {
             assert!(matches!(notices.take_of(|_| true), Some(Notice::Leaving { worker: ONE })));
         }
-        assert!(notices.is_full(ONE) && !heard(&room), "it is not half empty yet");
+        assert!(notices.is_full(ONE) && !woken(&room), "it is not half empty yet");
         assert!(notices.take_of(|_| true).is_some());
-        assert!(!notices.is_full(ONE) && heard(&room));
+        assert!(!notices.is_full(ONE) && woken(&room));
     }
 
     #[test]

@@ -100,12 +100,12 @@ class Companion {
     this.script = begin.script;
     begin.workers.forEach((one) => this.enter(one.id, one.pid));
     this.replaceParts();
-    this.noteSignal();
+    this.onRunSignal();
     const { Socket } = require('net');
     this.socket = new Socket({ fd: channel, readable: true, writable: true });
     this.socket.on('error', () => {});
     this.socket.on('close', () => this.end());
-    this.holdBack(() => this.hear(begin.workers, rest));
+    this.holdBack(() => this.follow(begin.workers, rest));
   }
 
   // Without an own process for each worker, nothing here starts, ends or hears one.
@@ -130,7 +130,7 @@ class Companion {
   }
 
   // A service manager may signal every process, and the program is told once.
-  noteSignal() {
+  onRunSignal() {
     const { emit } = process;
     process.emit = (...words) => {
       if (words[0] === 'SIGTERM') this.isTold = true;
@@ -152,8 +152,8 @@ class Companion {
     const timer = setInterval(look, HELD_LOOK_MS);
   }
 
-  hear(workers, rest) {
-    this.isHearing = true;
+  follow(workers, rest) {
+    this.isFollowing = true;
     for (const { id, online, listening } of workers) {
       this.act({ act: 'fork', id });
       if (online) this.act({ act: 'online', id });
@@ -209,10 +209,10 @@ class Companion {
     const expected = this.workers.has(id) ? undefined : this.expected.shift();
     if (expected !== undefined) this.bind(expected, id, pid);
     const worker = this.workers.get(id) ?? this.enter(id, pid);
-    this.tellFork(worker);
+    this.emitFork(worker);
   }
 
-  tellFork(worker) {
+  emitFork(worker) {
     if (this.forksTold.has(worker)) return;
     this.forksTold.add(worker);
     this.cluster.emit('fork', worker);
@@ -309,14 +309,14 @@ class Companion {
       this.slots += 1;
       this.tell({ act: 'fork' });
     }
-    nextTick(() => this.tellFork(worker));
+    nextTick(() => this.emitFork(worker));
     return worker;
   }
 
   // What has happened to it before the program had it.
   introduce(worker) {
-    this.tellFork(worker);
-    if (!this.isHearing) return;
+    this.emitFork(worker);
+    if (!this.isFollowing) return;
     if (['online', 'listening'].includes(worker.state)) worker.emit('online');
     if (worker.state === 'listening') worker.emit('listening', this.addresses.get(worker));
   }

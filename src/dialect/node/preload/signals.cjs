@@ -67,7 +67,7 @@ class Signals {
     this.balance = 0;
     this.signal = new this.Signal();
     this.signal.unref();
-    this.signal.onsignal = () => this.heed();
+    this.signal.onsignal = () => this.onDelivery();
     this.signal.start(SIGTERM);
     this.check = setInterval(() => {
       if (!this.isKept && !this.isNeeded()) this.stop();
@@ -89,7 +89,7 @@ class Signals {
   }
 
   // Node tells the program before or after this.
-  heed() {
+  onDelivery() {
     const listens = process.listenerCount('SIGTERM') > 0;
     if (this.balance > 0 || listens) this.balance -= 1;
     else this.onSignal();
