@@ -23,6 +23,8 @@ pub(super) struct Rolling {
     settle_ns: u64,
     /// The callers that wait for the end.
     tickets: Vec<Ticket>,
+    /// What the successor did not do in time; it is being killed for that.
+    late: Option<String>,
 }
 
 /// Progress of replacing one worker.
@@ -140,7 +142,7 @@ impl State {
     ) {
         self.emit(SupervisorEvent::Reloading { workers: workers.clone() });
         let todo = workers.into();
-        self.rolling = Some(Rolling { todo, step: Step::Idle, settle_ns, tickets });
+        self.rolling = Some(Rolling { todo, step: Step::Idle, settle_ns, tickets, late: None });
         self.roll_on(now_ns);
     }
 
@@ -224,6 +226,28 @@ impl State {
         let further = child.serving.difference(&named).count();
         let serves = named.is_subset(&child.serving) && further >= own;
         !child.goes() && child.online && child.ready && serves
+    }
+
+    /// What a successor did not do in time.
+    fn lateness(&self, old: WorkerId, successor: WorkerId) -> String {
+        let (old, child) = (self.children.get(&old), self.children.get(&successor));
+        let missing = match (old, child) {
+            (_, Some(child)) if !child.ready => {
+                return "did not serve and send the message \"ready\" within the start limit"
+                    .into();
+            }
+            (Some(old), Some(child)) if !child.serving.is_empty() => {
+                let (named, _) = self.without_own(old, old.wanted_of_successor());
+                named.difference(&child.serving).next().map(|name| name.address.clone())
+            }
+            _ => None,
+        };
+        match missing {
+            Some(address) => {
+                format!("did not listen on {address} in time, as its predecessor does")
+            }
+            None => "did not serve within the start limit".into(),
+        }
     }
 
     /// If each worker has separate addresses, such as a port derived from its number, the
@@ -330,15 +354,10 @@ impl State {
         if !matches!(self.step().pair(), Some((_, _, Some(successor))) if successor == worker) {
             return;
         }
-        // Without a limit any more it was killed for having missed it.
+        let late = self.rolling.as_mut().and_then(|rolling| rolling.late.take());
         let how = match (self.step(), self.rules.ready_after) {
+            _ if late.is_some() => late.as_deref().unwrap_or_default(),
             (Step::Settling { .. }, _) => "ended before it had settled",
-            (Step::Starting { until_ns: u64::MAX, .. }, ReadyAfter::Message) => {
-                "did not serve and send the message \"ready\" within the start limit"
-            }
-            (Step::Starting { until_ns: u64::MAX, .. }, _) => {
-                "did not serve within the start limit"
-            }
             (_, ReadyAfter::Message) => "ended before it served and had sent the message \"ready\"",
             _ => "ended before it served",
         };
@@ -384,9 +403,11 @@ impl State {
                 // Its end stops the reload.
                 let (successor_, until_ns) = (Some(successor), u64::MAX);
                 self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
-                let said = self.children.get(&successor).is_none_or(|child| child.ready);
-                let what = if said { "serve" } else { "send the message \"ready\"" };
-                self.kill(successor, format!("it did not {what} in time"));
+                let late = self.lateness(old, successor);
+                self.kill(successor, format!("it {late}"));
+                if let Some(rolling) = &mut self.rolling {
+                    rolling.late = Some(late);
+                }
             }
             Step::Settling { .. } => {
                 self.look_at_rolling(now_ns);

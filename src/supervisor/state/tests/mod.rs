@@ -202,6 +202,14 @@ impl World {
         self.count(|event| matches!(event, SupervisorEvent::ReloadStopped { .. }))
     }
 
+    /// Whether a reload has stopped for a reason with these words.
+    pub(super) fn stopped_with(&self, words: &str) -> bool {
+        self.count(|event| match event {
+            SupervisorEvent::ReloadStopped { reason } => reason.contains(words),
+            _ => false,
+        }) > 0
+    }
+
     pub(super) fn given_up(&self) -> usize {
         self.count(|event| matches!(event, SupervisorEvent::GaveUp { .. }))
     }

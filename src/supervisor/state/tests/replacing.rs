@@ -74,6 +74,18 @@ fn a_successor_that_does_not_serve_in_time_stops_it() {
     assert_eq!(world.killed, [id(2)].into());
     world.ends(2, Ending::Signal(9));
     assert_eq!((world.stopped(), world.alive()), (1, vec![1]));
+    assert!(world.stopped_with("worker 2 did not serve within the start limit"));
+}
+
+#[test]
+fn a_successor_that_serves_other_addresses_is_told_which_one_is_missing() {
+    let mut world = World::serving(rules(), 1);
+    world.reloads();
+    world.serves(2, 81);
+    world.pass(60_000);
+    world.ends(2, Ending::Signal(9));
+    assert!(world.stopped_with("did not listen on 127.0.0.1:80, as its predecessor does"));
+    assert_eq!(world.alive(), [1]);
 }
 
 #[test]
