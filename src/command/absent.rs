@@ -1,14 +1,13 @@
-//! The error for a program that cannot be started: a guess at what was meant, and the command line
-//! that works.
+//! The file of a program, and the error where there is none that can be started: a guess at what
+//! was meant, and the command line that works.
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clusterlb::Error;
-
-use super::known_programs::find;
 
 /// Least similarity at which a name is suggested for another, as clap does for options.
 const LIKENESS_MIN: f64 = 0.7;
@@ -27,6 +26,18 @@ const INTERPRETERS: [(&str, &str); 10] = [
     ("sh", "sh"),
     ("jar", "java -jar"),
 ];
+
+/// The file that a name refers to for a process in `directory` (`execvp(3)`).
+pub(super) fn find(path: &Path, directory: Option<&Path>) -> Option<PathBuf> {
+    let from = directory.unwrap_or_else(|| Path::new(""));
+    if path.as_os_str().as_bytes().contains(&b'/') {
+        let path = from.join(path);
+        return path.is_file().then_some(path);
+    }
+    let folders = std::env::var_os("PATH")?;
+    let mut files = std::env::split_paths(&folders).map(|folder| from.join(folder).join(path));
+    files.find(|file| file.is_file())
+}
 
 /// Why the program cannot be started from `directory`, if the cause is visible, and the remedy.
 /// `commands` are names that may have been meant instead.

@@ -1,5 +1,5 @@
-//! Recognizes programs by name, also behind links, `env`, `python -m` and the first line of a
-//! script.
+//! Recognizes programs by name, also behind links, `env` and the like, `python -m`, the first line
+//! of a script, and the last `exec` of a shell's.
 //!
 //! Owns the list of names and the search.
 
@@ -7,10 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::absent::find;
 use super::inspect::options_before_script;
 use super::launcher::{Launcher, launcher, launches};
+use super::wrappers::{Wrapper, executed, wrapper};
 
 /// Levels of interpreters to follow.
 const DEPTH_MAX: usize = 4;
@@ -28,6 +30,8 @@ pub(super) enum Known {
     Unlike(&'static str),
     /// Starts Node as a separate process, which does not know clusterlb.
     Starter(&'static str),
+    /// Does so, too, with this many last words, and may as well start clusterlb.
+    Outer { words: usize },
     /// Also a launcher, with a better command line. Its last `words` are its own; it would start
     /// this Node.
     Launcher { launcher: Launcher, words: usize, node: OsString },
@@ -79,18 +83,6 @@ pub(super) fn launched(
     }
 }
 
-/// The file that a name refers to for a process in `directory` (`execvp(3)`).
-pub(super) fn find(path: &Path, directory: Option<&Path>) -> Option<PathBuf> {
-    let from = directory.unwrap_or_else(|| Path::new(""));
-    if path.as_os_str().as_bytes().contains(&b'/') {
-        let path = from.join(path);
-        return path.is_file().then_some(path);
-    }
-    let folders = std::env::var_os("PATH")?;
-    let mut files = std::env::split_paths(&folders).map(|folder| from.join(folder).join(path));
-    files.find(|file| file.is_file())
-}
-
 /// What a program with these arguments is.
 fn look(
     path: &Path,
@@ -114,6 +106,24 @@ fn look(
         let rest = &arguments[place + 1..];
         return look(Path::new(&arguments[place]), rest, directory, depth - 1);
     }
+    if let Some(wrapper) = wrapper(named, arguments, directory) {
+        let (Wrapper::Replaced { place } | Wrapper::Starting { place }) = wrapper;
+        let rest = &arguments[place + 1..];
+        let inner = look(Path::new(&arguments[place]), rest, directory, depth - 1)?;
+        return Some(match (wrapper, inner) {
+            (
+                Wrapper::Starting { .. },
+                Known::Node { .. } | Known::Launcher { .. } | Known::Starter(_),
+            ) => Known::Outer { words: rest.len() + 1 },
+            (_, inner) => inner,
+        });
+    }
+    if let Some(line) = executed(named, arguments, directory) {
+        return match look(Path::new(&line[0]), &line[1..], directory, depth - 1)? {
+            Known::Node { .. } => Some(Known::Node { words: None }),
+            _ => None,
+        };
+    }
     if named.as_bytes().starts_with(b"python") {
         // A module is named like its program.
         let place = arguments.iter().position(|word| word == "-m")?;
@@ -132,7 +142,8 @@ fn look(
     known(target.file_name()?, arguments.len()).or_else(|| {
         let words = interpreter(&target)?;
         let (program, interpreted) = words.split_first()?;
-        match look(Path::new(program), interpreted, directory, depth - 1)? {
+        let words: Vec<OsString> = interpreted.iter().cloned().chain([target.into()]).collect();
+        match look(Path::new(program), &words, directory, depth - 1)? {
             Known::Node { .. } => Some(Known::Node { words: None }),
             other => Some(other),
         }

@@ -53,6 +53,7 @@ mod usage;
 mod values;
 mod version;
 mod worker_environment;
+mod wrappers;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;

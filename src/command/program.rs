@@ -265,6 +265,7 @@ impl ProgramArguments {
                          clusterlb, say --dialect native"
                     ),
                 )),
+                Some(Known::Outer { words }) => Err(self.outer(*words)),
                 Some(Known::Starter(name)) => Err(Error::usage(
                     format!("{name} starts the program as a separate process"),
                     "name the program itself, as in `-- node server.js`",
@@ -283,6 +284,19 @@ impl ProgramArguments {
                 None => Ok(Dialect::Native),
             },
         }
+    }
+
+    /// The error for a command that starts Node with its last words.
+    fn outer(&self, words: usize) -> Error {
+        let line = |words: &[OsString]| {
+            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+            words.join(" ")
+        };
+        let (outer, inner) = self.program.split_at(self.program.len() - words);
+        Error::usage(
+            format!("{} starts the program as a separate process", outer[0].display()),
+            format!("let it start clusterlb: `{} clusterlb -- {}`", line(outer), line(inner)),
+        )
     }
 
     fn ensure_sockets_are_taken(&self, dialect: Dialect) -> Result<()> {
@@ -390,8 +404,30 @@ mod tests {
     }
 
     #[test]
+    fn node_is_known_behind_commands_that_become_it() {
+        let programs = Programs::new(&["nice", "taskset", "sh", "node", "other", "timeout"]);
+        let path = |name| programs.path(name);
+        programs.write("node.sh", &format!("#!{}\nexec {} x.js", path("sh"), path("node")));
+        programs.write("other.sh", &format!("#!{}\nexec {} node", path("sh"), path("other")));
+        let exec = format!("exec {} x.js", path("node"));
+        for (words, expected) in [
+            (vec![&*path("nice"), "-n", "1", &path("node"), "x.js"], Dialect::Node),
+            (vec![&*path("taskset"), "-c", "0", &path("nice"), &path("node")], Dialect::Node),
+            (vec![&*path("nice"), &path("other"), "node"], Dialect::Native),
+            (vec![&*path("node.sh"), "word"], Dialect::Node),
+            (vec![&*path("sh"), "-c", &exec], Dialect::Node),
+            (vec![&*path("other.sh")], Dialect::Native),
+            (vec![&*path("timeout"), "9", &path("other")], Dialect::Native),
+        ] {
+            assert_eq!(dialect(&words).ok(), Some(expected), "{words:?}");
+        }
+        let words = [&*path("nice"), &path("node"), "--inspect", "x.js"];
+        assert_eq!(resolve(&words).ok().and_then(|program| program.inspect_port), Some(9229));
+    }
+
+    #[test]
     fn what_cannot_be_a_worker_is_told_what_to_do() {
-        let names = ["bun", "deno", "npm", "gunicorn", "uvicorn", "python3.11"];
+        let names = ["bun", "deno", "npm", "node", "tini", "gunicorn", "uvicorn", "python3.11"];
         let programs = Programs::new(&names);
         let path = |name| programs.path(name);
         let module = ["-m", "uvicorn", "app:app"];
@@ -399,6 +435,7 @@ mod tests {
             (vec![&*path("bun"), "run"], "--dialect native"),
             (vec![&*path("deno"), "run"], "--dialect native"),
             (vec![&*path("npm"), "start"], "-- node server.js"),
+            (vec![&*path("tini"), "--", &path("node"), "x.js"], "tini -- clusterlb -- "),
             (vec![&*path("missing")], "found in PATH"),
             (vec![&*path("gunicorn"), "app:app"], "--dialect listen-fds"),
             (vec![&*path("uvicorn"), "app:app"], "uvicorn --fd 3"),

@@ -104,7 +104,7 @@ fn unready(settings: &Settings, online: bool) -> Error {
 fn start_failed(error: Error, settings: &Settings, online: bool) -> Error {
     match &settings.program {
         Some(program) if !online && program.dialect == Dialect::Native => {
-            let hint = format!("{}; {}", error.hint(), other_dialects(program));
+            let hint = format!("{}; {}", other_dialects(program), error.hint());
             Error::cluster(ErrorKind::StartFailed, error.to_string(), hint)
         }
         _ => error,
@@ -154,7 +154,7 @@ pub(super) fn other_dialects(Program { path, dialect, .. }: &Program) -> String 
     let path = path.display();
     match dialect {
         Dialect::Native => format!(
-            "{path} does not seem to be built for clusterlb; if it runs Node, say --dialect node; \
+            "{path} does not seem to be built for clusterlb: if it runs Node, say --dialect node; \
              if it takes listening sockets as from systemd (LISTEN_FDS), say --dialect listen-fds"
         ),
         Dialect::Node => format!(

@@ -147,6 +147,21 @@ fn tsx_becomes_node_with_its_loader() {
 }
 
 #[test]
+fn commands_that_become_node_are_workers_like_node() {
+    let Some(script) = Script::new(SERVER) else { return };
+    let (server, start) = (script.path("server.js"), script.path("start.sh"));
+    write(&start, &format!("#!/bin/sh\nset -e\nexec node {server}\n"));
+    fs::set_permissions(&start, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    for words in [&["nice", "node", &server][..], &[&start]] {
+        let cluster = Launch::new("--workers 2").running(words).start();
+        let served = ask(&cluster.address());
+        assert!(cluster.worker_pids().iter().any(|pid| pid.to_string() == served), "{words:?}");
+        assert_eq!(cluster.family().len(), 2, "nothing but the workers was started");
+        cluster.end();
+    }
+}
+
+#[test]
 fn launchers_are_refused_with_the_line_that_works() {
     if !has_program("node") {
         return;
