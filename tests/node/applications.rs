@@ -140,7 +140,7 @@ fn hapi_answers_on_every_route() {
 fn is_reloaded_under_load(node: &Node, application: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).display().to_string();
-    let cluster = launch(node, "--workers 2 --grace 10m", application)
+    let cluster = launch(node, "--workers 2 --grace 10m --settle 100ms", application)
         .variable("TEST_FOLDER", &path(""))
         .variable("TEST_NOTES", &path("notes"))
         .start();
@@ -162,8 +162,8 @@ fn is_reloaded_under_load(node: &Node, application: &str) {
 #[test]
 fn no_request_fails_while_the_workers_of_an_application_are_replaced() {
     let Some(node) = equipped() else { return };
-    let applications = ["express.js", "fastify.js", "koa.js", "hono.js", "hapi.js", "nest.js"];
-    for application in applications {
+    let routed = ["express.js", "fastify.js", "koa.js", "hono.js", "hapi.js", "nest.js"];
+    for application in routed.into_iter().chain(["moleculer.js", "throng.js"]) {
         is_reloaded_under_load(&node, application);
     }
 }
@@ -314,7 +314,8 @@ fn ask_all(cluster: &Cluster, times: usize) -> BTreeSet<String> {
 
 /// A program with a primary branch, which runs as the companion.
 fn with_companion(node: &Node, application: &str, notes: &Path) -> Cluster {
-    let launch = launch(node, "--workers 2 --credits 64 --companion self", application);
+    let arguments = "--workers 2 --credits 64 --settle 100ms --companion self";
+    let launch = launch(node, arguments, application);
     launch.variable("TEST_NOTES", notes.to_str().expect("a path in UTF-8")).start()
 }
 
