@@ -18,6 +18,8 @@ use crate::sys::peer::{Kind, kind_of};
 pub struct Message {
     serialization: Serialization,
     bytes: Arc<[u8]>,
+    /// The payload in V8's format, if a Node worker sent that.
+    v8: Option<Arc<[u8]>>,
     handle: Arc<Mutex<Option<Handle>>>,
     has_brought_handle: bool,
     handle_lost: bool,
@@ -57,10 +59,22 @@ impl Message {
         Self {
             serialization,
             bytes: bytes.into(),
+            v8: None,
             has_brought_handle: handle.is_some(),
             handle: Arc::new(Mutex::new(handle)),
             handle_lost: lost > 0,
         }
+    }
+
+    /// Keeps what a Node worker sent with `serialization: 'advanced'`, beside its counterpart in
+    /// JSON.
+    pub(crate) fn with_v8(self, payload: Vec<u8>) -> Self {
+        Self { v8: Some(payload.into()), ..self }
+    }
+
+    /// The payload in V8's format, if there is one.
+    pub(crate) fn v8(&self) -> Option<&[u8]> {
+        self.v8.as_deref()
     }
 
     /// The message as a value of the program's.
@@ -109,7 +123,7 @@ impl Message {
 
 impl Item for Message {
     fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.v8.as_ref().map_or(0, |payload| payload.len())
     }
 
     fn descriptors(&self) -> usize {

@@ -33,6 +33,8 @@ use super::unread_messages::UnreadMessages;
 
 /// Longest time for a companion to end after the run, if the grace period is longer.
 const COMPANION_GRACE_MAX: Duration = Duration::from_secs(5);
+/// Longer messages are shown as null: parsed, they need many times the memory of their bytes.
+const MESSAGE_BYTES_SHOWN_MAX: usize = 1024 * 1024;
 
 /// Runs to the end. With a prefix, the printer prints the output of workers. Returns the signal
 /// that cut the end short.
@@ -404,7 +406,8 @@ impl Reporter {
             }
             Event::Message { worker, message } => {
                 let (id, pid) = (worker.id(), worker.pid());
-                let message = message.value().unwrap_or_default();
+                let is_short = message.bytes().len() <= MESSAGE_BYTES_SHOWN_MAX;
+                let message = is_short.then(|| message.value().ok()).flatten().unwrap_or_default();
                 let unread = match self.has_companion {
                     true => None,
                     false => self.unread.note(&message),

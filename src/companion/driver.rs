@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::back_off::BackOff;
-use super::lines::{FromCompanion, NodeAddress, Roster, ToCompanion, message_line};
+use super::lines::{
+    FromCompanion, NodeAddress, Roster, ToCompanion, message_line, payload_of, v8_line,
+};
 use super::outbox::Outbox;
 use super::process::{Process, Starter};
 use super::{Companion, CompanionEvent, Control, OnEvent};
@@ -165,8 +167,9 @@ impl Driver {
     }
 
     fn pass_on(&mut self, id: WorkerId, message: &Message) {
-        let line = match message.serialization() {
-            Serialization::Json => message_line(id, message.bytes()),
+        let line = match (message.v8(), message.serialization()) {
+            (Some(payload), _) => v8_line(id, payload),
+            (None, Serialization::Json) => message_line(id, message.bytes()),
             _ => {
                 let value = message.value().unwrap_or_default();
                 message_line(id, value.to_string().as_bytes())
@@ -195,7 +198,9 @@ impl Driver {
         match self.starter.start(&self.cluster) {
             Ok(process) => {
                 let slots = self.supervisor.snapshot().slots.len();
-                self.outbox.begin_anew(self.roster.begin(slots, self.script.as_deref()));
+                let advanced = self.cluster.settings().serialization == Serialization::Advanced;
+                let script = self.script.as_deref();
+                self.outbox.begin_anew(self.roster.begin(slots, script, advanced));
                 self.emit(CompanionEvent::Started { pid: process.process.pid() });
                 self.process = Some(process);
             }
@@ -318,6 +323,15 @@ impl Driver {
                 Some(worker) if worker.is_connected() => worker.send(&message),
                 _ => Ok(()),
             },
+            FromCompanion::SendV8 { id, payload } => {
+                let payload = payload_of(&payload);
+                match (self.workers.get(&WorkerId::new(id)), payload) {
+                    (Some(worker), Some(payload)) if worker.is_connected() => {
+                        worker.send_v8(&payload)
+                    }
+                    _ => Ok(()),
+                }
+            }
             FromCompanion::Kill { id, signal } => {
                 match (self.workers.get(&WorkerId::new(id)), Signal::from_name(&signal)) {
                     (Some(worker), Some(signal)) => worker.kill(signal),

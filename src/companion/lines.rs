@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::{AddressKind, Ending, ListeningAddress, Signal, WorkerId};
 
+/// The character for the byte 0. None of them needs an escape in JSON, and each has two bytes.
+const FIRST_CHARACTER: u32 = 0x100;
+
 /// A line to the companion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "act", rename_all = "lowercase")]
@@ -49,6 +52,8 @@ pub(super) struct NodeAddress {
 pub(super) enum FromCompanion {
     /// Send a message to a worker.
     Send { id: u32, message: Value },
+    /// Send a message in V8's format.
+    SendV8 { id: u32, payload: String },
     /// Signal a worker.
     Kill { id: u32, signal: String },
     /// Let a worker leave.
@@ -79,6 +84,8 @@ struct Known {
 struct Begin<'a> {
     slots: usize,
     script: Option<&'a str>,
+    /// Messages are in V8's format.
+    advanced: bool,
     workers: Vec<&'a Known>,
 }
 
@@ -107,6 +114,25 @@ pub(super) fn message_line(id: WorkerId, message: &[u8]) -> Vec<u8> {
     line.extend_from_slice(message);
     line.extend_from_slice(b"}\n");
     line
+}
+
+/// A worker's message in V8's format as a line. Each byte is one character of a string.
+pub(super) fn v8_line(id: WorkerId, payload: &[u8]) -> Vec<u8> {
+    let text: String = payload.iter().filter_map(|byte| character_of(*byte)).collect();
+    let mut line = format!("{{\"act\":\"message\",\"id\":{id},\"v8\":").into_bytes();
+    serde_json::to_writer(&mut line, &text).expect("a string can be written as JSON");
+    line.extend_from_slice(b"}\n");
+    line
+}
+
+/// The bytes of a payload whose characters are bytes; `None` if one is not.
+pub(super) fn payload_of(text: &str) -> Option<Vec<u8>> {
+    let byte_of = |one| u8::try_from(u32::from(one).checked_sub(FIRST_CHARACTER)?).ok();
+    text.chars().map(byte_of).collect()
+}
+
+fn character_of(byte: u8) -> Option<char> {
+    char::from_u32(FIRST_CHARACTER + u32::from(byte))
 }
 
 fn line(value: &impl Serialize) -> Vec<u8> {
@@ -152,9 +178,10 @@ impl Roster {
         }
     }
 
-    /// The first line for a companion; `script` is the workers' script, if known.
-    pub(super) fn begin(&self, slots: usize, script: Option<&str>) -> Vec<u8> {
-        line(&Begin { slots, script, workers: self.workers.values().collect() })
+    /// The first line for a companion; `script` is the workers' script, if known, and `advanced`
+    /// whether messages are in V8's format.
+    pub(super) fn begin(&self, slots: usize, script: Option<&str>, advanced: bool) -> Vec<u8> {
+        line(&Begin { slots, script, advanced, workers: self.workers.values().collect() })
     }
 }
 
@@ -209,6 +236,11 @@ mod tests {
         ] {
             assert_eq!(value(&message.line()), expected);
         }
+        let payload: Vec<u8> = (0..=255).collect();
+        let told = value(&v8_line(WorkerId::new(4), &payload));
+        assert_eq!(told["v8"].as_str().and_then(payload_of), Some(payload));
+        assert_eq!(payload_of("\u{200}"), None);
+        assert_eq!(payload_of("a"), None);
         let message = message_line(WorkerId::new(4), br#"{"a":[1,"\n"]}"#);
         let expected = json!({ "act": "message", "id": 4, "message": { "a": [1, "\n"] } });
         assert_eq!(value(&message), expected);
@@ -226,6 +258,10 @@ mod tests {
                 FromCompanion::Kill { id: 3, signal: "SIGHUP".into() },
             ),
             (r#"{"act":"disconnect","id":3}"#, FromCompanion::Disconnect { id: 3 }),
+            (
+                r#"{"act":"sendv8","id":3,"payload":"\u00ff"}"#,
+                FromCompanion::SendV8 { id: 3, payload: "ÿ".into() },
+            ),
             (r#"{"act":"fork"}"#, FromCompanion::Fork),
             (r#"{"act":"stop"}"#, FromCompanion::Stop),
         ] {
@@ -254,12 +290,15 @@ mod tests {
             roster.update(&message);
         }
         roster.on_closed(WorkerId::new(1), &address(80));
-        let begin = value(&roster.begin(2, Some("server.js")));
+        let begin = value(&roster.begin(2, Some("server.js"), false));
         let workers = json!([
             { "id": 1, "pid": 11, "online": true,
               "listening": [{ "address": "::1", "port": 81, "addressType": 6 }] },
             { "id": 3, "pid": 13, "online": false, "listening": [] },
         ]);
-        assert_eq!(begin, json!({ "slots": 2, "script": "server.js", "workers": workers }));
+        assert_eq!(
+            begin,
+            json!({ "slots": 2, "script": "server.js", "advanced": false, "workers": workers })
+        );
     }
 }

@@ -177,10 +177,12 @@ impl ControlPlane {
         let Some(worker) = self.workers.get(&id).map(|worker_entry| worker_entry.handle()) else {
             return;
         };
-        let value = message.value().unwrap_or_default();
-        let bytes = serde_json::to_vec(&value).expect("a value of JSON can be written as JSON");
         let descriptors = descriptor.into_iter().collect();
-        let message = Message::new(Serialization::Json, bytes, descriptors, 0);
+        let told = Message::new(Serialization::Json, message.json(), descriptors, 0);
+        let message = match message.v8() {
+            Some(payload) => told.with_v8(payload.to_vec()),
+            None => told,
+        };
         self.emit(Event::Message { worker, message });
     }
 

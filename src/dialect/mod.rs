@@ -218,4 +218,12 @@ impl MessageChannel {
             Self::Node(channel) => channel.send(message, descriptor, is_connected),
         }
     }
+
+    /// Sends a payload in V8's format, which only Node workers understand.
+    pub(crate) fn send_v8(&self, payload: &[u8], is_connected: bool) -> Result<Sent> {
+        match self {
+            Self::Node(channel) => channel.send_v8(payload, is_connected),
+            Self::Native(_) | Self::ListenFds => Err(node::reads_no_v8()),
+        }
+    }
 }

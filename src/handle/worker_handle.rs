@@ -204,8 +204,17 @@ impl WorkerHandle {
         message: &T,
         descriptor: Option<OwnedFd>,
     ) -> Result<()> {
+        self.pass_on(self.state.messages.send(message, descriptor, self.is_connected())?)
+    }
+
+    /// Sends a message in V8's format to a Node worker with `serialization: 'advanced'`.
+    pub(crate) fn send_v8(&self, payload: &[u8]) -> Result<()> {
+        self.pass_on(self.state.messages.send_v8(payload, self.is_connected())?)
+    }
+
+    fn pass_on(&self, sent: Sent) -> Result<()> {
         let id = self.state.id;
-        match self.state.messages.send(message, descriptor, self.is_connected())? {
+        match sent {
             Sent::Complete => Ok(()),
             Sent::Waiting => self.state.control.send(Request::Flush { id }),
             Sent::ToBridge(message_out) => {

@@ -304,3 +304,50 @@ fn a_companion_that_cannot_start_harms_no_one() {
     assert_eq!(ask(&cluster, "/"), "served");
     cluster.end();
 }
+
+/// A program whose primary sends each message back. Both sides print what arrives.
+const ECHO: &str = "
+    const cluster = require('cluster');
+    const { inspect } = require('util');
+    const { TEST_ADVANCED: advanced } = process.env;
+    // As JSON it is longer than what the primary parses.
+    const text = 'x'.repeat(advanced ? 3 : 11e5);
+    const said = advanced
+        ? new Map([[1, { at: new Date(5), big: 7n, bytes: Buffer.from([0, 255]), text }]])
+        : { list: [null, 'y'], text };
+    const options = { depth: 4, breakLength: Infinity, maxStringLength: 1 };
+    const show = (value) => process.stdout.write(`${inspect(value, options)}\n`);
+    if (cluster.isPrimary) {
+        cluster.on('message', (worker, message) => {
+            show(message);
+            worker.send(message);
+        });
+        cluster.setupPrimary({ silent: true });
+        cluster.fork().process.stdout.on('data', () => {});
+    } else {
+        process.on('message', show);
+        require('http').createServer().listen(0, '127.0.0.1', () => process.send(said));
+    }";
+
+#[test]
+fn messages_of_either_serialization_arrive_as_they_were_sent() {
+    with_each(|node| {
+        for (advanced, serialization, shown) in [
+            ("", "json", "{ list: [ null, 'y' ], text: 'x'... 1099999 more characters }"),
+            (
+                "1",
+                "advanced",
+                "Map(1) { 1 => { at: 1970-01-01T00:00:00.005Z, big: 7n, bytes: <Buffer 00 ff>, \
+                 text: 'x'... 2 more characters } }",
+            ),
+        ] {
+            let script = Script::named("server.js", ECHO);
+            let arguments = format!("--companion self --workers 1 --serialization {serialization}");
+            let launch = script.launch_with(&node.program, &arguments);
+            let cluster = launch.variable("TEST_ADVANCED", advanced).start();
+            // In the primary, and back in the worker.
+            line(&cluster, shown, 1);
+            cluster.end();
+        }
+    });
+}

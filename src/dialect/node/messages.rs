@@ -49,13 +49,33 @@ impl MessageChannel {
             None => ToWorker::User(message),
             Some(socket) => ToWorker::UserSocket { kind: kind_of(socket)?, message },
         };
-        let frame = frame.frame(self.serialization);
+        self.send_frame(frame.frame(self.serialization), socket)
+    }
+
+    /// Sends a message as a Node process has written it with `serialization: 'advanced'`.
+    pub(in crate::dialect) fn send_v8(&self, payload: &[u8], is_connected: bool) -> Result<Sent> {
+        if !is_connected {
+            return Err(Error::system(STEP, Errno::EPIPE));
+        }
+        if self.serialization != Serialization::Advanced {
+            return Err(reads_no_v8());
+        }
+        let frame = ToWorker::UserV8(payload).frame(self.serialization);
+        self.send_frame(frame, None)
+    }
+
+    fn send_frame(&self, frame: Vec<u8>, socket: Option<OwnedFd>) -> Result<Sent> {
         if frame.len() > MESSAGE_BYTES_MAX {
             return Err(Error::system(STEP, Errno::EMSGSIZE));
         }
         let message_out = self.send_quota.message_out(frame, socket);
         message_out.map(Sent::ToBridge).ok_or_else(|| Error::system(STEP, Errno::EAGAIN))
     }
+}
+
+/// The error of a payload in V8's format for a worker that does not read it.
+pub(in crate::dialect) fn reads_no_v8() -> Error {
+    Error::usage("the worker does not read V8's format", "say --serialization advanced")
 }
 
 /// How a Node worker gets a socket. Node expects that it does not block.

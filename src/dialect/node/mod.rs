@@ -29,6 +29,7 @@ use std::os::fd::RawFd;
 use crate::id::WorkerId;
 pub use codec::Serialization;
 pub(crate) use messages::MessageChannel;
+pub(in crate::dialect) use messages::reads_no_v8;
 pub(crate) use worker::{Start, State};
 pub(super) use worker::{options, split};
 

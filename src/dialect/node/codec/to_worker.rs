@@ -100,6 +100,8 @@ pub enum ToWorker<'a> {
     Stop,
     /// A message for the program.
     User(&'a Value),
+    /// A message of the program in V8's format, for workers that read it.
+    UserV8(&'a [u8]),
     /// A message for the program with a socket attached.
     UserSocket {
         /// The type of object that the program receives.
@@ -270,6 +272,7 @@ impl ToWorker<'_> {
                 frame(&Sockets { key, count, ..sockets("NODE_SOCKET_COUNT") }, serialization)
             }
             Self::User(value) => frame(value, serialization),
+            Self::UserV8(payload) => with_length(payload),
             Self::UserSocket { kind, message } => {
                 let (kind, family) = match kind {
                     SocketKind::Stream => ("net.Socket", None),
@@ -315,15 +318,18 @@ fn frame(message: &impl Serialize, serialization: Serialization) -> Vec<u8> {
         Serialization::Json => {
             serde_json::to_writer(&mut bytes, message).expect(INVARIANT);
             bytes.push(b'\n');
+            bytes
         }
         Serialization::Advanced => {
-            bytes.extend_from_slice(&[0; 4]);
             v8::write(&serde_json::to_value(message).expect(INVARIANT), &mut bytes);
-            let length = u32::try_from(bytes.len() - 4).expect("what is sent is bounded");
-            bytes[..4].copy_from_slice(&length.to_be_bytes());
+            with_length(&bytes)
         }
     }
-    bytes
+}
+
+fn with_length(payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("what is sent is bounded");
+    [&length.to_be_bytes(), payload].concat()
 }
 
 #[cfg(test)]

@@ -43,6 +43,22 @@ impl UserMessage {
         &self.bytes
     }
 
+    /// The message as JSON text; `null` if it has values without counterpart in JSON, or is a long
+    /// one in V8's format.
+    #[must_use]
+    pub fn json(&self) -> Vec<u8> {
+        match self.format {
+            Format::Json => self.bytes.clone(),
+            Format::V8 => self.value().unwrap_or_default().to_string().into_bytes(),
+        }
+    }
+
+    /// The payload, if it is in V8's format.
+    #[must_use]
+    pub fn v8(&self) -> Option<&[u8]> {
+        (self.format == Format::V8).then_some(&self.bytes)
+    }
+
     /// The message as JSON; `None` if it is longer than [`PARSED_BYTES_MAX`], nested deeper than
     /// [`super::DEPTH_MAX`], or has values without counterpart in JSON.
     #[must_use]

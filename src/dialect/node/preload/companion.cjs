@@ -11,13 +11,59 @@ const LAST_AT_MOST_MS = 2000;
 // Messages to a worker that is still to be started.
 const WAITING_MAX = 1024;
 
+// The character for the byte 0 of a payload in a line.
+const FIRST_CHARACTER = 0x100;
+
+// Messages in V8's format, as Node writes them on the channel of a child process (`serialization:
+// 'advanced'`).
+class V8Format {
+  constructor() {
+    const { DefaultSerializer, DefaultDeserializer } = require('v8');
+    this.Serializer = class extends DefaultSerializer {
+      _writeHostObject(object) {
+        const isView = ArrayBuffer.isView(object);
+        this.writeUint32(isView ? 0 : 1);
+        return isView ? super._writeHostObject(object) : this.writeValue({ ...object });
+      }
+    };
+    this.Deserializer = class extends DefaultDeserializer {
+      _readHostObject() {
+        return this.readUint32() === 0 ? super._readHostObject() : this.readValue();
+      }
+    };
+  }
+
+  write(message) {
+    const serializer = new this.Serializer();
+    serializer.writeHeader();
+    serializer.writeValue(message);
+    const characters = new Uint16Array(serializer.releaseBuffer());
+    for (let place = 0; place < characters.length; place += 1) {
+      characters[place] += FIRST_CHARACTER;
+    }
+    return Buffer.from(characters.buffer).toString('utf16le');
+  }
+
+  read(payload) {
+    const bytes = Buffer.allocUnsafeSlow(payload.length);
+    for (let place = 0; place < bytes.length; place += 1) {
+      bytes[place] = payload.charCodeAt(place) - FIRST_CHARACTER;
+    }
+    const deserializer = new this.Deserializer(bytes);
+    deserializer.readHeader();
+    return deserializer.readValue();
+  }
+}
+
 // What a program sees as the worker's process. It is the child of another process.
 class CompanionsChild extends require('events') {
-  constructor(id, pid, tell) {
+  constructor(id, pid, tell, write) {
     super();
     const hidden = (name, value) => Object.defineProperty(this, name, { value, writable: true });
     hidden('clusterlbId', id);
     hidden('clusterlbTell', tell);
+    // A message as a part of the line.
+    hidden('clusterlbWrite', write);
     // Messages that wait for the start of the process.
     hidden('clusterlbWaiting', pid === undefined ? [] : undefined);
     Object.assign(this, { pid, connected: true, killed: false, exitCode: null, signalCode: null });
@@ -26,9 +72,9 @@ class CompanionsChild extends require('events') {
 
   started(id, pid) {
     Object.assign(this, { pid, clusterlbId: id });
-    const waiting = this.clusterlbWaiting ?? [];
+    const { clusterlbTell: tell, clusterlbWaiting: waiting = [] } = this;
     this.clusterlbWaiting = undefined;
-    waiting.forEach((message) => this.send(message));
+    waiting.forEach((line) => tell({ ...line, id }));
   }
 
   // As Node's: (message[, handle[, options]][, callback]).
@@ -40,8 +86,9 @@ class CompanionsChild extends require('events') {
       nextTick(() => (done === undefined ? this.emit('error', failure) : done(failure)));
       return false;
     }
-    if (this.clusterlbWaiting !== undefined) this.clusterlbWaiting.push(message);
-    else this.clusterlbTell({ act: 'send', id: this.clusterlbId, message });
+    const line = this.clusterlbWrite(message);
+    if (this.clusterlbWaiting !== undefined) this.clusterlbWaiting.push(line);
+    else this.clusterlbTell({ ...line, id: this.clusterlbId });
     if (done !== undefined) nextTick(() => done(null));
     return true;
   }
@@ -98,6 +145,12 @@ class Companion {
     const [begin, rest] = firstLine(channel);
     this.slots = begin.slots;
     this.script = begin.script;
+    const v8 = begin.advanced ? new V8Format() : undefined;
+    this.write = (message) =>
+      v8 === undefined ? { act: 'send', message } : { act: 'sendv8', payload: v8.write(message) };
+    this.messageOf = ({ message, v8: payload }) =>
+      payload === undefined ? message : v8.read(payload);
+    this.isAdvanced = begin.advanced;
     begin.workers.forEach((one) => this.enter(one.id, one.pid));
     this.replaceParts();
     this.onRunSignal();
@@ -177,14 +230,14 @@ class Companion {
     else if (act === 'slots') this.slots = line.count;
     else if (act === 'refused') process.emitWarning(`clusterlb: ${line.reason}`);
     else if (act === 'fork') this.onFork(id, line.pid);
-    else if (act === 'message') this.onMessage(this.workers.get(id) ?? this.gone(id), line.message);
+    else if (act === 'message') this.onMessage(this.workers.get(id) ?? this.gone(id), line);
     else if (this.workers.has(id)) this[`on_${act}`](this.workers.get(id), line);
   }
 
   // A worker as Node's primary has it.
   enter(id, pid) {
     const { cluster } = this;
-    const child = new CompanionsChild(id, pid, this.tell);
+    const child = new CompanionsChild(id, pid, this.tell, this.write);
     const worker = new cluster.Worker({ id, process: child, state: 'none' });
     worker.on('message', function (message, handle) {
       cluster.emit('message', this, message, handle);
@@ -252,8 +305,8 @@ class Companion {
     worker.exitedAfterDisconnect = true;
   }
 
-  onMessage(worker, message) {
-    worker.process.emit('message', message, undefined);
+  onMessage(worker, line) {
+    worker.process.emit('message', this.messageOf(line), undefined);
   }
 
   on_disconnect(worker, { voluntary }) {
@@ -295,6 +348,7 @@ class Companion {
     const isFree = (worker) => worker.process.connected && !this.claimed.has(worker);
     const free = [...this.workers.values()].find(isFree);
     if (free !== undefined) {
+      this.quiet(free.process);
       this.claimed.add(free);
       nextTick(() => this.introduce(free));
       return free;
@@ -303,6 +357,7 @@ class Companion {
       child.connected && !exitedAfterDisconnect;
     const count = [...this.claimed].filter(stays).length;
     const worker = this.enter(this.lastId + 1, undefined);
+    this.quiet(worker.process);
     this.claimed.add(worker);
     this.expected.push(worker);
     if (count >= this.slots) {
@@ -321,8 +376,22 @@ class Companion {
     if (worker.state === 'listening') worker.emit('listening', this.addresses.get(worker));
   }
 
+  // With `silent` programs read the output of workers from streams.
+  quiet(child) {
+    if (!this.cluster.settings.silent) return;
+    warnOnce('the output of workers is not read here: see --prefix');
+    const { Readable, Writable } = require('stream');
+    const nothing = () => new Readable({ read() {} });
+    const stdin = new Writable({ write: (chunk, encoding, done) => done() });
+    const [stdout, stderr] = [nothing(), nothing()];
+    Object.assign(child, { stdin, stdout, stderr, stdio: [stdin, stdout, stderr] });
+  }
+
   warn(variables) {
-    const { exec } = this.cluster.settings;
+    const { exec, serialization } = this.cluster.settings;
+    if (serialization === 'advanced' && !this.isAdvanced) {
+      warnOnce('messages are JSON: for those that are not, say --serialization advanced');
+    }
     const { resolve } = require('path');
     const isOther = exec !== undefined && exec !== process.argv[1] && this.script !== undefined;
     if (isOther && resolve(exec) !== resolve(this.script)) {

@@ -82,13 +82,15 @@ function start(parameters, cluster) {
 // what closes the servers, and it sends none to a worker that leaves already.
 function announceEnd(worker, leaving, send) {
   const { disconnect } = worker;
-  worker.disconnect = function (...words) {
+  const announcing = function (...words) {
     if (!this.exitedAfterDisconnect && leaving.stage !== STOPPING && process.connected) {
       const told = { cmd: 'NODE_CLUSTER', act: 'exitedAfterDisconnect' };
       Reflect.apply(send, process, [told, undefined, undefined, () => {}]);
     }
     return Reflect.apply(disconnect, this, words);
   };
+  const hidden = { value: announcing, writable: true, configurable: true };
+  Object.defineProperty(worker, 'disconnect', hidden);
 }
 
 function listen(page, leaving) {
