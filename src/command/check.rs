@@ -239,14 +239,19 @@ fn engine_row(decision: &Result<EngineDecision>) -> Row {
 
 fn calls_row(missing: &[MissingCall]) -> Row {
     let name = "system calls";
-    let Some(first) = missing.iter().min_by_key(|call| call.for_node) else {
-        return Row::ok(name, "all that every engine needs".into());
+    if missing.is_empty() {
+        return Row::ok(name, "all that are used".into());
+    }
+    let names: Vec<&str> = missing.iter().map(|call| call.name).collect();
+    let value = format!("no {}", names.join(", "));
+    let remedy = |call: &MissingCall| {
+        let MissingCall { name, since, instead } = call;
+        let instead = instead.map(|instead| format!("; without it {instead}")).unwrap_or_default();
+        format!("{name} comes with Linux {since}, unless something here refuses it{instead}")
     };
-    let value = format!("no {}", first.name);
-    let remedy = format!("comes with Linux {}, unless something here refuses it", first.since);
-    match first.for_node {
-        true => Row::note(name, value, remedy + "; Node workers need it"),
-        false => Row::cannot(name, value, remedy),
+    match missing.iter().find(|call| call.instead.is_none()) {
+        Some(vital) => Row::cannot(name, value, remedy(vital)),
+        None => Row::note(name, value, missing.iter().map(remedy).collect::<Vec<_>>().join("; ")),
     }
 }
 

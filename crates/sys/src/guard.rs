@@ -19,7 +19,7 @@ use nix::unistd::{chdir, setsid};
 use crate::clock::monotonic_ns;
 use crate::error::{Error, Result};
 use crate::fdpass;
-use crate::process::{Remote, WHOLE_GROUP};
+use crate::process::{Remote, WHOLE_GROUP, close_from};
 use crate::signal::Signal;
 
 /// Name in process listings.
@@ -106,11 +106,10 @@ fn detach(socket: RawFd, grace_ns: u64, origin: &Origin) -> ! {
     let _ = chdir(c"/");
     // SAFETY: two numbers; nothing of this process is used but the socket.
     let moved = unsafe { libc::dup2(socket, SOCKET) };
-    // SAFETY: three numbers, as above.
-    let closed = unsafe { libc::syscall(libc::SYS_close_range, SOCKET + 1, u32::MAX, 0) };
-    if moved != SOCKET || closed != 0 {
+    if moved != SOCKET {
         exit();
     }
+    close_from(SOCKET + 1);
     Watch::new().run(grace_ns)
 }
 

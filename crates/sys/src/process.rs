@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ use crate::error::{Error, Result, errno_of};
 use crate::inherited::Restored;
 use crate::limits::DescriptorLimit;
 use crate::signal::{BlockedSignals, Signal};
+use descriptors::close_on_exec_from;
+pub(crate) use descriptors::{close_from, marks_ranges};
 pub use descriptors::{copy_above, copy_of, inherited};
 use environment::Block;
 pub use family::{own_program, reap_orphans};
@@ -38,6 +40,9 @@ use pipes::Pipes;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP`: signals every process in the group that the process leads.
 pub(crate) const WHOLE_GROUP: libc::c_uint = 1 << 2;
+
+/// What a worker reads and prints to where it has nothing else.
+const NOTHING: &str = "/dev/null";
 
 /// How to start a worker.
 #[derive(Debug)]
@@ -148,6 +153,11 @@ impl Launch<'_> {
                        in a user namespace that /proc/self/setgroups says allow"
                     .into(),
             },
+            Errno::ENOENT if !Path::new(NOTHING).exists() => Error::Environment {
+                step: format!("open {NOTHING} for a worker"),
+                source: source.into(),
+                hint: "mount a /dev in the sandbox".into(),
+            },
             _ => Error::system(step.clone(), source),
         };
         let numbers = self.placed.iter().map(|(number, _)| *number).max().unwrap_or(0);
@@ -225,7 +235,7 @@ struct Preparation {
 
 impl Preparation {
     fn run(&mut self) -> io::Result<()> {
-        close_on_exec_from(3)?;
+        close_on_exec_from(3);
         for number in &self.inherited {
             // SAFETY: the numbers were borrowed from open descriptors, which the fork copied.
             let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
@@ -264,14 +274,6 @@ impl Preparation {
         self.environment.install(std::process::id());
         Ok(())
     }
-}
-
-/// Marks all descriptors from this number on as close-on-exec.
-fn close_on_exec_from(first: RawFd) -> std::result::Result<(), Errno> {
-    let flags = libc::CLOSE_RANGE_CLOEXEC;
-    // SAFETY: three numbers; nothing is closed, only marked.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
-    Errno::result(result).map(drop)
 }
 
 /// Descriptors for a new process, moved out of the range of their target numbers.

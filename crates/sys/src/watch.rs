@@ -1,10 +1,15 @@
-//! Waits on an epoll set with nanosecond timeouts, which `epoll_wait(2)` does not have.
+//! Waits on an epoll set with nanosecond timeouts, which `epoll_wait(2)` does not have, or with
+//! milliseconds where `epoll_pwait2(2)` is missing.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::epoll::{Epoll, EpollEvent};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
+
+/// Linux is older than 5.11, or a sandbox does not know the call.
+static WITHOUT_NANOSECONDS: AtomicBool = AtomicBool::new(false);
 
 /// Waits until a descriptor is ready or the timeout, if there is one, has passed. Returns the
 /// number of events written.
@@ -12,6 +17,34 @@ use nix::sys::epoll::{Epoll, EpollEvent};
 /// # Errors
 /// EINTR if a signal arrived.
 pub fn wait(
+    set: &Epoll,
+    ready: &mut [EpollEvent],
+    at_most_ns: Option<u64>,
+) -> Result<usize, Errno> {
+    if !WITHOUT_NANOSECONDS.load(Ordering::Relaxed) {
+        match wait_precisely(set, ready, at_most_ns) {
+            // The errors of a call that is there.
+            Err(errno @ (Errno::EINTR | Errno::EBADF | Errno::EINVAL | Errno::EFAULT)) => {
+                return Err(errno);
+            }
+            Err(_) => WITHOUT_NANOSECONDS.store(true, Ordering::Relaxed),
+            Ok(count) => return Ok(count),
+        }
+    }
+    // Rounded up: waking too early would spin until the deadline.
+    let at_most = at_most_ns.map_or(EpollTimeout::NONE, |at_most_ns| {
+        let at_most_ms = i32::try_from(at_most_ns.div_ceil(1_000_000)).unwrap_or(i32::MAX);
+        EpollTimeout::try_from(at_most_ms).expect("it is not negative")
+    });
+    set.wait(ready, at_most)
+}
+
+/// Whether this machine waits for nanoseconds.
+pub(crate) fn is_precise(set: &Epoll) -> bool {
+    wait_precisely(set, &mut [EpollEvent::empty()], Some(0)).is_ok()
+}
+
+fn wait_precisely(
     set: &Epoll,
     ready: &mut [EpollEvent],
     at_most_ns: Option<u64>,

@@ -101,11 +101,11 @@ fn where_io_uring_is_refused_epoll_runs_and_what_is_lost_is_told() {
 
 #[test]
 fn a_kernel_without_a_call_that_every_engine_needs_cannot_run() {
-    let missing = |since, for_node| MissingCall { name: "some_call", since, for_node };
-    let mut facts = Facts { missing_calls: vec![missing("5.11", true)], ..healthy() };
+    let missing = |since, instead| MissingCall { name: "some_call", since, instead };
+    let mut facts = Facts { missing_calls: vec![missing("5.11", Some("slowly"))], ..healthy() };
     let report = judge(&facts);
     assert_eq!((row(&report, "system calls").verdict, exit_code(&report)), (Verdict::Note, 0));
-    facts.missing_calls.push(missing("5.3", false));
+    facts.missing_calls.push(missing("5.3", None));
     let report = judge(&facts);
     assert_eq!((row(&report, "system calls").verdict, exit_code(&report)), (Verdict::Cannot, 3));
     let remedy = row(&report, "system calls").remedy.as_ref();

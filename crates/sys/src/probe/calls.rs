@@ -1,9 +1,8 @@
 //! Tries the most recent system calls that are used with either engine.
 //!
-//! Owns the list, the Linux version of each, and the feature that needs it.
+//! Owns the list, the Linux version of each, and what is lost without it.
 
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use crate::{process, watch};
 
@@ -14,8 +13,8 @@ pub struct MissingCall {
     pub name: &'static str,
     /// The first Linux version that has it.
     pub since: &'static str,
-    /// Whether only Node workers need it.
-    pub for_node: bool,
+    /// What a run does instead; `None` if it cannot do without.
+    pub instead: Option<&'static str>,
 }
 
 /// The calls that fail, for any reason.
@@ -23,17 +22,17 @@ pub struct MissingCall {
 pub fn missing_calls() -> Vec<MissingCall> {
     let mut missing = Vec::new();
     if process::open_watch(std::process::id()).is_err() {
-        missing.push(MissingCall { name: "pidfd_open", since: "5.3", for_node: false });
+        missing.push(MissingCall { name: "pidfd_open", since: "5.3", instead: None });
     }
-    if wait_briefly().is_err() {
-        missing.push(MissingCall { name: "epoll_pwait2", since: "5.11", for_node: true });
+    if Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).is_ok_and(|set| !watch::is_precise(&set)) {
+        let instead = Some("Node workers are waited for in whole milliseconds");
+        missing.push(MissingCall { name: "epoll_pwait2", since: "5.11", instead });
+    }
+    if !process::marks_ranges() {
+        let instead = Some("starting a worker takes up to some milliseconds more");
+        missing.push(MissingCall { name: "close_range", since: "5.11", instead });
     }
     missing
-}
-
-fn wait_briefly() -> Result<(), Errno> {
-    let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    watch::wait(&set, &mut [EpollEvent::empty()], Some(0)).map(drop)
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! Kernel facilities that a run needs in addition to io_uring, each tried once.
 
+use std::num::NonZero;
 use std::process::Command;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
 use super::ring_at_once;
 use crate::error::{Error, Result, errno_of};
@@ -15,6 +19,12 @@ use crate::signal::Signals;
 use crate::waker::Waker;
 use crate::{fdpass, process};
 
+/// Processes and threads of a run in addition to its workers: threads of the primary, the guard,
+/// and a successor during a reload.
+const TASKS_BASE: usize = 7;
+/// What a thread needs that only waits.
+const STACK_BYTES: usize = 64 * 1024;
+
 /// A facility that a run cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Facility {
@@ -24,6 +34,8 @@ pub enum Facility {
     Eventfd,
     /// Receiving signals.
     Signalfd,
+    /// Deadlines.
+    Timerfd,
     /// Watching a process.
     Pidfd,
     /// Counters shared by two processes.
@@ -36,10 +48,11 @@ pub enum Facility {
 
 impl Facility {
     /// All facilities.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Epoll,
         Self::Eventfd,
         Self::Signalfd,
+        Self::Timerfd,
         Self::Pidfd,
         Self::Memfd,
         Self::SocketPair,
@@ -53,6 +66,7 @@ impl Facility {
             Self::Epoll => "epoll",
             Self::Eventfd => "eventfd",
             Self::Signalfd => "signalfd",
+            Self::Timerfd => "timerfd",
             Self::Pidfd => "pidfd_open",
             Self::Memfd => "memfd_create",
             Self::SocketPair => "socketpair",
@@ -71,13 +85,19 @@ impl Facility {
                 .map_err(|errno| Error::system("create an epoll set", errno)),
             Self::Eventfd => Waker::new().map(drop),
             Self::Signalfd => Signals::receive(&[]).map(drop),
+            Self::Timerfd => TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)
+                .map(drop)
+                .map_err(|errno| Error::system("create a timer (timerfd)", errno)),
             Self::Pidfd => process::try_pidfd(),
             Self::Memfd => SharedPage::create().map(drop),
             Self::SocketPair => {
                 fdpass::packet_pair()?;
                 fdpass::stream_pair().map(drop)
             }
-            Self::Process => attempt_process(),
+            Self::Process => {
+                attempt_process()?;
+                attempt_threads()
+            }
         }
     }
 }
@@ -89,6 +109,34 @@ fn attempt_process() -> Result<()> {
     command.arg("--version").stdout(std::process::Stdio::null());
     let status = command.status().map_err(|error| failed(errno_of(&error)))?;
     if status.success() { Ok(()) } else { Err(failed(Errno::ENOEXEC)) }
+}
+
+/// Starts as many threads at once as a run has processes and threads with a worker for each CPU:
+/// the kernel counts them alike (`ulimit -u`).
+fn attempt_threads() -> Result<()> {
+    let wanted = TASKS_BASE + thread::available_parallelism().map_or(1, NonZero::get);
+    let (end, ended) = mpsc::channel::<()>();
+    let ended = Arc::new(Mutex::new(ended));
+    let mut threads = Vec::new();
+    let mut outcome = Ok(());
+    while threads.len() < wanted && outcome.is_ok() {
+        let ended = Arc::clone(&ended);
+        // Each waits for the one before it.
+        let body = move || drop(ended.lock().map(|ended| ended.recv()));
+        match thread::Builder::new().stack_size(STACK_BYTES).spawn(body) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                let step = format!("start {wanted} processes and threads");
+                outcome = Err(Error::system(step, errno_of(&error)));
+            }
+        }
+    }
+    drop(end);
+    for thread in threads {
+        // It does not panic.
+        let _ = thread.join();
+    }
+    outcome
 }
 
 /// Whether this process may pin its threads.
