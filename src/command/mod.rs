@@ -83,9 +83,10 @@ use printer::Printer;
 
 /// Signals that arrive while a run is prepared wait until it can handle them. Until anything is
 /// started, SIGINT and SIGTERM end the process.
-const EARLY_SIGNALS: [Signal; 7] = [
+const EARLY_SIGNALS: [Signal; 8] = [
     Signal::SIGCHLD,
     Signal::SIGHUP,
+    Signal::SIGPWR,
     Signal::SIGQUIT,
     Signal::SIGTTIN,
     Signal::SIGTTOU,
@@ -115,7 +116,10 @@ fn run_command(cli: Cli) -> Result<ExitCode> {
         Some(Command::Check { json, config }) => show_check(json, config),
         Some(Command::Bench(arguments)) => arguments.run(),
         Some(Command::Imbalance(arguments)) => arguments.run(),
-        Some(Command::Load(arguments)) => return Ok(loadtest::run(&arguments)),
+        Some(Command::Load(arguments)) => {
+            output::ensure_open()?;
+            return Ok(loadtest::run(&arguments));
+        }
         Some(Command::Run(arguments)) => run(&arguments),
         Some(Command::Status(arguments)) => arguments.run(),
         Some(Command::Top(arguments)) => arguments.run(),

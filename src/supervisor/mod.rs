@@ -219,8 +219,8 @@ impl Supervisor {
         self
     }
 
-    /// SIGTERM, SIGINT, SIGQUIT and SIGUSR2 end the run in order, and a second one at once. SIGHUP
-    /// reloads, unless the terminal was closed: that also ends the run, if SIGHUP was not ignored
+    /// SIGTERM, SIGINT, SIGQUIT, SIGUSR2 and SIGPWR end the run in order, a second one at once.
+    /// SIGHUP reloads, unless the terminal was closed: that ends the run, if it was not ignored
     /// when this process was started (`nohup`). SIGTTIN adds a worker, SIGTTOU removes one, but
     /// never the last. SIGUSR1 changes nothing ([`SupervisorEvent::SignalUnused`]). On SIGCHLD the
     /// thread reaps processes that this one did not start, as PID 1 of a container must.

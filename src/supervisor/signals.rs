@@ -1,7 +1,7 @@
 //! The effect of each signal on a supervisor.
 //!
 //! Owns the table in docs/OPERATIONS.md, and the difference between a closed terminal, which ends
-//! the run, and a person who requests a reload. No signal ends the run by its default action.
+//! the run, and a person who requests a reload.
 
 use crate::Signal;
 use crate::sys::inherited;
@@ -9,10 +9,11 @@ use crate::sys::signal::{Origin, Received};
 use crate::sys::terminal;
 
 /// Every signal that a supervisor receives instead of its default action.
-pub(super) const RECEIVED: [Signal; 9] = [
+pub(super) const RECEIVED: [Signal; 10] = [
     Signal::SIGCHLD,
     Signal::SIGHUP,
     Signal::SIGINT,
+    Signal::SIGPWR,
     Signal::SIGQUIT,
     Signal::SIGTERM,
     Signal::SIGTTIN,
@@ -67,6 +68,8 @@ impl Terminal {
         match signal {
             Signal::SIGCHLD => Wish::Reap,
             Signal::SIGHUP => self.hangup(self.is_closed(origin, terminal::is_present)),
+            // What stops containers of LXC, and what tells of a power failure.
+            Signal::SIGPWR => Wish::Stop,
             Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => Wish::Stop,
             // The kernel sends them to background jobs that use the terminal.
             Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Ignore,

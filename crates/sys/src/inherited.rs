@@ -15,7 +15,17 @@ use crate::error::{Error, Result};
 use crate::signal::Signal;
 
 /// Dispositions that this process changes for itself; children get the original ones.
-const CHANGED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU];
+const CHANGED: [Signal; 9] = [
+    Signal::SIGPIPE,
+    Signal::SIGXFSZ,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGSTKFLT,
+];
 
 /// Bit set of the standard descriptors that were closed.
 static CLOSED: AtomicU32 = AtomicU32::new(0);
@@ -63,8 +73,8 @@ pub fn was_closed(number: i32) -> bool {
     (0..3).contains(&number) && CLOSED.load(Ordering::Relaxed) & (1 << number) != 0
 }
 
-/// Whether a signal was ignored when this process started; recorded for SIGPIPE, SIGXFSZ, SIGTTIN,
-/// SIGTTOU, SIGHUP and SIGCHLD.
+/// Whether a signal was ignored when this process started; recorded for those that `repair`
+/// changes, SIGPIPE, SIGHUP and SIGCHLD.
 #[must_use]
 pub fn was_ignored(signal: Signal) -> bool {
     IGNORED.load(Ordering::Relaxed) & bit(signal) != 0
@@ -72,13 +82,14 @@ pub fn was_ignored(signal: Signal) -> bool {
 
 /// Corrects state that a parent may have left: an ignored SIGCHLD, with which the kernel discards
 /// exit statuses, and a umask that removes the owner's permissions. Ignores SIGXFSZ, so that a full
-/// file is an error (EFBIG), and SIGTTIN and SIGTTOU, so that `stty tostop` stops nothing.
+/// file is an error (EFBIG), SIGTTIN and SIGTTOU, so that `stty tostop` stops nothing, and those of
+/// timers and readiness, which nothing here asks for and which would end it.
 ///
 /// # Errors
 /// The kernel refused a disposition, which it never does for these signals.
 pub fn repair() -> Result<()> {
     collect_children()?;
-    for signal in [Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU] {
+    for signal in CHANGED {
         dispose(signal, SigHandler::SigIgn)?;
     }
     let inherited = umask(Mode::from_bits_truncate(0o077));

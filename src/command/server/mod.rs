@@ -42,9 +42,10 @@ use shared::Shared;
 pub(crate) use synthetic_work::SyntheticWork;
 
 /// Signals for the primary, ignored by a worker that receives them with it.
-const FOR_THE_PRIMARY: [Signal; 7] = [
+const FOR_THE_PRIMARY: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
+    Signal::SIGPWR,
     Signal::SIGQUIT,
     Signal::SIGTTIN,
     Signal::SIGTTOU,

@@ -36,7 +36,8 @@ fn a_full_disk_is_a_failure() {
 #[test]
 fn a_closed_standard_output_is_a_failure() {
     let run: &[&str] = &["--json", "--listen", "127.0.0.1:0"];
-    for words in SHORT.into_iter().chain([run]) {
+    let load: &[&str] = &["load", "--requests", "1", "127.0.0.1:1"];
+    for words in SHORT.into_iter().chain([run, load]) {
         let mut command = Command::new("sh");
         command.args(["-c", "exec \"$@\" >&-", "sh", BINARY]).args(words);
         assert_fails(&mut command, words, &["write to standard output", "closed"]);

@@ -45,6 +45,25 @@ fn signals_without_a_task_change_nothing_and_say_so() {
 }
 
 #[test]
+fn signals_of_timers_and_readiness_end_nothing() {
+    let cluster = Launch::new("--workers 1").start();
+    let worker = cluster.worker_pids()[0];
+    for signal in [
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGSTKFLT,
+        Signal::SIGWINCH,
+    ] {
+        cluster.signal(signal);
+        get(&cluster.address()).expect("an answer").assert_hello();
+    }
+    assert_eq!(cluster.worker_pids(), [worker]);
+    cluster.end();
+}
+
+#[test]
 fn workers_are_added_and_taken_away_one_by_one() {
     let cluster = Launch::new("--workers 1").start();
     for (number, workers) in [2, 3].into_iter().enumerate() {
@@ -60,8 +79,8 @@ fn workers_are_added_and_taken_away_one_by_one() {
 }
 
 #[test]
-fn quit_and_the_second_user_signal_end_the_run_in_order() {
-    for signal in [Signal::SIGQUIT, Signal::SIGUSR2] {
+fn quit_the_second_user_signal_and_a_power_failure_end_the_run_in_order() {
+    for signal in [Signal::SIGQUIT, Signal::SIGUSR2, Signal::SIGPWR] {
         let cluster = Launch::new("--workers 2").start();
         get(&cluster.address()).expect("an answer").assert_hello();
         let ended = cluster.stop(signal);
