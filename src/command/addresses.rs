@@ -56,7 +56,7 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
         }
         found.extend(candidates);
     }
-    settings.listen = found;
+    settings.listen = without_covered(found, takes_sockets)?;
     settings.validate()?;
     ensure_meant(settings)?;
     if settings.program.is_none() {
@@ -66,6 +66,37 @@ pub(super) fn resolve(settings: &mut Settings) -> Result<()> {
         settings.own_variables.push(variable);
     }
     Ok(())
+}
+
+/// The addresses without those that another one includes, as 0.0.0.0:80 beside [::]:80: the kernel
+/// gives a connection to one socket, and refuses to open the second.
+///
+/// # Errors
+/// A program takes the sockets over, and would miss one.
+fn without_covered(all: Vec<ListenAddress>, takes_sockets: bool) -> Result<Vec<ListenAddress>> {
+    let covering = |narrow: &ListenAddress| all.iter().find(|wide| covers(wide, narrow));
+    if let Some((narrow, wide)) =
+        all.iter().filter(|_| takes_sockets).find_map(|one| Some((one, covering(one)?)))
+    {
+        return Err(Error::usage(
+            format!("--listen {wide} includes {narrow}"),
+            format!("leave out --listen {narrow}; its connections come to the other socket"),
+        ));
+    }
+    Ok(all.iter().filter(|one| covering(one).is_none()).cloned().collect())
+}
+
+/// Whether connections to one address also come to another one, which stands for all.
+fn covers(wide: &ListenAddress, narrow: &ListenAddress) -> bool {
+    let (ListenAddress::Tcp(wide), ListenAddress::Tcp(narrow)) = (wide, narrow) else {
+        return false;
+    };
+    let (all, one) = (wide.ip().to_canonical(), narrow.ip().to_canonical());
+    wide.port() == narrow.port()
+        && wide.port() != 0
+        && all.is_unspecified()
+        && all != one
+        && (all.is_ipv6() || one.is_ipv4())
 }
 
 /// Ensures that every rule for headers is about a listener, if these are known: one that is
@@ -111,4 +142,29 @@ pub(super) fn take_over(settings: &mut Settings) -> Result<()> {
     let addresses = addresses.iter().map(|address| address.parse());
     settings.listen = addresses.collect::<Result<_>>()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_another_one_includes_is_opened_once() {
+        let listed = |text: &str| -> Vec<ListenAddress> {
+            text.split(' ').map(|one| one.parse().expect("an address")).collect()
+        };
+        for (given, opened) in [
+            ("0.0.0.0:80 [::]:80", "[::]:80"),
+            ("[::]:80 0.0.0.0:80 127.0.0.1:80 [::1]:80 [::1]:81", "[::]:80 [::1]:81"),
+            ("127.0.0.1:80 0.0.0.0:80 [::1]:80", "0.0.0.0:80 [::1]:80"),
+            ("0.0.0.0:0 [::]:0", "0.0.0.0:0 [::]:0"),
+            ("[::ffff:127.0.0.1]:80 0.0.0.0:80", "0.0.0.0:80"),
+            ("unix:/a 0.0.0.0:80", "unix:/a 0.0.0.0:80"),
+        ] {
+            let found = without_covered(listed(given), false).expect("it is not refused");
+            assert_eq!(found, listed(opened), "{given}");
+        }
+        let refused = without_covered(listed("0.0.0.0:80 [::]:80"), true).expect_err("one missing");
+        assert!(refused.hint().contains("leave out --listen 0.0.0.0:80"), "{}", refused.hint());
+    }
 }

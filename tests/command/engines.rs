@@ -94,6 +94,8 @@ fn what_is_asked_for_is_strict_and_what_needs_io_uring_says_so() {
         let Some(launch) = filter.before(launch) else { return };
         launch.refused().assert_refusal(3, &["io_uring", "--engine auto"]);
     }
+    // An empty variable is none.
+    Launch::new("--workers 1").variable(ENGINE_VARIABLE, "").start().end();
     let launch = Launch::new("--workers 2").variable(ENGINE_VARIABLE, "kqueue");
     launch.refused().assert_refusal(2, &[ENGINE_VARIABLE, "kqueue", "epoll"]);
 }

@@ -96,6 +96,8 @@ impl fmt::Display for Endpoint {
     }
 }
 
+const SETTINGS: &str = "behind a path come mode=, user= and group=, each with a value";
+
 const FORMS: &str = "write HOST:PORT (127.0.0.1:8000, [::1]:8000, [fe80::1%eth0]:8000, \
      localhost:8000, *:8000 for every address, port 0 for a free one), PORT, unix:/path, \
      unix:/path,mode=660,user=NAME,group=NAME, unix:@name, fd:N or fd:NAME";
@@ -121,7 +123,16 @@ impl FromStr for ListenAddress {
         if let Ok(port) = text.parse() {
             return Ok(Self::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
         }
+        if text.contains("://") {
+            return Err(wrong("it has a scheme; leave that out, and what follows the port"));
+        }
+        if text.starts_with(['/', '.', '@']) {
+            return Err(wrong("a unix socket begins with unix:"));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("no port"))?;
+        if text.ends_with([']', ':']) {
+            return Err(wrong("no port"));
+        }
         let port = port.parse().map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
         if host.is_empty() {
             return Err(wrong("no host; * stands for all addresses"));
@@ -165,6 +176,13 @@ fn unix(text: &str) -> Result<ListenAddress, &'static str> {
     let options = [",mode=", ",user=", ",group="];
     let end = options.iter().filter_map(|option| text.find(option)).min().unwrap_or(text.len());
     let (path, options) = text.split_at(end);
+    let is_setting = |part: &str| {
+        let word = part.split_once('=').map_or("", |(name, _)| name);
+        !word.is_empty() && word.chars().all(|letter| letter.is_ascii_lowercase())
+    };
+    if path.split(',').skip(1).any(is_setting) {
+        return Err(SETTINGS);
+    }
     if !(1..=UNIX_PATH_BYTES_MAX).contains(&path.len()) {
         return Err(LENGTH);
     }
@@ -183,7 +201,7 @@ fn with_option(access: FileAccess, option: &str) -> Result<FileAccess, &'static 
         }
         "user" if text.is_some() => Ok(FileAccess { user: text, ..access }),
         "group" if text.is_some() => Ok(FileAccess { group: text, ..access }),
-        _ => Err("behind a path come mode=, user= and group=, each with a value"),
+        _ => Err(SETTINGS),
     }
 }
 
@@ -298,6 +316,12 @@ mod tests {
             "unix:/run/a,mode=rw",
             "unix:/run/a,mode=4755",
             "unix:/run/a,user=",
+            "unix:/run/a,mod=660",
+            "unix:/run/a,owner=me,mode=660",
+            "http://127.0.0.1:80",
+            "/run/a",
+            "@a",
+            "[::1]",
             "unix:/run/a,mode=660,owner=me",
             "unix:,mode=660",
         ] {

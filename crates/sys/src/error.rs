@@ -274,6 +274,14 @@ pub fn errno_of(error: &io::Error) -> Errno {
 
 fn listen_hint(address: &str, source: Errno) -> String {
     match source {
+        Errno::EADDRINUSE if address.starts_with("unix:") => format!(
+            "another process listens there (`ss -lxp` names it), or the file is no socket: stop \
+             it, remove the file, or choose another address instead of {address}"
+        ),
+        Errno::EINVAL if address.starts_with("[fe80:") => {
+            "a link-local address names its interface: [fe80::1%eth0]:PORT".into()
+        }
+        Errno::EROFS => "choose a folder that may be written to".into(),
         Errno::EADDRINUSE => format!(
             "another process listens there (`ss -ltnp` names it): stop it, or choose another \
              address (port 0 takes a free one) instead of {address}"
@@ -359,5 +367,18 @@ mod tests {
         };
         assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:80: Address already in use");
         assert!(error.hint().contains("ss -ltnp"));
+        for (address, source, words) in [
+            ("unix:/run/a", Errno::EADDRINUSE, "is no socket"),
+            ("unix:/run/a", Errno::EROFS, "folder"),
+            ("[fe80::1]:80", Errno::EINVAL, "%eth0"),
+            ("fd:3", Errno::EINVAL, "inherited"),
+        ] {
+            let error = Error::Listen {
+                address: address.into(),
+                step: "bind".into(),
+                source: source.into(),
+            };
+            assert!(error.hint().contains(words), "{}", error.hint());
+        }
     }
 }

@@ -44,6 +44,18 @@ fn an_asterisk_stands_for_every_address() {
 }
 
 #[test]
+fn both_wildcards_of_a_port_are_served_as_in_nginx() {
+    let port = free_ports(&["0.0.0.0"], 1)[0];
+    let arguments = format!("--workers 1 --listen 0.0.0.0:{port}");
+    let cluster = Launch::new(&arguments).listen(format!("[::]:{port}")).start();
+    get(&format!("127.0.0.1:{port}")).expect("an answer").assert_hello();
+    if has_ipv6() {
+        get(&format!("[::1]:{port}")).expect("an answer").assert_hello();
+    }
+    cluster.end();
+}
+
+#[test]
 fn an_address_may_name_its_interface() {
     if has_ipv6() {
         let cluster = Launch::new("--workers 1").listen("[::1%lo]:0").start();

@@ -61,12 +61,13 @@ impl EngineChoice {
         }
     }
 
-    /// The choice in the environment variable, or the default.
+    /// The choice in the environment variable, or the default if that is empty or unset.
     ///
     /// # Errors
     /// [`Error::Usage`] if [`ENGINE_VARIABLE`] has another value.
     pub fn from_environment() -> Result<Self> {
-        std::env::var(ENGINE_VARIABLE).map_or(Ok(Self::Auto), |text| {
+        let text = std::env::var(ENGINE_VARIABLE).ok().filter(|text| !text.is_empty());
+        text.map_or(Ok(Self::Auto), |text| {
             text.parse().map_err(|_| {
                 Error::usage(
                     format!("{ENGINE_VARIABLE}={text} is not an engine"),
