@@ -106,7 +106,10 @@ impl ResponseReader {
         // Not initialised: writing 512 empty headers would cost more than reading a few.
         let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
         let mut response = httparse::Response::new(&mut []);
-        let parser = httparse::ParserConfig::default();
+        // Old servers write them, and curl and browsers take them.
+        let mut parser = httparse::ParserConfig::default();
+        parser.allow_obsolete_multiline_headers_in_responses(true);
+        parser.allow_spaces_after_header_name_in_responses(true);
         let parsed = parser.parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
         let length = match parsed {
             Ok(httparse::Status::Complete(length)) => length,
@@ -354,6 +357,19 @@ mod tests {
     }
 
     #[test]
+    fn what_old_servers_and_proxies_write_is_read() {
+        for lines in [
+            "X: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
+            "X : a\r\nContent-Length : 2\r\n\r\nok",
+            "Content-Length: 2, 2\r\n\r\nok",
+            "Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        ] {
+            let bytes = format!("HTTP/1.1 200 OK\r\n{lines}");
+            assert_eq!(feed(bytes.as_bytes(), &[7]), [complete(200, false)], "{lines}");
+        }
+    }
+
+    #[test]
     fn bare_line_feeds_are_line_ends() {
         let bytes = b"HTTP/1.1 200\nContent-Length: 2\n\nok";
         assert_eq!(feed(bytes, &[1]), [complete(200, false)]);
@@ -384,6 +400,8 @@ mod tests {
             "SSH-2.0-OpenSSH_9.9\r\n",
             "HTTP/1.1 101 Switching Protocols\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",

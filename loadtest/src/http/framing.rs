@@ -1,6 +1,6 @@
 //! Where a response's body ends, by its header (RFC 9112, section 6.3). Pure.
 //!
-//! Refuses contradictions: two lengths, a length and a transfer coding, a coding other than
+//! Refuses contradictions: two lengths, a length and a transfer coding, a last coding other than
 //! chunked. A guess could take bytes of one response for the next.
 
 /// What a response's header says about its end.
@@ -25,14 +25,19 @@ pub(super) fn framing(headers: &[httparse::Header<'_>]) -> Result<Framing, &'sta
     let mut framing = Framing { body: Body::UntilEnd, close: false, keep_alive: false };
     for header in headers {
         if header.name.eq_ignore_ascii_case("content-length") {
-            let length = Body::Length(length(header.value)?);
-            if framing.body != Body::UntilEnd && framing.body != length {
-                return Err("its length is given twice and differently");
+            // A proxy may join equal lines.
+            for value in header.value.split(|&byte| byte == b',') {
+                let length = Body::Length(length(value)?);
+                if framing.body != Body::UntilEnd && framing.body != length {
+                    return Err("its length is given twice and differently");
+                }
+                framing.body = length;
             }
-            framing.body = length;
         } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
-            if !header.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-                return Err("its transfer coding is not chunked");
+            // What the chunks hold, such as gzip, does not matter.
+            let last = header.value.rsplit(|&byte| byte == b',').next().unwrap_or_default();
+            if !last.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                return Err("its last transfer coding is not chunked");
             }
             if framing.body != Body::UntilEnd {
                 return Err("its length is given twice and differently");
