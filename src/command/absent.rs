@@ -13,6 +13,17 @@ use clusterlb::Error;
 const LIKENESS_MIN: f64 = 0.7;
 /// Programs that are often named, in addition to the commands.
 const PROGRAMS: [&str; 4] = ["node", "gunicorn", "uvicorn", "python3"];
+/// Commands of other tools, and what does the same here.
+const FAMILIAR: [(&str, &str); 8] = [
+    ("start", "clusterlb node server.js"),
+    ("serve", "clusterlb run"),
+    ("restart", "clusterlb reload"),
+    ("stop", "clusterlb drain"),
+    ("list", "clusterlb status"),
+    ("logs", "clusterlb events"),
+    ("monit", "clusterlb top"),
+    ("version", "clusterlb --version"),
+];
 /// Interpreters by file extension.
 const INTERPRETERS: [(&str, &str); 10] = [
     ("js", "node"),
@@ -101,6 +112,13 @@ fn nearest_or_general(path: &Path, commands: &[String]) -> String {
     if name.contains('/') {
         return "write the path of a file that is there, or a name that is found in PATH".into();
     }
+    if let Some((_, command)) = FAMILIAR.iter().find(|(known, _)| *known == name) {
+        return format!("`{command}` does that here; otherwise, {general}");
+    }
+    let ending = path.extension().and_then(OsStr::to_str);
+    if let Some((_, program)) = INTERPRETERS.iter().find(|(known, _)| Some(*known) == ending) {
+        return format!("there is no file of this name here; with its path write `{program} PATH`");
+    }
     let nearest_command = nearest(&name, commands.iter().map(String::as_str));
     let nearest_program = nearest(&name, PROGRAMS.into_iter());
     match (nearest_command, nearest_program) {
@@ -155,6 +173,8 @@ mod tests {
             ("./lib", &["folder"]),
             ("bnech", &["no program bnech", "clusterlb bench"]),
             ("tpo", &["no program tpo", "clusterlb top"]),
+            ("restart", &["no program restart", "clusterlb reload"]),
+            ("main.js", &["no program main.js", "no file of this name here", "node PATH"]),
             ("ndoe", &["no program ndoe", "`node`"]),
             ("nothing-like-it", &["no program nothing-like-it", "PATH"]),
             ("./nothing", &["no program ./nothing", "path of a file that is there"]),
