@@ -17,16 +17,21 @@ pub(super) struct Dispatching {
 }
 
 impl Dispatching {
-    /// As the settings ask for it and this machine allows it.
-    pub(super) fn decide(settings: &Settings) -> Self {
-        let foreign = |program: &Program| program.dialect != Dialect::Native;
-        let is_foreign = settings.program.as_ref().is_some_and(foreign);
+    /// As the settings ask for it and this machine allows it, for this many workers.
+    pub(super) fn decide(settings: &Settings, workers: usize) -> Self {
         let none = settings.policy == Policy::None;
         let by_kernel = settings.dispatch == Dispatch::Kernel;
+        let counts = |program: &Program| match program.dialect {
+            Dialect::Native => true,
+            // The preload counts for the kernel's dispatch only.
+            Dialect::Node => by_kernel && settings.preload,
+            Dialect::ListenFds => false,
+        };
+        let is_counted = settings.program.as_ref().is_none_or(counts);
         Self {
             dispatch: (!none).then_some(settings.dispatch),
-            form: by_kernel.then(|| Form::find(!is_foreign)),
-            is_uncounted: (none || by_kernel) && is_foreign,
+            form: by_kernel.then(|| Form::find(is_counted).among(workers)),
+            is_uncounted: (none || by_kernel) && !is_counted,
         }
     }
 

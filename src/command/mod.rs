@@ -226,7 +226,7 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         let text = format!("rings are smaller: each may lock {} KiB (`ulimit -l`)", bytes / 1024);
         plan.notes.push(text);
     }
-    let dispatching = Dispatching::decide(&settings);
+    let dispatching = Dispatching::decide(&settings, plan.workers.len());
     let introduction = introduction(&settings, &plan, &decision, &dispatching);
     let dress = Dress::of(arguments.log_format, arguments.log_file.as_deref());
     let printer = Printer::start(arguments.log_file.clone())?;

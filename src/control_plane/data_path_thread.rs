@@ -38,7 +38,8 @@ fn own_socket_rules(settings: &ClusterSettings) -> Result<OwnSocketRules> {
     Ok(OwnSocketRules {
         is_steered: settings.dispatch == Dispatch::Kernel,
         is_counted,
-        is_exact: is_counted && Form::find(is_counted).form == Form::Exact,
+        is_exact: settings.dispatch == Dispatch::Kernel
+            && Form::find(is_counted).form == Form::Exact,
     })
 }
 
@@ -50,8 +51,9 @@ pub(crate) fn check_form(settings: &ClusterSettings) -> Result<()> {
     if !settings.dispatch.takes_counters(settings.policy) {
         return Ok(());
     }
-    match Form::find(settings.is_counted_by_kernel()) {
-        FormDecision { form: Form::Exact, .. } => Ok(()),
+    let is_counted = settings.is_counted_by_kernel();
+    match Form::find(is_counted) {
+        FormDecision { form: Form::Exact, .. } if is_counted || !settings.takes_times() => Ok(()),
         FormDecision { reason, .. } => Err(Error::Environment {
             step: format!("let the kernel dispatch by the policy {}", settings.policy),
             source: Errno::EPERM.into(),

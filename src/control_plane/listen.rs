@@ -234,6 +234,8 @@ impl ControlPlane {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let (address, datagram) = (entry.address.clone(), !entry.is_stream());
         let key = entry.key.clone();
+        let settings = self.cluster_settings.as_ref();
+        let counted = settings.is_some_and(|settings| settings.is_counted_by_kernel());
         let proxy_protocol = self.expects_header(&key);
         match *origin {
             Origin::Native { worker, sequence } => {
@@ -246,7 +248,7 @@ impl ControlPlane {
                     node.unannounced.push(listener);
                 }
                 let answer = match descriptor {
-                    Some(_) => Answer::Share { listener, datagram, proxy_protocol },
+                    Some(_) => Answer::Share { listener, datagram, counted, proxy_protocol },
                     None => {
                         let name = listen_query::name_of(&address);
                         Answer::HandOver { listener, name, proxy_protocol }

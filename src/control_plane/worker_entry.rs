@@ -18,7 +18,8 @@ use crate::id::{ListenerId, Slot, WorkerId};
 use crate::protocol::control::LatencySummary;
 use crate::protocol::environment;
 use crate::protocol::scoreboard::PrimaryPage;
-use crate::settings::{ClusterSettings, OWN_PROGRAM, StreamSetting};
+use crate::schedule::Dispatch;
+use crate::settings::{ClusterSettings, Dialect, OWN_PROGRAM, StreamSetting};
 use crate::sys::fdpass;
 use crate::sys::process::{self, Ending, Launch, Started, Stream, WorkerProcess};
 use crate::sys::schedstat::CpuTimes;
@@ -208,10 +209,13 @@ impl SpawnContext<'_> {
         Spawn { id: self.id, settings: self.settings, cpu, inspect_port: self.inspect_port }
     }
 
-    /// Its counters; for kernel dispatch by counters, in memory that the kernel can read.
+    /// Its counters; for kernel dispatch, in memory that the kernel can read, or with a copy in it.
     fn page(&self) -> Result<PrimaryPage> {
-        let for_kernel = self.settings.is_counted_by_kernel();
-        let page = if for_kernel { PrimaryPage::create_for_kernel() } else { None };
+        let page = match (self.settings.dispatch, self.settings.dialect) {
+            (Dispatch::Primary, _) => None,
+            (Dispatch::Kernel, Dialect::Native) => PrimaryPage::create_for_kernel(),
+            (Dispatch::Kernel, _) => PrimaryPage::create_with_copy(),
+        };
         page.map_or_else(PrimaryPage::create, Ok)
     }
 

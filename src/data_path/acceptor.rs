@@ -128,6 +128,12 @@ impl Acceptor {
             .and_then(StallDetector::next_look_ns)
     }
 
+    /// Whether nothing is checked before the next connection comes.
+    pub(super) fn awaits_arrival(&self) -> bool {
+        let detector = self.stall_detector.as_ref();
+        detector.is_some_and(|one| one.next_look_ns().is_none())
+    }
+
     /// Checks the workers' queue; they have accepted `own` so far, if they report it, and perhaps
     /// everything that the kernel picked them for.
     pub(super) fn look(&mut self, own: Option<u64>, all: bool, now_ns: u64) -> Option<Finding> {

@@ -3,6 +3,7 @@
 //! Owns the promise that listeners do not wait for each other: each is accepted from, paused and
 //! dispatched separately.
 
+use super::acceptor::Acceptor;
 use super::handoff::Accepted;
 use super::{DataPath, DataPathStage};
 use crate::id::{ListenerId, Slot};
@@ -175,12 +176,22 @@ impl DataPath {
             let Some(link) = link else { continue };
             let is_short = self.short.iter().any(|listener| self.roster.serves(slot, *listener));
             let is_looked_at = self.looked_at.iter().any(|looked| looked.slot == slot);
+            let is_unseen = link.page.is_copied() && {
+                let acceptors = self.acceptors.iter().flatten();
+                let mut own = acceptors.filter(|one| one.owners.contains(&slot)).peekable();
+                own.peek().is_some() && own.all(Acceptor::awaits_arrival)
+            };
             let wake = match (is_short || is_looked_at, self.roster.is_suspected(slot)) {
                 (true, _) => Wake::Always,
                 (false, true) => Wake::Probe,
+                (false, false) if is_unseen => Wake::Change,
                 (false, false) => Wake::Never,
             };
             link.ask_for_wake(wake, &mut self.ring);
+            if wake == Wake::Change {
+                // Later changes wake this thread.
+                link.page.copy_counters();
+            }
         }
     }
 }

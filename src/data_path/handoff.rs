@@ -143,7 +143,8 @@ impl Link {
         self.page.headers_refused()
     }
 
-    /// Whether finished connections have ended, instead of merely leaving the primary's sight.
+    /// Whether finished connections have ended, instead of merely leaving the primary's sight; then
+    /// those that the worker accepts itself are counted, too.
     pub(super) fn reports_ends(&self) -> bool {
         self.is_native || self.page.program_reports()
     }

@@ -348,6 +348,10 @@ impl DataPath {
         let link = self.links.get_mut(key.index as usize).and_then(Option::as_mut);
         if let Some(link) = link.filter(|link| link.key() == key) {
             link.has_woken();
+            if link.page.is_copied() {
+                link.page.copy_counters();
+                self.on_change(Slot::new(u16::try_from(key.index).expect("a slot")));
+            }
             self.observe_suspected();
         }
     }

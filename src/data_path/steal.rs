@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::acceptor::Acceptor;
+use super::handoff::Link;
 use super::{DataPath, DataPathReport, DataPathStage, OwnSocketRules};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
@@ -69,10 +70,10 @@ impl DataPath {
             acceptor.as_mut().filter(|acceptor| wanted(acceptor)).map(|acceptor| (place, acceptor))
         });
         let Some((place, acceptor)) = found else { return };
-        let is_counted = self.steerer.rules.is_counted;
+        let is_steered = self.steerer.rules.is_steered;
         let before = std::mem::replace(&mut acceptor.owners, owners);
         // The history of the old owners does not apply to the new ones.
-        acceptor.stall_detector = self.hang_after_ns.map(|hang_after_ns| match is_counted {
+        acceptor.stall_detector = self.hang_after_ns.map(|hang_after_ns| match is_steered {
             true => StallDetector::looking_every(CHANGE_NS, hang_after_ns),
             false => StallDetector::new(hang_after_ns),
         });
@@ -118,6 +119,16 @@ impl DataPath {
         }
     }
 
+    /// A worker's counts have changed while none of its queues was checked.
+    pub(super) fn on_change(&mut self, slot: Slot) {
+        let acceptors = self.acceptors.iter_mut().flatten();
+        for acceptor in acceptors.filter(|acceptor| acceptor.owners.contains(&slot)) {
+            if let Some(stall_detector) = &mut acceptor.stall_detector {
+                stall_detector.stirred(self.now_ns);
+            }
+        }
+    }
+
     /// Checks the queues that are due, and steals from workers that do not accept.
     pub(super) fn check_own_sockets(&mut self) {
         let OwnSocketRules { is_steered, is_counted, is_exact } = self.steerer.rules;
@@ -128,10 +139,11 @@ impl DataPath {
                 continue;
             }
             let links = &self.links;
-            let pages = acceptor.owners.iter();
-            let pages = pages.filter_map(|slot| Some(&links.get(slot.index())?.as_ref()?.page));
-            let all = is_exact && pages.clone().all(|page| page.waiting_picks() == 0);
-            let own = is_counted.then(|| pages.map(|page| page.sample().own).sum());
+            let owners = acceptor.owners.iter();
+            let owners = owners.filter_map(|slot| links.get(slot.index())?.as_ref());
+            let is_counted = is_counted && owners.clone().all(Link::reports_ends);
+            let all = is_exact && owners.clone().all(|link| link.page.waiting_picks() == 0);
+            let own = is_counted.then(|| owners.map(|link| link.page.sample().own).sum());
             let finding = acceptor.look(own, all, self.now_ns);
             self.steerer.is_due = true;
             has_looked = true;
@@ -146,7 +158,7 @@ impl DataPath {
             self.update_owners(place);
             self.report_doubt(place);
         }
-        if has_looked && is_counted {
+        if has_looked && is_steered {
             self.correct_picks();
         }
         self.trust_for_want_of_others();

@@ -343,7 +343,17 @@ impl ClusterSettings {
 
     /// The kernel dispatches to workers that count what they accept.
     pub(crate) fn is_counted_by_kernel(&self) -> bool {
-        self.dispatch == Dispatch::Kernel && self.dialect == Dialect::Native
+        let counts = match self.dialect {
+            Dialect::Native => true,
+            Dialect::Node => self.preload,
+            Dialect::ListenFds => false,
+        };
+        self.dispatch == Dispatch::Kernel && counts
+    }
+
+    /// The policy needs to know how long connections take.
+    pub(crate) fn takes_times(&self) -> bool {
+        self.policy == Policy::Fastest
     }
 
     /// The primary steals from workers' own sockets.

@@ -413,10 +413,7 @@ impl Front {
             ListenTarget::Udp { .. } => {
                 let listener = ListenerId::new(u16::MAX);
                 let socket = self.udp.try_clone().expect("a duplicate");
-                return (
-                    Answer::Share { listener, datagram: true, proxy_protocol: false },
-                    Some(socket.into()),
-                );
+                return (share(listener, true), Some(socket.into()));
             }
             _ => return (Answer::Fail(Errno::EADDRNOTAVAIL), None),
         };
@@ -424,10 +421,7 @@ impl Front {
         let listener = ListenerId::new(u16::try_from(place).expect("few listeners"));
         if self.shares {
             let socket = self.sockets[place].try_clone().expect("a duplicate");
-            return (
-                Answer::Share { listener, datagram: false, proxy_protocol: false },
-                Some(socket),
-            );
+            return (share(listener, false), Some(socket));
         }
         (
             Answer::HandOver { listener, name: name.map(SocketName::from), proxy_protocol: false },
@@ -493,4 +487,8 @@ impl Front {
         assert_eq!(self.totals.dropped, 0);
         self.totals
     }
+}
+
+fn share(listener: ListenerId, datagram: bool) -> Answer {
+    Answer::Share { listener, datagram, counted: false, proxy_protocol: false }
 }

@@ -18,6 +18,7 @@ mod hostile;
 mod inbox;
 mod inspect;
 mod kept;
+mod kernel;
 mod leaving;
 mod listeners;
 mod load;

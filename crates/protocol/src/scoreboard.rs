@@ -20,7 +20,8 @@ pub use worker_page::WorkerPage;
 
 use crate::error::{Error, Result};
 use crate::schedule::{CLAIM_BOUNDS_NS, ClaimTimes, Sample};
-use crate::sys::shared::SharedPage;
+use crate::sys::shared::{LINE_WORDS, SharedPage};
+use picks::Board;
 pub use picks::KERNEL_LAYOUT;
 
 /// First word of a page, which detects a page of another program ("CLBBOARD").
@@ -34,8 +35,10 @@ const WAKER: usize = 2;
 const WORKER: usize = 3;
 const STATISTICS: usize = 4;
 const PROGRAM: usize = 5;
-const CLAIM_TIMES: usize = 6;
+/// Behind the other line of the program, so that it writes both at once.
+const PROGRAM_OWN: usize = PROGRAM + 1;
 const LISTENERS: usize = 7;
+const CLAIM_TIMES: usize = 9;
 
 const MAGIC_WORD: usize = 0;
 const VERSION_WORD: usize = 1;
@@ -65,6 +68,12 @@ const LATE: usize = 7;
 /// Ended connections by listener, as in [`LISTENERS`].
 const ENDED_OF: usize = 8;
 
+/// What a program has accepted itself, and how long its connections have been open.
+const ACCEPTED: usize = 0;
+const HELD_OPEN: usize = 1;
+/// What it has accepted by listener, as in [`LISTENERS`].
+const ACCEPTED_OF: usize = 2;
+
 /// Connections by listener: finished ones, and ones that the worker accepted.
 const FINISHED_OF: usize = 0;
 const OWN_OF: usize = LISTENERS_MAX;
@@ -80,7 +89,7 @@ const ROOMY: u64 = 4;
 /// Layout for programs in other languages that write their counters themselves: byte offsets of
 /// their words and of the primary's request, the order of the words, and their values. Generated
 /// into the code that such a program loads.
-pub const PROGRAM_LAYOUT: [(&str, u64); 18] = [
+pub const PROGRAM_LAYOUT: [(&str, u64); 22] = [
     ("REPORT_AT", SharedPage::offset_of(PROGRAM) as u64),
     ("DOES_WORD", DOES as u64),
     ("ENDED_WORD", ENDED as u64),
@@ -91,6 +100,9 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 18] = [
     ("BEATS_WORD", BEATS as u64),
     ("LATE_WORD", LATE as u64),
     ("ENDED_OF_WORD", ENDED_OF as u64),
+    ("ACCEPTED_WORD", (LINE_WORDS + ACCEPTED) as u64),
+    ("HELD_OPEN_WORD", (LINE_WORDS + HELD_OPEN) as u64),
+    ("ACCEPTED_OF_WORD", (LINE_WORDS + ACCEPTED_OF) as u64),
     ("LISTENERS_MAX", LISTENERS_MAX as u64),
     ("REFUSED_AT", (SharedPage::offset_of(STATISTICS) + HEADERS_REFUSED * size_of::<u64>()) as u64),
     ("REPORTS", REPORTS),
@@ -99,6 +111,7 @@ pub const PROGRAM_LAYOUT: [(&str, u64); 18] = [
     ("WAKE_AT", SharedPage::offset_of(WAKER) as u64),
     ("WAKE_ALWAYS", Wake::Always as u64),
     ("WAKE_PROBE", Wake::Probe as u64),
+    ("WAKE_CHANGE", Wake::Change as u64),
 ];
 
 /// Counters of a worker other than those of its connections.
@@ -173,7 +186,7 @@ impl Counters {
 #[derive(Debug)]
 pub struct PrimaryPage {
     page: SharedPage,
-    is_map: bool,
+    board: Board,
     assigned: u64,
     returned: u64,
     wake: Wake,
@@ -190,6 +203,9 @@ pub enum Wake {
     Always = 1,
     /// After answering a probe.
     Probe = 2,
+    /// After connections have come or ended: the kernel reads a copy of their counts. Only a
+    /// program that does not map its page is asked for this.
+    Change = 3,
 }
 
 impl PrimaryPage {
@@ -198,20 +214,20 @@ impl PrimaryPage {
     /// # Errors
     /// Memory or descriptors are exhausted.
     pub fn create() -> Result<Self> {
-        SharedPage::create().map(|page| Self::begin(page, false))
+        SharedPage::create().map(|page| Self::begin(page, Board::None))
     }
 
     /// As [`create`](Self::create), in memory that programs of the kernel read, too; none, if this
     /// process may not create that.
     #[must_use]
     pub fn create_for_kernel() -> Option<Self> {
-        SharedPage::create_map().ok().map(|page| Self::begin(page, true))
+        SharedPage::create_map().ok().map(|page| Self::begin(page, Board::Itself))
     }
 
-    fn begin(page: SharedPage, is_map: bool) -> Self {
+    fn begin(page: SharedPage, board: Board) -> Self {
         page.word(HEADER, VERSION_WORD).store(VERSION, Ordering::Relaxed);
         page.word(HEADER, MAGIC_WORD).store(MAGIC, Ordering::Release);
-        Self { page, is_map, assigned: 0, returned: 0, wake: Wake::Never }
+        Self { page, board, assigned: 0, returned: 0, wake: Wake::Never }
     }
 
     /// Maps the page again, for reading from another thread.
@@ -260,23 +276,13 @@ impl PrimaryPage {
         fence(Ordering::SeqCst);
     }
 
-    /// Whether programs of the kernel can read it.
-    #[must_use]
-    pub fn is_map(&self) -> bool {
-        self.is_map
-    }
-
-    /// Leaves the worker out when the kernel picks, or does so no more.
-    pub fn set_excluded(&self, is_excluded: bool) {
-        self.page.word(PRIMARY, EXCLUDED).store(is_excluded.into(), Ordering::Release);
-    }
-
     /// The worker's status as published, unchecked.
     #[must_use]
     pub fn sample(&self) -> Sample {
         Sample {
             own: own(&self.page),
-            open_us: read(self.page.word(WORKER, OPEN)),
+            open_us: read(self.page.word(WORKER, OPEN))
+                .wrapping_add(read(self.page.word(PROGRAM_OWN, HELD_OPEN))),
             claimed: claimed(&self.page),
             finished: finished(&self.page),
             claimed_at_ns: read(self.page.word(WORKER, CLAIMED_AT))
@@ -340,9 +346,10 @@ fn claimed(page: &SharedPage) -> u64 {
     read(page.word(WORKER, CLAIMED)).wrapping_add(read(page.word(PROGRAM, RECEIVED)))
 }
 
-/// Connections that the worker has accepted itself, which no other side can check.
+/// Connections that the worker has accepted itself, or its program, which no other side can check.
 fn own(page: &SharedPage) -> u64 {
-    read(page.word(WORKER, OWN)).min(OWN_MAX)
+    let sum = read(page.word(WORKER, OWN)).saturating_add(read(page.word(PROGRAM_OWN, ACCEPTED)));
+    sum.min(OWN_MAX)
 }
 
 fn does(page: &SharedPage, what: u64) -> bool {

@@ -124,8 +124,17 @@ impl StallDetector {
 
     /// A connection has arrived in the queue.
     pub fn came(&mut self, now_ns: u64) {
+        self.begin(1, now_ns);
+    }
+
+    /// The worker has accepted or finished something, so more may come: the queue is checked.
+    pub fn stirred(&mut self, now_ns: u64) {
+        self.begin(0, now_ns);
+    }
+
+    fn begin(&mut self, length: u32, now_ns: u64) {
         let look_ns = self.next_look_behind(now_ns);
-        self.waiting.get_or_insert(Waiting { since_ns: now_ns, length: 1, look_ns, still: false });
+        self.waiting.get_or_insert(Waiting { since_ns: now_ns, length, look_ns, still: false });
     }
 
     /// The worker has shown progress in another way: the wait of its queue starts anew.

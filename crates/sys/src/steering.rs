@@ -14,7 +14,7 @@ use nix::libc;
 
 use crate::error::Error;
 use crate::listener::{Listener, OpenOptions};
-use crate::picking::{BoardLayout, Pickable, Picking, Rule};
+use crate::picking::{BoardLayout, PICKED_MAX, Pickable, Picking, Rule};
 use crate::shared::SharedPage;
 
 /// How often a socket is drawn: its share of the sum of all weights.
@@ -58,20 +58,20 @@ impl Form {
         }
     }
 
-    /// Tries the forms on a temporary socket, the best one first. Only workers that count the
-    /// connections they accept (`is_counted`) can be picked exactly.
+    /// Tries the forms on a temporary socket, the best one first. Of workers that do not count the
+    /// connections they accept (`is_counted`), only those that wait for them are known.
     #[must_use]
     pub fn find(is_counted: bool) -> FormDecision {
-        let exact = if is_counted { attempt(&pick) } else { Err(Errno::EOPNOTSUPP) };
-        let why_not = match exact {
+        let why_not = match attempt(&pick) {
             Ok(()) => {
-                return FormDecision {
-                    form: Self::Exact,
-                    reason: "the kernel picks by the counters of workers".into(),
+                let reason = match is_counted {
+                    true => "the kernel picks by the counters of workers",
+                    false => {
+                        "the kernel picks by what waits for workers, which do not count what they \
+                         accept"
+                    }
                 };
-            }
-            Err(Errno::EOPNOTSUPP) if !is_counted => {
-                "these workers do not count what they accept".into()
+                return FormDecision { form: Self::Exact, reason: reason.into() };
             }
             Err(Errno::EPERM) => "exact picks take CAP_BPF".to_owned(),
             Err(errno) => format!("exact picks fail: {}", errno.desc()),
@@ -92,6 +92,21 @@ impl Form {
                 ),
             },
         }
+    }
+}
+
+impl FormDecision {
+    /// The form for this many workers.
+    #[must_use]
+    pub fn among(self, workers: usize) -> Self {
+        if self.form != Form::Exact || workers <= PICKED_MAX {
+            return self;
+        }
+        let reason = format!(
+            "the kernel draws lots among workers that can take a connection; exact picks are among \
+             at most {PICKED_MAX}"
+        );
+        Self { form: Form::Unprivileged, reason }
     }
 }
 
@@ -305,12 +320,18 @@ mod tests {
 
     #[test]
     fn the_form_is_found_and_says_why() {
-        let found = Form::find(false);
-        assert_eq!(found.form, Form::Unprivileged, "{found}");
-        assert!(found.to_string().starts_with("unprivileged (the kernel draws"), "{found}");
-        let best = Form::find(true);
         let is_allowed = SharedPage::create_map().is_ok();
-        assert_eq!(best.form == Form::Exact, is_allowed, "{best}");
+        for (is_counted, word) in [(true, "by the counters"), (false, "by what waits")] {
+            let found = Form::find(is_counted);
+            let (form, words) = match is_allowed {
+                true => (Form::Exact, format!("exact (the kernel picks {word}")),
+                false => (Form::Unprivileged, "unprivileged (the kernel draws".to_owned()),
+            };
+            assert_eq!(found.form, form, "{found}");
+            assert!(found.to_string().starts_with(&words), "{found}");
+            assert_eq!(found.clone().among(PICKED_MAX), found);
+            assert_eq!(found.among(PICKED_MAX + 1).form, Form::Unprivileged);
+        }
     }
 
     fn group(count: usize) -> Vec<Listener> {

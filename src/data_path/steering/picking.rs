@@ -4,8 +4,6 @@
 //! Owns which pages a port's program reads: one for each socket that workers accept from. It is
 //! rebuilt when these change; a store into a worker's page excludes that worker.
 
-use std::os::fd::AsFd as _;
-
 use nix::errno::Errno;
 
 use super::{Port, is_able};
@@ -49,15 +47,17 @@ impl DataPath {
         });
         let owned: Vec<(u16, &Link)> = owned.collect();
         let is_other = std::mem::replace(&mut exact.excluded, excluded) != exact.excluded;
-        if owned.iter().any(|(_, link)| !link.page.is_map()) {
-            return Err(Errno::ENOTSUP);
-        }
         let rule = self.steerer.rule();
         let keys = owned.iter().map(|(number, link)| (*number, link.key()));
         let picked = Some((rule, keys.collect()));
         if exact.picked == picked {
             return Ok(is_other.then_some(Change::Stalls));
         }
+        let pickable = owned.iter().map(|(number, link)| {
+            let board = link.page.board().ok_or(Errno::ENOTSUP)?;
+            Ok(Pickable { socket: *number, board })
+        });
+        let pickable: Vec<Pickable<'_>> = pickable.collect::<Result<_, Errno>>()?;
         let sockets_max = u32::try_from(WORKERS_MAX).expect("workers are bounded");
         let picking = match exact.picking.take() {
             Some(picking) => picking,
@@ -72,10 +72,6 @@ impl DataPath {
                 exact.entered = number + 1;
             }
         }
-        let pickable: Vec<Pickable<'_>> = owned
-            .iter()
-            .map(|(number, link)| Pickable { socket: *number, board: link.page.as_fd() })
-            .collect();
         picking.pick_among(first.listener().ok_or(Errno::EBADF)?, rule, &pickable)?;
         exact.picked = picked;
         Ok(Some(Change::Workers))

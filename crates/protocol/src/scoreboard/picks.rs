@@ -1,6 +1,11 @@
-//! The words of a page by which the kernel picks: which of the others it reads, and those that only
-//! it and the primary use.
+//! The words by which the kernel picks: which of the others it reads, and those that only it and
+//! the primary use.
+//!
+//! Owns where they are. A built-in worker, or one of the library, stores into memory that the
+//! kernel reads. Others cannot: they write to a file, or nothing at all. For these the primary
+//! copies what it knows into a page of the kernel's.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use super::{ASSIGNED, EXCLUDED, FINISHED, OWN, PRIMARY, PrimaryPage, RETURNED, WORKER, read};
@@ -17,8 +22,8 @@ const TIME: usize = 4;
 /// Makes the difference of picked and accepted negative, whatever is picked.
 const NO_PICKS: u64 = (i64::MIN / 2).cast_unsigned();
 
-/// Where a program of the kernel finds what a worker of the library or the built-in one has in
-/// flight, and whether it is left out; and where it counts its picks.
+/// Where a program of the kernel finds what a worker has in flight, and whether it is left out; and
+/// where it counts its picks.
 pub const KERNEL_LAYOUT: BoardLayout = BoardLayout {
     excluded: SharedPage::offset_of_word(PRIMARY, EXCLUDED),
     come: [SharedPage::offset_of_word(PRIMARY, ASSIGNED), SharedPage::offset_of_word(WORKER, OWN)],
@@ -32,12 +37,73 @@ pub const KERNEL_LAYOUT: BoardLayout = BoardLayout {
     time: SharedPage::offset_of_word(PRIMARY, TIME),
 };
 
+/// What the kernel reads of a worker.
+#[derive(Debug)]
+pub(super) enum Board {
+    /// Nothing.
+    None,
+    /// The worker's page.
+    Itself,
+    /// A copy.
+    Copy(SharedPage),
+}
+
 impl PrimaryPage {
+    /// As [`create`](Self::create), for a worker that does not map it, with a copy that programs of
+    /// the kernel read; none, if this process may not create that.
+    #[must_use]
+    pub fn create_with_copy() -> Option<Self> {
+        let copy = SharedPage::create_map().ok()?;
+        SharedPage::create().ok().map(|page| Self::begin(page, Board::Copy(copy)))
+    }
+
+    /// What programs of the kernel can read of the worker.
+    #[must_use]
+    pub fn board(&self) -> Option<BorrowedFd<'_>> {
+        match &self.board {
+            Board::None => None,
+            Board::Itself => Some(self.page.as_fd()),
+            Board::Copy(copy) => Some(copy.as_fd()),
+        }
+    }
+
+    fn kernel_page(&self) -> &SharedPage {
+        match &self.board {
+            Board::None | Board::Itself => &self.page,
+            Board::Copy(copy) => copy,
+        }
+    }
+
+    /// Whether that is a copy.
+    #[must_use]
+    pub fn is_copied(&self) -> bool {
+        matches!(self.board, Board::Copy(_))
+    }
+
+    /// Brings the kernel's copy up to date, where there is one.
+    pub fn copy_counters(&self) {
+        if let Board::Copy(copy) = &self.board {
+            let counters = self.counters();
+            let store = |line, word, count| copy.word(line, word).store(count, Ordering::Release);
+            store(PRIMARY, ASSIGNED, self.assigned);
+            store(PRIMARY, RETURNED, self.returned);
+            store(WORKER, FINISHED, counters.finished);
+            store(WORKER, OWN, counters.own);
+        }
+    }
+
+    /// Leaves the worker out when the kernel picks, or does so no more.
+    pub fn set_excluded(&self, is_excluded: bool) {
+        self.kernel_page().word(PRIMARY, EXCLUDED).store(is_excluded.into(), Ordering::Release);
+    }
+
     /// How many connections wait for the worker now: what the kernel has picked it for and it has
     /// not accepted yet.
     pub fn correct_picks(&self, waiting: u32) {
-        let picked = read(self.page.word(KERNEL, PICKED));
-        let accepted = read(self.page.word(WORKER, OWN));
+        self.copy_counters();
+        let page = self.kernel_page();
+        let picked = read(page.word(KERNEL, PICKED));
+        let accepted = read(page.word(WORKER, OWN));
         self.set_correction(u64::from(waiting).wrapping_add(accepted).wrapping_sub(picked));
     }
 
@@ -45,9 +111,11 @@ impl PrimaryPage {
     /// last correction.
     #[must_use]
     pub fn waiting_picks(&self) -> u64 {
-        let picked = read(self.page.word(KERNEL, PICKED));
-        let picked = picked.wrapping_add(read(self.page.word(PRIMARY, CORRECTION)));
-        let waiting = picked.wrapping_sub(read(self.page.word(WORKER, OWN)));
+        self.copy_counters();
+        let page = self.kernel_page();
+        let picked = read(page.word(KERNEL, PICKED));
+        let picked = picked.wrapping_add(read(page.word(PRIMARY, CORRECTION)));
+        let waiting = picked.wrapping_sub(read(page.word(WORKER, OWN)));
         u64::try_from(waiting.cast_signed()).unwrap_or(0)
     }
 
@@ -57,11 +125,11 @@ impl PrimaryPage {
     }
 
     fn set_correction(&self, correction: u64) {
-        self.page.word(PRIMARY, CORRECTION).store(correction, Ordering::Release);
+        self.kernel_page().word(PRIMARY, CORRECTION).store(correction, Ordering::Release);
     }
 
     /// What a connection takes at the worker, for the kernel's comparison.
     pub fn set_time(&self, time_us: u64) {
-        self.page.word(PRIMARY, TIME).store(time_us, Ordering::Release);
+        self.kernel_page().word(PRIMARY, TIME).store(time_us, Ordering::Release);
     }
 }

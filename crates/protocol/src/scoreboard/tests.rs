@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::id::ListenerId;
+use crate::sys::picking::BoardLayout;
 
 fn pair() -> (PrimaryPage, WorkerPage) {
     let primary = PrimaryPage::create().expect("a page");
@@ -152,4 +153,43 @@ fn a_stranger_s_page_is_refused() {
     let page = SharedPage::create().expect("a page");
     let memory = page.as_fd().try_clone_to_owned().expect("a duplicate");
     assert!(WorkerPage::open(memory).is_err());
+}
+
+#[test]
+fn what_a_program_accepts_reaches_the_kernel_s_copy_when_that_is_renewed() {
+    let Some(mut primary) = PrimaryPage::create_with_copy() else {
+        println!("skipped: pages for the kernel take CAP_BPF");
+        return;
+    };
+    let open = |descriptor: BorrowedFd<'_>| {
+        SharedPage::open(descriptor.try_clone_to_owned().expect("a duplicate")).expect("a page")
+    };
+    let program = open(primary.as_fd());
+    let kernel = open(primary.board().expect("a copy"));
+    let at = |offset: i16| {
+        let offset = usize::try_from(offset).expect("in the page");
+        let line = offset / SharedPage::offset_of(1);
+        kernel.word(line, offset % SharedPage::offset_of(1) / size_of::<u64>())
+    };
+    let words = || {
+        let BoardLayout { come, gone, .. } = KERNEL_LAYOUT;
+        [come[0], come[1], gone[0], gone[1]].map(|offset| at(offset).load(Ordering::Relaxed))
+    };
+    program.word(PROGRAM_OWN, ACCEPTED).store(5, Ordering::Relaxed);
+    program.word(PROGRAM, ENDED).store(2, Ordering::Relaxed);
+    primary.add_assigned(3);
+    primary.add_returned(1);
+    assert_eq!(words(), [0; 4]);
+    primary.copy_counters();
+    assert_eq!(words(), [3, 5, 1, 2]);
+    assert_eq!((primary.counters().own, primary.counters().in_flight()), (5, 5));
+    // The kernel has picked it for seven, of which one has not come.
+    at(KERNEL_LAYOUT.picked).store(7, Ordering::Relaxed);
+    primary.correct_picks(1);
+    assert_eq!(primary.waiting_picks(), 1);
+    primary.set_excluded(true);
+    assert_eq!(at(KERNEL_LAYOUT.excluded).load(Ordering::Relaxed), 1);
+    let untouched = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+    let word = untouched.expect("a page").word(PRIMARY, EXCLUDED).load(Ordering::Relaxed);
+    assert_eq!(word, 0, "the worker's page is a different one");
 }

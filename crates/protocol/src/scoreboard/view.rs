@@ -2,9 +2,9 @@
 
 use super::by_listener;
 use super::{
-    ASSIGNED, BEATS, CLAIM_SUM, CLAIM_TIMES, ClaimTimes, Counters, ENDED_OF, FINISHED_OF, LATE,
-    LISTENERS, LISTENERS_MAX, ListenerShare, OWN_OF, PRIMARY, PROGRAM, REFUSED_CALL, REPORTS,
-    RETURNED, STATISTICS, SharedPage, Statistic, does, read,
+    ACCEPTED_OF, ASSIGNED, BEATS, CLAIM_SUM, CLAIM_TIMES, ClaimTimes, Counters, ENDED_OF,
+    FINISHED_OF, LATE, LISTENERS, LISTENERS_MAX, ListenerShare, OWN_OF, PRIMARY, PROGRAM,
+    PROGRAM_OWN, REFUSED_CALL, REPORTS, RETURNED, STATISTICS, SharedPage, Statistic, does, read,
 };
 
 /// Read-only access to a page.
@@ -33,7 +33,8 @@ impl PageView {
             (from..from + LISTENERS_MAX).map(move |word| read(self.page.word(line, word)))
         };
         let finished = words(LISTENERS, FINISHED_OF).chain(words(PROGRAM, ENDED_OF));
-        by_listener::shares(words(LISTENERS, OWN_OF), finished, counters)
+        let own = words(LISTENERS, OWN_OF).chain(words(PROGRAM_OWN, ACCEPTED_OF));
+        by_listener::shares(own, finished, counters)
     }
 
     /// Whether the program behind this page reports finished connections itself.

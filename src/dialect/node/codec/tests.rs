@@ -255,8 +255,8 @@ fn what_is_said_to_a_worker_is_what_node_says() {
          \"key\":\"k\",\"errno\":0,\"data\":null,\"ack\":1,\"seq\":0}}\n"
     );
     // The only fields unknown to Node, sent only on request.
-    let marked = text(share(Own::new(Some(7), true)));
-    let unknown = ",\"clusterlb\":7,\"clusterlbProxied\":true";
+    let marked = text(share(Own::new(Some(7), true).counted(true)));
+    let unknown = ",\"clusterlb\":7,\"clusterlbProxied\":true,\"clusterlbCounted\":true";
     assert_eq!(marked.replace(unknown, ""), text(share(Own::default())));
     assert_eq!(
         text(ToWorker::ListenFailed { key: "k", to: 2, data, errno: 98, sequence: 1 }),

@@ -177,13 +177,22 @@ pub struct Own {
     /// `true` if its connections begin with a header of the PROXY protocol.
     #[serde(rename = "clusterlbProxied", skip_serializing_if = "Option::is_none")]
     is_proxied: Option<bool>,
+    /// `true` if the worker accepts and counts them.
+    #[serde(rename = "clusterlbCounted", skip_serializing_if = "Option::is_none")]
+    is_counted: Option<bool>,
 }
 
 impl Own {
     /// Of a listener with this mark.
     #[must_use]
     pub fn new(mark: Option<u16>, proxy_protocol: bool) -> Self {
-        Self { mark, is_proxied: proxy_protocol.then_some(true) }
+        Self { mark, is_proxied: proxy_protocol.then_some(true), is_counted: None }
+    }
+
+    /// The worker counts those that it accepts.
+    #[must_use]
+    pub fn counted(self, is_counted: bool) -> Self {
+        Self { is_counted: is_counted.then_some(true), ..self }
     }
 }
 

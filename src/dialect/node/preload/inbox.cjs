@@ -248,7 +248,8 @@ class Inbox {
     try {
       return readdirSync('/proc/self/fd').length;
     } catch {
-      return this.page.received - this.page.ended;
+      const { received, accepted, ended } = this.page;
+      return received + accepted - ended;
     }
   }
 }

@@ -18,29 +18,37 @@ function safely(act) {
 // The generated text before this defines the offsets (LAYOUT).
 const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
 const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD, BEATS_WORD, LATE_WORD } = LAYOUT;
-const { ENDED_OF_WORD, LISTENERS_MAX } = LAYOUT;
-const [WAKE_ALWAYS, WAKE_PROBE] = [LAYOUT.WAKE_ALWAYS, LAYOUT.WAKE_PROBE].map(BigInt);
+const { ENDED_OF_WORD, ACCEPTED_OF_WORD, LISTENERS_MAX } = LAYOUT;
+const { WAKE_ALWAYS, WAKE_PROBE, WAKE_CHANGE } = LAYOUT;
 
 class Page {
   constructor({ page, bell, beatMs }) {
     Object.assign(this, { page, bell, beatMs });
-    this.report = new BigUint64Array(ENDED_OF_WORD + LISTENERS_MAX);
+    this.report = new BigUint64Array(ACCEPTED_OF_WORD + LISTENERS_MAX);
     this.report[DOES_WORD] = BigInt(LAYOUT.REPORTS);
     this.wake = new BigUint64Array(1);
     const bytesOf = (words) => new Uint8Array(words.buffer);
-    this.reportBytes = bytesOf(this.report);
+    // The words behind these are written once the worker accepts connections itself.
+    this.reportBytes = bytesOf(this.report).subarray(0, LAYOUT.ACCEPTED_WORD * 8);
     this.wakeBytes = bytesOf(this.wake);
     this.refused = new BigUint64Array(1);
     this.refusedBytes = bytesOf(this.refused);
     this.oneBytes = bytesOf(new BigUint64Array([1n]));
     this.received = 0;
     this.ended = 0;
+    this.accepted = 0;
+    // For how long connections have been open, summed over them, until `openAt`.
+    this.openMs = 0;
+    this.openAt = 0;
+    this.isAccepting = false;
     // Listeners with a count of ended connections.
     this.marks = 0;
     // Since the last time that the words were written.
     this.changed = true;
     this.due = false;
     this.probed = false;
+    // Connections have come or ended.
+    this.hasTurnover = false;
     // Publish at once, because later may be too late.
     this.atOnce = false;
     this.beat = undefined;
@@ -65,6 +73,10 @@ class Page {
 
   write() {
     this.report[ENDED_WORD] = BigInt(this.ended);
+    if (this.isAccepting) {
+      this.report[LAYOUT.ACCEPTED_WORD] = BigInt(this.accepted);
+      this.report[LAYOUT.HELD_OPEN_WORD] = BigInt(Math.round(this.openMs * 1000));
+    }
     this.changed = false;
     try {
       writeSync(this.page, this.reportBytes, 0, this.reportBytes.length, LAYOUT.REPORT_AT);
@@ -79,11 +91,16 @@ class Page {
     try {
       // The primary may hold connections that no worker had room for, or wait for an answer.
       readSync(this.page, this.wakeBytes, 0, this.wakeBytes.length, LAYOUT.WAKE_AT);
-      const wake = this.wake[0];
-      if (wake === WAKE_ALWAYS || (wake === WAKE_PROBE && this.probed)) {
+      const wake = Number(this.wake[0]);
+      const isAsked =
+        wake === WAKE_ALWAYS ||
+        (wake === WAKE_PROBE && this.probed) ||
+        (wake === WAKE_CHANGE && this.hasTurnover);
+      if (isAsked) {
         writeSync(this.bell, this.oneBytes, 0, this.oneBytes.length, null);
       }
       this.probed = false;
+      this.hasTurnover = false;
     } catch {
       // As above.
     }
@@ -148,15 +165,20 @@ class Page {
     if (known !== undefined) return known;
     if (mark !== undefined && this.marks === LISTENERS_MAX) return this.endingsOf();
     let count = () => {};
+    let accept = () => {};
     if (mark !== undefined) {
-      const word = ENDED_OF_WORD + this.marks;
-      this.marks += 1;
-      this.report[word] = BigInt(mark + 1) << 48n;
-      count = () => {
-        this.report[word] += 1n;
+      const counterAt = (word) => {
+        this.report[word] = BigInt(mark + 1) << 48n;
+        return () => {
+          this.report[word] += 1n;
+        };
       };
+      count = counterAt(ENDED_OF_WORD + this.marks);
+      accept = counterAt(ACCEPTED_OF_WORD + this.marks);
+      this.marks += 1;
     }
-    const endings = { close: this.ending('close', count), reset: this.ending('reset', count) };
+    const close = this.ending('close', count);
+    const endings = { close, reset: this.ending('reset', count), accept };
     this.endings.set(mark, endings);
     return endings;
   }
@@ -168,6 +190,7 @@ class Page {
     return function (...words) {
       const { close, reset } = Object.getPrototypeOf(this);
       Object.assign(this, { close, reset });
+      page.passTime();
       page.ended += 1;
       count();
       page.changed = true;
@@ -185,8 +208,42 @@ class Page {
     this.move();
   }
 
+  // Before the number of open connections changes: sums up how long they have been open.
+  passTime() {
+    this.hasTurnover = true;
+    if (!this.isAccepting) return;
+    const at = performance.now();
+    this.openMs += (this.accepted + this.received - this.ended) * (at - this.openAt);
+    this.openAt = at;
+  }
+
+  // Counts what arrives at a socket that the worker accepts from itself. What others hand over
+  // arrives there, too, and is followed already.
+  countAccepted(socket, mark) {
+    const page = this;
+    const { onconnection } = socket;
+    if (typeof onconnection !== 'function') return;
+    if (!this.isAccepting) {
+      this.isAccepting = true;
+      this.openAt = performance.now();
+      this.reportBytes = new Uint8Array(this.report.buffer);
+    }
+    socket.onconnection = function (failure, handle) {
+      if (!failure && handle && !Object.hasOwn(handle, 'close')) {
+        page.passTime();
+        page.accepted += 1;
+        page.endingsOf(mark).accept();
+        page.changed = true;
+        page.publishSoon();
+        page.follow(handle, mark);
+      }
+      return Reflect.apply(onconnection, this, [failure, handle]);
+    };
+  }
+
   // At once: even if this process dies, the connection has been its own.
   countReceived() {
+    this.passTime();
     this.received += 1;
     this.report[RECEIVED_WORD] = BigInt(this.received);
     this.report[RECEIVED_AT_WORD] = now();

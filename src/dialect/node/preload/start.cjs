@@ -104,6 +104,7 @@ function listen(page, leaving) {
     // The mark of connections for the server that Node is about to answer.
     page.mark = message.clusterlb;
     page.isProxied = message.clusterlbProxied === true;
+    page.isCounted = message.clusterlbCounted === true;
     if (message.act === 'newconn' && handle) page.follow(handle);
     else if (message.act === 'disconnect') safely(() => leaving.onDisconnect());
   });
@@ -122,10 +123,11 @@ function join({ cluster, servers, kept, inbox, marks }) {
         if (marks.mark !== undefined) inbox.serve(server, socket, marks.mark);
         servers.add(server, socket);
       }
-      const { isProxied } = marks;
+      const { isProxied, isCounted, mark } = marks;
       const result = callback(error, socket);
       // The server has set what is called for a connection.
       if (!error && socket && isProxied) servers.proxied.join(server, socket);
+      if (!error && socket && isCounted) marks.countAccepted(socket, mark);
       return result;
     };
     return Reflect.apply(getServer, this, [server, query, answered]);

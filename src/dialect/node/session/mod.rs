@@ -61,6 +61,8 @@ pub enum Answer {
         listener: ListenerId,
         /// Whether it is a datagram socket.
         datagram: bool,
+        /// The worker counts the connections that it accepts.
+        counted: bool,
         /// Its connections begin with a header of the PROXY protocol.
         proxy_protocol: bool,
     },
@@ -309,9 +311,10 @@ impl Session {
                 self.send(&ToWorker::Listen { key: &key, to, data, name, own, sequence });
                 self.listens.open(key, *listener, true);
             }
-            Answer::Share { listener, datagram, proxy_protocol } => {
+            Answer::Share { listener, datagram, counted, proxy_protocol } => {
                 let datagram = *datagram;
                 let own = Own::new(mark(listener).filter(|_| !datagram), *proxy_protocol);
+                let own = own.counted(*counted && !datagram);
                 let frame =
                     ToWorker::ListenYourself { key: &key, to, data, datagram, own, sequence }
                         .frame(self.serialization);

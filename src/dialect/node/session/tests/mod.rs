@@ -280,7 +280,12 @@ fn data_of_the_first_worker_reaches_all_workers() {
 fn a_shared_socket_that_does_not_arrive_is_an_error_of_listen() {
     let mut session = session(WindowRule::default());
     say(&mut session, &query(1, 4), 0);
-    let share = Answer::Share { listener: LISTENER, datagram: false, proxy_protocol: false };
+    let share = Answer::Share {
+        listener: LISTENER,
+        datagram: false,
+        counted: false,
+        proxy_protocol: false,
+    };
     assert!(session.answer(QueryId(1), &share, &Value::Null));
     match done(&mut session).last() {
         Some(Done::Sent(fd, Some(Attachment::Socket(QueryId(1))))) => {
@@ -372,8 +377,12 @@ fn nothing_follows_a_descriptor_that_may_lie_across_the_end_of_a_read() {
     give(&mut session, 2, 0);
     assert_eq!(session.room(0), 0, "but nothing may follow it");
     say(&mut session, &query(1, 4), 0);
-    let share =
-        Answer::Share { listener: ListenerId::new(9), datagram: false, proxy_protocol: false };
+    let share = Answer::Share {
+        listener: ListenerId::new(9),
+        datagram: false,
+        counted: false,
+        proxy_protocol: false,
+    };
     assert!(session.answer(QueryId(2), &share, &Value::Null));
     assert!(!done(&mut session).iter().any(|one| matches!(one, Done::Sent(..))), "nor an answer");
     say(&mut session, &arrived(), 0);

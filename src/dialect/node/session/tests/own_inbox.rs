@@ -40,7 +40,8 @@ fn a_socket_for_datagrams_has_no_mark_and_no_connections() {
     session.mark_connections();
     for (number, datagram) in [(1, true), (2, false)] {
         say(&mut session, &query(number, 4), 0);
-        let answer = Answer::Share { listener: LISTENER, datagram, proxy_protocol: false };
+        let answer =
+            Answer::Share { listener: LISTENER, datagram, counted: false, proxy_protocol: false };
         let query = QueryId(u64::try_from(number).expect("it is positive"));
         assert!(session.answer(query, &answer, &Value::Null));
         let done = done(&mut session);
