@@ -178,18 +178,22 @@ def swaps(command, form, connections):
     cluster = Cluster(command, form, 8, "--hang-after", "100ms", "--policy", "least")
     goes_on = True
 
-    def stop_in_turn():
-        workers = cluster.workers()
+    # Each thread has workers of its own: one alone changes the choice 70 times a second.
+    def stop_in_turn(workers):
         turn = 0
         while goes_on:
-            os.kill(workers[turn % 8], signal.SIGSTOP)
+            worker = workers[turn % len(workers)]
+            os.kill(worker, signal.SIGSTOP)
             time.sleep(0.012)
-            os.kill(workers[turn % 8], signal.SIGCONT)
+            os.kill(worker, signal.SIGCONT)
             time.sleep(0.002)
             turn += 1
 
-    thread = threading.Thread(target=stop_in_turn)
-    thread.start()
+    workers = cluster.workers()
+    threads = [threading.Thread(target=stop_in_turn, args=(workers[place::3],))
+               for place in range(3)]
+    for thread in threads:
+        thread.start()
     begin = time.monotonic()
     done = failed = 0
     while done < connections:
@@ -197,7 +201,8 @@ def swaps(command, form, connections):
         done, failed = done + more, failed + wrong
     seconds = time.monotonic() - begin
     goes_on = False
-    thread.join()
+    for thread in threads:
+        thread.join()
     summary = cluster.end()
     changes = sum(summary["steered"].values())
     print(f"{form}: {done} connections under {changes / seconds:.0f} changes a second: {failed} "
