@@ -289,6 +289,16 @@ impl Settings {
     }
 
     fn validate_dispatch(&self) -> Result<()> {
+        let takes_sockets =
+            self.program.as_ref().is_some_and(|program| program.dialect == Dialect::ListenFds);
+        if takes_sockets && self.dispatch == Dispatch::Kernel {
+            return Err(Error::usage(
+                "--dispatch kernel chooses by what workers have in service, and programs with \
+                 --dialect listen-fds do not tell",
+                "leave --dispatch out; with --accept reuseport the kernel spreads connections by \
+                 hash",
+            ));
+        }
         let checked = self.dispatch.check(self.policy, &self.scheduling);
         checked.map_err(|Unsupported { what, hint }| {
             Error::usage(format!("--dispatch {}: {what}", self.dispatch), hint)
