@@ -84,7 +84,7 @@ fn a_successor_that_serves_other_addresses_is_told_which_one_is_missing() {
     world.serves(2, 81);
     world.pass(60_000);
     world.ends(2, Ending::Signal(9));
-    assert!(world.stopped_with("did not listen on 127.0.0.1:80, as its predecessor does"));
+    assert!(world.stopped_with("did not listen on 127.0.0.1:80 in time, as its predecessor does"));
     assert_eq!(world.alive(), [1]);
 }
 
