@@ -72,7 +72,7 @@ fn expel(how: &str, word: &str) {
 #[test]
 fn descriptors_without_frames_end_their_sender() {
     expel("bare", "descriptors came without a frame");
-    expel("excess", "another number of descriptors");
+    expel("excess", "a different number of descriptors");
 }
 
 #[test]
