@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::bind_retry::BindRetry;
 use super::listen_request::{Key, ListenRequest, Opening, Origin};
+use super::listeners::Bounds;
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry};
 use crate::address::{ListenAddress, UNIX_PATH_BYTES_MAX};
@@ -154,7 +155,9 @@ impl ControlPlane {
         }
         let (limit, _) = limits::descriptor_limits()?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        self.listeners.ensure_room(&request.key, worker, limit)
+        let settings = self.cluster_settings.as_ref();
+        let is_trusted = settings.is_none_or(|settings| settings.allow_listen.is_none());
+        self.listeners.ensure_room(&request.key, worker, Bounds::new(limit, is_trusted))
     }
 
     fn is_leaving(&self, id: WorkerId) -> bool {

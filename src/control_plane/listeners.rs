@@ -25,6 +25,7 @@ use crate::protocol::control::{ListenOptions, Transport};
 use crate::settings::LISTENERS_MAX;
 use crate::sys::datagram::{self, DatagramOptions};
 use crate::sys::listener::{Listener, OpenOptions, open_shared};
+pub(in crate::control_plane) use room::Bounds;
 
 /// Chosen ports remembered for the next equal request. Beyond this a new port is chosen.
 const PORTS_REMEMBERED_MAX: usize = 1024;

@@ -1,7 +1,7 @@
 //! How many sockets workers may have opened: a share of the primary's descriptors.
 //!
-//! Owns the share. Without it one worker that asks for ports without an end leaves the primary no
-//! descriptor for connections, and none to start workers.
+//! Owns the shares of all workers and of one. Without them a worker that listens on port 0 again
+//! and again leaves the primary no descriptors for connections and new workers.
 
 use nix::errno::Errno;
 
@@ -10,12 +10,34 @@ use crate::error::{Error, Result};
 use crate::id::WorkerId;
 use crate::settings::LISTENERS_MAX;
 
-/// This part of the primary's descriptors is for sockets that workers have opened.
-const PART: usize = 4;
+/// Sockets that workers have opened may take one descriptor in four.
+const ONE_IN: usize = 4;
 
-/// What one worker may have alone of what all of them may have: the others keep the rest.
+/// One worker may use three quarters of what all workers may use.
 const fn of_one(all: usize) -> usize {
     all - all / 4
+}
+
+/// The bounds on what workers may have opened.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::control_plane) struct Bounds {
+    descriptors: usize,
+    /// Those for all workers together.
+    of_all: usize,
+    /// Those of one worker, for listeners that no other worker uses.
+    of_one: usize,
+    /// Listeners that no other worker uses.
+    listeners_of_one: usize,
+}
+
+impl Bounds {
+    /// For a primary with this many descriptors. A worker that is not trusted leaves the others
+    /// some of the listeners, too.
+    pub(in crate::control_plane) fn new(descriptors: usize, is_trusted: bool) -> Self {
+        let of_all = descriptors / ONE_IN;
+        let listeners_of_one = if is_trusted { LISTENERS_MAX } else { of_one(LISTENERS_MAX) };
+        Self { descriptors, of_all, of_one: of_one(of_all), listeners_of_one }
+    }
 }
 
 impl Listeners {
@@ -28,7 +50,7 @@ impl Listeners {
         &self,
         key: &Key,
         worker: WorkerId,
-        descriptors: usize,
+        bounds: Bounds,
     ) -> Result<()> {
         let (mut all, mut own, mut listeners) = (0, 0, 0);
         for entry in self.entries.values().filter(|entry| !entry.held) {
@@ -39,13 +61,13 @@ impl Listeners {
                 listeners += 1;
             }
         }
-        let (share, most) = (descriptors / PART, of_one(LISTENERS_MAX));
-        let limit = if listeners >= most {
-            format!("{most} of {LISTENERS_MAX} listeners open in one worker")
-        } else if own >= of_one(share) {
-            format!("{} of the {descriptors} descriptors for one worker", of_one(share))
-        } else if all >= share {
-            format!("{share} of the {descriptors} descriptors for all workers")
+        let Bounds { descriptors, of_all, of_one, listeners_of_one } = bounds;
+        let limit = if listeners >= listeners_of_one {
+            format!("{listeners_of_one} of {LISTENERS_MAX} listeners open in one worker")
+        } else if own >= of_one {
+            format!("{of_one} of the {descriptors} descriptors for one worker")
+        } else if all >= of_all {
+            format!("{of_all} of the {descriptors} descriptors for all workers")
         } else {
             return Ok(());
         };

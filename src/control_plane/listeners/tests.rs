@@ -84,7 +84,7 @@ fn a_worker_has_a_share_of_the_descriptors_for_what_it_has_opened() {
     let unix =
         |index: usize| key(&format!("unix:@clusterlb-room-{}-{index}", std::process::id()), 0);
     let mut open = |index: usize, worker: WorkerId| {
-        listeners.ensure_room(&unix(index), worker, 80)?;
+        listeners.ensure_room(&unix(index), worker, Bounds::new(80, true))?;
         let id = listeners.open(&unix(index), false)?;
         let entry = listeners.get_mut(id).expect("it is open");
         entry.add_user(worker, 1);
@@ -98,5 +98,25 @@ fn a_worker_has_a_share_of_the_descriptors_for_what_it_has_opened() {
     (15..20).for_each(|index| open(index, other).expect("what is left"));
     assert!(is_full(&open(20, other).expect_err("beyond the share of all")));
     listeners.iter_mut().for_each(|entry| entry.held = true);
-    assert!(listeners.ensure_room(&unix(20), greedy, 80).is_ok(), "what is held is the program's");
+    let bounds = Bounds::new(80, true);
+    assert!(listeners.ensure_room(&unix(20), greedy, bounds).is_ok(), "held: the program's");
+}
+
+#[test]
+fn a_worker_that_is_not_trusted_leaves_listeners_to_others() {
+    let mut listeners = Listeners::default();
+    let (greedy, other) = (WorkerId::new(1), WorkerId::new(2));
+    let unix =
+        |index: usize| key(&format!("unix:@clusterlb-count-{}-{index}", std::process::id()), 0);
+    let room = |listeners: &Listeners, worker, is_trusted| {
+        listeners.ensure_room(&unix(usize::MAX), worker, Bounds::new(usize::MAX, is_trusted))
+    };
+    for index in 0..LISTENERS_MAX - LISTENERS_MAX / 4 {
+        assert!(room(&listeners, greedy, false).is_ok(), "{index} are within its share");
+        let id = listeners.open(&unix(index), false).expect("a free name");
+        listeners.get_mut(id).expect("it is open").add_user(greedy, 1);
+    }
+    assert!(room(&listeners, greedy, false).is_err());
+    assert!(room(&listeners, greedy, true).is_ok(), "1024 is its bound");
+    assert!(room(&listeners, other, false).is_ok());
 }
