@@ -103,8 +103,8 @@ impl FormDecision {
             return self;
         }
         let reason = format!(
-            "the kernel draws lots among workers that can take a connection; exact picks are among \
-             at most {PICKED_MAX}"
+            "the kernel chooses at random among workers that can take a connection; exact picks \
+             are among at most {PICKED_MAX}"
         );
         Self { form: Form::Unprivileged, reason }
     }
@@ -325,7 +325,7 @@ mod tests {
             let found = Form::find(is_counted);
             let (form, words) = match is_allowed {
                 true => (Form::Exact, format!("exact (the kernel picks {word}")),
-                false => (Form::Unprivileged, "unprivileged (the kernel draws".to_owned()),
+                false => (Form::Unprivileged, "unprivileged (the kernel chooses".to_owned()),
             };
             assert_eq!(found.form, form, "{found}");
             assert!(found.to_string().starts_with(&words), "{found}");
