@@ -82,7 +82,7 @@ pub(super) struct BuiltInArguments {
     ///
     /// A worker that makes another one is ended by SIGSYS and replaced; in the primary the call
     /// fails with EPERM. Either way a line on standard error names it, and the event exit of
-    /// the worker does. Not for a PROGRAM, which would have to live with the primary's filter.
+    /// the worker does. Not for a PROGRAM, which would inherit the primary's filter.
     #[arg(long, help_heading = BUILT_IN, hide_short_help = true)]
     seccomp: bool,
 }

@@ -30,7 +30,7 @@ pub(super) enum Known {
     Unlike(&'static str),
     /// Starts Node as a separate process, which does not know clusterlb.
     Starter(&'static str),
-    /// Does so, too, with this many last words, and may as well start clusterlb.
+    /// Starts its last arguments, this many, as a separate process; it can start clusterlb instead.
     Outer { words: usize },
     /// Also a launcher, with a better command line. Its last `words` are its own; it would start
     /// this Node.

@@ -264,7 +264,7 @@ impl Settings {
         if self.serve.seccomp && self.serve.runtime != Runtime::Ring {
             return Err(Error::usage(
                 "--seccomp knows the system calls of --runtime ring",
-                "use --runtime ring, or leave --seccomp out",
+                "use --runtime ring, or omit --seccomp",
             ));
         }
         if self.policy == Policy::None {
@@ -280,7 +280,7 @@ impl Settings {
         for (option, address) in admin.chain(agents) {
             if let Some(other) = self.listen.iter().find(|other| address.rules_out(other)) {
                 return Err(Error::usage(
-                    format!("{option} {address} and --listen {other} cannot both be had"),
+                    format!("{option} {address} and --listen {other} overlap"),
                     "give each a separate address",
                 ));
             }
@@ -316,12 +316,12 @@ impl Settings {
         if self.serve.seccomp {
             return Err(Error::usage(
                 format!(
-                    "--seccomp knows the system calls of the built-in worker, and {} would have \
-                     to live with them",
+                    "--seccomp allows only the system calls of the built-in worker, and {} would \
+                     inherit that filter",
                     program.path.display()
                 ),
-                "leave --seccomp out; let the program install a filter of its own, or confine the \
-                 whole service, for example with SystemCallFilter= of systemd",
+                "omit --seccomp; the program can install another filter, or confine the service, \
+                 for example with systemd's SystemCallFilter=",
             ));
         }
         let takes_sockets = program.dialect == Dialect::ListenFds;

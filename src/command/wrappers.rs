@@ -1,6 +1,6 @@
 //! Commands in front of a Node program that end up as that program, or start it.
 //!
-//! Owns their names, and the search for the program in their words and in scripts of a shell.
+//! Owns their names, and the search for the program in their arguments and in shell scripts.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,8 +10,8 @@ use std::path::Path;
 
 use super::absent::find;
 
-/// Commands that replace themselves with a program, and how many words of theirs may be taken for
-/// one.
+/// Commands that replace themselves with a program, and how many of their first arguments are never
+/// that program.
 const REPLACED: [(&str, usize); 12] = [
     ("nice", 0),
     ("ionice", 0),
@@ -44,12 +44,12 @@ const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "zsh", "ksh"];
 /// Bytes of a shell's script to read.
 const SCRIPT_BYTES_MAX: u64 = 64 * 1024;
 
-/// What a command does with the program in its words.
+/// What a command does with the program in its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wrapper {
-    /// It becomes the program at this place in its words.
+    /// It becomes the program in this argument.
     Replaced { place: usize },
-    /// It starts the program at this place in its words.
+    /// It starts the program in this argument.
     Starting { place: usize },
 }
 

@@ -124,7 +124,7 @@ impl DataPath {
         let acceptors = self.acceptors.iter_mut().flatten();
         for acceptor in acceptors.filter(|acceptor| acceptor.owners.contains(&slot)) {
             if let Some(stall_detector) = &mut acceptor.stall_detector {
-                stall_detector.stirred(self.now_ns);
+                stall_detector.on_worker_activity(self.now_ns);
             }
         }
     }

@@ -30,8 +30,8 @@ pub fn mechanism(target: Target) -> &'static str {
         {
             "Each worker accepts from its own socket, and the kernel chooses it. With CAP_BPF it \
              reads the workers' counters and takes one with the fewest in flight, in turn. \
-             Without it chooses at random among workers that accept and have at most the average \
-             open, as of the last few milliseconds. Either way shares are nearly even."
+             Without it, it chooses at random among workers that accept and have at most the \
+             average open, as of the last few milliseconds. Either way shares are nearly even."
         }
         Target::Own { policy: Policy::Rr, .. } => {
             "Only the primary accepts. It gives each connection to the next worker in turn and \

@@ -128,7 +128,7 @@ impl StallDetector {
     }
 
     /// The worker has accepted or finished something, so more may come: the queue is checked.
-    pub fn stirred(&mut self, now_ns: u64) {
+    pub fn on_worker_activity(&mut self, now_ns: u64) {
         self.begin(0, now_ns);
     }
 

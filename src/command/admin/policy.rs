@@ -20,7 +20,7 @@ use super::query::{each_once, nothing_named, set};
 use super::views::DoneView;
 
 /// How long a change waits for the data path to apply it.
-const HEEDED_WITHIN: Duration = Duration::from_secs(5);
+const APPLIED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The rules of distribution, as `/policy` and `/config` show them.
 pub(super) fn rules(policy: Policy, scheduling: &SchedulerConfig) -> Map<String, Value> {
@@ -93,7 +93,7 @@ pub(super) async fn change(
         })?;
         // A connection that comes after the answer is distributed by these rules. If the data path
         // is stuck, they hold from its next turn on.
-        let _ = run.cluster.ping(HEEDED_WITHIN);
+        let _ = run.cluster.ping(APPLIED_WITHIN);
         let words: Vec<String> =
             changes.iter().map(|(name, value)| format!("{name} {value}")).collect();
         Ok(words.join(", "))

@@ -43,6 +43,16 @@ pub(super) struct Connections {
     proxied: BTreeSet<ListenerId>,
 }
 
+/// What a session needs to know for a step, with this much kept input.
+fn context<'a>(shared: &'a Shared, limits: &'a HttpLimits, kept_bytes: usize) -> Context<'a> {
+    Context {
+        date: &shared.date,
+        draining: shared.draining,
+        limits,
+        output_max: memory::output_bytes_max(kept_bytes),
+    }
+}
+
 impl Connections {
     pub(super) fn new(serve: Serve, durations: Durations) -> Self {
         Self {
@@ -218,13 +228,7 @@ impl Connections {
             Source::Chunk(_) => connection.input.len(),
             Source::Kept(bytes) => bytes.len(),
         };
-        let output_max = memory::output_bytes_max(kept_bytes);
-        let context = Context {
-            date: &shared.date,
-            draining: shared.draining,
-            limits: &self.limits,
-            output_max,
-        };
+        let context = context(shared, &self.limits, kept_bytes);
         let input = match source {
             Source::Chunk(chunk) => shared.engine.bytes(chunk),
             Source::Kept(bytes) => bytes,
@@ -344,13 +348,7 @@ impl Connections {
         if connection.awaits_header {
             return self.refuse(shared, key);
         }
-        let output_max = memory::output_bytes_max(connection.input.len());
-        let context = Context {
-            date: &shared.date,
-            draining: shared.draining,
-            limits: &self.limits,
-            output_max,
-        };
+        let context = context(shared, &self.limits, connection.input.len());
         let input = std::mem::take(&mut connection.input);
         let _ = connection.session.on_end(&input, &mut connection.output, &context);
         // Whatever the session wants next: the client sends nothing more.

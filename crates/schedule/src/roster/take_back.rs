@@ -66,7 +66,7 @@ impl Roster {
         if let Some(Some(worker)) = self.workers.get_mut(place) {
             let Sample { finished, turn_begun_ns, .. } = worker.sample;
             let until_ns = now_ns.saturating_add(EMPTIED_NS);
-            // What is taken back was never claimed slowly, so nothing else would tell.
+            // What is taken back is never claimed, so its claim would never count as slow.
             worker.credits.collapse();
             worker.emptied = Some(Emptied { finished, turn_begun_ns, until_ns });
             self.loads.change(place, |load| load.credits = 0);

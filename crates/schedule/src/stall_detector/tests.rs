@@ -285,12 +285,12 @@ fn a_worker_that_stops_accepting_is_emptied_after_its_time_and_cleared_when_it_a
 #[test]
 fn a_queue_that_is_checked_because_of_its_worker_does_not_speak_against_it_at_once() {
     let mut stall_detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
-    stall_detector.stirred(0);
+    stall_detector.on_worker_activity(0);
     assert_eq!(stall_detector.look(1, Some(false), EVERY_NS), Finding::Patient);
     assert!(!stall_detector.may_be_stalled(), "it may have come just now");
     assert_eq!(stall_detector.look(1, Some(false), 2 * EVERY_NS), Finding::Patient);
     assert!(stall_detector.may_be_stalled());
     let mut stall_detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
-    stall_detector.stirred(0);
+    stall_detector.on_worker_activity(0);
     assert_eq!(stall_detector.look(0, Some(false), EVERY_NS), Finding::Quiet);
 }

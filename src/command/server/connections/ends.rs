@@ -5,8 +5,8 @@
 
 use nix::sys::socket::Shutdown;
 
-use super::{Connections, memory};
-use crate::command::handler::{Context, Waiting};
+use super::{Connections, context};
+use crate::command::handler::Waiting;
 use crate::command::server::connection::{ConnectionStage, Receive};
 use crate::command::server::deadlines::Class;
 use crate::command::server::shared::Shared;
@@ -71,13 +71,7 @@ impl Connections {
                 self.refuse(shared, key);
                 continue;
             }
-            let output_max = memory::output_bytes_max(connection.input.len());
-            let context = Context {
-                date: &shared.date,
-                draining: shared.draining,
-                limits: &self.limits,
-                output_max,
-            };
+            let context = context(shared, &self.limits, connection.input.len());
             connection.next = connection.session.on_timeout(&mut connection.output, &context);
             self.advance(shared, key);
         }

@@ -139,15 +139,15 @@ impl Bridge {
             self.settle(now_ns);
         }
         let now_ns = monotonic_ns();
-        for mut place in std::mem::take(&mut self.entries).into_values() {
+        for mut entry in std::mem::take(&mut self.entries).into_values() {
             // A connection that it has confirmed must not go to another worker.
-            place.node_worker.read_channel(
+            entry.node_worker.read_channel(
                 &self.endpoints,
                 &mut self.buffer,
                 Extent::Everything,
                 now_ns,
             );
-            place.node_worker.close(&self.endpoints, now_ns);
+            entry.node_worker.close(&self.endpoints, now_ns);
         }
         Ok(())
     }
@@ -155,11 +155,11 @@ impl Bridge {
     /// Waits until there is something to do.
     fn wait(&mut self, ready: &mut [EpollEvent]) -> Result<usize> {
         let now_ns = monotonic_ns();
-        let needs = self.entries.values().map(|place| place.node_worker.need(now_ns));
+        let needs = self.entries.values().map(|entry| entry.node_worker.need(now_ns));
         let need = needs.max().unwrap_or(Urgency::Nothing);
         let until_ns = self.ack_batching.until_ns(need, now_ns);
         self.listen(until_ns.is_none())?;
-        let deadlines = self.entries.values().filter_map(|place| place.node_worker.deadline_ns());
+        let deadlines = self.entries.values().filter_map(|entry| entry.node_worker.deadline_ns());
         let next_ns = deadlines.chain(until_ns).min();
         let left_ns = next_ns.map(|next_ns| next_ns.saturating_sub(now_ns));
         ended(watch::wait(&self.epoll, ready, left_ns))
@@ -204,26 +204,26 @@ impl Bridge {
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Send { worker, message_out } => {
-                    if let Some(place) = self.entries.get_mut(&worker) {
-                        place.node_worker.send(message_out);
+                    if let Some(entry) = self.entries.get_mut(&worker) {
+                        entry.node_worker.send(message_out);
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Disconnect { worker } => {
-                    if let Some(place) = self.entries.get_mut(&worker) {
-                        place.node_worker.disconnect();
+                    if let Some(entry) = self.entries.get_mut(&worker) {
+                        entry.node_worker.disconnect();
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Stop { worker } => {
-                    if let Some(place) = self.entries.get_mut(&worker) {
-                        place.node_worker.stop();
+                    if let Some(entry) = self.entries.get_mut(&worker) {
+                        entry.node_worker.stop();
                     }
                     self.turn(worker, Ready::default(), now_ns);
                 }
                 BridgeRequest::Cut { worker } => {
-                    if let Some(place) = self.entries.get_mut(&worker) {
-                        place.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
+                    if let Some(entry) = self.entries.get_mut(&worker) {
+                        entry.node_worker.cut(&self.endpoints, &mut self.buffer, now_ns);
                     }
                 }
                 BridgeRequest::Forget { listener } => _ = self.data.remove(&listener),
@@ -236,7 +236,7 @@ impl Bridge {
     /// Resumes reading workers whose messages the control plane has caught up with.
     fn read_on(&mut self, now_ns: u64) {
         let notices = &self.endpoints.notices;
-        let stopped = self.entries.iter().filter(|(_, place)| place.node_worker.is_held_up());
+        let stopped = self.entries.iter().filter(|(_, entry)| entry.node_worker.is_held_up());
         let has_room = stopped.map(|(worker, _)| *worker).filter(|one| !notices.is_full(*one));
         for worker in has_room.collect::<Vec<_>>() {
             self.turn(worker, Ready { channel: true, inbox: false }, now_ns);
@@ -261,8 +261,8 @@ impl Bridge {
         socket: Option<OwnedFd>,
         now_ns: u64,
     ) {
-        let Some(place) = self.entries.get_mut(&worker) else { return };
-        let node_worker = &mut place.node_worker;
+        let Some(entry) = self.entries.get_mut(&worker) else { return };
+        let node_worker = &mut entry.node_worker;
         let own = node_worker.data_of(query).cloned().unwrap_or_default();
         let data = match answer {
             Answer::HandOver { listener, .. } | Answer::Share { listener, .. } => {
@@ -284,16 +284,16 @@ impl Bridge {
     }
 
     fn turn(&mut self, worker: WorkerId, ready: Ready, now_ns: u64) {
-        if let Some(place) = self.entries.get_mut(&worker) {
-            place.node_worker.turn(&self.endpoints, &mut self.buffer, ready, now_ns);
+        if let Some(entry) = self.entries.get_mut(&worker) {
+            entry.node_worker.turn(&self.endpoints, &mut self.buffer, ready, now_ns);
         }
     }
 
     fn on_deadlines(&mut self, now_ns: u64) {
-        let late = |place: &BridgeEntry| {
-            place.node_worker.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns)
+        let late = |entry: &BridgeEntry| {
+            entry.node_worker.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns)
         };
-        let late = self.entries.iter().filter(|(_, place)| late(place)).map(|(worker, _)| *worker);
+        let late = self.entries.iter().filter(|(_, entry)| late(entry)).map(|(worker, _)| *worker);
         for worker in late.collect::<Vec<_>>() {
             self.turn(worker, Ready::default(), now_ns);
         }
@@ -301,16 +301,16 @@ impl Bridge {
 
     /// Updates what is watched, and closes channels that are over.
     fn settle(&mut self, now_ns: u64) {
-        for (worker, place) in &mut self.entries {
-            let watched = place.watch(&self.channels, *worker);
+        for (worker, entry) in &mut self.entries {
+            let watched = entry.watch(&self.channels, *worker);
             if let Err(error) =
-                watched.and_then(|()| place.watch_inbox(&self.epoll, *worker, now_ns))
+                watched.and_then(|()| entry.watch_inbox(&self.epoll, *worker, now_ns))
             {
                 // An unwatched worker would never be served.
-                place.node_worker.fail(error.to_string());
+                entry.node_worker.fail(error.to_string());
             }
         }
-        let over = self.entries.iter().filter(|(_, place)| place.node_worker.is_over());
+        let over = self.entries.iter().filter(|(_, entry)| entry.node_worker.is_over());
         for worker in over.map(|(worker, _)| *worker).collect::<Vec<_>>() {
             let Some(BridgeEntry { node_worker, inbox_watched, .. }) = self.entries.remove(&worker)
             else {
