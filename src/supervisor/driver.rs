@@ -34,6 +34,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Most events and requests per turn, before signals and deadlines.
 const INPUTS_PER_TURN: usize = 256;
+/// Most workers started per turn to fill slots, which takes some milliseconds each.
+const STARTS_PER_TURN: u32 = 8;
 /// Node's default debugger ports, one per worker.
 const DEBUGGER_PORTS: Range<u16> = 9229..9229 + 1024;
 /// Most bytes of messages per turn.
@@ -48,6 +50,8 @@ pub(super) struct Driver {
     pub(super) orders: Receiver<Order>,
     pub(super) handle: SupervisorHandle,
     pub(super) state: State,
+    /// Workers that may still be started in this turn.
+    pub(super) starts_left: u32,
     pub(super) start_limit: Duration,
     pub(super) grace: Duration,
     pub(super) ready_after: ReadyAfter,
@@ -90,6 +94,7 @@ impl Driver {
     fn turn_until_the_end(&mut self) -> Result<()> {
         self.carry_out()?;
         while !self.state.is_over() {
+            self.starts_left = STARTS_PER_TURN;
             self.publish();
             self.wait()?;
             self.take_signals()?;
@@ -110,7 +115,9 @@ impl Driver {
             vec![readable(self.events.as_fd()), readable(self.handle.shared.waker.as_fd())];
         watched.extend(self.signals.as_ref().map(|signals| readable(signals.as_fd())));
         let now_ns = monotonic_ns();
-        let left = self.state.next_deadline_ns(now_ns).map_or(PollTimeout::NONE, |next_ns| {
+        let starts_ns = self.state.has_starts().then_some(now_ns);
+        let next_ns = starts_ns.or_else(|| self.state.next_deadline_ns(now_ns));
+        let left = next_ns.map_or(PollTimeout::NONE, |next_ns| {
             // Rounded up: waking too early would spin until the deadline.
             let left_ms = next_ns.saturating_sub(now_ns).div_ceil(1_000_000);
             PollTimeout::from(u16::try_from(left_ms).unwrap_or(u16::MAX))
@@ -218,9 +225,19 @@ impl Driver {
         completion
     }
 
+    /// The next decision to carry out in this turn.
+    fn next_action(&mut self) -> Option<Action> {
+        self.state.next_action().or_else(|| {
+            let left = self.starts_left.checked_sub(1)?;
+            let start = self.state.next_start()?;
+            self.starts_left = left;
+            Some(start)
+        })
+    }
+
     /// Carries out the decisions.
     fn carry_out(&mut self) -> Result<()> {
-        while let Some(action) = self.state.next_action() {
+        while let Some(action) = self.next_action() {
             match action {
                 Action::Spawn { slot, role, predecessor } => {
                     self.spawn(slot, role, predecessor)?;

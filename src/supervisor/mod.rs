@@ -296,6 +296,7 @@ impl Supervisor {
             grace: self.rules.grace,
             ready_after: self.rules.ready_after,
             state: State::new(self.rules, self.workers, monotonic_ns()),
+            starts_left: 0,
             environment: self.environment,
             on_event: self
                 .on_event

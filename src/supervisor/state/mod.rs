@@ -23,6 +23,7 @@ use crate::{Ending, WorkerId};
 pub(super) use child::{Child, Name, Names, Role};
 use goals::Goal;
 pub(super) use goals::{GoalRefusal, Ticket};
+use refill::Start;
 use rolling::Rolling;
 
 /// How long after its grace period a worker that does not end is left alone.
@@ -158,6 +159,8 @@ pub(super) struct State {
     queued_reload: Option<Vec<Ticket>>,
     goals: Vec<(Ticket, Goal)>,
     actions: VecDeque<Action>,
+    /// Starts for slots that are being filled.
+    starts: VecDeque<Start>,
     failure: Option<Failure>,
     /// The slow start was reported.
     late_told: bool,
@@ -183,6 +186,7 @@ impl State {
             queued_reload: None,
             goals: Vec::new(),
             actions: VecDeque::new(),
+            starts: VecDeque::new(),
             failure: None,
             late_told: false,
             lost_worker: false,
@@ -193,7 +197,8 @@ impl State {
         state
     }
 
-    /// The next action. Its outcome is reported before the next call.
+    /// The next action, if there is one that does not start a worker for a slot. Its outcome is
+    /// reported before the next call.
     pub(super) fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -483,15 +488,6 @@ impl State {
         if let Some(child) = self.children.get_mut(&worker) {
             child.hung_since_ns = None;
             self.changed = true;
-        }
-    }
-
-    /// Kills a worker. It is replaced like others that end.
-    pub(super) fn kill(&mut self, worker: WorkerId, reason: String) {
-        let Some(child) = self.children.get_mut(&worker) else { return };
-        if !std::mem::replace(&mut child.killed, true) {
-            self.act(Action::Kill { worker });
-            self.emit(SupervisorEvent::Killed { workers: vec![worker], reason });
         }
     }
 }

@@ -7,6 +7,13 @@ use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 use crate::supervisor::restart::{Decision, Life, budget_in_words};
 
+/// The start of a worker for a slot, which is `Spawning` until then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    pub(super) slot: u16,
+    pub(super) predecessor: Option<WorkerId>,
+}
+
 impl State {
     /// Decides about the successor of a worker that has ended or leaves.
     pub(super) fn replace(&mut self, slot: u16, worker: WorkerId, life: Life, now_ns: u64) {
@@ -88,8 +95,26 @@ impl State {
                 place.occupancy = Occupancy::Spawning;
                 let predecessor = place.leaver.take();
                 let slot = u16::try_from(slot).expect("slots are bounded");
-                self.act(Action::Spawn { slot, role: Role::Current, predecessor });
+                self.start(slot, predecessor);
             }
         }
+    }
+
+    /// Starts a worker for a slot that waits for it.
+    pub(super) fn start(&mut self, slot: u16, predecessor: Option<WorkerId>) {
+        self.starts.push_back(Start { slot, predecessor });
+        self.changed = true;
+    }
+
+    /// The next start of a worker for a slot. There may be a thousand, each of which takes
+    /// milliseconds, so the loop handles other things in between.
+    pub(in crate::supervisor) fn next_start(&mut self) -> Option<Action> {
+        let Start { slot, predecessor } = self.starts.pop_front()?;
+        Some(Action::Spawn { slot, role: Role::Current, predecessor })
+    }
+
+    /// Whether workers wait to be started.
+    pub(in crate::supervisor) fn has_starts(&self) -> bool {
+        !self.starts.is_empty()
     }
 }

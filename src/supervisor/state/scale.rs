@@ -3,18 +3,17 @@
 use std::time::Duration;
 
 use super::goals::Goal;
-use super::{Action, GoalRefusal, Occupancy, Role, RunStage, Slot, State, Ticket};
+use super::{GoalRefusal, Occupancy, Role, RunStage, Slot, State, Ticket};
 use crate::WorkerId;
 use crate::supervisor::event::SupervisorEvent;
 
 impl State {
-    /// Adds slots; their workers are started at once.
+    /// Adds slots, whose workers are started in turn.
     pub(super) fn add_slots(&mut self, count: u16) {
         for _ in 0..count {
             let slot = u16::try_from(self.slots.len()).expect("slots are bounded");
             self.slots.push(Slot { occupancy: Occupancy::Spawning, ..Slot::default() });
-            let (role, predecessor) = (Role::Current, None);
-            self.act(Action::Spawn { slot, role, predecessor });
+            self.start(slot, None);
         }
     }
 
@@ -31,6 +30,7 @@ impl State {
         if count > from {
             self.add_slots(count - from);
         }
+        self.starts.retain(|start| start.slot < count);
         for place in self.slots.split_off(usize::from(count)).into_iter().rev() {
             if let Occupancy::Current(worker) = place.occupancy {
                 self.leave(worker, now_ns);

@@ -79,6 +79,15 @@ impl State {
         self.kill_all("the run cannot go on".into());
     }
 
+    /// Kills a worker. It is replaced like others that end.
+    pub(in crate::supervisor) fn kill(&mut self, worker: WorkerId, reason: String) {
+        let Some(child) = self.children.get_mut(&worker) else { return };
+        if !std::mem::replace(&mut child.killed, true) {
+            self.act(Action::Kill { worker });
+            self.emit(SupervisorEvent::Killed { workers: vec![worker], reason });
+        }
+    }
+
     /// Kills every worker.
     pub(in crate::supervisor) fn kill_all(&mut self, reason: String) {
         self.stage = RunStage::Killing;
@@ -106,6 +115,7 @@ impl State {
         }
         // Drops decisions that were not carried out yet.
         self.actions.retain(|action| !matches!(action, Action::Spawn { .. }));
+        self.starts.clear();
     }
 
     /// Whether no worker is left and none will come.

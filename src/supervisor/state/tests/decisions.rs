@@ -199,6 +199,34 @@ fn scaling_fills_new_slots_and_empties_the_highest() {
 }
 
 #[test]
+fn a_thousand_starts_hold_up_neither_an_end_nor_a_smaller_number() {
+    let mut world = World::serving(rules(), 2);
+    world.starts_a_turn = 8;
+    let (more, fewer) = (world.ticket(), world.ticket());
+    world.state.scale(1024, more, world.now_ns);
+    world.act();
+    assert_eq!(world.alive().len(), 10);
+    assert!(world.state.has_starts());
+    world.starts_a_turn = 0;
+    world.crashes(1);
+    world.state.scale(5, fewer, world.now_ns);
+    world.act();
+    assert_eq!(world.outcome(more), Some(Some(GoalRefusal::Superseded)));
+    assert_eq!(world.disconnected, (6..=10).map(id).collect());
+    // Only the successor of the one that has crashed is still to be started.
+    world.starts_a_turn = 8;
+    world.act();
+    assert_eq!(world.currents(), [Some(11), Some(2), Some(3), Some(4), Some(5)]);
+    assert!(!world.state.has_starts());
+    world.state.scale(1024, more, world.now_ns);
+    world.state.stop("it was asked for".into(), GRACE, world.now_ns);
+    world.act();
+    assert!(!world.state.has_starts() && world.everyone_was_disconnected);
+    world.alive().into_iter().for_each(|one| world.ends(one, Ending::Code(0)));
+    assert!(world.state.is_over());
+}
+
+#[test]
 fn scaling_fails_where_new_workers_do_not_stay() {
     let mut world = World::serving(rules(), 1);
     let more = world.ticket();

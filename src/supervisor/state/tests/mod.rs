@@ -23,6 +23,8 @@ pub(super) struct World {
     pub(super) predecessors: BTreeMap<WorkerId, WorkerId>,
     /// No worker can be started.
     pub(super) program_is_away: bool,
+    /// Workers started per turn to fill slots.
+    pub(super) starts_a_turn: usize,
     pub(super) events: Vec<SupervisorEvent>,
     pub(super) finished: Vec<(Ticket, Option<GoalRefusal>)>,
     pub(super) disconnected: BTreeSet<WorkerId>,
@@ -64,6 +66,7 @@ impl World {
             next_id: 1,
             predecessors: BTreeMap::new(),
             program_is_away: false,
+            starts_a_turn: usize::MAX,
             events: Vec::new(),
             finished: Vec::new(),
             disconnected: BTreeSet::new(),
@@ -86,7 +89,14 @@ impl World {
 
     /// Carries out the decisions.
     pub(super) fn act(&mut self) {
-        while let Some(action) = self.state.next_action() {
+        let mut starts_left = self.starts_a_turn;
+        let mut next = |state: &mut State| {
+            state.next_action().or_else(|| {
+                starts_left = starts_left.checked_sub(1)?;
+                state.next_start()
+            })
+        };
+        while let Some(action) = next(&mut self.state) {
             match action {
                 Action::Spawn { slot, role, .. } if self.program_is_away => {
                     self.state.on_spawn_failed(slot, role, "it is away", self.now_ns);

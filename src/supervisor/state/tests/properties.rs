@@ -96,6 +96,7 @@ fn check(world: &World) {
 /// No more faults, until no more events follow.
 fn goes_well(world: &mut World) {
     world.program_is_away = false;
+    world.starts_a_turn = usize::MAX;
     for _ in 0..400 {
         for worker in world.alive() {
             let child = &world.state.children[&id(worker)];
@@ -121,11 +122,13 @@ proptest! {
         steps in prop::collection::vec(any_step(), 1..120),
         workers in 1u16..5,
         by_message in any::<bool>(),
+        starts_a_turn in prop::sample::select(&[0, 1, usize::MAX][..]),
     ) {
         let ready_after =
             if by_message { ReadyAfter::Message } else { ReadyAfter::Listening };
         let rules = Rules { hang_kill_ns: Some(500 * MS), ready_after, ..rules() };
         let mut world = World::new(rules, workers);
+        world.starts_a_turn = starts_a_turn;
         let mut tickets = Vec::new();
         for step in steps {
             tickets.extend(take(&mut world, step));
