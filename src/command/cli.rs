@@ -141,7 +141,11 @@ impl Cli {
         let mut cli = Self::parse(&line.words()).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unread::from(error),
             _ if !line.has_layers() => Unread::from(error),
-            _ => Unread::Failed(line.translate(Unread::from(error).into_error())),
+            // A mistake of the words alone: clap's text has the whole of it, with the tip.
+            kind => match Self::parse(line.given()) {
+                Err(error) if error.kind() == kind => Unread::from(error),
+                _ => Unread::Failed(line.translate(Unread::from(error).into_error())),
+            },
         })?;
         cli.run_arguments().line = line;
         Ok(cli)

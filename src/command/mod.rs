@@ -35,6 +35,7 @@ mod lines;
 mod log;
 mod measuring;
 mod needs;
+mod no_script;
 mod note_limit;
 mod output;
 mod printer;

@@ -13,6 +13,7 @@ use super::headings::PROGRAM;
 use super::inspect::{Inspection, inspection, options_before_script};
 use super::known_programs::{Known, Launched, launched, look_at};
 use super::launcher::Launcher;
+use super::no_script::ensure_script;
 use super::values::time;
 use crate::command::settings::{MessageFormat, Program};
 use clusterlb::{Dialect, Readiness, ReadyAfter};
@@ -188,7 +189,10 @@ impl ProgramArguments {
         let dialect = self.dialect(known.as_ref())?;
         self.ensure_sockets_are_taken(dialect)?;
         let words = match (dialect, known) {
-            (Dialect::Node, Some(Known::Node { words: Some(words) })) => words,
+            (Dialect::Node, Some(Known::Node { words: Some(words) })) => {
+                ensure_script(&line[line.len() - words..], line.len() == 1)?;
+                words
+            }
             _ => 0,
         };
         let (path, arguments) = line.split_first().expect("it has a first word");

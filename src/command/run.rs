@@ -337,7 +337,8 @@ impl Reporter {
                 ConsoleEvent::Respawn { id: worker, delay_ms: milliseconds(delay) }
             }
             SupervisorEvent::SpawnFailed { error, retry: Some(retry), .. } => {
-                note(format!("{error}; trying again in {} ms", milliseconds(retry)))
+                let (hint, retry_ms) = (error.hint(), milliseconds(retry));
+                note(format!("{error}; {hint}; trying again in {retry_ms} ms"))
             }
             SupervisorEvent::GaveUp { slot, worker, reason } => {
                 ConsoleEvent::GiveUp { slot, id: worker, reason }

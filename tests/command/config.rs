@@ -52,6 +52,26 @@ fn variable(pid: u32, name: &str) -> Option<String> {
 }
 
 #[test]
+fn a_mistyped_option_gets_the_nearest_one_with_a_variable_set_too() {
+    for (words, tip) in [
+        (&["--polcy", "rr"][..], "--policy"),
+        (&["run", "--wrokers", "3"], "--workers"),
+        (&["--policy", "lest"], "least"),
+    ] {
+        let [plain, with] = [&[][..], &[("CLUSTERLB_GRACE", "2s")]].map(|variables| {
+            let output = clusterlb(words, variables);
+            assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+            errors(&output)
+        });
+        assert!(plain.contains("tip: ") && plain.contains(tip), "{words:?}: {plain}");
+        assert_eq!(plain, with, "{words:?}");
+    }
+    // What is wrong with the variable is still called by its name.
+    let output = clusterlb(&["--workers", "1"], &[("CLUSTERLB_POLICY", "lest")]);
+    assert!(errors(&output).contains("CLUSTERLB_POLICY"), "{output:?}");
+}
+
+#[test]
 fn a_broken_file_names_the_line_the_key_and_the_nearest_known_one() {
     for (text, words) in [
         ("workers = 2\nmax_inflight = 3\n", &["line 2", "`max_inflight`", "`max-inflight`"][..]),
