@@ -14,6 +14,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// Others that take more than this share of the CPUs change who gets a connection: workers that
 /// wait for a CPU are passed over.
 pub const SHARE_MAX: f64 = 0.25;
+/// What that comes to.
+const EFFECT: &str = "they may have shifted the load";
 /// Too few ticks to tell.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -42,12 +44,24 @@ impl OtherLoad {
     #[must_use]
     pub fn objection(&self) -> Option<String> {
         self.share().filter(|share| *share > SHARE_MAX).map(|share| {
-            format!(
-                "other processes took {:.0} % of the CPUs during this: they may have shifted the \
-                 load",
-                100.0 * share
-            )
+            format!("other processes took {:.0} % of the CPUs during this: {EFFECT}", 100.0 * share)
         })
+    }
+
+    /// Whether a text is such an objection.
+    #[must_use]
+    pub fn is_objection(text: &str) -> bool {
+        text.ends_with(EFFECT)
+    }
+
+    /// Such an objection to several of a number of measurements.
+    #[must_use]
+    pub fn objection_to(several: usize, all: usize) -> String {
+        format!(
+            "In {several} of {all} runs other processes took more than {:.0} % of the CPUs: \
+             {EFFECT}. Each is named with --json and --csv.",
+            100.0 * SHARE_MAX
+        )
     }
 
     /// The share of these CPUs that other processes have taken since; none after too short a time.

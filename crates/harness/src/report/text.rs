@@ -3,11 +3,14 @@
 use super::super::environment::Environment;
 use super::super::imbalance::ImbalanceReport;
 use super::super::matrix::{Case, CellSummary, SHARE_CALLED_OUT};
+use super::super::other_load::OtherLoad;
 use super::table::{Table, time, wrapped};
 use crate::balance::Yardstick;
 
 /// Width of running text.
 pub const COLUMNS: usize = 96;
+/// Most runs that are named because the machine was busy.
+const BUSY_NAMED_MAX: usize = 3;
 
 /// A measure with a matrix of its values.
 struct Measure {
@@ -168,13 +171,49 @@ fn matrix(report: &ImbalanceReport, measure: &Measure) -> String {
 #[must_use]
 pub fn problems(report: &ImbalanceReport) -> Vec<String> {
     let mut lines = Vec::new();
+    let mut of_runs = Vec::new();
     for cell in &report.cells {
-        let (target, load) = (cell.target, &cell.load);
-        lines.extend(cell.failures.iter().map(|why| format!("{target}, {load}: not run: {why}")));
-        for run in &cell.runs {
-            let problems = run.problems.iter();
-            lines.extend(problems.map(|what| format!("{target}, {load}: {what}")));
-        }
+        let name = format!("{}, {}", cell.target, cell.load);
+        lines.extend(cell.failures.iter().map(|why| format!("{name}: not run: {why}")));
+        of_runs.extend(cell.runs.iter().map(|run| (name.clone(), &*run.problems)));
+    }
+    lines.extend(named(&of_runs));
+    lines
+}
+
+/// The problems of runs, each with the name of its run. On a machine that is busy throughout, one
+/// line stands for all that say so.
+fn named(of_runs: &[(String, &[String])]) -> Vec<String> {
+    let is_busy = |problems: &[String]| problems.iter().any(|what| OtherLoad::is_objection(what));
+    let busy = of_runs.iter().filter(|(_, problems)| is_busy(problems)).count();
+    let is_told_once = busy > BUSY_NAMED_MAX;
+    let mut lines = Vec::new();
+    if is_told_once {
+        lines.push(OtherLoad::objection_to(busy, of_runs.len()));
+    }
+    for (name, problems) in of_runs {
+        let problems =
+            problems.iter().filter(|what| !is_told_once || !OtherLoad::is_objection(what));
+        lines.extend(problems.map(|what| format!("{name}: {what}")));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_busy_throughout_is_told_once() {
+        let text = "other processes took 50 % of the CPUs: they may have shifted the load";
+        let (busy, other) = ([text.to_owned()], ["workers ended".to_owned(), text.to_owned()]);
+        let runs = |count| vec![("rr".to_owned(), &busy[..]); count];
+        assert_eq!(named(&runs(3)), vec![format!("rr: {}", busy[0]); 3]);
+        let mut many = runs(4);
+        many.extend([("none".to_owned(), &other[..]), ("even".to_owned(), &[][..])]);
+        let lines = named(&many);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("In 5 of 6 runs other processes took"), "{lines:?}");
+        assert_eq!(lines[1], "none: workers ended");
+    }
 }
