@@ -334,7 +334,17 @@ impl Cluster {
     /// # Errors
     /// The cluster has ended, or failed.
     pub fn listeners(&self) -> Result<Vec<ListenerSnapshot>> {
-        self.shared.control.ask(|answer| Request::Listeners { answer })
+        let guard = self.shared.control.guard(Completion::default());
+        self.shared.control.ask(|answer| Request::Listeners { answer, guard })
+    }
+
+    /// As [`listeners`](Self::listeners), on any async runtime.
+    ///
+    /// # Errors
+    /// As [`listeners`](Self::listeners).
+    pub async fn listeners_async(&self) -> Result<Vec<ListenerSnapshot>> {
+        let listeners = |answer, guard| Request::Listeners { answer, guard };
+        self.shared.control.ask_async(listeners).await
     }
 
     /// Begins to accept, when the settings say

@@ -239,8 +239,9 @@ impl ControlPlane {
             Request::Hold { settings, address, answer } => {
                 self.hold(&settings, &address, answer);
             }
-            Request::Listeners { answer } => {
+            Request::Listeners { answer, guard } => {
                 let _ = answer.send(Ok(self.listeners.iter().map(Entry::snapshot).collect()));
+                drop(guard);
             }
             Request::Open => self.command(Command::Open),
             Request::Post { id, message_out } => {

@@ -47,6 +47,8 @@ pub(crate) enum Request {
     Listeners {
         /// Receives the answer.
         answer: SyncSender<Result<Vec<ListenerSnapshot>>>,
+        /// Dropped behind the answer.
+        guard: CompletionGuard,
     },
     /// Accept.
     Open,
@@ -217,6 +219,25 @@ impl ControlHandle {
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
         self.send(request(answer))?;
         answered.recv().unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// As [`ask`](Self::ask), for a task. The guard completes it, when the control plane drops it
+    /// behind its answer, or instead of one.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub(crate) async fn ask_async<T>(
+        &self,
+        request: impl FnOnce(SyncSender<Result<T>>, CompletionGuard) -> Request,
+    ) -> Result<T> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let completion = Completion::default();
+        if self.requests.send(request(answer, self.guard(completion.clone()))).is_ok() {
+            self.waker.wake();
+        }
+        completion.clone().await;
+        let failure = || completion.failure().unwrap_or_else(ended);
+        answered.try_recv().unwrap_or_else(|_| Err(failure()))
     }
 
     /// As [`ask`](Self::ask), with a time limit.

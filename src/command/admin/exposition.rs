@@ -5,6 +5,9 @@
 
 use std::fmt::Write as _;
 
+/// Room for the text of a few workers; it grows with their number.
+const BYTES: usize = 32 * 1024;
+
 /// The two formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -56,7 +59,7 @@ impl Format {
 
 impl Exposition {
     pub(super) fn new(format: Format) -> Self {
-        Self { format, text: String::new(), sample: String::new() }
+        Self { format, text: String::with_capacity(BYTES), sample: String::new() }
     }
 
     /// Begins a family; its samples follow.
@@ -68,13 +71,17 @@ impl Exposition {
             Kind::Summary => ("", "summary"),
             Kind::Info => ("_info", "info"),
         };
-        self.sample = format!("{name}{suffix}");
+        self.sample.clear();
+        self.sample.push_str(name);
+        self.sample.push_str(suffix);
         let (family, word) = match (self.format, kind) {
             (Format::OpenMetrics, _) => (name, word),
             (Format::Prometheus, Kind::Info) => (&*self.sample, "gauge"),
             (Format::Prometheus, _) => (&*self.sample, word),
         };
-        let _ = writeln!(self.text, "# TYPE {family} {word}\n# HELP {family} {}", escaped(help));
+        let _ = write!(self.text, "# TYPE {family} {word}\n# HELP {family} ");
+        push_escaped(&mut self.text, help);
+        self.text.push('\n');
     }
 
     /// Adds a sample.
@@ -84,10 +91,14 @@ impl Exposition {
 
     /// Adds a sample to a family that has several per set of labels.
     pub(super) fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: Value) {
-        let _ = write!(self.text, "{}{suffix}", self.sample);
+        self.text.push_str(&self.sample);
+        self.text.push_str(suffix);
         for (place, (name, value)) in labels.iter().enumerate() {
-            let before = if place == 0 { '{' } else { ',' };
-            let _ = write!(self.text, "{before}{name}=\"{}\"", escaped(value));
+            self.text.push(if place == 0 { '{' } else { ',' });
+            self.text.push_str(name);
+            self.text.push_str("=\"");
+            push_escaped(&mut self.text, value);
+            self.text.push('"');
         }
         if !labels.is_empty() {
             self.text.push('}');
@@ -137,8 +148,18 @@ impl From<f64> for Value {
     }
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+/// Appends a text, and a backslash in front of what the formats reserve.
+fn push_escaped(to: &mut String, mut text: &str) {
+    let is_reserved = |byte: u8| matches!(byte, b'\\' | b'"' | b'\n');
+    while let Some(place) = text.bytes().position(is_reserved) {
+        let (plain, rest) = text.split_at(place);
+        let (reserved, rest) = rest.split_at(1);
+        to.push_str(plain);
+        to.push('\\');
+        to.push_str(if reserved == "\n" { "n" } else { reserved });
+        text = rest;
+    }
+    to.push_str(text);
 }
 
 #[cfg(test)]

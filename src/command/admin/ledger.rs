@@ -4,11 +4,11 @@
 //! Owns the sums. The supervisor's events feed it; counters of living workers are read from their
 //! pages on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clusterlb::{Ending, Event, SupervisorEvent, WorkerCounts, WorkerId, WorkerSnapshot};
 
-/// Ended workers kept apart, in case an older snapshot still lists them.
+/// Ended workers that are remembered, in case an older snapshot still lists them.
 const RECENT_MAX: usize = 2048;
 
 /// How workers of a slot ended.
@@ -43,8 +43,8 @@ pub(super) struct SlotRecord {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     slots: BTreeMap<u16, SlotRecord>,
-    /// Workers that ended lately, not yet in the sums.
-    recent: BTreeMap<WorkerId, (u16, WorkerCounts)>,
+    /// Workers that ended lately. Their counts are in the sums.
+    recent: BTreeSet<WorkerId>,
     /// Target number of workers.
     pub(super) wanted: u16,
     pub(super) reloads_complete: u64,
@@ -96,17 +96,16 @@ impl Ledger {
         ending: Ending,
         counts: &WorkerCounts,
     ) {
-        let exits = &mut self.slot(slot).exits;
+        let record = self.slot(slot);
+        record.counts.add(counts);
         match ending {
-            Ending::Code(0) => exits.success += 1,
-            Ending::Code(_) => exits.failure += 1,
-            Ending::Signal(_) => exits.signal += 1,
+            Ending::Code(0) => record.exits.success += 1,
+            Ending::Code(_) => record.exits.failure += 1,
+            Ending::Signal(_) => record.exits.signal += 1,
         }
-        self.recent.insert(worker, (slot.unwrap_or_default(), *counts));
-        if self.recent.len() > RECENT_MAX
-            && let Some((_, (slot, counts))) = self.recent.pop_first()
-        {
-            self.slot(Some(slot)).counts.add(&counts);
+        self.recent.insert(worker);
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_first();
         }
     }
 
@@ -115,10 +114,7 @@ impl Ledger {
     pub(super) fn by_slot(&self, living: &[WorkerSnapshot]) -> BTreeMap<u16, SlotRecord> {
         let mut slots = self.slots.clone();
         (0..self.wanted).for_each(|slot| _ = slots.entry(slot).or_default());
-        for (slot, counts) in self.recent.values() {
-            slots.entry(*slot).or_default().counts.add(counts);
-        }
-        for worker in living.iter().filter(|one| !self.recent.contains_key(&one.id)) {
+        for worker in living.iter().filter(|one| !self.recent.contains(&one.id)) {
             let record = slots.entry(worker.slot).or_default();
             record.counts.add(&worker.counts);
             record.unclaimed += worker.counts.unclaimed();

@@ -50,6 +50,8 @@ pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) 
     connection_families(&mut text, &observed::counts(&run.cluster));
     let ledger = run.ledger();
     let slots = ledger.by_slot(&snapshot.workers);
+    let slots: Vec<Labelled> =
+        slots.into_iter().map(|(slot, record)| (slot.to_string(), record)).collect();
     let reloads = [("complete", ledger.reloads_complete), ("stopped", ledger.reloads_stopped)];
     text.family("clusterlb_reloads", Kind::Counter, "Replacements of workers, by outcome.");
     reloads
@@ -67,7 +69,7 @@ pub(super) fn render(run: &Run, listeners: &[ListenerSnapshot], format: Format) 
 }
 
 fn run_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
-    text.family("clusterlb_build", Kind::Info, "What runs.");
+    text.family("clusterlb_build", Kind::Info, "Version, engine and policy of the run.");
     let policy = run.cluster.scheduling_policy().to_string();
     let level = run.engine.level.map_or_else(|| "none".into(), |level| level.to_string());
     text.sample(
@@ -83,7 +85,12 @@ fn run_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
     let help = "When the run began, in seconds since 1970.";
     text.single("clusterlb_start_time_seconds", Kind::Gauge, help, started.into());
     let ready = observed::readiness(snapshot).is_ok();
-    text.single("clusterlb_ready", Kind::Gauge, "1 if /readyz says so.", ready.into());
+    text.single(
+        "clusterlb_ready",
+        Kind::Gauge,
+        "1 if new connections are served, as /readyz says.",
+        ready.into(),
+    );
     let draining = matches!(snapshot.stage, SupervisorStage::Draining | SupervisorStage::Killing);
     text.single("clusterlb_draining", Kind::Gauge, "1 while the run ends.", draining.into());
     let help = "1 while workers are replaced one after the other.";
@@ -105,7 +112,7 @@ fn connection_families(text: &mut Exposition, counts: &ClusterCounts) {
         (
             "clusterlb_connections_stolen",
             counts.stolen,
-            "Of these, taken out of a worker's own socket that it did not empty in time.",
+            "Connections taken out of a worker's own socket that it did not empty in time.",
         ),
         (
             "clusterlb_connections_redispatched",
@@ -115,7 +122,7 @@ fn connection_families(text: &mut Exposition, counts: &ClusterCounts) {
         (
             "clusterlb_connections_taken_back",
             counts.taken_back,
-            "Of these, taken back early because another worker was idle.",
+            "Connections taken back early, because another worker was idle.",
         ),
         (
             "clusterlb_connections_dropped",
@@ -171,6 +178,9 @@ fn seconds(ns: u64) -> Value {
     Duration::from_nanos(ns).as_secs_f64().into()
 }
 
+/// A slot's label, and its sums.
+type Labelled = (String, SlotRecord);
+
 /// A count of a slot.
 type Field = fn(&SlotRecord) -> u64;
 
@@ -186,7 +196,7 @@ const BY_SLOT: [(&str, Kind, Field, &str); 12] = [
         "clusterlb_worker_connections_own",
         Kind::Counter,
         |slot| slot.counts.own,
-        "Of these, the ones that the workers accepted.",
+        "Connections that the slot's workers accepted themselves.",
     ),
     (
         "clusterlb_worker_connections_claimed",
@@ -250,29 +260,28 @@ const BY_SLOT: [(&str, Kind, Field, &str); 12] = [
     ),
 ];
 
-fn slot_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
+fn slot_families(text: &mut Exposition, slots: &[Labelled]) {
     for (name, kind, field, help) in BY_SLOT {
         text.family(name, kind, help);
         for (slot, record) in slots {
-            text.sample(&[("slot", &slot.to_string())], field(record).into());
+            text.sample(&[("slot", slot)], field(record).into());
         }
     }
     text.family("clusterlb_worker_exits", Kind::Counter, "Workers that ended, by reason.");
     for (slot, SlotRecord { exits, .. }) in slots {
-        let slot = slot.to_string();
         for (reason, count) in
             [("success", exits.success), ("failure", exits.failure), ("signal", exits.signal)]
         {
-            text.sample(&[("slot", &slot), ("reason", reason)], count.into());
+            text.sample(&[("slot", slot), ("reason", reason)], count.into());
         }
     }
 }
 
-fn restarts(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
+fn restarts(text: &mut Exposition, slots: &[Labelled]) {
     let help = "Workers that were started in the slot after the first one.";
     text.family("clusterlb_worker_restarts", Kind::Counter, help);
     for (slot, record) in slots {
-        text.sample(&[("slot", &slot.to_string())], record.restarts.into());
+        text.sample(&[("slot", slot)], record.restarts.into());
     }
 }
 
@@ -304,27 +313,27 @@ fn process_families(text: &mut Exposition, run: &Run, snapshot: &Snapshot) {
 }
 
 /// Durations by slot: handoff to claim, and event-loop delay of Node workers.
-fn time_families(text: &mut Exposition, slots: &BTreeMap<u16, SlotRecord>) {
+fn time_families(text: &mut Exposition, slots: &[Labelled]) {
     let help = "Time from the handoff of a connection to its claim, as the primary sees it.";
     text.family("clusterlb_worker_claim_seconds", Kind::Histogram, help);
+    let bounds =
+        CLAIM_BOUNDS_NS.map(|bound_ns| Duration::from_nanos(bound_ns).as_secs_f64().to_string());
     for (slot, SlotRecord { counts, .. }) in slots {
-        let (slot, times) = (slot.to_string(), &counts.claim_times);
+        let times = &counts.claim_times;
         let mut sum = 0;
-        for (bound_ns, count) in CLAIM_BOUNDS_NS.iter().zip(&times.counts) {
+        for (bound, count) in bounds.iter().zip(&times.counts) {
             sum += count;
-            let bound = Duration::from_nanos(*bound_ns).as_secs_f64().to_string();
-            text.part("_bucket", &[("slot", &slot), ("le", &bound)], sum.into());
+            text.part("_bucket", &[("slot", slot), ("le", bound)], sum.into());
         }
-        text.part("_bucket", &[("slot", &slot), ("le", "+Inf")], times.count().into());
-        text.part("_sum", &[("slot", &slot)], seconds(times.sum_ns));
-        text.part("_count", &[("slot", &slot)], times.count().into());
+        text.part("_bucket", &[("slot", slot), ("le", "+Inf")], times.count().into());
+        text.part("_sum", &[("slot", slot)], seconds(times.sum_ns));
+        text.part("_count", &[("slot", slot)], times.count().into());
     }
     let help = "How late the event loops of Node workers ran their timers, at each sample.";
     text.family("clusterlb_worker_loop_delay_seconds", Kind::Summary, help);
     for (slot, SlotRecord { counts, .. }) in slots {
-        let slot = slot.to_string();
-        text.part("_sum", &[("slot", &slot)], seconds(counts.late_ns));
-        text.part("_count", &[("slot", &slot)], counts.beats.into());
+        text.part("_sum", &[("slot", slot)], seconds(counts.late_ns));
+        text.part("_count", &[("slot", slot)], counts.beats.into());
     }
 }
 
@@ -366,7 +375,7 @@ const BY_LISTENER: [(&str, ListenerField, &str); 8] = [
     (
         "clusterlb_listener_connections_taken_back",
         |counts| counts.taken_back,
-        "Of these, taken back early because another worker was idle.",
+        "Connections taken back early, because another worker was idle.",
     ),
     (
         "clusterlb_listener_connections_dropped",

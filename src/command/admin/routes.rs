@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -11,10 +12,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
-use clusterlb::ListenerSnapshot;
 use hyper::body::{Bytes, Frame};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::answers::{Refused, json, typed};
 use super::exposition::Format;
@@ -40,6 +41,8 @@ const PATHS: [&str; 15] = [
     "POST /workers/ID/replace",
 ];
 
+/// How long a scrape waits for the listeners: less than scrapers wait for it.
+const LISTENERS_WITHIN: Duration = Duration::from_secs(5);
 /// Lines queued for one reader.
 const LINES_MAX: usize = 16;
 
@@ -121,7 +124,8 @@ async fn show_metrics(State(run): State<Arc<Run>>, fields: HeaderMap) -> Respons
     let accept = fields.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept.unwrap_or_default());
     // Without the control plane's answer the other numbers are still useful.
-    let listeners = listeners(&run).await.unwrap_or_default();
+    let listeners = timeout(LISTENERS_WITHIN, run.cluster.listeners_async()).await;
+    let listeners = listeners.map_or_else(|_| Vec::new(), Result::unwrap_or_default);
     typed(StatusCode::OK, format.content_type(), metrics::render(&run, &listeners, format))
 }
 
@@ -130,23 +134,13 @@ async fn show_workers(State(run): State<Arc<Run>>) -> Response<Body> {
 }
 
 async fn show_listeners(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> {
-    let listeners = listeners(&run).await?;
+    let listeners = run.cluster.listeners_async().await?;
     let counts = run.cluster.listener_counts();
     let listeners = listeners.into_iter().map(|one| {
         let counts = counts.get(&one.id);
         ListenerView::new(one, counts)
     });
     Ok(json(StatusCode::OK, &ListenersView { listeners: listeners.collect() }))
-}
-
-/// Asks the control plane on a thread that may block.
-async fn listeners(run: &Arc<Run>) -> Result<Vec<ListenerSnapshot>, Refused> {
-    let run = Arc::clone(run);
-    let asked = tokio::task::spawn_blocking(move || run.cluster.listeners()).await;
-    match asked {
-        Ok(listeners) => listeners.map_err(Refused::from),
-        Err(_) => Err(actions::ending()),
-    }
 }
 
 async fn show_config(State(run): State<Arc<Run>>) -> Response<Body> {
