@@ -20,6 +20,8 @@ use crate::sys::{backlog, fdpass, migration};
 pub(crate) struct OwnSockets {
     sockets: Vec<OwnSocket>,
     opened: u16,
+    /// Connections that found the queue of a socket full that has been closed since.
+    overflowed: u64,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,7 @@ impl OwnSockets {
 
     /// Starts with one unused socket.
     pub(crate) fn new(first: Arc<Listener>) -> Self {
-        let mut sockets = Self { sockets: Vec::new(), opened: 0 };
+        let mut sockets = Self { sockets: Vec::new(), opened: 0, overflowed: 0 };
         sockets.add(first);
         sockets
     }
@@ -71,6 +73,13 @@ impl OwnSockets {
         self.sockets
             .iter()
             .map(|one| Opened { number: one.number, listener: Arc::clone(&one.listener) })
+    }
+
+    /// How many connections found a queue full since the address was opened; `None` if the kernel
+    /// does not report it.
+    pub(crate) fn overflows(&self) -> Option<u64> {
+        let open: Option<u64> = self.sockets.iter().map(OwnSocket::overflows).sum();
+        Some(open? + self.overflowed)
     }
 
     /// A copy for the worker in `slot`, and the socket itself if it had to be opened.
@@ -136,6 +145,7 @@ impl OwnSockets {
         let taken = idle.split_off(spare.min(idle.len()));
         self.sockets = used;
         self.sockets.append(&mut idle);
+        self.overflowed += taken.iter().filter_map(OwnSocket::overflows).sum::<u64>();
         taken
     }
 
@@ -165,6 +175,10 @@ fn lose(listener: &Listener, others: bool) -> usize {
 }
 
 impl OwnSocket {
+    fn overflows(&self) -> Option<u64> {
+        backlog::overflows(&*self.listener).ok().map(u64::from)
+    }
+
     fn socket_owners(&self) -> SocketOwners {
         let owners = self.users.iter().filter(|(_, accepts)| **accepts);
         SocketOwners { number: self.number, owners: owners.map(|(slot, _)| *slot).collect() }

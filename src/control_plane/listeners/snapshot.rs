@@ -18,15 +18,10 @@ impl Entry {
             Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
         };
         // Where connections wait for their first bytes, the kernel counts each handshake as a drop.
-        let is_told = !self.opening.defer_accept;
-        let turned_away = |listener: &Listener| {
-            backlog::overflows(listener).ok().filter(|_| is_told).map(u64::from)
-        };
         let overflows = match &self.socket {
-            Socket::Stream(listener) => turned_away(listener),
-            Socket::StreamEach(sockets) => {
-                sockets.all().map(|one| turned_away(&one.listener)).sum()
-            }
+            _ if self.opening.defer_accept => None,
+            Socket::Stream(listener) => backlog::overflows(listener).ok().map(u64::from),
+            Socket::StreamEach(sockets) => sockets.overflows(),
             Socket::Datagram(_) | Socket::DatagramEach(_) | Socket::Closed => None,
         };
         ListenerSnapshot {
