@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use super::event::SupervisorEvent;
 use super::handle::{
     Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
-    WorkerState,
+    WorkerState, moment,
 };
 use super::reload_changes::BeforeReload;
 use super::signals::{Terminal, Wish};
@@ -436,16 +436,12 @@ impl Driver {
             return;
         }
         let (now, now_ns) = (SystemTime::now(), monotonic_ns());
-        let moment = |at_ns: u64| match at_ns.checked_sub(now_ns) {
-            Some(ahead_ns) => now + Duration::from_nanos(ahead_ns),
-            None => now - Duration::from_nanos(now_ns - at_ns),
-        };
         let slots = (0..).zip(&self.state.slots).map(|(number, slot)| SlotSnapshot {
             number,
             restarts: slot.restarts,
             state: match slot.occupancy {
                 Occupancy::Current(worker) => SlotState::Filled(worker),
-                Occupancy::Waiting { at_ns } => SlotState::Waiting(moment(at_ns)),
+                Occupancy::Waiting { at_ns } => SlotState::Waiting(moment(at_ns, now, now_ns)),
                 Occupancy::Spawning => SlotState::Waiting(now),
                 Occupancy::GivenUp => SlotState::GivenUp,
                 Occupancy::Empty => SlotState::Empty,
@@ -460,8 +456,8 @@ impl Driver {
                 worker: self.workers.get(id)?.clone(),
                 slot: child.slot,
                 state,
-                started: moment(child.born_ns),
-                since: before.iter().find(is_same).map_or(now, |one| one.since),
+                started_ns: child.born_ns,
+                since_ns: before.iter().find(is_same).map_or(now_ns, |one| one.since_ns),
                 addresses: child.serving.iter().map(|name| name.address.clone()).collect(),
             })
         });

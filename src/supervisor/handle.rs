@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::event::{Subscribers, SupervisorEvents};
+use crate::sys::clock::monotonic_ns;
 use crate::sys::waker::Waker;
 use crate::{Completion, Error, ErrorKind, Result, WorkerCounts, WorkerHandle, WorkerId};
 
@@ -62,8 +63,9 @@ pub(super) struct PublishedWorker {
     pub(super) worker: WorkerHandle,
     pub(super) slot: u16,
     pub(super) state: WorkerState,
-    pub(super) started: SystemTime,
-    pub(super) since: SystemTime,
+    /// On the monotonic clock, as its age must not change when the other clock is set.
+    pub(super) started_ns: u64,
+    pub(super) since_ns: u64,
     pub(super) addresses: Vec<String>,
 }
 
@@ -148,6 +150,14 @@ pub struct WorkerSnapshot {
     pub addresses: Vec<String>,
     /// Its connections.
     pub counts: WorkerCounts,
+}
+
+/// The date of a moment on the monotonic clock.
+pub(super) fn moment(at_ns: u64, now: SystemTime, now_ns: u64) -> SystemTime {
+    match at_ns.checked_sub(now_ns) {
+        Some(ahead_ns) => now + Duration::from_nanos(ahead_ns),
+        None => now - Duration::from_nanos(now_ns - at_ns),
+    }
 }
 
 /// The state of a worker.
@@ -259,14 +269,15 @@ impl SupervisorHandle {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let published = self.shared.published();
+        let (now, now_ns) = (SystemTime::now(), monotonic_ns());
         let workers = published.workers.iter().map(|one| WorkerSnapshot {
             id: one.worker.id(),
             pid: one.worker.pid(),
             cpu: one.worker.cpu(),
             slot: one.slot,
             state: one.state,
-            started: one.started,
-            since: one.since,
+            started: moment(one.started_ns, now, now_ns),
+            since: moment(one.since_ns, now, now_ns),
             addresses: one.addresses.clone(),
             counts: one.worker.counts(),
         });
@@ -301,4 +312,19 @@ fn ended() -> Error {
         "the supervisor has ended",
         "look at the result of its `run` for the reason",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_keeps_its_age_when_the_clock_is_set() {
+        let seconds = Duration::from_secs;
+        for clock in [seconds(10), seconds(1_000_000)] {
+            let now = SystemTime::UNIX_EPOCH + clock;
+            assert_eq!(moment(5_000_000_000, now, 8_000_000_000), now - seconds(3));
+            assert_eq!(moment(9_000_000_000, now, 8_000_000_000), now + seconds(1));
+        }
+    }
 }

@@ -124,7 +124,7 @@ fn line(run: &Run, now: Instant) -> String {
         in_flight: snapshot.workers.iter().map(|one| one.counts.in_flight()).sum(),
         in_flight_max: settings.scheduling.limits.inflight_max_under(settings.policy),
         cpu: cpu_part(run, &snapshot, serving, now),
-        is_new: run.started.elapsed().is_ok_and(|time| time < READY_FOR),
+        is_new: run.began.elapsed() < READY_FOR,
     };
     in_words(load)
 }

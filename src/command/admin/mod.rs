@@ -25,7 +25,7 @@ mod views;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::addresses::look_up;
 use super::admin_address::AdminAddress;
@@ -64,7 +64,9 @@ pub(super) struct Run {
     /// The settings, as `/config` shows them.
     pub(super) config: serde_json::Value,
     pub(super) engine: EngineDecision,
+    /// When it began: as a date, and for its age, which a clock that is set must not change.
     pub(super) started: SystemTime,
+    pub(super) began: Instant,
     ledger: Mutex<Ledger>,
     cpu_times: Mutex<CpuTimes>,
     cpu_use: Mutex<CpuUse>,
@@ -92,6 +94,7 @@ impl Run {
             config,
             engine,
             started: SystemTime::now(),
+            began: Instant::now(),
             ledger: Mutex::new(ledger),
             cpu_times: Mutex::default(),
             cpu_use: Mutex::default(),

@@ -3,7 +3,7 @@
 //!
 //! Reads memory and `/proc`; never asks a thread that serves connections.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clusterlb::{
     Cluster, ClusterCounts, SlotState, Snapshot, SupervisorStage, WorkerSnapshot, WorkerState,
@@ -78,7 +78,7 @@ pub(super) fn workers(run: &Run) -> WorkersView {
         ready: readiness(&snapshot).is_ok(),
         reloading: snapshot.reloading,
         pid: std::process::id(),
-        uptime_ms: milliseconds(run.started, now),
+        uptime_ms: in_ms(run.began.elapsed()),
         policy: run.cluster.scheduling_policy().to_string(),
         totals: totals(&run.cluster),
         slots: slots.collect(),
@@ -139,6 +139,9 @@ pub(super) fn counts(cluster: &Cluster) -> ClusterCounts {
 }
 
 fn milliseconds(since: SystemTime, now: SystemTime) -> u64 {
-    let time = now.duration_since(since).unwrap_or_default();
+    in_ms(now.duration_since(since).unwrap_or_default())
+}
+
+fn in_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
