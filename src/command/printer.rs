@@ -158,18 +158,19 @@ impl Target {
     }
 
     /// Writes all bytes, however long it takes.
-    fn write(self, bytes: &[u8]) -> std::result::Result<(), Errno> {
+    fn write(self, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
         match self {
-            Self::Output => write_all(std::io::stdout().as_fd(), bytes),
-            Self::Errors | Self::Log => write_all(std::io::stderr().as_fd(), bytes),
+            Self::Output => write_all(std::io::stdout().as_fd(), &mut bytes),
+            Self::Errors | Self::Log => write_all(std::io::stderr().as_fd(), &mut bytes),
         }
     }
 }
 
-fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Result<(), Errno> {
+/// Writes all bytes, however long it takes. On failure the rest is left.
+fn write_all(descriptor: BorrowedFd<'_>, bytes: &mut &[u8]) -> std::result::Result<(), Errno> {
     while !bytes.is_empty() {
         match write(descriptor, bytes) {
-            Ok(count) => bytes = &bytes[count..],
+            Ok(count) => *bytes = &bytes[count..],
             Err(Errno::EINTR) => {}
             // Another process that shares the stream has set it to non-blocking.
             Err(Errno::EAGAIN) => {
@@ -187,6 +188,10 @@ fn write_all(descriptor: BorrowedFd<'_>, mut bytes: &[u8]) -> std::result::Resul
 struct LogFile {
     path: PathBuf,
     file: File,
+    /// Lines that could not be written since the last one that was.
+    lost: usize,
+    /// The last line is incomplete.
+    is_cut: bool,
 }
 
 impl LogFile {
@@ -200,13 +205,39 @@ impl LogFile {
             let hint = "name a file in a folder that exists and that this user may write to";
             Error::usage(format!("cannot write --log-file {}: {why}", path.display()), hint)
         })?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, lost: 0, is_cut: false })
+    }
+
+    /// Writes lines. Those that cannot be written are lost; standard error tells when that begins
+    /// and when it ends.
+    fn write(&mut self, mut bytes: &[u8]) {
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        let whole = bytes.len();
+        let mut end_of_cut: &[u8] = if self.is_cut { b"\n" } else { b"" };
+        let written = write_all(self.file.as_fd(), &mut end_of_cut);
+        let written = written.and_then(|()| write_all(self.file.as_fd(), &mut bytes));
+        let lost = std::mem::take(&mut self.lost);
+        let path = self.path.display();
+        let text = match written {
+            Ok(()) => {
+                self.is_cut = false;
+                format!("note: {path} can be written again; {lost} lines are missing\n")
+            }
+            Err(errno) => {
+                self.is_cut |= bytes.len() < whole;
+                self.lost = lost + lines;
+                format!("note: lines of the log are lost: write {path}: {}\n", errno.desc())
+            }
+        };
+        if (lost > 0) != (self.lost > 0) {
+            let _ = Target::Errors.write(text.as_bytes());
+        }
     }
 
     /// Reopens the file. On failure the open one stays.
     fn reopen(&mut self) {
         match appending(&self.path) {
-            Ok(file) => self.file = file,
+            Ok(file) => (self.file, self.is_cut) = (file, false),
             Err(error) => {
                 let (path, why) = (self.path.display(), errno_of(&error).desc());
                 let text = format!("note: {path} cannot be opened again ({why}); going on\n");
@@ -334,12 +365,11 @@ impl Writer {
 
     /// Writes some lines. On failure they are lost and the run continues; the first such failure,
     /// as of a full disk, is reported.
-    fn write(&self, target: Target, bytes: &[u8]) {
-        let written = match (target, &self.log) {
-            (Target::Log, Some(log)) => write_all(log.file.as_fd(), bytes),
-            (target, _) => target.write(bytes),
-        };
-        let Err(errno) = written else { return };
+    fn write(&mut self, target: Target, bytes: &[u8]) {
+        if let (Target::Log, Some(log)) = (target, &mut self.log) {
+            return log.write(bytes);
+        }
+        let Err(errno) = target.write(bytes) else { return };
         // A closed terminal is a closed reader.
         let has_no_reader = errno == Errno::EPIPE || (errno == Errno::EIO && self.on_terminal);
         if target != Target::Output || has_no_reader {

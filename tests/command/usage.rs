@@ -293,6 +293,21 @@ fn sigusr1_opens_the_log_again() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_is_reported_once_and_ends_nothing() {
+    let address = format!("unix:@clusterlb-test-full-log-{}", std::process::id());
+    // Its disk is always full.
+    let run = Launch::new("--workers 1")
+        .option("--log-file", "/dev/full")
+        .in_words()
+        .listen(&address)
+        .start_unready();
+    eventually("it to serve", || get(&address).ok().map(drop));
+    let ended = run.stop(Signal::SIGTERM);
+    let lost = "note: lines of the log are lost: write /dev/full: No space left on device\n";
+    assert_eq!((ended.code, ended.errors.as_str()), (Some(0), lost), "{ended:?}");
+}
+
+#[test]
 fn a_program_that_does_not_come_to_serve_is_named_while_it_is_waited_for() {
     let arguments = "--workers 2 --dialect listen-fds --ready-after notify";
     let run = Launch::new(arguments).listen("127.0.0.1:0").running(&["/bin/sleep", "1000"]);
