@@ -237,7 +237,13 @@ pub(super) struct RunArguments {
     pub(super) json: bool,
 
     /// Print only errors
-    #[arg(short, long, conflicts_with = "json", help_heading = headings::OPERATION)]
+    #[arg(
+        short,
+        long,
+        conflicts_with = "json",
+        help_heading = headings::OPERATION,
+        hide_short_help = true
+    )]
     pub(super) quiet: bool,
 
     /// Options of the built-in worker.

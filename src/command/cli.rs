@@ -219,8 +219,12 @@ pub(super) enum Command {
     Reload(super::admin::ClientArguments),
     /// Change how many workers a run has, and wait until that is done
     Scale(super::admin::ScaleArguments),
+    /// Replace, drain or kill one worker, and wait until that is done
+    Worker(super::admin::WorkerArguments),
+    /// Show a run's scheduling rules, or change some of them
+    Policy(super::admin::PolicyArguments),
     /// End a run in order: open requests are finished first
-    Drain(super::admin::ClientArguments),
+    Drain(super::admin::DrainArguments),
     /// Follow a run's events as JSON lines, from now on
     Events(super::admin::ClientArguments),
     /// Print completions of commands and options for a shell

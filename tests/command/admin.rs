@@ -295,6 +295,26 @@ fn every_metric_is_documented_and_every_documented_one_is_there() {
 }
 
 #[test]
+fn the_alerts_are_rules_about_metrics_that_there_are() {
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/deploy/alerts.yaml");
+    let text_of_rules = std::fs::read_to_string(rules).expect("the file is there");
+    let is_in_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let words = text_of_rules.split(|letter: char| !is_in_name(letter));
+    let names: Vec<&str> = words.filter(|word| word.starts_with("clusterlb_")).collect();
+    let known = documented();
+    for name in &names {
+        let family = name.strip_suffix("_bucket").unwrap_or(name);
+        assert!(known.iter().any(|one| one == family), "there is no metric {name}");
+    }
+    assert!(names.len() > text_of_rules.matches("- alert:").count());
+    if has_program("promtool") {
+        let output = Command::new("promtool").args(["check", "rules", rules]).output();
+        let output = output.expect("it is installed");
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}
+
+#[test]
 fn readiness_follows_the_run_however_busy_the_workers_are() {
     let run = Steered::launch(Launch::new("--workers 1 --hang-after 50ms").with_defaults());
     let worker = run.cluster.worker_pids()[0];
@@ -304,6 +324,11 @@ fn readiness_follows_the_run_however_busy_the_workers_are() {
     eventually("the worker to count as hung", || (run.states() == ["hung"]).then_some(()));
     let ready = run.get("/readyz");
     assert_eq!((ready.status, &*ready.body), (503, "no worker serves\n"));
+    let unready = run.command("status --ready");
+    assert_eq!(
+        (unready.status.code(), &*text(&unready)),
+        (Some(1), "not ready: no worker serves\n")
+    );
     assert_eq!(run.get("/livez").status, 200);
     machine::signal(worker, Signal::SIGCONT);
     stuck.receive().assert_hello();
@@ -338,6 +363,8 @@ fn status_and_top_show_every_worker() {
     let json = assert_done(&run.command("status --json"));
     let json: Value = serde_json::from_str(&json).expect("one object");
     assert_eq!(json["workers"].as_array().map(Vec::len), Some(2));
+    assert_eq!(json["listeners"][0]["address"], *run.cluster.address());
+    assert_eq!(assert_done(&run.command("status --ready")), "ready\n");
     let top = assert_done(&run.command("top --count 2 --interval 50ms"));
     assert_eq!(rows(&top), 4, "{top}");
     assert!(top.contains("backlog: ") && top.contains("▇"), "{top}");

@@ -70,6 +70,23 @@ impl Client {
         })
     }
 
+    /// Why the run is not ready, or `None` if it is.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look).
+    pub(super) fn unreadiness(&self) -> Result<Option<String>> {
+        self.runtime.block_on(async {
+            let asked = timeout(LOOK_LIMIT, async {
+                let response = self.send(Method::GET, "/readyz").await?;
+                match response.status() {
+                    StatusCode::SERVICE_UNAVAILABLE => self.body(response).await.map(Some),
+                    _ => self.text(response).await.map(|_| None),
+                }
+            });
+            asked.await.unwrap_or_else(|_| Err(self.no_run("it does not answer")))
+        })
+    }
+
     /// Runs an action and waits until it is done. Returns the outcome in words.
     ///
     /// # Errors
@@ -155,12 +172,17 @@ impl Client {
         sender.send_request(request).await.map_err(broken)
     }
 
+    /// The text of an answer, whatever its status.
+    async fn body(&self, response: Response<Incoming>) -> Result<String> {
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let bytes = body.map_err(|_| self.no_run("it ended in the middle of its answer"))?;
+        Ok(String::from_utf8_lossy(&bytes.to_bytes()).into_owned())
+    }
+
     /// The text of an answer, or the refusal as an error.
     async fn text(&self, response: Response<Incoming>) -> Result<String> {
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let bytes = body.map_err(|_| self.no_run("it ended in the middle of its answer"))?;
-        let text = String::from_utf8_lossy(&bytes.to_bytes()).into_owned();
+        let text = self.body(response).await?;
         if status.is_success() {
             return Ok(text);
         }

@@ -1,10 +1,12 @@
-//! The commands that inspect and control a run: status, reload, scale, drain, events.
+//! The commands that inspect and control a run: status, reload, scale, worker, policy, drain,
+//! events.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use clusterlb::Result;
+use serde_json::{Map, Value};
 
 use super::client::Client;
 use super::top;
@@ -12,7 +14,7 @@ use super::views::{ListenersView, WorkersView};
 use crate::command::admin_address::AdminAddress;
 use crate::command::headings::OPERATION;
 use crate::command::output;
-use crate::command::values::{parse, positive_time};
+use crate::command::values::{parse, positive_time, time};
 
 /// Options of the admin interface.
 #[derive(Clone, Debug, Args)]
@@ -23,7 +25,7 @@ pub(in crate::command) struct AdminArguments {
     /// HOST:PORT or PORT (read only). Without one it is /run/clusterlb.sock for root, otherwise
     /// $XDG_RUNTIME_DIR/clusterlb.sock. It speaks HTTP: GET /metrics, /livez, /readyz, /workers,
     /// /listeners, /config and /events, and POST for actions. The commands status, top, reload,
-    /// scale, drain and events use it.
+    /// scale, worker, policy, drain and events use it.
     #[arg(
         id = "admin",
         long = "admin",
@@ -83,6 +85,9 @@ pub(in crate::command) struct StatusArguments {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Print only whether the run is ready, and end with 1 if it is not: for health checks
+    #[arg(long, conflicts_with = "json")]
+    ready: bool,
 }
 
 /// The number of workers.
@@ -91,6 +96,51 @@ pub(in crate::command) struct ScaleArguments {
     /// How many workers are wanted, or a step such as +1 or -1
     #[arg(value_name = "N|+N|-N", allow_hyphen_values = true)]
     workers: String,
+    #[command(flatten)]
+    client: ClientArguments,
+}
+
+/// One worker, and what to do with it.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct WorkerArguments {
+    /// What happens to it
+    #[arg(value_name = "ACTION", value_enum)]
+    action: WorkerAction,
+    /// Its number, as `clusterlb status` shows it
+    #[arg(value_name = "ID")]
+    id: u32,
+    #[command(flatten)]
+    client: ClientArguments,
+}
+
+/// An action on one worker.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WorkerAction {
+    /// A successor is started first, then it leaves
+    Replace,
+    /// It leaves, and another one is started for its slot
+    Drain,
+    /// It is killed, and replaced like any that ends
+    Kill,
+}
+
+/// Rules to change.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct PolicyArguments {
+    /// Rules to change, named as options: policy=least, max-inflight=100, hang-after=off; without
+    /// any, the present rules are shown
+    #[arg(value_name = "NAME=VALUE")]
+    changes: Vec<String>,
+    #[command(flatten)]
+    client: ClientArguments,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug, Args)]
+pub(in crate::command) struct DrainArguments {
+    /// How long open requests may take, instead of the run's --grace
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    grace: Option<Duration>,
     #[command(flatten)]
     client: ClientArguments,
 }
@@ -115,14 +165,6 @@ impl ClientArguments {
     /// No run answers, or the reload stopped.
     pub(in crate::command) fn reload(&self) -> Result<u8> {
         self.act("/reload")
-    }
-
-    /// `clusterlb drain`.
-    ///
-    /// # Errors
-    /// No run answers.
-    pub(in crate::command) fn drain(&self) -> Result<u8> {
-        self.act("/drain")
     }
 
     /// `clusterlb events`.
@@ -159,6 +201,56 @@ impl ScaleArguments {
     }
 }
 
+impl WorkerArguments {
+    /// `clusterlb worker`.
+    ///
+    /// # Errors
+    /// No run answers, it has no such worker, or the action failed.
+    pub(in crate::command) fn run(&self) -> Result<u8> {
+        let action = match self.action {
+            WorkerAction::Replace => "replace",
+            WorkerAction::Drain => "drain",
+            WorkerAction::Kill => "kill",
+        };
+        self.client.act(&format!("/workers/{}/{action}", self.id))
+    }
+}
+
+impl PolicyArguments {
+    /// `clusterlb policy`.
+    ///
+    /// # Errors
+    /// No run answers, or a rule cannot change to this value.
+    pub(in crate::command) fn run(&self) -> Result<u8> {
+        if self.changes.is_empty() {
+            let client = Client::new(&self.client.admin)?;
+            let rules: Map<String, Value> = client.look("/policy")?;
+            output::print(&rules.iter().map(rule).collect::<String>())?;
+            return Ok(0);
+        }
+        let named = |change: &String| change.split_once('=').is_some();
+        if let Some(change) = self.changes.iter().find(|change| !named(change)) {
+            return Err(clusterlb::Error::usage(
+                format!("{change} names no value"),
+                "write NAME=VALUE, such as policy=least",
+            ));
+        }
+        let changes: Vec<String> = self.changes.iter().map(|change| in_query(change)).collect();
+        self.client.act(&format!("/policy?{}", changes.join("&")))
+    }
+}
+
+impl DrainArguments {
+    /// `clusterlb drain`.
+    ///
+    /// # Errors
+    /// No run answers.
+    pub(in crate::command) fn run(&self) -> Result<u8> {
+        let grace = self.grace.map(|grace| format!("?grace={}ms", grace.as_millis()));
+        self.client.act(&format!("/drain{}", grace.unwrap_or_default()))
+    }
+}
+
 impl StatusArguments {
     /// `clusterlb status`.
     ///
@@ -167,8 +259,16 @@ impl StatusArguments {
     pub(in crate::command) fn run(&self) -> Result<u8> {
         let client = Client::new(&self.client.admin)?;
         if self.json {
-            output::print(&client.look_as_text("/workers")?)?;
+            let mut view: Map<String, Value> = client.look("/workers")?;
+            view.extend(client.look::<Map<String, Value>>("/listeners")?);
+            output::print(&format!("{}\n", Value::Object(view)))?;
             return Ok(0);
+        }
+        if self.ready {
+            let why = client.unreadiness()?;
+            let not = why.as_ref().map(|why| format!("not ready: {why}"));
+            output::print(not.as_deref().unwrap_or("ready\n"))?;
+            return Ok(u8::from(why.is_some()));
         }
         let workers: WorkersView = client.look("/workers")?;
         let listeners: ListenersView = client.look("/listeners")?;
@@ -189,6 +289,30 @@ impl TopArguments {
     }
 }
 
+/// A rule of the answer as a line in the form in which it is changed.
+fn rule((name, value): (&String, &Value)) -> String {
+    let units = ["ms", "us"].into_iter();
+    let mut timed =
+        units.filter_map(|unit| Some((name.strip_suffix(unit)?.strip_suffix('_')?, unit)));
+    let (name, unit) = timed.next().unwrap_or((name.as_str(), ""));
+    let value = match (value, value.as_f64()) {
+        (Value::String(word), _) => word.clone(),
+        (_, Some(number)) => format!("{number}{unit}"),
+        _ => "off".to_owned(),
+    };
+    format!("{}={value}\n", name.replace('_', "-"))
+}
+
+/// `NAME=VALUE` as a part of a query: other characters than these have a meaning there.
+fn in_query(change: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"=-._".contains(&byte);
+    let part = |byte: u8| match is_plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    change.bytes().map(part).collect()
+}
+
 /// A run as text.
 fn status(run: &WorkersView, listeners: &ListenersView) -> String {
     let mut text = top::heading(run, None).join("\n");
@@ -202,4 +326,33 @@ fn status(run: &WorkersView, listeners: &ListenersView) -> String {
         );
     }
     text + &top::table(run, None, top::TEXT_COLUMNS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_shown_in_the_form_in_which_they_are_changed() {
+        for (name, value, line) in [
+            ("policy", "least".into(), "policy=least\n"),
+            ("max_inflight", Value::Null, "max-inflight=off\n"),
+            ("hang_after_ms", 100.0.into(), "hang-after=100ms\n"),
+            ("coalesce_us", 75.into(), "coalesce=75us\n"),
+            ("overload_factor", 1.5.into(), "overload-factor=1.5\n"),
+        ] {
+            assert_eq!(rule((&name.to_owned(), &value)), line);
+        }
+    }
+
+    #[test]
+    fn changes_are_quoted_as_parts_of_a_query() {
+        for (change, part) in [
+            ("policy=least", "policy=least"),
+            ("overload-factor=1.5", "overload-factor=1.5"),
+            ("coalesce=75µs&x", "coalesce=75%C2%B5s%26x"),
+        ] {
+            assert_eq!(in_query(change), part);
+        }
+    }
 }

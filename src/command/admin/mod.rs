@@ -38,7 +38,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use agent::CpuUse;
 pub(super) use commands::{
-    AdminArguments, ClientArguments, ScaleArguments, StatusArguments, TopArguments,
+    AdminArguments, ClientArguments, DrainArguments, PolicyArguments, ScaleArguments,
+    StatusArguments, TopArguments, WorkerArguments,
 };
 pub(super) use config::config;
 use door::Door;

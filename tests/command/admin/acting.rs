@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{Steered, ask, assert_done, assert_refused, text};
-use crate::common::{BINARY, Ended, Launch, PATIENCE, eventually, get};
+use crate::common::{BINARY, Client, Ended, Launch, PATIENCE, eventually, get};
 
 #[test]
 fn workers_are_drained_killed_and_replaced_one_by_one() {
@@ -31,6 +31,39 @@ fn workers_are_drained_killed_and_replaced_one_by_one() {
         assert_refused(&run.post(path), 404, &["no worker", "GET /workers"]);
     }
     let ended = run.cluster.stop(Signal::SIGTERM);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn commands_act_on_one_worker_and_on_the_rules() {
+    let run = Steered::start("--workers 2");
+    assert_eq!(assert_done(&run.command("worker replace 1")), "worker 1 is replaced\n");
+    assert_eq!(assert_done(&run.command("worker drain 2")), "worker 2 has left\n");
+    assert_eq!(assert_done(&run.command("worker kill 3")), "worker 3 has ended\n");
+    let changed = assert_done(&run.command("policy policy=least coalesce=50\u{b5}s"));
+    assert!(changed.contains("policy least"), "{changed}");
+    let rules = assert_done(&run.command("policy"));
+    for line in ["policy=least", "coalesce=50us", "max-inflight=off", "hang-after=off"] {
+        assert!(rules.lines().any(|one| one == line), "{line}: {rules}");
+    }
+    for (words, code, answer) in [
+        ("worker kill 1", 1, "no worker 1"),
+        ("worker kill one", 2, "invalid value"),
+        ("worker stop 4", 2, "replace, drain, kill"),
+        ("policy least", 2, "names no value"),
+        ("policy backlog=3", 2, "backlog cannot change"),
+        ("policy coalesce=1&policy=rr", 2, "coalesce=1&policy=rr"),
+    ] {
+        let output = run.command(words);
+        let (found, said) = (output.status.code(), text(&output));
+        assert!(found == Some(code) && said.contains(answer), "{words}: {found:?} {said}");
+    }
+    assert!(assert_done(&run.command("policy")).contains("policy=least\n"));
+    // The run's own grace period is longer than a test may take.
+    let mut held = Client::held(&run.cluster.address());
+    held.send(b"GET / HTTP/1.1\r\n");
+    assert!(assert_done(&run.command("drain --grace 10ms")).contains("drains"));
+    let ended = run.cluster.wait();
     assert_eq!(ended.code, Some(0), "{ended:?}");
 }
 
