@@ -398,6 +398,8 @@ impl Driver {
 
     fn complete(&mut self, ticket: Ticket, refusal: Option<GoalRefusal>) {
         if let Some(completion) = self.waiting.remove(&ticket) {
+            // What waited for it may look at once.
+            self.publish();
             completion.settle(refusal.map(|refusal| failures::of_refusal(&refusal)));
         }
     }
