@@ -141,13 +141,13 @@ pub(super) struct Verdict {
 pub(super) fn judge(
     loads: &Loads,
     block: usize,
-    limits: &Limits,
+    inflight_max: Option<u32>,
     resting: u64,
     share: Option<Share>,
 ) -> Verdict {
     let sets = &loads.blocks()[block];
     let ready = sets.present & !(sets.dead | sets.hung | sets.draining | sets.full);
-    let at_limit = limits.inflight_max.map_or(0, |limit| at_limit(sets, limit, resting)) & ready;
+    let at_limit = inflight_max.map_or(0, |limit| at_limit(sets, limit, resting)) & ready;
     let able = ready & !at_limit;
     let out_of_credits = able & sets.spent;
     let able = able & !out_of_credits;
@@ -194,10 +194,10 @@ pub(super) struct Share {
     pub(super) whole: u32,
 }
 
-/// The relative limit; `None` while there is no worker to compare with.
-pub(super) fn relative_limit(normal: Normal, factor: f32) -> Option<Share> {
+/// The relative limit for a factor in thousandths; `None` while there is no worker to compare with.
+pub(super) fn relative_limit(normal: Normal, permille: u32) -> Option<Share> {
     let workers = u64::from(normal.workers);
-    let sum_permille = normal.in_flight.saturating_mul(permille(factor).into());
+    let sum_permille = normal.in_flight.saturating_mul(permille.into());
     let whole = sum_permille.checked_div(workers * 1000)?;
     Some(Share { sum_permille, workers, whole: u32::try_from(whole).unwrap_or(u32::MAX).max(1) })
 }

@@ -10,7 +10,9 @@ use crate::id::Slot;
 #[derive(Clone, Debug)]
 pub struct Picker {
     policy: Policy,
-    limits: Limits,
+    inflight_max: Option<u32>,
+    /// The relative stage's factor in thousandths; `None` if there is no such stage.
+    overload_permille: Option<u32>,
     /// Where the search for the next worker begins.
     cursor: usize,
     /// State of the workers in addition to their loads, sixty-four per entry.
@@ -97,6 +99,15 @@ pub fn compared_times(loads: &Loads) -> impl Iterator<Item = u64> {
     loads.iter().map(move |load| times.of(load))
 }
 
+/// The factor of the relative stage in thousandths. Computed once: rounding it takes a quarter of
+/// the time of a pick.
+fn overload_permille(policy: Policy, limits: Limits) -> Option<u32> {
+    match policy {
+        Policy::Least | Policy::Fastest => None,
+        policy => limits.overload_factor.permille_under(policy),
+    }
+}
+
 /// The place of the first of these workers of a block.
 fn first_of(block: usize, workers: u64) -> Option<usize> {
     (workers != 0).then(|| block * BLOCK + workers.trailing_zeros() as usize)
@@ -106,23 +117,27 @@ impl Picker {
     /// A policy that starts at slot 0.
     #[must_use]
     pub fn new(policy: Policy, limits: Limits) -> Self {
-        let limits = Limits { inflight_max: limits.inflight_max_under(policy), ..limits };
-        Self { policy, limits, cursor: 0, memory: Vec::new(), skips: Skips::default() }
+        Self {
+            policy,
+            inflight_max: limits.inflight_max_under(policy),
+            overload_permille: overload_permille(policy, limits),
+            cursor: 0,
+            memory: Vec::new(),
+            skips: Skips::default(),
+        }
     }
 
     /// Changes the policy and the limits.
     pub(super) fn reconfigure(&mut self, policy: Policy, limits: Limits) {
         self.policy = policy;
-        self.limits = Limits { inflight_max: limits.inflight_max_under(policy), ..limits };
+        self.inflight_max = limits.inflight_max_under(policy);
+        self.overload_permille = overload_permille(policy, limits);
     }
 
     /// The best of the workers that pass every stage.
     fn best(&mut self, loads: &Loads, client: Client) -> Option<usize> {
-        let factor = match self.policy {
-            Policy::Least | Policy::Fastest => None,
-            policy => self.limits.overload_factor.under(policy),
-        };
-        let share = factor.and_then(|factor| relative_limit(loads.normal(), factor));
+        let share =
+            self.overload_permille.and_then(|permille| relative_limit(loads.normal(), permille));
         let times = (self.policy == Policy::Fastest).then(|| Times::new(loads));
         let mut best = Lowest::default();
         // The first block comes again after all others.
@@ -131,7 +146,7 @@ impl Picker {
             let memory = &mut self.memory[block];
             let verdict = match first {
                 Some((place, verdict)) if place == block => verdict,
-                _ => judge(loads, block, &self.limits, memory.resting, share),
+                _ => judge(loads, block, self.inflight_max, memory.resting, share),
             };
             first.get_or_insert((block, verdict));
             let passing = verdict.passing & span;
@@ -193,7 +208,7 @@ impl Scheduler for Picker {
     fn has_room(&self, loads: &Loads) -> bool {
         loads.spans(0).any(|(block, places)| {
             let resting = self.memory.get(block).map_or(0, |memory| memory.resting);
-            judge(loads, block, &self.limits, resting, None).passing & places != 0
+            judge(loads, block, self.inflight_max, resting, None).passing & places != 0
         })
     }
 

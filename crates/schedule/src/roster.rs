@@ -78,6 +78,9 @@ pub struct Roster {
     /// The loads as one listener sees them, when not every worker serves every listener.
     masked: Loads,
     uniform: bool,
+    /// The slots of the workers that do not serve a listener, by its position; made when first
+    /// needed after a change, so that a pick does not have to search all workers.
+    absent: Vec<Option<Vec<usize>>>,
     /// Positions of listeners that every serving worker serves.
     common: IndexSet,
     /// The listeners' choosers. Their positions are the numbers in `WorkerEntry::joined`.
@@ -121,6 +124,7 @@ impl Roster {
             loads: Loads::default(),
             masked: Loads::default(),
             uniform: true,
+            absent: Vec::new(),
             common: IndexSet::default(),
             listeners: Vec::new(),
             indices: Vec::new(),
@@ -211,13 +215,14 @@ impl Roster {
             self.assigned = self.assigned.saturating_add(accepted);
             worker.assigned_at = self.assigned;
         }
-        worker.sample = sample;
         let claimed = sample.claimed.min(given);
         let all = given.saturating_add(sample.own);
         let finished = sample.finished.min(all);
         worker.credits.observe(claimed, sample.claimed_at_ns, now_ns);
         worker.conduct.note(all, finished, now_ns);
-        worker.emptied = worker.emptied.filter(|emptied| emptied.holds(&sample, now_ns));
+        if worker.emptied.is_some_and(|emptied| !emptied.holds(&sample, now_ns)) {
+            worker.emptied = None;
+        }
         if worker.suspected && sample.answered_probes >= worker.probes {
             worker.suspected = false;
         }
@@ -243,6 +248,8 @@ impl Roster {
             load.credits = worker.conduct.limit_credits(credits, load.in_flight, normal);
             load.slow_start_permille = slow_start_permille;
         });
+        // Last: copied at once, it would wait for the caller's writes of the single counters.
+        worker.sample = sample;
     }
 
     /// Picks the worker for the next connection of a listener, and counts it at once.
@@ -253,11 +260,12 @@ impl Roster {
         let place = self.mask(listener)?;
         let loads = if self.uniform { &self.loads } else { &self.masked };
         let slot = self.listeners[place].as_mut()?.pick(loads, client)?;
-        self.assign(slot.index())
+        self.assign(slot)
     }
 
     /// Counts a connection for a worker.
-    fn assign(&mut self, place: usize) -> Option<Slot> {
+    fn assign(&mut self, slot: Slot) -> Option<Slot> {
+        let place = slot.index();
         let worker = self.workers[place].as_mut()?;
         worker.assigned += 1;
         self.assigned += 1;
@@ -266,7 +274,7 @@ impl Roster {
             load.in_flight += 1;
             load.credits = load.credits.saturating_sub(1);
         });
-        u16::try_from(place).ok().map(Slot::new)
+        Some(slot)
     }
 
     /// Whether a worker can take a connection of a listener.

@@ -75,8 +75,8 @@ pub fn weigh(policy: Policy, limits: &Limits, sockets: &[OwnSocketLoad]) -> Vec<
     }
     let in_flight = able.iter().map(|(_, in_flight)| u64::from(*in_flight)).sum();
     let workers = u32::try_from(able.len()).expect("workers are bounded");
-    let limit = limits.overload_factor.under(policy).and_then(|factor| {
-        relative_limit(Normal { in_flight, workers }, factor).map(|share| share.whole)
+    let limit = limits.overload_factor.permille_under(policy).and_then(|permille| {
+        relative_limit(Normal { in_flight, workers }, permille).map(|share| share.whole)
     });
     let light = able.into_iter().filter(|(_, one)| limit.is_none_or(|limit| *one <= limit));
     let light: Vec<(u16, u32)> = light.collect();

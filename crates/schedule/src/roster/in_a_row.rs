@@ -16,9 +16,6 @@ impl Roster {
         let takes_turns = is_rr && !is_strict;
         let load = self.loads.get(slot.index());
         let can_take = load.is_some_and(|load| load.can_take() && load.in_flight < limit);
-        takes_turns
-            && can_take
-            && self.serves(slot, listener)
-            && self.assign(slot.index()).is_some()
+        takes_turns && can_take && self.serves(slot, listener) && self.assign(slot).is_some()
     }
 }

@@ -165,15 +165,18 @@ impl Conduct {
         reason = "never negative, and the conversion saturates"
     )]
     pub(super) fn failure_load(&self) -> u32 {
-        self.ghosts.round() as u32
+        (self.ghosts + 0.5) as u32
     }
 
     /// Credits of a worker with this load. An outlier above the average has none: its peers may
     /// have none either, and then it would get everything.
     pub(super) fn limit_credits(&mut self, credits: u32, in_flight: u32, normal: Normal) -> u32 {
+        if !self.is_outlier {
+            self.is_limited = false;
+            return credits;
+        }
         let average = normal.in_flight / u64::from(normal.workers.max(1));
-        let average = u32::try_from(average).unwrap_or(u32::MAX).max(1);
-        let left = if self.is_outlier { average.saturating_sub(in_flight) } else { credits };
+        let left = u32::try_from(average).unwrap_or(u32::MAX).max(1).saturating_sub(in_flight);
         self.is_limited = left == 0 && credits > 0;
         left.min(credits)
     }

@@ -94,6 +94,8 @@ impl Roster {
         let everything: IndexSet =
             places.filter(|(_, one)| one.is_some()).map(|(place, _)| place).collect();
         self.uniform = self.workers.iter().flatten().all(|worker| worker.joined == everything);
+        self.absent.clear();
+        self.absent.resize(self.listeners.len(), None);
         let takes = |load: &WorkerLoad| matches!(load.status, Status::Ready | Status::Full);
         let pairs = self.workers.iter().zip(&*self.loads).filter(|(_, load)| takes(load));
         let joined = pairs.filter_map(|(worker, _)| worker.as_ref().map(|one| &one.joined));
@@ -112,10 +114,14 @@ impl Roster {
             return Some(place);
         }
         self.masked.clone_from(&self.loads);
-        for (slot, worker) in self.workers.iter().enumerate() {
-            if !matches!(worker, Some(worker) if worker.joined.contains(place)) {
-                self.masked.set(slot, WorkerLoad::default());
-            }
+        let absent = self.absent[place].get_or_insert_with(|| {
+            let workers = self.workers.iter().enumerate();
+            let absent = workers
+                .filter(|(_, worker)| matches!(worker, Some(one) if !one.joined.contains(place)));
+            absent.map(|(slot, _)| slot).collect()
+        });
+        for slot in absent {
+            self.masked.set(*slot, WorkerLoad::default());
         }
         Some(place)
     }

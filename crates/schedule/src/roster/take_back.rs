@@ -97,7 +97,7 @@ impl Roster {
             let serves = matches!(worker, Some(worker) if worker.joined.contains(index));
             serves && is_idle(load, most_us)
         })?;
-        self.assign(place)
+        self.assign(u16::try_from(place).ok().map(Slot::new)?)
     }
 
     /// The number of idle workers of a listener; `None` where connections may not move.
