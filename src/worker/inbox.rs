@@ -52,7 +52,7 @@ pub(super) enum Pulled {
 
 impl Inbox {
     pub(super) fn new(socket: Arc<OwnedFd>) -> Result<Self> {
-        let count = Count { limit: limit()?, open: limits::descriptors_open() };
+        let count = Count { limit: limits::descriptors_max()?, open: limits::descriptors_open() };
         Ok(Self {
             socket,
             payload: Box::new([0; PAYLOAD_BYTES_MAX]),
@@ -108,17 +108,12 @@ impl Inbox {
     pub(super) fn has_room(&mut self, connections: usize) -> bool {
         let now_ns = monotonic_ns();
         if self.budget.wants_limit(now_ns)
-            && let Ok(limit) = limit()
+            && let Ok(limit) = limits::descriptors_max()
         {
             self.budget.set_limit(limit, now_ns);
         }
         self.budget.messages(connections, limits::descriptors_open) > 0
     }
-}
-
-fn limit() -> Result<usize> {
-    let (limit, _) = limits::descriptor_limits()?;
-    Ok(usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 impl AsFd for Inbox {

@@ -64,6 +64,15 @@ pub fn descriptor_limits() -> Result<(u64, u64)> {
     getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Error::system("read RLIMIT_NOFILE", errno))
 }
 
+/// The soft descriptor limit, as a number of descriptors.
+///
+/// # Errors
+/// `getrlimit` failed.
+pub fn descriptors_max() -> Result<usize> {
+    let (soft, _) = descriptor_limits()?;
+    Ok(usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
 /// Runs `step` with the soft descriptor limit lowered by `held_back`.
 ///
 /// A multishot accept keeps the limit in force when it was armed. Armed here, it never takes the

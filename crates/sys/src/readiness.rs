@@ -33,8 +33,7 @@ impl Readiness {
         Ok(Self { descriptor })
     }
 
-    /// Waits until there may be something to read. If there is nothing, call
-    /// [`Readiness::exhausted`]; otherwise the next wait ends at once.
+    /// Waits until there may be something to read. Until it is read, further waits end at once.
     ///
     /// # Errors
     /// The runtime is shutting down.
@@ -58,13 +57,6 @@ impl Readiness {
             }
             // Clears only the readiness known before the attempt; what arrived during it stays.
             ready.clear_ready();
-        }
-    }
-
-    /// Reports that there was nothing left to read.
-    pub async fn exhausted(&self) {
-        if let Ok(mut guard) = self.descriptor.readable().await {
-            guard.clear_ready();
         }
     }
 }

@@ -23,11 +23,6 @@ const MESSAGES_AHEAD_MAX: usize = 32;
 /// The key for received messages; there is one inbox.
 const KEY: Key = Key { index: 0, generation: 0 };
 
-fn limit() -> Result<usize> {
-    let (limit, _) = limits::descriptor_limits()?;
-    Ok(usize::try_from(limit).unwrap_or(usize::MAX))
-}
-
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct Inbox {
@@ -45,7 +40,7 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) fn new(socket: OwnedFd) -> Result<Self> {
         // The engine and the listeners are open; only connections open descriptors from here on.
-        let count = Count { limit: limit()?, open: limits::descriptors_open() };
+        let count = Count { limit: limits::descriptors_max()?, open: limits::descriptors_open() };
         Ok(Self {
             socket,
             armed: false,
@@ -112,7 +107,7 @@ impl Inbox {
             return;
         }
         if self.budget.wants_limit(shared.now_ns)
-            && let Ok(limit) = limit()
+            && let Ok(limit) = limits::descriptors_max()
         {
             self.budget.set_limit(limit, shared.now_ns);
         }
