@@ -16,7 +16,7 @@ use clusterlb::{Cluster, Event, Role, Supervisor, SupervisorEvent, Worker};
 
 fn main() -> Result<(), Box<dyn Error>> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => Ok(lead(cluster)?),
+        Role::Primary(cluster) => Ok(run_primary(cluster)?),
         Role::Worker(worker) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(serve(worker))
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The primary: one worker per CPU, until Ctrl-C.
-fn lead(cluster: Cluster) -> clusterlb::Result<()> {
+fn run_primary(cluster: Cluster) -> clusterlb::Result<()> {
     Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
 }
 

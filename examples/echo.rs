@@ -13,13 +13,13 @@ const READ_BYTES: usize = 16 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
     match clusterlb::role()? {
-        Role::Primary(cluster) => Ok(lead(cluster)?),
+        Role::Primary(cluster) => Ok(run_primary(cluster)?),
         Role::Worker(worker) => serve(&worker),
     }
 }
 
 /// The primary: one worker per CPU, until Ctrl-C.
-fn lead(cluster: Cluster) -> clusterlb::Result<()> {
+fn run_primary(cluster: Cluster) -> clusterlb::Result<()> {
     Supervisor::new(cluster).handle_signals().on_event(report).run().map(drop)
 }
 

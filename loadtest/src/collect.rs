@@ -1,4 +1,4 @@
-//! Brings the seconds of all threads together: rows of a series, and totals. Pure.
+//! Merges the seconds of all threads into the rows of a series, and into totals. Pure.
 //!
 //! Every thread hands over one interval for each second, in order, and each recorded value is in
 //! exactly one of them, so a row is a sum over threads and the total a sum over rows.
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::latency::{Latencies, quantile_us};
 use crate::tally::Tally;
 
-/// Rows kept: a day. A longer run goes on counting into the totals, but its series ends there.
+/// Most rows: a day. In a longer run the totals go on, but the series ends.
 pub const ROWS_MAX: usize = 86_400;
 
 /// What one thread, or all of them, saw in one second of the measured time.
@@ -120,8 +120,8 @@ impl Collector {
         }
     }
 
-    /// Takes in one second of one thread. Gives back an interval that may be used again, and
-    /// shows `complete` every second that all threads have now passed.
+    /// Adds one second of one thread. Calls `complete` for every second that all threads have
+    /// passed now, and returns an interval for reuse.
     pub fn absorb(
         &mut self,
         interval: Box<Interval>,
